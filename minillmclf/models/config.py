@@ -1,0 +1,42 @@
+"""Reading config.json without guessing.
+
+Every key is one of three kinds: a *field* the model uses, a key whose value is *fixed* because only that value is built
+here, or an *inert* key that does not touch the maths. Any other key may change the answer, so it is an error.
+"""
+from ..errors import InputError
+
+REQUIRED = object()
+
+INERT = frozenset("""
+    architectures model_type transformers_version dtype torch_dtype _name_or_path name_or_path tokenizer_class
+    id2label label2id num_labels problem_type finetuning_task task_specific_params
+    bos_token_id eos_token_id sep_token_id cls_token_id pad_token_id mask_token_id unk_token_id decoder_start_token_id
+    initializer_range initializer_factor use_cache gradient_checkpointing chunk_size_feed_forward return_dict torchscript
+    output_attentions output_hidden_states output_past directionality language minillmclf
+    pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type
+    _attn_implementation _attn_implementation_autoset attn_implementation
+""".split())
+
+
+def read_config(config, fields, fixed, where):
+    """config: the parsed config.json; fields: name -> default or REQUIRED; fixed: name -> the one value that is built.
+
+    -> dict of the fields. Raises InputError with the file, the key and what is supported; `where` names the file.
+    """
+    faults = []
+    for key, value in config.items():
+        if key in fixed and value != fixed[key]:
+            faults.append(f"{key} = {value!r} (only {fixed[key]!r} is built)")
+        elif key not in fields and key not in fixed and key not in INERT:
+            faults.append(f"{key} = {value!r} (unknown: it may change the maths)")
+    faults += [f"{key} is missing" for key, default in fields.items() if default is REQUIRED and key not in config]
+    if faults:
+        raise InputError(f"{where}: " + "; ".join(faults) + f". Known fields: {', '.join(fields)}")
+    return {key: config.get(key, default) for key, default in fields.items()}
+
+
+def choose(table, name, key, where):
+    """table[name], or an InputError that lists what there is."""
+    if name not in table:
+        raise InputError(f"{where}: {key} = {name!r} is not supported; supported: {', '.join(map(str, table))}")
+    return table[name]

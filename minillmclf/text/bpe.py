@@ -1,0 +1,145 @@
+"""Byte-level byte-pair encoding, as GPT-2 and RoBERTa use it: bytes as letters, and a ranked list of merges.
+
+    "low lower"  ->  "low", " lower"  ->  l o w / Ġ l o w e r  ->  low / Ġlow er
+
+Here: the algorithm. Not here: special tokens and files (tokenizer.py), training the merges. Sources: Sennrich et al.
+2016 (merges), Radford et al. 2019 (bytes, the split pattern) and GPT-2's `encoder.py`. No text is ever unknown: each
+of the 256 bytes is a piece.
+"""
+
+import functools
+import heapq
+
+import regex
+
+from minillmclf.errors import InputError
+
+# English endings, then letters, digits, other signs (each with one space before it), then spaces. A run of spaces
+# leaves its last one to the word that follows: that is what `(?!\S)` does.
+SPLIT = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+REMEMBERED = 2**16  # words whose ids are kept
+
+
+def byte_letters():
+    """Byte -> the one character that stands for it in vocab.json and merges.txt (an invertible table of 256).
+
+    Printable Latin-1 characters stand for themselves; the other 68 bytes (controls, space, 127-160, 173) take the
+    characters from 256 on, in order. So a space is "Ġ" (256 + 32) and a line end "Ċ".
+    """
+    letters = {byte: chr(byte) for byte in (*range(33, 127), *range(161, 173), *range(174, 256))}
+    others = [byte for byte in range(256) if byte not in letters]
+    return letters | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+LETTERS = byte_letters()
+BYTES = {letter: byte for byte, letter in LETTERS.items()}
+
+
+class BytePairModel:
+    """Text -> words -> piece ids.
+
+    vocab: piece -> id, pieces written in `byte_letters`.
+    merges: [(left, right), ...], the most important first; its place in the list is the rank of a merge.
+    prefix_space: put a space before a text that has none, so that its first word is written as any other.
+    whole_words: a word that is itself a piece is taken whole, merges or not (`ignore_merges` in a tokenizer.json).
+    source: the file that errors name.
+    """
+
+    def __init__(self, vocab, merges, prefix_space=False, whole_words=False, source="vocabulary"):
+        missing = [letter for letter in BYTES if letter not in vocab]
+        if missing:
+            raise InputError(f"{source}: {len(missing)} of the 256 byte pieces are not in the vocabulary, the first is "
+                             f"{missing[0]!r}; text with these bytes would lose them: add them to the vocabulary")
+        for rank, pair in enumerate(merges):
+            for piece in (*pair, "".join(pair)):
+                if piece not in vocab:
+                    raise InputError(f"{source}: merge {rank} {pair!r} needs the piece {piece!r}, which is not among "
+                                     f"the {len(vocab)} pieces of the vocabulary; are both of one checkpoint?")
+        self.vocab = vocab
+        self.ranks = {tuple(pair): rank for rank, pair in enumerate(merges)}
+        self.prefix_space, self.whole_words = prefix_space, whole_words
+        self.settings = {"add_prefix_space": prefix_space}  # as tokenizer_config.json names it
+        self._word = functools.lru_cache(REMEMBERED)(self._word_ids)  # language repeats itself
+
+    @classmethod
+    def from_document(cls, document, source):
+        """The model that a checked tokenizer.json describes. Merges are "a b" in older files, ["a", "b"] in newer."""
+        model = document["model"]
+        merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        return cls(model["vocab"], merges, document["pre_tokenizer"]["add_prefix_space"],
+                   model.get("ignore_merges", False), source)
+
+    def normalise(self, text):
+        """The text itself: byte-level models change nothing."""
+        return text
+
+    def words(self, text):
+        """The words of a text in order (a word keeps the space before it), each with its piece ids."""
+        if self.prefix_space and text and not text.startswith(" "):
+            text = " " + text
+        return [(word, self._word(word)) for word in SPLIT.findall(text)]
+
+    def ids(self, text):
+        """The piece ids of a text, without special tokens."""
+        return [i for _, ids in self.words(text) for i in ids]
+
+    def _word_ids(self, word):
+        return [self.vocab[piece] for piece in self.pieces(word)]
+
+    def pieces(self, word):
+        """The pieces of one word: ["Ġlow", "er"] for " lower"."""
+        try:
+            letters = "".join(LETTERS[byte] for byte in word.encode("utf-8"))
+        except UnicodeEncodeError as error:
+            raise InputError(f"text {word[:20]!r}: {error.reason} at place {error.start}: half of a character, which "
+                             "no UTF-8 file holds; decode the text again from its bytes") from None
+        if self.whole_words and letters in self.vocab:
+            return [letters]
+        return merge(letters, self.ranks)
+
+
+def merge(letters, ranks):
+    """Join neighbours, the pair of lowest rank first and of equals the leftmost, until no pair is in `ranks`.
+
+    The plain way looks through all pairs for each merge: n^2 steps for n letters, hours for a page without spaces.
+    Here the parts are a linked list and the candidate pairs a heap, so a merge costs log n. A pair in the heap may
+    have gone stale (one of its parts was merged elsewhere): it is dropped when it comes up.
+    """
+    end = len(letters)
+    parts = [*letters, None]                # a part that was merged into the one on its left is None, as is the end
+    after = list(range(1, end + 1)) + [end]   # place of the next part
+    before = list(range(-1, end))             # place of the part before; parts[-1] is the None at the end
+    heap = []
+
+    def offer(left):
+        pair = parts[left], parts[after[left]]
+        if pair in ranks:
+            heapq.heappush(heap, (ranks[pair], left, pair))
+
+    for left in range(end):
+        offer(left)
+    while heap:
+        _, left, pair = heapq.heappop(heap)
+        right = after[left]
+        if (parts[left], parts[right]) != pair:
+            continue
+        parts[left], parts[right] = parts[left] + parts[right], None
+        after[left] = after[right]
+        before[after[right]] = left
+        offer(left)
+        offer(before[left])
+    return [part for part in parts if part is not None]
+
+
+def text_of(pieces):
+    """The bytes that pieces stand for; they may stop in the middle of a character."""
+    return bytes(BYTES[letter] for piece in pieces for letter in piece)
+
+
+def describe(vocab, merges, prefix_space=False):
+    """The sections of a tokenizer.json for a byte-level vocabulary; merges: ["Ġ t", ...]."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": prefix_space, "trim_offsets": True, "use_regex": True}
+    return {"normalizer": None, "pre_tokenizer": byte_level, "decoder": byte_level,
+            "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
+                      "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                      "vocab": vocab, "merges": merges}}

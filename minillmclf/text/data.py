@@ -1,0 +1,280 @@
+"""Labelled data: a CSV, TSV or JSONL file, a folder of them, or a bundled name -> a Dataset of Examples.
+
+Here: strict reading (UTF-8; RFC 4180 quoting for CSV and TSV; one JSON object per line for JSONL), label names and
+their order, train / dev / test. Not here: tokens (tokenizer.py), batches (batch.py), the report (doctor.py).
+
+Three rules: a class is its *name*, for two files rarely number classes alike; a row that cannot be read is an error
+with its line, never a row that is dropped; nothing is taken from test: a missing dev split is carved out of train.
+"""
+import csv
+import hashlib
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from minillmclf.errors import InputError
+
+SEPARATORS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
+SPLITS = {"train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "test": "test"}
+BUNDLED = Path(__file__).resolve().parent.parent / "datasets"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row: its texts (one, or several judged together), its label name, and the line where it starts."""
+    texts: tuple[str, ...]
+    label: str | None             # None where the file has no label column (prediction)
+    row: int                      # line of the source file, 1-based, the header being line 1
+
+
+@dataclass
+class Dataset:
+    """Three lists of Examples with the names of the classes."""
+    name: str
+    train: list[Example]
+    dev: list[Example]
+    test: list[Example]           # may be empty
+    labels: list[str]             # the classes of train in natural order: a place in this list is a class number
+    columns: tuple[str, ...]      # the text columns that were read
+    source: dict                  # for run.json: path, sha256 per file, split ("column", "files", "random"), seed
+
+
+@dataclass(frozen=True)
+class Table:
+    """One file as read: `rows` holds (line, {column: value}); JSONL values keep their JSON type."""
+    path: Path
+    columns: tuple[str, ...]
+    rows: list[tuple[int, dict]]
+    sha256: str
+
+
+def read_table(path: Path) -> Table:
+    """Read one .csv, .tsv or .jsonl file; blank lines are skipped. Raises InputError with the line at fault."""
+    suffix = path.suffix.lower()
+    if suffix not in SEPARATORS:
+        raise InputError(f"{path}: unknown suffix '{suffix}': use a .csv, .tsv or .jsonl file")
+    try:
+        raw = path.read_bytes()
+        text = raw.decode("utf-8").removeprefix("\ufeff")          # a byte order mark is no part of the header
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}): check the path") from error
+    except UnicodeDecodeError as error:
+        guess = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}, line {line}: not UTF-8 at byte offset {error.start}: convert the file, for "
+                         f"example with iconv -f {guess} -t UTF-8 old{suffix} > new{suffix}") from error
+    columns, rows = _read_jsonl(text, path) if suffix == ".jsonl" else _read_csv(text, path, SEPARATORS[suffix])
+    if not rows:
+        raise InputError(f"{path}: {'a header but no rows' if columns else 'the file is empty'}: add rows")
+    return Table(path, tuple(columns), rows, hashlib.sha256(raw).hexdigest())
+
+
+def _read_csv(text: str, path: Path, separator: str):
+    csv.field_size_limit(2**31 - 1)                                # the default, 131072, is less than a long text
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    records, line = [], 1
+    try:
+        for fields in reader:
+            if fields:
+                records.append((line, fields))
+            line = reader.line_num + 1                             # a quoted field may span lines
+    except csv.Error as error:
+        raise InputError(f"{path}, line {line}: broken quoting ({error}): put a text that holds quotes between "
+                         'double quotes and write each inner quote twice ("")') from error
+    header = [name.strip() for name in records[0][1]] if records else []
+    for name in header:
+        if name and header.count(name) > 1:
+            raise InputError(f"{path}: the header names the column '{name}' twice: rename one")
+    for line, fields in records[1:]:
+        if len(fields) != len(header):
+            raise InputError(f"{path}, line {line}: {len(fields)} fields where the header has {len(header)}: put a "
+                             "text that holds the separator or a line break between double quotes")
+    return header, [(line, dict(zip(header, fields))) for line, fields in records[1:]]
+
+
+def _read_jsonl(text: str, path: Path):
+    rows = []
+    for line, source in enumerate(text.split("\n"), start=1):      # not splitlines(): U+2028 may stand in a string
+        if source.strip():
+            try:
+                record = json.loads(source)
+                if not isinstance(record, dict):
+                    raise ValueError(f"found a {type(record).__name__}")
+                rows.append((line, record))
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}, line {line}: not a JSON object ({error}): write one per line") from error
+    return list(dict.fromkeys(key for _, record in rows for key in record)), rows
+
+
+def read_examples(path, text_columns=None, label_column=None, need_labels=True) -> list[Example]:
+    """All rows of one file, in file order; empty texts are allowed.
+
+    text_columns: "a,b" or a sequence of names; by default `text`, else `text_a` and `text_b`. label_column: by
+    default `label`. need_labels=False: a file without that column gives label None. Raises InputError.
+    """
+    table, label_column = read_table(Path(path)), label_column or "label"
+    return _examples(table, _choose_columns(table, text_columns, label_column, need_labels), label_column)
+
+
+def _choose_columns(table: Table, text_columns, label_column: str, need_labels: bool) -> tuple[str, ...]:
+    if text_columns is None:
+        text_columns = "text_a,text_b" if "text_a" in table.columns and "text" not in table.columns else "text"
+    names = text_columns.split(",") if isinstance(text_columns, str) else text_columns
+    columns = tuple(name.strip() for name in names)
+    if not columns or len(set(columns)) < len(columns) or label_column in columns:
+        raise InputError(f"--text-column {','.join(columns)}: name columns, each once, other than '{label_column}'")
+    wanted = dict.fromkeys(columns, "--text-column") | ({label_column: "--label-column"} if need_labels else {})
+    for name, option in wanted.items():
+        if name not in table.columns:
+            raise InputError(f"{table.path}: no column '{name}' in {list(table.columns)}: name one with {option}")
+    return columns
+
+
+def _examples(table: Table, columns: tuple[str, ...], label_column: str) -> list[Example]:
+    labelled, examples = label_column in table.columns, []
+    for row, record in table.rows:
+        where = f"{table.path}, line {row}: column"
+        texts = tuple(_text(record.get(name), f"{where} '{name}'") for name in columns)
+        label = label_name(record.get(label_column), f"{where} '{label_column}'") if labelled else None
+        examples.append(Example(texts, label, row))
+    return examples
+
+
+def _text(value, where: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{where} must hold text, found {json.dumps(value)[:40]}: write a string")
+    if re.search("[\0\ud800-\udfff]", value):                      # JSON can spell both: "\u0000" and "\ud83d"
+        raise InputError(f"{where} holds a null byte or half of a surrogate pair: remove it")
+    return value
+
+
+def label_name(value, where: str) -> str:
+    """The name of a class: text without outer spaces; 1 and 1.0 -> "1". An InputError begins with `where`."""
+    if type(value) is int or type(value) is float and value.is_integer():    # True is a bool, hence refused below
+        return str(int(value))
+    if not isinstance(value, str) or value.strip().casefold() in ("", "nan", "null"):
+        raise InputError(f"{where} must hold a label, found {json.dumps(value)[:40]}: write one name, such as "
+                         '"yes" or "no", or remove the row')
+    return _text(value.strip(), where)
+
+
+def natural_order(labels) -> list[str]:
+    """Numbers by value, then other names without regard to case: {"10", "b", "2", "A"} -> ["2", "10", "A", "b"]."""
+    def key(label):
+        number = re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", label)
+        return (0, float(label), "", label) if number else (1, 0.0, label.casefold(), label)
+    return sorted(labels, key=key)
+
+
+def load_data(path_or_name, text_columns=None, label_column=None, seed=0) -> Dataset:
+    """Read labelled data with its splits; columns as in `read_examples`.
+
+    path_or_name: a file, split by its column `split` or else 80/10/10 by `seed` (see `hold_out`); a folder with
+    train.*, and perhaps dev.* (validation.*, valid.*) and test.*; or the name of a bundled set. A missing dev split
+    is carved out of train, a missing test split is []. InputError also for an empty text or a class train has not.
+    """
+    path, label_column = _find(path_or_name), label_column or "label"
+    tables = _folder_tables(path) if path.is_dir() else {None: read_table(path)}
+    kind = "files" if path.is_dir() else "column" if "split" in tables[None].columns else "random"
+    parts = {"train": [], "dev": [], "test": []}
+    for file_split, table in tables.items():                       # train is the first: the others need its columns
+        text_columns = _choose_columns(table, text_columns, label_column, True)
+        examples = _examples(table, text_columns, label_column)
+        _refuse_empty(table.path, examples, text_columns)
+        for example, split in zip(examples, _row_splits(table, file_split)):
+            parts[split].append(example)
+    if dev_from_train := not parts["dev"]:
+        parts |= hold_out(parts["train"], ("dev", "test") if kind == "random" else ("dev",), seed)
+    if not parts["train"] or not parts["dev"]:
+        raise InputError(f"{path}: {len(parts['train'])} train and {len(parts['dev'])} dev rows, where both are "
+                         "needed: add rows of each class with different texts, or mark their split")
+    labels = natural_order({example.label for example in parts["train"]})
+    _check_labels(parts, labels, {split: tables.get(split, tables.get(None)) for split in parts})
+    source = {"path": str(path_or_name), "sha256": {table.path.name: table.sha256 for table in tables.values()},
+              "split": kind, "seed": seed, "dev_from_train": dev_from_train}
+    name = path.resolve().name if path.is_dir() else path.stem
+    return Dataset(name, parts["train"], parts["dev"], parts["test"], labels, text_columns, source)
+
+
+def _find(path_or_name) -> Path:
+    name, path = str(path_or_name), Path(path_or_name)
+    if name and path.exists():
+        return path
+    bundled = {file.stem: file for file in sorted(BUNDLED.glob("*.csv"))}
+    if name not in bundled:
+        raise InputError(f"'{name}': no such file, folder or bundled data set: check the path, or name one of the "
+                         f"bundled ones: {', '.join(bundled)}")
+    return bundled[name]
+
+
+def _folder_tables(folder: Path) -> dict[str, Table]:
+    files = {}                                                     # split -> its file, train first
+    for file in sorted(folder.iterdir(), key=lambda file: (file.stem != "train", file.name)):
+        split = SPLITS.get(file.stem) if file.suffix.lower() in SEPARATORS else None
+        if split in files:
+            raise InputError(f"{folder}: {files[split].name} and {file.name} both stand for {split}: remove one")
+        if split:
+            files[split] = file
+    if "train" not in files:
+        raise InputError(f"{folder}: no train.csv, train.tsv or train.jsonl in this folder: add it, or name a file")
+    return {split: read_table(file) for split, file in files.items()}
+
+
+def _row_splits(table: Table, file_split: str | None) -> list[str]:
+    if "split" not in table.columns:
+        return [file_split or "train"] * len(table.rows)           # a lone file: hold_out comes later
+    splits = []
+    for row, record in table.rows:
+        said = str(record.get("split"))
+        splits.append(SPLITS.get(said.strip().casefold()))
+        if splits[-1] is None or file_split not in (None, splits[-1]):
+            wanted = file_split or "train, dev, validation, valid or test"
+            raise InputError(f"{table.path}, line {row}: column 'split' says '{said}': write {wanted}")
+    return splits
+
+
+def text_key(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """What counts as the same text: equal but for case and the amount of white space."""
+    return tuple(" ".join(text.casefold().split()) for text in texts)
+
+
+def hold_out(examples, names, seed) -> dict[str, list[Example]]:
+    """Take a tenth of the texts of each class for each split in `names`; the rest is "train".
+
+    Texts are ordered by sha256(seed, text): the rows' order plays no part, and equal texts fall in one split. Of a
+    class with no more texts than `names` all stay in train. A text with two labels counts as of a class of its own.
+    """
+    labels, classes, place = {}, {}, {}
+    for example in examples:                                       # text -> the labels that it carries
+        labels.setdefault(text_key(example.texts), set()).add(example.label)
+    for text, its_labels in labels.items():                        # labels -> the texts that carry just these
+        classes.setdefault(frozenset(its_labels), []).append(text)
+    for texts in classes.values():                                 # text -> the split that takes it out of train
+        texts.sort(key=lambda text: hashlib.sha256(json.dumps([seed, *text]).encode()).digest())
+        size = max(1, round(len(texts) / 10)) if len(texts) > len(names) else 0
+        for i, name in enumerate(names):
+            place |= dict.fromkeys(texts[i * size:(i + 1) * size], name)
+    parts = {name: [] for name in ("train", *names)}
+    for example in examples:
+        parts[place.get(text_key(example.texts), "train")].append(example)
+    return parts
+
+
+def _refuse_empty(path: Path, examples, columns) -> None:
+    for i, name in enumerate(columns):
+        rows = [str(example.row) for example in examples if not example.texts[i].strip()]
+        if rows:
+            raise InputError(f"{path}: column '{name}' is empty in {len(rows)} row(s): remove or fill them (line "
+                             f"{', '.join(rows[:10])}{', ...' if len(rows) > 10 else ''})")
+
+
+def _check_labels(parts, labels, tables) -> None:
+    if len(labels) < 2:
+        raise InputError(f"{tables['train'].path}: train has one class only ('{labels[0]}'): add rows of another")
+    for split, example in ((split, example) for split in parts for example in parts[split]):
+        if example.label not in labels:
+            known = ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
+            raise InputError(f"{tables[split].path}, line {example.row}: {split} has the label '{example.label}', "
+                             f"train has not (only {known}): correct it, or add train rows of it")

@@ -1,0 +1,1 @@
+"""The plain loop and what it needs. Reading order: objectives.py, optim.py, loop.py, metrics.py, checkpoint.py."""
