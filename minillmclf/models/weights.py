@@ -225,7 +225,10 @@ def write_atomic(path, text):
 
 
 def replace(temporary, path):
-    """Flush a finished file to disk, then give it its name."""
+    """Flush a finished file to disk, then give it its name (and the permissions that a new file has here)."""
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(temporary, 0o666 & ~umask)
     os.replace(temporary, path)

@@ -45,12 +45,16 @@ class BytePairModel:
     source: the file that errors name.
     """
 
+    inputs = ["input_ids", "attention_mask"]  # what a model of this kind is given
+
     def __init__(self, vocab, merges, prefix_space=False, whole_words=False, source="vocabulary"):
         missing = [letter for letter in BYTES if letter not in vocab]
         if missing:
             raise InputError(f"{source}: {len(missing)} of the 256 byte pieces are not in the vocabulary, the first is "
                              f"{missing[0]!r}; text with these bytes would lose them: add them to the vocabulary")
         for rank, pair in enumerate(merges):
+            if len(pair) != 2:
+                raise InputError(f"{source}: merge {rank} {' '.join(pair)!r} has {len(pair)} parts, not 2")
             for piece in (*pair, "".join(pair)):
                 if piece not in vocab:
                     raise InputError(f"{source}: merge {rank} {pair!r} needs the piece {piece!r}, which is not among "
@@ -82,6 +86,10 @@ class BytePairModel:
     def ids(self, text):
         """The piece ids of a text, without special tokens."""
         return [i for _, ids in self.words(text) for i in ids]
+
+    def join(self, pieces):
+        """The text of pieces; bytes that are no whole character become "\ufffd"."""
+        return b"".join(map(bytes_of, pieces)).decode("utf-8", errors="replace")
 
     def _word_ids(self, word):
         return [self.vocab[piece] for piece in self.pieces(word)]
@@ -131,9 +139,11 @@ def merge(letters, ranks):
     return [part for part in parts if part is not None]
 
 
-def text_of(pieces):
-    """The bytes that pieces stand for; they may stop in the middle of a character."""
-    return bytes(BYTES[letter] for piece in pieces for letter in piece)
+def bytes_of(piece):
+    """The bytes that a piece stands for; an added token in other letters stands for itself."""
+    if all(letter in BYTES for letter in piece):
+        return bytes(BYTES[letter] for letter in piece)
+    return piece.encode("utf-8")
 
 
 def describe(vocab, merges, prefix_space=False):

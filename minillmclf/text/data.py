@@ -231,7 +231,7 @@ def _row_splits(table: Table, file_split: str | None) -> list[str]:
         splits.append(SPLITS.get(said.strip().casefold()))
         if splits[-1] is None or file_split not in (None, splits[-1]):
             wanted = file_split or "train, dev, validation, valid or test"
-            raise InputError(f"{table.path}, line {row}: column 'split' says '{said}': write {wanted}")
+            raise InputError(f"{table.path}, line {row}: column 'split' says {said!r}: write {wanted}")
     return splits
 
 
@@ -272,9 +272,9 @@ def _refuse_empty(path: Path, examples, columns) -> None:
 
 def _check_labels(parts, labels, tables) -> None:
     if len(labels) < 2:
-        raise InputError(f"{tables['train'].path}: train has one class only ('{labels[0]}'): add rows of another")
+        raise InputError(f"{tables['train'].path}: train has one class only ({labels[0]!r}): add rows of another")
     for split, example in ((split, example) for split in parts for example in parts[split]):
         if example.label not in labels:
-            known = ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
-            raise InputError(f"{tables[split].path}, line {example.row}: {split} has the label '{example.label}', "
+            known = ", ".join(map(repr, labels[:20])) + f" and {len(labels) - 20} more" * (len(labels) > 20)
+            raise InputError(f"{tables[split].path}, line {example.row}: {split} has the label {example.label!r}, "
                              f"train has not (only {known}): correct it, or add train rows of it")

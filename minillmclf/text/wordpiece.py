@@ -30,6 +30,8 @@ class WordPieceModel:
     source: the file that errors name.
     """
 
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]  # what a model of this kind is given
+
     def __init__(self, vocab, unk="[UNK]", lower=True, strip_accents=None, chinese=True, prefix="##", longest=100,
                  source="vocabulary"):
         if unk not in vocab:
@@ -62,6 +64,10 @@ class WordPieceModel:
     def ids(self, text):
         """The piece ids of a text, without special tokens."""
         return [i for run in text.translate(self._clean_table).split() for i in self._run(run)[1]]
+
+    def join(self, pieces):
+        """Text of pieces: words with a space between, for pieces do not hold more."""
+        return " ".join(pieces).replace(" " + self.prefix, "")
 
     def _cut_run(self, run):
         """A run of clean characters between spaces: (its words with their ids, all their ids)."""
@@ -131,11 +137,11 @@ def split_punctuation(text):
     return [word for word in [*words, text[start:]] if word]
 
 
-def describe(vocab, lower, strip_accents=None, chinese=True):
+def describe(vocab, lower, strip_accents=None, chinese=True, unk="[UNK]"):
     """The sections of a tokenizer.json for a BERT vocabulary."""
     return {"normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": chinese,
                            "strip_accents": strip_accents, "lowercase": lower},
             "pre_tokenizer": {"type": "BertPreTokenizer"},
             "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": False},
-            "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+            "model": {"type": "WordPiece", "unk_token": unk, "continuing_subword_prefix": "##",
                       "max_input_chars_per_word": 100, "vocab": vocab}}

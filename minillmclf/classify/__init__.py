@@ -1,0 +1,1 @@
+"""How does a model answer with a class? Reading order: head.py, classifier.py, baseline.py."""

@@ -1,0 +1,144 @@
+"""A classifier: backbone + readout + tokenizer + the names of its classes. It is built, saved, loaded and asked here.
+
+What `save` writes is a Hugging Face folder: transformers' AutoModelForSequenceClassification gives the same logits and
+the same label names, and what transformers saves, `load` reads.
+"""
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from ..models import export, fresh_weights, model_class, write_checkpoint
+from ..models.weights import Checkpoint, fill
+from ..text.batch import collate, make_batches
+from ..text.prompt import fit
+from ..text.tokenizer import load_tokenizer
+from .head import build_head
+
+
+class Classifier(nn.Module):
+    """classifier(batch) -> scores (B, C); classifier.predict(texts) -> probabilities (N, C); classifier.labels."""
+
+    def __init__(self, backbone, head, tokenizer, labels, config, max_length, pool):
+        super().__init__()
+        self.backbone, self.head, self.tokenizer = backbone, head, tokenizer
+        self.labels, self.config, self.max_length, self.pool = list(labels), config, max_length, pool
+
+    @classmethod
+    def from_backbone(cls, path, labels, readout="head", pool="family", max_length=None, seed=0, pretrained=True):
+        """A new classifier on a pretrained body: the head's last layer is fresh, the same for the same seed.
+
+        path: a Hugging Face folder; labels: names in class order; pool: "family" for the head that transformers has,
+        or first, mean, max, last; max_length: tokens of a text, specials included (default: what the model can take);
+        pretrained=False takes only the architecture and the tokenizer, all weights are fresh.
+        """
+        if readout != "head":
+            raise InputError(f"readout {readout!r} is not built; built: head")
+        check_labels(labels)
+        checkpoint = Checkpoint(path)
+        self = cls.empty(checkpoint, labels, pool, max_length)
+        fresh_weights(self.head, seed)
+        names = self.names(with_classes=False)
+        if pretrained:
+            self.report = fill(self, checkpoint, names, {}, self.backbone.PREFIX, fresh=["head\\."])
+        else:
+            fresh_weights(self.backbone, seed)
+        return self.eval()
+
+    @classmethod
+    def load(cls, path):
+        """A classifier from a run folder or a Hugging Face folder with a classification head, in eval mode."""
+        checkpoint = Checkpoint(path)
+        where = checkpoint.folder / "config.json"
+        settings = checkpoint.config.get("minillmclf", {})
+        problem = checkpoint.config.get("problem_type")
+        if problem not in (None, "single_label_classification"):
+            raise InputError(f"{where}: problem_type {problem!r} is not supported; supported: single_label_classification")
+        self = cls.empty(checkpoint, labels_of(checkpoint.config, where), settings.get("pool", "family"),
+                         settings.get("max_length"))
+        self.report = fill(self, checkpoint, self.names(), {}, self.backbone.PREFIX)
+        return self.eval()
+
+    @classmethod
+    def empty(cls, checkpoint, labels, pool, max_length):
+        """The modules that a checkpoint's config.json describes, not yet filled, and its tokenizer."""
+        where = checkpoint.folder / "config.json"
+        kind = model_class(checkpoint.config, where)
+        backbone = kind.from_config(checkpoint.config, where=where)
+        tokenizer = load_tokenizer(checkpoint.folder)
+        if len(tokenizer) > backbone.config["vocab_size"]:
+            raise InputError(f"{checkpoint.folder}: the tokenizer's ids go to {len(tokenizer) - 1}, the embedding has only "
+                             f"{backbone.config['vocab_size']} rows: these files do not belong together")
+        most = min(backbone.max_tokens, tokenizer.max_length or backbone.max_tokens)
+        if max_length is not None and not tokenizer.overhead(True) < max_length <= backbone.max_tokens:
+            raise InputError(f"max_length {max_length}: must lie between {tokenizer.overhead(True) + 1} and the "
+                             f"{backbone.max_tokens} positions of {checkpoint.folder}")
+        head = build_head(checkpoint.config["model_type"], backbone.config, len(labels), pool)
+        return cls(backbone, head, tokenizer, labels, checkpoint.config, max_length or most, pool)
+
+    def names(self, with_classes=True):
+        """The rename table of body and head together. Without classes, the file's own last layer is dropped."""
+        table = {file: ours and "backbone." + ours for file, ours in self.backbone.NAMES.items()}
+        table |= {file: None for file in [*self.backbone.LM_NAMES, *self.backbone.TIES]}
+        return table | {file: ours if with_classes or ours != "head.out" else None for file, ours in self.head.NAMES.items()}
+
+    def save(self, path):
+        """Write config.json, model.safetensors and the tokenizer's files; each is replaced whole or left as it was."""
+        config = {**self.config, "architectures": [self.head.ARCHITECTURE], "problem_type": "single_label_classification",
+                  "id2label": {str(i): name for i, name in enumerate(self.labels)},
+                  "label2id": {name: i for i, name in enumerate(self.labels)},
+                  "minillmclf": {"pool": self.pool, "max_length": self.max_length}}
+        config.pop("num_labels", None)
+        self.tokenizer.save(path)
+        write_checkpoint(path, config, export(self, {f: o for f, o in self.names().items() if o}))
+
+    def forward(self, batch):
+        """Batch -> scores (B, C), before the softmax."""
+        return self.head(self.backbone(batch.ids, batch.mask, batch.types), batch.mask)
+
+    def encode(self, texts):
+        """texts: strings, or tuples for pairs -> ([(ids, types)], how many texts were shortened to max_length)."""
+        encoded, shortened = [], 0
+        for number, text in enumerate(texts):
+            parts = (text,) if isinstance(text, str) else tuple(text)
+            if len(parts) > 2 or not all(isinstance(part, str) for part in parts):
+                raise InputError(f"text {number + 1}: a text is a string, or a tuple of two for a pair, not {text!r:.60}")
+            if not any(part.strip() for part in parts):
+                raise InputError(f"text {number + 1} is empty: there is nothing to classify")
+            ids, cut = fit([self.tokenizer.ids(part) for part in parts],
+                           self.max_length - self.tokenizer.overhead(len(parts) == 2))
+            encoded.append(self.tokenizer.layout(*ids))
+            shortened += cut > 0
+        return encoded, shortened
+
+    @torch.inference_mode()
+    def scores(self, encoded, batch_size=64):
+        """Scores of encoded texts (N, C), in the order given, on the model's device; batches are sorted by length."""
+        self.eval()
+        device = next(self.parameters()).device
+        out = torch.empty(len(encoded), len(self.labels))
+        for rows in make_batches([len(ids) for ids, _ in encoded], batch_size):
+            out[rows] = self(collate(encoded, rows, self.tokenizer.pad_id).to(device)).float().cpu()
+        return out
+
+    def predict(self, texts, batch_size=64):
+        """Probabilities of the classes, numpy (N, C), columns in the order of `labels`."""
+        return self.scores(self.encode(texts)[0], batch_size).softmax(-1).numpy()
+
+
+def check_labels(labels):
+    """At least two different names."""
+    if len(labels) < 2 or len(set(labels)) != len(labels):
+        raise InputError(f"labels must be at least two different names, got {list(labels)}")
+
+
+def labels_of(config, where):
+    """The label names of a config.json, in class order."""
+    names = config.get("id2label")
+    if names is None:
+        names = {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
+    if sorted(names, key=int) != [str(i) for i in range(len(names))]:
+        raise InputError(f"{where}: id2label should number its classes 0 to {len(names) - 1}, has {', '.join(names)}")
+    labels = [names[str(i)] for i in range(len(names))]
+    check_labels(labels)
+    return labels
