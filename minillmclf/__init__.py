@@ -1,0 +1,30 @@
+"""minillmclf: how a language model becomes a text classifier, by hand, in plain PyTorch.
+
+The floor plan, in reading order:
+
+  text/      how do words become tensors?           tokenizer, data, batch
+  models/    what is each architecture?             layers, bert, weights
+  classify/  how does a model answer with a class?  head, classifier, baseline
+  tuning/    which weights learn?
+  training/  the plain loop and what it needs       loop, optim, objectives, metrics, checkpoint
+  train, evaluate, predict, compare, pretrain       the commands: python -m minillmclf.<name>
+
+Public names: Classifier, load_backbone, load_tokenizer, load_data, InputError. They are loaded when first used, so that
+`--help` need not wait for torch.
+"""
+import importlib
+
+__version__ = "0.1.0"
+
+_PUBLIC = {"Classifier": ".classify.classifier", "load_backbone": ".models", "load_tokenizer": ".text.tokenizer",
+           "load_data": ".text.data", "InputError": ".errors"}
+
+
+def __getattr__(name):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'minillmclf' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name], __name__), name)
+
+
+def __dir__():
+    return [*_PUBLIC, "__version__"]

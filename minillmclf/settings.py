@@ -1,0 +1,97 @@
+"""The settings of a run, one flat dataclass. The command line, `--config run.json` and the saved run.json are three views
+of it: each field below is a flag, and a key."""
+import argparse
+from dataclasses import asdict, dataclass, field, fields
+
+from .errors import InputError
+
+
+def setting(default, text, **more):
+    """A field with what --help says of it; `more`: choices, or kind where the default does not tell the type."""
+    return field(default=default, metadata={"help": text, **more})
+
+
+@dataclass
+class Settings:
+    model: str = setting("mini-bert", "a Hugging Face folder, or the name of a shipped checkpoint")
+    data: str = setting("tickets", "a .csv/.tsv/.jsonl file, a folder with train/dev/test files, or a bundled set's name")
+    out: str = setting("", "folder of the run (default: runs/MODEL-DATA-METHOD-SEED)")
+    method: str = setting("full", "which weights learn: full, head, or last-N (the N highest blocks and the head)")
+    readout: str = setting("head", "how a class is read out", choices=["head"])
+    pool: str = setting("family", "how a text's vectors become one: family (the head that transformers has), or plainly "
+                                  "first, mean, max, last", choices=["family", "first", "mean", "max", "last"])
+    weights: str = setting("pretrained", "start from the checkpoint's weights, or from random ones to see what "
+                                         "pretraining is worth", choices=["pretrained", "random"])
+    text_column: str = setting("", "name(s) of the text column(s), comma between two (default: text, or text_a,text_b)")
+    label_column: str = setting("", "name of the label column (default: label)")
+    rows_per_class: int = setting(0, "train on so many rows a class only, drawn by the seed (0: all)")
+    max_length: int = setting(0, "tokens of a text, specials included; longer ones are cut (0: what the model can take)")
+    epochs: int = setting(10, "passes over the training rows at most")
+    lr: float = setting(3e-4, "peak learning rate")
+    batch_size: int = setting(32, "rows of one optimiser step")
+    batch_tokens: int = setting(0, "also at most so many padded tokens in a step (0: no limit)")
+    micro_batch_size: int = setting(0, "rows at a time on the device; a step's gradient is the same (0: all of a step)")
+    weight_decay: float = setting(0.01, "AdamW's, on matrices only")
+    warmup: float = setting(0.1, "share of the steps in which the rate rises")
+    schedule: str = setting("linear", "how the rate falls after that", choices=["linear", "cosine", "constant"])
+    clip: float = setting(1.0, "largest gradient norm (0: no clipping)")
+    label_smoothing: float = setting(0.0, "share of the target spread over all classes")
+    class_weights: str = setting("none", "balanced weighs a class by rows / (classes x its rows)", choices=["none", "balanced"])
+    layer_decay: float = setting(1.0, "a layer one step lower learns so many times as fast (1: all alike)")
+    precision: str = setting("fp32", "bf16 uses autocast: for GPUs", choices=["fp32", "bf16"])
+    metric: str = setting("accuracy", "which dev metric chooses the best epoch",
+                          choices=["accuracy", "macro_f1", "log_loss", "ece"])
+    patience: int = setting(0, "stop after so many epochs without a better one (0: never)")
+    eval_batch_size: int = setting(64, "rows at a time where nothing is learned")
+    save_every: int = setting(100, "steps between two states on disk, beside the one after each epoch")
+    seed: int = setting(0, "of the new head, the order of rows, dropout, and a split made here")
+    device: str = setting("auto", "auto, cpu, cuda, ...")
+
+    def check(self):
+        """Raise InputError for values that make no sense. -> self"""
+        rules = {"epochs": self.epochs >= 1, "batch_size": self.batch_size >= 1, "lr": self.lr > 0,
+                 "eval_batch_size": self.eval_batch_size >= 1, "save_every": self.save_every >= 1,
+                 "warmup": 0 <= self.warmup < 1, "label_smoothing": 0 <= self.label_smoothing < 1,
+                 "layer_decay": 0 < self.layer_decay <= 1, "weight_decay": self.weight_decay >= 0, "clip": self.clip >= 0,
+                 "max_length": self.max_length >= 0, "rows_per_class": self.rows_per_class >= 0,
+                 "micro_batch_size": self.micro_batch_size >= 0, "batch_tokens": self.batch_tokens >= 0,
+                 "patience": self.patience >= 0}
+        for name, holds in rules.items():
+            if not holds:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: out of range")
+        return self
+
+    def decisive(self):
+        """The settings that the result depends on; a run may only be continued with the same ones."""
+        return {k: v for k, v in asdict(self).items() if k not in ("out", "save_every", "device")}
+
+
+def add_settings(parser, names=None):
+    """A flag for each field (or for those named); absent flags leave no trace, so that --config can fill them."""
+    for f in fields(Settings):
+        if names is None or f.name in names:
+            parser.add_argument("--" + f.name.replace("_", "-"), type=type(f.default), default=argparse.SUPPRESS,
+                                choices=f.metadata.get("choices"),
+                                help=f.metadata["help"] + (f" [{f.default}]" if f.default != "" else ""))
+    return parser
+
+
+def read_settings(arguments, config=None):
+    """Defaults, then the file's settings, then the flags -> Settings. config: path of a run.json, or of a JSON object."""
+    from .models.weights import read_json
+    values = {}
+    if config:
+        values = read_json(config)
+        values = dict(values.get("settings", values))
+        values.pop("out", None)
+    values |= arguments
+    known = {f.name: type(f.default) for f in fields(Settings)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise InputError(f"{config}: unknown setting(s) {', '.join(unknown)}; known: {', '.join(known)}")
+    for name, value in values.items():
+        if type(value) is int and known[name] is float:
+            values[name] = float(value)
+        elif type(value) is not known[name]:
+            raise InputError(f"{config}: {name} should be {known[name].__name__}, is {value!r}")
+    return Settings(**values).check()

@@ -1,0 +1,246 @@
+"""python -m minillmclf.train: fine-tune a classifier, evaluate it, save it.
+
+Without arguments: the shipped checkpoint mini-bert on the bundled data set tickets. On your own data:
+
+  python -m minillmclf.train --model checkpoints/bert-base-uncased --data my.csv --out runs/mine --lr 5e-5 --epochs 3
+
+The run folder holds run.json (all settings, data hash, versions, results), metrics.jsonl (a line for each epoch),
+predictions.csv, and the model as a Hugging Face folder. A run that was stopped, by Ctrl-C or worse, goes on when the same
+command is given again, and ends bit for bit as if nothing had happened.
+"""
+import argparse
+import csv
+import io
+import json
+import platform
+import random
+import resource
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from .commands import StopSignal, find_model, run
+from .errors import InputError
+from .settings import add_settings, read_settings
+
+
+def parse(arguments=None):
+    p = argparse.ArgumentParser(prog="python -m minillmclf.train", description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--config", help="a run.json: take its settings, flags go over them")
+    p.add_argument("--overwrite", action="store_true", help="start anew although --out holds a run")
+    return add_settings(p).parse_args(arguments)
+
+
+def draw_rows(examples, per_class, seed):
+    """`per_class` rows of each class, drawn by the seed; a class with fewer gives all it has."""
+    order = sorted(examples, key=lambda e: (e.label, e.texts))
+    random.Random(f"rows:{seed}").shuffle(order)
+    taken, kept = {}, []
+    for example in order:
+        taken[example.label] = taken.get(example.label, 0) + 1
+        if taken[example.label] <= per_class:
+            kept.append(example)
+    return kept
+
+
+def load_dataset(s):
+    """The data of a run, with the text columns and the training rows that the settings ask for."""
+    from .text.data import load_data
+    data = load_data(s.data, s.text_column or None, s.label_column or None, s.seed)
+    if s.rows_per_class:
+        data.train = draw_rows(data.train, s.rows_per_class, s.seed)
+    return data
+
+
+def build(s, labels):
+    """The classifier that the settings describe, on its device, with the method's weights trainable."""
+    import torch
+
+    from .classify.classifier import Classifier
+    from .tuning import choose_weights
+    model = Classifier.from_backbone(find_model(s.model), labels, s.readout, s.pool, s.max_length or None, s.seed,
+                                     pretrained=s.weights == "pretrained")
+    trainable, total = choose_weights(model, s.method)
+    device = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return model.to(device), trainable, total
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {s.device}: {str(error).splitlines()[0]}") from None
+
+
+def encode(model, examples):
+    """One split for the loop: token ids and class numbers -> Rows, how many texts were shortened."""
+    from .training.loop import Rows
+    encoded, shortened = model.encode([e.texts for e in examples])
+    return Rows(encoded, [model.labels.index(e.label) for e in examples]), shortened
+
+
+def diagnose(model, data):
+    """What the data doctor says, with lengths in the model's own tokens."""
+    from .text.doctor import examine
+    lengths = {split: [sum(len(model.tokenizer.ids(t)) for t in e.texts) + model.tokenizer.overhead(len(e.texts) == 2)
+                       for e in getattr(data, split)] for split in ("train", "dev", "test")}
+    return examine(data, lengths, model.max_length)
+
+
+def balanced(labels, classes):
+    """Weights rows / (classes x rows of the class), as a tensor (C,)."""
+    import torch
+    counts = torch.bincount(torch.tensor(labels), minlength=classes).float()
+    return len(labels) / (classes * counts)
+
+
+def baselines(data):
+    """Majority class and bag-of-words regression on the same split -> name -> metrics on test (or dev)."""
+    import numpy as np
+
+    from .classify.baseline import BagOfWords, majority
+    from .training.metrics import evaluate
+    number = {name: i for i, name in enumerate(data.labels)}
+    texts = {split: [e.texts for e in getattr(data, split)] for split in ("train", "dev", "test")}
+    truth = {split: [number[e.label] for e in getattr(data, split)] for split in texts}
+    final = "test" if data.test else "dev"
+    bag = BagOfWords(len(number)).fit(texts["train"], truth["train"], texts["dev"], truth["dev"])
+    answers = {"majority class": np.asarray(majority(truth["train"], len(truth[final]), len(number))),
+               "bag of words": bag.predict(texts[final])}
+    return {name: evaluate(p, truth[final], data.labels) for name, p in answers.items()}
+
+
+def table(results, labels, split, rows):
+    """The final table: one line a model, then F1 of each class for the last one. -> list of lines"""
+    lines = [f"{split} ({rows} rows)     accuracy  macro F1  log loss     ECE"]
+    lines += [f"{name:<22}{m['accuracy']:8.3f}{m['macro_f1']:10.3f}{m['log_loss']:10.3f}{m['ece']:8.3f}"
+              for name, m in results.items()]
+    name, last = list(results.items())[-1]
+    width = max(len(label) for label in labels)
+    return lines + ["", f"F1 of each class, {name}:"] + [f"  {label:<{width}}  {last['f1'][label]:.3f}" for label in labels]
+
+
+def versions():
+    """What the numbers depend on besides the settings."""
+    import numpy
+    import safetensors
+    import torch
+
+    from . import __version__
+    return {"minillmclf": __version__, "python": platform.python_version(), "torch": torch.__version__,
+            "numpy": numpy.__version__, "safetensors": safetensors.__version__, "threads": torch.get_num_threads()}
+
+
+def open_run(s, folder, data, overwrite):
+    """Look at what lies in the run folder -> its run.json if the same run is finished there, else None.
+
+    Another run, or a folder with other things in it, is an InputError: nothing is overwritten unasked.
+    """
+    from .models.weights import read_json
+    record = folder / "run.json"
+    if overwrite:
+        for name in ("run.json", "metrics.jsonl", "predictions.csv", "state.safetensors", "best.safetensors"):
+            (folder / name).unlink(missing_ok=True)
+    if not record.exists():
+        if not overwrite and (folder / "config.json").exists():
+            raise InputError(f"{folder}: holds a model but no run.json: choose another --out, or --overwrite")
+        return None
+    earlier = read_json(record)
+    now = {"settings": s.decisive(), "sha256": data.source["sha256"]}
+    then = {"settings": read_settings(earlier.get("settings", {})).decisive(), "sha256": earlier.get("data", {}).get("sha256")}
+    differ = [k for k in now["settings"] if now["settings"][k] != then["settings"][k]]
+    differ += ["the data's sha256"] if now["sha256"] != then["sha256"] else []
+    if differ:
+        raise InputError(f"{folder}: holds a run with another {', '.join(differ)}: choose another --out, or --overwrite")
+    return earlier if earlier.get("finished") else None
+
+
+def write_predictions(path, examples, probabilities, labels):
+    """predictions.csv: line in the source, texts, true label, answer, and a probability for each class."""
+    from .models.weights import write_atomic
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    texts = ["text"] if len(examples[0].texts) == 1 else [f"text_{c}" for c in "abcdef"[:len(examples[0].texts)]]
+    writer.writerow(["line", *texts, "label", "predicted", *(f"p_{name}" for name in labels)])
+    for example, p in zip(examples, probabilities):
+        writer.writerow([example.row, *example.texts, example.label, labels[p.argmax()], *(f"{x:.6f}" for x in p)])
+    write_atomic(path, out.getvalue())
+
+
+def learn(s, model, data, folder):
+    """The training itself, with its progress bar -> history, seconds; or None if it was stopped."""
+    from tqdm import tqdm
+
+    from .models.weights import write_atomic
+    from .training.loop import fit
+    train, dev = encode(model, data.train)[0], encode(model, data.dev)[0]
+    weights = balanced(train.labels, len(model.labels)) if s.class_weights == "balanced" else None
+    started = time.time()
+    with tqdm(unit="step", dynamic_ncols=True) as bar, StopSignal() as stop:
+        def show(step, total, loss):
+            if bar.total is None:
+                bar.total, bar.initial, bar.n = total, step - 1, step - 1
+            bar.update(step - bar.n)
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        history = fit(model, train, dev, s, folder, stop, weights, show)
+    if history is not None:
+        write_atomic(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+    return history, time.time() - started
+
+
+def finish(s, model, data, folder, record, history, seconds):
+    """Test, compare with the baselines, save everything; the training state is removed last."""
+    from .models.weights import write_atomic
+    from .training.metrics import evaluate
+    split = "test" if data.test else "dev"
+    rows, _ = encode(model, getattr(data, split))
+    probabilities = model.scores(rows.encoded, s.eval_batch_size).softmax(-1).numpy()
+    own = evaluate(probabilities, rows.labels, model.labels)
+    best = max(range(len(history)), key=lambda i: (history[i][s.metric] * (-1 if s.metric in ("log_loss", "ece") else 1), -i))
+    results = {**baselines(data), f"{Path(s.model).name}, {s.method}": own}
+    model.save(folder)
+    write_predictions(folder / "predictions.csv", getattr(data, split), probabilities, model.labels)
+    record |= {"finished": True, "best_epoch": best + 1, "split": split, "results": results, "timing": {
+        "train_seconds": round(seconds, 1), "seconds_per_step": round(seconds / max(1, history[-1]["step"]), 4),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}}
+    write_atomic(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    for name in ("state.safetensors", "best.safetensors"):
+        (folder / name).unlink(missing_ok=True)
+    return record
+
+
+def show_record(record, labels, rows, folder):
+    """Print a finished run: the final table and where things lie."""
+    timing = record["timing"]
+    print("\n" + "\n".join(table(record["results"], labels, record["split"], rows)))
+    print(f"\nbest epoch {record['best_epoch']}; {record['parameters']['trainable']:,} of {record['parameters']['total']:,} "
+          f"parameters trained; {timing['train_seconds']} s, {timing['seconds_per_step'] * 1000:.0f} ms a step, peak memory "
+          f"{timing['peak_memory_mb']} MB\nsaved in {folder}; try:  python -m minillmclf.predict --model {folder} \"a text\"")
+
+
+def main(arguments=None):
+    flags = vars(parse(arguments))
+    config, overwrite = flags.pop("config"), flags.pop("overwrite")
+    s = read_settings(flags, config)
+    folder = Path(s.out or f"runs/{Path(s.model).name}-{Path(s.data).stem}-{s.method}-{s.seed}")
+    data = load_dataset(s)
+    finished = open_run(s, folder, data, overwrite)
+    if finished:
+        print(f"{folder}: this run is finished already (--overwrite starts it anew)")
+        show_record(finished, data.labels, len(getattr(data, finished["split"])), folder)
+        return 0
+    model, trainable, total = build(s, data.labels)
+    report = diagnose(model, data)
+    print("\n".join(report.lines()) + f"\n\n{s.model}: {model.report.line() if s.weights == 'pretrained' else 'random weights'}")
+    record = {"settings": asdict(s), "finished": False, "data": {**data.source, "rows": report.rows, "labels": data.labels},
+              "doctor": report.as_dict(), "versions": versions(), "parameters": {"trainable": trainable, "total": total}}
+    from .models.weights import write_atomic
+    write_atomic(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    history, seconds = learn(s, model, data, folder)
+    if history is None:
+        print(f"stopped; the state is saved in {folder}. The same command goes on from there.")
+        return 130
+    record = finish(s, model, data, folder, record, history, seconds)
+    show_record(record, data.labels, len(getattr(data, record["split"])), folder)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
