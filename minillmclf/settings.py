@@ -27,6 +27,7 @@ class Settings:
     rows_per_class: int = setting(0, "train on so many rows a class only, drawn by the seed (0: all)")
     max_length: int = setting(0, "tokens of a text, specials included; longer ones are cut (0: what the model can take)")
     epochs: int = setting(10, "passes over the training rows at most")
+    min_steps: int = setting(0, "more epochs than that, if it takes them to make so many steps (small data)")
     lr: float = setting(3e-4, "peak learning rate")
     batch_size: int = setting(32, "rows of one optimiser step")
     batch_tokens: int = setting(0, "also at most so many padded tokens in a step (0: no limit)")
@@ -55,7 +56,7 @@ class Settings:
                  "layer_decay": 0 < self.layer_decay <= 1, "weight_decay": self.weight_decay >= 0, "clip": self.clip >= 0,
                  "max_length": self.max_length >= 0, "rows_per_class": self.rows_per_class >= 0,
                  "micro_batch_size": self.micro_batch_size >= 0, "batch_tokens": self.batch_tokens >= 0,
-                 "patience": self.patience >= 0}
+                 "patience": self.patience >= 0, "min_steps": self.min_steps >= 0}
         for name, holds in rules.items():
             if not holds:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: out of range")

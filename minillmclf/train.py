@@ -165,7 +165,7 @@ def write_predictions(path, examples, probabilities, labels):
 
 
 def learn(s, model, data, folder):
-    """The training itself, with its progress bar -> history, seconds; or None if it was stopped."""
+    """The training itself, with its progress bar -> the loop's progress (None if it was stopped), seconds."""
     from tqdm import tqdm
 
     from .models.weights import write_atomic
@@ -179,13 +179,13 @@ def learn(s, model, data, folder):
                 bar.total, bar.initial, bar.n = total, step - 1, step - 1
             bar.update(step - bar.n)
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        history = fit(model, train, dev, s, folder, stop, weights, show)
-    if history is not None:
-        write_atomic(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history))
-    return history, time.time() - started
+        progress = fit(model, train, dev, s, folder, stop, weights, show)
+    if progress is not None:
+        write_atomic(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in progress["history"]))
+    return progress, time.time() - started
 
 
-def finish(s, model, data, folder, record, history, seconds):
+def finish(s, model, data, folder, record, progress, seconds):
     """Test, compare with the baselines, save everything; the training state is removed last."""
     from .models.weights import write_atomic
     from .training.metrics import evaluate
@@ -193,12 +193,11 @@ def finish(s, model, data, folder, record, history, seconds):
     rows, _ = encode(model, getattr(data, split))
     probabilities = model.scores(rows.encoded, s.eval_batch_size).softmax(-1).numpy()
     own = evaluate(probabilities, rows.labels, model.labels)
-    best = max(range(len(history)), key=lambda i: (history[i][s.metric] * (-1 if s.metric in ("log_loss", "ece") else 1), -i))
     results = {**baselines(data), f"{Path(s.model).name}, {s.method}": own}
     model.save(folder)
     write_predictions(folder / "predictions.csv", getattr(data, split), probabilities, model.labels)
-    record |= {"finished": True, "best_epoch": best + 1, "split": split, "results": results, "timing": {
-        "train_seconds": round(seconds, 1), "seconds_per_step": round(seconds / max(1, history[-1]["step"]), 4),
+    record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split, "results": results, "timing": {
+        "train_seconds": round(seconds, 1), "seconds_per_step": round(seconds / progress["step"], 4),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}}
     write_atomic(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     for name in ("state.safetensors", "best.safetensors"):
@@ -233,11 +232,11 @@ def main(arguments=None):
               "doctor": report.as_dict(), "versions": versions(), "parameters": {"trainable": trainable, "total": total}}
     from .models.weights import write_atomic
     write_atomic(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    history, seconds = learn(s, model, data, folder)
-    if history is None:
+    progress, seconds = learn(s, model, data, folder)
+    if progress is None:
         print(f"stopped; the state is saved in {folder}. The same command goes on from there.")
         return 130
-    record = finish(s, model, data, folder, record, history, seconds)
+    record = finish(s, model, data, folder, record, progress, seconds)
     show_record(record, data.labels, len(getattr(data, record["split"])), folder)
     return 0
 

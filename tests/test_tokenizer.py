@@ -77,7 +77,7 @@ def theirs():
 
 
 def reference_ids(reference, text, pair=None):
-    """(ids, token type ids) with special tokens; from the library below transformers, which takes pair "" for None."""
+    """(ids, token type ids) with special tokens, of the library below transformers, which takes pair "" for None."""
     encoded = reference._tokenizer.encode(text, pair)
     return encoded.ids, encoded.type_ids
 
@@ -89,7 +89,7 @@ def our_ids(tokenizer, text, pair=None):
 # ---------------------------------------------------------------------------------------------------- the texts
 
 def settled(char):
-    """False for what the reference's tables of 2015 may not know as Python's do: unassigned, or changed since 2002."""
+    """False for what the reference's tables of 2015 may know otherwise: unassigned, or changed since 2002."""
     category = unicodedata.category(char)
     if category[0] in "MP" or category == "Cf":
         return unicodedata.ucd_3_2_0.category(char) == category
@@ -97,11 +97,14 @@ def settled(char):
 
 
 FRAGMENTS = [
-    "the ", "lowest", " film", "Unbelievable", "!?", "don't", " I'll've", "'S", "CAFÉ", "cafe\u0301", "Å", "İ", "ΟΔΟΣ", "ß",
-    " ", "  ", "\t", "\n\n", "\r", "\x0b", "\x1c", "\x85", "\u00a0", "\u2003", "\u2028", "\u3000", "\u200b", "\u200d", "\ufeff",
-    "\u00ad", "\x00", "\x07", "\ufffd", "北京", "東", "カタカナ", "서울", "\U0002b820", "\u9fff", "שלום", "مرحبا", "\u202e", "हिन्दी",
-    "👩‍👩‍👧", "👍🏽", "🇩🇪", "☃", "🫨", "\u0301", "\u0316\u0301\u0302", "Z̸", "1234", "½", "Ⅷ", "٣", "$", "+", "^", "`", "~", "“", "…", "#",
-    "[CLS]", "[SEP]", "[MASK]", "[PAD]", "[UNK]", "[sep]", "[", "]", "##", "<s>", "</s>", "<mask>", " <mask> ", "<pad>", "<", ">",
+    "the ", "lowest", " film", "Unbelievable", "!?", "don't", " I'll've", "'S", "CAFÉ", "cafe\u0301", "Å", "İ", "ΟΔΟΣ",
+    "ß", " ", "  ", "\t", "\n\n", "\r", "\x0b", "\x1c", "\x85", "\u00a0", "\u2003", "\u2028", "\u3000", "\u200b", "\u200d",
+    "\ufeff", "\u00ad", "\x00", "\x07", "\ufffd", "北京", "東", "カタカナ", "서울", "\U0002b820", "\u9fff", "שלום",
+    "مرحبا", "\u202e", "हिन्दी",
+    "👩‍👩‍👧", "👍🏽", "🇩🇪", "☃", "🫨", "\u0301", "\u0316\u0301\u0302", "Z̸", "1234", "½", "Ⅷ",
+    "٣", "$", "+", "^", "`", "~", "“", "…", "#",
+    "[CLS]", "[SEP]", "[MASK]", "[PAD]", "[UNK]", "[sep]", "[", "]", "##", "<s>", "</s>",
+    "<mask>", " <mask> ", "<pad>", "<", ">",
     "<|endoftext|>", "<|", "e" * 100, "e" * 101, "lower" * 40, "e\u0301" * 60,
 ]
 CHARACTERS = st.characters(exclude_categories=["Cs", "Cn"]).filter(settled)
@@ -167,8 +170,9 @@ def test_character_tables_are_the_references():
             continue
         same = cased.normalise(char) == clean.normalize_str(char) and lower._fold(char) == fold.normalize_str(char)
         if unicodedata.category(char)[0] in "PS":
-            same = same and len(wordpiece.split_punctuation(f"a{char}b")) == len(punctuation.pre_tokenize_str(f"a{char}b"))
-        assert same or not settled(char) or unicodedata.category(char) == "So", f"U+{ord(char):04X} is treated otherwise"
+            words, expected = wordpiece.split_punctuation(f"a{char}b"), punctuation.pre_tokenize_str(f"a{char}b")
+            same = same and words == [word for word, _ in expected]
+        assert same or not settled(char) or char == "\u166d", f"U+{ord(char):04X} is treated otherwise"  # 166d: Po, now So
         differ += not same
     assert differ <= 510, "more characters differ than the docstring of wordpiece.py admits"
 
@@ -224,7 +228,7 @@ def without_lstrip(document):
     ("uncased", lambda d: d["model"].update(max_input_chars_per_word=99)),
     ("uncased", lambda d: d["model"].update(continuing_subword_prefix="")),
     ("uncased", lambda d: d.update(added_tokens=[])),
-    ("uncased", lambda d: d.update(post_processor={"type": "RobertaProcessing", "cls": ["[CLS]", 2], "sep": ["[SEP]", 3]})),
+    ("uncased", lambda d: d["post_processor"].update(type="RobertaProcessing")),
     ("roberta", lambda d: d.update(post_processor={"type": "BertProcessing", "cls": ["<s>", 0], "sep": ["</s>", 2]})),
     ("roberta", lambda d: d.update(post_processor=None)),
     ("roberta", without_lstrip),
@@ -295,7 +299,7 @@ def test_a_very_long_word_costs_no_square(word, ours, monkeypatch):
 
 def test_the_byte_table_is_invertible_and_as_published():
     assert len(bpe.BYTES) == 256
-    assert (bpe.LETTERS[ord(" ")], bpe.LETTERS[ord("\n")], bpe.LETTERS[ord("A")], bpe.LETTERS[173]) == ("Ġ", "Ċ", "A", "Ń")
+    assert [bpe.LETTERS[byte] for byte in (*b" \nA", 173)] == ["Ġ", "Ċ", "A", "Ń"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -314,8 +318,10 @@ def test_decode(ours):
         whole = re.sub(r"\s*(<mask>)", r"\1", text)
         assert ours["gpt2"].decode(ours["gpt2"].ids(text), keep_specials=True) == text
         assert ours["roberta"].decode(ours["roberta"].encode(text), keep_specials=True) == f"<s>{whole}</s>"
-    assert ours["uncased"].decode(ours["uncased"].encode("The lowest, slowest [MASK] RIVER")) == "the lowest , slowest river"
-    assert ours["gpt2"].decode(ours["gpt2"].ids("é")[:1]) in ("\ufffd", "é"), "half a character is not the replacement sign"
+    ids = ours["uncased"].encode("The lowest, slowest [MASK] RIVER")
+    assert ours["uncased"].decode(ids) == "the lowest , slowest river"
+    assert ours["uncased"].decode(ids, keep_specials=True) == "[CLS] the lowest , slowest [MASK] river [SEP]"
+    assert ours["gpt2"].decode(ours["gpt2"].ids("☃")[:1]) == "\ufffd", "a broken character is not the replacement sign"
     with pytest.raises(InputError, match="id 99999 has no piece"):
         ours["gpt2"].decode([99999])
 
@@ -366,7 +372,7 @@ def test_saved_folder_is_read_by_transformers(name, ours, theirs, tmp_path):
             write(tmp_path, {"config.json": {"model_type": kinds.get(name.split(",")[0], "bert")}})
         read = reader.from_pretrained(tmp_path)
         assert len(read) == len(ours[name]) and read.model_max_length == 512
-        assert read.special_tokens_map == theirs[name].special_tokens_map, f"{reader.__name__} has other special tokens"
+        assert read.special_tokens_map == theirs[name].special_tokens_map, "transformers reads other special tokens"
         for text, pair in [(text, None) for text in STORED["texts"]] + STORED["pairs"]:
             assert reference_ids(read, text, pair) == our_ids(ours[name], text, pair), f"{reader.__name__}: {text!r}"
         if number != 1:
@@ -386,9 +392,9 @@ def test_folder_saved_by_transformers(name, theirs, tmp_path):
     reference.save_pretrained(tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     assert (tokenizer.max_length, tokenizer.pad_id, len(tokenizer)) == (99, reference.pad_token_id, len(reference))
-    texts = STORED["texts"] + ["covid-19 COVID-19, Covid-19s", "a<up>  b<|turn|> c", "The lowest river", "東京<up>[FILL]"]
+    texts = STORED["texts"] + ["covid-19 COVID-19, Covid-19s", "a<up>  b<|turn|> c", "Lowest river", "東京<up>[FILL]"]
     for text in texts:
-        assert our_ids(tokenizer, text) == reference_ids(reference, text), f"{name} with added tokens differs on {text!r}"
+        assert our_ids(tokenizer, text) == reference_ids(reference, text), f"added tokens of {name} differ on {text!r}"
     tokenizer.save(tmp_path / "again")
     again, auto = load_tokenizer(tmp_path / "again"), transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
     for text in texts:
@@ -398,8 +404,9 @@ def test_folder_saved_by_transformers(name, theirs, tmp_path):
 @pytest.mark.parametrize("name", ["uncased", "cased", "gpt2", "roberta, prefix space"])
 def test_literal_tokens_are_cut_as_the_library_does(name, ours):
     tokenizers = pytest.importorskip("tokenizers", reason="compares with the library's added tokens")
-    flags = [("<pad>", {"lstrip": True}), ("<mask>", {"lstrip": True, "rstrip": True}), ("</s", {}), ("[CLS]", {"rstrip": True}),
-             ("Unbelievable", {"normalized": True}), ("##", {}), ("lowest film", {"normalized": True}), ("<", {})]
+    flags = [("<pad>", {"lstrip": True}), ("<mask>", {"lstrip": True, "rstrip": True}), ("[CLS]", {"rstrip": True}),
+             ("</s", {}), ("<", {}), ("##", {}), ("Unbelievable", {"normalized": True}),
+             ("lowest film", {"normalized": True})]
     reference = tokenizers.Tokenizer.from_str(json.dumps(ours[name]._document | {"added_tokens": []}))
     reference.add_tokens([tokenizers.AddedToken(text, **({"normalized": False} | how)) for text, how in flags])
     tokenizer = Tokenizer(json.loads(reference.to_str()), {}, "made here")
@@ -407,30 +414,37 @@ def test_literal_tokens_are_cut_as_the_library_does(name, ours):
     @MANY
     @given(TEXT)
     def agree(text):
-        assert tokenizer.ids(text) == reference.encode(text, add_special_tokens=False).ids, f"{name} differs on {text!r}"
+        expected = reference.encode(text, add_special_tokens=False).ids
+        assert tokenizer.ids(text) == expected, f"{name} differs on {text!r}"
     agree()
 
 
 def test_tokenizer_json_alone_and_in_its_older_forms(ours, tmp_path):
-    bert, gpt2 = ours["uncased"]._document, ours["gpt2"]._document
-    template = {"type": "TemplateProcessing", "special_tokens": {
-        "[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]}, "[SEP]": {"id": "[SEP]", "ids": [3], "tokens": ["[SEP]"]}}}
-    cls, sep, a = {"SpecialToken": {"id": "[CLS]", "type_id": 0}}, "SpecialToken", {"Sequence": {"id": "A", "type_id": 0}}
-    template["single"] = [cls, a, {sep: {"id": "[SEP]", "type_id": 0}}]
-    template["pair"] = template["single"] + [{"Sequence": {"id": "B", "type_id": 1}}, {sep: {"id": "[SEP]", "type_id": 1}}]
+    bert, gpt2 = (json.loads(json.dumps(ours[name]._document)) for name in ("uncased", "gpt2"))
+    single = [{kind: {"id": name, "type_id": 0}}
+              for kind, name in (("SpecialToken", "[CLS]"), ("Sequence", "A"), ("SpecialToken", "[SEP]"))]
+    second = [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": "[SEP]", "type_id": 1}}]
+    special = {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in (("[CLS]", 2), ("[SEP]", 3))}
+    template = {"type": "TemplateProcessing", "special_tokens": special, "single": single, "pair": single + second}
     untyped = {key: value for key, value in bert["model"].items() if key != "type"}
     pairs = [merge.split(" ") for merge in gpt2["model"]["merges"]]
     byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}
     for name, document in [
-            ("uncased", bert), ("uncased", bert | {"post_processor": template}), ("uncased", bert | {"model": untyped}),
+            ("uncased", bert), ("uncased", bert | {"post_processor": template}),
+            ("uncased", bert | {"model": untyped}),
             ("uncased", bert | {"truncation": {"max_length": 2}, "padding": {"length": 9}}),
             ("uncased", bert | {"post_processor": {"type": "Sequence", "processors": [byte_level, template]}}),
-            ("gpt2", gpt2 | {"model": gpt2["model"] | {"merges": pairs}}), ("gpt2", gpt2 | {"post_processor": byte_level})]:
+            ("gpt2", gpt2 | {"model": gpt2["model"] | {"merges": pairs}}),
+            ("gpt2", gpt2 | {"post_processor": byte_level})]:
         tokenizer = load_tokenizer(write(tmp_path, {"tokenizer.json": document}))
         assert not notices(tokenizer, name), f"{name} is read otherwise from this tokenizer.json"
+        tokenizer.save(tmp_path / "saved")
+        kept = json.loads((tmp_path / "saved" / "tokenizer.json").read_text(encoding="utf-8"))
+        assert kept["truncation"] is None and kept["padding"] is None, "what loading does not follow was handed on"
         assert tokenizer.max_length is None and tokenizer.unk_id == ours[name].unk_id
-    with_whole = gpt2 | {"model": gpt2["model"] | {"ignore_merges": True, "vocab": gpt2["model"]["vocab"] | {"Ġqqq": 600}}}
-    assert load_tokenizer(write(tmp_path, {"tokenizer.json": with_whole})).ids("a qqq")[-1] == 600, "ignore_merges was ignored"
+    gpt2["model"] |= {"ignore_merges": True, "vocab": gpt2["model"]["vocab"] | {"Ġqqq": 600}}
+    tokenizer = load_tokenizer(write(tmp_path, {"tokenizer.json": gpt2}))
+    assert tokenizer.ids("a qqq")[-1] == 600, "a word that is a piece was cut although ignore_merges is true"
 
 
 def test_old_companion_files_and_family_defaults(ours, tmp_path):
@@ -439,79 +453,88 @@ def test_old_companion_files_and_family_defaults(ours, tmp_path):
         del files["tokenizer_config.json"]
     assert not notices(load_tokenizer(write(tmp_path / "g", gpt2)), "gpt2")
     assert not notices(load_tokenizer(write(tmp_path / "r", roberta)), "roberta")
-    assert not notices(load_tokenizer(write(tmp_path / "b", bert)), "cased"), "capitals in vocab.txt do not make it cased"
+    assert not notices(load_tokenizer(write(tmp_path / "b", bert)), "cased"), "capitals do not make a vocab.txt cased"
     small = "".join(piece + "\n" for piece in STORED["bert"] if piece.startswith("[") or piece == piece.lower())
     assert load_tokenizer(write(tmp_path / "u", {"vocab.txt": small})).tokens("THE É")[0] == "the"
-    old = roberta | {"special_tokens_map.json": {"mask_token": {"content": "<mask>", "lstrip": False}, "cls_token": "<s>"},
-                     "added_tokens.json": {"Lowest River": 561, "<mask>": 560}}
-    tokenizer = load_tokenizer(write(tmp_path / "old", old))
-    assert tokenizer.tokens("a <mask>xLowest River")[-4:] == ["Ġ", "<mask>", "x", "Lowest River"] and len(tokenizer) == 562
+    mask = {"content": "<mask>", "lstrip": False}
+    older = roberta | {"special_tokens_map.json": {"mask_token": mask, "cls_token": "<s>"},
+                       "added_tokens.json": {"Lowest River": 561, "<mask>": 560}}
+    tokenizer = load_tokenizer(write(tmp_path / "older", older))
+    assert tokenizer.tokens("a <mask>xLowest River") == ["a", "Ġ", "<mask>", "x", "Lowest River"]
+    assert len(tokenizer) == 562 and tokenizer.special_ids == {0, 1, 2, 3, 560}
     crlf = {"vocab.txt": bert["vocab.txt"].replace("\n", "\r\n")}
-    assert not notices(load_tokenizer(write(tmp_path / "crlf", crlf)), "cased"), "Windows line ends are part of the pieces"
+    assert not notices(load_tokenizer(write(tmp_path / "crlf", crlf)), "cased"), "Windows line ends became pieces"
 
 
-def faulty(name, file, change):
-    """The files of `name`, with tokenizer.json if `file` is that, after `change` of the one named."""
+def old(name, file, change):
+    """The stored tokenizer `name` as old files, one of them replaced, or changed by a function."""
     def build(ours):
-        files = {"tokenizer.json": json.loads(json.dumps(ours[name]._document)), "tokenizer_config.json": {}} \
-            if file == "tokenizer.json" else plain_files(name)
-        if callable(change):
-            change(files[file])
-        else:
-            files[file] = change
+        files = plain_files(name)
+        files[file] = change(files[file]) or files[file] if callable(change) else change
         return files
     return build
 
 
+def new(name, change=lambda document: None, **config):
+    """The stored tokenizer `name` as a tokenizer.json with a change, and a tokenizer_config.json."""
+    def build(ours):
+        document = json.loads(json.dumps(ours[name]._document))
+        change(document)
+        return {"tokenizer.json": document, "tokenizer_config.json": config}
+    return build
+
+
+CONFIG, SEQUENCE_A = "tokenizer_config.json", {"Sequence": {"id": "A", "type_id": 0}}
+LOSES_B = {"type": "TemplateProcessing", "special_tokens": {}, "single": [SEQUENCE_A], "pair": [SEQUENCE_A]}
+
+
 @pytest.mark.parametrize("files, fault", [
     (lambda ours: {}, "no folder that holds tokenizer.json or vocab.txt or vocab.json"),
-    (faulty("uncased", "tokenizer_config.json", "{"), "tokenizer_config.json: cannot be read as JSON"),
-    (faulty("uncased", "tokenizer_config.json", "[]"), "tokenizer_config.json: holds a list"),
-    (faulty("uncased", "vocab.txt", "[PAD]\n[CLS]\n[SEP]\na\n"), r"vocab.txt: unk_token '\[UNK\]' is not among the 4 pieces"),
-    (faulty("uncased", "vocab.txt", "[PAD]\n[UNK]\na\n"), r"vocab.txt: \[CLS\] and \[SEP\]"),
-    (faulty("uncased", "vocab.txt", ""), "vocab.txt: "),
-    (faulty("uncased", "tokenizer_config.json", {"tokenizer_class": "MPNetTokenizer"}), "'MPNetTokenizer' is not supported"),
-    (faulty("uncased", "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"}), "'GPT2Tokenizer' is not supported"),
-    (faulty("uncased", "tokenizer_config.json", {"cls_token": "[START]"}), r"cls_token '\[START\]' is neither"),
-    (faulty("uncased", "tokenizer_config.json", {"additional_special_tokens": ["<x>"]}), "'<x>' is neither"),
-    (faulty("uncased", "tokenizer_config.json", {"split_special_tokens": True}), "split_special_tokens"),
-    (faulty("gpt2", "tokenizer_config.json", {"add_bos_token": True}), "add_bos_token"),
-    (faulty("gpt2", "merges.txt", STORED["merges"][0] + "\nzz top\n"), "merge 1 .* needs the piece 'zz'"),
-    (faulty("gpt2", "merges.txt", "a b c\n"), "merge 0 'a b c' has 3 parts"),
-    (faulty("gpt2", "vocab.json", {"a": 0}), "255 of the 256 byte pieces"),
-    (faulty("gpt2", "vocab.json", lambda v: v.update(a=v["b"])), "ids"),
-    (faulty("uncased", "tokenizer.json", "{"), "tokenizer.json: cannot be read as JSON"),
-    (faulty("uncased", "tokenizer.json", {}), "malformed"),
-    (faulty("uncased", "tokenizer.json", lambda d: d["model"].update(type="Unigram")), "model.type 'Unigram' .* WordPiece, BPE"),
-    (faulty("uncased", "tokenizer.json", lambda d: d.update(normalizer={"type": "Lowercase"})),
-     "normalizer.type 'Lowercase' .* only BertNormalizer"),
-    (faulty("uncased", "tokenizer.json", lambda d: d.update(normalizer=None)), "normalizer.type 'null'"),
-    (faulty("uncased", "tokenizer.json", lambda d: d["normalizer"].update(clean_text=False)),
-     "normalizer.clean_text = false .* only true"),
-    (faulty("gpt2", "tokenizer.json", lambda d: d.update(normalizer={"type": "NFC"})), "normalizer.type 'NFC'"),
-    (faulty("gpt2", "tokenizer.json", lambda d: d["pre_tokenizer"].update(use_regex=False)), "pre_tokenizer.use_regex = false"),
-    (faulty("gpt2", "tokenizer.json", lambda d: d.update(pre_tokenizer={"type": "Whitespace"})), "pre_tokenizer.type 'Whitespace'"),
-    (faulty("gpt2", "tokenizer.json", lambda d: d["model"].update(dropout=0.1)), "model.dropout = 0.1"),
-    (faulty("gpt2", "tokenizer.json", lambda d: d["model"].update(byte_fallback=True)), "model.byte_fallback = true"),
-    (faulty("gpt2", "tokenizer.json", lambda d: d["model"].update(end_of_word_suffix="</w>")), "model.end_of_word_suffix"),
-    (faulty("gpt2", "tokenizer.json", lambda d: d["model"].update(novelty=1)), "model.novelty = 1"),
-    (faulty("gpt2", "tokenizer.json", lambda d: d["added_tokens"][0].update(single_word=True)), "single_word = true"),
-    (faulty("gpt2", "tokenizer.json", lambda d: d["added_tokens"][0].update(content="a")), "'a' has id 556 .* vocabulary"),
-    (faulty("gpt2", "tokenizer.json", lambda d: d.update(post_processor={"type": "Novelty"})), "post_processor.type 'Novelty'"),
-    (faulty("gpt2", "tokenizer.json", lambda d: d.update(post_processor={
-        "type": "TemplateProcessing", "special_tokens": {}, "single": [{"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}]})), "post_processor.pair"),
-    (lambda ours: faulty("uncased", "tokenizer.json", lambda d: None)(ours) | {"tokenizer_config.json": {"do_lower_case": False}},
-     "do_lower_case True, but tokenizer_config.json False"),
-    (lambda ours: faulty("gpt2", "tokenizer.json", lambda d: None)(ours) | {"tokenizer_config.json": {"add_prefix_space": True}},
-     "add_prefix_space False, but tokenizer_config.json True"),
-    (lambda ours: faulty("gpt2", "tokenizer.json", lambda d: None)(ours) | {"tokenizer_config.json": {
-        "added_tokens_decoder": {"556": {"content": "<|endoftext|>", "lstrip": True}}}}, "lstrip False, but"),
+    (old("uncased", CONFIG, "{"), "tokenizer_config.json: cannot be read as JSON"),
+    (old("uncased", CONFIG, "[]"), "tokenizer_config.json: holds a list"),
+    (old("uncased", "vocab.txt", "[CLS]\n[SEP]\na\n"), r"vocab.txt: unk_token '\[UNK\]' is not among the 3 pieces"),
+    (old("uncased", "vocab.txt", "[PAD]\n[UNK]\na\n"), r"vocab.txt: \[CLS\] and \[SEP\]"),
+    (old("uncased", "vocab.txt", ""), "vocab.txt: "),
+    (old("uncased", CONFIG, {"tokenizer_class": "MPNetTokenizer"}), "vocab.txt: .*'MPNetTokenizer' is not supported"),
+    (old("uncased", CONFIG, {"tokenizer_class": "GPT2Tokenizer"}), "vocab.txt: .*'GPT2Tokenizer' is not supported"),
+    (old("uncased", CONFIG, {"cls_token": "[START]"}), r"cls_token '\[START\]' is neither"),
+    (old("uncased", CONFIG, {"additional_special_tokens": ["<x>"]}), "'<x>', which is neither"),
+    (old("uncased", CONFIG, {"split_special_tokens": True}), "split_special_tokens"),
+    (old("gpt2", CONFIG, {"add_bos_token": True}), "add_bos_token"),
+    (old("gpt2", CONFIG, {"added_tokens_decoder": {"x": {"content": "a"}}}), "malformed"),
+    (old("gpt2", CONFIG, {"extra_special_tokens": {"image_token": "<i>"}}), "'<i>', which is neither"),
+    (old("gpt2", "merges.txt", STORED["merges"][0] + "\nzz top\n"), "merge 1 .* needs the piece 'zz'"),
+    (old("gpt2", "merges.txt", "a b c\n"), "merge 0 'a b c' has 3 parts"),
+    (old("gpt2", "vocab.json", {"a": 0}), "255 of the 256 byte pieces"),
+    (old("gpt2", "vocab.json", lambda v: v.update(a=v["b"])), "557 pieces with 556 different ids"),
+    (old("gpt2", "vocab.json", lambda v: v.update(a="7")), "malformed"),
+    (lambda ours: {"tokenizer.json": "{"}, "tokenizer.json: cannot be read as JSON"),
+    (lambda ours: {"tokenizer.json": {}}, "malformed"),
+    (new("uncased", lambda d: d["model"].update(type="Unigram")), "model.type 'Unigram' .* WordPiece, BPE"),
+    (new("uncased", lambda d: d.update(normalizer={"type": "Lowercase"})), "normalizer.type 'Lowercase' .* BertNormalizer"),
+    (new("uncased", lambda d: d.update(normalizer=None)), "normalizer.type 'null' .* only BertNormalizer"),
+    (new("uncased", lambda d: d["normalizer"].update(clean_text=False)), "normalizer.clean_text = false .* only true"),
+    (new("gpt2", lambda d: d.update(normalizer={"type": "NFC"})), "normalizer.type 'NFC' .* only null"),
+    (new("gpt2", lambda d: d["pre_tokenizer"].update(use_regex=False)), "pre_tokenizer.use_regex = false .* only true"),
+    (new("gpt2", lambda d: d.update(pre_tokenizer={"type": "Split"})), "pre_tokenizer.type 'Split' .* only ByteLevel"),
+    (new("gpt2", lambda d: d["model"].update(dropout=0.1)), "model.dropout = 0.1"),
+    (new("gpt2", lambda d: d["model"].update(byte_fallback=True)), "model.byte_fallback = true"),
+    (new("gpt2", lambda d: d["model"].update(end_of_word_suffix="</w>")), "model.end_of_word_suffix = \"</w>\""),
+    (new("gpt2", lambda d: d["model"].update(novelty=1)), "model.novelty = 1"),
+    (new("gpt2", lambda d: d["added_tokens"][0].update(single_word=True)), "single_word = true .* only false"),
+    (new("gpt2", lambda d: d["added_tokens"][0].update(content="a")), "'a' has id 556 .* in the vocabulary"),
+    (new("gpt2", lambda d: d["added_tokens"].append({"content": "new", "id": 5})), "558 pieces with 557 different ids"),
+    (new("gpt2", lambda d: d.update(post_processor={"type": "Novelty"})), "post_processor.type 'Novelty'"),
+    (new("gpt2", lambda d: d.update(post_processor=LOSES_B)), "post_processor.pair holds the texts"),
+    (new("uncased", do_lower_case=False), "do_lower_case True, but tokenizer_config.json False"),
+    (new("gpt2", add_prefix_space=True), "add_prefix_space False, but tokenizer_config.json True"),
+    (new("gpt2", added_tokens_decoder={"556": {"content": "<|endoftext|>", "lstrip": True}}), "has lstrip False for"),
 ])
 def test_faults_of_files_are_named(files, fault, ours, tmp_path):
     with pytest.raises(InputError, match=fault) as caught:
         load_tokenizer(write(tmp_path, files(ours)))
-    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value), "the message is not one line with the path"
+    message = str(caught.value)
+    assert str(tmp_path) in message and "\n" not in message, "the message is not one line with the path in it"
 
 
 def test_other_faults(ours, tmp_path):

@@ -50,8 +50,8 @@ class BytePairModel:
     def __init__(self, vocab, merges, prefix_space=False, whole_words=False, source="vocabulary"):
         missing = [letter for letter in BYTES if letter not in vocab]
         if missing:
-            raise InputError(f"{source}: {len(missing)} of the 256 byte pieces are not in the vocabulary, the first is "
-                             f"{missing[0]!r}; text with these bytes would lose them: add them to the vocabulary")
+            raise InputError(f"{source}: {len(missing)} of the 256 byte pieces are not in the vocabulary, the first "
+                             f"is {missing[0]!r}; text with these bytes would lose them: add them to the vocabulary")
         for rank, pair in enumerate(merges):
             if len(pair) != 2:
                 raise InputError(f"{source}: merge {rank} {' '.join(pair)!r} has {len(pair)} parts, not 2")

@@ -3,9 +3,9 @@
     [CLS] a [SEP] b [SEP]   (BERT)        <s> a </s></s> b </s>   (RoBERTa)        a b   (GPT-2)
 
 Here: `load_tokenizer` for WordPiece and byte-level BPE, and `Tokenizer`. Not here: the two algorithms (wordpiece.py,
-bpe.py); padding and truncation, which belong to batches (those in a tokenizer.json are not followed). Whatever files
-a folder has, they become one dict in the format of tokenizer.json, that of the `tokenizers` library: `save` writes it.
-A component or setting in it that would change ids and is not implemented is an error.
+bpe.py); reading files (tokenizer_files.py: whatever they are, they become one dict as in a tokenizer.json); padding
+and truncation, which belong to batches, so that those in a tokenizer.json are not followed. A component or setting
+that would change ids and is not implemented is an error.
 """
 
 import json
@@ -18,7 +18,7 @@ from minillmclf.text.tokenizer_files import ROLES, check, complete, read_folder,
 
 SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
-# model.type -> (the algorithm, the normalizer and the pre_tokenizer that go with it). A new kind is a new row.
+# model.type -> (the algorithm, the normalizer and the pre_tokenizer that go with it); a new kind is a new row
 KINDS = {"WordPiece": (wordpiece.WordPieceModel, "BertNormalizer", "BertPreTokenizer"),
          "BPE": (bpe.BytePairModel, "null", "ByteLevel")}
 POST = ("null", "ByteLevel", "TemplateProcessing", "BertProcessing", "RobertaProcessing")
@@ -27,21 +27,23 @@ POST = ("null", "ByteLevel", "TemplateProcessing", "BertProcessing", "RobertaPro
 def load_tokenizer(path):
     """The tokenizer in the folder of a checkpoint.
 
-    Read, the first that is there: tokenizer.json; vocab.txt (BERT); vocab.json with merges.txt (RoBERTa, GPT-2). Special
-    tokens and model_max_length come from tokenizer_config.json and the older special_tokens_map.json and
+    Read, the first that is there: tokenizer.json; vocab.txt (BERT); vocab.json with merges.txt (RoBERTa, GPT-2).
+    Special tokens and model_max_length come from tokenizer_config.json and the older special_tokens_map.json and
     added_tokens.json. What these do not say is as the family has it: for vocab.txt BERT, uncased if no piece has a
     capital, else cased; for vocab.json RoBERTa if "<s>" and "</s>" are in it, else GPT-2.
-    Raises InputError if the folder or its files are absent, malformed, contradict each other, or are of another kind.
+    Raises InputError if the folder or its files are absent, malformed, at odds with each other, or of another kind.
     """
     try:
         return Tokenizer(*read_folder(os.fspath(path)))
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except InputError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: a tokenizer file in it is malformed ({error!r}); fetch the files again") from error
 
 
 class Tokenizer:
-    """Text -> ids and back. Made by `load_tokenizer` from a dict as in tokenizer.json, one as in tokenizer_config.json
-    and the file that errors name.
+    """Text -> ids and back. Made by `load_tokenizer`, from a dict as in tokenizer.json (document), one as in
+    tokenizer_config.json (config) and the file that errors name (source).
 
     vocab: piece -> id, added tokens included.      special_ids: the ids that are no text.
     pad_id, cls_id, sep_id, unk_id, mask_id, bos_id, eos_id: None where the checkpoint has no such token.
@@ -53,6 +55,9 @@ class Tokenizer:
         self._model = build_model(document, config, source)
         self.vocab = self._model.vocab | {token["content"]: token["id"] for token in added}
         self._pieces = {i: piece for piece, i in self.vocab.items()}
+        if len(self._pieces) < len(self.vocab) or not self.vocab or min(self._pieces) < 0:
+            raise InputError(f"{source}: {len(self.vocab)} pieces with {len(self._pieces)} different ids; each piece "
+                             "needs one of its own, from 0 up: fetch the file again")
         self._names = role_names(self.vocab, config, source)
         for role in ROLES:
             setattr(self, f"{role}_id", self.vocab.get(self._names.get(role)))
@@ -78,15 +83,15 @@ class Tokenizer:
             elif not self._folded.tokens:
                 words += [(word, list(ids)) for word, ids in self._model.words(part)]
             else:
-                for piece, token in self._folded.cut(self._model.normalise(part)):
-                    words += self._model.words(piece) if token is None else [(piece, [token])]
+                for word, added in self._folded.cut(self._model.normalise(part)):
+                    words += self._model.words(word) if added is None else [(word, [added])]
         return words
 
     def ids(self, text):
         """Ids of a text without special tokens, but for those that stand in it: "[SEP]" is the id of [SEP]."""
         if self._folded.tokens or self._literal.pattern.search(text):
             return [i for _, ids in self.words(text) for i in ids]
-        return self._model.ids(text)
+        return self._model.ids(text)  # the same, without the words
 
     def tokens(self, text):
         """The pieces of a text, as the vocabulary writes them."""
@@ -110,7 +115,7 @@ class Tokenizer:
         return self.layout(self.ids(text), None if pair is None else self.ids(pair))[0]
 
     def decode(self, ids, keep_specials=False):
-        """Text of ids. Byte-level: the very text. WordPiece: words with a space between, for ids do not hold more."""
+        """Text of ids. Byte-level: the very text. WordPiece: words with a space between; ids do not hold more."""
         kept = [i for i in ids if keep_specials or i not in self.special_ids]
         unknown = [i for i in kept if i not in self._pieces]
         if unknown:
@@ -118,7 +123,7 @@ class Tokenizer:
         return self._model.join([self._pieces[i] for i in kept])
 
     def save(self, folder):
-        """Write tokenizer.json and tokenizer_config.json, for `load_tokenizer` and for transformers' AutoTokenizer."""
+        """Write tokenizer.json and tokenizer_config.json, for `load_tokenizer` and transformers' AutoTokenizer."""
         added = self._document.get("added_tokens") or []
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
                   "model_max_length": self.max_length or int(1e30), "model_input_names": self._model.inputs}
@@ -175,10 +180,7 @@ def build_model(document, config, source):
     model = document["model"]
     kind = model.setdefault("type", "BPE" if "merges" in model else "WordPiece")  # the oldest files leave it out
     check(model, KINDS, source, "model")
-    vocab, (build, normalizer, pre_tokenizer) = model["vocab"], KINDS[kind]
-    if not vocab or len(set(vocab.values())) < len(vocab) or min(vocab.values()) < 0:
-        raise InputError(f"{source}: the {len(vocab)} pieces of the vocabulary do not have as many ids from 0 up; fetch the "
-                         "file again")
+    build, normalizer, pre_tokenizer = KINDS[kind]
     check(document.get("normalizer"), [normalizer], source, "normalizer")
     check(document.get("pre_tokenizer"), [pre_tokenizer], source, "pre_tokenizer")
     for token in document.get("added_tokens") or []:

@@ -1,8 +1,8 @@
 """The files that a tokenizer comes in, read into one form: a dict as in tokenizer.json.
 
 Here: tokenizer.json itself; vocab.txt, vocab.json and merges.txt with what the family takes for granted; the names of
-special tokens in tokenizer_config.json and its older companions special_tokens_map.json and added_tokens.json; and
-`check`, which refuses what would change ids and is not implemented. Not here: what the dict is used for (tokenizer.py).
+special tokens in tokenizer_config.json and its older companions special_tokens_map.json and added_tokens.json;
+`check`, which refuses what would change ids and is not implemented. Not here: the use of the dict (tokenizer.py).
 The format has no paper; these are the files of the `tokenizers` and `transformers` libraries.
 """
 
@@ -22,8 +22,9 @@ ANY = None
 # type of a component -> its keys, each with the values that we implement (ANY: all of them, or the key changes no id)
 KEYS = {
     "WordPiece": {"vocab": ANY, "unk_token": ANY, "continuing_subword_prefix": ANY, "max_input_chars_per_word": ANY},
-    "BPE": {"vocab": ANY, "merges": ANY, "ignore_merges": ANY, "unk_token": ANY, "fuse_unk": ANY, "dropout": (None, 0),
-            "byte_fallback": (False,), "continuing_subword_prefix": (None, ""), "end_of_word_suffix": (None, "")},
+    "BPE": {"vocab": ANY, "merges": ANY, "ignore_merges": ANY, "unk_token": ANY, "fuse_unk": ANY,
+            "dropout": (None, 0), "byte_fallback": (False,), "continuing_subword_prefix": (None, ""),
+            "end_of_word_suffix": (None, "")},
     "null": {},
     "BertNormalizer": {"lowercase": ANY, "strip_accents": ANY, "handle_chinese_chars": ANY, "clean_text": (True,)},
     "BertPreTokenizer": {},
@@ -37,8 +38,9 @@ KEYS = {
 
 
 def read_folder(folder):
-    """(document, config, file): a dict as in tokenizer.json, one as in tokenizer_config.json, and the file that errors
-    should name. Raises InputError if the folder has no tokenizer that we know, or a file in it is malformed."""
+    """(document, config, source): a dict as in tokenizer.json, one as in tokenizer_config.json, the file for errors.
+
+    Raises InputError if the folder has no tokenizer that we know, or a file in it is malformed."""
     config = read_json(folder, "tokenizer_config.json", {})
     if "added_tokens_decoder" not in config:  # a folder older than this key has its content in two other files
         config |= read_json(folder, "special_tokens_map.json", {})
@@ -49,12 +51,13 @@ def read_folder(folder):
     for name, read in READERS.items():
         if os.path.isfile(os.path.join(folder, name)):
             return read(folder, config), config, os.path.join(folder, name)
-    raise InputError(f"{folder}: no folder that holds {' or '.join(READERS)}; name the one with the checkpoint's files")
+    raise InputError(f"{folder}: no folder that holds {' or '.join(READERS)}; name the folder of a checkpoint")
 
 
 def read_tokenizer_json(folder, config):
     """The file that says all, and the special tokens that the config names besides."""
     document, source = read_json(folder, "tokenizer.json"), f"{folder}/tokenizer.json"
+    document |= {"truncation": None, "padding": None}  # batches decide about these
     document["added_tokens"] = added_tokens(document["model"]["vocab"], document.get("added_tokens"), config, source)
     return document
 
@@ -63,8 +66,9 @@ def read_vocab_txt(folder, config):
     """BERT: a piece a line, the line number is the id."""
     vocab = {piece: i for i, piece in enumerate(read_lines(folder, "vocab.txt"))}
     has_capitals = any(piece != piece.lower() for piece in vocab if not piece.startswith("["))
-    sections = wordpiece.describe(vocab, config.get("do_lower_case", not has_capitals), config.get("strip_accents"),
-                                  config.get("tokenize_chinese_chars", True), content(config.get("unk_token", "[UNK]")))
+    lower, unk = config.get("do_lower_case", not has_capitals), content(config.get("unk_token", "[UNK]"))
+    accents, chinese = config.get("strip_accents"), config.get("tokenize_chinese_chars", True)
+    sections = wordpiece.describe(vocab, lower, accents, chinese, unk)
     config["tokenizer_class"] = config.get("tokenizer_class") or "BertTokenizer"
     return complete(sections, config, f"{folder}/vocab.txt")
 
@@ -108,7 +112,7 @@ def read_lines(folder, name):
 
 
 def complete(sections, config, source):
-    """A whole tokenizer.json from the sections of an algorithm and the special tokens of config["tokenizer_class"]."""
+    """A whole tokenizer.json: the sections of an algorithm, and the special tokens of config["tokenizer_class"]."""
     name, kind = config["tokenizer_class"], sections["model"]["type"]
     usual = FAMILIES.get(name.removesuffix("Fast"))
     if usual is None or (usual is BERT) != (kind == "WordPiece"):
@@ -118,20 +122,22 @@ def complete(sections, config, source):
         raise InputError(f"{source}: add_bos_token and add_eos_token are supported in a tokenizer.json only")
     added = added_tokens(sections["model"]["vocab"], [], config, source)
     post = None if usual is GPT2 else frame(added, config, usual, source)
-    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "post_processor": post} | sections
+    return sections | {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+                       "post_processor": post}
 
 
 def added_tokens(vocab, added, config, source):
-    """The tokens to be found literally in a text: `added` of a tokenizer.json, what the config adds, and its special
-    ones. Raises InputError for a token without id, or if the two files say different things of it."""
+    """The tokens to be found literally in a text: `added` of tokenizer.json, what the config adds, special ones.
+
+    Raises InputError for a token without id, or if the two files say different things of it."""
     added = {token["content"]: token for token in added or []}
     for i, token in config["added_tokens_decoder"].items():
         token = {"id": int(i), **token}
         known = added.setdefault(token["content"], token)
         for key in ("id", "lstrip", "rstrip"):
             if known.get(key, False) != token.get(key, False):
-                raise InputError(f"{source}: {token['content']!r} has {key} {known.get(key)}, but tokenizer_config.json "
-                                 f"{token.get(key)}; set both alike")
+                raise InputError(f"{source} has {key} {known.get(key)} for {token['content']!r}, but "
+                                 f"tokenizer_config.json {token.get(key)}; set both alike")
     ids = {text: token["id"] for text, token in added.items()}
     moved = [text for text in ids if vocab.get(text, ids[text]) != ids[text]]
     if moved:
@@ -154,11 +160,13 @@ def special_tokens(vocab, config, source):
             found.append((text, {key: given[key] for key in given if key in KEYS["added_tokens"]}))
         elif given or role in usual:  # RoBERTa's mask takes the space before it: "a <mask>" is two pieces
             found.append((text, {"lstrip": usual is ROBERTA and role == "mask"}))
-    for token in (config.get("additional_special_tokens") or []) + (config.get("extra_special_tokens") or []):
-        if content(token) not in vocab:
-            raise InputError(f"{source}: special token {content(token)!r} is neither in the vocabulary of {len(vocab)} "
-                             "pieces nor among the added tokens; add it, or take it out of tokenizer_config.json")
-        found.append((content(token), {}))
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        given = config.get(key) or []
+        for token in given.values() if isinstance(given, dict) else given:
+            if content(token) not in vocab:
+                raise InputError(f"{source}: {key} has {content(token)!r}, which is neither in the vocabulary of "
+                                 f"{len(vocab)} pieces nor an added token; add it, or leave it out of the config")
+            found.append((content(token), {}))
     return found
 
 
@@ -194,8 +202,8 @@ def role_names(vocab, config, source):
         if f"{role}_token" in config:
             names[role] = content(config[f"{role}_token"])
             if names[role] is not None and names[role] not in vocab:
-                raise InputError(f"{source}: {role}_token {names[role]!r} is neither in the vocabulary of {len(vocab)} "
-                                 "pieces nor among the added tokens; add it, or leave it out of the config")
+                raise InputError(f"{source}: {role}_token {names[role]!r} is neither in the vocabulary of "
+                                 f"{len(vocab)} pieces nor an added token; add it, or leave it out of the config")
     return {role: name for role, name in names.items() if name is not None}
 
 

@@ -3,9 +3,9 @@
     "Unbelievable, 你好!"  ->  unbelievable , 你 好 !  ->  un ##bel ##ie ##va ##ble , 你 好 !
 
 Here: the algorithm. Not here: special tokens and files (tokenizer.py), training a vocabulary. Sources: Devlin et al.
-2018 (BERT) and its `tokenization.py`; where that and the `tokenizers` library differ, we do what the library does. One
-difference to the library stays: its Unicode tables for marks, punctuation and format characters are of 2015, ours are
-those of the Python that runs, so about 500 characters of rare scripts that came or changed since then differ.
+2018 (BERT) and its `tokenization.py`; where that and the `tokenizers` library differ, we do as the library does. One
+difference stays: its Unicode tables for marks, punctuation and format characters are of 2015, ours are those of the
+Python that runs, so about 500 characters of rare scripts that came or changed since then are treated otherwise.
 """
 
 import functools
@@ -41,7 +41,8 @@ class WordPieceModel:
         self.lower = lower
         self.strip_accents = lower if strip_accents is None else strip_accents
         # as tokenizer_config.json names them
-        self.settings = {"do_lower_case": lower, "strip_accents": self.strip_accents, "tokenize_chinese_chars": chinese}
+        self.settings = {"do_lower_case": lower, "strip_accents": self.strip_accents,
+                         "tokenize_chinese_chars": chinese}
         self._clean_table = CleanTable(chinese)
         self._run = functools.lru_cache(REMEMBERED)(self._cut_run)  # language repeats itself
 
@@ -75,7 +76,7 @@ class WordPieceModel:
         return words, [i for _, ids in words for i in ids]
 
     def _fold(self, text):
-        """Without accents ("é" is "e" and a mark in NFD form; marks are dropped) and capitals, as the settings say."""
+        """Without accents ("é" is "e" and a mark in NFD form; marks are dropped) and capitals, if so set."""
         if self.strip_accents and not text.isascii():
             text = "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
         if self.lower:  # one by one: "ΟΔΟΣ".lower() looks around and ends in "ς", the library's ends in "σ"
@@ -83,7 +84,7 @@ class WordPieceModel:
         return text
 
     def pieces(self, word):
-        """Ids of one word: the longest piece that fits, again and again; all of it is unknown if one place fits none."""
+        """Ids of one word: the longest piece that fits, again and again. One place without: all is unknown."""
         if len(word) > self.longest:
             return [self.unk_id]
         ids, start = [], 0
@@ -142,6 +143,6 @@ def describe(vocab, lower, strip_accents=None, chinese=True, unk="[UNK]"):
     return {"normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": chinese,
                            "strip_accents": strip_accents, "lowercase": lower},
             "pre_tokenizer": {"type": "BertPreTokenizer"},
-            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": False},
+            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
             "model": {"type": "WordPiece", "unk_token": unk, "continuing_subword_prefix": "##",
                       "max_input_chars_per_word": 100, "vocab": vocab}}

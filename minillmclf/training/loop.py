@@ -4,6 +4,7 @@ The loop sees `model(batch) -> scores (B, C)` and a loss; it never asks how the 
 any moment: the next call with the same settings goes on from the last state on disk, and ends bit for bit where an
 uninterrupted run ends, because everything random in a step follows from (seed, step).
 """
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,9 @@ class Rows:
 def plan_epochs(train, s):
     """The batches of all epochs, a list of lists of rows each; settled beforehand by the seed."""
     lengths = [len(ids) for ids, _ in train.encoded]
-    return [make_batches(lengths, s.batch_size, seed=f"{s.seed}:{epoch}", tokens=s.batch_tokens) for epoch in range(s.epochs)]
+    per_epoch = len(make_batches(lengths, s.batch_size, seed=f"{s.seed}:0", tokens=s.batch_tokens))
+    epochs = max(s.epochs, math.ceil(s.min_steps / per_epoch))
+    return [make_batches(lengths, s.batch_size, seed=f"{s.seed}:{epoch}", tokens=s.batch_tokens) for epoch in range(epochs)]
 
 
 def take_step(model, optimizer, train, rows, s, class_weights):
@@ -61,7 +64,7 @@ def take_step(model, optimizer, train, rows, s, class_weights):
 
 
 def fit(model, train, dev, s, folder, stop=None, class_weights=None, show=None):
-    """Train on `train`, choose the best epoch on `dev` -> history, a list of one dict for each epoch.
+    """Train on `train`, choose the best epoch on `dev` -> progress: "history", one dict an epoch, and "best".
 
     model: Classifier; train, dev: Rows; s: Settings; folder: where state.safetensors and best.safetensors live;
     stop: object whose `.asked` ends the loop between two steps; show: called with (step, total, loss).
@@ -97,7 +100,7 @@ def fit(model, train, dev, s, folder, stop=None, class_weights=None, show=None):
         if s.patience and epoch + 1 - progress["best"]["epoch"] >= s.patience:
             break
     restore(model, best)
-    return progress["history"]
+    return progress
 
 
 def finish_epoch(model, dev, s, progress, best):

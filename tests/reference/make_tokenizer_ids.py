@@ -35,9 +35,11 @@ TEXTS = [
     "UNBELIEVABLE, she'll say we've paid $42.50 (or 3+4=7)!", "café cafe\u0301 CAFÉ Ångström naïve ﬁn ß ẞ İstanbul",
     "ΟΔΟΣ και ΟΔΟΣ", "北京天气很好。東京 タワー 서울 한국", "a\u200bb\u200dc\ufeffd\u00ade", "x\x00y\ufffdz\x07!\x85?\x1c.",
     "line\u2028one\u2029two\u00a0three\u3000four", "👩‍👩‍👧 👍🏽 🫨 ☃ ⛄", "שָׁלוֹם עולם مَرْحَبًا", "हिन्दी भाषा ไทย",
-    "e\u0316\u0301\u0302 Z̸a̷l̵g̶o̴", "[CLS] the film [SEP] the book [sep] [MASK]", "a  <mask> b\u2003<mask>c <s>x</s>",
+    "e\u0316\u0301\u0302 Z̸a̷l̵g̶o̴", "[CLS] the film [SEP] the book [sep] [MASK]",
+    "a  <mask> b\u2003<mask>c <s>x</s>",
     "end<|endoftext|> start", "e" * 100, "e" * 101, "lower" * 60, "1234567890 ½ ² Ⅷ ٣", "don't DON'T 'tis it''s ’s",
-    "    four\n\n\n\tlines  \n", "#hashtag @user http://x.y/z?a=b&c=d", "…—–“”‘’«»¿¡§¶†‡ ` ~ ^ |", "\U0002b820\U0002b91f\U0002b920鿿",
+    "    four\n\n\n\tlines  \n", "#hashtag @user http://x.y/z?a=b&c=d", "…—–“”‘’«»¿¡§¶†‡ ` ~ ^ |",
+    "\U0002b820\U0002b91f\U0002b920鿿",
 ]
 PAIRS = [["The film was slow.", "It isn't slow!"], ["a", " b"], ["", "the last [SEP]"]]
 BERT_SETTINGS = {
@@ -108,7 +110,8 @@ def main():
                "transformers": transformers.__version__, "bert": pieces, "letters": letters, "merges": merges,
                "settings": BERT_SETTINGS | BPE_SETTINGS, "texts": TEXTS, "pairs": PAIRS}
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]
-    lines += [f"{json.dumps('ids, ' + key)}: {json.dumps(value, separators=(',', ':'))}" for key, value in expected.items()]
+    lines += [f"{json.dumps('ids, ' + key)}: {json.dumps(value, separators=(',', ':'))}"
+              for key, value in expected.items()]
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     print(f"{path.name}: {path.stat().st_size} bytes, {len(pieces)} WordPiece pieces, {len(merges)} merges")
 
