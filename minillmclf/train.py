@@ -214,6 +214,19 @@ def show_record(record, labels, rows, folder):
           f"{timing['peak_memory_mb']} MB\nsaved in {folder}; try:  python -m minillmclf.predict --model {folder} \"a text\"")
 
 
+def train_run(s, data, folder):
+    """One whole run: build, look at the data, learn, finish -> its record (what run.json holds), None if it was stopped."""
+    from .models.weights import write_atomic
+    model, trainable, total = build(s, data.labels)
+    report = diagnose(model, data)
+    print("\n".join(report.lines()) + f"\n\n{s.model}: {model.report.line() if s.weights == 'pretrained' else 'random weights'}")
+    record = {"settings": asdict(s), "finished": False, "data": {**data.source, "rows": report.rows, "labels": data.labels},
+              "doctor": report.as_dict(), "versions": versions(), "parameters": {"trainable": trainable, "total": total}}
+    write_atomic(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    progress, seconds = learn(s, model, data, folder)
+    return progress and finish(s, model, data, folder, record, progress, seconds)
+
+
 def main(arguments=None):
     flags = vars(parse(arguments))
     config, overwrite = flags.pop("config"), flags.pop("overwrite")
@@ -225,18 +238,10 @@ def main(arguments=None):
         print(f"{folder}: this run is finished already (--overwrite starts it anew)")
         show_record(finished, data.labels, len(getattr(data, finished["split"])), folder)
         return 0
-    model, trainable, total = build(s, data.labels)
-    report = diagnose(model, data)
-    print("\n".join(report.lines()) + f"\n\n{s.model}: {model.report.line() if s.weights == 'pretrained' else 'random weights'}")
-    record = {"settings": asdict(s), "finished": False, "data": {**data.source, "rows": report.rows, "labels": data.labels},
-              "doctor": report.as_dict(), "versions": versions(), "parameters": {"trainable": trainable, "total": total}}
-    from .models.weights import write_atomic
-    write_atomic(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    progress, seconds = learn(s, model, data, folder)
-    if progress is None:
+    record = train_run(s, data, folder)
+    if record is None:
         print(f"stopped; the state is saved in {folder}. The same command goes on from there.")
         return 130
-    record = finish(s, model, data, folder, record, progress, seconds)
     show_record(record, data.labels, len(getattr(data, record["split"])), folder)
     return 0
 

@@ -115,8 +115,8 @@ def masked_labels(ids, mask):
 
 
 def run(model, ids, mask, types, labels):
-    """What transformers computes: hidden states (N, D) at the real places, logits, loss, gradients."""
-    out = model(input_ids=ids, attention_mask=mask, token_type_ids=types, labels=labels, output_hidden_states=True)
+    """What transformers computes, in float64: hidden states (N, D) at the real places, logits, loss, gradients."""
+    out = model.double()(input_ids=ids, attention_mask=mask, token_type_ids=types, labels=labels, output_hidden_states=True)
     out.loss.backward()
     names = ["embeddings", *(f"layer {i}" for i in range(model.config.num_hidden_layers))]
     expected = {name: hidden[mask.bool()] for name, hidden in zip(names, out.hidden_states, strict=True)}
@@ -124,14 +124,15 @@ def run(model, ids, mask, types, labels):
     expected |= {"ids": ids, "mask": mask, "types": types, "labels": labels, "logits": logits, "loss": out.loss}
     expected |= {"gradient of " + name: parameter.grad for name, parameter in model.named_parameters()
                  if any(part in name for part in GRADIENTS)}
-    return {name: tensor.detach().contiguous() for name, tensor in expected.items()}
+    return {name: tensor.detach() for name, tensor in expected.items()}
 
 
 def make(name, model, batch, labels):
     """Save one folder."""
     folder = MODELS / name
     model.save_pretrained(folder)
-    save_file(run(model, *batch, labels), folder / "expected.safetensors")
+    expected = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in run(model, *batch, labels).items()}
+    save_file(expected, folder / "expected.safetensors")
 
 
 def make_classifier(name, kind, config, tokenizer, seed, **fields):

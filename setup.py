@@ -1,0 +1,14 @@
+"""Installation: pip install -e .    With what the tests compare against: pip install -e '.[test]'"""
+from setuptools import find_packages, setup
+
+setup(
+    name="minillmclf",
+    version="0.1.0",
+    description="How a language model becomes a text classifier: by hand, in plain PyTorch, exact enough to use",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["minillmclf", "minillmclf.*"]),
+    package_data={"minillmclf": ["datasets/*.csv", "datasets/*.txt"]},
+    install_requires=["torch>=2.11,<2.14", "safetensors>=0.5", "numpy", "regex", "tqdm"],
+    extras_require={"test": ["pytest", "hypothesis", "transformers>=5", "tokenizers"]},
+)

@@ -1,0 +1,41 @@
+"""What several test files share: the stored models, and the comparison that names the first layer that differs."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")      # no test reaches for the network, whatever a library would like
+
+import torch
+
+torch.set_num_threads(1)                          # the models here are tiny: threads would only get in each other's way
+
+MODELS = Path(__file__).parent / "fixtures" / "models"    # written by reference/make_fixtures.py
+
+
+def trace(model, ids, mask, types=None):
+    """What a body computes, step by step: {"embeddings": (N, D), "layer 0": (N, D), ..., "hidden": (B, T, D)}."""
+    steps, hooks = {}, []
+    for name, module in [("embeddings", model.embedding_norm), *((f"layer {i}", m) for i, m in enumerate(model.layers))]:
+        hooks.append(module.register_forward_hook(lambda module, given, out, name=name: steps.update({name: out.detach()})))
+    try:
+        return steps | {"hidden": model(ids, mask, types)}
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def first_difference(ours, reference, tolerance, relative=False):
+    """None, or which tensor of `reference`, in its order, is the first that `ours` has not, and by how much.
+
+    tolerance: the largest difference of a number that passes; relative: in parts of the tensor's largest number.
+    """
+    for name, expected in reference.items():
+        if name not in ours:
+            return f"{name} is missing"
+        found = ours[name]
+        if found.shape != expected.shape:
+            return f"{name} has shape {tuple(found.shape)}, not {tuple(expected.shape)}"
+        difference = (found - expected).abs().max().item() / (expected.abs().max().item() if relative else 1.0)
+        if not difference <= tolerance:           # so written that NaN is a difference too
+            return f"{name} differs by {difference:.2g} (tolerance {tolerance:g})"
+    return None
