@@ -105,16 +105,16 @@ def main(arguments=None):
         if model not in BASELINES:
             parse_model(model, settings)
     found = list(cells(a, settings))
-    from .models.weights import write_atomic
+    from .files import write_text
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["model", "rows_per_class", "seed", "accuracy", "macro_f1", "log_loss", "ece"])
     writer.writerows([model, size, seed, *(f"{m[k]:.6f}" for k in ("accuracy", "macro_f1", "log_loss", "ece"))]
                      for model, size, seed, m in found)
-    write_atomic(Path(a.out) / "table.csv", out.getvalue())
+    write_text(Path(a.out) / "table.csv", out.getvalue())
     text = render(found, a.models, a.learning_curve)
-    write_atomic(Path(a.out) / "table.md", text)
-    write_atomic(Path(a.out) / "settings.json", json.dumps({"models": a.models, "sizes": a.learning_curve, "seeds": a.seeds, **flags}, indent=2) + "\n")
+    write_text(Path(a.out) / "table.md", text)
+    write_text(Path(a.out) / "settings.json", json.dumps({"models": a.models, "sizes": a.learning_curve, "seeds": a.seeds, **flags}, indent=2) + "\n")
     print("\n" + text + f"\nsaved in {a.out}")
     return 0
 

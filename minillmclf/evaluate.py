@@ -30,7 +30,7 @@ def parse(arguments=None):
 
 def choose_rows(a, folder):
     """The rows to be judged -> (list of Example, what they are called)."""
-    from .models.weights import read_json
+    from .files import read_json
     from .text.data import load_data, read_examples, read_table
     name, columns, label, seed = a.data, a.text_column, a.label_column, 0
     if name is None:
@@ -58,7 +58,7 @@ def main(arguments=None):
     folder = find_model(a.model)
     rows, name = choose_rows(a, folder)
     from .classify.classifier import Classifier
-    from .models.weights import write_atomic
+    from .files import write_text
     from .train import table
     from .training.metrics import evaluate
     model = Classifier.load(folder)
@@ -73,7 +73,7 @@ def main(arguments=None):
     print(f"\n{shortened} of {len(rows)} texts cut to {model.max_length} tokens. Most frequent confusions:")
     print("\n".join(confusions(truth, probabilities.argmax(1), model.labels)) or "  none")
     if a.out:
-        write_atomic(a.out, json.dumps({"model": str(a.model), "data": name, "rows": len(rows), **metrics}, indent=2) + "\n")
+        write_text(a.out, json.dumps({"model": str(a.model), "data": name, "rows": len(rows), **metrics}, indent=2) + "\n")
     return 0
 
 

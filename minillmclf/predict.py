@@ -80,12 +80,12 @@ def main(arguments=None):
     a = parse(arguments)
     folder, texts = find_model(a.model), read_texts(a)
     from .classify.classifier import Classifier
-    from .models.weights import write_atomic
+    from .files import write_text
     model = Classifier.load(folder)
     answer = render(texts, model.predict(texts, a.batch_size), model.labels,
                     a.format or ("csv" if a.out and a.out.endswith(".csv") else "jsonl"))
     if a.out:
-        write_atomic(a.out, answer)
+        write_text(a.out, answer)
         print(f"{len(texts)} answers in {a.out}", file=sys.stderr)
     else:
         sys.stdout.write(answer)

@@ -250,7 +250,7 @@ def save(a, objective, tokenizer, log):
     import torch
 
     from .models import export, write_checkpoint
-    from .models.weights import write_atomic
+    from .files import write_text
     student, names = objective.student, {**objective.student.NAMES, **objective.student.LM_NAMES}
     tensors = export(student, names)
     if objective.head:                               # BERT's pooler travels with the body
@@ -258,7 +258,7 @@ def save(a, objective, tokenizer, log):
     kind = "lm_head" if student.lm_head is not None else "body"
     write_checkpoint(a.out, {**student.source_config, "architectures": [student.ARCHITECTURES[kind]]}, tensors, torch.float16)
     tokenizer.save(a.out)
-    write_atomic(Path(a.out) / "pretrain.jsonl", "".join(json.dumps(line) + "\n" for line in log))
+    write_text(Path(a.out) / "pretrain.jsonl", "".join(json.dumps(line) + "\n" for line in log))
 
 
 def main(arguments=None):

@@ -79,7 +79,7 @@ def add_settings(parser, names=None):
 
 def read_settings(arguments, config=None):
     """Defaults, then the file's settings, then the flags -> Settings. config: path of a run.json, or of a JSON object."""
-    from .models.weights import read_json
+    from .files import read_json
     values = {}
     if config:
         values = read_json(config)

@@ -133,7 +133,7 @@ def open_run(s, folder, data, overwrite):
 
     Another run, or a folder with other things in it, is an InputError: nothing is overwritten unasked.
     """
-    from .models.weights import read_json
+    from .files import read_json
     record = folder / "run.json"
     if overwrite:
         for name in ("run.json", "metrics.jsonl", "predictions.csv", "state.safetensors", "best.safetensors"):
@@ -154,21 +154,21 @@ def open_run(s, folder, data, overwrite):
 
 def write_predictions(path, examples, probabilities, labels):
     """predictions.csv: line in the source, texts, true label, answer, and a probability for each class."""
-    from .models.weights import write_atomic
+    from .files import write_text
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     texts = ["text"] if len(examples[0].texts) == 1 else [f"text_{c}" for c in "abcdef"[:len(examples[0].texts)]]
     writer.writerow(["line", *texts, "label", "predicted", *(f"p_{name}" for name in labels)])
     for example, p in zip(examples, probabilities):
         writer.writerow([example.row, *example.texts, example.label, labels[p.argmax()], *(f"{x:.6f}" for x in p)])
-    write_atomic(path, out.getvalue())
+    write_text(path, out.getvalue())
 
 
 def learn(s, model, data, folder):
     """The training itself, with its progress bar -> the loop's progress (None if it was stopped), seconds."""
     from tqdm import tqdm
 
-    from .models.weights import write_atomic
+    from .files import write_text
     from .training.loop import fit
     train, dev = encode(model, data.train)[0], encode(model, data.dev)[0]
     weights = balanced(train.labels, len(model.labels)) if s.class_weights == "balanced" else None
@@ -181,13 +181,13 @@ def learn(s, model, data, folder):
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         progress = fit(model, train, dev, s, folder, stop, weights, show)
     if progress is not None:
-        write_atomic(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in progress["history"]))
+        write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in progress["history"]))
     return progress, time.time() - started
 
 
 def finish(s, model, data, folder, record, progress, seconds):
     """Test, compare with the baselines, save everything; the training state is removed last."""
-    from .models.weights import write_atomic
+    from .files import write_text
     from .training.metrics import evaluate
     split = "test" if data.test else "dev"
     rows, _ = encode(model, getattr(data, split))
@@ -199,7 +199,7 @@ def finish(s, model, data, folder, record, progress, seconds):
     record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split, "results": results, "timing": {
         "train_seconds": round(seconds, 1), "seconds_per_step": round(seconds / progress["step"], 4),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}}
-    write_atomic(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     for name in ("state.safetensors", "best.safetensors"):
         (folder / name).unlink(missing_ok=True)
     return record
@@ -216,13 +216,13 @@ def show_record(record, labels, rows, folder):
 
 def train_run(s, data, folder):
     """One whole run: build, look at the data, learn, finish -> its record (what run.json holds), None if it was stopped."""
-    from .models.weights import write_atomic
+    from .files import write_text
     model, trainable, total = build(s, data.labels)
     report = diagnose(model, data)
     print("\n".join(report.lines()) + f"\n\n{s.model}: {model.report.line() if s.weights == 'pretrained' else 'random weights'}")
     record = {"settings": asdict(s), "finished": False, "data": {**data.source, "rows": report.rows, "labels": data.labels},
               "doctor": report.as_dict(), "versions": versions(), "parameters": {"trainable": trainable, "total": total}}
-    write_atomic(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     progress, seconds = learn(s, model, data, folder)
     return progress and finish(s, model, data, folder, record, progress, seconds)
 

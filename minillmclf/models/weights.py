@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import InputError
+from ..files import read_json, replacing, write_text
 
 LEAVES = {".weight": ".weight", ".bias": ".bias", ".gamma": ".weight", ".beta": ".bias", "": ""}   # gamma, beta: before 2019
 
@@ -83,19 +84,6 @@ class Checkpoint:
 
     def shape(self, name):
         return tuple(self.files[name].get_slice(name).get_shape())
-
-
-def read_json(path):
-    """A JSON object from a file, or one clear error."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: is not there") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: should hold a JSON object, holds a {type(value).__name__}")
-    return value
 
 
 def open_tensors(path):
@@ -193,42 +181,13 @@ def write_checkpoint(folder, config, tensors, dtype=torch.float32):
     config = {**config, "dtype": str(dtype).removeprefix("torch.")}
     config.pop("torch_dtype", None)
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    write_atomic(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_tensors(path, tensors, metadata):
-    """One safetensors file, written beside its name and moved over it when it is whole and on disk."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        save_file(tensors, str(temporary), metadata=metadata)
-        replace(temporary, path)
-    except (SafetensorError, OSError) as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"{path}: could not be written ({error}); what was saved before is untouched: "
-                         f"free some space or choose another --out") from None
-
-
-def write_atomic(path, text):
-    """A text file, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"{path}: could not be written ({error}); what was saved before is untouched: "
-                         f"free some space or choose another --out") from None
-
-
-def replace(temporary, path):
-    """Flush a finished file to disk, then give it its name (and the permissions that a new file has here)."""
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(temporary, 0o666 & ~umask)
-    os.replace(temporary, path)
+    """One safetensors file, whole or not at all."""
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, str(temporary), metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None

@@ -42,7 +42,7 @@ GRADIENTS = ("word_embeddings", "position_embeddings", "token_type_embeddings", 
              "1.output.dense.bias", "1.output.LayerNorm.weight", "pooler.dense.weight", "classifier", "predictions", "lm_head")
 
 
-def exaggerate(model, seed, std=0.3):
+def exaggerate(model, seed, std=0.2):
     """Random weights far from their usual start: wide matrices, norms between 0.5 and 1.5, biases away from 0."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
