@@ -52,7 +52,7 @@ def run_cell(settings, folder):
     from . import train
     s = replace(settings, out=str(folder))
     data = train.load_dataset(s)
-    record = train.open_run(s, folder, data, overwrite=False) or train.train_run(s, data, folder)
+    record = train.open_run(s, folder, data, overwrite=False) or train.train_run(s, data, folder, say=lambda line: None)
     if record is None:
         raise InputError("stopped; the same command goes on from there")
     return list(record["results"].values())[-1]

@@ -44,7 +44,7 @@ class Settings:
                           choices=["accuracy", "macro_f1", "log_loss", "ece"])
     patience: int = setting(0, "stop after so many epochs without a better one (0: never)")
     eval_batch_size: int = setting(64, "rows at a time where nothing is learned")
-    save_every: int = setting(100, "steps between two states on disk, beside the one after each epoch")
+    save_every: int = setting(100, "steps between two states on disk")
     seed: int = setting(0, "of the new head, the order of rows, dropout, and a split made here")
     device: str = setting("auto", "auto, cpu, cuda, ...")
 

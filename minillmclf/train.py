@@ -164,7 +164,7 @@ def write_predictions(path, examples, probabilities, labels):
     write_text(path, out.getvalue())
 
 
-def learn(s, model, data, folder):
+def learn(s, model, data, folder, say):
     """The training itself, with its progress bar -> the loop's progress (None if it was stopped), seconds."""
     from tqdm import tqdm
 
@@ -173,13 +173,18 @@ def learn(s, model, data, folder):
     train, dev = encode(model, data.train)[0], encode(model, data.dev)[0]
     weights = balanced(train.labels, len(model.labels)) if s.class_weights == "balanced" else None
     started = time.time()
-    with tqdm(unit="step", dynamic_ncols=True) as bar, StopSignal() as stop:
-        def show(step, total, loss):
+    with tqdm(unit="step", dynamic_ncols=True, leave=False) as bar, StopSignal() as stop:
+        def on_step(step, total, loss):
             if bar.total is None:
                 bar.total, bar.initial, bar.n = total, step - 1, step - 1
             bar.update(step - bar.n)
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        progress = fit(model, train, dev, s, folder, stop, weights, show)
+
+        def on_epoch(line):
+            bar.clear()
+            say(f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  dev " + "  ".join(
+                f"{name} {line[name]:.3f}" for name in ("accuracy", "macro_f1", "log_loss", "ece")))
+        progress = fit(model, train, dev, s, folder, stop, weights, on_step, on_epoch)
     if progress is not None:
         write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in progress["history"]))
     return progress, time.time() - started
@@ -214,16 +219,21 @@ def show_record(record, labels, rows, folder):
           f"{timing['peak_memory_mb']} MB\nsaved in {folder}; try:  python -m minillmclf.predict --model {folder} \"a text\"")
 
 
-def train_run(s, data, folder):
-    """One whole run: build, look at the data, learn, finish -> its record (what run.json holds), None if it was stopped."""
+def train_run(s, data, folder, say=print):
+    """One whole run: build, look at the data, learn, finish -> its record (what run.json holds), None if it was stopped.
+
+    say: called with what a person should read on the way.
+    """
     from .files import write_text
     model, trainable, total = build(s, data.labels)
     report = diagnose(model, data)
-    print("\n".join(report.lines()) + f"\n\n{s.model}: {model.report.line() if s.weights == 'pretrained' else 'random weights'}")
+    say("\n".join(report.lines()))
+    say(f"\n{s.model}: {model.report.line() if s.weights == 'pretrained' else 'random weights'}; "
+        f"{trainable:,} of {total:,} parameters will be trained")
     record = {"settings": asdict(s), "finished": False, "data": {**data.source, "rows": report.rows, "labels": data.labels},
               "doctor": report.as_dict(), "versions": versions(), "parameters": {"trainable": trainable, "total": total}}
     write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    progress, seconds = learn(s, model, data, folder)
+    progress, seconds = learn(s, model, data, folder, say)
     return progress and finish(s, model, data, folder, record, progress, seconds)
 
 

@@ -165,11 +165,12 @@ def killer():
     """Read jobs from stdin, run each in a fork, write the outcomes to stdout."""
     import tempfile
 
-    import torch  # noqa: F401  (imported here once, for all children)
+    import torch
 
     import minillmclf.pretrain  # noqa: F401
     import minillmclf.train  # noqa: F401
     from minillmclf.classify import baseline, classifier  # noqa: F401
+    torch.optim.AdamW([torch.zeros(1)])              # the first optimiser of a process imports 800 modules more
     outcomes = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

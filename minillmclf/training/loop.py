@@ -63,11 +63,12 @@ def take_step(model, optimizer, train, rows, s, class_weights):
     return total
 
 
-def fit(model, train, dev, s, folder, stop=None, class_weights=None, show=None):
+def fit(model, train, dev, s, folder, stop=None, class_weights=None, on_step=None, on_epoch=None):
     """Train on `train`, choose the best epoch on `dev` -> progress: "history", one dict an epoch, and "best".
 
     model: Classifier; train, dev: Rows; s: Settings; folder: where state.safetensors and best.safetensors live;
-    stop: object whose `.asked` ends the loop between two steps; show: called with (step, total, loss).
+    stop: object whose `.asked` ends the loop between two steps; on_step: called with (step, total, loss);
+    on_epoch: called with an epoch's line of the history.
     The model ends with its best weights. Returns None if it was stopped.
     """
     state, best = Path(folder) / "state.safetensors", Path(folder) / "best.safetensors"
@@ -89,14 +90,15 @@ def fit(model, train, dev, s, folder, stop=None, class_weights=None, show=None):
             loss = take_step(model, optimizer, train, rows, s, class_weights)
             progress["step"] = step
             progress["losses"].append(loss)
-            if show:
-                show(step, total, loss)
+            if on_step:
+                on_step(step, total, loss)
             if step % s.save_every == 0 or (stop and stop.asked):
                 save_state(state, model, optimizer, progress)
             if stop and stop.asked:
                 return None
         finish_epoch(model, dev, s, progress, best)
-        save_state(state, model, optimizer, progress)
+        if on_epoch:
+            on_epoch(progress["history"][-1])
         if s.patience and epoch + 1 - progress["best"]["epoch"] >= s.patience:
             break
     restore(model, best)
