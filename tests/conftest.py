@@ -27,7 +27,8 @@ def trace(model, ids, mask, types=None):
 def first_difference(ours, reference, tolerance, relative=False):
     """None, or which tensor of `reference`, in its order, is the first that `ours` has not, and by how much.
 
-    tolerance: the largest difference of a number that passes; relative: in parts of the tensor's largest number.
+    tolerance: the largest difference of a number that passes; relative: in parts of the tensor's largest number (1e-6 at
+    least, for a gradient may be nothing but rounding).
     """
     for name, expected in reference.items():
         if name not in ours:
@@ -35,7 +36,7 @@ def first_difference(ours, reference, tolerance, relative=False):
         found = ours[name]
         if found.shape != expected.shape:
             return f"{name} has shape {tuple(found.shape)}, not {tuple(expected.shape)}"
-        difference = (found - expected).abs().max().item() / (expected.abs().max().item() if relative else 1.0)
+        difference = (found - expected).abs().max().item() / (max(expected.abs().max().item(), 1e-6) if relative else 1.0)
         if not difference <= tolerance:           # so written that NaN is a difference too
             return f"{name} differs by {difference:.2g} (tolerance {tolerance:g})"
     return None

@@ -1,16 +1,20 @@
 """Small things for tests: a tiny BERT folder, a tiny data set, and commands that are killed on purpose.
 
 Run as a script, this file is the *killer*: it imports torch once and then forks a process for every run that it is asked
-for, so that dozens of runs cost a fraction of a second each. A fork is a whole process: SIGKILL ends it as a power cut
-would, with no handler, no `finally` and no flushed buffer. See `killed_runs`.
+for, so that a run costs a fraction of a second. A fork is a whole process: SIGKILL ends it as a power cut would, with no
+handler, no `finally` and no flushed buffer. See `forked`.
 """
+import atexit
 import csv
+import functools
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,34 +103,47 @@ def flags(**settings):
     return [part for name, value in settings.items() for part in ("--" + name.replace("_", "-"), str(value))]
 
 
-def killed_runs(jobs):
-    """Run commands in forked processes, one after the other -> for each [exit code, stdout, stderr, writes].
+@functools.cache
+def killer():
+    """The killer's process, started when the first test asks for it and ended with the tests."""
+    process = subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=environment(), text=True, encoding="utf-8",
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    atexit.register(process.communicate)
+    return process
 
-    jobs: dicts with module ("train" or "pretrain"), arguments, and perhaps one of
-      step: N     SIGKILL as the N-th optimiser step begins (train)
-      write: N    SIGKILL where the N-th file would be put in place or removed: what is on disk until then stays, the
-                  temporary file too. Disk changes at these places only, so all N together are all the states that a
-                  power cut can leave
-      interrupt: N   SIGINT, as Ctrl-C sends it, as the N-th step begins (train)
-    An exit code of -9 means SIGKILL; writes is how many files were put in place or removed, None after a kill.
+
+def forked(module, arguments, **kill):
+    """Run `python -m minillmclf.MODULE arguments` in a fork of the killer -> (exit code, stdout, stderr, moves).
+
+    kill, none or one of
+      step=N       SIGKILL as the N-th optimiser step of the process begins (train)
+      interrupt=N  SIGINT then, as Ctrl-C sends it; a list of steps sends several (train)
+      move=N       SIGKILL where the N-th file would be put in its place or removed: what is on disk until then stays,
+                   and the temporary file beside it. Disk changes at these places only, so N = 1, 2, 3 ... are all the
+                   states that a power cut can leave
+    Exit code -9 means SIGKILL. moves: how many files were put in place or removed, None after a SIGKILL.
     """
-    made = subprocess.run([sys.executable, __file__], input=json.dumps(jobs), cwd=ROOT, env=environment(), text=True,
-                          encoding="utf-8", capture_output=True, timeout=300)
-    assert made.returncode == 0, made.stderr
-    return json.loads(made.stdout)
+    job = {"module": module, "arguments": list(map(str, arguments)), "kill": kill}
+    print(json.dumps(job), file=killer().stdin, flush=True)
+    answer = killer().stdout.readline()
+    assert answer, "the killer itself has died"
+    return tuple(json.loads(answer))
 
 
-def count_calls(owner, name, fatal=None, number=signal.SIGKILL):
-    """Replace owner.name by itself with a counter; call `fatal` sends this process a signal first. -> [calls]"""
-    real, calls = getattr(owner, name), [0]
+def signal_at(places, calls, number):
+    """Replace functions, (module, name) each, by ones that together count their calls, and send this process a signal
+    as the calls with these numbers begin. -> a function that tells the count."""
+    count = 0
 
-    def counted(*arguments, **more):
-        calls[0] += 1
-        if calls[0] == fatal:
+    def counted(real, *arguments, **more):
+        nonlocal count
+        count += 1
+        if count in calls:
             os.kill(os.getpid(), number)
         return real(*arguments, **more)
-    setattr(owner, name, counted)
-    return calls
+    for module, name in places:
+        setattr(module, name, functools.partial(counted, getattr(module, name)))
+    return lambda: count
 
 
 def child(job, folder):
@@ -135,54 +152,45 @@ def child(job, folder):
 
     from minillmclf.commands import run
     from minillmclf.training import loop
+    kill, code = job["kill"], 1
+    signal.alarm(60)                                          # no run may hang the tests
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    if "step" in job:
-        count_calls(loop, "take_step", job["step"])
-    if "interrupt" in job:
-        count_calls(loop, "take_step", job["interrupt"], signal.SIGINT)
-    moves = [0]
-    for name in ("replace", "unlink"):
-        real = getattr(os, name)
-
-        def counted(*arguments, real=real, **more):
-            moves[0] += 1
-            if moves[0] == job.get("write"):
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **more)
-        setattr(os, name, counted)
+    signal_at([(loop, "take_step")], [kill.get("step")], signal.SIGKILL)
+    signal_at([(loop, "take_step")], kill.get("interrupt", []), signal.SIGINT)
+    moves = signal_at([(os, "replace"), (os, "unlink")], [kill.get("move")], signal.SIGKILL)
     try:
-        run(lambda: importlib.import_module("minillmclf." + job["module"]).main(list(map(str, job["arguments"]))))
+        run(lambda: importlib.import_module("minillmclf." + job["module"]).main(job["arguments"]))
     except SystemExit as end:
-        code = end.code
-    (folder / "writes").write_text(str(moves[0]))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code or 0)
+        code = end.code or 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        (folder / "moves").write_text(str(moves()))
+        os._exit(code)
 
 
-def killer():
-    """Read jobs from stdin, run each in a fork, write the outcomes to stdout."""
-    import tempfile
-
+def serve():
+    """A job a line from stdin, each run in a fork, its outcome a line on stdout."""
     import torch
 
     import minillmclf.pretrain  # noqa: F401
     import minillmclf.train  # noqa: F401
     from minillmclf.classify import baseline, classifier  # noqa: F401
-    torch.optim.AdamW([torch.zeros(1)])              # the first optimiser of a process imports 800 modules more
-    outcomes = []
+    torch.optim.AdamW([torch.zeros(1)])                       # the first optimiser imports 800 modules more
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        for job in json.load(sys.stdin):
+        for line in sys.stdin:
             pid = os.fork()
             if pid == 0:
-                child(job, folder)
+                child(json.loads(line), folder)
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            texts = [(folder / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")]
-            outcomes.append([code, *texts, int((folder / "writes").read_text()) if code != -9 else None])
-    print(json.dumps(outcomes))
+            out, error = ((folder / name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
+            moves = None if code < 0 else int((folder / "moves").read_text())
+            print(json.dumps([code, out, error, moves]), flush=True)
 
 
 if __name__ == "__main__":
-    killer()
+    serve()

@@ -50,6 +50,5 @@ def load_state(path, model, optimizer):
                 names[rest].copy_(file.get_tensor(key))
             else:
                 moment, name = rest.split(".", 1)
-                device = "cpu" if moment == "step" else names[name].device
-                optimizer.state[names[name]][moment] = file.get_tensor(key).to(device)
+                optimizer.state[names[name]][moment] = file.get_tensor(key).to(names[name].device)
     return json.loads(metadata["progress"])

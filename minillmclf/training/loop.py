@@ -48,7 +48,7 @@ def take_step(model, optimizer, train, rows, s, class_weights):
     size, total = s.micro_batch_size or len(rows), 0.0
     optimizer.zero_grad(set_to_none=True)
     for start in range(0, len(rows), size):
-        batch = collate(train.encoded, rows[start:start + size], model.tokenizer.pad_id, train.labels).to(device)
+        batch = collate(train.encoded, rows[start:start + size], labels=train.labels).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=s.precision == "bf16"):
             scores = model(batch)
         weights = None if class_weights is None else class_weights.to(device)

@@ -17,6 +17,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+transformers.utils.logging.disable_progress_bar()
 MODELS = Path(__file__).resolve().parents[1] / "fixtures" / "models"
 LABELS = ["praise", "question", "complaint"]
 TEXTS = [
@@ -27,7 +28,7 @@ TEXTS = [
     "they love the new red book and the old film, too. why not?",
 ]
 WORDS = """the a is it was no not and film book slow late again cold new red old why they love answer refund lost to
-##s ##ed ##er ##ing , . ; ? ! '""".split()
+##ed ##er ##ing , . ; ? ! '""".split()
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MERGES = ["t h", "Ġ th", "Ġth e", "o o", "l o", "Ġ b", "Ġb oo", "Ġboo k", "i s", "Ġ a", "n o", "Ġ no", "lo w"]
 
@@ -62,7 +63,7 @@ def letters_of_bytes():
 def bert_tokenizer(folder):
     """Write vocab.txt; -> transformers' tokenizer of it."""
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *("##" + c for c in LETTERS),
-              *(word for word in WORDS if len(word) > 1 or word not in LETTERS)]
+              *(word for word in WORDS if word not in LETTERS)]
     write(folder / "vocab.txt", "".join(piece + "\n" for piece in pieces))
     return transformers.BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)})
 
