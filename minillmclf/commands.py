@@ -11,15 +11,24 @@ CHECKPOINTS = PACKAGE.parent / "checkpoints"
 
 
 def run(main):
-    """Call a command's main() and turn what went wrong outside the program into one line on stderr."""
+    """Call a command's main() and turn what went wrong outside the program into one line on stderr.
+
+    What is printed is UTF-8 whatever the terminal is set to, as all files here are.
+    """
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        sys.exit(main())
+        code = main()
+        sys.stdout.flush()
+        sys.exit(code)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:                                   # `... | head`: the reader has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # or Python would try once more at its exit
+        if isinstance(error, BrokenPipeError):                             # `... | head`: the reader has gone
+            sys.exit(0)
+        print(f"error: {error}", file=sys.stderr)                          # `... > file` on a full disk
+        sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)

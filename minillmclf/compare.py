@@ -14,12 +14,13 @@ import statistics
 from dataclasses import fields, replace
 from pathlib import Path
 
-from .commands import run
+from .commands import find_model, run
 from .errors import InputError
 from .settings import Settings, add_settings, read_settings
 
 BASELINES = ("majority", "bag-of-words")
 OWN = ("model", "out", "rows_per_class", "seed")           # settings that the comparison itself decides
+ROWS = ("data", "label_column")                            # and those that all its models share
 
 
 def parse(arguments=None):
@@ -38,7 +39,7 @@ def parse_model(text, settings):
     kinds, values = {f.name: f.type for f in fields(Settings)}, {}
     for pair in filter(None, own.split(",")):
         key, _, value = pair.partition("=")
-        if key not in kinds or key in OWN:
+        if key not in kinds or key in OWN + ROWS:
             raise InputError(f"--models {text}: {key!r} is not a setting of a model")
         try:
             values[key] = kinds[key](value)
@@ -78,7 +79,7 @@ def cells(a, settings):
             metrics = baseline_cell(model, s)
         else:
             own = parse_model(model, s)
-            label = "".join(c if c.isalnum() or c in "-.=_" else "_" for c in f"{Path(own.model).name}@{model.partition('@')[2]}")
+            label = "".join(c if c.isalnum() or c in "-.=_@" else "_" for c in model)
             metrics = run_cell(own, Path(a.out) / "cells" / f"{label}-{size}-{seed}")
         yield model, size, seed, metrics
 
@@ -101,9 +102,15 @@ def main(arguments=None):
     a = parse(arguments)
     flags = {k: v for k, v in vars(a).items() if k not in ("models", "learning_curve", "seeds", "out")}
     settings = read_settings(flags)
-    for model in a.models:                                  # all mistakes before the first hour of work
+    if a.seeds < 1:                                         # all mistakes before the first hour of work
+        raise InputError(f"--seeds {a.seeds}: should be 1 or more")
+    for flag, given in (("--models", a.models), ("--learning-curve", a.learning_curve)):
+        for name in given:
+            if given.count(name) > 1:
+                raise InputError(f"{flag}: {name} is named twice")
+    for model in a.models:
         if model not in BASELINES:
-            parse_model(model, settings)
+            find_model(parse_model(model, settings).model)
     found = list(cells(a, settings))
     from .files import write_text
     out = io.StringIO(newline="")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .commands import find_model, run
 from .errors import InputError
+from .settings import read_settings
 
 
 def parse(arguments=None):
@@ -31,17 +32,22 @@ def parse(arguments=None):
 def choose_rows(a, folder):
     """The rows to be judged -> (list of Example, what they are called)."""
     from .files import read_json
-    from .text.data import load_data, read_examples, read_table
-    name, columns, label, seed = a.data, a.text_column, a.label_column, 0
-    if name is None:
-        if not (folder / "run.json").exists():
+    from .text.data import load_data, read_examples, read_table, refuse_blank
+    if a.data is None:
+        record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
+        if "settings" not in record or "data" not in record:
             raise InputError(f"{folder}: holds no run.json that names its data: give --data")
-        settings = read_json(folder / "run.json")["settings"]
-        name, seed = settings["data"], settings["seed"]
-        columns, label = columns or settings["text_column"] or None, label or settings["label_column"] or None
-    elif Path(name).is_file() and "split" not in read_table(Path(name)).columns:
-        return read_examples(name, columns, label), f"{name}, all rows"
-    rows = getattr(load_data(name, columns, label, seed), a.split)
+        s = read_settings({}, folder / "run.json")
+        data = load_data(s.data, a.text_column or s.text_column or None, a.label_column or s.label_column or None, s.seed)
+        if data.source["sha256"] != record["data"].get("sha256"):          # another split: train rows may be test rows now
+            raise InputError(f"{s.data}: has changed since {folder} was trained on it: name the rows to judge with --data")
+    elif Path(a.data).is_file() and "split" not in read_table(Path(a.data)).columns:
+        rows = read_examples(a.data, a.text_column, a.label_column)
+        refuse_blank(a.data, rows)
+        return rows, f"{a.data}, all rows"
+    else:
+        data = load_data(a.data, a.text_column, a.label_column)
+    rows, name = getattr(data, a.split), data.source["path"]
     if not rows:
         raise InputError(f"{name}: has no {a.split} rows: choose another --split")
     return rows, f"{name}, {a.split}"
@@ -71,7 +77,7 @@ def main(arguments=None):
     metrics = evaluate(probabilities, truth, model.labels)
     print("\n".join(table({folder.name: metrics}, model.labels, name, len(rows))))
     print(f"\n{shortened} of {len(rows)} texts cut to {model.max_length} tokens. Most frequent confusions:")
-    print("\n".join(confusions(truth, probabilities.argmax(1), model.labels)) or "  none")
+    print("\n".join(confusions(truth, probabilities.argmax(1), model.labels) or ["  none"]))
     if a.out:
         write_text(a.out, json.dumps({"model": str(a.model), "data": name, "rows": len(rows), **metrics}, indent=2) + "\n")
     return 0

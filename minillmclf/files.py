@@ -15,7 +15,7 @@ def read_json(path):
         raise InputError(f"{path}: is not there") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: should hold a JSON object, holds a {type(value).__name__}")
@@ -29,7 +29,7 @@ def replacing(path):
     If anything goes wrong, what lay at `path` before is untouched, and InputError says so.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = Path(f"{path}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

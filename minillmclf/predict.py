@@ -33,6 +33,10 @@ def parse(arguments=None):
 
 def read_texts(a):
     """Where the texts come from: arguments, a file, or standard input -> list of tuples of texts."""
+    if any("\ud800" <= char <= "\udfff" for text in [*a.text, a.pair or ""] for char in text):    # bytes that Python could not decode
+        raise InputError("a text on the command line is not UTF-8: convert it with iconv")
+    if a.text_column and not a.data:
+        raise InputError("--text-column goes with --data")
     if a.pair is not None:
         if len(a.text) != 1 or a.data:
             raise InputError(f"--pair goes with exactly one text, got {len(a.text)}")
@@ -42,11 +46,9 @@ def read_texts(a):
     if a.text:
         return [(text,) for text in a.text]
     if a.data:
-        from .text.data import read_examples
+        from .text.data import read_examples, refuse_blank
         examples = read_examples(a.data, a.text_column, need_labels=False)
-        empty = [str(e.row) for e in examples if not any(t.strip() for t in e.texts)]
-        if empty:
-            raise InputError(f"{a.data}: {len(empty)} empty texts (line {', '.join(empty[:10])}): remove or fill them")
+        refuse_blank(a.data, examples)
         return [e.texts for e in examples]
     return read_lines(sys.stdin)
 

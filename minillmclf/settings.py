@@ -50,13 +50,18 @@ class Settings:
 
     def check(self):
         """Raise InputError for values that make no sense. -> self"""
+        for f in fields(self):
+            choices = f.metadata.get("choices")
+            if choices and getattr(self, f.name) not in choices:
+                raise InputError(f"--{f.name.replace('_', '-')} {getattr(self, f.name)}: known are {', '.join(choices)}")
         rules = {"epochs": self.epochs >= 1, "batch_size": self.batch_size >= 1, "lr": self.lr > 0,
                  "eval_batch_size": self.eval_batch_size >= 1, "save_every": self.save_every >= 1,
                  "warmup": 0 <= self.warmup < 1, "label_smoothing": 0 <= self.label_smoothing < 1,
                  "layer_decay": 0 < self.layer_decay <= 1, "weight_decay": self.weight_decay >= 0, "clip": self.clip >= 0,
                  "max_length": self.max_length >= 0, "rows_per_class": self.rows_per_class >= 0,
                  "micro_batch_size": self.micro_batch_size >= 0, "batch_tokens": self.batch_tokens >= 0,
-                 "patience": self.patience >= 0, "min_steps": self.min_steps >= 0}
+                 "patience": self.patience >= 0, "min_steps": self.min_steps >= 0,
+                 "seed": 0 <= self.seed < 2**63}
         for name, holds in rules.items():
             if not holds:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: out of range")
@@ -83,9 +88,10 @@ def read_settings(arguments, config=None):
     values = {}
     if config:
         values = read_json(config)
-        values = dict(values.get("settings", values))
-        values.pop("out", None)
-    values |= arguments
+        values = values.get("settings", values)
+        if not isinstance(values, dict):
+            raise InputError(f"{config}: settings should be an object, is {values!r:.60}")
+    values = {k: v for k, v in values.items() if k != "out"} | arguments
     known = {f.name: type(f.default) for f in fields(Settings)}
     unknown = sorted(set(values) - set(known))
     if unknown:

@@ -48,6 +48,8 @@ def load_dataset(s):
     """The data of a run, with the text columns and the training rows that the settings ask for."""
     from .text.data import load_data
     data = load_data(s.data, s.text_column or None, s.label_column or None, s.seed)
+    if len(data.columns) > 2:
+        raise InputError(f"--text-column {','.join(data.columns)}: a row has one text or two")
     if s.rows_per_class:
         data.train = draw_rows(data.train, s.rows_per_class, s.seed)
     return data
@@ -135,21 +137,29 @@ def open_run(s, folder, data, overwrite):
     """
     from .files import read_json
     record = folder / "run.json"
-    if overwrite:
-        for name in ("run.json", "metrics.jsonl", "predictions.csv", "state.safetensors", "best.safetensors"):
-            (folder / name).unlink(missing_ok=True)
-    if not record.exists():
+    if folder.is_file():
+        raise InputError(f"--out {folder}: is a file, a folder is needed: choose another --out")
+    if folder.resolve() == find_model(s.model).resolve():
+        raise InputError(f"--out {folder}: is the folder of --model, which training must not change: choose another --out")
+    if overwrite or not record.exists():
         if not overwrite and (folder / "config.json").exists():
             raise InputError(f"{folder}: holds a model but no run.json: choose another --out, or --overwrite")
         return None
     earlier = read_json(record)
     now = {"settings": s.decisive(), "sha256": data.source["sha256"]}
-    then = {"settings": read_settings(earlier.get("settings", {})).decisive(), "sha256": earlier.get("data", {}).get("sha256")}
+    then = {"settings": read_settings({}, record).decisive(), "sha256": earlier.get("data", {}).get("sha256")}
     differ = [k for k in now["settings"] if now["settings"][k] != then["settings"][k]]
     differ += ["the data's sha256"] if now["sha256"] != then["sha256"] else []
     if differ:
         raise InputError(f"{folder}: holds a run with another {', '.join(differ)}: choose another --out, or --overwrite")
     return earlier if earlier.get("finished") else None
+
+
+def clear(folder):
+    """Remove what an earlier run left in the folder, its record first."""
+    for name in ("run.json", "metrics.jsonl", "predictions.csv", "model.safetensors", "state.safetensors", "best.safetensors"):
+        if (folder / name).exists():
+            (folder / name).unlink()
 
 
 def write_predictions(path, examples, probabilities, labels):
@@ -219,10 +229,10 @@ def show_record(record, labels, rows, folder):
           f"{timing['peak_memory_mb']} MB\nsaved in {folder}; try:  python -m minillmclf.predict --model {folder} \"a text\"")
 
 
-def train_run(s, data, folder, say=print):
+def train_run(s, data, folder, overwrite=False, say=print):
     """One whole run: build, look at the data, learn, finish -> its record (what run.json holds), None if it was stopped.
 
-    say: called with what a person should read on the way.
+    overwrite: start anew although the folder holds a run; say: called with what a person should read on the way.
     """
     from .files import write_text
     model, trainable, total = build(s, data.labels)
@@ -232,6 +242,8 @@ def train_run(s, data, folder, say=print):
         f"{trainable:,} of {total:,} parameters will be trained")
     record = {"settings": asdict(s), "finished": False, "data": {**data.source, "rows": report.rows, "labels": data.labels},
               "doctor": report.as_dict(), "versions": versions(), "parameters": {"trainable": trainable, "total": total}}
+    if overwrite or not (folder / "run.json").exists():    # only now: a run that cannot begin costs no earlier one
+        clear(folder)
     write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     progress, seconds = learn(s, model, data, folder, say)
     return progress and finish(s, model, data, folder, record, progress, seconds)
@@ -248,9 +260,9 @@ def main(arguments=None):
         print(f"{folder}: this run is finished already (--overwrite starts it anew)")
         show_record(finished, data.labels, len(getattr(data, finished["split"])), folder)
         return 0
-    record = train_run(s, data, folder)
+    record = train_run(s, data, folder, overwrite)
     if record is None:
-        print(f"stopped; the state is saved in {folder}. The same command goes on from there.")
+        print(f"stopped; the state is saved in {folder}. The same command{' without --overwrite' * overwrite} goes on from there.")
         return 130
     show_record(record, data.labels, len(getattr(data, record["split"])), folder)
     return 0

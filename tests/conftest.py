@@ -15,7 +15,7 @@ MODELS = Path(__file__).parent / "fixtures" / "models"    # written by reference
 def trace(model, ids, mask, types=None):
     """What a body computes, step by step: {"embeddings": (N, D), "layer 0": (N, D), ..., "hidden": (B, T, D)}."""
     steps, hooks = {}, []
-    for name, module in [("embeddings", model.embedding_norm), *((f"layer {i}", m) for i, m in enumerate(model.layers))]:
+    for name, module in [("embeddings", model.dropout), *((f"layer {i}", m) for i, m in enumerate(model.layers))]:
         hooks.append(module.register_forward_hook(lambda module, given, out, name=name: steps.update({name: out.detach()})))
     try:
         return steps | {"hidden": model(ids, mask, types)}

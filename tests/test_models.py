@@ -131,3 +131,295 @@ def test_random_models_are_those_of_transformers(family, data, seed):
     steps, gradients = split(make_fixtures.run(model, **batch))
     found = first_difference(ours, steps, 1e-6) or first_difference(ours, gradients, 1e-4, relative=True)
     assert found is None, f"{family}: {found}"
+
+
+# ------------------------------------------------------------------------------------------------ would it be noticed?
+
+def tanh_gelu(patch):
+    patch.setitem(layers.ACTIVATIONS, "gelu", layers.ACTIVATIONS["gelu_new"])
+
+
+def erf_gelu(patch):
+    patch.setitem(layers.ACTIVATIONS, "gelu_new", layers.ACTIVATIONS["gelu"])
+
+
+def other_eps(patch):
+    read = Bert.read.__func__
+    patch.setattr(Bert, "read", classmethod(lambda cls, *given: read(cls, *given) | {"layer_norm_eps": 1e-12}))
+
+
+def positions_from_zero(patch):
+    embed = Bert.embed
+
+    def wrong(self, ids, rows, types):
+        self.position_offset = 0
+        return embed(self, ids, rows, types)
+    patch.setattr(Bert, "embed", wrong)
+
+
+def positions_one_late(patch):
+    rows = Rows.__init__
+
+    def wrong(self, mask):
+        rows(self, mask)
+        self.positions = self.positions + 1
+    patch.setattr(Rows, "__init__", wrong)
+
+
+def types_ignored(patch):
+    embed = Bert.embed
+    patch.setattr(Bert, "embed", lambda self, ids, rows, types: embed(self, ids, rows, None))
+
+
+def pre_norm(patch):
+    def wrong(self, x, rows):
+        seen = self.attention_norm(x)
+        x = x + self.o_proj(attention(self.q_proj(seen), self.k_proj(seen), self.v_proj(seen), rows, self.heads, 0.0))
+        return x + self.down_proj(self.activation(self.up_proj(self.mlp_norm(x))))
+    patch.setattr(bert.BertLayer, "forward", wrong)
+
+
+def no_residual(patch):
+    def wrong(self, x, rows):
+        x = self.attention_norm(self.o_proj(attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), rows, self.heads, 0.0)))
+        return self.mlp_norm(self.down_proj(self.activation(self.up_proj(x))))
+    patch.setattr(bert.BertLayer, "forward", wrong)
+
+
+def mask_ignored(patch):
+    def wrong(q, k, v, rows, heads, dropout):
+        rows.key_mask = None
+        return attention(q, k, v, rows, heads, dropout)
+    patch.setattr(bert, "attention", wrong)
+
+
+def causal(patch):
+    def wrong(q, k, v, rows, heads, dropout):
+        earlier = torch.ones(rows.mask.shape[1], rows.mask.shape[1]).tril().bool()
+        rows.key_mask = rows.mask[:, None, None, :] & earlier
+        return attention(q, k, v, rows, heads, dropout)
+    patch.setattr(bert, "attention", wrong)
+
+
+def unscaled(patch):
+    patch.setattr(bert, "attention", lambda q, k, v, rows, heads, p: attention(q * math.sqrt(q.shape[1] // heads), k, v, rows, heads, p))
+
+
+def scaled_by_the_model(patch):
+    patch.setattr(bert, "attention", lambda q, k, v, rows, heads, p: attention(q / math.sqrt(heads), k, v, rows, heads, p))
+
+
+def heads_interleaved(patch):
+    def wrong(x, rows, heads):
+        return rows.spread(x).unflatten(-1, (-1, heads)).permute(0, 3, 1, 2)
+    patch.setattr(layers, "split_heads", wrong)
+
+
+def keys_for_queries(patch):
+    patch.setattr(bert, "attention", lambda q, k, v, rows, heads, p: attention(k, q, v, rows, heads, p))
+
+
+def dropout_left_on(patch):
+    patch.setattr(torch.nn.Module, "eval", lambda self: self)
+
+
+def mean_for_first(patch):
+    patch.setattr("minillmclf.classify.head.pool", lambda hidden, mask, how: pool(hidden, mask, "mean"))
+
+
+def no_tanh(patch):
+    patch.setattr(BertHead, "forward", lambda self, hidden, mask: self.out(self.dense(hidden[:, 0])))
+
+
+def lm_without_activation(patch):
+    patch.setattr(bert.MaskedLMHead, "forward", lambda self, hidden, words: self.norm(self.dense(hidden)) @ words.T + self.bias)
+
+
+def lm_without_bias(patch):
+    patch.setattr(bert.MaskedLMHead, "forward",
+                  lambda self, hidden, words: self.norm(self.activation(self.dense(hidden))) @ words.T)
+
+
+WRONG = [(tanh_gelu, STORED[0], "layer 0"), (tanh_gelu, STORED[1], "layer 0"), (erf_gelu, STORED[2], "layer 0"),
+         *((other_eps, name, "embeddings") for name in STORED),
+         (positions_from_zero, STORED[1], "embeddings"), (positions_from_zero, STORED[3], "embeddings"),
+         (positions_one_late, STORED[0], "embeddings"), (types_ignored, STORED[0], "embeddings"),
+         (types_ignored, STORED[2], "embeddings"), (dropout_left_on, STORED[0], "embeddings"),
+         *((wrong, name, "layer 0") for name in STORED for wrong in
+           (pre_norm, no_residual, mask_ignored, causal, unscaled, scaled_by_the_model, heads_interleaved, keys_for_queries)),
+         *((wrong, name, "logits") for name in BOTH for wrong in (mean_for_first, no_tanh)),
+         *((wrong, name, "logits") for name in STORED[2:] for wrong in (lm_without_activation, lm_without_bias))]
+
+
+@pytest.mark.parametrize("wrong, name, step", [pytest.param(*w, id=f"{w[0].__name__}-{w[1]}") for w in WRONG])
+def test_known_wrong_variants_fail_at_their_layer(wrong, name, step, stored, monkeypatch):
+    wrong(monkeypatch)
+    found = parity(name, stored)
+    assert found is not None, f"{wrong.__name__} is not noticed: the stored {name} cannot tell it from the right model"
+    assert found.startswith(step + " differs"), f"{wrong.__name__} should be seen first at {step}, but {found}"
+
+
+def test_a_wrong_last_layer_is_named_and_so_is_nan(stored):
+    steps, _ = split(stored["bert_classifier"])
+    bent = dict(steps, **{"layer 2": steps["layer 2"] + 1e-3})
+    assert first_difference(bent, steps, 1e-5) == "layer 2 differs by 0.001 (tolerance 1e-05)"
+    for wrong in (steps["layer 1"] * math.nan, steps["layer 1"][:-1]):
+        assert first_difference(dict(steps, **{"layer 1": wrong}), steps, 1e-5).startswith("layer 1 "), "NaN or shape unseen"
+    del bent["layer 0"]
+    assert first_difference(bent, steps, 1e-5) == "layer 0 is missing"
+
+
+# ------------------------------------------------------------------------------------------------ padding and rows
+
+def batch_of(texts, side, pad, width=None):
+    """Lists of ids -> ids, mask (B, T), padded on the "left" or "right" to `width` or the longest."""
+    width = width or max(map(len, texts))
+    ids, mask = torch.full((len(texts), width), pad), torch.zeros(len(texts), width, dtype=torch.long)
+    for row, text in enumerate(texts):
+        place = slice(0, len(text)) if side == "right" else slice(width - len(text), width)
+        ids[row, place], mask[row, place] = torch.tensor(text), 1
+    return ids, mask
+
+
+def states(model, texts, side="right", pad=0, width=None):
+    """Hidden states of the real tokens of each text of a batch: [(T, D), ...]."""
+    ids, mask = batch_of(texts, side, pad, width)
+    return [row[m.bool()] for row, m in zip(model(ids, mask, ids % 2 if model.type_embeddings.num_embeddings > 1 else None), mask)]
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 5e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("name", STORED)
+@torch.inference_mode()
+def test_padding_and_batch_mates_change_nothing(name, dtype, tolerance):
+    model = load(MODELS / name)[1].to(dtype)
+    draw = torch.Generator().manual_seed(0)
+    texts = [torch.randint(model.config["vocab_size"], (length,), generator=draw).tolist() for length in (5, 11, 1, 8)]
+    texts[0][2] = texts[1][-1] = texts[3][0] = model.config.get("pad_token_id", 0)     # a pad id may be a token of a text
+    alone = [states(model, [text])[0] for text in texts]
+    ways = {"padded right": states(model, texts), "padded left": states(model, texts, "left"),
+            "padded far": states(model, texts, "left", width=60), "other ids in the padding": states(model, texts, pad=9),
+            "ids beyond the vocabulary in the padding": states(model, texts, pad=10**6),
+            "other mates": [states(model, [text, texts[1][:3], text[::-1]], "left")[0] for text in texts]}
+    for way, found in ways.items():
+        for number, (a, b) in enumerate(zip(alone, found)):
+            assert (a - b).abs().max() <= tolerance, f"{name}: text {number} alone and {way}: {(a - b).abs().max():.2g} apart"
+
+
+@pytest.mark.parametrize("name", BOTH)
+@torch.inference_mode()
+def test_every_token_sees_all_others(name):
+    model = load(MODELS / name)[1]
+    text = list(range(5, 14))
+    base = states(model, [text])[0]
+    for place in range(len(text)):
+        changed = states(model, [text[:place] + [20] + text[place + 1:]])[0]
+        still = [i for i in range(len(text)) if (changed[i] - base[i]).abs().max() < 1e-4]
+        assert not still, f"{name}: token {place} changed, but the states at {still} do not see it"
+
+
+def test_padding_is_zero_and_types_default_to_zero(stored):
+    model, batch = load(MODELS / "bert_classifier")[1], stored["bert_classifier"]
+    hidden = model(batch["ids"], batch["mask"], torch.zeros_like(batch["ids"]))
+    assert hidden.shape == (*batch["ids"].shape, model.config["hidden_size"])
+    assert not hidden[batch["mask"] == 0].any(), "a padded place holds something that a later sum could pick up"
+    assert torch.equal(hidden, model(batch["ids"], batch["mask"].bool())), "no types should be types 0, a bool mask a mask"
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), side=st.sampled_from(["left", "right"]),
+       heads=st.sampled_from([1, 2, 4]), seed=st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_attention_is_attention_by_hand(lengths, side, heads, seed):
+    draw = torch.Generator().manual_seed(seed)
+    rows = Rows(batch_of([[1] * length for length in lengths], side, 0)[1])
+    q, k, v = torch.randn(3, sum(lengths), 8, generator=draw, dtype=torch.float64) * 3
+    fast, slow = attention(q, k, v, rows, heads, 0.0), attention_by_hand(q, k, v, rows, heads)
+    assert (fast - slow).abs().max() <= 1e-12, "the fast attention is not the one that the explicit steps define"
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), side=st.sampled_from(["left", "right"]))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_rows_pack_and_spread_are_inverse(lengths, side):
+    rows = Rows(batch_of([[1] * length for length in lengths], side, 0)[1])
+    packed = torch.arange(1.0, 2 * sum(lengths) + 1).view(-1, 2)                       # (N, 2)
+    assert torch.equal(rows.pack(rows.spread(packed)), packed), "a token came back elsewhere"
+    assert not rows.spread(packed)[~rows.mask].any(), "padding is not zero"
+    assert rows.positions.tolist() == [i for length in lengths for i in range(length)], "positions should follow the mask"
+
+
+def test_dropout_acts_in_training_only():
+    sizes = dict(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        model = fresh_weights(Bert.from_config(sizes | {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0, key: 0.5}), 0, 0.5)
+        ids, mask = torch.arange(8).view(1, 8), torch.ones(1, 8)
+        assert not torch.equal(model.train()(ids, mask), model(ids, mask)), f"{key} does nothing in training"
+        assert torch.equal(model.eval()(ids, mask), model(ids, mask)), f"{key} acts in evaluation"
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+def test_a_row_without_a_token_is_an_error():
+    with pytest.raises(InputError, match="batch row 1 holds no token .1 such of 3."):
+        Rows(torch.tensor([[1, 1], [0, 0], [0, 1]]))
+
+
+@pytest.mark.parametrize("name, most", [("bert_classifier", 24), ("roberta_classifier", 68), ("roberta_masked_lm", 66)])
+def test_a_text_longer_than_the_positions_is_an_error_with_both_numbers(name, most):
+    model = load(MODELS / name)[1]
+    assert model.max_tokens == most, f"{name}: {model.position_embeddings.num_embeddings} rows serve {most} tokens"
+    assert len(states(model, [[4] * most, [5]])[0]) == most
+    with pytest.raises(InputError, match=rf"{most + 1} tokens .* {most} positions"):
+        states(model, [[5], [4] * (most + 1)])
+
+
+def test_514_rows_of_roberta_serve_512_tokens():
+    model = Roberta.from_config(dict(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1,
+                                     intermediate_size=4, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1))
+    states(fresh_weights(model, 0), [[3] * 512])[0].square().sum().backward()
+    used = model.position_embeddings.weight.grad.abs().sum(1).nonzero().flatten().tolist()
+    assert used == list(range(2, 514)), f"512 tokens should use the rows 2 to 513, they use {used[0]} to {used[-1]}"
+    with pytest.raises(InputError, match="513 tokens .* 512 positions"):
+        states(model, [[3] * 513])
+
+
+def test_logits_without_a_language_model_head_are_an_error(stored):
+    with pytest.raises(InputError, match="no masked-LM head"):
+        load(MODELS / "bert_classifier")[1].logits(torch.zeros(1, 32))
+
+
+# ------------------------------------------------------------------------------------------------ pooling
+
+def pool_by_hand(hidden, mask, how):
+    """Row by row, over the real tokens only."""
+    real = [row[m.bool()] for row, m in zip(hidden, mask)]
+    return torch.stack([{"first": x[0], "last": x[-1], "mean": x.mean(0), "max": x.max(0).values}[how] for x in real])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("how", POOLINGS)
+def test_pooling_is_that_of_the_real_tokens(how, side):
+    _, mask = batch_of([[1] * 4, [1], [1] * 6], side, 0)
+    hidden = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0)) - 3         # a zero at padding would be a maximum
+    for kind in (mask, mask.bool(), mask.float()):
+        found = pool(hidden, kind, how)
+        assert (found - pool_by_hand(hidden, mask, how)).abs().max() <= 1e-6, f"{how} counts padding on the {side}"
+
+
+@pytest.mark.parametrize("how", POOLINGS)
+@pytest.mark.parametrize("name", BOTH)
+@torch.inference_mode()
+def test_pooling_goes_by_the_mask_not_by_the_pad_id(name, how):
+    model = load(MODELS / name)[1].double()
+    pad = model.config.get("pad_token_id", 0)
+    texts = [[pad, 7, 8, pad, 9, pad, pad], [pad, 6], [5, 4, 7, 8, 9, 11, 12, 13, 14]]
+    alone = torch.cat([pool(model(*batch_of([text], "right", pad)), torch.ones(1, len(text)), how) for text in texts])
+    for side in ("left", "right"):
+        ids, mask = batch_of(texts, side, pad)
+        hidden = model(ids, mask)
+        assert (pool(hidden, mask, how) - alone).abs().max() <= 1e-12, f"{how}: a text padded on the {side} is pooled elsewhere"
+        apart = (pool(hidden, ids != pad, how) - alone)[:2].abs().amax(1)
+        assert apart.max() > 1e-3, f"{how}: this test cannot tell a mask from ids that are not the pad id"
+
+
+def test_an_unknown_pooling_is_an_error():
+    with pytest.raises(InputError, match="'median' is not known; known: first, mean, max, last"):
+        pool(torch.zeros(1, 2, 3), torch.ones(1, 2), "median")

@@ -13,7 +13,7 @@ from ..models.weights import Checkpoint, fill
 from ..text.batch import collate, make_batches
 from ..text.prompt import fit
 from ..text.tokenizer import load_tokenizer
-from .head import build_head
+from .head import POOLINGS, build_head
 
 
 class Classifier(nn.Module):
@@ -51,11 +51,17 @@ class Classifier(nn.Module):
         checkpoint = Checkpoint(path)
         where = checkpoint.folder / "config.json"
         settings = checkpoint.config.get("minillmclf", {})
+        if not isinstance(settings, dict) or settings.get("pool", "family") not in ("family", *POOLINGS):
+            raise InputError(f"{where}: minillmclf = {settings!r:.80} is not known; pool is family, {', '.join(POOLINGS)}")
         problem = checkpoint.config.get("problem_type")
         if problem not in (None, "single_label_classification"):
             raise InputError(f"{where}: problem_type {problem!r} is not supported; supported: single_label_classification")
         self = cls.empty(checkpoint, labels_of(checkpoint.config, where), settings.get("pool", "family"),
                          settings.get("max_length"))
+        last = next(file for file, ours in self.head.NAMES.items() if ours == "head.out") + ".weight"
+        if last not in checkpoint:
+            raise InputError(f"{path}: no classification head in it (no tensor {last}): fine-tune it first with "
+                             f"python -m minillmclf.train --model {path}")
         self.report = fill(self, checkpoint, self.names(), {}, self.backbone.PREFIX)
         return self.eval()
 
@@ -70,8 +76,9 @@ class Classifier(nn.Module):
             raise InputError(f"{checkpoint.folder}: the tokenizer's ids go to {len(tokenizer) - 1}, the embedding has only "
                              f"{backbone.config['vocab_size']} rows: these files do not belong together")
         most = min(backbone.max_tokens, tokenizer.max_length or backbone.max_tokens)
-        if max_length is not None and not tokenizer.overhead(True) < max_length <= backbone.max_tokens:
-            raise InputError(f"max_length {max_length}: must lie between {tokenizer.overhead(True) + 1} and the "
+        if max_length is not None and not (type(max_length) is int and
+                                           tokenizer.overhead(True) < max_length <= backbone.max_tokens):
+            raise InputError(f"max_length {max_length!r}: must lie between {tokenizer.overhead(True) + 1} and the "
                              f"{backbone.max_tokens} positions of {checkpoint.folder}")
         head = build_head(checkpoint.config["model_type"], backbone.config, len(labels), pool)
         return cls(backbone, head, tokenizer, labels, checkpoint.config, max_length or most, pool)
@@ -126,10 +133,10 @@ class Classifier(nn.Module):
         return self.scores(self.encode(texts)[0], batch_size).softmax(-1).numpy()
 
 
-def check_labels(labels):
+def check_labels(labels, where="a classifier"):
     """At least two different names."""
     if len(labels) < 2 or len(set(labels)) != len(labels):
-        raise InputError(f"labels must be at least two different names, got {list(labels)}")
+        raise InputError(f"{where}: labels must be at least two different names, got {list(labels)}")
 
 
 def labels_of(config, where):
@@ -137,8 +144,8 @@ def labels_of(config, where):
     names = config.get("id2label")
     if names is None:
         names = {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
-    if sorted(names, key=int) != [str(i) for i in range(len(names))]:
-        raise InputError(f"{where}: id2label should number its classes 0 to {len(names) - 1}, has {', '.join(names)}")
-    labels = [names[str(i)] for i in range(len(names))]
-    check_labels(labels)
+    if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
+        raise InputError(f"{where}: id2label should number its classes from 0 up, is {names!r:.100}")
+    labels = [str(names[str(i)]) for i in range(len(names))]
+    check_labels(labels, where)
     return labels

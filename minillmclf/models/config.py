@@ -30,13 +30,26 @@ def read_config(config, fields, fixed, where):
         elif key not in fields and key not in fixed and key not in INERT:
             faults.append(f"{key} = {value!r} (unknown: it may change the maths)")
     faults += [f"{key} is missing" for key, default in fields.items() if default is REQUIRED and key not in config]
+    for key in fields.keys() & config.keys():
+        if kind := wrong_kind(config[key], fields[key]):
+            faults.append(f"{key} = {config[key]!r} (should be {kind})")
     if faults:
         raise InputError(f"{where}: " + "; ".join(faults) + f". Known fields: {', '.join(fields)}")
     return {key: config.get(key, default) for key, default in fields.items()}
 
 
+def wrong_kind(value, default):
+    """None if a value is of the kind that its field's default shows, else what it should be, in words."""
+    if default is REQUIRED:
+        return None if type(value) is int and value > 0 else "a whole number from 1 up"
+    if isinstance(default, str):
+        return None if isinstance(value, str) else "a name"
+    kinds = (int,) if type(default) is int else (int, float)
+    return None if value is default or type(value) in kinds and value >= 0 else f"a number of type {kinds[-1].__name__}"
+
+
 def choose(table, name, key, where):
     """table[name], or an InputError that lists what there is."""
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise InputError(f"{where}: {key} = {name!r} is not supported; supported: {', '.join(map(str, table))}")
     return table[name]

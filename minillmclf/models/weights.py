@@ -62,7 +62,7 @@ class Checkpoint:
 
     def _open_shards(self, index):
         where = read_json(index).get("weight_map")
-        if not isinstance(where, dict) or not where:
+        if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
             raise InputError(f"{index}: has no weight_map: download the folder again")
         outside = sorted({f for f in where.values() if Path(f).name != f})
         missing = sorted({f for f in where.values() if not (self.folder / f).exists()} - set(outside))
@@ -146,13 +146,15 @@ def fill(model, checkpoint, names, ties=None, prefix="", fresh=(), table="NAMES"
 
 
 def copy_tensors(parameters, checkpoint, report, ties):
-    """Fill in the values; -> faults: tensors that are no floats, ties that are not equal."""
+    """Fill in the values; -> faults: tensors that are no (finite) floats, ties that are not equal."""
     faults = []
     with torch.no_grad():
         for name, ours in report.loaded.items():
             tensor = checkpoint.tensor(name)
             if not tensor.is_floating_point():
                 faults.append(f"{name!r} holds {tensor.dtype}, floats are expected")
+            elif not tensor.float().isfinite().all():
+                faults.append(f"{name!r} holds values that are not finite")
             else:
                 parameters[ours].copy_(tensor)
         for name in report.tied:

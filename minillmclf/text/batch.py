@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..errors import InputError
+
 
 @dataclass
 class Batch:
@@ -52,6 +54,8 @@ def make_batches(lengths, size, seed=None, tokens=None, chunk=50):
     padded batch (rows x longest; a single longer row is a batch of its own). seed: None sorts all rows by length, for
     evaluation; else rows are shuffled and sorted within chunks of `chunk` batches only, and batches are shuffled.
     """
+    if size < 1:
+        raise InputError(f"batch size {size}: should be 1 or more")
     order = list(range(len(lengths)))
     if seed is None:
         return cut(sorted(order, key=lambda row: (lengths[row], row)), lengths, size, tokens)

@@ -270,6 +270,13 @@ def _refuse_empty(path: Path, examples, columns) -> None:
                              f"{', '.join(rows[:10])}{', ...' if len(rows) > 10 else ''})")
 
 
+def refuse_blank(path, examples) -> None:
+    """Raise InputError with the lines of `examples` that hold no text at all."""
+    rows = [str(example.row) for example in examples if not any(text.strip() for text in example.texts)]
+    if rows:
+        raise InputError(f"{path}: {len(rows)} empty texts (line {', '.join(rows[:10])}): remove or fill them")
+
+
 def _check_labels(parts, labels, tables) -> None:
     if len(labels) < 2:
         raise InputError(f"{tables['train'].path}: train has one class only ({labels[0]!r}): add rows of another")

@@ -13,6 +13,7 @@ import os
 import re
 
 from minillmclf.errors import InputError
+from minillmclf.files import write_text
 from minillmclf.text import bpe, wordpiece
 from minillmclf.text.tokenizer_files import ROLES, check, complete, read_folder, role_names
 
@@ -81,11 +82,11 @@ class Tokenizer:
             if token is not None:
                 words.append((part, [token]))
             elif not self._folded.tokens:
-                words += [(word, list(ids)) for word, ids in self._model.words(part)]
+                words += self._model.words(part)
             else:
                 for word, added in self._folded.cut(self._model.normalise(part)):
                     words += self._model.words(word) if added is None else [(word, [added])]
-        return words
+        return [(word, list(ids)) for word, ids in words]  # lists of the caller's own: the model remembers its ones
 
     def ids(self, text):
         """Ids of a text without special tokens, but for those that stand in it: "[SEP]" is the id of [SEP]."""
@@ -129,12 +130,8 @@ class Tokenizer:
                   "model_max_length": self.max_length or int(1e30), "model_input_names": self._model.inputs}
         config |= self._model.settings | {f"{role}_token": name for role, name in self._names.items()}
         config["added_tokens_decoder"] = {str(t["id"]): {k: t[k] for k in t if k != "id"} for t in added}
-        os.makedirs(folder, exist_ok=True)
         for name, content in (("tokenizer.json", self._document), ("tokenizer_config.json", config)):
-            path = os.path.join(folder, name)
-            with open(path + ".tmp", "w", encoding="utf-8") as file:
-                json.dump(content, file, ensure_ascii=False, indent=1)
-            os.replace(path + ".tmp", path)  # a reader sees the old file or the new one, never half of one
+            write_text(os.path.join(folder, name), json.dumps(content, ensure_ascii=False, indent=1))
 
 
 class WordPiece(Tokenizer):

@@ -1,0 +1,115 @@
+"""Batches: every row once, no batch too large, the same order from the same seed, little padding."""
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minillmclf.text.batch import Batch, collate, make_batches
+
+some_lengths = st.lists(st.integers(1, 40), max_size=80)
+sizes = st.integers(1, 9)
+seeds = st.one_of(st.none(), st.integers(0, 5), st.text(max_size=3))
+limits = st.one_of(st.none(), st.just(0), st.integers(1, 120))
+
+
+def places(batches, lengths):
+    """Padded places of all batches: rows x longest."""
+    return sum(len(rows) * max(lengths[row] for row in rows) for rows in batches)
+
+
+@settings(max_examples=150, deadline=None)
+@given(some_lengths, sizes, seeds, limits, st.integers(1, 4))
+def test_every_row_is_in_exactly_one_batch_and_no_batch_is_too_large(lengths, size, seed, tokens, chunk):
+    batches = make_batches(lengths, size, seed, tokens, chunk)
+    assert sorted(row for rows in batches for row in rows) == list(range(len(lengths)))
+    for rows in batches:
+        assert 1 <= len(rows) <= size, "an empty batch, or one of more rows than asked for"
+        if tokens and len(rows) > 1:
+            assert places([rows], lengths) <= tokens, f"{places([rows], lengths)} padded places, {tokens} are allowed"
+    assert batches == make_batches(lengths, size, seed, tokens, chunk), "the same call gives other batches"
+
+
+@settings(max_examples=60, deadline=None)
+@given(some_lengths, sizes)
+def test_without_a_token_limit_only_the_last_batch_is_smaller(lengths, size):
+    for seed in (None, 1):
+        counts = sorted(map(len, make_batches(lengths, size, seed)), reverse=True)
+        assert counts == [size] * (len(lengths) // size) + [len(lengths) % size] * (len(lengths) % size > 0)
+
+
+def test_a_token_limit_cuts_no_sooner_than_it_must():
+    assert make_batches([2, 2, 2, 2, 2], 10, tokens=6) == [[0, 1, 2], [3, 4]]
+    assert make_batches([1, 2, 3, 9, 4], 10, tokens=8) == [[0, 1], [2, 4], [3]], "9 tokens are a batch of their own"
+
+
+def test_the_seed_settles_the_order_and_every_epoch_has_another():
+    lengths = [3 + row * 17 % 38 for row in range(140)]
+    epochs = [make_batches(lengths, 8, seed=f"0:{epoch}") for epoch in range(5)]
+    again = [make_batches(lengths, 8, seed=f"0:{epoch}") for epoch in range(5)]
+    assert epochs == again
+    assert len({str(batches) for batches in epochs}) == 5, "two epochs come in the same order"
+    assert len({str(sorted(map(sorted, batches))) for batches in epochs}) == 5, "the same rows meet in every epoch"
+    assert make_batches(lengths, 8, seed="1:0") != epochs[0], "the seed has no effect"
+    longest = [max(lengths[row] for row in rows) for rows in epochs[0]]
+    assert longest != sorted(longest), "batches come in order of length, short texts first"
+
+
+def test_global_random_numbers_are_neither_read_nor_disturbed():
+    random.seed(5)
+    first, expected = make_batches([3] * 50, 4, seed=2), random.random()
+    random.seed(5)
+    assert random.random() == expected
+    assert make_batches([3] * 50, 4, seed=2) == first
+
+
+def test_sorting_by_length_saves_padding():
+    rng = random.Random(1)
+    lengths = [min(128, max(3, int(rng.lognormvariate(3, 0.7)))) for _ in range(4000)]
+    rows = list(range(len(lengths)))
+    rng.shuffle(rows)
+    unsorted = places([rows[start:start + 32] for start in range(0, len(rows), 32)], lengths)
+    shuffled, whole = (places(make_batches(lengths, 32, seed), lengths) for seed in (0, None))
+    real = sum(lengths)
+    assert real <= whole < shuffled < 1.15 * real, f"{real} tokens need {whole} places sorted, {shuffled} in chunks"
+    assert unsorted > 1.5 * shuffled, f"random batches need {unsorted} places, ours {shuffled}"
+
+
+@st.composite
+def encoded_rows(draw):
+    rows = draw(st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 1)), min_size=1, max_size=7), min_size=1,
+                         max_size=6))
+    return [tuple(map(list, zip(*row))) for row in rows]
+
+
+@settings(max_examples=80, deadline=None)
+@given(encoded_rows(), st.sampled_from([None, 0, 1, 5]), st.data())
+def test_collate_pads_on_the_right_and_the_mask_alone_knows_where(encoded, pad_id, data):
+    rows = data.draw(st.lists(st.integers(0, len(encoded) - 1), min_size=1, max_size=6))
+    labels = [row % 3 for row in range(len(encoded))]
+    batch = collate(encoded, rows, pad_id, labels)
+    width = max(len(encoded[row][0]) for row in rows)
+    assert batch.ids.shape == batch.mask.shape == batch.types.shape == (len(rows), width) and len(batch) == len(rows)
+    assert batch.ids.dtype == batch.mask.dtype == batch.types.dtype == batch.labels.dtype == torch.int64
+    assert batch.rows == rows and batch.labels.tolist() == [labels[row] for row in rows]
+    for place, row in enumerate(rows):
+        ids, types = encoded[row]
+        missing = width - len(ids)
+        assert batch.ids[place].tolist() == ids + [pad_id or 0] * missing, "an id equal to the padding's must stay"
+        assert batch.types[place].tolist() == types + [0] * missing
+        assert batch.mask[place].tolist() == [1] * len(ids) + [0] * missing
+
+
+def test_collate_without_labels_and_the_move_to_a_device():
+    batch = collate([([5, 6], [0, 0]), ([7], [0])], [1, 0])
+    assert batch.labels is None and batch.ids.tolist() == [[7, 0], [5, 6]]
+    moved = batch.to("meta")
+    assert isinstance(moved, Batch) and moved.labels is None and moved.rows == [1, 0]
+    assert {t.device.type for t in (moved.ids, moved.mask, moved.types)} == {"meta"}
+    assert collate([([5], [0])], [0], labels=[2]).to("meta").labels.device.type == "meta"
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_no_rows_are_no_batches(seed):
+    assert make_batches([], 8, seed) == []

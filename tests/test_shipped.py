@@ -1,0 +1,113 @@
+"""What ships keeps its promises: the bundled data, the checkpoint, and what the README says of them."""
+import csv
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import minillmclf
+from minillmclf.commands import find_model
+from minillmclf.models.weights import Checkpoint
+from minillmclf.train import baselines
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def rows():
+    with open(ROOT / "minillmclf" / "datasets" / "tickets.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def pairs_of_words(text):
+    words = re.findall(r"\w+", text.lower())
+    return set(zip(words, words[1:]))
+
+
+def test_tickets_have_their_size_and_balance():
+    data = minillmclf.load_data("tickets")
+    assert len(data.train) + len(data.dev) + len(data.test) >= 1200
+    assert len(data.labels) == 8
+    for split in (data.train, data.dev, data.test):
+        counts = [sum(e.label == label for e in split) for label in data.labels]
+        assert max(counts) == min(counts) > 0, f"the classes of a split should be of one size, are {counts}"
+
+
+def test_tickets_have_no_near_duplicates_across_splits():
+    seen = [(r["split"], r["text"], pairs_of_words(r["text"])) for r in rows()]
+    assert len({text.casefold() for _, text, _ in seen}) == len(seen), "a ticket stands twice"
+    for i, (split, text, pairs) in enumerate(seen):
+        for other_split, other, other_pairs in seen[i + 1:]:
+            if split != other_split and pairs and other_pairs:
+                shared = len(pairs & other_pairs) / min(len(pairs), len(other_pairs))
+                assert shared < 0.5, f"{split} and {other_split} share {shared:.0%} of word pairs: {text!r} / {other!r}"
+
+
+def test_no_unlabelled_message_is_a_ticket():
+    messages = (ROOT / "minillmclf" / "datasets" / "messages.txt").read_text(encoding="utf-8").splitlines()
+    assert not {m.casefold() for m in messages} & {r["text"].casefold() for r in rows()}, "pretraining text holds a ticket"
+
+
+def test_words_alone_do_not_give_tickets_away():
+    results = baselines(minillmclf.load_data("tickets"))
+    assert results["majority class"]["accuracy"] == pytest.approx(1 / 8)
+    assert 0.3 < results["bag of words"]["accuracy"] < 0.55, "a bag of words reads the class off: MiniLM reaches .75"
+
+
+def test_mini_bert_is_small_half_precision_and_whole():
+    folder = find_model("mini-bert")
+    assert sum(f.stat().st_size for f in folder.iterdir()) <= 12_000_000
+    checkpoint = Checkpoint(folder)
+    assert {checkpoint.tensor(name).dtype for name in checkpoint.files} == {torch.float16}
+    model, tokenizer = minillmclf.load_backbone(folder), minillmclf.load_tokenizer(folder)
+    assert len(tokenizer) == model.config["vocab_size"] == 8000
+    assert (folder / "README.md").exists(), "the checkpoint has no card"
+
+
+def test_mini_bert_equals_transformers():
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    folder = find_model("mini-bert")
+    tokenizer = minillmclf.load_tokenizer(folder)
+    reference = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    other = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = ["The parcel never came.", "it broke!!", "Déjà vu: who cancelled my naïve cousin's subscription, and why?"]
+    batch = other(texts, padding=True, return_tensors="pt")
+    for text, ids, mask in zip(texts, batch.input_ids, batch.attention_mask):
+        assert tokenizer.encode(text) == ids[mask.bool()].tolist()
+    with torch.inference_mode():
+        ours = minillmclf.load_backbone(folder)(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+        theirs = reference(**batch).last_hidden_state
+    difference = ((ours - theirs).abs() * batch.attention_mask.unsqueeze(-1)).max().item()
+    assert difference <= 1e-5, f"hidden states differ by {difference}"
+
+
+def test_mini_bert_knows_more_than_random_weights():
+    """Without any training, a text should lie nearer to its paraphrase than to another text."""
+    model, tokenizer = minillmclf.load_backbone(find_model("mini-bert")), minillmclf.load_tokenizer(find_model("mini-bert"))
+
+    def vector(text):
+        ids = torch.tensor([tokenizer.encode(text)])
+        with torch.inference_mode():
+            return model(ids, torch.ones_like(ids))[0].mean(0)
+    texts = [("My order has not come yet.", "The package is still not here."),
+             ("How do I get into my profile?", "The site will not let me sign in."),
+             ("I was charged too much.", "The sum on my bill is too high."),
+             ("The lamp is broken.", "The light does not work any more.")]
+    first, second = (torch.stack([vector(pair[i]) for pair in texts]) for i in (0, 1))
+    similar = torch.nn.functional.cosine_similarity(first[:, None], second[None], dim=-1)
+    assert (similar.argmax(1) == torch.arange(len(texts))).all(), f"paraphrases are not the nearest: {similar}"
+
+
+def test_readme_has_two_commands_and_names_every_module():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"```sh setup\n(.*?)```", text, re.S).group(1).strip().splitlines()
+    assert len(block) == 2, "set-up is two commands"
+    for path in (ROOT / "minillmclf").rglob("*.py"):
+        assert path.name in text or path.name == "__init__.py", f"README's tree does not name {path.name}"
+
+
+def test_the_package_never_imports_its_references_and_never_unpickles():
+    for path in (ROOT / "minillmclf").rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert not re.search(r"^\s*(import|from) (transformers|peft|tokenizers|pickle)\b", source, re.M), path
+        assert "torch.load(" not in source, path
