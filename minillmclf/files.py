@@ -35,7 +35,7 @@ def replacing(path):
         yield temporary
         flush(temporary)
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:
         if temporary.is_file():
             temporary.unlink()
         raise InputError(f"{path}: could not be written ({error}); what was saved before is untouched: "

@@ -93,6 +93,7 @@ def start_from_teacher(student, teacher, tokenizer, teacher_tokenizer):
     the neurons with the largest |in| x |out| are kept.
     """
     import torch
+    check_fits(student.config, teacher.config)
     with torch.no_grad():
         for piece, row in tokenizer.vocab.items():
             student.word_embeddings.weight[row] = teacher.word_embeddings.weight[
@@ -109,6 +110,18 @@ def start_from_teacher(student, teacher, tokenizer, teacher_tokenizer):
             layer.up_proj.bias.copy_(source.up_proj.bias[keep])
             layer.down_proj.weight.copy_(source.down_proj.weight[:, keep])
             layer.down_proj.bias.copy_(source.down_proj.bias)
+
+
+def check_fits(student, teacher):
+    """A student is cut out of a teacher that has as many heads and positions, and no fewer layers and neurons."""
+    for flag, key in (("--layers", "num_hidden_layers"), ("--mlp-width", "intermediate_size")):
+        if student[key] > teacher[key]:
+            raise InputError(f"{flag} {student[key]}: the teacher has only {teacher[key]}")
+    for key, remedy in (("num_attention_heads", f"set --heads {teacher['num_attention_heads']}"),
+                        ("max_position_embeddings", "choose another --teacher"),
+                        ("type_vocab_size", "choose another --teacher")):
+        if student[key] != teacher[key]:
+            raise InputError(f"the teacher's {key} is {teacher[key]}, the student's is {student[key]}: {remedy}")
 
 
 def pieces_of(piece, tokenizer):

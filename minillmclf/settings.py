@@ -54,17 +54,17 @@ class Settings:
             choices = f.metadata.get("choices")
             if choices and getattr(self, f.name) not in choices:
                 raise InputError(f"--{f.name.replace('_', '-')} {getattr(self, f.name)}: known are {', '.join(choices)}")
-        rules = {"epochs": self.epochs >= 1, "batch_size": self.batch_size >= 1, "lr": self.lr > 0,
-                 "eval_batch_size": self.eval_batch_size >= 1, "save_every": self.save_every >= 1,
-                 "warmup": 0 <= self.warmup < 1, "label_smoothing": 0 <= self.label_smoothing < 1,
-                 "layer_decay": 0 < self.layer_decay <= 1, "weight_decay": self.weight_decay >= 0, "clip": self.clip >= 0,
-                 "max_length": self.max_length >= 0, "rows_per_class": self.rows_per_class >= 0,
-                 "micro_batch_size": self.micro_batch_size >= 0, "batch_tokens": self.batch_tokens >= 0,
-                 "patience": self.patience >= 0, "min_steps": self.min_steps >= 0,
-                 "seed": 0 <= self.seed < 2**63}
-        for name, holds in rules.items():
-            if not holds:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: out of range")
+        rules = {"1 or more": (lambda v: v >= 1, "epochs batch_size eval_batch_size save_every"),
+                 "0 or more": (lambda v: v >= 0, "rows_per_class max_length min_steps batch_tokens micro_batch_size "
+                                                 "weight_decay clip patience"),
+                 "more than 0": (lambda v: v > 0, "lr"),
+                 "from 0 to below 1": (lambda v: 0 <= v < 1, "warmup label_smoothing"),
+                 "above 0 and not above 1": (lambda v: 0 < v <= 1, "layer_decay"),
+                 "from 0 to 2**63 - 1": (lambda v: 0 <= v < 2**63, "seed")}
+        for words, (holds, names) in rules.items():
+            for name in names.split():
+                if not holds(getattr(self, name)):
+                    raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: should be {words}")
         return self
 
     def decisive(self):

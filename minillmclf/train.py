@@ -66,8 +66,9 @@ def build(s, labels):
     trainable, total = choose_weights(model, s.method)
     device = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        torch.zeros(1, device=device).item()               # fails where a device is only a name
         return model.to(device), trainable, total
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"--device {s.device}: {str(error).splitlines()[0]}") from None
 
 
@@ -149,7 +150,7 @@ def open_run(s, folder, data, overwrite):
     now = {"settings": s.decisive(), "sha256": data.source["sha256"]}
     then = {"settings": read_settings({}, record).decisive(), "sha256": earlier.get("data", {}).get("sha256")}
     differ = [k for k in now["settings"] if now["settings"][k] != then["settings"][k]]
-    differ += ["the data's sha256"] if now["sha256"] != then["sha256"] else []
+    differ += ["sha256 of the data"] if now["sha256"] != then["sha256"] else []
     if differ:
         raise InputError(f"{folder}: holds a run with another {', '.join(differ)}: choose another --out, or --overwrite")
     return earlier if earlier.get("finished") else None

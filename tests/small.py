@@ -1,8 +1,8 @@
 """Small things for tests: a tiny BERT folder, a tiny data set, and commands that are killed on purpose.
 
-Run as a script, this file is the *killer*: it imports torch once and then forks a process for every run that it is asked
-for, so that a run costs a fraction of a second. A fork is a whole process: SIGKILL ends it as a power cut would, with no
-handler, no `finally` and no flushed buffer. See `forked`.
+Run as a script, this file is the *killer*: it imports torch once and then forks a process for every run that it is
+asked for, so that a run costs a fraction of a second. A fork is a whole process: SIGKILL ends it as a power cut would,
+with no handler, no `finally` and no flushed buffer. See `forked`.
 """
 import atexit
 import csv
@@ -26,16 +26,16 @@ PIECES = (["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ","] + list(LETTER
           + [w for w in FILLERS if len(w) > 1] + [w for topic in TOPICS.values() for w in topic])
 
 
-def bert_folder(folder, layers=2, width=32, heads=4, mlp=48, positions=64, dropout=0.1, seed=0, std=0.2, lm_head=False):
-    """Write a BERT with random weights as a Hugging Face folder -> its path. About 100 pieces; weights are larger than
-    usual (std), so that every part of the network shows in the answers."""
+def bert_folder(folder, layers=2, width=32, mlp=48, positions=64, dropout=0.1, lm_head=False):
+    """Write a BERT with random weights as a Hugging Face folder -> its path. Its vocabulary is PIECES; weights are ten
+    times as large as usual, so that every part of the network shows in the answers."""
     from minillmclf.models import Bert, fresh_weights, save_backbone
     from minillmclf.text.tokenizer import WordPiece
     config = dict(model_type="bert", vocab_size=len(PIECES), hidden_size=width, num_hidden_layers=layers,
-                  num_attention_heads=heads, intermediate_size=mlp, hidden_act="gelu", max_position_embeddings=positions,
-                  type_vocab_size=2, layer_norm_eps=1e-12, hidden_dropout_prob=dropout,
-                  attention_probs_dropout_prob=dropout, pad_token_id=0)
-    model = fresh_weights(Bert.from_config(config, lm_head=lm_head), seed, std)
+                  num_attention_heads=4, intermediate_size=mlp, hidden_act="gelu", type_vocab_size=2,
+                  max_position_embeddings=positions, layer_norm_eps=1e-12, pad_token_id=0,
+                  hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    model = fresh_weights(Bert.from_config(config, lm_head=lm_head), seed=0, std=0.2)
     model.source_config = config
     save_backbone(model, folder)
     WordPiece.from_vocab(PIECES).save(folder)
@@ -87,8 +87,8 @@ def environment():
 
 def start(module, *arguments):
     """`python -m module arguments` as a process of its own -> Popen with captured text output."""
-    return subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT, env=environment(), text=True,
-                            encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT, env=environment(),
+                            text=True, encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def command(module, *arguments):

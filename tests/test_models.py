@@ -1,8 +1,8 @@
-"""Are BERT and RoBERTa what transformers says they are? Layer by layer, with padding, and would the tests notice if not?
+"""Are BERT and RoBERTa what transformers says they are, layer by layer, and would the tests notice if they were not?
 
-Two references: four tiny models with exaggerated weights and what transformers computed with them in float64, stored by
-reference/make_fixtures.py (always), and transformers itself on random configurations (where it is installed). Then what
-needs no reference: padding, batch mates and attention by hand. Known-wrong variants must fail, each at the right layer.
+Two references: four tiny models with exaggerated weights and what transformers computed with them in float64, stored
+by reference/make_fixtures.py (always), and transformers itself on random configurations (where it is installed). Then
+what needs no reference: padding, batch mates, attention by hand. Known-wrong variants must fail, each at its layer.
 """
 
 import json
@@ -44,7 +44,8 @@ def compute(folder, batch, dtype=torch.float32):
     ids, mask, types, labels = (batch[name] for name in ("ids", "mask", "types", "labels"))
     steps = trace(body, ids, mask, types)
     if model is body:
-        logits, loss = body.logits(steps["hidden"])[mask.bool()], masked_lm_loss(body, ids, mask, types, labels >= 0, labels)
+        logits = body.logits(steps["hidden"])[mask.bool()]
+        loss = masked_lm_loss(body, ids, mask, types, labels >= 0, labels)
     else:
         logits = model.head(steps["hidden"], mask)
         loss = F.cross_entropy(logits, labels)
@@ -57,7 +58,8 @@ def compute(folder, batch, dtype=torch.float32):
 def split(expected):
     """What is stored or computed by make_fixtures.run -> (layers, logits and loss in order, gradients)."""
     steps = ["embeddings", *sorted(name for name in expected if name.startswith("layer ")), "logits", "loss"]
-    return {name: expected[name] for name in steps}, {n: t for n, t in expected.items() if n.startswith("gradient of ")}
+    gradients = [name for name in expected if name.startswith("gradient of ")]
+    return {name: expected[name] for name in steps}, {name: expected[name] for name in gradients}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,8 @@ def test_the_stored_batches_are_ragged_and_the_weights_exaggerated(stored):
         assert len(set(lengths.tolist())) >= 3, f"{name}: padding could be wrong unseen, lengths are {lengths}"
         model, body = load(MODELS / name)
         for norm in (module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)):
-            assert (norm.weight - 1).abs().mean() > 0.1 < norm.bias.abs().mean(), f"{name}: a plain norm hides mistakes"
+            assert (norm.weight - 1).abs().mean() > 0.1, f"{name}: weights of 1 hide a norm that is left out"
+            assert norm.bias.abs().mean() > 0.1, f"{name}: biases of 0 hide a bias that is left out"
     assert stored["bert_classifier"]["types"].any(), "without pairs, ignored token types would not show"
 
 
@@ -98,15 +101,16 @@ def test_stored_logits_come_from_the_texts_too(stored):
         ids = [ids for ids, _ in model.encode(texts)[0]]
         assert ids == [row[m.bool()].tolist() for row, m in zip(stored[name]["ids"], stored[name]["mask"])], \
             f"{name}: our tokenizer gives other ids than transformers'"
-        found = first_difference({"scores": model.scores(model.encode(texts)[0], 2)}, {"scores": stored[name]["logits"]}, 1e-5)
+        scores = model.scores(model.encode(texts)[0], batch_size=2)
+        found = first_difference({"scores": scores}, {"scores": stored[name]["logits"]}, 1e-5)
         assert found is None, f"{name}: batches sorted by length give other scores or another order, {found}"
 
 
 def numbers(draw, family):
     """A random configuration, as keyword arguments of transformers' BertConfig or RobertaConfig."""
     heads = draw(st.sampled_from([1, 2, 3, 4]))
-    config = dict(vocab_size=draw(st.integers(20, 40)), num_attention_heads=heads, hidden_size=heads * draw(st.integers(2, 9)),
-                  num_hidden_layers=draw(st.integers(1, 3)), intermediate_size=draw(st.integers(3, 40)),
+    config = dict(vocab_size=draw(st.integers(20, 40)), num_attention_heads=heads,
+                  hidden_size=heads * draw(st.integers(2, 9)), num_hidden_layers=draw(st.integers(1, 3)), intermediate_size=draw(st.integers(3, 40)),
                   hidden_act=draw(st.sampled_from(["gelu", "relu", "gelu_new", "silu", "gelu_pytorch_tanh"])),
                   type_vocab_size=draw(st.integers(1, 3)), layer_norm_eps=draw(st.sampled_from([1e-12, 1e-5, 1e-2])),
                   max_position_embeddings=draw(st.integers(24, 30)))
@@ -119,7 +123,8 @@ def numbers(draw, family):
 def test_random_models_are_those_of_transformers(family, data, seed):
     transformers = pytest.importorskip("transformers", reason="compares with transformers itself")
     from reference import make_fixtures
-    config = getattr(transformers, family + "Config")(**data.draw(st.composite(numbers)(family)), attn_implementation="eager")
+    drawn = data.draw(st.composite(numbers)(family))
+    config = getattr(transformers, family + "Config")(**drawn, attn_implementation="eager")
     model = make_fixtures.exaggerate(getattr(transformers, family + "ForMaskedLM")(config), seed)
     lengths = data.draw(st.lists(st.integers(1, 14), min_size=1, max_size=4))
     ids, mask, types = make_fixtures.random_batch(config, seed, lengths)
@@ -181,7 +186,8 @@ def pre_norm(patch):
 
 def no_residual(patch):
     def wrong(self, x, rows):
-        x = self.attention_norm(self.o_proj(attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), rows, self.heads, 0.0)))
+        seen = attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), rows, self.heads, 0.0)
+        x = self.attention_norm(self.o_proj(seen))
         return self.mlp_norm(self.down_proj(self.activation(self.up_proj(x))))
     patch.setattr(bert.BertLayer, "forward", wrong)
 
@@ -202,11 +208,15 @@ def causal(patch):
 
 
 def unscaled(patch):
-    patch.setattr(bert, "attention", lambda q, k, v, rows, heads, p: attention(q * math.sqrt(q.shape[1] // heads), k, v, rows, heads, p))
+    def wrong(q, k, v, rows, heads, dropout):
+        return attention(q * math.sqrt(q.shape[1] // heads), k, v, rows, heads, dropout)
+    patch.setattr(bert, "attention", wrong)
 
 
 def scaled_by_the_model(patch):
-    patch.setattr(bert, "attention", lambda q, k, v, rows, heads, p: attention(q / math.sqrt(heads), k, v, rows, heads, p))
+    def wrong(q, k, v, rows, heads, dropout):
+        return attention(q / math.sqrt(heads), k, v, rows, heads, dropout)
+    patch.setattr(bert, "attention", wrong)
 
 
 def heads_interleaved(patch):
@@ -232,7 +242,8 @@ def no_tanh(patch):
 
 
 def lm_without_activation(patch):
-    patch.setattr(bert.MaskedLMHead, "forward", lambda self, hidden, words: self.norm(self.dense(hidden)) @ words.T + self.bias)
+    patch.setattr(bert.MaskedLMHead, "forward",
+                  lambda self, hidden, words: self.norm(self.dense(hidden)) @ words.T + self.bias)
 
 
 def lm_without_bias(patch):
@@ -264,7 +275,8 @@ def test_a_wrong_last_layer_is_named_and_so_is_nan(stored):
     bent = dict(steps, **{"layer 2": steps["layer 2"] + 1e-3})
     assert first_difference(bent, steps, 1e-5) == "layer 2 differs by 0.001 (tolerance 1e-05)"
     for wrong in (steps["layer 1"] * math.nan, steps["layer 1"][:-1]):
-        assert first_difference(dict(steps, **{"layer 1": wrong}), steps, 1e-5).startswith("layer 1 "), "NaN or shape unseen"
+        found = first_difference(dict(steps, **{"layer 1": wrong}), steps, 1e-5)
+        assert found.startswith("layer 1 "), "NaN or another shape is not seen"
     del bent["layer 0"]
     assert first_difference(bent, steps, 1e-5) == "layer 0 is missing"
 
@@ -284,7 +296,8 @@ def batch_of(texts, side, pad, width=None):
 def states(model, texts, side="right", pad=0, width=None):
     """Hidden states of the real tokens of each text of a batch: [(T, D), ...]."""
     ids, mask = batch_of(texts, side, pad, width)
-    return [row[m.bool()] for row, m in zip(model(ids, mask, ids % 2 if model.type_embeddings.num_embeddings > 1 else None), mask)]
+    types = ids % 2 if model.type_embeddings.num_embeddings > 1 else None
+    return [row[m.bool()] for row, m in zip(model(ids, mask, types), mask)]
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 5e-6), (torch.float64, 1e-12)])
@@ -294,7 +307,7 @@ def test_padding_and_batch_mates_change_nothing(name, dtype, tolerance):
     model = load(MODELS / name)[1].to(dtype)
     draw = torch.Generator().manual_seed(0)
     texts = [torch.randint(model.config["vocab_size"], (length,), generator=draw).tolist() for length in (5, 11, 1, 8)]
-    texts[0][2] = texts[1][-1] = texts[3][0] = model.config.get("pad_token_id", 0)     # a pad id may be a token of a text
+    texts[0][2] = texts[1][-1] = texts[3][0] = model.config.get("pad_token_id", 0)      # a text may hold it as a token
     alone = [states(model, [text])[0] for text in texts]
     ways = {"padded right": states(model, texts), "padded left": states(model, texts, "left"),
             "padded far": states(model, texts, "left", width=60), "other ids in the padding": states(model, texts, pad=9),
@@ -302,7 +315,8 @@ def test_padding_and_batch_mates_change_nothing(name, dtype, tolerance):
             "other mates": [states(model, [text, texts[1][:3], text[::-1]], "left")[0] for text in texts]}
     for way, found in ways.items():
         for number, (a, b) in enumerate(zip(alone, found)):
-            assert (a - b).abs().max() <= tolerance, f"{name}: text {number} alone and {way}: {(a - b).abs().max():.2g} apart"
+            apart = (a - b).abs().max()
+            assert apart <= tolerance, f"{name}: text {number} alone and {way}: {apart:.2g} apart"
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -348,8 +362,9 @@ def test_rows_pack_and_spread_are_inverse(lengths, side):
 
 def test_dropout_acts_in_training_only():
     sizes = dict(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
-    for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        model = fresh_weights(Bert.from_config(sizes | {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0, key: 0.5}), 0, 0.5)
+    off = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
+    for key in off:
+        model = fresh_weights(Bert.from_config(sizes | off | {key: 0.5}), 0, 0.5)
         ids, mask = torch.arange(8).view(1, 8), torch.ones(1, 8)
         assert not torch.equal(model.train()(ids, mask), model(ids, mask)), f"{key} does nothing in training"
         assert torch.equal(model.eval()(ids, mask), model(ids, mask)), f"{key} acts in evaluation"
@@ -398,7 +413,7 @@ def pool_by_hand(hidden, mask, how):
 @pytest.mark.parametrize("how", POOLINGS)
 def test_pooling_is_that_of_the_real_tokens(how, side):
     _, mask = batch_of([[1] * 4, [1], [1] * 6], side, 0)
-    hidden = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0)) - 3         # a zero at padding would be a maximum
+    hidden = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0)) - 3       # a zero would be the maximum
     for kind in (mask, mask.bool(), mask.float()):
         found = pool(hidden, kind, how)
         assert (found - pool_by_hand(hidden, mask, how)).abs().max() <= 1e-6, f"{how} counts padding on the {side}"
@@ -415,7 +430,8 @@ def test_pooling_goes_by_the_mask_not_by_the_pad_id(name, how):
     for side in ("left", "right"):
         ids, mask = batch_of(texts, side, pad)
         hidden = model(ids, mask)
-        assert (pool(hidden, mask, how) - alone).abs().max() <= 1e-12, f"{how}: a text padded on the {side} is pooled elsewhere"
+        apart = (pool(hidden, mask, how) - alone).abs().max()
+        assert apart <= 1e-12, f"{how}: a text padded on the {side} is pooled elsewhere"
         apart = (pool(hidden, ids != pad, how) - alone)[:2].abs().amax(1)
         assert apart.max() > 1e-3, f"{how}: this test cannot tell a mask from ids that are not the pad id"
 

@@ -1,4 +1,4 @@
-"""The training loop is right: gradients, groups, rates, what is frozen, what is random, and going on after any kill."""
+"""The training loop: gradients, groups, rates, what is frozen, what is random, and going on after any kill."""
 import csv
 import json
 import math
@@ -69,8 +69,8 @@ def largest_difference(a, b):
 # ---- one step: pieces of a batch
 
 def step_in_pieces(folder, size, class_weights=None, **settings):
-    """One step of plain SGD on a batch of 7 -> gradients, weights after it, loss. Not Adam: it divides each gradient by
-    its own size and so blows up rounding where the true gradient is 0, as it is for the bias of the keys."""
+    """One step of plain SGD on a batch of 7 -> gradients, weights after it, loss. Not Adam: it divides each gradient
+    by its own size and so blows up rounding where the true gradient is 0, as it is for the bias of the keys."""
     model = classifier(folder)
     data = some_rows(model, 7)
     s = Settings(micro_batch_size=size, **{"clip": 0.0, **settings})
@@ -105,7 +105,7 @@ def test_the_mean_of_the_pieces_means_is_seen_to_be_wrong(folder, weights, sizes
         wrong = {n: p.grad for n, p in model.named_parameters()}
         difference = largest_difference(wrong, right)
         assert (difference > 1e-3) == (size in sizes_that_differ), \
-            f"pieces of {size}: the mean of means differs by {difference}; the comparison above could not see the fault"
+            f"pieces of {size}: the mean of means differs by {difference}; the test above could not see the fault"
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -120,7 +120,8 @@ def test_class_loss_is_the_mean_that_torch_computes(weights, smoothing):
 
 
 def test_class_loss_by_hand():
-    scores, labels, weights = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]]), torch.tensor([0, 1]), torch.tensor([1.0, 2.0])
+    scores, labels = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]]), torch.tensor([0, 1])
+    weights = torch.tensor([1.0, 2.0])
     total, count = objectives.class_loss(scores, labels)
     assert (total.item(), count.item()) == (pytest.approx(math.log(2) + math.log(4)), 2)
     total, count = objectives.class_loss(scores, labels, weights)
@@ -178,8 +179,8 @@ def test_matrices_are_decayed_and_vectors_are_not(folder):
         "each trainable parameter belongs in exactly one group, a frozen one in none"
     for group in groups:
         for name in (names[id(p)] for p in group["params"]):
-            vector = name.endswith("bias") or "norm" in name
-            assert group["weight_decay"] == (0.0 if vector else 0.01), f"{name} has weight decay {group['weight_decay']}"
+            wanted = 0.0 if name.endswith("bias") or "norm" in name else 0.01
+            assert group["weight_decay"] == wanted, f"{name} has weight decay {group['weight_decay']}"
 
 
 def test_all_embeddings_and_norms_are_in_the_groups_of_a_full_run(folder):
@@ -222,8 +223,9 @@ def test_rate_is_never_negative_and_never_above_one(schedule):
     for total in (1, 2, 7, 100):
         for warmup in {0, 1, total // 10, total // 2, total - 1, total}:
             rates = [optim.rate_factor(step, total, warmup, schedule) for step in range(total + 1)]
-            assert all(-1e-15 <= rate <= 1 for rate in rates), f"{schedule}, {total} steps, {warmup} of warm-up: {rates}"
-            assert all(rate > 0 for rate in rates[:-1]), f"a step without learning: {schedule}, {total}, {warmup}: {rates}"
+            case = f"{schedule}, {total} steps, {warmup} of warm-up: {rates}"
+            assert all(-1e-15 <= rate <= 1 for rate in rates), case
+            assert all(rate > 0 for rate in rates[:-1]), f"a step without learning: {case}"
             assert all(a < b for a, b in zip(rates[:warmup], rates[1:warmup])), "the warm-up does not rise"
             assert all(a >= b for a, b in zip(rates[warmup:], rates[warmup + 1:])), "the rate rises after the warm-up"
 
@@ -253,8 +255,8 @@ def test_methods_train_what_they_say_and_nothing_else(dropping, method, share):
     sizes = expected_sizes(model.config, len(LABELS))
     assert trainable == sum(n * size for n, size in zip(share, sizes))
     assert total == sizes[0] + 2 * sizes[1] + sizes[2]
-    learns = [n.startswith("head.") or n.startswith("backbone.layers.1.") and share[1] > 0
-              or n.startswith("backbone.layers.0.") and share[1] > 1 or share[0] == 1 for n, _ in model.named_parameters()]
+    parts = ["head."] + ["backbone.layers.1."] * (share[1] > 0) + ["backbone.layers.0."] * (share[1] > 1)
+    learns = [share[0] == 1 or name.startswith(tuple(parts)) for name, _ in model.named_parameters()]
     before, data, optimizer = weights_of(model), some_rows(model, 8), optim.build_optimizer(model, 1e-3, 0.01)
     model.train()
     for step in range(10):
@@ -301,7 +303,7 @@ def fit_with_scores(folder, tmp_path, monkeypatch, scores, **settings):
     ("log_loss", 1, [0.9, 0.95, 0.1], 2, 1),
     ("ece", 3, [0.3, 0.2, 0.4, 0.0, 0.1], 5, 4),
 ])
-def test_the_best_epoch_s_weights_are_the_result(folder, tmp_path, monkeypatch, metric, patience, scores, epochs, best):
+def test_the_best_epoch_is_the_result(folder, tmp_path, monkeypatch, metric, patience, scores, epochs, best):
     model, progress, seen = fit_with_scores(folder, tmp_path, monkeypatch, scores, metric=metric, patience=patience)
     assert len(progress["history"]) == epochs, f"patience {patience} on {metric} {scores}: {epochs} epochs expected"
     assert [line["epoch"] for line in progress["history"]] == list(range(1, epochs + 1))
@@ -324,10 +326,14 @@ def test_better_knows_which_way_a_metric_points():
 def test_run_json_names_the_epoch_that_was_kept(folder, data, tmp_path, monkeypatch, capsys, metric, scores, best):
     told, kept, seen = iter(scores), {}, []
     real_fit, real_epoch = loop.fit, loop.finish_epoch
+
+    def finish_epoch(model, *more):
+        seen.append(weights_of(model))
+        return real_epoch(model, *more)
     monkeypatch.setattr(loop, "evaluate", lambda *_: {
         **dict.fromkeys(("accuracy", "macro_f1", "log_loss", "ece"), 0.5), metric: next(told)})
     monkeypatch.setattr(loop, "fit", lambda *a, **k: kept.update(real_fit(*a, **k)) or kept)
-    monkeypatch.setattr(loop, "finish_epoch", lambda model, *a: seen.append(weights_of(model)) or real_epoch(model, *a))
+    monkeypatch.setattr(loop, "finish_epoch", finish_epoch)
     out = tmp_path / "run"
     assert train.main(flags(model=folder, data=data, out=out, epochs=3, batch_size=8, metric=metric)) == 0
     record = json.loads((out / "run.json").read_text())
@@ -382,9 +388,10 @@ def test_a_state_comes_back_bit_for_bit(dropping, tmp_path):
     other = optim.build_optimizer(fresh, 1e-3, 0.01)
     assert load_state(tmp_path / "state", fresh, other) == progress, "floats should survive JSON exactly"
     assert largest_difference(weights_of(model), weights_of(fresh)) == 0
-    for a, b in zip((p for p in model.parameters() if p.requires_grad), (p for p in fresh.parameters() if p.requires_grad)):
-        assert optimizer.state[a].keys() == other.state[b].keys() == {"step", "exp_avg", "exp_avg_sq"}
-        assert all(torch.equal(optimizer.state[a][k], other.state[b][k]) for k in optimizer.state[a])
+    for a, b in zip(model.parameters(), fresh.parameters()):
+        assert a.requires_grad == b.requires_grad == (a in optimizer.state) == (b in other.state)
+        assert not a.requires_grad or set(other.state[b]) == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(value, other.state[b][key]) for key, value in optimizer.state.get(a, {}).items())
     assert load_state(tmp_path / "none", fresh, other) is None
 
 
@@ -392,7 +399,7 @@ def test_a_state_of_another_method_is_refused(folder, tmp_path):
     model = classifier(folder, "last-1")
     save_state(tmp_path / "state", model, optim.build_optimizer(model, 1e-3, 0.01), {"step": 0})
     other = classifier(folder, "head")
-    with pytest.raises(InputError, match="not a training state of this run .16 parameters differ.*choose another --out"):
+    with pytest.raises(InputError, match="not a training state of this run .16 parameters differ.*another --out"):
         load_state(tmp_path / "state", other, optim.build_optimizer(other, 1e-3, 0.01))
 
 
@@ -412,7 +419,8 @@ def test_a_loaded_state_lies_where_the_parameters_lie(folder, tmp_path):
 
 # ---- whole runs: the same bytes from the same seed, and after any interruption
 
-RESULTS = ["model.safetensors", "metrics.jsonl", "predictions.csv", "config.json", "tokenizer.json", "tokenizer_config.json"]
+RESULTS = ["model.safetensors", "metrics.jsonl", "predictions.csv", "config.json", "tokenizer.json",
+           "tokenizer_config.json"]
 
 
 @pytest.fixture(scope="module")
@@ -436,7 +444,8 @@ def differing(out, reference):
     """Which results of two runs are not the same bytes."""
     differ = [name for name in RESULTS if (out / name).read_bytes() != (reference / name).read_bytes()]
     mine, theirs = (json.loads((folder / "run.json").read_text()) for folder in (out, reference))
-    return differ + [f"run.json {key}" for key in ("best_epoch", "results", "doctor", "finished") if mine[key] != theirs[key]]
+    keys = ("best_epoch", "results", "doctor", "data", "parameters", "finished")
+    return differ + [f"run.json {key}" for key in keys if mine[key] != theirs[key]]
 
 
 def test_the_reference_run_is_worth_comparing(reference):
@@ -490,7 +499,8 @@ def test_a_run_killed_again_and_again_at_random_steps_ends_the_same(asked, refer
 
 
 def test_a_run_killed_from_outside_goes_on(asked, reference, tmp_path):
-    arguments, state = flags(**{**asked, "save_every": 1}, out=tmp_path / "run"), tmp_path / "run" / "state.safetensors"
+    arguments = flags(**{**asked, "save_every": 1}, out=tmp_path / "run")
+    state = tmp_path / "run" / "state.safetensors"
     process = start("minillmclf.train", *arguments)
     while process.poll() is None and not state.exists():
         time.sleep(0.002)
@@ -557,7 +567,8 @@ def test_corrupt_chooses_and_replaces_as_bert_does():
     assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.02), f"masked, random, kept: {shares}"
     random_ones = corrupted[chosen][~masked & ~kept]
     assert len(random_ones.unique()) > 200 and random_ones.max() < vocabulary and random_ones.min() >= 0
-    assert abs(objectives.corrupt(ids, mask, specials, mask_id, vocabulary, share=0.4)[1].sum() / real.sum() - 0.4) < 0.01
+    more = objectives.corrupt(ids, mask, specials, mask_id, vocabulary, share=0.4)[1]
+    assert abs(more.sum() / real.sum() - 0.4) < 0.01
 
 
 def test_corrupt_always_chooses_something():

@@ -4,6 +4,7 @@ The folders are the stored tiny models, changed on purpose: renamed, cut into sh
 with what transformers writes (where it is installed); a write that fails must leave the earlier file as it was.
 """
 
+import itertools
 import json
 import os
 import pickle
@@ -66,18 +67,24 @@ def test_all_faults_are_reported_at_once(folder):
     with pytest.raises(InputError) as caught:
         load_backbone(folder(tensors=tensors))
     text = str(caught.value)
-    for part in ("bert_masked_lm: 7 faults: ", "Bert.NAMES has no row for 'bert.encoder.layer.0.attention.self.spin.weight' (2, 3): "
-                 "add one, or map it to None", "layers.7.down_proj.bias, which this model does not have",
-                 "nothing in the file fills layers.1.k_proj.bias (32,)", "(48, 32), layers.0.down_proj.weight is (32, 48)",
-                 "nothing in the file fills layers.0.down_proj.weight", "fills embedding_norm.weight a second time", "surprise"):
+    for part in ("bert_masked_lm: 7 faults: ",
+                 "Bert.NAMES has no row for 'bert.encoder.layer.0.attention.self.spin.weight' (2, 3): "
+                 "add one, or map it to None",
+                 "layers.7.down_proj.bias, which this model does not have",
+                 "nothing in the file fills layers.1.k_proj.bias (32,)",
+                 "(48, 32), layers.0.down_proj.weight is (32, 48)",
+                 "nothing in the file fills layers.0.down_proj.weight",
+                 "fills embedding_norm.weight a second time",
+                 "surprise"):
         assert part in text, f"not in the report: {part!r}; it says {text}"
     assert "\n" not in text
 
 
-@pytest.mark.parametrize("name, file, ours", [("bert_masked_lm", "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
-                                              ("bert_masked_lm", "cls.predictions.decoder.bias", "cls.predictions.bias"),
-                                              ("roberta_masked_lm", "lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
-                                              ("roberta_masked_lm", "lm_head.decoder.bias", "lm_head.bias")])
+@pytest.mark.parametrize("name, file, ours", [
+    ("bert_masked_lm", "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+    ("bert_masked_lm", "cls.predictions.decoder.bias", "cls.predictions.bias"),
+    ("roberta_masked_lm", "lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
+    ("roberta_masked_lm", "lm_head.decoder.bias", "lm_head.bias")])
 def test_a_tied_tensor_may_be_there_and_must_then_be_equal(folder, name, file, ours):
     tensors = tensors_of(name)
     tensors[file] = tensors[ours].clone()
@@ -107,13 +114,13 @@ def test_every_tensor_is_accounted_for(name):
 
 def test_each_parameter_holds_the_tensor_of_its_own_name():
     """The table itself: two rows exchanged would load without a fault where the shapes agree."""
-    for name, words in {"query": "q_proj", "key": "k_proj", "value": "v_proj", "attention.output.dense": "o_proj",
-                        "attention.output.LayerNorm": "attention_norm", "intermediate.dense": "up_proj",
-                        "output.dense": "down_proj", "output.LayerNorm": "mlp_norm"}.items():
-        for cls in (Bert, Roberta):
-            file = f"{cls.PREFIX}encoder.layer.11.{'attention.self.' if name in ('query', 'key', 'value') else ''}{name}"
-            assert translate(file + ".weight", cls.NAMES, cls.PREFIX) == f"layers.11.{words}.weight"
-            assert translate(file + ".bias", cls.NAMES, cls.PREFIX) == f"layers.11.{words}.bias"
+    pairs = {"attention.self.query": "q_proj", "attention.self.key": "k_proj", "attention.self.value": "v_proj",
+             "attention.output.dense": "o_proj", "attention.output.LayerNorm": "attention_norm",
+             "intermediate.dense": "up_proj", "output.dense": "down_proj", "output.LayerNorm": "mlp_norm"}
+    for cls in (Bert, Roberta):
+        for (file, ours), leaf in itertools.product(pairs.items(), ("weight", "bias")):
+            found = translate(f"{cls.PREFIX}encoder.layer.11.{file}.{leaf}", cls.NAMES, cls.PREFIX)
+            assert found == f"layers.11.{ours}.{leaf}", f"{cls.__name__}: {file} went to {found}"
     with pytest.raises(KeyError):
         translate("bert.encoder.layer.0.output.dense.scale", Bert.NAMES, Bert.PREFIX)
     with pytest.raises(KeyError):
@@ -125,8 +132,8 @@ def test_fresh_parameters_are_allowed_by_pattern_only(folder):
     checkpoint = Checkpoint(folder(tensors=tensors))
     model = Bert.from_config(checkpoint.config)
     names = Bert.NAMES | {"cls.predictions.bias": None, "cls.predictions.transform.dense": None}
-    with pytest.raises(InputError, match="2 faults: nothing in the file fills embedding_norm.weight .*embedding_norm.bias"):
-        fill(model, checkpoint, names, fresh=["layers", "norm"])                 # a pattern begins where the name begins
+    with pytest.raises(InputError, match="2 faults: nothing in the file fills embedding_norm.weight .*norm.bias"):
+        fill(model, checkpoint, names, fresh=["layers", "norm"])              # a pattern begins where the name begins
     report = fill(model, checkpoint, names, fresh=[".*_norm"])
     assert len(report.fresh) == 10 and all("_norm." in name for name in report.fresh)
     assert "10 new (embedding_norm.weight, " in report.line()
@@ -189,7 +196,7 @@ def test_a_missing_shard_is_named(folder):
 
 def test_a_stale_index_is_named(folder):
     broken = shard(folder(), {"bert.extra.weight": "model-00001-of-00002.safetensors"})
-    with pytest.raises(InputError, match="names 1 tensors that its shards lack, 'bert.extra.weight' first: the index is stale"):
+    with pytest.raises(InputError, match="names 1 tensors that its shards lack, 'bert.extra.weight' first: .* is stale"):
         load_backbone(broken)
 
 
@@ -208,7 +215,8 @@ def test_a_shard_outside_the_folder_is_refused(folder, outside):
         load_backbone(broken)
 
 
-@pytest.mark.parametrize("content", ['{"metadata": {}}', '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
+@pytest.mark.parametrize("content", ['{"metadata": {}}', '{"weight_map": []}', '{"weight_map": {}}',
+                                     '{"weight_map": {"a": 1}}'])
 def test_an_index_without_a_map_is_refused(folder, content):
     broken = shard(folder())
     (broken / "model.safetensors.index.json").write_text(content)
@@ -233,8 +241,8 @@ def test_a_pickle_is_never_opened(folder, tmp_path):
         broken = folder()
         (broken / "model.safetensors").unlink()
         (broken / name).write_bytes(pickle.dumps(Harm(tmp_path / "harm")))
-        with pytest.raises(InputError, match="pickles and never opened here; convert" if name.endswith("bin") else
-                           r"model.safetensors: not a whole safetensors file \(\d+ bytes; .*\): download or save it again"):
+        fault = r"model.safetensors: not a whole safetensors file \(\d+ bytes; .*\): download or save it again"
+        with pytest.raises(InputError, match="pickles and never opened here" if name.endswith("bin") else fault):
             load_backbone(broken)
     assert not (tmp_path / "harm").exists(), "a pickle was opened: it can run anything"
 
@@ -243,15 +251,16 @@ def test_a_pickle_is_never_opened(folder, tmp_path):
 def test_a_truncated_file_is_refused(folder, keep):
     path = folder() / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match=rf"model.safetensors: not a whole safetensors file \({path.stat().st_size} bytes"):
+    with pytest.raises(InputError, match=rf"model.safetensors: not a whole .* file \({path.stat().st_size} bytes"):
         load_backbone(path.parent)
 
 
-@pytest.mark.parametrize("content, fault", [(b"{", "config.json: not valid JSON"), (b"[1]", "config.json: should hold a JSON object, holds a list"),
-                                            (b"\xff\xfe{}", "config.json: not valid JSON"), (None, "config.json: is not there"),
-                                            (b"{}", "config.json: model_type = None is not supported; supported: bert, roberta"),
-                                            (b'{"model_type": "bart"}', "config.json: model_type = 'bart' is not supported"),
-                                            (b'{"model_type": "bert"}', "config.json: vocab_size is missing; hidden_size is missing; ")])
+@pytest.mark.parametrize("content, fault", [
+    (None, "config.json: is not there"), (b"{", "config.json: not valid JSON"), (b"\xff\xfe{}", "config.json: not valid JSON"),
+    (b"[1]", "config.json: should hold a JSON object, holds a list"),
+    (b"{}", "config.json: model_type = None is not supported; supported: bert, roberta"),
+    (b'{"model_type": "bart"}', "config.json: model_type = 'bart' is not supported"),
+    (b'{"model_type": "bert"}', "config.json: vocab_size is missing; hidden_size is missing; ")])
 def test_a_broken_config_is_named(folder, content, fault):
     path = folder() / "config.json"
     path.unlink() if content is None else path.write_bytes(content)
@@ -274,7 +283,7 @@ def test_a_config_that_changes_the_maths_is_refused(folder, key, value, fault):
 def test_a_folder_without_weights_or_none_at_all_is_named(folder, tmp_path):
     bare = folder()
     (bare / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="bert_masked_lm: neither model.safetensors nor model.safetensors.index.json is there"):
+    with pytest.raises(InputError, match="bert_masked_lm: neither model.safetensors nor model.safetensors.index.json"):
         load_backbone(bare)
     with pytest.raises(InputError, match="nowhere: no such model folder"):
         load_backbone(tmp_path / "nowhere")
@@ -315,7 +324,8 @@ def test_names_are_those_of_the_installed_transformers(family, kind, tmp_path):
     if kind == "Model":                                         # of a body alone transformers leaves out the prefix
         expected = {f"{family.lower()}.{name}": tensor for name, tensor in expected.items()}
     assert set(ours) == set(expected) and all(torch.equal(ours[n], expected[n]) for n in ours)
-    again, loading = getattr(transformers, family + kind).from_pretrained(tmp_path / "ours", output_loading_info=True, **options)
+    load = getattr(transformers, family + kind).from_pretrained
+    again, loading = load(tmp_path / "ours", output_loading_info=True, **options)
     assert not any(loading.values()), f"transformers does not find all it expects: {loading}"
     assert first_difference(again.state_dict(), theirs.state_dict(), 0.0) is None
 
@@ -326,12 +336,13 @@ def test_half_precision_is_written_as_asked_and_said_in_the_config(dtype, tmp_pa
     save_backbone(model, tmp_path, dtype)
     assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {dtype}
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
-    again, parameters = load_backbone(tmp_path), dict(model.named_parameters())
-    assert first_difference(dict(again.named_parameters()), {n: p.to(dtype).float() for n, p in parameters.items()}, 0.0) is None
+    rounded = {name: parameter.to(dtype).float() for name, parameter in model.named_parameters()}
+    assert first_difference(dict(load_backbone(tmp_path).named_parameters()), rounded, 0.0) is None
 
 
 def test_export_and_fill_are_inverse_for_more_than_ten_layers(tmp_path):
-    config = dict(model_type="roberta", vocab_size=9, hidden_size=4, num_hidden_layers=12, num_attention_heads=1, intermediate_size=3)
+    config = dict(model_type="roberta", vocab_size=9, hidden_size=4, num_hidden_layers=12, num_attention_heads=1,
+                  intermediate_size=3)
     model = fresh_weights(Roberta.from_config(config, lm_head=True), 5, 0.5)
     model.source_config = config
     assert len(export(model, model.NAMES | model.LM_NAMES)) == len(list(model.parameters()))
@@ -339,7 +350,7 @@ def test_export_and_fill_are_inverse_for_more_than_ten_layers(tmp_path):
     assert same(load_backbone(tmp_path), model) is None, "layer 1 and layer 11 must not be mixed up"
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: File too large")])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("File too large")])
 def test_a_failed_write_leaves_the_earlier_file(error, tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     write_tensors(path, {"a": torch.ones(3)}, None)
@@ -349,7 +360,7 @@ def test_a_failed_write_leaves_the_earlier_file(error, tmp_path, monkeypatch):
         Path(file).write_bytes(b"half a file")
         raise error
     monkeypatch.setattr(weights, "save_file", fail)
-    with pytest.raises(InputError, match="model.safetensors: could not be written .*(No space|too large).* untouched: free some"):
+    with pytest.raises(InputError, match="model.safetensors: could not be written .*(No space|too large).* untouched"):
         write_tensors(path, {"a": torch.zeros(3)}, None)
     assert path.read_bytes() == before, "the earlier file is gone"
     assert os.listdir(tmp_path) == ["model.safetensors"], "the half file is still there"
@@ -391,7 +402,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_files(tmp_path):
                          capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert ran.returncode == 2, f"the process ended with {ran.returncode} (a negative number is a signal): {ran.stderr}"
     assert "model.safetensors: could not be written" in ran.stdout and "untouched" in ran.stdout
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before, "an earlier file changed, or a part is left"
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert after == before, f"an earlier file changed, or a half one is left: {list(after)}"
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):

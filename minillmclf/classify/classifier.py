@@ -107,7 +107,7 @@ class Classifier(nn.Module):
         """texts: strings, or tuples for pairs -> ([(ids, types)], how many texts were shortened to max_length)."""
         encoded, shortened = [], 0
         for number, text in enumerate(texts):
-            parts = (text,) if isinstance(text, str) else tuple(text)
+            parts = tuple(text) if isinstance(text, (tuple, list)) else (text,)
             if len(parts) > 2 or not all(isinstance(part, str) for part in parts):
                 raise InputError(f"text {number + 1}: a text is a string, or a tuple of two for a pair, not {text!r:.60}")
             if not any(part.strip() for part in parts):

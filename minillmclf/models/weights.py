@@ -58,7 +58,8 @@ class Checkpoint:
         if list(self.folder.glob("*.bin")):
             raise InputError(f"{self.folder}: only .bin files, which are pickles and never opened here; convert once with "
                              f"transformers: AutoModel.from_pretrained(DIR).save_pretrained(DIR)")
-        raise InputError(f"{self.folder}: neither model.safetensors nor model.safetensors.index.json is there")
+        raise InputError(f"{self.folder}: neither model.safetensors nor model.safetensors.index.json is there: "
+                         f"download or save it again")
 
     def _open_shards(self, index):
         where = read_json(index).get("weight_map")

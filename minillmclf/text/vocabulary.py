@@ -38,7 +38,7 @@ def alphabet_of(counts, size):
 def learn_wordpiece(counts, size, alphabet=120):
     """counts: word -> frequency; size: pieces wanted, specials included -> list of pieces, the vocabulary in id order."""
     allowed = alphabet_of(counts, alphabet)
-    # In whole thousandths: sums of fractions (a text's weight may be 0.1) would leave remains of pairs that are no more.
+    # In whole thousandths: sums of fractions (a text may weigh 0.1) would leave remains of pairs that are no more.
     words = [(spell(word), round(1000 * count)) for word, count in sorted(counts.items()) if set(word) <= allowed]
     pieces = dict.fromkeys(SPECIALS + sorted({piece for spelled, _ in words for piece in spelled}))
     pairs, where = Counter(), defaultdict(set)          # neighbours -> frequency, -> words that hold them

@@ -4,9 +4,9 @@
 
 Each folder holds config.json, model.safetensors and expected.safetensors: a ragged batch (padded on the right), the
 hidden states of every layer at the real places, logits, loss and the gradient of one parameter of each kind, under the
-names of the file. A classifier's folder also has its tokenizer's files and texts.json, the texts of the batch. The weights
-are exaggerated: in a freshly initialised model norms are 1, biases 0 and attention almost flat, so that many a wrong
-model would pass. Two runs with the same libraries write the same bytes; their versions are in made_by.json.
+names of the file. A classifier's folder also has its tokenizer's files and texts.json, the texts of the batch. The
+weights are exaggerated: in a freshly initialised model norms are 1, biases 0 and attention almost flat, so that many a
+wrong model would pass. Two runs with the same libraries write the same bytes; their versions are in made_by.json.
 """
 
 import json
@@ -40,7 +40,8 @@ ROBERTA = dict(vocab_size=0, hidden_size=36, num_hidden_layers=2, num_attention_
 GRADIENTS = ("word_embeddings", "position_embeddings", "token_type_embeddings", "embeddings.LayerNorm.weight",
              "0.attention.self.query.weight", "0.attention.self.key.weight", "0.attention.self.value.bias",
              "0.attention.output.dense.weight", "0.attention.output.LayerNorm.bias", "1.intermediate.dense.weight",
-             "1.output.dense.bias", "1.output.LayerNorm.weight", "pooler.dense.weight", "classifier", "predictions", "lm_head")
+             "1.output.dense.bias", "1.output.LayerNorm.weight", "pooler.dense.weight", "classifier", "predictions",
+             "lm_head")
 
 
 def exaggerate(model, seed, std=0.2):
@@ -117,7 +118,8 @@ def masked_labels(ids, mask):
 
 def run(model, ids, mask, types, labels):
     """What transformers computes, in float64: hidden states (N, D) at the real places, logits, loss, gradients."""
-    out = model.double()(input_ids=ids, attention_mask=mask, token_type_ids=types, labels=labels, output_hidden_states=True)
+    out = model.double()(input_ids=ids, attention_mask=mask, token_type_ids=types, labels=labels,
+                         output_hidden_states=True)
     out.loss.backward()
     names = ["embeddings", *(f"layer {i}" for i in range(model.config.num_hidden_layers))]
     expected = {name: hidden[mask.bool()] for name, hidden in zip(names, out.hidden_states, strict=True)}
@@ -132,7 +134,9 @@ def make(name, model, batch, labels):
     """Save one folder."""
     folder = MODELS / name
     model.save_pretrained(folder)
-    expected = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in run(model, *batch, labels).items()}
+    expected = run(model, *batch, labels)
+    for key in [key for key, tensor in expected.items() if tensor.is_floating_point()]:
+        expected[key] = expected[key].float()
     save_file(expected, folder / "expected.safetensors")
 
 
@@ -142,7 +146,8 @@ def make_classifier(name, kind, config, tokenizer, seed, **fields):
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
     config = config(**fields | names | {"vocab_size": len(tokenizer)}, attn_implementation="eager")
     write(MODELS / name / "texts.json", json.dumps(TEXTS, indent=1) + "\n")
-    make(name, exaggerate(kind(config), seed), text_batch(tokenizer, config.pad_token_id), torch.tensor([0, 1, 2, 2, 0]))
+    batch = text_batch(tokenizer, config.pad_token_id)
+    make(name, exaggerate(kind(config), seed), batch, torch.tensor([0, 1, 2, 2, 0]))
 
 
 def make_masked_lm(name, kind, config, seed, **fields):
@@ -155,7 +160,8 @@ def make_masked_lm(name, kind, config, seed, **fields):
 def main():
     t = transformers
     make_classifier("bert_classifier", t.BertForSequenceClassification, t.BertConfig, bert_tokenizer, 1, **BERT)
-    make_classifier("roberta_classifier", t.RobertaForSequenceClassification, t.RobertaConfig, roberta_tokenizer, 2, **ROBERTA)
+    make_classifier("roberta_classifier", t.RobertaForSequenceClassification, t.RobertaConfig, roberta_tokenizer, 2,
+                    **ROBERTA)
     make_masked_lm("bert_masked_lm", t.BertForMaskedLM, t.BertConfig, 3, **BERT | {
         "vocab_size": 61, "hidden_act": "gelu_new", "type_vocab_size": 3, "num_hidden_layers": 2})
     make_masked_lm("roberta_masked_lm", t.RobertaForMaskedLM, t.RobertaConfig, 4, **ROBERTA | {

@@ -1,0 +1,316 @@
+"""Do classifiers travel both ways between this package and transformers, with the same answers and label names?
+
+And what needs no reference: a new head is seeded, an old one dropped with a word; answers come in the order of the
+texts; a pooled head comes back as it was; a long pair keeps both its parts; what cannot be right is refused.
+"""
+
+import json
+import random
+import shutil
+
+import pytest
+import torch
+from conftest import MODELS, first_difference
+from hypothesis import given, settings, strategies as st
+from safetensors.torch import load_file, save_file
+
+from minillmclf.classify.classifier import Classifier
+from minillmclf.classify.head import POOLINGS
+from minillmclf.errors import InputError
+from minillmclf.models import load_backbone, save_backbone
+from minillmclf.text.batch import Batch, collate
+from minillmclf.text.prompt import fit
+from minillmclf.text.tokenizer import WordPiece
+
+BOTH = ("bert_classifier", "roberta_classifier")
+SINGLE = ["the film was slow, and the old book too", "no", "why not?", "it is a new day: they love it", "a", "lost!"]
+PAIRS = [("is it late?", "it was late again"), ("a", "no refund, no answer; nothing but the cold."),
+         ("they love the old film", "no")]
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    return pytest.importorskip("transformers", reason="compares with what transformers reads, writes and answers")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """folder(name) -> a copy of a stored model, with other values in its config.json if so asked."""
+    def copy(name, **config):
+        into = tmp_path / name
+        shutil.copytree(MODELS / name, into, dirs_exist_ok=True)
+        path = into / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | config))
+        return into
+    return copy
+
+
+def scores(model, texts, batch_size=64):
+    return model.scores(model.encode(texts)[0], batch_size)
+
+
+@torch.inference_mode()
+def their_logits(model, tokenizer, texts):
+    """What a model and a tokenizer of transformers answer for one padded batch of texts, or of pairs."""
+    first, second = (texts, None) if isinstance(texts[0], str) else map(list, zip(*texts))
+    return model.eval()(**tokenizer(first, second, padding=True, return_tensors="pt")).logits
+
+
+def differs(ours, theirs, tolerance=1e-5):
+    return first_difference({"logits": ours}, {"logits": theirs}, tolerance)
+
+
+# ------------------------------------------------------------------------------------------------ both ways
+
+@pytest.mark.parametrize("name", BOTH)
+def test_transformers_reads_what_we_save(name, transformers, tmp_path):
+    model = Classifier.load(MODELS / name)
+    model.labels = ["zebra", "ape", "newt"]                                    # neither sorted nor those of the file
+    model.save(tmp_path)
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for texts in (SINGLE, PAIRS):
+        found = differs(scores(model, texts), their_logits(again, tokenizer, texts))
+        assert found is None, f"{name}: transformers answers otherwise for {texts}, {found}"
+    assert again.config.id2label == {0: "zebra", 1: "ape", 2: "newt"}
+    assert again.config.label2id == {"zebra": 0, "ape": 1, "newt": 2}
+    assert again.config.problem_type == "single_label_classification", "guessed from the labels, it could turn out another"
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_the_pipeline_of_transformers_gives_the_same_label_and_score(name, transformers, tmp_path):
+    model = Classifier.load(MODELS / name)
+    model.save(tmp_path)
+    ask = transformers.pipeline("text-classification", model=str(tmp_path))
+    for text, row in zip(SINGLE + PAIRS, model.predict(SINGLE + PAIRS)):
+        found = ask(text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]})
+        found = found[0] if isinstance(found, list) else found
+        assert found["label"] == model.labels[row.argmax()], f"{name}: another label for {text!r}"
+        assert abs(found["score"] - row.max()) <= 1e-5, f"{name}: another score for {text!r}"
+
+
+@pytest.mark.parametrize("names", [None, ["u", "v", "w", "x"], [str(9 - i) for i in range(11)]], ids=["two", "four", "11"])
+@pytest.mark.parametrize("name", BOTH)
+def test_we_read_what_transformers_saves(name, names, transformers, tmp_path):
+    from reference import make_fixtures
+    config = transformers.AutoConfig.from_pretrained(MODELS / name)
+    count = 2 if names is None else len(names)
+    config.num_labels = count
+    if names is not None:
+        config.id2label, config.label2id = dict(enumerate(names)), {label: i for i, label in enumerate(names)}
+    theirs = transformers.AutoModelForSequenceClassification.from_config(config)
+    make_fixtures.exaggerate(theirs, seed=count).save_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(MODELS / name)
+    tokenizer.save_pretrained(tmp_path)
+    model = Classifier.load(tmp_path)
+    assert model.labels == [theirs.config.id2label[i] for i in range(count)], "labels in another order than their numbers"
+    for texts in (SINGLE, PAIRS):
+        found = differs(scores(model, texts, 2), their_logits(theirs, tokenizer, texts))
+        assert found is None, f"{name}: we answer otherwise for {texts}, {found}"
+    assert not model.report.dropped and not model.report.fresh, model.report.line()
+
+
+@pytest.mark.parametrize("kind", ["body", "classifier"])
+@pytest.mark.parametrize("name", BOTH)
+def test_transformers_reads_a_saved_body(name, kind, transformers, tmp_path):
+    body = load_backbone(MODELS / name)
+    save_backbone(body, tmp_path) if kind == "body" else Classifier.load(MODELS / name).save(tmp_path)
+    theirs, loading = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert all("pooler" in key for key in loading["missing_keys"]), f"not found in our file: {loading['missing_keys']}"
+    batch = load_file(MODELS / name / "expected.safetensors")
+    ids, mask, types = (batch[key] for key in ("ids", "mask", "types"))
+    with torch.inference_mode():
+        hidden = theirs.eval()(input_ids=ids, attention_mask=mask, token_type_ids=types).last_hidden_state
+        found = differs(body(ids, mask, types)[mask.bool()], hidden[mask.bool()])
+    assert found is None, f"{name}: the body in transformers is another, {found}"
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_saving_what_was_saved_gives_the_same_bytes(name, tmp_path):
+    Classifier.load(MODELS / name).save(tmp_path / "once")
+    Classifier.load(tmp_path / "once").save(tmp_path / "twice")
+    once, twice = ({path.name: path.read_bytes() for path in (tmp_path / run).iterdir()} for run in ("once", "twice"))
+    assert set(once) == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert once == twice, f"these changed: {[file for file in once if once[file] != twice.get(file)]}"
+
+
+# ------------------------------------------------------------------------------------------------ a new head
+
+@pytest.mark.parametrize("name, last", [("bert_classifier", "classifier"), ("roberta_classifier", "classifier.out_proj")])
+def test_an_old_last_layer_is_dropped_with_a_word_and_the_rest_kept(name, last, tmp_path):
+    model = Classifier.from_backbone(MODELS / name, ["no", "yes"])
+    old, parameters = Classifier.load(MODELS / name), dict(model.named_parameters())
+    assert model.labels == ["no", "yes"] and scores(model, SINGLE).shape == (len(SINGLE), 2)
+    assert sorted(model.report.dropped) == [last + ".bias", last + ".weight"]
+    assert model.report.fresh == ["head.out.weight", "head.out.bias"]
+    assert f"dropped on purpose ({last}.bias, {last}.weight), 2 new (head.out.weight, head.out.bias)" in model.report.line()
+    kept = {path: p for path, p in old.named_parameters() if not path.startswith("head.out")}
+    assert first_difference(parameters, kept, 0.0) is None, "a trained tensor changed on the way"
+    assert not model.training, "dropout would be on"
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_new_head_is_its_seed(name, tmp_path):
+    files = []
+    for run, seed in enumerate([0, 0, 1]):
+        torch.manual_seed(run)                                                  # what happened before is of no account
+        Classifier.from_backbone(MODELS / name, ["no", "yes"], seed=seed).save(tmp_path / str(run))
+        files.append((tmp_path / str(run) / "model.safetensors").read_bytes())
+    assert files[0] == files[1], "the same seed gave another head"
+    assert files[0] != files[2], "another seed gave the same head"
+
+
+def test_a_body_with_a_language_model_head_gets_a_whole_new_head(folder):
+    lm = folder("bert_masked_lm")
+    WordPiece.from_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "a", "b"]).save(lm)
+    model = Classifier.from_backbone(lm, ["x", "y"], seed=4)
+    assert model.report.fresh == ["head.dense.weight", "head.dense.bias", "head.out.weight", "head.out.bias"]
+    assert model.report.dropped and all(tensor.startswith("cls.predictions.") for tensor in model.report.dropped)
+    with pytest.raises(InputError, match="no classification head in it .no tensor classifier.weight.: fine-tune it first"):
+        Classifier.load(lm)
+
+
+def test_an_architecture_alone_takes_no_weight_from_the_file():
+    make = Classifier.from_backbone
+    trained, fresh, again = (make(MODELS / "bert_classifier", ["x", "y"], seed=1, pretrained=pretrained)
+                             for pretrained in (True, False, False))
+    own = {path: p for path, p in trained.named_parameters() if not path.startswith("head.out")}
+    same = [path for path, p in fresh.named_parameters() if path in own and torch.equal(p, own[path])]
+    assert not same, f"these came from the file: {same}"
+    assert first_difference(dict(fresh.named_parameters()), dict(again.named_parameters()), 0.0) is None
+
+
+@pytest.mark.parametrize("how", POOLINGS)
+@pytest.mark.parametrize("name", BOTH)
+def test_a_pooled_head_comes_back_exactly(name, how, tmp_path):
+    model = Classifier.from_backbone(MODELS / name, ["x", "y"], pool=how, max_length=17)
+    torch.nn.init.normal_(model.head.out.weight, generator=torch.Generator().manual_seed(0))
+    model.save(tmp_path)
+    again = Classifier.load(tmp_path)
+    assert (again.pool, again.max_length, again.labels, again.head.how) == (how, 17, ["x", "y"], how)
+    assert torch.equal(scores(again, SINGLE + PAIRS), scores(model, SINGLE + PAIRS)), f"{how}: other answers after loading"
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["MinillmclfPooledClassifier"]
+    others = [other for other in POOLINGS if other != how]
+    for other in others:
+        model.head.how = other
+        assert differs(scores(model, SINGLE), scores(again, SINGLE), 1e-3), f"{how} and {other} give the same answers"
+
+
+# ------------------------------------------------------------------------------------------------ answers
+
+@pytest.mark.parametrize("name", BOTH)
+def test_answers_come_in_the_order_of_the_texts(name):
+    model = Classifier.load(MODELS / name)
+    texts = SINGLE + PAIRS + [word for text in SINGLE for word in text.split()]
+    random.Random(0).shuffle(texts)
+    alone = torch.cat([scores(model, [text]) for text in texts])
+    for batch_size in (1, 2, 7, 100):
+        found = differs(scores(model.train(), texts, batch_size), alone)
+        assert found is None, f"in batches of {batch_size} texts change places, or dropout is on: {found}"
+    probabilities = model.predict(texts, 5)
+    assert abs(probabilities.sum(1) - 1).max() <= 1e-6 and (probabilities.argmax(1) == alone.argmax(1).numpy()).all()
+
+
+@pytest.mark.parametrize("name", BOTH)
+@torch.inference_mode()
+def test_padding_on_the_left_gives_the_same_scores(name):
+    model = Classifier.load(MODELS / name)
+    encoded, _ = model.encode(SINGLE + PAIRS)
+    right = collate(encoded, range(len(encoded)), model.tokenizer.pad_id)
+    shifts = (1 - right.mask).sum(1).tolist()
+    ids, mask, types = (torch.stack([row.roll(shift) for row, shift in zip(x, shifts)])
+                        for x in (right.ids, right.mask, right.types))
+    found = differs(model(Batch(ids, mask, types, None, right.rows)), model(right))
+    assert found is None, f"{name}: the head reads a padded place, {found}"
+
+
+# ------------------------------------------------------------------------------------------------ long texts
+
+@given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=3), budget=st.integers(1, 30))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_a_budget_is_used_up_and_no_short_part_is_cut_for_a_longer_one(lengths, budget):
+    parts = [list(range(length)) for length in lengths]
+    kept, cut = fit(parts, budget)
+    assert sum(map(len, kept)) == min(sum(lengths), budget) and cut == sum(lengths) - sum(map(len, kept))
+    assert all(part == whole[:len(part)] for part, whole in zip(kept, parts)), "a part should lose its end, nothing else"
+    for part, whole in zip(kept, parts):
+        assert part == whole or len(part) >= max(map(len, kept)) - 1, "a part was cut while a longer one was left"
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_long_pairs_keep_both_parts(name):
+    model = Classifier.load(MODELS / name)
+    long = "the slow old film " * 30
+    for pair in ((long, "is it late?"), ("is it late?", long), (long, long)):
+        (encoded,), shortened = model.encode([pair])
+        ids, room = encoded[0], model.max_length - model.tokenizer.overhead(True)
+        parts = [model.tokenizer.ids(part) for part in pair]
+        assert shortened == 1 and len(ids) == model.max_length
+        for part in parts:
+            least = part[:room // 2]
+            assert any(ids[i:i + len(least)] == least for i in range(len(ids))), f"{name}: {part} is not in {ids}"
+    assert model.encode(["no", ("no", "why")])[1] == 0
+    assert scores(model, [(long, long), long]).isfinite().all()
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_truncation_is_longest_first_as_in_transformers(name, transformers):
+    model, tokenizer = Classifier.load(MODELS / name), transformers.AutoTokenizer.from_pretrained(MODELS / name)
+    for max_length in range(model.tokenizer.overhead(True) + 1, 17):
+        model.max_length = max_length
+        pairs = [(" ".join("abcdefghi"[:a]), " ".join("rstuvwxyz"[:b])) for a in range(1, 10) for b in range(1, 10)]
+        texts = [*pairs, *(first for first, _ in pairs[::9])]
+        for text, (ids, types) in zip(texts, model.encode(texts)[0]):
+            text = [text] if isinstance(text, str) else text
+            theirs = tokenizer(*text, truncation="longest_first", max_length=max_length, return_token_type_ids=True)
+            assert ids == theirs["input_ids"], f"{name}: {text} in {max_length} tokens: {ids}, not {theirs['input_ids']}"
+            assert types == theirs["token_type_ids"]
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+def test_more_ids_than_rows_is_refused(folder):
+    for name in BOTH:
+        rows = json.loads((MODELS / name / "config.json").read_text())["vocab_size"]
+        broken = folder(name, vocab_size=rows - 1)
+        tensors = load_file(broken / "model.safetensors")
+        words = next(tensor for tensor in tensors if tensor.endswith("word_embeddings.weight"))
+        save_file(tensors | {words: tensors[words][:-1].clone()}, broken / "model.safetensors")
+        for make in (Classifier.load, lambda path: Classifier.from_backbone(path, ["x", "y"])):
+            with pytest.raises(InputError, match=f"ids go to {rows - 1}, the embedding has only {rows - 1} rows"):
+                make(broken)
+
+
+@pytest.mark.parametrize("config, fault", [
+    ({"problem_type": "multi_label_classification"}, "config.json: problem_type 'multi_label_classification' is not"),
+    ({"problem_type": "regression"}, "config.json: problem_type 'regression' is not supported"),
+    ({"id2label": {"0": "x", "1": "x", "2": "y"}}, "labels must be at least two different names"),
+    ({"id2label": {"0": "x"}}, "labels must be at least two different names"),
+    ({"id2label": {"1": "x", "2": "y", "3": "z"}}, "config.json: id2label should number its classes"),
+    ({"id2label": {"a": "x", "b": "y"}}, "config.json: id2label should number its classes"),
+    ({"id2label": {"0": "x", "1": "y"}}, r"\(3, 32\), head.out.weight is \(2, 32\)"),
+    ({"minillmclf": {"pool": "median"}}, "config.json: minillmclf = .*median"),
+    ({"minillmclf": {"max_length": 25}}, "max_length 25: must lie between 4 and the 24 positions")])
+def test_a_config_that_does_not_fit_is_refused(config, fault, folder):
+    with pytest.raises(InputError, match=fault):
+        Classifier.load(folder("bert_classifier", **config))
+
+
+@pytest.mark.parametrize("options, fault", [
+    ({"labels": ["x"]}, "at least two different names"), ({"labels": ["x", "x"]}, "at least two different names"),
+    ({"readout": "oracle"}, "readout 'oracle' is not built"),
+    ({"pool": "median"}, "'median' is not known; known: family, first"),
+    ({"max_length": 25}, "max_length 25: must lie between 4 and the 24"),
+    ({"max_length": 3}, "max_length 3: must lie between 4")])
+def test_an_option_that_cannot_be_is_refused(options, fault):
+    with pytest.raises(InputError, match=fault):
+        Classifier.from_backbone(MODELS / "bert_classifier", **{"labels": ["x", "y"], **options})
+
+
+@pytest.mark.parametrize("text, fault", [
+    ("", "text 2 is empty"), (" \n\t", "text 2 is empty"), (("", " "), "text 2 is empty"),
+    (("a", "b", "c"), "text 2: a text is a string"), (("a", None), "text 2: a text is a string"),
+    (None, "text 2: a text is a string"), (float("nan"), "text 2: a text is a string")])
+def test_what_is_no_text_is_refused_by_its_number(text, fault):
+    with pytest.raises(InputError, match=fault):
+        Classifier.load(MODELS / "bert_classifier").predict(["no", text])
