@@ -270,6 +270,7 @@ def save(a, objective, tokenizer, log):
         tensors |= {"bert.pooler.dense." + leaf: p.detach() for leaf, p in objective.head.dense.named_parameters()}
     kind = "lm_head" if student.lm_head is not None else "body"
     write_checkpoint(a.out, {**student.source_config, "architectures": [student.ARCHITECTURES[kind]]}, tensors, torch.float16)
+    tokenizer.max_length = student.max_tokens
     tokenizer.save(a.out)
     write_text(Path(a.out) / "pretrain.jsonl", "".join(json.dumps(line) + "\n" for line in log))
 

@@ -26,7 +26,7 @@ class Settings:
     label_column: str = setting("", "name of the label column (default: label)")
     rows_per_class: int = setting(0, "train on so many rows a class only, drawn by the seed (0: all)")
     max_length: int = setting(0, "tokens of a text, specials included; longer ones are cut (0: what the model can take)")
-    epochs: int = setting(10, "passes over the training rows at most")
+    epochs: int = setting(6, "passes over the training rows at most")
     min_steps: int = setting(0, "more epochs than that, if it takes them to make so many steps (small data)")
     lr: float = setting(3e-4, "peak learning rate")
     batch_size: int = setting(32, "rows of one optimiser step")

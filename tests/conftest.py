@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")              # no test reaches for the network, whatever a library would like
+os.environ.setdefault("HF_HUB_OFFLINE", "1")              # no test needs the network
 
 import torch
 
-torch.set_num_threads(1)                                  # the models are tiny: threads would get in each other's way
+torch.set_num_threads(1)                                  # the models are tiny: threads only get in each other's way
 
 MODELS = Path(__file__).parent / "fixtures" / "models"    # written by reference/make_fixtures.py
 

@@ -389,12 +389,16 @@ def test_evaluate_gives_the_runs_own_numbers(place, call, tmp_path):
     assert float(line.split()[1]) == round(own["accuracy"], 3)
 
 
-def test_evaluate_on_another_split_and_another_file(place, call, tmp_path):
-    lines = epochs_of(place / "finished")
-    best = json.loads((place / "finished" / "run.json").read_text())["best_epoch"]
-    call(evaluate, "--model", place / "finished", "--split", "dev", "--out", tmp_path / "dev.json")
-    assert json.loads((tmp_path / "dev.json").read_text())["accuracy"] == lines[best - 1]["accuracy"], \
-        "the saved model should be that of the best epoch"
+def test_the_best_epoch_is_what_is_saved(place, call, tmp_path, monkeypatch):
+    from minillmclf.training import loop
+    monkeypatch.setattr(loop, "better", lambda metric, new, old: old is None)      # the first is the best
+    assert trained(place, call, tmp_path / "run")["best_epoch"] == 1
+    assert call(evaluate, "--model", tmp_path / "run", "--split", "dev", "--out", tmp_path / "dev.json")[0] == 0
+    first, last = [line["log_loss"] for line in epochs_of(tmp_path / "run")]
+    assert json.loads((tmp_path / "dev.json").read_text())["log_loss"] == pytest.approx(first, abs=1e-6) != last
+
+
+def test_evaluate_on_another_file(place, call, tmp_path):
     (tmp_path / "other.csv").write_text("text,label\na rose,garden\nthe soup,kitchen\n")
     code, out, _ = call(evaluate, "--model", place / "finished", "--data", tmp_path / "other.csv",
                         "--out", tmp_path / "other.json")

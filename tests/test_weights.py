@@ -102,6 +102,14 @@ def test_a_tensor_of_integers_is_refused(folder):
         load_backbone(folder(tensors=tensors))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_tensor_that_is_not_finite_is_refused(folder, value):
+    tensors = tensors_of("bert_masked_lm")
+    tensors["bert.encoder.layer.1.output.dense.weight"][0, 0] = value
+    with pytest.raises(InputError, match="1 faults: .bert.encoder.layer.1.output.dense.weight. holds .* not finite"):
+        load_backbone(folder(tensors=tensors))
+
+
 @pytest.mark.parametrize("name", STORED)
 def test_every_tensor_is_accounted_for(name):
     report, names = load_backbone(MODELS / name).report, set(tensors_of(name))
@@ -196,7 +204,7 @@ def test_a_missing_shard_is_named(folder):
 
 def test_a_stale_index_is_named(folder):
     broken = shard(folder(), {"bert.extra.weight": "model-00001-of-00002.safetensors"})
-    with pytest.raises(InputError, match="names 1 tensors that its shards lack, 'bert.extra.weight' first: .* is stale"):
+    with pytest.raises(InputError, match="names 1 tensors that its shards lack, 'bert.extra.weight' first: .*stale"):
         load_backbone(broken)
 
 
@@ -256,8 +264,8 @@ def test_a_truncated_file_is_refused(folder, keep):
 
 
 @pytest.mark.parametrize("content, fault", [
-    (None, "config.json: is not there"), (b"{", "config.json: not valid JSON"), (b"\xff\xfe{}", "config.json: not valid JSON"),
-    (b"[1]", "config.json: should hold a JSON object, holds a list"),
+    (None, "config.json: is not there"), (b"{", "config.json: not valid JSON"),
+    (b"\xff\xfe{}", "config.json: not valid JSON"), (b"[1]", "config.json: should hold a JSON object, holds a list"),
     (b"{}", "config.json: model_type = None is not supported; supported: bert, roberta"),
     (b'{"model_type": "bart"}', "config.json: model_type = 'bart' is not supported"),
     (b'{"model_type": "bert"}', "config.json: vocab_size is missing; hidden_size is missing; ")])
@@ -274,6 +282,8 @@ def test_a_broken_config_is_named(folder, content, fault):
     ("tie_word_embeddings", False, "tie_word_embeddings = False (only True is built)"),
     ("embedding_size", 16, "embedding_size = 16 (unknown: it may change the maths)"),
     ("hidden_act", "gelu_fast", "hidden_act = 'gelu_fast' is not supported; supported: gelu, gelu_new"),
+    ("num_hidden_layers", "2", "num_hidden_layers = '2' (should be a whole number from 1 up)"),
+    ("layer_norm_eps", None, "layer_norm_eps = None (should be a number"),
     ("num_attention_heads", 5, "hidden_size 32 is not a multiple of num_attention_heads 5")])
 def test_a_config_that_changes_the_maths_is_refused(folder, key, value, fault):
     with pytest.raises(InputError, match=re.escape("config.json: " + fault)):

@@ -75,7 +75,7 @@ class Classifier(nn.Module):
         if len(tokenizer) > backbone.config["vocab_size"]:
             raise InputError(f"{checkpoint.folder}: the tokenizer's ids go to {len(tokenizer) - 1}, the embedding has only "
                              f"{backbone.config['vocab_size']} rows: these files do not belong together")
-        most = min(backbone.max_tokens, tokenizer.max_length or backbone.max_tokens)
+        most = tokenizer.max_length = min(backbone.max_tokens, tokenizer.max_length or backbone.max_tokens)
         if max_length is not None and not (type(max_length) is int and
                                            tokenizer.overhead(True) < max_length <= backbone.max_tokens):
             raise InputError(f"max_length {max_length!r}: must lie between {tokenizer.overhead(True) + 1} and the "

@@ -165,7 +165,7 @@ def main():
     make_masked_lm("bert_masked_lm", t.BertForMaskedLM, t.BertConfig, 3, **BERT | {
         "vocab_size": 61, "hidden_act": "gelu_new", "type_vocab_size": 3, "num_hidden_layers": 2})
     make_masked_lm("roberta_masked_lm", t.RobertaForMaskedLM, t.RobertaConfig, 4, **ROBERTA | {
-        "vocab_size": 70, "hidden_size": 48, "layer_norm_eps": 1e-3, "pad_token_id": 3})
+        "vocab_size": 70, "hidden_size": 48, "hidden_act": "relu", "layer_norm_eps": 1e-3, "pad_token_id": 3})
     versions = {"transformers": t.__version__, "torch": torch.__version__, "tokenizers": tokenizers.__version__}
     write(MODELS / "made_by.json", json.dumps(versions, indent=1) + "\n")
 
