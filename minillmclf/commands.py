@@ -2,12 +2,8 @@
 import os
 import signal
 import sys
-from pathlib import Path
 
 from .errors import InputError
-
-PACKAGE = Path(__file__).resolve().parent
-CHECKPOINTS = PACKAGE.parent / "checkpoints"
 
 
 def run(main):
@@ -32,19 +28,6 @@ def run(main):
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)
-
-
-def find_model(name):
-    """A model's folder: a path as it is given, or the name of a checkpoint that ships (mini-bert)."""
-    path = Path(name)
-    if path.is_dir():
-        return path
-    shipped = CHECKPOINTS / name
-    if path.name == str(name) and shipped.is_dir():
-        return shipped
-    known = sorted(p.name for p in CHECKPOINTS.glob("*") if (p / "config.json").exists()) if CHECKPOINTS.is_dir() else []
-    raise InputError(f"{name}: no such model folder; shipped checkpoints: {', '.join(known) or 'none'} "
-                     f"(checkpoints/README.md says how to bring others)")
 
 
 class StopSignal:

@@ -14,8 +14,9 @@ import statistics
 from dataclasses import fields, replace
 from pathlib import Path
 
-from .commands import find_model, run
+from .commands import run
 from .errors import InputError
+from .files import find_model
 from .settings import Settings, add_settings, read_settings
 
 BASELINES = ("majority", "bag-of-words")

@@ -11,8 +11,9 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from .commands import find_model, run
+from .commands import run
 from .errors import InputError
+from .files import find_model
 from .settings import read_settings
 
 

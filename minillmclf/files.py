@@ -1,10 +1,12 @@
-"""JSON in, text out: a file is read whole or refused in one line, and replaced whole or left as it was."""
+"""Files: read whole or refused in one line, replaced whole or left as they were; and where the shipped models lie."""
 import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError
+
+CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 
 
 def read_json(path):
@@ -55,3 +57,16 @@ def flush(path):
     umask = os.umask(0)
     os.umask(umask)
     os.chmod(path, 0o666 & ~umask)
+
+
+def find_model(name):
+    """A model's folder: a path as it is given, or the name of a checkpoint that ships (mini-bert)."""
+    path = Path(name)
+    if path.is_dir():
+        return path
+    shipped = CHECKPOINTS / name
+    if path.name == str(name) and shipped.is_dir():
+        return shipped
+    known = sorted(p.name for p in CHECKPOINTS.glob("*") if (p / "config.json").exists()) if CHECKPOINTS.is_dir() else []
+    raise InputError(f"{name}: no such model folder; shipped checkpoints: {', '.join(known) or 'none'} "
+                     f"(checkpoints/README.md says how to bring others)")

@@ -13,8 +13,9 @@ import io
 import json
 import sys
 
-from .commands import find_model, run
+from .commands import run
 from .errors import InputError
+from .files import find_model
 
 
 def parse(arguments=None):

@@ -15,7 +15,7 @@ import re
 import time
 from pathlib import Path
 
-from .commands import StopSignal, find_model, run
+from .commands import StopSignal, run
 from .errors import InputError
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -159,7 +159,7 @@ class Distillation:
         from .text.tokenizer import load_tokenizer
         if a.teacher is None:
             raise InputError("--objective distill needs --teacher DIR (checkpoints/README.md says how to bring MiniLM)")
-        self.teacher, self.teacher_tokenizer = load_backbone(find_model(a.teacher)), load_tokenizer(find_model(a.teacher))
+        self.teacher, self.teacher_tokenizer = load_backbone(a.teacher), load_tokenizer(a.teacher)
         width = self.teacher.config["hidden_size"]
         if a.width != width:
             raise InputError(f"--width {a.width}: the teacher's hidden states have {width} numbers; set --width {width}")
@@ -210,7 +210,7 @@ def prepare(a, sentences, weights):
     from .text.tokenizer import WordPiece, load_tokenizer
     from .text.vocabulary import count_words, learn_wordpiece
     if a.start:
-        tokenizer, student = load_tokenizer(find_model(a.start)), load_backbone(find_model(a.start))
+        tokenizer, student = load_tokenizer(a.start), load_backbone(a.start)
     else:
         if not (Path(a.out) / "tokenizer.json").exists():
             pieces = learn_wordpiece(count_words(zip(sentences, weights)), a.vocab_size)

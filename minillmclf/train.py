@@ -19,8 +19,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from .commands import StopSignal, find_model, run
+from .commands import StopSignal, run
 from .errors import InputError
+from .files import find_model
 from .settings import add_settings, read_settings
 
 
@@ -61,7 +62,7 @@ def build(s, labels):
 
     from .classify.classifier import Classifier
     from .tuning import choose_weights
-    model = Classifier.from_backbone(find_model(s.model), labels, s.readout, s.pool, s.max_length or None, s.seed,
+    model = Classifier.from_backbone(s.model, labels, s.readout, s.pool, s.max_length or None, s.seed,
                                      pretrained=s.weights == "pretrained")
     trainable, total = choose_weights(model, s.method)
     device = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"

@@ -140,6 +140,7 @@ def test_saving_what_was_saved_gives_the_same_bytes(name, tmp_path):
 def test_an_old_last_layer_is_dropped_with_a_word_and_the_rest_kept(name, last, tmp_path):
     model = Classifier.from_backbone(MODELS / name, ["no", "yes"])
     old, parameters = Classifier.load(MODELS / name), dict(model.named_parameters())
+    assert not model.training and not old.training, "dropout would be on"
     assert model.labels == ["no", "yes"] and scores(model, SINGLE).shape == (len(SINGLE), 2)
     assert sorted(model.report.dropped) == [last + ".bias", last + ".weight"]
     assert model.report.fresh == ["head.out.weight", "head.out.bias"]
@@ -147,7 +148,6 @@ def test_an_old_last_layer_is_dropped_with_a_word_and_the_rest_kept(name, last, 
     assert said in model.report.line()
     kept = {path: p for path, p in old.named_parameters() if not path.startswith("head.out")}
     assert first_difference(parameters, kept, 0.0) is None, "a trained tensor changed on the way"
-    assert not model.training, "dropout would be on"
 
 
 @pytest.mark.parametrize("name", BOTH)

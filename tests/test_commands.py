@@ -634,9 +634,9 @@ BAD_SETTINGS = {
 @pytest.mark.parametrize("settings, words", BAD_SETTINGS.values(), ids=BAD_SETTINGS)
 def test_bad_settings(place, refused, tmp_path, monkeypatch, settings, words):
     if "model" in settings:
-        from minillmclf import commands
+        from minillmclf import files
         copy(place / "bert", tmp_path / "checkpoints" / "mini-bert")
-        monkeypatch.setattr(commands, "CHECKPOINTS", tmp_path / "checkpoints")
+        monkeypatch.setattr(files, "CHECKPOINTS", tmp_path / "checkpoints")
     out = copy(place / "finished", tmp_path / "run")
     refused(words, tmp_path, train, *arguments(place, out, "--overwrite", **settings))
 
@@ -710,10 +710,11 @@ def test_out_is_the_root_of_nothing(place, refused, tmp_path, monkeypatch):
     refused(["could not be written"], tmp_path, predict, "--model", place / "finished", "--out", ".", "rose")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
 def test_out_without_permission(place, refused, tmp_path):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)
+    if os.access(closed, os.W_OK):
+        pytest.skip("this user, the superuser perhaps, may write anywhere")
     refused(["closed", "ermission"], tmp_path, train, *arguments(place, closed / "run"))
     refused(["closed", "ermission"], tmp_path, predict, "--model", place / "finished", "--out", closed / "a", "rose")
 

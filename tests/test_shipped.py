@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import minillmclf
-from minillmclf.commands import find_model
+from minillmclf.files import find_model
 from minillmclf.models.weights import Checkpoint
 from minillmclf.train import baselines
 
@@ -83,7 +83,7 @@ def test_mini_bert_equals_transformers():
 
 def test_mini_bert_knows_more_than_random_weights():
     """Without any training, a text should lie nearer to its paraphrase than to another text."""
-    model, tokenizer = minillmclf.load_backbone(find_model("mini-bert")), minillmclf.load_tokenizer(find_model("mini-bert"))
+    model, tokenizer = minillmclf.load_backbone("mini-bert"), minillmclf.load_tokenizer("mini-bert")
 
     def vector(text):
         ids = torch.tensor([tokenizer.encode(text)])

@@ -537,7 +537,7 @@ def test_faults_of_files_are_named(files, fault, ours, tmp_path):
 
 
 def test_other_faults(ours, tmp_path):
-    with pytest.raises(InputError, match="no folder that holds"):
+    with pytest.raises(InputError, match="no such model folder"):
         load_tokenizer(tmp_path / "nowhere")
     (tmp_path / "vocab.txt").write_bytes(b"[PAD]\n\xff\xfe\n")
     with pytest.raises(InputError, match="vocab.txt: cannot be read as UTF-8"):

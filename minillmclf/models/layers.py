@@ -11,7 +11,6 @@ Attention: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.
 """
 import math
 
-import torch
 import torch.nn.functional as F
 
 from ..errors import InputError

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import InputError
-from ..files import read_json, replacing, write_text
+from ..files import find_model, read_json, replacing, write_text
 
 LEAVES = {".weight": ".weight", ".bias": ".bias", ".gamma": ".weight", ".beta": ".bias", "": ""}   # gamma, beta: before 2019
 
@@ -39,12 +39,11 @@ class Report:
 
 
 class Checkpoint:
-    """A model folder: config.json and the tensors of model.safetensors, or of the shards that the index names."""
+    """A model folder, by its path or a shipped name: config.json, and the tensors of model.safetensors or of the shards
+    that the index names."""
 
     def __init__(self, folder):
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise InputError(f"{folder}: no such model folder (checkpoints/README.md says how to bring one)")
+        self.folder = find_model(folder)
         self.config = read_json(self.folder / "config.json")
         self.files = self._find_files()                   # tensor name -> open file
 

@@ -13,7 +13,7 @@ import os
 import re
 
 from minillmclf.errors import InputError
-from minillmclf.files import write_text
+from minillmclf.files import find_model, write_text
 from minillmclf.text import bpe, wordpiece
 from minillmclf.text.tokenizer_files import ROLES, check, complete, read_folder, role_names
 
@@ -26,7 +26,7 @@ POST = ("null", "ByteLevel", "TemplateProcessing", "BertProcessing", "RobertaPro
 
 
 def load_tokenizer(path):
-    """The tokenizer in the folder of a checkpoint.
+    """The tokenizer in the folder of a checkpoint (its path, or a shipped name).
 
     Read, the first that is there: tokenizer.json; vocab.txt (BERT); vocab.json with merges.txt (RoBERTa, GPT-2).
     Special tokens and model_max_length come from tokenizer_config.json and the older special_tokens_map.json and
@@ -35,7 +35,7 @@ def load_tokenizer(path):
     Raises InputError if the folder or its files are absent, malformed, at odds with each other, or of another kind.
     """
     try:
-        return Tokenizer(*read_folder(os.fspath(path)))
+        return Tokenizer(*read_folder(os.fspath(find_model(path))))
     except InputError:
         raise
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
