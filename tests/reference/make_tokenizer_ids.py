@@ -58,10 +58,11 @@ def train_wordpiece():
                                         special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
     learner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    pieces = set()
     for lower in (False, True):
         learner.normalizer = normalizers.BertNormalizer(lowercase=lower)
         learner.train_from_iterator(SENTENCES, trainer)
-        pieces = set(learner.get_vocab()) if not lower else pieces | set(learner.get_vocab())
+        pieces |= set(learner.get_vocab())
     first = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     return first + sorted(pieces - set(first))
 
