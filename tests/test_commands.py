@@ -513,9 +513,13 @@ def test_compare(place, call, tmp_path, monkeypatch):
     table = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in (out / "table.md").open()]
     assert table[0] == ["test accuracy", "2 rows a class", "all rows a class"]
     assert [line[0] for line in table[2:]] == [*models[:2], "bert@method=head,lr=1e-2", "bert@weights=random"]
-    scores = [float(row["accuracy"]) for row in rows if row["rows_per_class"] == "2" and "random" in row["model"]]
-    mean, spread = sum(scores) / 2, abs(scores[0] - scores[1]) / 2 ** 0.5
-    assert table[-1][1] == f"{mean:.3f} +- {spread:.3f}"
+    spreads = []
+    for place_in_row, size in enumerate(("2", "all"), 1):
+        for line, model in zip(table[2:], models):
+            a, b = [float(row["accuracy"]) for row in rows if (row["rows_per_class"], row["model"]) == (size, model)]
+            spreads.append(abs(a - b) / 2 ** 0.5)                     # what n - 1 in the divisor makes of two values
+            assert line[place_in_row] == f"{(a + b) / 2:.3f} +- {spreads[-1]:.3f}", line
+    assert max(spreads) > 0, "two seeds that never differ cannot show what the spread is"
     assert (out / "table.md").read_text().strip() in printed
 
     before = files(out / "cells")
