@@ -92,7 +92,6 @@ def main(arguments=None):
         print(f"{len(texts)} answers in {a.out}", file=sys.stderr)
     else:
         sys.stdout.write(answer)
-        sys.stdout.flush()
     return 0
 
 

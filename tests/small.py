@@ -94,7 +94,7 @@ def start(module, *arguments):
 def command(module, *arguments):
     """Run `python -m module arguments` to its end -> (exit code, stdout, stderr)."""
     process = start(module, *arguments)
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=600)
     return process.returncode, out, error
 
 
@@ -153,7 +153,7 @@ def child(job, folder):
     from minillmclf.commands import run
     from minillmclf.training import loop
     kill, code = job["kill"], 1
-    signal.alarm(60)                                          # no run may hang the tests
+    signal.alarm(600)                                         # no run may hang the tests
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     signal_at([(loop, "take_step")], [kill.get("step")], signal.SIGKILL)
