@@ -60,13 +60,12 @@ def flush(path):
 
 
 def find_model(name):
-    """A model's folder: a path as it is given, or the name of a checkpoint that ships (mini-bert)."""
-    path = Path(name)
-    if path.is_dir():
-        return path
-    shipped = CHECKPOINTS / name
+    """A model's folder: the name of one in checkpoints/ (mini-bert), or a path (./mini-bert is a folder of one's own)."""
+    path, shipped = Path(name), CHECKPOINTS / name
     if path.name == str(name) and shipped.is_dir():
         return shipped
+    if path.is_dir():
+        return path
     known = sorted(p.name for p in CHECKPOINTS.glob("*") if (p / "config.json").exists()) if CHECKPOINTS.is_dir() else []
     raise InputError(f"{name}: no such model folder; shipped checkpoints: {', '.join(known) or 'none'} "
                      f"(checkpoints/README.md says how to bring others)")

@@ -13,7 +13,7 @@ def setting(default, text, **more):
 
 @dataclass
 class Settings:
-    model: str = setting("mini-bert", "a Hugging Face folder, or the name of a shipped checkpoint")
+    model: str = setting("mini-bert", "a Hugging Face folder, or the name of one in checkpoints/")
     data: str = setting("tickets", "a .csv/.tsv/.jsonl file, a folder with train/dev/test files, or a bundled set's name")
     out: str = setting("", "folder of the run (default: runs/MODEL-DATA-METHOD-SEED)")
     method: str = setting("full", "which weights learn: full, head, or last-N (the N highest blocks and the head)")

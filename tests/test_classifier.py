@@ -171,6 +171,15 @@ def test_a_body_with_a_language_model_head_gets_a_whole_new_head(folder):
         Classifier.load(lm)
 
 
+def test_a_body_that_lacks_a_tensor_is_refused_though_the_head_is_new(folder):
+    broken = folder("bert_classifier")
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["bert.encoder.layer.1.output.dense.weight"]
+    save_file(tensors, broken / "model.safetensors")
+    with pytest.raises(InputError, match="1 faults: nothing in the file fills backbone.layers.1.down_proj.weight"):
+        Classifier.from_backbone(broken, ["x", "y"])
+
+
 def test_an_architecture_alone_takes_no_weight_from_the_file():
     make = Classifier.from_backbone
     trained, fresh, again = (make(MODELS / "bert_classifier", ["x", "y"], seed=1, pretrained=pretrained)

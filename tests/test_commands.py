@@ -1001,8 +1001,8 @@ def test_answers_in_utf8_and_a_full_pipe(place):
     done = process("predict", "--model", place / "finished", input=texts, env={"PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, b""), done.stderr.decode()
     assert json.loads(done.stdout.decode("utf-8"))["text"] == "caf\u00e9 \u4f60"
-    with open("/dev/full", "wb") as full:
-        done = process("predict", "--model", place / "finished", input=texts, stdout=full)
+    with open("/dev/full", "wb") as full:                            # buffered, so that nothing fails before the end
+        done = process("predict", "--model", place / "finished", input=texts, stdout=full, env={"PYTHONUNBUFFERED": ""})
     error = done.stderr.decode()
     assert done.returncode == 2 and error.startswith("error: ") and error.count("\n") == 1, error
     assert "No space left" in error

@@ -200,13 +200,13 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0) -> Dat
 
 def _find(path_or_name) -> Path:
     name, path = str(path_or_name), Path(path_or_name)
+    bundled = {file.stem: file for file in sorted(BUNDLED.glob("*.csv"))}
+    if name in bundled:                                            # ./tickets is a folder of one's own
+        return bundled[name]
     if name and path.exists():
         return path
-    bundled = {file.stem: file for file in sorted(BUNDLED.glob("*.csv"))}
-    if name not in bundled:
-        raise InputError(f"'{name}': no such file, folder or bundled data set: check the path, or name one of the "
-                         f"bundled ones: {', '.join(bundled)}")
-    return bundled[name]
+    raise InputError(f"'{name}': no such file, folder or bundled data set: check the path, or name one of the "
+                     f"bundled ones: {', '.join(bundled)}")
 
 
 def _folder_tables(folder: Path) -> dict[str, Table]:
