@@ -340,3 +340,24 @@ def test_an_option_that_cannot_be_is_refused(options, fault):
 def test_what_is_no_text_is_refused_by_its_number(text, fault):
     with pytest.raises(InputError, match=fault):
         Classifier.load(MODELS / "bert_classifier").predict(["no", text])
+
+
+def test_a_body_is_taken_out_of_a_folder_with_a_pooled_head(folder, tmp_path):
+    Classifier.from_backbone(folder("bert_classifier"), ["a", "b"], pool="mean").save(tmp_path / "pooled")
+    body = load_backbone(tmp_path / "pooled")
+    assert "minillmclf_head.weight" in body.report.dropped, "the pooled head was not reported as dropped"
+    again = Classifier.from_backbone(tmp_path / "pooled", ["c", "d", "e"])
+    assert again.labels == ["c", "d", "e"] and again.pool == "family"
+
+
+def test_a_text_of_which_nothing_is_left_is_refused(folder):
+    model = Classifier.load(folder("bert_classifier"))
+    with pytest.raises(InputError, match="text 2 holds no token"):
+        model.predict(["a", "\u200b\u0007"])
+
+
+def test_a_token_type_that_the_model_lacks_is_refused(folder):
+    model = load_backbone(folder("roberta_classifier"))
+    ids = torch.tensor([[0, 5, 2]])
+    with pytest.raises(InputError, match="token type 1"):
+        model(ids, torch.ones_like(ids), torch.ones_like(ids))

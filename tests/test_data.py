@@ -432,7 +432,8 @@ def test_bundled_set_is_found_from_any_directory(tmp_path, monkeypatch):
     refused(lambda: load_data("./toys/toy"), "toys/toy", "check the path")
     write(tmp_path / "elsewhere" / "toy" / "train.csv", "text,label\nx,p\ny,q\n")
     write(tmp_path / "elsewhere" / "toy" / "dev.csv", "text,label\nz,p\n")
-    assert load_data("toy").labels == ["p", "q"], "a path that exists goes before a bundled name"
+    assert load_data("toy").labels == ["a", "b"], "a bundled name depends on the working directory"
+    assert load_data("./toy").labels == ["p", "q"], "a path is not taken as one"
 
 
 def test_bundled_folder_is_the_package_s_own():

@@ -111,3 +111,10 @@ def test_the_package_never_imports_its_references_and_never_unpickles():
         source = path.read_text(encoding="utf-8")
         assert not re.search(r"^\s*(import|from) (transformers|peft|tokenizers|pickle)\b", source, re.M), path
         assert "torch.load(" not in source, path
+
+
+def test_shipped_names_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "mini-bert").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find_model("mini-bert") == ROOT / "checkpoints" / "mini-bert"
+    assert find_model("./mini-bert") == Path("mini-bert"), "a path is not taken as one"

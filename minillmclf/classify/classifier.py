@@ -112,8 +112,10 @@ class Classifier(nn.Module):
                 raise InputError(f"text {number + 1}: a text is a string, or a tuple of two for a pair, not {text!r:.60}")
             if not any(part.strip() for part in parts):
                 raise InputError(f"text {number + 1} is empty: there is nothing to classify")
-            ids, cut = fit([self.tokenizer.ids(part) for part in parts],
-                           self.max_length - self.tokenizer.overhead(len(parts) == 2))
+            pieces = [self.tokenizer.ids(part) for part in parts]
+            if not any(pieces):
+                raise InputError(f"text {number + 1} holds no token, only characters that the tokenizer drops: {text!r:.60}")
+            ids, cut = fit(pieces, self.max_length - self.tokenizer.overhead(len(parts) == 2))
             encoded.append(self.tokenizer.layout(*ids))
             shortened += cut > 0
         return encoded, shortened

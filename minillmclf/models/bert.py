@@ -80,6 +80,7 @@ class Bert(nn.Module):
         "bert.encoder.layer.{}.output.LayerNorm": "layers.{}.mlp_norm",
         "bert.pooler.dense": None,
         "classifier": None,
+        "minillmclf_head": None,
         "cls.seq_relationship": None,
     }
     LM_NAMES = {
@@ -124,6 +125,9 @@ class Bert(nn.Module):
             raise InputError(f"a text of {int(rows.lengths.max())} tokens is longer than the {self.max_tokens} positions "
                              f"of this model: set --max-length {self.max_tokens} or less")
         types = torch.zeros_like(ids) if types is None else types
+        if int(types.max()) >= self.type_embeddings.num_embeddings:
+            raise InputError(f"token type {int(types.max())}: this model has {self.type_embeddings.num_embeddings} token type(s), "
+                             f"numbered from 0")
         x = self.word_embeddings(rows.pack(ids)) + self.type_embeddings(rows.pack(types))           # (N, D)
         x = x + self.position_embeddings(rows.positions + self.position_offset)
         return self.dropout(self.embedding_norm(x))
