@@ -1,9 +1,21 @@
-"""What all commands share: one line and exit code 2 for a user's mistake, 130 for Ctrl-C, and the progress bar."""
+"""What all commands share: one line and exit code 2 for a user's mistake, 130 for Ctrl-C, which saves first."""
+import argparse
 import os
 import signal
 import sys
 
 from .errors import InputError
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved its state; the message says how to go on."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with a mistake told in one line instead of the whole usage."""
+
+    def error(self, message):
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
 def run(main):
@@ -25,6 +37,9 @@ def run(main):
             sys.exit(0)
         print(f"error: {error}", file=sys.stderr)                          # `... > file` on a full disk
         sys.exit(2)
+    except Stopped as message:
+        print(message)
+        sys.exit(130)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)

@@ -14,7 +14,7 @@ import statistics
 from dataclasses import fields, replace
 from pathlib import Path
 
-from .commands import run
+from .commands import Parser, Stopped, run
 from .errors import InputError
 from .files import find_model
 from .settings import Settings, add_settings, read_settings
@@ -25,7 +25,7 @@ ROWS = ("data", "label_column")                            # and those that all 
 
 
 def parse(arguments=None):
-    p = argparse.ArgumentParser(prog="python -m minillmclf.compare", description=__doc__,
+    p = Parser(prog="python -m minillmclf.compare", description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--models", nargs="+", required=True, metavar="MODEL[@key=value,...]")
     p.add_argument("--learning-curve", nargs="+", default=["all"], metavar="N", help="training rows a class, or all [all]")
@@ -56,7 +56,7 @@ def run_cell(settings, folder):
     data = train.load_dataset(s)
     record = train.open_run(s, folder, data, overwrite=False) or train.train_run(s, data, folder, say=lambda line: None)
     if record is None:
-        raise InputError("stopped; the same command goes on from there")
+        raise Stopped("stopped; the same command goes on from there")
     return list(record["results"].values())[-1]
 
 

@@ -11,14 +11,14 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from .commands import run
+from .commands import Parser, run
 from .errors import InputError
 from .files import find_model
 from .settings import read_settings
 
 
 def parse(arguments=None):
-    p = argparse.ArgumentParser(prog="python -m minillmclf.evaluate", description=__doc__,
+    p = Parser(prog="python -m minillmclf.evaluate", description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", required=True, help="a run folder, or a Hugging Face folder with a classification head")
     p.add_argument("--data", help="a file, a folder, or a bundled set's name (default: what the run was trained on)")

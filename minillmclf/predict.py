@@ -13,13 +13,13 @@ import io
 import json
 import sys
 
-from .commands import run
+from .commands import Parser, run
 from .errors import InputError
 from .files import find_model
 
 
 def parse(arguments=None):
-    p = argparse.ArgumentParser(prog="python -m minillmclf.predict", description=__doc__,
+    p = Parser(prog="python -m minillmclf.predict", description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("text", nargs="*", help="texts to classify, each one argument")
     p.add_argument("--model", required=True, help="a run folder, or a Hugging Face folder with a classification head")

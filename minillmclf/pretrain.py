@@ -15,14 +15,14 @@ import re
 import time
 from pathlib import Path
 
-from .commands import StopSignal, run
+from .commands import Parser, Stopped, StopSignal, run
 from .errors import InputError
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 def parse(arguments=None):
-    p = argparse.ArgumentParser(prog="python -m minillmclf.pretrain", description=__doc__.split("\n\n")[0],
+    p = Parser(prog="python -m minillmclf.pretrain", description=__doc__.split("\n\n")[0],
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--out", required=True, help="folder of the new checkpoint; its state lies there too")
     p.add_argument("--text", required=True, nargs="+", metavar="FILE[:WEIGHT]",
@@ -254,7 +254,7 @@ def train(a, objective, sentences, weights):
                 progress["step"] = step + 1
                 save_state(state, model, optimizer, progress)
             if stop.asked:
-                raise InputError(f"stopped after step {step + 1} of {a.steps}; the same command goes on from there")
+                raise Stopped(f"stopped after step {step + 1} of {a.steps}; the same command goes on from there")
     return progress, time.time() - started
 
 

@@ -14,19 +14,19 @@ import io
 import json
 import platform
 import random
-import resource
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 
-from .commands import StopSignal, run
+from .commands import Parser, Stopped, StopSignal, run
 from .errors import InputError
 from .files import find_model
 from .settings import add_settings, read_settings
 
 
 def parse(arguments=None):
-    p = argparse.ArgumentParser(prog="python -m minillmclf.train", description=__doc__,
+    p = Parser(prog="python -m minillmclf.train", description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--config", help="a run.json: take its settings, flags go over them")
     p.add_argument("--overwrite", action="store_true", help="start anew although --out holds a run")
@@ -132,6 +132,15 @@ def versions():
             "numpy": numpy.__version__, "safetensors": safetensors.__version__, "threads": torch.get_num_threads()}
 
 
+def peak_memory():
+    """The most memory that this process has held so far, in MB; None on Windows, which does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
+
+
 def open_run(s, folder, data, overwrite):
     """Look at what lies in the run folder -> its run.json if the same run is finished there, else None.
 
@@ -215,7 +224,7 @@ def finish(s, model, data, folder, record, progress, seconds):
     write_predictions(folder / "predictions.csv", getattr(data, split), probabilities, model.labels)
     record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split, "results": results, "timing": {
         "train_seconds": round(seconds, 1), "seconds_per_step": round(seconds / progress["step"], 4),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}}
+        "peak_memory_mb": peak_memory()}}
     write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     for name in ("state.safetensors", "best.safetensors"):
         (folder / name).unlink(missing_ok=True)
@@ -264,8 +273,8 @@ def main(arguments=None):
         return 0
     record = train_run(s, data, folder, overwrite)
     if record is None:
-        print(f"stopped; the state is saved in {folder}. The same command{' without --overwrite' * overwrite} goes on from there.")
-        return 130
+        raise Stopped(f"stopped; the state is saved in {folder}. "
+                      f"The same command{' without --overwrite' * overwrite} goes on from there.")
     show_record(record, data.labels, len(getattr(data, record["split"])), folder)
     return 0
 

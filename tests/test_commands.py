@@ -553,6 +553,18 @@ def test_compare_names_mistakes_before_any_work(place, refused, tmp_path, monkey
     assert not (tmp_path / "compare").exists()
 
 
+def test_compare_stopped_says_how_to_go_on(place, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "train_run", lambda *_, **__: None)           # as if Ctrl-C came at once
+    code, out, err = call(compare, "--models", place / "bert", "--out", tmp_path / "compare", "--data", place / "data.csv")
+    assert code == 130 and "same command goes on" in out and "Traceback" not in err
+
+
+@pytest.mark.parametrize("given", [["--epochs", "many"], ["--nonsense"], ["--schedule", "square"]])
+def test_a_flag_s_mistake_is_one_line(given, call):
+    code, out, err = call(train, *given)
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and "--help" in err and not out
+
+
 def test_compare_keeps_models_of_one_name_apart(place, call, tmp_path):
     for name in "ab":
         copy(place / "bert", tmp_path / name / "bert")

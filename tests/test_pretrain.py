@@ -14,6 +14,7 @@ from small import FILLERS, PIECES, ROOT, bert_folder, flags, forked, text_file
 from minillmclf import pretrain
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import pool
+from minillmclf.commands import run
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone
 from minillmclf.text.batch import collate
@@ -161,6 +162,18 @@ def test_a_run_killed_at_any_change_of_the_disk_goes_on_to_the_same_bytes(teache
     assert (tmp_path / "other" / RESULTS[0]).read_bytes() != expected[RESULTS[0]], "the seed has no effect"
     code, _, error, _ = forked("pretrain", arguments(tmp_path / "whole", lr=0.1))
     assert code == 2 and "belongs to a run with other settings" in error
+
+
+def test_stopped_it_saves_and_says_how_to_go_on(text, tmp_path, monkeypatch, capsys):
+    class Asked(pretrain.StopSignal):
+        def __enter__(self):
+            super().__enter__().asked = True
+            return self
+    monkeypatch.setattr(pretrain, "StopSignal", Asked)
+    with pytest.raises(SystemExit) as end:
+        run(lambda: pretrain.main(settings(tmp_path / "student", text, objective="mlm")))
+    assert end.value.code == 130 and "same command goes on" in capsys.readouterr().out
+    assert (tmp_path / "student" / "state.safetensors").exists()
 
 
 def test_going_on_from_a_checkpoint_keeps_its_vocabulary(masked, text, tmp_path):
