@@ -607,7 +607,8 @@ def test_corrupt_chooses_and_replaces_as_bert_does():
     specials, mask_id, vocabulary = {0, 1, 2, 3, 4}, 4, 1000
     ids = torch.randint(5, vocabulary, (400, 128))
     mask = (torch.arange(128) < torch.randint(20, 129, (400, 1))).long()
-    ids[:, 0], ids[:, 10], ids = 2, 3, torch.where(mask.bool(), ids, 0)
+    ids[:, 0], ids[:, 10] = 2, 3
+    ids = torch.where(mask.bool(), ids, 9)                    # padded with an ordinary id: only the mask tells
     corrupted, chosen = objectives.corrupt(ids, mask, specials, mask_id, vocabulary)
     real = mask.bool() & ~torch.isin(ids, torch.tensor(sorted(specials)))
     assert not (chosen & ~real).any(), "padding or a special token was chosen"
