@@ -186,7 +186,10 @@ def write_predictions(path, examples, probabilities, labels):
 
 
 def learn(s, model, data, folder, say):
-    """The training itself, with its progress bar -> the loop's progress (None if it was stopped), seconds."""
+    """The training itself, with its progress bar -> the loop's progress (None if it was stopped), timing.
+
+    timing: what this process did; a run that goes on counts its own steps only.
+    """
     from tqdm import tqdm
 
     from .files import write_text
@@ -208,10 +211,11 @@ def learn(s, model, data, folder, say):
         progress = fit(model, train, dev, s, folder, stop, weights, on_step, on_epoch)
     if progress is not None:
         write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in progress["history"]))
-    return progress, time.time() - started
+    seconds, steps = time.time() - started, bar.n - bar.initial
+    return progress, {"train_seconds": round(seconds, 1), "seconds_per_step": round(seconds / max(1, steps), 4)}
 
 
-def finish(s, model, data, folder, record, progress, seconds):
+def finish(s, model, data, folder, record, progress, timing):
     """Test, compare with the baselines, save everything; the training state is removed last."""
     from .files import write_text
     from .training.metrics import evaluate
@@ -222,9 +226,8 @@ def finish(s, model, data, folder, record, progress, seconds):
     results = {**baselines(data), f"{Path(s.model).name}, {s.method}": own}
     model.save(folder)
     write_predictions(folder / "predictions.csv", getattr(data, split), probabilities, model.labels)
-    record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split, "results": results, "timing": {
-        "train_seconds": round(seconds, 1), "seconds_per_step": round(seconds / progress["step"], 4),
-        "peak_memory_mb": peak_memory()}}
+    record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split, "results": results,
+               "timing": {**timing, "peak_memory_mb": peak_memory()}}
     write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     for name in ("state.safetensors", "best.safetensors"):
         (folder / name).unlink(missing_ok=True)
@@ -256,8 +259,8 @@ def train_run(s, data, folder, overwrite=False, say=print):
     if overwrite or not (folder / "run.json").exists():    # only now: a run that cannot begin costs no earlier one
         clear(folder)
     write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    progress, seconds = learn(s, model, data, folder, say)
-    return progress and finish(s, model, data, folder, record, progress, seconds)
+    progress, timing = learn(s, model, data, folder, say)
+    return progress and finish(s, model, data, folder, record, progress, timing)
 
 
 def main(arguments=None):
