@@ -155,7 +155,7 @@ class Distillation:
 
     def __init__(self, a, student, tokenizer):
         from .classify.head import BertHead
-        from .models import load_backbone
+        from .models import fresh_weights, load_backbone
         from .text.tokenizer import load_tokenizer
         if a.teacher is None:
             raise InputError("--objective distill needs --teacher DIR (checkpoints/README.md says how to bring MiniLM)")
@@ -166,6 +166,7 @@ class Distillation:
         if a.start is None:
             start_from_teacher(student, self.teacher, tokenizer, self.teacher_tokenizer)
         self.student, self.tokenizer, self.head = student, tokenizer, BertHead(student.config, classes=1)
+        fresh_weights(self.head, a.seed)
 
     def loss(self, texts):
         """-> scalar to minimise, and its parts for the log."""
@@ -205,14 +206,16 @@ class MaskedLM:
 
 
 def prepare(a, sentences, weights):
-    """Tokenizer, student and objective, new or from --start. A vocabulary learned before is used again."""
+    """Tokenizer, student and objective, new or from --start. A run that goes on has its vocabulary already."""
     from .models import load_backbone
     from .text.tokenizer import WordPiece, load_tokenizer
     from .text.vocabulary import count_words, learn_wordpiece
     if a.start:
         tokenizer, student = load_tokenizer(a.start), load_backbone(a.start)
     else:
-        if not (Path(a.out) / "tokenizer.json").exists():
+        if not (Path(a.out) / "state.safetensors").exists():
+            if (Path(a.out) / "config.json").exists():
+                raise InputError(f"{a.out}: holds a model, and no state to go on from: choose another --out")
             pieces = learn_wordpiece(count_words(zip(sentences, weights)), a.vocab_size)
             WordPiece.from_vocab(pieces).save(a.out)
         tokenizer = load_tokenizer(a.out)

@@ -186,6 +186,13 @@ def test_going_on_from_a_checkpoint_keeps_its_vocabulary(masked, text, tmp_path)
 
 # ---- what is refused
 
+def test_a_folder_that_holds_a_model_is_not_overwritten(teacher, text):
+    before = {path.name: path.read_bytes() for path in teacher.iterdir()}
+    with pytest.raises(InputError, match="holds a model"):
+        pretrained(settings(teacher, text, objective="mlm"))
+    assert {path.name: path.read_bytes() for path in teacher.iterdir()} == before
+
+
 def test_mistakes_are_named(teacher, distilled, text, tmp_path):
     cased = tmp_path / "cased"
     bert_folder(cased, positions=512)
