@@ -19,14 +19,14 @@ from .errors import InputError
 from .files import find_model
 from .settings import Settings, add_settings, read_settings
 
-BASELINES = ("majority", "bag-of-words")
+BASELINES = {"majority": "majority class", "bag-of-words": "bag of words"}
 OWN = ("model", "out", "rows_per_class", "seed")           # settings that the comparison itself decides
 ROWS = ("data", "label_column")                            # and those that all its models share
 
 
 def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.compare", description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
+               formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--models", nargs="+", required=True, metavar="MODEL[@key=value,...]")
     p.add_argument("--learning-curve", nargs="+", default=["all"], metavar="N", help="training rows a class, or all [all]")
     p.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... [3]")
@@ -63,8 +63,7 @@ def run_cell(settings, folder):
 def baseline_cell(name, settings):
     """A baseline on the same rows as the models of this cell."""
     from . import train
-    results = train.baselines(train.load_dataset(settings))
-    return results["majority class" if name == "majority" else "bag of words"]
+    return train.baselines(train.load_dataset(settings), [BASELINES[name]])[BASELINES[name]]
 
 
 def cells(a, settings):

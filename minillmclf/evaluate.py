@@ -19,7 +19,7 @@ from .settings import read_settings
 
 def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.evaluate", description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
+               formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", required=True, help="a run folder, or a Hugging Face folder with a classification head")
     p.add_argument("--data", help="a file, a folder, or a bundled set's name (default: what the run was trained on)")
     p.add_argument("--split", choices=["train", "dev", "test"], default="test", help="which rows [test]")

@@ -18,7 +18,7 @@ def read_json(path):
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
+        raise InputError(f"{path}: not valid JSON ({error}): save or fetch the file again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: should hold a JSON object, holds a {type(value).__name__}")
     return value

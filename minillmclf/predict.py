@@ -20,7 +20,7 @@ from .files import find_model
 
 def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.predict", description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
+               formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("text", nargs="*", help="texts to classify, each one argument")
     p.add_argument("--model", required=True, help="a run folder, or a Hugging Face folder with a classification head")
     p.add_argument("--pair", help="second text, for a model of sentence pairs (with exactly one text)")

@@ -7,7 +7,6 @@ embeddings and from some of its layers, with the strongest neurons of their MLPs
 The run may be stopped at any time and goes on from its last state when the same command is given again.
 """
 import argparse
-import csv
 import itertools
 import json
 import random
@@ -17,16 +16,17 @@ from pathlib import Path
 
 from .commands import Parser, Stopped, StopSignal, run
 from .errors import InputError
+from .text.data import read_table
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.pretrain", description=__doc__.split("\n\n")[0],
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+               formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--out", required=True, help="folder of the new checkpoint; its state lies there too")
     p.add_argument("--text", required=True, nargs="+", metavar="FILE[:WEIGHT]",
-                   help=".txt with a document a line, or .csv of which all columns but label and split are read; "
+                   help=".txt with a document a line, or .csv, .tsv, .jsonl of which all text but label and split is read; "
                         "a sentence of a file with weight 3 is drawn three times as often")
     p.add_argument("--objective", choices=["distill", "mlm"], default="distill")
     p.add_argument("--teacher", help="folder of the teacher (distill)")
@@ -42,7 +42,11 @@ def parse(arguments=None):
     p.add_argument("--save-every", type=int, default=250, help="steps between two states on disk")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's choice)")
-    return p.parse_args(arguments)
+    a = p.parse_args(arguments)
+    for name in ("vocab_size", "layers", "width", "heads", "mlp_width", "steps", "batch_size", "lr", "save_every"):
+        if getattr(a, name) <= 0:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(a, name)}: should be more than 0")
+    return a
 
 
 def read_sentences(specs, shortest=4, longest=50):
@@ -60,16 +64,15 @@ def read_sentences(specs, shortest=4, longest=50):
 
 
 def documents(path):
-    """The documents of one file: lines of a .txt, text cells of a .csv (its train rows if it has a split column)."""
+    """The documents of one file: lines of a .txt; else the text cells of a table (its train rows, if it has a split)."""
+    if path.suffix != ".txt":
+        for _, row in read_table(path).rows:
+            if row.get("split", "train") == "train":
+                yield from (value for key, value in row.items() if key not in ("label", "split") and isinstance(value, str))
+        return
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            if path.suffix == ".csv":
-                csv.field_size_limit(10**9)
-                for row in csv.DictReader(file):
-                    if row.get("split", "train") == "train":
-                        yield from (value for key, value in row.items() if key not in ("label", "split") and value)
-            else:
-                yield from file
+        with open(path, encoding="utf-8") as file:
+            yield from file
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
 
@@ -265,15 +268,12 @@ def save(a, objective, tokenizer, log):
     """The checkpoint in fp16 and Hugging Face names, its tokenizer, and the log of losses."""
     import torch
 
-    from .models import export, write_checkpoint
     from .files import write_text
-    student, names = objective.student, {**objective.student.NAMES, **objective.student.LM_NAMES}
-    tensors = export(student, names)
-    if objective.head:                               # BERT's pooler travels with the body
-        tensors |= {"bert.pooler.dense." + leaf: p.detach() for leaf, p in objective.head.dense.named_parameters()}
-    kind = "lm_head" if student.lm_head is not None else "body"
-    write_checkpoint(a.out, {**student.source_config, "architectures": [student.ARCHITECTURES[kind]]}, tensors, torch.float16)
-    tokenizer.max_length = student.max_tokens
+    from .models import save_backbone
+    pooler = {} if objective.head is None else {                      # it travels with the body
+        "bert.pooler.dense." + leaf: p.detach() for leaf, p in objective.head.dense.named_parameters()}
+    save_backbone(objective.student, a.out, torch.float16, pooler)
+    tokenizer.max_length = objective.student.max_tokens
     tokenizer.save(a.out)
     write_text(Path(a.out) / "pretrain.jsonl", "".join(json.dumps(line) + "\n" for line in log))
 

@@ -7,7 +7,7 @@ from .errors import InputError
 
 
 def setting(default, text, **more):
-    """A field with what --help says of it; `more`: choices, or kind where the default does not tell the type."""
+    """A field with what --help says of it; `more`: the choices, where they are few."""
     return field(default=default, metadata={"help": text, **more})
 
 

@@ -27,7 +27,7 @@ from .settings import add_settings, read_settings
 
 def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.train", description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
+               formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--config", help="a run.json: take its settings, flags go over them")
     p.add_argument("--overwrite", action="store_true", help="start anew although --out holds a run")
     return add_settings(p).parse_args(arguments)
@@ -95,20 +95,18 @@ def balanced(labels, classes):
     return len(labels) / (classes * counts)
 
 
-def baselines(data):
+def baselines(data, names=("majority class", "bag of words")):
     """Majority class and bag-of-words regression on the same split -> name -> metrics on test (or dev)."""
-    import numpy as np
-
     from .classify.baseline import BagOfWords, majority
     from .training.metrics import evaluate
     number = {name: i for i, name in enumerate(data.labels)}
     texts = {split: [e.texts for e in getattr(data, split)] for split in ("train", "dev", "test")}
     truth = {split: [number[e.label] for e in getattr(data, split)] for split in texts}
     final = "test" if data.test else "dev"
-    bag = BagOfWords(len(number)).fit(texts["train"], truth["train"], texts["dev"], truth["dev"])
-    answers = {"majority class": np.asarray(majority(truth["train"], len(truth[final]), len(number))),
-               "bag of words": bag.predict(texts[final])}
-    return {name: evaluate(p, truth[final], data.labels) for name, p in answers.items()}
+    answer = {"majority class": lambda: majority(truth["train"], len(truth[final]), len(number)),
+              "bag of words": lambda: BagOfWords(len(number)).fit(texts["train"], truth["train"], texts["dev"],
+                                                                  truth["dev"]).predict(texts[final])}
+    return {name: evaluate(answer[name](), truth[final], data.labels) for name in names}
 
 
 def table(results, labels, split, rows):

@@ -90,7 +90,7 @@ def test_collate_pads_on_the_right_and_the_mask_alone_knows_where(encoded, pad_i
     labels = [row % 3 for row in range(len(encoded))]
     batch = collate(encoded, rows, pad_id, labels)
     width = max(len(encoded[row][0]) for row in rows)
-    assert batch.ids.shape == batch.mask.shape == batch.types.shape == (len(rows), width) and len(batch) == len(rows)
+    assert batch.ids.shape == batch.mask.shape == batch.types.shape == (len(rows), width) and len(batch.rows) == len(rows)
     assert batch.ids.dtype == batch.mask.dtype == batch.types.dtype == batch.labels.dtype == torch.int64
     assert batch.rows == rows and batch.labels.tolist() == [labels[row] for row in rows]
     for place, row in enumerate(rows):

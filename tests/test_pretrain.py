@@ -227,6 +227,18 @@ def test_sentences_are_read_with_their_weights(tmp_path):
         pretrain.read_sentences([str(tmp_path / "none.txt")])
 
 
+def test_a_broken_table_is_one_line(tmp_path):
+    (tmp_path / "ragged.csv").write_text("text,label\none two three four,x\nfive six seven eight,y,too many\n")
+    with pytest.raises(InputError, match="ragged.csv, line 3: 3 fields where the header has 2"):
+        pretrain.read_sentences([str(tmp_path / "ragged.csv")])
+
+
+@pytest.mark.parametrize("flag", ["steps", "batch_size", "save_every", "layers", "lr"])
+def test_numbers_that_make_no_sense_are_refused(flag, text, tmp_path):
+    with pytest.raises(InputError, match=f"--{flag.replace('_', '-')} 0.*more than 0"):
+        pretrain.parse(settings(tmp_path / "out", text, **{flag: 0}))
+
+
 # ---- the student's start
 
 def student_of(teacher_folder, pieces, **sizes):

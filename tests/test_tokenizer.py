@@ -489,8 +489,8 @@ LOSES_B = {"type": "TemplateProcessing", "special_tokens": {}, "single": [SEQUEN
 
 @pytest.mark.parametrize("files, fault", [
     (lambda ours: {}, "no folder that holds tokenizer.json or vocab.txt or vocab.json"),
-    (old("uncased", CONFIG, "{"), "tokenizer_config.json: cannot be read as JSON"),
-    (old("uncased", CONFIG, "[]"), "tokenizer_config.json: holds a list"),
+    (old("uncased", CONFIG, "{"), "tokenizer_config.json: not valid JSON"),
+    (old("uncased", CONFIG, "[]"), "tokenizer_config.json: should hold a JSON object, holds a list"),
     (old("uncased", "vocab.txt", "[CLS]\n[SEP]\na\n"), r"vocab.txt: unk_token '\[UNK\]' is not among the 3 pieces"),
     (old("uncased", "vocab.txt", "[PAD]\n[UNK]\na\n"), r"vocab.txt: \[CLS\] and \[SEP\]"),
     (old("uncased", "vocab.txt", ""), "vocab.txt: "),
@@ -507,7 +507,7 @@ LOSES_B = {"type": "TemplateProcessing", "special_tokens": {}, "single": [SEQUEN
     (old("gpt2", "vocab.json", {"a": 0}), "255 of the 256 byte pieces"),
     (old("gpt2", "vocab.json", lambda v: v.update(a=v["b"])), "557 pieces with 556 different ids"),
     (old("gpt2", "vocab.json", lambda v: v.update(a="7")), "malformed"),
-    (lambda ours: {"tokenizer.json": "{"}, "tokenizer.json: cannot be read as JSON"),
+    (lambda ours: {"tokenizer.json": "{"}, "tokenizer.json: not valid JSON"),
     (lambda ours: {"tokenizer.json": {}}, "malformed"),
     (new("uncased", lambda d: d["model"].update(type="Unigram")), "model.type 'Unigram' .* WordPiece, BPE"),
     (new("uncased", lambda d: d.update(normalizer={"type": "Lowercase"})), "type 'Lowercase' .* only BertNormalizer"),

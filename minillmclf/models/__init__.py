@@ -34,12 +34,15 @@ def load_backbone(path):
     return model.eval()
 
 
-def save_backbone(model, folder, dtype=torch.float32):
-    """Write a body (and its language-model head, if it has one) as a Hugging Face folder; the tokenizer is not here."""
+def save_backbone(model, folder, dtype=torch.float32, more=None):
+    """Write a body (and its language-model head, if it has one) as a Hugging Face folder; the tokenizer is not here.
+
+    more: further tensors that travel with it, by their names in the file (BERT's pooler).
+    """
     names = {**model.NAMES, **model.LM_NAMES} if model.lm_head is not None else model.NAMES
     kind = "body" if model.lm_head is None else "lm_head"
     config = {**model.source_config, "architectures": [model.ARCHITECTURES[kind]]}
-    write_checkpoint(folder, config, export(model, names), dtype)
+    write_checkpoint(folder, config, export(model, names) | (more or {}), dtype)
 
 
 def fresh_weights(model, seed, std=0.02):

@@ -153,7 +153,7 @@ class Bert(nn.Module):
 class Roberta(Bert):
     """RoBERTa: BERT with positions that begin at pad_id + 1 and its own tensor names."""
 
-    FIELDS = {**Bert.FIELDS, "pad_token_id": 1, "layer_norm_eps": 1e-12, "max_position_embeddings": 512}
+    FIELDS = {**Bert.FIELDS, "pad_token_id": 1}
     ARCHITECTURES = {"body": "RobertaModel", "lm_head": "RobertaForMaskedLM"}
     PREFIX = "roberta."
     NAMES = {re.sub("^bert", "roberta", file): ours for file, ours in Bert.NAMES.items() if not file.startswith("cls")}

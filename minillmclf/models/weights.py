@@ -95,16 +95,21 @@ def open_tensors(path):
         raise InputError(f"{path}: not a whole safetensors file ({size} bytes; {error}): download or save it again") from None
 
 
+def generic(name):
+    """"layers.3.q_proj.bias" -> ("layers.{}.q_proj.bias", "3"); a name without a layer's number stays, with ""."""
+    layer = re.search(r"\.(\d+)\.", name)
+    return (name[:layer.start(1)] + "{}" + name[layer.end(1):], layer.group(1)) if layer else (name, "")
+
+
 def translate(name, names, prefix):
     """The path here of a file's tensor name; None if it is dropped on purpose; KeyError if no row fits."""
-    layer = re.search(r"\.(\d+)\.", name)
-    pattern = name if not layer else name[:layer.start(1)] + "{}" + name[layer.end(1):]
+    pattern, layer = generic(name)
     for candidate in (pattern, prefix + pattern):
         for leaf, ours in LEAVES.items():
             row = candidate[:-len(leaf)] if leaf else candidate
             if candidate.endswith(leaf) and row in names:
                 target = names[row]
-                return None if target is None else (target + ours).replace("{}", layer.group(1) if layer else "")
+                return None if target is None else (target + ours).replace("{}", layer)
     raise KeyError(name)
 
 
@@ -168,11 +173,10 @@ def export(model, names):
     rows = {ours: file for file, ours in names.items() if ours is not None}
     tensors = {}
     for path, parameter in model.named_parameters():
-        layer = re.search(r"\.(\d+)\.", path)
-        pattern = path if not layer else path[:layer.start(1)] + "{}" + path[layer.end(1):]
+        pattern, layer = generic(path)
         module, leaf = os.path.splitext(pattern)
         row = rows[pattern] if pattern in rows else rows[module] + leaf
-        tensors[row.replace("{}", layer.group(1) if layer else "")] = parameter.detach().contiguous()
+        tensors[row.replace("{}", layer)] = parameter.detach().contiguous()
     return tensors
 
 

@@ -26,9 +26,6 @@ class Batch:
         labels = None if self.labels is None else self.labels.to(device)
         return Batch(self.ids.to(device), self.mask.to(device), self.types.to(device), labels, self.rows)
 
-    def __len__(self):
-        return len(self.rows)
-
 
 def collate(encoded, rows, pad_id=0, labels=None):
     """encoded: for each row of the data (ids, types); rows: which of them -> Batch, padded on the right.

@@ -9,6 +9,7 @@ The format has no paper; these are the files of the `tokenizers` and `transforme
 import json
 import os
 
+from minillmclf import files
 from minillmclf.errors import InputError
 from minillmclf.text import bpe, wordpiece
 
@@ -89,16 +90,7 @@ READERS = {"tokenizer.json": read_tokenizer_json, "vocab.txt": read_vocab_txt, "
 def read_json(folder, name, default=None):
     """The object in a JSON file; if there is no such file, `default`, unless that is None."""
     path = os.path.join(folder, name)
-    if default is not None and not os.path.isfile(path):
-        return default
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}); fetch the file again") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: holds a {type(found).__name__}, not an object; fetch the file again")
-    return found
+    return default if default is not None and not os.path.isfile(path) else files.read_json(path)
 
 
 def read_lines(folder, name):

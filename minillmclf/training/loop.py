@@ -15,7 +15,7 @@ from ..models.weights import open_tensors, write_tensors
 from ..text.batch import collate, make_batches
 from .checkpoint import load_state, save_state, seed_step
 from .metrics import better, evaluate
-from .objectives import class_loss
+from .objectives import class_count, class_loss
 from .optim import build_optimizer, rate_factor, set_rate
 
 
@@ -24,9 +24,6 @@ class Rows:
     """One split, ready for the model: encoded [(ids, types)] and labels, class numbers."""
     encoded: list
     labels: list
-
-    def __len__(self):
-        return len(self.labels)
 
 
 def plan_epochs(train, s):
@@ -43,16 +40,15 @@ def take_step(model, optimizer, train, rows, s, class_weights):
     Each piece's summed loss is divided by what the whole batch counts, so the pieces add up to the big batch's gradient.
     """
     device = next(model.parameters()).device
-    labels = torch.tensor([train.labels[row] for row in rows])
-    count = class_weights[labels].sum() if class_weights is not None else torch.tensor(float(len(rows)))
+    weights = None if class_weights is None else class_weights.to(device)
+    count = class_count(torch.tensor([train.labels[row] for row in rows], device=device), weights).to(device)
     size, total = s.micro_batch_size or len(rows), 0.0
     optimizer.zero_grad(set_to_none=True)
     for start in range(0, len(rows), size):
         batch = collate(train.encoded, rows[start:start + size], labels=train.labels).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=s.precision == "bf16"):
             scores = model(batch)
-        weights = None if class_weights is None else class_weights.to(device)
-        loss = class_loss(scores, batch.labels, weights, s.label_smoothing)[0] / count.to(device)
+        loss = class_loss(scores, batch.labels, weights, s.label_smoothing) / count
         loss.backward()
         total += loss.item()
     trained = [p for p in model.parameters() if p.requires_grad]

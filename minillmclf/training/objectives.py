@@ -6,13 +6,17 @@ import torch.nn.functional as F
 
 
 def class_loss(scores, labels, weights=None, smoothing=0.0):
-    """Cross-entropy of (B, C) scores against (B,) labels, as a sum and the number it is to be divided by.
+    """Cross-entropy of (B, C) scores against (B,) labels, summed over the rows; weights: (C,) or None. -> scalar
 
-    Kept apart so that a batch cut into pieces can be divided by the items of the *whole* batch: the mean of the pieces'
-    means is another number. weights: (C,) or None; the divisor is then the sum of the weights of the labels.
+    A sum, so that a batch cut into pieces can be divided by `class_count` of the *whole* batch: the mean of the pieces'
+    means is another number.
     """
-    total = F.cross_entropy(scores.float(), labels, weight=weights, label_smoothing=smoothing, reduction="sum")
-    return total, weights[labels].sum() if weights is not None else torch.tensor(float(len(labels)))
+    return F.cross_entropy(scores.float(), labels, weight=weights, label_smoothing=smoothing, reduction="sum")
+
+
+def class_count(labels, weights=None):
+    """What a summed class loss is divided by to be a mean: the rows, or the weights of their classes. -> scalar"""
+    return weights[labels].sum() if weights is not None else torch.tensor(float(len(labels)))
 
 
 def corrupt(ids, mask, special_ids, mask_id, vocab_size, share=0.15):
