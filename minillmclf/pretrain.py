@@ -168,7 +168,7 @@ class Distillation:
             raise InputError(f"--width {a.width}: the teacher's hidden states have {width} numbers; set --width {width}")
         if a.start is None:
             start_from_teacher(student, self.teacher, tokenizer, self.teacher_tokenizer)
-        self.student, self.tokenizer, self.head = student, tokenizer, BertHead(student.config, classes=1)
+        self.student, self.tokenizer, self.head = student, tokenizer, BertHead(student, classes=1)
         fresh_weights(self.head, a.seed)
 
     def loss(self, texts):

@@ -408,7 +408,7 @@ def test_514_rows_of_roberta_serve_512_tokens():
     config = dict(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4,
                   max_position_embeddings=514, type_vocab_size=1, pad_token_id=1)
     model = Roberta.from_config(config)
-    (states(fresh_weights(model, 0), [[3] * 512])[0] @ torch.arange(4.0).square()).sum().backward()
+    (states(fresh_weights(model, 0).eval(), [[3] * 512])[0] @ torch.arange(4.0).square()).sum().backward()
     used = model.position_embeddings.weight.grad.abs().sum(1).nonzero().flatten().tolist()
     assert used == list(range(2, 514)), f"512 tokens should use the rows 2 to 513, they use {used[0]} to {used[-1]}"
     with pytest.raises(InputError, match="513 tokens .* 512 positions"):

@@ -3,18 +3,20 @@
 What `save` writes is a Hugging Face folder: transformers' AutoModelForSequenceClassification gives the same logits and
 the same label names, and what transformers saves, `load` reads.
 """
+import math
 
 import torch
 from torch import nn
 
 from ..errors import InputError
-from ..models import export, fresh_weights, model_class, write_checkpoint
-from ..models.weights import Checkpoint, fill
+from ..models import build_backbone, fresh_weights
+from ..models.weights import Checkpoint, Table, export, fill, write_checkpoint
 from ..text.batch import collate, make_batches
 from ..text.prompt import fit
 from ..text.tokenizer import load_tokenizer
 from .head import POOLINGS, build_head
 
+UNSAID = 512         # tokens of a text, where neither the model nor its tokenizer says how many it takes
 
 class Classifier(nn.Module):
     """classifier(batch) -> scores (B, C); classifier.predict(texts) -> probabilities (N, C); classifier.labels."""
@@ -38,11 +40,10 @@ class Classifier(nn.Module):
         checkpoint = Checkpoint(path)
         self = cls.empty(checkpoint, labels, pool, max_length)
         fresh_weights(self.head, seed)
-        names = self.names(with_classes=False)
         if pretrained:
-            self.report = fill(self, checkpoint, names, {}, self.backbone.PREFIX, fresh=["head\\."])
+            self.report = fill(self, checkpoint, self.table(with_classes=False), fresh=["head\\."])
         else:
-            fresh_weights(self.backbone, seed)
+            fresh_weights(self.backbone.to_empty(device="cpu"), seed)
         return self.eval()
 
     @classmethod
@@ -62,46 +63,48 @@ class Classifier(nn.Module):
         if last not in checkpoint:
             raise InputError(f"{path}: no classification head in it (no tensor {last}): fine-tune it first with "
                              f"python -m minillmclf.train --model {path}")
-        self.report = fill(self, checkpoint, self.names(), {}, self.backbone.PREFIX)
+        self.report = fill(self, checkpoint, self.table())
         return self.eval()
 
     @classmethod
     def empty(cls, checkpoint, labels, pool, max_length):
         """The modules that a checkpoint's config.json describes, not yet filled, and its tokenizer."""
-        where = checkpoint.folder / "config.json"
-        kind = model_class(checkpoint.config, where)
-        backbone = kind.from_config(checkpoint.config, where=where)
-        tokenizer = load_tokenizer(checkpoint.folder)
+        backbone = build_backbone(checkpoint, lm_head=False)
+        config, tokenizer = backbone.source_config, load_tokenizer(checkpoint.folder)
         if len(tokenizer) > backbone.config["vocab_size"]:
             raise InputError(f"{checkpoint.folder}: the tokenizer's ids go to {len(tokenizer) - 1}, the embedding has only "
                              f"{backbone.config['vocab_size']} rows: these files do not belong together")
-        most = tokenizer.max_length = min(backbone.max_tokens, tokenizer.max_length or backbone.max_tokens)
-        if max_length is not None and not (type(max_length) is int and
-                                           tokenizer.overhead(True) < max_length <= backbone.max_tokens):
+        most = min(backbone.max_tokens or math.inf, tokenizer.max_length or backbone.max_tokens or UNSAID)
+        tokenizer.max_length = most
+        highest = backbone.max_tokens or math.inf
+        if max_length is not None and not (type(max_length) is int and tokenizer.overhead(True) < max_length <= highest):
             raise InputError(f"max_length {max_length!r}: must lie between {tokenizer.overhead(True) + 1} and the "
-                             f"{backbone.max_tokens} positions of {checkpoint.folder}")
-        head = build_head(checkpoint.config["model_type"], backbone.config, len(labels), pool)
-        return cls(backbone, head, tokenizer, labels, checkpoint.config, max_length or most, pool)
+                             f"{highest} positions of {checkpoint.folder}")
+        head = build_head(config["model_type"], backbone, len(labels), pool)
+        return cls(backbone, head, tokenizer, labels, config, max_length or most, pool)
 
-    def names(self, with_classes=True):
-        """The rename table of body and head together. Without classes, the file's own last layer is dropped."""
-        table = {file: ours and "backbone." + ours for file, ours in self.backbone.NAMES.items()}
-        table |= {file: None for file in [*self.backbone.LM_NAMES, *self.backbone.TIES]}
-        return table | {file: ours if with_classes or ours != "head.out" else None for file, ours in self.head.NAMES.items()}
+    def table(self, with_classes=True):
+        """How body and head lie in a file together. Without classes, the file's own last layer is dropped."""
+        body, prefix = self.backbone.table(), self.backbone.CLASSIFIER_PREFIX
+        names = {prefix + file: ours and "backbone." + ours for file, ours in body.names.items()}
+        names |= {file: ours if with_classes or ours != "head.out" else None for file, ours in self.head.NAMES.items()}
+        ties = {prefix + file: "backbone." + ours for file, ours in body.ties.items()}
+        return Table(names, ties, (*body.spellings, ("", prefix)), body.transposed, body.title)
 
     def save(self, path):
         """Write config.json, model.safetensors and the tokenizer's files; each is replaced whole or left as it was."""
-        config = {**self.config, "architectures": [self.head.ARCHITECTURE], "problem_type": "single_label_classification",
+        kind = getattr(self.head, "ARCHITECTURE", self.backbone.ARCHITECTURES["classifier"])
+        config = {**self.config, "architectures": [kind], "problem_type": "single_label_classification",
                   "id2label": {str(i): name for i, name in enumerate(self.labels)},
                   "label2id": {name: i for i, name in enumerate(self.labels)},
                   "minillmclf": {"pool": self.pool, "max_length": self.max_length}}
         config.pop("num_labels", None)
         self.tokenizer.save(path)
-        write_checkpoint(path, config, export(self, {f: o for f, o in self.names().items() if o}))
+        write_checkpoint(path, config, export(self, self.table()))
 
     def forward(self, batch):
         """Batch -> scores (B, C), before the softmax."""
-        return self.head(self.backbone(batch.ids, batch.mask, batch.types), batch.mask)
+        return self.head(self.backbone.states(batch.ids, batch.mask, batch.types), batch.mask)
 
     def encode(self, texts):
         """texts: strings, or tuples for pairs -> ([(ids, types)], how many texts were shortened to max_length)."""

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..models.layers import ACTIVATIONS
 
 POOLINGS = ("first", "mean", "max", "last")
 
@@ -33,13 +34,12 @@ class BertHead(nn.Module):
     """BERT's: first token -> dense -> tanh (the "pooler") -> dropout -> classes."""
 
     NAMES = {"bert.pooler.dense": "head.dense", "classifier": "head.out"}
-    ARCHITECTURE = "BertForSequenceClassification"
 
-    def __init__(self, c, classes):
+    def __init__(self, backbone, classes):
         super().__init__()
-        self.dense = nn.Linear(c["hidden_size"], c["hidden_size"])
-        self.dropout = nn.Dropout(head_dropout(c))
-        self.out = nn.Linear(c["hidden_size"], classes)
+        self.dense = nn.Linear(backbone.width, backbone.width)
+        self.dropout = nn.Dropout(backbone.head_dropout)
+        self.out = nn.Linear(backbone.width, classes)
 
     def features(self, hidden, mask):
         """(B, T, D) -> (B, D), what the last linear layer reads."""
@@ -54,10 +54,46 @@ class RobertaHead(BertHead):
     """RoBERTa's: as BERT's, with a dropout before the dense layer too, and other names."""
 
     NAMES = {"classifier.dense": "head.dense", "classifier.out_proj": "head.out"}
-    ARCHITECTURE = "RobertaForSequenceClassification"
 
     def features(self, hidden, mask):
         return torch.tanh(self.dense(self.dropout(pool(hidden, mask, "first"))))
+
+
+class DebertaHead(BertHead):
+    """DeBERTa's: as RoBERTa's, with another activation and the dropout of its pooler's own."""
+
+    NAMES = {"pooler.dense": "head.dense", "classifier": "head.out"}
+
+    def __init__(self, backbone, classes):
+        super().__init__(backbone, classes)
+        self.pooler_dropout = nn.Dropout(backbone.config["pooler_dropout"])
+        self.activation = ACTIVATIONS[backbone.config["pooler_hidden_act"]]
+
+    def features(self, hidden, mask):
+        return self.activation(self.dense(self.pooler_dropout(pool(hidden, mask, "first"))))
+
+
+class ScoreHead(nn.Module):
+    """The decoders': last real token, the only one that has seen the whole text -> classes, without a bias."""
+
+    NAMES = {"score": "head.out"}
+
+    def __init__(self, backbone, classes):
+        super().__init__()
+        self.out = nn.Linear(backbone.width, classes, bias=False)
+
+    def forward(self, hidden, mask):
+        """(B, T, D) -> (B, C)."""
+        return self.out(pool(hidden, mask, "last"))
+
+
+class T5Head(BertHead):
+    """T5's: the decoder's state at the end-of-sequence token, the last of every text -> dense -> tanh -> classes."""
+
+    NAMES = {"classification_head.dense": "head.dense", "classification_head.out_proj": "head.out"}
+
+    def features(self, hidden, mask):
+        return torch.tanh(self.dense(self.dropout(pool(hidden, mask, "last"))))
 
 
 class PooledHead(nn.Module):
@@ -66,29 +102,25 @@ class PooledHead(nn.Module):
     NAMES = {"minillmclf_head": "head.out"}
     ARCHITECTURE = "MinillmclfPooledClassifier"
 
-    def __init__(self, c, classes, how):
+    def __init__(self, backbone, classes, how):
         super().__init__()
         self.how = how
-        self.dropout = nn.Dropout(head_dropout(c))
-        self.out = nn.Linear(c["hidden_size"], classes)
+        self.dropout = nn.Dropout(backbone.head_dropout)
+        self.out = nn.Linear(backbone.width, classes)
 
     def forward(self, hidden, mask):
         """(B, T, D) -> (B, C)."""
         return self.out(self.dropout(pool(hidden, mask, self.how)))
 
 
-FAMILY_HEADS = {"bert": BertHead, "roberta": RobertaHead}
+FAMILY_HEADS = {"bert": BertHead, "roberta": RobertaHead, "deberta-v2": DebertaHead, "t5": T5Head,
+                **dict.fromkeys(("gpt2", "llama", "mistral", "gemma", "gemma2", "gemma3", "gemma3_text"), ScoreHead)}
 
 
-def build_head(model_type, config, classes, how="family"):
+def build_head(model_type, backbone, classes, how="family"):
     """how: "family" for the head that transformers has for this model_type, or one of POOLINGS."""
     if how == "family":
-        return FAMILY_HEADS[model_type](config, classes)
+        return FAMILY_HEADS[model_type](backbone, classes)
     if how not in POOLINGS:
         raise InputError(f"pooling {how!r} is not known; known: family, {', '.join(POOLINGS)}")
-    return PooledHead(config, classes, how)
-
-
-def head_dropout(c):
-    """classifier_dropout where config.json sets it, else the body's."""
-    return c["hidden_dropout_prob"] if c.get("classifier_dropout") is None else c["classifier_dropout"]
+    return PooledHead(backbone, classes, how)

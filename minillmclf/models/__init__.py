@@ -1,13 +1,14 @@
 """What is each architecture? One file per family, one class per wiring.
 
-Reading order: layers.py (rows and attention), bert.py (encoders), weights.py (checkpoints in and out), config.py.
+Reading order: layers.py (rows and attention), backbone.py (the contract), bert.py, gpt2.py, llama.py, gemma.py, t5.py,
+deberta.py (the families), cache.py (writing text), weights.py (checkpoints in and out), config.py.
 `MODELS` is the only registry: model_type of config.json -> class.
 """
 import torch
 
 from .bert import Bert, Roberta
 from .config import choose
-from .weights import Checkpoint, export, fill, write_checkpoint
+from .weights import Checkpoint, Table, export, fill, translate, write_checkpoint
 
 MODELS = {"bert": Bert, "roberta": Roberta}
 
@@ -17,21 +18,42 @@ def model_class(config, where="config.json"):
     return choose(MODELS, config.get("model_type"), "model_type", where)
 
 
-def load_backbone(path):
-    """A pretrained body from a Hugging Face folder -> model, in fp32, eval mode, with `.report` of what went where.
+def load_backbone(path, dtype=torch.float32):
+    """A pretrained body from a Hugging Face folder -> model, in eval mode, with `.report` of what went where.
 
-    model(ids, mask, types=None) -> hidden (B, T, D); model.logits(hidden) -> (..., V) where the checkpoint has a
-    language-model head. Raises InputError naming the file and every fault.
+    path: a folder, or the name of a shipped model; dtype: what the weights become, whatever the file holds.
+    model(ids, mask) -> hidden (B, T, D); model.logits(hidden) -> (..., V) where the checkpoint has a language-model
+    head. Raises InputError naming the file and every fault.
     """
     checkpoint = Checkpoint(path)
+    model = build_backbone(checkpoint, lm_head=True)
+    model.report = fill(model, checkpoint, model.table(), dtype=dtype)
+    return model.eval()
+
+
+def build_backbone(checkpoint, lm_head):
+    """The architecture that a checkpoint's config.json describes, on the "meta" device: it takes no memory yet.
+
+    lm_head: take a language-model head too, if the file has one.
+    """
     where = checkpoint.folder / "config.json"
     cls = model_class(checkpoint.config, where)
-    lm_head = any(name in checkpoint for file in cls.LM_NAMES for name in (file, file + ".weight"))
-    model = cls.from_config(checkpoint.config, lm_head=lm_head, where=where)
-    names = {**cls.NAMES, **cls.LM_NAMES} if lm_head else cls.NAMES
-    model.report = fill(model, checkpoint, names, cls.TIES, cls.PREFIX, table=f"{cls.__name__}.NAMES")
+    with torch.device("meta"):
+        model = cls.from_config(checkpoint.config, lm_head=lm_head and holds_head(checkpoint, cls), where=where)
     model.source_config = checkpoint.config
-    return model.eval()
+    return model
+
+
+def holds_head(checkpoint, cls):
+    """Has the file tensors of a language-model head?"""
+    table = Table(cls.LM_NAMES, spellings=cls.SPELLINGS)
+    for name in checkpoint.files:
+        try:
+            translate(name, table)
+            return True
+        except KeyError:
+            continue
+    return False
 
 
 def save_backbone(model, folder, dtype=torch.float32, more=None):
@@ -39,21 +61,21 @@ def save_backbone(model, folder, dtype=torch.float32, more=None):
 
     more: further tensors that travel with it, by their names in the file (BERT's pooler).
     """
-    names = {**model.NAMES, **model.LM_NAMES} if model.lm_head is not None else model.NAMES
-    kind = "body" if model.lm_head is None else "lm_head"
+    kind = "lm_head" if model.has_logits else "body"
     config = {**model.source_config, "architectures": [model.ARCHITECTURES[kind]]}
-    write_checkpoint(folder, config, export(model, names) | (more or {}), dtype)
+    write_checkpoint(folder, config, export(model, model.table()) | (more or {}), dtype)
 
 
 def fresh_weights(model, seed, std=0.02):
     """Initialise a model as BERT was: normal(0, 0.02) matrices and embeddings, zero biases, unit norms."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() >= 2:
-                parameter.normal_(0.0, std, generator=generator)
-            elif name.endswith("bias"):
-                parameter.zero_()
-            else:
-                parameter.fill_(1.0)
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.dim() >= 2:
+                    parameter.normal_(0.0, std, generator=generator)
+                elif name == "bias":
+                    parameter.zero_()
+                else:
+                    parameter.fill_(getattr(module, "neutral", 1.0))       # Gemma's norms multiply with 1 + weight
     return model

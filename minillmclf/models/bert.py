@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from .backbone import Backbone
 from .config import REQUIRED, choose, read_config
 from .layers import ACTIVATIONS, Rows, attention
 
@@ -53,7 +54,7 @@ class MaskedLMHead(nn.Module):
         return self.norm(self.activation(self.dense(hidden))) @ embeddings.T + self.bias
 
 
-class Bert(nn.Module):
+class Bert(Backbone):
     """The BERT body: ids -> one vector for each token, and, where the checkpoint has it, the masked-LM head."""
 
     FIELDS = dict(vocab_size=REQUIRED, hidden_size=REQUIRED, num_hidden_layers=REQUIRED, num_attention_heads=REQUIRED,
@@ -62,9 +63,9 @@ class Bert(nn.Module):
                   classifier_dropout=None)
     FIXED = dict(position_embedding_type="absolute", is_decoder=False, is_encoder_decoder=False, pruned_heads={},
                  add_cross_attention=False, tie_word_embeddings=True, cross_attention_hidden_size=None)
-    ARCHITECTURES = {"body": "BertModel", "lm_head": "BertForMaskedLM"}
-    PREFIX = "bert."                 # a file of the body alone may leave it out
-    NAMES = {                        # tensor in the file -> here; None: dropped on purpose. A row stands for weight and bias
+    ARCHITECTURES = {"body": "BertModel", "lm_head": "BertForMaskedLM", "classifier": "BertForSequenceClassification"}
+    SPELLINGS = (("", "bert."),)     # a file of the body alone may leave the prefix out
+    NAMES = {
         "bert.embeddings.word_embeddings": "word_embeddings",
         "bert.embeddings.position_embeddings": "position_embeddings",
         "bert.embeddings.token_type_embeddings": "type_embeddings",
@@ -88,7 +89,7 @@ class Bert(nn.Module):
         "cls.predictions.transform.LayerNorm": "lm_head.norm",
         "cls.predictions.bias": "lm_head.bias",
     }
-    TIES = {"cls.predictions.decoder.weight": "word_embeddings.weight", "cls.predictions.decoder.bias": "lm_head.bias"}
+    LM_TIES = {"cls.predictions.decoder.weight": "word_embeddings.weight", "cls.predictions.decoder.bias": "lm_head.bias"}
 
     def __init__(self, c, position_offset, lm_activation, lm_head):
         super().__init__()
@@ -101,7 +102,8 @@ class Bert(nn.Module):
         self.dropout = nn.Dropout(c["hidden_dropout_prob"])
         self.layers = nn.ModuleList(BertLayer(c) for _ in range(c["num_hidden_layers"]))
         self.lm_head = MaskedLMHead(c, lm_activation) if lm_head else None
-        self.max_tokens = c["max_position_embeddings"] - position_offset
+        self.max_tokens, self.width = c["max_position_embeddings"] - position_offset, D
+        self.head_dropout = c["hidden_dropout_prob"] if c["classifier_dropout"] is None else c["classifier_dropout"]
 
     @classmethod
     def read(cls, config, where):
@@ -143,6 +145,9 @@ class Bert(nn.Module):
             x = layer(x, rows)
         return rows.spread(x)                                                                       # (B, T, D)
 
+    def states(self, ids, mask, types=None):
+        return self(ids, mask, types)
+
     def logits(self, hidden):
         """hidden (..., D) -> scores over the vocabulary (..., V); needs a checkpoint with a masked-LM head."""
         if self.lm_head is None:
@@ -154,12 +159,13 @@ class Roberta(Bert):
     """RoBERTa: BERT with positions that begin at pad_id + 1 and its own tensor names."""
 
     FIELDS = {**Bert.FIELDS, "pad_token_id": 1}
-    ARCHITECTURES = {"body": "RobertaModel", "lm_head": "RobertaForMaskedLM"}
-    PREFIX = "roberta."
+    ARCHITECTURES = {"body": "RobertaModel", "lm_head": "RobertaForMaskedLM",
+                     "classifier": "RobertaForSequenceClassification"}
+    SPELLINGS = (("", "roberta."),)
     NAMES = {re.sub("^bert", "roberta", file): ours for file, ours in Bert.NAMES.items() if not file.startswith("cls")}
     NAMES |= {"classifier.dense": None, "classifier.out_proj": None}
     LM_NAMES = {"lm_head.dense": "lm_head.dense", "lm_head.layer_norm": "lm_head.norm", "lm_head.bias": "lm_head.bias"}
-    TIES = {"lm_head.decoder.weight": "word_embeddings.weight", "lm_head.decoder.bias": "lm_head.bias"}
+    LM_TIES = {"lm_head.decoder.weight": "word_embeddings.weight", "lm_head.decoder.bias": "lm_head.bias"}
 
     @classmethod
     def from_config(cls, config, lm_head=False, where="config.json"):

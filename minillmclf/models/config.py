@@ -18,8 +18,9 @@ INERT = frozenset("""
 """.split())
 
 
-def read_config(config, fields, fixed, where):
-    """config: the parsed config.json; fields: name -> default or REQUIRED; fixed: name -> the one value that is built.
+def read_config(config, fields, fixed, where, inert=()):
+    """config: the parsed config.json; fields: name -> default or REQUIRED; fixed: name -> the one value that is built;
+    inert: keys that a family has besides the common ones and that do not touch its maths.
 
     -> dict of the fields. Raises InputError with the file, the key and what is supported; `where` names the file.
     """
@@ -27,7 +28,7 @@ def read_config(config, fields, fixed, where):
     for key, value in config.items():
         if key in fixed and value != fixed[key]:
             faults.append(f"{key} = {value!r} (only {fixed[key]!r} is built)")
-        elif key not in fields and key not in fixed and key not in INERT:
+        elif key not in fields and key not in fixed and key not in INERT and key not in inert:
             faults.append(f"{key} = {value!r} (unknown: it may change the maths)")
     faults += [f"{key} is missing" for key, default in fields.items() if default is REQUIRED and key not in config]
     for key in fields.keys() & config.keys():
@@ -42,8 +43,9 @@ def wrong_kind(value, default):
     """None if a value is of the kind that its field's default shows, else what it should be, in words."""
     if default is REQUIRED:
         return None if type(value) is int and value > 0 else "a whole number from 1 up"
-    if isinstance(default, str):
-        return None if isinstance(value, str) else "a name"
+    for kind, words in ((str, "a name"), (bool, "true or false"), (list, "a list"), (dict, "an object")):
+        if isinstance(default, kind):
+            return None if isinstance(value, kind) else words
     kinds = (int,) if type(default) is int else (int, float)
     return None if value is default or type(value) in kinds and value >= 0 else f"a number of type {kinds[-1].__name__}"
 

@@ -1,17 +1,20 @@
-"""Maths that several architectures share: packed rows, attention, activations.
+"""Maths that several architectures share: packed rows, masks, attention, RMSNorm, activations.
 
-Shapes use one alphabet everywhere: B batch rows, T places in a row, N real tokens of the whole batch, H heads,
-d width of a head, D width of the model, C classes, V vocabulary.
+Shapes use one alphabet everywhere: B batch rows, T places in a row, S places that may be looked at, N real tokens of
+the whole batch, H heads, K heads of keys and values, d width of a head, D width of the model, C classes, V vocabulary.
 
 `Rows` is the one place where padding lives. A model packs its (B, T) input at the door into (N, D); norms, linears and
 MLPs then see real tokens only, so padding can neither leak into a result nor cost time. Attention alone needs rows: it
 spreads q, k, v out to (B, H, T, d) and packs its result again.
 
-Attention: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.
+Attention: Vaswani et al. 2017, "Attention Is All You Need", section 3.2. Heads that share keys and values: Ainslie et
+al. 2023 (GQA). RMSNorm: Zhang and Sennrich 2019.
 """
 import math
 
+import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ..errors import InputError
 
@@ -39,9 +42,13 @@ class Rows:
             raise InputError(f"batch row {empty[0]} holds no token ({len(empty)} such of {len(mask)}): give it a text")
         self.full = bool(self.mask.all())
         self.places = self.mask.flatten().nonzero().squeeze(1)    # (N,) where in the flat batch each real token stands
-        self.positions = (self.mask.cumsum(1) - 1).flatten()[self.places]   # (N,) 0, 1, 2 ... within each row
+        self.grid = (self.mask.cumsum(1) - 1).clamp(min=0)        # (B, T) 0, 1, 2 ... along the tokens of each row
+        self.positions = self.grid.flatten()[self.places]         # (N,)
         # True where a key may be seen. A padded query still sees its row's real keys, so no softmax is ever empty.
         self.key_mask = None if self.full else self.mask[:, None, None, :]  # (B, 1, 1, T)
+        self.key_real, self.key_grid = self.mask, self.grid       # (B, S), (B, S) of what attention may look at
+        self.alike = self.full                                    # one mask fits all rows
+        self.causal_masks = {}
 
     def pack(self, x):
         """(B, T, ...) -> (N, ...), the real tokens laid end to end."""
@@ -53,6 +60,33 @@ class Rows:
         if not self.full:
             x = x.new_zeros(self.mask.numel(), *x.shape[1:]).index_copy(0, self.places, x)
         return x.unflatten(0, self.mask.shape)
+
+    def last(self, x):
+        """(N, ...) -> (B, ...), each row's last token."""
+        return x[self.lengths.cumsum(0) - 1]
+
+    def behind(self):
+        """(B, T, S): how many tokens before the query a key stands; below 0 if after it. B is 1 if all rows are alike."""
+        rows = slice(0, 1) if self.alike else slice(None)
+        return self.grid[rows, :, None] - self.key_grid[rows, None, :]
+
+    def causal(self, window=math.inf):
+        """(B, 1, T, S), True where a query may look: at itself and at the window - 1 tokens before it, never ahead.
+
+        A padded query has the position of a real neighbour and sees what that one sees, so no softmax is ever empty.
+        """
+        if window not in self.causal_masks:
+            behind = self.behind()
+            seen = (behind >= 0) & (behind < window) & self.key_real[:len(behind), None, :]
+            self.causal_masks[window] = seen.unsqueeze(1)
+        return self.causal_masks[window]
+
+    def recall(self, k, v):
+        """All keys and values that this layer's queries look at, (B, K, S, d) each: here, those of the rows themselves.
+
+        A cache (cache.py) adds those of earlier calls.
+        """
+        return k, v
 
 
 def split_heads(x, rows, heads):
@@ -71,6 +105,7 @@ def attention(q, k, v, rows, heads, dropout):
     q, k, v: (N, H*d) packed. dropout: probability on the attention weights, 0.0 outside training. -> (N, H*d).
     """
     q, k, v = (split_heads(x, rows, heads) for x in (q, k, v))                        # (B, H, T, d)
+    k, v = rows.recall(k, v)                                                          # (B, H, S, d)
     return merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=rows.key_mask, dropout_p=dropout), rows)
 
 
@@ -80,3 +115,42 @@ def attention_by_hand(q, k, v, rows, heads):
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])                         # (B, H, T, T)
     scores = scores.masked_fill(~rows.mask[:, None, None, :], float("-inf"))
     return merge_heads(scores.softmax(-1) @ v, rows)                                  # (N, H*d)
+
+
+def causal_attention(q, k, v, rows, window=math.inf, dropout=0.0, scale=None):
+    """As `attention`, but a token sees only itself and the window - 1 tokens before it.
+
+    q: (N, H, d), k and v: (N, K, d) packed; with K < H, each H/K query heads in turn share a head of keys and values.
+    scale: what q k^T is multiplied with, default 1 / sqrt(d). -> (N, H*d).
+    """
+    q, k, v = (rows.spread(x).transpose(1, 2) for x in (q, k, v))                     # (B, H or K, T, d)
+    k, v = rows.recall(k, v)                                                          # (B, K, S, d)
+    seen = F.scaled_dot_product_attention(q, k, v, attn_mask=rows.causal(window), dropout_p=dropout, scale=scale,
+                                          enable_gqa=q.shape[1] != k.shape[1])
+    return merge_heads(seen, rows)
+
+
+def causal_attention_by_hand(q, k, v, rows, window=math.inf, scale=None):
+    """What `causal_attention` computes, a step a line (no dropout). Slower; a test holds the two equal."""
+    q, k, v = (rows.spread(x).transpose(1, 2) for x in (q, k, v))                     # (B, H or K, T, d)
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))     # (B, H, T, d)
+    scores = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)    # (B, H, T, T)
+    scores = scores.masked_fill(~rows.causal(window), float("-inf"))
+    return merge_heads(scores.softmax(-1) @ v, rows)                                  # (N, H*d)
+
+
+def root_mean_square_norm(x, eps):
+    """x / sqrt(mean(x^2) + eps) over the last dimension, in fp32 at least, in the dtype of x."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm times a learned weight: a layer norm that neither centres nor shifts."""
+
+    def __init__(self, width, eps):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+
+    def forward(self, x):
+        return self.weight * root_mean_square_norm(x, self.eps)

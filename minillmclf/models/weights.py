@@ -17,16 +17,38 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from ..errors import InputError
 from ..files import find_model, read_json, replacing, write_text
 
+SHARD_BYTES = 5 * 10**9
 LEAVES = {".weight": ".weight", ".bias": ".bias", ".gamma": ".weight", ".beta": ".bias", "": ""}   # gamma, beta: before 2019
 
 
 @dataclass
+class Table:
+    """How the tensors of a model lie in a file.
+
+    names: name in the file -> path here; "x.*" drops whatever begins with "x.". ties: name in the file -> the parameter
+    here that it must equal. spellings: (beginning in a file, beginning in `names`) for names that files spell otherwise.
+    transposed: modules whose weight lies in the file as (in, out), not as (out, in). title: what errors call this table.
+    """
+    names: dict
+    ties: dict = field(default_factory=dict)
+    spellings: tuple = ()
+    transposed: tuple = ()
+    title: str = "the rename table"
+
+    def turned(self, path):
+        """Does this parameter lie transposed in the file?"""
+        module, _, leaf = path.rpartition(".")
+        return leaf == "weight" and module.rpartition(".")[2] in self.transposed
+
+
+@dataclass
 class Report:
-    """Where every tensor went. loaded: file name -> ours; dropped, fresh: names; `fresh` were not in the file."""
+    """Where every tensor went. loaded: file name -> ours; dropped, tied, fresh: names; `fresh` were not in the file."""
     loaded: dict = field(default_factory=dict)
     dropped: list = field(default_factory=list)
     tied: list = field(default_factory=list)
@@ -34,33 +56,45 @@ class Report:
 
     def line(self):
         text = f"{len(self.loaded)} tensors loaded, {len(self.tied)} tied"
-        text += f", {len(self.dropped)} dropped on purpose ({', '.join(sorted(self.dropped))})" if self.dropped else ""
+        text += f", {len(self.dropped)} dropped on purpose ({', '.join(shortened(self.dropped))})" if self.dropped else ""
         return text + (f", {len(self.fresh)} new ({', '.join(self.fresh)})" if self.fresh else "")
+
+
+def shortened(names, most=6):
+    """Sorted names with their numbers as `{}`, each once, so that a hundred layers take one line."""
+    kinds = sorted({re.sub(r"\.\d+\.", ".{}.", name) for name in names})
+    return kinds if len(kinds) <= most else [*kinds[:most], f"and {len(kinds) - most} more kinds"]
 
 
 class Checkpoint:
     """A model folder, by its path or a shipped name: config.json, and the tensors of model.safetensors or of the shards
-    that the index names."""
+    that the index names. A tensor in a shard that the index does not name is no part of the model."""
 
     def __init__(self, folder):
         self.folder = find_model(folder)
         self.config = read_json(self.folder / "config.json")
-        self.files = self._find_files()                   # tensor name -> open file
+        self.files = self._find_files()                   # tensor name -> the file it is in
+        self.shapes, self.dtypes = {}, {}
+        for path in sorted(set(self.files.values())):
+            with open_tensors(path) as file:
+                for name in (name for name, where in self.files.items() if where == path):
+                    view = file.get_slice(name)
+                    self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), view.get_dtype()
 
     def _find_files(self):
         index, single = self.folder / "model.safetensors.index.json", self.folder / "model.safetensors"
         if single.exists():
-            handle = open_tensors(single)
-            return {name: handle for name in handle.keys()}
+            with open_tensors(single) as file:
+                return dict.fromkeys(file.keys(), single)
         if index.exists():
-            return self._open_shards(index)
+            return self._find_shards(index)
         if list(self.folder.glob("*.bin")):
             raise InputError(f"{self.folder}: only .bin files, which are pickles and never opened here; convert once with "
                              f"transformers: AutoModel.from_pretrained(DIR).save_pretrained(DIR)")
         raise InputError(f"{self.folder}: neither model.safetensors nor model.safetensors.index.json is there: "
                          f"download or save it again")
 
-    def _open_shards(self, index):
+    def _find_shards(self, index):
         where = read_json(index).get("weight_map")
         if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
             raise InputError(f"{index}: has no weight_map: download the folder again")
@@ -69,21 +103,27 @@ class Checkpoint:
         if outside or missing:
             raise InputError(f"{index}: " + "; ".join([f"{f} lies outside the folder" for f in outside]
                              + [f"shard {f} is not there" for f in missing]) + ": download the folder again")
-        opened = {f: open_tensors(self.folder / f) for f in sorted(set(where.values()))}
-        absent = [n for n, f in where.items() if n not in opened[f].keys()]
+        held = {}
+        for shard in sorted(set(where.values())):
+            with open_tensors(self.folder / shard) as file:
+                held[shard] = set(file.keys())
+        absent = [n for n, f in where.items() if n not in held[f]]
         if absent:
             raise InputError(f"{index}: names {len(absent)} tensors that its shards lack, {absent[0]!r} first: "
                              f"the index is stale, download the folder again")
-        return {name: opened[file] for name, file in where.items()}
+        return {name: self.folder / file for name, file in where.items()}
 
     def __contains__(self, name):
         return name in self.files
 
     def tensor(self, name):
-        return self.files[name].get_tensor(name)
+        """One tensor, in memory of its own.
 
-    def shape(self, name):
-        return tuple(self.files[name].get_slice(name).get_shape())
+        The file is mapped, the tensor copied out and the mapping closed: so a model takes its own size and one tensor
+        more, and a file that somebody replaces later changes no loaded model.
+        """
+        with open_tensors(self.files[name]) as file:
+            return file.get_tensor(name).clone()
 
 
 def open_tensors(path):
@@ -101,93 +141,139 @@ def generic(name):
     return (name[:layer.start(1)] + "{}" + name[layer.end(1):], layer.group(1)) if layer else (name, "")
 
 
-def translate(name, names, prefix):
+def translate(name, table):
     """The path here of a file's tensor name; None if it is dropped on purpose; KeyError if no row fits."""
     pattern, layer = generic(name)
-    for candidate in (pattern, prefix + pattern):
+    for old, new in (("", ""), *table.spellings):
+        candidate = new + pattern[len(old):]
         for leaf, ours in LEAVES.items():
             row = candidate[:-len(leaf)] if leaf else candidate
-            if candidate.endswith(leaf) and row in names:
-                target = names[row]
+            if pattern.startswith(old) and candidate.endswith(leaf) and row in table.names:
+                target = table.names[row]
                 return None if target is None else (target + ours).replace("{}", layer)
+    if any(name.startswith(row[:-1]) for row in table.names if row.endswith(".*")):
+        return None
     raise KeyError(name)
 
 
-def fill(model, checkpoint, names, ties=None, prefix="", fresh=(), table="NAMES"):
-    """Copy a checkpoint's tensors into `model` by the rename table -> Report.
+def fill(model, checkpoint, table, fresh=(), dtype=torch.float32):
+    """Put a checkpoint's tensors into `model` by its rename table -> Report.
 
-    ties: file tensor -> parameter here that it must equal. fresh: patterns (regex) of parameters that may be absent
-    from the file and then keep their new values. table: what to call the table in an error.
+    fresh: patterns (regex) of parameters that may be absent from the file and then keep their new values. A model that
+    was built on the "meta" device, without memory, gets each tensor as it is read, so none ever exists twice.
     Raises InputError with every fault found; `model` is then unusable.
     """
-    parameters, report, faults = dict(model.named_parameters()), Report(), []
+    parameters, report, faults, filled = dict(model.named_parameters()), Report(), [], {}
     for name in checkpoint.files:
-        if name in (ties or {}):
+        if name in table.ties:
             report.tied.append(name)
             continue
         try:
-            ours = translate(name, names, prefix)
+            ours = translate(name, table)
         except KeyError:
-            faults.append(f"{table} has no row for {name!r} {checkpoint.shape(name)}: add one, or map it to None")
+            faults.append(f"{table.title} has no row for {name!r} {checkpoint.shapes[name]}: add one, or map it to None")
             continue
         if ours is None:
             report.dropped.append(name)
         elif ours not in parameters:
             faults.append(f"{name!r} belongs to {ours}, which this model does not have")
-        elif ours in report.loaded.values():
-            faults.append(f"{name!r} fills {ours} a second time")
-        elif checkpoint.shape(name) != tuple(parameters[ours].shape):
-            faults.append(f"{name!r} is {checkpoint.shape(name)}, {ours} is {tuple(parameters[ours].shape)}")
+        elif ours in filled:
+            faults.append(f"{name!r} fills {ours} a second time, after {filled[ours]!r}")
         else:
-            report.loaded[name] = ours
-    report.fresh = [p for p in parameters if p not in report.loaded.values()]
+            report.loaded[name], filled[ours] = ours, name
+            faults += shape_fault(name, checkpoint.shapes[name], ours, parameters[ours], table.turned(ours))
+    report.fresh = [p for p in parameters if p not in filled]
     faults += [f"nothing in the file fills {p} {tuple(parameters[p].shape)}" for p in report.fresh
                if not any(re.match(pattern, p) for pattern in fresh)]
-    if not faults:
-        faults = copy_tensors(parameters, checkpoint, report, ties or {})
+    faults = faults or place_tensors(model, checkpoint, report, table, dtype)
     if faults:
         raise InputError(f"{checkpoint.folder}: {len(faults)} faults: " + "; ".join(faults))
     return report
 
 
-def copy_tensors(parameters, checkpoint, report, ties):
+def shape_fault(name, shape, ours, parameter, turned):
+    """[] or [what is wrong] with the shape of a file's tensor."""
+    expected = tuple(parameter.shape[::-1] if turned else parameter.shape)
+    return [] if shape == expected else [f"{name!r} is {shape}, {ours} is {expected}"]
+
+
+def place_tensors(model, checkpoint, report, table, dtype):
     """Fill in the values; -> faults: tensors that are no (finite) floats, ties that are not equal."""
     faults = []
-    with torch.no_grad():
-        for name, ours in report.loaded.items():
-            tensor = checkpoint.tensor(name)
-            if not tensor.is_floating_point():
-                faults.append(f"{name!r} holds {tensor.dtype}, floats are expected")
-            elif not tensor.float().isfinite().all():
-                faults.append(f"{name!r} holds values that are not finite")
-            else:
-                parameters[ours].copy_(tensor)
-        for name in report.tied:
-            if not torch.equal(checkpoint.tensor(name).float(), parameters[ties[name]].float()):
-                faults.append(f"{name!r} should be tied to {ties[name]}, but its values differ")
+    for name, ours in report.loaded.items():
+        tensor = checkpoint.tensor(name)
+        if not tensor.is_floating_point():
+            faults.append(f"{name!r} holds {tensor.dtype}, floats are expected")
+        elif not tensor.isfinite().all():
+            faults.append(f"{name!r} holds values that are not finite")
+        else:
+            module, leaf = ours.rpartition(".")[::2]
+            tensor = (tensor.T if table.turned(ours) else tensor).to(dtype).contiguous()
+            setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))
+    for name in report.tied:
+        if not faults and not torch.equal(checkpoint.tensor(name).to(dtype), model.get_parameter(table.ties[name])):
+            faults.append(f"{name!r} should be tied to {table.ties[name]}, but its values differ")
     return faults
 
 
-def export(model, names):
+def export(model, table):
     """The model's parameters under their names in the file: the rename table backwards -> {name: tensor}."""
-    rows = {ours: file for file, ours in names.items() if ours is not None}
+    rows = {ours: file for file, ours in table.names.items() if ours is not None}
     tensors = {}
     for path, parameter in model.named_parameters():
         pattern, layer = generic(path)
         module, leaf = os.path.splitext(pattern)
         row = rows[pattern] if pattern in rows else rows[module] + leaf
-        tensors[row.replace("{}", layer)] = parameter.detach().contiguous()
+        tensor = parameter.detach()
+        tensors[row.replace("{}", layer)] = (tensor.T if table.turned(path) else tensor).contiguous()
     return tensors
 
 
-def write_checkpoint(folder, config, tensors, dtype=torch.float32):
-    """Save config.json and model.safetensors; each file is replaced whole or left as it was."""
+def write_checkpoint(folder, config, tensors, dtype=torch.float32, shard_bytes=SHARD_BYTES):
+    """Save config.json and model.safetensors, or shards of at most `shard_bytes` and their index if it would be larger.
+
+    Each file is replaced whole or left as it was; what an earlier model left in the folder is removed at the end.
+    """
     folder = Path(folder)
-    tensors = {name: tensor.to("cpu", dtype) for name, tensor in tensors.items()}
     config = {**config, "dtype": str(dtype).removeprefix("torch.")}
     config.pop("torch_dtype", None)
-    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    shards = cut_shards(tensors, dtype.itemsize, shard_bytes)
+    files = shard_names(len(shards))
+    for file, names in zip(files, shards):
+        write_tensors(folder / file, {name: tensors[name].to("cpu", dtype) for name in names}, {"format": "pt"})
+    if len(files) > 1:
+        total = sum(tensor.numel() for tensor in tensors.values())
+        index = {"metadata": {"total_size": total * dtype.itemsize, "total_parameters": total},
+                 "weight_map": {name: file for file, names in zip(files, shards) for name in names}}
+        write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
     write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    remove_earlier(folder, files)
+
+
+def cut_shards(tensors, itemsize, shard_bytes):
+    """Names in order, cut so that each part has at most `shard_bytes`; a larger tensor is a part of its own."""
+    shards, size = [[]], 0
+    for name, tensor in tensors.items():
+        own = tensor.numel() * itemsize
+        if shards[-1] and size + own > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += own
+    return shards
+
+
+def shard_names(count):
+    """model.safetensors, or model-00001-of-00003.safetensors and so on."""
+    return ["model.safetensors"] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+
+
+def remove_earlier(folder, files):
+    """Remove the weights that an earlier save left: other shards, or a whole file or an index that no longer holds."""
+    stale = {path for path in folder.glob("model-*-of-*.safetensors") if path.name not in files}
+    stale.add(folder / ("model.safetensors" if len(files) > 1 else "model.safetensors.index.json"))
+    for path in stale:
+        path.unlink(missing_ok=True)
 
 
 def write_tensors(path, tensors, metadata):

@@ -1,0 +1,69 @@
+"""What every architecture here offers: the contract of a backbone, and the tables that each family fills in.
+
+A backbone reads token ids and gives one vector for each token. Where its checkpoint has a language-model head, `logits`
+turns such vectors into scores over the vocabulary. It knows nothing of classes: those are read in classify/.
+"""
+from torch import nn
+
+from ..errors import InputError
+from .weights import Table
+
+
+class Backbone(nn.Module):
+    """The parent of all families.
+
+    A family has `from_config(config, lm_head=False, where="config.json")`, a class method that builds it with fresh
+    weights from a parsed config.json (lm_head: the file has tensors of LM_NAMES); `forward(ids, mask, ...) -> hidden
+    (B, T, D)`, zeros at padding; and these attributes:
+
+    config      the checked fields of config.json           width       D
+    max_tokens  the longest text it can take, None: any     lm_head     its own language-model head, or None
+    tied        True: without an own head, the word embeddings are the vocabulary's matrix
+    head_dropout  what its classification head in transformers applies
+    """
+
+    ARCHITECTURES = {}          # "body", "lm_head", "classifier" -> the class in transformers
+    NAMES = {}                  # tensor in the file -> here; None: dropped on purpose. A row stands for weight and bias
+    LM_NAMES = {}               # the same for a language-model head of its own
+    TIES = {}                   # copy in the file -> the parameter here that it must equal
+    LM_TIES = {}                # the same for copies in the language-model head
+    SPELLINGS = ()              # (beginning in a file, beginning in NAMES), for files that spell their names otherwise
+    TRANSPOSED = ()             # modules whose weight lies in the file as (in, out)
+    CLASSIFIER_PREFIX = ""      # what a file with a classification head puts before every name of NAMES
+    BLOCKS = "layers"           # where the blocks are that `last-N` counts
+
+    max_tokens, tied, head_dropout = None, False, 0.0
+
+    @classmethod
+    def own_config(cls, config):
+        """The part of a config.json that describes this model; some files hold a larger one (Gemma 3 with vision)."""
+        return config
+
+    def table(self):
+        """How this model's tensors lie in a file. A language-model head that is not taken is dropped on purpose."""
+        names = self.NAMES | (self.LM_NAMES if self.lm_head is not None else dict.fromkeys(self.LM_NAMES))
+        own = [file for file in self.LM_TIES if names.get(file.removesuffix(".weight"))]    # untied: it is the head itself
+        copies = {file: ours for file, ours in self.LM_TIES.items() if file not in own}
+        if not self.has_logits:
+            names, copies = names | dict.fromkeys(copies), {}
+        return Table(names, self.TIES | copies, self.SPELLINGS, self.TRANSPOSED, f"{type(self).__name__}.NAMES")
+
+    def states(self, ids, mask, types=None):
+        """The vectors (B, T, D) that a classifier reads; types: (B, T) token types, for families that have them."""
+        return self(ids, mask)
+
+    @property
+    def has_logits(self):
+        """Can it score the vocabulary?"""
+        return self.lm_head is not None or self.tied
+
+    def vocabulary(self):
+        """The matrix (V, D) that scores the vocabulary: an own one, or the word embeddings."""
+        if not self.has_logits:
+            raise InputError(f"this checkpoint has no language-model head: load one that was saved with it "
+                             f"({self.ARCHITECTURES['lm_head']})")
+        return self.word_embeddings.weight if self.lm_head is None else self.lm_head.weight
+
+    def logits(self, hidden):
+        """hidden (..., D) -> scores over the vocabulary (..., V)."""
+        return hidden @ self.vocabulary().T
