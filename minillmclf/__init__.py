@@ -3,13 +3,13 @@
 The floor plan, in reading order:
 
   text/      how do words become tensors?           tokenizer, data, batch
-  models/    what is each architecture?             layers, bert, weights
+  models/    what is each architecture?             layers, backbone, bert, gpt2, llama, gemma, t5, deberta, cache, weights
   classify/  how does a model answer with a class?  head, classifier, baseline
   tuning/    which weights learn?
   training/  the plain loop and what it needs       loop, optim, objectives, metrics, checkpoint
-  train, evaluate, predict, compare, pretrain       the commands: python -m minillmclf.<name>
+  train, evaluate, predict, compare, pretrain, inspect   the commands: python -m minillmclf.<name>
 
-Public names: Classifier, load_backbone, load_tokenizer, load_data, InputError. They are loaded when first used, so that
+Public names: Classifier, load_backbone, load_tokenizer, load_data, generate, InputError. They are loaded when first used, so that
 `--help` need not wait for torch.
 """
 import importlib
@@ -17,7 +17,7 @@ import importlib
 __version__ = "0.1.0"
 
 _PUBLIC = {"Classifier": ".classify.classifier", "load_backbone": ".models", "load_tokenizer": ".text.tokenizer",
-           "load_data": ".text.data", "InputError": ".errors"}
+           "load_data": ".text.data", "generate": ".models.cache", "InputError": ".errors"}
 
 
 def __getattr__(name):

@@ -359,6 +359,94 @@ def test_export_and_fill_are_inverse_for_more_than_ten_layers(tmp_path):
     assert same(load_backbone(tmp_path), model) is None, "layer 1 and layer 11 must not be mixed up"
 
 
+# ------------------------------------------------------------------------------------------------ writing shards
+
+def test_a_large_model_is_written_in_shards_that_are_one_checkpoint(tmp_path):
+    model = load_backbone(MODELS / "bert_masked_lm")
+    tensors = export(model, model.table())
+    write_checkpoint(tmp_path, model.source_config, tensors, shard_bytes=20_000)
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(files) > 2 and files == [f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
+    held = {path: load_file(tmp_path / path) for path in files}
+    for path, part in held.items():
+        size = sum(t.numel() * 4 for t in part.values())
+        assert size <= 20_000 or len(part) == 1, f"{path} has {size} bytes: only a single tensor may be larger than asked"
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == {name: path for path, part in held.items() for name in part}
+    assert index["metadata"] == {"total_size": 4 * sum(t.numel() for t in tensors.values()),
+                                 "total_parameters": sum(t.numel() for t in tensors.values())}
+    assert same(load_backbone(tmp_path), model) is None
+
+
+def test_shards_are_read_by_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="reads what we write")
+    model = load_backbone(MODELS / "bert_masked_lm")
+    write_checkpoint(tmp_path, model.source_config, export(model, model.table()), shard_bytes=20_000)
+    theirs, loading = transformers.BertForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading.values()), f"transformers does not find all it expects: {loading}"
+    expected = transformers.BertForMaskedLM.from_pretrained(MODELS / "bert_masked_lm").state_dict()
+    assert first_difference(theirs.state_dict(), expected, 0.0) is None
+
+
+def test_what_an_earlier_save_left_is_not_read_again(tmp_path):
+    """A folder's weights are those of the last save, whether that wrote one file, more shards or fewer."""
+    one, two = (fresh_weights(load_backbone(MODELS / "bert_masked_lm"), seed) for seed in (1, 2))
+    for model, shard_bytes in ((one, 10**9), (two, 20_000), (one, 40_000), (two, 10**9), (one, 20_000)):
+        write_checkpoint(tmp_path, model.source_config, export(model, model.table()), shard_bytes=shard_bytes)
+        assert same(load_backbone(tmp_path), model) is None, f"shards of {shard_bytes}: an earlier save was read"
+        left = [p.name for p in tmp_path.glob("model*")]
+        assert ("model.safetensors" in left) == (len(left) == 1), f"two saves lie side by side: {left}"
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+PEAK = """
+import sys
+import torch
+from minillmclf.models import load_backbone
+def high():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+load_backbone(sys.argv[1])                       # a small model first: imports and buffers are no part of the question
+before = high()
+model = load_backbone(sys.argv[2])
+print((high() - before) / (sum(p.numel() for p in model.parameters()) * 4 / 2**20))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shards", [1, 4])
+def test_loading_takes_one_model_and_one_tensor(dtype, shards, tmp_path):
+    """60 MB in 12 layers: a second copy would be 2.0 models, the file kept open beside it 1.5 or 2.0."""
+    config = dict(model_type="bert", vocab_size=2000, hidden_size=384, num_hidden_layers=12, num_attention_heads=4,
+                  intermediate_size=640)
+    model = fresh_weights(Bert.from_config(config), 0)
+    total = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+    write_checkpoint(tmp_path, config, export(model, model.table()), dtype, shard_bytes=-(-total // shards) + 10**6)
+    ran = subprocess.run([sys.executable, "-c", PEAK, str(MODELS / "bert_masked_lm"), str(tmp_path)], capture_output=True,
+                         text=True, cwd=Path(__file__).parents[1])
+    assert ran.returncode == 0, ran.stderr
+    assert 0.8 < float(ran.stdout) < 1.3, f"loading {dtype} from {shards} file(s) took {float(ran.stdout):.2f} models of memory"
+
+
+def test_a_loaded_model_does_not_change_with_its_file(folder):
+    stored = folder()
+    model, before = load_backbone(stored), load_backbone(stored)
+    with open(stored / "model.safetensors", "r+b") as file:              # written over in place, as `cp` does
+        file.seek(-20_000, os.SEEK_END)
+        file.write(bytes(20_000))
+    assert same(model, before) is None
+
+
+def test_weights_may_be_loaded_in_half_precision():
+    for dtype in (torch.bfloat16, torch.float16):
+        model, full = load_backbone(MODELS / "bert_masked_lm", dtype=dtype), load_backbone(MODELS / "bert_masked_lm")
+        rounded = {name: parameter.to(dtype) for name, parameter in full.named_parameters()}
+        assert first_difference(dict(model.named_parameters()), rounded, 0.0) is None
+
+
+# ------------------------------------------------------------------------------------------------ writes that fail
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("File too large")])
 def test_a_failed_write_leaves_the_earlier_file(error, tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
