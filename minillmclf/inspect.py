@@ -69,7 +69,7 @@ def fates(model, checkpoint):
             ours = report.loaded[name]
             fate = f"-> {ours}" + (", transposed" if table.turned(ours) else "")
         else:
-            fate = f"equal to {table.ties[name]}, tied" if name in report.tied else "dropped on purpose"
+            fate = f"equal to {report.tied[name]}, tied" if name in report.tied else "dropped on purpose"
         found.append((name, " x ".join(map(str, shape)) or "1", checkpoint.dtypes[name], fate))
     return found
 

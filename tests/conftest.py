@@ -20,7 +20,7 @@ def trace(model, ids, mask, types=None):
         return lambda module, given, out: steps.update({name: out.detach()})
     hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
     try:
-        return steps | {"hidden": model(ids, mask, types)}
+        return steps | {"hidden": model(ids, mask, *(() if types is None else (types,)))}
     finally:
         for hook in hooks:
             hook.remove()

@@ -88,7 +88,7 @@ def test_a_tied_tensor_may_be_there_and_must_then_be_equal(folder, name, file, o
     tensors = tensors_of(name)
     tensors[file] = tensors[ours].clone()
     model = load_backbone(folder(name, tensors))
-    assert model.report.tied == [file] and file not in model.report.loaded
+    assert list(model.report.tied) == [file] and file not in model.report.loaded
     tensors[file].view(-1)[3] += 1e-3
     with pytest.raises(InputError, match=re.escape(f"{file!r} should be tied to ") + ".* values differ"):
         load_backbone(folder(name, tensors))
@@ -414,12 +414,11 @@ print((high() - before) / (sum(p.numel() for p in model.parameters()) * 4 / 2**2
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("shards", [1, 4])
+@pytest.mark.parametrize("dtype, shards", [(torch.float32, 1), (torch.float32, 3), (torch.float16, 1)])
 def test_loading_takes_one_model_and_one_tensor(dtype, shards, tmp_path):
-    """60 MB in 12 layers: a second copy would be 2.0 models, the file kept open beside it 1.5 or 2.0."""
-    config = dict(model_type="bert", vocab_size=2000, hidden_size=384, num_hidden_layers=12, num_attention_heads=4,
-                  intermediate_size=640)
+    """150 MB in 12 layers: a second copy would be 2.0 models, the file kept open beside it 1.5 or 2.0."""
+    config = dict(model_type="bert", vocab_size=2000, hidden_size=512, num_hidden_layers=12, num_attention_heads=4,
+                  intermediate_size=2048)
     model = fresh_weights(Bert.from_config(config), 0)
     total = sum(p.numel() for p in model.parameters()) * dtype.itemsize
     write_checkpoint(tmp_path, config, export(model, model.table()), dtype, shard_bytes=-(-total // shards) + 10**6)

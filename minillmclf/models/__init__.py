@@ -1,16 +1,23 @@
 """What is each architecture? One file per family, one class per wiring.
 
-Reading order: layers.py (rows and attention), backbone.py (the contract), bert.py, gpt2.py, llama.py, gemma.py, t5.py,
-deberta.py (the families), cache.py (writing text), weights.py (checkpoints in and out), config.py.
+Reading order: layers.py (rows and attention), backbone.py (the contract), bert.py, gpt2.py, rotary.py, llama.py, gemma.py,
+t5.py, deberta.py (the families), cache.py (writing text), weights.py (checkpoints in and out), config.py.
 `MODELS` is the only registry: model_type of config.json -> class.
 """
 import torch
 
 from .bert import Bert, Roberta
 from .config import choose
+from .deberta import Deberta
+from .gemma import Gemma, Gemma2, Gemma3
+from .gpt2 import GPT2
+from .llama import Llama, Mistral
+from .t5 import T5
 from .weights import Checkpoint, Table, export, fill, translate, write_checkpoint
 
-MODELS = {"bert": Bert, "roberta": Roberta}
+MODELS = {"bert": Bert, "roberta": Roberta, "deberta-v2": Deberta, "t5": T5,
+          "gpt2": GPT2, "llama": Llama, "mistral": Mistral,
+          "gemma": Gemma, "gemma2": Gemma2, "gemma3": Gemma3, "gemma3_text": Gemma3}
 
 
 def model_class(config, where="config.json"):
@@ -38,9 +45,10 @@ def build_backbone(checkpoint, lm_head):
     """
     where = checkpoint.folder / "config.json"
     cls = model_class(checkpoint.config, where)
+    config = cls.own_config(checkpoint.config)
     with torch.device("meta"):
-        model = cls.from_config(checkpoint.config, lm_head=lm_head and holds_head(checkpoint, cls), where=where)
-    model.source_config = checkpoint.config
+        model = cls.from_config(config, lm_head=lm_head and holds_head(checkpoint, cls), where=where)
+    model.source_config = config
     return model
 
 

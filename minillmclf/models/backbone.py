@@ -6,6 +6,7 @@ turns such vectors into scores over the vocabulary. It knows nothing of classes:
 from torch import nn
 
 from ..errors import InputError
+from .layers import Rows
 from .weights import Table
 
 
@@ -67,3 +68,34 @@ class Backbone(nn.Module):
     def logits(self, hidden):
         """hidden (..., D) -> scores over the vocabulary (..., V)."""
         return hidden @ self.vocabulary().T
+
+
+class Decoder(Backbone):
+    """What the decoder-only families share: each token sees itself and what stands before it, so text can be continued.
+
+    A family writes `hidden(ids, rows, context=None) -> (N, D)`; rows may also come from a cache (cache.py), context is
+    what an encoder would add.
+    """
+
+    LM_NAMES = {"lm_head": "lm_head"}
+    LM_TIES = {"lm_head.weight": "word_embeddings.weight"}
+
+    def own_head(self, vocabulary):
+        """The matrix of a language-model head that is not the word embeddings: no bias, no norm."""
+        return nn.Linear(self.width, vocabulary, bias=False)
+
+    def forward(self, ids, mask):
+        """ids, mask: (B, T) -> hidden (B, T, D), zeros at padding. mask is 1 where a token is."""
+        rows = Rows(mask)
+        return rows.spread(self.hidden(ids, rows))
+
+    def prompt(self, ids, mask):
+        """What is read before an answer is written -> ids (B, T), mask (B, T), context."""
+        return ids, mask, None
+
+
+def whole_numbers(c, keys, where):
+    """InputError if one of these fields of a config.json is not a whole number from 1 up."""
+    for key in keys:
+        if type(c[key]) is not int or c[key] < 1:
+            raise InputError(f"{where}: {key} = {c[key]!r} (should be a whole number from 1 up)")

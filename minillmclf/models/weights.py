@@ -48,10 +48,10 @@ class Table:
 
 @dataclass
 class Report:
-    """Where every tensor went. loaded: file name -> ours; dropped, tied, fresh: names; `fresh` were not in the file."""
+    """Where every tensor went. loaded, tied: file name -> ours; dropped, fresh: names; `fresh` were not in the file."""
     loaded: dict = field(default_factory=dict)
+    tied: dict = field(default_factory=dict)
     dropped: list = field(default_factory=list)
-    tied: list = field(default_factory=list)
     fresh: list = field(default_factory=list)
 
     def line(self):
@@ -141,19 +141,28 @@ def generic(name):
     return (name[:layer.start(1)] + "{}" + name[layer.end(1):], layer.group(1)) if layer else (name, "")
 
 
+def spelled(name, table):
+    """A file's tensor name in the ways in which `names` and `ties` may have it."""
+    return [new + name[len(old):] for old, new in (("", ""), *table.spellings) if name.startswith(old)]
+
+
 def translate(name, table):
     """The path here of a file's tensor name; None if it is dropped on purpose; KeyError if no row fits."""
-    pattern, layer = generic(name)
-    for old, new in (("", ""), *table.spellings):
-        candidate = new + pattern[len(old):]
-        for leaf, ours in LEAVES.items():
-            row = candidate[:-len(leaf)] if leaf else candidate
-            if pattern.startswith(old) and candidate.endswith(leaf) and row in table.names:
-                target = table.names[row]
-                return None if target is None else (target + ours).replace("{}", layer)
+    for candidate in spelled(name, table):
+        for pattern, layer in ((candidate, ""), generic(candidate)):
+            for leaf, ours in LEAVES.items():
+                row = pattern[:-len(leaf)] if leaf else pattern
+                if pattern.endswith(leaf) and row in table.names:
+                    target = table.names[row]
+                    return None if target is None else (target + ours).replace("{}", layer)
     if any(name.startswith(row[:-1]) for row in table.names if row.endswith(".*")):
         return None
     raise KeyError(name)
+
+
+def tie_of(name, table):
+    """The parameter here that a file's tensor is a copy of; None if it is no copy."""
+    return next((table.ties[candidate] for candidate in spelled(name, table) if candidate in table.ties), None)
 
 
 def fill(model, checkpoint, table, fresh=(), dtype=torch.float32):
@@ -165,8 +174,8 @@ def fill(model, checkpoint, table, fresh=(), dtype=torch.float32):
     """
     parameters, report, faults, filled = dict(model.named_parameters()), Report(), [], {}
     for name in checkpoint.files:
-        if name in table.ties:
-            report.tied.append(name)
+        if tie_of(name, table):
+            report.tied[name] = tie_of(name, table)
             continue
         try:
             ours = translate(name, table)
@@ -210,9 +219,9 @@ def place_tensors(model, checkpoint, report, table, dtype):
             module, leaf = ours.rpartition(".")[::2]
             tensor = (tensor.T if table.turned(ours) else tensor).to(dtype).contiguous()
             setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))
-    for name in report.tied:
-        if not faults and not torch.equal(checkpoint.tensor(name).to(dtype), model.get_parameter(table.ties[name])):
-            faults.append(f"{name!r} should be tied to {table.ties[name]}, but its values differ")
+    for name, ours in report.tied.items():
+        if not faults and not torch.equal(checkpoint.tensor(name).to(dtype), model.get_parameter(ours)):
+            faults.append(f"{name!r} should be tied to {ours}, but its values differ")
     return faults
 
 

@@ -1,0 +1,223 @@
+"""Gemma 1, 2 and 3 (Gemma Team 2024, 2024, 2025): LLaMA's wiring, each time with small changes.
+
+Gemma    norms multiply with 1 + weight, word embeddings with sqrt(D), the gate is a GELU (tanh form), the width of a head
+         is free, the word embeddings are also the language-model head.
+Gemma 2  + what attention and MLP add is normalised once more; scores, those of attention and those of the
+         vocabulary, are capped softly; queries are scaled by a number of their own; every other layer sees a window only.
+Gemma 3  + queries and keys are normalised head by head, and nothing is capped; five layers with a window and a fast
+         rotation, then one that sees all, with a slow one.
+
+Trap: each of these changes leaves a model that still answers, only worse. A norm read as `weight` for `1 + weight` shows
+at once; a cap or a window that is left out shows first on long texts.
+
+Here: the bodies, and the text part of Gemma 3 files that can also see. Not here: vision, attention to both sides.
+"""
+import math
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from .backbone import whole_numbers
+from .config import choose
+from .layers import merge_heads, root_mean_square_norm
+from .llama import Llama, LlamaLayer
+from .rotary import ROPE_KEYS, angles, read_two_ropes, rotate
+
+TANH_GELU = "gelu_pytorch_tanh"
+LAYER_TYPES = {"sliding_attention": "sees the window", "full_attention": "sees all before it"}
+
+
+class GemmaNorm(nn.Module):
+    """RMSNorm that multiplies with 1 + weight: a weight of 0 changes nothing."""
+
+    neutral = 0.0
+
+    def __init__(self, width, eps):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.zeros(width)), eps
+
+    def forward(self, x):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))              # rounded once, after the product
+        return (root_mean_square_norm(wide, self.eps) * (1 + self.weight.to(wide.dtype))).to(x.dtype)
+
+
+def soft_cap(x, cap):
+    """Keeps x between -cap and cap, and almost as it is near 0. cap None: no bound."""
+    return x if cap is None else cap * torch.tanh(x / cap)
+
+
+def capped_attention(q, k, v, rows, window, dropout, scale, cap):
+    """As `causal_attention`, with scores that are capped before the mask: a capped -inf would be seen again.
+
+    q: (N, H, d), k and v: (N, K, d) packed -> (N, H*d). Written out, for the fused attention of torch has no cap.
+    """
+    q, k, v = (rows.spread(x).transpose(1, 2) for x in (q, k, v))                     # (B, H or K, T, d)
+    k, v = rows.recall(k, v)                                                          # (B, K, S, d)
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))     # (B, H, S, d)
+    scores = soft_cap(q @ k.transpose(-2, -1) * scale, cap)                           # (B, H, T, S)
+    scores = scores.masked_fill(~rows.causal(window), -math.inf)
+    weights = scores.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1).to(q.dtype)
+    return merge_heads(nn.functional.dropout(weights, dropout) @ v, rows)             # (N, H*d)
+
+
+class Gemma(Llama):
+    """Gemma 1: LLaMA with another norm and scaled word embeddings."""
+
+    FIELDS = {key: default for key, default in Llama.FIELDS.items() if key != "mlp_bias"}
+    FIELDS |= dict(num_key_value_heads=16, head_dim=256, hidden_act=TANH_GELU, max_position_embeddings=8192,
+                   tie_word_embeddings=True)
+    FIXED = Llama.FIXED | dict(mlp_bias=False)
+    INERT = (*ROPE_KEYS, "cache_implementation", "hidden_activation", "use_bidirectional_attention")     # see `read`
+    ARCHITECTURES = {kind: name.replace("Llama", "Gemma") for kind, name in Llama.ARCHITECTURES.items()}
+    NORM = GemmaNorm
+    GATE = "hidden_act"                           # the key that names the activation
+    GATE_MEANS = {"gelu": TANH_GELU}              # the first files say "gelu", the models were trained with the tanh form
+
+    @classmethod
+    def read(cls, config, where):
+        if config.get("use_bidirectional_attention"):
+            raise InputError(f"{where}: use_bidirectional_attention = {config['use_bidirectional_attention']!r} is not "
+                             f"supported: a token sees what stands before it")
+        said = [config.get(cls.GATE) or TANH_GELU, config.get("hidden_act"), config.get("hidden_activation")]
+        meant = [cls.GATE_MEANS.get(name, name) for name in map(str, filter(None, said))]
+        if len(set(meant)) > 1:
+            raise InputError(f"{where}: hidden_act and hidden_activation disagree: {', '.join(sorted(set(meant)))}")
+        return super().read(config | {"hidden_act": meant[0]}, where)
+
+    def embed(self, ids, rows):
+        x = self.word_embeddings(rows.pack(ids))                                      # (N, D)
+        return self.dropout(x * x.new_tensor(self.width ** 0.5))      # in bf16 the factor is rounded too: 55.4 is 55.5
+
+
+class Gemma2Layer(LlamaLayer):
+    """One block: x = x + norm(attention(norm(x))); x = x + norm(mlp(norm(x))), with capped attention."""
+
+    def __init__(self, c, norm, window, scale):
+        super().__init__(c, norm, window, scale)
+        D, eps = c["hidden_size"], c["rms_norm_eps"]
+        self.attention_post_norm, self.mlp_post_norm = norm(D, eps), norm(D, eps)
+        self.cap = c["attn_logit_softcapping"]
+
+    def attend(self, x, rows, turn):
+        p = self.attention_dropout if self.training else 0.0
+        return self.o_proj(capped_attention(*self.heads(x, turn), rows, self.window, p, self.scale, self.cap))
+
+    def forward(self, x, rows, turn):
+        """x: (N, D) packed -> (N, D)."""
+        x = x + self.attention_post_norm(self.attend(self.attention_norm(x), rows, turn))
+        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+
+
+class Gemma2(Gemma):
+    """Gemma 2: local and global layers, post norms, soft caps."""
+
+    FIELDS = Gemma.FIELDS | dict(num_key_value_heads=4, query_pre_attn_scalar=256, sliding_window=4096, layer_types=[],
+                                 attn_logit_softcapping=None, final_logit_softcapping=None)
+    CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}         # where the file says nothing
+    ARCHITECTURES = {kind: name.replace("Llama", "Gemma2") for kind, name in Llama.ARCHITECTURES.items()}
+    # the same name as LLaMA's second norm, but another place: it comes after attention
+    NAMES = Llama.NAMES | {
+        "model.layers.{}.post_attention_layernorm": "layers.{}.attention_post_norm",
+        "model.layers.{}.pre_feedforward_layernorm": "layers.{}.mlp_norm",
+        "model.layers.{}.post_feedforward_layernorm": "layers.{}.mlp_post_norm",
+    }
+    GATE, GATE_MEANS = "hidden_activation", {}
+    LAYER, PATTERN = Gemma2Layer, 2               # every PATTERN-th layer sees all
+
+    @classmethod
+    def read(cls, config, where):
+        c = super().read(cls.CAPS | config, where)
+        for key in cls.CAPS:
+            if c[key] is not None and not 0 < c[key] < math.inf:
+                raise InputError(f"{where}: {key} = {c[key]!r} (should be a number above 0, or null for no cap)")
+        layers, pattern = range(c["num_hidden_layers"]), cls.pattern(config, where)
+        kinds = c["layer_types"] or ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in layers]
+        for kind in kinds:
+            choose(LAYER_TYPES, kind, "layer_types", where)
+        if len(kinds) != len(layers):
+            raise InputError(f"{where}: layer_types names {len(kinds)} layers, num_hidden_layers is {len(layers)}")
+        return c | {"layer_types": kinds}
+
+    @classmethod
+    def pattern(cls, config, where):
+        """Every how many layers one sees all."""
+        return cls.PATTERN
+
+    def layer(self, number):
+        c = self.config
+        window = c["sliding_window"] if c["layer_types"][number] == "sliding_attention" else math.inf
+        return self.LAYER(c, self.NORM, window, c["query_pre_attn_scalar"] ** -0.5)
+
+    def logits(self, hidden):
+        """hidden (..., D) -> scores over the vocabulary (..., V), capped."""
+        return soft_cap(super().logits(hidden), self.config["final_logit_softcapping"])
+
+
+class Gemma3Layer(Gemma2Layer):
+    """Gemma 2's block with normalised queries and keys, and without caps."""
+
+    def __init__(self, c, norm, window, scale):
+        super().__init__(c, norm, window, scale)
+        self.q_norm, self.k_norm = (norm(c["head_dim"], c["rms_norm_eps"]) for _ in range(2))
+
+    def heads(self, x, turn):
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return rotate(self.q_norm(q), *turn), rotate(self.k_norm(k), *turn), v     # differs: the two norms
+
+    attend = LlamaLayer.attend                    # differs: nothing to cap, so the fused attention serves
+
+
+class Gemma3(Gemma2):
+    """Gemma 3: five local layers to a global one, two rotations. Of a file that can also see, the text part is taken."""
+
+    FIELDS = {key: default for key, default in Gemma2.FIELDS.items() if key not in Gemma2.CAPS}
+    FIELDS |= dict(vocab_size=262208, hidden_size=2304, intermediate_size=9216, num_hidden_layers=26,
+                   num_attention_heads=8, max_position_embeddings=131072)           # what its files leave out
+    FIXED = Gemma2.FIXED | dict.fromkeys(Gemma2.CAPS)
+    CAPS = {}
+    INERT = (*Gemma2.INERT, "rope_local_base_freq", "sliding_window_pattern", "_sliding_window_pattern")
+    ARCHITECTURES = {"body": "Gemma3TextModel", "lm_head": "Gemma3ForCausalLM",
+                     "classifier": "Gemma3TextForSequenceClassification"}
+    SPELLINGS = (("", "model."), ("language_model.model.", "model."), ("model.language_model.", "model."),
+                 ("language_model.", "model."))
+    NAMES = Gemma2.NAMES | {
+        "model.layers.{}.self_attn.q_norm": "layers.{}.q_norm",
+        "model.layers.{}.self_attn.k_norm": "layers.{}.k_norm",
+        "vision_tower.*": None, "model.vision_tower.*": None,
+        "multi_modal_projector.*": None, "model.multi_modal_projector.*": None,
+    }
+    LM_TIES = Gemma2.LM_TIES | {"language_model.lm_head.weight": "word_embeddings.weight"}
+    LAYER, PATTERN = Gemma3Layer, 6
+    VISION = ("text_config", "vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index",
+              "image_token_index", "boi_token_id", "eoi_token_id", "image_token_id")
+
+    @classmethod
+    def own_config(cls, config):
+        """The text part; class names, end-of-text ids and the like of the whole file stand above its own."""
+        if "text_config" not in config:
+            return config
+        inner = config["text_config"]
+        outer = {key: value for key, value in config.items() if key not in cls.VISION}
+        if not isinstance(inner, dict) or inner.get("model_type", "gemma3_text") != "gemma3_text":
+            raise InputError(f"config.json: text_config = {inner!r:.80} should describe a gemma3_text")
+        return inner | outer | {"model_type": "gemma3_text"}
+
+    @classmethod
+    def pattern(cls, config, where):
+        found = {key: config[key] for key in ("sliding_window_pattern", "_sliding_window_pattern") if key in config}
+        whole_numbers(found, found, where)
+        if len(set(found.values())) > 1:
+            raise InputError(f"{where}: sliding_window_pattern and _sliding_window_pattern disagree: {found}")
+        return next(iter(found.values()), cls.PATTERN)
+
+    @classmethod
+    def read_rotation(cls, config, where):
+        return read_two_ropes(config, where, theta=1e6, local_theta=1e4)
+
+    def hidden(self, ids, rows, context=None):
+        x, c = self.embed(ids, rows), self.config                                     # (N, D)
+        turns = {kind: angles(rope, c["head_dim"], rows.positions, x.dtype) for kind, rope in c["rope"].items()}
+        for layer, kind in zip(self.layers, c["layer_types"]):
+            x = layer(x, rows, turns[kind])                               # differs: two rotations
+        return self.final_norm(x)

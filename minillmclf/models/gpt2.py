@@ -1,0 +1,105 @@
+"""GPT-2 (Radford et al. 2019): the decoder that the later ones are told apart from.
+
+A token sees itself and the tokens before it, so the last one has read the whole text. Positions are learned vectors. The
+block is "pre-norm": x = x + attention(norm(x)); x = x + mlp(norm(x)), with one more norm at the end.
+
+Trap: the files hold every matrix of a block as (in, out), for the layer was once a convolution of width one ("Conv1D").
+Square matrices load silently either way; TRANSPOSED turns them. Queries, keys and values come from one matrix.
+
+Here: the body, tied or untied. Not here: cross attention, the double-heads model; heads for classes (classify/head.py).
+"""
+from torch import nn
+
+from ..errors import InputError
+from .backbone import Decoder, whole_numbers
+from .config import REQUIRED, choose, read_config
+from .layers import ACTIVATIONS, causal_attention
+
+
+class GPT2Layer(nn.Module):
+    """One block: attention to what came before, then an MLP at each token; each reads a normalised copy and is added."""
+
+    def __init__(self, c, number):
+        super().__init__()
+        D, F = c["n_embd"], c["n_inner"]
+        self.attention_norm = nn.LayerNorm(D, eps=c["layer_norm_epsilon"])
+        self.qkv_proj, self.o_proj = nn.Linear(D, 3 * D), nn.Linear(D, D)
+        self.mlp_norm = nn.LayerNorm(D, eps=c["layer_norm_epsilon"])
+        self.up_proj, self.down_proj = nn.Linear(D, F), nn.Linear(F, D)
+        self.activation = ACTIVATIONS[c["activation_function"]]
+        self.dropout, self.attention_dropout = nn.Dropout(c["resid_pdrop"]), c["attn_pdrop"]
+        self.heads = c["n_head"]
+        self.scale = (D // self.heads) ** -0.5 if c["scale_attn_weights"] else 1.0
+        if c["scale_attn_by_inverse_layer_idx"]:
+            self.scale = self.scale / (number + 1)
+
+    def forward(self, x, rows):
+        """x: (N, D) packed -> (N, D)."""
+        p = self.attention_dropout if self.training else 0.0
+        q, k, v = self.qkv_proj(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).unbind(1)    # (N, H, d)
+        x = x + self.dropout(self.o_proj(causal_attention(q, k, v, rows, dropout=p, scale=self.scale)))
+        return x + self.dropout(self.down_proj(self.activation(self.up_proj(self.mlp_norm(x)))))       # (N, D)
+
+
+class GPT2(Decoder):
+    """The GPT-2 body: ids -> one vector for each token."""
+
+    FIELDS = dict(vocab_size=REQUIRED, n_embd=REQUIRED, n_layer=REQUIRED, n_head=REQUIRED, n_positions=1024, n_inner=None,
+                  activation_function="gelu_new", layer_norm_epsilon=1e-5, embd_pdrop=0.1, resid_pdrop=0.1,
+                  attn_pdrop=0.1, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
+                  tie_word_embeddings=True)
+    FIXED = dict(add_cross_attention=False, is_decoder=False, is_encoder_decoder=False, pruned_heads={})
+    # reorder_and_upcast_attn scales before the product and asks for a softmax in fp32: other rounding, the same maths
+    INERT = ("n_ctx", "reorder_and_upcast_attn", "summary_type", "summary_use_proj", "summary_activation",
+             "summary_proj_to_labels", "summary_first_dropout", "predict_special_tokens")
+    ARCHITECTURES = {"body": "GPT2Model", "lm_head": "GPT2LMHeadModel", "classifier": "GPT2ForSequenceClassification"}
+    SPELLINGS = (("", "transformer."),)                # the first published files leave the prefix out
+    TRANSPOSED = ("qkv_proj", "o_proj", "up_proj", "down_proj")
+    NAMES = {
+        "transformer.wte": "word_embeddings",
+        "transformer.wpe": "position_embeddings",
+        "transformer.h.{}.ln_1": "layers.{}.attention_norm",
+        "transformer.h.{}.attn.c_attn": "layers.{}.qkv_proj",
+        "transformer.h.{}.attn.c_proj": "layers.{}.o_proj",
+        "transformer.h.{}.attn.bias": None,            # no bias: the causal mask, saved as if it were a weight
+        "transformer.h.{}.attn.masked_bias": None,
+        "transformer.h.{}.ln_2": "layers.{}.mlp_norm",
+        "transformer.h.{}.mlp.c_fc": "layers.{}.up_proj",
+        "transformer.h.{}.mlp.c_proj": "layers.{}.down_proj",
+        "transformer.ln_f": "final_norm",
+        "score": None,
+        "minillmclf_head": None,
+    }
+
+    def __init__(self, c, lm_head):
+        super().__init__()
+        self.config, self.width, self.max_tokens = c, c["n_embd"], c["n_positions"]
+        self.word_embeddings = nn.Embedding(c["vocab_size"], self.width)
+        self.position_embeddings = nn.Embedding(c["n_positions"], self.width)
+        self.dropout = nn.Dropout(c["embd_pdrop"])
+        self.layers = nn.ModuleList(GPT2Layer(c, number) for number in range(c["n_layer"]))
+        self.final_norm = nn.LayerNorm(self.width, eps=c["layer_norm_epsilon"])
+        self.tied = c["tie_word_embeddings"]
+        self.lm_head = self.own_head(c["vocab_size"]) if lm_head and not self.tied else None
+
+    @classmethod
+    def from_config(cls, config, lm_head=False, where="config.json"):
+        """A model with fresh weights from a parsed config.json; `where` names the file in errors."""
+        c = read_config(config, cls.FIELDS, cls.FIXED, where, cls.INERT)
+        choose(ACTIVATIONS, c["activation_function"], "activation_function", where)
+        if c["n_embd"] % c["n_head"]:
+            raise InputError(f"{where}: n_embd {c['n_embd']} is not a multiple of n_head {c['n_head']}")
+        c["n_inner"] = 4 * c["n_embd"] if c["n_inner"] is None else c["n_inner"]
+        whole_numbers(c, ("n_inner", "n_positions"), where)
+        return cls(c, lm_head)
+
+    def hidden(self, ids, rows, context=None):
+        """ids (B, T) and their rows -> (N, D) packed. Positions count real tokens, wherever the padding stands."""
+        needed = int(rows.positions.max()) + 1
+        if needed > self.max_tokens:
+            raise InputError(f"a text of {needed} tokens is longer than the {self.max_tokens} positions of this model: "
+                             f"set --max-length {self.max_tokens} or less")
+        x = self.dropout(self.word_embeddings(rows.pack(ids)) + self.position_embeddings(rows.positions))   # (N, D)
+        for layer in self.layers:
+            x = layer(x, rows)
+        return self.final_norm(x)

@@ -1,0 +1,577 @@
+"""Is DeBERTa what transformers says it is, layer by layer, and would the tests notice if it were not?
+
+As test_models.py: two stored models with exaggerated weights (reference/make_deberta.py), one wired as v3 and one
+otherwise wherever the family allows it; transformers itself on random configurations; known-wrong variants; and what
+needs no reference. All batches are ragged, with texts longer than the table of offsets.
+"""
+
+import json
+import math
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import MODELS, first_difference, trace
+from hypothesis import HealthCheck, given, settings, strategies as st
+from safetensors.torch import load_file, save_file
+from small import PIECES
+from test_models import batch_of, split
+
+from minillmclf.classify.classifier import Classifier
+from minillmclf.classify.head import DebertaHead, build_head
+from minillmclf.errors import InputError
+from minillmclf.models import build_backbone, deberta, export, fill, fresh_weights, load_backbone, save_backbone
+from minillmclf.models.deberta import (Deberta, DebertaLayer, disentangled_attention, disentangled_attention_by_hand,
+                                       log_bucket, table_row)
+from minillmclf.models.layers import Rows
+from minillmclf.models.weights import Checkpoint
+from minillmclf.text.tokenizer import WordPiece
+from minillmclf.training.objectives import masked_lm_loss
+
+CLASSIFIER, MASKED_LM = STORED = ("deberta_classifier", "deberta_masked_lm")
+TINY = dict(model_type="deberta-v2", vocab_size=30, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=8, max_position_embeddings=12, relative_attention=True, position_buckets=4,
+            norm_rel_ebd="layer_norm", share_att_key=True, pos_att_type=["c2p", "p2c"], position_biased_input=False)
+
+
+# ------------------------------------------------------------------------------------------------ parity
+
+def load(folder):
+    """(the classifier, without a tokenizer, or the body that a folder holds, its body)."""
+    checkpoint = Checkpoint(folder)
+    if not checkpoint.config["architectures"][0].endswith("ForSequenceClassification"):
+        body = load_backbone(folder)
+        return body, body
+    body = build_backbone(checkpoint, lm_head=False)
+    labels = list(checkpoint.config.get("id2label", ("0", "1")))
+    with torch.device("meta"):
+        head = build_head("deberta-v2", body, len(labels))
+    model = Classifier(body, head, None, labels, checkpoint.config, None, "family")
+    model.report = fill(model, checkpoint, model.table())
+    return model.eval(), body
+
+
+def compute(folder, batch, dtype=torch.float32):
+    """What our model in `folder` computes for a batch: every step, logits, loss, and gradients by the file's names."""
+    model, body = load(folder)
+    model.to(dtype)
+    ids, mask, types, labels = (batch[name] for name in ("ids", "mask", "types", "labels"))
+    steps = trace(body, ids, mask, types)
+    if model is body:
+        logits = body.logits(steps["hidden"])[mask.bool()]
+        loss = masked_lm_loss(body, ids, mask, types, labels >= 0, labels)
+    else:
+        logits = model.head(steps["hidden"], mask)
+        loss = F.cross_entropy(logits.float(), labels)        # so does transformers, whatever the model's dtype is
+    loss.backward()
+    parameters = dict(model.named_parameters())
+    return steps | {"logits": logits.detach(), "loss": loss.detach()} | {
+        "gradient of " + name: parameters[ours].grad for name, ours in model.report.loaded.items()}
+
+
+@pytest.fixture(scope="module")
+def stored():
+    """name -> the stored batch and what transformers computed with it."""
+    return {name: load_file(MODELS / name / "expected.safetensors") for name in STORED}
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    return pytest.importorskip("transformers", reason="compares with transformers itself")
+
+
+def parity(name, stored, dtype=torch.float32, tolerance=1e-5):
+    """None, or the first step of the stored model `name` that differs."""
+    steps, gradients = split({n: t.to(dtype) if t.is_floating_point() else t for n, t in stored[name].items()})
+    ours = compute(MODELS / name, stored[name], dtype)
+    return first_difference(ours, steps, tolerance) or first_difference(ours, gradients, 1e-4, relative=True)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-6)])
+@pytest.mark.parametrize("name", STORED)
+def test_every_step_is_that_of_transformers(name, stored, dtype, tolerance):
+    found = parity(name, stored, dtype, tolerance)
+    assert found is None, f"{name} in {dtype}: not what transformers computed, {found}"
+
+
+def test_the_stored_batches_show_what_could_be_wrong(stored):
+    for name, batch in stored.items():
+        lengths, (model, body) = batch["mask"].sum(1), load(MODELS / name)
+        assert len(set(lengths.tolist())) >= 3, f"{name}: padding could be wrong unseen, lengths are {lengths}"
+        assert lengths.max() > body.most > body.buckets, f"{name}: no text is longer than the table of offsets"
+        assert batch["types"].any(), f"{name}: without pairs, ignored token types would not show"
+        for norm in (module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)):
+            assert (norm.weight - 1).abs().mean() > 0.1, f"{name}: weights of 1 hide a norm that is left out"
+            assert norm.bias.abs().mean() > 0.1, f"{name}: biases of 0 hide a bias that is left out"
+        gradients = " ".join(split(batch)[1])
+        for part in ("rel_embeddings", "query_proj", "key_proj", "value_proj", "word_embeddings"):
+            assert part in gradients, f"{name}: no gradient of {part} is compared"
+
+
+@st.composite
+def numbers(draw):
+    """A random configuration, as keyword arguments of transformers' DebertaV2Config."""
+    heads, buckets = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([-1, 0, 2, 3, 4, 7, 10]))
+    terms = draw(st.sampled_from([[], ["c2p"], ["p2c"], ["c2p", "p2c"], "p2c|c2p", "C2P | p2c", "p2c", None]))
+    return dict(vocab_size=draw(st.integers(20, 40)), num_attention_heads=heads, pos_att_type=terms,
+                hidden_size=heads * draw(st.integers(2, 9)), num_hidden_layers=draw(st.integers(1, 2)),
+                intermediate_size=draw(st.integers(3, 40)),
+                hidden_act=draw(st.sampled_from(["gelu", "relu", "gelu_new"])),
+                type_vocab_size=draw(st.integers(0, 2)), layer_norm_eps=draw(st.sampled_from([1e-7, 1e-5, 1e-2])),
+                max_position_embeddings=draw(st.integers(24, 30)), relative_attention=True, position_buckets=buckets,
+                max_relative_positions=draw(st.sampled_from([-1, 0, 8, 13, 60])), legacy=draw(st.booleans()),
+                norm_rel_ebd=draw(st.sampled_from(["none", "layer_norm"])), share_att_key=draw(st.booleans()),
+                position_biased_input=draw(st.booleans()), pooler_hidden_act=draw(st.sampled_from(["gelu", "relu"])))
+
+
+@given(drawn=numbers(), lengths=st.lists(st.integers(1, 24), min_size=1, max_size=4), classify=st.booleans(),
+       seed=st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_random_models_are_those_of_transformers(transformers, drawn, lengths, classify, seed):
+    from reference import make_deberta, make_fixtures
+    kind = transformers.DebertaV2ForSequenceClassification if classify else transformers.DebertaV2ForMaskedLM
+    model = make_fixtures.exaggerate(kind(transformers.DebertaV2Config(**drawn)), seed)
+    ids, mask, types = make_deberta.random_batch(model.config, seed, lengths)
+    labels = torch.arange(len(ids)) % 2 if classify else make_fixtures.masked_labels(ids, mask)
+    if not classify:
+        labels[0, 0] = 7                                            # a text of one token has no other place to predict
+    batch = {"ids": ids, "mask": mask, "types": types, "labels": labels}
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        ours = compute(Path(folder), batch, torch.float64)
+    steps, gradients = split(make_deberta.run(model, **batch))
+    found = first_difference(ours, steps, 1e-6) or first_difference(ours, gradients, 1e-4, relative=True)
+    assert found is None, f"{drawn}: {found}"
+
+
+# ------------------------------------------------------------------------------------------------ would it be noticed?
+
+def scaled_by_the_content_alone(patch):
+    def wrong(q, k, v, position_k, position_q, *rest):
+        return disentangled_attention(q * math.sqrt(3), k, v, position_k, position_q * math.sqrt(3), *rest)
+    patch.setattr(deberta, "disentangled_attention", wrong)
+
+
+def without_p2c(patch):
+    patch.setattr(deberta, "disentangled_attention",
+                  lambda q, k, v, position_k, position_q, *rest: disentangled_attention(
+                      q * math.sqrt(2 / 3), k, v, position_k, None, *rest))
+
+
+def without_c2p(patch):
+    patch.setattr(deberta, "disentangled_attention",
+                  lambda q, k, v, position_k, position_q, *rest: disentangled_attention(
+                      q, k * math.sqrt(2 / 3), v, None, position_q, *rest))
+
+
+def p2c_mirrored(patch):
+    patch.setattr(deberta, "disentangled_attention",
+                  lambda q, k, v, position_k, position_q, *rest: disentangled_attention(
+                      q, k, v, position_k, position_q.flip(0), *rest))
+
+
+def key_minus_query(patch):
+    patch.setattr(Rows, "behind", lambda self, behind=Rows.behind: behind(self).mT)
+
+
+def keys_of_offsets_by_the_queries_matrix(patch):
+    patch.setattr(DebertaLayer, "project", lambda self, table, project=DebertaLayer.project: project(self, table)[::-1])
+
+
+def no_log_buckets(patch):
+    patch.setattr(deberta, "log_bucket", lambda offset, buckets, most: offset)
+
+
+def rounded_down(patch):
+    patch.setattr(torch, "ceil", torch.floor)
+
+
+def last_bucket_one_too_far(patch):
+    patch.setattr(deberta, "log_bucket", lambda offset, buckets, most: log_bucket(offset, buckets, most + 1))
+
+
+def far_offsets_wrap_around(patch):
+    patch.setattr(deberta, "table_row", lambda offset, buckets, most: (offset + most).remainder(2 * most))
+
+
+def padding_counts_as_distance(patch):
+    def wrong(self):
+        places = torch.arange(self.mask.shape[1])
+        return (2 * (places[:, None] - places)).clamp(1 - self.lengths.max(), self.lengths.max() - 1).unsqueeze(0)
+    patch.setattr(Rows, "behind", wrong)
+
+
+def table_not_normalised(patch):
+    def wrong(self, rows, offsets=Deberta.offsets):
+        self.rel_norm.forward = lambda x: x
+        return offsets(self, rows)
+    patch.setattr(Deberta, "offsets", wrong)
+
+
+def table_normalised(patch):
+    def wrong(self, rows, offsets=Deberta.offsets):
+        table, column = offsets(self, rows)
+        return F.layer_norm(table, table.shape[-1:]), column
+    patch.setattr(Deberta, "offsets", wrong)
+
+
+def absolute_positions_left_in(patch):
+    def wrong(self, ids, rows, types, embed=Deberta.embed):
+        self.max_tokens, self.position_embeddings = 99, torch.nn.Embedding(99, self.width)
+        torch.nn.init.normal_(self.position_embeddings.weight, std=0.02, generator=torch.Generator().manual_seed(0))
+        return embed(self, ids, rows, types)
+    patch.setattr(Deberta, "embed", wrong)
+
+
+def absolute_positions_left_out(patch):
+    def wrong(self, ids, rows, types, embed=Deberta.embed):
+        self.position_embeddings.weight.data.zero_()
+        return embed(self, ids, rows, types)
+    patch.setattr(Deberta, "embed", wrong)
+
+
+def types_ignored(patch):
+    patch.setattr(Deberta, "embed", lambda self, ids, rows, types, embed=Deberta.embed: embed(self, ids, rows, None))
+
+
+def other_eps(patch):
+    patch.setattr(deberta, "read_config",
+                  lambda *given, read=deberta.read_config: read(*given) | {"layer_norm_eps": 1e-7})
+
+
+def mask_ignored(patch):
+    def wrong(*given):
+        given[6].key_mask = None
+        return disentangled_attention(*given)
+    patch.setattr(deberta, "disentangled_attention", wrong)
+
+
+def tanh_pooler(patch):
+    def wrong(self, hidden, mask):
+        self.activation = torch.tanh
+        return features(self, hidden, mask)
+    features = DebertaHead.features
+    patch.setattr(DebertaHead, "features", wrong)
+
+
+def lm_with_another_activation(patch):
+    patch.setattr(deberta, "MaskedLMHead", lambda c, activation, head=deberta.MaskedLMHead: head(c, "relu"))
+
+
+EVERYWHERE = (scaled_by_the_content_alone, without_p2c, without_c2p, p2c_mirrored, key_minus_query, mask_ignored,
+              keys_of_offsets_by_the_queries_matrix, padding_counts_as_distance)
+WRONG = [*((wrong, name, "layer 0") for name in STORED for wrong in EVERYWHERE),
+         *((wrong, CLASSIFIER, "layer 0") for wrong in (no_log_buckets, rounded_down, last_bucket_one_too_far,
+                                                        table_not_normalised)),
+         (far_offsets_wrap_around, MASKED_LM, "layer 0"), (table_normalised, MASKED_LM, "layer 0"),
+         (absolute_positions_left_in, CLASSIFIER, "embeddings"), (absolute_positions_left_out, MASKED_LM, "embeddings"),
+         (types_ignored, MASKED_LM, "embeddings"), *((other_eps, name, "embeddings") for name in STORED),
+         (tanh_pooler, CLASSIFIER, "logits"), (lm_with_another_activation, MASKED_LM, "logits")]
+
+
+@pytest.mark.parametrize("wrong, name, step", [pytest.param(*w, id=f"{w[0].__name__}-{w[1]}") for w in WRONG])
+def test_known_wrong_variants_fail_at_their_layer(wrong, name, step, stored, monkeypatch):
+    wrong(monkeypatch)
+    found = parity(name, stored)
+    assert found is not None, f"{wrong.__name__} is not noticed: the stored {name} cannot tell it from the right model"
+    assert found.startswith(step + " differs"), f"{wrong.__name__} should be seen first at {step}, but {found}"
+
+
+# ------------------------------------------------------------------------------------------------ attention and offsets
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), side=st.sampled_from(["left", "right"]),
+       heads=st.sampled_from([1, 2, 4]), buckets=st.sampled_from([0, 2, 4, 5]), most=st.sampled_from([4, 6, 20]),
+       terms=st.sampled_from(["", "c2p", "p2c", "c2p|p2c"]), seed=st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_the_fast_attention_is_that_by_hand(lengths, side, heads, buckets, most, terms, seed):
+    draw = torch.Generator().manual_seed(seed)
+    rows = Rows(batch_of([[1] * length for length in lengths], side, 0)[1])
+    q, k, v = torch.randn(3, sum(lengths), 8, generator=draw, dtype=torch.float64) * 3
+    tables = torch.randn(2, 2 * (buckets or most), 8, generator=draw, dtype=torch.float64) * 3
+    table_k, table_q = (table if term in terms else None for term, table in zip(("c2p", "p2c"), tables))
+    slow = disentangled_attention_by_hand(q, k, v, table_k, table_q, rows, heads, buckets, most)
+    all_rows = table_row(rows.behind(), buckets, most)               # the whole table is projected, every row of it
+    fast = disentangled_attention(q, k, v, table_k, table_q, all_rows, rows, heads, 0.0)
+    assert (fast - slow).abs().max() <= 1e-12, "the fast attention is not the one that the explicit steps define"
+
+
+@pytest.mark.parametrize("buckets, most", [(4, 12), (0, 12), (4, 40), (256, 512)])
+def test_only_the_offsets_in_use_are_projected_and_they_are_the_right_ones(buckets, most):
+    model = Deberta.from_config(TINY | {"position_buckets": buckets or -1, "max_relative_positions": most})
+    for lengths, side in (([1], "right"), ([3, 9, 1], "left"), ([30, 2], "right"), ([5, 5], "right")):
+        rows = Rows(batch_of([[1] * length for length in lengths], side, 0)[1])
+        table, column = model.offsets(rows)
+        assert len(table) <= min(2 * max(lengths) - 1, 2 * (buckets or most)), "more is projected than is used"
+        whole = model.rel_norm(model.rel_embeddings.weight)[table_row(rows.behind(), buckets, most)]
+        assert (table[column] - whole).abs().max() <= 1e-6, f"a pair has the vector of another offset: {lengths}"
+
+
+def test_log_buckets_are_their_formula():
+    def by_hand(n, buckets, most):
+        middle = buckets // 2
+        if abs(n) <= middle:
+            return n
+        return int(math.copysign(math.ceil(math.log(abs(n) / middle) / math.log((most - 1) / middle) * (middle - 1))
+                                 + middle, n))
+    for buckets, most in ((256, 512), (8, 20), (32, 128)):
+        offsets = torch.arange(-1500, 1501)
+        found = log_bucket(offsets, buckets, most)
+        assert found.tolist() == [by_hand(n, buckets, most) for n in offsets.tolist()]
+        assert torch.equal(found, -found.flip(0)), "left and right are not alike"
+        assert (found.diff() >= 0).all(), "a farther token is in a nearer bucket"
+    assert log_bucket(torch.tensor([0, 1, -128, 129, 511, 512]), 256, 512).tolist() == [0, 1, -128, 129, 255, 256]
+    assert table_row(torch.tensor([-900, -512, -511, 0, 511, 900]), 256, 512).tolist() == [0, 0, 1, 256, 511, 511]
+    assert table_row(torch.tensor([-20, -9, 0, 8, 9, 20]), 0, 9).tolist() == [0, 0, 9, 17, 17, 17]
+
+
+def test_log_buckets_are_those_of_transformers(transformers):
+    from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
+    offsets = torch.arange(600)[:, None] - torch.arange(600)
+    for buckets, most in ((256, 512), (256, 1024), (128, 512), (32, 128), (8, 20), (7, 20), (2, 9), (3, 9), (64, 512)):
+        theirs = make_log_bucket_position(offsets, buckets, most).long()
+        assert torch.equal(log_bucket(offsets, buckets, most), theirs), f"{buckets} buckets to {most}: another bucket"
+
+
+def test_fp16_sums_that_would_overflow_stay_finite():
+    rows, big = Rows(torch.tensor([[1, 1, 1], [1, 0, 0]])), torch.full((4, 64), 40.0, dtype=torch.float16)
+    assert (big @ big.T).isinf().all(), "this test cannot tell where the scale is applied"
+    column = table_row(rows.behind(), 0, 2)
+    found = disentangled_attention(big, big, big, big, big, column, rows, 1, 0.0)
+    assert (found == 40).all(), "a score is infinite before it is scaled: NaN in fp16"
+    assert (disentangled_attention_by_hand(big, big, big, big, big, rows, 1, 0, 2) == 40).all()
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_bf16_learns(name, stored):
+    body, batch = load(MODELS / name)[1], stored[name]
+    exact = body(batch["ids"], batch["mask"], batch["types"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = body.train()(batch["ids"], batch["mask"], batch["types"])
+        body.eval()
+        apart = (body(batch["ids"], batch["mask"], batch["types"]) - exact).abs().mean()
+    hidden.square().sum().backward()
+    assert apart < 0.05, f"{name}: in bf16 the states are {apart:.2g} apart on average"
+    assert all(p.grad is not None and p.grad.isfinite().all() for part, p in body.named_parameters()
+               if not part.startswith("lm_head")), f"{name}: a gradient is missing or not finite"
+
+
+# ------------------------------------------------------------------------------------------------ padding and rows
+
+def states(model, texts, side="right", pad=0, width=None):
+    """Hidden states of the real tokens of each text of a batch: [(T, D), ...]."""
+    ids, mask = batch_of(texts, side, pad, width)
+    return [row[m.bool()] for row, m in zip(model(ids, mask, ids % 2), mask)]
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 5e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("name", STORED)
+@torch.inference_mode()
+def test_padding_and_batch_mates_change_nothing(name, dtype, tolerance):
+    model = load(MODELS / name)[1].to(dtype)
+    draw = torch.Generator().manual_seed(0)
+    texts = [torch.randint(model.config["vocab_size"], (length,), generator=draw).tolist() for length in (5, 26, 1, 8)]
+    texts[0][2] = texts[1][-1] = texts[3][0] = 0                     # a text may hold the padding's id as a token
+    alone = [states(model, [text])[0] for text in texts]
+    ways = {"padded right": states(model, texts), "padded left": states(model, texts, "left"),
+            "padded far": states(model, texts, "left", width=60), "padded far right": states(model, texts, width=60),
+            "other ids in the padding": states(model, texts, pad=9),
+            "ids beyond the vocabulary in the padding": states(model, texts, pad=10**6),
+            "other mates": [states(model, [text, texts[1][:3], text[::-1]], "left")[0] for text in texts]}
+    for way, found in ways.items():
+        for number, (a, b) in enumerate(zip(alone, found)):
+            apart = (a - b).abs().max()
+            assert apart <= tolerance, f"{name}: text {number} alone and {way}: {apart:.2g} apart"
+
+
+@pytest.mark.parametrize("name", STORED)
+@torch.inference_mode()
+def test_every_token_sees_all_others_and_their_order(name):
+    model = load(MODELS / name)[1]
+    text = list(range(5, 14))
+    base = states(model, [text])[0]
+    for place in range(len(text)):
+        changed = states(model, [text[:place] + [20] + text[place + 1:]])[0]
+        still = [i for i in range(len(text)) if (changed[i] - base[i]).abs().max() < 1e-4]
+        assert not still, f"{name}: token {place} changed, but the states at {still} do not see it"
+    turned = model(torch.tensor([text[::-1]]), torch.ones(1, 9), torch.tensor([text[::-1]]) % 2)[0].flip(0)
+    assert (turned - base).abs().amax(1).min() > 1e-3, f"{name}: a text read backwards looks the same"
+
+
+def test_padding_is_zero_and_types_are_for_models_that_have_them(stored):
+    for name, has_types in ((CLASSIFIER, False), (MASKED_LM, True)):
+        model, batch = load(MODELS / name)[1], stored[name]
+        zeros, ones = torch.zeros_like(batch["ids"]), torch.ones_like(batch["ids"])
+        hidden = model(batch["ids"], batch["mask"], zeros)
+        assert not hidden[batch["mask"] == 0].any(), "a padded place holds something that a later sum could pick up"
+        assert torch.equal(hidden, model(batch["ids"], batch["mask"].bool())), "no types are types 0"
+        assert torch.equal(hidden, model.states(batch["ids"], batch["mask"], ones)) != has_types, name
+    with pytest.raises(InputError, match="token type 2: this model has 2 token type"):
+        model(batch["ids"], batch["mask"], 2 * ones)
+
+
+def test_dropout_acts_in_training_only_and_on_the_offsets_too():
+    off = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0, "num_hidden_layers": 1}
+    ids, mask = torch.arange(8).view(1, 8), torch.ones(1, 8)
+    for key in list(off)[:2]:
+        model = fresh_weights(Deberta.from_config(TINY | off | {key: 0.5}), 0, 0.5)
+        assert not torch.equal(model.train()(ids, mask), model(ids, mask)), f"{key} does nothing in training"
+        assert torch.equal(model.eval()(ids, mask), model(ids, mask)), f"{key} acts in evaluation"
+    calls = []
+    model.layers[0].dropout.register_forward_hook(lambda module, given, out: calls.append(tuple(out.shape)))
+    model(ids, mask)
+    assert calls == [(model.offsets(Rows(mask))[0].shape), (8, 8), (8, 8)], "on the offsets, after attention and MLP"
+
+
+def test_a_text_has_no_longest_length_without_absolute_positions():
+    model = load(MODELS / CLASSIFIER)[1]
+    assert model.max_tokens is None and states(model, [[4] * 300])[0].isfinite().all()
+    model = load(MODELS / MASKED_LM)[1]
+    assert model.max_tokens == 48 and len(states(model, [[4] * 48])[0]) == 48
+    with pytest.raises(InputError, match="49 tokens .* 48 positions"):
+        states(model, [[5], [4] * 49])
+
+
+# ------------------------------------------------------------------------------------------------ files, both ways
+
+def rewritten(folder, tensors, config):
+    """Write a folder of these tensors and this config.json -> its path."""
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_what_is_saved_is_what_was_loaded(name, tmp_path):
+    model, body = load(MODELS / name)
+    file = load_file(MODELS / name / "model.safetensors")
+    assert not model.report.dropped and not model.report.fresh, model.report.line()
+    written = export(model, model.table())
+    assert set(written) == set(file) and all(torch.equal(written[key], file[key]) for key in file)
+    bare = {key.removeprefix("deberta."): tensor for key, tensor in export(body, body.table()).items()}
+    again = load_backbone(rewritten(tmp_path / "bare", bare, body.source_config))
+    assert torch.equal(states(again, [[5, 6, 7]])[0], states(body, [[5, 6, 7]])[0]), "names without the prefix"
+
+
+def test_a_file_as_microsoft_released_it_is_read_and_its_masked_lm_head_found(tmp_path, transformers):
+    file, config = (load_file(MODELS / CLASSIFIER / "model.safetensors"),
+                    json.loads((MODELS / CLASSIFIER / "config.json").read_text()))
+    body = {key: tensor for key, tensor in file.items() if key.startswith("deberta.")}
+    draw, D, V = torch.Generator().manual_seed(0), 32, 60
+    head = {"dense.weight": (D, D), "dense.bias": (D,), "LayerNorm.weight": (D,), "LayerNorm.bias": (D,), "bias": (V,)}
+    head = {"lm_predictions.lm_head." + key: torch.randn(shape, generator=draw) for key, shape in head.items()}
+    rest = {"mask_predictions.dense.weight": (D, D), "mask_predictions.LayerNorm.bias": (D,),
+            "mask_predictions.classifier.bias": (1,), "deberta.embeddings.position_embeddings.weight": (512, D),
+            "deberta.embeddings.word_embeddings._weight": (V, D)}
+    rest = {key: torch.zeros(shape) for key, shape in rest.items()}
+    released = {key: value for key, value in config.items()                # as short as config.json of deberta-v3-base
+                if key not in ("legacy", "pooler_hidden_act", "pooler_hidden_size", "architectures")}
+    released["pos_att_type"] = "p2c|c2p"
+    folder = rewritten(tmp_path / "released", body | head | rest, released)
+    model = load_backbone(folder)
+    assert sorted(model.report.dropped) == sorted(rest), model.report.line()
+    rewritten(tmp_path / "named", body | head, released | {"legacy": False})
+    save_backbone(model, tmp_path / "ours")            # its config.json does not say legacy = false: as cls.predictions
+    ids, mask = batch_of([[4, 5, 6], list(range(7, 40))], "right", 0)
+    with torch.inference_mode():
+        ours = model.logits(model(ids, mask))[mask.bool()]
+        for name in ("named", "ours"):
+            load_theirs = transformers.DebertaV2ForMaskedLM.from_pretrained
+            theirs, loading = load_theirs(tmp_path / name, output_loading_info=True)
+            assert not loading["missing_keys"], f"{name}: not found in our file: {loading['missing_keys']}"
+            found = first_difference({"logits": ours}, {"logits": theirs.eval()(ids, mask).logits[mask.bool()]}, 1e-4)
+            assert found is None, f"{name}: transformers scores otherwise, {found}"
+    headless = build_backbone(Checkpoint(folder), lm_head=False)
+    fill(headless, Checkpoint(folder), headless.table())
+    with pytest.raises(InputError, match="no masked-LM head"):
+        headless.logits(torch.zeros(1, D))
+
+
+def test_a_head_under_both_names_is_an_error(tmp_path):
+    file = load_file(MODELS / MASKED_LM / "model.safetensors")
+    twice = file | {"cls.predictions.bias": file["lm_predictions.lm_head.bias"].clone()}
+    rewritten(tmp_path / "twice", twice, json.loads((MODELS / MASKED_LM / "config.json").read_text()))
+    with pytest.raises(InputError, match="fills lm_head.bias a second time"):
+        load_backbone(tmp_path / "twice")
+
+
+def test_a_classifier_travels_both_ways(tmp_path, transformers):
+    from reference import make_deberta, make_fixtures
+    names = ["praise", "question", "complaint"]
+    config = transformers.DebertaV2Config(**make_deberta.V3 | {"vocab_size": len(PIECES), "cls_dropout": 0.3},
+                                          pooler_dropout=0.2, id2label=dict(enumerate(names)))
+    theirs = make_fixtures.exaggerate(transformers.DebertaV2ForSequenceClassification(config), 5)
+    theirs.save_pretrained(tmp_path / "theirs")
+    WordPiece.from_vocab(PIECES).save(tmp_path / "theirs")
+    model = Classifier.load(tmp_path / "theirs")
+    assert model.labels == names and not model.report.dropped and not model.report.fresh, model.report.line()
+    for ours, reference in ((model.head.dropout, theirs.dropout), (model.head.pooler_dropout, theirs.pooler.dropout)):
+        assert 0 < ours.p == reference.p, "another dropout than in transformers"
+    texts = ["the garden was old and very big", "soup", ("a rose?", "with new soil, some rain today.")]
+    encoded = model.encode(texts)[0]
+    ids, mask = batch_of([ids for ids, _ in encoded], "right", 0)
+    model.save(tmp_path / "ours")
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours").eval()
+    with torch.inference_mode():
+        for name, reference in (("what they saved", theirs), ("what we saved", again)):
+            found = first_difference({"logits": model.scores(encoded)}, {"logits": reference(ids, mask).logits}, 1e-5)
+            assert found is None, f"{name}: transformers answers otherwise, {found}"
+    assert again.config.id2label == dict(enumerate(names))
+    body = transformers.DebertaV2Model.from_pretrained(tmp_path / "ours").eval()
+    with torch.inference_mode():
+        found = first_difference({"hidden": model.backbone(ids, mask)[mask.bool()]},
+                                 {"hidden": body(ids, mask).last_hidden_state[mask.bool()]}, 1e-5)
+    assert found is None, f"the body in transformers is another, {found}"
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+REFUSED = [({"conv_kernel_size": 3}, r"conv_kernel_size = 3 \(only 0 is built\)"),
+           ({"relative_attention": False}, "relative_attention = false"),
+           ({"relative_attention": None}, "relative_attention = None .should be true or false"),
+           ({"pos_att_type": ["c2p", "p2p"]}, "pos_att_type = 'p2p' is not supported; supported: c2p, p2c"),
+           ({"pos_att_type": "c2p,p2c"}, "pos_att_type = 'c2p,p2c' is not supported"),
+           ({"pos_att_type": 3}, "pos_att_type = 3 .should be a list"),
+           ({"norm_rel_ebd": "batch_norm"}, "norm_rel_ebd = 'batch_norm' is not .*; supported: none, layer_norm"),
+           ({"share_att_key": "yes"}, "share_att_key = 'yes' .should be true or false"),
+           ({"position_buckets": 24}, "position_buckets = 24 with 12 relative positions"),
+           ({"position_buckets": 1}, "position_buckets = 1 with 12"),
+           ({"position_buckets": -2}, "position_buckets = -2"),
+           ({"max_relative_positions": 3}, "position_buckets = 4 with 3 relative positions"),
+           ({"embedding_size": 4}, "embedding_size = 4 .only 8 is built"),
+           ({"pooler_hidden_size": 16}, "pooler_hidden_size = 16 .only 8 is built"),
+           ({"attention_head_size": 8}, "attention_head_size = 8 .only 4 is built"),
+           ({"pooler_hidden_act": "tanh"}, "pooler_hidden_act = 'tanh' is not supported"),
+           ({"hidden_act": "swish"}, "hidden_act = 'swish' is not supported"),
+           ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
+           ({"num_attention_heads": 3}, "hidden_size 8 is not a multiple of num_attention_heads 3"),
+           ({"talking_head": True}, r"talking_head = True \(unknown: it may change the maths\)")]
+
+
+@pytest.mark.parametrize("changed, message", REFUSED, ids=["-".join(changed) for changed, _ in REFUSED])
+def test_what_would_change_the_maths_is_refused_by_name(changed, message):
+    Deberta.from_config(TINY)
+    with pytest.raises(InputError, match="^somewhere: .*" + message):
+        Deberta.from_config(TINY | changed, where="somewhere")
+
+
+def test_silence_about_relative_attention_means_none_of_it():
+    with pytest.raises(InputError, match="relative_attention = false .only true is built; where it is missing, it is"):
+        Deberta.from_config({key: value for key, value in TINY.items() if key != "relative_attention"})
+
+
+def test_values_that_say_what_is_built_anyway_are_accepted():
+    same = {"embedding_size": 8, "pooler_hidden_size": 8, "attention_head_size": 4, "conv_kernel_size": 0,
+            "conv_act": "gelu", "conv_groups": 1, "pos_att_type": " P2C|c2p"}
+    assert Deberta.from_config(TINY | same).config["pos_att_type"] == ["p2c", "c2p"]
+
+
+def test_a_norm_of_the_table_that_config_does_not_name_is_an_error(tmp_path):
+    shutil.copytree(MODELS / CLASSIFIER, tmp_path / "copy")
+    path = tmp_path / "copy" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"norm_rel_ebd": "none"}))
+    with pytest.raises(InputError, match="'deberta.encoder.LayerNorm.weight' belongs to backbone.rel_norm"):
+        load(tmp_path / "copy")

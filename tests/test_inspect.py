@@ -1,0 +1,125 @@
+"""Does `python -m minillmclf.inspect` account for every tensor, and are its numbers those of the model?"""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from conftest import MODELS
+from safetensors.torch import load_file, save_file
+from small import bert_folder, command
+
+from minillmclf import inspect
+from minillmclf.classify.head import build_head
+from minillmclf.models import load_backbone
+
+STORED = sorted(path.name for path in MODELS.iterdir() if path.is_dir())
+
+
+def report(capsys, *arguments):
+    """What the command prints."""
+    assert inspect.main(list(map(str, arguments))) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_every_tensor_of_the_file_is_in_the_report(name, capsys):
+    tensors, out = load_file(MODELS / name / "model.safetensors"), report(capsys, MODELS / name, "--layers")
+    for tensor, value in tensors.items():
+        line = next((line for line in out.splitlines() if line.split()[:1] == [tensor]), None)
+        assert line, f"{name}: {tensor} is left out"
+        assert " x ".join(map(str, value.shape)) in line and re.search("-> |equal to |dropped on purpose", line), line
+    counts = re.search(r"(\d+) tensors in 1 file\(s\): (\d+) loaded, (\d+) tied, (\d+) dropped on purpose", out)
+    total, *kinds = map(int, counts.groups())
+    assert total == len(tensors) == sum(kinds), f"{name}: {counts.group()}"
+    short = report(capsys, MODELS / name)
+    times = sum(int((re.search(r" x (\d+)\s+(->|equal|dropped)", line) or [0, 1])[1]) for line in short.splitlines()
+                if re.search(r" [FB]F?(16|32) ", line))
+    assert times == total, f"{name}: one line for all layers stands for {times} tensors of {total}"
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_parts_and_memory_are_those_of_the_model(name, capsys):
+    out = report(capsys, MODELS / name)
+    total = int(re.search(r"^([\d,]+) parameters$", out, re.M).group(1).replace(",", ""))
+    parts = [int(number.replace(",", "")) for number in re.findall(r"^ {2,}([\d,]+)  [a-z_.]+$", out, re.M)]
+    assert sum(parts) == total, f"{name}: the parts add up to {sum(parts)}, not to {total}"
+    methods = re.findall(r"--method (\S+) *: ([\d.]+ .?B) .* \(([\d,]+) parameters learn\), ([\d.]+ .?B) more", out)
+    assert [method for method, *_ in methods] == ["full", "last-1", "head"]
+    model = load_backbone(MODELS / name)
+    head = build_head(model.source_config["model_type"], model, len(model.source_config["id2label"])
+                      if "classes:" in out else 2)
+    whole = sum(p.numel() for part in (model, head) for p in part.parameters())
+    assert int(methods[0][2].replace(",", "")) == whole, f"{name}: full training teaches every parameter"
+    assert methods[0][1] == inspect.size(16 * whole), "weights, gradients and two moments of AdamW, 4 bytes each"
+    assert methods[2][1] == inspect.size(4 * whole + 12 * sum(p.numel() for p in head.parameters()))
+
+
+def test_what_is_kept_for_the_backward_pass_is_counted():
+    """For one linear layer and a tanh by hand: the input of the layer, and the output of the tanh."""
+    class Body(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = torch.nn.Linear(8, 16)
+
+        def states(self, ids, mask):
+            return torch.tanh(self.up(torch.ones(*ids.shape, 8)))
+
+    class Sum(torch.nn.Module):
+        def forward(self, hidden, mask):
+            return hidden.sum()
+    found = inspect.kept_for_backward(Body(), Sum(), 10)
+    assert found == 4 * 10 * (8 + 16), f"{found} bytes for 10 tokens"
+    body = load_backbone(MODELS / "bert_classifier").train()
+    head = build_head("bert", body, 2)
+    one, two = (inspect.kept_for_backward(body, head, length) for length in (10, 20))
+    assert 1.5 < two / one < 2.5, "twice the tokens keep about twice the memory"
+
+
+def test_renamed_transposed_tied_and_dropped_are_said(tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(MODELS / "gpt2_lm", folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
+    tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, 4, 4)
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors")
+    out = report(capsys, folder)
+    for line in (r"transformer.h.{}.attn.c_attn.weight .* -> layers.{}.qkv_proj.weight, transposed",
+                 r"lm_head.weight .* equal to word_embeddings.weight, tied", r"transformer.h.{}.attn.bias .* dropped on purpose",
+                 "the word embeddings as language-model head", "tokenizer: none that is read here"):
+        assert re.search(line, out), f"{line!r} is not in {out}"
+
+
+def test_a_classifier_and_its_tokenizer(capsys):
+    out = report(capsys, MODELS / "roberta_classifier")
+    for line in ("classes: praise, question, complaint", "classifier.dense.weight .* -> head.dense.weight",
+                 "tokenizer: ids 0 to 273, as many as the embedding has rows", "head.out"):
+        assert re.search(line, out), f"{line!r} is not in {out}"
+
+
+@pytest.mark.parametrize("rows, said", [(-3, "ERROR: the embedding has only"), (5, "5 rows of the embedding are never used")])
+def test_a_tokenizer_that_does_not_fit_is_said(rows, said, tmp_path, capsys):
+    folder = bert_folder(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    name = "bert.embeddings.word_embeddings.weight"
+    tensors[name] = torch.cat([tensors[name], torch.zeros(5, 32)])[:len(tensors[name]) + rows].contiguous()
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text()) | {"vocab_size": len(tensors[name])}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert said in report(capsys, folder)
+
+
+def test_mistakes_are_one_line(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    for arguments, fault in (["nowhere"], "nowhere: no such model folder"), ([tmp_path], "neither model.safetensors nor"), \
+            ([], "required: model"):
+        code, out, error = command("minillmclf.inspect", *arguments)
+        assert code == 2 and not out and fault in error and error.count("\n") == 1, error
+
+
+def test_sizes_are_for_people():
+    assert [inspect.size(n) for n in (0, 999, 1000, 12_345, 999_499, 999_500, 4_400_000_000)] == \
+        ["0.00 B", "999 B", "1.00 kB", "12.3 kB", "999 kB", "1.00 MB", "4.40 GB"]
