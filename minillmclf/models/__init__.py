@@ -15,9 +15,8 @@ from .llama import Llama, Mistral
 from .t5 import T5
 from .weights import Checkpoint, Table, export, fill, translate, write_checkpoint
 
-MODELS = {"bert": Bert, "roberta": Roberta, "deberta-v2": Deberta, "t5": T5,
-          "gpt2": GPT2, "llama": Llama, "mistral": Mistral,
-          "gemma": Gemma, "gemma2": Gemma2, "gemma3": Gemma3, "gemma3_text": Gemma3}
+MODELS = {"bert": Bert, "roberta": Roberta, "deberta-v2": Deberta, "gpt2": GPT2, "llama": Llama, "mistral": Mistral,
+          "gemma": Gemma, "gemma2": Gemma2, "gemma3_text": Gemma3, "gemma3": Gemma3, "t5": T5}
 
 
 def model_class(config, where="config.json"):

@@ -6,6 +6,7 @@ turns such vectors into scores over the vocabulary. It knows nothing of classes:
 from torch import nn
 
 from ..errors import InputError
+from .cache import CachedRows
 from .layers import Rows
 from .weights import Table
 
@@ -34,6 +35,14 @@ class Backbone(nn.Module):
     BLOCKS = "layers"           # where the blocks are that `last-N` counts
 
     max_tokens, tied, head_dropout = None, False, 0.0
+
+    def __init__(self):
+        super().__init__()
+        self.prefix = None      # a module whose cache(B) holds keys and values that stand before every text (tuning/prefix.py)
+
+    def rows(self, mask):
+        """The rows of a batch, mask (B, T); with a prefix, its keys and values are looked at too."""
+        return Rows(mask) if self.prefix is None else CachedRows(mask, self.prefix.cache(len(mask)))
 
     @classmethod
     def own_config(cls, config):
@@ -86,7 +95,7 @@ class Decoder(Backbone):
 
     def forward(self, ids, mask):
         """ids, mask: (B, T) -> hidden (B, T, D), zeros at padding. mask is 1 where a token is."""
-        rows = Rows(mask)
+        rows = self.rows(mask)
         return rows.spread(self.hidden(ids, rows))
 
     def prompt(self, ids, mask):

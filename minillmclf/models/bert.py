@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import InputError
 from .backbone import Backbone
 from .config import REQUIRED, choose, read_config
-from .layers import ACTIVATIONS, Rows, attention
+from .layers import ACTIVATIONS, attention
 
 
 class BertLayer(nn.Module):
@@ -139,7 +139,7 @@ class Bert(Backbone):
 
         types: 0 for the first text of a pair, 1 for the second; None means all 0.
         """
-        rows = Rows(mask)
+        rows = self.rows(mask)
         x = self.embed(ids, rows, types)                                                            # (N, D)
         for layer in self.layers:
             x = layer(x, rows)

@@ -83,12 +83,12 @@ def generate(model, ids, mask, max_new_tokens, eos_ids=None, temperature=0.0, to
     model.eval()
     stops = set(ends_of(model.source_config) if eos_ids is None else eos_ids)
     written, draws = [[] for _ in ids], [torch.Generator().manual_seed(seed + row) for row in range(len(ids))]
-    live, cache = list(range(len(ids))), Cache()
+    live, cache = list(range(len(ids))), Cache() if model.prefix is None else model.prefix.cache(len(ids))
     ids, mask, context = model.prompt(ids, mask)
     check_room(model, mask, max_new_tokens)
     step_ids, step_mask = ids, mask
     for _ in range(max_new_tokens):
-        rows = CachedRows(step_mask, cache) if cached else Rows(mask)
+        rows = CachedRows(step_mask, cache) if cached else model.rows(mask)
         logits = model.logits(rows.last(model.hidden(step_ids if cached else ids, rows, context)))         # (B, V)
         new = choose(logits.float(), temperature, top_k, top_p, [draws[row] for row in live])               # (B,)
         for row, token in zip(live, new.tolist()):

@@ -24,7 +24,7 @@ from ..errors import InputError
 from .backbone import Backbone
 from .bert import BertLayer, MaskedLMHead
 from .config import REQUIRED, choose, read_config
-from .layers import ACTIVATIONS, Rows, merge_heads, split_heads
+from .layers import ACTIVATIONS, merge_heads, split_heads
 
 TERMS = ("c2p", "p2c")
 
@@ -242,7 +242,7 @@ class Deberta(Backbone):
 
         types: as in BERT; a model with type_vocab_size 0, as all of v3, has no use for them.
         """
-        rows = Rows(mask)
+        rows = self.rows(mask)
         x = self.embed(ids, rows, types)                                                            # (N, D)
         table, column = self.offsets(rows)
         for layer in self.layers:

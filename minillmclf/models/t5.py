@@ -288,7 +288,7 @@ class T5(Backbone):
 
     def decode(self, decoder_ids, decoder_mask, memory, memory_mask):
         """Target (B, T), memory (B, S, D) and its mask (B, S) -> (B, T, D), zeros at padding."""
-        rows = Rows(decoder_mask)
+        rows = self.rows(decoder_mask)
         return rows.spread(self.hidden(decoder_ids, rows, self.context(memory, memory_mask)))
 
     def forward(self, ids, mask, decoder_ids, decoder_mask):
