@@ -1,10 +1,10 @@
-"""Byte-level byte-pair encoding, as GPT-2 and RoBERTa use it: bytes as letters, and a ranked list of merges.
+"""Byte-level byte-pair encoding, as GPT-2, RoBERTa and LLaMA-3 use it: bytes as letters, a ranked list of merges.
 
     "low lower"  ->  "low", " lower"  ->  l o w / Ġ l o w e r  ->  low / Ġlow er
 
-Here: the algorithm. Not here: special tokens and files (tokenizer.py), training the merges. Sources: Sennrich et al.
-2016 (merges), Radford et al. 2019 (bytes, the split pattern) and GPT-2's `encoder.py`. No text is ever unknown: each
-of the 256 bytes is a piece.
+Here: the algorithm. Not here: special tokens and files (tokenizer.py), training the merges; other split patterns than
+GPT-2's, which a tokenizer.json brings with it (components.py). Sources: Sennrich et al. 2016 (merges), Radford et al.
+2019 (bytes, the split pattern) and GPT-2's `encoder.py`. No text is ever unknown: each of the 256 bytes is a piece.
 """
 
 import functools
@@ -13,6 +13,7 @@ import heapq
 import regex
 
 from minillmclf.errors import InputError
+from minillmclf.text import components
 
 # English endings, then letters, digits, other signs (each with one space before it), then spaces. A run of spaces
 # leaves its last one to the word that follows: that is what `(?!\S)` does.
@@ -40,6 +41,8 @@ class BytePairModel:
 
     vocab: piece -> id, pieces written in `byte_letters`.
     merges: [(left, right), ...], the most important first; its place in the list is the rank of a merge.
+    normalise, cut: what a text goes through before, see `components`; None: it stays as it is, and whole.
+    split: then cut at GPT-2's pattern.
     prefix_space: put a space before a text that has none, so that its first word is written as any other.
     whole_words: a word that is itself a piece is taken whole, merges or not (`ignore_merges` in a tokenizer.json).
     source: the file that errors name.
@@ -47,41 +50,42 @@ class BytePairModel:
 
     inputs = ["input_ids", "attention_mask"]  # what a model of this kind is given
 
-    def __init__(self, vocab, merges, prefix_space=False, whole_words=False, source="vocabulary"):
+    def __init__(self, vocab, merges, normalise=None, cut=None, split=True, prefix_space=False, whole_words=False,
+                 source="vocabulary"):
         missing = [letter for letter in BYTES if letter not in vocab]
         if missing:
             raise InputError(f"{source}: {len(missing)} of the 256 byte pieces are not in the vocabulary, the first "
                              f"is {missing[0]!r}; text with these bytes would lose them: add them to the vocabulary")
-        for rank, pair in enumerate(merges):
-            if len(pair) != 2:
-                raise InputError(f"{source}: merge {rank} {' '.join(pair)!r} has {len(pair)} parts, not 2")
-            for piece in (*pair, "".join(pair)):
-                if piece not in vocab:
-                    raise InputError(f"{source}: merge {rank} {pair!r} needs the piece {piece!r}, which is not among "
-                                     f"the {len(vocab)} pieces of the vocabulary; are both of one checkpoint?")
-        self.vocab = vocab
-        self.ranks = {tuple(pair): rank for rank, pair in enumerate(merges)}
+        self.vocab, self.ranks = vocab, ranks_of(merges, vocab, source)
+        self.normalise = normalise or components.normalizer(None)
+        self._cut, self._split = cut or components.pre_tokenizer(None), split
         self.prefix_space, self.whole_words = prefix_space, whole_words
         self.settings = {"add_prefix_space": prefix_space}  # as tokenizer_config.json names it
         self._word = functools.lru_cache(REMEMBERED)(self._word_ids)  # language repeats itself
 
     @classmethod
     def from_document(cls, document, source):
-        """The model that a checked tokenizer.json describes. Merges are "a b" in older files, ["a", "b"] in newer."""
-        model = document["model"]
-        merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-        return cls(model["vocab"], merges, document["pre_tokenizer"]["add_prefix_space"],
+        """The model that a checked tokenizer.json describes. The last step before the merges is ByteLevel."""
+        *before, last = components.parts(document["pre_tokenizer"], "pre_tokenizer")
+        if last["type"] != "ByteLevel" or any(step["type"] == "ByteLevel" for step in before):
+            raise InputError(f"{source}: pre_tokenizer must be Split any number of times, then ByteLevel once")
+        model, cut = document["model"], {"type": "Sequence", "pretokenizers": before}
+        return cls(model["vocab"], merges_of(model), components.normalizer(document.get("normalizer")),
+                   components.pre_tokenizer(cut), last.get("use_regex", True), last["add_prefix_space"],
                    model.get("ignore_merges", False), source)
-
-    def normalise(self, text):
-        """The text itself: byte-level models change nothing."""
-        return text
 
     def words(self, text):
         """The words of a text in order (a word keeps the space before it), each with its piece ids."""
-        if self.prefix_space and text and not text.startswith(" "):
-            text = " " + text
-        return [(word, self._word(word)) for word in SPLIT.findall(text)]
+        return self.words_within(self.normalise(text), first=True)
+
+    def words_within(self, text, first):
+        """The words of a normalised part of a text. first: the text begins with it, no special token does."""
+        words = []
+        for part in self._cut(text, first):
+            if self.prefix_space and not part.startswith(" "):
+                part = " " + part
+            words += SPLIT.findall(part) if self._split else [part]
+        return [(word, self._word(word)) for word in words]
 
     def ids(self, text):
         """The piece ids of a text, without special tokens."""
@@ -96,14 +100,37 @@ class BytePairModel:
 
     def pieces(self, word):
         """The pieces of one word: ["Ġlow", "er"] for " lower"."""
-        try:
-            letters = "".join(LETTERS[byte] for byte in word.encode("utf-8"))
-        except UnicodeEncodeError as error:
-            raise InputError(f"text {word[:20]!r}: {error.reason} at place {error.start}: half of a character, which "
-                             "no UTF-8 file holds; decode the text again from its bytes") from None
+        letters = "".join(LETTERS[byte] for byte in whole_characters(word).encode("utf-8"))
         if self.whole_words and letters in self.vocab:
             return [letters]
         return merge(letters, self.ranks)
+
+
+def whole_characters(text):
+    """The text itself. Raises InputError if half of a character is in it, which has no bytes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"text {text[:20]!r}: {error.reason} at place {error.start}: half of a character, which "
+                         "no UTF-8 file holds; decode the text again from its bytes") from None
+    return text
+
+
+def merges_of(model):
+    """The merges in the "model" of a tokenizer.json: "a b" in older files, ["a", "b"] in newer."""
+    return [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+
+
+def ranks_of(merges, vocab, source):
+    """{(left, right): its place in the list}. Raises InputError for a merge whose pieces are not in `vocab`."""
+    for rank, pair in enumerate(merges):
+        if len(pair) != 2:
+            raise InputError(f"{source}: merge {rank} {' '.join(pair)!r} has {len(pair)} parts, not 2")
+        for piece in (*pair, "".join(pair)):
+            if piece not in vocab:
+                raise InputError(f"{source}: merge {rank} {pair!r} needs the piece {piece!r}, which is not among "
+                                 f"the {len(vocab)} pieces of the vocabulary; are both of one checkpoint?")
+    return {tuple(pair): rank for rank, pair in enumerate(merges)}
 
 
 def merge(letters, ranks):

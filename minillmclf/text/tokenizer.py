@@ -1,11 +1,13 @@
 """The tokenizer of a checkpoint: its files, its special tokens, and the layout of one text or of a pair.
 
-    [CLS] a [SEP] b [SEP]   (BERT)        <s> a </s></s> b </s>   (RoBERTa)        a b   (GPT-2)
+    [CLS] a [SEP] b [SEP]   (BERT, DeBERTa)     <s> a </s></s> b </s>   (RoBERTa)     a b   (GPT-2)
+    a </s> b </s>   (T5)                        <s> a   (LLaMA, Mistral)              <bos> a   (Gemma)
 
-Here: `load_tokenizer` for WordPiece and byte-level BPE, and `Tokenizer`. Not here: the two algorithms (wordpiece.py,
-bpe.py); reading files (tokenizer_files.py: whatever they are, they become one dict as in a tokenizer.json); padding
-and truncation, which belong to batches, so that those in a tokenizer.json are not followed. A component or setting
-that would change ids and is not implemented is an error.
+Here: `load_tokenizer`, and `Tokenizer`. Not here: the algorithms (wordpiece.py, bpe.py, sentencepiece_model.py) and the
+steps before them (components.py); reading files (tokenizer_files.py: whatever they are, they become one dict as in a
+tokenizer.json, with what a family takes for granted, families.py); padding and truncation, which belong to batches, so
+that those in a tokenizer.json are not followed. A component or setting that would change ids and is not implemented is
+an error.
 """
 
 import json
@@ -14,24 +16,29 @@ import re
 
 from minillmclf.errors import InputError
 from minillmclf.files import find_model, write_text
-from minillmclf.text import bpe, wordpiece
-from minillmclf.text.tokenizer_files import ROLES, check, complete, read_folder, role_names
+from minillmclf.text import bpe, components, sentencepiece_model, wordpiece
+from minillmclf.text.components import SPACES
+from minillmclf.text.families import INPUTS, ONE_BOS, ROLES, family, role_names
+from minillmclf.text.tokenizer_files import check, complete, read_folder, vocab_of
 
-SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
-
-# model.type -> (the algorithm, the normalizer and the pre_tokenizer that go with it); a new kind is a new row
-KINDS = {"WordPiece": (wordpiece.WordPieceModel, "BertNormalizer", "BertPreTokenizer"),
-         "BPE": (bpe.BytePairModel, "null", "ByteLevel")}
+# model.type -> (the algorithm, the normalizers and the pre_tokenizers that go with it); a new kind is a new row
+PIECES = ("null", "Sequence", *components.NORMALIZERS), ("null", "Sequence", *components.PRE_TOKENIZERS)
+KINDS = {"WordPiece": (wordpiece.WordPieceModel, ("BertNormalizer",), ("BertPreTokenizer",)),
+         "BPE": (bpe.BytePairModel, ("null", "NFC"), ("ByteLevel", "Split", "Sequence")),
+         "BPE with byte_fallback": (sentencepiece_model.BytePairPieces, *PIECES),
+         "Unigram": (sentencepiece_model.UnigramModel, *PIECES)}
 POST = ("null", "ByteLevel", "TemplateProcessing", "BertProcessing", "RobertaProcessing")
 
 
 def load_tokenizer(path):
     """The tokenizer in the folder of a checkpoint (its path, or a shipped name).
 
-    Read, the first that is there: tokenizer.json; vocab.txt (BERT); vocab.json with merges.txt (RoBERTa, GPT-2).
+    Read, the first that is there: tokenizer.json; vocab.txt (BERT); vocab.json with merges.txt (RoBERTa, GPT-2);
+    spiece.model (T5); spm.model (DeBERTa); tokenizer.model (LLaMA, Mistral, Gemma).
     Special tokens and model_max_length come from tokenizer_config.json and the older special_tokens_map.json and
     added_tokens.json. What these do not say is as the family has it: for vocab.txt BERT, uncased if no piece has a
-    capital, else cased; for vocab.json RoBERTa if "<s>" and "</s>" are in it, else GPT-2.
+    capital, else cased; for vocab.json RoBERTa if "<s>" and "</s>" are in it, else GPT-2; for tokenizer.model Gemma if
+    "<bos>" is in it, else LLaMA.
     Raises InputError if the folder or its files are absent, malformed, at odds with each other, or of another kind.
     """
     try:
@@ -49,12 +56,13 @@ class Tokenizer:
     vocab: piece -> id, added tokens included.      special_ids: the ids that are no text.
     pad_id, cls_id, sep_id, unk_id, mask_id, bos_id, eos_id: None where the checkpoint has no such token.
     max_length: tokens that the checkpoint was made for, special tokens included; None if it does not say.
+    inputs: the names of what a model is given: "input_ids", "attention_mask", "token_type_ids" where it has types.
     """
 
     def __init__(self, document, config, source):
         self._document, self._source, added = document, source, document.get("added_tokens") or []
         self._model = build_model(document, config, source)
-        self.vocab = self._model.vocab | {token["content"]: token["id"] for token in added}
+        self.vocab = vocab_of(document)
         self._pieces = {i: piece for piece, i in self.vocab.items()}
         if len(self._pieces) < len(self.vocab) or not self.vocab or min(self._pieces) < 0:
             raise InputError(f"{source}: {len(self.vocab)} pieces with {len(self._pieces)} different ids; each piece "
@@ -65,6 +73,10 @@ class Tokenizer:
         self.special_ids = {token["id"] for token in added if token.get("special")}
         self.special_ids |= {self.vocab[name] for name in self._names.values()}
         self._single, self._pair = layouts(document.get("post_processor"), source)
+        check_ends(self._single, {role: getattr(self, f"{role}_id") for role in ("bos", "eos")}, config, source)
+        self._lone_bos = self.bos_id if family(self.vocab, config) in ONE_BOS else None
+        usual_inputs = INPUTS.get((config.get("tokenizer_class") or "").removesuffix("Fast"), self._model.inputs)
+        self.inputs = config.get("model_input_names") or usual_inputs
         length = config.get("model_max_length", config.get("max_len"))
         self.max_length = None if length is None or length > 10**9 else int(length)
         # most are looked for in the text as it is ("[SEP]"), others once it is normalised ("covid")
@@ -77,15 +89,15 @@ class Tokenizer:
 
     def words(self, text):
         """[(word, its piece ids), ...] in order, after normalisation; a literal special token is one word."""
-        words = []
+        words, first = [], True
         for part, token in self._literal.cut(text):
             if token is not None:
                 words.append((part, [token]))
-            elif not self._folded.tokens:
-                words += self._model.words(part)
             else:
                 for word, added in self._folded.cut(self._model.normalise(part)):
-                    words += self._model.words(word) if added is None else [(word, [added])]
+                    words += self._model.words_within(word, first) if added is None else [(word, [added])]
+                    first = False
+            first = False
         return [(word, list(ids)) for word, ids in words]  # lists of the caller's own: the model remembers its ones
 
     def ids(self, text):
@@ -99,7 +111,15 @@ class Tokenizer:
         return [self._pieces[i] for i in self.ids(text)]
 
     def layout(self, a, b=None):
-        """(ids, token type ids) of one text or a pair with its special tokens. a, b: lists of ids."""
+        """(ids, token type ids) of one text or a pair with its special tokens. a, b: lists of ids.
+
+        Gemma: exactly one BOS. One at the front of the texts (a chat template wrote it) is not doubled, elsewhere it
+        is an error: InputError."""
+        if self._lone_bos is not None:
+            a = a[1:] if a[:1] == [self._lone_bos] else a
+            if self._lone_bos in [*a, *(b or [])]:
+                raise InputError(f"{self._source}: {self._names['bos']} stands inside a text, and layout puts one "
+                                 "before it; a model of this family fails silently with two: remove it from the text")
         ids, types = [], []
         for part, type_id in self._single if b is None else self._pair:
             part = a if part == "A" else b if part == "B" else part
@@ -116,7 +136,8 @@ class Tokenizer:
         return self.layout(self.ids(text), None if pair is None else self.ids(pair))[0]
 
     def decode(self, ids, keep_specials=False):
-        """Text of ids. Byte-level: the very text. WordPiece: words with a space between; ids do not hold more."""
+        """Text of ids. Byte-level: the very text. SentencePiece: the normalised text, without the space put before
+        it. WordPiece: words with a space between; ids do not hold more."""
         kept = [i for i in ids if keep_specials or i not in self.special_ids]
         unknown = [i for i in kept if i not in self._pieces]
         if unknown:
@@ -127,7 +148,7 @@ class Tokenizer:
         """Write tokenizer.json and tokenizer_config.json, for `load_tokenizer` and transformers' AutoTokenizer."""
         added = self._document.get("added_tokens") or []
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
-                  "model_max_length": self.max_length or int(1e30), "model_input_names": self._model.inputs}
+                  "model_max_length": self.max_length or int(1e30), "model_input_names": self.inputs}
         config |= self._model.settings | {f"{role}_token": name for role, name in self._names.items()}
         config["added_tokens_decoder"] = {str(t["id"]): {k: t[k] for k in t if k != "id"} for t in added}
         for name, content in (("tokenizer.json", self._document), ("tokenizer_config.json", config)):
@@ -176,10 +197,12 @@ def build_model(document, config, source):
     """The algorithm that `document` describes, once every component is known to be one that we implement."""
     model = document["model"]
     kind = model.setdefault("type", "BPE" if "merges" in model else "WordPiece")  # the oldest files leave it out
-    check(model, KINDS, source, "model")
-    build, normalizer, pre_tokenizer = KINDS[kind]
-    check(document.get("normalizer"), [normalizer], source, "normalizer")
-    check(document.get("pre_tokenizer"), [pre_tokenizer], source, "pre_tokenizer")
+    if kind == "BPE" and model.get("byte_fallback"):  # its letters are characters; without it they are bytes
+        kind = "BPE with byte_fallback"
+    check(model | {"type": kind}, KINDS, source, "model")
+    build, normalizers, pre_tokenizers = KINDS[kind]
+    check(document.get("normalizer"), normalizers, source, "normalizer")
+    check(document.get("pre_tokenizer"), pre_tokenizers, source, "pre_tokenizer")
     for token in document.get("added_tokens") or []:
         check({"type": "added_tokens", **token}, ["added_tokens"], source, f"added_tokens {token['content']!r}")
     model = build.from_document(document, source)
@@ -216,3 +239,14 @@ def template(post, name, texts, source):
     if found != texts:
         raise InputError(f"{source}: post_processor.{name} holds the texts {found}, but only {texts} is supported")
     return parts
+
+
+def check_ends(single, ids, config, source):
+    """Raise InputError if add_bos_token or add_eos_token of the config is not as the layout of one text has it.
+
+    Versions of transformers differ in which of the two they follow. ids: {"bos": id or None, "eos": id or None}."""
+    for role, end in (("bos", 0), ("eos", -1)):
+        said, done = config.get(f"add_{role}_token"), single[end][0] == [ids[role]]
+        if said not in (None, done):
+            raise InputError(f"{source}: its layout of a text has {'a' if done else 'no'} {role.upper()}, but "
+                             f"tokenizer_config.json add_{role}_token {said}; set both alike")

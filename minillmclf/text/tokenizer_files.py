@@ -1,24 +1,22 @@
 """The files that a tokenizer comes in, read into one form: a dict as in tokenizer.json.
 
-Here: tokenizer.json itself; vocab.txt, vocab.json and merges.txt with what the family takes for granted; the names of
-special tokens in tokenizer_config.json and its older companions special_tokens_map.json and added_tokens.json;
-`check`, which refuses what would change ids and is not implemented. Not here: the use of the dict (tokenizer.py).
+Here: tokenizer.json itself; vocab.txt, vocab.json with merges.txt, and SentencePiece's .model; the special tokens in
+tokenizer_config.json and its older companions special_tokens_map.json and added_tokens.json; `check`, which refuses
+what would change ids and is not implemented. Not here: what a family takes for granted (families.py), the use of the
+dict (tokenizer.py), the content of a .model file (sentencepiece_model.py).
 The format has no paper; these are the files of the `tokenizers` and `transformers` libraries.
 """
 
+import functools
 import json
 import os
 
 from minillmclf import files
 from minillmclf.errors import InputError
-from minillmclf.text import bpe, wordpiece
+from minillmclf.text import bpe, components, sentencepiece_model, wordpiece
+from minillmclf.text.families import (APPENDED, BERT, FAMILIES, FRAMES, GPT2, ROBERTA, content, flagged, frame,
+                                      role_names, template, with_one_bos)
 
-ROLES = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
-BERT = {"pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "unk": "[UNK]", "mask": "[MASK]"}
-ROBERTA = {"pad": "<pad>", "cls": "<s>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>", "bos": "<s>", "eos": "</s>"}
-GPT2 = {"unk": "<|endoftext|>", "bos": "<|endoftext|>", "eos": "<|endoftext|>"}
-FAMILIES = {"BertTokenizer": BERT, "DistilBertTokenizer": BERT, "ElectraTokenizer": BERT,
-            "RobertaTokenizer": ROBERTA, "BartTokenizer": ROBERTA, "GPT2Tokenizer": GPT2}
 ANY = None
 # type of a component -> its keys, each with the values that we implement (ANY: all of them, or the key changes no id)
 KEYS = {
@@ -26,10 +24,23 @@ KEYS = {
     "BPE": {"vocab": ANY, "merges": ANY, "ignore_merges": ANY, "unk_token": ANY, "fuse_unk": ANY,
             "dropout": (None, 0), "byte_fallback": (False,), "continuing_subword_prefix": (None, ""),
             "end_of_word_suffix": (None, "")},
+    "BPE with byte_fallback": {"vocab": ANY, "merges": ANY, "ignore_merges": (False,), "unk_token": ANY,
+                               "fuse_unk": ANY, "dropout": (None, 0), "byte_fallback": (True,),
+                               "continuing_subword_prefix": (None, ""), "end_of_word_suffix": (None, "")},
+    "Unigram": {"vocab": ANY, "unk_id": ANY, "byte_fallback": ANY},
     "null": {},
     "BertNormalizer": {"lowercase": ANY, "strip_accents": ANY, "handle_chinese_chars": ANY, "clean_text": (True,)},
     "BertPreTokenizer": {},
-    "ByteLevel": {"add_prefix_space": ANY, "trim_offsets": ANY, "use_regex": (True,)},
+    "ByteLevel": {"add_prefix_space": ANY, "trim_offsets": ANY, "use_regex": ANY},
+    "Precompiled": {"precompiled_charsmap": ANY},
+    "Replace": {"pattern": ANY, "content": ANY},
+    "Prepend": {"prepend": ANY},
+    "Strip": {"strip_left": ANY, "strip_right": ANY},
+    "Lowercase": {}, "NFC": {}, "NFD": {}, "NFKC": {}, "NFKD": {},
+    "Metaspace": {"replacement": (components.META,), "prepend_scheme": ("always", "first", "never"), "split": ANY,
+                  "add_prefix_space": ANY, "str_rep": ANY},
+    "Split": {"pattern": ANY, "behavior": ("Isolated", "MergedWithPrevious", "MergedWithNext"), "invert": (False,)},
+    "WhitespaceSplit": {},
     "TemplateProcessing": {"single": ANY, "pair": ANY, "special_tokens": ANY},
     "BertProcessing": {"cls": ANY, "sep": ANY},
     "RobertaProcessing": {"cls": ANY, "sep": ANY, "trim_offsets": ANY, "add_prefix_space": ANY},
@@ -51,7 +62,9 @@ def read_folder(folder):
         raise InputError(f"{folder}/tokenizer_config.json: split_special_tokens true is not supported, only false")
     for name, read in READERS.items():
         if os.path.isfile(os.path.join(folder, name)):
-            return read(folder, config), config, os.path.join(folder, name)
+            document, source = read(folder, config), os.path.join(folder, name)
+            post = with_one_bos(document.get("post_processor"), vocab_of(document), config, source)
+            return document | {"post_processor": post}, config, source
     raise InputError(f"{folder}: no folder that holds {' or '.join(READERS)}; name the folder of a checkpoint")
 
 
@@ -59,7 +72,8 @@ def read_tokenizer_json(folder, config):
     """The file that says all, and the special tokens that the config names besides."""
     document, source = read_json(folder, "tokenizer.json"), f"{folder}/tokenizer.json"
     document |= {"truncation": None, "padding": None}  # batches decide about these
-    document["added_tokens"] = added_tokens(document["model"]["vocab"], document.get("added_tokens"), config, source)
+    vocab = vocab_of({"model": document["model"]})  # as yet without added tokens
+    document["added_tokens"] = added_tokens(vocab, document.get("added_tokens"), config, source)
     return document
 
 
@@ -84,7 +98,37 @@ def read_vocab_json(folder, config):
     return complete(sections, config, f"{folder}/vocab.json")
 
 
-READERS = {"tokenizer.json": read_tokenizer_json, "vocab.txt": read_vocab_txt, "vocab.json": read_vocab_json}
+def read_model(name, usual, folder, config):
+    """A SentencePiece file, with the tokens and the layout that its family adds. name: of the file.
+    usual: tokenizer_class if none is given; None: Gemma's if "<bos>" is a piece, else LLaMA's."""
+    source = os.path.join(folder, name)
+    later_prefix = usual is not None or config.get("legacy") is not False  # only LLaMA's `legacy` false drops it
+    if config.get("split_by_punct") or config.get("sp_model_kwargs"):
+        raise InputError(f"{folder}/tokenizer_config.json: split_by_punct and sp_model_kwargs are not supported with "
+                         f"{name}; save the tokenizer once with transformers, which writes a tokenizer.json")
+    sections, tokens = sentencepiece_model.describe(source, config.get("add_prefix_space"),
+                                                    config.get("do_lower_case", False), later_prefix)
+    vocab = vocab_of(sections)
+    usual = usual or ("GemmaTokenizer" if "<bos>" in vocab else "LlamaTokenizer")
+    name_of_class = (config.get("tokenizer_class") or usual).removesuffix("Fast")
+    if name_of_class not in FRAMES:
+        raise InputError(f"{source}: tokenizer_class {name_of_class!r} is not supported without a tokenizer.json, only "
+                         f"{', '.join(FRAMES)}; save the tokenizer once with transformers, which writes that file")
+    config["tokenizer_class"] = name_of_class
+    more = [text for text in APPENDED.get(name_of_class, lambda config: [])(config) if text not in vocab]
+    tokens += [{"id": len(vocab) + n, "content": text, "special": True, "normalized": False}
+               for n, text in enumerate(more)]
+    said = {token["content"] for token in config["added_tokens_decoder"].values()}  # the config knows better
+    sections["added_tokens"] = added_tokens(vocab, [t for t in tokens if t["content"] not in said], config, source)
+    frames = FRAMES[name_of_class] or flagged(config)
+    return sections | {"version": "1.0", "truncation": None, "padding": None,
+                       "post_processor": template(*frames, vocab_of(sections), config, source)}
+
+
+READERS = {"tokenizer.json": read_tokenizer_json, "vocab.txt": read_vocab_txt, "vocab.json": read_vocab_json,
+           "spiece.model": functools.partial(read_model, "spiece.model", "T5Tokenizer"),
+           "spm.model": functools.partial(read_model, "spm.model", "DebertaV2Tokenizer"),
+           "tokenizer.model": functools.partial(read_model, "tokenizer.model", None)}
 
 
 def read_json(folder, name, default=None):
@@ -101,6 +145,14 @@ def read_lines(folder, name):
             return [line.rstrip() for line in file]
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); fetch the file again") from None
+
+
+def vocab_of(document):
+    """{piece: id}, added tokens included. Unigram has a list of [piece, score], the others a dict."""
+    vocab = document["model"]["vocab"]
+    if isinstance(vocab, list):
+        vocab = {piece: i for i, (piece, _) in enumerate(vocab)}
+    return vocab | {token["content"]: token["id"] for token in document.get("added_tokens") or []}
 
 
 def complete(sections, config, source):
@@ -162,46 +214,13 @@ def special_tokens(vocab, config, source):
     return found
 
 
-def frame(added, config, usual, source):
-    """The post_processor that sets [CLS] and [SEP], or <s> and </s>, around a text."""
-    ids = {token["content"]: token["id"] for token in added}
-    roles = role_names(ids, config, source)
-    if "cls" not in roles or "sep" not in roles:
-        raise InputError(f"{source}: {usual['cls']} and {usual['sep']}, which frame a text, are not both in the "
-                         "vocabulary; add them")
-    cls, sep = ([roles[role], ids[roles[role]]] for role in ("cls", "sep"))
-    if usual is BERT:
-        return {"type": "BertProcessing", "sep": sep, "cls": cls}
-    return {"type": "RobertaProcessing", "sep": sep, "cls": cls, "trim_offsets": True,
-            "add_prefix_space": bool(config.get("add_prefix_space"))}
-
-
-def content(token):
-    """The text of a special token, which is given as "[SEP]" or as {"content": "[SEP]", ...}."""
-    return token["content"] if isinstance(token, dict) else token
-
-
-def family(vocab, config):
-    """The usual names of special tokens, by tokenizer_class or else by what the vocabulary holds."""
-    usual = BERT if "[UNK]" in vocab else ROBERTA if "<s>" in vocab and "</s>" in vocab else GPT2
-    return FAMILIES.get((config.get("tokenizer_class") or "").removesuffix("Fast"), usual)
-
-
-def role_names(vocab, config, source):
-    """{"cls": "[CLS]", ...}: what the config says, else the usual name if the vocabulary has it."""
-    names = {role: name for role, name in family(vocab, config).items() if name in vocab}
-    for role in ROLES:
-        if f"{role}_token" in config:
-            names[role] = content(config[f"{role}_token"])
-            if names[role] is not None and names[role] not in vocab:
-                raise InputError(f"{source}: {role}_token {names[role]!r} is neither in the vocabulary of "
-                                 f"{len(vocab)} pieces nor an added token; add it, or leave it out of the config")
-    return {role: name for role, name in names.items() if name is not None}
-
-
 def check(component, types, source, place):
     """Raise InputError unless the component is of one of `types`, with settings that we implement."""
     kind = "null" if component is None else component["type"]
+    if kind == "Sequence" and kind in types:
+        for step in components.parts(component, place):
+            check(step, types, source, place)
+        return
     if kind not in types:
         raise InputError(f"{source}: {place}.type {kind!r} is not supported here, only {', '.join(types)}")
     for key, value in (component or {}).items():

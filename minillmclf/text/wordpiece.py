@@ -62,6 +62,10 @@ class WordPieceModel:
         """The normalised words of a text in order, each with its piece ids: [("un", [4]), ...]."""
         return [word for run in text.translate(self._clean_table).split() for word in self._run(run)[0]]
 
+    def words_within(self, text, first):
+        """The words of a normalised part of a text. Here it is the same wherever the part stands."""
+        return self.words(text)
+
     def ids(self, text):
         """The piece ids of a text, without special tokens."""
         return [i for run in text.translate(self._clean_table).split() for i in self._run(run)[1]]
