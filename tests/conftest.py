@@ -43,3 +43,30 @@ def first_difference(ours, reference, tolerance, relative=False):
         if not difference <= tolerance:           # so written that NaN is a difference too
             return f"{name} differs by {difference:.2g} (tolerance {tolerance:g})"
     return None
+
+
+def batch_of(texts, side="right", pad=0, width=None):
+    """Lists of ids -> ids, mask (B, T), padded on the "left" or "right" to `width` or the longest."""
+    width = width or max(map(len, texts))
+    ids, mask = torch.full((len(texts), width), pad), torch.zeros(len(texts), width, dtype=torch.long)
+    for row, text in enumerate(texts):
+        place = slice(0, len(text)) if side == "right" else slice(width - len(text), width)
+        ids[row, place], mask[row, place] = torch.tensor(text), 1
+    return ids, mask
+
+
+def assert_padding_changes_nothing(name, states, texts, tolerance):
+    """The states of each text alone are those in a batch, however that is padded and whoever its mates are.
+
+    states(texts, side, pad, width) -> [(T, D), ...], of the real tokens of each text.
+    """
+    alone = [states([text])[0] for text in texts]
+    ways = {"padded right": states(texts), "padded left": states(texts, "left"),
+            "padded far": states(texts, "left", width=60), "padded far right": states(texts, width=60),
+            "other ids in the padding": states(texts, pad=9),
+            "ids beyond the vocabulary in the padding": states(texts, pad=10**6),
+            "other mates": [states([text, texts[1][:3], text[::-1]], "left")[0] for text in texts]}
+    for way, found in ways.items():
+        for number, (a, b) in enumerate(zip(alone, found)):
+            apart = (a - b).abs().max()
+            assert apart <= tolerance, f"{name}: text {number} alone and {way}: {apart:.2g} apart"

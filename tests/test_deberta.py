@@ -5,6 +5,7 @@ otherwise wherever the family allows it; transformers itself on random configura
 needs no reference. All batches are ragged, with texts longer than the table of offsets.
 """
 
+import functools
 import json
 import math
 import shutil
@@ -14,11 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MODELS, first_difference, trace
+from conftest import MODELS, assert_padding_changes_nothing, batch_of, first_difference, trace
 from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 from small import PIECES
-from test_models import batch_of, split
+from test_models import split
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import DebertaHead, build_head
@@ -374,16 +375,7 @@ def test_padding_and_batch_mates_change_nothing(name, dtype, tolerance):
     draw = torch.Generator().manual_seed(0)
     texts = [torch.randint(model.config["vocab_size"], (length,), generator=draw).tolist() for length in (5, 26, 1, 8)]
     texts[0][2] = texts[1][-1] = texts[3][0] = 0                     # a text may hold the padding's id as a token
-    alone = [states(model, [text])[0] for text in texts]
-    ways = {"padded right": states(model, texts), "padded left": states(model, texts, "left"),
-            "padded far": states(model, texts, "left", width=60), "padded far right": states(model, texts, width=60),
-            "other ids in the padding": states(model, texts, pad=9),
-            "ids beyond the vocabulary in the padding": states(model, texts, pad=10**6),
-            "other mates": [states(model, [text, texts[1][:3], text[::-1]], "left")[0] for text in texts]}
-    for way, found in ways.items():
-        for number, (a, b) in enumerate(zip(alone, found)):
-            apart = (a - b).abs().max()
-            assert apart <= tolerance, f"{name}: text {number} alone and {way}: {apart:.2g} apart"
+    assert_padding_changes_nothing(name, functools.partial(states, model), texts, tolerance)
 
 
 @pytest.mark.parametrize("name", STORED)

@@ -6,6 +6,7 @@ Then what needs no reference: padding, batch mates, no look ahead, attention by 
 stands beside the checkout, two models that really learnt something must still do it.
 """
 
+import functools
 import json
 import math
 import tempfile
@@ -14,10 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MODELS, first_difference, trace
+from conftest import MODELS, assert_padding_changes_nothing, batch_of, first_difference, trace
 from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
-from test_models import batch_of
 from torch import nn
 
 from minillmclf.classify.classifier import Classifier
@@ -554,16 +554,7 @@ def test_padding_and_batch_mates_change_nothing(name, dtype, tolerance):
     model = load(MODELS / name)[1].to(dtype)
     texts = random_texts(model, (5, 14, 1, 8))
     texts[0][2] = texts[1][-1] = texts[3][0] = 0                                        # a text may hold the pad id
-    alone = [states(model, [text])[0] for text in texts]
-    ways = {"padded right": states(model, texts), "padded left": states(model, texts, "left"),
-            "padded far": states(model, texts, "left", width=60),
-            "other ids in the padding": states(model, texts, pad=9),
-            "ids beyond the vocabulary in the padding": states(model, texts, pad=10**6),
-            "other mates": [states(model, [text, texts[1][:3], text[::-1]], "left")[0] for text in texts]}
-    for way, found in ways.items():
-        for number, (a, b) in enumerate(zip(alone, found)):
-            apart = (a - b).abs().max()
-            assert apart <= tolerance, f"{name}: text {number} alone and {way}: {apart:.2g} apart"
+    assert_padding_changes_nothing(name, functools.partial(states, model), texts, tolerance)
 
 
 @pytest.mark.parametrize("name", STORED)

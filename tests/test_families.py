@@ -9,7 +9,7 @@ import random
 
 import pytest
 import torch
-from conftest import first_difference
+from conftest import batch_of, first_difference
 from safetensors.torch import load_file
 from small import PIECES, TOPICS, texts_of
 
@@ -154,15 +154,6 @@ def test_any_pooling_comes_back_too(name, how, folders, tmp_path):
 
 # ------------------------------------------------------------------------------------------------ padding
 
-def place(texts, side, pad, width):
-    """Lists of ids -> ids, mask, types (B, T) padded on this side."""
-    ids, mask = torch.full((len(texts), width), pad), torch.zeros(len(texts), width, dtype=torch.long)
-    for row, text in enumerate(texts):
-        where = slice(0, len(text)) if side == "right" else slice(width - len(text), width)
-        ids[row, where], mask[row, where] = torch.tensor(text), 1
-    return ids, mask
-
-
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-5), (torch.float64, 1e-11)])
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.inference_mode()
@@ -174,7 +165,7 @@ def test_padding_and_batch_mates_change_no_answer(name, dtype, tolerance, folder
     longest = max(map(len, texts))
 
     def scores(rows, *how):
-        ids, mask = place(rows, *how)
+        ids, mask = batch_of(rows, *how)
         return model.head(model.backbone.states(ids, mask), mask)
     alone = torch.cat([scores([text], "right", 0, len(text)) for text in texts])
     ways = {"padded right": ("right", 0, longest), "padded left": ("left", 0, longest), "padded far": ("left", 0, 60),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MODELS
+from conftest import MODELS, batch_of
 from hypothesis import given, settings, strategies as st
 
 import minillmclf
@@ -50,16 +50,6 @@ def build(kind, seed=0, **changes):
     return model.eval()
 
 
-def batch(rows, side="right", pad=0):
-    """Lists of ids -> ids, mask (B, T), padded on this side."""
-    width = max(map(len, rows))
-    ids, mask = torch.full((len(rows), width), pad), torch.zeros(len(rows), width, dtype=torch.long)
-    for row, tokens in enumerate(rows):
-        place = slice(0, len(tokens)) if side == "right" else slice(width - len(tokens), width)
-        ids[row, place], mask[row, place] = torch.tensor(tokens), 1
-    return ids, mask
-
-
 def seen_logits(model, ids, mask, steps, cached):
     """(what is written, the logits of every step) with no token that ends a row."""
     kept, logits = [], model.logits
@@ -76,7 +66,7 @@ def seen_logits(model, ids, mask, steps, cached):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_cached_is_uncached(kind, side):
     model = build(kind)
-    (short, kept), (long, anew) = (seen_logits(model, *batch(PROMPTS, side), 9, cached) for cached in (True, False))
+    (short, kept), (long, anew) = (seen_logits(model, *batch_of(PROMPTS, side), 9, cached) for cached in (True, False))
     apart = (kept - anew).abs().amax((1, 2))
     assert apart.max() <= 2e-5, f"{kind}: with a cache the logits of step {int(apart.argmax())} are {apart.max():.1g} apart"
     assert short == long, f"{kind}: with a cache other tokens are written"
@@ -86,15 +76,15 @@ def test_cached_is_uncached(kind, side):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_row_is_continued_as_if_it_were_alone(kind):
     model = build(kind)
-    alone = [generate(model, *batch([prompt]), 8)[0] for prompt in PROMPTS]
+    alone = [generate(model, *batch_of([prompt]), 8)[0] for prompt in PROMPTS]
     for side in ("left", "right"):
-        together = generate(model, *batch(PROMPTS, side, pad=60), 8)
+        together = generate(model, *batch_of(PROMPTS, side, pad=60), 8)
         assert together == alone, f"{kind}: padded on the {side}, batch mates change what is written"
 
 
 def test_grouped_keys_stay_grouped():
     model, kept = build("llama"), Cache()
-    ids, mask = batch(PROMPTS)
+    ids, mask = batch_of(PROMPTS)
     model.hidden(ids, CachedRows(mask, kept), None)
     assert [k.shape for k in kept.keys] == [(4, 2, 11, 8)] * 3, "4 query heads share 2 heads of keys: more are wasted memory"
     assert [v.shape for v in kept.values] == [(4, 2, 11, 8)] * 3
@@ -105,7 +95,7 @@ def test_grouped_keys_stay_grouped():
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_cached_rows_see_what_whole_rows_see(lengths, side, window, steps):
     """Whatever the padding: new tokens see the same earlier ones, at the same distances, as in one pass over all."""
-    _, mask = batch([[1] * length for length in lengths], side)
+    _, mask = batch_of([[1] * length for length in lengths], side)
     kept, whole = Cache(), mask
     CachedRows(mask, kept)
     for _ in range(steps):
@@ -166,7 +156,7 @@ def values_of_the_layer_below(patch):
 def test_a_wrong_cache_is_noticed(name, monkeypatch):
     WRONG[name](monkeypatch)
     models = [build(kind) for kind in ("gpt2", "llama")]
-    logits = [[seen_logits(model, *batch(PROMPTS), 6, cached)[1] for cached in (True, False)] for model in models]
+    logits = [[seen_logits(model, *batch_of(PROMPTS), 6, cached)[1] for cached in (True, False)] for model in models]
     assert any((kept - anew).abs().max() > 1e-3 for kept, anew in logits), f"{name} changes nothing that is compared"
 
 
@@ -184,11 +174,11 @@ def test_training_knows_nothing_of_the_cache():
 @pytest.mark.parametrize("cached", [True, False])
 def test_rows_end_at_any_of_several_tokens_and_the_others_go_on(kind, cached):
     model = build(kind)
-    free = generate(model, *batch(PROMPTS), 12, eos_ids=())
+    free = generate(model, *batch_of(PROMPTS), 12, eos_ids=())
     assert all(len(row) == 12 for row in free)
     stops = {free[0][2], free[3][6]}
     expected = [row[:next((i for i, token in enumerate(row) if token in stops), 11) + 1] for row in free]
-    found = generate(model, *batch(PROMPTS), 12, eos_ids=stops, cached=cached)
+    found = generate(model, *batch_of(PROMPTS), 12, eos_ids=stops, cached=cached)
     assert found == expected, f"{kind}: a row should end with its first of {stops}, and end no other"
     assert len({len(row) for row in found}) > 1, "all rows end together, so this tests little"
 
@@ -197,9 +187,9 @@ def test_the_end_comes_from_the_config():
     assert ends_of({"eos_token_id": [1, 106]}) == [1, 106] and ends_of({"eos_token_id": 0}) == [0]
     assert ends_of({}) == ends_of({"eos_token_id": None}) == []
     model = build("llama")
-    free = generate(model, *batch(PROMPTS[:1]), 9)[0]
+    free = generate(model, *batch_of(PROMPTS[:1]), 9)[0]
     model.source_config["eos_token_id"] = [59, free[3]]
-    assert generate(model, *batch(PROMPTS[:1]), 9)[0] == free[:free.index(free[3]) + 1]
+    assert generate(model, *batch_of(PROMPTS[:1]), 9)[0] == free[:free.index(free[3]) + 1]
 
 
 # ------------------------------------------------------------------------------------------------ transformers
@@ -219,7 +209,7 @@ def test_greedy_text_is_that_of_transformers(kind):
     assert not any(loading.values()), f"{kind}: transformers does not find all it expects: {loading}"
     theirs.eval()
     for prompt in PROMPTS:
-        ids, mask = batch([prompt])
+        ids, mask = batch_of([prompt])
         out = theirs.generate(input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=10)[0].tolist()
         out = out[1:] if kind == "t5" else out[len(prompt):]
         assert generate(model, ids, mask, 10)[0] == out, f"{kind}: transformers writes other tokens after {prompt}"
@@ -259,28 +249,28 @@ def test_draws_follow_the_chances_and_the_seed():
     for token, chance in enumerate(chances.tolist()):
         assert abs(counts[token] / 4000 - chance) < 4 * (chance * (1 - chance) / 4000) ** 0.5, f"token {token}: {counts}"
     model = build("llama")
-    one, again, other = (generate(model, *batch(PROMPTS), 8, temperature=1.0, seed=seed) for seed in (3, 3, 4))
+    one, again, other = (generate(model, *batch_of(PROMPTS), 8, temperature=1.0, seed=seed) for seed in (3, 3, 4))
     assert one == again and one != other, "a seed stands for one text"
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_draws_do_not_depend_on_batch_mates(kind):
     model = build(kind)
-    together = generate(model, *batch(PROMPTS), 8, eos_ids=range(0, 61, 4), temperature=1.0, top_k=20, top_p=0.9, seed=5)
+    together = generate(model, *batch_of(PROMPTS), 8, eos_ids=range(0, 61, 4), temperature=1.0, top_k=20, top_p=0.9, seed=5)
     assert len({len(row) for row in together}) > 1
     for number, prompt in enumerate(PROMPTS):
-        alone = generate(model, *batch([prompt]), 8, eos_ids=range(0, 61, 4), temperature=1.0, top_k=20, top_p=0.9,
+        alone = generate(model, *batch_of([prompt]), 8, eos_ids=range(0, 61, 4), temperature=1.0, top_k=20, top_p=0.9,
                          seed=5 + number)[0]
         assert alone == together[number], "a row's draws follow from the seed and its number"
 
 
 def test_generation_leaves_the_model_as_it_was():
     model = build("gpt2").train()
-    generate(model, *batch(PROMPTS), 3)
+    generate(model, *batch_of(PROMPTS), 3)
     assert model.training, "a model in training is in training afterwards"
     with torch.no_grad():
         before = [p.clone() for p in model.parameters()]
-    assert generate(model, *batch(PROMPTS), 3) == generate(model, *batch(PROMPTS), 3), "dropout acts while writing"
+    assert generate(model, *batch_of(PROMPTS), 3) == generate(model, *batch_of(PROMPTS), 3), "dropout acts while writing"
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
 
 
@@ -293,13 +283,13 @@ def test_generation_leaves_the_model_as_it_was():
     (dict(max_new_tokens=55), "11 tokens and 55 new ones are more than the 64 positions")])
 def test_senseless_wishes_are_named(options, fault):
     with pytest.raises(InputError, match=fault):
-        generate(build("gpt2"), *batch(PROMPTS), **{"max_new_tokens": 5} | options)
-    assert len(generate(build("gpt2"), *batch(PROMPTS), 54, eos_ids=())[3]) == 54, "the last of 64 positions is the last read"
+        generate(build("gpt2"), *batch_of(PROMPTS), **{"max_new_tokens": 5} | options)
+    assert len(generate(build("gpt2"), *batch_of(PROMPTS), 54, eos_ids=())[3]) == 54, "the last of 64 positions is the last read"
 
 
 def test_an_encoder_writes_nothing():
     with pytest.raises(InputError, match="Bert reads text and writes none"):
-        generate(load_backbone(MODELS / "bert_masked_lm"), *batch([[1, 2]]), 3)
+        generate(load_backbone(MODELS / "bert_masked_lm"), *batch_of([[1, 2]]), 3)
 
 
 # ------------------------------------------------------------------------------------------------ a real model

@@ -5,6 +5,7 @@ by reference/make_fixtures.py (always), and transformers itself on random config
 what needs no reference: padding, batch mates, attention by hand. Known-wrong variants must fail, each at its layer.
 """
 
+import functools
 import json
 import math
 import tempfile
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MODELS, first_difference, trace
+from conftest import MODELS, assert_padding_changes_nothing, batch_of, first_difference, trace
 from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import load_file
 
@@ -285,16 +286,6 @@ def test_a_wrong_last_layer_is_named_and_so_is_nan(stored):
 
 # ------------------------------------------------------------------------------------------------ padding and rows
 
-def batch_of(texts, side, pad, width=None):
-    """Lists of ids -> ids, mask (B, T), padded on the "left" or "right" to `width` or the longest."""
-    width = width or max(map(len, texts))
-    ids, mask = torch.full((len(texts), width), pad), torch.zeros(len(texts), width, dtype=torch.long)
-    for row, text in enumerate(texts):
-        place = slice(0, len(text)) if side == "right" else slice(width - len(text), width)
-        ids[row, place], mask[row, place] = torch.tensor(text), 1
-    return ids, mask
-
-
 def states(model, texts, side="right", pad=0, width=None):
     """Hidden states of the real tokens of each text of a batch: [(T, D), ...]."""
     ids, mask = batch_of(texts, side, pad, width)
@@ -310,16 +301,7 @@ def test_padding_and_batch_mates_change_nothing(name, dtype, tolerance):
     draw = torch.Generator().manual_seed(0)
     texts = [torch.randint(model.config["vocab_size"], (length,), generator=draw).tolist() for length in (5, 11, 1, 8)]
     texts[0][2] = texts[1][-1] = texts[3][0] = model.config.get("pad_token_id", 0)      # a text may hold it as a token
-    alone = [states(model, [text])[0] for text in texts]
-    ways = {"padded right": states(model, texts), "padded left": states(model, texts, "left"),
-            "padded far": states(model, texts, "left", width=60),
-            "other ids in the padding": states(model, texts, pad=9),
-            "ids beyond the vocabulary in the padding": states(model, texts, pad=10**6),
-            "other mates": [states(model, [text, texts[1][:3], text[::-1]], "left")[0] for text in texts]}
-    for way, found in ways.items():
-        for number, (a, b) in enumerate(zip(alone, found)):
-            apart = (a - b).abs().max()
-            assert apart <= tolerance, f"{name}: text {number} alone and {way}: {apart:.2g} apart"
+    assert_padding_changes_nothing(name, functools.partial(states, model), texts, tolerance)
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -9,6 +9,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import batch_of
 from hypothesis import given, settings, strategies as st
 from test_families import CONFIGS, spread
 
@@ -30,14 +31,6 @@ def build(name):
     return model
 
 
-def batch(rows):
-    """Lists of ids -> ids, mask (B, T), padded on the right."""
-    ids, mask = (torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long) for _ in range(2))
-    for row, tokens in enumerate(rows):
-        ids[row, :len(tokens)], mask[row, :len(tokens)] = torch.tensor(tokens), 1
-    return ids, mask
-
-
 def reference(model, folder):
     """transformers' model of the same weights."""
     transformers = pytest.importorskip("transformers", reason="transformers' own losses are the reference")
@@ -54,7 +47,7 @@ def assert_equal(name, ours, theirs):
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_masked_words_cost_what_transformers_says(name, tmp_path):
-    model, (ids, mask) = build(name), batch(ROWS)
+    model, (ids, mask) = build(name), batch_of(ROWS)
     theirs = reference(model, tmp_path)
     torch.manual_seed(0)
     corrupted, chosen = corrupt(ids, mask, {2, 3}, 4, 60, share=0.4)
@@ -65,7 +58,7 @@ def test_masked_words_cost_what_transformers_says(name, tmp_path):
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_the_next_word_costs_what_transformers_says(name, tmp_path):
-    model, (ids, mask) = build(name), batch(ROWS)
+    model, (ids, mask) = build(name), batch_of(ROWS)
     theirs = reference(model, tmp_path)
     labels = torch.where(mask.bool(), ids, -100)
     assert_equal(name, causal_lm_loss(model, ids, mask), theirs(input_ids=ids, attention_mask=mask, labels=labels).loss)
@@ -78,11 +71,11 @@ def test_the_next_word_costs_what_transformers_says(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["t5", "flan-t5", "ul2"])
 def test_missing_spans_cost_what_transformers_says(name, tmp_path):
-    model, (ids, mask) = build(name), batch(ROWS)
+    model, (ids, mask) = build(name), batch_of(ROWS)
     theirs = reference(model, tmp_path)
     pairs = [corrupt_spans(row, range(70, 60, -1), 3, seed=number, share=0.4) for number, row in enumerate(ROWS)]
-    source, source_mask = batch([source for source, _ in pairs])
-    target, target_mask = batch([target for _, target in pairs])
+    source, source_mask = batch_of([source for source, _ in pairs])
+    target, target_mask = batch_of([target for _, target in pairs])
     ours = text_to_text_loss(model, source, source_mask, target, target_mask)
     labels = torch.where(target_mask.bool(), target, -100)
     assert_equal(name, ours, theirs(input_ids=source, attention_mask=source_mask, labels=labels).loss)
@@ -90,7 +83,7 @@ def test_missing_spans_cost_what_transformers_says(name, tmp_path):
 
 def test_the_padding_side_changes_no_loss():
     for name in DECODERS:
-        model, (ids, mask) = build(name), batch(ROWS)
+        model, (ids, mask) = build(name), batch_of(ROWS)
         left = torch.stack([row.roll(int((m == 0).sum())) for row, m in zip(ids, mask)])
         left_mask = torch.stack([m.roll(int((m == 0).sum())) for m in mask])
         apart = (causal_lm_loss(model, ids, mask) - causal_lm_loss(model, left, left_mask)).abs()

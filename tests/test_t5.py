@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MODELS, first_difference
+from conftest import MODELS, batch_of, first_difference
 from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -374,16 +374,6 @@ def test_known_wrong_variants_fail_at_their_step(wrong, name, step, stored, monk
 
 
 # ------------------------------------------------------------------------------------------------ padding and causality
-
-def batch_of(texts, side, pad=0, width=None):
-    """Lists of ids -> ids, mask (B, T), padded on the "left" or "right" to `width` or the longest."""
-    width = width or max(map(len, texts))
-    ids, mask = torch.full((len(texts), width), pad), torch.zeros(len(texts), width, dtype=torch.long)
-    for row, text in enumerate(texts):
-        place = slice(0, len(text)) if side == "right" else slice(width - len(text), width)
-        ids[row, place], mask[row, place] = torch.tensor(text), 1
-    return ids, mask
-
 
 def states(body, pairs, side="right", target_side="right", pad=0, width=None):
     """For each (source, target): memory and decoder states of the real tokens, one after the other (S + T, D)."""

@@ -54,7 +54,20 @@ class MaskedLMHead(nn.Module):
         return self.norm(self.activation(self.dense(hidden))) @ embeddings.T + self.bias
 
 
-class Bert(Backbone):
+class Encoder(Backbone):
+    """What the encoders share: token types, and a masked-LM head whose last matrix is the word embeddings."""
+
+    def states(self, ids, mask, types=None):
+        return self(ids, mask, types)
+
+    def logits(self, hidden):
+        """hidden (..., D) -> scores over the vocabulary (..., V); needs a checkpoint with a masked-LM head."""
+        if self.lm_head is None:
+            raise InputError("this checkpoint has no masked-LM head: load one that was saved with it (*ForMaskedLM)")
+        return self.lm_head(hidden, self.word_embeddings.weight)
+
+
+class Bert(Encoder):
     """The BERT body: ids -> one vector for each token, and, where the checkpoint has it, the masked-LM head."""
 
     FIELDS = dict(vocab_size=REQUIRED, hidden_size=REQUIRED, num_hidden_layers=REQUIRED, num_attention_heads=REQUIRED,
@@ -144,15 +157,6 @@ class Bert(Backbone):
         for layer in self.layers:
             x = layer(x, rows)
         return rows.spread(x)                                                                       # (B, T, D)
-
-    def states(self, ids, mask, types=None):
-        return self(ids, mask, types)
-
-    def logits(self, hidden):
-        """hidden (..., D) -> scores over the vocabulary (..., V); needs a checkpoint with a masked-LM head."""
-        if self.lm_head is None:
-            raise InputError("this checkpoint has no masked-LM head: load one that was saved with it (*ForMaskedLM)")
-        return self.lm_head(hidden, self.word_embeddings.weight)
 
 
 class Roberta(Bert):

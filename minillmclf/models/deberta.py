@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import InputError
-from .backbone import Backbone
-from .bert import BertLayer, MaskedLMHead
+from .bert import BertLayer, Encoder, MaskedLMHead
 from .config import REQUIRED, choose, read_config
 from .layers import ACTIVATIONS, merge_heads, split_heads
 
@@ -124,7 +123,7 @@ class DebertaLayer(BertLayer):
         return self.mlp_norm(x + self.dropout(self.down_proj(self.activation(self.up_proj(x)))))   # (N, D)
 
 
-class Deberta(Backbone):
+class Deberta(Encoder):
     """The DeBERTa body: ids -> one vector for each token, and, where the checkpoint has it, the masked-LM head."""
 
     # The defaults are transformers': a config.json that is silent about relative_attention means a model without.
@@ -248,15 +247,6 @@ class Deberta(Backbone):
         for layer in self.layers:
             x = layer(x, rows, table, column)
         return rows.spread(x)                                                                       # (B, T, D)
-
-    def states(self, ids, mask, types=None):
-        return self(ids, mask, types)
-
-    def logits(self, hidden):
-        """hidden (..., D) -> scores over the vocabulary (..., V); needs a checkpoint with a masked-LM head."""
-        if self.lm_head is None:
-            raise InputError("this checkpoint has no masked-LM head: load one that was saved with it (*ForMaskedLM)")
-        return self.lm_head(hidden, self.word_embeddings.weight)
 
 
 def check_config(c, where):
