@@ -799,7 +799,7 @@ BAD_MODEL = {
     "another shape": (tensors(lambda t: t.update({BODY: torch.ones(2, 2)})), [BODY, "(2, 2)", "(32, 48)"]),
     "whole numbers": (tensors(lambda t: t.update({BODY: torch.ones(32, 48, dtype=torch.int64)})), [BODY, "int64"]),
     "not a number": (tensors(lambda t: t[BODY].view(-1)[3:4].fill_(float("nan"))), [BODY, "not finite"]),
-    "model_type": (config(model_type="gpt2"), ["config.json", "'gpt2'", "supported: bert, roberta"]),
+    "model_type": (config(model_type="gpt2"), ["config.json", "'mamba'", "supported: bert, roberta"]),
     "no model_type": (write("config.json", b"{}"), ["config.json", "model_type", "supported: bert, roberta"]),
     "model_type of another kind": (config(model_type=["bert"]), ["config.json", "model_type"]),
     "other maths": (config(position_embedding_type="relative_key"), ["config.json", "'relative_key'", "'absolute'"]),

@@ -35,6 +35,7 @@ def read_config(config, fields, fixed, where, inert=()):
         if kind := wrong_kind(config[key], fields[key]):
             faults.append(f"{key} = {config[key]!r} (should be {kind})")
     if faults:
+        faults = faults if len(faults) <= 6 else [*faults[:6], f"and {len(faults) - 6} more"]
         raise InputError(f"{where}: " + "; ".join(faults) + f". Known fields: {', '.join(fields)}")
     return {key: config.get(key, default) for key, default in fields.items()}
 
