@@ -165,11 +165,18 @@ def tie_of(name, table):
     return next((table.ties[candidate] for candidate in spelled(name, table) if candidate in table.ties), None)
 
 
-def fill(model, checkpoint, table, fresh=(), dtype=torch.float32):
+def place(model, path, tensor):
+    """Make `tensor` the parameter at `path`."""
+    module, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))
+
+
+def fill(model, checkpoint, table, fresh=(), dtype=torch.float32, place=place):
     """Put a checkpoint's tensors into `model` by its rename table -> Report.
 
     fresh: patterns (regex) of parameters that may be absent from the file and then keep their new values. A model that
     was built on the "meta" device, without memory, gets each tensor as it is read, so none ever exists twice.
+    place(model, path, tensor): what is done with a tensor that was read (tuning/quant.py puts it into four bits).
     Raises InputError with every fault found; `model` is then unusable.
     """
     parameters, report, faults, filled = dict(model.named_parameters()), Report(), [], {}
@@ -194,7 +201,7 @@ def fill(model, checkpoint, table, fresh=(), dtype=torch.float32):
     report.fresh = [p for p in parameters if p not in filled]
     faults += [f"nothing in the file fills {p} {tuple(parameters[p].shape)}" for p in report.fresh
                if not any(re.match(pattern, p) for pattern in fresh)]
-    faults = faults or place_tensors(model, checkpoint, report, table, dtype)
+    faults = faults or place_tensors(model, checkpoint, report, table, dtype, place)
     if faults:
         raise InputError(f"{checkpoint.folder}: {len(faults)} faults: " + "; ".join(faults))
     return report
@@ -206,19 +213,17 @@ def shape_fault(name, shape, ours, parameter, turned):
     return [] if shape == expected else [f"{name!r} is {shape}, {ours} is {expected}"]
 
 
-def place_tensors(model, checkpoint, report, table, dtype):
+def place_tensors(model, checkpoint, report, table, dtype, place):
     """Fill in the values; -> faults: tensors that are no (finite) floats, ties that are not equal."""
     faults = []
     for name, ours in report.loaded.items():
         tensor = checkpoint.tensor(name)
         if not tensor.is_floating_point():
             faults.append(f"{name!r} holds {tensor.dtype}, floats are expected")
-        elif not tensor.isfinite().all():
+        elif tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():       # NaN passes through min and max
             faults.append(f"{name!r} holds values that are not finite")
         else:
-            module, leaf = ours.rpartition(".")[::2]
-            tensor = (tensor.T if table.turned(ours) else tensor).to(dtype).contiguous()
-            setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))
+            place(model, ours, (tensor.T if table.turned(ours) else tensor).to(dtype).contiguous())
     for name, ours in report.tied.items():
         if not faults and not torch.equal(checkpoint.tensor(name).to(dtype), model.get_parameter(ours)):
             faults.append(f"{name!r} should be tied to {ours}, but its values differ")
@@ -238,10 +243,10 @@ def export(model, table):
     return tensors
 
 
-def write_checkpoint(folder, config, tensors, dtype=torch.float32, shard_bytes=SHARD_BYTES):
+def write_checkpoint(folder, config, tensors, dtype=torch.float32, shard_bytes=SHARD_BYTES, keep=()):
     """Save config.json and model.safetensors, or shards of at most `shard_bytes` and their index if it would be larger.
 
-    Each file is replaced whole or left as it was; what an earlier model left in the folder is removed at the end.
+    dtype: of all floats but those named in `keep`. Each file is replaced whole or left as it was; what an earlier model left in the folder is removed at the end.
     """
     folder = Path(folder)
     config = {**config, "dtype": str(dtype).removeprefix("torch.")}
@@ -249,7 +254,9 @@ def write_checkpoint(folder, config, tensors, dtype=torch.float32, shard_bytes=S
     shards = cut_shards(tensors, dtype.itemsize, shard_bytes)
     files = shard_names(len(shards))
     for file, names in zip(files, shards):
-        write_tensors(folder / file, {name: tensors[name].to("cpu", dtype) for name in names}, {"format": "pt"})
+        part = {name: tensors[name].cpu() if name in keep or not tensors[name].is_floating_point() else
+                tensors[name].to("cpu", dtype) for name in names}
+        write_tensors(folder / file, part, {"format": "pt"})
     if len(files) > 1:
         total = sum(tensor.numel() for tensor in tensors.values())
         index = {"metadata": {"total_size": total * dtype.itemsize, "total_parameters": total},
