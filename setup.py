@@ -9,6 +9,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["minillmclf", "minillmclf.*"]),
     package_data={"minillmclf": ["datasets/*.csv", "datasets/*.txt"]},
-    install_requires=["torch>=2.11,<2.14", "safetensors>=0.5", "numpy", "regex", "sentencepiece>=0.2", "tqdm"],
-    extras_require={"test": ["pytest", "hypothesis", "transformers>=5", "tokenizers", "protobuf"]},
+    install_requires=["torch>=2.11,<2.14", "safetensors>=0.5", "numpy", "regex", "sentencepiece>=0.2", "tqdm",
+                      "bitsandbytes>=0.50,<0.51"],
+    extras_require={"test": ["pytest", "hypothesis", "transformers>=5", "tokenizers", "protobuf", "peft>=0.21", "accelerate"]},
 )

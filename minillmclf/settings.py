@@ -16,7 +16,19 @@ class Settings:
     model: str = setting("mini-bert", "a Hugging Face folder, or the name of one in checkpoints/")
     data: str = setting("tickets", "a .csv/.tsv/.jsonl file, a folder with train/dev/test files, or a bundled set's name")
     out: str = setting("", "folder of the run (default: runs/MODEL-DATA-METHOD-SEED)")
-    method: str = setting("full", "which weights learn: full, head, or last-N (the N highest blocks and the head)")
+    method: str = setting("full", "which weights learn: full, head, last-N (the N highest blocks and the head), bitfit, lora, "
+                                  "dora, qlora, houlsby, pfeiffer, prefix or prompt; what is said of adapters below is for these")
+    rank: int = setting(8, "lora, dora, qlora: rank of an update")
+    alpha: float = setting(16.0, "lora, dora, qlora: an update is multiplied with alpha / rank")
+    adapter_dropout: float = setting(0.0, "lora, dora, qlora: dropout on what an update reads")
+    rank_stabilised: str = setting("off", "lora, dora, qlora: on divides alpha by sqrt(rank)", choices=["off", "on"])
+    targets: str = setting("", "lora, dora, qlora: names of linear layers with commas between, all-linear, or a regular "
+                               "expression for whole paths (default: queries and values)")
+    bias: str = setting("none", "lora, dora, qlora: which biases learn besides", choices=["none", "all", "lora_only"])
+    quantise: str = setting("nf4", "qlora: the 4-bit numbers of the frozen layers", choices=["nf4", "fp4"])
+    adapter_size: int = setting(32, "houlsby, pfeiffer: width in the middle of a bottleneck")
+    virtual_tokens: int = setting(20, "prefix, prompt: tokens before every text")
+    projection: str = setting("off", "prefix: on makes keys and values by a small network while they learn", choices=["off", "on"])
     readout: str = setting("head", "how a class is read out", choices=["head"])
     pool: str = setting("family", "how a text's vectors become one: family (the head that transformers has), or plainly "
                                   "first, mean, max, last", choices=["family", "first", "mean", "max", "last"])
@@ -39,6 +51,12 @@ class Settings:
     label_smoothing: float = setting(0.0, "share of the target spread over all classes")
     class_weights: str = setting("none", "balanced weighs a class by rows / (classes x its rows)", choices=["none", "balanced"])
     layer_decay: float = setting(1.0, "a layer one step lower learns so many times as fast (1: all alike)")
+    optimizer: str = setting("adamw", "adamw, or of the package bitsandbytes: adamw8bit holds its state in 8 bits, "
+                                      "paged-adamw lends it to the CPU's memory where the GPU's is short",
+                             choices=["adamw", "adamw8bit", "paged-adamw"])
+    checkpointing: str = setting("off", "on keeps only the input of each block and computes its inside again for the "
+                                        "gradients: less memory, about a third slower, the same numbers",
+                                 choices=["off", "on"])
     precision: str = setting("fp32", "bf16 uses autocast: for GPUs", choices=["fp32", "bf16"])
     metric: str = setting("accuracy", "which dev metric chooses the best epoch",
                           choices=["accuracy", "macro_f1", "log_loss", "ece"])
@@ -47,6 +65,8 @@ class Settings:
     save_every: int = setting(100, "steps between two states on disk")
     seed: int = setting(0, "of the new head, the order of rows, dropout, and a split made here")
     device: str = setting("auto", "auto, cpu, cuda, ...")
+    parallel: str = setting("ddp", "under torchrun: ddp gives each process a whole model, fsdp a share of every block",
+                            choices=["ddp", "fsdp"])
 
     def check(self):
         """Raise InputError for values that make no sense. -> self"""
@@ -54,11 +74,11 @@ class Settings:
             choices = f.metadata.get("choices")
             if choices and getattr(self, f.name) not in choices:
                 raise InputError(f"--{f.name.replace('_', '-')} {getattr(self, f.name)}: known are {', '.join(choices)}")
-        rules = {"1 or more": (lambda v: v >= 1, "epochs batch_size eval_batch_size save_every"),
+        rules = {"1 or more": (lambda v: v >= 1, "epochs batch_size eval_batch_size save_every rank adapter_size virtual_tokens"),
                  "0 or more": (lambda v: v >= 0, "rows_per_class max_length min_steps batch_tokens micro_batch_size "
                                                  "weight_decay clip patience"),
-                 "more than 0": (lambda v: v > 0, "lr"),
-                 "from 0 to below 1": (lambda v: 0 <= v < 1, "warmup label_smoothing"),
+                 "more than 0": (lambda v: v > 0, "lr alpha"),
+                 "from 0 to below 1": (lambda v: 0 <= v < 1, "warmup label_smoothing adapter_dropout"),
                  "above 0 and not above 1": (lambda v: 0 < v <= 1, "layer_decay"),
                  "from 0 to 2**63 - 1": (lambda v: 0 <= v < 2**63, "seed")}
         for words, (holds, names) in rules.items():
@@ -68,8 +88,10 @@ class Settings:
         return self
 
     def decisive(self):
-        """The settings that the result depends on; a run may only be continued with the same ones."""
-        return {k: v for k, v in asdict(self).items() if k not in ("out", "save_every", "device")}
+        """The settings that the result depends on; a run may only be continued with the same ones. On what it is computed
+        (device, processes, with which memory) changes a result by rounding only, and where dropout draws."""
+        free = ("out", "save_every", "device", "parallel", "checkpointing")
+        return {k: v for k, v in asdict(self).items() if k not in free}
 
 
 def add_settings(parser, names=None):

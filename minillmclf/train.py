@@ -6,13 +6,16 @@ Without arguments: the shipped checkpoint mini-bert on the bundled data set tick
 
 The run folder holds run.json (all settings, data hash, versions, results), metrics.jsonl (a line for each epoch),
 predictions.csv, and the model as a Hugging Face folder. A run that was stopped, by Ctrl-C or worse, goes on when the same
-command is given again, and ends bit for bit as if nothing had happened.
+command is given again, and ends bit for bit as if nothing had happened. On several GPUs, or cores, of one machine:
+
+  torchrun --nproc-per-node 2 -m minillmclf.train --data my.csv
 """
 import argparse
 import csv
 import io
 import json
 import platform
+import re
 import random
 import sys
 import time
@@ -61,16 +64,28 @@ def build(s, labels):
     import torch
 
     from .classify.classifier import Classifier
-    from .tuning import choose_weights
+    from .tuning import tune
+    if s.method == "qlora" and s.weights != "pretrained":
+        raise InputError("--method qlora --weights random: there is nothing to learn in random weights that are frozen")
     model = Classifier.from_backbone(s.model, labels, s.readout, s.pool, s.max_length or None, s.seed,
-                                     pretrained=s.weights == "pretrained")
-    trainable, total = choose_weights(model, s.method)
+                                     pretrained=s.weights == "pretrained", quantise=s.quantise if s.method == "qlora" else None)
+    trainable, total = tune(model, recipe_of(s), s.seed)
     device = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=device).item()               # fails where a device is only a name
         return model.to(device), trainable, total
     except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"--device {s.device}: {str(error).splitlines()[0]}") from None
+
+
+def recipe_of(s):
+    """The part of the settings that says how to tune, as tuning.tune has it."""
+    from .tuning import OPTIONS
+    targets = s.targets.split(",") if re.fullmatch(r"[\w.]+(,[\w.]+)*", s.targets) else s.targets or None
+    numbers = {"rank": s.rank, "alpha": s.alpha, "dropout": s.adapter_dropout, "rank_stabilised": s.rank_stabilised == "on",
+               "targets": s.targets if s.targets == "all-linear" else targets, "bias": s.bias, "quantise": s.quantise,
+               "size": s.adapter_size, "tokens": s.virtual_tokens, "projection": s.projection == "on"}
+    return {"method": s.method, **{name: numbers[name] for name in OPTIONS.get(s.method, ())}}
 
 
 def encode(model, examples):
@@ -166,7 +181,8 @@ def open_run(s, folder, data, overwrite):
 
 def clear(folder):
     """Remove what an earlier run left in the folder, its record first."""
-    for name in ("run.json", "metrics.jsonl", "predictions.csv", "model.safetensors", "state.safetensors", "best.safetensors"):
+    for name in ("run.json", "metrics.jsonl", "predictions.csv", "model.safetensors", "state.safetensors", "best.safetensors",
+                 "tuned.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/minillmclf.json"):
         if (folder / name).exists():
             (folder / name).unlink()
 
@@ -191,7 +207,8 @@ def learn(s, model, data, folder, say):
     from tqdm import tqdm
 
     from .files import write_text
-    from .training.loop import fit
+    from .training import parallel
+    from .training.loop import fit, plan_epochs
     train, dev = encode(model, data.train)[0], encode(model, data.dev)[0]
     weights = balanced(train.labels, len(model.labels)) if s.class_weights == "balanced" else None
     started = time.time()
@@ -206,20 +223,29 @@ def learn(s, model, data, folder, say):
             bar.clear()
             say(f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  dev " + "  ".join(
                 f"{name} {line[name]:.3f}" for name in ("accuracy", "macro_f1", "log_loss", "ece")))
-        progress = fit(model, train, dev, s, folder, stop, weights, on_step, on_epoch)
-    if progress is not None:
+
+        def on_finding(line):
+            bar.clear()
+            say(line)
+        progress = fit(model, train, dev, s, folder, stop, weights, on_step, on_epoch, on_finding)
+    if progress is not None and parallel.first():
         write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in progress["history"]))
-    seconds, steps = time.time() - started, bar.n - bar.initial
-    return progress, {"train_seconds": round(seconds, 1), "seconds_per_step": round(seconds / max(1, steps), 4)}
+    seconds, steps = time.time() - started, sum(plan_epochs(train, s), [])[bar.initial:bar.n]
+    return progress, {"train_seconds": round(seconds, 1), "seconds_per_step": round(seconds / max(1, len(steps)), 4),
+                      "examples_per_second": round(sum(map(len, steps)) / seconds, 1)}
 
 
 def finish(s, model, data, folder, record, progress, timing):
     """Test, compare with the baselines, save everything; the training state is removed last."""
     from .files import write_text
+    from .training import parallel
     from .training.metrics import evaluate
     split = "test" if data.test else "dev"
     rows, _ = encode(model, getattr(data, split))
-    probabilities = model.scores(rows.encoded, s.eval_batch_size).softmax(-1).numpy()
+    probabilities = parallel.scores(model, rows.encoded, s.eval_batch_size).softmax(-1).numpy()
+    parallel.gather(model)
+    if not parallel.first():
+        return record
     own = evaluate(probabilities, rows.labels, model.labels)
     results = {**baselines(data), f"{Path(s.model).name}, {s.method}": own}
     model.save(folder)
@@ -235,10 +261,12 @@ def finish(s, model, data, folder, record, progress, timing):
 def show_record(record, labels, rows, folder):
     """Print a finished run: the final table and where things lie."""
     timing = record["timing"]
+    speed = f"{timing['examples_per_second']:.0f} examples a second, " if "examples_per_second" in timing else ""
     print("\n" + "\n".join(table(record["results"], labels, record["split"], rows)))
     print(f"\nbest epoch {record['best_epoch']}; {record['parameters']['trainable']:,} of {record['parameters']['total']:,} "
-          f"parameters trained; {timing['train_seconds']} s, {timing['seconds_per_step'] * 1000:.0f} ms a step, peak memory "
-          f"{timing['peak_memory_mb']} MB\nsaved in {folder}; try:  python -m minillmclf.predict --model {folder} \"a text\"")
+          f"parameters trained; {timing['train_seconds']} s, {timing['seconds_per_step'] * 1000:.0f} ms a step, {speed}"
+          f"peak memory {timing['peak_memory_mb']} MB\nsaved in {folder}; try:  "
+          f"python -m minillmclf.predict --model {folder} \"a text\"")
 
 
 def train_run(s, data, folder, overwrite=False, say=print):
@@ -247,21 +275,36 @@ def train_run(s, data, folder, overwrite=False, say=print):
     overwrite: start anew although the folder holds a run; say: called with what a person should read on the way.
     """
     from .files import write_text
+    from .training import parallel
+    from .training.recompute import recompute_blocks
     model, trainable, total = build(s, data.labels)
+    parallel.spread(model, s.parallel)
+    if s.checkpointing == "on":
+        recompute_blocks(model)
     report = diagnose(model, data)
     say("\n".join(report.lines()))
     say(f"\n{s.model}: {model.report.line() if s.weights == 'pretrained' else 'random weights'}; "
         f"{trainable:,} of {total:,} parameters will be trained")
     record = {"settings": asdict(s), "finished": False, "data": {**data.source, "rows": report.rows, "labels": data.labels},
               "doctor": report.as_dict(), "versions": versions(), "parameters": {"trainable": trainable, "total": total}}
-    if overwrite or not (folder / "run.json").exists():    # only now: a run that cannot begin costs no earlier one
-        clear(folder)
-    write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    parallel.wait()                                        # until all have seen what lies in the folder
+    if parallel.first():
+        if overwrite or not (folder / "run.json").exists():    # only now: a run that cannot begin costs no earlier one
+            clear(folder)
+        write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    parallel.wait()
     progress, timing = learn(s, model, data, folder, say)
     return progress and finish(s, model, data, folder, record, progress, timing)
 
 
 def main(arguments=None):
+    from .training.launch import together
+    with together():
+        return carry_out(arguments)
+
+
+def carry_out(arguments):
+    """The command, in one process of however many there are -> exit code."""
     flags = vars(parse(arguments))
     config, overwrite = flags.pop("config"), flags.pop("overwrite")
     s = read_settings(flags, config)
@@ -276,7 +319,8 @@ def main(arguments=None):
     if record is None:
         raise Stopped(f"stopped; the state is saved in {folder}. "
                       f"The same command{' without --overwrite' * overwrite} goes on from there.")
-    show_record(record, data.labels, len(getattr(data, record["split"])), folder)
+    if record["finished"]:                                 # in the first process; the others leave all writing to it
+        show_record(record, data.labels, len(getattr(data, record["split"])), folder)
     return 0
 
 

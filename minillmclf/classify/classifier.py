@@ -1,7 +1,8 @@
 """A classifier: backbone + readout + tokenizer + the names of its classes. It is built, saved, loaded and asked here.
 
 What `save` writes is a Hugging Face folder: transformers' AutoModelForSequenceClassification gives the same logits and
-the same label names, and what transformers saves, `load` reads.
+the same label names, and what transformers saves, `load` reads. Where a method keeps what it learns apart from the base
+(tuning/), it writes that alone, and `load` puts both together again.
 """
 import math
 
@@ -9,11 +10,16 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..files import find_model
 from ..models import build_backbone, fresh_weights
-from ..models.weights import Checkpoint, Table, export, fill, write_checkpoint
+from ..models.weights import Table, write_checkpoint
 from ..text.batch import collate, make_batches
 from ..text.prompt import fit
 from ..text.tokenizer import load_tokenizer
+from ..tuning import APART, peft_format
+from ..tuning.quant import Quantiser
+from ..tuning.quant_files import export_4bit, open_checkpoint, read_into
+from ..tuning.saved import TUNED, load_peft, load_tuned, save_tuned
 from .head import POOLINGS, build_head
 
 UNSAID = 512         # tokens of a text, where neither the model nor its tokenizer says how many it takes
@@ -25,31 +31,44 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone, self.head, self.tokenizer = backbone, head, tokenizer
         self.labels, self.config, self.max_length, self.pool = list(labels), config, max_length, pool
+        self.base = self.quantise = self.recipe = self.prompt = None      # of what it was built, and how it was tuned
 
     @classmethod
-    def from_backbone(cls, path, labels, readout="head", pool="family", max_length=None, seed=0, pretrained=True):
+    def from_backbone(cls, path, labels, readout="head", pool="family", max_length=None, seed=0, pretrained=True,
+                      quantise=None):
         """A new classifier on a pretrained body: the head's last layer is fresh, the same for the same seed.
 
         path: a Hugging Face folder; labels: names in class order; pool: "family" for the head that transformers has,
         or first, mean, max, last; max_length: tokens of a text, specials included (default: what the model can take);
-        pretrained=False takes only the architecture and the tokenizer, all weights are fresh.
+        pretrained=False takes only the architecture and the tokenizer, all weights are fresh. quantise: "nf4" or "fp4"
+        puts the body's linear layers into four bits as they are read; they are frozen then (tuning/quant.py).
         """
         if readout != "head":
             raise InputError(f"readout {readout!r} is not built; built: head")
         check_labels(labels)
-        checkpoint = Checkpoint(path)
+        checkpoint = open_checkpoint(path)
         self = cls.empty(checkpoint, labels, pool, max_length)
+        self.base, self.quantise = str(path), quantise
         fresh_weights(self.head, seed)
-        if pretrained:
-            self.report = fill(self, checkpoint, self.table(with_classes=False), fresh=["head\\."])
-        else:
+        if not pretrained:
             fresh_weights(self.backbone.to_empty(device="cpu"), seed)
+            return self.eval()
+        whole = self.backbone.KEPT_WHOLE
+        placer = Quantiser(lambda path: path.rpartition(".")[2] not in whole, quantise) if quantise else None
+        self.report = read_into(self, checkpoint, self.table(with_classes=False), ["head\\."], **({"place": placer} if placer else {}))
+        self.kept_whole = placer.report(self)[1] if placer else []
         return self.eval()
 
     @classmethod
-    def load(cls, path):
-        """A classifier from a run folder or a Hugging Face folder with a classification head, in eval mode."""
-        checkpoint = Checkpoint(path)
+    def load(cls, path, base=None):
+        """A classifier from a run folder, a Hugging Face folder with a classification head, or an adapter folder of PEFT,
+        in eval mode. base: where the base of such an adapter lies now, if not where the adapter says."""
+        folder = find_model(path)
+        if (folder / TUNED).exists():
+            return load_tuned(folder, cls.from_backbone)
+        if (folder / peft_format.CONFIG).exists():
+            return load_peft(folder, cls.from_backbone, base)
+        checkpoint = open_checkpoint(path)
         where = checkpoint.folder / "config.json"
         settings = checkpoint.config.get("minillmclf", {})
         if not isinstance(settings, dict) or settings.get("pool", "family") not in ("family", *POOLINGS):
@@ -63,7 +82,7 @@ class Classifier(nn.Module):
         if last not in checkpoint:
             raise InputError(f"{path}: no classification head in it (no tensor {last}): fine-tune it first with "
                              f"python -m minillmclf.train --model {path}")
-        self.report = fill(self, checkpoint, self.table())
+        self.report = read_into(self, checkpoint, self.table())
         return self.eval()
 
     @classmethod
@@ -92,19 +111,27 @@ class Classifier(nn.Module):
         return Table(names, ties, (*body.spellings, ("", prefix)), body.transposed, body.title)
 
     def save(self, path):
-        """Write config.json, model.safetensors and the tokenizer's files; each is replaced whole or left as it was."""
+        """Write config.json, model.safetensors and the tokenizer's files; each is replaced whole or left as it was. What was
+        tuned beside its base goes into tuned.json and adapter/ instead."""
+        if self.recipe is not None and self.recipe["method"] in APART:
+            return save_tuned(self, path)
+        tensors, quantised = export_4bit(self, self.table())
         kind = getattr(self.head, "ARCHITECTURE", self.backbone.ARCHITECTURES["classifier"])
         config = {**self.config, "architectures": [kind], "problem_type": "single_label_classification",
                   "id2label": {str(i): name for i, name in enumerate(self.labels)},
                   "label2id": {name: i for i, name in enumerate(self.labels)},
                   "minillmclf": {"pool": self.pool, "max_length": self.max_length}}
         config.pop("num_labels", None)
+        config |= {"quantization_config": quantised} if quantised else {}
         self.tokenizer.save(path)
-        write_checkpoint(path, config, export(self, self.table()))
+        write_checkpoint(path, config, tensors, keep=[name for name in tensors if ".weight." in name])
 
     def forward(self, batch):
         """Batch -> scores (B, C), before the softmax."""
-        return self.head(self.backbone.states(batch.ids, batch.mask, batch.types), batch.mask)
+        ids, mask, types = batch.ids, batch.mask, batch.types
+        if self.prompt is not None:
+            ids, mask, types = self.prompt.extend(ids, mask, types)
+        return self.head(self.backbone.states(ids, mask, types), mask)
 
     def encode(self, texts):
         """texts: strings, or tuples for pairs -> ([(ids, types)], how many texts were shortened to max_length)."""

@@ -32,17 +32,34 @@ class Backbone(nn.Module):
     SPELLINGS = ()              # (beginning in a file, beginning in NAMES), for files that spell their names otherwise
     TRANSPOSED = ()             # modules whose weight lies in the file as (in, out)
     CLASSIFIER_PREFIX = ""      # what a file with a classification head puts before every name of NAMES
+    KEPT_WHOLE = ()             # linear layers that keep their precision where the others are put into four bits
     BLOCKS = "layers"           # where the blocks are that `last-N` counts
 
     max_tokens, tied, head_dropout = None, False, 0.0
 
     def __init__(self):
         super().__init__()
-        self.prefix = None      # a module whose cache(B) holds keys and values that stand before every text (tuning/prefix.py)
+        self.prefix = None      # a module whose cache(B) holds keys and values of `tokens` that stand before every text
 
     def rows(self, mask):
         """The rows of a batch, mask (B, T); with a prefix, its keys and values are looked at too."""
         return Rows(mask) if self.prefix is None else CachedRows(mask, self.prefix.cache(len(mask)))
+
+    @property
+    def room(self):
+        """The longest text that it can take: max_tokens, less those of a prefix. None: any."""
+        return self.max_tokens if None in (self.max_tokens, self.prefix) else self.max_tokens - self.prefix.tokens
+
+    def beside(self):
+        """For messages about `room`."""
+        return "" if self.prefix is None else f" beside its prefix of {self.prefix.tokens} tokens"
+
+    def check_length(self, rows):
+        """InputError if a text needs more positions than there are; tokens that stand before it have some too."""
+        extra = int(rows.positions.max()) + 1 - self.max_tokens
+        if extra > 0:
+            raise InputError(f"a text of {self.room + extra} tokens is longer than the {self.room} positions of this "
+                             f"model{self.beside()}: set --max-length {self.room} or less")
 
     @classmethod
     def own_config(cls, config):

@@ -136,9 +136,7 @@ class Bert(Encoder):
 
     def embed(self, ids, rows, types):
         """ids (B, T) -> (N, D): word + position + token type, normalised."""
-        if int(rows.lengths.max()) > self.max_tokens:
-            raise InputError(f"a text of {int(rows.lengths.max())} tokens is longer than the {self.max_tokens} positions "
-                             f"of this model: set --max-length {self.max_tokens} or less")
+        self.check_length(rows)
         types = torch.zeros_like(ids) if types is None else types
         if int(types.max()) >= self.type_embeddings.num_embeddings:
             raise InputError(f"token type {int(types.max())}: this model has {self.type_embeddings.num_embeddings} token type(s), "

@@ -26,8 +26,8 @@ class Cache:
             self.keys.append(k)
             self.values.append(v)
         else:
-            self.keys[layer] = torch.cat([self.keys[layer], k], dim=2)
-            self.values[layer] = torch.cat([self.values[layer], v], dim=2)
+            self.keys[layer] = torch.cat([self.keys[layer].to(k.dtype), k], dim=2)       # a prefix learns in fp32
+            self.values[layer] = torch.cat([self.values[layer].to(v.dtype), v], dim=2)
         return self.keys[layer], self.values[layer]
 
     def keep(self, live):
@@ -52,10 +52,13 @@ class CachedRows(Rows):
         self.alike = bool(self.key_real.all())
         self.key_mask = None if self.alike else self.key_real[:, None, None, :]
         self.cache, self.layer = cache, -1
+        self.earlier = list(zip(cache.keys, cache.values))                              # of each layer, before this pass
         cache.mask = self.key_real
 
     def recall(self, k, v):
         self.layer += 1
+        if self.layer < len(self.earlier):          # a layer that is computed twice (training/recompute.py) adds once
+            self.cache.keys[self.layer], self.cache.values[self.layer] = self.earlier[self.layer]
         return self.cache.extend(self.layer, k, v)
 
 
@@ -143,6 +146,6 @@ def check_choice(max_new_tokens, temperature, top_k, top_p):
 def check_room(model, mask, max_new_tokens):
     """Prompt and answer together must fit into the model's positions."""
     longest = int(mask.sum(1).max())
-    if model.max_tokens is not None and longest + max_new_tokens - 1 > model.max_tokens:
-        raise InputError(f"{longest} tokens and {max_new_tokens} new ones are more than the {model.max_tokens} positions "
-                         f"of this model: shorten the prompt or lower max_new_tokens")
+    if model.room is not None and longest + max_new_tokens - 1 > model.room:
+        raise InputError(f"{longest} tokens and {max_new_tokens} new ones are more than the {model.room} positions "
+                         f"of this model{model.beside()}: shorten the prompt or lower max_new_tokens")

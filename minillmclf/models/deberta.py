@@ -54,20 +54,21 @@ def disentangled_attention(q, k, v, position_k, position_q, column, rows, heads,
     """Attention with scores for words and for offsets, each token over the real tokens of its own row.
 
     q, k, v: (N, H*d) packed. position_k, position_q: (P, H*d), the keys and queries of the P offsets in use; None: this
-    model has no such score. column: (B or 1, T, T), which of the P it is for query and key. -> (N, H*d).
+    model has no such score. column: (B or 1, T, S), which of the P it is for query and key. -> (N, H*d).
     """
     q, k, v = (split_heads(x, rows, heads) for x in (q, k, v))                           # (B, H, T, d)
+    k, v = rows.recall(k, v)                                                             # (B, H, S, d)
     terms = 1 + (position_k is not None) + (position_q is not None)
     scale = 1 / math.sqrt(q.shape[-1] * terms)
-    column = column.unsqueeze(1).expand(len(q), heads, -1, -1)                           # (B, H, T, T)
-    bias = q.new_zeros(1, 1, 1, q.shape[2])
+    column = column.unsqueeze(1).expand(len(q), heads, -1, -1)                           # (B, H, T, S)
+    bias = q.new_zeros(1, 1, 1, k.shape[2])
     # Scaled before the products: the sums of unscaled ones leave the range of fp16.
     if position_k is not None:
         offsets = position_k.unflatten(-1, (heads, -1)).transpose(0, 1) * scale          # (H, P, d)
-        bias = bias + (q @ offsets.mT).gather(-1, column)                                # (B, H, T, P) -> (B, H, T, T)
+        bias = bias + (q @ offsets.mT).gather(-1, column)                                # (B, H, T, P) -> (B, H, T, S)
     if position_q is not None:
         offsets = position_q.unflatten(-1, (heads, -1)).transpose(0, 1) * scale          # (H, P, d)
-        bias = bias + (offsets @ k.mT).gather(-2, column)                                # (B, H, P, T) -> (B, H, T, T)
+        bias = bias + (offsets @ k.mT).gather(-2, column)                                # (B, H, P, S) -> (B, H, T, S)
     if rows.key_mask is not None:
         bias = bias.masked_fill(~rows.key_mask, float("-inf"))
     return merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale), rows)
@@ -114,7 +115,7 @@ class DebertaLayer(BertLayer):
         return key(table) if "c2p" in self.terms else None, query(table) if "p2c" in self.terms else None
 
     def forward(self, x, rows, table, column):
-        """x: (N, D) packed, table: (P, D) the offsets in use, column: (B or 1, T, T) -> (N, D)."""
+        """x: (N, D) packed, table: (P, D) the offsets in use, column: (B or 1, T, S) -> (N, D)."""
         p = self.attention_dropout if self.training else 0.0
         position_k, position_q = self.project(self.dropout(table))                            # (P, D), for all rows
         seen = disentangled_attention(self.q_proj(x), self.k_proj(x), self.v_proj(x),         # the change from BERT
@@ -211,10 +212,7 @@ class Deberta(Encoder):
         """ids (B, T) -> (N, D): word, and position and token type where the model has them, normalised."""
         x = self.word_embeddings(rows.pack(ids))                                                    # (N, D)
         if self.position_embeddings is not None:
-            longest = int(rows.lengths.max())
-            if longest > self.max_tokens:
-                raise InputError(f"a text of {longest} tokens is longer than the {self.max_tokens} positions of this "
-                                 f"model: set --max-length {self.max_tokens} or less")
+            self.check_length(rows)
             x = x + self.position_embeddings(rows.positions)
         if self.type_embeddings is not None:
             types = torch.zeros_like(ids) if types is None else types
@@ -227,14 +225,15 @@ class Deberta(Encoder):
     def offsets(self, rows):
         """The rows of the table that this batch needs, and which of them each query needs for each key.
 
-        -> (P, D), normalised, and (B or 1, T, T) of numbers below P. The distances of all pairs are only 2L - 1 for a
-        longest text of L tokens, fewer if buckets join them.
+        -> (P, D), normalised, and (B or 1, T, S) of numbers below P. The distances of all pairs are only 2L - 1 for a
+        longest text of L tokens, fewer if buckets join them; more with a prefix, whose tokens stand before the text.
         """
-        longest, device = int(rows.lengths.max()), rows.grid.device
+        least, most, device = 1 - int(rows.lengths.max()), int(rows.positions.max()), rows.grid.device
         # On the CPU, so that one and the same logarithm chooses the buckets wherever the model is.
-        needed = table_row(torch.arange(1 - longest, longest, device="cpu"), self.buckets, self.most)    # (2L - 1,)
+        needed = table_row(torch.arange(least, most + 1, device="cpu"), self.buckets, self.most)     # (2L - 1,)
         needed, column = (x.to(device) for x in needed.unique(return_inverse=True))                  # (P,), (2L - 1,)
-        return self.rel_norm(self.rel_embeddings(needed)), column[rows.behind() + longest - 1]
+        behind = rows.behind().clamp(min=least)             # a padded query before its text may be farther from the end
+        return self.rel_norm(self.rel_embeddings(needed)), column[behind - least]
 
     def forward(self, ids, mask, types=None):
         """ids, mask, types: (B, T) -> hidden (B, T, D), zeros at padding. mask is 1 where a token is.

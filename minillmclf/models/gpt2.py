@@ -95,10 +95,7 @@ class GPT2(Decoder):
 
     def hidden(self, ids, rows, context=None):
         """ids (B, T) and their rows -> (N, D) packed. Positions count real tokens, wherever the padding stands."""
-        needed = int(rows.positions.max()) + 1
-        if needed > self.max_tokens:
-            raise InputError(f"a text of {needed} tokens is longer than the {self.max_tokens} positions of this model: "
-                             f"set --max-length {self.max_tokens} or less")
+        self.check_length(rows)
         x = self.dropout(self.word_embeddings(rows.pack(ids)) + self.position_embeddings(rows.positions))   # (N, D)
         for layer in self.layers:
             x = layer(x, rows)

@@ -214,6 +214,7 @@ class T5(Backbone):
     ARCHITECTURES = {"body": "T5Model", "lm_head": "T5ForConditionalGeneration",
                      "classifier": "T5ForSequenceClassification"}
     CLASSIFIER_PREFIX, BLOCKS = "transformer.", "decoder.layers"
+    KEPT_WHOLE = ("down_proj",)                                # it makes T5's largest numbers; transformers keeps it too
     SPELLINGS = ((CLASSIFIER_PREFIX, ""),)
     NAMES = BOTH_NAMES | mlp_names(wi="up_proj", wo="down_proj")
     LM_NAMES = {"lm_head": "lm_head"}

@@ -3,6 +3,8 @@
 The loop sees `model(batch) -> scores (B, C)` and a loss; it never asks how the scores come about. It may be killed at
 any moment: the next call with the same settings goes on from the last state on disk, and ends bit for bit where an
 uninterrupted run ends, because everything random in a step follows from (seed, step).
+
+It runs in one process, or in several under torchrun; what starts with `parallel.` does nothing in the first case.
 """
 import math
 from dataclasses import dataclass
@@ -13,8 +15,11 @@ import torch
 from ..errors import InputError
 from ..models.weights import open_tensors, write_tensors
 from ..text.batch import collate, make_batches
+from . import parallel
 from .checkpoint import load_state, save_state, seed_step
+from .doctor import Checkup
 from .metrics import better, evaluate
+from .nonfinite import first_nonfinite
 from .objectives import class_count, class_loss
 from .optim import build_optimizer, rate_factor, set_rate
 
@@ -37,39 +42,59 @@ def plan_epochs(train, s):
 def take_step(model, optimizer, train, rows, s, class_weights):
     """One optimiser step on the rows of one batch, in pieces of micro_batch_size rows -> the batch's mean loss.
 
-    Each piece's summed loss is divided by what the whole batch counts, so the pieces add up to the big batch's gradient.
+    Each piece's summed loss is divided by what the whole batch counts, so the pieces add up to the big batch's gradient,
+    also where several processes compute a share of the rows each.
     """
     device = next(model.parameters()).device
     weights = None if class_weights is None else class_weights.to(device)
     count = class_count(torch.tensor([train.labels[row] for row in rows], device=device), weights).to(device)
-    size, total = s.micro_batch_size or len(rows), 0.0
+    pieces, total = parallel.pieces(rows, s.micro_batch_size), 0.0
     optimizer.zero_grad(set_to_none=True)
-    for start in range(0, len(rows), size):
-        batch = collate(train.encoded, rows[start:start + size], labels=train.labels).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=s.precision == "bf16"):
+    for piece in pieces:
+        batch = collate(train.encoded, piece or rows[:1], labels=train.labels).to(device)
+        with autocast(s, device):
             scores = model(batch)
         loss = class_loss(scores, batch.labels, weights, s.label_smoothing) / count
+        if not piece:                                         # other processes have a row more: a borrowed one counts 0
+            loss = loss * 0
         loss.backward()
         total += loss.item()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    norm = torch.nn.utils.clip_grad_norm_(trained, s.clip if s.clip else float("inf"))
+    total, trained = parallel.add_up(total), [p for p in model.parameters() if p.requires_grad]
+    parallel.add_gradients(trained)
+    norm = parallel.whole(torch.nn.utils.clip_grad_norm_(trained, s.clip if s.clip else float("inf")))
     if not torch.isfinite(norm):
-        raise InputError(f"loss {total}, gradient norm {norm.item()}: training has diverged; lower --lr or set --precision fp32")
+        raise InputError(f"loss {total}, gradient norm {norm.item()}: training has diverged; lower --lr or set --precision "
+                         f"fp32{where_diverged(model, train, pieces, s, device)}")
     optimizer.step()
     return total
 
 
-def fit(model, train, dev, s, folder, stop=None, class_weights=None, on_step=None, on_epoch=None):
+def autocast(s, device):
+    """The precision of forward passes."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=s.precision == "bf16")
+
+
+def where_diverged(model, train, pieces, s, device):
+    """The module where numbers stopped being finite, as the end of a sentence."""
+    found = None
+    for piece in pieces:
+        with autocast(s, device):
+            found = found or first_nonfinite(model, collate(train.encoded, piece or [0], labels=train.labels).to(device))
+    return f"; {parallel.first_text(found) or 'the forward pass is finite: it arose in the loss or in the gradients'}"
+
+
+def fit(model, train, dev, s, folder, stop=None, class_weights=None, on_step=None, on_epoch=None, on_finding=None):
     """Train on `train`, choose the best epoch on `dev` -> progress: "history", one dict an epoch, and "best".
 
     model: Classifier; train, dev: Rows; s: Settings; folder: where state.safetensors and best.safetensors live;
     stop: object whose `.asked` ends the loop between two steps; on_step: called with (step, total, loss);
-    on_epoch: called with an epoch's line of the history.
+    on_epoch: called with a line of the history; on_finding: with what the gradient doctor says of the first steps.
     The model ends with its best weights. Returns None if it was stopped.
     """
     state, best = Path(folder) / "state.safetensors", Path(folder) / "best.safetensors"
-    optimizer = build_optimizer(model, s.lr, s.weight_decay, s.layer_decay)
+    optimizer = build_optimizer(model, s.lr, s.weight_decay, s.layer_decay, s.optimizer)
     progress = load_state(state, model, optimizer) or {"step": 0, "history": [], "best": None, "losses": []}
+    checkup = Checkup(model, optimizer)
     plan = plan_epochs(train, s)
     total, step = sum(map(len, plan)), 0
     for epoch, batches in enumerate(plan):
@@ -81,29 +106,34 @@ def fit(model, train, dev, s, folder, stop=None, class_weights=None, on_step=Non
             step += 1
             if step <= progress["step"]:
                 continue
-            seed_step(s.seed, step)
+            seed_step(parallel.own_seed(s.seed), step)
             set_rate(optimizer, rate_factor(step - 1, total, round(s.warmup * total), s.schedule))
             loss = take_step(model, optimizer, train, rows, s, class_weights)
             progress["step"] = step
             progress["losses"].append(loss)
+            for line in checkup.after_step():
+                if on_finding:
+                    on_finding(line)
             if on_step:
                 on_step(step, total, loss)
-            if step % s.save_every == 0 or (stop and stop.asked):
+            stopping = parallel.any_of(bool(stop and stop.asked))
+            if step % s.save_every == 0 or stopping:
                 save_state(state, model, optimizer, progress)
-            if stop and stop.asked:
+            if stopping:
                 return None
         finish_epoch(model, dev, s, progress, best)
         if on_epoch:
             on_epoch(progress["history"][-1])
         if s.patience and epoch + 1 - progress["best"]["epoch"] >= s.patience:
             break
+    parallel.wait()
     restore(model, best)
     return progress
 
 
 def finish_epoch(model, dev, s, progress, best):
     """Evaluate, write down, and keep the weights if they are the best so far."""
-    probabilities = model.scores(dev.encoded, s.eval_batch_size).softmax(-1).numpy()
+    probabilities = parallel.scores(model, dev.encoded, s.eval_batch_size).softmax(-1).numpy()
     epoch = len(progress["history"]) + 1
     record = {"epoch": epoch, "step": progress["step"], "train_loss": sum(progress["losses"]) / len(progress["losses"]),
               **evaluate(probabilities, dev.labels, model.labels)}
@@ -111,8 +141,9 @@ def finish_epoch(model, dev, s, progress, best):
     progress["history"].append(record)
     if better(s.metric, record[s.metric], progress["best"] and progress["best"][s.metric]):
         progress["best"] = {"epoch": epoch, s.metric: record[s.metric]}
-        trained = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-        write_tensors(best, trained, {"epoch": str(epoch)})
+        trained = {n: parallel.whole(p.detach()) for n, p in model.named_parameters() if p.requires_grad}
+        if parallel.first():
+            write_tensors(best, {n: p.cpu().contiguous() for n, p in trained.items()}, {"epoch": str(epoch)})
 
 
 def restore(model, best):
@@ -120,5 +151,5 @@ def restore(model, best):
     file, names = open_tensors(best), dict(model.named_parameters())
     with torch.no_grad():
         for name in file.keys():
-            names[name].copy_(file.get_tensor(name))
+            names[name].copy_(parallel.share_like(file.get_tensor(name), names[name]))
     model.eval()

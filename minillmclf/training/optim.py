@@ -1,11 +1,16 @@
 """The optimiser's settings: who is decayed, how fast each layer learns, how the rate rises and falls.
 
 AdamW: Loshchilov and Hutter 2017. Lower rates for lower layers: Howard and Ruder 2018, "discriminative fine-tuning".
+In 8 bits: Dettmers et al. 2021, "8-bit Optimizers via Block-wise Quantization"; paged: Dettmers et al. 2023 (QLoRA).
 """
 import math
 import re
 
 import torch
+
+from ..errors import InputError
+
+FOREIGN = {"adamw8bit": "AdamW8bit", "paged-adamw": "PagedAdamW"}     # our name -> class in bitsandbytes.optim
 
 
 def depth_of(name, layers):
@@ -29,9 +34,19 @@ def parameter_groups(model, lr, weight_decay, layer_decay=1.0):
     return [{"params": p, "lr": rate, "base_lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
 
 
-def build_optimizer(model, lr, weight_decay, layer_decay=1.0):
-    """AdamW over the trainable parameters, in one fused pass."""
-    return torch.optim.AdamW(parameter_groups(model, lr, weight_decay, layer_decay), fused=True)
+def build_optimizer(model, lr, weight_decay, layer_decay=1.0, kind="adamw"):
+    """AdamW over the trainable parameters, in one fused pass; kind: "adamw", or a name of FOREIGN."""
+    groups = parameter_groups(model, lr, weight_decay, layer_decay)
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, fused=True)
+    try:
+        from bitsandbytes import optim as foreign
+    except (ImportError, OSError, RuntimeError) as error:
+        raise InputError(f"--optimizer {kind} needs the package bitsandbytes ({str(error).splitlines()[0]}): "
+                         f"pip install bitsandbytes, or take --optimizer adamw") from None
+    if any(hasattr(p, "full_tensor") for group in groups for p in group["params"]):
+        raise InputError(f"--optimizer {kind} works on whole tensors, --parallel fsdp shares them out: take adamw or ddp")
+    return getattr(foreign, FOREIGN[kind])(groups)
 
 
 def rate_factor(step, total, warmup, schedule):

@@ -1,0 +1,123 @@
+"""adapter_config.json, the half of a PEFT adapter that says how its numbers are meant, and a record of it.
+
+Each key that changes the answers has a row in a table: its name in a record, which is that of lora.wrap where there is
+one, its default, and a test. Keys known to change nothing are skipped. Any other key that says something is an error that
+names it: an option that somebody invents next year must not be overlooked.
+
+Which layers are meant (`meant`) follows PEFT's rules, for the names that transformers gives them; peft_model.py turns
+those into ours. Reference: https://huggingface.co/docs/peft/package_reference/lora
+"""
+import re
+from collections import Counter
+
+from . import lora, selection
+
+CONFIG = "adapter_config.json"
+INERT = {"peft_type", "peft_version", "task_type", "auto_mapping", "revision", "inference_mode", "fan_in_fan_out",
+         "megatron_core", "qalora_group_size", "eva_config", "token_dim", "num_transformer_submodules", "num_layers",
+         "num_attention_heads", "init_weights", "encoder_hidden_size", "prefix_projection", "prompt_tuning_init",
+         "prompt_tuning_init_text", "tokenizer_name_or_path"}        # they change no answer, or the shapes say it too
+
+
+def is_names(value):
+    return isinstance(value, list) and all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in value)
+
+
+def is_numbers(value):
+    return isinstance(value, dict) and all(type(number) in (int, float) for number in value.values())
+
+
+BASE, SAVED = ("base", None, lambda v: v is None or isinstance(v, str), "a path"), ("saved", [], is_names, "names")
+# key of adapter_config.json: (name in a record, default, test, what it should be). No default: the key must be there
+LORA_FIELDS = {
+    "r": ("rank", None, lambda v: type(v) is int and v >= 1, "a whole number from 1"),
+    "lora_alpha": ("alpha", None, lambda v: type(v) in (int, float) and v > 0, "a number above 0"),
+    "lora_dropout": ("dropout", 0.0, lambda v: type(v) in (int, float) and 0 <= v < 1, "from 0 to below 1"),
+    "use_rslora": ("rank_stabilised", False, lambda v: type(v) is bool, "true or false"),
+    "use_dora": ("method", False, lambda v: type(v) is bool, "true or false"),
+    "target_modules": ("targets", None, lambda v: v and (isinstance(v, str) or is_names(v)), "names or a pattern"),
+    "exclude_modules": ("exclude", [], lambda v: isinstance(v, str) or is_names(v), "names or a pattern"),
+    "layers_to_transform": ("layers", [], lambda v: type(v) is int or isinstance(v, list), "layer numbers"),
+    "layers_pattern": ("layers_pattern", [], lambda v: is_names([v] if isinstance(v, str) else v), "names"),
+    "rank_pattern": ("ranks", {}, is_numbers, "an object of numbers"),
+    "alpha_pattern": ("alphas", {}, is_numbers, "an object of numbers"),
+    "bias": ("bias", "none", lambda v: v in ("none", "all", "lora_only"), "none, all or lora_only"),
+    "modules_to_save": SAVED, "base_model_name_or_path": BASE,
+    "init_lora_weights": ("start", True, lambda v: v in (True, False, "gaussian", "orthogonal", "eva"),
+                          "a start that leaves the base's matrices alone; convert it to plain LoRA with PEFT"),
+}
+PROMPT_FIELDS = {"num_virtual_tokens": ("tokens", None, lambda v: type(v) is int and v >= 1, "a whole number from 1"),
+                 "modules_to_save": SAVED, "base_model_name_or_path": BASE}
+METHODS = {"LORA": ("lora", LORA_FIELDS), "PREFIX_TUNING": ("prefix", PROMPT_FIELDS),
+           "PROMPT_TUNING": ("prompt", PROMPT_FIELDS)}
+
+
+def read_config(config):
+    """adapter_config.json, parsed -> (record, faults)."""
+    kind = config.get("peft_type")
+    if not isinstance(kind, str) or kind not in METHODS:
+        return {}, [f"{CONFIG}: peft_type {kind!r} is not supported; supported: {', '.join(METHODS)}"]
+    method, fields = METHODS[kind]
+    record, faults = {}, []
+    for key, (ours, default, test, expected) in fields.items():
+        value = default if config.get(key) is None else config[key]
+        record[ours] = value
+        if not test(value):
+            faults.append(f"{CONFIG}: {key} = {value!r:.80} (should be {expected})")
+    faults += [f"{CONFIG}: {key} = {value!r:.80} is not supported: it might change the answers"
+               for key, value in config.items() if value and key not in fields and key not in INERT]
+    record.pop("start", None)                                        # how A and B began
+    record["method"] = "dora" if record.get("method") else method
+    return record, faults
+
+
+def write_config(record):
+    """A record -> what adapter_config.json should hold for it, but for what only the model tells."""
+    kind, (_, fields) = next(item for item in METHODS.items() if item[1][0] == record["method"].replace("dora", "lora"))
+    config = {key: record[ours] if record[ours] != [] else None for key, (ours, *_) in fields.items() if ours in record}
+    config |= {"init_lora_weights": True, "use_dora": record["method"] == "dora"} if kind == "LORA" else {}
+    return config | {"peft_type": kind, "task_type": "SEQ_CLS", "inference_mode": True}
+
+
+# ------------------------------------------------------------------------------------------------ which layers
+
+def hit(which, name):
+    """Is the name one of a list or ends in one, or what a regular expression describes?"""
+    return selection.matches(which, name) if isinstance(which, str) else any(f".{name}".endswith(f".{end}") for end in which)
+
+
+def part_of(name, modules):
+    """Is it one of these modules or inside of one?"""
+    return any(f".{module}." in f".{name}." for module in modules)
+
+
+def meant(record, names):
+    """Those of these linear layers that the record's targets mean, by PEFT's rules."""
+    targets, layers, patterns = record["targets"], record["layers"], record["layers_pattern"]
+    names = [name for name in names if not hit(record["exclude"] or [], name) and not part_of(name, record["saved"])]
+    if targets == "all-linear":                          # the head of a T5 too, unless it is saved as a whole
+        return [name for name in names if name not in ("score", "classifier")]
+    names = [name for name in names if hit(targets, name)]
+    if layers == [] or isinstance(targets, str):
+        return names
+    patterns = [patterns] if isinstance(patterns, str) else patterns or [r"[^.]*"]
+    layers = [layers] if isinstance(layers, int) else layers
+
+    def number(name):
+        found = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name) for pattern in patterns)
+        return next((int(match[1]) for match in found if match), None)
+    return [name for name in names if number(name) in layers]
+
+
+def describe(layers, linears, saved, name):
+    """What a record says of the layers {name in transformers: LoraLinear} of an adapter; linears: the names of all."""
+    numbers = {file: layer.numbers[name] for file, layer in layers.items()}
+    rank, alpha = (Counter(getattr(each, key) for each in numbers.values()).most_common(1)[0][0]
+                   for key in ("rank", "alpha"))
+    one, ends = next(iter(numbers.values())), sorted({file.rpartition(".")[2] for file in numbers})
+    exact = {file for file in linears if hit(ends, file) and not part_of(file, saved)} == set(numbers)
+    return {"method": "dora" if isinstance(next(iter(layers.values())), lora.DoraLinear) else "lora",
+            "rank": rank, "alpha": alpha, "dropout": one.dropout, "rank_stabilised": one.rank_stabilised,
+            "targets": ends if exact else sorted(numbers), "exclude": [], "layers": [], "layers_pattern": [],
+            "ranks": {file: each.rank for file, each in numbers.items() if each.rank != rank},
+            "alphas": {file: each.alpha for file, each in numbers.items() if each.alpha != alpha}}

@@ -1,0 +1,610 @@
+"""Is our LoRA the papers' and PEFT's, does it leave alone what is frozen, and would these tests notice if not?
+
+PEFT is the reference where it is installed: the same linear layers, the same A, B and magnitudes, then outputs and
+gradients, with and without dropout. What needs no reference: a fresh adapter changes nothing, merge and unmerge,
+several adapters, counts, errors. Known-wrong variants must fail.
+"""
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+from minillmclf.classify.head import build_head
+from minillmclf.errors import InputError
+from minillmclf.models import fresh_weights
+from minillmclf.models.bert import Bert, Roberta
+from minillmclf.models.deberta import Deberta
+from minillmclf.models.gemma import Gemma, Gemma2
+from minillmclf.models.gpt2 import GPT2
+from minillmclf.models.llama import Llama, Mistral
+from minillmclf.models.t5 import T5
+from minillmclf.tuning import lora, selection
+from minillmclf.tuning.lora import DoraLinear, LoraLinear, Numbers
+
+BERT = dict(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+            max_position_embeddings=16, type_vocab_size=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+LLAMA = dict(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+             intermediate_size=24, rms_norm_eps=1e-6, head_dim=8, attention_dropout=0.0)
+FAMILIES = {
+    "bert": (Bert, BERT),
+    "roberta": (Roberta, BERT),
+    "deberta-v2": (Deberta, {**BERT, "type_vocab_size": 0, "relative_attention": True, "pos_att_type": ["c2p", "p2c"],
+                             "share_att_key": True, "position_buckets": 8, "position_biased_input": False}),
+    "gpt2": (GPT2, dict(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=16, embd_pdrop=0.0, resid_pdrop=0.0,
+                        attn_pdrop=0.0)),
+    "llama": (Llama, LLAMA),
+    "mistral": (Mistral, LLAMA),
+    "gemma": (Gemma, LLAMA),
+    "gemma2": (Gemma2, {**LLAMA, "query_pre_attn_scalar": 8, "sliding_window": 4}),
+    "t5": (T5, dict(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, is_encoder_decoder=True,
+                    dropout_rate=0.0)),
+}
+
+
+class Whole(nn.Module):
+    """A body and a head, called as a classifier's are."""
+
+    def __init__(self, family, seed=0):
+        super().__init__()
+        kind, config = FAMILIES[family]
+        self.backbone = kind.from_config(config)
+        self.head = build_head(family, self.backbone, 3)
+        fresh_weights(self, seed, std=0.2)
+
+    def forward(self, ids, mask):
+        return self.head(self.backbone.states(ids, mask), mask)
+
+
+class Pair(nn.Module):
+    """Two linear layers of other shapes, with a bias and without: a square one, in which A and B could be exchanged."""
+
+    def __init__(self, width=6, wide=5, dtype=torch.float32, seed=0):
+        super().__init__()
+        self.q_proj, self.v_proj = nn.Linear(width, width), nn.Linear(width, wide, bias=False)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.normal_(0.0, 0.5, generator=generator)
+        self.to(dtype)
+
+    def forward(self, x):
+        return self.v_proj(torch.tanh(self.q_proj(x)))
+
+
+class FourBit(nn.Module):
+    """What quant.py's Linear4bit shows of itself."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.register_buffer("packed", linear.weight.detach().clone())
+
+    def dequantised(self):
+        return self.packed.clone()
+
+    def forward(self, x):
+        return F.linear(x, self.packed, self.bias)
+
+
+def texts(seed=0):
+    """ids and a mask with padding, (3, 7) each."""
+    ids = torch.randint(4, 40, (3, 7), generator=torch.Generator().manual_seed(seed))
+    mask = torch.ones(3, 7, dtype=torch.long)
+    mask[0, 4:], mask[2, 6:] = 0, 0
+    return ids, mask
+
+
+def disturb(model, name="default", seed=1):
+    """Give an adapter values as if it had learned."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for path, parameter in lora.adapter_parameters(model, name).items():
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+            parameter.mul_(1 + 0.2 * noise) if ".magnitude." in path else parameter.copy_(0.5 * noise)
+    return model
+
+
+def bits(model):
+    """{name: tensor} of all parameters, copied."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+# ------------------------------------------------------------------------------------------------ parity with PEFT
+
+def parity(dora=False, rank_stabilised=False, dropout=0.0, dtype=torch.float64, tolerance=1e-12):
+    """None, or what differs between our layers and PEFT's on the same numbers, in training: outputs or a gradient."""
+    peft = pytest.importorskip("peft", reason="PEFT is the reference for LoRA")
+    ours, theirs = Pair(dtype=dtype), Pair(dtype=dtype)
+    lora.wrap(ours, ["q_proj", "v_proj"], rank=3, alpha=7.0, dropout=dropout, rank_stabilised=rank_stabilised, dora=dora)
+    theirs = peft.get_peft_model(theirs, peft.LoraConfig(
+        r=3, lora_alpha=7.0, lora_dropout=dropout, use_rslora=rank_stabilised, use_dora=dora,
+        target_modules=["q_proj", "v_proj"]))
+    disturb(ours.train())
+    names = {path: theirs.get_parameter(f"base_model.model.{path.replace('magnitude', 'lora_magnitude_vector')}.weight")
+             for path in lora.adapter_parameters(ours)}
+    with torch.no_grad():
+        for path, parameter in lora.adapter_parameters(ours).items():
+            names[path].copy_(parameter)
+    found = []
+    for model in (ours, theirs.train()):
+        x = torch.randn(4, 6, generator=torch.Generator().manual_seed(2)).to(dtype).requires_grad_()
+        torch.manual_seed(3)                                         # the same dropout masks for both
+        y = model(x)
+        (y * torch.linspace(-1, 1, y.numel(), dtype=dtype).view_as(y)).sum().backward()
+        found.append((y, x.grad))
+    for what, a, b in (("outputs", found[0][0], found[1][0]), ("the gradient of x", found[0][1], found[1][1])):
+        if not torch.allclose(a, b, rtol=tolerance, atol=tolerance):
+            return f"{what} differ by {(a - b).abs().max():.2g}"
+    for path, parameter in lora.adapter_parameters(ours).items():
+        if not torch.allclose(parameter.grad, names[path].grad, rtol=tolerance, atol=tolerance):
+            return f"the gradient of {path} differs by {(parameter.grad - names[path].grad).abs().max():.2g}"
+    return None
+
+
+KINDS = {"lora": {}, "rslora": {"rank_stabilised": True}, "dora": {"dora": True},
+         "rsdora": {"dora": True, "rank_stabilised": True}}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_and_gradients_are_peft_s(kind, dropout):
+    assert parity(**KINDS[kind], dropout=dropout) is None, f"{kind} is another formula than PEFT's"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_and_gradients_are_peft_s_in_single_precision(kind):
+    assert parity(**KINDS[kind], dtype=torch.float32, tolerance=3e-6) is None, f"{kind} loses precision"
+
+
+def test_default_targets_are_peft_s():
+    """PEFT's names, put through each family's table of names, give ours."""
+    constants = pytest.importorskip("peft.utils.constants", reason="PEFT is the reference for the default targets")
+    theirs = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    for family, (kind, _) in FAMILIES.items():
+        leaves = {ours.split(".")[-1] for file, ours in kind.NAMES.items() if ours and "lm_head" not in ours
+                  and file.split(".")[-1] in theirs[family]}
+        assert leaves == set(lora.DEFAULT_TARGETS[family]), f"{family} adapts other layers than PEFT does"
+    assert set(theirs["gemma3_text"]) == set(lora.DEFAULT_TARGETS["gemma3_text"])
+
+
+# ------------------------------------------------------------------------------------------------ known-wrong variants
+
+def exchanged(self, x):
+    A, B = self.lora_A[self.active], self.lora_B[self.active]
+    s, y = self.numbers[self.active].scale, self.base(x)
+    return y + s * (x @ B @ A if B.shape == A.T.shape else x @ A.T @ B.T)
+
+
+def dropout_on_all(self, x):
+    A, B, numbers = self.lora_A[self.active], self.lora_B[self.active], self.numbers[self.active]
+    x = F.dropout(x, numbers.dropout, self.training)
+    return self.base(x) + x @ A.T @ (numbers.scale * B).T
+
+
+def attached_lengths(self, W):
+    return torch.linalg.norm(W + self.update(), dim=1)
+
+
+def column_lengths(self, W):
+    rows = W + self.update()
+    return torch.linalg.norm(rows.detach(), dim=0 if len(W) == len(W.T) else 1)
+
+
+def unscaled_divisor(self, W):
+    return torch.linalg.norm((W + self.update() / self.numbers[self.active].scale).detach(), dim=1)
+
+
+def scaled_bias(self, x):
+    A, B = self.lora_A[self.active], self.lora_B[self.active]
+    W = self.base.weight
+    factor = self.magnitude[self.active] / self.lengths(W)
+    return factor * (self.base(x) + x @ A.T @ (self.numbers[self.active].scale * B).T)
+
+
+WRONG = {
+    "alpha for alpha / r": (Numbers, "scale", property(lambda self: self.alpha), {}),
+    "alpha / r for alpha / sqrt(r)": (Numbers, "scale", property(lambda self: self.alpha / self.rank),
+                                      {"rank_stabilised": True}),
+    "A and B exchanged": (LoraLinear, "forward", exchanged, {}),
+    "dropout on the base's input too": (LoraLinear, "forward", dropout_on_all, {"dropout": 0.4}),
+    "DoRA's divisor not held constant": (DoraLinear, "lengths", attached_lengths, {"dora": True}),
+    "DoRA's lengths of columns": (DoraLinear, "lengths", column_lengths, {"dora": True}),
+    "DoRA's divisor without s": (DoraLinear, "lengths", unscaled_divisor, {"dora": True}),
+    "DoRA's factor on the bias": (DoraLinear, "forward", scaled_bias, {"dora": True}),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_known_wrong_variants_fail_parity(name, monkeypatch):
+    where, attribute, wrong, kind = WRONG[name]
+    assert parity(**kind) is None
+    monkeypatch.setattr(where, attribute, wrong)
+    assert parity(**kind) is not None, f"{name}: the parity test does not see it"
+
+
+# ------------------------------------------------------------------------------------------------ a fresh adapter
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fresh_adapters_change_nothing_and_all_learn(family, dora):
+    model = Whole(family).eval()
+    before = model(*texts()).detach()                                # not in no_grad: attention has other kernels there
+    paths = lora.wrap(model, list(lora.DEFAULT_TARGETS[family]), rank=2, alpha=4, dora=dora)
+    assert paths and all(path.startswith("backbone.") for path in paths)
+    assert torch.equal(model(*texts()), before), "B = 0 must leave the logits as they were, bit for bit"
+    model(*texts()).square().sum().backward()
+    adapters = lora.adapter_parameters(model)
+    for path, parameter in adapters.items():
+        grad = parameter.grad
+        assert grad is not None and (".lora_A." in path or grad.abs().max() > 0), f"{path} gets no gradient"
+        assert ".lora_A." not in path or grad.abs().max() == 0, "while B = 0, A has no say"
+    assert all(model.get_submodule(path).base.weight.grad is None for path in paths), "a base learns"
+    disturb(model)
+    with torch.no_grad():
+        tuned = model(*texts())
+        assert (tuned - before).abs().max() > 1e-3, "the adapters are not in the path of the logits"
+        assert lora.merge(model) == paths
+        assert (model(*texts()) - tuned).abs().max() < 1e-5, "merged and unmerged models differ"
+    assert all(type(model.get_submodule(path)) is nn.Linear for path in paths)
+
+
+def test_first_values_are_the_papers():
+    linear = nn.Linear(400, 50)
+    model = nn.ModuleDict({"q_proj": linear})
+    lora.wrap(model, ["q_proj"], rank=64, alpha=1)
+    layer = model["q_proj"]
+    A, bound = layer.lora_A["default"], 1 / math.sqrt(400)
+    assert A.shape == (64, 400) and layer.lora_B["default"].shape == (50, 64)
+    assert A.abs().max() <= bound and A.abs().max() > 0.99 * bound, "A is not uniform within 1 / sqrt(in)"
+    assert abs(A.mean()) < 0.02 * bound and abs(A.std() - bound / math.sqrt(3)) < 0.01 * bound
+    assert not layer.lora_B["default"].any(), "B must start at zero"
+
+
+def test_dora_magnitudes_start_as_row_lengths():
+    model = Pair()
+    W = model.v_proj.weight.detach().clone()                         # (out, in) = (5, 6)
+    lora.wrap(model, ["v_proj"], rank=2, alpha=2, dora=True)
+    m = model.v_proj.magnitude["default"]
+    assert m.shape == (5,) and torch.allclose(m, W.square().sum(1).sqrt()), "m is one length for each output"
+
+
+def test_dora_takes_a_row_of_zeros():
+    model = Pair()
+    with torch.no_grad():
+        model.v_proj.weight[2] = 0.0
+    lora.wrap(model, ["v_proj"], rank=2, alpha=2, dora=True)
+    y = model(torch.ones(2, 6))
+    y.sum().backward()
+    assert y.isfinite().all() and all(p.grad.isfinite().all() for p in lora.adapter_parameters(model).values())
+
+
+def test_the_seed_decides():
+    def first(seed):
+        model = Whole("bert")
+        lora.wrap(model, "all-linear", rank=2, alpha=2, seed=seed)
+        return lora.adapter_parameters(model)
+    a, b, c = first(0), first(0), first(1)
+    assert all(torch.equal(a[path], b[path]) for path in a), "the same seed gives other values"
+    assert not any(torch.equal(a[path], c[path]) for path in a if ".lora_A." in path), "the seed is ignored"
+    values = [parameter for path, parameter in a.items() if path.endswith("q_proj.lora_A.default")]
+    assert not torch.equal(*values), "two layers start with the same A"
+
+
+def test_half_precision_base_keeps_adapters_in_single():
+    model = Pair(dtype=torch.bfloat16)
+    x = torch.randn(4, 6).bfloat16()
+    before = model(x)
+    for dora in (False, True):
+        wrapped = copy.deepcopy(model)
+        lora.wrap(wrapped, ["q_proj", "v_proj"], rank=2, alpha=2, dora=dora)
+        assert all(p.dtype == torch.float32 for p in lora.adapter_parameters(wrapped).values())
+        assert wrapped(x).dtype == torch.bfloat16 and torch.equal(wrapped(x), before)
+        weight = wrapped.q_proj.base.weight.clone()
+        disturb(wrapped.eval())
+        lora.merge_weights(wrapped)
+        assert not torch.equal(wrapped.q_proj.base.weight, weight)
+        lora.unmerge(wrapped)
+        assert torch.equal(wrapped.q_proj.base.weight, weight), "rounding to bfloat16 must not survive unmerge"
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_steps_change_every_adapter_and_nothing_else(dora):
+    model = Whole("bert")
+    lora.wrap(model, ["q_proj", "v_proj", "down_proj"], rank=2, alpha=4, dora=dora, dropout=0.1)
+    learning = {f"head.{name}" for name, _ in model.head.named_parameters()} | set(lora.adapter_parameters(model))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in learning)
+    before = bits(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
+    for step in range(3):
+        F.cross_entropy(model(*texts(step)), torch.tensor([0, 1, 2])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, tensor in bits(model).items():
+        assert torch.equal(tensor, before[name]) == (name not in learning), \
+            f"{name} {'did not learn' if name in learning else 'was frozen and has changed'}"
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_dropout_only_in_training(dora):
+    def noisy(model, x):
+        return not torch.equal(model(x), model(x))
+    model, x = Pair().eval(), torch.ones(4, 6)
+    lora.wrap(model, "all-linear", rank=2, alpha=4, dropout=0.5, dora=dora)
+    disturb(model)
+    assert not noisy(model, x), "a model that was wrapped in eval mode has dropout"
+    assert noisy(model.train(), x), "no dropout in training"
+    assert not noisy(model.eval(), x), "dropout in eval mode"
+    before = bits(model)
+    model.train().eval()
+    assert all(torch.equal(p, before[name]) for name, p in bits(model).items()), "train() or eval() has changed weights"
+
+
+def test_dropout_in_eval_would_be_seen(monkeypatch):
+    real = F.dropout
+    monkeypatch.setattr(F, "dropout", lambda x, p, training=True: real(x, p, True))
+    with pytest.raises(AssertionError, match="eval mode"):
+        test_dropout_only_in_training(False)
+
+
+# ------------------------------------------------------------------------------------------------ merging
+
+@settings(max_examples=40, deadline=None)
+@given(width=st.integers(1, 9), wide=st.integers(1, 9), rank=st.integers(1, 12), alpha=st.floats(0.1, 64.0),
+       dora=st.booleans(), stable=st.booleans(), seed=st.integers(0, 99))
+def test_merge_and_unmerge_are_inverse(width, wide, rank, alpha, dora, stable, seed):
+    model = Pair(width, wide, torch.float64, seed).eval()
+    plain = bits(model)
+    lora.wrap(model, ["q_proj", "v_proj"], rank, alpha, rank_stabilised=stable, dora=dora, seed=seed)
+    disturb(model, seed=seed)
+    x = torch.randn(3, width, generator=torch.Generator().manual_seed(seed)).double()
+    with torch.no_grad():
+        y = model(x)
+        by_matrix = F.linear(torch.tanh(F.linear(x, model.q_proj.weight, model.q_proj.base.bias)), model.v_proj.weight)
+        assert torch.allclose(y, by_matrix, rtol=1e-9, atol=1e-9), "`weight` is not what the layer computes"
+        lora.merge_weights(model)
+        assert torch.allclose(model(x), y, rtol=1e-9, atol=1e-9), "the merged model answers otherwise"
+        lora.unmerge(model)
+        assert torch.equal(model(x), y), "unmerge does not give back the weights"
+        with lora.disable(model):
+            lora_off = model(x)
+    again = copy.deepcopy(model)
+    lora.merge(again)
+    assert torch.allclose(again(x), y, rtol=1e-9, atol=1e-9), "the merged model answers otherwise"
+    assert set(bits(again)) == set(plain), "merge is not wrap's inverse"
+    with lora.disable(model):
+        lora.merge(model)
+    assert all(torch.equal(p, plain[name]) for name, p in bits(model).items()), "merging nothing changes something"
+    assert torch.equal(model(x), lora_off)
+
+
+def test_merged_equals_unmerged_in_single_precision():
+    model = Whole("bert").eval()
+    lora.wrap(model, "all-linear", rank=2, alpha=2)
+    with torch.no_grad():
+        for parameter in lora.adapter_parameters(disturb(model)).values():
+            parameter.mul_(0.2)
+        y = model(*texts())
+        lora.merge_weights(model)
+        assert (model(*texts()) - y).abs().max() < 1e-6 * max(1, y.abs().max()), "merged and unmerged differ in fp32"
+        lora.unmerge(model)
+        assert torch.equal(model(*texts()), y)
+
+
+def test_merged_adapters_refuse_what_would_go_wrong_silently():
+    model = Pair()
+    lora.wrap(model, "all-linear", rank=2, alpha=2)
+    lora.merge_weights(model)
+    with pytest.raises(InputError, match="cannot learn"):
+        model(torch.ones(1, 6))
+    model.eval()(torch.ones(1, 6))
+    for call in (lambda: lora.switch(model, "default"), lambda: lora.merge_weights(model),
+                 lambda: lora.disable(model).__enter__(),
+                 lambda: lora.wrap(model, "all-linear", rank=2, alpha=2, name="second")):
+        with pytest.raises(InputError, match="unmerge"):
+            call()
+    y = model(torch.ones(1, 6))
+    assert lora.merge(model) == ["q_proj", "v_proj"] and torch.equal(model(torch.ones(1, 6)), y), "merged twice"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dora", [False, True])
+def test_four_bit_bases(dora, dtype):
+    model, plain = Pair(dtype=dtype), Pair(dtype=dtype).eval()
+    model.q_proj, model.v_proj = FourBit(model.q_proj), FourBit(model.v_proj)
+    model.eval()
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    lora.wrap(model, "all-linear", rank=2, alpha=2, dora=dora)
+    lora.wrap(plain, "all-linear", rank=2, alpha=2, dora=dora)
+    assert torch.equal(disturb(model)(x), disturb(plain)(x)), "a 4-bit base counts as other numbers than it stands for"
+    y = model(x)
+    for merge in (lora.merge, lora.merge_weights):
+        with pytest.raises(InputError, match="q_proj .*dequantise=True"):
+            merge(model)
+    assert torch.equal(model(x), y), "a refused merge has changed something"
+    lora.merge(model, dequantise=True)
+    assert torch.allclose(model(x), y, atol=1e-5 if dtype == torch.float32 else 0.1), "the plain layer answers otherwise"
+    assert type(model.q_proj) is nn.Linear and model.q_proj.weight.dtype == dtype and model.v_proj.bias is None
+    assert repr(model.q_proj) == "Linear(in_features=6, out_features=6, bias=True)" and not model.q_proj.training
+
+
+# ------------------------------------------------------------------------------------------------ several adapters
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_several_adapters_one_active(dora):
+    model = Pair().eval()
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    plain = model(x)
+    lora.wrap(model, ["q_proj", "v_proj"], rank=2, alpha=2, name="first", dora=dora)
+    first = disturb(model, "first", 1)(x)
+    lora.wrap(model, ["v_proj"], rank=3, alpha=9, name="second", dora=dora)
+    assert torch.equal(model(x), plain), "a second adapter starts at the base, not on top of the first"
+    second = disturb(model, "second", 2)(x)
+    assert isinstance(model.v_proj.base, nn.Linear), "wrapped twice"
+    assert len({tuple(y.flatten().tolist()) for y in (plain, first, second)}) == 3
+    for name, expected in (("first", first), ("second", second), ("first", first)):
+        lora.switch(model, name)
+        assert torch.equal(model(x), expected), f"{name} is not what it was"
+        with lora.disable(model):
+            assert torch.equal(model(x), plain), "disable leaves something on"
+        assert torch.equal(model(x), expected), "disable does not put the active adapter back"
+    with pytest.raises(RuntimeError, match="on purpose"), lora.disable(model):
+        raise RuntimeError("on purpose")
+    assert torch.equal(model(x), first), "after an error the adapters stay off"
+    model(x).sum().backward()
+    assert all(p.grad is None for p in lora.adapter_parameters(model, "second").values()), "an inactive adapter learns"
+    assert set(lora.adapter_parameters(model, "second")) == {
+        f"v_proj.{part}.second" for part in ("lora_A", "lora_B", *["magnitude"] * dora)}
+    lora.merge(model)
+    assert torch.allclose(model(x), first, atol=1e-5), "another adapter was merged than the active one"
+
+
+def test_state_dicts_carry_every_adapter():
+    model, other = Pair(), Pair(seed=5)
+    for target in (model, other):
+        lora.wrap(target, ["q_proj"], rank=2, alpha=2, name="a", dora=True, seed=id(target) % 1000)
+        lora.wrap(target, ["q_proj", "v_proj"], rank=3, alpha=2, name="b", dora=True, seed=id(target) % 1000)
+    disturb(disturb(model, "a"), "b")
+    other.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(other(torch.ones(1, 6)), model(torch.ones(1, 6)))
+
+
+# ------------------------------------------------------------------------------------------------ targets, counts, errors
+
+def test_targets():
+    model = Whole("bert")
+    leaves = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+    body = [f"backbone.layers.{n}.{leaf}" for n in range(2) for leaf in leaves]
+    assert selection.find_targets(model, "all-linear") == body, "all-linear is every linear layer of the body, never the head"
+    assert selection.find_targets(model, r".*") == body, "a regular expression must not reach the head"
+    assert selection.find_targets(model, ["v_proj", "q_proj"]) == [p for p in body if p.endswith(("q_proj", "v_proj"))]
+    assert selection.find_targets(model, ["layers.1.q_proj"]) == ["backbone.layers.1.q_proj"]
+    assert selection.find_targets(model, r".*\.0\.(q|k)_proj") == ["backbone.layers.0.q_proj", "backbone.layers.0.k_proj"]
+    assert selection.find_targets(model, ["q_proj", "head.out"])[-1] == "head.out", "a head that is named is taken"
+    lora.wrap(model, ["q_proj"], rank=2, alpha=2)
+    assert selection.find_targets(model, "all-linear") == body, "wrapped layers must be found once, under the same path"
+
+
+def test_the_vocabulary_s_head_is_no_target():
+    model = Bert.from_config(BERT, lm_head=True)
+    assert not [path for path in selection.find_targets(model, "all-linear") if "lm_head" in path]
+    assert selection.find_targets(model, ["lm_head.dense"]) == ["lm_head.dense"]
+
+
+def test_t5_targets_reach_the_cross_attention():
+    paths = selection.find_targets(Whole("t5"), ["q_proj"])
+    assert "backbone.decoder.layers.1.cross_attention.q_proj" in paths and len(paths) == 6
+
+
+@pytest.mark.parametrize("targets", [["query"], ["q_proj", "qproj"], [], "q_proj", r".*\.nothing", ["dense"], ["proj"],
+                                     [".q_proj"]])
+def test_targets_that_mean_nothing_are_errors(targets):
+    model = Whole("bert")
+    with pytest.raises(InputError, match=r"backbone\.layers\.N\.q_proj.*head\.out") as error:
+        lora.wrap(model, targets, rank=2, alpha=2)
+    assert "\n" not in str(error.value) and not any(isinstance(m, LoraLinear) for m in model.modules())
+
+
+@pytest.mark.parametrize("change, says", [
+    (dict(rank=0), "rank 0"), (dict(rank=2.0), "rank 2.0"), (dict(alpha=0), "alpha 0"),
+    (dict(alpha=math.nan), "alpha nan"), (dict(alpha="8"), "alpha '8'"), (dict(dropout=1.0), "dropout 1.0"),
+    (dict(dropout=-0.1), "dropout -0.1"),
+    (dict(ranks={"k_proj": 4}), "'k_proj' decides about none"), (dict(alphas={"x": 4}), "'x' decides"),
+    (dict(ranks={"v_proj": 0}), "rank 0"), (dict(targets="("), "regular expression"),
+    (dict(ranks={"(": 1}), "regular expression"), (dict(name="a.b"), "'a.b'"), (dict(name=""), "adapter name ''"),
+    (dict(name="keys"), "'keys'"), (dict(name="first"), "new one"),
+    (dict(name="second", dora=True), "LoraLinear, it takes no DoraLinear"),
+])
+def test_errors_come_before_any_change(change, says):
+    model = Pair()
+    lora.wrap(model, ["q_proj"], rank=2, alpha=2, name="first")
+    before = repr(model), set(bits(model)), model.q_proj.active
+    with pytest.raises(InputError, match=says.replace("(", r"\(")) as error:
+        lora.wrap(model, **{"targets": ["q_proj", "v_proj"], "rank": 2, "alpha": 2, "name": "other"} | change)
+    assert "\n" not in str(error.value)
+    assert (repr(model), set(bits(model)), model.q_proj.active) == before, "a refused wrap has changed the model"
+
+
+def test_unknown_adapters_and_unwrapped_models():
+    model = Pair()
+    for call in (lora.merge, lora.merge_weights, lora.unmerge, lora.adapter_parameters):
+        with pytest.raises(InputError, match="wrap it first"):
+            call(model)
+    lora.wrap(model, "all-linear", rank=2, alpha=2, name="mine")
+    for call in (lora.switch, lora.adapter_parameters):
+        with pytest.raises(InputError, match="'yours'.*mine"):
+            call(model, "yours")
+    assert model.q_proj.active == "mine"
+
+
+def test_ranks_and_alphas_by_pattern():
+    model = Whole("bert")
+    lora.wrap(model, ["q_proj", "v_proj"], rank=2, alpha=4, ranks={"v_proj": 5, r"layers\.1\.[qv]_proj": 3},
+              alphas={r"layers\.0\..*": 1.5}, rank_stabilised=True)
+    numbers = {path[len("backbone.layers."):]: layer.numbers["default"] for path, layer in lora.wrapped(model).items()}
+    assert {path: (n.rank, n.alpha) for path, n in numbers.items()} == {
+        "0.q_proj": (2, 1.5), "0.v_proj": (5, 1.5), "1.q_proj": (3, 4), "1.v_proj": (5, 4)}, "the first fit must decide"
+    assert numbers["1.q_proj"].scale == 4 / math.sqrt(3) and Numbers(4, 6).scale == 1.5
+
+
+def test_counts():
+    config = dict(vocab_size=50265, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072,
+                  max_position_embeddings=514, type_vocab_size=1)
+    with torch.device("meta"):
+        model = Roberta.from_config(config)
+    assert lora.parameter_count(model, ["q_proj", "v_proj"], 8) == 294_912, "roberta-base, r = 8, q and v"
+    assert lora.parameter_count(model, ["q_proj", "v_proj"], 8, dora=True) == 294_912 + 24 * 768
+    for dora in (False, True):
+        for targets, ranks in ((["qkv_proj"], None), ("all-linear", {"down_proj": 5, "up_proj": 1})):
+            model = Whole("gpt2")
+            expected = lora.parameter_count(model, targets, 3, dora, ranks)
+            lora.wrap(model, targets, rank=3, alpha=1, dora=dora, ranks=ranks)
+            added = sum(p.numel() for p in lora.adapter_parameters(model).values())
+            assert added == expected, "the formula counts wrongly"
+
+
+def test_wrap_on_the_meta_device():
+    with torch.device("meta"):
+        model = Bert.from_config(BERT)
+        lora.wrap(model, ["q_proj"], rank=2, alpha=2, name="False")
+    lora.wrap(model, ["v_proj"], rank=2, alpha=2, name="True", dora=True)
+    for dora in (False, True):
+        assert all(p.is_meta for p in lora.adapter_parameters(model, str(dora)).values())
+
+
+# ------------------------------------------------------------------------------------------------ biases
+
+def test_which_biases_learn():
+    model = Whole("bert")
+    everything = {name for name, _ in model.backbone.named_parameters("backbone") if name.endswith(".bias")}
+    assert set(selection.bitfit(model)) == everything and len(everything) == 2 * 8 + 1, "BitFit is every bias of the body"
+    lora.wrap(model, ["q_proj"], rank=2, alpha=2)
+    assert selection.learning_biases(model, "none") == []
+    assert selection.learning_biases(model, "lora_only") == [f"backbone.layers.{n}.q_proj.base.bias" for n in range(2)]
+    assert len(selection.learning_biases(model, "all")) == len(everything)
+    with pytest.raises(InputError, match="'lora'.*lora_only"):
+        selection.learning_biases(model, "lora")
+
+
+@pytest.mark.parametrize("family", ["llama", "t5", "gemma"])
+def test_families_without_biases_refuse_bitfit(family):
+    """T5 has a `relative_bias.weight` in its attention and a bias in its head: neither is meant."""
+    with pytest.raises(InputError, match="has none"):
+        selection.bitfit(Whole(family))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_trained_biases_get_their_gradient(dora):
+    model = Pair()
+    lora.wrap(model, ["q_proj"], rank=2, alpha=2, dora=dora)
+    disturb(model)
+    model.q_proj.base.bias.requires_grad_()
+    x = torch.ones(3, 6)
+    model.q_proj(x).sum().backward()
+    assert torch.allclose(model.q_proj.base.bias.grad, torch.full((6,), 3.0)), "the bias is scaled by something"

@@ -1,0 +1,191 @@
+"""Every method on every family: what it promises at the start, what learns and what does not, and what comes back from disk.
+
+Each cell is run for real: a tiny model of the family (tests/test_families.py), ten steps, saved, read by another process.
+"""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small import environment, texts_of
+from test_families import CONFIGS, LABELS, TEXTS, classifier, folders, spread  # noqa: F401  (folders: a fixture)
+
+from minillmclf.classify.classifier import Classifier
+from minillmclf.errors import InputError
+from minillmclf.settings import Settings
+from minillmclf.training.loop import take_step
+from minillmclf.training.optim import build_optimizer
+from minillmclf.tuning import APART, OPTIONS, UPDATES, choose_weights, tune
+from minillmclf.tuning.saved import merge_tuned
+
+METHODS = ("full", "last-1", "head", "bitfit", "lora", "dora", "qlora", "houlsby", "pfeiffer", "prefix", "prompt")
+IDENTITY = (*UPDATES, "houlsby", "pfeiffer", "full", "last-1", "head", "bitfit")       # leave the answers as they are at first
+NO_BIASES = ("mistral", "gemma", "gemma2", "gemma3", "t5", "flan-t5", "ul2")
+NUMBERS = dict(rank=3, alpha=6.0, dropout=0.0, rank_stabilised=False, targets="all-linear", bias="none", quantise="nf4",
+               size=4, tokens=3, projection=False)
+CELLS = [(name, method) for name in CONFIGS for method in METHODS if not (method == "bitfit" and name in NO_BIASES)]
+
+
+def recipe(method):
+    """A recipe with all that this method asks for."""
+    kind = "last-N" if method.startswith("last") else method
+    return {"method": method, **{option: NUMBERS[option] for option in OPTIONS[kind]}}
+
+
+def scores(model):
+    return model.scores(model.encode(TEXTS)[0])
+
+
+def train(model, steps=10):
+    """A few steps on a small set -> names of the parameters that learn."""
+    rows = texts_of(random.Random(0), 12)
+    data = type("Data", (), {"encoded": model.encode([text for text, _ in rows])[0],
+                             "labels": [LABELS.index(label) for _, label in rows]})
+    optimizer = build_optimizer(model, 5e-3, 0.0)
+    for _ in range(steps):
+        take_step(model.train(), optimizer, data, list(range(12)), Settings(), None)
+    model.eval()
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def state(model):
+    """All numbers of a model, those in four bits too."""
+    return {name: tensor.detach().clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+
+
+@pytest.fixture(scope="module")
+def tuned(folders, tmp_path_factory):  # noqa: F811
+    """(family, method) -> (model, what it was before, names that learn, saved folder), each made when first asked for."""
+    made = {}
+
+    def make(name, method):
+        if (name, method) not in made:
+            model = Classifier.from_backbone(folders[name], LABELS, quantise="nf4" if method == "qlora" else None)
+            spread(model.head, 0)
+            base = scores(model)
+            tune(model, recipe(method), seed=1)
+            start, before = scores(model), state(model)
+            learn = train(model)
+            folder = tmp_path_factory.mktemp(f"{name}-{method}")
+            model.save(folder)
+            made[name, method] = model, base, start, before, learn, folder
+        return made[name, method]
+    return make
+
+
+@pytest.mark.parametrize("name, method", CELLS)
+def test_a_method_trains_what_it_says_and_nothing_else(name, method, tuned):
+    model, base, start, before, learn, _ = tuned(name, method)
+    apart = (start - base).abs().max()
+    if method in IDENTITY:
+        assert apart <= 1e-6, f"{name}, {method}: before any step the answers are {apart:.2g} from those of the base"
+    else:
+        assert apart > 1e-4, f"{name}, {method}: what stands before the text changes no answer, so it is not read"
+    after = state(model)
+    changed = {n for n in before if not torch.equal(before[n], after[n])}
+    assert changed <= learn, f"{name}, {method}: frozen tensors changed: {sorted(changed - learn)}"
+    assert learn <= changed, f"{name}, {method}: these learn nothing: {sorted(learn - changed)}"
+    assert any(n.startswith("head.") for n in learn), "a fresh head must learn"
+    if method in APART:
+        assert sum(p.numel() for p in model.parameters() if p.requires_grad) < 0.5 * choose_weights(
+            Classifier.from_backbone(model.base, LABELS), "full")[0], f"{name}, {method}: most of the model learns"
+        choose_weights(model, method)
+
+
+SCRIPT = """
+import json, sys
+import torch
+from safetensors.torch import save_file
+from minillmclf.classify.classifier import Classifier
+texts, folders, out = json.load(open(sys.argv[1]))
+save_file({folder: (lambda m: m.scores(m.encode(texts)[0]))(Classifier.load(folder)) for folder in folders}, out)
+"""
+
+
+def test_what_was_saved_answers_alike_in_another_process(tuned, tmp_path):
+    from safetensors.torch import load_file
+    cells = {str(tuned(*cell)[-1]): (cell, scores(tuned(*cell)[0])) for cell in CELLS}
+    (tmp_path / "job.json").write_text(json.dumps([TEXTS, list(cells), str(tmp_path / "out.safetensors")]))
+    ran = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "job.json")], capture_output=True, text=True,
+                         env=environment())
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    found = load_file(tmp_path / "out.safetensors")
+    wrong = {cell: (found[folder] - expected).abs().max().item() for folder, (cell, expected) in cells.items()
+             if not torch.equal(found[folder], expected)}
+    assert not wrong, f"another process gives other answers from these folders: {wrong}"
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_merged_is_unmerged(name, method, tuned, tmp_path):
+    folder = tuned(name, method)[-1]
+    model, exact = Classifier.load(folder), Classifier.load(folder).double()
+    expected = scores(model)
+    wide = scores(exact)
+    assert (scores(merge_tuned(exact)) - wide).abs().max() <= 1e-6, f"{name}, {method}: in float64 merging is exact"
+    merge_tuned(model)
+    apart = (scores(model) - expected).abs().max() / expected.abs().max()
+    assert apart <= 3e-5, f"{name}, {method}: merged, the answers are {apart:.2g} of the largest apart"
+    model.save(tmp_path)
+    assert (tmp_path / "model.safetensors").exists() and not (tmp_path / "adapter").exists()
+    again = Classifier.load(tmp_path)
+    assert torch.equal(scores(again), scores(model)), "a merged model is a plain one on disk"
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "t5"])
+def test_a_four_bit_base_is_merged_only_when_asked(name, tuned):
+    model = Classifier.load(tuned(name, "qlora")[-1])
+    expected = scores(model)
+    with pytest.raises(InputError, match="4 bits a number, .* dequantise=True"):
+        merge_tuned(model)
+    merge_tuned(model, dequantise=True)
+    apart = (scores(model) - expected).abs().max()
+    assert apart <= 1e-4, f"{name}: a merge into full precision keeps the answers, these are {apart:.2g} apart"
+
+
+@pytest.mark.parametrize("method", ["lora", "houlsby", "prefix"])
+def test_missing_pieces_are_named(method, tuned, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+    folder = tmp_path / "run"
+    shutil.copytree(tuned("bert", method)[-1], folder)
+    path = folder / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    gone = sorted(tensors)[0]
+    save_file({n: t for n, t in tensors.items() if n != gone}, path)
+    with pytest.raises(InputError) as caught:
+        Classifier.load(folder)
+    assert "\n" not in str(caught.value) and str(path.parent) in str(caught.value) or gone.split(".")[-2] in str(caught.value)
+
+
+def test_another_base_is_refused(folders, tmp_path):  # noqa: F811
+    import shutil
+    base = tmp_path / "base"
+    shutil.copytree(folders["bert"], base)
+    model = Classifier.from_backbone(base, LABELS)
+    tune(model, recipe("lora"))
+    model.save(tmp_path / "run")
+    Classifier.load(tmp_path / "run")
+    data = bytearray((base / "model.safetensors").read_bytes())
+    data[-4:] = b"\0\0\0\0"
+    (base / "model.safetensors").write_bytes(bytes(data))
+    with pytest.raises(InputError, match="the base .* has changed since this was trained on it"):
+        Classifier.load(tmp_path / "run")
+    shutil.rmtree(base)
+    with pytest.raises(InputError, match="no such model folder"):
+        Classifier.load(tmp_path / "run")
+
+
+def test_unknown_methods_are_named(folders):  # noqa: F811
+    for method in ("last-0", "last-3", "lastN", "last-N", "all", ""):
+        model = Classifier.from_backbone(folders["bert"], LABELS)
+        with pytest.raises(InputError, match="--method .*: known are full, head, last-N, .* prompt, with N from 1 to the model's 2"):
+            tune(model, {"method": method})
+    with pytest.raises(InputError, match="not in four bits"):
+        tune(Classifier.from_backbone(folders["bert"], LABELS), recipe("qlora"))
+    assert Path(folders["bert"]).is_dir()

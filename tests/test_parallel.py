@@ -1,0 +1,141 @@
+"""Two processes under torchrun come to what one process comes to; they stop, fail and go on together."""
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import ROOT, bert_folder, data_file, environment, flags, forked
+
+from minillmclf.errors import InputError
+from minillmclf.models.weights import open_tensors
+from minillmclf.training import parallel
+
+# A command of which process 1 alone is disturbed as its N-th step begins.
+DISTURBED = """
+import os, signal, sys
+from minillmclf import train
+from minillmclf.commands import run
+from minillmclf.errors import InputError
+from minillmclf.training import loop
+what, number, count, real = sys.argv[1], int(sys.argv[2]), 0, loop.take_step
+def take_step(*arguments):
+    global count
+    count += 1
+    if count == number and os.environ["RANK"] == "1":
+        if what == "signal":
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            raise InputError("only here")
+    return real(*arguments)
+loop.take_step = take_step
+run(lambda: train.main(sys.argv[3:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """The settings of all runs: no dropout, a last batch of a single row, pieces of two rows, weighted classes."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "disturbed.py").write_text(DISTURBED)
+    return dict(model=bert_folder(place / "bert", dropout=0.0), data=data_file(place / "data.csv", train=29, dev=9, test=7),
+                epochs=2, batch_size=7, micro_batch_size=2, lr=3e-3, class_weights="balanced", clip=0.5, save_every=100)
+
+
+@pytest.fixture(scope="module")
+def alone(asked, tmp_path_factory):
+    """The folder of the run in one process."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    code, _, error, _ = forked("train", flags(**asked, out=out))
+    assert code == 0, error
+    return out
+
+
+def torchrun(*command):
+    """Two processes of a command -> (exit code of torchrun, stdout, stderr)."""
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                           *map(str, command)], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def check_equal(out, alone):
+    """Losses and weights equal to 1e-6, answers too."""
+    one, two = ([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+                for folder in (alone, out))
+    assert len(one) == len(two) == 2
+    for a, b in zip(one, two):
+        for name in ("train_loss", "log_loss"):
+            assert a[name] == pytest.approx(b[name], abs=1e-6), f"{name} of epoch {a['epoch']} is another in two processes"
+    a, b = load_file(alone / "model.safetensors"), load_file(out / "model.safetensors")
+    assert a.keys() == b.keys()
+    apart = {n: (a[n] - b[n]).abs().max().item() for n in a if not n.endswith("key.bias")}   # its gradient is rounding alone
+    assert max(apart.values()) <= 1e-6, f"final weights differ: {max(apart, key=apart.get)} by {max(apart.values()):.2g}"
+    assert json.loads((out / "run.json").read_text())["finished"]
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in alone.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_are_one(asked, alone, tmp_path, kind):
+    start = load_file(asked["model"] / "model.safetensors")
+    moved = load_file(alone / "model.safetensors")
+    assert max((start[n] - moved[n]).abs().max() for n in start if n in moved) > 1e-3, "nothing was learned: no comparison"
+    code, out, error = torchrun("-m", "minillmclf.train", *flags(**asked, out=tmp_path / "run", parallel=kind))
+    assert code == 0, error
+    check_equal(tmp_path / "run", alone)
+    assert out.count("gradients: ") == out.count("best epoch") == 1, f"printed by other than one process: {out}"
+    assert "all with a gradient" in out
+
+
+def test_they_stop_together_and_one_goes_on(asked, alone, tmp_path):
+    """A signal that reaches one process only; the state of shared tensors is whole, so one process can go on with it."""
+    arguments = flags(**asked, out=tmp_path / "run")
+    script = asked["model"].parent / "disturbed.py"
+    code, out, error = torchrun(script, "signal", 4, *arguments, "--parallel", "fsdp")
+    assert code != 0 and out.count("goes on from there") == 1, out + error
+    assert json.loads(open_tensors(tmp_path / "run" / "state.safetensors").metadata()["progress"])["step"] == 4
+    code, _, error, _ = forked("train", arguments)
+    assert code == 0, error
+    check_equal(tmp_path / "run", alone)
+
+
+def test_an_error_in_one_process_ends_all_with_its_line(asked, tmp_path):
+    script = asked["model"].parent / "disturbed.py"
+    code, out, error = torchrun(script, "error", 3, *flags(**asked, out=tmp_path / "run"))
+    told = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert code != 0 and told == ["error: only here"], error
+    assert "Connection closed" not in error, "the process that waited in vain should end without a word"
+
+
+def test_a_mistake_of_all_is_told_once(asked, tmp_path):
+    code, out, error = torchrun("-m", "minillmclf.train", *flags(**{**asked, "method": "none"}, out=tmp_path / "run"))
+    assert code != 0 and len([line for line in error.splitlines() if line.startswith("error: ")]) == 1, error
+
+
+def test_fsdp_needs_several_processes(asked, tmp_path):
+    code, _, error, _ = forked("train", flags(**asked, out=tmp_path / "run", parallel="fsdp"))
+    assert code == 2 and error.count("\n") == 1 and "torchrun --nproc-per-node" in error
+
+
+def test_alone_nothing_changes():
+    rows = [5, 3, 8, 1, 9]
+    assert parallel.pieces(rows) == [rows] and parallel.pieces(rows, 2) == [[5, 3], [8, 1], [9]]
+    assert parallel.own_seed(7) == 7 and parallel.add_up(0.1) == 0.1 and parallel.any_of(True) is True
+    assert parallel.first() and parallel.first_text("x") == "x"
+    with pytest.raises(InputError, match="one: start it with torchrun"):
+        parallel.spread(torch.nn.Linear(2, 2), "fsdp")
+
+
+@pytest.mark.parametrize("count, size, most", [(7, 2, 0), (7, 2, 2), (1, 2, 0), (1, 3, 1), (9, 4, 2)])
+def test_shares_are_all_rows_once_in_equally_many_pieces(monkeypatch, count, size, most):
+    rows = list(range(10, 10 + count))
+    monkeypatch.setattr(parallel, "size", lambda: size)
+    dealt = []
+    for rank in range(size):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        dealt.append(parallel.pieces(rows, most))
+    assert len({len(pieces) for pieces in dealt}) == 1, f"unequal numbers of passes: {dealt}"
+    assert sorted(row for pieces in dealt for piece in pieces for row in piece) == rows
+    assert all(len(piece) <= (most or count) for pieces in dealt for piece in pieces)
+    monkeypatch.setattr(parallel, "rank", lambda: 1)
+    assert parallel.own_seed(7) != 7, "two processes drop the same neurons"

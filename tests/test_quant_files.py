@@ -1,0 +1,132 @@
+"""4-bit checkpoints in the layout of transformers and bitsandbytes: theirs are read, ours are read by them, faults are named."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small import PIECES
+from test_families import CONFIGS, LABELS, TEXTS, folders, spread, their_scores  # noqa: F401  (folders: a fixture)
+
+from minillmclf.classify.classifier import Classifier
+from minillmclf.errors import InputError
+from minillmclf.models import fresh_weights, model_class, save_backbone
+from minillmclf.models.weights import translate
+from minillmclf.text.tokenizer import WordPiece
+from minillmclf.tuning import choose_weights
+from minillmclf.tuning.quant import Linear4bit
+from minillmclf.tuning.quant_files import open_checkpoint
+
+WIDE = dict(hidden_size=64, intermediate_size=128, head_dim=16, n_embd=64, d_model=64, d_kv=16, d_ff=128)    # bitsandbytes' kernels want such widths
+FAMILIES = ("bert", "roberta", "deberta-v3", "gpt2", "llama", "mistral", "gemma2", "gemma3", "t5", "flan-t5")
+
+
+def scores(model):
+    return model.scores(model.encode(TEXTS)[0])
+
+
+def four_bit(folder, **options):
+    model = Classifier.from_backbone(folder, LABELS, quantise="nf4", **options)
+    spread(model.head, 3)
+    return model
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_four_bit_classifier_comes_back_from_disk(name, folders, tmp_path):  # noqa: F811
+    model = four_bit(folders[name])
+    count = sum(isinstance(module, Linear4bit) for module in model.modules())
+    choose_weights(model, "head")
+    model.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["quantization_config"]["bnb_4bit_quant_type"] == "nf4" and config["quantization_config"]["load_in_4bit"]
+    again = Classifier.load(tmp_path)
+    assert sum(isinstance(module, Linear4bit) for module in again.modules()) == count > 0
+    assert torch.equal(scores(again), scores(model)) and not again.report.fresh
+    body = Classifier.from_backbone(tmp_path, ["a", "b"])
+    assert sum(isinstance(module, Linear4bit) for module in body.modules()) == count, "a 4-bit folder is a base too"
+
+
+def assert_same_weights(name, theirs, ours):
+    """Every 4-bit layer of transformers' model stands for the numbers of ours, bit for bit."""
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit as Theirs
+    table, count = ours.table(), 0
+    for path, layer in theirs.named_modules():
+        if isinstance(layer, Theirs):
+            mine = ours.get_submodule(translate(path + ".weight", table).removesuffix(".weight"))
+            assert torch.equal(dequantize_4bit(layer.weight.data, layer.weight.quant_state), mine.dequantised()), f"{name}: {path}"
+            count += 1
+    assert count == sum(isinstance(module, Linear4bit) for module in ours.modules()), f"{name}: another number of 4-bit layers"
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "gpt2"])
+def test_transformers_reads_what_we_write_and_we_what_it_writes(name, folders, tmp_path):  # noqa: F811
+    transformers = pytest.importorskip("transformers", reason="reads and writes 4-bit checkpoints")
+    pytest.importorskip("accelerate", reason="transformers needs it for 4-bit layers")
+    kind, config = CONFIGS[name]
+    config = {"model_type": kind, **config} | {key: WIDE[key] for key in WIDE if key in config}
+    body = spread(fresh_weights(model_class(config).from_config(config), 0), std=0.1)
+    body.source_config = config
+    save_backbone(body, tmp_path / "base")
+    WordPiece.from_vocab(PIECES).save(tmp_path / "base")
+    ours = four_bit(tmp_path / "base")
+    ours.save(tmp_path / "ours")
+    theirs, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "ours", output_loading_info=True, device_map="cpu")
+    assert not any(loading.values()), f"{name}: transformers does not find all it expects: {loading}"
+    assert_same_weights(name, theirs, ours)
+    expected, found = scores(ours), their_scores(theirs, ours)           # its kernel on a CPU computes in bfloat16
+    assert (found - expected).abs().mean() <= 0.05 * expected.std(), f"{name}: transformers answers otherwise: {found}, {expected}"
+    bits = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                           bnb_4bit_compute_dtype=torch.float32)
+    Classifier.from_backbone(tmp_path / "base", LABELS).save(tmp_path / "full")
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    load(tmp_path / "full", quantization_config=bits, device_map="cpu").save_pretrained(tmp_path / "theirs")
+    WordPiece.from_vocab(PIECES).save(tmp_path / "theirs")
+    assert_same_weights(name, load(tmp_path / "theirs", device_map="cpu"), Classifier.load(tmp_path / "theirs"))
+
+
+def spoil(folder, tmp_path, tensors=None, **settings):
+    """A copy of a 4-bit folder with one thing changed."""
+    model = four_bit(folder)
+    model.save(tmp_path)
+    if tensors:
+        stored = load_file(tmp_path / "model.safetensors")
+        tensors(stored)
+        save_file(stored, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] |= settings
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+@pytest.mark.parametrize("settings, fault", [
+    (dict(load_in_8bit=True), "load_in_8bit = True"), (dict(quant_method="gptq"), "quant_method = 'gptq'"),
+    (dict(bnb_4bit_quant_storage="bfloat16"), "bnb_4bit_quant_storage = 'bfloat16'"), (dict(load_in_4bit=False), "load_in_4bit"),
+    (dict(new_option=3), "new_option = 3")])
+def test_other_quantisations_are_refused(settings, fault, folders, tmp_path):  # noqa: F811
+    with pytest.raises(InputError, match=f"quantization_config has .*{fault}.*: only 4-bit layers of bitsandbytes"):
+        Classifier.load(spoil(folders["llama"], tmp_path, **settings))
+
+
+LAYER = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize("change, fault", [
+    (lambda t: t.pop(LAYER + ".absmax"), "absmax is missing"), (lambda t: t.pop(LAYER), "weight is missing"),
+    (lambda t: t.update({LAYER: t[LAYER][:-1]}), "weight is uint8"),
+    (lambda t: t.update({"model.layers.9.extra.weight.quant_state.bitsandbytes__nf4": torch.zeros(3, dtype=torch.uint8)}),
+     "no row for the 4-bit layer"),
+    (lambda t: t.pop("model.layers.0.input_layernorm.weight"), "nothing in the file fills")])
+def test_spoilt_four_bit_files_are_named(change, fault, folders, tmp_path):  # noqa: F811
+    with pytest.raises(InputError, match=fault) as caught:
+        Classifier.load(spoil(folders["llama"], tmp_path, change))
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_plain_checkpoint_is_opened_as_one(folders, tmp_path):  # noqa: F811
+    assert not hasattr(open_checkpoint(folders["bert"]), "packed")
+    shutil.copytree(folders["bert"], tmp_path / "copy")
+    assert Classifier.from_backbone(tmp_path / "copy", LABELS).report.fresh
+    assert set(CONFIGS) >= set(FAMILIES)
