@@ -15,7 +15,7 @@ from .commands import Parser, run
 from .errors import InputError
 from .files import find_model
 
-METHODS = ("full", "last-1", "head")
+METHODS = ("full", "last-1", "head", "bitfit", "lora", "dora", "qlora", "houlsby", "pfeiffer", "prefix", "prompt")
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 ROW = 128                   # tokens in the text whose activations are measured
 
@@ -94,10 +94,13 @@ def parts(model):
     return sizes
 
 
-def kept_for_backward(backbone, head, length):
-    """Bytes that training keeps for the backward pass of one text of `length` tokens: a pass is run, and they are counted."""
+def kept_for_backward(model, length):
+    """Bytes that training keeps for the backward pass of one text of `length` tokens: a pass is run, and they are counted.
+
+    model: has a backbone and a head, as a classifier.
+    """
     import torch
-    weights = {parameter.untyped_storage().data_ptr() for parameter in (*backbone.parameters(), *head.parameters())}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = {}
 
     def count(tensor):
@@ -106,25 +109,52 @@ def kept_for_backward(backbone, head, length):
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
     ids, mask = torch.zeros(1, length, dtype=torch.long), torch.ones(1, length, dtype=torch.long)
+    if getattr(model, "prompt", None) is not None:
+        ids, mask, _ = model.prompt.extend(ids, mask)
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        scores = head(backbone.states(ids, mask), mask)               # noqa: F841  while it lives, so does what it keeps
+        scores = model.head(model.backbone.states(ids, mask), mask)               # noqa: F841  while it lives, so does what it keeps
     return sum(kept.values())
 
 
-def memory_lines(backbone, head):
-    """What it takes to load in each precision, and to train in fp32 with AdamW by each method."""
+def training_memory(backbone, head, method, length):
+    """What one method takes in training, in fp32 with AdamW -> (parameters that learn, bytes of weights, gradients and
+    moments, bytes kept for the backward pass of a text of `length` tokens). The model is as it was afterwards."""
     from torch import nn
 
-    from .tuning import choose_weights
+    from .settings import Settings
+    from .train import recipe_of
+    from .tuning import UPDATES, adapter, lora, prefix, prompt, tune
+    from .tuning.quant import HEADS, bits_per_parameter
     model = nn.ModuleDict({"backbone": backbone, "head": head})
-    total = sum(parameter.numel() for parameter in model.parameters())
+    model.config, model.max_length = backbone.source_config, length
+    recipe = recipe_of(Settings(method="lora" if method == "qlora" else method))
+    trained, total = tune(model, recipe)
+    used = min(length, model.max_length)                           # what stands before a text takes positions from it
+    kept = kept_for_backward(model, used) * length // used
+    undo = dict.fromkeys(UPDATES, lora.merge) | dict.fromkeys(("houlsby", "pfeiffer"), adapter.unwrap)
+    undo |= {"prefix": prefix.detach_prefix, "prompt": prompt.detach_prompt}
+    undo.get(recipe["method"], bool)(model)
+    weights = 4 * total
+    if method == "qlora":
+        packed = sum(m.weight.numel() for name, m in backbone.named_modules()
+                     if isinstance(m, nn.Linear) and not HEADS.search(name) and name.rpartition(".")[2] not in backbone.KEPT_WHOLE)
+        weights -= round(packed * (4 - bits_per_parameter() / 8))
+    return trained, weights + 12 * trained, kept
+
+
+def memory_lines(backbone, head):
+    """What it takes to load in each precision, and to train by each method."""
+    from .errors import InputError
+    total = sum(parameter.numel() for part in (backbone, head) for parameter in part.parameters())
     length = min(ROW, backbone.max_tokens or ROW)
-    lines = [f"  to load: {size(4 * total)} in fp32, {size(2 * total)} in bf16 or fp16"]
+    lines = [f"  to load: {size(4 * total)} in fp32, {size(2 * total)} in bf16 or fp16",
+             "  to train in fp32 with AdamW   parameters that learn   weights, gradients, moments   more for 1,000 tokens of a batch"]
     for method in METHODS:
-        trained, _ = choose_weights(model, method)
-        kept = kept_for_backward(backbone, head, length) * 1000 / length
-        lines.append(f"  to train, --method {method:6}: {size(4 * total + 12 * trained)} for weights, gradients and AdamW "
-                     f"({trained:,} parameters learn), {size(kept)} more for 1,000 tokens of a batch")
+        try:
+            trained, held, kept = training_memory(backbone, head, method, length)
+            lines.append(f"    --method {method:18} {trained:>21,} {size(held):>27} {size(kept * 1000 / length):>31}")
+        except InputError as error:
+            lines.append(f"    --method {method:18} {str(error).partition(':')[0]}")
     return lines
 
 
@@ -162,7 +192,8 @@ def main(arguments=None):
     print("\n".join(f"  {count:>15,}  {part}" for part, count in parts(model).items()))
     print("\nmemory, with a classification head of two classes" if model is backbone else "\nmemory")
     head = build_head(backbone.source_config["model_type"], backbone, 2) if model is backbone else model.head
-    print("\n".join(memory_lines(backbone, head)))
+    tuned = getattr(model, "recipe", None)
+    print("\n".join([f"  as it is, tuned by {tuned['method']}"] if tuned else memory_lines(backbone, head)))
     print("\n" + (f"tokenizer: none that is read here ({tokenizer})" if isinstance(tokenizer, str) else
                   tokenizer_line(tokenizer, backbone.config["vocab_size"])))
     return 0

@@ -45,15 +45,39 @@ def test_parts_and_memory_are_those_of_the_model(name, capsys):
     total = int(re.search(r"^([\d,]+) parameters$", out, re.M).group(1).replace(",", ""))
     parts = [int(number.replace(",", "")) for number in re.findall(r"^ {2,}([\d,]+)  [a-z_.]+$", out, re.M)]
     assert sum(parts) == total, f"{name}: the parts add up to {sum(parts)}, not to {total}"
-    methods = re.findall(r"--method (\S+) *: ([\d.]+ .?B) .* \(([\d,]+) parameters learn\), ([\d.]+ .?B) more", out)
-    assert [method for method, *_ in methods] == ["full", "last-1", "head"]
+    methods = {m: (int(n.replace(",", "")), held, more) for m, n, held, more in re.findall(
+        r"--method (\S+) +([\d,]+) +([\d.]+ .?B) +([\d.]+ .?B)", out)}
+    told = {line.split()[1] for line in out.splitlines() if "--method" in line}
+    assert told == set(inspect.METHODS) and methods.keys() >= told - {"bitfit"}, f"{name}: {told - methods.keys()}"
     model = load_backbone(MODELS / name)
     head = build_head(model.source_config["model_type"], model, len(model.source_config["id2label"])
                       if "classes:" in out else 2)
     whole = sum(p.numel() for part in (model, head) for p in part.parameters())
-    assert int(methods[0][2].replace(",", "")) == whole, f"{name}: full training teaches every parameter"
-    assert methods[0][1] == inspect.size(16 * whole), "weights, gradients and two moments of AdamW, 4 bytes each"
-    assert methods[2][1] == inspect.size(4 * whole + 12 * sum(p.numel() for p in head.parameters()))
+    assert methods["full"][0] == whole, f"{name}: full training teaches every parameter"
+    assert methods["full"][1] == inspect.size(16 * whole), "weights, gradients and two moments of AdamW, 4 bytes each"
+    assert methods["head"][1] == inspect.size(4 * whole + 12 * sum(p.numel() for p in head.parameters()))
+    assert methods["head"][0] < methods["lora"][0] < methods["full"][0]
+
+
+def test_trying_every_method_leaves_the_model_as_it_was():
+    model = load_backbone(MODELS / "llama_lm")
+    before = {name: (parameter, parameter.clone()) for name, parameter in model.named_parameters()}
+    head = build_head("llama", model, 2)
+    for method in inspect.METHODS:
+        if method != "bitfit":
+            inspect.training_memory(model, head, method, 8)
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys(), "something is still wrapped"
+    assert all(torch.equal(after[name], value) for name, (_, value) in before.items())
+
+
+def test_four_bits_are_counted_as_such():
+    """LoRA and QLoRA of one model differ by what its linear layers take, 4 bytes against 4.127 bits a number."""
+    model = load_backbone(MODELS / "bert_masked_lm")
+    head = build_head("bert", model, 2)
+    lora, qlora = (inspect.training_memory(model, head, method, 8)[1] for method in ("lora", "qlora"))
+    linear = sum(m.weight.numel() for m in model.layers.modules() if isinstance(m, torch.nn.Linear))
+    assert abs((lora - qlora) - linear * (4 - 4.127 / 8)) < 0.001 * (lora - qlora)
 
 
 def test_what_is_kept_for_the_backward_pass_is_counted():
@@ -69,11 +93,13 @@ def test_what_is_kept_for_the_backward_pass_is_counted():
     class Sum(torch.nn.Module):
         def forward(self, hidden, mask):
             return hidden.sum()
-    found = inspect.kept_for_backward(Body(), Sum(), 10)
+    def kept(body, head, length):
+        return inspect.kept_for_backward(torch.nn.ModuleDict({"backbone": body, "head": head}), length)
+    found = kept(Body(), Sum(), 10)
     assert found == 4 * 10 * (8 + 16), f"{found} bytes for 10 tokens"
     body = load_backbone(MODELS / "bert_classifier").train()
     head = build_head("bert", body, 2)
-    one, two = (inspect.kept_for_backward(body, head, length) for length in (10, 20))
+    one, two = (kept(body, head, length) for length in (10, 20))
     assert 1.5 < two / one < 2.5, "twice the tokens keep about twice the memory"
 
 

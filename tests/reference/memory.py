@@ -1,0 +1,109 @@
+"""Peak memory of training steps by each method, here and in transformers + PEFT: a process each.
+
+  python tests/reference/memory.py
+
+A BERT of 12 layers x 768 with random weights, 8 texts of 128 tokens, fp32, AdamW, no dropout, LoRA of rank 8 on queries and
+values. Printed is how far the peak of two steps lies above the level before the first, plus the weights: so imports and
+libraries do not count. Linux only (/proc).
+"""
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = dict(model_type="bert", vocab_size=8000, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
+              intermediate_size=3072, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, pad_token_id=0,
+              architectures=["BertModel"])
+METHODS = ("full", "lora", "qlora")
+
+STEPS = """
+import gc, json, sys
+import torch
+import torch.nn.functional as F
+torch.manual_seed(0)
+folder, method, recompute = sys.argv[1], sys.argv[2], sys.argv[3] == "True"
+ids, mask, labels = torch.randint(5, 8000, (8, 128)), torch.ones(8, 128, dtype=torch.long), torch.arange(8) % 2
+
+def memory(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) / 1024
+
+def measure(model, scores):
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*model.parameters(), *model.buffers()]}
+    gc.collect()
+    open("/proc/self/clear_refs", "w").write("5")                # the high-water mark begins here
+    before = memory("VmRSS")
+    for _ in range(2):
+        F.cross_entropy(scores(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    print(json.dumps(memory("VmHWM") - before + sum(held.values()) / 2**20))
+"""
+OURS = STEPS + """
+from minillmclf.classify.classifier import Classifier
+from minillmclf.text.batch import Batch
+from minillmclf.training.recompute import recompute_blocks
+from minillmclf.tuning import tune
+model = Classifier.from_backbone(folder, ["a", "b"], quantise="nf4" if method == "qlora" else None)
+recipe = dict(method=method, rank=8, alpha=16.0, dropout=0.0, rank_stabilised=False, targets=None, bias="none")
+tune(model, recipe if method != "full" else {"method": "full"})
+if recompute:
+    recompute_blocks(model)
+batch = Batch(ids, mask, torch.zeros_like(ids), labels, list(range(8)))
+measure(model.train(), lambda: model(batch))
+"""
+THEIRS = STEPS + """
+import transformers
+from peft import LoraConfig, get_peft_model
+options = {}
+if method == "qlora":
+    options = dict(device_map="cpu", quantization_config=transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32))
+model = transformers.BertForSequenceClassification.from_pretrained(folder, num_labels=2, **options)
+if recompute:
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+if method != "full":
+    model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"]))
+measure(model.train(), lambda: model(input_ids=ids, attention_mask=mask).logits)
+"""
+
+
+def megabytes(program, *arguments):
+    """What the program prints, in a process of its own; None if it fails."""
+    ran = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+    return json.loads(ran.stdout.splitlines()[-1]) if ran.returncode == 0 else None
+
+
+def estimate(folder, method):
+    """What `inspect` says for the same step: weights, gradients, AdamW's moments, and what 8 x 128 tokens keep."""
+    from minillmclf.classify.head import build_head
+    from minillmclf.inspect import training_memory
+    from minillmclf.models import load_backbone
+    backbone = load_backbone(folder).train()
+    _, held, kept = training_memory(backbone, build_head("bert", backbone, 2), method, 128)
+    return (held + 8 * kept) / 2**20
+
+
+def main():
+    from minillmclf.models import fresh_weights, save_backbone
+    from minillmclf.models.bert import Bert
+    from minillmclf.text.tokenizer import WordPiece
+    with tempfile.TemporaryDirectory() as folder:
+        model = fresh_weights(Bert.from_config(CONFIG), 0)
+        model.source_config = CONFIG
+        save_backbone(model, folder)
+        WordPiece.from_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]).save(Path(folder))
+        print("| method | here | transformers + PEFT | ratio | inspect says |\n|---|---|---|---|---|")
+        for method in METHODS:
+            for recompute in (False, True):
+                ours, theirs = (megabytes(program, folder, method, recompute) for program in (OURS, THEIRS))
+                said = f"{estimate(folder, method):.0f} MB" if not recompute else ""
+                ratio = f"{ours / theirs:.2f}" if theirs else ""
+                print(f"| {method}{', recomputing' * recompute} | {ours:.0f} MB | {theirs or float('nan'):.0f} MB | {ratio} | {said} |",
+                      flush=True)
+
+
+if __name__ == "__main__":
+    main()
