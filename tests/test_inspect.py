@@ -11,8 +11,13 @@ from safetensors.torch import load_file, save_file
 from small import bert_folder, command
 
 from minillmclf import inspect
+from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import build_head
 from minillmclf.models import load_backbone
+from minillmclf.settings import Settings
+from minillmclf.text.batch import Batch
+from minillmclf.train import recipe_of
+from minillmclf.tuning import tune
 
 STORED = sorted(path.name for path in MODELS.iterdir() if path.is_dir())
 
@@ -149,3 +154,33 @@ def test_mistakes_are_one_line(tmp_path):
 def test_sizes_are_for_people():
     assert [inspect.size(n) for n in (0, 999, 1000, 12_345, 999_499, 999_500, 4_400_000_000)] == \
         ["0.00 B", "999 B", "1.00 kB", "12.3 kB", "999 kB", "1.00 MB", "4.40 GB"]
+
+
+def peak_of_tensors(model, rows, length):
+    """The most bytes that tensors take at a time in two training steps, those of the model included, by torch's profiler."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    ids = torch.randint(5, 60, (rows, length), generator=torch.Generator().manual_seed(0))
+    batch = Batch(ids, torch.ones_like(ids), torch.zeros_like(ids), None, list(range(rows)))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        for _ in range(2):
+            model.train()(batch).logsumexp(1).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*model.parameters(), *model.buffers()]}
+    now = most = sum(held.values())
+    for event in sorted((e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize("method", ["full", "last-1", "lora", "qlora", "houlsby", "prefix"])
+def test_what_training_takes_is_estimated_within_15_percent(method, tmp_path):
+    folder = bert_folder(tmp_path, layers=6, width=256, mlp=1024, positions=160, dropout=0.0)
+    body = load_backbone(folder).train()
+    _, held, kept = inspect.training_memory(body, build_head("bert", body, 2), method, 128)
+    model = Classifier.from_backbone(folder, ["a", "b"], quantise="nf4" if method == "qlora" else None)
+    tune(model, recipe_of(Settings(method=method)))
+    most = peak_of_tensors(model, 8, 128)
+    assert abs(held + 8 * kept - most) <= 0.15 * most, \
+        f"{method}: estimated {(held + 8 * kept) / 2**20:.1f} MB, tensors take {most / 2**20:.1f} MB"

@@ -40,6 +40,7 @@ def together():
         if rank > 0:
             print(file=sys.stderr)                          # below the first process's progress bar
         raise
+    dist.barrier()                                          # one that leaves early may cut off what another still reads
     dist.destroy_process_group()
 
 
