@@ -285,6 +285,9 @@ def train_run(s, data, folder, overwrite=False, say=print):
     say("\n".join(report.lines()))
     say(f"\n{s.model}: {model.report.line() if s.weights == 'pretrained' else 'random weights'}; "
         f"{trainable:,} of {total:,} parameters will be trained")
+    if model.quantise:
+        kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.kept_whole})
+        say(f"in four bits ({model.quantise}): the body's linear layers; kept whole: {', '.join(kinds)}")
     record = {"settings": asdict(s), "finished": False, "data": {**data.source, "rows": report.rows, "labels": data.labels},
               "doctor": report.as_dict(), "versions": versions(), "parameters": {"trainable": trainable, "total": total}}
     parallel.wait()                                        # until all have seen what lies in the folder

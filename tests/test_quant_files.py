@@ -13,8 +13,11 @@ from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
 from minillmclf.models import fresh_weights, model_class, save_backbone
 from minillmclf.models.weights import translate
+from minillmclf.text.batch import collate
 from minillmclf.text.tokenizer import WordPiece
-from minillmclf.tuning import choose_weights
+from minillmclf.tuning import choose_weights, lora, tune
+from minillmclf.tuning.peft_format import write_adapter
+from minillmclf.tuning.peft_model import file_names
 from minillmclf.tuning.quant import Linear4bit
 from minillmclf.tuning.quant_files import open_checkpoint
 
@@ -47,6 +50,60 @@ def test_a_four_bit_classifier_comes_back_from_disk(name, folders, tmp_path):  #
     assert sum(isinstance(module, Linear4bit) for module in body.modules()) == count, "a 4-bit folder is a base too"
 
 
+def wide(name, folder):
+    """Write a body that is wide enough for bitsandbytes' own layers, without dropout -> its folder."""
+    kind, config = CONFIGS[name]
+    config = {"model_type": kind, **config} | {key: WIDE[key] for key in WIDE if key in config}
+    config |= {key: 0.0 for key in model_class(config).FIELDS if "drop" in key}
+    body = spread(fresh_weights(model_class(config).from_config(config), 0), std=0.1)
+    body.source_config = config
+    save_backbone(body, folder)
+    WordPiece.from_vocab(PIECES).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "deberta-v3", "llama", "mistral", "gemma2", "flan-t5"])
+def test_qlora_is_that_of_peft_on_bitsandbytes(name, tmp_path):
+    """The same base in four bits, the same updates: equal scores and equal gradients of A and B, in training."""
+    transformers = pytest.importorskip("transformers", reason="the reference")
+    peft = pytest.importorskip("peft", reason="the reference")
+    pytest.importorskip("accelerate", reason="transformers needs it for 4-bit layers")
+    ours = four_bit(wide(name, tmp_path / "base"))
+    tune(ours, dict(method="qlora", rank=4, alpha=8.0, dropout=0.0, rank_stabilised=False, targets=["q_proj", "v_proj"], bias="none"))
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for path, parameter in lora.adapter_parameters(ours).items():
+            parameter.normal_(0.0, 0.2, generator=draw)
+    record = write_adapter(tmp_path / "adapter", ours, {"base": str(tmp_path / "base")})
+    bits = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                           bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=[*record["saved"], "bert.pooler"])
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "base", num_labels=len(LABELS), quantization_config=bits, device_map="cpu")
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True).train()
+    batch = collate(ours.encode(TEXTS)[0], range(len(TEXTS)), pad_id=0)
+    given = {"input_ids": batch.ids, "attention_mask": batch.mask}
+    scores = ours.train()(batch)
+    expected = theirs(**given).logits
+    assert (scores - expected).abs().max() <= 1e-4, f"{name}: scores {(scores - expected).abs().max():.2g} apart"
+    for out in (scores, expected):
+        out.square().sum().backward()
+    found = {f"{path}.{part}": grad for path, part, grad in gradients(theirs)}
+    names = file_names(ours, [path.rpartition(".lora")[0] for path in lora.adapter_parameters(ours)])
+    for path, parameter in lora.adapter_parameters(ours).items():
+        layer, _, part = path.rpartition(".lora")
+        grad = found[f"{names[layer]}.lora{part.partition('.')[0]}"]
+        apart = (parameter.grad - grad).abs().max() / grad.abs().max()
+        assert apart <= 1e-4, f"{name}: the gradient of {path} is {apart:.2g} of its largest number apart"
+
+
+def gradients(theirs):
+    """(module in the base, lora_A or lora_B, gradient) of a PEFT model."""
+    for name, parameter in theirs.named_parameters():
+        if ".lora_" in name:
+            path, _, rest = name.removeprefix("base_model.model.").partition(".lora_")
+            yield path, "lora_" + rest.partition(".")[0], parameter.grad
+
+
 def assert_same_weights(name, theirs, ours):
     """Every 4-bit layer of transformers' model stands for the numbers of ours, bit for bit."""
     from bitsandbytes.functional import dequantize_4bit
@@ -64,13 +121,7 @@ def assert_same_weights(name, theirs, ours):
 def test_transformers_reads_what_we_write_and_we_what_it_writes(name, folders, tmp_path):  # noqa: F811
     transformers = pytest.importorskip("transformers", reason="reads and writes 4-bit checkpoints")
     pytest.importorskip("accelerate", reason="transformers needs it for 4-bit layers")
-    kind, config = CONFIGS[name]
-    config = {"model_type": kind, **config} | {key: WIDE[key] for key in WIDE if key in config}
-    body = spread(fresh_weights(model_class(config).from_config(config), 0), std=0.1)
-    body.source_config = config
-    save_backbone(body, tmp_path / "base")
-    WordPiece.from_vocab(PIECES).save(tmp_path / "base")
-    ours = four_bit(tmp_path / "base")
+    ours = four_bit(wide(name, tmp_path / "base"))
     ours.save(tmp_path / "ours")
     theirs, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "ours", output_loading_info=True, device_map="cpu")

@@ -60,7 +60,8 @@ from peft import LoraConfig, get_peft_model
 options = {}
 if method == "qlora":
     options = dict(device_map="cpu", quantization_config=transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32))
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=["classifier", "bert.pooler"]))         # a fresh layer in four bits has no state and fails
 model = transformers.BertForSequenceClassification.from_pretrained(folder, num_labels=2, **options)
 if recompute:
     model.gradient_checkpointing_enable({"use_reentrant": False})
