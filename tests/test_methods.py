@@ -189,3 +189,21 @@ def test_unknown_methods_are_named(folders):  # noqa: F811
     with pytest.raises(InputError, match="not in four bits"):
         tune(Classifier.from_backbone(folders["bert"], LABELS), recipe("qlora"))
     assert Path(folders["bert"]).is_dir()
+
+
+def test_how_many_numbers_learn_is_a_formula(folders):  # noqa: F811
+    """bert: D 32, MLP 40, two blocks, a head of D x D + D and D x 3 + 3, vocabulary V, 64 positions, 2 types."""
+    D, F, V, head = 32, 40, CONFIGS["bert"][1]["vocab_size"], 32 * 32 + 32 + 3 * 32 + 3
+    matrices, biases, norms = 4 * D * D + 2 * D * F, 5 * D + F, 4 * D                      # of one block
+    blocks = 2 * (matrices + biases + norms)
+    body = (V + 64 + 2) * D + 2 * D + blocks
+    linears = 2 * (4 * 3 * 2 * D + 2 * 3 * (D + F))                                        # rank 3 everywhere
+    expected = {"full": body + head, "head": head, "last-1": blocks // 2 + head,
+                "bitfit": head + 2 * (biases + norms // 2) + D,                            # every norm has a bias, D numbers
+                "lora": head + linears, "dora": head + linears + 2 * (5 * D + F),
+                "pfeiffer": head + 2 * (2 * D * 4 + 4 + D), "houlsby": head + 4 * (2 * D * 4 + 4 + D) + 2 * norms + 2 * D,
+                "prefix": head + 3 * 2 * 2 * D, "prompt": head + 3 * D}
+    for method, count in expected.items():
+        model = Classifier.from_backbone(folders["bert"], LABELS)
+        found, _ = tune(model, recipe(method))
+        assert found == count, f"{method}: {found} numbers learn, the formula says {count}"
