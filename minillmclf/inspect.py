@@ -13,7 +13,7 @@ from collections import Counter
 
 from .commands import Parser, run
 from .errors import InputError
-from .files import find_model
+from .files import find_model, read_json
 
 METHODS = ("full", "last-1", "head", "bitfit", "lora", "dora", "qlora", "houlsby", "pfeiffer", "prefix", "prompt")
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -37,6 +37,10 @@ def load(folder):
     from .models import load_backbone
     from .models.weights import Checkpoint
     from .text.tokenizer import load_tokenizer
+    from .tuning.saved import TUNED
+    if (folder / TUNED).exists():
+        raise InputError(f"{folder}: holds an adapter, its model is {read_json(folder / TUNED).get('base')}: inspect that, or merge "
+                         f"them with python -m minillmclf.merge")
     checkpoint = Checkpoint(folder)
     kinds = checkpoint.config.get("architectures") or []
     try:
@@ -68,8 +72,10 @@ def fates(model, checkpoint):
         if name in report.loaded:
             ours = report.loaded[name]
             fate = f"-> {ours}" + (", transposed" if table.turned(ours) else "")
+        elif name in report.tied:
+            fate = f"equal to {report.tied[name]}, tied"
         else:
-            fate = f"equal to {report.tied[name]}, tied" if name in report.tied else "dropped on purpose"
+            fate = "dropped on purpose" if name in report.dropped else "part of a 4-bit weight"
         found.append((name, " x ".join(map(str, shape)) or "1", checkpoint.dtypes[name], fate))
     return found
 

@@ -13,6 +13,7 @@ from small import bert_folder, command
 from minillmclf import inspect
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import build_head
+from minillmclf.errors import InputError
 from minillmclf.models import load_backbone
 from minillmclf.settings import Settings
 from minillmclf.text.batch import Batch
@@ -141,6 +142,19 @@ def test_a_tokenizer_that_does_not_fit_is_said(rows, said, tmp_path, capsys):
     config = json.loads((folder / "config.json").read_text()) | {"vocab_size": len(tensors[name])}
     (folder / "config.json").write_text(json.dumps(config))
     assert said in report(capsys, folder)
+
+
+def test_a_folder_with_an_adapter_names_its_base_and_four_bits_are_accounted_for(tmp_path, capsys):
+    base = bert_folder(tmp_path / "base")
+    model = Classifier.from_backbone(base, ["a", "b"])
+    tune(model, recipe_of(Settings(method="lora")))
+    model.save(tmp_path / "run")
+    with pytest.raises(InputError, match=f"holds an adapter, its model is {base}: inspect that, or merge"):
+        inspect.main([str(tmp_path / "run")])
+    Classifier.from_backbone(base, ["a", "b"], quantise="nf4").save(tmp_path / "small")
+    out = report(capsys, tmp_path / "small")
+    assert re.search(r"query.weight.absmax .* x 2 +part of a 4-bit weight", out) and "dropped on purpose; 0 parameters" in out, out
+    assert re.search(r"query.weight +\d+ x 1 U8 +x 2 +-> backbone.layers.{}.q_proj.weight", out), out
 
 
 def test_mistakes_are_one_line(tmp_path):
