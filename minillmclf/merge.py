@@ -34,14 +34,13 @@ def merged(model, base):
     """The plain model, changed in place; base: as the flag says."""
     from .tuning.quant import Linear4bit, quantise_linears
     from .tuning.saved import merge_tuned
-    in_four_bits = [path for path, module in model.named_modules() if isinstance(module, Linear4bit)]
+    in_four_bits = {path.removesuffix(".base"): module.kind for path, module in model.named_modules() if isinstance(module, Linear4bit)}
     if in_four_bits and base is None:
         raise InputError(f"{len(in_four_bits)} layers of this model have 4 bits a number: choose --base full (the merged model "
                          f"takes 8 times the memory) or --base 4bit (rounded once more: other answers)")
-    kind = model.quantise
     merge_tuned(model, dequantise=bool(in_four_bits))
     if in_four_bits and base == "4bit":
-        quantise_linears(model, "^backbone\\.", kind)
+        quantise_linears(model, in_four_bits.__contains__, next(iter(in_four_bits.values())))
     return model
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 
 import minillmclf
 from minillmclf.errors import InputError
-from minillmclf.models import cache, fresh_weights, load_backbone, model_class, save_backbone
+from minillmclf.models import fresh_weights, load_backbone, model_class, save_backbone
 from minillmclf.models.cache import Cache, CachedRows, choose, ends_of, generate
 from minillmclf.models.layers import Rows
 
@@ -303,4 +303,3 @@ def test_a_trained_llama_tells_its_story(cached):
     written = generate(model, ids, torch.ones_like(ids), 200, eos_ids=(), cached=cached)[0]
     expected = (folder / "expected_greedy_200.txt").read_text(encoding="utf-8")
     assert tokenizer.decode(written).strip() == expected.strip(), "not the 200 tokens that the authors' program wrote"
-    assert cache.ends_of(model.source_config) is not None

@@ -5,11 +5,16 @@ import re
 
 import pytest
 import torch
-from small import bert_folder, data_file, flags
+from small import PIECES, bert_folder, data_file, flags
+from test_families import CONFIGS
 
 from minillmclf import merge, train
 from minillmclf.classify.classifier import Classifier
 from minillmclf.commands import run
+from minillmclf.models import fresh_weights, model_class, save_backbone
+from minillmclf.text.tokenizer import WordPiece
+from minillmclf.tuning import tune
+from minillmclf.tuning.quant import Linear4bit
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +58,21 @@ def test_merging_into_four_bits_is_said_with_what_it_costs(runs, tmp_path, capsy
     said = float(re.search(r"largest difference of a probability is ([\d.e-]+)", out).group(1))
     assert said > 1e-4, "rounding to four bits changes answers; a report of nothing would be false"
     assert (answers(tmp_path / "merged") - answers(runs["qlora"])).abs().max() > 1e-5
+
+
+def test_what_was_whole_before_a_merge_into_four_bits_is_whole_after_it(tmp_path):
+    """T5's down_proj keeps its precision in a 4-bit base, so also in what is merged from it."""
+    kind, config = CONFIGS["t5"]
+    body = fresh_weights(model_class({"model_type": kind}).from_config({"model_type": kind, **config}), 0)
+    body.source_config = {"model_type": kind, **config}
+    save_backbone(body, tmp_path)
+    WordPiece.from_vocab(PIECES).save(tmp_path)
+    model = Classifier.from_backbone(tmp_path, ["a", "b"], quantise="nf4")
+    before = {path for path, module in model.named_modules() if isinstance(module, Linear4bit)}
+    tune(model, dict(method="qlora", rank=2, alpha=2.0, dropout=0.0, rank_stabilised=False, targets=None, bias="none"))
+    merge.merged(model, "4bit")
+    after = {path for path, module in model.named_modules() if isinstance(module, Linear4bit)}
+    assert before == after and before, f"in four bits before or after only: {sorted(before ^ after)[:4]}"
 
 
 @pytest.mark.parametrize("method, more, fault", [

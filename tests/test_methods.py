@@ -5,9 +5,9 @@ Each cell is run for real: a tiny model of the family (tests/test_families.py), 
 
 import json
 import random
+import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -160,7 +160,9 @@ def test_missing_pieces_are_named(method, tuned, tmp_path):
     save_file({n: t for n, t in tensors.items() if n != gone}, path)
     with pytest.raises(InputError) as caught:
         Classifier.load(folder)
-    assert "\n" not in str(caught.value) and str(path.parent) in str(caught.value) or gone.split(".")[-2] in str(caught.value)
+    text = str(caught.value)
+    assert "\n" not in text and re.search(r"missing|should have|nothing fills|is not expected|has nothing", text), text
+    assert any(part in text for part in gone.removeprefix("base_model.model.").split(".")[-3:-1]), f"{gone} is not named: {text}"
 
 
 def test_another_base_is_refused(folders, tmp_path):  # noqa: F811
@@ -188,7 +190,6 @@ def test_unknown_methods_are_named(folders):  # noqa: F811
             tune(model, {"method": method})
     with pytest.raises(InputError, match="not in four bits"):
         tune(Classifier.from_backbone(folders["bert"], LABELS), recipe("qlora"))
-    assert Path(folders["bert"]).is_dir()
 
 
 def test_how_many_numbers_learn_is_a_formula(folders):  # noqa: F811

@@ -17,7 +17,6 @@ from minillmclf.text.batch import collate
 from minillmclf.text.tokenizer import WordPiece
 from minillmclf.tuning import choose_weights, lora, tune
 from minillmclf.tuning.peft_format import write_adapter
-from minillmclf.tuning.peft_model import file_names
 from minillmclf.tuning.quant import Linear4bit
 from minillmclf.tuning.quant_files import open_checkpoint
 
@@ -46,8 +45,11 @@ def test_a_four_bit_classifier_comes_back_from_disk(name, folders, tmp_path):  #
     again = Classifier.load(tmp_path)
     assert sum(isinstance(module, Linear4bit) for module in again.modules()) == count > 0
     assert torch.equal(scores(again), scores(model)) and not again.report.fresh
-    body = Classifier.from_backbone(tmp_path, ["a", "b"])
+    body = Classifier.from_backbone(tmp_path, ["a", "b"], quantise="nf4")
     assert sum(isinstance(module, Linear4bit) for module in body.modules()) == count, "a 4-bit folder is a base too"
+    tune(body, dict(method="qlora", rank=2, alpha=2.0, dropout=0.0, rank_stabilised=False, targets="all-linear", bias="none"))
+    body.save(tmp_path / "tuned")
+    assert torch.equal(scores(Classifier.load(tmp_path / "tuned")), scores(body)), "QLoRA on a base that has four bits on disk"
 
 
 def wide(name, folder):
@@ -88,7 +90,7 @@ def test_qlora_is_that_of_peft_on_bitsandbytes(name, tmp_path):
     for out in (scores, expected):
         out.square().sum().backward()
     found = {f"{path}.{part}": grad for path, part, grad in gradients(theirs)}
-    names = file_names(ours, [path.rpartition(".lora")[0] for path in lora.adapter_parameters(ours)])
+    names = ours.table().file_names([path.rpartition(".lora")[0] for path in lora.adapter_parameters(ours)])
     for path, parameter in lora.adapter_parameters(ours).items():
         layer, _, part = path.rpartition(".lora")
         grad = found[f"{names[layer]}.lora{part.partition('.')[0]}"]
@@ -180,4 +182,3 @@ def test_a_plain_checkpoint_is_opened_as_one(folders, tmp_path):  # noqa: F811
     assert not hasattr(open_checkpoint(folders["bert"]), "packed")
     shutil.copytree(folders["bert"], tmp_path / "copy")
     assert Classifier.from_backbone(tmp_path / "copy", LABELS).report.fresh
-    assert set(CONFIGS) >= set(FAMILIES)

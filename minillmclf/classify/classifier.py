@@ -54,7 +54,8 @@ class Classifier(nn.Module):
             fresh_weights(self.backbone.to_empty(device="cpu"), seed)
             return self.eval()
         whole = self.backbone.KEPT_WHOLE
-        placer = Quantiser(lambda path: path.rpartition(".")[2] not in whole, quantise) if quantise else None
+        fresh = quantise and not hasattr(checkpoint, "packed")             # else the file has four bits already
+        placer = Quantiser(lambda path: path.rpartition(".")[2] not in whole, quantise) if fresh else None
         self.report = read_into(self, checkpoint, self.table(with_classes=False), ["head\\."], **({"place": placer} if placer else {}))
         self.kept_whole = placer.report(self)[1] if placer else []
         return self.eval()

@@ -22,6 +22,7 @@ class Backbone(nn.Module):
     max_tokens  the longest text it can take, None: any     lm_head     its own language-model head, or None
     tied        True: without an own head, the word embeddings are the vocabulary's matrix
     head_dropout  what its classification head in transformers applies
+    word_factor   what the vectors of words are multiplied with before anything else reads them
     """
 
     ARCHITECTURES = {}          # "body", "lm_head", "classifier" -> the class in transformers
@@ -35,7 +36,7 @@ class Backbone(nn.Module):
     KEPT_WHOLE = ()             # linear layers that keep their precision where the others are put into four bits
     BLOCKS = "layers"           # where the blocks are that `last-N` counts
 
-    max_tokens, tied, head_dropout = None, False, 0.0
+    max_tokens, tied, head_dropout, word_factor = None, False, 0.0, 1.0
 
     def __init__(self):
         super().__init__()
@@ -78,6 +79,10 @@ class Backbone(nn.Module):
     def states(self, ids, mask, types=None):
         """The vectors (B, T, D) that a classifier reads; types: (B, T) token types, for families that have them."""
         return self(ids, mask)
+
+    def prompt(self, ids, mask):
+        """What is read before an answer is written -> ids (B, T), mask (B, T), context; only families that write have it."""
+        raise InputError(f"{type(self).__name__} reads text and writes none: generate needs a decoder or an encoder-decoder")
 
     @property
     def has_logits(self):

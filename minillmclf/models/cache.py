@@ -80,8 +80,6 @@ def generate(model, ids, mask, max_new_tokens, eos_ids=None, temperature=0.0, to
     number of the row alone, not from batch mates. cached=False computes everything anew at each step: the same, slower.
     """
     check_choice(max_new_tokens, temperature, top_k, top_p)
-    if not hasattr(model, "prompt"):
-        raise InputError(f"{type(model).__name__} reads text and writes none: generate needs a decoder or an encoder-decoder")
     was_training = model.training
     model.eval()
     stops = set(ends_of(model.source_config) if eos_ids is None else eos_ids)

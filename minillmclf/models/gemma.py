@@ -85,9 +85,13 @@ class Gemma(Llama):
             raise InputError(f"{where}: hidden_act and hidden_activation disagree: {', '.join(sorted(set(meant)))}")
         return super().read(config | {"hidden_act": meant[0]}, where)
 
+    @property
+    def word_factor(self):
+        return self.width ** 0.5
+
     def embed(self, ids, rows):
         x = self.word_embeddings(rows.pack(ids))                                      # (N, D)
-        return self.dropout(x * x.new_tensor(self.width ** 0.5))      # in bf16 the factor is rounded too: 55.4 is 55.5
+        return self.dropout(x * x.new_tensor(self.word_factor))      # in bf16 the factor is rounded too: 55.4 is 55.5
 
 
 class Gemma2Layer(LlamaLayer):

@@ -40,6 +40,17 @@ class Table:
     transposed: tuple = ()
     title: str = "the rename table"
 
+    def file_names(self, paths):
+        """{path of a module or parameter here: its name in the file}; without those that have none."""
+        rows, found = {ours: file for file, ours in self.names.items() if ours is not None}, {}
+        for path in paths:
+            pattern, layer = generic(path)
+            module, leaf = os.path.splitext(pattern)
+            row = rows[pattern] if pattern in rows else module in rows and rows[module] + leaf
+            if row:
+                found[path] = row.replace("{}", layer)
+        return found
+
     def turned(self, path):
         """Does this parameter lie transposed in the file?"""
         module, _, leaf = path.rpartition(".")
@@ -122,8 +133,7 @@ class Checkpoint:
         The file is mapped, the tensor copied out and the mapping closed: so a model takes its own size and one tensor
         more, and a file that somebody replaces later changes no loaded model.
         """
-        with open_tensors(self.files[name]) as file:
-            return file.get_tensor(name).clone()
+        return read_tensor(self.files[name], name)
 
 
 def open_tensors(path):
@@ -133,6 +143,12 @@ def open_tensors(path):
     except (SafetensorError, OSError) as error:
         size = os.path.getsize(path) if os.path.exists(path) else 0
         raise InputError(f"{path}: not a whole safetensors file ({size} bytes; {error}): download or save it again") from None
+
+
+def read_tensor(path, name):
+    """A tensor of a file, in memory of its own."""
+    with open_tensors(path) as file:
+        return file.get_tensor(name).clone()
 
 
 def generic(name):
@@ -231,16 +247,13 @@ def place_tensors(model, checkpoint, report, table, dtype, place):
 
 
 def export(model, table):
-    """The model's parameters under their names in the file: the rename table backwards -> {name: tensor}."""
-    rows = {ours: file for file, ours in table.names.items() if ours is not None}
-    tensors = {}
-    for path, parameter in model.named_parameters():
-        pattern, layer = generic(path)
-        module, leaf = os.path.splitext(pattern)
-        row = rows[pattern] if pattern in rows else rows[module] + leaf
-        tensor = parameter.detach()
-        tensors[row.replace("{}", layer)] = (tensor.T if table.turned(path) else tensor).contiguous()
-    return tensors
+    """The model's parameters under their names in the file: the rename table backwards -> {name: tensor}.
+
+    A parameter without a row is a KeyError: it would be lost.
+    """
+    parameters = {path: parameter.detach() for path, parameter in model.named_parameters()}
+    names = table.file_names(parameters)
+    return {names[path]: (tensor.T if table.turned(path) else tensor).contiguous() for path, tensor in parameters.items()}
 
 
 def write_checkpoint(folder, config, tensors, dtype=torch.float32, shard_bytes=SHARD_BYTES, keep=()):

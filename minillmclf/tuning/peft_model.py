@@ -12,8 +12,7 @@ import re
 import torch
 
 from ..errors import InputError
-from ..models.gemma import Gemma
-from ..models.weights import Report, generic, shape_fault, translate
+from ..models.weights import Report, shape_fault, translate
 from . import lora, prefix, prompt, selection
 from .peft_config import describe, meant, part_of
 
@@ -42,18 +41,6 @@ def plain_parameters(model):
            for name, p in layer.named_parameters() if not name.startswith("base.")}
     return {path.replace(".base.", "."): p for path, p in model.named_parameters()
             if id(p) not in own and not path.startswith(before)}
-
-
-def file_names(model, paths):
-    """{path of a module or parameter of the unwrapped model: its name in transformers}; without those that have none."""
-    rows, names = {ours: file for file, ours in model.table().names.items() if ours}, {}
-    for path in paths:
-        pattern, layer = generic(path)
-        module, _, leaf = pattern.rpartition(".")
-        row = rows.get(pattern) or module in rows and f"{rows[module]}.{leaf}"
-        if row:
-            names[path] = row.replace("{}", layer)
-    return names
 
 
 # ------------------------------------------------------------------------------------------------ into a model
@@ -107,13 +94,8 @@ def attach(model, record, numbers):
         return {"prompt_embeddings": "backbone.prefix.embedding.weight"}
     prompt.attach_prompt(model, record["tokens"])
     with torch.no_grad():
-        model.backbone.word_embeddings.vectors.copy_(numbers / word_factor(model))
+        model.backbone.word_embeddings.vectors.copy_(numbers / model.backbone.word_factor)
     return {"prompt_embeddings": "backbone.word_embeddings.vectors"}
-
-
-def word_factor(model):
-    """What the family multiplies words with: PEFT's prompts come behind that, ours before."""
-    return model.backbone.width ** 0.5 if isinstance(model.backbone, Gemma) else 1.0
 
 
 def prompt_faults(model, record, numbers):
@@ -127,7 +109,7 @@ def prompt_faults(model, record, numbers):
 def place_layers(model, record, layers, whole):
     """-> {layer in the file: path here}, faults."""
     linears = selection.linears(model)
-    names = {file: path for path, file in file_names(model, linears).items()}
+    names = {file: path for path, file in model.table().file_names(linears).items()}
     spellings = [{old + file[len(new):]: path for file, path in names.items() if file.startswith(new)}
                  for old, new in (("", ""), *model.table().spellings)]
     names = next((spelled for spelled in spellings if set(layers) <= set(spelled)), names)
@@ -156,7 +138,7 @@ def biases(parameters, which, wrapped):
 def place_whole(model, record, whole, wrapped):
     """The tensors of biases and of whole modules -> {name in the file: path here}, faults."""
     table, parameters, fills, faults = model.table(), plain_parameters(model), {}, []
-    names = file_names(model, parameters)
+    names = model.table().file_names(parameters)
     fresh = model.report.fresh if hasattr(model, "report") else [path for path in parameters if selection.in_head(path)]
     saved = [path for path, file in names.items() if part_of(file, record["saved"])]
     expected = {*fresh, *saved, *biases(parameters, record.get("bias", "none"), set(wrapped))}
@@ -220,7 +202,7 @@ def collect(model, record, name):
     standing = prompt_of(model)
     layers = {} if standing else {path: layer for path, layer in lora.wrapped(model).items() if name in layer.numbers}
     parameters = plain_parameters(model)
-    names = file_names(model, [*selection.linears(model), *parameters])
+    names = model.table().file_names([*selection.linears(model), *parameters])
     head = [path for path in parameters if selection.in_head(path)]
     record = {"base": None, "saved": []} | record
     learned = biases(parameters, "none" if standing else record.setdefault("bias", "none"), layers)
@@ -259,7 +241,7 @@ def prompt_of(model):
              "token_dim": heads * width if kinds[0] else model.backbone.width}
     if kinds[0]:
         return {"method": "prefix", "tokens": standing.tokens}, standing.numbers(), shape
-    return {"method": "prompt", "tokens": len(words.vectors)}, words.vectors * word_factor(model), shape
+    return {"method": "prompt", "tokens": len(words.vectors)}, words.vectors * model.backbone.word_factor, shape
 
 
 def check_kept(model, name, layers, whole):

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..models.weights import Checkpoint, export, fill, generic, translate
+from ..files import find_model, read_json
+from ..models.weights import Checkpoint, export, fill, read_tensor, translate
 from .quant import BLOCKSIZES, CODES, FLOATS, NESTED, Linear4bit, Quantised, dynamic_map, name_of
 
 STATE = "weight.quant_state.bitsandbytes__"
@@ -113,11 +114,8 @@ class FourBitCheckpoint(Checkpoint):
 
     def layer(self, name, bias):
         """The 4-bit layer of this name; bias: its parameter, or None."""
-        self.files, files = self.held, self.files
-        try:
-            return from_file({part: self.tensor(file) for part, file in self.packed[name].items()}, bias, f"{self.folder}: {name}")
-        finally:
-            self.files = files
+        parts = {part: read_tensor(self.held[file], file) for part, file in self.packed[name].items()}
+        return from_file(parts, bias, f"{self.folder}: {name}")
 
 
 def check_quantised(settings, where):
@@ -131,8 +129,8 @@ def check_quantised(settings, where):
 
 def open_checkpoint(folder):
     """A model folder, with or without 4-bit layers."""
-    checkpoint = Checkpoint(folder)
-    return FourBitCheckpoint(folder) if checkpoint.config.get("quantization_config") else checkpoint
+    quantised = read_json(find_model(folder) / "config.json").get("quantization_config")
+    return FourBitCheckpoint(folder) if quantised else Checkpoint(folder)
 
 
 def read_into(model, checkpoint, table, fresh=(), **options):
@@ -158,13 +156,12 @@ def read_into(model, checkpoint, table, fresh=(), **options):
 def export_4bit(model, table):
     """What weights.export gives, and the 4-bit layers -> ({name: tensor}, quantization_config or None)."""
     tensors, settings, whole = export(model, table), None, []
-    rows = {ours: file for file, ours in table.names.items() if ours}
-    for path, layer in model.named_modules():
-        pattern, number = generic(path)
-        name = rows.get(pattern, "").replace("{}", number)
+    linears = {path: layer for path, layer in model.named_modules() if isinstance(layer, (nn.Linear, Linear4bit))}
+    for path, name in table.file_names(linears).items():
+        layer = linears[path]
         if isinstance(layer, nn.Linear):
             whole.append(name)
-        elif isinstance(layer, Linear4bit):
+        else:
             tensors |= {f"{name}.{part}": tensor for part, tensor in to_file(layer).items()}
             settings = {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False,
                         "bnb_4bit_quant_type": layer.kind, "bnb_4bit_use_double_quant": layer.offset is not None,
