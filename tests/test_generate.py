@@ -148,8 +148,8 @@ def columns_for_positions(patch):
 
 @wrong
 def values_of_the_layer_below(patch):
-    extend = Cache.extend
-    patch.setattr(Cache, "extend", lambda self, layer, k, v: (extend(self, layer, k, v)[0], self.values[max(0, layer - 1)]))
+    recall = CachedRows.recall
+    patch.setattr(CachedRows, "recall", lambda self, k, v: (recall(self, k, v)[0], self.cache.values[max(0, self.layer - 1)]))
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -20,15 +20,16 @@ class Cache:
         self.keys, self.values = [], []             # per layer (B, K, S, d): grouped heads stay grouped
         self.mask = None                            # (B, S)
 
-    def extend(self, layer, k, v):
-        """Add a layer's new keys and values, (B, K, T, d) each -> all of them, (B, K, S, d)."""
-        if layer == len(self.keys):
-            self.keys.append(k)
-            self.values.append(v)
-        else:
-            self.keys[layer] = torch.cat([self.keys[layer].to(k.dtype), k], dim=2)       # a prefix learns in fp32
-            self.values[layer] = torch.cat([self.values[layer].to(v.dtype), v], dim=2)
-        return self.keys[layer], self.values[layer]
+    def put(self, layer, k, v):
+        """What a layer's queries look at from now on: all keys and values, (B, K, S, d) each."""
+        self.keys[layer:layer + 1], self.values[layer:layer + 1] = [k], [v]
+
+    def expand(self, count):
+        """The cache of one row -> a new one of `count` rows that all begin alike; no number is copied yet."""
+        wide = Cache()
+        wide.keys, wide.values = ([x.expand(count, -1, -1, -1) for x in kept] for kept in (self.keys, self.values))
+        wide.mask = self.mask.expand(count, -1)
+        return wide
 
     def keep(self, live):
         """Forget all rows of the batch but `live`."""
@@ -57,9 +58,11 @@ class CachedRows(Rows):
 
     def recall(self, k, v):
         self.layer += 1
-        if self.layer < len(self.earlier):          # a layer that is computed twice (training/recompute.py) adds once
-            self.cache.keys[self.layer], self.cache.values[self.layer] = self.earlier[self.layer]
-        return self.cache.extend(self.layer, k, v)
+        if self.layer < len(self.earlier):
+            k, v = (torch.cat([old.to(new.dtype), new], dim=2)                          # a prefix learns in fp32
+                    for old, new in zip(self.earlier[self.layer], (k, v)))
+        self.cache.put(self.layer, k, v)            # the same again where a layer is computed twice (training/recompute.py)
+        return k, v
 
 
 def pick(tensors, live):
@@ -67,6 +70,18 @@ def pick(tensors, live):
     if isinstance(tensors, (list, tuple)):
         return type(tensors)(pick(part, live) for part in tensors)
     return None if tensors is None else tensors[live]
+
+
+def start(model, count):
+    """The cache that `count` rows begin with: empty, or filled by the model's prefix (tuning/prefix.py)."""
+    return Cache() if model.prefix is None else model.prefix.cache(count)
+
+
+def prefill(model, ids):
+    """A decoder reads ids (1, T) once -> the Cache of what it has read, for `expand`."""
+    cache = start(model, 1)
+    model.hidden(ids, CachedRows(torch.ones_like(ids), cache))
+    return cache
 
 
 @torch.inference_mode()
@@ -84,7 +99,7 @@ def generate(model, ids, mask, max_new_tokens, eos_ids=None, temperature=0.0, to
     model.eval()
     stops = set(ends_of(model.source_config) if eos_ids is None else eos_ids)
     written, draws = [[] for _ in ids], [torch.Generator().manual_seed(seed + row) for row in range(len(ids))]
-    live, cache = list(range(len(ids))), Cache() if model.prefix is None else model.prefix.cache(len(ids))
+    live, cache = list(range(len(ids))), start(model, len(ids))
     ids, mask, context = model.prompt(ids, mask)
     check_room(model, mask, max_new_tokens)
     step_ids, step_mask = ids, mask

@@ -1,4 +1,36 @@
-"""What of a long input is kept: one budget of tokens, shared by the parts."""
+"""Texts put together: what is kept of a long input, and prompts that ask a language model for a label.
+
+Here: one budget of tokens shared by the parts (`fit`); a template with named fields (Template), with an instruction and
+finished examples before it (Prompt), as "few-shot" prompts are since GPT-3 (Brown et al. 2020, arXiv:2005.14165);
+default wordings; the words that stand for a class ("verbalizer": Schick and Schuetze 2021, arXiv:2001.07676).
+Not here: which examples are shown (shots.py), and what a model makes of a prompt.
+
+A template is plain text, not a language: {name} is a text, {label} the label, any other brace a brace. So a chat format
+is nothing special, only a template in a file:
+
+    <|user|>
+    {text}
+    <|assistant|>
+    {label}<|end|>
+
+The space before a label belongs to the label. For a byte-level or SentencePiece tokenizer " positive" is a word, " "
+before "positive" is two pieces that the model has seldom seen so: a prompt that ends in a space asks another question.
+"""
+import json
+import os
+import re
+from pathlib import Path
+
+from minillmclf.errors import InputError
+from minillmclf.files import read_json
+
+WORDINGS = (                      # for any task with one text; several ones, for the wording alone can move accuracy
+    "Text: {text}\nLabel: {label}",
+    "Input: {text}\nClass: {label}",
+    "Passage: {text}\nCategory: {label}",
+    "Message: {text}\nAnswer: {label}",
+    "Text: {text}\nThe right label is {label}",
+)
 
 
 def fit(parts, budget):
@@ -13,3 +45,205 @@ def fit(parts, budget):
         longest = max(range(len(parts)), key=lambda i: (lengths[i], -len(parts[i])))
         lengths[longest] -= 1
     return [part[:length] for part, length in zip(parts, lengths)], cut
+
+
+class Template:
+    """Template("Review: {text}\\nSentiment: {label}", fields=("text",)): what a row looks like.
+
+    text: each of `fields` in braces, at least once, and {label} at most once; without it the label follows the text
+    after one space, or at once if the text ends with white space. Raises InputError for any other {word}.
+    texts, below: one string for each of `fields`, in their order. They are put in as they are, whatever they hold.
+    """
+
+    def __init__(self, text, fields=("text",)):
+        self.text, self.fields = text, tuple(fields)
+        if len(set(self.fields)) < len(self.fields) or "label" in self.fields:
+            raise InputError(f"template fields {list(self.fields)}: each needs a name of its own, other than 'label': "
+                             "rename the column")
+        known = "|".join([*map(re.escape, self.fields), r"\w+"])
+        parts = re.split(r"\{(" + known + r")\}", text)            # "Review: ", "text", "\nSentiment: ", "label", ""
+        self._check(parts[1::2])
+        if "label" not in parts[1::2]:
+            parts[-1] += "" if text[-1:].isspace() else " "
+            parts += ["label", ""]
+        place = 2 * parts[1::2].index("label") + 1                 # odd places hold names, even ones fixed text
+        self._before, self._behind = parts[:place], parts[place + 1:]
+        self._joint = " " * (len(parts[place - 1]) - len(parts[place - 1].rstrip(" ")))
+
+    def _check(self, names):
+        where, known = f"template {self.text!r}", ", ".join(f"{{{name}}}" for name in self.fields)
+        for name in names:
+            if name not in (*self.fields, "label"):
+                raise InputError(f"{where}: there is no field {{{name}}}: write {known} for the texts, {{label}} for the label")
+        for name in self.fields:
+            if name not in names:
+                raise InputError(f"{where}: {{{name}}} does not stand in it: write each of {known} at least once (or "
+                                 "correct the path, if this was to be the name of a file)")
+        if names.count("label") > 1:
+            raise InputError(f"{where}: {{label}} stands in it {names.count('label')} times: write it once")
+
+    def _fill(self, parts, texts):
+        if isinstance(texts, str) or len(texts) != len(self.fields):
+            raise InputError(f"template {self.text!r}: given {texts!r:.60}, needs {len(self.fields)} text(s), one for "
+                             f"each of {', '.join(self.fields)}")
+        value = dict(zip(self.fields, texts))                      # in one pass: a text may itself hold "{label}"
+        return "".join(value[part] if place % 2 else part for place, part in enumerate(parts))
+
+    def prompt(self, texts):
+        """Everything up to the label, without spaces at its end: "Review: Great.\\nSentiment:"."""
+        return self._fill(self._before, texts).rstrip(" ")
+
+    def answer(self, label_text):
+        """The label with the spaces that join it to the prompt: " positive". Raises InputError if it is blank."""
+        if not label_text.strip():
+            raise InputError(f"template {self.text!r}: the text of a label is empty: give each class at least one word")
+        return self._joint + label_text
+
+    def tail(self, texts):
+        """What stands behind the label; "" where nothing does."""
+        return self._fill(self._behind, texts)
+
+    def whole(self, texts, label_text):
+        """A finished example: prompt, answer and tail, without white space at the end."""
+        return (self.prompt(texts) + self.answer(label_text) + self.tail(texts)).rstrip()
+
+    @property
+    def reads_on(self):
+        """True if a text stands behind the label: a decoder, which reads from left to right, would not see it in time."""
+        return len(self._behind) > 1
+
+
+class Prompt:
+    """An instruction, finished examples ("shots"), and the row to be judged, with one blank line between them.
+
+    shots: [(texts, label text), ...] in the order in which they are shown. Raises InputError as Template does.
+    """
+
+    def __init__(self, template, instruction="", shots=()):
+        self.template, self.instruction = template, instruction
+        self.shots = tuple((tuple(texts), label_text) for texts, label_text in shots)
+        blocks = [instruction.strip()] if instruction.strip() else []
+        blocks += [template.whole(*shot) for shot in self.shots]
+        self._front = "".join(block + "\n\n" for block in blocks)
+
+    def render(self, texts):
+        """"instruction\\n\\nshot 1\\n\\nshot 2\\n\\nprompt"; without instruction and shots just the prompt."""
+        return self._front + self.template.prompt(texts)
+
+    def tail(self, texts):
+        """What stands behind the label of the row; "" where nothing does."""
+        return self.template.tail(texts)
+
+    def size(self, texts, count):
+        """Tokens of the whole row but for its label. count: a function, str -> number of tokens."""
+        return count(self.render(texts) + self.tail(texts))
+
+    def fitted(self, texts, count, budget):
+        """(texts, False) where they fit: where `size` is at most `budget`. Else they are cut: (shorter texts, True).
+
+        One cap of characters holds for all texts, the largest that fits: so the longest is cut first, and a short one
+        only once none is longer. Cut at the end. Nothing else is ever cut: InputError if not even 1 character fits.
+        """
+        texts = tuple(texts)
+        if self.size(texts, count) <= budget:
+            return texts, False
+        cap = largest(lambda cap: self.size(cut(texts, cap), count) <= budget, max(map(len, texts), default=0))
+        if not cap:
+            fixed = self.size([""] * len(texts), count)
+            raise InputError(f"the prompt takes {fixed} tokens without its texts, and {budget} are allowed with them: use "
+                             "fewer shots, a shorter instruction, or a model that takes longer texts")
+        return cut(texts, cap), True
+
+
+def cut(texts, cap):
+    """Each text with at most `cap` characters; one that is cut loses the white space at its new end as well."""
+    return tuple(text if len(text) <= cap else text[:cap].rstrip() for text in texts)
+
+
+def largest(fits, limit):
+    """The largest number from 1 to limit - 1 that fits(number), by bisection; 0 if none does. `limit` does not fit.
+
+    Tokens do not grow strictly with characters ("unhappines" may take more than "unhappiness"): what is returned fits,
+    and the next number does not, though a still larger one might.
+    """
+    low, high = 0, limit
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def wordings(fields):
+    """WORDINGS for these fields: {text} becomes the only field; for several, "Text A: {premise}\\nText B: ..."."""
+    if len(fields) == 1:
+        return tuple(wording.replace("{text}", f"{{{fields[0]}}}") for wording in WORDINGS)
+    several = []
+    for wording in WORDINGS:
+        noun, rest = wording.split(": {text}")
+        lines = [f"{noun} {chr(ord('A') + i)}: {{{field}}}" for i, field in enumerate(fields)]
+        several.append("\n".join(lines) + rest)
+    return tuple(several)
+
+
+def default_template(fields):
+    """The template text that is used where none is given: the first of `wordings`."""
+    return wordings(fields)[0]
+
+
+def read_template(value):
+    """A template or instruction from the command line: the path of a file, or else the text itself.
+
+    Of a file all is kept but one newline at its end, a chat format for example. On a command line a newline is hard to
+    type, so in a text the two characters \\n mean one, and \\t a tab. Raises InputError if a file cannot be read.
+    """
+    if not os.path.isfile(value):
+        return value.replace("\\n", "\n").replace("\\t", "\t")
+    try:
+        return Path(value).read_text(encoding="utf-8-sig").removesuffix("\n")     # "-sig": no byte order mark
+    except OSError as error:
+        raise InputError(f"{value}: cannot be read ({error.strerror}): check its permissions") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{value}: not UTF-8 at byte offset {error.start}: save the file as UTF-8") from None
+
+
+def read_label_texts(value, labels):
+    """The words that stand for each class: {label: [text, ...]}, in the order of `labels`, without outer white space.
+
+    value: "" for the names themselves, with spaces for _ and - (a - in front stays: "-1" is a number); or a JSON object
+    {label: text or list of texts}, as text that begins with "{" or as the path of a file. Raises InputError if a label
+    is missing or unknown, a text is blank, or the same text comes twice: a model could not tell the classes apart.
+    """
+    if not value:
+        where, said = "label texts", {label: re.sub("_|(?<!^)-", " ", label) for label in labels}
+    elif value.lstrip().startswith("{"):
+        where, said = "label texts", _parse(value)
+    else:
+        where, said = str(value), read_json(value)
+    for problem, names in (("no text for", set(labels) - set(said)), ("no such class as", set(said) - set(labels))):
+        if names:
+            raise InputError(f"{where}: {problem} {', '.join(map(repr, sorted(names)))}: name each of the {len(labels)} "
+                             f"classes once: {', '.join(map(repr, labels))}")
+    texts = {label: said[label] if isinstance(said[label], list) else [said[label]] for label in labels}
+    _check_label_texts(texts, where)
+    return {label: [text.strip() for text in texts[label]] for label in labels}
+
+
+def _parse(value):
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"label texts {value!r:.60}: not valid JSON ({error}): write {{\"label\": \"text\", ...}}") from None
+
+
+def _check_label_texts(texts, where):
+    owner = {}                                                     # text -> the class that it stands for
+    for label in texts:
+        if not texts[label]:
+            raise InputError(f"{where}: the list of {label!r} is empty: give the class at least one text")
+        for text in texts[label]:
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(f"{where}: {label!r} has {json.dumps(text)[:40]}: write a text of at least one word")
+            if text.strip() in owner:
+                raise InputError(f"{where}: {text.strip()!r} stands for {owner[text.strip()]!r} and again for {label!r}: "
+                                 "give each text once, and each class texts of its own")
+            owner[text.strip()] = label

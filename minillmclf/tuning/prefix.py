@@ -63,7 +63,7 @@ class Prefix(nn.Module):
         layers = self.numbers().view(self.tokens, self.layers, 2, self.heads, self.width).permute(1, 2, 3, 0, 4)
         cache = Cache()
         for layer, (k, v) in enumerate(layers):                                          # (K, P, d) each
-            cache.extend(layer, k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1))
+            cache.put(layer, k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1))
         cache.mask = torch.ones(batch, self.tokens, dtype=torch.bool, device=layers.device)
         return cache
 
