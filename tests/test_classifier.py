@@ -324,7 +324,7 @@ def test_a_config_that_does_not_fit_is_refused(config, fault, folder):
 
 @pytest.mark.parametrize("options, fault", [
     ({"labels": ["x"]}, "at least two different names"), ({"labels": ["x", "x"]}, "at least two different names"),
-    ({"readout": "oracle"}, "readout 'oracle' is not built"),
+    ({"readout": "oracle"}, "readout 'oracle' is not known; known: head, labels"),
     ({"pool": "median"}, "'median' is not known; known: family, first"),
     ({"max_length": 25}, "max_length 25: must lie between 4 and the 24"),
     ({"max_length": 3}, "max_length 3: must lie between 4")])
@@ -352,7 +352,7 @@ def test_a_body_is_taken_out_of_a_folder_with_a_pooled_head(folder, tmp_path):
 
 def test_a_text_of_which_nothing_is_left_is_refused(folder):
     model = Classifier.load(folder("bert_classifier"))
-    with pytest.raises(InputError, match="text 2 holds no token"):
+    with pytest.raises(InputError, match="text 2: the text .* holds no token"):
         model.predict(["a", "\u200b\u0007"])
 
 

@@ -39,7 +39,7 @@ class Calibration:
         """(N, C) -> (N, C), of the same dtype and on the same device. Raises InputError if they are not finite."""
         check_scores(scores)
         if scores.shape[1] != len(self.bias):
-            raise InputError(f"scores of {scores.shape[1]} classes, but a calibration for {len(self.bias)}: fit it anew")
+            raise InputError(f"scores of {scores.shape[1]} classes, but a calibration for {len(self.bias)}: fit anew")
         exact = torch.promote_types(scores.dtype, torch.float32)           # half precision would round the difference
         bias = torch.tensor(self.bias, dtype=exact, device=scores.device)
         return check_scores(((scores.to(exact) - bias) / self.temperature).to(scores.dtype), "calibrated scores")

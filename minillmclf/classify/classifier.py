@@ -1,8 +1,9 @@
 """A classifier: backbone + readout + tokenizer + the names of its classes. It is built, saved, loaded and asked here.
 
 What `save` writes is a Hugging Face folder: transformers' AutoModelForSequenceClassification gives the same logits and
-the same label names, and what transformers saves, `load` reads. Where a method keeps what it learns apart from the base
-(tuning/), it writes that alone, and `load` puts both together again.
+the same label names, and what transformers saves, `load` reads. One that answers with label texts is a folder of
+AutoModelForCausalLM, AutoModelForSeq2SeqLM or AutoModelForMaskedLM. Where a method keeps what it learns apart from the
+base (tuning/), it writes that alone, and `load` puts both together again.
 """
 import math
 
@@ -11,51 +12,64 @@ from torch import nn
 
 from ..errors import InputError
 from ..files import find_model
-from ..models import build_backbone, fresh_weights
+from ..models import build_backbone, fresh_weights, generate
 from ..models.weights import Table, write_checkpoint
 from ..text.batch import collate, make_batches
-from ..text.prompt import fit
+from ..text.prompt import Prompt, Template
 from ..text.tokenizer import load_tokenizer
+from ..text.wordings import default_template, read_label_texts
 from ..tuning import APART, peft_format
 from ..tuning.quant import Quantiser
 from ..tuning.quant_files import export_4bit, open_checkpoint, read_into
 from ..tuning.saved import TUNED, load_peft, load_tuned, save_tuned
+from .calibrate import Calibration
 from .head import POOLINGS, build_head
+from .labels import READOUTS
 
 UNSAID = 512         # tokens of a text, where neither the model nor its tokenizer says how many it takes
+ASKED = ("template", "label_texts", "fields", "instruction", "shots", "end", "score_by")       # what a label readout is made of
+
 
 class Classifier(nn.Module):
-    """classifier(batch) -> scores (B, C); classifier.predict(texts) -> probabilities (N, C); classifier.labels."""
+    """classifier(batch) -> scores (B, C); classifier.predict(texts) -> probabilities (N, C); classifier.labels.
 
-    def __init__(self, backbone, head, tokenizer, labels, config, max_length, pool):
+    head: what reads a class out, a head (head.py) or label texts (labels.py). readout: {} for a head, else what `labels`
+    was built with; pool: how a head pools, None without one. calibration: corrects the scores of `predict`, or None.
+    """
+
+    def __init__(self, backbone, head, tokenizer, labels, config, max_length, pool, readout=None):
         super().__init__()
         self.backbone, self.head, self.tokenizer = backbone, head, tokenizer
-        self.labels, self.config, self.max_length, self.pool = list(labels), config, max_length, pool
-        self.base = self.quantise = self.recipe = self.prompt = None      # of what it was built, and how it was tuned
+        self.labels, self.config, self.max_length, self.pool, self.readout = list(labels), config, max_length, pool, readout or {}
+        self.base = self.quantise = self.recipe = self.prompt = self.calibration = None   # of what it is, and how it was tuned
 
     @classmethod
     def from_backbone(cls, path, labels, readout="head", pool="family", max_length=None, seed=0, pretrained=True,
-                      quantise=None):
-        """A new classifier on a pretrained body: the head's last layer is fresh, the same for the same seed.
+                      quantise=None, **asked):
+        """A new classifier on a pretrained body.
 
-        path: a Hugging Face folder; labels: names in class order; pool: "family" for the head that transformers has,
-        or first, mean, max, last; max_length: tokens of a text, specials included (default: what the model can take);
-        pretrained=False takes only the architecture and the tokenizer, all weights are fresh. quantise: "nf4" or "fp4"
-        puts the body's linear layers into four bits as they are read; they are frozen then (tuning/quant.py).
+        path: a Hugging Face folder; labels: names in class order; max_length: tokens of a text, specials (and label texts)
+        included (default: what the model can take); pretrained=False takes only the architecture and the tokenizer, all
+        weights are fresh. quantise: "nf4" or "fp4" puts the body's linear layers into four bits as they are read; they are
+        frozen then (tuning/quant.py).
+
+        readout="head": its last layer is fresh, the same for the same seed; pool: "family" for the head that transformers
+        has, or first, mean, max, last. readout="labels": a class is the log-probability of its label texts (labels.py).
+        Then `asked` may have template ("Review: {text}\\nSentiment:"), label_texts ({label: [text, ...]}, default the
+        names), fields (names of a row's texts in the template), instruction, shots ([(texts, label text), ...]: finished
+        examples before every text), end and score_by (LabelReadout).
         """
-        if readout != "head":
-            raise InputError(f"readout {readout!r} is not built; built: head")
         check_labels(labels)
         checkpoint = open_checkpoint(path)
-        self = cls.empty(checkpoint, labels, pool, max_length)
+        self = cls.empty(checkpoint, labels, read_readout(readout, asked, labels), pool, max_length)
         self.base, self.quantise = str(path), quantise
         fresh_weights(self.head, seed)
         if not pretrained:
             fresh_weights(self.backbone.to_empty(device="cpu"), seed)
             return self.eval()
-        whole = self.backbone.KEPT_WHOLE
+        whole = (*self.backbone.KEPT_WHOLE, "lm_head")
         fresh = quantise and not hasattr(checkpoint, "packed")             # else the file has four bits already
-        placer = Quantiser(lambda path: path.rpartition(".")[2] not in whole, quantise) if fresh else None
+        placer = Quantiser(lambda path: not set(whole) & set(path.split(".")), quantise) if fresh else None
         self.report = read_into(self, checkpoint, self.table(with_classes=False), ["head\\."], **({"place": placer} if placer else {}))
         self.kept_whole = placer.report(self)[1] if placer else []
         return self.eval()
@@ -71,25 +85,21 @@ class Classifier(nn.Module):
             return load_peft(folder, cls.from_backbone, base)
         checkpoint = open_checkpoint(path)
         where = checkpoint.folder / "config.json"
-        settings = checkpoint.config.get("minillmclf", {})
-        if not isinstance(settings, dict) or settings.get("pool", "family") not in ("family", *POOLINGS):
-            raise InputError(f"{where}: minillmclf = {settings!r:.80} is not known; pool is family, {', '.join(POOLINGS)}")
-        problem = checkpoint.config.get("problem_type")
-        if problem not in (None, "single_label_classification"):
-            raise InputError(f"{where}: problem_type {problem!r} is not supported; supported: single_label_classification")
-        self = cls.empty(checkpoint, labels_of(checkpoint.config, where), settings.get("pool", "family"),
-                         settings.get("max_length"))
-        last = next(file for file, ours in self.head.NAMES.items() if ours == "head.out") + ".weight"
-        if last not in checkpoint:
+        settings = read_settings(checkpoint.config, where)
+        labels = labels_of(checkpoint.config, where)
+        self = cls.empty(checkpoint, labels, settings["readout"], settings["pool"], settings["max_length"])
+        last = next((file + ".weight" for file, ours in self.head.NAMES.items() if ours == "head.out"), None)
+        if last and last not in checkpoint:
             raise InputError(f"{path}: no classification head in it (no tensor {last}): fine-tune it first with "
                              f"python -m minillmclf.train --model {path}")
         self.report = read_into(self, checkpoint, self.table())
+        self.calibrate(settings["calibration"], where)
         return self.eval()
 
     @classmethod
-    def empty(cls, checkpoint, labels, pool, max_length):
+    def empty(cls, checkpoint, labels, readout, pool, max_length):
         """The modules that a checkpoint's config.json describes, not yet filled, and its tokenizer."""
-        backbone = build_backbone(checkpoint, lm_head=False)
+        backbone = build_backbone(checkpoint, lm_head=bool(readout))
         config, tokenizer = backbone.source_config, load_tokenizer(checkpoint.folder)
         if len(tokenizer) > backbone.config["vocab_size"]:
             raise InputError(f"{checkpoint.folder}: the tokenizer's ids go to {len(tokenizer) - 1}, the embedding has only "
@@ -100,16 +110,25 @@ class Classifier(nn.Module):
         if max_length is not None and not (type(max_length) is int and tokenizer.overhead(True) < max_length <= highest):
             raise InputError(f"max_length {max_length!r}: must lie between {tokenizer.overhead(True) + 1} and the "
                              f"{highest} positions of {checkpoint.folder}")
-        head = build_head(config["model_type"], backbone, len(labels), pool)
-        return cls(backbone, head, tokenizer, labels, config, max_length or most, pool)
+        if readout:
+            backbone.vocabulary()                                          # InputError without a language-model head
+            head, pool = build_labels(backbone, tokenizer, labels, readout), None
+        else:
+            head = build_head(config["model_type"], backbone, len(labels), pool)
+        return cls(backbone, head, tokenizer, labels, config, max_length or most, pool, readout)
 
     def table(self, with_classes=True):
         """How body and head lie in a file together. Without classes, the file's own last layer is dropped."""
-        body, prefix = self.backbone.table(), self.backbone.CLASSIFIER_PREFIX
+        body, prefix = self.backbone.table(), "" if self.readout else self.backbone.CLASSIFIER_PREFIX
         names = {prefix + file: ours and "backbone." + ours for file, ours in body.names.items()}
         names |= {file: ours if with_classes or ours != "head.out" else None for file, ours in self.head.NAMES.items()}
         ties = {prefix + file: "backbone." + ours for file, ours in body.ties.items()}
         return Table(names, ties, (*body.spellings, ("", prefix)), body.transposed, body.title)
+
+    def settings(self):
+        """What neither transformers nor PEFT has a place for; `load` reads it from config.json or minillmclf.json."""
+        return {"pool": self.pool, "max_length": self.max_length, "readout": self.readout,
+                "calibration": self.calibration and self.calibration.as_dict()}
 
     def save(self, path):
         """Write config.json, model.safetensors and the tokenizer's files; each is replaced whole or left as it was. What was
@@ -117,53 +136,132 @@ class Classifier(nn.Module):
         if self.recipe is not None and self.recipe["method"] in APART:
             return save_tuned(self, path)
         tensors, quantised = export_4bit(self, self.table())
-        kind = getattr(self.head, "ARCHITECTURE", self.backbone.ARCHITECTURES["classifier"])
-        config = {**self.config, "architectures": [kind], "problem_type": "single_label_classification",
+        kind = self.backbone.ARCHITECTURES["lm_head" if self.readout else "classifier"]
+        config = {**self.config, "architectures": [getattr(self.head, "ARCHITECTURE", kind)],
                   "id2label": {str(i): name for i, name in enumerate(self.labels)},
-                  "label2id": {name: i for i, name in enumerate(self.labels)},
-                  "minillmclf": {"pool": self.pool, "max_length": self.max_length}}
+                  "label2id": {name: i for i, name in enumerate(self.labels)}, "minillmclf": self.settings()}
+        config |= {} if self.readout else {"problem_type": "single_label_classification"}
         config.pop("num_labels", None)
         config |= {"quantization_config": quantised} if quantised else {}
         self.tokenizer.save(path)
         write_checkpoint(path, config, tensors, keep=[name for name in tensors if ".weight." in name])
 
+    def calibrate(self, calibration, where="calibration"):
+        """Correct the scores of `predict` from now on. calibration: a Calibration, its dict as in a file, or None."""
+        if isinstance(calibration, dict):
+            calibration = Calibration.from_dict(calibration, len(self.labels), where)
+        self.calibration = calibration
+
+    def inputs(self, batch):
+        """ids, mask, types (B, T) of a batch, with the learned words of a prompt (tuning/prompt.py) where there is one."""
+        ids, mask, types = batch.ids, batch.mask, batch.types
+        return (ids, mask, types) if self.prompt is None else self.prompt.extend(ids, mask, types)
+
     def forward(self, batch):
         """Batch -> scores (B, C), before the softmax."""
-        ids, mask, types = batch.ids, batch.mask, batch.types
-        if self.prompt is not None:
-            ids, mask, types = self.prompt.extend(ids, mask, types)
-        return self.head(self.backbone.states(ids, mask, types), mask)
+        return self.head.read(self.backbone, *self.inputs(batch))
+
+    def completion_loss(self, batch):
+        """Minus log p(the label's text | the prompt), summed over all tokens of the batch's answers. -> scalar"""
+        ids, mask, _ = self.inputs(batch)
+        return self.head.completion_loss(self.backbone, ids, mask, batch.labels)
 
     def encode(self, texts):
-        """texts: strings, or tuples for pairs -> ([(ids, types)], how many texts were shortened to max_length)."""
-        encoded, shortened = [], 0
-        for number, text in enumerate(texts):
+        """texts: strings, or tuples for rows of several texts -> ([(ids, types)], how many were shortened to max_length)."""
+        encoded, shortened, many = [], 0, len(self.readout["fields"]) if self.readout else 2
+        for number, text in enumerate(texts, 1):
             parts = tuple(text) if isinstance(text, (tuple, list)) else (text,)
-            if len(parts) > 2 or not all(isinstance(part, str) for part in parts):
-                raise InputError(f"text {number + 1}: a text is a string, or a tuple of two for a pair, not {text!r:.60}")
+            if len(parts) > many or not all(isinstance(part, str) for part in parts):
+                raise InputError(f"text {number}: a text is a string, or a tuple of {many} for a row of several, not {text!r:.60}")
             if not any(part.strip() for part in parts):
-                raise InputError(f"text {number + 1} is empty: there is nothing to classify")
-            pieces = [self.tokenizer.ids(part) for part in parts]
-            if not any(pieces):
-                raise InputError(f"text {number + 1} holds no token, only characters that the tokenizer drops: {text!r:.60}")
-            ids, cut = fit(pieces, self.max_length - self.tokenizer.overhead(len(parts) == 2))
-            encoded.append(self.tokenizer.layout(*ids))
-            shortened += cut > 0
+                raise InputError(f"text {number} is empty: there is nothing to classify")
+            try:
+                row, cut = self.head.lay_out(self.tokenizer, parts, self.max_length)
+            except InputError as error:
+                raise InputError(f"text {number}: {error}") from None
+            encoded.append(row)
+            shortened += cut
         return encoded, shortened
 
     @torch.inference_mode()
-    def scores(self, encoded, batch_size=64):
-        """Scores of encoded texts (N, C), in the order given, on the model's device; batches are sorted by length."""
+    def over(self, encoded, compute, columns, batch_size=64):
+        """compute(ids, mask, types) -> (B, columns), over encoded texts in batches sorted by length -> (N, columns), in the
+        order given. What all texts begin with is read once (LabelReadout.share)."""
         self.eval()
-        device = next(self.parameters()).device
-        out = torch.empty(len(encoded), len(self.labels))
-        for rows in make_batches([len(ids) for ids, _ in encoded], batch_size):
-            out[rows] = self(collate(encoded, rows, self.tokenizer.pad_id).to(device)).float().cpu()
+        device, out = next(self.parameters()).device, torch.empty(len(encoded), columns)
+        before = 0 if self.prompt is None else self.prompt.tokens
+        with self.head.one_prompt(before + common([ids for ids, _ in encoded])):
+            for rows in make_batches([len(ids) for ids, _ in encoded], batch_size):
+                batch = collate(encoded, rows, self.tokenizer.pad_id).to(device)
+                out[rows] = compute(*self.inputs(batch)).float().cpu()
         return out
+
+    def scores(self, encoded, batch_size=64):
+        """Scores of encoded texts (N, C), on the CPU; calibrated, if the classifier is."""
+        out = self.over(encoded, lambda *inputs: self.head.read(self.backbone, *inputs), len(self.labels), batch_size)
+        return out if self.calibration is None else self.calibration(out)
 
     def predict(self, texts, batch_size=64):
         """Probabilities of the classes, numpy (N, C), columns in the order of `labels`."""
         return self.scores(self.encode(texts)[0], batch_size).softmax(-1).numpy()
+
+    def write(self, texts, max_new_tokens=16, **choice):
+        """What the model answers if nothing holds it to the label texts -> list of strings. choice: as for `generate`."""
+        encoded, _ = self.encode(texts)
+        batch = collate(encoded, range(len(encoded)), self.tokenizer.pad_id).to(next(self.parameters()).device)
+        ids, mask, _ = self.inputs(batch)
+        return [self.tokenizer.decode(new) for new in generate(self.backbone, ids, mask, max_new_tokens, **choice)]
+
+
+def common(rows):
+    """How many ids all lists begin with alike; at least one of each is left over."""
+    low, high = min(rows), max(rows)                     # in the order of the alphabet: what these share, all share
+    alike = next((place for place, pair in enumerate(zip(low, high)) if pair[0] != pair[1]), min(len(low), len(high)))
+    return min(alike, min(map(len, rows)) - 1)
+
+
+def read_readout(readout, asked, labels):
+    """The arguments of from_backbone -> {} for a head, else all of what a label readout is made of."""
+    if readout not in ("head", "labels"):
+        raise InputError(f"readout {readout!r} is not known; known: head, labels")
+    unknown = sorted(set(asked) - set(ASKED if readout == "labels" else ()))
+    if unknown:
+        raise InputError(f"readout {readout!r} takes no {', '.join(unknown)}")
+    if readout == "head":
+        return {}
+    template = asked.get("template")
+    pair = template is not None and "{text_a}" in template
+    fields = list(asked.get("fields") or (("text_a", "text_b") if pair else ("text",)))
+    shots = [[list((texts,) if isinstance(texts, str) else texts), text] for texts, text in asked.get("shots") or []]
+    return {"readout": "labels", "template": template or default_template(fields), "fields": fields,
+            "label_texts": read_label_texts(asked.get("label_texts") or "", labels), "instruction": asked.get("instruction") or "",
+            "shots": shots, "end": asked.get("end") or "auto", "score_by": asked.get("score_by") or "sum"}
+
+
+def build_labels(backbone, tokenizer, labels, readout):
+    """The label readout for an architecture, as `read_readout` describes it."""
+    prompt = Prompt(Template(readout["template"], readout["fields"]), readout["instruction"], readout["shots"])
+    return READOUTS[backbone.ANSWERS](tokenizer, labels, prompt, readout["label_texts"], readout["end"], readout["score_by"])
+
+
+def read_settings(config, where):
+    """What `save` wrote into a config.json for us, with defaults for files of others."""
+    settings = config.get("minillmclf", {})
+    plain = {"pool": "family", "max_length": None, "readout": {}, "calibration": None}
+    good = isinstance(settings, dict) and set(settings) <= set(plain)
+    if not good or settings.get("pool") not in (None, "family", *POOLINGS) or not isinstance(settings.get("readout", {}), dict):
+        raise InputError(f"{where}: minillmclf = {settings!r:.80} is not known; pool is family, {', '.join(POOLINGS)}")
+    problem = config.get("problem_type")
+    if problem not in (None, "single_label_classification"):
+        raise InputError(f"{where}: problem_type {problem!r} is not supported; supported: single_label_classification")
+    settings = plain | settings
+    if settings["readout"]:
+        try:
+            asked = dict(settings["readout"])
+            settings["readout"] = read_readout(asked.pop("readout", None), asked, labels_of(config, where))
+        except InputError as error:
+            raise InputError(f"{where}: minillmclf: {error}") from None
+    return settings | {"pool": settings["pool"] or "family"}
 
 
 def check_labels(labels, where="a classifier"):

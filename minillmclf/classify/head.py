@@ -4,11 +4,14 @@ First a text's T vectors become one (`pool`), always by the mask: the id of a pa
 Then each family has its own small network on top, kept as transformers has it so that checkpoints travel both ways.
 `PooledHead` is the plain alternative, a linear layer on any pooling; no other library knows it.
 """
+import contextlib
+
 import torch
 from torch import nn
 
 from ..errors import InputError
 from ..models.layers import ACTIVATIONS
+from ..text.prompt import fit
 
 POOLINGS = ("first", "mean", "max", "last")
 
@@ -30,7 +33,30 @@ def pool(hidden, mask, how):
     raise InputError(f"pooling {how!r} is not known; known: {', '.join(POOLINGS)}")
 
 
-class BertHead(nn.Module):
+class Head(nn.Module):
+    """What all heads share, and label tokens (labels.py) have too: how a row is laid out, and how its classes are read."""
+
+    def lay_out(self, tokenizer, parts, max_length):
+        """A row's one text or two -> (ids, token types), was it shortened to max_length tokens?"""
+        pieces = [tokenizer.ids(part) for part in parts]
+        if not any(pieces):
+            raise InputError(f"the text {parts[0]!r:.60} holds no token, only characters that the tokenizer drops")
+        ids, cut = fit(pieces, max_length - tokenizer.overhead(len(parts) == 2))
+        return tokenizer.layout(*ids), cut > 0
+
+    def read(self, backbone, ids, mask, types=None):
+        """ids, mask, types: (B, T) -> scores of the classes (B, C)."""
+        return self(backbone.states(ids, mask, types), mask)
+
+    def one_prompt(self, tokens):
+        """Texts that begin alike are nothing special to a head (labels.py has a use for it)."""
+        return contextlib.nullcontext()
+
+    def completion_loss(self, backbone, ids, mask, labels):
+        raise InputError("a head writes no answer: the objective completion needs the readout labels")
+
+
+class BertHead(Head):
     """BERT's: first token -> dense -> tanh (the "pooler") -> dropout -> classes."""
 
     NAMES = {"bert.pooler.dense": "head.dense", "classifier": "head.out"}
@@ -73,7 +99,7 @@ class DebertaHead(BertHead):
         return self.activation(self.dense(self.pooler_dropout(pool(hidden, mask, "first"))))
 
 
-class ScoreHead(nn.Module):
+class ScoreHead(Head):
     """The decoders': last real token, the only one that has seen the whole text -> classes, without a bias."""
 
     NAMES = {"score": "head.out"}
@@ -96,7 +122,7 @@ class T5Head(BertHead):
         return torch.tanh(self.dense(self.dropout(pool(hidden, mask, "last"))))
 
 
-class PooledHead(nn.Module):
+class PooledHead(Head):
     """Any pooling -> dropout -> classes. Only this package reads it back: transformers has no such head."""
 
     NAMES = {"minillmclf_head": "head.out"}

@@ -7,6 +7,7 @@ t5.py, deberta.py (the families), cache.py (writing text), weights.py (checkpoin
 import torch
 
 from .bert import Bert, Roberta
+from .cache import generate
 from .config import choose
 from .deberta import Deberta
 from .gemma import Gemma, Gemma2, Gemma3
@@ -73,14 +74,19 @@ def save_backbone(model, folder, dtype=torch.float32, more=None):
     write_checkpoint(folder, config, export(model, model.table()) | (more or {}), dtype)
 
 
-def fresh_weights(model, seed, std=0.02):
-    """Initialise a model as BERT was: normal(0, 0.02) matrices and embeddings, zero biases, unit norms."""
-    generator = torch.Generator().manual_seed(seed)
+def fresh_weights(model, seed, std=None):
+    """Initialise a model: normal matrices and embeddings, zero biases, unit norms.
+
+    std: of all of them; None: as the family's own `initial_std` says (T5), else 0.02 as BERT was.
+    """
+    generator, own = torch.Generator().manual_seed(seed), {}
+    if std is None and hasattr(model, "initial_std"):
+        own = model.initial_std()                                             # last part of a module's name -> std
     with torch.no_grad():
-        for module in model.modules():
+        for path, module in model.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() >= 2:
-                    parameter.normal_(0.0, std, generator=generator)
+                    parameter.normal_(0.0, own.get(path.rpartition(".")[2], std or 0.02), generator=generator)
                 elif name == "bias":
                     parameter.zero_()
                 else:

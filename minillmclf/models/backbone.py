@@ -35,6 +35,7 @@ class Backbone(nn.Module):
     CLASSIFIER_PREFIX = ""      # what a file with a classification head puts before every name of NAMES
     KEPT_WHOLE = ()             # linear layers that keep their precision where the others are put into four bits
     BLOCKS = "layers"           # where the blocks are that `last-N` counts
+    ANSWERS = "in place"        # where a word that it guesses stands: of a mask token, "behind" a text, or "apart" from it
 
     max_tokens, tied, head_dropout, word_factor = None, False, 0.0, 1.0
 
@@ -110,6 +111,7 @@ class Decoder(Backbone):
 
     LM_NAMES = {"lm_head": "lm_head"}
     LM_TIES = {"lm_head.weight": "word_embeddings.weight"}
+    ANSWERS = "behind"
 
     def own_head(self, vocabulary):
         """The matrix of a language-model head that is not the word embeddings: no bias, no norm."""

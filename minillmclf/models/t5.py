@@ -213,7 +213,7 @@ class T5(Backbone):
     FIXED = dict(is_encoder_decoder=True, is_decoder=False)
     ARCHITECTURES = {"body": "T5Model", "lm_head": "T5ForConditionalGeneration",
                      "classifier": "T5ForSequenceClassification"}
-    CLASSIFIER_PREFIX, BLOCKS = "transformer.", "decoder.layers"
+    CLASSIFIER_PREFIX, BLOCKS, ANSWERS = "transformer.", "decoder.layers", "apart"
     KEPT_WHOLE = ("down_proj",)                                # it makes T5's largest numbers; transformers keeps it too
     SPELLINGS = ((CLASSIFIER_PREFIX, ""),)
     NAMES = BOTH_NAMES | mlp_names(wi="up_proj", wo="down_proj")
@@ -254,6 +254,15 @@ class T5(Backbone):
             raise InputError(f"{where}: decoder_start_token_id {c['decoder_start_token_id']} should lie below "
                              f"vocab_size {c['vocab_size']}")
         return kind(c, lm_head)
+
+    def initial_std(self):
+        """Standard deviations of fresh weights, by the last part of a module's name: those of Mesh-TensorFlow. Queries
+        start small, since attention does not divide its scores by sqrt(d)."""
+        c = self.config
+        D, d, inner = c["d_model"], c["d_kv"], c["num_heads"] * c["d_kv"]
+        std = dict.fromkeys(("k_proj", "v_proj", "up_proj", "gate_proj", "relative_bias"), D ** -0.5)
+        return std | {"q_proj": (D * d) ** -0.5, "o_proj": inner ** -0.5, "down_proj": c["d_ff"] ** -0.5,
+                      "word_embeddings": 1.0, "lm_head": 1.0}
 
     def embed(self, ids, rows):
         """ids (B, T) -> (N, D). Both stacks share one table."""

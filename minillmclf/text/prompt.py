@@ -1,9 +1,9 @@
 """Texts put together: what is kept of a long input, and prompts that ask a language model for a label.
 
 Here: one budget of tokens shared by the parts (`fit`); a template with named fields (Template), with an instruction and
-finished examples before it (Prompt), as "few-shot" prompts are since GPT-3 (Brown et al. 2020, arXiv:2005.14165);
-default wordings; the words that stand for a class ("verbalizer": Schick and Schuetze 2021, arXiv:2001.07676).
-Not here: which examples are shown (shots.py), and what a model makes of a prompt.
+finished examples before it (Prompt), as "few-shot" prompts are since GPT-3 (Brown et al. 2020, arXiv:2005.14165).
+Not here: which examples are shown (shots.py), default wordings and what is read from a command line (wordings.py), and
+what a model makes of a prompt.
 
 A template is plain text, not a language: {name} is a text, {label} the label, any other brace a brace. So a chat format
 is nothing special, only a template in a file:
@@ -16,21 +16,9 @@ is nothing special, only a template in a file:
 The space before a label belongs to the label. For a byte-level or SentencePiece tokenizer " positive" is a word, " "
 before "positive" is two pieces that the model has seldom seen so: a prompt that ends in a space asks another question.
 """
-import json
-import os
 import re
-from pathlib import Path
 
 from minillmclf.errors import InputError
-from minillmclf.files import read_json
-
-WORDINGS = (                      # for any task with one text; several ones, for the wording alone can move accuracy
-    "Text: {text}\nLabel: {label}",
-    "Input: {text}\nClass: {label}",
-    "Passage: {text}\nCategory: {label}",
-    "Message: {text}\nAnswer: {label}",
-    "Text: {text}\nThe right label is {label}",
-)
 
 
 def fit(parts, budget):
@@ -74,7 +62,8 @@ class Template:
         where, known = f"template {self.text!r}", ", ".join(f"{{{name}}}" for name in self.fields)
         for name in names:
             if name not in (*self.fields, "label"):
-                raise InputError(f"{where}: there is no field {{{name}}}: write {known} for the texts, {{label}} for the label")
+                raise InputError(f"{where}: there is no field {{{name}}}: write {known} for the texts and {{label}} "
+                                 "for the label")
         for name in self.fields:
             if name not in names:
                 raise InputError(f"{where}: {{{name}}} does not stand in it: write each of {known} at least once (or "
@@ -109,7 +98,7 @@ class Template:
 
     @property
     def reads_on(self):
-        """True if a text stands behind the label: a decoder, which reads from left to right, would not see it in time."""
+        """True if a text stands behind the label: a decoder, which reads left to right, would see it too late."""
         return len(self._behind) > 1
 
 
@@ -147,11 +136,12 @@ class Prompt:
         texts = tuple(texts)
         if self.size(texts, count) <= budget:
             return texts, False
-        cap = largest(lambda cap: self.size(cut(texts, cap), count) <= budget, max(map(len, texts), default=0))
+        longest = max(map(len, texts), default=0)
+        cap = largest(lambda length: self.size(cut(texts, length), count) <= budget, longest)
         if not cap:
             fixed = self.size([""] * len(texts), count)
-            raise InputError(f"the prompt takes {fixed} tokens without its texts, and {budget} are allowed with them: use "
-                             "fewer shots, a shorter instruction, or a model that takes longer texts")
+            raise InputError(f"the prompt takes {fixed} tokens without its texts, and {budget} are allowed with them: "
+                             "use fewer shots, a shorter instruction, or a model that takes longer texts")
         return cut(texts, cap), True
 
 
@@ -171,79 +161,3 @@ def largest(fits, limit):
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def wordings(fields):
-    """WORDINGS for these fields: {text} becomes the only field; for several, "Text A: {premise}\\nText B: ..."."""
-    if len(fields) == 1:
-        return tuple(wording.replace("{text}", f"{{{fields[0]}}}") for wording in WORDINGS)
-    several = []
-    for wording in WORDINGS:
-        noun, rest = wording.split(": {text}")
-        lines = [f"{noun} {chr(ord('A') + i)}: {{{field}}}" for i, field in enumerate(fields)]
-        several.append("\n".join(lines) + rest)
-    return tuple(several)
-
-
-def default_template(fields):
-    """The template text that is used where none is given: the first of `wordings`."""
-    return wordings(fields)[0]
-
-
-def read_template(value):
-    """A template or instruction from the command line: the path of a file, or else the text itself.
-
-    Of a file all is kept but one newline at its end, a chat format for example. On a command line a newline is hard to
-    type, so in a text the two characters \\n mean one, and \\t a tab. Raises InputError if a file cannot be read.
-    """
-    if not os.path.isfile(value):
-        return value.replace("\\n", "\n").replace("\\t", "\t")
-    try:
-        return Path(value).read_text(encoding="utf-8-sig").removesuffix("\n")     # "-sig": no byte order mark
-    except OSError as error:
-        raise InputError(f"{value}: cannot be read ({error.strerror}): check its permissions") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{value}: not UTF-8 at byte offset {error.start}: save the file as UTF-8") from None
-
-
-def read_label_texts(value, labels):
-    """The words that stand for each class: {label: [text, ...]}, in the order of `labels`, without outer white space.
-
-    value: "" for the names themselves, with spaces for _ and - (a - in front stays: "-1" is a number); or a JSON object
-    {label: text or list of texts}, as text that begins with "{" or as the path of a file. Raises InputError if a label
-    is missing or unknown, a text is blank, or the same text comes twice: a model could not tell the classes apart.
-    """
-    if not value:
-        where, said = "label texts", {label: re.sub("_|(?<!^)-", " ", label) for label in labels}
-    elif value.lstrip().startswith("{"):
-        where, said = "label texts", _parse(value)
-    else:
-        where, said = str(value), read_json(value)
-    for problem, names in (("no text for", set(labels) - set(said)), ("no such class as", set(said) - set(labels))):
-        if names:
-            raise InputError(f"{where}: {problem} {', '.join(map(repr, sorted(names)))}: name each of the {len(labels)} "
-                             f"classes once: {', '.join(map(repr, labels))}")
-    texts = {label: said[label] if isinstance(said[label], list) else [said[label]] for label in labels}
-    _check_label_texts(texts, where)
-    return {label: [text.strip() for text in texts[label]] for label in labels}
-
-
-def _parse(value):
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"label texts {value!r:.60}: not valid JSON ({error}): write {{\"label\": \"text\", ...}}") from None
-
-
-def _check_label_texts(texts, where):
-    owner = {}                                                     # text -> the class that it stands for
-    for label in texts:
-        if not texts[label]:
-            raise InputError(f"{where}: the list of {label!r} is empty: give the class at least one text")
-        for text in texts[label]:
-            if not isinstance(text, str) or not text.strip():
-                raise InputError(f"{where}: {label!r} has {json.dumps(text)[:40]}: write a text of at least one word")
-            if text.strip() in owner:
-                raise InputError(f"{where}: {text.strip()!r} stands for {owner[text.strip()]!r} and again for {label!r}: "
-                                 "give each text once, and each class texts of its own")
-            owner[text.strip()] = label

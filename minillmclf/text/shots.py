@@ -27,14 +27,14 @@ def choose_shots(examples, labels, number, seed, order=0):
         rows[label] = [example for example in examples if example.label == label]
         draw.shuffle(rows[label])
         if not rows[label]:
-            raise InputError(f"class {label!r} has 0 of {len(examples)} rows to show: add rows of it, or ask for 0 shots")
+            raise InputError(f"class {label!r} has 0 of {len(examples)} rows: add rows of it, or ask for 0 shots")
     _check_number(number, sum(map(len, rows.values())))
     turns, chosen = draw.sample(list(labels), len(labels)), []
-    while len(chosen) < number:                                    # one of each class that has any left, again and again
+    while len(chosen) < number:                                    # one of each class that has any left, over and over
         for label in turns:
             if rows[label] and len(chosen) < number:
                 chosen.append(rows[label].pop())
-    random.Random(f"order:{order}").shuffle(chosen)
+    random.Random(f"order:{seed}:{order}").shuffle(chosen)
     return chosen
 
 
@@ -75,7 +75,7 @@ def shorten_shots(prompt, count, budget):
     if prompt.size(empty, count) <= budget:
         return prompt, 0
     longest = max((len(text) for texts, _ in prompt.shots for text in texts), default=0)
-    cap = largest(lambda cap: capped(cap).size(empty, count) <= budget, longest)
+    cap = largest(lambda length: capped(length).size(empty, count) <= budget, longest)
     if not cap:
         raise InputError(f"the prompt takes {capped(1).size(empty, count)} tokens with 1 character of each text of its "
                          f"{len(prompt.shots)} shots and without the row, {budget} are allowed: use fewer shots, a "

@@ -127,6 +127,17 @@ class Tokenizer:
             types += [type_id] * len(part)
         return ids, types
 
+    def begin(self, a):
+        """Ids of a text that goes on, as a prompt does: with the special tokens before it, without those behind it."""
+        behind = sum(len(part) for part, _ in self._single[[part for part, _ in self._single].index("A") + 1:])
+        whole = self.layout(a)[0]
+        return whole[:len(whole) - behind]
+
+    @property
+    def mask_text(self):
+        """How the mask token is written in a text."""
+        return self._names["mask"]
+
     def overhead(self, pair):
         """How many special tokens `layout` adds to one text (pair False) or to two."""
         return len(self.layout([], [] if pair else None)[0])

@@ -31,7 +31,8 @@ from .peft_model import apply_adapter, collect, split, switch
 
 __all__ = ["CONFIG", "OURS", "TENSORS", "apply_adapter", "read_adapter", "switch", "write_adapter"]
 TENSORS, OURS = "adapter_model.safetensors", "minillmclf.json"
-OWN = ("labels", "pool", "max_length")                    # what PEFT has no place for
+OWN = ("labels", "pool", "max_length", "readout")         # what PEFT has no place for, and what decides the scores
+TASKS = {"behind": "CAUSAL_LM", "apart": "SEQ_2_SEQ_LM", "in place": None}       # of a model that answers with label texts
 BEFORE = {"lora": "base_model.model.", "dora": "base_model.model.", "prefix": "base_model.", "prompt": "base_model."}
 
 
@@ -41,7 +42,7 @@ def read_adapter(folder):
     """A folder as PEFT writes it -> (record, {name of a tensor without "base_model.model.": tensor}).
 
     record: plain values. base: the base's path or None; method: lora, dora, prefix or prompt; saved: modules that learned
-    as a whole; labels, pool, max_length if we wrote it. Of LoRA: rank, alpha, dropout, rank_stabilised, ranks, alphas as
+    as a whole; labels, pool, max_length, readout if we wrote it. Of LoRA: rank, alpha, dropout, rank_stabilised, ranks, alphas as
     lora.wrap has them; targets, exclude, layers, layers_pattern: which layers, by PEFT's rules; bias. Of others: tokens.
     Raises InputError with every fault found.
     """
@@ -109,10 +110,12 @@ def write_adapter(folder, model, record, name="default"):
     folder, (record, tensors, more) = Path(folder), collect(model, record, name)
     before = BEFORE[record["method"]]
     tensors = {file if file == "prompt_embeddings" else before + file: tensor for file, tensor in tensors.items()}
-    record |= {key: getattr(model, key) for key in OWN}
+    more |= {"task_type": TASKS[model.backbone.ANSWERS]} if model.readout else {}
+    own = {"labels": model.labels, **model.settings()}
     write_tensors(folder / TENSORS, {file: tensors[file].detach().cpu().contiguous() for file in sorted(tensors)},
                   {"format": "pt"})
-    write_text(folder / OURS, json.dumps({key: record[key] for key in OWN}, indent=2, ensure_ascii=False) + "\n")
+    record |= {key: own[key] for key in OWN}
+    write_text(folder / OURS, json.dumps(own, indent=2, ensure_ascii=False) + "\n")
     config = json.dumps(write_config(record) | more, indent=2, ensure_ascii=False, sort_keys=True)
     write_text(folder / CONFIG, config + "\n")
     return record

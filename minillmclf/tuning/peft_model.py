@@ -57,7 +57,7 @@ def apply_adapter(model, record, tensors, name="default"):
     fills, more = place_whole(model, record, whole, places.values())
     faults += more + ([] if numbers is None else prompt_faults(model, record, numbers))
     faults += [f"{key} of the adapter: {record[key]!r}, of the model: {getattr(model, key)!r}"
-               for key in ("labels", "pool") if key in record and record[key] != getattr(model, key)]
+               for key in ("labels", "pool", "readout") if key in record and record[key] != getattr(model, key)]
     if faults:
         raise InputError(f"adapter {name!r}: {len(faults)} faults: " + "; ".join(faults))
     own = wrap_layers(model, record, layers, places, name) if numbers is None else attach(model, record, numbers)
@@ -203,7 +203,7 @@ def collect(model, record, name):
     layers = {} if standing else {path: layer for path, layer in lora.wrapped(model).items() if name in layer.numbers}
     parameters = plain_parameters(model)
     names = model.table().file_names([*selection.linears(model), *parameters])
-    head = [path for path in parameters if selection.in_head(path)]
+    head = [path for path in parameters if path.startswith("head.")]
     record = {"base": None, "saved": []} | record
     learned = biases(parameters, "none" if standing else record.setdefault("bias", "none"), layers)
     whole = {path for path in parameters if part_of(names.get(path, ""), record["saved"])} | {*head, *learned}

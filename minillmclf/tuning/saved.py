@@ -42,7 +42,7 @@ def save_tuned(model, folder):
         more = {"bias": model.recipe["bias"]} if "bias" in model.recipe else {}
         peft_format.write_adapter(folder / ADAPTER, model, {"base": str(base), **more})
     record = {"base": str(model.base), "fingerprint": fingerprint(base), "quantise": model.quantise, "recipe": model.recipe,
-              "labels": model.labels, "pool": model.pool, "max_length": model.max_length}
+              "labels": model.labels, **model.settings()}
     write_text(folder / TUNED, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -58,8 +58,7 @@ def load_tuned(folder, build):
     record = read_json(folder / TUNED)
     try:
         base, recipe = find_model(record["base"]), record["recipe"]
-        model = build(record["base"], record["labels"], pool=record["pool"], max_length=record["max_length"],
-                      quantise=record["quantise"])
+        model = build_as(build, record["base"], record["labels"], record, folder / TUNED, quantise=record["quantise"])
         if fingerprint(base) != record["fingerprint"]:
             raise InputError(f"{folder / TUNED}: the base {record['base']} has changed since this was trained on it: "
                              f"bring back the files that it had, or train again")
@@ -73,6 +72,17 @@ def load_tuned(folder, build):
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / TUNED}: {error} is missing or of the wrong kind: save the run again") from None
     return model.eval()
+
+
+def build_as(build, base, labels, settings, where, **more):
+    """A classifier with what Classifier.settings says of it, as it stands in a file (`where`)."""
+    readout = settings.get("readout") or {}
+    if not isinstance(readout, dict) or not all(isinstance(key, str) for key in readout):
+        raise InputError(f"{where}: readout should be an object, is {readout!r:.60}")
+    pool = settings.get("pool") or "family"
+    model = build(base, labels, pool=pool, max_length=settings.get("max_length"), **more, **readout)
+    model.calibrate(settings.get("calibration"), f"{where}: calibration")
+    return model
 
 
 def fill_learned(model, path):
@@ -99,7 +109,7 @@ def load_peft(folder, build, base=None):
         raise InputError(f"{folder}: the adapter does not say which base it was trained on: name it with base=")
     own = read_json(Path(folder) / peft_format.OURS) if (Path(folder) / peft_format.OURS).exists() else {}
     labels = own.get("labels") or guess_labels(tensors, folder)
-    model = build(base, labels, pool=own.get("pool", "family"), max_length=own.get("max_length"))
+    model = build_as(build, base, labels, own, Path(folder) / peft_format.OURS)
     peft_format.apply_adapter(model, record, tensors)
     return model.eval()
 
