@@ -1,7 +1,8 @@
 """The settings of a run, one flat dataclass. The command line, `--config run.json` and the saved run.json are three views
 of it: each field below is a flag, and a key."""
 import argparse
-from dataclasses import asdict, dataclass, field, fields
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
 
 from .errors import InputError
 
@@ -29,7 +30,19 @@ class Settings:
     adapter_size: int = setting(32, "houlsby, pfeiffer: width in the middle of a bottleneck")
     virtual_tokens: int = setting(20, "prefix, prompt: tokens before every text")
     projection: str = setting("off", "prefix: on makes keys and values by a small network while they learn", choices=["off", "on"])
-    readout: str = setting("head", "how a class is read out", choices=["head"])
+    readout: str = setting("head", "how a class is read out: by a head, or as label texts, the model's own words",
+                           choices=["head", "labels"])
+    template: str = setting("", 'labels: what the model reads, "Review: {text}\\nSentiment: {label}", or a file with it '
+                                '(default: "Text: {text}\\nLabel: {label}")')
+    label_texts: str = setting("", 'labels: {"class": "text" or ["text", ...]} as JSON, or a file with it (default: the '
+                                   "classes' names)")
+    instruction: str = setting("", "labels: what stands before every text, or a file with it")
+    end: str = setting("auto", "labels: eos ends every label text with the end-of-text token, auto where it is needed",
+                       choices=["auto", "none", "eos"])
+    score_by: str = setting("sum", "labels: log-probabilities as they are, or per token, char or byte",
+                            choices=["sum", "token", "char", "byte"])
+    objective: str = setting("classes", "labels: only the label texts compete, or with completion the whole vocabulary does "
+                                        "(instruction tuning)", choices=["classes", "completion"])
     pool: str = setting("family", "how a text's vectors become one: family (the head that transformers has), or plainly "
                                   "first, mean, max, last", choices=["family", "first", "mean", "max", "last"])
     weights: str = setting("pretrained", "start from the checkpoint's weights, or from random ones to see what "
@@ -85,6 +98,16 @@ class Settings:
             for name in names.split():
                 if not holds(getattr(self, name)):
                     raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: should be {words}")
+        if self.readout == "head":
+            plain = Settings()
+            asked = [name for name in LABELS_ONLY if getattr(self, name) != getattr(plain, name)]
+            if asked:
+                raise InputError(f"--{asked[0].replace('_', '-')} goes with --readout labels")
+        elif self.pool != "family":
+            raise InputError("--pool goes with --readout head")
+        if self.objective == "completion" and (self.class_weights != "none" or self.label_smoothing):
+            raise InputError("--objective completion learns words, not classes: --class-weights and --label-smoothing go with "
+                             "--objective classes")
         return self
 
     def decisive(self):
@@ -92,6 +115,9 @@ class Settings:
         (device, processes, with which memory) changes a result by rounding only, and where dropout draws."""
         free = ("out", "save_every", "device", "parallel", "checkpointing")
         return {k: v for k, v in asdict(self).items() if k not in free}
+
+
+LABELS_ONLY = ("template", "label_texts", "instruction", "end", "score_by", "objective")
 
 
 def add_settings(parser, names=None):
@@ -123,4 +149,14 @@ def read_settings(arguments, config=None):
             values[name] = float(value)
         elif type(value) is not known[name]:
             raise InputError(f"{config}: {name} should be {known[name].__name__}, is {value!r}")
-    return Settings(**values).check()
+    return with_contents(Settings(**values).check())
+
+
+def with_contents(s):
+    """The settings with the contents of the files that they name, so that run.json says it all. -> Settings"""
+    from .files import read_json
+    from .text.wordings import read_template
+    texts = s.label_texts
+    if texts and not texts.lstrip().startswith("{"):
+        texts = json.dumps(read_json(texts), ensure_ascii=False)
+    return replace(s, template=read_template(s.template), instruction=read_template(s.instruction), label_texts=texts)

@@ -52,23 +52,28 @@ def load_dataset(s):
     """The data of a run, with the text columns and the training rows that the settings ask for."""
     from .text.data import load_data
     data = load_data(s.data, s.text_column or None, s.label_column or None, s.seed)
-    if len(data.columns) > 2:
-        raise InputError(f"--text-column {','.join(data.columns)}: a row has one text or two")
+    if len(data.columns) > 2 and s.readout == "head":
+        raise InputError(f"--text-column {','.join(data.columns)}: a head reads one text or two of a row")
     if s.rows_per_class:
         data.train = draw_rows(data.train, s.rows_per_class, s.seed)
     return data
 
 
-def build(s, labels):
-    """The classifier that the settings describe, on its device, with the method's weights trainable."""
+def build(s, labels, fields=("text",)):
+    """The classifier that the settings describe, on its device, with the method's weights trainable. fields: the names of
+    a row's texts in a template."""
     import torch
 
     from .classify.classifier import Classifier
     from .tuning import tune
     if s.method == "qlora" and s.weights != "pretrained":
         raise InputError("--method qlora --weights random: there is nothing to learn in random weights that are frozen")
+    asked = {} if s.readout == "head" else {
+        "template": s.template, "label_texts": s.label_texts, "fields": list(fields), "instruction": s.instruction,
+        "end": "eos" if (s.objective, s.end) == ("completion", "auto") else s.end, "score_by": s.score_by}
     model = Classifier.from_backbone(s.model, labels, s.readout, s.pool, s.max_length or None, s.seed,
-                                     pretrained=s.weights == "pretrained", quantise=s.quantise if s.method == "qlora" else None)
+                                     pretrained=s.weights == "pretrained", quantise=s.quantise if s.method == "qlora" else None,
+                                     **asked)
     trainable, total = tune(model, recipe_of(s), s.seed)
     device = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -98,8 +103,8 @@ def encode(model, examples):
 def diagnose(model, data):
     """What the data doctor says, with lengths in the model's own tokens."""
     from .text.doctor import examine
-    lengths = {split: [sum(len(model.tokenizer.ids(t)) for t in e.texts) + model.tokenizer.overhead(len(e.texts) == 2)
-                       for e in getattr(data, split)] for split in ("train", "dev", "test")}
+    lengths = {split: [model.head.length(model.tokenizer, e.texts) for e in getattr(data, split)]
+               for split in ("train", "dev", "test")}
     return examine(data, lengths, model.max_length)
 
 
@@ -209,8 +214,10 @@ def learn(s, model, data, folder, say):
     from .files import write_text
     from .training import parallel
     from .training.loop import fit, plan_epochs
+    from .training.objectives import Classes, Completion
     train, dev = encode(model, data.train)[0], encode(model, data.dev)[0]
     weights = balanced(train.labels, len(model.labels)) if s.class_weights == "balanced" else None
+    objective = Completion(model.head.answer_lengths()) if s.objective == "completion" else Classes(weights, s.label_smoothing)
     started = time.time()
     with tqdm(unit="step", dynamic_ncols=True, leave=False) as bar, StopSignal() as stop:
         def on_step(step, total, loss):
@@ -227,7 +234,7 @@ def learn(s, model, data, folder, say):
         def on_finding(line):
             bar.clear()
             say(line)
-        progress = fit(model, train, dev, s, folder, stop, weights, on_step, on_epoch, on_finding)
+        progress = fit(model, train, dev, s, folder, stop, objective, on_step, on_epoch, on_finding)
     if progress is not None and parallel.first():
         write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in progress["history"]))
     seconds, steps = time.time() - started, sum(plan_epochs(train, s), [])[bar.initial:bar.n]
@@ -277,7 +284,7 @@ def train_run(s, data, folder, overwrite=False, say=print):
     from .files import write_text
     from .training import parallel
     from .training.recompute import recompute_blocks
-    model, trainable, total = build(s, data.labels)
+    model, trainable, total = build(s, data.labels, data.columns)
     parallel.spread(model, s.parallel)
     if s.checkpointing == "on":
         recompute_blocks(model)

@@ -301,9 +301,9 @@ def test_class_weights_balanced(place, call, tmp_path, monkeypatch):
         writer.writeheader()
         writer.writerows(row for row in rows if row not in drop)
     seen = []
-    from minillmclf.training import loop
-    real = loop.class_loss
-    monkeypatch.setattr(loop, "class_loss", lambda *given: (seen.append(given[2]), real(*given))[1])
+    from minillmclf.training import objectives
+    real = objectives.class_loss
+    monkeypatch.setattr(objectives, "class_loss", lambda *given: (seen.append(given[2]), real(*given))[1])
     trained(place, call, tmp_path / "plain", data=tmp_path / "data.csv")
     assert all(weight is None for weight in seen)
     seen.clear()
@@ -681,7 +681,7 @@ BAD_CONFIG = {
     "unknown choice of schedule": ('{"schedule": "step"}', ["--schedule", "step", "cosine"]),
     "unknown choice of weights": ('{"weights": "none"}', ["--weights", "none", "random"]),
     "unknown choice of precision": ('{"precision": "fp16"}', ["--precision", "fp16", "bf16"]),
-    "unknown choice of readout": ('{"readout": "labels"}', ["--readout", "labels"]),
+    "unknown choice of readout": ('{"readout": "words"}', ["--readout", "words", "labels"]),
 }
 
 

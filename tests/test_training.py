@@ -75,7 +75,8 @@ def step_in_pieces(folder, size, class_weights=None, **settings):
     data = some_rows(model, 7)
     s = Settings(micro_batch_size=size, **{"clip": 0.0, **settings})
     model.train()
-    loss = take_step(model, torch.optim.SGD(model.parameters(), lr=0.1), data, list(range(7)), s, class_weights)
+    loss = take_step(model, torch.optim.SGD(model.parameters(), lr=0.1), data, list(range(7)), s,
+                     objectives.Classes(class_weights, s.label_smoothing))
     return {n: p.grad.clone() for n, p in model.named_parameters()}, weights_of(model), loss
 
 

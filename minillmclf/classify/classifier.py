@@ -185,21 +185,25 @@ class Classifier(nn.Module):
 
     @torch.inference_mode()
     def over(self, encoded, compute, columns, batch_size=64):
-        """compute(ids, mask, types) -> (B, columns), over encoded texts in batches sorted by length -> (N, columns), in the
+        """compute(batch) -> (B, columns), over encoded texts in batches sorted by length -> (N, columns), in the
         order given. What all texts begin with is read once (LabelReadout.share)."""
         self.eval()
         device, out = next(self.parameters()).device, torch.empty(len(encoded), columns)
         before = 0 if self.prompt is None else self.prompt.tokens
         with self.head.one_prompt(before + common([ids for ids, _ in encoded])):
             for rows in make_batches([len(ids) for ids, _ in encoded], batch_size):
-                batch = collate(encoded, rows, self.tokenizer.pad_id).to(device)
-                out[rows] = compute(*self.inputs(batch)).float().cpu()
+                out[rows] = compute(collate(encoded, rows, self.tokenizer.pad_id).to(device)).float().cpu()
         return out
 
     def scores(self, encoded, batch_size=64):
         """Scores of encoded texts (N, C), on the CPU; calibrated, if the classifier is."""
-        out = self.over(encoded, lambda *inputs: self.head.read(self.backbone, *inputs), len(self.labels), batch_size)
+        out = self.over(encoded, self, len(self.labels), batch_size)
         return out if self.calibration is None else self.calibration(out)
+
+    def text_scores(self, encoded, batch_size=64):
+        """Log-probability of each label text (N, L), in the order of `head.texts`; for the readout labels."""
+        return self.over(encoded, lambda batch: self.head.text_scores(self.backbone, *self.inputs(batch)),
+                         len(self.head.texts), batch_size)
 
     def predict(self, texts, batch_size=64):
         """Probabilities of the classes, numpy (N, C), columns in the order of `labels`."""

@@ -44,6 +44,10 @@ class Head(nn.Module):
         ids, cut = fit(pieces, max_length - tokenizer.overhead(len(parts) == 2))
         return tokenizer.layout(*ids), cut > 0
 
+    def length(self, tokenizer, parts):
+        """Tokens of a row before anything is cut."""
+        return sum(len(tokenizer.ids(part)) for part in parts) + tokenizer.overhead(len(parts) == 2)
+
     def read(self, backbone, ids, mask, types=None):
         """ids, mask, types: (B, T) -> scores of the classes (B, C)."""
         return self(backbone.states(ids, mask, types), mask)

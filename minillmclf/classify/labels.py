@@ -96,6 +96,10 @@ class LabelReadout(nn.Module):
                              f"spoil the answers, leave it out of the template")
         return ids
 
+    def length(self, tokenizer, parts):
+        """Tokens of a row and its longest label before anything is cut."""
+        return self.prompt.size(parts, lambda text: len(self.ids(tokenizer, text))) + self.longest
+
     def lay_out(self, tokenizer, parts, max_length):
         """A row's texts -> (ids, types), was it shortened? max_length: of prompt and label."""
         parts, cut = self.prompt.fitted(parts, lambda text: len(self.ids(tokenizer, text)), max_length - self.longest)

@@ -30,16 +30,13 @@ ACTIVATIONS = {                                    # names as config.json spells
 class Rows:
     """Knows which of the (B, T) places hold tokens, and moves tensors between (B, T, ...) and (N, ...).
 
-    mask: (B, T), 1 or True where a token is; padding may stand on either side. A row without any token is an error:
-    every later answer about it would be made up.
+    mask: (B, T), 1 or True where a token is; padding may stand on either side. A row without any token is an error.
     """
 
     def __init__(self, mask):
         self.mask = mask.bool()                                   # (B, T)
         self.lengths = self.mask.sum(1)                           # (B,)
-        empty = (self.lengths == 0).nonzero().flatten().tolist()
-        if empty:
-            raise InputError(f"batch row {empty[0]} holds no token ({len(empty)} such of {len(mask)}): give it a text")
+        refuse_empty(self.mask)
         self.full = bool(self.mask.all())
         self.places = self.mask.flatten().nonzero().squeeze(1)    # (N,) where in the flat batch each real token stands
         self.grid = (self.mask.cumsum(1) - 1).clamp(min=0)        # (B, T) 0, 1, 2 ... along the tokens of each row
@@ -87,6 +84,13 @@ class Rows:
         A cache (cache.py) adds those of earlier calls.
         """
         return k, v
+
+
+def refuse_empty(mask):
+    """InputError if a row of the mask (B, T) holds no token: every later answer about it would be made up."""
+    empty = (mask.sum(1) == 0).nonzero().flatten().tolist()
+    if empty:
+        raise InputError(f"batch row {empty[0]} holds no token ({len(empty)} such of {len(mask)}): give it a text")
 
 
 def split_heads(x, rows, heads):

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import InputError
 from .cache import CachedRows, start
+from .layers import refuse_empty
 
 AT_ONCE = 2**24         # numbers over the vocabulary that are held at a time, where no gradient needs them
 
@@ -61,6 +62,7 @@ class TreeRows(CachedRows):
 
     def __init__(self, mask, tree, cache):
         M = len(tree.fed)
+        refuse_empty(mask)                                                                        # the nodes would hide it
         super().__init__(torch.cat([mask.bool(), mask.new_ones(len(mask), M, dtype=torch.bool)], 1), cache)
         self.tree, texts = tree, self.key_real.sum(1, keepdim=True) - M                           # (B, 1) tokens before it
         places = slice(self.key_grid.shape[1] - M, None)

@@ -20,7 +20,7 @@ from .checkpoint import load_state, save_state, seed_step
 from .doctor import Checkup
 from .metrics import better, evaluate
 from .nonfinite import first_nonfinite
-from .objectives import class_count, class_loss
+from .objectives import Classes
 from .optim import build_optimizer, rate_factor, set_rate
 
 
@@ -39,22 +39,21 @@ def plan_epochs(train, s):
     return [make_batches(lengths, s.batch_size, seed=f"{s.seed}:{epoch}", tokens=s.batch_tokens) for epoch in range(epochs)]
 
 
-def take_step(model, optimizer, train, rows, s, class_weights):
+def take_step(model, optimizer, train, rows, s, objective=None):
     """One optimiser step on the rows of one batch, in pieces of micro_batch_size rows -> the batch's mean loss.
 
-    Each piece's summed loss is divided by what the whole batch counts, so the pieces add up to the big batch's gradient,
+    objective: of objectives.py, Classes or Completion. Each piece's summed loss is divided by what the whole batch counts, so the pieces add up to the big batch's gradient,
     also where several processes compute a share of the rows each.
     """
     device = next(model.parameters()).device
-    weights = None if class_weights is None else class_weights.to(device)
-    count = class_count(torch.tensor([train.labels[row] for row in rows], device=device), weights).to(device)
+    objective = objective or Classes(smoothing=s.label_smoothing)
+    count = objective.count(torch.tensor([train.labels[row] for row in rows], device=device))
     pieces, total = parallel.pieces(rows, s.micro_batch_size), 0.0
     optimizer.zero_grad(set_to_none=True)
     for piece in pieces:
         batch = collate(train.encoded, piece or rows[:1], labels=train.labels).to(device)
         with autocast(s, device):
-            scores = model(batch)
-        loss = class_loss(scores, batch.labels, weights, s.label_smoothing) / count
+            loss = objective(model, batch) / count
         if not piece:                                         # other processes have a row more: a borrowed one counts 0
             loss = loss * 0
         loss.backward()
@@ -83,11 +82,11 @@ def where_diverged(model, train, pieces, s, device):
     return f"; {parallel.first_text(found) or 'the forward pass is finite: it arose in the loss or in the gradients'}"
 
 
-def fit(model, train, dev, s, folder, stop=None, class_weights=None, on_step=None, on_epoch=None, on_finding=None):
+def fit(model, train, dev, s, folder, stop=None, objective=None, on_step=None, on_epoch=None, on_finding=None):
     """Train on `train`, choose the best epoch on `dev` -> progress: "history", one dict an epoch, and "best".
 
     model: Classifier; train, dev: Rows; s: Settings; folder: where state.safetensors and best.safetensors live;
-    stop: object whose `.asked` ends the loop between two steps; on_step: called with (step, total, loss);
+    stop: object whose `.asked` ends the loop between two steps; objective: as in `take_step`; on_step: called with (step, total, loss);
     on_epoch: called with a line of the history; on_finding: with what the gradient doctor says of the first steps.
     The model ends with its best weights. Returns None if it was stopped.
     """
@@ -108,7 +107,7 @@ def fit(model, train, dev, s, folder, stop=None, class_weights=None, on_step=Non
                 continue
             seed_step(parallel.own_seed(s.seed), step)
             set_rate(optimizer, rate_factor(step - 1, total, round(s.warmup * total), s.schedule))
-            loss = take_step(model, optimizer, train, rows, s, class_weights)
+            loss = take_step(model, optimizer, train, rows, s, objective)
             progress["step"] = step
             progress["losses"].append(loss)
             for line in checkup.after_step():

@@ -2,6 +2,7 @@
 missing spans (Raffel et al. 2020); and a teacher's hidden states (distillation: Hinton et al. 2015; Sanh et al. 2019).
 """
 import random
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,38 @@ def class_loss(scores, labels, weights=None, smoothing=0.0):
 def class_count(labels, weights=None):
     """What a summed class loss is divided by to be a mean: the rows, or the weights of their classes. -> scalar"""
     return weights[labels].sum() if weights is not None else torch.tensor(float(len(labels)))
+
+
+@dataclass
+class Classes:
+    """What the loop minimises for scores of classes. weights: (C,) or None; smoothing: share spread over all classes."""
+    weights: torch.Tensor | None = None
+    smoothing: float = 0.0
+
+    def count(self, labels):
+        """What the summed loss of rows with these labels (B,) is divided by. -> scalar"""
+        return class_count(labels, self.of(labels))
+
+    def __call__(self, model, batch):
+        """The loss of a batch, summed. -> scalar"""
+        return class_loss(model(batch), batch.labels, self.of(batch.labels), self.smoothing)
+
+    def of(self, labels):
+        return None if self.weights is None else self.weights.to(labels.device)
+
+
+@dataclass
+class Completion:
+    """Instruction tuning: the next word, of answers alone (Wei et al. 2022, "FLAN"). lengths: tokens of each class's
+    answer, its end among them, so that the loss is a mean over tokens. The whole vocabulary competes; with `Classes`, the
+    label texts alone do. Both need a model that reads label texts."""
+    lengths: list[int]
+
+    def count(self, labels):
+        return torch.tensor(self.lengths, dtype=torch.float, device=labels.device)[labels].sum()
+
+    def __call__(self, model, batch):
+        return model.completion_loss(batch)
 
 
 def corrupt(ids, mask, special_ids, mask_id, vocab_size, share=0.15):
