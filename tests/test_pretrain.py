@@ -18,9 +18,11 @@ from minillmclf.commands import run
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone
 from minillmclf.text.batch import collate
+from minillmclf.text.corpus import read_sentences
 from minillmclf.text.tokenizer import WordPiece, load_tokenizer
 from minillmclf.text.vocabulary import SPECIALS, alphabet_of, count_words, learn_wordpiece, spell
 from minillmclf.text.wordpiece import WordPieceModel
+from minillmclf.training.distil import start_from_teacher, tokenise
 
 VOCABULARY = 100
 
@@ -47,7 +49,7 @@ def settings(out, text, **changes):
 def pretrained(arguments):
     """Run the command's pieces in this process -> (objective, tokenizer, mean loss before, and after)."""
     a = pretrain.parse(arguments)
-    sentences, weights = pretrain.read_sentences(a.text)
+    sentences, weights = read_sentences(a.text)
     tokenizer, student, objective = pretrain.prepare(a, sentences, weights)
 
     def mean_loss():
@@ -217,20 +219,20 @@ def test_sentences_are_read_with_their_weights(tmp_path):
     plain.write_text("One two three four. Too short! Five six\tseven  eight?\n" + "long " * 51 + "\n")
     table.write_text("id,text,label,split\nan id of four,one two three four again,never read this label,train\n"
                      ",from the test part here,x,test\n")
-    sentences, weights = pretrain.read_sentences([f"{plain}:2.5", str(table)])
+    sentences, weights = read_sentences([f"{plain}:2.5", str(table)])
     assert sentences == ["One two three four.", "Five six seven eight?", "an id of four", "one two three four again"]
     assert weights == [2.5, 2.5, 1, 1]
     (tmp_path / "short.txt").write_text("a b\n")
     with pytest.raises(InputError, match="short.txt: no sentence of 4 to 50 words"):
-        pretrain.read_sentences([str(tmp_path / "short.txt")])
+        read_sentences([str(tmp_path / "short.txt")])
     with pytest.raises(InputError, match="cannot be read as UTF-8"):
-        pretrain.read_sentences([str(tmp_path / "none.txt")])
+        read_sentences([str(tmp_path / "none.txt")])
 
 
 def test_a_broken_table_is_one_line(tmp_path):
     (tmp_path / "ragged.csv").write_text("text,label\none two three four,x\nfive six seven eight,y,too many\n")
     with pytest.raises(InputError, match="ragged.csv, line 3: 3 fields where the header has 2"):
-        pretrain.read_sentences([str(tmp_path / "ragged.csv")])
+        read_sentences([str(tmp_path / "ragged.csv")])
 
 
 @pytest.mark.parametrize("flag", ["steps", "batch_size", "save_every", "layers", "lr"])
@@ -247,7 +249,7 @@ def student_of(teacher_folder, pieces, **sizes):
     tokenizer = WordPiece.from_vocab(pieces)
     a = pretrain.parse(settings("unused", "unused", **sizes))
     student = pretrain.new_student(a, tokenizer).eval()
-    pretrain.start_from_teacher(student, teacher, tokenizer, teacher_tokenizer)
+    start_from_teacher(student, teacher, tokenizer, teacher_tokenizer)
     return student, tokenizer, teacher, teacher_tokenizer
 
 
@@ -286,7 +288,7 @@ def test_layers_are_spread_evenly_and_the_strongest_neurons_stay(teacher):
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn(teacher, text, tmp_path):
     """Word by word, through two vocabularies: the student's is learned, so the same word may have other pieces."""
     a = pretrain.parse(settings(tmp_path / "out", text, teacher=teacher, layers=4, mlp_width=48))
-    sentences, weights = pretrain.read_sentences(a.text)
+    sentences, weights = read_sentences(a.text)
     tokenizer, _, objective = pretrain.prepare(a, sentences, weights)
     other = objective.loss(sentences[:9])[1]
     objective.student, objective.tokenizer = objective.teacher, objective.teacher_tokenizer
@@ -298,7 +300,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(teacher, text, t
 def test_owners_point_from_tokens_to_words(teacher):
     tokenizer = load_tokenizer(teacher)
     texts = ["The roses, again", "zoo"]
-    batch, owners, words = pretrain.tokenise(tokenizer, texts)
+    batch, owners, words = tokenise(tokenizer, texts)
     assert words == ["the", "roses", ",", "again", "zoo"]
     pieces = {i: piece for piece, i in tokenizer.vocab.items()}
     tokens = [pieces[i] for i in batch.ids[batch.mask.bool()].tolist()]
@@ -367,7 +369,7 @@ def test_weights_that_are_fractions_give_the_same_pieces(weight):
 
 
 def test_the_vocabulary_has_the_asked_size_and_cuts_every_word(text):
-    sentences, weights = pretrain.read_sentences([str(text)])
+    sentences, weights = read_sentences([str(text)])
     counts = count_words(zip(sentences, weights))
     for size in (60, 80, VOCABULARY):
         pieces = learn_wordpiece(counts, size)

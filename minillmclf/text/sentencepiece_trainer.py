@@ -30,7 +30,8 @@ KINDS = {"llama": (LLAMA, "tokenizer.model", {"tokenizer_class": "LlamaTokenizer
 def sample(documents, weights, seed, characters=CHARACTERS):
     """Lines of the documents, about as many as asked: a document of weight 3 comes three times as often as one of 1."""
     draw = random.Random(f"{seed}:vocabulary")
-    share = min(1.0, characters / sum(len(text) * weight for text, weight in zip(documents, weights)))
+    total = sum(len(text) * weight for text, weight in zip(documents, weights))
+    share = min(1.0, characters / max(total, 1))
     for text, weight in zip(documents, weights):
         for _ in range(int(weight * share + draw.random())):
             yield from text.splitlines()
@@ -39,7 +40,7 @@ def sample(documents, weights, seed, characters=CHARACTERS):
 def learn_sentencepiece(arch, documents, weights, size, seed=0):
     """A Tokenizer of `size` pieces (t5: and the sentinels) learned on weighted documents; arch: a key of KINDS.
 
-    The rarest characters, 5 in 10,000 of the text, get no piece: they would fill the vocabulary. Raises InputError
+    The rarest characters, 1 in 10,000 of the text, get no piece: they would fill the vocabulary. Raises InputError
     where `size` has no room for the other characters.
     """
     told, name, config = KINDS[arch]
@@ -47,7 +48,7 @@ def learn_sentencepiece(arch, documents, weights, size, seed=0):
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=sample(documents, weights, seed), model_writer=model, vocab_size=size,
-            hard_vocab_limit=False, character_coverage=0.9995, split_digits=True, max_sentence_length=10**6,
+            hard_vocab_limit=False, character_coverage=0.9999, split_digits=True, max_sentence_length=10**6,
             num_threads=1, minloglevel=2, **told)
     except (RuntimeError, OSError) as error:
         raise InputError(f"--vocab-size {size}: SentencePiece learns no vocabulary of it ({str(error).strip()[-200:]}): "
