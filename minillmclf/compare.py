@@ -17,7 +17,7 @@ from pathlib import Path
 from .commands import Parser, Stopped, run
 from .errors import InputError
 from .files import find_model
-from .settings import Settings, add_settings, read_settings
+from .settings import Settings, add_settings, read_settings, with_contents
 
 BASELINES = {"majority": "majority class", "bag-of-words": "bag of words"}
 OWN = ("model", "out", "rows_per_class", "seed")           # settings that the comparison itself decides
@@ -46,7 +46,7 @@ def parse_model(text, settings):
             values[key] = kinds[key](value)
         except ValueError:
             raise InputError(f"--models {text}: {key} should be a {kinds[key].__name__}, is {value!r}") from None
-    return replace(settings, model=name, **values).check()
+    return with_contents(replace(settings, model=name, **values).check())
 
 
 def run_cell(settings, folder):

@@ -3,18 +3,28 @@
   python -m minillmclf.evaluate --model runs/mini-bert-tickets-full-0
   python -m minillmclf.evaluate --model runs/mine --data other.csv --out other.json
 
+  python -m minillmclf.evaluate --model checkpoints/gpt2 --method prompt --data tickets --shots 8
+
 Without --data, the data of the run itself. A bundled set, a folder, or a file with a split column gives its --split; any
 other file is taken whole. Prints accuracy, macro F1, log loss, ECE, F1 of each class and the most frequent confusions.
+
+--method prompt asks a language model that has learned nothing here, in words: --template, --label-texts, --instruction and
+--shots of the data's training rows. Prints each way to read its log-probabilities, plain and calibrated.
 """
 import argparse
 import json
+import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from .commands import Parser, run
 from .errors import InputError
 from .files import find_model
-from .settings import read_settings
+from .settings import add_settings, read_settings
+
+
+PROMPT_FLAGS = ("template", "label_texts", "instruction", "end", "max_length", "device", "seed", "text_column", "label_column")
 
 
 def parse(arguments=None):
@@ -27,6 +37,14 @@ def parse(arguments=None):
     p.add_argument("--label-column", help="name of the label column")
     p.add_argument("--batch-size", type=int, default=64, help="rows at a time [64]")
     p.add_argument("--out", help="also write the metrics to this JSON file")
+    g = p.add_argument_group("with --method prompt")
+    g.add_argument("--method", choices=["prompt"], help="prompt: ask a language model instead of a saved classifier")
+    add_settings(g, ["template", "label_texts", "instruction", "end", "max_length", "device", "seed"])
+    g.add_argument("--shots", type=int, default=0, help="finished examples before every row, in all, balanced [0]")
+    g.add_argument("--neighbours", metavar="ENCODER", help="as shots, the rows that are nearest by this encoder (mini-bert)")
+    g.add_argument("--rows", type=int, default=0, help="judge so many rows only, drawn by the seed (0: all)")
+    g.add_argument("--beams", type=int, default=0, help="show where decoding with so many beams errs (1: greedy)")
+    g.add_argument("--variance", action="store_true", help="five wordings and five orders of the shots, each judged")
     return p.parse_args(arguments)
 
 
@@ -62,26 +80,94 @@ def confusions(truth, answers, labels, most=5):
 
 def main(arguments=None):
     a = parse(arguments)
+    asked = [f for f in (*PROMPT_FLAGS[:7], "shots", "neighbours", "rows", "beams", "variance") if getattr(a, f, None)]
+    if asked and a.method is None:
+        raise InputError(f"--{asked[0].replace('_', '-')} goes with --method prompt")
+    return prompted(a) if a.method == "prompt" else judged(a)
+
+
+def judged(a):
+    """A saved classifier."""
     folder = find_model(a.model)
     rows, name = choose_rows(a, folder)
     from .classify.classifier import Classifier
-    from .files import write_text
     from .train import table
     from .training.metrics import evaluate
     model = Classifier.load(folder)
-    foreign = next((e for e in rows if e.label not in model.labels), None)
-    if foreign:
-        raise InputError(f"{name}, line {foreign.row}: label {foreign.label!r} is not one of the model's: {', '.join(model.labels)}")
+    truth = numbers(rows, model.labels, name)
     encoded, shortened = model.encode([e.texts for e in rows])
     probabilities = model.scores(encoded, a.batch_size).softmax(-1).numpy()
-    truth = [model.labels.index(e.label) for e in rows]
     metrics = evaluate(probabilities, truth, model.labels)
     print("\n".join(table({folder.name: metrics}, model.labels, name, len(rows))))
     print(f"\n{shortened} of {len(rows)} texts cut to {model.max_length} tokens. Most frequent confusions:")
     print("\n".join(confusions(truth, probabilities.argmax(1), model.labels) or ["  none"]))
+    return write_out(a, name, rows, metrics)
+
+
+def numbers(rows, labels, name):
+    """The class numbers of rows; InputError for a label that the model does not have."""
+    foreign = next((e for e in rows if e.label not in labels), None)
+    if foreign:
+        raise InputError(f"{name}, line {foreign.row}: label {foreign.label!r} is not one of the model's: {', '.join(labels)}")
+    return [labels.index(e.label) for e in rows]
+
+
+def write_out(a, name, rows, metrics):
+    """The metrics in the file of --out, if there is one -> exit code."""
+    from .files import write_text
     if a.out:
         write_text(a.out, json.dumps({"model": str(a.model), "data": name, "rows": len(rows), **metrics}, indent=2) + "\n")
     return 0
+
+
+def prompted(a):
+    """A language model that is asked in words."""
+    from .classify import prompting
+    from .train import baselines, build, load_dataset, table
+    from .training.metrics import evaluate
+    if a.data is None or a.split == "train" or a.shots < 0 or a.neighbours and not a.shots:
+        raise InputError("--method prompt needs --data with a dev or test split, --shots from 0 up, and --neighbours a number "
+                         "of --shots")
+    flags = {name: getattr(a, name) for name in PROMPT_FLAGS if getattr(a, name, None) is not None}
+    s = read_settings({**flags, "model": a.model, "data": a.data, "readout": "labels", "method": "full"})
+    data = load_dataset(s)
+    rows = data.test if a.split == "test" else data.dev
+    rows = random.Random(f"judged:{s.seed}").sample(rows, a.rows) if 0 < a.rows < len(rows) else rows
+    name = f"{data.source['path']}, {a.split}"
+    if not rows:
+        raise InputError(f"{name}: no such rows: choose another --split")
+    model, _, _ = build(s, data.labels, data.columns)
+    truth = numbers(rows, data.labels, name)
+    if a.variance:
+        return vary(a, model.eval(), data, rows, s, name)
+    texts, dev_texts = [e.texts for e in rows], data.dev if a.split == "test" else []
+    if a.neighbours:
+        encoded, cut = prompting.with_nearest_shots(model, data.train, rows, a.shots, a.neighbours)
+        dev = prompting.with_nearest_shots(model, data.train, dev_texts, a.shots, a.neighbours)[0] if dev_texts else []
+    else:
+        shorter = prompting.show_shots(model, data.train, a.shots, s.seed)
+        print(model.head.prompt.render(rows[0].texts) + model.head.prompt.template.answer("..."))
+        print(f"\n{a.shots} shots, {shorter} of them shortened. Above: the first prompt, and where the label goes.\n")
+        (encoded, cut), dev = model.encode(texts), model.encode([e.texts for e in dev_texts])[0] if dev_texts else []
+    ways = prompting.read_all(model, encoded, dev, numbers(dev_texts, data.labels, name), not a.neighbours, a.batch_size)
+    results = {way: evaluate(scores.softmax(-1).numpy(), truth, data.labels) for way, scores in ways.items()}
+    shown = baselines(replace(data, test=rows), ["majority class"]) | results
+    print("\n".join(table(shown, data.labels, name, len(rows))[:len(shown) + 1]))
+    print(f"\n{cut} of {len(rows)} rows cut to {model.max_length} tokens")
+    if a.beams:
+        print("\n".join(prompting.decoding_report(model, encoded, rows, a.beams, a.batch_size)))
+    return write_out(a, name, rows, {"settings": {**flags, "shots": a.shots}, "results": results})
+
+
+def vary(a, model, data, rows, s, name):
+    """How far accuracy depends on the wording and on the order of the shots."""
+    from .classify import prompting
+    found = prompting.variance(model, data, rows, a.shots, s.seed, batch_size=a.batch_size)
+    spreads = {way: prompting.spread(found, way) for way in ("as it is", "contextual", "batch")}
+    print(f"\n{name} ({len(rows)} rows): accuracy over {len(found)} prompts\n{'':<22}    mean     min     max      sd")
+    for way, values in spreads.items():
+        print(f"{way:<22}" + "".join(f"{values[key]:8.3f}" for key in ("mean", "min", "max", "sd")))
+    return write_out(a, name, rows, {"prompts": found, "spread": spreads})
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def kept_for_backward(model, length):
     if getattr(model, "prompt", None) is not None:
         ids, mask, _ = model.prompt.extend(ids, mask)
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        scores = model.head(model.backbone.states(ids, mask), mask)               # noqa: F841  while it lives, so does what it keeps
+        scores = model.head.read(model.backbone, ids, mask)               # noqa: F841  while it lives, so does what it keeps
     return sum(kept.values())
 
 
@@ -189,7 +189,8 @@ def main(arguments=None):
     backbone = getattr(model, "backbone", model)
     print(f"{folder}\n{architecture(backbone)}")
     if model is not backbone:
-        print(f"classes: {', '.join(model.labels)}; texts are cut to {model.max_length} tokens")
+        how = f", read as label texts behind {model.readout['template']!r}" if model.readout else ""
+        print(f"classes: {', '.join(model.labels)}{how}; texts are cut to {model.max_length} tokens")
     found, report = fates(model, checkpoint), model.report
     print(f"\n{len(found)} tensors in {len(set(checkpoint.files.values()))} file(s): {len(report.loaded)} loaded, "
           f"{len(report.tied)} tied, {len(report.dropped)} dropped on purpose; {len(report.fresh)} parameters not in the file")

@@ -32,8 +32,9 @@ def parse(arguments=None):
     return p.parse_args(arguments)
 
 
-def read_texts(a):
-    """Where the texts come from: arguments, a file, or standard input -> list of tuples of texts."""
+def read_texts(a, columns=None):
+    """Where the texts come from: arguments, a file, or standard input -> list of tuples of texts. columns: of a file, where
+    --text-column does not name them."""
     if any("\ud800" <= char <= "\udfff" for text in [*a.text, a.pair or ""] for char in text):    # bytes that Python could not decode
         raise InputError("a text on the command line is not UTF-8: convert it with iconv")
     if a.text_column and not a.data:
@@ -48,7 +49,7 @@ def read_texts(a):
         return [(text,) for text in a.text]
     if a.data:
         from .text.data import read_examples, refuse_blank
-        examples = read_examples(a.data, a.text_column, need_labels=False)
+        examples = read_examples(a.data, a.text_column or columns, need_labels=False)
         refuse_blank(a.data, examples)
         return [e.texts for e in examples]
     return read_lines(sys.stdin)
@@ -68,7 +69,7 @@ def read_lines(stream):
 
 def render(texts, probabilities, labels, how):
     """The answers as text: JSON lines or CSV."""
-    names = ["text"] if len(texts[0]) == 1 else ["text_a", "text_b"]
+    names = ["text"] if len(texts[0]) == 1 else [f"text_{letter}" for letter in "abcdef"[:len(texts[0])]]
     if how == "jsonl":
         return "".join(json.dumps({**dict(zip(names, t)), "label": labels[p.argmax()], "probabilities": {
             name: round(float(x), 6) for name, x in zip(labels, p)}}, ensure_ascii=False) + "\n" for t, p in zip(texts, probabilities))
@@ -81,10 +82,12 @@ def render(texts, probabilities, labels, how):
 
 def main(arguments=None):
     a = parse(arguments)
-    folder, texts = find_model(a.model), read_texts(a)
+    folder = find_model(a.model)
     from .classify.classifier import Classifier
     from .files import write_text
     model = Classifier.load(folder)
+    fields = model.readout.get("fields", ["text"])
+    texts = read_texts(a, None if fields in (["text"], ["text_a", "text_b"]) else ",".join(fields))
     answer = render(texts, model.predict(texts, a.batch_size), model.labels,
                     a.format or ("csv" if a.out and a.out.endswith(".csv") else "jsonl"))
     if a.out:

@@ -12,7 +12,7 @@ from small import bert_folder, command
 
 from minillmclf import inspect
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.head import build_head
+from minillmclf.classify.head import Head, build_head
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone
 from minillmclf.settings import Settings
@@ -93,10 +93,10 @@ def test_what_is_kept_for_the_backward_pass_is_counted():
             super().__init__()
             self.up = torch.nn.Linear(8, 16)
 
-        def states(self, ids, mask):
+        def states(self, ids, mask, types=None):
             return torch.tanh(self.up(torch.ones(*ids.shape, 8)))
 
-    class Sum(torch.nn.Module):
+    class Sum(Head):
         def forward(self, hidden, mask):
             return hidden.sum()
     def kept(body, head, length):

@@ -152,6 +152,13 @@ class Classifier(nn.Module):
             calibration = Calibration.from_dict(calibration, len(self.labels), where)
         self.calibration = calibration
 
+    def ask(self, **changes):
+        """Ask for the label texts in another way: other words, other shots; what can change is in ASKED. Not for a head."""
+        asked = {key: value for key, value in self.readout.items() if key != "readout"}
+        readout = read_readout("labels", asked | changes, self.labels)
+        self.head = build_labels(self.backbone, self.tokenizer, self.labels, readout).to(next(self.parameters()).device)
+        self.readout = readout
+
     def inputs(self, batch):
         """ids, mask, types (B, T) of a batch, with the learned words of a prompt (tuning/prompt.py) where there is one."""
         ids, mask, types = batch.ids, batch.mask, batch.types

@@ -8,7 +8,7 @@
   houlsby pfeiffer  bottlenecks behind frozen layers (adapter.py)
   prefix prompt     keys and values, or new words, before every text (prefix.py, prompt.py)
 
-The readout always learns, as a whole: a fresh head that were frozen would stay random.
+A head always learns, as a whole: a fresh one that were frozen would stay random. Label texts have none.
 """
 import re
 
@@ -89,4 +89,8 @@ def tune(model, recipe, seed=0):
     kind_of(recipe["method"], len(model.backbone.get_submodule(model.backbone.BLOCKS)))
     attach(model, recipe, seed)
     model.recipe = recipe
-    return choose_weights(model, recipe["method"], recipe.get("bias", "none"))
+    trainable, total = choose_weights(model, recipe["method"], recipe.get("bias", "none"))
+    if not trainable:
+        raise InputError(f"--method {recipe['method']}: nothing would learn: with label texts there is no head, and this "
+                         f"method leaves the rest of {type(model.backbone).__name__} as it is: choose another one")
+    return trainable, total
