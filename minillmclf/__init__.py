@@ -2,12 +2,12 @@
 
 The floor plan, in reading order:
 
-  text/      how do words become tensors?           tokenizer, data, batch
-  models/    what is each architecture?             layers, backbone, bert, gpt2, llama, gemma, t5, deberta, cache, weights
-  classify/  how does a model answer with a class?  head, classifier, baseline
+  text/      how do words become tensors?           tokenizer, data, prompt, batch
+  models/    what is each architecture?             layers, backbone, bert, gpt2, llama, gemma, t5, deberta, cache, tree, weights
+  classify/  how does a model answer with a class?  head, labels, decode, calibrate, classifier, baseline
   tuning/    which weights learn?                   selection, lora, adapter, prefix, prompt, quant, peft_format, saved
   training/  the plain loop and what it needs       loop, optim, objectives, metrics, checkpoint, doctor, parallel, recompute
-  train, evaluate, predict, merge, compare, pretrain, inspect   the commands: python -m minillmclf.<name>
+  train, evaluate, predict, merge, compare, pretrain, inspect, labels   the commands: python -m minillmclf.<name>
 
 Public names: Classifier, load_backbone, load_tokenizer, load_data, generate, InputError. They are loaded when first used, so that
 `--help` need not wait for torch.

@@ -290,6 +290,9 @@ def train_run(s, data, folder, overwrite=False, say=print):
         recompute_blocks(model)
     report = diagnose(model, data)
     say("\n".join(report.lines()))
+    if model.readout:
+        from .classify.label_doctor import examine
+        say("\n" + "\n".join(examine(model.tokenizer, model.head, model.labels).lines()))
     say(f"\n{s.model}: {model.report.line() if s.weights == 'pretrained' else 'random weights'}; "
         f"{trainable:,} of {total:,} parameters will be trained")
     if model.quantise:

@@ -1,7 +1,7 @@
 """What is each architecture? One file per family, one class per wiring.
 
 Reading order: layers.py (rows and attention), backbone.py (the contract), bert.py, gpt2.py, rotary.py, llama.py, gemma.py,
-t5.py, deberta.py (the families), cache.py (writing text), weights.py (checkpoints in and out), config.py.
+t5.py, deberta.py (the families), cache.py (writing text), tree.py (many continuations at once), weights.py (checkpoints in and out), config.py.
 `MODELS` is the only registry: model_type of config.json -> class.
 """
 import torch
