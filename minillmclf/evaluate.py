@@ -120,14 +120,25 @@ def write_out(a, name, rows, metrics):
     return 0
 
 
+def check_prompted(a):
+    """InputError for flags that do not go together."""
+    if a.data is None or a.split == "train":
+        raise InputError("--method prompt needs --data with a dev or test split")
+    if a.shots < 0 or a.rows < 0 or a.beams < 0:
+        raise InputError(f"--shots {a.shots}, --rows {a.rows}, --beams {a.beams}: should be 0 or more")
+    if a.neighbours and not a.shots:
+        raise InputError("--neighbours needs a number of --shots")
+    idle = [flag for flag in ("neighbours", "template", "beams") if a.variance and getattr(a, flag, None)]
+    if idle:
+        raise InputError(f"--{idle[0]} does nothing beside --variance, which has wordings of its own and the same shots for all rows")
+
+
 def prompted(a):
     """A language model that is asked in words."""
     from .classify import prompting
     from .train import baselines, build, load_dataset, table
     from .training.metrics import evaluate
-    if a.data is None or a.split == "train" or a.shots < 0 or a.neighbours and not a.shots:
-        raise InputError("--method prompt needs --data with a dev or test split, --shots from 0 up, and --neighbours a number "
-                         "of --shots")
+    check_prompted(a)
     flags = {name: getattr(a, name) for name in PROMPT_FLAGS if getattr(a, name, None) is not None}
     s = read_settings({**flags, "model": a.model, "data": a.data, "readout": "labels", "method": "full"})
     data = load_dataset(s)
@@ -137,16 +148,19 @@ def prompted(a):
     if not rows:
         raise InputError(f"{name}: no such rows: choose another --split")
     model, _, _ = build(s, data.labels, data.columns)
+    if a.beams and model.backbone.ANSWERS == "in place":
+        raise InputError("--beams: an encoder fills in its masks at once, there is nothing to decode step by step")
     truth = numbers(rows, data.labels, name)
     if a.variance:
         return vary(a, model.eval(), data, rows, s, name)
     texts, dev_texts = [e.texts for e in rows], data.dev if a.split == "test" else []
     if a.neighbours:
-        encoded, cut = prompting.with_nearest_shots(model, data.train, rows, a.shots, a.neighbours)
+        encoded, cut, shorter = prompting.with_nearest_shots(model, data.train, rows, a.shots, a.neighbours)
+        print(f"{a.shots} shots, each row's nearest by {a.neighbours}; shortened before {shorter} of {len(rows)} rows\n")
         dev = prompting.with_nearest_shots(model, data.train, dev_texts, a.shots, a.neighbours)[0] if dev_texts else []
     else:
         shorter = prompting.show_shots(model, data.train, a.shots, s.seed)
-        print(model.head.prompt.render(rows[0].texts) + model.head.prompt.template.answer("..."))
+        print(model.head.prompt.shown(model.head.fitted(model.tokenizer, rows[0].texts, model.max_length)[0]))
         print(f"\n{a.shots} shots, {shorter} of them shortened. Above: the first prompt, and where the label goes.\n")
         (encoded, cut), dev = model.encode(texts), model.encode([e.texts for e in dev_texts])[0] if dev_texts else []
     ways = prompting.read_all(model, encoded, dev, numbers(dev_texts, data.labels, name), not a.neighbours, a.batch_size)
@@ -156,7 +170,8 @@ def prompted(a):
     print(f"\n{cut} of {len(rows)} rows cut to {model.max_length} tokens")
     if a.beams:
         print("\n".join(prompting.decoding_report(model, encoded, rows, a.beams, a.batch_size)))
-    return write_out(a, name, rows, {"settings": {**flags, "shots": a.shots}, "results": results})
+    return write_out(a, name, rows, {"settings": {"readout": model.readout, "max_length": model.max_length, "seed": s.seed,
+                                                  "shots": a.shots, "neighbours": a.neighbours}, "results": results})
 
 
 def vary(a, model, data, rows, s, name):

@@ -47,7 +47,7 @@ def choose_labels(a):
 
 def build(a, labels, fields):
     """(tokenizer, the readout that training would build)."""
-    from .classify.classifier import build_labels, check_labels, read_readout
+    from .classify.readout import build_labels, check_labels, read_readout
     from .models import model_class
     from .text.tokenizer import load_tokenizer
     from .text.wordings import read_template

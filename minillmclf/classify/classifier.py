@@ -15,19 +15,16 @@ from ..files import find_model
 from ..models import build_backbone, fresh_weights, generate
 from ..models.weights import Table, write_checkpoint
 from ..text.batch import collate, make_batches
-from ..text.prompt import Prompt, Template
 from ..text.tokenizer import load_tokenizer
-from ..text.wordings import default_template, read_label_texts
 from ..tuning import APART, peft_format
 from ..tuning.quant import Quantiser
 from ..tuning.quant_files import export_4bit, open_checkpoint, read_into
 from ..tuning.saved import TUNED, load_peft, load_tuned, save_tuned
 from .calibrate import Calibration
-from .head import POOLINGS, build_head
-from .labels import READOUTS
+from .head import build_head
+from .readout import build_labels, check_labels, labels_of, read_readout, read_settings
 
 UNSAID = 512         # tokens of a text, where neither the model nor its tokenizer says how many it takes
-ASKED = ("template", "label_texts", "fields", "instruction", "shots", "end", "score_by")       # what a label readout is made of
 
 
 class Classifier(nn.Module):
@@ -87,7 +84,10 @@ class Classifier(nn.Module):
         where = checkpoint.folder / "config.json"
         settings = read_settings(checkpoint.config, where)
         labels = labels_of(checkpoint.config, where)
-        self = cls.empty(checkpoint, labels, settings["readout"], settings["pool"], settings["max_length"])
+        try:
+            self = cls.empty(checkpoint, labels, settings["readout"], settings["pool"], settings["max_length"])
+        except InputError as error:
+            raise InputError(str(error) if str(checkpoint.folder) in str(error) else f"{where}: {error}") from None
         last = next((file + ".weight" for file, ours in self.head.NAMES.items() if ours == "head.out"), None)
         if last and last not in checkpoint:
             raise InputError(f"{path}: no classification head in it (no tensor {last}): fine-tune it first with "
@@ -148,12 +148,14 @@ class Classifier(nn.Module):
 
     def calibrate(self, calibration, where="calibration"):
         """Correct the scores of `predict` from now on. calibration: a Calibration, its dict as in a file, or None."""
-        if isinstance(calibration, dict):
+        if not isinstance(calibration, (Calibration, type(None))):
             calibration = Calibration.from_dict(calibration, len(self.labels), where)
         self.calibration = calibration
 
     def ask(self, **changes):
-        """Ask for the label texts in another way: other words, other shots; what can change is in ASKED. Not for a head."""
+        """Ask for the label texts in another way: other words, other shots; what can change is in readout.ASKED."""
+        if not self.readout:
+            raise InputError("this classifier has a head, which cannot be asked: build it with readout=\"labels\"")
         asked = {key: value for key, value in self.readout.items() if key != "readout"}
         readout = read_readout("labels", asked | changes, self.labels)
         self.head = build_labels(self.backbone, self.tokenizer, self.labels, readout).to(next(self.parameters()).device)
@@ -219,6 +221,8 @@ class Classifier(nn.Module):
     def write(self, texts, max_new_tokens=16, **choice):
         """What the model answers if nothing holds it to the label texts -> list of strings. choice: as for `generate`."""
         encoded, _ = self.encode(texts)
+        if not encoded:
+            return []
         batch = collate(encoded, range(len(encoded)), self.tokenizer.pad_id).to(next(self.parameters()).device)
         ids, mask, _ = self.inputs(batch)
         return [self.tokenizer.decode(new) for new in generate(self.backbone, ids, mask, max_new_tokens, **choice)]
@@ -226,68 +230,8 @@ class Classifier(nn.Module):
 
 def common(rows):
     """How many ids all lists begin with alike; at least one of each is left over."""
+    if not rows:
+        return 0
     low, high = min(rows), max(rows)                     # in the order of the alphabet: what these share, all share
     alike = next((place for place, pair in enumerate(zip(low, high)) if pair[0] != pair[1]), min(len(low), len(high)))
     return min(alike, min(map(len, rows)) - 1)
-
-
-def read_readout(readout, asked, labels):
-    """The arguments of from_backbone -> {} for a head, else all of what a label readout is made of."""
-    if readout not in ("head", "labels"):
-        raise InputError(f"readout {readout!r} is not known; known: head, labels")
-    unknown = sorted(set(asked) - set(ASKED if readout == "labels" else ()))
-    if unknown:
-        raise InputError(f"readout {readout!r} takes no {', '.join(unknown)}")
-    if readout == "head":
-        return {}
-    template = asked.get("template")
-    pair = template is not None and "{text_a}" in template
-    fields = list(asked.get("fields") or (("text_a", "text_b") if pair else ("text",)))
-    shots = [[list((texts,) if isinstance(texts, str) else texts), text] for texts, text in asked.get("shots") or []]
-    return {"readout": "labels", "template": template or default_template(fields), "fields": fields,
-            "label_texts": read_label_texts(asked.get("label_texts") or "", labels), "instruction": asked.get("instruction") or "",
-            "shots": shots, "end": asked.get("end") or "auto", "score_by": asked.get("score_by") or "sum"}
-
-
-def build_labels(backbone, tokenizer, labels, readout):
-    """The label readout for an architecture, as `read_readout` describes it."""
-    prompt = Prompt(Template(readout["template"], readout["fields"]), readout["instruction"], readout["shots"])
-    return READOUTS[backbone.ANSWERS](tokenizer, labels, prompt, readout["label_texts"], readout["end"], readout["score_by"])
-
-
-def read_settings(config, where):
-    """What `save` wrote into a config.json for us, with defaults for files of others."""
-    settings = config.get("minillmclf", {})
-    plain = {"pool": "family", "max_length": None, "readout": {}, "calibration": None}
-    good = isinstance(settings, dict) and set(settings) <= set(plain)
-    if not good or settings.get("pool") not in (None, "family", *POOLINGS) or not isinstance(settings.get("readout", {}), dict):
-        raise InputError(f"{where}: minillmclf = {settings!r:.80} is not known; pool is family, {', '.join(POOLINGS)}")
-    problem = config.get("problem_type")
-    if problem not in (None, "single_label_classification"):
-        raise InputError(f"{where}: problem_type {problem!r} is not supported; supported: single_label_classification")
-    settings = plain | settings
-    if settings["readout"]:
-        try:
-            asked = dict(settings["readout"])
-            settings["readout"] = read_readout(asked.pop("readout", None), asked, labels_of(config, where))
-        except InputError as error:
-            raise InputError(f"{where}: minillmclf: {error}") from None
-    return settings | {"pool": settings["pool"] or "family"}
-
-
-def check_labels(labels, where="a classifier"):
-    """At least two different names."""
-    if len(labels) < 2 or len(set(labels)) != len(labels):
-        raise InputError(f"{where}: labels must be at least two different names, got {list(labels)}")
-
-
-def labels_of(config, where):
-    """The label names of a config.json, in class order."""
-    names = config.get("id2label")
-    if names is None:
-        names = {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
-    if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
-        raise InputError(f"{where}: id2label should number its classes from 0 up, is {names!r:.100}")
-    labels = [str(names[str(i)]) for i in range(len(names))]
-    check_labels(labels, where)
-    return labels

@@ -12,7 +12,8 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from itertools import permutations
 
-from .labels import MaskReadout, SourceReadout
+from .labels import SourceReadout
+from .masks import MaskReadout
 
 WIDTH = 100               # columns of a terminal
 ALL, SOME = 30, 10        # up to ALL texts each has its line; of more, SOME have
@@ -188,7 +189,7 @@ def about_start(tokenizer, prompt, pieces):
 def about_joint(prompt):
     """What stands directly before and behind the label."""
     texts = (EXAMPLE,) * len(prompt.template.fields)
-    before, joint, behind = prompt.template.prompt(texts)[-1:], prompt.template.answer("x")[:-1], prompt.tail(texts)[:1]
+    before, joint, behind = prompt.template.prompt(texts)[-1:], prompt.template.answer("x")[:-1], prompt.template.tail(texts)[:1]
     if before.isspace():
         yield "warnings", (f"the prompt ends in {before!r}: the label begins without the space that its usual token holds; "
                            f"if no chat format asks for it, end the template with a word and ':'")

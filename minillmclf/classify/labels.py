@@ -7,8 +7,9 @@ of a class's texts are added. Where a label stands depends on the architecture: 
 of its own (encoder-decoders), or in place of mask tokens (encoders). No weight is new here, so what reads classes still
 writes text.
 
-Here: token ids of label texts in their context, exact scoring, and the loss of instruction tuning. Not here: templates
-(text/prompt.py), the tree that scores all labels at once (models/tree.py), decoding (decode.py), calibration (calibrate.py).
+Here: token ids of label texts in their context, exact scoring, and the loss of instruction tuning. Not here: mask tokens
+(masks.py), templates (text/prompt.py), the tree that scores all labels at once (models/tree.py), decoding (decode.py),
+calibration (calibrate.py).
 """
 import contextlib
 
@@ -46,8 +47,6 @@ class LabelReadout(nn.Module):
 
     def __init__(self, tokenizer, labels, prompt, label_texts, end="auto", score_by="sum"):
         super().__init__()
-        if end not in ENDS or score_by not in WAYS:
-            raise InputError(f"end {end!r}, score_by {score_by!r}: known are {', '.join(ENDS)}, and {', '.join(WAYS)}")
         self.prompt, self.score_by = prompt, score_by
         self.texts = [text for label in labels for text in label_texts[label]]
         self.own, count = [], 0                                        # for each class, which of the texts are its own
@@ -62,7 +61,7 @@ class LabelReadout(nn.Module):
             raise InputError("labels must end in an end-of-text token here, and this tokenizer has none: choose label texts "
                              "of which none begins another, and end 'none'")
         self.tree = Tree([path + [tokenizer.eos_id] * (self.end == "eos") for path in paths])
-        self.longest = max(map(len, self.tree.paths))
+        self.longest = self.extra = max(map(len, self.tree.paths))     # extra: tokens that a label takes of a row's room
         self.common = self.kept = None
 
     # ------------------------------------------------------------------------------------------------ texts to ids
@@ -98,11 +97,15 @@ class LabelReadout(nn.Module):
 
     def length(self, tokenizer, parts):
         """Tokens of a row and its longest label before anything is cut."""
-        return self.prompt.size(parts, lambda text: len(self.ids(tokenizer, text))) + self.longest
+        return self.prompt.size(parts, lambda text: len(self.ids(tokenizer, text))) + self.extra
+
+    def fitted(self, tokenizer, parts, max_length):
+        """A row's texts -> so much of them as fits into max_length with prompt and label, were they cut?"""
+        return self.prompt.fitted(parts, lambda text: len(self.ids(tokenizer, text)), max_length - self.extra)
 
     def lay_out(self, tokenizer, parts, max_length):
         """A row's texts -> (ids, types), was it shortened? max_length: of prompt and label."""
-        parts, cut = self.prompt.fitted(parts, lambda text: len(self.ids(tokenizer, text)), max_length - self.longest)
+        parts, cut = self.fitted(tokenizer, parts, max_length)
         ids = self.ids(tokenizer, self.prompt.render(parts))
         if not ids:
             raise InputError("the prompt holds no token: give the template a word beside its fields")
@@ -191,6 +194,10 @@ class LabelReadout(nn.Module):
 class SourceReadout(LabelReadout):
     """For encoder-decoders (T5): the prompt is the source, the label a target of its own, always ended by its token."""
 
+    def __init__(self, *asked, **more):
+        super().__init__(*asked, **more)
+        self.extra = 0
+
     def label_ids(self, tokenizer, text):
         return tokenizer.ids(text)
 
@@ -200,73 +207,9 @@ class SourceReadout(LabelReadout):
     def ids(self, tokenizer, text):
         return tokenizer.layout(tokenizer.ids(text))[0]
 
-    def lay_out(self, tokenizer, parts, max_length):
-        return super().lay_out(tokenizer, parts, max_length + self.longest)                  # a label takes none of its room
-
     def completion_loss(self, backbone, ids, mask, labels):
         target, real = self.targets(labels)
         return text_to_text_loss(backbone, ids, mask, target, real) * real.sum()
-
-
-class MaskReadout(LabelReadout):
-    """For encoders: a label of n tokens stands where the prompt has n mask tokens, which are guessed independently.
-
-    "It was [MASK]." asks for labels of one token, "It was [MASK][MASK]." for those of two: one forward for each length.
-    """
-
-    def __init__(self, tokenizer, labels, prompt, label_texts, end="auto", score_by="sum"):
-        if tokenizer.mask_id is None:
-            raise InputError("this tokenizer has no mask token: label texts cannot be read from this encoder")
-        self.mask_id = tokenizer.mask_id
-        super().__init__(tokenizer, labels, prompt, label_texts, "none" if end == "auto" else end, score_by)
-        if end == "eos":
-            raise InputError("end 'eos': in place of mask tokens a label has no end token")
-
-    def check_prompt(self):
-        """What stands behind the label is read as well."""
-
-    def lay_out(self, tokenizer, parts, max_length):
-        """As for decoders; a single mask token stands for the label."""
-        mask = tokenizer.mask_text
-
-        def row(texts):
-            return tokenizer.layout(tokenizer.ids(self.prompt.render(texts) + mask + self.prompt.tail(texts)))
-        budget = max_length - self.longest - 1
-        parts, cut = self.prompt.fitted(parts, lambda text: len(tokenizer.layout(tokenizer.ids(text))[0]), budget)
-        ids, types = row(parts)
-        if ids.count(self.mask_id) != 1:
-            raise InputError(f"a text holds the tokenizer's own {mask}: it cannot be told from the label's place, remove it")
-        return (ids, types), cut
-
-    def text_scores(self, backbone, ids, mask, types=None):
-        scores, of_length = [None] * len(self.texts), {}
-        for number, path in enumerate(self.tree.paths):
-            of_length.setdefault(len(path), []).append(number)
-        for length, numbers in of_length.items():
-            guesses = self.guess(backbone, ids, mask, types, length)                         # (B, n, V)
-            for number in numbers:
-                tokens = self.tree.tokens[self.tree.paths[number]]                           # (n,)
-                scores[number] = guesses[:, torch.arange(length, device=ids.device), tokens].sum(1)
-        return torch.stack(scores, 1)
-
-    def guess(self, backbone, ids, mask, types, length):
-        """Log-probabilities (B, n, V) at n = `length` mask tokens, where the prompts have one."""
-        place = (ids == self.mask_id).int().argmax(1, keepdim=True)                          # (B, 1)
-        column = torch.arange(ids.shape[1] + length - 1, device=ids.device).expand(len(ids), -1)
-        old = torch.where(column <= place, column, torch.maximum(column - length + 1, place))
-        ids, mask, types = (None if x is None else x.gather(1, old) for x in (ids, mask, types))
-        hidden = backbone.states(ids, mask, types)                                           # (B, T + n - 1, D)
-        places = place + torch.arange(length, device=ids.device)                             # (B, n)
-        picked = hidden.gather(1, places.unsqueeze(2).expand(-1, -1, hidden.shape[-1]))
-        return backbone.logits(picked).float().log_softmax(-1)
-
-    def completion_loss(self, backbone, ids, mask, labels):
-        """Minus log p of each row's label at its mask tokens: the masked-language-model loss."""
-        first = torch.tensor([own[0] for own in self.own], device=labels.device)
-        return -self.text_scores(backbone, ids, mask).gather(1, first[labels].unsqueeze(1)).sum()
-
-
-READOUTS = {"behind": LabelReadout, "apart": SourceReadout, "in place": MaskReadout}
 
 
 def check_ids(tokenizer, texts, paths):

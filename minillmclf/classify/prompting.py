@@ -11,7 +11,6 @@ import statistics
 
 import torch
 
-from ..errors import InputError
 from ..models import load_backbone
 from ..text.batch import collate, make_batches
 from ..text.prompt import Prompt
@@ -35,6 +34,8 @@ def shots_of(model, examples):
 
 def fitting(model, shots):
     """Shots so short that a row has its place beside them -> (shots, how many were cut)."""
+    if not shots:
+        return [], 0
     head, room = model.head, int(SHARE_OF_SHOTS * (model.max_length - model.head.longest))
     whole = Prompt(head.prompt.template, head.prompt.instruction, shots)
     shorter, cut = shorten_shots(whole, lambda text: len(model.tokenizer.ids(text)) + model.tokenizer.overhead(False), room)
@@ -62,16 +63,18 @@ def vectors_of(texts, folder):
 
 
 def with_nearest_shots(model, train, examples, number, folder):
-    """Encode each row behind the training rows that are nearest to it (Liu et al. 2022) -> encoded, how many were cut."""
+    """Encode each row behind the training rows that are nearest to it (Liu et al. 2022) -> encoded, how many rows
+    were cut, and before how many shots were."""
     known, asked = vectors_of([e.texts for e in train], folder), vectors_of([e.texts for e in examples], folder)
-    encoded, shortened = [], 0
+    encoded, shortened, shots_cut = [], 0, 0
     for example, vector in zip(examples, asked):
-        model.ask(shots=fitting(model, shots_of(model, nearest_shots(known, vector, train, number)))[0])
-        (row,), cut = model.encode([example.texts])
+        shots, cut = fitting(model, shots_of(model, nearest_shots(known, vector, train, number)))
+        model.ask(shots=shots)
+        row, too_long = model.head.lay_out(model.tokenizer, example.texts, model.max_length)
         encoded.append(row)
-        shortened += cut
+        shortened, shots_cut = shortened + too_long, shots_cut + (cut > 0)
     model.ask(shots=[])
-    return encoded, shortened
+    return encoded, shortened, shots_cut
 
 
 # ------------------------------------------------------------------------------------------------ readings
@@ -151,8 +154,6 @@ def spread(found, way):
 @torch.inference_mode()
 def decoding_report(model, encoded, examples, beams, batch_size=64, most=5):
     """Where decoding held to the label texts chooses another text than exact scoring -> lines."""
-    if model.backbone.ANSWERS == "in place":
-        raise InputError("--beams: an encoder fills in its masks at once, there is nothing to decode step by step")
     sums, choices = model.text_scores(encoded, batch_size), torch.empty(len(encoded), dtype=torch.long)
     for rows in make_batches([len(ids) for ids, _ in encoded], batch_size):
         batch = collate(encoded, rows, model.tokenizer.pad_id).to(next(model.parameters()).device)

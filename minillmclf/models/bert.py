@@ -60,6 +60,10 @@ class Encoder(Backbone):
     def states(self, ids, mask, types=None):
         return self(ids, mask, types)
 
+    def vocabulary(self):
+        """(V, D), what the masked-LM head ends in: the word embeddings."""
+        return super().vocabulary() if self.lm_head is None else self.word_embeddings.weight
+
     def logits(self, hidden):
         """hidden (..., D) -> scores over the vocabulary (..., V); needs a checkpoint with a masked-LM head."""
         if self.lm_head is None:

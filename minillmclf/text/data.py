@@ -18,6 +18,7 @@ from minillmclf.errors import InputError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 SPLITS = {"train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "test": "test"}
+LAYOUTS = (("text",), ("text_a", "text_b"), ("premise", "hypothesis"), ("prompt", "response_a", "response_b"))   # by default
 BUNDLED = Path(__file__).resolve().parent.parent / "datasets"
 
 
@@ -111,16 +112,22 @@ def _read_jsonl(text: str, path: Path):
 def read_examples(path, text_columns=None, label_column=None, need_labels=True) -> list[Example]:
     """All rows of one file, in file order; empty texts are allowed.
 
-    text_columns: "a,b" or a sequence of names; by default `text`, else `text_a` and `text_b`. label_column: by
-    default `label`. need_labels=False: a file without that column gives label None. Raises InputError.
+    text_columns: "a,b" or a sequence of names; by default those of LAYOUTS, the first of which it has one. label_column: by default
+    `label`, else `winner`. need_labels=False: a file without that column gives label None. Raises InputError.
     """
-    table, label_column = read_table(Path(path)), label_column or "label"
+    table = read_table(Path(path))
+    label_column = label_column or usual_label(table)
     return _examples(table, _choose_columns(table, text_columns, label_column, need_labels), label_column)
+
+
+def usual_label(table: Table) -> str:
+    """The label column where none is named."""
+    return "winner" if "winner" in table.columns and "label" not in table.columns else "label"
 
 
 def _choose_columns(table: Table, text_columns, label_column: str, need_labels: bool) -> tuple[str, ...]:
     if text_columns is None:
-        text_columns = "text_a,text_b" if "text_a" in table.columns and "text" not in table.columns else "text"
+        text_columns = next((layout for layout in LAYOUTS if set(layout) & set(table.columns)), LAYOUTS[0])
     names = text_columns.split(",") if isinstance(text_columns, str) else text_columns
     columns = tuple(name.strip() for name in names)
     if not columns or len(set(columns)) < len(columns) or label_column in columns:
@@ -175,8 +182,9 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0) -> Dat
     train.*, and perhaps dev.* (validation.*, valid.*) and test.*; or the name of a bundled set. A missing dev split
     is carved out of train, a missing test split is []. InputError also for an empty text or a class train has not.
     """
-    path, label_column = _find(path_or_name), label_column or "label"
+    path = _find(path_or_name)
     tables = _folder_tables(path) if path.is_dir() else {None: read_table(path)}
+    label_column = label_column or usual_label(next(iter(tables.values())))
     kind = "files" if path.is_dir() else "column" if "split" in tables[None].columns else "random"
     parts = {"train": [], "dev": [], "test": []}
     for file_split, table in tables.items():                       # train is the first: the others need its columns

@@ -123,6 +123,10 @@ class Prompt:
         """What stands behind the label of the row; "" where nothing does."""
         return self.template.tail(texts)
 
+    def shown(self, texts):
+        """All that is read, for people: with "..." where the label goes."""
+        return self.render(texts) + self.template.answer("...")
+
     def size(self, texts, count):
         """Tokens of the whole row but for its label. count: a function, str -> number of tokens."""
         return count(self.render(texts) + self.tail(texts))

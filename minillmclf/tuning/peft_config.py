@@ -66,6 +66,9 @@ def read_config(config):
             faults.append(f"{CONFIG}: {key} = {value!r:.80} (should be {expected})")
     faults += [f"{CONFIG}: {key} = {value!r:.80} is not supported: it might change the answers"
                for key, value in config.items() if value and key not in fields and key not in INERT]
+    if kind == "PREFIX_TUNING" and (config.get("num_transformer_submodules") or 1) != 1:
+        faults.append(f"{CONFIG}: num_transformer_submodules = {config['num_transformer_submodules']} puts a prefix before an "
+                      f"encoder-decoder's source too, which is not built (1 is)")
     record.pop("start", None)                                        # how A and B began
     record["method"] = "dora" if record.get("method") else method
     return record, faults
@@ -96,7 +99,7 @@ def meant(record, names):
     targets, layers, patterns = record["targets"], record["layers"], record["layers_pattern"]
     names = [name for name in names if not hit(record["exclude"] or [], name) and not part_of(name, record["saved"])]
     if targets == "all-linear":                          # the head of a T5 too, unless it is saved as a whole
-        return [name for name in names if name not in ("score", "classifier")]
+        return [name for name in names if name not in ("score", "classifier", "lm_head")]
     names = [name for name in names if hit(targets, name)]
     if layers == [] or isinstance(targets, str):
         return names

@@ -7,7 +7,8 @@ Names are those of transformers:
     base_model.model.classifier.weight                 what learned as a whole: the head, first of all
 
 A prefix or a prompt (prefix.py, prompt.py) is one tensor, `prompt_embeddings` (P, ...), and its head is called
-base_model.classifier.weight.
+base_model.classifier.weight. PEFT cannot compute a prefix of an encoder-decoder that stands before its decoder alone, as
+ours does: such a folder is read here only.
 
 Trap: PEFT saves no `pooler` of DeBERTa and no `classification_head` of T5 unless told to, and says nothing: the next
 model gets random ones. Here the head is always saved, and an adapter that lacks one is refused (peft_model.py).
@@ -111,6 +112,8 @@ def write_adapter(folder, model, record, name="default"):
     before = BEFORE[record["method"]]
     tensors = {file if file == "prompt_embeddings" else before + file: tensor for file, tensor in tensors.items()}
     more |= {"task_type": TASKS[model.backbone.ANSWERS]} if model.readout else {}
+    if record["method"] == "prefix" and model.backbone.ANSWERS == "apart":       # PEFT has none before a decoder alone
+        more["task_type"] = None
     own = {"labels": model.labels, **model.settings()}
     write_tensors(folder / TENSORS, {file: tensors[file].detach().cpu().contiguous() for file in sorted(tensors)},
                   {"format": "pt"})
