@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import minillmclf
+from minillmclf.classify.baseline import BagOfWords
 from minillmclf.files import find_model
 from minillmclf.models.weights import Checkpoint
 from minillmclf.train import baselines
@@ -52,6 +53,64 @@ def test_words_alone_do_not_give_tickets_away():
     results = baselines(minillmclf.load_data("tickets"))
     assert results["majority class"]["accuracy"] == pytest.approx(1 / 8)
     assert 0.3 < results["bag of words"]["accuracy"] < 0.55, "a bag of words reads the class off: MiniLM reaches .75"
+
+
+# ------------------------------------------------------------------------------------------------ the other bundled sets
+
+@pytest.fixture(scope="module")
+def bundled():
+    """name -> Dataset."""
+    return {name: minillmclf.load_data(name) for name in ("entailment", "pairs", "long")}
+
+
+def bag_accuracy(data, text_of):
+    """Test accuracy of the bag of words on what text_of(example) leaves of a row."""
+    labels = data.labels
+    texts = {split: [(text_of(e),) for e in getattr(data, split)] for split in ("train", "dev", "test")}
+    truth = {split: [labels.index(e.label) for e in getattr(data, split)] for split in texts}
+    bag = BagOfWords(len(labels)).fit(texts["train"], truth["train"], texts["dev"], truth["dev"])
+    return (bag.predict(texts["test"]).argmax(1) == truth["test"]).mean()
+
+
+@pytest.mark.parametrize("name, least, labels, columns", [
+    ("entailment", 900, ["contradiction", "entailment", "neutral"], ("premise", "hypothesis")),
+    ("pairs", 450, ["a", "b", "tie"], ("prompt", "response_a", "response_b")),
+    ("long", 300, ["granted", "postponed", "refused", "withdrawn"], ("text",))])
+def test_a_bundled_set_has_its_size_and_balance(bundled, name, least, labels, columns):
+    data = bundled[name]
+    assert len(data.train) + len(data.dev) + len(data.test) >= least and data.labels == labels and data.columns == columns
+    for split in (data.train, data.dev, data.test):
+        counts = [sum(e.label == label for e in split) for label in ("a", "b") if name == "pairs"] or \
+            [sum(e.label == label for e in split) for label in labels]
+        assert max(counts) - min(counts) <= 2, f"{name}: the classes of a split are of sizes {counts}"
+
+
+def test_no_text_of_a_test_split_is_known(bundled):
+    for name, data in bundled.items():
+        known = {text.casefold() for e in [*data.train, *data.dev] for text in e.texts}
+        assert not known & {text.casefold() for e in data.test for text in e.texts}, f"{name}: test has a text of train or dev"
+
+
+def test_a_hypothesis_alone_does_not_give_its_class_away(bundled):
+    data = bundled["entailment"]
+    assert bag_accuracy(data, lambda e: e.texts[1]) < 0.42, "the words of a hypothesis tell the class"
+    assert bag_accuracy(data, lambda e: e.texts[0] + " " + e.texts[1]) < 0.45, "the words of both tell the class"
+
+
+def test_neither_length_nor_words_give_a_winner_away(bundled):
+    data = bundled["pairs"]
+    decided = [e for e in data.test if e.label != "tie"]
+    longer = sum((len(e.texts[1]) > len(e.texts[2])) == (e.label == "a") for e in decided) / len(decided)
+    assert 0.42 < longer < 0.58, f"the longer answer wins in {longer:.0%}"
+    words = bag_accuracy(data, lambda e: " ".join([*("a_" + w for w in e.texts[1].split()), *("b_" + w for w in e.texts[2].split())]))
+    assert words < 0.48, "the words of the answers tell the winner"
+
+
+def test_words_do_not_give_a_long_document_away(bundled):
+    data = bundled["long"]
+    lengths = sorted(len(e.texts[0].split()) for e in [*data.train, *data.dev, *data.test])
+    assert lengths[0] >= 600 and lengths[-1] <= 2000, f"documents of {lengths[0]} to {lengths[-1]} words"
+    assert bag_accuracy(data, lambda e: e.texts[0]) < 0.40, "a bag of words reads the class off the whole document"
 
 
 def test_mini_bert_is_small_half_precision_and_whole():
