@@ -11,5 +11,6 @@ setup(
     package_data={"minillmclf": ["datasets/*.csv", "datasets/*.txt"]},
     install_requires=["torch>=2.11,<2.14", "safetensors>=0.5", "numpy", "regex", "sentencepiece>=0.2", "tqdm",
                       "bitsandbytes>=0.50,<0.51"],
-    extras_require={"test": ["pytest", "hypothesis", "transformers>=5", "tokenizers", "protobuf", "peft>=0.21", "accelerate"]},
+    extras_require={"plots": ["matplotlib>=3.8"],
+                    "test": ["pytest", "pytest-xdist", "matplotlib>=3.8", "hypothesis", "transformers>=5", "tokenizers", "protobuf", "peft>=0.21", "accelerate"]},
 )

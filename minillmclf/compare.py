@@ -1,128 +1,152 @@
-"""python -m minillmclf.compare: several models on the same split, at several sizes of the training set, over several seeds.
+"""python -m minillmclf.compare: which model should I take, and how should I adapt it? Measured on the same rows and seeds.
 
   python -m minillmclf.compare --models majority bag-of-words mini-bert@weights=random mini-bert --learning-curve 10 25 all
+  python -m minillmclf.compare --models mini-bert minilm --methods full lora head --sweep lr=1e-4,3e-4 rank=4,8 --seeds 3
 
 A model is a folder or a shipped name, with settings of its own after @, comma between them; or one of the two baselines.
-Each cell is a run in OUT/cells, so a comparison that was stopped goes on when the same command is given again. All models
-of a cell train on the same rows. Writes table.md and table.csv: mean and standard deviation of test accuracy over seeds.
+Each is combined with every method, every readout and every value of --sweep; what cannot be is left out with the reason.
+Each cell, a run in OUT/cells, trains in a process of its own. A comparison that was stopped goes on when the same command
+is given again, and a cell that is finished is kept as long as its settings, its model and its data are the same.
+Writes table.md, table.csv (a line a cell) and table.json: test scores with intervals, differences to the best row, costs;
+in the JSON under "rows", beside "sweep" (every candidate's dev score), "not_made" and "left_out" (what could not be, and why).
 """
 import argparse
-import csv
-import io
 import json
-import statistics
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 
-from .commands import Parser, Stopped, run
+from .candidates import OWN, ROWS, expand, labels_of, obstacle, read_sweep
+from .commands import Parser, run
 from .errors import InputError
-from .files import find_model
-from .settings import Settings, add_settings, read_settings, with_contents
+from .files import write_text
+from .settings import Settings, add_settings, read_settings
 
-BASELINES = {"majority": "majority class", "bag-of-words": "bag of words"}
-OWN = ("model", "out", "rows_per_class", "seed")           # settings that the comparison itself decides
-ROWS = ("data", "label_column")                            # and those that all its models share
+ASKED = ("models", "methods", "readouts", "sweep", "learning_curve", "seeds", "out")
 
 
 def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.compare", description=__doc__,
                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--models", nargs="+", required=True, metavar="MODEL[@key=value,...]")
+    p.add_argument("--methods", nargs="+", metavar="METHOD", help="each model with each of them [that of --method]")
+    p.add_argument("--readouts", nargs="+", choices=["head", "labels"], help="and with each of these [that of --readout]")
+    p.add_argument("--sweep", nargs="+", default=[], metavar="KEY=VALUE,...",
+                   help="and with each of these settings; the best on dev rows is chosen, and it alone has a test score")
     p.add_argument("--learning-curve", nargs="+", default=["all"], metavar="N", help="training rows a class, or all [all]")
     p.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... [3]")
     p.add_argument("--out", default="runs/compare", help="folder of the comparison [runs/compare]")
     return add_settings(p, [f.name for f in fields(Settings) if f.name not in OWN]).parse_args(arguments)
 
 
-def parse_model(text, settings):
-    """"mini-bert@lr=1e-4,pool=mean" -> the settings of that model."""
-    name, _, own = text.partition("@")
-    kinds, values = {f.name: f.type for f in fields(Settings)}, {}
-    for pair in filter(None, own.split(",")):
-        key, _, value = pair.partition("=")
-        if key not in kinds or key in OWN + ROWS:
-            raise InputError(f"--models {text}: {key!r} is not a setting of a model")
-        try:
-            values[key] = kinds[key](value)
-        except ValueError:
-            raise InputError(f"--models {text}: {key} should be a {kinds[key].__name__}, is {value!r}") from None
-    return with_contents(replace(settings, model=name, **values).check())
-
-
-def run_cell(settings, folder):
-    """One training run, unless it is finished already -> its metrics on test (or dev)."""
-    from . import train
-    s = replace(settings, out=str(folder))
-    data = train.load_dataset(s)
-    record = train.open_run(s, folder, data, overwrite=False) or train.train_run(s, data, folder, say=lambda line: None)
-    if record is None:
-        raise Stopped("stopped; the same command goes on from there")
-    return list(record["results"].values())[-1]
-
-
-def baseline_cell(name, settings):
-    """A baseline on the same rows as the models of this cell."""
-    from . import train
-    return train.baselines(train.load_dataset(settings), [BASELINES[name]])[BASELINES[name]]
-
-
-def cells(a, settings):
-    """Every (model text, size, seed) and the metrics that it reached, one by one."""
+def check(a):
+    """All mistakes in what the comparison itself is asked, before the first hour of work."""
+    if a.seeds < 1:
+        raise InputError(f"--seeds {a.seeds}: should be 1 or more")
     for size in a.learning_curve:
         if size != "all" and not (size.isdigit() and int(size) > 0):
             raise InputError(f"--learning-curve {size}: should be a number of rows a class, or all")
-    wanted = [(m, size, seed) for size in a.learning_curve for m in a.models for seed in range(a.seeds)]
-    for number, (model, size, seed) in enumerate(wanted, 1):
-        s = replace(settings, seed=seed, rows_per_class=0 if size == "all" else int(size))
-        print(f"\n[{number} of {len(wanted)}] {model}, {size} rows a class, seed {seed}", flush=True)
-        if model in BASELINES:
-            metrics = baseline_cell(model, s)
+    for flag in ("method", "readout"):
+        if hasattr(a, flag) and getattr(a, flag + "s"):
+            raise InputError(f"--{flag} and --{flag}s: give one of them")
+    for flag in ("models", "methods", "readouts", "learning_curve"):
+        given = getattr(a, flag) or []
+        for name in given:
+            if given.count(name) > 1:
+                raise InputError(f"--{flag.replace('_', '-')}: {name} is named twice")
+
+
+def possible(candidates, labels):
+    """Those candidates that can be, and a line for each that cannot -> (candidates, lines); InputError if none is left."""
+    from .train import load_dataset
+    kept, left_out, data = [], [], {}
+    for c in candidates:
+        key = c.settings.text_column
+        data[key] = data.get(key) or load_dataset(replace(c.settings, readout="labels"))     # takes any number of texts
+        reason = "" if c.baseline else obstacle(c, data[key])
+        if reason:
+            left_out.append(f"{title(c, labels)}: not possible: {reason}")
         else:
-            own = parse_model(model, s)
-            label = "".join(c if c.isalnum() or c in "-.=_@" else "_" for c in model)
-            metrics = run_cell(own, Path(a.out) / "cells" / f"{label}-{size}-{seed}")
-        yield model, size, seed, metrics
+            kept.append(c)
+    if not kept:
+        raise InputError(f"nothing to compare: {left_out[0]}")
+    return kept, left_out
 
 
-def render(found, models, sizes):
-    """The Markdown table: a row a model, a column a size, mean +- standard deviation of accuracy over the seeds."""
-    lines = ["| test accuracy | " + " | ".join(f"{size} rows a class" for size in sizes) + " |", "|---" * (len(sizes) + 1) + "|"]
-    for model in models:
-        row = []
-        for size in sizes:
-            values = [m["accuracy"] for name, at, _, m in found if (name, at) == (model, size)]
-            spread = f" +- {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-            row.append(f"{statistics.mean(values):.3f}{spread}")
-        lines.append(f"| {Path(model.partition('@')[0]).name}{'@' + model.partition('@')[2] if '@' in model else ''} | "
-                     + " | ".join(row) + " |")
-    return "\n".join(lines) + "\n"
+def one_split(s, out):
+    """The same test rows for every seed -> (path of the data, sha256 of its files).
+
+    A file without a column `split`, which each run would split by its own seed, is written to OUT/split.jsonl with the split
+    of seed 0.
+    """
+    from .text.data import read_table
+    from .train import load_dataset
+    data, path = load_dataset(replace(s, readout="labels")), Path(out) / "split.jsonl"
+    if data.source["split"] != "random":
+        return s.data, data.source["sha256"]
+    split = {example.row: name for name in ("train", "dev", "test") for example in getattr(data, name)}
+    rows = [{**row, "split": split[line]} for line, row in read_table(Path(s.data)).rows]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+    return str(path), {"split.jsonl": read_table(path).sha256}
+
+
+def title(candidate, labels):
+    """A candidate in a message: "mini-bert, lora, lr=0.001"."""
+    return ", ".join(filter(None, [labels[candidate.group], candidate.swept]))
+
+
+def duration(seconds):
+    """85 -> 1 min 25 s"""
+    hours, minutes, seconds = int(seconds) // 3600, int(seconds) % 3600 // 60, int(seconds) % 60
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def run_all(a, candidates, labels, sha256, metric):
+    """Every cell, with a line of progress each -> list of {"candidate", "number", "size", "seed", "record", "folder"}.
+
+    The baselines come last: the peak that Linux tells of a process begins with what the process that started it has held,
+    so this one has to stay small until the last cell is trained.
+    """
+    from .cells import folder_of, run_cell
+    cells = [{"candidate": c, "number": number, "size": size, "seed": seed, "folder": folder_of(a.out, c, size, seed)}
+             for size in a.learning_curve for number, c in enumerate(candidates) for seed in range(a.seeds)]
+    spent, trained = [], sum(not cell["candidate"].baseline for cell in cells)
+    for place, cell in enumerate(sorted(cells, key=lambda cell: cell["candidate"].baseline), 1):
+        c, started = cell["candidate"], time.monotonic()
+        cell["record"], work = run_cell(c, sha256, cell["folder"], cell["size"], cell["seed"])
+        seconds, r = time.monotonic() - started, cell["record"]
+        spent += [seconds] * work
+        said = f"dev {metric} {r['dev'][metric]:.3f}" if r["state"] == "finished" else f"not possible: {r['reason']}"
+        left = f"; about {duration(sum(spent) / len(spent) * (trained - place))} left" if spent and place < trained else ""
+        print(f"[{place} of {len(cells)}] {title(c, labels)}, {cell['size']} rows a class, seed {cell['seed']}: "
+              f"{said}, {duration(seconds) if work else 'finished before'}{left}", flush=True)
+    return cells
 
 
 def main(arguments=None):
     a = parse(arguments)
-    flags = {k: v for k, v in vars(a).items() if k not in ("models", "learning_curve", "seeds", "out")}
-    settings = read_settings(flags)
-    if a.seeds < 1:                                         # all mistakes before the first hour of work
-        raise InputError(f"--seeds {a.seeds}: should be 1 or more")
-    for flag, given in (("--models", a.models), ("--learning-curve", a.learning_curve)):
-        for name in given:
-            if given.count(name) > 1:
-                raise InputError(f"{flag}: {name} is named twice")
-    for model in a.models:
-        if model not in BASELINES:
-            find_model(parse_model(model, settings).model)
-    found = list(cells(a, settings))
-    from .files import write_text
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["model", "rows_per_class", "seed", "accuracy", "macro_f1", "log_loss", "ece"])
-    writer.writerows([model, size, seed, *(f"{m[k]:.6f}" for k in ("accuracy", "macro_f1", "log_loss", "ece"))]
-                     for model, size, seed, m in found)
-    write_text(Path(a.out) / "table.csv", out.getvalue())
-    text = render(found, a.models, a.learning_curve)
-    write_text(Path(a.out) / "table.md", text)
-    write_text(Path(a.out) / "settings.json", json.dumps({"models": a.models, "sizes": a.learning_curve, "seeds": a.seeds, **flags}, indent=2) + "\n")
-    print("\n" + text + f"\nsaved in {a.out}")
+    check(a)
+    flags = {k: v for k, v in vars(a).items() if k not in ASKED}
+    metric = flags.get("metric", Settings().metric)
+    candidates = expand(a.models, a.methods or [flags.get("method", "full")], a.readouts or [flags.get("readout", "head")],
+                        read_sweep(a.sweep), flags)
+    labels = labels_of(candidates)
+    candidates, left_out = possible(candidates, labels)
+    path, sha256 = one_split(read_settings({key: flags[key] for key in (*ROWS, "text_column") if key in flags}), a.out)
+    candidates = [replace(c, settings=replace(c.settings, data=path)) for c in candidates]
+    print("\n".join(left_out + [f"{len(candidates)} x {len(a.learning_curve)} sizes x {a.seeds} seeds"]), flush=True)
+    cells = run_all(a, candidates, labels, sha256, metric)
+    from .summary import summarise
+    from .table import lines_of_csv, markdown
+    summary, out = summarise(cells, labels, metric), Path(a.out)
+    text = markdown(summary, left_out)
+    write_text(out / "table.csv", lines_of_csv(cells, labels, summary))
+    write_text(out / "table.md", text)
+    write_text(out / "table.json", json.dumps(summary | {"not_made": left_out}, indent=2, ensure_ascii=False) + "\n")
+    write_text(out / "settings.json", json.dumps({**{key: getattr(a, key) for key in ASKED}, **flags}, indent=2) + "\n")
+    print(f"\n{text}\nsaved in {a.out}")
     return 0
 
 

@@ -485,93 +485,10 @@ def test_train_on_pairs(place, call, tmp_path):
     assert call(evaluate, "--model", tmp_path / "run")[0] == 0
 
 
-# ---------------------------------------------------------------- compare
-
-def test_compare(place, call, tmp_path, monkeypatch):
-    out, bert = tmp_path / "compare", place / "bert"
-    models = ["majority", "bag-of-words", f"{bert}@method=head,lr=1e-2", f"{bert}@weights=random"]
-    given = ["--models", *models, "--learning-curve", "2", "all", "--seeds", "2", "--data", place / "data.csv",
-             "--out", out, *small.flags(epochs=1, batch_size=8)]
-    code, printed, err = call(compare, *given)
-    assert code == 0, err
-    cells = {p.parent.name: json.loads(p.read_text()) for p in (out / "cells").glob("*/run.json")}
-    assert len(cells) == 2 * 2 * 2, "two models at two sizes with two seeds"
-    rows = read_csv(out / "table.csv")
-    assert [(row["model"], row["rows_per_class"], row["seed"]) for row in rows] == [
-        (model, size, seed) for size in ("2", "all") for model in models for seed in "01"]
-    for row in rows:
-        size = 0 if row["rows_per_class"] == "all" else int(row["rows_per_class"])
-        wanted = {"rows_per_class": size, "seed": int(row["seed"]),
-                  "method": "head" if "method=head" in row["model"] else "full"}
-        cell, = [c for c in cells.values() if wanted.items() <= c["settings"].items()]
-        name = {"majority": "majority class", "bag-of-words": "bag of words"}.get(row["model"])
-        metrics = cell["results"][name] if name else list(cell["results"].values())[-1]
-        for key in ("accuracy", "macro_f1", "log_loss", "ece"):
-            assert float(row[key]) == pytest.approx(metrics[key], abs=1e-6), (key, row)
-        assert cell["data"]["rows"]["train"] == (3 * size or 30)
-        assert cell["settings"]["lr"] == (1e-2 if "lr=1e-2" in row["model"] else Settings().lr)
-    table = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in (out / "table.md").open()]
-    assert table[0] == ["test accuracy", "2 rows a class", "all rows a class"]
-    assert [line[0] for line in table[2:]] == [*models[:2], "bert@method=head,lr=1e-2", "bert@weights=random"]
-    spreads = []
-    for place_in_row, size in enumerate(("2", "all"), 1):
-        for line, model in zip(table[2:], models):
-            a, b = [float(row["accuracy"]) for row in rows if (row["rows_per_class"], row["model"]) == (size, model)]
-            spreads.append(abs(a - b) / 2 ** 0.5)                     # what n - 1 in the divisor makes of two values
-            assert line[place_in_row] == f"{(a + b) / 2:.3f} +- {spreads[-1]:.3f}", line
-    assert max(spreads) > 0, "two seeds that never differ cannot show what the spread is"
-    assert (out / "table.md").read_text().strip() in printed
-
-    before = files(out / "cells")
-    monkeypatch.setattr(train, "train_run", None)
-    tables = [(out / name).read_bytes() for name in ("table.md", "table.csv")]
-    assert call(compare, *given)[0] == 0, "a comparison that is finished should train nothing again"
-    assert files(out / "cells") == before
-    assert tables == [(out / name).read_bytes() for name in ("table.md", "table.csv")]
-
-
-@pytest.mark.parametrize("words, given", [
-    (["nowhere", "no such model"], ["--models", "majority", "nowhere"]),
-    (["nowhere", "no such model"], ["--models", "majority", "nowhere@lr=1e-3"]),
-    (["'speed'", "bert@speed=3"], ["--models", "bert@speed=3"]),
-    (["'out'"], ["--models", "bert@out=elsewhere"]),
-    (["'data'"], ["--models", "bert@data=other.csv"]),
-    (["lr", "float", "'fast'"], ["--models", "bert@lr=fast"]),
-    (["--pool", "middle", "first, mean, max, last"], ["--models", "bert@pool=middle"]),
-    (["--lr", "-1"], ["--models", "bert@lr=-1"]),
-    (["--learning-curve", "many"], ["--models", "majority", "--learning-curve", "2", "many"]),
-    (["--learning-curve", "0"], ["--models", "majority", "--learning-curve", "0"]),
-    (["--seeds", "0"], ["--models", "majority", "--seeds", "0"]),
-    (["majority", "twice"], ["--models", "majority", "bert", "majority"]),
-    (["--learning-curve", "all", "twice"], ["--models", "majority", "--learning-curve", "all", "all"]),
-    (["nodata.csv"], ["--models", "majority", "--data", "nodata.csv"]),
-])
-def test_compare_names_mistakes_before_any_work(place, refused, tmp_path, monkeypatch, words, given):
-    monkeypatch.chdir(place)
-    monkeypatch.setattr(train, "train_run", None)
-    refused(words, place, compare, "--data", "data.csv", "--out", tmp_path / "compare", *given)
-    assert not (tmp_path / "compare").exists()
-
-
-def test_compare_stopped_says_how_to_go_on(place, call, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "train_run", lambda *_, **__: None)           # as if Ctrl-C came at once
-    code, out, err = call(compare, "--models", place / "bert", "--out", tmp_path / "compare", "--data", place / "data.csv")
-    assert code == 130 and "same command goes on" in out and "Traceback" not in err
-
-
 @pytest.mark.parametrize("given", [["--epochs", "many"], ["--nonsense"], ["--schedule", "square"]])
 def test_a_flag_s_mistake_is_one_line(given, call):
     code, out, err = call(train, *given)
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and "--help" in err and not out
-
-
-def test_compare_keeps_models_of_one_name_apart(place, call, tmp_path):
-    for name in "ab":
-        copy(place / "bert", tmp_path / name / "bert")
-    code, _, err = call(compare, "--models", tmp_path / "a" / "bert", tmp_path / "b" / "bert", "--out",
-                        tmp_path / "compare", *small.flags(data=place / "data.csv", seeds=1, epochs=1, method="head"))
-    assert code == 0, err
-    assert len(list((tmp_path / "compare" / "cells").iterdir())) == 2
 
 
 # ---------------------------------------------------------------- bad data

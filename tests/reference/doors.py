@@ -5,7 +5,7 @@
 
 Prompts are asked with 0 and 8 shots and read as they are, and calibrated (contextual, batch). Then, with the same template:
 instruction tuning (completion), the same scores trained as classes, and a head, each in full and by LoRA. A seed draws the
-shots, or the order of the rows. Finished cells are not computed again.
+shots, or the order of the rows. Finished cells are not computed again; --ways leaves some out (mini-bert has only a head).
 """
 import argparse
 import json
@@ -16,8 +16,7 @@ from pathlib import Path
 
 SHOTS = (0, 8)
 READ = ("as it is", "contextual", "batch")
-TUNED = {"label texts, completion": ["--readout", "labels", "--objective", "completion"],
-         "label texts, classes": ["--readout", "labels"], "head": []}
+TUNED = {"completion": ["--readout", "labels", "--objective", "completion"], "classes": ["--readout", "labels"], "head": []}
 
 
 def call(command, *flags):
@@ -37,7 +36,7 @@ def asked(a, shots, seed):
 
 def tuned(a, readout, method, seed):
     """A training run -> its metrics on test."""
-    folder = Path(a.out) / f"{readout}-{method}-{seed}".replace(", ", "-").replace(" ", "-")
+    folder = Path(a.out) / f"{readout}-{method}-{seed}"
     words = ["--template", a.template, *(["--label-texts", a.label_texts] if a.label_texts else [])] if readout != "head" else []
     call("train", "--model", a.model, "--data", a.data, "--method", method, "--lr", a.lr[method], "--epochs", a.epochs,
          "--targets", "all-linear", "--max-length", a.max_length, "--seed", seed, "--out", folder, *TUNED[readout], *words)
@@ -57,6 +56,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for flag in ("--model", "--data", "--out", "--template"):
         p.add_argument(flag, required=True)
+    p.add_argument("--ways", nargs="+", default=["prompt", *TUNED], choices=["prompt", *TUNED])
     p.add_argument("--label-texts", default="")
     p.add_argument("--lr", nargs="+", default=["full=1e-3", "lora=5e-3"], metavar="METHOD=LR")
     p.add_argument("--epochs", type=int, default=2)
@@ -65,11 +65,11 @@ def main():
     a = p.parse_args()
     a.lr = dict(pair.split("=") for pair in a.lr)
     print("| way | test accuracy | log loss | ECE |\n|---|---|---|---|", flush=True)
-    for shots in SHOTS:
+    for shots in SHOTS if "prompt" in a.ways else ():
         found = [asked(a, shots, seed) for seed in range(a.seeds if shots else 1)]
         for way in READ:
             print(row(f"prompt, {shots} shots, {way}", [results[way] for results in found]), flush=True)
-    for readout in TUNED:
+    for readout in (way for way in a.ways if way in TUNED):
         for method in a.lr:
             print(row(f"{readout}, {method}", [tuned(a, readout, method, seed) for seed in range(a.seeds)]), flush=True)
 

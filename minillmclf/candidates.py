@@ -1,0 +1,160 @@
+"""What is to be compared? Models x methods x readouts x settings, each once, and those that cannot be with the reason why.
+
+A candidate is one row of the comparison. It holds the settings of its runs, all but the seed and the number of rows.
+Whether it can be is asked before the first run: the model is built on the "meta" device, where no weight is read.
+"""
+import itertools
+import re
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+from .errors import InputError
+from .files import find_model
+from .settings import LABELS_ONLY, Settings, read_settings
+
+BASELINES = ("majority", "bag-of-words")
+OWN = ("model", "out", "rows_per_class", "seed")           # settings that the comparison itself decides
+ROWS = ("data", "label_column")                            # and those that all its models share
+KINDS = {f.name: type(f.default) for f in fields(Settings)}
+SPELLED = {"dropout": "adapter_dropout", "size": "adapter_size", "tokens": "virtual_tokens"}   # recipe -> settings
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One row: the model as it was named, what its runs are made with, and by which of the sweep's values."""
+    model: str
+    settings: Settings
+    own: str = ""                                          # the model's own settings, as in a label
+    sweep: dict = field(default_factory=dict)              # setting -> its value in this candidate
+
+    @property
+    def baseline(self):
+        return self.model in BASELINES
+
+    @property
+    def group(self):
+        """What a sweep chooses within."""
+        return self.model, self.settings.method, self.settings.readout
+
+    @property
+    def swept(self):
+        return ",".join(f"{key}={value}" for key, value in self.sweep.items())
+
+
+def read_pair(pair, where):
+    """"lr=1e-4" -> ("lr", 0.0001); InputError, beginning with `where`, unless it is a setting of a model and its kind."""
+    key, _, value = pair.partition("=")
+    if key not in KINDS or key in OWN + ROWS:
+        raise InputError(f"{where}: {key!r} is not a setting of a model")
+    try:
+        return key, KINDS[key](value)
+    except ValueError:
+        raise InputError(f"{where}: {key} should be a {KINDS[key].__name__}, is {value!r}") from None
+
+
+def read_model(text):
+    """"mini-bert@lr=1e-4,pool=mean" -> ("mini-bert", {"lr": 1e-4, "pool": "mean"})."""
+    name, _, own = text.partition("@")
+    return name, dict(read_pair(pair, f"--models {text}") for pair in filter(None, own.split(",")))
+
+
+def read_sweep(given):
+    """["lr=1e-4,3e-4", "rank=4,8"] -> a list of {"lr": ..., "rank": ...}, their product; [{}] for none."""
+    values = {}
+    for text in given:
+        key, _, listed = text.partition("=")
+        if key in ("method", "readout"):
+            raise InputError(f"--sweep {text}: name them with --{key}s: each of these is a row of its own")
+        if key in values:
+            raise InputError(f"--sweep: {key} is named twice")
+        values[key] = list(dict.fromkeys(read_pair(f"{key}={value}", f"--sweep {text}")[1] for value in listed.split(",")))
+    return [dict(zip(values, chosen)) for chosen in itertools.product(*values.values())]
+
+
+def unread(method):
+    """The settings of other methods, which this one does not look at."""
+    from .tuning import OPTIONS
+    names = {kind: {SPELLED.get(name, name) for name in options} for kind, options in OPTIONS.items()}
+    return set().union(*names.values()) - names.get(method, set())
+
+
+def make(text, method, readout, swept, flags, readouts):
+    """The candidate of one combination. readouts: all that the comparison has.
+
+    A model's own settings go over the sweep's and the product's; flags that only another readout of the comparison, or
+    another method, reads are left out of it.
+    """
+    name, own = read_model(text)
+    given = {**flags, "method": method, "readout": readout, **swept, **own, "model": name}
+    foreign = LABELS_ONLY if given["readout"] == "head" else ("pool",)
+    if len(readouts) > 1:
+        given = {key: value for key, value in given.items() if key not in foreign or key in own and "readout" in own}
+    s, idle = read_settings(given), unread(given["method"])
+    s = replace(s, **{key: getattr(Settings(), key) for key in idle & set(KINDS)})
+    kept = {key: value for key, value in swept.items() if key not in own and key not in idle and key in given}
+    pairs = [pair for pair in text.partition("@")[2].split(",") if pair]
+    said = [pair for pair in pairs if pair.partition("=")[0] not in ("method", "readout")]      # a label names these anyway
+    return Candidate(text, s, ",".join(said), kept)
+
+
+def expand(models, methods, readouts, sweep, flags):
+    """All candidates, in the order of the table. sweep: as read_sweep gives it; flags: settings, for all of them."""
+    from .tuning import OPTIONS
+    for method in methods:
+        if method not in OPTIONS and not re.fullmatch(r"last-[1-9]\d*", method) or method == "last-N":
+            raise InputError(f"--methods {method}: known are {', '.join(OPTIONS)}")
+    used, found = {*readouts}, []
+    for text in models:
+        used |= {read_model(text)[1].get("readout", readouts[0])} if text not in BASELINES else set()
+    for text in models:
+        if text in BASELINES:
+            found.append(Candidate(text, read_settings({k: v for k, v in flags.items() if k in (*ROWS, "text_column")})))
+            continue
+        find_model(text.partition("@")[0])
+        for method, readout, swept in itertools.product(methods, readouts, sweep):
+            one = make(text, method, readout, swept, flags, used)
+            if not any(one.settings == other.settings for other in found if not other.baseline):
+                found.append(one)
+    for key in sweep[0] if sweep else ():
+        if not any(key in one.sweep for one in found):
+            raise InputError(f"--sweep {key}: no method and readout of this comparison reads it: leave it out")
+    return found
+
+
+def how(candidate):
+    """What its label says behind the model: ", lora, labels"."""
+    return "" if candidate.baseline else f", {candidate.settings.method}" + ", labels" * (candidate.settings.readout == "labels")
+
+
+def labels_of(candidates):
+    """A short name for each candidate's group -> {group: label}; models of one name by their whole path."""
+    def label(c, whole):
+        name = c.model.partition("@")[0]
+        return (name if whole else Path(name).name) + (f"@{c.own}" if c.own else "") + how(c)
+    short = {c.group: label(c, False) for c in candidates}
+    return {c.group: label(c, list(short.values()).count(short[c.group]) > 1) for c in candidates}
+
+
+def obstacle(candidate, data):
+    """Why this candidate cannot be, in one line; "" if nothing is seen against it. No weights are read."""
+    from . import train
+    from .classify.classifier import Classifier, read_readout
+    from .tuning import tune
+    from .tuning.quant_files import open_checkpoint
+    s = candidate.settings
+    try:
+        if len(data.columns) > 2 and s.readout == "head":
+            raise InputError(f"a head reads one text or two of a row, not {len(data.columns)}")
+        if s.method == "qlora" and s.weights == "random":
+            raise InputError("qlora: there is nothing to learn in random weights that are frozen")
+        asked = {} if s.readout == "head" else {"template": s.template or None, "label_texts": s.label_texts,
+                                                "fields": list(data.columns), "end": s.end, "instruction": s.instruction}
+        model = Classifier.empty(open_checkpoint(s.model), data.labels, read_readout(s.readout, asked, data.labels),
+                                 s.pool, s.max_length or None)
+        recipe = train.recipe_of(s)
+        tune(model, {**recipe, "method": "lora"} if s.method == "qlora" else recipe, s.seed)       # four bits need weights
+    except InputError as error:
+        return str(error)
+    except NotImplementedError:                             # a value is looked at that "meta" has not: the run will tell
+        return ""
+    return ""
