@@ -177,14 +177,13 @@ class LabelReadout(nn.Module):
         """
         ids, mask = to_the_left(ids, mask)
         more, real = self.targets(labels)                                                    # (B, n)
-        width = ids.shape[1]
-        ids = torch.cat([ids, torch.zeros_like(more)], 1)
         places = mask.sum(1, keepdim=True) + torch.arange(more.shape[1], device=ids.device)  # (B, n) behind each prompt
-        whole = torch.cat([mask, torch.zeros_like(real)], 1).scatter(1, places, real.to(mask.dtype))
-        ids = ids.scatter(1, places, more)
-        counted = whole.bool() & ~torch.cat([mask, torch.zeros_like(real)], 1).bool()
-        width = int(whole.sum(1).max())
-        return causal_lm_loss(backbone, ids[:, :width], whole[:, :width], counted[:, :width]) * real.sum()
+        ids = torch.cat([ids, torch.zeros_like(more)], 1).scatter(1, places, more)           # (B, T + n)
+        prompts = torch.cat([mask.bool(), torch.zeros_like(real).bool()], 1)
+        answers = torch.zeros_like(prompts).scatter(1, places, real.bool())
+        width = int((prompts | answers).sum(1).max())
+        ids, prompts, answers = (x[:, :width] for x in (ids, prompts, answers))
+        return causal_lm_loss(backbone, ids, prompts | answers, answers) * real.sum()
 
     def answer_lengths(self):
         """Tokens of each class's answer, its end among them, a list (C,)."""
