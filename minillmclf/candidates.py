@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .errors import InputError
 from .files import find_model
-from .settings import LABELS_ONLY, Settings, read_settings
+from .settings import HEAD_ONLY, LABELS_ONLY, Settings, read_settings
 
 BASELINES = ("majority", "bag-of-words")
 OWN = ("model", "out", "rows_per_class", "seed")           # settings that the comparison itself decides
@@ -86,7 +86,7 @@ def make(text, method, readout, swept, flags, readouts):
     """
     name, own = read_model(text)
     given = {**flags, "method": method, "readout": readout, **swept, **own, "model": name}
-    foreign = LABELS_ONLY if given["readout"] == "head" else ("pool",)
+    foreign = LABELS_ONLY if given["readout"] == "head" else HEAD_ONLY
     if len(readouts) > 1:
         given = {key: value for key, value in given.items() if key not in foreign or key in own and "readout" in own}
     s, idle = read_settings(given), unread(given["method"])
@@ -150,7 +150,7 @@ def obstacle(candidate, data):
         asked = {} if s.readout == "head" else {"template": s.template or None, "label_texts": s.label_texts,
                                                 "fields": list(data.columns), "end": s.end, "instruction": s.instruction}
         model = Classifier.empty(open_checkpoint(s.model), data.labels, read_readout(s.readout, asked, data.labels),
-                                 s.pool, s.max_length or None)
+                                 s.pool, s.max_length or None, s.keep, train.windows_of(s))
         recipe = train.recipe_of(s)
         tune(model, {**recipe, "method": "lora"} if s.method == "qlora" else recipe, s.seed)       # four bits need weights
     except InputError as error:

@@ -99,7 +99,7 @@ def judged(a):
     probabilities = model.scores(encoded, a.batch_size).softmax(-1).numpy()
     metrics = evaluate(probabilities, truth, model.labels)
     print("\n".join(table({folder.name: metrics}, model.labels, name, len(rows))))
-    print(f"\n{shortened} of {len(rows)} texts cut to {model.max_length} tokens. Most frequent confusions:")
+    print(f"\n{shortened} of {len(rows)} texts cut to {model.head.limit(model.max_length)[1]} tokens. Most frequent confusions:")
     print("\n".join(confusions(truth, probabilities.argmax(1), model.labels) or ["  none"]))
     return write_out(a, name, rows, metrics)
 

@@ -51,6 +51,14 @@ class Settings:
     label_column: str = setting("", "name of the label column (default: label)")
     rows_per_class: int = setting(0, "train on so many rows a class only, drawn by the seed (0: all)")
     max_length: int = setting(0, "tokens of a text, specials included; longer ones are cut (0: what the model can take)")
+    keep: str = setting("head", "what is kept of a longer one", choices=["head", "tail", "head+tail", "middle"])
+    windows: str = setting("none", "read a long document in windows of max_length tokens, and take the mean or the maximum of "
+                                   "their scores, or learn what each of them counts",
+                           choices=["none", "mean", "max", "attention"])
+    overlap: int = setting(32, "windows: tokens that neighbours share")
+    max_windows: int = setting(8, "windows: of a document in a training step, drawn anew each time (bounds memory; all are "
+                                  "used to predict)")
+    max_document: int = setting(8192, "windows: tokens of a document, specials included; longer ones are cut")
     epochs: int = setting(6, "passes over the training rows at most")
     min_steps: int = setting(0, "more epochs than that, if it takes them to make so many steps (small data)")
     lr: float = setting(3e-4, "peak learning rate")
@@ -87,8 +95,9 @@ class Settings:
             choices = f.metadata.get("choices")
             if choices and getattr(self, f.name) not in choices:
                 raise InputError(f"--{f.name.replace('_', '-')} {getattr(self, f.name)}: known are {', '.join(choices)}")
-        rules = {"1 or more": (lambda v: v >= 1, "epochs batch_size eval_batch_size save_every rank adapter_size virtual_tokens"),
-                 "0 or more": (lambda v: v >= 0, "rows_per_class max_length min_steps batch_tokens micro_batch_size "
+        rules = {"1 or more": (lambda v: v >= 1, "epochs batch_size eval_batch_size save_every rank adapter_size virtual_tokens "
+                                                 "max_windows max_document"),
+                 "0 or more": (lambda v: v >= 0, "rows_per_class max_length overlap min_steps batch_tokens micro_batch_size "
                                                  "weight_decay clip patience"),
                  "more than 0": (lambda v: v > 0, "lr alpha"),
                  "from 0 to below 1": (lambda v: 0 <= v < 1, "warmup label_smoothing adapter_dropout"),
@@ -98,13 +107,20 @@ class Settings:
             for name in names.split():
                 if not holds(getattr(self, name)):
                     raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: should be {words}")
+        plain = Settings()
         if self.readout == "head":
-            plain = Settings()
             asked = [name for name in LABELS_ONLY if getattr(self, name) != getattr(plain, name)]
             if asked:
                 raise InputError(f"--{asked[0].replace('_', '-')} goes with --readout labels")
-        elif self.pool != "family":
-            raise InputError("--pool goes with --readout head")
+        for name in HEAD_ONLY if self.readout != "head" else WINDOWS_ONLY if self.windows == "none" else ():
+            if getattr(self, name) != getattr(plain, name):
+                raise InputError(f"--{name.replace('_', '-')} goes with "
+                                 + ("--readout head" if self.readout != "head" else "--windows mean, max or attention"))
+        if self.windows != "none" and self.method == "prompt":
+            raise InputError("--method prompt puts its words before a whole row, not before each of its windows: --windows none")
+        if self.windows != "none" and self.parallel == "fsdp":
+            raise InputError("--parallel fsdp needs as many forward passes in every process, and documents differ in windows: "
+                             "--parallel ddp")
         if self.objective == "completion" and (self.class_weights != "none" or self.label_smoothing):
             raise InputError("--objective completion learns words, not classes: --class-weights and --label-smoothing go with "
                              "--objective classes")
@@ -118,6 +134,8 @@ class Settings:
 
 
 LABELS_ONLY = ("template", "label_texts", "instruction", "end", "score_by", "objective")
+WINDOWS_ONLY = ("overlap", "max_windows", "max_document")
+HEAD_ONLY = ("pool", "keep", "windows", *WINDOWS_ONLY)
 
 
 def add_settings(parser, names=None):

@@ -73,7 +73,7 @@ def build(s, labels, fields=("text",)):
         "end": "eos" if (s.objective, s.end) == ("completion", "auto") else s.end, "score_by": s.score_by}
     model = Classifier.from_backbone(s.model, labels, s.readout, s.pool, s.max_length or None, s.seed,
                                      pretrained=s.weights == "pretrained", quantise=s.quantise if s.method == "qlora" else None,
-                                     **asked)
+                                     keep=s.keep, windows=windows_of(s), **asked)
     trainable, total = tune(model, recipe_of(s), s.seed)
     device = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -81,6 +81,13 @@ def build(s, labels, fields=("text",)):
         return model.to(device), trainable, total
     except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"--device {s.device}: {str(error).splitlines()[0]}") from None
+
+
+def windows_of(s):
+    """The part of the settings that says how long documents are read, as classify.windows has it; None: not in windows."""
+    if s.windows == "none":
+        return None
+    return {"pool": s.windows, "overlap": s.overlap, "max_windows": s.max_windows, "max_document": s.max_document}
 
 
 def recipe_of(s):
@@ -105,7 +112,8 @@ def diagnose(model, data):
     from .text.doctor import examine
     lengths = {split: [model.head.length(model.tokenizer, e.texts) for e in getattr(data, split)]
                for split in ("train", "dev", "test")}
-    return examine(data, lengths, model.max_length)
+    setting, most = model.head.limit(model.max_length)
+    return examine(data, lengths, most, setting)
 
 
 def balanced(labels, classes):

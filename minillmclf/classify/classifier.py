@@ -15,6 +15,7 @@ from ..files import find_model
 from ..models import build_backbone, fresh_weights, generate
 from ..models.weights import Table, write_checkpoint
 from ..text.batch import collate, make_batches
+from ..text.cutting import check_keep
 from ..text.tokenizer import load_tokenizer
 from ..tuning import APART, peft_format
 from ..tuning.quant import Quantiser
@@ -23,6 +24,7 @@ from ..tuning.saved import TUNED, load_peft, load_tuned, save_tuned
 from .calibrate import Calibration
 from .head import build_head
 from .readout import build_labels, check_labels, labels_of, read_readout, read_settings
+from .windows import use_windows
 
 UNSAID = 512         # tokens of a text, where neither the model nor its tokenizer says how many it takes
 
@@ -42,7 +44,7 @@ class Classifier(nn.Module):
 
     @classmethod
     def from_backbone(cls, path, labels, readout="head", pool="family", max_length=None, seed=0, pretrained=True,
-                      quantise=None, **asked):
+                      quantise=None, keep="head", windows=None, **asked):
         """A new classifier on a pretrained body.
 
         path: a Hugging Face folder; labels: names in class order; max_length: tokens of a text, specials (and label texts)
@@ -51,14 +53,17 @@ class Classifier(nn.Module):
         frozen then (tuning/quant.py).
 
         readout="head": its last layer is fresh, the same for the same seed; pool: "family" for the head that transformers
-        has, or first, mean, max, last. readout="labels": a class is the log-probability of its label texts (labels.py).
-        Then `asked` may have template ("Review: {text}\\nSentiment:"), label_texts ({label: [text, ...]}, default the
-        names), fields (names of a row's texts in the template), instruction, shots ([(texts, label text), ...]: finished
-        examples before every text), end and score_by (LabelReadout).
+        has, or first, mean, max, last; keep: which end of a text that is too long (text/cutting.py); windows: read long
+        documents in windows, {"pool": "mean", "overlap": 32, "max_windows": 8, "max_document": 8192} (windows.py), or None.
+
+        readout="labels": a class is the log-probability of its label texts (labels.py). Then `asked` may have template
+        ("Review: {text}\\nSentiment:"), label_texts ({label: [text, ...]}, default the names), fields (names of a row's texts
+        in the template), instruction, shots ([(texts, label text), ...]: finished examples before every text), end and
+        score_by (LabelReadout).
         """
         check_labels(labels)
         checkpoint = open_checkpoint(path)
-        self = cls.empty(checkpoint, labels, read_readout(readout, asked, labels), pool, max_length)
+        self = cls.empty(checkpoint, labels, read_readout(readout, asked, labels), pool, max_length, keep, windows)
         self.base, self.quantise = str(path), quantise
         fresh_weights(self.head, seed)
         if not pretrained:
@@ -85,7 +90,8 @@ class Classifier(nn.Module):
         settings = read_settings(checkpoint.config, where)
         labels = labels_of(checkpoint.config, where)
         try:
-            self = cls.empty(checkpoint, labels, settings["readout"], settings["pool"], settings["max_length"])
+            self = cls.empty(checkpoint, labels, settings["readout"], settings["pool"], settings["max_length"],
+                             settings["keep"], settings["windows"])
         except InputError as error:
             raise InputError(str(error) if str(checkpoint.folder) in str(error) else f"{where}: {error}") from None
         last = next((file + ".weight" for file, ours in self.head.NAMES.items() if ours == "head.out"), None)
@@ -97,7 +103,7 @@ class Classifier(nn.Module):
         return self.eval()
 
     @classmethod
-    def empty(cls, checkpoint, labels, readout, pool, max_length):
+    def empty(cls, checkpoint, labels, readout, pool, max_length, keep="head", windows=None):
         """The modules that a checkpoint's config.json describes, not yet filled, and its tokenizer."""
         backbone = build_backbone(checkpoint, lm_head=bool(readout))
         config, tokenizer = backbone.source_config, load_tokenizer(checkpoint.folder)
@@ -111,10 +117,15 @@ class Classifier(nn.Module):
             raise InputError(f"max_length {max_length!r}: must lie between {tokenizer.overhead(True) + 1} and the "
                              f"{highest} positions of {checkpoint.folder}")
         if readout:
+            if (keep, windows) != ("head", None):
+                raise InputError("keep and windows go with the readout head: label texts cut a text before its template")
             backbone.vocabulary()                                          # InputError without a language-model head
             head, pool = build_labels(backbone, tokenizer, labels, readout), None
         else:
             head = build_head(config["model_type"], backbone, len(labels), pool)
+            head.keep = check_keep(keep)
+            if windows is not None:
+                use_windows(head, backbone.width, max_length or most, windows)
         return cls(backbone, head, tokenizer, labels, config, max_length or most, pool, readout)
 
     def table(self, with_classes=True):
@@ -127,8 +138,9 @@ class Classifier(nn.Module):
 
     def settings(self):
         """What neither transformers nor PEFT has a place for; `load` reads it from config.json or minillmclf.json."""
-        return {"pool": self.pool, "max_length": self.max_length, "readout": self.readout,
-                "calibration": self.calibration and self.calibration.as_dict()}
+        windows, calibration = (made and made.as_dict() for made in (self.head.windows, self.calibration))
+        return {"pool": self.pool, "max_length": self.max_length, "readout": self.readout, "keep": self.head.keep,
+                "windows": windows, "calibration": calibration}
 
     def save(self, path):
         """Write config.json, model.safetensors and the tokenizer's files; each is replaced whole or left as it was. What was

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..models.layers import ACTIVATIONS
-from ..text.prompt import fit
+from ..text.cutting import cut_to
 
 POOLINGS = ("first", "mean", "max", "last")
 
@@ -34,22 +34,42 @@ def pool(hidden, mask, how):
 
 
 class Head(nn.Module):
-    """What all heads share, and label tokens (labels.py) have too: how a row is laid out, and how its classes are read."""
+    """What all heads share, and label tokens (labels.py) have too: how a row is laid out, and how its classes are read.
+
+    A head gives `features(hidden, mask)`, (B, T, D) -> (B, D), and `classes(features)`, (B, D) -> (B, C).
+    keep: which end of a text that is too long (text/cutting.py). windows: how long documents are read (windows.py), or None.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.keep, self.windows = "head", None
 
     def lay_out(self, tokenizer, parts, max_length):
         """A row's one text or two -> (ids, token types), was it shortened to max_length tokens?"""
         pieces = [tokenizer.ids(part) for part in parts]
         if not any(pieces):
             raise InputError(f"the text {parts[0]!r:.60} holds no token, only characters that the tokenizer drops")
-        ids, cut = fit(pieces, max_length - tokenizer.overhead(len(parts) == 2))
+        if self.windows is not None:
+            return self.windows.lay_out(tokenizer, pieces, max_length, self.keep)
+        ids, cut = cut_to(pieces, max_length - tokenizer.overhead(len(parts) == 2), self.keep)
         return tokenizer.layout(*ids), cut > 0
 
     def length(self, tokenizer, parts):
         """Tokens of a row before anything is cut."""
         return sum(len(tokenizer.ids(part)) for part in parts) + tokenizer.overhead(len(parts) == 2)
 
+    def limit(self, max_length):
+        """The setting that bounds a row, and how many of its tokens are looked at."""
+        return ("max_length", max_length) if self.windows is None else ("max_document", self.windows.max_document)
+
+    def forward(self, hidden, mask):
+        """(B, T, D) -> (B, C)."""
+        return self.classes(self.features(hidden, mask))
+
     def read(self, backbone, ids, mask, types=None):
         """ids, mask, types: (B, T) -> scores of the classes (B, C)."""
+        if self.windows is not None:
+            return self.windows.read(self, backbone, ids, mask, types)
         return self(backbone.states(ids, mask, types), mask)
 
     def one_prompt(self, tokens):
@@ -75,9 +95,9 @@ class BertHead(Head):
         """(B, T, D) -> (B, D), what the last linear layer reads."""
         return torch.tanh(self.dense(pool(hidden, mask, "first")))
 
-    def forward(self, hidden, mask):
-        """(B, T, D) -> (B, C)."""
-        return self.out(self.dropout(self.features(hidden, mask)))
+    def classes(self, features):
+        """(B, D) -> (B, C)."""
+        return self.out(self.dropout(features))
 
 
 class RobertaHead(BertHead):
@@ -112,9 +132,13 @@ class ScoreHead(Head):
         super().__init__()
         self.out = nn.Linear(backbone.width, classes, bias=False)
 
-    def forward(self, hidden, mask):
-        """(B, T, D) -> (B, C)."""
-        return self.out(pool(hidden, mask, "last"))
+    def features(self, hidden, mask):
+        """(B, T, D) -> (B, D)."""
+        return pool(hidden, mask, "last")
+
+    def classes(self, features):
+        """(B, D) -> (B, C)."""
+        return self.out(features)
 
 
 class T5Head(BertHead):
@@ -138,9 +162,13 @@ class PooledHead(Head):
         self.dropout = nn.Dropout(backbone.head_dropout)
         self.out = nn.Linear(backbone.width, classes)
 
-    def forward(self, hidden, mask):
-        """(B, T, D) -> (B, C)."""
-        return self.out(self.dropout(pool(hidden, mask, self.how)))
+    def features(self, hidden, mask):
+        """(B, T, D) -> (B, D)."""
+        return pool(hidden, mask, self.how)
+
+    def classes(self, features):
+        """(B, D) -> (B, C)."""
+        return self.out(self.dropout(features))
 
 
 FAMILY_HEADS = {"bert": BertHead, "roberta": RobertaHead, "deberta-v2": DebertaHead, "t5": T5Head,

@@ -14,12 +14,12 @@ calibration (calibrate.py).
 import contextlib
 
 import torch
-from torch import nn
 
 from ..errors import InputError
 from ..models.cache import prefill
 from ..models.tree import Tree, log_probs, shared, to_the_left
 from ..training.objectives import causal_lm_loss, text_to_text_loss
+from .head import Head
 
 ENDS, WAYS = ("auto", "none", "eos"), ("sum", "token", "char", "byte")
 SHARE_FROM = 16          # tokens; to read a shorter beginning apart from its rows costs more than it saves
@@ -34,7 +34,7 @@ def ids_behind(tokenizer, context, more):
     return both[len(before):]
 
 
-class LabelReadout(nn.Module):
+class LabelReadout(Head):
     """For decoders: the label stands behind the prompt. classify/classifier.py calls it as it calls a head.
 
     labels: names in class order; prompt: text.prompt.Prompt; label_texts: {label: [text, ...]}; end: whether an

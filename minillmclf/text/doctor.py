@@ -67,11 +67,12 @@ def _aligned(table) -> list[str]:
     return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in table]
 
 
-def examine(dataset: Dataset, lengths=None, max_length=None) -> Report:
+def examine(dataset: Dataset, lengths=None, max_length=None, setting="max_length") -> Report:
     """Count what `Report` lists. Raises ValueError where `lengths` has more or fewer numbers than there are rows.
 
     lengths: {split: tokens of each row, special tokens included}; without it lengths are counted in words.
     max_length: the most tokens of a row that the model sees. Counted in words, fewer rows seem to exceed it.
+    setting: what raises it.
     """
     splits, unit = {s: getattr(dataset, s) for s in SPLITS}, "words" if lengths is None else "tokens"
     if lengths is None:
@@ -96,7 +97,7 @@ def examine(dataset: Dataset, lengths=None, max_length=None) -> Report:
         unit=unit, max_length=max_length, truncated={}, warnings=[])
     if max_length is not None:
         report.truncated = {s: int(sum(n > max_length for n in numbers)) for s, numbers in lengths.items()}
-    report.warnings = _warnings(report)
+    report.warnings = _warnings(report, setting)
     return report
 
 
@@ -119,7 +120,7 @@ def _percentiles(numbers) -> dict[str, int]:
     return marks | {"max": ranked[-1]}
 
 
-def _warnings(r: Report) -> list[str]:
+def _warnings(r: Report, setting: str) -> list[str]:
     found, train = [], {label: n["train"] for label, n in r.classes.items()}
     if r.imbalance is not None and r.imbalance > UNBALANCED:
         found.append(f"{max(train, key=train.get)} has {r.imbalance:.1f} times the train rows of "
@@ -136,7 +137,7 @@ def _warnings(r: Report) -> list[str]:
             (r.empty, "have an empty text: remove or fill them"),
             (r.repeated, "repeat a text and its label: remove the copies"),
             (r.contradicting, "repeat a text that has two labels or more: keep the right one, remove the others"),
-            (r.truncated, f"exceed {r.max_length} tokens{at_least} and get truncated: raise max_length")):
+            (r.truncated, f"exceed {r.max_length} tokens{at_least} and get truncated: raise {setting}")):
         if any(counts.values()):
             found.append(", ".join(f"{number} {s}" for s, number in counts.items() if number) + f" row(s) {fault}")
     for pair, n in r.shared.items():
