@@ -71,6 +71,8 @@ class Settings:
     clip: float = setting(1.0, "largest gradient norm (0: no clipping)")
     label_smoothing: float = setting(0.0, "share of the target spread over all classes")
     class_weights: str = setting("none", "balanced weighs a class by rows / (classes x its rows)", choices=["none", "balanced"])
+    sampling: str = setting("none", "balanced draws an epoch in which all classes are equally frequent", choices=["none", "balanced"])
+    focal: float = setting(0.0, "gamma of the focal loss, usually 2: rows that are right already count less (0: cross-entropy)")
     layer_decay: float = setting(1.0, "a layer one step lower learns so many times as fast (1: all alike)")
     optimizer: str = setting("adamw", "adamw, or of the package bitsandbytes: adamw8bit holds its state in 8 bits, "
                                       "paged-adamw lends it to the CPU's memory where the GPU's is short",
@@ -98,7 +100,7 @@ class Settings:
         rules = {"1 or more": (lambda v: v >= 1, "epochs batch_size eval_batch_size save_every rank adapter_size virtual_tokens "
                                                  "max_windows max_document"),
                  "0 or more": (lambda v: v >= 0, "rows_per_class max_length overlap min_steps batch_tokens micro_batch_size "
-                                                 "weight_decay clip patience"),
+                                                 "weight_decay clip patience focal"),
                  "more than 0": (lambda v: v > 0, "lr alpha"),
                  "from 0 to below 1": (lambda v: 0 <= v < 1, "warmup label_smoothing adapter_dropout"),
                  "above 0 and not above 1": (lambda v: 0 < v <= 1, "layer_decay"),
@@ -121,9 +123,13 @@ class Settings:
         if self.windows != "none" and self.parallel == "fsdp":
             raise InputError("--parallel fsdp needs as many forward passes in every process, and documents differ in windows: "
                              "--parallel ddp")
-        if self.objective == "completion" and (self.class_weights != "none" or self.label_smoothing):
-            raise InputError("--objective completion learns words, not classes: --class-weights and --label-smoothing go with "
-                             "--objective classes")
+        if self.objective == "completion" and (self.class_weights != "none" or self.label_smoothing or self.focal):
+            raise InputError("--objective completion learns words, not classes: --class-weights, --label-smoothing and --focal go "
+                             "with --objective classes")
+        if self.focal and self.label_smoothing:
+            raise InputError("--focal and --label-smoothing are two answers to one question: use one of them")
+        if self.sampling == "balanced" and self.class_weights == "balanced":
+            raise InputError("--sampling balanced and --class-weights balanced would correct an imbalance twice: use one of them")
         return self
 
     def decisive(self):

@@ -225,7 +225,8 @@ def learn(s, model, data, folder, say):
     from .training.objectives import Classes, Completion
     train, dev = encode(model, data.train)[0], encode(model, data.dev)[0]
     weights = balanced(train.labels, len(model.labels)) if s.class_weights == "balanced" else None
-    objective = Completion(model.head.answer_lengths()) if s.objective == "completion" else Classes(weights, s.label_smoothing)
+    objective = Completion(model.head.answer_lengths()) if s.objective == "completion" else Classes(
+        weights, s.label_smoothing, s.focal)
     started = time.time()
     with tqdm(unit="step", dynamic_ncols=True, leave=False) as bar, StopSignal() as stop:
         def on_step(step, total, loss):

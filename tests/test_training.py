@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def step_in_pieces(folder, size, class_weights=None, **settings):
     s = Settings(micro_batch_size=size, **{"clip": 0.0, **settings})
     model.train()
     loss = take_step(model, torch.optim.SGD(model.parameters(), lr=0.1), data, list(range(7)), s,
-                     objectives.Classes(class_weights, s.label_smoothing))
+                     objectives.Classes(class_weights, s.label_smoothing, s.focal))
     return {n: p.grad.clone() for n, p in model.named_parameters()}, weights_of(model), loss
 
 
@@ -666,3 +667,58 @@ def test_word_means_against_a_loop():
 def test_cosine_distance_by_hand():
     a, b = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]]), torch.tensor([[5.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
     assert objectives.cosine_distance(a, b).item() == pytest.approx((0 + 1 + 2) / 3)
+
+
+# ------------------------------------------------------------------------------------------------ imbalance
+
+@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0]])
+def test_focal_loss_is_what_its_formula_says(weights):
+    scores, labels = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)) * 3, torch.tensor([0, 1, 2, 2, 1, 0])
+    weights = weights and torch.tensor(weights)
+    p = scores.softmax(1)[torch.arange(6), labels]
+    for gamma in (0.5, 2.0):
+        expected = -((1 - p) ** gamma * p.log() * (1 if weights is None else weights[labels])).sum()
+        assert objectives.focal_loss(scores, labels, weights, gamma) == pytest.approx(expected.item(), rel=1e-5)
+    plain = objectives.class_loss(scores, labels, weights)
+    assert objectives.focal_loss(scores, labels, weights, 0.0) == pytest.approx(plain.item(), rel=1e-5), "gamma 0 is cross-entropy"
+
+
+def test_focal_loss_hears_hard_rows_and_stays_finite():
+    scores, labels = torch.tensor([[4.0, 0.0], [0.0, 4.0], [90.0, 0.0]], requires_grad=True), torch.tensor([0, 0, 0])
+    objectives.focal_loss(scores, labels, gamma=0.5).backward()
+    assert scores.grad.isfinite().all(), "a row of probability 1 has no finite gradient"
+    easy, hard = torch.tensor([[4.0, 0.0]]), torch.tensor([[0.0, 4.0]])
+    one = torch.tensor([0])
+    share = [objectives.focal_loss(x, one) / objectives.class_loss(x, one) for x in (easy, hard)]
+    assert share[0] < 0.001 and share[1] > 0.9, f"an easy row keeps {share[0]:.4f} of its loss, a hard one {share[1]:.4f}"
+
+
+def test_a_balanced_epoch_has_all_classes_alike_and_no_row_too_often():
+    labels = [0] * 30 + [1] * 9 + [2] * 3
+    rows = loop.drawn(labels, "0:0")
+    counts, times = Counter(labels[row] for row in rows), Counter(rows)
+    assert len(rows) == 42 and set(counts.values()) == {14}, counts
+    for label, (least, most) in {0: (0, 1), 1: (1, 2), 2: (4, 5)}.items():
+        seen = {times[row] for row, own in enumerate(labels) if own == label}
+        assert seen <= {least, most}, f"rows of class {label} are drawn {seen} times"
+    assert rows == loop.drawn(labels, "0:0") != loop.drawn(labels, "0:1"), "an epoch follows from its seed, and each is another"
+
+
+def test_the_plan_draws_balanced_epochs_only_when_asked():
+    train = Rows([([1] * (row % 5 + 1), None) for row in range(40)], [0] * 36 + [1] * 4)
+    for sampling, rare in (("none", 4), ("balanced", 20)):
+        for epoch in loop.plan_epochs(train, Settings(batch_size=8, epochs=2, sampling=sampling)):
+            assert sum(train.labels[row] for batch in epoch for row in batch) == rare
+            assert all(len(batch) <= 8 for batch in epoch) and sum(map(len, epoch)) == 40
+
+
+@pytest.mark.parametrize("asked", [{"focal": 2.0, "label_smoothing": 0.1}, {"sampling": "balanced", "class_weights": "balanced"},
+                                   {"focal": -1.0}, {"focal": 1.0, "objective": "completion", "readout": "labels"}])
+def test_what_does_not_go_together_is_refused(asked):
+    with pytest.raises(InputError):
+        Settings(**asked).check()
+
+
+def test_the_loop_minimises_the_focal_loss_when_asked(folder):
+    losses = [step_in_pieces(folder, size, focal=gamma)[2] for size, gamma in ((0, 0.0), (0, 2.0), (3, 2.0))]
+    assert losses[1] < losses[0] and losses[2] == pytest.approx(losses[1], rel=1e-5), losses

@@ -7,6 +7,7 @@ uninterrupted run ends, because everything random in a step follows from (seed, 
 It runs in one process, or in several under torchrun; what starts with `parallel.` does nothing in the first case.
 """
 import math
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +35,31 @@ class Rows:
 def plan_epochs(train, s):
     """The batches of all epochs, a list of lists of rows each; settled beforehand by the seed."""
     lengths = [len(ids) for ids, _ in train.encoded]
-    per_epoch = len(make_batches(lengths, s.batch_size, seed=f"{s.seed}:0", tokens=s.batch_tokens))
-    epochs = max(s.epochs, math.ceil(s.min_steps / per_epoch))
-    return [make_batches(lengths, s.batch_size, seed=f"{s.seed}:{epoch}", tokens=s.batch_tokens) for epoch in range(epochs)]
+
+    def epoch(number):
+        rows = drawn(train.labels, f"{s.seed}:{number}") if s.sampling == "balanced" else range(len(lengths))
+        batches = make_batches([lengths[row] for row in rows], s.batch_size, seed=f"{s.seed}:{number}", tokens=s.batch_tokens)
+        return [[rows[place] for place in batch] for batch in batches]
+    epochs = max(s.epochs, math.ceil(s.min_steps / len(epoch(0))))
+    return [epoch(number) for number in range(epochs)]
+
+
+def drawn(labels, seed):
+    """As many rows as there are, each class alike (up to one row), by repeating rows of small classes -> row numbers.
+
+    Of a class no row is drawn a second time before all are. Who learns from such an epoch takes all classes for equally
+    likely: its probabilities need a calibration where they are not.
+    """
+    draw, rows = random.Random(f"balanced:{seed}"), {}
+    for row, label in enumerate(labels):
+        rows.setdefault(label, []).append(row)
+    turns, chosen, left = sorted(rows), [], {label: [] for label in rows}
+    draw.shuffle(turns)
+    for place in range(len(labels)):
+        label = turns[place % len(turns)]
+        left[label] = left[label] or draw.sample(rows[label], len(rows[label]))
+        chosen.append(left[label].pop())
+    return chosen
 
 
 def take_step(model, optimizer, train, rows, s, objective=None):
@@ -46,7 +69,7 @@ def take_step(model, optimizer, train, rows, s, objective=None):
     also where several processes compute a share of the rows each.
     """
     device = next(model.parameters()).device
-    objective = objective or Classes(smoothing=s.label_smoothing)
+    objective = objective or Classes(smoothing=s.label_smoothing, gamma=s.focal)
     count = objective.count(torch.tensor([train.labels[row] for row in rows], device=device))
     pieces, total = parallel.pieces(rows, s.micro_batch_size), 0.0
     optimizer.zero_grad(set_to_none=True)

@@ -17,6 +17,17 @@ def class_loss(scores, labels, weights=None, smoothing=0.0):
     return F.cross_entropy(scores.float(), labels, weight=weights, label_smoothing=smoothing, reduction="sum")
 
 
+def focal_loss(scores, labels, weights=None, gamma=2.0):
+    """Cross-entropy times (1 - p)^gamma, p the probability of the true class, summed over the rows -> scalar.
+
+    Rows that are right already count little, so rare and hard ones are heard (Lin et al. 2017, "Focal Loss for Dense Object
+    Detection"). gamma 0 is cross-entropy. scores: (B, C), labels: (B,), weights: (C,) or None.
+    """
+    logp = scores.float().log_softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1)                   # (B,)
+    losses = -(1 - logp.exp()).clamp(min=1e-12) ** gamma * logp        # the gradient of 0 ** gamma, gamma < 1, is infinite
+    return (losses if weights is None else losses * weights[labels]).sum()
+
+
 def class_count(labels, weights=None):
     """What a summed class loss is divided by to be a mean: the rows, or the weights of their classes. -> scalar"""
     return weights[labels].sum() if weights is not None else torch.tensor(float(len(labels)))
@@ -24,9 +35,11 @@ def class_count(labels, weights=None):
 
 @dataclass
 class Classes:
-    """What the loop minimises for scores of classes. weights: (C,) or None; smoothing: share spread over all classes."""
+    """What the loop minimises for scores of classes. weights: (C,) or None; smoothing: share spread over all classes;
+    gamma: of the focal loss, 0 is plain cross-entropy."""
     weights: torch.Tensor | None = None
     smoothing: float = 0.0
+    gamma: float = 0.0
 
     def count(self, labels):
         """What the summed loss of rows with these labels (B,) is divided by. -> scalar"""
@@ -34,7 +47,10 @@ class Classes:
 
     def __call__(self, model, batch):
         """The loss of a batch, summed. -> scalar"""
-        return class_loss(model(batch), batch.labels, self.of(batch.labels), self.smoothing)
+        scores, weights = model(batch), self.of(batch.labels)
+        if self.gamma:
+            return focal_loss(scores, batch.labels, weights, self.gamma)
+        return class_loss(scores, batch.labels, weights, self.smoothing)
 
     def of(self, labels):
         return None if self.weights is None else self.weights.to(labels.device)
