@@ -146,8 +146,23 @@ def main(arguments=None):
     write_text(out / "table.md", text)
     write_text(out / "table.json", json.dumps(summary | {"not_made": left_out}, indent=2, ensure_ascii=False) + "\n")
     write_text(out / "settings.json", json.dumps({**{key: getattr(a, key) for key in ASKED}, **flags}, indent=2) + "\n")
-    print(f"\n{text}\nsaved in {a.out}")
+    print(f"\n{text}\nsaved in {a.out}{draw(summary['rows'], out)}")
     return 0
+
+
+def draw(rows, out):
+    """Quality against cost, and the learning curve where there is one, as pictures -> what to say of them."""
+    from . import pictures
+    trained, sizes = [row for row in rows if row["trainable"]], {row["size"] for row in rows}
+    largest = "all" if "all" in sizes else max(sizes)
+    try:
+        made = {"cost.svg": pictures.cost([row for row in trained if row["size"] == largest])} if trained else {}
+        made |= {"curve.svg": pictures.learning_curve(rows)} if len(sizes) > 1 else {}
+    except InputError as error:
+        return f"; no pictures: {error}"
+    for name, figure in made.items():
+        pictures.save(figure, out / name)
+    return "".join(f", {name}" for name in made)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def load_dataset(s):
     from .text.data import load_data
     data = load_data(s.data, s.text_column or None, s.label_column or None, s.seed)
     if len(data.columns) > 2 and s.readout == "head":
-        raise InputError(f"--text-column {','.join(data.columns)}: a head reads one text or two of a row")
+        raise InputError(f"--text-column {','.join(data.columns)}: a head reads one text or two of a row: name them with "
+                         "--text-column, or ask with --readout labels")
     if s.rows_per_class:
         data.train = draw_rows(data.train, s.rows_per_class, s.seed)
     return data

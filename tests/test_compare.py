@@ -472,3 +472,21 @@ def test_the_times_that_are_told():
     assert [compare.duration(s) for s in (0.4, 59.9, 85, 3600, 7384)] == ["0 s", "59 s", "1 min 25 s", "1 h 0 min", "2 h 3 min"]
     with pytest.raises(InputError, match="not a setting"):
         candidates.read_pair("speed=3", "--sweep speed=3")
+
+
+def test_pictures_stand_beside_the_table_where_matplotlib_is(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    from minillmclf import pictures
+    rows = [{"model": m, "method": "full", "readout": "head", "label": m, "size": size, "accuracy": {"mean": 0.5, "low": 0.4, "high": 0.6},
+             "trainable": n, "train_seconds": 1.0 + n, "log_loss": 1.0, "ece": 0.1, "memory_mb": 9, "ms_per_text": 1.0, "seeds": 2}
+            for m, n in (("a", 5), ("majority", 0)) for size in (10, "all")]
+    assert compare.draw(rows, tmp_path) == ", cost.svg, curve.svg"
+    assert all((tmp_path / name).read_text().lstrip().startswith("<?xml") for name in ("cost.svg", "curve.svg"))
+    one = tmp_path / "one"
+    one.mkdir()
+    assert compare.draw([row for row in rows if row["size"] == 10], one) == ", cost.svg", "a curve needs two sizes"
+
+    def absent(*_):
+        raise InputError("matplotlib is not installed")
+    monkeypatch.setattr(pictures, "cost", absent)
+    assert compare.draw(rows, tmp_path) == "; no pictures: matplotlib is not installed"
