@@ -5,11 +5,25 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")              # no test needs the network
 
+import pytest
 import torch
+
+from minillmclf.errors import InputError
 
 torch.set_num_threads(1)                                  # the models are tiny: threads only get in each other's way
 
 MODELS = Path(__file__).parent / "fixtures" / "models"    # written by reference/make_fixtures.py
+
+
+def refused(call, *parts) -> str:
+    """The message of the InputError that `call` must raise: one line that holds all `parts`."""
+    with pytest.raises(InputError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message, f"a message is one line, this is not: {message!r}"
+    for part in parts:
+        assert str(part) in message, f"the message should name {part!r}: {message}"
+    return message
 
 
 def trace(model, ids, mask, types=None):

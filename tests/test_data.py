@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minillmclf.errors import InputError
 from minillmclf.text import data, doctor
 from minillmclf.text.data import Dataset, Example, load_data, read_examples
 
@@ -35,17 +35,6 @@ def write_rows(path: Path, rows, header=("text", "label")) -> Path:
     with open(path, "w", encoding="utf-8", newline="") as file:
         csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",").writerows([header, *rows])
     return path
-
-
-def refused(call, *parts) -> str:
-    """The message of the InputError that `call` must raise: one line that holds all `parts`."""
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message, f"a message is one line, this is not: {message!r}"
-    for part in parts:
-        assert str(part) in message, f"the message should name {part!r}: {message}"
-    return message
 
 
 def texts_of(examples):

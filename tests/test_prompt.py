@@ -3,6 +3,7 @@ import json
 import re
 
 import pytest
+from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,16 +17,6 @@ PAIR = "Premise: {a}\nClaim: {b}\nTrue? {label}"
 MASKED = "It was {label}. {text}"
 nasty = st.text(st.sampled_from("ab {}\n") | st.characters(exclude_categories=["Cs"]), max_size=30) \
     | st.sampled_from(["{label}", "{text}", "{a}", "{b}{a}", "{{label}}", "\\1", "{0}", "{ }"])
-
-
-def refused(call, *parts):
-    """The InputError that `call` must raise: one line that holds all `parts`."""
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message, f"a message is one line, this is not: {message!r}"
-    for part in parts:
-        assert str(part) in message, f"the message should name {part!r}: {message}"
 
 
 def words(text):

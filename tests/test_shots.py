@@ -3,6 +3,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,15 +19,6 @@ def rows(*sizes):
     """Examples of classes a, b, c, ... of these sizes."""
     labels = [label for label, size in zip("abcdefgh", sizes) for _ in range(size)]
     return [Example((f"{label}{row}",), label, row) for row, label in enumerate(labels, start=2)]
-
-
-def refused(call, *parts):
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message, f"a message is one line, this is not: {message!r}"
-    for part in parts:
-        assert str(part) in message, f"the message should name {part!r}: {message}"
 
 
 # ------------------------------------------------------------------------------------------------------- a draw
