@@ -138,7 +138,8 @@ def labels_of(candidates):
 def obstacle(candidate, data):
     """Why this candidate cannot be, in one line; "" if nothing is seen against it. No weights are read."""
     from . import train
-    from .classify.classifier import Classifier, read_readout
+    from .classify.classifier import Classifier
+    from .classify.readout import read_readout
     from .tuning import tune
     from .tuning.quant_files import open_checkpoint
     s = candidate.settings
@@ -147,10 +148,9 @@ def obstacle(candidate, data):
             raise InputError(f"a head reads one text or two of a row, not {len(data.columns)}")
         if s.method == "qlora" and s.weights == "random":
             raise InputError("qlora: there is nothing to learn in random weights that are frozen")
-        asked = {} if s.readout == "head" else {"template": s.template or None, "label_texts": s.label_texts,
-                                                "fields": list(data.columns), "end": s.end, "instruction": s.instruction}
-        model = Classifier.empty(open_checkpoint(s.model), data.labels, read_readout(s.readout, asked, data.labels),
-                                 s.pool, s.max_length or None, s.keep, train.windows_of(s))
+        readout = read_readout(s.readout, train.asked_of(s, data.columns), data.labels)
+        model = Classifier.empty(open_checkpoint(s.model), data.labels, readout, s.pool, s.max_length or None, s.keep,
+                                 train.windows_of(s))
         recipe = train.recipe_of(s)
         tune(model, {**recipe, "method": "lora"} if s.method == "qlora" else recipe, s.seed)       # four bits need weights
     except InputError as error:

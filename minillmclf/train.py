@@ -69,12 +69,9 @@ def build(s, labels, fields=("text",)):
     from .tuning import tune
     if s.method == "qlora" and s.weights != "pretrained":
         raise InputError("--method qlora --weights random: there is nothing to learn in random weights that are frozen")
-    asked = {} if s.readout == "head" else {
-        "template": s.template, "label_texts": s.label_texts, "fields": list(fields), "instruction": s.instruction,
-        "end": "eos" if (s.objective, s.end) == ("completion", "auto") else s.end, "score_by": s.score_by}
     model = Classifier.from_backbone(s.model, labels, s.readout, s.pool, s.max_length or None, s.seed,
                                      pretrained=s.weights == "pretrained", quantise=s.quantise if s.method == "qlora" else None,
-                                     keep=s.keep, windows=windows_of(s), **asked)
+                                     keep=s.keep, windows=windows_of(s), **asked_of(s, fields))
     trainable, total = tune(model, recipe_of(s), s.seed)
     device = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -82,6 +79,14 @@ def build(s, labels, fields=("text",)):
         return model.to(device), trainable, total
     except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"--device {s.device}: {str(error).splitlines()[0]}") from None
+
+
+def asked_of(s, fields):
+    """The part of the settings that says how label texts are asked for, as classify.readout has it; {} for a head."""
+    if s.readout == "head":
+        return {}
+    return {"template": s.template, "label_texts": s.label_texts, "fields": list(fields), "instruction": s.instruction,
+            "end": "eos" if (s.objective, s.end) == ("completion", "auto") else s.end, "score_by": s.score_by}
 
 
 def windows_of(s):
@@ -196,7 +201,7 @@ def open_run(s, folder, data, overwrite):
 def clear(folder):
     """Remove what an earlier run left in the folder, its record first."""
     for name in ("run.json", "metrics.jsonl", "predictions.csv", "model.safetensors", "state.safetensors", "best.safetensors",
-                 "tuned.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/minillmclf.json"):
+                 "tuned.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/minillmclf.json", "report.html"):
         if (folder / name).exists():
             (folder / name).unlink()
 
