@@ -201,7 +201,8 @@ def open_run(s, folder, data, overwrite):
 def clear(folder):
     """Remove what an earlier run left in the folder, its record first."""
     for name in ("run.json", "metrics.jsonl", "predictions.csv", "model.safetensors", "state.safetensors", "best.safetensors",
-                 "tuned.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/minillmclf.json", "report.html"):
+                 "tuned.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/minillmclf.json",
+                 "report.html"):
         if (folder / name).exists():
             (folder / name).unlink()
 
