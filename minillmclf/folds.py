@@ -60,7 +60,7 @@ def parse(arguments=None):
 def read_source(path, s, group="", id_column="id", labelled=True):
     """A file of rows -> Source. Of a labelled one with a column split, rows marked test are left out. Raises InputError."""
     from .text.arena import FIELDS, is_arena, read_arena, read_ids
-    from .text.data import SPLITS, read_examples, read_table, refuse_blank
+    from .text.data import SPLITS, read_examples, read_table, refuse_blank, usual_texts
     from .text.folds import group_key, read_groups
     table = read_table(path)
     arena = is_arena(table.columns) and not (s.text_column or s.label_column)
@@ -68,8 +68,7 @@ def read_source(path, s, group="", id_column="id", labelled=True):
         examples, columns = read_arena(path, labelled)[0], FIELDS
     else:
         examples = read_examples(path, s.text_column or None, s.label_column or None, labelled)
-        columns = tuple(c.strip() for c in s.text_column.split(",")) if s.text_column else ("text", "text_a", "text_b")
-        columns = tuple(c for c in columns if c in table.columns)[:len(examples[0].texts)]
+        columns = tuple(c.strip() for c in s.text_column.split(",")) if s.text_column else usual_texts(table)
     if arena and s.readout == "head":
         examples = [replace(e, texts=(f"{e.texts[0]}\n\n{e.texts[1]}", e.texts[2])) for e in examples]
         columns = ("text_a", "text_b")

@@ -69,7 +69,8 @@ def read_lines(stream):
 
 def render(texts, probabilities, labels, how):
     """The answers as text: JSON lines or CSV."""
-    names = ["text"] if len(texts[0]) == 1 else [f"text_{letter}" for letter in "abcdef"[:len(texts[0])]]
+    from .text.data import text_names
+    names = text_names(len(texts[0]))
     if how == "jsonl":
         return "".join(json.dumps({**dict(zip(names, t)), "label": labels[p.argmax()], "probabilities": {
             name: round(float(x), 6) for name, x in zip(labels, p)}}, ensure_ascii=False) + "\n" for t, p in zip(texts, probabilities))
@@ -82,12 +83,14 @@ def render(texts, probabilities, labels, how):
 
 def main(arguments=None):
     a = parse(arguments)
-    folder = find_model(a.model)
+    folder, of_model = find_model(a.model), a.data and not (a.text or a.text_column or a.pair is not None)
+    texts = None if of_model else read_texts(a)                # a mistake is told before a model is loaded
     from .classify.classifier import Classifier
     from .files import write_text
     model = Classifier.load(folder)
-    fields = model.readout.get("fields", ["text"])
-    texts = read_texts(a, None if fields in (["text"], ["text_a", "text_b"]) else ",".join(fields))
+    if of_model:
+        fields = model.readout.get("fields", ["text"])
+        texts = read_texts(a, None if fields in (["text"], ["text_a", "text_b"]) else ",".join(fields))
     answer = render(texts, model.predict(texts, a.batch_size), model.labels,
                     a.format or ("csv" if a.out and a.out.endswith(".csv") else "jsonl"))
     if a.out:

@@ -210,10 +210,10 @@ def clear(folder):
 def write_predictions(path, examples, probabilities, labels):
     """predictions.csv: line in the source, texts, true label, answer, and a probability for each class."""
     from .files import write_text
+    from .text.data import text_names
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
-    texts = ["text"] if len(examples[0].texts) == 1 else [f"text_{c}" for c in "abcdef"[:len(examples[0].texts)]]
-    writer.writerow(["line", *texts, "label", "predicted", *(f"p_{name}" for name in labels)])
+    writer.writerow(["line", *text_names(len(examples[0].texts)), "label", "predicted", *(f"p_{name}" for name in labels)])
     for example, p in zip(examples, probabilities):
         writer.writerow([example.row, *example.texts, example.label, labels[p.argmax()], *(f"{x:.6f}" for x in p)])
     write_text(path, out.getvalue())

@@ -23,6 +23,7 @@ from minillmclf.classify.calibrate import temperature
 from minillmclf.classify.classifier import Classifier
 from minillmclf.commands import run
 from minillmclf.errors import InputError
+from minillmclf.settings import Settings
 from minillmclf.text.arena import WINNERS
 from minillmclf.text.folds import dev_rows, grouped, share_out, stratified
 
@@ -535,3 +536,12 @@ except SystemExit:
     assert "slow: []" in done.stdout, done.stdout[-200:] + done.stderr
     for flag in ("--folds", "--group", "--test", "--sample", "--overwrite", "--config", "--lr"):
         assert f"  {flag} " in done.stdout, f"--help does not explain {flag}"
+
+
+@pytest.mark.parametrize("header, columns", [("premise,hypothesis,label", ("premise", "hypothesis")), ("text,label", ("text",)),
+                                             ("text_a,text_b,label", ("text_a", "text_b"))])
+def test_columns_are_those_that_all_commands_take(header, columns, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(header + "\n" + ",".join("x" * len(header.split(","))) + "\n", encoding="utf-8")
+    source = folds.read_source(path, Settings(data=str(path)))
+    assert source.columns == columns and len(source.examples[0].texts) == len(columns)

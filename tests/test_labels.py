@@ -18,8 +18,8 @@ from test_tokenizer import plain_files, write
 
 from minillmclf.classify import labels as labels_file
 from minillmclf.classify.calibrate import Calibration
-from minillmclf.classify.classifier import Classifier, common
-from minillmclf.classify.labels import LabelReadout, ids_behind
+from minillmclf.classify.classifier import Classifier
+from minillmclf.classify.labels import LabelReadout, common, ids_behind
 from minillmclf.errors import InputError
 from minillmclf.models import fresh_weights, load_backbone, model_class, save_backbone
 from minillmclf.text.batch import collate

@@ -211,7 +211,7 @@ class Classifier(nn.Module):
         self.eval()
         device, out = next(self.parameters()).device, torch.empty(len(encoded), columns)
         before = 0 if self.prompt is None else self.prompt.tokens
-        with self.head.one_prompt(before + common([ids for ids, _ in encoded])):
+        with self.head.one_prompt([ids for ids, _ in encoded], before):
             for rows in make_batches([len(ids) for ids, _ in encoded], batch_size):
                 out[rows] = compute(collate(encoded, rows, self.tokenizer.pad_id).to(device)).float().cpu()
         return out
@@ -238,12 +238,3 @@ class Classifier(nn.Module):
         batch = collate(encoded, range(len(encoded)), self.tokenizer.pad_id).to(next(self.parameters()).device)
         ids, mask, _ = self.inputs(batch)
         return [self.tokenizer.decode(new) for new in generate(self.backbone, ids, mask, max_new_tokens, **choice)]
-
-
-def common(rows):
-    """How many ids all lists begin with alike; at least one of each is left over."""
-    if not rows:
-        return 0
-    low, high = min(rows), max(rows)                     # in the order of the alphabet: what these share, all share
-    alike = next((place for place, pair in enumerate(zip(low, high)) if pair[0] != pair[1]), min(len(low), len(high)))
-    return min(alike, min(map(len, rows)) - 1)

@@ -151,9 +151,9 @@ class LabelReadout(Head):
         return ids[:, tokens:], mask[:, tokens:], cache.expand(len(ids))
 
     @contextlib.contextmanager
-    def one_prompt(self, tokens):
-        """Within: all batches begin with the same `tokens` tokens, which are read once for all of them."""
-        self.common, self.kept = tokens, None
+    def one_prompt(self, rows, before=0):
+        """Within: what all rows (lists of ids) begin with is read once for all batches. before: learned words before each."""
+        self.common, self.kept = before + common(rows), None
         try:
             yield
         finally:
@@ -209,6 +209,15 @@ class SourceReadout(LabelReadout):
     def completion_loss(self, backbone, ids, mask, labels):
         target, real = self.targets(labels)
         return text_to_text_loss(backbone, ids, mask, target, real) * real.sum()
+
+
+def common(rows):
+    """How many ids all lists begin with alike; at least one of each is left over."""
+    if not rows:
+        return 0
+    low, high = min(rows), max(rows)                     # in the order of the alphabet: what these share, all share
+    alike = next((place for place, pair in enumerate(zip(low, high)) if pair[0] != pair[1]), min(len(low), len(high)))
+    return min(alike, min(map(len, rows)) - 1)
 
 
 def check_ids(tokenizer, texts, paths):

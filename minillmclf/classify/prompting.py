@@ -18,7 +18,7 @@ from ..text.shots import choose_shots, nearest_shots, shorten_shots
 from ..text.tokenizer import load_tokenizer
 from ..text.wordings import wordings
 from ..training.metrics import evaluate
-from .calibrate import CONTENT_FREE, batch, contextual, temperature
+from .calibrate import CONTENT_FREE, Calibration, batch, contextual, temperature
 from .decode import constrained, disagreements
 from .head import pool
 
@@ -36,9 +36,9 @@ def fitting(model, shots):
     """Shots so short that a row has its place beside them -> (shots, how many were cut)."""
     if not shots:
         return [], 0
-    head, room = model.head, int(SHARE_OF_SHOTS * (model.max_length - model.head.longest))
+    head, room = model.head, int(SHARE_OF_SHOTS * (model.max_length - model.head.extra))
     whole = Prompt(head.prompt.template, head.prompt.instruction, shots)
-    shorter, cut = shorten_shots(whole, lambda text: len(model.tokenizer.ids(text)) + model.tokenizer.overhead(False), room)
+    shorter, cut = shorten_shots(whole, lambda text: len(head.ids(model.tokenizer, text)), room)
     return [(list(texts), label_text) for texts, label_text in shorter.shots], cut
 
 
@@ -104,10 +104,9 @@ def calibrations(scores, free, dev, dev_labels):
     found |= {"batch": batch(scores)} if len(scores) > 1 else {}
     if dev is not None:
         found["temperature"] = temperature(dev, dev_labels)
-        fitted = batch(scores) if len(scores) > 1 else None
-        if fitted:
-            fitted.temperature = temperature(fitted(dev), dev_labels).temperature
-            found["batch, temperature"] = fitted
+        if "batch" in found:
+            bias = found["batch"]
+            found["batch, temperature"] = Calibration(bias.bias, temperature(bias(dev), dev_labels).temperature)
     return found
 
 
@@ -116,7 +115,7 @@ def read_all(model, encoded, dev, dev_labels, shared_prompt, batch_size):
     sums = model.text_scores(encoded, batch_size)
     free = model.text_scores(content_free(model), batch_size) if shared_prompt else None
     plain = model.head.by_class(sums)
-    ways = readings(model, sums, free[1:2]) if shared_prompt else {"sum": plain}
+    ways = readings(model, sums, free[[CONTENT_FREE.index("")]]) if shared_prompt else {"sum": plain}
     known = model.head.by_class(model.text_scores(dev, batch_size)) if dev else None
     found = calibrations(plain, None if free is None else model.head.by_class(free), known, dev_labels)
     return {"as it is": ways.pop("sum"), **ways, **{name: c(plain) for name, c in found.items()}}

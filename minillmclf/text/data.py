@@ -120,6 +120,16 @@ def read_examples(path, text_columns=None, label_column=None, need_labels=True) 
     return _examples(table, _choose_columns(table, text_columns, label_column, need_labels), label_column)
 
 
+def usual_texts(table: Table) -> tuple[str, ...]:
+    """The text columns where none are named."""
+    return next((layout for layout in LAYOUTS if set(layout) & set(table.columns)), LAYOUTS[0])
+
+
+def text_names(count: int) -> list[str]:
+    """What `count` texts of a row are called in files that are written here: text, or text_a, text_b, ..."""
+    return ["text"] if count == 1 else [f"text_{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"[:count]]
+
+
 def usual_label(table: Table) -> str:
     """The label column where none is named."""
     return "winner" if "winner" in table.columns and "label" not in table.columns else "label"
@@ -127,7 +137,7 @@ def usual_label(table: Table) -> str:
 
 def _choose_columns(table: Table, text_columns, label_column: str, need_labels: bool) -> tuple[str, ...]:
     if text_columns is None:
-        text_columns = next((layout for layout in LAYOUTS if set(layout) & set(table.columns)), LAYOUTS[0])
+        text_columns = usual_texts(table)
     names = text_columns.split(",") if isinstance(text_columns, str) else text_columns
     columns = tuple(name.strip() for name in names)
     if not columns or len(set(columns)) < len(columns) or label_column in columns:
