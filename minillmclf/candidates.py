@@ -137,7 +137,7 @@ def labels_of(candidates):
 
 def obstacle(candidate, data):
     """Why this candidate cannot be, in one line; "" if nothing is seen against it. No weights are read."""
-    from . import train
+    from . import building
     from .classify.classifier import Classifier
     from .classify.readout import read_readout
     from .tuning import tune
@@ -148,10 +148,10 @@ def obstacle(candidate, data):
             raise InputError(f"a head reads one text or two of a row, not {len(data.columns)}")
         if s.method == "qlora" and s.weights == "random":
             raise InputError("qlora: there is nothing to learn in random weights that are frozen")
-        readout = read_readout(s.readout, train.asked_of(s, data.columns), data.labels)
+        readout = read_readout(s.readout, building.asked_of(s, data.columns), data.labels)
         model = Classifier.empty(open_checkpoint(s.model), data.labels, readout, s.pool, s.max_length or None, s.keep,
-                                 train.windows_of(s))
-        recipe = train.recipe_of(s)
+                                 building.windows_of(s))
+        recipe = building.recipe_of(s)
         tune(model, {**recipe, "method": "lora"} if s.method == "qlora" else recipe, s.seed)       # four bits need weights
     except InputError as error:
         return str(error)

@@ -136,7 +136,8 @@ def check_prompted(a):
 def prompted(a):
     """A language model that is asked in words."""
     from .classify import prompting
-    from .train import baselines, build, load_dataset, table
+    from .building import build
+    from .train import baselines, load_dataset, table
     from .training.metrics import evaluate
     check_prompted(a)
     flags = {name: getattr(a, name) for name in PROMPT_FLAGS if getattr(a, name, None) is not None}

@@ -128,7 +128,7 @@ def training_memory(backbone, head, method, length):
     from torch import nn
 
     from .settings import Settings
-    from .train import recipe_of
+    from .building import recipe_of
     from .tuning import UPDATES, adapter, lora, prefix, prompt, tune
     from .tuning.quant import HEADS, bits_per_parameter
     model = nn.ModuleDict({"backbone": backbone, "head": head})

@@ -157,7 +157,8 @@ def train(a, objective, items, weights):
     from .training.checkpoint import load_state, save_state, seed_step
     from .training.optim import build_optimizer, rate_factor, set_rate
     model = torch.nn.ModuleDict({"student": objective.student} | ({"head": objective.head} if objective.head else {}))
-    optimizer, state = build_optimizer(model, a.lr, weight_decay=0.01), Path(a.out) / "state.safetensors"
+    optimizer = build_optimizer(model, a.lr, weight_decay=0.01, by_size=ARCH[a.objective] == "t5")
+    state = Path(a.out) / "state.safetensors"
     asked = {k: v for k, v in vars(a).items() if k not in ("out", "save_every", "threads")}
     progress = load_state(state, model, optimizer) or {"step": 0, "log": [], "settings": asked}
     if progress["settings"] != asked:

@@ -17,7 +17,7 @@ from minillmclf.errors import InputError
 from minillmclf.models import load_backbone
 from minillmclf.settings import Settings
 from minillmclf.text.batch import Batch
-from minillmclf.train import recipe_of
+from minillmclf.building import recipe_of
 from minillmclf.tuning import tune
 
 STORED = sorted(path.name for path in MODELS.iterdir() if path.is_dir())

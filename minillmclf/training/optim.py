@@ -21,22 +21,28 @@ def depth_of(name, layers):
     return 0 if "embedding" in name else layers + 1
 
 
-def parameter_groups(model, lr, weight_decay, layer_decay=1.0):
+def parameter_groups(model, lr, weight_decay, layer_decay=1.0, by_size=False):
     """Groups for AdamW: matrices are decayed, biases and norms are not; a layer one step lower learns `layer_decay`
-    times as fast. Frozen parameters are left out. -> list of dicts with params, lr, weight_decay."""
+    times as fast. Frozen parameters are left out. -> list of dicts with params, lr, weight_decay.
+
+    by_size: a tensor's rate is lr times its root mean square now (Shazeer and Stern 2018, "Adafactor"). A fresh T5 wants
+    it: its embeddings are 16 times as large as its matrices, and one step for all is too little for the one or too much
+    for the others.
+    """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     layers = max((depth_of(n, -1) for n, _ in model.named_parameters()), default=0)
     groups = {}
     for name, parameter in named:
         decay = weight_decay if parameter.dim() >= 2 else 0.0
         rate = lr * layer_decay ** (layers + 1 - depth_of(name, layers))
+        rate *= max(parameter.detach().float().square().mean().sqrt().item(), 1e-3) if by_size else 1
         groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": p, "lr": rate, "base_lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
 
 
-def build_optimizer(model, lr, weight_decay, layer_decay=1.0, kind="adamw"):
-    """AdamW over the trainable parameters, in one fused pass; kind: "adamw", or a name of FOREIGN."""
-    groups = parameter_groups(model, lr, weight_decay, layer_decay)
+def build_optimizer(model, lr, weight_decay, layer_decay=1.0, kind="adamw", by_size=False):
+    """AdamW over the trainable parameters, in one fused pass; kind: "adamw", or a name of FOREIGN. The rest: as above."""
+    groups = parameter_groups(model, lr, weight_decay, layer_decay, by_size)
     if kind == "adamw":
         return torch.optim.AdamW(groups, fused=True)
     try:

@@ -1,0 +1,57 @@
+"""From settings to a classifier: what train, evaluate, compare and inspect build, each in the same way."""
+import re
+
+from .errors import InputError
+
+
+def build(s, labels, fields=("text",)):
+    """The classifier that the settings describe, on its device, with the method's weights trainable. fields: the names of
+    a row's texts in a template."""
+    import torch
+
+    from .classify.classifier import Classifier
+    from .tuning import tune
+    if s.method == "qlora" and s.weights != "pretrained":
+        raise InputError("--method qlora --weights random: there is nothing to learn in random weights that are frozen")
+    model = Classifier.from_backbone(s.model, labels, s.readout, s.pool, s.max_length or None, s.seed,
+                                     pretrained=s.weights == "pretrained", quantise=s.quantise if s.method == "qlora" else None,
+                                     keep=s.keep, windows=windows_of(s), **asked_of(s, fields))
+    trainable, total = tune(model, recipe_of(s), s.seed)
+    device = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device).item()               # fails where a device is only a name
+        return model.to(device), trainable, total
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise InputError(f"--device {s.device}: {str(error).splitlines()[0]}") from None
+
+
+def asked_of(s, fields):
+    """The part of the settings that says how label texts are asked for, as classify.readout has it; {} for a head."""
+    if s.readout == "head":
+        return {}
+    return {"template": s.template, "label_texts": s.label_texts, "fields": list(fields), "instruction": s.instruction,
+            "end": "eos" if (s.objective, s.end) == ("completion", "auto") else s.end, "score_by": s.score_by}
+
+
+def windows_of(s):
+    """The part of the settings that says how long documents are read, as classify.windows has it; None: not in windows."""
+    if s.windows == "none":
+        return None
+    return {"pool": s.windows, "overlap": s.overlap, "max_windows": s.max_windows, "max_document": s.max_document}
+
+
+def recipe_of(s):
+    """The part of the settings that says how to tune, as tuning.tune has it."""
+    from .tuning import OPTIONS
+    targets = s.targets.split(",") if re.fullmatch(r"[\w.]+(,[\w.]+)*", s.targets) else s.targets or None
+    numbers = {"rank": s.rank, "alpha": s.alpha, "dropout": s.adapter_dropout, "rank_stabilised": s.rank_stabilised == "on",
+               "targets": s.targets if s.targets == "all-linear" else targets, "bias": s.bias, "quantise": s.quantise,
+               "size": s.adapter_size, "tokens": s.virtual_tokens, "projection": s.projection == "on"}
+    return {"method": s.method, **{name: numbers[name] for name in OPTIONS.get(s.method, ())}}
+
+
+def encode(model, examples):
+    """One split for the loop: token ids and class numbers -> Rows, how many texts were shortened."""
+    from .training.loop import Rows
+    encoded, shortened = model.encode([e.texts for e in examples])
+    return Rows(encoded, [model.labels.index(e.label) for e in examples]), shortened
