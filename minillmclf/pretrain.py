@@ -2,7 +2,8 @@
 
 Four objectives: `distill` (training/distil.py: a BERT learns a teacher's vectors), `mlm` (BERT: masked words), `clm`
 (LLaMA: the next word), `spans` (T5: missing spans). With --pairs instead of --text, `clm` and `spans` learn to answer
-prompts. The run may be stopped at any time and goes on from its last state when the same command is given again.
+prompts; with both and a --teacher they learn its vectors of the texts, too. The run may be stopped at any time and goes on
+from its last state when the same command is given again.
 """
 import argparse
 import json
@@ -27,9 +28,9 @@ def parse(arguments=None):
                    help=".txt with a document a line, or .csv, .tsv, .jsonl of which all text but label and split is read; "
                         "what stands in a file of weight 3 is seen three times as often")
     p.add_argument("--pairs", nargs="+", metavar="FILE.jsonl[:WEIGHT]",
-                   help='instead of --text (clm, spans): lines {"prompt": ..., "answer": ...}, only answers are learned')
+                   help='clm, spans: lines {"prompt": ..., "answer": ...}, only answers are learned')
     p.add_argument("--objective", choices=list(ARCH), default="distill")
-    p.add_argument("--teacher", help="folder of the teacher (distill)")
+    p.add_argument("--teacher", help="folder of the teacher (distill; clm and spans with --pairs and --text)")
     p.add_argument("--start", help="folder of a checkpoint to go on from, instead of a new model (its vocabulary stays)")
     p.add_argument("--vocab-size", type=int, default=8000)
     for flag, what in (("layers", "blocks (spans: of each stack)"), ("width", "D"), ("heads", "of attention"),
@@ -49,8 +50,11 @@ def parse(arguments=None):
     for name in POSITIVE:
         if getattr(a, name) <= 0:
             raise InputError(f"--{name.replace('_', '-')} {getattr(a, name)}: should be more than 0")
-    if (a.text is None) == (a.pairs is None):
-        raise InputError("give --text, or --pairs, and not both")
+    if not (a.text or a.pairs):
+        raise InputError("there is nothing to learn from: give --text, or --pairs")
+    if a.objective != "distill" and bool(a.teacher) != bool(a.text and a.pairs):
+        raise InputError("--text beside --pairs is for the vectors that a --teacher gives these texts: all three, or one of "
+                         "--text and --pairs alone")
     if a.pairs and (ARCH[a.objective] == "bert" or not a.start):
         raise InputError("--pairs needs --objective clm or spans, and --start with a model that is pretrained on text")
     return a
@@ -101,13 +105,14 @@ def learn_vocabulary(a, texts, weights):
 
 def build_objective(a, student, tokenizer):
     """What is learned; objective.loss(batch) says how far from it the student is."""
+    from .training.distil import Distillation, TextVectors
     from .training.language import CausalLM, MaskedLM, SpanCorruption
     if a.objective != "distill":
         kind = {"mlm": MaskedLM, "clm": CausalLM, "spans": SpanCorruption}[a.objective]
-        return kind(student, tokenizer, a.start or a.out)
+        task = kind(student, tokenizer, a.start or a.out)
+        return TextVectors(task, a.teacher, a.seed) if a.teacher else task
     from .classify.head import BertHead
     from .models import fresh_weights
-    from .training.distil import Distillation
     if a.teacher is None:
         raise InputError("--objective distill needs --teacher DIR (checkpoints/README.md says how to bring MiniLM)")
     head = fresh_weights(BertHead(student, classes=1), a.seed)
@@ -116,8 +121,8 @@ def build_objective(a, student, tokenizer):
 
 def batches(a, objective, items, weights):
     """-> (what gives each step its batch, list of held-out batches: none where texts are cut into sentences)."""
-    from .text.corpus import hold_out
-    from .text.packing import Draws, PackedRows, fitting
+    from .text.corpus import hold_out, read_sentences
+    from .text.packing import Draws, PackedRows, SideBySide, fitting
     if ARCH[a.objective] == "bert":
         return Draws(items, weights, a.batch_size, a.seed), []
     (learned, weights), (held, _) = hold_out(items, weights)
@@ -129,6 +134,7 @@ def batches(a, objective, items, weights):
         raise InputError(f"nothing to learn from: no pair fits in --length {a.length} tokens, or the only text is held out")
     if a.pairs:
         source = Draws(learned, weights, a.batch_size, a.seed)
+        source = SideBySide(Draws(*read_sentences(a.text), a.batch_size, a.seed), source) if a.teacher else source
     else:
         ids = objective.tokenizer.ids
         cut = {"size": a.batch_size, "length": a.length, "seed": a.seed, "eos_id": objective.tokenizer.eos_id,
@@ -200,7 +206,7 @@ def save(a, objective, tokenizer, log):
 
     from .files import write_text
     from .models import save_backbone
-    pooler = {} if objective.head is None else {                      # it travels with the body
+    pooler = {} if a.objective != "distill" else {                    # it travels with the body
         "bert.pooler.dense." + leaf: p.detach() for leaf, p in objective.head.dense.named_parameters()}
     save_backbone(objective.student, a.out, torch.float16, pooler)
     tokenizer.max_length = objective.student.max_tokens

@@ -9,12 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from reference import make_mixture
 from small import TOPICS, flags, forked, text_file
 
 from minillmclf import pretrain
 from minillmclf.errors import InputError
 from minillmclf.models import export, fresh_weights, load_backbone, model_class
 from minillmclf.text.corpus import hold_out, is_held_out, read_documents, read_pairs
+from minillmclf.text.data import load_data
 from minillmclf.text.packing import Draws, PackedRows, fitting
 from minillmclf.text.sentencepiece_trainer import SENTINELS, learn_sentencepiece, sample
 from minillmclf.text.tokenizer import load_tokenizer
@@ -315,6 +317,54 @@ def test_prompts_and_answers_are_learned_from_a_pretrained_start(pretrained, tmp
     assert load_tokenizer(more).vocab == load_tokenizer(out).vocab
 
 
+@pytest.fixture(scope="module")
+def teacher(text, tmp_path_factory):
+    """A tiny BERT of another width and vocabulary."""
+    out = tmp_path_factory.mktemp("teacher") / "bert"
+    pretrain.main(flags(out=out, text=text, objective="mlm", vocab_size=120, layers=1, width=24, heads=4, mlp_width=32, steps=3,
+                        batch_size=4))
+    return out
+
+
+def test_vectors_of_texts_are_learned_beside_answers(pretrained, teacher, text, tmp_path):
+    arch, out = pretrained
+    pairs, more = tmp_path / "pairs.jsonl", tmp_path / "more"
+    pairs.write_text("".join(json.dumps({"prompt": f"the {word} {number}", "answer": topic}) + "\n"
+                             for topic, words in TOPICS.items() for word in words for number in range(40)))
+    command = settings(arch, more, text, pairs=pairs, start=out, teacher=teacher, steps=250)
+    pretrain.main(command)
+    log = [json.loads(line) for line in (more / "pretrain.jsonl").read_text().splitlines()]
+    assert log[-1]["text"] < 0.8 * log[0]["text"] and log[-1]["held_out"] < log[0]["held_out"], log
+    assert {tuple(line) for line in log} <= {("step", name, "text", *held) for name in ("causal_lm", "spans")
+                                             for held in ((), ("held_out",))}
+    a = pretrain.parse(command)
+    student = load_backbone(more).eval()
+    objective = pretrain.build_objective(a, student, load_tokenizer(more))
+    texts, answers = ["the old rose", "salt, and very old bread again today"], [([5, 6, 7], [8]), ([9], [10, 11])]
+    with torch.no_grad():
+        found = objective.loss(list(zip(texts, answers)))[0]
+        alone = [objective.loss([one])[0] - objective.loss([one[1]])[0] for one in zip(texts, answers)]
+        only = objective.loss(answers)[0]
+    assert found.item() == pytest.approx((only + sum(alone) / 2).item(), rel=1e-4), "padding or batch mates take part"
+
+
+def test_the_mixture_asks_as_the_readout_does(pretrained):
+    arch, _ = pretrained
+    rng, tokenizer = random.Random(0), load_tokenizer(pretrained[1])
+    data = load_data("entailment")
+    names = {label: label for label in data.labels}
+    pairs = [make_mixture.pair(example, names, data.columns, rng) for example in data.train[:60]]
+    assert {pair["answer"] for pair in pairs} == set(data.labels)
+    assert all(pair["prompt"] == pair["prompt"].rstrip() for pair in pairs), "a prompt that ends in a space"
+    for pair in pairs[:20]:
+        behind = tokenizer.ids(pair["prompt"]) + tokenizer.ids(pair["answer"])
+        assert behind == tokenizer.ids(pair["prompt"] + " " + pair["answer"]), pair
+    test = {example.texts for example in data.test}
+    made = make_mixture.pairs_of("entailment", 1, rng)
+    assert len(made) == len(data.train) and not any(all(text in pair["prompt"] for text in texts) for texts in test
+                                                    for pair in made)
+
+
 def test_mistakes_are_named(pretrained, text, tmp_path):
     arch, out = pretrained
     other = {"llama": "t5", "t5": "llama"}[arch]
@@ -324,7 +374,8 @@ def test_mistakes_are_named(pretrained, text, tmp_path):
             (settings(other, "x", text, start=out), "should be a "),
             (settings(arch, out, text, lr=0.1), "belongs to a run with other settings"),
             (settings(arch, "x", None), "give --text, or --pairs"),
-            (settings(arch, "x", text, pairs=pairs, start=out), "give --text, or --pairs"),
+            (settings(arch, "x", text, pairs=pairs, start=out), "--text beside --pairs"),
+            (settings(arch, "x", text, teacher=out), "--text beside --pairs"),
             (settings(arch, "x", None, pairs=pairs), "--pairs needs .* --start"),
             (settings(arch, "x", None, pairs=pairs, start=out, objective="mlm"), "--pairs needs --objective clm or spans"),
             (settings(arch, tmp_path / "y", None, pairs=pairs, start=out, length=3), "no pair fits in --length 3"),

@@ -26,6 +26,17 @@ class Draws:
         return random.Random(f"{self.seed}:{step}").choices(self.items, cum_weights=self.cumulative, k=self.size)
 
 
+class SideBySide:
+    """Of two Draws of the same size, an item of the first with one of the second."""
+
+    def __init__(self, first, second):
+        self.first, self.second = first, second
+
+    def batch(self, step):
+        """-> list of tuples."""
+        return list(zip(self.first.batch(step), self.second.batch(step)))
+
+
 class PackedRows:
     """Batches of `size` rows of `length` tokens. documents: lists of ids; begin: an id to begin each row with, or None."""
 

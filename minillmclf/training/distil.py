@@ -1,13 +1,15 @@
 """Distillation: a small student learns to give each word, and each whole text, the vector that a pretrained teacher
 gives it (DistilBERT, Sanh et al. 2019; TinyBERT, Jiao et al. 2020).
 
-Teacher and student may have different vocabularies: hidden states are compared word by word. A student of the teacher's
+`Distillation` is for a BERT, word by word; `TextVectors` gives any student the vectors of whole texts, while it goes on with
+a task of its own. Teacher and student may have different vocabularies: hidden states are compared word by word. A student of the teacher's
 width starts from the teacher's own embeddings and from some of its layers, with the strongest neurons of their MLPs.
 """
 import torch
+from torch import nn
 
 from ..errors import InputError
-from ..models import load_backbone
+from ..models import fresh_weights, load_backbone
 from ..text.batch import collate
 from ..text.tokenizer import load_tokenizer
 from .objectives import cosine_distance, word_means
@@ -73,6 +75,11 @@ def tokenise(tokenizer, texts):
     return collate(encoded, range(len(texts)), tokenizer.pad_id), torch.tensor(owners), words
 
 
+def lay_out(tokenizer, texts):
+    """-> Batch of whole texts, as a classifier reads them."""
+    return collate([tokenizer.layout(tokenizer.ids(text)) for text in texts], range(len(texts)), tokenizer.pad_id)
+
+
 def text_means(hidden, mask):
     """hidden (B, T, D), mask (B, T) -> (B, D), the mean over real tokens."""
     return (hidden * mask.bool().unsqueeze(-1)).sum(1) / mask.bool().sum(1, keepdim=True)
@@ -107,3 +114,31 @@ class Distillation:
                  "text": cosine_distance(text_means(hidden, batch.mask), target_text),
                  "pooled": cosine_distance(self.head.features(hidden, batch.mask), target_text)}
         return sum(parts.values()), {name: float(value.detach()) for name, value in parts.items()}, int(batch.mask.sum())
+
+
+class TextVectors:
+    """Loss: that of a language model's own task on pairs, and of the same number of texts the cosine distance between what
+    stands at a text's last token, where a classification head will read, and the mean of the teacher's hidden states.
+
+    A matrix between both widths learns too and is thrown away (Reimers and Gurevych 2020, arXiv:2004.09813, without it).
+    """
+
+    def __init__(self, task, teacher, seed):
+        """task: a CausalLM or SpanCorruption of language.py; teacher: folder of a BERT."""
+        self.task, self.student, self.tokenizer = task, task.student, task.tokenizer
+        self.teacher, self.teacher_tokenizer = load_backbone(teacher), load_tokenizer(teacher)
+        self.head = fresh_weights(nn.Linear(self.student.width, self.teacher.width, bias=False), seed)
+
+    def loss(self, batch):
+        """batch: list of (text, pair), or of pairs alone, where nothing but the task is measured."""
+        if isinstance(batch[0][0], list):
+            return self.task.loss(batch)
+        texts, pairs = zip(*batch)
+        loss, parts, read = self.task.loss(list(pairs))
+        seen, own = (lay_out(tokenizer, texts) for tokenizer in (self.teacher_tokenizer, self.tokenizer))
+        with torch.no_grad():
+            target = text_means(self.teacher(seen.ids, seen.mask), seen.mask)                # (B, D')
+        hidden = self.student.states(own.ids, own.mask)                                       # (B, T, D)
+        last = hidden[torch.arange(len(hidden)), own.mask.sum(1) - 1]                         # (B, D), padding is on the right
+        distance = cosine_distance(self.head(last), target)
+        return loss + distance, parts | {"text": float(distance.detach())}, read + int(own.mask.sum())
