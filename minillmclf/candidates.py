@@ -13,6 +13,8 @@ from .files import find_model
 from .settings import HEAD_ONLY, LABELS_ONLY, Settings, read_settings
 
 BASELINES = ("majority", "bag-of-words")
+SHIPPED = ("mini-bert", "mini-llama", "mini-t5")
+TUNED = ("full", "lora@lr=3e-3", "qlora@lr=3e-3", "head@lr=1e-2")
 OWN = ("model", "out", "rows_per_class", "seed")           # settings that the comparison itself decides
 ROWS = ("data", "label_column")                            # and those that all its models share
 KINDS = {f.name: type(f.default) for f in fields(Settings)}
@@ -26,6 +28,7 @@ class Candidate:
     settings: Settings
     own: str = ""                                          # the model's own settings, as in a label
     sweep: dict = field(default_factory=dict)              # setting -> its value in this candidate
+    tuned: str = ""                                        # the method's own settings, as they were given
 
     @property
     def baseline(self):
@@ -34,11 +37,11 @@ class Candidate:
     @property
     def group(self):
         """What a sweep chooses within."""
-        return self.model, self.settings.method, self.settings.readout
+        return self.model, self.settings.method, self.settings.readout, self.tuned
 
     @property
     def swept(self):
-        return ",".join(f"{key}={value}" for key, value in self.sweep.items())
+        return ",".join(filter(None, [self.tuned, *(f"{key}={value}" for key, value in self.sweep.items())]))
 
 
 def read_pair(pair, where):
@@ -52,10 +55,10 @@ def read_pair(pair, where):
         raise InputError(f"{where}: {key} should be a {KINDS[key].__name__}, is {value!r}") from None
 
 
-def read_model(text):
+def read_own(text, flag="--models"):
     """"mini-bert@lr=1e-4,pool=mean" -> ("mini-bert", {"lr": 1e-4, "pool": "mean"})."""
     name, _, own = text.partition("@")
-    return name, dict(read_pair(pair, f"--models {text}") for pair in filter(None, own.split(",")))
+    return name, dict(read_pair(pair, f"{flag} {text}") for pair in filter(None, own.split(",")))
 
 
 def read_sweep(given):
@@ -81,11 +84,14 @@ def unread(method):
 def make(text, method, readout, swept, flags, readouts):
     """The candidate of one combination. readouts: all that the comparison has.
 
-    A model's own settings go over the sweep's and the product's; flags that only another readout of the comparison, or
-    another method, reads are left out of it.
+    A model's own settings go over the sweep's, these over the method's own, all over the flags; flags that only another
+    readout of the comparison, or another method, reads are left out of it.
     """
-    name, own = read_model(text)
-    given = {**flags, "method": method, "readout": readout, **swept, **own, "model": name}
+    (name, own), (method, tuned) = read_own(text), read_own(method, "--methods")
+    tuned = {} if "method" in own else tuned
+    for key in sorted(set(tuned) & unread(method)):
+        raise InputError(f"--methods {method}: reads no {key}: leave it out")
+    given = {**flags, **tuned, "method": method, "readout": readout, **swept, **own, "model": name}
     foreign = LABELS_ONLY if given["readout"] == "head" else HEAD_ONLY
     if len(readouts) > 1:
         given = {key: value for key, value in given.items() if key not in foreign or key in own and "readout" in own}
@@ -94,18 +100,19 @@ def make(text, method, readout, swept, flags, readouts):
     kept = {key: value for key, value in swept.items() if key not in own and key not in idle and key in given}
     pairs = [pair for pair in text.partition("@")[2].split(",") if pair]
     said = [pair for pair in pairs if pair.partition("=")[0] not in ("method", "readout")]      # a label names these anyway
-    return Candidate(text, s, ",".join(said), kept)
+    tuned = ",".join(f"{key}={value}" for key, value in tuned.items() if key not in swept and key not in own)
+    return Candidate(text, s, ",".join(said), kept, tuned)
 
 
 def expand(models, methods, readouts, sweep, flags):
     """All candidates, in the order of the table. sweep: as read_sweep gives it; flags: settings, for all of them."""
     from .tuning import OPTIONS
-    for method in methods:
+    for method in (text.partition("@")[0] for text in methods):
         if method not in OPTIONS and not re.fullmatch(r"last-[1-9]\d*", method) or method == "last-N":
             raise InputError(f"--methods {method}: known are {', '.join(OPTIONS)}")
     used, found = {*readouts}, []
     for text in models:
-        used |= {read_model(text)[1].get("readout", readouts[0])} if text not in BASELINES else set()
+        used |= {read_own(text)[1].get("readout", readouts[0])} if text not in BASELINES else set()
     for text in models:
         if text in BASELINES:
             found.append(Candidate(text, read_settings({k: v for k, v in flags.items() if k in (*ROWS, "text_column")})))
@@ -127,10 +134,12 @@ def how(candidate):
 
 
 def labels_of(candidates):
-    """A short name for each candidate's group -> {group: label}; models of one name by their whole path."""
+    """A short name for each candidate's group -> {group: label}; models of one name by their whole path, and with a method
+    that comes more than once its own settings."""
     def label(c, whole):
         name = c.model.partition("@")[0]
-        return (name if whole else Path(name).name) + (f"@{c.own}" if c.own else "") + how(c)
+        several = len({one.tuned for one in candidates if one.group[:3] == c.group[:3]}) > 1
+        return (name if whole else Path(name).name) + (f"@{c.own}" if c.own else "") + how(c) + f" {c.tuned}" * several
     short = {c.group: label(c, False) for c in candidates}
     return {c.group: label(c, list(short.values()).count(short[c.group]) > 1) for c in candidates}
 
@@ -144,13 +153,13 @@ def obstacle(candidate, data):
     from .tuning.quant_files import open_checkpoint
     s = candidate.settings
     try:
-        if len(data.columns) > 2 and s.readout == "head":
-            raise InputError(f"a head reads one text or two of a row, not {len(data.columns)}")
+        if len(data.columns) > 2 and s.readout == "head" and s.preference == "none":
+            raise InputError(f"a head reads one text or two of a row, not {len(data.columns)}: --preference compares two answers")
         if s.method == "qlora" and s.weights == "random":
             raise InputError("qlora: there is nothing to learn in random weights that are frozen")
         readout = read_readout(s.readout, building.asked_of(s, data.columns), data.labels)
         model = Classifier.empty(open_checkpoint(s.model), data.labels, readout, s.pool, s.max_length or None, s.keep,
-                                 building.windows_of(s))
+                                 building.windows_of(s), building.preference_of(s))
         recipe = building.recipe_of(s)
         tune(model, {**recipe, "method": "lora"} if s.method == "qlora" else recipe, s.seed)       # four bits need weights
     except InputError as error:

@@ -3,7 +3,9 @@
   python -m minillmclf.compare --models majority bag-of-words mini-bert@weights=random mini-bert --learning-curve 10 25 all
   python -m minillmclf.compare --models mini-bert minilm --methods full lora head --sweep lr=1e-4,3e-4 rank=4,8 --seeds 3
 
-A model is a folder or a shipped name, with settings of its own after @, comma between them; or one of the two baselines.
+Without arguments: the shipped models, by head and by label texts, in full, by LoRA, QLoRA and head alone, on tickets.
+A model is a folder or a shipped name, with settings of its own after @, comma between them (a method may have some, too:
+lora@lr=3e-3,rank=16); or one of the two baselines.
 Each is combined with every method, every readout and every value of --sweep; what cannot be is left out with the reason.
 Each cell, a run in OUT/cells, trains in a process of its own. A comparison that was stopped goes on when the same command
 is given again, and a cell that is finished is kept as long as its settings, its model and its data are the same.
@@ -16,7 +18,7 @@ import time
 from dataclasses import fields, replace
 from pathlib import Path
 
-from .candidates import OWN, ROWS, expand, labels_of, obstacle, read_sweep
+from .candidates import BASELINES, OWN, ROWS, SHIPPED, TUNED, expand, labels_of, obstacle, read_sweep
 from .commands import Parser, run
 from .errors import InputError
 from .files import write_text
@@ -28,8 +30,8 @@ ASKED = ("models", "methods", "readouts", "sweep", "learning_curve", "seeds", "o
 def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.compare", description=__doc__,
                formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--models", nargs="+", required=True, metavar="MODEL[@key=value,...]")
-    p.add_argument("--methods", nargs="+", metavar="METHOD", help="each model with each of them [that of --method]")
+    p.add_argument("--models", nargs="+", metavar="MODEL[@key=value,...]", help="[the baselines and the shipped models]")
+    p.add_argument("--methods", nargs="+", metavar="METHOD[@key=value,...]", help="each model with each of them [that of --method]")
     p.add_argument("--readouts", nargs="+", choices=["head", "labels"], help="and with each of these [that of --readout]")
     p.add_argument("--sweep", nargs="+", default=[], metavar="KEY=VALUE,...",
                    help="and with each of these settings; the best on dev rows is chosen, and it alone has a test score")
@@ -37,6 +39,14 @@ def parse(arguments=None):
     p.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... [3]")
     p.add_argument("--out", default="runs/compare", help="folder of the comparison [runs/compare]")
     return add_settings(p, [f.name for f in fields(Settings) if f.name not in OWN]).parse_args(arguments)
+
+
+def complete(a):
+    """Where no models are named, the comparison of the README."""
+    if a.models is None:
+        a.models = [*BASELINES, *SHIPPED]
+        a.methods = a.methods or ([*TUNED] if not hasattr(a, "method") else None)
+        a.readouts = a.readouts or (["head", "labels"] if not hasattr(a, "readout") else None)
 
 
 def check(a):
@@ -127,6 +137,7 @@ def run_all(a, candidates, labels, sha256, metric):
 
 def main(arguments=None):
     a = parse(arguments)
+    complete(a)
     check(a)
     flags = {k: v for k, v in vars(a).items() if k not in ASKED}
     metric = flags.get("metric", Settings().metric)

@@ -198,6 +198,17 @@ def test_the_product_and_what_goes_over_it(place):
     assert list(labels_of(found).values()) == ["majority", "bert, full", "bert, lora", "lm@lr=1e-2, head"]
 
 
+def test_a_method_may_have_settings_of_its_own(place):
+    found = combined(place, "bert", "lm@method=head", "lm@rank=2", methods=["full", "lora@lr=3e-3,rank=16", "lora@rank=4"], lr=1e-4)
+    assert [(c.settings.method, c.settings.lr, c.settings.rank, c.swept) for c in found] == [
+        ("full", 1e-4, 8, ""), ("lora", 3e-3, 16, "lr=0.003,rank=16"), ("lora", 1e-4, 4, "rank=4"), ("head", 1e-4, 8, ""),
+        ("full", 1e-4, 8, ""), ("lora", 3e-3, 2, "lr=0.003"), ("lora", 1e-4, 2, "")]
+    assert list(labels_of(found).values())[:3] == ["bert, full", "bert, lora lr=0.003,rank=16", "bert, lora rank=4"]
+    assert len({c.group for c in found}) == len(found), "each is a row of its own, not one of a sweep"
+    with pytest.raises(InputError, match="--methods full: reads no rank"):
+        combined(place, "bert", methods=["full@rank=4"])
+
+
 def test_flags_reach_only_the_readout_that_reads_them(place):
     head, words = combined(place, "lm", readouts=["head", "labels"], template="{text} is {label}", pool="mean",
                            score_by="token")
