@@ -6,12 +6,14 @@ prompts; with both and a --teacher they learn its vectors of the texts, too. The
 from its last state when the same command is given again.
 """
 import argparse
+import functools
 import json
 import time
 from pathlib import Path
 
 from .commands import Parser, Stopped, StopSignal, run
 from .errors import InputError
+from .files import find_model
 from .training.shapes import CONFIGS, SHAPES
 
 # objective -> the architecture of a new model
@@ -32,6 +34,8 @@ def parse(arguments=None):
     p.add_argument("--objective", choices=list(ARCH), default="distill")
     p.add_argument("--teacher", help="folder of the teacher (distill; clm and spans with --pairs and --text)")
     p.add_argument("--start", help="folder of a checkpoint to go on from, instead of a new model (its vocabulary stays)")
+    p.add_argument("--head-only", action="store_true", help="mlm: the body of --start stays as it is, its masked-LM head "
+                                                            "learns, a new one if it has none")
     p.add_argument("--vocab-size", type=int, default=8000)
     for flag, what in (("layers", "blocks (spans: of each stack)"), ("width", "D"), ("heads", "of attention"),
                        ("mlp-width", "inside an MLP")):
@@ -55,6 +59,8 @@ def parse(arguments=None):
     if a.objective != "distill" and bool(a.teacher) != bool(a.text and a.pairs):
         raise InputError("--text beside --pairs is for the vectors that a --teacher gives these texts: all three, or one of "
                          "--text and --pairs alone")
+    if a.head_only and (a.objective != "mlm" or not a.start):
+        raise InputError("--head-only needs --objective mlm, and --start with the body that stays as it is")
     if a.pairs and (ARCH[a.objective] == "bert" or not a.start):
         raise InputError("--pairs needs --objective clm or spans, and --start with a model that is pretrained on text")
     return a
@@ -82,7 +88,8 @@ def prepare(a, items, weights):
     from .models import load_backbone
     from .text.tokenizer import load_tokenizer
     if a.start:
-        tokenizer, student = load_tokenizer(a.start), load_backbone(a.start)
+        load = functools.partial(under_a_head, seed=a.seed) if a.head_only else load_backbone
+        tokenizer, student = load_tokenizer(a.start), load(a.start)
     else:
         if not (Path(a.out) / "state.safetensors").exists():
             if (Path(a.out) / "config.json").exists():
@@ -91,6 +98,18 @@ def prepare(a, items, weights):
         tokenizer = load_tokenizer(a.out)
         student = new_student(a, tokenizer)
     return tokenizer, student, build_objective(a, student, tokenizer)
+
+
+def under_a_head(path, seed):
+    """A checkpoint's body, frozen, and a masked-LM head that learns: its own, or a fresh one."""
+    from .models import fresh_weights, load_backbone
+    model = load_backbone(path)
+    if model.lm_head is None and "lm_head" in model.ARCHITECTURES:
+        bare, model = model, fresh_weights(type(model).from_config(model.source_config, lm_head=True), seed)
+        model.load_state_dict(model.state_dict() | bare.state_dict())
+        model.source_config = bare.source_config
+    model.requires_grad_(False).get_submodule("lm_head").requires_grad_(True)
+    return model
 
 
 def learn_vocabulary(a, texts, weights):
@@ -206,8 +225,13 @@ def save(a, objective, tokenizer, log):
 
     from .files import write_text
     from .models import save_backbone
-    pooler = {} if a.objective != "distill" else {                    # it travels with the body
-        "bert.pooler.dense." + leaf: p.detach() for leaf, p in objective.head.dense.named_parameters()}
+    from .models.weights import open_tensors
+    pooler = {}                                                       # it travels with the body
+    if a.objective == "distill":
+        pooler = {"bert.pooler.dense." + leaf: p.detach() for leaf, p in objective.head.dense.named_parameters()}
+    elif a.head_only:
+        with open_tensors(find_model(a.start) / "model.safetensors") as file:
+            pooler = {name: file.get_tensor(name) for name in file.keys() if ".pooler." in name}
     save_backbone(objective.student, a.out, torch.float16, pooler)
     tokenizer.max_length = objective.student.max_tokens
     tokenizer.save(a.out)

@@ -17,6 +17,7 @@ from minillmclf.classify.head import pool
 from minillmclf.commands import run
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone
+from minillmclf.models.weights import Checkpoint, open_tensors
 from minillmclf.text.batch import collate
 from minillmclf.text.corpus import read_sentences
 from minillmclf.text.tokenizer import WordPiece, load_tokenizer
@@ -127,6 +128,20 @@ def test_a_classifier_starts_from_the_distilled_pooler(distilled):
     assert torch.equal(model.head.dense.weight, objective.head.dense.weight.half().float())
 
 
+def test_a_frozen_body_gets_a_masked_lm_head(distilled, text, tmp_path):
+    out = distilled[0]
+    command = [*settings(tmp_path / "lm", text, objective="mlm", start=out, steps=60, lr=1e-2), "--head-only"]
+    _, _, before, after = pretrained(command)
+    assert after < before - 0.2
+    old, new = Checkpoint(out), Checkpoint(tmp_path / "lm")
+    with open_tensors(out / "model.safetensors") as then, open_tensors(tmp_path / "lm" / "model.safetensors") as now:
+        assert all(torch.equal(then.get_tensor(name), now.get_tensor(name)) for name in old.files), "the body or pooler has changed"
+        assert {name for name in new.files if name not in old.files} == {f"cls.predictions.{part}" for part in (
+            "bias", "transform.dense.weight", "transform.dense.bias", "transform.LayerNorm.weight", "transform.LayerNorm.bias")}
+    assert Classifier.from_backbone(tmp_path / "lm", ["a", "b"]).report.fresh == ["head.out.weight", "head.out.bias"]
+    assert Classifier.from_backbone(tmp_path / "lm", ["a", "b"], readout="labels").report.fresh == []
+
+
 def test_a_masked_lm_folder_loads_as_bert_for_masked_lm(masked):
     transformers = pytest.importorskip("transformers", reason="the other side of this comparison")
     out = masked[0]
@@ -193,6 +208,11 @@ def test_a_folder_that_holds_a_model_is_not_overwritten(teacher, text):
     with pytest.raises(InputError, match="holds a model"):
         pretrained(settings(teacher, text, objective="mlm"))
     assert {path.name: path.read_bytes() for path in teacher.iterdir()} == before
+
+
+def test_head_only_needs_a_body(text):
+    with pytest.raises(InputError, match="--head-only needs"):
+        pretrain.parse([*settings("x", text, objective="mlm"), "--head-only"])
 
 
 def test_mistakes_are_named(teacher, distilled, text, tmp_path):
