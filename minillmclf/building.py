@@ -15,7 +15,9 @@ def build(s, labels, fields=("text",)):
         raise InputError("--method qlora --weights random: there is nothing to learn in random weights that are frozen")
     model = Classifier.from_backbone(s.model, labels, s.readout, s.pool, s.max_length or None, s.seed,
                                      pretrained=s.weights == "pretrained", quantise=s.quantise if s.method == "qlora" else None,
-                                     keep=s.keep, windows=windows_of(s), **asked_of(s, fields))
+                                     keep=s.keep, windows=windows_of(s), preference=preference_of(s), **asked_of(s, fields))
+    if s.several_labels == "on":
+        model.use_thresholds()                             # 0.5, until the end of the training fits them
     trainable, total = tune(model, recipe_of(s), s.seed)
     device = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -40,6 +42,11 @@ def windows_of(s):
     return {"pool": s.windows, "overlap": s.overlap, "max_windows": s.max_windows, "max_document": s.max_document}
 
 
+def preference_of(s):
+    """The part of the settings that says how two answers are compared, as classify.preference has it."""
+    return {"kind": s.preference, "swap": s.swap}
+
+
 def recipe_of(s):
     """The part of the settings that says how to tune, as tuning.tune has it."""
     from .tuning import OPTIONS
@@ -50,8 +57,10 @@ def recipe_of(s):
     return {"method": s.method, **{name: numbers[name] for name in OPTIONS.get(s.method, ())}}
 
 
-def encode(model, examples):
-    """One split for the loop: token ids and class numbers -> Rows, how many texts were shortened."""
+def encode(model, examples, once=False):
+    """One split for the loop: token ids and labels -> Rows, how many texts were shortened. once: as for model.encode."""
+    from .classify.several import multi_hot
     from .training.loop import Rows
-    encoded, shortened = model.encode([e.texts for e in examples])
-    return Rows(encoded, [model.labels.index(e.label) for e in examples]), shortened
+    encoded, shortened = model.encode([e.texts for e in examples], once)
+    truth = multi_hot(examples, model.labels) if model.several else [model.labels.index(e.label) for e in examples]
+    return Rows(encoded, truth), shortened

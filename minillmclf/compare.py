@@ -22,7 +22,7 @@ from .candidates import BASELINES, OWN, ROWS, SHIPPED, TUNED, expand, labels_of,
 from .commands import Parser, run
 from .errors import InputError
 from .files import write_text
-from .settings import Settings, add_settings, read_settings
+from .settings import Settings, add_settings, read_settings, refuse_several
 
 ASKED = ("models", "methods", "readouts", "sweep", "learning_curve", "seeds", "out")
 
@@ -51,6 +51,7 @@ def complete(a):
 
 def check(a):
     """All mistakes in what the comparison itself is asked, before the first hour of work."""
+    refuse_several(Settings(several_labels=getattr(a, "several_labels", "off")), "compare")
     if a.seeds < 1:
         raise InputError(f"--seeds {a.seeds}: should be 1 or more")
     for size in a.learning_curve:

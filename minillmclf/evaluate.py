@@ -6,7 +6,8 @@
   python -m minillmclf.evaluate --model checkpoints/gpt2 --method prompt --data tickets --shots 8
 
 Without --data, the data of the run itself. A bundled set, a folder, or a file with a split column gives its --split; any
-other file is taken whole. Prints accuracy, macro F1, log loss, ECE, F1 of each class and the most frequent confusions.
+other file is taken whole. Prints accuracy, macro F1, log loss, ECE, F1 of each class and the most frequent confusions; of a
+model that answers with several labels, what its thresholds are worth (classify/several.py).
 
 --method prompt asks a language model that has learned nothing here, in words: --template, --label-texts, --instruction and
 --shots of the data's training rows. Prints each way to read its log-probabilities, plain and calibrated.
@@ -24,7 +25,8 @@ from .files import find_model
 from .settings import add_settings, read_settings
 
 
-PROMPT_FLAGS = ("template", "label_texts", "instruction", "end", "max_length", "device", "seed", "text_column", "label_column")
+PROMPT_FLAGS = ("template", "label_texts", "instruction", "end", "max_length", "device", "seed", "text_column", "label_column",
+                "swap")
 
 
 def parse(arguments=None):
@@ -36,6 +38,8 @@ def parse(arguments=None):
     p.add_argument("--text-column", help="name(s) of the text column(s)")
     p.add_argument("--label-column", help="name of the label column")
     p.add_argument("--batch-size", type=int, default=64, help="rows at a time [64]")
+    p.add_argument("--swap", choices=["none", "predict"], help="of two answers to a prompt: take the mean over both orders, or "
+                                                               "not (default: as trained)")
     p.add_argument("--out", help="also write the metrics to this JSON file")
     g = p.add_argument_group("with --method prompt")
     g.add_argument("--method", choices=["prompt"], help="prompt: ask a language model instead of a saved classifier")
@@ -48,8 +52,8 @@ def parse(arguments=None):
     return p.parse_args(arguments)
 
 
-def choose_rows(a, folder):
-    """The rows to be judged -> (list of Example, what they are called)."""
+def choose_rows(a, folder, several=False):
+    """The rows to be judged -> (list of Example, what they are called). several: as for load_data."""
     from .files import read_json
     from .text.data import load_data, read_examples, read_table, refuse_blank
     if a.data is None:
@@ -57,15 +61,15 @@ def choose_rows(a, folder):
         if "settings" not in record or "data" not in record:
             raise InputError(f"{folder}: holds no run.json that names its data: give --data")
         s = read_settings({}, folder / "run.json")
-        data = load_data(s.data, a.text_column or s.text_column or None, a.label_column or s.label_column or None, s.seed)
+        data = load_data(s.data, a.text_column or s.text_column or None, a.label_column or s.label_column or None, s.seed, several)
         if data.source["sha256"] != record["data"].get("sha256"):          # another split: train rows may be test rows now
             raise InputError(f"{s.data}: has changed since {folder} was trained on it: name the rows to judge with --data")
     elif Path(a.data).is_file() and "split" not in read_table(Path(a.data)).columns:
-        rows = read_examples(a.data, a.text_column, a.label_column)
+        rows = read_examples(a.data, a.text_column, a.label_column, several=several)
         refuse_blank(a.data, rows)
         return rows, f"{a.data}, all rows"
     else:
-        data = load_data(a.data, a.text_column, a.label_column)
+        data = load_data(a.data, a.text_column, a.label_column, several=several)
     rows, name = getattr(data, a.split), data.source["path"]
     if not rows:
         raise InputError(f"{name}: has no {a.split} rows: choose another --split")
@@ -89,19 +93,40 @@ def main(arguments=None):
 def judged(a):
     """A saved classifier."""
     folder = find_model(a.model)
-    rows, name = choose_rows(a, folder)
+    from .classify import several
     from .classify.classifier import Classifier
+    from .classify.preference import use_swap
     from .train import table
     from .training.metrics import evaluate
     model = Classifier.load(folder)
-    truth = numbers(rows, model.labels, name)
+    rows, name = choose_rows(a, folder, model.several)
+    use_swap(model, a.swap)
+    truth = several.multi_hot(rows, model.labels, name) if model.several else numbers(rows, model.labels, name)
     encoded, shortened = model.encode([e.texts for e in rows])
-    probabilities = model.scores(encoded, a.batch_size).softmax(-1).numpy()
+    probabilities = model.probabilities(model.scores(encoded, a.batch_size))
+    cut = f"\n{shortened} of {len(rows)} texts cut to {model.head.limit(model.max_length)[1]} tokens."
+    if model.several:
+        metrics, fitted_on = several.judge(probabilities, truth, model.labels, model.thresholds), name if a.data is None else ""
+        print("\n".join(several.table({folder.name: metrics}, model.labels, name, len(rows), fitted_on * (a.split == "dev")) + [cut]))
+        return write_out(a, name, rows, metrics)
     metrics = evaluate(probabilities, truth, model.labels)
     print("\n".join(table({folder.name: metrics}, model.labels, name, len(rows))))
-    print(f"\n{shortened} of {len(rows)} texts cut to {model.head.limit(model.max_length)[1]} tokens. Most frequent confusions:")
+    print(f"{cut} Most frequent confusions:")
     print("\n".join(confusions(truth, probabilities.argmax(1), model.labels) or ["  none"]))
+    if model.preference:
+        metrics |= judged_swap(model, [e.texts for e in rows], a.batch_size)
     return write_out(a, name, rows, metrics)
+
+
+def judged_swap(model, texts, batch_size):
+    """What depends on the order of two answers, and what of them was cut: printed -> {"swap": as swap_inconsistency, "cut": as
+    cut_parts}."""
+    from .classify.preference import cut_line, cut_parts
+    from .classify.swap import inconsistency, swap_line
+    found = inconsistency(model, texts, lambda encoded: model.scores(encoded, batch_size))
+    cut = cut_parts(model, texts)
+    print(cut_line(cut) + "\n" + swap_line(found, model.preference["swap"]))
+    return {"swap": found, "cut": cut}
 
 
 def numbers(rows, labels, name):
@@ -171,8 +196,9 @@ def prompted(a):
     print(f"\n{cut} of {len(rows)} rows cut to {model.max_length} tokens")
     if a.beams:
         print("\n".join(prompting.decoding_report(model, encoded, rows, a.beams, a.batch_size)))
+    swap = judged_swap(model, texts, a.batch_size) if model.preference and not a.neighbours else {}
     return write_out(a, name, rows, {"settings": {"readout": model.readout, "max_length": model.max_length, "seed": s.seed,
-                                                  "shots": a.shots, "neighbours": a.neighbours}, "results": results})
+                                                  "shots": a.shots, "neighbours": a.neighbours}, "results": results, **swap})
 
 
 def vary(a, model, data, rows, s, name):

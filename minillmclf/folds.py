@@ -4,8 +4,9 @@
       --group prompt --out runs/folds
 
 Takes a labelled .csv, .tsv or .jsonl file, and all settings of train. Files with prompt, response_a and response_b are read
-as battles of an arena (text/arena.py). With --readout labels a template sees these three; a head reads two texts, so for
-it the prompt is joined to the first response: ("prompt, blank line, response_a", "response_b").
+as battles of an arena (text/arena.py). With --preference, or behind a template with --readout labels, these three are read
+as they are; a plain head reads two texts, so for it the prompt is joined to the first response: ("prompt, blank line,
+response_a", "response_b").
 
 Rows are shared out with equal shares of each class; equal texts, or rows that agree in the columns of --group, stay
 together.
@@ -25,7 +26,7 @@ from pathlib import Path
 
 from .commands import Parser, Stopped, run
 from .errors import InputError
-from .settings import add_settings, read_settings
+from .settings import add_settings, read_settings, refuse_several
 from .submission import Form, check_submission, read_form, submission_text, table_text
 
 SHOWN = ("accuracy", "macro_f1", "log_loss", "ece")
@@ -69,10 +70,13 @@ def read_source(path, s, group="", id_column="id", labelled=True):
     else:
         examples = read_examples(path, s.text_column or None, s.label_column or None, labelled)
         columns = tuple(c.strip() for c in s.text_column.split(",")) if s.text_column else usual_texts(table)
-    if arena and s.readout == "head":
+    asked = (s.preference, s.swap) != ("none", "none")
+    if asked and len(columns) != 3:
+        raise InputError(f"{path}: texts {', '.join(columns)}: --preference and --swap need three, a prompt and two answers")
+    if arena and s.readout == "head" and not asked:
         examples = [replace(e, texts=(f"{e.texts[0]}\n\n{e.texts[1]}", e.texts[2])) for e in examples]
         columns = ("text_a", "text_b")
-    if len(columns) > 2 and s.readout == "head":
+    if len(columns) > 2 and s.readout == "head" and not asked:
         raise InputError(f"--text-column {','.join(columns)}: a head reads one text or two of a row")
     refuse_blank(path, examples)
     groups = read_groups(table, group) if group else [group_key(e.texts) for e in examples]
@@ -248,6 +252,7 @@ def carry_out(arguments):
     a = parse(arguments)
     own = ("folds", "group", "test", "sample", "config", "overwrite")
     s = read_settings({k: v for k, v in vars(a).items() if k not in own}, a.config)
+    refuse_several(s, "folds")
     out = Path(s.out or f"runs/{Path(s.model).name}-{Path(s.data).stem}-{s.method}-{s.seed}-folds-{a.folds}")
     from .text.data import natural_order
     from .text.folds import share_out

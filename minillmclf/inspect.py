@@ -2,6 +2,7 @@
 
   python -m minillmclf.inspect mini-bert
   python -m minillmclf.inspect path/to/a/folder --layers
+  python -m minillmclf.inspect mini-bert --method lora --batch-size 16 --max-length 512
 
 Prints the architecture; every tensor of the file with its place in our model (renamed, transposed, tied, dropped on
 purpose) and every parameter that the file has not; parameters of each part; memory to load and to train by each method;
@@ -14,10 +15,11 @@ from collections import Counter
 from .commands import Parser, run
 from .errors import InputError
 from .files import find_model, read_json
+from .memory import METHODS, size, switch_table, training_memory
+from .settings import Settings, add_settings
 
-METHODS = ("full", "last-1", "head", "bitfit", "lora", "dora", "qlora", "houlsby", "pfeiffer", "prefix", "prompt")
-UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-ROW = 128                   # tokens in the text whose activations are measured
+ROW = 128                   # tokens in the text whose activations are measured for every method
+LONG = 512                  # and for the switches at most, unless --max-length asks for more
 
 
 def parse(arguments=None):
@@ -25,7 +27,7 @@ def parse(arguments=None):
                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("model", help="a Hugging Face folder, a run folder, or a shipped name")
     p.add_argument("--layers", action="store_true", help="a line for each tensor of each layer, not one for all layers")
-    return p.parse_args(arguments)
+    return add_settings(p, ["method", "batch_size", "max_length"]).parse_args(arguments)
 
 
 def load(folder):
@@ -100,57 +102,8 @@ def parts(model):
     return sizes
 
 
-def kept_for_backward(model, length):
-    """Bytes that training keeps for the backward pass of one text of `length` tokens: a pass is run, and they are counted.
-
-    model: has a backbone and a head, as a classifier.
-    """
-    import torch
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept = {}
-
-    def count(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-    ids, mask = torch.zeros(1, length, dtype=torch.long), torch.ones(1, length, dtype=torch.long)
-    if getattr(model, "prompt", None) is not None:
-        ids, mask, _ = model.prompt.extend(ids, mask)
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        scores = model.head.read(model.backbone, ids, mask)               # noqa: F841  while it lives, so does what it keeps
-    return sum(kept.values())
-
-
-def training_memory(backbone, head, method, length):
-    """What one method takes in training, in fp32 with AdamW -> (parameters that learn, bytes of weights, gradients and
-    moments, bytes kept for the backward pass of a text of `length` tokens). The model is as it was afterwards."""
-    from torch import nn
-
-    from .settings import Settings
-    from .building import recipe_of
-    from .tuning import UPDATES, adapter, lora, prefix, prompt, tune
-    from .tuning.quant import HEADS, bits_per_parameter
-    model = nn.ModuleDict({"backbone": backbone, "head": head})
-    model.config, model.max_length = backbone.source_config, length
-    recipe = recipe_of(Settings(method="lora" if method == "qlora" else method))
-    trained, total = tune(model, recipe)
-    used = min(length, model.max_length)                           # what stands before a text takes positions from it
-    kept = kept_for_backward(model, used) * length // used
-    undo = dict.fromkeys(UPDATES, lora.merge) | dict.fromkeys(("houlsby", "pfeiffer"), adapter.unwrap)
-    undo |= {"prefix": prefix.detach_prefix, "prompt": prompt.detach_prompt}
-    undo.get(recipe["method"], bool)(model)
-    weights = 4 * total
-    if method == "qlora":
-        packed = sum(m.weight.numel() for name, m in backbone.named_modules()
-                     if isinstance(m, nn.Linear) and not HEADS.search(name) and name.rpartition(".")[2] not in backbone.KEPT_WHOLE)
-        weights -= round(packed * (4 - bits_per_parameter() / 8))
-    return trained, weights + 12 * trained, kept
-
-
 def memory_lines(backbone, head):
     """What it takes to load in each precision, and to train by each method."""
-    from .errors import InputError
     total = sum(parameter.numel() for part in (backbone, head) for parameter in part.parameters())
     length = min(ROW, backbone.max_tokens or ROW)
     lines = [f"  to load: {size(4 * total)} in fp32, {size(2 * total)} in bf16 or fp16",
@@ -164,6 +117,23 @@ def memory_lines(backbone, head):
     return lines
 
 
+def switch_lines(backbone, head, a):
+    """What a step takes by one method, and what each switch of the loop saves of it. a: what was asked, with defaults."""
+    s = Settings(**{key: getattr(a, key) for key in ("method", "batch_size", "max_length") if hasattr(a, key)}).check()
+    longest = backbone.max_tokens or s.max_length or LONG
+    if s.max_length > longest:
+        raise InputError(f"--max-length {s.max_length}: this model takes {longest} tokens")
+    length = s.max_length or min(LONG, longest)
+    table = switch_table(backbone, head, s.method, s.batch_size, length)
+    (_, step, whole), wide = table[0], max(len(flags) for flags, *_ in table)
+    lines = [f"  a step of --method {s.method} --batch-size {s.batch_size}, all texts of {step.length} tokens, and its switches:",
+             f"    {'':{wide}} {'estimate':>9} {'saved':>9}"]
+    for flags, _, needed in table:
+        saved = "" if needed == whole else size(whole - needed) if needed < whole else f"-{size(needed - whole)}"
+        lines.append(f"    {flags:{wide}} {size(needed):>9} {saved:>9}".rstrip())
+    return lines
+
+
 def tokenizer_line(tokenizer, rows):
     """Do the tokenizer's ids fit the embedding's rows?"""
     spare = rows - len(tokenizer)
@@ -172,13 +142,6 @@ def tokenizer_line(tokenizer, rows):
     named = [f"{role} {getattr(tokenizer, role + '_id')}" for role in ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
              if getattr(tokenizer, role + "_id") is not None]
     return f"tokenizer: ids 0 to {len(tokenizer) - 1:,}, {fit}; {', '.join(named) or 'no special tokens'}"
-
-
-def size(count):
-    """Bytes for people, three figures: 12.3 MB."""
-    unit = next(u for u in UNITS if count < 999.5 * UNITS[u] or u == "TB")
-    count /= UNITS[unit]
-    return f"{count:.{max(0, 3 - len(str(int(count))))}f} {unit}"
 
 
 def main(arguments=None):
@@ -200,7 +163,8 @@ def main(arguments=None):
     print("\nmemory, with a classification head of two classes" if model is backbone else "\nmemory")
     head = build_head(backbone.source_config["model_type"], backbone, 2) if model is backbone else model.head
     tuned = getattr(model, "recipe", None)
-    print("\n".join([f"  as it is, tuned by {tuned['method']}"] if tuned else memory_lines(backbone, head)))
+    print("\n".join([f"  as it is, tuned by {tuned['method']}"] if tuned else
+                    [*memory_lines(backbone, head), *switch_lines(backbone, head, a)]))
     print("\n" + (f"tokenizer: none that is read here ({tokenizer})" if isinstance(tokenizer, str) else
                   tokenizer_line(tokenizer, backbone.config["vocab_size"])))
     return 0

@@ -44,9 +44,8 @@ def merged(model, base):
     return model
 
 
-def compare(before, after):
-    """Probabilities (N, C) of the two models -> one line."""
-    flips = int((before.argmax(1) != after.argmax(1)).sum())
+def compare(before, after, flips):
+    """Probabilities (N, C) of the two models, and how many answers differ -> one line."""
     return (f"on {len(before)} rows the largest difference of a probability is {abs(before - after).max():.2g}, "
             f"{flips} rows change their class")
 
@@ -56,15 +55,17 @@ def main(arguments=None):
     folder, out = find_model(a.model), Path(a.out)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"--out {out}: is not empty: choose a new folder")
-    rows, name = choose_rows(a, folder)
     from .classify.classifier import Classifier
     model = Classifier.load(folder)
+    rows, name = choose_rows(a, folder, model.several)
     encoded, _ = model.encode([row.texts for row in rows])
-    before = model.scores(encoded, a.batch_size).softmax(-1).numpy()
+    before = model.probabilities(model.scores(encoded, a.batch_size))
     model = merged(model, a.base)
     model.save(out)
-    after = Classifier.load(out).scores(encoded, a.batch_size).softmax(-1).numpy()
-    print(f"{name}: {compare(before, after)}\nsaved in {out}")
+    saved = Classifier.load(out)
+    after = saved.probabilities(saved.scores(encoded, a.batch_size))
+    flips = sum(old != new for old, new in zip(model.answers(before), saved.answers(after)))
+    print(f"{name}: {compare(before, after, flips)}\nsaved in {out}")
     return 0
 
 

@@ -4,7 +4,7 @@
   python -m minillmclf.predict --model runs/mine --data new.csv --out answers.csv
   cat lines.txt | python -m minillmclf.predict --model runs/mine > answers.jsonl
 
-Answers carry the label and the probability of each class, in the order of the input: JSON lines, or CSV where --out ends
+Answers carry the label (of several "a|b", of none "") and the probability of each class, in the order of the input: JSON lines, or CSV where --out ends
 in .csv (or with --format csv).
 """
 import argparse
@@ -26,13 +26,15 @@ def parse(arguments=None):
     p.add_argument("--pair", help="second text, for a model of sentence pairs (with exactly one text)")
     p.add_argument("--data", help="a .csv, .tsv or .jsonl file of texts; labels are not needed")
     p.add_argument("--text-column", help="name(s) of the file's text column(s) [text, or text_a,text_b]")
+    p.add_argument("--swap", choices=["none", "predict"], help="of two answers to a prompt: take the mean over both orders, or "
+                                                               "not (default: as trained)")
     p.add_argument("--out", help="file for the answers (default: standard output)")
     p.add_argument("--format", choices=["jsonl", "csv"], help="[by the name of --out, else jsonl]")
     p.add_argument("--batch-size", type=int, default=64, help="rows at a time [64]")
     return p.parse_args(arguments)
 
 
-def read_texts(a, columns=None):
+def read_texts(a, columns=None, several=False):
     """Where the texts come from: arguments, a file, or standard input -> list of tuples of texts. columns: of a file, where
     --text-column does not name them."""
     if any("\ud800" <= char <= "\udfff" for text in [*a.text, a.pair or ""] for char in text):    # bytes that Python could not decode
@@ -49,7 +51,7 @@ def read_texts(a, columns=None):
         return [(text,) for text in a.text]
     if a.data:
         from .text.data import read_examples, refuse_blank
-        examples = read_examples(a.data, a.text_column or columns, need_labels=False)
+        examples = read_examples(a.data, a.text_column or columns, need_labels=False, several=several)
         refuse_blank(a.data, examples)
         return [e.texts for e in examples]
     return read_lines(sys.stdin)
@@ -67,31 +69,35 @@ def read_lines(stream):
     return [(line,) for line in lines]
 
 
-def render(texts, probabilities, labels, how):
+def render(texts, probabilities, answers, labels, how):
     """The answers as text: JSON lines or CSV."""
     from .text.data import text_names
     names = text_names(len(texts[0]))
     if how == "jsonl":
-        return "".join(json.dumps({**dict(zip(names, t)), "label": labels[p.argmax()], "probabilities": {
-            name: round(float(x), 6) for name, x in zip(labels, p)}}, ensure_ascii=False) + "\n" for t, p in zip(texts, probabilities))
+        return "".join(json.dumps({**dict(zip(names, t)), "label": answer, "probabilities": {
+            name: round(float(x), 6) for name, x in zip(labels, p)}}, ensure_ascii=False) + "\n"
+            for t, answer, p in zip(texts, answers, probabilities))
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*names, "label", *(f"p_{name}" for name in labels)])
-    writer.writerows([*t, labels[p.argmax()], *(f"{x:.6f}" for x in p)] for t, p in zip(texts, probabilities))
+    writer.writerows([*t, answer, *(f"{x:.6f}" for x in p)] for t, answer, p in zip(texts, answers, probabilities))
     return out.getvalue()
 
 
 def main(arguments=None):
     a = parse(arguments)
-    folder, of_model = find_model(a.model), a.data and not (a.text or a.text_column or a.pair is not None)
+    folder, of_model = find_model(a.model), a.data and not (a.text or a.pair is not None)
     texts = None if of_model else read_texts(a)                # a mistake is told before a model is loaded
     from .classify.classifier import Classifier
+    from .classify.preference import use_swap
     from .files import write_text
     model = Classifier.load(folder)
+    use_swap(model, a.swap)
     if of_model:
         fields = model.readout.get("fields", ["text"])
-        texts = read_texts(a, None if fields in (["text"], ["text_a", "text_b"]) else ",".join(fields))
-    answer = render(texts, model.predict(texts, a.batch_size), model.labels,
+        texts = read_texts(a, None if fields in (["text"], ["text_a", "text_b"]) else ",".join(fields), model.several)
+    probabilities = model.predict(texts, a.batch_size)
+    answer = render(texts, probabilities, model.answers(probabilities), model.labels,
                     a.format or ("csv" if a.out and a.out.endswith(".csv") else "jsonl"))
     if a.out:
         write_text(a.out, answer)

@@ -105,6 +105,8 @@ def read_record(folder):
     record = read_json(path)
     if record.get("finished") is False:
         raise InputError(f"{folder}: this run is not finished: give its training command again, it goes on from there")
+    if inner(record, "settings.several_labels") == "on":
+        raise InputError(f"{folder}: report is for one label a row, and this run has several: look at it with minillmclf.evaluate")
     faulty = [name for name, kind in WANTED.items() if not isinstance(inner(record, name), kind)]
     if "results" not in faulty and not all(is_metrics(metrics) for metrics in [*record["results"].values()] or [None]):
         faulty.append("results")

@@ -45,10 +45,17 @@ class Settings:
                                         "(instruction tuning)", choices=["classes", "completion"])
     pool: str = setting("family", "how a text's vectors become one: family (the head that transformers has), or plainly "
                                   "first, mean, max, last", choices=["family", "first", "mean", "max", "last"])
+    preference: str = setting("none", "which of two answers is better: head reads a prompt and both in one text, bradley-terry "
+                                      "gives each answer a score of its own", choices=["none", "head", "bradley-terry"])
+    swap: str = setting("none", "answers a and b exchanged: train learns each row both ways, predict takes the mean of both "
+                                "orders (preference head, or labels)", choices=["none", "train", "predict", "both"])
     weights: str = setting("pretrained", "start from the checkpoint's weights, or from random ones to see what "
                                          "pretraining is worth", choices=["pretrained", "random"])
     text_column: str = setting("", "name(s) of the text column(s), comma between two (default: text, or text_a,text_b)")
     label_column: str = setting("", "name of the label column (default: label)")
+    several_labels: str = setting("off", 'on: a row has any number of labels, none too, in its cell "a|b" (or a list in JSONL); '
+                                         "each class then has a probability of its own, and a threshold fitted on dev",
+                                  choices=["off", "on"])
     rows_per_class: int = setting(0, "train on so many rows a class only, drawn by the seed (0: all)")
     max_length: int = setting(0, "tokens of a text, specials included; longer ones are cut (0: what the model can take)")
     keep: str = setting("head", "what is kept of a longer one", choices=["head", "tail", "head+tail", "middle"])
@@ -70,7 +77,8 @@ class Settings:
     schedule: str = setting("linear", "how the rate falls after that", choices=["linear", "cosine", "constant"])
     clip: float = setting(1.0, "largest gradient norm (0: no clipping)")
     label_smoothing: float = setting(0.0, "share of the target spread over all classes")
-    class_weights: str = setting("none", "balanced weighs a class by rows / (classes x its rows)", choices=["none", "balanced"])
+    class_weights: str = setting("none", "balanced weighs a class by rows / (classes x its rows); with several labels a "
+                                         "row, the rows that have it by rows without it / rows with it", choices=["none", "balanced"])
     sampling: str = setting("none", "balanced draws an epoch in which all classes are equally frequent", choices=["none", "balanced"])
     focal: float = setting(0.0, "gamma of the focal loss, usually 2: rows that are right already count less (0: cross-entropy)")
     layer_decay: float = setting(1.0, "a layer one step lower learns so many times as fast (1: all alike)")
@@ -81,8 +89,9 @@ class Settings:
                                         "gradients: less memory, about a third slower, the same numbers",
                                  choices=["off", "on"])
     precision: str = setting("fp32", "bf16 uses autocast: for GPUs", choices=["fp32", "bf16"])
-    metric: str = setting("accuracy", "which dev metric chooses the best epoch",
-                          choices=["accuracy", "macro_f1", "log_loss", "ece"])
+    metric: str = setting("accuracy", "which dev metric chooses the best epoch; with several labels a row log_loss by default, "
+                                      "exact_match and micro_f1 instead of accuracy",
+                          choices=["accuracy", "macro_f1", "log_loss", "ece", "exact_match", "micro_f1"])
     patience: int = setting(0, "stop after so many epochs without a better one (0: never)")
     eval_batch_size: int = setting(64, "rows at a time where nothing is learned")
     save_every: int = setting(100, "steps between two states on disk")
@@ -130,7 +139,22 @@ class Settings:
             raise InputError("--focal and --label-smoothing are two answers to one question: use one of them")
         if self.sampling == "balanced" and self.class_weights == "balanced":
             raise InputError("--sampling balanced and --class-weights balanced would correct an imbalance twice: use one of them")
+        self.check_several()
         return self
+
+    def check_several(self):
+        """Raise InputError for settings that do not go with several labels a row, or only with these."""
+        if self.several_labels == "off":
+            if self.metric in ("exact_match", "micro_f1"):
+                raise InputError(f"--metric {self.metric} goes with --several-labels on")
+            return
+        for name in ONE_LABEL:
+            if getattr(self, name) != getattr(Settings(), name):
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} is for one label a row: leave it out, or say "
+                                 "--several-labels off")
+        if self.metric == "accuracy":
+            raise InputError("--metric accuracy is for one label a row: with --several-labels on choose by log_loss, exact_match, "
+                             "micro_f1, macro_f1 or ece")
 
     def decisive(self):
         """The settings that the result depends on; a run may only be continued with the same ones. On what it is computed
@@ -139,9 +163,10 @@ class Settings:
         return {k: v for k, v in asdict(self).items() if k not in free}
 
 
+ONE_LABEL = ("readout", "preference", "swap", "rows_per_class", "label_smoothing", "sampling", "focal")
 LABELS_ONLY = ("template", "label_texts", "instruction", "end", "score_by", "objective")
 WINDOWS_ONLY = ("overlap", "max_windows", "max_document")
-HEAD_ONLY = ("pool", "keep", "windows", *WINDOWS_ONLY)
+HEAD_ONLY = ("pool", "preference", "keep", "windows", *WINDOWS_ONLY)
 
 
 def add_settings(parser, names=None):
@@ -154,6 +179,12 @@ def add_settings(parser, names=None):
     return parser
 
 
+def refuse_several(s, command):
+    """Raise InputError where a command is for one label a row, and the settings say otherwise."""
+    if s.several_labels == "on":
+        raise InputError(f"{command} is for one label a row: --several-labels on goes with train, evaluate and predict")
+
+
 def read_settings(arguments, config=None):
     """Defaults, then the file's settings, then the flags -> Settings. config: path of a run.json, or of a JSON object."""
     from .files import read_json
@@ -164,6 +195,8 @@ def read_settings(arguments, config=None):
         if not isinstance(values, dict):
             raise InputError(f"{config}: settings should be an object, is {values!r:.60}")
     values = {k: v for k, v in values.items() if k != "out"} | arguments
+    if values.get("several_labels") == "on":
+        values.setdefault("metric", "log_loss")                # the default, accuracy, is of one label a row
     known = {f.name: type(f.default) for f in fields(Settings)}
     unknown = sorted(set(values) - set(known))
     if unknown:

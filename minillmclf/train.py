@@ -52,10 +52,13 @@ def draw_rows(examples, per_class, seed):
 def load_dataset(s):
     """The data of a run, with the text columns and the training rows that the settings ask for."""
     from .text.data import load_data
-    data = load_data(s.data, s.text_column or None, s.label_column or None, s.seed)
-    if len(data.columns) > 2 and s.readout == "head":
+    data = load_data(s.data, s.text_column or None, s.label_column or None, s.seed, s.several_labels == "on")
+    asked = (s.preference, s.swap) != ("none", "none")
+    if asked and len(data.columns) != 3:
+        raise InputError(f"--text-column {','.join(data.columns)}: --preference and --swap need three, a prompt and two answers")
+    if len(data.columns) > 2 and s.readout == "head" and not asked:
         raise InputError(f"--text-column {','.join(data.columns)}: a head reads one text or two of a row: name them with "
-                         "--text-column, or ask with --readout labels")
+                         "--text-column, or ask with --readout labels; two answers to a prompt are compared with --preference")
     if s.rows_per_class:
         data.train = draw_rows(data.train, s.rows_per_class, s.seed)
     return data
@@ -78,8 +81,11 @@ def balanced(labels, classes):
 
 
 def baselines(data, names=("majority class", "bag of words")):
-    """Majority class and bag-of-words regression on the same split -> name -> metrics on test (or dev)."""
+    """Majority class and bag-of-words regression on the same split -> name -> metrics on test (or dev); of two answers to
+    a prompt also that the longer one wins."""
     from .classify.baseline import BagOfWords, majority
+    from .classify.preference import longer_answer
+    from .classify.swap import is_preference
     from .training.metrics import evaluate
     number = {name: i for i, name in enumerate(data.labels)}
     texts = {split: [e.texts for e in getattr(data, split)] for split in ("train", "dev", "test")}
@@ -87,7 +93,9 @@ def baselines(data, names=("majority class", "bag of words")):
     final = "test" if data.test else "dev"
     answer = {"majority class": lambda: majority(truth["train"], len(truth[final]), len(number)),
               "bag of words": lambda: BagOfWords(len(number)).fit(texts["train"], truth["train"], texts["dev"],
-                                                                  truth["dev"]).predict(texts[final])}
+                                                                  truth["dev"]).predict(texts[final]),
+              "longer answer": lambda: longer_answer(data.train, getattr(data, final), data.labels)}
+    names = [*names, *(["longer answer"] if is_preference(data) else [])]
     return {name: evaluate(answer[name](), truth[final], data.labels) for name in names}
 
 
@@ -155,16 +163,28 @@ def clear(folder):
             (folder / name).unlink()
 
 
-def write_predictions(path, examples, probabilities, labels):
-    """predictions.csv: line in the source, texts, true label, answer, and a probability for each class."""
+def write_predictions(path, examples, probabilities, labels, answers=None):
+    """predictions.csv: line in the source, texts, true label, answer (default: the likeliest class), and a probability for
+    each class."""
     from .files import write_text
     from .text.data import text_names
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["line", *text_names(len(examples[0].texts)), "label", "predicted", *(f"p_{name}" for name in labels)])
-    for example, p in zip(examples, probabilities):
-        writer.writerow([example.row, *example.texts, example.label, labels[p.argmax()], *(f"{x:.6f}" for x in p)])
+    for example, answer, p in zip(examples, answers or [labels[p.argmax()] for p in probabilities], probabilities):
+        writer.writerow([example.row, *example.texts, example.label, answer, *(f"{x:.6f}" for x in p)])
     write_text(path, out.getvalue())
+
+
+def objective_of(s, model, truth):
+    """What training minimises. truth: of the training rows, as Rows has it."""
+    from .training.objectives import Classes, Completion, LabelSets, positive_weights
+    weigh = s.class_weights == "balanced"
+    if model.several:
+        return LabelSets(positive_weights(truth, model.labels) if weigh else None)
+    if s.objective == "completion":
+        return Completion(model.head.answer_lengths())
+    return Classes(balanced(truth, len(model.labels)) if weigh else None, s.label_smoothing, s.focal)
 
 
 def learn(s, model, data, folder, say):
@@ -174,14 +194,14 @@ def learn(s, model, data, folder, say):
     """
     from tqdm import tqdm
 
+    from .classify.swap import with_swapped
     from .files import write_text
     from .training import parallel
     from .training.loop import fit, plan_epochs
-    from .training.objectives import Classes, Completion
-    train, dev = encode(model, data.train)[0], encode(model, data.dev)[0]
-    weights = balanced(train.labels, len(model.labels)) if s.class_weights == "balanced" else None
-    objective = Completion(model.head.answer_lengths()) if s.objective == "completion" else Classes(
-        weights, s.label_smoothing, s.focal)
+    from .training.metrics import METRICS, SET_METRICS
+    rows = with_swapped(data.train) if s.swap in ("train", "both") else data.train
+    train, dev = encode(model, rows, once=True)[0], encode(model, data.dev)[0]
+    objective = objective_of(s, model, train.labels)
     started = time.time()
     with tqdm(unit="step", dynamic_ncols=True, leave=False) as bar, StopSignal() as stop:
         def on_step(step, total, loss):
@@ -193,7 +213,7 @@ def learn(s, model, data, folder, say):
         def on_epoch(line):
             bar.clear()
             say(f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  dev " + "  ".join(
-                f"{name} {line[name]:.3f}" for name in ("accuracy", "macro_f1", "log_loss", "ece")))
+                f"{name} {line[name]:.3f}" for name in (SET_METRICS if model.several else METRICS)))
 
         def on_finding(line):
             bar.clear()
@@ -208,20 +228,29 @@ def learn(s, model, data, folder, say):
 
 def finish(s, model, data, folder, record, progress, timing):
     """Test, compare with the baselines, save everything; the training state is removed last."""
+    from .classify import several
+    from .classify.swap import inconsistency
     from .files import write_text
     from .training import parallel
     from .training.metrics import evaluate
     split = "test" if data.test else "dev"
     rows, _ = encode(model, getattr(data, split))
-    probabilities = parallel.scores(model, rows.encoded, s.eval_batch_size).softmax(-1).numpy()
+
+    def scores(encoded):
+        return parallel.scores(model, encoded, s.eval_batch_size)
+    probabilities = model.probabilities(scores(rows.encoded))
+    dev = model.probabilities(scores(encode(model, data.dev)[0].encoded)) if model.several else None
+    swap = {"swap": inconsistency(model, [e.texts for e in getattr(data, split)], scores)} if model.preference else {}
     parallel.gather(model)
     if not parallel.first():
         return record
-    own = evaluate(probabilities, rows.labels, model.labels)
-    results = {**baselines(data), f"{Path(s.model).name}, {s.method}": own}
+    if model.several:
+        results = several.finish(s, model, data, split, dev, probabilities)
+    else:
+        results = {**baselines(data), f"{Path(s.model).name}, {s.method}": evaluate(probabilities, rows.labels, model.labels)}
     model.save(folder)
-    write_predictions(folder / "predictions.csv", getattr(data, split), probabilities, model.labels)
-    record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split, "results": results,
+    write_predictions(folder / "predictions.csv", getattr(data, split), probabilities, model.labels, model.answers(probabilities))
+    record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split, "results": results, **swap,
                "timing": {**timing, "peak_memory_mb": peak_memory()}}
     write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     for name in ("state.safetensors", "best.safetensors"):
@@ -231,13 +260,19 @@ def finish(s, model, data, folder, record, progress, timing):
 
 def show_record(record, labels, rows, folder):
     """Print a finished run: the final table and where things lie."""
+    from .classify import several
     timing = record["timing"]
+    example = "--data new.csv" if "swap" in record else '"a text"'          # three texts come from a file
     speed = f"{timing['examples_per_second']:.0f} examples a second, " if "examples_per_second" in timing else ""
-    print("\n" + "\n".join(table(record["results"], labels, record["split"], rows)))
+    shown = several.table if record["settings"].get("several_labels") == "on" else table
+    print("\n" + "\n".join(shown(record["results"], labels, record["split"], rows)))
+    if "swap" in record:
+        from .classify.swap import swap_line
+        print("\n" + swap_line(record["swap"], record["settings"]["swap"]))
     print(f"\nbest epoch {record['best_epoch']}; {record['parameters']['trainable']:,} of {record['parameters']['total']:,} "
           f"parameters trained; {timing['train_seconds']} s, {timing['seconds_per_step'] * 1000:.0f} ms a step, {speed}"
           f"peak memory {timing['peak_memory_mb']} MB\nsaved in {folder}; try:  "
-          f"python -m minillmclf.predict --model {folder} \"a text\"")
+          f"python -m minillmclf.predict --model {folder} {example}")
 
 
 def train_run(s, data, folder, overwrite=False, say=print):
@@ -254,6 +289,11 @@ def train_run(s, data, folder, overwrite=False, say=print):
         recompute_blocks(model)
     report = diagnose(model, data)
     say("\n".join(report.lines()))
+    cut = {}
+    if model.preference:
+        from .classify.preference import cut_line, cut_parts
+        cut = {"cut": cut_parts(model, [e.texts for e in data.train + data.dev + data.test])}
+        say("\n" + cut_line(cut["cut"]))
     if model.readout:
         from .classify.label_doctor import examine
         say("\n" + "\n".join(examine(model.tokenizer, model.head, model.labels).lines()))
@@ -263,7 +303,7 @@ def train_run(s, data, folder, overwrite=False, say=print):
         kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.kept_whole})
         say(f"in four bits ({model.quantise}): the body's linear layers; kept whole: {', '.join(kinds)}")
     record = {"settings": asdict(s), "finished": False, "data": {**data.source, "rows": report.rows, "labels": data.labels},
-              "doctor": report.as_dict(), "versions": versions(), "parameters": {"trainable": trainable, "total": total}}
+              "doctor": report.as_dict(), **cut, "versions": versions(), "parameters": {"trainable": trainable, "total": total}}
     parallel.wait()                                        # until all have seen what lies in the folder
     if parallel.first():
         if overwrite or not (folder / "run.json").exists():    # only now: a run that cannot begin costs no earlier one

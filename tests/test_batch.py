@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillmclf.text.batch import Batch, collate, make_batches
+from minillmclf.errors import InputError
+from minillmclf.text import batch as batches_of
+from minillmclf.text.batch import Batch, collate, join, make_batches, sequences
 
 some_lengths = st.lists(st.integers(1, 40), max_size=80)
 sizes = st.integers(1, 9)
@@ -113,3 +115,48 @@ def test_collate_without_labels_and_the_move_to_a_device():
 @pytest.mark.parametrize("seed", [None, 3])
 def test_no_rows_are_no_batches(seed):
     assert make_batches([], 8, seed) == []
+
+
+several = st.lists(st.lists(st.integers(1, 7), min_size=3, max_size=3), min_size=1, max_size=5)
+
+
+@settings(deadline=None)
+@given(several, st.integers(1, 3), st.sampled_from(["left", "right"]))
+def test_sequences_in_a_row_come_apart_again(sizes, count, side):
+    rows = [[(list(range(10 * s, 10 * s + n)), [s] * n) for s, n in enumerate(each[:count])] for each in sizes]
+    joined = [join(*row) for row in rows]
+    assert [sequences(row) for row in joined] == rows, "sequences does not undo join"
+    if count == 1:
+        joined = [row[:2] for row in joined]                      # as every other row is
+        assert [sequences(row) for row in joined] == rows
+    batch = collate(joined, range(len(rows)), pad_id=99)
+    if side == "left":
+        for row, length in enumerate(batch.mask.sum(1).tolist()):
+            for tensor in (batch.ids, batch.mask, batch.types):
+                tensor[row] = tensor[row].roll(tensor.shape[1] - length)
+    ids, mask, types = batch.to("cpu").apart()
+    assert len(ids) == count * len(rows), "not a row for each sequence"
+    assert count == 1 or ids.shape[1] == max(n for each in sizes for n in each[:count]), "room is kept for nothing"
+    for row, parts in enumerate(rows):
+        for number, sequence in enumerate(parts):
+            place = number * len(rows) + row                      # the first ones of all rows, then the second ones
+            real = mask[place].bool()
+            assert (ids[place][real].tolist(), types[place][real].tolist()) == sequence, \
+                f"padded {side}: a sequence lost tokens, or their types"
+            assert side == "left" or real.int().diff().le(0).all(), "padding stands between tokens"
+
+
+def test_rows_of_one_sequence_stay_as_they_are():
+    batch = collate([([5, 6, 7], [0, 0, 1]), ([8], [0])], range(2))
+    assert batch.starts is None and all(a is b for a, b in zip(batch.apart(), (batch.ids, batch.mask, batch.types)))
+
+
+def test_a_row_takes_the_places_of_its_longest_sequence_for_each():
+    assert batches_of.places(([5] * 4, [0] * 4)) == 4
+    assert batches_of.places(join(([5] * 4, [0] * 4), ([5] * 9, [0] * 9))) == 18, "the first is padded to the second"
+
+
+def test_rows_of_one_and_of_two_sequences_do_not_mix():
+    one, two = ([5], [0]), join(([5], [0]), ([6], [0]))
+    with pytest.raises(InputError, match="rows of 1 and of 2 sequences"):
+        collate([one, two], range(2))

@@ -308,7 +308,7 @@ def test_more_ids_than_rows_is_refused(folder):
 
 
 @pytest.mark.parametrize("config, fault", [
-    ({"problem_type": "multi_label_classification"}, "config.json: problem_type 'multi_label_classification' is not"),
+    ({"problem_type": "single"}, "config.json: problem_type 'single' is not supported; supported: single_label_"),
     ({"problem_type": "regression"}, "config.json: problem_type 'regression' is not supported"),
     ({"id2label": {"0": "x", "1": "x", "2": "y"}}, "labels must be at least two different names"),
     ({"id2label": {"0": "x"}}, "labels must be at least two different names"),

@@ -375,8 +375,8 @@ def neighbours_rotated(patch):
 
 def rotated_backwards_for_keys(patch):
     heads = LlamaLayer.heads
-    patch.setattr(LlamaLayer, "heads", lambda self, x, turn: (
-        heads(self, x, turn)[0], heads(self, x, (turn[0], -turn[1]))[1], heads(self, x, turn)[2]))
+    patch.setattr(LlamaLayer, "heads", lambda self, x, rows, turn: (
+        heads(self, x, rows, turn)[0], heads(self, x, rows, (turn[0], -turn[1]))[1], heads(self, x, rows, turn)[2]))
 
 
 def scaling_of_the_rotation_ignored(patch):
@@ -487,8 +487,8 @@ def queries_and_keys_not_normalised(patch):
 
 
 def normalised_after_the_rotation(patch):
-    def wrong(self, x, turn):
-        q, k, v = LlamaLayer.heads(self, x, turn)
+    def wrong(self, x, rows, turn):
+        q, k, v = LlamaLayer.heads(self, x, rows, turn)
         return self.q_norm(q), self.k_norm(k), v
     patch.setattr(Gemma3Layer, "heads", wrong)
 

@@ -10,13 +10,14 @@ from conftest import MODELS
 from safetensors.torch import load_file, save_file
 from small import bert_folder, command
 
-from minillmclf import inspect
+from minillmclf import inspect, memory
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import Head, build_head
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone
 from minillmclf.settings import Settings
 from minillmclf.text.batch import Batch
+from minillmclf.training.recompute import recompute_blocks
 from minillmclf.building import recipe_of
 from minillmclf.tuning import tune
 
@@ -170,14 +171,21 @@ def test_sizes_are_for_people():
         ["0.00 B", "999 B", "1.00 kB", "12.3 kB", "999 kB", "1.00 MB", "4.40 GB"]
 
 
-def peak_of_tensors(model, rows, length):
-    """The most bytes that tensors take at a time in two training steps, those of the model included, by torch's profiler."""
+def peak_of_tensors(model, rows, length, pieces=1, precision="fp32"):
+    """The most bytes that tensors take at a time in two training steps, those of the model included, by torch's profiler.
+
+    pieces: of `rows` rows each, whose gradients are added up.
+    """
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     ids = torch.randint(5, 60, (rows, length), generator=torch.Generator().manual_seed(0))
     batch = Batch(ids, torch.ones_like(ids), torch.zeros_like(ids), None, list(range(rows)))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         for _ in range(2):
-            model.train()(batch).logsumexp(1).sum().backward()
+            for _ in range(pieces):
+                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                    loss = model.train()(batch).logsumexp(1).sum()
+                loss.backward()
+                del loss                                      # or what it kept would stay during the next piece
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*model.parameters(), *model.buffers()]}
@@ -198,3 +206,68 @@ def test_what_training_takes_is_estimated_within_15_percent(method, tmp_path):
     most = peak_of_tensors(model, 8, 128)
     assert abs(held + 8 * kept - most) <= 0.15 * most, \
         f"{method}: estimated {(held + 8 * kept) / 2**20:.1f} MB, tensors take {most / 2**20:.1f} MB"
+
+
+BODY = dict(layers=4, width=64, mlp=256, positions=128, dropout=0.1)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "prefix", "prompt"])
+def test_every_switch_takes_less_than_the_step_as_it_is(method, tmp_path):
+    body = load_backbone(bert_folder(tmp_path, **BODY))
+    head = build_head("bert", body, 2)
+    before = {name: value.clone() for name, value in body.state_dict().items()}
+    (flags, step, whole), *others = memory.switch_table(body, head, method, 16, 128)
+    assert flags == "as it is" and step.rows == 16 and len(others) == (6 if method == "prompt" else 7)
+    for flags, _, needed in others:
+        assert needed < whole, f"{method} {flags}: {inspect.size(needed)}, as it is {inspect.size(whole)}"
+    assert min(others, key=lambda other: other[2]) == others[-1], "all together take least"
+    after = body.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], value) for name, value in before.items())
+    assert head.windows is None and not body.training and not any("forward" in vars(block) for block in body.layers)
+
+
+def test_what_checkpointing_keeps_is_what_autograd_saves(tmp_path):
+    """Run as --checkpointing on runs it: what all blocks keep, and what one block more keeps once it is computed again."""
+    rows, length = 4, 128
+    folder = bert_folder(tmp_path, **BODY)
+    body = load_backbone(folder)
+    with memory.tuned(body, build_head("bert", body, 2), "full", length) as (model, _, _):
+        said = memory.step_keeps(model, memory.Step(rows, length, checkpointing=True))
+        plain = memory.kept_for_backward(model, length, rows)
+        assert memory.step_keeps(model, memory.Step(rows, length)) == plain, "one text and two tell what four keep"
+        recompute_blocks(model)
+        inputs = memory.kept_for_backward(model, length, rows)
+    block, hidden = said - inputs, 4 * rows * length * BODY["width"]
+    assert inputs >= BODY["layers"] * hidden, "the input of each block, at least, is kept"
+    assert inputs < said < plain and 0.9 * plain < inputs + BODY["layers"] * block < 1.4 * plain, \
+        f"{said} bytes: {inputs} for all inputs, {block} for a block, and {plain} as it is"
+    again = Classifier.from_backbone(folder, ["a", "b"])
+    tune(again, recipe_of(Settings()))
+    recompute_blocks(again)
+    held = 16 * sum(p.numel() for p in again.parameters())
+    most = peak_of_tensors(again, rows, length)
+    assert abs(held + said - most) <= 0.15 * most, f"estimated {inspect.size(held + said)}, tensors take {inspect.size(most)}"
+
+
+@pytest.mark.parametrize("step, pieces", [
+    (memory.Step(8, 128), 1), (memory.Step(2, 128), 4), (memory.Step(8, 64), 1), (memory.Step(8, 128, precision="bf16"), 1)])
+def test_what_a_switch_leaves_is_estimated_within_20_percent(step, pieces, tmp_path):
+    """With dropout: what passes by while the backward pass computes is more then, and is not in the estimate."""
+    folder = bert_folder(tmp_path, **BODY)
+    body = load_backbone(folder)
+    with memory.tuned(body, build_head("bert", body, 2), "full", 128) as (model, trained, total):
+        said = memory.held(body, "full", trained, total) + memory.step_keeps(model, step)
+    again = Classifier.from_backbone(folder, ["a", "b"])
+    tune(again, recipe_of(Settings()))
+    most = peak_of_tensors(again, step.rows, step.length, pieces, step.precision)
+    assert abs(said - most) <= 0.2 * most, f"{step}: estimated {inspect.size(said)}, tensors take {inspect.size(most)}"
+
+
+def test_the_switches_are_printed_with_what_they_save(capsys):
+    out = report(capsys, MODELS / "bert_masked_lm", "--method", "lora", "--batch-size", "8", "--max-length", "16")
+    assert "a step of --method lora --batch-size 8, all texts of 16 tokens, and its switches" in out
+    for flags in ("--micro-batch-size 1", "--batch-tokens 32", "--checkpointing on", "--precision bf16", "--max-length 8",
+                  "--max-length 8 --windows mean --max-windows 2", "--micro-batch-size 1 --checkpointing on --precision bf16 --max-length 8"):
+        assert re.search(rf"^    {flags} +[\d.]+ .?B +-?[\d.]+ .?B$", out, re.M), f"{flags} is not in {out}"
+    with pytest.raises(InputError, match="--max-length 10000: this model takes"):
+        inspect.main([str(MODELS / "bert_masked_lm"), "--max-length", "10000"])

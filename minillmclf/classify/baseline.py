@@ -1,4 +1,5 @@
-"""What any model has to beat: the majority class, and logistic regression on a bag of words.
+"""What any model has to beat: the majority class, and logistic regression on a bag of words; where a row may have several
+labels, how frequent each class is, and a logistic regression for each of them.
 
 The bag counts words and pairs of neighbours, weighted by TF-IDF with the usual smoothing (Salton and Buckley 1988):
 (1 + log tf) * (1 + log((1 + rows) / (1 + df))), rows scaled to length 1.
@@ -16,6 +17,11 @@ def majority(train_labels, rows, classes):
     """The frequencies of the classes in train, for every row -> probabilities (rows, classes)."""
     shares = np.bincount(train_labels, minlength=classes) / len(train_labels)
     return np.tile(shares, (rows, 1))
+
+
+def frequencies(train_truth, rows):
+    """The share of train rows that have each class, for every row: train_truth (N, C) of 0 and 1 -> (rows, C)."""
+    return np.tile(np.mean(train_truth, axis=0), (rows, 1))
 
 
 def terms(texts):
@@ -37,15 +43,23 @@ class BagOfWords:
         self.classes = classes
 
     def fit(self, texts, labels, dev_texts, dev_labels):
-        """Learn the vocabulary and weights from train; choose the penalty by accuracy on dev. -> self"""
+        """Learn the vocabulary and weights from train; choose the penalty by `merit` on dev. -> self"""
         frequency = Counter(term for text in texts for term in set(terms(text)))
         self.index = {term: i for i, term in enumerate(sorted(frequency))}
         self.idf = {term: 1 + math.log((1 + len(texts)) / (1 + n)) for term, n in frequency.items()}
         x, y, dev = self.features(texts), torch.tensor(labels), self.features(dev_texts)
         fitted = [self.regress(x, y, strength) for strength in self.STRENGTHS]
-        right = [int((self.apply(dev, w).argmax(1) == torch.tensor(dev_labels)).sum()) for w in fitted]
-        self.weights = fitted[right.index(max(right))]
+        merits = [self.merit(self.apply(dev, w), torch.tensor(dev_labels)) for w in fitted]
+        self.weights = fitted[merits.index(max(merits))]
         return self
+
+    def cost(self, scores, y):
+        """What is minimised: scores (N, C), y (N,) -> scalar."""
+        return F.cross_entropy(scores, y)
+
+    def merit(self, scores, y):
+        """What chooses the penalty: the number of right answers."""
+        return int((scores.argmax(1) == y).sum())
 
     def features(self, texts):
         """-> sparse (rows, vocabulary), rows of length 1."""
@@ -60,13 +74,13 @@ class BagOfWords:
         return torch.sparse_coo_tensor([rows, columns], values, (len(texts), len(self.index)), check_invariants=False).coalesce()
 
     def regress(self, x, y, strength):
-        """Multinomial logistic regression -> (weights (vocabulary, C), bias (C,))."""
+        """Logistic regression, multinomial here -> (weights (vocabulary, C), bias (C,))."""
         w, b = (torch.zeros(shape, requires_grad=True) for shape in ((x.shape[1], self.classes), (self.classes,)))
         solver = torch.optim.LBFGS([w, b], max_iter=100, line_search_fn="strong_wolfe")
 
         def loss():
             solver.zero_grad()
-            value = F.cross_entropy(torch.sparse.mm(x, w) + b, y) + strength * (w ** 2).sum()
+            value = self.cost(torch.sparse.mm(x, w) + b, y) + strength * (w ** 2).sum()
             value.backward()
             return value
         solver.step(loss)
@@ -78,3 +92,20 @@ class BagOfWords:
     def predict(self, texts):
         """-> probabilities (rows, C), numpy."""
         return self.apply(self.features(texts), self.weights).softmax(-1).numpy()
+
+
+class OneVersusRest(BagOfWords):
+    """The same features -> a logistic regression for each class, has the row it or not: several labels a row. Labels are
+    (N, C) of 0 and 1."""
+
+    def cost(self, scores, y):
+        """As each class alone has it: the mean over rows, summed over classes."""
+        return F.binary_cross_entropy_with_logits(scores, y, reduction="sum") / len(y)
+
+    def merit(self, scores, y):
+        """Minus the log loss: how many sets are right is settled by thresholds, which come later."""
+        return -float(self.cost(scores, y))
+
+    def predict(self, texts):
+        """-> probabilities (rows, C), numpy; a row's do not sum to one."""
+        return self.apply(self.features(texts), self.weights).double().sigmoid().numpy()

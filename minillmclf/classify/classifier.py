@@ -5,8 +5,6 @@ the same label names, and what transformers saves, `load` reads. One that answer
 AutoModelForCausalLM, AutoModelForSeq2SeqLM or AutoModelForMaskedLM. Where a method keeps what it learns apart from the
 base (tuning/), it writes that alone, and `load` puts both together again.
 """
-import math
-
 import torch
 from torch import nn
 
@@ -14,7 +12,7 @@ from ..errors import InputError
 from ..files import find_model
 from ..models import build_backbone, fresh_weights, generate
 from ..models.weights import Table, write_checkpoint
-from ..text.batch import collate, make_batches
+from ..text.batch import collate, join, make_batches, places, sequences
 from ..text.cutting import check_keep
 from ..text.tokenizer import load_tokenizer
 from ..tuning import APART, peft_format
@@ -22,11 +20,11 @@ from ..tuning.quant import Quantiser
 from ..tuning.quant_files import export_4bit, open_checkpoint, read_into
 from ..tuning.saved import TUNED, load_peft, load_tuned, save_tuned
 from .calibrate import Calibration
-from .head import build_head
-from .readout import build_labels, check_labels, labels_of, read_readout, read_settings
+from .preference import build_preference, read_preference
+from .readout import build_labels, check_labels, labels_of, read_readout, read_settings, text_length
+from .several import HALF, check_thresholds, decide, named
+from .swap import averaged, swapped
 from .windows import use_windows
-
-UNSAID = 512         # tokens of a text, where neither the model nor its tokenizer says how many it takes
 
 
 class Classifier(nn.Module):
@@ -34,23 +32,28 @@ class Classifier(nn.Module):
 
     head: what reads a class out, a head (head.py) or label texts (labels.py). readout: {} for a head, else what `labels`
     was built with; pool: how a head pools, None without one. calibration: corrects the scores of `predict`, or None.
+    preference: {}, or what read_preference gives where a row is a prompt with two answers (preference.py). thresholds: a
+    number for each class where a text may have several classes, or none (several.py), else None.
     """
 
-    def __init__(self, backbone, head, tokenizer, labels, config, max_length, pool, readout=None):
+    def __init__(self, backbone, head, tokenizer, labels, config, max_length, pool, readout=None, preference=None):
         super().__init__()
         self.backbone, self.head, self.tokenizer = backbone, head, tokenizer
         self.labels, self.config, self.max_length, self.pool, self.readout = list(labels), config, max_length, pool, readout or {}
+        self.preference = preference or {}
         self.base = self.quantise = self.recipe = self.prompt = self.calibration = None   # of what it is, and how it was tuned
+        self.thresholds = None
 
     @classmethod
     def from_backbone(cls, path, labels, readout="head", pool="family", max_length=None, seed=0, pretrained=True,
-                      quantise=None, keep="head", windows=None, **asked):
+                      quantise=None, keep="head", windows=None, preference=None, **asked):
         """A new classifier on a pretrained body.
 
         path: a Hugging Face folder; labels: names in class order; max_length: tokens of a text, specials (and label texts)
         included (default: what the model can take); pretrained=False takes only the architecture and the tokenizer, all
         weights are fresh. quantise: "nf4" or "fp4" puts the body's linear layers into four bits as they are read; they are
-        frozen then (tuning/quant.py).
+        frozen then (tuning/quant.py). preference: {"kind": "head", "swap": "both"}, for a prompt with two answers
+        (preference.py), or None.
 
         readout="head": its last layer is fresh, the same for the same seed; pool: "family" for the head that transformers
         has, or first, mean, max, last; keep: which end of a text that is too long (text/cutting.py); windows: read long
@@ -63,7 +66,7 @@ class Classifier(nn.Module):
         """
         check_labels(labels)
         checkpoint = open_checkpoint(path)
-        self = cls.empty(checkpoint, labels, read_readout(readout, asked, labels), pool, max_length, keep, windows)
+        self = cls.empty(checkpoint, labels, read_readout(readout, asked, labels), pool, max_length, keep, windows, preference)
         self.base, self.quantise = str(path), quantise
         fresh_weights(self.head, seed)
         if not pretrained:
@@ -91,56 +94,59 @@ class Classifier(nn.Module):
         labels = labels_of(checkpoint.config, where)
         try:
             self = cls.empty(checkpoint, labels, settings["readout"], settings["pool"], settings["max_length"],
-                             settings["keep"], settings["windows"])
+                             settings["keep"], settings["windows"], settings["preference"])
         except InputError as error:
             raise InputError(str(error) if str(checkpoint.folder) in str(error) else f"{where}: {error}") from None
-        last = next((file + ".weight" for file, ours in self.head.NAMES.items() if ours == "head.out"), None)
+        last = next((file + ".weight" for file, ours in self.head.NAMES.items() if ours.endswith(".out")), None)
         if last and last not in checkpoint:
             raise InputError(f"{path}: no classification head in it (no tensor {last}): fine-tune it first with "
                              f"python -m minillmclf.train --model {path}")
         self.report = read_into(self, checkpoint, self.table())
         self.calibrate(settings["calibration"], where)
+        if settings["thresholds"] is not None:
+            self.use_thresholds(settings["thresholds"], f"{where}: thresholds")
         return self.eval()
 
     @classmethod
-    def empty(cls, checkpoint, labels, readout, pool, max_length, keep="head", windows=None):
+    def empty(cls, checkpoint, labels, readout, pool, max_length, keep="head", windows=None, preference=None):
         """The modules that a checkpoint's config.json describes, not yet filled, and its tokenizer."""
         backbone = build_backbone(checkpoint, lm_head=bool(readout))
         config, tokenizer = backbone.source_config, load_tokenizer(checkpoint.folder)
         if len(tokenizer) > backbone.config["vocab_size"]:
             raise InputError(f"{checkpoint.folder}: the tokenizer's ids go to {len(tokenizer) - 1}, the embedding has only "
                              f"{backbone.config['vocab_size']} rows: these files do not belong together")
-        most = min(backbone.max_tokens or math.inf, tokenizer.max_length or backbone.max_tokens or UNSAID)
-        tokenizer.max_length = most
-        highest = backbone.max_tokens or math.inf
-        if max_length is not None and not (type(max_length) is int and tokenizer.overhead(True) < max_length <= highest):
-            raise InputError(f"max_length {max_length!r}: must lie between {tokenizer.overhead(True) + 1} and the "
-                             f"{highest} positions of {checkpoint.folder}")
+        size = text_length(max_length, backbone, tokenizer, checkpoint.folder)
+        preference = read_preference(preference, labels, readout)
         if readout:
             if (keep, windows) != ("head", None):
                 raise InputError("keep and windows go with the readout head: label texts cut a text before its template")
             backbone.vocabulary()                                          # InputError without a language-model head
             head, pool = build_labels(backbone, tokenizer, labels, readout), None
         else:
-            head = build_head(config["model_type"], backbone, len(labels), pool)
+            if preference and windows is not None:
+                raise InputError("windows go with one text or two: --preference reads a prompt with two answers")
+            head = build_preference(preference.get("kind", "none"), config["model_type"], backbone, labels, pool)
             head.keep = check_keep(keep)
             if windows is not None:
-                use_windows(head, backbone.width, max_length or most, windows)
-        return cls(backbone, head, tokenizer, labels, config, max_length or most, pool, readout)
+                use_windows(head, backbone.width, size, windows)
+        return cls(backbone, head, tokenizer, labels, config, size, pool, readout, preference)
 
     def table(self, with_classes=True):
         """How body and head lie in a file together. Without classes, the file's own last layer is dropped."""
         body, prefix = self.backbone.table(), "" if self.readout else self.backbone.CLASSIFIER_PREFIX
         names = {prefix + file: ours and "backbone." + ours for file, ours in body.names.items()}
-        names |= {file: ours if with_classes or ours != "head.out" else None for file, ours in self.head.NAMES.items()}
+        names["minillmclf_tie"] = None                                     # of preference.py; only its own head reads it
+        names |= {file: ours if with_classes or not ours.endswith((".out", ".tie")) else None
+                  for file, ours in self.head.NAMES.items()}
         ties = {prefix + file: "backbone." + ours for file, ours in body.ties.items()}
         return Table(names, ties, (*body.spellings, ("", prefix)), body.transposed, body.title)
 
     def settings(self):
         """What neither transformers nor PEFT has a place for; `load` reads it from config.json or minillmclf.json."""
         windows, calibration = (made and made.as_dict() for made in (self.head.windows, self.calibration))
+        thresholds = {"thresholds": self.thresholds} if self.several else {}
         return {"pool": self.pool, "max_length": self.max_length, "readout": self.readout, "keep": self.head.keep,
-                "windows": windows, "calibration": calibration}
+                "windows": windows, "calibration": calibration, "preference": self.preference, **thresholds}
 
     def save(self, path):
         """Write config.json, model.safetensors and the tokenizer's files; each is replaced whole or left as it was. What was
@@ -152,8 +158,9 @@ class Classifier(nn.Module):
         config = {**self.config, "architectures": [getattr(self.head, "ARCHITECTURE", kind)],
                   "id2label": {str(i): name for i, name in enumerate(self.labels)},
                   "label2id": {name: i for i, name in enumerate(self.labels)}, "minillmclf": self.settings()}
-        config |= {} if self.readout else {"problem_type": "single_label_classification"}
-        config.pop("num_labels", None)
+        config |= {"problem_type": "multi_label_classification" if self.several else "single_label_classification"}
+        for key in ("num_labels", *(["problem_type"] if self.readout else [])):
+            config.pop(key, None)
         config |= {"quantization_config": quantised} if quantised else {}
         self.tokenizer.save(path)
         write_checkpoint(path, config, tensors, keep=[name for name in tensors if ".weight." in name])
@@ -162,7 +169,21 @@ class Classifier(nn.Module):
         """Correct the scores of `predict` from now on. calibration: a Calibration, its dict as in a file, or None."""
         if not isinstance(calibration, (Calibration, type(None))):
             calibration = Calibration.from_dict(calibration, len(self.labels), where)
+        if calibration is not None and self.several:
+            raise InputError(f"{where}: a calibration is for one class a text; of several, each has a threshold")
         self.calibration = calibration
+
+    @property
+    def several(self):
+        """May a text have several classes, or none?"""
+        return self.thresholds is not None
+
+    def use_thresholds(self, thresholds=None, where="thresholds"):
+        """From now on a text has all classes whose probability reaches its threshold, several or none. thresholds: a number
+        for each class in the order of `labels`; None: 0.5 for all."""
+        if self.readout or self.preference or self.calibration:
+            raise InputError(f"{where}: several classes a text go with a plain head: without label texts, preference, calibration")
+        self.thresholds = check_thresholds([HALF] * len(self.labels) if thresholds is None else thresholds, self.labels, where)
 
     def ask(self, **changes):
         """Ask for the label texts in another way: other words, other shots; what can change is in readout.ASKED."""
@@ -174,22 +195,35 @@ class Classifier(nn.Module):
         self.readout = readout
 
     def inputs(self, batch):
-        """ids, mask, types (B, T) of a batch, with the learned words of a prompt (tuning/prompt.py) where there is one."""
-        ids, mask, types = batch.ids, batch.mask, batch.types
+        """ids, mask, types (B, T) of a batch, with the learned words of a prompt (tuning/prompt.py) where there is one; of
+        all sequences, (S * B, T), where its rows hold several (text/batch.py)."""
+        ids, mask, types = batch.apart()
         return (ids, mask, types) if self.prompt is None else self.prompt.extend(ids, mask, types)
 
     def forward(self, batch):
         """Batch -> scores (B, C), before the softmax."""
-        return self.head.read(self.backbone, *self.inputs(batch))
+        scores = self.head.read(self.backbone, *self.inputs(batch))        # (B, C); (2B, C) for rows in both orders
+        return scores if len(scores) == len(batch.ids) else averaged(scores, self.labels)
 
     def completion_loss(self, batch):
         """Minus log p(the label's text | the prompt), summed over all tokens of the batch's answers. -> scalar"""
         ids, mask, _ = self.inputs(batch)
         return self.head.completion_loss(self.backbone, ids, mask, batch.labels)
 
-    def encode(self, texts):
-        """texts: strings, or tuples for rows of several texts -> ([(ids, types)], how many were shortened to max_length)."""
-        encoded, shortened, many = [], 0, len(self.readout["fields"]) if self.readout else 2
+    def row(self, texts, once=False):
+        """A tuple of texts -> a row as text/batch.py has it, was it shortened? once: in the order given only, as for training,
+        also where the answers to both orders of two texts are averaged."""
+        row, cut = self.head.lay_out(self.tokenizer, texts, self.max_length)
+        if once or self.preference.get("swap") not in ("predict", "both"):
+            return row, cut
+        second, cut_too = self.head.lay_out(self.tokenizer, swapped(texts), self.max_length)
+        return join(row, second), cut or cut_too
+
+    def encode(self, texts, once=False):
+        """texts: strings, or tuples for rows of several texts -> (rows, how many were shortened to max_length); each row, and
+        once, as for `row`."""
+        encoded, shortened = [], 0
+        many = len(self.readout["fields"]) if self.readout else 3 if self.preference else 2
         for number, text in enumerate(texts, 1):
             parts = tuple(text) if isinstance(text, (tuple, list)) else (text,)
             if len(parts) > many or not all(isinstance(part, str) for part in parts):
@@ -197,7 +231,7 @@ class Classifier(nn.Module):
             if not any(part.strip() for part in parts):
                 raise InputError(f"text {number} is empty: there is nothing to classify")
             try:
-                row, cut = self.head.lay_out(self.tokenizer, parts, self.max_length)
+                row, cut = self.row(parts, once)
             except InputError as error:
                 raise InputError(f"text {number}: {error}") from None
             encoded.append(row)
@@ -211,8 +245,8 @@ class Classifier(nn.Module):
         self.eval()
         device, out = next(self.parameters()).device, torch.empty(len(encoded), columns)
         before = 0 if self.prompt is None else self.prompt.tokens
-        with self.head.one_prompt([ids for ids, _ in encoded], before):
-            for rows in make_batches([len(ids) for ids, _ in encoded], batch_size):
+        with self.head.one_prompt([ids for row in encoded for ids, _ in sequences(row)], before):
+            for rows in make_batches(list(map(places, encoded)), batch_size):
                 out[rows] = compute(collate(encoded, rows, self.tokenizer.pad_id).to(device)).float().cpu()
         return out
 
@@ -222,17 +256,31 @@ class Classifier(nn.Module):
         return out if self.calibration is None else self.calibration(out)
 
     def text_scores(self, encoded, batch_size=64):
-        """Log-probability of each label text (N, L), in the order of `head.texts`; for the readout labels."""
+        """Log-probability of each label text (N, L), in the order of `head.texts`; for the readout labels, and rows of one
+        sequence each."""
         return self.over(encoded, lambda batch: self.head.text_scores(self.backbone, *self.inputs(batch)),
                          len(self.head.texts), batch_size)
 
+    def probabilities(self, scores):
+        """Scores (N, C) -> probabilities, numpy (N, C); a row's sum to one, unless a text may have several classes.
+
+        The sigmoid is taken in float64: in float32 it is 1 for every score above 17, and one wrong row costs an endless log loss.
+        """
+        return (scores.double().sigmoid() if self.several else scores.softmax(-1)).numpy()
+
+    def answers(self, probabilities):
+        """(N, C) -> what is answered to each text: its class; or all its classes with bars between, "a|b", "" for none."""
+        if self.several:
+            return named(decide(probabilities, self.thresholds), self.labels)
+        return [self.labels[best] for best in probabilities.argmax(1)]
+
     def predict(self, texts, batch_size=64):
         """Probabilities of the classes, numpy (N, C), columns in the order of `labels`."""
-        return self.scores(self.encode(texts)[0], batch_size).softmax(-1).numpy()
+        return self.probabilities(self.scores(self.encode(texts)[0], batch_size))
 
     def write(self, texts, max_new_tokens=16, **choice):
         """What the model answers if nothing holds it to the label texts -> list of strings. choice: as for `generate`."""
-        encoded, _ = self.encode(texts)
+        encoded, _ = self.encode(texts, once=True)
         if not encoded:
             return []
         batch = collate(encoded, range(len(encoded)), self.tokenizer.pad_id).to(next(self.parameters()).device)

@@ -40,6 +40,9 @@ class Head(nn.Module):
     keep: which end of a text that is too long (text/cutting.py). windows: how long documents are read (windows.py), or None.
     """
 
+    SEQUENCES = 1               # that a row of a batch holds for it (text/batch.py)
+    how = None                  # of POOLINGS, how it makes one vector of a text's; None: in a way of its own
+
     def __init__(self):
         super().__init__()
         self.keep, self.windows = "head", None
@@ -66,11 +69,18 @@ class Head(nn.Module):
         """(B, T, D) -> (B, C)."""
         return self.classes(self.features(hidden, mask))
 
+    def states(self, backbone, ids, mask, types=None):
+        """ids, mask, types: (B, T) -> hidden (B, T, D) and mask, as `features` reads them. Of a head that pools one token of
+        a row, the body computes no other in its last block: hidden (B, 1, D), a text of one token, and its mask (B, 1)."""
+        if self.how not in ("first", "last"):
+            return backbone.states(ids, mask, types), mask
+        return backbone.states(ids, mask, types, self.how), torch.ones_like(mask[:, :1])
+
     def read(self, backbone, ids, mask, types=None):
         """ids, mask, types: (B, T) -> scores of the classes (B, C)."""
         if self.windows is not None:
             return self.windows.read(self, backbone, ids, mask, types)
-        return self(backbone.states(ids, mask, types), mask)
+        return self(*self.states(backbone, ids, mask, types))
 
     def one_prompt(self, rows, before=0):
         """Texts that begin alike are nothing special to a head (labels.py has a use for it)."""
@@ -84,6 +94,7 @@ class BertHead(Head):
     """BERT's: first token -> dense -> tanh (the "pooler") -> dropout -> classes."""
 
     NAMES = {"bert.pooler.dense": "head.dense", "classifier": "head.out"}
+    how = "first"
 
     def __init__(self, backbone, classes):
         super().__init__()
@@ -93,7 +104,7 @@ class BertHead(Head):
 
     def features(self, hidden, mask):
         """(B, T, D) -> (B, D), what the last linear layer reads."""
-        return torch.tanh(self.dense(pool(hidden, mask, "first")))
+        return torch.tanh(self.dense(pool(hidden, mask, self.how)))
 
     def classes(self, features):
         """(B, D) -> (B, C)."""
@@ -106,7 +117,7 @@ class RobertaHead(BertHead):
     NAMES = {"classifier.dense": "head.dense", "classifier.out_proj": "head.out"}
 
     def features(self, hidden, mask):
-        return torch.tanh(self.dense(self.dropout(pool(hidden, mask, "first"))))
+        return torch.tanh(self.dense(self.dropout(pool(hidden, mask, self.how))))
 
 
 class DebertaHead(BertHead):
@@ -120,13 +131,14 @@ class DebertaHead(BertHead):
         self.activation = ACTIVATIONS[backbone.config["pooler_hidden_act"]]
 
     def features(self, hidden, mask):
-        return self.activation(self.dense(self.pooler_dropout(pool(hidden, mask, "first"))))
+        return self.activation(self.dense(self.pooler_dropout(pool(hidden, mask, self.how))))
 
 
 class ScoreHead(Head):
     """The decoders': last real token, the only one that has seen the whole text -> classes, without a bias."""
 
     NAMES = {"score": "head.out"}
+    how = "last"
 
     def __init__(self, backbone, classes):
         super().__init__()
@@ -134,7 +146,7 @@ class ScoreHead(Head):
 
     def features(self, hidden, mask):
         """(B, T, D) -> (B, D)."""
-        return pool(hidden, mask, "last")
+        return pool(hidden, mask, self.how)
 
     def classes(self, features):
         """(B, D) -> (B, C)."""
@@ -145,9 +157,10 @@ class T5Head(BertHead):
     """T5's: the decoder's state at the end-of-sequence token, the last of every text -> dense -> tanh -> classes."""
 
     NAMES = {"classification_head.dense": "head.dense", "classification_head.out_proj": "head.out"}
+    how = "last"
 
     def features(self, hidden, mask):
-        return torch.tanh(self.dense(self.dropout(pool(hidden, mask, "last"))))
+        return torch.tanh(self.dense(self.dropout(pool(hidden, mask, self.how))))
 
 
 class PooledHead(Head):

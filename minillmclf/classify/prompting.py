@@ -12,7 +12,7 @@ import statistics
 import torch
 
 from ..models import load_backbone
-from ..text.batch import collate, make_batches
+from ..text.batch import collate, make_batches, places, sequences
 from ..text.prompt import Prompt
 from ..text.shots import choose_shots, nearest_shots, shorten_shots
 from ..text.tokenizer import load_tokenizer
@@ -21,6 +21,7 @@ from ..training.metrics import evaluate
 from .calibrate import CONTENT_FREE, Calibration, batch, contextual, temperature
 from .decode import constrained, disagreements
 from .head import pool
+from .swap import averaged, exchanged
 
 SHARE_OF_SHOTS = 0.75      # of the room that a prompt has, at most; the rest is the row's
 
@@ -70,7 +71,7 @@ def with_nearest_shots(model, train, examples, number, folder):
     for example, vector in zip(examples, asked):
         shots, cut = fitting(model, shots_of(model, nearest_shots(known, vector, train, number)))
         model.ask(shots=shots)
-        row, too_long = model.head.lay_out(model.tokenizer, example.texts, model.max_length)
+        row, too_long = model.row(example.texts)
         encoded.append(row)
         shortened, shots_cut = shortened + too_long, shots_cut + (cut > 0)
     model.ask(shots=[])
@@ -111,7 +112,29 @@ def calibrations(scores, free, dev, dev_labels):
 
 
 def read_all(model, encoded, dev, dev_labels, shared_prompt, batch_size):
-    """Every way to read one prompt's answers to encoded rows -> {name: scores (N, C)}, the plain one first."""
+    """Every way to read one prompt's answers to encoded rows -> {name: scores (N, C)}, the plain one first.
+
+    Rows that hold both orders of two answers (swap.py) are read in each of them, as prompts of their own, and averaged.
+    """
+    orders = in_orders(model, encoded, dev, dev_labels)
+    ways = [read_order(model, *order, shared_prompt, batch_size) for order in orders]
+    if len(ways) == 1:
+        return ways[0]
+    return {name: averaged(torch.cat([each[name] for each in ways]), model.labels) for name in ways[0]}
+
+
+def in_orders(model, encoded, dev, dev_labels):
+    """Encoded rows and those of dev with their class numbers, for each order in which the rows hold two answers."""
+    rows, more = (list(zip(*map(sequences, each or []))) for each in (encoded, dev))
+    if len(rows) == 1:
+        return [(encoded, dev, dev_labels)]
+    turned = exchanged(torch.arange(len(model.labels)).unsqueeze(0), model.labels)[0]              # class -> its other side
+    labels = [dev_labels, dev and [int(turned[label]) for label in dev_labels]]
+    return list(zip(rows, more or [dev, dev], labels))
+
+
+def read_order(model, encoded, dev, dev_labels, shared_prompt, batch_size):
+    """The same for rows of one sequence each."""
     sums = model.text_scores(encoded, batch_size)
     free = model.text_scores(content_free(model), batch_size) if shared_prompt else None
     plain = model.head.by_class(sums)
@@ -152,9 +175,11 @@ def spread(found, way):
 
 @torch.inference_mode()
 def decoding_report(model, encoded, examples, beams, batch_size=64, most=5):
-    """Where decoding held to the label texts chooses another text than exact scoring -> lines."""
+    """Where decoding held to the label texts chooses another text than exact scoring -> lines. Of rows that hold both orders
+    of two answers, in the first."""
+    encoded = [sequences(row)[0] for row in encoded]
     sums, choices = model.text_scores(encoded, batch_size), torch.empty(len(encoded), dtype=torch.long)
-    for rows in make_batches([len(ids) for ids, _ in encoded], batch_size):
+    for rows in make_batches(list(map(places, encoded)), batch_size):
         batch = collate(encoded, rows, model.tokenizer.pad_id).to(next(model.parameters()).device)
         ids, mask, _ = model.inputs(batch)
         choices[rows] = constrained(model.backbone, ids, mask, model.head.tree, beams)[0].cpu()

@@ -2,6 +2,8 @@
 
 Here: checks, defaults, and the choice of the class that reads label texts, by where an architecture writes its answer.
 """
+import math
+
 from ..errors import InputError
 from ..text.prompt import Prompt, Template
 from ..text.wordings import default_template, read_label_texts
@@ -9,6 +11,7 @@ from .head import POOLINGS
 from .labels import ENDS, WAYS, LabelReadout, SourceReadout
 from .masks import MaskReadout
 
+UNSAID = 512         # tokens of a text, where neither the model nor its tokenizer says how many it takes
 READOUTS = {"behind": LabelReadout, "apart": SourceReadout, "in place": MaskReadout}      # by Backbone.ANSWERS
 
 
@@ -70,14 +73,21 @@ def build_labels(backbone, tokenizer, labels, readout):
 def read_settings(config, where):
     """What `Classifier.save` wrote into a config.json for us, with defaults for files of others."""
     settings = config.get("minillmclf", {})
-    plain = {"pool": "family", "max_length": None, "readout": {}, "keep": "head", "windows": None, "calibration": None}
+    plain = {"pool": "family", "max_length": None, "readout": {}, "keep": "head", "windows": None, "calibration": None,
+             "preference": {}, "thresholds": None}
     good = isinstance(settings, dict) and set(settings) <= set(plain) and isinstance(settings.get("readout", {}), dict)
     if not good or settings.get("pool") not in (None, "family", *POOLINGS):
         raise InputError(f"{where}: minillmclf = {settings!r:.80} is not known; pool is family, {', '.join(POOLINGS)}")
     problem = config.get("problem_type")
-    if problem not in (None, "single_label_classification"):
-        raise InputError(f"{where}: problem_type {problem!r} is not supported; supported: single_label_classification")
+    if problem not in (None, "single_label_classification", "multi_label_classification"):
+        raise InputError(f"{where}: problem_type {problem!r} is not supported; supported: single_label_classification, "
+                         "multi_label_classification")
     settings = plain | settings
+    several = problem == "multi_label_classification"
+    if settings["thresholds"] is not None and not several:
+        raise InputError(f"{where}: minillmclf has thresholds, which go with problem_type multi_label_classification, not {problem!r}")
+    if several and settings["thresholds"] is None:
+        settings["thresholds"] = [0.5] * len(labels_of(config, where))
     if settings["readout"]:
         try:
             asked = dict(settings["readout"])
@@ -85,6 +95,18 @@ def read_settings(config, where):
         except InputError as error:
             raise InputError(f"{where}: minillmclf: {error}") from None
     return settings | {"pool": settings["pool"] or "family"}
+
+
+def text_length(asked, backbone, tokenizer, folder):
+    """Tokens of a text: as many as were asked for, or, for None, as model and tokenizer take, which the tokenizer remembers.
+
+    Raises InputError for a number that leaves no room for a text, or that the model has no positions for.
+    """
+    highest, least = backbone.max_tokens or math.inf, tokenizer.overhead(True) + 1
+    tokenizer.max_length = min(highest, tokenizer.max_length or backbone.max_tokens or UNSAID)
+    if asked is not None and not (type(asked) is int and least <= asked <= highest):
+        raise InputError(f"max_length {asked!r}: must lie between {least} and the {highest} positions of {folder}")
+    return asked or tokenizer.max_length
 
 
 def check_labels(labels, where="a classifier"):

@@ -108,7 +108,7 @@ class Windows(nn.Module):
         answers = None                               # one tensor: small ones kept from each piece would hold its memory open
         for start in range(0, len(ids), at_once):
             i, m, t = (x if x is None else x[start:start + at_once] for x in (ids, mask, types))
-            piece = compute(backbone.states(i, m, t), m)
+            piece = compute(*head.states(backbone, i, m, t))
             answers = piece.new_empty(len(ids), piece.shape[1]) if answers is None else answers
             answers[start:start + at_once] = piece
         documents = answers.split(counts)                                    # B of (windows, C), or (windows, D) for attention

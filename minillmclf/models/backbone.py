@@ -3,6 +3,7 @@
 A backbone reads token ids and gives one vector for each token. Where its checkpoint has a language-model head, `logits`
 turns such vectors into scores over the vocabulary. It knows nothing of classes: those are read in classify/.
 """
+import torch
 from torch import nn
 
 from ..errors import InputError
@@ -43,9 +44,11 @@ class Backbone(nn.Module):
         super().__init__()
         self.prefix = None      # a module whose cache(B) holds keys and values of `tokens` that stand before every text
 
-    def rows(self, mask):
-        """The rows of a batch, mask (B, T); with a prefix, its keys and values are looked at too."""
-        return Rows(mask) if self.prefix is None else CachedRows(mask, self.prefix.cache(len(mask)))
+    def rows(self, mask, read=None):
+        """The rows of a batch, mask (B, T); with a prefix, its keys and values are looked at too. read: as in `states`."""
+        rows = Rows(mask) if self.prefix is None else CachedRows(mask, self.prefix.cache(len(mask)))
+        rows.read = read
+        return rows
 
     @property
     def room(self):
@@ -77,9 +80,19 @@ class Backbone(nn.Module):
             names, copies = names | dict.fromkeys(copies), {}
         return Table(names, self.TIES | copies, self.SPELLINGS, self.TRANSPOSED, f"{type(self).__name__}.NAMES")
 
-    def states(self, ids, mask, types=None):
-        """The vectors (B, T, D) that a classifier reads; types: (B, T) token types, for families that have them."""
-        return self(ids, mask)
+    def states(self, ids, mask, types=None, read=None):
+        """The vectors (B, T, D) that a classifier reads; types: (B, T) token types, for families that have them.
+
+        read: "first" or "last", if that token of each row is all that is wanted -> (B, 1, D), and the last block goes on
+        with these tokens alone.
+        """
+        return self(ids, mask, read=read)
+
+    def read_by_hand(self, ids, mask, types, read):
+        """What `states` gives with `read`, taken from the states of all tokens. Slower; a test holds the two equal."""
+        real, states = mask.bool(), self.states(ids, mask, types)                        # (B, T), (B, T, D)
+        vectors = [own[at][0 if read == "first" else -1] for own, at in zip(states, real)]
+        return torch.stack(vectors).unsqueeze(1)                                         # (B, 1, D)
 
     def prompt(self, ids, mask):
         """What is read before an answer is written -> ids (B, T), mask (B, T), context; only families that write have it."""
@@ -105,8 +118,8 @@ class Backbone(nn.Module):
 class Decoder(Backbone):
     """What the decoder-only families share: each token sees itself and what stands before it, so text can be continued.
 
-    A family writes `hidden(ids, rows, context=None) -> (N, D)`; rows may also come from a cache (cache.py), context is
-    what an encoder would add.
+    A family writes `hidden(ids, rows, context=None) -> (N, D)`, or (B, D) if the rows say that one token each is read; rows
+    may also come from a cache (cache.py), context is what an encoder would add.
     """
 
     LM_NAMES = {"lm_head": "lm_head"}
@@ -117,10 +130,10 @@ class Decoder(Backbone):
         """The matrix of a language-model head that is not the word embeddings: no bias, no norm."""
         return nn.Linear(self.width, vocabulary, bias=False)
 
-    def forward(self, ids, mask):
-        """ids, mask: (B, T) -> hidden (B, T, D), zeros at padding. mask is 1 where a token is."""
-        rows = self.rows(mask)
-        return rows.spread(self.hidden(ids, rows))
+    def forward(self, ids, mask, read=None):
+        """ids, mask: (B, T) -> hidden (B, T, D), zeros at padding. mask is 1 where a token is. read: as in `states`."""
+        rows = self.rows(mask, read)
+        return rows.read_from(self.hidden(ids, rows))
 
     def prompt(self, ids, mask):
         """What is read before an answer is written -> ids (B, T), mask (B, T), context."""

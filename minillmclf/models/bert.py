@@ -32,10 +32,10 @@ class BertLayer(nn.Module):
         self.heads, self.attention_dropout = c["num_attention_heads"], c["attention_probs_dropout_prob"]
 
     def forward(self, x, rows):
-        """x: (N, D) packed -> (N, D)."""
-        p = self.attention_dropout if self.training else 0.0
-        seen = attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), rows, self.heads, p)      # (N, D)
-        x = self.attention_norm(x + self.dropout(self.o_proj(seen)))
+        """x: (N, D) packed -> (N, D), from the attention on of the tokens that ask."""
+        p, asking = self.attention_dropout if self.training else 0.0, rows.asking(x)
+        seen = attention(self.q_proj(asking), self.k_proj(x), self.v_proj(x), rows, self.heads, p)     # (N, D)
+        x = self.attention_norm(asking + self.dropout(self.o_proj(seen)))
         return self.mlp_norm(x + self.dropout(self.down_proj(self.activation(self.up_proj(x)))))   # (N, D)
 
 
@@ -57,8 +57,8 @@ class MaskedLMHead(nn.Module):
 class Encoder(Backbone):
     """What the encoders share: token types, and a masked-LM head whose last matrix is the word embeddings."""
 
-    def states(self, ids, mask, types=None):
-        return self(ids, mask, types)
+    def states(self, ids, mask, types=None, read=None):
+        return self(ids, mask, types, read)
 
     def vocabulary(self):
         """(V, D), what the masked-LM head ends in: the word embeddings."""
@@ -149,16 +149,16 @@ class Bert(Encoder):
         x = x + self.position_embeddings(rows.positions + self.position_offset)
         return self.dropout(self.embedding_norm(x))
 
-    def forward(self, ids, mask, types=None):
+    def forward(self, ids, mask, types=None, read=None):
         """ids, mask, types: (B, T) -> hidden (B, T, D), zeros at padding. mask is 1 where a token is.
 
-        types: 0 for the first text of a pair, 1 for the second; None means all 0.
+        types: 0 for the first text of a pair, 1 for the second; None means all 0. read: as in `states`.
         """
-        rows = self.rows(mask)
+        rows = self.rows(mask, read)
         x = self.embed(ids, rows, types)                                                            # (N, D)
-        for layer in self.layers:
-            x = layer(x, rows)
-        return rows.spread(x)                                                                       # (B, T, D)
+        for layer, at in rows.through(self.layers):
+            x = layer(x, at)
+        return rows.read_from(x)                                                                    # (B, T, D)
 
 
 class Roberta(Bert):

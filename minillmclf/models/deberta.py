@@ -53,10 +53,11 @@ def table_row(offset, buckets, most):
 def disentangled_attention(q, k, v, position_k, position_q, column, rows, heads, dropout):
     """Attention with scores for words and for offsets, each token over the real tokens of its own row.
 
-    q, k, v: (N, H*d) packed. position_k, position_q: (P, H*d), the keys and queries of the P offsets in use; None: this
-    model has no such score. column: (B or 1, T, S), which of the P it is for query and key. -> (N, H*d).
+    q, k, v: (N, H*d) packed, q of the tokens that ask. position_k, position_q: (P, H*d), the keys and queries of the P
+    offsets in use; None: this model has no such score. column: (B or 1, T, S), which of the P it is for query and key.
+    -> (N, H*d).
     """
-    q, k, v = (split_heads(x, rows, heads) for x in (q, k, v))                           # (B, H, T, d)
+    q, (k, v) = split_heads(q, rows, heads), (split_heads(x, rows.whole, heads) for x in (k, v))       # (B, H, T, d)
     k, v = rows.recall(k, v)                                                             # (B, H, S, d)
     terms = 1 + (position_k is not None) + (position_q is not None)
     scale = 1 / math.sqrt(q.shape[-1] * terms)
@@ -116,11 +117,11 @@ class DebertaLayer(BertLayer):
 
     def forward(self, x, rows, table, column):
         """x: (N, D) packed, table: (P, D) the offsets in use, column: (B or 1, T, S) -> (N, D)."""
-        p = self.attention_dropout if self.training else 0.0
+        p, asking = self.attention_dropout if self.training else 0.0, rows.asking(x)
         position_k, position_q = self.project(self.dropout(table))                            # (P, D), for all rows
-        seen = disentangled_attention(self.q_proj(x), self.k_proj(x), self.v_proj(x),         # the change from BERT
+        seen = disentangled_attention(self.q_proj(asking), self.k_proj(x), self.v_proj(x),    # the change from BERT
                                       position_k, position_q, column, rows, self.heads, p)    # (N, D)
-        x = self.attention_norm(x + self.dropout(self.o_proj(seen)))
+        x = self.attention_norm(asking + self.dropout(self.o_proj(seen)))
         return self.mlp_norm(x + self.dropout(self.down_proj(self.activation(self.up_proj(x)))))   # (N, D)
 
 
@@ -228,24 +229,24 @@ class Deberta(Encoder):
         -> (P, D), normalised, and (B or 1, T, S) of numbers below P. The distances of all pairs are only 2L - 1 for a
         longest text of L tokens, fewer if buckets join them; more with a prefix, whose tokens stand before the text.
         """
-        least, most, device = 1 - int(rows.lengths.max()), int(rows.positions.max()), rows.grid.device
+        least, most, device = 1 - int(rows.whole.lengths.max()), int(rows.positions.max()), rows.grid.device
         # On the CPU, so that one and the same logarithm chooses the buckets wherever the model is.
         needed = table_row(torch.arange(least, most + 1, device="cpu"), self.buckets, self.most)     # (2L - 1,)
         needed, column = (x.to(device) for x in needed.unique(return_inverse=True))                  # (P,), (2L - 1,)
         behind = rows.behind().clamp(min=least)             # a padded query before its text may be farther from the end
         return self.rel_norm(self.rel_embeddings(needed)), column[behind - least]
 
-    def forward(self, ids, mask, types=None):
+    def forward(self, ids, mask, types=None, read=None):
         """ids, mask, types: (B, T) -> hidden (B, T, D), zeros at padding. mask is 1 where a token is.
 
-        types: as in BERT; a model with type_vocab_size 0, as all of v3, has no use for them.
+        types: as in BERT; a model with type_vocab_size 0, as all of v3, has no use for them. read: as in `states`.
         """
-        rows = self.rows(mask)
-        x = self.embed(ids, rows, types)                                                            # (N, D)
-        table, column = self.offsets(rows)
-        for layer in self.layers:
-            x = layer(x, rows, table, column)
-        return rows.spread(x)                                                                       # (B, T, D)
+        rows = self.rows(mask, read)
+        x, offsets = self.embed(ids, rows, types), self.offsets(rows)                               # (N, D)
+        for layer, at in rows.through(self.layers):
+            offsets = offsets if at is rows else self.offsets(at)       # to one token of a row: about half as many
+            x = layer(x, at, *offsets)
+        return rows.read_from(x)                                                                    # (B, T, D)
 
 
 def check_config(c, where):

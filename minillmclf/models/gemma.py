@@ -20,7 +20,7 @@ from torch import nn
 from ..errors import InputError
 from .backbone import whole_numbers
 from .config import choose
-from .layers import merge_heads, root_mean_square_norm
+from .layers import heads_of, merge_heads, root_mean_square_norm
 from .llama import Llama, LlamaLayer
 from .rotary import ROPE_KEYS, angles, read_two_ropes, rotate
 
@@ -52,8 +52,7 @@ def capped_attention(q, k, v, rows, window, dropout, scale, cap):
 
     q: (N, H, d), k and v: (N, K, d) packed -> (N, H*d). Written out, for the fused attention of torch has no cap.
     """
-    q, k, v = (rows.spread(x).transpose(1, 2) for x in (q, k, v))                     # (B, H or K, T, d)
-    k, v = rows.recall(k, v)                                                          # (B, K, S, d)
+    q, k, v = heads_of(q, k, v, rows)                                                 # (B, H, T, d), (B, K, S, d)
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))     # (B, H, S, d)
     scores = soft_cap(q @ k.transpose(-2, -1) * scale, cap)                           # (B, H, T, S)
     scores = scores.masked_fill(~rows.causal(window), -math.inf)
@@ -105,11 +104,11 @@ class Gemma2Layer(LlamaLayer):
 
     def attend(self, x, rows, turn):
         p = self.attention_dropout if self.training else 0.0
-        return self.o_proj(capped_attention(*self.heads(x, turn), rows, self.window, p, self.scale, self.cap))
+        return self.o_proj(capped_attention(*self.heads(x, rows, turn), rows, self.window, p, self.scale, self.cap))
 
     def forward(self, x, rows, turn):
-        """x: (N, D) packed -> (N, D)."""
-        x = x + self.attention_post_norm(self.attend(self.attention_norm(x), rows, turn))
+        """x: (N, D) packed -> (N, D), from the attention on of the tokens that ask."""
+        x = rows.asking(x) + self.attention_post_norm(self.attend(self.attention_norm(x), rows, turn))
         return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
 
 
@@ -165,9 +164,9 @@ class Gemma3Layer(Gemma2Layer):
         super().__init__(c, norm, window, scale)
         self.q_norm, self.k_norm = (norm(c["head_dim"], c["rms_norm_eps"]) for _ in range(2))
 
-    def heads(self, x, turn):
-        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        return rotate(self.q_norm(q), *turn), rotate(self.k_norm(k), *turn), v     # differs: the two norms
+    def heads(self, x, rows, turn):
+        q, k, v = self.project(x, rows)
+        return rotate(self.q_norm(q), *map(rows.asking, turn)), rotate(self.k_norm(k), *turn), v   # differs: the two norms
 
     attend = LlamaLayer.attend                    # differs: nothing to cap, so the fused attention serves
 
@@ -222,6 +221,6 @@ class Gemma3(Gemma2):
     def hidden(self, ids, rows, context=None):
         x, c = self.embed(ids, rows), self.config                                     # (N, D)
         turns = {kind: angles(rope, c["head_dim"], rows.positions, x.dtype) for kind, rope in c["rope"].items()}
-        for layer, kind in zip(self.layers, c["layer_types"]):
-            x = layer(x, rows, turns[kind])                               # differs: two rotations
+        for (layer, at), kind in zip(rows.through(self.layers), c["layer_types"]):
+            x = layer(x, at, turns[kind])                                 # differs: two rotations
         return self.final_norm(x)

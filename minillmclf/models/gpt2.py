@@ -34,10 +34,11 @@ class GPT2Layer(nn.Module):
             self.scale = self.scale / (number + 1)
 
     def forward(self, x, rows):
-        """x: (N, D) packed -> (N, D)."""
+        """x: (N, D) packed -> (N, D), from the attention on of the tokens that ask."""
         p = self.attention_dropout if self.training else 0.0
         q, k, v = self.qkv_proj(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).unbind(1)    # (N, H, d)
-        x = x + self.dropout(self.o_proj(causal_attention(q, k, v, rows, dropout=p, scale=self.scale)))
+        seen = causal_attention(rows.asking(q), k, v, rows, dropout=p, scale=self.scale)               # (N, D)
+        x = rows.asking(x) + self.dropout(self.o_proj(seen))
         return x + self.dropout(self.down_proj(self.activation(self.up_proj(self.mlp_norm(x)))))       # (N, D)
 
 
@@ -97,6 +98,6 @@ class GPT2(Decoder):
         """ids (B, T) and their rows -> (N, D) packed. Positions count real tokens, wherever the padding stands."""
         self.check_length(rows)
         x = self.dropout(self.word_embeddings(rows.pack(ids)) + self.position_embeddings(rows.positions))   # (N, D)
-        for layer in self.layers:
-            x = layer(x, rows)
+        for layer, at in rows.through(self.layers):
+            x = layer(x, at)
         return self.final_norm(x)

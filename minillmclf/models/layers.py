@@ -7,6 +7,9 @@ the whole batch, H heads, K heads of keys and values, d width of a head, D width
 MLPs then see real tokens only, so padding can neither leak into a result nor cost time. Attention alone needs rows: it
 spreads q, k, v out to (B, H, T, d) and packs its result again.
 
+A classifier often reads one token of a text, the first or the last. Then all that follows the last attention is needed at
+that token alone: the last block works on `OneEach`, whose queries are one a row and whose keys are still all tokens.
+
 Attention: Vaswani et al. 2017, "Attention Is All You Need", section 3.2. Heads that share keys and values: Ainslie et
 al. 2023 (GQA). RMSNorm: Zhang and Sennrich 2019.
 """
@@ -32,6 +35,8 @@ class Rows:
 
     mask: (B, T), 1 or True where a token is; padding may stand on either side. A row without any token is an error.
     """
+
+    read = None                 # which token of a row is read behind the last block, "first" or "last"; None: all
 
     def __init__(self, mask):
         self.mask = mask.bool()                                   # (B, T)
@@ -85,6 +90,49 @@ class Rows:
         """
         return k, v
 
+    def through(self, layers):
+        """Each block and the rows that it works on: these, but the last block on `OneEach` if one token a row is read."""
+        for number, layer in enumerate(layers, 1):
+            yield layer, OneEach(self) if self.read and number == len(layers) else self
+
+    def asking(self, x):
+        """(N, ...) -> the tokens that ask and go on to the next block: here all."""
+        return x
+
+    @property
+    def whole(self):
+        """The rows that hold the keys and values: here the same."""
+        return self
+
+    def read_from(self, x):
+        """What the last block gives -> (B, T, ...), or (B, 1, ...) if one token a row is read."""
+        return self.spread(x) if self.read is None else x.unsqueeze(1)
+
+
+class OneEach(Rows):
+    """Rows of which one token each goes on: queries are (B, 1), keys and values still those of the whole rows, (B, S).
+
+    whole: Rows that say in `read` which token it is. Exact, since a block mixes tokens in its attention alone.
+    """
+
+    whole = None
+
+    def __init__(self, whole):
+        super().__init__(whole.mask.new_ones(len(whole.mask), 1))                 # of one token, and no padding
+        back = {"first": whole.lengths, "last": 1}[whole.read]
+        self.chosen = whole.lengths.cumsum(0) - back                              # (B,) which of the N tokens
+        self.positions = whole.positions[self.chosen]                             # (B,)
+        self.grid = self.positions.unsqueeze(1)                                   # (B, 1)
+        self.whole, self.alike = whole, whole.alike
+        self.key_mask, self.key_real, self.key_grid = whole.key_mask, whole.key_real, whole.key_grid
+
+    def asking(self, x):
+        """(N, ...) -> (B, ...)."""
+        return x.index_select(0, self.chosen)
+
+    def recall(self, k, v):
+        return self.whole.recall(k, v)
+
 
 def refuse_empty(mask):
     """InputError if a row of the mask (B, T) holds no token: every later answer about it would be made up."""
@@ -106,9 +154,10 @@ def merge_heads(x, rows):
 def attention(q, k, v, rows, heads, dropout):
     """softmax(q k^T / sqrt(d)) v, each token over the real tokens of its own row.
 
-    q, k, v: (N, H*d) packed. dropout: probability on the attention weights, 0.0 outside training. -> (N, H*d).
+    q, k, v: (N, H*d) packed, q of the tokens that ask. dropout: probability on the attention weights, 0.0 outside training.
+    -> (N, H*d).
     """
-    q, k, v = (split_heads(x, rows, heads) for x in (q, k, v))                        # (B, H, T, d)
+    q, (k, v) = split_heads(q, rows, heads), (split_heads(x, rows.whole, heads) for x in (k, v))      # (B, H, T, d)
     k, v = rows.recall(k, v)                                                          # (B, H, S, d)
     return merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=rows.key_mask, dropout_p=dropout), rows)
 
@@ -121,14 +170,19 @@ def attention_by_hand(q, k, v, rows, heads):
     return merge_heads(scores.softmax(-1) @ v, rows)                                  # (N, H*d)
 
 
+def heads_of(q, k, v, rows):
+    """Packed heads (N, H or K, d) -> q (B, H, T, d), and all k and v that it looks at, (B, K, S, d) each."""
+    q, k, v = (at.spread(x).transpose(1, 2) for at, x in ((rows, q), (rows.whole, k), (rows.whole, v)))
+    return q, *rows.recall(k, v)
+
+
 def causal_attention(q, k, v, rows, window=math.inf, dropout=0.0, scale=None):
     """As `attention`, but a token sees only itself and the window - 1 tokens before it.
 
-    q: (N, H, d), k and v: (N, K, d) packed; with K < H, each H/K query heads in turn share a head of keys and values.
-    scale: what q k^T is multiplied with, default 1 / sqrt(d). -> (N, H*d).
+    q: (N, H, d), k and v: (N, K, d) packed, q of the tokens that ask; with K < H, each H/K query heads in turn share a head
+    of keys and values. scale: what q k^T is multiplied with, default 1 / sqrt(d). -> (N, H*d).
     """
-    q, k, v = (rows.spread(x).transpose(1, 2) for x in (q, k, v))                     # (B, H or K, T, d)
-    k, v = rows.recall(k, v)                                                          # (B, K, S, d)
+    q, k, v = heads_of(q, k, v, rows)                                                 # (B, H, T, d), (B, K, S, d)
     seen = F.scaled_dot_product_attention(q, k, v, attn_mask=rows.causal(window), dropout_p=dropout, scale=scale,
                                           enable_gqa=q.shape[1] != k.shape[1])
     return merge_heads(seen, rows)

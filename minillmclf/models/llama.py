@@ -33,23 +33,28 @@ class LlamaLayer(nn.Module):
         self.activation = ACTIVATIONS[c["hidden_act"]]
         self.head_dim, self.window, self.scale, self.attention_dropout = d, window, scale, c["attention_dropout"]
 
-    def heads(self, x, turn):
-        """x: (N, D) -> q (N, H, d), k and v (N, K, d), q and k rotated. turn: cosines and sines of the positions."""
-        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        return rotate(q, *turn), rotate(k, *turn), v
+    def project(self, x, rows):
+        """x: (N, D) -> q (N, H, d) of the tokens that ask, k and v (N, K, d) of all."""
+        each = (self.q_proj, rows.asking(x)), (self.k_proj, x), (self.v_proj, x)
+        return (proj(x).unflatten(-1, (-1, self.head_dim)) for proj, x in each)
+
+    def heads(self, x, rows, turn):
+        """x: (N, D) -> q, k and v as of `project`, q and k rotated. turn: cosines and sines of the positions."""
+        q, k, v = self.project(x, rows)
+        return rotate(q, *map(rows.asking, turn)), rotate(k, *turn), v
 
     def attend(self, x, rows, turn):
         """(N, D) -> (N, D)."""
         p = self.attention_dropout if self.training else 0.0
-        return self.o_proj(causal_attention(*self.heads(x, turn), rows, self.window, p, self.scale))
+        return self.o_proj(causal_attention(*self.heads(x, rows, turn), rows, self.window, p, self.scale))
 
     def mlp(self, x):
         """(N, D) -> (N, D)."""
         return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
 
     def forward(self, x, rows, turn):
-        """x: (N, D) packed -> (N, D)."""
-        x = x + self.attend(self.attention_norm(x), rows, turn)
+        """x: (N, D) packed -> (N, D), from the attention on of the tokens that ask."""
+        x = rows.asking(x) + self.attend(self.attention_norm(x), rows, turn)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -136,8 +141,8 @@ class Llama(Decoder):
         """ids (B, T) and their rows -> (N, D) packed."""
         x = self.embed(ids, rows)                                                                       # (N, D)
         turn = angles(self.config["rope"], self.config["head_dim"], rows.positions, x.dtype)            # 2 x (N, 1, d/2)
-        for layer in self.layers:
-            x = layer(x, rows, turn)
+        for layer, at in rows.through(self.layers):
+            x = layer(x, at, turn)
         return self.final_norm(x)
 
 

@@ -78,10 +78,10 @@ class T5Layer(nn.Module):
         self.activation = ACTIVATIONS[c["dense_act_fn"]]
 
     def attend(self, x, rows, bias):
-        """Self-attention, added: (N, D) -> (N, D)."""
+        """Self-attention of the tokens that ask, added: (N, D) -> (N, D)."""
         seen = self.attention_norm(x)
-        k, v = rows.recall(*self.attention.keys(seen, rows))                          # (B, H, S, d)
-        return x + self.dropout(self.attention(seen, rows, k, v, bias))
+        k, v = rows.recall(*self.attention.keys(seen, rows.whole))                    # (B, H, S, d)
+        return rows.asking(x) + self.dropout(self.attention(rows.asking(seen), rows, k, v, bias))
 
     def expand(self, x):
         """What the MLP holds inside: (N, D) -> (N, F)."""
@@ -162,8 +162,9 @@ class DecoderStack(EncoderStack):
         """x: (N, D) packed; sources: a (k, v) for each block; source_mask: (B, 1, 1, S) or None. -> (N, D)."""
         x, bias = self.dropout(x), self.bias(rows)
         unseen = None if source_mask is None else x.new_zeros(source_mask.shape).masked_fill(~source_mask, -math.inf)
-        for layer, source in zip(self.layers, sources, strict=True):
-            x = layer(x, rows, bias, source, unseen)
+        for (layer, at), source in zip(rows.through(self.layers), sources, strict=True):
+            bias = bias if at is rows else self.bias(at)                              # of one token of a row
+            x = layer(x, at, bias, source, unseen)
         return self.dropout(self.final_norm(x))
 
 
@@ -296,14 +297,15 @@ class T5(Backbone):
         """Target ids (B, T), their rows, a source's context -> (N, D) packed."""
         return self.decoder(self.embed(ids, rows), rows, *context)
 
-    def decode(self, decoder_ids, decoder_mask, memory, memory_mask):
-        """Target (B, T), memory (B, S, D) and its mask (B, S) -> (B, T, D), zeros at padding."""
-        rows = self.rows(decoder_mask)
-        return rows.spread(self.hidden(decoder_ids, rows, self.context(memory, memory_mask)))
+    def decode(self, decoder_ids, decoder_mask, memory, memory_mask, read=None):
+        """Target (B, T), memory (B, S, D) and its mask (B, S) -> (B, T, D), zeros at padding. read: as in `states`."""
+        rows = self.rows(decoder_mask, read)
+        return rows.read_from(self.hidden(decoder_ids, rows, self.context(memory, memory_mask)))
 
-    def forward(self, ids, mask, decoder_ids, decoder_mask):
-        """Source ids and mask (B, S), target ids and mask (B, T), the target shifted right -> (B, T, D)."""
-        return self.decode(decoder_ids, decoder_mask, self.encode(ids, mask), mask)
+    def forward(self, ids, mask, decoder_ids, decoder_mask, read=None):
+        """Source ids and mask (B, S), target ids and mask (B, T), the target shifted right -> (B, T, D). read: as
+        in `states`."""
+        return self.decode(decoder_ids, decoder_mask, self.encode(ids, mask), mask, read)
 
     def shift_right(self, ids, mask):
         """What the decoder reads to write a text: each token moves a place to the right, the start token goes first.
@@ -314,9 +316,9 @@ class T5(Backbone):
         before = rows.pack(ids).roll(1)                                               # (N,)
         return rows.spread(before.masked_fill(rows.positions == 0, self.config["decoder_start_token_id"]))
 
-    def states(self, ids, mask, types=None):
+    def states(self, ids, mask, types=None, read=None):
         """What a classifier reads, (B, T, D): the decoder's states, where source and target are the same text."""
-        return self(ids, mask, self.shift_right(ids, mask), mask)
+        return self(ids, mask, self.shift_right(ids, mask), mask, read)
 
     def logits(self, hidden):
         """hidden (..., D) -> scores over the vocabulary (..., V)."""

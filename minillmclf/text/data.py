@@ -1,7 +1,8 @@
 """Labelled data: a CSV, TSV or JSONL file, a folder of them, or a bundled name -> a Dataset of Examples.
 
 Here: strict reading (UTF-8; RFC 4180 quoting for CSV and TSV; one JSON object per line for JSONL), label names and
-their order, train / dev / test. Not here: tokens (tokenizer.py), batches (batch.py), the report (doctor.py).
+their order, one label a row or several, train / dev / test. Not here: tokens (tokenizer.py), batches (batch.py), the
+report (doctor.py).
 
 Three rules: a class is its *name*, for two files rarely number classes alike; a row that cannot be read is an error
 with its line, never a row that is dropped; nothing is taken from test: a missing dev split is carved out of train.
@@ -11,6 +12,7 @@ import hashlib
 import io
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +28,7 @@ BUNDLED = Path(__file__).resolve().parent.parent / "datasets"
 class Example:
     """One row: its texts (one, or several judged together), its label name, and the line where it starts."""
     texts: tuple[str, ...]
-    label: str | None             # None where the file has no label column (prediction)
+    label: str | None             # None where the file has no label column (prediction); of several: "a|b" (`label_set`)
     row: int                      # line of the source file, 1-based, the header being line 1
 
 
@@ -40,6 +42,7 @@ class Dataset:
     labels: list[str]             # the classes of train in natural order: a place in this list is a class number
     columns: tuple[str, ...]      # the text columns that were read
     source: dict                  # for run.json: path, sha256 per file, split ("column", "files", "random"), seed
+    several: bool = False         # may a row have several labels, or none? Then an Example's label is as of `label_set`
 
 
 @dataclass(frozen=True)
@@ -109,15 +112,16 @@ def _read_jsonl(text: str, path: Path):
     return list(dict.fromkeys(key for _, record in rows for key in record)), rows
 
 
-def read_examples(path, text_columns=None, label_column=None, need_labels=True) -> list[Example]:
+def read_examples(path, text_columns=None, label_column=None, need_labels=True, several=False) -> list[Example]:
     """All rows of one file, in file order; empty texts are allowed.
 
     text_columns: "a,b" or a sequence of names; by default those of LAYOUTS, the first of which it has one. label_column: by default
-    `label`, else `winner`. need_labels=False: a file without that column gives label None. Raises InputError.
+    `label`, else `winner`. need_labels=False: a file without that column gives label None. several: as of `load_data`.
+    Raises InputError.
     """
     table = read_table(Path(path))
     label_column = label_column or usual_label(table)
-    return _examples(table, _choose_columns(table, text_columns, label_column, need_labels), label_column)
+    return _examples(table, _choose_columns(table, text_columns, label_column, need_labels), label_column, several)
 
 
 def usual_texts(table: Table) -> tuple[str, ...]:
@@ -149,12 +153,12 @@ def _choose_columns(table: Table, text_columns, label_column: str, need_labels: 
     return columns
 
 
-def _examples(table: Table, columns: tuple[str, ...], label_column: str) -> list[Example]:
-    labelled, examples = label_column in table.columns, []
+def _examples(table: Table, columns: tuple[str, ...], label_column: str, several=False) -> list[Example]:
+    labelled, examples, read = label_column in table.columns, [], label_set if several else label_name
     for row, record in table.rows:
         where = f"{table.path}, line {row}: column"
         texts = tuple(_text(record.get(name), f"{where} '{name}'") for name in columns)
-        label = label_name(record.get(label_column), f"{where} '{label_column}'") if labelled else None
+        label = read(record.get(label_column), f"{where} '{label_column}'") if labelled else None
         examples.append(Example(texts, label, row))
     return examples
 
@@ -177,6 +181,31 @@ def label_name(value, where: str) -> str:
     return _text(value.strip(), where)
 
 
+def label_set(value, where: str) -> str:
+    """The labels of a row that may have several, as one text: names in natural order, bars between, "" for none.
+
+    "b | a" -> "a|b"; of a JSONL file also ["b", "a"] -> "a|b", and [] -> "". An InputError begins with `where`.
+    """
+    if value is None:
+        raise InputError(f'{where} must hold labels, found null: write "a|b" or ["a", "b"], and "" or [] for a row without any')
+    cell = isinstance(value, str)
+    names = (value.split("|") if value.strip() else []) if cell else value if isinstance(value, list) else [value]
+    if cell and not all(name.strip() for name in names):
+        raise InputError(f"{where} has an empty name beside a bar, {value[:40]!r}: write a name on both sides of each bar")
+    names = [label_name(name, where) for name in names]
+    for name in names:
+        if "|" in name:
+            raise InputError(f"{where} has the label {name!r}, but a bar stands between names: write each as an item of its own")
+        if names.count(name) > 1:
+            raise InputError(f"{where} names {name!r} twice: write each label of a row once")
+    return "|".join(natural_order(names))
+
+
+def names_in(label: str) -> list[str]:
+    """The names in what `label_set` makes: "a|b" -> ["a", "b"], "" -> []."""
+    return label.split("|") if label else []
+
+
 def natural_order(labels) -> list[str]:
     """Numbers by value, then other names without regard to case: {"10", "b", "2", "A"} -> ["2", "10", "A", "b"]."""
     def key(label):
@@ -185,12 +214,15 @@ def natural_order(labels) -> list[str]:
     return sorted(labels, key=key)
 
 
-def load_data(path_or_name, text_columns=None, label_column=None, seed=0) -> Dataset:
+def load_data(path_or_name, text_columns=None, label_column=None, seed=0, several=False) -> Dataset:
     """Read labelled data with its splits; columns as in `read_examples`.
 
     path_or_name: a file, split by its column `split` or else 80/10/10 by `seed` (see `hold_out`); a folder with
     train.*, and perhaps dev.* (validation.*, valid.*) and test.*; or the name of a bundled set. A missing dev split
     is carved out of train, a missing test split is []. InputError also for an empty text or a class train has not.
+
+    several: a label cell names any number of classes, none too: "a|b", in JSONL also ["a", "b"]. Otherwise "a|b" is the
+    name of one class.
     """
     path = _find(path_or_name)
     tables = _folder_tables(path) if path.is_dir() else {None: read_table(path)}
@@ -199,21 +231,22 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0) -> Dat
     parts = {"train": [], "dev": [], "test": []}
     for file_split, table in tables.items():                       # train is the first: the others need its columns
         text_columns = _choose_columns(table, text_columns, label_column, True)
-        examples = _examples(table, text_columns, label_column)
+        examples = _examples(table, text_columns, label_column, several)
         _refuse_empty(table.path, examples, text_columns)
         for example, split in zip(examples, _row_splits(table, file_split)):
             parts[split].append(example)
     if dev_from_train := not parts["dev"]:
-        parts |= hold_out(parts["train"], ("dev", "test") if kind == "random" else ("dev",), seed)
+        parts |= hold_out(parts["train"], ("dev", "test") if kind == "random" else ("dev",), seed, several)
     if not parts["train"] or not parts["dev"]:
         raise InputError(f"{path}: {len(parts['train'])} train and {len(parts['dev'])} dev rows, where both are "
                          "needed: add rows of each class with different texts, or mark their split")
-    labels = natural_order({example.label for example in parts["train"]})
-    _check_labels(parts, labels, {split: tables.get(split, tables.get(None)) for split in parts})
+    names = names_in if several else lambda label: [label]
+    labels = natural_order({name for example in parts["train"] for name in names(example.label)})
+    _check_labels(parts, labels, {split: tables.get(split, tables.get(None)) for split in parts}, names)
     source = {"path": str(path_or_name), "sha256": {table.path.name: table.sha256 for table in tables.values()},
               "split": kind, "seed": seed, "dev_from_train": dev_from_train}
     name = path.resolve().name if path.is_dir() else path.stem
-    return Dataset(name, parts["train"], parts["dev"], parts["test"], labels, text_columns, source)
+    return Dataset(name, parts["train"], parts["dev"], parts["test"], labels, text_columns, source, several)
 
 
 def _find(path_or_name) -> Path:
@@ -258,15 +291,16 @@ def text_key(texts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(" ".join(text.casefold().split()) for text in texts)
 
 
-def hold_out(examples, names, seed) -> dict[str, list[Example]]:
+def hold_out(examples, names, seed, several=False) -> dict[str, list[Example]]:
     """Take a tenth of the texts of each class for each split in `names`; the rest is "train".
 
     Texts are ordered by sha256(seed, text): the rows' order plays no part, and equal texts fall in one split. Of a
-    class with no more texts than `names` all stay in train. A text with two labels counts as of a class of its own.
+    class with no more texts than `names` all stay in train. A text whose rows have different labels counts as of a class
+    of its own; a row with `several` labels as of the rarest of them.
     """
     labels, classes, place = {}, {}, {}
-    for example in examples:                                       # text -> the labels that it carries
-        labels.setdefault(text_key(example.texts), set()).add(example.label)
+    for example, label in zip(examples, _rarest(examples) if several else [example.label for example in examples]):
+        labels.setdefault(text_key(example.texts), set()).add(label)           # text -> the labels that it carries
     for text, its_labels in labels.items():                        # labels -> the texts that carry just these
         classes.setdefault(frozenset(its_labels), []).append(text)
     for texts in classes.values():                                 # text -> the split that takes it out of train
@@ -278,6 +312,13 @@ def hold_out(examples, names, seed) -> dict[str, list[Example]]:
     for example in examples:
         parts[place.get(text_key(example.texts), "train")].append(example)
     return parts
+
+
+def _rarest(examples) -> list[str]:
+    """Of each row's several labels the one that the fewest rows have, for a share of it is the easiest to miss (Sechidis
+    et al. 2011, "On the Stratification of Multi-label Data", begin with it too); "" for a row without labels."""
+    counts = Counter(name for example in examples for name in names_in(example.label))
+    return [min(names_in(example.label), key=lambda name: (counts[name], name), default="") for example in examples]
 
 
 def _refuse_empty(path: Path, examples, columns) -> None:
@@ -295,11 +336,13 @@ def refuse_blank(path, examples) -> None:
         raise InputError(f"{path}: {len(rows)} empty texts (line {', '.join(rows[:10])}): remove or fill them")
 
 
-def _check_labels(parts, labels, tables) -> None:
+def _check_labels(parts, labels, tables, names) -> None:
+    if not labels:
+        raise InputError(f"{tables['train'].path}: no train row has a label: name classes in its label column")
     if len(labels) < 2:
         raise InputError(f"{tables['train'].path}: train has one class only ({labels[0]!r}): add rows of another")
     for split, example in ((split, example) for split in parts for example in parts[split]):
-        if example.label not in labels:
+        for foreign in set(names(example.label)) - set(labels):
             known = ", ".join(map(repr, labels[:20])) + f" and {len(labels) - 20} more" * (len(labels) > 20)
-            raise InputError(f"{tables[split].path}, line {example.row}: {split} has the label {example.label!r}, "
+            raise InputError(f"{tables[split].path}, line {example.row}: {split} has the label {foreign!r}, "
                              f"train has not (only {known}): correct it, or add train rows of it")

@@ -2,13 +2,14 @@
 
 Here: sizes, balance, repeated and leaked texts, lengths and truncation, each fault with its remedy. Not here: what
 makes a file unreadable (data.py). Texts count as the same when they are equal but for case and white space
-(`data.text_key`). A text that comes again with another label is counted apart: at most one label is right.
+(`data.text_key`). A text that comes again with another label is counted apart: at most one label is right. Where a row may
+have several labels, each is counted, and another label means another set.
 """
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass
 
-from minillmclf.text.data import Dataset, text_key
+from minillmclf.text.data import Dataset, names_in, text_key
 
 SPLITS = ("train", "dev", "test")
 UNBALANCED = 5                    # warn where the largest class of train has more than this times the smallest
@@ -32,6 +33,8 @@ class Report:
     max_length: int | None
     truncated: dict               # per split: rows longer than max_length; {} where max_length is None
     warnings: list                # a sentence per fault, with its remedy
+    cardinality: dict             # several labels a row: split -> mean labels a row; {} where each row has one
+    unlabelled: dict              # several labels a row: per split, rows without any; {} where each row has one
 
     def as_dict(self) -> dict:
         """The report as plain dicts, lists, numbers and strings: ready for JSON."""
@@ -47,6 +50,9 @@ class Report:
             counts[f"{self.unit}, {mark}"] = {s: marks[mark] for s, marks in self.lengths.items()}
         if self.max_length is not None:
             counts[f"over {self.max_length} {self.unit}: truncated"] = self.truncated
+        if self.unlabelled:
+            counts |= {"without a label": self.unlabelled,
+                       "labels a row, mean": {s: f"{mean:.2f}" for s, mean in self.cardinality.items()}}
         rows = [["rows", *SPLITS]] + [[name, *(n.get(s, "-") for s in SPLITS)] for name, n in counts.items()]
         ratio = "unknown" if self.imbalance is None else f"{self.imbalance:.1f}"
         lines = [f"data set {_ascii(self.name)}, split by {self.split}", "", *_aligned(classes), ""]
@@ -80,7 +86,8 @@ def examine(dataset: Dataset, lengths=None, max_length=None, setting="max_length
     for s, numbers in lengths.items():
         if len(numbers) != len(splits[s]):
             raise ValueError(f"lengths['{s}'] has {len(numbers)} numbers for {len(splits[s])} rows")
-    by_label = {s: Counter(e.label for e in splits[s]) for s in SPLITS}
+    sets = {s: [names_in(e.label) if dataset.several else [e.label] for e in splits[s]] for s in SPLITS}
+    by_label = {s: Counter(name for names in sets[s] for name in names) for s in SPLITS}
     classes = {label: {s: by_label[s][label] for s in SPLITS} for label in dataset.labels}
     for n in classes.values():
         n["share"] = n["train"] / max(1, len(dataset.train))
@@ -94,7 +101,10 @@ def examine(dataset: Dataset, lengths=None, max_length=None, setting="max_length
         shared={f"{a}/{b}": _shared(texts[a], texts[b]) for a, b in (SPLITS[:2], SPLITS[::2], SPLITS[1:])},
         empty={s: sum(not all(text.strip() for text in e.texts) for e in splits[s]) for s in SPLITS},
         lengths={s: _percentiles(numbers) for s, numbers in lengths.items() if len(numbers)},
-        unit=unit, max_length=max_length, truncated={}, warnings=[])
+        unit=unit, max_length=max_length, truncated={}, warnings=[], cardinality={}, unlabelled={})
+    if dataset.several:
+        report.cardinality = {s: sum(map(len, names)) / len(names) for s, names in sets.items() if names}
+        report.unlabelled = {s: sum(not each for each in names) for s, names in sets.items()}
     if max_length is not None:
         report.truncated = {s: int(sum(n > max_length for n in numbers)) for s, numbers in lengths.items()}
     report.warnings = _warnings(report, setting)
@@ -128,6 +138,8 @@ def _warnings(r: Report, setting: str) -> list[str]:
     few = [label for label in train if train[label] < FEW]
     if few:
         found.append(f"{_some(few)} with fewer than {FEW} train rows: add rows, or merge them with other classes")
+    if r.unlabelled and round(r.cardinality.get("train", 0) * r.rows["train"]) + r.unlabelled["train"] == r.rows["train"]:
+        found.append("no train row seems to have two labels: if some have, write a bar between their names, a|b")
     for s in ("dev", "test"):
         unseen = [label for label in r.classes if not r.classes[label][s]]
         if unseen and r.rows[s]:
@@ -136,7 +148,8 @@ def _warnings(r: Report, setting: str) -> list[str]:
     for counts, fault in (
             (r.empty, "have an empty text: remove or fill them"),
             (r.repeated, "repeat a text and its label: remove the copies"),
-            (r.contradicting, "repeat a text that has two labels or more: keep the right one, remove the others"),
+            (r.contradicting, "repeat a text with other labels: keep the right row, remove the others" if r.unlabelled else
+             "repeat a text that has two labels or more: keep the right one, remove the others"),
             (r.truncated, f"exceed {r.max_length} tokens{at_least} and get truncated: raise {setting}")):
         if any(counts.values()):
             found.append(", ".join(f"{number} {s}" for s, number in counts.items() if number) + f" row(s) {fault}")

@@ -15,11 +15,12 @@ import torch
 
 from ..errors import InputError
 from ..models.weights import open_tensors, write_tensors
-from ..text.batch import collate, make_batches
+from ..text.batch import collate, make_batches, places
 from . import parallel
 from .checkpoint import load_state, save_state, seed_step
 from .doctor import Checkup
-from .metrics import better, evaluate
+from .features import remembered
+from .metrics import better, evaluate, evaluate_sets
 from .nonfinite import first_nonfinite
 from .objectives import Classes
 from .optim import build_optimizer, rate_factor, set_rate
@@ -27,14 +28,15 @@ from .optim import build_optimizer, rate_factor, set_rate
 
 @dataclass
 class Rows:
-    """One split, ready for the model: encoded [(ids, types)] and labels, class numbers."""
+    """One split, ready for the model: encoded, rows as text/batch.py has them, and labels, class numbers, or where a row
+    may have several, for each row C numbers, 0.0 or 1.0."""
     encoded: list
     labels: list
 
 
 def plan_epochs(train, s):
     """The batches of all epochs, a list of lists of rows each; settled beforehand by the seed."""
-    lengths = [len(ids) for ids, _ in train.encoded]
+    lengths = list(map(places, train.encoded))
 
     def epoch(number):
         rows = drawn(train.labels, f"{s.seed}:{number}") if s.sampling == "balanced" else range(len(lengths))
@@ -65,7 +67,7 @@ def drawn(labels, seed):
 def take_step(model, optimizer, train, rows, s, objective=None):
     """One optimiser step on the rows of one batch, in pieces of micro_batch_size rows -> the batch's mean loss.
 
-    objective: of objectives.py, Classes or Completion. Each piece's summed loss is divided by what the whole batch counts, so the pieces add up to the big batch's gradient,
+    objective: of objectives.py, Classes, LabelSets or Completion. Each piece's summed loss is divided by what the whole batch counts, so the pieces add up to the big batch's gradient,
     also where several processes compute a share of the rows each.
     """
     device = next(model.parameters()).device
@@ -113,6 +115,12 @@ def fit(model, train, dev, s, folder, stop=None, objective=None, on_step=None, o
     on_epoch: called with a line of the history; on_finding: with what the gradient doctor says of the first steps.
     The model ends with its best weights. Returns None if it was stopped.
     """
+    with remembered(model, [*train.encoded, *dev.encoded], s):
+        return run_epochs(model, train, dev, s, folder, stop, objective, on_step, on_epoch, on_finding)
+
+
+def run_epochs(model, train, dev, s, folder, stop, objective, on_step, on_epoch, on_finding):
+    """What `fit` is, once it is settled how the body is asked."""
     state, best = Path(folder) / "state.safetensors", Path(folder) / "best.safetensors"
     optimizer = build_optimizer(model, s.lr, s.weight_decay, s.layer_decay, s.optimizer)
     progress = load_state(state, model, optimizer) or {"step": 0, "history": [], "best": None, "losses": []}
@@ -155,10 +163,11 @@ def fit(model, train, dev, s, folder, stop=None, objective=None, on_step=None, o
 
 def finish_epoch(model, dev, s, progress, best):
     """Evaluate, write down, and keep the weights if they are the best so far."""
-    probabilities = parallel.scores(model, dev.encoded, s.eval_batch_size).softmax(-1).numpy()
+    probabilities = model.probabilities(parallel.scores(model, dev.encoded, s.eval_batch_size))
+    measure = evaluate_sets if model.several else evaluate
     epoch = len(progress["history"]) + 1
     record = {"epoch": epoch, "step": progress["step"], "train_loss": sum(progress["losses"]) / len(progress["losses"]),
-              **evaluate(probabilities, dev.labels, model.labels)}
+              **measure(probabilities, dev.labels, model.labels)}
     progress["losses"] = []
     progress["history"].append(record)
     if better(s.metric, record[s.metric], progress["best"] and progress["best"][s.metric]):

@@ -1,4 +1,4 @@
-"""What is minimised: cross-entropy over classes; masked words (Devlin et al. 2018), the next word (Radford et al. 2018),
+"""What is minimised: cross-entropy over classes, or a yes or no for each class; masked words (Devlin et al. 2018), the next word (Radford et al. 2018),
 missing spans (Raffel et al. 2020); and a teacher's hidden states (distillation: Hinton et al. 2015; Sanh et al. 2019).
 """
 import random
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+
+from ..errors import InputError
 
 
 def class_loss(scores, labels, weights=None, smoothing=0.0):
@@ -54,6 +56,41 @@ class Classes:
 
     def of(self, labels):
         return None if self.weights is None else self.weights.to(labels.device)
+
+
+@dataclass
+class LabelSets:
+    """What the loop minimises where a row may have several labels: for each class its own yes or no, binary cross-entropy
+    of (B, C) scores against (B, C) labels of 0 and 1 (transformers' problem_type multi_label_classification).
+
+    A row counts as often as there are classes, so the mean is over rows x classes. weights: (C,), by which the loss of a
+    class is multiplied where the row has it, or None.
+    """
+    weights: torch.Tensor | None = None
+
+    def count(self, labels):
+        """What the summed loss of rows with these labels (B, C) is divided by. -> scalar"""
+        return torch.tensor(float(labels.numel()))
+
+    def __call__(self, model, batch):
+        """The loss of a batch, summed over its rows and the classes. -> scalar"""
+        scores = model(batch).float()
+        weights = None if self.weights is None else self.weights.to(scores.device)
+        return F.binary_cross_entropy_with_logits(scores, batch.labels, pos_weight=weights, reduction="sum")
+
+
+def positive_weights(truth, labels):
+    """Rows that have not a class / rows that have it, so that both weigh alike in its loss: truth (N, C) of 0 and 1 -> (C,).
+
+    Raises InputError for a class that all rows have, or none: one of the two would weigh nothing, or without end.
+    """
+    truth = torch.as_tensor(truth)
+    rows, positives = len(truth), truth.sum(0)                               # (C,)
+    for name, count in zip(labels, positives.tolist()):
+        if count in (0, rows):
+            raise InputError(f"--class-weights balanced: {int(count)} of {rows} train rows have the class {name!r}: add others, or "
+                             "use --class-weights none")
+    return (rows - positives) / positives
 
 
 @dataclass

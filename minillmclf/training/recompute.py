@@ -37,7 +37,7 @@ class Recomputed:
     def __call__(self, *arguments):
         if not torch.is_grad_enabled():
             return self.forward(*arguments)
-        cached = [(a, a.layer) for a in arguments if isinstance(a, Rows) and hasattr(a, "layer")]
+        cached = [(a.whole, a.whole.layer) for a in arguments if isinstance(a, Rows) and hasattr(a.whole, "layer")]
 
         def run(*arguments):
             for rows, layer in cached:              # rows behind a prefix count layers: back to where this block began

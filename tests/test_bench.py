@@ -1,0 +1,346 @@
+"""Does the benchmark compare the same work, count what it says, and call a bad run a bad run? Its seconds are not looked at here."""
+import ast
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import small
+import torch
+from conftest import refused
+
+import minillmclf
+from minillmclf import bench
+from minillmclf.benchmarks import alone, cases, sides
+from minillmclf.commands import run
+
+PACKAGE = Path(minillmclf.__file__).parent
+FOREIGN = {"transformers", "peft", "tokenizers", "accelerate"}
+
+
+# ------------------------------------------------------------------------------------------------ who may import what
+
+def test_nothing_but_references_in_bench_imports_what_we_compare_with():
+    """The package must work, and be read, without transformers and PEFT. The benchmark compares with them, so one function of it
+    asks for them by name, and hands them to whoever needs them."""
+    for path in PACKAGE.rglob("*.py"):
+        tree, where = ast.parse(path.read_text(encoding="utf-8")), path.relative_to(PACKAGE).as_posix()
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
+                [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not FOREIGN & {name.partition(".")[0] for name in names}, f"{where}: imports {names}: only bench.references may"
+        callers = {f.name for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node in ast.walk(f)
+                   if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in ("import_module", "__import__")}
+        allowed = {"__init__.py": {"__getattr__"}, "bench.py": {"references"}}.get(where, set())
+        assert callers <= allowed, f"{where}: {callers - allowed} import modules by name: only bench.references may"
+
+
+def test_help_waits_for_nothing_and_without_the_references_there_is_one_line(monkeypatch, capsys):
+    program = "import sys; from minillmclf import bench\ntry: bench.parse(['--help'])\nexcept SystemExit: print(sorted({'torch', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], env=small.environment(), text=True, capture_output=True)
+    assert done.stdout.endswith("[]\n") and "--quick" in done.stdout, f"--help should not wait for imports: {done.stdout[-80:]}, {done.stderr}"
+
+    def absent(name):
+        raise ImportError(name)
+    monkeypatch.setattr(bench.importlib, "import_module", absent)
+    with pytest.raises(SystemExit) as end:
+        run(lambda: bench.main([]))
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1, error
+    assert "not installed: transformers, peft" in error and "pip install -e '.[test]'" in error, error
+
+
+# ------------------------------------------------------------------------------------------------ statistics, on made-up seconds
+
+def record(rounds=9, flops=1e9, **seconds):
+    """A line of the table. By default: ours 1 s, T 1.4 s, D 2 s, the machine quiet, sgemm 10 GF/s."""
+    usual = {"ours": 1.0, "D": 2.0, "T": 1.4, "again": 1.4, "sgemm": 2 * bench.SQUARE**3 / 1e10} | seconds
+    made = {"row": "deberta", "name": "T = 32", "aims": [2.6, None], "sides": ["ours", "D", "T"], "twin": "T", "unit": "tokens", "work": "train",
+            "rounds": [{"seed": number % 3, **usual} for number in range(rounds)],
+            "flops": {str(seed): {"ours": flops, "D": flops, "T": flops} for seed in range(3)}, "amount": {str(seed): 1000 for seed in range(3)}}
+    return made | {"faults": bench.faults(made)}
+
+
+def test_a_ratio_is_the_median_of_the_rounds_own_ratios():
+    rounds = [{"ours": 1, "D": 2}, {"ours": 10, "D": 30}, {"ours": 4, "D": 2}]
+    found = bench.paired(rounds, "D", "ours")
+    assert found == {"median": 2, "low": 0.5, "high": 3}, f"not the paired ratios (of the medians it would be 0.5): {found}"
+
+
+@pytest.mark.parametrize("change, void", [({}, None), ({"again": 1.4 * 1.04}, None), ({"again": 1.4 * 0.96}, None),
+                                          ({"again": 1.4 * 1.06}, "T against itself is 1.06"), ({"again": 1.4 * 0.94}, "T against itself is 0.94"),
+                                          ({"flops": 9.9e9}, None), ({"flops": 1.01e10}, "ours computes 1.01 times"), ({"flops": 0}, None)])
+def test_a_line_is_void_where_the_reference_differs_from_itself_or_flops_are_beyond_sgemm(change, void):
+    made = record(**change)
+    assert bool(made["faults"]) == bool(void) and (void or "") in " ".join(made["faults"]), f"{change}: {made['faults']}"
+    assert ("**void**" in bench.headline(made)) == bool(void), bench.headline(made)
+
+
+def test_the_shares_of_sgemm_are_those_of_the_same_round():
+    made = record()
+    made["rounds"][0]["sgemm"] /= 1000                   # one round in which all was fast must not count for the others
+    assert bench.used(made, "ours") == pytest.approx(0.1), "1e9 FLOPs in a second are a tenth of 10 GF/s"
+    assert bench.used(made, "D") == pytest.approx(0.05)
+
+
+def test_flops_are_those_of_products_and_attention():
+    a, b = torch.randn(5, 7, requires_grad=True), torch.randn(7, 3)
+    assert bench.flops_of(lambda: a @ b) == 2 * 5 * 7 * 3
+    assert bench.flops_of(lambda: (a @ b).sum().backward()) == 2 * 2 * 5 * 7 * 3, "forward, and the gradient of a"
+    q, k = torch.randn(2, 3, 16, 8, requires_grad=True), torch.randn(2, 3, 16, 8, requires_grad=True)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    one = 2 * (2 * 3 * 16 * 16 * 8)
+    with torch.no_grad():
+        assert bench.flops_of(lambda: attention(q, k, k)) == 2 * one, "scores, and their product with the values"
+    assert bench.flops_of(lambda: attention(q, k, k).sum().backward()) == 7 * one, "two products, and five behind them"
+
+
+def test_what_is_made_ready_is_not_timed(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+
+    def spend(seconds):
+        clock[0] += seconds
+    assert bench.seconds_of(lambda: spend(0.1), lambda: spend(5), least=0.25) == pytest.approx(0.1), "three calls of 0.1 s fill 0.25 s"
+
+
+# ------------------------------------------------------------------------------------------------ the data
+
+@pytest.mark.parametrize("lengths, mean, most", [("sst2", 22, 50), ("documents", 241, 512)])
+def test_texts_are_as_long_as_in_real_sets_and_all_sides_get_the_same(lengths, mean, most):
+    case = cases.Case("row", "name", lengths=lengths, batch=8, batches=4)
+    drawn = [cases.draw(case, seed) for seed in range(12)]
+    found = sum((data.lengths for data in drawn), [])
+    assert abs(sum(found) / len(found) / mean - 1) < 0.08 and max(found) <= most, f"{lengths}: mean {sum(found) / len(found)}, most {max(found)}"
+    assert drawn[0].rows.encoded != drawn[1].rows.encoded, "another seed should give other texts"
+    assert cases.draw(case, 0).rows == drawn[0].rows, "the same seed should give the same texts"
+
+    def places(data, batches):
+        return sum(len(rows) * max(data.lengths[row] for row in rows) for rows in batches)
+    for data in drawn:
+        assert sorted(sum(data.bucketed, [])) == sorted(sum(data.mixed, [])) == list(range(32)), "both orders hold every row once"
+        assert data.amount == sum(len(ids) for ids, _ in data.rows.encoded), "real tokens are counted, padding is not"
+    padded = [sum(places(data, getattr(data, order)) for data in drawn) for order in ("bucketed", "mixed")]
+    assert padded[0] < 1.1 * sum(found) and padded[1] > 1.3 * sum(found), f"buckets should hold little padding, random batches much: {padded}"
+
+
+def test_every_row_has_cases_and_quick_is_a_smaller_part():
+    plan = bench.planned(bench.parse([]))
+    assert [row for _, row, _ in plan if row in bench.ALONE] == list(bench.ALONE)
+    assert {row for _, row, _ in plan} == set(bench.ROWS) == {case.row for case in cases.CASES} | set(bench.ALONE)
+    assert len({key for key, *_ in plan}) == len(plan), "two lines of one name would overwrite each other"
+    quick = bench.planned(bench.parse(["--quick"]))
+    assert {row for _, row, _ in quick} == set(bench.QUICK) and all(case.layers == 2 for *_, case in quick)
+
+
+# ------------------------------------------------------------------------------------------------ the sides
+
+@pytest.fixture(scope="module")
+def hf():
+    for name in bench.LIBRARIES:
+        pytest.importorskip(name, reason="the benchmark compares with transformers and PEFT")
+    return bench.references()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("bench")
+
+
+def tiny(case):
+    """Two layers x 32 (four bits come in blocks of 64)."""
+    lengths = min(case.lengths, 24) if isinstance(case.lengths, int) else "sst2"
+    return dataclasses.replace(case, layers=2, width=64 if case.method == "qlora" else 32, batch=2, lengths=lengths, labels=min(case.labels, 6))
+
+
+def different():
+    """One case of each kind: lengths and sizes apart."""
+    found = {}
+    for case in cases.CASES:
+        if case.row != "families" or case.work == "train":
+            work = "" if case.build == "label_token" else case.work
+            found.setdefault((case.build, case.model, case.method, case.targets, work, case.build == "tokenizers" and case.name), case)
+    return list(found.values())
+
+
+@pytest.fixture(autouse=True)
+def little(monkeypatch):
+    """A small vocabulary, and a small product: nothing here is timed."""
+    monkeypatch.setattr(cases, "VOCABULARY", 1100)
+    monkeypatch.setattr(bench, "SQUARE", 32)
+
+
+@pytest.mark.parametrize("case", different(), ids=lambda case: f"{case.row}: {case.name}")
+def test_all_sides_do_the_same_work_and_take_turns(case, hf, place, monkeypatch):
+    calls = []
+
+    def seconds_of(call, prepare, least):
+        calls.append(call)
+        prepare()
+        call()
+        return 1.0
+    monkeypatch.setattr(bench, "seconds_of", seconds_of)
+    made = bench.measure(tiny(case), hf, place, seeds=1, rounds=2)
+    half = len(calls) // 2
+    assert calls[half:] == calls[:half][::-1], "the order should be reversed each round"
+    assert calls[0] == calls[half - 1], "the reference and its twin should stand at both ends of a round"
+    names = {"sgemm", "again", "seed", *made["sides"]}
+    assert all(set(seconds) == names for seconds in made["rounds"]) and {"ours", "D"} <= set(made["sides"]), made["rounds"]
+    assert case.build == "tokenizers" or min(made["flops"]["0"].values()) > 0, "models compute"
+    json.dumps(made)
+    assert bench.said(made) and len(bench.headline(made)) == 10
+
+
+@pytest.fixture(scope="module")
+def bert(hf, place):
+    """The sides of a tiny BERT, and what they work on."""
+    case = dataclasses.replace(tiny(cases.CASES[0]), batch=4)
+    found = sides.classes(hf, case, place)
+    for side in found.values():
+        side.use(cases.draw(case, 0))
+    return found
+
+
+def test_other_scores_or_gradients_are_refused(bert, monkeypatch):
+    rows = bert["ours"].data.bucketed[0]
+    bench.same_answers(bert, "tiny")
+    bench.same_answers(bert, "tiny", "scores_in_training")
+    bench.same_gradients(bert, rows, "tiny")
+    weight = bert["T"].model.bert.encoder.layer[1].attention.self.value.weight
+    with torch.no_grad():
+        weight[3, 5] += 0.5
+    refused(lambda: bench.same_answers(bert, "tiny"), "tiny: the scores of ours and T are", "not the same work")
+    refused(lambda: bench.same_gradients(bert, rows, "tiny"), "the gradients of ours and T")
+    with torch.no_grad():
+        weight[3, 5] -= 0.5
+        weight[0, 0] = float("nan")
+    refused(lambda: bench.same_answers(bert, "tiny"), "ours and T are inf apart")
+    with torch.no_grad():
+        weight.copy_(bert["D"].model.bert.encoder.layer[1].attention.self.value.weight)
+    monkeypatch.setattr(bert["D"], "loss", lambda rows, loss=bert["D"].loss: 1.01 * loss(rows))
+    refused(lambda: bench.same_gradients(bert, rows, "tiny"), "the gradients of ours and D for ")
+    weight.requires_grad_(False)
+    refused(lambda: bench.same_gradients({"ours": bert["ours"], "T": bert["T"]}, rows, "tiny"), "do not learn the same", "self.value.weight")
+    weight.requires_grad_(True)
+
+
+def test_a_step_computes_all_and_changes_nothing(bert):
+    for name, side in bert.items():
+        before = {path: p.detach().clone() for path, p in side.model.named_parameters()}
+        side.train()
+        moments = sum(len(state) > 0 for state in side.optimizer.state.values())
+        assert moments == len(before), f"{name}: {moments} of {len(before)} weights had an optimiser step"
+        assert all(torch.equal(p, before[path]) for path, p in side.model.named_parameters()), f"{name}: the sides drift apart"
+
+
+# ------------------------------------------------------------------------------------------------ what is measured alone
+
+def test_memory_is_that_of_two_steps_on_both_sides(hf, place, monkeypatch, capsys):
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("peak memory is read from /proc, which this system has not")
+    monkeypatch.setattr(alone, "LARGE", dataclasses.replace(alone.LARGE, layers=1, width=32, batch=2, lengths=8))
+    monkeypatch.setattr(alone, "VOCABULARY", cases.VOCABULARY)
+    monkeypatch.setattr(alone, "METHODS", ("full", "lora"))
+    started = []
+
+    def here(*arguments):                                    # in this process, where the libraries are imported already
+        side, method, folder, saved = arguments[2:]
+        started.append((side, method, "print_their_peak" in arguments[1]))
+        alone.print_peak(side, method, folder, saved, hf=hf)
+        return capsys.readouterr().out
+    monkeypatch.setattr(alone, "python", here)
+    found = alone.memory(place, alone.LARGE)
+    assert [line["method"] for line in found] == ["full", "lora"] and all(line[side] > 0 for line in found for side in ("ours", "theirs"))
+    assert started == [(side, method, side == "theirs") for method in ("full", "lora") for side in ("ours", "theirs")], started
+
+
+def test_scaling_gives_a_picture(hf, place, monkeypatch):
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    monkeypatch.setattr(alone, "PLACES", 64)
+    monkeypatch.setattr(alone, "VOCABULARY", cases.VOCABULARY)
+    points = alone.scaling(hf, place, {"tokens of a text": (32, 64), "rows": (1,), "labels": (3,), "shots": (0, 1)}, rounds=1)
+    assert [(p["axis"], p["value"]) for p in points][::5] == [("tokens of a text", 32), ("shots", 1)] and all(p["ours"] > 0 < p["T"] for p in points)
+    figure = alone.picture(points)
+    assert len(figure.axes) == 4 and "shots 1: " in figure.get_label()
+
+
+def test_a_failed_process_is_one_line():
+    refused(lambda: alone.python("-c", "raise SystemExit('no such thing')"), "ended with 1", "no such thing")
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+@pytest.fixture
+def fake(monkeypatch):
+    """The command with made-up measurements: fake(key) makes a record, fake.done says which were asked for."""
+    made = SimpleNamespace(done=[], bad=set(), stop=None)
+
+    def record_of(row, case, hf, place, table):
+        key = f"{row}: {case.name}" if case else row
+        if key == made.stop:
+            raise KeyboardInterrupt
+        made.done.append(key)
+        return record(again=1.6 if key in made.bad else 1.4)
+    monkeypatch.setattr(bench, "references", SimpleNamespace)
+    monkeypatch.setattr(bench, "machine", lambda threads: {name: "1" for name in ("processor", "cores", "torch", *bench.LIBRARIES)} | {"threads": threads})
+    monkeypatch.setattr(bench, "record_of", record_of)
+    monkeypatch.setattr(bench, "draw_scaling", lambda out, rows: None)
+    threads = torch.get_num_threads()
+    yield made
+    torch.set_num_threads(threads)
+
+
+def call(*flags):
+    """The command -> exit code."""
+    with pytest.raises(SystemExit) as end:
+        run(lambda: bench.main([*map(str, flags), "--threads", "1"]))
+    return end.value.code
+
+
+def test_a_stopped_run_keeps_its_rows_and_a_void_line_is_measured_again(fake, tmp_path, capsys):
+    flags = ("--rows", "deberta", "--out", tmp_path / "out")
+    lines = [f"deberta: T = {length}" for length in (32, 128, 256, 512)]
+    fake.stop, fake.bad = lines[2], {lines[0]}
+    assert call(*flags) == 130 and fake.done == lines[:2], "two lines should be finished"
+    assert "the same command goes on" in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "out" / "table.json").read_text())["rows"]) == set(lines[:2])
+    fake.stop, fake.done = None, []
+    assert call(*flags) == 1, "a void line should be exit code 1"
+    assert fake.done == [lines[0], *lines[2:]], "what was finished and good should not be measured again, what was void should"
+    text = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert "This run is void" in text and "T against itself is 1.14" in text and f"| {lines[0]} |" not in text
+    assert f"VOID: {lines[0]}" in capsys.readouterr().out
+    fake.bad, fake.done = set(), []
+    assert call(*flags) == 0 and fake.done == [lines[0]]
+    assert "void" not in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    table = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert {"commit", "date", "made_from"} <= set(table) and len(table["rows"][lines[0]]["rounds"]) == 9, "every round's seconds are kept"
+    capsys.readouterr()
+    assert call(*flags, "--rounds", 1) == 2
+    assert "holds a run with another rounds: choose another --out, or --overwrite" in capsys.readouterr().err
+    assert call(*flags, "--rounds", 1, "--overwrite") == 0 and "**Only 3 rounds" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+
+
+def test_a_quick_run_says_that_it_is_one(fake, tmp_path, capsys):
+    assert call("--quick", "--out", tmp_path) == 0
+    assert "quick run" in capsys.readouterr().out
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "**This is a quick run**" in text and "and 2 data seeds" in text, text[:600]
+
+
+@pytest.mark.parametrize("flags, message", [(["--rounds", "0"], "--rounds 0"), (["--threads", "0"], "both from 1 up"), (["--rows", "x"], "invalid choice")])
+def test_flags_without_sense(flags, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        bench.parse(flags)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and message in error and error.count("\n") == 1, error
+
+
+def test_the_tables_of_what_is_measured_alone():
+    lines = bench.others({"memory": {"lines": [{"method": "lora", "ours": 65.0, "theirs": 100.0}]}, "start": {"rounds": [{"help": 1.0}, {"help": 3.0}]},
+                          "scaling": {"points": [{"axis": "rows", "value": 1, "ours": 0.1, "T": 0.3}]}})
+    for line in ("| lora | 65 | 100 | 0.65 |", "| help | 2.00 (1.00-3.00) |", "| rows | 1 | 100.0 | 300.0 | 3.00 |"):
+        assert line in lines, f"{line} is missing: {lines}"

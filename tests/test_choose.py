@@ -1,0 +1,210 @@
+"""Does the advice follow from the facts, rule by rule, and are the facts those of the data, the models and the comparison?"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import MODELS, refused
+from small import ROOT, bert_folder, command, data_file, environment
+
+from minillmclf import choose
+from minillmclf.advice import advise, command_of, measured_flags, not_worse
+from minillmclf.classify.head import build_head
+from minillmclf.memory import training_memory
+from minillmclf.models import load_backbone
+from minillmclf.settings import Settings, read_settings
+from minillmclf.text.data import load_data
+
+
+def model(kind="encoder", name=None, median=50, limit=100, over=0.0, fit=("full", "lora", "qlora")):
+    ways = [{"method": method, "trainable": 1, "bytes": 1, "at_least": False, "fits": method in fit}
+            for method in ("full", "head", "lora", "qlora")]
+    return {"name": name or kind, "kind": kind, "median": median, "limit": limit, "over": over, "methods": ways}
+
+
+def facts(*models, purpose="classify", texts=1, preference=False, imbalance=1.0, room=1, comparison=None):
+    return {"purpose": purpose, "rows_at_once": 32, "machine": {"room": room}, "comparison": comparison,
+            "models": models or (model("decoder"), model(), model("encoder-decoder")),
+            "data": {"texts": texts, "preference": preference, "imbalance": imbalance}}
+
+
+@pytest.mark.parametrize("given, flags, reason", [
+    (facts(), {"model": "encoder", "method": "full"}, "an encoder is fastest; training in full fits"),
+    (facts(purpose="generate"), {"model": "decoder", "method": "full", "readout": "labels"}, "a decoder writes and classifies"),
+    (facts(purpose="text-to-text"), {"model": "encoder-decoder", "method": "full", "readout": "labels"}, "made for text to text"),
+    (facts(model("decoder")), {"model": "decoder", "method": "full"}, "there is no encoder among the models"),
+    (facts(model(name="a"), model(name="b")), {"model": "a", "method": "full"}, "fits"),
+    (facts(model(fit=("head", "lora", "qlora"))), {"model": "encoder", "method": "lora"}, "lora fits, full does not"),
+    (facts(model(fit=("qlora",))), {"model": "encoder", "method": "qlora"}, "qlora fits, full does not"),
+    (facts(model(name="large", fit=()), model(name="small", fit=("lora",))), {"model": "small", "method": "lora"}, "lora fits"),
+    (facts(model(fit=())), {"model": "encoder", "method": "qlora", "micro_batch_size": 1, "checkpointing": "on"}, "nothing fits"),
+    (facts(model(fit=()), room=None), {"model": "encoder", "method": "full"}, "not known here"),
+    (facts(model(over=0.05)), {"model": "encoder", "method": "full"}, "fits"),
+    (facts(model(over=0.06)), {"model": "encoder", "method": "full", "keep": "head+tail"}, "6% of the texts are cut"),
+    (facts(model(over=0.6, median=101)), {"model": "encoder", "method": "full", "windows": "mean", "micro_batch_size": 4},
+     "windows read them whole"),
+    (facts(model("decoder", over=0.6, median=101), purpose="generate"),
+     {"model": "decoder", "method": "full", "readout": "labels"}, "a model that writes"),
+    (facts(imbalance=5.1), {"model": "encoder", "method": "full", "class_weights": "balanced", "metric": "macro_f1"},
+     "5.1 times the rows"),
+    (facts(texts=3, preference=True), {"model": "encoder", "method": "full", "preference": "bradley-terry"}, "two answers"),
+    (facts(texts=3), {"model": "encoder", "method": "full", "readout": "labels"}, "label texts take 3 texts a row")])
+def test_each_rule_gives_its_flags_and_its_reason(given, flags, reason):
+    found, why = advise(given)
+    assert found == flags and reason in "; ".join(why), (found, why)
+    if "preference" not in flags or hasattr(Settings(), "preference"):
+        read_settings({name: value for name, value in found.items() if name != "model"})       # a run would take them
+
+
+def row(label, method="full", score=0.9, seconds=10.0, ms=1.0, low=-0.2, high=-0.1, p=0.001, best=False, **more):
+    return {"model": label.partition(",")[0], "label": label, "method": method, "readout": "head" if method else "", "settings": "",
+            "size": "all", "split": "test", "metric": "accuracy", "score": {"mean": score, "low": score - .01, "high": score + .01},
+            "dev": score, "train_seconds": seconds, "ms_per_text": ms, "best": best,
+            "difference": None if best else {"mean": (low + high) / 2, "low": low, "high": high},
+            "mcnemar": None if best else p, **more}
+
+
+ROWS = [row("bag-of-words", "", 0.7, 0.1, 0.01), row("bert, full", score=0.95, seconds=90.0, best=True),
+        row("bert, lora", "lora", 0.94, 60.0, low=-0.02, high=0.01, p=0.4, settings="rank=4"),
+        row("bert, head", "head", 0.8, 5.0, 0.5), row("bert, bitfit", "bitfit", 0.93, 50.0, low=-0.03, high=0.001, p=0.01),
+        row("bert, lora", "lora", 0.99, 1.0, 0.1, low=-0.02, high=0.01, p=0.4, size=10)]
+
+
+def comparison(folder, data, rows=ROWS, **asked):
+    folder.mkdir(parents=True)
+    (folder / "table.json").write_text(json.dumps({"metric": "accuracy", "rows": rows}))
+    (folder / "settings.json").write_text(json.dumps({"models": ["path/to/bert@pool=mean"], "seeds": 2, "out": "x", "data": str(data),
+                                                      "epochs": 3, **asked}))
+    return folder
+
+
+def test_a_comparison_is_read_and_goes_before_the_rules(tmp_path, monkeypatch):
+    folder = comparison(tmp_path / "runs" / "mine", "my.csv")
+    found = choose.comparison_facts(str(folder), "my.csv")
+    assert found["best"] == ROWS[1] and found["fastest"] == ROWS[3], "fastest: of trained rows, the baseline is none"
+    assert found["cheapest"] == ROWS[2], "head is worse; of bitfit McNemar's test says so; 10 rows a class are another question"
+    flags, why = advise(facts(comparison=found))
+    assert flags == {"model": "path/to/bert", "method": "lora", "epochs": 3, "rank": "4"}, flags
+    assert why == ["measured: the shortest training that is not significantly worse than the best (bert, full)"]
+    assert choose.comparison_facts(str(folder), "my.csv")["best"]["best"]
+    text = "\n".join(choose.comparison_lines(found))
+    for part in ("bert, lora rank=4", "0.940 [0.930, 0.950], dev 0.940, trained in 60 s, 1.00 ms a text", "test accuracy"):
+        assert part in text, text
+    monkeypatch.chdir(tmp_path)
+    assert choose.comparison_facts(None, "my.csv")["folder"] == "runs/mine", "the comparison in runs/ is found"
+    assert choose.comparison_facts(None, "other.csv") is None, "that of other data is not"
+    refused(lambda: choose.comparison_facts(str(folder), "other.csv"), "--comparison", "other data than other.csv")
+    refused(lambda: choose.comparison_facts(str(comparison(tmp_path / "empty", "a", [])), "a"), "has no rows")
+    refused(lambda: choose.comparison_facts(str(tmp_path / "nothing"), "a"), "settings.json: is not there")
+
+
+def test_where_nothing_trained_comes_near_a_baseline_the_rules_advise_and_it_is_said(tmp_path):
+    rows = [row("bag-of-words", "", best=True), row("bert, full")]
+    found = choose.comparison_facts(str(comparison(tmp_path / "c", "a", rows)), "a")
+    assert found["cheapest"] is None
+    flags, why = advise(facts(comparison=found))
+    assert flags["model"] == "encoder" and "significantly worse than the best (bag-of-words)" in why[0]
+
+
+def test_both_tests_must_let_a_row_pass():
+    assert not_worse(row("a", low=-0.1, high=0.1, p=0.05)) and not_worse(row("a", best=True))
+    assert not not_worse(row("a", low=-0.1, high=0.1, p=0.04)) and not not_worse(row("a", low=-0.2, high=-0.1, p=0.5))
+    assert not not_worse({**row("a"), "difference": None}), "other test rows tell nothing"
+
+
+def test_a_models_own_settings_and_those_of_all_are_flags():
+    made = {"settings": {"models": ["a/bert@lr=0.1,pool=mean"], "methods": ["full"], "data": "x", "batch_size": 8, "sweep": [],
+                         "out": "y"}}
+    found = measured_flags(made, row("bert", readout="labels", settings="epochs=2") | {"model": "bert@lr=0.1,pool=mean"})
+    assert found == {"model": "a/bert", "method": "full", "batch_size": 8, "readout": "labels", "lr": "0.1", "pool": "mean",
+                     "epochs": "2"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with `bert` and data.csv. Tests only read it."""
+    folder = tmp_path_factory.mktemp("choose")
+    bert_folder(folder / "bert")
+    data_file(folder / "data.csv")
+    return folder
+
+
+def asked(place, capsys, *more):
+    assert choose.main(["--data", str(place / "data.csv"), "--models", str(place / "bert"), "--batch-size", "8", *more]) == 0
+    return capsys.readouterr().out
+
+
+def test_facts_are_those_of_the_data_and_of_the_estimator(place, capsys):
+    found = json.loads(asked(place, capsys, "--json"))
+    data = load_data(place / "data.csv")
+    rows = [example.label for example in data.train]
+    assert found["data"]["rows"] == {"train": 30, "dev": 9, "test": 9}
+    assert found["data"]["rarest_rows"] == min(map(rows.count, data.labels))
+    (it,), body = found["models"], load_backbone(place / "bert")
+    assert it["kind"] == "encoder" and it["median"] <= it["p95"] <= it["limit"] == 64 and it["over"] == 0
+    head = build_head("bert", body, len(data.labels))
+    for way in it["methods"]:
+        trained, held, kept = training_memory(body, head, way["method"], it["p95"])
+        assert (way["trainable"], way["fits"]) == (trained, True)
+        assert way["bytes"] == pytest.approx(held + 8 * kept, rel=1e-3), f"{way['method']}: another estimate than inspect's"
+    few = json.loads(asked(place, capsys, "--json", "--micro-batch-size", "2"))["models"][0]["methods"]
+    assert all(a["bytes"] < b["bytes"] for a, b in zip(few, it["methods"])), "fewer rows at a time keep less"
+    short = json.loads(asked(place, capsys, "--json", "--max-length", "5"))["models"][0]
+    assert short["limit"] == short["length"] == 5 and short["over"] > 0.5
+
+
+def test_the_page_fits_and_ends_with_a_command(place, capsys):
+    out = asked(place, capsys, "--max-length", "5")
+    assert max(map(len, [line for line in out.splitlines() if "start with" not in line and "because" not in line])) <= 120
+    for part in ("the rule of thumb", "one text a row", "48 rows (30 train, 9 dev, 9 test)", "--windows mean reads them whole",
+                 "cores; memory", "no comparison of these data"):
+        assert part in out, f"{part!r} is not in {out}"
+    last = next(line for line in out.splitlines() if line.startswith("start with: "))
+    assert "python -m minillmclf.train --model " in last and "--method full" in last and "--max-length 5" in last
+
+
+def test_what_does_not_fit_is_marked_and_not_loaded(place, capsys, monkeypatch):
+    machine = {"cores": 1, "memory": {"total": 10**5, "free": 50_000}, "gpu": None}
+    monkeypatch.setattr(choose, "machine_facts", lambda: machine | {"room": 50_000})
+    out = asked(place, capsys)
+    assert "> " in out and " NO" in out and " yes" not in out, out
+    assert "--method qlora --micro-batch-size 1 --checkpointing on" in out and "nothing fits" in out
+    monkeypatch.setattr(choose, "machine_facts", lambda: {**machine, "memory": {"total": None, "free": None}, "room": None})
+    out = asked(place, capsys)
+    assert "memory not known, free not known" in out and " NO" not in out.replace("(NO:", "") and "not known here" in out
+
+
+def test_models_in_checkpoints_are_found_and_a_broken_one_is_said(tmp_path, place, capsys, monkeypatch):
+    bert_folder(tmp_path / "good")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"model_type": "bert"}')
+    for module in (choose, sys.modules["minillmclf.files"]):
+        monkeypatch.setattr(module, "CHECKPOINTS", tmp_path)
+    assert choose.main(["--data", str(place / "data.csv")]) == 0
+    out = capsys.readouterr().out
+    assert "broken: left out: " in out and "--model good" in out, out
+    refused(lambda: choose.main(["--data", str(place / "data.csv"), "--models", "broken"]), "broken")
+
+
+def test_kinds_are_those_of_the_families():
+    names = {"bert_masked_lm": "encoder", "llama_lm": "decoder", "gpt2_lm": "decoder", "t5_lm": "encoder-decoder"}
+    assert {name: choose.KINDS[load_backbone(MODELS / name).ANSWERS] for name in names} == names
+
+
+def test_a_percentile_is_the_nearest_rank():
+    assert [choose.percentile(range(1, 21), p) for p in (50, 95, 100)] == [10, 19, 20] and choose.percentile([7], 95) == 7
+
+
+def test_a_path_with_blanks_stays_one_argument():
+    assert command_of({"model": "my models/a", "batch_size": 8}) == "python -m minillmclf.train --model 'my models/a' --batch-size 8"
+
+
+def test_mistakes_are_one_line_and_help_needs_no_torch(place):
+    for arguments, fault in (["--models", "nowhere"], "nowhere: no such model folder"), \
+            (["--data", "nowhere"], "'nowhere': no such file"), (["--batch-size", "0"], "--batch-size 0: should be 1 or more"), \
+            (["--comparison", "nowhere"], "nowhere/settings.json: is not there"):
+        code, out, error = command("minillmclf.choose", *arguments)
+        assert code == 2 and not out and fault in error and error.count("\n") == 1, error
+    program = "import sys; import minillmclf.choose, minillmclf.advice; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment()).returncode == 0, "torch was loaded"

@@ -1,0 +1,263 @@
+"""The last block computes only the token that a head reads: the same scores and gradients as from the states of all tokens?
+
+In every family, for every method of tuning and with activation checkpointing, on ragged batches padded on either side. The
+explicit form is `backbone.read_by_hand`. In float64, where both ways agree to ten digits and a wrong token to none.
+"""
+import contextlib
+
+import pytest
+import torch
+from conftest import batch_of, first_difference
+from small import bert_folder
+from test_families import CONFIGS, spread
+
+from minillmclf.classify.classifier import Classifier
+from minillmclf.classify.head import build_head, pool
+from minillmclf.models import fresh_weights, layers, model_class
+from minillmclf.models.layers import OneEach, Rows
+from minillmclf.text.batch import collate
+from minillmclf.training.recompute import recompute_blocks
+from minillmclf.tuning import tune
+from minillmclf.tuning.quant import quantise_linears
+
+LENGTHS = (9, 1, 14, 5)                                   # longer than any window of CONFIGS, and as short as can be
+TEXTS = [torch.randint(4, 60, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in LENGTHS]
+LAST = [name for name, (kind, _) in CONFIGS.items() if kind not in ("bert", "roberta", "deberta-v2")]    # pooled at the last
+SOME = ["bert", "deberta-v3", "gpt2", "llama", "gemma3", "flan-t5"]                                 # one of each wiring
+LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "rank_stabilised": False, "targets": None, "bias": "none"}
+EVERYWHERE = LORA | {"targets": "all-linear"}
+RECIPES = {"full": {}, "last-1": {}, "bitfit": {}, "lora": LORA, "dora": EVERYWHERE, "houlsby": {"size": 3},
+           "prefix": {"tokens": 3, "projection": False}, "prompt": {"tokens": 3}}
+
+
+def build(name, method="full", how="family", dropout=None):
+    """A body and a head, tuned, with exaggerated weights; what a method adds is exaggerated too."""
+    kind, config = CONFIGS[name]
+    config = {"model_type": kind, **config}
+    drops = [key for key in model_class(config).FIELDS if "dropout" in key or key.endswith("pdrop")]
+    config |= {key: dropout for key in drops if dropout is not None and key not in ("classifier_dropout", "cls_dropout")}
+    body = fresh_weights(model_class(config).from_config(config), 0)
+    body.source_config = config
+    model = torch.nn.ModuleDict({"backbone": body, "head": build_head(kind, body, 3, how)})
+    model.config, model.max_length, model.prompt = config, 40, None
+    if method == "qlora":
+        spread(model)
+        quantise_linears(body, lambda path: "head" not in path)
+        tune(model, {"method": "qlora", **EVERYWHERE, "quantise": "nf4"})
+        return model.eval()
+    tune(model, {"method": method, **RECIPES[method]})
+    return spread(model).double()
+
+
+def inputs(model, side):
+    """ids, mask, types of TEXTS, padded on a side, or "full": as many tokens in each."""
+    texts = [(text * 14)[:14] for text in TEXTS] if side == "full" else TEXTS
+    ids, mask = batch_of(texts, "right" if side == "full" else side, 0, 14 if side == "full" else 17)
+    types = ids % 2 if model.config["model_type"] == "bert" else None
+    return (ids, mask, types) if model.prompt is None else model.prompt.extend(ids, mask, types)
+
+
+def result(model, scores):
+    """{"scores": (B, C), name: gradient of everything that learns}."""
+    model.zero_grad()
+    (scores * torch.linspace(-1, 1, scores.numel()).view_as(scores)).sum().backward()
+    return {"scores": scores.detach()} | {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def read(model, side):
+    return result(model, model.head.read(model.backbone, *inputs(model, side)))
+
+
+def from_all(model, side):
+    """The same from the states of all tokens, as `pool` takes them."""
+    ids, mask, types = inputs(model, side)
+    return result(model, model.head(model.backbone.states(ids, mask, types), mask))
+
+
+def difference(model, side, tolerance=1e-7):
+    """Where reading one token a row differs from reading all, None if nowhere. In parts of a tensor's largest number; 1e-7
+    since some gradients are nothing but rounding, as that of a query that sees one key."""
+    ours, explicit = read(model, side), from_all(model, side)
+    assert ours.keys() == explicit.keys(), f"other tensors have gradients: {ours.keys() ^ explicit.keys()}"
+    assert any(".layers." in n or "prefix" in n or "vectors" in n for n in explicit), "no gradient in the body"
+    return first_difference(ours, explicit, tolerance, relative=True)
+
+
+# ------------------------------------------------------------------------------------------------ the same numbers
+
+@pytest.mark.parametrize("side", ["left", "right", "full"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_scores_and_gradients_are_those_of_all_tokens(name, side):
+    model = build(name)
+    assert model.head.how == ("last" if name in LAST else "first")
+    found = difference(model, side)
+    assert found is None, f"{name}, padded {side}: {found}"
+    assert (model.head.read(model.backbone, *inputs(model, side)).std(0) > 0.01).all(), \
+        f"{name}: all rows get the same scores, so this compares nothing"
+
+
+@pytest.mark.parametrize("how", ["first", "last"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_any_family_can_read_either_end(name, how):
+    model = build(name, how=how)
+    found = difference(model, "left")
+    assert found is None, f"{name}, {how}: {found}"
+    with torch.no_grad():
+        given = inputs(model, "left")
+        explicit = model.backbone.read_by_hand(*given, how)                                       # (B, 1, D)
+        assert torch.equal(explicit.squeeze(1), pool(model.backbone.states(*given), given[1], how))
+        found = first_difference({"states": model.backbone.states(*given, how)}, {"states": explicit}, 1e-10)
+    assert found is None, f"{name}, {how}: {found}"
+
+
+@pytest.mark.parametrize("name, method", [(name, method) for name in SOME for method in RECIPES if method != "full"
+                                          and not (method == "bitfit" and name in ("gemma3", "flan-t5"))])   # no biases
+def test_with_every_method_of_tuning(name, method):
+    found = difference(build(name, method), "left")
+    assert found is None, f"{name}, {method}: {found}"
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "mistral", "flan-t5"])
+def test_on_a_base_in_four_bits(name):
+    model = build(name, "qlora")
+    found = difference(model, "left", 1e-5)
+    assert found is None, f"{name}: {found}"
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "houlsby", "prefix", "prompt"])
+@pytest.mark.parametrize("name", ["bert", "deberta-v3", "gpt2", "gemma3", "t5"])
+def test_blocks_that_are_computed_twice(name, method):
+    model = build(name, method)
+    plain = from_all(model, "left")
+    recompute_blocks(model)
+    found = first_difference(read(model, "left"), plain, 1e-7, relative=True)
+    assert found is None, f"{name}, {method}: with checkpointing {found}"
+
+
+@pytest.mark.parametrize("name", ["bert", "deberta-v3", "gpt2", "llama", "gemma2", "t5"])
+def test_blocks_that_are_computed_twice_drop_the_same_neurons(name):
+    model, results = build(name, "prefix", dropout=0.3).train(), []
+    for recomputed in (False, True):
+        if recomputed:
+            recompute_blocks(model)
+        torch.manual_seed(4)
+        results.append(read(model, "right"))
+    assert first_difference(*results, 1e-7, relative=True) is None
+    if name not in ("llama", "gemma2"):
+        torch.manual_seed(5)
+        assert first_difference(read(model, "right"), results[0], 1e-7, relative=True), "no dropout: this compares nothing"
+
+
+# ------------------------------------------------------------------------------------------------ and less work
+
+@contextlib.contextmanager
+def rows_seen(modules):
+    """{name: how many rows each of the modules is given}, in a pass."""
+    seen = {}
+    hooks = [module.register_forward_pre_hook(lambda m, given, name=name: seen.update(
+        {name: seen.get(name, 0) + given[0].shape[:-1].numel()}))
+             for name, module in modules.items()]
+    yield seen
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize("how", ["first", "last", "mean", "max"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_last_block_sees_a_row_of_each_text(name, how):
+    model = build(name, how=how)
+    blocks = model.backbone.get_submodule(model.backbone.BLOCKS)
+    leaves = {f"{number} {path}": module for number, block in enumerate(blocks) for path, module in block.named_modules()
+              if isinstance(module, torch.nn.Linear)}
+    with rows_seen(leaves) as seen:
+        model.head.read(model.backbone, *inputs(model, "left"))
+    few = len(LENGTHS) if how in ("first", "last") else sum(LENGTHS)
+    source = ("cross_attention.k_proj", "cross_attention.v_proj")
+    for leaf, rows in seen.items():
+        number, path = leaf.split()
+        whole = number == "0" or path.endswith(("k_proj", "v_proj")) or "pos_" in path
+        if path not in source and not (name == "deberta-v3" and path in ("q_proj", "k_proj")):     # of offsets too
+            assert rows == (sum(LENGTHS) if whole else few), f"{name}, {how}: {leaf} is given {rows} rows"
+    assert {path.split(".")[-1] for path in seen} and any("1 down_proj" in leaf for leaf in seen)
+
+
+def test_states_that_are_asked_for_are_all_there():
+    model = build("bert")
+    ids, mask, types = inputs(model, "left")
+    assert model.backbone(ids, mask, types).shape == (*ids.shape, 32)
+    assert model.backbone.states(ids, mask, types).shape == (*ids.shape, 32)
+    assert model.backbone.states(ids, mask, types, "first").shape == (len(ids), 1, 32)
+
+
+@pytest.mark.parametrize("pooled", ["mean", "attention"])
+def test_windows_read_one_token_of_each(tmp_path, pooled):
+    windows = {"pool": pooled, "overlap": 2, "max_windows": 9, "max_document": 500}
+    model = Classifier.from_backbone(bert_folder(tmp_path, dropout=0.0), ["a", "b"], max_length=9, windows=windows)
+    spread(model).double()
+    long, short = model.encode(["the rose and the tree were old " * 4, "soup"])[0]
+    batch, results, states = collate([long, short], [0, 1]), [], model.backbone.states
+    for by_hand in (False, True):
+        if by_hand:
+            model.backbone.states = lambda ids, mask, types=None, read=None: (
+                model.backbone.read_by_hand(ids, mask, types, read) if read else states(ids, mask, types))
+        with rows_seen({"mlp": model.backbone.layers[-1].down_proj}) as seen:
+            results.append(result(model, model(batch)))
+        rows = len(long[0]) + len(short[0]) if by_hand else len(long[0]) // 9 + 1
+        assert seen["mlp"] == rows, f"the last MLP sees {seen['mlp']} rows, not {rows}"
+    assert first_difference(*results, 1e-7, relative=True) is None
+
+
+# ------------------------------------------------------------------------------------------------ known-wrong variants
+
+def changed(**wrong):
+    """A way to break OneEach: attributes that are computed from the whole rows."""
+    def patch(monkeypatch, model):
+        class Wrong(OneEach):
+            def __init__(self, whole):
+                super().__init__(whole)
+                for attribute, value in wrong.items():
+                    setattr(self, attribute, value(self, whole))
+        monkeypatch.setattr(layers, "OneEach", Wrong)
+    return patch
+
+
+def the_window_is_forgotten(monkeypatch, model):
+    monkeypatch.setattr(OneEach, "causal", lambda self, window=None: Rows.causal(self))
+
+
+def the_final_norm_is_forgotten(monkeypatch, model):
+    norm = getattr(model.backbone, "decoder", model.backbone).final_norm
+    real = norm.forward
+    monkeypatch.setattr(norm, "forward", lambda x: x if len(x) == len(LENGTHS) else real(x))
+
+
+def the_residual_is_of_another_token(monkeypatch, model):
+    real = OneEach.asking
+    monkeypatch.setattr(OneEach, "asking", lambda self, x: x[:len(LENGTHS)] if x.dim() == 2 else real(self, x))
+
+
+the_other_end = changed(chosen=lambda self, whole: (
+    whole.lengths.cumsum(0) - {"last": whole.lengths, "first": 1}[whole.read]))
+one_row_too_far = changed(chosen=lambda self, whole: self.chosen.roll(-1))
+as_in_padded_rows = changed(chosen=lambda self, whole: (torch.arange(len(whole.mask)) * whole.mask.shape[1] + (
+    whole.mask.shape[1] - 1 if whole.read == "last" else 0)).clamp(max=int(whole.lengths.sum()) - 1))
+positions_from_nought = changed(grid=lambda self, whole: torch.zeros_like(self.grid))
+padding_is_seen = changed(key_mask=lambda self, whole: None)
+WRONG = [(the_other_end, ["bert", "deberta-v3", "gpt2", "llama", "t5"]), (one_row_too_far, ["bert", "gemma3", "flan-t5"]),
+         (as_in_padded_rows, ["bert", "deberta-v3", "gpt2", "mistral", "gemma2", "t5"]),
+         (positions_from_nought, LAST), (padding_is_seen, ["bert", "roberta", "deberta-v3"]),
+         (the_window_is_forgotten, ["mistral"]), (the_final_norm_is_forgotten, LAST),
+         (the_residual_is_of_another_token, list(CONFIGS))]
+
+
+@pytest.mark.parametrize("wrong, name", [pytest.param(wrong, name, id=f"{number}-{name}")
+                                         for number, (wrong, names) in enumerate(WRONG) for name in names])
+def test_known_wrong_variants_differ(wrong, name, monkeypatch):
+    model = build(name)
+    wrong(monkeypatch, model)
+    with torch.no_grad():
+        for side in ("left", "right"):
+            ids, mask, types = inputs(model, side)
+            ours = model.head.read(model.backbone, ids, mask, types)
+            apart = (ours - model.head(model.backbone.states(ids, mask, types), mask)).abs().max()
+            assert apart > 1e-3, f"{name}, padded {side}: a wrong way to read passes, {apart:.2g} apart"
