@@ -242,9 +242,9 @@ def test_dropout_stands_where_transformers_has_it(name, own, transformers, folde
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(chosen).train()
     model = Classifier.load(chosen).train()
     (row,), _ = model.encode(SINGLE[:1])
-    batch = collate([row] * 3, [0, 1, 2])                             # without padding, so that both draw as many numbers
+    batch = collate([row] * 3, [0, 1, 2])                # no padding, and the states of all tokens: both draw as many numbers
     torch.manual_seed(0)
-    ours = model(batch).detach()
+    ours = model.head(model.backbone.states(batch.ids, batch.mask, batch.types), batch.mask).detach()
     torch.manual_seed(0)
     expected = theirs(input_ids=batch.ids, attention_mask=batch.mask, token_type_ids=batch.types).logits.detach()
     assert differs(ours, expected) is None, f"{name}: the same random numbers drop other things: {ours} and {expected}"

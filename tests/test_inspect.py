@@ -54,7 +54,7 @@ def test_parts_and_memory_are_those_of_the_model(name, capsys):
     assert sum(parts) == total, f"{name}: the parts add up to {sum(parts)}, not to {total}"
     methods = {m: (int(n.replace(",", "")), held, more) for m, n, held, more in re.findall(
         r"--method (\S+) +([\d,]+) +([\d.]+ .?B) +([\d.]+ .?B)", out)}
-    told = {line.split()[1] for line in out.splitlines() if "--method" in line}
+    told = {line.split()[1] for line in out.splitlines() if line.startswith("    --method")}
     assert told == set(inspect.METHODS) and methods.keys() >= told - {"bitfit"}, f"{name}: {told - methods.keys()}"
     model = load_backbone(MODELS / name)
     head = build_head(model.source_config["model_type"], model, len(model.source_config["id2label"])
@@ -101,7 +101,7 @@ def test_what_is_kept_for_the_backward_pass_is_counted():
         def forward(self, hidden, mask):
             return hidden.sum()
     def kept(body, head, length):
-        return inspect.kept_for_backward(torch.nn.ModuleDict({"backbone": body, "head": head}), length)
+        return memory.kept_for_backward(torch.nn.ModuleDict({"backbone": body, "head": head}), length)
     found = kept(Body(), Sum(), 10)
     assert found == 4 * 10 * (8 + 16), f"{found} bytes for 10 tokens"
     body = load_backbone(MODELS / "bert_classifier").train()
