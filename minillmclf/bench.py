@@ -21,7 +21,6 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -36,7 +35,8 @@ from .files import read_json, write_text
 
 LIBRARIES = ("transformers", "peft", "tokenizers", "accelerate", "bitsandbytes")
 SEEDS, ROUNDS, WARM_UPS, ENOUGH = 3, 3, 2, 9      # data seeds, rounds with each; ENOUGH: rounds that a table should rest on
-BAND, TOLERANCE = (0.95, 1.05), 1e-3              # of the reference against itself; of logits and gradients, in parts of the largest
+BAND = (0.95, 1.05)                               # of the reference against itself
+TOLERANCE = 1e-3                                  # of logits and gradients, in parts of the largest
 LEAST, SQUARE = 0.2, 1024                         # seconds that a measurement fills at least; rows of the matrices of sgemm
 ALONE = ("memory", "start", "scaling")
 ROWS = ("bert-sst2", "bert-documents", "equal-lengths", "label-token", "label-scoring", "deberta", "lora-all-linear", "qlora",
@@ -53,7 +53,8 @@ def parse(arguments=None):
     p.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds with each of the {SEEDS} data seeds [{ROUNDS}]")
     p.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1),
                    help="threads of torch, and of the library tokenizers [2, if there are so many cores]")
-    p.add_argument("--quick", action="store_true", help="2 data seeds, 2 layers, half the rows of a batch, the most important rows")
+    p.add_argument("--quick", action="store_true",
+                   help="2 data seeds, 2 layers, half the rows of a batch, the most important rows")
     p.add_argument("--overwrite", action="store_true", help="begin anew although --out holds another run")
     a = p.parse_args(arguments)
     if a.rounds < 1 or a.threads < 1:
@@ -115,9 +116,9 @@ def faults(record):
 
 
 def apart(found, expected):
-    """The largest difference of two tensors, in parts of the largest number of `expected`; NaN counts as infinite."""
+    """The largest difference of two tensors, in parts of the largest number of `expected`; NaN where one holds a NaN."""
     unit = max(expected.abs().max().item(), 1e-12)
-    return ((found - expected).abs().nan_to_num(float("inf")).max() / unit).item() if found.shape == expected.shape else float("inf")
+    return (found - expected).abs().max().item() / unit if found.shape == expected.shape else float("inf")
 
 
 def same_answers(sides, where, way="infer"):
@@ -129,8 +130,8 @@ def same_answers(sides, where, way="infer"):
         else:
             difference = apart(answers["ours"], answer)
         if not difference <= TOLERANCE:
-            raise InputError(f"{where}: the scores of ours and {name} are {difference:.1g} apart (in parts of the largest): not the "
-                             f"same work, so not timed")
+            raise InputError(f"{where}: the scores of ours and {name} are {difference:.1g} apart (in parts of the largest): "
+                             f"not the same work, so not timed")
 
 
 def same_gradients(sides, rows, where):
@@ -145,10 +146,10 @@ def same_gradients(sides, rows, where):
         largest = max(gradient.abs().max().item() for gradient in theirs.values())
         for weight, gradient in theirs.items():
             unit = max(gradient.abs().max().item(), 1e-3 * largest)        # a key's bias has none but rounding
-            difference = (ours[weight] - gradient).abs().nan_to_num(float("inf")).max().item() / unit
-            if not difference <= TOLERANCE:
-                raise InputError(f"{where}: the gradients of ours and {name} for {weight} are {difference:.1g} apart (in parts of the "
-                                 f"largest): not the same work, so not timed")
+            difference = (ours[weight] - gradient).abs().max().item() / unit
+            if not difference <= TOLERANCE:                                # so written that NaN is a difference too
+                raise InputError(f"{where}: the gradients of ours and {name} for {weight} are {difference:.1g} apart (in parts "
+                                 f"of the largest): not the same work, so not timed")
 
 
 def prepared(sides):
@@ -235,10 +236,11 @@ def machine(threads):
     import torch
     processor = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
-        names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        processor = names[0] if names else processor
+        told = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+        processor = told[0] if told else processor
     return {"processor": processor, "cores": os.cpu_count(), "threads": threads, "system": platform.platform(),
-            "python": platform.python_version(), "torch": torch.__version__, **{name: metadata.version(name) for name in LIBRARIES}}
+            "python": platform.python_version(), "torch": torch.__version__,
+            **{name: metadata.version(name) for name in LIBRARIES}}
 
 
 def commit():
@@ -263,9 +265,9 @@ def headline(record):
     faster = {name: paired(rounds, name, "ours") for name in sides if name != "ours"}
     shares = [used(record, name) for name in ("ours", record["twin"])]
     aims = ["" if aim is None else f"{aim:g}" for aim in record["aims"]]
-    return [f"{record['row']}: {record['name']}", f"{cost:.0f}", *(times(faster[name]) if name in faster else "" for name in "DT"), *aims,
-            times(paired(rounds, "again", record["twin"])), *("" if share is None else f"{100 * share:.0f} %" for share in shares),
-            "**void**" if record["faults"] else ""]
+    return [f"{record['row']}: {record['name']}", f"{cost:.0f}", *(times(faster[name]) if name in faster else "" for name in "DT"),
+            *aims, times(paired(rounds, "again", record["twin"])),
+            *("" if share is None else f"{100 * share:.0f} %" for share in shares), "**void**" if record["faults"] else ""]
 
 
 def markdown(table):
@@ -301,13 +303,12 @@ def others(rows):
     lines = []
     if rows.get("memory", {}).get("lines"):
         lines += ["", "## Peak memory of two training steps, 12 x 768, 8 x 128 tokens", "", *grid(
-            ["method", "ours, MB", "transformers + PEFT, MB", "ratio"], [[x["method"], f"{x['ours']:.0f}", f"{x['theirs']:.0f}",
-                                                                         f"{x['ours'] / x['theirs']:.2f}"] for x in rows["memory"]["lines"]])]
+            ["method", "ours, MB", "transformers + PEFT, MB", "ratio"],
+            [[x["method"], f"{x['ours']:.0f}", f"{x['theirs']:.0f}", f"{x['ours'] / x['theirs']:.2f}"] for x in rows["memory"]["lines"]])]
     if "start" in rows:
-        found = rows["start"]["rounds"]
+        found = {name: [seconds[name] for seconds in rows["start"]["rounds"]] for name in rows["start"]["rounds"][0]}
         lines += ["", "## Start, in fresh processes", "", *grid(["command", "seconds"], [
-            [name, f"{statistics.median(r[name] for r in found):.2f} ({min(r[name] for r in found):.2f}-{max(r[name] for r in found):.2f})"]
-            for name in found[0]])]
+            [name, times({"median": statistics.median(s), "low": min(s), "high": max(s)})] for name, s in found.items()])]
     if "scaling" in rows:
         lines += ["", "## Scaling (scaling.svg), LLaMA's wiring, 2 x 256, prediction", "", *grid(
             ["axis", "value", "ours, ms", "transformers tuned, ms", "ratio"],
@@ -318,14 +319,17 @@ def others(rows):
 
 def notes(rows):
     """What the numbers mean, in the file itself: it is read without this one."""
-    speeds = [2e-9 * SQUARE**3 / seconds["sgemm"] for record in rows.values() if "sides" in record for seconds in record["rounds"]]
-    said = [f"sgemm ({SQUARE} x {SQUARE}) in the same rounds: {statistics.median(speeds):.0f} GF/s ({min(speeds):.0f}-{max(speeds):.0f})."] \
-        if speeds else []
-    return ["", " ".join(said + [
-        "D: transformers and PEFT as users run them; T: the same with length buckets, fused AdamW and, for one label token, the "
-        "language-model head at one place. Ratios: median of the rounds' own ratios (least-greatest); above 1 ours is faster; 0.9 to "
-        "1.1 shows no difference. Real tokens are counted, padding is not; laying out batches is timed for all. Dropout 0. Before "
-        "timing, logits and (in training) gradients were equal. Of sgemm: executed FLOPs against a large matrix product."])]
+    text = ("D: transformers and PEFT as users run them; T: the same with length buckets, fused AdamW and, for one label token, the "
+            "language-model head at one place. Label scoring: D reads each (prompt, label) pair, T the prompt once with a cache. "
+            "Ratios: median of the rounds' own ratios (least-greatest); above 1 ours is faster; 0.9 to 1.1 shows no difference. Real "
+            "tokens are counted, padding is not; laying out batches is timed for all. Dropout 0. Before timing, logits and (in "
+            "training) gradients were equal. Of sgemm: executed FLOPs a second against those of a large matrix product.")
+    speeds = [2e-9 * SQUARE**3 / seconds["sgemm"]
+              for record in rows.values() if "sides" in record for seconds in record["rounds"]]
+    if speeds:
+        text += (f" sgemm ({SQUARE} x {SQUARE}) in the same rounds: {statistics.median(speeds):.0f} GF/s "
+                 f"({min(speeds):.0f}-{max(speeds):.0f}).")
+    return ["", text]
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -347,10 +351,11 @@ def open_table(a, out):
     """What the folder holds of the same run, else an empty table. Another run there is an InputError."""
     import hashlib
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))).hexdigest()[:12]
-    made_from = {"quick": a.quick, "seeds": 2 if a.quick else SEEDS, "rounds": a.rounds, "code": code, "machine": machine(a.threads)}
-    path, fresh = out / "table.json", {"made_from": made_from, "commit": commit(), "date": f"{datetime.now():%Y-%m-%d %H:%M}", "rows": {}}
+    made_from = {"quick": a.quick, "seeds": 2 if a.quick else SEEDS, "rounds": a.rounds, "code": code,
+                 "machine": machine(a.threads)}
+    path = out / "table.json"
     if a.overwrite or not path.exists():
-        return fresh
+        return {"made_from": made_from, "commit": commit(), "date": f"{datetime.now():%Y-%m-%d %H:%M}", "rows": {}}
     table = read_json(path)
     earlier = table.get("made_from", {})
     differ = [key for key in made_from if earlier.get(key) != made_from[key]]
@@ -360,6 +365,8 @@ def open_table(a, out):
 
 
 def write(out, table):
+    """Both files, the lines in the order of ROWS."""
+    table["rows"] = dict(sorted(table["rows"].items(), key=lambda pair: ROWS.index(pair[0].partition(":")[0])))
     write_text(out / "table.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     write_text(out / "table.md", markdown(table))
 
@@ -417,7 +424,8 @@ def main(arguments=None):
                 raise Stopped(f"\nstopped; finished lines are kept in {out}, the same command goes on from there") from None
             spent = time.perf_counter() - began
             write(out, table)
-            print(f"{said(table['rows'][key])}  ({spent / 60:.1f} min, about {spent / number * (len(todo) - number) / 60:.1f} to go)", flush=True)
+            left = spent / number * (len(todo) - number)
+            print(f"{said(table['rows'][key])}  ({spent / 60:.1f} min, about {left / 60:.1f} to go)", flush=True)
     draw_scaling(out, table["rows"])
     void = [key for key, *_ in plan if table["rows"][key].get("faults")]
     print(f"\n{'quick run; ' * a.quick}{len(plan)} lines in {out / 'table.md'}" + (f"; VOID: {', '.join(void)}" if void else ""))

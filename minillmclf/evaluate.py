@@ -52,14 +52,20 @@ def parse(arguments=None):
     return p.parse_args(arguments)
 
 
+def own_record(folder):
+    """The run.json of a run folder, which names its data, or InputError."""
+    from .files import read_json
+    record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
+    if "settings" not in record or "data" not in record:
+        raise InputError(f"{folder}: holds no run.json that names its data: give --data")
+    return record
+
+
 def choose_rows(a, folder, several=False):
     """The rows to be judged -> (list of Example, what they are called). several: as for load_data."""
-    from .files import read_json
     from .text.data import load_data, read_examples, read_table, refuse_blank
     if a.data is None:
-        record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
-        if "settings" not in record or "data" not in record:
-            raise InputError(f"{folder}: holds no run.json that names its data: give --data")
+        record = own_record(folder)
         s = read_settings({}, folder / "run.json")
         data = load_data(s.data, a.text_column or s.text_column or None, a.label_column or s.label_column or None, s.seed, several)
         if data.source["sha256"] != record["data"].get("sha256"):          # another split: train rows may be test rows now
@@ -93,6 +99,8 @@ def main(arguments=None):
 def judged(a):
     """A saved classifier."""
     folder = find_model(a.model)
+    if a.data is None:
+        own_record(folder)                                 # a mistake is told before a model is loaded
     from .classify import several
     from .classify.classifier import Classifier
     from .classify.preference import use_swap
@@ -106,8 +114,9 @@ def judged(a):
     probabilities = model.probabilities(model.scores(encoded, a.batch_size))
     cut = f"\n{shortened} of {len(rows)} texts cut to {model.head.limit(model.max_length)[1]} tokens."
     if model.several:
-        metrics, fitted_on = several.judge(probabilities, truth, model.labels, model.thresholds), name if a.data is None else ""
-        print("\n".join(several.table({folder.name: metrics}, model.labels, name, len(rows), fitted_on * (a.split == "dev")) + [cut]))
+        metrics = several.judge(probabilities, truth, model.labels, model.thresholds)
+        fitted_to = name if a.data is None and a.split == "dev" else None
+        print("\n".join([*several.table({folder.name: metrics}, model.labels, name, len(rows), fitted_to), cut]))
         return write_out(a, name, rows, metrics)
     metrics = evaluate(probabilities, truth, model.labels)
     print("\n".join(table({folder.name: metrics}, model.labels, name, len(rows))))

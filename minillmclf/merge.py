@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .commands import Parser, run
 from .errors import InputError
-from .evaluate import choose_rows
+from .evaluate import choose_rows, own_record
 from .files import find_model
 
 
@@ -55,6 +55,8 @@ def main(arguments=None):
     folder, out = find_model(a.model), Path(a.out)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"--out {out}: is not empty: choose a new folder")
+    if a.data is None:
+        own_record(folder)
     from .classify.classifier import Classifier
     model = Classifier.load(folder)
     rows, name = choose_rows(a, folder, model.several)

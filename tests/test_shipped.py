@@ -112,31 +112,42 @@ def test_words_do_not_give_a_long_document_away(bundled):
     assert bag_accuracy(data, lambda e: e.texts[0]) < 0.40, "a bag of words reads the class off the whole document"
 
 
-def test_mini_bert_is_small_half_precision_and_whole():
-    folder = find_model("mini-bert")
-    assert sum(f.stat().st_size for f in folder.iterdir()) <= 12_000_000
+SHIPPED = {"mini-bert": 8000, "mini-llama": 8000, "mini-t5": 8100}                # pieces
+TEXTS = ["The parcel never came.", "it broke!!", "Déjà vu: who cancelled my naïve cousin's subscription, and why?"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_checkpoint_is_small_half_precision_and_whole(name):
+    folder = find_model(name)
+    assert (folder / "model.safetensors").stat().st_size <= 12_000_000
     checkpoint = Checkpoint(folder)
-    assert {checkpoint.tensor(name).dtype for name in checkpoint.files} == {torch.float16}
+    assert {checkpoint.tensor(tensor).dtype for tensor in checkpoint.files} == {torch.float16}
     model, tokenizer = minillmclf.load_backbone(folder), minillmclf.load_tokenizer(folder)
-    assert len(tokenizer) == model.config["vocab_size"] == 8000
-    assert (folder / "README.md").exists(), "the checkpoint has no card"
+    assert len(tokenizer) == model.config["vocab_size"] == SHIPPED[name]
+    assert model.has_logits, "it has no language-model head"
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters" in card or name == "mini-bert", "the card errs"
 
 
-def test_mini_bert_equals_transformers():
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_checkpoint_equals_transformers(name):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    folder = find_model("mini-bert")
+    folder, kind = find_model(name), {"mini-bert": "MaskedLM", "mini-llama": "CausalLM", "mini-t5": "Seq2SeqLM"}[name]
     tokenizer = minillmclf.load_tokenizer(folder)
-    reference = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    reference = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(folder, dtype=torch.float32).eval()
     other = transformers.AutoTokenizer.from_pretrained(folder)
-    texts = ["The parcel never came.", "it broke!!", "Déjà vu: who cancelled my naïve cousin's subscription, and why?"]
-    batch = other(texts, padding=True, return_tensors="pt")
-    for text, ids, mask in zip(texts, batch.input_ids, batch.attention_mask):
-        assert tokenizer.encode(text) == ids[mask.bool()].tolist()
+    other.pad_token = other.pad_token or other.eos_token
+    batch = other(TEXTS, padding=True, return_tensors="pt", return_token_type_ids=False)
+    ids, mask = batch.input_ids, batch.attention_mask
+    for text, row, real in zip(TEXTS, ids, mask.bool()):
+        assert tokenizer.encode(text) == row[real].tolist()
+    model = minillmclf.load_backbone(folder)
+    more = {"decoder_input_ids": model.shift_right(ids, mask), "decoder_attention_mask": mask} if name == "mini-t5" else {}
     with torch.inference_mode():
-        ours = minillmclf.load_backbone(folder)(batch.input_ids, batch.attention_mask, batch.token_type_ids)
-        theirs = reference(**batch).last_hidden_state
-    difference = ((ours - theirs).abs() * batch.attention_mask.unsqueeze(-1)).max().item()
-    assert difference <= 1e-5, f"hidden states differ by {difference}"
+        ours = model.logits(model(ids, mask, *more.values()))
+        theirs = reference(**batch, **more).logits
+    difference = ((ours - theirs).abs() * mask.unsqueeze(-1)).max().item()
+    assert difference <= 1e-4, f"logits differ by {difference}"
 
 
 def test_mini_bert_knows_more_than_random_weights():

@@ -36,7 +36,8 @@ def python(*arguments):
     known = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))}
     ran = subprocess.run([sys.executable, *map(str, arguments)], env=known, capture_output=True, text=True)
     if ran.returncode:
-        raise InputError(f"a process of the benchmark ended with {ran.returncode}: {(ran.stderr.splitlines() or ['it said nothing'])[-1]}")
+        last = (ran.stderr.splitlines() or ["it said nothing"])[-1]
+        raise InputError(f"a process of the benchmark ended with {ran.returncode}: {last}")
     return ran.stdout
 
 
@@ -70,18 +71,19 @@ def print_peak(side, method, folder, place, hf=None):
     print(json.dumps(resident("VmHWM") - before + sum(held.values()) / 2**20))
 
 
-def memory(place, case=LARGE):
-    """MB of each method on both sides -> [{"method", "ours", "theirs"}]. case: for tests, a smaller one."""
+def memory(place):
+    """MB of each method on both sides -> [{"method", "ours", "theirs"}]."""
     if not os.path.exists("/proc/self/clear_refs"):
         return []
-    folder, found = body(place, "bert", case.layers, case.width), []
+    folder, found = body(place, "bert", LARGE.layers, LARGE.width), []
     for method in METHODS:
         saved = Path(place) / "memory" / method
-        classifier(replace(case, method=method), folder).save(saved)
+        classifier(replace(LARGE, method=method), folder).save(saved)
         line = {"method": method}
         for side, program in (("ours", "from minillmclf.benchmarks.alone import print_peak as peak"),
                               ("theirs", "from minillmclf.bench import print_their_peak as peak")):
-            line[side] = float(python("-c", f"import sys; {program}; peak(*sys.argv[1:])", side, method, folder, saved.parent).split()[-1])
+            program = f"import sys; {program}; peak(*sys.argv[1:])"
+            line[side] = float(python("-c", program, side, method, folder, saved.parent).split()[-1])
         found.append(line)
     return found
 
@@ -104,8 +106,8 @@ def start(place, rounds, theirs):
         began = time.perf_counter()
         python(*arguments)
         return time.perf_counter() - began
-    names = list(commands)
-    return [{name: seconds(commands[name]) for name in (names if number % 2 else names[::-1])} for number in range(rounds + 1)][1:]
+    orders = (list(commands), list(commands)[::-1])
+    return [{name: seconds(commands[name]) for name in orders[number % 2]} for number in range(rounds + 1)][1:]
 
 
 # ------------------------------------------------------------------------------------------------ tokenizers
@@ -166,7 +168,8 @@ def tokenizers(hf, case, place):
     else:
         made = t.Tokenizer(t.models.Unigram())
         made.pre_tokenizer = t.pre_tokenizers.Metaspace()
-        trainer = t.trainers.UnigramTrainer(vocab_size=VOCABULARY_SIZE, show_progress=False, special_tokens=["<unk>"], unk_token="<unk>")
+        trainer = t.trainers.UnigramTrainer(vocab_size=VOCABULARY_SIZE, show_progress=False, special_tokens=["<unk>"],
+                                            unk_token="<unk>")
     made.train_from_iterator(Texts("train", 500).batch(0), trainer)
     made.save(str(folder / "tokenizer.json"))
     ours, theirs = load_tokenizer(folder), t.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -238,5 +241,6 @@ def picture(points):
             panel.set_ylabel("ms a call (log scale)")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         ends = [f"{p['axis']} {p['value']}: {1000 * p['ours']:.0f} and {1000 * p['T']:.0f} ms" for p in points]
-        figure.set_label("Time of a prediction against length, rows, labels and shots, minillmclf and transformers. " + "; ".join(ends))
+        figure.set_label("Time of a prediction against length, rows, labels and shots, minillmclf and transformers. "
+                         + "; ".join(ends))
     return figure

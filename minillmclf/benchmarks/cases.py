@@ -63,8 +63,10 @@ CASES = [
     Case("lora-all-linear", "train", method="lora", targets="all-linear", batch=16, aims=(1.3, None)),
     Case("qlora", "train", method="qlora", batch=16, aims=(1.2, None)),
     *(Case("families", f"{model}, {name}", model=model, batch=16, work=work, aims=(aim, 1.4))
-      for model in ("roberta", "gpt2", "mistral", "gemma", "t5") for name, work, aim in (("full", "train", 2.5), ("inference", "infer", 2.8))),
-    *(Case("tokenizers", name, build="tokenizers", batch=200, work="infer") for name in ("WordPiece", "byte-level BPE", "Unigram")),
+      for model in ("roberta", "gpt2", "mistral", "gemma", "t5")
+      for name, work, aim in (("full", "train", 2.5), ("inference", "infer", 2.8))),
+    *(Case("tokenizers", name, build="tokenizers", batch=200, work="infer")
+      for name in ("WordPiece", "byte-level BPE", "Unigram")),
 ]
 
 
@@ -90,16 +92,16 @@ def config(model, layers, width):
         "bert": encoder,
         "roberta": encoder | dict(max_position_embeddings=514, type_vocab_size=1, pad_token_id=1),
         "deberta-v2": encoder | dict(type_vocab_size=0, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=True,
-                                     norm_rel_ebd="layer_norm", position_buckets=256, max_relative_positions=-1, layer_norm_eps=1e-7,
-                                     position_biased_input=False, pooler_hidden_size=width, pooler_dropout=0.0),
+                                     norm_rel_ebd="layer_norm", position_buckets=256, max_relative_positions=-1,
+                                     layer_norm_eps=1e-7, position_biased_input=False, pooler_hidden_size=width, pooler_dropout=0.0),
         "gpt2": dict(model_type=model, vocab_size=VOCABULARY, n_embd=width, n_layer=layers, n_head=heads, n_positions=1024,
                      embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0, tie_word_embeddings=True, pad_token_id=PAD),
         "llama": decoder | dict(hidden_act="silu"),
         "mistral": decoder | dict(hidden_act="silu", sliding_window=4096) | grouped,
         "gemma": decoder | dict(hidden_activation="gelu_pytorch_tanh", tie_word_embeddings=True) | grouped,
         "t5": dict(model_type=model, vocab_size=VOCABULARY, d_model=width, d_kv=width // heads, d_ff=decoder["intermediate_size"],
-                   num_layers=layers, num_heads=heads, dropout_rate=0.0, feed_forward_proj="gated-gelu", tie_word_embeddings=False,
-                   is_encoder_decoder=True, decoder_start_token_id=PAD, pad_token_id=PAD, eos_token_id=2),
+                   num_layers=layers, num_heads=heads, dropout_rate=0.0, feed_forward_proj="gated-gelu",
+                   tie_word_embeddings=False, is_encoder_decoder=True, decoder_start_token_id=PAD, pad_token_id=PAD, eos_token_id=2),
     }[model]
 
 

@@ -118,7 +118,8 @@ class Theirs(Side):
         self.pad = model.config.pad_token_id if model.config.pad_token_id is not None else PAD
         if tuned and getattr(model.config, "use_cache", False):
             inner.config.use_cache = model.config.use_cache = False                    # keys and values that nobody will read
-        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, **({"fused": True} if tuned else {}))
+        learning = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(learning, lr=0.0, **({"fused": True} if tuned else {}))
 
     def collate(self, rows):
         """ids, mask (B, T), labels (B,) of these rows."""
@@ -314,7 +315,8 @@ def cached(model, prompts, labels):
 
 def label_scoring(hf, case, place):
     """D reads every prompt with every label, T each prompt once."""
-    folder, texts = body(place, case.model, case.layers, case.width, lm_head=True), label_texts(case.labels, random.Random(case.labels))
+    folder = body(place, case.model, case.layers, case.width, lm_head=True)
+    texts = label_texts(case.labels, random.Random(case.labels))
     model = Classifier.from_backbone(folder, texts, readout="labels", template=TEMPLATE, end="none")
     labels = [model.head.tree.tokens[path].tolist() for path in model.head.tree.paths]
     theirs = hf.transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -116,15 +116,19 @@ def finish(s, model, data, split, dev, probabilities):
 def table(results, labels, name, rows, fitted_to="dev"):
     """The final table: a line a model, each metric at 0.5 and by its thresholds; then the classes of the last model. fitted_to:
     the name of the rows that thresholds were fitted to."""
-    lines = [f"{'':<22}  exact match       micro F1        macro F1",
-             f"{f'{name} ({rows} rows)':<22}" + "   at 0.5  fitted" + "  at 0.5  fitted" * 2 + "  log loss     ECE"]
+    title = f"{name} ({rows} rows)"
+    wide = max(22, *map(len, [title, *results]))
+    lines = [f"{'':<{wide}}  exact match       micro F1        macro F1",
+             f"{title:<{wide}}   at 0.5  fitted" + "  at 0.5  fitted" * 2 + "  log loss     ECE"]
     for model, m in results.items():
         pairs = "".join(f"{m['at_half'][metric]:9.3f}{m[metric]:7.3f}" for metric in AT_HALF)
-        lines.append(f"{model:<22}{pairs}{m['log_loss']:10.3f}{m['ece']:8.3f}")
+        lines.append(f"{model:<{wide}}{pairs}{m['log_loss']:10.3f}{m['ece']:8.3f}")
     if name == fitted_to:
-        lines.append(f"thresholds are fitted to these same rows: what they are worth shows on others")
+        lines.append("thresholds are fitted to these same rows: what they are worth shows on others")
     model, last = list(results.items())[-1]
     width = max(5, *map(len, labels))
     lines += ["", f"classes, {model}:", f"  {'':<{width}}  threshold  precision  recall     F1"]
-    return lines + [f"  {c:<{width}}{last['thresholds'][c]:11.3f}{last['precision'][c]:11.3f}{last['recall'][c]:8.3f}{last['f1'][c]:7.3f}"
-                    for c in labels]
+    for c in labels:
+        numbers = f"{last['thresholds'][c]:11.3f}{last['precision'][c]:11.3f}{last['recall'][c]:8.3f}{last['f1'][c]:7.3f}"
+        lines.append(f"  {c:<{width}}{numbers}")
+    return lines
