@@ -11,7 +11,7 @@ All sides work by turns in one process with fixed threads, the order reversed ea
 D is the reference as its users run it, T the same, tuned (benchmarks/sides.py). Before anything is timed all sides must give
 the same logits and gradients. A ratio is the median of the rounds' own ratios, with the least and the greatest. Two safeguards
 make a row void (exit code 1): the reference against itself must lie in 0.95 to 1.05, and nobody may compute faster than a
-large matrix product in the same rounds. Take nothing else on the machine into account but an idle one.
+large matrix product in the same rounds. Run it on an idle machine.
 """
 import argparse
 import importlib
@@ -265,8 +265,8 @@ def headline(record):
     faster = {name: paired(rounds, name, "ours") for name in sides if name != "ours"}
     shares = [used(record, name) for name in ("ours", record["twin"])]
     aims = ["" if aim is None else f"{aim:g}" for aim in record["aims"]]
-    return [f"{record['row']}: {record['name']}", f"{cost:.0f}", *(times(faster[name]) if name in faster else "" for name in "DT"),
-            *aims, times(paired(rounds, "again", record["twin"])),
+    return [f"{record['row']}: {record['name']}", f"{cost:.0f}",
+            *(times(faster[name]) if name in faster else "" for name in "DT"), *aims, times(paired(rounds, "again", record["twin"])),
             *("" if share is None else f"{100 * share:.0f} %" for share in shares), "**void**" if record["faults"] else ""]
 
 
@@ -304,7 +304,8 @@ def others(rows):
     if rows.get("memory", {}).get("lines"):
         lines += ["", "## Peak memory of two training steps, 12 x 768, 8 x 128 tokens", "", *grid(
             ["method", "ours, MB", "transformers + PEFT, MB", "ratio"],
-            [[x["method"], f"{x['ours']:.0f}", f"{x['theirs']:.0f}", f"{x['ours'] / x['theirs']:.2f}"] for x in rows["memory"]["lines"]])]
+            [[x["method"], f"{x['ours']:.0f}", f"{x['theirs']:.0f}", f"{x['ours'] / x['theirs']:.2f}"]
+             for x in rows["memory"]["lines"]])]
     if "start" in rows:
         found = {name: [seconds[name] for seconds in rows["start"]["rounds"]] for name in rows["start"]["rounds"][0]}
         lines += ["", "## Start, in fresh processes", "", *grid(["command", "seconds"], [

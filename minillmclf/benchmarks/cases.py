@@ -93,7 +93,8 @@ def config(model, layers, width):
         "roberta": encoder | dict(max_position_embeddings=514, type_vocab_size=1, pad_token_id=1),
         "deberta-v2": encoder | dict(type_vocab_size=0, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=True,
                                      norm_rel_ebd="layer_norm", position_buckets=256, max_relative_positions=-1,
-                                     layer_norm_eps=1e-7, position_biased_input=False, pooler_hidden_size=width, pooler_dropout=0.0),
+                                     layer_norm_eps=1e-7, position_biased_input=False, pooler_hidden_size=width,
+                                     pooler_dropout=0.0),
         "gpt2": dict(model_type=model, vocab_size=VOCABULARY, n_embd=width, n_layer=layers, n_head=heads, n_positions=1024,
                      embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0, tie_word_embeddings=True, pad_token_id=PAD),
         "llama": decoder | dict(hidden_act="silu"),
@@ -101,7 +102,8 @@ def config(model, layers, width):
         "gemma": decoder | dict(hidden_activation="gelu_pytorch_tanh", tie_word_embeddings=True) | grouped,
         "t5": dict(model_type=model, vocab_size=VOCABULARY, d_model=width, d_kv=width // heads, d_ff=decoder["intermediate_size"],
                    num_layers=layers, num_heads=heads, dropout_rate=0.0, feed_forward_proj="gated-gelu",
-                   tie_word_embeddings=False, is_encoder_decoder=True, decoder_start_token_id=PAD, pad_token_id=PAD, eos_token_id=2),
+                   tie_word_embeddings=False, is_encoder_decoder=True, decoder_start_token_id=PAD, pad_token_id=PAD,
+                   eos_token_id=2),
     }[model]
 
 

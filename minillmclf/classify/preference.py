@@ -32,7 +32,7 @@ class AroundHead(Head):
 
     def __init__(self, score):
         super().__init__()
-        self.score = score
+        self.score, self.how = score, score.how
         self.NAMES = {file: ours.replace("head.", "head.score.", 1) for file, ours in score.NAMES.items()}
 
     def forward(self, hidden, mask):
@@ -118,7 +118,7 @@ class BradleyTerry(AroundHead):
 
     def read(self, backbone, ids, mask, types=None):
         """ids, mask, types: (2B, T) -> log-probabilities of the classes (B, 3), in their order."""
-        r = self(backbone.states(ids, mask, types), mask).squeeze(1).float()  # (2B,)
+        r = self(*self.states(backbone, ids, mask, types)).squeeze(1).float() # (2B,)
         found = davidson(*r.chunk(2), self.tie.bias)                          # (B, 3) a, b, tie
         return found[:, np.argsort(self.order).tolist()]
 
