@@ -180,7 +180,7 @@ def cost(table, by="train_seconds"):
         axes.set_ylabel("accuracy (share of rows)")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left")
         key = "\n".join(f"{number:\u2007>2}  {name}" for number, (name, _) in enumerate(shown, 1))
-        figure.legend([axes.plot([], [])[0]], [key], loc="outside right upper", handlelength=0, handletextpad=0)
+        figure.legend([axes.plot([], [], linestyle="none")[0]], [key], loc="outside right upper", handlelength=0, handletextpad=0)
         put_numbers(figure, axes, points)
         best = [f"{shown[i][0]}, accuracy {points[i][1]:.3f} for {points[i][0]:,.4g}" for i in front]
         figure.set_label(f"Accuracy against {COSTS[by]}. On the Pareto front: {'; '.join(best)}." + f" {note}." * bool(note))
