@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from minillmclf.benchmarks.sides import PAIRS, cached, padded, pairs, picked
 from minillmclf.classify.classifier import Classifier
 from minillmclf.models import fresh_weights, model_class, save_backbone
 from minillmclf.models.tree import log_probs_one_by_one
@@ -34,7 +35,7 @@ from minillmclf.text.tokenizer import load_tokenizer
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "fixtures" / "tokenizers" / "llama"
 TEMPLATE = "{text} it was: {label}"
-TOLERANCE, LEAST, PAIRS = 1e-4, 0.3, 64                # of scores; seconds; what (b) puts in a batch at most
+TOLERANCE, LEAST = 1e-4, 0.3                           # of scores; seconds
 CONFIGS = {
     "gpt2": dict(model_type="gpt2", vocab_size=16000, n_embd=384, n_layer=6, n_head=6, n_positions=1024, embd_pdrop=0.0,
                  attn_pdrop=0.0, resid_pdrop=0.0, tie_word_embeddings=True),
@@ -99,72 +100,27 @@ def one_by_one(classifier, encoded, labels):
     return log_probs_one_by_one(classifier.backbone, batch.ids, batch.mask, labels)
 
 
-def padded(lists):
-    """Lists of ids -> ids and mask (B, T), padded with 0 on the right."""
-    batch = collate([(numbers, []) for numbers in lists], range(len(lists)))
-    return batch.ids, batch.mask
-
-
-def picked(logits, labels):
-    """Scores (P, n, V) where P labels' tokens are expected -> log-probabilities of whole labels (P,)."""
-    ids, real = padded(labels)                                                               # (P, n)
-    return (logits.log_softmax(-1).gather(2, ids.unsqueeze(2)).squeeze(2) * real).sum(1)
-
-
-def decoder_pairs(model, encoded, labels):
-    """(b) for decoders: each prompt with each label -> (N, L). A label's last token is asked for and not read."""
-    pairs, scores = [(ids, label) for ids, _ in encoded for label in labels], []
-    for start in range(0, len(pairs), PAIRS):
-        chunk = pairs[start:start + PAIRS]
-        ids, mask = padded([prompt + label[:-1] for prompt, label in chunk])                 # (P, T)
-        first = torch.tensor([len(prompt) - 1 for prompt, _ in chunk])                       # (P,)
-        most = max(len(label) for _, label in chunk)
-        places = (first.unsqueeze(1) + torch.arange(most)).clamp(max=ids.shape[1] - 1)       # (P, n)
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=places).logits
-        scores.append(picked(logits, [label for _, label in chunk]))
-    return torch.cat(scores).view(len(encoded), -1)
-
-
-def decoder_cached(model, encoded, labels):
-    """(c) for decoders: the prompts once, then each label behind them; its keys and values are dropped again -> (N, L)."""
-    ids, mask = padded([ids for ids, _ in encoded])                                          # (N, T)
-    lengths, N = mask.sum(1, keepdim=True), len(encoded)
-    answer = model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=lengths - 1)
-    first, cache = answer.logits.log_softmax(-1)[:, 0], answer.past_key_values               # (N, V)
-    scores = []
-    for label in labels:
-        score, more = first[:, label[0]], len(label) - 1
-        if more:
-            logits = model(input_ids=torch.tensor(label[:-1]).expand(N, -1), past_key_values=cache, use_cache=True,
-                           attention_mask=torch.cat([mask, mask.new_ones(N, more)], 1),
-                           position_ids=lengths + torch.arange(more)).logits                 # (N, n - 1, V)
-            score = score + picked(logits, [label[1:]] * N)
-            cache.crop(-more)
-        scores.append(score)
-    return torch.stack(scores, 1)
-
-
-def t5_pairs(model, encoded, labels):
+def t5_pairs(model, prompts, labels):
     """(b) for T5: each source with each label, encoder and decoder -> (N, L)."""
-    pairs, scores = [(ids, label) for ids, _ in encoded for label in labels], []
-    for start in range(0, len(pairs), PAIRS):
-        chunk = pairs[start:start + PAIRS]
+    every, scores = [(prompt, label) for prompt in prompts for label in labels], []
+    for start in range(0, len(every), PAIRS):
+        chunk = every[start:start + PAIRS]
         ids, mask = padded([source for source, _ in chunk])                                  # (P, S)
         target, _ = padded([[0] + label[:-1] for _, label in chunk])                         # (P, n), 0 starts it
         logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=target, use_cache=False).logits
         scores.append(picked(logits, [label for _, label in chunk]))
-    return torch.cat(scores).view(len(encoded), -1)
+    return torch.cat(scores).view(len(prompts), -1)
 
 
-def t5_cached(model, encoded, labels):
+def t5_cached(model, prompts, labels):
     """(c) for T5: the encoder once, then the decoder for each label -> (N, L)."""
-    ids, mask = padded([ids for ids, _ in encoded])
+    ids, mask = padded(prompts)
     memory = model.get_encoder()(input_ids=ids, attention_mask=mask)
     scores = []
     for label in labels:
-        target = torch.tensor([0] + label[:-1]).expand(len(encoded), -1)
+        target = torch.tensor([0] + label[:-1]).expand(len(prompts), -1)
         logits = model(encoder_outputs=memory, attention_mask=mask, decoder_input_ids=target, use_cache=False).logits
-        scores.append(picked(logits, [label] * len(encoded)))
+        scores.append(picked(logits, [label] * len(prompts)))
     return torch.stack(scores, 1)
 
 
@@ -178,9 +134,10 @@ def variants(name, folder, reference, case):
     assert not cut, f"{cut} rows are longer than the model: the case is not what it says"
     tree = classifier.head.tree
     labels = [tree.tokens[path].tolist() for path in tree.paths]
-    pairs, cached = (t5_pairs, t5_cached) if name == "t5" else (decoder_pairs, decoder_cached)
+    apart, kept = (t5_pairs, t5_cached) if name == "t5" else (pairs, cached)
+    prompts = [ids for ids, _ in encoded]
     ways = {"ours": lambda: classifier.text_scores(encoded), "a": lambda: one_by_one(classifier, encoded, labels),
-            "b": lambda: pairs(reference, encoded, labels), "c": lambda: cached(reference, encoded, labels)}
+            "b": lambda: apart(reference, prompts, labels), "c": lambda: kept(reference, prompts, labels)}
     size = f"{statistics.mean(len(ids) for ids, _ in encoded):.0f} | {sum(map(len, labels))}"
     return ways | {"again": ways["ours"]}, size
 
