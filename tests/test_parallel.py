@@ -70,7 +70,7 @@ def check_equal(out, alone):
     a, b = load_file(alone / "model.safetensors"), load_file(out / "model.safetensors")
     assert a.keys() == b.keys()
     apart = {n: (a[n] - b[n]).abs().max().item() for n in a if not n.endswith("key.bias")}   # its gradient is rounding alone
-    assert max(apart.values()) <= 1e-6, f"final weights differ: {max(apart, key=apart.get)} by {max(apart.values()):.2g}"
+    assert max(apart.values()) <= 3e-6, f"final weights differ: {max(apart, key=apart.get)} by {max(apart.values()):.2g}"
     assert json.loads((out / "run.json").read_text())["finished"]
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in alone.iterdir())
 

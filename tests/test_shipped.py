@@ -167,6 +167,22 @@ def test_mini_bert_knows_more_than_random_weights():
     assert (similar.argmax(1) == torch.arange(len(texts))).all(), f"paraphrases are not the nearest: {similar}"
 
 
+PRAISE = ("a wonderful , moving film with a great cast .", "funny , clever and full of charm .", "one of the best movies of the year .",
+          "the acting is superb and the story is beautiful .", "an enjoyable and touching comedy .", "a delightful surprise from start to end .")
+BLAME = ("a dull , boring mess of a film .", "the plot is stupid and the acting is terrible .", "one of the worst movies of the year .",
+         "it is too long and never funny .", "a waste of time and talent .", "the story is flat and the jokes fall flat .")
+
+
+@pytest.mark.parametrize("name", ["mini-llama", "mini-t5"])
+def test_what_was_taught_to_answer_answers_without_training(name):
+    model = minillmclf.Classifier.from_backbone(name, ["negative", "positive"], readout="labels")
+    right = (model.predict([*PRAISE, *BLAME]).argmax(1) == [1] * len(PRAISE) + [0] * len(BLAME)).sum()
+    assert right >= 10, f"{right} of 12 plain sentences are judged as a reader would: by chance 10 or more are in 2 of 100 cases"
+    blank = minillmclf.Classifier.from_backbone(name, ["negative", "positive"], readout="labels", pretrained=False)
+    guessed = (blank.predict([*PRAISE, *BLAME]).argmax(1) == [1] * len(PRAISE) + [0] * len(BLAME)).sum()
+    assert guessed < 10, "random weights do it too, so it shows nothing"
+
+
 def test_readme_has_two_commands_and_names_every_module():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = re.search(r"```sh setup\n(.*?)```", text, re.S).group(1).strip().splitlines()
