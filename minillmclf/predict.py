@@ -4,8 +4,8 @@
   python -m minillmclf.predict --model runs/mine --data new.csv --out answers.csv
   cat lines.txt | python -m minillmclf.predict --model runs/mine > answers.jsonl
 
-Answers carry the label (of several "a|b", of none "") and the probability of each class, in the order of the input: JSON lines, or CSV where --out ends
-in .csv (or with --format csv).
+Answers carry the label (of several "a|b", of none "") and the probability of each class, in the order of the input: JSON
+lines, or CSV where --out ends in .csv (or with --format csv).
 """
 import argparse
 import csv

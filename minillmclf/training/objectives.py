@@ -1,5 +1,6 @@
-"""What is minimised: cross-entropy over classes, or a yes or no for each class; masked words (Devlin et al. 2018), the next word (Radford et al. 2018),
-missing spans (Raffel et al. 2020); and a teacher's hidden states (distillation: Hinton et al. 2015; Sanh et al. 2019).
+"""What is minimised: cross-entropy over classes, or a yes or no for each class; masked words (Devlin et al. 2018), the next
+word (Radford et al. 2018), missing spans (Raffel et al. 2020); and a teacher's hidden states (distillation: Hinton et al. 2015;
+Sanh et al. 2019).
 """
 import random
 from dataclasses import dataclass
