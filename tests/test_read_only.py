@@ -14,7 +14,7 @@ from test_families import CONFIGS, spread
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import build_head, pool
 from minillmclf.models import fresh_weights, layers, model_class
-from minillmclf.models.layers import OneEach, Rows
+from minillmclf.models.layers import FewEach, Rows
 from minillmclf.text.batch import collate
 from minillmclf.training.recompute import recompute_blocks
 from minillmclf.tuning import tune
@@ -108,6 +108,19 @@ def test_any_family_can_read_either_end(name, how):
         assert torch.equal(explicit.squeeze(1), pool(model.backbone.states(*given), given[1], how))
         found = first_difference({"states": model.backbone.states(*given, how)}, {"states": explicit}, 1e-10)
     assert found is None, f"{name}, {how}: {found}"
+
+
+@pytest.mark.parametrize("side", ["left", "right", "full"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_last_tokens_of_each_row(name, side):
+    """Four tokens, of texts of 9, 1, 14 and 5: a text with fewer repeats its first."""
+    model = build(name)
+    given, results = inputs(model, side), []
+    for states in (model.backbone.states(*given, 4), model.backbone.read_by_hand(*given, 4)):
+        assert states.shape == (len(LENGTHS), 4, model.backbone.width)
+        results.append(result(model, states))
+    found = first_difference(*results, 1e-7, relative=True)
+    assert found is None, f"{name}, padded {side}: {found}"
 
 
 @pytest.mark.parametrize("name, method", [(name, method) for name in SOME for method in RECIPES if method != "full"
@@ -210,19 +223,19 @@ def test_windows_read_one_token_of_each(tmp_path, pooled):
 # ------------------------------------------------------------------------------------------------ known-wrong variants
 
 def changed(**wrong):
-    """A way to break OneEach: attributes that are computed from the whole rows."""
+    """A way to break FewEach: attributes that are computed from the whole rows."""
     def patch(monkeypatch, model):
-        class Wrong(OneEach):
+        class Wrong(FewEach):
             def __init__(self, whole):
                 super().__init__(whole)
                 for attribute, value in wrong.items():
                     setattr(self, attribute, value(self, whole))
-        monkeypatch.setattr(layers, "OneEach", Wrong)
+        monkeypatch.setattr(layers, "FewEach", Wrong)
     return patch
 
 
 def the_window_is_forgotten(monkeypatch, model):
-    monkeypatch.setattr(OneEach, "causal", lambda self, window=None: Rows.causal(self))
+    monkeypatch.setattr(FewEach, "causal", lambda self, window=None: Rows.causal(self))
 
 
 def the_final_norm_is_forgotten(monkeypatch, model):
@@ -232,8 +245,8 @@ def the_final_norm_is_forgotten(monkeypatch, model):
 
 
 def the_residual_is_of_another_token(monkeypatch, model):
-    real = OneEach.asking
-    monkeypatch.setattr(OneEach, "asking", lambda self, x: x[:len(LENGTHS)] if x.dim() == 2 else real(self, x))
+    real = FewEach.asking
+    monkeypatch.setattr(FewEach, "asking", lambda self, x: x[:len(LENGTHS)] if x.dim() == 2 else real(self, x))
 
 
 the_other_end = changed(chosen=lambda self, whole: (
@@ -241,11 +254,12 @@ the_other_end = changed(chosen=lambda self, whole: (
 one_row_too_far = changed(chosen=lambda self, whole: self.chosen.roll(-1))
 as_in_padded_rows = changed(chosen=lambda self, whole: (torch.arange(len(whole.mask)) * whole.mask.shape[1] + (
     whole.mask.shape[1] - 1 if whole.read == "last" else 0)).clamp(max=int(whole.lengths.sum()) - 1))
-positions_from_nought = changed(grid=lambda self, whole: torch.zeros_like(self.grid))
+it_sees_as_the_first_does = changed(columns=lambda self, whole: whole.mask.int().argmax(1, keepdim=True))
+distances_from_nought = changed(grid=lambda self, whole: torch.zeros_like(self.grid))
 padding_is_seen = changed(key_mask=lambda self, whole: None)
 WRONG = [(the_other_end, ["bert", "deberta-v3", "gpt2", "llama", "t5"]), (one_row_too_far, ["bert", "gemma3", "flan-t5"]),
          (as_in_padded_rows, ["bert", "deberta-v3", "gpt2", "mistral", "gemma2", "t5"]),
-         (positions_from_nought, LAST), (padding_is_seen, ["bert", "roberta", "deberta-v3"]),
+         (it_sees_as_the_first_does, LAST), (distances_from_nought, ["t5"]), (padding_is_seen, ["bert", "roberta", "deberta-v3"]),
          (the_window_is_forgotten, ["mistral"]), (the_final_norm_is_forgotten, LAST),
          (the_residual_is_of_another_token, list(CONFIGS))]
 

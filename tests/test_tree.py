@@ -503,15 +503,28 @@ def padding_is_seen(patch, model):
     changed_rows(patch, lambda rows: setattr(rows, "key_real", torch.ones_like(rows.key_real)))
 
 
-@wrong()
+@wrong(*DECODERS)                                  # T5's decoder reads the start alone: no token is earlier
 def root_read_one_token_too_early(patch, model):
+    hidden = model.hidden
+
+    def broken(ids, rows, context=None):
+        if not isinstance(rows, TreeRows):
+            return hidden(ids, rows, context)
+        rows.read += 1
+        x = rows.read_from(hidden(ids, rows, context))                                        # (B, M + 2, D)
+        return torch.cat([x[:, :1], x[:, 2:]], 1).flatten(0, 1)
+    patch.setattr(model, "hidden", broken)
+
+
+@wrong()
+def root_read_of_another_row(patch, model):
     hidden = model.hidden
 
     def broken(ids, rows, context=None):
         x = hidden(ids, rows, context)
         if isinstance(rows, TreeRows):
-            roots = rows.lengths.cumsum(0) - len(rows.tree.fed) - 1
-            x[roots] = x[roots - 1]
+            x = rows.read_from(x)                                                             # (B, M + 1, D)
+            x = torch.cat([x[:, :1].roll(1, 0), x[:, 1:]], 1).flatten(0, 1)
         return x
     patch.setattr(model, "hidden", broken)
 

@@ -14,11 +14,12 @@ calibration (calibrate.py).
 import contextlib
 
 import torch
+import torch.nn.functional as F
 
 from ..errors import InputError
 from ..models.cache import prefill
 from ..models.tree import Tree, log_probs, shared, to_the_left
-from ..training.objectives import causal_lm_loss, text_to_text_loss
+from ..training.objectives import text_to_text_loss
 from .head import Head
 
 ENDS, WAYS = ("auto", "none", "eos"), ("sum", "token", "char", "byte")
@@ -175,15 +176,12 @@ class LabelReadout(Head):
 
         Which tokens they are is known by their place, never by an id: an end-of-text token is learned even if it also pads.
         """
-        ids, mask = to_the_left(ids, mask)
         more, real = self.targets(labels)                                                    # (B, n)
-        places = mask.sum(1, keepdim=True) + torch.arange(more.shape[1], device=ids.device)  # (B, n) behind each prompt
-        ids = torch.cat([ids, torch.zeros_like(more)], 1).scatter(1, places, more)           # (B, T + n)
-        prompts = torch.cat([mask.bool(), torch.zeros_like(real).bool()], 1)
-        answers = torch.zeros_like(prompts).scatter(1, places, real.bool())
-        width = int((prompts | answers).sum(1).max())
-        ids, prompts, answers = (x[:, :width] for x in (ids, prompts, answers))
-        return causal_lm_loss(backbone, ids, prompts | answers, answers) * real.sum()
+        ids = torch.cat([ids, more[:, :-1]], 1)                       # an answer's last token is foretold, but not read
+        mask = torch.cat([mask, real[:, 1:].to(mask.dtype)], 1)
+        states = backbone(ids, mask, read=more.shape[1])                                     # (B, n, D) each row's last n
+        states = states[real.flip(1).bool()]                                                 # (M, D) before the answers' tokens
+        return F.cross_entropy(backbone.logits(states).float(), more[real.bool()], reduction="sum")
 
     def answer_lengths(self):
         """Tokens of each class's answer, its end among them, a list (C,)."""

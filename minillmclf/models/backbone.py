@@ -83,16 +83,17 @@ class Backbone(nn.Module):
     def states(self, ids, mask, types=None, read=None):
         """The vectors (B, T, D) that a classifier reads; types: (B, T) token types, for families that have them.
 
-        read: "first" or "last", if that token of each row is all that is wanted -> (B, 1, D), and the last block goes on
-        with these tokens alone.
+        read: "first", "last" or a number n, if that token of each row, or its last n, are all that is wanted -> (B, 1, D) or
+        (B, n, D), and the last block goes on with these tokens alone. A row with fewer than n repeats its first.
         """
         return self(ids, mask, read=read)
 
     def read_by_hand(self, ids, mask, types, read):
         """What `states` gives with `read`, taken from the states of all tokens. Slower; a test holds the two equal."""
         real, states = mask.bool(), self.states(ids, mask, types)                        # (B, T), (B, T, D)
-        vectors = [own[at][0 if read == "first" else -1] for own, at in zip(states, real)]
-        return torch.stack(vectors).unsqueeze(1)                                         # (B, 1, D)
+        places = {"first": [0], "last": [-1]}.get(read) or range(-read, 0)
+        return torch.stack([torch.stack([own[at][max(place, -int(at.sum()))] for place in places])
+                            for own, at in zip(states, real)])                           # (B, n, D)
 
     def prompt(self, ids, mask):
         """What is read before an answer is written -> ids (B, T), mask (B, T), context; only families that write have it."""
@@ -118,7 +119,7 @@ class Backbone(nn.Module):
 class Decoder(Backbone):
     """What the decoder-only families share: each token sees itself and what stands before it, so text can be continued.
 
-    A family writes `hidden(ids, rows, context=None) -> (N, D)`, or (B, D) if the rows say that one token each is read; rows
+    A family writes `hidden(ids, rows, context=None) -> (N, D)`, or (B * n, D) if the rows say that n tokens each are read; rows
     may also come from a cache (cache.py), context is what an encoder would add.
     """
 

@@ -7,8 +7,9 @@ the whole batch, H heads, K heads of keys and values, d width of a head, D width
 MLPs then see real tokens only, so padding can neither leak into a result nor cost time. Attention alone needs rows: it
 spreads q, k, v out to (B, H, T, d) and packs its result again.
 
-A classifier often reads one token of a text, the first or the last. Then all that follows the last attention is needed at
-that token alone: the last block works on `OneEach`, whose queries are one a row and whose keys are still all tokens.
+A classifier often reads one token of a text, the first or the last, or the few tokens of an answer at its end. Then all that
+follows the last attention is needed at these alone: the last block works on `FewEach`, whose queries are few a row and whose
+keys are still all tokens.
 
 Attention: Vaswani et al. 2017, "Attention Is All You Need", section 3.2. Heads that share keys and values: Ainslie et
 al. 2023 (GQA). RMSNorm: Zhang and Sennrich 2019.
@@ -36,7 +37,7 @@ class Rows:
     mask: (B, T), 1 or True where a token is; padding may stand on either side. A row without any token is an error.
     """
 
-    read = None                 # which token of a row is read behind the last block, "first" or "last"; None: all
+    read = None                 # what of a row is read behind the last block: "first", "last", its last `read` tokens; None: all
 
     def __init__(self, mask):
         self.mask = mask.bool()                                   # (B, T)
@@ -91,9 +92,9 @@ class Rows:
         return k, v
 
     def through(self, layers):
-        """Each block and the rows that it works on: these, but the last block on `OneEach` if one token a row is read."""
+        """Each block and the rows that it works on: these, but the last block on `FewEach` if only few tokens are read."""
         for number, layer in enumerate(layers, 1):
-            yield layer, OneEach(self) if self.read and number == len(layers) else self
+            yield layer, FewEach(self) if self.read and number == len(layers) else self
 
     def asking(self, x):
         """(N, ...) -> the tokens that ask and go on to the next block: here all."""
@@ -105,30 +106,41 @@ class Rows:
         return self
 
     def read_from(self, x):
-        """What the last block gives -> (B, T, ...), or (B, 1, ...) if one token a row is read."""
-        return self.spread(x) if self.read is None else x.unsqueeze(1)
+        """What the last block gives -> (B, T, ...), or (B, n, ...) if n tokens a row are read."""
+        return self.spread(x) if self.read is None else x.unflatten(0, (len(self.mask), -1))
 
 
-class OneEach(Rows):
-    """Rows of which one token each goes on: queries are (B, 1), keys and values still those of the whole rows, (B, S).
+class FewEach(Rows):
+    """Rows of which n tokens each go on: queries are (B, n), keys and values still those of the whole rows, (B, S).
 
-    whole: Rows that say in `read` which token it is. Exact, since a block mixes tokens in its attention alone.
+    whole: Rows that say in `read` which tokens these are. Of a row with fewer than n tokens the first stands in for those
+    that it has not. Exact, since a block mixes tokens in its attention alone.
     """
 
     whole = None
 
     def __init__(self, whole):
-        super().__init__(whole.mask.new_ones(len(whole.mask), 1))                 # of one token, and no padding
-        back = {"first": whole.lengths, "last": 1}[whole.read]
-        self.chosen = whole.lengths.cumsum(0) - back                              # (B,) which of the N tokens
-        self.positions = whole.positions[self.chosen]                             # (B,)
-        self.grid = self.positions.unsqueeze(1)                                   # (B, 1)
+        count = 1 if whole.read in ("first", "last") else whole.read
+        super().__init__(whole.mask.new_ones(len(whole.mask), count))                         # no padding
+        ends = whole.lengths.cumsum(0).unsqueeze(1)                                           # (B, 1) in the packed rows
+        starts, back = ends - whole.lengths.unsqueeze(1), torch.arange(count, 0, -1, device=ends.device)
+        chosen = starts if whole.read == "first" else (ends - back).maximum(starts)           # (B, n)
+        self.chosen = chosen.flatten()                                                        # (B * n,) of the N tokens
+        self.columns = whole.places[chosen] % whole.mask.shape[1]                             # (B, n) of the T places
+        self.positions = whole.positions[self.chosen]                                         # (B * n,)
+        self.grid = self.positions.unflatten(0, chosen.shape)                                 # (B, n)
         self.whole, self.alike = whole, whole.alike
         self.key_mask, self.key_real, self.key_grid = whole.key_mask, whole.key_real, whole.key_grid
 
     def asking(self, x):
-        """(N, ...) -> (B, ...)."""
+        """(N, ...) -> (B * n, ...)."""
         return x.index_select(0, self.chosen)
+
+    def causal(self, window=math.inf):
+        """(B, 1, n, S), what the chosen tokens see among the whole rows."""
+        seen = self.whole.causal(window)                                                      # (B, 1, T, S)
+        columns = self.columns[:len(seen), None, :, None]                                     # one row, if all are alike
+        return seen.gather(2, columns.expand(-1, -1, -1, seen.shape[3]))
 
     def recall(self, k, v):
         return self.whole.recall(k, v)

@@ -88,9 +88,9 @@ def log_probs(model, ids, mask, tree, cache=None, context=None):
     """
     M = len(tree.fed)
     rows = TreeRows(mask, tree, start(model, len(ids)) if cache is None else cache)
-    x = model.hidden(torch.cat([ids, tree.fed.expand(len(ids), -1)], 1), rows, context)           # (N, D)
-    ends = rows.lengths.cumsum(0)                                                                 # (B,) in the packed rows
-    states = x[ends[:, None] - M - 1 + torch.arange(M + 1, device=x.device)]                      # (B, M + 1, D)
+    rows.read = M + 1                                                                             # the prompt's end, the nodes
+    x = model.hidden(torch.cat([ids, tree.fed.expand(len(ids), -1)], 1), rows, context)           # (B * (M + 1), D)
+    states = rows.read_from(x)                                                                    # (B, M + 1, D)
     few = len(ids) if torch.is_grad_enabled() else max(1, AT_ONCE // ((M + 1) * len(model.vocabulary())))
     return torch.cat([edges_of(model.logits(part).float(), tree) for part in states.split(few)])
 
