@@ -14,7 +14,7 @@ from conftest import refused
 
 import minillmclf
 from minillmclf import bench
-from minillmclf.benchmarks import alone, cases, sides
+from minillmclf.benchmarks import alone, cases, sides, tables, timing
 from minillmclf.commands import run
 
 PACKAGE = Path(minillmclf.__file__).parent
@@ -25,7 +25,8 @@ FOREIGN = {"transformers", "peft", "tokenizers", "accelerate"}
 def little():
     """A small vocabulary, and a small product: nothing here is timed."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, name, value in ((cases, "VOCABULARY", 1100), (alone, "VOCABULARY", 1100), (bench, "SQUARE", 32)):
+        for module, name, value in ((cases, "VOCABULARY", 1100), (alone, "VOCABULARY", 1100), (timing, "SQUARE", 32),
+                                    (tables, "SQUARE", 32)):
             patch.setattr(module, name, value)
         yield
 
@@ -66,16 +67,16 @@ def test_help_waits_for_nothing_and_without_the_references_there_is_one_line(mon
 
 def record(rounds=9, flops=1e9, **seconds):
     """A line of the table. By default: ours 1 s, T 1.4 s, D 2 s, the machine quiet, sgemm 10 GF/s."""
-    usual = {"ours": 1.0, "D": 2.0, "T": 1.4, "again": 1.4, "sgemm": 2 * bench.SQUARE**3 / 1e10} | seconds
+    usual = {"ours": 1.0, "D": 2.0, "T": 1.4, "again": 1.4, "sgemm": 2 * timing.SQUARE**3 / 1e10} | seconds
     made = {"row": "deberta", "name": "T = 32", "aims": [2.6, None], "sides": ["ours", "D", "T"], "twin": "T", "unit": "tokens", "work": "train",
             "rounds": [{"seed": number % 3, **usual} for number in range(rounds)],
             "flops": {str(seed): {"ours": flops, "D": flops, "T": flops} for seed in range(3)}, "amount": {str(seed): 1000 for seed in range(3)}}
-    return made | {"faults": bench.faults(made)}
+    return made | {"faults": timing.faults(made)}
 
 
 def test_a_ratio_is_the_median_of_the_rounds_own_ratios():
     rounds = [{"ours": 1, "D": 2}, {"ours": 10, "D": 30}, {"ours": 4, "D": 2}]
-    found = bench.paired(rounds, "D", "ours")
+    found = timing.paired(rounds, "D", "ours")
     assert found == {"median": 2, "low": 0.5, "high": 3}, f"not the paired ratios (of the medians it would be 0.5): {found}"
 
 
@@ -85,35 +86,35 @@ def test_a_ratio_is_the_median_of_the_rounds_own_ratios():
 def test_a_line_is_void_where_the_reference_differs_from_itself_or_flops_are_beyond_sgemm(change, void):
     made = record(**change)
     assert bool(made["faults"]) == bool(void) and (void or "") in " ".join(made["faults"]), f"{change}: {made['faults']}"
-    assert ("**void**" in bench.headline(made)) == bool(void), bench.headline(made)
+    assert ("**void**" in tables.headline(made)) == bool(void), tables.headline(made)
 
 
 def test_the_shares_of_sgemm_are_those_of_the_same_round():
     made = record()
     made["rounds"][0]["sgemm"] /= 1000                   # one round in which all was fast must not count for the others
-    assert bench.used(made, "ours") == pytest.approx(0.1), "1e9 FLOPs in a second are a tenth of 10 GF/s"
-    assert bench.used(made, "D") == pytest.approx(0.05)
+    assert timing.used(made, "ours") == pytest.approx(0.1), "1e9 FLOPs in a second are a tenth of 10 GF/s"
+    assert timing.used(made, "D") == pytest.approx(0.05)
 
 
 def test_flops_are_those_of_products_and_attention():
     a, b = torch.randn(5, 7, requires_grad=True), torch.randn(7, 3)
-    assert bench.flops_of(lambda: a @ b) == 2 * 5 * 7 * 3
-    assert bench.flops_of(lambda: (a @ b).sum().backward()) == 2 * 2 * 5 * 7 * 3, "forward, and the gradient of a"
+    assert timing.flops_of(lambda: a @ b) == 2 * 5 * 7 * 3
+    assert timing.flops_of(lambda: (a @ b).sum().backward()) == 2 * 2 * 5 * 7 * 3, "forward, and the gradient of a"
     q, k = torch.randn(2, 3, 16, 8, requires_grad=True), torch.randn(2, 3, 16, 8, requires_grad=True)
     attention = torch.nn.functional.scaled_dot_product_attention
     one = 2 * (2 * 3 * 16 * 16 * 8)
     with torch.no_grad():
-        assert bench.flops_of(lambda: attention(q, k, k)) == 2 * one, "scores, and their product with the values"
-    assert bench.flops_of(lambda: attention(q, k, k).sum().backward()) == 7 * one, "two products, and five behind them"
+        assert timing.flops_of(lambda: attention(q, k, k)) == 2 * one, "scores, and their product with the values"
+    assert timing.flops_of(lambda: attention(q, k, k).sum().backward()) == 7 * one, "two products, and five behind them"
 
 
 def test_what_is_made_ready_is_not_timed(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
 
     def spend(seconds):
         clock[0] += seconds
-    assert bench.seconds_of(lambda: spend(0.1), lambda: spend(5), least=0.25) == pytest.approx(0.1), "three calls of 0.1 s fill 0.25 s"
+    assert timing.seconds_of(lambda: spend(0.1), lambda: spend(5), least=0.25) == pytest.approx(0.1), "three calls of 0.1 s fill 0.25 s"
 
 
 # ------------------------------------------------------------------------------------------------ the data
@@ -184,8 +185,8 @@ def test_all_sides_do_the_same_work_and_take_turns(case, hf, place, monkeypatch)
         prepare()
         call()
         return 1.0
-    monkeypatch.setattr(bench, "seconds_of", seconds_of)
-    made = bench.measure(tiny(case), hf, place, seeds=1, rounds=2)
+    monkeypatch.setattr(timing, "seconds_of", seconds_of)
+    made = timing.measure(tiny(case), hf, place, seeds=1, rounds=2)
     half = len(calls) // 2
     assert calls[half:] == calls[:half][::-1], "the order should be reversed each round"
     assert calls[0] == calls[half - 1], "the reference and its twin should stand at both ends of a round"
@@ -193,7 +194,7 @@ def test_all_sides_do_the_same_work_and_take_turns(case, hf, place, monkeypatch)
     assert all(set(seconds) == names for seconds in made["rounds"]) and {"ours", "D"} <= set(made["sides"]), made["rounds"]
     assert case.build == "tokenizers" or min(made["flops"]["0"].values()) > 0, "models compute"
     json.dumps(made)
-    assert bench.said(made) and len(bench.headline(made)) == 10
+    assert bench.said(made) and len(tables.headline(made)) == 10
 
 
 @pytest.fixture(scope="module")
@@ -208,24 +209,24 @@ def bert(hf, place):
 
 def test_other_scores_or_gradients_are_refused(bert, monkeypatch):
     rows = bert["ours"].data.bucketed[0]
-    bench.same_answers(bert, "tiny")
-    bench.same_answers(bert, "tiny", "scores_in_training")
-    bench.same_gradients(bert, rows, "tiny")
+    timing.same_answers(bert, "tiny")
+    timing.same_answers(bert, "tiny", "scores_in_training")
+    timing.same_gradients(bert, rows, "tiny")
     weight = bert["T"].model.bert.encoder.layer[1].attention.self.value.weight
     with torch.no_grad():
         weight[3, 5] += 0.5
-    refused(lambda: bench.same_answers(bert, "tiny"), "tiny: the scores of ours and T are", "not the same work")
-    refused(lambda: bench.same_gradients(bert, rows, "tiny"), "the gradients of ours and T")
+    refused(lambda: timing.same_answers(bert, "tiny"), "tiny: the scores of ours and T are", "not the same work")
+    refused(lambda: timing.same_gradients(bert, rows, "tiny"), "the gradients of ours and T")
     with torch.no_grad():
         weight[3, 5] -= 0.5
         weight[0, 0] = float("nan")
-    refused(lambda: bench.same_answers(bert, "tiny"), "ours and T are nan apart")
+    refused(lambda: timing.same_answers(bert, "tiny"), "ours and T are nan apart")
     with torch.no_grad():
         weight.copy_(bert["D"].model.bert.encoder.layer[1].attention.self.value.weight)
     monkeypatch.setattr(bert["D"], "loss", lambda rows, loss=bert["D"].loss: 1.01 * loss(rows))
-    refused(lambda: bench.same_gradients(bert, rows, "tiny"), "the gradients of ours and D for ")
+    refused(lambda: timing.same_gradients(bert, rows, "tiny"), "the gradients of ours and D for ")
     weight.requires_grad_(False)
-    refused(lambda: bench.same_gradients({"ours": bert["ours"], "T": bert["T"]}, rows, "tiny"), "do not learn the same", "self.value.weight")
+    refused(lambda: timing.same_gradients({"ours": bert["ours"], "T": bert["T"]}, rows, "tiny"), "do not learn the same", "self.value.weight")
     weight.requires_grad_(True)
 
 
@@ -340,7 +341,7 @@ def test_flags_without_sense(flags, message, capsys):
 
 
 def test_the_tables_of_what_is_measured_alone():
-    lines = bench.others({"memory": {"lines": [{"method": "lora", "ours": 65.0, "theirs": 100.0}]}, "start": {"rounds": [{"help": 1.0}, {"help": 3.0}]},
+    lines = tables.others({"memory": {"lines": [{"method": "lora", "ours": 65.0, "theirs": 100.0}]}, "start": {"rounds": [{"help": 1.0}, {"help": 3.0}]},
                           "scaling": {"points": [{"axis": "rows", "value": 1, "ours": 0.1, "T": 0.3}]}})
     for line in ("| lora | 65 | 100 | 0.65 |", "| help | 2.00 (1.00-3.00) |", "| rows | 1 | 100.0 | 300.0 | 3.00 |"):
         assert line in lines, f"{line} is missing: {lines}"

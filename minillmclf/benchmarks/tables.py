@@ -1,0 +1,114 @@
+"""table.md of python -m minillmclf.bench: from what table.json holds to Markdown, and what the numbers depend on."""
+import os
+import platform
+import statistics
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from .timing import SQUARE, paired, used
+
+LIBRARIES = ("transformers", "peft", "tokenizers", "accelerate", "bitsandbytes")
+SEEDS, ENOUGH = 3, 9                              # data seeds, and rounds, that a table should rest on
+
+
+def machine(threads):
+    """What the numbers depend on besides the code."""
+    import torch
+    processor = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        told = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+        processor = told[0] if told else processor
+    return {"processor": processor, "cores": os.cpu_count(), "threads": threads, "system": platform.platform(),
+            "python": platform.python_version(), "torch": torch.__version__,
+            **{name: metadata.version(name) for name in LIBRARIES}}
+
+
+def commit():
+    """The git commit of this package's checkout, with + if files differ from it; None outside of one."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        head, changed = (subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
+                         for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "minillmclf")))
+    except OSError:
+        return None
+    return head.stdout.strip() + "+" * bool(changed.stdout.strip()) if head.returncode == 0 else None
+
+
+def times(ratio):
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
+
+
+def headline(record):
+    """One line of the main table."""
+    rounds, sides = record["rounds"], record["sides"]
+    cost = statistics.median(1e6 * seconds["ours"] / record["amount"][str(seconds["seed"])] for seconds in rounds)
+    faster = {name: paired(rounds, name, "ours") for name in sides if name != "ours"}
+    shares = [used(record, name) for name in ("ours", record["twin"])]
+    aims = ["" if aim is None else f"{aim:g}" for aim in record["aims"]]
+    return [f"{record['row']}: {record['name']}", f"{cost:.0f}",
+            *(times(faster[name]) if name in faster else "" for name in "DT"), *aims, times(paired(rounds, "again", record["twin"])),
+            *("" if share is None else f"{100 * share:.0f} %" for share in shares), "**void**" if record["faults"] else ""]
+
+
+def markdown(table):
+    """table.md from what table.json holds -> str."""
+    from ..table import grid                     # it needs numpy, for which --help does not wait
+    made, rows = table["made_from"], table["rows"]
+    about, lines = made["machine"], ["# Speed beside transformers and PEFT", ""]
+    lines.append(f"{about['processor']}, {about['cores']} cores, **{about['threads']} threads**; " + ", ".join(
+        f"{name} {about[name]}" for name in ("torch", *LIBRARIES)) + f"; commit {table['commit'] or 'unknown'}, {table['date']}.")
+    if made["quick"]:
+        lines.append("\n**This is a quick run**: 2 layers, half the rows of a batch. Its ratios are no results.")
+    count = made["seeds"] * made["rounds"]
+    if count < ENOUGH or made["seeds"] < SEEDS:
+        lines.append(f"\n**Only {count} rounds and {made['seeds']} data seeds**: {ENOUGH} and {SEEDS} are wanted.")
+    broken = [f"- {record['row']}, {record['name']}: {fault}" for record in rows.values() for fault in record.get("faults", [])]
+    if broken:
+        lines += ["", "**This run is void**; the same command measures these lines again:", "", *broken]
+    unit = {"tokens": [], "texts": []}
+    for record in rows.values():
+        if "rounds" in record and "sides" in record:
+            unit[record["unit"]].append(headline(record))
+    for name, found in unit.items():
+        if found:
+            lines += ["", f"## {'Models' if name == 'tokens' else 'Tokenizers'}", "", *grid(
+                ["work", f"ours, µs a {'real token' if name == 'tokens' else 'text'}", "D / ours", "T / ours", "aim D", "aim T",
+                 "reference / itself", "ours of sgemm", "reference of sgemm", ""], found)]
+    return "\n".join(lines + others(rows) + notes(rows)) + "\n"
+
+
+def others(rows):
+    """The tables of what was not measured by turns."""
+    from ..table import grid
+    lines = []
+    if rows.get("memory", {}).get("lines"):
+        lines += ["", "## Peak memory of two training steps, 12 x 768, 8 x 128 tokens", "", *grid(
+            ["method", "ours, MB", "transformers + PEFT, MB", "ratio"],
+            [[x["method"], f"{x['ours']:.0f}", f"{x['theirs']:.0f}", f"{x['ours'] / x['theirs']:.2f}"]
+             for x in rows["memory"]["lines"]])]
+    if "start" in rows:
+        found = {name: [seconds[name] for seconds in rows["start"]["rounds"]] for name in rows["start"]["rounds"][0]}
+        lines += ["", "## Start, in fresh processes", "", *grid(["command", "seconds"], [
+            [name, times({"median": statistics.median(s), "low": min(s), "high": max(s)})] for name, s in found.items()])]
+    if "scaling" in rows:
+        lines += ["", "## Scaling (scaling.svg), LLaMA's wiring, 2 x 256, prediction", "", *grid(
+            ["axis", "value", "ours, ms", "transformers tuned, ms", "ratio"],
+            [[p["axis"], p["value"], f"{1000 * p['ours']:.1f}", f"{1000 * p['T']:.1f}", f"{p['T'] / p['ours']:.2f}"]
+             for p in rows["scaling"]["points"]])]
+    return lines
+
+
+def notes(rows):
+    """What the numbers mean, in the file itself: it is read without this one."""
+    text = ("D: transformers and PEFT as users run them; T: the same with length buckets, fused AdamW and, for one label token, the "
+            "language-model head at one place. Label scoring: D reads each (prompt, label) pair, T the prompt once with a cache. "
+            "Ratios: median of the rounds' own ratios (least-greatest); above 1 ours is faster; 0.9 to 1.1 shows no difference. Real "
+            "tokens are counted, padding is not; laying out batches is timed for all. Dropout 0. Before timing, logits and (in "
+            "training) gradients were equal. Of sgemm: executed FLOPs a second against those of a large matrix product.")
+    speeds = [2e-9 * SQUARE**3 / seconds["sgemm"]
+              for record in rows.values() if "sides" in record for seconds in record["rounds"]]
+    if speeds:
+        text += (f" sgemm ({SQUARE} x {SQUARE}) in the same rounds: {statistics.median(speeds):.0f} GF/s "
+                 f"({min(speeds):.0f}-{max(speeds):.0f}).")
+    return ["", text]
