@@ -90,7 +90,7 @@ def one_split(s, out):
     A file without a column `split`, which each run would split by its own seed, is written to OUT/split.jsonl with the split
     of seed 0.
     """
-    from .text.data import read_table
+    from .text.table_files import read_table
     from .train import load_dataset
     data, path = load_dataset(replace(s, readout="labels")), Path(out) / "split.jsonl"
     if data.source["split"] != "random":

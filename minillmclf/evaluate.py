@@ -63,7 +63,8 @@ def own_record(folder):
 
 def choose_rows(a, folder, several=False):
     """The rows to be judged -> (list of Example, what they are called). several: as for load_data."""
-    from .text.data import load_data, read_examples, read_table, refuse_blank
+    from .text.data import load_data, read_examples, refuse_blank
+    from .text.table_files import read_table
     if a.data is None:
         record = own_record(folder)
         s = read_settings({}, folder / "run.json")

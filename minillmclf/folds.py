@@ -61,8 +61,9 @@ def parse(arguments=None):
 def read_source(path, s, group="", id_column="id", labelled=True):
     """A file of rows -> Source. Of a labelled one with a column split, rows marked test are left out. Raises InputError."""
     from .text.arena import FIELDS, is_arena, read_arena, read_ids
-    from .text.data import SPLITS, read_examples, read_table, refuse_blank, usual_texts
+    from .text.data import SPLITS, read_examples, refuse_blank, usual_texts
     from .text.folds import group_key, read_groups
+    from .text.table_files import read_table
     table = read_table(path)
     arena = is_arena(table.columns) and not (s.text_column or s.label_column)
     if arena:
@@ -104,7 +105,7 @@ def find_data(name):
 
 def read_test(a, s, labels, like):
     """The rows of --test and what their submission must look like -> Source, Form; (None, None) without --test."""
-    from .text.data import read_table
+    from .text.table_files import read_table
     if a.test is None:
         if a.sample is not None:
             raise InputError("--sample goes with --test: name the file of the rows to answer")

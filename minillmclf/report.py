@@ -24,7 +24,7 @@ from .commands import Parser, run
 from .errors import InputError
 from .files import read_json, write_text
 from .settings import Settings
-from .text.data import read_table
+from .text.table_files import read_table
 from .training.metrics import METRICS
 
 WORST = 20                        # so many rows with the lowest probability of the true class

@@ -16,7 +16,8 @@ import re
 from pathlib import Path
 
 from minillmclf.errors import InputError
-from minillmclf.text.data import Example, read_table
+from minillmclf.text.data import Example
+from minillmclf.text.table_files import read_table
 
 FIELDS = ("prompt", "response_a", "response_b")
 LABELS = ("a", "b", "tie")

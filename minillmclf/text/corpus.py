@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from minillmclf.errors import InputError
-from minillmclf.text.data import read_table
+from minillmclf.text.table_files import read_table
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 

@@ -1,15 +1,12 @@
 """Labelled data: a CSV, TSV or JSONL file, a folder of them, or a bundled name -> a Dataset of Examples.
 
-Here: strict reading (UTF-8; RFC 4180 quoting for CSV and TSV; one JSON object per line for JSONL), label names and
-their order, one label a row or several, train / dev / test. Not here: tokens (tokenizer.py), batches (batch.py), the
-report (doctor.py).
+Here: text columns, label names and their order, one label a row or several, train / dev / test. Not here: how rows are
+read, strictly (table_files.py), tokens (tokenizer.py), batches (batch.py), the report (doctor.py).
 
 Three rules: a class is its *name*, for two files rarely number classes alike; a row that cannot be read is an error
 with its line, never a row that is dropped; nothing is taken from test: a missing dev split is carved out of train.
 """
-import csv
 import hashlib
-import io
 import json
 import re
 from collections import Counter
@@ -17,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minillmclf.errors import InputError
+from minillmclf.text.table_files import SEPARATORS, Table, read_table, read_windows
 
-SEPARATORS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 SPLITS = {"train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "test": "test"}
 LAYOUTS = (("text",), ("text_a", "text_b"), ("premise", "hypothesis"), ("prompt", "response_a", "response_b"))   # by default
 BUNDLED = Path(__file__).resolve().parent.parent / "datasets"
@@ -45,73 +42,6 @@ class Dataset:
     several: bool = False         # may a row have several labels, or none? Then an Example's label is as of `label_set`
 
 
-@dataclass(frozen=True)
-class Table:
-    """One file as read: `rows` holds (line, {column: value}); JSONL values keep their JSON type."""
-    path: Path
-    columns: tuple[str, ...]
-    rows: list[tuple[int, dict]]
-    sha256: str
-
-
-def read_table(path: Path) -> Table:
-    """Read one .csv, .tsv or .jsonl file; blank lines are skipped. Raises InputError with the line at fault."""
-    suffix = path.suffix.lower()
-    if suffix not in SEPARATORS:
-        raise InputError(f"{path}: unknown suffix '{suffix}': use a .csv, .tsv or .jsonl file")
-    try:
-        raw = path.read_bytes()
-        text = raw.decode("utf-8").removeprefix("\ufeff")          # a byte order mark is no part of the header
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}): check the path") from error
-    except UnicodeDecodeError as error:
-        guess = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}, line {line}: not UTF-8 at byte offset {error.start}: convert the file, for "
-                         f"example with iconv -f {guess} -t UTF-8 old{suffix} > new{suffix}") from error
-    columns, rows = _read_jsonl(text, path) if suffix == ".jsonl" else _read_csv(text, path, SEPARATORS[suffix])
-    if not rows:
-        raise InputError(f"{path}: {'a header but no rows' if columns else 'the file is empty'}: add rows")
-    return Table(path, tuple(columns), rows, hashlib.sha256(raw).hexdigest())
-
-
-def _read_csv(text: str, path: Path, separator: str):
-    csv.field_size_limit(2**31 - 1)                                # the default, 131072, is less than a long text
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    records, line = [], 1
-    try:
-        for fields in reader:
-            if fields:
-                records.append((line, fields))
-            line = reader.line_num + 1                             # a quoted field may span lines
-    except csv.Error as error:
-        raise InputError(f"{path}, line {line}: broken quoting ({error}): put a text that holds quotes between "
-                         'double quotes and write each inner quote twice ("")') from error
-    header = [name.strip() for name in records[0][1]] if records else []
-    for name in header:
-        if name and header.count(name) > 1:
-            raise InputError(f"{path}: the header names the column '{name}' twice: rename one")
-    for line, fields in records[1:]:
-        if len(fields) != len(header):
-            raise InputError(f"{path}, line {line}: {len(fields)} fields where the header has {len(header)}: put a "
-                             "text that holds the separator or a line break between double quotes")
-    return header, [(line, dict(zip(header, fields))) for line, fields in records[1:]]
-
-
-def _read_jsonl(text: str, path: Path):
-    rows = []
-    for line, source in enumerate(text.split("\n"), start=1):      # not splitlines(): U+2028 may stand in a string
-        if source.strip():
-            try:
-                record = json.loads(source)
-                if not isinstance(record, dict):
-                    raise ValueError(f"found a {type(record).__name__}")
-                rows.append((line, record))
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}, line {line}: not a JSON object ({error}): write one per line") from error
-    return list(dict.fromkeys(key for _, record in rows for key in record)), rows
-
-
 def read_examples(path, text_columns=None, label_column=None, need_labels=True, several=False) -> list[Example]:
     """All rows of one file, in file order; empty texts are allowed.
 
@@ -122,6 +52,19 @@ def read_examples(path, text_columns=None, label_column=None, need_labels=True, 
     table = read_table(Path(path))
     label_column = label_column or usual_label(table)
     return _examples(table, _choose_columns(table, text_columns, label_column, need_labels), label_column, several)
+
+
+def read_example_windows(path, size, text_columns=None, several=False):
+    """What `read_examples` gives where labels are not needed, `size` rows at a time -> (Examples, sha256 of the file up to
+    the last of them). The columns are chosen by the first window. InputError also for a row that holds no text at all."""
+    columns = label_column = None
+    for table in read_windows(Path(path), size):
+        if columns is None:
+            label_column = usual_label(table)
+            columns = _choose_columns(table, text_columns, label_column, False)
+        examples = _examples(table, columns, label_column, several)
+        refuse_blank(path, examples)
+        yield examples, table.sha256
 
 
 def usual_texts(table: Table) -> tuple[str, ...]:

@@ -1,0 +1,138 @@
+"""Tables: the rows of a CSV, TSV or JSONL file, read whole or as a stream, strictly.
+
+Here: UTF-8, RFC 4180 quoting for CSV and TSV, one JSON object per line for JSONL (jsonlines.org). A row that cannot be read
+is an error with its line, never a row that is dropped. Not here: what the columns mean (data.py), Markdown (table.py).
+
+`decoded` makes text of bytes line by line, `Reading` makes rows of lines, `read_windows` gathers as many rows as one wants
+to hold at a time; `read_table` is the one window that holds them all.
+"""
+import codecs
+import csv
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from minillmclf.errors import InputError
+
+SEPARATORS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
+
+
+@dataclass(frozen=True)
+class Table:
+    """One file as read, or a window of it: `rows` holds (line, {column: value}); JSONL values keep their JSON type."""
+    path: Path
+    columns: tuple[str, ...]
+    rows: list[tuple[int, dict]]
+    sha256: str                   # of the file, or of its bytes from the first to the last of these rows
+
+
+def read_table(path: Path) -> Table:
+    """Read one .csv, .tsv or .jsonl file; blank lines are skipped. Raises InputError with the line at fault."""
+    [table] = read_windows(path, None)
+    return table
+
+
+def read_windows(path: Path, size):
+    """The same file in Tables of `size` rows each, the last with what is left; None: all rows in one.
+
+    Memory grows with the window, not with the file. The columns of a JSONL window are the keys of all rows up to its end.
+    Raises InputError for a file without rows, and for a fault of a row once its window is read.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SEPARATORS:
+        raise InputError(f"{path}: unknown suffix '{suffix}': use a .csv, .tsv or .jsonl file")
+    try:
+        with open(path, "rb") as file:
+            reading = Reading(path, suffix, iter if size else list)
+            rows = reading.rows(file)
+            while window := list(islice(rows, size)):
+                yield Table(path, tuple(reading.columns), window, reading.read.hexdigest())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}): check the path") from error
+    if not reading.count:
+        raise InputError(f"{path}: {'a header but no rows' if reading.columns else 'the file is empty'}: add rows")
+
+
+def decoded(file, where, suffix="", read=None):
+    """Lines of bytes -> lines of text with their ends, \\n or \\r\\n. where: what InputError names; read: a hash of what
+    has been read, kept up to date."""
+    offset = 0
+    for number, line in enumerate(file, 1):
+        try:
+            text = line.decode("utf-8")                            # no character of several bytes holds the byte of \n
+        except UnicodeDecodeError as error:
+            wide = number == 1 and line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            raise InputError(f"{where}, line {number}: not UTF-8 at byte offset {offset + error.start}: convert the file, for "
+                             f"example with iconv -f {'UTF-16' if wide else 'WINDOWS-1252'} -t UTF-8 old{suffix} > new{suffix}"
+                             ) from error
+        if read is not None:
+            read.update(line)
+        yield text.removeprefix("\ufeff") if number == 1 else text             # a byte order mark is no part of the text
+        offset += len(line)
+
+
+def every_end(lines):
+    """Cut lines also where a lone \\r ends one, as files of old have it."""
+    for line in lines:
+        yield from io.StringIO(line, newline="")
+
+
+class Reading:
+    """for line, record in Reading(path, suffix).rows(file): ...   columns, count and the hash `read` are of what was read.
+
+    step: iter takes each line through all steps before the next is read; list takes all lines through a step before the
+    next step, so that of a file's faults the most basic is told: that it is not UTF-8, for one.
+    """
+
+    def __init__(self, path, suffix, step=iter):
+        self.path, self.suffix, self.step = path, suffix, step
+        self.columns, self.count, self.read = [], 0, hashlib.sha256()
+
+    def rows(self, file):
+        """The rows of a file of bytes."""
+        lines = self.step(decoded(file, self.path, self.suffix, self.read))
+        for row in self.of_json(lines) if self.suffix == ".jsonl" else self.of_csv(lines):
+            self.count += 1
+            yield row
+
+    def records(self, lines):
+        """Lines of CSV or TSV -> (line, fields) of each record, the header being the first."""
+        csv.field_size_limit(2**31 - 1)                            # the default, 131072, is less than a long text
+        reader, line = csv.reader(every_end(lines), delimiter=SEPARATORS[self.suffix], strict=True), 1
+        try:
+            for fields in reader:
+                if fields:
+                    yield line, fields
+                line = reader.line_num + 1                         # a quoted field may span lines
+        except csv.Error as error:
+            raise InputError(f"{self.path}, line {line}: broken quoting ({error}): put a text that holds quotes between "
+                             'double quotes and write each inner quote twice ("")') from error
+
+    def of_csv(self, lines):
+        records = iter(self.step(self.records(lines)))
+        header = self.columns = [name.strip() for name in next(records, (1, []))[1]]
+        for name in header:
+            if name and header.count(name) > 1:
+                raise InputError(f"{self.path}: the header names the column '{name}' twice: rename one")
+        for line, fields in records:
+            if len(fields) != len(header):
+                raise InputError(f"{self.path}, line {line}: {len(fields)} fields where the header has {len(header)}: put a "
+                                 "text that holds the separator or a line break between double quotes")
+            yield line, dict(zip(header, fields))
+
+    def of_json(self, lines):
+        self.columns = {}                                          # as a set that keeps its order
+        for line, source in enumerate(lines, 1):                   # a line ends in \n alone: U+2028 may stand in a string
+            source = source.removesuffix("\n")
+            if source.strip():
+                try:
+                    record = json.loads(source)
+                    if not isinstance(record, dict):
+                        raise ValueError(f"found a {type(record).__name__}")
+                except (ValueError, RecursionError) as error:
+                    raise InputError(f"{self.path}, line {line}: not a JSON object ({error}): write one per line") from error
+                self.columns.update(dict.fromkeys(record))
+                yield line, record
