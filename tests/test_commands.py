@@ -949,6 +949,16 @@ print("slow:", sorted({"torch", "numpy", "safetensors"} & set(sys.modules)))
 """
 
 
+def test_a_first_prediction_loads_no_more_than_it_needs(tmp_path):
+    """torch's compiler alone takes longer to load than all else together."""
+    Classifier.from_backbone(small.bert_folder(tmp_path / "body"), ["a", "b"]).save(tmp_path / "model")
+    program = ("import sys; from minillmclf import predict; predict.main(sys.argv[1:]); "
+               "print('slow:', sorted({'torch._dynamo', 'sympy', 'bitsandbytes', 'matplotlib'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", program, "--model", tmp_path / "model", "soup"], capture_output=True, text=True,
+                          env=small.environment())
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "slow: []", done.stdout + done.stderr
+
+
 def test_help_is_quick_and_complete():
     names = [*COMMANDS, "pretrain"]
     done = subprocess.run([sys.executable, "-c", HELP, *names], env=small.environment(), text=True, capture_output=True)

@@ -5,6 +5,8 @@ t5.py, deberta.py (the families), cache.py (writing text), tree.py (many continu
 `MODELS` is the only registry: model_type of config.json -> class.
 """
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from .bert import Bert, Roberta
 from .cache import generate
@@ -38,6 +40,17 @@ def load_backbone(path, dtype=torch.float32):
     return model.eval()
 
 
+class Unfilled(TorchFunctionMode):
+    """with Unfilled(): ...   New layers draw no random numbers: a file will fill them. (To draw on the "meta" device, torch
+    would load its compiler, which takes longer than all else.)"""
+
+    DRAWN = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        tensor = [*args, *(kwargs or {}).values()][0] if function in self.DRAWN else None
+        return function(*args, **(kwargs or {})) if tensor is None else tensor
+
+
 def build_backbone(checkpoint, lm_head):
     """The architecture that a checkpoint's config.json describes, on the "meta" device: it takes no memory yet.
 
@@ -46,7 +59,7 @@ def build_backbone(checkpoint, lm_head):
     where = checkpoint.folder / "config.json"
     cls = model_class(checkpoint.config, where)
     config = cls.own_config(checkpoint.config)
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         model = cls.from_config(config, lm_head=lm_head and holds_head(checkpoint, cls), where=where)
     model.source_config = config
     return model
