@@ -60,7 +60,7 @@ def torchrun(*command):
 
 
 def check_equal(out, alone):
-    """Losses equal to 1e-6, weights to 3e-6, answers too."""
+    """Losses equal to 1e-6, weights to 1e-6 and a millionth of themselves, answers too."""
     one, two = ([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
                 for folder in (alone, out))
     assert len(one) == len(two) == 2
@@ -69,8 +69,9 @@ def check_equal(out, alone):
             assert a[name] == pytest.approx(b[name], abs=1e-6), f"{name} of epoch {a['epoch']} is another in two processes"
     a, b = load_file(alone / "model.safetensors"), load_file(out / "model.safetensors")
     assert a.keys() == b.keys()
-    apart = {n: (a[n] - b[n]).abs().max().item() for n in a if not n.endswith("key.bias")}   # its gradient is rounding alone
-    assert max(apart.values()) <= 3e-6, f"final weights differ: {max(apart, key=apart.get)} by {max(apart.values()):.2g}"
+    apart = {n: ((a[n] - b[n]).abs() / (1 + a[n].abs())).max().item()
+             for n in a if not n.endswith("key.bias")}                                 # its gradient is rounding alone
+    assert max(apart.values()) <= 1e-6, f"final weights differ: {max(apart, key=apart.get)} by {max(apart.values()):.2g}"
     assert json.loads((out / "run.json").read_text())["finished"]
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in alone.iterdir())
 
