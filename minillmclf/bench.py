@@ -7,7 +7,8 @@
 Written are OUT/table.md, OUT/table.json (every round's seconds) and OUT/scaling.svg. A run that is stopped keeps its finished
 rows; the same command goes on from there. Needs transformers and PEFT: pip install -e '.[test]'
 
-All sides work by turns in one process with fixed threads, the order reversed each round; laying out batches is timed, for all.
+All sides work by turns in one process with fixed threads, the order reversed each round; laying out batches is timed, for all. Ours
+and T take batches of like length out of an epoch, D takes batches as they come; ratios are of seconds a real token.
 D is the reference as its users run it, T the same, tuned (benchmarks/sides.py). Before anything is timed all sides must give
 the same logits and gradients. A ratio is the median of the rounds' own ratios, with the least and the greatest. Two safeguards
 make a row void (exit code 1): the reference against itself must lie in 0.95 to 1.05, and nobody may compute faster than a
@@ -136,8 +137,8 @@ def said(record):
     """The line that a person sees when it is measured."""
     if "sides" not in record:
         return "done"
-    faster = {name: paired(record["rounds"], name, "ours")["median"] for name in record["sides"] if name != "ours"}
-    itself = paired(record["rounds"], "again", record["twin"])["median"]
+    faster = {name: paired(record, name, "ours")["median"] for name in record["sides"] if name != "ours"}
+    itself = paired(record, "again", record["twin"])["median"]
     return ", ".join(f"{name} / ours {ratio:.2f}" for name, ratio in faster.items()) + f", itself {itself:.2f}" + "".join(
         f"; VOID: {fault}" for fault in record["faults"])
 

@@ -65,19 +65,24 @@ def test_help_waits_for_nothing_and_without_the_references_there_is_one_line(mon
 
 # ------------------------------------------------------------------------------------------------ statistics, on made-up seconds
 
-def record(rounds=9, flops=1e9, **seconds):
+def record(rounds=9, flops=1e9, amount={}, **seconds):
     """A line of the table. By default: ours 1 s, T 1.4 s, D 2 s, the machine quiet, sgemm 10 GF/s."""
     usual = {"ours": 1.0, "D": 2.0, "T": 1.4, "again": 1.4, "sgemm": 2 * timing.SQUARE**3 / 1e10} | seconds
     made = {"row": "deberta", "name": "T = 32", "aims": [2.6, None], "sides": ["ours", "D", "T"], "twin": "T", "unit": "tokens", "work": "train",
             "rounds": [{"seed": number % 3, **usual} for number in range(rounds)],
-            "flops": {str(seed): {"ours": flops, "D": flops, "T": flops} for seed in range(3)}, "amount": {str(seed): 1000 for seed in range(3)}}
+            "flops": {str(seed): {"ours": flops, "D": flops, "T": flops} for seed in range(3)}, "amount": {str(seed): {"ours": 1000, "D": 1000, "T": 1000} | amount for seed in range(3)}}
     return made | {"faults": timing.faults(made)}
 
 
 def test_a_ratio_is_the_median_of_the_rounds_own_ratios():
-    rounds = [{"ours": 1, "D": 2}, {"ours": 10, "D": 30}, {"ours": 4, "D": 2}]
-    found = timing.paired(rounds, "D", "ours")
+    made = record() | {"rounds": [{"seed": 0, "T": 1, "again": 1, "ours": ours, "D": D} for ours, D in ((1, 2), (10, 30), (4, 2))]}
+    found = timing.paired(made, "D", "ours")
     assert found == {"median": 2, "low": 0.5, "high": 3}, f"not the paired ratios (of the medians it would be 0.5): {found}"
+
+
+def test_a_side_with_more_tokens_may_take_longer():
+    assert timing.paired(record(amount={"D": 4000}), "D", "ours")["median"] == pytest.approx(0.5), "2 s for four times as many tokens"
+    assert timing.paired(record(amount={"T": 2000}), "again", "T")["median"] == pytest.approx(1), "the twin works on what T works on"
 
 
 @pytest.mark.parametrize("change, void", [({}, None), ({"again": 1.4 * 1.04}, None), ({"again": 1.4 * 0.96}, None),
@@ -131,10 +136,15 @@ def test_texts_are_as_long_as_in_real_sets_and_all_sides_get_the_same(lengths, m
     def places(data, batches):
         return sum(len(rows) * max(data.lengths[row] for row in rows) for rows in batches)
     for data in drawn:
-        assert sorted(sum(data.bucketed, [])) == sorted(sum(data.mixed, [])) == list(range(32)), "both orders hold every row once"
-        assert data.amount == sum(len(ids) for ids, _ in data.rows.encoded), "real tokens are counted, padding is not"
-    padded = [sum(places(data, getattr(data, order)) for data in drawn) for order in ("bucketed", "mixed")]
-    assert padded[0] < 1.1 * sum(found) and padded[1] > 1.3 * sum(found), f"buckets should hold little padding, random batches much: {padded}"
+        assert sorted(sum(data.bucketed, [])) == list(range(32)) and sorted(sum(data.mixed, [])) == list(range(32, 64))
+    padding = [sum(places(data, getattr(data, order)) for data in drawn) / sum(data.tokens(getattr(data, order)) for data in drawn)
+               for order in ("bucketed", "mixed")]
+    assert padding[0] < 1.1 and padding[1] > 1.3, f"buckets should hold little padding, random batches much: {padding}"
+
+
+def test_a_single_batch_is_the_same_for_all():
+    data = cases.draw(cases.Case("row", "name", batch=8, batches=1), 0)
+    assert sorted(sum(data.mixed, [])) == sorted(sum(data.bucketed, [])) == list(range(8)) and data.mixed != data.bucketed
 
 
 def test_every_row_has_cases_and_quick_is_a_smaller_part():
@@ -203,7 +213,7 @@ def bert(hf, place):
     case = dataclasses.replace(tiny(cases.CASES[0]), batch=4)
     found = sides.classes(hf, case, place)
     for side in found.values():
-        side.use(cases.draw(case, 0))
+        side.use(cases.draw(case, 0), alike=True)
     return found
 
 

@@ -141,8 +141,12 @@ class Tokenizing(Side):
     def __init__(self, cut):
         self.cut, self.number = cut, 0
 
-    def use(self, data):
+    def use(self, data, alike=False):
         self.data, self.number = data, 0
+
+    @property
+    def amount(self):
+        return self.data.amount
 
     def prepare(self):
         self.ready, self.number = self.data.batch(self.number), self.number + 1

@@ -121,8 +121,7 @@ def body(place, model, layers, width, lm_head=False):
 
 @dataclass
 class Data:
-    """rows: token ids and class numbers; bucketed, mixed: the same rows in batches of like and of random length; lengths:
-    of the rows; amount: real tokens, no padding."""
+    """rows: token ids and class numbers; bucketed, mixed: batches of them, of like and of random length."""
     rows: Rows
     bucketed: list
     mixed: list
@@ -132,14 +131,16 @@ class Data:
     def lengths(self):
         return [len(ids) for ids, _ in self.rows.encoded]
 
-    @property
-    def amount(self):
-        return sum(self.lengths)
+    def tokens(self, batches):
+        """Real tokens, no padding."""
+        return sum(len(self.rows.encoded[row][0]) for rows in batches for row in rows)
 
 
 def draw(case, seed):
-    """The rows that a call works on. Fifty batches are bucketed as for an epoch, and `case.batches` of them taken, evenly from
-    the shortest to the longest: so a few are like all. The other side mixes these very rows."""
+    """The rows that a call works on, out of the fifty batches of an epoch. Of the bucketed epoch `case.batches` are taken, evenly
+    from the shortest to the longest, so that a few are like all; of the epoch at random as many as come, so that they are padded
+    as its batches are. (Random batches of the bucketed rows would hold less padding: the longest would not be among them.) A
+    case of a single batch has the same rows in both."""
     rng = random.Random(f"{case.row}:{case.name}:{seed}")
     count = case.batch * (50 if case.batches > 1 else 1)
     if isinstance(case.lengths, int):
@@ -150,13 +151,17 @@ def draw(case, seed):
     batches = sorted(make_batches(lengths, case.batch, seed=str(seed)), key=lambda rows: sum(lengths[row] for row in rows))
     chosen = [batches[(2 * number + 1) * len(batches) // (2 * case.batches)] for number in range(case.batches)]
     rng.shuffle(chosen)
-    places = list(range(sum(map(len, chosen))))
-    encoded = [rng.choices(range(FIRST, VOCABULARY), k=lengths[row]) for rows in chosen for row in rows]
+    chosen = [row for rows in chosen for row in rows]
+    places = cut(list(range(len(chosen))), case.batch)
+    mixed = cut(rng.sample(places[0], case.batch), case.batch)
+    if case.batches > 1:
+        chosen += rng.sample(range(count), len(chosen))
+        mixed = cut(list(range(len(chosen) // 2, len(chosen))), case.batch)
+    encoded = [rng.choices(range(FIRST, VOCABULARY), k=lengths[row]) for row in chosen]
     if case.model == "t5":
         encoded = [ids[:-1] + [2] for ids in encoded]                                  # transformers' head reads at </s>
     rows = Rows([(ids, [0] * len(ids)) for ids in encoded], [rng.randrange(case.labels) for _ in encoded])
-    mixed = rng.sample(places, len(places))
-    return Data(rows, cut(places, case.batch), cut(mixed, case.batch), case.batch)
+    return Data(rows, places, mixed, case.batch)
 
 
 def cut(rows, size):

@@ -41,9 +41,18 @@ def padded(lists, pad=PAD):
 class Side:
     """One way to do a case's work."""
 
-    def use(self, data):
-        """What the calls from now on work on."""
-        self.data = data
+    def use(self, data, alike=False):
+        """What the calls from now on work on. alike: on the batches of all other sides, so that answers can be compared."""
+        self.data, self.batches = data, data.bucketed
+
+    @property
+    def amount(self):
+        """Real tokens of a call."""
+        return self.data.tokens(self.batches)
+
+    def own(self):
+        """The rows that a call works on, in their order."""
+        return [row for rows in self.batches for row in rows]
 
     def prepare(self):
         """Called before each call of train, backward or infer, and not timed."""
@@ -58,16 +67,16 @@ class Ours(Side):
 
     def train(self):
         self.model.train()
-        for rows in self.data.bucketed:
+        for rows in self.batches:
             take_step(self.model, self.optimizer, self.data.rows, rows, self.settings, self.objective)
 
     def backward(self):
-        for rows in self.data.bucketed:
+        for rows in self.batches:
             self.differentiate(rows)
 
     def infer(self):
-        """Scores of all rows (N, C)."""
-        return self.model.scores(self.data.rows.encoded, self.data.size)
+        """Scores of its rows (N, C)."""
+        return self.model.scores([self.data.rows.encoded[row] for row in self.own()], self.data.size)
 
     @torch.no_grad()
     def scores_in_training(self):
@@ -121,6 +130,10 @@ class Theirs(Side):
         learning = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learning, lr=0.0, **({"fused": True} if tuned else {}))
 
+    def use(self, data, alike=False):
+        """D meets the rows of an epoch as they come, T in batches of like length."""
+        self.data, self.batches = data, data.bucketed if self.tuned or alike else data.mixed
+
     def collate(self, rows):
         """ids, mask (B, T), labels (B,) of these rows."""
         ids, mask = padded([self.data.rows.encoded[row][0] for row in rows], self.pad)
@@ -138,23 +151,24 @@ class Theirs(Side):
     def train(self):
         self.model.train()
         learning = [p for p in self.model.parameters() if p.requires_grad]
-        for rows in self.data.bucketed if self.tuned else self.data.mixed:
+        for rows in self.batches:
             self.loss(rows).backward()
             torch.nn.utils.clip_grad_norm_(learning, 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
 
     def backward(self):
-        for rows in self.data.bucketed if self.tuned else self.data.mixed:
+        for rows in self.batches:
             self.differentiate(rows)
 
     @torch.inference_mode()
     def infer(self):
-        """Scores of all rows (N, C), in their order. T sorts them by length, as ours does."""
+        """Scores of its rows (N, C), in their order. T sorts them by length, as ours does."""
         self.model.eval()
-        batches = make_batches(self.data.lengths, self.data.size) if self.tuned else self.data.mixed
-        found = torch.cat([self.scores(rows) for rows in batches])
-        return torch.empty_like(found).index_copy(0, torch.tensor(sum(batches, [])), found)
+        rows, lengths = self.own(), self.data.lengths
+        batches = make_batches([lengths[row] for row in rows], self.data.size) if self.tuned else cut(range(len(rows)), self.data.size)
+        found = torch.cat([self.scores([rows[place] for place in places]) for places in batches])
+        return torch.empty_like(found).index_copy(0, torch.tensor([place for places in batches for place in places]), found)
 
     @torch.no_grad()
     def scores_in_training(self):

@@ -6,7 +6,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from .timing import SQUARE, paired, used
+from .timing import SQUARE, costs, paired, used
 
 LIBRARIES = ("transformers", "peft", "tokenizers", "accelerate", "bitsandbytes")
 SEEDS, ENOUGH = 3, 9                              # data seeds, and rounds, that a table should rest on
@@ -41,13 +41,13 @@ def times(ratio):
 
 def headline(record):
     """One line of the main table."""
-    rounds, sides = record["rounds"], record["sides"]
-    cost = statistics.median(1e6 * seconds["ours"] / record["amount"][str(seconds["seed"])] for seconds in rounds)
-    faster = {name: paired(rounds, name, "ours") for name in sides if name != "ours"}
+    sides = record["sides"]
+    cost = statistics.median(1e6 * cost["ours"] for cost in costs(record))
+    faster = {name: paired(record, name, "ours") for name in sides if name != "ours"}
     shares = [used(record, name) for name in ("ours", record["twin"])]
     aims = ["" if aim is None else f"{aim:g}" for aim in record["aims"]]
     return [f"{record['row']}: {record['name']}", f"{cost:.0f}",
-            *(times(faster[name]) if name in faster else "" for name in "DT"), *aims, times(paired(rounds, "again", record["twin"])),
+            *(times(faster[name]) if name in faster else "" for name in "DT"), *aims, times(paired(record, "again", record["twin"])),
             *("" if share is None else f"{100 * share:.0f} %" for share in shares), "**void**" if record["faults"] else ""]
 
 
@@ -103,9 +103,9 @@ def notes(rows):
     """What the numbers mean, in the file itself: it is read without this one."""
     text = ("D: transformers and PEFT as users run them; T: the same with length buckets, fused AdamW and, for one label token, the "
             "language-model head at one place. Label scoring: D reads each (prompt, label) pair, T the prompt once with a cache. "
-            "Ratios: median of the rounds' own ratios (least-greatest); above 1 ours is faster; 0.9 to 1.1 shows no difference. Real "
-            "tokens are counted, padding is not; laying out batches is timed for all. Dropout 0. Before timing, logits and (in "
-            "training) gradients were equal. Of sgemm: executed FLOPs a second against those of a large matrix product.")
+            "Ratios: of seconds a real token (padding does not count), the median of the rounds' own (least-greatest); above 1 ours "
+            "is faster; 0.9 to 1.1 shows no difference. Laying out batches is timed for all. Dropout 0. Before timing, logits and "
+            "(in training) gradients were equal on the same rows. Of sgemm: executed FLOPs a second against those of a large matrix product.")
     speeds = [2e-9 * SQUARE**3 / seconds["sgemm"]
               for record in rows.values() if "sides" in record for seconds in record["rounds"]]
     if speeds:

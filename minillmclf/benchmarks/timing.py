@@ -16,9 +16,16 @@ LEAST, SQUARE = 0.2, 1024                         # seconds that a measurement f
 
 # ------------------------------------------------------------------------------------------------ numbers
 
-def paired(rounds, top, bottom):
-    """How many times longer `top` takes than `bottom`: of each round's own ratio the median, the least and the greatest."""
-    found = [seconds[top] / seconds[bottom] for seconds in rounds]
+def costs(record):
+    """Seconds a real token (or text) of each side, round by round -> [{side: seconds}]."""
+    of = {name: name for name in record["sides"]} | {"again": record["twin"]}
+    return [{name: seconds[name] / record["amount"][str(seconds["seed"])][side] for name, side in of.items()}
+            for seconds in record["rounds"]]
+
+
+def paired(record, top, bottom):
+    """How many times longer `top` takes for a token than `bottom`: of each round's own ratio the median, least and greatest."""
+    found = [cost[top] / cost[bottom] for cost in costs(record)]
     return {"median": statistics.median(found), "low": min(found), "high": max(found)}
 
 
@@ -33,7 +40,7 @@ def used(record, side):
 
 def faults(record):
     """What makes a line void -> list of sentences, empty for a good one."""
-    found, itself = [], paired(record["rounds"], "again", record["twin"])["median"]
+    found, itself = [], paired(record, "again", record["twin"])["median"]
     if not BAND[0] <= itself <= BAND[1]:
         found.append(f"{record['twin']} against itself is {itself:.2f}, outside {BAND[0]}-{BAND[1]}: the machine is not quiet")
     for side in record["sides"]:
@@ -138,13 +145,15 @@ def measure(case, hf, place, seeds, rounds, least=LEAST):
     for seed in range(seeds):
         data = alone.Texts(seed, case.batch) if case.build == "tokenizers" else cases.draw(case, seed)
         for side in found.values():
-            side.use(data)
+            side.use(data, alike=True)
         same_answers(found, where, "infer" if case.work == "infer" else "scores_in_training")
         if case.work != "infer":
             same_gradients(found, data.bucketed[0], where)
+        for side in found.values():
+            side.use(data)
         calls = {name: getattr(side, case.work) for name, side in found.items()}
         record["flops"][str(seed)] = {name: flops_of(calls[name]) for name, _ in prepared(found)}        # the first warm-up
-        record["amount"][str(seed)] = data.amount
+        record["amount"][str(seed)] = {name: side.amount for name, side in found.items()}
         for _ in range(WARM_UPS - 1 if seed == 0 else 0):                          # another seed has texts of like lengths
             for name, _ in prepared(found):
                 calls[name]()
