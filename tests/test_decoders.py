@@ -608,6 +608,19 @@ def test_attention_is_attention_by_hand(lengths, side, heads, groups, width, sca
         assert (capped - slow).abs().max() <= apart, f"attention with the cap {cap} is not attention"
 
 
+@pytest.mark.parametrize("mask, plain", [
+    ([[1, 1, 1, 1], [1, 1, 1, 1]], True), ([[1, 1, 1, 1], [1, 0, 0, 0]], True), ([[1, 1, 1, 1], [0, 1, 1, 1]], False),
+    ([[1, 1, 1, 1], [1, 1, 0, 1]], False), ([[1, 1, 0, 1], [1, 1, 0, 1]], False)])
+@pytest.mark.parametrize("window", [math.inf, 4, 3])
+def test_attention_without_a_mask_is_attention_with_one(mask, plain, window):
+    """Full, padded on the right, on the left, with a hole: without a mask only where it would be a triangle."""
+    rows = Rows(torch.tensor(mask))
+    assert rows.plain(window) == (plain and window >= 4), "a window that is shorter than the texts needs a mask"
+    q, k, v = torch.randn(3, int(rows.mask.sum()), 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    apart = (causal_attention(q, k, v, rows, window) - causal_attention_by_hand(q, k, v, rows, window)).abs().max()
+    assert apart < 1e-12, f"{apart:.2g} apart"
+
+
 def test_what_a_window_of_three_sees():
     rows = Rows(batch_of([[1] * 5, [1] * 2], "left", 0)[1])
     seen = rows.causal(3)[:, 0].int().tolist()

@@ -473,7 +473,7 @@ def place_nodes(rows, where):
 
 @wrong()
 def siblings_are_seen(patch, model):
-    patch.setattr(TreeRows, "causal", CachedRows.causal)
+    patch.setattr(TreeRows, "limit", CachedRows.limit)
 
 
 @wrong()

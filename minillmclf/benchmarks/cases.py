@@ -169,10 +169,11 @@ def cut(rows, size):
 
 
 def label_texts(count, rng):
-    """Label texts of which none begins another; many share their first word."""
+    """Label texts of which none begins another; many of several words share their first."""
     lengths, found = LABEL_LENGTHS.get(count, [1, 2, 3]), []
     while len(found) < count:
-        new = [rng.choice(WORDS[:50]), *rng.choices(WORDS, k=lengths[len(found) % len(lengths)] - 1)]
+        more = lengths[len(found) % len(lengths)] - 1
+        new = [rng.choice(WORDS[:50] if more else WORDS[50:]), *rng.choices(WORDS, k=more)]
         if not any(new[:len(old)] == old or old[:len(new)] == new for old in found):
             found.append(new)
     return [" ".join(words) for words in found]

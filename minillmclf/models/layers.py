@@ -51,6 +51,7 @@ class Rows:
         self.key_mask = None if self.full else self.mask[:, None, None, :]  # (B, 1, 1, T)
         self.key_real, self.key_grid = self.mask, self.grid       # (B, S), (B, S) of what attention may look at
         self.alike = self.full                                    # one mask fits all rows
+        self.from_first = self.full or bool((self.mask[:, 1:] <= self.mask[:, :-1]).all())      # padded on the right, if at all
         self.causal_masks = {}
 
     def pack(self, x):
@@ -81,8 +82,17 @@ class Rows:
         if window not in self.causal_masks:
             behind = self.behind()
             seen = (behind >= 0) & (behind < window) & self.key_real[:len(behind), None, :]
-            self.causal_masks[window] = seen.unsqueeze(1)
+            self.causal_masks[window] = self.limit(seen.unsqueeze(1))
         return self.causal_masks[window]
+
+    def limit(self, seen):
+        """A causal mask (B, 1, T, S), with what these rows forbid besides: here nothing (tree.py has more)."""
+        return seen
+
+    def plain(self, window):
+        """Is the causal mask a mere triangle? Where every text begins at the first place, what no query may see stands behind
+        it, padding too; attention then needs no mask, and computes half as much."""
+        return self.from_first and window >= self.mask.shape[1]
 
     def recall(self, k, v):
         """All keys and values that this layer's queries look at, (B, K, S, d) each: here, those of the rows themselves.
@@ -126,7 +136,6 @@ class FewEach(Rows):
         starts, back = ends - whole.lengths.unsqueeze(1), torch.arange(count, 0, -1, device=ends.device)
         chosen = starts if whole.read == "first" else (ends - back).maximum(starts)           # (B, n)
         self.chosen = chosen.flatten()                                                        # (B * n,) of the N tokens
-        self.columns = whole.places[chosen] % whole.mask.shape[1]                             # (B, n) of the T places
         self.positions = whole.positions[self.chosen]                                         # (B * n,)
         self.grid = self.positions.unflatten(0, chosen.shape)                                 # (B, n)
         self.whole, self.alike = whole, whole.alike
@@ -136,11 +145,11 @@ class FewEach(Rows):
         """(N, ...) -> (B * n, ...)."""
         return x.index_select(0, self.chosen)
 
-    def causal(self, window=math.inf):
-        """(B, 1, n, S), what the chosen tokens see among the whole rows."""
-        seen = self.whole.causal(window)                                                      # (B, 1, T, S)
-        columns = self.columns[:len(seen), None, :, None]                                     # one row, if all are alike
-        return seen.gather(2, columns.expand(-1, -1, -1, seen.shape[3]))
+    def limit(self, seen):
+        return self.whole.limit(seen)
+
+    def plain(self, window):
+        return False                                        # its queries are not the first of the rows
 
     def recall(self, k, v):
         return self.whole.recall(k, v)
@@ -195,8 +204,9 @@ def causal_attention(q, k, v, rows, window=math.inf, dropout=0.0, scale=None):
     of keys and values. scale: what q k^T is multiplied with, default 1 / sqrt(d). -> (N, H*d).
     """
     q, k, v = heads_of(q, k, v, rows)                                                 # (B, H, T, d), (B, K, S, d)
-    seen = F.scaled_dot_product_attention(q, k, v, attn_mask=rows.causal(window), dropout_p=dropout, scale=scale,
-                                          enable_gqa=q.shape[1] != k.shape[1])
+    plain = rows.plain(window)
+    seen = F.scaled_dot_product_attention(q, k, v, attn_mask=None if plain else rows.causal(window), is_causal=plain,
+                                          dropout_p=dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     return merge_heads(seen, rows)
 
 

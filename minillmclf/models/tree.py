@@ -70,14 +70,15 @@ class TreeRows(CachedRows):
         self.grid = self.key_grid[:, -self.mask.shape[1]:]
         self.positions = self.grid.flatten()[self.places]
 
-    def causal(self, window=float("inf")):
-        """As Rows.causal, and of the tree's nodes only a node's ancestors and itself."""
-        if window not in self.causal_masks:
-            M, seen = len(self.tree.fed), super().causal(window).clone()
-            if M:
-                seen[:, :, -M:, -M:] &= self.tree.sees
-            self.causal_masks[window] = seen
-        return self.causal_masks[window]
+    def limit(self, seen):
+        """Of the tree's nodes only a node's ancestors and itself are seen. The nodes are the last queries, and the last keys."""
+        M = len(self.tree.fed)
+        if M:
+            seen[:, :, -M:, -M:] &= self.tree.sees
+        return seen
+
+    def plain(self, window):
+        return False
 
 
 def log_probs(model, ids, mask, tree, cache=None, context=None):
