@@ -229,6 +229,8 @@ def scaling(hf, place, axes=None, rounds=3):
 
 def picture(points):
     """A panel for each axis, a line for each side -> Figure."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     from ..pictures import COLOURS, DASHES, MARKERS, drawing
     sides = {"ours": "minillmclf", "T": "transformers, tuned"}
     with drawing(7.2, 6.0) as figure:
@@ -239,8 +241,11 @@ def picture(points):
                 panel.plot([p["value"] for p in own], [1000 * p[side] for p in own], label=name, color=COLOURS[number],
                            marker=MARKERS[number], linestyle=DASHES[number])
             panel.set_xscale("symlog" if axis == "shots" else "log", base=2)
-            panel.set_xticks([p["value"] for p in own], [str(p["value"]) for p in own], rotation=45)
+            panel.set_xticks([p["value"] for p in own], [f"{p['value']:,}" if (len(own) - n) % 2 else "" for n, p in enumerate(own)])
             panel.set_yscale("log")
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            panel.yaxis.set_minor_formatter(NullFormatter())
             panel.set_xlabel(axis + (f" ({PLACES} tokens in all)" if axis == "tokens of a text" else ""))
             panel.set_ylabel("ms a call (log scale)")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
