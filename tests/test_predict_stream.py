@@ -66,7 +66,9 @@ def data(tmp_path):
 
 @pytest.fixture
 def windows(monkeypatch):
-    """windows.stop = 3 stops the run as the third window is to be written; windows.seen: the texts of those before."""
+    """windows.stop = 3 stops the run as the third window is to be written; windows.seen: the texts of those before. Ctrl-C
+    counts here even where the tests themselves run in the background, for which a shell lets it be ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     state, real = SimpleNamespace(stop=None, seen=[], number=signal.SIGINT), predict.render
 
     def render(texts, *rest):
@@ -75,7 +77,8 @@ def windows(monkeypatch):
         state.seen.append([text for text, *_ in texts])
         return real(texts, *rest)
     monkeypatch.setattr(predict, "render", render)
-    return state
+    yield state
+    signal.signal(signal.SIGINT, before)
 
 
 def write_rows(path, rows, header=("text",)):
