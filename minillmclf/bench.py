@@ -1,7 +1,7 @@
 """python -m minillmclf.bench: how fast is this package beside transformers and PEFT, on this machine?
 
   python -m minillmclf.bench --quick                       the most important rows in some minutes, on smaller models
-  python -m minillmclf.bench                               all rows, in 9 rounds; half an hour by estimate
+  python -m minillmclf.bench                               all rows, in 9 rounds; about half an hour
   python -m minillmclf.bench --rows deberta qlora          some rows
 
 Written are OUT/table.md, OUT/table.json (every round's seconds) and OUT/scaling.svg. A run that is stopped keeps its finished
