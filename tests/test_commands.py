@@ -949,6 +949,16 @@ print("slow:", sorted({"torch", "numpy", "safetensors"} & set(sys.modules)))
 """
 
 
+@pytest.mark.parametrize("given, kept", [(None, "10000"), ("7", "7")])
+def test_threads_do_not_wait_in_a_busy_loop_unless_asked_to(given, kept):
+    program = ("import os, sys; from minillmclf.commands import run; "
+               "run(lambda: print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules))")
+    known = {key: value for key, value in small.environment().items() if key != "GOMP_SPINCOUNT"}
+    done = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True,
+                          env=known | ({"GOMP_SPINCOUNT": given} if given else {}))
+    assert done.stdout.split() == [kept, "False"], f"{done.stdout}{done.stderr}: it must be set before torch is loaded"
+
+
 def test_a_first_prediction_loads_no_more_than_it_needs(tmp_path):
     """torch's compiler alone takes longer to load than all else together."""
     Classifier.from_backbone(small.bert_folder(tmp_path / "body"), ["a", "b"]).save(tmp_path / "model")
