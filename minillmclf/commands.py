@@ -22,7 +22,7 @@ def run(main):
     """Call a command's main() and turn what went wrong outside the program into one line on stderr.
 
     What is printed is UTF-8 whatever the terminal is set to, as all files here are. Threads that wait for each other give their
-    core to others soon (libgomp reads it as torch is loaded): on a machine with other work a step takes half as long.
+    core to others soon (libgomp reads it as torch is loaded).
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")

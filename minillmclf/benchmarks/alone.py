@@ -114,7 +114,8 @@ def start(place, rounds, theirs):
 
 class Texts:
     """Texts of mixed words, frequent ones among rare ones as in a language, and one very long word. Call number n gets texts
-    that no call before it had, so that a memory of words helps as much as it does in use."""
+    that no call before it had, so that a memory of words helps as much as it does in use. No "...", of which Unigram's "." + ".." and
+    ".." + "." are worth the same, so that rounding would choose."""
 
     def __init__(self, seed, count):
         self.seed, self.amount = seed, count                       # amount: texts of a call
@@ -130,7 +131,7 @@ class Texts:
         for _ in range(self.amount):
             words = rng.choices(self.words, cum_weights=self.weights, k=rng.randint(5, 40))
             words.insert(rng.randrange(len(words)), str(rng.randrange(3000)))
-            found.append(" ".join(words) + rng.choice((".", "!", ", ...", "")))
+            found.append(" ".join(words) + rng.choice((".", "!", " (?)", "")))
         found[-1] += " " + "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=LONG))
         return found
 

@@ -153,8 +153,9 @@ def draw(case, seed):
     rng.shuffle(chosen)
     chosen = [row for rows in chosen for row in rows]
     places = cut(list(range(len(chosen))), case.batch)
-    mixed = cut(rng.sample(places[0], case.batch), case.batch)
-    if case.batches > 1:
+    if case.batches == 1:
+        mixed = [rng.sample(places[0], case.batch)]
+    else:
         chosen += rng.sample(range(count), len(chosen))
         mixed = cut(list(range(len(chosen) // 2, len(chosen))), case.batch)
     encoded = [rng.choices(range(FIRST, VOCABULARY), k=lengths[row]) for row in chosen]

@@ -50,11 +50,14 @@ class CachedRows(Rows):
         self.key_grid = (self.key_real.cumsum(1) - 1).clamp(min=0)
         self.grid = self.key_grid[:, earlier.shape[1]:]                                 # (B, T)
         self.positions = self.grid.flatten()[self.places]                               # (N,)
-        self.alike, self.from_first = bool(self.key_real.all()), self.from_first and not earlier.shape[1]
+        self.alike = bool(self.key_real.all())
         self.key_mask = None if self.alike else self.key_real[:, None, None, :]
         self.cache, self.layer = cache, -1
         self.earlier = list(zip(cache.keys, cache.values))                              # of each layer, before this pass
         cache.mask = self.key_real
+
+    def plain(self, window):
+        return not self.earlier and super().plain(window)
 
     def recall(self, k, v):
         self.layer += 1

@@ -15,6 +15,7 @@ Attention: Vaswani et al. 2017, "Attention Is All You Need", section 3.2. Heads 
 al. 2023 (GQA). RMSNorm: Zhang and Sennrich 2019.
 """
 import math
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,6 @@ class Rows:
         self.key_mask = None if self.full else self.mask[:, None, None, :]  # (B, 1, 1, T)
         self.key_real, self.key_grid = self.mask, self.grid       # (B, S), (B, S) of what attention may look at
         self.alike = self.full                                    # one mask fits all rows
-        self.from_first = self.full or bool((self.mask[:, 1:] <= self.mask[:, :-1]).all())      # padded on the right, if at all
         self.causal_masks = {}
 
     def pack(self, x):
@@ -89,10 +89,15 @@ class Rows:
         """A causal mask (B, 1, T, S), with what these rows forbid besides: here nothing (tree.py has more)."""
         return seen
 
+    @cached_property
+    def from_first(self):
+        """Does every text begin at the first place, with padding behind it alone?"""
+        return self.full or bool((self.mask[:, 1:] <= self.mask[:, :-1]).all())
+
     def plain(self, window):
         """Is the causal mask a mere triangle? Where every text begins at the first place, what no query may see stands behind
         it, padding too; attention then needs no mask, and computes half as much."""
-        return self.from_first and window >= self.mask.shape[1]
+        return window >= self.mask.shape[1] and self.from_first
 
     def recall(self, k, v):
         """All keys and values that this layer's queries look at, (B, K, S, d) each: here, those of the rows themselves.
