@@ -1,49 +1,174 @@
 """Files: read whole or refused in one line, replaced whole or left as they were; and where the shipped models lie."""
 import json
 import os
+import re
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+MOST_DIGITS = 400                       # of a number in a file; Python refuses to read or print some thousands
+
+
+def short(value, most=60):
+    """A value for a message: its repr, a path as it is, cut in the middle if it is long; whatever it is, this raises nothing."""
+    try:
+        text = str(value) if isinstance(value, os.PathLike) else repr(value)
+    except (ValueError, RecursionError):               # a number of thousands of digits; lists in lists in lists
+        text = f"a {type(value).__name__} that is too large to show"
+    text = text if len(text) <= most else f"{text[:most - 13]} ... {text[-8:]}"
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def parse_json(text, where):
+    """The value that a JSON text stands for. Numbers are finite and of a sane length, strings whole; InputError names `where`."""
+    def whole(digits):
+        if len(digits) > MOST_DIGITS:
+            raise ValueError(f"a number of {len(digits)} digits")
+        return int(digits)
+
+    def finite(digits):
+        value = float(digits)
+        if value in (float("inf"), -float("inf")):
+            raise ValueError(f"{digits[:40]} is not finite")
+        return value
+
+    def refuse(name):
+        raise ValueError(f"{name} is no JSON number")
+    try:
+        value = json.loads(text, parse_int=whole, parse_float=finite, parse_constant=refuse)
+        if re.search(r"\\ud[89a-f]", text, re.IGNORECASE):         # a lone half of a surrogate pair cannot be written again
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: not valid JSON (half of a surrogate pair in a string): save or fetch the file again") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON ({error}): save or fetch the file again") from None
+    return value
 
 
 def read_json(path):
     """A JSON object from a file, or one clear error."""
+    path = Path(path)
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise InputError(f"{short(path, 300)}: is no ordinary file: name one that holds a JSON object")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"{path}: is not there") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{short(path, 300)}: is not there") from None
+    except UnicodeDecodeError as error:
         raise InputError(f"{path}: not valid JSON ({error}): save or fetch the file again") from None
+    except (OSError, ValueError) as error:                         # ValueError: a null byte in the path
+        raise InputError(f"{short(path, 300)}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    value = parse_json(text, path)
     if not isinstance(value, dict):
         raise InputError(f"{path}: should hold a JSON object, holds a {type(value).__name__}")
     return value
+
+
+def check_fields(record, table, where):
+    """Raise InputError unless an object that was read from a file holds what it should. -> record
+
+    table: {key: (test, what it should be)}; test(value) -> bool. A key that ends in "?" may be missing. Keys that the table
+    does not name are not looked at. All faults are told at once.
+    """
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: should be an object, is {short(record)}")
+    faults = []
+    for name, (test, words) in table.items():
+        key = name.removesuffix("?")
+        if key not in record:
+            faults += [f"{key} is missing"] if key == name else []
+        elif not test(record[key]):
+            faults.append(f"{key} = {short(record[key])} (should be {words})")
+    if faults:
+        raise InputError(f"{where}: " + "; ".join(faults) + ": save it again with the command that wrote it")
+    return record
+
+
+def check_out(out, overwrite=False, apart=()):
+    """Raise InputError where a command must not write its file `out`: where something lies that it would replace.
+
+    overwrite: an ordinary file may be replaced. apart: (option, path) of what the command reads; `out` must never be one of
+    these files or lie in one of these folders, whatever `overwrite` says. -> Path
+    """
+    path = Path(out)
+    try:
+        here = path.resolve()
+        there = path.exists() or path.is_symlink()
+    except (OSError, ValueError, RuntimeError) as error:           # too long; a null byte; a loop of symbolic links
+        raise InputError(f"--out {short(path, 200)}: cannot be a file's name ({getattr(error, 'strerror', None) or error})") from None
+    for option, read in apart:
+        read = Path(read).resolve()
+        if here == read or read.is_dir() and read in here.parents or there and read.is_file() and path.is_file() \
+                and os.path.samefile(path, read):
+            raise InputError(f"--out {short(path, 200)}: is {'' if here == read else 'part of '}what {option} reads: choose another --out")
+    if there and not path.is_file():
+        raise InputError(f"--out {short(path, 200)}: is no ordinary file: name a new file")
+    if there and not overwrite:
+        raise InputError(f"--out {short(path, 200)}: is there already: choose another --out, or --overwrite")
+    return path
+
+
+@contextmanager
+def locked(folder):
+    """with locked(folder): ...   No other process writes to this folder meanwhile; one that tries is told so.
+
+    The lock is on the folder itself and ends with the process, however that ends: nothing is left behind. Without
+    fcntl (Windows) there is none.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is writing to this folder: wait for it, or choose another --out") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager
 def replacing(path):
     """with replacing(path) as temporary: ...   A file written beside `path` takes its name once it is whole and on disk.
 
-    If anything goes wrong, what lay at `path` before is untouched, and InputError says so.
+    It is written in a hidden folder of its own, which the next write of `path` removes where a process was killed. If
+    anything goes wrong, what lay at `path` before is untouched, and InputError says so.
     """
     path = Path(path)
-    temporary = Path(f"{path}.tmp")
+    scratch = path.with_name(f".{path.name}.writing")
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no ordinary file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        flush(temporary)
-        os.replace(temporary, path)
+        remove(scratch)
+        scratch.mkdir()
+        yield scratch / path.name
+        flush(scratch / path.name)
+        os.replace(scratch / path.name, path)
     except (OSError, UnicodeEncodeError) as error:
-        if temporary.is_file():
-            temporary.unlink()
-        raise InputError(f"{path}: could not be written ({error}); what was saved before is untouched: "
+        raise InputError(f"{short(path, 300)}: could not be written ({error}); what was saved before is untouched: "
                          f"free some space or choose another place") from None
+    finally:
+        remove(scratch)
 
 
+def remove(path):
+    """Remove a file, a folder with all that is in it, or a symbolic link, not what that leads to; nothing there is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            pass                                                   # in a finally: the fault itself is being told
 def write_text(path, text):
     """A text file, whole or not at all."""
     with replacing(path) as temporary:
@@ -62,10 +187,15 @@ def flush(path):
 def find_model(name):
     """A model's folder: the name of one in checkpoints/ (mini-bert), or a path (./mini-bert is a folder of one's own)."""
     path, shipped = Path(name), CHECKPOINTS / name
-    if path.name == str(name) and shipped.is_dir():
-        return shipped
-    if path.is_dir():
-        return path
+    try:
+        if path.name == str(name) and shipped.is_dir():
+            return shipped
+        if path.is_dir():
+            return path
+    except OSError as error:                                       # a name of thousands of characters
+        raise InputError(f"{short(path, 100)}: no such model folder ({error.strerror})") from None
     known = sorted(p.name for p in CHECKPOINTS.glob("*") if (p / "config.json").exists()) if CHECKPOINTS.is_dir() else []
-    raise InputError(f"{name}: no such model folder; shipped checkpoints: {', '.join(known) or 'none'} "
+    fetch = f"if it is one of huggingface.co, fetch it first: hf download {name} --local-dir checkpoints/{path.name}; " \
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not str(name).startswith(".") else ""
+    raise InputError(f"{short(path, 200)}: no such model folder; {fetch}shipped checkpoints: {', '.join(known) or 'none'} "
                      f"(checkpoints/README.md says how to bring others)")

@@ -833,7 +833,7 @@ def test_predict_refuses(place, refused, tmp_path, monkeypatch):
 def whole(folder):
     """Every file that lies in a run's folder can be read to its end, and none is half written."""
     for path in folder.iterdir():
-        assert path.suffix != ".tmp", f"{path.name} was left behind"
+        assert not path.name.endswith(".writing"), f"{path.name} was left behind"
         if path.suffix == ".safetensors":
             load_file(path)
         elif path.suffix == ".json":

@@ -310,7 +310,7 @@ def test_what_is_saved_is_what_was_loaded(name, tmp_path):
         assert written[tensor].dtype == stored[tensor].dtype and torch.equal(written[tensor], stored[tensor]), tensor
     architectures = json.loads((tmp_path / "config.json").read_text())["architectures"]
     assert architectures == json.loads((MODELS / name / "config.json").read_text())["architectures"]
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*.writing"))
 
 
 @pytest.mark.parametrize("family", ["Bert", "Roberta"])
