@@ -20,10 +20,11 @@ from .commands import Parser, run
 from .errors import InputError
 from .files import CHECKPOINTS, find_model, read_json
 from .memory import METHODS, size, training_memory
-from .settings import Settings, add_settings, read_settings
+from .text.doctor import SPLITS, unknown_line, unknown_share
+from .settings import Settings, add_settings, read_settings, refuse_several
 
 KINDS = {"in place": "encoder", "behind": "decoder", "apart": "encoder-decoder"}          # Backbone.ANSWERS -> its kind
-ASKED = ("data", "text_column", "label_column", "batch_size", "micro_batch_size", "max_length")
+ASKED = ("data", "text_column", "label_column", "quoting", "batch_size", "micro_batch_size", "max_length")
 USABLE = 0.8               # of the free memory: an estimate leaves out what passes by (memory.py)
 
 
@@ -79,7 +80,8 @@ def model_facts(name, data, s, machine):
     from .tuning.quant_files import open_checkpoint
     folder = find_model(name)
     empty = Classifier.empty(open_checkpoint(folder), data.labels, {}, "family", s.max_length or None)
-    rows = [example.texts for split in (data.train, data.dev, data.test) for example in split]
+    splits = {name: [example.texts for example in getattr(data, name)] for name in SPLITS}
+    rows = [texts for split in splits.values() for texts in split]
     lengths = [empty.head.length(empty.tokenizer, texts) for texts in rows]
     weights = 4 * sum(p.numel() for p in empty.parameters())
     free, room = machine["memory"]["free"], machine["room"]
@@ -88,6 +90,7 @@ def model_facts(name, data, s, machine):
     length = min(percentile(lengths, 95), empty.max_length)
     found = {"name": str(name), "kind": KINDS[body.ANSWERS], "median": percentile(lengths, 50), "p95": percentile(lengths, 95),
              "limit": empty.max_length, "over": sum(n > empty.max_length for n in lengths) / len(lengths), "length": length,
+             "unknown": {name: unknown_share(empty.tokenizer, texts) for name, texts in splits.items()},
              "label_tokens": sum(len(empty.tokenizer.ids(label)) for label in data.labels), "methods": []}
     for method in METHODS:
         try:
@@ -174,6 +177,7 @@ def data_lines(data, models):
     for m in models:
         lines.append(f"  {m['name'][-28:]:28} {m['kind']:16} {m['median']:>8,} {m['p95']:>8,} {m['limit']:>9,} "
                      f"{m['over']:>7.1%}   {classes} x {m['label_tokens'] / classes:.1f} = {m['label_tokens']}")
+    lines += [f"  {m['name'][-28:]}: {line}" for m in models for line in unknown_line(m["unknown"])]
     if any(m["over"] > FEW_CUT for m in models):
         lines.append("  longer texts are cut: --windows mean reads them whole, --keep head+tail keeps both ends")
     return lines
@@ -222,6 +226,7 @@ def comparison_lines(found):
 def main(arguments=None):
     a = parse(arguments)
     given = {key: value for key, value in vars(a).items() if key in ASKED}
+    refuse_several(read_settings(given), "choose")
     s = read_settings({**given, "readout": "labels"})                                  # takes any number of texts
     for name in a.models or ():
         find_model(name)

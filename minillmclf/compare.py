@@ -51,7 +51,7 @@ def complete(a):
 
 def check(a):
     """All mistakes in what the comparison itself is asked, before the first hour of work."""
-    refuse_several(Settings(several_labels=getattr(a, "several_labels", "off")), "compare")
+    refuse_several(Settings(several_labels=getattr(a, "several_labels", "off"), label_column=getattr(a, "label_column", "")), "compare")
     if a.seeds < 1:
         raise InputError(f"--seeds {a.seeds}: should be 1 or more")
     for size in a.learning_curve:
@@ -96,7 +96,7 @@ def one_split(s, out):
     if data.source["split"] != "random":
         return s.data, data.source["sha256"]
     split = {example.row: name for name in ("train", "dev", "test") for example in getattr(data, name)}
-    rows = [{**row, "split": split[line]} for line, row in read_table(Path(s.data)).rows]
+    rows = [{**row, "split": split[line]} for line, row in read_table(Path(s.data), s.quoting).rows]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)

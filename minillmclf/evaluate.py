@@ -22,11 +22,11 @@ from pathlib import Path
 from .commands import Parser, run
 from .errors import InputError
 from .files import find_model
-from .settings import add_settings, read_settings
+from .settings import add_settings, read_settings, trained_with
 
 
 PROMPT_FLAGS = ("template", "label_texts", "instruction", "end", "max_length", "device", "seed", "text_column", "label_column",
-                "swap")
+                "swap", "quoting")
 
 
 def parse(arguments=None):
@@ -37,6 +37,7 @@ def parse(arguments=None):
     p.add_argument("--split", choices=["train", "dev", "test"], default="test", help="which rows [test]")
     p.add_argument("--text-column", help="name(s) of the text column(s)")
     p.add_argument("--label-column", help="name of the label column")
+    add_settings(p, ["quoting"])
     p.add_argument("--batch-size", type=int, default=64, help="rows at a time [64]")
     p.add_argument("--swap", choices=["none", "predict"], help="of two answers to a prompt: take the mean over both orders, or "
                                                                "not (default: as trained)")
@@ -63,20 +64,22 @@ def own_record(folder):
 
 def choose_rows(a, folder, several=False):
     """The rows to be judged -> (list of Example, what they are called). several: as for load_data."""
-    from .text.data import load_data, read_examples, refuse_blank
+    from .text.data import load_data, read_examples, refuse_blank, split_column
     from .text.table_files import read_table
+    quoting = getattr(a, "quoting", None) or trained_with(folder, "quoting")
     if a.data is None:
         record = own_record(folder)
         s = read_settings({}, folder / "run.json")
-        data = load_data(s.data, a.text_column or s.text_column or None, a.label_column or s.label_column or None, s.seed, several)
+        data = load_data(s.data, a.text_column or s.text_column or None, a.label_column or s.label_column or None, s.seed, several,
+                         quoting)
         if data.source["sha256"] != record["data"].get("sha256"):          # another split: train rows may be test rows now
             raise InputError(f"{s.data}: has changed since {folder} was trained on it: name the rows to judge with --data")
-    elif Path(a.data).is_file() and "split" not in read_table(Path(a.data)).columns:
-        rows = read_examples(a.data, a.text_column, a.label_column, several=several)
+    elif Path(a.data).is_file() and not split_column(read_table(Path(a.data), quoting)):
+        rows = read_examples(a.data, a.text_column, a.label_column, several=several, quoting=quoting)
         refuse_blank(a.data, rows)
         return rows, f"{a.data}, all rows"
     else:
-        data = load_data(a.data, a.text_column, a.label_column, several=several)
+        data = load_data(a.data, a.text_column, a.label_column, several=several, quoting=quoting)
     rows, name = getattr(data, a.split), data.source["path"]
     if not rows:
         raise InputError(f"{name}: has no {a.split} rows: choose another --split")

@@ -61,15 +61,15 @@ def parse(arguments=None):
 def read_source(path, s, group="", id_column="id", labelled=True):
     """A file of rows -> Source. Of a labelled one with a column split, rows marked test are left out. Raises InputError."""
     from .text.arena import FIELDS, is_arena, read_arena, read_ids
-    from .text.data import SPLITS, read_examples, refuse_blank, usual_texts
+    from .text.data import read_examples, refuse_blank, row_splits, split_column, usual_texts
     from .text.folds import group_key, read_groups
     from .text.table_files import read_table
-    table = read_table(path)
+    table = read_table(path, s.quoting)
     arena = is_arena(table.columns) and not (s.text_column or s.label_column)
     if arena:
-        examples, columns = read_arena(path, labelled)[0], FIELDS
+        examples, columns = read_arena(path, labelled, s.quoting)[0], FIELDS
     else:
-        examples = read_examples(path, s.text_column or None, s.label_column or None, labelled)
+        examples = read_examples(path, s.text_column or None, s.label_column or None, labelled, quoting=s.quoting)
         columns = tuple(c.strip() for c in s.text_column.split(",")) if s.text_column else usual_texts(table)
     asked = (s.preference, s.swap) != ("none", "none")
     if asked and len(columns) != 3:
@@ -82,8 +82,8 @@ def read_source(path, s, group="", id_column="id", labelled=True):
     refuse_blank(path, examples)
     groups = read_groups(table, group) if group else [group_key(e.texts) for e in examples]
     source = Source(path, examples, read_ids(table, id_column), groups, columns, table.sha256, arena)
-    if labelled and "split" in table.columns:
-        return without_test(source, [SPLITS.get(str(row.get("split")).strip().casefold()) for _, row in table.rows])
+    if labelled and split_column(table):
+        return without_test(source, row_splits(table))
     return source
 
 
@@ -118,7 +118,7 @@ def read_test(a, s, labels, like):
                          "needed")
     if not sample:
         return test, Form(["id", *(f"p_{name}" for name in labels)], [None, *range(len(labels))], test.ids)
-    if id_column not in read_table(Path(a.test)).columns:
+    if id_column not in read_table(Path(a.test), s.quoting).columns:
         raise InputError(f"{a.test}: no column '{id_column}', by which {a.sample} names its rows: add it")
     return test, read_form(sample, id_column, labels, like.arena, test)
 

@@ -12,6 +12,7 @@ import json
 from .commands import Parser, run
 from .errors import InputError
 from .files import find_model, read_json, write_text
+from .settings import add_settings
 
 
 def parse(arguments=None):
@@ -22,6 +23,7 @@ def parse(arguments=None):
     p.add_argument("--data", help="a file, a folder, or a bundled set's name: its labels instead of --labels")
     p.add_argument("--text-column", help="name(s) of the text column(s) of --data, which are the fields of the template")
     p.add_argument("--label-column", help="name of the label column of --data")
+    add_settings(p, ["quoting"])
     p.add_argument("--label-texts", default="",
                    help='{"class": "text" or [...]} as JSON, or a file with it [the names]')
     p.add_argument("--template", default="", help='"Review: {text}\\nSentiment: {label}", or a file with it')
@@ -41,7 +43,8 @@ def choose_labels(a):
             raise InputError("--text-column and --label-column go with --data")
         return a.labels, None
     from .text.data import load_data
-    data = load_data(a.data, a.text_column, a.label_column)
+    data = load_data(a.data, a.text_column, a.label_column, several="," in (a.label_column or ""),
+                     quoting=getattr(a, "quoting", "auto"))
     return data.labels, data.columns
 
 

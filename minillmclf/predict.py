@@ -23,6 +23,7 @@ from . import __version__, stream
 from .commands import Parser, run
 from .errors import InputError
 from .files import find_model
+from .settings import add_settings, trained_with
 
 
 def parse(arguments=None):
@@ -33,6 +34,7 @@ def parse(arguments=None):
     p.add_argument("--pair", help="second text, for a model of sentence pairs (with exactly one text)")
     p.add_argument("--data", help="a .csv, .tsv or .jsonl file of texts; labels are not needed")
     p.add_argument("--text-column", help="name(s) of the file's text column(s) [text, or text_a,text_b]")
+    add_settings(p, ["quoting"])
     p.add_argument("--swap", choices=["none", "predict"], help="of two answers to a prompt: take the mean over both orders, or "
                                                                "not (default: as trained)")
     p.add_argument("--out", help="file for the answers (default: standard output); of --data, a run that was stopped goes on")
@@ -56,10 +58,10 @@ def given_texts(a):
     return [(text,) for text in a.text] or None
 
 
-def read_rows(path, columns, several):
+def read_rows(path, columns, several, quoting="auto"):
     """The texts of a file in windows of (list of tuples, sha256 of the file so far)."""
     from .text.data import read_example_windows
-    for examples, sha256 in read_example_windows(path, stream.WINDOW, columns, several):
+    for examples, sha256 in read_example_windows(path, stream.WINDOW, columns, several, quoting):
         yield [example.texts for example in examples], sha256
 
 
@@ -102,7 +104,7 @@ def reader(a, model, given):
         return lambda: read_lines(sys.stdin), None
     fields = model.readout.get("fields", ["text"])
     columns = a.text_column or (None if fields in (["text"], ["text_a", "text_b"]) else ",".join(fields))
-    return lambda: read_rows(a.data, columns, model.several), columns
+    return lambda: read_rows(a.data, columns, model.several, a.quoting), columns
 
 
 def made_of(a, model, folder, columns, how):
@@ -110,21 +112,25 @@ def made_of(a, model, folder, columns, how):
     if not a.data or not Path(a.data).is_file():
         return None
     folders = [folder, *([find_model(model.base)] if model.base else [])]
-    return {"model": stream.identity(folders, a.out), "text columns": columns or "", "swap": a.swap or "", "format": how, "batch size": str(a.batch_size),
+    return {"model": stream.identity(folders, a.out), "text columns": columns or "", "swap": a.swap or "", "format": how, "quoting": a.quoting, "batch size": str(a.batch_size),
             "kind of file": Path(a.data).suffix.lower(), "window": stream.WINDOW, "version": __version__}
 
 
 def main(arguments=None):
     a = parse(arguments)
     folder, given = find_model(a.model), given_texts(a)        # a mistake is told before a model is loaded
+    a.quoting = getattr(a, "quoting", None) or trained_with(folder, "quoting")
     from .classify.classifier import Classifier
     from .classify.preference import use_swap
+    from .text.doctor import UnknownTokens
     model = Classifier.load(folder)
+    watch = UnknownTokens(model.tokenizer)
     use_swap(model, a.swap)
     how = a.format or ("csv" if a.out and a.out.endswith(".csv") else "jsonl")
     read, columns = reader(a, model, given)
 
     def answer(texts, first):
+        watch(texts)
         probabilities = model.predict(texts, a.batch_size)
         return render(texts, probabilities, model.answers(probabilities), model.labels, how, first)
     if a.out:

@@ -52,7 +52,7 @@ def draw_rows(examples, per_class, seed):
 def load_dataset(s):
     """The data of a run, with the text columns and the training rows that the settings ask for."""
     from .text.data import load_data
-    data = load_data(s.data, s.text_column or None, s.label_column or None, s.seed, s.several_labels == "on")
+    data = load_data(s.data, s.text_column or None, s.label_column or None, s.seed, s.several_labels == "on", s.quoting)
     asked = (s.preference, s.swap) != ("none", "none")
     if asked and len(data.columns) != 3:
         raise InputError(f"--text-column {','.join(data.columns)}: --preference and --swap need three, a prompt and two answers")
@@ -66,11 +66,12 @@ def load_dataset(s):
 
 def diagnose(model, data):
     """What the data doctor says, with lengths in the model's own tokens."""
-    from .text.doctor import examine
+    from .text.doctor import examine, unknown_share
     lengths = {split: [model.head.length(model.tokenizer, e.texts) for e in getattr(data, split)]
                for split in ("train", "dev", "test")}
     setting, most = model.head.limit(model.max_length)
-    return examine(data, lengths, most, setting)
+    unknown = {split: unknown_share(model.tokenizer, [e.texts for e in getattr(data, split)]) for split in lengths}
+    return examine(data, lengths, most, setting, unknown)
 
 
 def balanced(labels, classes):
