@@ -25,6 +25,7 @@ from minillmclf.files import short
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 QUOTING = ("auto", "double", "none")
+THOUSANDS = re.compile(r"\d,(000\b|\d{3}\b(?!\s*(,|$)))")          # not "error 7,404", where 404 is a field
 DEEPEST = 100                     # lists and objects within each other in a line of JSON: what is written of it may recurse
 
 
@@ -157,16 +158,14 @@ class Reading:
     def swallowed(self, lines, record, count, header):
         """Do these lines, which quotes make one record, each look like a row? count: of the header's fields.
 
-        A comma before a space is punctuation, unless the header has one; of two columns the last is empty in no row, if it is
-        not in the record: so "Dear Sir,\\nwhere is it?" is a text.
+        In a file without quoting no text holds the separator. A comma before a space is punctuation, unless the header has
+        one, and in 36,000 it is part of a number; of two columns the last is empty in no row, if it is not in the record: so "Dear Sir,\\nwhere is it?" is a text.
         """
-        mark = re.escape(self.separator)
-        if self.separator != "\t" and not re.search(mark + " ", header):
-            mark += "(?! )"
-        for line in lines:
-            fields = re.split(mark, line.strip("\r\n"))
-            empty = count == 2 and not fields[-1].strip('" ') and record[-1].strip()
-            if line.strip() and (len(fields) != count or empty):
+        loose = self.separator == "\t" or self.separator + " " in header
+        for line in filter(str.strip, lines):
+            fields = line.strip("\r\n").split(self.separator)
+            if len(fields) != count or not loose and (self.separator + " " in line or THOUSANDS.search(line)) or \
+                    count == 2 and not fields[-1].strip('" ') and record[-1].strip():
                 return False
         return count > 1
 
