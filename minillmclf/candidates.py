@@ -16,7 +16,7 @@ BASELINES = ("majority", "bag-of-words")
 SHIPPED = ("mini-bert", "mini-llama", "mini-t5")
 TUNED = ("full", "lora@lr=3e-3", "qlora@lr=3e-3", "head@lr=1e-2")
 OWN = ("model", "out", "rows_per_class", "seed")           # settings that the comparison itself decides
-ROWS = ("data", "label_column", "several_labels", "quoting")          # and those that all its models share
+ROWS = ("data", "label_column", "several_labels", "quoting")                # and those that all share
 KINDS = {f.name: type(f.default) for f in fields(Settings)}
 SPELLED = {"dropout": "adapter_dropout", "size": "adapter_size", "tokens": "virtual_tokens"}   # recipe -> settings
 

@@ -24,7 +24,8 @@ from .text.doctor import SPLITS, unknown_line, unknown_share
 from .settings import Settings, add_settings, read_settings, refuse_several
 
 KINDS = {"in place": "encoder", "behind": "decoder", "apart": "encoder-decoder"}          # Backbone.ANSWERS -> its kind
-ASKED = ("data", "text_column", "label_column", "quoting", "batch_size", "micro_batch_size", "max_length")
+ASKED = ("data", "text_column", "label_column", "quoting", "batch_size", "micro_batch_size",
+         "max_length")
 USABLE = 0.8               # of the free memory: an estimate leaves out what passes by (memory.py)
 
 
@@ -90,7 +91,7 @@ def model_facts(name, data, s, machine):
     length = min(percentile(lengths, 95), empty.max_length)
     found = {"name": str(name), "kind": KINDS[body.ANSWERS], "median": percentile(lengths, 50), "p95": percentile(lengths, 95),
              "limit": empty.max_length, "over": sum(n > empty.max_length for n in lengths) / len(lengths), "length": length,
-             "unknown": {name: unknown_share(empty.tokenizer, texts) for name, texts in splits.items()},
+             "unknown": {name: unknown_share(empty.tokenizer, split) for name, split in splits.items()},
              "label_tokens": sum(len(empty.tokenizer.ids(label)) for label in data.labels), "methods": []}
     for method in METHODS:
         try:

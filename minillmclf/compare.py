@@ -51,7 +51,8 @@ def complete(a):
 
 def check(a):
     """All mistakes in what the comparison itself is asked, before the first hour of work."""
-    refuse_several(Settings(several_labels=getattr(a, "several_labels", "off"), label_column=getattr(a, "label_column", "")), "compare")
+    asked = {key: getattr(a, key) for key in ("several_labels", "label_column") if hasattr(a, key)}
+    refuse_several(Settings(**asked), "compare")
     if a.seeds < 1:
         raise InputError(f"--seeds {a.seeds}: should be 1 or more")
     for size in a.learning_curve:

@@ -14,6 +14,7 @@ model that answers with several labels, what its thresholds are worth (classify/
 """
 import argparse
 import json
+import os
 import random
 from collections import Counter
 from dataclasses import replace
@@ -70,12 +71,12 @@ def choose_rows(a, folder, several=False):
     if a.data is None:
         record = own_record(folder)
         s = read_settings({}, folder / "run.json")
-        data = load_data(s.data, a.text_column or s.text_column or None, a.label_column or s.label_column or None, s.seed, several,
-                         quoting)
+        data = load_data(s.data, a.text_column or s.text_column or None,
+                         a.label_column or s.label_column or None, s.seed, several, quoting)
         if data.source["sha256"] != record["data"].get("sha256"):          # another split: train rows may be test rows now
             raise InputError(f"{s.data}: has changed since {folder} was trained on it: name the rows to judge with --data")
-    elif Path(a.data).is_file() and not split_column(read_table(Path(a.data), quoting)):
-        rows = read_examples(a.data, a.text_column, a.label_column, several=several, quoting=quoting)
+    elif os.path.isfile(a.data) and not split_column(read_table(Path(a.data), quoting)):
+        rows = read_examples(a.data, a.text_column, a.label_column, True, several, quoting)
         refuse_blank(a.data, rows)
         return rows, f"{a.data}, all rows"
     else:

@@ -21,6 +21,7 @@ the fold's own training part. A run that was stopped goes on when the same comma
 import argparse
 import hashlib
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def read_source(path, s, group="", id_column="id", labelled=True):
     if arena:
         examples, columns = read_arena(path, labelled, s.quoting)[0], FIELDS
     else:
-        examples = read_examples(path, s.text_column or None, s.label_column or None, labelled, quoting=s.quoting)
+        examples = read_examples(path, s.text_column or None, s.label_column or None, labelled,
+                                 quoting=s.quoting)
         columns = tuple(c.strip() for c in s.text_column.split(",")) if s.text_column else usual_texts(table)
     asked = (s.preference, s.swap) != ("none", "none")
     if asked and len(columns) != 3:
@@ -100,7 +102,7 @@ def find_data(name):
     """The file of --data, by its path or as a bundled set."""
     from .text.data import BUNDLED
     bundled = BUNDLED / f"{name}.csv"
-    return bundled if Path(name).name == name and bundled.is_file() else Path(name)
+    return bundled if Path(name).name == name and os.path.isfile(bundled) else Path(name)
 
 
 def read_test(a, s, labels, like):

@@ -112,7 +112,8 @@ def made_of(a, model, folder, columns, how):
     if not a.data or not Path(a.data).is_file():
         return None
     folders = [folder, *([find_model(model.base)] if model.base else [])]
-    return {"model": stream.identity(folders, a.out), "text columns": columns or "", "swap": a.swap or "", "format": how, "quoting": a.quoting, "batch size": str(a.batch_size),
+    return {"model": stream.identity(folders, a.out), "text columns": columns or "", "swap": a.swap or "", "format": how,
+            "quoting": a.quoting, "batch size": str(a.batch_size),
             "kind of file": Path(a.data).suffix.lower(), "window": stream.WINDOW, "version": __version__}
 
 

@@ -52,10 +52,10 @@ class Settings:
     weights: str = setting("pretrained", "start from the checkpoint's weights, or from random ones to see what "
                                          "pretraining is worth", choices=["pretrained", "random"])
     text_column: str = setting("", "name(s) of the text column(s), comma between two (default: text, or text_a,text_b)")
-    label_column: str = setting("", "name of the label column (default: label); or a,b,c: a column for each class, 0 or 1 in it, "
-                                    "of rows with several labels")
-    quoting: str = setting("auto", "in CSV and TSV: none takes quotes as they stand, for files written without quoting; double "
-                                   "reads a quoted text although its lines look like rows, which auto refuses",
+    label_column: str = setting("", "name of the label column (default: label); or a,b,c: for each class a "
+                                    "column with 0 or 1 in it, of rows with several labels")
+    quoting: str = setting("auto", "CSV, TSV: none takes quotes as they stand, for files written without "
+                                   "quoting; double reads quoted lines that look like rows, which auto refuses",
                            choices=["auto", "double", "none"])
     several_labels: str = setting("off", 'on: a row has any number of labels, none too, in its cell "a|b" (or a list in JSONL); '
                                          "each class then has a probability of its own, and a threshold fitted on dev",
@@ -150,7 +150,8 @@ class Settings:
         """Raise InputError for settings that do not go with several labels a row, or only with these."""
         if self.several_labels == "off":
             if "," in self.label_column:
-                raise InputError(f"--label-column {self.label_column:.60}: a column for each class goes with --several-labels on")
+                raise InputError(f"--label-column {self.label_column:.60}: a column for each class goes with "
+                                 "--several-labels on")
             if self.metric in ("exact_match", "micro_f1"):
                 raise InputError(f"--metric {self.metric} goes with --several-labels on")
             return
@@ -188,7 +189,8 @@ def add_settings(parser, names=None):
 def refuse_several(s, command):
     """Raise InputError where a command is for one label a row, and the settings say otherwise."""
     if s.several_labels == "on" or "," in s.label_column:
-        raise InputError(f"{command} is for one label a row: --several-labels on, or a column for each class, goes with train, evaluate and predict")
+        raise InputError(f"{command} is for one label a row: --several-labels on, or a column for each class, "
+                         "goes with train, evaluate and predict")
 
 
 def read_settings(arguments, config=None):
@@ -220,8 +222,9 @@ def read_settings(arguments, config=None):
 def trained_with(folder, name):
     """A setting of the run that made a model's folder; the default where no run.json says it."""
     from .files import read_json
-    settings = read_json(folder / "run.json").get("settings") if (folder / "run.json").exists() else None
-    value, default = settings.get(name) if isinstance(settings, dict) else None, getattr(Settings(), name)
+    record, default = folder / "run.json", getattr(Settings(), name)
+    settings = read_json(record).get("settings") if record.exists() else {}
+    value = settings.get(name) if isinstance(settings, dict) else default
     return value if type(value) is type(default) else default
 
 

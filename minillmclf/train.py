@@ -52,7 +52,8 @@ def draw_rows(examples, per_class, seed):
 def load_dataset(s):
     """The data of a run, with the text columns and the training rows that the settings ask for."""
     from .text.data import load_data
-    data = load_data(s.data, s.text_column or None, s.label_column or None, s.seed, s.several_labels == "on", s.quoting)
+    data = load_data(s.data, s.text_column or None, s.label_column or None, s.seed, s.several_labels == "on",
+                     s.quoting)
     asked = (s.preference, s.swap) != ("none", "none")
     if asked and len(data.columns) != 3:
         raise InputError(f"--text-column {','.join(data.columns)}: --preference and --swap need three, a prompt and two answers")
@@ -70,7 +71,8 @@ def diagnose(model, data):
     lengths = {split: [model.head.length(model.tokenizer, e.texts) for e in getattr(data, split)]
                for split in ("train", "dev", "test")}
     setting, most = model.head.limit(model.max_length)
-    unknown = {split: unknown_share(model.tokenizer, [e.texts for e in getattr(data, split)]) for split in lengths}
+    unknown = {split: unknown_share(model.tokenizer, [e.texts for e in getattr(data, split)])
+               for split in lengths}
     return examine(data, lengths, most, setting, unknown)
 
 

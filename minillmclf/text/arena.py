@@ -42,11 +42,12 @@ def read_arena(path, need_labels=True, quoting="auto"):
     table = read_table(Path(path), quoting)
     missing = [name for name in FIELDS if name not in table.columns]
     if missing:
-        raise InputError(f"{path}: no column '{missing[0]}' in {short(list(table.columns), 300)}: an arena file has {', '.join(FIELDS)}")
+        raise InputError(f"{path}: no column '{missing[0]}' in {short(list(table.columns), 300)}: an arena "
+                         f"file has {', '.join(FIELDS)}")
     column, read = winner_reader(table)
     if read is None and need_labels:
-        raise InputError(f"{path}: names no winner, has {short(list(table.columns), 300)}: add winner (a, b, tie), or "
-                         f"{', '.join(WINNERS)}")
+        raise InputError(f"{path}: names no winner, has {short(list(table.columns), 300)}: add winner "
+                         f"(a, b, tie), or {', '.join(WINNERS)}")
     examples = []
     for line, record in table.rows:
         where = f"{path}, line {line}: column"
@@ -133,7 +134,7 @@ def read_ids(table, column="id"):
         name, number = str(value).strip(), isinstance(value, (int, float)) and math.isfinite(value)
         if name in seen or not (number or isinstance(value, str)):
             again = f" as line {seen[name]} does" if name in seen else ""
-            raise InputError(f"{table.path}, line {line}: column '{column}' says {short(value)}{again}: give each row an id of its "
-                             "own, a text or a number")
+            raise InputError(f"{table.path}, line {line}: column '{column}' says {short(value)}{again}: give "
+                             "each row an id of its own, a text or a number")
         seen[name] = line
     return list(seen)

@@ -20,11 +20,12 @@ from minillmclf.errors import InputError
 from minillmclf.files import short
 from minillmclf.text.table_files import SEPARATORS, Table, read_table, read_windows
 
-SPLITS = {"train": "train training", "dev": "dev val valid validation eval evaluation development", "test": "test testing"}
-SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names.split()}       # in any case
-UNREAD = (".json", ".txt", ".ndjson", ".tab", ".parquet", ".arrow", ".feather", ".xls", ".xlsx", ".gz", ".zip", ".bz2", ".xz")
-HOT = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}            # the cells of a column that is a class of its own
-LISTED = re.compile(r"""[\[({]\s*['"].*['"],?\s*[])}]|\[[-+\d.,\s]*]""", re.DOTALL)     # "['a', 'b']", "[1 0]": a list as a text
+SPLITS = {"train": "train training", "test": "test testing",
+          "dev": "dev val valid validation eval evaluation development"}           # their names, in any case
+SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names.split()}
+UNREAD = ".json .txt .ndjson .tab .parquet .arrow .feather .xls .xlsx .gz .zip .bz2 .xz".split()
+HOT = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}      # in a column that is one class
+LISTED = re.compile(r"""[\[({]\s*['"].*['"],?\s*[])}]|\[[-+\d.,\s]*]""", re.DOTALL)       # "['a', 'b']"
 LAYOUTS = (("text",), ("text_a", "text_b"), ("premise", "hypothesis"), ("prompt", "response_a", "response_b"))   # by default
 BUNDLED = Path(__file__).resolve().parent.parent / "datasets"
 
@@ -50,16 +51,18 @@ class Dataset:
     several: bool = False         # may a row have several labels, or none? Then an Example's label is as of `label_set`
 
 
-def read_examples(path, text_columns=None, label_column=None, need_labels=True, several=False, quoting="auto") -> list[Example]:
+def read_examples(path, text_columns=None, label_column=None, need_labels=True, several=False,
+                  quoting="auto") -> list[Example]:
     """All rows of one file, in file order; empty texts are allowed.
 
     text_columns: "a,b" or a sequence of names; by default those of LAYOUTS, the first of which it has one. label_column: by default
-    `label`, else `winner`. need_labels=False: a row without a label that can be read gives label None. several: as of
-    `load_data`; quoting: as of table_files.py. Raises InputError.
+    `label`, else `winner`. need_labels=False: a row whose label cannot be read has the label None. several:
+    as of `load_data`; quoting: as of table_files.py. Raises InputError.
     """
     table = read_table(Path(path), quoting)
     label_column = label_column or usual_label(table)
-    return _examples(table, _choose_columns(table, text_columns, label_column, need_labels), label_column, several, need_labels)
+    columns = _choose_columns(table, text_columns, label_column, need_labels)
+    return _examples(table, columns, label_column, several, need_labels)
 
 
 def read_example_windows(path, size, text_columns=None, several=False, quoting="auto"):
@@ -92,7 +95,8 @@ def usual_label(table: Table) -> str:
 
 def names_of(columns) -> tuple[str, ...]:
     """"a, b", or a sequence of names -> the names of columns."""
-    return tuple(name.strip() for name in (columns.split(",") if isinstance(columns, str) else columns))
+    names = columns.split(",") if isinstance(columns, str) else columns
+    return tuple(name.strip() for name in names)
 
 
 @functools.cache
@@ -102,34 +106,41 @@ def note(line):
 
 
 def _choose_columns(table: Table, text_columns, label_column: str, need_labels: bool) -> tuple[str, ...]:
-    columns, labels = names_of(usual_texts(table) if text_columns is None else text_columns), names_of(label_column)
+    columns = names_of(usual_texts(table) if text_columns is None else text_columns)
+    labels, known = names_of(label_column), set(table.columns)
     if not columns or len(set(columns)) < len(columns) or set(columns) & set(labels):
-        raise InputError(f"--text-column {short(','.join(columns))}: name columns, each once, other than {short(label_column)}")
+        raise InputError(f"--text-column {short(','.join(columns))}: name columns, each once, other than "
+                         f"{short(label_column)}")
     if len(set(labels)) < len(labels):
         raise InputError(f"--label-column {short(label_column)}: name each column once")
-    asked, known = {"--text-column": columns} | ({"--label-column": labels} if need_labels else {}), set(table.columns)
-    missing = {option: next(name for name in names if name not in known) for option, names in asked.items() if set(names) - known}
+    asked = {"--text-column": columns} | ({"--label-column": labels} if need_labels else {})
+    missing = [(option, name) for option, names in asked.items() for name in names if name not in known]
     if missing:
-        option, name = next(iter(missing.items()))
+        (option, name), own = missing[0], SEPARATORS[table.path.suffix.lower()]
         like = {column.strip().casefold(): column for column in table.columns}         # Text, LABEL
-        other = [f"{option} {','.join(like.get(name.casefold(), name) for name in asked[option])}"
-                 for option, name in missing.items() if name.casefold() in like]
-        remedy = f"name it as it stands there, {' '.join(other)}" if other else f"name one with {option}"
-        if not other and table.separator:
-            remedy += ", or write a line with the columns' names above the rows if it has none"
-        if not other and "|" in table.columns[0]:
-            remedy = f"its fields seem to be separated by |: write {repr(SEPARATORS[table.path.suffix.lower()])} instead"
+        found = {option for option, name in missing if name.casefold() in like}
+        if found:
+            remedy = "as they stand there: " + " ".join(
+                f"{option} {','.join(like.get(name.casefold(), name) for name in names)}"
+                for option, names in asked.items() if option in found)
+        elif "|" in table.columns[0]:
+            remedy = f"its fields seem to be separated by |: write {own!r} instead"
+        else:
+            above = ", or write a line with the columns' names above the rows if it has none"
+            remedy = f"name one with {option}" + above * bool(own)
         raise InputError(f"{table.path}: no column {short(name)} in {short(list(table.columns), 300)}: {remedy}")
     if table.separator != SEPARATORS[table.path.suffix.lower()]:
         note(f"{table.path}: {table.separator!r} stands between its fields, and is read so")
     return columns
 
 
-def _examples(table: Table, columns: tuple[str, ...], label_column: str, several=False, need_labels=True) -> list[Example]:
+def _examples(table: Table, columns: tuple[str, ...], label_column: str, several=False,
+              need_labels=True) -> list[Example]:
     names, examples = names_of(label_column), []
     labelled = set(names) <= set(table.columns)
     if len(names) > 1 and not several:
-        raise InputError(f"--label-column {short(label_column)}: a column for each class goes with --several-labels on")
+        raise InputError(f"--label-column {short(label_column)}: a column for each class goes with "
+                         "--several-labels on")
     read = label_set if several else label_name
     for row, record in table.rows:
         where, label = f"{table.path}, line {row}: column", None
@@ -152,8 +163,8 @@ def _hot(record, names, where: str) -> str:
     for name in names:
         said = HOT.get(str(record.get(name)).strip().casefold())
         if said is None:
-            raise InputError(f"{where} {short(name)} must hold 0 or 1, found {_found(record.get(name))}: correct it, or leave the "
-                             "column out of --label-column")
+            raise InputError(f"{where} {short(name)} must hold 0 or 1, found {_found(record.get(name))}: "
+                             "correct it, or leave the column out of --label-column")
         found += [name] if said else []
     return label_set(found, f"{where}s of --label-column")
 
@@ -172,7 +183,8 @@ def _text(value, where: str) -> str:
 
 
 def label_name(value, where: str) -> str:
-    """The name of a class: text without outer spaces; 1 and 1.0 -> "1", true -> "true". An InputError begins with `where`."""
+    """The name of a class: text without outer spaces; 1 and 1.0 -> "1", true -> "true". An InputError begins
+    with `where`."""
     if isinstance(value, (int, float)) and math.isfinite(value):
         return json.dumps(int(value) if type(value) is float and value.is_integer() else value)
     if not isinstance(value, str) or value.strip().casefold() in ("", "nan", "null"):
@@ -180,8 +192,8 @@ def label_name(value, where: str) -> str:
         raise InputError(f"{where} must hold a label, found {_found(value)}: write one name, such as "
                          f'"yes" or "no"{more}, or remove the row')
     if LISTED.fullmatch(value.strip()):
-        raise InputError(f'{where} holds a list as a text, {_found(value)}: write "a|b" with --several-labels on, or, of zeros and '
-                         "ones, a column for each class with --label-column a,b,c")
+        raise InputError(f'{where} holds a list as a text, {_found(value)}: write "a|b" with --several-labels '
+                         "on, or, of zeros and ones, a column for each class with --label-column a,b,c")
     return _text(value.strip(), where)
 
 
@@ -218,15 +230,17 @@ def natural_order(labels) -> list[str]:
     return sorted(labels, key=key)
 
 
-def load_data(path_or_name, text_columns=None, label_column=None, seed=0, several=False, quoting="auto") -> Dataset:
+def load_data(path_or_name, text_columns=None, label_column=None, seed=0, several=False,
+              quoting="auto") -> Dataset:
     """Read labelled data with its splits; columns as in `read_examples`.
 
     path_or_name: a file, split by its column `split` or else 80/10/10 by `seed` (see `hold_out`); a folder with
-    train.*, and perhaps dev.* and test.*; or the name of a bundled set. Names of splits: SPLITS, in any case. A missing dev
-    split is carved out of train, a missing test split is []. InputError also for an empty text or a class train has not.
+    train.*, and perhaps dev.* and test.*; or the name of a bundled set. SPLITS has other names of splits. A
+    missing dev split is carved out of train, a missing test split is []. InputError also for an empty text or
+    a class train has not.
 
-    several: a label cell names any number of classes, none too: "a|b", in JSONL also ["a", "b"]; or label_column is "a,b,c",
-    a column for each class, in which 0 or 1 stands. Otherwise "a|b" is the name of one class.
+    several: a label cell names any number of classes, none too: "a|b", in JSONL also ["a", "b"]; or with
+    label_column "a,b,c" each class has a column, with 0 or 1 in it. Otherwise "a|b" is the name of one class.
     """
     path = _find(path_or_name)
     tables = _folder_tables(path, quoting) if path.is_dir() else {None: read_table(path, quoting)}
@@ -251,7 +265,8 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, severa
     labels = natural_order({name for example in parts["train"] for name in names(example.label)})
     unmarked = [name for name in names_of(label_column) if name not in labels]
     if several and len(names_of(label_column)) > 1 and unmarked:
-        raise InputError(f"{path}: no train row has 1 in the column {short(unmarked[0])}: leave it out of --label-column, or add rows")
+        raise InputError(f"{path}: no train row has 1 in the column {short(unmarked[0])}: leave it out of "
+                         "--label-column, or add rows")
     _check_labels(parts, labels, {split: tables.get(split, tables.get(None)) for split in parts}, names)
     source = {"path": str(path_or_name), "sha256": {table.path.name: table.sha256 for table in tables.values()},
               "split": kind, "seed": seed, "dev_from_train": dev_from_train}
@@ -260,13 +275,14 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, severa
 
 
 def _refuse_multi_hot(table: Table, label_column: str) -> None:
-    """Raise InputError if each label cell is a list of zeros and ones, all of one length: a place in it is the class."""
-    cells = [(row, record.get(label_column)) for row, record in table.rows]
-    lists = [cell.strip(" []").split("|") if isinstance(cell, str) else cell for _, cell in cells]
-    if all(isinstance(items, list) and 1 < len(items) == len(lists[0]) and all(str(item).strip().casefold() in HOT for item in items)
-           for items in lists):
-        raise InputError(f"{table.path}, line {cells[0][0]}: column {short(label_column)} holds {_found(cells[0][1])}, zeros and "
-                         "ones, and no names: write a column for each class and name these, --label-column a,b,c")
+    """Raise InputError if each label cell is a list of zeros and ones, all of one length."""
+    cells = [record.get(label_column) for _, record in table.rows]
+    lists = [cell.split("|") if isinstance(cell, str) else cell for cell in cells]
+    if all(isinstance(items, list) and 1 < len(items) == len(lists[0])
+           and all(str(item).strip().casefold() in HOT for item in items) for items in lists):
+        raise InputError(f"{table.path}, line {table.rows[0][0]}: column {short(label_column)} holds "
+                         f"{_found(cells[0])}, zeros and ones, and no names: write a column for each class and "
+                         "name these, --label-column a,b,c")
 
 
 def _find(path_or_name) -> Path:
@@ -279,34 +295,35 @@ def _find(path_or_name) -> Path:
             return path
     except OSError:                                                # a name of thousands of characters
         pass
-    raise InputError(f"{short(name, 200)}: no such file, folder or bundled data set: check the path, or name one of the "
-                     f"bundled ones: {', '.join(bundled)}")
+    raise InputError(f"{short(name, 200)}: no such file, folder or bundled data set: check the path, or name "
+                     f"one of the bundled ones: {', '.join(bundled)}")
 
 
 def _folder_tables(folder: Path, quoting: str) -> dict[str, Table]:
     files = {}                                                     # split -> its file, train first
-    for file in sorted(folder.iterdir(), key=lambda file: (SPLIT_OF.get(file.stem.casefold()) != "train", file.name)):
-        split, suffix = SPLIT_OF.get(file.name.partition(".")[0].casefold()), file.suffix.lower()
-        if split and suffix in UNREAD:
+    for file in sorted(folder.iterdir()):
+        stem, suffix = file.stem.casefold(), file.suffix.lower()
+        if suffix in UNREAD and stem.partition(".")[0] in SPLIT_OF:            # test.csv.gz
             raise InputError(f"{file}: is no .csv, .tsv or .jsonl file: convert it, or move it out of the folder")
-        if suffix not in SEPARATORS or file.name.startswith("."):
+        if suffix not in SEPARATORS or stem.startswith(".") \
+                or stem.endswith("_meta") and stem[:-5] in SPLIT_OF:           # of train's rows, but no texts
             continue
-        split, beside = SPLIT_OF.get(file.stem.casefold()), file.stem.casefold().removesuffix("_meta")
+        split = SPLIT_OF.get(stem)
         if split in files:
             raise InputError(f"{folder}: {files[split].name} and {file.name} both stand for {split}: remove one")
-        if split:
-            files[split] = file
-        elif beside == file.stem.casefold() or beside not in SPLIT_OF:         # train_meta.csv says more of train's rows
-            raise InputError(f"{folder}: {short(file.name)} names no split: move it out of the folder, or call it train, dev or "
-                             f"test ({', '.join(SPLIT_OF)} are known)")
+        if split is None:
+            raise InputError(f"{folder}: {short(file.name)} names no split: move it out of the folder, or call "
+                             f"it train, dev or test ({', '.join(SPLIT_OF)} are known)")
+        files[split] = file
     if "train" not in files:
         raise InputError(f"{folder}: no train.csv, train.tsv or train.jsonl in this folder: add it, or name a file")
-    return {split: read_table(file, quoting) for split, file in files.items()}
+    return {split: read_table(files[split], quoting) for split in sorted(files, key="train".__ne__)}
 
 
 def split_column(table: Table) -> str | None:
     """The column that says which split a row is of: split, in any case."""
-    return next((name for name in sorted(table.columns, reverse=True) if name.strip().casefold() == "split"), None)
+    found = [name for name in table.columns if name.strip().casefold() == "split"]
+    return max(found, default=None)                                # of split and Split, split
 
 
 def row_splits(table: Table, file_split: str | None = None) -> list[str]:
@@ -319,7 +336,7 @@ def row_splits(table: Table, file_split: str | None = None) -> list[str]:
         said = str(record.get(column))
         splits.append(SPLIT_OF.get(said.strip().casefold()))
         if splits[-1] is None or file_split not in (None, splits[-1]):
-            wanted = file_split or f"train, dev or test (also {', '.join(name for name in SPLIT_OF if name not in SPLITS)})"
+            wanted = file_split or f"train, dev or test ({', '.join(SPLIT_OF)} are known)"
             raise InputError(f"{table.path}, line {row}: column '{column}' says {short(said)}: write {wanted}")
     return splits
 
@@ -378,11 +395,13 @@ def _check_labels(parts, labels, tables, names) -> None:
     if not labels:
         raise InputError(f"{tables['train'].path}: no train row has a label: name classes in its label column")
     if len(labels) < 2:
-        raise InputError(f"{tables['train'].path}: train has one class only ({short(labels[0])}): add rows of another")
+        raise InputError(f"{tables['train'].path}: train has one class only ({short(labels[0])}): add rows of "
+                         "another")
     known = set(labels)
     for split, example in ((split, example) for split in parts for example in parts[split]):
         for foreign in set(names(example.label)) - known:
             some = ", ".join(map(short, labels[:20])) + f" and {len(labels) - 20} more" * (len(labels) > 20)
-            hint = "; where a bar stands between several labels of a row, --several-labels on" * ("|" in foreign)
-            raise InputError(f"{tables[split].path}, line {example.row}: {split} has the label {short(foreign)}, "
-                             f"train has not (only {some}): correct it, or add train rows of it{hint}")
+            hint = "; if a bar stands between several labels of a row, --several-labels on" * ("|" in foreign)
+            raise InputError(f"{tables[split].path}, line {example.row}: {split} has the label "
+                             f"{short(foreign)}, train has not (only {some}): correct it, or add train rows of "
+                             f"it{hint}")

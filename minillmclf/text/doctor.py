@@ -1,7 +1,8 @@
 """The data doctor: what a person should know about a data set before the first training step.
 
-Here: sizes, balance, repeated and leaked texts, lengths and truncation, names of classes that look alike, tokens that the
-tokenizer does not know, each fault with its remedy. Not here: what makes a file unreadable (data.py). Texts count as the same when they are equal but for case and white space
+Here: sizes, balance, repeated and leaked texts, lengths and truncation, names of classes that look
+alike, tokens that the tokenizer does not know, each fault with its remedy. Not here: what makes a file
+unreadable (data.py). Texts count as the same when they are equal but for case and white space
 (`data.text_key`). A text that comes again with another label is counted apart: at most one label is right. Where a row may
 have several labels, each is counted, and another label means another set.
 """
@@ -18,6 +19,7 @@ SPLITS = ("train", "dev", "test")
 UNBALANCED = 5                    # warn where the largest class of train has more than this times the smallest
 FEW = 5                           # warn where a class has fewer train rows than this
 UNKNOWN = 0.05                    # warn where this part of a split's tokens, or more, is unknown
+UNSEEN = "[\u034f\u115f\u1160\u2800\ufe00-\ufe0f]"          # letters and marks that show nothing
 SOME_ROWS = 256                   # of each window that a stream of rows is looked at by
 
 
@@ -40,7 +42,7 @@ class Report:
     warnings: list                # a sentence per fault, with its remedy
     cardinality: dict             # several labels a row: split -> mean labels a row; {} where each row has one
     unlabelled: dict              # several labels a row: per split, rows without any; {} where each row has one
-    unknown: dict                 # per split: the part of its tokens that is unknown to the tokenizer; {} where not counted
+    unknown: dict                 # per split: `unknown_share` of its texts; {} where not counted
 
     def as_dict(self) -> dict:
         """The report as plain dicts, lists, numbers and strings: ready for JSON."""
@@ -79,7 +81,8 @@ def _aligned(table) -> list[str]:
     return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in table]
 
 
-def examine(dataset: Dataset, lengths=None, max_length=None, setting="max_length", unknown=None) -> Report:
+def examine(dataset: Dataset, lengths=None, max_length=None, setting="max_length",
+            unknown=None) -> Report:
     """Count what `Report` lists. Raises ValueError where `lengths` has more or fewer numbers than there are rows.
 
     lengths: {split: tokens of each row, special tokens included}; without it lengths are counted in words.
@@ -149,11 +152,13 @@ def _warnings(r: Report, setting: str) -> list[str]:
         found.append("no train row seems to have two labels: if some have, write a bar between their names, a|b")
     if r.unlabelled:
         always = [label for label in train if train[label] == r.rows["train"] > 0]
-        found += [f"{_some(always)} in every train row: no row says what is not of it, so leave it out"] if always else []
+        if always:
+            found.append(f"{_some(always)} in every train row: no row says what it is not, so leave it out")
     elif barred := [label for label in train if "|" in label]:
-        found.append(f"{_some(barred)} with a bar in the name: if it stands between several labels of a row, --several-labels on")
-    found += [f"{_some(labels)} whose names differ only by case, Unicode form, spaces or invisible characters: if they are one "
-              "class, write its name in one way" for labels in look_alikes(train)]
+        found.append(f"{_some(barred)} with a bar in the name: if it stands between several labels of a row, "
+                     "--several-labels on")
+    found += [f"{_some(labels)} whose names differ only by case, Unicode form, spaces or invisible "
+              "characters: if they are one class, write its name in one way" for labels in look_alikes(train)]
     for s in ("dev", "test"):
         unseen = [label for label in r.classes if not r.classes[label][s]]
         if unseen and r.rows[s]:
@@ -184,31 +189,32 @@ def look_alikes(labels):
     for label in labels:
         seen = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", label).casefold())
         seen = "".join(char for char in seen if unicodedata.category(char)[0] not in "ZC")
-        alike.setdefault(re.sub("[\u034f\u115f\u1160\u2800\ufe00-\ufe0f]", "", seen), []).append(label)
+        alike.setdefault(re.sub(UNSEEN, "", seen), []).append(label)
     return [names for names in alike.values() if len(names) > 1]
 
 
 def unknown_share(tokenizer, rows):
-    """The part of the tokens of rows (tuples of texts) that the tokenizer does not know: 0.0 to 1.0."""
-    ids = [] if tokenizer.unk_id is None else [tokenizer.ids(text) for texts in rows for text in texts]
-    return sum(part.count(tokenizer.unk_id) for part in ids) / max(1, sum(map(len, ids)))
+    """The part of the tokens of rows (tuples of texts) that the tokenizer does not know, 0.0 to 1.0."""
+    found = [tokenizer.ids(text) for texts in rows for text in texts] if tokenizer.unk_id is not None else []
+    return sum(ids.count(tokenizer.unk_id) for ids in found) / max(1, sum(map(len, found)))
 
 
 def unknown_line(shares):
-    """{name of some rows: `unknown_share`} -> a list with the sentence that warns, empty where there is no need to."""
-    many = ", ".join(f"{share:.0%} of the tokens in {name}" for name, share in shares.items() if share >= UNKNOWN)
-    return [f"{many} are unknown to this model's tokenizer, and all look the same to it: take a model that was made for the "
-            "language and script of these texts"] if many else []
+    """{name of some rows: `unknown_share`} -> a list with the sentence that warns; [] if all is well."""
+    many = [f"{share:.0%} of the tokens in {name}" for name, share in shares.items() if share >= UNKNOWN]
+    return [f"{', '.join(many)} are unknown to this model's tokenizer, and all look the same to it: take a "
+            "model that was made for the language and script of these texts"] if many else []
 
 
 class UnknownTokens:
-    """watch(rows) for each window of a stream warns on standard error, once, if too many of its tokens are unknown."""
+    """watch(rows), for each window of a stream, warns on standard error once if it has too many of them."""
 
     def __init__(self, tokenizer):
         self.tokenizer, self.told = tokenizer, False
 
     def __call__(self, rows):
-        line = [] if self.told else unknown_line({"the texts": unknown_share(self.tokenizer, rows[::1 + len(rows) // SOME_ROWS])})
-        if line:
-            print(f"WARNING: {line[0]}", file=sys.stderr, flush=True)
-        self.told = self.told or bool(line)
+        if not self.told:
+            some = rows[::1 + len(rows) // SOME_ROWS]
+            for line in unknown_line({"the texts": unknown_share(self.tokenizer, some)}):
+                self.told = True
+                print(f"WARNING: {line}", file=sys.stderr, flush=True)

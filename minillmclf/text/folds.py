@@ -86,7 +86,8 @@ def read_groups(table, columns):
     names = [name.strip() for name in columns.split(",")]
     missing = [name for name in names if name not in table.columns]
     if missing:
-        raise InputError(f"{table.path}: --group: no column {short(missing[0])} in {short(list(table.columns), 300)}: name one of these")
+        raise InputError(f"{table.path}: --group: no column {short(missing[0])} in "
+                         f"{short(list(table.columns), 300)}: name one of these")
     groups = []
     for line, record in table.rows:
         values = [record.get(name) for name in names]

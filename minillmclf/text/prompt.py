@@ -29,8 +29,8 @@ def fit(parts, budget):
     """
     lengths, room = [len(part) for part in parts], max(0, budget)
     cut = max(0, sum(lengths) - budget)
-    for place, i in enumerate(sorted(range(len(parts)), key=lengths.__getitem__)):         # the shortest first: each has its
-        lengths[i] = min(lengths[i], room // (len(parts) - place))                         # share of the room that is left
+    for place, i in enumerate(sorted(range(len(parts)), key=lengths.__getitem__)):       # shortest first
+        lengths[i] = min(lengths[i], room // (len(parts) - place))     # its share of the room that is left
         room -= lengths[i]
     return [part[:length] for part, length in zip(parts, lengths)], cut
 

@@ -3,8 +3,8 @@
 Here: UTF-8, RFC 4180 quoting for CSV and TSV, one JSON object per line for JSONL (jsonlines.org). A row that cannot be read
 is an error with its line, never a row that is dropped. Not here: what the columns mean (data.py), Markdown (table.py).
 
-quoting   auto: as RFC 4180 has it, but a quoted field that seems to have swallowed rows is an error; double: without that
-          question; none: a quote is a character like any other, as in files that were written without quoting
+quoting   auto: as RFC 4180 has it, but a quoted field that seems to have swallowed rows is an error; double:
+          without that question; none: a quote is a character like any other, for files without quoting
 
 `decoded` makes text of bytes line by line, `Reading` makes rows of lines, `read_windows` gathers as many rows as one wants
 to hold at a time; `read_table` is the one window that holds them all.
@@ -25,8 +25,8 @@ from minillmclf.files import short
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 QUOTING = ("auto", "double", "none")
-THOUSANDS = re.compile(r"\d,(000\b|\d{3}\b(?!\s*(,|$)))")          # not "error 7,404", where 404 is a field
-DEEPEST = 100                     # lists and objects within each other in a line of JSON: what is written of it may recurse
+THOUSANDS = re.compile(r"\d,(000\b|\d{3}\b(?!\s*(,|$)))")          # not "error 7,404": 404 is a field
+DEEPEST = 100                     # lists and objects within each other in a line of JSON
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def read_windows(path: Path, size, quoting="auto"):
     """
     suffix = path.suffix.lower()
     if suffix not in SEPARATORS:
-        raise InputError(f"{short(path, 200)}: unknown suffix {short(suffix)}: use a .csv, .tsv or .jsonl file")
+        raise InputError(f"{short(path, 200)}: unknown suffix {short(suffix)}: use a .csv, .tsv or .jsonl "
+                         "file")
     try:
         if "\0" in str(path):
             raise OSError(0, "a null byte in its name")
@@ -61,7 +62,8 @@ def read_windows(path: Path, size, quoting="auto"):
             reading = Reading(path, suffix, iter if size else list, quoting)
             rows = reading.rows(file)
             while window := list(islice(rows, size)):
-                yield Table(path, tuple(reading.columns), window, reading.read.hexdigest(), reading.separator)
+                sha256 = reading.read.hexdigest()
+                yield Table(path, tuple(reading.columns), window, sha256, reading.separator)
     except OSError as error:
         raise InputError(f"{short(path, 200)}: cannot be read ({error.strerror}): check the path") from error
     if not reading.count:
@@ -127,60 +129,66 @@ class Reading:
             for fields in reader:
                 if fields:
                     header = header or (len(fields), "".join(taken))
-                    if len(taken) > 1 and self.quoting == "auto" and self.swallowed(taken, fields, *header):
+                    if self.quoting == "auto" and self.swallowed(taken, fields, *header):
                         raise InputError(
-                            f"{self.path}, line {line}: the quoted field holds {len(taken)} lines that look like rows of "
-                            f"{header[0]} fields each: write each inner quote twice (\"\"), or read a file without quoting by "
-                            "--quoting none, one whose texts are such lines by --quoting double")
+                            f"{self.path}, line {line}: a quote opens a field of {len(taken)} lines that look like "
+                            f"rows of {header[0]} fields each: write each inner quote twice (\"\"), read a file "
+                            "without quoting by --quoting none, one whose texts are such lines by --quoting double")
                     yield line, fields
                 taken.clear()
                 line = reader.line_num + 1                         # a quoted field may span lines
         except csv.Error as error:
-            raise InputError(f"{self.path}, line {line}: broken quoting ({error}): put a text that holds quotes between double "
-                             'quotes and write each inner quote twice (""), or read a file without quoting by --quoting none'
-                             ) from error
+            raise InputError(f"{self.path}, line {line}: broken quoting ({error}): put a text that holds quotes "
+                             'between double quotes and write each inner quote twice (""), or read a file '
+                             "without quoting by --quoting none") from error
 
     def find_separator(self, lines):
-        """Lines up to the first that is not blank, as they should be read. Sets self.separator: what a line "sep=;" says, as
-        spreadsheets write it; else that of the suffix, or the first of ; tab , that stands in the line where that does not."""
+        """Lines up to the first that is not blank, as they should be read. Sets self.separator: as a first line
+        "sep=;" of a spreadsheet says; else that of the suffix, or, if it is not in the line, ; or a tab or ,."""
         first = []
         for text in lines:
             first.append(text)
             if said := re.fullmatch(r'"?sep=([;,|:\t])"?\s*', text):
                 self.separator = said[1]
-                return [*first[:-1], "\n"]                         # a blank line, so that lines count as in the file
+                return [*first[:-1], "\n"]                         # blank: lines count as in the file
             if text.strip():
                 bare = re.sub('"[^"]*"', "", text)
-                self.separator = next((char for char in (self.separator, *";\t,") if char in bare), self.separator)
+                marks = (self.separator, *";\t,")
+                self.separator = next((mark for mark in marks if mark in bare), self.separator)
                 break
         return first
 
     def swallowed(self, lines, record, count, header):
         """Do these lines, which quotes make one record, each look like a row? count: of the header's fields.
 
-        In a file without quoting no text holds the separator. A comma before a space is punctuation, unless the header has
-        one, and in 36,000 it is part of a number; of two columns the last is empty in no row, if it is not in the record: so "Dear Sir,\\nwhere is it?" is a text.
+        Without quoting no text holds the separator. A comma before a space is punctuation, unless the header
+        has one, and in 36,000 part of a number. Of two columns the last is empty in no row, if it is not in the
+        record: "Dear Sir,\\nwhere is it?" is a text.
         """
-        loose = self.separator == "\t" or self.separator + " " in header
+        space = self.separator + " "
+        loose = self.separator == "\t" or space in header
         for line in filter(str.strip, lines):
             fields = line.strip("\r\n").split(self.separator)
-            if len(fields) != count or not loose and (self.separator + " " in line or THOUSANDS.search(line)) or \
-                    count == 2 and not fields[-1].strip('" ') and record[-1].strip():
+            prose = not loose and (space in line or THOUSANDS.search(line))
+            empty = count == 2 and not fields[-1].strip('" ') and record[-1].strip()
+            if len(fields) != count or prose or empty:
                 return False
-        return count > 1
+        return len(lines) > 1 and count > 1
 
     def of_csv(self, lines):
         records = iter(self.step(self.records(lines)))
         header = self.columns = [name.strip() for name in next(records, (1, []))[1]]
         twice = next((name for name, times in Counter(header).items() if name and times > 1), None)
         if twice:
-            raise InputError(f"{self.path}: the header names the column {short(twice)} twice: rename one, or write a line with "
-                             "the columns' names above the rows")
+            raise InputError(f"{self.path}: the header names the column {short(twice)} twice: rename one, or "
+                             "write a line with the columns' names above the rows")
         for line, fields in records:
             if len(fields) != len(header):
-                remedy = "with --quoting none no text holds the separator" if self.quoting == "none" else \
-                    "put a text that holds the separator or a line break between double quotes"
-                raise InputError(f"{self.path}, line {line}: {len(fields)} fields where the header has {len(header)}: {remedy}")
+                remedy = "put a text that holds the separator or a line break between double quotes"
+                if self.quoting == "none":
+                    remedy = "with --quoting none no text may hold the separator"
+                raise InputError(f"{self.path}, line {line}: {len(fields)} fields where the header has "
+                                 f"{len(header)}: {remedy}")
             yield line, dict(zip(header, fields))
 
     def of_json(self, lines):
