@@ -517,8 +517,8 @@ BAD_DATA = {
 BAD_JSONL = {
     "NaN as label": ('{"text": "rose", "label": NaN}\n', ["line 1", "NaN", "label"]),
     "null as label": ('{"text": "rose", "label": null}\n', ["line 1", "null", "label"]),
-    "true as label": ('{"text": "rose", "label": true}\n', ["line 1", "true"]),
-    "fraction as label": ('{"text": "rose", "label": 0.5}\n', ["line 1", "0.5"]),
+    "object as label": ('{"text": "rose", "label": {"a": 1}}\n', ["line 1", '{"a": 1}']),
+    "endless label": ('{"text": "rose", "label": 1e999}\n', ["line 1", "Infinity"]),
     "number as text": ('{"text": 5, "label": "garden"}\n', ["line 1", "5", "text"]),
     "half a surrogate pair": ('{"text": "a \\ud83d", "label": "garden"}\n', ["line 1", "surrogate"]),
     "broken JSON": ('{"text": "rose", "label": "garden"\n', ["line 1", "JSON"]),
