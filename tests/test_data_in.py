@@ -300,6 +300,7 @@ def test_what_a_missing_column_may_be(tmp_path):
     refused(lambda: read_examples(write(tmp_path / "d.csv", "where is my parcel,late\nrefund,bill\n")), "no column 'text'",
             "where is my parcel", "a line with the columns' names above")
     refused(lambda: read_examples(write(tmp_path / "e.csv", "text|label\nx|a\n")), "separated by |", "','")
+    refused(lambda: read_examples(jsonl(tmp_path / "f.jsonl", {})), "no column 'text' in []", "--text-column")
     refused(lambda: read_examples(write(tmp_path / "f.csv", "good,good\nx,a\n")), "'good' twice", "above the rows")
 
 

@@ -123,7 +123,7 @@ def _choose_columns(table: Table, text_columns, label_column: str, need_labels: 
             remedy = "as they stand there: " + " ".join(
                 f"{option} {','.join(like.get(name.casefold(), name) for name in names)}"
                 for option, names in asked.items() if option in found)
-        elif "|" in table.columns[0]:
+        elif own and "|" in table.columns[0]:
             remedy = f"its fields seem to be separated by |: write {own!r} instead"
         else:
             above = ", or write a line with the columns' names above the rows if it has none"
