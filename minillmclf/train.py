@@ -106,7 +106,9 @@ def table(results, labels, split, rows):
               for name, m in results.items()]
     name, last = list(results.items())[-1]
     width = max(len(label) for label in labels)
-    return lines + ["", f"F1 of each class, {name}:"] + [f"  {label:<{width}}  {last['f1'][label]:.3f}" for label in labels]
+    empty = {label for label, count in last.get("class_rows", {}).items() if count == 0}
+    return lines + ["", f"F1 of each class, {name}:"] + [
+        f"  {label:<{width}}  {last['f1'][label]:.3f}" + "  (no rows of it here)" * (label in empty) for label in labels]
 
 
 def versions():
