@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillmclf.classify.baseline import BagOfWords, majority, terms
+from minillmclf.text.data import Example
 from minillmclf.train import table
 from minillmclf.training.metrics import METRICS, calibration_error, class_f1, evaluate
 
@@ -170,13 +171,14 @@ def test_macro_f1_is_over_the_classes_that_occur():
     found = evaluate(p, [0, 0, 1, 1], ["a", "b", "c", "d"])
     assert found["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert found["f1"] == pytest.approx({"a": 2 / 3, "b": 1, "c": 0, "d": 0}, abs=1e-6)
-    assert found["class_rows"] == {"a": 2, "b": 2, "c": 0, "d": 0}
     right = evaluate(np.eye(4)[[0, 1]], [0, 1], ["a", "b", "c", "d"])
     assert right["macro_f1"] == 1, "a subset of the classes that is answered without a mistake is perfect"
 
 
 def test_the_table_names_classes_without_rows():
-    lines = table({"model": evaluate(np.eye(3)[[0, 1, 1]], [0, 1, 0], ["a", "b", "c"])}, ["a", "b", "c"], "test", 3)
+    rows = [Example(("text",), label, line) for line, label in enumerate("aba", 2)]
+    lines = table({"model": evaluate(np.eye(3)[[0, 1, 1]], [0, 1, 0], ["a", "b", "c"])}, ["a", "b", "c"], "test", rows)
+    assert lines[0].startswith("test (3 rows)")
     assert [line for line in lines if "no rows" in line] == ["  c  0.000  (no rows of it here)"]
 
 
