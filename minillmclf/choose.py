@@ -19,7 +19,7 @@ from .advice import FEW_CUT, RULE, UNBALANCED, WANTED, advise, command_of, near
 from .commands import Parser, run
 from .errors import InputError
 from .files import CHECKPOINTS, find_model, read_json
-from .memory import METHODS, size, training_memory
+from .memory import METHODS, size, step_bytes, training_memory
 from .settings import Settings, add_settings, read_settings
 from .training.metrics import METRICS
 
@@ -92,14 +92,14 @@ def model_facts(name, data, s, machine):
              "label_tokens": sum(len(empty.tokenizer.ids(label)) for label in data.labels), "methods": []}
     for method in METHODS:
         try:
-            trained, always, kept = training_memory(body, head, method, length)
+            trained, always, text = training_memory(body, head, method, length)
         except InputError as error:
             found["methods"].append({"method": method, "reason": str(error).partition(":")[0]})
             continue
         except NotImplementedError:                        # prefix runs the model, which "meta" cannot
             found["methods"].append({"method": method, "reason": "not known: the model does not fit into memory"})
             continue
-        needed = always + at_once(s) * kept
+        needed = step_bytes(always, trained, at_once(s) * text, at_once(s) < s.batch_size)
         fits = None if room is None else needed <= USABLE * room and (loaded or None)
         found["methods"].append({"method": method, "trainable": trained, "bytes": needed, "at_least": not loaded,
                                  "fits": fits})
