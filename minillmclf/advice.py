@@ -3,6 +3,7 @@
 Each rule is one `if` with its reason, in the order of their weight; nothing is scored or learned. What was measured on the
 same data goes before any rule of thumb.
 """
+import math
 import shlex
 from pathlib import Path
 
@@ -17,10 +18,15 @@ UNBALANCED = 5             # largest / smallest class
 FEW_CUT = 0.05             # share of texts that are cut: what is more is spoken of
 
 
-def not_worse(row):
-    """Is no significant difference to the best row known?"""
-    gap = row["difference"]
-    return row["best"] or gap is not None and gap["low"] <= 0 <= gap["high"] and not row["mcnemar"] < 0.05
+def near(row, best):
+    """Is a row's dev score within one standard error of that of the best row? Test scores choose nothing.
+
+    The one-standard-error rule of Breiman et al. 1984 ("Classification and Regression Trees", 3.4.3); the error is that of
+    a share of dev rows. Where it is not known (log loss, a comparison of an older version) only an equal score is near.
+    """
+    score, rows = best["dev"], best.get("dev_rows")
+    error = math.sqrt(score * (1 - score) / rows) if rows and best["metric"] in ("accuracy", "macro_f1") else 0.0
+    return abs(score - row["dev"]) <= error
 
 
 def measured_flags(comparison, row):
@@ -39,8 +45,8 @@ def advise(facts):
     data, comparison = facts["data"], facts["comparison"]
     if comparison and comparison["cheapest"]:
         row = comparison["cheapest"]
-        why = "it was the best of the comparison" if row["best"] else "measured: the shortest training that is not " \
-            f"significantly worse than the best ({comparison['best']['label']})"
+        why = "it was the best of the comparison on dev" if row is comparison["best"] else "measured: the shortest training " \
+            f"within one standard error of the best on dev ({comparison['best']['label']})"
         return measured_flags(comparison, row), [why]
     wanted = WANTED[facts["purpose"]]
     models = [model for model in facts["models"] if model["kind"] == wanted]
@@ -48,7 +54,7 @@ def advise(facts):
             "encoder-decoder": "an encoder-decoder is made for text to text"}[wanted] if models else
            f"there is no {wanted} among the models"]
     if comparison:
-        why.insert(0, f"all that was trained is significantly worse than the best ({comparison['best']['label']})")
+        why.insert(0, f"all that was trained is worse on dev than the best ({comparison['best']['label']})")
     models = models or facts["models"]
     fitting = [(model, way["method"]) for model in models for method in ("full", "lora", "qlora")
                for way in model["methods"] if way["method"] == method and way.get("fits")]

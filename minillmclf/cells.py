@@ -116,7 +116,8 @@ def trained(folder, overwrite, timed):
         ms = float(files["printed"].read_text()) if code == 0 else None
     for file in files.values():
         file.unlink()
-    return {"state": "finished", "split": record["split"], "dev": dev, "test": list(record["results"].values())[-1],
+    return {"state": "finished", "split": record["split"], "dev": dev, "dev_rows": record["data"]["rows"]["dev"],
+            "test": list(record["results"].values())[-1],
             "trainable": record["parameters"]["trainable"], "memory_mb": record["timing"]["peak_memory_mb"],
             "train_seconds": record["timing"]["train_seconds"], "ms_per_text": ms}
 
@@ -138,7 +139,8 @@ def baseline(name, s, folder):
     train.write_predictions(folder / "predictions.csv", getattr(data, final), answer(texts[final]), data.labels)
     metrics = {split: evaluate(answer(texts[split]), truth[split], data.labels) for split in ("dev", final)}
     size = sum(w.numel() for w in bag.weights) if name == "bag-of-words" else 0
-    return {"state": "finished", "split": final, "dev": metrics["dev"], "test": metrics[final], "trainable": size,
+    return {"state": "finished", "split": final, "dev": metrics["dev"], "dev_rows": len(data.dev), "test": metrics[final],
+            "trainable": size,
             "memory_mb": None, "train_seconds": round(seconds, 1), "ms_per_text": milliseconds(answer, texts[final])}
 
 

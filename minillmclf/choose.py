@@ -15,13 +15,14 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from .advice import FEW_CUT, RULE, UNBALANCED, WANTED, advise, command_of, not_worse
+from .advice import FEW_CUT, RULE, UNBALANCED, WANTED, advise, command_of, near
 from .commands import Parser, run
 from .errors import InputError
 from .files import CHECKPOINTS, find_model, read_json
-from .memory import METHODS, size, training_memory
-from .text.doctor import SPLITS, unknown_line, unknown_share
+from .memory import METHODS, size, step_bytes, training_memory
 from .settings import Settings, add_settings, read_settings, refuse_several
+from .text.doctor import SPLITS, unknown_line, unknown_share
+from .training.metrics import METRICS
 
 KINDS = {"in place": "encoder", "behind": "decoder", "apart": "encoder-decoder"}          # Backbone.ANSWERS -> its kind
 ASKED = ("data", "text_column", "label_column", "quoting", "batch_size", "micro_batch_size",
@@ -95,14 +96,14 @@ def model_facts(name, data, s, machine):
              "label_tokens": sum(len(empty.tokenizer.ids(label)) for label in data.labels), "methods": []}
     for method in METHODS:
         try:
-            trained, always, kept = training_memory(body, head, method, length)
+            trained, always, text = training_memory(body, head, method, length)
         except InputError as error:
             found["methods"].append({"method": method, "reason": str(error).partition(":")[0]})
             continue
         except NotImplementedError:                        # prefix runs the model, which "meta" cannot
             found["methods"].append({"method": method, "reason": "not known: the model does not fit into memory"})
             continue
-        needed = always + at_once(s) * kept
+        needed = step_bytes(always, trained, at_once(s) * text, at_once(s) < s.batch_size)
         fits = None if room is None else needed <= USABLE * room and (loaded or None)
         found["methods"].append({"method": method, "trainable": trained, "bytes": needed, "at_least": not loaded,
                                  "fits": fits})
@@ -135,8 +136,8 @@ def same_data(folder, data):
 def comparison_facts(asked, data):
     """The numbers of a comparison at its largest size -> dict, or None where none is asked and none is found in runs/.
 
-    cheapest: with the shortest training of those trained rows that neither the bootstrap over test rows (its interval) nor
-    McNemar's test (p < 0.05) tells from the best row; fastest: of all trained rows, with the least time for a text.
+    best: with the best dev score; cheapest: with the shortest training of those trained rows whose dev score is near it
+    (advice.near); fastest: of all trained rows, with the least time for a text. Test scores are reported and choose nothing.
     """
     if asked and not same_data(Path(asked), data):
         raise InputError(f"--comparison {asked}: was made of other data than {data}: name those with --data, or leave it out")
@@ -151,10 +152,10 @@ def comparison_facts(asked, data):
     sizes = {row["size"] for row in rows}
     rows = [row for row in rows if row["size"] == ("all" if "all" in sizes else max(sizes))]
     trained = [row for row in rows if row["method"] and row["train_seconds"] is not None]
-    alike = [row for row in trained if not_worse(row)]
+    best = max(rows, key=lambda row: METRICS[row["metric"]] * row["dev"])
     return {"folder": str(found[-1]), "settings": read_json(found[-1] / "settings.json"),
-            "best": next(row for row in rows if row["best"]),
-            "cheapest": min(alike, key=lambda row: row["train_seconds"], default=None),
+            "best": best,
+            "cheapest": min((row for row in trained if near(row, best)), key=lambda row: row["train_seconds"], default=None),
             "fastest": min((row for row in trained if row["ms_per_text"] is not None), key=lambda row: row["ms_per_text"],
                            default=None)}
 
@@ -212,8 +213,8 @@ def comparison_lines(found):
         return ["no comparison of these data in runs/: python -m minillmclf.compare measures"]
     best = found["best"]
     metric = f"{best['split']} {best['metric'].replace('_', ' ')}"
-    lines = [f"what {found['folder']} has measured ({metric} with its interval, and dev)"]
-    for what, key in (("best", "best"), ("cheapest not significantly worse", "cheapest"), ("fastest", "fastest")):
+    lines = [f"what {found['folder']} has measured (chosen by dev; {metric} with its interval, and dev)"]
+    for what, key in (("best on dev", "best"), ("shortest training near the best", "cheapest"), ("fastest", "fastest")):
         row = found[key]
         if row:
             score, costs = row["score"], {"trained in {:,.0f} s": row["train_seconds"], "{:.2f} ms a text": row["ms_per_text"]}

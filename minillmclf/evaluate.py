@@ -121,10 +121,10 @@ def judged(a):
     if model.several:
         metrics = several.judge(probabilities, truth, model.labels, model.thresholds)
         fitted_to = name if a.data is None and a.split == "dev" else None
-        print("\n".join([*several.table({folder.name: metrics}, model.labels, name, len(rows), fitted_to), cut]))
+        print("\n".join([*several.table({folder.name: metrics}, model.labels, name, rows, fitted_to), cut]))
         return write_out(a, name, rows, metrics)
     metrics = evaluate(probabilities, truth, model.labels)
-    print("\n".join(table({folder.name: metrics}, model.labels, name, len(rows))))
+    print("\n".join(table({folder.name: metrics}, model.labels, name, rows)))
     print(f"{cut} Most frequent confusions:")
     print("\n".join(confusions(truth, probabilities.argmax(1), model.labels) or ["  none"]))
     if model.preference:
@@ -206,7 +206,7 @@ def prompted(a):
     ways = prompting.read_all(model, encoded, dev, numbers(dev_texts, data.labels, name), not a.neighbours, a.batch_size)
     results = {way: evaluate(scores.softmax(-1).numpy(), truth, data.labels) for way, scores in ways.items()}
     shown = baselines(replace(data, test=rows), ["majority class"]) | results
-    print("\n".join(table(shown, data.labels, name, len(rows))[:len(shown) + 1]))
+    print("\n".join(table(shown, data.labels, name, rows)[:len(shown) + 1]))
     print(f"\n{cut} of {len(rows)} rows cut to {model.max_length} tokens")
     if a.beams:
         print("\n".join(prompting.decoding_report(model, encoded, rows, a.beams, a.batch_size)))

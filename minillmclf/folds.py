@@ -16,7 +16,8 @@ the fold's own training part. A run that was stopped goes on when the same comma
   OUT/oof.csv          each row once, with the probabilities of the model that has not seen it ("out of fold")
   OUT/folds.json       metrics of each fold and of all rows, and of these with a temperature fitted to the other folds' rows
   OUT/submission.csv   for the rows of --test: the mean over the folds of probabilities, after a temperature fitted to all
-                       out-of-fold rows; in the columns and rows of --sample, checked; else id and p_CLASS
+                       out-of-fold rows, if temperatures lower the log loss of rows that they were not fitted to; in the
+                       columns and rows of --sample, checked; else id and the winner columns of the data, or p_CLASS
 """
 import argparse
 import hashlib
@@ -43,6 +44,7 @@ class Source:
     columns: tuple                # names of an example's texts
     sha256: str
     arena: bool
+    winners: dict                 # label -> the column of --data that names this winner; {}: one column names the label
 
 
 def parse(arguments=None):
@@ -52,6 +54,8 @@ def parse(arguments=None):
                                                "(default: equal texts do)")
     p.add_argument("--test", help="a file of rows to answer; labels are not needed")
     p.add_argument("--sample", help="a sample submission for --test: id, and a column for each class")
+    p.add_argument("--temperature", choices=["auto", "off"], default="auto", help="auto divides the logits of a submission by a "
+                   "temperature, where this lowers the log loss out of fold [auto]")
     p.add_argument("--config", help="a run.json: take its settings, flags go over them")
     p.add_argument("--overwrite", action="store_true", help="start anew although --out holds folds")
     return add_settings(p).parse_args(arguments)
@@ -61,7 +65,7 @@ def parse(arguments=None):
 
 def read_source(path, s, group="", id_column="id", labelled=True):
     """A file of rows -> Source. Of a labelled one with a column split, rows marked test are left out. Raises InputError."""
-    from .text.arena import FIELDS, is_arena, read_arena, read_ids
+    from .text.arena import FIELDS, LABELS, WINNERS, is_arena, read_arena, read_ids
     from .text.data import read_examples, refuse_blank, row_splits, split_column, usual_texts
     from .text.folds import group_key, read_groups
     from .text.table_files import read_table
@@ -83,7 +87,8 @@ def read_source(path, s, group="", id_column="id", labelled=True):
         raise InputError(f"--text-column {','.join(columns)}: a head reads one text or two of a row")
     refuse_blank(path, examples)
     groups = read_groups(table, group) if group else [group_key(e.texts) for e in examples]
-    source = Source(path, examples, read_ids(table, id_column), groups, columns, table.sha256, arena)
+    winners = dict(zip(LABELS, WINNERS)) if arena and set(WINNERS) <= set(table.columns) else {}
+    source = Source(path, examples, read_ids(table, id_column), groups, columns, table.sha256, arena, winners)
     if labelled and split_column(table):
         return without_test(source, row_splits(table))
     return source
@@ -119,7 +124,8 @@ def read_test(a, s, labels, like):
         raise InputError(f"{a.test}: holds {', '.join(test.columns)}, but {like.path} {', '.join(like.columns)}: the same are "
                          "needed")
     if not sample:
-        return test, Form(["id", *(f"p_{name}" for name in labels)], [None, *range(len(labels))], test.ids)
+        header = [like.winners.get(name, f"p_{name}") for name in labels]
+        return test, Form(["id", *header], [None, *range(len(labels))], test.ids)
     if id_column not in read_table(Path(a.test), s.quoting).columns:
         raise InputError(f"{a.test}: no column '{id_column}', by which {a.sample} names its rows: add it")
     return test, read_form(sample, id_column, labels, like.arena, test)
@@ -215,16 +221,25 @@ def judge(scores, truth, folds, labels):
             "all": measured(scores, slice(None)), "calibrated": measured(cross_fitted(scores, truth, folds), slice(None))}
 
 
-def report(found, folds, temperature):
-    """The table that a person reads -> lines."""
+def applied(fitted, found, asked):
+    """The calibration of a submission -> Calibration: `fitted`, or one of temperature 1 where it does not lower the log loss
+    of rows that it was not fitted to, or where it was not asked for."""
+    helps = found["calibrated"]["log_loss"] < found["all"]["log_loss"]
+    return fitted if helps and asked == "auto" else replace(fitted, temperature=1.0)
+
+
+def report(found, folds, fitted, used):
+    """The table that a person reads -> lines. fitted, used: temperatures; `used` is 1 where they do not help."""
     rows = {f"fold {i} ({folds.count(i - 1)} rows)": m for i, m in enumerate(found["folds"], 1)}
     rows |= {"sd over the folds": found["sd"], f"all {len(folds)} rows": found["all"], "all, calibrated": found["calibrated"]}
     before, after = found["all"]["log_loss"], found["calibrated"]["log_loss"]
     lines = [f"{'out of fold':<24}accuracy  macro F1  log loss     ECE"]
     lines += [f"{name:<24}{m['accuracy']:8.3f}{m['macro_f1']:10.3f}{m['log_loss']:10.3f}{m['ece']:8.3f}"
               for name, m in rows.items()]
-    return lines + ["", f"temperature {temperature:.3f} (fitted to all rows); log loss {before:.4f} before, {after:.4f} after, "
-                        "where each fold's temperature is fitted to the other folds"]
+    verdict = "applied" if used == fitted else "NOT applied: --temperature off" if after < before else \
+        "NOT applied: it does not lower the log loss"
+    return lines + ["", f"temperature {fitted:.3f} (fitted to all rows); log loss {before:.4f} before, {after:.4f} after, "
+                        f"where each fold's temperature is fitted to the other folds; {verdict}"]
 
 
 def fold_mean(scores, calibration):
@@ -253,7 +268,7 @@ def main(arguments=None):
 def carry_out(arguments):
     """The command, in one process of however many there are -> exit code."""
     a = parse(arguments)
-    own = ("folds", "group", "test", "sample", "config", "overwrite")
+    own = ("folds", "group", "test", "sample", "temperature", "config", "overwrite")
     s = read_settings({k: v for k, v in vars(a).items() if k not in own}, a.config)
     refuse_several(s, "folds")
     out = Path(s.out or f"runs/{Path(s.model).name}-{Path(s.data).stem}-{s.method}-{s.seed}-folds-{a.folds}")
@@ -291,7 +306,8 @@ def learn_and_answer(s, a, source, test, form, folds, data, places, out):
         scores[held] = ask_fold(s, place, "held-out", [e.texts for e in one.test])
         if test:
             answers.append(ask_fold(s, place, "test", [e.texts for e in test.examples]))
-    found, calibration = judge(scores, truth, folds, labels), temperature(scores, truth)
+    found, fitted = judge(scores, truth, folds, labels), temperature(scores, truth)
+    calibration = applied(fitted, found, a.temperature)
     if test:
         submission = submission_text(form, test.ids, fold_mean(answers, calibration))
         check_submission(submission, form, out / "submission.csv")
@@ -299,10 +315,10 @@ def learn_and_answer(s, a, source, test, form, folds, data, places, out):
         write_text(out / "oof.csv", oof_text(source, scores, folds, labels))
         write_text(out / "folds.json", json.dumps({
             "settings": vars(s) | {"out": str(out)}, "k": len(places), "group": a.group, "labels": labels,
-            "temperature": calibration.temperature, **found}, indent=2, ensure_ascii=False) + "\n")
+            "temperature": calibration.temperature, "fitted_temperature": fitted.temperature, **found}, indent=2, ensure_ascii=False) + "\n")
         if test:
             write_text(out / "submission.csv", submission)
-    print("\n" + "\n".join(report(found, folds, calibration.temperature)))
+    print("\n" + "\n".join(report(found, folds, fitted.temperature, calibration.temperature)))
     print(f"\nsaved in {out}: oof.csv, folds.json" + (f", submission.csv ({len(form.ids)} rows, checked)" if test else ""))
     return 0
 

@@ -102,14 +102,16 @@ def baselines(data, names=("majority class", "bag of words")):
     return {name: evaluate(answer[name](), truth[final], data.labels) for name in names}
 
 
-def table(results, labels, split, rows):
-    """The final table: one line a model, then F1 of each class for the last one. -> list of lines"""
-    lines = [f"{split} ({rows} rows)     accuracy  macro F1  log loss     ECE"]
+def table(results, labels, split, examples):
+    """The final table of a split's Examples: a line a model, then F1 of each class for the last one. -> list of lines"""
+    lines = [f"{split} ({len(examples)} rows)     accuracy  macro F1  log loss     ECE"]
     lines += [f"{name:<22}{m['accuracy']:8.3f}{m['macro_f1']:10.3f}{m['log_loss']:10.3f}{m['ece']:8.3f}"
               for name, m in results.items()]
     name, last = list(results.items())[-1]
     width = max(len(label) for label in labels)
-    return lines + ["", f"F1 of each class, {name}:"] + [f"  {label:<{width}}  {last['f1'][label]:.3f}" for label in labels]
+    empty = set(labels) - {example.label for example in examples}
+    return lines + ["", f"F1 of each class, {name}:"] + [
+        f"  {label:<{width}}  {last['f1'][label]:.3f}" + "  (no rows of it here)" * (label in empty) for label in labels]
 
 
 def versions():
@@ -261,14 +263,14 @@ def finish(s, model, data, folder, record, progress, timing):
     return record
 
 
-def show_record(record, labels, rows, folder):
+def show_record(record, data, folder):
     """Print a finished run: the final table and where things lie."""
     from .classify import several
     timing = record["timing"]
     example = "--data new.csv" if "swap" in record else '"a text"'          # three texts come from a file
     speed = f"{timing['examples_per_second']:.0f} examples a second, " if "examples_per_second" in timing else ""
     shown = several.table if record["settings"].get("several_labels") == "on" else table
-    print("\n" + "\n".join(shown(record["results"], labels, record["split"], rows)))
+    print("\n" + "\n".join(shown(record["results"], data.labels, record["split"], getattr(data, record["split"]))))
     if "swap" in record:
         from .classify.swap import swap_line
         print("\n" + swap_line(record["swap"], record["settings"]["swap"]))
@@ -333,14 +335,14 @@ def carry_out(arguments):
     finished = open_run(s, folder, data, overwrite)
     if finished:
         print(f"{folder}: this run is finished already (--overwrite starts it anew)")
-        show_record(finished, data.labels, len(getattr(data, finished["split"])), folder)
+        show_record(finished, data, folder)
         return 0
     record = train_run(s, data, folder, overwrite)
     if record is None:
         raise Stopped(f"stopped; the state is saved in {folder}. "
                       f"The same command{' without --overwrite' * overwrite} goes on from there.")
     if record["finished"]:                                 # in the first process; the others leave all writing to it
-        show_record(record, data.labels, len(getattr(data, record["split"])), folder)
+        show_record(record, data, folder)
     return 0
 
 

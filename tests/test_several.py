@@ -334,7 +334,7 @@ def test_one_label_a_text_is_saved_as_before(tmp_path):
 @pytest.mark.parametrize("change, said", [
     ({"problem_type": "single_label_classification"}, "thresholds, which go with problem_type multi_label_classification"),
     ({"thresholds": [0.5, 0.5]}, "should be 3 numbers from 0 to 1"), ({"thresholds": [0.5, 0.5, "x"]}, "should be 3 numbers"),
-    ({"thresholds": [0.5, 0.5, 1.5]}, "should be 3 numbers"), ({"thresholds": [0.5, 0.5, float("nan")]}, "should be 3 numbers"),
+    ({"thresholds": [0.5, 0.5, 1.5]}, "should be 3 numbers"), ({"thresholds": [0.5, 0.5, float("nan")]}, "NaN is no JSON number"),
     ({"thresholds": 0.5}, "should be 3 numbers"), ({"id2label": {"0": "a|b", "1": "b", "2": "c"}}, "'a|b' has a bar")])
 def test_faulty_files_are_refused(tmp_path, change, said):
     tiny(tmp_path / "base").save(tmp_path / "saved")
