@@ -116,7 +116,7 @@ def locked(folder):
     """with locked(folder): ...   No other process writes to this folder meanwhile; one that tries is told so.
 
     The lock is on the folder itself and ends with the process, however that ends: nothing is left behind, the folder
-    neither if it is new and stays empty. Without fcntl (Windows), and on disks that know no locks, there is none.
+    neither if it is new and nothing was ever written to it. Without fcntl (Windows), and on disks that know no locks, there is none.
     """
     try:
         import fcntl
@@ -129,7 +129,7 @@ def locked(folder):
         if not new and not folder.is_dir():
             raise OSError(0, "it is a file, a folder is needed")
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
+        handle, made = os.open(folder, os.O_RDONLY), folder.stat().st_mtime_ns
     except (OSError, ValueError) as error:
         raise InputError(f"--out {short(folder, 300)}: could not be written ({getattr(error, 'strerror', None) or error}): "
                          "choose another --out") from None
@@ -144,7 +144,7 @@ def locked(folder):
         yield
     finally:
         os.close(handle)
-        if new and not any(folder.iterdir()):
+        if new and folder.stat().st_mtime_ns == made:
             folder.rmdir()
 
 

@@ -184,8 +184,7 @@ def made_from(a, objective):
     asked = {k: v for k, v in vars(a).items() if k not in ("out", "save_every", "threads")}
     hashed = {"vocabulary": hashlib.sha256(json.dumps(sorted(objective.tokenizer.vocab.items())).encode()).hexdigest()}
     for path, _ in weighted([*(a.text or []), *(a.pairs or [])]):
-        with open(path, "rb") as file:
-            hashed[f"rows in {path}"] = hashlib.file_digest(file, "sha256").hexdigest()
+        hashed[f"text in {path}"] = hashlib.sha256(path.read_bytes()).hexdigest()
     hashed |= {f"weights, config or tokenizer in --{flag} {name}": fingerprint(find_model(name))
                for flag, name in (("start", a.start), ("teacher", a.teacher)) if name}
     return {"settings": json.loads(json.dumps(asked, default=str)), "read": hashed}

@@ -138,7 +138,7 @@ STATES = ("state.safetensors", "best.safetensors")
 SAVED = ("run.json", "tuned.json", "config.json", "metrics.jsonl", "predictions.csv", "report.html", *STATES, "tokenizer.json",
          "tokenizer_config.json", "model.safetensors", "model.safetensors.index.json", "adapter/adapter_config.json",
          "adapter/adapter_model.safetensors", "adapter/minillmclf.json")
-RUN = {"settings": (lambda v: isinstance(v, dict), "an object"), "finished?": (lambda v: isinstance(v, bool), "true or false"),
+RUN = {"settings?": (lambda v: isinstance(v, dict), "an object"), "finished?": (lambda v: isinstance(v, bool), "true or false"),
        "data?": (lambda v: isinstance(v, dict), "an object"), "base?": (lambda v: isinstance(v, str), "a text")}
 
 
