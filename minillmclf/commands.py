@@ -21,7 +21,7 @@ LIMITS = (
     (MemoryError, "", f"not enough memory: {TOO_LARGE}"),
     (RuntimeError, "can't allocate memory|out of memory|alloc_cpu", f"not enough memory ({{}}): {TOO_LARGE}"),
     ((RuntimeError, TypeError, ValueError), "Storage size calculation overflowed|integer multiplication overflow|Overflow when "
-     "unpacking|too (large|big) to convert|array is too big|Exceeds the limit", f"too large to count with ({{}}): {TOO_LARGE}"),
+     "unpacking|too (large|big) to convert|Maximum allowed dimension|Exceeds the limit", f"too large to count with ({{}}): {TOO_LARGE}"),
     (OverflowError, "", f"too large to count with ({{}}): {TOO_LARGE}"),
     (RecursionError, "", "nested too deep to be read ({}): make the file or the flag simpler"))
 
