@@ -28,8 +28,8 @@ PR_SET_PDEATHSIG = 1                    # Linux, prctl.h: a signal for this proc
 METRICS = (lambda v: isinstance(v, dict) and all(type(v.get(name)) in (int, float) for name in (
     "accuracy", "macro_f1", "log_loss", "ece")), "an object with the metrics")
 COST = (lambda v: v is None or type(v) in (int, float) and v >= 0, "a number, or null")
-CELL = {"split": (lambda v: v in ("dev", "test"), "dev or test"), "dev": METRICS, "test": METRICS, "trainable": COST,
-        "memory_mb": COST, "train_seconds": COST, "ms_per_text": COST}
+CELL = {"split": (lambda v: v in ("dev", "test"), "dev or test"), "dev": METRICS, "test": METRICS,
+        "trainable": COST, "memory_mb": COST, "train_seconds": COST, "ms_per_text": COST}
 
 
 def folder_of(out, candidate, size, seed):
@@ -76,7 +76,7 @@ def process(module, *arguments, printed, errors):
     """`python -m MODULE ARGUMENTS` to its end -> exit code; what it prints goes into the files `printed` and `errors`.
 
     Ctrl-C is handed on once: the run saves its state and leaves with 130. In a session of its own it does not hear the
-    terminal too, for a second signal would stop it before it has saved. Where this process is killed, Linux tells it.
+    terminal too, for a second signal would stop it before it has saved. Linux tells it if we are killed.
     """
     libc, own = ctypes.CDLL(None) if sys.platform == "linux" else None, os.getpid()
 
@@ -87,7 +87,8 @@ def process(module, *arguments, printed, errors):
     known = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     with open(printed, "wb") as stdout, open(errors, "wb") as stderr, StopSignal() as stop:
         child = subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)], env=known, stdin=subprocess.DEVNULL,
-                                 stdout=stdout, stderr=stderr, start_new_session=True, preexec_fn=libc and follow)
+                                 stdout=stdout, stderr=stderr, start_new_session=True,
+                                 preexec_fn=libc and follow)
         told = False
         try:
             while child.poll() is None:

@@ -115,8 +115,8 @@ def check_out(out, overwrite=False, apart=()):
 def locked(folder):
     """with locked(folder): ...   No other process writes to this folder meanwhile; one that tries is told so.
 
-    The lock is on the folder itself and ends with the process, however that ends: nothing is left behind, the folder
-    neither if it is new and nothing was ever written to it. Without fcntl (Windows), and on disks that know no locks, there is none.
+    The lock is on the folder itself and ends with the process, however that ends. A new folder to which
+    nothing was written goes again. Without fcntl (Windows), and on disks that know no locks, there is none.
     """
     try:
         import fcntl
@@ -131,13 +131,15 @@ def locked(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle, made = os.open(folder, os.O_RDONLY), folder.stat().st_mtime_ns
     except (OSError, ValueError) as error:
-        raise InputError(f"--out {short(folder, 300)}: could not be written ({getattr(error, 'strerror', None) or error}): "
-                         "choose another --out") from None
+        words = getattr(error, "strerror", None) or error
+        raise InputError(f"--out {short(folder, 300)}: could not be written ({words}): choose another "
+                         "--out") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise InputError(f"{folder}: another process is writing to this folder: wait for it, or choose another --out") from None
+        raise InputError(f"{folder}: another process is writing to this folder: wait for it, or choose "
+                         "another --out") from None
     except OSError:
         pass                                                       # some network disks
     try:

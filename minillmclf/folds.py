@@ -150,7 +150,7 @@ def fold_dataset(s, source, folds, fold, labels):
 
 
 def train_fold(s, data, folder, overwrite, say):
-    """Train a fold's model, unless it is finished already. overwrite: what the command was given, for its message."""
+    """Train a fold's model, unless it is finished. overwrite: what the command's message says."""
     from .train import open_run, train_run
     if open_run(s, folder, data, False):
         print(f"{folder}: finished already")
@@ -175,7 +175,8 @@ def ask_fold(s, folder, name, texts):
     key = {"key": hashlib.sha256((folder / "run.json").read_bytes() + json.dumps(texts).encode()).hexdigest()}
     if path.exists():
         with open_tensors(path) as file:
-            kept = file.get_tensor("scores").double() if file.metadata() == key and "scores" in file.keys() else torch.empty(0)
+            same = file.metadata() == key and "scores" in file.keys()
+            kept = file.get_tensor("scores").double() if same else torch.empty(0)
         if kept.shape[:1] == (len(texts),) and kept.dim() == 2 and kept.isfinite().all():
             return kept
     device = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -277,19 +278,24 @@ def carry_out(arguments):
 
 
 def place_of(runs, out, overwrite):
-    """Where the folds are made: in OUT, but beside folds that they are to replace, in OUT/.new. runs: (settings, data) of all."""
+    """Where the folds are made: in OUT, but beside folds that they are to replace, in OUT/.new.
+
+    runs: (settings, data) of each.
+    """
     from .train import NEW, differences
     from .training import parallel
     if overwrite:
-        place = out / NEW if (out / "folds.json").exists() or any(out.glob("fold-*/run.json")) else out
+        held = (out / "folds.json").exists() or any(out.glob("fold-*/run.json"))
+        place = out / NEW if held else out
         parallel.wait()
         if parallel.first():
             remove(out / NEW)
         parallel.wait()
         return place
     try:
-        begun = [differences(s, out / NEW / name_of(fold), one)[0] for fold, (s, one) in enumerate(runs)
-                 if (out / NEW / name_of(fold) / "run.json").exists()]
+        folders = [out / NEW / name_of(fold) for fold in range(len(runs))]
+        begun = [differences(s, folder, one)[0] for folder, (s, one) in zip(folders, runs)
+                 if (folder / "run.json").exists()]
     except InputError:
         return out
     return out / NEW if begun and not any(begun) else out
@@ -303,7 +309,8 @@ def name_of(fold):
 def clear(out):
     """Remove what earlier folds left in the folder."""
     from . import train
-    for path in [*(out / name for name in ("folds.json", "oof.csv", "submission.csv")), *out.glob("fold-*/scores-*.safetensors")]:
+    own = [out / name for name in ("folds.json", "oof.csv", "submission.csv")]
+    for path in [*own, *out.glob("fold-*/scores-*.safetensors")]:
         remove(path)
     for folder in out.glob("fold-*"):
         train.clear(folder)
@@ -323,7 +330,7 @@ def learn_and_answer(s, a, source, test, form, folds, data, out):
     runs = [(replace(s, out=str(out / name_of(fold))), one) for fold, one in enumerate(data)]
     place = place_of(runs, out, a.overwrite)
     places = [place / name_of(fold) for fold in range(len(runs))]
-    for (one, held), folder in zip(runs, places):          # another run in any of them is found before any is trained
+    for (one, held), folder in zip(runs, places):      # another run in any is found before any is trained
         open_run(one, folder, held, False)
     scores, answers = torch.empty(len(folds), len(labels), dtype=torch.float64), []
     for fold, ((its, one), folder) in enumerate(zip(runs, places)):
@@ -343,8 +350,8 @@ def learn_and_answer(s, a, source, test, form, folds, data, out):
         if test:
             write_text(place / "submission.csv", submission)
         write_text(place / "folds.json", json.dumps({
-            "settings": vars(s) | {"out": str(out)}, "k": len(places), "group": a.group, "labels": labels, "finished": True,
-            "temperature": calibration.temperature, **found}, indent=2, ensure_ascii=False) + "\n")
+            "settings": vars(s) | {"out": str(out)}, "k": len(places), "group": a.group, "labels": labels,
+            "finished": True, "temperature": calibration.temperature, **found}, indent=2, ensure_ascii=False) + "\n")
     print("\n" + "\n".join(report(found, folds, calibration.temperature)))
     print(f"\nsaved in {out}: oof.csv, folds.json" + (f", submission.csv ({len(form.ids)} rows, checked)" if test else ""))
     return 0
