@@ -18,7 +18,7 @@ from pathlib import Path
 from .advice import FEW_CUT, RULE, UNBALANCED, WANTED, advise, command_of, near
 from .commands import Parser, run
 from .errors import InputError
-from .files import CHECKPOINTS, find_model, read_json
+from .files import CHECKPOINTS, check_fields, find_model, read_json
 from .memory import METHODS, size, step_bytes, training_memory
 from .settings import Settings, add_settings, read_settings, refuse_several
 from .text.doctor import SPLITS, unknown_line, unknown_share
@@ -129,8 +129,18 @@ def all_models(names, data, s, machine):
 
 def same_data(folder, data):
     """Was this comparison made of the same data?"""
-    made = read_json(folder / "settings.json").get("data", Settings().data)
+    path = folder / "settings.json"
+    made = check_fields(read_json(path), {"data?": TEXT}, path).get("data", Settings().data)
     return made == data or Path(made).resolve() == Path(data).resolve()
+
+
+TEXT = (lambda v: isinstance(v, str), "a text")
+NUMBER = (lambda v: v is None or type(v) in (int, float), "a number, or null")
+SPREAD = (lambda v: isinstance(v, dict) and all(type(v.get(name)) in (int, float) for name in (
+    "mean", "low", "high")), "an object with mean, low and high")
+ROW = {"label": TEXT, "method": TEXT, "split": TEXT, "metric": TEXT, "settings": TEXT, "score": SPREAD,
+       "size": (lambda v: v == "all" or type(v) is int, "a number, or all"), "dev": NUMBER,
+       "train_seconds": NUMBER, "ms_per_text": NUMBER, "best": (lambda v: type(v) is bool, "true or false")}
 
 
 def comparison_facts(asked, data):
@@ -146,9 +156,14 @@ def comparison_facts(asked, data):
          and same_data(table.parent, data)), key=lambda folder: (folder / "table.json").stat().st_mtime)
     if not found:
         return None
-    rows = read_json(found[-1] / "table.json").get("rows")
+    path = found[-1] / "table.json"
+    rows = read_json(path).get("rows")
     if not isinstance(rows, list) or not rows:
-        raise InputError(f"{found[-1] / 'table.json'}: has no rows: make it with python -m minillmclf.compare")
+        raise InputError(f"{path}: has no rows: make it with python -m minillmclf.compare")
+    for row in rows:
+        check_fields(row, ROW, path)
+    if not any(row["best"] for row in rows):
+        raise InputError(f"{path}: has no best row: make it with python -m minillmclf.compare")
     sizes = {row["size"] for row in rows}
     rows = [row for row in rows if row["size"] == ("all" if "all" in sizes else max(sizes))]
     trained = [row for row in rows if row["method"] and row["train_seconds"] is not None]

@@ -21,7 +21,7 @@ from pathlib import Path
 from .candidates import BASELINES, OWN, ROWS, SHIPPED, TUNED, expand, labels_of, obstacle, read_sweep
 from .commands import Parser, run
 from .errors import InputError
-from .files import write_text
+from .files import locked, write_text
 from .settings import Settings, add_settings, read_settings, refuse_several
 
 ASKED = ("models", "methods", "readouts", "sweep", "learning_curve", "seeds", "out")
@@ -147,6 +147,12 @@ def main(arguments=None):
                         read_sweep(a.sweep), flags)
     labels = labels_of(candidates)
     candidates, left_out = possible(candidates, labels)
+    with locked(a.out):
+        return measure(a, candidates, left_out, labels, metric, flags)
+
+
+def measure(a, candidates, left_out, labels, metric, flags):
+    """Run all cells, and write down what came out -> exit code."""
     path, sha256 = one_split(read_settings({key: flags[key] for key in (*ROWS, "text_column") if key in flags}), a.out)
     candidates = [replace(c, settings=replace(c.settings, data=path)) for c in candidates]
     print("\n".join(left_out + [f"{len(candidates)} x {len(a.learning_curve)} sizes x {a.seeds} seeds"]), flush=True)

@@ -115,24 +115,39 @@ def check_out(out, overwrite=False, apart=()):
 def locked(folder):
     """with locked(folder): ...   No other process writes to this folder meanwhile; one that tries is told so.
 
-    The lock is on the folder itself and ends with the process, however that ends: nothing is left behind. Without
-    fcntl (Windows) there is none.
+    The lock is on the folder itself and ends with the process, however that ends. A new folder to which
+    nothing was written goes again. Without fcntl (Windows), and on disks that know no locks, there is none.
     """
     try:
         import fcntl
     except ImportError:
         yield
         return
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    folder = Path(folder)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: another process is writing to this folder: wait for it, or choose another --out") from None
+        new = not folder.exists()
+        if not new and not folder.is_dir():
+            raise OSError(0, "it is a file, a folder is needed")
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, made = os.open(folder, os.O_RDONLY), folder.stat().st_mtime_ns
+    except (OSError, ValueError) as error:
+        words = getattr(error, "strerror", None) or error
+        raise InputError(f"--out {short(folder, 300)}: could not be written ({words}): choose another "
+                         "--out") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise InputError(f"{folder}: another process is writing to this folder: wait for it, or choose "
+                         "another --out") from None
+    except OSError:
+        pass                                                       # some network disks
+    try:
         yield
     finally:
         os.close(handle)
+        if new and folder.stat().st_mtime_ns == made:
+            folder.rmdir()
 
 
 @contextmanager

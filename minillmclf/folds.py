@@ -28,6 +28,7 @@ from pathlib import Path
 
 from .commands import Parser, Stopped, run
 from .errors import InputError
+from .files import remove
 from .settings import add_settings, read_settings, refuse_several
 from .submission import Form, check_submission, read_form, submission_text, table_text
 
@@ -157,11 +158,11 @@ def fold_dataset(s, source, folds, fold, labels):
 
 
 def train_fold(s, data, folder, overwrite, say):
-    """Train a fold's model, unless it is finished already."""
+    """Train a fold's model, unless it is finished. overwrite: what the command's message says."""
     from .train import open_run, train_run
-    if open_run(s, folder, data, overwrite):
+    if open_run(s, folder, data, False):
         print(f"{folder}: finished already")
-    elif train_run(s, data, folder, overwrite, say) is None:
+    elif train_run(s, data, folder, False, say) is None:
         raise Stopped(f"stopped; the state is saved in {folder}. "
                       f"The same command{' without --overwrite' * overwrite} goes on from there.")
 
@@ -181,9 +182,11 @@ def ask_fold(s, folder, name, texts):
     path = folder / f"scores-{name}.safetensors"
     key = {"key": hashlib.sha256((folder / "run.json").read_bytes() + json.dumps(texts).encode()).hexdigest()}
     if path.exists():
-        file = open_tensors(path)
-        if file.metadata() == key:
-            return file.get_tensor("scores").double()
+        with open_tensors(path) as file:
+            same = file.metadata() == key and "scores" in file.keys()
+            kept = file.get_tensor("scores").double() if same else torch.empty(0)
+        if kept.shape[:1] == (len(texts),) and kept.dim() == 2 and kept.isfinite().all():
+            return kept
     device = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     model = Classifier.load(folder).to(device)
     scores = parallel.scores(model, model.encode(texts)[0], s.eval_batch_size).contiguous()
@@ -282,11 +285,57 @@ def carry_out(arguments):
     test, form = read_test(a, s, labels, source)           # all mistakes before the first hour of work
     folds = share_out([e.label for e in source.examples], source.groups, a.folds, s.seed)
     data = [fold_dataset(s, source, folds, fold, labels) for fold in range(a.folds)]
-    places = [out / f"fold-{fold + 1}" for fold in range(a.folds)]
-    return learn_and_answer(s, a, source, test, form, folds, data, places, out)
+    from .train import owned, settle
+    from .training import parallel
+    with owned(out, record="folds.json", clear=clear):
+        code = learn_and_answer(s, a, source, test, form, folds, data, out)
+        if parallel.first():
+            settle(out, "folds.json", clear)
+    return code
 
 
-def learn_and_answer(s, a, source, test, form, folds, data, places, out):
+def place_of(runs, out, overwrite):
+    """Where the folds are made: in OUT, but beside folds that they are to replace, in OUT/.new.
+
+    runs: (settings, data) of each.
+    """
+    from .train import NEW, differences
+    from .training import parallel
+    if overwrite:
+        held = (out / "folds.json").exists() or any(out.glob("fold-*/run.json"))
+        place = out / NEW if held else out
+        parallel.wait()
+        if parallel.first():
+            remove(out / NEW)
+        parallel.wait()
+        return place
+    try:
+        folders = [out / NEW / name_of(fold) for fold in range(len(runs))]
+        begun = [differences(s, folder, one)[0] for folder, (s, one) in zip(folders, runs)
+                 if (folder / "run.json").exists()]
+    except InputError:
+        return out
+    return out / NEW if begun and not any(begun) else out
+
+
+def name_of(fold):
+    """The folder of a fold (0, 1, ...) in OUT."""
+    return f"fold-{fold + 1}"
+
+
+def clear(out):
+    """Remove what earlier folds left in the folder."""
+    from . import train
+    own = [out / name for name in ("folds.json", "oof.csv", "submission.csv")]
+    for path in [*own, *out.glob("fold-*/scores-*.safetensors")]:
+        remove(path)
+    for folder in out.glob("fold-*"):
+        train.clear(folder)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def learn_and_answer(s, a, source, test, form, folds, data, out):
     """Train what is not trained yet, ask all models, and write down what they say -> exit code."""
     import torch
 
@@ -295,29 +344,33 @@ def learn_and_answer(s, a, source, test, form, folds, data, places, out):
     from .train import open_run
     from .training import parallel
     labels, truth = data[0].labels, [data[0].labels.index(e.label) for e in source.examples]
-    for one, place in zip(data, places):                   # another run in any of them is found before any is trained
-        open_run(replace(s, out=str(place)), place, one, a.overwrite)
+    runs = [(replace(s, out=str(out / name_of(fold))), one) for fold, one in enumerate(data)]
+    place = place_of(runs, out, a.overwrite)
+    places = [place / name_of(fold) for fold in range(len(runs))]
+    for (one, held), folder in zip(runs, places):      # another run in any is found before any is trained
+        open_run(one, folder, held, False)
     scores, answers = torch.empty(len(folds), len(labels), dtype=torch.float64), []
-    for fold, (one, place) in enumerate(zip(data, places)):
+    for fold, ((its, one), folder) in enumerate(zip(runs, places)):
         print(f"\n[fold {fold + 1} of {len(places)}] {len(one.train)} train, {len(one.dev)} dev, {len(one.test)} held-out rows",
               flush=True)
-        train_fold(replace(s, out=str(place)), one, place, a.overwrite, print if fold == 0 else lambda line: None)
+        train_fold(its, one, folder, a.overwrite, print if fold == 0 else lambda line: None)
         held = torch.tensor(folds) == fold
-        scores[held] = ask_fold(s, place, "held-out", [e.texts for e in one.test])
+        scores[held] = ask_fold(s, folder, "held-out", [e.texts for e in one.test])
         if test:
-            answers.append(ask_fold(s, place, "test", [e.texts for e in test.examples]))
+            answers.append(ask_fold(s, folder, "test", [e.texts for e in test.examples]))
     found, fitted = judge(scores, truth, folds, labels), temperature(scores, truth)
     calibration = applied(fitted, found, a.temperature)
     if test:
         submission = submission_text(form, test.ids, fold_mean(answers, calibration))
         check_submission(submission, form, out / "submission.csv")
     if parallel.first():
-        write_text(out / "oof.csv", oof_text(source, scores, folds, labels))
-        write_text(out / "folds.json", json.dumps({
-            "settings": vars(s) | {"out": str(out)}, "k": len(places), "group": a.group, "labels": labels,
-            "temperature": calibration.temperature, "fitted_temperature": fitted.temperature, **found}, indent=2, ensure_ascii=False) + "\n")
+        write_text(place / "oof.csv", oof_text(source, scores, folds, labels))
         if test:
-            write_text(out / "submission.csv", submission)
+            write_text(place / "submission.csv", submission)
+        write_text(place / "folds.json", json.dumps({
+            "settings": vars(s) | {"out": str(out)}, "k": len(places), "group": a.group, "labels": labels,
+            "finished": True, "temperature": calibration.temperature, "fitted_temperature": fitted.temperature,
+            **found}, indent=2, ensure_ascii=False) + "\n")
     print("\n" + "\n".join(report(found, folds, fitted.temperature, calibration.temperature)))
     print(f"\nsaved in {out}: oof.csv, folds.json" + (f", submission.csv ({len(form.ids)} rows, checked)" if test else ""))
     return 0

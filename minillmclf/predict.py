@@ -144,4 +144,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, lasting=False)

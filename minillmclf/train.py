@@ -12,20 +12,24 @@ command is given again, and ends bit for bit as if nothing had happened. On seve
 """
 import argparse
 import csv
+import functools
 import io
 import json
+import os
 import platform
 import re
 import random
 import sys
 import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from itertools import chain, islice
 from pathlib import Path
 
 from .building import build, encode
 from .commands import Parser, Stopped, StopSignal, run
 from .errors import InputError
-from .files import find_model
+from .files import check_fields, find_model, locked, read_json, remove
 from .settings import add_settings, read_settings
 
 
@@ -134,38 +138,118 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
 
 
+NEW, WHOLE = ".new", ".whole"                # where a run lies that is to replace another: while it is made, while it is moved
+STATES = ("state.safetensors", "best.safetensors")
+SAVED = ("run.json", "tuned.json", "config.json", "metrics.jsonl", "predictions.csv", "report.html", *STATES, "tokenizer.json",
+         "tokenizer_config.json", "model.safetensors", "model.safetensors.index.json", "adapter/adapter_config.json",
+         "adapter/adapter_model.safetensors", "adapter/minillmclf.json")
+RUN = {"settings?": (lambda v: isinstance(v, dict), "an object"), "finished?": (lambda v: isinstance(v, bool), "true or false"),
+       "data?": (lambda v: isinstance(v, dict), "an object"), "base?": (lambda v: isinstance(v, str), "a text")}
+
+
+def is_shown(record, data):
+    """Does a finished run's record hold what show_record prints?"""
+    try:
+        show_record(record, data, "", say=str)
+        return record["split"] in ("dev", "test")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return False
+
+
+def base_of(s):
+    """The fingerprint of the model that a run begins with. A file is read again if it looks as if it had changed."""
+    folder = find_model(s.model).resolve()
+    stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+    return read_base(folder, tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats))
+
+
+@functools.lru_cache
+def read_base(folder, looks):
+    from .tuning.saved import fingerprint
+    return fingerprint(folder)
+
+
+def differences(s, place, data):
+    """What a run in a folder was made with, other than is asked now, a list of names; and its record."""
+    record = check_fields(read_json(place / "run.json"), RUN, place / "run.json")
+    then = read_settings({}, place / "run.json").decisive()
+    differ = [name for name, value in s.decisive().items() if value != then[name]]
+    differ += ["sha256 of the data"] if record.get("data", {}).get("sha256") != data.source["sha256"] else []
+    changed = not differ and "base" in record and record["base"] != base_of(s)
+    return differ + [f"base (the weights, config or tokenizer in {s.model} have changed)"] * changed, record
+
+
+def place_of(s, folder, data, overwrite):
+    """Where the run is made: in its folder, but beside a run that it is to replace, in folder/.new."""
+    if overwrite:
+        return folder / NEW if (folder / "run.json").exists() or (folder / "config.json").exists() else folder
+    try:
+        return folder if differences(s, folder / NEW, data)[0] else folder / NEW
+    except InputError:                                     # there is none, or a broken one
+        return folder
+
+
 def open_run(s, folder, data, overwrite):
     """Look at what lies in the run folder -> its run.json if the same run is finished there, else None.
 
     Another run, or a folder with other things in it, is an InputError: nothing is overwritten unasked.
     """
-    from .files import read_json
-    record = folder / "run.json"
-    if folder.is_file():
-        raise InputError(f"--out {folder}: is a file, a folder is needed: choose another --out")
     if folder.resolve() == find_model(s.model).resolve():
         raise InputError(f"--out {folder}: is the folder of --model, which training must not change: choose another --out")
-    if overwrite or not record.exists():
-        if not overwrite and (folder / "config.json").exists():
+    if overwrite or place_of(s, folder, data, overwrite) != folder:
+        return None
+    if not (folder / "run.json").exists():
+        if (folder / "config.json").exists():
             raise InputError(f"{folder}: holds a model but no run.json: choose another --out, or --overwrite")
         return None
-    earlier = read_json(record)
-    now = {"settings": s.decisive(), "sha256": data.source["sha256"]}
-    then = {"settings": read_settings({}, record).decisive(), "sha256": earlier.get("data", {}).get("sha256")}
-    differ = [k for k in now["settings"] if now["settings"][k] != then["settings"][k]]
-    differ += ["sha256 of the data"] if now["sha256"] != then["sha256"] else []
+    differ, earlier = differences(s, folder, data)
     if differ:
         raise InputError(f"{folder}: holds a run with another {', '.join(differ)}: choose another --out, or --overwrite")
+    if earlier.get("finished") and not is_shown(earlier, data):
+        raise InputError(f"{folder}/run.json: its results are not as train writes them: --overwrite starts anew")
     return earlier if earlier.get("finished") else None
 
 
 def clear(folder):
     """Remove what an earlier run left in the folder, its record first."""
-    for name in ("run.json", "metrics.jsonl", "predictions.csv", "model.safetensors", "state.safetensors", "best.safetensors",
-                 "tuned.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/minillmclf.json",
-                 "report.html"):
-        if (folder / name).exists():
-            (folder / name).unlink()
+    for path in [*(folder / name for name in SAVED), *folder.glob("model-*-of-*.safetensors")]:
+        if path.exists():
+            path.unlink()
+
+
+def settle(folder, record="run.json", clear=clear):
+    """Bring to its end what a process had not the time for: a new run that is whole takes the place of the one before;
+    the state of a finished run and files that were half written go."""
+    def finished(place):
+        try:
+            return read_json(place / record).get("finished") is True
+        except InputError:
+            return False
+    new, whole = folder / NEW, folder / WHOLE
+    if finished(new):
+        clear(folder)
+        os.replace(new, whole)
+    late = ("config.json", "tuned.json", record)           # without which nobody loads a folder that is half moved
+    for path in sorted(whole.rglob("*"), key=lambda path: late.index(path.name) if path.name in late else -1):
+        if path.is_file():
+            target = folder / path.relative_to(whole)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+    half = [(folder / name).with_name(f".{Path(name).name}.writing") for name in SAVED]
+    for path in [whole, *half, *(folder / name for name in STATES if finished(folder))]:
+        if path.exists():
+            remove(path)
+
+
+@contextmanager
+def owned(folder, **more):
+    """with owned(folder): ...   No other process writes there, and what a killed one has left is settled (`settle`)."""
+    from .training import parallel
+    with locked(folder) if parallel.first() else nullcontext():
+        if parallel.first():
+            settle(folder, **more)
+        parallel.wait()                                    # until all can see what lies in the folder
+        yield
 
 
 def write_predictions(path, examples, probabilities, labels, answers=None):
@@ -207,7 +291,7 @@ def learn(s, model, data, folder, say):
     rows = with_swapped(data.train) if s.swap in ("train", "both") else data.train
     train, dev = encode(model, rows, once=True)[0], encode(model, data.dev)[0]
     objective = objective_of(s, model, train.labels)
-    started = time.time()
+    started = time.monotonic()
     with tqdm(unit="step", dynamic_ncols=True, leave=False) as bar, StopSignal() as stop:
         def on_step(step, total, loss):
             if bar.total is None:
@@ -226,13 +310,14 @@ def learn(s, model, data, folder, say):
         progress = fit(model, train, dev, s, folder, stop, objective, on_step, on_epoch, on_finding)
     if progress is not None and parallel.first():
         write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in progress["history"]))
-    seconds, steps = time.time() - started, sum(plan_epochs(train, s), [])[bar.initial:bar.n]
+    seconds = max(time.monotonic() - started, 1e-6)        # a clock may stand still
+    steps = list(islice(chain.from_iterable(plan_epochs(train, s)), bar.initial, bar.n))
     return progress, {"train_seconds": round(seconds, 1), "seconds_per_step": round(seconds / max(1, len(steps)), 4),
                       "examples_per_second": round(sum(map(len, steps)) / seconds, 1)}
 
 
 def finish(s, model, data, folder, record, progress, timing):
-    """Test, compare with the baselines, save everything; the training state is removed last."""
+    """Test, compare with the baselines, save everything."""
     from .classify import several
     from .classify.swap import inconsistency
     from .files import write_text
@@ -258,23 +343,21 @@ def finish(s, model, data, folder, record, progress, timing):
     record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split, "results": results, **swap,
                "timing": {**timing, "peak_memory_mb": peak_memory()}}
     write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    for name in ("state.safetensors", "best.safetensors"):
-        (folder / name).unlink(missing_ok=True)
     return record
 
 
-def show_record(record, data, folder):
+def show_record(record, data, folder, say=print):
     """Print a finished run: the final table and where things lie."""
     from .classify import several
     timing = record["timing"]
     example = "--data new.csv" if "swap" in record else '"a text"'          # three texts come from a file
     speed = f"{timing['examples_per_second']:.0f} examples a second, " if "examples_per_second" in timing else ""
     shown = several.table if record["settings"].get("several_labels") == "on" else table
-    print("\n" + "\n".join(shown(record["results"], data.labels, record["split"], getattr(data, record["split"]))))
+    say("\n" + "\n".join(shown(record["results"], data.labels, record["split"], getattr(data, record["split"]))))
     if "swap" in record:
         from .classify.swap import swap_line
-        print("\n" + swap_line(record["swap"], record["settings"]["swap"]))
-    print(f"\nbest epoch {record['best_epoch']}; {record['parameters']['trainable']:,} of {record['parameters']['total']:,} "
+        say("\n" + swap_line(record["swap"], record["settings"]["swap"]))
+    say(f"\nbest epoch {record['best_epoch']}; {record['parameters']['trainable']:,} of {record['parameters']['total']:,} "
           f"parameters trained; {timing['train_seconds']} s, {timing['seconds_per_step'] * 1000:.0f} ms a step, {speed}"
           f"peak memory {timing['peak_memory_mb']} MB\nsaved in {folder}; try:  "
           f"python -m minillmclf.predict --model {folder} {example}")
@@ -288,6 +371,7 @@ def train_run(s, data, folder, overwrite=False, say=print):
     from .files import write_text
     from .training import parallel
     from .training.recompute import recompute_blocks
+    place = place_of(s, folder, data, overwrite)
     model, trainable, total = build(s, data.labels, data.columns)
     parallel.spread(model, s.parallel)
     if s.checkpointing == "on":
@@ -307,16 +391,21 @@ def train_run(s, data, folder, overwrite=False, say=print):
     if model.quantise:
         kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.kept_whole})
         say(f"in four bits ({model.quantise}): the body's linear layers; kept whole: {', '.join(kinds)}")
-    record = {"settings": asdict(s), "finished": False, "data": {**data.source, "rows": report.rows, "labels": data.labels},
+    record = {"settings": asdict(s), "finished": False, "base": base_of(s),
+              "data": {**data.source, "rows": report.rows, "labels": data.labels},
               "doctor": report.as_dict(), **cut, "versions": versions(), "parameters": {"trainable": trainable, "total": total}}
     parallel.wait()                                        # until all have seen what lies in the folder
     if parallel.first():
-        if overwrite or not (folder / "run.json").exists():    # only now: a run that cannot begin costs no earlier one
-            clear(folder)
-        write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        if overwrite or not (place / "run.json").exists():     # only now: a run that cannot begin costs no earlier one
+            remove(folder / NEW)
+            clear(place)
+        write_text(place / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     parallel.wait()
-    progress, timing = learn(s, model, data, folder, say)
-    return progress and finish(s, model, data, folder, record, progress, timing)
+    progress, timing = learn(s, model, data, place, say)
+    record = progress and finish(s, model, data, place, record, progress, timing)
+    if record and parallel.first():
+        settle(folder)
+    return record
 
 
 def main(arguments=None):
@@ -332,12 +421,13 @@ def carry_out(arguments):
     s = read_settings(flags, config)
     folder = Path(s.out or f"runs/{Path(s.model).name}-{Path(s.data).stem}-{s.method}-{s.seed}")
     data = load_dataset(s)
-    finished = open_run(s, folder, data, overwrite)
-    if finished:
-        print(f"{folder}: this run is finished already (--overwrite starts it anew)")
-        show_record(finished, data, folder)
-        return 0
-    record = train_run(s, data, folder, overwrite)
+    with owned(folder):
+        finished = open_run(s, folder, data, overwrite)
+        if finished:
+            print(f"{folder}: this run is finished already (--overwrite starts it anew)")
+            show_record(finished, data, folder)
+            return 0
+        record = train_run(s, data, folder, overwrite)
     if record is None:
         raise Stopped(f"stopped; the state is saved in {folder}. "
                       f"The same command{' without --overwrite' * overwrite} goes on from there.")

@@ -209,12 +209,20 @@ def test_other_data_is_another_run(place, refused, tmp_path):
     refused(["changed", str(data), "--data"], tmp_path, evaluate, "--model", out)
 
 
-def test_overwritten_run_leaves_no_old_model(place, tmp_path, monkeypatch, call):
-    """Stopped after --overwrite, the folder must not answer with the weights of the run before."""
+def test_an_overwritten_run_stays_until_the_new_one_is_whole(place, tmp_path, monkeypatch, call):
     out = copy(place / "finished", tmp_path / "run")
-    monkeypatch.setattr(train, "learn", lambda *_: (None, 0.0))       # as if Ctrl-C came at once
-    assert call(train, *arguments(place, out, "--overwrite", lr=1e-3))[0] == 130
-    assert not (out / "model.safetensors").exists() and not (out / "predictions.csv").exists()
+    (out / "notes.txt").write_text("mine")
+    before = files(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "learn", lambda *_: (None, 0.0))         # as if Ctrl-C came at once
+        code, said, _ = call(train, *arguments(place, out, "--overwrite", lr=1e-3))
+    assert code == 130 and "The same command without --overwrite goes on" in said
+    assert before.items() <= files(out).items(), "a new run that is not whole has changed the one before"
+    assert call(train, *arguments(place, out))[0] == 0 and before.items() <= files(out).items()
+    assert call(train, *arguments(place, out, lr=1e-3))[0] == 0, "the stopped run should go on without --overwrite"
+    assert call(train, *arguments(place, tmp_path / "fresh", lr=1e-3))[0] == 0
+    assert result(out) == result(tmp_path / "fresh") and (out / "notes.txt").read_text() == "mine"
+    assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "fresh").iterdir()} | {"notes.txt"}
 
 
 def test_a_run_never_replaces_its_own_base(place, refused, tmp_path):
