@@ -27,6 +27,30 @@ def build(s, labels, fields=("text",)):
         raise InputError(f"--device {s.device}: {str(error).splitlines()[0]}") from None
 
 
+def reading_of(s, data):
+    """How the rows of a run are read, for its model to remember (Classifier.read_as)."""
+    more = {name: getattr(s, name) for name in ("quoting",) if hasattr(s, name)}
+    return {"text_column": list(data.columns), "label_column": s.label_column or data.label_column, **more}
+
+
+def text_columns(model, asked):
+    """The text columns of a file that a model is to read: those of --text-column (`asked`), else those that it was trained on,
+    a list; None, the usual ones, where it does not know. Raises InputError for another number of columns."""
+    known = model.reading["text_column"] if model.reading else None
+    names = [name.strip() for name in asked.split(",")] if asked else known
+    if known and len(names) != len(known):
+        raise InputError(f"--text-column {asked}: names {len(names)}, and this model reads {len(known)} text(s) a row "
+                         f"({', '.join(known)}): name as many")
+    fields = model.readout.get("fields", ["text"])
+    return names or (None if fields in (["text"], ["text_a", "text_b"]) else fields)
+
+
+def how_to_read(model, flags):
+    """How else a file is read: as the flags say, or as the model remembers -> keywords for text.data's readers."""
+    said = {name: getattr(flags, name, None) or (model.reading or {}).get(name) for name in ("quoting",)}
+    return {name: value for name, value in said.items() if value}
+
+
 def asked_of(s, fields):
     """The part of the settings that says how label texts are asked for, as classify.readout has it; {} for a head."""
     if s.readout == "head":

@@ -87,12 +87,9 @@ def check_fields(record, table, where):
     return record
 
 
-def check_out(out, overwrite=False, apart=()):
-    """Raise InputError where a command must not write its file `out`: where something lies that it would replace.
-
-    overwrite: an ordinary file may be replaced. apart: (option, path) of what the command reads; `out` must never be one of
-    these files or lie in one of these folders, whatever `overwrite` says. -> Path
-    """
+def look_at(out, apart):
+    """What lies at `out`, for both checks below -> Path, is there anything? Raises InputError for what cannot be a name, and
+    where it is, or is part of, what `apart` names."""
     path = Path(out)
     try:
         here = path.resolve()
@@ -100,10 +97,25 @@ def check_out(out, overwrite=False, apart=()):
     except (OSError, ValueError, RuntimeError) as error:           # too long; a null byte; a loop of symbolic links
         raise InputError(f"--out {short(path, 200)}: cannot be a file's name ({getattr(error, 'strerror', None) or error})") from None
     for option, read in apart:
-        read = Path(read).resolve()
-        if here == read or read.is_dir() and read in here.parents or there and read.is_file() and path.is_file() \
-                and os.path.samefile(path, read):
-            raise InputError(f"--out {short(path, 200)}: is {'' if here == read else 'part of '}what {option} reads: choose another --out")
+        try:
+            read = read and Path(read).resolve()
+            same = here == read
+            clash = read and (same or read in here.parents or read.is_file() and (
+                path.is_dir() and read.parent == here or path.is_file() and os.path.samefile(path, read)))
+        except (OSError, ValueError, RuntimeError):                # whoever reads it will say what is wrong with it
+            continue
+        if clash:
+            raise InputError(f"--out {short(path, 200)}: is {'' if same else 'part of '}what {option} reads: choose another --out")
+    return path, there
+
+
+def check_out(out, overwrite=False, apart=()):
+    """Raise InputError where a command must not write its file `out`: where something lies that it would replace.
+
+    overwrite: an ordinary file may be replaced. apart: (option, path or None) of what the command reads; `out` must never be
+    one of these files or lie in one of these folders, whatever `overwrite` says. -> Path
+    """
+    path, there = look_at(out, apart)
     if there and not path.is_file():
         raise InputError(f"--out {short(path, 200)}: is no ordinary file: name a new file")
     if there and not overwrite:
@@ -111,25 +123,48 @@ def check_out(out, overwrite=False, apart=()):
     return path
 
 
+def check_folder(out, own=False, overwrite=False, apart=()):
+    """Raise InputError where a command must not write into its folder `out`: where something else lies in it.
+
+    own: what lies there is of an earlier run of this command; overwrite: its files may be replaced all the same. apart: as
+    for `check_out`, and a file that is read must not lie in the folder. -> Path
+    """
+    path, there = look_at(out, apart)
+    if there and not path.is_dir():
+        raise InputError(f"--out {short(path, 200)}: is no folder: choose another --out")
+    found = sorted(p.name for p in path.iterdir() if not p.name.endswith(".writing")) if there and not (own or overwrite) else []
+    if found:
+        raise InputError(f"--out {short(path, 200)}: holds {short(found[0])}{' and more' * (len(found) > 1)} already: choose a new "
+                         "folder, or --overwrite")
+    return path
+
+
+def hold(handle, name):
+    """Lock an open file or folder until it is closed; InputError where another process has locked it. Without fcntl
+    (Windows), and where a disk knows no locks, there is none."""
+    try:
+        import fcntl
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        kind = "folder" if Path(name).is_dir() else "file"
+        raise InputError(f"{name}: another process is writing to this {kind}: wait for it, or choose another --out") from None
+    except (ImportError, OSError):
+        return
+
+
 @contextmanager
 def locked(folder):
     """with locked(folder): ...   No other process writes to this folder meanwhile; one that tries is told so.
 
-    The lock is on the folder itself and ends with the process, however that ends: nothing is left behind. Without
-    fcntl (Windows) there is none.
+    The lock is on the folder itself and ends with the process, however that ends: nothing is left behind.
     """
-    try:
-        import fcntl
-    except ImportError:
+    if os.name == "nt":                                            # it opens no folders
         yield
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: another process is writing to this folder: wait for it, or choose another --out") from None
+        hold(handle, folder)
         yield
     finally:
         os.close(handle)

@@ -22,7 +22,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from .building import build, encode
+from .building import build, encode, reading_of
 from .commands import Parser, Stopped, StopSignal, run
 from .errors import InputError
 from .files import find_model
@@ -284,6 +284,7 @@ def train_run(s, data, folder, overwrite=False, say=print):
     from .training import parallel
     from .training.recompute import recompute_blocks
     model, trainable, total = build(s, data.labels, data.columns)
+    model.read_as(reading_of(s, data))
     parallel.spread(model, s.parallel)
     if s.checkpointing == "on":
         recompute_blocks(model)
