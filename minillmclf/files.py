@@ -134,8 +134,8 @@ def check_folder(out, own=False, overwrite=False, apart=()):
         raise InputError(f"--out {short(path, 200)}: is no folder: choose another --out")
     found = sorted(p.name for p in path.iterdir() if not p.name.endswith(".writing")) if there and not (own or overwrite) else []
     if found:
-        raise InputError(f"--out {short(path, 200)}: holds {short(found[0])}{' and more' * (len(found) > 1)} already: choose a new "
-                         "folder, or --overwrite")
+        raise InputError(f"--out {short(path, 200)}: holds {'a model' if 'config.json' in found else short(found[0])} already: "
+                         "choose a new folder, or --overwrite")
     return path
 
 
