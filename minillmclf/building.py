@@ -3,6 +3,8 @@ import re
 
 from .errors import InputError
 
+HOW = ("quoting",)        # settings of how files are read, beside the names of columns
+
 
 def build(s, labels, fields=("text",)):
     """The classifier that the settings describe, on its device, with the method's weights trainable. fields: the names of
@@ -29,25 +31,28 @@ def build(s, labels, fields=("text",)):
 
 def reading_of(s, data):
     """How the rows of a run are read, for its model to remember (Classifier.read_as)."""
-    more = {name: getattr(s, name) for name in ("quoting",) if hasattr(s, name)}
-    return {"text_column": list(data.columns), "label_column": s.label_column or data.label_column, **more}
+    more = {name: getattr(s, name) for name in HOW if hasattr(s, name)}
+    label = s.label_column or data.label_column
+    return {"text_column": list(data.columns), "label_column": label, **more}
 
 
 def text_columns(model, asked):
-    """The text columns of a file that a model is to read: those of --text-column (`asked`), else those that it was trained on,
-    a list; None, the usual ones, where it does not know. Raises InputError for another number of columns."""
+    """The text columns that a model is to read of a file: those of --text-column (`asked`), else those
+    that it was trained on; None, the usual ones, where it does not know. InputError for another
+    number of them."""
     known = model.reading["text_column"] if model.reading else None
     names = [name.strip() for name in asked.split(",")] if asked else known
     if known and len(names) != len(known):
-        raise InputError(f"--text-column {asked}: names {len(names)}, and this model reads {len(known)} text(s) a row "
-                         f"({', '.join(known)}): name as many")
+        raise InputError(f"--text-column {asked}: names {len(names)}, and this model was trained on "
+                         f"{len(known)} text(s) a row ({', '.join(known)}): name as many")
     fields = model.readout.get("fields", ["text"])
     return names or (None if fields in (["text"], ["text_a", "text_b"]) else fields)
 
 
 def how_to_read(model, flags):
-    """How else a file is read: as the flags say, or as the model remembers -> keywords for text.data's readers."""
-    said = {name: getattr(flags, name, None) or (model.reading or {}).get(name) for name in ("quoting",)}
+    """How else a file is read, as flags say or the model remembers -> keywords for text.data."""
+    known = model.reading or {}
+    said = {name: getattr(flags, name, None) or known.get(name) for name in HOW}
     return {name: value for name, value in said.items() if value}
 
 

@@ -42,7 +42,7 @@ def parse(arguments=None):
     p.add_argument("--swap", choices=["none", "predict"], help="of two answers to a prompt: take the mean over both orders, or "
                                                                "not (default: as trained)")
     p.add_argument("--out", help="also write the metrics to this JSON file")
-    p.add_argument("--overwrite", action="store_true", help="replace the file of --out, if there is one")
+    p.add_argument("--overwrite", action="store_true", help="replace the file of --out")
     add_settings(p, ["quoting"])
     g = p.add_argument_group("with --method prompt")
     g.add_argument("--method", choices=["prompt"], help="prompt: ask a language model instead of a saved classifier")
@@ -65,7 +65,7 @@ def own_record(folder):
 
 
 def choose_rows(a, folder, model):
-    """The rows to be judged -> (list of Example, what they are called), read as those that the model was trained on."""
+    """The rows to be judged, read as those of the training -> (list of Example, their name)."""
     from .text.data import load_data, read_examples, refuse_blank
     from .text.table_files import read_table
     columns, how, several = text_columns(model, a.text_column), how_to_read(model, a), model.several
@@ -73,8 +73,8 @@ def choose_rows(a, folder, model):
     if a.data is None:
         record = own_record(folder)
         s = read_settings({}, folder / "run.json")
-        data = load_data(s.data, columns if model.reading else a.text_column or s.text_column or None, label or s.label_column or None,
-                         s.seed, several, **how)
+        columns = columns if model.reading else a.text_column or s.text_column or None
+        data = load_data(s.data, columns, label or s.label_column or None, s.seed, several, **how)
         if data.source["sha256"] != record["data"].get("sha256"):          # another split: train rows may be test rows now
             raise InputError(f"{s.data}: has changed since {folder} was trained on it: name the rows to judge with --data")
     elif Path(a.data).is_file() and "split" not in read_table(Path(a.data), **how).columns:

@@ -88,8 +88,8 @@ def check_fields(record, table, where):
 
 
 def look_at(out, apart):
-    """What lies at `out`, for both checks below -> Path, is there anything? Raises InputError for what cannot be a name, and
-    where it is, or is part of, what `apart` names."""
+    """What lies at `out`, for the two checks below -> Path, is there anything? Raises InputError for
+    what cannot be a name, and where it is, is part of, or holds a file of what `apart` names."""
     path = Path(out)
     try:
         here = path.resolve()
@@ -99,21 +99,22 @@ def look_at(out, apart):
     for option, read in apart:
         try:
             read = read and Path(read).resolve()
-            same = here == read
-            clash = read and (same or read in here.parents or read.is_file() and (
-                path.is_dir() and read.parent == here or path.is_file() and os.path.samefile(path, read)))
-        except (OSError, ValueError, RuntimeError):                # whoever reads it will say what is wrong with it
+            clash = read and (read in (here, *here.parents) or read.is_file() and (
+                there and path.samefile(read) or path.is_dir() and read.parent == here))
+        except (OSError, ValueError, RuntimeError):                # whoever reads it says what is wrong
             continue
         if clash:
-            raise InputError(f"--out {short(path, 200)}: is {'' if same else 'part of '}what {option} reads: choose another --out")
+            part = "" if here == read else "part of "
+            raise InputError(f"--out {short(path, 200)}: is {part}what {option} reads: choose another "
+                             "--out")
     return path, there
 
 
 def check_out(out, overwrite=False, apart=()):
-    """Raise InputError where a command must not write its file `out`: where something lies that it would replace.
+    """Raise InputError where a command must not write its file `out`: where something else lies. -> Path
 
-    overwrite: an ordinary file may be replaced. apart: (option, path or None) of what the command reads; `out` must never be
-    one of these files or lie in one of these folders, whatever `overwrite` says. -> Path
+    overwrite: an ordinary file may be replaced. apart: (option, path or None) of what the command
+    reads; `out` must never be one of these files or lie in one of these folders, even so.
     """
     path, there = look_at(out, apart)
     if there and not path.is_file():
@@ -124,30 +125,34 @@ def check_out(out, overwrite=False, apart=()):
 
 
 def check_folder(out, own=False, overwrite=False, apart=()):
-    """Raise InputError where a command must not write into its folder `out`: where something else lies in it.
+    """Raise InputError where a command must not write into its folder `out`: where something else
+    lies in it. -> Path
 
-    own: what lies there is of an earlier run of this command; overwrite: its files may be replaced all the same. apart: as
-    for `check_out`, and a file that is read must not lie in the folder. -> Path
+    own: what lies there is of an earlier run of this command; overwrite: its files may be replaced
+    all the same. apart: as for `check_out`, and a file that is read must not lie in the folder.
     """
     path, there = look_at(out, apart)
     if there and not path.is_dir():
         raise InputError(f"--out {short(path, 200)}: is no folder: choose another --out")
-    found = sorted(p.name for p in path.iterdir() if not p.name.endswith(".writing")) if there and not (own or overwrite) else []
-    if found:
-        raise InputError(f"--out {short(path, 200)}: holds {'a model' if 'config.json' in found else short(found[0])} already: "
-                         "choose a new folder, or --overwrite")
+    if there and not (own or overwrite):
+        found = sorted(p.name for p in path.iterdir() if not p.name.endswith(".writing"))
+        if found:
+            what = "a model" if "config.json" in found else short(found[0])
+            raise InputError(f"--out {short(path, 200)}: holds {what} already: choose a new folder, or "
+                             "--overwrite")
     return path
 
 
 def hold(handle, name):
-    """Lock an open file or folder until it is closed; InputError where another process has locked it. Without fcntl
-    (Windows), and where a disk knows no locks, there is none."""
+    """Lock an open file or folder until it is closed; InputError where another process has done so.
+    Without fcntl (Windows), and where a disk knows no locks, there is none."""
     try:
         import fcntl
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         kind = "folder" if Path(name).is_dir() else "file"
-        raise InputError(f"{name}: another process is writing to this {kind}: wait for it, or choose another --out") from None
+        raise InputError(f"{name}: another process is writing to this {kind}: wait for it, or choose "
+                         "another --out") from None
     except (ImportError, OSError):
         return
 

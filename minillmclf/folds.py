@@ -256,7 +256,8 @@ def carry_out(arguments):
     s = read_settings({k: v for k, v in vars(a).items() if k not in own}, a.config)
     refuse_several(s, "folds")
     out = Path(s.out or f"runs/{Path(s.model).name}-{Path(s.data).stem}-{s.method}-{s.seed}-folds-{a.folds}")
-    apart = [("--data", find_data(s.data)), ("--test", a.test), ("--sample", a.sample), ("--model", find_model(s.model))]
+    apart = [("--data", find_data(s.data)), ("--test", a.test), ("--sample", a.sample),
+             ("--model", find_model(s.model))]
     check_folder(out, (out / "fold-1").exists(), a.overwrite, apart)
     for name in ("oof.csv", "folds.json", "submission.csv"):
         check_out(out / name, True, apart)

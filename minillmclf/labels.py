@@ -29,7 +29,7 @@ def parse(arguments=None):
     p.add_argument("--end", choices=["auto", "none", "eos"], default="auto", help="does an end token belong to each label? [auto]")
     p.add_argument("--score-by", choices=["sum", "token", "char", "byte"], default="sum", help="what will be compared [sum]")
     p.add_argument("--out", help="also write the report to this JSON file")
-    p.add_argument("--overwrite", action="store_true", help="replace the file of --out, if there is one")
+    p.add_argument("--overwrite", action="store_true", help="replace the file of --out")
     return p.parse_args(arguments)
 
 

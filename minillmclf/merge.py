@@ -21,7 +21,7 @@ def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.merge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", required=True, help="a run folder with an adapter, or an adapter folder of PEFT")
     p.add_argument("--out", required=True, help="a new folder for the merged model")
-    p.add_argument("--overwrite", action="store_true", help="write it although the folder holds something: a model is replaced")
+    p.add_argument("--overwrite", action="store_true", help="replace a model in --out")
     p.add_argument("--base", choices=["full", "4bit"], help="of a 4-bit base: what the merged model is to have")
     p.add_argument("--data", help="a file, a folder, or a bundled set's name (default: what the run was trained on)")
     p.add_argument("--split", choices=["train", "dev", "test"], default="test", help="which rows [test]")
@@ -64,15 +64,15 @@ def main(arguments=None):
         check_folder(out, False, a.overwrite, [("the base of --model", find_model(model.base))])
     rows, name = choose_rows(a, folder, model)
     encoded, _ = model.encode([row.texts for row in rows])
-    before = model.probabilities(model.scores(encoded, a.batch_size))
+    first = model.probabilities(model.scores(encoded, a.batch_size))
     model = merged(model, a.base)
     model.save(out)
-    for name_before in ("tuned.json", "adapter_config.json", "run.json"):              # of what was there, and would be read
-        remove(out / name_before)
+    for before in ("tuned.json", "adapter_config.json", "run.json"):           # they would be read, too
+        remove(out / before)
     saved = Classifier.load(out)
     after = saved.probabilities(saved.scores(encoded, a.batch_size))
-    flips = sum(old != new for old, new in zip(model.answers(before), saved.answers(after)))
-    print(f"{name}: {compare(before, after, flips)}\nsaved in {out}")
+    flips = sum(old != new for old, new in zip(model.answers(first), saved.answers(after)))
+    print(f"{name}: {compare(first, after, flips)}\nsaved in {out}")
     return 0
 
 

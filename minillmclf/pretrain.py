@@ -86,15 +86,17 @@ def read(a):
 
 
 def prepare(a, items, weights):
-    """Tokenizer, student and objective, new or from --start. A run that goes on has its vocabulary already. Raises InputError
-    where something else lies in --out, unless --overwrite is given, which starts anew."""
+    """Tokenizer, student and objective, new or from --start. A run that goes on has its vocabulary
+    already. InputError where something else lies in --out, but for --overwrite, which starts anew."""
     from .models import load_backbone
     from .text.tokenizer import load_tokenizer
     out = Path(a.out)
     state, log = out / "state.safetensors", out / "pretrain.jsonl"
-    apart = [(flag, name and find_model(name)) for flag, name in (("--start", a.start), ("--teacher", a.teacher))]
-    apart += [(flag, path) for flag, specs in (("--text", a.text), ("--pairs", a.pairs)) for path, _ in weighted(specs or ())]
-    check_folder(out, state.exists() or log.exists() and not (out / "config.json").exists(), a.overwrite, apart)
+    models = {"--start": a.start, "--teacher": a.teacher}
+    apart = [(flag, name and find_model(name)) for flag, name in models.items()]
+    apart += [("--text", path) for path, _ in weighted([*(a.text or ()), *(a.pairs or ())])]
+    own = state.exists() or log.exists() and not (out / "config.json").exists()
+    check_folder(out, own, a.overwrite, apart)
     if a.overwrite:
         remove(state)
     if a.start:
@@ -193,7 +195,8 @@ def train(a, objective, items, weights):
     model = torch.nn.ModuleDict({"student": objective.student} | ({"head": objective.head} if objective.head else {}))
     optimizer = build_optimizer(model, a.lr, weight_decay=0.01, by_size=ARCH[a.objective] == "t5")
     state = Path(a.out) / "state.safetensors"
-    asked = {k: v for k, v in vars(a).items() if k not in ("out", "save_every", "threads", "overwrite")}
+    free = ("out", "save_every", "threads", "overwrite")
+    asked = {k: v for k, v in vars(a).items() if k not in free}
     progress = load_state(state, model, optimizer) or {"step": 0, "log": [], "settings": asked}
     if progress["settings"] != asked:
         raise InputError(f"{state}: belongs to a run with other settings: choose another --out or remove it")
@@ -224,7 +227,8 @@ def train(a, objective, items, weights):
                 progress["step"] = step + 1
                 save_state(state, model, optimizer, progress)
             if stop.asked:
-                raise Stopped(f"stopped after step {step + 1} of {a.steps}; the same command{' without --overwrite' * a.overwrite} goes on from there")
+                command = "the same command" + " without --overwrite" * a.overwrite
+                raise Stopped(f"stopped after step {step + 1} of {a.steps}; {command} goes on from there")
     return progress, time.time() - started
 
 

@@ -60,7 +60,7 @@ def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--run", required=True, help="the folder of a finished run")
     p.add_argument("--out", help="the page, an .html file [report.html in the run folder]")
-    p.add_argument("--overwrite", action="store_true", help="replace the file of --out, if there is one")
+    p.add_argument("--overwrite", action="store_true", help="replace the file of --out")
     return p.parse_args(arguments)
 
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import signal
-import stat
 import sys
 import time
 from pathlib import Path
@@ -26,8 +25,9 @@ READ = (".json", ".safetensors", ".model", ".txt")       # what a model is read 
 
 
 def answer_all(windows, answer, end):
-    """Answer all windows. windows: (rows, sha256 of their file up to the last of them, or None) each; answer(rows, is it the
-    first window?) -> what is written, how many texts were cut; end: a Printed or a Part."""
+    """Answer all windows. windows: (rows, sha256 of their file up to the last of them, or None) each;
+    answer(rows, is it the first window?) -> what is written, how many texts were cut; end: a Printed
+    or a Part."""
     before, begun = end.rows, time.monotonic()
     told = begun
     for rows, sha256 in windows:
@@ -66,8 +66,8 @@ class Part:
     def __init__(self, out, made=None):
         self.out, self.made = Path(out), made
         self.part, self.record = beside(out)
-        self.rows = self.bytes = self.cut = self.kept = 0  # rows and bytes in the part, texts cut; of the rows, those on record
-        self.begun = False
+        self.rows = self.bytes = self.cut = 0              # rows and bytes in the part, texts cut
+        self.kept, self.begun = 0, False                   # of the rows, how many are on record
 
     def __enter__(self):
         try:
@@ -75,8 +75,8 @@ class Part:
             self.file = os.fdopen(own_file(self.part), "r+b")
         except OSError as error:
             raise self.unwritten(error) from None
-        self.before = {s: signal.signal(s, signal.default_int_handler) for s in STOPS      # as Ctrl-C: at once
-                       if signal.getsignal(s) != signal.SIG_IGN}                            # nohup ignores one on purpose
+        self.before = {s: signal.signal(s, signal.default_int_handler)       # as Ctrl-C: at once
+                       for s in STOPS if signal.getsignal(s) != signal.SIG_IGN}             # nohup
         return self
 
     def __exit__(self, kind, error, trace):
@@ -88,7 +88,7 @@ class Part:
         finally:
             for number, handler in self.before.items():
                 signal.signal(number, handler)
-            if os.name == "nt":                            # it renames and removes no open file; elsewhere the lock ends last
+            if os.name == "nt":                            # no open file is renamed or removed there
                 self.file.close()
             if not done and not self.record.exists():
                 self.part.unlink(missing_ok=True)
@@ -140,7 +140,8 @@ class Part:
         self.rows += rows
         self.cut += cut
         if self.made is not None and rows == WINDOW:       # behind a shorter one, the last, nothing could go on
-            self.on_record = {"rows": self.rows, "bytes": self.bytes, "cut": self.cut, "sha256": sha256, "made": self.made}
+            self.on_record = {"rows": self.rows, "bytes": self.bytes, "cut": self.cut,
+                              "sha256": sha256, "made": self.made}
             self.keep()
 
     def keep(self):
@@ -158,7 +159,7 @@ class Part:
             self.begun = True
 
     def finish(self):
-        """Give the part its name. The record goes first, so that nothing is left where a process is killed in between."""
+        """Give the part its name. The record goes first: a kill in between leaves nothing over."""
         try:
             self.begin()                                   # where a run was stopped here, nothing was left to add
             if os.name == "nt":
@@ -191,14 +192,16 @@ def check_answers(out, overwrite, apart):
 
 
 def own_file(path):
-    """Open an ordinary file, there or new, to read and write, and lock it -> its handle. Links are not followed."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
+    """Open a file, there or new, to read and write, and lock it -> its handle. InputError for a
+    symbolic link and for all that is no ordinary file."""
+    if path.is_symlink() or path.exists() and not path.is_file():
+        raise InputError(f"{path}: is no ordinary file: remove it, or choose another --out")
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    handle = os.open(path, flags, 0o666)
     try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise InputError(f"{path}: is no ordinary file: remove it, or choose another --out")
         hold(handle, path)
-        if not path.exists() or not os.path.samestat(os.fstat(handle), os.stat(path)):      # another run has just ended
-            raise InputError(f"{path}: another process was writing to this file: give the command again")
+        if not path.exists() or not os.path.samestat(os.fstat(handle), os.stat(path)):
+            raise InputError(f"{path}: another process has just ended: give the command again")
         return handle
     except BaseException:
         os.close(handle)
@@ -215,10 +218,12 @@ def passed(windows, rows):
 
 
 def identity(folders):
-    """A text that changes with a model's files: with the name, size or time of its settings, weights or vocabulary."""
+    """A text that changes with a model's files: with the name, size or time of its settings, weights
+    or vocabulary."""
     digest = hashlib.sha256()
     for folder in folders:
-        for path in sorted(path for path in folder.rglob("*") if path.suffix in READ and path.is_file()):
-            found = path.stat()
-            digest.update(f"{path.relative_to(folder)} {found.st_size} {found.st_mtime_ns}\n".encode())
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in READ and path.is_file():
+                name, stat = path.relative_to(folder), path.stat()
+                digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()

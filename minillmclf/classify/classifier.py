@@ -23,7 +23,8 @@ from ..tuning.quant_files import export_4bit, open_checkpoint, read_into
 from ..tuning.saved import TUNED, load_peft, load_tuned, save_tuned
 from .calibrate import Calibration
 from .preference import build_preference, read_preference
-from .readout import READING, build_labels, check_labels, labels_of, read_readout, read_settings, text_length
+from .readout import (READING, build_labels, check_labels, labels_of, read_readout, read_settings,
+                      text_length)
 from .several import HALF, check_thresholds, decide, named
 from .swap import averaged, swapped
 from .windows import use_windows
@@ -35,8 +36,8 @@ class Classifier(nn.Module):
     head: what reads a class out, a head (head.py) or label texts (labels.py). readout: {} for a head, else what `labels`
     was built with; pool: how a head pools, None without one. calibration: corrects the scores of `predict`, or None.
     preference: {}, or what read_preference gives where a row is a prompt with two answers (preference.py). thresholds: a
-    number for each class where a text may have several classes, or none (several.py), else None. reading: how the rows of
-    the training data were read (`read_as`), or None.
+    number for each class where a text may have several classes, or none (several.py), else None.
+    reading: how the rows of the training data were read (`read_as`), or None.
     """
 
     def __init__(self, backbone, head, tokenizer, labels, config, max_length, pool, readout=None, preference=None):
@@ -150,7 +151,8 @@ class Classifier(nn.Module):
         more = {"thresholds": self.thresholds} if self.several else {}
         more |= {"reading": self.reading} if self.reading else {}
         return {"pool": self.pool, "max_length": self.max_length, "readout": self.readout, "keep": self.head.keep,
-                "windows": windows, "calibration": calibration, "preference": self.preference, **more}
+                "windows": windows, "calibration": calibration, "preference": self.preference,
+                **more}
 
     def save(self, path):
         """Write config.json, model.safetensors and the tokenizer's files; each is replaced whole or left as it was. What was
@@ -190,8 +192,8 @@ class Classifier(nn.Module):
         self.thresholds = check_thresholds([HALF] * len(self.labels) if thresholds is None else thresholds, self.labels, where)
 
     def read_as(self, reading, where="reading"):
-        """Remember how rows are read: {"text_column": names, "label_column": name, and what else the settings say}, or None,
-        not known. From then on a row has as many texts as there are names. -> self"""
+        """Remember how rows are read: {"text_column": names, "label_column": name, ...}, or None, not
+        known. From then on a row has as many texts as there are names. -> self"""
         self.reading = reading and check_fields(reading, READING, where)
         return self
 
@@ -230,18 +232,21 @@ class Classifier(nn.Module):
         return join(row, second), cut or cut_too
 
     def encode(self, texts, once=False):
-        """A list of texts -> (rows, how many were shortened to max_length). A text is a string, or a tuple for a row of
-        several; each row, and once, as for `row`. Raises InputError for what is no list of texts, nor can be made one."""
+        """A list of texts -> (rows, how many were shortened to max_length). A text is a string, or a
+        tuple for a row of several; each row, and once, as for `row`. Raises InputError for what is no
+        list of texts and cannot be made one."""
         encoded, shortened = [], 0
         names = self.reading["text_column"] if self.reading else ()
-        many = len(names) or (len(self.readout["fields"]) if self.readout else 3 if self.preference else 2)
+        most = len(self.readout["fields"]) if self.readout else 3 if self.preference else 2
+        many = len(names) or most
         for number, text in enumerate(as_list(texts), 1):
             parts = tuple(text) if isinstance(text, (tuple, list)) else (text,)
             if not all(isinstance(part, str) for part in parts) or len(parts) > many and not names:
-                raise InputError(f"text {number}: a text is a string, or a tuple of {many} for a row of several, not {short(text)}")
+                raise InputError(f"text {number}: a text is a string, or a tuple of {many} for a row of "
+                                 f"several, not {short(text)}")
             if names and len(parts) != many:
-                raise InputError(f"text {number}: this model was trained on {many} text(s) a row ({', '.join(names)}), not on "
-                                 f"{len(parts)}: give as many")
+                raise InputError(f"text {number}: this model was trained on {many} text(s) a row "
+                                 f"({', '.join(names)}), not on {len(parts)}: give as many")
             if not any(part.strip() for part in parts):
                 raise InputError(f"text {number} is empty: there is nothing to classify")
             try:
@@ -254,10 +259,12 @@ class Classifier(nn.Module):
 
     @torch.inference_mode()
     def over(self, encoded, compute, columns, batch_size=64):
-        """compute(batch) -> (B, columns), over encoded texts in batches sorted by length -> (N, columns), in the order
-        given. What all texts begin with is read once (LabelReadout.share). InputError for numbers that are not finite."""
+        """compute(batch) -> (B, columns), over encoded texts in batches sorted by length -> (N, columns),
+        in the order given. What all texts begin with is read once (LabelReadout.share). Raises
+        InputError for numbers that are not finite."""
         if not isinstance(encoded, list) or not all(isinstance(row, tuple) for row in encoded):
-            raise InputError(f"scores are of what encode gives, scores(encode(texts)[0]), not of {short(encoded)}: predict takes texts")
+            raise InputError(f"scores are of rows, model.encode(texts)[0], not of {short(encoded)}: "
+                             "give texts to predict")
         self.eval()
         device, out = next(self.parameters()).device, torch.empty(len(encoded), columns)
         before = 0 if self.prompt is None else self.prompt.tokens
@@ -266,8 +273,8 @@ class Classifier(nn.Module):
                 out[rows] = compute(collate(encoded, rows, self.tokenizer.pad_id).to(device)).float().cpu()
         broken = (~out.isfinite()).any(1).nonzero().flatten().tolist()
         if broken:
-            raise InputError(f"text {broken[0] + 1}: the model's numbers for it are not finite ({len(broken)} of {len(out)} texts): "
-                             "its weights are damaged or too large: fetch or train it again")
+            raise InputError(f"text {broken[0] + 1}: the model's answer is not finite ({len(broken)} of "
+                             f"{len(out)} texts): its weights are damaged or too large, get it anew")
         return out
 
     def scores(self, encoded, batch_size=64):
@@ -309,14 +316,14 @@ class Classifier(nn.Module):
 
 
 def as_list(texts):
-    """What was given as texts -> a list of them. A lone string, a mapping, a table or a set can be walked through as well, and
-    would give letters, names of columns, or texts in no order: InputError, as for what cannot."""
-    whole = isinstance(texts, (str, bytes, bytearray, Mapping, set, frozenset)) or hasattr(texts, "columns")
+    """What was given as texts -> a list of them. Raises InputError for what is none, and for what would
+    give letters, names of columns, or texts in no order: a lone string, a mapping, a table, a set."""
+    wrong = isinstance(texts, (str, bytes, bytearray, Mapping, set, frozenset))
     try:
-        walk = None if whole else iter(texts)
+        walk = None if wrong or hasattr(texts, "columns") else iter(texts)
     except TypeError:
         walk = None
     if walk is None:
-        raise InputError(f"texts should be a list of texts, not a {type(texts).__name__}: for one text give [text], of a table "
-                         "the column, list(table[\"text\"])")
+        raise InputError(f"texts should be a list of texts, not a {type(texts).__name__}: of one text "
+                         "give [text], of a table the column, list(table['text'])")
     return list(walk)

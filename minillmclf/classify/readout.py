@@ -32,8 +32,9 @@ ASKED = {"template": (lambda v: isinstance(v, str), "a text"),                  
          "score_by": (lambda v: isinstance(v, str), "a word")}
 
 
-READING = {"text_column": (lambda v: is_words(v) and len(v) > 0, "a list of names"),          # for files.check_fields
-           "label_column?": (lambda v: isinstance(v, str), "a name"), "quoting?": (lambda v: isinstance(v, str), "a word")}
+READING = {"text_column": (lambda v: is_words(v) and len(v) > 0, "a list of names"),
+           "label_column?": (lambda v: isinstance(v, str), "a name"),                        # for check_fields
+           "quoting?": (lambda v: isinstance(v, str), "a word")}
 
 
 def read_readout(readout, asked, labels):

@@ -56,9 +56,9 @@ def read_examples(path, text_columns=None, label_column=None, need_labels=True, 
 
 
 def read_text_windows(path, size, text_columns=None, **how):
-    """The texts of a file to be answered, `size` rows at a time -> (Table, its text columns, a tuple of texts for each row).
-    Labels are not looked at. The columns are chosen by the first window; how: as for `read_windows`. InputError also for a
-    row that holds no text at all."""
+    """The texts of a file to be answered, `size` rows at a time -> (Table, its text columns, a tuple of
+    texts for each row). Labels are not looked at. The columns are chosen by the first window; how: as
+    for `read_windows`. InputError also for a row that holds no text at all."""
     columns = None
     for table in read_windows(Path(path), size, **how):
         columns = columns or _choose_columns(table, text_columns, "", False)
@@ -189,7 +189,8 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, severa
     source = {"path": str(path_or_name), "sha256": {table.path.name: table.sha256 for table in tables.values()},
               "split": kind, "seed": seed, "dev_from_train": dev_from_train}
     name = path.resolve().name if path.is_dir() else path.stem
-    return Dataset(name, parts["train"], parts["dev"], parts["test"], labels, text_columns, source, several, label_column)
+    return Dataset(name, parts["train"], parts["dev"], parts["test"], labels, text_columns, source,
+                   several, label_column)
 
 
 def _find(path_or_name) -> Path:
