@@ -118,7 +118,8 @@ def check_out(out, overwrite=False, apart=()):
     """
     path, there = look_at(out, apart)
     if there and not path.is_file():
-        raise InputError(f"--out {short(path, 200)}: is no ordinary file: name a new file")
+        raise InputError(f"--out {short(path, 200)}: could not be written (it is no ordinary file): "
+                         "name a new file")
     if there and not overwrite:
         raise InputError(f"--out {short(path, 200)}: is there already: choose another --out, or --overwrite")
     return path
@@ -133,13 +134,14 @@ def check_folder(out, own=False, overwrite=False, apart=()):
     """
     path, there = look_at(out, apart)
     if there and not path.is_dir():
-        raise InputError(f"--out {short(path, 200)}: is no folder: choose another --out")
+        raise InputError(f"--out {short(path, 200)}: could not be written (it is no folder): choose "
+                         "another --out")
     if there and not (own or overwrite):
         found = sorted(p.name for p in path.iterdir() if not p.name.endswith(".writing"))
         if found:
             what = "a model" if "config.json" in found else short(found[0])
-            raise InputError(f"--out {short(path, 200)}: holds {what} already: choose a new folder, or "
-                             "--overwrite")
+            raise InputError(f"--out {short(path, 200)}: is not empty, it holds {what}: choose a new "
+                             "folder, or --overwrite")
     return path
 
 

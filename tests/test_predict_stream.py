@@ -377,7 +377,8 @@ def test_whatever_a_power_cut_leaves(ask, expected, data, tmp_path, monkeypatch)
 
 
 def test_out_that_is_a_folder(ask, data, tmp_path):
-    refused(lambda: stream.check_answers(tmp_path, True, []), tmp_path, "no ordinary file")
+    refused(lambda: stream.check_answers(tmp_path, True, []), tmp_path,
+            "could not be written", "no ordinary file")
     before = names(tmp_path.parent)
     assert ask("--data", data, "--out", tmp_path)[0] == 2 and names(tmp_path) == {"data.csv"} and names(tmp_path.parent) == before
 
