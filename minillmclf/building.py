@@ -2,6 +2,7 @@
 import re
 
 from .errors import InputError
+from .files import short
 
 HOW = ("quoting",)        # settings of how files are read, beside the names of columns
 
@@ -37,14 +38,14 @@ def reading_of(s, data):
 
 
 def text_columns(model, asked):
-    """The text columns that a model is to read of a file: those of --text-column (`asked`), else those
-    that it was trained on; None, the usual ones, where it does not know. InputError for another
+    """The text columns that a model is to read of a file: those of --text-column (`asked`), else
+    those that it was trained on; None, the usual ones, where it does not know. InputError for another
     number of them."""
     known = model.reading["text_column"] if model.reading else None
     names = [name.strip() for name in asked.split(",")] if asked else known
     if known and len(names) != len(known):
-        raise InputError(f"--text-column {asked}: names {len(names)}, and this model was trained on "
-                         f"{len(known)} text(s) a row ({', '.join(known)}): name as many")
+        raise InputError(f"--text-column {short(asked)}: names {len(names)}, and this model was trained "
+                         f"on {len(known)} text(s) a row ({', '.join(known)}): name as many")
     fields = model.readout.get("fields", ["text"])
     return names or (None if fields in (["text"], ["text_a", "text_b"]) else fields)
 

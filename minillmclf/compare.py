@@ -38,7 +38,8 @@ def parse(arguments=None):
     p.add_argument("--learning-curve", nargs="+", default=["all"], metavar="N", help="training rows a class, or all [all]")
     p.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... [3]")
     p.add_argument("--out", default="runs/compare", help="folder of the comparison [runs/compare]")
-    p.add_argument("--overwrite", action="store_true", help="write into a folder that holds other things")
+    p.add_argument("--overwrite", action="store_true",
+                   help="write into a folder that holds other things")
     return add_settings(p, [f.name for f in fields(Settings) if f.name not in OWN]).parse_args(arguments)
 
 

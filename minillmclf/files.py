@@ -88,8 +88,8 @@ def check_fields(record, table, where):
 
 
 def look_at(out, apart):
-    """What lies at `out`, for the two checks below -> Path, is there anything? Raises InputError for
-    what cannot be a name, and where it is, is part of, or holds a file of what `apart` names."""
+    """What lies at `out`, for the two checks below -> Path, is there anything? InputError for what
+    cannot be a name, and where it is, is part of, or holds a file of what `apart` names."""
     path = Path(out)
     try:
         here = path.resolve()
@@ -101,25 +101,25 @@ def look_at(out, apart):
             read = read and Path(read).resolve()
             clash = read and (read in (here, *here.parents) or read.is_file() and (
                 there and path.samefile(read) or path.is_dir() and read.parent == here))
-        except (OSError, ValueError, RuntimeError):                # whoever reads it says what is wrong
+        except (OSError, ValueError, RuntimeError):                # whoever reads it will tell
             continue
         if clash:
             part = "" if here == read else "part of "
-            raise InputError(f"--out {short(path, 200)}: is {part}what {option} reads: choose another "
-                             "--out")
+            raise InputError(f"--out {short(path, 200)}: is {part}what {option} reads: choose "
+                             "another --out")
     return path, there
 
 
 def check_out(out, overwrite=False, apart=()):
-    """Raise InputError where a command must not write its file `out`: where something else lies. -> Path
+    """Raise InputError where a command must not write its file `out`, as something lies there. -> Path
 
     overwrite: an ordinary file may be replaced. apart: (option, path or None) of what the command
     reads; `out` must never be one of these files or lie in one of these folders, even so.
     """
     path, there = look_at(out, apart)
     if there and not path.is_file():
-        raise InputError(f"--out {short(path, 200)}: could not be written (it is no ordinary file): "
-                         "name a new file")
+        raise InputError(f"--out {short(path, 200)}: could not be written (it is no ordinary "
+                         "file): name a new file")
     if there and not overwrite:
         raise InputError(f"--out {short(path, 200)}: is there already: choose another --out, or --overwrite")
     return path
@@ -134,14 +134,14 @@ def check_folder(out, own=False, overwrite=False, apart=()):
     """
     path, there = look_at(out, apart)
     if there and not path.is_dir():
-        raise InputError(f"--out {short(path, 200)}: could not be written (it is no folder): choose "
-                         "another --out")
+        raise InputError(f"--out {short(path, 200)}: could not be written (it is no folder): "
+                         "choose another --out")
     if there and not (own or overwrite):
         found = sorted(p.name for p in path.iterdir() if not p.name.endswith(".writing"))
         if found:
             what = "a model" if "config.json" in found else short(found[0])
-            raise InputError(f"--out {short(path, 200)}: is not empty, it holds {what}: choose a new "
-                             "folder, or --overwrite")
+            raise InputError(f"--out {short(path, 200)}: is not empty, it holds {what}: choose a "
+                             "new folder, or --overwrite")
     return path
 
 
@@ -153,8 +153,8 @@ def hold(handle, name):
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         kind = "folder" if Path(name).is_dir() else "file"
-        raise InputError(f"{name}: another process is writing to this {kind}: wait for it, or choose "
-                         "another --out") from None
+        raise InputError(f"{name}: another process is writing to this {kind}: wait for it, or "
+                         "choose another --out") from None
     except (ImportError, OSError):
         return
 
@@ -163,7 +163,8 @@ def hold(handle, name):
 def locked(folder):
     """with locked(folder): ...   No other process writes to this folder meanwhile; one that tries is told so.
 
-    The lock is on the folder itself and ends with the process, however that ends: nothing is left behind.
+    The lock is on the folder itself and ends with the process, however that ends: nothing is left
+    behind.
     """
     if os.name == "nt":                                            # it opens no folders
         yield

@@ -67,7 +67,7 @@ def main(arguments=None):
     first = model.probabilities(model.scores(encoded, a.batch_size))
     model = merged(model, a.base)
     model.save(out)
-    for before in ("tuned.json", "adapter_config.json", "run.json"):           # they would be read, too
+    for before in ("tuned.json", "adapter_config.json", "run.json"):   # they would be read, too
         remove(out / before)
     saved = Classifier.load(out)
     after = saved.probabilities(saved.scores(encoded, a.batch_size))

@@ -93,10 +93,10 @@ class Names:
 
 
 def read_rows(path, columns, how, names, fixed):
-    """The rows of a file in windows of (rows, sha256 of the file so far). A row: texts, other cells.
+    """The rows of a file in windows of (rows, sha256 of the file so far); a row: texts, the rest.
 
     columns, how: as for text.data.read_text_windows. names: settled by the first window. A column
-    that begins later is an error if it has a name of the answer, or if columns are fixed, as in CSV.
+    that begins later is an error if it has a name of the answer, or if columns are fixed (CSV).
     """
     first = True
     for table, read, texts in read_text_windows(path, stream.WINDOW, columns, **how):
@@ -105,8 +105,8 @@ def read_rows(path, columns, how, names, fixed):
             names.settle(read, others)
         late, own = set(others) - set(names.others), {names.label, names.probabilities, names.cut}
         if late and (fixed or late & {*own, *names.texts}):
-            raise InputError(f"{path}: the column {short(min(late))} begins after row {stream.WINDOW}: "
-                             "write it into the first row too")
+            raise InputError(f"{path}: the column {short(min(late))} begins after row "
+                             f"{stream.WINDOW}: write it into the first row too")
         records = [{name: value for name, value in record.items() if name not in read}
                    for _, record in table.rows]
         yield list(zip(texts, records)), table.sha256
@@ -114,8 +114,8 @@ def read_rows(path, columns, how, names, fixed):
 
 
 def read_lines(standard_input):
-    """Lines of standard input, each a text, in windows of (rows, None); an empty one is an error, or
-    answers would not line up."""
+    """Lines of standard input, each a text, in windows of (rows, None); an empty one is an error,
+    or answers would not line up."""
     from .text.table_files import decoded, every_end
     lines, before = every_end(decoded(standard_input.buffer, "standard input")), 0
     while window := [line.rstrip("\r\n") for line in itertools.islice(lines, stream.WINDOW)]:
@@ -159,7 +159,7 @@ def cell(value):
     return json.dumps(value, ensure_ascii=False)
 
 
-def made_of(a, model, folders, columns, reading, how):
+def made_of(a, folders, columns, reading, how):
     """What the answers to a file depend on beside its rows, for a run that goes on; None for what
     cannot be read again."""
     if not a.data or not Path(a.data).is_file():
@@ -172,7 +172,7 @@ def made_of(a, model, folders, columns, reading, how):
 
 def main(arguments=None):
     a = parse(arguments)
-    folder, given = find_model(a.model), given_texts(a)    # a mistake is told before a model is loaded
+    folder, given = find_model(a.model), given_texts(a)    # mistakes first: loading takes its time
     apart = [("--data", a.data), ("--model", folder)]
     if a.out:
         stream.check_answers(a.out, a.overwrite, apart)
@@ -183,7 +183,7 @@ def main(arguments=None):
     use_swap(model, a.swap)
     how = a.format or ("csv" if a.out and a.out.endswith(".csv") else "jsonl")
     columns, reading = text_columns(model, a.text_column), how_to_read(model, a)
-    names, folders = Names(model.labels), [folder, *([find_model(model.base)] if model.base else [])]
+    names, base = Names(model.labels), [find_model(model.base)] if model.base else []
 
     def read():
         if a.data:
@@ -199,9 +199,9 @@ def main(arguments=None):
         answers = model.answers(probabilities)
         return render(texts, others, probabilities, answers, which, names, how, first), cut
     if a.out:
-        apart += [("the base of --model", base) for base in folders[1:]]
+        apart += [("the base of --model", path) for path in base]
         stream.check_answers(a.out, a.overwrite, apart)
-        with stream.Part(a.out, made_of(a, model, folders, columns, reading, how)) as end:
+        with stream.Part(a.out, made_of(a, [folder, *base], columns, reading, how)) as end:
             stream.answer_all(end.to_do(read), answer, end)
         print(f"{end.rows} answers in {a.out}", file=sys.stderr)
     else:

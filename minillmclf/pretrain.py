@@ -27,7 +27,8 @@ def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.pretrain", description=__doc__.split("\n\n")[0],
                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--out", required=True, help="folder of the new checkpoint; its state lies there too")
-    p.add_argument("--overwrite", action="store_true", help="start anew although --out holds something")
+    p.add_argument("--overwrite", action="store_true",
+                   help="start anew although --out holds something")
     p.add_argument("--text", nargs="+", metavar="FILE[:WEIGHT]",
                    help=".txt with a document a line, or .csv, .tsv, .jsonl of which all text but label and split is read; "
                         "what stands in a file of weight 3 is seen three times as often")
@@ -87,7 +88,7 @@ def read(a):
 
 def prepare(a, items, weights):
     """Tokenizer, student and objective, new or from --start. A run that goes on has its vocabulary
-    already. InputError where something else lies in --out, but for --overwrite, which starts anew."""
+    already. InputError where other things lie in --out, but for --overwrite, which starts anew."""
     from .models import load_backbone
     from .text.tokenizer import load_tokenizer
     out = Path(a.out)
@@ -227,8 +228,8 @@ def train(a, objective, items, weights):
                 progress["step"] = step + 1
                 save_state(state, model, optimizer, progress)
             if stop.asked:
-                command = "the same command" + " without --overwrite" * a.overwrite
-                raise Stopped(f"stopped after step {step + 1} of {a.steps}; {command} goes on from there")
+                again = "the same command" + " without --overwrite" * a.overwrite
+                raise Stopped(f"stopped after step {step + 1} of {a.steps}; {again} goes on from there")
     return progress, time.time() - started
 
 

@@ -25,9 +25,9 @@ READ = (".json", ".safetensors", ".model", ".txt")       # what a model is read 
 
 
 def answer_all(windows, answer, end):
-    """Answer all windows. windows: (rows, sha256 of their file up to the last of them, or None) each;
-    answer(rows, is it the first window?) -> what is written, how many texts were cut; end: a Printed
-    or a Part."""
+    """Answer all windows. windows: (rows, sha256 of their file up to the last of them, or None)
+    each; answer(rows, is it the first window?) -> what is written, how many texts were cut; end: a
+    Printed or a Part."""
     before, begun = end.rows, time.monotonic()
     told = begun
     for rows, sha256 in windows:
@@ -88,7 +88,7 @@ class Part:
         finally:
             for number, handler in self.before.items():
                 signal.signal(number, handler)
-            if os.name == "nt":                            # no open file is renamed or removed there
+            if os.name == "nt":                            # there no open file is moved or removed
                 self.file.close()
             if not done and not self.record.exists():
                 self.part.unlink(missing_ok=True)
@@ -119,7 +119,8 @@ class Part:
         except InputError:
             return {}, "has a broken record"
         made = found.get("made")
-        good = all(type(found.get(key)) is int and found[key] >= 0 for key in ("rows", "bytes", "cut"))
+        counts = [found.get(key) for key in ("rows", "bytes", "cut")]
+        good = all(type(count) is int and count >= 0 for count in counts)
         if not good or not isinstance(made, dict) or made.keys() != self.made.keys():
             return found, "has another kind of record"
         if other := [what for what in made if made[what] != self.made[what]]:
@@ -153,7 +154,7 @@ class Part:
         """The part, as far as the record counts; empty without."""
         if not self.begun:
             if not self.kept:
-                self.record.unlink(missing_ok=True)        # it must not count answers of another run
+                self.record.unlink(missing_ok=True)        # it must count no answers of another run
             self.file.truncate(self.bytes)
             self.file.seek(self.bytes)
             self.begun = True
@@ -161,7 +162,7 @@ class Part:
     def finish(self):
         """Give the part its name. The record goes first: a kill in between leaves nothing over."""
         try:
-            self.begin()                                   # where a run was stopped here, nothing was left to add
+            self.begin()                                   # stopped here, a run has nothing to add
             if os.name == "nt":
                 self.file.close()
             self.record.unlink(missing_ok=True)
@@ -218,8 +219,8 @@ def passed(windows, rows):
 
 
 def identity(folders):
-    """A text that changes with a model's files: with the name, size or time of its settings, weights
-    or vocabulary."""
+    """A text that changes with a model's files: with the name, size or time of its settings,
+    weights or vocabulary."""
     digest = hashlib.sha256()
     for folder in folders:
         for path in sorted(folder.rglob("*")):

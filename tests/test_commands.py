@@ -819,7 +819,8 @@ def test_evaluate_refuses(place, refused, tmp_path):
 def test_predict_refuses(place, refused, tmp_path, monkeypatch):
     model, data, out = place / "finished", tmp_path / "data.csv", tmp_path / "answers.csv"
     out.write_text("earlier answers\n")
-    refused([str(out), "is there already", "--overwrite"], tmp_path, predict, "--model", model, "--out", out, "rose")
+    refused([str(out), "is there already", "--overwrite"], tmp_path, predict, "--model", model,
+            "--out", out, "rose")
     anew = ("--overwrite", "--out", out)
     refused(["empty", "text 2"], tmp_path, predict, "--model", model, *anew, "rose", "")
     refused(["empty"], tmp_path, predict, "--model", model, *anew, " ")
@@ -831,13 +832,14 @@ def test_predict_refuses(place, refused, tmp_path, monkeypatch):
     refused([str(data), "No such file"], tmp_path, predict, "--model", model, "--data", data)
     refused(["not UTF-8"], tmp_path, predict, "--model", model, *anew, os.fsdecode(b"caf\xe9"))
     data.write_text("text\nrose\n\"\"\ntree\n\" \"\n")
-    refused([str(data), "2 empty", "line 3, 5"], tmp_path, predict, "--model", model, "--data", data, *anew)
+    anew = ("--data", data, *anew)
+    refused([str(data), "2 empty", "line 3, 5"], tmp_path, predict, "--model", model, *anew)
     data.write_text("title\nrose\n")
-    refused([str(data), "'text'", "'title'"], tmp_path, predict, "--model", model, "--data", data, *anew)
+    refused([str(data), "'text'", "'title'"], tmp_path, predict, "--model", model, *anew)
     for content, words in ((b"caf\xe9\n", ["not UTF-8", "iconv"]), (b"rose\n\ntree\n", ["line 2 is empty"]),
                            (b"", ["no lines"])):
         stdin(monkeypatch, content)
-        refused(["standard input", *words], tmp_path, predict, "--model", model, *anew)
+        refused(["standard input", *words], tmp_path, predict, "--model", model, *anew[2:])
 
 
 # ---------------------------------------------------------------- a full disk
@@ -904,8 +906,8 @@ def test_full_disk_for_answers(place, refused, tmp_path, monkeypatch):
     def no_room(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(os, "fsync", no_room)
-    refused([str(out), "No space left"], tmp_path, predict, "--model", place / "finished", "--out", out, "rose",
-            "--overwrite")
+    refused([str(out), "No space left"], tmp_path, predict, "--model", place / "finished",
+            "--out", out, "rose", "--overwrite")
 
 
 # ---------------------------------------------------------------- real processes

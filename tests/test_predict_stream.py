@@ -315,11 +315,13 @@ def test_changed_rows(ask, data, windows, tmp_path):
         assert out.read_text() == fresh
     stopped(ask, windows, data, out)
     write_rows(data, [[text] for text in TEXTS[:6]])
-    assert "other rows" in ask("--data", data, "--out", out, "--overwrite")[2] and len(out.read_text().splitlines()) == 7
+    assert "other rows" in ask("--data", data, "--out", out, "--overwrite")[2]
+    assert len(out.read_text().splitlines()) == 7
 
 
 def test_another_model_or_form(ask, models, data, windows, tmp_path):
-    out, given = tmp_path / "answers.csv", ("--data", data, "--out", tmp_path / "answers.csv", "--overwrite")
+    out = tmp_path / "answers.csv"
+    given = ("--data", data, "--out", out, "--overwrite")
     for more, model, words in (([], "several", "another model:"), (["--format", "jsonl"], "one", "another format:"),
                                (["--text-column", "text"], "one", "another text columns:"),
                                (["--show-cut"], "one", "another cut column:")):

@@ -18,7 +18,7 @@ from minillmclf.commands import run
 from minillmclf.models import fresh_weights
 
 LABELS = list(small.TOPICS)
-QUICK = small.flags(epochs=2, batch_size=8, lr=3e-3, max_length=16)
+QUICK = small.flags(epochs=1, batch_size=8, lr=3e-3, max_length=16)
 
 
 @pytest.fixture(scope="module")
@@ -315,6 +315,7 @@ def test_answers_that_are_not_finite_are_an_error(body, tmp_path, call, several)
     if several:
         model.use_thresholds()
     with torch.no_grad():
+        model.head.dense.bias.fill_(9)                              # a text's vector is all ones
         model.head.out.weight.fill_(3e38)                           # finite; a sum of two is not
     model.save(tmp_path / "m")
     data = write_rows(tmp_path / "d.csv", ["text", "label"], [["a rose", "garden"], ["soup", "kitchen"]])

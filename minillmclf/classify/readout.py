@@ -32,8 +32,8 @@ ASKED = {"template": (lambda v: isinstance(v, str), "a text"),                  
          "score_by": (lambda v: isinstance(v, str), "a word")}
 
 
-READING = {"text_column": (lambda v: is_words(v) and len(v) > 0, "a list of names"),
-           "label_column?": (lambda v: isinstance(v, str), "a name"),                        # for check_fields
+READING = {"text_column": (lambda v: is_words(v) and len(v) > 0, "a list of names"),     # check_fields
+           "label_column?": (lambda v: isinstance(v, str), "a name"),
            "quoting?": (lambda v: isinstance(v, str), "a word")}
 
 
