@@ -39,13 +39,13 @@ def reading_of(s, data):
 
 def text_columns(model, asked):
     """The text columns that a model is to read of a file: those of --text-column (`asked`), else
-    those that it was trained on; None, the usual ones, where it does not know. InputError for another
-    number of them."""
+    those that it was trained on; None, the usual ones, where it does not know. InputError for
+    another number of them."""
     known = model.reading["text_column"] if model.reading else None
     names = [name.strip() for name in asked.split(",")] if asked else known
     if known and len(names) != len(known):
-        raise InputError(f"--text-column {short(asked)}: names {len(names)}, and this model was trained "
-                         f"on {len(known)} text(s) a row ({', '.join(known)}): name as many")
+        raise InputError(f"--text-column {short(asked)}: names {len(names)}, and this model was "
+                         f"trained on {len(known)} text(s) a row ({', '.join(known)}): name all")
     fields = model.readout.get("fields", ["text"])
     return names or (None if fields in (["text"], ["text_a", "text_b"]) else fields)
 

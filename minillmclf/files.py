@@ -111,7 +111,7 @@ def look_at(out, apart):
 
 
 def check_out(out, overwrite=False, apart=()):
-    """Raise InputError where a command must not write its file `out`, as something lies there. -> Path
+    """Raise InputError where a command must not write its file `out`: something lies there. -> Path
 
     overwrite: an ordinary file may be replaced. apart: (option, path or None) of what the command
     reads; `out` must never be one of these files or lie in one of these folders, even so.

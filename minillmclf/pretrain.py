@@ -229,7 +229,8 @@ def train(a, objective, items, weights):
                 save_state(state, model, optimizer, progress)
             if stop.asked:
                 again = "the same command" + " without --overwrite" * a.overwrite
-                raise Stopped(f"stopped after step {step + 1} of {a.steps}; {again} goes on from there")
+                raise Stopped(f"stopped after step {step + 1} of {a.steps}; {again} goes on from "
+                              "there")
     return progress, time.time() - started
 
 

@@ -165,7 +165,7 @@ def clear(folder):
 
 def write_predictions(path, examples, probabilities, labels, answers=None):
     """predictions.csv: line in the source, texts, true label, answer (default: the likeliest class), and a probability for
-    each class. Texts are as they are in the data, even those that a spreadsheet would compute: =1+1."""
+    each class. Texts are as they are in the data, even those that a spreadsheet computes: =1+1."""
     from .files import write_text
     from .text.data import text_names
     out = io.StringIO(newline="")

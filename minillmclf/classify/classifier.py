@@ -192,8 +192,8 @@ class Classifier(nn.Module):
         self.thresholds = check_thresholds([HALF] * len(self.labels) if thresholds is None else thresholds, self.labels, where)
 
     def read_as(self, reading, where="reading"):
-        """Remember how rows are read: {"text_column": names, "label_column": name, ...}, or None. From
-        then on a row has as many texts as there are names. -> self"""
+        """Remember how rows are read: {"text_column": names, "label_column": name, ...}, or None.
+        From then on a row has as many texts as there are names. -> self"""
         self.reading = reading and check_fields(reading, READING, where)
         return self
 
@@ -233,8 +233,8 @@ class Classifier(nn.Module):
 
     def encode(self, texts, once=False):
         """A list of texts -> (rows, how many were shortened to max_length). A text is a string, or
-        a tuple for a row of several; each row, and once, as for `row`. Raises InputError for what is
-        no list of texts and cannot be made one."""
+        a tuple for a row of several; each row, and once, as for `row`. InputError for what is no
+        list of texts and cannot be made one."""
         encoded, shortened = [], 0
         names = self.reading["text_column"] if self.reading else ()
         most = len(self.readout["fields"]) if self.readout else 3 if self.preference else 2
@@ -242,8 +242,8 @@ class Classifier(nn.Module):
         for number, text in enumerate(as_list(texts), 1):
             parts = tuple(text) if isinstance(text, (tuple, list)) else (text,)
             if not all(isinstance(part, str) for part in parts) or len(parts) > many and not names:
-                raise InputError(f"text {number}: a text is a string, or a tuple of {many} for a row "
-                                 f"of several, not {short(text)}")
+                raise InputError(f"text {number}: a text is a string, or a tuple of {many} for a "
+                                 f"row of several, not {short(text)}")
             if names and len(parts) != many:
                 raise InputError(f"text {number}: this model was trained on {many} text(s) a row "
                                  f"({', '.join(names)}), not on {len(parts)}: give as many")
@@ -260,8 +260,8 @@ class Classifier(nn.Module):
     @torch.inference_mode()
     def over(self, encoded, compute, columns, batch_size=64):
         """compute(batch) -> (B, columns), over encoded texts in batches sorted by length ->
-        (N, columns), in the order given. What all texts begin with is read once (LabelReadout.share).
-        Raises InputError for numbers that are not finite."""
+        (N, columns), in the order given. What all texts begin with is read once
+        (LabelReadout.share). InputError for numbers that are not finite."""
         if not isinstance(encoded, list) or not all(isinstance(row, tuple) for row in encoded):
             raise InputError("scores are of rows, model.encode(texts)[0], not of "
                              f"{short(encoded)}: give texts to predict")
@@ -317,8 +317,8 @@ class Classifier(nn.Module):
 
 
 def as_list(texts):
-    """What was given as texts -> a list of them. InputError for what is none, and for what would give
-    letters, names of columns, or texts in no order: a lone string, a mapping, a table, a set."""
+    """What was given as texts -> a list of them. InputError for what is none, and for what would
+    give letters, names, or texts in no order: a lone string, a mapping, a table, a set."""
     wrong = isinstance(texts, (str, bytes, bytearray, Mapping, set, frozenset))
     try:
         walk = None if wrong or hasattr(texts, "columns") else iter(texts)

@@ -32,7 +32,7 @@ ASKED = {"template": (lambda v: isinstance(v, str), "a text"),                  
          "score_by": (lambda v: isinstance(v, str), "a word")}
 
 
-READING = {"text_column": (lambda v: is_words(v) and len(v) > 0, "a list of names"),     # check_fields
+READING = {"text_column": (lambda v: is_words(v) and len(v) > 0, "a list of names"),
            "label_column?": (lambda v: isinstance(v, str), "a name"),
            "quoting?": (lambda v: isinstance(v, str), "a word")}
 

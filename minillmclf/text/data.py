@@ -56,9 +56,9 @@ def read_examples(path, text_columns=None, label_column=None, need_labels=True, 
 
 
 def read_text_windows(path, size, text_columns=None, **how):
-    """The texts of a file to be answered, `size` rows at a time -> (Table, its text columns, a tuple
-    of texts for each row). Labels are not looked at. The columns are chosen by the first window; how:
-    as for `read_windows`. InputError also for a row that holds no text at all."""
+    """The texts of a file to be answered, `size` rows at a time -> (Table, its text columns, a
+    tuple of texts for each row). Labels are not looked at. The columns are chosen by the first
+    window; how: as for `read_windows`. InputError also for a row that holds no text at all."""
     columns = None
     for table in read_windows(Path(path), size, **how):
         columns = columns or _choose_columns(table, text_columns, "", False)
