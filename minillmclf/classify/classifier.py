@@ -262,7 +262,8 @@ class Classifier(nn.Module):
         """compute(batch) -> (B, columns), over encoded texts in batches sorted by length ->
         (N, columns), in the order given. What all texts begin with is read once
         (LabelReadout.share). InputError for numbers that are not finite."""
-        if not isinstance(encoded, list) or not all(isinstance(row, tuple) for row in encoded):
+        rows = encoded if isinstance(encoded, (list, tuple)) else [None]
+        if not all(isinstance(row, tuple) for row in rows):
             raise InputError("scores are of rows, model.encode(texts)[0], not of "
                              f"{short(encoded)}: give texts to predict")
         self.eval()
