@@ -102,12 +102,12 @@ class Part:
             return read()
         found, why = self.earlier()
         windows = read()
-        if not why and passed(windows, found["rows"]) != found["sha256"]:
+        if not why and passed(windows, found["rows"]) != found.get("sha256"):
             why = "is of other rows"
         if why:
             print(f"{self.part} {why}: starting anew", file=sys.stderr)
             return read()
-        self.rows = self.kept = found["rows"]
+        self.on_record, self.rows, self.kept = found, found["rows"], found["rows"]
         self.bytes, self.cut = found["bytes"], found["cut"]
         print(f"going on after {self.rows:,} rows of an earlier run", file=sys.stderr)
         return windows

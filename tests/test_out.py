@@ -294,6 +294,10 @@ def test_answers_that_cannot_get_their_name_stay_on_record(tmp_path, monkeypatch
         monkeypatch.setattr(os, "replace", lambda a, b: (fails if b == part.out else real)(a, b))
     monkeypatch.setattr(os, "replace", real)
     assert json.loads((tmp_path / "a.part.json").read_text())["rows"] == 1
+    with pytest.raises(ends), stream.Part(tmp_path / "a", made) as part:       # with nothing new to add
+        assert part.to_do(lambda: iter([(["one"], "sha")])) and part.kept == 1
+        monkeypatch.setattr(os, "replace", lambda a, b: (fails if b == part.out else real)(a, b))
+    monkeypatch.setattr(os, "replace", real)
     with stream.Part(tmp_path / "a", made) as part:
         rest = list(part.to_do(lambda: iter([(["one"], "sha"), (["two"], "more")])))
         part.add("two\n", len(rest), "more", 0)

@@ -455,8 +455,8 @@ def test_a_saved_head_may_average_or_not(folders, tmp_path, capsys):
         predict.main(["--model", str(tmp_path / "model"), "--data", str(data), "--swap", way, "--out", str(file)])
         said = [list(json.loads(line)["probabilities"].values()) for line in file.read_text().splitlines()]
         assert (torch.tensor(said) - expected).abs().max() < 1e-5, f"--swap {way} is not what answers"
-        evaluate.main(["--model", str(tmp_path / "model"), "--data", str(data), "--swap", way, "--out",
-                       str(tmp_path / "e.json"), "--overwrite"])
+        evaluate.main(["--model", str(tmp_path / "model"), "--data", str(data), "--swap", way,
+                       "--out", str(tmp_path / "e.json"), "--overwrite"])
         found[way] = json.loads((tmp_path / "e.json").read_text())
     assert found["none"]["log_loss"] != found["predict"]["log_loss"], "both ways answer alike, so this compares nothing"
     assert found["none"]["swap"] == found["predict"]["swap"], "the inconsistency is told before averaging"
