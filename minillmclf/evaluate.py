@@ -20,10 +20,11 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from .building import how_to_read, text_columns
 from .commands import Parser, run
 from .errors import InputError
-from .files import find_model
-from .settings import add_settings, read_settings, trained_with
+from .files import check_out, find_model
+from .settings import add_settings, read_settings
 
 
 PROMPT_FLAGS = ("template", "label_texts", "instruction", "end", "max_length", "device", "seed", "text_column", "label_column",
@@ -43,6 +44,8 @@ def parse(arguments=None):
     p.add_argument("--swap", choices=["none", "predict"], help="of two answers to a prompt: take the mean over both orders, or "
                                                                "not (default: as trained)")
     p.add_argument("--out", help="also write the metrics to this JSON file")
+    p.add_argument("--overwrite", action="store_true", help="replace the file of --out")
+    add_settings(p, ["quoting"])
     g = p.add_argument_group("with --method prompt")
     g.add_argument("--method", choices=["prompt"], help="prompt: ask a language model instead of a saved classifier")
     add_settings(g, ["template", "label_texts", "instruction", "end", "max_length", "device", "seed"])
@@ -63,24 +66,25 @@ def own_record(folder):
     return record
 
 
-def choose_rows(a, folder, several=False):
-    """The rows to be judged -> (list of Example, what they are called). several: as for load_data."""
+def choose_rows(a, folder, model):
+    """The rows to be judged, read as those of the training -> (list of Example, their name)."""
     from .text.data import load_data, read_examples, refuse_blank, split_column
     from .text.table_files import read_table
-    quoting = getattr(a, "quoting", None) or trained_with(folder, "quoting")
+    columns, how, several = text_columns(model, a.text_column), how_to_read(model, a), model.several
+    label = a.label_column or (model.reading or {}).get("label_column") or None
     if a.data is None:
         record = own_record(folder)
         s = read_settings({}, folder / "run.json")
-        data = load_data(s.data, a.text_column or s.text_column or None,
-                         a.label_column or s.label_column or None, s.seed, several, quoting)
+        columns = columns if model.reading else a.text_column or s.text_column or None
+        data = load_data(s.data, columns, label or s.label_column or None, s.seed, several, **how)
         if data.source["sha256"] != record["data"].get("sha256"):          # another split: train rows may be test rows now
             raise InputError(f"{s.data}: has changed since {folder} was trained on it: name the rows to judge with --data")
-    elif os.path.isfile(a.data) and not split_column(read_table(Path(a.data), quoting)):
-        rows = read_examples(a.data, a.text_column, a.label_column, True, several, quoting)
+    elif os.path.isfile(a.data) and not split_column(read_table(Path(a.data), **how)):
+        rows = read_examples(a.data, columns, label, several=several, **how)
         refuse_blank(a.data, rows)
         return rows, f"{a.data}, all rows"
     else:
-        data = load_data(a.data, a.text_column, a.label_column, several=several, quoting=quoting)
+        data = load_data(a.data, columns, label, several=several, **how)
     rows, name = getattr(data, a.split), data.source["path"]
     if not rows:
         raise InputError(f"{name}: has no {a.split} rows: choose another --split")
@@ -98,6 +102,8 @@ def main(arguments=None):
     asked = [f for f in (*PROMPT_FLAGS[:7], "shots", "neighbours", "rows", "beams", "variance") if getattr(a, f, None)]
     if asked and a.method is None:
         raise InputError(f"--{asked[0].replace('_', '-')} goes with --method prompt")
+    if a.out:
+        check_out(a.out, a.overwrite, [("--data", a.data), ("--model", find_model(a.model))])
     return prompted(a) if a.method == "prompt" else judged(a)
 
 
@@ -112,7 +118,9 @@ def judged(a):
     from .train import table
     from .training.metrics import evaluate
     model = Classifier.load(folder)
-    rows, name = choose_rows(a, folder, model.several)
+    if a.out and model.base:
+        check_out(a.out, a.overwrite, [("the base of --model", find_model(model.base))])
+    rows, name = choose_rows(a, folder, model)
     use_swap(model, a.swap)
     truth = several.multi_hot(rows, model.labels, name) if model.several else numbers(rows, model.labels, name)
     encoded, shortened = model.encode([e.texts for e in rows])

@@ -87,12 +87,9 @@ def check_fields(record, table, where):
     return record
 
 
-def check_out(out, overwrite=False, apart=()):
-    """Raise InputError where a command must not write its file `out`: where something lies that it would replace.
-
-    overwrite: an ordinary file may be replaced. apart: (option, path) of what the command reads; `out` must never be one of
-    these files or lie in one of these folders, whatever `overwrite` says. -> Path
-    """
+def look_at(out, apart):
+    """What lies at `out`, for the two checks below -> Path, is there anything? InputError for what
+    cannot be a name, and where it is, is part of, or holds a file of what `apart` names."""
     path = Path(out)
     try:
         here = path.resolve()
@@ -100,15 +97,66 @@ def check_out(out, overwrite=False, apart=()):
     except (OSError, ValueError, RuntimeError) as error:           # too long; a null byte; a loop of symbolic links
         raise InputError(f"--out {short(path, 200)}: cannot be a file's name ({getattr(error, 'strerror', None) or error})") from None
     for option, read in apart:
-        read = Path(read).resolve()
-        if here == read or read.is_dir() and read in here.parents or there and read.is_file() and path.is_file() \
-                and os.path.samefile(path, read):
-            raise InputError(f"--out {short(path, 200)}: is {'' if here == read else 'part of '}what {option} reads: choose another --out")
+        try:
+            read = read and Path(read).resolve()
+            clash = read and (read in (here, *here.parents) or read.is_file() and (
+                there and path.samefile(read) or path.is_dir() and read.parent == here))
+        except (OSError, ValueError, RuntimeError):                # whoever reads it will tell
+            continue
+        if clash:
+            part = "" if here == read else "part of "
+            raise InputError(f"--out {short(path, 200)}: is {part}what {option} reads: choose "
+                             "another --out")
+    return path, there
+
+
+def check_out(out, overwrite=False, apart=()):
+    """Raise InputError where a command must not write its file `out`: something lies there. -> Path
+
+    overwrite: an ordinary file may be replaced. apart: (option, path or None) of what the command
+    reads; `out` must never be one of these files or lie in one of these folders, even so.
+    """
+    path, there = look_at(out, apart)
     if there and not path.is_file():
-        raise InputError(f"--out {short(path, 200)}: is no ordinary file: name a new file")
+        raise InputError(f"--out {short(path, 200)}: could not be written (it is no ordinary "
+                         "file): name a new file")
     if there and not overwrite:
         raise InputError(f"--out {short(path, 200)}: is there already: choose another --out, or --overwrite")
     return path
+
+
+def check_folder(out, own=False, overwrite=False, apart=()):
+    """Raise InputError where a command must not write into its folder `out`: where something else
+    lies in it. -> Path
+
+    own: what lies there is of an earlier run of this command; overwrite: its files may be replaced
+    all the same. apart: as for `check_out`, and a file that is read must not lie in the folder.
+    """
+    path, there = look_at(out, apart)
+    if there and not path.is_dir():
+        raise InputError(f"--out {short(path, 200)}: could not be written (it is no folder): "
+                         "choose another --out")
+    if there and not (own or overwrite):
+        found = sorted(p.name for p in path.iterdir() if not p.name.endswith(".writing"))
+        if found:
+            what = "a model" if "config.json" in found else short(found[0])
+            raise InputError(f"--out {short(path, 200)}: is not empty, it holds {what}: choose a "
+                             "new folder, or --overwrite")
+    return path
+
+
+def hold(handle, name):
+    """Lock an open file or folder until it is closed; InputError where another process has done so.
+    Without fcntl (Windows), and where a disk knows no locks, there is none."""
+    try:
+        import fcntl
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        kind = "folder" if Path(name).is_dir() else "file"
+        raise InputError(f"{name}: another process is writing to this {kind}: wait for it, or "
+                         "choose another --out") from None
+    except (ImportError, OSError):
+        return
 
 
 @contextmanager
@@ -116,11 +164,9 @@ def locked(folder):
     """with locked(folder): ...   No other process writes to this folder meanwhile; one that tries is told so.
 
     The lock is on the folder itself and ends with the process, however that ends. A new folder to which
-    nothing was written goes again. Without fcntl (Windows), and on disks that know no locks, there is none.
+    nothing was written goes again.
     """
-    try:
-        import fcntl
-    except ImportError:
+    if os.name == "nt":                                            # it opens no folders
         yield
         return
     folder = Path(folder)
@@ -129,24 +175,17 @@ def locked(folder):
         if not new and not folder.is_dir():
             raise OSError(0, "it is a file, a folder is needed")
         folder.mkdir(parents=True, exist_ok=True)
-        handle, made = os.open(folder, os.O_RDONLY), folder.stat().st_mtime_ns
+        handle = os.open(folder, os.O_RDONLY)
     except (OSError, ValueError) as error:
         words = getattr(error, "strerror", None) or error
         raise InputError(f"--out {short(folder, 300)}: could not be written ({words}): choose another "
                          "--out") from None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise InputError(f"{folder}: another process is writing to this folder: wait for it, or choose "
-                         "another --out") from None
-    except OSError:
-        pass                                                       # some network disks
-    try:
+        hold(handle, folder)
         yield
     finally:
         os.close(handle)
-        if new and folder.stat().st_mtime_ns == made:
+        if new and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
 

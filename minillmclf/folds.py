@@ -28,7 +28,7 @@ from pathlib import Path
 
 from .commands import Parser, Stopped, run
 from .errors import InputError
-from .files import remove
+from .files import check_folder, check_out, find_model, remove
 from .settings import add_settings, read_settings, refuse_several
 from .submission import Form, check_submission, read_form, submission_text, table_text
 
@@ -275,6 +275,11 @@ def carry_out(arguments):
     s = read_settings({k: v for k, v in vars(a).items() if k not in own}, a.config)
     refuse_several(s, "folds")
     out = Path(s.out or f"runs/{Path(s.model).name}-{Path(s.data).stem}-{s.method}-{s.seed}-folds-{a.folds}")
+    apart = [("--data", find_data(s.data)), ("--test", a.test), ("--sample", a.sample),
+             ("--model", find_model(s.model))]
+    check_folder(out, (out / "fold-1").exists(), a.overwrite, apart)
+    for name in ("oof.csv", "folds.json", "submission.csv"):
+        check_out(out / name, True, apart)
     from .text.data import natural_order
     from .text.folds import share_out
     source = read_source(find_data(s.data), s, a.group)

@@ -11,7 +11,7 @@ import json
 
 from .commands import Parser, run
 from .errors import InputError
-from .files import find_model, read_json, write_text
+from .files import check_out, find_model, read_json, write_text
 from .settings import add_settings
 
 
@@ -31,6 +31,7 @@ def parse(arguments=None):
     p.add_argument("--end", choices=["auto", "none", "eos"], default="auto", help="does an end token belong to each label? [auto]")
     p.add_argument("--score-by", choices=["sum", "token", "char", "byte"], default="sum", help="what will be compared [sum]")
     p.add_argument("--out", help="also write the report to this JSON file")
+    p.add_argument("--overwrite", action="store_true", help="replace the file of --out")
     return p.parse_args(arguments)
 
 
@@ -65,6 +66,8 @@ def build(a, labels, fields):
 
 def main(arguments=None):
     a = parse(arguments)
+    if a.out:
+        check_out(a.out, a.overwrite, [("--data", a.data), ("--model", find_model(a.model))])
     labels, fields = choose_labels(a)
     tokenizer, readout = build(a, labels, fields)
     from .classify.label_doctor import examine

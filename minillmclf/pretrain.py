@@ -14,7 +14,8 @@ from pathlib import Path
 
 from .commands import Parser, Stopped, StopSignal, run
 from .errors import InputError
-from .files import check_fields, find_model, locked
+from .files import check_fields, check_folder, find_model, locked, remove, write_text
+from .text.corpus import weighted
 from .training.shapes import CONFIGS, SHAPES
 
 # objective -> the architecture of a new model
@@ -29,6 +30,8 @@ def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.pretrain", description=__doc__.split("\n\n")[0],
                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--out", required=True, help="folder of the new checkpoint; its state lies there too")
+    p.add_argument("--overwrite", action="store_true",
+                   help="start anew although --out holds something")
     p.add_argument("--text", nargs="+", metavar="FILE[:WEIGHT]",
                    help=".txt with a document a line, or .csv, .tsv, .jsonl of which all text but label and split is read; "
                         "what stands in a file of weight 3 is seen three times as often")
@@ -87,16 +90,25 @@ def read(a):
 
 
 def prepare(a, items, weights):
-    """Tokenizer, student and objective, new or from --start. A run that goes on has its vocabulary already."""
+    """Tokenizer, student and objective, new or from --start. A run that goes on has its vocabulary
+    already. InputError where other things lie in --out, but for --overwrite, which starts anew."""
     from .models import load_backbone
     from .text.tokenizer import load_tokenizer
+    out = Path(a.out)
+    state, log = out / "state.safetensors", out / "pretrain.jsonl"
+    models = {"--start": a.start, "--teacher": a.teacher}
+    apart = [(flag, name and find_model(name)) for flag, name in models.items()]
+    apart += [("--text", path) for path, _ in weighted([*(a.text or ()), *(a.pairs or ())])]
+    own = state.exists() or log.exists() and not (out / "config.json").exists()
+    check_folder(out, own, a.overwrite, apart)
+    if a.overwrite:
+        remove(state)
     if a.start:
         load = functools.partial(under_a_head, seed=a.seed) if a.head_only else load_backbone
         tokenizer, student = load_tokenizer(a.start), load(a.start)
     else:
-        if not (Path(a.out) / "state.safetensors").exists():
-            if (Path(a.out) / "config.json").exists():
-                raise InputError(f"{a.out}: holds a model, and no state to go on from: choose another --out")
+        if not state.exists():
+            write_text(log, "")                            # it says whose folder this is
             learn_vocabulary(a, items, weights).save(a.out)
         tokenizer = load_tokenizer(a.out)
         student = new_student(a, tokenizer)
@@ -181,7 +193,7 @@ def made_from(a, objective):
     """What the run depends on -> {"settings": ..., "read": {what: hash}}, the files that it reads and the vocabulary."""
     from .text.corpus import weighted
     from .tuning.saved import fingerprint
-    asked = {k: v for k, v in vars(a).items() if k not in ("out", "save_every", "threads")}
+    asked = {k: v for k, v in vars(a).items() if k not in ("out", "save_every", "threads", "overwrite")}
     hashed = {"vocabulary": hashlib.sha256(json.dumps(sorted(objective.tokenizer.vocab.items())).encode()).hexdigest()}
     for path, _ in weighted([*(a.text or []), *(a.pairs or [])]):
         hashed[f"text in {path}"] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -234,7 +246,9 @@ def train(a, objective, items, weights):
                 progress["step"] = step + 1
                 save_state(state, model, optimizer, progress)
             if stop.asked:
-                raise Stopped(f"stopped after step {step + 1} of {a.steps}; the same command goes on from there")
+                again = "the same command" + " without --overwrite" * a.overwrite
+                raise Stopped(f"stopped after step {step + 1} of {a.steps}; {again} goes on from "
+                              "there")
     return progress, time.monotonic() - started
 
 
@@ -242,7 +256,6 @@ def save(a, objective, tokenizer, log):
     """The checkpoint in fp16 and Hugging Face names, its tokenizer, and the log of losses."""
     import torch
 
-    from .files import write_text
     from .models import save_backbone
     from .models.weights import open_tensors
     pooler = {}                                                       # it travels with the body

@@ -219,15 +219,6 @@ def read_settings(arguments, config=None):
     return with_contents(Settings(**values).check())
 
 
-def trained_with(folder, name):
-    """A setting of the run that made a model's folder; the default where no run.json says it."""
-    from .files import read_json
-    record, default = folder / "run.json", getattr(Settings(), name)
-    settings = read_json(record).get("settings") if record.exists() else {}
-    value = settings.get(name) if isinstance(settings, dict) else default
-    return value if type(value) is type(default) else default
-
-
 def with_contents(s):
     """The settings with the contents of the files that they name, so that run.json says it all. -> Settings"""
     from .files import read_json

@@ -26,7 +26,7 @@ from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 
-from .building import build, encode
+from .building import build, encode, reading_of
 from .commands import Parser, Stopped, StopSignal, run
 from .errors import InputError
 from .files import check_fields, find_model, locked, read_json, remove
@@ -254,7 +254,7 @@ def owned(folder, **more):
 
 def write_predictions(path, examples, probabilities, labels, answers=None):
     """predictions.csv: line in the source, texts, true label, answer (default: the likeliest class), and a probability for
-    each class."""
+    each class. Texts are as they are in the data, even those that a spreadsheet computes: =1+1."""
     from .files import write_text
     from .text.data import text_names
     out = io.StringIO(newline="")
@@ -373,6 +373,7 @@ def train_run(s, data, folder, overwrite=False, say=print):
     from .training.recompute import recompute_blocks
     place = place_of(s, folder, data, overwrite)
     model, trainable, total = build(s, data.labels, data.columns)
+    model.read_as(reading_of(s, data))
     parallel.spread(model, s.parallel)
     if s.checkpointing == "on":
         recompute_blocks(model)

@@ -472,15 +472,25 @@ def test_predict_file(place, call, expected, tmp_path, suffix):
     assert to_stdout == out.read_text(encoding="utf-8")
 
 
+def without_reading(source, target):
+    """A copy of a run as it was saved before models remembered their columns."""
+    copy(source, target)
+    config = json.loads((target / "config.json").read_text())
+    del config["minillmclf"]["reading"]
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
 def test_predict_pair(place, call, tmp_path):
-    model = Classifier.load(place / "finished")
-    code, out, _ = call(predict, "--model", place / "finished", "the old rose", "--pair", "a storm")
+    old = without_reading(place / "finished", tmp_path / "old")
+    model = Classifier.load(old)
+    code, out, _ = call(predict, "--model", old, "the old rose", "--pair", "a storm")
     row = json.loads(out)
     assert code == 0 and (row["text_a"], row["text_b"]) == ("the old rose", "a storm")
     p = model.predict([("the old rose", "a storm")])[0].tolist()
     assert list(row["probabilities"].values()) == pytest.approx(p, abs=2e-6)
     (tmp_path / "pairs.csv").write_text("text_a,text_b\nthe old rose,a storm\n")
-    assert call(predict, "--model", place / "finished", "--data", tmp_path / "pairs.csv")[1] == out
+    assert call(predict, "--model", old, "--data", tmp_path / "pairs.csv")[1] == out
 
 
 def test_train_on_pairs(place, call, tmp_path):
@@ -817,23 +827,27 @@ def test_evaluate_refuses(place, refused, tmp_path):
 def test_predict_refuses(place, refused, tmp_path, monkeypatch):
     model, data, out = place / "finished", tmp_path / "data.csv", tmp_path / "answers.csv"
     out.write_text("earlier answers\n")
-    refused(["empty", "text 2"], tmp_path, predict, "--model", model, "--out", out, "rose", "")
-    refused(["empty"], tmp_path, predict, "--model", model, "--out", out, " ")
+    refused([str(out), "is there already", "--overwrite"], tmp_path, predict, "--model", model,
+            "--out", out, "rose")
+    anew = ("--overwrite", "--out", out)
+    refused(["empty", "text 2"], tmp_path, predict, "--model", model, *anew, "rose", "")
+    refused(["empty"], tmp_path, predict, "--model", model, *anew, " ")
     refused(["--pair", "one text, got 2"], tmp_path, predict, "--model", model, "--pair", "x", "a", "b")
     refused(["--pair"], tmp_path, predict, "--model", model, "--pair", "x", "--data", data)
     refused(["--data", "not both"], tmp_path, predict, "--model", model, "--data", data, "rose")
     refused(["--text-column", "--data"], tmp_path, predict, "--model", model, "--text-column", "title", "rose")
     refused(["batch size 0"], tmp_path, predict, "--model", model, "--batch-size", 0, "rose")
     refused([str(data), "No such file"], tmp_path, predict, "--model", model, "--data", data)
-    refused(["not UTF-8"], tmp_path, predict, "--model", model, "--out", out, os.fsdecode(b"caf\xe9"))
+    refused(["not UTF-8"], tmp_path, predict, "--model", model, *anew, os.fsdecode(b"caf\xe9"))
     data.write_text("text\nrose\n\"\"\ntree\n\" \"\n")
-    refused([str(data), "2 empty", "line 3, 5"], tmp_path, predict, "--model", model, "--data", data, "--out", out)
+    anew = ("--data", data, *anew)
+    refused([str(data), "2 empty", "line 3, 5"], tmp_path, predict, "--model", model, *anew)
     data.write_text("title\nrose\n")
-    refused([str(data), "'text'", "'title'"], tmp_path, predict, "--model", model, "--data", data, "--out", out)
+    refused([str(data), "'text'", "'title'"], tmp_path, predict, "--model", model, *anew)
     for content, words in ((b"caf\xe9\n", ["not UTF-8", "iconv"]), (b"rose\n\ntree\n", ["line 2 is empty"]),
                            (b"", ["no lines"])):
         stdin(monkeypatch, content)
-        refused(["standard input", *words], tmp_path, predict, "--model", model, "--out", out)
+        refused(["standard input", *words], tmp_path, predict, "--model", model, *anew[2:])
 
 
 # ---------------------------------------------------------------- a full disk
@@ -900,7 +914,8 @@ def test_full_disk_for_answers(place, refused, tmp_path, monkeypatch):
     def no_room(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(os, "fsync", no_room)
-    refused([str(out), "No space left"], tmp_path, predict, "--model", place / "finished", "--out", out, "rose")
+    refused([str(out), "No space left"], tmp_path, predict, "--model", place / "finished",
+            "--out", out, "rose", "--overwrite")
 
 
 # ---------------------------------------------------------------- real processes

@@ -12,7 +12,7 @@ from minillmclf.errors import InputError
 from minillmclf.settings import read_settings
 from minillmclf.text import doctor
 from minillmclf.text.arena import read_arena, read_ids
-from minillmclf.text.data import load_data, read_example_windows, read_examples, row_splits
+from minillmclf.text.data import load_data, read_examples, read_text_windows, row_splits
 from minillmclf.text.prompt import fit
 from minillmclf.text.table_files import read_table
 
@@ -57,7 +57,7 @@ SWALLOWS = {
 def test_a_quote_swallows_no_row(tmp_path, name):
     text, line, rows = SWALLOWS[name]
     path = write(tmp_path / name, text)
-    for read in (lambda: read_table(path), lambda: list(read_example_windows(path, 1, "text"))):
+    for read in (lambda: read_table(path), lambda: list(read_text_windows(path, 1, "text"))):
         refused(read, path, f"line {line}:", "quot", "twice", "--quoting none")
     found = rows_of(path, "none")
     assert [row for row in found if row in rows] == rows, "--quoting none reads other rows"
@@ -259,7 +259,7 @@ def test_numbers_and_truth_values_are_names(tmp_path, value, name):
 @pytest.mark.parametrize("value", ['""', "null", "NaN", "true", "[]", "{}", "1e999"])
 def test_labels_of_files_to_predict_are_not_asked_for(tmp_path, value):
     path = jsonl(tmp_path / "f.jsonl", f'{{"id": 1, "text": "x", "label": {value}}}', '{"id": 2, "text": "y", "label": "a"}')
-    assert [e.texts for rows, _ in read_example_windows(path, 10) for e in rows] == [("x",), ("y",)]
+    assert [texts for *_, rows in read_text_windows(path, 10) for texts in rows] == [("x",), ("y",)]
     assert [e.texts for e in folds.read_source(path, read_settings({}), labelled=False).examples] == [("x",), ("y",)]
     battle = '{"id": %d, "prompt": "p", "response_a": "x", "response_b": "y", "winner": %s}'
     path = jsonl(tmp_path / "arena.jsonl", battle % (1, value), battle % (2, '"a"'))
@@ -287,7 +287,7 @@ def test_another_separator_is_read_with_a_note(tmp_path, capsys, name, text):
 
 def test_files_that_are_as_usual_draw_no_note(tmp_path, capsys):
     read_examples(write(tmp_path / "f.csv", "text,label\none; two,a\n"))
-    list(read_example_windows(write(tmp_path / "g.csv", "text\none; two, three\n".replace(",", "")), 5))
+    list(read_text_windows(write(tmp_path / "g.csv", "text\none; two, three\n".replace(",", "")), 5))
     load_data("tickets")
     assert capsys.readouterr().err == ""
 

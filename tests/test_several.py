@@ -415,7 +415,7 @@ def test_a_saved_run_predicts_and_is_judged_the_same(trained, tmp_path, capsys):
     p = model.predict([e.texts for e in data.train + data.dev + data.test])
     assert predict.main(flags(model=run, data=path, out=tmp_path / "answers.csv")) == 0, "rows without a label are in the file"
     with open(tmp_path / "answers.csv", encoding="utf-8", newline="") as file:
-        assert [row["label"] for row in csv.DictReader(file)] == model.answers(p)
+        assert [row["predicted"] for row in csv.DictReader(file)] == model.answers(p)
     capsys.readouterr()
     predict.main(["--model", str(run), data.test[0].texts[0]])
     line = json.loads(capsys.readouterr().out)

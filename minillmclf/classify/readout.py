@@ -32,6 +32,11 @@ ASKED = {"template": (lambda v: isinstance(v, str), "a text"),                  
          "score_by": (lambda v: isinstance(v, str), "a word")}
 
 
+READING = {"text_column": (lambda v: is_words(v) and len(v) > 0, "a list of names"),
+           "label_column?": (lambda v: isinstance(v, str), "a name"),
+           "quoting?": (lambda v: isinstance(v, str), "a word")}
+
+
 def read_readout(readout, asked, labels):
     """The arguments of from_backbone -> {} for a head, else all of what a label readout is made of."""
     if readout not in ("head", "labels"):
@@ -74,7 +79,7 @@ def read_settings(config, where):
     """What `Classifier.save` wrote into a config.json for us, with defaults for files of others."""
     settings = config.get("minillmclf", {})
     plain = {"pool": "family", "max_length": None, "readout": {}, "keep": "head", "windows": None, "calibration": None,
-             "preference": {}, "thresholds": None}
+             "preference": {}, "thresholds": None, "reading": None}
     good = isinstance(settings, dict) and set(settings) <= set(plain) and isinstance(settings.get("readout", {}), dict)
     if not good or settings.get("pool") not in (None, "family", *POOLINGS):
         raise InputError(f"{where}: minillmclf = {settings!r:.80} is not known; pool is family, {', '.join(POOLINGS)}")

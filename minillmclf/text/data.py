@@ -49,6 +49,7 @@ class Dataset:
     columns: tuple[str, ...]      # the text columns that were read
     source: dict                  # for run.json: path, sha256 per file, split ("column", "files", "random"), seed
     several: bool = False         # may a row have several labels, or none? Then an Example's label is as of `label_set`
+    label_column: str = ""        # the label column that was read
 
 
 def read_examples(path, text_columns=None, label_column=None, need_labels=True, several=False,
@@ -65,17 +66,16 @@ def read_examples(path, text_columns=None, label_column=None, need_labels=True, 
     return _examples(table, columns, label_column, several, need_labels)
 
 
-def read_example_windows(path, size, text_columns=None, several=False, quoting="auto"):
-    """What `read_examples` gives where labels are not needed, `size` rows at a time -> (Examples, sha256 of the file up to
-    the last of them). The columns are chosen by the first window. InputError also for a row that holds no text at all."""
-    columns = label_column = None
-    for table in read_windows(Path(path), size, quoting):
-        if columns is None:
-            label_column = usual_label(table)
-            columns = _choose_columns(table, text_columns, label_column, False)
-        examples = _examples(table, columns, label_column, several, False)
+def read_text_windows(path, size, text_columns=None, **how):
+    """The texts of a file to be answered, `size` rows at a time -> (Table, its text columns, a
+    tuple of texts for each row). Labels are not looked at. The columns are chosen by the first
+    window; how: as for `read_windows`. InputError also for a row that holds no text at all."""
+    columns = None
+    for table in read_windows(Path(path), size, **how):
+        columns = columns or _choose_columns(table, text_columns, "", False)
+        examples = _examples(table, columns, None)
         refuse_blank(path, examples)
-        yield examples, table.sha256
+        yield table, columns, [example.texts for example in examples]
 
 
 def usual_texts(table: Table) -> tuple[str, ...]:
@@ -271,7 +271,8 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, severa
     source = {"path": str(path_or_name), "sha256": {table.path.name: table.sha256 for table in tables.values()},
               "split": kind, "seed": seed, "dev_from_train": dev_from_train}
     name = path.resolve().name if path.is_dir() else path.stem
-    return Dataset(name, parts["train"], parts["dev"], parts["test"], labels, text_columns, source, several)
+    return Dataset(name, parts["train"], parts["dev"], parts["test"], labels, text_columns, source,
+                   several, label_column)
 
 
 def _refuse_multi_hot(table: Table, label_column: str) -> None:

@@ -85,7 +85,7 @@ def build_as(build, base, labels, settings, where, **more):
     model.calibrate(settings.get("calibration"), f"{where}: calibration")
     if settings.get("thresholds") is not None:
         model.use_thresholds(settings["thresholds"], f"{where}: thresholds")
-    return model
+    return model.read_as(settings.get("reading"), f"{where}: reading")
 
 
 def fill_learned(model, path):
