@@ -45,7 +45,6 @@ def parse(arguments=None):
                                                                "not (default: as trained)")
     p.add_argument("--out", help="also write the metrics to this JSON file")
     p.add_argument("--overwrite", action="store_true", help="replace the file of --out")
-    add_settings(p, ["quoting"])
     g = p.add_argument_group("with --method prompt")
     g.add_argument("--method", choices=["prompt"], help="prompt: ask a language model instead of a saved classifier")
     add_settings(g, ["template", "label_texts", "instruction", "end", "max_length", "device", "seed"])

@@ -136,8 +136,8 @@ def _choose_columns(table: Table, text_columns, label_column: str, need_labels: 
 
 def _examples(table: Table, columns: tuple[str, ...], label_column: str, several=False,
               need_labels=True) -> list[Example]:
-    names, examples = names_of(label_column), []
-    labelled = set(names) <= set(table.columns)
+    names, examples = names_of(label_column) if label_column else (), []
+    labelled = bool(names) and set(names) <= set(table.columns)
     if len(names) > 1 and not several:
         raise InputError(f"--label-column {short(label_column)}: a column for each class goes with "
                          "--several-labels on")
