@@ -28,6 +28,8 @@ from .errors import InputError
 from .files import find_model
 from .settings import add_settings, read_settings
 
+FITTED_ROWS = 200              # training rows, drawn by the seed, that are measured after each epoch
+
 
 def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.train", description=__doc__,
@@ -197,10 +199,12 @@ def learn(s, model, data, folder, say):
     from .classify.swap import with_swapped
     from .files import write_text
     from .training import parallel
-    from .training.loop import fit, plan_epochs
-    from .training.metrics import METRICS, SET_METRICS
+    from .training.loop import Rows, fit, plan_epochs
+    from .training.metrics import METRICS, SET_METRICS, evaluate, evaluate_sets
     rows = with_swapped(data.train) if s.swap in ("train", "both") else data.train
     train, dev = encode(model, rows, once=True)[0], encode(model, data.dev)[0]
+    chosen = random.Random(f"fitted:{s.seed}").sample(range(len(rows)), min(len(rows), FITTED_ROWS))
+    sample = Rows([train.encoded[row] for row in chosen], [train.labels[row] for row in chosen])
     objective = objective_of(s, model, train.labels)
     started = time.time()
     with tqdm(unit="step", dynamic_ncols=True, leave=False) as bar, StopSignal() as stop:
@@ -212,7 +216,10 @@ def learn(s, model, data, folder, say):
 
         def on_epoch(line):
             bar.clear()
-            say(f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  dev " + "  ".join(
+            probabilities = model.probabilities(parallel.scores(model, sample.encoded, s.eval_batch_size))
+            fitted = (evaluate_sets if model.several else evaluate)(probabilities, sample.labels, model.labels)[s.metric]
+            line[f"train_{s.metric}"] = fitted                 # of the same rows each time, beside dev's: the gap is seen
+            say(f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  {s.metric} {fitted:.3f}  dev " + "  ".join(
                 f"{name} {line[name]:.3f}" for name in (SET_METRICS if model.several else METRICS)))
 
         def on_finding(line):
@@ -248,18 +255,37 @@ def finish(s, model, data, folder, record, progress, timing):
         results = several.finish(s, model, data, split, dev, probabilities)
     else:
         results = {**baselines(data), f"{Path(s.model).name}, {s.method}": evaluate(probabilities, rows.labels, model.labels)}
+    timing |= {"peak_memory_mb": peak_memory()}
     model.save(folder)
+    check_saved(model, folder, [e.texts for e in getattr(data, split)[:3]])
     write_predictions(folder / "predictions.csv", getattr(data, split), probabilities, model.labels, model.answers(probabilities))
     record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split, "results": results, **swap,
-               "timing": {**timing, "peak_memory_mb": peak_memory()}}
+               "timing": timing}
     write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     for name in ("state.safetensors", "best.safetensors"):
         (folder / name).unlink(missing_ok=True)
     return record
 
 
+def check_saved(model, folder, texts):
+    """Load what was just saved and ask it: InputError unless it says of these texts bit for bit what the model says."""
+    from .classify.classifier import Classifier
+    try:
+        again = Classifier.load(folder).to(next(model.parameters()).device)
+    except InputError as error:
+        fault = f"is refused when it is loaded again ({error})"
+    else:
+        told, said = model.predict(texts), again.predict(texts)
+        if (told == said).all() and (again.labels, again.thresholds) == (model.labels, model.thresholds):
+            return
+        fault = f"answers otherwise when it is loaded again, by up to {abs(told - said).max():.2g} in a probability"
+    raise InputError(f"{folder}: what was saved {fault}: the best weights are kept, and the same command ends the run again; if "
+                     "it fails again, the base or this program has changed, or the memory is at fault")
+
+
 def show_record(record, labels, rows, folder):
-    """Print a finished run: the final table and where things lie."""
+    """Print a finished run: the final table, what speaks against it, and where things lie."""
+    from .advice import second_thoughts
     from .classify import several
     timing = record["timing"]
     example = "--data new.csv" if "swap" in record else '"a text"'          # three texts come from a file
@@ -273,6 +299,8 @@ def show_record(record, labels, rows, folder):
           f"parameters trained; {timing['train_seconds']} s, {timing['seconds_per_step'] * 1000:.0f} ms a step, {speed}"
           f"peak memory {timing['peak_memory_mb']} MB\nsaved in {folder}; try:  "
           f"python -m minillmclf.predict --model {folder} {example}")
+    for line in second_thoughts(record):
+        print(line)
 
 
 def train_run(s, data, folder, overwrite=False, say=print):
@@ -282,6 +310,7 @@ def train_run(s, data, folder, overwrite=False, say=print):
     """
     from .files import write_text
     from .training import parallel
+    from .training.rates import rate_line
     from .training.recompute import recompute_blocks
     model, trainable, total = build(s, data.labels, data.columns)
     parallel.spread(model, s.parallel)
@@ -298,7 +327,7 @@ def train_run(s, data, folder, overwrite=False, say=print):
         from .classify.label_doctor import examine
         say("\n" + "\n".join(examine(model.tokenizer, model.head, model.labels).lines()))
     say(f"\n{s.model}: {model.report.line() if s.weights == 'pretrained' else 'random weights'}; "
-        f"{trainable:,} of {total:,} parameters will be trained")
+        f"{trainable:,} of {total:,} parameters will be trained; {rate_line(s)}")
     if model.quantise:
         kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.kept_whole})
         say(f"in four bits ({model.quantise}): the body's linear layers; kept whole: {', '.join(kinds)}")

@@ -14,13 +14,17 @@ from ..models.layers import ACTIVATIONS
 from ..text.cutting import cut_to
 
 POOLINGS = ("first", "mean", "max", "last")
+MISTAKE = "position"        # the batch's last place, padding or not: a mistake to learn from, which no command offers
 
 
 def pool(hidden, mask, how):
     """hidden (B, T, D), mask (B, T) -> (B, D): the first or last *real* token, or the mean or maximum over real tokens.
 
-    Padding may stand on either side. Raises InputError for an unknown `how`.
+    Padding may stand on either side. how="position" takes the token at [:, -1], as if no row had padding: a text's answer then
+    depends on how long its batch mates are, and nothing fails. It is here to be seen. Raises InputError for an unknown `how`.
     """
+    if how == MISTAKE:
+        return hidden[:, -1]
     real = mask.bool()
     if how in ("first", "last"):
         places = torch.arange(mask.shape[1], device=mask.device)
@@ -192,6 +196,6 @@ def build_head(model_type, backbone, classes, how="family"):
     """how: "family" for the head that transformers has for this model_type, or one of POOLINGS."""
     if how == "family":
         return FAMILY_HEADS[model_type](backbone, classes)
-    if how not in POOLINGS:
+    if how not in (*POOLINGS, MISTAKE):
         raise InputError(f"pooling {how!r} is not known; known: family, {', '.join(POOLINGS)}")
     return PooledHead(backbone, classes, how)

@@ -170,7 +170,7 @@ def finish_epoch(model, dev, s, progress, best):
               **measure(probabilities, dev.labels, model.labels)}
     progress["losses"] = []
     progress["history"].append(record)
-    if better(s.metric, record[s.metric], progress["best"] and progress["best"][s.metric]):
+    if better(s.metric, record, progress["best"] and progress["history"][progress["best"]["epoch"] - 1]):
         progress["best"] = {"epoch": epoch, s.metric: record[s.metric]}
         trained = {n: parallel.whole(p.detach()) for n, p in model.named_parameters() if p.requires_grad}
         if parallel.first():

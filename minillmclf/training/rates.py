@@ -1,0 +1,46 @@
+"""The peak learning rate that a method is first tried with, by what learns and by how wide the body is; --lr goes over it.
+
+A wider matrix moves its output more for the same step of each number, so rates fall with width. The sources, by AdamW:
+
+  full, last-N      3e-4 up to width 384: the small BERTs of Turc et al. 2019 were tuned with 3e-4, 1e-4, 5e-5 and
+                    3e-5; 5e-5 to 2e-5 at 768 and 1024: Devlin et al. 2018 (BERT), Liu et al. 2019 (RoBERTa), He et al. 2021
+                    (DeBERTa); 2e-5 to 1e-5 above: Touvron et al. 2023 (LLaMA 2). T5 is given 1e-4 or more, as transformers'
+                    documentation of T5 has it.
+  lora dora qlora   ten times that: 5e-4 on RoBERTa base and 2e-4 to 4e-4 on large in Hu et al. 2021, 2e-4 to 1e-4 on LLaMA
+                    in Dettmers et al. 2023 (QLoRA)
+  head              1e-2 to 1e-3: a linear layer on features that stand still (measured here up to width 384)
+  houlsby pfeiffer  1e-3: Houlsby et al. 2019 tried 3e-5, 3e-4 and 3e-3
+  bitfit            1e-3: Ben Zaken et al. 2021 tried 1e-4 to 1e-3
+  prefix            1e-2: Liu et al. 2021 (P-tuning v2), 5e-3 to 1e-2; PEFT's examples
+  prompt            3e-2: PEFT's examples; Lester et al. 2021 took 0.3 with Adafactor
+
+The readout changes nothing: label texts and a head are tuned at the same rates, and only a head can learn alone.
+"""
+from ..errors import InputError
+from ..files import find_model, read_json
+
+WIDTHS = ("hidden_size", "d_model", "n_embd")          # what families call it in config.json
+BY_WIDTH = ((384, 3e-4, 1e-2), (512, 1e-4, 5e-3), (768, 3e-5, 2e-3), (1024, 2e-5, 1e-3), (float("inf"), 1e-5, 1e-3))
+BY_METHOD = {"houlsby": 1e-3, "pfeiffer": 1e-3, "bitfit": 1e-3, "prefix": 1e-2, "prompt": 3e-2}
+T5_LEAST = 1e-4
+
+
+def default_rate(s):
+    """Settings -> the rate, why. A model that cannot be read is taken to be narrow: what is wrong with it is told later."""
+    try:
+        config = read_json(find_model(s.model) / "config.json")
+    except InputError:
+        config = {}
+    inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    width = next((inner[key] for key in WIDTHS if type(inner.get(key)) is int), 0)
+    full, head = next(rates for most, *rates in BY_WIDTH if width <= most)
+    full = max(full, T5_LEAST) if config.get("model_type") == "t5" else full
+    rates = {**BY_METHOD, "head": head, **dict.fromkeys(("lora", "dora", "qlora"), float(f"{10 * full:.6g}"))}
+    return rates.get(s.method, full), f"{s.method} at width {width}"
+
+
+def rate_line(s):
+    """Which rate a run takes and why, in words."""
+    usual, why = default_rate(s)
+    return f"learning rate {s.lr:g}: " + (f"the usual one of {why} (--lr goes over it)" if s.lr == usual else
+                                          f"as given (the usual one of {why} is {usual:g})")
