@@ -279,8 +279,8 @@ def check_saved(model, folder, texts):
         if (told == said).all() and (again.labels, again.thresholds) == (model.labels, model.thresholds):
             return
         fault = f"answers otherwise when it is loaded again, by up to {abs(told - said).max():.2g} in a probability"
-    raise InputError(f"{folder}: what was saved {fault}: the best weights are kept, and the same command ends the run again; if "
-                     "it fails again, the base or this program has changed, or the memory is at fault")
+    raise InputError(f"{folder}: what was saved {fault}: the state of training is kept; give the same command again, and if that "
+                     "ends here too, look whether the base or this package has changed meanwhile")
 
 
 def show_record(record, labels, rows, folder):

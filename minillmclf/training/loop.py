@@ -154,7 +154,8 @@ def run_epochs(model, train, dev, s, folder, stop, objective, on_step, on_epoch,
         finish_epoch(model, dev, s, progress, best)
         if on_epoch:
             on_epoch(progress["history"][-1])
-        if s.patience and epoch + 1 - progress["best"]["epoch"] >= s.patience:
+        reached = next(line["epoch"] for line in progress["history"] if line[s.metric] == progress["best"][s.metric])
+        if s.patience and epoch + 1 - reached >= s.patience:        # a tie is no progress, whichever its epoch
             break
     parallel.wait()
     restore(model, best)
