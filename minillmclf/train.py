@@ -72,7 +72,11 @@ def diagnose(model, data):
     lengths = {split: [model.head.length(model.tokenizer, e.texts) for e in getattr(data, split)]
                for split in ("train", "dev", "test")}
     setting, most = model.head.limit(model.max_length)
-    return examine(data, lengths, most, setting)
+    if setting == "max_length" and most >= (model.backbone.room or most + 1):
+        plain = model.head.windows is None and not model.readout and not model.preference and model.prompt is None
+        return examine(data, lengths, most, "the model takes no more" + ": --windows mean reads them whole" * plain
+                       + ("" if model.readout else ", --keep head+tail keeps both ends"))
+    return examine(data, lengths, most, f"raise {setting}")
 
 
 def balanced(labels, classes):

@@ -252,6 +252,18 @@ def test_the_last_lines_of_a_run_hold_it(place, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("WARNING: test accuracy 0.")
 
 
+def test_the_advice_on_long_texts_can_be_followed(tmp_path):
+    from minillmclf.text.data import load_data
+    base = small.bert_folder(tmp_path / "bert", positions=8)
+    data = load_data(str(small.data_file(tmp_path / "data.csv")))
+
+    def warned(**more):
+        report = train.diagnose(Classifier.from_backbone(base, data.labels, **more), data)
+        return next(w for w in report.warnings if "truncated" in w)
+    assert warned(max_length=7).endswith("raise max_length")
+    assert warned().endswith("get truncated: the model takes no more: --windows mean reads them whole, --keep head+tail keeps both ends")
+
+
 # ---------------------------------------------------------------- a mistake to look at
 
 def test_pooling_by_position_reads_padding(place):

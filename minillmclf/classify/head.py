@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..files import short
 from ..models.layers import ACTIVATIONS
 from ..text.cutting import cut_to
 
@@ -55,7 +56,7 @@ class Head(nn.Module):
         """A row's one text or two -> (ids, token types), was it shortened to max_length tokens?"""
         pieces = [tokenizer.ids(part) for part in parts]
         if not any(pieces):
-            raise InputError(f"the text {parts[0]!r:.60} holds no token, only characters that the tokenizer drops")
+            raise InputError(f"the text {short(parts[0])} holds no token, only characters that the tokenizer drops")
         if self.windows is not None:
             return self.windows.lay_out(tokenizer, pieces, max_length, self.keep)
         ids, cut = cut_to(pieces, max_length - tokenizer.overhead(len(parts) == 2), self.keep)
