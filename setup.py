@@ -8,9 +8,10 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=[*find_packages(include=["minillmclf", "minillmclf.*"]), "minillmclf.checkpoints"],
-    package_dir={"minillmclf.checkpoints": "checkpoints"},            # of the models that lie there, only the shipped ones
+    package_dir={"minillmclf.checkpoints": "checkpoints"},
     package_data={"minillmclf": ["datasets/*.csv", "datasets/*.txt"],
-                  "minillmclf.checkpoints": ["README.md", "mini-bert/*", "mini-llama/*", "mini-t5/*"]},
+                  "minillmclf.checkpoints": ["README.md", "mini-bert/*", "mini-llama/*",
+                                             "mini-t5/*"]},
     install_requires=["torch>=2.11,<2.14", "safetensors>=0.5", "numpy", "regex", "sentencepiece>=0.2", "tqdm",
                       "bitsandbytes>=0.50,<0.51"],
     extras_require={"plots": ["matplotlib>=3.8"],

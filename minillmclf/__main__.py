@@ -1,4 +1,4 @@
-"""python -m minillmclf COMMAND ...: the same as python -m minillmclf.COMMAND; without a command, what there is."""
+"""python -m minillmclf COMMAND ...: as python -m minillmclf.COMMAND; without one, what there is."""
 import ast
 import runpy
 import sys
@@ -24,10 +24,11 @@ def main():
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         name, *sys.argv[1:] = sys.argv[1:]
         if name not in known:
-            raise InputError(f"{name[:60]!r} is no command; known are {', '.join(known)}{did_you_mean(name, known)}")
+            raise InputError(f"{name[:60]!r} is no command; known are {', '.join(known)}"
+                             + did_you_mean(name, known))
         return runpy.run_module(f"minillmclf.{name}", run_name="__main__", alter_sys=True)
-    Parser(prog="python -m minillmclf", usage="%(prog)s COMMAND [--help] ...", description=__doc__).parse_args()
-    print("python -m minillmclf COMMAND ..., or python -m minillmclf.COMMAND ...; --help tells more of each:\n")
+    Parser("python -m minillmclf", "%(prog)s COMMAND [--help] ...", __doc__).parse_args()
+    print("python -m minillmclf COMMAND ..., or python -m minillmclf.COMMAND ...; with --help:\n")
     print("\n".join(f"  {name:<10} {what}" for name, what in known.items()))
     return 0
 

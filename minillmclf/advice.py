@@ -83,12 +83,13 @@ def advise(facts):
 
 
 def second_thoughts(record):
-    """A finished run's record -> lines that say which baseline it does not beat, and what to try; [] for a good one."""
+    """A finished run's record -> a line on what it does not beat and what to try, or []."""
     from .training.metrics import gain
     from .training.rates import default_rate
     given, results = Settings(**record["settings"]), record["results"]
     *plain, own = results
-    metric = given.metric if given.metric != "ece" else "micro_f1" if given.several_labels == "on" else "accuracy"
+    metric = "micro_f1" if given.several_labels == "on" else "accuracy"
+    metric = given.metric if given.metric != "ece" else metric
     lost = [name for name in plain if gain(metric, results[own], results[name]) < 0
             or name in CONSTANT and gain(metric, results[own], results[name]) == 0]
     if not lost:
@@ -97,7 +98,7 @@ def second_thoughts(record):
     if given.weights == "random":
         tries.append("--weights pretrained")
     if given.lr == usual:
-        tries.append(f"another --lr ({3 * usual:g} or {usual / 3:g}; this was the usual {usual:g})")
+        tries.append(f"another --lr ({3 * usual:.2g} or {usual / 3:.2g}; the usual is {usual:g})")
     else:
         tries.append(f"--lr {usual:g}, the usual one of {why}")
     if record["best_epoch"] >= given.epochs:
@@ -106,8 +107,8 @@ def second_thoughts(record):
         tries.append("--method full")
     tries.append("another --model (python -m minillmclf.choose looks at the data)")
     numbers = ", ".join(f"{name} {results[name][metric]:.3f}" for name in lost)
-    return [f"WARNING: {record['split']} {metric.replace('_', ' ')} {results[own][metric]:.3f} is not above {numbers}: "
-            f"try {'; '.join(tries)}"]
+    score = f"{record['split']} {metric.replace('_', ' ')} {results[own][metric]:.3f}"
+    return [f"WARNING: {score} is not better than {numbers}: try {'; '.join(tries)}"]
 
 
 def command_of(flags):

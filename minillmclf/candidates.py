@@ -85,9 +85,11 @@ def make(text, method, readout, swept, flags, readouts):
     for key in sorted(key for key in tuned if useless.get(key, "").startswith("--method")):
         raise InputError(f"--methods {method}: reads no {key}: leave it out")
     for key, wanted in useless.items():
-        if wanted.startswith("--method") or len(readouts) > 1 and not (key in own and "readout" in own):
+        meant = key in own and "readout" in own
+        if wanted.startswith("--method") or len(readouts) > 1 and not meant:
             given.pop(key, None)
-    s, kept = read_settings(given), {key: value for key, value in swept.items() if key not in own and key in given}
+    kept = {key: value for key, value in swept.items() if key not in own and key in given}
+    s = read_settings(given)
     pairs = [pair for pair in text.partition("@")[2].split(",") if pair]
     said = [pair for pair in pairs if pair.partition("=")[0] not in ("method", "readout")]      # a label names these anyway
     tuned = ",".join(f"{key}={value}" for key, value in tuned.items() if key not in swept and key not in own)
@@ -98,7 +100,8 @@ def expand(models, methods, readouts, sweep, flags):
     """All candidates, in the order of the table. sweep: as read_sweep gives it; flags: settings, for all of them."""
     for method in (text.partition("@")[0] for text in methods):
         if kind_of(method) not in METHODS:
-            raise InputError(f"--methods {short(method)}: known are {', '.join(METHODS)}{did_you_mean(method, METHODS)}")
+            raise InputError(f"--methods {short(method)}: known are {', '.join(METHODS)}"
+                             + did_you_mean(method, METHODS))
     used, found = {*readouts}, []
     for text in models:
         used |= {read_own(text)[1].get("readout", readouts[0])} if text not in BASELINES else set()
@@ -117,7 +120,8 @@ def expand(models, methods, readouts, sweep, flags):
     read = [set(flags) - set(idle(vars(one.settings))) for one in found if not one.baseline]
     for key in flags if read else ():
         if not any(key in one for one in read):
-            raise InputError(f"{flag(key)}: no method and readout of this comparison reads it: leave it out")
+            raise InputError(f"{flag(key)}: no method and readout of this comparison reads it: "
+                             "leave it out")
     return found
 
 

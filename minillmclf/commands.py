@@ -14,7 +14,7 @@ class Stopped(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with --version, and a mistake told in one line, with what was probably meant, instead of the whole usage."""
+    """argparse with --version, and mistakes told in one line, with what was probably meant."""
 
     def __init__(self, *given, **more):
         super().__init__(*given, **more)
@@ -25,7 +25,8 @@ class Parser(argparse.ArgumentParser):
         flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
         for word in arguments[:arguments.index("--")] if "--" in arguments else arguments:
             name = word.partition("=")[0]
-            if name.startswith("--") and " " not in name and not any(flag.startswith(name) for flag in flags):
+            known = any(flag.startswith(name) for flag in flags)
+            if name.startswith("--") and " " not in name and not known:
                 self.error(f"unknown flag {short(name)[1:-1]}{did_you_mean(name, flags)}")
         found, left = self.parse_known_args(arguments, namespace)
         if left:
@@ -35,8 +36,8 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action, value):
         if action.choices is not None and value not in action.choices:
             known = list(map(str, action.choices))
-            raise argparse.ArgumentError(action, f"invalid choice {short(value)}: known are {', '.join(known)}"
-                                         + did_you_mean(value, known))
+            raise argparse.ArgumentError(action, f"invalid choice {short(value)}: known are "
+                                         + ", ".join(known) + did_you_mean(value, known))
 
     def error(self, message):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")

@@ -9,7 +9,8 @@ from pathlib import Path
 from .errors import InputError
 
 PACKAGE = Path(__file__).resolve().parent
-CHECKPOINTS = next(filter(Path.is_dir, [PACKAGE / "checkpoints"]), PACKAGE.parent / "checkpoints")   # installed; the repository
+CHECKPOINTS = PACKAGE / "checkpoints"                            # where the package is installed
+CHECKPOINTS = CHECKPOINTS if CHECKPOINTS.is_dir() else PACKAGE.parent / "checkpoints"
 MOST_DIGITS = 400                       # of a number in a file; Python refuses to read or print some thousands
 
 
@@ -186,9 +187,9 @@ def flush(path):
 
 
 def find_model(name):
-    """A model's folder: the name of one in checkpoints/ (mini-bert), or a path (./mini-bert is a folder of one's own).
+    """A model's folder: the name of one in checkpoints/ (mini-bert), or a path (./mini-bert).
 
-    checkpoints/mini-bert is the shipped one too where the folder at hand has no checkpoints/ with it.
+    checkpoints/mini-bert is the shipped one, too, where there is no such path.
     """
     path = Path(name)
     shipped = CHECKPOINTS / path.name
@@ -202,8 +203,9 @@ def find_model(name):
     except OSError as error:                                       # a name of thousands of characters
         raise InputError(f"{short(path, 100)}: no such model folder ({error.strerror})") from None
     known = sorted(p.name for p in CHECKPOINTS.glob("*") if (p / "config.json").exists()) if CHECKPOINTS.is_dir() else []
-    fetch = f"if it is one of huggingface.co, fetch it first: hf download {name} --local-dir checkpoints/{path.name}, " \
-        f"then --model checkpoints/{path.name}; " \
+    place = f"checkpoints/{path.name}"
+    fetch = f"if it is one of huggingface.co, fetch it first: hf download {name} --local-dir " \
+        f"{place}, then --model {place}; " \
         if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not str(name).startswith(".") else ""
     raise InputError(f"{short(path, 200)}: no such model folder; {fetch}shipped checkpoints: {', '.join(known) or 'none'} "
                      f"({CHECKPOINTS / 'README.md'} says how to bring others)")

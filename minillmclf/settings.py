@@ -70,7 +70,8 @@ class Settings:
     max_document: int = setting(8192, "windows: tokens of a document, specials included; longer ones are cut")
     epochs: int = setting(6, "passes over the training rows at most")
     min_steps: int = setting(0, "more epochs than that, if it takes them to make so many steps (small data)")
-    lr: float = setting(3e-4, "peak learning rate, or auto: by method and width, as training/rates.py has it", shown="auto")
+    lr: float = setting(3e-4, "peak learning rate, or auto: by method and width, as in "
+                              "training/rates.py", shown="auto")
     batch_size: int = setting(32, "rows of one optimiser step")
     batch_tokens: int = setting(0, "also at most so many padded tokens in a step (0: no limit)")
     micro_batch_size: int = setting(0, "rows at a time on the device; a step's gradient is the same (0: all of a step)")
@@ -103,16 +104,19 @@ class Settings:
                             choices=["ddp", "fsdp"])
 
     def check(self, given=()):
-        """Raise InputError for values that make no sense, or that another setting makes meaningless. given: names of settings
-        that were asked for, which is refused of a meaningless one even where it has its default. -> self"""
+        """Raise InputError for values that make no sense, or that others make meaningless. -> self
+
+        given: names of settings that were asked for: a meaningless one is refused as a default too.
+        """
         for f in fields(self):
             choices, value = f.metadata.get("choices"), getattr(self, f.name)
             if choices and value not in choices:
-                raise InputError(f"{flag(f.name)} {short(value)[1:-1]}: known are {', '.join(choices)}"
-                                 + did_you_mean(value, choices))
+                raise InputError(f"{flag(f.name)} {short(value)[1:-1]}: known are "
+                                 + ", ".join(choices) + did_you_mean(value, choices))
         if kind_of(self.method) not in METHODS:
-            raise InputError(f"--method {short(self.method)[1:-1]}: known are {', '.join(METHODS)}, with N from 1 to the model's "
-                             f"number of blocks{did_you_mean(self.method, METHODS)}")
+            known = ", ".join(METHODS) + ", with N from 1 to the model's blocks"
+            raise InputError(f"--method {short(self.method)[1:-1]}: known are {known}"
+                             + did_you_mean(self.method, METHODS))
         rules = {"1 or more": (lambda v: v >= 1, "epochs batch_size eval_batch_size save_every rank adapter_size virtual_tokens "
                                                  "max_windows max_document"),
                  "0 or more": (lambda v: v >= 0, "rows_per_class max_length overlap min_steps batch_tokens micro_batch_size "
@@ -151,8 +155,8 @@ class Settings:
             return
         for name in ONE_LABEL:
             if getattr(self, name) != getattr(Settings(), name):
-                raise InputError(f"{flag(name)} {getattr(self, name)} is for one label a row: leave it out, or say "
-                                 "--several-labels off")
+                raise InputError(f"{flag(name)} {getattr(self, name)} is for one label a row: "
+                                 "leave it out, or say --several-labels off")
         if self.metric == "accuracy":
             raise InputError("--metric accuracy is for one label a row: with --several-labels on choose by log_loss, exact_match, "
                              "micro_f1, macro_f1 or ece")
@@ -165,17 +169,19 @@ class Settings:
 
 
 ONE_LABEL = ("readout", "preference", "swap", "rows_per_class", "label_smoothing", "sampling", "focal")
-METHODS = ("full", "head", "last-N", "bitfit", "houlsby", "pfeiffer", "lora", "dora", "qlora", "prefix", "prompt")
-GOES_WITH = (            # setting, its values with which these settings are read; with all others they are meaningless
+METHODS = ("full", "head", "last-N", "bitfit", "houlsby", "pfeiffer", "lora", "dora", "qlora",
+           "prefix", "prompt")
+GOES_WITH = (            # setting, its values with which these are read; else they mean nothing
     ("readout", ("labels",), "template label_texts instruction end score_by objective"),
     ("readout", ("head",), "pool preference keep windows"),
     ("windows", ("mean", "max", "attention"), "overlap max_windows max_document"),
-    ("method", ("lora", "dora", "qlora"), "rank alpha adapter_dropout rank_stabilised targets bias"),
+    ("method", ("lora", "dora", "qlora"),
+     "rank alpha adapter_dropout rank_stabilised targets bias"),
     ("method", ("qlora",), "quantise"),
     ("method", ("houlsby", "pfeiffer"), "adapter_size"),
     ("method", ("prefix", "prompt"), "virtual_tokens"),
     ("method", ("prefix",), "projection"),
-    ("method", METHODS[:1] + METHODS[2:9], "layer_decay"))          # a head alone is one layer, so are virtual tokens
+    ("method", METHODS[:1] + METHODS[2:9], "layer_decay"))      # of a head: one layer
 
 
 def flag(name):
@@ -185,16 +191,19 @@ def flag(name):
 
 def kind_of(method):
     """A method as METHODS has it: last-3 is last-N; an unknown one as it is."""
-    return "last-N" if re.fullmatch(r"last-[1-9]\d*", method) else "" if method == "last-N" else method
+    if re.fullmatch(r"last-[1-9]\d*", method):
+        return "last-N"
+    return "" if method == "last-N" else method
 
 
 def idle(values):
-    """Which settings do others make meaningless? values: of all settings -> {name: what it goes with, "--readout head"}"""
+    """Which settings do others make meaningless? values: of all -> {name: what it goes with}"""
     found = {}
     for key, wanted, names in GOES_WITH:
         if key in found or (kind_of(values[key]) if key == "method" else values[key]) not in wanted:
             either = " or ".join(filter(None, [", ".join(wanted[:-1]), wanted[-1]]))
-            found = {**dict.fromkeys(names.split(), found.get(key, f"{flag(key)} {either}")), **found}
+            reason = found.get(key, f"{flag(key)} {either}")
+            found = {**dict.fromkeys(names.split(), reason), **found}
     return found
 
 
@@ -203,7 +212,8 @@ def add_settings(parser, names=None):
     for f in fields(Settings):
         if names is None or f.name in names:
             shown = f.metadata.get("shown", f.default)
-            parser.add_argument(flag(f.name), type=rate if f.name == "lr" else type(f.default), default=argparse.SUPPRESS,
+            kind = rate if f.name == "lr" else type(f.default)
+            parser.add_argument(flag(f.name), type=kind, default=argparse.SUPPRESS,
                                 choices=f.metadata.get("choices"),
                                 help=f.metadata["help"] + (f" [{shown}]" if shown != "" else ""))
     return parser
@@ -221,9 +231,10 @@ def refuse_several(s, command):
 
 
 def read_settings(arguments, config=None):
-    """Defaults, then the file's settings, then the flags -> Settings. config: path of a run.json, or of a JSON object.
+    """Defaults, then the file's settings, then the flags -> Settings.
 
-    A learning rate that is not given, or "auto", is filled in by the rule.
+    config: path of a run.json, or of a JSON object. A learning rate that is not given, or
+    "auto", is filled in by the rule.
     """
     from .training.rates import default_rate
     known, values = {f.name: type(f.default) for f in fields(Settings)}, {}
@@ -238,8 +249,8 @@ def read_settings(arguments, config=None):
         values.setdefault("metric", "log_loss")                # the default, accuracy, is of one label a row
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise InputError(f"{where}: unknown setting(s) {', '.join(map(short, unknown[:6]))}{did_you_mean(unknown[0], known)}; known: "
-                         f"{', '.join(known)}")
+        raise InputError(f"{where}: unknown setting(s) {', '.join(map(short, unknown[:6]))}"
+                         f"{did_you_mean(unknown[0], known)}; known: {', '.join(known)}")
     by_rule = values.get("lr", "auto") == "auto"
     values = {name: value for name, value in values.items() if name != "lr" or not by_rule}
     for name, value in values.items():
@@ -247,7 +258,7 @@ def read_settings(arguments, config=None):
             values[name] = float(value)
         elif type(value) is not known[name]:
             raise InputError(f"{where}: {name} should be {known[name].__name__}, is {short(value)}")
-    if config and "settings" in record:                        # a run of its own: what it had no use for is not asked again
+    if config and "settings" in record:     # a run: what it had no use for is not asked again
         for name in set(idle(vars(Settings(**values)))) - set(arguments):
             values.pop(name, None)
     s = with_contents(Settings(**values).check(arguments))

@@ -28,7 +28,7 @@ from .errors import InputError
 from .files import find_model
 from .settings import add_settings, read_settings
 
-FITTED_ROWS = 200              # training rows, drawn by the seed, that are measured after each epoch
+FITTED_ROWS = 200              # training rows, drawn by the seed, measured after each epoch
 
 
 def parse(arguments=None):
@@ -73,9 +73,10 @@ def diagnose(model, data):
                for split in ("train", "dev", "test")}
     setting, most = model.head.limit(model.max_length)
     if setting == "max_length" and most >= (model.backbone.room or most + 1):
-        plain = model.head.windows is None and not model.readout and not model.preference and model.prompt is None
-        return examine(data, lengths, most, "the model takes no more" + ": --windows mean reads them whole" * plain
-                       + ("" if model.readout else ", --keep head+tail keeps both ends"))
+        ways = [] if model.readout else ["--keep head+tail keeps both ends"]
+        if not (model.readout or model.preference or model.prompt is not None):
+            ways.insert(0, "--windows mean reads them whole")
+        return examine(data, lengths, most, "the model takes no more" + ": " * bool(ways) + ", ".join(ways))
     return examine(data, lengths, most, f"raise {setting}")
 
 
@@ -220,11 +221,13 @@ def learn(s, model, data, folder, say):
 
         def on_epoch(line):
             bar.clear()
-            probabilities = model.probabilities(parallel.scores(model, sample.encoded, s.eval_batch_size))
-            fitted = (evaluate_sets if model.several else evaluate)(probabilities, sample.labels, model.labels)[s.metric]
-            line[f"train_{s.metric}"] = fitted                 # of the same rows each time, beside dev's: the gap is seen
-            say(f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  {s.metric} {fitted:.3f}  dev " + "  ".join(
-                f"{name} {line[name]:.3f}" for name in (SET_METRICS if model.several else METRICS)))
+            measure, names = (evaluate_sets, SET_METRICS) if model.several else (evaluate, METRICS)
+            scores = parallel.scores(model, sample.encoded, s.eval_batch_size)
+            fitted = measure(model.probabilities(scores), sample.labels, model.labels)[s.metric]
+            line[f"train_{s.metric}"] = fitted     # of the same rows each time: the gap is seen
+            say(f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  "
+                f"{s.metric} {fitted:.3f}  dev "
+                + "  ".join(f"{name} {line[name]:.3f}" for name in names))
 
         def on_finding(line):
             bar.clear()
@@ -272,7 +275,7 @@ def finish(s, model, data, folder, record, progress, timing):
 
 
 def check_saved(model, folder, texts):
-    """Load what was just saved and ask it: InputError unless it says of these texts bit for bit what the model says."""
+    """Load what was just saved: InputError unless it answers bit for bit as the model does."""
     from .classify.classifier import Classifier
     try:
         again = Classifier.load(folder).to(next(model.parameters()).device)
@@ -280,11 +283,13 @@ def check_saved(model, folder, texts):
         fault = f"is refused when it is loaded again ({error})"
     else:
         told, said = model.predict(texts), again.predict(texts)
-        if (told == said).all() and (again.labels, again.thresholds) == (model.labels, model.thresholds):
+        same = (again.labels, again.thresholds) == (model.labels, model.thresholds)
+        if same and (told == said).all():
             return
-        fault = f"answers otherwise when it is loaded again, by up to {abs(told - said).max():.2g} in a probability"
-    raise InputError(f"{folder}: what was saved {fault}: the state of training is kept; give the same command again, and if that "
-                     "ends here too, look whether the base or this package has changed meanwhile")
+        apart = abs(told - said).max()
+        fault = f"answers otherwise when it is loaded again, by {apart:.2g} in a probability"
+    raise InputError(f"{folder}: what was saved {fault}: the state of training is kept; give the "
+                     "same command again; if that ends here too, look whether the base has changed")
 
 
 def show_record(record, labels, rows, folder):

@@ -325,16 +325,18 @@ def test_better_knows_which_way_a_metric_points():
         assert better(metric, one(0.6), one(0.5)) == up and better(metric, one(0.4), one(0.5)) != up
         assert not better(metric, one(0.5), one(0.5))
         if metric != "log_loss":
-            assert better(metric, one(0.5, 0.4), one(0.5)) and not better(metric, one(0.5, 0.6), one(0.5))
-            assert better(metric, one(0.6, 0.9), one(0.5)) == up, "log loss decides between equals only"
+            assert better(metric, one(0.5, 0.4), one(0.5))
+            assert not better(metric, one(0.5, 0.6), one(0.5))
+            assert better(metric, one(0.6, 0.9), one(0.5)) == up, "loss decides ties only"
 
 
 def test_of_equal_epochs_that_with_the_smallest_log_loss_is_kept(folder, tmp_path, monkeypatch):
-    """Two epochs tie in accuracy: the later has the smaller log loss, and patience still counts from the first of them."""
+    """Two epochs tie in accuracy: the later has less log loss; patience counts from the first."""
     told = iter([(0.7, 0.9), (0.7, 0.6), (0.7, 0.8), (0.6, 0.1), (0.9, 0.1)])
 
     def evaluate(probabilities, truth, labels):
-        return {**dict.fromkeys(("macro_f1", "ece"), 0.5), **dict(zip(("accuracy", "log_loss"), next(told)))}
+        accuracy, loss = next(told)
+        return {"accuracy": accuracy, "log_loss": loss, "macro_f1": 0.5, "ece": 0.5}
     monkeypatch.setattr(loop, "evaluate", evaluate)
     model, s = classifier(folder), Settings(epochs=5, batch_size=4, lr=1e-3, patience=3)
     progress = fit(model, some_rows(model, 10), some_rows(model, 6, seed=1), s, tmp_path)

@@ -15,14 +15,15 @@ from ..models.layers import ACTIVATIONS
 from ..text.cutting import cut_to
 
 POOLINGS = ("first", "mean", "max", "last")
-MISTAKE = "position"        # the batch's last place, padding or not: a mistake to learn from, which no command offers
+MISTAKE = "position"        # the batch's last place, padding or not: to learn from, not offered
 
 
 def pool(hidden, mask, how):
     """hidden (B, T, D), mask (B, T) -> (B, D): the first or last *real* token, or the mean or maximum over real tokens.
 
-    Padding may stand on either side. how="position" takes the token at [:, -1], as if no row had padding: a text's answer then
-    depends on how long its batch mates are, and nothing fails. It is here to be seen. Raises InputError for an unknown `how`.
+    Padding may stand on either side. how="position" takes the token at [:, -1], as if no row had
+    padding: a text's answer then depends on how long its batch mates are, and nothing fails. This
+    mistake of a book's design is here to be seen. Raises InputError for an unknown `how`.
     """
     if how == MISTAKE:
         return hidden[:, -1]
@@ -56,7 +57,8 @@ class Head(nn.Module):
         """A row's one text or two -> (ids, token types), was it shortened to max_length tokens?"""
         pieces = [tokenizer.ids(part) for part in parts]
         if not any(pieces):
-            raise InputError(f"the text {short(parts[0])} holds no token, only characters that the tokenizer drops")
+            raise InputError(f"the text {short(parts[0])} holds no token, only characters that the "
+                             "tokenizer drops")
         if self.windows is not None:
             return self.windows.lay_out(tokenizer, pieces, max_length, self.keep)
         ids, cut = cut_to(pieces, max_length - tokenizer.overhead(len(parts) == 2), self.keep)

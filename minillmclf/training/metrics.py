@@ -67,5 +67,5 @@ def gain(metric, new, old):
 
 
 def better(metric, new, old):
-    """Is `new` better than `old` (None: there is none yet), both with all metrics? Where the metric is equal, log loss decides."""
+    """Is `new` better than `old` (None: none yet), both with all metrics? Log loss breaks ties."""
     return old is None or (gain(metric, new, old) or gain("log_loss", new, old)) > 0
