@@ -14,6 +14,7 @@ RULE = ("the rule of thumb",
         "  one model that writes and classifies: a decoder (GPT-2, LLaMA, Mistral, Gemma), with --readout labels",
         "  text to text, classes among it: an encoder-decoder (T5, FLAN-T5), with --readout labels")
 WANTED = {"classify": "encoder", "generate": "decoder", "text-to-text": "encoder-decoder"}
+CONSTANT = ("majority class", "class frequencies")         # baselines that do not look at the text
 UNBALANCED = 5             # largest / smallest class
 FEW_CUT = 0.05             # share of texts that are cut: what is more is spoken of
 
@@ -85,6 +86,35 @@ def advise(facts):
         flags |= {"class_weights": "balanced", "metric": "macro_f1"}
         why.append(f"one class has {data['imbalance']:.1f} times the rows of another")
     return flags, why
+
+
+def second_thoughts(record):
+    """A finished run's record -> a line on what it does not beat and what to try, or []."""
+    from .training.metrics import gain
+    from .training.rates import default_rate
+    given, results = Settings(**record["settings"]), record["results"]
+    *plain, own = results
+    metric = "micro_f1" if given.several_labels == "on" else "accuracy"
+    metric = given.metric if given.metric != "ece" else metric
+    lost = [name for name in plain if gain(metric, results[own], results[name]) < 0
+            or name in CONSTANT and gain(metric, results[own], results[name]) == 0]
+    if not lost:
+        return []
+    (usual, why), tries = default_rate(given), []
+    if given.weights == "random":
+        tries.append("--weights pretrained")
+    if given.lr == usual:
+        tries.append(f"another --lr ({3 * usual:.2g} or {usual / 3:.2g}; the usual is {usual:g})")
+    else:
+        tries.append(f"--lr {usual:g}, the usual one of {why}")
+    if record["best_epoch"] >= given.epochs:
+        tries.append(f"--epochs {2 * given.epochs}, for the last was the best")
+    if given.method != "full":
+        tries.append("--method full")
+    tries.append("another --model (python -m minillmclf.choose looks at the data)")
+    numbers = ", ".join(f"{name} {results[name][metric]:.3f}" for name in lost)
+    score = f"{record['split']} {metric.replace('_', ' ')} {results[own][metric]:.3f}"
+    return [f"WARNING: {score} is not better than {numbers}: try {'; '.join(tries)}"]
 
 
 def command_of(flags):

@@ -121,7 +121,8 @@ def all_models(names, data, s, machine):
                 raise
             left_out.append(f"{name}: left out: {error}")
     if not found:
-        raise InputError("no model to choose from: name one with --models (checkpoints/README.md says how to bring one)")
+        raise InputError("no model to choose from: name one with --models "
+                         f"({CHECKPOINTS / 'README.md'} says how to bring one)")
     return found, left_out
 
 

@@ -6,7 +6,8 @@ import re
 import signal
 import sys
 
-from .errors import InputError
+from . import __version__
+from .errors import InputError, did_you_mean
 from .files import short
 
 MOST = 900                              # characters of a message
@@ -39,7 +40,30 @@ class Stopped(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with a mistake told in one line instead of the whole usage."""
+    """argparse with --version, and mistakes told in one line, with what was probably meant."""
+
+    def __init__(self, *given, **more):
+        super().__init__(*given, **more)
+        self.add_argument("--version", action="version", version=f"minillmclf {__version__}")
+
+    def parse_args(self, arguments=None, namespace=None):
+        arguments = list(map(str, sys.argv[1:] if arguments is None else arguments))
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        for word in arguments[:arguments.index("--")] if "--" in arguments else arguments:
+            name = word.partition("=")[0]
+            known = any(flag.startswith(name) for flag in flags)
+            if name.startswith("--") and " " not in name and not known:
+                self.error(f"unknown flag {short(name)[1:-1]}{did_you_mean(name, flags)}")
+        found, left = self.parse_known_args(arguments, namespace)
+        if left:
+            self.error(f"unknown argument {short(left[0])}")
+        return found
+
+    def _check_value(self, action, value):
+        if action.choices is not None and value not in action.choices:
+            known = list(map(str, action.choices))
+            raise argparse.ArgumentError(action, f"invalid choice {short(value)}: known are "
+                                         + ", ".join(known) + did_you_mean(value, known))
 
     def error(self, message):
         self.exit(2, f"error: {one_line(message)} (see {self.prog} --help)\n")

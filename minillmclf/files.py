@@ -8,7 +8,9 @@ from pathlib import Path
 
 from .errors import InputError
 
-CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+PACKAGE = Path(__file__).resolve().parent
+CHECKPOINTS = PACKAGE / "checkpoints"                            # where the package is installed
+CHECKPOINTS = CHECKPOINTS if CHECKPOINTS.is_dir() else PACKAGE.parent / "checkpoints"
 MOST_DIGITS = 400                       # of a number in a file; Python refuses to read or print some thousands
 
 
@@ -239,17 +241,25 @@ def flush(path):
 
 
 def find_model(name):
-    """A model's folder: the name of one in checkpoints/ (mini-bert), or a path (./mini-bert is a folder of one's own)."""
-    path, shipped = Path(name), CHECKPOINTS / name
+    """A model's folder: the name of one in checkpoints/ (mini-bert), or a path (./mini-bert).
+
+    checkpoints/mini-bert is the shipped one, too, where there is no such path.
+    """
+    path = Path(name)
+    shipped = CHECKPOINTS / path.name
     try:
         if path.name == str(name) and shipped.is_dir():
             return shipped
         if path.is_dir():
             return path
+        if path.parent == Path("checkpoints") and path.name and shipped.is_dir():
+            return shipped
     except OSError as error:                                       # a name of thousands of characters
         raise InputError(f"{short(path, 100)}: no such model folder ({error.strerror})") from None
     known = sorted(p.name for p in CHECKPOINTS.glob("*") if (p / "config.json").exists()) if CHECKPOINTS.is_dir() else []
-    fetch = f"if it is one of huggingface.co, fetch it first: hf download {name} --local-dir checkpoints/{path.name}; " \
+    place = f"checkpoints/{path.name}"
+    fetch = f"if it is one of huggingface.co, fetch it first: hf download {name} --local-dir " \
+        f"{place}, then --model {place}; " \
         if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not str(name).startswith(".") else ""
     raise InputError(f"{short(path, 200)}: no such model folder; {fetch}shipped checkpoints: {', '.join(known) or 'none'} "
-                     f"(checkpoints/README.md says how to bring others)")
+                     f"({CHECKPOINTS / 'README.md'} says how to bring others)")

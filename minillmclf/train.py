@@ -32,6 +32,8 @@ from .errors import InputError
 from .files import check_fields, find_model, locked, read_json, remove
 from .settings import add_settings, read_settings
 
+FITTED_ROWS = 200              # training rows, drawn by the seed, measured after each epoch
+
 
 def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.train", description=__doc__,
@@ -77,7 +79,13 @@ def diagnose(model, data):
     setting, most = model.head.limit(model.max_length)
     unknown = {split: unknown_share(model.tokenizer, [e.texts for e in getattr(data, split)])
                for split in lengths}
-    return examine(data, lengths, most, setting, unknown)
+    remedy = f"raise {setting}"
+    if setting == "max_length" and most >= (model.backbone.room or most + 1):
+        ways = [] if model.readout else ["--keep head+tail keeps both ends"]
+        if not (model.readout or model.preference or model.prompt is not None):
+            ways.insert(0, "--windows mean reads them whole")
+        remedy = "the model takes no more" + ": " * bool(ways) + ", ".join(ways)
+    return examine(data, lengths, most, remedy, unknown)
 
 
 def balanced(labels, classes):
@@ -286,10 +294,12 @@ def learn(s, model, data, folder, say):
     from .classify.swap import with_swapped
     from .files import write_text
     from .training import parallel
-    from .training.loop import fit, plan_epochs
-    from .training.metrics import METRICS, SET_METRICS
+    from .training.loop import Rows, fit, plan_epochs
+    from .training.metrics import METRICS, SET_METRICS, evaluate, evaluate_sets
     rows = with_swapped(data.train) if s.swap in ("train", "both") else data.train
     train, dev = encode(model, rows, once=True)[0], encode(model, data.dev)[0]
+    chosen = random.Random(f"fitted:{s.seed}").sample(range(len(rows)), min(len(rows), FITTED_ROWS))
+    sample = Rows([train.encoded[row] for row in chosen], [train.labels[row] for row in chosen])
     objective = objective_of(s, model, train.labels)
     started = time.monotonic()
     with tqdm(unit="step", dynamic_ncols=True, leave=False) as bar, StopSignal() as stop:
@@ -301,8 +311,13 @@ def learn(s, model, data, folder, say):
 
         def on_epoch(line):
             bar.clear()
-            say(f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  dev " + "  ".join(
-                f"{name} {line[name]:.3f}" for name in (SET_METRICS if model.several else METRICS)))
+            measure, names = (evaluate_sets, SET_METRICS) if model.several else (evaluate, METRICS)
+            scores = parallel.scores(model, sample.encoded, s.eval_batch_size)
+            fitted = measure(model.probabilities(scores), sample.labels, model.labels)[s.metric]
+            line[f"train_{s.metric}"] = fitted     # of the same rows each time: the gap is seen
+            say(f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  "
+                f"{s.metric} {fitted:.3f}  dev "
+                + "  ".join(f"{name} {line[name]:.3f}" for name in names))
 
         def on_finding(line):
             bar.clear()
@@ -338,16 +353,37 @@ def finish(s, model, data, folder, record, progress, timing):
         results = several.finish(s, model, data, split, dev, probabilities)
     else:
         results = {**baselines(data), f"{Path(s.model).name}, {s.method}": evaluate(probabilities, rows.labels, model.labels)}
+    timing |= {"peak_memory_mb": peak_memory()}
     model.save(folder)
+    check_saved(model, folder, [e.texts for e in getattr(data, split)[:3]])
     write_predictions(folder / "predictions.csv", getattr(data, split), probabilities, model.labels, model.answers(probabilities))
     record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split, "results": results, **swap,
-               "timing": {**timing, "peak_memory_mb": peak_memory()}}
+               "timing": timing}
     write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return record
 
 
+def check_saved(model, folder, texts):
+    """Load what was just saved: InputError unless it answers bit for bit as the model does."""
+    from .classify.classifier import Classifier
+    try:
+        again = Classifier.load(folder).to(next(model.parameters()).device)
+    except InputError as error:
+        fault = f"is refused when it is loaded again ({error})"
+    else:
+        told, said = model.predict(texts), again.predict(texts)
+        same = (again.labels, again.thresholds) == (model.labels, model.thresholds)
+        if same and (told == said).all():
+            return
+        apart = abs(told - said).max()
+        fault = f"answers otherwise when it is loaded again, by {apart:.2g} in a probability"
+    raise InputError(f"{folder}: what was saved {fault}: the state of training is kept; give the "
+                     "same command again; if that ends here too, look whether the base has changed")
+
+
 def show_record(record, data, folder, say=print):
-    """Print a finished run: the final table and where things lie."""
+    """Print a finished run: the final table, what speaks against it, and where things lie."""
+    from .advice import second_thoughts
     from .classify import several
     timing = record["timing"]
     example = "--data new.csv" if "swap" in record else '"a text"'          # three texts come from a file
@@ -361,6 +397,8 @@ def show_record(record, data, folder, say=print):
           f"parameters trained; {timing['train_seconds']} s, {timing['seconds_per_step'] * 1000:.0f} ms a step, {speed}"
           f"peak memory {timing['peak_memory_mb']} MB\nsaved in {folder}; try:  "
           f"python -m minillmclf.predict --model {folder} {example}")
+    for line in second_thoughts(record):
+        say(line)
 
 
 def train_run(s, data, folder, overwrite=False, say=print):
@@ -370,6 +408,7 @@ def train_run(s, data, folder, overwrite=False, say=print):
     """
     from .files import write_text
     from .training import parallel
+    from .training.rates import rate_line
     from .training.recompute import recompute_blocks
     place = place_of(s, folder, data, overwrite)
     model, trainable, total = build(s, data.labels, data.columns)
@@ -388,7 +427,7 @@ def train_run(s, data, folder, overwrite=False, say=print):
         from .classify.label_doctor import examine
         say("\n" + "\n".join(examine(model.tokenizer, model.head, model.labels).lines()))
     say(f"\n{s.model}: {model.report.line() if s.weights == 'pretrained' else 'random weights'}; "
-        f"{trainable:,} of {total:,} parameters will be trained")
+        f"{trainable:,} of {total:,} parameters will be trained; {rate_line(s)}")
     if model.quantise:
         kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.kept_whole})
         say(f"in four bits ({model.quantise}): the body's linear layers; kept whole: {', '.join(kinds)}")

@@ -7,7 +7,7 @@ import math
 from ..errors import InputError
 from ..text.prompt import Prompt, Template
 from ..text.wordings import default_template, read_label_texts
-from .head import POOLINGS
+from .head import MISTAKE, POOLINGS
 from .labels import ENDS, WAYS, LabelReadout, SourceReadout
 from .masks import MaskReadout
 
@@ -81,7 +81,7 @@ def read_settings(config, where):
     plain = {"pool": "family", "max_length": None, "readout": {}, "keep": "head", "windows": None, "calibration": None,
              "preference": {}, "thresholds": None, "reading": None}
     good = isinstance(settings, dict) and set(settings) <= set(plain) and isinstance(settings.get("readout", {}), dict)
-    if not good or settings.get("pool") not in (None, "family", *POOLINGS):
+    if not good or settings.get("pool") not in (None, "family", *POOLINGS, MISTAKE):
         raise InputError(f"{where}: minillmclf = {settings!r:.80} is not known; pool is family, {', '.join(POOLINGS)}")
     problem = config.get("problem_type")
     if problem not in (None, "single_label_classification", "multi_label_classification"):

@@ -81,13 +81,13 @@ def _aligned(table) -> list[str]:
     return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in table]
 
 
-def examine(dataset: Dataset, lengths=None, max_length=None, setting="max_length",
+def examine(dataset: Dataset, lengths=None, max_length=None, remedy="raise max_length",
             unknown=None) -> Report:
     """Count what `Report` lists. Raises ValueError where `lengths` has more or fewer numbers than there are rows.
 
     lengths: {split: tokens of each row, special tokens included}; without it lengths are counted in words.
     max_length: the most tokens of a row that the model sees. Counted in words, fewer rows seem to exceed it.
-    setting: what raises it. unknown: `unknown_share` of each split.
+    remedy: what to do about longer ones. unknown: `unknown_share` of each split.
     """
     splits, unit = {s: getattr(dataset, s) for s in SPLITS}, "words" if lengths is None else "tokens"
     if lengths is None:
@@ -117,7 +117,7 @@ def examine(dataset: Dataset, lengths=None, max_length=None, setting="max_length
         report.unlabelled = {s: sum(not each for each in names) for s, names in sets.items()}
     if max_length is not None:
         report.truncated = {s: int(sum(n > max_length for n in numbers)) for s, numbers in lengths.items()}
-    report.warnings = _warnings(report, setting)
+    report.warnings = _warnings(report, remedy)
     return report
 
 
@@ -140,7 +140,7 @@ def _percentiles(numbers) -> dict[str, int]:
     return marks | {"max": ranked[-1]}
 
 
-def _warnings(r: Report, setting: str) -> list[str]:
+def _warnings(r: Report, remedy: str) -> list[str]:
     found, train = [], {label: n["train"] for label, n in r.classes.items()}
     if r.imbalance is not None and r.imbalance > UNBALANCED:
         found.append(f"{max(train, key=train.get)} has {r.imbalance:.1f} times the train rows of "
@@ -169,7 +169,7 @@ def _warnings(r: Report, setting: str) -> list[str]:
             (r.repeated, "repeat a text and its label: remove the copies"),
             (r.contradicting, "repeat a text with other labels: keep the right row, remove the others" if r.unlabelled else
              "repeat a text that has two labels or more: keep the right one, remove the others"),
-            (r.truncated, f"exceed {r.max_length} tokens{at_least} and get truncated: raise {setting}")):
+            (r.truncated, f"exceed {r.max_length} tokens{at_least} and get truncated: {remedy}")):
         if any(counts.values()):
             found.append(", ".join(f"{number} {s}" for s, number in counts.items() if number) + f" row(s) {fault}")
     for pair, n in r.shared.items():

@@ -179,7 +179,9 @@ def run_epochs(model, train, dev, s, folder, stop, objective, on_step, on_epoch,
         finish_epoch(model, dev, s, progress, best)
         if on_epoch:
             on_epoch(progress["history"][-1])
-        if s.patience and epoch + 1 - progress["best"]["epoch"] >= s.patience:
+        top = progress["best"][s.metric]          # a tie is no progress: its first epoch counts
+        reached = next(line["epoch"] for line in progress["history"] if line[s.metric] == top)
+        if s.patience and epoch + 1 - reached >= s.patience:
             break
     parallel.wait()
     restore(model, best)
@@ -207,7 +209,8 @@ def finish_epoch(model, dev, s, progress, best):
               **measure(probabilities, dev.labels, model.labels)}
     progress["losses"] = []
     progress["history"].append(record)
-    if better(s.metric, record[s.metric], progress["best"] and progress["best"][s.metric]):
+    earlier = progress["best"] and progress["history"][progress["best"]["epoch"] - 1]
+    if better(s.metric, record, earlier):
         progress["best"] = {"epoch": epoch, s.metric: record[s.metric]}
         trained = {n: parallel.whole(p.detach()) for n, p in model.named_parameters() if p.requires_grad}
         if parallel.first():

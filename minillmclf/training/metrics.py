@@ -66,6 +66,11 @@ def calibration_error(confidence, right, bins=15):
     return float(sum(gaps) / len(confidence))
 
 
+def gain(metric, new, old):
+    """How much better `new` is than `old`, both with all metrics; below 0 if it is worse."""
+    return {**METRICS, **SET_METRICS}[metric] * (new[metric] - old[metric])
+
+
 def better(metric, new, old):
-    """Is `new` a better value of the metric than `old` (None: there is none yet)?"""
-    return old is None or {**METRICS, **SET_METRICS}[metric] * (new - old) > 0
+    """Is `new` better than `old` (None: none yet), both with all metrics? Log loss breaks ties."""
+    return old is None or (gain(metric, new, old) or gain("log_loss", new, old)) > 0
