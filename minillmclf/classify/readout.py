@@ -74,7 +74,7 @@ def read_settings(config, where):
     """What `Classifier.save` wrote into a config.json for us, with defaults for files of others."""
     settings = config.get("minillmclf", {})
     plain = {"pool": "family", "max_length": None, "readout": {}, "keep": "head", "windows": None, "calibration": None,
-             "preference": {}, "thresholds": None}
+             "preference": {}, "thresholds": None, "ignored": []}
     good = isinstance(settings, dict) and set(settings) <= set(plain) and isinstance(settings.get("readout", {}), dict)
     if not good or settings.get("pool") not in (None, "family", *POOLINGS):
         raise InputError(f"{where}: minillmclf = {settings!r:.80} is not known; pool is family, {', '.join(POOLINGS)}")

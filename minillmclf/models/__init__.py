@@ -88,7 +88,7 @@ def check_sizes(checkpoint, cls, config, where):
         elif ours == "word_embeddings.weight" and len(shape) == 2:
             found["vocab_size"], found[cls.WIDTH] = shape
     faults = [f"{key} = {short(config[key])}, the tensors have {size}" for key, size in found.items()
-              if type(config.get(key)) is int and config[key] != size]
+              if type(config.get(key)) is int and (config[key] > size or config[key] < size and key not in cls.DEPTHS.values())]
     if faults:
         raise InputError(f"{where}: {'; '.join(faults)}: the files do not belong together, download both again")
 

@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import check_fields, read_json, short
+from ..files import IGNORED, check_fields, read_json, short
 
 REQUIRED = object()
-IGNORED = "MINILLMCLF_IGNORE_CONFIG_KEYS"        # environment: names, commas between; so it holds for the processes of a command too
 
 # of any family; those from max_length on say how text is written, others are left over from older versions of transformers
 INERT = frozenset("""
