@@ -39,6 +39,7 @@ COMMON = {
     "architectures?": (lambda v: v is None or isinstance(v, list) and all(isinstance(name, str) for name in v), "a list of names"),
     "id2label?": (lambda v: v is None or isinstance(v, dict) and all(type(name) in (str, int, float, bool) for name in v.values()),
                   "an object with a name for each number"),
+    "label2id?": (lambda v: v is None or isinstance(v, dict), "an object"),
     "num_labels?": (lambda v: v is None or type(v) is int and 0 < v <= 10**5, "a whole number from 1 to 100000"),
     "quantization_config?": (lambda v: v is None or isinstance(v, dict), "an object"),
     "dtype?": (lambda v: v is None or isinstance(v, str), "a name"),
@@ -62,7 +63,7 @@ def read_model_config(folder):
 def ignoring(keys):
     """with ignoring(["key"]): ...   Unknown keys of these names are left out of every config.json that is read."""
     before = os.environ.get(IGNORED)
-    os.environ[IGNORED] = ",".join(filter(None, [before, *keys]))
+    os.environ[IGNORED] = ",".join([before or "", *map(str, keys)])
     try:
         yield
     finally:

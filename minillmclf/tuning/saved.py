@@ -81,7 +81,7 @@ def build_as(build, base, labels, settings, where, **more):
     if not isinstance(readout, dict) or not all(isinstance(key, str) for key in readout):
         raise InputError(f"{where}: readout should be an object, is {readout!r:.60}")
     pool = settings.get("pool") or "family"
-    with ignoring(settings.get("ignored", [])):
+    with ignoring(settings.get("ignored") or []):
         model = build(base, labels, pool=pool, max_length=settings.get("max_length"), keep=settings.get("keep", "head"),
                       windows=settings.get("windows"), preference=settings.get("preference"), **more, **readout)
     model.calibrate(settings.get("calibration"), f"{where}: calibration")
