@@ -162,7 +162,7 @@ def open_tensors(path):
         return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError) as error:
         size = os.path.getsize(path) if os.path.exists(path) else 0
-        raise InputError(f"{path}: not a whole safetensors file ({size} bytes; {error}): download or save it again") from None
+        raise InputError(f"{path}: not a whole safetensors file ({size} bytes; {short(str(error), 200)[1:-1]}): download or save it again") from None
 
 
 def read_tensor(path, name):

@@ -122,17 +122,12 @@ def quantise_absmax(absmax):
     return codes.flatten()[:len(absmax)], nested, offset
 
 
-def absmax_of(q):
-    """The largest absolute value of each block -> (blocks,) fp32."""
-    if q.offset is None:
-        return q.absmax
-    scale = q.nested_absmax.repeat_interleave(NESTED)[:len(q.absmax)]
-    return dynamic_map(scale.device)[q.absmax.int()] * scale + q.offset
-
-
 def dequantise(q, dtype=None):
     """Quantised -> the tensor, in the dtype that it had, or in another."""
-    absmax = absmax_of(q)
+    absmax = q.absmax
+    if q.offset is not None:
+        scale = q.nested_absmax.repeat_interleave(NESTED)[:len(absmax)]
+        absmax = dynamic_map(scale.device)[absmax.int()] * scale + q.offset              # (blocks,)
     codes = torch.cat([q.packed >> 4, q.packed & 15], 1).flatten()                            # (n,) or one more
     values = CODES[q.kind].to(codes.device)[codes.int()] * absmax.repeat_interleave(q.blocksize)[:len(codes)]
     return values[:torch.Size(q.shape).numel()].view(q.shape).to(dtype or q.dtype)

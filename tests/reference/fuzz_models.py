@@ -262,7 +262,8 @@ def in_a_process(folder, has_classes):
         os.close(read)
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + BYTES, size + BYTES))
-        signal.alarm(SECONDS)
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))           # of its own time, however busy the machine is
+        signal.alarm(20 * SECONDS)
         with os.fdopen(write, "w", encoding="utf-8", errors="backslashreplace") as pipe:
             json.dump(judged(folder, has_classes), pipe)
         os._exit(0)
@@ -271,7 +272,7 @@ def in_a_process(folder, has_classes):
         text = pipe.read()
     status = os.waitpid(child, 0)[1]
     if status:
-        return ("HANG" if status == signal.SIGALRM else "KILLED"), f"status {status}"
+        return ("HANG" if status in (signal.SIGALRM, signal.SIGXCPU) else "KILLED"), f"status {status}"
     return json.loads(text)
 
 
