@@ -13,19 +13,20 @@ class Stopped(Exception):
 
 
 class IgnoreKey(argparse.Action):
-    """Lets unknown keys of every config.json that this command and its processes read pass (models/config.py)."""
+    """An unknown key of any config.json that this command and its processes read is left out."""
 
     def __call__(self, parser, namespace, name, option=None):
         os.environ[IGNORED] = ",".join(filter(None, [os.environ.get(IGNORED), name]))
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with a mistake told in one line instead of the whole usage, and the flags that every command has."""
+    """argparse, with a mistake told in one line instead of the whole usage, and a flag for all."""
 
     def __init__(self, **options):
         super().__init__(**options)
-        self.add_argument("--ignore-config-key", action=IgnoreKey, metavar="NAME", default=argparse.SUPPRESS,
-                          help="leave out this unknown key of a model's config.json, at your own risk; several with commas")
+        self.add_argument("--ignore-config-key", action=IgnoreKey, metavar="NAME",
+                          default=argparse.SUPPRESS, help="leave out this unknown key of a model's "
+                          "config.json, at your own risk; several with commas")
 
     def error(self, message):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")

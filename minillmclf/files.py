@@ -9,7 +9,7 @@ from pathlib import Path
 from .errors import InputError
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
-IGNORED = "MINILLMCLF_IGNORE_CONFIG_KEYS"    # environment variable: unknown keys of config.json to leave out, commas between
+IGNORED = "MINILLMCLF_IGNORE_CONFIG_KEYS"   # environment: unknown keys of config.json to leave out
 MOST_DIGITS = 400                       # of a number in a file; Python refuses to read or print some thousands
 
 

@@ -111,7 +111,8 @@ class Classifier(nn.Module):
     def empty(cls, checkpoint, labels, readout, pool, max_length, keep="head", windows=None, preference=None):
         """The modules that a checkpoint's config.json describes, not yet filled, and its tokenizer."""
         backbone = build_backbone(checkpoint, lm_head=bool(readout))
-        config, tokenizer = backbone.source_config, load_tokenizer(checkpoint.folder).refuse_second_bos()
+        config = backbone.source_config
+        tokenizer = load_tokenizer(checkpoint.folder).refuse_second_bos()
         if len(tokenizer) > backbone.config["vocab_size"]:
             raise InputError(f"{checkpoint.folder}: the tokenizer's ids go to {len(tokenizer) - 1}, the embedding has only "
                              f"{backbone.config['vocab_size']} rows: these files do not belong together")
@@ -145,9 +146,10 @@ class Classifier(nn.Module):
         """What neither transformers nor PEFT has a place for; `load` reads it from config.json or minillmclf.json."""
         windows, calibration = (made and made.as_dict() for made in (self.head.windows, self.calibration))
         thresholds = {"thresholds": self.thresholds} if self.several else {}
-        ignored = {"ignored": self.backbone.config["ignored"]} if "ignored" in self.backbone.config else {}     # unknown keys
+        ignored = {key: names for key, names in self.backbone.config.items() if key == "ignored"}
         return {"pool": self.pool, "max_length": self.max_length, "readout": self.readout, "keep": self.head.keep,
-                "windows": windows, "calibration": calibration, "preference": self.preference, **thresholds, **ignored}
+                "windows": windows, "calibration": calibration, "preference": self.preference,
+                **thresholds, **ignored}
 
     def save(self, path):
         """Write config.json, model.safetensors and the tokenizer's files; each is replaced whole or left as it was. What was
@@ -256,7 +258,8 @@ class Classifier(nn.Module):
         out = self.over(encoded, self, len(self.labels), batch_size)
         if not out.isfinite().all():
             row = int((~out.isfinite().all(1)).nonzero()[0]) + 1
-            raise InputError(f"text {row}: its scores are not finite: the model's weights are spoilt, download or train it again")
+            raise InputError(f"text {row}: its scores are not finite: the model's weights are "
+                             "spoilt, download or train it again")
         return out if self.calibration is None else self.calibration(out)
 
     def text_scores(self, encoded, batch_size=64):

@@ -5,6 +5,7 @@ Here: checks, defaults, and the choice of the class that reads label texts, by w
 import math
 
 from ..errors import InputError
+from ..files import short
 from ..text.prompt import Prompt, Template
 from ..text.wordings import default_template, read_label_texts
 from .head import POOLINGS
@@ -105,7 +106,7 @@ def text_length(asked, backbone, tokenizer, folder):
     highest, least = backbone.max_tokens or math.inf, tokenizer.overhead(True) + 1
     tokenizer.max_length = min(highest, tokenizer.max_length or backbone.max_tokens or UNSAID)
     if asked is not None and not (type(asked) is int and least <= asked <= highest):
-        raise InputError(f"max_length {asked!r}: must lie between {least} and the {highest} positions of {folder}")
+        raise InputError(f"max_length {short(asked)}: must lie between {least} and the {highest} positions of {folder}")
     return asked or tokenizer.max_length
 
 

@@ -66,16 +66,19 @@ def build_backbone(checkpoint, lm_head):
     check_sizes(checkpoint, cls, config, where)
     try:
         with torch.device("meta"), Unfilled():
-            model = cls.from_config(config, lm_head=lm_head and holds_head(checkpoint, cls), where=where)
+            lm_head = lm_head and holds_head(checkpoint, cls)
+            model = cls.from_config(config, lm_head=lm_head, where=where)
     except RuntimeError as error:                                  # more bytes than can be counted
-        raise InputError(f"{where}: its sizes cannot be built ({str(error).splitlines()[0]:.120})") from None
-    model.source_config = {key: value for key, value in config.items() if key not in model.config.get("ignored", ())}
+        words = str(error).splitlines()[0]
+        raise InputError(f"{where}: its sizes cannot be built ({words:.120})") from None
+    ignored = model.config.get("ignored", ())
+    model.source_config = {key: value for key, value in config.items() if key not in ignored}
     return model
 
 
 def check_sizes(checkpoint, cls, config, where):
-    """InputError, before anything is built, where config.json has other sizes than the tensors: rows and width of the word
-    embeddings, blocks of each stack."""
+    """InputError, before anything is built, where config.json has other sizes than the tensors:
+    rows and width of the word embeddings, more blocks in a stack."""
     table, found = Table(cls.NAMES, spellings=cls.SPELLINGS), dict.fromkeys(cls.DEPTHS.values(), 0)
     for name, shape in checkpoint.shapes.items():
         try:
@@ -87,10 +90,13 @@ def check_sizes(checkpoint, cls, config, where):
             found[cls.DEPTHS[stack]] = max(found[cls.DEPTHS[stack]], int(number) + 1)
         elif ours == "word_embeddings.weight" and len(shape) == 2:
             found["vocab_size"], found[cls.WIDTH] = shape
-    faults = [f"{key} = {short(config[key])}, the tensors have {size}" for key, size in found.items()
-              if type(config.get(key)) is int and (config[key] > size or config[key] < size and key not in cls.DEPTHS.values())]
+    depths = cls.DEPTHS.values()                 # of blocks that are left over `fill` tells by name
+    faults = [f"{key} = {short(config[key])}, the tensors have {size}"
+              for key, size in found.items() if type(config.get(key)) is int
+              and (config[key] > size or config[key] < size and key not in depths)]
     if faults:
-        raise InputError(f"{where}: {'; '.join(faults)}: the files do not belong together, download both again")
+        raise InputError(f"{where}: {'; '.join(faults)}: the files do not belong together, "
+                         "download both again")
 
 
 def holds_head(checkpoint, cls):

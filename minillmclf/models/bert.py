@@ -175,6 +175,6 @@ class Roberta(Bert):
         c = cls.read(config, where)
         # 514 position rows serve 512 tokens: the first pad_id + 1 rows are never used.
         if c["pad_token_id"] + 1 >= c["max_position_embeddings"]:
-            raise InputError(f"{where}: pad_token_id {c['pad_token_id']} leaves none of max_position_embeddings "
-                             f"{c['max_position_embeddings']} to a text")
+            raise InputError(f"{where}: pad_token_id {c['pad_token_id']} leaves none of "
+                             f"max_position_embeddings {c['max_position_embeddings']} to a text")
         return cls(c, position_offset=c["pad_token_id"] + 1, lm_activation="gelu", lm_head=lm_head)

@@ -1,8 +1,9 @@
 """Reading config.json without guessing.
 
-Every key is one of three kinds: a *field* the model uses, a key whose value is *fixed* because only that value is built
-here, or an *inert* key that does not touch the maths. Any other key may change the answer, so it is an error, unless its
-name is given with --ignore-config-key: then it is left out, at the user's own risk, and what is saved no longer has it.
+Every key is one of three kinds: a *field* the model uses, a key whose value is *fixed* because only
+that value is built here, or an *inert* key that does not touch the maths. Any other key may change
+the answer, so it is an error, unless --ignore-config-key names it: then it is left out, at the
+user's own risk, and what is saved no longer has it.
 """
 import os
 import re
@@ -14,33 +15,44 @@ from ..files import IGNORED, check_fields, read_json, short
 
 REQUIRED = object()
 
-# of any family; those from max_length on say how text is written, others are left over from older versions of transformers
+# Of any family; those from max_length on say how text is written. Many are of older transformers.
 INERT = frozenset("""
-    architectures model_type transformers_version dtype torch_dtype _name_or_path name_or_path tokenizer_class
-    id2label label2id num_labels _num_labels problem_type finetuning_task task_specific_params
-    bos_token_id eos_token_id sep_token_id cls_token_id pad_token_id mask_token_id unk_token_id decoder_start_token_id
-    initializer_range initializer_factor use_cache gradient_checkpointing chunk_size_feed_forward return_dict torchscript
-    output_attentions output_hidden_states output_past directionality language minillmclf
-    pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type
+    architectures model_type transformers_version dtype torch_dtype _name_or_path name_or_path
+    tokenizer_class id2label label2id num_labels _num_labels problem_type finetuning_task
+    task_specific_params bos_token_id eos_token_id sep_token_id cls_token_id pad_token_id
+    mask_token_id unk_token_id decoder_start_token_id initializer_range initializer_factor use_cache
+    gradient_checkpointing chunk_size_feed_forward return_dict torchscript output_attentions
+    output_hidden_states output_past directionality language minillmclf pooler_fc_size
+    pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type
     _attn_implementation _attn_implementation_autoset attn_implementation _flash_attn_2_enabled
-    auto_map _commit_hash use_bfloat16 tf_legacy_loss xla_device padding_idx is_llama_config transformers.js_config
-    max_sequence_length model_max_length tokenizer_model_max_length tokenizer_padding_side
-    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p
-    typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
-    num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id
-    remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens max_new_tokens prefix
+    auto_map _commit_hash use_bfloat16 tf_legacy_loss xla_device padding_idx is_llama_config
+    transformers.js_config max_sequence_length model_max_length tokenizer_model_max_length
+    tokenizer_padding_side
+    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty
+    temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
+    return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens max_new_tokens prefix
     cache_implementation
 """.split())
-FIXED = dict(is_decoder=False, is_encoder_decoder=False, add_cross_attention=False, cross_attention_hidden_size=None,
-             tie_encoder_decoder=False, pruned_heads={}, quantization_config=None)        # of a family that says nothing else
+# of every family that says nothing else
+FIXED = dict(is_decoder=False, is_encoder_decoder=False, add_cross_attention=False, pruned_heads={},
+             cross_attention_hidden_size=None, tie_encoder_decoder=False, quantization_config=None)
+
+
+def each(kind, values):
+    return all(isinstance(value, kind) for value in values)
+
 
 # what keys hold that are read outside the families, for `check_fields`; null says as much as no key
 COMMON = {
-    "architectures?": (lambda v: v is None or isinstance(v, list) and all(isinstance(name, str) for name in v), "a list of names"),
-    "id2label?": (lambda v: v is None or isinstance(v, dict) and all(type(name) in (str, int, float, bool) for name in v.values()),
+    "architectures?": (lambda v: v is None or isinstance(v, list) and each(str, v),
+                       "a list of names"),
+    "id2label?": (lambda v: v is None or isinstance(v, dict) and each((str, float, int), v.values()),
                   "an object with a name for each number"),
     "label2id?": (lambda v: v is None or isinstance(v, dict), "an object"),
-    "num_labels?": (lambda v: v is None or type(v) is int and 0 < v <= 10**5, "a whole number from 1 to 100000"),
+    "num_labels?": (lambda v: v is None or type(v) is int and 0 < v <= 10**5,
+                    "a whole number from 1 to 100000"),
     "quantization_config?": (lambda v: v is None or isinstance(v, dict), "an object"),
     "dtype?": (lambda v: v is None or isinstance(v, str), "a name"),
     "torch_dtype?": (lambda v: v is None or isinstance(v, str), "a name"),
@@ -49,7 +61,7 @@ COMMON = {
 NUMBERS = {
     r".*_eps(ilon)?": (lambda v: 1e-30 <= v <= 1, "a number from 1e-30 to 1"),
     r".*(dropout|pdrop).*": (lambda v: 0 <= v < 1, "a number from 0 to below 1"),
-    r".*softcapping": (lambda v: 1e-3 <= v <= 1e6, "a number from 0.001 to 1000000, or null for no cap"),
+    r".*softcapping": (lambda v: 1e-3 <= v <= 1e6, "a number from 0.001 to 1000000, or null"),
 }
 
 
@@ -61,7 +73,7 @@ def read_model_config(folder):
 
 @contextmanager
 def ignoring(keys):
-    """with ignoring(["key"]): ...   Unknown keys of these names are left out of every config.json that is read."""
+    """with ignoring(["key"]): ...   Unknown keys of these names are left out of any config.json."""
     before = os.environ.get(IGNORED)
     os.environ[IGNORED] = ",".join([before or "", *map(str, keys)])
     try:
@@ -71,15 +83,15 @@ def ignoring(keys):
 
 
 def read_config(config, fields, fixed, where, inert=()):
-    """config: the parsed config.json; fields: name -> default or REQUIRED; fixed: name -> the one value that is built,
-    besides those of every family; inert: keys that a family has besides the common ones and that do not touch its maths.
+    """A parsed config.json -> dict of the fields, and "ignored": unknown keys left out, if any.
 
-    -> dict of the fields, and "ignored", the unknown keys that were left out, if there are any. Raises InputError with the
-    file, the key and what is supported; `where` names the file.
+    fields: name -> default or REQUIRED; fixed: name -> the one value that is built, besides those
+    of every family; inert: keys that a family has besides the common ones and that do not touch its
+    maths. Raises InputError with the file (`where`), the key and what is supported.
     """
     faults, fixed = [], FIXED | fixed
-    unknown = {key for key in config if not (key in fields or key in fixed or key in INERT or key in inert
-                                             or key.startswith("unsloth_"))}
+    known = {*fields, *fixed, *inert, *INERT}
+    unknown = {key for key in config if key not in known and not key.startswith("unsloth_")}
     ignored = unknown & set(os.environ.get(IGNORED, "").split(","))
     for key, value in config.items():
         if key in unknown - ignored:
@@ -88,17 +100,19 @@ def read_config(config, fields, fixed, where, inert=()):
             faults.append(f"{key} = {short(value)} (should be {kind})")
         elif key in fixed and key not in fields and value != fixed[key]:
             faults.append(f"{key} = {short(value)} (only {fixed[key]!r} is built)")
-    faults += [f"{key} is missing" for key, default in fields.items() if default is REQUIRED and key not in config]
+    faults += [f"{key} is missing" for key, default in fields.items()
+               if default is REQUIRED and key not in config]
     if faults:
         more = [f"and {len(faults) - 6} more"] if len(faults) > 6 else []
-        remedy = ". To go on without an unknown key, at your own risk: --ignore-config-key NAME" if unknown - ignored else ""
+        remedy = (". To go on without an unknown key, at your own risk: --ignore-config-key NAME"
+                  if unknown - ignored else "")
         raise InputError(f"{where}: " + "; ".join(faults[:6] + more) + remedy)
     c = {key: config.get(key, default) for key, default in fields.items()}
     return c | {"ignored": sorted(ignored)} if ignored else c
 
 
 def wrong_kind(key, value, default):
-    """None if a value is of the kind that its field's name and default show, else what it should be, in words."""
+    """None if a value is of the kind that its field's name and default show, else what would be."""
     if default is None and value is None:
         return None
     for kind, words in ((str, "a name"), (bool, "true or false"), (list, "a list"), (dict, "an object")):
@@ -116,7 +130,8 @@ def wrong_kind(key, value, default):
 def choose(table, name, key, where):
     """table[name], or an InputError that lists what there is."""
     if not isinstance(name, str) or name not in table:
-        raise InputError(f"{where}: {key} = {short(name)} is not supported; supported: {', '.join(map(str, table))}")
+        raise InputError(f"{where}: {key} = {short(name)} is not supported; "
+                         f"supported: {', '.join(map(str, table))}")
     return table[name]
 
 

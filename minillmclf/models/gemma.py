@@ -67,7 +67,8 @@ class Gemma(Llama):
     FIELDS |= dict(num_key_value_heads=16, head_dim=256, hidden_act=TANH_GELU, max_position_embeddings=8192,
                    tie_word_embeddings=True)
     FIXED = Llama.FIXED | dict(mlp_bias=False)
-    INERT = (*ROPE_KEYS, "layer_types", "hidden_activation", "use_bidirectional_attention")      # see `read`
+    # see `read`
+    INERT = (*ROPE_KEYS, "layer_types", "hidden_activation", "use_bidirectional_attention")
     ARCHITECTURES = {kind: name.replace("Llama", "Gemma") for kind, name in Llama.ARCHITECTURES.items()}
     NORM = GemmaNorm
     GATE = "hidden_act"                           # the key that names the activation
@@ -76,8 +77,9 @@ class Gemma(Llama):
     @classmethod
     def read(cls, config, where):
         if config.get("use_bidirectional_attention"):
-            raise InputError(f"{where}: use_bidirectional_attention = {short(config['use_bidirectional_attention'])} is not "
-                             f"supported: a token sees what stands before it")
+            value = short(config["use_bidirectional_attention"])
+            raise InputError(f"{where}: use_bidirectional_attention = {value} is not supported: a "
+                             "token sees what stands before it")
         said = [config.get(cls.GATE) or TANH_GELU, config.get("hidden_act"), config.get("hidden_activation")]
         meant = [cls.GATE_MEANS.get(name, name) for name in map(str, filter(None, said))]
         if len(set(meant)) > 1:
@@ -201,14 +203,15 @@ class Gemma3(Gemma2):
         inner = config["text_config"]
         outer = {key: value for key, value in config.items() if key not in cls.VISION}
         if not isinstance(inner, dict) or inner.get("model_type", "gemma3_text") != "gemma3_text":
-            raise InputError(f"config.json: text_config = {short(inner)} should describe a gemma3_text")
+            raise InputError(f"config.json: text_config = {short(inner)} should describe a "
+                             "gemma3_text")
         return inner | outer | {"model_type": "gemma3_text"}
 
     @classmethod
     def pattern(cls, config, where):
         names = ("sliding_window_pattern", "_sliding_window_pattern")
-        found = read_config({key: config[key] for key in names if key in config}, dict.fromkeys(names), {}, where)
-        found = {key: value for key, value in found.items() if value is not None}
+        given = {key: config[key] for key in names if config.get(key) is not None}
+        found = {key: read_config(given, dict.fromkeys(names), {}, where)[key] for key in given}
         if len(set(found.values())) > 1:
             raise InputError(f"{where}: sliding_window_pattern and _sliding_window_pattern disagree: {found}")
         return next(iter(found.values()), cls.PATTERN)

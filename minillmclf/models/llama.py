@@ -67,7 +67,7 @@ class Llama(Decoder):
                   max_position_embeddings=2048, rms_norm_eps=1e-6, attention_bias=False, mlp_bias=False,
                   attention_dropout=0.0, tie_word_embeddings=False)
     FIXED = dict(partial_rotary_factor=1.0, rope_interleaved=False)
-    # rotary.py reads the first; pretraining_tp cuts a product into parts; see `read` for layer_types
+    # rotary.py reads the first, `read` the last; pretraining_tp cuts a product into parts
     INERT = (*ROPE_KEYS, "pretraining_tp", "layer_types")
     ARCHITECTURES = {"body": "LlamaModel", "lm_head": "LlamaForCausalLM", "classifier": "LlamaForSequenceClassification"}
     SPELLINGS = (("", "model."),)                       # a file of the body alone leaves the prefix out
@@ -117,11 +117,12 @@ class Llama(Decoder):
         multiple(c, "num_attention_heads", "num_key_value_heads", where)
         if c["head_dim"] % 2:
             raise InputError(f"{where}: head_dim {c['head_dim']} is odd, but a rotation turns pairs of numbers")
-        kinds, kind = config.get("layer_types"), "sliding_attention" if c.get("sliding_window") else "full_attention"
-        if "layer_types" not in cls.FIELDS and kinds is not None and (
-                not isinstance(kinds, list) or len(kinds) != c["num_hidden_layers"] or any(k != kind for k in kinds)):
-            raise InputError(f"{where}: layer_types = {short(kinds)} (only {kind!r} for each of {c['num_hidden_layers']} "
-                             f"layers is built)")
+        kinds, layers = config.get("layer_types"), c["num_hidden_layers"]
+        kind = "sliding_attention" if c.get("sliding_window") else "full_attention"
+        if "layer_types" in cls.INERT and kinds is not None and not (
+                isinstance(kinds, list) and len(kinds) == layers and {*map(str, kinds)} == {kind}):
+            raise InputError(f"{where}: layer_types = {short(kinds)} (only {kind!r} for each of "
+                             f"{layers} layers is built)")
         return c | {"rope": cls.read_rotation(config, where)}
 
     @classmethod
@@ -157,4 +158,5 @@ class Mistral(Llama):
 
     @classmethod
     def read(cls, config, where):
-        return super().read({"sliding_window": 4096, **config}, where)      # null: no window; not given: 4096
+        # null: no window; not given: 4096
+        return super().read({"sliding_window": 4096, **config}, where)

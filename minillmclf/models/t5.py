@@ -212,7 +212,8 @@ class T5(Backbone):
                   relative_attention_max_distance=128, layer_norm_epsilon=1e-6, dropout_rate=0.1,
                   classifier_dropout=0.0, feed_forward_proj="relu", tie_word_embeddings=True, decoder_start_token_id=0)
     FIXED = dict(is_encoder_decoder=True)
-    WIDTH, DEPTHS = "d_model", {"encoder.layers": "num_layers", "decoder.layers": "num_decoder_layers"}
+    WIDTH = "d_model"
+    DEPTHS = {"encoder.layers": "num_layers", "decoder.layers": "num_decoder_layers"}
     ARCHITECTURES = {"body": "T5Model", "lm_head": "T5ForConditionalGeneration",
                      "classifier": "T5ForSequenceClassification"}
     CLASSIFIER_PREFIX, BLOCKS, ANSWERS = "transformer.", "decoder.layers", "apart"

@@ -24,15 +24,16 @@ from ..files import find_model, read_json, replacing, short, write_text
 from .config import read_model_config
 
 SHARD_BYTES = 5 * 10**9
-WRAPPED = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")       # by DataParallel, by torch.compile
+WRAPPED = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")   # DataParallel, torch.compile
 READABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 # what a name that no row fits tells -> what its user can do
-REMEDIES = ((r"_scale(_inv)?$|\.(qweight|qzeros|scales|g_idx|SCB|absmax)$", "the model was quantised in a way that is not read "
-             "here: take the files that it was quantised from"),
-            (r"^base_model\.|\.lora_[AB]\.|\.base_layer\.", "an adapter of PEFT is in it: save it merged "
-             "(merge_and_unload), or name the adapter's own folder"),
-            ("", "the weights are of another model than config.json describes: download both again, or save them with transformers "
-             "(from_pretrained(DIR).save_pretrained(NEW))"))
+REMEDIES = (
+    (r"_scale(_inv)?$|\.(qweight|qzeros|scales|g_idx|SCB|absmax)$", "the model was quantised in a "
+     "way that is not read here: take the files that it was quantised from"),
+    (r"^base_model\.|\.lora_[AB]\.|\.base_layer\.", "an adapter of PEFT is in it: save it merged "
+     "(merge_and_unload), or name the adapter's own folder"),
+    ("", "the weights are of another model than config.json describes: download both again, or "
+     "save them with transformers (from_pretrained(DIR).save_pretrained(NEW))"))
 LEAVES = {".weight": ".weight", ".bias": ".bias", ".gamma": ".weight", ".beta": ".bias", "": ""}   # gamma, beta: before 2019
 
 
@@ -91,7 +92,8 @@ class Checkpoint:
     """A model folder, by its path or a shipped name: config.json, and the tensors of model.safetensors or of the shards
     that the index names. A tensor in a shard that the index does not name is no part of the model.
 
-    files: {name of a tensor: the file it is in}; stored: {name: its name there}, which may say how the model was wrapped.
+    files: {name of a tensor: the file it is in}; stored: {name: its name there}, which may say how
+    the model was wrapped.
     """
 
     def __init__(self, folder):
@@ -100,8 +102,8 @@ class Checkpoint:
         found = self._find_files()
         self.stored = {WRAPPED.sub("", name): name for name in found}
         if len(self.stored) < len(found):
-            raise InputError(f"{self.folder}: holds tensors twice, as they are and behind module. or _orig_mod. (DataParallel, "
-                             f"torch.compile): save the model again, unwrapped")
+            raise InputError(f"{self.folder}: holds tensors twice, as they are and behind module. "
+                             f"or _orig_mod. (DataParallel, torch.compile): save the model unwrapped")
         self.files = {name: found[own] for name, own in self.stored.items()}
         self.shapes, self.dtypes = {}, {}
         for path in sorted(set(self.files.values())):
@@ -127,9 +129,10 @@ class Checkpoint:
         where = read_json(index).get("weight_map")
         if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
             raise InputError(f"{index}: has no weight_map: download the folder again")
-        faults = [f"{short(f)[1:-1]} lies outside the folder" if Path(f).name != f else
-                  f"shard {short(f)[1:-1]} is not there"
-                  for f in sorted(set(where.values())) if Path(f).name != f or not os.path.isfile(self.folder / f)]
+        faults = [f"shard {short(f)[1:-1]} "
+                  + ("is not there" if Path(f).name == f else "lies outside the folder")
+                  for f in sorted(set(where.values()))
+                  if Path(f).name != f or not os.path.isfile(self.folder / f)]
         if faults:
             raise InputError(f"{index}: {listed(faults)}: download the folder again")
         held = {}
@@ -138,8 +141,9 @@ class Checkpoint:
                 held[shard] = set(file.keys())
         absent = [n for n, f in where.items() if n not in held[f]]
         if absent:
-            raise InputError(f"{index}: names {len(absent)} tensors that its shards lack, {short(absent[0])} first: "
-                             f"the index is stale, download the folder again")
+            raise InputError(f"{index}: names {len(absent)} tensors that its shards lack, "
+                             f"{short(absent[0])} first: the index is stale, download the folder "
+                             f"again")
         return {name: self.folder / file for name, file in where.items()}
 
     def __contains__(self, name):
@@ -162,7 +166,8 @@ def open_tensors(path):
         return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError) as error:
         size = os.path.getsize(path) if os.path.exists(path) else 0
-        raise InputError(f"{path}: not a whole safetensors file ({size} bytes; {short(str(error), 200)[1:-1]}): download or save it again") from None
+        raise InputError(f"{path}: not a whole safetensors file ({size} bytes; "
+                         f"{short(str(error), 200)[1:-1]}): download or save it again") from None
 
 
 def read_tensor(path, name):
@@ -224,7 +229,8 @@ def fill(model, checkpoint, table, fresh=(), dtype=torch.float32, place=place):
         try:
             ours = translate(name, table)
         except KeyError:
-            faults.append(f"{short(name, 120)} {checkpoint.shapes[name]} is no tensor of {table.title}")
+            faults.append(f"{short(name, 120)} {checkpoint.shapes[name]} is no tensor of "
+                          f"{table.title}")
             remedy = next(text for sign, text in REMEDIES if re.search(sign, name))
             continue
         if ours is None:
@@ -247,7 +253,8 @@ def fill(model, checkpoint, table, fresh=(), dtype=torch.float32, place=place):
 
 def listed(faults, most=8):
     """The first faults in one line, and how many more there are."""
-    return "; ".join(faults[:most] + ([f"and {len(faults) - most} more"] if len(faults) > most else []))
+    more = [f"and {len(faults) - most} more"] if len(faults) > most else []
+    return "; ".join(faults[:most] + more)
 
 
 def shape_fault(name, shape, ours, parameter, turned):
@@ -264,13 +271,16 @@ def place_tensors(model, checkpoint, report, table, dtype, place):
             faults.append(f"{name!r} holds {checkpoint.dtypes[name]}, floats are expected")
             continue
         tensor = checkpoint.tensor(name).to(dtype)
-        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():         # NaN passes through min and max
-            faults.append(f"{name!r} holds values that are not finite in {str(dtype).removeprefix('torch.')}")
+        # NaN passes through min and max
+        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+            faults.append(f"{name!r} holds values that are not finite in "
+                          f"{str(dtype).removeprefix('torch.')}")
         else:
             place(model, ours, (tensor.T if table.turned(ours) else tensor).contiguous())
     for name, ours in report.tied.items():
+        mine = model.get_parameter(ours)
         if not faults and not (checkpoint.dtypes[name] in READABLE
-                               and torch.equal(checkpoint.tensor(name).to(dtype), model.get_parameter(ours))):
+                               and torch.equal(checkpoint.tensor(name).to(dtype), mine)):
             faults.append(f"{name!r} should be tied to {ours}, but its values differ")
     return faults
 

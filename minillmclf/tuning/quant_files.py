@@ -24,12 +24,16 @@ SUPPORTED = {"quant_method": ("bitsandbytes", None), "load_in_4bit": (True,), "_
              "bnb_4bit_compute_dtype": (*FLOATS, None), "bnb_4bit_use_double_quant": (True, False),
              "llm_int8_enable_fp32_cpu_offload": (False,), "llm_int8_has_fp16_weight": (False,)}
 # what a quant_state holds, and with double quantisation besides
-STATE_FIELDS = {"quant_type": (lambda v: v in (*CODES,), " or ".join(CODES)), "dtype": (lambda v: v in (*FLOATS,), ", ".join(FLOATS)),
+STATE_FIELDS = {"quant_type": (lambda v: v in (*CODES,), " or ".join(CODES)),
+                "dtype": (lambda v: v in (*FLOATS,), " or ".join(FLOATS)),
                 "blocksize": (lambda v: v in BLOCKSIZES, f"one of {BLOCKSIZES}"),
-                "shape": (lambda v: isinstance(v, list) and len(v) == 2 and all(type(n) is int and 0 < n < 2**31 for n in v),
-                          "two whole numbers from 1 up")}
-NESTED_FIELDS = {"nested_blocksize": (lambda v: v == NESTED, NESTED), "nested_dtype": (lambda v: v == "float32", "float32"),
-                 "nested_offset": (lambda v: type(v) in (int, float) and abs(v) < 1e30, "a number below 1e30")}
+                "shape": (lambda v: isinstance(v, list) and len(v) == 2
+                          and all(type(n) is int and 0 < n < 2**31 for n in v),
+                          "two whole numbers")}
+NESTED_FIELDS = {"nested_blocksize": (lambda v: v == NESTED, NESTED),
+                 "nested_dtype": (lambda v: v == "float32", "float32"),
+                 "nested_offset": (lambda v: type(v) in (int, float) and abs(v) < 1e30,
+                                   "a number below 1e30")}
 OF_8_BITS = ("llm_int8_threshold", "llm_int8_skip_modules")         # of other layers; which were skipped the tensors say
 
 
@@ -77,7 +81,8 @@ def read_state(tensors, where):
         state = parse_json(bytes(tensors[name].tolist()).decode(), where)
     except (ValueError, TypeError) as error:                       # no bytes, no text
         raise InputError(f"{where}: is corrupt ({error}): download the file again") from None
-    return check_fields(state, STATE_FIELDS | (NESTED_FIELDS if "nested_offset" in state else {}), where)
+    nested = NESTED_FIELDS if isinstance(state, dict) and "nested_offset" in state else {}
+    return check_fields(state, STATE_FIELDS | nested, where)
 
 
 def expect(tensors, name, dtype, shape, where, values=None):
@@ -115,7 +120,8 @@ class FourBitCheckpoint(Checkpoint):
 
     def layer(self, name, bias):
         """The 4-bit layer of this name; bias: its parameter, or None."""
-        parts = {part: read_tensor(self.held[file], self.stored[file]) for part, file in self.packed[name].items()}
+        parts = {part: read_tensor(self.held[file], self.stored[file])
+                 for part, file in self.packed[name].items()}
         return from_file(parts, bias, f"{self.folder}: {name}")
 
 
@@ -124,8 +130,9 @@ def check_quantised(settings, where):
     wrong = [f"{short(key)[1:-1]} = {short(value)}" for key, value in settings.items()
              if key not in OF_8_BITS and value not in SUPPORTED.get(key, (None,))]
     if wrong or not settings.get("load_in_4bit", settings.get("_load_in_4bit")):
-        raise InputError(f"{where}: quantization_config has {listed(wrong) or 'no load_in_4bit'}: only 4-bit layers of "
-                         f"bitsandbytes are supported, take the files that this model was quantised from")
+        raise InputError(f"{where}: quantization_config has {listed(wrong) or 'no load_in_4bit'}: "
+                         f"only 4-bit layers of bitsandbytes are supported, take the files that this "
+                         f"model was quantised from")
 
 
 def open_checkpoint(folder):

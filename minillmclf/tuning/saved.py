@@ -82,8 +82,9 @@ def build_as(build, base, labels, settings, where, **more):
         raise InputError(f"{where}: readout should be an object, is {readout!r:.60}")
     pool = settings.get("pool") or "family"
     with ignoring(settings.get("ignored") or []):
-        model = build(base, labels, pool=pool, max_length=settings.get("max_length"), keep=settings.get("keep", "head"),
-                      windows=settings.get("windows"), preference=settings.get("preference"), **more, **readout)
+        model = build(base, labels, pool=pool, max_length=settings.get("max_length"),
+                      keep=settings.get("keep", "head"), windows=settings.get("windows"),
+                      preference=settings.get("preference"), **more, **readout)
     model.calibrate(settings.get("calibration"), f"{where}: calibration")
     if settings.get("thresholds") is not None:
         model.use_thresholds(settings["thresholds"], f"{where}: thresholds")
