@@ -106,7 +106,8 @@ def text_length(asked, backbone, tokenizer, folder):
     highest, least = backbone.max_tokens or math.inf, tokenizer.overhead(True) + 1
     tokenizer.max_length = min(highest, tokenizer.max_length or backbone.max_tokens or UNSAID)
     if asked is not None and not (type(asked) is int and least <= asked <= highest):
-        raise InputError(f"max_length {short(asked)}: must lie between {least} and the {highest} positions of {folder}")
+        raise InputError(f"max_length {short(asked)}: must lie between {least} and the {highest} "
+                         f"positions of {folder}")
     return asked or tokenizer.max_length
 
 

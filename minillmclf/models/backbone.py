@@ -37,7 +37,7 @@ class Backbone(nn.Module):
     KEPT_WHOLE = ()             # linear layers that keep their precision where the others are put into four bits
     BLOCKS = "layers"           # where the blocks are that `last-N` counts
     WIDTH = "hidden_size"       # the field with the width of vectors
-    DEPTHS = {"layers": "num_hidden_layers"}    # where a stack of blocks is -> the field that counts
+    DEPTHS = {"layers": "num_hidden_layers"}    # where a stack of blocks is -> how many
     ANSWERS = "in place"        # where a word that it guesses stands: of a mask token, "behind" a text, or "apart" from it
 
     max_tokens, tied, head_dropout, word_factor = None, False, 0.0, 1.0

@@ -48,7 +48,8 @@ def each(kind, values):
 COMMON = {
     "architectures?": (lambda v: v is None or isinstance(v, list) and each(str, v),
                        "a list of names"),
-    "id2label?": (lambda v: v is None or isinstance(v, dict) and each((str, float, int), v.values()),
+    "id2label?": (lambda v: v is None
+                  or isinstance(v, dict) and each((str, float, int), v.values()),
                   "an object with a name for each number"),
     "label2id?": (lambda v: v is None or isinstance(v, dict), "an object"),
     "num_labels?": (lambda v: v is None or type(v) is int and 0 < v <= 10**5,

@@ -119,7 +119,7 @@ class Llama(Decoder):
             raise InputError(f"{where}: head_dim {c['head_dim']} is odd, but a rotation turns pairs of numbers")
         kinds, layers = config.get("layer_types"), c["num_hidden_layers"]
         kind = "sliding_attention" if c.get("sliding_window") else "full_attention"
-        if "layer_types" in cls.INERT and kinds is not None and not (
+        if "layer_types" not in cls.FIELDS and kinds is not None and not (
                 isinstance(kinds, list) and len(kinds) == layers and {*map(str, kinds)} == {kind}):
             raise InputError(f"{where}: layer_types = {short(kinds)} (only {kind!r} for each of "
                              f"{layers} layers is built)")

@@ -67,7 +67,8 @@ def join_rope(parts, where, theta):
             key = "rope_type" if key == "type" else key
             if rope.setdefault(key, value) != value:
                 raise InputError(f"{where}: {short(key)[1:-1]} of the rotary embedding is given "
-                                 f"twice, as {short(rope[key])} and as {short(value)}: remove the wrong one")
+                                 f"twice, as {short(rope[key])} and as {short(value)}: remove the "
+                                 "wrong one")
     rope = {"rope_type": "default", "rope_theta": theta} | rope
     needed = {"rope_theta", *choose(KINDS, rope["rope_type"], "rope_type", where)}
     if rope.pop("partial_rotary_factor", 1) != 1:

@@ -103,7 +103,7 @@ class Checkpoint:
         self.stored = {WRAPPED.sub("", name): name for name in found}
         if len(self.stored) < len(found):
             raise InputError(f"{self.folder}: holds tensors twice, as they are and behind module. "
-                             f"or _orig_mod. (DataParallel, torch.compile): save the model unwrapped")
+                             f"or _orig_mod. (DataParallel, torch.compile): save it unwrapped")
         self.files = {name: found[own] for name, own in self.stored.items()}
         self.shapes, self.dtypes = {}, {}
         for path in sorted(set(self.files.values())):

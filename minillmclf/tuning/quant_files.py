@@ -131,8 +131,8 @@ def check_quantised(settings, where):
              if key not in OF_8_BITS and value not in SUPPORTED.get(key, (None,))]
     if wrong or not settings.get("load_in_4bit", settings.get("_load_in_4bit")):
         raise InputError(f"{where}: quantization_config has {listed(wrong) or 'no load_in_4bit'}: "
-                         f"only 4-bit layers of bitsandbytes are supported, take the files that this "
-                         f"model was quantised from")
+                         f"only 4-bit layers of bitsandbytes are supported, take the files that "
+                         f"this model was quantised from")
 
 
 def open_checkpoint(folder):

@@ -2,11 +2,11 @@
 
   python tests/reference/fuzz_models.py --count 2000 --seed 0
 
-Small folders of each family are built from tests/fixtures/models, two of them with 4-bit layers. Each
-case changes config.json, weights or index, and loads the folder in a process of its own, with 10
-seconds and 2.5 GB more than it began with. A case is good if an InputError of one short line names the
-folder, or if a model loads and its answers are finite. All else is printed with the number that --only
-takes. Needs no network; not a test, for it takes minutes.
+Small folders of each family are built from tests/fixtures/models, two of them with 4-bit layers.
+Each case changes config.json, weights or index, and loads the folder in a process of its own, with
+10 seconds and 2.5 GB more than it began with. A case is good if an InputError of one short line
+names the folder, or if a model loads and its answers are finite. All else is printed with the
+number that --only takes. Needs no network; not a test, for it takes minutes.
 """
 
 import argparse
