@@ -8,7 +8,7 @@ import sys
 
 from . import __version__
 from .errors import InputError, did_you_mean
-from .files import short
+from .files import IGNORED, short
 
 MOST = 900                              # characters of a message
 TOO_LARGE = ("lower the number that is so large (a size, a length, --rank, --batch-size ...), or use a "
@@ -39,12 +39,22 @@ class Stopped(Exception):
     """The run was asked to stop and has saved its state; the message says how to go on."""
 
 
+class IgnoreKey(argparse.Action):
+    """An unknown key of any config.json that this command and its processes read is left out."""
+
+    def __call__(self, parser, namespace, name, option=None):
+        os.environ[IGNORED] = ",".join(filter(None, [os.environ.get(IGNORED), name]))
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with --version, and mistakes told in one line, with what was probably meant."""
 
     def __init__(self, *given, **more):
         super().__init__(*given, **more)
         self.add_argument("--version", action="version", version=f"minillmclf {__version__}")
+        self.add_argument("--ignore-config-key", action=IgnoreKey, metavar="NAME",
+                          default=argparse.SUPPRESS, help="leave out this unknown key of a model's "
+                          "config.json, at your own risk; several with commas")
 
     def parse_args(self, arguments=None, namespace=None):
         arguments = list(map(str, sys.argv[1:] if arguments is None else arguments))

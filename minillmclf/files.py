@@ -11,6 +11,7 @@ from .errors import InputError
 PACKAGE = Path(__file__).resolve().parent
 CHECKPOINTS = PACKAGE / "checkpoints"                            # where the package is installed
 CHECKPOINTS = CHECKPOINTS if CHECKPOINTS.is_dir() else PACKAGE.parent / "checkpoints"
+IGNORED = "MINILLMCLF_IGNORE_CONFIG_KEYS"   # environment: unknown keys of config.json to leave out
 MOST_DIGITS = 400                       # of a number in a file; Python refuses to read or print some thousands
 
 

@@ -733,7 +733,7 @@ BAD_MODEL = {
     "missing tensor": (tensors(lambda t: t.pop(BODY)), ["nothing in the file fills", "layers.0.down_proj.weight"]),
     "unknown tensor": (tensors(lambda t: t.update(more=torch.ones(2))), ["'more'", "(2,)"]),
     "another shape": (tensors(lambda t: t.update({BODY: torch.ones(2, 2)})), [BODY, "(2, 2)", "(32, 48)"]),
-    "whole numbers": (tensors(lambda t: t.update({BODY: torch.ones(32, 48, dtype=torch.int64)})), [BODY, "int64"]),
+    "whole numbers": (tensors(lambda t: t.update({BODY: torch.ones(32, 48, dtype=torch.int64)})), [BODY, "I64"]),
     "not a number": (tensors(lambda t: t[BODY].view(-1)[3:4].fill_(float("nan"))), [BODY, "not finite"]),
     "another family's keys": (config(model_type="gpt2"), ["config.json", "hidden_size = 32 (unknown", "and 7 more"]),
     "model_type": (config(model_type="mamba"), ["config.json", "'mamba'", "supported: bert, roberta"]),

@@ -115,7 +115,8 @@ class Classifier(nn.Module):
     def empty(cls, checkpoint, labels, readout, pool, max_length, keep="head", windows=None, preference=None):
         """The modules that a checkpoint's config.json describes, not yet filled, and its tokenizer."""
         backbone = build_backbone(checkpoint, lm_head=bool(readout))
-        config, tokenizer = backbone.source_config, load_tokenizer(checkpoint.folder)
+        config = backbone.source_config
+        tokenizer = load_tokenizer(checkpoint.folder).refuse_second_bos()
         if len(tokenizer) > backbone.config["vocab_size"]:
             raise InputError(f"{checkpoint.folder}: the tokenizer's ids go to {len(tokenizer) - 1}, the embedding has only "
                              f"{backbone.config['vocab_size']} rows: these files do not belong together")
@@ -150,6 +151,7 @@ class Classifier(nn.Module):
         windows, calibration = (made and made.as_dict() for made in (self.head.windows, self.calibration))
         more = {"thresholds": self.thresholds} if self.several else {}
         more |= {"reading": self.reading} if self.reading else {}
+        more |= {key: names for key, names in self.backbone.config.items() if key == "ignored"}
         return {"pool": self.pool, "max_length": self.max_length, "readout": self.readout, "keep": self.head.keep,
                 "windows": windows, "calibration": calibration, "preference": self.preference,
                 **more}
@@ -282,6 +284,10 @@ class Classifier(nn.Module):
     def scores(self, encoded, batch_size=64):
         """Scores of encoded texts (N, C), on the CPU; calibrated, if the classifier is."""
         out = self.over(encoded, self, len(self.labels), batch_size)
+        if not out.isfinite().all():
+            row = int((~out.isfinite().all(1)).nonzero()[0]) + 1
+            raise InputError(f"text {row}: its scores are not finite: the model's weights are "
+                             "spoilt, download or train it again")
         return out if self.calibration is None else self.calibration(out)
 
     def text_scores(self, encoded, batch_size=64):
