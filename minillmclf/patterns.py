@@ -2,6 +2,8 @@
 import math
 import re
 import time
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import regex
 
@@ -12,12 +14,25 @@ MOST_SECONDS, SECONDS_A_CHARACTER = 1.0, 1e-5      # of one search; sane pattern
 MOST_STEPS = 10**6                                 # a pattern's length times the repeats in it, which are written out
 
 
+@dataclass
+class Clock:
+    """The time that several patterns have together, all their searches included."""
+    seconds: float = MOST_SECONDS
+
+    @contextmanager
+    def running(self):
+        started = time.process_time()
+        try:
+            yield max(0.001, self.seconds)
+        finally:
+            self.seconds -= time.process_time() - started
+
+
 class Pattern:
     """A compiled pattern, with the calls of Python's `re`. Each raises InputError where the time is up."""
 
-    def __init__(self, source, where, compiled, together):
-        self.source, self.where, self.compiled, self.together = source, where, compiled, together
-        self.seconds = MOST_SECONDS
+    def __init__(self, source, where, compiled, clock=None):
+        self.source, self.where, self.compiled, self.clock = source, where, compiled, clock
 
     def fullmatch(self, text):
         return self._bounded(self.compiled.fullmatch, text)
@@ -36,29 +51,28 @@ class Pattern:
         return self._bounded(lambda text, timeout: self.compiled.sub(new, text, timeout=timeout), text)
 
     def _bounded(self, call, text):
-        started = time.process_time()
         try:
-            return call(text, timeout=self.seconds + SECONDS_A_CHARACTER * len(text))
+            with (self.clock or Clock(MOST_SECONDS + SECONDS_A_CHARACTER * len(text))).running() as left:
+                return call(text, timeout=left)
         except (TimeoutError, MemoryError):
             raise InputError(f"{self.where}: the pattern {short(self.source)} takes more than a second on "
                              f"{short(text)}: write one that has no repeats in repeats") from None
-        finally:
-            if self.together:
-                self.seconds = max(0.01, self.seconds - (time.process_time() - started))
 
 
-def compile_pattern(source, where, flags=0, together=False):
+def compile_pattern(source, where, flags=0, clock=None):
     """The pattern of a regular expression in the syntax of the `regex` module; InputError for one that is none.
 
-    where: what errors call the place that it stands in. flags: regex.MULTILINE and others. together: all calls share
-    one second, and the pattern must be one of Python's `re` too, as those for names of layers must: PEFT uses that.
+    where: what errors call the place that it stands in. flags: regex.MULTILINE and others. clock: a Clock, for patterns
+    that share its time. They are those for names of layers, so they must be patterns of Python's `re` too, as for PEFT.
     """
     try:
         repeats = math.prod(max(1, int(count)) for count in re.findall(r"\{(\d{1,9})\b", source))
         if len(source) * repeats > MOST_STEPS:
             raise ValueError(f"{len(source)} characters and {repeats} repeats are too many")
-        if together:
+        if clock is None:
+            return Pattern(source, where, regex.compile(source, flags))
+        with clock.running():
             re.compile(source, flags)
-        return Pattern(source, where, regex.compile(source, flags), together)
+            return Pattern(source, where, regex.compile(source, flags), clock)
     except (re.error, regex.error, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
         raise InputError(f"{where}: {short(source)} is not a regular expression: {short(str(error))[1:-1]}") from None

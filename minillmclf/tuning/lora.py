@@ -20,10 +20,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import InputError
+from ..files import short
 from .selection import base_weight, find_targets, is_plain, linears, per_path, replace
 
 DEFAULT_TARGETS = dict.fromkeys(("bert", "roberta", "deberta-v2", "llama", "mistral", "gemma", "gemma2", "gemma3",
                                  "gemma3_text", "t5"), ("q_proj", "v_proj")) | {"gpt2": ("qkv_proj",)}    # as PEFT's
+
+
+MOST_ALPHA = 10.0**6                                          # far above any that is used; 1e308 makes answers infinite
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,9 @@ class Numbers:
 
     def __post_init__(self):
         if not (type(self.rank) is int and self.rank >= 1 and isinstance(self.alpha, (int, float))
-                and 0 < self.alpha < math.inf and 0 <= self.dropout < 1):
-            raise InputError(f"rank {self.rank!r}, alpha {self.alpha!r}, dropout {self.dropout!r}: rank must be a whole "
-                             f"number from 1, alpha above 0, dropout from 0 to below 1")
+                and 0 < self.alpha <= MOST_ALPHA and 0 <= self.dropout < 1):
+            raise InputError(f"rank {short(self.rank)}, alpha {short(self.alpha)}, dropout {short(self.dropout)}: rank must "
+                             f"be a whole number from 1, alpha above 0 and at most {MOST_ALPHA:g}, dropout from 0 to below 1")
 
     @property
     def scale(self):
