@@ -78,7 +78,7 @@ def read_config(config):
         record[ours] = value
         if not test(value):
             faults.append(f"{CONFIG}: {key} = {short(value)} (should be {expected})")
-    faults += [f"{CONFIG}: {short(key)} = {short(value)} is not supported: it might change the answers"
+    faults += [f"{CONFIG}: {short(key)[1:-1]} = {short(value)} is not supported: it might change the answers"
                for key, value in config.items() if value and key not in fields and key not in INERT]
     if kind == "PREFIX_TUNING" and (config.get("num_transformer_submodules") or 1) != 1:
         faults.append(f"{CONFIG}: num_transformer_submodules = {short(config['num_transformer_submodules'])} puts a prefix before an "

@@ -28,7 +28,7 @@ from ..errors import InputError
 from ..files import read_json, short, write_text
 from ..models.weights import open_tensors, write_tensors
 from .peft_config import CONFIG, read_config, write_config
-from .peft_model import apply_adapter, collect, split, switch, told
+from .peft_model import apply_adapter, bare, collect, split, switch, told
 
 __all__ = ["CONFIG", "OURS", "TENSORS", "apply_adapter", "read_adapter", "switch", "write_adapter"]
 TENSORS, OURS = "adapter_model.safetensors", "minillmclf.json"
@@ -67,7 +67,7 @@ def read_tensors(folder, before):
     if not path.exists() and (folder / "adapter_model.bin").exists():
         raise InputError(f"{folder}: only adapter_model.bin, which is a pickle and never opened here; convert it once "
                          f"with PEFT: PeftModel.from_pretrained(BASE, DIR).save_pretrained(DIR)")
-    tensors = {name.removeprefix(before): tensor for name, tensor in read_floats(path).items()}
+    tensors = read_floats(path, before)
 
     def is_copy(name):                                   # bias="all" saves classifier.bias three times
         module, inner, leaf = re.fullmatch(r"(.*?)(?:\.(original_module|modules_to_save)\.(.*))?", name, re.S).groups()
@@ -75,14 +75,14 @@ def read_tensors(folder, before):
     return {name: tensor for name, tensor in tensors.items() if not is_copy(name)}
 
 
-def read_floats(path):
-    """All tensors of a file {name: tensor}; InputError for one that holds other than finite numbers in float32's range."""
+def read_floats(path, before=""):
+    """The tensors of a file {name without `before`: tensor}; InputError unless all are finite numbers in float32's range."""
     with open_tensors(path) as file:
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+        tensors = {name.removeprefix(before): file.get_tensor(name).clone() for name in file.keys()}
 
     def fault(tensor):
         if tensor.dtype not in FLOATS:
-            return f"holds {tensor.dtype}, floats of 16 bits or more are expected"
+            return f"holds {tensor.dtype}, floats are expected, of 16 bits or more"
         finite = not tensor.numel() or torch.stack(tensor.float().aminmax()).isfinite().all()     # NaN passes through both
         return None if finite else "holds values that are not finite"
     faults = {name: fault(tensor) for name, tensor in tensors.items()}
@@ -103,9 +103,9 @@ def part_faults(record, tensors):
     for layer, parts in layers.items():
         A, B = (parts.get(part, torch.empty(0)) for part in ("lora_A", "lora_B"))
         if set(parts) != expected:
-            faults.append(f"{short(layer, 200)} has {', '.join(sorted(parts))}, should have {', '.join(sorted(expected))}")
+            faults.append(f"{bare(layer)} has {', '.join(sorted(parts))}, should have {', '.join(sorted(expected))}")
         elif A.dim() != 2 or B.dim() != 2 or len(A) != B.shape[1]:
-            faults.append(f"{short(layer, 200)}: lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} should be (r, in) and (out, r)")
+            faults.append(f"{bare(layer)}: lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} should be (r, in) and (out, r)")
     return faults if layers else [*faults, f"no tensor of LoRA in {TENSORS}"]
 
 

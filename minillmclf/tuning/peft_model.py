@@ -22,6 +22,11 @@ LAYER = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
 RECIPE = ("method", "rank", "alpha", "dropout", "rank_stabilised", "targets", "bias", "saved", "tokens")     # of a record
 
 
+def bare(name):
+    """A name from a file, for a message, without quotes."""
+    return short(name, 200)[1:-1]
+
+
 def told(where, faults, most=8):
     """Raise InputError with the first of the faults, if there are any; `where` is what they are faults of."""
     if faults:
@@ -127,7 +132,7 @@ def place_layers(model, record, layers, whole):
     expected = meant(record, [file for file in names if f"{file}.weight" not in whole])
     faults = [f"targets {short(record['targets'])} mean {file}, the file has nothing for it" for file in expected
               if file not in layers]
-    faults += [f"{short(file, 200)} is in the file, " + ("but the config does not mean it" if file in names else
+    faults += [f"{bare(file)} is in the file, " + ("but the config does not mean it" if file in names else
                "this model has no such linear layer") for file in layers if file not in expected]
     if faults:
         return {}, faults

@@ -234,11 +234,9 @@ def merge_tuned(model, dequantise=False):
     dequantise: a 4-bit base becomes one in full precision, all of it; else such a base is refused.
     """
     method = (model.recipe or {}).get("method", "full")
-    if method not in APART:
-        raise InputError("this is a whole model already, with no adapter to merge: use the folder as it is")
     if method not in UPDATES:
-        raise InputError(f"what {method} has learned is no change of matrices, so it cannot be merged: use the run as it is; of "
-                         f"{', '.join(UPDATES)} it can")
+        why = f"what {method} has learned is no change of matrices" if method in APART else "this is a whole model already"
+        raise InputError(f"only lora, dora and qlora can be merged, and {why}: use the folder as it is")
     lora.merge(model, dequantise)
     if dequantise:
         dequantise_linears(model)
