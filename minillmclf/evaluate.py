@@ -38,6 +38,7 @@ def parse(arguments=None):
     p.add_argument("--text-column", help="name(s) of the text column(s)")
     p.add_argument("--label-column", help="name of the label column")
     p.add_argument("--batch-size", type=int, default=64, help="rows at a time [64]")
+    p.add_argument("--base", help="of an adapter: the folder of its base, where that lies elsewhere now")
     p.add_argument("--swap", choices=["none", "predict"], help="of two answers to a prompt: take the mean over both orders, or "
                                                                "not (default: as trained)")
     p.add_argument("--out", help="also write the metrics to this JSON file")
@@ -107,7 +108,7 @@ def judged(a):
     from .classify.preference import use_swap
     from .train import table
     from .training.metrics import evaluate
-    model = Classifier.load(folder)
+    model = Classifier.load(folder, a.base)
     rows, name = choose_rows(a, folder, model.several)
     use_swap(model, a.swap)
     truth = several.multi_hot(rows, model.labels, name) if model.several else numbers(rows, model.labels, name)
@@ -159,6 +160,8 @@ def check_prompted(a):
     """InputError for flags that do not go together."""
     if a.data is None or a.split == "train":
         raise InputError("--method prompt needs --data with a dev or test split")
+    if a.base is not None:
+        raise InputError("--base goes with an adapter, and --method prompt asks a whole model: leave it out")
     if a.shots < 0 or a.rows < 0 or a.beams < 0:
         raise InputError(f"--shots {a.shots}, --rows {a.rows}, --beams {a.beams}: should be 0 or more")
     if a.neighbours and not a.shots:

@@ -30,6 +30,7 @@ def parse(arguments=None):
                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("text", nargs="*", help="texts to classify, each one argument")
     p.add_argument("--model", required=True, help="a run folder, or a Hugging Face folder with a classification head")
+    p.add_argument("--base", help="of an adapter: the folder of its base, where that lies elsewhere now")
     p.add_argument("--pair", help="second text, for a model of sentence pairs (with exactly one text)")
     p.add_argument("--data", help="a .csv, .tsv or .jsonl file of texts; labels are not needed")
     p.add_argument("--text-column", help="name(s) of the file's text column(s) [text, or text_a,text_b]")
@@ -119,7 +120,7 @@ def main(arguments=None):
     folder, given = find_model(a.model), given_texts(a)        # a mistake is told before a model is loaded
     from .classify.classifier import Classifier
     from .classify.preference import use_swap
-    model = Classifier.load(folder)
+    model = Classifier.load(folder, a.base)
     use_swap(model, a.swap)
     how = a.format or ("csv" if a.out and a.out.endswith(".csv") else "jsonl")
     read, columns = reader(a, model, given)

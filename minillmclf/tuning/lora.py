@@ -161,7 +161,7 @@ def wrap(model, targets, rank, alpha, dropout=0.0, rank_stabilised=False, dora=F
     numbers = {path: Numbers(ranks[path], alphas[path], dropout, rank_stabilised) for path in paths}
     taken = any(name in layer.numbers for layer in others.values()) or hasattr(nn.ParameterDict, name)
     if taken or not re.fullmatch(r"[\w-]+", name):
-        raise InputError(f"adapter name {name!r}: must be a new one of letters, digits, _ and -, no word of PyTorch's")
+        raise InputError(f"adapter name {short(name)}: must be a new one of letters, digits, _ and -, no word of PyTorch's")
     for path in paths:
         if not is_plain(layers[path]) and type(layers[path]) is not kind:
             raise InputError(f"{path} is a {type(layers[path]).__name__}, it takes no {kind.__name__}: undo that first")
@@ -262,5 +262,5 @@ def adapter_parameters(model, name="default"):
     found = {f"{path}.{n}": p for path, layer in wrapped(model).items() for n, p in layer.named_parameters() if n in own}
     if not found:
         known = sorted({known for layer in wrapped(model).values() for known in layer.numbers})
-        raise InputError(f"no LoRA adapter {name!r} in this model; it has {', '.join(known)}")
+        raise InputError(f"no LoRA adapter {short(name)} in this model; it has {', '.join(known)}")
     return found

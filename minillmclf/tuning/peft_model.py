@@ -168,9 +168,9 @@ def place_whole(model, record, whole, wrapped):
         elif path not in parameters:
             faults.append(f"{short(file, 200)} {tuple(tensor.shape)} has no place in this model")
         elif model.readout and model.backbone.tied and path == "backbone.word_embeddings.weight":
-            faults.append(f"{file!r} learned, but the language-model head did not: here both are one matrix")
+            faults.append(f"{short(file, 200)} learned, but the language-model head did not: here both are one matrix")
         elif path not in expected and not selection.in_head(path) and "word_embeddings" not in path:
-            faults.append(f"{file!r} is in the file, but the config names no such module in modules_to_save or bias")
+            faults.append(f"{short(file, 200)} is in the file, but the config names no such module in modules_to_save or bias")
         else:
             fills[file] = path
             faults += shape_fault(file, tuple(tensor.shape), path, parameters[path], table.turned(path))

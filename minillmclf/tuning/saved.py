@@ -30,6 +30,10 @@ def is_object(value):
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
+def is_word(value):
+    return isinstance(value, str) and len(value) < 100
+
+
 def is_names(value):
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
@@ -41,8 +45,8 @@ def is_recipe(value):
 
 # what files say of a classifier: key: (test, what it should be); details are checked where they are used
 SETTINGS = {
-    "labels?": (is_names, "a list of names"), "pool?": (lambda v: v is None or isinstance(v, str), "a word"),
-    "keep?": (lambda v: isinstance(v, str), "a word"), "max_length?": (lambda v: v is None or is_whole(v), "a whole number from 1"),
+    "labels?": (is_names, "a list of names"), "pool?": (lambda v: v is None or is_word(v), "a word"),
+    "keep?": (is_word, "a word"), "max_length?": (lambda v: v is None or is_whole(v), "a whole number from 1"),
     "thresholds?": (lambda v: v is None or isinstance(v, list), "a list of numbers"),
     **{f"{key}?": (lambda v: v is None or is_object(v), "an object") for key in ("readout", "windows", "calibration", "preference")}}
 RECORD = SETTINGS | {
@@ -118,6 +122,16 @@ def find_base(names, folder, asked=None):
     fetch = f" (of huggingface.co: hf download {name} --local-dir FOLDER)" if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) else ""
     raise InputError(f"{short(folder, 200)}: holds an adapter, and its base {short(name, 200)} is missing, no such model folder: "
                      f"say where it is with --base FOLDER{fetch}")
+
+
+def base_of(folder):
+    """The folder of the base of a tuned run or of an adapter; None for a folder that holds a whole model."""
+    if (folder / TUNED).exists():
+        record = check_fields(read_json(folder / TUNED), RECORD, folder / TUNED)
+        return find_base([record["base"], record.get("base_path")], folder)
+    if (folder / peft_format.CONFIG).exists():
+        return find_base([str(read_json(folder / peft_format.CONFIG).get("base_model_name_or_path"))], folder)
+    return None
 
 
 # ------------------------------------------------------------------------------------------------ our own folders

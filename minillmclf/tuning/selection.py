@@ -84,7 +84,7 @@ def replace(model, path, module):
 def learning_biases(model, which):
     """The names of the biases that learn: "none", "all" outside a classification head, "lora_only" of wrapped layers."""
     if which not in ("none", "all", "lora_only"):
-        raise InputError(f"bias {which!r} is not known; known: none, all, lora_only")
+        raise InputError(f"bias {short(which)} is not known; known: none, all, lora_only")
     biases = [name for name, _ in model.named_parameters() if name.split(".")[-1] == "bias"]
     if which == "lora_only":
         return [name for name in biases if name.endswith(".base.bias")]
