@@ -19,7 +19,6 @@ before "positive" is two pieces that the model has seldom seen so: a prompt that
 import re
 
 from minillmclf.errors import InputError
-from minillmclf.files import short
 
 
 def fit(parts, budget):
@@ -60,7 +59,7 @@ class Template:
         self._joint = " " * (len(parts[place - 1]) - len(parts[place - 1].rstrip(" ")))
 
     def _check(self, names):
-        where, known = f"template {short(self.text)}", ", ".join(f"{{{name}}}" for name in self.fields)
+        where, known = f"template {self.text!r}", ", ".join(f"{{{name}}}" for name in self.fields)
         for name in names:
             if name not in (*self.fields, "label"):
                 raise InputError(f"{where}: there is no field {{{name}}}: write {known} for the texts and {{label}} "
@@ -74,7 +73,7 @@ class Template:
 
     def _fill(self, parts, texts):
         if isinstance(texts, str) or len(texts) != len(self.fields):
-            raise InputError(f"template {short(self.text)}: given {short(texts)}, needs {len(self.fields)} text(s), one for "
+            raise InputError(f"template {self.text!r}: given {texts!r:.60}, needs {len(self.fields)} text(s), one for "
                              f"each of {', '.join(self.fields)}")
         value = dict(zip(self.fields, texts))                      # in one pass: a text may itself hold "{label}"
         return "".join(value[part] if place % 2 else part for place, part in enumerate(parts))
@@ -86,7 +85,7 @@ class Template:
     def answer(self, label_text):
         """The label with the spaces that join it to the prompt: " positive". Raises InputError if it is blank."""
         if not label_text.strip():
-            raise InputError(f"template {short(self.text)}: the text of a label is empty: give each class at least one word")
+            raise InputError(f"template {self.text!r}: the text of a label is empty: give each class at least one word")
         return self._joint + label_text
 
     def tail(self, texts):

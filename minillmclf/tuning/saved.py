@@ -113,10 +113,10 @@ def find_base(names, folder, asked=None):
     for name in filter(None, names):
         try:
             shipped = Path(name).name == name and (CHECKPOINTS / name).is_dir()
-            for path in [name] if shipped else [Path(folder) / name, Path(name)]:
+            for path in [name] if shipped else [(Path(folder) / name).resolve(), Path(name)]:
                 if shipped or path.is_dir():
                     return str(path)
-        except (OSError, ValueError):                                  # too long for a path
+        except (OSError, ValueError, RuntimeError):                    # too long for a path; a loop of links
             pass
     name = names[0]
     fetch = f" (of huggingface.co: hf download {name} --local-dir FOLDER)" if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) else ""
