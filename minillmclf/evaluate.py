@@ -38,7 +38,8 @@ def parse(arguments=None):
     p.add_argument("--text-column", help="name(s) of the text column(s)")
     p.add_argument("--label-column", help="name of the label column")
     p.add_argument("--batch-size", type=int, default=64, help="rows at a time [64]")
-    p.add_argument("--base", help="of an adapter: the folder of its base, where that lies elsewhere now")
+    p.add_argument("--base", help="of an adapter: the folder of its base, where that lies "
+                   "elsewhere now")
     p.add_argument("--swap", choices=["none", "predict"], help="of two answers to a prompt: take the mean over both orders, or "
                                                                "not (default: as trained)")
     p.add_argument("--out", help="also write the metrics to this JSON file")
@@ -161,7 +162,8 @@ def check_prompted(a):
     if a.data is None or a.split == "train":
         raise InputError("--method prompt needs --data with a dev or test split")
     if a.base is not None:
-        raise InputError("--base goes with an adapter, and --method prompt asks a whole model: leave it out")
+        raise InputError("--base goes with an adapter, and --method prompt asks a whole model: "
+                         "leave it out")
     if a.shots < 0 or a.rows < 0 or a.beams < 0:
         raise InputError(f"--shots {a.shots}, --rows {a.rows}, --beams {a.beams}: should be 0 or more")
     if a.neighbours and not a.shots:

@@ -21,7 +21,8 @@ def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.merge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", required=True, help="a run folder with an adapter, or an adapter folder of PEFT")
     p.add_argument("--out", required=True, help="a new folder for the merged model")
-    p.add_argument("--base", action="append", default=[], help="full or 4bit: of a 4-bit base, what the merged model is to have; "
+    p.add_argument("--base", action="append", default=[], help="full or 4bit: of a 4-bit base, "
+                   "what the merged model is to have; "
                    "else the folder of the base, where that lies elsewhere now; may be given twice")
     p.add_argument("--data", help="a file, a folder, or a bundled set's name (default: what the run was trained on)")
     p.add_argument("--split", choices=["train", "dev", "test"], default="test", help="which rows [test]")
@@ -59,7 +60,8 @@ def main(arguments=None):
     if a.data is None:
         own_record(folder)
     from .classify.classifier import Classifier
-    kinds, places = ([base for base in a.base if (base in ("full", "4bit")) == kind] for kind in (True, False))
+    kinds, places = ([base for base in a.base if (base in ("full", "4bit")) == kind]
+                     for kind in (True, False))
     if len(kinds) > 1 or len(places) > 1:
         raise InputError(f"--base {', '.join(a.base)}: give full or 4bit once, and one folder")
     model = Classifier.load(folder, *places)

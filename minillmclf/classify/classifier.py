@@ -89,7 +89,8 @@ class Classifier(nn.Module):
         if (folder / peft_format.CONFIG).exists():
             return load_peft(folder, cls.from_backbone, base)
         if base is not None:
-            raise InputError(f"{path}: is a whole model, which has no base beside it: leave --base out")
+            raise InputError(f"{path}: is a whole model, which has no base beside it: leave --base "
+                             f"out")
         checkpoint = open_checkpoint(path)
         where = checkpoint.folder / "config.json"
         settings = read_settings(checkpoint.config, where)

@@ -27,7 +27,7 @@ DEFAULT_TARGETS = dict.fromkeys(("bert", "roberta", "deberta-v2", "llama", "mist
                                  "gemma3_text", "t5"), ("q_proj", "v_proj")) | {"gpt2": ("qkv_proj",)}    # as PEFT's
 
 
-MOST_ALPHA = 10.0**6                                          # far above any that is used; 1e308 makes answers infinite
+MOST_ALPHA = 10.0**6  # far above any that is used; 1e308 makes answers infinite
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,10 @@ class Numbers:
     def __post_init__(self):
         if not (type(self.rank) is int and self.rank >= 1 and isinstance(self.alpha, (int, float))
                 and 0 < self.alpha <= MOST_ALPHA and 0 <= self.dropout < 1):
-            raise InputError(f"rank {short(self.rank)}, alpha {short(self.alpha)}, dropout {short(self.dropout)}: rank must "
-                             f"be a whole number from 1, alpha above 0 and at most {MOST_ALPHA:g}, dropout from 0 to below 1")
+            raise InputError(f"rank {short(self.rank)}, alpha {short(self.alpha)}, dropout "
+                             f"{short(self.dropout)}: rank must "
+                             f"be a whole number from 1, alpha above 0 and at most {MOST_ALPHA:g}, "
+                             f"dropout from 0 to below 1")
 
     @property
     def scale(self):
@@ -161,7 +163,8 @@ def wrap(model, targets, rank, alpha, dropout=0.0, rank_stabilised=False, dora=F
     numbers = {path: Numbers(ranks[path], alphas[path], dropout, rank_stabilised) for path in paths}
     taken = any(name in layer.numbers for layer in others.values()) or hasattr(nn.ParameterDict, name)
     if taken or not re.fullmatch(r"[\w-]+", name):
-        raise InputError(f"adapter name {short(name)}: must be a new one of letters, digits, _ and -, no word of PyTorch's")
+        raise InputError(f"adapter name {short(name)}: must be a new one of letters, digits, _ and "
+                         f"-, no word of PyTorch's")
     for path in paths:
         if not is_plain(layers[path]) and type(layers[path]) is not kind:
             raise InputError(f"{path} is a {type(layers[path]).__name__}, it takes no {kind.__name__}: undo that first")

@@ -34,7 +34,8 @@ def is_alpha(value):
 
 def each(test, kind=list):
     """Is it a list, or an object, of what passes the test?"""
-    return lambda value: isinstance(value, kind) and all(map(test, value.values() if kind is dict else value))
+    return lambda value: isinstance(value, kind) and all(map(test, value.values() if kind is dict
+                                                             else value))
 
 
 def is_layer(value):
@@ -51,10 +52,12 @@ LORA_FIELDS = {
     "use_dora": ("method", False, lambda v: type(v) is bool, "true or false"),
     "target_modules": ("targets", None, lambda v: v and (isinstance(v, str) or is_names(v)), "names or a pattern"),
     "exclude_modules": ("exclude", [], lambda v: isinstance(v, str) or is_names(v), "names or a pattern"),
-    "layers_to_transform": ("layers", [], lambda v: is_layer(v) or each(is_layer)(v), "layer numbers"),
+    "layers_to_transform": ("layers", [], lambda v: is_layer(v) or each(is_layer)(v),
+                            "layer numbers"),
     "layers_pattern": ("layers_pattern", [], lambda v: is_names([v] if isinstance(v, str) else v), "names"),
     "rank_pattern": ("ranks", {}, each(is_whole, dict), "an object of whole numbers from 1"),
-    "alpha_pattern": ("alphas", {}, each(is_alpha, dict), f"an object of numbers above 0, at most {lora.MOST_ALPHA:g}"),
+    "alpha_pattern": ("alphas", {}, each(is_alpha, dict), f"an object of numbers above 0, at most "
+                      f"{lora.MOST_ALPHA:g}"),
     "bias": ("bias", "none", lambda v: v in ("none", "all", "lora_only"), "none, all or lora_only"),
     "modules_to_save": SAVED, "base_model_name_or_path": BASE,
     "init_lora_weights": ("start", True, lambda v: v in (True, False, "gaussian", "orthogonal", "eva"),
@@ -70,7 +73,8 @@ def read_config(config):
     """adapter_config.json, parsed -> (record, faults)."""
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind not in METHODS:
-        return {}, [f"{CONFIG}: peft_type {short(kind)} is not supported; supported: {', '.join(METHODS)}"]
+        return {}, [f"{CONFIG}: peft_type {short(kind)} is not supported; supported: "
+                    f"{', '.join(METHODS)}"]
     method, fields = METHODS[kind]
     record, faults = {}, []
     for key, (ours, default, test, expected) in fields.items():
@@ -78,10 +82,12 @@ def read_config(config):
         record[ours] = value
         if not test(value):
             faults.append(f"{CONFIG}: {key} = {short(value)} (should be {expected})")
-    faults += [f"{CONFIG}: {short(key)[1:-1]} = {short(value)} is not supported: it might change the answers"
+    faults += [f"{CONFIG}: {short(key)[1:-1]} = {short(value)} is not supported: it might change "
+               f"the answers"
                for key, value in config.items() if value and key not in fields and key not in INERT]
     if kind == "PREFIX_TUNING" and (config.get("num_transformer_submodules") or 1) != 1:
-        faults.append(f"{CONFIG}: num_transformer_submodules = {short(config['num_transformer_submodules'])} puts a prefix before an "
+        faults.append(f"{CONFIG}: num_transformer_submodules = "
+                      f"{short(config['num_transformer_submodules'])} puts a prefix before an "
                       f"encoder-decoder's source too, which is not built (1 is)")
     record.pop("start", None)                                        # how A and B began
     record["method"] = "dora" if record.get("method") else method
@@ -99,19 +105,22 @@ def write_config(record):
 # ------------------------------------------------------------------------------------------------ which layers
 
 def hits(which, names, where):
-    """Those of the names that are in a list or end in one of it, or that a regular expression describes."""
+    """Those of the names that are in a list or end in one of it, or that a regular expression
+    describes."""
     if isinstance(which, str):
         return selection.matching(which, names, f"{CONFIG}: {where}")
     return [name for name in names if any(f".{name}".endswith(f".{end}") for end in which)]
 
 
 def part_of(name, modules):
-    """Is it one of these modules or inside of one? So PEFT leaves targets out that are saved as a whole."""
+    """Is it one of these modules or inside of one? So PEFT leaves targets out that are saved as a
+    whole."""
     return any(f".{module}." in f".{name}." for module in modules)
 
 
 def saved_with(name, modules):
-    """Does a parameter lie in a module whose path ends so? "norm" means input_layernorm too: so PEFT saves modules."""
+    """Does a parameter lie in a module whose path ends so? "norm" means input_layernorm too: so
+    PEFT saves modules."""
     inside = name.split(".")[:-1]
     return any(".".join(inside[:n]).endswith(tuple(modules)) for n in range(1, len(inside) + 1))
 

@@ -70,20 +70,23 @@ def read_tensors(folder, before):
     tensors = read_floats(path, before)
 
     def is_copy(name):                                   # bias="all" saves classifier.bias three times
-        module, inner, leaf = re.fullmatch(r"(.*?)(?:\.(original_module|modules_to_save)\.(.*))?", name, re.S).groups()
+        module, inner, leaf = re.fullmatch(r"(.*?)(?:\.(original_module|modules_to_save)\.(.*))?",
+                                           name, re.S).groups()
         return inner and any(f"{module}.{tail}" in tensors for tail in (leaf, leaf.partition(".")[2]))
     return {name: tensor for name, tensor in tensors.items() if not is_copy(name)}
 
 
 def read_floats(path, before=""):
-    """The tensors of a file {name without `before`: tensor}; InputError unless all are finite numbers in float32's range."""
+    """The tensors of a file {name without `before`: tensor}; InputError unless all are finite
+    numbers in float32's range."""
     with open_tensors(path) as file:
         tensors = {name.removeprefix(before): file.get_tensor(name).clone() for name in file.keys()}
 
     def fault(tensor):
         if tensor.dtype not in FLOATS:
             return f"holds {tensor.dtype}, floats are expected, of 16 bits or more"
-        finite = not tensor.numel() or torch.stack(tensor.float().aminmax()).isfinite().all()     # NaN passes through both
+        # NaN passes through both
+        finite = not tensor.numel() or torch.stack(tensor.float().aminmax()).isfinite().all()
         return None if finite else "holds values that are not finite"
     faults = {name: fault(tensor) for name, tensor in tensors.items()}
     told(path, [f"{short(name, 200)} {why}" for name, why in faults.items() if why])
@@ -103,9 +106,11 @@ def part_faults(record, tensors):
     for layer, parts in layers.items():
         A, B = (parts.get(part, torch.empty(0)) for part in ("lora_A", "lora_B"))
         if set(parts) != expected:
-            faults.append(f"{bare(layer)} has {', '.join(sorted(parts))}, should have {', '.join(sorted(expected))}")
+            faults.append(f"{bare(layer)} has {', '.join(sorted(parts))}, should have "
+                          f"{', '.join(sorted(expected))}")
         elif A.dim() != 2 or B.dim() != 2 or len(A) != B.shape[1]:
-            faults.append(f"{bare(layer)}: lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} should be (r, in) and (out, r)")
+            faults.append(f"{bare(layer)}: lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} "
+                          f"should be (r, in) and (out, r)")
     return faults if layers else [*faults, f"no tensor of LoRA in {TENSORS}"]
 
 

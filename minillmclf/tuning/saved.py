@@ -22,8 +22,9 @@ from .peft_model import told
 from .quant import CODES, dequantise_linears
 
 TUNED, ADAPTER = "tuned.json", "adapter"
-COMPANIONS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")    # of a tokenizer
-SAMPLE = 2**20                          # bytes that an earlier fingerprint had looked at, at both ends of a file of weights
+# of a tokenizer
+COMPANIONS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+SAMPLE = 2**20  # bytes that an earlier fingerprint had looked at, at both ends of a file of weights
 
 
 def is_object(value):
@@ -39,27 +40,36 @@ def is_names(value):
 
 
 def is_recipe(value):
-    return is_object(value) and value.get("method") in [*APART] and value.get("bias", "none") in ("none", "all", "lora_only") \
-        and (value["method"] not in BOTTLENECKS or is_whole(value.get("size"))) and is_names(value.get("saved", []))
+    return is_object(value) and value.get("method") in [*APART] and is_names(value.get("saved",
+                                                                                       [])) \
+        and value.get("bias", "none") in ("none", "all", "lora_only") \
+        and (value["method"] not in BOTTLENECKS or is_whole(value.get("size")))
 
 
-# what files say of a classifier: key: (test, what it should be); details are checked where they are used
+def or_none(test):
+    return lambda value: value is None or test(value)
+
+
+# what files say of a classifier: {key: (test, what it should be)}; details are checked in use
 SETTINGS = {
-    "labels?": (is_names, "a list of names"), "pool?": (lambda v: v is None or is_word(v), "a word"),
-    "keep?": (is_word, "a word"), "max_length?": (lambda v: v is None or is_whole(v), "a whole number from 1"),
-    "thresholds?": (lambda v: v is None or isinstance(v, list), "a list of numbers"),
-    **{f"{key}?": (lambda v: v is None or is_object(v), "an object") for key in ("readout", "windows", "calibration", "preference")}}
+    "labels?": (is_names, "a list of names"), "pool?": (or_none(is_word), "a word"),
+    "keep?": (is_word, "a word"), "max_length?": (or_none(is_whole), "a whole number from 1"),
+    "thresholds?": (or_none(lambda v: isinstance(v, list)), "a list of numbers"),
+    **dict.fromkeys(("readout?", "windows?", "calibration?", "preference?"),
+                    (or_none(is_object), "an object"))}
 RECORD = SETTINGS | {
-    "labels": SETTINGS["labels?"], "base": (lambda v: isinstance(v, str) and v, "a folder's name"),
-    "base_path?": (lambda v: isinstance(v, str), "a path"), "recipe": (is_recipe, "a method and its numbers"),
+    "labels": SETTINGS["labels?"], "recipe": (is_recipe, "a method and its numbers"),
+    "base": (lambda v: isinstance(v, str) and v, "a folder's name"),
+    "base_path?": (lambda v: isinstance(v, str), "a path"),
     "fingerprint": (lambda v: isinstance(v, str) or is_object(v), "an object of sums"),
     "quantise": (lambda v: v in [None, *CODES], f"{', '.join(CODES)} or null")}
 
 
-# ------------------------------------------------------------------------------------------------ the base
+# ---------------------------------------------------------------------------------------- the base
 
 def sums(folder):
-    """{name of a file: sha256 of all that is in it}, of what a model's answers follow from: configuration, weights, tokenizer."""
+    """{name of a file: sha256 of all that is in it}, of what a model's answers follow from:
+    configuration, weights, tokenizer."""
     folder = Path(folder)
     tokenizer = [name for name in READERS if (folder / name).exists()][:1]
     names = {"config.json", *(path.name for path in Checkpoint(folder).files.values()), *tokenizer,
@@ -80,7 +90,8 @@ def fingerprint(folder):
 
 
 def changed(folder, kept):
-    """The names of the files of a base that are not as they were. kept: `sums` of then, or the text of earlier versions."""
+    """The names of the files of a base that are not as they were. kept: `sums` of then, or the text
+    of earlier versions."""
     if isinstance(kept, dict):
         found = sums(folder)
         return [name for name in sorted({*found, *kept}) if found.get(name) != kept.get(name)]
@@ -95,46 +106,55 @@ def changed(folder, kept):
 
 
 def place_of(base, folder):
-    """How tuned.json names its base: a shipped one by its name; one near the run from there, so that both may be moved."""
-    base, folder = Path(base), Path(folder).resolve()
-    near = next(path for path in (*folder.parents[1::-1], folder) if path != path.parent)     # the folder of the runs' folder
+    """How tuned.json names its base: a shipped one by its name; one that lies near, below the
+    folder of the runs' folder, from the run on, so that both may be moved; else in full."""
+    base, folder = Path(base).resolve(), Path(folder).resolve()
+    near = next(path for path in (*folder.parents[1::-1], folder) if path != path.parent)
     if base.parent == CHECKPOINTS:
         return {"base": base.name}
-    there = os.path.relpath(base.resolve(), folder) if near in base.resolve().parents else str(base.resolve())
-    return {"base": there if os.sep in there else os.path.join(".", there), "base_path": str(base.resolve())}
+    there = os.path.relpath(base, folder) if near in base.parents else str(base)
+    there = there if os.sep in there else os.path.join(".", there)
+    return {"base": there, "base_path": str(base)}
 
 
 def find_base(names, folder, asked=None):
-    """The folder of an adapter's base, as find_model takes it. asked: where it lies now; else the first that is there of
-    `names`, each a shipped name or a path from the adapter's folder, or from where we are."""
+    """The folder of an adapter's base, as find_model takes it.
+
+    asked: where it lies now; else the first that is there of `names`, each a shipped name, or a
+    path from the adapter's folder or from where we are.
+    """
     if asked is not None:
         find_model(asked)
         return str(asked)
     for name in filter(None, names):
         try:
-            shipped = Path(name).name == name and (CHECKPOINTS / name).is_dir()
-            for path in [name] if shipped else [(Path(folder) / name).resolve(), Path(name)]:
-                if shipped or path.is_dir():
+            if Path(name).name == name and (CHECKPOINTS / name).is_dir():
+                return name
+            for path in ((Path(folder) / name).resolve(), Path(name)):
+                if path.is_dir():
                     return str(path)
-        except (OSError, ValueError, RuntimeError):                    # too long for a path; a loop of links
+        except (OSError, ValueError, RuntimeError):      # too long for a path; a loop of links
             pass
-    name = names[0]
-    fetch = f" (of huggingface.co: hf download {name} --local-dir FOLDER)" if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) else ""
-    raise InputError(f"{short(folder, 200)}: holds an adapter, and its base {short(name, 200)} is missing, no such model folder: "
-                     f"say where it is with --base FOLDER{fetch}")
+    name, fetch = names[0], ""
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        fetch = f" (of huggingface.co: hf download {name} --local-dir FOLDER)"
+    raise InputError(f"{short(folder, 200)}: holds an adapter, and its base {short(name, 200)} is "
+                     f"missing, no such model folder: say where it is with --base FOLDER{fetch}")
 
 
 def base_of(folder):
-    """The folder of the base of a tuned run or of an adapter; None for a folder that holds a whole model."""
+    """The folder of the base of a tuned run or of an adapter; None for a folder that holds a whole
+    model."""
     if (folder / TUNED).exists():
         record = check_fields(read_json(folder / TUNED), RECORD, folder / TUNED)
         return find_base([record["base"], record.get("base_path")], folder)
     if (folder / peft_format.CONFIG).exists():
-        return find_base([str(read_json(folder / peft_format.CONFIG).get("base_model_name_or_path"))], folder)
+        config = read_json(folder / peft_format.CONFIG)
+        return find_base([str(config.get("base_model_name_or_path"))], folder)
     return None
 
 
-# ------------------------------------------------------------------------------------------------ our own folders
+# --------------------------------------------------------------------------------- our own folders
 
 def save_tuned(model, folder):
     """Write what a classifier has learned beside its base; the folder has no base in it."""
@@ -144,10 +164,12 @@ def save_tuned(model, folder):
         write_tensors(folder / ADAPTER / peft_format.TENSORS, tensors, {"format": "pt"})
     else:
         more = {key: recipe[key] for key in ("bias", "saved") if key in recipe}
-        active = {layer.active for layer in model.modules() if isinstance(layer, lora.LoraLinear)} - {None}
-        peft_format.write_adapter(folder / ADAPTER, model, {"base": str(base.resolve()), **more}, *active or ["default"])
-    record = {**place_of(base, folder), "fingerprint": sums(base), "quantise": model.quantise, "recipe": recipe,
-              "labels": model.labels, **model.settings()}
+        layers = (layer for layer in model.modules() if isinstance(layer, lora.LoraLinear))
+        active = {layer.active for layer in layers} - {None}
+        peft_format.write_adapter(folder / ADAPTER, model, {"base": str(base.resolve()), **more},
+                                  *active or ["default"])
+    record = {**place_of(base, folder), "fingerprint": sums(base), "quantise": model.quantise,
+              "recipe": recipe, "labels": model.labels, **model.settings()}
     write_text(folder / TUNED, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -158,29 +180,39 @@ def learned(model):
 
 
 def load_tuned(folder, build, base=None):
-    """The classifier of a folder that `save_tuned` wrote, in eval mode. build: Classifier.from_backbone; base: where its base
-    lies now, if not where tuned.json says."""
+    """The classifier of a folder that `save_tuned` wrote, in eval mode.
+
+    build: Classifier.from_backbone; base: where its base lies now, if not where tuned.json says.
+    """
     folder, where = Path(folder), Path(folder) / TUNED
     record = check_fields(read_json(where), RECORD, where)
-    base, recipe = find_base([record["base"], record.get("base_path")], folder, base), record["recipe"]
+    recipe = record["recipe"]
+    base = find_base([record["base"], record.get("base_path")], folder, base)
     differing = changed(find_model(base), record["fingerprint"])
     if differing:
-        raise InputError(f"{where}: the base {short(base, 200)} has changed since this was trained on it ({short(differing, 200)[1:-1]}): "
-                         f"bring back the files that it had, name them with --base FOLDER, or train again")
+        raise InputError(f"{where}: the base {short(base, 200)} has changed since this was trained "
+                         f"on it ({short(differing, 200)[1:-1]}): bring back the files that it "
+                         f"had, name "
+                         f"them with --base FOLDER, or train again")
     tensors = folder / ADAPTER / peft_format.TENSORS
-    adapter_record, numbers = ({}, peft_format.read_floats(tensors)) if recipe["method"] in BOTTLENECKS else \
-        peft_format.read_adapter(folder / ADAPTER)
+    if recipe["method"] in BOTTLENECKS:
+        adapter_record, numbers = {}, peft_format.read_floats(tensors)
+    else:
+        adapter_record, numbers = peft_format.read_adapter(folder / ADAPTER)
     if adapter_record and adapter_record["method"] != recipe["method"].replace("qlora", "lora"):
-        raise InputError(f"{where}: tells of {recipe['method']}, but {ADAPTER}/ holds {adapter_record['method']}: save the run again")
+        raise InputError(f"{where}: tells of {recipe['method']}, but {ADAPTER}/ holds "
+                         f"{adapter_record['method']}: save the run again")
     model = build_as(build, base, record["labels"], record, where, quantise=record["quantise"])
     if adapter_record:
         peft_format.apply_adapter(model, adapter_record, numbers)
         model.recipe = {**model.recipe, **recipe}
     else:
         model.recipe = recipe
-        sizes = {t.shape[0] for name, t in numbers.items() if name.endswith(".down.weight") and t.dim() == 2}
-        if sizes != {recipe["size"]}:                                  # looked at before anything of that size is built
-            raise InputError(f"{tensors}: holds bottlenecks of width {short(sorted(sizes))[1:-1] or 'none'}, {TUNED} says "
+        sizes = {t.shape[0] for name, t in numbers.items() if name.endswith(".down.weight")
+                 and t.dim() == 2}
+        if sizes != {recipe["size"]}:  # looked at before anything of that size is built
+            raise InputError(f"{tensors}: holds bottlenecks of width "
+                             f"{short(sorted(sizes))[1:-1] or 'none'}, {TUNED} says "
                              f"{recipe['size']}: save the run again")
         attach(model, recipe)
         fill_learned(model, numbers, tensors)
@@ -191,9 +223,10 @@ def load_tuned(folder, build, base=None):
 def build_as(build, base, labels, settings, where, **more):
     """A classifier with what Classifier.settings says of it, as it stands in a file (`where`)."""
     try:
-        model = build(base, labels, pool=settings.get("pool") or "family", max_length=settings.get("max_length"),
-                      keep=settings.get("keep", "head"), windows=settings.get("windows"),
-                      preference=settings.get("preference"), **more, **settings.get("readout") or {})
+        model = build(base, labels, pool=settings.get("pool") or "family",
+                      max_length=settings.get("max_length"), keep=settings.get("keep", "head"),
+                      windows=settings.get("windows"), preference=settings.get("preference"),
+                      **more, **settings.get("readout") or {})
     except TypeError as error:
         raise InputError(f"{where}: {error}: save it again") from None
     model.calibrate(settings.get("calibration"), f"{where}: calibration")
@@ -203,7 +236,8 @@ def build_as(build, base, labels, settings, where, **more):
 
 
 def fill_learned(model, tensors, path):
-    """Fill in bottlenecks and head from the tensors of a file under our own names; InputError unless it has exactly those."""
+    """Fill in bottlenecks and head from the tensors of a file under our own names; InputError
+    unless it has exactly those."""
     parameters, expected = dict(model.named_parameters()), learned(model)
     faults = [f"{name} is missing" for name in sorted(expected - set(tensors))]
     faults += [f"{short(name, 200)} is not expected" for name in sorted(set(tensors) - expected)]
@@ -215,22 +249,26 @@ def fill_learned(model, tensors, path):
             parameters[name].copy_(tensor)
 
 
-# ------------------------------------------------------------------------------------------------ folders of PEFT
+# --------------------------------------------------------------------------------- folders of PEFT
 
 def load_peft(folder, build, base=None):
-    """A classifier from an adapter folder of PEFT. base: where its base lies now, if not where the adapter says."""
+    """A classifier from an adapter folder of PEFT. base: where its base lies now, if not where the
+    adapter says."""
     record, tensors = peft_format.read_adapter(folder)
     if not (base or record["base"]):
-        raise InputError(f"{folder}: the adapter does not say which base it was trained on: name it with --base FOLDER")
+        raise InputError(f"{folder}: the adapter does not say which base it was trained on: name "
+                         f"it with --base FOLDER")
     base, where = find_base([record["base"]], folder, base), Path(folder) / peft_format.OURS
     own = check_fields(read_json(where), SETTINGS, where) if where.exists() else {}
-    model = build_as(build, base, own.get("labels") or guess_labels(tensors, folder, base), own, where)
+    model = build_as(build, base, own.get("labels") or guess_labels(tensors, folder, base), own,
+                     where)
     peft_format.apply_adapter(model, record, tensors)
     return model.eval()
 
 
 def guess_labels(tensors, folder, base):
-    """The names of the base's classes, if they are as many as the last layer of the head has rows; else LABEL_0, LABEL_1, ..."""
+    """The names of the base's classes, if they are as many as the last layer of the head has rows;
+    else LABEL_0, LABEL_1, ..."""
     last = [t for name, t in tensors.items() if name.rpartition(".weight")[0].split(".")[-1] in ("classifier", "score", "out_proj")]
     if len(last) != 1 or not last[0].dim():
         raise InputError(f"{folder}: no classification head in this adapter: it was saved without one, train it again")
@@ -240,7 +278,7 @@ def guess_labels(tensors, folder, base):
     return names if fits else [f"LABEL_{i}" for i in range(len(last[0]))]
 
 
-# ------------------------------------------------------------------------------------------------ merging
+# ----------------------------------------------------------------------------------------- merging
 
 def merge_tuned(model, dequantise=False):
     """Add what LoRA or DoRA has learned to the base's matrices: a plain classifier, with the same answers, in place.
@@ -249,8 +287,10 @@ def merge_tuned(model, dequantise=False):
     """
     method = (model.recipe or {}).get("method", "full")
     if method not in UPDATES:
-        why = f"what {method} has learned is no change of matrices" if method in APART else "this is a whole model already"
-        raise InputError(f"only lora, dora and qlora can be merged, and {why}: use the folder as it is")
+        why = f"what {method} has learned is no change of matrices" if method in APART else \
+            "this is a whole model already"
+        raise InputError(f"only lora, dora and qlora can be merged, and {why}: use the folder "
+                         f"as it is")
     lora.merge(model, dequantise)
     if dequantise:
         dequantise_linears(model)

@@ -57,7 +57,8 @@ def find_targets(model, targets):
     missing = [name for name, found in hits.items() if not found]
     if missing or not hits:
         kinds = dict.fromkeys(re.sub(r"\b\d+\b", "N", path) for path in paths)
-        raise InputError(f"targets {short(missing)}: no such linear layer, or only in the head; give a list of names, "
+        raise InputError(f"targets {short(missing)}: no such linear layer, or only in the head; "
+                         f"give a list of names, "
                          f"all-linear or a regular expression for whole paths; linear layers here: {', '.join(kinds)}")
     return [path for path in paths if any(path in found for found in hits.values())]
 
@@ -66,11 +67,15 @@ def per_path(paths, default, patterns):
     """{path: value}, the value of the first pattern that fits the path or its end, else the default."""
     patterns, clock = patterns or {}, Clock()
     if len(patterns) > len(paths):
-        raise InputError(f"{len(patterns)} patterns for ranks or alphas, but {len(paths)} targets: drop some")
-    compiled = {p: compile_pattern(rf"(.*\.)?({p})", "a pattern for ranks or alphas", clock=clock) for p in patterns}
-    chosen = {path: next((p for p in patterns if compiled[p].fullmatch(path)), None) for path in paths}
+        raise InputError(f"{len(patterns)} patterns for ranks or alphas, but {len(paths)} targets: "
+                         f"drop some")
+    compiled = {p: compile_pattern(rf"(.*\.)?({p})", "a pattern for ranks or alphas", clock=clock)
+                for p in patterns}
+    chosen = {path: next((p for p in patterns if compiled[p].fullmatch(path)), None)
+              for path in paths}
     for pattern in set(patterns) - set(chosen.values()):
-        raise InputError(f"pattern {short(pattern)} decides about none of the {len(paths)} targets: correct it or drop it")
+        raise InputError(f"pattern {short(pattern)} decides about none of the {len(paths)} "
+                         f"targets: correct it or drop it")
     return {path: default if pattern is None else patterns[pattern] for path, pattern in chosen.items()}
 
 

@@ -1,10 +1,14 @@
-"""Damaged adapters and tuned runs: is each answered, or refused in one line, soon and in little memory?
+"""Damaged adapters and tuned runs: is each answered, or refused in one line, soon and in little
+memory?
 
   python tests/reference/fuzz_adapters.py --count 2000 --seed 0
 
-A good folder (several families; LoRA, DoRA, prefix, prompt, bottlenecks; heads and label texts) is copied, one of its files
-is changed, and a process of its own loads it and answers. Mutation N of a seed is always the same: --only N runs it alone.
-Counted as bad: any exception but InputError, a message of several lines or of more than 2,000 characters, more than 10
+A good folder (several families; LoRA, DoRA, prefix, prompt, bottlenecks; heads and label texts) is
+copied, one of its files
+is changed, and a process of its own loads it and answers. Mutation N of a seed is always the same:
+--only N runs it alone.
+Counted as bad: any exception but InputError, a message of several lines or of more than 2,000
+characters, more than 10
 seconds, more memory than 1 GB beyond what the process began with, answers that are not finite.
 """
 import argparse
@@ -36,16 +40,24 @@ from minillmclf.text.tokenizer import WordPiece  # noqa: E402
 from minillmclf.tuning import OPTIONS, tune  # noqa: E402
 
 SECONDS, MEMORY, LONGEST = 10, 2**30, 2000
-NUMBERS = dict(rank=3, alpha=6.0, dropout=0.0, rank_stabilised=False, targets="all-linear", bias="none", size=4, tokens=3,
+NUMBERS = dict(rank=3, alpha=6.0, dropout=0.0, rank_stabilised=False, targets="all-linear",
+               bias="none", size=4, tokens=3,
                projection=False)
 GOOD = [(family, method, readout) for family, methods in {
-    "bert": ("lora", "dora", "prefix", "prompt", "houlsby"), "gpt2": ("lora", "pfeiffer", "prompt"), "t5": ("lora", "prefix"),
-    "llama": ("dora", "prefix", "houlsby"), "deberta-v3": ("lora",), "gemma2": ("prompt", "lora")}.items()
+    "bert": ("lora", "dora", "prefix", "prompt", "houlsby"), "gpt2": ("lora", "pfeiffer",
+                                                                      "prompt"), "t5": ("lora",
+                                                                                        "prefix"),
+    "llama": ("dora", "prefix", "houlsby"), "deberta-v3": ("lora",), "gemma2": ("prompt",
+                                                                                "lora")}.items()
     for method in methods for readout in (("head", "labels") if family == "gpt2" else ("head",))]
-SLOW = (r"(?:(\w|[a-z]|.)(\w|[a-z]|.))+\d!*$", "(a{65535}){65535}", r"(?:\w|\w\w|\w\w\w|\.){1,90}!", "(" * 3000, "*", "(?P<n>.)(?P<n>.)")
-RAW = ("NaN", "Infinity", "-Infinity", "1e400", "9" * 5000, "-" + "9" * 300, "[" * 5000, '"\\ud800"', '"a" "b"', "tru", "")
-VALUES = (None, True, False, 0, -1, 1, 2, 3, 1.5, 1e-300, 1e9, 10**9, 10**20, 10**300, 1e308, -1e308, "", " ", "x", "\0", "a\nb", "default",
-          "a" * 10000, "../..", [], {}, [""], [None], [[]], [{}], {"": {}}, {"a": 1e308}, ["x"] * 1000, [1, "a"], "mean", "nf4",
+SLOW = (r"(?:(\w|[a-z]|.)(\w|[a-z]|.))+\d!*$", "(a{65535}){65535}",
+        r"(?:\w|\w\w|\w\w\w|\.){1,90}!", "(" * 3000, "*", "(?P<n>.)(?P<n>.)")
+RAW = ("NaN", "Infinity", "-Infinity", "1e400", "9" * 5000, "-" + "9" * 300, "[" * 5000,
+       '"\\ud800"', '"a" "b"', "tru", "")
+VALUES = (None, True, False, 0, -1, 1, 2, 3, 1.5, 1e-300, 1e9, 10**9, 10**20, 10**300, 1e308,
+          -1e308, "", " ", "x", "\0", "a\nb", "default",
+          "a" * 10000, "../..", [], {}, [""], [None], [[]], [{}], {"": {}}, {"a": 1e308},
+          ["x"] * 1000, [1, "a"], "mean", "nf4",
           *SLOW)
 
 
@@ -54,13 +66,18 @@ def build(folder):
     runs = []
     for family in dict.fromkeys(family for family, *_ in GOOD):
         kind, config = CONFIGS[family]
-        model = spread(fresh_weights(model_class({"model_type": kind, **config}).from_config(config), 0))
+        model = spread(fresh_weights(model_class({"model_type": kind,
+                                                  **config}).from_config(config), 0))
         model.source_config = {"model_type": kind, **config}
         save_backbone(model, folder / f"base-{family}")
         WordPiece.from_vocab(PIECES).save(folder / f"base-{family}")
     for number, (family, method, readout) in enumerate(GOOD):
-        more = {"template": "{text} is"} if readout == "labels" else {"keep": "tail"} if number % 2 else \
-            {"windows": {"pool": "mean", "overlap": 2, "max_windows": 4, "max_document": 200}, "max_length": 16} if method == "lora" else {}
+        windows = {"pool": "mean", "overlap": 2, "max_windows": 4, "max_document": 200}
+        more = {"keep": "tail"} if number % 2 else {}
+        if readout == "labels":
+            more = {"template": "{text} is"}
+        elif method == "lora":
+            more = {"windows": windows, "max_length": 16}
         model = Classifier.from_backbone(folder / f"base-{family}", LABELS, readout=readout, **more)
         tune(model, {"method": method, **{option: NUMBERS[option] for option in OPTIONS[method]}})
         with torch.no_grad():
@@ -77,16 +94,18 @@ def build(folder):
     return runs
 
 
-# ------------------------------------------------------------------------------------------------ mutations
+# --------------------------------------------------------------------------------------- mutations
 
 def places(value, path=()):
     """All paths in a JSON value."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inside = value.items() if isinstance(value, dict) else ()
+    inside = enumerate(value) if isinstance(value, list) else inside
     return [path, *(place for key, inner in inside for place in places(inner, (*path, key)))]
 
 
 def change_json(path, draw):
-    """One or two values of a JSON file become others, go, or are joined by strangers; or its text is damaged -> what was done"""
+    """One or two values of a JSON file become others, go, or are joined by strangers; or its text
+    is damaged -> what was done"""
     text = path.read_text(encoding="utf-8")
     if draw.random() < 0.12:
         return change_bytes(path, draw)
@@ -114,7 +133,8 @@ def change_json(path, draw):
 
 def change_bytes(path, draw):
     data = bytearray(path.read_bytes())
-    kind, at = draw.choice(("cut", "flip", "insert", "empty", "header", "double")), draw.randrange(len(data))
+    kind, at = draw.choice(("cut", "flip", "insert", "empty", "header",
+                            "double")), draw.randrange(len(data))
     if kind == "cut":
         del data[at:]
     elif kind == "flip":
@@ -132,34 +152,42 @@ def change_bytes(path, draw):
 
 
 def change_tensors(path, draw):
-    """A tensor goes, gets another name, shape, type or value, or a stranger comes -> what was done"""
+    """A tensor goes, gets another name, shape, type or value, or a stranger comes -> what was
+    done"""
     if draw.random() < 0.15:
         return change_bytes(path, draw)
     tensors = load_file(path)
     name = draw.choice(sorted(tensors))
-    tensor, kind = tensors[name], draw.choice(("gone", "name", "shape", "type", "value", "value", "stranger"))
+    tensor, kind = tensors[name], draw.choice(("gone", "name", "shape", "type", "value", "value",
+                                               "stranger"))
     if kind == "gone":
         del tensors[name]
     elif kind == "name":
-        tensors[draw.choice((name + "x", name.replace(".", "\n", 1), name.replace("lora_A", "lora_B"), "", "a" * 5000, "base." + name,
-                             name + ".modules_to_save.x", name.replace("0", "99999999999")))] = tensors.pop(name)
+        new = draw.choice((name + "x", name.replace(".", "\n", 1), name.replace("lora_A", "lora_B"),
+                           "", "a" * 5000, "base." + name, name + ".modules_to_save.x",
+                           name.replace("0", "99999999999")))
+        tensors[new] = tensors.pop(name)
     elif kind == "shape":
-        tensors[name] = draw.choice((lambda t: t.T, lambda t: t.flatten(), lambda t: t[:1], lambda t: t[:0], lambda t: t.sum(),
-                                     lambda t: t[None], lambda t: torch.cat((t, t))))(tensor).contiguous()
+        tensors[name] = draw.choice((lambda t: t.T, lambda t: t.flatten(), lambda t: t[:1],
+                                     lambda t: t[:0], lambda t: t.sum(),
+                                     lambda t: t[None],
+                                     lambda t: torch.cat((t, t))))(tensor).contiguous()
     elif kind == "type":
-        new = draw.choice((torch.int64, torch.float16, torch.float64, torch.bool, torch.float8_e4m3fn, torch.complex64, torch.uint8,
+        new = draw.choice((torch.int64, torch.float16, torch.float64, torch.bool,
+                           torch.float8_e4m3fn, torch.complex64, torch.uint8,
                            torch.bfloat16))
         tensors[name] = tensor.to(new)
     elif kind == "value":
         value = draw.choice((torch.nan, torch.inf, -torch.inf, 3e38, 1e30, 1e300, 0.0))
-        tensors[name] = torch.where(torch.rand(tensor.shape) < draw.choice((0.05, 1.0)), value, tensor.double()) \
-            if value == 1e300 else tensor.masked_fill(torch.rand(tensor.shape) < draw.choice((0.05, 1.0)), value)
+        at = torch.rand(tensor.shape) < draw.choice((0.05, 1.0))
+        tensors[name] = (tensor.double() if value == 1e300 else tensor).masked_fill(at, value)
         kind += f" {value}"
     else:
-        tensors[draw.choice(("stray", name + ".weight", "base_model.model.classifier.bias", "head.out.weight"))] = tensor.clone()
+        tensors[draw.choice(("stray", name + ".weight", "base_model.model.classifier.bias",
+                             "head.out.weight"))] = tensor.clone()
     try:
         save_file(tensors, path)
-    except Exception as error:                                           # a name that safetensors itself refuses
+    except Exception as error:  # a name that safetensors itself refuses
         return f"nothing ({error})"
     return f"{name} {kind}"
 
@@ -177,7 +205,8 @@ def change_place(path, draw):
 
 
 def mutate(runs, number, seed, folder):
-    """Damage a copy of a run -> the folder to load, the run's or its adapter's alone; what was done."""
+    """Damage a copy of a run -> the folder to load, the run's or its adapter's alone; what was
+    done."""
     draw = random.Random(f"{seed}:{number}")
     torch.manual_seed(number)
     run = Path(shutil.copytree(draw.choice(runs), folder / "run"))
@@ -186,11 +215,12 @@ def mutate(runs, number, seed, folder):
     path = draw.choice(files)
     done = change_place(path, draw) if draw.random() < 0.03 else \
         change_json(path, draw) if path.suffix == ".json" else change_tensors(path, draw)
-    bare = path.parent.name == "adapter" and (run / "adapter" / "adapter_config.json").exists() and draw.random() < 0.5
+    known = path.parent.name == "adapter" and (run / "adapter" / "adapter_config.json").exists()
+    bare = known and draw.random() < 0.5
     return (run / "adapter" if bare else run), f"{path.relative_to(run)}: {done}"
 
 
-# ------------------------------------------------------------------------------------------------ one mutation
+# ------------------------------------------------------------------------------------ one mutation
 
 def outcome(folder):
     """Load and answer -> (kind, what was said)."""
@@ -198,13 +228,15 @@ def outcome(folder):
         probabilities = Classifier.load(folder).predict(TEXTS[:3])
     except InputError as error:
         text = str(error)
-        return ("refused" if "\n" not in text and len(text) <= LONGEST else "long or in lines"), text
+        return ("refused" if "\n" not in text and len(text) <= LONGEST
+                else "long or in lines"), text
     except MemoryError as error:
         return "memory", repr(error)
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         kind = "memory" if "allocate" in str(error) else "traceback"
-        return kind, f"{type(error).__name__}: {str(error)[:200]} ({Path(where.filename).name}:{where.lineno})"
+        at = f"{Path(where.filename).name}:{where.lineno}"
+        return kind, f"{type(error).__name__}: {str(error)[:200]} ({at})"
     return ("answered" if torch.tensor(probabilities).isfinite().all() else "not finite"), ""
 
 
@@ -223,11 +255,13 @@ def apart(folder):
     with os.fdopen(read, "rb") as pipe:
         said = pipe.read()
     _, status = os.waitpid(child, 0)
-    return json.loads(said) if said else ("hang" if os.WTERMSIG(status) == signal.SIGALRM else "crash", f"status {status}")
+    return json.loads(said) if said else ("hang" if os.WTERMSIG(status) == signal.SIGALRM
+                                          else "crash", f"status {status}")
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--count", type=int, default=2000)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--only", type=int, help="this mutation alone, with all that it says")
@@ -244,7 +278,8 @@ def main():
             if kind not in ("answered", "refused") or a.only is not None:
                 print(f"{number} {kind}: {folder.name}, {done}\n    {said[:300]}", flush=True)
             shutil.rmtree(Path(made) / "run")
-    print(f"seed {a.seed}, {a.count} mutations: " + ", ".join(f"{n} {kind}" for kind, n in counts.most_common()))
+    print(f"seed {a.seed}, {a.count} mutations: " + ", ".join(f"{n} {kind}" for kind,
+                                                              n in counts.most_common()))
     return any(kind not in ("answered", "refused") for kind in counts)
 
 
