@@ -141,7 +141,8 @@ def place_layers(model, record, layers, whole):
               for file in expected
               if file not in layers]
     faults += [f"{bare(file)} is in the file, " + (
-        "but the config does not mean it" if file in names else "this model has no such linear layer")
+        "but the config does not mean it" if file in names else
+        "this model has no such linear layer")
         for file in layers if file not in expected]
     if faults:
         return {}, faults
