@@ -41,6 +41,8 @@ def parse(arguments=None):
     p.add_argument("--label-column", help="name of the label column")
     add_settings(p, ["quoting"])
     p.add_argument("--batch-size", type=int, default=64, help="rows at a time [64]")
+    p.add_argument("--base", help="of an adapter: the folder of its base, where that lies "
+                   "elsewhere now")
     p.add_argument("--swap", choices=["none", "predict"], help="of two answers to a prompt: take the mean over both orders, or "
                                                                "not (default: as trained)")
     p.add_argument("--out", help="also write the metrics to this JSON file")
@@ -116,7 +118,7 @@ def judged(a):
     from .classify.preference import use_swap
     from .train import table
     from .training.metrics import evaluate
-    model = Classifier.load(folder)
+    model = Classifier.load(folder, a.base)
     if a.out and model.base:
         check_out(a.out, a.overwrite, [("the base of --model", find_model(model.base))])
     rows, name = choose_rows(a, folder, model)
@@ -170,6 +172,9 @@ def check_prompted(a):
     """InputError for flags that do not go together."""
     if a.data is None or a.split == "train":
         raise InputError("--method prompt needs --data with a dev or test split")
+    if a.base is not None:
+        raise InputError("--base goes with an adapter, and --method prompt asks a whole model: "
+                         "leave it out")
     if a.shots < 0 or a.rows < 0 or a.beams < 0:
         raise InputError(f"--shots {a.shots}, --rows {a.rows}, --beams {a.beams}: should be 0 or more")
     if a.neighbours and not a.shots:

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).resolve().parent
 CHECKPOINTS = PACKAGE / "checkpoints"                            # where the package is installed
 CHECKPOINTS = CHECKPOINTS if CHECKPOINTS.is_dir() else PACKAGE.parent / "checkpoints"
 IGNORED = "MINILLMCLF_IGNORE_CONFIG_KEYS"   # environment: unknown keys of config.json to leave out
+NEW = ".new"                            # in OUT: the run that is to replace the one there, while it is made
 MOST_DIGITS = 400                       # of a number in a file; Python refuses to read or print some thousands
 
 

@@ -14,7 +14,7 @@ from collections import Counter
 
 from .commands import Parser, run
 from .errors import InputError
-from .files import find_model, read_json
+from .files import find_model
 from .memory import METHODS, size, switch_table, training_memory
 from .settings import Settings, add_settings
 
@@ -39,9 +39,10 @@ def load(folder):
     from .models import load_backbone
     from .models.weights import Checkpoint
     from .text.tokenizer import load_tokenizer
-    from .tuning.saved import TUNED
-    if (folder / TUNED).exists():
-        raise InputError(f"{folder}: holds an adapter, its model is {read_json(folder / TUNED).get('base')}: inspect that, or merge "
+    from .tuning.saved import base_of
+    base = base_of(folder)
+    if base is not None:
+        raise InputError(f"{folder}: holds an adapter, its model is {base}: inspect that, or merge "
                          f"them with python -m minillmclf.merge")
     checkpoint = Checkpoint(folder)
     kinds = checkpoint.config.get("architectures") or []

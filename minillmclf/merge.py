@@ -22,7 +22,9 @@ def parse(arguments=None):
     p.add_argument("--model", required=True, help="a run folder with an adapter, or an adapter folder of PEFT")
     p.add_argument("--out", required=True, help="a new folder for the merged model")
     p.add_argument("--overwrite", action="store_true", help="replace a model in --out")
-    p.add_argument("--base", choices=["full", "4bit"], help="of a 4-bit base: what the merged model is to have")
+    p.add_argument("--base", action="append", default=[], help="full or 4bit: of a 4-bit base, "
+                   "what the merged model is to have; "
+                   "else the folder of the base, where that lies elsewhere now; may be given twice")
     p.add_argument("--data", help="a file, a folder, or a bundled set's name (default: what the run was trained on)")
     p.add_argument("--split", choices=["train", "dev", "test"], default="test", help="which rows [test]")
     p.add_argument("--text-column", help="name(s) of the text column(s)")
@@ -59,13 +61,17 @@ def main(arguments=None):
     if a.data is None:
         own_record(folder)
     from .classify.classifier import Classifier
-    model = Classifier.load(folder)
+    kinds, places = ([base for base in a.base if (base in ("full", "4bit")) == kind]
+                     for kind in (True, False))
+    if len(kinds) > 1 or len(places) > 1:
+        raise InputError(f"--base {', '.join(a.base)}: give full or 4bit once, and one folder")
+    model = Classifier.load(folder, *places)
     if model.base:
         check_folder(out, False, a.overwrite, [("the base of --model", find_model(model.base))])
     rows, name = choose_rows(a, folder, model)
     encoded, _ = model.encode([row.texts for row in rows])
     first = model.probabilities(model.scores(encoded, a.batch_size))
-    model = merged(model, a.base)
+    model = merged(model, *kinds or [None])
     model.save(out)
     for before in ("tuned.json", "adapter_config.json", "run.json"):   # they would be read, too
         remove(out / before)

@@ -40,6 +40,8 @@ def parse(arguments=None):
                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("text", nargs="*", help="texts to classify, each one argument")
     p.add_argument("--model", required=True, help="a run folder, or a Hugging Face folder with a classification head")
+    p.add_argument("--base", help="of an adapter: the folder of its base, where that lies "
+                   "elsewhere now")
     p.add_argument("--pair", help="second text, for a model of sentence pairs (with exactly one text)")
     p.add_argument("--data", help="a .csv, .tsv or .jsonl file of texts; labels are not needed")
     p.add_argument("--text-column", help="name(s) of the file's text column(s) [as in training]")
@@ -180,7 +182,7 @@ def main(arguments=None):
     from .classify.classifier import Classifier
     from .classify.preference import use_swap
     from .text.doctor import UnknownTokens
-    model = Classifier.load(folder)
+    model = Classifier.load(folder, a.base)
     watch = UnknownTokens(model.tokenizer)
     use_swap(model, a.swap)
     how = a.format or ("csv" if a.out and a.out.endswith(".csv") else "jsonl")

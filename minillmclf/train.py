@@ -29,7 +29,7 @@ from pathlib import Path
 from .building import build, encode, reading_of
 from .commands import Parser, Stopped, StopSignal, run
 from .errors import InputError
-from .files import check_fields, find_model, locked, read_json, remove
+from .files import NEW, check_fields, find_model, locked, read_json, remove
 from .settings import add_settings, read_settings
 
 FITTED_ROWS = 200              # training rows, drawn by the seed, measured after each epoch
@@ -146,7 +146,7 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
 
 
-NEW, WHOLE = ".new", ".whole"                # where a run lies that is to replace another: while it is made, while it is moved
+WHOLE = ".whole"                             # where a run that replaces another lies while it is moved; NEW: while it is made
 STATES = ("state.safetensors", "best.safetensors")
 SAVED = ("run.json", "tuned.json", "config.json", "metrics.jsonl", "predictions.csv", "report.html", *STATES, "tokenizer.json",
          "tokenizer_config.json", "model.safetensors", "model.safetensors.index.json", "adapter/adapter_config.json",

@@ -12,16 +12,17 @@ float64 and in logarithms, so scores of -1e4 do no harm. Not here: a scale for e
 isotonic regression.
 """
 import math
-import sys
 from dataclasses import asdict, dataclass
 
 import torch
 
 from ..errors import InputError
+from ..files import short
 from ..training.metrics import evaluate
 
 CONTENT_FREE = ("N/A", "", "[MASK]")       # inputs without content
 LOWEST, HIGHEST = 1 / 100, 100.0           # the temperatures that are tried
+LEAST = 1e-6  # a temperature in a file: with less, scores are too large for float32
 HALVINGS = 60                              # of the interval between them: far below what float64 tells apart
 
 
@@ -52,12 +53,15 @@ class Calibration:
     def from_dict(cls, d, classes, where):
         """d: as `as_dict` gives it; classes: how many there are; where: the file and key that errors name."""
         if not isinstance(d, dict) or set(d) != {"bias", "temperature"}:
-            raise InputError(f"{where} should have the keys bias and temperature and no other, not {d!r:.80}")
+            raise InputError(f"{where} should have the keys bias and temperature and no other, not "
+                             f"{short(d)}")
         bias, temperature = d["bias"], d["temperature"]
         if not isinstance(bias, list) or len(bias) != classes or not all(map(is_number, bias)):
-            raise InputError(f"{where}: bias should be {classes} finite numbers, one for each class, not {bias!r:.80}")
-        if not is_number(temperature) or temperature <= 0:
-            raise InputError(f"{where}: temperature should be a finite number above 0, not {temperature!r:.80}")
+            raise InputError(f"{where}: bias should be {classes} finite numbers, one for each "
+                             f"class, not {short(bias)}")
+        if not is_number(temperature) or temperature < LEAST:
+            raise InputError(f"{where}: temperature should be a finite number above 0, not "
+                             f"{short(temperature)} ({LEAST} is the least)")
         return cls([float(b) for b in bias], float(temperature))
 
 
@@ -134,7 +138,8 @@ def check_scores(scores, what="scores"):
     if scores.dim() != 2 or not scores.is_floating_point():
         raise InputError(f"{what} should be floating-point numbers (N, C), not {scores.dtype} {tuple(scores.shape)}")
     if wrong := (~scores.isfinite()).any(1).nonzero().flatten().tolist():
-        raise InputError(f"{what}: row {wrong[0]} (from 0) is {scores[wrong[0]].tolist()!r:.80}, but each class needs "
+        raise InputError(f"{what}: row {wrong[0]} (from 0) is {short(scores[wrong[0]].tolist())}, "
+                         f"but each class needs "
                          f"a finite score; compute them in float32, or leave that row out")
     return scores
 
@@ -152,5 +157,6 @@ def check_labels(labels, rows, classes):
 
 
 def is_number(value):
-    """A number of a JSON file that float64 can hold?"""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    """A number of a JSON file that float32 can hold?"""
+    most = torch.finfo(torch.float32).max
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= most

@@ -86,12 +86,15 @@ class Classifier(nn.Module):
     @classmethod
     def load(cls, path, base=None):
         """A classifier from a run folder, a Hugging Face folder with a classification head, or an adapter folder of PEFT,
-        in eval mode. base: where the base of such an adapter lies now, if not where the adapter says."""
+        in eval mode. base: where the base of an adapter lies now, if not where the adapter says."""
         folder = find_model(path)
         if (folder / TUNED).exists():
-            return load_tuned(folder, cls.from_backbone)
+            return load_tuned(folder, cls.from_backbone, base)
         if (folder / peft_format.CONFIG).exists():
             return load_peft(folder, cls.from_backbone, base)
+        if base is not None:
+            raise InputError(f"{path}: is a whole model, which has no base beside it: leave --base "
+                             f"out")
         checkpoint = open_checkpoint(path)
         where = checkpoint.folder / "config.json"
         settings = read_settings(checkpoint.config, where)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import InputError
+from ..files import short
 from ..models.cache import prefill
 from ..models.tree import Tree, log_probs, shared, to_the_left
 from ..training.objectives import text_to_text_loss
@@ -30,7 +31,8 @@ def ids_behind(tokenizer, context, more):
     """The ids of the text `more` where it stands behind `context`: "positive" alone is another token than " positive"."""
     before, both = tokenizer.ids(context), tokenizer.ids(context + more)
     if both[:len(before)] != before or len(both) == len(before):
-        raise InputError(f"label text {more!r}: behind {context[-40:]!r} it is not cut into tokens of its own "
+        raise InputError(f"label text {short(more)}: behind {context[-40:]!r} it is not cut into "
+                         f"tokens of its own "
                          f"({tokenizer.tokens(context + more)[-6:]}): end the template with another sign, such as ':'")
     return both[len(before):]
 
@@ -79,7 +81,8 @@ class LabelReadout(Head):
         found = [ids_behind(tokenizer, template.prompt((word,) * len(template.fields)), template.answer(text))
                  for word in ("word", "word.")]
         if found[0] != found[1]:
-            raise InputError(f"label text {text!r}: its tokens depend on the text before it ({found[0]}, {found[1]}): put "
+            raise InputError(f"label text {short(text)}: its tokens depend on the text before it "
+                             f"({found[0]}, {found[1]}): put "
                              f"fixed words between the text and the label")
         return found[0]
 
@@ -224,7 +227,8 @@ def check_ids(tokenizer, texts, paths):
     for text, path in zip(texts, paths):
         meant = [i for i in path if i != tokenizer.unk_id and tokenizer.decode([i], keep_specials=True).strip()]
         if not meant:
-            raise InputError(f"label text {text!r} is made of unknown tokens alone ({path}): choose another word for it")
+            raise InputError(f"label text {short(text)} is made of unknown tokens alone ({path}): "
+                             f"choose another word for it")
         if tuple(path) in seen:
             raise InputError(f"label texts {seen[tuple(path)]!r} and {text!r} are the same tokens {path} to this tokenizer: "
                              f"choose another word for one of them")

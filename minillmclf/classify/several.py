@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..files import short
 from ..text.data import names_in
 from ..training.metrics import evaluate_sets
 
@@ -62,7 +63,8 @@ def check_thresholds(thresholds, labels, where="thresholds"):
     """-> the thresholds, one for each class, if they are numbers from 0 to 1 and no name holds a bar."""
     good = isinstance(thresholds, (list, tuple)) and len(thresholds) == len(labels)
     if not good or not all(type(t) in (int, float) and 0 <= t <= 1 for t in thresholds):
-        raise InputError(f"{where}: should be {len(labels)} numbers from 0 to 1, one for each class, is {thresholds!r:.80}")
+        raise InputError(f"{where}: should be {len(labels)} numbers from 0 to 1, one for each "
+                         f"class, is {short(thresholds)}")
     barred = [name for name in labels if "|" in name]
     if barred:
         raise InputError(f"{where}: the class {barred[0]!r} has a bar in its name, which stands between the names of a row with "

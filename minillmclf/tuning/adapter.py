@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..files import short
 from ..models.config import choose
 from ..models.layers import ACTIVATIONS
 from .selection import base_weight, find_targets, in_head, is_plain, linears, replace
@@ -71,7 +72,8 @@ def wrap(model, place, size, activation="gelu", seed=0):
     layers, paths = linears(model), find_places(model, place)
     act = choose(ACTIVATIONS, activation, "activation", "adapter")
     if type(size) is not int or size < 1:
-        raise InputError(f"adapter size {size!r}: must be a whole number from 1, usually D / 16")
+        raise InputError(f"adapter size {short(size)}: must be a whole number from 1, usually D / "
+                         f"16")
     for path in paths:
         if not is_plain(layers[path]):
             raise InputError(f"{path} is a {type(layers[path]).__name__}, it takes no bottleneck: undo that first")

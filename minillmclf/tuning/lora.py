@@ -20,10 +20,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import InputError
+from ..files import short
 from .selection import base_weight, find_targets, is_plain, linears, per_path, replace
 
 DEFAULT_TARGETS = dict.fromkeys(("bert", "roberta", "deberta-v2", "llama", "mistral", "gemma", "gemma2", "gemma3",
                                  "gemma3_text", "t5"), ("q_proj", "v_proj")) | {"gpt2": ("qkv_proj",)}    # as PEFT's
+
+
+MOST_ALPHA = 10.0**6  # far above any that is used; 1e308 makes answers infinite
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,11 @@ class Numbers:
 
     def __post_init__(self):
         if not (type(self.rank) is int and self.rank >= 1 and isinstance(self.alpha, (int, float))
-                and 0 < self.alpha < math.inf and 0 <= self.dropout < 1):
-            raise InputError(f"rank {self.rank!r}, alpha {self.alpha!r}, dropout {self.dropout!r}: rank must be a whole "
-                             f"number from 1, alpha above 0, dropout from 0 to below 1")
+                and 0 < self.alpha <= MOST_ALPHA and 0 <= self.dropout < 1):
+            raise InputError(f"rank {short(self.rank)}, alpha {short(self.alpha)}, dropout "
+                             f"{short(self.dropout)}: rank must "
+                             f"be a whole number from 1, alpha above 0 and at most {MOST_ALPHA:g}, "
+                             f"dropout from 0 to below 1")
 
     @property
     def scale(self):
@@ -157,7 +163,8 @@ def wrap(model, targets, rank, alpha, dropout=0.0, rank_stabilised=False, dora=F
     numbers = {path: Numbers(ranks[path], alphas[path], dropout, rank_stabilised) for path in paths}
     taken = any(name in layer.numbers for layer in others.values()) or hasattr(nn.ParameterDict, name)
     if taken or not re.fullmatch(r"[\w-]+", name):
-        raise InputError(f"adapter name {name!r}: must be a new one of letters, digits, _ and -, no word of PyTorch's")
+        raise InputError(f"adapter name {short(name)}: must be a new one of letters, digits, _ and "
+                         f"-, no word of PyTorch's")
     for path in paths:
         if not is_plain(layers[path]) and type(layers[path]) is not kind:
             raise InputError(f"{path} is a {type(layers[path]).__name__}, it takes no {kind.__name__}: undo that first")
@@ -258,5 +265,5 @@ def adapter_parameters(model, name="default"):
     found = {f"{path}.{n}": p for path, layer in wrapped(model).items() for n, p in layer.named_parameters() if n in own}
     if not found:
         known = sorted({known for layer in wrapped(model).values() for known in layer.numbers})
-        raise InputError(f"no LoRA adapter {name!r} in this model; it has {', '.join(known)}")
+        raise InputError(f"no LoRA adapter {short(name)} in this model; it has {', '.join(known)}")
     return found

@@ -10,6 +10,7 @@ those into ours. Reference: https://huggingface.co/docs/peft/package_reference/l
 import re
 from collections import Counter
 
+from ..files import short
 from . import lora, selection
 
 CONFIG = "adapter_config.json"
@@ -23,30 +24,46 @@ def is_names(value):
     return isinstance(value, list) and all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in value)
 
 
-def is_numbers(value):
-    return isinstance(value, dict) and all(type(number) in (int, float) for number in value.values())
+def is_whole(value):
+    return type(value) is int and 1 <= value <= 10**9
+
+
+def is_alpha(value):
+    return type(value) in (int, float) and 0 < value <= lora.MOST_ALPHA
+
+
+def each(test, kind=list):
+    """Is it a list, or an object, of what passes the test?"""
+    return lambda value: isinstance(value, kind) and all(map(test, value.values() if kind is dict
+                                                             else value))
+
+
+def is_layer(value):
+    return type(value) is int and value >= 0
 
 
 BASE, SAVED = ("base", None, lambda v: v is None or isinstance(v, str), "a path"), ("saved", [], is_names, "names")
 # key of adapter_config.json: (name in a record, default, test, what it should be). No default: the key must be there
 LORA_FIELDS = {
-    "r": ("rank", None, lambda v: type(v) is int and v >= 1, "a whole number from 1"),
-    "lora_alpha": ("alpha", None, lambda v: type(v) in (int, float) and v > 0, "a number above 0"),
+    "r": ("rank", None, is_whole, "a whole number from 1"),
+    "lora_alpha": ("alpha", None, is_alpha, f"a number above 0, at most {lora.MOST_ALPHA:g}"),
     "lora_dropout": ("dropout", 0.0, lambda v: type(v) in (int, float) and 0 <= v < 1, "from 0 to below 1"),
     "use_rslora": ("rank_stabilised", False, lambda v: type(v) is bool, "true or false"),
     "use_dora": ("method", False, lambda v: type(v) is bool, "true or false"),
     "target_modules": ("targets", None, lambda v: v and (isinstance(v, str) or is_names(v)), "names or a pattern"),
     "exclude_modules": ("exclude", [], lambda v: isinstance(v, str) or is_names(v), "names or a pattern"),
-    "layers_to_transform": ("layers", [], lambda v: type(v) is int or isinstance(v, list), "layer numbers"),
+    "layers_to_transform": ("layers", [], lambda v: is_layer(v) or each(is_layer)(v),
+                            "layer numbers"),
     "layers_pattern": ("layers_pattern", [], lambda v: is_names([v] if isinstance(v, str) else v), "names"),
-    "rank_pattern": ("ranks", {}, is_numbers, "an object of numbers"),
-    "alpha_pattern": ("alphas", {}, is_numbers, "an object of numbers"),
+    "rank_pattern": ("ranks", {}, each(is_whole, dict), "an object of whole numbers from 1"),
+    "alpha_pattern": ("alphas", {}, each(is_alpha, dict), f"an object of numbers above 0, at most "
+                      f"{lora.MOST_ALPHA:g}"),
     "bias": ("bias", "none", lambda v: v in ("none", "all", "lora_only"), "none, all or lora_only"),
     "modules_to_save": SAVED, "base_model_name_or_path": BASE,
     "init_lora_weights": ("start", True, lambda v: v in (True, False, "gaussian", "orthogonal", "eva"),
                           "a start that leaves the base's matrices alone; convert it to plain LoRA with PEFT"),
 }
-PROMPT_FIELDS = {"num_virtual_tokens": ("tokens", None, lambda v: type(v) is int and v >= 1, "a whole number from 1"),
+PROMPT_FIELDS = {"num_virtual_tokens": ("tokens", None, is_whole, "a whole number from 1"),
                  "modules_to_save": SAVED, "base_model_name_or_path": BASE}
 METHODS = {"LORA": ("lora", LORA_FIELDS), "PREFIX_TUNING": ("prefix", PROMPT_FIELDS),
            "PROMPT_TUNING": ("prompt", PROMPT_FIELDS)}
@@ -56,18 +73,21 @@ def read_config(config):
     """adapter_config.json, parsed -> (record, faults)."""
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind not in METHODS:
-        return {}, [f"{CONFIG}: peft_type {kind!r} is not supported; supported: {', '.join(METHODS)}"]
+        return {}, [f"{CONFIG}: peft_type {short(kind)} is not supported; supported: "
+                    f"{', '.join(METHODS)}"]
     method, fields = METHODS[kind]
     record, faults = {}, []
     for key, (ours, default, test, expected) in fields.items():
         value = default if config.get(key) is None else config[key]
         record[ours] = value
         if not test(value):
-            faults.append(f"{CONFIG}: {key} = {value!r:.80} (should be {expected})")
-    faults += [f"{CONFIG}: {key} = {value!r:.80} is not supported: it might change the answers"
+            faults.append(f"{CONFIG}: {key} = {short(value)} (should be {expected})")
+    faults += [f"{CONFIG}: {short(key)[1:-1]} = {short(value)} is not supported: it might change "
+               f"the answers"
                for key, value in config.items() if value and key not in fields and key not in INERT]
     if kind == "PREFIX_TUNING" and (config.get("num_transformer_submodules") or 1) != 1:
-        faults.append(f"{CONFIG}: num_transformer_submodules = {config['num_transformer_submodules']} puts a prefix before an "
+        faults.append(f"{CONFIG}: num_transformer_submodules = "
+                      f"{short(config['num_transformer_submodules'])} puts a prefix before an "
                       f"encoder-decoder's source too, which is not built (1 is)")
     record.pop("start", None)                                        # how A and B began
     record["method"] = "dora" if record.get("method") else method
@@ -84,23 +104,35 @@ def write_config(record):
 
 # ------------------------------------------------------------------------------------------------ which layers
 
-def hit(which, name):
-    """Is the name one of a list or ends in one, or what a regular expression describes?"""
-    return selection.matches(which, name) if isinstance(which, str) else any(f".{name}".endswith(f".{end}") for end in which)
+def hits(which, names, where):
+    """Those of the names that are in a list or end in one of it, or that a regular expression
+    describes."""
+    if isinstance(which, str):
+        return selection.matching(which, names, f"{CONFIG}: {where}")
+    return [name for name in names if any(f".{name}".endswith(f".{end}") for end in which)]
 
 
 def part_of(name, modules):
-    """Is it one of these modules or inside of one?"""
+    """Is it one of these modules or inside of one? So PEFT leaves targets out that are saved as a
+    whole."""
     return any(f".{module}." in f".{name}." for module in modules)
+
+
+def saved_with(name, modules):
+    """Does a parameter lie in a module whose path ends so? "norm" means input_layernorm too: so
+    PEFT saves modules."""
+    inside = name.split(".")[:-1]
+    return any(".".join(inside[:n]).endswith(tuple(modules)) for n in range(1, len(inside) + 1))
 
 
 def meant(record, names):
     """Those of these linear layers that the record's targets mean, by PEFT's rules."""
     targets, layers, patterns = record["targets"], record["layers"], record["layers_pattern"]
-    names = [name for name in names if not hit(record["exclude"] or [], name) and not part_of(name, record["saved"])]
+    excluded = set(hits(record["exclude"] or [], names, "exclude_modules"))
+    names = [name for name in names if name not in excluded and not part_of(name, record["saved"])]
     if targets == "all-linear":                          # the head of a T5 too, unless it is saved as a whole
         return [name for name in names if name not in ("score", "classifier", "lm_head")]
-    names = [name for name in names if hit(targets, name)]
+    names = hits(targets, names, "target_modules")
     if layers == [] or isinstance(targets, str):
         return names
     patterns = [patterns] if isinstance(patterns, str) else patterns or [r"[^.]*"]
@@ -118,7 +150,7 @@ def describe(layers, linears, saved, name):
     rank, alpha = (Counter(getattr(each, key) for each in numbers.values()).most_common(1)[0][0]
                    for key in ("rank", "alpha"))
     one, ends = next(iter(numbers.values())), sorted({file.rpartition(".")[2] for file in numbers})
-    exact = {file for file in linears if hit(ends, file) and not part_of(file, saved)} == set(numbers)
+    exact = {file for file in hits(ends, linears, "") if not part_of(file, saved)} == set(numbers)
     return {"method": "dora" if isinstance(next(iter(layers.values())), lora.DoraLinear) else "lora",
             "rank": rank, "alpha": alpha, "dropout": one.dropout, "rank_stabilised": one.rank_stabilised,
             "targets": ends if exact else sorted(numbers), "exclude": [], "layers": [], "layers_pattern": [],

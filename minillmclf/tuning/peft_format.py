@@ -25,15 +25,16 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..files import read_json, write_text
+from ..files import read_json, short, write_text
 from ..models.weights import open_tensors, write_tensors
 from .peft_config import CONFIG, read_config, write_config
-from .peft_model import apply_adapter, collect, split, switch
+from .peft_model import apply_adapter, bare, collect, split, switch, told
 
 __all__ = ["CONFIG", "OURS", "TENSORS", "apply_adapter", "read_adapter", "switch", "write_adapter"]
 TENSORS, OURS = "adapter_model.safetensors", "minillmclf.json"
 OWN = ("labels", "pool", "max_length", "readout")         # what PEFT has no place for, and what decides the scores
 TASKS = {"behind": "CAUSAL_LM", "apart": "SEQ_2_SEQ_LM", "in place": None}       # of a model that answers with label texts
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BEFORE = {"lora": "base_model.model.", "dora": "base_model.model.", "prefix": "base_model.", "prompt": "base_model."}
 
 
@@ -55,12 +56,7 @@ def read_adapter(folder):
     config = read_json(folder / CONFIG)
     record, faults = read_config(config)
     tensors = {} if faults else read_tensors(folder, BEFORE[record["method"]])
-    faults += [f"{name!r} holds {tensor.dtype}, floats are expected" if not tensor.is_floating_point() else
-               f"{name!r} holds values that are not finite" for name, tensor in tensors.items()
-               if not (tensor.is_floating_point() and tensor.isfinite().all())]
-    faults += [] if faults else part_faults(record, tensors)
-    if faults:
-        raise InputError(f"{folder}: {len(faults)} faults: " + "; ".join(faults))
+    told(folder, faults or part_faults(record, tensors))
     own = read_json(folder / OURS) if (folder / OURS).exists() else {}
     return record | {key: own[key] for key in OWN if key in own}, tensors
 
@@ -71,13 +67,30 @@ def read_tensors(folder, before):
     if not path.exists() and (folder / "adapter_model.bin").exists():
         raise InputError(f"{folder}: only adapter_model.bin, which is a pickle and never opened here; convert it once "
                          f"with PEFT: PeftModel.from_pretrained(BASE, DIR).save_pretrained(DIR)")
+    tensors = read_floats(path, before)
+
+    def is_copy(name):                                   # bias="all" saves classifier.bias three times
+        module, inner, leaf = re.fullmatch(r"(.*?)(?:\.(original_module|modules_to_save)\.(.*))?",
+                                           name, re.S).groups()
+        return inner and any(f"{module}.{tail}" in tensors for tail in (leaf, leaf.partition(".")[2]))
+    return {name: tensor for name, tensor in tensors.items() if not is_copy(name)}
+
+
+def read_floats(path, before=""):
+    """The tensors of a file {name without `before`: tensor}; InputError unless all are finite
+    numbers in float32's range."""
     with open_tensors(path) as file:
         tensors = {name.removeprefix(before): file.get_tensor(name).clone() for name in file.keys()}
 
-    def is_copy(name):                                   # bias="all" saves classifier.bias three times
-        module, inner, leaf = re.fullmatch(r"(.*?)(?:\.(original_module|modules_to_save)\.(.*))?", name).groups()
-        return inner and any(f"{module}.{tail}" in tensors for tail in (leaf, leaf.partition(".")[2]))
-    return {name: tensor for name, tensor in tensors.items() if not is_copy(name)}
+    def fault(tensor):
+        if tensor.dtype not in FLOATS:
+            return f"holds {tensor.dtype}, floats are expected, of 16 bits or more"
+        # NaN passes through both
+        finite = not tensor.numel() or torch.stack(tensor.float().aminmax()).isfinite().all()
+        return None if finite else "holds values that are not finite"
+    faults = {name: fault(tensor) for name, tensor in tensors.items()}
+    told(path, [f"{short(name, 200)} {why}" for name, why in faults.items() if why])
+    return tensors
 
 
 def part_faults(record, tensors):
@@ -88,14 +101,16 @@ def part_faults(record, tensors):
         wrong = numbers.dim() != 2 or len(numbers) != record["tokens"] or layers
         return [f"'prompt_embeddings' is {tuple(numbers.shape)}, should have {record['tokens']} rows"] if wrong else []
     expected = {"lora_A", "lora_B", *(["lora_magnitude_vector"] if record["method"] == "dora" else [])}
-    faults = [f"{name!r} is no tensor of LoRA on a linear layer" for name in whole
+    faults = [f"{short(name, 200)} is no tensor of LoRA on a linear layer" for name in whole
               if re.search(r"\.(lora_\w+|base_layer\.weight)\b", name)]
     for layer, parts in layers.items():
         A, B = (parts.get(part, torch.empty(0)) for part in ("lora_A", "lora_B"))
         if set(parts) != expected:
-            faults.append(f"{layer} has {', '.join(sorted(parts))}, should have {', '.join(sorted(expected))}")
+            faults.append(f"{bare(layer)} has {', '.join(sorted(parts))}, should have "
+                          f"{', '.join(sorted(expected))}")
         elif A.dim() != 2 or B.dim() != 2 or len(A) != B.shape[1]:
-            faults.append(f"{layer}: lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} should be (r, in) and (out, r)")
+            faults.append(f"{bare(layer)}: lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} "
+                          f"should be (r, in) and (out, r)")
     return faults if layers else [*faults, f"no tensor of LoRA in {TENSORS}"]
 
 

@@ -12,12 +12,29 @@ import re
 import torch
 
 from ..errors import InputError
+from ..files import short
 from ..models.weights import Report, shape_fault, translate
 from . import lora, prefix, prompt, selection
-from .peft_config import describe, meant, part_of
+from .peft_config import describe, meant, saved_with
 
 PARTS = {"lora_A": "lora_A", "lora_B": "lora_B", "lora_magnitude_vector": "magnitude"}        # in the file: here
 LAYER = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
+# of a record
+RECIPE = ("method", "rank", "alpha", "dropout", "rank_stabilised", "targets", "bias", "saved",
+          "tokens")
+
+
+def bare(name):
+    """A name from a file, for a message, without quotes."""
+    return short(name, 200)[1:-1]
+
+
+def told(where, faults, most=8):
+    """Raise InputError with the first of the faults, if there are any; `where` is what they are
+    faults of."""
+    if faults:
+        more = f"; and {len(faults) - most} more" if len(faults) > most else ""
+        raise InputError(f"{where}: {len(faults)} faults: " + "; ".join(faults[:most]) + more)
 
 
 def split(tensors):
@@ -48,18 +65,20 @@ def plain_parameters(model):
 def apply_adapter(model, record, tensors, name="default"):
     """Wrap a classifier's layers as the record says, fill in all tensors -> Report: where each went.
 
-    The adapter becomes the active one, and what belongs to it is what learns if training goes on. Raises InputError with
-    every fault before anything has changed: a layer, a shape or a place that is missing, a weight that would stay new.
+    The adapter becomes the active one, and what belongs to it is what learns if training goes on;
+    `model.recipe` says how it was made, so that the classifier can be saved. Raises InputError with
+    the faults before anything has changed: a layer, a shape or a place that is missing, a weight
+    that would stay new.
     """
     layers, whole = split(tensors)
     numbers = whole.pop("prompt_embeddings") if record["method"] in ("prefix", "prompt") else None
     places, faults = place_layers(model, record, layers, whole) if numbers is None else ({}, [])
     fills, more = place_whole(model, record, whole, places.values())
     faults += more + ([] if numbers is None else prompt_faults(model, record, numbers))
-    faults += [f"{key} of the adapter: {record[key]!r}, of the model: {getattr(model, key)!r}"
+    faults += [f"{key} of the adapter: {short(record[key], 200)}, of the model: "
+               f"{short(getattr(model, key), 200)}"
                for key in ("labels", "pool", "readout") if key in record and record[key] != getattr(model, key)]
-    if faults:
-        raise InputError(f"adapter {name!r}: {len(faults)} faults: " + "; ".join(faults))
+    told(f"adapter {name!r}", faults)
     own = wrap_layers(model, record, layers, places, name) if numbers is None else attach(model, record, numbers)
     bring(model, name, {path: whole[file].T if model.table().turned(path) else whole[file]
                         for file, path in fills.items()})
@@ -68,6 +87,7 @@ def apply_adapter(model, record, tensors, name="default"):
         parameter.requires_grad_(False)
     for parameter in [*map(model.get_parameter, own.values()), *(parameters[path] for path in fills.values())]:
         parameter.requires_grad_(True)
+    model.recipe = {key: record[key] for key in RECIPE if key in record}
     return Report(loaded=own | fills)
 
 
@@ -88,7 +108,10 @@ def wrap_layers(model, record, layers, places, name):
 
 
 def attach(model, record, numbers):
-    """Put the prefix or the prompt before every text -> {name in the file: path here}."""
+    """Put the prefix or the prompt before every text -> {name in the file: path here}. Texts may be
+    shorter by it."""
+    model.max_length = min(model.max_length, prefix.room_behind(model.backbone, record["tokens"])
+                           or model.max_length)
     if record["method"] == "prefix":
         prefix.attach_prefix(model, record["tokens"]).load(numbers)
         return {"prompt_embeddings": "backbone.prefix.embedding.weight"}
@@ -114,10 +137,13 @@ def place_layers(model, record, layers, whole):
                  for old, new in (("", ""), *model.table().spellings)]
     names = next((spelled for spelled in spellings if set(layers) <= set(spelled)), names)
     expected = meant(record, [file for file in names if f"{file}.weight" not in whole])
-    faults = [f"targets {record['targets']!r:.60} mean {file}, the file has nothing for it" for file in expected
+    faults = [f"targets {short(record['targets'])} mean {file}, the file has nothing for it"
+              for file in expected
               if file not in layers]
-    faults += [f"{file} is in the file, " + ("but the config does not mean it" if file in names else
-               "this model has no such linear layer") for file in layers if file not in expected]
+    faults += [f"{bare(file)} is in the file, " + (
+        "but the config does not mean it" if file in names else
+        "this model has no such linear layer")
+        for file in layers if file not in expected]
     if faults:
         return {}, faults
     for file, rank in selection.per_path(layers, record["rank"], record["ranks"]).items():
@@ -140,7 +166,7 @@ def place_whole(model, record, whole, wrapped):
     table, parameters, fills, faults = model.table(), plain_parameters(model), {}, []
     names = model.table().file_names(parameters)
     fresh = model.report.fresh if hasattr(model, "report") else [path for path in parameters if selection.in_head(path)]
-    saved = [path for path, file in names.items() if part_of(file, record["saved"])]
+    saved = [path for path, file in names.items() if saved_with(file, record["saved"])]
     expected = {*fresh, *saved, *biases(parameters, record.get("bias", "none"), set(wrapped))}
     for file, tensor in whole.items():
         try:
@@ -148,13 +174,15 @@ def place_whole(model, record, whole, wrapped):
         except KeyError:
             path = None
         if path in fills.values():
-            faults.append(f"{file!r} fills {path} a second time")
+            faults.append(f"{short(file, 200)} fills {path} a second time")
         elif path not in parameters:
-            faults.append(f"{file!r} {tuple(tensor.shape)} has no place in this model")
+            faults.append(f"{short(file, 200)} {tuple(tensor.shape)} has no place in this model")
         elif model.readout and model.backbone.tied and path == "backbone.word_embeddings.weight":
-            faults.append(f"{file!r} learned, but the language-model head did not: here both are one matrix")
+            faults.append(f"{short(file, 200)} learned, but the language-model head did not: here "
+                          f"both are one matrix")
         elif path not in expected and not selection.in_head(path) and "word_embeddings" not in path:
-            faults.append(f"{file!r} is in the file, but the config names no such module in modules_to_save or bias")
+            faults.append(f"{short(file, 200)} is in the file, but the config names no such module "
+                          f"in modules_to_save or bias")
         else:
             fills[file] = path
             faults += shape_fault(file, tuple(tensor.shape), path, parameters[path], table.turned(path))
@@ -208,7 +236,8 @@ def collect(model, record, name):
     head = [path for path in parameters if path.startswith("head.")]
     record = {"base": None, "saved": []} | record
     learned = biases(parameters, "none" if standing else record.setdefault("bias", "none"), layers)
-    whole = {path for path in parameters if part_of(names.get(path, ""), record["saved"])} | {*head, *learned}
+    saved = (path for path in parameters if saved_with(names.get(path, ""), record["saved"]))
+    whole = {*saved, *head, *learned}
     check_kept(model, name, layers, whole)
     record["saved"] = sorted({*record["saved"], *(head_module(names[path]) for path in head)})
     tensors = {}

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..files import short
 from ..models.cache import Cache
 
 
@@ -117,7 +118,8 @@ def attach_prefix(model, tokens, projection=False, hidden=None, seed=0):
         raise InputError(f"this model has a prefix of {backbone.prefix.tokens} tokens already: detach it first")
     room_behind(backbone, tokens)
     if hidden is not None and not (projection and type(hidden) is int and hidden >= 1):
-        raise InputError(f"hidden {hidden!r}: must be a whole number from 1, and goes with a projection only")
+        raise InputError(f"hidden {short(hidden)}: must be a whole number from 1, and goes with a "
+                         f"projection only")
     prefix = Prefix(*shape_of(backbone), tokens, projection, hidden, seed)
     weight = backbone.word_embeddings.weight
     # 16 bits would round small steps away; Cache.extend casts to what a layer computes in
@@ -147,7 +149,8 @@ def body(model):
 def room_behind(backbone, tokens):
     """How long texts may be behind `tokens` more tokens, None: any. InputError if there is no room for a text."""
     if type(tokens) is not int or tokens < 1:
-        raise InputError(f"{tokens!r} tokens before a text: must be a whole number from 1, usually 5 to 100")
+        raise InputError(f"{short(tokens)} tokens before a text: must be a whole number from 1, "
+                         f"usually 5 to 100")
     if backbone.room is not None and tokens >= backbone.room:
         raise InputError(f"{tokens} tokens before a text leave none of the {backbone.room} positions of this "
                          f"model{backbone.beside()}: take fewer")

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..files import short
 from ..models.layers import Rows
 from .prefix import body, room_behind
 
@@ -80,7 +81,8 @@ def attach_prompt(model, tokens, ids=None, seed=0):
     elif len(ids) and all(type(token) is int and 0 <= token < len(W) for token in ids):
         vectors = W[[ids[place % len(ids)] for place in range(tokens)]]                   # (P, D)
     else:
-        raise InputError(f"a prompt cannot begin as the tokens {ids!r:.80}: name one or more ids from 0 to {len(W) - 1}")
+        raise InputError(f"a prompt cannot begin as the tokens {short(ids)}: name one or more ids "
+                         f"from 0 to {len(W) - 1}")
     backbone.word_embeddings, prompt = PromptEmbedding(words, vectors), Prompt(len(W), tokens, longest)
     if backbone is not model:
         model.prompt = prompt

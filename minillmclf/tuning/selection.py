@@ -7,6 +7,8 @@ import re
 from torch import nn
 
 from ..errors import InputError
+from ..files import short
+from ..patterns import Clock, compile_pattern
 
 
 def base_weight(base):
@@ -33,12 +35,10 @@ def in_head(path):
     return not {"head", "lm_head"}.isdisjoint(path.split("."))
 
 
-def matches(pattern, path):
-    """Is the whole path what the regular expression describes?"""
-    try:
-        return re.fullmatch(pattern, path) is not None
-    except re.error as error:
-        raise InputError(f"{pattern!r} is not a regular expression: {error}") from None
+def matching(pattern, paths, where="targets"):
+    """Those of the paths that the regular expression describes as a whole."""
+    compiled = compile_pattern(pattern, where, clock=Clock())
+    return [path for path in paths if compiled.fullmatch(path)]
 
 
 def find_targets(model, targets):
@@ -50,23 +50,32 @@ def find_targets(model, targets):
     paths = list(linears(model))
     body = [path for path in paths if not in_head(path)]
     if isinstance(targets, str):
-        hits = {targets: [path for path in body if targets == "all-linear" or matches(targets, path)]}
+        hits = {targets: body if targets == "all-linear" else matching(targets, body)}
     else:
         hits = {name: [path for path in (paths if in_head(name) else body) if f".{path}".endswith(f".{name}")]
                 for name in targets}
     missing = [name for name, found in hits.items() if not found]
     if missing or not hits:
         kinds = dict.fromkeys(re.sub(r"\b\d+\b", "N", path) for path in paths)
-        raise InputError(f"targets {missing}: no such linear layer, or only in the head; give a list of names, "
+        raise InputError(f"targets {short(missing)}: no such linear layer, or only in the head; "
+                         f"give a list of names, "
                          f"all-linear or a regular expression for whole paths; linear layers here: {', '.join(kinds)}")
     return [path for path in paths if any(path in found for found in hits.values())]
 
 
 def per_path(paths, default, patterns):
     """{path: value}, the value of the first pattern that fits the path or its end, else the default."""
-    chosen = {path: next((p for p in patterns or () if matches(rf"(.*\.)?({p})", path)), None) for path in paths}
-    for pattern in set(patterns or ()) - set(chosen.values()):
-        raise InputError(f"pattern {pattern!r} decides about none of the {len(paths)} targets: correct it or drop it")
+    patterns, clock = patterns or {}, Clock()
+    if len(patterns) > len(paths):
+        raise InputError(f"{len(patterns)} patterns for ranks or alphas, but {len(paths)} targets: "
+                         f"drop some")
+    compiled = {p: compile_pattern(rf"(.*\.)?({p})", "a pattern for ranks or alphas", clock=clock)
+                for p in patterns}
+    chosen = {path: next((p for p in patterns if compiled[p].fullmatch(path)), None)
+              for path in paths}
+    for pattern in set(patterns) - set(chosen.values()):
+        raise InputError(f"pattern {short(pattern)} decides about none of the {len(paths)} "
+                         f"targets: correct it or drop it")
     return {path: default if pattern is None else patterns[pattern] for path, pattern in chosen.items()}
 
 
@@ -80,7 +89,7 @@ def replace(model, path, module):
 def learning_biases(model, which):
     """The names of the biases that learn: "none", "all" outside a classification head, "lora_only" of wrapped layers."""
     if which not in ("none", "all", "lora_only"):
-        raise InputError(f"bias {which!r} is not known; known: none, all, lora_only")
+        raise InputError(f"bias {short(which)} is not known; known: none, all, lora_only")
     biases = [name for name, _ in model.named_parameters() if name.split(".")[-1] == "bias"]
     if which == "lora_only":
         return [name for name in biases if name.endswith(".base.bias")]
