@@ -70,8 +70,8 @@ class BytePairModel:
         if last["type"] != "ByteLevel" or any(step["type"] == "ByteLevel" for step in before):
             raise InputError(f"{source}: pre_tokenizer must be Split any number of times, then ByteLevel once")
         model, cut = document["model"], {"type": "Sequence", "pretokenizers": before}
-        return cls(model["vocab"], merges_of(model), components.normalizer(document.get("normalizer")),
-                   components.pre_tokenizer(cut), last.get("use_regex", True), last["add_prefix_space"],
+        return cls(model["vocab"], merges_of(model), components.normalizer(document.get("normalizer"), source),
+                   components.pre_tokenizer(cut, source), last.get("use_regex", True), last["add_prefix_space"],
                    model.get("ignore_merges", False), source)
 
     def words(self, text):

@@ -37,8 +37,8 @@ class PieceModel:
 
     def __init__(self, vocab, document, source):
         self.vocab, self.source = vocab, source
-        self._normalise = components.normalizer(document.get("normalizer"))
-        self._cut = components.pre_tokenizer(document.get("pre_tokenizer"))
+        self._normalise = components.normalizer(document.get("normalizer"), source)
+        self._cut = components.pre_tokenizer(document.get("pre_tokenizer"), source)
         one, spaced = (self._cut(self._normalise(text), True) for text in ("a", "  a"))
         self._prefixed, self._collapsed = one[0].startswith(META), one == spaced  # "a" became "▁a"; "  a" did too
 
@@ -210,7 +210,7 @@ def describe(path, prefix=None, lower=False, later_prefix=True):
         coded = base64.b64encode(spec["charsmap"]).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": coded})
     if spec["collapse"]:
-        steps += [replacing("Regex", rf"\A +|[ {META}]+\z", ""), replacing("Regex", " {2,}", " ")]
+        steps += [replacing("Regex", components.TRIM, ""), replacing("Regex", " {2,}", " ")]
     cut = None
     if prefix and not later_prefix:
         cut = {"type": "Metaspace", "replacement": META, "prepend_scheme": "first", "split": False}

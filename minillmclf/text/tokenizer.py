@@ -27,6 +27,7 @@ KINDS = {"WordPiece": (wordpiece.WordPieceModel, ("BertNormalizer",), ("BertPreT
          "BPE": (bpe.BytePairModel, ("null", "NFC"), ("ByteLevel", "Split", "Sequence")),
          "BPE with byte_fallback": (sentencepiece_model.BytePairPieces, *PIECES),
          "Unigram": (sentencepiece_model.UnigramModel, *PIECES)}
+BLANK = re.compile(f"[{SPACES}]*")
 POST = ("null", "ByteLevel", "TemplateProcessing", "BertProcessing", "RobertaProcessing")
 
 
@@ -197,9 +198,7 @@ class Literals:
             if before:
                 yield before, None
             yield match.group(), token["id"]
-            start = match.end()
-            if token.get("rstrip"):
-                start = len(text) - len(text[start:].lstrip(SPACES))
+            start = (BLANK.match(text, match.end()) if token.get("rstrip") else match).end()
         if text[start:]:
             yield text[start:], None
 
