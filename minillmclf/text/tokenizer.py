@@ -15,7 +15,7 @@ import os
 import re
 
 from minillmclf.errors import InputError
-from minillmclf.files import find_model, write_text
+from minillmclf.files import find_model, short, write_text
 from minillmclf.text import bpe, components, sentencepiece_model, wordpiece
 from minillmclf.text.components import SPACES
 from minillmclf.text.families import INPUTS, ONE_BOS, ROLES, family, role_names
@@ -46,8 +46,9 @@ def load_tokenizer(path):
         return Tokenizer(*read_folder(os.fspath(find_model(path))))
     except InputError:
         raise
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: a tokenizer file in it is malformed ({error!r}); fetch the files again") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise InputError(f"{short(path, 200)}: a tokenizer file in it is malformed ({short(error)}); fetch the files "
+                         "again") from error
 
 
 class Tokenizer:
@@ -74,6 +75,10 @@ class Tokenizer:
         self.special_ids = {token["id"] for token in added if token.get("special")}
         self.special_ids |= {self.vocab[name] for name in self._names.values()}
         self._single, self._pair = layouts(document.get("post_processor"), source)
+        strange = [i for part, _ in self._pair if not isinstance(part, str) for i in part if i not in self._pieces]
+        if strange:
+            raise InputError(f"{source}: post_processor puts id {strange[0]} around a text, which is no piece's; the highest "
+                             f"id is {len(self) - 1}: fetch the file again")
         check_ends(self._single, {role: getattr(self, f"{role}_id") for role in ("bos", "eos")}, config, source)
         self._lone_bos = self.bos_id if family(self.vocab, config) in ONE_BOS else None
         usual_inputs = INPUTS.get((config.get("tokenizer_class") or "").removesuffix("Fast"), self._model.inputs)
