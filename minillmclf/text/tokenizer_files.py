@@ -69,10 +69,12 @@ FLAG = (lambda value: isinstance(value, bool)), "true or false"
 MAYBE = (lambda value: value is None or isinstance(value, bool)), "true, false or null"
 ANY = (lambda value: True), "any value"                                       # of a key that changes no id
 ID = is_id, "a whole number from 0 up"
-IDS = (lambda value: isinstance(value, dict) and all(map(is_id, value.values()))), "an object of pieces with whole numbers from 0 up"
-SCORES = list_of(lambda pair: isinstance(pair, list) and len(pair) == 2 and is_text(pair[0]) and type(pair[1]) in (int, float)
-                 and abs(pair[1]) < 1e38), "a list of [piece, score]"
-MERGES = list_of(lambda pair: is_text(pair) or list_of(is_text, length=2)(pair)), 'a list of "a b" or ["a", "b"]'
+OBJECT = (lambda value: isinstance(value, dict)), "an object"
+LIST = (lambda value: isinstance(value, list)), "a list"
+SCORE = (lambda pair: isinstance(pair, list) and len(pair) == 2 and is_text(pair[0]) and type(pair[1]) in (int, float)
+         and abs(pair[1]) < 1e38), "[piece, score]"
+MERGE = (lambda pair: is_text(pair) or list_of(is_text, length=2)(pair)), '"a b" or ["a", "b"]'
+ADDED = {"content": TEXT} | {f"{flag}?": MAYBE for flag in ("lstrip", "rstrip", "normalized", "special", "single_word")}
 FRAME = is_frame, "a list of Sequence and SpecialToken steps with an id and type_id 0 or 1"
 SPECIALS = (lambda value: isinstance(value, dict) and all(isinstance(token, dict) and list_of(is_id)(token.get("ids"))
                                                           for token in value.values())), "an object of tokens with ids"
@@ -83,15 +85,15 @@ TOKENS = (lambda value: value is None or all(map(is_token, value.values() if isi
           if isinstance(value, (list, dict, type(None))) else False), "a list of tokens"
 LENGTH = (lambda value: value is None or type(value) in (int, float) and value >= 1), "a number from 1 up"
 
-MERGED = {"vocab": IDS, "merges": MERGES, "unk_token?": ANY, "fuse_unk?": ANY, "dropout?": (None, 0),
+MERGED = {"vocab": OBJECT, "merges": LIST, "unk_token?": ANY, "fuse_unk?": ANY, "dropout?": (None, 0),
           "continuing_subword_prefix?": (None, ""), "end_of_word_suffix?": (None, "")}
 # type of a component -> its keys, each with the values that we implement, or with what it should be; "?": may be missing
 KEYS = {
-    "WordPiece": {"vocab": IDS, "unk_token": TEXT, "continuing_subword_prefix": TEXT,
+    "WordPiece": {"vocab": OBJECT, "unk_token": TEXT, "continuing_subword_prefix": TEXT,
                   "max_input_chars_per_word": ((lambda value: type(value) is int and value >= 0), "a whole number from 0 up")},
     "BPE": MERGED | {"ignore_merges?": MAYBE, "byte_fallback?": (False,)},
     "BPE with byte_fallback": MERGED | {"ignore_merges?": (False,), "byte_fallback": (True,)},
-    "Unigram": {"vocab": SCORES, "unk_id": ANY, "byte_fallback?": FLAG},
+    "Unigram": {"vocab": LIST, "unk_id": ANY, "byte_fallback?": FLAG},
     "null": {},
     "BertNormalizer": {"lowercase": FLAG, "strip_accents?": MAYBE, "handle_chinese_chars": FLAG, "clean_text?": (True,)},
     "BertPreTokenizer": {},
@@ -112,10 +114,7 @@ KEYS = {
                      "single_word?": (False,)},
 }
 COMPONENT = is_component, "null or an object with a type"
-DOCUMENT = {"model": ((lambda value: isinstance(value, dict) and is_text(value.get("type", "")) and (
-                      IDS[0](value.get("vocab")) or SCORES[0](value.get("vocab")))), "an object with a vocab"),
-            "added_tokens?": ((lambda value: value is None or list_of(lambda token: is_token(token) and isinstance(token, dict)
-                               and is_id(token.get("id")))(value)), "a list of objects with an id and a content"),
+DOCUMENT = {"model": OBJECT, "added_tokens?": ((lambda value: value is None or isinstance(value, list)), "a list"),
             "normalizer?": COMPONENT, "pre_tokenizer?": COMPONENT, "post_processor?": COMPONENT}
 FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "add_bos_token", "add_eos_token",
          "legacy", "split_special_tokens", "split_by_punct")
@@ -124,9 +123,7 @@ CONFIG = {f"{name}?": MAYBE for name in FLAGS} | {f"{role}_token?": TOKEN for ro
     "extra_ids?": ((lambda value: type(value) is int and 0 <= value <= 10000), "a whole number from 0 to 10000"),
     "model_input_names?": ((lambda value: value is None or list_of(is_text)(value)), "a list of names"),
     "additional_special_tokens?": TOKENS, "extra_special_tokens?": TOKENS,
-    "added_tokens_decoder?": ((lambda value: isinstance(value, dict) and all(
-        re.fullmatch("[0-9]{1,9}", i) and isinstance(token, dict) and is_token(token) for i, token in value.items())),
-        "an object of ids with tokens")}
+    "added_tokens_decoder?": OBJECT}
 
 
 def read_folder(folder):
@@ -136,10 +133,10 @@ def read_folder(folder):
     config = read_config(folder, "tokenizer_config.json")
     if "added_tokens_decoder" not in config:  # a folder older than this key has its content in two other files
         config |= read_config(folder, "special_tokens_map.json")
-        added = read_json(folder, "added_tokens.json", {})
-        if not IDS[0](added) or len(set(added.values())) < len(added):
-            raise InputError(f"{folder}/added_tokens.json: should be an object of tokens, each with an id of its own from 0 up: "
-                             "fetch it again")
+        added = check_each(read_json(folder, "added_tokens.json", {}), ID, f"{folder}/added_tokens.json: ")
+        if len(set(added.values())) < len(added):
+            raise InputError(f"{folder}/added_tokens.json: {len(added)} tokens with {len(set(added.values()))} different ids; "
+                             "each needs one of its own: fetch it again")
         config["added_tokens_decoder"] = {i: {"content": text} for text, i in added.items()}
     if config.get("split_special_tokens"):
         raise InputError(f"{folder}/tokenizer_config.json: split_special_tokens true is not supported, only false")
@@ -155,6 +152,12 @@ def read_tokenizer_json(folder, config):
     """The file that says all, and the special tokens that the config names besides."""
     source = f"{folder}/tokenizer.json"
     document = check_fields(read_json(folder, "tokenizer.json"), DOCUMENT, source)
+    model = check_fields(document["model"], {"vocab": (lambda value: isinstance(value, (dict, list)), "an object or a list"),
+                                             "type?": TEXT, "merges?": LIST}, f"{source}: model")
+    check_each(model["vocab"], ID if isinstance(model["vocab"], dict) else SCORE, f"{source}: model.vocab")
+    check_each(model.get("merges", []), MERGE, f"{source}: model.merges")
+    for n, token in enumerate(document.get("added_tokens") or []):
+        check_fields(token, {"id": ID, **ADDED}, f"{source}: added_tokens[{n}]")
     document |= {"truncation": None, "padding": None}  # batches decide about these
     vocab = vocab_of({"model": document["model"]})  # as yet without added tokens
     document["added_tokens"] = added_tokens(vocab, document.get("added_tokens"), config, source)
@@ -175,7 +178,7 @@ def read_vocab_txt(folder, config):
 def read_vocab_json(folder, config):
     """GPT-2 and RoBERTa: {piece: id}, and a merge a line, the most important first."""
     vocab, lines = read_json(folder, "vocab.json"), read_lines(folder, "merges.txt")
-    check_fields({"the whole": vocab}, {"the whole": IDS}, f"{folder}/vocab.json")
+    check_each(vocab, ID, f"{folder}/vocab.json: ")
     merges = [line for line in lines if line and not line.startswith("#version")]  # "# #" is a merge, not a comment
     sections = bpe.describe(vocab, merges, config.get("add_prefix_space", False))
     default = "RobertaTokenizer" if "<s>" in vocab and "</s>" in vocab else "GPT2Tokenizer"
@@ -224,8 +227,22 @@ def read_json(folder, name, default=None):
 
 def read_config(folder, name):
     """tokenizer_config.json or its companion, checked; a null says as little as a missing key."""
-    config = check_fields(read_json(folder, name, {}), CONFIG, os.path.join(folder, name))
+    path = os.path.join(folder, name)
+    config = check_fields(read_json(folder, name, {}), CONFIG, path)
+    for i, token in config.get("added_tokens_decoder", {}).items():
+        check_fields(token, ADDED, f"{path}: added_tokens_decoder[{short(i)}]")
+        if not re.fullmatch("[0-9]{1,9}", i):
+            raise InputError(f"{path}: added_tokens_decoder[{short(i)}] is no id: fetch the file again")
     return {key: value for key, value in config.items() if value is not None or key not in FLAGS}
+
+
+def check_each(values, should_be, where):
+    """Raise InputError unless each entry of a list or object is what it should be: (test, words). -> values"""
+    test, words = should_be
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+        if not test(value):
+            raise InputError(f"{where}[{short(key)}] = {short(value)}, which should be {words}: fetch the file again")
+    return values
 
 
 def read_lines(folder, name):
