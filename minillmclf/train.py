@@ -244,12 +244,12 @@ def finish(s, model, data, folder, record, progress, timing):
     parallel.gather(model)
     if not parallel.first():
         return record
-    if model.several:
-        results = several.finish(s, model, data, split, dev, probabilities)
-    else:
-        results = {**baselines(data), f"{Path(s.model).name}, {s.method}": evaluate(probabilities, rows.labels, model.labels)}
-    model.save(folder)
+    name = f"{Path(s.model).name}, {s.method}"
+    own = several.finish(model, data, split, dev, probabilities) if model.several else evaluate(probabilities, rows.labels, model.labels)
+    model.save(folder)                                     # before the baselines: they may take more time and memory than there is
     write_predictions(folder / "predictions.csv", getattr(data, split), probabilities, model.labels, model.answers(probabilities))
+    compared = several.baselines if model.several else baselines
+    results = {**(compared(data) if s.baselines == "on" else compared(data, compared.__defaults__[0][:1])), name: own}
     record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split, "results": results, **swap,
                "timing": {**timing, "peak_memory_mb": peak_memory()}}
     write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
