@@ -10,7 +10,6 @@ table has both.
 Here: thresholds and what follows from them; the loss is in training/objectives.py, the metrics in training/metrics.py.
 Not here: classes that depend on one another (classifier chains), a number of labels that is guessed for each row.
 """
-from pathlib import Path
 
 import numpy as np
 

@@ -252,7 +252,7 @@ def template(post, name, texts, source):
         parts.append((part, value["type_id"]))
     found = sorted(part for part, _ in parts if isinstance(part, str))
     if found != texts:
-        raise InputError(f"{source}: post_processor.{name} holds the texts {found}, but only {texts} is supported")
+        raise InputError(f"{source}: post_processor.{name} holds the texts {short(found)}, but only {texts} is supported")
     return parts
 
 
