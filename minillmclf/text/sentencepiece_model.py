@@ -83,7 +83,7 @@ class BytePairPieces(PieceModel):
                    if piece not in vocab and not (byte < 128 and chr(byte) in vocab)]
         if missing:
             raise InputError(f"{source}: {len(missing)} of the 256 byte pieces are not in the vocabulary, the first is "
-                             f"{missing[0]!r}; text with these bytes would lose them: add them to the vocabulary")
+                             f"{short(missing[0])}; text with these bytes would lose them: add them to the vocabulary")
         self.ranks = bpe.ranks_of(merges, vocab, source)
         # where no piece crosses words, the merges of each word are its own: words are merged one by one, and kept
         self._apart = not any(RUN_ON.search(left + right) for left, right in self.ranks)

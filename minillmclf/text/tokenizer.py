@@ -219,7 +219,7 @@ def build_model(document, config, source):
     check(document.get("normalizer"), normalizers, source, "normalizer")
     check(document.get("pre_tokenizer"), pre_tokenizers, source, "pre_tokenizer")
     for token in document.get("added_tokens") or []:
-        check({"type": "added_tokens", **token}, ["added_tokens"], source, f"added_tokens {token['content']!r}")
+        check({"type": "added_tokens", **token}, ["added_tokens"], source, f"added_tokens {short(token['content'])}")
     model = build.from_document(document, source)
     for key, value in model.settings.items():
         if config.get(key) not in (None, value):

@@ -200,7 +200,7 @@ def read_model(name, usual, folder, config):
     usual = usual or ("GemmaTokenizer" if "<bos>" in vocab else "LlamaTokenizer")
     name_of_class = (config.get("tokenizer_class") or usual).removesuffix("Fast")
     if name_of_class not in FRAMES:
-        raise InputError(f"{source}: tokenizer_class {name_of_class!r} is not supported without a tokenizer.json, only "
+        raise InputError(f"{source}: tokenizer_class {short(name_of_class)} is not supported without a tokenizer.json, only "
                          f"{', '.join(FRAMES)}; save the tokenizer once with transformers, which writes that file")
     config["tokenizer_class"] = name_of_class
     more = [text for text in APPENDED.get(name_of_class, lambda config: [])(config) if text not in vocab]
@@ -268,7 +268,7 @@ def complete(sections, config, source):
     name, kind = config["tokenizer_class"], sections["model"]["type"]
     usual = FAMILIES.get(name.removesuffix("Fast"))
     if usual is None or (usual is BERT) != (kind == "WordPiece"):
-        raise InputError(f"{source}: tokenizer_class {name!r} is not supported without a tokenizer.json; save the "
+        raise InputError(f"{source}: tokenizer_class {short(name)} is not supported without a tokenizer.json; save the "
                          "tokenizer once with transformers, which writes that file")
     if config.get("add_bos_token") or config.get("add_eos_token"):
         raise InputError(f"{source}: add_bos_token and add_eos_token are supported in a tokenizer.json only")
@@ -288,12 +288,12 @@ def added_tokens(vocab, added, config, source):
         known = added.setdefault(token["content"], token)
         for key in ("id", "lstrip", "rstrip"):
             if known.get(key, False) != token.get(key, False):
-                raise InputError(f"{source} has {key} {known.get(key)} for {token['content']!r}, but "
+                raise InputError(f"{source} has {key} {known.get(key)} for {short(token['content'])}, but "
                                  f"tokenizer_config.json {token.get(key)}; set both alike")
     ids = {text: token["id"] for text, token in added.items()}
     moved = [text for text in ids if vocab.get(text, ids[text]) != ids[text]]
     if moved:
-        raise InputError(f"{source}: {moved[0]!r} has id {ids[moved[0]]} as an added token, {vocab[moved[0]]} in the "
+        raise InputError(f"{source}: {short(moved[0])} has id {ids[moved[0]]} as an added token, {vocab[moved[0]]} in the "
                          "vocabulary; set both alike")
     for text, given in special_tokens(vocab | ids, config, source):
         added[text] = {"id": vocab.get(text), "normalized": False, **given, **added.get(text, {}), "content": text,
@@ -316,7 +316,7 @@ def special_tokens(vocab, config, source):
         given = config.get(key) or []
         for token in given.values() if isinstance(given, dict) else given:
             if content(token) not in vocab:
-                raise InputError(f"{source}: {key} has {content(token)!r}, which is neither in the vocabulary of "
+                raise InputError(f"{source}: {key} has {short(content(token))}, which is neither in the vocabulary of "
                                  f"{len(vocab)} pieces nor an added token; add it, or leave it out of the config")
             found.append((content(token), {}))
     return found
@@ -330,7 +330,7 @@ def check(component, types, source, place):
             check(step, types, source, place)
         return
     if kind not in types:
-        raise InputError(f"{source}: {place}.type {kind!r} is not supported here, only {', '.join(types)}")
+        raise InputError(f"{source}: {place}.type {short(kind)} is not supported here, only {', '.join(types)}")
     keys = {key.removesuffix("?"): values for key, values in KEYS[kind].items()}
     for key, value in (component or {}).items():
         if key != "type" and (key not in keys or not callable(keys[key][0]) and value not in keys[key]):

@@ -12,6 +12,7 @@ import functools
 import unicodedata
 
 from minillmclf.errors import InputError
+from minillmclf.files import short
 from minillmclf.text.components import in_form
 
 # Chinese is written without spaces, so every ideograph becomes a word of its own; Korean and kana do not. The trap:
@@ -36,7 +37,7 @@ class WordPieceModel:
     def __init__(self, vocab, unk="[UNK]", lower=True, strip_accents=None, chinese=True, prefix="##", longest=100,
                  source="vocabulary"):
         if unk not in vocab:
-            raise InputError(f"{source}: unk_token {unk!r} is not among the {len(vocab)} pieces of the vocabulary; "
+            raise InputError(f"{source}: unk_token {short(unk)} is not among the {len(vocab)} pieces of the vocabulary; "
                              "add it there, or name the right one")
         self.vocab, self.unk_id, self.prefix, self.longest = vocab, vocab[unk], prefix, longest
         self._most = max(map(len, vocab))           # letters of a piece

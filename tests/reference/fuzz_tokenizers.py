@@ -173,7 +173,7 @@ def attempt(number, seed, originals, folder):
     except InputError as error:
         line = str(error)
         return f"{name}: a message of {len(line)} characters: {line[:300]!r}" if len(line) > 1000 or "\n" in line else \
-            "malformed" if "malformed" in line else "refused"
+            f"{name}: names no key: {line[-200:]!r}" if "malformed" in line else "refused"
     except Late:
         return f"{name}: more than {SECONDS} s"
     except BaseException as error:
@@ -216,8 +216,8 @@ def main():
             n, _, said = line.partition(" ")
             said = json.loads(said) if said else f"the process ended with {done.returncode}: {done.stderr[-300:]}"
             number = int(n) + 1
-            counts[said if said in ("works", "refused", "malformed") else "FAULT"] += 1
-            if said not in ("works", "refused", "malformed"):
+            counts[said if said in ("works", "refused") else "FAULT"] += 1
+            if said not in ("works", "refused"):
                 print(f"case {n}: {said}", flush=True)
         if number < last and not done.stdout.strip():
             sys.exit(f"no case could be run: {done.stderr[-1000:]}")
