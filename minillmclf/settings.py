@@ -95,7 +95,7 @@ class Settings:
     patience: int = setting(0, "stop after so many epochs without a better one (0: never)")
     eval_batch_size: int = setting(64, "rows at a time where nothing is learned")
     save_every: int = setting(100, "steps between two states on disk")
-    baselines: str = setting("on", "off leaves out the bag of words, which takes minutes where there are very many rows or classes",
+    baselines: str = setting("on", "off leaves out the bag of words, which takes minutes on very many rows or classes",
                              choices=["on", "off"])
     seed: int = setting(0, "of the new head, the order of rows, dropout, and a split made here")
     device: str = setting("auto", "auto, cpu, cuda, ...")

@@ -80,7 +80,10 @@ def balanced(labels, classes):
     return len(labels) / (classes * counts)
 
 
-def baselines(data, names=("majority class", "bag of words")):
+BASELINES = "majority class", "bag of words"           # the first costs nothing
+
+
+def baselines(data, names=BASELINES):
     """Majority class and bag-of-words regression on the same split -> name -> metrics on test (or dev); of two answers to
     a prompt also that the longer one wins."""
     from .classify.baseline import BagOfWords, majority
@@ -245,11 +248,13 @@ def finish(s, model, data, folder, record, progress, timing):
     if not parallel.first():
         return record
     name = f"{Path(s.model).name}, {s.method}"
-    own = several.finish(model, data, split, dev, probabilities) if model.several else evaluate(probabilities, rows.labels, model.labels)
-    model.save(folder)                                     # before the baselines: they may take more time and memory than there is
+    if model.several:
+        compared, names, own = several.baselines, several.BASELINES, several.finish(model, data, split, dev, probabilities)
+    else:
+        compared, names, own = baselines, BASELINES, evaluate(probabilities, rows.labels, model.labels)
+    model.save(folder)                     # before the baselines, which may take more time and memory than there is
     write_predictions(folder / "predictions.csv", getattr(data, split), probabilities, model.labels, model.answers(probabilities))
-    compared = several.baselines if model.several else baselines
-    results = {**(compared(data) if s.baselines == "on" else compared(data, compared.__defaults__[0][:1])), name: own}
+    results = {**compared(data, names if s.baselines == "on" else names[:1]), name: own}
     record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split, "results": results, **swap,
                "timing": {**timing, "peak_memory_mb": peak_memory()}}
     write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")

@@ -89,7 +89,10 @@ def judge(probabilities, truth, labels, thresholds):
         "thresholds": dict(zip(labels, thresholds)), "at_half": {name: plain[name] for name in AT_HALF}}
 
 
-def baselines(data, names=("class frequencies", "bag of words")):
+BASELINES = "class frequencies", "bag of words"
+
+
+def baselines(data, names=BASELINES):
     """How frequent each class is, and bag-of-words regressions, on the same split, with thresholds fitted to dev as the
     model's are -> name -> metrics on test (or dev), as of `judge`."""
     from .baseline import OneVersusRest, frequencies

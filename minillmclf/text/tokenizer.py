@@ -248,6 +248,9 @@ def template(post, name, texts, source):
     parts = []
     for step in post[name]:
         (kind, value), = step.items()
+        if kind != "Sequence" and value["id"] not in post["special_tokens"]:
+            raise InputError(f"{source}: post_processor.{name} has {short(value['id'])}, which is not in its "
+                             "special_tokens: fetch the file again")
         part = value["id"] if kind == "Sequence" else post["special_tokens"][value["id"]]["ids"]
         parts.append((part, value["type_id"]))
     found = sorted(part for part, _ in parts if isinstance(part, str))

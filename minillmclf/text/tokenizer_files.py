@@ -49,10 +49,10 @@ def is_pattern(value):
         all(isinstance(text, str) and text for text in value.values())
 
 
-def is_frame(value):
-    return isinstance(value, list) and all(
-        isinstance(step, dict) and len(step) == 1 and set(step) <= {"Sequence", "SpecialToken"} and isinstance(part, dict)
-        and isinstance(part.get("id"), str) and part.get("type_id") in (0, 1) for step in value for part in step.values())
+def is_step(value):
+    """Of a layout: {"Sequence": {"id": "A", "type_id": 0}}, or a SpecialToken."""
+    part = isinstance(value, dict) and len(value) == 1 and (value.get("Sequence") or value.get("SpecialToken"))
+    return isinstance(part, dict) and is_text(part.get("id")) and part.get("type_id") in (0, 1)
 
 
 def list_of(test, *, length=None):
@@ -69,13 +69,14 @@ FLAG = (lambda value: isinstance(value, bool)), "true or false"
 MAYBE = (lambda value: value is None or isinstance(value, bool)), "true, false or null"
 ANY = (lambda value: True), "any value"                                       # of a key that changes no id
 ID = is_id, "a whole number from 0 up"
+INDEX = (lambda value: value is None or type(value) is int), "a whole number"
 OBJECT = (lambda value: isinstance(value, dict)), "an object"
 LIST = (lambda value: isinstance(value, list)), "a list"
 SCORE = (lambda pair: isinstance(pair, list) and len(pair) == 2 and is_text(pair[0]) and type(pair[1]) in (int, float)
          and abs(pair[1]) < 1e38), "[piece, score]"
 MERGE = (lambda pair: is_text(pair) or list_of(is_text, length=2)(pair)), '"a b" or ["a", "b"]'
 ADDED = {"content": TEXT} | {f"{flag}?": MAYBE for flag in ("lstrip", "rstrip", "normalized", "special", "single_word")}
-FRAME = is_frame, "a list of Sequence and SpecialToken steps with an id and type_id 0 or 1"
+FRAME = list_of(is_step), "a list of Sequence and SpecialToken steps with an id and type_id 0 or 1"
 SPECIALS = (lambda value: isinstance(value, dict) and all(isinstance(token, dict) and list_of(is_id)(token.get("ids"))
                                                           for token in value.values())), "an object of tokens with ids"
 PAIR = (lambda value: list_of(lambda _: True, length=2)(value) and is_text(value[0]) and is_id(value[1])), "[token, id]"
@@ -93,7 +94,7 @@ KEYS = {
                   "max_input_chars_per_word": ((lambda value: type(value) is int and value >= 0), "a whole number from 0 up")},
     "BPE": MERGED | {"ignore_merges?": MAYBE, "byte_fallback?": (False,)},
     "BPE with byte_fallback": MERGED | {"ignore_merges?": (False,), "byte_fallback": (True,)},
-    "Unigram": {"vocab": LIST, "unk_id": ANY, "byte_fallback?": FLAG},
+    "Unigram": {"vocab": LIST, "unk_id": INDEX, "byte_fallback?": FLAG},
     "null": {},
     "BertNormalizer": {"lowercase": FLAG, "strip_accents?": MAYBE, "handle_chinese_chars": FLAG, "clean_text?": (True,)},
     "BertPreTokenizer": {},
