@@ -32,11 +32,11 @@ STYLE = {"font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10, "xtick.lab
          "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
          "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#DDDDDD",
          "axes.axisbelow": True, "legend.frameon": False, "legend.handlelength": 3.5, "text.parse_math": False,
-         "svg.hashsalt": "minillmclf", "svg.fonttype": "none"}       # text stays text: a browser has the scripts that this font lacks
+         "svg.hashsalt": "minillmclf", "svg.fonttype": "none"}        # text stays text, in the browser's fonts
 COSTS = {"train_seconds": "training time (s)", "ms_per_text": "time for a text (ms)", "memory_mb": "peak memory (MB)",
          "trainable": "trained parameters"}
 FORMATS = {".svg": "Description", ".png": "Description", ".pdf": "Subject"}       # suffix -> where alternative text goes
-NUMBERED, SHOWN = 12, 60          # cells hold numbers up to so many classes; beyond so many, only the most confused are drawn
+NUMBERED, SHOWN = 12, 60          # classes up to which cells hold numbers; that are drawn at most
 
 
 @contextmanager
@@ -239,8 +239,8 @@ def confusion(matrix, labels):
     """Which class is taken for which: a row for each true class, shaded by the share of its rows -> Figure.
 
     matrix: (C, C) counts, [true, answered]. Up to 12 classes each cell says its count and its share of the row; beyond
-    that the ten most frequent mistakes stand beside the shades. Of more than 60 classes, those with the most mistakes, their
-    own rows or answers, are drawn.
+    that the ten most frequent mistakes stand beside the shades. Of more than 60 classes, the 60 are
+    drawn that have the most mistakes, in their rows or as answers.
     """
     whole, known = np.asarray(matrix), labels
     if whole.shape != (len(labels), len(labels)):
@@ -254,7 +254,7 @@ def confusion(matrix, labels):
     margin = 0.6 + 0.08 * max(map(width, names))                              # inches that the names take
     side = max(1.6, len(labels) * 0.56) if numbered else max(3.4, len(labels) * 0.155)
     room = 0.05 * max(width(name) - len(name) for name in names)               # inches that matplotlib does not know of
-    wide, high = side + margin + room + (0.2 if numbered else 5.6), side + margin + room + (0.3 if numbered else 0.8)
+    wide, high = (side + margin + room + more for more in ((0.2, 0.3) if numbered else (5.6, 0.8)))
     with drawing(wide, high) as figure:
         figure.get_layout_engine().set(rect=(room / wide, room / high, 1 - room / wide, 1 - room / high))
         from matplotlib.colors import PowerNorm
@@ -284,8 +284,8 @@ def confusion(matrix, labels):
             beside.axis("off")
         right = whole.trace() / max(1, whole.sum())
         worst = "; ".join(f"{n} x {known[t]} taken for {known[a]}" for n, t, a in mistakes(whole)) or "none"
-        figure.set_label(f"Confusions of {len(known)} classes{which}, {right:.1%} of {whole.sum()} rows right. Most frequent "
-                         f"mistakes: {worst}.")
+        figure.set_label(f"Confusions of {len(known)} classes{which}, {right:.1%} of {whole.sum()} rows right. "
+                         f"Most frequent mistakes: {worst}.")
     return figure
 
 

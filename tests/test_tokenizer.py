@@ -602,7 +602,7 @@ def test_a_pattern_that_runs_for_ever_is_stopped(ours, tmp_path):
     (new("gpt2", lambda d: d["added_tokens"][0].pop("id")), r"added_tokens\[0\]: id is missing"),
     (new("gpt2", lambda d: d["added_tokens"][0].update(content=7)), r"added_tokens\[0\]: content = 7"),
     (new("gpt2", lambda d: d["pre_tokenizer"].pop("add_prefix_space")), "pre_tokenizer: add_prefix_space is missing"),
-    (new("gpt2", lambda d: d.update(normalizer=[])), r"normalizer = \[\] \(should be null or an object with a type\)"),
+    (new("gpt2", lambda d: d.update(normalizer=[])), r"normalizer = \[\] \(should be null, an object with a type"),
     (new("uncased", lambda d: d["post_processor"].update(cls=["[CLS]", 10**9])), "puts id 1000000000 around a text"),
     (new("uncased", lambda d: d["post_processor"].update(cls="[CLS]")), r"cls = '\[CLS\]' \(should be \[token, id\]\)"),
     (new("uncased", model_max_length="512"), "tokenizer_config.json: model_max_length = '512'"),

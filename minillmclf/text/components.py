@@ -48,7 +48,9 @@ def made(component, place, table, source):
         try:
             steps.append(table[step["type"]](step | {"where": where}))
         except ValueError as error:
-            raise error if isinstance(error, InputError) else InputError(f"{where}: {short(str(error))[1:-1]}") from None
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{where}: {short(str(error))[1:-1]}") from None
     return steps
 
 
@@ -98,16 +100,19 @@ def precompiled(step):
 def check_trie(rules):
     """Raise ValueError for a table of rewritings that leads outside itself: SentencePiece would read there.
 
-    Four bytes, the length of the trie; the trie, an array of 32 bits as the library Darts-clone has it; texts that end in NUL.
-    A unit's upper bits are the distance to its children, bit 8 says that one of them is a leaf: a place among the texts."""
+    Four bytes, the length of the trie; the trie, an array of 32 bits as the library Darts-clone has
+    it; texts that end in NUL. A unit's upper bits are the distance to its children; bit 8 says that
+    one of them is a leaf, a place among the texts."""
     length = int.from_bytes(rules[:4], "little")
-    units, texts = np.frombuffer(rules[4:4 + length - length % 4], "<u4").astype(np.int64), rules[4 + length:]
-    if length % 1024 or not length or len(units) * 4 != length or texts[-1:] != b"\0":
+    texts = rules[4 + length:]
+    if not length or length % 1024 or not texts.endswith(b"\0"):
         raise ValueError("precompiled_charsmap: the table of rewritings is cut short")
+    units = np.frombuffer(rules[4:4 + length], "<u4").astype(np.int64)
     children = np.arange(len(units)) ^ (units >> 10 << ((units & 512) >> 6))
     inner = units < 2**31                                    # the others are leaves
     leaves = children[inner & (units & 256 > 0)]
-    if (children[inner] | 255).max(initial=0) >= len(units) or (units[leaves] & 2**31 - 1).max(initial=0) >= len(texts):
+    if (children[inner] | 255).max(initial=0) >= len(units) or \
+            (units[leaves] & 2**31 - 1).max(initial=0) >= len(texts):
         raise ValueError("precompiled_charsmap: the table of rewritings leads outside itself")
     texts.decode("utf-8")
 
@@ -127,7 +132,7 @@ def varint(number):
 
 
 TRIM = rf"\A +|[ {META}]+\z"
-# pattern -> the same, but that begins at each space of a run only once: n steps, not n^2, for n spaces inside a text
+# pattern -> an equal one that is tried once for a run of spaces: n steps, not n^2, for n spaces
 LINEAR = {TRIM: rf"\A[ {META}]+\z|\A +|(?<![ {META}])[ {META}]+\z"}
 
 
@@ -163,8 +168,9 @@ def unicode_form(step):
 
 
 def in_form(form, text):
-    """A text in a Unicode normal form, "NFC", "NFD", "NFKC" or "NFKD". Python sorts the marks on a letter by insertion, n^2
-    steps for n of them, so a long run of them is taken apart and sorted before: the form stays the same."""
+    """A text in a Unicode normal form, "NFC", "NFD", "NFKC" or "NFKD". Python sorts the marks on a
+    letter by insertion, n^2 steps for n of them, so a long run of marks is taken apart and sorted
+    before: the form stays the same."""
     def in_order(match):
         marks = "".join(unicodedata.normalize("NFKD" if "K" in form else "NFD", mark) for mark in match.group())
         groups = itertools.groupby(marks, lambda mark: unicodedata.combining(mark) > 0)

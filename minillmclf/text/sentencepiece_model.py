@@ -188,11 +188,12 @@ def read_model(path):
             if len(piece) > LONGEST or not abs(score) < 1e38:
                 raise ValueError(f"piece {number} has {len(piece)} characters and the score {score}")
     except (OSError, ValueError, LookupError, struct.error, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not a SentencePiece model ({short(str(error))[1:-1]}); fetch it again, or use a tokenizer.json, which "
-                         "transformers writes") from None
+        raise InputError(f"{path}: not a SentencePiece model ({short(str(error))[1:-1]}); fetch it again, "
+                         "or use a tokenizer.json, which transformers writes") from None
     trainer = {3: 1, 24: 0, 35: 0} | dict(trainer)
     normal = {2: b"", 3: 1, 4: 1, 5: 1} | dict(normal)
-    if not all(isinstance(value, int) for value in (trainer[3], trainer[24], trainer[35])) or not isinstance(normal[2], bytes):
+    numbers = trainer[3], trainer[24], trainer[35]
+    if not all(isinstance(value, int) for value in numbers) or not isinstance(normal[2], bytes):
         raise InputError(f"{path}: not a SentencePiece model (its settings are of other types); fetch it again")
     return pieces, {
         "kind": trainer[3], "suffix": bool(trainer[24]), "byte_fallback": bool(trainer[35]), "charsmap": normal[2],

@@ -31,16 +31,16 @@ def is_token(value):
         value.get(flag) in (None, True, False) for flag in ("lstrip", "rstrip", "normalized", "special", "single_word"))
 
 
-def is_component(value):
+def is_component(place, value):
     """null, an object with a type, or a Sequence of such, however deep."""
     waiting = [value]
     for part in waiting:
         if part is not None and not (isinstance(part, dict) and isinstance(part.get("type"), str)):
             return False
-        inner = [part[name] for name in components.CHILDREN.values() if name in part] if part else []
-        if not all(isinstance(children, list) for children in inner) or part and (part["type"] == "Sequence") > len(inner):
+        inner = part.get(components.CHILDREN[place]) if part and part["type"] == "Sequence" else []
+        if not isinstance(inner, list):
             return False
-        waiting += [child for children in inner for child in children]
+        waiting += inner
     return True
 
 
@@ -88,7 +88,7 @@ LENGTH = (lambda value: value is None or type(value) in (int, float) and value >
 
 MERGED = {"vocab": OBJECT, "merges": LIST, "unk_token?": ANY, "fuse_unk?": ANY, "dropout?": (None, 0),
           "continuing_subword_prefix?": (None, ""), "end_of_word_suffix?": (None, "")}
-# type of a component -> its keys, each with the values that we implement, or with what it should be; "?": may be missing
+# type of a component -> its keys, each with the values that we implement or (test, words); "?": may be missing
 KEYS = {
     "WordPiece": {"vocab": OBJECT, "unk_token": TEXT, "continuing_subword_prefix": TEXT,
                   "max_input_chars_per_word": ((lambda value: type(value) is int and value >= 0), "a whole number from 0 up")},
@@ -114,14 +114,15 @@ KEYS = {
     "added_tokens": {"id": ID, "content": TEXT, "special?": FLAG, "normalized?": FLAG, "lstrip?": FLAG, "rstrip?": FLAG,
                      "single_word?": (False,)},
 }
-COMPONENT = is_component, "null or an object with a type"
 DOCUMENT = {"model": OBJECT, "added_tokens?": ((lambda value: value is None or isinstance(value, list)), "a list"),
-            "normalizer?": COMPONENT, "pre_tokenizer?": COMPONENT, "post_processor?": COMPONENT}
+            } | {f"{place}?": (functools.partial(is_component, place), f"null, an object with a type, or a Sequence of such "
+                               f"with {inner}") for place, inner in components.CHILDREN.items()}
 FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "add_bos_token", "add_eos_token",
          "legacy", "split_special_tokens", "split_by_punct")
 CONFIG = {f"{name}?": MAYBE for name in FLAGS} | {f"{role}_token?": TOKEN for role in ROLES} | {
-    "tokenizer_class?": ((lambda value: value is None or is_text(value)), "text"), "model_max_length?": LENGTH, "max_len?": LENGTH,
-    "extra_ids?": ((lambda value: type(value) is int and 0 <= value <= 10000), "a whole number from 0 to 10000"),
+    "tokenizer_class?": ((lambda value: value is None or is_text(value)), "text"),
+    "model_max_length?": LENGTH, "max_len?": LENGTH,
+    "extra_ids?": ((lambda value: type(value) is int and 0 <= value <= 10000), "a number from 0 to 10000"),
     "model_input_names?": ((lambda value: value is None or list_of(is_text)(value)), "a list of names"),
     "additional_special_tokens?": TOKENS, "extra_special_tokens?": TOKENS,
     "added_tokens_decoder?": OBJECT}
@@ -136,14 +137,17 @@ def read_folder(folder):
         config |= read_config(folder, "special_tokens_map.json")
         added = check_each(read_json(folder, "added_tokens.json", {}), ID, f"{folder}/added_tokens.json: ")
         if len(set(added.values())) < len(added):
-            raise InputError(f"{folder}/added_tokens.json: {len(added)} tokens with {len(set(added.values()))} different ids; "
-                             "each needs one of its own: fetch it again")
+            raise InputError(f"{folder}/added_tokens.json: {len(added)} tokens with {len(set(added.values()))} "
+                             "different ids; each needs one of its own: fetch it again")
         config["added_tokens_decoder"] = {i: {"content": text} for text, i in added.items()}
     if config.get("split_special_tokens"):
         raise InputError(f"{folder}/tokenizer_config.json: split_special_tokens true is not supported, only false")
     for name, read in READERS.items():
         if os.path.isfile(os.path.join(folder, name)):
             document, source = read(folder, config), os.path.join(folder, name)
+            for step in components.parts(document.get("post_processor"), "post_processor"):
+                if step["type"] == "TemplateProcessing":
+                    check(step, ["TemplateProcessing"], source, "post_processor")
             post = with_one_bos(document.get("post_processor"), vocab_of(document), config, source)
             return document | {"post_processor": post}, config, source
     raise InputError(f"{folder}: no folder that holds {' or '.join(READERS)}; name the folder of a checkpoint")
@@ -153,8 +157,8 @@ def read_tokenizer_json(folder, config):
     """The file that says all, and the special tokens that the config names besides."""
     source = f"{folder}/tokenizer.json"
     document = check_fields(read_json(folder, "tokenizer.json"), DOCUMENT, source)
-    model = check_fields(document["model"], {"vocab": (lambda value: isinstance(value, (dict, list)), "an object or a list"),
-                                             "type?": TEXT, "merges?": LIST}, f"{source}: model")
+    filled = (lambda value: isinstance(value, (dict, list))), "an object or a list"
+    model = check_fields(document["model"], {"vocab": filled, "type?": TEXT, "merges?": LIST}, f"{source}: model")
     check_each(model["vocab"], ID if isinstance(model["vocab"], dict) else SCORE, f"{source}: model.vocab")
     check_each(model.get("merges", []), MERGE, f"{source}: model.merges")
     for n, token in enumerate(document.get("added_tokens") or []):
@@ -336,7 +340,8 @@ def check(component, types, source, place):
     for key, value in (component or {}).items():
         if key != "type" and (key not in keys or not callable(keys[key][0]) and value not in keys[key]):
             only = ", ".join(map(json.dumps, keys[key]) if key in keys else keys)
-            shown = json.dumps(value) if isinstance(value, (str, bool, type(None))) and len(str(value)) < 60 else short(value)
+            plain = isinstance(value, (str, bool, type(None))) and len(str(value)) < 60
+            shown = json.dumps(value) if plain else short(value)
             raise InputError(f"{source}: {place}.{key} = {shown} is not supported, only {only}")
     check_fields(component or {}, {key: values if callable(values[0]) else ANY for key, values in KEYS[kind].items()},
                  f"{source}: {place}")
