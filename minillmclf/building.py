@@ -2,6 +2,9 @@
 import re
 
 from .errors import InputError
+from .files import short
+
+HOW = ("quoting",)        # settings of how files are read, beside the names of columns
 
 
 def build(s, labels, fields=("text",)):
@@ -25,6 +28,33 @@ def build(s, labels, fields=("text",)):
         return model.to(device), trainable, total
     except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"--device {s.device}: {str(error).splitlines()[0]}") from None
+
+
+def reading_of(s, data):
+    """How the rows of a run are read, for its model to remember (Classifier.read_as)."""
+    more = {name: getattr(s, name) for name in HOW if hasattr(s, name)}
+    label = s.label_column or data.label_column
+    return {"text_column": list(data.columns), "label_column": label, **more}
+
+
+def text_columns(model, asked):
+    """The text columns that a model is to read of a file: those of --text-column (`asked`), else
+    those that it was trained on; None, the usual ones, where it does not know. InputError for
+    another number of them."""
+    known = model.reading["text_column"] if model.reading else None
+    names = [name.strip() for name in asked.split(",")] if asked else known
+    if known and len(names) != len(known):
+        raise InputError(f"--text-column {short(asked)}: names {len(names)}, and this model was "
+                         f"trained on {len(known)} text(s) a row ({', '.join(known)}): name all")
+    fields = model.readout.get("fields", ["text"])
+    return names or (None if fields in (["text"], ["text_a", "text_b"]) else fields)
+
+
+def how_to_read(model, flags):
+    """How else a file is read, as flags say or the model remembers -> keywords for text.data."""
+    known = model.reading or {}
+    said = {name: getattr(flags, name, None) or known.get(name) for name in HOW}
+    return {name: value for name, value in said.items() if value}
 
 
 def asked_of(s, fields):

@@ -4,21 +4,19 @@ A candidate is one row of the comparison. It holds the settings of its runs, all
 Whether it can be is asked before the first run: the model is built on the "meta" device, where no weight is read.
 """
 import itertools
-import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from .errors import InputError
-from .files import find_model
-from .settings import HEAD_ONLY, LABELS_ONLY, Settings, read_settings
+from .errors import InputError, did_you_mean
+from .files import find_model, short
+from .settings import METHODS, Settings, flag, idle, kind_of, read_settings
 
 BASELINES = ("majority", "bag-of-words")
 SHIPPED = ("mini-bert", "mini-llama", "mini-t5")
-TUNED = ("full", "lora@lr=3e-3", "qlora@lr=3e-3", "head@lr=1e-2")
+TUNED = ("full", "lora", "qlora", "head")
 OWN = ("model", "out", "rows_per_class", "seed")           # settings that the comparison itself decides
-ROWS = ("data", "label_column", "several_labels")          # and those that all its models share
+ROWS = ("data", "label_column", "several_labels", "quoting")                # and those that all share
 KINDS = {f.name: type(f.default) for f in fields(Settings)}
-SPELLED = {"dropout": "adapter_dropout", "size": "adapter_size", "tokens": "virtual_tokens"}   # recipe -> settings
 
 
 @dataclass(frozen=True)
@@ -74,13 +72,6 @@ def read_sweep(given):
     return [dict(zip(values, chosen)) for chosen in itertools.product(*values.values())]
 
 
-def unread(method):
-    """The settings of other methods, which this one does not look at."""
-    from .tuning import OPTIONS
-    names = {kind: {SPELLED.get(name, name) for name in options} for kind, options in OPTIONS.items()}
-    return set().union(*names.values()) - names.get(method, set())
-
-
 def make(text, method, readout, swept, flags, readouts):
     """The candidate of one combination. readouts: all that the comparison has.
 
@@ -89,15 +80,16 @@ def make(text, method, readout, swept, flags, readouts):
     """
     (name, own), (method, tuned) = read_own(text), read_own(method, "--methods")
     tuned = {} if "method" in own else tuned
-    for key in sorted(set(tuned) & unread(method)):
-        raise InputError(f"--methods {method}: reads no {key}: leave it out")
     given = {**flags, **tuned, "method": method, "readout": readout, **swept, **own, "model": name}
-    foreign = LABELS_ONLY if given["readout"] == "head" else HEAD_ONLY
-    if len(readouts) > 1:
-        given = {key: value for key, value in given.items() if key not in foreign or key in own and "readout" in own}
-    s, idle = read_settings(given), unread(given["method"])
-    s = replace(s, **{key: getattr(Settings(), key) for key in idle & set(KINDS)})
-    kept = {key: value for key, value in swept.items() if key not in own and key not in idle and key in given}
+    useless = idle({**vars(Settings()), **given})
+    for key in sorted(key for key in tuned if useless.get(key, "").startswith("--method")):
+        raise InputError(f"--methods {method}: reads no {key}: leave it out")
+    for key, wanted in useless.items():
+        meant = key in own and "readout" in own
+        if wanted.startswith("--method") or len(readouts) > 1 and not meant:
+            given.pop(key, None)
+    kept = {key: value for key, value in swept.items() if key not in own and key in given}
+    s = read_settings(given)
     pairs = [pair for pair in text.partition("@")[2].split(",") if pair]
     said = [pair for pair in pairs if pair.partition("=")[0] not in ("method", "readout")]      # a label names these anyway
     tuned = ",".join(f"{key}={value}" for key, value in tuned.items() if key not in swept and key not in own)
@@ -106,10 +98,10 @@ def make(text, method, readout, swept, flags, readouts):
 
 def expand(models, methods, readouts, sweep, flags):
     """All candidates, in the order of the table. sweep: as read_sweep gives it; flags: settings, for all of them."""
-    from .tuning import OPTIONS
     for method in (text.partition("@")[0] for text in methods):
-        if method not in OPTIONS and not re.fullmatch(r"last-[1-9]\d*", method) or method == "last-N":
-            raise InputError(f"--methods {method}: known are {', '.join(OPTIONS)}")
+        if kind_of(method) not in METHODS:
+            raise InputError(f"--methods {short(method)}: known are {', '.join(METHODS)}"
+                             + did_you_mean(method, METHODS))
     used, found = {*readouts}, []
     for text in models:
         used |= {read_own(text)[1].get("readout", readouts[0])} if text not in BASELINES else set()
@@ -125,6 +117,11 @@ def expand(models, methods, readouts, sweep, flags):
     for key in sweep[0] if sweep else ():
         if not any(key in one.sweep for one in found):
             raise InputError(f"--sweep {key}: no method and readout of this comparison reads it: leave it out")
+    read = [set(flags) - set(idle(vars(one.settings))) for one in found if not one.baseline]
+    for key in flags if read else ():
+        if not any(key in one for one in read):
+            raise InputError(f"{flag(key)}: no method and readout of this comparison reads it: "
+                             "leave it out")
     return found
 
 
@@ -140,8 +137,8 @@ def labels_of(candidates):
         name = c.model.partition("@")[0]
         several = len({one.tuned for one in candidates if one.group[:3] == c.group[:3]}) > 1
         return (name if whole else Path(name).name) + (f"@{c.own}" if c.own else "") + how(c) + f" {c.tuned}" * several
-    short = {c.group: label(c, False) for c in candidates}
-    return {c.group: label(c, list(short.values()).count(short[c.group]) > 1) for c in candidates}
+    brief = {c.group: label(c, False) for c in candidates}
+    return {c.group: label(c, list(brief.values()).count(brief[c.group]) > 1) for c in candidates}
 
 
 def obstacle(candidate, data):

@@ -6,10 +6,12 @@ data) and what came out. While these are the same, a finished cell is taken as i
   python -m minillmclf.cells RUN          prints the milliseconds that a saved classifier takes for one of its test texts
 """
 import argparse
+import ctypes
 import hashlib
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -18,10 +20,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from .commands import Parser, Stopped, StopSignal, run
-from .files import find_model, read_json, write_text
+from .files import check_fields, find_model, read_json, write_text
 from .settings import read_settings
 
 TIMED_TEXTS, TIMED_BATCH, TIMED_PASSES = 200, 32, 3
+PR_SET_PDEATHSIG = 1                    # Linux, prctl.h: a signal for this process when its parent ends
+METRICS = (lambda v: isinstance(v, dict) and all(type(v.get(name)) in (int, float) for name in (
+    "accuracy", "macro_f1", "log_loss", "ece")), "an object with the metrics")
+COST = (lambda v: v is None or type(v) in (int, float) and v >= 0, "a number, or null")
+CELL = {"split": (lambda v: v in ("dev", "test"), "dev or test"), "dev": METRICS, "test": METRICS,
+        "trainable": COST, "memory_mb": COST, "train_seconds": COST, "ms_per_text": COST}
 
 
 def folder_of(out, candidate, size, seed):
@@ -49,7 +57,7 @@ def run_cell(candidate, sha256, folder, size, seed):
     same = earlier.get("made_from") == made_from
     finished = earlier.get("state") == "finished"
     if same and finished and (folder / "predictions.csv").exists():
-        return earlier, False
+        return check_fields(earlier, CELL, path), False
     record = {"state": "begun", "made_from": made_from, "settings": asdict(s)}
     write(path, record)                                     # train reads the settings from here
     if candidate.baseline:
@@ -68,13 +76,19 @@ def process(module, *arguments, printed, errors):
     """`python -m MODULE ARGUMENTS` to its end -> exit code; what it prints goes into the files `printed` and `errors`.
 
     Ctrl-C is handed on once: the run saves its state and leaves with 130. In a session of its own it does not hear the
-    terminal too, for a second signal would stop it before it has saved.
+    terminal too, for a second signal would stop it before it has saved. Linux tells it if we are killed.
     """
+    libc, own = ctypes.CDLL(None) if sys.platform == "linux" else None, os.getpid()
+
+    def follow():
+        if libc and (libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM) or os.getppid() != own):
+            os._exit(1)
     root = str(Path(__file__).resolve().parents[1])
     known = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     with open(printed, "wb") as stdout, open(errors, "wb") as stderr, StopSignal() as stop:
         child = subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)], env=known, stdin=subprocess.DEVNULL,
-                                 stdout=stdout, stderr=stderr, start_new_session=True)
+                                 stdout=stdout, stderr=stderr, start_new_session=True,
+                                 preexec_fn=libc and follow)
         told = False
         try:
             while child.poll() is None:
@@ -116,7 +130,8 @@ def trained(folder, overwrite, timed):
         ms = float(files["printed"].read_text()) if code == 0 else None
     for file in files.values():
         file.unlink()
-    return {"state": "finished", "split": record["split"], "dev": dev, "test": list(record["results"].values())[-1],
+    return {"state": "finished", "split": record["split"], "dev": dev, "dev_rows": record["data"]["rows"]["dev"],
+            "test": list(record["results"].values())[-1],
             "trainable": record["parameters"]["trainable"], "memory_mb": record["timing"]["peak_memory_mb"],
             "train_seconds": record["timing"]["train_seconds"], "ms_per_text": ms}
 
@@ -138,7 +153,8 @@ def baseline(name, s, folder):
     train.write_predictions(folder / "predictions.csv", getattr(data, final), answer(texts[final]), data.labels)
     metrics = {split: evaluate(answer(texts[split]), truth[split], data.labels) for split in ("dev", final)}
     size = sum(w.numel() for w in bag.weights) if name == "bag-of-words" else 0
-    return {"state": "finished", "split": final, "dev": metrics["dev"], "test": metrics[final], "trainable": size,
+    return {"state": "finished", "split": final, "dev": metrics["dev"], "dev_rows": len(data.dev), "test": metrics[final],
+            "trainable": size,
             "memory_mb": None, "train_seconds": round(seconds, 1), "ms_per_text": milliseconds(answer, texts[final])}
 
 

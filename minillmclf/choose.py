@@ -15,15 +15,18 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from .advice import FEW_CUT, RULE, UNBALANCED, WANTED, advise, command_of, not_worse
+from .advice import FEW_CUT, RULE, UNBALANCED, WANTED, advise, command_of, near
 from .commands import Parser, run
 from .errors import InputError
-from .files import CHECKPOINTS, find_model, read_json
-from .memory import METHODS, size, training_memory
-from .settings import Settings, add_settings, read_settings
+from .files import CHECKPOINTS, check_fields, find_model, read_json
+from .memory import METHODS, size, step_bytes, training_memory
+from .settings import Settings, add_settings, read_settings, refuse_several
+from .text.doctor import SPLITS, unknown_line, unknown_share
+from .training.metrics import METRICS
 
 KINDS = {"in place": "encoder", "behind": "decoder", "apart": "encoder-decoder"}          # Backbone.ANSWERS -> its kind
-ASKED = ("data", "text_column", "label_column", "batch_size", "micro_batch_size", "max_length")
+ASKED = ("data", "text_column", "label_column", "quoting", "batch_size", "micro_batch_size",
+         "max_length")
 USABLE = 0.8               # of the free memory: an estimate leaves out what passes by (memory.py)
 
 
@@ -79,7 +82,8 @@ def model_facts(name, data, s, machine):
     from .tuning.quant_files import open_checkpoint
     folder = find_model(name)
     empty = Classifier.empty(open_checkpoint(folder), data.labels, {}, "family", s.max_length or None)
-    rows = [example.texts for split in (data.train, data.dev, data.test) for example in split]
+    splits = {name: [example.texts for example in getattr(data, name)] for name in SPLITS}
+    rows = [texts for split in splits.values() for texts in split]
     lengths = [empty.head.length(empty.tokenizer, texts) for texts in rows]
     weights = 4 * sum(p.numel() for p in empty.parameters())
     free, room = machine["memory"]["free"], machine["room"]
@@ -88,17 +92,18 @@ def model_facts(name, data, s, machine):
     length = min(percentile(lengths, 95), empty.max_length)
     found = {"name": str(name), "kind": KINDS[body.ANSWERS], "median": percentile(lengths, 50), "p95": percentile(lengths, 95),
              "limit": empty.max_length, "over": sum(n > empty.max_length for n in lengths) / len(lengths), "length": length,
+             "unknown": {name: unknown_share(empty.tokenizer, split) for name, split in splits.items()},
              "label_tokens": sum(len(empty.tokenizer.ids(label)) for label in data.labels), "methods": []}
     for method in METHODS:
         try:
-            trained, always, kept = training_memory(body, head, method, length)
+            trained, always, text = training_memory(body, head, method, length)
         except InputError as error:
             found["methods"].append({"method": method, "reason": str(error).partition(":")[0]})
             continue
         except NotImplementedError:                        # prefix runs the model, which "meta" cannot
             found["methods"].append({"method": method, "reason": "not known: the model does not fit into memory"})
             continue
-        needed = always + at_once(s) * kept
+        needed = step_bytes(always, trained, at_once(s) * text, at_once(s) < s.batch_size)
         fits = None if room is None else needed <= USABLE * room and (loaded or None)
         found["methods"].append({"method": method, "trainable": trained, "bytes": needed, "at_least": not loaded,
                                  "fits": fits})
@@ -116,7 +121,8 @@ def all_models(names, data, s, machine):
                 raise
             left_out.append(f"{name}: left out: {error}")
     if not found:
-        raise InputError("no model to choose from: name one with --models (checkpoints/README.md says how to bring one)")
+        raise InputError("no model to choose from: name one with --models "
+                         f"({CHECKPOINTS / 'README.md'} says how to bring one)")
     return found, left_out
 
 
@@ -124,15 +130,25 @@ def all_models(names, data, s, machine):
 
 def same_data(folder, data):
     """Was this comparison made of the same data?"""
-    made = read_json(folder / "settings.json").get("data", Settings().data)
+    path = folder / "settings.json"
+    made = check_fields(read_json(path), {"data?": TEXT}, path).get("data", Settings().data)
     return made == data or Path(made).resolve() == Path(data).resolve()
+
+
+TEXT = (lambda v: isinstance(v, str), "a text")
+NUMBER = (lambda v: v is None or type(v) in (int, float), "a number, or null")
+SPREAD = (lambda v: isinstance(v, dict) and all(type(v.get(name)) in (int, float) for name in (
+    "mean", "low", "high")), "an object with mean, low and high")
+ROW = {"label": TEXT, "method": TEXT, "split": TEXT, "metric": TEXT, "settings": TEXT, "score": SPREAD,
+       "size": (lambda v: v == "all" or type(v) is int, "a number, or all"), "dev": NUMBER,
+       "train_seconds": NUMBER, "ms_per_text": NUMBER, "best": (lambda v: type(v) is bool, "true or false")}
 
 
 def comparison_facts(asked, data):
     """The numbers of a comparison at its largest size -> dict, or None where none is asked and none is found in runs/.
 
-    cheapest: with the shortest training of those trained rows that neither the bootstrap over test rows (its interval) nor
-    McNemar's test (p < 0.05) tells from the best row; fastest: of all trained rows, with the least time for a text.
+    best: with the best dev score; cheapest: with the shortest training of those trained rows whose dev score is near it
+    (advice.near); fastest: of all trained rows, with the least time for a text. Test scores are reported and choose nothing.
     """
     if asked and not same_data(Path(asked), data):
         raise InputError(f"--comparison {asked}: was made of other data than {data}: name those with --data, or leave it out")
@@ -141,16 +157,21 @@ def comparison_facts(asked, data):
          and same_data(table.parent, data)), key=lambda folder: (folder / "table.json").stat().st_mtime)
     if not found:
         return None
-    rows = read_json(found[-1] / "table.json").get("rows")
+    path = found[-1] / "table.json"
+    rows = read_json(path).get("rows")
     if not isinstance(rows, list) or not rows:
-        raise InputError(f"{found[-1] / 'table.json'}: has no rows: make it with python -m minillmclf.compare")
+        raise InputError(f"{path}: has no rows: make it with python -m minillmclf.compare")
+    for row in rows:
+        check_fields(row, ROW, path)
+    if not any(row["best"] for row in rows):
+        raise InputError(f"{path}: has no best row: make it with python -m minillmclf.compare")
     sizes = {row["size"] for row in rows}
     rows = [row for row in rows if row["size"] == ("all" if "all" in sizes else max(sizes))]
     trained = [row for row in rows if row["method"] and row["train_seconds"] is not None]
-    alike = [row for row in trained if not_worse(row)]
+    best = max(rows, key=lambda row: METRICS[row["metric"]] * row["dev"])
     return {"folder": str(found[-1]), "settings": read_json(found[-1] / "settings.json"),
-            "best": next(row for row in rows if row["best"]),
-            "cheapest": min(alike, key=lambda row: row["train_seconds"], default=None),
+            "best": best,
+            "cheapest": min((row for row in trained if near(row, best)), key=lambda row: row["train_seconds"], default=None),
             "fastest": min((row for row in trained if row["ms_per_text"] is not None), key=lambda row: row["ms_per_text"],
                            default=None)}
 
@@ -174,6 +195,7 @@ def data_lines(data, models):
     for m in models:
         lines.append(f"  {m['name'][-28:]:28} {m['kind']:16} {m['median']:>8,} {m['p95']:>8,} {m['limit']:>9,} "
                      f"{m['over']:>7.1%}   {classes} x {m['label_tokens'] / classes:.1f} = {m['label_tokens']}")
+    lines += [f"  {m['name'][-28:]}: {line}" for m in models for line in unknown_line(m["unknown"])]
     if any(m["over"] > FEW_CUT for m in models):
         lines.append("  longer texts are cut: --windows mean reads them whole, --keep head+tail keeps both ends")
     return lines
@@ -207,8 +229,8 @@ def comparison_lines(found):
         return ["no comparison of these data in runs/: python -m minillmclf.compare measures"]
     best = found["best"]
     metric = f"{best['split']} {best['metric'].replace('_', ' ')}"
-    lines = [f"what {found['folder']} has measured ({metric} with its interval, and dev)"]
-    for what, key in (("best", "best"), ("cheapest not significantly worse", "cheapest"), ("fastest", "fastest")):
+    lines = [f"what {found['folder']} has measured (chosen by dev; {metric} with its interval, and dev)"]
+    for what, key in (("best on dev", "best"), ("shortest training near the best", "cheapest"), ("fastest", "fastest")):
         row = found[key]
         if row:
             score, costs = row["score"], {"trained in {:,.0f} s": row["train_seconds"], "{:.2f} ms a text": row["ms_per_text"]}
@@ -222,6 +244,7 @@ def comparison_lines(found):
 def main(arguments=None):
     a = parse(arguments)
     given = {key: value for key, value in vars(a).items() if key in ASKED}
+    refuse_several(read_settings(given), "choose")
     s = read_settings({**given, "readout": "labels"})                                  # takes any number of texts
     for name in a.models or ():
         find_model(name)

@@ -21,7 +21,7 @@ from pathlib import Path
 from .candidates import BASELINES, OWN, ROWS, SHIPPED, TUNED, expand, labels_of, obstacle, read_sweep
 from .commands import Parser, run
 from .errors import InputError
-from .files import write_text
+from .files import check_folder, find_model, locked, write_text
 from .settings import Settings, add_settings, read_settings, refuse_several
 
 ASKED = ("models", "methods", "readouts", "sweep", "learning_curve", "seeds", "out")
@@ -38,6 +38,8 @@ def parse(arguments=None):
     p.add_argument("--learning-curve", nargs="+", default=["all"], metavar="N", help="training rows a class, or all [all]")
     p.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... [3]")
     p.add_argument("--out", default="runs/compare", help="folder of the comparison [runs/compare]")
+    p.add_argument("--overwrite", action="store_true",
+                   help="write into a folder that holds other things")
     return add_settings(p, [f.name for f in fields(Settings) if f.name not in OWN]).parse_args(arguments)
 
 
@@ -51,7 +53,8 @@ def complete(a):
 
 def check(a):
     """All mistakes in what the comparison itself is asked, before the first hour of work."""
-    refuse_several(Settings(several_labels=getattr(a, "several_labels", "off")), "compare")
+    asked = {key: getattr(a, key) for key in ("several_labels", "label_column") if hasattr(a, key)}
+    refuse_several(Settings(**asked), "compare")
     if a.seeds < 1:
         raise InputError(f"--seeds {a.seeds}: should be 1 or more")
     for size in a.learning_curve:
@@ -96,7 +99,7 @@ def one_split(s, out):
     if data.source["split"] != "random":
         return s.data, data.source["sha256"]
     split = {example.row: name for name in ("train", "dev", "test") for example in getattr(data, name)}
-    rows = [{**row, "split": split[line]} for line, row in read_table(Path(s.data)).rows]
+    rows = [{**row, "split": split[line]} for line, row in read_table(Path(s.data), s.quoting).rows]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
@@ -138,6 +141,7 @@ def run_all(a, candidates, labels, sha256, metric):
 
 def main(arguments=None):
     a = parse(arguments)
+    overwrite = vars(a).pop("overwrite")
     complete(a)
     check(a)
     flags = {k: v for k, v in vars(a).items() if k not in ASKED}
@@ -146,13 +150,24 @@ def main(arguments=None):
                         read_sweep(a.sweep), flags)
     labels = labels_of(candidates)
     candidates, left_out = possible(candidates, labels)
-    path, sha256 = one_split(read_settings({key: flags[key] for key in (*ROWS, "text_column") if key in flags}), a.out)
+    out = Path(a.out)
+    check_folder(out, (out / "cells").exists(), overwrite, [("--data", flags.get("data")), *(
+        ("--models", find_model(c.settings.model)) for c in candidates if not c.baseline)])
+    with locked(out):
+        (out / "cells").mkdir(parents=True, exist_ok=True)     # it says whose folder this is
+        return measure(a, candidates, left_out, labels, metric, flags)
+
+
+def measure(a, candidates, left_out, labels, metric, flags):
+    """Run all cells, and write down what came out -> exit code."""
+    out = Path(a.out)
+    path, sha256 = one_split(read_settings({key: flags[key] for key in (*ROWS, "text_column") if key in flags}), out)
     candidates = [replace(c, settings=replace(c.settings, data=path)) for c in candidates]
     print("\n".join(left_out + [f"{len(candidates)} x {len(a.learning_curve)} sizes x {a.seeds} seeds"]), flush=True)
     cells = run_all(a, candidates, labels, sha256, metric)
     from .summary import summarise
     from .table import lines_of_csv, markdown
-    summary, out = summarise(cells, labels, metric), Path(a.out)
+    summary = summarise(cells, labels, metric)
     text = markdown(summary, left_out)
     write_text(out / "table.csv", lines_of_csv(cells, labels, summary))
     write_text(out / "table.md", text)

@@ -14,19 +14,21 @@ model that answers with several labels, what its thresholds are worth (classify/
 """
 import argparse
 import json
+import os
 import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from .building import how_to_read, text_columns
 from .commands import Parser, run
 from .errors import InputError
-from .files import find_model
+from .files import check_out, find_model
 from .settings import add_settings, read_settings
 
 
 PROMPT_FLAGS = ("template", "label_texts", "instruction", "end", "max_length", "device", "seed", "text_column", "label_column",
-                "swap")
+                "swap", "quoting")
 
 
 def parse(arguments=None):
@@ -37,10 +39,12 @@ def parse(arguments=None):
     p.add_argument("--split", choices=["train", "dev", "test"], default="test", help="which rows [test]")
     p.add_argument("--text-column", help="name(s) of the text column(s)")
     p.add_argument("--label-column", help="name of the label column")
+    add_settings(p, ["quoting"])
     p.add_argument("--batch-size", type=int, default=64, help="rows at a time [64]")
     p.add_argument("--swap", choices=["none", "predict"], help="of two answers to a prompt: take the mean over both orders, or "
                                                                "not (default: as trained)")
     p.add_argument("--out", help="also write the metrics to this JSON file")
+    p.add_argument("--overwrite", action="store_true", help="replace the file of --out")
     g = p.add_argument_group("with --method prompt")
     g.add_argument("--method", choices=["prompt"], help="prompt: ask a language model instead of a saved classifier")
     add_settings(g, ["template", "label_texts", "instruction", "end", "max_length", "device", "seed"])
@@ -61,22 +65,25 @@ def own_record(folder):
     return record
 
 
-def choose_rows(a, folder, several=False):
-    """The rows to be judged -> (list of Example, what they are called). several: as for load_data."""
-    from .text.data import load_data, read_examples, refuse_blank
+def choose_rows(a, folder, model):
+    """The rows to be judged, read as those of the training -> (list of Example, their name)."""
+    from .text.data import load_data, read_examples, refuse_blank, split_column
     from .text.table_files import read_table
+    columns, how, several = text_columns(model, a.text_column), how_to_read(model, a), model.several
+    label = a.label_column or (model.reading or {}).get("label_column") or None
     if a.data is None:
         record = own_record(folder)
         s = read_settings({}, folder / "run.json")
-        data = load_data(s.data, a.text_column or s.text_column or None, a.label_column or s.label_column or None, s.seed, several)
+        columns = columns if model.reading else a.text_column or s.text_column or None
+        data = load_data(s.data, columns, label or s.label_column or None, s.seed, several, **how)
         if data.source["sha256"] != record["data"].get("sha256"):          # another split: train rows may be test rows now
             raise InputError(f"{s.data}: has changed since {folder} was trained on it: name the rows to judge with --data")
-    elif Path(a.data).is_file() and "split" not in read_table(Path(a.data)).columns:
-        rows = read_examples(a.data, a.text_column, a.label_column, several=several)
+    elif os.path.isfile(a.data) and not split_column(read_table(Path(a.data), **how)):
+        rows = read_examples(a.data, columns, label, several=several, **how)
         refuse_blank(a.data, rows)
         return rows, f"{a.data}, all rows"
     else:
-        data = load_data(a.data, a.text_column, a.label_column, several=several)
+        data = load_data(a.data, columns, label, several=several, **how)
     rows, name = getattr(data, a.split), data.source["path"]
     if not rows:
         raise InputError(f"{name}: has no {a.split} rows: choose another --split")
@@ -94,6 +101,8 @@ def main(arguments=None):
     asked = [f for f in (*PROMPT_FLAGS[:7], "shots", "neighbours", "rows", "beams", "variance") if getattr(a, f, None)]
     if asked and a.method is None:
         raise InputError(f"--{asked[0].replace('_', '-')} goes with --method prompt")
+    if a.out:
+        check_out(a.out, a.overwrite, [("--data", a.data), ("--model", find_model(a.model))])
     return prompted(a) if a.method == "prompt" else judged(a)
 
 
@@ -108,7 +117,9 @@ def judged(a):
     from .train import table
     from .training.metrics import evaluate
     model = Classifier.load(folder)
-    rows, name = choose_rows(a, folder, model.several)
+    if a.out and model.base:
+        check_out(a.out, a.overwrite, [("the base of --model", find_model(model.base))])
+    rows, name = choose_rows(a, folder, model)
     use_swap(model, a.swap)
     truth = several.multi_hot(rows, model.labels, name) if model.several else numbers(rows, model.labels, name)
     encoded, shortened = model.encode([e.texts for e in rows])
@@ -117,10 +128,10 @@ def judged(a):
     if model.several:
         metrics = several.judge(probabilities, truth, model.labels, model.thresholds)
         fitted_to = name if a.data is None and a.split == "dev" else None
-        print("\n".join([*several.table({folder.name: metrics}, model.labels, name, len(rows), fitted_to), cut]))
+        print("\n".join([*several.table({folder.name: metrics}, model.labels, name, rows, fitted_to), cut]))
         return write_out(a, name, rows, metrics)
     metrics = evaluate(probabilities, truth, model.labels)
-    print("\n".join(table({folder.name: metrics}, model.labels, name, len(rows))))
+    print("\n".join(table({folder.name: metrics}, model.labels, name, rows)))
     print(f"{cut} Most frequent confusions:")
     print("\n".join(confusions(truth, probabilities.argmax(1), model.labels) or ["  none"]))
     if model.preference:
@@ -202,7 +213,7 @@ def prompted(a):
     ways = prompting.read_all(model, encoded, dev, numbers(dev_texts, data.labels, name), not a.neighbours, a.batch_size)
     results = {way: evaluate(scores.softmax(-1).numpy(), truth, data.labels) for way, scores in ways.items()}
     shown = baselines(replace(data, test=rows), ["majority class"]) | results
-    print("\n".join(table(shown, data.labels, name, len(rows))[:len(shown) + 1]))
+    print("\n".join(table(shown, data.labels, name, rows)[:len(shown) + 1]))
     print(f"\n{cut} of {len(rows)} rows cut to {model.max_length} tokens")
     if a.beams:
         print("\n".join(prompting.decoding_report(model, encoded, rows, a.beams, a.batch_size)))

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from .errors import InputError
 
-CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+PACKAGE = Path(__file__).resolve().parent
+CHECKPOINTS = PACKAGE / "checkpoints"                            # where the package is installed
+CHECKPOINTS = CHECKPOINTS if CHECKPOINTS.is_dir() else PACKAGE.parent / "checkpoints"
+IGNORED = "MINILLMCLF_IGNORE_CONFIG_KEYS"   # environment: unknown keys of config.json to leave out
 MOST_DIGITS = 400                       # of a number in a file; Python refuses to read or print some thousands
 
 
@@ -87,12 +90,9 @@ def check_fields(record, table, where):
     return record
 
 
-def check_out(out, overwrite=False, apart=()):
-    """Raise InputError where a command must not write its file `out`: where something lies that it would replace.
-
-    overwrite: an ordinary file may be replaced. apart: (option, path) of what the command reads; `out` must never be one of
-    these files or lie in one of these folders, whatever `overwrite` says. -> Path
-    """
+def look_at(out, apart):
+    """What lies at `out`, for the two checks below -> Path, is there anything? InputError for what
+    cannot be a name, and where it is, is part of, or holds a file of what `apart` names."""
     path = Path(out)
     try:
         here = path.resolve()
@@ -100,39 +100,96 @@ def check_out(out, overwrite=False, apart=()):
     except (OSError, ValueError, RuntimeError) as error:           # too long; a null byte; a loop of symbolic links
         raise InputError(f"--out {short(path, 200)}: cannot be a file's name ({getattr(error, 'strerror', None) or error})") from None
     for option, read in apart:
-        read = Path(read).resolve()
-        if here == read or read.is_dir() and read in here.parents or there and read.is_file() and path.is_file() \
-                and os.path.samefile(path, read):
-            raise InputError(f"--out {short(path, 200)}: is {'' if here == read else 'part of '}what {option} reads: choose another --out")
+        try:
+            read = read and Path(read).resolve()
+            clash = read and (read in (here, *here.parents) or read.is_file() and (
+                there and path.samefile(read) or path.is_dir() and read.parent == here))
+        except (OSError, ValueError, RuntimeError):                # whoever reads it will tell
+            continue
+        if clash:
+            part = "" if here == read else "part of "
+            raise InputError(f"--out {short(path, 200)}: is {part}what {option} reads: choose "
+                             "another --out")
+    return path, there
+
+
+def check_out(out, overwrite=False, apart=()):
+    """Raise InputError where a command must not write its file `out`: something lies there. -> Path
+
+    overwrite: an ordinary file may be replaced. apart: (option, path or None) of what the command
+    reads; `out` must never be one of these files or lie in one of these folders, even so.
+    """
+    path, there = look_at(out, apart)
     if there and not path.is_file():
-        raise InputError(f"--out {short(path, 200)}: is no ordinary file: name a new file")
+        raise InputError(f"--out {short(path, 200)}: could not be written (it is no ordinary "
+                         "file): name a new file")
     if there and not overwrite:
         raise InputError(f"--out {short(path, 200)}: is there already: choose another --out, or --overwrite")
     return path
+
+
+def check_folder(out, own=False, overwrite=False, apart=()):
+    """Raise InputError where a command must not write into its folder `out`: where something else
+    lies in it. -> Path
+
+    own: what lies there is of an earlier run of this command; overwrite: its files may be replaced
+    all the same. apart: as for `check_out`, and a file that is read must not lie in the folder.
+    """
+    path, there = look_at(out, apart)
+    if there and not path.is_dir():
+        raise InputError(f"--out {short(path, 200)}: could not be written (it is no folder): "
+                         "choose another --out")
+    if there and not (own or overwrite):
+        found = sorted(p.name for p in path.iterdir() if not p.name.endswith(".writing"))
+        if found:
+            what = "a model" if "config.json" in found else short(found[0])
+            raise InputError(f"--out {short(path, 200)}: is not empty, it holds {what}: choose a "
+                             "new folder, or --overwrite")
+    return path
+
+
+def hold(handle, name):
+    """Lock an open file or folder until it is closed; InputError where another process has done so.
+    Without fcntl (Windows), and where a disk knows no locks, there is none."""
+    try:
+        import fcntl
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        kind = "folder" if Path(name).is_dir() else "file"
+        raise InputError(f"{name}: another process is writing to this {kind}: wait for it, or "
+                         "choose another --out") from None
+    except (ImportError, OSError):
+        return
 
 
 @contextmanager
 def locked(folder):
     """with locked(folder): ...   No other process writes to this folder meanwhile; one that tries is told so.
 
-    The lock is on the folder itself and ends with the process, however that ends: nothing is left behind. Without
-    fcntl (Windows) there is none.
+    The lock is on the folder itself and ends with the process, however that ends. A new folder to which
+    nothing was written goes again.
     """
-    try:
-        import fcntl
-    except ImportError:
+    if os.name == "nt":                                            # it opens no folders
         yield
         return
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    folder = Path(folder)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: another process is writing to this folder: wait for it, or choose another --out") from None
+        new = not folder.exists()
+        if not new and not folder.is_dir():
+            raise OSError(0, "it is a file, a folder is needed")
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except (OSError, ValueError) as error:
+        words = getattr(error, "strerror", None) or error
+        raise InputError(f"--out {short(folder, 300)}: could not be written ({words}): choose another "
+                         "--out") from None
+    try:
+        hold(handle, folder)
         yield
     finally:
         os.close(handle)
+        if new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 @contextmanager
@@ -185,17 +242,25 @@ def flush(path):
 
 
 def find_model(name):
-    """A model's folder: the name of one in checkpoints/ (mini-bert), or a path (./mini-bert is a folder of one's own)."""
-    path, shipped = Path(name), CHECKPOINTS / name
+    """A model's folder: the name of one in checkpoints/ (mini-bert), or a path (./mini-bert).
+
+    checkpoints/mini-bert is the shipped one, too, where there is no such path.
+    """
+    path = Path(name)
+    shipped = CHECKPOINTS / path.name
     try:
         if path.name == str(name) and shipped.is_dir():
             return shipped
         if path.is_dir():
             return path
+        if path.parent == Path("checkpoints") and path.name and shipped.is_dir():
+            return shipped
     except OSError as error:                                       # a name of thousands of characters
         raise InputError(f"{short(path, 100)}: no such model folder ({error.strerror})") from None
     known = sorted(p.name for p in CHECKPOINTS.glob("*") if (p / "config.json").exists()) if CHECKPOINTS.is_dir() else []
-    fetch = f"if it is one of huggingface.co, fetch it first: hf download {name} --local-dir checkpoints/{path.name}; " \
+    place = f"checkpoints/{path.name}"
+    fetch = f"if it is one of huggingface.co, fetch it first: hf download {name} --local-dir " \
+        f"{place}, then --model {place}; " \
         if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not str(name).startswith(".") else ""
     raise InputError(f"{short(path, 200)}: no such model folder; {fetch}shipped checkpoints: {', '.join(known) or 'none'} "
-                     f"(checkpoints/README.md says how to bring others)")
+                     f"({CHECKPOINTS / 'README.md'} says how to bring others)")

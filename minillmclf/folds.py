@@ -16,16 +16,19 @@ the fold's own training part. A run that was stopped goes on when the same comma
   OUT/oof.csv          each row once, with the probabilities of the model that has not seen it ("out of fold")
   OUT/folds.json       metrics of each fold and of all rows, and of these with a temperature fitted to the other folds' rows
   OUT/submission.csv   for the rows of --test: the mean over the folds of probabilities, after a temperature fitted to all
-                       out-of-fold rows; in the columns and rows of --sample, checked; else id and p_CLASS
+                       out-of-fold rows, if temperatures lower the log loss of rows that they were not fitted to; in the
+                       columns and rows of --sample, checked; else id and the winner columns of the data, or p_CLASS
 """
 import argparse
 import hashlib
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .commands import Parser, Stopped, run
 from .errors import InputError
+from .files import check_folder, check_out, find_model, remove
 from .settings import add_settings, read_settings, refuse_several
 from .submission import Form, check_submission, read_form, submission_text, table_text
 
@@ -42,6 +45,7 @@ class Source:
     columns: tuple                # names of an example's texts
     sha256: str
     arena: bool
+    winners: dict                 # label -> the column of --data that names this winner; {}: one column names the label
 
 
 def parse(arguments=None):
@@ -51,6 +55,8 @@ def parse(arguments=None):
                                                "(default: equal texts do)")
     p.add_argument("--test", help="a file of rows to answer; labels are not needed")
     p.add_argument("--sample", help="a sample submission for --test: id, and a column for each class")
+    p.add_argument("--temperature", choices=["auto", "off"], default="auto", help="auto divides the logits of a submission by a "
+                   "temperature, where this lowers the log loss out of fold [auto]")
     p.add_argument("--config", help="a run.json: take its settings, flags go over them")
     p.add_argument("--overwrite", action="store_true", help="start anew although --out holds folds")
     return add_settings(p).parse_args(arguments)
@@ -60,16 +66,17 @@ def parse(arguments=None):
 
 def read_source(path, s, group="", id_column="id", labelled=True):
     """A file of rows -> Source. Of a labelled one with a column split, rows marked test are left out. Raises InputError."""
-    from .text.arena import FIELDS, is_arena, read_arena, read_ids
-    from .text.data import SPLITS, read_examples, refuse_blank, usual_texts
+    from .text.arena import FIELDS, LABELS, WINNERS, is_arena, read_arena, read_ids
+    from .text.data import read_examples, refuse_blank, row_splits, split_column, usual_texts
     from .text.folds import group_key, read_groups
     from .text.table_files import read_table
-    table = read_table(path)
+    table = read_table(path, s.quoting)
     arena = is_arena(table.columns) and not (s.text_column or s.label_column)
     if arena:
-        examples, columns = read_arena(path, labelled)[0], FIELDS
+        examples, columns = read_arena(path, labelled, s.quoting)[0], FIELDS
     else:
-        examples = read_examples(path, s.text_column or None, s.label_column or None, labelled)
+        examples = read_examples(path, s.text_column or None, s.label_column or None, labelled,
+                                 quoting=s.quoting)
         columns = tuple(c.strip() for c in s.text_column.split(",")) if s.text_column else usual_texts(table)
     asked = (s.preference, s.swap) != ("none", "none")
     if asked and len(columns) != 3:
@@ -81,9 +88,10 @@ def read_source(path, s, group="", id_column="id", labelled=True):
         raise InputError(f"--text-column {','.join(columns)}: a head reads one text or two of a row")
     refuse_blank(path, examples)
     groups = read_groups(table, group) if group else [group_key(e.texts) for e in examples]
-    source = Source(path, examples, read_ids(table, id_column), groups, columns, table.sha256, arena)
-    if labelled and "split" in table.columns:
-        return without_test(source, [SPLITS.get(str(row.get("split")).strip().casefold()) for _, row in table.rows])
+    winners = dict(zip(LABELS, WINNERS)) if arena and set(WINNERS) <= set(table.columns) else {}
+    source = Source(path, examples, read_ids(table, id_column), groups, columns, table.sha256, arena, winners)
+    if labelled and split_column(table):
+        return without_test(source, row_splits(table))
     return source
 
 
@@ -100,7 +108,7 @@ def find_data(name):
     """The file of --data, by its path or as a bundled set."""
     from .text.data import BUNDLED
     bundled = BUNDLED / f"{name}.csv"
-    return bundled if Path(name).name == name and bundled.is_file() else Path(name)
+    return bundled if Path(name).name == name and os.path.isfile(bundled) else Path(name)
 
 
 def read_test(a, s, labels, like):
@@ -117,8 +125,9 @@ def read_test(a, s, labels, like):
         raise InputError(f"{a.test}: holds {', '.join(test.columns)}, but {like.path} {', '.join(like.columns)}: the same are "
                          "needed")
     if not sample:
-        return test, Form(["id", *(f"p_{name}" for name in labels)], [None, *range(len(labels))], test.ids)
-    if id_column not in read_table(Path(a.test)).columns:
+        header = [like.winners.get(name, f"p_{name}") for name in labels]
+        return test, Form(["id", *header], [None, *range(len(labels))], test.ids)
+    if id_column not in read_table(Path(a.test), s.quoting).columns:
         raise InputError(f"{a.test}: no column '{id_column}', by which {a.sample} names its rows: add it")
     return test, read_form(sample, id_column, labels, like.arena, test)
 
@@ -149,11 +158,11 @@ def fold_dataset(s, source, folds, fold, labels):
 
 
 def train_fold(s, data, folder, overwrite, say):
-    """Train a fold's model, unless it is finished already."""
+    """Train a fold's model, unless it is finished. overwrite: what the command's message says."""
     from .train import open_run, train_run
-    if open_run(s, folder, data, overwrite):
+    if open_run(s, folder, data, False):
         print(f"{folder}: finished already")
-    elif train_run(s, data, folder, overwrite, say) is None:
+    elif train_run(s, data, folder, False, say) is None:
         raise Stopped(f"stopped; the state is saved in {folder}. "
                       f"The same command{' without --overwrite' * overwrite} goes on from there.")
 
@@ -173,9 +182,11 @@ def ask_fold(s, folder, name, texts):
     path = folder / f"scores-{name}.safetensors"
     key = {"key": hashlib.sha256((folder / "run.json").read_bytes() + json.dumps(texts).encode()).hexdigest()}
     if path.exists():
-        file = open_tensors(path)
-        if file.metadata() == key:
-            return file.get_tensor("scores").double()
+        with open_tensors(path) as file:
+            same = file.metadata() == key and "scores" in file.keys()
+            kept = file.get_tensor("scores").double() if same else torch.empty(0)
+        if kept.shape[:1] == (len(texts),) and kept.dim() == 2 and kept.isfinite().all():
+            return kept
     device = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     model = Classifier.load(folder).to(device)
     scores = parallel.scores(model, model.encode(texts)[0], s.eval_batch_size).contiguous()
@@ -213,16 +224,25 @@ def judge(scores, truth, folds, labels):
             "all": measured(scores, slice(None)), "calibrated": measured(cross_fitted(scores, truth, folds), slice(None))}
 
 
-def report(found, folds, temperature):
-    """The table that a person reads -> lines."""
+def applied(fitted, found, asked):
+    """The calibration of a submission -> Calibration: `fitted`, or one of temperature 1 where it does not lower the log loss
+    of rows that it was not fitted to, or where it was not asked for."""
+    helps = found["calibrated"]["log_loss"] < found["all"]["log_loss"]
+    return fitted if helps and asked == "auto" else replace(fitted, temperature=1.0)
+
+
+def report(found, folds, fitted, used):
+    """The table that a person reads -> lines. fitted, used: temperatures; `used` is 1 where they do not help."""
     rows = {f"fold {i} ({folds.count(i - 1)} rows)": m for i, m in enumerate(found["folds"], 1)}
     rows |= {"sd over the folds": found["sd"], f"all {len(folds)} rows": found["all"], "all, calibrated": found["calibrated"]}
     before, after = found["all"]["log_loss"], found["calibrated"]["log_loss"]
     lines = [f"{'out of fold':<24}accuracy  macro F1  log loss     ECE"]
     lines += [f"{name:<24}{m['accuracy']:8.3f}{m['macro_f1']:10.3f}{m['log_loss']:10.3f}{m['ece']:8.3f}"
               for name, m in rows.items()]
-    return lines + ["", f"temperature {temperature:.3f} (fitted to all rows); log loss {before:.4f} before, {after:.4f} after, "
-                        "where each fold's temperature is fitted to the other folds"]
+    verdict = "applied" if used == fitted else "NOT applied: --temperature off" if after < before else \
+        "NOT applied: it does not lower the log loss"
+    return lines + ["", f"temperature {fitted:.3f} (fitted to all rows); log loss {before:.4f} before, {after:.4f} after, "
+                        f"where each fold's temperature is fitted to the other folds; {verdict}"]
 
 
 def fold_mean(scores, calibration):
@@ -251,10 +271,15 @@ def main(arguments=None):
 def carry_out(arguments):
     """The command, in one process of however many there are -> exit code."""
     a = parse(arguments)
-    own = ("folds", "group", "test", "sample", "config", "overwrite")
+    own = ("folds", "group", "test", "sample", "temperature", "config", "overwrite")
     s = read_settings({k: v for k, v in vars(a).items() if k not in own}, a.config)
     refuse_several(s, "folds")
     out = Path(s.out or f"runs/{Path(s.model).name}-{Path(s.data).stem}-{s.method}-{s.seed}-folds-{a.folds}")
+    apart = [("--data", find_data(s.data)), ("--test", a.test), ("--sample", a.sample),
+             ("--model", find_model(s.model))]
+    check_folder(out, (out / "fold-1").exists(), a.overwrite, apart)
+    for name in ("oof.csv", "folds.json", "submission.csv"):
+        check_out(out / name, True, apart)
     from .text.data import natural_order
     from .text.folds import share_out
     source = read_source(find_data(s.data), s, a.group)
@@ -265,11 +290,57 @@ def carry_out(arguments):
     test, form = read_test(a, s, labels, source)           # all mistakes before the first hour of work
     folds = share_out([e.label for e in source.examples], source.groups, a.folds, s.seed)
     data = [fold_dataset(s, source, folds, fold, labels) for fold in range(a.folds)]
-    places = [out / f"fold-{fold + 1}" for fold in range(a.folds)]
-    return learn_and_answer(s, a, source, test, form, folds, data, places, out)
+    from .train import owned, settle
+    from .training import parallel
+    with owned(out, record="folds.json", clear=clear):
+        code = learn_and_answer(s, a, source, test, form, folds, data, out)
+        if parallel.first():
+            settle(out, "folds.json", clear)
+    return code
 
 
-def learn_and_answer(s, a, source, test, form, folds, data, places, out):
+def place_of(runs, out, overwrite):
+    """Where the folds are made: in OUT, but beside folds that they are to replace, in OUT/.new.
+
+    runs: (settings, data) of each.
+    """
+    from .train import NEW, differences
+    from .training import parallel
+    if overwrite:
+        held = (out / "folds.json").exists() or any(out.glob("fold-*/run.json"))
+        place = out / NEW if held else out
+        parallel.wait()
+        if parallel.first():
+            remove(out / NEW)
+        parallel.wait()
+        return place
+    try:
+        folders = [out / NEW / name_of(fold) for fold in range(len(runs))]
+        begun = [differences(s, folder, one)[0] for folder, (s, one) in zip(folders, runs)
+                 if (folder / "run.json").exists()]
+    except InputError:
+        return out
+    return out / NEW if begun and not any(begun) else out
+
+
+def name_of(fold):
+    """The folder of a fold (0, 1, ...) in OUT."""
+    return f"fold-{fold + 1}"
+
+
+def clear(out):
+    """Remove what earlier folds left in the folder."""
+    from . import train
+    own = [out / name for name in ("folds.json", "oof.csv", "submission.csv")]
+    for path in [*own, *out.glob("fold-*/scores-*.safetensors")]:
+        remove(path)
+    for folder in out.glob("fold-*"):
+        train.clear(folder)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def learn_and_answer(s, a, source, test, form, folds, data, out):
     """Train what is not trained yet, ask all models, and write down what they say -> exit code."""
     import torch
 
@@ -278,29 +349,34 @@ def learn_and_answer(s, a, source, test, form, folds, data, places, out):
     from .train import open_run
     from .training import parallel
     labels, truth = data[0].labels, [data[0].labels.index(e.label) for e in source.examples]
-    for one, place in zip(data, places):                   # another run in any of them is found before any is trained
-        open_run(replace(s, out=str(place)), place, one, a.overwrite)
+    runs = [(replace(s, out=str(out / name_of(fold))), one) for fold, one in enumerate(data)]
+    place = place_of(runs, out, a.overwrite)
+    places = [place / name_of(fold) for fold in range(len(runs))]
+    for (one, held), folder in zip(runs, places):      # another run in any is found before any is trained
+        open_run(one, folder, held, False)
     scores, answers = torch.empty(len(folds), len(labels), dtype=torch.float64), []
-    for fold, (one, place) in enumerate(zip(data, places)):
+    for fold, ((its, one), folder) in enumerate(zip(runs, places)):
         print(f"\n[fold {fold + 1} of {len(places)}] {len(one.train)} train, {len(one.dev)} dev, {len(one.test)} held-out rows",
               flush=True)
-        train_fold(replace(s, out=str(place)), one, place, a.overwrite, print if fold == 0 else lambda line: None)
+        train_fold(its, one, folder, a.overwrite, print if fold == 0 else lambda line: None)
         held = torch.tensor(folds) == fold
-        scores[held] = ask_fold(s, place, "held-out", [e.texts for e in one.test])
+        scores[held] = ask_fold(s, folder, "held-out", [e.texts for e in one.test])
         if test:
-            answers.append(ask_fold(s, place, "test", [e.texts for e in test.examples]))
-    found, calibration = judge(scores, truth, folds, labels), temperature(scores, truth)
+            answers.append(ask_fold(s, folder, "test", [e.texts for e in test.examples]))
+    found, fitted = judge(scores, truth, folds, labels), temperature(scores, truth)
+    calibration = applied(fitted, found, a.temperature)
     if test:
         submission = submission_text(form, test.ids, fold_mean(answers, calibration))
         check_submission(submission, form, out / "submission.csv")
     if parallel.first():
-        write_text(out / "oof.csv", oof_text(source, scores, folds, labels))
-        write_text(out / "folds.json", json.dumps({
-            "settings": vars(s) | {"out": str(out)}, "k": len(places), "group": a.group, "labels": labels,
-            "temperature": calibration.temperature, **found}, indent=2, ensure_ascii=False) + "\n")
+        write_text(place / "oof.csv", oof_text(source, scores, folds, labels))
         if test:
-            write_text(out / "submission.csv", submission)
-    print("\n" + "\n".join(report(found, folds, calibration.temperature)))
+            write_text(place / "submission.csv", submission)
+        write_text(place / "folds.json", json.dumps({
+            "settings": vars(s) | {"out": str(out)}, "k": len(places), "group": a.group, "labels": labels,
+            "finished": True, "temperature": calibration.temperature, "fitted_temperature": fitted.temperature,
+            **found}, indent=2, ensure_ascii=False) + "\n")
+    print("\n" + "\n".join(report(found, folds, fitted.temperature, calibration.temperature)))
     print(f"\nsaved in {out}: oof.csv, folds.json" + (f", submission.csv ({len(form.ids)} rows, checked)" if test else ""))
     return 0
 

@@ -107,11 +107,14 @@ def memory_lines(backbone, head):
     total = sum(parameter.numel() for part in (backbone, head) for parameter in part.parameters())
     length = min(ROW, backbone.max_tokens or ROW)
     lines = [f"  to load: {size(4 * total)} in fp32, {size(2 * total)} in bf16 or fp16",
-             "  to train in fp32 with AdamW   parameters that learn   weights, gradients, moments   more for 1,000 tokens of a batch"]
+             "  to train in fp32 with AdamW, a step takes weights and moments and the larger of gradients and tokens (with "
+             "--micro-batch-size both):",
+             f"    {'':27} {'parameters that learn':>21} {'weights, moments':>17} {'gradients':>10} {'1,000 tokens of a batch':>24}"]
     for method in METHODS:
         try:
-            trained, held, kept = training_memory(backbone, head, method, length)
-            lines.append(f"    --method {method:18} {trained:>21,} {size(held):>27} {size(kept * 1000 / length):>31}")
+            trained, held, text = training_memory(backbone, head, method, length)
+            lines.append(f"    --method {method:18} {trained:>21,} {size(held):>17} {size(4 * trained):>10} "
+                         f"{size(text * 1000 / length):>24}")
         except InputError as error:
             lines.append(f"    --method {method:18} {str(error).partition(':')[0]}")
     return lines

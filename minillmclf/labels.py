@@ -11,7 +11,8 @@ import json
 
 from .commands import Parser, run
 from .errors import InputError
-from .files import find_model, read_json, write_text
+from .files import check_out, find_model, read_json, write_text
+from .settings import add_settings
 
 
 def parse(arguments=None):
@@ -22,6 +23,7 @@ def parse(arguments=None):
     p.add_argument("--data", help="a file, a folder, or a bundled set's name: its labels instead of --labels")
     p.add_argument("--text-column", help="name(s) of the text column(s) of --data, which are the fields of the template")
     p.add_argument("--label-column", help="name of the label column of --data")
+    add_settings(p, ["quoting"])
     p.add_argument("--label-texts", default="",
                    help='{"class": "text" or [...]} as JSON, or a file with it [the names]')
     p.add_argument("--template", default="", help='"Review: {text}\\nSentiment: {label}", or a file with it')
@@ -29,6 +31,7 @@ def parse(arguments=None):
     p.add_argument("--end", choices=["auto", "none", "eos"], default="auto", help="does an end token belong to each label? [auto]")
     p.add_argument("--score-by", choices=["sum", "token", "char", "byte"], default="sum", help="what will be compared [sum]")
     p.add_argument("--out", help="also write the report to this JSON file")
+    p.add_argument("--overwrite", action="store_true", help="replace the file of --out")
     return p.parse_args(arguments)
 
 
@@ -41,7 +44,8 @@ def choose_labels(a):
             raise InputError("--text-column and --label-column go with --data")
         return a.labels, None
     from .text.data import load_data
-    data = load_data(a.data, a.text_column, a.label_column)
+    data = load_data(a.data, a.text_column, a.label_column, several="," in (a.label_column or ""),
+                     quoting=getattr(a, "quoting", "auto"))
     return data.labels, data.columns
 
 
@@ -62,6 +66,8 @@ def build(a, labels, fields):
 
 def main(arguments=None):
     a = parse(arguments)
+    if a.out:
+        check_out(a.out, a.overwrite, [("--data", a.data), ("--model", find_model(a.model))])
     labels, fields = choose_labels(a)
     tokenizer, readout = build(a, labels, fields)
     from .classify.label_doctor import examine

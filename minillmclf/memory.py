@@ -1,13 +1,16 @@
-"""How much memory does training take? Weights, gradients and moments are counted; what a step keeps is measured.
+"""How much memory does training take? Weights, moments and gradients are counted; what a step keeps is measured.
 
 Between its forward and its backward pass a step keeps what the gradients will need: most of the memory that a long text or
 a large batch takes. How much is not worked out from a formula: the forward pass is run, on one text and on two, with every
 switch really on, and the tensors that autograd saves are added up; more texts add what the second one added. Dropout is
 on, as in training: with it torch's attention keeps all its weights on a CPU, T x T for each head, and else none of them.
 
+When the backward pass begins there are no gradients yet, and when it ends nothing is kept any more: so a step takes its
+weights and moments and the *larger* of gradients and what is kept (`step_bytes`). Frozen blocks keep little, but while one
+of them computes, all of its inside is there: at least one block's worth is counted (`passing`).
+
 Here: `training_memory`, `Step` and `switches`, which python -m minillmclf.inspect and python -m minillmclf.choose print.
-Not here: what passes by while the backward pass computes, a tenth more; what Python and torch take themselves, 300 MB and
-more; and what the C library holds of memory that is free again: much on Linux where tensors are some MB large, unless the
+Not here: what Python and torch take themselves, 300 MB and more; and what the C library holds of memory that is free again: much on Linux where tensors are some MB large, unless the
 environment says MALLOC_MMAP_THRESHOLD_=65536 (tests/reference/switches.py measures both).
 """
 from contextlib import contextmanager, nullcontext
@@ -38,8 +41,8 @@ class Step:
 def tuned(backbone, head, method, length):
     """with tuned(...) as (model, trained, total): a classifier in training mode, with what the method adds to it.
 
-    trained, total: numbers of parameters; model.max_length: `length`, less what the method puts before a text. Afterwards
-    backbone and head are as they were.
+    trained, total: numbers of parameters; model.max_length: `length`, less what the method puts before a text. A language-model
+    head is left out where a classification head takes its place. Afterwards backbone and head are as they were.
     """
     from torch import nn
 
@@ -47,7 +50,9 @@ def tuned(backbone, head, method, length):
     from .settings import Settings
     from .tuning import UPDATES, adapter, lora, prefix, prompt, tune
     model = nn.ModuleDict({"backbone": backbone, "head": head})
-    modes = [(module, module.training) for module in model.modules()]
+    modes, lm_head = [(module, module.training) for module in model.modules()], backbone.lm_head
+    if has_classes(head):
+        backbone.lm_head = None
     model.config, model.max_length = backbone.source_config, length
     recipe = recipe_of(Settings(method="lora" if method == "qlora" else method))
     trained, total = tune(model, recipe)
@@ -57,12 +62,18 @@ def tuned(backbone, head, method, length):
         yield model.train(), trained, total
     finally:
         undo.get(recipe["method"], bool)(model)
+        backbone.lm_head = lm_head
         for module, training in modes:
             module.training = training
 
 
+def has_classes(head):
+    """Is it a classification head, not label texts?"""
+    return "head.out" in head.NAMES.values()
+
+
 def held(backbone, method, trained, total):
-    """Bytes that are there all the time: weights in fp32 (qlora: linear layers in four bits), gradients, AdamW's moments."""
+    """Bytes that are there all the time: weights in fp32 (qlora: linear layers in four bits) and AdamW's two moments."""
     from torch import nn
 
     from .tuning.quant import HEADS, bits_per_parameter
@@ -71,7 +82,36 @@ def held(backbone, method, trained, total):
         packed = sum(m.weight.numel() for name, m in backbone.named_modules() if isinstance(m, nn.Linear)
                      and not HEADS.search(name) and name.rpartition(".")[2] not in backbone.KEPT_WHOLE)
         weights -= round(packed * (4 - bits_per_parameter() / 8))
-    return weights + 12 * trained
+    return weights + 8 * trained
+
+
+def step_bytes(always, trained, texts, accumulating=False):
+    """The most that a step takes. always: of `held`; texts: what is kept of them; accumulating: its micro-batches after the
+    first find gradients there."""
+    return always + (4 * trained + texts if accumulating else max(4 * trained, texts))
+
+
+def passing(kept, kept_in_full, in_forward, carrying, blocks):
+    """What is kept of a step's texts, and what passes by -> bytes. kept_in_full: where all parameters learn; in_forward: of
+    `most_in_forward`; carrying: of all `blocks`, those that hand a gradient on.
+
+    A block's whole inside is there while its gradients are computed, also where its parameters are frozen and little is kept.
+    """
+    inside = max(0, kept_in_full // blocks - kept // carrying) if carrying else 0
+    return max(in_forward, kept + inside)
+
+
+@contextmanager
+def all_learning(model):
+    """Within: every parameter learns."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def kept_for_backward(model, length, rows=1, precision="fp32"):
@@ -87,25 +127,68 @@ def kept_for_backward(model, length, rows=1, precision="fp32"):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-    if any(parameter.is_meta for parameter in model.parameters()):
-        return 0
-    ids, mask = (torch.full((rows * model.head.SEQUENCES, length), value) for value in (0, 1))
-    if getattr(model, "prompt", None) is not None:
-        ids, mask, _ = model.prompt.extend(ids, mask)
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), \
-            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        scores = model.head.read(model.backbone, ids, mask)               # noqa: F841  while it lives, so does what it keeps
+        return tensor.detach()          # a tensor that its own operation saves would otherwise keep itself alive for ever
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        scores = forward(model, length, rows, precision)                  # noqa: F841  while it lives, so does what it keeps
     return sum(kept.values())
 
 
+def forward(model, length, rows, precision):
+    """A forward pass -> logits; None on the device "meta"."""
+    import torch
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return None
+    ids, mask = (torch.full((rows * model.head.SEQUENCES, length), value) for value in (0, 1))
+    if getattr(model, "prompt", None) is not None:
+        ids, mask, _ = model.prompt.extend(ids, mask)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        return model.head.read(model.backbone, ids, mask)
+
+
+def most_in_forward(model, length, rows=1, precision="fp32"):
+    """The most bytes that tensors take at a time in a forward pass beside the weights, and how many blocks hand a gradient on."""
+    import weakref
+
+    from torch import is_tensor
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+    alive, most, carrying = {}, [0], []
+    blocks = blocks_in(model)
+
+    class Watch(TorchDispatchMode):
+        """Each operation's outputs are counted until torch frees their memory."""
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if is_tensor(t)}
+            for storage in (t.untyped_storage() for t in tree_leaves(out) if is_tensor(t)):
+                if storage._cdata not in alive and storage._cdata not in inputs:           # a view takes no memory
+                    alive[storage._cdata] = storage.nbytes()
+                    weakref.finalize(storage, alive.pop, storage._cdata, None)
+            most[0] = max(most[0], sum(alive.values()))
+            return out
+
+    def note(block, given, out):
+        carrying.append(any(t.requires_grad for t in tree_leaves(out) if is_tensor(t)))
+    hooks = [block.register_forward_hook(note) for block in blocks]
+    try:
+        with Watch():
+            forward(model, length, rows, precision)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return most[0], sum(carrying)
+
+
 def training_memory(backbone, head, method, length):
-    """What one method takes in training, in fp32 with AdamW -> (parameters that learn, bytes of weights, gradients and
-    moments, bytes kept for the backward pass of a text of `length` tokens). The model is as it was afterwards."""
+    """What one method takes in training, in fp32 with AdamW -> (parameters that learn, bytes of weights and moments, bytes
+    for a text of `length` tokens). `step_bytes` adds them up. The model is as it was afterwards."""
     with tuned(backbone, head, method, length) as (model, trained, total):
         used = min(length, model.max_length)                       # what stands before a text takes positions from it
-        kept = kept_for_backward(model, used) * length // used // head.SEQUENCES
-    return trained, held(backbone, method, trained, total), kept
+        kept, (in_forward, carrying) = kept_for_backward(model, used), most_in_forward(model, used)
+        with all_learning(model):
+            text = passing(kept, kept_for_backward(model, used), in_forward, carrying, len(blocks_in(model)))
+        return trained, held(backbone, method, trained, total), text * length // used // head.SEQUENCES
 
 
 # ------------------------------------------------------------------------------------------- the switches of the loop
@@ -142,31 +225,42 @@ def windowed(head, width, step):
         head.windows = before
 
 
+def blocks_in(model, of_each=slice(None)):
+    """The blocks of all stacks; of_each: which of each stack."""
+    from torch import nn
+    return [block for name, module in model.named_modules()
+            if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] == "layers" for block in module[of_each]]
+
+
 def tops(model):
     """The two highest blocks of each stack. With checkpointing a step keeps most when one of them has been computed again:
     the inputs of all blocks are still there then, and all that this one keeps. (The highest may keep less: a head that
     reads one token asks it for that one.)"""
-    from torch import nn
-    return [block for name, module in model.named_modules()
-            if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] == "layers" for block in module[-2:]]
+    return blocks_in(model, slice(-2, None))
 
 
 def step_keeps(model, step):
-    """Bytes that a Step keeps for its backward pass. model: as `tuned` gives it.
+    """Bytes that a Step keeps for its backward pass, and what passes by. model: as `tuned` gives it.
 
     Not all grows with the rows (with bf16 the weights are there a second time, in 16 bits), hence one text and two.
     """
     length = step.length * max(1, step.windows)
 
-    def kept(rows, whole=None):
-        with recomputed(model, whole) if step.checkpointing else nullcontext(), \
+    def kept(rows, whole=None, checkpointing=step.checkpointing):
+        with recomputed(model, whole) if checkpointing else nullcontext(), \
                 windowed(model.head, model.backbone.width, step) if step.windows else nullcontext():
             return kept_for_backward(model, length, rows, step.precision)
-    most = 0
+    def grown(one, two):
+        return one + (step.rows - 1) * (two - one)
+
+    plain, most = grown(kept(1, None, False), kept(2, None, False)), 0
+    in_forward, carrying = most_in_forward(model, step.length, 1, step.precision)
+    with all_learning(model):
+        whole_model = grown(kept(1, None, False), kept(2, None, False))
+    more = passing(plain, whole_model, step.rows * in_forward, carrying, len(blocks_in(model))) - plain
     for whole in tops(model) if step.checkpointing else [None]:
-        one, two = kept(1, whole), kept(2, whole)
-        most = max(most, one + (step.rows - 1) * (two - one))
-    return most
+        most = max(most, grown(kept(1, whole), kept(2, whole)))
+    return most + more
 
 
 def switches(batch_size, length, method, heads=True):
@@ -189,8 +283,8 @@ def switches(batch_size, length, method, heads=True):
 
 
 def switch_table(backbone, head, method, batch_size, length):
-    """Each switch with what its step takes -> [(flags, Step, bytes)]: weights, gradients, moments and what is kept."""
+    """Each switch with what its step takes -> [(flags, Step, bytes)]."""
     with tuned(backbone, head, method, length) as (model, trained, total):
         always, most = held(backbone, method, trained, total), model.max_length
-        return [(flags, step, always + step_keeps(model, step))
-                for flags, step in switches(batch_size, most, method, "head.out" in head.NAMES.values())]
+        return [(flags, step, step_bytes(always, trained, step_keeps(model, step), "--micro-batch-size" in flags))
+                for flags, step in switches(batch_size, most, method, has_classes(head))]

@@ -9,23 +9,25 @@ not: the sum is rounded to 16 numbers again. What the merged model answers other
 on --data, is printed: the largest difference of a probability, and how many rows change their class.
 """
 import argparse
-from pathlib import Path
 
 from .commands import Parser, run
 from .errors import InputError
 from .evaluate import choose_rows, own_record
-from .files import find_model
+from .files import check_folder, find_model, remove
+from .settings import add_settings
 
 
 def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.merge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", required=True, help="a run folder with an adapter, or an adapter folder of PEFT")
     p.add_argument("--out", required=True, help="a new folder for the merged model")
+    p.add_argument("--overwrite", action="store_true", help="replace a model in --out")
     p.add_argument("--base", choices=["full", "4bit"], help="of a 4-bit base: what the merged model is to have")
     p.add_argument("--data", help="a file, a folder, or a bundled set's name (default: what the run was trained on)")
     p.add_argument("--split", choices=["train", "dev", "test"], default="test", help="which rows [test]")
     p.add_argument("--text-column", help="name(s) of the text column(s)")
     p.add_argument("--label-column", help="name of the label column")
+    add_settings(p, ["quoting"])
     p.add_argument("--batch-size", type=int, default=64, help="rows at a time [64]")
     return p.parse_args(arguments)
 
@@ -52,22 +54,25 @@ def compare(before, after, flips):
 
 def main(arguments=None):
     a = parse(arguments)
-    folder, out = find_model(a.model), Path(a.out)
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"--out {out}: is not empty: choose a new folder")
+    folder, apart = find_model(a.model), [("--data", a.data)]
+    out = check_folder(a.out, False, a.overwrite, [*apart, ("--model", folder)])
     if a.data is None:
         own_record(folder)
     from .classify.classifier import Classifier
     model = Classifier.load(folder)
-    rows, name = choose_rows(a, folder, model.several)
+    if model.base:
+        check_folder(out, False, a.overwrite, [("the base of --model", find_model(model.base))])
+    rows, name = choose_rows(a, folder, model)
     encoded, _ = model.encode([row.texts for row in rows])
-    before = model.probabilities(model.scores(encoded, a.batch_size))
+    first = model.probabilities(model.scores(encoded, a.batch_size))
     model = merged(model, a.base)
     model.save(out)
+    for before in ("tuned.json", "adapter_config.json", "run.json"):   # they would be read, too
+        remove(out / before)
     saved = Classifier.load(out)
     after = saved.probabilities(saved.scores(encoded, a.batch_size))
-    flips = sum(old != new for old, new in zip(model.answers(before), saved.answers(after)))
-    print(f"{name}: {compare(before, after, flips)}\nsaved in {out}")
+    flips = sum(old != new for old, new in zip(model.answers(first), saved.answers(after)))
+    print(f"{name}: {compare(first, after, flips)}\nsaved in {out}")
     return 0
 
 

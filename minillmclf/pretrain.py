@@ -7,18 +7,22 @@ from its last state when the same command is given again.
 """
 import argparse
 import functools
+import hashlib
 import json
 import time
 from pathlib import Path
 
 from .commands import Parser, Stopped, StopSignal, run
 from .errors import InputError
-from .files import find_model
+from .files import check_fields, check_folder, find_model, locked, remove, write_text
+from .text.corpus import weighted
 from .training.shapes import CONFIGS, SHAPES
 
 # objective -> the architecture of a new model
 ARCH = {"distill": "bert", "mlm": "bert", "clm": "llama", "spans": "t5"}
 POSITIVE = ("vocab_size", "layers", "width", "heads", "mlp_width", "steps", "batch_size", "length", "lr", "save_every")
+PROGRESS = {"step": (lambda v: isinstance(v, int), "a number of steps"), "log": (lambda v: isinstance(v, list), "a list"),
+            "settings": (lambda v: isinstance(v, dict), "an object"), "read?": (lambda v: isinstance(v, dict), "an object")}
 HELD_OUT = 128                         # packed rows, or pairs, that are measured on
 
 
@@ -26,6 +30,8 @@ def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.pretrain", description=__doc__.split("\n\n")[0],
                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--out", required=True, help="folder of the new checkpoint; its state lies there too")
+    p.add_argument("--overwrite", action="store_true",
+                   help="start anew although --out holds something")
     p.add_argument("--text", nargs="+", metavar="FILE[:WEIGHT]",
                    help=".txt with a document a line, or .csv, .tsv, .jsonl of which all text but label and split is read; "
                         "what stands in a file of weight 3 is seen three times as often")
@@ -84,16 +90,25 @@ def read(a):
 
 
 def prepare(a, items, weights):
-    """Tokenizer, student and objective, new or from --start. A run that goes on has its vocabulary already."""
+    """Tokenizer, student and objective, new or from --start. A run that goes on has its vocabulary
+    already. InputError where other things lie in --out, but for --overwrite, which starts anew."""
     from .models import load_backbone
     from .text.tokenizer import load_tokenizer
+    out = Path(a.out)
+    state, log = out / "state.safetensors", out / "pretrain.jsonl"
+    models = {"--start": a.start, "--teacher": a.teacher}
+    apart = [(flag, name and find_model(name)) for flag, name in models.items()]
+    apart += [("--text", path) for path, _ in weighted([*(a.text or ()), *(a.pairs or ())])]
+    own = state.exists() or log.exists() and not (out / "config.json").exists()
+    check_folder(out, own, a.overwrite, apart)
+    if a.overwrite:
+        remove(state)
     if a.start:
         load = functools.partial(under_a_head, seed=a.seed) if a.head_only else load_backbone
         tokenizer, student = load_tokenizer(a.start), load(a.start)
     else:
-        if not (Path(a.out) / "state.safetensors").exists():
-            if (Path(a.out) / "config.json").exists():
-                raise InputError(f"{a.out}: holds a model, and no state to go on from: choose another --out")
+        if not state.exists():
+            write_text(log, "")                            # it says whose folder this is
             learn_vocabulary(a, items, weights).save(a.out)
         tokenizer = load_tokenizer(a.out)
         student = new_student(a, tokenizer)
@@ -174,6 +189,19 @@ def held_out_loss(a, objective, held):
         return sum(objective.loss(batch)[0].item() * len(batch) for batch in held) / sum(map(len, held))
 
 
+def made_from(a, objective):
+    """What the run depends on -> {"settings": ..., "read": {what: hash}}, the files that it reads and the vocabulary."""
+    from .text.corpus import weighted
+    from .tuning.saved import fingerprint
+    asked = {k: v for k, v in vars(a).items() if k not in ("out", "save_every", "threads", "overwrite")}
+    hashed = {"vocabulary": hashlib.sha256(json.dumps(sorted(objective.tokenizer.vocab.items())).encode()).hexdigest()}
+    for path, _ in weighted([*(a.text or []), *(a.pairs or [])]):
+        hashed[f"text in {path}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    hashed |= {f"weights, config or tokenizer in --{flag} {name}": fingerprint(find_model(name))
+               for flag, name in (("start", a.start), ("teacher", a.teacher)) if name}
+    return {"settings": json.loads(json.dumps(asked, default=str)), "read": hashed}
+
+
 def train(a, objective, items, weights):
     """The loop: draw a batch, one step, now and then a state on disk. -> the log, and the seconds it took."""
     import torch
@@ -183,13 +211,16 @@ def train(a, objective, items, weights):
     from .training.optim import build_optimizer, rate_factor, set_rate
     model = torch.nn.ModuleDict({"student": objective.student} | ({"head": objective.head} if objective.head else {}))
     optimizer = build_optimizer(model, a.lr, weight_decay=0.01, by_size=ARCH[a.objective] == "t5")
-    state = Path(a.out) / "state.safetensors"
-    asked = {k: v for k, v in vars(a).items() if k not in ("out", "save_every", "threads")}
-    progress = load_state(state, model, optimizer) or {"step": 0, "log": [], "settings": asked}
-    if progress["settings"] != asked:
-        raise InputError(f"{state}: belongs to a run with other settings: choose another --out or remove it")
+    state, made = Path(a.out) / "state.safetensors", made_from(a, objective)
+    progress = load_state(state, model, optimizer) or {"step": 0, "log": [], **made}
+    check_fields(progress, PROGRESS, state)
+    differ = [name for name in made["settings"] if made["settings"][name] != progress["settings"].get(name)]
+    differ = ["settings (" + ", ".join(differ) + ")"] * bool(differ)
+    differ += [name for name, digest in made["read"].items() if progress.get("read", made["read"]).get(name) != digest]
+    if differ:
+        raise InputError(f"{state}: belongs to a run with other {', '.join(differ)}: choose another --out or remove it")
     source, held = batches(a, objective, items, weights)
-    started, read, shown = time.time(), 0, {}
+    started, read, shown = time.monotonic(), 0, {}
     model.eval()                                     # no dropout: a small student underfits
     bar = tqdm(total=a.steps, initial=progress["step"], unit="step", mininterval=5)
     with StopSignal() as stop:
@@ -207,7 +238,7 @@ def train(a, objective, items, weights):
             if held and (due or last):
                 shown["held_out"] = round(held_out_loss(a, objective, held), 4)
             bar.update()
-            bar.set_postfix(loss=f"{loss.item():.3f}", **shown, tokens_s=f"{read / (time.time() - started):.0f}")
+            bar.set_postfix(loss=f"{loss.item():.3f}", **shown, tokens_s=f"{read / max(time.monotonic() - started, 1e-6):.0f}")
             if (step + 1) % 100 == 0 or last or held and due:
                 more = shown if due or last else {}
                 progress["log"].append({"step": step + 1, **{k: round(v, 4) for k, v in parts.items()}, **more})
@@ -215,15 +246,16 @@ def train(a, objective, items, weights):
                 progress["step"] = step + 1
                 save_state(state, model, optimizer, progress)
             if stop.asked:
-                raise Stopped(f"stopped after step {step + 1} of {a.steps}; the same command goes on from there")
-    return progress, time.time() - started
+                again = "the same command" + " without --overwrite" * a.overwrite
+                raise Stopped(f"stopped after step {step + 1} of {a.steps}; {again} goes on from "
+                              "there")
+    return progress, time.monotonic() - started
 
 
 def save(a, objective, tokenizer, log):
     """The checkpoint in fp16 and Hugging Face names, its tokenizer, and the log of losses."""
     import torch
 
-    from .files import write_text
     from .models import save_backbone
     from .models.weights import open_tensors
     pooler = {}                                                       # it travels with the body
@@ -240,6 +272,12 @@ def save(a, objective, tokenizer, log):
 
 def main(arguments=None):
     a = parse(arguments)
+    with locked(a.out):
+        return carry_out(a)
+
+
+def carry_out(a):
+    """The command, once its folder is its own."""
     import torch
     if a.threads:
         torch.set_num_threads(a.threads)
@@ -251,7 +289,7 @@ def main(arguments=None):
     progress, seconds = train(a, objective, items, weights)
     save(a, objective, tokenizer, progress["log"])
     print(f"saved in {a.out} after {progress['step']} steps ({seconds / 60:.0f} minutes now); "
-          f"last losses {progress['log'][-1]}")
+          f"last losses {progress['log'][-1] if progress['log'] else 'not known'}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import numpy as np
 from . import pictures
 from .commands import Parser, run
 from .errors import InputError
-from .files import read_json, write_text
+from .files import check_out, read_json, write_text
 from .settings import Settings
 from .text.table_files import read_table
 from .training.metrics import METRICS
@@ -60,6 +60,7 @@ def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--run", required=True, help="the folder of a finished run")
     p.add_argument("--out", help="the page, an .html file [report.html in the run folder]")
+    p.add_argument("--overwrite", action="store_true", help="replace the file of --out")
     return p.parse_args(arguments)
 
 
@@ -289,7 +290,7 @@ def page(r):
     """The whole page. -> str"""
     name = r.folder.resolve().name
     advice = "" if drawable() else ("<p>Without pictures, for matplotlib is not installed. To have them: pip install -e "
-                                    "'.[plots]' and make this page again.</p>\n")
+                                    "'.[plots]' and make this page again, with --overwrite.</p>\n")
     body = "".join(f"<section>\n<h2>{text(title)}</h2>\n{section(r)}</section>\n" for title, section in SECTIONS.items())
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -314,6 +315,7 @@ def main(arguments=None):
     out = Path(a.out or Path(a.run) / "report.html")
     if out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--out {out}: a page is an .html file: give it such a name")
+    check_out(out, a.overwrite)
     write_text(out, page(Run(a.run)))
     print(f"saved in {out}")
     return 0

@@ -2,9 +2,11 @@
 of it: each field below is a flag, and a key."""
 import argparse
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 
-from .errors import InputError
+from .errors import InputError, did_you_mean
+from .files import read_json, short
 
 
 def setting(default, text, **more):
@@ -52,7 +54,11 @@ class Settings:
     weights: str = setting("pretrained", "start from the checkpoint's weights, or from random ones to see what "
                                          "pretraining is worth", choices=["pretrained", "random"])
     text_column: str = setting("", "name(s) of the text column(s), comma between two (default: text, or text_a,text_b)")
-    label_column: str = setting("", "name of the label column (default: label)")
+    label_column: str = setting("", "name of the label column (default: label); or a,b,c: for each class a "
+                                    "column with 0 or 1 in it, of rows with several labels")
+    quoting: str = setting("auto", "CSV, TSV: none takes quotes as they stand, for files written without "
+                                   "quoting; double reads quoted lines that look like rows, which auto refuses",
+                           choices=["auto", "double", "none"])
     several_labels: str = setting("off", 'on: a row has any number of labels, none too, in its cell "a|b" (or a list in JSONL); '
                                          "each class then has a probability of its own, and a threshold fitted on dev",
                                   choices=["off", "on"])
@@ -68,7 +74,8 @@ class Settings:
     max_document: int = setting(8192, "windows: tokens of a document, specials included; longer ones are cut")
     epochs: int = setting(6, "passes over the training rows at most")
     min_steps: int = setting(0, "more epochs than that, if it takes them to make so many steps (small data)")
-    lr: float = setting(3e-4, "peak learning rate")
+    lr: float = setting(3e-4, "peak learning rate, or auto: by method and width, as in "
+                              "training/rates.py", shown="auto")
     batch_size: int = setting(32, "rows of one optimiser step")
     batch_tokens: int = setting(0, "also at most so many padded tokens in a step (0: no limit)")
     micro_batch_size: int = setting(0, "rows at a time on the device; a step's gradient is the same (0: all of a step)")
@@ -102,12 +109,20 @@ class Settings:
     parallel: str = setting("ddp", "under torchrun: ddp gives each process a whole model, fsdp a share of every block",
                             choices=["ddp", "fsdp"])
 
-    def check(self):
-        """Raise InputError for values that make no sense. -> self"""
+    def check(self, given=()):
+        """Raise InputError for values that make no sense, or that others make meaningless. -> self
+
+        given: names of settings that were asked for: a meaningless one is refused as a default too.
+        """
         for f in fields(self):
-            choices = f.metadata.get("choices")
-            if choices and getattr(self, f.name) not in choices:
-                raise InputError(f"--{f.name.replace('_', '-')} {getattr(self, f.name)}: known are {', '.join(choices)}")
+            choices, value = f.metadata.get("choices"), getattr(self, f.name)
+            if choices and value not in choices:
+                raise InputError(f"{flag(f.name)} {short(value)[1:-1]}: known are "
+                                 + ", ".join(choices) + did_you_mean(value, choices))
+        if kind_of(self.method) not in METHODS:
+            known = ", ".join(METHODS) + ", with N from 1 to the model's blocks"
+            raise InputError(f"--method {short(self.method)[1:-1]}: known are {known}"
+                             + did_you_mean(self.method, METHODS))
         rules = {"1 or more": (lambda v: v >= 1, "epochs batch_size eval_batch_size save_every rank adapter_size virtual_tokens "
                                                  "max_windows max_document"),
                  "0 or more": (lambda v: v >= 0, "rows_per_class max_length overlap min_steps batch_tokens micro_batch_size "
@@ -119,16 +134,10 @@ class Settings:
         for words, (holds, names) in rules.items():
             for name in names.split():
                 if not holds(getattr(self, name)):
-                    raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: should be {words}")
-        plain = Settings()
-        if self.readout == "head":
-            asked = [name for name in LABELS_ONLY if getattr(self, name) != getattr(plain, name)]
-            if asked:
-                raise InputError(f"--{asked[0].replace('_', '-')} goes with --readout labels")
-        for name in HEAD_ONLY if self.readout != "head" else WINDOWS_ONLY if self.windows == "none" else ():
-            if getattr(self, name) != getattr(plain, name):
-                raise InputError(f"--{name.replace('_', '-')} goes with "
-                                 + ("--readout head" if self.readout != "head" else "--windows mean, max or attention"))
+                    raise InputError(f"{flag(name)} {getattr(self, name)}: should be {words}")
+        for name, wanted in idle(vars(self)).items():
+            if name in given or getattr(self, name) != getattr(Settings(), name):
+                raise InputError(f"{flag(name)} goes with {wanted}")
         if self.windows != "none" and self.method == "prompt":
             raise InputError("--method prompt puts its words before a whole row, not before each of its windows: --windows none")
         if self.windows != "none" and self.parallel == "fsdp":
@@ -147,13 +156,16 @@ class Settings:
     def check_several(self):
         """Raise InputError for settings that do not go with several labels a row, or only with these."""
         if self.several_labels == "off":
+            if "," in self.label_column:
+                raise InputError(f"--label-column {self.label_column:.60}: a column for each class goes with "
+                                 "--several-labels on")
             if self.metric in ("exact_match", "micro_f1"):
                 raise InputError(f"--metric {self.metric} goes with --several-labels on")
             return
         for name in ONE_LABEL:
             if getattr(self, name) != getattr(Settings(), name):
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} is for one label a row: leave it out, or say "
-                                 "--several-labels off")
+                raise InputError(f"{flag(name)} {getattr(self, name)} is for one label a row: "
+                                 "leave it out, or say --several-labels off")
         if self.metric == "accuracy":
             raise InputError("--metric accuracy is for one label a row: with --several-labels on choose by log_loss, exact_match, "
                              "micro_f1, macro_f1 or ece")
@@ -166,54 +178,107 @@ class Settings:
 
 
 ONE_LABEL = ("readout", "preference", "swap", "rows_per_class", "label_smoothing", "sampling", "focal")
-LABELS_ONLY = ("template", "label_texts", "instruction", "end", "score_by", "objective")
-WINDOWS_ONLY = ("overlap", "max_windows", "max_document")
-HEAD_ONLY = ("pool", "preference", "keep", "windows", *WINDOWS_ONLY)
+METHODS = ("full", "head", "last-N", "bitfit", "houlsby", "pfeiffer", "lora", "dora", "qlora",
+           "prefix", "prompt")
+GOES_WITH = (            # setting, its values with which these are read; else they mean nothing
+    ("readout", ("labels",), "template label_texts instruction end score_by objective"),
+    ("readout", ("head",), "pool preference keep windows"),
+    ("windows", ("mean", "max", "attention"), "overlap max_windows max_document"),
+    ("method", ("lora", "dora", "qlora"),
+     "rank alpha adapter_dropout rank_stabilised targets bias"),
+    ("method", ("qlora",), "quantise"),
+    ("method", ("houlsby", "pfeiffer"), "adapter_size"),
+    ("method", ("prefix", "prompt"), "virtual_tokens"),
+    ("method", ("prefix",), "projection"),
+    ("method", METHODS[:1] + METHODS[2:9], "layer_decay"))      # of a head: one layer
+
+
+def flag(name):
+    """The flag of a setting: "batch_size" -> "--batch-size"."""
+    return "--" + name.replace("_", "-")
+
+
+def kind_of(method):
+    """A method as METHODS has it: last-3 is last-N; an unknown one as it is."""
+    if re.fullmatch(r"last-[1-9]\d*", method):
+        return "last-N"
+    return "" if method == "last-N" else method
+
+
+def idle(values):
+    """Which settings do others make meaningless? values: of all -> {name: what it goes with}"""
+    found = {}
+    for key, wanted, names in GOES_WITH:
+        if key in found or (kind_of(values[key]) if key == "method" else values[key]) not in wanted:
+            either = " or ".join(filter(None, [", ".join(wanted[:-1]), wanted[-1]]))
+            reason = found.get(key, f"{flag(key)} {either}")
+            found = {**dict.fromkeys(names.split(), reason), **found}
+    return found
 
 
 def add_settings(parser, names=None):
     """A flag for each field (or for those named); absent flags leave no trace, so that --config can fill them."""
     for f in fields(Settings):
         if names is None or f.name in names:
-            parser.add_argument("--" + f.name.replace("_", "-"), type=type(f.default), default=argparse.SUPPRESS,
+            shown = f.metadata.get("shown", f.default)
+            kind = rate if f.name == "lr" else type(f.default)
+            parser.add_argument(flag(f.name), type=kind, default=argparse.SUPPRESS,
                                 choices=f.metadata.get("choices"),
-                                help=f.metadata["help"] + (f" [{f.default}]" if f.default != "" else ""))
+                                help=f.metadata["help"] + (f" [{shown}]" if shown != "" else ""))
     return parser
+
+
+def rate(text):
+    """A learning rate as it is typed: a number, or auto."""
+    return text if text == "auto" else float(text)
 
 
 def refuse_several(s, command):
     """Raise InputError where a command is for one label a row, and the settings say otherwise."""
-    if s.several_labels == "on":
-        raise InputError(f"{command} is for one label a row: --several-labels on goes with train, evaluate and predict")
+    if s.several_labels == "on" or "," in s.label_column:
+        raise InputError(f"{command} is for one label a row: --several-labels on, or a column for each class, "
+                         "goes with train, evaluate and predict")
 
 
 def read_settings(arguments, config=None):
-    """Defaults, then the file's settings, then the flags -> Settings. config: path of a run.json, or of a JSON object."""
-    from .files import read_json
-    values = {}
+    """Defaults, then the file's settings, then the flags -> Settings.
+
+    config: path of a run.json, or of a JSON object. A learning rate that is not given, or
+    "auto", is filled in by the rule.
+    """
+    from .training.rates import default_rate
+    known, values = {f.name: type(f.default) for f in fields(Settings)}, {}
     if config:
-        values = read_json(config)
-        values = values.get("settings", values)
+        record = read_json(config)
+        values = record.get("settings", record)
         if not isinstance(values, dict):
-            raise InputError(f"{config}: settings should be an object, is {values!r:.60}")
+            raise InputError(f"{config}: settings should be an object, is {short(values)}")
+    where = config or "settings"
     values = {k: v for k, v in values.items() if k != "out"} | arguments
+    if "," in str(values.get("label_column")):
+        values.setdefault("several_labels", "on")
     if values.get("several_labels") == "on":
         values.setdefault("metric", "log_loss")                # the default, accuracy, is of one label a row
-    known = {f.name: type(f.default) for f in fields(Settings)}
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise InputError(f"{config}: unknown setting(s) {', '.join(unknown)}; known: {', '.join(known)}")
+        raise InputError(f"{where}: unknown setting(s) {', '.join(map(short, unknown[:6]))}"
+                         f"{did_you_mean(unknown[0], known)}; known: {', '.join(known)}")
+    by_rule = values.get("lr", "auto") == "auto"
+    values = {name: value for name, value in values.items() if name != "lr" or not by_rule}
     for name, value in values.items():
         if type(value) is int and known[name] is float:
             values[name] = float(value)
         elif type(value) is not known[name]:
-            raise InputError(f"{config}: {name} should be {known[name].__name__}, is {value!r}")
-    return with_contents(Settings(**values).check())
+            raise InputError(f"{where}: {name} should be {known[name].__name__}, is {short(value)}")
+    if config and "settings" in record:     # a run: what it had no use for is not asked again
+        for name in set(idle(vars(Settings(**values)))) - set(arguments):
+            values.pop(name, None)
+    s = with_contents(Settings(**values).check(arguments))
+    return replace(s, lr=default_rate(s)[0]) if by_rule else s
 
 
 def with_contents(s):
     """The settings with the contents of the files that they name, so that run.json says it all. -> Settings"""
-    from .files import read_json
     from .text.wordings import read_template
     texts = s.label_texts
     if texts and not texts.lstrip().startswith("{"):

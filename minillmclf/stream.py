@@ -16,38 +16,41 @@ from pathlib import Path
 
 from .commands import Stopped
 from .errors import InputError
-from .files import read_json, write_text
+from .files import check_out, hold, look_at, read_json, write_text
 
 WINDOW = 4096                   # rows at a time; many batches, so that most of them hold texts of one length
 EVERY = 10                      # seconds between two lines on how far it is
+STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 READ = (".json", ".safetensors", ".model", ".txt")       # what a model is read from
 
 
 def answer_all(windows, answer, end):
-    """Answer all windows. windows: (texts, sha256 of their file up to the last of them, or None) each; answer(texts, is it the
-    first window?) -> what is written; end: a Printed or a Part."""
+    """Answer all windows. windows: (rows, sha256 of their file up to the last of them, or None)
+    each; answer(rows, is it the first window?) -> what is written, how many texts were cut; end: a
+    Printed or a Part."""
     before, begun = end.rows, time.monotonic()
     told = begun
-    for texts, sha256 in windows:
+    for rows, sha256 in windows:
         now = time.monotonic()
         if end.rows > before and now - told >= EVERY:
             print(f"{end.rows:,} rows, {(end.rows - before) / (now - begun):,.0f} rows/s", file=sys.stderr, flush=True)
             told = now
         try:
-            written = answer(texts, end.rows == 0)
+            written, cut = answer(rows, end.rows == 0)
         except InputError as error:                        # it counts texts from the window's first
             raise InputError(f"after {end.rows:,} rows: {error}" if end.rows else str(error)) from None
-        end.add(written, len(texts), sha256)
+        end.add(written, len(rows), sha256, cut)
 
 
 class Printed:
     """Standard output: whoever reads it has each window's answers at once."""
-    rows = 0
+    rows = cut = 0
 
-    def add(self, text, rows, sha256):
+    def add(self, text, rows, sha256, cut):
         sys.stdout.write(text)
         sys.stdout.flush()
         self.rows += rows
+        self.cut += cut
 
 
 class Part:
@@ -62,26 +65,34 @@ class Part:
 
     def __init__(self, out, made=None):
         self.out, self.made = Path(out), made
-        self.part, self.record = record_of(out).with_suffix(""), record_of(out)
-        self.rows = self.bytes = self.kept = 0             # rows and bytes in the part; of the rows, how many are on record
-        self.file = None
-        if self.out.is_dir():
-            raise InputError(f"{out}: could not be written (it is a folder): name a file")
+        self.part, self.record = beside(out)
+        self.rows = self.bytes = self.cut = 0              # rows and bytes in the part, texts cut
+        self.kept, self.begun = 0, False                   # of the rows, how many are on record
 
     def __enter__(self):
-        self.before = signal.signal(signal.SIGTERM, signal.default_int_handler)          # as Ctrl-C: at once
+        try:
+            self.part.parent.mkdir(parents=True, exist_ok=True)
+            self.file = os.fdopen(own_file(self.part), "r+b")
+        except OSError as error:
+            raise self.unwritten(error) from None
+        self.before = {s: signal.signal(s, signal.default_int_handler)       # as Ctrl-C: at once
+                       for s in STOPS if signal.getsignal(s) != signal.SIG_IGN}             # nohup
         return self
 
     def __exit__(self, kind, error, trace):
+        done = False
         try:
             if kind is None:
                 self.finish()
+                done = True
         finally:
-            signal.signal(signal.SIGTERM, self.before)
-            if self.file is not None:
+            for number, handler in self.before.items():
+                signal.signal(number, handler)
+            if os.name == "nt":                            # there no open file is moved or removed
                 self.file.close()
-                if not self.kept:
-                    self.part.unlink(missing_ok=True)
+            if not done and not self.record.exists():
+                self.part.unlink(missing_ok=True)
+            self.file.close()
         if kind is KeyboardInterrupt and self.kept:
             raise Stopped(f"stopped; {self.kept:,} rows are in {self.part}, the same command goes on from there") from None
 
@@ -91,13 +102,13 @@ class Part:
             return read()
         found, why = self.earlier()
         windows = read()
-        if not why and passed(windows, found["rows"]) != found["sha256"]:
+        if not why and passed(windows, found["rows"]) != found.get("sha256"):
             why = "is of other rows"
         if why:
             print(f"{self.part} {why}: starting anew", file=sys.stderr)
             return read()
-        self.rows = self.kept = found["rows"]
-        self.bytes = found["bytes"]
+        self.on_record, self.rows, self.kept = found, found["rows"], found["rows"]
+        self.bytes, self.cut = found["bytes"], found["cut"]
         print(f"going on after {self.rows:,} rows of an earlier run", file=sys.stderr)
         return windows
 
@@ -108,48 +119,60 @@ class Part:
         except InputError:
             return {}, "has a broken record"
         made = found.get("made")
-        if found.keys() != {"rows", "bytes", "sha256", "made"} or made.keys() != self.made.keys():
+        counts = [found.get(key) for key in ("rows", "bytes", "cut")]
+        good = all(type(count) is int and count >= 0 for count in counts)
+        if not good or not isinstance(made, dict) or made.keys() != self.made.keys():
             return found, "has another kind of record"
         if other := [what for what in made if made[what] != self.made[what]]:
             return found, f"is of another {' and '.join(other)}"
-        if not self.part.is_file() or self.part.stat().st_size < found["bytes"]:
+        if os.fstat(self.file.fileno()).st_size < found["bytes"]:
             return found, "holds less than its record says"
         return found, None
 
-    def add(self, text, rows, sha256):
-        """Write a window's answers; it counts once it is on record."""
+    def add(self, text, rows, sha256, cut):
+        """Write a window's answers; they count once they are on record."""
         try:
-            self.open()
+            self.begin()
             self.bytes += self.file.write(text.encode("utf-8"))
             self.file.flush()
             os.fsync(self.file.fileno())
         except (OSError, UnicodeEncodeError) as error:
             raise self.unwritten(error) from None
         self.rows += rows
+        self.cut += cut
         if self.made is not None and rows == WINDOW:       # behind a shorter one, the last, nothing could go on
-            record = {"rows": self.rows, "bytes": self.bytes, "sha256": sha256, "made": self.made}
-            write_text(self.record, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-            self.kept = self.rows
+            self.on_record = {"rows": self.rows, "bytes": self.bytes, "cut": self.cut,
+                              "sha256": sha256, "made": self.made}
+            self.keep()
 
-    def open(self):
-        """The part, as far as the record counts; a new one without."""
-        if self.file is None and self.kept:
-            self.file = open(self.part, "r+b")
+    def keep(self):
+        """Bring the record to the disk."""
+        write_text(self.record, json.dumps(self.on_record, indent=2, ensure_ascii=False) + "\n")
+        self.kept = self.on_record["rows"]
+
+    def begin(self):
+        """The part, as far as the record counts; empty without."""
+        if not self.begun:
+            if not self.kept:
+                self.record.unlink(missing_ok=True)        # it must count no answers of another run
             self.file.truncate(self.bytes)
             self.file.seek(self.bytes)
-        elif self.file is None:
-            self.part.parent.mkdir(parents=True, exist_ok=True)
-            self.record.unlink(missing_ok=True)            # it must not count answers of another run
-            self.file = open(self.part, "wb")
+            self.begun = True
 
     def finish(self):
+        """Give the part its name. The record goes first: a kill in between leaves nothing over."""
         try:
-            self.open()                                    # where a run was stopped here, nothing was left to add
-            self.file.close()
-            os.replace(self.part, self.out)
+            self.begin()                                   # stopped here, a run has nothing to add
+            if os.name == "nt":
+                self.file.close()
             self.record.unlink(missing_ok=True)
-        except OSError as error:
-            raise self.unwritten(error) from None
+            os.replace(self.part, self.out)
+        except BaseException as error:
+            if self.kept:
+                self.keep()
+            if isinstance(error, OSError):
+                raise self.unwritten(error) from None
+            raise
 
     def unwritten(self, error):
         remedy = f"free some space, the same command goes on after {self.kept:,} rows" if self.kept else \
@@ -157,9 +180,33 @@ class Part:
         return InputError(f"{self.out}: could not be written ({error}); what was saved before is untouched: {remedy}")
 
 
-def record_of(out):
-    """Where the record of a file of answers lies while it is made."""
-    return Path(f"{Path(out)}.part.json")
+def beside(out):
+    """Where answers lie while they are made, and the record of them."""
+    return Path(f"{Path(out)}.part"), Path(f"{Path(out)}.part.json")
+
+
+def check_answers(out, overwrite, apart):
+    """files.check_out, for a Part."""
+    for path in beside(out):
+        look_at(path, apart)
+    return check_out(out, overwrite, apart)
+
+
+def own_file(path):
+    """Open a file, there or new, to read and write, and lock it -> its handle. InputError for a
+    symbolic link and for all that is no ordinary file."""
+    if path.is_symlink() or path.exists() and not path.is_file():
+        raise InputError(f"{path}: is no ordinary file: remove it, or choose another --out")
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    handle = os.open(path, flags, 0o666)
+    try:
+        hold(handle, path)
+        if not path.exists() or not os.path.samestat(os.fstat(handle), os.stat(path)):
+            raise InputError(f"{path}: another process has just ended: give the command again")
+        return handle
+    except BaseException:
+        os.close(handle)
+        raise
 
 
 def passed(windows, rows):
@@ -171,13 +218,13 @@ def passed(windows, rows):
     return None
 
 
-def identity(folders, out):
-    """A text that changes with a model's files: with the name, size or time of its settings, weights or vocabulary. out: the
-    answers, whose own record may lie there too."""
+def identity(folders):
+    """A text that changes with a model's files: with the name, size or time of its settings,
+    weights or vocabulary."""
     digest = hashlib.sha256()
     for folder in folders:
-        for path in sorted(path for path in folder.rglob("*") if path.suffix in READ and path.is_file()):
-            if path.resolve() != record_of(out).resolve():
-                stat = path.stat()
-                digest.update(f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in READ and path.is_file():
+                name, stat = path.relative_to(folder), path.stat()
+                digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()

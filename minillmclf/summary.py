@@ -95,7 +95,7 @@ def row_of(cells, label, metric, answers):
             "size": number_of(cells[0]["size"]), "split": records[0]["split"], "metric": metric, "score": interval(metric, test[metric], answers),
             "accuracy": interval("accuracy", test["accuracy"], answers),
             **{name: statistics.mean(test[name]) for name in ("macro_f1", "log_loss", "ece")},
-            "dev": statistics.mean(r["dev"][metric] for r in records), "trainable": records[0]["trainable"],
+            "dev": statistics.mean(r["dev"][metric] for r in records), "dev_rows": records[0].get("dev_rows"), "trainable": records[0]["trainable"],
             "memory_mb": max(known["memory_mb"], default=None),
             "train_seconds": statistics.mean(known["train_seconds"]) if known["train_seconds"] else None,
             "ms_per_text": known["ms_per_text"][0] if known["ms_per_text"] else None,

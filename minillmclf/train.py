@@ -12,21 +12,27 @@ command is given again, and ends bit for bit as if nothing had happened. On seve
 """
 import argparse
 import csv
+import functools
 import io
 import json
+import os
 import platform
 import re
 import random
 import sys
 import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from itertools import chain, islice
 from pathlib import Path
 
-from .building import build, encode
+from .building import build, encode, reading_of
 from .commands import Parser, Stopped, StopSignal, run
 from .errors import InputError
-from .files import find_model
+from .files import check_fields, find_model, locked, read_json, remove
 from .settings import add_settings, read_settings
+
+FITTED_ROWS = 200              # training rows, drawn by the seed, measured after each epoch
 
 
 def parse(arguments=None):
@@ -52,7 +58,8 @@ def draw_rows(examples, per_class, seed):
 def load_dataset(s):
     """The data of a run, with the text columns and the training rows that the settings ask for."""
     from .text.data import load_data
-    data = load_data(s.data, s.text_column or None, s.label_column or None, s.seed, s.several_labels == "on")
+    data = load_data(s.data, s.text_column or None, s.label_column or None, s.seed, s.several_labels == "on",
+                     s.quoting)
     asked = (s.preference, s.swap) != ("none", "none")
     if asked and len(data.columns) != 3:
         raise InputError(f"--text-column {','.join(data.columns)}: --preference and --swap need three, a prompt and two answers")
@@ -66,11 +73,19 @@ def load_dataset(s):
 
 def diagnose(model, data):
     """What the data doctor says, with lengths in the model's own tokens."""
-    from .text.doctor import examine
+    from .text.doctor import examine, unknown_share
     lengths = {split: [model.head.length(model.tokenizer, e.texts) for e in getattr(data, split)]
                for split in ("train", "dev", "test")}
     setting, most = model.head.limit(model.max_length)
-    return examine(data, lengths, most, setting)
+    unknown = {split: unknown_share(model.tokenizer, [e.texts for e in getattr(data, split)])
+               for split in lengths}
+    remedy = f"raise {setting}"
+    if setting == "max_length" and most >= (model.backbone.room or most + 1):
+        ways = [] if model.readout else ["--keep head+tail keeps both ends"]
+        if not (model.readout or model.preference or model.prompt is not None):
+            ways.insert(0, "--windows mean reads them whole")
+        remedy = "the model takes no more" + ": " * bool(ways) + ", ".join(ways)
+    return examine(data, lengths, most, remedy, unknown)
 
 
 def balanced(labels, classes):
@@ -102,14 +117,16 @@ def baselines(data, names=BASELINES):
     return {name: evaluate(answer[name](), truth[final], data.labels) for name in names}
 
 
-def table(results, labels, split, rows):
-    """The final table: one line a model, then F1 of each class for the last one. -> list of lines"""
-    lines = [f"{split} ({rows} rows)     accuracy  macro F1  log loss     ECE"]
+def table(results, labels, split, examples):
+    """The final table of a split's Examples: a line a model, then F1 of each class for the last one. -> list of lines"""
+    lines = [f"{split} ({len(examples)} rows)     accuracy  macro F1  log loss     ECE"]
     lines += [f"{name:<22}{m['accuracy']:8.3f}{m['macro_f1']:10.3f}{m['log_loss']:10.3f}{m['ece']:8.3f}"
               for name, m in results.items()]
     name, last = list(results.items())[-1]
     width = max(len(label) for label in labels)
-    return lines + ["", f"F1 of each class, {name}:"] + [f"  {label:<{width}}  {last['f1'][label]:.3f}" for label in labels]
+    empty = set(labels) - {example.label for example in examples}
+    return lines + ["", f"F1 of each class, {name}:"] + [
+        f"  {label:<{width}}  {last['f1'][label]:.3f}" + "  (no rows of it here)" * (label in empty) for label in labels]
 
 
 def versions():
@@ -132,43 +149,123 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
 
 
+NEW, WHOLE = ".new", ".whole"                # where a run lies that is to replace another: while it is made, while it is moved
+STATES = ("state.safetensors", "best.safetensors")
+SAVED = ("run.json", "tuned.json", "config.json", "metrics.jsonl", "predictions.csv", "report.html", *STATES, "tokenizer.json",
+         "tokenizer_config.json", "model.safetensors", "model.safetensors.index.json", "adapter/adapter_config.json",
+         "adapter/adapter_model.safetensors", "adapter/minillmclf.json")
+RUN = {"settings?": (lambda v: isinstance(v, dict), "an object"), "finished?": (lambda v: isinstance(v, bool), "true or false"),
+       "data?": (lambda v: isinstance(v, dict), "an object"), "base?": (lambda v: isinstance(v, str), "a text")}
+
+
+def is_shown(record, data):
+    """Does a finished run's record hold what show_record prints?"""
+    try:
+        show_record(record, data, "", say=str)
+        return record["split"] in ("dev", "test")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return False
+
+
+def base_of(s):
+    """The fingerprint of the model that a run begins with. A file is read again if it looks as if it had changed."""
+    folder = find_model(s.model).resolve()
+    stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+    return read_base(folder, tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats))
+
+
+@functools.lru_cache
+def read_base(folder, looks):
+    from .tuning.saved import fingerprint
+    return fingerprint(folder)
+
+
+def differences(s, place, data):
+    """What a run in a folder was made with, other than is asked now, a list of names; and its record."""
+    record = check_fields(read_json(place / "run.json"), RUN, place / "run.json")
+    then = read_settings({}, place / "run.json").decisive()
+    differ = [name for name, value in s.decisive().items() if value != then[name]]
+    differ += ["sha256 of the data"] if record.get("data", {}).get("sha256") != data.source["sha256"] else []
+    changed = not differ and "base" in record and record["base"] != base_of(s)
+    return differ + [f"base (the weights, config or tokenizer in {s.model} have changed)"] * changed, record
+
+
+def place_of(s, folder, data, overwrite):
+    """Where the run is made: in its folder, but beside a run that it is to replace, in folder/.new."""
+    if overwrite:
+        return folder / NEW if (folder / "run.json").exists() or (folder / "config.json").exists() else folder
+    try:
+        return folder if differences(s, folder / NEW, data)[0] else folder / NEW
+    except InputError:                                     # there is none, or a broken one
+        return folder
+
+
 def open_run(s, folder, data, overwrite):
     """Look at what lies in the run folder -> its run.json if the same run is finished there, else None.
 
     Another run, or a folder with other things in it, is an InputError: nothing is overwritten unasked.
     """
-    from .files import read_json
-    record = folder / "run.json"
-    if folder.is_file():
-        raise InputError(f"--out {folder}: is a file, a folder is needed: choose another --out")
     if folder.resolve() == find_model(s.model).resolve():
         raise InputError(f"--out {folder}: is the folder of --model, which training must not change: choose another --out")
-    if overwrite or not record.exists():
-        if not overwrite and (folder / "config.json").exists():
+    if overwrite or place_of(s, folder, data, overwrite) != folder:
+        return None
+    if not (folder / "run.json").exists():
+        if (folder / "config.json").exists():
             raise InputError(f"{folder}: holds a model but no run.json: choose another --out, or --overwrite")
         return None
-    earlier = read_json(record)
-    now = {"settings": s.decisive(), "sha256": data.source["sha256"]}
-    then = {"settings": read_settings({}, record).decisive(), "sha256": earlier.get("data", {}).get("sha256")}
-    differ = [k for k in now["settings"] if now["settings"][k] != then["settings"][k]]
-    differ += ["sha256 of the data"] if now["sha256"] != then["sha256"] else []
+    differ, earlier = differences(s, folder, data)
     if differ:
         raise InputError(f"{folder}: holds a run with another {', '.join(differ)}: choose another --out, or --overwrite")
+    if earlier.get("finished") and not is_shown(earlier, data):
+        raise InputError(f"{folder}/run.json: its results are not as train writes them: --overwrite starts anew")
     return earlier if earlier.get("finished") else None
 
 
 def clear(folder):
     """Remove what an earlier run left in the folder, its record first."""
-    for name in ("run.json", "metrics.jsonl", "predictions.csv", "model.safetensors", "state.safetensors", "best.safetensors",
-                 "tuned.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/minillmclf.json",
-                 "report.html"):
-        if (folder / name).exists():
-            (folder / name).unlink()
+    for path in [*(folder / name for name in SAVED), *folder.glob("model-*-of-*.safetensors")]:
+        if path.exists():
+            path.unlink()
+
+
+def settle(folder, record="run.json", clear=clear):
+    """Bring to its end what a process had not the time for: a new run that is whole takes the place of the one before;
+    the state of a finished run and files that were half written go."""
+    def finished(place):
+        try:
+            return read_json(place / record).get("finished") is True
+        except InputError:
+            return False
+    new, whole = folder / NEW, folder / WHOLE
+    if finished(new):
+        clear(folder)
+        os.replace(new, whole)
+    late = ("config.json", "tuned.json", record)           # without which nobody loads a folder that is half moved
+    for path in sorted(whole.rglob("*"), key=lambda path: late.index(path.name) if path.name in late else -1):
+        if path.is_file():
+            target = folder / path.relative_to(whole)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+    half = [(folder / name).with_name(f".{Path(name).name}.writing") for name in SAVED]
+    for path in [whole, *half, *(folder / name for name in STATES if finished(folder))]:
+        if path.exists():
+            remove(path)
+
+
+@contextmanager
+def owned(folder, **more):
+    """with owned(folder): ...   No other process writes there, and what a killed one has left is settled (`settle`)."""
+    from .training import parallel
+    with locked(folder) if parallel.first() else nullcontext():
+        if parallel.first():
+            settle(folder, **more)
+        parallel.wait()                                    # until all can see what lies in the folder
+        yield
 
 
 def write_predictions(path, examples, probabilities, labels, answers=None):
     """predictions.csv: line in the source, texts, true label, answer (default: the likeliest class), and a probability for
-    each class."""
+    each class. Texts are as they are in the data, even those that a spreadsheet computes: =1+1."""
     from .files import write_text
     from .text.data import text_names
     out = io.StringIO(newline="")
@@ -200,12 +297,14 @@ def learn(s, model, data, folder, say):
     from .classify.swap import with_swapped
     from .files import write_text
     from .training import parallel
-    from .training.loop import fit, plan_epochs
-    from .training.metrics import METRICS, SET_METRICS
+    from .training.loop import Rows, fit, plan_epochs
+    from .training.metrics import METRICS, SET_METRICS, evaluate, evaluate_sets
     rows = with_swapped(data.train) if s.swap in ("train", "both") else data.train
     train, dev = encode(model, rows, once=True)[0], encode(model, data.dev)[0]
+    chosen = random.Random(f"fitted:{s.seed}").sample(range(len(rows)), min(len(rows), FITTED_ROWS))
+    sample = Rows([train.encoded[row] for row in chosen], [train.labels[row] for row in chosen])
     objective = objective_of(s, model, train.labels)
-    started = time.time()
+    started = time.monotonic()
     with tqdm(unit="step", dynamic_ncols=True, leave=False) as bar, StopSignal() as stop:
         def on_step(step, total, loss):
             if bar.total is None:
@@ -215,8 +314,13 @@ def learn(s, model, data, folder, say):
 
         def on_epoch(line):
             bar.clear()
-            say(f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  dev " + "  ".join(
-                f"{name} {line[name]:.3f}" for name in (SET_METRICS if model.several else METRICS)))
+            measure, names = (evaluate_sets, SET_METRICS) if model.several else (evaluate, METRICS)
+            scores = parallel.scores(model, sample.encoded, s.eval_batch_size)
+            fitted = measure(model.probabilities(scores), sample.labels, model.labels)[s.metric]
+            line[f"train_{s.metric}"] = fitted     # of the same rows each time: the gap is seen
+            say(f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  "
+                f"{s.metric} {fitted:.3f}  dev "
+                + "  ".join(f"{name} {line[name]:.3f}" for name in names))
 
         def on_finding(line):
             bar.clear()
@@ -224,13 +328,14 @@ def learn(s, model, data, folder, say):
         progress = fit(model, train, dev, s, folder, stop, objective, on_step, on_epoch, on_finding)
     if progress is not None and parallel.first():
         write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in progress["history"]))
-    seconds, steps = time.time() - started, sum(plan_epochs(train, s), [])[bar.initial:bar.n]
+    seconds = max(time.monotonic() - started, 1e-6)        # a clock may stand still
+    steps = list(islice(chain.from_iterable(plan_epochs(train, s)), bar.initial, bar.n))
     return progress, {"train_seconds": round(seconds, 1), "seconds_per_step": round(seconds / max(1, len(steps)), 4),
                       "examples_per_second": round(sum(map(len, steps)) / seconds, 1)}
 
 
 def finish(s, model, data, folder, record, progress, timing):
-    """Test, compare with the baselines, save everything; the training state is removed last."""
+    """Test, compare with the baselines, save everything."""
     from .classify import several
     from .classify.swap import inconsistency
     from .files import write_text
@@ -252,32 +357,53 @@ def finish(s, model, data, folder, record, progress, timing):
         compared, names, own = several.baselines, several.BASELINES, several.finish(model, data, split, dev, probabilities)
     else:
         compared, names, own = baselines, BASELINES, evaluate(probabilities, rows.labels, model.labels)
+    timing |= {"peak_memory_mb": peak_memory()}
     model.save(folder)                     # before the baselines, which may take more time and memory than there is
+    check_saved(model, folder, [e.texts for e in getattr(data, split)[:3]])
     write_predictions(folder / "predictions.csv", getattr(data, split), probabilities, model.labels, model.answers(probabilities))
     results = {**compared(data, names if s.baselines == "on" else names[:1]), name: own}
     record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split, "results": results, **swap,
-               "timing": {**timing, "peak_memory_mb": peak_memory()}}
+               "timing": timing}
     write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    for name in ("state.safetensors", "best.safetensors"):
-        (folder / name).unlink(missing_ok=True)
     return record
 
 
-def show_record(record, labels, rows, folder):
-    """Print a finished run: the final table and where things lie."""
+def check_saved(model, folder, texts):
+    """Load what was just saved: InputError unless it answers bit for bit as the model does."""
+    from .classify.classifier import Classifier
+    try:
+        again = Classifier.load(folder).to(next(model.parameters()).device)
+    except InputError as error:
+        fault = f"is refused when it is loaded again ({error})"
+    else:
+        told, said = model.predict(texts), again.predict(texts)
+        same = (again.labels, again.thresholds) == (model.labels, model.thresholds)
+        if same and (told == said).all():
+            return
+        apart = abs(told - said).max()
+        fault = f"answers otherwise when it is loaded again, by {apart:.2g} in a probability"
+    raise InputError(f"{folder}: what was saved {fault}: the state of training is kept; give the "
+                     "same command again; if that ends here too, look whether the base has changed")
+
+
+def show_record(record, data, folder, say=print):
+    """Print a finished run: the final table, what speaks against it, and where things lie."""
+    from .advice import second_thoughts
     from .classify import several
     timing = record["timing"]
     example = "--data new.csv" if "swap" in record else '"a text"'          # three texts come from a file
     speed = f"{timing['examples_per_second']:.0f} examples a second, " if "examples_per_second" in timing else ""
     shown = several.table if record["settings"].get("several_labels") == "on" else table
-    print("\n" + "\n".join(shown(record["results"], labels, record["split"], rows)))
+    say("\n" + "\n".join(shown(record["results"], data.labels, record["split"], getattr(data, record["split"]))))
     if "swap" in record:
         from .classify.swap import swap_line
-        print("\n" + swap_line(record["swap"], record["settings"]["swap"]))
-    print(f"\nbest epoch {record['best_epoch']}; {record['parameters']['trainable']:,} of {record['parameters']['total']:,} "
+        say("\n" + swap_line(record["swap"], record["settings"]["swap"]))
+    say(f"\nbest epoch {record['best_epoch']}; {record['parameters']['trainable']:,} of {record['parameters']['total']:,} "
           f"parameters trained; {timing['train_seconds']} s, {timing['seconds_per_step'] * 1000:.0f} ms a step, {speed}"
           f"peak memory {timing['peak_memory_mb']} MB\nsaved in {folder}; try:  "
           f"python -m minillmclf.predict --model {folder} {example}")
+    for line in second_thoughts(record):
+        say(line)
 
 
 def train_run(s, data, folder, overwrite=False, say=print):
@@ -287,8 +413,11 @@ def train_run(s, data, folder, overwrite=False, say=print):
     """
     from .files import write_text
     from .training import parallel
+    from .training.rates import rate_line
     from .training.recompute import recompute_blocks
+    place = place_of(s, folder, data, overwrite)
     model, trainable, total = build(s, data.labels, data.columns)
+    model.read_as(reading_of(s, data))
     parallel.spread(model, s.parallel)
     if s.checkpointing == "on":
         recompute_blocks(model)
@@ -303,20 +432,25 @@ def train_run(s, data, folder, overwrite=False, say=print):
         from .classify.label_doctor import examine
         say("\n" + "\n".join(examine(model.tokenizer, model.head, model.labels).lines()))
     say(f"\n{s.model}: {model.report.line() if s.weights == 'pretrained' else 'random weights'}; "
-        f"{trainable:,} of {total:,} parameters will be trained")
+        f"{trainable:,} of {total:,} parameters will be trained; {rate_line(s)}")
     if model.quantise:
         kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.kept_whole})
         say(f"in four bits ({model.quantise}): the body's linear layers; kept whole: {', '.join(kinds)}")
-    record = {"settings": asdict(s), "finished": False, "data": {**data.source, "rows": report.rows, "labels": data.labels},
+    record = {"settings": asdict(s), "finished": False, "base": base_of(s),
+              "data": {**data.source, "rows": report.rows, "labels": data.labels},
               "doctor": report.as_dict(), **cut, "versions": versions(), "parameters": {"trainable": trainable, "total": total}}
     parallel.wait()                                        # until all have seen what lies in the folder
     if parallel.first():
-        if overwrite or not (folder / "run.json").exists():    # only now: a run that cannot begin costs no earlier one
-            clear(folder)
-        write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        if overwrite or not (place / "run.json").exists():     # only now: a run that cannot begin costs no earlier one
+            remove(folder / NEW)
+            clear(place)
+        write_text(place / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     parallel.wait()
-    progress, timing = learn(s, model, data, folder, say)
-    return progress and finish(s, model, data, folder, record, progress, timing)
+    progress, timing = learn(s, model, data, place, say)
+    record = progress and finish(s, model, data, place, record, progress, timing)
+    if record and parallel.first():
+        settle(folder)
+    return record
 
 
 def main(arguments=None):
@@ -332,17 +466,18 @@ def carry_out(arguments):
     s = read_settings(flags, config)
     folder = Path(s.out or f"runs/{Path(s.model).name}-{Path(s.data).stem}-{s.method}-{s.seed}")
     data = load_dataset(s)
-    finished = open_run(s, folder, data, overwrite)
-    if finished:
-        print(f"{folder}: this run is finished already (--overwrite starts it anew)")
-        show_record(finished, data.labels, len(getattr(data, finished["split"])), folder)
-        return 0
-    record = train_run(s, data, folder, overwrite)
+    with owned(folder):
+        finished = open_run(s, folder, data, overwrite)
+        if finished:
+            print(f"{folder}: this run is finished already (--overwrite starts it anew)")
+            show_record(finished, data, folder)
+            return 0
+        record = train_run(s, data, folder, overwrite)
     if record is None:
         raise Stopped(f"stopped; the state is saved in {folder}. "
                       f"The same command{' without --overwrite' * overwrite} goes on from there.")
     if record["finished"]:                                 # in the first process; the others leave all writing to it
-        show_record(record, data.labels, len(getattr(data, record["split"])), folder)
+        show_record(record, data, folder)
     return 0
 
 

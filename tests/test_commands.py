@@ -135,7 +135,8 @@ def test_metrics_have_a_line_per_epoch_and_no_clock(place):
     lines = epochs_of(place / "finished")
     assert [(line["epoch"], line["step"]) for line in lines] == [(1, 4), (2, 8)]
     for line in lines:
-        assert set(line) == {"epoch", "step", "train_loss", "accuracy", "macro_f1", "log_loss", "ece", "f1"}, \
+        assert set(line) == {"epoch", "step", "train_loss", "accuracy", "macro_f1", "log_loss", "ece",
+                             "f1", "train_accuracy"}, \
             "metrics.jsonl is compared byte for byte between runs: nothing in it may depend on the clock"
 
 
@@ -209,12 +210,20 @@ def test_other_data_is_another_run(place, refused, tmp_path):
     refused(["changed", str(data), "--data"], tmp_path, evaluate, "--model", out)
 
 
-def test_overwritten_run_leaves_no_old_model(place, tmp_path, monkeypatch, call):
-    """Stopped after --overwrite, the folder must not answer with the weights of the run before."""
+def test_an_overwritten_run_stays_until_the_new_one_is_whole(place, tmp_path, monkeypatch, call):
     out = copy(place / "finished", tmp_path / "run")
-    monkeypatch.setattr(train, "learn", lambda *_: (None, 0.0))       # as if Ctrl-C came at once
-    assert call(train, *arguments(place, out, "--overwrite", lr=1e-3))[0] == 130
-    assert not (out / "model.safetensors").exists() and not (out / "predictions.csv").exists()
+    (out / "notes.txt").write_text("mine")
+    before = files(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "learn", lambda *_: (None, 0.0))         # as if Ctrl-C came at once
+        code, said, _ = call(train, *arguments(place, out, "--overwrite", lr=1e-3))
+    assert code == 130 and "The same command without --overwrite goes on" in said
+    assert before.items() <= files(out).items(), "a new run that is not whole has changed the one before"
+    assert call(train, *arguments(place, out))[0] == 0 and before.items() <= files(out).items()
+    assert call(train, *arguments(place, out, lr=1e-3))[0] == 0, "the stopped run should go on without --overwrite"
+    assert call(train, *arguments(place, tmp_path / "fresh", lr=1e-3))[0] == 0
+    assert result(out) == result(tmp_path / "fresh") and (out / "notes.txt").read_text() == "mine"
+    assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "fresh").iterdir()} | {"notes.txt"}
 
 
 def test_a_run_never_replaces_its_own_base(place, refused, tmp_path):
@@ -464,15 +473,25 @@ def test_predict_file(place, call, expected, tmp_path, suffix):
     assert to_stdout == out.read_text(encoding="utf-8")
 
 
+def without_reading(source, target):
+    """A copy of a run as it was saved before models remembered their columns."""
+    copy(source, target)
+    config = json.loads((target / "config.json").read_text())
+    del config["minillmclf"]["reading"]
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
 def test_predict_pair(place, call, tmp_path):
-    model = Classifier.load(place / "finished")
-    code, out, _ = call(predict, "--model", place / "finished", "the old rose", "--pair", "a storm")
+    old = without_reading(place / "finished", tmp_path / "old")
+    model = Classifier.load(old)
+    code, out, _ = call(predict, "--model", old, "the old rose", "--pair", "a storm")
     row = json.loads(out)
     assert code == 0 and (row["text_a"], row["text_b"]) == ("the old rose", "a storm")
     p = model.predict([("the old rose", "a storm")])[0].tolist()
     assert list(row["probabilities"].values()) == pytest.approx(p, abs=2e-6)
     (tmp_path / "pairs.csv").write_text("text_a,text_b\nthe old rose,a storm\n")
-    assert call(predict, "--model", place / "finished", "--data", tmp_path / "pairs.csv")[1] == out
+    assert call(predict, "--model", old, "--data", tmp_path / "pairs.csv")[1] == out
 
 
 def test_train_on_pairs(place, call, tmp_path):
@@ -517,8 +536,8 @@ BAD_DATA = {
 BAD_JSONL = {
     "NaN as label": ('{"text": "rose", "label": NaN}\n', ["line 1", "NaN", "label"]),
     "null as label": ('{"text": "rose", "label": null}\n', ["line 1", "null", "label"]),
-    "true as label": ('{"text": "rose", "label": true}\n', ["line 1", "true"]),
-    "fraction as label": ('{"text": "rose", "label": 0.5}\n', ["line 1", "0.5"]),
+    "object as label": ('{"text": "rose", "label": {"a": 1}}\n', ["line 1", '{"a": 1}']),
+    "endless label": ('{"text": "rose", "label": 1e999}\n', ["line 1", "Infinity"]),
     "number as text": ('{"text": 5, "label": "garden"}\n', ["line 1", "5", "text"]),
     "half a surrogate pair": ('{"text": "a \\ud83d", "label": "garden"}\n', ["line 1", "surrogate"]),
     "broken JSON": ('{"text": "rose", "label": "garden"\n', ["line 1", "JSON"]),
@@ -714,7 +733,7 @@ BAD_MODEL = {
     "missing tensor": (tensors(lambda t: t.pop(BODY)), ["nothing in the file fills", "layers.0.down_proj.weight"]),
     "unknown tensor": (tensors(lambda t: t.update(more=torch.ones(2))), ["'more'", "(2,)"]),
     "another shape": (tensors(lambda t: t.update({BODY: torch.ones(2, 2)})), [BODY, "(2, 2)", "(32, 48)"]),
-    "whole numbers": (tensors(lambda t: t.update({BODY: torch.ones(32, 48, dtype=torch.int64)})), [BODY, "int64"]),
+    "whole numbers": (tensors(lambda t: t.update({BODY: torch.ones(32, 48, dtype=torch.int64)})), [BODY, "I64"]),
     "not a number": (tensors(lambda t: t[BODY].view(-1)[3:4].fill_(float("nan"))), [BODY, "not finite"]),
     "another family's keys": (config(model_type="gpt2"), ["config.json", "hidden_size = 32 (unknown", "and 7 more"]),
     "model_type": (config(model_type="mamba"), ["config.json", "'mamba'", "supported: bert, roberta"]),
@@ -809,23 +828,27 @@ def test_evaluate_refuses(place, refused, tmp_path):
 def test_predict_refuses(place, refused, tmp_path, monkeypatch):
     model, data, out = place / "finished", tmp_path / "data.csv", tmp_path / "answers.csv"
     out.write_text("earlier answers\n")
-    refused(["empty", "text 2"], tmp_path, predict, "--model", model, "--out", out, "rose", "")
-    refused(["empty"], tmp_path, predict, "--model", model, "--out", out, " ")
+    refused([str(out), "is there already", "--overwrite"], tmp_path, predict, "--model", model,
+            "--out", out, "rose")
+    anew = ("--overwrite", "--out", out)
+    refused(["empty", "text 2"], tmp_path, predict, "--model", model, *anew, "rose", "")
+    refused(["empty"], tmp_path, predict, "--model", model, *anew, " ")
     refused(["--pair", "one text, got 2"], tmp_path, predict, "--model", model, "--pair", "x", "a", "b")
     refused(["--pair"], tmp_path, predict, "--model", model, "--pair", "x", "--data", data)
     refused(["--data", "not both"], tmp_path, predict, "--model", model, "--data", data, "rose")
     refused(["--text-column", "--data"], tmp_path, predict, "--model", model, "--text-column", "title", "rose")
     refused(["batch size 0"], tmp_path, predict, "--model", model, "--batch-size", 0, "rose")
     refused([str(data), "No such file"], tmp_path, predict, "--model", model, "--data", data)
-    refused(["not UTF-8"], tmp_path, predict, "--model", model, "--out", out, os.fsdecode(b"caf\xe9"))
+    refused(["not UTF-8"], tmp_path, predict, "--model", model, *anew, os.fsdecode(b"caf\xe9"))
     data.write_text("text\nrose\n\"\"\ntree\n\" \"\n")
-    refused([str(data), "2 empty", "line 3, 5"], tmp_path, predict, "--model", model, "--data", data, "--out", out)
+    anew = ("--data", data, *anew)
+    refused([str(data), "2 empty", "line 3, 5"], tmp_path, predict, "--model", model, *anew)
     data.write_text("title\nrose\n")
-    refused([str(data), "'text'", "'title'"], tmp_path, predict, "--model", model, "--data", data, "--out", out)
+    refused([str(data), "'text'", "'title'"], tmp_path, predict, "--model", model, *anew)
     for content, words in ((b"caf\xe9\n", ["not UTF-8", "iconv"]), (b"rose\n\ntree\n", ["line 2 is empty"]),
                            (b"", ["no lines"])):
         stdin(monkeypatch, content)
-        refused(["standard input", *words], tmp_path, predict, "--model", model, "--out", out)
+        refused(["standard input", *words], tmp_path, predict, "--model", model, *anew[2:])
 
 
 # ---------------------------------------------------------------- a full disk
@@ -892,7 +915,8 @@ def test_full_disk_for_answers(place, refused, tmp_path, monkeypatch):
     def no_room(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(os, "fsync", no_room)
-    refused([str(out), "No space left"], tmp_path, predict, "--model", place / "finished", "--out", out, "rose")
+    refused([str(out), "No space left"], tmp_path, predict, "--model", place / "finished",
+            "--out", out, "rose", "--overwrite")
 
 
 # ---------------------------------------------------------------- real processes

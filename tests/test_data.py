@@ -188,7 +188,7 @@ def test_labels_are_optional_for_prediction_only(tmp_path):
     path = write(tmp_path / "labelled.csv", "text,label\nx,a\n")
     assert read_examples(path, need_labels=False)[0].label == "a", "labels that are there are read"
     path = write(tmp_path / "gap.csv", "text,label\nx,a\ny,\n")
-    refused(lambda: read_examples(path, need_labels=False), path, "line 3", "label")
+    assert [e.label for e in read_examples(path, need_labels=False)] == ["a", None], "an empty label is no fault in prediction"
 
 
 # ---- labels
@@ -207,7 +207,7 @@ def test_numbers_in_csv_are_names(tmp_path):
 
 
 @pytest.mark.parametrize("value", [
-    "null", "NaN", "Infinity", "true", "false", "1.5", '""', '"  "', '"nan"', '["a"]', "{}"])
+    "null", "NaN", "Infinity", "1e999", '""', '"  "', '"nan"', '["a"]', "{}"])
 def test_what_is_no_label_in_json(tmp_path, value):
     path = write(tmp_path / "f.jsonl", f'{{"text": "x", "label": "a"}}\n{{"text": "y", "label": {value}}}\n')
     refused(lambda: read_examples(path), path, "line 2", "'label'", "write one name")
@@ -261,8 +261,8 @@ def test_split_column(tmp_path):
 
 
 def test_split_column_faults(tmp_path):
-    path = write(tmp_path / "f.csv", SMALL.replace("dev", "eval"))
-    refused(lambda: load_data(path), path, "line 4", "'eval'", "train, dev")
+    path = write(tmp_path / "f.csv", SMALL.replace("dev", "later"))
+    refused(lambda: load_data(path), path, "line 4", "'later'", "train, dev")
     path = write(tmp_path / "g.csv", SMALL.replace("train", "test"))
     refused(lambda: load_data(path), path, "0 train")
     path = write(tmp_path / "g.jsonl", '{"text": "x", "label": "a", "split": "train"}\n{"text": "y", "label": "b"}\n')

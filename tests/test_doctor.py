@@ -207,3 +207,25 @@ def test_gradients_that_overflow_behind_a_finite_forward_pass(folder):
     model.head.out.weight.register_hook(lambda grad: grad * math.inf)
     with pytest.raises(InputError, match="the forward pass is finite: it arose in the loss"):
         take_step(model, build_optimizer(model, 1e-3, 0.0), some_rows(model), list(range(8)), Settings(), None)
+
+
+@pytest.mark.parametrize("name", ["backbone.layers.1.mlp_norm.weight", "backbone.layers.0.up_proj.weight", "head.out.bias"])
+def test_any_tensor_that_stays_as_it_is_is_told(folder, name):
+    model = classifier(folder)
+    optimizer, stays = build_optimizer(model, 1e-3, 0.0), model.get_parameter(name)
+    step = optimizer.step
+
+    def all_but_one():
+        kept = stays.detach().clone()
+        step()
+        stays.data.copy_(kept)
+    optimizer.step = all_but_one
+    said = train(model, optimizer)[2]
+    assert len(said) == 1 and said[0].startswith(f"WARNING: after three steps 1 of {len(list(model.parameters()))} learning tensors")
+    assert name in said[0]
+
+
+def test_a_rate_too_small_for_some_tensors_is_no_fault(folder):
+    """In fp32 a norm's weights, all 1, do not move by 1e-9; matrices, with numbers near 0, do."""
+    model = classifier(folder)
+    assert train(model, build_optimizer(model, 1e-9, 0.0))[2] == []

@@ -294,6 +294,30 @@ def test_other_test_rows_are_asked_anew(place, call, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "oof.csv").read_bytes() == (place / "out" / "oof.csv").read_bytes()
 
 
+def test_a_temperature_that_harms_is_not_applied():
+    """Two folds that are wrong in opposite ways: what suits one harms the other."""
+    sure = torch.tensor([[9.0, 0.0]] * 8)
+    scores, targets = torch.cat([sure, sure]).double(), [0] * 8 + [0, 1] * 4
+    found = folds.judge(scores, targets, [0] * 8 + [1] * 8, ["a", "b"])
+    assert found["calibrated"]["log_loss"] > found["all"]["log_loss"], "the case should be one where it harms"
+    fitted = temperature(scores, targets)
+    assert fitted.temperature != 1 and folds.applied(fitted, found, "auto").temperature == 1
+    assert "NOT applied: it does not lower" in folds.report(found, [0] * 8 + [1] * 8, fitted.temperature, 1.0)[-1]
+    better = found | {"calibrated": {"log_loss": found["all"]["log_loss"] - 0.1}}
+    assert folds.applied(fitted, better, "auto") == fitted and folds.applied(fitted, better, "off").temperature == 1
+
+
+def test_temperature_off_is_the_plain_mean(place, call, tmp_path, monkeypatch):
+    shutil.copytree(place / "out", tmp_path / "out")
+    code, out, err = call(*arguments(place, tmp_path / "out", "--temperature", "off"))
+    assert code == 0 and "NOT applied" in out, err
+    test, found = read(place / "test.csv"), read(tmp_path / "out" / "submission.csv")
+    expected = {r["id"]: p for r, p in zip(test, mean_of(place / "out", [r["text"] for r in test], 1.0))}
+    for row in found:
+        assert [float(row[name]) for name in LABELS] == pytest.approx(expected[row["id"]].tolist(), abs=1e-5)
+    assert json.loads((tmp_path / "out" / "folds.json").read_text())["temperature"] == 1
+
+
 def test_ctrl_c_goes_on(place, tmp_path):
     """Ctrl-C in the second fold; the same command ends with the same bytes as an undisturbed one."""
     given = arguments(place, tmp_path / "out")
@@ -515,6 +539,14 @@ def test_arena_from_end_to_end(place, arena, call, tmp_path, readout):
     expected = mean_of(tmp_path / "out", [test], json.loads((tmp_path / "out" / "folds.json").read_text())["temperature"])[0]
     assert [float(found[0][name]) for name in WINNERS] == pytest.approx(expected.tolist(), abs=1e-5), \
         "winner_model_a should hold the probability of class a, and so on"
+
+
+def test_without_a_sample_a_submission_has_the_columns_of_the_data(place, arena, call, tmp_path):
+    code, out, err = call("--model", place / "bert", "--data", arena / "train.csv", "--test", arena / "test.csv", "--group", "prompt",
+                          "--out", tmp_path / "out", *QUICK, "--epochs", 1)
+    assert code == 0, err
+    found = read(tmp_path / "out" / "submission.csv")
+    assert list(found[0]) == ["id", *WINNERS] and [r["id"] for r in found] == list("0123")
 
 
 def test_battles_and_texts_do_not_mix(place, arena, call, tmp_path):

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillmclf.classify.baseline import BagOfWords, majority, terms
+from minillmclf.text.data import Example
+from minillmclf.train import table
 from minillmclf.training.metrics import METRICS, calibration_error, class_f1, evaluate
 
 # Six rows, three classes. Answers: 0 0 1 1 2 0; true: 0 1 1 1 2 2.
@@ -78,7 +80,8 @@ def test_against_loops(classes, drawn):
             accuracy = sum(answers[i] == truth[i] for i in inside) / len(inside)
             gap += len(inside) / len(p) * abs(accuracy - sum(max(p[i]) for i in inside) / len(inside))
     assert found["accuracy"] == pytest.approx(sum(a == t for a, t in zip(answers, truth)) / len(truth))
-    assert found["macro_f1"] == pytest.approx(sum(f1) / classes)
+    occur = set(answers) | set(truth)
+    assert found["macro_f1"] == pytest.approx(sum(f1[c] for c in occur) / len(occur))
     assert found["ece"] == pytest.approx(gap, abs=1e-9)
 
 
@@ -160,3 +163,28 @@ def test_the_gradient_at_the_optimum_is_next_to_nothing(strength):
     at_start = torch.cat([(x.T @ (0.5 - target) / len(y)).flatten(), (0.5 - target).mean(0)])
     left, first = gradient.abs().max(), at_start.abs().max()
     assert left < 1e-3 * first, f"L-BFGS stopped early: gradient {left:.2g}, {first:.2g} at the start"
+
+
+def test_macro_f1_is_over_the_classes_that_occur():
+    """Four classes, of which the rows have two, and a third is answered once: 2 / 3, 1 and 0, and the fourth says nothing."""
+    p = np.eye(4)[[0, 2, 1, 1]]
+    found = evaluate(p, [0, 0, 1, 1], ["a", "b", "c", "d"])
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert found["f1"] == pytest.approx({"a": 2 / 3, "b": 1, "c": 0, "d": 0}, abs=1e-6)
+    right = evaluate(np.eye(4)[[0, 1]], [0, 1], ["a", "b", "c", "d"])
+    assert right["macro_f1"] == 1, "a subset of the classes that is answered without a mistake is perfect"
+
+
+def test_the_table_names_classes_without_rows():
+    rows = [Example(("text",), label, line) for line, label in enumerate("aba", 2)]
+    lines = table({"model": evaluate(np.eye(3)[[0, 1, 1]], [0, 1, 0], ["a", "b", "c"])}, ["a", "b", "c"], "test", rows)
+    assert lines[0].startswith("test (3 rows)")
+    assert [line for line in lines if "no rows" in line] == ["  c  0.000  (no rows of it here)"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_macro_f1_of_a_subset_is_that_of_scikit_learn(seed):
+    metrics = pytest.importorskip("sklearn.metrics", reason="the other side of this comparison")
+    rng = np.random.default_rng(seed)
+    p, truth = rng.dirichlet(np.ones(9), 6), rng.integers(0, 9, 6)
+    assert evaluate(p, truth, "abcdefghi")["macro_f1"] == pytest.approx(metrics.f1_score(truth, p.argmax(1), average="macro"))

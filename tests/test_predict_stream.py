@@ -251,14 +251,14 @@ def test_a_run_that_was_stopped_goes_on(ask, data, expected, windows, tmp_path, 
     out, whole = tmp_path / name, expected(name)
     out.write_text("earlier answers\n")
     windows.seen, windows.stop, windows.number = [], 3, number
-    code, printed, said = ask("--data", data, "--out", out)
+    code, printed, said = ask("--data", data, "--out", out, "--overwrite")
     assert code == 130 and printed == f"stopped; 8 rows are in {out}.part, the same command goes on from there\n", (printed, said)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "SIGTERM is left as it was"
     assert out.read_text() == "earlier answers\n" and whole.startswith((tmp_path / f"{name}.part").read_bytes())
     windows.seen, windows.stop = [], 2                              # and stopped again
-    assert ask("--data", data, "--out", out)[0] == 130
+    assert ask("--data", data, "--out", out, "--overwrite")[0] == 130
     windows.seen, windows.stop = [], None
-    code, _, said = ask("--data", data, "--out", out)
+    code, _, said = ask("--data", data, "--out", out, "--overwrite")
     assert (code, said) == (0, f"going on after 12 rows of an earlier run\n22 answers in {out}\n")
     assert sum(windows.seen, []) == TEXTS[12:], "rows are answered twice, or not at all"
     assert out.read_bytes() == whole and names(tmp_path) == {"data.csv", name}
@@ -272,7 +272,7 @@ def test_stopped_before_anything_is_done(ask, data, windows, tmp_path):
 
 def stopped(ask, windows, data, out, after=2):
     windows.seen, windows.stop = [], after + 1
-    assert ask("--data", data, "--out", out)[0] == 130
+    assert ask("--data", data, "--out", out, "--overwrite")[0] == 130
     windows.seen, windows.stop = [], None
 
 
@@ -309,19 +309,22 @@ def test_changed_rows(ask, data, windows, tmp_path):
         write_rows(data, [[text] for text in TEXTS])
         stopped(ask, windows, data, out)
         write_rows(data, [["a rose" if n == row else text] for n, text in enumerate(TEXTS)])
-        said = ask("--data", data, "--out", out)[2]
+        said = ask("--data", data, "--out", out, "--overwrite")[2]
         assert ("is of other rows: starting anew" in said, "going on" in said) == (anew, not anew), said
         fresh = ask("--data", data, "--format", "csv")[1]
         assert out.read_text() == fresh
     stopped(ask, windows, data, out)
     write_rows(data, [[text] for text in TEXTS[:6]])
-    assert "other rows" in ask("--data", data, "--out", out)[2] and len(out.read_text().splitlines()) == 7
+    assert "other rows" in ask("--data", data, "--out", out, "--overwrite")[2]
+    assert len(out.read_text().splitlines()) == 7
 
 
 def test_another_model_or_form(ask, models, data, windows, tmp_path):
-    out, given = tmp_path / "answers.csv", ("--data", data, "--out", tmp_path / "answers.csv")
+    out = tmp_path / "answers.csv"
+    given = ("--data", data, "--out", out, "--overwrite")
     for more, model, words in (([], "several", "another model:"), (["--format", "jsonl"], "one", "another format:"),
-                               (["--text-column", "text"], "one", "another text columns:")):
+                               (["--text-column", "text"], "one", "another text columns:"),
+                               (["--show-cut"], "one", "another cut column:")):
         stopped(ask, windows, data, out)
         assert words in ask(*given, *more, model=model)[2]
         assert out.read_text() == ask("--data", data, "--format", "csv", *more, model=model)[1]
@@ -334,13 +337,6 @@ def test_another_model_or_form(ask, models, data, windows, tmp_path):
         assert "another model: starting anew" in ask(*given, model="copied")[2]
     finally:
         shutil.rmtree(models / "copied")
-
-
-def test_answers_within_the_model_folder(ask, models, data, windows):
-    out = models / "one" / "answers"
-    stopped(ask, windows, data, out)
-    assert "going on after 8 rows" in ask("--data", data, "--out", out)[2], "its own record is no part of the model"
-    out.unlink()
 
 
 def test_a_record_counts_no_answers_of_another_run(ask, data, expected, windows, tmp_path, monkeypatch):
@@ -383,7 +379,8 @@ def test_whatever_a_power_cut_leaves(ask, expected, data, tmp_path, monkeypatch)
 
 
 def test_out_that_is_a_folder(ask, data, tmp_path):
-    refused(lambda: stream.Part(tmp_path), tmp_path, "could not be written", "folder")
+    refused(lambda: stream.check_answers(tmp_path, True, []), tmp_path,
+            "could not be written", "no ordinary file")
     before = names(tmp_path.parent)
     assert ask("--data", data, "--out", tmp_path)[0] == 2 and names(tmp_path) == {"data.csv"} and names(tmp_path.parent) == before
 
@@ -431,7 +428,7 @@ def test_memory_does_not_grow_with_the_rows(ask, tmp_path, monkeypatch, kind):
             file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         tracemalloc.start()
         try:
-            assert ask("--data", file, "--out", tmp_path / "answers")[0] == 0
+            assert ask("--data", file, "--out", tmp_path / "answers", "--overwrite")[0] == 0
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()

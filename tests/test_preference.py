@@ -455,7 +455,8 @@ def test_a_saved_head_may_average_or_not(folders, tmp_path, capsys):
         predict.main(["--model", str(tmp_path / "model"), "--data", str(data), "--swap", way, "--out", str(file)])
         said = [list(json.loads(line)["probabilities"].values()) for line in file.read_text().splitlines()]
         assert (torch.tensor(said) - expected).abs().max() < 1e-5, f"--swap {way} is not what answers"
-        evaluate.main(["--model", str(tmp_path / "model"), "--data", str(data), "--swap", way, "--out", str(tmp_path / "e.json")])
+        evaluate.main(["--model", str(tmp_path / "model"), "--data", str(data), "--swap", way,
+                       "--out", str(tmp_path / "e.json"), "--overwrite"])
         found[way] = json.loads((tmp_path / "e.json").read_text())
     assert found["none"]["log_loss"] != found["predict"]["log_loss"], "both ways answer alike, so this compares nothing"
     assert found["none"]["swap"] == found["predict"]["swap"], "the inconsistency is told before averaging"
@@ -469,7 +470,8 @@ def test_the_command_that_asks_a_language_model_reads_both_orders(folders, tmp_p
     texts = json.dumps({"a": "rose", "b": "soup", "tie": "rain"})
     common = ["--model", str(folders["gpt2"]), "--data", str(data), "--method", "prompt", "--label-texts", texts, "--shots", "0"]
     for way in ("none", "predict"):
-        assert evaluate.main([*common, "--swap", way, "--out", str(tmp_path / "e.json")]) == 0
+        out = ["--out", str(tmp_path / "e.json"), "--overwrite"]
+        assert evaluate.main([*common, "--swap", way, *out]) == 0
         found[way] = json.loads((tmp_path / "e.json").read_text())
     assert "longer answer" in capsys.readouterr().out
     once = Classifier.from_backbone(folders["gpt2"], LABELS, "labels", fields=["prompt", "response_a", "response_b"],

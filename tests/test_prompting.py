@@ -64,7 +64,8 @@ def data(place):
 def ask(place, tmp_path, capsys):
     """ask(name, *flags) -> (what was printed, the JSON of --out); the command must end with exit code 0."""
     def ask(name, *flags, path=place / "data.csv"):
-        given = arguments(place, name, *flags, "--out", tmp_path / "out.json", path=path)
+        out = ("--out", tmp_path / "out.json", "--overwrite")
+        given = arguments(place, name, *flags, *out, path=path)
         assert evaluate.main(given) == 0, f"{given} should end with exit code 0"
         return capsys.readouterr().out, json.loads((tmp_path / "out.json").read_text())
     return ask

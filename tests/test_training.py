@@ -319,8 +319,28 @@ def test_the_best_epoch_is_the_result(folder, tmp_path, monkeypatch, metric, pat
 
 def test_better_knows_which_way_a_metric_points():
     for metric, up in (("accuracy", True), ("macro_f1", True), ("log_loss", False), ("ece", False)):
-        assert better(metric, 0.0, None)
-        assert better(metric, 0.6, 0.5) == up and better(metric, 0.4, 0.5) != up and not better(metric, 0.5, 0.5)
+        def one(value, loss=0.5):
+            return {"log_loss": loss, metric: value}
+        assert better(metric, one(0.0), None)
+        assert better(metric, one(0.6), one(0.5)) == up and better(metric, one(0.4), one(0.5)) != up
+        assert not better(metric, one(0.5), one(0.5))
+        if metric != "log_loss":
+            assert better(metric, one(0.5, 0.4), one(0.5))
+            assert not better(metric, one(0.5, 0.6), one(0.5))
+            assert better(metric, one(0.6, 0.9), one(0.5)) == up, "loss decides ties only"
+
+
+def test_of_equal_epochs_that_with_the_smallest_log_loss_is_kept(folder, tmp_path, monkeypatch):
+    """Two epochs tie in accuracy: the later has less log loss; patience counts from the first."""
+    told = iter([(0.7, 0.9), (0.7, 0.6), (0.7, 0.8), (0.6, 0.1), (0.9, 0.1)])
+
+    def evaluate(probabilities, truth, labels):
+        accuracy, loss = next(told)
+        return {"accuracy": accuracy, "log_loss": loss, "macro_f1": 0.5, "ece": 0.5}
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    model, s = classifier(folder), Settings(epochs=5, batch_size=4, lr=1e-3, patience=3)
+    progress = fit(model, some_rows(model, 10), some_rows(model, 6, seed=1), s, tmp_path)
+    assert progress["best"] == {"epoch": 2, "accuracy": 0.7} and len(progress["history"]) == 4
 
 
 @pytest.mark.parametrize("metric, scores, best", [("accuracy", [0.2, 0.4, 0.4], 2), ("log_loss", [0.5, 0.4, 0.4], 2),
@@ -589,9 +609,10 @@ def test_an_overwritten_run_leaves_nothing_of_itself_to_the_new_one(asked, tmp_p
         assert forked("train", flags(**asked, out=out), step=11)[0] == -signal.SIGKILL
         assert (out / "state.safetensors").exists() and (out / "best.safetensors").exists()
         assert forked("train", [*flags(**other, out=out), "--overwrite"], move=move)[0] == -signal.SIGKILL
+        assert (out / "best.safetensors").exists(), "the old run went before the new one was whole"
         code, _, error, _ = forked("train", flags(**other, out=out))
-        if code == 2:                                         # nothing is removed yet: the old run still stands
-            assert move == 1 and "another seed" in error
+        if code == 2:                                         # nothing is written yet: the old run still stands
+            assert move <= 3 and "another seed" in error
             code, _, error, _ = forked("train", [*flags(**other, out=out), "--overwrite"])
         assert code == 0, error
         assert differing(out, tmp_path / "fresh") == [], f"killed at change {move}, something of the old run is used"

@@ -5,11 +5,13 @@ the same label names, and what transformers saves, `load` reads. One that answer
 AutoModelForCausalLM, AutoModelForSeq2SeqLM or AutoModelForMaskedLM. Where a method keeps what it learns apart from the
 base (tuning/), it writes that alone, and `load` puts both together again.
 """
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
 from ..errors import InputError
-from ..files import find_model
+from ..files import check_fields, find_model, short
 from ..models import build_backbone, fresh_weights, generate
 from ..models.weights import Table, write_checkpoint
 from ..text.batch import collate, join, make_batches, places, sequences
@@ -21,7 +23,8 @@ from ..tuning.quant_files import export_4bit, open_checkpoint, read_into
 from ..tuning.saved import TUNED, load_peft, load_tuned, save_tuned
 from .calibrate import Calibration
 from .preference import build_preference, read_preference
-from .readout import build_labels, check_labels, labels_of, read_readout, read_settings, text_length
+from .readout import (READING, build_labels, check_labels, labels_of, read_readout, read_settings,
+                      text_length)
 from .several import HALF, check_thresholds, decide, named
 from .swap import averaged, swapped
 from .windows import use_windows
@@ -34,6 +37,7 @@ class Classifier(nn.Module):
     was built with; pool: how a head pools, None without one. calibration: corrects the scores of `predict`, or None.
     preference: {}, or what read_preference gives where a row is a prompt with two answers (preference.py). thresholds: a
     number for each class where a text may have several classes, or none (several.py), else None.
+    reading: how the rows of the training data were read (`read_as`), or None.
     """
 
     def __init__(self, backbone, head, tokenizer, labels, config, max_length, pool, readout=None, preference=None):
@@ -42,7 +46,7 @@ class Classifier(nn.Module):
         self.labels, self.config, self.max_length, self.pool, self.readout = list(labels), config, max_length, pool, readout or {}
         self.preference = preference or {}
         self.base = self.quantise = self.recipe = self.prompt = self.calibration = None   # of what it is, and how it was tuned
-        self.thresholds = None
+        self.thresholds = self.reading = None
 
     @classmethod
     def from_backbone(cls, path, labels, readout="head", pool="family", max_length=None, seed=0, pretrained=True,
@@ -105,13 +109,14 @@ class Classifier(nn.Module):
         self.calibrate(settings["calibration"], where)
         if settings["thresholds"] is not None:
             self.use_thresholds(settings["thresholds"], f"{where}: thresholds")
-        return self.eval()
+        return self.read_as(settings["reading"], f"{where}: reading").eval()
 
     @classmethod
     def empty(cls, checkpoint, labels, readout, pool, max_length, keep="head", windows=None, preference=None):
         """The modules that a checkpoint's config.json describes, not yet filled, and its tokenizer."""
         backbone = build_backbone(checkpoint, lm_head=bool(readout))
-        config, tokenizer = backbone.source_config, load_tokenizer(checkpoint.folder)
+        config = backbone.source_config
+        tokenizer = load_tokenizer(checkpoint.folder).refuse_second_bos()
         if len(tokenizer) > backbone.config["vocab_size"]:
             raise InputError(f"{checkpoint.folder}: the tokenizer's ids go to {len(tokenizer) - 1}, the embedding has only "
                              f"{backbone.config['vocab_size']} rows: these files do not belong together")
@@ -144,9 +149,12 @@ class Classifier(nn.Module):
     def settings(self):
         """What neither transformers nor PEFT has a place for; `load` reads it from config.json or minillmclf.json."""
         windows, calibration = (made and made.as_dict() for made in (self.head.windows, self.calibration))
-        thresholds = {"thresholds": self.thresholds} if self.several else {}
+        more = {"thresholds": self.thresholds} if self.several else {}
+        more |= {"reading": self.reading} if self.reading else {}
+        more |= {key: names for key, names in self.backbone.config.items() if key == "ignored"}
         return {"pool": self.pool, "max_length": self.max_length, "readout": self.readout, "keep": self.head.keep,
-                "windows": windows, "calibration": calibration, "preference": self.preference, **thresholds}
+                "windows": windows, "calibration": calibration, "preference": self.preference,
+                **more}
 
     def save(self, path):
         """Write config.json, model.safetensors and the tokenizer's files; each is replaced whole or left as it was. What was
@@ -185,6 +193,12 @@ class Classifier(nn.Module):
             raise InputError(f"{where}: several classes a text go with a plain head: without label texts, preference, calibration")
         self.thresholds = check_thresholds([HALF] * len(self.labels) if thresholds is None else thresholds, self.labels, where)
 
+    def read_as(self, reading, where="reading"):
+        """Remember how rows are read: {"text_column": names, "label_column": name, ...}, or None.
+        From then on a row has as many texts as there are names. -> self"""
+        self.reading = reading and check_fields(reading, READING, where)
+        return self
+
     def ask(self, **changes):
         """Ask for the label texts in another way: other words, other shots; what can change is in readout.ASKED."""
         if not self.readout:
@@ -220,14 +234,21 @@ class Classifier(nn.Module):
         return join(row, second), cut or cut_too
 
     def encode(self, texts, once=False):
-        """texts: strings, or tuples for rows of several texts -> (rows, how many were shortened to max_length); each row, and
-        once, as for `row`."""
+        """A list of texts -> (rows, how many were shortened to max_length). A text is a string, or
+        a tuple for a row of several; each row, and once, as for `row`. InputError for what is no
+        list of texts and cannot be made one."""
         encoded, shortened = [], 0
-        many = len(self.readout["fields"]) if self.readout else 3 if self.preference else 2
-        for number, text in enumerate(texts, 1):
+        names = self.reading["text_column"] if self.reading else ()
+        most = len(self.readout["fields"]) if self.readout else 3 if self.preference else 2
+        many = len(names) or most
+        for number, text in enumerate(as_list(texts), 1):
             parts = tuple(text) if isinstance(text, (tuple, list)) else (text,)
-            if len(parts) > many or not all(isinstance(part, str) for part in parts):
-                raise InputError(f"text {number}: a text is a string, or a tuple of {many} for a row of several, not {text!r:.60}")
+            if not all(isinstance(part, str) for part in parts) or len(parts) > many and not names:
+                raise InputError(f"text {number}: a text is a string, or a tuple of {many} for a "
+                                 f"row of several, not {short(text)}")
+            if names and len(parts) != many:
+                raise InputError(f"text {number}: this model was trained on {many} text(s) a row "
+                                 f"({', '.join(names)}), not on {len(parts)}: give as many")
             if not any(part.strip() for part in parts):
                 raise InputError(f"text {number} is empty: there is nothing to classify")
             try:
@@ -240,19 +261,33 @@ class Classifier(nn.Module):
 
     @torch.inference_mode()
     def over(self, encoded, compute, columns, batch_size=64):
-        """compute(batch) -> (B, columns), over encoded texts in batches sorted by length -> (N, columns), in the
-        order given. What all texts begin with is read once (LabelReadout.share)."""
+        """compute(batch) -> (B, columns), over encoded texts in batches sorted by length ->
+        (N, columns), in the order given. What all texts begin with is read once
+        (LabelReadout.share). InputError for numbers that are not finite."""
+        rows = encoded if isinstance(encoded, (list, tuple)) else [None]
+        if not all(isinstance(row, tuple) for row in rows):
+            raise InputError("scores are of rows, model.encode(texts)[0], not of "
+                             f"{short(encoded)}: give texts to predict")
         self.eval()
         device, out = next(self.parameters()).device, torch.empty(len(encoded), columns)
         before = 0 if self.prompt is None else self.prompt.tokens
         with self.head.one_prompt([ids for row in encoded for ids, _ in sequences(row)], before):
             for rows in make_batches(list(map(places, encoded)), batch_size):
                 out[rows] = compute(collate(encoded, rows, self.tokenizer.pad_id).to(device)).float().cpu()
+        broken = (~out.isfinite()).any(1).nonzero().flatten().tolist()
+        if broken:
+            raise InputError(f"text {broken[0] + 1}: the model's answer is not finite "
+                             f"({len(broken)} of {len(out)} texts): its weights are damaged or too "
+                             "large: fetch or train it again")
         return out
 
     def scores(self, encoded, batch_size=64):
         """Scores of encoded texts (N, C), on the CPU; calibrated, if the classifier is."""
         out = self.over(encoded, self, len(self.labels), batch_size)
+        if not out.isfinite().all():
+            row = int((~out.isfinite().all(1)).nonzero()[0]) + 1
+            raise InputError(f"text {row}: its scores are not finite: the model's weights are "
+                             "spoilt, download or train it again")
         return out if self.calibration is None else self.calibration(out)
 
     def text_scores(self, encoded, batch_size=64):
@@ -286,3 +321,17 @@ class Classifier(nn.Module):
         batch = collate(encoded, range(len(encoded)), self.tokenizer.pad_id).to(next(self.parameters()).device)
         ids, mask, _ = self.inputs(batch)
         return [self.tokenizer.decode(new) for new in generate(self.backbone, ids, mask, max_new_tokens, **choice)]
+
+
+def as_list(texts):
+    """What was given as texts -> a list of them. InputError for what is none, and for what would
+    give letters, names, or texts in no order: a lone string, a mapping, a table, a set."""
+    wrong = isinstance(texts, (str, bytes, bytearray, Mapping, set, frozenset))
+    try:
+        walk = None if wrong or hasattr(texts, "columns") else iter(texts)
+    except TypeError:
+        walk = None
+    if walk is None:
+        raise InputError(f"texts should be a list of texts, not a {type(texts).__name__}: of one "
+                         "text give [text], of a table the column, list(table['text'])")
+    return list(walk)

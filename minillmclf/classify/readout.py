@@ -5,9 +5,10 @@ Here: checks, defaults, and the choice of the class that reads label texts, by w
 import math
 
 from ..errors import InputError
+from ..files import short
 from ..text.prompt import Prompt, Template
 from ..text.wordings import default_template, read_label_texts
-from .head import POOLINGS
+from .head import MISTAKE, POOLINGS
 from .labels import ENDS, WAYS, LabelReadout, SourceReadout
 from .masks import MaskReadout
 
@@ -30,6 +31,11 @@ ASKED = {"template": (lambda v: isinstance(v, str), "a text"),                  
          "fields": (is_words, "names"), "instruction": (lambda v: isinstance(v, str), "a text"),
          "shots": (is_shots, "[[texts, label text], ...]"), "end": (lambda v: isinstance(v, str), "a word"),
          "score_by": (lambda v: isinstance(v, str), "a word")}
+
+
+READING = {"text_column": (lambda v: is_words(v) and len(v) > 0, "a list of names"),
+           "label_column?": (lambda v: isinstance(v, str), "a name"),
+           "quoting?": (lambda v: isinstance(v, str), "a word")}
 
 
 def read_readout(readout, asked, labels):
@@ -74,9 +80,9 @@ def read_settings(config, where):
     """What `Classifier.save` wrote into a config.json for us, with defaults for files of others."""
     settings = config.get("minillmclf", {})
     plain = {"pool": "family", "max_length": None, "readout": {}, "keep": "head", "windows": None, "calibration": None,
-             "preference": {}, "thresholds": None}
+             "preference": {}, "thresholds": None, "reading": None, "ignored": []}
     good = isinstance(settings, dict) and set(settings) <= set(plain) and isinstance(settings.get("readout", {}), dict)
-    if not good or settings.get("pool") not in (None, "family", *POOLINGS):
+    if not good or settings.get("pool") not in (None, "family", *POOLINGS, MISTAKE):
         raise InputError(f"{where}: minillmclf = {settings!r:.80} is not known; pool is family, {', '.join(POOLINGS)}")
     problem = config.get("problem_type")
     if problem not in (None, "single_label_classification", "multi_label_classification"):
@@ -105,7 +111,8 @@ def text_length(asked, backbone, tokenizer, folder):
     highest, least = backbone.max_tokens or math.inf, tokenizer.overhead(True) + 1
     tokenizer.max_length = min(highest, tokenizer.max_length or backbone.max_tokens or UNSAID)
     if asked is not None and not (type(asked) is int and least <= asked <= highest):
-        raise InputError(f"max_length {asked!r}: must lie between {least} and the {highest} positions of {folder}")
+        raise InputError(f"max_length {short(asked)}: must lie between {least} and the {highest} "
+                         f"positions of {folder}")
     return asked or tokenizer.max_length
 
 

@@ -116,10 +116,10 @@ def finish(model, data, split, dev, probabilities):
     return judge(probabilities, multi_hot(getattr(data, split), model.labels), model.labels, model.thresholds)
 
 
-def table(results, labels, name, rows, fitted_to="dev"):
+def table(results, labels, name, examples, fitted_to="dev"):
     """The final table: a line a model, each metric at 0.5 and by its thresholds; then the classes of the last model. fitted_to:
     the name of the rows that thresholds were fitted to."""
-    title = f"{name} ({rows} rows)"
+    title = f"{name} ({len(examples)} rows)"
     wide = max(22, *map(len, [title, *results]))
     lines = [f"{'':<{wide}}  exact match       micro F1        macro F1",
              f"{title:<{wide}}   at 0.5  fitted" + "  at 0.5  fitted" * 2 + "  log loss     ECE"]

@@ -4,10 +4,14 @@ Reading order: layers.py (rows and attention), backbone.py (the contract), bert.
 t5.py, deberta.py (the families), cache.py (writing text), tree.py (many continuations at once), weights.py (checkpoints in and out), config.py.
 `MODELS` is the only registry: model_type of config.json -> class.
 """
+import re
+
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..errors import InputError
+from ..files import short
 from .bert import Bert, Roberta
 from .cache import generate
 from .config import choose
@@ -59,10 +63,40 @@ def build_backbone(checkpoint, lm_head):
     where = checkpoint.folder / "config.json"
     cls = model_class(checkpoint.config, where)
     config = cls.own_config(checkpoint.config)
-    with torch.device("meta"), Unfilled():
-        model = cls.from_config(config, lm_head=lm_head and holds_head(checkpoint, cls), where=where)
-    model.source_config = config
+    check_sizes(checkpoint, cls, config, where)
+    try:
+        with torch.device("meta"), Unfilled():
+            lm_head = lm_head and holds_head(checkpoint, cls)
+            model = cls.from_config(config, lm_head=lm_head, where=where)
+    except RuntimeError as error:                                  # more bytes than can be counted
+        words = str(error).splitlines()[0]
+        raise InputError(f"{where}: its sizes cannot be built ({words:.120})") from None
+    ignored = model.config.get("ignored", ())
+    model.source_config = {key: value for key, value in config.items() if key not in ignored}
     return model
+
+
+def check_sizes(checkpoint, cls, config, where):
+    """InputError, before anything is built, where config.json has other sizes than the tensors:
+    rows and width of the word embeddings, more blocks in a stack."""
+    table, found = Table(cls.NAMES, spellings=cls.SPELLINGS), dict.fromkeys(cls.DEPTHS.values(), 0)
+    for name, shape in checkpoint.shapes.items():
+        try:
+            ours = translate(name, table) or ""
+        except KeyError:
+            continue
+        stack, number, _ = re.fullmatch(r"(.*?)\.(\d+)\.(.*)|.*", ours).groups()
+        if stack in cls.DEPTHS:
+            found[cls.DEPTHS[stack]] = max(found[cls.DEPTHS[stack]], int(number) + 1)
+        elif ours == "word_embeddings.weight" and len(shape) == 2:
+            found["vocab_size"], found[cls.WIDTH] = shape
+    depths = cls.DEPTHS.values()                 # of blocks that are left over `fill` tells by name
+    faults = [f"{key} = {short(config[key])}, the tensors have {size}"
+              for key, size in found.items() if type(config.get(key)) is int
+              and (config[key] > size or config[key] < size and key not in depths)]
+    if faults:
+        raise InputError(f"{where}: {'; '.join(faults)}: the files do not belong together, "
+                         "download both again")
 
 
 def holds_head(checkpoint, cls):

@@ -36,6 +36,8 @@ class Backbone(nn.Module):
     CLASSIFIER_PREFIX = ""      # what a file with a classification head puts before every name of NAMES
     KEPT_WHOLE = ()             # linear layers that keep their precision where the others are put into four bits
     BLOCKS = "layers"           # where the blocks are that `last-N` counts
+    WIDTH = "hidden_size"       # the field with the width of vectors
+    DEPTHS = {"layers": "num_hidden_layers"}    # where a stack of blocks is -> how many
     ANSWERS = "in place"        # where a word that it guesses stands: of a mask token, "behind" a text, or "apart" from it
 
     max_tokens, tied, head_dropout, word_factor = None, False, 0.0, 1.0
@@ -78,7 +80,8 @@ class Backbone(nn.Module):
         copies = {file: ours for file, ours in self.LM_TIES.items() if file not in own}
         if not self.has_logits:
             names, copies = names | dict.fromkeys(copies), {}
-        return Table(names, self.TIES | copies, self.SPELLINGS, self.TRANSPOSED, f"{type(self).__name__}.NAMES")
+        title = type(self).__name__
+        return Table(names, self.TIES | copies, self.SPELLINGS, self.TRANSPOSED, title)
 
     def states(self, ids, mask, types=None, read=None):
         """The vectors (B, T, D) that a classifier reads; types: (B, T) token types, for families that have them.
@@ -139,10 +142,3 @@ class Decoder(Backbone):
     def prompt(self, ids, mask):
         """What is read before an answer is written -> ids (B, T), mask (B, T), context."""
         return ids, mask, None
-
-
-def whole_numbers(c, keys, where):
-    """InputError if one of these fields of a config.json is not a whole number from 1 up."""
-    for key in keys:
-        if type(c[key]) is not int or c[key] < 1:
-            raise InputError(f"{where}: {key} = {c[key]!r} (should be a whole number from 1 up)")

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import InputError
 from .backbone import Backbone
-from .config import REQUIRED, choose, read_config
+from .config import REQUIRED, choose, multiple, read_config
 from .layers import ACTIVATIONS, attention
 
 
@@ -78,8 +78,7 @@ class Bert(Encoder):
                   intermediate_size=REQUIRED, hidden_act="gelu", max_position_embeddings=512, type_vocab_size=2,
                   layer_norm_eps=1e-12, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1,
                   classifier_dropout=None)
-    FIXED = dict(position_embedding_type="absolute", is_decoder=False, is_encoder_decoder=False, pruned_heads={},
-                 add_cross_attention=False, tie_word_embeddings=True, cross_attention_hidden_size=None)
+    FIXED = dict(position_embedding_type="absolute", tie_word_embeddings=True)
     ARCHITECTURES = {"body": "BertModel", "lm_head": "BertForMaskedLM", "classifier": "BertForSequenceClassification"}
     SPELLINGS = (("", "bert."),)     # a file of the body alone may leave the prefix out
     NAMES = {
@@ -127,9 +126,7 @@ class Bert(Encoder):
         """The checked fields of a config.json."""
         c = read_config(config, cls.FIELDS, cls.FIXED, where)
         choose(ACTIVATIONS, c["hidden_act"], "hidden_act", where)
-        if c["hidden_size"] % c["num_attention_heads"]:
-            raise InputError(f"{where}: hidden_size {c['hidden_size']} is not a multiple of "
-                             f"num_attention_heads {c['num_attention_heads']}")
+        multiple(c, "hidden_size", "num_attention_heads", where)
         return c
 
     @classmethod
@@ -177,4 +174,7 @@ class Roberta(Bert):
     def from_config(cls, config, lm_head=False, where="config.json"):
         c = cls.read(config, where)
         # 514 position rows serve 512 tokens: the first pad_id + 1 rows are never used.
+        if c["pad_token_id"] + 1 >= c["max_position_embeddings"]:
+            raise InputError(f"{where}: pad_token_id {c['pad_token_id']} leaves none of "
+                             f"max_position_embeddings {c['max_position_embeddings']} to a text")
         return cls(c, position_offset=c["pad_token_id"] + 1, lm_activation="gelu", lm_head=lm_head)

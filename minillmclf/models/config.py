@@ -1,58 +1,142 @@
 """Reading config.json without guessing.
 
-Every key is one of three kinds: a *field* the model uses, a key whose value is *fixed* because only that value is built
-here, or an *inert* key that does not touch the maths. Any other key may change the answer, so it is an error.
+Every key is one of three kinds: a *field* the model uses, a key whose value is *fixed* because only
+that value is built here, or an *inert* key that does not touch the maths. Any other key may change
+the answer, so it is an error, unless --ignore-config-key names it: then it is left out, at the
+user's own risk, and what is saved no longer has it.
 """
+import os
+import re
+from contextlib import contextmanager
+from pathlib import Path
+
 from ..errors import InputError
+from ..files import IGNORED, check_fields, read_json, short
 
 REQUIRED = object()
 
+# Of any family; those from max_length on say how text is written. Many are of older transformers.
 INERT = frozenset("""
-    architectures model_type transformers_version dtype torch_dtype _name_or_path name_or_path tokenizer_class
-    id2label label2id num_labels problem_type finetuning_task task_specific_params
-    bos_token_id eos_token_id sep_token_id cls_token_id pad_token_id mask_token_id unk_token_id decoder_start_token_id
-    initializer_range initializer_factor use_cache gradient_checkpointing chunk_size_feed_forward return_dict torchscript
-    output_attentions output_hidden_states output_past directionality language minillmclf
-    pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type
-    _attn_implementation _attn_implementation_autoset attn_implementation
+    architectures model_type transformers_version dtype torch_dtype _name_or_path name_or_path
+    tokenizer_class id2label label2id num_labels _num_labels problem_type finetuning_task
+    task_specific_params bos_token_id eos_token_id sep_token_id cls_token_id pad_token_id
+    mask_token_id unk_token_id decoder_start_token_id initializer_range initializer_factor use_cache
+    gradient_checkpointing chunk_size_feed_forward return_dict torchscript output_attentions
+    output_hidden_states output_past directionality language minillmclf pooler_fc_size
+    pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type
+    _attn_implementation _attn_implementation_autoset attn_implementation _flash_attn_2_enabled
+    auto_map _commit_hash use_bfloat16 tf_legacy_loss xla_device padding_idx is_llama_config
+    transformers.js_config max_sequence_length model_max_length tokenizer_model_max_length
+    tokenizer_padding_side
+    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty
+    temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
+    return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens max_new_tokens prefix
+    cache_implementation
 """.split())
+# of every family that says nothing else
+FIXED = dict(is_decoder=False, is_encoder_decoder=False, add_cross_attention=False, pruned_heads={},
+             cross_attention_hidden_size=None, tie_encoder_decoder=False, quantization_config=None)
+
+
+def each(kind, values):
+    return all(isinstance(value, kind) for value in values)
+
+
+# what keys hold that are read outside the families, for `check_fields`; null says as much as no key
+COMMON = {
+    "architectures?": (lambda v: v is None or isinstance(v, list) and each(str, v),
+                       "a list of names"),
+    "id2label?": (lambda v: v is None
+                  or isinstance(v, dict) and each((str, float, int), v.values()),
+                  "an object with a name for each number"),
+    "label2id?": (lambda v: v is None or isinstance(v, dict), "an object"),
+    "num_labels?": (lambda v: v is None or type(v) is int and 0 < v <= 10**5,
+                    "a whole number from 1 to 100000"),
+    "quantization_config?": (lambda v: v is None or isinstance(v, dict), "an object"),
+    "dtype?": (lambda v: v is None or isinstance(v, str), "a name"),
+    "torch_dtype?": (lambda v: v is None or isinstance(v, str), "a name"),
+}
+# fields that are no whole numbers: pattern -> (test, what it should be)
+NUMBERS = {
+    r".*_eps(ilon)?": (lambda v: 1e-30 <= v <= 1, "a number from 1e-30 to 1"),
+    r".*(dropout|pdrop).*": (lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+    r".*softcapping": (lambda v: 1e-3 <= v <= 1e6, "a number from 0.001 to 1000000, or null"),
+}
+
+
+def read_model_config(folder):
+    """The config.json of a model folder, its common keys checked -> dict."""
+    where = Path(folder) / "config.json"
+    return check_fields(read_json(where), COMMON, where)
+
+
+@contextmanager
+def ignoring(keys):
+    """with ignoring(["key"]): ...   Unknown keys of these names are left out of any config.json."""
+    before = os.environ.get(IGNORED)
+    os.environ[IGNORED] = ",".join([before or "", *map(str, keys)])
+    try:
+        yield
+    finally:
+        os.environ.pop(IGNORED) if before is None else os.environ.update({IGNORED: before})
 
 
 def read_config(config, fields, fixed, where, inert=()):
-    """config: the parsed config.json; fields: name -> default or REQUIRED; fixed: name -> the one value that is built;
-    inert: keys that a family has besides the common ones and that do not touch its maths.
+    """A parsed config.json -> dict of the fields, and "ignored": unknown keys left out, if any.
 
-    -> dict of the fields. Raises InputError with the file, the key and what is supported; `where` names the file.
+    fields: name -> default or REQUIRED; fixed: name -> the one value that is built, besides those
+    of every family; inert: keys that a family has besides the common ones and that do not touch its
+    maths. Raises InputError with the file (`where`), the key and what is supported.
     """
-    faults = []
+    faults, fixed = [], FIXED | fixed
+    known = {*fields, *fixed, *inert, *INERT}
+    unknown = {key for key in config if key not in known and not key.startswith("unsloth_")}
+    ignored = unknown & set(os.environ.get(IGNORED, "").split(","))
     for key, value in config.items():
-        if key in fixed and value != fixed[key]:
-            faults.append(f"{key} = {value!r} (only {fixed[key]!r} is built)")
-        elif key not in fields and key not in fixed and key not in INERT and key not in inert:
-            faults.append(f"{key} = {value!r} (unknown: it may change the maths)")
-    faults += [f"{key} is missing" for key, default in fields.items() if default is REQUIRED and key not in config]
-    for key in fields.keys() & config.keys():
-        if kind := wrong_kind(config[key], fields[key]):
-            faults.append(f"{key} = {config[key]!r} (should be {kind})")
+        if key in unknown - ignored:
+            faults.append(f"{short(key)[1:-1]} = {short(value)} (unknown: it may change the maths)")
+        elif key in fields and (kind := wrong_kind(key, value, fields[key])):
+            faults.append(f"{key} = {short(value)} (should be {kind})")
+        elif key in fixed and key not in fields and value != fixed[key]:
+            faults.append(f"{key} = {short(value)} (only {fixed[key]!r} is built)")
+    faults += [f"{key} is missing" for key, default in fields.items()
+               if default is REQUIRED and key not in config]
     if faults:
-        faults = faults if len(faults) <= 6 else [*faults[:6], f"and {len(faults) - 6} more"]
-        raise InputError(f"{where}: " + "; ".join(faults) + f". Known fields: {', '.join(fields)}")
-    return {key: config.get(key, default) for key, default in fields.items()}
+        more = [f"and {len(faults) - 6} more"] if len(faults) > 6 else []
+        remedy = (". To go on without an unknown key, at your own risk: --ignore-config-key NAME"
+                  if unknown - ignored else "")
+        raise InputError(f"{where}: " + "; ".join(faults[:6] + more) + remedy)
+    c = {key: config.get(key, default) for key, default in fields.items()}
+    return c | {"ignored": sorted(ignored)} if ignored else c
 
 
-def wrong_kind(value, default):
-    """None if a value is of the kind that its field's default shows, else what it should be, in words."""
-    if default is REQUIRED:
-        return None if type(value) is int and value > 0 else "a whole number from 1 up"
+def wrong_kind(key, value, default):
+    """None if a value is of the kind that its field's name and default show, else what would be."""
+    if default is None and value is None:
+        return None
     for kind, words in ((str, "a name"), (bool, "true or false"), (list, "a list"), (dict, "an object")):
         if isinstance(default, kind):
             return None if isinstance(value, kind) else words
-    kinds = (int,) if type(default) is int else (int, float)
-    return None if value is default or type(value) in kinds and value >= 0 else f"a number of type {kinds[-1].__name__}"
+    for pattern, (test, words) in NUMBERS.items():
+        if re.fullmatch(pattern, key):
+            return None if type(value) in (int, float) and test(value) else words
+    least = 0 if key.endswith("token_id") else min(default, 1) if type(default) is int else 1
+    if type(value) is int and value >= 2**31:
+        return "a whole number below 2147483648"
+    return None if type(value) is int and value >= least else f"a whole number from {least} up"
 
 
 def choose(table, name, key, where):
     """table[name], or an InputError that lists what there is."""
     if not isinstance(name, str) or name not in table:
-        raise InputError(f"{where}: {key} = {name!r} is not supported; supported: {', '.join(map(str, table))}")
+        raise InputError(f"{where}: {key} = {short(name)} is not supported; "
+                         f"supported: {', '.join(map(str, table))}")
     return table[name]
+
+
+def multiple(c, whole, part, where, more=""):
+    """InputError unless one field of a config.json is a multiple of another."""
+    if c[whole] % c[part]:
+        raise InputError(f"{where}: {whole} {c[whole]} is not a multiple of {part} {c[part]}{more}")

@@ -22,7 +22,7 @@ from torch import nn
 
 from ..errors import InputError
 from .bert import BertLayer, Encoder, MaskedLMHead
-from .config import REQUIRED, choose, read_config
+from .config import REQUIRED, choose, multiple, read_config
 from .layers import ACTIVATIONS, merge_heads, split_heads
 
 TERMS = ("c2p", "p2c")
@@ -136,8 +136,7 @@ class Deberta(Encoder):
                   position_buckets=-1, max_relative_positions=-1, position_biased_input=True, legacy=True,
                   pooler_hidden_act="gelu", pooler_dropout=0.0, cls_dropout=None,
                   pooler_hidden_size=None, embedding_size=None, attention_head_size=None)
-    FIXED = dict(conv_kernel_size=0, is_decoder=False, is_encoder_decoder=False, pruned_heads={},
-                 add_cross_attention=False, tie_word_embeddings=True, cross_attention_hidden_size=None)
+    FIXED = dict(conv_kernel_size=0, tie_word_embeddings=True)
     INERT = ("conv_act", "conv_groups")         # of the convolution, which is not there
     ARCHITECTURES = {"body": "DebertaV2Model", "lm_head": "DebertaV2ForMaskedLM",
                      "classifier": "DebertaV2ForSequenceClassification"}
@@ -259,8 +258,7 @@ def check_config(c, where):
         choose(dict.fromkeys(TERMS), term, "pos_att_type", where)
     if not c["relative_attention"]:
         raise InputError(f"{where}: relative_attention = false (only true is built; where it is missing, it is false)")
-    if D % H:
-        raise InputError(f"{where}: hidden_size {D} is not a multiple of num_attention_heads {H}")
+    multiple(c, "hidden_size", "num_attention_heads", where)
     for key, built in (("embedding_size", D), ("pooler_hidden_size", D), ("attention_head_size", D // H)):
         if c[key] not in (None, built):
             raise InputError(f"{where}: {key} = {c[key]} (only {built} is built for hidden_size {D} and {H} heads)")

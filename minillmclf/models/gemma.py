@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from .backbone import whole_numbers
-from .config import choose
+from ..files import short
+from .config import choose, read_config
 from .layers import heads_of, merge_heads, root_mean_square_norm
 from .llama import Llama, LlamaLayer
 from .rotary import ROPE_KEYS, angles, read_two_ropes, rotate
@@ -67,7 +67,8 @@ class Gemma(Llama):
     FIELDS |= dict(num_key_value_heads=16, head_dim=256, hidden_act=TANH_GELU, max_position_embeddings=8192,
                    tie_word_embeddings=True)
     FIXED = Llama.FIXED | dict(mlp_bias=False)
-    INERT = (*ROPE_KEYS, "cache_implementation", "hidden_activation", "use_bidirectional_attention")     # see `read`
+    # see `read`
+    INERT = (*ROPE_KEYS, "layer_types", "hidden_activation", "use_bidirectional_attention")
     ARCHITECTURES = {kind: name.replace("Llama", "Gemma") for kind, name in Llama.ARCHITECTURES.items()}
     NORM = GemmaNorm
     GATE = "hidden_act"                           # the key that names the activation
@@ -76,12 +77,14 @@ class Gemma(Llama):
     @classmethod
     def read(cls, config, where):
         if config.get("use_bidirectional_attention"):
-            raise InputError(f"{where}: use_bidirectional_attention = {config['use_bidirectional_attention']!r} is not "
-                             f"supported: a token sees what stands before it")
+            value = short(config["use_bidirectional_attention"])
+            raise InputError(f"{where}: use_bidirectional_attention = {value} is not supported: a "
+                             "token sees what stands before it")
         said = [config.get(cls.GATE) or TANH_GELU, config.get("hidden_act"), config.get("hidden_activation")]
         meant = [cls.GATE_MEANS.get(name, name) for name in map(str, filter(None, said))]
         if len(set(meant)) > 1:
-            raise InputError(f"{where}: hidden_act and hidden_activation disagree: {', '.join(sorted(set(meant)))}")
+            raise InputError(f"{where}: hidden_act and hidden_activation disagree: "
+                             f"{short(', '.join(sorted(set(meant))))[1:-1]}")
         return super().read(config | {"hidden_act": meant[0]}, where)
 
     @property
@@ -131,9 +134,6 @@ class Gemma2(Gemma):
     @classmethod
     def read(cls, config, where):
         c = super().read(cls.CAPS | config, where)
-        for key in cls.CAPS:
-            if c[key] is not None and not 0 < c[key] < math.inf:
-                raise InputError(f"{where}: {key} = {c[key]!r} (should be a number above 0, or null for no cap)")
         layers, pattern = range(c["num_hidden_layers"]), cls.pattern(config, where)
         kinds = c["layer_types"] or ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in layers]
         for kind in kinds:
@@ -203,13 +203,15 @@ class Gemma3(Gemma2):
         inner = config["text_config"]
         outer = {key: value for key, value in config.items() if key not in cls.VISION}
         if not isinstance(inner, dict) or inner.get("model_type", "gemma3_text") != "gemma3_text":
-            raise InputError(f"config.json: text_config = {inner!r:.80} should describe a gemma3_text")
+            raise InputError(f"config.json: text_config = {short(inner)} should describe a "
+                             "gemma3_text")
         return inner | outer | {"model_type": "gemma3_text"}
 
     @classmethod
     def pattern(cls, config, where):
-        found = {key: config[key] for key in ("sliding_window_pattern", "_sliding_window_pattern") if key in config}
-        whole_numbers(found, found, where)
+        names = ("sliding_window_pattern", "_sliding_window_pattern")
+        given = {key: config[key] for key in names if config.get(key) is not None}
+        found = {key: read_config(given, dict.fromkeys(names), {}, where)[key] for key in given}
         if len(set(found.values())) > 1:
             raise InputError(f"{where}: sliding_window_pattern and _sliding_window_pattern disagree: {found}")
         return next(iter(found.values()), cls.PATTERN)

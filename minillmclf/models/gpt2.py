@@ -10,9 +10,8 @@ Here: the body, tied or untied. Not here: cross attention, the double-heads mode
 """
 from torch import nn
 
-from ..errors import InputError
-from .backbone import Decoder, whole_numbers
-from .config import REQUIRED, choose, read_config
+from .backbone import Decoder
+from .config import REQUIRED, choose, multiple, read_config
 from .layers import ACTIVATIONS, causal_attention
 
 
@@ -49,10 +48,10 @@ class GPT2(Decoder):
                   activation_function="gelu_new", layer_norm_epsilon=1e-5, embd_pdrop=0.1, resid_pdrop=0.1,
                   attn_pdrop=0.1, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
                   tie_word_embeddings=True)
-    FIXED = dict(add_cross_attention=False, is_decoder=False, is_encoder_decoder=False, pruned_heads={})
     # reorder_and_upcast_attn scales before the product and asks for a softmax in fp32: other rounding, the same maths
     INERT = ("n_ctx", "reorder_and_upcast_attn", "summary_type", "summary_use_proj", "summary_activation",
              "summary_proj_to_labels", "summary_first_dropout", "predict_special_tokens")
+    WIDTH, DEPTHS = "n_embd", {"layers": "n_layer"}
     ARCHITECTURES = {"body": "GPT2Model", "lm_head": "GPT2LMHeadModel", "classifier": "GPT2ForSequenceClassification"}
     SPELLINGS = (("", "transformer."),)                # the first published files leave the prefix out
     TRANSPOSED = ("qkv_proj", "o_proj", "up_proj", "down_proj")
@@ -86,12 +85,10 @@ class GPT2(Decoder):
     @classmethod
     def from_config(cls, config, lm_head=False, where="config.json"):
         """A model with fresh weights from a parsed config.json; `where` names the file in errors."""
-        c = read_config(config, cls.FIELDS, cls.FIXED, where, cls.INERT)
+        c = read_config(config, cls.FIELDS, {}, where, cls.INERT)
         choose(ACTIVATIONS, c["activation_function"], "activation_function", where)
-        if c["n_embd"] % c["n_head"]:
-            raise InputError(f"{where}: n_embd {c['n_embd']} is not a multiple of n_head {c['n_head']}")
+        multiple(c, "n_embd", "n_head", where)
         c["n_inner"] = 4 * c["n_embd"] if c["n_inner"] is None else c["n_inner"]
-        whole_numbers(c, ("n_inner", "n_positions"), where)
         return cls(c, lm_head)
 
     def hidden(self, ids, rows, context=None):

@@ -11,8 +11,9 @@ import math
 from torch import nn
 
 from ..errors import InputError
-from .backbone import Decoder, whole_numbers
-from .config import REQUIRED, choose, read_config
+from ..files import short
+from .backbone import Decoder
+from .config import REQUIRED, choose, multiple, read_config
 from .layers import ACTIVATIONS, RMSNorm, causal_attention
 from .rotary import ROPE_KEYS, angles, read_rope, rotate
 
@@ -65,9 +66,9 @@ class Llama(Decoder):
                   num_attention_heads=REQUIRED, num_key_value_heads=None, head_dim=None, hidden_act="silu",
                   max_position_embeddings=2048, rms_norm_eps=1e-6, attention_bias=False, mlp_bias=False,
                   attention_dropout=0.0, tie_word_embeddings=False)
-    FIXED = dict(partial_rotary_factor=1.0, is_encoder_decoder=False, is_decoder=False, add_cross_attention=False,
-                 pruned_heads={})
-    INERT = (*ROPE_KEYS, "pretraining_tp")              # rotary.py reads the first; the last cuts a product into parts
+    FIXED = dict(partial_rotary_factor=1.0, rope_interleaved=False)
+    # rotary.py reads the first, `read` the last; pretraining_tp cuts a product into parts
+    INERT = (*ROPE_KEYS, "pretraining_tp", "layer_types")
     ARCHITECTURES = {"body": "LlamaModel", "lm_head": "LlamaForCausalLM", "classifier": "LlamaForSequenceClassification"}
     SPELLINGS = (("", "model."),)                       # a file of the body alone leaves the prefix out
     NAMES = {
@@ -109,18 +110,19 @@ class Llama(Decoder):
         c = cls.FIXED | read_config(config, cls.FIELDS, cls.FIXED, where, cls.INERT)
         choose(ACTIVATIONS, c["hidden_act"], "hidden_act", where)
         H = c["num_attention_heads"]
-        if c["head_dim"] is None and c["hidden_size"] % H:
-            raise InputError(f"{where}: hidden_size {c['hidden_size']} is not a multiple of num_attention_heads {H}, and "
-                             f"head_dim is not given")
+        if c["head_dim"] is None:
+            multiple(c, "hidden_size", "num_attention_heads", where, ", and head_dim is not given")
         c["head_dim"] = c["hidden_size"] // H if c["head_dim"] is None else c["head_dim"]
         c["num_key_value_heads"] = H if c["num_key_value_heads"] is None else c["num_key_value_heads"]
-        counts = [key for key, default in cls.FIELDS.items() if default is REQUIRED or type(default) is int]
-        whole_numbers(c, [*counts, "num_key_value_heads", "head_dim"], where)
-        if H % c["num_key_value_heads"]:
-            raise InputError(f"{where}: num_attention_heads {H} is not a multiple of "
-                             f"num_key_value_heads {c['num_key_value_heads']}")
+        multiple(c, "num_attention_heads", "num_key_value_heads", where)
         if c["head_dim"] % 2:
             raise InputError(f"{where}: head_dim {c['head_dim']} is odd, but a rotation turns pairs of numbers")
+        kinds, layers = config.get("layer_types"), c["num_hidden_layers"]
+        kind = "sliding_attention" if c.get("sliding_window") else "full_attention"
+        if "layer_types" not in cls.FIELDS and kinds is not None and not (
+                isinstance(kinds, list) and len(kinds) == layers and {*map(str, kinds)} == {kind}):
+            raise InputError(f"{where}: layer_types = {short(kinds)} (only {kind!r} for each of "
+                             f"{layers} layers is built)")
         return c | {"rope": cls.read_rotation(config, where)}
 
     @classmethod
@@ -152,12 +154,9 @@ class Mistral(Llama):
     FIELDS = {key: default for key, default in Llama.FIELDS.items() if not key.endswith("_bias")}
     FIELDS |= dict(num_key_value_heads=8, max_position_embeddings=131072, sliding_window=None)
     FIXED = Llama.FIXED | dict(attention_bias=False, mlp_bias=False)
-    INERT = ROPE_KEYS
     ARCHITECTURES = {kind: name.replace("Llama", "Mistral") for kind, name in Llama.ARCHITECTURES.items()}
 
     @classmethod
     def read(cls, config, where):
-        c = super().read({"sliding_window": 4096, **config}, where)         # null: no window; not given: 4096
-        if c["sliding_window"] is not None:
-            whole_numbers(c, ["sliding_window"], where)
-        return c
+        # null: no window; not given: 4096
+        return super().read({"sliding_window": 4096, **config}, where)

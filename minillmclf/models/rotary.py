@@ -15,6 +15,7 @@ import math
 import torch
 
 from ..errors import InputError
+from ..files import short
 from .config import choose
 
 KINDS = {                                          # rope_type -> the numbers that it needs
@@ -43,8 +44,8 @@ def read_two_ropes(config, where, theta, local_theta):
     """
     both = config.get("rope_parameters") or {}
     if not isinstance(both, dict) or not both.keys() <= {"full_attention", "sliding_attention"}:
-        raise InputError(f"{where}: rope_parameters = {both!r:.100}: should hold one object for full_attention and "
-                         f"one for sliding_attention")
+        raise InputError(f"{where}: rope_parameters = {short(both)}: should hold one object for "
+                         f"full_attention and one for sliding_attention")
     full = [both.get("full_attention"), config.get("rope_scaling"), only_theta(config, "rope_theta")]
     sliding = [both.get("sliding_attention"), only_theta(config, "rope_local_base_freq")]
     return {"full_attention": join_rope(full, where, theta), "sliding_attention": join_rope(sliding, where, local_theta)}
@@ -60,23 +61,28 @@ def join_rope(parts, where, theta):
     rope = {}
     for part in parts:
         if not isinstance(part or {}, dict):
-            raise InputError(f"{where}: {part!r:.100} should be an object that describes a rotation")
+            raise InputError(f"{where}: {short(part)} should be an object that describes a "
+                             "rotation")
         for key, value in (part or {}).items():
             key = "rope_type" if key == "type" else key
             if rope.setdefault(key, value) != value:
-                raise InputError(f"{where}: {key} of the rotary embedding is given twice, as {rope[key]!r} and as "
-                                 f"{value!r}: remove the wrong one")
+                raise InputError(f"{where}: {short(key)[1:-1]} of the rotary embedding is given "
+                                 f"twice, as {short(rope[key])} and as {short(value)}: remove the "
+                                 "wrong one")
     rope = {"rope_type": "default", "rope_theta": theta} | rope
     needed = {"rope_theta", *choose(KINDS, rope["rope_type"], "rope_type", where)}
     if rope.pop("partial_rotary_factor", 1) != 1:
         raise InputError(f"{where}: partial_rotary_factor other than 1 is not supported: whole heads are turned")
     if faults := sorted(needed ^ (rope.keys() - {"rope_type"})):
         raise InputError(f"{where}: a rotary embedding of rope_type {rope['rope_type']!r} has the numbers "
-                         f"{', '.join(sorted(needed))}; missing or too many: {', '.join(faults)}")
+                         f"{', '.join(sorted(needed))}; missing or too many: "
+                         f"{short(', '.join(faults))[1:-1]}")
     for key in needed:
-        if type(rope[key]) not in (int, float) or not 0 < rope[key] < math.inf:
-            raise InputError(f"{where}: {key} = {rope[key]!r} (should be a number above 0)")
-    if rope["rope_type"] == "llama3" and not rope["low_freq_factor"] < rope["high_freq_factor"]:
+        if type(rope[key]) not in (int, float) or not 1e-3 <= rope[key] <= 1e12:
+            raise InputError(f"{where}: {key} = {short(rope[key])} (should be a number above 0, "
+                             "from 0.001 to 1e12)")
+    if rope["rope_type"] == "llama3" \
+            and not rope["low_freq_factor"] + 1e-6 < rope["high_freq_factor"]:
         raise InputError(f"{where}: low_freq_factor {rope['low_freq_factor']} must be below high_freq_factor "
                          f"{rope['high_freq_factor']}")
     return rope

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import InputError
-from .backbone import Backbone, whole_numbers
+from .backbone import Backbone
 from .config import REQUIRED, choose, read_config
 from .layers import ACTIVATIONS, RMSNorm, Rows, merge_heads, split_heads
 
@@ -211,7 +211,9 @@ class T5(Backbone):
                   num_heads=REQUIRED, num_decoder_layers=None, relative_attention_num_buckets=32,
                   relative_attention_max_distance=128, layer_norm_epsilon=1e-6, dropout_rate=0.1,
                   classifier_dropout=0.0, feed_forward_proj="relu", tie_word_embeddings=True, decoder_start_token_id=0)
-    FIXED = dict(is_encoder_decoder=True, is_decoder=False)
+    FIXED = dict(is_encoder_decoder=True)
+    WIDTH = "d_model"
+    DEPTHS = {"encoder.layers": "num_layers", "decoder.layers": "num_decoder_layers"}
     ARCHITECTURES = {"body": "T5Model", "lm_head": "T5ForConditionalGeneration",
                      "classifier": "T5ForSequenceClassification"}
     CLASSIFIER_PREFIX, BLOCKS, ANSWERS = "transformer.", "decoder.layers", "apart"
@@ -246,7 +248,6 @@ class T5(Backbone):
         c = read_config(config, fields, fixed, where, inert=("n_positions",))
         c["dense_act_fn"] = activation
         c["num_decoder_layers"] = c["num_layers"] if c["num_decoder_layers"] is None else c["num_decoder_layers"]
-        whole_numbers(c, ("num_decoder_layers",), where)
         buckets, most = c["relative_attention_num_buckets"], c["relative_attention_max_distance"]
         if not 4 <= buckets < 2 * most:
             raise InputError(f"{where}: relative_attention_num_buckets {buckets} should be 4 or more and less than "

@@ -20,9 +20,20 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import InputError
-from ..files import find_model, read_json, replacing, write_text
+from ..files import find_model, read_json, replacing, short, write_text
+from .config import read_model_config
 
 SHARD_BYTES = 5 * 10**9
+WRAPPED = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")   # DataParallel, torch.compile
+READABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+# what a name that no row fits tells -> what its user can do
+REMEDIES = (
+    (r"_scale(_inv)?$|\.(qweight|qzeros|scales|g_idx|SCB|absmax)$", "the model was quantised in a "
+     "way that is not read here: take the files that it was quantised from"),
+    (r"^base_model\.|\.lora_[AB]\.|\.base_layer\.", "an adapter of PEFT is in it: save it merged "
+     "(merge_and_unload), or name the adapter's own folder"),
+    ("", "the weights are of another model than config.json describes: download both again, or "
+     "save them with transformers (from_pretrained(DIR).save_pretrained(NEW))"))
 LEAVES = {".weight": ".weight", ".bias": ".bias", ".gamma": ".weight", ".beta": ".bias", "": ""}   # gamma, beta: before 2019
 
 
@@ -79,17 +90,26 @@ def shortened(names, most=6):
 
 class Checkpoint:
     """A model folder, by its path or a shipped name: config.json, and the tensors of model.safetensors or of the shards
-    that the index names. A tensor in a shard that the index does not name is no part of the model."""
+    that the index names. A tensor in a shard that the index does not name is no part of the model.
+
+    files: {name of a tensor: the file it is in}; stored: {name: its name there}, which may say how
+    the model was wrapped.
+    """
 
     def __init__(self, folder):
         self.folder = find_model(folder)
-        self.config = read_json(self.folder / "config.json")
-        self.files = self._find_files()                   # tensor name -> the file it is in
+        self.config = read_model_config(self.folder)
+        found = self._find_files()
+        self.stored = {WRAPPED.sub("", name): name for name in found}
+        if len(self.stored) < len(found):
+            raise InputError(f"{self.folder}: holds tensors twice, as they are and behind module. "
+                             f"or _orig_mod. (DataParallel, torch.compile): save it unwrapped")
+        self.files = {name: found[own] for name, own in self.stored.items()}
         self.shapes, self.dtypes = {}, {}
         for path in sorted(set(self.files.values())):
             with open_tensors(path) as file:
                 for name in (name for name, where in self.files.items() if where == path):
-                    view = file.get_slice(name)
+                    view = file.get_slice(self.stored[name])
                     self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), view.get_dtype()
 
     def _find_files(self):
@@ -109,19 +129,21 @@ class Checkpoint:
         where = read_json(index).get("weight_map")
         if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
             raise InputError(f"{index}: has no weight_map: download the folder again")
-        outside = sorted({f for f in where.values() if Path(f).name != f})
-        missing = sorted({f for f in where.values() if not (self.folder / f).exists()} - set(outside))
-        if outside or missing:
-            raise InputError(f"{index}: " + "; ".join([f"{f} lies outside the folder" for f in outside]
-                             + [f"shard {f} is not there" for f in missing]) + ": download the folder again")
+        faults = [f"shard {short(f)[1:-1]} "
+                  + ("is not there" if Path(f).name == f else "lies outside the folder")
+                  for f in sorted(set(where.values()))
+                  if Path(f).name != f or not os.path.isfile(self.folder / f)]
+        if faults:
+            raise InputError(f"{index}: {listed(faults)}: download the folder again")
         held = {}
         for shard in sorted(set(where.values())):
             with open_tensors(self.folder / shard) as file:
                 held[shard] = set(file.keys())
         absent = [n for n, f in where.items() if n not in held[f]]
         if absent:
-            raise InputError(f"{index}: names {len(absent)} tensors that its shards lack, {absent[0]!r} first: "
-                             f"the index is stale, download the folder again")
+            raise InputError(f"{index}: names {len(absent)} tensors that its shards lack, "
+                             f"{short(absent[0])} first: the index is stale, download the folder "
+                             f"again")
         return {name: self.folder / file for name, file in where.items()}
 
     def __contains__(self, name):
@@ -133,16 +155,19 @@ class Checkpoint:
         The file is mapped, the tensor copied out and the mapping closed: so a model takes its own size and one tensor
         more, and a file that somebody replaces later changes no loaded model.
         """
-        return read_tensor(self.files[name], name)
+        return read_tensor(self.files[name], self.stored[name])
 
 
 def open_tensors(path):
     """A memory-mapped safetensors file; a truncated or foreign one is an InputError."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"{path}: is no ordinary file: a safetensors file is expected")
     try:
         return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError) as error:
         size = os.path.getsize(path) if os.path.exists(path) else 0
-        raise InputError(f"{path}: not a whole safetensors file ({size} bytes; {error}): download or save it again") from None
+        raise InputError(f"{path}: not a whole safetensors file ({size} bytes; "
+                         f"{short(str(error), 200)[1:-1]}): download or save it again") from None
 
 
 def read_tensor(path, name):
@@ -196,6 +221,7 @@ def fill(model, checkpoint, table, fresh=(), dtype=torch.float32, place=place):
     Raises InputError with every fault found; `model` is then unusable.
     """
     parameters, report, faults, filled = dict(model.named_parameters()), Report(), [], {}
+    remedy = "download the files again, or save the model again"
     for name in checkpoint.files:
         if tie_of(name, table):
             report.tied[name] = tie_of(name, table)
@@ -203,7 +229,9 @@ def fill(model, checkpoint, table, fresh=(), dtype=torch.float32, place=place):
         try:
             ours = translate(name, table)
         except KeyError:
-            faults.append(f"{table.title} has no row for {name!r} {checkpoint.shapes[name]}: add one, or map it to None")
+            faults.append(f"{short(name, 120)} {checkpoint.shapes[name]} is no tensor of "
+                          f"{table.title}")
+            remedy = next(text for sign, text in REMEDIES if re.search(sign, name))
             continue
         if ours is None:
             report.dropped.append(name)
@@ -219,8 +247,14 @@ def fill(model, checkpoint, table, fresh=(), dtype=torch.float32, place=place):
                if not any(re.match(pattern, p) for pattern in fresh)]
     faults = faults or place_tensors(model, checkpoint, report, table, dtype, place)
     if faults:
-        raise InputError(f"{checkpoint.folder}: {len(faults)} faults: " + "; ".join(faults))
+        raise InputError(f"{checkpoint.folder}: {len(faults)} faults: {listed(faults)}: {remedy}")
     return report
+
+
+def listed(faults, most=8):
+    """The first faults in one line, and how many more there are."""
+    more = [f"and {len(faults) - most} more"] if len(faults) > most else []
+    return "; ".join(faults[:most] + more)
 
 
 def shape_fault(name, shape, ours, parameter, turned):
@@ -233,15 +267,20 @@ def place_tensors(model, checkpoint, report, table, dtype, place):
     """Fill in the values; -> faults: tensors that are no (finite) floats, ties that are not equal."""
     faults = []
     for name, ours in report.loaded.items():
-        tensor = checkpoint.tensor(name)
-        if not tensor.is_floating_point():
-            faults.append(f"{name!r} holds {tensor.dtype}, floats are expected")
-        elif tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():       # NaN passes through min and max
-            faults.append(f"{name!r} holds values that are not finite")
+        if checkpoint.dtypes[name] not in READABLE:
+            faults.append(f"{name!r} holds {checkpoint.dtypes[name]}, floats are expected")
+            continue
+        tensor = checkpoint.tensor(name).to(dtype)
+        # NaN passes through min and max
+        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+            faults.append(f"{name!r} holds values that are not finite in "
+                          f"{str(dtype).removeprefix('torch.')}")
         else:
-            place(model, ours, (tensor.T if table.turned(ours) else tensor).to(dtype).contiguous())
+            place(model, ours, (tensor.T if table.turned(ours) else tensor).contiguous())
     for name, ours in report.tied.items():
-        if not faults and not torch.equal(checkpoint.tensor(name).to(dtype), model.get_parameter(ours)):
+        mine = model.get_parameter(ours)
+        if not faults and not (checkpoint.dtypes[name] in READABLE
+                               and torch.equal(checkpoint.tensor(name).to(dtype), mine)):
             faults.append(f"{name!r} should be tied to {ours}, but its values differ")
     return faults
 

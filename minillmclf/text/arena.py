@@ -12,10 +12,12 @@ one turn there is none. Half of a surrogate pair, as "\\ud83d" alone, becomes U+
 so that the model sees that there was nothing, and no row is lost. Not here: which parts are cut where a text is too long.
 """
 import json
+import math
 import re
 from pathlib import Path
 
 from minillmclf.errors import InputError
+from minillmclf.files import short
 from minillmclf.text.data import Example
 from minillmclf.text.table_files import read_table
 
@@ -31,24 +33,30 @@ def is_arena(columns):
     return set(FIELDS) <= set(columns)
 
 
-def read_arena(path, need_labels=True):
+def read_arena(path, need_labels=True, quoting="auto"):
     """All rows of a file -> Examples with texts (prompt, response_a, response_b), and a list of their ids.
 
     label: "a", "b" or "tie"; None where the file names no winner, which is an InputError if need_labels. ids: the column
     id, texts that must all differ; without one the lines. Raises InputError with the line of a row that cannot be read.
     """
-    table = read_table(Path(path))
+    table = read_table(Path(path), quoting)
     missing = [name for name in FIELDS if name not in table.columns]
     if missing:
-        raise InputError(f"{path}: no column '{missing[0]}' in {list(table.columns)}: an arena file has {', '.join(FIELDS)}")
+        raise InputError(f"{path}: no column '{missing[0]}' in {short(list(table.columns), 300)}: an arena "
+                         f"file has {', '.join(FIELDS)}")
     column, read = winner_reader(table)
     if read is None and need_labels:
-        raise InputError(f"{path}: names no winner, has {list(table.columns)}: add winner (a, b, tie), or "
-                         f"{', '.join(WINNERS)}")
+        raise InputError(f"{path}: names no winner, has {short(list(table.columns), 300)}: add winner "
+                         f"(a, b, tie), or {', '.join(WINNERS)}")
     examples = []
     for line, record in table.rows:
         where = f"{path}, line {line}: column"
-        label = read and read(record, f"{where} '{column}'")
+        try:
+            label = read and read(record, f"{where} '{column}'")
+        except InputError:
+            if need_labels:
+                raise
+            label = None
         examples.append(Example(read_texts(record, where), label, line))
     return examples, read_ids(table)
 
@@ -122,9 +130,11 @@ def read_ids(table, column="id"):
         return [str(line) for line, _ in table.rows]
     seen = {}
     for line, record in table.rows:
-        name = str(record.get(column)).strip()
-        if name in seen:
-            raise InputError(f"{table.path}, line {line}: column '{column}' says {name!r:.60} as line {seen[name]} does: give "
-                             "each row an id of its own")
+        value = record.get(column)
+        name, number = str(value).strip(), isinstance(value, (int, float)) and math.isfinite(value)
+        if name in seen or not (number or isinstance(value, str)):
+            again = f" as line {seen[name]} does" if name in seen else ""
+            raise InputError(f"{table.path}, line {line}: column '{column}' says {short(value)}{again}: give "
+                             "each row an id of its own, a text or a number")
         seen[name] = line
     return list(seen)

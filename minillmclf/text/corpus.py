@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from minillmclf.errors import InputError
+from minillmclf.text.data import row_splits, split_column
 from minillmclf.text.table_files import read_table
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -17,9 +18,11 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 def documents(path):
     """The documents of one file: lines of a .txt; else the text cells of a table (its train rows, if it has a split)."""
     if path.suffix != ".txt":
-        for _, row in read_table(path).rows:
-            if row.get("split", "train") == "train":
-                yield from (value for key, value in row.items() if key not in ("label", "split") and isinstance(value, str))
+        table = read_table(path)
+        for (_, row), split in zip(table.rows, row_splits(table)):
+            if split == "train":
+                yield from (value for key, value in row.items()
+                            if key not in ("label", split_column(table)) and isinstance(value, str))
         return
     try:
         with open(path, encoding="utf-8") as file:

@@ -1,11 +1,15 @@
 """The data doctor: what a person should know about a data set before the first training step.
 
-Here: sizes, balance, repeated and leaked texts, lengths and truncation, each fault with its remedy. Not here: what
-makes a file unreadable (data.py). Texts count as the same when they are equal but for case and white space
+Here: sizes, balance, repeated and leaked texts, lengths and truncation, names of classes that look
+alike, tokens that the tokenizer does not know, each fault with its remedy. Not here: what makes a file
+unreadable (data.py). Texts count as the same when they are equal but for case and white space
 (`data.text_key`). A text that comes again with another label is counted apart: at most one label is right. Where a row may
 have several labels, each is counted, and another label means another set.
 """
 import math
+import re
+import sys
+import unicodedata
 from collections import Counter
 from dataclasses import asdict, dataclass
 
@@ -14,6 +18,9 @@ from minillmclf.text.data import Dataset, names_in, text_key
 SPLITS = ("train", "dev", "test")
 UNBALANCED = 5                    # warn where the largest class of train has more than this times the smallest
 FEW = 5                           # warn where a class has fewer train rows than this
+UNKNOWN = 0.05                    # warn where this part of a split's tokens, or more, is unknown
+UNSEEN = "[\u034f\u115f\u1160\u2800\ufe00-\ufe0f]"          # letters and marks that show nothing
+SOME_ROWS = 256                   # of each window that a stream of rows is looked at by
 
 
 @dataclass
@@ -35,6 +42,7 @@ class Report:
     warnings: list                # a sentence per fault, with its remedy
     cardinality: dict             # several labels a row: split -> mean labels a row; {} where each row has one
     unlabelled: dict              # several labels a row: per split, rows without any; {} where each row has one
+    unknown: dict                 # per split: `unknown_share` of its texts; {} where not counted
 
     def as_dict(self) -> dict:
         """The report as plain dicts, lists, numbers and strings: ready for JSON."""
@@ -73,12 +81,13 @@ def _aligned(table) -> list[str]:
     return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in table]
 
 
-def examine(dataset: Dataset, lengths=None, max_length=None, setting="max_length") -> Report:
+def examine(dataset: Dataset, lengths=None, max_length=None, remedy="raise max_length",
+            unknown=None) -> Report:
     """Count what `Report` lists. Raises ValueError where `lengths` has more or fewer numbers than there are rows.
 
     lengths: {split: tokens of each row, special tokens included}; without it lengths are counted in words.
     max_length: the most tokens of a row that the model sees. Counted in words, fewer rows seem to exceed it.
-    setting: what raises it.
+    remedy: what to do about longer ones. unknown: `unknown_share` of each split.
     """
     splits, unit = {s: getattr(dataset, s) for s in SPLITS}, "words" if lengths is None else "tokens"
     if lengths is None:
@@ -101,13 +110,14 @@ def examine(dataset: Dataset, lengths=None, max_length=None, setting="max_length
         shared={f"{a}/{b}": _shared(texts[a], texts[b]) for a, b in (SPLITS[:2], SPLITS[::2], SPLITS[1:])},
         empty={s: sum(not all(text.strip() for text in e.texts) for e in splits[s]) for s in SPLITS},
         lengths={s: _percentiles(numbers) for s, numbers in lengths.items() if len(numbers)},
-        unit=unit, max_length=max_length, truncated={}, warnings=[], cardinality={}, unlabelled={})
+        unit=unit, max_length=max_length, truncated={}, warnings=[], cardinality={}, unlabelled={},
+        unknown=unknown or {})
     if dataset.several:
         report.cardinality = {s: sum(map(len, names)) / len(names) for s, names in sets.items() if names}
         report.unlabelled = {s: sum(not each for each in names) for s, names in sets.items()}
     if max_length is not None:
         report.truncated = {s: int(sum(n > max_length for n in numbers)) for s, numbers in lengths.items()}
-    report.warnings = _warnings(report, setting)
+    report.warnings = _warnings(report, remedy)
     return report
 
 
@@ -130,7 +140,7 @@ def _percentiles(numbers) -> dict[str, int]:
     return marks | {"max": ranked[-1]}
 
 
-def _warnings(r: Report, setting: str) -> list[str]:
+def _warnings(r: Report, remedy: str) -> list[str]:
     found, train = [], {label: n["train"] for label, n in r.classes.items()}
     if r.imbalance is not None and r.imbalance > UNBALANCED:
         found.append(f"{max(train, key=train.get)} has {r.imbalance:.1f} times the train rows of "
@@ -140,6 +150,15 @@ def _warnings(r: Report, setting: str) -> list[str]:
         found.append(f"{_some(few)} with fewer than {FEW} train rows: add rows, or merge them with other classes")
     if r.unlabelled and round(r.cardinality.get("train", 0) * r.rows["train"]) + r.unlabelled["train"] == r.rows["train"]:
         found.append("no train row seems to have two labels: if some have, write a bar between their names, a|b")
+    if r.unlabelled:
+        always = [label for label in train if train[label] == r.rows["train"] > 0]
+        if always:
+            found.append(f"{_some(always)} in every train row: no row says what it is not, so leave it out")
+    elif barred := [label for label in train if "|" in label]:
+        found.append(f"{_some(barred)} with a bar in the name: if it stands between several labels of a row, "
+                     "--several-labels on")
+    found += [f"{_some(labels)} whose names differ only by case, Unicode form, spaces or invisible "
+              "characters: if they are one class, write its name in one way" for labels in look_alikes(train)]
     for s in ("dev", "test"):
         unseen = [label for label in r.classes if not r.classes[label][s]]
         if unseen and r.rows[s]:
@@ -150,15 +169,52 @@ def _warnings(r: Report, setting: str) -> list[str]:
             (r.repeated, "repeat a text and its label: remove the copies"),
             (r.contradicting, "repeat a text with other labels: keep the right row, remove the others" if r.unlabelled else
              "repeat a text that has two labels or more: keep the right one, remove the others"),
-            (r.truncated, f"exceed {r.max_length} tokens{at_least} and get truncated: raise {setting}")):
+            (r.truncated, f"exceed {r.max_length} tokens{at_least} and get truncated: {remedy}")):
         if any(counts.values()):
             found.append(", ".join(f"{number} {s}" for s, number in counts.items() if number) + f" row(s) {fault}")
     for pair, n in r.shared.items():
         if sum(n.values()):
             found.append(f"{sum(n.values())} text(s) of {pair.replace('/', ' stand in ')} too and flatter its "
                          f"scores: remove them from {pair.split('/')[0]}")
-    return found
+    return found + unknown_line(r.unknown)
 
 
 def _some(labels) -> str:
     return f"{len(labels)} class(es) ({', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''})"
+
+
+def look_alikes(labels):
+    """Names that a person takes for one and the same -> list of lists of them."""
+    alike = {}
+    for label in labels:
+        seen = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", label).casefold())
+        seen = "".join(char for char in seen if unicodedata.category(char)[0] not in "ZC")
+        alike.setdefault(re.sub(UNSEEN, "", seen), []).append(label)
+    return [names for names in alike.values() if len(names) > 1]
+
+
+def unknown_share(tokenizer, rows):
+    """The part of the tokens of rows (tuples of texts) that the tokenizer does not know, 0.0 to 1.0."""
+    found = [tokenizer.ids(text) for texts in rows for text in texts] if tokenizer.unk_id is not None else []
+    return sum(ids.count(tokenizer.unk_id) for ids in found) / max(1, sum(map(len, found)))
+
+
+def unknown_line(shares):
+    """{name of some rows: `unknown_share`} -> a list with the sentence that warns; [] if all is well."""
+    many = [f"{share:.0%} of the tokens in {name}" for name, share in shares.items() if share >= UNKNOWN]
+    return [f"{', '.join(many)} are unknown to this model's tokenizer, and all look the same to it: take a "
+            "model that was made for the language and script of these texts"] if many else []
+
+
+class UnknownTokens:
+    """watch(rows), for each window of a stream, warns on standard error once if it has too many of them."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.told = tokenizer, False
+
+    def __call__(self, rows):
+        if not self.told:
+            some = rows[::1 + len(rows) // SOME_ROWS]
+            for line in unknown_line({"the texts": unknown_share(self.tokenizer, some)}):
+                self.told = True
+                print(f"WARNING: {line}", file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ from collections import Counter
 import numpy as np
 
 from minillmclf.errors import InputError
+from minillmclf.files import short
 from minillmclf.text.data import Example, hold_out, text_key
 
 
@@ -85,7 +86,8 @@ def read_groups(table, columns):
     names = [name.strip() for name in columns.split(",")]
     missing = [name for name in names if name not in table.columns]
     if missing:
-        raise InputError(f"{table.path}: --group: no column '{missing[0]}' in {list(table.columns)}: name one of these")
+        raise InputError(f"{table.path}: --group: no column {short(missing[0])} in "
+                         f"{short(list(table.columns), 300)}: name one of these")
     groups = []
     for line, record in table.rows:
         values = [record.get(name) for name in names]

@@ -28,11 +28,11 @@ def fit(parts, budget):
     -> (parts, how many tokens were cut). A short part is never cut while a longer one is left, so none vanishes; of two
     that have become equal the one that was shorter is cut first, as the `tokenizers` library does ("longest_first").
     """
-    lengths = [len(part) for part in parts]
+    lengths, room = [len(part) for part in parts], max(0, budget)
     cut = max(0, sum(lengths) - budget)
-    for _ in range(cut):
-        longest = max(range(len(parts)), key=lambda i: (lengths[i], -len(parts[i])))
-        lengths[longest] -= 1
+    for place, i in enumerate(sorted(range(len(parts)), key=lengths.__getitem__)):       # shortest first
+        lengths[i] = min(lengths[i], room // (len(parts) - place))     # its share of the room that is left
+        room -= lengths[i]
     return [part[:length] for part, length in zip(parts, lengths)], cut
 
 

@@ -116,16 +116,23 @@ class Tokenizer:
         """The pieces of a text, as the vocabulary writes them."""
         return [self._pieces[i] for i in self.ids(text)]
 
+    def refuse_second_bos(self):
+        """From now on `layout` puts a BOS, where the family has one, before no text that holds one.
+        Until then ids are those of transformers, which doubles it. -> self"""
+        self._lone_bos = self.bos_id if self._single[0][0] == [self.bos_id] else None
+        return self
+
     def layout(self, a, b=None):
         """(ids, token type ids) of one text or a pair with its special tokens. a, b: lists of ids.
 
-        Gemma: exactly one BOS. One at the front of the texts (a chat template wrote it) is not doubled, elsewhere it
-        is an error: InputError."""
+        Gemma, and after `refuse_second_bos`: exactly one BOS. One at the front of the texts (a chat
+        template wrote it) is not doubled, elsewhere it is an error: InputError."""
         if self._lone_bos is not None:
             a = a[1:] if a[:1] == [self._lone_bos] else a
             if self._lone_bos in [*a, *(b or [])]:
                 raise InputError(f"{self._source}: {self._names['bos']} stands inside a text, and layout puts one "
-                                 "before it; a model of this family fails silently with two: remove it from the text")
+                                 "before it; a model may fail silently with two: remove it from "
+                                 "the text")
         ids, types = [], []
         for part, type_id in self._single if b is None else self._pair:
             part = a if part == "A" else b if part == "B" else part

@@ -12,8 +12,11 @@ import os
 import torch
 
 from ..errors import InputError
+from ..files import check_fields, parse_json, short
 from ..models.weights import open_tensors, write_tensors
 from .parallel import first, share_like, whole
+
+ANEW = "remove it or choose another --out (train and folds: --overwrite starts anew)"
 
 
 def seed_step(seed, step):
@@ -54,27 +57,56 @@ def load_state(path, model, optimizer):
     """Put a saved state back -> progress, or None where there is no file."""
     if not os.path.exists(path):
         return None
-    file = open_tensors(path)
-    metadata = file.metadata() or {}
-    names = dict(model.named_parameters())
-    expected = {f"model.{n}" for n, p in names.items() if p.requires_grad}
-    found = {key for key in file.keys() if key.startswith("model.")}
-    if "progress" not in metadata or found != expected:
-        raise InputError(f"{path}: not a training state of this run ({len(found ^ expected)} parameters differ): "
-                         f"remove it or choose another --out")
+    names = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    tensors, metadata = read_state(path, {f"model.{n}": p for n, p in names.items()}, "optimizer.")
+    progress = check_fields(metadata["progress"], {"step": (is_count, "a number of steps")}, path)
     begin_states(optimizer)
-    with torch.no_grad():
-        for key in file.keys():
-            kind, rest = key.split(".", 1)
-            if kind == "model":
-                names[rest].copy_(share_like(file.get_tensor(key), names[rest]))
-            else:
-                moment, name = rest.split(".", 1)
-                put(optimizer.state[names[name]], moment, share_like(file.get_tensor(key), names[name]))
-    for key, value in json.loads(metadata.get("numbers", "{}")).items():
-        _, moment, name = key.split(".", 2)
-        optimizer.state[names[name]][moment] = value
-    return json.loads(metadata["progress"])
+    try:
+        with torch.no_grad():
+            for name, parameter in names.items():
+                parameter.copy_(share_like(tensors.pop(f"model.{name}"), parameter))
+            for key, value in (tensors | metadata.get("numbers", {})).items():
+                _, moment, name = key.split(".", 2)
+                put(optimizer.state[names[name]], moment, value, names[name])
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path}: {short(error, 200)} in what the optimiser kept: {ANEW}") from None
+    if not hasattr(optimizer, "init_state") and len({frozenset(state) for state in optimizer.state.values()}) > 1:
+        raise InputError(f"{path}: a part of what the optimiser kept is missing: {ANEW}")
+    return progress
+
+
+def read_state(path, expected, more="\0"):
+    """Tensors and metadata of a file of training, or InputError unless it has the tensors of `expected`, {name: tensor}, in
+    their shapes, and none beside them but those that begin with `more`; all numbers are finite. -> {name: tensor}, {key: value}
+    """
+    try:
+        with open_tensors(path) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            metadata = {key: parse_json(value, path) for key, value in (file.metadata() or {}).items() if key != "format"}
+    except InputError as error:
+        raise InputError(f"{error}; {ANEW}") from None
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.startswith(more)}
+    differ = {name for name, tensor in expected.items() if shapes.get(name) != tuple(tensor.shape)} | shapes.keys() - expected.keys()
+    if differ or more != "\0" and "progress" not in metadata:
+        raise InputError(f"{path}: not a training state of this run ({len(differ)} parameters differ): {ANEW}")
+    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise InputError(f"{path}: {len(broken)} of its tensors are not finite, {broken[0]} first: {ANEW}")
+    return tensors, metadata
+
+
+def is_count(value):
+    """Is it a whole number, 0 or more?"""
+    return type(value) is int and value >= 0
+
+
+def is_number(value):
+    return type(value) in (int, float)
+
+
+def numbers(value):
+    """Is it a list of numbers?"""
+    return isinstance(value, list) and all(map(is_number, value))
 
 
 def begin_states(optimizer):
@@ -85,9 +117,12 @@ def begin_states(optimizer):
                 optimizer.init_state(group, parameter, number, place)
 
 
-def put(state, moment, tensor):
-    """Fill in what is laid out already, else take the tensor itself."""
-    if moment in state:
-        state[moment].copy_(tensor)
+def put(state, moment, value, parameter):
+    """Fill in what is laid out already, else take the tensor, or the plain number, itself."""
+    value = share_like(value, parameter) if torch.is_tensor(value) else value
+    if torch.is_tensor(state.get(moment)):
+        state[moment].copy_(value)
+    elif torch.is_tensor(value) and value.dim() and value.shape != parameter.shape:
+        raise ValueError(f"{moment} of shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
     else:
-        state[moment] = tensor
+        state[moment] = value

@@ -6,7 +6,6 @@ uninterrupted run ends, because everything random in a step follows from (seed, 
 
 It runs in one process, or in several under torchrun; what starts with `parallel.` does nothing in the first case.
 """
-import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +13,25 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..models.weights import open_tensors, write_tensors
+from ..files import check_fields
+from ..models.weights import write_tensors
 from ..text.batch import collate, make_batches, places
 from . import parallel
-from .checkpoint import load_state, save_state, seed_step
+from .checkpoint import is_count, is_number, load_state, numbers, read_state, save_state, seed_step
 from .doctor import Checkup
 from .features import remembered
 from .metrics import better, evaluate, evaluate_sets
 from .nonfinite import first_nonfinite
 from .objectives import Classes
 from .optim import build_optimizer, rate_factor, set_rate
+
+
+MOST_COUNTED = 10_000                   # epochs whose steps are counted one by one
+
+PROGRESS = {"step": (is_count, "a number of steps"), "losses": (numbers, "a list of numbers"),
+            "history": (lambda v: isinstance(v, list) and all(isinstance(line, dict) and is_count(line.get("step"))
+                                                              for line in v), "a list with the step of each epoch"),
+            "best": (lambda v: v is None or isinstance(v, dict) and is_count(v.get("epoch")), "the best epoch, or null")}
 
 
 @dataclass
@@ -35,15 +43,35 @@ class Rows:
 
 
 def plan_epochs(train, s):
-    """The batches of all epochs, a list of lists of rows each; settled beforehand by the seed."""
-    lengths = list(map(places, train.encoded))
+    """The batches of all epochs, settled beforehand by the seed -> Plan."""
+    return Plan(train, s)
 
-    def epoch(number):
-        rows = drawn(train.labels, f"{s.seed}:{number}") if s.sampling == "balanced" else range(len(lengths))
-        batches = make_batches([lengths[row] for row in rows], s.batch_size, seed=f"{s.seed}:{number}", tokens=s.batch_tokens)
+
+class Plan:
+    """plan[number] -> the batches of an epoch, a list of lists of rows, made when they are asked for.
+
+    epochs: how many there are; steps: in all of them. Where --batch-tokens makes epochs differ, `steps` is counted over the
+    first MOST_COUNTED of them, and the rest taken to be like these.
+    """
+
+    def __init__(self, train, s):
+        self.lengths, self.labels, self.s = list(map(places, train.encoded)), train.labels, s
+        first = len(self[0])
+        self.epochs = max(s.epochs, -(-s.min_steps // first))
+        counted = min(self.epochs, MOST_COUNTED) if s.batch_tokens else 1
+        self.steps = sum(len(self[number]) for number in range(counted)) * self.epochs // counted
+
+    def __getitem__(self, number):
+        s, seed = self.s, f"{self.s.seed}:{number}"
+        rows = drawn(self.labels, seed) if s.sampling == "balanced" else range(len(self.lengths))
+        batches = make_batches([self.lengths[row] for row in rows], s.batch_size, seed=seed, tokens=s.batch_tokens)
         return [[rows[place] for place in batch] for batch in batches]
-    epochs = max(s.epochs, math.ceil(s.min_steps / len(epoch(0))))
-    return [epoch(number) for number in range(epochs)]
+
+    def __len__(self):
+        return self.epochs
+
+    def __iter__(self):
+        return (self[number] for number in range(self.epochs))
 
 
 def drawn(labels, seed):
@@ -124,15 +152,12 @@ def run_epochs(model, train, dev, s, folder, stop, objective, on_step, on_epoch,
     state, best = Path(folder) / "state.safetensors", Path(folder) / "best.safetensors"
     optimizer = build_optimizer(model, s.lr, s.weight_decay, s.layer_decay, s.optimizer)
     progress = load_state(state, model, optimizer) or {"step": 0, "history": [], "best": None, "losses": []}
-    checkup = Checkup(model, optimizer)
-    plan = plan_epochs(train, s)
-    total, step = sum(map(len, plan)), 0
-    for epoch, batches in enumerate(plan):
-        if len(progress["history"]) > epoch:
-            step += len(batches)
-            continue
+    plan, checkup = plan_epochs(train, s), Checkup(model, optimizer)
+    check_progress(progress, s, state, best)
+    total, step = plan.steps, progress["step"] - len(progress["losses"])
+    for epoch in range(len(progress["history"]), plan.epochs):
         model.train()
-        for rows in batches:
+        for rows in plan[epoch]:
             step += 1
             if step <= progress["step"]:
                 continue
@@ -154,11 +179,25 @@ def run_epochs(model, train, dev, s, folder, stop, objective, on_step, on_epoch,
         finish_epoch(model, dev, s, progress, best)
         if on_epoch:
             on_epoch(progress["history"][-1])
-        if s.patience and epoch + 1 - progress["best"]["epoch"] >= s.patience:
+        top = progress["best"][s.metric]          # a tie is no progress: its first epoch counts
+        reached = next(line["epoch"] for line in progress["history"] if line[s.metric] == top)
+        if s.patience and epoch + 1 - reached >= s.patience:
             break
     parallel.wait()
     restore(model, best)
     return progress
+
+
+def check_progress(progress, s, state, best):
+    """Raise InputError unless a run can go on from what its state says, and from its best weights so far."""
+    check_fields(progress, PROGRESS, state)
+    history, found = progress["history"], progress["best"]
+    begun = history[-1]["step"] if history else 0
+    if progress["step"] != begun + len(progress["losses"]) or bool(history) != bool(found) \
+            or found and not is_number(found.get(s.metric)):
+        raise InputError(f"{state}: its steps, losses and best epoch do not fit together: --overwrite starts anew")
+    if found and not best.exists():
+        raise InputError(f"{best}: is not there, with the weights of the best epoch so far: --overwrite starts anew")
 
 
 def finish_epoch(model, dev, s, progress, best):
@@ -170,7 +209,8 @@ def finish_epoch(model, dev, s, progress, best):
               **measure(probabilities, dev.labels, model.labels)}
     progress["losses"] = []
     progress["history"].append(record)
-    if better(s.metric, record[s.metric], progress["best"] and progress["best"][s.metric]):
+    earlier = progress["best"] and progress["history"][progress["best"]["epoch"] - 1]
+    if better(s.metric, record, earlier):
         progress["best"] = {"epoch": epoch, s.metric: record[s.metric]}
         trained = {n: parallel.whole(p.detach()) for n, p in model.named_parameters() if p.requires_grad}
         if parallel.first():
@@ -179,8 +219,9 @@ def finish_epoch(model, dev, s, progress, best):
 
 def restore(model, best):
     """Put the best epoch's weights back."""
-    file, names = open_tensors(best), dict(model.named_parameters())
+    names = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    tensors = read_state(best, names)[0]
     with torch.no_grad():
-        for name in file.keys():
-            names[name].copy_(parallel.share_like(file.get_tensor(name), names[name]))
+        for name, tensor in tensors.items():
+            names[name].copy_(parallel.share_like(tensor, names[name]))
     model.eval()

@@ -10,16 +10,21 @@ SET_METRICS = {"exact_match": 1, "micro_f1": 1, "macro_f1": 1, "log_loss": -1, "
 
 
 def evaluate(probabilities, truth, labels):
-    """-> dict with accuracy, macro_f1, log_loss, ece, and f1 of each class by its name."""
+    """-> dict with accuracy, macro_f1, log_loss, ece, and f1 of each class by its name.
+
+    macro_f1 is the mean over the classes that occur, in the targets or in the answers (as scikit-learn has it): a class that
+    occurs in neither says nothing about the answers. Its own f1 is written as 0.
+    """
     probabilities, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(truth)
     answer = probabilities.argmax(1)
     f1 = [class_f1(answer == c, truth == c) for c in range(len(labels))]
     own = probabilities[np.arange(len(truth)), truth]
+    occurs = np.union1d(answer, truth)
     return {"accuracy": float((answer == truth).mean()),
-            "macro_f1": float(np.mean(f1)),
+            "macro_f1": float(np.mean([f1[c] for c in occurs])),
             "log_loss": float(-np.log(np.clip(own, 1e-15, 1.0)).mean()),
             "ece": calibration_error(probabilities.max(1), answer == truth),
-            "f1": {name: round(score, 6) for name, score in zip(labels, f1)}}
+            "f1": by_name(labels, f1)}
 
 
 def evaluate_sets(probabilities, truth, labels, thresholds=0.5):
@@ -28,7 +33,7 @@ def evaluate_sets(probabilities, truth, labels, thresholds=0.5):
 
     thresholds: a class is answered where its probability reaches its threshold; one number, or (C,). exact_match: share of
     rows whose answer is the true set, no class more and none less. micro F1 counts all N x C decisions together, macro F1 is
-    the mean over classes. log_loss (binary) and ece are over all decisions too, ece of "the row has this class", so that
+    the mean over all classes (as scikit-learn has it for several labels a row, a class that occurs nowhere counts 0). log_loss (binary) and ece are over all decisions too, ece of "the row has this class", so that
     it asks of rows with p = 0.1 whether a tenth of them has it.
     """
     probabilities, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(truth).astype(bool)     # (N, C)
@@ -61,6 +66,11 @@ def calibration_error(confidence, right, bins=15):
     return float(sum(gaps) / len(confidence))
 
 
+def gain(metric, new, old):
+    """How much better `new` is than `old`, both with all metrics; below 0 if it is worse."""
+    return {**METRICS, **SET_METRICS}[metric] * (new[metric] - old[metric])
+
+
 def better(metric, new, old):
-    """Is `new` a better value of the metric than `old` (None: there is none yet)?"""
-    return old is None or {**METRICS, **SET_METRICS}[metric] * (new - old) > 0
+    """Is `new` better than `old` (None: none yet), both with all metrics? Log loss breaks ties."""
+    return old is None or (gain(metric, new, old) or gain("log_loss", new, old)) > 0

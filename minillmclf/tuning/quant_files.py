@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..files import find_model, read_json
-from ..models.weights import Checkpoint, export, fill, read_tensor, translate
+from ..files import check_fields, find_model, parse_json, short
+from ..models.config import read_model_config
+from ..models.weights import Checkpoint, export, fill, listed, read_tensor, translate
 from .quant import BLOCKSIZES, CODES, FLOATS, NESTED, Linear4bit, Quantised, dynamic_map, name_of
 
 STATE = "weight.quant_state.bitsandbytes__"
@@ -22,6 +23,17 @@ SUPPORTED = {"quant_method": ("bitsandbytes", None), "load_in_4bit": (True,), "_
              "_load_in_8bit": (False,), "bnb_4bit_quant_type": tuple(CODES), "bnb_4bit_quant_storage": ("uint8", None),
              "bnb_4bit_compute_dtype": (*FLOATS, None), "bnb_4bit_use_double_quant": (True, False),
              "llm_int8_enable_fp32_cpu_offload": (False,), "llm_int8_has_fp16_weight": (False,)}
+# what a quant_state holds, and with double quantisation besides
+STATE_FIELDS = {"quant_type": (lambda v: v in (*CODES,), " or ".join(CODES)),
+                "dtype": (lambda v: v in (*FLOATS,), " or ".join(FLOATS)),
+                "blocksize": (lambda v: v in BLOCKSIZES, f"one of {BLOCKSIZES}"),
+                "shape": (lambda v: isinstance(v, list) and len(v) == 2
+                          and all(type(n) is int and 0 < n < 2**31 for n in v),
+                          "two whole numbers")}
+NESTED_FIELDS = {"nested_blocksize": (lambda v: v == NESTED, NESTED),
+                 "nested_dtype": (lambda v: v == "float32", "float32"),
+                 "nested_offset": (lambda v: type(v) in (int, float) and abs(v) < 1e30,
+                                   "a number below 1e30")}
 OF_8_BITS = ("llm_int8_threshold", "llm_int8_skip_modules")         # of other layers; which were skipped the tensors say
 
 
@@ -64,19 +76,13 @@ def read_state(tensors, where):
     name = next((name for name in tensors if name.startswith(STATE)), None)
     if name is None:
         raise InputError(f"{where}: {STATE}* is missing, which says how it was quantised: download the file again")
+    where = f"{where}: {name}"
     try:
-        state = json.loads(bytes(tensors[name].tolist()))
-        known = {"quant_type": (*CODES,), "blocksize": BLOCKSIZES, "dtype": (*FLOATS,)}
-        if "nested_offset" in state:
-            known |= {"nested_blocksize": (NESTED,), "nested_dtype": ("float32",)}
-        wrong = [f"{key} = {state.get(key)!r}" for key, values in known.items() if state.get(key) not in values]
-        rows, columns = state["shape"]
-        if not wrong and rows * columns > 0 and math.isfinite(state.get("nested_offset", 0)):
-            return state
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        wrong = [f"{type(error).__name__}: {error}"]
-    found = "; ".join(wrong) or f"shape = {state['shape']}, nested_offset = {state.get('nested_offset')}"
-    raise InputError(f"{where}: {name} is corrupt or not supported ({found}): download the file again")
+        state = parse_json(bytes(tensors[name].tolist()).decode(), where)
+    except (ValueError, TypeError) as error:                       # no bytes, no text
+        raise InputError(f"{where}: is corrupt ({error}): download the file again") from None
+    nested = NESTED_FIELDS if isinstance(state, dict) and "nested_offset" in state else {}
+    return check_fields(state, STATE_FIELDS | nested, where)
 
 
 def expect(tensors, name, dtype, shape, where, values=None):
@@ -114,23 +120,25 @@ class FourBitCheckpoint(Checkpoint):
 
     def layer(self, name, bias):
         """The 4-bit layer of this name; bias: its parameter, or None."""
-        parts = {part: read_tensor(self.held[file], file) for part, file in self.packed[name].items()}
+        parts = {part: read_tensor(self.held[file], self.stored[file])
+                 for part, file in self.packed[name].items()}
         return from_file(parts, bias, f"{self.folder}: {name}")
 
 
 def check_quantised(settings, where):
     """InputError unless a quantization_config describes 4-bit layers of bitsandbytes as they are built here."""
-    wrong = [f"{key} = {value!r}" for key, value in settings.items()
+    wrong = [f"{short(key)[1:-1]} = {short(value)}" for key, value in settings.items()
              if key not in OF_8_BITS and value not in SUPPORTED.get(key, (None,))]
     if wrong or not settings.get("load_in_4bit", settings.get("_load_in_4bit")):
-        raise InputError(f"{where}: quantization_config has {', '.join(wrong) or 'no load_in_4bit'}: only 4-bit layers of "
-                         f"bitsandbytes are supported")
+        raise InputError(f"{where}: quantization_config has {listed(wrong) or 'no load_in_4bit'}: "
+                         f"only 4-bit layers of bitsandbytes are supported, take the files that "
+                         f"this model was quantised from")
 
 
 def open_checkpoint(folder):
     """A model folder, with or without 4-bit layers."""
-    quantised = read_json(find_model(folder) / "config.json").get("quantization_config")
-    return FourBitCheckpoint(folder) if quantised else Checkpoint(folder)
+    quantised = read_model_config(find_model(folder)).get("quantization_config")
+    return Checkpoint(folder) if quantised is None else FourBitCheckpoint(folder)
 
 
 def read_into(model, checkpoint, table, fresh=(), **options):

@@ -12,6 +12,7 @@ import torch
 
 from ..errors import InputError
 from ..files import find_model, read_json, write_text
+from ..models.config import ignoring
 from ..models.weights import open_tensors, write_tensors
 from . import BOTTLENECKS, adapter, attach, choose_weights, lora, peft_format
 from .quant import dequantise_linears
@@ -80,12 +81,14 @@ def build_as(build, base, labels, settings, where, **more):
     if not isinstance(readout, dict) or not all(isinstance(key, str) for key in readout):
         raise InputError(f"{where}: readout should be an object, is {readout!r:.60}")
     pool = settings.get("pool") or "family"
-    model = build(base, labels, pool=pool, max_length=settings.get("max_length"), keep=settings.get("keep", "head"),
-                  windows=settings.get("windows"), preference=settings.get("preference"), **more, **readout)
+    with ignoring(settings.get("ignored") or []):
+        model = build(base, labels, pool=pool, max_length=settings.get("max_length"),
+                      keep=settings.get("keep", "head"), windows=settings.get("windows"),
+                      preference=settings.get("preference"), **more, **readout)
     model.calibrate(settings.get("calibration"), f"{where}: calibration")
     if settings.get("thresholds") is not None:
         model.use_thresholds(settings["thresholds"], f"{where}: thresholds")
-    return model
+    return model.read_as(settings.get("reading"), f"{where}: reading")
 
 
 def fill_learned(model, path):

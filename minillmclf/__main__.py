@@ -1,0 +1,37 @@
+"""python -m minillmclf COMMAND ...: as python -m minillmclf.COMMAND; without one, what there is."""
+import ast
+import runpy
+import sys
+from pathlib import Path
+
+from .commands import Parser, run
+from .errors import InputError, did_you_mean
+
+
+def commands():
+    """Each command's name -> what it is for, as the first line of its file says."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+        start = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).partition("\n")[0]
+        name, _, what = start.removeprefix("python -m minillmclf.").partition(": ")
+        if name.split()[0] == path.stem:
+            found[path.stem] = what
+    return found
+
+
+def main():
+    known = commands()
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+        name, *sys.argv[1:] = sys.argv[1:]
+        if name not in known:
+            raise InputError(f"{name[:60]!r} is no command; known are {', '.join(known)}"
+                             + did_you_mean(name, known))
+        return runpy.run_module(f"minillmclf.{name}", run_name="__main__", alter_sys=True)
+    Parser("python -m minillmclf", "%(prog)s COMMAND [--help] ...", __doc__).parse_args()
+    print("python -m minillmclf COMMAND ..., or python -m minillmclf.COMMAND ...; with --help:\n")
+    print("\n".join(f"  {name:<10} {what}" for name, what in known.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
