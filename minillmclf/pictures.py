@@ -12,6 +12,8 @@ the colours stay apart for eyes without red or green cones.
 import io
 import math
 import textwrap
+import unicodedata
+import warnings
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,11 +32,24 @@ STYLE = {"font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10, "xtick.lab
          "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
          "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#DDDDDD",
          "axes.axisbelow": True, "legend.frameon": False, "legend.handlelength": 3.5, "text.parse_math": False,
-         "svg.hashsalt": "minillmclf"}
+         "svg.hashsalt": "minillmclf", "svg.fonttype": "none"}        # text stays text, in the browser's fonts
 COSTS = {"train_seconds": "training time (s)", "ms_per_text": "time for a text (ms)", "memory_mb": "peak memory (MB)",
          "trainable": "trained parameters"}
 FORMATS = {".svg": "Description", ".png": "Description", ".pdf": "Subject"}       # suffix -> where alternative text goes
-NUMBERED = 12                     # cells hold numbers up to so many classes
+NUMBERED, SHOWN = 12, 60          # classes up to which cells hold numbers; that are drawn at most
+
+
+@contextmanager
+def any_script():
+    """with any_script(): ...   No warning for letters that matplotlib's font lacks."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
+
+
+def width(text):
+    """How many Latin letters a text is as wide as: Chinese letters and emoji count twice."""
+    return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
 
 
 @contextmanager
@@ -46,7 +61,7 @@ def drawing(width, height):
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError("pictures need matplotlib, which is not installed: pip install -e '.[plots]'") from None
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), any_script():
         figure = Figure(figsize=(width, height), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
         FigureCanvasAgg(figure)
@@ -66,7 +81,7 @@ def render(figure, suffix=".svg", name="a picture"):
         raise InputError(f"{name}: unknown suffix '{suffix}': use {', '.join(FORMATS)}")
     dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
     out = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), any_script():
         figure.savefig(out, format=suffix[1:], dpi=160, metadata={FORMATS[suffix]: figure.get_label(), **dates[suffix]})
     return out.getvalue()
 
@@ -224,17 +239,24 @@ def confusion(matrix, labels):
     """Which class is taken for which: a row for each true class, shaded by the share of its rows -> Figure.
 
     matrix: (C, C) counts, [true, answered]. Up to 12 classes each cell says its count and its share of the row; beyond
-    that the ten most frequent mistakes stand beside the shades.
+    that the ten most frequent mistakes stand beside the shades. Of more than 60 classes, the 60 are
+    drawn that have the most mistakes, in their rows or as answers.
     """
-    matrix = np.asarray(matrix)
-    if matrix.shape != (len(labels), len(labels)):
-        raise InputError(f"confusions: {len(labels)} labels need {len(labels)} x {len(labels)} counts, got {matrix.shape}")
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)              # (C, C); a class without rows: all 0
+    whole, known = np.asarray(matrix), labels
+    if whole.shape != (len(labels), len(labels)):
+        raise InputError(f"confusions: {len(labels)} labels need {len(labels)} x {len(labels)} counts, got {whole.shape}")
+    lines = [f"{n} x {short(labels[t])}\n      taken for {short(labels[a])}" for n, t, a in mistakes(whole)]
+    wrong = whole.sum(0) + whole.sum(1) - 2 * whole.diagonal()                 # (C,)
+    drawn = np.sort(np.argsort(-wrong, kind="stable")[:SHOWN])
+    matrix, labels = whole[np.ix_(drawn, drawn)], [labels[i] for i in drawn]
+    shares = matrix / np.maximum(whole[drawn].sum(1, keepdims=True), 1)        # (C, C); a class without rows: all 0
     names, numbered = [short(label) for label in labels], len(labels) <= NUMBERED
-    margin = 0.6 + 0.08 * max(map(len, names))                                # inches that the names take
+    margin = 0.6 + 0.08 * max(map(width, names))                              # inches that the names take
     side = max(1.6, len(labels) * 0.56) if numbered else max(3.4, len(labels) * 0.155)
-    lines = [f"{n} x {short(labels[t])}\n      taken for {short(labels[a])}" for n, t, a in mistakes(matrix)]
-    with drawing(side + margin + (0.2 if numbered else 5.6), side + margin + (0.3 if numbered else 0.8)) as figure:
+    room = 0.05 * max(width(name) - len(name) for name in names)               # inches that matplotlib does not know of
+    wide, high = (side + margin + room + more for more in ((0.2, 0.3) if numbered else (5.6, 0.8)))
+    with drawing(wide, high) as figure:
+        figure.get_layout_engine().set(rect=(room / wide, room / high, 1 - room / wide, 1 - room / high))
         from matplotlib.colors import PowerNorm
         if numbered:
             axes = figure.add_subplot()
@@ -245,29 +267,32 @@ def confusion(matrix, labels):
         axes.set_yticks(range(len(labels)), names)
         axes.grid(False)
         axes.set_anchor("N")
+        which = f", the {SHOWN} most confused of {len(known)}" if len(known) > SHOWN else ""
         axes.set_xlabel("answered class")
         axes.set_ylabel("true class")
+        axes.set_title(which.removeprefix(", "))
         if numbered:
             for (row, column), count in np.ndenumerate(matrix):
                 axes.text(column, row, f"{count}\n{shares[row, column]:.0%}" if count else "0", ha="center", va="center",
                           fontsize=9, color="white" if shares[row, column] > 0.4 else "black")
         else:
-            figure.get_layout_engine().set(w_pad=0.15, h_pad=0.2)              # or the axis title leaves the page
+            figure.get_layout_engine().set(w_pad=0.15, h_pad=0.3)              # or the axis title leaves the page
             figure.colorbar(image, ax=axes, shrink=0.6, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1],
                             label="share of the true class's rows")
             beside.text(0, 1, "\n".join(["Most frequent mistakes", "", *(lines or ["none"])]), va="top", fontsize=9,
                         linespacing=1.3)
             beside.axis("off")
-        right = matrix.trace() / max(1, matrix.sum())
-        worst = "; ".join(f"{n} x {labels[t]} taken for {labels[a]}" for n, t, a in mistakes(matrix)) or "none"
-        figure.set_label(f"Confusions of {len(labels)} classes, {right:.1%} of {matrix.sum()} rows right. Most frequent "
-                         f"mistakes: {worst}.")
+        right = whole.trace() / max(1, whole.sum())
+        worst = "; ".join(f"{n} x {known[t]} taken for {known[a]}" for n, t, a in mistakes(whole)) or "none"
+        figure.set_label(f"Confusions of {len(known)} classes{which}, {right:.1%} of {whole.sum()} rows right. "
+                         f"Most frequent mistakes: {worst}.")
     return figure
 
 
 def mistakes(matrix, most=10):
     """The most frequent mistakes in a table of confusions -> list of (rows, true class number, answered class number)."""
-    wrong = {(t, a): int(n) for (t, a), n in np.ndenumerate(np.asarray(matrix)) if t != a and n}
+    matrix = np.asarray(matrix)
+    wrong = {(int(t), int(a)): int(matrix[t, a]) for t, a in np.argwhere(matrix) if t != a}
     return [(n, t, a) for (t, a), n in Counter(wrong).most_common(most)]
 
 

@@ -102,6 +102,8 @@ class Settings:
     patience: int = setting(0, "stop after so many epochs without a better one (0: never)")
     eval_batch_size: int = setting(64, "rows at a time where nothing is learned")
     save_every: int = setting(100, "steps between two states on disk")
+    baselines: str = setting("on", "off leaves out the bag of words, which takes minutes on very many rows or classes",
+                             choices=["on", "off"])
     seed: int = setting(0, "of the new head, the order of rows, dropout, and a split made here")
     device: str = setting("auto", "auto, cpu, cuda, ...")
     parallel: str = setting("ddp", "under torchrun: ddp gives each process a whole model, fsdp a share of every block",
@@ -171,7 +173,7 @@ class Settings:
     def decisive(self):
         """The settings that the result depends on; a run may only be continued with the same ones. On what it is computed
         (device, processes, with which memory) changes a result by rounding only, and where dropout draws."""
-        free = ("out", "save_every", "device", "parallel", "checkpointing")
+        free = ("out", "save_every", "device", "parallel", "checkpointing", "baselines")
         return {k: v for k, v in asdict(self).items() if k not in free}
 
 

@@ -95,7 +95,10 @@ def balanced(labels, classes):
     return len(labels) / (classes * counts)
 
 
-def baselines(data, names=("majority class", "bag of words")):
+BASELINES = "majority class", "bag of words"           # the first costs nothing
+
+
+def baselines(data, names=BASELINES):
     """Majority class and bag-of-words regression on the same split -> name -> metrics on test (or dev); of two answers to
     a prompt also that the longer one wins."""
     from .classify.baseline import BagOfWords, majority
@@ -349,14 +352,16 @@ def finish(s, model, data, folder, record, progress, timing):
     parallel.gather(model)
     if not parallel.first():
         return record
+    name = f"{Path(s.model).name}, {s.method}"
     if model.several:
-        results = several.finish(s, model, data, split, dev, probabilities)
+        compared, names, own = several.baselines, several.BASELINES, several.finish(model, data, split, dev, probabilities)
     else:
-        results = {**baselines(data), f"{Path(s.model).name}, {s.method}": evaluate(probabilities, rows.labels, model.labels)}
+        compared, names, own = baselines, BASELINES, evaluate(probabilities, rows.labels, model.labels)
     timing |= {"peak_memory_mb": peak_memory()}
-    model.save(folder)
+    model.save(folder)                     # before the baselines, which may take more time and memory than there is
     check_saved(model, folder, [e.texts for e in getattr(data, split)[:3]])
     write_predictions(folder / "predictions.csv", getattr(data, split), probabilities, model.labels, model.answers(probabilities))
+    results = {**compared(data, names if s.baselines == "on" else names[:1]), name: own}
     record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split, "results": results, **swap,
                "timing": timing}
     write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")

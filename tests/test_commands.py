@@ -1009,3 +1009,36 @@ def test_help_is_quick_and_complete():
     for name, flags in own.items():
         missing = [flag for flag in flags.split() if f"  {flag} " not in helps[name]]
         assert not missing, f"{name} --help does not explain {missing}"
+
+
+def test_without_the_bag_of_words(place, call, tmp_path, monkeypatch):
+    from minillmclf.classify import baseline
+    monkeypatch.setattr(baseline.BagOfWords, "fit", None)                # whoever fits one, fails
+    code, out, err = call(train, *arguments(place, tmp_path / "run", baselines="off"))
+    assert code == 0 and "bag of words" not in out and "majority class" in out
+    own = json.loads((place / "finished" / "run.json").read_text())["results"]["bert, full"]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["results"]["bert, full"] == own
+    assert call(train, *arguments(place, tmp_path / "run"))[0] == 0, "the switch made it another run"
+
+
+def test_the_model_is_saved_before_the_baselines(place, tmp_path, monkeypatch):
+    from minillmclf.classify import baseline
+
+    def too_large(*_):
+        raise MemoryError
+    monkeypatch.setattr(baseline.BagOfWords, "fit", too_large)
+    with pytest.raises(MemoryError):
+        train.main(arguments(place, tmp_path / "run"))
+    for name in ("model.safetensors", "predictions.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (place / "finished" / name).read_bytes()
+
+
+def test_a_bag_of_words_keeps_the_terms_in_the_most_rows(monkeypatch):
+    from minillmclf.classify import baseline
+    texts, labels = ["good film good", "good cast", "bad film", "bad bad cast", "bad plot"] * 4, [1, 1, 0, 0, 0] * 4
+    whole = baseline.BagOfWords(2).fit(texts, labels, texts, labels)
+    assert len(whole.index) == 12 and whole.predict(["good"]).argmax() == 1
+    monkeypatch.setattr(baseline, "MOST_WEIGHTS", 8)
+    four = baseline.BagOfWords(2).fit(texts, labels, texts, labels)
+    assert sorted(four.index) == ["0:bad", "0:cast", "0:film", "0:good"], "8 weights are 4 terms of 2 classes"
+    assert four.weights[0].shape == (4, 2) and four.predict(["good", "bad"]).argmax(1).tolist() == [1, 0]

@@ -257,3 +257,24 @@ def test_bad_numbers_are_refused(wrong, said):
     with pytest.raises(InputError) as error:
         wrong()
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_of_very_many_classes_the_most_confused_are_drawn(drawn):
+    matrix = np.diag([5] * 700)
+    for i in range(100, 170):
+        matrix[i, i + 1] = i
+    figure = pictures.confusion(matrix, [f"c{i}" for i in range(700)])
+    axes = figure.axes[0]
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert shown == [f"c{i}" for i in range(110, 170)], "those with the most mistakes, in their order"
+    assert axes.images[0].get_array().shape == (60, 60) and max(figure.get_size_inches()) < 25
+    assert axes.images[0].get_array()[0, 1] == pytest.approx(110 / 115), "a share of all rows of the class, drawn or not"
+    assert axes.get_title() == "the 60 most confused of 700" and "169 x c169 taken for c170" in figure.get_label()
+
+
+def test_names_in_any_script_are_text_and_warn_of_nothing(drawn, recwarn):
+    names = ["退款申请", "تأخير", "delivery 😀"]
+    source = pictures.render(pictures.confusion(np.eye(3, dtype=int), names)).decode("utf-8")
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+    for name in names:
+        assert f">{name}</text>" in source, "a browser should draw the name with a font that has its letters"

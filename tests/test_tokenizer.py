@@ -8,6 +8,7 @@ import heapq
 import json
 import random
 import re
+import time
 import unicodedata
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from minillmclf.errors import InputError
-from minillmclf.text import bpe, wordpiece
+from minillmclf.text import bpe, components, wordpiece
 from minillmclf.text.tokenizer import Tokenizer, WordPiece, load_tokenizer
 
 STORED = json.loads((Path(__file__).parent / "fixtures" / "tokenizer_ids.json").read_text(encoding="utf-8"))
@@ -500,15 +501,15 @@ LOSES_B = {"type": "TemplateProcessing", "special_tokens": {}, "single": [SEQUEN
     (old("uncased", CONFIG, {"additional_special_tokens": ["<x>"]}), "'<x>', which is neither"),
     (old("uncased", CONFIG, {"split_special_tokens": True}), "split_special_tokens"),
     (old("gpt2", CONFIG, {"add_bos_token": True}), "add_bos_token"),
-    (old("gpt2", CONFIG, {"added_tokens_decoder": {"x": {"content": "a"}}}), "malformed"),
+    (old("gpt2", CONFIG, {"added_tokens_decoder": {"x": {"content": "a"}}}), r"added_tokens_decoder\['x'\] is no id"),
     (old("gpt2", CONFIG, {"extra_special_tokens": {"image_token": "<i>"}}), "'<i>', which is neither"),
     (old("gpt2", "merges.txt", STORED["merges"][0] + "\nzz top\n"), "merge 1 .* needs the piece 'zz'"),
     (old("gpt2", "merges.txt", "a b c\n"), "merge 0 'a b c' has 3 parts"),
     (old("gpt2", "vocab.json", {"a": 0}), "255 of the 256 byte pieces"),
     (old("gpt2", "vocab.json", lambda v: v.update(a=v["b"])), "557 pieces with 556 different ids"),
-    (old("gpt2", "vocab.json", lambda v: v.update(a="7")), "malformed"),
+    (old("gpt2", "vocab.json", lambda v: v.update(a="7")), r"vocab.json: \['a'\] = '7', which should be a whole number"),
     (lambda ours: {"tokenizer.json": "{"}, "tokenizer.json: not valid JSON"),
-    (lambda ours: {"tokenizer.json": {}}, "malformed"),
+    (lambda ours: {"tokenizer.json": {}}, "tokenizer.json: model is missing"),
     (new("uncased", lambda d: d["model"].update(type="WordLevel")), "model.type 'WordLevel' .* WordPiece, BPE"),
     (new("uncased", lambda d: d.update(normalizer={"type": "Lowercase"})), "type 'Lowercase' .* only BertNormalizer"),
     (new("uncased", lambda d: d.update(normalizer=None)), "normalizer.type 'null' .* only BertNormalizer"),
@@ -548,3 +549,83 @@ def test_other_faults(ours, tmp_path):
     write(tmp_path / "nomerges", {key: value for key, value in plain_files("gpt2").items() if key != "merges.txt"})
     with pytest.raises(InputError, match="merges.txt: cannot be read"):
         load_tokenizer(tmp_path / "nomerges")
+
+
+# ----------------------------------------------------------------------------------------- hostile texts and files
+
+def test_marks_in_any_order_are_sorted_as_python_does():
+    rng, marks = random.Random(0), "\u0301\u0316\u0f73\u0344\u3099\uff9e\uff9fa\u00e9\u1161 "
+    for _ in range(300):
+        text = "".join(rng.choices(rng.sample(marks, rng.randint(2, 9)), k=rng.choice((5, 40, 90))))
+        for form in ("NFC", "NFD", "NFKC", "NFKD"):
+            assert components.in_form(form, text) == unicodedata.normalize(form, text), f"{form} of {text!a} differs"
+
+
+def seconds(work):
+    """Of the processor, the least of three times."""
+    times = []
+    for _ in range(3):
+        started = time.process_time()
+        work()
+        times.append(time.process_time() - started)
+    return min(times)
+
+
+@pytest.mark.parametrize("kind, text", [("spaces", lambda n: "x" + " " * n + "y"), ("line ends", lambda n: "x" + "\r\n" * n + "y"),
+                                        ("marks", lambda n: "e" + "\u0316\u0301" * n), ("stripping tokens", lambda n: "[CLS]" * n)])
+@pytest.mark.parametrize("name", ["uncased", "gpt2", "mini-t5"])
+def test_time_grows_with_the_text_not_with_its_square(kind, text, name, ours):
+    tokenizer = ours[name] if name in ours else load_tokenizer(name)
+    if kind == "stripping tokens":
+        tokenizer = copy(tokenizer, lambda d: d["added_tokens"].append(
+            {"content": "[CLS]", "id": tokenizer.vocab.get("[CLS]", len(tokenizer)), "rstrip": True, "normalized": False}))
+    spent = seconds(lambda: tokenizer.ids(text(20_000)))
+    assert spent < 1.5, f"{spent:.1f} s for 20,000 {kind}: it was 0.1 s, and 2 to 10 s as a square"
+
+
+def test_a_pattern_that_runs_for_ever_is_stopped(ours, tmp_path):
+    document = json.loads(json.dumps(ours["gpt2"]._document))
+    step = {"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated", "invert": False}
+    document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [step, document["pre_tokenizer"]]}
+    tokenizer = load_tokenizer(write(tmp_path, {"tokenizer.json": document}))
+    assert tokenizer.ids("ab") == ours["gpt2"].ids("ab")
+    with pytest.raises(InputError, match=r"tokenizer.json: pre_tokenizer.Split.pattern: the pattern '\(a\|aa\)\+\$' takes more"):
+        tokenizer.ids("a" * 100 + "b")
+
+
+@pytest.mark.parametrize("files, fault", [
+    (new("uncased", lambda d: d["model"].update(max_input_chars_per_word=None)), "max_input_chars_per_word = None .* whole number"),
+    (new("uncased", lambda d: d["model"]["vocab"].update(the=-7)), r"model.vocab\['the'\] = -7"),
+    (new("uncased", lambda d: d["model"]["vocab"].update(the=1.0)), r"model.vocab\['the'\] = 1.0"),
+    (new("gpt2", lambda d: d["model"]["merges"].append(["a", 1])), r"model.merges\[\d+\] = \['a', 1\]"),
+    (new("gpt2", lambda d: d["model"].update(type=["BPE"])), r"model: type = \['BPE'\] \(should be text\)"),
+    (new("gpt2", lambda d: d["added_tokens"][0].pop("id")), r"added_tokens\[0\]: id is missing"),
+    (new("gpt2", lambda d: d["added_tokens"][0].update(content=7)), r"added_tokens\[0\]: content = 7"),
+    (new("gpt2", lambda d: d["pre_tokenizer"].pop("add_prefix_space")), "pre_tokenizer: add_prefix_space is missing"),
+    (new("gpt2", lambda d: d.update(normalizer=[])), r"normalizer = \[\] \(should be null, an object with a type"),
+    (new("uncased", lambda d: d["post_processor"].update(cls=["[CLS]", 10**9])), "puts id 1000000000 around a text"),
+    (new("uncased", lambda d: d["post_processor"].update(cls="[CLS]")), r"cls = '\[CLS\]' \(should be \[token, id\]\)"),
+    (new("uncased", model_max_length="512"), "tokenizer_config.json: model_max_length = '512'"),
+    (new("uncased", model_max_length=-1), "tokenizer_config.json: model_max_length = -1"),
+    (new("uncased", unk_token=["x"]), r"tokenizer_config.json: unk_token = \['x'\]"),
+    (new("uncased", tokenizer_class=3), "tokenizer_config.json: tokenizer_class = 3"),
+    (new("uncased", additional_special_tokens=[3]), "tokenizer_config.json: additional_special_tokens"),
+    (new("uncased", model_input_names=5), "tokenizer_config.json: model_input_names = 5"),
+    (new("uncased", unk_token="x" * 10**6), "unk_token .* is neither"),
+    (lambda ours: {"tokenizer.json": '{"model": ' + "[" * 5000 + "]" * 5000 + "}"}, "tokenizer.json: (not valid JSON|model = )"),
+    (lambda ours: {"tokenizer.json": json.dumps(ours["gpt2"]._document).replace("556", "1e400")}, "1e400 is not finite"),
+    (lambda ours: plain_files("gpt2") | {"special_tokens_map.json": {"unk_token": 5}, CONFIG: {}}, "special_tokens_map.json: unk_token = 5"),
+    (lambda ours: plain_files("gpt2") | {"added_tokens.json": {"x": 557, "y": 557}, CONFIG: {}}, "added_tokens.json: 2 tokens with 1 diff"),
+    (lambda ours: plain_files("gpt2") | {"added_tokens.json": {"x": None}, CONFIG: {}}, r"added_tokens.json: \['x'\] = None"),
+])
+def test_values_of_other_types_are_named(files, fault, ours, tmp_path):
+    with pytest.raises(InputError, match=fault) as caught:
+        load_tokenizer(write(tmp_path, files(ours)))
+    message = str(caught.value)
+    assert str(tmp_path) in message and "\n" not in message and len(message) < 600, message[:1000]
+
+
+def test_the_usual_values_of_absence_are_taken(ours, tmp_path):
+    config = {"model_max_length": 1e30, "do_lower_case": None, "strip_accents": None, "add_bos_token": None, "bos_token": None,
+              "added_tokens_decoder": {}, "extra_special_tokens": {}}
+    assert load_tokenizer(write(tmp_path, plain_files("gpt2") | {CONFIG: config})).max_length is None

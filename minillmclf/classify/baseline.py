@@ -2,7 +2,8 @@
 labels, how frequent each class is, and a logistic regression for each of them.
 
 The bag counts words and pairs of neighbours, weighted by TF-IDF with the usual smoothing (Salton and Buckley 1988):
-(1 + log tf) * (1 + log((1 + rows) / (1 + df))), rows scaled to length 1.
+(1 + log tf) * (1 + log((1 + rows) / (1 + df))), rows scaled to length 1. Only the terms in the most rows are kept, so that
+the weights and what L-BFGS remembers of them stay below 400 MB whatever the data.
 """
 import math
 import re
@@ -11,6 +12,9 @@ from collections import Counter
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+MOST_TERMS, MOST_WEIGHTS = 100_000, 3_000_000      # of the vocabulary; of the vocabulary times classes
+HISTORY = 10                                       # steps that L-BFGS remembers, two vectors of all weights for each
 
 
 def majority(train_labels, rows, classes):
@@ -45,7 +49,9 @@ class BagOfWords:
     def fit(self, texts, labels, dev_texts, dev_labels):
         """Learn the vocabulary and weights from train; choose the penalty by `merit` on dev. -> self"""
         frequency = Counter(term for text in texts for term in set(terms(text)))
-        self.index = {term: i for i, term in enumerate(sorted(frequency))}
+        most = min(MOST_TERMS, MOST_WEIGHTS // self.classes)
+        kept = sorted(frequency, key=lambda term: (-frequency[term], term))[:most] if len(frequency) > most else frequency
+        self.index = {term: i for i, term in enumerate(sorted(kept))}
         self.idf = {term: 1 + math.log((1 + len(texts)) / (1 + n)) for term, n in frequency.items()}
         x, y, dev = self.features(texts), torch.tensor(labels), self.features(dev_texts)
         fitted = [self.regress(x, y, strength) for strength in self.STRENGTHS]
@@ -76,7 +82,7 @@ class BagOfWords:
     def regress(self, x, y, strength):
         """Logistic regression, multinomial here -> (weights (vocabulary, C), bias (C,))."""
         w, b = (torch.zeros(shape, requires_grad=True) for shape in ((x.shape[1], self.classes), (self.classes,)))
-        solver = torch.optim.LBFGS([w, b], max_iter=100, line_search_fn="strong_wolfe")
+        solver = torch.optim.LBFGS([w, b], max_iter=100, history_size=HISTORY, line_search_fn="strong_wolfe")
 
         def loss():
             solver.zero_grad()

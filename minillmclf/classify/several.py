@@ -10,7 +10,6 @@ table has both.
 Here: thresholds and what follows from them; the loss is in training/objectives.py, the metrics in training/metrics.py.
 Not here: classes that depend on one another (classifier chains), a number of labels that is guessed for each row.
 """
-from pathlib import Path
 
 import numpy as np
 
@@ -92,27 +91,31 @@ def judge(probabilities, truth, labels, thresholds):
         "thresholds": dict(zip(labels, thresholds)), "at_half": {name: plain[name] for name in AT_HALF}}
 
 
-def baselines(data):
+BASELINES = "class frequencies", "bag of words"
+
+
+def baselines(data, names=BASELINES):
     """How frequent each class is, and bag-of-words regressions, on the same split, with thresholds fitted to dev as the
     model's are -> name -> metrics on test (or dev), as of `judge`."""
     from .baseline import OneVersusRest, frequencies
     final = "test" if data.test else "dev"
     texts = {split: [e.texts for e in getattr(data, split)] for split in ("train", "dev", final)}
     truth = {split: multi_hot(getattr(data, split), data.labels) for split in texts}
-    bag = OneVersusRest(len(data.labels)).fit(texts["train"], truth["train"], texts["dev"], truth["dev"])
-    answer = {"class frequencies": lambda texts: frequencies(truth["train"], len(texts)), "bag of words": bag.predict}
+    answer = {"class frequencies": lambda: lambda texts: frequencies(truth["train"], len(texts)),
+              "bag of words": lambda: OneVersusRest(len(data.labels)).fit(texts["train"], truth["train"], texts["dev"],
+                                                                          truth["dev"]).predict}
+    asked = {name: answer[name]() for name in names}
     return {name: judge(ask(texts[final]), truth[final], data.labels, fit_thresholds(ask(texts["dev"]), truth["dev"]))
-            for name, ask in answer.items()}
+            for name, ask in asked.items()}
 
 
-def finish(s, model, data, split, dev, probabilities):
-    """The results of a run, model last: thresholds are fitted to dev and stay with the model. -> name -> metrics
+def finish(model, data, split, dev, probabilities):
+    """The metrics of a run's model: thresholds are fitted to dev and stay with the model.
 
     dev, probabilities: what the model says of the dev rows and of those of `split`, (N, C).
     """
     model.use_thresholds(fit_thresholds(dev, multi_hot(data.dev, model.labels)))
-    own = judge(probabilities, multi_hot(getattr(data, split), model.labels), model.labels, model.thresholds)
-    return {**baselines(data), f"{Path(s.model).name}, {s.method}": own}
+    return judge(probabilities, multi_hot(getattr(data, split), model.labels), model.labels, model.thresholds)
 
 
 def table(results, labels, name, examples, fitted_to="dev"):

@@ -13,6 +13,7 @@ import heapq
 import regex
 
 from minillmclf.errors import InputError
+from minillmclf.files import short
 from minillmclf.text import components
 
 # English endings, then letters, digits, other signs (each with one space before it), then spaces. A run of spaces
@@ -55,7 +56,7 @@ class BytePairModel:
         missing = [letter for letter in BYTES if letter not in vocab]
         if missing:
             raise InputError(f"{source}: {len(missing)} of the 256 byte pieces are not in the vocabulary, the first "
-                             f"is {missing[0]!r}; text with these bytes would lose them: add them to the vocabulary")
+                             f"is {short(missing[0])}; text with these bytes would lose them: add them to the vocabulary")
         self.vocab, self.ranks = vocab, ranks_of(merges, vocab, source)
         self.normalise = normalise or components.normalizer(None)
         self._cut, self._split = cut or components.pre_tokenizer(None), split
@@ -70,8 +71,8 @@ class BytePairModel:
         if last["type"] != "ByteLevel" or any(step["type"] == "ByteLevel" for step in before):
             raise InputError(f"{source}: pre_tokenizer must be Split any number of times, then ByteLevel once")
         model, cut = document["model"], {"type": "Sequence", "pretokenizers": before}
-        return cls(model["vocab"], merges_of(model), components.normalizer(document.get("normalizer")),
-                   components.pre_tokenizer(cut), last.get("use_regex", True), last["add_prefix_space"],
+        return cls(model["vocab"], merges_of(model), components.normalizer(document.get("normalizer"), source),
+                   components.pre_tokenizer(cut, source), last.get("use_regex", True), last["add_prefix_space"],
                    model.get("ignore_merges", False), source)
 
     def words(self, text):
@@ -125,10 +126,10 @@ def ranks_of(merges, vocab, source):
     """{(left, right): its place in the list}. Raises InputError for a merge whose pieces are not in `vocab`."""
     for rank, pair in enumerate(merges):
         if len(pair) != 2:
-            raise InputError(f"{source}: merge {rank} {' '.join(pair)!r} has {len(pair)} parts, not 2")
+            raise InputError(f"{source}: merge {rank} {short(' '.join(pair))} has {len(pair)} parts, not 2")
         for piece in (*pair, "".join(pair)):
             if piece not in vocab:
-                raise InputError(f"{source}: merge {rank} {pair!r} needs the piece {piece!r}, which is not among "
+                raise InputError(f"{source}: merge {rank} {short(pair)} needs the piece {short(piece)}, which is not among "
                                  f"the {len(vocab)} pieces of the vocabulary; are both of one checkpoint?")
     return {tuple(pair): rank for rank, pair in enumerate(merges)}
 

@@ -6,6 +6,7 @@ Nothing is put where tokens were taken out, and special tokens are no part of th
 Not here: what a model makes of the windows (classify/windows.py).
 """
 from ..errors import InputError
+from ..files import short
 from .prompt import fit
 
 KEEPS = ("head", "tail", "head+tail", "middle")
@@ -14,7 +15,7 @@ KEEPS = ("head", "tail", "head+tail", "middle")
 def check_keep(keep):
     """InputError for a word that is none of KEEPS. -> keep"""
     if keep not in KEEPS:
-        raise InputError(f"keep {keep!r:.40} is not known; known: {', '.join(KEEPS)}")
+        raise InputError(f"keep {short(keep)} is not known; known: {', '.join(KEEPS)}")
     return keep
 
 
@@ -45,7 +46,7 @@ def spans(length, size, overlap):
     """
     if not 0 <= overlap < size:
         raise InputError(f"overlap {overlap}: should lie from 0 to {size - 1}, for a window holds {size} tokens of a text: "
-                         f"lower --overlap or raise --max-length")
+                         f"choose such an --overlap")
     if length <= size:
         return [(0, length)]
     starts = [*range(0, length - size, size - overlap), length - size]

@@ -8,6 +8,7 @@ that the models were published with.
 """
 
 from minillmclf.errors import InputError
+from minillmclf.files import short
 from minillmclf.text import components
 
 ROLES = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
@@ -114,6 +115,6 @@ def role_names(vocab, config, source):
         if f"{role}_token" in config:
             names[role] = content(config[f"{role}_token"])
             if names[role] is not None and names[role] not in vocab:
-                raise InputError(f"{source}: {role}_token {names[role]!r} is neither in the vocabulary of "
+                raise InputError(f"{source}: {role}_token {short(names[role])} is neither in the vocabulary of "
                                  f"{len(vocab)} pieces nor an added token; add it, or leave it out of the config")
     return {role: name for role, name in names.items() if name is not None}

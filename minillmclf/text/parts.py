@@ -11,6 +11,7 @@ Not here: two texts as a pair (tokenizer.layout); templates with a label in them
 kept (cutting.py); two sequences in one row, read apart (batch.py).
 """
 from minillmclf.errors import InputError
+from minillmclf.files import short
 from minillmclf.text.cutting import keep_end
 
 ONE_ANSWER = ("Prompt:\n", "\n\nAnswer:\n")
@@ -38,12 +39,12 @@ def lay_out(tokenizer, texts, markers, max_length, keep="head"):
     """
     signs, parts = [tokenizer.ids(marker) for marker in markers], [tokenizer.ids(text) for text in texts]
     if not any(parts):
-        raise InputError(f"the text {texts[0]!r:.60} holds no token, only characters that the tokenizer drops")
+        raise InputError(f"the text {short(texts[0])} holds no token, only characters that the tokenizer drops")
     fixed = tokenizer.overhead(False) + sum(map(len, signs))
     needed = fixed + sum(len(part) > 0 for part in parts)
     if needed > max_length:
         raise InputError(f"{len(texts)} texts with their markers take {needed} tokens at least, and {max_length} are "
-                         "allowed: raise --max-length")
+                         "allowed: raise --max-length, or take a model that reads longer texts if this is all it can")
     kept, ids = shares([len(part) for part in parts], max_length - fixed), []
     for sign, part, length in zip(signs, parts, kept):
         ids += sign + keep_end(part, length, keep)

@@ -19,6 +19,7 @@ before "positive" is two pieces that the model has seldom seen so: a prompt that
 import re
 
 from minillmclf.errors import InputError
+from minillmclf.files import short
 
 
 def fit(parts, budget):
@@ -73,7 +74,7 @@ class Template:
 
     def _fill(self, parts, texts):
         if isinstance(texts, str) or len(texts) != len(self.fields):
-            raise InputError(f"template {self.text!r}: given {texts!r:.60}, needs {len(self.fields)} text(s), one for "
+            raise InputError(f"template {short(self.text)}: given {short(texts)}, needs {len(self.fields)} text(s), one for "
                              f"each of {', '.join(self.fields)}")
         value = dict(zip(self.fields, texts))                      # in one pass: a text may itself hold "{label}"
         return "".join(value[part] if place % 2 else part for place, part in enumerate(parts))
@@ -85,7 +86,7 @@ class Template:
     def answer(self, label_text):
         """The label with the spaces that join it to the prompt: " positive". Raises InputError if it is blank."""
         if not label_text.strip():
-            raise InputError(f"template {self.text!r}: the text of a label is empty: give each class at least one word")
+            raise InputError(f"template {short(self.text)}: the text of a label is empty: give each class at least one word")
         return self._joint + label_text
 
     def tail(self, texts):

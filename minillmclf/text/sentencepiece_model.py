@@ -17,11 +17,13 @@ import struct
 import sentencepiece
 
 from minillmclf.errors import InputError
+from minillmclf.files import short
 from minillmclf.text import bpe, components
 from minillmclf.text.components import META, tagged, varint
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # types of a piece in a .model file
 BYTE_PIECES = {f"<0x{byte:02X}>": byte for byte in range(256)}
+LONGEST = 1000  # characters of a piece; SentencePiece learns none of more than 16 unless told
 WORDS = re.compile(f"{META}*[^{META}]+|{META}+")  # a word keeps the spaces before it
 RUN_ON = re.compile(f"[^{META}]{META}")             # in a piece: a space after a letter, so that it crosses words
 
@@ -37,8 +39,8 @@ class PieceModel:
 
     def __init__(self, vocab, document, source):
         self.vocab, self.source = vocab, source
-        self._normalise = components.normalizer(document.get("normalizer"))
-        self._cut = components.pre_tokenizer(document.get("pre_tokenizer"))
+        self._normalise = components.normalizer(document.get("normalizer"), source)
+        self._cut = components.pre_tokenizer(document.get("pre_tokenizer"), source)
         one, spaced = (self._cut(self._normalise(text), True) for text in ("a", "  a"))
         self._prefixed, self._collapsed = one[0].startswith(META), one == spaced  # "a" became "▁a"; "  a" did too
 
@@ -81,7 +83,7 @@ class BytePairPieces(PieceModel):
                    if piece not in vocab and not (byte < 128 and chr(byte) in vocab)]
         if missing:
             raise InputError(f"{source}: {len(missing)} of the 256 byte pieces are not in the vocabulary, the first is "
-                             f"{missing[0]!r}; text with these bytes would lose them: add them to the vocabulary")
+                             f"{short(missing[0])}; text with these bytes would lose them: add them to the vocabulary")
         self.ranks = bpe.ranks_of(merges, vocab, source)
         # where no piece crosses words, the merges of each word are its own: words are merged one by one, and kept
         self._apart = not any(RUN_ON.search(left + right) for left, right in self.ranks)
@@ -157,15 +159,17 @@ def fields(data):
             value, place, shift = value | (byte & 127) << shift, place + 1, shift + 7
             if byte < 128:
                 return value
+            if shift > 63:
+                raise ValueError(f"a number of more than 64 bits at byte {place}")
 
     while place < len(data):
         tag = number()
         if tag & 7 == 0:
             found.append((tag >> 3, number()))
             continue
-        length = number() if tag & 7 == 2 else {1: 8, 5: 4}[tag & 7]
+        length = number() if tag & 7 == 2 else {1: 8, 5: 4}.get(tag & 7, len(data))
         if place + length > len(data):
-            raise ValueError("the file ends in the middle of a field")
+            raise ValueError(f"the file, or a part of it, ends in the middle of field {tag >> 3}")
         found.append((tag >> 3, data[place:place + length]))
         place += length
     return found
@@ -180,11 +184,17 @@ def read_model(path):
         pieces = [(row[1].decode(), struct.unpack("<f", row[2])[0], row[3]) for row in rows]
         trainer, normal = ([pair for number, value in top if number == n for pair in fields(value)] for n in (2, 3))
         pieces[0]
-    except (OSError, ValueError, KeyError, IndexError, struct.error, TypeError) as error:
-        raise InputError(f"{path}: not a SentencePiece model ({error}); fetch it again, or use a tokenizer.json, which "
-                         "transformers writes") from None
+        for number, (piece, score, _) in enumerate(pieces):
+            if len(piece) > LONGEST or not abs(score) < 1e38:
+                raise ValueError(f"piece {number} has {len(piece)} characters and the score {score}")
+    except (OSError, ValueError, LookupError, struct.error, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not a SentencePiece model ({short(str(error))[1:-1]}); fetch it again, "
+                         "or use a tokenizer.json, which transformers writes") from None
     trainer = {3: 1, 24: 0, 35: 0} | dict(trainer)
     normal = {2: b"", 3: 1, 4: 1, 5: 1} | dict(normal)
+    numbers = trainer[3], trainer[24], trainer[35]
+    if not all(isinstance(value, int) for value in numbers) or not isinstance(normal[2], bytes):
+        raise InputError(f"{path}: not a SentencePiece model (its settings are of other types); fetch it again")
     return pieces, {
         "kind": trainer[3], "suffix": bool(trainer[24]), "byte_fallback": bool(trainer[35]), "charsmap": normal[2],
         "prefix": bool(normal[3]), "collapse": bool(normal[4]), "escape": bool(normal[5])}
@@ -210,7 +220,7 @@ def describe(path, prefix=None, lower=False, later_prefix=True):
         coded = base64.b64encode(spec["charsmap"]).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": coded})
     if spec["collapse"]:
-        steps += [replacing("Regex", rf"\A +|[ {META}]+\z", ""), replacing("Regex", " {2,}", " ")]
+        steps += [replacing("Regex", components.TRIM, ""), replacing("Regex", " {2,}", " ")]
     cut = None
     if prefix and not later_prefix:
         cut = {"type": "Metaspace", "replacement": META, "prepend_scheme": "first", "split": False}

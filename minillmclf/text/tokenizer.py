@@ -15,7 +15,7 @@ import os
 import re
 
 from minillmclf.errors import InputError
-from minillmclf.files import find_model, write_text
+from minillmclf.files import find_model, short, write_text
 from minillmclf.text import bpe, components, sentencepiece_model, wordpiece
 from minillmclf.text.components import SPACES
 from minillmclf.text.families import INPUTS, ONE_BOS, ROLES, family, role_names
@@ -27,6 +27,7 @@ KINDS = {"WordPiece": (wordpiece.WordPieceModel, ("BertNormalizer",), ("BertPreT
          "BPE": (bpe.BytePairModel, ("null", "NFC"), ("ByteLevel", "Split", "Sequence")),
          "BPE with byte_fallback": (sentencepiece_model.BytePairPieces, *PIECES),
          "Unigram": (sentencepiece_model.UnigramModel, *PIECES)}
+BLANK = re.compile(f"[{SPACES}]*")
 POST = ("null", "ByteLevel", "TemplateProcessing", "BertProcessing", "RobertaProcessing")
 
 
@@ -45,8 +46,9 @@ def load_tokenizer(path):
         return Tokenizer(*read_folder(os.fspath(find_model(path))))
     except InputError:
         raise
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: a tokenizer file in it is malformed ({error!r}); fetch the files again") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise InputError(f"{short(path, 200)}: a tokenizer file in it is malformed ({short(error)}); fetch the files "
+                         "again") from error
 
 
 class Tokenizer:
@@ -73,6 +75,10 @@ class Tokenizer:
         self.special_ids = {token["id"] for token in added if token.get("special")}
         self.special_ids |= {self.vocab[name] for name in self._names.values()}
         self._single, self._pair = layouts(document.get("post_processor"), source)
+        strange = [i for part, _ in self._pair if not isinstance(part, str) for i in part if i not in self._pieces]
+        if strange:
+            raise InputError(f"{source}: post_processor puts id {strange[0]} around a text, which is no piece's; the highest "
+                             f"id is {len(self) - 1}: fetch the file again")
         check_ends(self._single, {role: getattr(self, f"{role}_id") for role in ("bos", "eos")}, config, source)
         self._lone_bos = self.bos_id if family(self.vocab, config) in ONE_BOS else None
         usual_inputs = INPUTS.get((config.get("tokenizer_class") or "").removesuffix("Fast"), self._model.inputs)
@@ -204,9 +210,7 @@ class Literals:
             if before:
                 yield before, None
             yield match.group(), token["id"]
-            start = match.end()
-            if token.get("rstrip"):
-                start = len(text) - len(text[start:].lstrip(SPACES))
+            start = (BLANK.match(text, match.end()) if token.get("rstrip") else match).end()
         if text[start:]:
             yield text[start:], None
 
@@ -222,7 +226,7 @@ def build_model(document, config, source):
     check(document.get("normalizer"), normalizers, source, "normalizer")
     check(document.get("pre_tokenizer"), pre_tokenizers, source, "pre_tokenizer")
     for token in document.get("added_tokens") or []:
-        check({"type": "added_tokens", **token}, ["added_tokens"], source, f"added_tokens {token['content']!r}")
+        check({"type": "added_tokens", **token}, ["added_tokens"], source, f"added_tokens {short(token['content'])}")
     model = build.from_document(document, source)
     for key, value in model.settings.items():
         if config.get(key) not in (None, value):
@@ -251,11 +255,14 @@ def template(post, name, texts, source):
     parts = []
     for step in post[name]:
         (kind, value), = step.items()
+        if kind != "Sequence" and value["id"] not in post["special_tokens"]:
+            raise InputError(f"{source}: post_processor.{name} has {short(value['id'])}, which is not in its "
+                             "special_tokens: fetch the file again")
         part = value["id"] if kind == "Sequence" else post["special_tokens"][value["id"]]["ids"]
         parts.append((part, value["type_id"]))
     found = sorted(part for part, _ in parts if isinstance(part, str))
     if found != texts:
-        raise InputError(f"{source}: post_processor.{name} holds the texts {found}, but only {texts} is supported")
+        raise InputError(f"{source}: post_processor.{name} holds the texts {short(found)}, but only {texts} is supported")
     return parts
 
 

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from minillmclf.errors import InputError
+from minillmclf.files import short
 from minillmclf.files import read_json
 
 WORDINGS = (                      # for any task with one text; several ones, for the wording alone can move accuracy
@@ -81,7 +82,7 @@ def _parse(value):
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"label texts {value!r:.60}: not valid JSON ({error}): write "
+        raise InputError(f"label texts {short(value)}: not valid JSON ({error}): write "
                          '{"label": "text", ...}') from None
 
 
@@ -92,7 +93,7 @@ def _check_label_texts(texts, where):
             raise InputError(f"{where}: the list of {label!r} is empty: give the class at least one text")
         for text in texts[label]:
             if not isinstance(text, str) or not text.strip():
-                raise InputError(f"{where}: {label!r} has {json.dumps(text)[:40]}: write a text of at least one word")
+                raise InputError(f"{where}: {short(label)} has {json.dumps(text)[:40]}: write a text of at least one word")
             if text.strip() in owner:
                 raise InputError(f"{where}: {text.strip()!r} stands for {owner[text.strip()]!r} and again for "
                                  f"{label!r}: give each text once, and each class texts of its own")

@@ -12,6 +12,8 @@ import functools
 import unicodedata
 
 from minillmclf.errors import InputError
+from minillmclf.files import short
+from minillmclf.text.components import in_form
 
 # Chinese is written without spaces, so every ideograph becomes a word of its own; Korean and kana do not. The trap:
 # the sixth block begins at 2B820, but the library begins it at 2B920, and ids must be those of the library.
@@ -35,9 +37,10 @@ class WordPieceModel:
     def __init__(self, vocab, unk="[UNK]", lower=True, strip_accents=None, chinese=True, prefix="##", longest=100,
                  source="vocabulary"):
         if unk not in vocab:
-            raise InputError(f"{source}: unk_token {unk!r} is not among the {len(vocab)} pieces of the vocabulary; "
+            raise InputError(f"{source}: unk_token {short(unk)} is not among the {len(vocab)} pieces of the vocabulary; "
                              "add it there, or name the right one")
         self.vocab, self.unk_id, self.prefix, self.longest = vocab, vocab[unk], prefix, longest
+        self._most = max(map(len, vocab))           # letters of a piece
         self.lower = lower
         self.strip_accents = lower if strip_accents is None else strip_accents
         # as tokenizer_config.json names them
@@ -82,7 +85,7 @@ class WordPieceModel:
     def _fold(self, text):
         """Without accents ("é" is "e" and a mark in NFD form; marks are dropped) and capitals, if so set."""
         if self.strip_accents and not text.isascii():
-            text = "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
+            text = "".join(c for c in in_form("NFD", text) if unicodedata.category(c) != "Mn")
         if self.lower:  # one by one: "ΟΔΟΣ".lower() looks around and ends in "ς", the library's ends in "σ"
             text = "".join(map(str.lower, text))
         return text
@@ -93,7 +96,7 @@ class WordPieceModel:
             return [self.unk_id]
         ids, start = [], 0
         while start < len(word):
-            for end in range(len(word), start, -1):
+            for end in range(min(len(word), start + self._most), start, -1):
                 piece = word[start:end] if start == 0 else self.prefix + word[start:end]
                 if piece in self.vocab:
                     break
