@@ -1,7 +1,7 @@
 """What may lie in a model folder: old keys change nothing, wrapped weights load, else one line.
 
 The folders are the stored tiny models, changed on purpose. What is refused is refused before
-anything large is built, so these tests also bound the time; tests/reference/fuzz_models.py makes thousands.
+anything large is built, so these tests also bound the time. fuzz_models.py makes thousands of them.
 """
 
 import json
