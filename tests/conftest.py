@@ -1,6 +1,7 @@
 """What several test files share: the stored models, and the comparison that names the first layer that differs."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")              # no test needs the network
@@ -13,6 +14,14 @@ from minillmclf.errors import InputError
 torch.set_num_threads(1)                                  # the models are tiny: threads only get in each other's way
 
 MODELS = Path(__file__).parent / "fixtures" / "models"    # written by reference/make_fixtures.py
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What a library that we compare with refused is said, once each, for a comparison that is not made is no pass."""
+    said = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", ()) if isinstance(report.longrepr, tuple))
+    for reason, count in said.items():
+        if "the reference refuses" in reason:
+            terminalreporter.write_line(f"{count} not compared. {reason.removeprefix('Skipped: ')}")
 
 
 def refused(call, *parts) -> str:

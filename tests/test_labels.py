@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from live import imported, loaded, may_refuse
 from small import PIECES
 from test_families import CONFIGS, spread
 from test_tokenizer import plain_files, write
@@ -98,14 +99,14 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def theirs(folders):
     """theirs(name, tokenizer=its own) -> transformers' model of the same folder, loaded once."""
-    transformers = pytest.importorskip("transformers", reason="compares with transformers' own language models")
+    transformers = imported("transformers")
     made = {}
 
     def get(name, tokenizer=None):
         if (name, tokenizer) not in made:
             folder = folders(name, tokenizer)
             kind = getattr(transformers, json.loads((folder / "config.json").read_text())["architectures"][0])
-            made[name, tokenizer], loading = kind.from_pretrained(folder, output_loading_info=True)
+            made[name, tokenizer], loading = loaded(kind.from_pretrained, folder, output_loading_info=True)
             assert not any(loading.values()), f"{name}: transformers does not find all it expects: {loading}"
             made[name, tokenizer].eval()
         return made[name, tokenizer]
@@ -163,15 +164,18 @@ def brute_force(name, kind, theirs, tokenizer, label_texts, end, texts=TEXTS):
             if name in ANSWERING:
                 source, answer = tokenizer.ids(prompt) + [1], tokenizer.ids(label) + [1]
                 begun = torch.tensor([[0, *answer[:-1]]])
-                logits = theirs(input_ids=torch.tensor([source]), decoder_input_ids=begun).logits[0]
+                with may_refuse():
+                    logits = theirs(input_ids=torch.tensor([source]), decoder_input_ids=begun).logits[0]
             elif name in MASKED:
                 ids = tokenizer.encode(f"{prompt} {tokenizer.mask_text * len(answer)}, it was.")
-                logits = theirs(input_ids=torch.tensor([ids])).logits[0]
+                with may_refuse():
+                    logits = theirs(input_ids=torch.tensor([ids])).logits[0]
                 logits = logits[torch.tensor(ids) == tokenizer.mask_id]
                 assert len(logits) == len(answer)
             else:
                 ids, answer = [tokenizer.vocab[piece] for piece in FRONT[kind]] + before, answer + eos
-                logits = theirs(input_ids=torch.tensor([ids + answer])).logits[0, len(ids) - 1:-1]
+                with may_refuse():
+                    logits = theirs(input_ids=torch.tensor([ids + answer])).logits[0, len(ids) - 1:-1]
             row.append(sum(logits.log_softmax(-1)[place, token].item() for place, token in enumerate(answer)))
             lengths.append(len(answer))
         rows.append(row)
@@ -746,12 +750,13 @@ def test_a_folder_gives_the_same_bits_again_and_to_transformers_the_same_logits(
     assert (again.predict(TEXTS) == model.predict(TEXTS)).all(), f"{name}: other probabilities from its own folder"
     assert not again.report.fresh and not again.report.dropped, f"{name}: {again.report.line()}"
     assert again.readout == model.readout
-    transformers = pytest.importorskip("transformers", reason="transformers' AutoModels read the folder too")
+    transformers = imported("transformers")
     kind = "MaskedLM" if name in MASKED else "Seq2SeqLM" if name in ANSWERING else "CausalLM"
-    theirs, loading = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(tmp_path, output_loading_info=True)
+    load = getattr(transformers, f"AutoModelFor{kind}").from_pretrained
+    theirs, loading = loaded(load, tmp_path, output_loading_info=True)
     assert not any(loading.values()), f"{name}: {loading}"
     ours, ids = load_backbone(tmp_path), torch.tensor([[7, 30, 12, 9, 41, 8]])
-    with torch.no_grad():
+    with torch.no_grad(), may_refuse():
         if kind == "Seq2SeqLM":
             expected = theirs.eval()(input_ids=ids, decoder_input_ids=torch.tensor([[0]])).logits[:, 0]
             begin, mask, context = ours.prompt(ids, torch.ones_like(ids))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import assert_padding_changes_nothing, batch_of, first_difference
 from hypothesis import given, settings, strategies as st
+from live import imported, loaded, may_refuse
 from test_generate import CLASSES, CONFIGS, PROMPTS, build
 
 from minillmclf.errors import InputError
@@ -161,12 +162,12 @@ def test_any_labels_of_few_tokens(labels, side, kind):
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory):
     """kind -> transformers' model with the weights of build(kind), in fp64."""
-    transformers = pytest.importorskip("transformers", reason="compares with transformers' own language models")
+    transformers = imported("transformers")
     made = {}
     for kind, name in CLASSES.items():
         folder = tmp_path_factory.mktemp(kind)
         save_backbone(build(kind), folder)
-        made[kind], loading = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
+        made[kind], loading = loaded(getattr(transformers, name).from_pretrained, folder, output_loading_info=True)
         assert not any(loading.values()), f"{kind}: transformers does not find all it expects: {loading}"
         made[kind].eval().double()
     return made
@@ -176,11 +177,12 @@ def their_scores(model, prompt, labels):
     """log P(label | prompt) of labels of one length, from rows that have no padding -> (L,)."""
     after = torch.tensor(labels)                                                              # (L, n)
     ids, n = torch.tensor(prompt).expand(len(labels), -1), len(labels[0])
-    if model.config.is_encoder_decoder:
-        begin = torch.full_like(after[:, :1], model.config.decoder_start_token_id)
-        logits = model(input_ids=ids, decoder_input_ids=torch.cat([begin, after[:, :-1]], 1), use_cache=False).logits
-    else:
-        logits = model(input_ids=torch.cat([ids, after], 1), use_cache=False).logits[:, -n - 1:-1]
+    with may_refuse():
+        if model.config.is_encoder_decoder:
+            begin = torch.full_like(after[:, :1], model.config.decoder_start_token_id)
+            logits = model(input_ids=ids, decoder_input_ids=torch.cat([begin, after[:, :-1]], 1), use_cache=False).logits
+        else:
+            logits = model(input_ids=torch.cat([ids, after], 1), use_cache=False).logits[:, -n - 1:-1]
     return logits.log_softmax(-1).gather(2, after.unsqueeze(2)).sum((1, 2))
 
 
