@@ -275,6 +275,34 @@ def test_stored_adapters_of_peft_give_its_answers(name, bases):
     assert found is None, f"{name}: not what PEFT answers: {found}"
 
 
+@pytest.mark.parametrize("name", ["llama-prefix", "gpt2-prefix", "bert-prompt", "llama-prompt"])
+def test_stored_prefixes_and_prompts_of_peft_travel_both_ways(name, tmp_path):
+    """Written and answered by the last pair of PEFT and transformers that does prefixes; each text alone, in float64."""
+    folder = STORED / name
+    base = folder / json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    expected, ours = load_file(folder / "expected.safetensors")["scores"], Classifier.load(base).double()
+    plain = scores(ours)
+    record, tensors = read_adapter(folder)
+    report = apply_adapter(ours, record, tensors)
+    assert len(report.loaded) == len(load_file(folder / "adapter_model.safetensors")), f"{name}: not every tensor was used"
+    with torch.no_grad():
+        found = torch.cat([ours(collate(ours.encode([text])[0], [0], pad_id=0)) for text in TEXTS])
+    assert first_difference({"scores": found}, {"scores": expected}, 1e-9, relative=True) is None, f"{name}: not PEFT's answers"
+    assert first_difference({"scores": scores(ours)}, {"scores": found.float()}, 2 ** -23, relative=True) is None, \
+        f"{name}: batch mates or padding change an answer"
+    assert (found - plain).abs().max() > 0.05, f"{name}: it does nothing, so this compares nothing"
+    write_adapter(tmp_path, ours, {"base": record["base"]})
+    written, stored = (load_file(place / "adapter_model.safetensors") for place in (tmp_path, folder))
+    assert set(written) == set(stored), f"{name}: other tensors than PEFT writes: {set(written) ^ set(stored)}"
+    assert all(torch.equal(written[n].to(stored[n].dtype), stored[n]) for n in stored), f"{name}: other numbers than PEFT's"
+    config, theirs = (json.loads((place / "adapter_config.json").read_text()) for place in (tmp_path, folder))
+    for key in ("peft_type", "task_type", "num_virtual_tokens", "base_model_name_or_path"):
+        assert config[key] == theirs[key], f"{name}: {key} is {config[key]!r} here, {theirs[key]!r} in PEFT"
+    again = Classifier.load(base).double()
+    apply_adapter(again, *read_adapter(tmp_path))
+    assert torch.equal(scores(again), scores(ours)), f"{name}: what we wrote of it answers otherwise"
+
+
 def wrong_scale(config, tensors):
     config["lora_alpha"] *= config["r"]                                  # alpha for alpha / r
 

@@ -89,6 +89,8 @@ def make_before(name, scratch):
     model.peft_config["default"].base_model_name_or_path = str(Path("..") / family / "base" if family in HOW else "base")
     model.save_pretrained(STORED / name)
     (STORED / name / "README.md").unlink(missing_ok=True)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(place)
+    model = peft.PeftModel.from_pretrained(model, STORED / name).eval()      # the numbers of the file, rounded to float32
     model.double().requires_grad_(True)
     with Wide():
         scores = torch.cat([model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits
