@@ -113,7 +113,7 @@ def loaded(load, folder, **given):
     def asked(place):
         found = load(place, **given)
         theirs = found[0] if isinstance(found, tuple) else found
-        ids = torch.tensor([[3, 4, 5]])
+        ids = torch.tensor([[3, 4, 5, getattr(theirs.config, "eos_token_id", None) or 5]])    # T5's classifiers ask for an end
         more = {"decoder_input_ids": ids} if "decoder_input_ids" in inspect.signature(theirs.forward).parameters else {}
         with torch.no_grad():
             theirs.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), **more)

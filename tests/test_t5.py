@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MODELS, batch_of, first_difference
+from conftest import MODELS, ROUNDED, batch_of, first_difference, fp32
 from hypothesis import HealthCheck, given, settings, strategies as st
 from live import imported, loaded, may_refuse, tokenizer_of
 from safetensors.torch import load_file, save_file
@@ -30,6 +30,7 @@ from minillmclf.models.t5 import T5, GatedT5, biased_attention, biased_attention
 from minillmclf.models.weights import Checkpoint, fill
 
 STORED = ("t5_lm", "flan_lm", "ul2_classifier")
+FP32 = fp32(width=24, depth=8)    # two embeddings, five blocks, head
 TINY = dict(model_type="t5", vocab_size=20, d_model=8, d_kv=3, d_ff=12, num_layers=1, num_heads=2,
             relative_attention_num_buckets=8, relative_attention_max_distance=14)
 
@@ -99,14 +100,14 @@ def stored():
     return {name: load_file(MODELS / name / "expected.safetensors") for name in STORED}
 
 
-def parity(name, stored, dtype=torch.float32, tolerance=1e-5):
-    """None, or the first step of the stored model `name` that differs."""
+def parity(name, stored, dtype=torch.float32, tolerance=FP32):
+    """None, or the first step of the stored model `name` that differs by more than these parts of its largest number."""
     steps, gradients = split({n: t.to(dtype) if t.is_floating_point() else t for n, t in stored[name].items()})
     ours = compute(MODELS / name, stored[name], dtype)
-    return first_difference(ours, steps, tolerance) or first_difference(ours, gradients, 1e-4, relative=True)
+    return first_difference(ours, steps, tolerance, relative=True) or first_difference(ours, gradients, 1e-4, relative=True)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-6)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, FP32), (torch.float64, ROUNDED)])
 @pytest.mark.parametrize("name", STORED)
 def test_every_step_is_that_of_transformers(name, stored, dtype, tolerance):
     found = parity(name, stored, dtype, tolerance)
@@ -214,7 +215,7 @@ def test_a_sentinel_target_has_the_loss_of_transformers():
     ours = F.cross_entropy(body.logits(states).flatten(0, 1), labels.flatten(), ignore_index=-100)
     with may_refuse():
         loss = theirs(input_ids=ids, attention_mask=mask, labels=labels).loss
-    assert abs(ours - loss) <= 1e-5, f"{ours} here, {loss} in transformers"
+    assert abs(ours - loss) <= FP32 * loss, f"{ours} here, {loss} in transformers"
 
 
 # ------------------------------------------------------------------------------------------------ would it be noticed?
@@ -402,7 +403,7 @@ def random_pairs(lengths, seed=0):
     return [tuple(torch.randint(43, (length,), generator=draw).tolist() for length in row) for row in lengths]
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 5e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, FP32), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("name", STORED)
 @torch.inference_mode()
 def test_padding_and_batch_mates_change_nothing(name, dtype, tolerance):
@@ -418,7 +419,7 @@ def test_padding_and_batch_mates_change_nothing(name, dtype, tolerance):
             "other mates": [states(body, [pair, pairs[1][::-1], pairs[3]], "left", "left")[0] for pair in pairs]}
     for way, found in ways.items():
         for number, (a, b) in enumerate(zip(alone, found)):
-            apart = (a - b).abs().max()
+            apart = (a - b).abs().max() / alone[number].abs().max()
             assert apart <= tolerance, f"{name}: pair {number} alone and {way}: {apart:.2g} apart"
 
 
@@ -718,13 +719,15 @@ def test_a_classifier_travels_both_ways(tmp_path):
     model = Classifier.load(theirs)
     ours = model.scores(model.encode(TEXTS)[0], batch_size=3)
     expected, labels = scores_of_transformers(theirs)
-    assert labels == model.labels and (ours - expected).abs().max() <= 1e-5, "what transformers saved is read otherwise"
+    assert labels == model.labels and (ours - expected).abs().max() <= FP32 * expected.abs().max(), \
+        "what transformers saved is read otherwise"
     with torch.no_grad():
         model.head.out.weight += 1.0
     model.save(tmp_path / "saved")
     changed, labels = scores_of_transformers(tmp_path / "saved")
     ours = model.scores(model.encode(TEXTS)[0])
-    assert labels == model.labels and (ours - changed).abs().max() <= 1e-5, "what we saved is read otherwise"
+    assert labels == model.labels and (ours - changed).abs().max() <= FP32 * changed.abs().max(), \
+        "what we saved is read otherwise"
     assert (changed - expected).abs().max() > 1e-2, "the change was not saved"
     again = Classifier.load(tmp_path / "saved")
     assert torch.equal(again.scores(again.encode(TEXTS)[0]), ours), "what we saved, we read otherwise"
@@ -739,4 +742,4 @@ def test_a_language_model_becomes_a_classifier(name, tmp_path):
     model.save(tmp_path / "saved")
     expected, labels = scores_of_transformers(tmp_path / "saved")
     ours = model.scores(model.encode(TEXTS)[0])
-    assert labels == ["yes", "no"] and (ours - expected).abs().max() <= 1e-5, f"{name}: read otherwise"
+    assert labels == ["yes", "no"] and (ours - expected).abs().max() <= FP32 * expected.abs().max(), f"{name}: read otherwise"
