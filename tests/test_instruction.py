@@ -13,7 +13,7 @@ import tempfile
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import batch_of, first_difference
+from conftest import ROUNDED, batch_of, first_difference, fp32
 from live import imported, loaded, may_refuse
 from small import PIECES, flags, forked, texts_of
 from test_commands import call, read_csv, refused  # noqa: F401  (call, refused: fixtures)
@@ -146,7 +146,7 @@ def prompts_of(rows):
     return [ids for ids, _ in rows.encoded]
 
 
-def assert_close(found, expected, why, tolerance=1e-5):
+def assert_close(found, expected, why, tolerance=fp32(width=48, depth=6)):
     assert abs(found - expected) <= tolerance * max(1, abs(expected)), f"{why}: {found:.7f} instead of {expected:.7f}"
 
 
@@ -187,6 +187,12 @@ def test_an_end_token_that_also_pads_is_learned(name, side, tmp_path):
     assert abs(blind - expected) > 1e-2, "masked by its id the loss would be the same, so this compares nothing"
 
 
+@pytest.fixture
+def exact(monkeypatch):
+    """The loss of a model in float64 is taken in float64: logits are not rounded to float32 on the way."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
 def gradient(model, objective, rows, micro_batch_size):
     """{name: gradient} of one step that changes nothing, and the loss that it tells."""
     still = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -197,12 +203,12 @@ def gradient(model, objective, rows, micro_batch_size):
 
 @pytest.mark.parametrize("which", ["completion", "classes"])
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "t5"])
-def test_micro_batches_add_up_to_the_batch(name, which, bases):
-    model = build(bases[name])
+def test_micro_batches_add_up_to_the_batch(name, which, bases, exact):
+    model = build(bases[name]).double()
     rows, objective = rows_of(model, 8), objective_of(model, which)
     whole = gradient(model, objective, rows, 0)
     for size in (1, 3):
-        found = first_difference(gradient(model, objective, rows, size), whole, 2e-5, relative=True)
+        found = first_difference(gradient(model, objective, rows, size), whole, 1e-9, relative=True)
         assert found is None, f"{name}, {which}, {size} rows at a time: {found}"
     if which == "completion":
         pieces = [Rows(rows.encoded[i:i + 3], rows.labels[i:i + 3]) for i in (0, 3, 6)]
@@ -224,10 +230,10 @@ def test_classes_let_only_the_label_texts_compete(name, bases):
         logs.append([-loss * tokens for loss, tokens in found])
     expected = F.cross_entropy(torch.tensor(logs), torch.tensor(rows.labels)).item()
     found = mean_loss(model, Classes(), batch(rows))
-    assert_close(found, expected, f"{name}: not the cross-entropy over the label texts", 2e-5)
+    assert_close(found, expected, f"{name}: not the cross-entropy over the label texts")
     whole = mean_loss(model, objective_of(model, "completion"), batch(rows))
     assert_close(whole, -sum(row[label] for row, label in zip(logs, rows.labels)) / sum(
-        len(answer) for answer in answers_of(model, rows)), f"{name}: not the mean over the answers' tokens", 2e-5)
+        len(answer) for answer in answers_of(model, rows)), f"{name}: not the mean over the answers' tokens")
     assert abs(whole - found) > 0.1, f"{name}: two objectives, one number: {whole:.3f}"
 
 
@@ -268,10 +274,11 @@ def test_of_several_texts_completion_learns_the_first(bases):
 
 
 @pytest.mark.parametrize("method", ["full", "prefix", "prompt"])
-def test_a_shared_beginning_that_is_read_once_is_learned_from_by_all(method, bases, monkeypatch):
+def test_a_shared_beginning_that_is_read_once_is_learned_from_by_all(method, bases, monkeypatch, exact):
     """An instruction of more than SHARE_FROM tokens: the same gradient as where each row reads it."""
     model = build(bases["llama"], instruction="the old seed and the new soil. " * 3)
     tune(model, recipe(method), seed=1)
+    model.double()
     rows = rows_of(model, 5)
     read = []
     prefill = labels_file.prefill
@@ -279,7 +286,7 @@ def test_a_shared_beginning_that_is_read_once_is_learned_from_by_all(method, bas
     once = gradient(model, Classes(), rows, 0)
     assert read and read[0] >= labels_file.SHARE_FROM, "nothing was shared, so this compares nothing"
     monkeypatch.setattr(labels_file, "SHARE_FROM", 10**9)
-    found = first_difference(once, gradient(model, Classes(), rows, 0), 2e-5, relative=True)
+    found = first_difference(once, gradient(model, Classes(), rows, 0), 1e-9, relative=True)
     assert found is None, f"{method}: {found}"
 
 
@@ -452,7 +459,7 @@ def their_logits(theirs, model, rows):
 def same_logits(theirs, model, rows, why):
     with torch.no_grad():
         ours = lm_logits(model, rows)
-    found = first_difference({"logits": their_logits(theirs, model, rows)}, {"logits": ours}, 1e-5, relative=True)
+    found = first_difference({"logits": their_logits(theirs, model, rows)}, {"logits": ours}, fp32(48, 6), relative=True)
     assert found is None, f"{why}: {found}"
     return ours
 
@@ -600,7 +607,10 @@ def test_merged_it_is_a_plain_folder(name, method, which, tuned, tmp_path):
     assert (tmp_path / "model.safetensors").exists() and not (tmp_path / "adapter").exists()
     again = Classifier.load(tmp_path)
     apart = (scores(again) - expected).abs().max() / expected.abs().max()
-    assert apart <= 3e-5, f"{name}: merged, the answers are {apart:.2g} of the largest apart"
+    assert apart <= fp32(width=48, depth=6), f"{name}: merged, the answers are {apart:.2g} of the largest apart"
+    exact = Classifier.load(tuned(name, method, which)[-1]).double()
+    wide, merged = scores(exact), scores(merge_tuned(exact))
+    assert (merged - wide).abs().max() <= ROUNDED * wide.abs().max(), f"{name}: in float64 merging is exact"
     assert torch.equal(scores(again), scores(model)) and again.readout == model.readout
     same_logits(in_transformers(tmp_path), again, rows_of(again, 6), f"{name}: transformers reads the merged folder otherwise")
 

@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import fp32
 from hypothesis import given, settings, strategies as st
 from live import imported, may_refuse
 from torch import nn
@@ -161,7 +162,7 @@ def test_outputs_and_gradients_are_peft_s(kind, dropout):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_outputs_and_gradients_are_peft_s_in_single_precision(kind):
-    assert parity(**KINDS[kind], dtype=torch.float32, tolerance=3e-6) is None, f"{kind} loses precision"
+    assert parity(**KINDS[kind], dtype=torch.float32, tolerance=fp32(width=9, depth=2)) is None, f"{kind} loses precision"
 
 
 def test_default_targets_are_peft_s():
@@ -397,7 +398,7 @@ def test_merged_equals_unmerged_in_single_precision():
             parameter.mul_(0.2)
         y = model(*texts())
         lora.merge_weights(model)
-        assert (model(*texts()) - y).abs().max() < 1e-6 * max(1, y.abs().max()), "merged and unmerged differ in fp32"
+        assert (model(*texts()) - y).abs().max() < fp32(width=24, depth=4) * y.abs().max(), "merged and unmerged differ in fp32"
         lora.unmerge(model)
         assert torch.equal(model(*texts()), y)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import fp32
 from live import imported, may_refuse
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -129,7 +130,7 @@ def kept_of(body, ids):
 @torch.no_grad()
 def prefix_error(family, P=5, T=8):
     """How far a text's last T tokens are from what they are, when its first P are a prefix."""
-    body, text = Whole(family).backbone, draw(P + T)
+    body, text = Whole(family).double().backbone, draw(P + T)
     whole, numbers = read(body, text), kept_of(body, text)
     attach_prefix(body, P).load(numbers[:P])
     return (read(body, text[P:]) - whole[P:]).abs().max().item()
@@ -138,13 +139,13 @@ def prefix_error(family, P=5, T=8):
 @every_family
 @pytest.mark.parametrize("P, T", [(5, 8), (1, 3), (9, 2), (8, 1)])
 def test_a_prefix_of_a_text_is_that_text(family, P, T):
-    assert prefix_error(family, P, T) < 1e-5, "the rest of a text is read otherwise behind what its beginning left"
+    assert prefix_error(family, P, T) < 1e-9, "the rest of a text is read otherwise behind what its beginning left"
 
 
 @torch.no_grad()
 def prompt_error(family, left=True):
     """How far ragged texts behind a prompt of real words are from the same texts with these words before them."""
-    model, words, rows = Whole(family), [30, 4, 17, 17], [draw(size, seed=size).tolist() for size in (6, 1, 9)]
+    model, words, rows = Whole(family).double(), [30, 4, 17, 17], [draw(size, seed=size).tolist() for size in (6, 1, 9)]
     expected = model(*padded([words + row for row in rows], left=False))
     attach_prompt(model, 4, ids=words)
     return (model(*padded(rows, left)) - expected).abs().max().item()
@@ -153,7 +154,7 @@ def prompt_error(family, left=True):
 @every_family
 @pytest.mark.parametrize("left", [False, True])
 def test_a_prompt_of_words_is_these_words(family, left):
-    assert prompt_error(family, left) < 1e-5, "new words with the vectors of old ones are not read as those are"
+    assert prompt_error(family, left) < 1e-9, "new words with the vectors of old ones are not read as those are"
 
 
 def not_shifted(monkeypatch):
@@ -294,7 +295,7 @@ def test_the_numbers_lie_as_in_peft():
 @every_family
 @pytest.mark.parametrize("method", ["prefix", "projection", "prompt"])
 def test_padding_and_batch_mates_change_nothing(family, method):
-    model, rows = Whole(family), [draw(size, seed=size).tolist() for size in (6, 1, 10)]
+    model, rows = Whole(family).double(), [draw(size, seed=size).tolist() for size in (6, 1, 10)]
     with torch.no_grad():
         base, names = model(*padded(rows, left=False)), set(model.state_dict())
         if method == "prompt":
@@ -305,8 +306,8 @@ def test_padding_and_batch_mates_change_nothing(family, method):
         right, left = (model(*padded(rows, left=side)) for side in (False, True))
         alone = torch.cat([model(*padded([row], left=False)) for row in rows])
         assert (right - base).abs().max() > 1e-3, "what learns is not in the path of the logits"
-        assert (right - alone).abs().max() < 1e-5, "a row depends on its batch mates or their padding"
-        assert (left - alone).abs().max() < 1e-5, "padding on the left changes an answer"
+        assert (right - alone).abs().max() < 1e-9, "a row depends on its batch mates or their padding"
+        assert (left - alone).abs().max() < 1e-9, "padding on the left changes an answer"
         detach_prompt(model) if method == "prompt" else detach_prefix(model)
         assert torch.equal(model(*padded(rows, left=False)), base), "detached, the base must be back bit for bit"
     assert set(model.state_dict()) == names and model.prompt is None and model.backbone.prefix is None
@@ -389,13 +390,13 @@ def test_the_vocabulary_does_not_grow():
 
 def test_prefix_and_prompt_together():
     """Both at once: the prefix first, then the prompt, then the text."""
-    body, text = Whole("llama").backbone, draw(10)
+    body, text = Whole("llama").double().backbone, draw(10)
     with torch.no_grad():
         whole, numbers = read(body, text), kept_of(body, text)
         attach_prefix(body, 3).load(numbers[:3])
         prompt = attach_prompt(body, 2, ids=text[3:5].tolist())
         ids, mask, types = prompt.extend(text[None, 5:], torch.ones(1, 5, dtype=torch.long))
-        assert (body(ids, mask)[0] - whole[3:]).abs().max() < 1e-5 and types is None
+        assert (body(ids, mask)[0] - whole[3:]).abs().max() < 1e-9 and types is None
     assert prompt.longest == 24 - 3 - 2
 
 
@@ -711,4 +712,5 @@ def test_peft_finds_the_same(name, task, method, tmp_path):
         encoder = other.prompt_encoder["default"]
     found = our_logits(model, task, name, encoder, ids, mask, method)
     expected = expected[places(mask, method)] if task == "CAUSAL_LM" else expected
-    assert found.shape == expected.shape and (found - expected).abs().max() < 1e-5, f"{name} {task} {method}"
+    apart = (found - expected).abs().max() / expected.abs().max()
+    assert found.shape == expected.shape and apart < fp32(width=40, depth=6), f"{name} {task} {method}"

@@ -1,7 +1,7 @@
 """Does a tree behind a prompt score many answers in one forward as one forward for each answer would?
 
 Six decoders and an encoder-decoder, tiny, with exaggerated random weights, on ragged prompts padded on either side. What
-is compared is in fp64; so two ways to compute the same differ by 1e-9 at most, and transformers' fp32 steps by 1e-5.
+is compared is in fp64; so two ways to compute the same differ by 1e-9 at most. transformers takes some steps in fp32.
 Known-wrong trees must fail the same comparison.
 """
 import random
@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-from conftest import assert_padding_changes_nothing, batch_of, first_difference
+from conftest import assert_padding_changes_nothing, batch_of, first_difference, fp32
 from hypothesis import given, settings, strategies as st
 from live import imported, loaded, may_refuse
 from test_generate import CLASSES, CONFIGS, PROMPTS, build
@@ -142,7 +142,7 @@ def test_fp32_is_as_near_as_fp32_can_be(kind):
     model, batch = build(kind), batch_of(PROMPTS)
     found, expected = in_one(model, *batch, MIXED), log_probs_one_by_one(model, *batch, MIXED)
     difference = ((found - expected) / torch.tensor([*map(len, MIXED)])).abs().max()
-    assert difference <= 1e-5, f"{kind}: {difference:.1g} a token apart from one by one"
+    assert difference <= fp32(48, 6) * expected.abs().max(), f"{kind}: {difference:.1g} a token apart from one by one"
 
 
 def test_half_precision_is_normalised_in_fp32():
@@ -156,7 +156,9 @@ def test_half_precision_is_normalised_in_fp32():
 @torch.no_grad()
 def test_any_labels_of_few_tokens(labels, side, kind):
     model, batch = wide(kind), batch_of(PROMPTS[:2], side)
-    assert apart(in_one(model, *batch, labels), log_probs_one_by_one(model, *batch, labels)) <= 1e-5
+    with pytest.MonkeyPatch.context() as patch:                    # as `exact`, which hypothesis would not make anew
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        assert apart(in_one(model, *batch, labels), log_probs_one_by_one(model, *batch, labels)) <= 1e-9
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +201,8 @@ def test_the_scores_are_those_of_transformers(kind, theirs, exact):
         expected = [torch.cat([their_scores(theirs[kind], prompt, group) for group in groups]) for prompt in prompts]
         for side in ("left", "right"):
             found = apart(in_one(model, *batch_of(prompts, side), labels), torch.stack(expected))
-            assert found <= 1e-5, f"{kind}, {name}: {found:.1g} apart from transformers, prompts padded on the {side}"
+            bound = fp32(1, 6) * torch.stack(expected).abs().max()    # norms and rotations in float32, no products
+            assert found <= bound, f"{kind}, {name}: {found:.1g} apart from transformers, prompts padded on the {side}"
 
 
 @pytest.mark.parametrize("kind", WINDOWS)
