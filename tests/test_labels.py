@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROUNDED, fp32
 from live import imported, loaded, may_refuse
 from small import PIECES
 from test_families import CONFIGS, spread
@@ -196,7 +197,7 @@ def of_classes(sums, label_texts):
 @every_family
 @pytest.mark.parametrize("label_texts", [APART, ALIKE], ids=["apart", "alike"])
 def test_probabilities_are_those_of_one_forward_for_each_text(name, label_texts, folders, theirs):
-    """In fp32, ragged texts in one batch: nothing is longer than 1e-5 a token away."""
+    """In fp32, ragged texts in one batch."""
     model = asking(folders(name), label_texts, template_for(name))
     end = name in ANSWERING or (name not in MASKED and label_texts is ALIKE)
     assert model.head.end == ("eos" if end else "none"), f"{name}: labels that begin alike have an end, and T5's"
@@ -204,10 +205,11 @@ def test_probabilities_are_those_of_one_forward_for_each_text(name, label_texts,
     encoded, cut = model.encode(TEXTS)
     found = model.text_scores(encoded)
     assert not cut and len({len(ids) for ids, _ in encoded}) > 3, "ragged, and whole"
-    assert ((found - sums).abs() / lengths).max() <= 1e-5, f"{name}: {apart(found, sums):.1g} apart from transformers"
+    bound = fp32(width=48, depth=6) * (sums.abs() / lengths).max()                                       # a token
+    assert ((found - sums).abs() / lengths).max() <= bound, f"{name}: {apart(found, sums):.1g} apart from transformers"
     classes = of_classes(sums, label_texts)
-    assert apart(model.scores(encoded), classes) <= 2e-5 * lengths.max(), f"{name}: a class is not the sum of its texts"
-    assert apart(torch.from_numpy(model.predict(TEXTS)), classes.softmax(1)) <= 1e-5 * lengths.max(), name
+    assert apart(model.scores(encoded), classes) <= bound * lengths.max(), f"{name}: a class is not the sum of its texts"
+    assert apart(torch.from_numpy(model.predict(TEXTS)), classes.softmax(1)) <= bound * lengths.max(), name
     assert classes.std(0).min() > 0.02 and (classes.amax(1) - classes.amin(1)).min() > 0.05, "or this compares little"
 
 
@@ -222,9 +224,10 @@ def test_in_double_precision_the_scores_are_the_same(name, folders, theirs, monk
     with torch.no_grad():
         batch = model.inputs(collate(model.encode(texts)[0], range(2)))
         found, classes = model.head.text_scores(model.backbone, *batch), model.head.read(model.backbone, *batch)
-    each = ((found - sums).abs() / lengths).max()                  # transformers takes some steps in fp32
-    assert found.dtype == torch.float64 and each <= 3e-6, f"{name}: {each:.1g} a token apart"
-    assert apart(classes, of_classes(sums, APART)) <= 3e-6 * lengths.max(), name
+    each = ((found - sums).abs() / lengths).max()
+    bound = fp32(width=1, depth=6) * (sums.abs() / lengths).max()  # transformers takes some steps, no products, in fp32
+    assert found.dtype == torch.float64 and each <= bound, f"{name}: {each:.1g} a token apart"
+    assert apart(classes, of_classes(sums, APART)) <= bound * lengths.max(), name
 
 
 def first_token_only(patch):
@@ -405,10 +408,13 @@ def test_probabilities_are_probabilities(name, folders):
     model = asking(folders(name), template=template_for(name))
     found = model.predict(TEXTS)
     assert found.shape == (len(TEXTS), 3) and abs(found.sum(1) - 1).max() < 1e-6 and (found > 0).all()
-    order = ["good", "bad", "mixed"]
-    swapped = asking(folders(name), {label: APART[label] for label in order}, template_for(name)).predict(TEXTS)
-    expected = found[:, [LABELS.index(label) for label in order]]
-    assert abs(swapped - expected).max() <= 1e-6, f"{name}: a class depends on its place"
+    order, model = ["good", "bad", "mixed"], model.double()
+    swapped = asking(folders(name), {label: APART[label] for label in order}, template_for(name)).double().predict(TEXTS)
+    expected = model.predict(TEXTS)[:, [LABELS.index(label) for label in order]]
+    bound = ROUNDED * scores_of(model).abs().max().item()           # scores are handed on in float32
+    assert abs(swapped - expected).max() <= bound, f"{name}: a class depends on its place"
+    bound = fp32(width=48, depth=6) * scores_of(model).abs().max().item()
+    assert abs(found - model.predict(TEXTS)).max() <= bound, f"{name}: in float32 these are other probabilities"
 
 
 @every_family
