@@ -9,7 +9,7 @@ rows; the same command goes on from there. Needs transformers and PEFT: pip inst
 
 All sides work by turns in one process with fixed threads, the order reversed each round; laying out batches is timed, for all. Ours
 and T take batches of like length out of an epoch, D takes batches as they come; ratios are of seconds a real token.
-D is the reference as its users run it, T the same, tuned (benchmarks/sides.py). Before anything is timed all sides must give
+D is the reference as its users run it, T the same, tuned (tests/bench/sides.py). Before anything is timed all sides must give
 the same logits and gradients. A ratio is the median of the rounds' own ratios, with the least and the greatest. Two safeguards
 make a row void (exit code 1): the reference against itself must lie in 0.95 to 1.05, and nobody may compute faster than a
 large matrix product in the same rounds. Run it on an idle machine.
