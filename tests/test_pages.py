@@ -138,13 +138,14 @@ def test_lines_are_at_most_100_columns_but_in_tables_and_output(path):
 def test_the_tree_names_every_module():
     tree = (ROOT / "lessons" / "reference" / "tree.md").read_text(encoding="utf-8")
     for path in (ROOT / "minillmclf").rglob("*.py"):
-        assert path.name in tree or path.name == "__init__.py", f"the tree does not name {path.name}"
+        assert path.name in tree or path.name == "__init__.py", f"no {path.name} in the tree"
 
 
 def test_a_fault_of_each_kind_is_found():
     page = ROOT / "lessons" / "reference" / "commands.md"
     text = ("[a](nowhere.md) [b](files.md#nothing) [c](files.md#splits) `lessons/none.md` "
-            "`minillmclf/train.py`\n```sh\npython -m minillmclf.none --lr 1 \\\n  --no-flag 2\n```\n")
+            "`minillmclf/train.py`\n"
+            "```sh\npython -m minillmclf.none --lr 1 \\\n  --no-flag 2\n```\n")
     assert broken_links(page, text) == ["nowhere.md", "files.md#nothing"]
     assert missing_paths(page, text) == ["lessons/none.md"]
     assert missing_modules(text) == ["minillmclf.none"]
