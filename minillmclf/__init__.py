@@ -7,7 +7,7 @@ The floor plan, in reading order:
   classify/  how does a model answer with a class?  head, labels, decode, calibrate, classifier, baseline
   tuning/    which weights learn?                   selection, lora, adapter, prefix, prompt, quant, peft_format, saved
   training/  the plain loop and what it needs       loop, optim, objectives, metrics, checkpoint, doctor, parallel, recompute
-  train, evaluate, predict, merge, compare, choose, folds, report, pretrain, inspect, labels, bench
+  train, evaluate, predict, merge, compare, choose, folds, report, pretrain, inspect, labels
                                                    the commands: python -m minillmclf.<name>
 
 Public names: Classifier, load_backbone, load_tokenizer, load_data, generate, InputError. They are loaded when first used, so that

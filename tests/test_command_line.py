@@ -24,7 +24,6 @@ from minillmclf.training.rates import default_rate, rate_line
 from minillmclf.tuning import OPTIONS
 
 COMMANDS = [
-    "bench",
     "choose",
     "compare",
     "evaluate",

@@ -1,7 +1,7 @@
 """What may lie in a model folder: old keys change nothing, wrapped weights load, else one line.
 
 The folders are the stored tiny models, changed on purpose. What is refused is refused before
-anything large is built, so these tests also bound the time; tests/reference/fuzz_models.py makes thousands.
+anything large is built, so these tests also bound the time. fuzz_models.py makes thousands of them.
 """
 
 import json
@@ -460,7 +460,7 @@ def test_answers_that_are_not_finite_are_an_error(tmp_path):
     with torch.no_grad():
         model.backbone.layers[1].down_proj.weight.fill_(3e38)
     model.save(tmp_path / "saved")
-    with pytest.raises(InputError, match="text 1: its scores are not finite"):
+    with pytest.raises(InputError, match="text 1: the model.s answer is not finite"):
         Classifier.load(tmp_path / "saved").predict(["the old rose", "my bread"])
 
 

@@ -11,11 +11,12 @@ import pytest
 import small
 from conftest import refused
 
-from minillmclf import bench, compare, evaluate, files, folds, labels, merge, predict, pretrain
+from minillmclf import compare, evaluate, files, folds, labels, merge, predict, pretrain
 from minillmclf import report, stream, train
 from minillmclf.classify.classifier import Classifier
 from minillmclf.commands import run
 from minillmclf.errors import InputError
+from tests.bench import __main__ as bench
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="FIFOs and links are of POSIX")
 SIZES = small.flags(layers=1, width=16, heads=2, mlp_width=16, vocab_size=90, steps=2, batch_size=2)

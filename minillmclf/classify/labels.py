@@ -227,7 +227,7 @@ def check_ids(tokenizer, texts, paths):
     for text, path in zip(texts, paths):
         meant = [i for i in path if i != tokenizer.unk_id and tokenizer.decode([i], keep_specials=True).strip()]
         if not meant:
-            raise InputError(f"label text {short(text)} is made of unknown tokens alone ({path}): "
+            raise InputError(f"label text {short(text)} is made of unknown tokens alone ({short(path)}): "
                              f"choose another word for it")
         if tuple(path) in seen:
             raise InputError(f"label texts {seen[tuple(path)]!r} and {text!r} are the same tokens {path} to this tokenizer: "

@@ -425,7 +425,7 @@ def judged(folder, has_classes):
         if "\n" in text or len(text) > MESSAGE:
             return "BAD MESSAGE", f"{len(text)} characters: {text[:300]!r}"
         return (
-            "refused" if str(folder) in text or "scores are not finite" in text else "UNNAMED"
+            "refused" if str(folder) in text or "answer is not finite" in text else "UNNAMED"
         ), text
     except BaseException:
         return "TRACEBACK", traceback.format_exc()

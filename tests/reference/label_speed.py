@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from minillmclf.benchmarks.sides import PAIRS, cached, padded, pairs, picked
+from tests.bench.sides import PAIRS, cached, padded, pairs, picked
 from minillmclf.classify.classifier import Classifier
 from minillmclf.models import fresh_weights, model_class, save_backbone
 from minillmclf.models.tree import log_probs_one_by_one

@@ -1,8 +1,8 @@
-"""python -m minillmclf.bench: how fast is this package beside transformers and PEFT, on this machine?
+"""python -m tests.bench: how fast is this package beside transformers and PEFT, on this machine?
 
-  python -m minillmclf.bench --quick                       the most important rows in some minutes, on smaller models
-  python -m minillmclf.bench                               all rows, in 9 rounds; about half an hour
-  python -m minillmclf.bench --rows deberta qlora          some rows
+  python -m tests.bench --quick                       the most important rows in some minutes, on smaller models
+  python -m tests.bench                               all rows, in 9 rounds; about half an hour
+  python -m tests.bench --rows deberta qlora          some rows
 
 Written are OUT/table.md, OUT/table.json (every round's seconds) and OUT/scaling.svg. A run that is stopped keeps its finished
 rows; the same command goes on from there. Needs transformers and PEFT: pip install -e '.[test]'
@@ -26,11 +26,11 @@ from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
-from .benchmarks.tables import LIBRARIES, SEEDS, commit, machine, markdown
-from .benchmarks.timing import LEAST, measure, paired
-from .commands import Parser, Stopped, run
-from .errors import InputError
-from .files import check_folder, read_json, write_text
+from .tables import LIBRARIES, SEEDS, commit, machine, markdown
+from .timing import LEAST, measure, paired
+from minillmclf.commands import Parser, Stopped, run
+from minillmclf.errors import InputError
+from minillmclf.files import check_folder, read_json, write_text
 
 ROUNDS = 3                                        # with each data seed
 ALONE = ("memory", "start", "scaling")
@@ -42,7 +42,7 @@ THEIR_START = "import sys; from transformers import pipeline; print(pipeline('te
 
 
 def parse(arguments=None):
-    p = Parser(prog="python -m minillmclf.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", default="runs/bench", help="folder of the tables [runs/bench]")
     p.add_argument("--rows", nargs="+", choices=ROWS, metavar="NAME", help=f"some rows: {', '.join(ROWS)} [all]")
     p.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds with each of the {SEEDS} data seeds [{ROUNDS}]")
@@ -77,7 +77,7 @@ def references():
 
 def print_their_peak(*arguments):
     """The program of a process that measures a reference's memory (benchmarks/alone.py)."""
-    from .benchmarks.alone import print_peak
+    from .alone import print_peak
     print_peak(*arguments, hf=references())
 
 
@@ -85,7 +85,7 @@ def print_their_peak(*arguments):
 
 def planned(a):
     """What is to be measured -> [(key in table.json, row, Case or None)]."""
-    from .benchmarks.cases import CASES, small
+    from .cases import CASES, small
     rows, plan = a.rows or (QUICK if a.quick else ROWS), []
     for row in (row for row in ROWS if row in rows):
         if row in ALONE:
@@ -122,7 +122,7 @@ def write(out, table):
 
 def record_of(row, case, hf, place, table):
     """Measure one line -> its record."""
-    from .benchmarks import alone
+    from . import alone
     made = table["made_from"]
     if row == "memory":
         return {"lines": alone.memory(place)}
@@ -145,8 +145,8 @@ def said(record):
 
 def draw_scaling(out, rows):
     if "scaling" in rows:
-        from .benchmarks.alone import picture
-        from .pictures import save
+        from .alone import picture
+        from minillmclf.pictures import save
         try:
             save(picture(rows["scaling"]["points"]), out / "scaling.svg")
         except InputError as error:

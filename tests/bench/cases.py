@@ -1,4 +1,4 @@
-"""What python -m minillmclf.bench times: which models, texts and ways to train; nothing of how they are run.
+"""What python -m tests.bench times: which models, texts and ways to train; nothing of how they are run.
 
 A case is one line of a table: a model with random weights, texts as long as those of a real set, and what is done with them.
 Here: the cases, config.json of each family, texts of random token ids. Not here: who does the work (sides.py), and what is
@@ -9,10 +9,10 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..models import fresh_weights, model_class, save_backbone
-from ..text.batch import make_batches
-from ..text.tokenizer import WordPiece
-from ..training.loop import Rows
+from minillmclf.models import fresh_weights, model_class, save_backbone
+from minillmclf.text.batch import make_batches
+from minillmclf.text.tokenizer import WordPiece
+from minillmclf.training.loop import Rows
 
 FIRST, VOCABULARY = 1000, 16000           # ids below FIRST are specials and label words; texts are drawn from those above
 PAD = 0

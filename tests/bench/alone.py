@@ -1,4 +1,4 @@
-"""What python -m minillmclf.bench measures otherwise than by turns in one process, and tokenizers, which are no models.
+"""What python -m tests.bench measures otherwise than by turns in one process, and tokenizers, which are no models.
 
 Memory: a process for each side and method, two training steps; the high-water mark above the level after building, plus the
 weights, so that imports do not count (Linux only, /proc). Start: whole commands, in fresh processes. Scaling: seconds against
@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..classify.classifier import Classifier
-from ..errors import InputError
-from ..text.batch import Batch
-from ..text.tokenizer import load_tokenizer
+from minillmclf.classify.classifier import Classifier
+from minillmclf.errors import InputError
+from minillmclf.text.batch import Batch
+from minillmclf.text.tokenizer import load_tokenizer
 from .cases import VOCABULARY, Case, Data, body, draw
 from .sides import Side, classes, classifier, label_scoring, reference
 
@@ -80,8 +80,8 @@ def memory(place):
         saved = Path(place) / "memory" / method
         classifier(replace(LARGE, method=method), folder).save(saved)
         line = {"method": method}
-        for side, program in (("ours", "from minillmclf.benchmarks.alone import print_peak as peak"),
-                              ("theirs", "from minillmclf.bench import print_their_peak as peak")):
+        for side, program in (("ours", "from tests.bench.alone import print_peak as peak"),
+                              ("theirs", "from tests.bench.__main__ import print_their_peak as peak")):
             program = f"import sys; {program}; peak(*sys.argv[1:])"
             line[side] = float(python("-c", program, side, method, folder, saved.parent).split()[-1])
         found.append(line)
@@ -232,7 +232,7 @@ def picture(points):
     """A panel for each axis, a line for each side -> Figure."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    from ..pictures import COLOURS, DASHES, MARKERS, drawing
+    from minillmclf.pictures import COLOURS, DASHES, MARKERS, drawing
     sides = {"ours": "minillmclf", "T": "transformers, tuned"}
     with drawing(7.2, 6.0) as figure:
         panels = figure.subplots(2, 2).flatten()

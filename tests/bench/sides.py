@@ -1,4 +1,4 @@
-"""Who does the work that python -m minillmclf.bench times: our side, and two references.
+"""Who does the work that python -m tests.bench times: our side, and two references.
 
   ours   Classifier, training.loop.take_step and text/batch.py, as minillmclf.train and predict use them
   D      transformers and PEFT as their users run them: batches of random rows, each padded to its longest, torch's AdamW
@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..classify.classifier import Classifier
-from ..settings import Settings
-from ..text.batch import collate, make_batches
-from ..training.loop import take_step
-from ..training.objectives import Classes, Completion
-from ..training.optim import build_optimizer
-from ..tuning import tune
+from minillmclf.classify.classifier import Classifier
+from minillmclf.settings import Settings
+from minillmclf.text.batch import collate, make_batches
+from minillmclf.training.loop import take_step
+from minillmclf.training.objectives import Classes, Completion
+from minillmclf.training.optim import build_optimizer
+from minillmclf.tuning import tune
 from .cases import PAD, TEMPLATE, WORDS, body, cut, label_texts
 
 PAIRS = 64                                # what a reference that reads (prompt, label) pairs puts in a batch at most

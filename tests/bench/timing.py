@@ -6,7 +6,7 @@ Here: seconds of the rounds, executed FLOPs, ratios, and what makes a line void.
 import statistics
 import time
 
-from ..errors import InputError
+from minillmclf.errors import InputError
 
 WARM_UPS = 2
 BAND = (0.95, 1.05)                               # of the reference against itself
