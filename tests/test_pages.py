@@ -1,5 +1,4 @@
 """The pages hold what they say: links, paths, commands and flags exist, and the README is short."""
-import importlib.util
 import os
 import re
 import subprocess
@@ -58,15 +57,17 @@ def missing_paths(path, text):
 
 
 def missing_modules(text):
-    named = set(re.findall(r"-m (minillmclf\.[a-z_]\w*)", text))
-    return [name for name in named if importlib.util.find_spec(name) is None]
+    named = set(re.findall(r"-m ((?:minillmclf|tests)\.[a-z_]\w*)", text))
+    places = {name: ROOT / name.replace(".", "/") for name in named}
+    return [name for name, place in places.items()
+            if not place.with_suffix(".py").exists() and not (place / "__main__.py").exists()]
 
 
 def commands(text):
     """Each command line of a page's sh blocks -> (the command's name, its flags)."""
     for kind, block in FENCE.findall(text):
         for line in block.replace("\\\n", " ").splitlines() if kind.startswith("sh") else ():
-            found = re.search(r"-m minillmclf\.(\w+)(.*)", line.partition(" #")[0])
+            found = re.search(r"-m (?:minillmclf|tests)\.(\w+)(.*)", line.partition(" #")[0])
             if found:
                 yield found[1], re.findall(r"(?<!\S)--[a-z][\w-]*", found[2])
 
@@ -88,10 +89,10 @@ def run(*arguments):
 @cache
 def parsers():
     """The name of each command -> the flags in the usage that it prints."""
-    names = re.findall(r"^  (\w+) ", run("minillmclf"), re.M)
-    return {name: set(re.findall(r"--[a-z][\w-]*",
-                                 run(f"minillmclf.{name}", "--help").partition("\n\n")[0]))
-            for name in names}
+    names = {name: f"minillmclf.{name}" for name in re.findall(r"^  (\w+) ", run("minillmclf"), re.M)}
+    usage = {name: run(module, "--help").partition("\n\n")[0]
+             for name, module in {**names, "bench": "tests.bench"}.items()}
+    return {name: set(re.findall(r"--[a-z][\w-]*", text)) for name, text in usage.items()}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
