@@ -89,7 +89,8 @@ def run(*arguments):
 @cache
 def parsers():
     """The name of each command -> the flags in the usage that it prints."""
-    names = {name: f"minillmclf.{name}" for name in re.findall(r"^  (\w+) ", run("minillmclf"), re.M)}
+    listed = re.findall(r"^  (\w+) ", run("minillmclf"), re.M)
+    names = {name: f"minillmclf.{name}" for name in listed}
     usage = {name: run(module, "--help").partition("\n\n")[0]
              for name, module in {**names, "bench": "tests.bench"}.items()}
     return {name: set(re.findall(r"--[a-z][\w-]*", text)) for name, text in usage.items()}
