@@ -11,6 +11,7 @@ import pytest
 import small
 import torch
 from conftest import refused
+from live import imported, may_refuse
 
 import minillmclf
 from minillmclf.commands import run
@@ -160,8 +161,9 @@ def test_every_row_has_cases_and_quick_is_a_smaller_part():
 @pytest.fixture(scope="module")
 def hf():
     for name in bench.LIBRARIES:
-        pytest.importorskip(name, reason="the benchmark compares with transformers and PEFT")
-    return bench.references()
+        imported(name)
+    with may_refuse():
+        return bench.references()
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +197,8 @@ def test_all_sides_do_the_same_work_and_take_turns(case, hf, place, monkeypatch)
         call()
         return 1.0
     monkeypatch.setattr(timing, "seconds_of", seconds_of)
-    made = timing.measure(tiny(case), hf, place, seeds=1, rounds=2)
+    with may_refuse():
+        made = timing.measure(tiny(case), hf, place, seeds=1, rounds=2)
     half = len(calls) // 2
     assert calls[half:] == calls[:half][::-1], "the order should be reversed each round"
     assert calls[0] == calls[half - 1], "the reference and its twin should stand at both ends of a round"
@@ -210,7 +213,8 @@ def test_all_sides_do_the_same_work_and_take_turns(case, hf, place, monkeypatch)
 def bert(hf, place):
     """The sides of a tiny BERT, and what they work on."""
     case = dataclasses.replace(tiny(cases.CASES[0]), batch=4)
-    found = sides.classes(hf, case, place)
+    with may_refuse():
+        found = sides.classes(hf, case, place)
     for side in found.values():
         side.use(cases.draw(case, 0), alike=True)
     return found
@@ -260,7 +264,8 @@ def test_memory_is_that_of_two_steps_on_both_sides(hf, place, monkeypatch, capsy
     def here(*arguments):                                    # in this process, where the libraries are imported already
         side, method, folder, saved = arguments[2:]
         started.append((side, method, "print_their_peak" in arguments[1]))
-        alone.print_peak(side, method, folder, saved, hf=hf)
+        with may_refuse():
+            alone.print_peak(side, method, folder, saved, hf=hf)
         return capsys.readouterr().out
     monkeypatch.setattr(alone, "python", here)
     found = alone.memory(place)
@@ -271,7 +276,8 @@ def test_memory_is_that_of_two_steps_on_both_sides(hf, place, monkeypatch, capsy
 def test_scaling_gives_a_picture(hf, place, monkeypatch):
     pytest.importorskip("matplotlib", reason="pictures need matplotlib")
     monkeypatch.setattr(alone, "PLACES", 64)
-    points = alone.scaling(hf, place, {"tokens of a text": (32, 64), "rows": (1,), "labels": (3,), "shots": (0, 1)}, rounds=1)
+    with may_refuse():
+        points = alone.scaling(hf, place, {"tokens of a text": (32, 64), "rows": (1,), "labels": (3,), "shots": (0, 1)}, rounds=1)
     assert [(p["axis"], p["value"]) for p in points][::5] == [("tokens of a text", 32), ("shots", 1)] and all(p["ours"] > 0 < p["T"] for p in points)
     figure = alone.picture(points)
     assert len(figure.axes) == 4 and "shots 1: " in figure.get_label()

@@ -9,7 +9,8 @@ import random
 
 import pytest
 import torch
-from conftest import batch_of, first_difference
+from conftest import batch_of, first_difference, fp32
+from live import imported, loaded, may_refuse
 from safetensors.torch import load_file
 from small import PIECES, TOPICS, texts_of
 
@@ -49,6 +50,7 @@ CONFIGS = {
     "flan-t5": ("t5", T5 | dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
     "ul2": ("t5", T5 | dict(feed_forward_proj="gated-silu", tie_word_embeddings=False)),
 }
+FP32 = fp32(width=48, depth=6)         # two embeddings, two blocks, T5's two more; in parts of the largest score
 LABELS = sorted(TOPICS)
 TEXTS = [text for text, _ in texts_of(random.Random(3), 7)] + ["soup", "the rose was near a tree, and the tree was old. " * 2]
 
@@ -98,30 +100,32 @@ def their_scores(theirs, model):
     given = {"input_ids": batch.ids, "attention_mask": batch.mask}
     if "token_type_ids" in theirs.forward.__code__.co_varnames:
         given["token_type_ids"] = batch.types
-    with torch.no_grad():
+    with torch.no_grad(), may_refuse():
         return theirs.eval()(**given).logits
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_classifier_travels_to_transformers_and_back(name, folders, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="transformers' own classifiers are the reference")
+    transformers = imported("transformers")
     ours = classifier(folders[name])
     ours.save(tmp_path / "ours")
     load = transformers.AutoModelForSequenceClassification.from_pretrained
-    theirs, loading = load(tmp_path / "ours", output_loading_info=True)
+    theirs, loading = loaded(load, tmp_path / "ours", output_loading_info=True)
     assert not any(loading.values()), f"{name}: transformers does not find all it expects: {loading}"
     assert type(theirs).__name__ == ours.backbone.ARCHITECTURES["classifier"]
     scores = ours.scores(ours.encode(TEXTS)[0])
-    found = first_difference({"scores": their_scores(theirs, ours)}, {"scores": scores}, 2e-5)
+    found = first_difference({"scores": their_scores(theirs, ours)}, {"scores": scores}, FP32, relative=True)
     assert found is None, f"{name}: transformers answers otherwise from what we saved: {found}"
     assert (scores.amax(0) - scores.amin(0)).min() > 0.01, f"{name}: all texts get the same answer, so this compares nothing"
 
     spread(theirs, seed=7)
-    theirs.save_pretrained(tmp_path / "theirs")
+    with may_refuse():
+        theirs.save_pretrained(tmp_path / "theirs")
     ours.tokenizer.save(tmp_path / "theirs")
     back = Classifier.load(tmp_path / "theirs")
     assert not back.report.fresh and not back.report.dropped, f"{name}: {back.report.line()}"
-    found = first_difference({"scores": back.scores(back.encode(TEXTS)[0])}, {"scores": their_scores(theirs, back)}, 2e-5)
+    found = first_difference({"scores": back.scores(back.encode(TEXTS)[0])}, {"scores": their_scores(theirs, back)}, FP32,
+                             relative=True)
     assert found is None, f"{name}: we answer otherwise from what transformers saved: {found}"
     assert back.labels == LABELS, f"{name}: the names of the classes changed on the way"
     written, stored = (load_file(tmp_path / who / "model.safetensors") for who in ("ours", "theirs"))
@@ -154,7 +158,7 @@ def test_any_pooling_comes_back_too(name, how, folders, tmp_path):
 
 # ------------------------------------------------------------------------------------------------ padding
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-5), (torch.float64, 1e-11)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, FP32), (torch.float64, 1e-11)])
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.inference_mode()
 def test_padding_and_batch_mates_change_no_answer(name, dtype, tolerance, folders):
@@ -171,10 +175,10 @@ def test_padding_and_batch_mates_change_no_answer(name, dtype, tolerance, folder
     ways = {"padded right": ("right", 0, longest), "padded left": ("left", 0, longest), "padded far": ("left", 0, 60),
             "other ids in the padding": ("right", 9, longest), "ids beyond the vocabulary": ("left", 10**6, longest)}
     for way, how in ways.items():
-        apart = (scores(texts, *how) - alone).abs().max()
+        apart = (scores(texts, *how) - alone).abs().max() / alone.abs().max()
         assert apart <= tolerance, f"{name}: {way}: {apart:.2g} apart from each text alone"
     mates = scores([texts[3], texts[1], texts[1][::-1]], "left", 0, longest)[0]
-    assert (mates - alone[3]).abs().max() <= tolerance, f"{name}: other batch mates give another answer"
+    assert (mates - alone[3]).abs().max() <= tolerance * alone.abs().max(), f"{name}: other batch mates give another answer"
 
 
 # ------------------------------------------------------------------------------------------------ learning

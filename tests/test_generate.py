@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MODELS, batch_of
+from conftest import MODELS, batch_of, fp32
 from hypothesis import given, settings, strategies as st
+from live import imported, loaded, may_refuse
 
 import minillmclf
 from minillmclf.errors import InputError
@@ -63,12 +64,13 @@ def seen_logits(model, ids, mask, steps, cached):
 # ------------------------------------------------------------------------------------------------ the cache
 
 @pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, fp32(width=40, depth=6)), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_cached_is_uncached(kind, side):
-    model = build(kind)
+def test_cached_is_uncached(kind, dtype, tolerance, side):
+    model = build(kind).to(dtype)
     (short, kept), (long, anew) = (seen_logits(model, *batch_of(PROMPTS, side), 9, cached) for cached in (True, False))
-    apart = (kept - anew).abs().amax((1, 2))
-    assert apart.max() <= 2e-5, f"{kind}: with a cache the logits of step {int(apart.argmax())} are {apart.max():.1g} apart"
+    apart = (kept - anew).abs().amax((1, 2)) / anew.abs().max()
+    assert apart.max() <= tolerance, f"{kind}: with a cache the logits of step {int(apart.argmax())} are {apart.max():.1g} apart"
     assert short == long, f"{kind}: with a cache other tokens are written"
     assert len({tuple(row) for row in short}) > 1, f"{kind}: every prompt gets the same answer, so this compares nothing"
 
@@ -201,31 +203,32 @@ CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mistral": "M
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_greedy_text_is_that_of_transformers(kind):
-    transformers = pytest.importorskip("transformers", reason="compares with transformers' own generate")
+    transformers = imported("transformers")
     model = build(kind)
     with tempfile.TemporaryDirectory() as folder:
         save_backbone(model, folder)
-        theirs, loading = getattr(transformers, CLASSES[kind]).from_pretrained(folder, output_loading_info=True)
+        load = getattr(transformers, CLASSES[kind]).from_pretrained
+        theirs, loading = loaded(load, folder, output_loading_info=True)
     assert not any(loading.values()), f"{kind}: transformers does not find all it expects: {loading}"
     theirs.eval()
     for prompt in PROMPTS:
         ids, mask = batch_of([prompt])
-        out = theirs.generate(input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=10)[0].tolist()
+        with may_refuse():
+            out = theirs.generate(input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=10)[0].tolist()
         out = out[1:] if kind == "t5" else out[len(prompt):]
         assert generate(model, ids, mask, 10)[0] == out, f"{kind}: transformers writes other tokens after {prompt}"
 
 
 def test_the_choice_is_that_of_transformers():
-    transformers = pytest.importorskip("transformers", reason="compares with transformers' own filters")
+    transformers = imported("transformers")
     draw = torch.Generator().manual_seed(0)
     logits = torch.randn(50, 40, generator=draw) * 3
     for temperature, top_k, top_p in ((1.0, 5, None), (0.7, None, 0.8), (1.5, 12, 0.6), (1.0, 1, None), (1.0, None, 1.0),
                                       (2.0, 100, 0.95), (1.0, None, 1e-6)):
         scores = logits / temperature
-        if top_k:
-            scores = transformers.TopKLogitsWarper(top_k)(None, scores)
-        if top_p:
-            scores = transformers.TopPLogitsWarper(top_p)(None, scores)
+        with may_refuse():
+            scores = transformers.TopKLogitsWarper(top_k)(None, scores) if top_k else scores
+            scores = transformers.TopPLogitsWarper(top_p)(None, scores) if top_p else scores
         chances = scores.softmax(-1)
         seen = []
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROUNDED, fp32
+from live import imported, loaded, may_refuse
 from small import PIECES
 from test_families import CONFIGS, spread
 from test_tokenizer import plain_files, write
@@ -98,14 +100,14 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def theirs(folders):
     """theirs(name, tokenizer=its own) -> transformers' model of the same folder, loaded once."""
-    transformers = pytest.importorskip("transformers", reason="compares with transformers' own language models")
+    transformers = imported("transformers")
     made = {}
 
     def get(name, tokenizer=None):
         if (name, tokenizer) not in made:
             folder = folders(name, tokenizer)
             kind = getattr(transformers, json.loads((folder / "config.json").read_text())["architectures"][0])
-            made[name, tokenizer], loading = kind.from_pretrained(folder, output_loading_info=True)
+            made[name, tokenizer], loading = loaded(kind.from_pretrained, folder, output_loading_info=True)
             assert not any(loading.values()), f"{name}: transformers does not find all it expects: {loading}"
             made[name, tokenizer].eval()
         return made[name, tokenizer]
@@ -163,15 +165,18 @@ def brute_force(name, kind, theirs, tokenizer, label_texts, end, texts=TEXTS):
             if name in ANSWERING:
                 source, answer = tokenizer.ids(prompt) + [1], tokenizer.ids(label) + [1]
                 begun = torch.tensor([[0, *answer[:-1]]])
-                logits = theirs(input_ids=torch.tensor([source]), decoder_input_ids=begun).logits[0]
+                with may_refuse():
+                    logits = theirs(input_ids=torch.tensor([source]), decoder_input_ids=begun).logits[0]
             elif name in MASKED:
                 ids = tokenizer.encode(f"{prompt} {tokenizer.mask_text * len(answer)}, it was.")
-                logits = theirs(input_ids=torch.tensor([ids])).logits[0]
+                with may_refuse():
+                    logits = theirs(input_ids=torch.tensor([ids])).logits[0]
                 logits = logits[torch.tensor(ids) == tokenizer.mask_id]
                 assert len(logits) == len(answer)
             else:
                 ids, answer = [tokenizer.vocab[piece] for piece in FRONT[kind]] + before, answer + eos
-                logits = theirs(input_ids=torch.tensor([ids + answer])).logits[0, len(ids) - 1:-1]
+                with may_refuse():
+                    logits = theirs(input_ids=torch.tensor([ids + answer])).logits[0, len(ids) - 1:-1]
             row.append(sum(logits.log_softmax(-1)[place, token].item() for place, token in enumerate(answer)))
             lengths.append(len(answer))
         rows.append(row)
@@ -192,7 +197,7 @@ def of_classes(sums, label_texts):
 @every_family
 @pytest.mark.parametrize("label_texts", [APART, ALIKE], ids=["apart", "alike"])
 def test_probabilities_are_those_of_one_forward_for_each_text(name, label_texts, folders, theirs):
-    """In fp32, ragged texts in one batch: nothing is longer than 1e-5 a token away."""
+    """In fp32, ragged texts in one batch."""
     model = asking(folders(name), label_texts, template_for(name))
     end = name in ANSWERING or (name not in MASKED and label_texts is ALIKE)
     assert model.head.end == ("eos" if end else "none"), f"{name}: labels that begin alike have an end, and T5's"
@@ -200,10 +205,11 @@ def test_probabilities_are_those_of_one_forward_for_each_text(name, label_texts,
     encoded, cut = model.encode(TEXTS)
     found = model.text_scores(encoded)
     assert not cut and len({len(ids) for ids, _ in encoded}) > 3, "ragged, and whole"
-    assert ((found - sums).abs() / lengths).max() <= 1e-5, f"{name}: {apart(found, sums):.1g} apart from transformers"
+    bound = fp32(width=48, depth=6) * (sums.abs() / lengths).max()                                       # a token
+    assert ((found - sums).abs() / lengths).max() <= bound, f"{name}: {apart(found, sums):.1g} apart from transformers"
     classes = of_classes(sums, label_texts)
-    assert apart(model.scores(encoded), classes) <= 2e-5 * lengths.max(), f"{name}: a class is not the sum of its texts"
-    assert apart(torch.from_numpy(model.predict(TEXTS)), classes.softmax(1)) <= 1e-5 * lengths.max(), name
+    assert apart(model.scores(encoded), classes) <= bound * lengths.max(), f"{name}: a class is not the sum of its texts"
+    assert apart(torch.from_numpy(model.predict(TEXTS)), classes.softmax(1)) <= bound * lengths.max(), name
     assert classes.std(0).min() > 0.02 and (classes.amax(1) - classes.amin(1)).min() > 0.05, "or this compares little"
 
 
@@ -218,9 +224,10 @@ def test_in_double_precision_the_scores_are_the_same(name, folders, theirs, monk
     with torch.no_grad():
         batch = model.inputs(collate(model.encode(texts)[0], range(2)))
         found, classes = model.head.text_scores(model.backbone, *batch), model.head.read(model.backbone, *batch)
-    each = ((found - sums).abs() / lengths).max()                  # transformers takes some steps in fp32
-    assert found.dtype == torch.float64 and each <= 3e-6, f"{name}: {each:.1g} a token apart"
-    assert apart(classes, of_classes(sums, APART)) <= 3e-6 * lengths.max(), name
+    each = ((found - sums).abs() / lengths).max()
+    bound = fp32(width=1, depth=6) * (sums.abs() / lengths).max()  # transformers takes some steps, no products, in fp32
+    assert found.dtype == torch.float64 and each <= bound, f"{name}: {each:.1g} a token apart"
+    assert apart(classes, of_classes(sums, APART)) <= bound * lengths.max(), name
 
 
 def first_token_only(patch):
@@ -401,10 +408,13 @@ def test_probabilities_are_probabilities(name, folders):
     model = asking(folders(name), template=template_for(name))
     found = model.predict(TEXTS)
     assert found.shape == (len(TEXTS), 3) and abs(found.sum(1) - 1).max() < 1e-6 and (found > 0).all()
-    order = ["good", "bad", "mixed"]
-    swapped = asking(folders(name), {label: APART[label] for label in order}, template_for(name)).predict(TEXTS)
-    expected = found[:, [LABELS.index(label) for label in order]]
-    assert abs(swapped - expected).max() <= 1e-6, f"{name}: a class depends on its place"
+    order, model = ["good", "bad", "mixed"], model.double()
+    swapped = asking(folders(name), {label: APART[label] for label in order}, template_for(name)).double().predict(TEXTS)
+    expected = model.predict(TEXTS)[:, [LABELS.index(label) for label in order]]
+    bound = ROUNDED * scores_of(model).abs().max().item()           # scores are handed on in float32
+    assert abs(swapped - expected).max() <= bound, f"{name}: a class depends on its place"
+    bound = fp32(width=48, depth=6) * scores_of(model).abs().max().item()
+    assert abs(found - model.predict(TEXTS)).max() <= bound, f"{name}: in float32 these are other probabilities"
 
 
 @every_family
@@ -746,12 +756,13 @@ def test_a_folder_gives_the_same_bits_again_and_to_transformers_the_same_logits(
     assert (again.predict(TEXTS) == model.predict(TEXTS)).all(), f"{name}: other probabilities from its own folder"
     assert not again.report.fresh and not again.report.dropped, f"{name}: {again.report.line()}"
     assert again.readout == model.readout
-    transformers = pytest.importorskip("transformers", reason="transformers' AutoModels read the folder too")
+    transformers = imported("transformers")
     kind = "MaskedLM" if name in MASKED else "Seq2SeqLM" if name in ANSWERING else "CausalLM"
-    theirs, loading = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(tmp_path, output_loading_info=True)
+    load = getattr(transformers, f"AutoModelFor{kind}").from_pretrained
+    theirs, loading = loaded(load, tmp_path, output_loading_info=True)
     assert not any(loading.values()), f"{name}: {loading}"
     ours, ids = load_backbone(tmp_path), torch.tensor([[7, 30, 12, 9, 41, 8]])
-    with torch.no_grad():
+    with torch.no_grad(), may_refuse():
         if kind == "Seq2SeqLM":
             expected = theirs.eval()(input_ids=ids, decoder_input_ids=torch.tensor([[0]])).logits[:, 0]
             begin, mask, context = ours.prompt(ids, torch.ones_like(ids))

@@ -10,7 +10,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import fp32
 from hypothesis import given, settings, strategies as st
+from live import imported, may_refuse
 from torch import nn
 
 from minillmclf.classify.head import build_head
@@ -117,15 +119,17 @@ def bits(model):
 
 def parity(dora=False, rank_stabilised=False, dropout=0.0, dtype=torch.float64, tolerance=1e-12):
     """None, or what differs between our layers and PEFT's on the same numbers, in training: outputs or a gradient."""
-    peft = pytest.importorskip("peft", reason="PEFT is the reference for LoRA")
+    peft = imported("peft")
     ours, theirs = Pair(dtype=dtype), Pair(dtype=dtype)
     lora.wrap(ours, ["q_proj", "v_proj"], rank=3, alpha=7.0, dropout=dropout, rank_stabilised=rank_stabilised, dora=dora)
-    theirs = peft.get_peft_model(theirs, peft.LoraConfig(
-        r=3, lora_alpha=7.0, lora_dropout=dropout, use_rslora=rank_stabilised, use_dora=dora,
-        target_modules=["q_proj", "v_proj"]))
+    with may_refuse():
+        theirs = peft.get_peft_model(theirs, peft.LoraConfig(
+            r=3, lora_alpha=7.0, lora_dropout=dropout, use_rslora=rank_stabilised, use_dora=dora,
+            target_modules=["q_proj", "v_proj"]))
     disturb(ours.train())
-    names = {path: theirs.get_parameter(f"base_model.model.{path.replace('magnitude', 'lora_magnitude_vector')}.weight")
-             for path in lora.adapter_parameters(ours)}
+    with may_refuse():
+        names = {path: theirs.get_parameter(f"base_model.model.{path.replace('magnitude', 'lora_magnitude_vector')}.weight")
+                 for path in lora.adapter_parameters(ours)}
     with torch.no_grad():
         for path, parameter in lora.adapter_parameters(ours).items():
             names[path].copy_(parameter)
@@ -133,7 +137,8 @@ def parity(dora=False, rank_stabilised=False, dropout=0.0, dtype=torch.float64, 
     for model in (ours, theirs.train()):
         x = torch.randn(4, 6, generator=torch.Generator().manual_seed(2)).to(dtype).requires_grad_()
         torch.manual_seed(3)                                         # the same dropout masks for both
-        y = model(x)
+        with may_refuse():
+            y = model(x)
         (y * torch.linspace(-1, 1, y.numel(), dtype=dtype).view_as(y)).sum().backward()
         found.append((y, x.grad))
     for what, a, b in (("outputs", found[0][0], found[1][0]), ("the gradient of x", found[0][1], found[1][1])):
@@ -157,13 +162,14 @@ def test_outputs_and_gradients_are_peft_s(kind, dropout):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_outputs_and_gradients_are_peft_s_in_single_precision(kind):
-    assert parity(**KINDS[kind], dtype=torch.float32, tolerance=3e-6) is None, f"{kind} loses precision"
+    assert parity(**KINDS[kind], dtype=torch.float32, tolerance=fp32(width=9, depth=2)) is None, f"{kind} loses precision"
 
 
 def test_default_targets_are_peft_s():
     """PEFT's names, put through each family's table of names, give ours."""
-    constants = pytest.importorskip("peft.utils.constants", reason="PEFT is the reference for the default targets")
-    theirs = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    constants = imported("peft.utils.constants")
+    with may_refuse():
+        theirs = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     for family, (kind, _) in FAMILIES.items():
         leaves = {ours.split(".")[-1] for file, ours in kind.NAMES.items() if ours and "lm_head" not in ours
                   and file.split(".")[-1] in theirs[family]}
@@ -392,7 +398,7 @@ def test_merged_equals_unmerged_in_single_precision():
             parameter.mul_(0.2)
         y = model(*texts())
         lora.merge_weights(model)
-        assert (model(*texts()) - y).abs().max() < 1e-6 * max(1, y.abs().max()), "merged and unmerged differ in fp32"
+        assert (model(*texts()) - y).abs().max() < fp32(width=24, depth=4) * y.abs().max(), "merged and unmerged differ in fp32"
         lora.unmerge(model)
         assert torch.equal(model(*texts()), y)
 

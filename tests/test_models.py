@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MODELS, assert_padding_changes_nothing, batch_of, first_difference, trace
+from conftest import MODELS, ROUNDED, assert_padding_changes_nothing, batch_of, first_difference, fp32, trace
 from hypothesis import HealthCheck, given, settings, strategies as st
+from live import imported, may_refuse
 from safetensors.torch import load_file
 
 from minillmclf.classify.classifier import Classifier
@@ -27,6 +28,7 @@ from minillmclf.models.layers import Rows, attention, attention_by_hand
 from minillmclf.training.objectives import masked_lm_loss
 
 STORED = ("bert_classifier", "roberta_classifier", "bert_masked_lm", "roberta_masked_lm")
+FP32 = fp32(width=48, depth=5)    # embeddings, three blocks, head
 BOTH = ("bert_classifier", "roberta_classifier")
 
 
@@ -69,14 +71,14 @@ def stored():
     return {name: load_file(MODELS / name / "expected.safetensors") for name in STORED}
 
 
-def parity(name, stored, dtype=torch.float32, tolerance=1e-5):
-    """None, or the first step of the stored model `name` that differs."""
+def parity(name, stored, dtype=torch.float32, tolerance=FP32):
+    """None, or the first step of the stored model `name` that differs by more than these parts of its largest number."""
     steps, gradients = split({n: t.to(dtype) if t.is_floating_point() else t for n, t in stored[name].items()})
     ours = compute(MODELS / name, stored[name], dtype)
-    return first_difference(ours, steps, tolerance) or first_difference(ours, gradients, 1e-4, relative=True)
+    return first_difference(ours, steps, tolerance, relative=True) or first_difference(ours, gradients, 1e-4, relative=True)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-6)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, FP32), (torch.float64, ROUNDED)])
 @pytest.mark.parametrize("name", STORED)
 def test_every_step_is_that_of_transformers(name, stored, dtype, tolerance):
     found = parity(name, stored, dtype, tolerance)
@@ -103,7 +105,7 @@ def test_stored_logits_come_from_the_texts_too(stored):
         assert ids == [row[m.bool()].tolist() for row, m in zip(stored[name]["ids"], stored[name]["mask"])], \
             f"{name}: our tokenizer gives other ids than transformers'"
         scores = model.scores(model.encode(texts)[0], batch_size=2)
-        found = first_difference({"scores": scores}, {"scores": stored[name]["logits"]}, 1e-5)
+        found = first_difference({"scores": scores}, {"scores": stored[name]["logits"]}, FP32, relative=True)
         assert found is None, f"{name}: batches sorted by length give other scores or another order, {found}"
 
 
@@ -123,20 +125,25 @@ def numbers(draw, family):
 @given(data=st.data(), seed=st.integers(0, 2**31))
 @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 def test_random_models_are_those_of_transformers(family, data, seed):
-    transformers = pytest.importorskip("transformers", reason="compares with transformers itself")
+    transformers = imported("transformers")
     from reference import make_fixtures
     drawn = data.draw(st.composite(numbers)(family))
-    config = getattr(transformers, family + "Config")(**drawn, attn_implementation="eager")
-    model = make_fixtures.exaggerate(getattr(transformers, family + "ForMaskedLM")(config), seed)
+    with may_refuse():
+        config = getattr(transformers, family + "Config")(**drawn, attn_implementation="eager")
+        model = make_fixtures.exaggerate(getattr(transformers, family + "ForMaskedLM")(config), seed)
     lengths = data.draw(st.lists(st.integers(1, 14), min_size=1, max_size=4))
     ids, mask, types = make_fixtures.random_batch(config, seed, lengths)
     batch = {"ids": ids, "mask": mask, "types": types, "labels": make_fixtures.masked_labels(ids, mask)}
     batch["labels"][0, 0] = 7                                       # a text of one token has no other place to predict
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        with may_refuse():
+            model.save_pretrained(folder)
         ours = compute(Path(folder), batch, torch.float64)
-    steps, gradients = split(make_fixtures.run(model, **batch))
-    found = first_difference(ours, steps, 1e-6) or first_difference(ours, gradients, 1e-4, relative=True)
+    with may_refuse():
+        expected = make_fixtures.run(model, **batch)
+    steps, gradients = split(expected)
+    found = first_difference(ours, steps, fp32(1, 2), relative=True)         # transformers takes the loss in float32
+    found = found or first_difference(ours, gradients, 1e-4, relative=True)
     assert found is None, f"{family}: {found}"
 
 
@@ -293,7 +300,7 @@ def states(model, texts, side="right", pad=0, width=None):
     return [row[m.bool()] for row, m in zip(model(ids, mask, types), mask)]
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 5e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, FP32), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("name", STORED)
 @torch.inference_mode()
 def test_padding_and_batch_mates_change_nothing(name, dtype, tolerance):

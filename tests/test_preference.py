@@ -7,8 +7,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from conftest import ROUNDED, fp32
 from hypothesis import given
 from hypothesis import strategies as st
+from live import imported, loaded, may_refuse
 from small import FILLERS, PIECES
 from test_families import CONFIGS, spread
 
@@ -202,11 +204,12 @@ def test_the_two_answers_are_read_apart(name, folders):
         assert (answers(model, [(prompt, a, b)])[0] - expected).abs().max() < 1e-5, f"{name}: not the scores of each answer alone"
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, fp32(width=48, depth=6)), (torch.float64, ROUNDED)])
 @pytest.mark.parametrize("asked", [HEAD, BOTH_WAYS, APART])
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.inference_mode()
-def test_padding_and_batch_mates_change_no_answer(name, asked, folders):
-    model = classifier(folders[name], asked)
+def test_padding_and_batch_mates_change_no_answer(name, asked, dtype, tolerance, folders):
+    model = classifier(folders[name], asked).to(dtype)
     encoded = model.encode(ROWS)[0]
     alone = torch.cat([model(collate(encoded, [row])) for row in range(3)])
     batch = collate(encoded, range(3))
@@ -215,7 +218,7 @@ def test_padding_and_batch_mates_change_no_answer(name, asked, folders):
         for new, old in zip(left, (batch.ids, batch.mask, batch.types)):
             new[row, -length:] = old[row, :length]
     for way, found in {"right": model(batch), "left": model(Batch(*left, None, [0, 1, 2], batch.starts))}.items():
-        assert (found - alone).abs().max() < 1e-5, f"{name}: padded {way} with mates: other answers than alone"
+        assert (found - alone).abs().max() <= tolerance * alone.abs().max(), f"{name}: padded {way} with mates: other answers than alone"
 
 
 def test_long_answers_are_cut_and_none_vanishes(folders):
@@ -311,27 +314,27 @@ def test_it_is_tuned_beside_its_base_and_comes_back(asked, method, folders, tmp_
 
 
 def test_transformers_reads_the_head_as_an_ordinary_classifier(folders, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="transformers' own classifiers are the reference")
+    transformers = imported("transformers")
     model = classifier(folders["bert"], HEAD)
     model.save(tmp_path)
-    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    theirs = loaded(transformers.AutoModelForSequenceClassification.from_pretrained, tmp_path)
     batch = collate(model.encode(ROWS)[0], range(3))
-    with torch.no_grad():
+    with torch.no_grad(), may_refuse():
         logits = theirs(input_ids=batch.ids, attention_mask=batch.mask, token_type_ids=batch.types).logits
     assert (logits.softmax(-1) - answers(model)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_transformers_reads_the_trunk_of_bradley_terry(name, folders, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="transformers' own models are the reference")
+    transformers = imported("transformers")
     model = classifier(folders[name], APART)
     model.save(tmp_path)
     kind = transformers.T5EncoderModel if name == "t5" else transformers.AutoModel
-    theirs, said = kind.from_pretrained(tmp_path, output_loading_info=True)
+    theirs, said = loaded(kind.from_pretrained, tmp_path, output_loading_info=True)
     assert not [key for key in said["missing_keys"] if "pooler" not in key], f"{name}: the trunk is not whole: {said}"
     row = sequences(model.encode(ROWS)[0][0])[1]
     ids = torch.tensor([row[0]])
-    with torch.no_grad():
+    with torch.no_grad(), may_refuse():
         hidden = theirs.eval()(input_ids=ids).last_hidden_state
         ours = model.backbone.encode(ids, ids >= 0) if name == "t5" else model.backbone.states(ids, ids >= 0)
     assert (hidden - ours).abs().max() < 1e-4, f"{name}: another trunk than ours"

@@ -1,10 +1,12 @@
 """4-bit checkpoints in the layout of transformers and bitsandbytes: theirs are read, ours are read by them, faults are named."""
 
+import functools
 import json
 import shutil
 
 import pytest
 import torch
+from live import imported, loaded, may_refuse
 from safetensors.torch import load_file, save_file
 from small import PIECES
 from test_families import CONFIGS, LABELS, TEXTS, folders, spread, their_scores  # noqa: F401  (folders: a fixture)
@@ -67,9 +69,9 @@ def wide(name, folder):
 @pytest.mark.parametrize("name", ["bert", "roberta", "deberta-v3", "llama", "mistral", "gemma2", "flan-t5"])
 def test_qlora_is_that_of_peft_on_bitsandbytes(name, tmp_path):
     """The same base in four bits, the same updates: equal scores and equal gradients of A and B, in training."""
-    transformers = pytest.importorskip("transformers", reason="the reference")
-    peft = pytest.importorskip("peft", reason="the reference")
-    pytest.importorskip("accelerate", reason="transformers needs it for 4-bit layers")
+    transformers = imported("transformers")
+    peft = imported("peft")
+    imported("accelerate")
     ours = four_bit(wide(name, tmp_path / "base"))
     tune(ours, dict(method="qlora", rank=4, alpha=8.0, dropout=0.0, rank_stabilised=False, targets=["q_proj", "v_proj"], bias="none"))
     draw = torch.Generator().manual_seed(1)
@@ -77,15 +79,26 @@ def test_qlora_is_that_of_peft_on_bitsandbytes(name, tmp_path):
         for path, parameter in lora.adapter_parameters(ours).items():
             parameter.normal_(0.0, 0.2, generator=draw)
     record = write_adapter(tmp_path / "adapter", ours, {"base": str(tmp_path / "base")})
-    bits = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                           bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=[*record["saved"], "bert.pooler"])
-    base = transformers.AutoModelForSequenceClassification.from_pretrained(
-        tmp_path / "base", num_labels=len(LABELS), quantization_config=bits, device_map="cpu")
-    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True).train()
+    with may_refuse():
+        bits = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=[*record["saved"], "bert.pooler"])
+    load = functools.partial(transformers.AutoModelForSequenceClassification.from_pretrained, device_map="cpu")
+    base = loaded(load, tmp_path / "base", num_labels=len(LABELS), quantization_config=bits)
+
+    def control():
+        own = load(tmp_path / "base", num_labels=len(LABELS), quantization_config=bits)
+        own = peft.get_peft_model(own, peft.LoraConfig(task_type="SEQ_CLS", r=4))
+        own.save_pretrained(tmp_path / "own")
+        peft.PeftModel.from_pretrained(load(tmp_path / "base", num_labels=len(LABELS), quantization_config=bits),
+                                       tmp_path / "own", is_trainable=True)
+    with may_refuse(control):
+        theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True).train()
     batch = collate(ours.encode(TEXTS)[0], range(len(TEXTS)), pad_id=0)
     given = {"input_ids": batch.ids, "attention_mask": batch.mask}
     scores = ours.train()(batch)
-    expected = theirs(**given).logits
+    with may_refuse():
+        expected = theirs(**given).logits
     assert (scores - expected).abs().max() <= 1e-4, f"{name}: scores {(scores - expected).abs().max():.2g} apart"
     for out in (scores, expected):
         out.square().sum().backward()
@@ -121,23 +134,26 @@ def assert_same_weights(name, theirs, ours):
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "gpt2"])
 def test_transformers_reads_what_we_write_and_we_what_it_writes(name, folders, tmp_path):  # noqa: F811
-    transformers = pytest.importorskip("transformers", reason="reads and writes 4-bit checkpoints")
-    pytest.importorskip("accelerate", reason="transformers needs it for 4-bit layers")
+    transformers = imported("transformers")
+    imported("accelerate")
     ours = four_bit(wide(name, tmp_path / "base"))
     ours.save(tmp_path / "ours")
-    theirs, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
-        tmp_path / "ours", output_loading_info=True, device_map="cpu")
+    load = functools.partial(transformers.AutoModelForSequenceClassification.from_pretrained, device_map="cpu")
+    theirs, loading = loaded(load, tmp_path / "ours", output_loading_info=True)
     assert not any(loading.values()), f"{name}: transformers does not find all it expects: {loading}"
     assert_same_weights(name, theirs, ours)
     expected, found = scores(ours), their_scores(theirs, ours)           # its kernel on a CPU computes in bfloat16
     assert (found - expected).abs().mean() <= 0.05 * expected.std(), f"{name}: transformers answers otherwise: {found}, {expected}"
-    bits = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                           bnb_4bit_compute_dtype=torch.float32)
+    with may_refuse():
+        bits = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                               bnb_4bit_compute_dtype=torch.float32)
     Classifier.from_backbone(tmp_path / "base", LABELS).save(tmp_path / "full")
-    load = transformers.AutoModelForSequenceClassification.from_pretrained
-    load(tmp_path / "full", quantization_config=bits, device_map="cpu").save_pretrained(tmp_path / "theirs")
+    full = loaded(load, tmp_path / "full", quantization_config=bits)
+    with may_refuse():
+        full.save_pretrained(tmp_path / "theirs")
+        theirs = load(tmp_path / "theirs")
     WordPiece.from_vocab(PIECES).save(tmp_path / "theirs")
-    assert_same_weights(name, load(tmp_path / "theirs", device_map="cpu"), Classifier.load(tmp_path / "theirs"))
+    assert_same_weights(name, theirs, Classifier.load(tmp_path / "theirs"))
 
 
 def spoil(folder, tmp_path, tensors=None, **settings):

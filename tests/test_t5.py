@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MODELS, batch_of, first_difference
+from conftest import MODELS, ROUNDED, batch_of, first_difference, fp32
 from hypothesis import HealthCheck, given, settings, strategies as st
+from live import imported, loaded, may_refuse, tokenizer_of
 from safetensors.torch import load_file, save_file
 
 from minillmclf.classify.classifier import Classifier
@@ -29,6 +30,7 @@ from minillmclf.models.t5 import T5, GatedT5, biased_attention, biased_attention
 from minillmclf.models.weights import Checkpoint, fill
 
 STORED = ("t5_lm", "flan_lm", "ul2_classifier")
+FP32 = fp32(width=24, depth=8)    # two embeddings, five blocks, head
 TINY = dict(model_type="t5", vocab_size=20, d_model=8, d_kv=3, d_ff=12, num_layers=1, num_heads=2,
             relative_attention_num_buckets=8, relative_attention_max_distance=14)
 
@@ -98,14 +100,14 @@ def stored():
     return {name: load_file(MODELS / name / "expected.safetensors") for name in STORED}
 
 
-def parity(name, stored, dtype=torch.float32, tolerance=1e-5):
-    """None, or the first step of the stored model `name` that differs."""
+def parity(name, stored, dtype=torch.float32, tolerance=FP32):
+    """None, or the first step of the stored model `name` that differs by more than these parts of its largest number."""
     steps, gradients = split({n: t.to(dtype) if t.is_floating_point() else t for n, t in stored[name].items()})
     ours = compute(MODELS / name, stored[name], dtype)
-    return first_difference(ours, steps, tolerance) or first_difference(ours, gradients, 1e-4, relative=True)
+    return first_difference(ours, steps, tolerance, relative=True) or first_difference(ours, gradients, 1e-4, relative=True)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-6)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, FP32), (torch.float64, ROUNDED)])
 @pytest.mark.parametrize("name", STORED)
 def test_every_step_is_that_of_transformers(name, stored, dtype, tolerance):
     found = parity(name, stored, dtype, tolerance)
@@ -152,19 +154,20 @@ def numbers(draw):
 
 def random_model(make_t5, kind, drawn, seed):
     """One of transformers' models: tied and scaled, with an own head and unscaled, or for classes."""
-    import transformers
-    config = transformers.T5Config(**drawn, num_labels=3, attn_implementation="eager")
-    if kind == "own head":
-        return make_t5.with_own_head(config, seed)
-    name = "T5ForSequenceClassification" if kind == "classes" else "T5ForConditionalGeneration"
-    return make_t5.exaggerate(getattr(transformers, name)(config), seed)
+    transformers = imported("transformers")
+    with may_refuse():
+        config = transformers.T5Config(**drawn, num_labels=3, attn_implementation="eager")
+        if kind == "own head":
+            return make_t5.with_own_head(config, seed)
+        name = "T5ForSequenceClassification" if kind == "classes" else "T5ForConditionalGeneration"
+        return make_t5.exaggerate(getattr(transformers, name)(config), seed)
 
 
 @pytest.mark.parametrize("kind", ["tied", "own head", "classes"])
 @given(data=st.data(), seed=st.integers(0, 2**31))
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 def test_random_models_are_those_of_transformers(kind, data, seed):
-    pytest.importorskip("transformers", reason="compares with transformers itself")
+    imported("transformers")
     from reference import make_t5
     drawn = data.draw(st.composite(numbers)())
     model = random_model(make_t5, kind, drawn, seed)
@@ -174,9 +177,12 @@ def test_random_models_are_those_of_transformers(kind, data, seed):
     else:
         batch = make_t5.text_to_text_batch(drawn["vocab_size"], seed, lengths)
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        with may_refuse():
+            model.save_pretrained(folder)
         ours = compute(Path(folder), dict(zip(("ids", "mask", "labels"), batch)), torch.float64)
-    steps, gradients = split(make_t5.run(model, *batch))
+    with may_refuse():
+        expected = make_t5.run(model, *batch)
+    steps, gradients = split(expected)
     found = first_difference(ours, steps, 1e-6) or first_difference(ours, gradients, 1e-4, relative=True)
     assert found is None, f"{kind}, {drawn}: {found}"
 
@@ -184,17 +190,21 @@ def test_random_models_are_those_of_transformers(kind, data, seed):
 @given(count=st.integers(2, 40), more=st.integers(1, 200), far=st.integers(1, 600))
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_buckets_are_those_of_transformers(count, more, far):
-    theirs = pytest.importorskip("transformers.models.t5.modeling_t5", reason="compares with transformers itself")
-    bucket, behind, most = theirs.T5Attention._relative_position_bucket, torch.arange(-far, far + 1), count // 2 + more
+    theirs = imported("transformers.models.t5.modeling_t5")
+    with may_refuse():
+        bucket, behind, most = theirs.T5Attention._relative_position_bucket, torch.arange(-far, far + 1), count // 2 + more
     ours = distance_buckets(behind.clamp(min=0), count, most)
-    assert torch.equal(ours, bucket(-behind, False, count, most)), "the decoder's buckets differ"
+    with may_refuse():
+        assert torch.equal(ours, bucket(-behind, False, count, most)), "the decoder's buckets differ"
     ours = distance_buckets(behind.abs(), count, most) + count * (behind < 0)
-    assert torch.equal(ours, bucket(-behind, True, 2 * count, most)), "the encoder's buckets differ"
+    with may_refuse():
+        assert torch.equal(ours, bucket(-behind, True, 2 * count, most)), "the encoder's buckets differ"
 
 
 def test_a_sentinel_target_has_the_loss_of_transformers():
-    transformers = pytest.importorskip("transformers", reason="compares with transformers itself")
-    theirs = transformers.T5ForConditionalGeneration.from_pretrained(MODELS / "t5_lm", attn_implementation="eager")
+    transformers = imported("transformers")
+    with may_refuse():
+        theirs = transformers.T5ForConditionalGeneration.from_pretrained(MODELS / "t5_lm", attn_implementation="eager")
     body = load_backbone(MODELS / "t5_lm")
     a, b, c = 42, 41, 40                                            # sentinels are the last ids, the first the highest
     ids = torch.tensor([[5, a, 9, 7, b, 1], [8, 6, a, 1, 0, 0]])
@@ -203,8 +213,9 @@ def test_a_sentinel_target_has_the_loss_of_transformers():
     target = labels.clamp(min=0)
     states = body(ids, mask, body.shift_right(target, real), real)
     ours = F.cross_entropy(body.logits(states).flatten(0, 1), labels.flatten(), ignore_index=-100)
-    loss = theirs(input_ids=ids, attention_mask=mask, labels=labels).loss
-    assert abs(ours - loss) <= 1e-5, f"{ours} here, {loss} in transformers"
+    with may_refuse():
+        loss = theirs(input_ids=ids, attention_mask=mask, labels=labels).loss
+    assert abs(ours - loss) <= FP32 * loss, f"{ours} here, {loss} in transformers"
 
 
 # ------------------------------------------------------------------------------------------------ would it be noticed?
@@ -392,7 +403,7 @@ def random_pairs(lengths, seed=0):
     return [tuple(torch.randint(43, (length,), generator=draw).tolist() for length in row) for row in lengths]
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 5e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, FP32), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("name", STORED)
 @torch.inference_mode()
 def test_padding_and_batch_mates_change_nothing(name, dtype, tolerance):
@@ -408,7 +419,7 @@ def test_padding_and_batch_mates_change_nothing(name, dtype, tolerance):
             "other mates": [states(body, [pair, pairs[1][::-1], pairs[3]], "left", "left")[0] for pair in pairs]}
     for way, found in ways.items():
         for number, (a, b) in enumerate(zip(alone, found)):
-            apart = (a - b).abs().max()
+            apart = (a - b).abs().max() / alone[number].abs().max()
             assert apart <= tolerance, f"{name}: pair {number} alone and {way}: {apart:.2g} apart"
 
 
@@ -544,10 +555,11 @@ def test_a_model_goes_out_as_it_came_in(name, tmp_path):
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path, MODELS / name))
     assert ours.keys() == theirs.keys(), f"names differ: {sorted(ours.keys() ^ theirs.keys())}"
     assert all(torch.equal(ours[file], theirs[file]) for file in theirs)
-    transformers = pytest.importorskip("transformers", reason="transformers reads it back")
+    transformers = imported("transformers")
     ids = torch.tensor([[5, 6, 7]])
-    models = [transformers.T5ForConditionalGeneration.from_pretrained(folder) for folder in (tmp_path, MODELS / name)]
-    logits = [model(input_ids=ids, decoder_input_ids=ids).logits for model in models]
+    models = [loaded(transformers.T5ForConditionalGeneration.from_pretrained, folder) for folder in (tmp_path, MODELS / name)]
+    with may_refuse():
+        logits = [model(input_ids=ids, decoder_input_ids=ids).logits for model in models]
     assert torch.equal(*logits), "transformers reads another model"
 
 
@@ -678,25 +690,26 @@ TEXTS = ["the film was slow", "no", "a book was late again and the film was lost
 
 def write_tokenizer(folder):
     """A WordPiece tokenizer of 43 pieces or fewer that ends a text with </s>, as T5's does."""
-    tokenizers = pytest.importorskip("tokenizers", reason="writes a tokenizer.json")
+    tokenizers = imported("tokenizers")
     words = ["<pad>", "</s>", "<unk>", ",", *"the a no not film book was slow late lost again and".split()]
     vocab = {word: i for i, word in enumerate(words)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="<unk>"))
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)])
-    tokenizer.save(str(folder / "tokenizer.json"))
+    with may_refuse():
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="<unk>"))
+        tokenizer.normalizer = tokenizers.normalizers.BertNormalizer()
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)])
+        tokenizer.save(str(folder / "tokenizer.json"))
     names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(names | {"tokenizer_class": "PreTrainedTokenizerFast"}))
 
 
 def scores_of_transformers(folder):
     """What transformers alone makes of TEXTS, by the classifier and the tokenizer in a folder -> (scores, labels)."""
-    transformers = pytest.importorskip("transformers", reason="reads the folder")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    with torch.no_grad():
+    transformers = imported("transformers")
+    model = loaded(transformers.AutoModelForSequenceClassification.from_pretrained, folder).eval()
+    tokenizer = tokenizer_of(folder, "T5Tokenizer")
+    with torch.no_grad(), may_refuse():
         return model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits, list(model.config.id2label.values())
 
 
@@ -706,13 +719,15 @@ def test_a_classifier_travels_both_ways(tmp_path):
     model = Classifier.load(theirs)
     ours = model.scores(model.encode(TEXTS)[0], batch_size=3)
     expected, labels = scores_of_transformers(theirs)
-    assert labels == model.labels and (ours - expected).abs().max() <= 1e-5, "what transformers saved is read otherwise"
+    assert labels == model.labels and (ours - expected).abs().max() <= FP32 * expected.abs().max(), \
+        "what transformers saved is read otherwise"
     with torch.no_grad():
         model.head.out.weight += 1.0
     model.save(tmp_path / "saved")
     changed, labels = scores_of_transformers(tmp_path / "saved")
     ours = model.scores(model.encode(TEXTS)[0])
-    assert labels == model.labels and (ours - changed).abs().max() <= 1e-5, "what we saved is read otherwise"
+    assert labels == model.labels and (ours - changed).abs().max() <= FP32 * changed.abs().max(), \
+        "what we saved is read otherwise"
     assert (changed - expected).abs().max() > 1e-2, "the change was not saved"
     again = Classifier.load(tmp_path / "saved")
     assert torch.equal(again.scores(again.encode(TEXTS)[0]), ours), "what we saved, we read otherwise"
@@ -727,4 +742,4 @@ def test_a_language_model_becomes_a_classifier(name, tmp_path):
     model.save(tmp_path / "saved")
     expected, labels = scores_of_transformers(tmp_path / "saved")
     ours = model.scores(model.encode(TEXTS)[0])
-    assert labels == ["yes", "no"] and (ours - expected).abs().max() <= 1e-5, f"{name}: read otherwise"
+    assert labels == ["yes", "no"] and (ours - expected).abs().max() <= FP32 * expected.abs().max(), f"{name}: read otherwise"

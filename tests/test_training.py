@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from live import imported, loaded, may_refuse
 from small import TOPICS, bert_folder, command, data_file, flags, forked, start, texts_of
 
 from minillmclf import train
@@ -655,7 +656,7 @@ def test_corrupt_always_chooses_something():
 
 
 def test_masked_lm_loss_is_that_of_transformers(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="the other side of this comparison")
+    transformers = imported("transformers")
     from minillmclf.models import load_backbone
     from minillmclf.text.tokenizer import load_tokenizer
     folder = bert_folder(tmp_path / "bert", lm_head=True)
@@ -667,8 +668,8 @@ def test_masked_lm_loss_is_that_of_transformers(tmp_path):
     ids, chosen = objectives.corrupt(batch.ids, batch.mask, tokenizer.special_ids, tokenizer.mask_id, len(tokenizer))
     assert not batch.mask.all() and chosen.sum() > 5
     ours = objectives.masked_lm_loss(model, ids, batch.mask, batch.types, chosen, batch.ids)
-    theirs = transformers.BertForMaskedLM.from_pretrained(folder).eval()
-    with torch.no_grad():
+    theirs = loaded(transformers.BertForMaskedLM.from_pretrained, folder).eval()
+    with torch.no_grad(), may_refuse():
         expected = theirs(ids, attention_mask=batch.mask, token_type_ids=batch.types,
                           labels=batch.ids.where(chosen, -100)).loss
     assert ours.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -1,7 +1,7 @@
 """Does a tree behind a prompt score many answers in one forward as one forward for each answer would?
 
 Six decoders and an encoder-decoder, tiny, with exaggerated random weights, on ragged prompts padded on either side. What
-is compared is in fp64; so two ways to compute the same differ by 1e-9 at most, and transformers' fp32 steps by 1e-5.
+is compared is in fp64; so two ways to compute the same differ by 1e-9 at most. transformers takes some steps in fp32.
 Known-wrong trees must fail the same comparison.
 """
 import random
@@ -9,8 +9,9 @@ from functools import lru_cache
 
 import pytest
 import torch
-from conftest import assert_padding_changes_nothing, batch_of, first_difference
+from conftest import assert_padding_changes_nothing, batch_of, first_difference, fp32
 from hypothesis import given, settings, strategies as st
+from live import imported, loaded, may_refuse
 from test_generate import CLASSES, CONFIGS, PROMPTS, build
 
 from minillmclf.errors import InputError
@@ -141,7 +142,7 @@ def test_fp32_is_as_near_as_fp32_can_be(kind):
     model, batch = build(kind), batch_of(PROMPTS)
     found, expected = in_one(model, *batch, MIXED), log_probs_one_by_one(model, *batch, MIXED)
     difference = ((found - expected) / torch.tensor([*map(len, MIXED)])).abs().max()
-    assert difference <= 1e-5, f"{kind}: {difference:.1g} a token apart from one by one"
+    assert difference <= fp32(48, 6) * expected.abs().max(), f"{kind}: {difference:.1g} a token apart from one by one"
 
 
 def test_half_precision_is_normalised_in_fp32():
@@ -155,18 +156,20 @@ def test_half_precision_is_normalised_in_fp32():
 @torch.no_grad()
 def test_any_labels_of_few_tokens(labels, side, kind):
     model, batch = wide(kind), batch_of(PROMPTS[:2], side)
-    assert apart(in_one(model, *batch, labels), log_probs_one_by_one(model, *batch, labels)) <= 1e-5
+    with pytest.MonkeyPatch.context() as patch:                    # as `exact`, which hypothesis would not make anew
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        assert apart(in_one(model, *batch, labels), log_probs_one_by_one(model, *batch, labels)) <= 1e-9
 
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory):
     """kind -> transformers' model with the weights of build(kind), in fp64."""
-    transformers = pytest.importorskip("transformers", reason="compares with transformers' own language models")
+    transformers = imported("transformers")
     made = {}
     for kind, name in CLASSES.items():
         folder = tmp_path_factory.mktemp(kind)
         save_backbone(build(kind), folder)
-        made[kind], loading = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
+        made[kind], loading = loaded(getattr(transformers, name).from_pretrained, folder, output_loading_info=True)
         assert not any(loading.values()), f"{kind}: transformers does not find all it expects: {loading}"
         made[kind].eval().double()
     return made
@@ -176,11 +179,12 @@ def their_scores(model, prompt, labels):
     """log P(label | prompt) of labels of one length, from rows that have no padding -> (L,)."""
     after = torch.tensor(labels)                                                              # (L, n)
     ids, n = torch.tensor(prompt).expand(len(labels), -1), len(labels[0])
-    if model.config.is_encoder_decoder:
-        begin = torch.full_like(after[:, :1], model.config.decoder_start_token_id)
-        logits = model(input_ids=ids, decoder_input_ids=torch.cat([begin, after[:, :-1]], 1), use_cache=False).logits
-    else:
-        logits = model(input_ids=torch.cat([ids, after], 1), use_cache=False).logits[:, -n - 1:-1]
+    with may_refuse():
+        if model.config.is_encoder_decoder:
+            begin = torch.full_like(after[:, :1], model.config.decoder_start_token_id)
+            logits = model(input_ids=ids, decoder_input_ids=torch.cat([begin, after[:, :-1]], 1), use_cache=False).logits
+        else:
+            logits = model(input_ids=torch.cat([ids, after], 1), use_cache=False).logits[:, -n - 1:-1]
     return logits.log_softmax(-1).gather(2, after.unsqueeze(2)).sum((1, 2))
 
 
@@ -197,7 +201,8 @@ def test_the_scores_are_those_of_transformers(kind, theirs, exact):
         expected = [torch.cat([their_scores(theirs[kind], prompt, group) for group in groups]) for prompt in prompts]
         for side in ("left", "right"):
             found = apart(in_one(model, *batch_of(prompts, side), labels), torch.stack(expected))
-            assert found <= 1e-5, f"{kind}, {name}: {found:.1g} apart from transformers, prompts padded on the {side}"
+            bound = fp32(1, 6) * torch.stack(expected).abs().max()    # norms and rotations in float32, no products
+            assert found <= bound, f"{kind}, {name}: {found:.1g} apart from transformers, prompts padded on the {side}"
 
 
 @pytest.mark.parametrize("kind", WINDOWS)
