@@ -187,14 +187,6 @@ def test_what_was_taught_to_answer_answers_without_training(name):
     assert guessed < 10, "random weights do it too, so it shows nothing"
 
 
-def test_readme_has_two_commands_and_names_every_module():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"```sh setup\n(.*?)```", text, re.S).group(1).strip().splitlines()
-    assert len(block) == 2, "set-up is two commands"
-    for path in (ROOT / "minillmclf").rglob("*.py"):
-        assert path.name in text or path.name == "__init__.py", f"README's tree does not name {path.name}"
-
-
 def test_the_package_never_imports_its_references_and_never_unpickles():
     for path in (ROOT / "minillmclf").rglob("*.py"):
         source = path.read_text(encoding="utf-8")

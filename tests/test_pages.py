@@ -1,0 +1,155 @@
+"""The pages hold what they say: links, paths, commands and flags exist, and the README is short."""
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+MEASURED = sorted((ROOT / "lessons" / "measurements").glob("*.md"))
+REFERENCE = sorted((ROOT / "lessons" / "reference").glob("*.md"))
+CARDS = sorted((ROOT / "checkpoints").glob("README.md")) + [
+    ROOT / "checkpoints" / name / "README.md" for name in ("mini-bert", "mini-llama", "mini-t5")]
+PAGES = [README, *REFERENCE, *MEASURED, *CARDS]
+# in backticks with a slash, and no path of the repository: what a reader makes, fetches or has
+ELSEWHERE = re.compile(r"runs/|merged/|adapter/$|shared/weights$|checkpoints/mine|microsoft/")
+# flags of pytest, torchrun, hf and pip, and of every command, which argparse does not list
+OTHERS = {"--dist", "--nproc-per-node", "--local-dir", "--include", "--no-deps", "--help"}
+FENCE = re.compile(r"^```(.*?)\n(.*?)^```", re.S | re.M)
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def prose(text):
+    """A page without its fenced blocks."""
+    return FENCE.sub("", text)
+
+
+def anchors(path):
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", prose(path.read_text(encoding="utf-8")), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(path, text):
+    """The links of a page that lead nowhere; addresses of the network are not looked at."""
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
+        file, _, anchor = target.partition("#")
+        there = (path.parent / file).resolve() if file else path
+        if "://" not in target and (not there.exists() or anchor and anchor not in anchors(there)):
+            broken.append(target)
+    return broken
+
+
+def missing_paths(path, text):
+    """The paths in backticks that are neither in the repository nor beside the page."""
+    spans = re.findall(r"`([\w.-]+(?:/[\w.-]+)*/[\w.-]*)`", prose(text))
+    scripts = re.findall(r"python (\S+/\S+\.py)\b", text)
+    return [span for span in [*spans, *scripts] if not ELSEWHERE.match(span)
+            and not any((place / span).exists() for place in (ROOT, path.parent))]
+
+
+def missing_modules(text):
+    named = set(re.findall(r"-m ((?:minillmclf|tests)\.[a-z_]\w*)", text))
+    places = {name: ROOT / name.replace(".", "/") for name in named}
+    return [name for name, place in places.items()
+            if not place.with_suffix(".py").exists() and not (place / "__main__.py").exists()]
+
+
+def commands(text):
+    """Each command line of a page's sh blocks -> (the command's name, its flags)."""
+    for kind, block in FENCE.findall(text):
+        for line in block.replace("\\\n", " ").splitlines() if kind.startswith("sh") else ():
+            found = re.search(r"-m (?:minillmclf|tests)\.(\w+)(.*)", line.partition(" #")[0])
+            if found:
+                yield found[1], re.findall(r"(?<!\S)--[a-z][\w-]*", found[2])
+
+
+def flags_in(text):
+    """The flags that a page names, but those of commands that are not ours."""
+    text = re.sub(r"^(python tests/|python -m pip|pip|hf) .*$", "", text.replace("\\\n", " "),
+                  flags=re.M)
+    text = re.sub(r"`(python tests/|pip )[^`]*`", "", text)
+    return set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text))
+
+
+def run(*arguments):
+    environment = {**os.environ, "COLUMNS": "200"}
+    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True,
+                          check=True, cwd=ROOT, env=environment).stdout
+
+
+@cache
+def parsers():
+    """The name of each command -> the flags in the usage that it prints."""
+    listed = re.findall(r"^  (\w+) ", run("minillmclf"), re.M)
+    names = {name: f"minillmclf.{name}" for name in listed}
+    usage = {name: run(module, "--help").partition("\n\n")[0]
+             for name, module in {**names, "bench": "tests.bench"}.items()}
+    return {name: set(re.findall(r"--[a-z][\w-]*", text)) for name, text in usage.items()}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_links_paths_and_modules_of_a_page_exist(path):
+    text = path.read_text(encoding="utf-8")
+    assert broken_links(path, text) == []
+    assert missing_paths(path, text) == []
+    assert missing_modules(text) == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_each_command_line_has_flags_that_its_command_knows(path):
+    known = parsers()
+    unknown = [(name, flag) for name, flags in commands(path.read_text(encoding="utf-8"))
+               for flag in flags if flag not in known[name] | OTHERS]
+    assert unknown == []
+
+
+@pytest.mark.parametrize("path", [README, *REFERENCE], ids=name_of)
+def test_each_flag_in_the_text_is_known_to_a_command(path):
+    known = set.union(*parsers().values()) | OTHERS
+    assert flags_in(path.read_text(encoding="utf-8")) - known == set()
+
+
+def test_each_flag_of_a_command_is_on_the_page_of_commands():
+    page = flags_in((ROOT / "lessons" / "reference" / "commands.md").read_text(encoding="utf-8"))
+    assert set.union(*parsers().values()) - page == set()
+
+
+def test_the_readme_is_short_and_sets_up_in_two_commands():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 220
+    block = re.search(r"^```sh setup\n(.*?)^```", text, re.S | re.M)[1].strip().splitlines()
+    assert len(block) == 2
+
+
+@pytest.mark.parametrize("path", [README, *REFERENCE, *MEASURED], ids=name_of)
+def test_lines_are_at_most_100_columns_but_in_tables_and_output(path):
+    text = re.sub(r"^```text\n.*?^```", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
+    wide = [line for line in text.splitlines() if len(line) > 100 and not line.startswith("|")]
+    assert wide == []
+
+
+def test_the_tree_names_every_module():
+    tree = (ROOT / "lessons" / "reference" / "tree.md").read_text(encoding="utf-8")
+    for path in (ROOT / "minillmclf").rglob("*.py"):
+        assert path.name in tree or path.name == "__init__.py", f"no {path.name} in the tree"
+
+
+def test_a_fault_of_each_kind_is_found():
+    page = ROOT / "lessons" / "reference" / "commands.md"
+    text = ("[a](nowhere.md) [b](files.md#nothing) [c](files.md#splits) `lessons/none.md` "
+            "`minillmclf/train.py`\n"
+            "```sh\npython -m minillmclf.none --lr 1 \\\n  --no-flag 2\n```\n")
+    assert broken_links(page, text) == ["nowhere.md", "files.md#nothing"]
+    assert missing_paths(page, text) == ["lessons/none.md"]
+    assert missing_modules(text) == ["minillmclf.none"]
+    assert list(commands(text)) == [("none", ["--lr", "--no-flag"])]
+    assert flags_in(text) == {"--lr", "--no-flag"}
