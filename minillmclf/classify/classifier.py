@@ -143,7 +143,6 @@ class Classifier(nn.Module):
         """How body and head lie in a file together. Without classes, the file's own last layer is dropped."""
         body, prefix = self.backbone.table(), "" if self.readout else self.backbone.CLASSIFIER_PREFIX
         names = {prefix + file: ours and "backbone." + ours for file, ours in body.names.items()}
-        names["minillmclf_tie"] = None                                     # of preference.py; only its own head reads it
         names |= {file: ours if with_classes or not ours.endswith((".out", ".tie")) else None
                   for file, ours in self.head.NAMES.items()}
         ties = {prefix + file: "backbone." + ours for file, ours in body.ties.items()}
