@@ -16,6 +16,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
 from minillmclf import inspect, train
+from minillmclf.candidates import expand, obstacle, read_sweep
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import POOLINGS, attention, query
 from minillmclf.errors import InputError
@@ -471,7 +472,6 @@ def test_commands_pool_by_attention(tmp_path, capsys):
     capsys.readouterr()
     inspect.main([str(tmp_path / "run")])
     assert "head.U.weight" in (said := capsys.readouterr().out) and "head.v.weight" in said
-    code, printed, error = small.forked("compare", [
-        "--models", f"{body}@pool=attention,lr=1e-2", "--out", tmp_path / "compare", "--data", data, "--epochs", 1,
-        "--seeds", 1, "--device", "cpu", "--max-length", 16])
-    assert code == 0 and "pool=attention" in printed, (printed, error)
+    found = expand([f"{body}@pool=attention"], ["full", "lora", "prefix"], ["head"], read_sweep([]), {"data": str(data)})
+    rows = train.load_dataset(found[0].settings)
+    assert [c.settings.pool for c in found] == ["attention"] * 3 and not any(obstacle(c, rows) for c in found)
