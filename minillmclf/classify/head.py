@@ -2,8 +2,9 @@
 
 First a text's T vectors become one (`pool`), always by the mask: the id of a padding token may also stand in a text.
 Then each family has its own small network on top, kept as transformers has it so that checkpoints travel both ways.
-`PooledHead` is the plain alternative, a linear layer on any pooling; no other library knows it. Pooling by "attention" learns
-which tokens count (Lin et al. 2017, "A Structured Self-Attentive Sentence Embedding", arXiv:1703.03130, with one row).
+`PooledHead` is the plain alternative, a linear layer on any pooling; no other library knows it.
+Pooling by "attention" learns which tokens count (Lin et al. 2017, "A Structured Self-Attentive
+Sentence Embedding", arXiv:1703.03130, with one row of theirs).
 """
 import contextlib
 
@@ -65,7 +66,7 @@ class Head(nn.Module):
     """
 
     SEQUENCES = 1               # that a row of a batch holds for it (text/batch.py)
-    how = None                  # of POOLS, how it makes one vector of a text's; None: in a way of its own
+    how = None                  # of POOLS, how it makes one vector of a text's; None: in its own way
 
     def __init__(self):
         super().__init__()
@@ -201,7 +202,7 @@ class PooledHead(Head):
         self.out = nn.Linear(backbone.width, classes)
         if how == "attention":
             self.U, self.v = query(backbone.width)
-            self.NAMES = {**self.NAMES, "minillmclf_pool.U": "head.U", "minillmclf_pool.v": "head.v"}
+            self.NAMES = self.NAMES | {"minillmclf_pool.U": "head.U", "minillmclf_pool.v": "head.v"}
 
     def features(self, hidden, mask):
         """(B, T, D) -> (B, D)."""

@@ -83,7 +83,8 @@ def read_settings(config, where):
              "preference": {}, "thresholds": None, "reading": None, "ignored": []}
     good = isinstance(settings, dict) and set(settings) <= set(plain) and isinstance(settings.get("readout", {}), dict)
     if not good or settings.get("pool") not in (None, *POOLS, MISTAKE):
-        raise InputError(f"{where}: minillmclf = {settings!r:.80} is not known; pool is {', '.join(POOLS)}")
+        raise InputError(f"{where}: minillmclf = {settings!r:.80} is not known; "
+                         f"pool is {', '.join(POOLS)}")
     problem = config.get("problem_type")
     if problem not in (None, "single_label_classification", "multi_label_classification"):
         raise InputError(f"{where}: problem_type {problem!r} is not supported; supported: single_label_classification, "

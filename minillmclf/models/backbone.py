@@ -12,7 +12,8 @@ from .layers import Rows
 from .weights import Table
 
 # in files of this package: a head's tensors that no other library knows
-HEADS = ("minillmclf_head", "minillmclf_tie", *(f"minillmclf_{of}.{layer}" for of in ("pool", "windows") for layer in "Uv"))
+HEADS = ("minillmclf_head", "minillmclf_tie", "minillmclf_pool.U", "minillmclf_pool.v",
+         "minillmclf_windows.U", "minillmclf_windows.v")
 
 
 class Backbone(nn.Module):
@@ -77,7 +78,8 @@ class Backbone(nn.Module):
         return config
 
     def table(self):
-        """How this model's tensors lie in a file. A head that is not taken is dropped on purpose."""
+        """How this model's tensors lie in a file. A head that is not taken is dropped on purpose.
+        """
         lm_names = self.LM_NAMES if self.lm_head is not None else dict.fromkeys(self.LM_NAMES)
         names = dict.fromkeys(HEADS) | self.NAMES | lm_names
         own = [file for file in self.LM_TIES if names.get(file.removesuffix(".weight"))]    # untied: it is the head itself
