@@ -445,7 +445,8 @@ def test_the_query_learns_with_every_method_and_comes_back_exactly(method, worde
         layer.weight.data += 0.5 * layer.weight.grad.sign()
     model.save(tmp_path)
     again = Classifier.load(tmp_path)
-    assert (again.pool, again.head.how, again.max_length) == ("attention",) * 2 + (model.max_length,)
+    assert (again.pool, again.head.how) == ("attention", "attention")
+    assert again.max_length == model.max_length
     assert differs(scores(again, SINGLE + PAIRS), scores(model, SINGLE + PAIRS), 0.0) is None
     if method == "full":
         config = json.loads((tmp_path / "config.json").read_text())

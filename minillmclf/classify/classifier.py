@@ -61,7 +61,8 @@ class Classifier(nn.Module):
 
         readout="head": its last layer is fresh, the same for the same seed; pool: "family" for the head that transformers
         has, or another of head.POOLS; keep: which end of a text that is too long
-        (text/cutting.py); windows: read long documents in windows, {"pool": "mean", "overlap": 32, "max_windows": 8, "max_document": 8192} (windows.py), or None.
+        (text/cutting.py); windows: read long documents in windows, {"pool": "mean", "overlap": 32,
+        "max_windows": 8, "max_document": 8192} (windows.py), or None.
 
         readout="labels": a class is the log-probability of its label texts (labels.py). Then `asked` may have template
         ("Review: {text}\\nSentiment:"), label_texts ({label: [text, ...]}, default the names), fields (names of a row's texts

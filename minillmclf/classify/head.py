@@ -66,7 +66,7 @@ class Head(nn.Module):
     """
 
     SEQUENCES = 1               # that a row of a batch holds for it (text/batch.py)
-    how = None                  # of POOLS, how it makes one vector of a text's; None: in its own way
+    how = None                  # of POOLS, how it makes one vector of a text's; None: otherwise
 
     def __init__(self):
         super().__init__()
