@@ -46,7 +46,8 @@ class Settings:
     objective: str = setting("classes", "labels: only the label texts compete, or with completion the whole vocabulary does "
                                         "(instruction tuning)", choices=["classes", "completion"])
     pool: str = setting("family", "how a text's vectors become one: family (the head that transformers has), or plainly "
-                                  "first, mean, max, last", choices=["family", "first", "mean", "max", "last"])
+                                  "first, mean, max, last; attention learns which tokens count",
+                      choices=["family", "first", "mean", "max", "last", "attention"])
     preference: str = setting("none", "which of two answers is better: head reads a prompt and both in one text, bradley-terry "
                                       "gives each answer a score of its own", choices=["none", "head", "bradley-terry"])
     swap: str = setting("none", "answers a and b exchanged: train learns each row both ways, predict takes the mean of both "

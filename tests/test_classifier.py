@@ -9,19 +9,23 @@ import random
 import shutil
 
 import pytest
+import small
 import torch
 from conftest import MODELS, first_difference
 from hypothesis import given, settings, strategies as st
 from live import imported, may_refuse
 from safetensors.torch import load_file, save_file
 
+from minillmclf import inspect, train
+from minillmclf.candidates import expand, obstacle, read_sweep
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.head import POOLINGS
+from minillmclf.classify.head import POOLINGS, attention, query
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone, save_backbone
 from minillmclf.text.batch import Batch, collate
 from minillmclf.text.prompt import fit
 from minillmclf.text.tokenizer import WordPiece
+from minillmclf.tuning import tune
 
 BOTH = ("bert_classifier", "roberta_classifier")
 SINGLE = ["the film was slow, and the old book too", "no", "why not?", "it is a new day: they love it", "a", "lost!"]
@@ -382,3 +386,126 @@ def test_a_token_type_that_the_model_lacks_is_refused(folder):
     ids = torch.tensor([[0, 5, 2]])
     with pytest.raises(InputError, match="token type 1"):
         model(ids, torch.ones_like(ids), torch.ones_like(ids))
+
+
+# ---------------------------------------------------------------- attention over tokens
+
+FAMILIES = ("bert_classifier", "roberta_classifier", "deberta_classifier", "gpt2_classifier",
+            "gemma_classifier", "ul2_classifier")
+NUMBERS = {"lora": dict(rank=2, alpha=4.0, dropout=0.0, rank_stabilised=False, targets=None,
+                        bias="none"),
+           "houlsby": dict(size=4), "prefix": dict(tokens=2, projection=False),
+           "prompt": dict(tokens=2)}
+
+
+def attentive(path, **more):
+    """A classifier that pools by attention, its numbers so large that no two tokens count alike."""
+    model = Classifier.from_backbone(path, ["x", "y", "z"], pool="attention", **more)
+    generator = torch.Generator().manual_seed(3)
+    for weight in (model.head.U.weight, model.head.v.weight, model.head.out.weight):
+        torch.nn.init.normal_(weight, generator=generator)
+    return model
+
+
+@pytest.fixture(scope="module")
+def worded(tmp_path_factory):
+    """worded(name) -> a stored model, with a tokenizer of whole words where it has none."""
+    def find(name):
+        if any((MODELS / name).glob("vocab*")):
+            return MODELS / name
+        into = tmp_path_factory.mktemp(name)
+        shutil.copytree(MODELS / name, into, dirs_exist_ok=True)
+        words = sorted({word.strip(",:?!") for text in SINGLE for word in text.split()})
+        WordPiece.from_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]).save(into)
+        return into
+    return find
+
+
+def test_attention_by_hand():
+    U, v = query(2, hidden=3)
+    with torch.no_grad():
+        U.weight.copy_(torch.tensor([[0.5, 0.0], [0.0, 0.0], [0.0, 0.0]]).atanh())
+        v.weight.copy_(torch.tensor([[9.0, 1.0, 1.0]]).log())     # scores ln 9 / 2 = ln 3, and 0
+    vectors = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [99.0, 99.0]]])
+    mask = torch.tensor([[1, 1, 0]])
+    weights = attention(U, v, vectors, mask)
+    assert torch.allclose(weights, torch.tensor([[0.75, 0.25, 0.0]]), atol=1e-6)
+    assert weights[0, 2] == 0
+    half = attention(U.bfloat16(), v.bfloat16(), vectors.bfloat16(), mask)
+    scores = v(torch.tanh(U(vectors.bfloat16()))).squeeze(-1)[:, :2].float()
+    assert torch.equal(half[:, :2], scores.softmax(-1).bfloat16()), "no softmax in fp32"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.inference_mode()
+def test_attention_sees_neither_padding_nor_batch_mates(name, worded, monkeypatch):
+    model = attentive(worded(name)).double()
+    encoded, _ = model.encode(SINGLE)
+    alone = torch.cat([model(collate([row], [0])) for row in encoded])
+    batch = collate(encoded, range(len(encoded)), model.tokenizer.pad_id)
+    given = (batch.ids, batch.mask, batch.types)
+    padded = [torch.nn.functional.pad(x, (0, 9)) for x in given]
+    for ids, mask, types in (given, padded, [x.roll(9, 1) for x in padded]):
+        apart = (model(Batch(ids, mask, types, None, batch.rows)) - alone).abs().max()
+        assert apart <= 1e-10, f"{name}: {apart:.2g} apart"
+    monkeypatch.setattr("minillmclf.classify.head.attention",
+                        lambda U, v, x, mask: attention(U, v, x))
+    apart = (model(batch) - alone).abs().max()
+    assert apart > 1e-3, "this test cannot tell whether the mask is looked at"
+
+
+@pytest.mark.parametrize("method", ["full", "head", "last-1", "bitfit", *NUMBERS])
+def test_the_query_learns_with_every_method_and_comes_back_exactly(method, worded, tmp_path):
+    model = attentive(worded("bert_classifier"), max_length=17)
+    tune(model, {"method": method, **NUMBERS.get(method, {})})
+    encoded, _ = model.encode(SINGLE)
+    answers = model(collate(encoded, range(6), model.tokenizer.pad_id))
+    torch.nn.functional.cross_entropy(answers, torch.arange(6) % 3).backward()
+    for layer in (model.head.U, model.head.v):
+        assert layer.weight.requires_grad and layer.weight.grad.abs().max() > 0, method
+        layer.weight.data += 0.5 * layer.weight.grad.sign()
+    model.save(tmp_path)
+    again = Classifier.load(tmp_path)
+    assert (again.pool, again.head.how) == ("attention", "attention")
+    assert again.max_length == model.max_length
+    assert differs(scores(again, SINGLE + PAIRS), scores(model, SINGLE + PAIRS), 0.0) is None
+    if method == "full":
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert config["architectures"] == ["MinillmclfPooledClassifier"]
+        own = {name for name in load_file(tmp_path / "model.safetensors") if "minillmclf" in name}
+        assert own == {"minillmclf_pool.U.weight", "minillmclf_pool.v.weight",
+                       "minillmclf_head.weight", "minillmclf_head.bias"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_attention_of_every_family_is_saved_with_windows_and_without(name, worded, tmp_path):
+    windows = {"pool": "attention", "overlap": 2, "max_windows": 4, "max_document": 100}
+    for number, more in enumerate(({}, {"windows": windows, "max_length": 8})):
+        model = attentive(worded(name), **more)
+        model.save(tmp_path / str(number))
+        again = Classifier.load(tmp_path / str(number))
+        assert differs(scores(again, SINGLE), scores(model, SINGLE), 0.0) is None, name
+        base = Classifier.from_backbone(tmp_path / str(number), ["x", "y", "z"])
+        dropped = {name.rpartition(".")[0] for name in base.report.dropped if "minillmclf" in name}
+        of = ("pool", "windows")[:1 + number]
+        assert dropped == {"minillmclf_head"} | {f"minillmclf_{x}.{y}" for x in of for y in "Uv"}
+        assert not load_backbone(tmp_path / str(number)).report.fresh
+
+
+def test_commands_pool_by_attention(tmp_path, capsys):
+    data, body = small.data_file(tmp_path / "data.csv"), small.bert_folder(tmp_path / "body")
+    train.main(small.flags(data=data, model=body, pool="attention", epochs=1, device="cpu",
+                           max_length=16, out=tmp_path / "run"))
+    model = Classifier.load(tmp_path / "run")
+    line = (tmp_path / "run" / "predictions.csv").read_text().splitlines()[1].split(",")
+    text = next(row.split(",")[0] for row in data.read_text().splitlines() if row.endswith("test"))
+    assert model.pool == "attention"
+    assert line[-3:] == [f"{p:.6f}" for p in model.predict([text])[0]]
+    capsys.readouterr()
+    inspect.main([str(tmp_path / "run")])
+    assert "head.U.weight" in (said := capsys.readouterr().out) and "head.v.weight" in said
+    found = expand([f"{body}@pool=attention"], ["full", "lora", "prefix"], ["head"], read_sweep([]),
+                   {"data": str(data)})
+    rows = train.load_dataset(found[0].settings)
+    assert [c.settings.pool for c in found] == ["attention"] * 3
+    assert not any(obstacle(c, rows) for c in found)

@@ -199,3 +199,17 @@ def test_shipped_names_do_not_depend_on_the_working_directory(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert find_model("mini-bert") == ROOT / "checkpoints" / "mini-bert"
     assert find_model("./mini-bert") == Path("mini-bert"), "a path is not taken as one"
+
+
+def test_every_family_has_a_line_that_brings_it():
+    """Newer versions of `hf` take what follows an --include's one pattern as the name of a file."""
+    page = (ROOT / "checkpoints" / "README.md").read_text(encoding="utf-8")
+    pattern = r"hf download (\S+) --local-dir checkpoints/(\S+)((?: --include \"[^\"]+\")+)(?=`|\n)"
+    lines = re.findall(pattern, page)
+    assert len(lines) == page.count("hf download "), "a line has another form"
+    assert all(name.partition("/")[2] == folder for name, folder, _ in lines)
+    folders = [folder.casefold() for _, folder, _ in lines]
+    for kind in ("bert", "roberta", "deberta-v3", "gpt2", "llama", "mistral", "gemma-2b",
+                 "gemma-2-", "gemma-3-", "t5-", "flan-t5", "ul2"):
+        assert any(folder.startswith(kind) for folder in folders), f"{kind} has no line"
+    assert all('"*.json"' in patterns for _, _, patterns in lines)

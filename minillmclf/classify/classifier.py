@@ -60,8 +60,9 @@ class Classifier(nn.Module):
         (preference.py), or None.
 
         readout="head": its last layer is fresh, the same for the same seed; pool: "family" for the head that transformers
-        has, or first, mean, max, last; keep: which end of a text that is too long (text/cutting.py); windows: read long
-        documents in windows, {"pool": "mean", "overlap": 32, "max_windows": 8, "max_document": 8192} (windows.py), or None.
+        has, or another of head.POOLS; keep: which end of a text that is too long
+        (text/cutting.py); windows: read long documents in windows, {"pool": "mean", "overlap": 32,
+        "max_windows": 8, "max_document": 8192} (windows.py), or None.
 
         readout="labels": a class is the log-probability of its label texts (labels.py). Then `asked` may have template
         ("Review: {text}\\nSentiment:"), label_texts ({label: [text, ...]}, default the names), fields (names of a row's texts
@@ -143,7 +144,6 @@ class Classifier(nn.Module):
         """How body and head lie in a file together. Without classes, the file's own last layer is dropped."""
         body, prefix = self.backbone.table(), "" if self.readout else self.backbone.CLASSIFIER_PREFIX
         names = {prefix + file: ours and "backbone." + ours for file, ours in body.names.items()}
-        names["minillmclf_tie"] = None                                     # of preference.py; only its own head reads it
         names |= {file: ours if with_classes or not ours.endswith((".out", ".tie")) else None
                   for file, ours in self.head.NAMES.items()}
         ties = {prefix + file: "backbone." + ours for file, ours in body.ties.items()}

@@ -3,6 +3,8 @@
 First a text's T vectors become one (`pool`), always by the mask: the id of a padding token may also stand in a text.
 Then each family has its own small network on top, kept as transformers has it so that checkpoints travel both ways.
 `PooledHead` is the plain alternative, a linear layer on any pooling; no other library knows it.
+Pooling by "attention" learns which tokens count (Lin et al. 2017, "A Structured Self-Attentive
+Sentence Embedding", arXiv:1703.03130, with one row of theirs).
 """
 import contextlib
 
@@ -15,6 +17,7 @@ from ..models.layers import ACTIVATIONS
 from ..text.cutting import cut_to
 
 POOLINGS = ("first", "mean", "max", "last")
+POOLS = ("family", *POOLINGS, "attention")             # of a head
 MISTAKE = "position"        # the batch's last place, padding or not: to learn from, not offered
 
 
@@ -39,6 +42,22 @@ def pool(hidden, mask, how):
     raise InputError(f"pooling {how!r} is not known; known: {', '.join(POOLINGS)}")
 
 
+def query(width, hidden=128):
+    """The layers U and v of `attention`; hidden: rows of U."""
+    return nn.Linear(width, hidden, bias=False), nn.Linear(hidden, 1, bias=False)
+
+
+def attention(U, v, vectors, mask=None):
+    """What each of T vectors counts, softmax over T of v . tanh(U h), computed in fp32 at least.
+
+    vectors (..., T, D), mask (..., T) or None for all -> (..., T), together 1 and 0 at padding.
+    """
+    scores = v(torch.tanh(U(vectors))).squeeze(-1)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    scores = scores if mask is None else scores.masked_fill(~mask.bool(), float("-inf"))
+    return scores.softmax(-1).to(vectors.dtype)
+
+
 class Head(nn.Module):
     """What all heads share, and label tokens (labels.py) have too: how a row is laid out, and how its classes are read.
 
@@ -47,7 +66,7 @@ class Head(nn.Module):
     """
 
     SEQUENCES = 1               # that a row of a batch holds for it (text/batch.py)
-    how = None                  # of POOLINGS, how it makes one vector of a text's; None: in a way of its own
+    how = None                  # of POOLS, how it makes one vector of a text's; None: otherwise
 
     def __init__(self):
         super().__init__()
@@ -181,9 +200,14 @@ class PooledHead(Head):
         self.how = how
         self.dropout = nn.Dropout(backbone.head_dropout)
         self.out = nn.Linear(backbone.width, classes)
+        if how == "attention":
+            self.U, self.v = query(backbone.width)
+            self.NAMES = self.NAMES | {"minillmclf_pool.U": "head.U", "minillmclf_pool.v": "head.v"}
 
     def features(self, hidden, mask):
         """(B, T, D) -> (B, D)."""
+        if self.how == "attention":
+            return (attention(self.U, self.v, hidden, mask).unsqueeze(1) @ hidden).squeeze(1)
         return pool(hidden, mask, self.how)
 
     def classes(self, features):
@@ -196,9 +220,9 @@ FAMILY_HEADS = {"bert": BertHead, "roberta": RobertaHead, "deberta-v2": DebertaH
 
 
 def build_head(model_type, backbone, classes, how="family"):
-    """how: "family" for the head that transformers has for this model_type, or one of POOLINGS."""
+    """how, of POOLS: "family" for the head that transformers has for this model_type."""
     if how == "family":
         return FAMILY_HEADS[model_type](backbone, classes)
-    if how not in (*POOLINGS, MISTAKE):
-        raise InputError(f"pooling {how!r} is not known; known: family, {', '.join(POOLINGS)}")
+    if how not in (*POOLS, MISTAKE):
+        raise InputError(f"pooling {how!r} is not known; known: {', '.join(POOLS)}")
     return PooledHead(backbone, classes, how)

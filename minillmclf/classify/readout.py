@@ -8,7 +8,7 @@ from ..errors import InputError
 from ..files import short
 from ..text.prompt import Prompt, Template
 from ..text.wordings import default_template, read_label_texts
-from .head import MISTAKE, POOLINGS
+from .head import MISTAKE, POOLS
 from .labels import ENDS, WAYS, LabelReadout, SourceReadout
 from .masks import MaskReadout
 
@@ -82,8 +82,9 @@ def read_settings(config, where):
     plain = {"pool": "family", "max_length": None, "readout": {}, "keep": "head", "windows": None, "calibration": None,
              "preference": {}, "thresholds": None, "reading": None, "ignored": []}
     good = isinstance(settings, dict) and set(settings) <= set(plain) and isinstance(settings.get("readout", {}), dict)
-    if not good or settings.get("pool") not in (None, "family", *POOLINGS, MISTAKE):
-        raise InputError(f"{where}: minillmclf = {settings!r:.80} is not known; pool is family, {', '.join(POOLINGS)}")
+    if not good or settings.get("pool") not in (None, *POOLS, MISTAKE):
+        raise InputError(f"{where}: minillmclf = {settings!r:.80} is not known; "
+                         f"pool is {', '.join(POOLS)}")
     problem = config.get("problem_type")
     if problem not in (None, "single_label_classification", "multi_label_classification"):
         raise InputError(f"{where}: problem_type {problem!r} is not supported; supported: single_label_classification, "

@@ -22,10 +22,10 @@ from torch import nn
 
 from ..errors import InputError
 from ..text.cutting import cut_to, keep_end, spans
+from .head import attention, query
 
 WAYS = ("mean", "max", "attention")
 AT_ONCE = 8               # windows that go through the body together, even where the batch has fewer rows
-HIDDEN = 128              # rows of U, as in the paper
 NUMBERS = {"overlap": 0, "max_windows": 1, "max_document": 1}                # of a description, and the least of each
 
 
@@ -65,7 +65,7 @@ class Windows(nn.Module):
         self.size, self.pool, self.overlap = size, pool, overlap
         self.max_windows, self.max_document = max_windows, max_document
         if pool == "attention":
-            self.U, self.v = nn.Linear(width, HIDDEN, bias=False), nn.Linear(HIDDEN, 1, bias=False)
+            self.U, self.v = query(width)
 
     def as_dict(self):
         """What check_windows describes."""
@@ -120,7 +120,7 @@ class Windows(nn.Module):
 
     def weights(self, features):
         """One document's windows (windows, D) -> what each counts (windows,), together 1."""
-        return self.v(torch.tanh(self.U(features))).squeeze(1).softmax(0)
+        return attention(self.U, self.v, features)
 
     def draw(self, ids, mask, types, counts):
         """Of each document's windows at most max_windows, in their order; torch's generator draws, as for dropout."""

@@ -97,7 +97,6 @@ class Bert(Encoder):
         "bert.encoder.layer.{}.output.LayerNorm": "layers.{}.mlp_norm",
         "bert.pooler.dense": None,
         "classifier": None,
-        "minillmclf_head": None,
         "cls.seq_relationship": None,
     }
     LM_NAMES = {

@@ -161,7 +161,6 @@ class Deberta(Encoder):
         "deberta.encoder.layer.{}.output.LayerNorm": "layers.{}.mlp_norm",
         "pooler.dense": None,
         "classifier": None,
-        "minillmclf_head": None,
         "deberta.embeddings.word_embeddings._weight": None,         # left over from pretraining, in files of v3
         "deberta.embeddings.position_embeddings._weight": None,
         "mask_predictions.*": None,             # v3 was trained to tell replaced tokens: that head is not built

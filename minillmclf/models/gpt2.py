@@ -68,7 +68,6 @@ class GPT2(Decoder):
         "transformer.h.{}.mlp.c_proj": "layers.{}.down_proj",
         "transformer.ln_f": "final_norm",
         "score": None,
-        "minillmclf_head": None,
     }
 
     def __init__(self, c, lm_head):

@@ -85,7 +85,6 @@ class Llama(Decoder):
         "model.layers.{}.mlp.down_proj": "layers.{}.down_proj",
         "model.norm": "final_norm",
         "score": None,
-        "minillmclf_head": None,
     }
     NORM = RMSNorm
 

@@ -196,7 +196,6 @@ BOTH_NAMES = {
     "decoder.block.{}.layer.1.EncDecAttention.relative_attention_bias": None,       # in old files, never used
     "classification_head.dense": None,
     "classification_head.out_proj": None,
-    "minillmclf_head": None,
 }
 
 
