@@ -14,10 +14,11 @@ setup(
                                              "mini-t5/*"]},
     install_requires=["torch>=2.11,<2.14", "safetensors>=0.5", "numpy", "regex", "sentencepiece>=0.2", "tqdm",
                       "bitsandbytes>=0.50,<0.51"],
-    # With upper bounds: the versions that the tests compare with (tests/live.py reads them here). A newer one may refuse
-    # what these do; transformers of these versions needs Python 3.11, and below that nothing is compared.
+    # With upper bounds: the versions that the tests compare with (tests/live.py reads them here). A newer one may
+    # refuse what these do. transformers of these versions needs Python 3.11; below that nothing is compared.
     extras_require={"plots": ["matplotlib>=3.8"],
                     "test": ["pytest", "pytest-xdist", "matplotlib>=3.8", "hypothesis", "packaging", "protobuf",
-                             "transformers>=5.23,<5.25; python_version >= '3.11'", "tokenizers>=0.23.1,<0.24",
-                             "peft>=0.21,<0.22; python_version >= '3.11'", "accelerate>=1.15,<1.16"]},
+                             "tokenizers>=0.23.1,<0.24", "accelerate>=1.15,<1.16",
+                             "transformers>=5.23,<5.25; python_version >= '3.11'",
+                             "peft>=0.21,<0.22; python_version >= '3.11'"]},
 )

@@ -19,11 +19,11 @@ MODELS = Path(__file__).parent / "fixtures" / "models"    # written by reference
 
 # ---- how near is near
 #
-# Two ways to compute one number, as with and without padding, merged or not, in one process or two, are compared in
-# float64, where they differ by less than 1e-9 of the largest number however a processor orders its sums: there a fault
-# cannot hide behind rounding. In float32 the same is compared again, with a bound from the arithmetic and not from what
-# one machine happened to show:
-ROUNDED = 2.0 ** -23       # of the largest number: twice what float64 loses when it is stored as float32
+# Two ways to compute one number, as with and without padding, merged or not, in one process or two, are
+# compared in float64, where they differ by less than 1e-9 of the largest number however a processor orders its
+# sums: there a fault cannot hide behind rounding. In float32 the same is compared again, with a bound from the
+# arithmetic and not from what one machine happened to show:
+ROUNDED = 2.0 ** -23       # of the largest number: twice what a float64 loses when it is stored as float32
 
 
 def fp32(width, depth):
@@ -31,19 +31,20 @@ def fp32(width, depth):
 
     width: terms of the longest sum in a block; depth: blocks behind each other, embeddings and head counted.
 
-    A product of matrices adds `width` terms. Each addition rounds by up to 2**-24, up as often as down, so that the sum
-    is off by about sqrt(width) * 2**-24 of its size. A block has about four sums behind each other (what attention
-    compares, its mean, its output, the MLP) and both computations round: sqrt(2 * 4), which is 3. A block hands on the
-    error of the one before it, and the tests' exaggerated weights stretch it where they stretch what they act on: errors
-    of `depth` blocks add up. What stands in the middle of a distribution may be 4 times as far out in the worst of
-    thousands of numbers: 3 * 4 = 12. Faults are a thousand times larger: see the known-wrong variants.
+    A product of matrices adds `width` terms. Each addition rounds by up to 2**-24, up as often as down, so that
+    the sum is off by about sqrt(width) * 2**-24 of its size. A block has about four sums behind each other (what
+    attention compares, its mean, its output, the MLP), and both computations round: sqrt(2 * 4), which is 3. A
+    block hands on the error of the one before it, and the errors of `depth` blocks add up. Of thousands of
+    numbers the worst is 4 standard deviations out: 3 * 4 = 12. Faults are a thousand times larger, as the
+    known-wrong variants show.
     """
     return 12 * 2.0 ** -24 * math.sqrt(width) * depth
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What a library that we compare with refused is said, once each, for a comparison that is not made is no pass."""
-    said = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", ()) if isinstance(report.longrepr, tuple))
+    """What a library refused is said, once each: a comparison that is not made is no pass."""
+    skipped = terminalreporter.stats.get("skipped", ())
+    said = Counter(report.longrepr[2] for report in skipped if isinstance(report.longrepr, tuple))
     for reason, count in said.items():
         if "the reference refuses" in reason:
             terminalreporter.write_line(f"{count} not compared. {reason.removeprefix('Skipped: ')}")
@@ -106,7 +107,8 @@ def batch_of(texts, side="right", pad=0, width=None):
 def assert_padding_changes_nothing(name, states, texts, tolerance):
     """The states of each text alone are those in a batch, however that is padded and whoever its mates are.
 
-    states(texts, side, pad, width) -> [(T, D), ...], of the real tokens of each text. tolerance: in parts of the largest.
+    states(texts, side, pad, width) -> [(T, D), ...], of the real tokens of each text. tolerance: in parts of the
+    largest number.
     """
     alone = [states([text])[0] for text in texts]
     tolerance = tolerance * max(1.0, max(found.abs().max().item() for found in alone))

@@ -1,14 +1,17 @@
-"""Comparisons with the libraries themselves: what a library refuses, raises or lacks is a skip; what we do never is.
+"""Comparisons with the libraries themselves: what a library refuses or lacks is a skip, a fault of ours is not.
 
-A release of transformers, PEFT or tokenizers may take a class away, refuse what it did, or not even be importable. That
-says nothing about us, and what we must do is stored beside it (fixtures/). So every live comparison
+A release of transformers, PEFT or tokenizers may take a class away, refuse what it did, or not even be
+importable. That says nothing about us, and what we must do is stored beside it (fixtures/). So every live
+comparison
 
-- gets the library by `imported(name)`: a skip where it is missing, broken, or of a version that nobody compared with;
-- calls it inside `with may_refuse():`, with its own material only: what it raises there is a skip, in its own words;
-- lets it read what *we* wrote inside `with may_refuse(control):`. There a refusal is our fault, and fails, unless the
-  library refuses the control too, the same done with what it made itself. For folders see `loaded`, `tokenizer_of`.
+- gets the library by `imported(name)`: a skip where it is missing, broken, or of a version that nobody
+  compared with;
+- calls it inside `with may_refuse():`, with its own material: what it raises is a skip, in its own words;
+- lets it read what *we* wrote inside `with may_refuse(control):`. There a refusal is our fault, and fails,
+  unless the library refuses the control too, the same done with what it made itself. For folders see
+  `loaded` and `tokenizer_of`.
 
-An AssertionError, an InputError, a NameError and whatever was raised in minillmclf pass through all of them.
+An AssertionError, an InputError, a NameError and what was raised in minillmclf pass through all of them.
 """
 import functools
 import importlib
@@ -31,16 +34,18 @@ from minillmclf.errors import InputError
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(minillmclf.__file__).resolve().parent
 LIBRARIES = ("transformers", "tokenizers", "peft", "accelerate")
-STORED = {                                               # model_type -> a folder of fixtures/models that transformers wrote
+STORED = {                                  # model_type -> a folder of fixtures/models, by transformers
     "bert": "bert_classifier", "roberta": "roberta_classifier", "deberta-v2": "deberta_classifier",
-    "gpt2": "gpt2_classifier", "llama": "llama_lm", "mistral": "mistral_lm", "gemma": "gemma_classifier",
+    "gpt2": "gpt2_classifier", "llama": "llama_lm", "mistral": "mistral_lm",
+    "gemma": "gemma_classifier",
     "gemma2": "gemma2_lm", "gemma3_text": "gemma3_lm", "t5": "t5_lm"}
 
 
 @functools.cache
 def claimed():
-    """name -> the versions that setup.py's extra `test` installs, which are those that the comparison is claimed for."""
-    said = map(Requirement, re.findall(rf'"((?:{"|".join(LIBRARIES)})\b[^"]*)"', (ROOT / "setup.py").read_text()))
+    """name -> the versions that setup.py's extra `test` installs: the comparison is claimed for these."""
+    names, text = "|".join(LIBRARIES), (ROOT / "setup.py").read_text()
+    said = map(Requirement, re.findall(rf'"((?:{names})\b[^"]*)"', text))
     return {requirement.name: requirement.specifier for requirement in said}
 
 
@@ -50,20 +55,22 @@ def imported(name):
     with may_refuse():
         module = importlib.import_module(name)
         version = metadata.version(library)
-    if not claimed()[library].contains(version, prereleases=True):
-        pytest.skip(f"{library} {version} is installed, the comparison is with {library}{claimed()[library]}")
+    wanted = claimed()[library]
+    if not wanted.contains(version, prereleases=True):
+        pytest.skip(f"{library} {version} is installed, the comparison is with {library}{wanted}")
     return module
 
 
 def is_ours(error):
-    """Whether an exception is a fault of ours: by its kind, or since it, or one that it came from, was raised in
-    minillmclf: of what was called, that or the library is the last before the fault."""
+    """Whether an exception is a fault of ours: by its kind, or since it, or one that it came from, was raised
+    in minillmclf: of what was called, that and not the library is the last before the fault."""
     if isinstance(error, (AssertionError, InputError, NameError)):
         return True
     while error:
         files = [Path(step.filename) for step in traceback.extract_tb(error.__traceback__)]
-        last = [PACKAGE in file.parents for file in files if PACKAGE in file.parents or set(LIBRARIES) & set(file.parts)]
-        if last and last[-1]:
+        ours = [PACKAGE in file.parents for file in files
+                if PACKAGE in file.parents or set(LIBRARIES) & set(file.parts)]
+        if ours and ours[-1]:
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -71,10 +78,10 @@ def is_ours(error):
 
 @contextmanager
 def may_refuse(control=None):
-    """Around calls of a library that we compare with: what it refuses is a skip with its words as the reason.
+    """Around calls of a library that we compare with: what it refuses is a skip, its words are the reason.
 
-    control: a function that does the same with nothing of ours. With it, a refusal is a skip only where the control is
-    refused too, and else our fault: the library takes what it made itself and not what we made.
+    control: a function that does the same with nothing of ours. With it, a refusal is a skip only where the
+    control is refused too, and else our fault: the library takes what it made itself and not what we made.
     """
     try:
         yield
@@ -90,8 +97,8 @@ def may_refuse(control=None):
 
 
 def tokenizer_of(folder, kind, read=None):
-    """The tokenizer that transformers reads in a folder that we wrote. That it reads what it wrote itself, a fresh one of
-    class `kind`, and not the folder, is our fault. read: the class that reads [AutoTokenizer]."""
+    """The tokenizer that transformers reads in a folder that we wrote. That it reads what it wrote itself, a
+    fresh one of class `kind`, and not the folder, is our fault. read: the class that reads [AutoTokenizer]."""
     transformers = imported("transformers")
 
     def asked(place):
@@ -108,13 +115,14 @@ def tokenizer_of(folder, kind, read=None):
 
 
 def loaded(load, folder, **given):
-    """What `load` of transformers returns for a folder that we wrote, its model asked once. That it takes what it wrote
-    itself, a stored model of the same model_type, and not the folder, is our fault."""
+    """What `load` of transformers returns for a folder that we wrote, its model asked once. That it takes what
+    it wrote itself, a stored model of the same model_type, and not the folder, is our fault."""
     def asked(place):
         found = load(place, **given)
         theirs = found[0] if isinstance(found, tuple) else found
-        ids = torch.tensor([[3, 4, 5, getattr(theirs.config, "eos_token_id", None) or 5]])    # T5's classifiers ask for an end
-        more = {"decoder_input_ids": ids} if "decoder_input_ids" in inspect.signature(theirs.forward).parameters else {}
+        end = getattr(theirs.config, "eos_token_id", None) or 5          # T5's classifiers ask for one
+        ids, takes = torch.tensor([[3, 4, 5, end]]), inspect.signature(theirs.forward).parameters
+        more = {"decoder_input_ids": ids} if "decoder_input_ids" in takes else {}
         with torch.no_grad():
             theirs.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), **more)
         return found

@@ -40,9 +40,9 @@ library, package = within("/site-packages/peft/peft_model.py"), within(PACKAGE /
 
 
 @pytest.mark.parametrize("call", [
-    refuse, lambda: library(refuse), lambda: package(lambda: library(refuse)),       # the last: our benchmark calls it
-    lambda: importlib.import_module("peft.no_such_module"), lambda: object().taken_away, lambda: dict(1, 2, 3)],
-    ids=["in the test", "in the library", "in the library, called by us", "not there", "taken away", "other arguments"])
+    refuse, lambda: library(refuse), lambda: package(lambda: library(refuse)),      # as our benchmark calls it
+    lambda: importlib.import_module("peft.no_such_module"), lambda: object().gone, lambda: dict(1, 2, 3)],
+    ids=["in the test", "in the library", "there, called by us", "not there", "taken away", "other arguments"])
 def test_what_the_reference_refuses_is_a_skip_with_its_words(call):
     reason = skipped(lambda: inside(call))
     assert reason.startswith("the reference refuses: ") and "\n" not in reason
@@ -62,8 +62,9 @@ def wrapped():
 
 
 @pytest.mark.parametrize("call, kind", [
-    (assert_wrong, AssertionError), (lambda: library(assert_wrong), AssertionError), (lambda: Rows(None), AttributeError),
-    (lambda: package(refuse), ValueError), (lambda: library(lambda: package(refuse)), ValueError), (wrapped, RuntimeError),
+    (assert_wrong, AssertionError), (lambda: library(assert_wrong), AssertionError),
+    (lambda: Rows(None), AttributeError), (lambda: package(refuse), ValueError),
+    (lambda: library(lambda: package(refuse)), ValueError), (wrapped, RuntimeError),
     (lambda: no_such_name, NameError),  # noqa: F821
     (lambda: load_backbone(MODELS), Exception)])
 def test_a_fault_of_ours_is_none(call, kind):
@@ -75,10 +76,10 @@ def test_a_fault_of_ours_is_none(call, kind):
 def test_what_is_read_of_ours_must_be_refused_for_its_own_too():
     assert WORDS in skipped(lambda: inside(refuse, control=refuse))
     asked = []
-    with pytest.raises(ValueError, match="Model does not support"):                # it takes its own, and not ours
+    with pytest.raises(ValueError, match="Model does not support"):         # it takes its own, and not ours
         inside(refuse, control=lambda: asked.append("control"))
     assert asked == ["control"]
-    inside(lambda: None, control=refuse)                                            # nothing refused: no control is asked
+    inside(lambda: None, control=refuse)                                    # not refused: no control is asked
 
 
 def test_a_folder_of_ours_that_transformers_cannot_read_is_our_fault(tmp_path):
@@ -100,14 +101,15 @@ def test_a_folder_of_ours_that_transformers_cannot_read_is_our_fault(tmp_path):
 
 
 def test_another_version_than_the_claimed_is_a_skip(monkeypatch):
-    imported("tokenizers")                                                          # or a skip, where it is not installed
-    for version, taken in (("0.23.1", True), ("0.24.0", False), ("1.0.0", False), ("0.22.2", False), ("0.23.9rc1", True)):
+    imported("tokenizers")                                                  # or a skip, where it is not installed
+    for version, taken in (("0.23.1", True), ("0.23.9rc1", True), ("0.24.0", False), ("1.0.0", False), ("0.22.2", False)):
         monkeypatch.setattr(live.metadata, "version", lambda name, version=version: version)
         if taken:
             assert imported("tokenizers").__name__ == "tokenizers"
         else:
             reason = skipped(lambda: imported("tokenizers"))
-            assert reason == f"tokenizers {version} is installed, the comparison is with tokenizers{claimed()['tokenizers']}"
+            wanted = f"tokenizers{claimed()['tokenizers']}"
+            assert reason == f"tokenizers {version} is installed, the comparison is with {wanted}"
     assert "no_such_part" in skipped(lambda: imported("tokenizers.no_such_part"))
 
 
