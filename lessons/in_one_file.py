@@ -1,7 +1,7 @@
-"""The whole idea in one file: a pretrained BERT learns to sort texts into classes.
-
-    python lessons/in_one_file.py
-"""
+"""The whole idea in one file: a pretrained BERT learns to sort texts into classes."""
+#
+#     python lessons/in_one_file.py
+#
 # It trains on messages of customers for a minute or two, and then prints how often it is right on
 # messages that it has never seen. Read from top to bottom. The functions stand in the order in
 # which a text becomes a class:
@@ -20,13 +20,11 @@ import unicodedata                   # knows which characters are accents, which
 from pathlib import Path             # finds the files from wherever you start Python
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "checkpoints/mini-bert"
-TICKETS = ROOT / "minillmclf/datasets/tickets.csv"
 
 
 # --- 1. A text becomes ids -----------------------------------------------------------------------
@@ -36,7 +34,6 @@ TICKETS = ROOT / "minillmclf/datasets/tickets.csv"
 #           minillmclf/text/tokenizer.py, which also encodes pairs of texts, and decodes ids.
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-SYMBOLS = "$+<=>^`|~"                # symbols in Unicode, but BERT takes them for punctuation
 CHINESE = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F),
            (0x2B740, 0x2B81F), (0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
 
@@ -65,7 +62,7 @@ def split_words(text):
     spaced = ""
     for char in unicodedata.normalize("NFD", clean(text)):       # "é" becomes "e" and an accent
         category = unicodedata.category(char)
-        if category.startswith("P") or char in SYMBOLS:          # punctuation: a word of its own
+        if category.startswith("P") or char in "$+<=>^`|~":      # punctuation: a word of its own
             spaced += f" {char} "
         elif category != "Mn":                                   # accents are left out
             spaced += char.lower()
@@ -111,11 +108,8 @@ def encode(text, vocab, max_tokens=512):
 # Lists of ids -> ids (B, T), mask (B, T)
 def pad(rows):
     longest = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)      # 0 is the id of [PAD]
-    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, :len(row)] = torch.tensor(row)
-        mask[i, :len(row)] = True
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])        # 0 is [PAD]
+    mask = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in rows])
     return ids, mask
 
 
@@ -140,8 +134,8 @@ class BertLayer(nn.Module):
         self.attention_dropout = nn.Dropout(config["attention_probs_dropout_prob"])
 
     def split_heads(self, x):
-        B, T, D = x.shape
-        return x.view(B, T, self.num_heads, D // self.num_heads).transpose(1, 2)  # (B, H, T, d)
+        x = x.unflatten(2, (self.num_heads, -1))                 # (B, T, D) -> (B, T, H, d)
+        return x.transpose(1, 2)                                 # (B, H, T, d)
 
     def attention(self, x, mask):
         q = self.split_heads(self.q_proj(x))     # (B, H, T, d), what a token looks for
@@ -149,18 +143,15 @@ class BertLayer(nn.Module):
         v = self.split_heads(self.v_proj(x))     # (B, H, T, d), what a token hands over
         d = q.shape[3]
         scores = q @ k.transpose(2, 3) / d ** 0.5                # (B, H, T, T)
-        is_padding = ~mask[:, None, None, :]                     # (B, 1, 1, T)
-        scores = scores.masked_fill(is_padding, float("-inf"))   # no token looks at padding
+        scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))       # not at padding
         weights = self.attention_dropout(scores.softmax(dim=3))  # (B, H, T, T), sums of 1
         mixed = (weights @ v).transpose(1, 2).flatten(2)         # (B, T, D), heads side by side
         return self.o_proj(mixed)
 
-    def mlp(self, x):
-        return self.down_proj(F.gelu(self.up_proj(x)))
-
     def forward(self, x, mask):
         x = self.attention_norm(x + self.dropout(self.attention(x, mask)))        # (B, T, D)
-        return self.mlp_norm(x + self.dropout(self.mlp(x)))                       # (B, T, D)
+        mlp = self.down_proj(nn.functional.gelu(self.up_proj(x)))                 # (B, T, D)
+        return self.mlp_norm(x + self.dropout(mlp))                               # (B, T, D)
 
 
 # ids and mask, (B, T) each -> hidden states (B, T, D)
@@ -176,9 +167,8 @@ class Bert(nn.Module):
         self.layers = nn.ModuleList(BertLayer(config) for _ in range(config["num_hidden_layers"]))
 
     def forward(self, ids, mask):
-        T = ids.shape[1]
         x = self.word_embeddings(ids)                            # (B, T, D), which piece it is
-        x = x + self.position_embeddings.weight[:T]              # (T, D), where it stands
+        x = x + self.position_embeddings.weight[:ids.shape[1]]   # (T, D), where it stands
         x = x + self.type_embeddings.weight[0]                   # (D), of the first text of a pair
         x = self.dropout(self.embedding_norm(x))
         for layer in self.layers:
@@ -262,8 +252,8 @@ def load_tickets(path, vocab):
     labels = sorted({ticket["label"] for ticket in tickets})
     splits = {"train": [], "dev": [], "test": []}
     for ticket in tickets:
-        row = encode(ticket["text"], vocab), labels.index(ticket["label"])
-        splits[ticket["split"]].append(row)
+        target = labels.index(ticket["label"])
+        splits[ticket["split"]].append((encode(ticket["text"], vocab), target))
     return splits, labels
 
 
@@ -280,12 +270,9 @@ def collate(rows):
 @torch.no_grad()
 def accuracy(model, rows):
     model.eval()                                                 # no dropout
-    right = 0
-    for start in range(0, len(rows), 64):
-        ids, mask, targets = collate(rows[start:start + 64])
-        answers = model(ids, mask).argmax(dim=1)                 # (B)
-        right += (answers == targets).sum().item()
-    return right / len(rows)
+    ids, mask, targets = collate(rows)
+    answers = model(ids, mask).argmax(dim=1)                     # (B), the largest logit's class
+    return (answers == targets).float().mean().item()
 
 
 # --- 8. Training ---------------------------------------------------------------------------------
@@ -315,12 +302,11 @@ class AdamW:
             p.grad = None
 
 
-# The learning rate rises over the first tenth of the steps, then falls to 0, both in straight lines.
+# What the learning rate is multiplied with: a straight line up to 1 over the first tenth of the
+# steps, then a straight line down to 0. The lower of the two lines counts.
 def rate_factor(step, total):
     warmup = round(0.1 * total)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return (total - step) / (total - warmup)
+    return min((step + 1) / (warmup + 1), (total - step) / (total - warmup))
 
 
 # properly: minillmclf/training/loop.py, which also goes on where a run was stopped, keeps the best
@@ -328,20 +314,16 @@ def rate_factor(step, total):
 
 def train(model, train_rows, dev_rows, epochs=6, batch_size=32, learning_rate=3e-4):
     optimizer = AdamW(model.parameters())
-    starts = range(0, len(train_rows), batch_size)
-    step, total = 0, epochs * len(starts)
     for epoch in range(epochs):
         model.train()                                            # with dropout
-        order, losses = torch.randperm(len(train_rows)).tolist(), []
-        for start in starts:
-            batch = [train_rows[i] for i in order[start:start + batch_size]]
-            ids, mask, targets = collate(batch)
-            loss = F.cross_entropy(model(ids, mask), targets)
+        losses, batches = [], torch.randperm(len(train_rows)).split(batch_size)
+        for step, chosen in enumerate(batches, start=epoch * len(batches)):
+            ids, mask, targets = collate([train_rows[i] for i in chosen])
+            loss = nn.functional.cross_entropy(model(ids, mask), targets)
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step(learning_rate * rate_factor(step, total))
+            nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
+            optimizer.step(learning_rate * rate_factor(step, epochs * len(batches)))
             losses.append(loss.item())
-            step += 1
         print(f"epoch {epoch + 1}   train loss {sum(losses) / len(losses):.3f}   "
               f"dev accuracy {accuracy(model, dev_rows):.3f}", flush=True)
 
@@ -353,17 +335,15 @@ def train(model, train_rows, dev_rows, epochs=6, batch_size=32, learning_rate=3e
 def main(seed=0):
     torch.manual_seed(seed)          # decides the new layer, the order of the rows, and dropout
     vocab = load_vocab(CHECKPOINT)
-    splits, labels = load_tickets(TICKETS, vocab)
+    splits, labels = load_tickets(ROOT / "minillmclf/datasets/tickets.csv", vocab)
     model = load_classifier(CHECKPOINT, len(labels))
     train(model, splits["train"], splits["dev"])
-    test_accuracy = accuracy(model, splits["test"])
-    print(f"test accuracy {test_accuracy:.3f}")
+    print(f"test accuracy {accuracy(model, splits['test']):.3f}")
 
     text = "The toaster came without its plug!"
     ids, mask = pad([encode(text, vocab)])
     probabilities = model(ids, mask).softmax(dim=1)[0]           # (C)
     print(text, "->", labels[probabilities.argmax()], f"{probabilities.max():.2f}")
-    return test_accuracy
 
 
 if __name__ == "__main__":
