@@ -2,14 +2,15 @@
 #
 #     python lessons/in_one_file.py
 #
-# It trains on messages of customers for a minute or two, and then prints how often it is right on
-# messages that it has never seen. Read from top to bottom. The functions stand in the order in
-# which a text becomes a class:
+# It trains for about a minute on messages that customers wrote. Then it prints how often it is
+# right on messages that it has never seen. Read from top to bottom. The functions stand in the
+# order in which a text becomes a class:
 #
 #     text -> words -> pieces -> ids -> padded batch -> hidden states -> logits -> loss -> a step
 #
 # The package minillmclf does the same, and more. Each part below names the module that does it
-# properly, and says what that module adds. A test holds both equal: same ids, logits, gradients.
+# properly, and says what that module adds. A test compares the two: ids, logits and gradients are
+# the same.
 #
 # Shapes: B texts in a batch, T tokens in a text, D numbers in a hidden state, H attention heads,
 # d = D / H numbers in a head, C classes, V pieces in the vocabulary.
@@ -33,7 +34,9 @@ CHECKPOINT = ROOT / "checkpoints/mini-bert"
 # properly: minillmclf/text/wordpiece.py, which also keeps capitals for the models that want them;
 #           minillmclf/text/tokenizer.py, which also encodes pairs of texts, and decodes ids.
 
+# padding, an unknown word, the start of a text, its end, and a hidden word (for pretraining)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# where Chinese characters stand in Unicode
 CHINESE = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F),
            (0x2B740, 0x2B81F), (0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
 
@@ -48,12 +51,12 @@ def clean(text):
     cleaned = ""
     for char in text:
         category = unicodedata.category(char)            # two letters: "Lu" is a capital letter
-        if char in "\t\n\r" or category in ("Zs", "Zl", "Zp"):                    # any space
-            cleaned += " "
+        if char in "\t\n\r" or category in ("Zs", "Zl", "Zp"):
+            cleaned += " "                               # any kind of space
         elif any(first <= ord(char) <= last for first, last in CHINESE):
             cleaned += f" {char} "                       # Chinese has no spaces between words
-        elif char != "\ufffd" and category not in ("Cc", "Cf", "Co"):             # visible
-            cleaned += char
+        elif char != "\ufffd" and category not in ("Cc", "Cf", "Co"):
+            cleaned += char                              # neither invisible nor broken
     return cleaned
 
 
@@ -88,7 +91,7 @@ def split_pieces(word, vocab):
 
 # Returns the ids of a text: [CLS], its pieces, [SEP]. BERT reads 512 tokens at most.
 def encode(text, vocab, max_tokens=512):
-    for token in SPECIAL:
+    for token in SPECIAL:                        # a special token in the text stays whole
         text = text.replace(token, f" {token} ")
     pieces = []
     for part in text.split(" "):
@@ -114,10 +117,11 @@ def pad(rows):
 
 
 # --- 3. A batch becomes hidden states ------------------------------------------------------------
-# BERT gives each token a vector. Layer by layer the vector learns more of the tokens around it.
+# BERT gives each token a vector, its hidden state. Each layer adds to it what it finds in the other
+# tokens of the text.
 #
 # properly: minillmclf/models/bert.py, which also has RoBERTa, and guesses masked words;
-#           minillmclf/models/layers.py, where padding costs no time: it is left out of the MLP.
+#           minillmclf/models/layers.py, where padding costs little: only attention sees it.
 
 # Attention moves information between the tokens of a text. Then an MLP works on each token alone.
 class BertLayer(nn.Module):
@@ -142,9 +146,10 @@ class BertLayer(nn.Module):
         k = self.split_heads(self.k_proj(x))     # (B, H, T, d), what a token offers
         v = self.split_heads(self.v_proj(x))     # (B, H, T, d), what a token hands over
         d = q.shape[3]
-        scores = q @ k.transpose(2, 3) / d ** 0.5                # (B, H, T, T)
-        scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))       # not at padding
-        weights = self.attention_dropout(scores.softmax(dim=3))  # (B, H, T, T), sums of 1
+        scores = q @ k.transpose(2, 3) / d ** 0.5                # (B, H, T, T), how well they fit
+        # The mask as (B, 1, 1, T) is the same for all heads and queries. Padding gets the weight 0.
+        scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
+        weights = self.attention_dropout(scores.softmax(dim=3))  # (B, H, T, T), each row sums to 1
         mixed = (weights @ v).transpose(1, 2).flatten(2)         # (B, T, D), heads side by side
         return self.o_proj(mixed)
 
@@ -169,7 +174,7 @@ class Bert(nn.Module):
     def forward(self, ids, mask):
         x = self.word_embeddings(ids)                            # (B, T, D), which piece it is
         x = x + self.position_embeddings.weight[:ids.shape[1]]   # (T, D), where it stands
-        x = x + self.type_embeddings.weight[0]                   # (D), of the first text of a pair
+        x = x + self.type_embeddings.weight[0]                   # (D), [1] is for a second text
         x = self.dropout(self.embedding_norm(x))
         for layer in self.layers:
             x = layer(x, mask)
@@ -202,7 +207,7 @@ class Classifier(nn.Module):
 
 
 # --- 5. The pretrained weights -------------------------------------------------------------------
-# A checkpoint is a dictionary of named tensors, and BERT's authors had other names than we do.
+# A checkpoint is a dictionary of named tensors. Its names are those of the transformers library.
 #
 # properly: minillmclf/models/weights.py, which also checks each name and each shape, tells what
 #           is wrong, reads a model that lies in several files, and saves.
@@ -224,15 +229,17 @@ NAMES = {                            # name in the file: name here. {} is the nu
 }
 
 
+# A classifier with the pretrained weights of a folder. Only its last layer is new.
 def load_classifier(folder, num_classes):
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "model.safetensors")
     weights = {}
     for file_name, our_name in NAMES.items():
-        for layer in range(config["num_hidden_layers"]):         # a name without {} stays as it is
+        for layer in range(config["num_hidden_layers"]):
             for kind in (".weight", ".bias"):
-                name = file_name.format(layer) + kind
+                name = file_name.format(layer) + kind            # layer takes the place of {}
                 if name in tensors:                              # embeddings have no bias
+                    # The file has 16 bits for each number. float() makes it 32 bits.
                     weights[our_name.format(layer) + kind] = tensors[name].float()
     model = Classifier(config, num_classes)
     missing, unexpected = model.load_state_dict(weights, strict=False)
@@ -241,8 +248,10 @@ def load_classifier(folder, num_classes):
 
 
 # --- 6. The data ---------------------------------------------------------------------------------
+# A CSV file with three columns: text, label, and split, which is train, dev or test.
+#
 # properly: minillmclf/text/data.py, which also reads other files and columns, splits data that
-#           have no split, and finds texts that stand twice.
+#           have no split, and names the row where something is wrong.
 
 # Returns {"train": [(ids, target), ...], "dev": ..., "test": ...} and the names of the classes.
 # A target is the number of the right class.
@@ -264,12 +273,14 @@ def collate(rows):
 
 
 # --- 7. How often is it right? -------------------------------------------------------------------
+# All rows go through the model in one batch. They are few and short.
+#
 # properly: minillmclf/training/metrics.py, which also has F1 for each class, the log loss, and
 #           whether a probability of 0.9 is right nine times in ten.
 
 @torch.no_grad()
 def accuracy(model, rows):
-    model.eval()                                                 # no dropout
+    model.eval()                                                 # switches dropout off
     ids, mask, targets = collate(rows)
     answers = model(ids, mask).argmax(dim=1)                     # (B), the largest logit's class
     return (answers == targets).float().mean().item()
@@ -277,7 +288,7 @@ def accuracy(model, rows):
 
 # --- 8. Training ---------------------------------------------------------------------------------
 # AdamW keeps two averages for each parameter: of its gradients, and of their squares. A step goes
-# along the first, divided by the root of the second, so that all parameters move at a like speed.
+# along the first, divided by the root of the second. So all parameters move at about one speed.
 #
 # properly: minillmclf/training/optim.py, which also lets lower layers learn more slowly, and has
 #           other schedules and an 8-bit optimiser.
@@ -292,18 +303,20 @@ class AdamW:
     def step(self, learning_rate, weight_decay=0.01):
         self.steps += 1
         for p, average, square in zip(self.parameters, self.averages, self.squares):
-            average += 0.1 * (p.grad - average)                  # a tenth of the way to the new one
+            # += changes the tensor itself: the average goes a tenth of the way to the new gradient.
+            average += 0.1 * (p.grad - average)
             square += 0.001 * (p.grad ** 2 - square)
-            direction = average / (1 - 0.9 ** self.steps)        # averages begin at 0: without this
-            size = square / (1 - 0.999 ** self.steps)            # they would be too small at first
+            # Both began at 0, so they are too small in the first steps. The divisors correct that.
+            direction = average / (1 - 0.9 ** self.steps)
+            size = (square / (1 - 0.999 ** self.steps)).sqrt()
             if p.dim() >= 2:                                     # biases and norms do not decay
                 p -= learning_rate * weight_decay * p
-            p -= learning_rate * direction / (size.sqrt() + 1e-8)
-            p.grad = None
+            p -= learning_rate * direction / (size + 1e-8)
+            p.grad = None                                        # the next batch gives a new one
 
 
-# What the learning rate is multiplied with: a straight line up to 1 over the first tenth of the
-# steps, then a straight line down to 0. The lower of the two lines counts.
+# The share of the learning rate that a step uses. It rises to 1 over the first tenth of the steps
+# and then falls to 0. Both are straight lines, and the lower one counts.
 def rate_factor(step, total):
     warmup = round(0.1 * total)
     return min((step + 1) / (warmup + 1), (total - step) / (total - warmup))
@@ -315,13 +328,14 @@ def rate_factor(step, total):
 def train(model, train_rows, dev_rows, epochs=6, batch_size=32, learning_rate=3e-4):
     optimizer = AdamW(model.parameters())
     for epoch in range(epochs):
-        model.train()                                            # with dropout
-        losses, batches = [], torch.randperm(len(train_rows)).split(batch_size)
+        model.train()                                            # switches dropout on
+        losses = []
+        batches = torch.randperm(len(train_rows)).split(batch_size)               # row numbers
         for step, chosen in enumerate(batches, start=epoch * len(batches)):
             ids, mask, targets = collate([train_rows[i] for i in chosen])
             loss = nn.functional.cross_entropy(model(ids, mask), targets)
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
+            nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)            # no huge steps
             optimizer.step(learning_rate * rate_factor(step, epochs * len(batches)))
             losses.append(loss.item())
         print(f"epoch {epoch + 1}   train loss {sum(losses) / len(losses):.3f}   "
@@ -341,7 +355,7 @@ def main(seed=0):
     print(f"test accuracy {accuracy(model, splits['test']):.3f}")
 
     text = "The toaster came without its plug!"
-    ids, mask = pad([encode(text, vocab)])
+    ids, mask = pad([encode(text, vocab)])                       # a batch of one text
     probabilities = model(ids, mask).softmax(dim=1)[0]           # (C)
     print(text, "->", labels[probabilities.argmax()], f"{probabilities.max():.2f}")
 
