@@ -20,8 +20,8 @@ TICKETS = ROOT / "minillmclf" / "datasets" / "tickets.csv"
 RAGGED = ["Where is it?", "I was charged twice for one toaster, and nobody answers my letters!", "[SEP]",
           "refund", "so " * 40, "The café's wifi 你好 broke: 3 times"]
 # what each branch of the tokenizer is for, and what a careless one gets wrong
-HOSTILE = ["", " ", "\t\n\r\v\f", "Whose café?", "e\u0301 \u0301x", "ΟΔΟΣ İI ẞ ß", "你好吗", "あいう 한국어", "a你b",
-           "\U0002b820\U0002b920\U0002a6df\ufa0e\u3400\u4dc0", "a\u200bb\u00adc\ufeffd", "a\u00a0b\u3000c\u2028d",
+HOSTILE = ["", " ", "a\tb\nc\rd\ve\ff", "\t\n\r\v\f", "Whose café?", "e\u0301 \u0301x", "ΟΔΟΣ İI ẞ ß", "你好吗", "あいう 한국어", "a你b",
+           "\U0002b820\U0002b821 a\U0002b920b \U0002a6df\ufa0e\u3400\u4dc0", "a\u200bb\u00adc\ufeffd", "a\u00a0b\u3000c\u2028d",
            "\ufffd\x00\x07x\x1cy\x85z", "\ue000private", "$+<=>^`|~ \"#%&'()*,-./:;?@[\\]_{}!", "«¿¡—…»„“”",
            "[CLS] [SEP] [MASK] [PAD] [UNK]", "x[SEP]y", "[sep] [SE\u200bP] [[SEP]] [SEP][SEP]", "##able ## #", "🙂👩‍👩‍👧",
            "a" * 100, "a" * 101, "word " * 600, "\u1fef\u037e\u2126", "x" + "\u0301\u0323" * 9, "1,000.50€ 50%", "\u0e01\u0e33"]
@@ -160,12 +160,17 @@ def test_gradients_are_the_packages(one, vocab):
         assert (p.grad - theirs[name].grad).abs().max() / size < 1e-8, name
 
 
-def test_dropout_is_on_in_training_alone(one, vocab):
+def test_dropout_is_where_berts_is(one, vocab):
     ours = both(one)[0].train()
-    rates = [m.p for m in ours.modules() if isinstance(m, torch.nn.Dropout)]
-    assert rates == [0.1] * (1 + 2 * 3 + 1), "embeddings, two in each of three layers, head"
     ids, mask = one.pad([one.encode(text, vocab) for text in RAGGED])
+    drops = [m for m in ours.modules() if isinstance(m, torch.nn.Dropout)]
+    met = []
+    for drop in drops:
+        drop.register_forward_hook(lambda module, given, out: met.append((module.p, tuple(out.shape))))
     assert not torch.equal(ours(ids, mask), ours(ids, mask))
+    (B, T), D, H = ids.shape, 384, 12
+    layer = [(0.1, (B, H, T, T)), (0.1, (B, T, D)), (0.1, (B, T, D))]           # attention, what it gives, MLP
+    assert met == 2 * [(0.1, (B, T, D)), *layer, *layer, *layer, (0.1, (B, D))]
     ours.eval()
     assert torch.equal(ours(ids, mask), ours(ids, mask))
 
