@@ -17,14 +17,16 @@ from minillmclf.training.optim import build_optimizer, rate_factor
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "lessons" / "in_one_file.py"
 TICKETS = ROOT / "minillmclf" / "datasets" / "tickets.csv"
-RAGGED = ["Where is it?", "I was charged twice for one toaster, and nobody answers my letters!", "[SEP]",
-          "refund", "so " * 40, "The café's wifi 你好 broke: 3 times"]
+RAGGED = ["Where is it?", "I was charged twice for one toaster, and nobody answers my letters!",
+          "[SEP]", "refund", "so " * 40, "The café's wifi 你好 broke: 3 times"]
 # what each branch of the tokenizer is for, and what a careless one gets wrong
-HOSTILE = ["", " ", "a\tb\nc\rd\ve\ff", "\t\n\r\v\f", "Whose café?", "e\u0301 \u0301x", "ΟΔΟΣ İI ẞ ß", "你好吗", "あいう 한국어", "a你b",
-           "\U0002b820\U0002b821 a\U0002b920b \U0002a6df\ufa0e\u3400\u4dc0", "a\u200bb\u00adc\ufeffd", "a\u00a0b\u3000c\u2028d",
-           "\ufffd\x00\x07x\x1cy\x85z", "\ue000private", "$+<=>^`|~ \"#%&'()*,-./:;?@[\\]_{}!", "«¿¡—…»„“”",
-           "[CLS] [SEP] [MASK] [PAD] [UNK]", "x[SEP]y", "[sep] [SE\u200bP] [[SEP]] [SEP][SEP]", "##able ## #", "🙂👩‍👩‍👧",
-           "a" * 100, "a" * 101, "word " * 600, "\u1fef\u037e\u2126", "x" + "\u0301\u0323" * 9, "1,000.50€ 50%", "\u0e01\u0e33"]
+HOSTILE = ["", " ", "a\tb\nc\rd\ve\ff", "\t\n\r\v\f", "Whose café?", "e\u0301 \u0301x", "ΟΔΟΣ İI ẞ ß",
+           "你好吗", "あいう 한국어", "a你b", "\u1fef\u037e\u2126", "1,000.50€ 50%", "\u0e01\u0e33",
+           "\U0002b820\U0002b821 a\U0002b920b \U0002a6df\ufa0e\u3400\u4dc0", "x" + "\u0301\u0323" * 9,
+           "a\u200bb\u00adc\ufeffd", "a\u00a0b\u3000c\u2028d", "\ufffd\x00\x07x\x1cy\x85z",
+           "\ue000private", "$+<=>^`|~ \"#%&'()*,-./:;?@[\\]_{}!", "«¿¡—…»„“”", "🙂👩‍👩‍👧",
+           "[CLS] [SEP] [MASK] [PAD] [UNK]", "x[SEP]y", "[sep] [SE\u200bP] [[SEP]] [SEP][SEP]",
+           "##able ## #", "a" * 100, "a" * 101, "word " * 600]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def vocab(one):
 
 
 def both(one, num_classes=8):
-    """A classifier of the file and one of the package, with the same random last layer, in fp64 and without dropout."""
+    """A classifier of the file and one of the package with the same random last layer, in fp64."""
     torch.manual_seed(3)
     ours = one.load_classifier(one.CHECKPOINT, num_classes).double().eval()
     packaged = Classifier.from_backbone("mini-bert", [f"class {i}" for i in range(num_classes)]).double().eval()
@@ -60,13 +62,13 @@ def package_name(name):
             return there + name.removeprefix(here)
 
 
-# ------------------------------------------------------------------------------------------------ what the file is
+# --- what the file is -----------------------------------------------------------------------------
 
 def test_length_width_and_imports():
     lines = FILE.read_text(encoding="utf-8").splitlines()
     with open(FILE, "rb") as file:
-        nothing = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING,
-                   tokenize.ENDMARKER}
+        nothing = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT,
+                   tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER}
         code = {number for token in tokenize.tokenize(file.readline) if token.type not in nothing
                 for number in range(token.start[0], token.end[0] + 1)}
     assert len(code) <= 220, f"{len(code)} lines of code, docstrings counted"
@@ -74,7 +76,8 @@ def test_length_width_and_imports():
     tree = ast.parse("\n".join(lines))
     imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in imported} == {"torch", "safetensors", "json", "csv", "unicodedata", "pathlib"}
+    standard = {"json", "csv", "unicodedata", "pathlib"}
+    assert {name.split(".")[0] for name in imported} == {"torch", "safetensors"} | standard
 
 
 def test_every_part_names_a_module_that_exists():
@@ -88,7 +91,7 @@ def test_every_part_names_a_module_that_exists():
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
-# ------------------------------------------------------------------------------------------------ text -> batch
+# --- text -> batch --------------------------------------------------------------------------------
 
 def test_ids_of_all_tickets(one, vocab):
     tokenizer, data = load_tokenizer("mini-bert"), load_data("tickets")
@@ -130,7 +133,7 @@ def test_padding(one):
     assert targets.tolist() == [5, 0, 1]
 
 
-# ------------------------------------------------------------------------------------------------ batch -> logits
+# --- batch -> logits ------------------------------------------------------------------------------
 
 def test_logits_are_the_packages(one, vocab):
     ours, packaged = both(one)
@@ -183,12 +186,13 @@ def test_a_checkpoint_without_a_layer_is_refused(one, monkeypatch):
         one.load_classifier(one.CHECKPOINT, 8)
 
 
-# ------------------------------------------------------------------------------------------------ logits -> a step
+# --- logits -> a step -----------------------------------------------------------------------------
 
 def test_steps_are_those_of_the_packages_optimiser(one):
     def network():
         torch.manual_seed(0)
-        return torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.LayerNorm(4), torch.nn.Linear(4, 3)).double()
+        layers = torch.nn.Linear(5, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 3)
+        return torch.nn.Sequential(*layers).double()
     ours, theirs = network(), network()
     own, reference = one.AdamW(ours.parameters()), build_optimizer(theirs, lr=1e-2, weight_decay=0.01)
     for step in range(12):
@@ -227,7 +231,8 @@ def test_training_lowers_the_loss(one, vocab, capsys):
     model = one.load_classifier(one.CHECKPOINT, len(labels))
     one.train(model, rows, rows, epochs=4, batch_size=16)
     lines = capsys.readouterr().out.splitlines()
-    found = [re.fullmatch(r"epoch (\d)   train loss (\d\.\d{3})   dev accuracy (\d\.\d{3})", line).groups() for line in lines]
+    form = r"epoch (\d)   train loss (\d\.\d{3})   dev accuracy (\d\.\d{3})"
+    found = [re.fullmatch(form, line).groups() for line in lines]
     losses = [float(loss) for _, loss, _ in found]
     assert [epoch for epoch, _, _ in found] == list("1234")
     assert losses[0] > losses[1] > losses[2] > losses[3] and losses[3] < 0.5 * losses[0]
