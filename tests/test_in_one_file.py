@@ -20,11 +20,12 @@ TICKETS = ROOT / "minillmclf" / "datasets" / "tickets.csv"
 RAGGED = ["Where is it?", "I was charged twice for one toaster, and nobody answers my letters!",
           "[SEP]", "refund", "so " * 40, "The café's wifi 你好 broke: 3 times"]
 # what each branch of the tokenizer is for, and what a careless one gets wrong
-HOSTILE = ["", " ", "a\tb\nc\rd\ve\ff", "\t\n\r\v\f", "Whose café?", "e\u0301 \u0301x", "ΟΔΟΣ İI ẞ ß",
-           "你好吗", "あいう 한국어", "a你b", "\u1fef\u037e\u2126", "1,000.50€ 50%", "\u0e01\u0e33",
-           "\U0002b820\U0002b821 a\U0002b920b \U0002a6df\ufa0e\u3400\u4dc0", "x" + "\u0301\u0323" * 9,
-           "a\u200bb\u00adc\ufeffd", "a\u00a0b\u3000c\u2028d", "\ufffd\x00\x07x\x1cy\x85z",
-           "\ue000private", "$+<=>^`|~ \"#%&'()*,-./:;?@[\\]_{}!", "«¿¡—…»„“”", "🙂👩‍👩‍👧",
+HOSTILE = ["", " ", "a\tb\nc\rd\ve\ff", "\t\n\r\v\f", "Whose café?", "e\u0301 \u0301x",
+           "ΟΔΟΣ İI ẞ ß", "你好吗", "あいう 한국어", "a你b", "\u1fef\u037e\u2126", "1,000.50€ 50%", "\u0e01\u0e33",
+           "\U0002b820\U0002b821 a\U0002b920b \U0002a6df\ufa0e\u3400\u4dc0",
+           "x" + "\u0301\u0323" * 9, "a\u200bb\u00adc\ufeffd", "a\u00a0b\u3000c\u2028d",
+           "\ufffd\x00\x07x\x1cy\x85z", "\ue000private",
+           "$+<=>^`|~ \"#%&'()*,-./:;?@[\\]_{}!", "«¿¡—…»„“”", "🙂👩‍👩‍👧",
            "[CLS] [SEP] [MASK] [PAD] [UNK]", "x[SEP]y", "[sep] [SE\u200bP] [[SEP]] [SEP][SEP]",
            "##able ## #", "a" * 100, "a" * 101, "word " * 600]
 
@@ -47,7 +48,8 @@ def both(one, num_classes=8):
     """A classifier of the file and one of the package with the same random last layer, in fp64."""
     torch.manual_seed(3)
     ours = one.load_classifier(one.CHECKPOINT, num_classes).double().eval()
-    packaged = Classifier.from_backbone("mini-bert", [f"class {i}" for i in range(num_classes)]).double().eval()
+    labels = [f"class {i}" for i in range(num_classes)]
+    packaged = Classifier.from_backbone("mini-bert", labels).double().eval()
     with torch.no_grad():
         ours.classifier.weight.normal_()
         ours.classifier.bias.normal_()
@@ -57,7 +59,8 @@ def both(one, num_classes=8):
 
 def package_name(name):
     """The name of a parameter of the file -> of the same parameter of a Classifier."""
-    for here, there in (("bert.", "backbone."), ("pooler.", "head.dense."), ("classifier.", "head.out.")):
+    names = {"bert.": "backbone.", "pooler.": "head.dense.", "classifier.": "head.out."}
+    for here, there in names.items():
         if name.startswith(here):
             return there + name.removeprefix(here)
 
@@ -74,8 +77,9 @@ def test_length_width_and_imports():
     assert len(code) <= 220, f"{len(code)} lines of code, docstrings counted"
     assert max(map(len, lines)) <= 100
     tree = ast.parse("\n".join(lines))
-    imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
-    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    for node in ast.walk(tree):
+        imported |= {name.name for name in node.names} if isinstance(node, ast.Import) else set()
     standard = {"json", "csv", "unicodedata", "pathlib"}
     assert {name.split(".")[0] for name in imported} == {"torch", "safetensors"} | standard
 
@@ -99,8 +103,8 @@ def test_ids_of_all_tickets(one, vocab):
     splits, labels = one.load_tickets(TICKETS, vocab)
     assert labels == data.labels
     for name in ("train", "dev", "test"):
-        expected = [(tokenizer.encode(e.texts[0]), data.labels.index(e.label)) for e in getattr(data, name)]
-        assert splits[name] == expected
+        assert splits[name] == [(tokenizer.encode(e.texts[0]), data.labels.index(e.label))
+                                for e in getattr(data, name)]
 
 
 def test_ids_of_hostile_texts(one, vocab):
@@ -115,7 +119,7 @@ def random_texts(count=300):
     draw = random.Random(0)
     common = [*"aeTz '.-\t#", "\u0301", "\u200b", "[SEP]", "[MASK", "你", "É", "##s"]
     for _ in range(count):
-        yield "".join(draw.choice(common) if draw.random() < 0.8 else chr(draw.randrange(0x110000)) for _ in range(40))
+        yield "".join(draw.choice([*common, chr(draw.randrange(0x110000))]) for _ in range(60))
 
 
 def test_examples_in_the_comments(one, vocab):
@@ -153,13 +157,15 @@ def test_logits_are_the_packages(one, vocab):
 def test_gradients_are_the_packages(one, vocab):
     ours, packaged = both(one)
     targets = torch.tensor([0, 5, 2, 7, 1, 1])
-    F.cross_entropy(ours(*one.pad([one.encode(text, vocab) for text in RAGGED])), targets).backward()
-    F.cross_entropy(packaged(collate(packaged.encode(RAGGED)[0], range(len(RAGGED)))), targets).backward()
+    ids, mask = one.pad([one.encode(text, vocab) for text in RAGGED])
+    F.cross_entropy(ours(ids, mask), targets).backward()
+    batch = collate(packaged.encode(RAGGED)[0], range(len(RAGGED)))
+    F.cross_entropy(packaged(batch), targets).backward()
     theirs = dict(packaged.named_parameters())
     mine = {package_name(name): p for name, p in ours.named_parameters()}
     assert mine.keys() == theirs.keys()
     for name, p in mine.items():
-        size = max(theirs[name].grad.abs().max().item(), 1e-6)          # of a key's bias: nothing but rounding
+        size = max(theirs[name].grad.abs().max().item(), 1e-6)   # of a key's bias: mere rounding
         assert (p.grad - theirs[name].grad).abs().max() / size < 1e-8, name
 
 
@@ -169,10 +175,10 @@ def test_dropout_is_where_berts_is(one, vocab):
     drops = [m for m in ours.modules() if isinstance(m, torch.nn.Dropout)]
     met = []
     for drop in drops:
-        drop.register_forward_hook(lambda module, given, out: met.append((module.p, tuple(out.shape))))
+        drop.register_forward_hook(lambda m, given, out: met.append((m.p, tuple(out.shape))))
     assert not torch.equal(ours(ids, mask), ours(ids, mask))
     (B, T), D, H = ids.shape, 384, 12
-    layer = [(0.1, (B, H, T, T)), (0.1, (B, T, D)), (0.1, (B, T, D))]           # attention, what it gives, MLP
+    layer = [(0.1, (B, H, T, T)), (0.1, (B, T, D)), (0.1, (B, T, D))]   # weights, attention, MLP
     assert met == 2 * [(0.1, (B, T, D)), *layer, *layer, *layer, (0.1, (B, D))]
     ours.eval()
     assert torch.equal(ours(ids, mask), ours(ids, mask))
@@ -194,7 +200,8 @@ def test_steps_are_those_of_the_packages_optimiser(one):
         layers = torch.nn.Linear(5, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 3)
         return torch.nn.Sequential(*layers).double()
     ours, theirs = network(), network()
-    own, reference = one.AdamW(ours.parameters()), build_optimizer(theirs, lr=1e-2, weight_decay=0.01)
+    own = one.AdamW(ours.parameters())
+    reference = build_optimizer(theirs, lr=1e-2, weight_decay=0.01)
     for step in range(12):
         x, targets = torch.randn(6, 5, dtype=torch.double), torch.randint(3, (6,))
         for model in (ours, theirs):
@@ -211,7 +218,8 @@ def test_steps_are_those_of_the_packages_optimiser(one):
 @pytest.mark.parametrize("total", [1, 3, 7, 25, 150])
 def test_the_learning_rate_rises_and_falls_as_the_packages(one, total):
     expected = [rate_factor(step, total, round(0.1 * total), "linear") for step in range(total)]
-    assert [one.rate_factor(step, total) for step in range(total)] == pytest.approx(expected, abs=1e-12)
+    found = [one.rate_factor(step, total) for step in range(total)]
+    assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_accuracy_counts_right_answers(one, vocab):
@@ -227,7 +235,7 @@ def test_accuracy_counts_right_answers(one, vocab):
 def test_training_lowers_the_loss(one, vocab, capsys):
     torch.manual_seed(0)
     splits, labels = one.load_tickets(TICKETS, vocab)
-    rows = [row for row in splits["train"] if row[1] < 2][:64]          # two classes are soon told apart
+    rows = [row for row in splits["train"] if row[1] < 2][:64]      # two classes are soon told apart
     model = one.load_classifier(one.CHECKPOINT, len(labels))
     one.train(model, rows, rows, epochs=4, batch_size=16)
     lines = capsys.readouterr().out.splitlines()
@@ -240,7 +248,7 @@ def test_training_lowers_the_loss(one, vocab, capsys):
 
 
 def test_main_prints_what_it_says(one, capsys, monkeypatch):
-    monkeypatch.setattr(one, "train", lambda model, train_rows, dev_rows: print(len(train_rows), len(dev_rows)))
+    monkeypatch.setattr(one, "train", lambda model, train, dev: print(len(train), len(dev)))
     one.main()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "776 128"
