@@ -21,7 +21,8 @@ RAGGED = ["Where is it?", "I was charged twice for one toaster, and nobody answe
           "[SEP]", "refund", "so " * 40, "The café's wifi 你好 broke: 3 times"]
 # what each branch of the tokenizer is for, and what a careless one gets wrong
 HOSTILE = ["", " ", "a\tb\nc\rd\ve\ff", "\t\n\r\v\f", "Whose café?", "e\u0301 \u0301x",
-           "ΟΔΟΣ İI ẞ ß", "你好吗", "あいう 한국어", "a你b", "\u1fef\u037e\u2126", "1,000.50€ 50%", "\u0e01\u0e33",
+           "ΟΔΟΣ İI ẞ ß", "你好吗", "あいう 한국어", "a你b", "\u1fef\u037e\u2126",
+           "1,000.50€ 50%", "\u0e01\u0e33",
            "\U0002b820\U0002b821 a\U0002b920b \U0002a6df\ufa0e\u3400\u4dc0",
            "x" + "\u0301\u0323" * 9, "a\u200bb\u00adc\ufeffd", "a\u00a0b\u3000c\u2028d",
            "\ufffd\x00\x07x\x1cy\x85z", "\ue000private",
@@ -235,7 +236,7 @@ def test_accuracy_counts_right_answers(one, vocab):
 def test_training_lowers_the_loss(one, vocab, capsys):
     torch.manual_seed(0)
     splits, labels = one.load_tickets(TICKETS, vocab)
-    rows = [row for row in splits["train"] if row[1] < 2][:64]      # two classes are soon told apart
+    rows = [row for row in splits["train"] if row[1] < 2][:64]   # two classes are soon told apart
     model = one.load_classifier(one.CHECKPOINT, len(labels))
     one.train(model, rows, rows, epochs=4, batch_size=16)
     lines = capsys.readouterr().out.splitlines()
