@@ -645,15 +645,19 @@ def arguments(place, out, **settings):
     """A quick run; settings go over it, None takes one away."""
     given = dict(model=place / "gpt2", data=place / "data.csv", out=out, template=place / "template.txt",
                  label_texts=place / "words.json") | TRAIN | settings
+    if given["method"] not in ("lora", "qlora"):                     # which alone have a rank and targets
+        given |= dict(rank=None, targets=None)
     return flags(**{name: value for name, value in given.items() if value is not None})
 
 
 def result(folder):
-    """What a run has come to, without clock and folder, and without how often it was saved."""
+    """What a run has come to, without clock and folder, how often it was saved, and the way from there to its base."""
     record = json.loads((folder / "run.json").read_text())
     record.pop("timing")
     record["settings"] = {name: value for name, value in record["settings"].items() if name not in ("out", "save_every")}
-    return {name: (folder / name).read_bytes() for name in LEARNED} | {"run.json": record}
+    tuned = json.loads((folder / "tuned.json").read_text())
+    tuned.pop("base"), tuned.pop("base_path", None)
+    return {name: (folder / name).read_bytes() for name in LEARNED if name != "tuned.json"} | {"run.json": record, "tuned.json": tuned}
 
 
 def test_run_json_holds_the_words_themselves(place, call, tmp_path):  # noqa: F811

@@ -591,13 +591,11 @@ def test_exactly_one_token_begins_a_prompt(name, bos, folders):
 
 
 def test_a_second_beginning_is_refused(folders):
-    model = asking(folders("llama"), template="<s>review: {text}\nmood:")
-    with pytest.raises(InputError, match="text 1: the prompt '<s>review.* two of them spoil the answers, leave it out"):
-        model.encode(TEXTS)
-    once = asking(folders("gemma"), template="<bos>review: {text}\nmood:")
-    assert once.encode(TEXTS) == asking(folders("gemma")).encode(TEXTS), "Gemma's own rule: one is not doubled"
-    with pytest.raises(InputError, match="text 2: .*<bos> stands inside a text"):
-        once.encode(["soup", "so <bos> up"])
+    for name, bos in (("llama", "<s>"), ("gemma", "<bos>")):
+        once = asking(folders(name), template=bos + "review: {text}\nmood:")
+        assert once.encode(TEXTS) == asking(folders(name)).encode(TEXTS), f"{name}: one at the front is not doubled"
+        with pytest.raises(InputError, match=f"text 2: .*{bos} stands inside a text"):
+            once.encode(["soup", f"so {bos} up"])
 
 
 @pytest.mark.parametrize("kind, first", [

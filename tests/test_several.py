@@ -477,4 +477,4 @@ def test_commands_of_one_label_refuse_it(trained, capsys):
     refused(lambda: report.main(flags(run=run)), run, "one label a row")
     with pytest.raises(SystemExit) as ended:
         labels.main(["--model", "mini-bert", *on])
-    assert ended.value.code == 2 and "--several-labels on" in capsys.readouterr().err
+    assert ended.value.code == 2 and "unknown flag --several-labels" in capsys.readouterr().err

@@ -78,9 +78,10 @@ def read_state(tensors, where):
         raise InputError(f"{where}: {STATE}* is missing, which says how it was quantised: download the file again")
     where = f"{where}: {name}"
     try:
-        state = parse_json(bytes(tensors[name].tolist()).decode(), where)
+        text = bytes(tensors[name].tolist()).decode()
     except (ValueError, TypeError) as error:                       # no bytes, no text
         raise InputError(f"{where}: is corrupt ({error}): download the file again") from None
+    state = parse_json(text, where)
     nested = NESTED_FIELDS if isinstance(state, dict) and "nested_offset" in state else {}
     return check_fields(state, STATE_FIELDS | nested, where)
 
