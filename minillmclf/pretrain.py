@@ -58,8 +58,8 @@ def parse(arguments=None):
     a = p.parse_args(arguments)
     vars(a).update(SHAPES[ARCH[a.objective]] | vars(a))
     for name in POSITIVE:
-        if getattr(a, name) <= 0:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(a, name)}: should be more than 0")
+        if not 0 < getattr(a, name) < float("inf"):
+            raise InputError(f"--{name.replace('_', '-')} {getattr(a, name)}: should be more than 0, and finite")
     if not (a.text or a.pairs):
         raise InputError("there is nothing to learn from: give --text, or --pairs")
     if a.objective != "distill" and bool(a.teacher) != bool(a.text and a.pairs):

@@ -133,10 +133,10 @@ class Part:
         """Write a window's answers; they count once they are on record."""
         try:
             self.begin()
-            self.bytes += self.file.write(text.encode("utf-8"))
+            self.bytes += self.file.write(text.encode("utf-8", "backslashreplace"))     # as JSON has it
             self.file.flush()
             os.fsync(self.file.fileno())
-        except (OSError, UnicodeEncodeError) as error:
+        except OSError as error:
             raise self.unwritten(error) from None
         self.rows += rows
         self.cut += cut

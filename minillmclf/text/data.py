@@ -185,7 +185,7 @@ def _text(value, where: str) -> str:
 def label_name(value, where: str) -> str:
     """The name of a class: text without outer spaces; 1 and 1.0 -> "1", true -> "true". An InputError begins
     with `where`."""
-    if isinstance(value, (int, float)) and math.isfinite(value):
+    if isinstance(value, int) or isinstance(value, float) and math.isfinite(value):
         return json.dumps(int(value) if type(value) is float and value.is_integer() else value)
     if not isinstance(value, str) or value.strip().casefold() in ("", "nan", "null"):
         more = ' (several: ["a", "b"] with --several-labels on)' if isinstance(value, list) else ""

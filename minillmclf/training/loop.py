@@ -202,9 +202,13 @@ def check_progress(progress, s, state, best):
 
 def finish_epoch(model, dev, s, progress, best):
     """Evaluate, write down, and keep the weights if they are the best so far."""
-    probabilities = model.probabilities(parallel.scores(model, dev.encoded, s.eval_batch_size))
-    measure = evaluate_sets if model.several else evaluate
     epoch = len(progress["history"]) + 1
+    try:
+        probabilities = model.probabilities(parallel.scores(model, dev.encoded, s.eval_batch_size))
+    except InputError:                                        # the last step's weights are not finite
+        raise InputError(f"epoch {epoch}: the answers to the dev rows are not finite: training has diverged; lower --lr or "
+                         "set --precision fp32") from None
+    measure = evaluate_sets if model.several else evaluate
     record = {"epoch": epoch, "step": progress["step"], "train_loss": sum(progress["losses"]) / len(progress["losses"]),
               **measure(probabilities, dev.labels, model.labels)}
     progress["losses"] = []
