@@ -260,7 +260,7 @@ def find_model(name):
     path = Path(name)
     shipped = CHECKPOINTS / path.name
     try:
-        if path.name == str(name) and shipped.is_dir():
+        if path.name and path.name == str(name) and shipped.is_dir():
             return shipped
         if path.is_dir():
             return path

@@ -123,7 +123,8 @@ def put(state, moment, value, parameter):
     value = share_like(value, parameter) if torch.is_tensor(value) else value
     if torch.is_tensor(state.get(moment)):
         state[moment].copy_(value)
-    elif torch.is_tensor(value) and value.dim() and value.shape != parameter.shape:
-        raise ValueError(f"{moment} of shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
+    elif torch.is_tensor(value) and (value.dim() and value.shape != parameter.shape or value.dtype not in
+                                     (parameter.dtype, *[torch.float32] * (not value.dim()))):
+        raise ValueError(f"{moment} of shape {tuple(value.shape)} in {value.dtype}, not {tuple(parameter.shape)}")
     else:
         state[moment] = value

@@ -193,8 +193,10 @@ def check_progress(progress, s, state, best):
     check_fields(progress, PROGRESS, state)
     history, found = progress["history"], progress["best"]
     begun = history[-1]["step"] if history else 0
+    its = history[found["epoch"] - 1] if found and 1 <= found["epoch"] <= len(history) else {}
     if progress["step"] != begun + len(progress["losses"]) or bool(history) != bool(found) \
-            or found and not is_number(found.get(s.metric)):
+            or not all(is_number(line.get(name)) for line in history for name in (s.metric, "log_loss")) \
+            or found and its.get(s.metric) != found.get(s.metric):
         raise InputError(f"{state}: its steps, losses and best epoch do not fit together: --overwrite starts anew")
     if found and not best.exists():
         raise InputError(f"{best}: is not there, with the weights of the best epoch so far: --overwrite starts anew")

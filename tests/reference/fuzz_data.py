@@ -10,6 +10,7 @@ table is read, its rows are counted by Python's csv module too. What is counted 
 import csv
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -165,8 +166,7 @@ def expected(path, table, quoting):
     if path.suffix == ".jsonl":
         return sum(bool(line.strip()) for line in text.split("\n"))
     lines = io.StringIO(text, newline="").read()
-    if lines.lstrip("\n\r ").startswith(("sep=", '"sep=')):
-        lines = lines.partition("\n")[2]
+    lines = re.sub(r'^(\s*)"?sep=[;,|:\t]"?[ \t]*(\r|\n|\r\n|$)', r"\1", lines)
     csv.field_size_limit(2**31 - 1)
     plain = {"quoting": csv.QUOTE_NONE, "quotechar": None} if quoting == "none" else {}
     return sum(bool(row) for row in csv.reader(io.StringIO(lines, newline=""), delimiter=table.separator, **plain)) - 1

@@ -7,17 +7,17 @@ were stopped (FILE.part). One file of a copy is damaged; then the command that r
 compare, predict, report, choose, evaluate. Answers must be finite, and answers that go on must be those of a run that was
 not stopped. What is counted as bad: fuzzing.py.
 """
-import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 from fuzzing import change_file, main
 from small import bert_folder, data_file
 
 from minillmclf import cells, choose, compare, evaluate, folds, predict, report, stream, train
-from minillmclf.commands import Stopped, StopSignal
+from minillmclf.commands import Stopped
 from minillmclf.training import loop
 
 KINDS = ("train", "train", "go on", "go on", "go on", "folds", "folds go on", "compare", "compare", "predict", "predict", "report",
@@ -29,7 +29,6 @@ FILES = {"train": ("run.json", "metrics.jsonl", "config.json"), "go on": ("run.j
          "compare": ("table.json", "settings.json"), "predict": ("a.csv.part.json", "a.csv.part.json", "a.csv.part"),
          "report": ("run.json", "metrics.jsonl", "predictions.csv"), "choose": ("table.json", "settings.json"),
          "evaluate": ("run.json", "config.json", "tuned.json", "adapter/adapter_model.safetensors")}
-TIMED = [cells.milliseconds]
 
 
 def stopped(command, arguments, step):
@@ -113,16 +112,16 @@ def case(good, draw, folder):
 
 def read(kind, good, run):
     """Give the command once more -> what is wrong, or None."""
-    out = ["--out", str(run)]
+    out, begun = ["--out", str(run)], time.time()
     if kind in ("train", "go on"):
         train.main([*good["own"], *out])
-        return finite(run)
+        return finite(run, begun)
     if kind in ("folds", "folds go on"):
         folds.main([*good["own"], "--folds", "2", *out])
-        return finite(run)
+        return finite(run, begun)
     if kind == "compare":
         compare.main([*good["models"], *out])
-        return finite(run)
+        return finite(run, begun)
     if kind == "predict":
         predict.main([*good["asked"], "--out", str(run / "a.csv")])
         same = (run / "a.csv").read_bytes() == (good["folder"] / "whole.csv").read_bytes()
@@ -135,16 +134,16 @@ def read(kind, good, run):
         evaluate.main(["--model", str(run), "--out", str(run / "found.json"), "--data", good["data"]])
         evaluate.main(["--model", str(run)])
         predict.main(["--model", str(run), "a rose and rain"])
-        return finite(run)
+        return finite(run, begun)
     return None
 
 
-def finite(run):
-    """Does a result hold a number that is not finite? -> which file, or None."""
-    for path in [*run.rglob("*.json"), *run.rglob("*.jsonl")]:
-        for line in path.read_text(encoding="utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text(encoding="utf-8")]:
-            if any(word in line for word in (": NaN", ": Infinity", ": -Infinity", "[NaN", " NaN,")) and path.name != "tuned.json":
-                return f"{path.name} holds a number that is not finite"
+def finite(run, begun):
+    """Does a result that was written since `begun` hold a number that is not finite? -> which file, or None."""
+    for path in [*run.rglob("run.json"), *run.rglob("folds.json"), *run.rglob("table.json"), *run.rglob("metrics.jsonl")]:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        if any(word in text for word in (": NaN", ": Infinity", ": -Infinity")) and path.stat().st_mtime > begun:
+            return f"{path.name} holds a number that is not finite"
     return None
 
 
