@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from minillmclf.errors import InputError
 
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]         # for small.py and what tests share
 SECONDS, MEMORY, LONGEST = 10, 2**30, 1000
 RAW = ("NaN", "Infinity", "-Infinity", "1e400", "9" * 5000, "-" + "9" * 300, "[" * 5000, '{"a":' * 5000,
        '"\\ud800"', '"\\u0000"', '"a" "b"', "tru", "1E5", "-0", "")
@@ -242,5 +243,3 @@ def main(words, prepare, case, seconds=SECONDS):
     print("of " + ", ".join(f"{kind} {n}" for kind, n in kinds.most_common()))
     return int(any(kind not in ("answered", "refused") for kind in counts))
 
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
