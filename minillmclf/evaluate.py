@@ -23,7 +23,7 @@ from pathlib import Path
 from .building import how_to_read, text_columns
 from .commands import Parser, run
 from .errors import InputError
-from .files import check_out, find_model
+from .files import check_out, find_model, named
 from .settings import add_settings, read_settings
 
 
@@ -67,6 +67,13 @@ def own_record(folder):
     return record
 
 
+def apart(a):
+    """What the command reads, as files.check_out has it; without --data also that of the run."""
+    folder = find_model(a.model)
+    data = own_record(folder)["settings"].get("data") if a.data is None and not getattr(a, "method", None) else None
+    return [*named(a), ("the run of --model", data and str(data))]
+
+
 def choose_rows(a, folder, model):
     """The rows to be judged, read as those of the training -> (list of Example, their name)."""
     from .text.data import load_data, read_examples, refuse_blank, split_column
@@ -104,7 +111,7 @@ def main(arguments=None):
     if asked and a.method is None:
         raise InputError(f"--{asked[0].replace('_', '-')} goes with --method prompt")
     if a.out:
-        check_out(a.out, a.overwrite, [("--data", a.data), ("--model", find_model(a.model))])
+        check_out(a.out, a.overwrite, apart(a))
     return prompted(a) if a.method == "prompt" else judged(a)
 
 

@@ -108,10 +108,20 @@ def look_at(out, apart):
         except (OSError, ValueError, RuntimeError):                # whoever reads it will tell
             continue
         if clash:
-            part = "" if here == read else "part of "
+            part = "" if here == read or there and path.samefile(read) else "part of "
             raise InputError(f"--out {short(path, 200)}: is {part}what {option} reads: choose "
                              "another --out")
     return path, there
+
+
+def named(flags):
+    """(option, path) of the files and folders that a command's flags name, an argparse namespace:
+    `apart` of the checks."""
+    names = ("config", "data", "test", "sample", "model", "base", "template", "label_texts",
+             "instruction", "neighbours")
+    return [(f"--{name.replace('_', '-')}", path) for name in names
+            if isinstance(value := getattr(flags, name, None), str) and value
+            for path in (value, CHECKPOINTS / value) if os.path.exists(path)]
 
 
 def check_out(out, overwrite=False, apart=()):
@@ -250,7 +260,7 @@ def find_model(name):
     path = Path(name)
     shipped = CHECKPOINTS / path.name
     try:
-        if path.name == str(name) and shipped.is_dir():
+        if path.name and path.name == str(name) and shipped.is_dir():
             return shipped
         if path.is_dir():
             return path

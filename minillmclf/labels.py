@@ -11,7 +11,7 @@ import json
 
 from .commands import Parser, run
 from .errors import InputError
-from .files import check_out, find_model, read_json, write_text
+from .files import check_out, find_model, named, read_json, write_text
 from .settings import add_settings
 
 
@@ -67,7 +67,7 @@ def build(a, labels, fields):
 def main(arguments=None):
     a = parse(arguments)
     if a.out:
-        check_out(a.out, a.overwrite, [("--data", a.data), ("--model", find_model(a.model))])
+        check_out(a.out, a.overwrite, named(a))
     labels, fields = choose_labels(a)
     tokenizer, readout = build(a, labels, fields)
     from .classify.label_doctor import examine

@@ -12,7 +12,7 @@ import argparse
 
 from .commands import Parser, run
 from .errors import InputError
-from .evaluate import choose_rows, own_record
+from .evaluate import apart, choose_rows
 from .files import check_folder, find_model, remove
 from .settings import add_settings
 
@@ -56,10 +56,8 @@ def compare(before, after, flips):
 
 def main(arguments=None):
     a = parse(arguments)
-    folder, apart = find_model(a.model), [("--data", a.data)]
-    out = check_folder(a.out, False, a.overwrite, [*apart, ("--model", folder)])
-    if a.data is None:
-        own_record(folder)
+    folder = find_model(a.model)
+    out = check_folder(a.out, False, a.overwrite, apart(a))
     from .classify.classifier import Classifier
     kinds, places = ([base for base in a.base if (base in ("full", "4bit")) == kind]
                      for kind in (True, False))

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from .commands import Parser, Stopped, StopSignal, run
 from .errors import InputError
-from .files import check_fields, check_folder, find_model, locked, remove, write_text
+from .files import check_fields, check_folder, find_model, locked, remove, short, write_text
 from .text.corpus import weighted
 from .training.shapes import CONFIGS, SHAPES
 
 # objective -> the architecture of a new model
 ARCH = {"distill": "bert", "mlm": "bert", "clm": "llama", "spans": "t5"}
-POSITIVE = ("vocab_size", "layers", "width", "heads", "mlp_width", "steps", "batch_size", "length", "lr", "save_every")
+POSITIVE = ("vocab_size", "layers", "width", "heads", "mlp_width", "steps", "batch_size", "length", "lr", "save_every", "threads")
 PROGRESS = {"step": (lambda v: isinstance(v, int), "a number of steps"), "log": (lambda v: isinstance(v, list), "a list"),
             "settings": (lambda v: isinstance(v, dict), "an object"), "read?": (lambda v: isinstance(v, dict), "an object")}
 HELD_OUT = 128                         # packed rows, or pairs, that are measured on
@@ -58,8 +58,9 @@ def parse(arguments=None):
     a = p.parse_args(arguments)
     vars(a).update(SHAPES[ARCH[a.objective]] | vars(a))
     for name in POSITIVE:
-        if getattr(a, name) <= 0:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(a, name)}: should be more than 0")
+        value, most = getattr(a, name), 1000 if name == "layers" else 2**31
+        if value is not None and not 0 < value <= most:
+            raise InputError(f"--{name.replace('_', '-')} {short(value)}: should be more than 0, and at most {most}")
     if not (a.text or a.pairs):
         raise InputError("there is nothing to learn from: give --text, or --pairs")
     if a.objective != "distill" and bool(a.teacher) != bool(a.text and a.pairs):

@@ -77,7 +77,7 @@ class Run:
 
     def read_predictions(self, path):
         """predictions.csv into fields, lines, texts, truth, answers and probabilities; it must fit run.json."""
-        table, names = read_table(path), [f"p_{label}".strip() for label in self.labels]
+        table, names = read_table(path, "double"), [f"p_{label}".strip() for label in self.labels]
         self.fields = table.columns[1:-2 - len(names)]
         if table.columns != ("line", *self.fields, "label", "predicted", *names) or not self.fields:
             raise InputError(f"{path}: its columns are not line, text, label, predicted and a p_ for each of the {len(names)} classes "

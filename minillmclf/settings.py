@@ -131,7 +131,8 @@ class Settings:
                  "more than 0": (lambda v: v > 0, "lr alpha"),
                  "from 0 to below 1": (lambda v: 0 <= v < 1, "warmup label_smoothing adapter_dropout"),
                  "above 0 and not above 1": (lambda v: 0 < v <= 1, "layer_decay"),
-                 "from 0 to 2**63 - 1": (lambda v: 0 <= v < 2**63, "seed")}
+                 "from 0 to 2**63 - 1": (lambda v: 0 <= v < 2**63, "seed"),
+                 "a finite number": (lambda v: v < float("inf"), "lr alpha weight_decay focal clip")}
         for words, (holds, names) in rules.items():
             for name in names.split():
                 if not holds(getattr(self, name)):

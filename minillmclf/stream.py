@@ -68,6 +68,7 @@ class Part:
         self.part, self.record = beside(out)
         self.rows = self.bytes = self.cut = 0              # rows and bytes in the part, texts cut
         self.kept, self.begun = 0, False                   # of the rows, how many are on record
+        self.written = hashlib.sha256()                    # of the part's bytes that count
 
     def __enter__(self):
         try:
@@ -106,6 +107,7 @@ class Part:
             why = "is of other rows"
         if why:
             print(f"{self.part} {why}: starting anew", file=sys.stderr)
+            self.written = hashlib.sha256()
             return read()
         self.on_record, self.rows, self.kept = found, found["rows"], found["rows"]
         self.bytes, self.cut = found["bytes"], found["cut"]
@@ -127,22 +129,29 @@ class Part:
             return found, f"is of another {' and '.join(other)}"
         if os.fstat(self.file.fileno()).st_size < found["bytes"]:
             return found, "holds less than its record says"
-        return found, None
+        left = found["bytes"]
+        while left and (some := self.file.read(min(left, 2**20))):
+            self.written.update(some)
+            left -= len(some)
+        same = self.written.hexdigest() == found.get("written")
+        return found, None if same else "holds other bytes than its record says"
 
     def add(self, text, rows, sha256, cut):
         """Write a window's answers; they count once they are on record."""
         try:
             self.begin()
-            self.bytes += self.file.write(text.encode("utf-8"))
+            told = text.encode("utf-8", "backslashreplace")                    # as JSON has it
+            self.bytes += self.file.write(told)
+            self.written.update(told)
             self.file.flush()
             os.fsync(self.file.fileno())
-        except (OSError, UnicodeEncodeError) as error:
+        except OSError as error:
             raise self.unwritten(error) from None
         self.rows += rows
         self.cut += cut
         if self.made is not None and rows == WINDOW:       # behind a shorter one, the last, nothing could go on
             self.on_record = {"rows": self.rows, "bytes": self.bytes, "cut": self.cut,
-                              "sha256": sha256, "made": self.made}
+                              "sha256": sha256, "written": self.written.hexdigest(), "made": self.made}
             self.keep()
 
     def keep(self):

@@ -5,13 +5,13 @@ difference to the best row is drawn over test rows that both share, seed by seed
 on these same rows, which flatters it a little. Of a sweep only the candidate with the best dev metric gets a row: test
 scores choose nothing, so those of the others are not shown.
 """
-import csv
 import statistics
 from dataclasses import dataclass
 
 import numpy as np
 
 from .candidates import how
+from .errors import InputError
 from .training.metrics import METRICS, evaluate
 from .training.statistics import bootstrap, mcnemar, t_interval
 
@@ -39,18 +39,24 @@ class Answers:
         return evaluate(self.probabilities[which], self.truth[which], self.labels)[metric]
 
 
-def read_answers(path):
-    """predictions.csv -> Answers."""
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.reader(file)
-        header, lines = next(reader), list(reader)
-    predicted, label = header.index("predicted"), header.index("label")
-    labels = [name.removeprefix("p_") for name in header[predicted + 1:]]
-    probabilities = np.clip(np.array([line[predicted + 1:] for line in lines], dtype=float), ROUNDED, 1)
-    answer = np.array([labels.index(line[predicted]) for line in lines])
-    probabilities[np.arange(len(lines)), answer] += ROUNDED / 10                    # what rounding made equal
-    truth = np.array([labels.index(line[label]) for line in lines])
-    return Answers([(line[0], line[label]) for line in lines], labels, truth, answer == truth, probabilities)
+def read_answers(path, accuracy=None):
+    """predictions.csv -> Answers; InputError for one that holds something else, or another accuracy than is said."""
+    from .text.table_files import read_table
+    table, right = read_table(path, "double"), None
+    try:
+        names = table.columns[table.columns.index("predicted") + 1:]
+        labels, rows = [name.removeprefix("p_") for name in names], [row for _, row in table.rows]
+        probabilities = np.array([[row[name] for name in names] for row in rows], dtype=float)             # (N, C)
+        answer, truth = (np.array([labels.index(row[column]) for row in rows]) for column in ("predicted", "label"))
+        right, told = answer == truth, [(row["line"], row["label"]) for row in rows]
+    except (ValueError, KeyError):
+        pass
+    if right is None or not ((probabilities >= 0) & (probabilities <= 1)).all() \
+            or accuracy is not None and abs(right.mean() - accuracy) > 1e-6:
+        raise InputError(f"{path}: holds other answers than were written: remove it, and its cell is made again")
+    probabilities = np.clip(probabilities, ROUNDED, 1)
+    probabilities[np.arange(len(rows)), answer] += ROUNDED / 10                    # what rounding made equal
+    return Answers(told, labels, truth, right, probabilities)
 
 
 def interval(metric, values, answers):
@@ -138,7 +144,8 @@ def summarise(cells, labels, metric):
                         "dev": statistics.mean(cell["record"]["dev"][metric] for cell in many), "seeds": len(many),
                         "chosen": number == chosen[group]})
             best = found[chosen[group]]
-            answers = {cell["seed"]: read_answers(cell["folder"] / "predictions.csv") for cell in best}
+            answers = {cell["seed"]: read_answers(cell["folder"] / "predictions.csv", cell["record"]["test"]["accuracy"])
+                       for cell in best}
             compared.append((row_of(best, labels[group], metric, next(iter(answers.values()))), answers))
         summary["rows"] += with_differences(compared, metric)
     return summary

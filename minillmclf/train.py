@@ -29,7 +29,7 @@ from pathlib import Path
 from .building import build, encode, reading_of
 from .commands import Parser, Stopped, StopSignal, run
 from .errors import InputError
-from .files import NEW, check_fields, find_model, locked, read_json, remove
+from .files import NEW, check_fields, find_model, locked, look_at, read_json, remove, short
 from .settings import add_settings, read_settings
 
 FITTED_ROWS = 200              # training rows, drawn by the seed, measured after each epoch
@@ -205,13 +205,15 @@ def open_run(s, folder, data, overwrite):
 
     Another run, or a folder with other things in it, is an InputError: nothing is overwritten unasked.
     """
-    if folder.resolve() == find_model(s.model).resolve():
-        raise InputError(f"--out {folder}: is the folder of --model, which training must not change: choose another --out")
+    for name in SAVED:
+        look_at(folder / name, [("--model", find_model(s.model)), ("--data", s.data)])
     if overwrite or place_of(s, folder, data, overwrite) != folder:
         return None
     if not (folder / "run.json").exists():
-        if (folder / "config.json").exists():
-            raise InputError(f"{folder}: holds a model but no run.json: choose another --out, or --overwrite")
+        found = next((name for name in ("config.json", *SAVED) if (folder / name).exists()), None)
+        if found:
+            what = "a model" if found == "config.json" else found
+            raise InputError(f"--out {short(folder, 200)}: holds {what} but no run.json: choose another --out, or --overwrite")
         return None
     differ, earlier = differences(s, folder, data)
     if differ:

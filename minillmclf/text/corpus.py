@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from minillmclf.errors import InputError
+from minillmclf.files import short
 from minillmclf.text.data import row_splits, split_column
 from minillmclf.text.table_files import read_table
 
@@ -34,8 +35,11 @@ def documents(path):
 def weighted(specs):
     """FILE[:WEIGHT], ... -> (path, weight), ..."""
     for spec in specs:
-        name, weight = re.fullmatch(r"(.+?)(?::(\d+(?:\.\d+)?))?", spec).groups()
-        yield Path(name), float(weight or 1)
+        name, weight = re.fullmatch(r"(.*?)(?::(\d+(?:\.\d+)?))?", spec, re.DOTALL).groups()
+        weight = float(weight or 1)
+        if not name or not 0 < weight <= 1000:
+            raise InputError(f"{short(spec, 200)}: should be FILE or FILE:WEIGHT, the weight above 0 and at most 1000")
+        yield Path(name), weight
 
 
 def read_sentences(specs, shortest=4, longest=50):

@@ -50,7 +50,7 @@ def learn_sentencepiece(arch, documents, weights, size, seed=0):
             sentence_iterator=sample(documents, weights, seed), model_writer=model, vocab_size=size,
             hard_vocab_limit=False, character_coverage=0.9999, split_digits=True, max_sentence_length=10**6,
             num_threads=1, minloglevel=2, **told)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ValueError) as error:
         raise InputError(f"--vocab-size {size}: SentencePiece learns no vocabulary of it ({str(error).strip()[-200:]}): "
                          f"give more text, or another size") from None
     with tempfile.TemporaryDirectory() as folder:

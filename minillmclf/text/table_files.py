@@ -58,6 +58,8 @@ def read_windows(path: Path, size, quoting="auto"):
     try:
         if "\0" in str(path):
             raise OSError(0, "a null byte in its name")
+        if path.exists() and not path.is_file():                   # a FIFO would be waited for
+            raise OSError(0, "it is no ordinary file")
         with open(path, "rb") as file:
             reading = Reading(path, suffix, iter if size else list, quoting)
             rows = reading.rows(file)
