@@ -76,7 +76,7 @@ def apart(a):
 
 def choose_rows(a, folder, model):
     """The rows to be judged, read as those of the training -> (list of Example, their name)."""
-    from .text.data import load_data, read_examples, refuse_blank, split_column
+    from .text.data import load_data, read_examples, refuse_blank, row_splits, split_column
     from .text.table_files import read_table
     columns, how, several = text_columns(model, a.text_column), how_to_read(model, a), model.several
     label = a.label_column or (model.reading or {}).get("label_column") or None
@@ -87,11 +87,14 @@ def choose_rows(a, folder, model):
         data = load_data(s.data, columns, label or s.label_column or None, s.seed, several, **how)
         if data.source["sha256"] != record["data"].get("sha256"):          # another split: train rows may be test rows now
             raise InputError(f"{s.data}: has changed since {folder} was trained on it: name the rows to judge with --data")
-    elif os.path.isfile(a.data) and not split_column(read_table(Path(a.data), **how)):
-        rows = read_examples(a.data, columns, label, several=several, **how)
-        refuse_blank(a.data, rows)
-        return rows, f"{a.data}, all rows"
-    else:
+    elif os.path.isfile(a.data):
+        table, rows = read_table(Path(a.data), **how), read_examples(a.data, columns, label, several=several, **how)
+        marked = split_column(table)
+        asked = [row for row, split in zip(rows, row_splits(table)) if split == a.split] if marked else rows
+        refuse_blank(a.data, asked)
+        if asked:
+            return asked, f"{a.data}, {a.split if marked else 'all rows'}"
+    if a.data is not None:                                 # a bundled set or a folder; a split that is carved out of train
         data = load_data(a.data, columns, label, several=several, **how)
     rows, name = getattr(data, a.split), data.source["path"]
     if not rows:

@@ -189,3 +189,17 @@ def test_sizes_of_a_new_model_have_bounds(tmp_path):
 def test_a_folder_without_config_says_what_is_meant(tmp_path):
     refused(lambda: read_model_config(tmp_path), "config.json: is not there", "minillmclf.merge")
     assert find_model("") == Path("")                              # the folder one is in, not all shipped models
+
+
+def test_columns_without_names_are_kept_apart(made, tmp_path):
+    place, _ = made
+    (tmp_path / "x.csv").write_text("text,,\na rose,1,2\n")
+    predict.main(["--model", place / "run", "--data", tmp_path / "x.csv", "--out", tmp_path / "out.csv"])
+    assert (tmp_path / "out.csv").read_text().splitlines()[1].startswith("1,2,a rose,")
+
+
+def test_a_file_that_is_marked_as_test_alone_is_judged(made, tmp_path):
+    place, _ = made
+    (tmp_path / "x.csv").write_text("text,label,split\na rose,garden,Testing\nold soup,kitchen,test\nmy storm,weather,train\n")
+    evaluate.main(["--model", place / "run", "--data", tmp_path / "x.csv", "--out", tmp_path / "found.json"])
+    assert json.loads((tmp_path / "found.json").read_text())["rows"] == 2
