@@ -23,7 +23,7 @@ from pathlib import Path
 from .building import how_to_read, text_columns
 from .commands import Parser, run
 from .errors import InputError
-from .files import check_out, find_model, named
+from .files import check_fields, check_out, find_model, named
 from .settings import add_settings, read_settings
 
 
@@ -64,14 +64,16 @@ def own_record(folder):
     record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
     if "settings" not in record or "data" not in record:
         raise InputError(f"{folder}: holds no run.json that names its data: give --data")
-    return record
+    one = (lambda v: isinstance(v, dict), "an object")
+    return check_fields(record, {"settings": one, "data": one}, folder / "run.json")
 
 
 def apart(a):
     """What the command reads, as files.check_out has it; without --data also that of the run."""
     folder = find_model(a.model)
-    data = own_record(folder)["settings"].get("data") if a.data is None and not getattr(a, "method", None) else None
-    return [*named(a), ("the run of --model", data and str(data))]
+    own = a.data is None and not getattr(a, "method", None)
+    data = str(own_record(folder)["settings"].get("data")) if own else None
+    return [*named(a), ("the run of --model", data)]
 
 
 def choose_rows(a, folder, model):
@@ -88,13 +90,15 @@ def choose_rows(a, folder, model):
         if data.source["sha256"] != record["data"].get("sha256"):          # another split: train rows may be test rows now
             raise InputError(f"{s.data}: has changed since {folder} was trained on it: name the rows to judge with --data")
     elif os.path.isfile(a.data):
-        table, rows = read_table(Path(a.data), **how), read_examples(a.data, columns, label, several=several, **how)
+        rows, table = read_examples(a.data, columns, label, several=several, **how), read_table(
+            Path(a.data), **how)
         marked = split_column(table)
-        asked = [row for row, split in zip(rows, row_splits(table)) if split == a.split] if marked else rows
+        asked = [row for row, split in zip(rows, row_splits(table))
+                 if not marked or split == a.split]
         refuse_blank(a.data, asked)
         if asked:
             return asked, f"{a.data}, {a.split if marked else 'all rows'}"
-    if a.data is not None:                                 # a bundled set or a folder; a split that is carved out of train
+    if a.data is not None:               # a bundled set, a folder, a split carved out of train
         data = load_data(a.data, columns, label, several=several, **how)
     rows, name = getattr(data, a.split), data.source["path"]
     if not rows:

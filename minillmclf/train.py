@@ -213,7 +213,8 @@ def open_run(s, folder, data, overwrite):
         found = next((name for name in ("config.json", *SAVED) if (folder / name).exists()), None)
         if found:
             what = "a model" if found == "config.json" else found
-            raise InputError(f"--out {short(folder, 200)}: holds {what} but no run.json: choose another --out, or --overwrite")
+            raise InputError(f"--out {short(folder, 200)}: holds {what} but no run.json: choose "
+                             "another --out, or --overwrite")
         return None
     differ, earlier = differences(s, folder, data)
     if differ:
