@@ -20,8 +20,8 @@ from .training.shapes import CONFIGS, SHAPES
 
 # objective -> the architecture of a new model
 ARCH = {"distill": "bert", "mlm": "bert", "clm": "llama", "spans": "t5"}
-POSITIVE = ("vocab_size", "layers", "width", "heads", "mlp_width", "steps", "batch_size", "length", "lr",
-            "save_every", "threads")
+POSITIVE = ("vocab_size", "layers", "width", "heads", "mlp_width", "steps", "batch_size", "length",
+            "lr", "save_every", "threads")
 PROGRESS = {"step": (lambda v: isinstance(v, int), "a number of steps"), "log": (lambda v: isinstance(v, list), "a list"),
             "settings": (lambda v: isinstance(v, dict), "an object"), "read?": (lambda v: isinstance(v, dict), "an object")}
 HELD_OUT = 128                         # packed rows, or pairs, that are measured on

@@ -71,7 +71,7 @@ def read_model_config(folder):
     where = Path(folder) / "config.json"
     if not where.exists() and where.parent.is_dir():
         raise InputError(f"{where}: is not there: name the folder of a whole model; what was "
-                         "trained beside a base is first merged with it (python -m minillmclf.merge)")
+                         "trained beside a base is first merged with it: python -m minillmclf.merge")
     return check_fields(read_json(where), COMMON, where)
 
 
