@@ -139,17 +139,19 @@ TEXT = (lambda v: isinstance(v, str), "a text")
 NUMBER = (lambda v: v is None or type(v) in (int, float), "a number, or null")
 SPREAD = (lambda v: isinstance(v, dict) and all(type(v.get(name)) in (int, float) for name in (
     "mean", "low", "high")), "an object with mean, low and high")
-ROW = {"label": TEXT, "model": TEXT, "method": TEXT, "readout": TEXT, "split": TEXT, "settings": TEXT, "score": SPREAD,
+ROW = {**dict.fromkeys(("label", "model", "method", "readout", "split", "settings"), TEXT),
+       "score": SPREAD,
        "metric": (lambda v: isinstance(v, str) and v in METRICS, "a metric"),
        "size": (lambda v: v == "all" or type(v) is int, "a number, or all"), "dev_rows?": NUMBER,
        "dev": (lambda v: type(v) in (int, float), "a number"),
        "train_seconds": NUMBER, "ms_per_text": NUMBER, "best": (lambda v: type(v) is bool, "true or false")}
 
 
-MADE = {"data?": TEXT, "models?": (lambda v: v is None or isinstance(v, list) and all(isinstance(name, str) for name in v),
-                                   "a list of names"),
-        **{f"{name}?": (lambda v, kind=type(default): type(v) is kind or type(v) is int and kind is float, "as train takes it")
-           for name, default in vars(Settings()).items() if name not in ("data", "lr")}}
+MADE = {"models?": (lambda v: v is None or isinstance(v, list) and all(
+            isinstance(name, str) for name in v), "a list of names"),
+        **{f"{name}?": (lambda v, kind=type(default): type(v) is kind or
+                        kind is float and type(v) is int, "as train takes it")
+           for name, default in vars(Settings()).items() if name != "lr"}}
 
 
 def comparison_facts(asked, data):

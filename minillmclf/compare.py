@@ -101,7 +101,7 @@ def one_split(s, out):
     split = {example.row: name for name in ("train", "dev", "test") for example in getattr(data, name)}
     rows = [{**row, "split": split[line]} for line, row in read_table(Path(s.data), s.quoting).rows]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    text = text.encode("utf-8", "backslashreplace").decode()       # half of a surrogate pair, as JSON has it
+    text = text.encode("utf-8", "backslashreplace").decode()   # half a surrogate pair as in JSON
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
     return str(path), {"split.jsonl": read_table(path).sha256}

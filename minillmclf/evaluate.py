@@ -23,7 +23,7 @@ from pathlib import Path
 from .building import how_to_read, text_columns
 from .commands import Parser, run
 from .errors import InputError
-from .files import check_out, find_model, named
+from .files import check_fields, check_out, find_model, named
 from .settings import add_settings, read_settings
 
 
@@ -64,19 +64,21 @@ def own_record(folder):
     record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
     if "settings" not in record or "data" not in record:
         raise InputError(f"{folder}: holds no run.json that names its data: give --data")
-    return record
+    one = (lambda v: isinstance(v, dict), "an object")
+    return check_fields(record, {"settings": one, "data": one}, folder / "run.json")
 
 
 def apart(a):
     """What the command reads, as files.check_out has it; without --data also that of the run."""
     folder = find_model(a.model)
-    data = own_record(folder)["settings"].get("data") if a.data is None and not getattr(a, "method", None) else None
-    return [*named(a), ("the run of --model", data and str(data))]
+    own = a.data is None and not getattr(a, "method", None)
+    data = str(own_record(folder)["settings"].get("data")) if own else None
+    return [*named(a), ("the run of --model", data)]
 
 
 def choose_rows(a, folder, model):
     """The rows to be judged, read as those of the training -> (list of Example, their name)."""
-    from .text.data import load_data, read_examples, refuse_blank, split_column
+    from .text.data import load_data, read_examples, refuse_blank, row_splits, split_column
     from .text.table_files import read_table
     columns, how, several = text_columns(model, a.text_column), how_to_read(model, a), model.several
     label = a.label_column or (model.reading or {}).get("label_column") or None
@@ -87,11 +89,16 @@ def choose_rows(a, folder, model):
         data = load_data(s.data, columns, label or s.label_column or None, s.seed, several, **how)
         if data.source["sha256"] != record["data"].get("sha256"):          # another split: train rows may be test rows now
             raise InputError(f"{s.data}: has changed since {folder} was trained on it: name the rows to judge with --data")
-    elif os.path.isfile(a.data) and not split_column(read_table(Path(a.data), **how)):
-        rows = read_examples(a.data, columns, label, several=several, **how)
-        refuse_blank(a.data, rows)
-        return rows, f"{a.data}, all rows"
-    else:
+    elif os.path.isfile(a.data):
+        rows, table = read_examples(a.data, columns, label, several=several, **how), read_table(
+            Path(a.data), **how)
+        marked = split_column(table)
+        asked = [row for row, split in zip(rows, row_splits(table))
+                 if not marked or split == a.split]
+        refuse_blank(a.data, asked)
+        if asked:
+            return asked, f"{a.data}, {a.split if marked else 'all rows'}"
+    if a.data is not None:               # a bundled set, a folder, a split carved out of train
         data = load_data(a.data, columns, label, several=several, **how)
     rows, name = getattr(data, a.split), data.source["path"]
     if not rows:

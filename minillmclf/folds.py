@@ -277,7 +277,7 @@ def carry_out(arguments):
     out = Path(s.out or f"runs/{Path(s.model).name}-{Path(s.data).stem}-{s.method}-{s.seed}-folds-{a.folds}")
     apart = [("--data", find_data(s.data)), ("--test", a.test), ("--sample", a.sample),
              ("--model", find_model(s.model))]
-    check_folder(out, (out / "fold-1").exists(), a.overwrite, apart)
+    check_folder(out, any(out.glob("fold-*")), a.overwrite, apart)
     for name in ("oof.csv", "folds.json", "submission.csv"):
         check_out(out / name, True, apart)
     from .text.data import natural_order

@@ -20,7 +20,8 @@ from .training.shapes import CONFIGS, SHAPES
 
 # objective -> the architecture of a new model
 ARCH = {"distill": "bert", "mlm": "bert", "clm": "llama", "spans": "t5"}
-POSITIVE = ("vocab_size", "layers", "width", "heads", "mlp_width", "steps", "batch_size", "length", "lr", "save_every", "threads")
+POSITIVE = ("vocab_size", "layers", "width", "heads", "mlp_width", "steps", "batch_size", "length",
+            "lr", "save_every", "threads")
 PROGRESS = {"step": (lambda v: isinstance(v, int), "a number of steps"), "log": (lambda v: isinstance(v, list), "a list"),
             "settings": (lambda v: isinstance(v, dict), "an object"), "read?": (lambda v: isinstance(v, dict), "an object")}
 HELD_OUT = 128                         # packed rows, or pairs, that are measured on
@@ -60,7 +61,8 @@ def parse(arguments=None):
     for name in POSITIVE:
         value, most = getattr(a, name), 1000 if name == "layers" else 2**31
         if value is not None and not 0 < value <= most:
-            raise InputError(f"--{name.replace('_', '-')} {short(value)}: should be more than 0, and at most {most}")
+            raise InputError(f"--{name.replace('_', '-')} {short(value)}: should be more than 0, "
+                             f"and at most {most}")
     if not (a.text or a.pairs):
         raise InputError("there is nothing to learn from: give --text, or --pairs")
     if a.objective != "distill" and bool(a.teacher) != bool(a.text and a.pairs):

@@ -2,6 +2,7 @@
 of it: each field below is a flag, and a key."""
 import argparse
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 
@@ -132,7 +133,7 @@ class Settings:
                  "from 0 to below 1": (lambda v: 0 <= v < 1, "warmup label_smoothing adapter_dropout"),
                  "above 0 and not above 1": (lambda v: 0 < v <= 1, "layer_decay"),
                  "from 0 to 2**63 - 1": (lambda v: 0 <= v < 2**63, "seed"),
-                 "a finite number": (lambda v: v < float("inf"), "lr alpha weight_decay focal clip")}
+                 "a finite number": (math.isfinite, "lr alpha weight_decay focal clip")}
         for words, (holds, names) in rules.items():
             for name in names.split():
                 if not holds(getattr(self, name)):

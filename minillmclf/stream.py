@@ -151,7 +151,8 @@ class Part:
         self.cut += cut
         if self.made is not None and rows == WINDOW:       # behind a shorter one, the last, nothing could go on
             self.on_record = {"rows": self.rows, "bytes": self.bytes, "cut": self.cut,
-                              "sha256": sha256, "written": self.written.hexdigest(), "made": self.made}
+                              "written": self.written.hexdigest(), "sha256": sha256,
+                              "made": self.made}
             self.keep()
 
     def keep(self):

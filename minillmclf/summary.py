@@ -40,22 +40,24 @@ class Answers:
 
 
 def read_answers(path, accuracy=None):
-    """predictions.csv -> Answers; InputError for one that holds something else, or another accuracy than is said."""
+    """predictions.csv -> Answers; InputError for other things in it, or another accuracy."""
     from .text.table_files import read_table
     table, right = read_table(path, "double"), None
     try:
         names = table.columns[table.columns.index("predicted") + 1:]
         labels, rows = [name.removeprefix("p_") for name in names], [row for _, row in table.rows]
-        probabilities = np.array([[row[name] for name in names] for row in rows], dtype=float)             # (N, C)
-        answer, truth = (np.array([labels.index(row[column]) for row in rows]) for column in ("predicted", "label"))
+        probabilities = np.array([[row[name] for name in names] for row in rows], float)   # (N, C)
+        answer, truth = (np.array([labels.index(row[column]) for row in rows])
+                         for column in ("predicted", "label"))
         right, told = answer == truth, [(row["line"], row["label"]) for row in rows]
     except (ValueError, KeyError):
         pass
     if right is None or not ((probabilities >= 0) & (probabilities <= 1)).all() \
             or accuracy is not None and abs(right.mean() - accuracy) > 1e-6:
-        raise InputError(f"{path}: holds other answers than were written: remove it, and its cell is made again")
+        raise InputError(f"{path}: holds other answers than were written: remove it, and its cell "
+                         "is made again")
     probabilities = np.clip(probabilities, ROUNDED, 1)
-    probabilities[np.arange(len(rows)), answer] += ROUNDED / 10                    # what rounding made equal
+    probabilities[np.arange(len(rows)), answer] += ROUNDED / 10          # what rounding made equal
     return Answers(told, labels, truth, right, probabilities)
 
 
@@ -144,7 +146,8 @@ def summarise(cells, labels, metric):
                         "dev": statistics.mean(cell["record"]["dev"][metric] for cell in many), "seeds": len(many),
                         "chosen": number == chosen[group]})
             best = found[chosen[group]]
-            answers = {cell["seed"]: read_answers(cell["folder"] / "predictions.csv", cell["record"]["test"]["accuracy"])
+            answers = {cell["seed"]: read_answers(cell["folder"] / "predictions.csv",
+                                                  cell["record"]["test"]["accuracy"])
                        for cell in best}
             compared.append((row_of(best, labels[group], metric, next(iter(answers.values()))), answers))
         summary["rows"] += with_differences(compared, metric)

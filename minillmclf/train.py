@@ -210,10 +210,12 @@ def open_run(s, folder, data, overwrite):
     if overwrite or place_of(s, folder, data, overwrite) != folder:
         return None
     if not (folder / "run.json").exists():
-        found = next((name for name in ("config.json", *SAVED) if (folder / name).exists()), None)
+        found = next((name for name in ("config.json", *SAVED)
+                      if (folder / name).exists() and name not in STATES), None)
         if found:
             what = "a model" if found == "config.json" else found
-            raise InputError(f"--out {short(folder, 200)}: holds {what} but no run.json: choose another --out, or --overwrite")
+            raise InputError(f"--out {short(folder, 200)}: holds {what} but no run.json: choose "
+                             "another --out, or --overwrite")
         return None
     differ, earlier = differences(s, folder, data)
     if differ:

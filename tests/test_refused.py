@@ -1,4 +1,6 @@
-"""Mistakes and damage that lay beside those of the other tests: each is told in one line, and nothing is lost."""
+"""Mistakes and damage that lay beside those of the other tests: each is told in one line, and
+nothing is lost."""
+
 import json
 import math
 import os
@@ -26,8 +28,22 @@ def made(tmp_path_factory):
     """A base, data, a finished run and how it was made."""
     place = tmp_path_factory.mktemp("made")
     base, data = bert_folder(place / "base", layers=1), data_file(place / "data.csv", 24, 6, 6)
-    told = ["--model", base, "--data", data, "--epochs", "2", "--batch-size", "8", "--max-length", "16", "--baselines", "off",
-            "--save-every", "1"]
+    told = [
+        "--model",
+        base,
+        "--data",
+        data,
+        "--epochs",
+        "2",
+        "--batch-size",
+        "8",
+        "--max-length",
+        "16",
+        "--baselines",
+        "off",
+        "--save-every",
+        "1",
+    ]
     assert forked("train", [*told, "--out", place / "run"])[0] == 0
     return place, told
 
@@ -35,21 +51,45 @@ def made(tmp_path_factory):
 def refused(do, *words):
     with pytest.raises(InputError) as caught:
         do()
-    assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value), str(caught.value)
+    assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value), str(
+        caught.value
+    )
 
 
 def test_no_output_replaces_what_the_command_reads(made, tmp_path):
     place, _ = made
     before = (place / "data.csv").read_bytes()
-    refused(lambda: evaluate.main(["--model", place / "run", "--out", place / "data.csv", "--overwrite"]),
-            "data.csv: is what the run of --model reads")
+    refused(
+        lambda: evaluate.main(
+            ["--model", place / "run", "--out", place / "data.csv", "--overwrite"]
+        ),
+        "data.csv: is what the run of --model reads",
+    )
     assert (place / "data.csv").read_bytes() == before
-    for flag, text in (("--template", "It is {text}: {label}"), ("--label-texts", '{"a": "rose", "b": "soup"}'),
-                       ("--instruction", "Say what it is.")):
+    for flag, text in (
+        ("--template", "It is {text}: {label}"),
+        ("--label-texts", '{"a": "rose", "b": "soup"}'),
+        ("--instruction", "Say what it is."),
+    ):
         path = tmp_path / f"{flag}.txt"
         path.write_text(text)
-        refused(lambda: labels.main(["--model", place / "base", "--labels", "a", "b", flag, path, "--out", path, "--overwrite"]),
-                f"is what {flag} reads")
+        refused(
+            lambda: labels.main(
+                [
+                    "--model",
+                    place / "base",
+                    "--labels",
+                    "a",
+                    "b",
+                    flag,
+                    path,
+                    "--out",
+                    path,
+                    "--overwrite",
+                ]
+            ),
+            f"is what {flag} reads",
+        )
         assert path.read_text() == text
 
 
@@ -60,18 +100,33 @@ def test_training_leaves_files_that_are_not_its_own(made, tmp_path):
         out.mkdir()
         (out / name).write_text("mine")
         code, _, error, _ = forked("train", [*told, "--out", out])
-        assert code == 2 and f"holds {name} but no run.json" in error and (out / name).read_text() == "mine"
+        assert (
+            code == 2
+            and f"holds {name} but no run.json" in error
+            and (out / name).read_text() == "mine"
+        )
     code, _, error, _ = forked("train", [*told, "--out", place / "base" / "inside"])
-    assert code == 2 and "part of what --model reads" in error and not (place / "base" / "inside").exists()
+    assert (
+        code == 2
+        and "part of what --model reads" in error
+        and not (place / "base" / "inside").exists()
+    )
 
 
 @pytest.mark.parametrize("cell", ["1 0", "0,1", "1; 0", "0|1"])
 def test_a_multi_hot_text_is_no_class(tmp_path, cell):
     path = tmp_path / "hot.csv"
     other = cell.translate(str.maketrans("01", "10"))
-    path.write_text("text\tlabel\n" + "".join(f"a text {i}\t{(cell, other)[i % 2]}\n" for i in range(20)))
+    path.write_text(
+        "text\tlabel\n" + "".join(f"a text {i}\t{(cell, other)[i % 2]}\n" for i in range(20))
+    )
     for several in (False, True):
-        refused(lambda: load_data(path, several=several), "hot.csv, line 2", "zeros and ones", "--label-column a,b,c")
+        refused(
+            lambda: load_data(path, several=several),
+            "hot.csv, line 2",
+            "zeros and ones",
+            "--label-column a,b,c",
+        )
 
 
 def test_a_list_without_quotes_is_no_class(tmp_path):
@@ -81,7 +136,9 @@ def test_a_list_without_quotes_is_no_class(tmp_path):
 
 @pytest.mark.parametrize("name", ["test", "Validation", "holdout.parquet", "extra.xlsx"])
 def test_no_part_of_a_data_folder_is_left_out_unsaid(tmp_path, name):
-    (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(20)))
+    (tmp_path / "train.csv").write_text(
+        "text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(20))
+    )
     (tmp_path / name).write_text("x") if "." in name else (tmp_path / name).mkdir()
     refused(lambda: load_data(tmp_path), name, "no .csv, .tsv or .jsonl file")
 
@@ -93,18 +150,25 @@ def test_a_label_of_400_digits_is_a_name(tmp_path):
 
 def test_a_fifo_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.csv")
-    refused(lambda: read_examples(tmp_path / "x.csv"), "x.csv: cannot be read (it is no ordinary file)")
+    refused(
+        lambda: read_examples(tmp_path / "x.csv"), "x.csv: cannot be read (it is no ordinary file)"
+    )
 
 
 @pytest.mark.parametrize("name", ["lr", "alpha", "weight_decay", "focal", "clip"])
 def test_numbers_of_a_run_are_finite(name):
     asked = {name: math.inf, **({"method": "lora"} if name == "alpha" else {})}
-    refused(lambda: read_settings(asked), f"--{name.replace('_', '-')} inf: should be a finite number")
+    refused(
+        lambda: read_settings(asked), f"--{name.replace('_', '-')} inf: should be a finite number"
+    )
 
 
 def test_a_run_whose_weights_end_not_finite_has_diverged(made, tmp_path):
     _, told = made
-    code, _, error, _ = forked("train", [*told, "--out", tmp_path / "out", "--lr", "1e30", "--clip", "0", "--batch-size", "64"])
+    code, _, error, _ = forked(
+        "train",
+        [*told, "--out", tmp_path / "out", "--lr", "1e30", "--clip", "0", "--batch-size", "64"],
+    )
     line = [part for part in error.splitlines() if part.startswith("error")]
     assert code == 2 and "training has diverged; lower --lr" in line[0] and "epoch 1" in line[0]
 
@@ -112,7 +176,19 @@ def test_a_run_whose_weights_end_not_finite_has_diverged(made, tmp_path):
 def test_half_a_surrogate_pair_in_another_column_stays_as_json_has_it(made, tmp_path):
     place, _ = made
     (tmp_path / "x.jsonl").write_text('{"text": "a rose", "more": "\\ud83d"}\n')
-    assert predict.main(["--model", place / "run", "--data", tmp_path / "x.jsonl", "--out", tmp_path / "out.jsonl"]) == 0
+    assert (
+        predict.main(
+            [
+                "--model",
+                place / "run",
+                "--data",
+                tmp_path / "x.jsonl",
+                "--out",
+                tmp_path / "out.jsonl",
+            ]
+        )
+        == 0
+    )
     assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))["more"] == "\ud83d"
 
 
@@ -127,6 +203,7 @@ def test_answers_that_were_changed_are_made_anew(made, tmp_path, monkeypatch):
         real(self, *given)
         if self.rows == 12:
             raise KeyboardInterrupt
+
     with monkeypatch.context() as patch, pytest.raises(Exception, match="stopped"):
         patch.setattr(stream.Part, "add", add)
         predict.main([*asked, tmp_path / "a.csv"])
@@ -144,35 +221,63 @@ def test_damaged_states_are_refused(made, tmp_path):
     with safe_open(whole / "state.safetensors", "pt") as file:
         metadata = file.metadata()
     tensors = load_file(whole / "state.safetensors")
-    own = next(name for name in tensors if name.startswith("model.") and name.endswith("out.weight"))
+    own = next(
+        name for name in tensors if name.startswith("model.") and name.endswith("out.weight")
+    )
     kept = own.replace("model.", "optimizer.exp_avg.", 1)
     progress = json.loads(metadata["progress"])
     far = {**progress, "best": {**progress["best"], "epoch": 10**6}}
     odd = {**progress, "history": [{**progress["history"][0], "log_loss": None}]}
-    cases = [({own: torch.float8_e4m3fn}, progress, "parameters differ"), ({own: torch.float16}, progress, "parameters differ"),
-             ({kept: torch.float16}, progress, "torch.float16"), ({kept: torch.float8_e4m3fn}, progress, "what the optimiser kept"),
-             ({}, far, "do not fit together"), ({}, odd, "do not fit together")]
+    cases = [
+        ({own: torch.float8_e4m3fn}, progress, "parameters differ"),
+        ({own: torch.float16}, progress, "parameters differ"),
+        ({kept: torch.float16}, progress, "torch.float16"),
+        ({kept: torch.float8_e4m3fn}, progress, "what the optimiser kept"),
+        ({}, far, "do not fit together"),
+        ({}, odd, "do not fit together"),
+    ]
     for number, (types, said, words) in enumerate(cases):
         out = Path(shutil.copytree(whole, tmp_path / str(number)))
-        save_file({name: t.to(types.get(name, t.dtype)) for name, t in tensors.items()}, out / "state.safetensors",
-                  {**metadata, "progress": json.dumps(said)})
+        save_file(
+            {name: t.to(types.get(name, t.dtype)) for name, t in tensors.items()},
+            out / "state.safetensors",
+            {**metadata, "progress": json.dumps(said)},
+        )
         code, _, error, _ = forked("train", [*told, "--out", out])
-        assert code == 2 and words in error and "state.safetensors" in error and "Traceback" not in error, (words, error)
+        assert (
+            code == 2
+            and words in error
+            and "state.safetensors" in error
+            and "Traceback" not in error
+        ), (words, error)
 
 
-@pytest.mark.parametrize("text", ["", "line,text\n1,a\n", "line,text,label,predicted,p_a,p_b\n1,x,a,c,.5,.5\n",
-                                  "line,text,label,predicted,p_a,p_b\n1,x,a,a,nan,.5\n",
-                                  "line,text,label,predicted,p_a,p_b\n1,x,a,a,2,.5\n",
-                                  "line,text,label,predicted,p_a,p_b\n1,x,a,b,.4,.6\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "line,text\n1,a\n",
+        "line,text,label,predicted,p_a,p_b\n1,x,a,c,.5,.5\n",
+        "line,text,label,predicted,p_a,p_b\n1,x,a,a,nan,.5\n",
+        "line,text,label,predicted,p_a,p_b\n1,x,a,a,2,.5\n",
+        "line,text,label,predicted,p_a,p_b\n1,x,a,b,.4,.6\n",
+    ],
+)
 def test_damaged_answers_of_a_cell_are_told(tmp_path, text):
     (tmp_path / "predictions.csv").write_text(text)
     refused(lambda: read_answers(tmp_path / "predictions.csv", 1.0), "predictions.csv")
 
 
-@pytest.mark.parametrize("settings", [{"models": [3]}, {"models": "x"}, {"epochs": "3"}, {"method": []}])
+@pytest.mark.parametrize(
+    "settings", [{"models": [3]}, {"models": "x"}, {"epochs": "3"}, {"method": []}]
+)
 def test_damaged_settings_of_a_comparison_are_told(tmp_path, settings):
     (tmp_path / "settings.json").write_text(json.dumps({"data": "tickets", **settings}))
-    refused(lambda: choose.comparison_facts(str(tmp_path), "tickets"), "settings.json", next(iter(settings)))
+    refused(
+        lambda: choose.comparison_facts(str(tmp_path), "tickets"),
+        "settings.json",
+        next(iter(settings)),
+    )
 
 
 @pytest.mark.parametrize("spec", ["", ":2", "x.txt:0", "x.txt:99999999999"])
@@ -182,10 +287,42 @@ def test_weights_of_texts_have_bounds(spec):
 
 def test_sizes_of_a_new_model_have_bounds(tmp_path):
     from minillmclf import pretrain
-    for flag, value in (("--layers", 10**9), ("--threads", -1), ("--vocab-size", 10**30), ("--lr", "inf"), ("--lr", "nan")):
-        refused(lambda: pretrain.main(["--text", "x.txt", "--objective", "mlm", "--out", tmp_path / "o", flag, value]), flag)
+
+    for flag, value in (
+        ("--layers", 10**9),
+        ("--threads", -1),
+        ("--vocab-size", 10**30),
+        ("--lr", "inf"),
+        ("--lr", "nan"),
+    ):
+        refused(
+            lambda: pretrain.main(
+                ["--text", "x.txt", "--objective", "mlm", "--out", tmp_path / "o", flag, value]
+            ),
+            flag,
+        )
 
 
 def test_a_folder_without_config_says_what_is_meant(tmp_path):
     refused(lambda: read_model_config(tmp_path), "config.json: is not there", "minillmclf.merge")
-    assert find_model("") == Path("")                              # the folder one is in, not all shipped models
+    assert find_model("") == Path("")  # the folder one is in, not all shipped models
+
+
+def test_columns_without_names_are_kept_apart(made, tmp_path):
+    place, _ = made
+    (tmp_path / "x.csv").write_text("text,,\na rose,1,2\n")
+    predict.main(
+        ["--model", place / "run", "--data", tmp_path / "x.csv", "--out", tmp_path / "out.csv"]
+    )
+    assert (tmp_path / "out.csv").read_text().splitlines()[1].startswith("1,2,a rose,")
+
+
+def test_a_file_that_is_marked_as_test_alone_is_judged(made, tmp_path):
+    place, _ = made
+    (tmp_path / "x.csv").write_text(
+        "text,label,split\na rose,garden,Testing\nold soup,kitchen,test\nmy storm,weather,train\n"
+    )
+    evaluate.main(
+        ["--model", place / "run", "--data", tmp_path / "x.csv", "--out", tmp_path / "found.json"]
+    )
+    assert json.loads((tmp_path / "found.json").read_text())["rows"] == 2

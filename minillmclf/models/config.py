@@ -70,8 +70,8 @@ def read_model_config(folder):
     """The config.json of a model folder, its common keys checked -> dict."""
     where = Path(folder) / "config.json"
     if not where.exists() and where.parent.is_dir():
-        raise InputError(f"{where}: is not there: name the folder of a whole model; what was trained beside a base is first "
-                         "merged with it (python -m minillmclf.merge)")
+        raise InputError(f"{where}: is not there: name the folder of a whole model; what was "
+                         "trained beside a base is first merged with it: python -m minillmclf.merge")
     return check_fields(read_json(where), COMMON, where)
 
 

@@ -38,7 +38,8 @@ def weighted(specs):
         name, weight = re.fullmatch(r"(.*?)(?::(\d+(?:\.\d+)?))?", spec, re.DOTALL).groups()
         weight = float(weight or 1)
         if not name or not 0 < weight <= 1000:
-            raise InputError(f"{short(spec, 200)}: should be FILE or FILE:WEIGHT, the weight above 0 and at most 1000")
+            raise InputError(f"{short(spec, 200)}: should be FILE or FILE:WEIGHT, the weight above "
+                             "0 and at most 1000")
         yield Path(name), weight
 
 

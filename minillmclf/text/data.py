@@ -25,7 +25,8 @@ SPLITS = {"train": "train training", "test": "test testing",
 SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names.split()}
 UNREAD = ".json .txt .ndjson .tab .parquet .arrow .feather .xls .xlsx .gz .zip .bz2 .xz".split()
 HOT = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}      # in a column that is one class
-LISTED = re.compile(r"""[\[({]\s*['"].*['"],?\s*[])}]|\[[-+\d.,\s]*]|\[[^][]*,[^][]*]""", re.DOTALL)       # "['a', 'b']"
+LISTED = re.compile(r"""[\[({]\s*['"].*['"],?\s*[])}]|\[[-+\d.,\s]*]|\[[^][]*,[^][]*]""",
+                    re.DOTALL)                                         # "['a', 'b']", "[a, b]"
 LAYOUTS = (("text",), ("text_a", "text_b"), ("premise", "hypothesis"), ("prompt", "response_a", "response_b"))   # by default
 BUNDLED = Path(__file__).resolve().parent.parent / "datasets"
 
@@ -277,7 +278,8 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, severa
 def _refuse_multi_hot(table: Table, label_column: str) -> None:
     """Raise InputError if each label cell is a list of zeros and ones, all of one length."""
     cells = [record.get(label_column) for _, record in table.rows]
-    lists = [re.split(r"[|,;\s]+", cell.strip()) if isinstance(cell, str) else cell for cell in cells]
+    lists = [re.split(r"[|,;\s]+", cell.strip()) if isinstance(cell, str) else cell
+             for cell in cells]
     if all(isinstance(items, list) and 1 < len(items) == len(lists[0])
            and all(str(item).strip().casefold() in HOT for item in items) for items in lists):
         raise InputError(f"{table.path}, line {table.rows[0][0]}: column {short(label_column)} holds "
@@ -305,7 +307,8 @@ def _folder_tables(folder: Path, quoting: str) -> dict[str, Table]:
         stem, suffix = file.stem.casefold(), file.suffix.lower()
         named = stem.partition(".")[0] in SPLIT_OF                 # test.csv.gz, test/
         if suffix in UNREAD[2:] or named and (suffix in UNREAD or file.is_dir()):
-            raise InputError(f"{short(file, 200)}: is no .csv, .tsv or .jsonl file: convert it, or move it out of the folder")
+            raise InputError(f"{short(file, 200)}: is no .csv, .tsv or .jsonl file: convert it, or "
+                             "move it out of the folder")
         if suffix not in SEPARATORS or stem.startswith(".") \
                 or stem.endswith("_meta") and stem[:-5] in SPLIT_OF:           # of train's rows, but no texts
             continue

@@ -180,6 +180,8 @@ class Reading:
     def of_csv(self, lines):
         records = iter(self.step(self.records(lines)))
         header = self.columns = [name.strip() for name in next(records, (1, []))[1]]
+        if header.count("") > 1:                                   # or all but the last are lost
+            header[:] = [name or f"column {place}" for place, name in enumerate(header, 1)]
         twice = next((name for name, times in Counter(header).items() if name and times > 1), None)
         if twice:
             raise InputError(f"{self.path}: the header names the column {short(twice)} twice: rename one, or "

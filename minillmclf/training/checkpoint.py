@@ -77,7 +77,8 @@ def load_state(path, model, optimizer):
 
 def read_state(path, expected, more="\0"):
     """Tensors and metadata of a file of training, or InputError unless it has the tensors of `expected`, {name: tensor}, in
-    their shapes and types, and none beside them but those that begin with `more`; all numbers are finite. -> {name: tensor}, {key: value}
+    their shapes and types, and none beside them but those that
+    begin with `more`; all numbers are finite. -> {name: tensor}, {key: value}
     """
     try:
         with open_tensors(path) as file:
@@ -85,12 +86,15 @@ def read_state(path, expected, more="\0"):
             metadata = {key: parse_json(value, path) for key, value in (file.metadata() or {}).items() if key != "format"}
     except InputError as error:
         raise InputError(f"{error}; {ANEW}") from None
-    kinds = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items() if not name.startswith(more)}
-    differ = {name for name, tensor in expected.items() if kinds.get(name) != (tensor.shape, tensor.dtype)}
+    kinds = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()
+             if not name.startswith(more)}
+    differ = {name for name, tensor in expected.items()
+              if kinds.get(name) != (tensor.shape, tensor.dtype)}
     differ |= kinds.keys() - expected.keys()
     if differ or more != "\0" and "progress" not in metadata:
         raise InputError(f"{path}: not a training state of this run ({len(differ)} parameters differ): {ANEW}")
-    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.float().isfinite().all()]
+    broken = [name for name, tensor in tensors.items()
+              if tensor.is_floating_point() and not tensor.float().isfinite().all()]
     if broken:
         raise InputError(f"{path}: {len(broken)} of its tensors are not finite, {broken[0]} first: {ANEW}")
     return tensors, metadata
@@ -123,8 +127,10 @@ def put(state, moment, value, parameter):
     value = share_like(value, parameter) if torch.is_tensor(value) else value
     if torch.is_tensor(state.get(moment)):
         state[moment].copy_(value)
-    elif torch.is_tensor(value) and (value.dim() and value.shape != parameter.shape or value.dtype not in
-                                     (parameter.dtype, *[torch.float32] * (not value.dim()))):
-        raise ValueError(f"{moment} of shape {tuple(value.shape)} in {value.dtype}, not {tuple(parameter.shape)}")
+    elif torch.is_tensor(value) and (
+            value.shape != parameter.shape or value.dtype != parameter.dtype if value.dim() else
+            value.dtype not in (parameter.dtype, torch.float32)):                       # a count
+        raise ValueError(f"{moment} of shape {tuple(value.shape)} in {value.dtype}, not "
+                         f"{tuple(parameter.shape)}")
     else:
         state[moment] = value

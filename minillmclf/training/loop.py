@@ -195,7 +195,8 @@ def check_progress(progress, s, state, best):
     begun = history[-1]["step"] if history else 0
     its = history[found["epoch"] - 1] if found and 1 <= found["epoch"] <= len(history) else {}
     if progress["step"] != begun + len(progress["losses"]) or bool(history) != bool(found) \
-            or not all(is_number(line.get(name)) for line in history for name in (s.metric, "log_loss")) \
+            or not all(is_number(line.get(name)) for line in history
+                       for name in (s.metric, "log_loss")) \
             or found and its.get(s.metric) != found.get(s.metric):
         raise InputError(f"{state}: its steps, losses and best epoch do not fit together: --overwrite starts anew")
     if found and not best.exists():
@@ -207,9 +208,9 @@ def finish_epoch(model, dev, s, progress, best):
     epoch = len(progress["history"]) + 1
     try:
         probabilities = model.probabilities(parallel.scores(model, dev.encoded, s.eval_batch_size))
-    except InputError:                                        # the last step's weights are not finite
-        raise InputError(f"epoch {epoch}: the answers to the dev rows are not finite: training has diverged; lower --lr or "
-                         "set --precision fp32") from None
+    except InputError:                                        # of the last step's weights
+        raise InputError(f"epoch {epoch}: the answers to the dev rows are not finite: training has "
+                         "diverged; lower --lr or set --precision fp32") from None
     measure = evaluate_sets if model.several else evaluate
     record = {"epoch": epoch, "step": progress["step"], "train_loss": sum(progress["losses"]) / len(progress["losses"]),
               **measure(probabilities, dev.labels, model.labels)}

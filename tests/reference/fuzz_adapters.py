@@ -7,6 +7,7 @@ A good folder (several families; LoRA, DoRA, prefix, prompt, bottlenecks; heads 
 copied, one of its files is changed, and a process of its own loads it and answers. Answers that are
 not finite are bad; what else is: fuzzing.py.
 """
+
 import shutil
 import sys
 from pathlib import Path
@@ -23,18 +24,38 @@ from minillmclf.models import fresh_weights, model_class, save_backbone
 from minillmclf.text.tokenizer import WordPiece
 from minillmclf.tuning import OPTIONS, tune
 
-NUMBERS = dict(rank=3, alpha=6.0, dropout=0.0, rank_stabilised=False, targets="all-linear",
-               bias="none", size=4, tokens=3,
-               projection=False)
-GOOD = [(family, method, readout) for family, methods in {
-    "bert": ("lora", "dora", "prefix", "prompt", "houlsby"), "gpt2": ("lora", "pfeiffer",
-                                                                      "prompt"), "t5": ("lora",
-                                                                                        "prefix"),
-    "llama": ("dora", "prefix", "houlsby"), "deberta-v3": ("lora",), "gemma2": ("prompt",
-                                                                                "lora")}.items()
-    for method in methods for readout in (("head", "labels") if family == "gpt2" else ("head",))]
-SLOW = (r"(?:(\w|[a-z]|.)(\w|[a-z]|.))+\d!*$", "(a{65535}){65535}",
-        r"(?:\w|\w\w|\w\w\w|\.){1,90}!", "(" * 3000, "*", "(?P<n>.)(?P<n>.)")
+NUMBERS = dict(
+    rank=3,
+    alpha=6.0,
+    dropout=0.0,
+    rank_stabilised=False,
+    targets="all-linear",
+    bias="none",
+    size=4,
+    tokens=3,
+    projection=False,
+)
+GOOD = [
+    (family, method, readout)
+    for family, methods in {
+        "bert": ("lora", "dora", "prefix", "prompt", "houlsby"),
+        "gpt2": ("lora", "pfeiffer", "prompt"),
+        "t5": ("lora", "prefix"),
+        "llama": ("dora", "prefix", "houlsby"),
+        "deberta-v3": ("lora",),
+        "gemma2": ("prompt", "lora"),
+    }.items()
+    for method in methods
+    for readout in (("head", "labels") if family == "gpt2" else ("head",))
+]
+SLOW = (
+    r"(?:(\w|[a-z]|.)(\w|[a-z]|.))+\d!*$",
+    "(a{65535}){65535}",
+    r"(?:\w|\w\w|\w\w\w|\.){1,90}!",
+    "(" * 3000,
+    "*",
+    "(?P<n>.)(?P<n>.)",
+)
 
 
 def build(folder):
@@ -42,8 +63,9 @@ def build(folder):
     runs = []
     for family in dict.fromkeys(family for family, *_ in GOOD):
         kind, config = CONFIGS[family]
-        model = spread(fresh_weights(model_class({"model_type": kind,
-                                                  **config}).from_config(config), 0))
+        model = spread(
+            fresh_weights(model_class({"model_type": kind, **config}).from_config(config), 0)
+        )
         model.source_config = {"model_type": kind, **config}
         save_backbone(model, folder / f"base-{family}")
         WordPiece.from_vocab(PIECES).save(folder / f"base-{family}")
@@ -71,10 +93,13 @@ def build(folder):
 
 
 def case(runs, draw, folder):
-    """Damage a copy of a run -> what was done, a function that loads it, or its adapter alone, and answers."""
+    """Damage a copy of a run -> what was done, a function that loads it, or its adapter alone, and
+    answers."""
     run = Path(shutil.copytree(draw.choice(runs), folder / "run"))
     files = sorted(path for path in run.rglob("*") if path.is_file())
-    path = draw.choice(files + [path for path in files if path.suffix == ".json"])          # JSON twice as often
+    path = draw.choice(
+        files + [path for path in files if path.suffix == ".json"]
+    )  # JSON twice as often
     done = change_file(path, draw)
     known = path.parent.name == "adapter" and (run / "adapter" / "adapter_config.json").exists()
     place = run / "adapter" if known and draw.random() < 0.5 else run
@@ -82,6 +107,7 @@ def case(runs, draw, folder):
     def read():
         answers = Classifier.load(place).predict(TEXTS[:3])
         return None if torch.tensor(answers).isfinite().all() else "answers that are not finite"
+
     return f"{path.relative_to(run)}: {done}", read
 
 

@@ -2,11 +2,14 @@
 
   python tests/reference/fuzz_runs.py --count 2000 --seed 0
 
-Good: a finished run, one that was stopped (state and best weights), folds finished and stopped, a comparison, answers that
+Good: a finished run, one that was stopped (state and best weights), folds finished and stopped, a
+comparison, answers that
 were stopped (FILE.part). One file of a copy is damaged; then the command that reads it is given once more: train, folds,
-compare, predict, report, choose, evaluate. Answers must be finite, and answers that go on must be those of a run that was
+compare, predict, report, choose, evaluate. Answers must be finite, and answers that go on must be
+those of a run that was
 not stopped. What is counted as bad: fuzzing.py.
 """
+
 import os
 import shutil
 import sys
@@ -20,15 +23,41 @@ from minillmclf import cells, choose, compare, evaluate, folds, predict, report,
 from minillmclf.commands import Stopped
 from minillmclf.training import loop
 
-KINDS = ("train", "train", "go on", "go on", "go on", "folds", "folds go on", "compare", "compare", "predict", "predict", "report",
-         "report", "report", "choose", "evaluate", "evaluate")
-FILES = {"train": ("run.json", "metrics.jsonl", "config.json"), "go on": ("run.json", "state.safetensors", "state.safetensors",
-                                                                           "best.safetensors"),
-         "folds": ("folds.json", "fold-1/run.json", "fold-2/scores-held-out.safetensors", "fold-1/config.json"),
-         "folds go on": ("fold-1/run.json", "fold-1/state.safetensors", "fold-1/best.safetensors"),
-         "compare": ("table.json", "settings.json"), "predict": ("a.csv.part.json", "a.csv.part.json", "a.csv.part"),
-         "report": ("run.json", "metrics.jsonl", "predictions.csv"), "choose": ("table.json", "settings.json"),
-         "evaluate": ("run.json", "config.json", "tuned.json", "adapter/adapter_model.safetensors")}
+KINDS = (
+    "train",
+    "train",
+    "go on",
+    "go on",
+    "go on",
+    "folds",
+    "folds go on",
+    "compare",
+    "compare",
+    "predict",
+    "predict",
+    "report",
+    "report",
+    "report",
+    "choose",
+    "evaluate",
+    "evaluate",
+)
+FILES = {
+    "train": ("run.json", "metrics.jsonl", "config.json"),
+    "go on": ("run.json", "state.safetensors", "state.safetensors", "best.safetensors"),
+    "folds": (
+        "folds.json",
+        "fold-1/run.json",
+        "fold-2/scores-held-out.safetensors",
+        "fold-1/config.json",
+    ),
+    "folds go on": ("fold-1/run.json", "fold-1/state.safetensors", "fold-1/best.safetensors"),
+    "compare": ("table.json", "settings.json"),
+    "predict": ("a.csv.part.json", "a.csv.part.json", "a.csv.part"),
+    "report": ("run.json", "metrics.jsonl", "predictions.csv"),
+    "choose": ("table.json", "settings.json"),
+    "evaluate": ("run.json", "config.json", "tuned.json", "adapter/adapter_model.safetensors"),
+}
 
 
 def stopped(command, arguments, step):
@@ -40,6 +69,7 @@ def stopped(command, arguments, step):
         if len(count) == step:
             os.kill(os.getpid(), 15)
         return real(*given, **more)
+
     loop.take_step = take_step
     try:
         command.main(arguments)
@@ -53,6 +83,7 @@ def stopped(command, arguments, step):
 def process(module, *arguments, printed, errors):
     """cells.process without a process: this one is a fork already."""
     from minillmclf.errors import InputError
+
     printed.write_text("1.0")
     errors.write_text("")
     if module == "minillmclf.train":
@@ -67,7 +98,18 @@ def process(module, *arguments, printed, errors):
 def prepare(folder):
     cells.process, stream.WINDOW = process, 4
     base, data = bert_folder(folder / "base", layers=1), data_file(folder / "data.csv", 24, 6, 6)
-    common = ["--data", str(data), "--epochs", "2", "--batch-size", "8", "--max-length", "16", "--baselines", "off"]
+    common = [
+        "--data",
+        str(data),
+        "--epochs",
+        "2",
+        "--batch-size",
+        "8",
+        "--max-length",
+        "16",
+        "--baselines",
+        "off",
+    ]
     own = ["--model", str(base), *common, "--save-every", "1"]
     train.main([*own, "--method", "lora", "--out", str(folder / "evaluate")])
     train.main([*own, "--out", str(folder / "train")])
@@ -87,19 +129,30 @@ def prepare(folder):
         real(self, *given)
         if self.rows == 12:
             raise KeyboardInterrupt
+
     stream.Part.add = add
     try:
         predict.main([*asked, "--out", str(folder / "predict" / "a.csv")])
     except Stopped:
         stream.Part.add = real
-    return {"folder": folder, "own": own, "models": models, "asked": asked, "base": str(base), "data": str(data)}
+    return {
+        "folder": folder,
+        "own": own,
+        "models": models,
+        "asked": asked,
+        "base": str(base),
+        "data": str(data),
+    }
 
 
 def files_of(kind, run):
     """The files that are damaged, some twice as often."""
     found = [run / name for name in FILES[kind] if (run / name).is_file()]
-    return found + (sorted(run.glob("cells/*/cell.json")) + sorted(run.glob("cells/*/predictions.csv"))
-                    + sorted(run.glob("cells/*/run.json"))) * 2 * (kind == "compare")
+    return found + (
+        sorted(run.glob("cells/*/cell.json"))
+        + sorted(run.glob("cells/*/predictions.csv"))
+        + sorted(run.glob("cells/*/run.json"))
+    ) * 2 * (kind == "compare")
 
 
 def case(good, draw, folder):
@@ -131,7 +184,9 @@ def read(kind, good, run):
     if kind == "choose":
         choose.main(["--models", good["base"], "--data", good["data"], "--comparison", str(run)])
     if kind == "evaluate":
-        evaluate.main(["--model", str(run), "--out", str(run / "found.json"), "--data", good["data"]])
+        evaluate.main(
+            ["--model", str(run), "--out", str(run / "found.json"), "--data", good["data"]]
+        )
         evaluate.main(["--model", str(run)])
         predict.main(["--model", str(run), "a rose and rain"])
         return finite(run, begun)
@@ -139,10 +194,19 @@ def read(kind, good, run):
 
 
 def finite(run, begun):
-    """Does a result that was written since `begun` hold a number that is not finite? -> which file, or None."""
-    for path in [*run.rglob("run.json"), *run.rglob("folds.json"), *run.rglob("table.json"), *run.rglob("metrics.jsonl")]:
+    """Does a result that was written since `begun` hold a number that is not finite? -> which
+    file, or None."""
+    for path in [
+        *run.rglob("run.json"),
+        *run.rglob("folds.json"),
+        *run.rglob("table.json"),
+        *run.rglob("metrics.jsonl"),
+    ]:
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-        if any(word in text for word in (": NaN", ": Infinity", ": -Infinity")) and path.stat().st_mtime > begun:
+        if (
+            any(word in text for word in (": NaN", ": Infinity", ": -Infinity"))
+            and path.stat().st_mtime > begun
+        ):
             return f"{path.name} holds a number that is not finite"
     return None
 
