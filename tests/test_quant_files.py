@@ -84,7 +84,7 @@ def test_qlora_is_that_of_peft_on_bitsandbytes(name, tmp_path):
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=[*record["saved"], "bert.pooler"])
     load = functools.partial(transformers.AutoModelForSequenceClassification.from_pretrained, device_map="cpu")
-    base = loaded(load, tmp_path / "base", num_labels=len(LABELS), quantization_config=bits)
+    base = loaded(load, tmp_path / "base", False, num_labels=len(LABELS), quantization_config=bits)
 
     def control():
         own = load(tmp_path / "base", num_labels=len(LABELS), quantization_config=bits)
@@ -139,7 +139,7 @@ def test_transformers_reads_what_we_write_and_we_what_it_writes(name, folders, t
     ours = four_bit(wide(name, tmp_path / "base"))
     ours.save(tmp_path / "ours")
     load = functools.partial(transformers.AutoModelForSequenceClassification.from_pretrained, device_map="cpu")
-    theirs, loading = loaded(load, tmp_path / "ours", output_loading_info=True)
+    theirs, loading = loaded(load, tmp_path / "ours", False, output_loading_info=True)
     assert not any(loading.values()), f"{name}: transformers does not find all it expects: {loading}"
     assert_same_weights(name, theirs, ours)
     expected, found = scores(ours), their_scores(theirs, ours)           # its kernel on a CPU computes in bfloat16
@@ -148,7 +148,7 @@ def test_transformers_reads_what_we_write_and_we_what_it_writes(name, folders, t
         bits = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                                bnb_4bit_compute_dtype=torch.float32)
     Classifier.from_backbone(tmp_path / "base", LABELS).save(tmp_path / "full")
-    full = loaded(load, tmp_path / "full", quantization_config=bits)
+    full = loaded(load, tmp_path / "full", False, quantization_config=bits)
     with may_refuse():
         full.save_pretrained(tmp_path / "theirs")
         theirs = load(tmp_path / "theirs")
