@@ -224,13 +224,13 @@ def test_metrics_and_temperature_by_hand(place):
     assert [m["accuracy"] for m in record["folds"]] == pytest.approx(accuracies)
     assert record["sd"]["accuracy"] == pytest.approx(statistics.stdev(accuracies))
     assert record["mean"]["accuracy"] == pytest.approx(statistics.mean(accuracies))
-    assert record["temperature"] == pytest.approx(temperature(torch.tensor(own), truth.tolist()).temperature, rel=1e-3)
+    assert record["fitted_temperature"] == pytest.approx(temperature(torch.tensor(own), truth.tolist()).temperature, rel=1e-3)
     honest = own.copy()
     for f in (1, 2, 3):                                    # the temperature of fold f knows nothing of its rows
         t = temperature(torch.tensor(own[fold != f]), truth[fold != f].tolist()).temperature
         honest[fold == f] = torch.tensor(own[fold == f] / t).log_softmax(1).numpy()
     assert record["calibrated"]["log_loss"] == pytest.approx(loss(honest, every), abs=1e-3)
-    greedy = torch.tensor(own / record["temperature"]).log_softmax(1).numpy()
+    greedy = torch.tensor(own / record["fitted_temperature"]).log_softmax(1).numpy()
     assert loss(greedy, every) < record["calibrated"]["log_loss"], "a temperature fitted to the very rows should flatter"
 
 
