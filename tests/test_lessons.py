@@ -62,7 +62,8 @@ def lesson(request, tmp_path_factory):
     torch.set_num_threads(1)
     begin = time.process_time()
     try:
-        with contextlib.chdir(tmp_path_factory.mktemp("lesson")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path_factory.mktemp("lesson"))
             printed = run_cells(text, request.param)
             left = list(Path().iterdir())
     finally:
