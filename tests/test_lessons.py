@@ -1,4 +1,5 @@
 """The cells of the lessons run in order, and print exactly what stands below them."""
+import code
 import contextlib
 import io
 import re
@@ -99,6 +100,31 @@ def test_a_page_with_a_fault_is_noticed(old, new):
     assert differences(PLANTED, run_cells(PLANTED)) == []
     text = PLANTED.replace(old, new)
     assert text != PLANTED and len(differences(text, run_cells(text))) == 1
+
+
+class Prompt(code.InteractiveConsole):
+    """Python's prompt, which compiles what is pasted and runs nothing."""
+
+    def runcode(self, compiled):
+        pass
+
+    def showsyntaxerror(self, *given, **more):
+        raise SyntaxError
+
+
+def paste(cell):
+    prompt = Prompt()
+    for line in [*cell.splitlines(), ""]:
+        waiting = prompt.push(line)
+    assert not waiting
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_cells_can_be_pasted_at_the_prompt(path):
+    for _, cell, _ in cells_of(path.read_text(encoding="utf-8")):
+        paste(cell)
+    with pytest.raises(SyntaxError):                                 # no blank line after a block
+        paste("for x in (1, 2):\n    print(x)\nprint(3)\n")
 
 
 def test_an_error_names_the_line_of_the_page():
