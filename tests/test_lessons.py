@@ -1,9 +1,9 @@
 """The cells of the lessons run in order, and print exactly what stands below them."""
-import code
 import contextlib
 import io
 import re
 import time
+from code import InteractiveConsole
 from pathlib import Path
 
 import pytest
@@ -74,7 +74,7 @@ def lesson(request, tmp_path_factory):
 
 
 def test_each_cell_prints_what_stands_below_it(lesson):
-    path, text, printed, seconds = lesson
+    _, text, printed, seconds = lesson
     assert text.count("```python") == len(printed) >= 10
     assert differences(text, printed) == []
     assert seconds < 20
@@ -102,7 +102,7 @@ def test_a_page_with_a_fault_is_noticed(old, new):
     assert text != PLANTED and len(differences(text, run_cells(text))) == 1
 
 
-class Prompt(code.InteractiveConsole):
+class Prompt(InteractiveConsole):
     """Python's prompt, which compiles what is pasted and runs nothing."""
 
     def runcode(self, compiled):
