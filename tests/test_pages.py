@@ -12,9 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 MEASURED = sorted((ROOT / "lessons" / "measurements").glob("*.md"))
 REFERENCE = sorted((ROOT / "lessons" / "reference").glob("*.md"))
+LESSONS = sorted((ROOT / "lessons").glob("[0-9][0-9]_*.md"))
 CARDS = sorted((ROOT / "checkpoints").glob("README.md")) + [
     ROOT / "checkpoints" / name / "README.md" for name in ("mini-bert", "mini-llama", "mini-t5")]
-PAGES = [README, *REFERENCE, *MEASURED, *CARDS]
+PAGES = [README, *LESSONS, *REFERENCE, *MEASURED, *CARDS]
 # in backticks with a slash, and no path of the repository: what a reader makes, fetches or has
 ELSEWHERE = re.compile(r"runs/|merged/|adapter/$|shared/weights$|checkpoints/mine|microsoft/")
 # flags of pytest, torchrun, hf and pip, and of every command, which argparse does not list
@@ -112,7 +113,7 @@ def test_each_command_line_has_flags_that_its_command_knows(path):
     assert unknown == []
 
 
-@pytest.mark.parametrize("path", [README, *REFERENCE], ids=name_of)
+@pytest.mark.parametrize("path", [README, *LESSONS, *REFERENCE], ids=name_of)
 def test_each_flag_in_the_text_is_known_to_a_command(path):
     known = set.union(*parsers().values()) | OTHERS
     assert flags_in(path.read_text(encoding="utf-8")) - known == set()
@@ -130,7 +131,7 @@ def test_the_readme_is_short_and_sets_up_in_two_commands():
     assert len(block) == 2
 
 
-@pytest.mark.parametrize("path", [README, *REFERENCE, *MEASURED], ids=name_of)
+@pytest.mark.parametrize("path", [README, *LESSONS, *REFERENCE, *MEASURED], ids=name_of)
 def test_lines_are_at_most_100_columns_but_in_tables_and_output(path):
     text = re.sub(r"^```text\n.*?^```", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
     wide = [line for line in text.splitlines() if len(line) > 100 and not line.startswith("|")]
