@@ -60,15 +60,27 @@ def assert_same_run(one, other):
     assert first == second
 
 
+class Frame:
+    """What fine_tune needs of a DataFrame, for machines without pandas: iterating gives names, a column is an array."""
+
+    def __init__(self, columns):
+        self.columns, self.values = np.array(list(columns), dtype=object), columns
+
+    def __getitem__(self, name):
+        return np.array(self.values[name], dtype=object)
+
+
 def columns(rows):
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-@pytest.mark.parametrize("kind", ["dicts", "columns", "DataFrame"])
+@pytest.mark.parametrize("kind", ["dicts", "columns", "frame", "DataFrame"])
 def test_rows_in_memory_make_the_run_that_the_command_makes_of_a_file(place, tmp_path, kind):
     rows = rows_of(place, "data")
     data = rows if kind == "dicts" else columns(rows)
-    if kind == "DataFrame":
+    if kind == "frame":
+        data = Frame(data)
+    elif kind == "DataFrame":
         data = pytest.importorskip("pandas").DataFrame(data)
     lines = []
     model = fine_tune(place / "bert", data, tmp_path / "run", lines.append, **QUICK)
@@ -167,7 +179,7 @@ def test_a_thread_may_train(place):
     ({"text": ["a", " "], "label": [1, 0]}, "rows in memory: column 'text' is empty in 1 row.s.*line 2"),
     ([("a", "x"), ("b", "x")], "train has one class only|both are needed"),
     (7, "data should be a path, a list .* is a int"), ({("a", "b")}, "data should be .* is a set"),
-    ([{("a",): 1}], "cannot be written as JSON"), ("nowhere.csv", "nowhere.csv: no such file"),
+    ([{("a",): 1}], "cannot be written as JSON"), ("nowhere.csv", "nowhere.csv': no such file"),
 ])
 def test_wrong_data_are_refused_in_one_line(data, words):
     with pytest.raises(InputError, match=words) as error:
