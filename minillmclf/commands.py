@@ -196,8 +196,8 @@ class StopSignal:
         self.asked = False
         more = getattr(signal, "SIGHUP", signal.SIGTERM)
         numbers = {signal.SIGINT, signal.SIGTERM, *([more] * (signal.getsignal(more) != signal.SIG_IGN))}
-        here = threading.current_thread() is threading.main_thread()           # no other may set handlers
-        self.before = {s: signal.signal(s, self.catch) for s in numbers if here}
+        own = threading.current_thread() is threading.main_thread()        # no other may do it
+        self.before = {s: signal.signal(s, self.catch) for s in numbers if own}
         return self
 
     def catch(self, number, frame):

@@ -1,15 +1,15 @@
-"""How far a loop is: a bar on a terminal; in a file, a CI log or a notebook a plain line now and then."""
+"""How far a loop is: a bar on a terminal; in a file or a notebook a plain line now and then."""
 import sys
 import time
 
-EVERY = 10              # seconds between two lines, and before the first: a short run leaves none
+EVERY = 10              # seconds before a line: a short run leaves none
 
 
 class Progress:
-    """with Progress() as progress: ... progress(step, total, loss="0.312")   after each step, the first being 1
+    """with Progress() as show: ... show(step, total, loss="0.312")   after step 1, 2, ...
 
-    Writes to standard error; `quiet`: to nothing. bar: how tqdm should draw. `first` and `last` are
-    the steps before the first and at the last call, for a loop may begin in the middle.
+    It writes to standard error; quiet: nowhere. bar: how tqdm draws. The steps first + 1 to last
+    were shown: a loop may begin in the middle.
     """
 
     def __init__(self, quiet=False, **bar):
@@ -36,9 +36,9 @@ class Progress:
             self.bar.update(step - self.bar.n)
         elif not self.quiet and now - self.told >= EVERY:
             self.told, speed = now, (step - self.first) / (now - self.started)
-            words = [f"step {step:,} of {total:,}", *(f"{name} {value}" for name, value in shown.items()),
-                     f"{speed:.3g} steps a second"]
-            print("  ".join(words), file=sys.stderr, flush=True)
+            words = "".join(f"  {name} {value}" for name, value in shown.items())
+            print(f"step {step:,} of {total:,}{words}  {speed:.3g} steps a second",
+                  file=sys.stderr, flush=True)
 
     def clear(self):
         """Make room for a line that is printed."""

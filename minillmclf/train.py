@@ -57,7 +57,8 @@ def draw_rows(examples, per_class, seed):
 
 
 def load_dataset(s, table=None):
-    """The data of a run, with the text columns and the training rows that the settings ask for. table: of rows in memory."""
+    """The data of a run, with the columns and the training rows that are asked for. table: in
+    the place of s.data."""
     from .text.data import load_data
     data = load_data(table or s.data, s.text_column or None, s.label_column or None, s.seed, s.several_labels == "on",
                      s.quoting)
@@ -391,7 +392,7 @@ def check_saved(model, folder, texts):
 
 
 def show_record(record, data, folder, say=print):
-    """Print a finished run: the final table, what speaks against it, and where things lie (folder; "": nowhere any more)."""
+    """Print a finished run: the final table, what speaks against it, and the folder, if it stays."""
     from .advice import second_thoughts
     from .classify import several
     timing = record["timing"]
@@ -414,8 +415,8 @@ def show_record(record, data, folder, say=print):
 def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     """One whole run: build, look at the data, learn, finish -> its record (what run.json holds), None if it was stopped.
 
-    overwrite: start anew although the folder holds a run; say: called with what a person should read on the way;
-    on_epoch: with a dict after each epoch, as metrics.jsonl has it.
+    overwrite: start anew although the folder holds a run; say: called with what a person should
+    read on the way; on_epoch: with a line of metrics.jsonl, a dict, after each epoch.
     """
     from .files import write_text
     from .training import parallel
@@ -460,7 +461,7 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
 
 
 def whole_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
-    """`train_run` in a folder that no other process writes to -> its record; that of a run that is finished there already."""
+    """`train_run` in a folder of one's own -> its record, or that of a run that is finished there."""
     with owned(folder):
         if finished := open_run(s, folder, data, overwrite):
             say(f"{folder}: this run is finished already (--overwrite starts it anew)")

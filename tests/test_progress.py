@@ -30,7 +30,7 @@ def test_a_line_every_ten_seconds_at_most_with_the_speed_of_this_process(clock, 
     stderr = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
     with Progress() as show:
-        for step in range(1001, 1101):                     # goes on behind step 1000, 4 steps a second
+        for step in range(1001, 1101):                     # from step 1001 on, 4 steps a second
             clock.now += 0.25
             show(step, 2000, loss=f"{step / 1000:.3f}", tokens_s="77")
         show.clear()

@@ -79,7 +79,8 @@ class Report:
     def line(self):
         """How many of each, on one line; `inspect` has the names."""
         counts = {"tied": self.tied, "dropped": self.dropped, "new": self.fresh}
-        return f"{len(self.loaded)} tensors loaded" + "".join(f", {len(names)} {word}" for word, names in counts.items() if names)
+        more = [f", {len(names)} {word}" for word, names in counts.items() if names]
+        return f"{len(self.loaded)} tensors loaded" + "".join(more)
 
 
 class Checkpoint:

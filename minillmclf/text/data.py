@@ -235,14 +235,16 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, severa
     """Read labelled data with its splits; columns as in `read_examples`.
 
     path_or_name: a file, split by its column `split` or else 80/10/10 by `seed` (see `hold_out`); a folder with
-    train.*, and perhaps dev.* and test.*; the name of a bundled set; or a Table, taken as a file. SPLITS has other names of splits. A
-    missing dev split is carved out of train, a missing test split is []. InputError also for an empty text or
+    train.*, and perhaps dev.* and test.*; the name of a bundled set; or a Table. SPLITS has other names of
+    splits. A missing dev split is carved out of train, a missing test split is []. InputError also for an empty text or
     a class train has not.
 
     several: a label cell names any number of classes, none too: "a|b", in JSONL also ["a", "b"]; or with
     label_column "a,b,c" each class has a column, with 0 or 1 in it. Otherwise "a|b" is the name of one class.
     """
-    path, tables = _tables(path_or_name, quoting)
+    path = path_or_name.path if isinstance(path_or_name, Table) else _find(path_or_name)
+    tables = {None: path_or_name} if isinstance(path_or_name, Table) else \
+        _folder_tables(path, quoting) if path.is_dir() else {None: read_table(path, quoting)}
     first = next(iter(tables.values()))
     label_column = label_column or usual_label(first)
     _refuse_multi_hot(first, label_column)
@@ -282,14 +284,6 @@ def _refuse_multi_hot(table: Table, label_column: str) -> None:
         raise InputError(f"{table.path}, line {table.rows[0][0]}: column {short(label_column)} holds "
                          f"{_found(cells[0])}, zeros and ones, and no names: write a column for each class and "
                          "name these, --label-column a,b,c")
-
-
-def _tables(data, quoting: str):
-    """What load_data is given -> its path, {the split that a table stands for, None: several or unknown: Table}."""
-    if isinstance(data, Table):
-        return data.path, {None: data}
-    path = _find(data)
-    return path, _folder_tables(path, quoting) if path.is_dir() else {None: read_table(path, quoting)}
 
 
 def _find(path_or_name) -> Path:
