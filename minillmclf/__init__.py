@@ -10,15 +10,16 @@ The floor plan, in reading order:
   train, evaluate, predict, merge, compare, choose, folds, report, pretrain, inspect, labels
                                                    the commands: python -m minillmclf.<name>
 
-Public names: Classifier, load_backbone, load_tokenizer, load_data, generate, InputError. They are loaded when first used, so that
-`--help` need not wait for torch.
+Public names: fine_tune, Classifier, load_backbone, load_tokenizer, load_data, generate, InputError.
+They are loaded when first used, so that `--help` need not wait for torch.
 """
 import importlib
 
 __version__ = "0.1.0"
 
 _PUBLIC = {"Classifier": ".classify.classifier", "load_backbone": ".models", "load_tokenizer": ".text.tokenizer",
-           "load_data": ".text.data", "generate": ".models.cache", "InputError": ".errors"}
+           "load_data": ".text.data", "generate": ".models.cache", "InputError": ".errors",
+           "fine_tune": ".from_python"}
 
 
 def __getattr__(name):

@@ -22,12 +22,18 @@ def build(s, labels, fields=("text",)):
     if s.several_labels == "on":
         model.use_thresholds()                             # 0.5, until the end of the training fits them
     trainable, total = tune(model, recipe_of(s), s.seed)
-    device = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(s)
     try:
         torch.zeros(1, device=device).item()               # fails where a device is only a name
         return model.to(device), trainable, total
     except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"--device {s.device}: {str(error).splitlines()[0]}") from None
+
+
+def device_of(s):
+    """The name of the device that the settings ask for."""
+    import torch
+    return s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def reading_of(s, data):

@@ -174,14 +174,12 @@ def main(arguments=None):
     p = Parser(prog="python -m minillmclf.cells", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("run", help="the folder of a finished run")
     folder = find_model(p.parse_args(arguments).run)
-    import torch
-
     from . import train
+    from .building import device_of
     from .classify.classifier import Classifier
     s = read_settings({}, folder / "run.json")
     data = train.load_dataset(s)
-    model = Classifier.load(folder)
-    model.to(s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    model = Classifier.load(folder).to(device_of(s))
     print(milliseconds(model.predict, [e.texts for e in data.test or data.dev]))
     return 0
 

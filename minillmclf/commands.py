@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import threading
 
 from . import __version__
 from .errors import InputError, did_you_mean
@@ -195,7 +196,8 @@ class StopSignal:
         self.asked = False
         more = getattr(signal, "SIGHUP", signal.SIGTERM)
         numbers = {signal.SIGINT, signal.SIGTERM, *([more] * (signal.getsignal(more) != signal.SIG_IGN))}
-        self.before = {s: signal.signal(s, self.catch) for s in numbers}
+        own = threading.current_thread() is threading.main_thread()        # no other may do it
+        self.before = {s: signal.signal(s, self.catch) for s in numbers if own}
         return self
 
     def catch(self, number, frame):

@@ -61,8 +61,9 @@ def parse(arguments=None):
 def own_record(folder):
     """The run.json of a run folder, which names its data, or InputError."""
     from .files import read_json
+    from .text.table_files import MEMORY
     record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
-    if "settings" not in record or "data" not in record:
+    if "settings" not in record or "data" not in record or record["settings"].get("data") == MEMORY:
         raise InputError(f"{folder}: holds no run.json that names its data: give --data")
     one = (lambda v: isinstance(v, dict), "an object")
     return check_fields(record, {"settings": one, "data": one}, folder / "run.json")

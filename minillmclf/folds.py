@@ -175,6 +175,7 @@ def ask_fold(s, folder, name, texts):
     """
     import torch
 
+    from .building import device_of
     from .classify.classifier import Classifier
     from .models.weights import open_tensors, write_tensors
     from .training import parallel
@@ -187,8 +188,7 @@ def ask_fold(s, folder, name, texts):
             kept = file.get_tensor("scores").double() if same else torch.empty(0)
         if kept.shape[:1] == (len(texts),) and kept.dim() == 2 and kept.isfinite().all():
             return kept
-    device = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    model = Classifier.load(folder).to(device)
+    model = Classifier.load(folder).to(device_of(s))
     scores = parallel.scores(model, model.encode(texts)[0], s.eval_batch_size).contiguous()
     if parallel.first():
         write_tensors(path, {"scores": scores}, key)

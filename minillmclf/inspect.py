@@ -160,7 +160,8 @@ def main(arguments=None):
         print(f"classes: {', '.join(model.labels)}{how}; texts are cut to {model.max_length} tokens")
     found, report = fates(model, checkpoint), model.report
     print(f"\n{len(found)} tensors in {len(set(checkpoint.files.values()))} file(s): {len(report.loaded)} loaded, "
-          f"{len(report.tied)} tied, {len(report.dropped)} dropped on purpose; {len(report.fresh)} parameters not in the file")
+          f"{len(report.tied)} tied, {len(report.dropped)} dropped on purpose; {len(report.fresh)} parameters not in the file"
+          + f" ({', '.join(report.fresh)})" * bool(report.fresh))
     print("\n".join(tensor_lines(found, a.layers)))
     print(f"\n{sum(p.numel() for p in model.parameters()):,} parameters")
     print("\n".join(f"  {count:>15,}  {part}" for part, count in parts(model).items()))

@@ -15,6 +15,7 @@ from pathlib import Path
 from .commands import Parser, Stopped, StopSignal, run
 from .errors import InputError
 from .files import check_fields, check_folder, find_model, locked, remove, short, write_text
+from .progress import Progress
 from .text.corpus import weighted
 from .training.shapes import CONFIGS, SHAPES
 
@@ -208,7 +209,6 @@ def made_from(a, objective):
 def train(a, objective, items, weights):
     """The loop: draw a batch, one step, now and then a state on disk. -> the log, and the seconds it took."""
     import torch
-    from tqdm import tqdm
 
     from .training.checkpoint import load_state, save_state, seed_step
     from .training.optim import build_optimizer, rate_factor, set_rate
@@ -225,8 +225,7 @@ def train(a, objective, items, weights):
     source, held = batches(a, objective, items, weights)
     started, read, shown = time.monotonic(), 0, {}
     model.eval()                                     # no dropout: a small student underfits
-    bar = tqdm(total=a.steps, initial=progress["step"], unit="step", mininterval=5)
-    with StopSignal() as stop:
+    with Progress(mininterval=5) as show, StopSignal() as stop:
         for step in range(progress["step"], a.steps):
             batch = source.batch(step)
             seed_step(a.seed, step)
@@ -240,8 +239,8 @@ def train(a, objective, items, weights):
             read, last, due = read + tokens, step + 1 == a.steps, (step + 1) % a.save_every == 0
             if held and (due or last):
                 shown["held_out"] = round(held_out_loss(a, objective, held), 4)
-            bar.update()
-            bar.set_postfix(loss=f"{loss.item():.3f}", **shown, tokens_s=f"{read / max(time.monotonic() - started, 1e-6):.0f}")
+            speed = f"{read / max(time.monotonic() - started, 1e-6):.0f}"
+            show(step + 1, a.steps, loss=f"{loss.item():.3f}", **shown, tokens_s=speed)
             if (step + 1) % 100 == 0 or last or held and due:
                 more = shown if due or last else {}
                 progress["log"].append({"step": step + 1, **{k: round(v, 4) for k, v in parts.items()}, **more})

@@ -30,6 +30,7 @@ from .building import build, encode, reading_of
 from .commands import Parser, Stopped, StopSignal, run
 from .errors import InputError
 from .files import NEW, check_fields, find_model, locked, look_at, read_json, remove, short
+from .progress import Progress
 from .settings import add_settings, read_settings
 
 FITTED_ROWS = 200              # training rows, drawn by the seed, measured after each epoch
@@ -55,10 +56,11 @@ def draw_rows(examples, per_class, seed):
     return kept
 
 
-def load_dataset(s):
-    """The data of a run, with the text columns and the training rows that the settings ask for."""
+def load_dataset(s, table=None):
+    """The data of a run, with the columns and the training rows that are asked for. table: in
+    the place of s.data."""
     from .text.data import load_data
-    data = load_data(s.data, s.text_column or None, s.label_column or None, s.seed, s.several_labels == "on",
+    data = load_data(table or s.data, s.text_column or None, s.label_column or None, s.seed, s.several_labels == "on",
                      s.quoting)
     asked = (s.preference, s.swap) != ("none", "none")
     if asked and len(data.columns) != 3:
@@ -291,13 +293,15 @@ def objective_of(s, model, truth):
     return Classes(balanced(truth, len(model.labels)) if weigh else None, s.label_smoothing, s.focal)
 
 
-def learn(s, model, data, folder, say):
+def silent(line):
+    """Says nothing, where others print."""
+
+
+def learn(s, model, data, folder, say, on_epoch=None):
     """The training itself, with its progress bar -> the loop's progress (None if it was stopped), timing.
 
     timing: what this process did; a run that goes on counts its own steps only.
     """
-    from tqdm import tqdm
-
     from .classify.swap import with_swapped
     from .files import write_text
     from .training import parallel
@@ -309,14 +313,11 @@ def learn(s, model, data, folder, say):
     sample = Rows([train.encoded[row] for row in chosen], [train.labels[row] for row in chosen])
     objective = objective_of(s, model, train.labels)
     started = time.monotonic()
-    with tqdm(unit="step", dynamic_ncols=True, leave=False) as bar, StopSignal() as stop:
+    with Progress(say is silent, dynamic_ncols=True, leave=False) as bar, StopSignal() as stop:
         def on_step(step, total, loss):
-            if bar.total is None:
-                bar.total, bar.initial, bar.n = total, step - 1, step - 1
-            bar.update(step - bar.n)
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar(step, total, loss=f"{loss:.3f}")
 
-        def on_epoch(line):
+        def after_epoch(line):
             bar.clear()
             measure, names = (evaluate_sets, SET_METRICS) if model.several else (evaluate, METRICS)
             scores = parallel.scores(model, sample.encoded, s.eval_batch_size)
@@ -325,15 +326,17 @@ def learn(s, model, data, folder, say):
             say(f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  "
                 f"{s.metric} {fitted:.3f}  dev "
                 + "  ".join(f"{name} {line[name]:.3f}" for name in names))
+            if on_epoch:
+                on_epoch(dict(line))
 
         def on_finding(line):
             bar.clear()
             say(line)
-        progress = fit(model, train, dev, s, folder, stop, objective, on_step, on_epoch, on_finding)
+        progress = fit(model, train, dev, s, folder, stop, objective, on_step, after_epoch, on_finding)
     if progress is not None and parallel.first():
         write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in progress["history"]))
     seconds = max(time.monotonic() - started, 1e-6)        # a clock may stand still
-    steps = list(islice(chain.from_iterable(plan_epochs(train, s)), bar.initial, bar.n))
+    steps = list(islice(chain.from_iterable(plan_epochs(train, s)), bar.first, bar.last))
     return progress, {"train_seconds": round(seconds, 1), "seconds_per_step": round(seconds / max(1, len(steps)), 4),
                       "examples_per_second": round(sum(map(len, steps)) / seconds, 1)}
 
@@ -391,7 +394,7 @@ def check_saved(model, folder, texts):
 
 
 def show_record(record, data, folder, say=print):
-    """Print a finished run: the final table, what speaks against it, and where things lie."""
+    """Print a finished run: the final table, what speaks against it, and the folder, if it stays."""
     from .advice import second_thoughts
     from .classify import several
     timing = record["timing"]
@@ -404,16 +407,18 @@ def show_record(record, data, folder, say=print):
         say("\n" + swap_line(record["swap"], record["settings"]["swap"]))
     say(f"\nbest epoch {record['best_epoch']}; {record['parameters']['trainable']:,} of {record['parameters']['total']:,} "
           f"parameters trained; {timing['train_seconds']} s, {timing['seconds_per_step'] * 1000:.0f} ms a step, {speed}"
-          f"peak memory {timing['peak_memory_mb']} MB\nsaved in {folder}; try:  "
-          f"python -m minillmclf.predict --model {folder} {example}")
+          f"peak memory {timing['peak_memory_mb']} MB")
+    if folder:
+        say(f"saved in {folder}; try:  python -m minillmclf.predict --model {folder} {example}")
     for line in second_thoughts(record):
         say(line)
 
 
-def train_run(s, data, folder, overwrite=False, say=print):
+def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     """One whole run: build, look at the data, learn, finish -> its record (what run.json holds), None if it was stopped.
 
-    overwrite: start anew although the folder holds a run; say: called with what a person should read on the way.
+    overwrite: start anew although the folder holds a run; say: called with what a person should
+    read on the way; on_epoch: with a line of metrics.jsonl, a dict, after each epoch.
     """
     from .files import write_text
     from .training import parallel
@@ -436,7 +441,7 @@ def train_run(s, data, folder, overwrite=False, say=print):
         from .classify.label_doctor import examine
         say("\n" + "\n".join(examine(model.tokenizer, model.head, model.labels).lines()))
     say(f"\n{s.model}: {model.report.line() if s.weights == 'pretrained' else 'random weights'}; "
-        f"{trainable:,} of {total:,} parameters will be trained; {rate_line(s)}")
+        f"{trainable:,} of {total:,} parameters trainable; {rate_line(s)}")
     if model.quantise:
         kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.kept_whole})
         say(f"in four bits ({model.quantise}): the body's linear layers; kept whole: {', '.join(kinds)}")
@@ -450,11 +455,19 @@ def train_run(s, data, folder, overwrite=False, say=print):
             clear(place)
         write_text(place / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     parallel.wait()
-    progress, timing = learn(s, model, data, place, say)
+    progress, timing = learn(s, model, data, place, say, on_epoch)
     record = progress and finish(s, model, data, place, record, progress, timing)
     if record and parallel.first():
         settle(folder)
     return record
+
+
+def whole_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
+    """`train_run` in a folder of one's own -> its record, or that of a run that is finished there."""
+    with owned(folder):
+        if finished := open_run(s, folder, data, overwrite):
+            say(f"{folder}: this run is finished already (--overwrite starts it anew)")
+        return finished or train_run(s, data, folder, overwrite, say, on_epoch)
 
 
 def main(arguments=None):
@@ -470,13 +483,7 @@ def carry_out(arguments):
     s = read_settings(flags, config)
     folder = Path(s.out or f"runs/{Path(s.model).name}-{Path(s.data).stem}-{s.method}-{s.seed}")
     data = load_dataset(s)
-    with owned(folder):
-        finished = open_run(s, folder, data, overwrite)
-        if finished:
-            print(f"{folder}: this run is finished already (--overwrite starts it anew)")
-            show_record(finished, data, folder)
-            return 0
-        record = train_run(s, data, folder, overwrite)
+    record = whole_run(s, data, folder, overwrite)
     if record is None:
         raise Stopped(f"stopped; the state is saved in {folder}. "
                       f"The same command{' without --overwrite' * overwrite} goes on from there.")

@@ -164,8 +164,7 @@ def test_an_old_last_layer_is_dropped_with_a_word_and_the_rest_kept(name, last, 
     assert model.labels == ["no", "yes"] and scores(model, SINGLE).shape == (len(SINGLE), 2)
     assert sorted(model.report.dropped) == [last + ".bias", last + ".weight"]
     assert model.report.fresh == ["head.out.weight", "head.out.bias"]
-    said = f"dropped on purpose ({last}.bias, {last}.weight), 2 new (head.out.weight, head.out.bias)"
-    assert said in model.report.line()
+    assert model.report.line() == f"{len(model.report.loaded)} tensors loaded, 2 dropped, 2 new"
     kept = {path: p for path, p in old.named_parameters() if not path.startswith("head.out")}
     assert first_difference(parameters, kept, 0.0) is None, "a trained tensor changed on the way"
 

@@ -219,12 +219,12 @@ def test_rates_by_method_and_width(tmp_path, method, width, kind, rate):
     key = {"t5": "d_model"}.get(kind, "hidden_size")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, key: width}))
     s = read_settings({"model": str(tmp_path), "method": method})
-    assert s.lr == rate and f"{method} at width {width}" in rate_line(s)
+    assert s.lr == rate and f"({method}, width {width})" in rate_line(s)
     assert read_settings({"model": str(tmp_path), "method": method, "lr": "auto"}).lr == rate
     asked = read_settings({"model": str(tmp_path), "method": method, "lr": 7e-4})
     assert (
         asked.lr == 7e-4
-        and f"0.0007: as given (the usual one of {method} at width {width} is {rate:g})"
+        and f"0.0007 (as given; {rate:g} is usual for {method} at width {width})"
         in rate_line(asked)
     )
 
@@ -248,7 +248,7 @@ def test_an_old_record_keeps_its_rate_and_a_new_one_says_which_it_took(place, tm
     (tmp_path / "run.json").write_text(json.dumps({"settings": {"method": "lora", "lr": 3e-4}}))
     assert read_settings({}, tmp_path / "run.json").lr == 3e-4
     assert train.main(flags(place, tmp_path / "new", method="lora", rank=2)) == 0
-    assert "learning rate 0.003: the usual one of lora at width 32" in capsys.readouterr().out
+    assert "learning rate 0.003 (lora, width 32)" in capsys.readouterr().out
     assert json.loads((tmp_path / "new" / "run.json").read_text())["settings"]["lr"] == 3e-3
     assert compare.parse(["--lr", "auto"]).lr == "auto"
 

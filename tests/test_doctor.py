@@ -64,7 +64,7 @@ def test_all_is_well_in_one_line(folder):
     model = backward(classifier(folder))
     tensors = len(list(model.parameters()))
     report = examine_gradients(model)
-    assert report.lines == [f"gradients: {tensors} tensors learn, all with a gradient; 0 frozen, none with one"]
+    assert report.lines == [f"gradients: {tensors} trainable tensors, all with a gradient; 0 frozen, none with one"]
     assert not report.faults and not report.zero
 
 
@@ -77,7 +77,7 @@ def test_lora_has_a_zero_gradient_at_first_and_is_judged_at_the_second_step(fold
     said = train(model, build_optimizer(model, 1e-2, 0.0))
     assert [len(lines) for lines in said] == [0, 1, 0, 0], f"one line, after the second step: {said}"
     learning = sum(p.requires_grad for p in model.parameters())
-    assert said[1][0] == (f"gradients: {learning} tensors learn, all with a gradient; "
+    assert said[1][0] == (f"gradients: {learning} trainable tensors, all with a gradient; "
                           f"{len(list(model.parameters())) - learning} frozen, none with one")
 
 
@@ -87,7 +87,7 @@ def test_a_gradient_that_is_cut_off_is_told(folder):
     model.backbone.states = lambda *a: states(*a).detach()
     report = examine_gradients(backward(model))
     body = len(list(model.backbone.parameters()))
-    assert len(report.faults) == 1 and f"{body} of {len(list(model.parameters()))} learning tensors have no gradient" in \
+    assert len(report.faults) == 1 and f"{body} of {len(list(model.parameters()))} trainable tensors have no gradient" in \
         report.faults[0] and "backbone.word_embeddings.weight" in report.faults[0]
 
 
@@ -116,7 +116,7 @@ def test_an_optimizer_of_other_tensors_is_refused(folder):
     model = classifier(folder)
     optimizer = build_optimizer(model, 1e-3, 0.0)
     model.head.out.weight = nn.Parameter(model.head.out.weight.detach().clone())
-    with pytest.raises(InputError, match="does not hold the tensors that should learn .head.out.weight."):
+    with pytest.raises(InputError, match="does not hold these trainable tensors .head.out.weight."):
         Checkup(model, optimizer)
 
 
@@ -221,7 +221,7 @@ def test_any_tensor_that_stays_as_it_is_is_told(folder, name):
         stays.data.copy_(kept)
     optimizer.step = all_but_one
     said = train(model, optimizer)[2]
-    assert len(said) == 1 and said[0].startswith(f"WARNING: after three steps 1 of {len(list(model.parameters()))} learning tensors")
+    assert len(said) == 1 and said[0].startswith(f"WARNING: after three steps 1 of {len(list(model.parameters()))} trainable tensors")
     assert name in said[0]
 
 

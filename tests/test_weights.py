@@ -144,7 +144,7 @@ def test_fresh_parameters_are_allowed_by_pattern_only(folder):
         fill(model, checkpoint, Table(names), fresh=["layers", "norm"])              # a pattern begins where the name begins
     report = fill(model, checkpoint, Table(names), fresh=[".*_norm"])
     assert len(report.fresh) == 10 and all("_norm." in name for name in report.fresh)
-    assert "10 new (embedding_norm.weight, " in report.line()
+    assert report.line().endswith(", 10 new")
 
 
 # ------------------------------------------------------------------------------------------------ other spellings

@@ -77,15 +77,10 @@ class Report:
     fresh: list = field(default_factory=list)
 
     def line(self):
-        text = f"{len(self.loaded)} tensors loaded, {len(self.tied)} tied"
-        text += f", {len(self.dropped)} dropped on purpose ({', '.join(shortened(self.dropped))})" if self.dropped else ""
-        return text + (f", {len(self.fresh)} new ({', '.join(self.fresh)})" if self.fresh else "")
-
-
-def shortened(names, most=6):
-    """Sorted names with their numbers as `{}`, each once, so that a hundred layers take one line."""
-    kinds = sorted({re.sub(r"\.\d+\.", ".{}.", name) for name in names})
-    return kinds if len(kinds) <= most else [*kinds[:most], f"and {len(kinds) - most} more kinds"]
+        """How many of each, on one line; `inspect` has the names."""
+        counts = {"tied": self.tied, "dropped": self.dropped, "new": self.fresh}
+        more = [f", {len(names)} {word}" for word, names in counts.items() if names]
+        return f"{len(self.loaded)} tensors loaded" + "".join(more)
 
 
 class Checkpoint:

@@ -117,7 +117,7 @@ def _choose_columns(table: Table, text_columns, label_column: str, need_labels: 
     asked = {"--text-column": columns} | ({"--label-column": labels} if need_labels else {})
     missing = [(option, name) for option, names in asked.items() for name in names if name not in known]
     if missing:
-        (option, name), own = missing[0], SEPARATORS[table.path.suffix.lower()]
+        (option, name), own = missing[0], SEPARATORS.get(table.path.suffix.lower())
         like = {column.strip().casefold(): column for column in table.columns}         # Text, LABEL
         found = {option for option, name in missing if name.casefold() in like}
         if found:
@@ -130,7 +130,7 @@ def _choose_columns(table: Table, text_columns, label_column: str, need_labels: 
             above = ", or write a line with the columns' names above the rows if it has none"
             remedy = f"name one with {option}" + above * bool(own)
         raise InputError(f"{table.path}: no column {short(name)} in {short(list(table.columns), 300)}: {remedy}")
-    if table.separator != SEPARATORS[table.path.suffix.lower()]:
+    if table.separator != SEPARATORS.get(table.path.suffix.lower()):
         note(f"{table.path}: {table.separator!r} stands between its fields, and is read so")
     return columns
 
@@ -236,19 +236,20 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, severa
     """Read labelled data with its splits; columns as in `read_examples`.
 
     path_or_name: a file, split by its column `split` or else 80/10/10 by `seed` (see `hold_out`); a folder with
-    train.*, and perhaps dev.* and test.*; or the name of a bundled set. SPLITS has other names of splits. A
-    missing dev split is carved out of train, a missing test split is []. InputError also for an empty text or
+    train.*, and perhaps dev.* and test.*; the name of a bundled set; or a Table. SPLITS has other names of
+    splits. A missing dev split is carved out of train, a missing test split is []. InputError also for an empty text or
     a class train has not.
 
     several: a label cell names any number of classes, none too: "a|b", in JSONL also ["a", "b"]; or with
     label_column "a,b,c" each class has a column, with 0 or 1 in it. Otherwise "a|b" is the name of one class.
     """
-    path = _find(path_or_name)
-    tables = _folder_tables(path, quoting) if path.is_dir() else {None: read_table(path, quoting)}
+    path = path_or_name.path if isinstance(path_or_name, Table) else _find(path_or_name)
+    tables = {None: path_or_name} if isinstance(path_or_name, Table) else \
+        _folder_tables(path, quoting) if path.is_dir() else {None: read_table(path, quoting)}
     first = next(iter(tables.values()))
     label_column = label_column or usual_label(first)
     _refuse_multi_hot(first, label_column)
-    kind = "files" if path.is_dir() else "column" if split_column(first) else "random"
+    kind = "files" if None not in tables else "column" if split_column(first) else "random"
     parts = {"train": [], "dev": [], "test": []}
     for file_split, table in tables.items():                       # train is the first: the others need its columns
         text_columns = _choose_columns(table, text_columns, label_column, True)
@@ -268,9 +269,9 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, severa
         raise InputError(f"{path}: no train row has 1 in the column {short(unmarked[0])}: leave it out of "
                          "--label-column, or add rows")
     _check_labels(parts, labels, {split: tables.get(split, tables.get(None)) for split in parts}, names)
-    source = {"path": str(path_or_name), "sha256": {table.path.name: table.sha256 for table in tables.values()},
+    source = {"path": str(getattr(path_or_name, "path", path_or_name)), "sha256": {table.path.name: table.sha256 for table in tables.values()},
               "split": kind, "seed": seed, "dev_from_train": dev_from_train}
-    name = path.resolve().name if path.is_dir() else path.stem
+    name = path.resolve().name if kind == "files" else path.stem
     return Dataset(name, parts["train"], parts["dev"], parts["test"], labels, text_columns, source,
                    several, label_column)
 

@@ -38,10 +38,10 @@ def examine_gradients(model, earlier=None):
                 "a gradient that is not finite": broken,
                 "a gradient although they are frozen: it costs memory and is not used": leaking}
     faults = [f"WARNING: gradients: {len(names)} of {len(frozen if names is leaking else trained)} "
-              f"{'frozen' if names is leaking else 'learning'} tensors have {what} ({shortened(names)})"
+              f"{'frozen' if names is leaking else 'trainable'} tensors have {what} ({shortened(names)})"
               for what, names in findings.items() if names]
     well = "all with a gradient" if not zero else f"all with a gradient, {len(zero)} of zeros so far ({shortened(zero)})"
-    lines = faults or [f"gradients: {len(trained)} tensors learn, {well}; {len(frozen)} frozen, none with one"]
+    lines = faults or [f"gradients: {len(trained)} trainable tensors, {well}; {len(frozen)} frozen, none with one"]
     return Report(lines, faults, zero)
 
 
@@ -62,7 +62,7 @@ class Checkup:
         named = dict(model.named_parameters())
         lost = [name for name, p in named.items() if p.requires_grad and id(p) not in held]
         if lost or held - {id(p) for p in named.values()}:
-            raise InputError(f"the optimiser does not hold the tensors that should learn ({shortened(lost)}): it was built "
+            raise InputError(f"the optimiser does not hold these trainable tensors ({shortened(lost)}): it was built "
                              f"before the model was moved or changed; build it last")
         frozen = spaced([name for name, p in named.items() if not p.requires_grad])
         self.before = {name: checksum(p) for name, p in named.items() if p.requires_grad or name in frozen}
@@ -94,7 +94,7 @@ class Checkup:
         def shows(p):                                        # or is the step too small for fp32 to add it to such numbers?
             return not rates[id(p)] or whole(p.detach()).abs().min().item() * 2**-20 < rates[id(p)]
         still = [n for n in learning if n not in changed and n not in self.report.zero and shows(named[n])]
-        return [f"WARNING: after three steps {len(still)} of {len(learning)} learning tensors have not changed "
+        return [f"WARNING: after three steps {len(still)} of {len(learning)} trainable tensors have not changed "
                 f"({shortened(still)}): the optimiser does not reach them"] if still else []
 
 

@@ -47,5 +47,5 @@ def rate_line(s):
     """Which rate a run takes and why, in words."""
     usual, why = default_rate(s)
     if s.lr == usual:
-        return f"learning rate {s.lr:g}: the usual one of {why} (--lr goes over it)"
-    return f"learning rate {s.lr:g}: as given (the usual one of {why} is {usual:g})"
+        return f"learning rate {s.lr:g} ({why.replace(' at', ',')})"
+    return f"learning rate {s.lr:g} (as given; {usual:g} is usual for {why})"
