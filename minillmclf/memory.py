@@ -185,9 +185,11 @@ def training_memory(backbone, head, method, length):
     for a text of `length` tokens). `step_bytes` adds them up. The model is as it was afterwards."""
     with tuned(backbone, head, method, length) as (model, trained, total):
         used = min(length, model.max_length)                       # what stands before a text takes positions from it
-        kept, (in_forward, carrying) = kept_for_backward(model, used), most_in_forward(model, used)
-        with all_learning(model):
-            text = passing(kept, kept_for_backward(model, used), in_forward, carrying, len(blocks_in(model)))
+        text = kept_for_backward(model, used)
+        if trained < total:
+            with all_learning(model):
+                in_full = kept_for_backward(model, used)
+            text = passing(text, in_full, *most_in_forward(model, used), len(blocks_in(model)))
         return trained, held(backbone, method, trained, total), text * length // used // head.SEQUENCES
 
 
@@ -253,11 +255,13 @@ def step_keeps(model, step):
     def grown(one, two):
         return one + (step.rows - 1) * (two - one)
 
-    plain, most = grown(kept(1, None, False), kept(2, None, False)), 0
-    in_forward, carrying = most_in_forward(model, step.length, 1, step.precision)
-    with all_learning(model):
-        whole_model = grown(kept(1, None, False), kept(2, None, False))
-    more = passing(plain, whole_model, step.rows * in_forward, carrying, len(blocks_in(model))) - plain
+    most = more = 0
+    if not all(parameter.requires_grad for parameter in model.parameters()):
+        plain = grown(kept(1, None, False), kept(2, None, False))
+        with all_learning(model):
+            in_full = grown(kept(1, None, False), kept(2, None, False))
+        in_forward, carrying = most_in_forward(model, step.length, 1, step.precision)
+        more = passing(plain, in_full, step.rows * in_forward, carrying, len(blocks_in(model))) - plain
     for whole in tops(model) if step.checkpointing else [None]:
         most = max(most, grown(kept(1, whole), kept(2, whole)))
     return most + more

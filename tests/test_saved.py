@@ -259,7 +259,8 @@ def test_modules_are_saved_by_the_ending_of_their_names_as_peft_does(name, confi
     again = Classifier.load(tmp_path / "run")
     assert torch.equal(scores(again), scores(model)), "what learned beside the adapter was lost"
     expected = scores(model.double())
-    for by in (theirs, by_peft(peft, folders[name], tmp_path / "run" / "adapter")):
+    for by in (theirs, by_peft(peft, folders[name], tmp_path / "run" / "adapter",
+                               lambda own: made_by_peft(peft, folders[name], own, **config))):
         assert torch.allclose(peft_scores(by.double(), model).float(), expected, rtol=1e-6,
                               atol=1e-6)
 
