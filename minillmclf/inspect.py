@@ -102,10 +102,11 @@ def new_head_lines(folder):
     try:
         checkpoint = open_checkpoint(folder)
         model = Classifier.empty(checkpoint, ["0", "1"], {}, "family", None)
-    except InputError:                                         # which train refuses
+        table = model.table(with_classes=False)
+        path = {name: translate(name, table) for name in checkpoint.files
+                if not tie_of(name, table)}
+    except (InputError, KeyError):                             # which train refuses
         return []
-    table = model.table(with_classes=False)
-    path = {name: translate(name, table) for name in checkpoint.files if not tie_of(name, table)}
     old = {generic(name)[0]: None for name, ours in path.items() if ours is None}
     new = [f"head.{name}" for name, _ in model.head.named_parameters()]
     new = [name for name in new if name not in path.values()]
