@@ -94,6 +94,25 @@ def tensor_lines(found, every_layer):
             for (name, shape, dtype, fate), count in kinds.items()]
 
 
+def new_head_lines(folder):
+    """[which tensors train drops and adds where it puts a new head on the body], by kind."""
+    from .classify.classifier import Classifier
+    from .models.weights import generic, tie_of, translate
+    from .tuning.quant_files import open_checkpoint
+    try:
+        checkpoint = open_checkpoint(folder)
+        model = Classifier.empty(checkpoint, ["0", "1"], {}, "family", None)
+        table = model.table(with_classes=False)
+        path = {name: translate(name, table) for name in checkpoint.files
+                if not tie_of(name, table)}
+    except (InputError, KeyError):                             # which train refuses
+        return []
+    old = {generic(name)[0]: None for name, ours in path.items() if ours is None}
+    new = [f"head.{name}" for name, _ in model.head.named_parameters()]
+    new = [name for name in new if name not in path.values()]
+    return [f"train, with a new head: dropped {', '.join(old) or 'none'}; new {', '.join(new)}"]
+
+
 def parts(model):
     """{part of the model: parameters}: embeddings, the blocks together, norms, heads."""
     sizes = Counter()
@@ -160,9 +179,8 @@ def main(arguments=None):
         print(f"classes: {', '.join(model.labels)}{how}; texts are cut to {model.max_length} tokens")
     found, report = fates(model, checkpoint), model.report
     print(f"\n{len(found)} tensors in {len(set(checkpoint.files.values()))} file(s): {len(report.loaded)} loaded, "
-          f"{len(report.tied)} tied, {len(report.dropped)} dropped on purpose; {len(report.fresh)} parameters not in the file"
-          + f" ({', '.join(report.fresh)})" * bool(report.fresh))
-    print("\n".join(tensor_lines(found, a.layers)))
+          f"{len(report.tied)} tied, {len(report.dropped)} dropped on purpose; {len(report.fresh)} parameters not in the file")
+    print("\n".join([*tensor_lines(found, a.layers), *new_head_lines(folder)]))
     print(f"\n{sum(p.numel() for p in model.parameters()):,} parameters")
     print("\n".join(f"  {count:>15,}  {part}" for part, count in parts(model).items()))
     print("\nmemory, with a classification head of two classes" if model is backbone else "\nmemory")

@@ -46,6 +46,15 @@ def test_every_tensor_of_the_file_is_in_the_report(name, capsys):
     assert times == total, f"{name}: one line for all layers stands for {times} tensors of {total}"
 
 
+@pytest.mark.parametrize("name", ["bert_classifier", "roberta_classifier", "mini-bert"])
+def test_what_train_drops_and_adds_has_its_names(name, capsys):
+    name = MODELS / name if (MODELS / name).exists() else name
+    built = Classifier.from_backbone(name, ["no", "yes"]).report
+    line = re.search("^train, with a new head: dropped (.*); new (.*)$", report(capsys, name), re.M)
+    assert line and line[2].split(", ") == built.fresh
+    assert {re.sub(r"\.\d+\.", ".{}.", dropped) for dropped in built.dropped} == set(line[1].split(", "))
+
+
 @pytest.mark.parametrize("name", STORED)
 def test_parts_and_memory_are_those_of_the_model(name, capsys):
     out = report(capsys, MODELS / name)
