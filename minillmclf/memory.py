@@ -152,20 +152,27 @@ def most_in_forward(model, length, rows=1, precision="fp32"):
     from torch import is_tensor
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
-    alive, most, carrying = {}, [0], []
-    blocks = blocks_in(model)
+    alive, now, most, carrying, blocks = set(), 0, 0, [], blocks_in(model)
+
+    def free(key, size):
+        nonlocal now
+        now -= size
+        alive.discard(key)
 
     class Watch(TorchDispatchMode):
         """Each operation's outputs are counted until torch frees their memory."""
 
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal now, most
             out = function(*args, **(kwargs or {}))
             inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if is_tensor(t)}
             for storage in (t.untyped_storage() for t in tree_leaves(out) if is_tensor(t)):
-                if storage._cdata not in alive and storage._cdata not in inputs:           # a view takes no memory
-                    alive[storage._cdata] = storage.nbytes()
-                    weakref.finalize(storage, alive.pop, storage._cdata, None)
-            most[0] = max(most[0], sum(alive.values()))
+                key, size = storage._cdata, storage.nbytes()
+                if key not in alive and key not in inputs:                 # a view takes no memory
+                    alive.add(key)
+                    now += size
+                    weakref.finalize(storage, free, key, size)
+            most = max(most, now)
             return out
 
     def note(block, given, out):
@@ -177,7 +184,7 @@ def most_in_forward(model, length, rows=1, precision="fp32"):
     finally:
         for hook in hooks:
             hook.remove()
-    return most[0], sum(carrying)
+    return most, sum(carrying)
 
 
 def training_memory(backbone, head, method, length):
@@ -260,8 +267,8 @@ def step_keeps(model, step):
         plain = grown(kept(1, None, False), kept(2, None, False))
         with all_learning(model):
             in_full = grown(kept(1, None, False), kept(2, None, False))
-        in_forward, carrying = most_in_forward(model, step.length, 1, step.precision)
-        more = passing(plain, in_full, step.rows * in_forward, carrying, len(blocks_in(model))) - plain
+        (one, carrying), (two, _) = (most_in_forward(model, step.length, n, step.precision) for n in (1, 2))
+        more = passing(plain, in_full, grown(one, two), carrying, len(blocks_in(model))) - plain
     for whole in tops(model) if step.checkpointing else [None]:
         most = max(most, grown(kept(1, whole), kept(2, whole)))
     return most + more
