@@ -1,5 +1,6 @@
 """What several test files share: the stored models, and the comparison that names the first layer that differs."""
 
+import copy
 import math
 import os
 from collections import Counter
@@ -39,6 +40,26 @@ def fp32(width, depth):
     known-wrong variants show.
     """
     return 12 * 2.0 ** -24 * math.sqrt(width) * depth
+
+
+def shaken(model, answer, width):
+    """The same for a model that stretches errors, as trained and exaggerated ones do, in the answers' own unit.
+
+    A float32 sum of `width` products is the exact sum with each weight off by sqrt(width) * 2**-24 of itself. So the
+    weights of a float64 model are moved by 2**-24 of themselves, up or down at random, three times; how far
+    answer(model) moves, times sqrt(width), is what one float32 computation is off. Two of them: sqrt(2), and 3 for
+    what is rounded besides sums and for the worst of many numbers.
+    """
+    exact, moved = answer(model), 0.0
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                up = torch.randint(2, parameter.shape, generator=draw)
+                parameter.mul_(1 + 2.0 ** -24 * (2 * up - 1))
+        moved = max(moved, (answer(other) - exact).abs().max().item())
+    return 3 * math.sqrt(2 * width) * moved
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MODELS, ROUNDED, assert_padding_changes_nothing, batch_of, first_difference, fp32, trace
+from conftest import MODELS, assert_padding_changes_nothing, batch_of, first_difference, fp32, trace
 from hypothesis import HealthCheck, given, settings, strategies as st
 from live import imported, loaded, may_refuse
 from safetensors.torch import load_file, save_file
@@ -93,7 +93,8 @@ def parity(name, stored, dtype=torch.float32, tolerance=FP32):
     return first_difference(ours, steps, tolerance, relative=True) or first_difference(ours, gradients, 1e-4, relative=True)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, FP32), (torch.float64, ROUNDED)])
+# In float64 transformers still takes one root in float32.
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, FP32), (torch.float64, fp32(1, 1))])
 @pytest.mark.parametrize("name", STORED)
 def test_every_step_is_that_of_transformers(name, stored, dtype, tolerance):
     found = parity(name, stored, dtype, tolerance)
