@@ -188,16 +188,21 @@ def most_in_forward(model, length, rows=1, precision="fp32"):
 
 
 def training_memory(backbone, head, method, length):
-    """What one method takes in training, in fp32 with AdamW -> (parameters that learn, bytes of weights and moments, bytes
-    for a text of `length` tokens). `step_bytes` adds them up. The model is as it was afterwards."""
+    """What one method takes in training, in fp32 with AdamW -> (trainable parameters, bytes of weights, moments and what a
+    step keeps whatever its texts are, bytes for a text of `length` tokens). `step_bytes` adds them up. The model is as it was afterwards."""
     with tuned(backbone, head, method, length) as (model, trained, total):
         used = min(length, model.max_length)                       # what stands before a text takes positions from it
-        text = kept_for_backward(model, used)
+        text, once = kept_for_backward(model, used), 0
         if trained < total:
+            once = max(0, 2 * text - kept_for_backward(model, used, rows=2))      # DoRA's sums of matrices
             with all_learning(model):
-                in_full = kept_for_backward(model, used)
-            text = passing(text, in_full, *most_in_forward(model, used), len(blocks_in(model)))
-        return trained, held(backbone, method, trained, total), text * length // used // head.SEQUENCES
+                in_full = kept_for_backward(model, used) - once
+            in_forward, carrying = most_in_forward(model, used)
+            if once:
+                in_forward = most_in_forward(model, used, rows=2)[0] - in_forward
+            text = passing(text - once, in_full, in_forward, carrying, len(blocks_in(model)))
+        always = held(backbone, method, trained, total) + once
+        return trained, always, text * length // used // head.SEQUENCES
 
 
 # ------------------------------------------------------------------------------------------- the switches of the loop

@@ -226,7 +226,7 @@ def test_what_training_takes_is_estimated_within_15_percent(method, tmp_path):
 
 @pytest.mark.parametrize("rows, length", [(8, 96), (32, 24)])
 @pytest.mark.parametrize("name, kind, method", [
-    ("mini-bert", "bert", "full"), ("mini-bert", "bert", "head"), ("mini-bert", "bert", "bitfit"),
+    ("mini-bert", "bert", "full"), ("mini-bert", "bert", "head"), ("mini-bert", "bert", "dora"),
     ("mini-llama", "llama", "full"), ("mini-llama", "llama", "last-1"), ("mini-llama", "llama", "prompt"),
     ("mini-t5", "t5", "full"), ("mini-t5", "t5", "lora"), ("mini-t5", "t5", "prefix")])
 def test_of_every_kind_of_model_and_shape_too(name, kind, method, rows, length):
