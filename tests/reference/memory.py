@@ -78,13 +78,13 @@ def megabytes(program, *arguments):
 
 
 def estimate(folder, method):
-    """What `inspect` says for the same step: weights, gradients, AdamW's moments, and what 8 x 128 tokens keep."""
+    """What `inspect` says for the same step of 8 x 128 tokens."""
     from minillmclf.classify.head import build_head
-    from minillmclf.inspect import training_memory
+    from minillmclf.memory import step_bytes, training_memory
     from minillmclf.models import load_backbone
     backbone = load_backbone(folder).train()
-    _, held, kept = training_memory(backbone, build_head("bert", backbone, 2), method, 128)
-    return (held + 8 * kept) / 2**20
+    trained, always, text = training_memory(backbone, build_head("bert", backbone, 2), method, 128)
+    return step_bytes(always, trained, 8 * text) / 2**20
 
 
 def main():
