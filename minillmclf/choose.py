@@ -22,7 +22,6 @@ from .files import CHECKPOINTS, check_fields, find_model, read_json
 from .memory import METHODS, size, step_bytes, training_memory
 from .settings import Settings, add_settings, read_settings, refuse_several
 from .text.doctor import SPLITS, unknown_line, unknown_share
-from .training.metrics import METRICS
 
 KINDS = {"in place": "encoder", "behind": "decoder", "apart": "encoder-decoder"}          # Backbone.ANSWERS -> its kind
 ASKED = ("data", "text_column", "label_column", "quoting", "batch_size", "micro_batch_size",
@@ -135,18 +134,21 @@ def same_data(folder, data):
     return made == data or Path(made).resolve() == Path(data).resolve()
 
 
+def is_metric(value):
+    from .training.metrics import METRICS                # which needs numpy: --help does not wait for it
+    return isinstance(value, str) and value in METRICS
+
+
 TEXT = (lambda v: isinstance(v, str), "a text")
 NUMBER = (lambda v: v is None or type(v) in (int, float), "a number, or null")
 SPREAD = (lambda v: isinstance(v, dict) and all(type(v.get(name)) in (int, float) for name in (
     "mean", "low", "high")), "an object with mean, low and high")
 ROW = {**dict.fromkeys(("label", "model", "method", "readout", "split", "settings"), TEXT),
        "score": SPREAD,
-       "metric": (lambda v: isinstance(v, str) and v in METRICS, "a metric"),
+       "metric": (is_metric, "a metric"),
        "size": (lambda v: v == "all" or type(v) is int, "a number, or all"), "dev_rows?": NUMBER,
        "dev": (lambda v: type(v) in (int, float), "a number"),
        "train_seconds": NUMBER, "ms_per_text": NUMBER, "best": (lambda v: type(v) is bool, "true or false")}
-
-
 MADE = {"models?": (lambda v: v is None or isinstance(v, list) and all(
             isinstance(name, str) for name in v), "a list of names"),
         **{f"{name}?": (lambda v, kind=type(default): type(v) is kind or
@@ -160,6 +162,7 @@ def comparison_facts(asked, data):
     best: with the best dev score; cheapest: with the shortest training of those trained rows whose dev score is near it
     (advice.near); fastest: of all trained rows, with the least time for a text. Test scores are reported and choose nothing.
     """
+    from .training.metrics import METRICS
     if asked and not same_data(Path(asked), data):
         raise InputError(f"--comparison {asked}: was made of other data than {data}: name those with --data, or leave it out")
     found = [Path(asked)] if asked else sorted(

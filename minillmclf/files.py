@@ -237,6 +237,8 @@ def remove(path):
             path.unlink(missing_ok=True)
         except OSError:
             pass                                                   # in a finally: the fault itself is being told
+
+
 def write_text(path, text):
     """A text file, whole or not at all."""
     with replacing(path) as temporary:

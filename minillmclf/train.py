@@ -207,8 +207,9 @@ def open_run(s, folder, data, overwrite):
 
     Another run, or a folder with other things in it, is an InputError: nothing is overwritten unasked.
     """
+    apart = [("--model", find_model(s.model)), ("--data", s.data)]
     for name in SAVED:
-        look_at(folder / name, [("--model", find_model(s.model)), ("--data", s.data)])
+        look_at(folder / name, apart)
     if overwrite or place_of(s, folder, data, overwrite) != folder:
         return None
     if not (folder / "run.json").exists():

@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")              # no test needs the ne
 import pytest
 import torch
 
+from minillmclf.commands import run
 from minillmclf.errors import InputError
 
 torch.set_num_threads(1)                                  # the models are tiny: threads only get in each other's way
@@ -69,6 +70,16 @@ def pytest_terminal_summary(terminalreporter):
     for reason, count in said.items():
         if "the reference refuses" in reason:
             terminalreporter.write_line(f"{count} not compared. {reason.removeprefix('Skipped: ')}")
+
+
+@pytest.fixture
+def call(capsys):
+    """call(command, *arguments) -> exit code, stdout, stderr of that command as a process would give them."""
+    def call(command, *given):
+        with pytest.raises(SystemExit) as end:
+            run(lambda: command.main(list(map(str, given))))
+        return end.value.code, *capsys.readouterr()
+    return call
 
 
 def refused(call, *parts) -> str:

@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 
 from minillmclf import compare, evaluate, predict, train
 from minillmclf.classify.classifier import Classifier
-from minillmclf.commands import run
 from minillmclf.settings import Settings
 
 QUICK = small.flags(epochs=2, batch_size=8, lr=3e-3)
@@ -38,16 +37,6 @@ def place(tmp_path_factory):
     small.data_file(folder / "data.csv")
     assert train.main(arguments(folder, folder / "finished")) == 0
     return folder
-
-
-@pytest.fixture
-def call(capsys):
-    """call(command, *arguments) -> exit code, stdout, stderr of that command as a process would give them."""
-    def call(command, *given):
-        with pytest.raises(SystemExit) as end:
-            run(lambda: command.main(list(map(str, given))))
-        return end.value.code, *capsys.readouterr()
-    return call
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from conftest import ROUNDED, batch_of, first_difference, fp32
 from live import imported, loaded, may_refuse
 from small import PIECES, flags, forked, texts_of
-from test_commands import call, read_csv, refused  # noqa: F401  (call, refused: fixtures)
+from test_commands import read_csv, refused  # noqa: F401  (refused: a fixture)
 from test_families import CONFIGS, LABELS, TEXTS, spread
 from test_methods import recipe, state
 

@@ -14,7 +14,6 @@ from conftest import refused
 
 from minillmclf import evaluate, predict, stream, train
 from minillmclf.classify.classifier import Classifier
-from minillmclf.commands import run
 from minillmclf.models import fresh_weights
 
 LABELS = list(small.TOPICS)
@@ -41,15 +40,6 @@ def place(tmp_path_factory, body):
                        "lora": {"text_column": "body", "method": "lora"}}.items():
         assert train.main([*small.flags(**common, **more, out=folder / name), *QUICK]) == 0
     return folder
-
-
-@pytest.fixture
-def call(capsys):
-    def call(command, *given):
-        with pytest.raises(SystemExit) as end:
-            run(lambda: command.main(list(map(str, given))))
-        return end.value.code, *capsys.readouterr()
-    return call
 
 
 def write_rows(path, header, rows):

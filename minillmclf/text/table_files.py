@@ -25,8 +25,6 @@ from minillmclf.files import short
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 MEMORY = "rows in memory"         # the path of a Table that was read from no file
-MEMORY = "rows in memory"         # the path of a Table that was read from no file
-QUOTING = ("auto", "double", "none")
 THOUSANDS = re.compile(r"\d,(000\b|\d{3}\b(?!\s*(,|$)))")          # not "error 7,404": 404 is a field
 DEEPEST = 100                     # lists and objects within each other in a line of JSON
 
