@@ -3,6 +3,7 @@ import copy
 import functools
 import json
 import math
+import shutil
 import sys
 import types
 from collections import Counter
@@ -691,13 +692,17 @@ def ignore_config_key(w, monkeypatch):
     strange(w, monkeypatch, "train", lambda folder: dict(model=folder, data=w.data, out=w.new(), epochs=1))
 
 
-def strange(w, monkeypatch, command, given, before=()):
-    """A model with an unknown key in its config.json is refused, unless that key is left out by name."""
-    import shutil
+def strange(w, monkeypatch, command, given, before=(), words=False, run=None, first=False):
+    """A model with an unknown key in its config.json is refused, unless that key is left out by name.
+
+    given(folder) -> settings; before: arguments; the model is that of a run, or w.words, or w.bert; first: it is the
+    command's first argument.
+    """
     folder = w.new()
-    shutil.copytree(w.bert, folder)
+    shutil.copytree(run.folder if run else w.words if words else w.bert, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"strange_key": 1}))
     monkeypatch.setenv("MINILLMCLF_IGNORE_CONFIG_KEYS", "")
+    before = [folder, *before] if first else before
     refused(command, *before, says="strange_key", **given(folder))
     ok(command, *before, ignore_config_key="strange_key", **given(folder))

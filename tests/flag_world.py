@@ -179,7 +179,7 @@ class World:
     STILL = 1e-30              # a learning rate at which no weight moves
 
     def __init__(self, folder):
-        self.folder, self.kept, self.count = Path(folder), {}, 0
+        self.folder, self.kept, self.passed, self.count = Path(folder), {}, set(), 0
 
     def new(self, suffix=""):
         """A path that does not exist yet."""
