@@ -146,10 +146,10 @@ class Run:
 
     @property
     def tensors(self):
-        """Name -> tensor, of all that the folder holds."""
+        """Name -> tensor, of all that the model is."""
         found = {}
         for path in sorted(self.folder.rglob("*.safetensors")):
-            found |= load_file(path)
+            found |= {} if path.name.startswith("scores-") else load_file(path)
         return {name: tensor.float() for name, tensor in found.items()}
 
 
@@ -179,7 +179,7 @@ class World:
     STILL = 1e-30              # a learning rate at which no weight moves
 
     def __init__(self, folder):
-        self.folder, self.kept, self.passed, self.count = Path(folder), {}, set(), 0
+        self.folder, self.kept, self.made, self.count = Path(folder), {}, {}, 0
 
     def new(self, suffix=""):
         """A path that does not exist yet."""
@@ -198,6 +198,16 @@ class World:
             out = self.new()
             self.kept[key] = Run(out, ok("train", **given, out=out))
         return self.kept[key]
+
+    def once(self, key, check):
+        """check(), once for a key; what it raised is raised again."""
+        if key not in self.made:
+            try:
+                self.made[key] = check() and None
+            except (AssertionError, OSError, ValueError, KeyError) as error:
+                self.made[key] = error
+        if self.made[key]:
+            raise self.made[key]
 
     # -------------------------------------------------------------- models
 

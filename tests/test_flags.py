@@ -41,7 +41,5 @@ def test_help_and_version(command):
 def test_a_flag_changes_what_it_says(command, flag, w, monkeypatch):
     check = CHECKS[command, flag]
     known = {"w": w, "flag": flag, "monkeypatch": monkeypatch}
-    needed = inspect.signature(check).parameters
-    if check not in w.passed or "flag" in needed:             # a check of several flags is made once
-        check(**{name: known[name] for name in needed})
-        w.passed.add(check)
+    given = {name: known[name] for name in inspect.signature(check).parameters}
+    w.once((check, given.get("flag")), lambda: check(**given))       # of several flags it may be one check
