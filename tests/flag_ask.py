@@ -3,13 +3,11 @@ import csv
 import functools
 import io
 import json
-import math
 import random
 import shutil
 
 import numpy as np
 import pytest
-import torch
 from flag_train import by_label_texts, split_by_hand, strange
 from flag_world import LABELS, call, forwards, ok, read_csv, refused, shows, write_csv
 from small import bert_folder
@@ -667,5 +665,3 @@ def nothing_to_ignore(w):
     assert call("report", run=run.folder, out=pages[1], ignore_config_key="strange_key").code == 0
     assert pages[0].read_text() == pages[1].read_text()
 
-
-assert math and torch

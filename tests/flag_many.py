@@ -4,10 +4,10 @@ folds and compare hand the settings of train on. So a bundle of settings is give
 the same bit for bit, and so are the batches on the way there. That each setting changes train is shown in flag_train.py.
 """
 import contextlib
+import csv
 import functools
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 
@@ -28,18 +28,18 @@ WORDS = json.dumps({"garden": "old tree", "kitchen": "soup", "weather": "very bi
 # ---------------------------------------------------------------- bundles of settings
 
 BUNDLES = {
-    "loop": dict(data="skew", epochs=4, min_steps=14, batch_size=5, lr=2e-3, weight_decay=1.0, warmup=0.3,
+    "loop": dict(data="skew", min_steps=22, batch_size=5, lr=2e-3, weight_decay=1.0, warmup=0.3,
                  schedule="cosine", clip=0.01, label_smoothing=0.1, class_weights="balanced", layer_decay=0.5,
-                 metric="log_loss", patience=2, eval_batch_size=4, save_every=2, micro_batch_size=3,
-                 checkpointing="on", baselines="on", rows_per_class=7, seed=1),
+                 metric="ece", patience=2, eval_batch_size=4, save_every=2, micro_batch_size=3,
+                 checkpointing="on", baselines="off", rows_per_class=7, seed=1),
     "head": dict(data="long", pool="mean", max_length=12, keep="tail", batch_tokens=60, focal=1.5, sampling="balanced",
                  weights="random", precision="bf16"),
-    "lora": dict(data="data", method="lora", rank=3, alpha=7.0, adapter_dropout=0.3, rank_stabilised="on",
+    "lora": dict(data="data", epochs=3, method="lora", rank=3, alpha=7.0, adapter_dropout=0.3, rank_stabilised="on",
                  targets="q_proj", bias="all", lr=1e-2),
     "windows": dict(data="long", method="qlora", quantise="fp4", windows="mean", max_length=20, overlap=5,
                     max_windows=1, max_document=33, lr=1e-2),
-    "columns": dict(data="renamed", method="pfeiffer", adapter_size=5, text_column="said", label_column="kind",
-                    quoting="double", lr=1e-2),
+    "columns": dict(data="marked", method="pfeiffer", adapter_size=5, text_column="said", label_column="kind",
+                    quoting="none", lr=1e-2),
     "prefix": dict(data="data", method="prefix", virtual_tokens=3, projection="on", lr=1e-2),
     "words": dict(data="data", model="llama", readout="labels", template="{text}. the {label}", label_texts=WORDS,
                   instruction="read", end="eos", score_by="token", objective="completion"),
@@ -49,7 +49,7 @@ BUNDLED = {"--" + name.replace("_", "-"): bundle for bundle, settings in BUNDLES
 
 def bundle_of(w, name):
     """The settings of a bundle, with paths -> dict."""
-    given = dict(model="bert", epochs=2, batch_size=8, lr=1e-3, baselines="off") | BUNDLES[name]
+    given = dict(model="bert", epochs=2, batch_size=8, lr=1e-3) | BUNDLES[name]
     return given | {key: getattr(w, given[key]) for key in ("model", "data")}
 
 
@@ -106,12 +106,13 @@ def folds_by_hand(rows, texts, label, k, seed):
 
 def first_fold(w, data, texts, label, k, seed):
     """A file with the rows of the first fold, so that train can have them."""
-    rows = read_csv(data)
+    raw = dict(quoting=csv.QUOTE_NONE, quotechar=None) if data == w.marked else {}
+    rows = read_csv(data, **raw)
     kept = [row for row in rows if row.get("split") != "test"]
     fold, dev = folds_by_hand(kept, texts, label, k, seed)
     for n, row in enumerate(kept):
         row["split"] = "test" if fold[n] == 0 else "dev" if n in dev else "train"
-    return write_csv(w.new(".csv"), kept)
+    return write_csv(w.new(".csv"), kept, **raw)
 
 
 FOLDED = [flag for flag in BUNDLED if flag not in ("--model", "--data")]
@@ -301,13 +302,12 @@ def cells(w):
         for model, lr in ((w.bert, 2e-3), (w.words, None)):
             alone = w.train(data=w.skew, method=method, model=model, lr=lr, **CELLS)
             assert any(same(run, alone) for run in runs), (method, model)
-    _, rows, runs = compare(w, w.words, readouts=["head", "labels"], learning_curve=["3", "all"], data=w.skew, seeds=2,
-                            **CELLS | dict(batch_size=24))
-    assert len(runs) == 8 and {row["size"] for row in rows} == {3, "all"}
-    for readout, size, seed in (("head", 3, 1), ("labels", None, 0), ("labels", 3, 1), ("head", None, 1)):
-        alone = w.train(model=w.words, readout=readout, data=w.skew, rows_per_class=size, seed=seed, lr=None,
-                        **CELLS | dict(batch_size=24))
-        assert any(same(run, alone) for run in runs), (readout, size, seed)
+    _, rows, runs = compare(w, w.words, readouts=["head", "labels"], learning_curve=["3"], data=w.skew, seeds=2,
+                            **CELLS)
+    assert len(runs) == 4 and {row["size"] for row in rows} == {3}
+    for readout in ("head", "labels"):
+        alone = w.train(model=w.words, readout=readout, data=w.skew, rows_per_class=3, seed=1, lr=None, **CELLS)
+        assert any(same(run, alone) for run in runs), readout
     _, rows, runs = compare(w, w.bert, sweep=["lr=1e-3,1e-2"], data=w.data, **CELLS | dict(epochs=3))
     alone = [w.train(lr=lr, **CELLS | dict(epochs=3)) for lr in (1e-3, 1e-2)]
     assert len(runs) == 2 and all(any(same(run, one) for run in runs) for one in alone)
@@ -498,5 +498,3 @@ def unknown_key_made(w, monkeypatch):
     strange(w, monkeypatch, "pretrain", lambda folder: dict(
         objective="mlm", text=w.text, start=folder, out=w.new(), **w.TINY), words=True)
 
-
-assert shutil

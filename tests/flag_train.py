@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 import torch
-from flag_world import LABELS, call, forwards, ok, read_csv, refused, replaced, same, shows
+from flag_world import LABELS, forwards, ok, read_csv, refused, replaced, same, shows
 from small import bert_folder
 
 from minillmclf import Classifier, load_backbone, load_tokenizer
@@ -346,7 +346,6 @@ def of_a_writer(w):
 @shows("--pool")
 def pool(w):
     """Each pooling by hand, with the saved last layer."""
-    ids, mask, _ = [], [], None
     tokenizer, body = load_tokenizer(w.bert), load_backbone(w.bert)
     for how in ("first", "mean", "max", "last", "attention"):
         run = w.train(pool=how, lr=w.STILL, epochs=1)

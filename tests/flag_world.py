@@ -153,15 +153,15 @@ class Run:
         return {name: tensor.float() for name, tensor in found.items()}
 
 
-def read_csv(path):
+def read_csv(path, **how):
     with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return list(csv.DictReader(file, **how))
 
 
-def write_csv(path, rows):
+def write_csv(path, rows, **how):
     """rows: dicts with the same keys -> path."""
     with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
+        writer = csv.DictWriter(file, rows[0], **how)
         writer.writeheader()
         writer.writerows(rows)
     return path
@@ -279,6 +279,14 @@ class World:
         """`data` with other names of its columns, and other columns with the usual ones."""
         return self.table("renamed", self.rows, self.SPLITS, lambda text, label, other: {
             "said": text, "kind": label, "text": other[0], "label": "odd" if len(text) % 2 else "even"})
+
+    @functools.cached_property
+    def marked(self):
+        """`renamed` with texts in quotes, which are part of them where quotes are none."""
+        path, lines = self.folder / "marked.csv", self.renamed.read_text().splitlines()
+        cells = [line.split(",") for line in lines[1:]]
+        path.write_text("\n".join([lines[0], *(",".join([f'"{said}"', *more]) for said, *more in cells)]) + "\n")
+        return path
 
     @functools.cached_property
     def skew(self):
