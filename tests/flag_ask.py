@@ -1,15 +1,25 @@
-"""What each flag of evaluate, predict, merge, inspect, labels, choose and report changes in what they print and write."""
+"""What each flag of predict, merge, inspect, labels, choose and report changes in what they print and write."""
+
 import csv
 import functools
 import io
 import json
-import random
 import shutil
 
 import numpy as np
 import pytest
-from flag_train import by_label_texts, split_by_hand, strange
-from flag_world import LABELS, call, forwards, ok, read_csv, refused, shows, write_csv
+from flag_evaluate import (
+    OTHER,
+    based,
+    both_orders,
+    preferring,
+    quoted,
+    rows_at_once,
+    rows_of,
+    written,
+)
+from flag_loop import split_by_hand
+from flag_world import LABELS, call, forwards, ok, read_csv, refused, shows, strange, write_csv
 from small import bert_folder
 
 from minillmclf import Classifier
@@ -17,286 +27,8 @@ from minillmclf import Classifier
 near = functools.partial(pytest.approx, rel=1e-4, abs=1e-6)
 
 
-def rows_of(path, split=None, text="text", label="label"):
-    """[(text, label)] of a file, of one split or of all."""
-    return [(row[text], row[label]) for row in read_csv(path) if split in (None, row.get("split"))]
-
-
-def log_loss(probabilities, labels, known=LABELS):
-    """The mean of -log p(true class)."""
-    return -np.log([p[known.index(label)] for p, label in zip(np.asarray(probabilities), labels)]).mean()
-
-
-def loss_by_hand(folder, rows, base=None):
-    """The log loss of a saved classifier on [(text or texts, label)]."""
-    model = Classifier.load(folder, base)
-    texts, labels = zip(*rows)
-    return log_loss(model.predict(list(texts)), labels, model.labels)
-
-
-def told(w, command="evaluate", **given):
-    """What the command writes to --out, JSON."""
-    out = w.new(".json")
-    ok(command, out=out, **given)
-    return json.loads(out.read_text())
-
-
-def quoted(w):
-    """`data` as a file whose cells have quotes."""
-    path = w.folder / "quoted.csv"
-    lines = [f'"{text}",{label},{split}' for (text, label), split in zip(w.rows, w.SPLITS)]
-    path.write_text("\n".join(["text,label,split", *lines]) + "\n")
-    return path
-
-
-def based(w):
-    """A run with LoRA on a base of its own, and where that base lies now."""
-    if "based" not in w.kept:
-        there, now = w.new(), w.new()
-        shutil.copytree(w.bert, there)
-        run = w.train(model=there, method="lora", lr=1e-2)
-        there.rename(now)
-        w.kept["based"] = run, now
-    return w.kept["based"]
-
-
-def preferring(w):
-    """A run that compares two answers, and its test rows."""
-    rows = [((r["prompt"], r["response_a"], r["response_b"]), r["label"]) for r in read_csv(w.three)
-            if r["split"] == "test"]
-    return w.train(data=w.three, preference="head", lr=1e-2), rows
-
-
-def both_orders(folder, texts):
-    """The mean of the probabilities of (x, a, b), and of (x, b, a) with a and b exchanged."""
-    model = Classifier.load(folder)
-    turned = model.predict([(x, b, a) for x, a, b in texts])[:, [1, 0, 2]]
-    return (model.predict(texts) + turned) / 2
-
-
-def rows_at_once(command, *given, **asked):
-    """How many rows go through the last layer of the head at a time."""
-    with forwards("Linear", out=3) as seen:
-        ok(command, *given, **asked)
-    return [shape[0] for shape, _, _ in seen]
-
-
-# ---------------------------------------------------------------- evaluate
-
-@shows("evaluate", "--model", "--data", "--split")
-def rows_judged(w):
-    """Without --data the rows of the run; of data with splits those of --split."""
-    for run, splits in ((w.train(), ["test"]), (w.train(lr=1e-2), ["train", "dev", "test"])):
-        for split in splits:
-            found = told(w, model=run.folder, split=split)
-            assert found["log_loss"] == near(loss_by_hand(run.folder, rows_of(w.data, split)))
-            found = told(w, model=run.folder, data=w.other, split=split)
-            assert found["log_loss"] == near(loss_by_hand(run.folder, rows_of(w.other, split)))
-        assert told(w, model=run.folder) == told(w, model=run.folder, split="test")
-
-
-@shows("evaluate", "the seed of the run")
-def split_of_the_run(w):
-    """A split that was made for the run, by its seed: not one of its train rows is judged on."""
-    for seed in (0, 1):
-        run, label = w.train(data=w.unsplit, seed=seed, lr=1e-2), dict(rows_of(w.unsplit))
-        for split in ("dev", "test", "train"):
-            texts = sorted(split_by_hand(w, seed)[split])
-            found = told(w, model=run.folder, split=split)
-            assert found["rows"] == len(texts)
-            assert found["log_loss"] == near(loss_by_hand(run.folder, [(text, label[text]) for text in texts]))
-        assert {row["text"] for row in run.rows} == split_by_hand(w, seed)["test"]
-
-
-@shows("evaluate", "--text-column", "--label-column")
-def columns_judged(w):
-    run = w.train(lr=1e-2)
-    rows = rows_of(w.renamed, "test", "said", "kind")
-    found = told(w, model=run.folder, data=w.renamed, text_column="said", label_column="kind")
-    assert found["log_loss"] == near(loss_by_hand(run.folder, rows))
-    other = rows_of(w.renamed, "test", "text", "kind")
-    found = told(w, model=run.folder, data=w.renamed, label_column="kind")
-    assert found["log_loss"] == near(loss_by_hand(run.folder, other))
-    own = w.train(data=w.renamed, text_column="said", label_column="kind")
-    assert told(w, model=own.folder, data=w.renamed)["log_loss"] == near(loss_by_hand(own.folder, rows))
-
-
-@shows("evaluate", "--quoting")
-def quoting_judged(w):
-    run, rows = w.train(lr=1e-2), rows_of(w.data, "test")
-    for how, mark in (("none", '"'), ("double", "")):
-        found = told(w, model=run.folder, data=quoted(w), quoting=how)
-        marked = [(mark + text + mark, label) for text, label in rows]
-        assert found["log_loss"] == near(loss_by_hand(run.folder, marked)), how
-    raw = w.train(data=quoted(w), quoting="none")
-    marked = [(f'"{text}"', label) for text, label in rows]
-    assert told(w, model=raw.folder)["log_loss"] == near(loss_by_hand(raw.folder, marked))
-
-
-@shows("evaluate", "--batch-size")
-def batch_judged(w):
-    run, asked = w.train(lr=1e-2), {"command": "evaluate", "model": w.train(lr=1e-2).folder}
-    assert sorted(rows_at_once(**asked, batch_size=4)) == [1, 4, 4] and rows_at_once(**asked) == [9]
-    assert told(w, model=run.folder, batch_size=4)["log_loss"] == near(told(w, model=run.folder)["log_loss"])
-
-
-@shows("evaluate", "--base")
-def base_judged(w):
-    run, now = based(w)
-    refused("evaluate", model=run.folder, says="base")
-    found = told(w, model=run.folder, base=now)
-    assert found["log_loss"] == near(log_loss(run.probabilities, [row["label"] for row in run.rows]))
-
-
-@shows("evaluate", "--swap")
-def swap_judged(w):
-    run, rows = preferring(w)
-    labels = [label for _, label in rows]
-    model = Classifier.load(run.folder)
-    plain = model.predict([texts for texts, _ in rows])
-    for how, p in (("none", plain), ("predict", both_orders(run.folder, [texts for texts, _ in rows]))):
-        found = told(w, model=run.folder, swap=how)
-        assert found["log_loss"] == near(log_loss(p, labels, model.labels)), how
-    twice = w.train(data=w.three, preference="head", lr=1e-2, swap="predict")
-    p = Classifier.load(twice.folder)
-    p.preference = {"kind": "head", "swap": "none"}
-    p = p.predict([texts for texts, _ in rows])
-    assert told(w, model=twice.folder, swap="none")["log_loss"] == near(log_loss(p, labels, model.labels))
-    assert np.abs(p - twice.probabilities.numpy()).max() > 1e-4
-
-
-def written(w, command, content, **given):
-    """--out is written, another time only with --overwrite; content(text) of what stands in it then."""
-    out = w.new(".json")
-    ok(command, out=out, **given)
-    assert content(out.read_text())
-    out.write_text("mine")
-    refused(command, out=out, says="--overwrite", **given)
-    assert out.read_text() == "mine"
-    ok(command, out=out, overwrite=True, **given)
-    assert content(out.read_text())
-
-
-@shows("evaluate", "--out", "--overwrite")
-def written_metrics(w):
-    run = w.train()
-    own = list(run.record["results"].values())[-1]
-    written(w, "evaluate", lambda text: json.loads(text)["log_loss"] == near(own["log_loss"]), model=run.folder)
-
-
-ASKED = dict(method="prompt", template="{text} was {label}",
-             label_texts=json.dumps({"garden": "rose", "kitchen": "soup", "weather": "rain"}))
-OTHER = json.dumps({"garden": "tree", "kitchen": "old", "weather": "new"})
-
-
-def asked_by_hand(w, rows, write, texts):
-    """The log loss of label texts in the place of [MASK]."""
-    class Asked:
-        pass
-    Asked.rows = [{"text": text} for text, _ in rows]
-    p = by_label_texts(w, Asked, write, texts)
-    return log_loss(p, [label for _, label in rows])
-
-
-@shows("evaluate", "--method", "--template", "--label-texts", "--instruction")
-def prompted(w):
-    """A masked language model, asked by hand."""
-    refused("evaluate", model=w.words, data=w.data, says="no classification head")
-    rows, usual = rows_of(w.data, "test"), ("rose", "soup", "rain")
-    cases = [({}, "{} was [MASK]", usual),
-             (dict(template="the {label}, {text}"), "the [MASK], {}", usual),
-             (dict(label_texts=OTHER), "{} was [MASK]", ("tree", "old", "new")),
-             (dict(instruction="very big"), "very big\n\n{} was [MASK]", usual)]
-    seen = []
-    for more, prompt, texts in cases:
-        found = told(w, model=w.words, data=w.data, **ASKED | more)["results"]["as it is"]
-        seen.append(found["log_loss"])
-        assert seen[-1] == near(asked_by_hand(w, rows, prompt.format, texts)), more
-    assert len({round(loss, 4) for loss in seen}) == 4
-
-
-def prompted_loss(w, **more):
-    return told(w, model=w.llama, data=w.data, method="prompt", **more)["results"]["as it is"]["log_loss"]
-
-
-@shows("evaluate", "--end", "--max-length")
-def ended(w):
-    """An end token is one token more; a prompt of fewer tokens has less of the text."""
-    assert prompted_loss(w, end="auto") == prompted_loss(w, end="none")
-    assert abs(prompted_loss(w, end="eos") - prompted_loss(w, end="none")) > 1e-4
-    cut = {length: told(w, model=w.words, data=w.long, **ASKED, max_length=length)["settings"]["max_length"]
-           for length in (10, 20)}
-    assert cut == {10: 10, 20: 20}
-    losses = [told(w, model=w.words, data=w.long, **ASKED, **more)["results"]["as it is"]["log_loss"]
-              for more in (dict(max_length=10), dict(max_length=20), {})]
-    assert min(abs(a - b) for i, a in enumerate(losses) for b in losses[:i]) > 1e-4
-    assert "9 of 9 rows cut to 10 tokens" in ok("evaluate", model=w.words, data=w.long, **ASKED, max_length=10)
-
-
-@shows("evaluate", "--device")
-def prompted_on(w):
-    refused("evaluate", model=w.words, data=w.data, device="cuda:77", says="--device cuda:77", **ASKED)
-    assert told(w, model=w.words, data=w.data, device="cpu", **ASKED) == told(w, model=w.words, data=w.data, **ASKED)
-
-
-def shots_in(out):
-    """The finished examples in the prompt that is printed, [(text, label)]; the last is the row itself."""
-    prompt = out.split("shots, ")[0].rsplit("\n\n", 1)[0]
-    blocks = [block.split("\n") for block in prompt.split("\n\n") if block.startswith("Text: ")]
-    return [(lines[0].removeprefix("Text: "), lines[1].removeprefix("Label: ")) for lines in blocks]
-
-
-@shows("evaluate", "--shots", "--neighbours")
-def shots(w):
-    """Shots are rows of train, even over the classes; neighbours are those that are near, other ones for each row."""
-    train = rows_of(w.data, "train")
-    plain = ok("evaluate", model=w.llama, data=w.data, method="prompt")
-    assert len(shots_in(plain)) == 1 and "\n0 shots" in plain
-    out = ok("evaluate", model=w.llama, data=w.data, method="prompt", shots=3)
-    *found, _ = shots_in(out)
-    assert len(found) == 3 and set(found) <= set(train) and {label for _, label in found} == set(LABELS)
-    near_ones = ok("evaluate", model=w.llama, data=w.data, method="prompt", shots=3, neighbours=w.bert)
-    assert "each row's nearest" in near_ones and "PMI" not in near_ones
-    losses = [prompted_loss(w, **more) for more in ({}, dict(shots=3), dict(shots=3, neighbours=w.bert))]
-    assert min(abs(a - b) for i, a in enumerate(losses) for b in losses[:i]) > 1e-5
-
-
-@shows("evaluate", "--rows", "--seed")
-def rows_drawn(w):
-    """So many rows, drawn by the seed; with as many shots as drawn by it."""
-    found = [told(w, model=w.words, data=w.data, rows=4, seed=seed, **ASKED) for seed in (0, 1)]
-    assert [each["rows"] for each in found] == [4, 4]
-    for seed, each in enumerate(found):
-        rows = random.Random(f"judged:{seed}").sample(rows_of(w.data, "test"), 4)
-        by_hand = asked_by_hand(w, rows, "{} was [MASK]".format, ("rose", "soup", "rain"))
-        assert each["results"]["as it is"]["log_loss"] == near(by_hand)
-    drawn = [shots_in(ok("evaluate", model=w.llama, data=w.data, method="prompt", shots=3, seed=seed))[:3]
-             for seed in (0, 1)]
-    assert set(drawn[0]) != set(drawn[1])
-    label = dict(rows_of(w.unsplit))
-    for seed in (0, 1):
-        rows = [(text, label[text]) for text in split_by_hand(w, seed)["test"]]
-        loss = told(w, model=w.words, data=w.unsplit, seed=seed, **ASKED)["results"]["as it is"]["log_loss"]
-        assert loss == near(asked_by_hand(w, rows, "{} was [MASK]".format, ("rose", "soup", "rain")))
-
-
-@shows("evaluate", "--beams", "--variance")
-def decoded(w):
-    asked = dict(model=w.llama, data=w.data, method="prompt", rows=3)
-    for beams in (1, 2):
-        assert f"decoding with {beams} beam{'s' * (beams > 1)} misses" in ok("evaluate", **asked, beams=beams)
-    assert "decoding" not in ok("evaluate", **asked)
-    prompts = told(w, **asked, variance=True)["prompts"]
-    assert len({each["template"] for each in prompts}) == len(prompts) == 5
-    assert len(told(w, **asked, variance=True, shots=2)["prompts"]) == 25
-
-
-@shows("evaluate", "--ignore-config-key")
-def unknown_key_judged(w, monkeypatch):
-    strange(w, monkeypatch, "evaluate", lambda folder: dict(model=folder, data=w.data, **ASKED), words=True)
-
-
 # ---------------------------------------------------------------- predict
+
 
 def answers(*texts, **given):
     return [json.loads(line) for line in ok("predict", *texts, **given).splitlines()]
@@ -321,7 +53,9 @@ def predicted_on_a_base(w):
     run, now = based(w)
     text = run.rows[0]["text"]
     refused("predict", text, model=run.folder, says="base")
-    assert probabilities(answers(text, model=run.folder, base=now))[0] == near(run.probabilities[0].tolist())
+    assert probabilities(answers(text, model=run.folder, base=now))[0] == near(
+        run.probabilities[0].tolist()
+    )
 
 
 @shows("predict", "--pair")
@@ -336,8 +70,11 @@ def predicted_pair(w):
 @shows("predict", "--data", "--text-column")
 def predicted_rows(w):
     run = w.train(lr=1e-2)
-    for asked, column in ((dict(data=w.data), "text"), (dict(data=w.renamed, text_column="said"), "said"),
-                          (dict(data=w.renamed), "text")):
+    for asked, column in (
+        (dict(data=w.data), "text"),
+        (dict(data=w.renamed, text_column="said"), "said"),
+        (dict(data=w.renamed), "text"),
+    ):
         texts = [row[column] for row in read_csv(asked["data"])]
         p = Classifier.load(run.folder).predict(texts)
         assert np.abs(probabilities(answers(model=run.folder, **asked)) - p).max() < 1e-6, asked
@@ -346,26 +83,41 @@ def predicted_rows(w):
 @shows("predict", "--swap")
 def predicted_both_ways(w):
     run, rows = preferring(w)
-    path = write_csv(w.new(".csv"), [dict(zip(("prompt", "response_a", "response_b"), texts)) for texts, _ in rows])
+    path = write_csv(
+        w.new(".csv"),
+        [dict(zip(("prompt", "response_a", "response_b"), texts)) for texts, _ in rows],
+    )
     texts = [texts for texts, _ in rows]
     plain = Classifier.load(run.folder).predict(texts)
     for how, p in (("none", plain), ("predict", both_orders(run.folder, texts))):
-        assert np.abs(probabilities(answers(model=run.folder, data=path, swap=how)) - p).max() < 1e-6
+        assert (
+            np.abs(probabilities(answers(model=run.folder, data=path, swap=how)) - p).max() < 1e-6
+        )
     assert np.abs(plain - both_orders(run.folder, texts)).max() > 1e-4
 
 
 @shows("predict", "--out", "--overwrite")
 def predicted_into(w):
     run = w.train()
-    written(w, "predict", lambda text: [json.loads(line)["text"] for line in text.splitlines()]
-            == [text for text, _ in rows_of(w.data)], model=run.folder, data=w.data)
+    written(
+        w,
+        "predict",
+        lambda text: (
+            [json.loads(line)["text"] for line in text.splitlines()]
+            == [text for text, _ in rows_of(w.data)]
+        ),
+        model=run.folder,
+        data=w.data,
+    )
 
 
 @shows("predict", "--show-cut")
 def shown_cut(w):
     run = w.train(data=w.long, max_length=30, epochs=1)
     found = answers(model=run.folder, data=w.long, show_cut=True)
-    assert [each["cut"] for each in found] == [len(text.split()) > 28 for text, _ in rows_of(w.long)]
+    assert [each["cut"] for each in found] == [
+        len(text.split()) > 28 for text, _ in rows_of(w.long)
+    ]
     assert {each["cut"] for each in found} == {True, False}
     assert "cut" not in answers(model=run.folder, data=w.long)[0]
 
@@ -374,9 +126,13 @@ def shown_cut(w):
 def formatted(w):
     run = w.train()
     lines = answers(model=run.folder, data=w.data, format="jsonl")
-    table = list(csv.DictReader(io.StringIO(ok("predict", model=run.folder, data=w.data, format="csv"))))
+    table = list(
+        csv.DictReader(io.StringIO(ok("predict", model=run.folder, data=w.data, format="csv")))
+    )
     assert [row["predicted"] for row in table] == [each["predicted"] for each in lines]
-    assert [float(row["p_garden"]) for row in table] == [each["probabilities"]["garden"] for each in lines]
+    assert [float(row["p_garden"]) for row in table] == [
+        each["probabilities"]["garden"] for each in lines
+    ]
 
 
 @shows("predict", "--batch-size")
@@ -389,16 +145,20 @@ def predicted_at_once(w):
 def predicted_quotes(w):
     run = w.train()
     for how, mark in (("none", '"'), ("double", "")):
-        assert [each["text"] for each in answers(model=run.folder, data=quoted(w), quoting=how)] == [
-            mark + text + mark for text, _ in w.rows]
+        assert [
+            each["text"] for each in answers(model=run.folder, data=quoted(w), quoting=how)
+        ] == [mark + text + mark for text, _ in w.rows]
 
 
 @shows("predict", "--ignore-config-key")
 def unknown_key_predicted(w, monkeypatch):
-    strange(w, monkeypatch, "predict", lambda folder: dict(model=folder), before=["rose"], run=w.train())
+    strange(
+        w, monkeypatch, "predict", lambda folder: dict(model=folder), before=["rose"], run=w.train()
+    )
 
 
 # ---------------------------------------------------------------- merge
+
 
 @shows("merge", "--model", "--out", "--overwrite")
 def merged(w):
@@ -440,14 +200,32 @@ def merged_rows(w):
     def rows(**more):
         said = ok("merge", model=run.folder, out=w.new(), **more)
         return said.split(": on ")[0], int(said.split(": on ")[1].split()[0])
+
     assert rows() == (f"{w.data}, test", 9) and rows(split="train") == (f"{w.data}, train", 24)
     assert rows(data=w.other, split="dev") == (f"{w.other}, dev", 9)
-    refused("merge", model=run.folder, out=w.new(), data=w.renamed, text_column="no", says="no column 'no'")
-    refused("merge", model=run.folder, out=w.new(), data=w.renamed, label_column="no", says="no column 'no'")
+    refused(
+        "merge",
+        model=run.folder,
+        out=w.new(),
+        data=w.renamed,
+        text_column="no",
+        says="no column 'no'",
+    )
+    refused(
+        "merge",
+        model=run.folder,
+        out=w.new(),
+        data=w.renamed,
+        label_column="no",
+        says="no column 'no'",
+    )
     counts = {}
-    for name, more in {"said": dict(data=w.renamed, text_column="said"), "text": dict(data=w.renamed),
-                       "none": dict(data=quoted(w), quoting="none"), "double": dict(data=quoted(w), quoting="double")
-                       }.items():
+    for name, more in {
+        "said": dict(data=w.renamed, text_column="said"),
+        "text": dict(data=w.renamed),
+        "none": dict(data=quoted(w), quoting="none"),
+        "double": dict(data=quoted(w), quoting="double"),
+    }.items():
         with forwards("Embedding") as seen:
             rows(split="dev", **more)
         counts[name] = sorted(shape for shape, _, _ in seen)
@@ -457,7 +235,14 @@ def merged_rows(w):
 @shows("merge", "--batch-size")
 def merged_at_once(w):
     run = w.train(method="lora", lr=1e-2)
-    assert sorted(rows_at_once("merge", model=run.folder, out=w.new(), batch_size=4)) == [1, 1, 4, 4, 4, 4]
+    assert sorted(rows_at_once("merge", model=run.folder, out=w.new(), batch_size=4)) == [
+        1,
+        1,
+        4,
+        4,
+        4,
+        4,
+    ]
 
 
 @shows("merge", "--ignore-config-key")
@@ -468,7 +253,15 @@ def unknown_key_merged(w, monkeypatch):
     shutil.copytree(w.bert, base)
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"strange_key": 1}))
-    ok("train", model=base, data=w.data, method="lora", epochs=1, out=out, ignore_config_key="strange_key")
+    ok(
+        "train",
+        model=base,
+        data=w.data,
+        method="lora",
+        epochs=1,
+        out=out,
+        ignore_config_key="strange_key",
+    )
     monkeypatch.setenv("MINILLMCLF_IGNORE_CONFIG_KEYS", "")
     ok("merge", model=out, out=w.new())
     for path in (out / "tuned.json", out / "adapter" / "minillmclf.json"):
@@ -489,6 +282,7 @@ def forget(record):
 
 # ---------------------------------------------------------------- inspect
 
+
 @shows("inspect", "model", "--layers")
 def inspected(w):
     wide = bert_folder(w.new(), layers=3, dropout=0.0)
@@ -502,17 +296,21 @@ def inspected(w):
 @shows("inspect", "--method", "--batch-size", "--max-length")
 def estimated(w):
     """The step that is estimated; it takes more with more rows, with longer texts and by a larger method."""
+
     def step(**more):
         out = ok("inspect", w.bert, **more)
         amount = out.split("as it is")[-1].split("\n")[0].split()
         factor = {"B": 1, "kB": 1e3, "MB": 1e6}[amount[1]]
         return out.split("a step of ")[1].split(", and its")[0], float(amount[0]) * factor
+
     said, usual = step()
     assert said == "--method full --batch-size 32, all texts of 64 tokens"
-    for more, words, fewer in ((dict(method="head"), "--method head --batch-size 32, all texts of 64 tokens", True),
-                               (dict(batch_size=4), "--method full --batch-size 4, all texts of 64 tokens", True),
-                               (dict(max_length=16), "--method full --batch-size 32, all texts of 16 tokens", True),
-                               (dict(batch_size=64), "--method full --batch-size 64, all texts of 64 tokens", False)):
+    for more, words, fewer in (
+        (dict(method="head"), "--method head --batch-size 32, all texts of 64 tokens", True),
+        (dict(batch_size=4), "--method full --batch-size 4, all texts of 64 tokens", True),
+        (dict(max_length=16), "--method full --batch-size 32, all texts of 16 tokens", True),
+        (dict(batch_size=64), "--method full --batch-size 64, all texts of 64 tokens", False),
+    ):
         said, amount = step(**more)
         assert said == words and (amount < usual) == fewer and amount != usual
 
@@ -524,6 +322,7 @@ def unknown_key_inspected(w, monkeypatch):
 
 
 # ---------------------------------------------------------------- labels
+
 
 def examined(w, **given):
     given = dict(model=w.llama, labels=None) | given
@@ -539,46 +338,84 @@ def told_labels(w, names, **given):
 
 @shows("labels", "--model", "--labels", "--data", "--label-column", "--text-column")
 def label_tokens(w):
-    pieces = {name: examined(w, model=getattr(w, name), labels=["rose", "soup"]) for name in ("llama", "words")}
-    lengths = {name: [len(text["ids"]) for text in found["texts"]] for name, found in pieces.items()}
+    pieces = {
+        name: examined(w, model=getattr(w, name), labels=["rose", "soup"])
+        for name in ("llama", "words")
+    }
+    lengths = {
+        name: [len(text["ids"]) for text in found["texts"]] for name, found in pieces.items()
+    }
     assert lengths["words"] == [1, 1] and min(lengths["llama"]) > 1
     assert [text["label"] for text in examined(w, data=w.data)["texts"]] == LABELS
-    assert [text["label"] for text in examined(w, data=w.renamed, label_column="kind")["texts"]] == LABELS
+    assert [
+        text["label"] for text in examined(w, data=w.renamed, label_column="kind")["texts"]
+    ] == LABELS
     assert [text["label"] for text in examined(w, data=w.renamed)["texts"]] == ["even", "odd"]
-    named = ok("labels", model=w.llama, data=w.renamed, text_column="said", label_column="kind",
-               template="{said}? {label}")
+    named = ok(
+        "labels",
+        model=w.llama,
+        data=w.renamed,
+        text_column="said",
+        label_column="kind",
+        template="{said}? {label}",
+    )
     assert "3 label texts" in named
-    refused("labels", model=w.llama, data=w.renamed, label_column="kind", template="{said}? {label}", says="said")
+    refused(
+        "labels",
+        model=w.llama,
+        data=w.renamed,
+        label_column="kind",
+        template="{said}? {label}",
+        says="said",
+    )
 
 
 @shows("labels", "--quoting")
 def label_quotes(w):
     path = w.new(".csv")
-    path.write_text('text,label,split\n' + "".join(
-        f'{text},"{label}",{split}\n' for (text, label), split in zip(w.rows, w.SPLITS)))
+    path.write_text(
+        "text,label,split\n"
+        + "".join(f'{text},"{label}",{split}\n' for (text, label), split in zip(w.rows, w.SPLITS))
+    )
     for how, mark in (("none", '"'), ("double", "")):
         assert [text["label"] for text in examined(w, data=path, quoting=how)["texts"]] == [
-            mark + name + mark for name in LABELS]
+            mark + name + mark for name in LABELS
+        ]
 
 
 @shows("labels", "--label-texts", "--template", "--instruction", "--end", "--score-by")
 def label_places(w):
     texts = examined(w, data=w.data, label_texts=OTHER)["texts"]
     assert [text["text"].strip() for text in texts] == ["tree", "old", "new"]
-    tokens = [examined(w, data=w.data, **more)["prompt"]["tokens"] for more in (
-        {}, dict(template="Text: {text}\nLabel: {label}"), dict(template="{text}: {label}"), dict(instruction="Read!"))]
+    tokens = [
+        examined(w, data=w.data, **more)["prompt"]["tokens"]
+        for more in (
+            {},
+            dict(template="Text: {text}\nLabel: {label}"),
+            dict(template="{text}: {label}"),
+            dict(instruction="Read!"),
+        )
+    ]
     assert tokens[0] == tokens[1] and tokens[2] < tokens[0] < tokens[3]
     plain, ended = (examined(w, data=w.data, end=how)["texts"] for how in ("none", "eos"))
     assert [len(b["ids"]) - len(a["ids"]) for a, b in zip(plain, ended)] == [1, 1, 1]
     assert "no end token" in ok("labels", model=w.llama, data=w.data, end="none")
-    said = {way: ok("labels", "--labels", "old", "kitchen", model=w.llama, score_by=way)
-            for way in ("sum", "token", "char", "byte")}
-    assert len(set(said.values())) >= 2 and "compared by sum" in said["sum"] and "compared by sum" not in said["char"]
+    said = {
+        way: ok("labels", "--labels", "old", "kitchen", model=w.llama, score_by=way)
+        for way in ("sum", "token", "char", "byte")
+    }
+    assert (
+        len(set(said.values())) >= 2
+        and "compared by sum" in said["sum"]
+        and "compared by sum" not in said["char"]
+    )
 
 
 @shows("labels", "--out", "--overwrite")
 def label_report(w):
-    written(w, "labels", lambda text: len(json.loads(text)["texts"]) == 3, model=w.llama, data=w.data)
+    written(
+        w, "labels", lambda text: len(json.loads(text)["texts"]) == 3, model=w.llama, data=w.data
+    )
 
 
 @shows("labels", "--ignore-config-key")
@@ -590,15 +427,23 @@ def label_keys(w):
 
 # ---------------------------------------------------------------- choose
 
+
 def chosen(w, *given, **more):
-    return json.loads(ok("choose", *given, "--models", w.bert, json=True, **dict(data=w.data) | more))
+    return json.loads(
+        ok("choose", *given, "--models", w.bert, json=True, **dict(data=w.data) | more)
+    )
 
 
 @shows("choose", "--models", "--purpose", "--json", "--data")
 def advised(w):
     assert [m["name"] for m in chosen(w)["models"]] == [str(w.bert)]
-    both = json.loads(ok("choose", "--models", w.bert, w.llama, data=w.data, json=True, purpose="generate"))
-    assert both["advice"]["flags"]["model"] == str(w.llama) and both["advice"]["flags"]["readout"] == "labels"
+    both = json.loads(
+        ok("choose", "--models", w.bert, w.llama, data=w.data, json=True, purpose="generate")
+    )
+    assert (
+        both["advice"]["flags"]["model"] == str(w.llama)
+        and both["advice"]["flags"]["readout"] == "labels"
+    )
     plain = json.loads(ok("choose", "--models", w.bert, w.llama, data=w.data, json=True))
     assert plain["advice"]["flags"]["model"] == str(w.bert)
     page = ok("choose", "--models", w.bert, data=w.data)
@@ -609,22 +454,38 @@ def advised(w):
 @shows("choose", "--text-column", "--label-column", "--quoting")
 def advised_columns(w):
     found = chosen(w, data=w.renamed, text_column="said", label_column="kind")
-    assert found["data"] == chosen(w)["data"] and found["models"][0]["p95"] == chosen(w)["models"][0]["p95"]
+    assert (
+        found["data"] == chosen(w)["data"]
+        and found["models"][0]["p95"] == chosen(w)["models"][0]["p95"]
+    )
     assert chosen(w, data=w.renamed)["data"]["labels"] == ["even", "odd"]
-    assert chosen(w, data=w.renamed, text_column="said,text", label_column="kind")["data"]["texts"] == 2
+    assert (
+        chosen(w, data=w.renamed, text_column="said,text", label_column="kind")["data"]["texts"]
+        == 2
+    )
     for how, more in (("none", 2), ("double", 0)):
-        assert chosen(w, data=quoted(w), quoting=how)["models"][0]["median"] == chosen(w)["models"][0]["median"] + more
+        assert (
+            chosen(w, data=quoted(w), quoting=how)["models"][0]["median"]
+            == chosen(w)["models"][0]["median"] + more
+        )
 
 
 @shows("choose", "--batch-size", "--micro-batch-size", "--max-length")
 def advised_sizes(w):
     """What a step takes: less with fewer rows at a time, and with shorter texts."""
+
     def full(**more):
         model = chosen(w, **more)["models"][0]
-        return next(way["bytes"] for way in model["methods"] if way["method"] == "full"), model["length"]
+        return next(way["bytes"] for way in model["methods"] if way["method"] == "full"), model[
+            "length"
+        ]
+
     plain, length = full()
     assert full(batch_size=8)[0] < plain and full(micro_batch_size=4)[0] < plain
-    assert chosen(w, batch_size=8)["rows_at_once"] == 8 and chosen(w, micro_batch_size=4)["rows_at_once"] == 4
+    assert (
+        chosen(w, batch_size=8)["rows_at_once"] == 8
+        and chosen(w, micro_batch_size=4)["rows_at_once"] == 4
+    )
     short, cut = full(max_length=8)
     assert short < plain and cut == 8 < length
     assert "--batch-size 8" in chosen(w, batch_size=8)["advice"]["command"]
@@ -637,6 +498,7 @@ def unknown_key_chosen(w, monkeypatch):
 
 # ---------------------------------------------------------------- report
 
+
 @shows("report", "--run", "--out", "--overwrite")
 def reported(w):
     """The page of a run holds its own numbers, of its own test rows: of a run with seed 1, those of its split."""
@@ -644,11 +506,17 @@ def reported(w):
         run, page = w.train(data=w.unsplit, seed=seed, lr=1e-2), w.new(".html")
         ok("report", run=run.folder, out=page)
         text = page.read_text()
-        assert f"Run {run.folder.name}" in text and f"On {len(split_by_hand(w, seed)['test'])} test rows" in text
+        assert (
+            f"Run {run.folder.name}" in text
+            and f"On {len(split_by_hand(w, seed)['test'])} test rows" in text
+        )
         for metrics in run.record["results"].values():
             assert f"{metrics['log_loss']:.3f}" in text
         wrong = [row for row in run.rows if row["label"] != row["predicted"]]
-        assert wrong and all(row["text"] in text and row["text"] in split_by_hand(w, seed)["test"] for row in wrong[:20])
+        assert wrong and all(
+            row["text"] in text and row["text"] in split_by_hand(w, seed)["test"]
+            for row in wrong[:20]
+        )
     ok("report", run=run.folder)
     assert (run.folder / "report.html").exists()
     page.write_text("mine")
@@ -664,4 +532,3 @@ def nothing_to_ignore(w):
     ok("report", run=run.folder, out=pages[0])
     assert call("report", run=run.folder, out=pages[1], ignore_config_key="strange_key").code == 0
     assert pages[0].read_text() == pages[1].read_text()
-

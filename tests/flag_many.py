@@ -1,8 +1,9 @@
-"""What each flag of folds, compare and pretrain changes.
+"""What each flag of folds, compare changes.
 
 folds and compare hand the settings of train on. So a bundle of settings is given to them and to train: the weights are
 the same bit for bit, and so are the batches on the way there. That each setting changes train is shown in flag_train.py.
 """
+
 import contextlib
 import csv
 import functools
@@ -14,8 +15,21 @@ import sys
 import numpy as np
 import pytest
 import torch
-from flag_train import strange
-from flag_world import LABELS, InProcess, Run, call, forwards, ok, read_csv, refused, replaced, same, shows, write_csv
+from flag_world import (
+    LABELS,
+    InProcess,
+    Run,
+    call,
+    forwards,
+    ok,
+    read_csv,
+    refused,
+    replaced,
+    same,
+    shows,
+    strange,
+    write_csv,
+)
 from safetensors.torch import load_file
 from small import bert_folder
 
@@ -28,23 +42,90 @@ WORDS = json.dumps({"garden": "old tree", "kitchen": "soup", "weather": "very bi
 # ---------------------------------------------------------------- bundles of settings
 
 BUNDLES = {
-    "loop": dict(data="skew", min_steps=22, batch_size=5, lr=2e-3, weight_decay=1.0, warmup=0.3,
-                 schedule="cosine", clip=0.01, label_smoothing=0.1, class_weights="balanced", layer_decay=0.5,
-                 metric="ece", patience=2, eval_batch_size=4, save_every=2, micro_batch_size=3,
-                 checkpointing="on", baselines="off", rows_per_class=7, seed=1),
-    "head": dict(data="long", pool="mean", max_length=12, keep="tail", batch_tokens=60, focal=1.5, sampling="balanced",
-                 weights="random", precision="bf16"),
-    "lora": dict(data="data", epochs=3, method="lora", rank=3, alpha=7.0, adapter_dropout=0.3, rank_stabilised="on",
-                 targets="q_proj", bias="all", lr=1e-2),
-    "windows": dict(data="long", method="qlora", quantise="fp4", windows="mean", max_length=20, overlap=5,
-                    max_windows=1, max_document=33, lr=1e-2),
-    "columns": dict(data="marked", method="pfeiffer", adapter_size=5, text_column="said", label_column="kind",
-                    quoting="none", lr=1e-2),
+    "loop": dict(
+        data="skew",
+        min_steps=22,
+        batch_size=5,
+        lr=2e-3,
+        weight_decay=1.0,
+        warmup=0.3,
+        schedule="cosine",
+        clip=0.01,
+        label_smoothing=0.1,
+        class_weights="balanced",
+        layer_decay=0.5,
+        metric="ece",
+        patience=2,
+        eval_batch_size=4,
+        save_every=2,
+        micro_batch_size=3,
+        checkpointing="on",
+        baselines="off",
+        rows_per_class=7,
+        seed=1,
+    ),
+    "head": dict(
+        data="long",
+        pool="mean",
+        max_length=12,
+        keep="tail",
+        batch_tokens=60,
+        focal=1.5,
+        sampling="balanced",
+        weights="random",
+        precision="bf16",
+    ),
+    "lora": dict(
+        data="data",
+        epochs=3,
+        method="lora",
+        rank=3,
+        alpha=7.0,
+        adapter_dropout=0.3,
+        rank_stabilised="on",
+        targets="q_proj",
+        bias="all",
+        lr=1e-2,
+    ),
+    "windows": dict(
+        data="long",
+        method="qlora",
+        quantise="fp4",
+        windows="mean",
+        max_length=20,
+        overlap=5,
+        max_windows=1,
+        max_document=33,
+        lr=1e-2,
+    ),
+    "columns": dict(
+        data="marked",
+        method="pfeiffer",
+        adapter_size=5,
+        text_column="said",
+        label_column="kind",
+        quoting="none",
+        lr=1e-2,
+    ),
     "prefix": dict(data="data", method="prefix", virtual_tokens=3, projection="on", lr=1e-2),
-    "words": dict(data="data", model="llama", readout="labels", template="{text}. the {label}", label_texts=WORDS,
-                  instruction="read", end="eos", score_by="token", objective="completion"),
-    "answers": dict(data="three", preference="head", swap="both", lr=1e-2)}
-BUNDLED = {"--" + name.replace("_", "-"): bundle for bundle, settings in BUNDLES.items() for name in settings}
+    "words": dict(
+        data="data",
+        model="llama",
+        readout="labels",
+        template="{text}. the {label}",
+        label_texts=WORDS,
+        instruction="read",
+        end="eos",
+        score_by="token",
+        objective="completion",
+    ),
+    "answers": dict(data="three", preference="head", swap="both", lr=1e-2),
+}
+BUNDLED = {
+    "--" + name.replace("_", "-"): bundle
+    for bundle, settings in BUNDLES.items()
+    for name in settings
+}
 
 
 def bundle_of(w, name):
@@ -58,7 +139,11 @@ def way():
     """with way() as found: ... -> what the steps were: the rows and places of all norms, the most rows of an
     evaluation, and the states that were saved."""
     found = {}
-    with forwards("LayerNorm") as norms, forwards("Linear", out=3) as rows, replaced("state.safetensors") as saved:
+    with (
+        forwards("LayerNorm") as norms,
+        forwards("Linear", out=3) as rows,
+        replaced("state.safetensors") as saved,
+    ):
         yield found
     found["steps"] = [shape for shape, _, learning in norms if learning]
     found["asked"] = max((shape[0] for shape, _, learning in rows if not learning), default=0)
@@ -86,6 +171,7 @@ def same_results(a, b):
 
 # ---------------------------------------------------------------- folds
 
+
 def digest(*parts):
     return hashlib.sha256(json.dumps(parts).encode()).digest()
 
@@ -100,7 +186,7 @@ def folds_by_hand(rows, texts, label, k, seed):
     for name in {row[label] for row in rows}:
         own = [n for n in range(len(rows)) if fold[n] and rows[n][label] == name]
         own.sort(key=lambda n: digest(f"{seed}:0", " ".join(keys[n].casefold().split())))
-        dev |= set(own[:max(1, round(len(own) / 10))])
+        dev |= set(own[: max(1, round(len(own) / 10))])
     return [fold[n] for n in range(len(rows))], dev
 
 
@@ -125,24 +211,40 @@ def folded(w, flag):
 
 def folded_bundle(w, name):
     given, out = bundle_of(w, name), w.new()
-    texts = ["prompt", "response_a", "response_b"] if name == "answers" else [given.get("text_column", "text")]
-    if name == "answers":                                      # an arena's file has its own names of labels
+    texts = (
+        ["prompt", "response_a", "response_b"]
+        if name == "answers"
+        else [given.get("text_column", "text")]
+    )
+    if name == "answers":  # an arena's file has its own names of labels
         given |= dict(text_column=",".join(texts), label_column="label")
     label = given.get("label_column", "label")
     data = first_fold(w, given["data"], texts, label, 2, given.get("seed", 0))
-    alone, steps = by_train(w, name, "fold", data=data, **(
-        {key: given[key] for key in ("text_column", "label_column") if key in given}))
+    alone, steps = by_train(
+        w,
+        name,
+        "fold",
+        data=data,
+        **({key: given[key] for key in ("text_column", "label_column") if key in given}),
+    )
     with way() as found:
         ok("folds", **given, folds=2, out=out)
     first = Run(out / "fold-1")
     assert same(first, alone)
-    assert [line["log_loss"] for line in first.history] == [line["log_loss"] for line in alone.history]
+    assert [line["log_loss"] for line in first.history] == [
+        line["log_loss"] for line in alone.history
+    ]
     assert list(first.record["results"]) == list(alone.record["results"])
     assert first.record["best_epoch"] == alone.record["best_epoch"]
     assert [row["p_" + alone.record["data"]["labels"][0]] for row in first.rows] == [
-        row["p_" + alone.record["data"]["labels"][0]] for row in alone.rows]
-    assert found["steps"][:len(steps["steps"])] == steps["steps"] and found["asked"] >= steps["asked"]
-    assert len([path for path in found["saved"] if path.parent.name == "fold-1"]) == len(steps["saved"])
+        row["p_" + alone.record["data"]["labels"][0]] for row in alone.rows
+    ]
+    assert (
+        found["steps"][: len(steps["steps"])] == steps["steps"] and found["asked"] >= steps["asked"]
+    )
+    assert len([path for path in found["saved"] if path.parent.name == "fold-1"]) == len(
+        steps["saved"]
+    )
 
 
 QUICK = dict(epochs=1, batch_size=8, lr=1e-2, baselines="off", folds=2)
@@ -172,7 +274,12 @@ def held_out(w, monkeypatch):
             p = Classifier.load(out / f"fold-{fold + 1}").predict([rows[n]["text"] for n in held])
             told = np.array([[float(oof[n][f"p_{name}"]) for name in LABELS] for n in held])
             assert np.abs(p - told).max() < 1e-5
-    assert load_file(folds(w, model=wide) / "fold-1" / "model.safetensors")["classifier.weight"].shape[1] == 48
+    assert (
+        load_file(folds(w, model=wide) / "fold-1" / "model.safetensors")["classifier.weight"].shape[
+            1
+        ]
+        == 48
+    )
     monkeypatch.chdir(w.folder)
     ok("folds", model=w.bert, data=w.other, method="head", **QUICK)
     assert len(read_csv(w.folder / "runs" / "bert-other-head-0-folds-2" / "oof.csv")) == 24 + 9
@@ -196,18 +303,28 @@ def submitted(w):
     """The mean of the folds' probabilities for the rows of --test, in the columns and the order of --sample."""
     rows = [{"id": f"r{n}", "text": text} for n, (text, _) in enumerate(w.rows[:9])]
     test, order = write_csv(w.new(".csv"), rows), [3, 0, 8, 1, 2, 4, 5, 6, 7]
-    sample = write_csv(w.new(".csv"), [{"id": f"r{n}", "weather": 0, "garden": 0, "kitchen": 0} for n in order])
+    sample = write_csv(
+        w.new(".csv"), [{"id": f"r{n}", "weather": 0, "garden": 0, "kitchen": 0} for n in order]
+    )
     asked = dict(test=test, sample=sample, epochs=4, seed=3)
     out = {how: folds(w, **asked, temperature=how) for how in ("off", "auto")}
-    parts = [Classifier.load(out["off"] / f"fold-{n}").predict([row["text"] for row in rows]) for n in (1, 2)]
+    parts = [
+        Classifier.load(out["off"] / f"fold-{n}").predict([row["text"] for row in rows])
+        for n in (1, 2)
+    ]
     mean, told = sum(parts) / 2, read_csv(out["off"] / "submission.csv")
-    assert list(told[0]) == ["id", "weather", "garden", "kitchen"] and [row["id"] for row in told] == [f"r{n}" for n in order]
+    assert list(told[0]) == ["id", "weather", "garden", "kitchen"] and [
+        row["id"] for row in told
+    ] == [f"r{n}" for n in order]
     for row, n in zip(told, order):
         assert [float(row[name]) for name in LABELS] == near(mean[n].tolist())
     records = {how: json.loads((folder / "folds.json").read_text()) for how, folder in out.items()}
     helps = records["auto"]["calibrated"]["log_loss"] < records["auto"]["all"]["log_loss"]
     assert helps, "these folds should profit from a temperature, or nothing is seen"
-    assert records["off"]["temperature"] == 1 and records["auto"]["temperature"] == records["off"]["fitted_temperature"] != 1
+    assert (
+        records["off"]["temperature"] == 1
+        and records["auto"]["temperature"] == records["off"]["fitted_temperature"] != 1
+    )
     sharper = read_csv(out["auto"] / "submission.csv")
     t = records["auto"]["temperature"]
     logits = [np.log(p) / t for p in parts]
@@ -215,8 +332,9 @@ def submitted(w):
     for row, n in zip(sharper, order):
         assert [float(row[name]) for name in LABELS] == near(mean[n].tolist())
     plain = read_csv(folds(w, test=test) / "submission.csv")
-    assert list(plain[0]) == ["id", *(f"p_{name}" for name in LABELS)] and [row["id"] for row in plain] == [
-        row["id"] for row in rows]
+    assert list(plain[0]) == ["id", *(f"p_{name}" for name in LABELS)] and [
+        row["id"] for row in plain
+    ] == [row["id"] for row in rows]
     assert not (folds(w) / "submission.csv").exists()
 
 
@@ -227,7 +345,9 @@ def folds_again(w):
     ok("folds", config=first / "fold-1" / "run.json", folds=2, out=out)
     for name in ("oof.csv", "fold-2/model.safetensors"):
         assert (out / name).read_bytes() == (first / name).read_bytes()
-    refused("folds", config=first / "fold-1" / "run.json", folds=2, out=out, seed=0, says="--overwrite")
+    refused(
+        "folds", config=first / "fold-1" / "run.json", folds=2, out=out, seed=0, says="--overwrite"
+    )
     ok("folds", config=first / "fold-1" / "run.json", folds=2, out=out, seed=0, overwrite=True)
     assert (out / "oof.csv").read_bytes() == (folds(w) / "oof.csv").read_bytes()
 
@@ -235,17 +355,27 @@ def folds_again(w):
 @shows("folds", "--several-labels", "--device", "--parallel", "--optimizer")
 def folds_refused(w, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    for flags, says in ((dict(several_labels="on"), "--several-labels on"), (dict(device="cuda:77"), "--device cuda:77"),
-                        (dict(parallel="fsdp"), "fsdp"), (dict(optimizer="paged-adamw"), "bitsandbytes")):
+    for flags, says in (
+        (dict(several_labels="on"), "--several-labels on"),
+        (dict(device="cuda:77"), "--device cuda:77"),
+        (dict(parallel="fsdp"), "fsdp"),
+        (dict(optimizer="paged-adamw"), "bitsandbytes"),
+    ):
         refused("folds", model=w.bert, data=w.unsplit, out=w.new(), folds=2, says=says, **flags)
 
 
 @shows("folds", "--ignore-config-key")
 def unknown_key_folded(w, monkeypatch):
-    strange(w, monkeypatch, "folds", lambda folder: dict(model=folder, data=w.unsplit, out=w.new()) | QUICK)
+    strange(
+        w,
+        monkeypatch,
+        "folds",
+        lambda folder: dict(model=folder, data=w.unsplit, out=w.new()) | QUICK,
+    )
 
 
 # ---------------------------------------------------------------- compare
+
 
 @contextlib.contextmanager
 def here():
@@ -259,8 +389,11 @@ def here():
 def compare(w, *models, out=None, **given):
     """A comparison -> its folder, its rows (table.json), and its runs: a list of Run."""
     out = out or w.new()
-    lists = [part for name in ("models", "methods", "readouts", "sweep", "learning_curve")
-             for part in (["--" + name.replace("_", "-"), *given.pop(name)] if name in given else [])]
+    lists = [
+        part
+        for name in ("models", "methods", "readouts", "sweep", "learning_curve")
+        for part in (["--" + name.replace("_", "-"), *given.pop(name)] if name in given else [])
+    ]
     models = ["--models", *models] if models else []
     with here():
         printed = ok("compare", *models, *lists, out=out, **dict(seeds=1) | given)
@@ -282,9 +415,11 @@ def compared_bundle(w, name):
     alone, steps = by_train(w, name, "cell", seed=None, rows_per_class=None)
     with way() as found:
         _, rows, runs = compare(w, given.pop("model"), **given)
-    run, = runs
+    (run,) = runs
     same_results(run, alone)
-    assert found["steps"][:len(steps["steps"])] == steps["steps"] and len(found["saved"]) == len(steps["saved"])
+    assert found["steps"][: len(steps["steps"])] == steps["steps"] and len(found["saved"]) == len(
+        steps["saved"]
+    )
     assert found["asked"] >= steps["asked"]
     own = list(alone.record["results"].values())[-1]
     assert rows[0]["score"]["mean"] == pytest.approx(own[given.get("metric", "accuracy")])
@@ -293,22 +428,38 @@ def compared_bundle(w, name):
 CELLS = dict(epochs=1, batch_size=8, baselines="off")
 
 
-@shows("compare", "--models", "--methods", "--readouts", "--sweep", "--learning-curve", "--seeds", "--out")
+@shows(
+    "compare",
+    "--models",
+    "--methods",
+    "--readouts",
+    "--sweep",
+    "--learning-curve",
+    "--seeds",
+    "--out",
+)
 def cells(w):
     """Each model by each method, readout, size and seed is a run of its own: that of train."""
-    out, rows, runs = compare(w, f"{w.bert}@lr=2e-3", w.words, methods=["head", "lora"], data=w.skew, **CELLS)
+    out, rows, runs = compare(
+        w, f"{w.bert}@lr=2e-3", w.words, methods=["head", "lora"], data=w.skew, **CELLS
+    )
     assert (out / "table.csv").exists() and len(runs) == 4
     for method in ("head", "lora"):
         for model, lr in ((w.bert, 2e-3), (w.words, None)):
             alone = w.train(data=w.skew, method=method, model=model, lr=lr, **CELLS)
             assert any(same(run, alone) for run in runs), (method, model)
-    _, rows, runs = compare(w, w.words, readouts=["head", "labels"], learning_curve=["3"], data=w.skew, seeds=2,
-                            **CELLS)
+    _, rows, runs = compare(
+        w, w.words, readouts=["head", "labels"], learning_curve=["3"], data=w.skew, seeds=2, **CELLS
+    )
     assert len(runs) == 4 and {row["size"] for row in rows} == {3}
     for readout in ("head", "labels"):
-        alone = w.train(model=w.words, readout=readout, data=w.skew, rows_per_class=3, seed=1, lr=None, **CELLS)
+        alone = w.train(
+            model=w.words, readout=readout, data=w.skew, rows_per_class=3, seed=1, lr=None, **CELLS
+        )
         assert any(same(run, alone) for run in runs), readout
-    _, rows, runs = compare(w, w.bert, sweep=["lr=1e-3,1e-2"], data=w.data, **CELLS | dict(epochs=3))
+    _, rows, runs = compare(
+        w, w.bert, sweep=["lr=1e-3,1e-2"], data=w.data, **CELLS | dict(epochs=3)
+    )
     alone = [w.train(lr=lr, **CELLS | dict(epochs=3)) for lr in (1e-3, 1e-2)]
     assert len(runs) == 2 and all(any(same(run, one) for run in runs) for one in alone)
     best = max(alone, key=lambda run: run.history[run.record["best_epoch"] - 1]["accuracy"])
@@ -330,17 +481,35 @@ def compared_again(w):
 def compare_refused(w, monkeypatch):
     """What cannot be is refused, or told as the reason why a cell was not made."""
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    for flags, says in ((dict(several_labels="on"), "--several-labels on"), (dict(device="cuda:77"), "--device cuda:77"),
-                        (dict(parallel="fsdp"), "fsdp"), (dict(optimizer="paged-adamw"), "bitsandbytes")):
+    for flags, says in (
+        (dict(several_labels="on"), "--several-labels on"),
+        (dict(device="cuda:77"), "--device cuda:77"),
+        (dict(parallel="fsdp"), "fsdp"),
+        (dict(optimizer="paged-adamw"), "bitsandbytes"),
+    ):
         with here():
-            printed = call("compare", "--models", w.bert, "majority", data=w.data, seeds=1, out=w.new(), **flags)
+            printed = call(
+                "compare",
+                "--models",
+                w.bert,
+                "majority",
+                data=w.data,
+                seeds=1,
+                out=w.new(),
+                **flags,
+            )
         assert says in printed.out + printed.err, (flags, printed.out, printed.err)
 
 
 @shows("compare", "--ignore-config-key")
 def unknown_key_compared(w, monkeypatch):
     with here():
-        strange(w, monkeypatch, "compare", lambda folder: dict(models=folder, data=w.data, seeds=1, out=w.new()) | CELLS)
+        strange(
+            w,
+            monkeypatch,
+            "compare",
+            lambda folder: dict(models=folder, data=w.data, seeds=1, out=w.new()) | CELLS,
+        )
 
 
 @shows("choose", "--comparison")
@@ -349,152 +518,7 @@ def chosen_by_comparison(w):
     out, _, _ = compare(w, w.bert, methods=["lora"], data=w.data, **CELLS)
     given = ["choose", "--models", w.bert, "--json"]
     found = json.loads(ok(*given, data=w.data, comparison=out))
-    assert found["advice"]["flags"]["method"] == "lora" and found["comparison"]["folder"] == str(out)
+    assert found["advice"]["flags"]["method"] == "lora" and found["comparison"]["folder"] == str(
+        out
+    )
     assert json.loads(ok(*given, data=w.data))["advice"]["flags"]["method"] == "full"
-
-
-# ---------------------------------------------------------------- pretrain
-
-class Made:
-    """What pretrain has made."""
-
-    def __init__(self, out, printed):
-        self.out, self.printed = out, printed
-        self.config = json.loads((out / "config.json").read_text())
-        self.log = [json.loads(line) for line in (out / "pretrain.jsonl").open()]
-        self.tensors = {name: t.float() for name, t in load_file(out / "model.safetensors").items()}
-
-
-def made(w, **more):
-    """A tiny pretraining, of masked words but for `more`; the same settings once."""
-    given = {**w.TINY, "objective": "mlm", "text": w.text, **more}
-    key = ("made", *sorted((name, str(value)) for name, value in given.items()))
-    if key not in w.kept:
-        out = w.new()
-        lists = [part for name in ("text", "pairs") if name in given and isinstance(given[name], list)
-                 for part in ("--" + name, *given.pop(name))]
-        w.kept[key] = Made(out, ok("pretrain", *lists, **given, out=out))
-    return w.kept[key]
-
-
-def apart(a, b):
-    return max((a.tensors[name] - b.tensors[name]).abs().max().item() for name in a.tensors)
-
-
-@shows("pretrain", "--objective", "--layers", "--width", "--heads", "--mlp-width", "--vocab-size")
-def shapes(w):
-    sizes = {"mlm": ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-             "clm": ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-             "spans": ("d_model", "num_layers", "num_heads", "d_ff")}
-    for objective, kind, vocabulary in (("mlm", "bert", 100), ("clm", "llama", 310), ("spans", "t5", 90)):
-        plain = made(w, objective=objective, vocab_size=vocabulary, steps=1)
-        assert plain.config["model_type"] == kind and plain.config["vocab_size"] >= vocabulary
-        assert [plain.config[name] for name in sizes[objective]] == [32, 1, 2, 24]
-    more = made(w, width=48, layers=2, heads=4, mlp_width=20, vocab_size=110, steps=1)
-    assert [more.config[name] for name in sizes["mlm"]] == [48, 2, 4, 20] and more.config["vocab_size"] == 110
-    assert more.tensors["bert.encoder.layer.1.intermediate.dense.weight"].shape == (20, 48)
-
-
-@shows("pretrain", "--teacher")
-def teachers(w):
-    """A student begins with its teacher's blocks: of another teacher it is another one."""
-    folders = [bert_folder(w.new(), layers=layers, positions=512, dropout=0.0) for layers in (2, 3)]
-    students = [made(w, objective="distill", teacher=folder, lr=w.STILL, heads=4) for folder in folders]
-    assert apart(*students) > 1e-3 and students[0].log != students[1].log
-    refused("pretrain", objective="distill", text=w.text, out=w.new(), says="--teacher", **w.TINY)
-
-
-@shows("pretrain", "--start", "--head-only")
-def started(w):
-    """From a checkpoint: at a standing rate its very weights, and its vocabulary; or only its LM head learns."""
-    start = made(w)
-    still = made(w, start=start.out, lr=w.STILL)
-    assert apart(start, still) == 0 and (still.out / "tokenizer.json").exists()
-    assert len(still.tensors["bert.embeddings.word_embeddings.weight"]) == start.config["vocab_size"]
-    for only in (False, True):
-        more = made(w, start=start.out, head_only=only)
-        moved = {name for name in start.tensors if not torch.equal(start.tensors[name], more.tensors[name])}
-        assert any(name.startswith("cls.") for name in moved)
-        assert any(name.startswith("bert.encoder") for name in moved) != only
-
-
-@shows("pretrain", "--text", "--pairs")
-def learned_from(w):
-    """The texts themselves, how often they are seen, and answers to prompts."""
-    other = w.new(".txt")
-    other.write_text("\n".join(w.text.read_text().split("\n")[:80]))
-    start = made(w).out
-    both = [made(w, start=start, text=[w.text, f"{other}:{weight}"]) for weight in (1, 5)]
-    assert "from 2 files" in both[0].printed and apart(*both) > 0 < apart(both[0], made(w, start=start))
-    pairs = w.new(".jsonl")
-    pairs.write_text("".join(json.dumps({"prompt": text, "answer": label}) + "\n" for text, label in w.rows * 3))
-    told = made(w, objective="clm", start=w.llama, pairs=pairs, text=None, vocab_size=310)
-    assert "126 pairs" in told.printed
-
-
-def places(w, **more):
-    """How many places each step has, of packed rows."""
-    with forwards("Embedding") as seen:
-        made(w, objective="clm", vocab_size=310, **more)
-    return [int(np.prod(shape)) for shape, _, learning in seen if learning]
-
-
-@shows("pretrain", "--batch-size", "--length", "--steps")
-def packed(w):
-    assert places(w, batch_size=3, length=20, steps=2) == [3 * 20] * 2
-    assert places(w, batch_size=2, length=20, steps=5) == [2 * 20] * 5
-    assert places(w, batch_size=3, length=16, steps=2) == [3 * 16] * 2
-
-
-@shows("pretrain", "--lr", "--seed")
-def drawn(w):
-    """At a standing rate the weights are fresh ones, which follow from the seed alone."""
-    still = [made(w, lr=w.STILL, seed=seed, steps=steps) for seed, steps in ((0, 1), (0, 3), (1, 1))]
-    assert apart(still[0], still[1]) == 0 and apart(still[0], still[2]) > 1e-3
-    moved = [apart(still[0], made(w, lr=lr, steps=1)) for lr in (1e-3, 1e-2)]
-    assert moved[0] == pytest.approx(1e-3, rel=0.05) and moved[1] == pytest.approx(1e-2, rel=0.05)
-
-
-@shows("pretrain", "--precision")
-def rough(w):
-    for how, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        with forwards("Linear") as seen:
-            made(w, precision=how, seed=7, steps=2)
-        assert {dtype for _, dtype, learning in seen if learning} == {kind}
-
-
-@shows("pretrain", "--save-every")
-def saved(w):
-    """Four steps: a state after each, after the third and the last, or after the last alone."""
-    for every, count in ((1, 4), (3, 2), (50, 1)):
-        with replaced("state.safetensors") as seen:
-            made(w, save_every=every, seed=8)
-        assert len(seen) == count
-
-
-@shows("pretrain", "--threads")
-def threads(w, monkeypatch):
-    seen = []
-    monkeypatch.setattr(torch, "set_num_threads", seen.append)
-    made(w, threads=1, seed=9, steps=1)
-    assert seen == [1]
-    made(w, threads=None, seed=9, steps=1)
-    assert seen == [1]
-
-
-@shows("pretrain", "--out", "--overwrite")
-def made_again(w):
-    out = w.new()
-    out.mkdir()
-    (out / "config.json").write_text("{}")
-    given = dict(objective="mlm", text=w.text, out=out, **w.TINY)
-    refused("pretrain", **given, says="--overwrite")
-    ok("pretrain", **given, overwrite=True)
-    assert (out / "model.safetensors").read_bytes() == (made(w).out / "model.safetensors").read_bytes()
-
-
-@shows("pretrain", "--ignore-config-key")
-def unknown_key_made(w, monkeypatch):
-    strange(w, monkeypatch, "pretrain", lambda folder: dict(
-        objective="mlm", text=w.text, start=folder, out=w.new(), **w.TINY), words=True)
-

@@ -1,4 +1,5 @@
 """What the tests of flags share: small models and data, commands called in this process, runs that are kept."""
+
 import argparse
 import contextlib
 import csv
@@ -9,6 +10,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,27 +23,36 @@ from minillmclf.commands import run
 from minillmclf.errors import InputError
 
 LABELS = sorted(TOPICS)
-CHECKS = {}                                # (command, flag) -> its check, a function of a World
+CHECKS = {}  # (command, flag) -> its check, a function of a World
 PARSED = argparse.ArgumentParser.parse_known_args
 
 
 def shows(command, *names):
     """A check of these flags of a command: a function that shows what each of them changes."""
+
     def keep(check):
         for name in names:
             assert (command, name) not in CHECKS, f"{command} {name} has two entries"
             CHECKS[command, name] = check
         return check
+
     return keep
 
 
 # ---------------------------------------------------------------- the commands and their flags
 
+
 @functools.cache
 def commands():
     """The names of all commands, as `python -m minillmclf` prints them."""
-    told = subprocess.run([sys.executable, "-m", "minillmclf"], cwd=ROOT, env=environment(),
-                          capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        [sys.executable, "-m", "minillmclf"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     return re.findall(r"^  (\w+)  ", told, re.MULTILINE)
 
 
@@ -58,8 +69,10 @@ def flags_of(command):
 
     The command is called, and stopped where its parser is asked for the first time.
     """
+
     def stop(parser, *given, **more):
         raise Found(parser)
+
     argparse.ArgumentParser.parse_known_args = stop
     try:
         main_of(command)([])
@@ -67,8 +80,11 @@ def flags_of(command):
         actions = found.args[0]._actions
     finally:
         argparse.ArgumentParser.parse_known_args = PARSED
-    return [tuple(action.option_strings) or (action.dest,) for action in actions
-            if action.help != argparse.SUPPRESS]
+    return [
+        tuple(action.option_strings) or (action.dest,)
+        for action in actions
+        if action.help != argparse.SUPPRESS
+    ]
 
 
 class Printed:
@@ -116,6 +132,7 @@ def refused(command, *given, says, **settings):
 
 
 # ---------------------------------------------------------------- runs
+
 
 class Run:
     """A run folder, and what was printed as it was made."""
@@ -176,7 +193,7 @@ def same(a, b):
 class World:
     """A folder with everything that a test may ask for; each thing is made when it is asked for first."""
 
-    STILL = 1e-30              # a learning rate at which no weight moves
+    STILL = 1e-30  # a learning rate at which no weight moves
 
     def __init__(self, folder):
         self.folder, self.kept, self.made, self.count = Path(folder), {}, {}, 0
@@ -191,8 +208,10 @@ class World:
 
         Two epochs of a BERT without dropout. Settings go over that; None takes one of these away.
         """
-        given = dict(model=self.bert, data=self.data, epochs=2, batch_size=8, lr=1e-3,
-                     baselines="off") | settings
+        given = (
+            dict(model=self.bert, data=self.data, epochs=2, batch_size=8, lr=1e-3, baselines="off")
+            | settings
+        )
         key = tuple(sorted(as_flags(given)))
         if key not in self.kept:
             out = self.new()
@@ -230,11 +249,27 @@ class World:
     def llama(self):
         """A LLaMA of one block, made by the command pretrain."""
         folder = self.folder / "llama"
-        ok("pretrain", objective="clm", text=self.text, out=folder, **self.TINY | {"vocab_size": 310})
+        ok(
+            "pretrain",
+            objective="clm",
+            text=self.text,
+            out=folder,
+            **self.TINY | {"vocab_size": 310},
+        )
         return folder
 
-    TINY = dict(vocab_size=100, layers=1, width=32, heads=2, mlp_width=24, steps=4, batch_size=4,
-                length=24, lr=1e-2, threads=1)
+    TINY = dict(
+        vocab_size=100,
+        layers=1,
+        width=32,
+        heads=2,
+        mlp_width=24,
+        steps=4,
+        batch_size=4,
+        length=24,
+        lr=1e-2,
+        threads=1,
+    )
 
     # -------------------------------------------------------------- data
 
@@ -246,12 +281,20 @@ class World:
         path.write_text("\n".join(lines) + "\n")
         return path
 
-    def table(self, name, rows, splits, shape=lambda text, label, other: {"text": text, "label": label},
-              columns=("split",)):
+    def table(
+        self,
+        name,
+        rows,
+        splits,
+        shape=lambda text, label, other: {"text": text, "label": label},
+        columns=("split",),
+    ):
         """rows: of (text, label) -> NAME.csv; shape: what stands in a row, of its text and label and the next row."""
         following = rows[1:] + rows[:1]
-        found = [shape(text, label, other) | ({"split": split} if columns else {})
-                 for (text, label), other, split in zip(rows, following, splits)]
+        found = [
+            shape(text, label, other) | ({"split": split} if columns else {})
+            for (text, label), other, split in zip(rows, following, splits)
+        ]
         return write_csv(self.folder / f"{name}.csv", found)
 
     SPLITS = ["train"] * 24 + ["dev"] * 9 + ["test"] * 9
@@ -277,15 +320,26 @@ class World:
     @functools.cached_property
     def renamed(self):
         """`data` with other names of its columns, and other columns with the usual ones."""
-        return self.table("renamed", self.rows, self.SPLITS, lambda text, label, other: {
-            "said": text, "kind": label, "text": other[0], "label": "odd" if len(text) % 2 else "even"})
+        return self.table(
+            "renamed",
+            self.rows,
+            self.SPLITS,
+            lambda text, label, other: {
+                "said": text,
+                "kind": label,
+                "text": other[0],
+                "label": "odd" if len(text) % 2 else "even",
+            },
+        )
 
     @functools.cached_property
     def marked(self):
         """`renamed` with texts in quotes, which are part of them where quotes are none."""
         path, lines = self.folder / "marked.csv", self.renamed.read_text().splitlines()
         cells = [line.split(",") for line in lines[1:]]
-        path.write_text("\n".join([lines[0], *(",".join([f'"{said}"', *more]) for said, *more in cells)]) + "\n")
+        path.write_text(
+            "\n".join([lines[0], *(",".join([f'"{said}"', *more]) for said, *more in cells)]) + "\n"
+        )
         return path
 
     @functools.cached_property
@@ -300,21 +354,40 @@ class World:
     @functools.cached_property
     def many(self):
         """A row has both the class of its text and that of the next one; two of three texts."""
-        return self.table("many", self.rows, self.SPLITS, lambda text, label, other: {
-            "text": text + " " + other[0],
-            "label": "|".join(sorted({label, *([other[1]] if len(text) % 3 else [])}))})
+        return self.table(
+            "many",
+            self.rows,
+            self.SPLITS,
+            lambda text, label, other: {
+                "text": text + " " + other[0],
+                "label": "|".join(sorted({label, *([other[1]] if len(text) % 3 else [])})),
+            },
+        )
 
     @functools.cached_property
     def pairs(self):
-        return self.table("pairs", self.rows, self.SPLITS, lambda text, label, other: {
-            "text_a": text, "text_b": other[0], "label": label})
+        return self.table(
+            "pairs",
+            self.rows,
+            self.SPLITS,
+            lambda text, label, other: {"text_a": text, "text_b": other[0], "label": label},
+        )
 
     @functools.cached_property
     def three(self):
         """A prompt and two answers: the labels are a, b and tie."""
         side = dict(zip(LABELS, ("a", "b", "tie")))
-        return self.table("three", self.rows, self.SPLITS, lambda text, label, other: {
-            "prompt": "the rain", "response_a": text, "response_b": other[0], "label": side[label]})
+        return self.table(
+            "three",
+            self.rows,
+            self.SPLITS,
+            lambda text, label, other: {
+                "prompt": "the rain",
+                "response_a": text,
+                "response_b": other[0],
+                "label": side[label],
+            },
+        )
 
     def long_rows(self):
         """Texts of 20 to 50 words."""
@@ -338,6 +411,7 @@ class World:
 
 # ---------------------------------------------------------------- what is watched
 
+
 @contextlib.contextmanager
 def forwards(kind, out=None):
     """with forwards("Linear", out=3) as seen: ... -> a list that gets (shape of the first input, dtype of
@@ -347,11 +421,23 @@ def forwards(kind, out=None):
     def keep(module, given, out):
         if type(module).__name__ == kind and given and wanted in (None, out.shape[-1]):
             seen.append((tuple(given[0].shape), out.dtype, torch.is_grad_enabled()))
+
     hook = torch.nn.modules.module.register_module_forward_hook(keep)
     try:
         yield seen
     finally:
         hook.remove()
+
+
+def rows_at_once(w, learning=True, **asked):
+    """How many rows go through the last layer of the head at a time, with gradients or without."""
+    given = (
+        dict(model=w.bert, data=w.data, epochs=1, batch_size=100, baselines="off", out=w.new())
+        | asked
+    )
+    with forwards("Linear", out=3) as seen:
+        ok("train", **given)
+    return [shape[0] for shape, _, grad in seen if grad == learning]
 
 
 @contextlib.contextmanager
@@ -363,6 +449,7 @@ def replaced(name):
         if Path(target).name == name:
             seen.append(Path(target))
         return real(source, target, **more)
+
     os.replace = keep
     try:
         yield seen
@@ -375,7 +462,7 @@ class InProcess:
 
     def __init__(self, command, *, stdout=None, stderr=None, **_):
         place = command.index("-m")
-        printed = call(command[place + 1].removeprefix("minillmclf."), *command[place + 2:])
+        printed = call(command[place + 1].removeprefix("minillmclf."), *command[place + 2 :])
         stdout.write(printed.out.encode())
         stderr.write(printed.err.encode())
         self.returncode = printed.code
@@ -384,5 +471,17 @@ class InProcess:
         return self.returncode
 
 
-__all__ = ["CHECKS", "FILLERS", "LABELS", "TOPICS", "InProcess", "InputError", "Run", "World", "call", "commands",
-           "flags_of", "forwards", "ok", "read_csv", "refused", "replaced", "same", "sentence", "shows", "write_csv"]
+def strange(w, monkeypatch, command, given, before=(), words=False, run=None, first=False):
+    """A model with an unknown key in its config.json is refused, unless that key is left out by name.
+
+    given(folder) -> settings; before: arguments; the model is that of a run, or w.words, or w.bert; first: it is the
+    command's first argument.
+    """
+    folder = w.new()
+    shutil.copytree(run.folder if run else w.words if words else w.bert, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"strange_key": 1}))
+    monkeypatch.setenv("MINILLMCLF_IGNORE_CONFIG_KEYS", "")
+    before = [folder, *before] if first else before
+    refused(command, *before, says="strange_key", **given(folder))
+    ok(command, *before, ignore_config_key="strange_key", **given(folder))

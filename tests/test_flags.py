@@ -1,12 +1,17 @@
 """Every flag of every command changes something that can be observed at the far end: numbers, tensors, files, words.
 
 The flags are taken from the commands' own parsers, so one that is new has no entry here until somebody says what it
-changes. The entries are in flag_train.py, flag_ask.py and flag_many.py, by command.
+changes. The entries are in flag_*.py, by command; flag_world.py has
+what they share.
 """
+
 import inspect
 
 import flag_ask  # noqa: F401
+import flag_evaluate  # noqa: F401
+import flag_loop  # noqa: F401
 import flag_many  # noqa: F401
+import flag_pretrain  # noqa: F401
 import flag_train  # noqa: F401
 import pytest
 from flag_world import CHECKS, World, call, commands, flags_of, ok
@@ -17,13 +22,16 @@ def w(tmp_path_factory):
     return World(tmp_path_factory.mktemp("flags"))
 
 
-EVERYWHERE = {"--help", "--version"}                  # of all commands: below
+EVERYWHERE = {"--help", "--version"}  # of all commands: below
 
 
 @pytest.mark.parametrize("command", commands())
 def test_each_flag_has_an_entry(command):
-    missing = [names[-1] for names in flags_of(command)
-               if not any((command, name) in CHECKS or name in EVERYWHERE for name in names)]
+    missing = [
+        names[-1]
+        for names in flags_of(command)
+        if not any((command, name) in CHECKS or name in EVERYWHERE for name in names)
+    ]
     assert not missing, f"{', '.join(missing)} of {command} has no entry: add what it changes"
 
 
@@ -42,4 +50,6 @@ def test_a_flag_changes_what_it_says(command, flag, w, monkeypatch):
     check = CHECKS[command, flag]
     known = {"w": w, "flag": flag, "monkeypatch": monkeypatch}
     given = {name: known[name] for name in inspect.signature(check).parameters}
-    w.once((check, given.get("flag")), lambda: check(**given))       # of several flags it may be one check
+    w.once(
+        (check, given.get("flag")), lambda: check(**given)
+    )  # of several flags it may be one check
