@@ -184,7 +184,8 @@ def swap_judged(w):
 
 
 def written(w, command, content, **given):
-    """--out is written, another time only with --overwrite; content(text) of what stands in it then."""
+    """--out is written, another time only with --overwrite; content(text) of what stands in it
+    then."""
     out = w.new(".json")
     ok(command, out=out, **given)
     assert content(out.read_text())
@@ -284,7 +285,8 @@ def prompted_on(w):
 
 
 def shots_in(out):
-    """The finished examples in the prompt that is printed, [(text, label)]; the last is the row itself."""
+    """The finished examples in the prompt that is printed, [(text, label)]; the last is the row
+    itself."""
     prompt = out.split("shots, ")[0].rsplit("\n\n", 1)[0]
     blocks = [block.split("\n") for block in prompt.split("\n\n") if block.startswith("Text: ")]
     return [(lines[0].removeprefix("Text: "), lines[1].removeprefix("Label: ")) for lines in blocks]
@@ -292,7 +294,8 @@ def shots_in(out):
 
 @shows("evaluate", "--shots", "--neighbours")
 def shots(w):
-    """Shots are rows of train, even over the classes; neighbours are those that are near, other ones for each row."""
+    """Shots are rows of train, even over the classes; neighbours are those that are near, other
+    ones for each row."""
     train = rows_of(w.data, "train")
     plain = ok("evaluate", model=w.llama, data=w.data, method="prompt")
     assert len(shots_in(plain)) == 1 and "\n0 shots" in plain

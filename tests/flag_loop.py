@@ -1,4 +1,5 @@
-"""What each flag of train changes in the loop: the losses by hand, the batches, the epoch that is kept."""
+"""What each flag of train changes in the loop: the losses by hand, the batches, the epoch that is
+kept."""
 
 import copy
 import functools
@@ -63,7 +64,8 @@ def losses_by_hand(
     focal=0.0,
     layer_decay=1.0,
 ):
-    """Full fine-tuning in float64 with all rows in each step -> the loss of each step. Formulas only."""
+    """Full fine-tuning in float64 with all rows in each step -> the loss of each step. Formulas
+    only."""
     ids, mask, truth = rows_by_hand(w, data)
     model = Classifier.from_backbone(w.bert, LABELS, seed=0).double()
     named = {name: p for name, p in model.named_parameters()}
@@ -127,7 +129,8 @@ BY_HAND = {
 
 @shows(*BY_HAND)
 def by_hand(w, flag):
-    """Each epoch is one step with all rows, so its loss tells the weights after the steps before it."""
+    """Each epoch is one step with all rows, so its loss tells the weights after the steps before
+    it."""
     usual = dict(lr=1e-2 if flag == "--clip" else 2e-3, weight_decay=1.0, warmup=0.2)
     plain = losses_by_hand(w, w.skew, **usual)
     for case in BY_HAND[flag]:
@@ -266,7 +269,8 @@ def precision(w):
 
 @shows("--metric")
 def metric(w):
-    """The best epoch is the first with the best value on dev; its weights are those that are saved."""
+    """The best epoch is the first with the best value on dev; its weights are those that are
+    saved."""
     chosen = {}
     for name, sign in (("accuracy", -1), ("macro_f1", -1), ("log_loss", 1), ("ece", 1)):
         run = w.train(metric=name, lr=1e-2, epochs=6, batch_size=4, seed=1)
@@ -355,7 +359,8 @@ def orders_of(w, seed):
 
 
 def split_by_hand(w, seed):
-    """Of each class the texts in the order of sha256([seed, text]): the first tenth is dev, the next is test."""
+    """Of each class the texts in the order of sha256([seed, text]): the first tenth is dev, the
+    next is test."""
     found = {"dev": set(), "test": set(), "train": set()}
     for label in LABELS:
         texts = [row["text"] for row in read_csv(w.unsplit) if row["label"] == label]

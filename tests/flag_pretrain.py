@@ -75,7 +75,8 @@ def teachers(w):
 
 @shows("pretrain", "--start", "--head-only")
 def started(w):
-    """From a checkpoint: at a standing rate its very weights, and its vocabulary; or only its LM head learns."""
+    """From a checkpoint: at a standing rate its very weights, and its vocabulary; or only its LM
+    head learns."""
     start = made(w)
     still = made(w, start=start.out, lr=w.STILL)
     assert apart(start, still) == 0 and (still.out / "tokenizer.json").exists()

@@ -1,4 +1,5 @@
-"""What each flag of train changes but those of the loop: files, which weights learn, readouts, rows and texts."""
+"""What each flag of train changes but those of the loop: files, which weights learn, readouts, rows
+and texts."""
 
 import functools
 import json
@@ -44,7 +45,8 @@ def out(w, monkeypatch):
 
 @shows("--config")
 def config(w):
-    """All settings of a run but its folder; flags go over them. The same rows and settings give the same run."""
+    """All settings of a run but its folder; flags go over them. The same rows and settings give the
+    same run."""
     first = w.train(label_smoothing=0.2, lr=2e-3, seed=4)
     again, other = w.new(), w.new()
     ok("train", config=first.folder / "run.json", out=again)
@@ -128,7 +130,8 @@ def same_but_alpha(a, b):
 
 @shows("--adapter-dropout")
 def adapter_dropout(w):
-    """Where nearly all that an update reads is dropped, B gets no gradient and stays 0, while A's decay goes on."""
+    """Where nearly all that an update reads is dropped, B gets no gradient and stays 0, while A's
+    decay goes on."""
     for share, moves in ((0.0, True), (0.9999999, False)):
         run = w.train(method="lora", adapter_dropout=share, lr=1e-2)
         assert any(t.any() for name, t in run.tensors.items() if "lora_B" in name) == moves, share
@@ -172,7 +175,8 @@ def bias(w):
 
 
 def biases_in(run):
-    """The biases of the body and of the LM head that an adapter's files hold, under their names in the base."""
+    """The biases of the body and of the LM head that an adapter's files hold, under their names in
+    the base."""
     names = {
         name.replace("base_model.model.", "").replace("base_layer.", "").removeprefix("bert.")
         for name in run.tensors
@@ -230,7 +234,8 @@ def weights(w):
 
 
 def by_label_texts(w, run, write, texts):
-    """Probabilities of label texts in the place of [MASK], by the base itself; write(text) -> the whole prompt.
+    """Probabilities of label texts in the place of [MASK], by the base itself; write(text) -> the
+    whole prompt.
 
     texts: one token for each class.
     """
@@ -271,7 +276,8 @@ def label_texts(w):
 
 @shows("--end", "--score-by", "--objective")
 def of_a_writer(w):
-    """end: one token more to predict; score_by: other answers of the same weights; objective: another loss."""
+    """end: one token more to predict; score_by: other answers of the same weights; objective:
+    another loss."""
     asked = dict(model=w.llama, readout="labels", lr=w.STILL, epochs=1, batch_size=100)
     plain = w.train(**asked, end="none")
     assert same(plain, w.train(**asked)), "auto means none where no label text begins another"
@@ -336,7 +342,8 @@ def pool(w):
 
 @shows("--preference")
 def preference(w):
-    """bradley-terry gives each answer a score, so it answers the same whichever comes first; a head does not."""
+    """bradley-terry gives each answer a score, so it answers the same whichever comes first; a head
+    does not."""
     asked = dict(data=w.three, lr=w.STILL, epochs=1)
     a, tie = (w.train(**asked, preference=kind) for kind in ("head", "bradley-terry"))
     assert "minillmclf_tie.bias" in tie.tensors and "minillmclf_tie.bias" not in a.tensors
@@ -346,7 +353,8 @@ def preference(w):
 
 @shows("--swap")
 def swap(w):
-    """train: twice the rows; predict: the rows as they are, and the mean over both orders; both: both."""
+    """train: twice the rows; predict: the rows as they are, and the mean over both orders; both:
+    both."""
     for how, rows in (("none", 24), ("train", 48), ("predict", 24), ("both", 48)):
         assert rows_at_once(w, data=w.three, preference="head", swap=how) == [rows], how
     runs = {
@@ -375,7 +383,8 @@ def swap(w):
 
 @shows("--text-column", "--label-column")
 def columns(w):
-    """The same texts and labels under other names are the same run; with the usual names, other ones are read."""
+    """The same texts and labels under other names are the same run; with the usual names, other
+    ones are read."""
     run = w.train(data=w.renamed, text_column="said", label_column="kind")
     assert same(run, w.train())
     usual = w.train(data=w.renamed)
@@ -410,7 +419,8 @@ def several_labels(w):
 
 @shows("--rows-per-class")
 def rows_per_class(w):
-    """So many of each class, drawn by the seed: the weights of the steps are those of other rows."""
+    """So many of each class, drawn by the seed: the weights of the steps are those of other
+    rows."""
     assert rows_at_once(w, data=w.skew, rows_per_class=4) == [3 * 4]
     assert sum(rows_at_once(w, data=w.skew, rows_per_class=7, batch_size=4)) == 7 + 6 + 6
     runs = [w.train(data=w.skew, rows_per_class=4, seed=seed) for seed in (0, 1)]
@@ -419,7 +429,8 @@ def rows_per_class(w):
 
 @shows("--max-length", "--keep")
 def max_length(w):
-    """What is kept of a longer text is what a file has whose texts were cut before: the same run, bit for bit."""
+    """What is kept of a longer text is what a file has whose texts were cut before: the same run,
+    bit for bit."""
     keeps = {
         "head": lambda words: words[:7],
         "tail": lambda words: words[-7:],

@@ -1,4 +1,5 @@
-"""What the tests of flags share: small models and data, commands called in this process, runs that are kept."""
+"""What the tests of flags share: small models and data, commands called in this process, runs that
+are kept."""
 
 import argparse
 import contextlib
@@ -17,10 +18,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from small import FILLERS, ROOT, TOPICS, bert_folder, environment, flags, sentence, texts_of
+from small import FILLERS, ROOT, TOPICS, bert_folder, environment, flags, texts_of
 
 from minillmclf.commands import run
-from minillmclf.errors import InputError
 
 LABELS = sorted(TOPICS)
 CHECKS = {}  # (command, flag) -> its check, a function of a World
@@ -191,7 +191,8 @@ def same(a, b):
 
 
 class World:
-    """A folder with everything that a test may ask for; each thing is made when it is asked for first."""
+    """A folder with everything that a test may ask for; each thing is made when it is asked for
+    first."""
 
     STILL = 1e-30  # a learning rate at which no weight moves
 
@@ -289,7 +290,8 @@ class World:
         shape=lambda text, label, other: {"text": text, "label": label},
         columns=("split",),
     ):
-        """rows: of (text, label) -> NAME.csv; shape: what stands in a row, of its text and label and the next row."""
+        """rows: of (text, label) -> NAME.csv; shape: what stands in a row, of its text and label
+        and the next row."""
         following = rows[1:] + rows[:1]
         found = [
             shape(text, label, other) | ({"split": split} if columns else {})
@@ -414,8 +416,10 @@ class World:
 
 @contextlib.contextmanager
 def forwards(kind, out=None):
-    """with forwards("Linear", out=3) as seen: ... -> a list that gets (shape of the first input, dtype of
-    the output, are gradients asked for?) of every call of a module of this kind, and of this many outputs."""
+    """with forwards("Linear", out=3) as seen: ... -> a list that gets (shape of the first input,
+    dtype of
+    the output, are gradients asked for?) of every call of a module of this kind, and of this many
+    outputs."""
     seen, wanted = [], out
 
     def keep(module, given, out):
@@ -442,7 +446,8 @@ def rows_at_once(w, learning=True, **asked):
 
 @contextlib.contextmanager
 def replaced(name):
-    """with replaced("state.safetensors") as seen: ... -> a list of the places where such a file was put."""
+    """with replaced("state.safetensors") as seen: ... -> a list of the places where such a file was
+    put."""
     seen, real = [], os.replace
 
     def keep(source, target, **more):
@@ -472,10 +477,11 @@ class InProcess:
 
 
 def strange(w, monkeypatch, command, given, before=(), words=False, run=None, first=False):
-    """A model with an unknown key in its config.json is refused, unless that key is left out by name.
+    """A model with an unknown key in its config.json is refused, unless that key is left out by
+    name.
 
-    given(folder) -> settings; before: arguments; the model is that of a run, or w.words, or w.bert; first: it is the
-    command's first argument.
+    given(folder) -> settings; before: arguments; the model is that of a run, or w.words, or
+    w.bert; first: it is the command's first argument.
     """
     folder = w.new()
     shutil.copytree(run.folder if run else w.words if words else w.bert, folder)

@@ -1,6 +1,8 @@
-"""Every flag of every command changes something that can be observed at the far end: numbers, tensors, files, words.
+"""Every flag of every command changes something that can be observed at the far end: numbers,
+tensors, files, words.
 
-The flags are taken from the commands' own parsers, so one that is new has no entry here until somebody says what it
+The flags are taken from the commands' own parsers, so one that is new has no entry here until
+somebody says what it
 changes. The entries are in flag_*.py, by command; flag_world.py has
 what they share.
 """
@@ -8,9 +10,11 @@ what they share.
 import inspect
 
 import flag_ask  # noqa: F401
+import flag_choose  # noqa: F401
+import flag_compare  # noqa: F401
 import flag_evaluate  # noqa: F401
+import flag_folds  # noqa: F401
 import flag_loop  # noqa: F401
-import flag_many  # noqa: F401
 import flag_pretrain  # noqa: F401
 import flag_train  # noqa: F401
 import pytest

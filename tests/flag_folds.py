@@ -1,7 +1,9 @@
 """What each flag of folds, compare changes.
 
-folds and compare hand the settings of train on. So a bundle of settings is given to them and to train: the weights are
-the same bit for bit, and so are the batches on the way there. That each setting changes train is shown in flag_train.py.
+folds and compare hand the settings of train on. So a bundle of settings is given to them and to
+train: the weights are
+the same bit for bit, and so are the batches on the way there. That each setting changes train is
+shown in flag_train.py.
 """
 
 import contextlib
@@ -9,17 +11,13 @@ import csv
 import functools
 import hashlib
 import json
-import subprocess
 import sys
 
 import numpy as np
 import pytest
-import torch
 from flag_world import (
     LABELS,
-    InProcess,
     Run,
-    call,
     forwards,
     ok,
     read_csv,
@@ -136,7 +134,8 @@ def bundle_of(w, name):
 
 @contextlib.contextmanager
 def way():
-    """with way() as found: ... -> what the steps were: the rows and places of all norms, the most rows of an
+    """with way() as found: ... -> what the steps were: the rows and places of all norms, the most
+    rows of an
     evaluation, and the states that were saved."""
     found = {}
     with (
@@ -177,7 +176,8 @@ def digest(*parts):
 
 
 def folds_by_hand(rows, texts, label, k, seed):
-    """Which rows are held out in which fold, and which are dev rows of the first: class by class in the order of
+    """Which rows are held out in which fold, and which are dev rows of the first: class by class in
+    the order of
     sha256(seed, text), dealt in turn; of the rest, a tenth of each class in another such order."""
     keys = [json.dumps([" ".join(row[name].casefold().split()) for name in texts]) for row in rows]
     order = sorted(range(len(rows)), key=lambda n: (rows[n][label], digest(seed, keys[n])))
@@ -262,7 +262,8 @@ def folds(w, **more):
 
 @shows("folds", "--model", "--data", "--out", "--folds", "the seed of the run")
 def held_out(w, monkeypatch):
-    """Each row is judged once, by the model of its fold, which has not seen it; folds follow from the seed."""
+    """Each row is judged once, by the model of its fold, which has not seen it; folds follow from
+    the seed."""
     wide, rows = bert_folder(w.new(), width=48, dropout=0.0), read_csv(w.unsplit)
     for asked, k, seed in ((dict(model=wide), 2, 0), (dict(seed=1), 2, 1), (dict(folds=3), 3, 0)):
         out = folds(w, **asked)
@@ -300,7 +301,8 @@ def grouped(w):
 
 @shows("folds", "--test", "--sample", "--temperature")
 def submitted(w):
-    """The mean of the folds' probabilities for the rows of --test, in the columns and the order of --sample."""
+    """The mean of the folds' probabilities for the rows of --test, in the columns and the order of
+    --sample."""
     rows = [{"id": f"r{n}", "text": text} for n, (text, _) in enumerate(w.rows[:9])]
     test, order = write_csv(w.new(".csv"), rows), [3, 0, 8, 1, 2, 4, 5, 6, 7]
     sample = write_csv(
@@ -372,153 +374,3 @@ def unknown_key_folded(w, monkeypatch):
         "folds",
         lambda folder: dict(model=folder, data=w.unsplit, out=w.new()) | QUICK,
     )
-
-
-# ---------------------------------------------------------------- compare
-
-
-@contextlib.contextmanager
-def here():
-    """with here(): the cells of a comparison run in this process, and nothing is drawn."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subprocess, "Popen", InProcess)
-        patch.setitem(sys.modules, "matplotlib", None)
-        yield
-
-
-def compare(w, *models, out=None, **given):
-    """A comparison -> its folder, its rows (table.json), and its runs: a list of Run."""
-    out = out or w.new()
-    lists = [
-        part
-        for name in ("models", "methods", "readouts", "sweep", "learning_curve")
-        for part in (["--" + name.replace("_", "-"), *given.pop(name)] if name in given else [])
-    ]
-    models = ["--models", *models] if models else []
-    with here():
-        printed = ok("compare", *models, *lists, out=out, **dict(seeds=1) | given)
-    rows = json.loads((out / "table.json").read_text())["rows"]
-    return out, rows, [Run(path.parent, printed) for path in sorted(out.glob("cells/*/run.json"))]
-
-
-COMPARED = [flag for flag in BUNDLED if flag not in ("--model", "--rows-per-class", "--seed")]
-
-
-@shows("compare", *COMPARED)
-def compared(w, flag):
-    w.once(("compare", BUNDLED[flag]), lambda: compared_bundle(w, BUNDLED[flag]))
-
-
-def compared_bundle(w, name):
-    given = bundle_of(w, name)
-    given = {key: value for key, value in given.items() if key not in ("seed", "rows_per_class")}
-    alone, steps = by_train(w, name, "cell", seed=None, rows_per_class=None)
-    with way() as found:
-        _, rows, runs = compare(w, given.pop("model"), **given)
-    (run,) = runs
-    same_results(run, alone)
-    assert found["steps"][: len(steps["steps"])] == steps["steps"] and len(found["saved"]) == len(
-        steps["saved"]
-    )
-    assert found["asked"] >= steps["asked"]
-    own = list(alone.record["results"].values())[-1]
-    assert rows[0]["score"]["mean"] == pytest.approx(own[given.get("metric", "accuracy")])
-
-
-CELLS = dict(epochs=1, batch_size=8, baselines="off")
-
-
-@shows(
-    "compare",
-    "--models",
-    "--methods",
-    "--readouts",
-    "--sweep",
-    "--learning-curve",
-    "--seeds",
-    "--out",
-)
-def cells(w):
-    """Each model by each method, readout, size and seed is a run of its own: that of train."""
-    out, rows, runs = compare(
-        w, f"{w.bert}@lr=2e-3", w.words, methods=["head", "lora"], data=w.skew, **CELLS
-    )
-    assert (out / "table.csv").exists() and len(runs) == 4
-    for method in ("head", "lora"):
-        for model, lr in ((w.bert, 2e-3), (w.words, None)):
-            alone = w.train(data=w.skew, method=method, model=model, lr=lr, **CELLS)
-            assert any(same(run, alone) for run in runs), (method, model)
-    _, rows, runs = compare(
-        w, w.words, readouts=["head", "labels"], learning_curve=["3"], data=w.skew, seeds=2, **CELLS
-    )
-    assert len(runs) == 4 and {row["size"] for row in rows} == {3}
-    for readout in ("head", "labels"):
-        alone = w.train(
-            model=w.words, readout=readout, data=w.skew, rows_per_class=3, seed=1, lr=None, **CELLS
-        )
-        assert any(same(run, alone) for run in runs), readout
-    _, rows, runs = compare(
-        w, w.bert, sweep=["lr=1e-3,1e-2"], data=w.data, **CELLS | dict(epochs=3)
-    )
-    alone = [w.train(lr=lr, **CELLS | dict(epochs=3)) for lr in (1e-3, 1e-2)]
-    assert len(runs) == 2 and all(any(same(run, one) for run in runs) for one in alone)
-    best = max(alone, key=lambda run: run.history[run.record["best_epoch"] - 1]["accuracy"])
-    own = list(best.record["results"].values())[-1]
-    assert len(rows) == 1 and rows[0]["score"]["mean"] == pytest.approx(own["accuracy"])
-
-
-@shows("compare", "--overwrite")
-def compared_again(w):
-    out = w.new()
-    out.mkdir()
-    (out / "mine.txt").write_text("mine")
-    refused("compare", "--models", "majority", data=w.data, out=out, says="--overwrite")
-    _, rows, _ = compare(w, "majority", data=w.data, out=out, overwrite=True)
-    assert rows[0]["score"]["mean"] == pytest.approx(3 / 9) and (out / "mine.txt").exists()
-
-
-@shows("compare", "--several-labels", "--device", "--parallel", "--optimizer")
-def compare_refused(w, monkeypatch):
-    """What cannot be is refused, or told as the reason why a cell was not made."""
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    for flags, says in (
-        (dict(several_labels="on"), "--several-labels on"),
-        (dict(device="cuda:77"), "--device cuda:77"),
-        (dict(parallel="fsdp"), "fsdp"),
-        (dict(optimizer="paged-adamw"), "bitsandbytes"),
-    ):
-        with here():
-            printed = call(
-                "compare",
-                "--models",
-                w.bert,
-                "majority",
-                data=w.data,
-                seeds=1,
-                out=w.new(),
-                **flags,
-            )
-        assert says in printed.out + printed.err, (flags, printed.out, printed.err)
-
-
-@shows("compare", "--ignore-config-key")
-def unknown_key_compared(w, monkeypatch):
-    with here():
-        strange(
-            w,
-            monkeypatch,
-            "compare",
-            lambda folder: dict(models=folder, data=w.data, seeds=1, out=w.new()) | CELLS,
-        )
-
-
-@shows("choose", "--comparison")
-def chosen_by_comparison(w):
-    """The advice is what was measured."""
-    out, _, _ = compare(w, w.bert, methods=["lora"], data=w.data, **CELLS)
-    given = ["choose", "--models", w.bert, "--json"]
-    found = json.loads(ok(*given, data=w.data, comparison=out))
-    assert found["advice"]["flags"]["method"] == "lora" and found["comparison"]["folder"] == str(
-        out
-    )
-    assert json.loads(ok(*given, data=w.data))["advice"]["flags"]["method"] == "full"
