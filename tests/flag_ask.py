@@ -9,6 +9,8 @@ import shutil
 
 import numpy as np
 import pytest
+from minillmclf import Classifier
+
 from flag_evaluate import (
     OTHER,
     based,
@@ -21,8 +23,6 @@ from flag_evaluate import (
 )
 from flag_world import LABELS, forwards, ok, read_csv, refused, shows, strange, write_csv
 from small import bert_folder
-
-from minillmclf import Classifier
 
 near = functools.partial(pytest.approx, rel=1e-4, abs=1e-6)
 

@@ -6,7 +6,6 @@ from flag_evaluate import quoted
 from flag_loop import split_by_hand
 from flag_world import call, ok, refused, shows, strange
 
-
 # ---------------------------------------------------------------- choose
 
 

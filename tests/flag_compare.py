@@ -1,4 +1,4 @@
-"""What each flag of compare changes: its cells are runs, which train makes with the same settings."""
+"""What each flag of compare changes: its cells are runs, as train makes them."""
 
 import contextlib
 import json
@@ -6,11 +6,20 @@ import subprocess
 import sys
 
 import pytest
+
 from flag_folds import BUNDLED, bundle_of, by_train, way
 from flag_world import InProcess, Run, call, ok, refused, same, shows, strange
 
-
 # ---------------------------------------------------------------- compare
+
+
+def same_results(a, b):
+    """Two runs with the same rows, weights, losses and results."""
+    assert same(a, b)
+    assert [line["log_loss"] for line in a.history] == [line["log_loss"] for line in b.history]
+    (*first, own), (*second, other) = (run.record["results"] for run in (a, b))
+    assert first == second and a.record["results"][own] == b.record["results"][other]
+    assert a.record["best_epoch"] == b.record["best_epoch"] and a.rows == b.rows
 
 
 @contextlib.contextmanager

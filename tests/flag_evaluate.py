@@ -7,11 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
+from minillmclf import Classifier
+
 from flag_loop import split_by_hand
 from flag_train import by_label_texts
 from flag_world import LABELS, forwards, ok, read_csv, refused, shows, strange
-
-from minillmclf import Classifier
 
 near = functools.partial(pytest.approx, rel=1e-4, abs=1e-6)
 

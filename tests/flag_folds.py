@@ -15,6 +15,9 @@ import sys
 
 import numpy as np
 import pytest
+from minillmclf import Classifier
+from safetensors.torch import load_file
+
 from flag_world import (
     LABELS,
     Run,
@@ -28,10 +31,7 @@ from flag_world import (
     strange,
     write_csv,
 )
-from safetensors.torch import load_file
 from small import bert_folder
-
-from minillmclf import Classifier
 
 near = functools.partial(pytest.approx, rel=1e-4, abs=1e-6)
 WORDS = json.dumps({"garden": "old tree", "kitchen": "soup", "weather": "very big"})
@@ -157,15 +157,6 @@ def by_train(w, name, key="", **more):
             printed = ok("train", **bundle_of(w, name) | more, out=out)
         w.kept["bundle", name, key] = Run(out, printed), found
     return w.kept["bundle", name, key]
-
-
-def same_results(a, b):
-    """Two runs with the same rows, weights, losses and results."""
-    assert same(a, b)
-    assert [line["log_loss"] for line in a.history] == [line["log_loss"] for line in b.history]
-    (*first, own), (*second, other) = (run.record["results"] for run in (a, b))
-    assert first == second and a.record["results"][own] == b.record["results"][other]
-    assert a.record["best_epoch"] == b.record["best_epoch"] and a.rows == b.rows
 
 
 # ---------------------------------------------------------------- folds

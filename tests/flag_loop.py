@@ -12,6 +12,8 @@ from collections import Counter
 
 import pytest
 import torch
+from minillmclf import Classifier, load_tokenizer
+
 from flag_world import (
     LABELS,
     forwards,
@@ -24,8 +26,6 @@ from flag_world import (
     shows,
     strange,
 )
-
-from minillmclf import Classifier, load_tokenizer
 
 shows = functools.partial(shows, "train")
 near = functools.partial(pytest.approx, rel=2e-5, abs=1e-6)

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from flag_world import forwards, ok, refused, replaced, shows, strange
 from safetensors.torch import load_file
+
+from flag_world import forwards, ok, refused, replaced, shows, strange
 from small import bert_folder
 
 

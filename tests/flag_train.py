@@ -6,12 +6,12 @@ import json
 
 import pytest
 import torch
+from minillmclf import Classifier, load_backbone, load_tokenizer
+from safetensors.torch import load_file
+
 from flag_loop import differ
 from flag_world import LABELS, ok, read_csv, refused, rows_at_once, same, shows
-from safetensors.torch import load_file
 from small import bert_folder
-
-from minillmclf import Classifier, load_backbone, load_tokenizer
 
 shows = functools.partial(shows, "train")
 
@@ -162,7 +162,7 @@ def bias(w):
     }
     assert len(biases) == 2 * 8 + 1
     found = {
-        how: biases_in(w.train(method="lora", bias=how, lr=1e-2))
+        how: biases_in(w, w.train(method="lora", bias=how, lr=1e-2))
         for how in ("none", "all", "lora_only")
     }
     assert found["none"] == set()
@@ -174,15 +174,16 @@ def bias(w):
     }
 
 
-def biases_in(run):
-    """The biases of the body and of the LM head that an adapter's files hold, under their names in
-    the base."""
-    names = {
-        name.replace("base_model.model.", "").replace("base_layer.", "").removeprefix("bert.")
-        for name in run.tensors
-        if name.endswith("bias")
-    }
-    return {name for name in names if not name.startswith(("classifier", "pooler"))}
+def biases_in(w, run):
+    """The biases of the body that an adapter's files hold and that have moved, as the base names them."""
+    base, found = load_tensors(w.bert), set()
+    for name, tensor in run.tensors.items():
+        name = name.replace("base_model.model.", "").replace("base_layer.", "")
+        own = name if name in base else name.removeprefix("bert.")
+        if name.endswith("bias") and own in base and "pooler" not in name:
+            moved = not torch.equal(tensor, base[own])
+            found |= {own.removeprefix("bert.")} if moved else set()
+    return found
 
 
 @shows("--quantise")

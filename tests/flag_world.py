@@ -17,10 +17,10 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from small import FILLERS, ROOT, TOPICS, bert_folder, environment, flags, texts_of
-
 from minillmclf.commands import run
+from safetensors.torch import load_file
+
+from small import FILLERS, ROOT, TOPICS, bert_folder, environment, flags, texts_of
 
 LABELS = sorted(TOPICS)
 CHECKS = {}  # (command, flag) -> its check, a function of a World

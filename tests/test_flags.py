@@ -9,6 +9,8 @@ what they share.
 
 import inspect
 
+import pytest
+
 import flag_ask  # noqa: F401
 import flag_choose  # noqa: F401
 import flag_compare  # noqa: F401
@@ -17,7 +19,6 @@ import flag_folds  # noqa: F401
 import flag_loop  # noqa: F401
 import flag_pretrain  # noqa: F401
 import flag_train  # noqa: F401
-import pytest
 from flag_world import CHECKS, World, call, commands, flags_of, ok
 
 
