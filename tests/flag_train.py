@@ -175,7 +175,7 @@ def bias(w):
 
 
 def biases_in(w, run):
-    """The biases of the body that an adapter's files hold and that have moved, as the base names them."""
+    """The biases of the body in an adapter's files that have moved, as the base names them."""
     base, found = load_tensors(w.bert), set()
     for name, tensor in run.tensors.items():
         name = name.replace("base_model.model.", "").replace("base_layer.", "")
