@@ -8,11 +8,11 @@ import csv
 import json
 import os
 import random
-import shutil
+
 import signal
 import time
 
-import numpy as np
+
 import pytest
 import small
 import torch
@@ -23,7 +23,7 @@ from test_families import CONFIGS, folders, spread  # noqa: F401  (folders: a fi
 
 from minillmclf import choose, evaluate, inspect, labels, predict, stream, train
 from minillmclf.classify.classifier import Classifier
-from minillmclf.models import Llama, Mistral, fresh_weights, load_backbone, model_class, save_backbone
+from minillmclf.models import fresh_weights, load_backbone, model_class, save_backbone
 from minillmclf.text.batch import collate, sequences
 from minillmclf.text.tokenizer import WordPiece
 from minillmclf.tuning import tune
@@ -393,9 +393,9 @@ def test_a_temperature_of_both_orders_is_fitted_with_the_labels_of_each(writer, 
     assert code == 0, err
     found = json.loads((tmp_path / "e.json").read_text())["results"]
     model, orders = asked(folder), []
-    for texts, labels in ((rows, truth), (exchanged(rows), torch.tensor(TURN)[truth])):
+    for texts, wanted in ((rows, truth), (exchanged(rows), torch.tensor(TURN)[truth])):
         logp = model.scores(model.encode(texts)[0]).double().log_softmax(1)
-        t = best_temperature(logp[20:80], labels[20:80])
+        t = best_temperature(logp[20:80], wanted[20:80])
         wrong = best_temperature(logp[20:80], truth[20:80])
         assert 0.02 < t < 90, f"a temperature of {t} is at the end of what is tried"
         orders.append((logp[80:] / t).softmax(1))
