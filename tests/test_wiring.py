@@ -346,7 +346,7 @@ def test_a_prompt_is_cut_where_it_is_cut_in_either_of_its_two_sequences(tmp_path
 
 @pytest.fixture(scope="module")
 def writer(tmp_path_factory):
-    """A folder with a small GPT-2, and battles whose labels follow its own answers to both orders, made less sure."""
+    """A folder with a small GPT-2, and battles whose labels follow its own answers to both orders."""
     folder = tmp_path_factory.mktemp("writer")
     kind, config = CONFIGS["gpt2"]
     config = {"model_type": kind, **config, "n_positions": 128}
@@ -359,7 +359,7 @@ def writer(tmp_path_factory):
     model = asked(folder / "gpt2")
     p, q = (model.scores(model.encode(texts)[0]).double().log_softmax(1) for texts in (rows, exchanged(rows)))
     draw = torch.Generator().manual_seed(3)
-    truth = ((p + q[:, TURN]) / 4).softmax(1).multinomial(1, generator=draw)[:, 0]
+    truth = (p + q[:, TURN]).softmax(1).multinomial(1, generator=draw)[:, 0]
     splits = ["train"] * 20 + ["dev"] * 60 + ["test"] * 40
     names = [SIDES[number] for number in truth]
     table(folder / "data.csv", ("prompt", "response_a", "response_b", "winner", "split"),
@@ -381,7 +381,7 @@ def asked(folder, **more):
 
 def best_temperature(logp, truth):
     """The T of least log loss, tried on a fine grid."""
-    tried = torch.logspace(-2, 2, 4001, dtype=torch.float64)
+    tried = torch.logspace(-2, 2, 20001, dtype=torch.float64)
     losses = torch.stack([-(logp / t).log_softmax(1)[torch.arange(len(truth)), truth].mean() for t in tried])
     return tried[losses.argmin()].item()
 
@@ -392,17 +392,18 @@ def test_a_temperature_of_both_orders_is_fitted_with_the_labels_of_each(writer, 
                         "--swap", "predict", "--out", tmp_path / "e.json")
     assert code == 0, err
     found = json.loads((tmp_path / "e.json").read_text())["results"]
-    model, orders = asked(folder), []
-    for texts, wanted in ((rows, truth), (exchanged(rows), torch.tensor(TURN)[truth])):
-        logp = model.scores(model.encode(texts)[0]).double().log_softmax(1)
-        t = best_temperature(logp[20:80], wanted[20:80])
-        wrong = best_temperature(logp[20:80], truth[20:80])
-        assert 0.02 < t < 90, f"a temperature of {t} is at the end of what is tried"
-        orders.append((logp[80:] / t).softmax(1))
-    assert abs(wrong / t - 1) > 0.1, "the labels as they were fit the exchanged rows alike: this compares nothing"
-    p = (orders[0] + orders[1][:, TURN]) / 2
-    loss = -p[torch.arange(40), truth[80:]].log().mean().item()
-    assert found["temperature"]["log_loss"] == pytest.approx(loss, abs=2e-3)
+    model = asked(folder)
+    sides = torch.tensor(TURN)[truth]                       # of the exchanged rows
+    logp = [model.scores(model.encode(texts)[0]).double().log_softmax(1) for texts in (rows, exchanged(rows))]
+
+    def loss(*fitted_to):
+        t = [best_temperature(each[20:80], wanted[20:80]) for each, wanted in zip(logp, fitted_to)]
+        assert 0.02 < min(t) and max(t) < 90, f"temperatures of {t} are at the end of what is tried"
+        p, q = ((each[80:] / one).softmax(1) for each, one in zip(logp, t))
+        return -((p + q[:, TURN]) / 2)[torch.arange(40), truth[80:]].log().mean().item()
+    assert found["temperature"]["log_loss"] == pytest.approx(loss(truth, sides), abs=2e-4)
+    for wrong in ((truth, truth), (sides, sides), (sides, truth)):
+        assert abs(loss(*wrong) - loss(truth, sides)) > 0.01, "other labels fit alike: this compares nothing"
 
 
 # ---------------------------------------------------------------- several labels a text
