@@ -382,8 +382,8 @@ def asked(folder, **more):
 def best_temperature(logp, truth):
     """The T of least log loss, tried on a fine grid."""
     tried = torch.logspace(-2, 2, 20001, dtype=torch.float64)
-    losses = torch.stack([-(logp / t).log_softmax(1)[torch.arange(len(truth)), truth].mean() for t in tried])
-    return tried[losses.argmin()].item()
+    every = (logp / tried[:, None, None]).log_softmax(2)                                      # (20001, N, 3)
+    return tried[every[:, torch.arange(len(truth)), truth].mean(1).argmax()].item()
 
 
 def test_a_temperature_of_both_orders_is_fitted_with_the_labels_of_each(writer, tmp_path, call):
@@ -563,6 +563,17 @@ def test_inspect_counts_what_one_counts_by_hand(tmp_path, call):
     assert int(full[2].replace(",", "")) == whole
     body = sum(each.values()) + D * D + D + 2 * D + 2                       # to load, its own head is there as well
     assert f"{4 * body / 1000:.3g} kB in fp32, {2 * body / 1000:.3g} kB in bf16" in out
+
+
+def test_inspect_measures_on_as_many_tokens_as_a_model_takes(tmp_path, call):
+    """What 1,000 tokens take is alike in a model of 64 positions and in one of 128."""
+    taken = []
+    for positions in (64, 128):
+        small.bert_folder(tmp_path / str(positions), layers=2, positions=positions)
+        out = call(inspect, tmp_path / str(positions))[1]
+        number, unit = next(line for line in out.splitlines() if "--method full " in line).split()[-2:]
+        taken.append(float(number) * {"kB": 1e3, "MB": 1e6}[unit])
+    assert taken[0] == pytest.approx(taken[1], rel=0.3), taken
 
 
 def test_the_label_doctor_counts_what_one_counts_by_hand(tmp_path, call):
