@@ -869,7 +869,7 @@ def test_inspect_counts_what_one_counts_by_hand(tmp_path, call):
 
 
 def test_inspect_measures_on_as_many_tokens_as_a_model_takes(tmp_path, call):
-    """What 1,000 tokens take is alike in a model of 64 positions and in one of 128."""
+    """1,000 tokens take a little less in texts of 64 tokens than in texts of 128."""
     taken = []
     for positions in (64, 128):
         small.bert_folder(tmp_path / str(positions), layers=2, positions=positions)
@@ -878,7 +878,7 @@ def test_inspect_measures_on_as_many_tokens_as_a_model_takes(tmp_path, call):
             -2:
         ]
         taken.append(float(number) * {"kB": 1e3, "MB": 1e6}[unit])
-    assert taken[0] == pytest.approx(taken[1], rel=0.3), taken
+    assert 0.5 < taken[0] / taken[1] <= 1, f"{taken}: only attention grows with a text's length"
 
 
 def test_the_label_doctor_counts_what_one_counts_by_hand(tmp_path, call):
