@@ -503,7 +503,7 @@ def test_pictures_stand_beside_the_table_where_matplotlib_is(tmp_path, monkeypat
     assert compare.draw(rows, tmp_path) == "; no pictures: matplotlib is not installed"
 
 
-UNEVEN = (("train", 48, 1, 0.15), ("dev", 24, 2, 0.5), ("test", 18, 3, 0.1))   # rows, seed, noise
+UNEVEN = (("train", 48, 1, 0.15), ("dev", 24, 6, 0.5), ("test", 18, 3, 0.1))   # rows, seed, noise
 
 
 def uneven_data(path):
@@ -557,6 +557,9 @@ def test_what_is_compared_on_dev_is_the_best_epoch_s(place, call, started, tmp_p
     texts = {split: [e.texts for e in getattr(rows, split)] for split in ("train", "dev", "test")}
     truth = {split: [rows.labels.index(e.label) for e in getattr(rows, split)] for split in texts}
     bag = BagOfWords(3).fit(texts["train"], truth["train"], texts["dev"], truth["dev"])
+    other = BagOfWords(3).fit(texts["train"], truth["train"], texts["test"], truth["test"])
+    assert np.abs(other.predict(texts["test"]) - bag.predict(texts["test"])).max() > 0.01, \
+        "test rows would choose the same penalty: this compares nothing"
     plain, = [row for row in found["rows"] if not row["method"]]
     for split, value in (("dev", plain["dev"]), ("test", plain["score"]["mean"])):
         p = bag.predict(texts[split])

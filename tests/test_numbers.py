@@ -196,6 +196,31 @@ def test_the_baselines_of_the_table_learn_from_train_and_are_judged_on_test(made
     )
 
 
+def test_the_bag_of_words_chooses_its_penalty_on_dev(made, tmp_path):
+    from minillmclf.classify.baseline import BagOfWords
+
+    rows, splits = {}, {"train": (48, 1, 0.15), "dev": (24, 6, 0.5), "test": (18, 3, 0.1)}
+    for split, (count, seed, noise) in splits.items():
+        rng = random.Random(seed)
+        rows[split] = [
+            ((text,), LABELS.index(rng.choice(LABELS) if rng.random() < noise else label))
+            for text, label in small.texts_of(rng, count)
+        ]
+    with open(tmp_path / "data.csv", "w", encoding="utf-8", newline="") as file:
+        lines = [(*text, LABELS[c], split) for split in splits for text, c in rows[split]]
+        csv.writer(file).writerows([("text", "label", "split"), *lines])
+    given = small.flags(model=made.folder / "bert", data=tmp_path / "data.csv", epochs=1)
+    out = printed(train.main, *given, "--method", "head", "--out", tmp_path / "run")
+
+    def fitted_on(split):
+        train_rows, chosen = (list(map(list, zip(*rows[name]))) for name in ("train", split))
+        texts, truth = map(list, zip(*rows["test"]))
+        return measured(BagOfWords(3).fit(*train_rows, *chosen).predict(texts), np.array(truth))
+
+    assert_printed(line_of(out, "bag of words "), fitted_on("dev"))
+    assert abs(fitted_on("dev")["log_loss"] - fitted_on("test")["log_loss"]) > 0.01
+
+
 def test_the_line_of_an_epoch_is_of_that_epoch(made, said):
     lines = [line for line in made.out.splitlines() if line.startswith("epoch ")]
     assert len(lines) == len(made.history) == 8
