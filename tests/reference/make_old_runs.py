@@ -210,6 +210,7 @@ TRAINED = {
     # what was learned is kept apart from the base
     "lora": "--method lora --rank 3 --alpha 5 --adapter-dropout 0.2 --rank-stabilised on "
             "--targets q_proj,o_proj --bias lora_only",
+    "lora-tail": "--method lora --keep tail --max-length 9 --rank 2",
     "lora-all": "--model bases/roberta --method lora --targets all-linear --bias all --rank 2",
     "dora": "--model bases/deberta --method dora --rank 2",
     "qlora": "--method qlora --quantise fp4 --rank 2 --targets all-linear",
