@@ -295,7 +295,7 @@ def test_a_finished_run_with_another_setting_is_another_run(place, call, flag):
 @pytest.mark.parametrize("name", REPEATED)
 def test_an_old_run_json_as_config_trains_the_same(own, call, name):
     home = own()
-    code, said, error = call(train, "--config", OLD / name / "run.json", "--out", "again")
+    code, _, error = call(train, "--config", OLD / name / "run.json", "--out", "again")
     assert code == 0, error
     stored, found = history(OLD / name), history(home / "again")
     assert [(line["epoch"], line["step"]) for line in found] == [
