@@ -18,21 +18,13 @@ import numpy as np
 import pytest
 from conftest import ROUNDED, fp32, refused
 
-from minillmclf import (
-    Classifier,
-    choose,
-    compare,
-    evaluate,
-    fine_tune,
-    folds,
-    load_backbone,
-    load_tokenizer,
-    merge,
-    predict,
-    pretrain,
-    report,
-    train,
-)
+from minillmclf import Classifier, evaluate, fine_tune, load_backbone, load_tokenizer, merge, train
+from minillmclf.choose import __main__ as choose
+from minillmclf.compare import __main__ as compare
+from minillmclf.folds import __main__ as folds
+from minillmclf.predict import __main__ as predict
+from minillmclf.pretrain import __main__ as pretrain
+from minillmclf.report import __main__ as report
 
 OLD = Path(__file__).parent / "fixtures" / "old_runs"
 NOTES = {

@@ -47,8 +47,8 @@ from conftest import shaken  # noqa: E402
 
 from minillmclf import Classifier  # noqa: E402
 from minillmclf.models import fresh_weights, model_class, save_backbone  # noqa: E402
-from minillmclf.settings import Settings  # noqa: E402
-from minillmclf.text.tokenizer import WordPiece, load_tokenizer  # noqa: E402
+from minillmclf.cli.settings import Settings  # noqa: E402
+from minillmclf.text.tokenizers.tokenizer import WordPiece, load_tokenizer  # noqa: E402
 from minillmclf.training import checkpoint, loop  # noqa: E402
 from minillmclf.tuning.quant import dequantise_linears  # noqa: E402
 
