@@ -21,7 +21,10 @@ import pytest
 import small
 import torch
 
-from minillmclf import evaluate, folds, predict, report, train
+from minillmclf import evaluate, train
+from minillmclf.folds import __main__ as folds
+from minillmclf.predict import __main__ as predict
+from minillmclf.report import __main__ as report
 from minillmclf.classify.classifier import Classifier
 
 LABELS = list(small.TOPICS)

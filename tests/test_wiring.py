@@ -23,11 +23,13 @@ from safetensors.torch import load_file
 from small import PIECES
 from test_families import CONFIGS, folders, spread  # noqa: F401  (folders: a fixture)
 
-from minillmclf import choose, evaluate, inspect, labels, predict, stream, train
+from minillmclf.choose import __main__ as choose
+from minillmclf import evaluate, inspect, labels, train
+from minillmclf.predict import __main__ as predict, stream
 from minillmclf.classify.classifier import Classifier
 from minillmclf.models import fresh_weights, load_backbone, model_class, save_backbone
 from minillmclf.text.batch import collate, sequences
-from minillmclf.text.tokenizer import WordPiece
+from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import tune
 
 SIDES = ["a", "b", "tie"]
