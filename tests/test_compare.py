@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import small
 
-from minillmclf.compare.__main__ import candidates, cells, __main__ as compare
+from minillmclf.compare import candidates, cells, __main__ as compare
 from minillmclf.compare.candidates import expand, labels_of, obstacle, read_sweep
 from minillmclf.cli.parser import Stopped, run
 from minillmclf.errors import InputError
@@ -487,7 +487,7 @@ def test_the_times_that_are_told():
 
 def test_pictures_stand_beside_the_table_where_matplotlib_is(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    from minillmclf.report.__main__ import pictures
+    from minillmclf.report import pictures
     rows = [{"model": m, "method": "full", "readout": "head", "label": m, "size": size, "accuracy": {"mean": 0.5, "low": 0.4, "high": 0.6},
              "trainable": n, "train_seconds": 1.0 + n, "log_loss": 1.0, "ece": 0.1, "memory_mb": 9, "ms_per_text": 1.0, "seeds": 2}
             for m, n in (("a", 5), ("majority", 0)) for size in (10, "all")]

@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillmclf.folds.__main__ import __main__ as folds
+from minillmclf.folds import __main__ as folds
 from minillmclf import train
 from minillmclf.classify.calibrate import temperature
 from minillmclf.classify.classifier import Classifier
@@ -402,7 +402,7 @@ def test_memory_is_worth_nothing(place, call, tmp_path, monkeypatch, group, leak
     data = write(tmp_path / "data.csv", ("text", "topic", "label"), rows)
     Memory(monkeypatch, lambda texts: texts[0].casefold().split()[0] if group else texts[0].casefold())
     if leaking:
-        from minillmclf.folds.__main__ import split as splits
+        from minillmclf.folds import split as splits
         monkeypatch.setattr(splits, "share_out", lambda labels, groups, k, seed: stratified(labels, k, seed))
         monkeypatch.setattr(folds, "fold_dataset", leaky_dataset)
     code, out, err = call("--model", place / "bert", "--data", data, "--out", tmp_path / "out", *QUICK, "--group", group)
