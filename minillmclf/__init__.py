@@ -17,7 +17,7 @@ import importlib
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"Classifier": ".classify.classifier", "load_backbone": ".models", "load_tokenizer": ".text.tokenizer",
+_PUBLIC = {"Classifier": ".classify.classifier", "load_backbone": ".models", "load_tokenizer": ".text.tokenizers.tokenizer",
            "load_data": ".text.data", "generate": ".models.cache", "InputError": ".errors",
            "fine_tune": ".from_python"}
 

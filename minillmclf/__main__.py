@@ -4,19 +4,20 @@ import runpy
 import sys
 from pathlib import Path
 
-from .commands import Parser, run
+from .cli.parser import Parser, run
 from .errors import InputError, did_you_mean
 
 
 def commands():
     """Each command's name -> what it is for, as the first line of its file says."""
-    found = {}
-    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+    found, here = {}, Path(__file__).parent
+    for path in sorted([*here.glob("[!_]*.py"), *here.glob("*/__main__.py")]):
+        stem = path.parent.name if path.stem == "__main__" else path.stem
         start = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).partition("\n")[0]
         name, _, what = start.removeprefix("python -m minillmclf.").partition(": ")
-        if name.split()[0] == path.stem:
-            found[path.stem] = what
-    return found
+        if name.split()[0] == stem:
+            found[stem] = what
+    return dict(sorted(found.items()))
 
 
 def main():

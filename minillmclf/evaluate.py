@@ -7,7 +7,7 @@
 
 Without --data, the data of the run itself. A bundled set, a folder, or a file with a split column gives its --split; any
 other file is taken whole. Prints accuracy, macro F1, log loss, ECE, F1 of each class and the most frequent confusions; of a
-model that answers with several labels, what its thresholds are worth (classify/several.py).
+model that answers with several labels, what its thresholds are worth (classify/multilabel.py).
 
 --method prompt asks a language model that has learned nothing here, in words: --template, --label-texts, --instruction and
 --shots of the data's training rows. Prints each way to read its log-probabilities, plain and calibrated.
@@ -20,11 +20,11 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from .building import how_to_read, text_columns
-from .commands import Parser, run
+from .cli.build import how_to_read, text_columns
+from .cli.parser import Parser, run
 from .errors import InputError
 from .files import check_fields, check_out, find_model, named
-from .settings import add_settings, read_settings
+from .cli.settings import add_settings, read_settings
 
 
 PROMPT_FLAGS = ("template", "label_texts", "instruction", "end", "max_length", "device", "seed", "text_column", "label_column",
@@ -128,7 +128,7 @@ def judged(a):
     folder = find_model(a.model)
     if a.data is None:
         own_record(folder)                                 # a mistake is told before a model is loaded
-    from .classify import several
+    from .classify import multilabel as several
     from .classify.classifier import Classifier
     from .classify.preference import use_swap
     from .train import table
@@ -201,8 +201,8 @@ def check_prompted(a):
 
 def prompted(a):
     """A language model that is asked in words."""
-    from .classify import prompting
-    from .building import build
+    from .classify.label_text import prompting
+    from .cli.build import build
     from .train import baselines, load_dataset, table
     from .training.metrics import evaluate
     check_prompted(a)
@@ -244,7 +244,7 @@ def prompted(a):
 
 def vary(a, model, data, rows, s, name):
     """How far accuracy depends on the wording and on the order of the shots."""
-    from .classify import prompting
+    from .classify.label_text import prompting
     found = prompting.variance(model, data, rows, a.shots, s.seed, batch_size=a.batch_size)
     spreads = {way: prompting.spread(found, way) for way in ("as it is", "contextual", "batch")}
     print(f"\n{name} ({len(rows)} rows): accuracy over {len(found)} prompts\n{'':<22}    mean     min     max      sd")

@@ -26,9 +26,9 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
 
     Raises InputError for wrong data and settings; KeyboardInterrupt once Ctrl-C saved the state.
     """
-    from .building import device_of
+    from .cli.build import device_of
     from .classify.classifier import Classifier
-    from .settings import read_settings
+    from .cli.settings import read_settings
     from .train import load_dataset, show_record, silent, whole_run
     table = None if isinstance(data, (str, os.PathLike)) else table_of(data)
     config, say = settings.pop("config", None), say or silent

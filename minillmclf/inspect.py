@@ -12,11 +12,11 @@ import argparse
 import re
 from collections import Counter
 
-from .commands import Parser, run
+from .cli.parser import Parser, run
 from .errors import InputError
 from .files import find_model
-from .memory import METHODS, size, switch_table, training_memory
-from .settings import Settings, add_settings
+from .training.memory import METHODS, size, switch_table, training_memory
+from .cli.settings import Settings, add_settings
 
 ROW = 128                   # tokens in the text whose activations are measured for every method
 LONG = 512                  # and for the switches at most, unless --max-length asks for more
@@ -38,7 +38,7 @@ def load(folder):
     from .classify.classifier import Classifier
     from .models import load_backbone
     from .models.weights import Checkpoint
-    from .text.tokenizer import load_tokenizer
+    from .text.tokenizers.tokenizer import load_tokenizer
     from .tuning.saved import base_of
     base = base_of(folder)
     if base is not None:

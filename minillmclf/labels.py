@@ -9,10 +9,10 @@ texts begin alike, lengths, unknown tokens, and the ends of the prompt. The last
 import argparse
 import json
 
-from .commands import Parser, run
+from .cli.parser import Parser, run
 from .errors import InputError
 from .files import check_out, find_model, named, read_json, write_text
-from .settings import add_settings
+from .cli.settings import add_settings
 
 
 def parse(arguments=None):
@@ -53,8 +53,8 @@ def build(a, labels, fields):
     """(tokenizer, the readout that training would build)."""
     from .classify.readout import build_labels, check_labels, read_readout
     from .models import model_class
-    from .text.tokenizer import load_tokenizer
-    from .text.wordings import read_template
+    from .text.tokenizers.tokenizer import load_tokenizer
+    from .classify.label_text.wordings import read_template
     check_labels(labels, "--data" if a.data else "--labels")
     folder = find_model(a.model)
     model = model_class(read_json(folder / "config.json"), folder / "config.json")
@@ -70,7 +70,7 @@ def main(arguments=None):
         check_out(a.out, a.overwrite, named(a))
     labels, fields = choose_labels(a)
     tokenizer, readout = build(a, labels, fields)
-    from .classify.label_doctor import examine
+    from .classify.label_text.doctor import examine
     report = examine(tokenizer, readout, labels)
     print("\n".join(report.lines()))
     if a.out:

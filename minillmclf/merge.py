@@ -10,11 +10,11 @@ on --data, is printed: the largest difference of a probability, and how many row
 """
 import argparse
 
-from .commands import Parser, run
+from .cli.parser import Parser, run
 from .errors import InputError
 from .evaluate import apart, choose_rows
 from .files import check_folder, find_model, remove
-from .settings import add_settings
+from .cli.settings import add_settings
 
 
 def parse(arguments=None):

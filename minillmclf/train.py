@@ -26,12 +26,12 @@ from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 
-from .building import build, encode, reading_of
-from .commands import Parser, Stopped, StopSignal, run
+from .cli.build import build, encode, reading_of
+from .cli.parser import Parser, Stopped, StopSignal, run
 from .errors import InputError
 from .files import NEW, check_fields, find_model, locked, look_at, read_json, remove, short
-from .progress import Progress
-from .settings import add_settings, read_settings
+from .cli.progress import Progress
+from .cli.settings import add_settings, read_settings
 
 FITTED_ROWS = 200              # training rows, drawn by the seed, measured after each epoch
 
@@ -262,7 +262,7 @@ def settle(folder, record="run.json", clear=clear):
 @contextmanager
 def owned(folder, **more):
     """with owned(folder): ...   No other process writes there, and what a killed one has left is settled (`settle`)."""
-    from .training import parallel
+    from .training.parallel import processes as parallel
     with locked(folder) if parallel.first() else nullcontext():
         if parallel.first():
             settle(folder, **more)
@@ -285,7 +285,7 @@ def write_predictions(path, examples, probabilities, labels, answers=None):
 
 def objective_of(s, model, truth):
     """What training minimises. truth: of the training rows, as Rows has it."""
-    from .training.objectives import Classes, Completion, LabelSets, positive_weights
+    from .training.losses import Classes, Completion, LabelSets, positive_weights
     weigh = s.class_weights == "balanced"
     if model.several:
         return LabelSets(positive_weights(truth, model.labels) if weigh else None)
@@ -305,7 +305,7 @@ def learn(s, model, data, folder, say, on_epoch=None):
     """
     from .classify.swap import with_swapped
     from .files import write_text
-    from .training import parallel
+    from .training.parallel import processes as parallel
     from .training.loop import Rows, fit, plan_epochs
     from .training.metrics import METRICS, SET_METRICS, evaluate, evaluate_sets
     rows = with_swapped(data.train) if s.swap in ("train", "both") else data.train
@@ -344,10 +344,10 @@ def learn(s, model, data, folder, say, on_epoch=None):
 
 def finish(s, model, data, folder, record, progress, timing):
     """Test, compare with the baselines, save everything."""
-    from .classify import several
+    from .classify import multilabel as several
     from .classify.swap import inconsistency
     from .files import write_text
-    from .training import parallel
+    from .training.parallel import processes as parallel
     from .training.metrics import evaluate
     split = "test" if data.test else "dev"
     rows, _ = encode(model, getattr(data, split))
@@ -396,8 +396,8 @@ def check_saved(model, folder, texts):
 
 def show_record(record, data, folder, say=print):
     """Print a finished run: the final table, what speaks against it, and the folder, if it stays."""
-    from .advice import second_thoughts
-    from .classify import several
+    from .choose.advice import second_thoughts
+    from .classify import multilabel as several
     timing = record["timing"]
     example = "--data new.csv" if "swap" in record else '"a text"'          # three texts come from a file
     speed = f"{timing['examples_per_second']:.0f} examples a second, " if "examples_per_second" in timing else ""
@@ -422,7 +422,7 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     read on the way; on_epoch: with a line of metrics.jsonl, a dict, after each epoch.
     """
     from .files import write_text
-    from .training import parallel
+    from .training.parallel import processes as parallel
     from .training.rates import rate_line
     from .training.recompute import recompute_blocks
     place = place_of(s, folder, data, overwrite)
@@ -439,7 +439,7 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
         cut = {"cut": cut_parts(model, [e.texts for e in data.train + data.dev + data.test])}
         say("\n" + cut_line(cut["cut"]))
     if model.readout:
-        from .classify.label_doctor import examine
+        from .classify.label_text.doctor import examine
         say("\n" + "\n".join(examine(model.tokenizer, model.head, model.labels).lines()))
     say(f"\n{s.model}: {model.report.line() if s.weights == 'pretrained' else 'random weights'}; "
         f"{trainable:,} of {total:,} parameters trainable; {rate_line(s)}")
@@ -472,7 +472,7 @@ def whole_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
 
 
 def main(arguments=None):
-    from .training.launch import together
+    from .training.parallel.launch import together
     with together():
         return carry_out(arguments)
 

@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")              # no test needs the ne
 import pytest
 import torch
 
-from minillmclf.commands import run
+from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
 
 torch.set_num_threads(1)                                  # the models are tiny: threads only get in each other's way

@@ -30,7 +30,7 @@ def bert_folder(folder, layers=2, width=32, mlp=48, positions=64, dropout=0.1, l
     """Write a BERT with random weights as a Hugging Face folder -> its path. Its vocabulary is PIECES; weights are ten
     times as large as usual, so that every part of the network shows in the answers."""
     from minillmclf.models import Bert, fresh_weights, save_backbone
-    from minillmclf.text.tokenizer import WordPiece
+    from minillmclf.text.tokenizers.tokenizer import WordPiece
     config = dict(model_type="bert", vocab_size=len(PIECES), hidden_size=width, num_hidden_layers=layers,
                   num_attention_heads=4, intermediate_size=mlp, hidden_act="gelu", type_vocab_size=2,
                   max_position_embeddings=positions, layer_norm_eps=1e-12, pad_token_id=0,
@@ -150,7 +150,7 @@ def child(job, folder):
     """One run, in a forked process that ends here."""
     import importlib
 
-    from minillmclf.commands import run
+    from minillmclf.cli.parser import run
     from minillmclf.training import loop
     kill, code = job["kill"], 1
     signal.alarm(600)                                         # no run may hang the tests
@@ -172,11 +172,17 @@ def child(job, folder):
         os._exit(code)
 
 
+def module_of(command):
+    """The module with a command's `main`: a command that has grown parts is a folder."""
+    folder = (ROOT / "minillmclf" / command / "__main__.py").exists()
+    return f"minillmclf.{command}.__main__" if folder else f"minillmclf.{command}"
+
+
 def serve():
     """A job a line from stdin, each run in a fork, its outcome a line on stdout."""
     import torch
 
-    import minillmclf.pretrain  # noqa: F401
+    import minillmclf.pretrain.__main__  # noqa: F401
     import minillmclf.train  # noqa: F401
     from minillmclf.classify import baseline, classifier  # noqa: F401
     torch.optim.AdamW([torch.zeros(1)])                       # the first optimiser imports 800 modules more

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minillmclf.errors import InputError
-from minillmclf.text.arena import EMPTY, WINNERS, is_arena, read_arena
+from minillmclf.folds.arena import EMPTY, WINNERS, is_arena, read_arena
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 COMPETITION = ("id", "model_a", "model_b", "prompt", "response_a", "response_b", *WINNERS)

@@ -14,7 +14,7 @@ from conftest import refused
 from live import imported, may_refuse
 
 import minillmclf
-from minillmclf.commands import run
+from minillmclf.cli.parser import run
 from tests.bench import __main__ as bench
 from tests.bench import alone, cases, sides, tables, timing
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillmclf.classify.calibrate import CONTENT_FREE, Calibration, batch, compare, contextual, temperature
+from minillmclf.classify.calibrate import (CONTENT_FREE, Calibration, batch, compare, contextual,
+                                           temperature)
 from minillmclf.errors import InputError
 
 LOG = math.log

@@ -8,12 +8,12 @@ import pytest
 from conftest import MODELS, refused
 from small import ROOT, bert_folder, command, data_file, environment
 
-from minillmclf import choose
-from minillmclf.advice import advise, command_of, measured_flags, near
+from minillmclf.choose import __main__ as choose
+from minillmclf.choose.advice import advise, command_of, measured_flags, near
 from minillmclf.classify.head import build_head
-from minillmclf.memory import training_memory
+from minillmclf.training.memory import training_memory
 from minillmclf.models import load_backbone
-from minillmclf.settings import Settings, read_settings
+from minillmclf.cli.settings import Settings, read_settings
 from minillmclf.text.data import load_data
 
 
@@ -211,5 +211,5 @@ def test_mistakes_are_one_line_and_help_needs_no_torch(place):
             (["--comparison", "nowhere"], "nowhere/settings.json: is not there"):
         code, out, error = command("minillmclf.choose", *arguments)
         assert code == 2 and not out and fault in error and error.count("\n") == 1, error
-    program = "import sys; import minillmclf.choose, minillmclf.advice; sys.exit('torch' in sys.modules)"
+    program = "import sys; import minillmclf.choose.__main__, minillmclf.choose.advice; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment()).returncode == 0, "torch was loaded"

@@ -17,14 +17,14 @@ from live import imported, may_refuse
 from safetensors.torch import load_file, save_file
 
 from minillmclf import inspect, train
-from minillmclf.candidates import expand, obstacle, read_sweep
+from minillmclf.compare.candidates import expand, obstacle, read_sweep
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import POOLINGS, attention, query
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone, save_backbone
 from minillmclf.text.batch import Batch, collate
 from minillmclf.text.prompt import fit
-from minillmclf.text.tokenizer import WordPiece
+from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import tune
 
 BOTH = ("bert_classifier", "roberta_classifier")

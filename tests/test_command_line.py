@@ -12,14 +12,15 @@ import small
 import torch
 from conftest import refused
 
-from minillmclf import __main__, __version__, compare, train
-from minillmclf.advice import second_thoughts
-from minillmclf.candidates import expand, read_sweep
+from minillmclf import __main__, __version__, train
+from minillmclf.compare import __main__ as compare
+from minillmclf.choose.advice import second_thoughts
+from minillmclf.compare.candidates import expand, read_sweep
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import POOLINGS, build_head, pool
-from minillmclf.commands import run
+from minillmclf.cli.parser import run
 from minillmclf.errors import did_you_mean
-from minillmclf.settings import GOES_WITH, METHODS, Settings, read_settings
+from minillmclf.cli.settings import GOES_WITH, METHODS, Settings, read_settings
 from minillmclf.training.rates import default_rate, rate_line
 from minillmclf.tuning import OPTIONS
 
@@ -87,7 +88,7 @@ def test_the_commands_are_listed_and_a_name_runs_one(monkeypatch, capsys):
 def test_every_command_tells_its_version(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--version"])
     with pytest.raises(SystemExit) as end:
-        importlib.import_module(f"minillmclf.{name}").main()
+        importlib.import_module(small.module_of(name)).main()
     assert end.value.code == 0 and capsys.readouterr().out == f"minillmclf {__version__}\n"
 
 
@@ -112,7 +113,7 @@ def test_every_command_tells_its_version(name, monkeypatch, capsys):
     ],
 )
 def test_what_was_probably_meant_is_said(name, given, meant, capsys):
-    command = importlib.import_module(f"minillmclf.{name}")
+    command = importlib.import_module(small.module_of(name))
     assert f"did you mean {meant}?" in error_of(lambda: command.main(given.split()), capsys)
 
 

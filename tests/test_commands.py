@@ -18,9 +18,11 @@ import small
 import torch
 from safetensors.torch import load_file, save_file
 
-from minillmclf import compare, evaluate, predict, train
+from minillmclf.compare import __main__ as compare
+from minillmclf import evaluate, train
+from minillmclf.predict import __main__ as predict
 from minillmclf.classify.classifier import Classifier
-from minillmclf.settings import Settings
+from minillmclf.cli.settings import Settings
 
 QUICK = small.flags(epochs=2, batch_size=8, lr=3e-3)
 LABELS = list(small.TOPICS)
@@ -299,7 +301,7 @@ def test_class_weights_balanced(place, call, tmp_path, monkeypatch):
         writer.writeheader()
         writer.writerows(row for row in rows if row not in drop)
     seen = []
-    from minillmclf.training import objectives
+    from minillmclf.training import losses as objectives
     real = objectives.class_loss
     monkeypatch.setattr(objectives, "class_loss", lambda *given: (seen.append(given[2]), real(*given))[1])
     trained(place, call, tmp_path / "plain", data=tmp_path / "data.csv")
@@ -955,7 +957,7 @@ HELP = """
 import importlib, sys
 for name in sys.argv[1:]:
     try:
-        importlib.import_module("minillmclf." + name).parse(["--help"])
+        importlib.import_module(name).parse(["--help"])
     except SystemExit as end:
         print("exit", end.code)
 print("slow:", sorted({"torch", "numpy", "safetensors"} & set(sys.modules)))
@@ -964,7 +966,7 @@ print("slow:", sorted({"torch", "numpy", "safetensors"} & set(sys.modules)))
 
 @pytest.mark.parametrize("given, kept", [(None, "10000"), ("7", "7")])
 def test_threads_do_not_wait_in_a_busy_loop_unless_asked_to(given, kept):
-    program = ("import os, sys; from minillmclf.commands import run; "
+    program = ("import os, sys; from minillmclf.cli.parser import run; "
                "run(lambda: print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules))")
     known = {key: value for key, value in small.environment().items() if key != "GOMP_SPINCOUNT"}
     done = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True,
@@ -975,7 +977,7 @@ def test_threads_do_not_wait_in_a_busy_loop_unless_asked_to(given, kept):
 def test_a_first_prediction_loads_no_more_than_it_needs(tmp_path):
     """torch's compiler alone takes longer to load than all else together."""
     Classifier.from_backbone(small.bert_folder(tmp_path / "body"), ["a", "b"]).save(tmp_path / "model")
-    program = ("import sys; from minillmclf import predict; predict.main(sys.argv[1:]); "
+    program = ("import sys; from minillmclf.predict import __main__ as p; p.main(sys.argv[1:]); "
                "print('slow:', sorted({'torch._dynamo', 'sympy', 'bitsandbytes', 'matplotlib'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", program, "--model", tmp_path / "model", "soup"], capture_output=True, text=True,
                           env=small.environment())
@@ -984,7 +986,7 @@ def test_a_first_prediction_loads_no_more_than_it_needs(tmp_path):
 
 def test_help_is_quick_and_complete():
     names = [*COMMANDS, "pretrain"]
-    done = subprocess.run([sys.executable, "-c", HELP, *names], env=small.environment(), text=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", HELP, *map(small.module_of, names)], env=small.environment(), text=True, capture_output=True)
     assert done.returncode == 0 and done.stdout.count("exit 0") == len(names), done.stderr
     assert "slow: []" in done.stdout, f"--help should not wait for imports of {done.stdout.splitlines()[-1]}"
     helps = dict(zip(names, done.stdout.split("exit 0\n")))

@@ -7,11 +7,14 @@ import pytest
 import small
 from conftest import refused
 
-from minillmclf import choose, evaluate, folds, predict, train
+from minillmclf.choose import __main__ as choose
+from minillmclf import evaluate, train
+from minillmclf.folds import __main__ as folds
+from minillmclf.predict import __main__ as predict
 from minillmclf.errors import InputError
-from minillmclf.settings import read_settings
+from minillmclf.cli.settings import read_settings
 from minillmclf.text import doctor
-from minillmclf.text.arena import read_arena, read_ids
+from minillmclf.folds.arena import read_arena, read_ids
 from minillmclf.text.data import load_data, read_examples, read_text_windows, row_splits
 from minillmclf.text.prompt import fit
 from minillmclf.text.table_files import read_table
@@ -397,7 +400,7 @@ def test_a_stream_warns_once(capsys):
 def test_the_commands_warn_of_unknown_tokens(tmp_path, body, capsys):
     topics = {"a": RUSSIAN, "b": RUSSIAN[::-1]}
     path = write(tmp_path / "f.csv", "text,label\n" + "".join(f"{text} {n},{label}\n" for n in range(12) for label, text in topics.items()))
-    from minillmclf.text.tokenizer import load_tokenizer
+    from minillmclf.text.tokenizers.tokenizer import load_tokenizer
     share = doctor.unknown_share(load_tokenizer(body), [e.texts for e in read_examples(path)])
     assert share > 0.2
     assert train.main(["--model", body, "--data", str(path), "--epochs", "1", "--out", str(tmp_path / "run")]) == 0

@@ -25,13 +25,14 @@ from test_models import split
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import DebertaHead, build_head
 from minillmclf.errors import InputError
-from minillmclf.models import build_backbone, deberta, export, fill, fresh_weights, load_backbone, save_backbone
-from minillmclf.models.deberta import (Deberta, DebertaLayer, disentangled_attention, disentangled_attention_by_hand,
-                                       log_bucket, table_row)
+from minillmclf.models import (build_backbone, deberta, export, fill, fresh_weights, load_backbone,
+                               save_backbone)
+from minillmclf.models.deberta import (Deberta, DebertaLayer, disentangled_attention,
+                                       disentangled_attention_by_hand, log_bucket, table_row)
 from minillmclf.models.layers import Rows
 from minillmclf.models.weights import Checkpoint
-from minillmclf.text.tokenizer import WordPiece
-from minillmclf.training.objectives import masked_lm_loss
+from minillmclf.text.tokenizers.tokenizer import WordPiece
+from minillmclf.training.losses import masked_lm_loss
 
 CLASSIFIER, MASKED_LM = STORED = ("deberta_classifier", "deberta_masked_lm")
 FP32 = fp32(width=48, depth=5)    # embeddings, three blocks, head

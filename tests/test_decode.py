@@ -14,8 +14,8 @@ from conftest import batch_of
 from live import imported, loaded, may_refuse
 from test_generate import CLASSES, CONFIGS, PROMPTS, build
 
-from minillmclf.classify import decode
-from minillmclf.classify.decode import constrained, disagreements
+from minillmclf.classify.label_text import decode
+from minillmclf.classify.label_text.decode import constrained, disagreements
 from minillmclf.errors import InputError
 from minillmclf.models import save_backbone
 from minillmclf.models.backbone import Decoder

@@ -24,14 +24,16 @@ from torch import nn
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import build_head
 from minillmclf.errors import InputError
-from minillmclf.models import build_backbone, fresh_weights, gemma, gpt2, layers, llama, load_backbone, rotary, save_backbone
+from minillmclf.models import (build_backbone, fresh_weights, gemma, gpt2, layers, llama,
+                               load_backbone, rotary, save_backbone)
 from minillmclf.models.gemma import Gemma, Gemma2, Gemma2Layer, Gemma3, Gemma3Layer, GemmaNorm
 from minillmclf.models.config import REQUIRED
 from minillmclf.models.gpt2 import GPT2
-from minillmclf.models.layers import RMSNorm, Rows, causal_attention, causal_attention_by_hand, merge_heads
+from minillmclf.models.layers import (RMSNorm, Rows, causal_attention, causal_attention_by_hand,
+                                      merge_heads)
 from minillmclf.models.llama import Llama, LlamaLayer, Mistral
 from minillmclf.models.weights import Checkpoint, export, fill, translate, write_checkpoint
-from minillmclf.training.objectives import causal_lm_loss
+from minillmclf.training.losses import causal_lm_loss
 
 CLASSIFIERS = ("gpt2_classifier", "gemma_classifier")
 STORED = ("gpt2_lm", "llama_lm", "mistral_lm", "gemma2_lm", "gemma3_lm", *CLASSIFIERS)

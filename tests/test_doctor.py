@@ -9,13 +9,13 @@ from torch import nn
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
-from minillmclf.settings import Settings
+from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import collate
-from minillmclf.training import doctor
+from minillmclf.training.monitors import gradients as doctor
 from minillmclf.training.checkpoint import seed_step
-from minillmclf.training.doctor import Checkup, examine_gradients
+from minillmclf.training.monitors.gradients import Checkup, examine_gradients
 from minillmclf.training.loop import Rows, fit, take_step
-from minillmclf.training.nonfinite import first_nonfinite
+from minillmclf.training.monitors.nonfinite import first_nonfinite
 from minillmclf.training.optim import build_optimizer
 from minillmclf.tuning import lora
 

@@ -17,11 +17,11 @@ from small import PIECES, TOPICS, texts_of
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
 from minillmclf.models import MODELS, fresh_weights, model_class, save_backbone
-from minillmclf.settings import Settings
+from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import collate
-from minillmclf.text.tokenizer import WordPiece
+from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training.loop import take_step
-from minillmclf.training.objectives import class_loss
+from minillmclf.training.losses import class_loss
 from minillmclf.training.optim import build_optimizer
 from minillmclf.tuning import choose_weights
 

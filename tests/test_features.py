@@ -9,8 +9,8 @@ from test_families import CONFIGS, spread
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.models import fresh_weights, model_class, save_backbone
-from minillmclf.settings import Settings
-from minillmclf.text.tokenizer import WordPiece
+from minillmclf.cli.settings import Settings
+from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training import features
 from minillmclf.training.features import drops, keys_of, remembered, unchanging
 from minillmclf.training.loop import Rows, fit

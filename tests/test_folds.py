@@ -18,14 +18,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillmclf import folds, train
+from minillmclf.folds import __main__ as folds
+from minillmclf import train
 from minillmclf.classify.calibrate import temperature
 from minillmclf.classify.classifier import Classifier
-from minillmclf.commands import run
+from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
-from minillmclf.settings import Settings
-from minillmclf.text.arena import WINNERS
-from minillmclf.text.folds import dev_rows, grouped, share_out, stratified
+from minillmclf.cli.settings import Settings
+from minillmclf.folds.arena import WINNERS
+from minillmclf.folds.split import dev_rows, grouped, share_out, stratified
 
 QUICK = small.flags(epochs=2, batch_size=8, lr=3e-3, folds=3)
 LABELS = list(small.TOPICS)
@@ -294,6 +295,19 @@ def test_other_test_rows_are_asked_anew(place, call, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "oof.csv").read_bytes() == (place / "out" / "oof.csv").read_bytes()
 
 
+def test_as_many_other_test_rows_are_asked_anew_too(place, call, tmp_path):
+    shutil.copytree(place / "out", tmp_path / "out")
+    texts = [text for text, _ in small.texts_of(random.Random(9), 12)]
+    write(tmp_path / "new.csv", ("id", "text"), list(enumerate(texts)))
+    code, _, err = call(*arguments(place, tmp_path / "out"), "--test", tmp_path / "new.csv")
+    assert code == 0, err
+    rows = {row["id"]: row for row in read(tmp_path / "out" / "submission.csv")}
+    t = json.loads((tmp_path / "out" / "folds.json").read_text())["temperature"]
+    expected = mean_of(tmp_path / "out", texts, t)
+    found = [[float(rows[str(i)][name]) for name in LABELS] for i in range(12)]
+    assert np.abs(np.array(found) - np.array(expected)).max() < 1e-5, "the earlier answers stayed"
+
+
 def test_a_temperature_that_harms_is_not_applied():
     """Two folds that are wrong in opposite ways: what suits one harms the other."""
     sure = torch.tensor([[9.0, 0.0]] * 8)
@@ -388,7 +402,7 @@ def test_memory_is_worth_nothing(place, call, tmp_path, monkeypatch, group, leak
     data = write(tmp_path / "data.csv", ("text", "topic", "label"), rows)
     Memory(monkeypatch, lambda texts: texts[0].casefold().split()[0] if group else texts[0].casefold())
     if leaking:
-        from minillmclf.text import folds as splits
+        from minillmclf.folds import split as splits
         monkeypatch.setattr(splits, "share_out", lambda labels, groups, k, seed: stratified(labels, k, seed))
         monkeypatch.setattr(folds, "fold_dataset", leaky_dataset)
     code, out, err = call("--model", place / "bert", "--data", data, "--out", tmp_path / "out", *QUICK, "--group", group)
@@ -558,7 +572,7 @@ def test_battles_and_texts_do_not_mix(place, arena, call, tmp_path):
 def test_help_is_quick():
     program = """
 import sys
-from minillmclf import folds
+from minillmclf.folds import __main__ as folds
 try:
     folds.parse(["--help"])
 except SystemExit:

@@ -17,7 +17,7 @@ import small
 
 import minillmclf
 from minillmclf import Classifier, InputError, evaluate, fine_tune, train
-from minillmclf.commands import run
+from minillmclf.cli.parser import run
 from minillmclf.from_python import as_flag, table_of
 
 ROOT = Path(__file__).resolve().parents[1]

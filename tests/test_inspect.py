@@ -10,15 +10,16 @@ from conftest import MODELS
 from safetensors.torch import load_file, save_file
 from small import bert_folder, command
 
-from minillmclf import inspect, memory
+from minillmclf import inspect
+from minillmclf.training import memory
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import Head, build_head
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone
-from minillmclf.settings import Settings
+from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import Batch
 from minillmclf.training.recompute import recompute_blocks
-from minillmclf.building import recipe_of
+from minillmclf.cli.build import recipe_of
 from minillmclf.tuning import tune
 
 STORED = sorted(path.name for path in MODELS.iterdir() if path.is_dir())

@@ -20,16 +20,17 @@ from test_commands import read_csv, refused  # noqa: F401  (refused: a fixture)
 from test_families import CONFIGS, LABELS, TEXTS, spread
 from test_methods import recipe, state
 
-from minillmclf import evaluate, predict, train
-from minillmclf.classify import labels as labels_file
+from minillmclf import evaluate, train
+from minillmclf.predict import __main__ as predict
+from minillmclf.classify.label_text import labels as labels_file
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
 from minillmclf.models import fresh_weights, generate, model_class, save_backbone
-from minillmclf.settings import Settings
+from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import Batch
-from minillmclf.text.tokenizer import WordPiece
+from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training.loop import Rows, take_step
-from minillmclf.training.objectives import Classes, Completion
+from minillmclf.training.losses import Classes, Completion
 from minillmclf.training.optim import build_optimizer
 from minillmclf.tuning import APART, learning, lora, prefix, prompt, selection, tune
 from minillmclf.tuning.peft_format import apply_adapter, read_adapter

@@ -9,12 +9,12 @@ import pytest
 from small import PIECES, command
 
 from minillmclf import labels as labels_command
-from minillmclf.classify.label_doctor import ALL, SOME, WIDTH, examine
+from minillmclf.classify.label_text.doctor import ALL, SOME, WIDTH, examine
 from minillmclf.classify.readout import READOUTS
 from minillmclf.errors import InputError
 from minillmclf.text.prompt import Prompt, Template
-from minillmclf.text.tokenizer import WordPiece, load_tokenizer
-from minillmclf.text.wordings import read_label_texts
+from minillmclf.text.tokenizers.tokenizer import WordPiece, load_tokenizer
+from minillmclf.classify.label_text.wordings import read_label_texts
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "tokenizers"

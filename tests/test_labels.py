@@ -18,16 +18,16 @@ from small import PIECES
 from test_families import CONFIGS, spread
 from test_tokenizer import plain_files, write
 
-from minillmclf.classify import labels as labels_file
+from minillmclf.classify.label_text import labels as labels_file
 from minillmclf.classify.calibrate import Calibration
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.labels import LabelReadout, common, ids_behind
+from minillmclf.classify.label_text.labels import LabelReadout, common, ids_behind
 from minillmclf.errors import InputError
 from minillmclf.models import fresh_weights, load_backbone, model_class, save_backbone
 from minillmclf.text.batch import collate
-from minillmclf.text.bpe import byte_letters
-from minillmclf.text.tokenizer import WordPiece, load_tokenizer
-from minillmclf.training.objectives import class_loss
+from minillmclf.text.tokenizers.bpe import byte_letters
+from minillmclf.text.tokenizers.tokenizer import WordPiece, load_tokenizer
+from minillmclf.training.losses import class_loss
 
 STORED = Path(__file__).parent / "fixtures" / "tokenizers"
 TOKENIZERS = {"bert": "wordpiece", "roberta": "roberta", "deberta-v3": "deberta", "gpt2": "bytes", "llama": "llama",

@@ -10,9 +10,9 @@ from test_families import CONFIGS
 
 from minillmclf import merge, train
 from minillmclf.classify.classifier import Classifier
-from minillmclf.commands import run
+from minillmclf.cli.parser import run
 from minillmclf.models import fresh_weights, model_class, save_backbone
-from minillmclf.text.tokenizer import WordPiece
+from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import tune
 from minillmclf.tuning.quant import Linear4bit
 

@@ -18,7 +18,7 @@ from test_families import CONFIGS, FP32, LABELS, TEXTS, classifier, folders, spr
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
-from minillmclf.settings import Settings
+from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import collate
 from minillmclf.training.loop import take_step
 from minillmclf.training.optim import build_optimizer

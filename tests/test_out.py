@@ -11,10 +11,16 @@ import pytest
 import small
 from conftest import refused
 
-from minillmclf import compare, evaluate, files, folds, labels, merge, predict, pretrain
-from minillmclf import report, stream, train
+from minillmclf.compare import __main__ as compare
+from minillmclf import evaluate, files, labels, merge
+from minillmclf.folds import __main__ as folds
+from minillmclf.predict import __main__ as predict
+from minillmclf.pretrain import __main__ as pretrain
+from minillmclf.report import __main__ as report
+from minillmclf.predict import stream
+from minillmclf import train
 from minillmclf.classify.classifier import Classifier
-from minillmclf.commands import run
+from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
 from tests.bench import __main__ as bench
 

@@ -11,7 +11,7 @@ from small import ROOT, bert_folder, data_file, environment, flags, forked
 
 from minillmclf.errors import InputError
 from minillmclf.models.weights import open_tensors
-from minillmclf.training import parallel
+from minillmclf.training.parallel import processes as parallel
 
 # A command, in float64, of which process 1 alone is disturbed as its N-th step begins. AdamW divides each gradient by its
 # own size, so that in float32 a gradient of nothing but rounding moves a weight as far as any other: no comparison.
@@ -19,7 +19,7 @@ DISTURBED = """
 import os, signal, sys
 import torch
 from minillmclf import train
-from minillmclf.commands import run
+from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
 from minillmclf.training import loop
 what, number, count, real = sys.argv[1], int(sys.argv[2]), 0, loop.take_step

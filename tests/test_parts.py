@@ -8,7 +8,7 @@ from minillmclf.errors import InputError
 from minillmclf.text import parts
 from minillmclf.text.cutting import KEEPS
 from minillmclf.text.prompt import fit
-from minillmclf.text.tokenizer import WordPiece
+from minillmclf.text.tokenizers.tokenizer import WordPiece
 
 TOKENIZER = WordPiece.from_vocab(PIECES)
 MARKS = [TOKENIZER.ids(marker) for marker in parts.TWO_ANSWERS]

@@ -6,9 +6,9 @@ import time
 import pytest
 import regex
 
-from minillmclf import patterns
+from minillmclf.text import patterns
 from minillmclf.errors import InputError
-from minillmclf.patterns import Clock, compile_pattern
+from minillmclf.text.patterns import Clock, compile_pattern
 
 PATHS = ["model.layers.0.self_attn.q_proj", "model.layers.11.mlp.down_proj",
          "bert.encoder.layer.1.attention.self.query", "h.0", ""]

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from minillmclf import pictures
+from minillmclf.report import pictures
 from minillmclf.errors import InputError
 from minillmclf.training.metrics import calibration_error
 

@@ -21,9 +21,9 @@ from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillmclf import predict, stream
+from minillmclf.predict import __main__ as predict, stream
 from minillmclf.classify.classifier import Classifier
-from minillmclf.commands import run
+from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
 from minillmclf.models import fresh_weights
 from minillmclf.text.table_files import read_table, read_windows

@@ -14,22 +14,24 @@ from live import imported, loaded, may_refuse
 from small import FILLERS, PIECES
 from test_families import CONFIGS, spread
 
-from minillmclf import evaluate, folds, predict, train
-from minillmclf.candidates import expand, obstacle, read_sweep
+from minillmclf import evaluate, train
+from minillmclf.folds import __main__ as folds
+from minillmclf.predict import __main__ as predict
+from minillmclf.compare.candidates import expand, obstacle, read_sweep
 from minillmclf.classify import classifier as classifiers
 from minillmclf.classify import preference, swap
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.preference import cut_line, cut_parts, davidson, longer_answer, use_swap
-from minillmclf.classify.swap import (averaged, exchanged, inconsistency, order_of, swap_inconsistency, swapped, swapped_label,
-                                      with_swapped)
+from minillmclf.classify.swap import (averaged, exchanged, inconsistency, order_of,
+                                      swap_inconsistency, swapped, swapped_label, with_swapped)
 from minillmclf.errors import InputError
-from minillmclf.memory import kept_for_backward
+from minillmclf.training.memory import kept_for_backward
 from minillmclf.models import fresh_weights, model_class, save_backbone
-from minillmclf.settings import Settings
+from minillmclf.cli.settings import Settings
 from minillmclf.text import parts
 from minillmclf.text.batch import Batch, collate, sequences
 from minillmclf.text.data import Example
-from minillmclf.text.tokenizer import WordPiece
+from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training.loop import Rows, take_step
 from minillmclf.training.optim import build_optimizer
 from minillmclf.tuning import tune

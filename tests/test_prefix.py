@@ -31,7 +31,8 @@ from minillmclf.models.llama import Llama, Mistral
 from minillmclf.models.t5 import T5
 from minillmclf.models.weights import Checkpoint
 from minillmclf.tuning import prefix as prefix_tuning, prompt as prompt_tuning
-from minillmclf.tuning.prefix import Prefix, Recorder, attach_prefix, detach_prefix, parameter_count, shape_of
+from minillmclf.tuning.prefix import (Prefix, Recorder, attach_prefix, detach_prefix,
+                                      parameter_count, shape_of)
 from minillmclf.tuning.prompt import Prompt, attach_prompt, detach_prompt
 
 BERT = dict(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=4, intermediate_size=24,

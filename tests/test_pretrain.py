@@ -12,19 +12,20 @@ import torch
 from live import imported, loaded, may_refuse, tokenizer_of
 from small import FILLERS, PIECES, ROOT, bert_folder, flags, forked, text_file
 
-from minillmclf import pretrain
+from minillmclf.pretrain import __main__ as pretrain
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import pool
-from minillmclf.commands import run
+from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone
 from minillmclf.models.weights import Checkpoint, open_tensors
 from minillmclf.text.batch import collate
-from minillmclf.text.corpus import read_sentences
-from minillmclf.text.tokenizer import WordPiece, load_tokenizer
-from minillmclf.text.vocabulary import SPECIALS, alphabet_of, count_words, learn_wordpiece, spell
-from minillmclf.text.wordpiece import WordPieceModel
-from minillmclf.training.distil import start_from_teacher, tokenise
+from minillmclf.pretrain.corpus import read_sentences
+from minillmclf.text.tokenizers.tokenizer import WordPiece, load_tokenizer
+from minillmclf.pretrain.vocabulary import (SPECIALS, alphabet_of, count_words, learn_wordpiece,
+                                            spell)
+from minillmclf.text.tokenizers.wordpiece import WordPieceModel
+from minillmclf.pretrain.distil import start_from_teacher, tokenise
 
 VOCABULARY = 100
 
@@ -423,7 +424,7 @@ def test_the_result_does_not_depend_on_the_order_or_on_python_s_hash_seed():
     shuffled = list(counts.items())
     random.Random(0).shuffle(shuffled)
     assert learn_wordpiece(dict(shuffled), 90) == learn_wordpiece(counts, 90)
-    code = ("import json, sys; from minillmclf.text.vocabulary import learn_wordpiece; "
+    code = ("import json, sys; from minillmclf.pretrain.vocabulary import learn_wordpiece; "
             "print(json.dumps(learn_wordpiece(json.load(sys.stdin), 90)))")
     for seed in ("1", "2"):
         made = subprocess.run([sys.executable, "-c", code], input=json.dumps(counts), text=True, capture_output=True,

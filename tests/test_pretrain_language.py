@@ -13,15 +13,15 @@ from live import imported, loaded, may_refuse, tokenizer_of
 from reference import make_mixture
 from small import TOPICS, flags, forked, text_file
 
-from minillmclf import pretrain
+from minillmclf.pretrain import __main__ as pretrain
 from minillmclf.errors import InputError
 from minillmclf.models import export, fresh_weights, load_backbone, model_class
-from minillmclf.text.corpus import hold_out, is_held_out, read_documents, read_pairs
+from minillmclf.pretrain.corpus import hold_out, is_held_out, read_documents, read_pairs
 from minillmclf.text.data import load_data
-from minillmclf.text.packing import Draws, PackedRows, fitting
-from minillmclf.text.sentencepiece_trainer import SENTINELS, learn_sentencepiece, sample
-from minillmclf.text.tokenizer import load_tokenizer
-from minillmclf.training.shapes import CONFIGS
+from minillmclf.pretrain.packing import Draws, PackedRows, fitting
+from minillmclf.pretrain.sentencepiece_trainer import SENTINELS, learn_sentencepiece, sample
+from minillmclf.text.tokenizers.tokenizer import load_tokenizer
+from minillmclf.pretrain.shapes import CONFIGS
 
 SIZES = {"llama": 310, "t5": 90}                                # pieces; 256 of LLaMA's are bytes
 OBJECTIVES = {"llama": "clm", "t5": "spans"}

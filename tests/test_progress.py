@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from minillmclf import progress
-from minillmclf.progress import Progress
+from minillmclf.cli import progress
+from minillmclf.cli.progress import Progress
 
 
 class Terminal(io.StringIO):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from minillmclf.errors import InputError
 from minillmclf.text.data import Example
 from minillmclf.text.prompt import Prompt, Template, largest
-from minillmclf.text.wordings import WORDINGS, default_template, read_label_texts, read_template, wordings
+from minillmclf.classify.label_text.wordings import (WORDINGS, default_template, read_label_texts,
+                                                     read_template, wordings)
 
 REVIEW = "Review: {text}\nSentiment: {label}"
 PAIR = "Premise: {a}\nClaim: {b}\nTrue? {label}"

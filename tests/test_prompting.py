@@ -16,17 +16,17 @@ import torch
 from test_labels import asking, folder_of
 
 from minillmclf import evaluate
-from minillmclf.classify import prompting
+from minillmclf.classify.label_text import prompting
 from minillmclf.classify.calibrate import Calibration, batch, contextual, temperature
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.decode import constrained, disagreements
-from minillmclf.commands import run
+from minillmclf.classify.label_text.decode import constrained, disagreements
+from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone
 from minillmclf.text.data import load_data
-from minillmclf.text.shots import choose_shots
-from minillmclf.text.tokenizer import load_tokenizer
-from minillmclf.text.wordings import WORDINGS
+from minillmclf.classify.label_text.shots import choose_shots
+from minillmclf.text.tokenizers.tokenizer import load_tokenizer
+from minillmclf.classify.label_text.wordings import WORDINGS
 from minillmclf.training.metrics import evaluate as judge
 
 LABELS = list(small.TOPICS)

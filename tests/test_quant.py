@@ -26,8 +26,9 @@ from minillmclf.errors import InputError
 from minillmclf.models import Checkpoint, build_backbone, load_backbone
 from minillmclf.models.weights import translate
 from minillmclf.tuning import quant
-from minillmclf.tuning.quant import (CODES, Linear4bit, Quantiser, bits_per_parameter, dequantise, dynamic_map,
-                                     fast_dequantise, normal_quantiles, quantise, quantise_linears)
+from minillmclf.tuning.quant import (CODES, Linear4bit, Quantiser, bits_per_parameter, dequantise,
+                                     dynamic_map, fast_dequantise, normal_quantiles, quantise,
+                                     quantise_linears)
 from minillmclf.tuning.quant_files import from_file, to_file
 
 INSTALLED = importlib.util.find_spec("bitsandbytes") is not None

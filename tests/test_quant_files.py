@@ -16,7 +16,7 @@ from minillmclf.errors import InputError
 from minillmclf.models import fresh_weights, model_class, save_backbone
 from minillmclf.models.weights import translate
 from minillmclf.text.batch import collate
-from minillmclf.text.tokenizer import WordPiece
+from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import choose_weights, lora, tune
 from minillmclf.tuning.peft_format import write_adapter
 from minillmclf.tuning.quant import Linear4bit

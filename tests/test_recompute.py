@@ -13,7 +13,7 @@ from test_families import CONFIGS, spread
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
 from minillmclf.models import fresh_weights, model_class
-from minillmclf.settings import Settings
+from minillmclf.cli.settings import Settings
 from minillmclf.training.checkpoint import load_state, save_state, seed_step
 from minillmclf.training.loop import Rows, take_step
 from minillmclf.training.optim import build_optimizer

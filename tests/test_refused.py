@@ -13,13 +13,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small import bert_folder, data_file, forked
 
-from minillmclf import choose, evaluate, labels, predict, stream
+from minillmclf.choose import __main__ as choose
+from minillmclf import evaluate, labels
+from minillmclf.predict import __main__ as predict, stream
 from minillmclf.errors import InputError
 from minillmclf.files import find_model
 from minillmclf.models.config import read_model_config
-from minillmclf.settings import read_settings
-from minillmclf.summary import read_answers
-from minillmclf.text.corpus import weighted
+from minillmclf.cli.settings import read_settings
+from minillmclf.compare.summary import read_answers
+from minillmclf.pretrain.corpus import weighted
 from minillmclf.text.data import load_data, read_examples
 
 
@@ -286,7 +288,7 @@ def test_weights_of_texts_have_bounds(spec):
 
 
 def test_sizes_of_a_new_model_have_bounds(tmp_path):
-    from minillmclf import pretrain
+    from minillmclf.pretrain import __main__ as pretrain
 
     for flag, value in (
         ("--layers", 10**9),

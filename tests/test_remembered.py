@@ -12,7 +12,8 @@ import small
 import torch
 from conftest import refused
 
-from minillmclf import evaluate, predict, stream, train
+from minillmclf import evaluate, train
+from minillmclf.predict import __main__ as predict, stream
 from minillmclf.classify.classifier import Classifier
 from minillmclf.models import fresh_weights
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from small import bert_folder, command, data_file, flags
 
-from minillmclf import report, train
+from minillmclf.report import __main__ as report
+from minillmclf import train
 from minillmclf.errors import InputError
-from minillmclf.settings import Settings
+from minillmclf.cli.settings import Settings
 from minillmclf.text.data import Example
 from minillmclf.training.metrics import evaluate
 

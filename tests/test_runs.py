@@ -15,11 +15,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from minillmclf import cells, pretrain, train
-from minillmclf.commands import Output, StopSignal, limit, one_line, run
+from minillmclf.compare import cells
+from minillmclf.pretrain import __main__ as pretrain
+from minillmclf import train
+from minillmclf.cli.parser import Output, StopSignal, limit, one_line, run
 from minillmclf.errors import InputError
 from minillmclf.files import locked
-from minillmclf.settings import Settings
+from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import make_batches, places
 from minillmclf.training.loop import PROGRESS, Rows, plan_epochs
 
@@ -274,7 +276,7 @@ def test_a_comparison_that_is_killed_takes_its_process_along(tmp_path):
     script.write_text("import signal, sys, time, pathlib\n"
                       "def told(number, frame):\n    pathlib.Path(sys.argv[1]).write_text('told'); sys.exit()\n"
                       "signal.signal(signal.SIGTERM, told)\npathlib.Path(sys.argv[1]).write_text('up')\ntime.sleep(60)\n")
-    program = ("import sys; from pathlib import Path; from minillmclf import cells; t = Path(sys.argv[1]); "
+    program = ("import sys; from pathlib import Path; from minillmclf.compare import cells; t = Path(sys.argv[1]); "
                "cells.process('waits', t / 'note', printed=t / 'out', errors=t / 'err')")
     parent = subprocess.Popen([sys.executable, "-c", program, tmp_path], cwd=small.ROOT, env=small.environment() | {
         "PYTHONPATH": f"{small.ROOT}{os.pathsep}{tmp_path}"})
@@ -307,7 +309,7 @@ def test_the_plan_is_made_an_epoch_at_a_time(asked, epochs, steps):
 
 
 def test_a_broken_cell_is_one_line(tmp_path, monkeypatch):
-    from minillmclf.candidates import Candidate
+    from minillmclf.compare.candidates import Candidate
     s = Settings()
     made = {"settings": s.decisive(), "data": {}}
     (tmp_path / "predictions.csv").write_text("")

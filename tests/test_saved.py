@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import bert_folder
+from small import bert_folder, module_of
 from test_families import CONFIGS, LABELS, TEXTS, folders  # noqa: F401  (folders: a fixture)
 # noqa: F401  (peft: a fixture)
 from test_peft_format import by_peft, made_by_peft, peft, peft_scores, tuned
@@ -16,7 +16,7 @@ from test_peft_format import by_peft, made_by_peft, peft, peft_scores, tuned
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
 from minillmclf.files import CHECKPOINTS
-from minillmclf.patterns import Clock
+from minillmclf.text.patterns import Clock
 from minillmclf.tuning import selection, tune
 from minillmclf.tuning.peft_format import apply_adapter, read_adapter, switch, write_adapter
 from minillmclf.tuning.saved import base_of, fingerprint, merge_tuned, sums
@@ -199,7 +199,7 @@ def test_the_commands_have_the_flag(command, more, near, tmp_path, monkeypatch, 
     (tmp_path / "data.csv").write_text("text,label\n" + "".join(f"the {label} rose,{label}\n"
                                                                 for label in LABELS))
     monkeypatch.chdir(tmp_path)
-    main = importlib.import_module(f"minillmclf.{command}").main
+    main = importlib.import_module(module_of(command)).main
     with pytest.raises(InputError, match="--base FOLDER"):
         main(["--model", str(place / "run"), *more])
     assert main(["--model", str(place / "run"), *more, "--base", "elsewhere"]) == 0

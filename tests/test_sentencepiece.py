@@ -21,8 +21,8 @@ from hypothesis import given, settings, strategies as st
 from live import imported, may_refuse, tokenizer_of
 
 from minillmclf.errors import InputError
-from minillmclf.text import bpe, components, sentencepiece_model
-from minillmclf.text.tokenizer import Tokenizer, load_tokenizer
+from minillmclf.text.tokenizers import bpe, components, unigram as sentencepiece_model
+from minillmclf.text.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from test_tokenizer import FRAGMENTS, MANY, TEXT, naive_merge, our_ids, write
 
 FOLDER = Path(__file__).parent / "fixtures" / "tokenizers"

@@ -18,17 +18,22 @@ from hypothesis import given, settings, strategies as st
 from live import imported, loaded, may_refuse
 from small import TOPICS, bert_folder, flags
 
-from minillmclf import Classifier, compare, folds, labels, load_data, merge, predict, report, train
+from minillmclf import Classifier, labels, load_data, merge, train
+from minillmclf.compare import __main__ as compare
+from minillmclf.folds import __main__ as folds
+from minillmclf.predict import __main__ as predict
+from minillmclf.report import __main__ as report
 from minillmclf import evaluate as evaluate_command
-from minillmclf.classify import several
+from minillmclf.classify import multilabel as several
 from minillmclf.classify.baseline import OneVersusRest, frequencies
-from minillmclf.settings import Settings, read_settings
+from minillmclf.cli.settings import Settings, read_settings
 from minillmclf.text import doctor
 from minillmclf.text.batch import collate
-from minillmclf.text.data import Example, hold_out, label_set, names_in, natural_order, read_examples
+from minillmclf.text.data import (Example, hold_out, label_set, names_in, natural_order,
+                                  read_examples)
 from minillmclf.training.loop import Rows, take_step
 from minillmclf.training.metrics import evaluate, evaluate_sets
-from minillmclf.training.objectives import LabelSets, positive_weights
+from minillmclf.training.losses import LabelSets, positive_weights
 from minillmclf.training.optim import build_optimizer
 
 LABELS = ["garden", "kitchen", "weather"]

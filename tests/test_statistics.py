@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillmclf.errors import InputError
-from minillmclf.training.statistics import bootstrap, mcnemar, student_cdf, student_quantile, t_interval
+from minillmclf.training.statistics import (bootstrap, mcnemar, student_cdf, student_quantile,
+                                            t_interval)
 
 # The 97.5 % point of Student's t, as printed in every table.
 TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 11: 2.201,

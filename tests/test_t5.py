@@ -26,7 +26,8 @@ from minillmclf.errors import InputError
 from minillmclf.models import build_backbone, layers, load_backbone, save_backbone, t5
 from minillmclf.models.cache import Cache, CachedRows
 from minillmclf.models.layers import Rows, root_mean_square_norm
-from minillmclf.models.t5 import T5, GatedT5, biased_attention, biased_attention_by_hand, distance_buckets
+from minillmclf.models.t5 import (T5, GatedT5, biased_attention, biased_attention_by_hand,
+                                  distance_buckets)
 from minillmclf.models.weights import Checkpoint, fill
 
 STORED = ("t5_lm", "flan_lm", "ul2_classifier")

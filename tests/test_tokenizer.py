@@ -17,8 +17,8 @@ from hypothesis import given, settings, strategies as st
 from live import imported, may_refuse, tokenizer_of
 
 from minillmclf.errors import InputError
-from minillmclf.text import bpe, components, wordpiece
-from minillmclf.text.tokenizer import Tokenizer, WordPiece, load_tokenizer
+from minillmclf.text.tokenizers import bpe, components, wordpiece
+from minillmclf.text.tokenizers.tokenizer import Tokenizer, WordPiece, load_tokenizer
 
 STORED = json.loads((Path(__file__).parent / "fixtures" / "tokenizer_ids.json").read_text(encoding="utf-8"))
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "tokenizers"

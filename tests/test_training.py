@@ -17,12 +17,12 @@ from small import TOPICS, bert_folder, command, data_file, flags, forked, start,
 
 from minillmclf import train
 from minillmclf.classify.classifier import Classifier
-from minillmclf.commands import StopSignal
+from minillmclf.cli.parser import StopSignal
 from minillmclf.errors import InputError
 from minillmclf.models.weights import open_tensors
-from minillmclf.settings import Settings
+from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import collate
-from minillmclf.training import loop, objectives, optim
+from minillmclf.training import loop, losses as objectives, optim
 from minillmclf.training.checkpoint import load_state, save_state, seed_step
 from minillmclf.training.loop import Rows, fit, plan_epochs, take_step
 from minillmclf.training.metrics import better
@@ -658,7 +658,7 @@ def test_corrupt_always_chooses_something():
 def test_masked_lm_loss_is_that_of_transformers(tmp_path):
     transformers = imported("transformers")
     from minillmclf.models import load_backbone
-    from minillmclf.text.tokenizer import load_tokenizer
+    from minillmclf.text.tokenizers.tokenizer import load_tokenizer
     folder = bert_folder(tmp_path / "bert", lm_head=True)
     model, tokenizer = load_backbone(folder), load_tokenizer(folder)
     texts = [text for text, _ in texts_of(random.Random(5), 12)]

@@ -17,7 +17,8 @@ from test_generate import CLASSES, CONFIGS, PROMPTS, build
 from minillmclf.errors import InputError
 from minillmclf.models import save_backbone, tree as tree_file
 from minillmclf.models.cache import Cache, CachedRows, prefill, start
-from minillmclf.models.tree import Tree, TreeRows, log_probs, log_probs_one_by_one, shared, to_the_left
+from minillmclf.models.tree import (Tree, TreeRows, log_probs, log_probs_one_by_one, shared,
+                                    to_the_left)
 from minillmclf.training.recompute import recompute_blocks
 from minillmclf.tuning.prefix import attach_prefix
 

@@ -25,7 +25,8 @@ from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
 from minillmclf.models import fresh_weights, load_backbone, save_backbone, weights
 from minillmclf.models.bert import Bert, Roberta
-from minillmclf.models.weights import Checkpoint, Table, export, fill, translate, write_checkpoint, write_tensors
+from minillmclf.models.weights import (Checkpoint, Table, export, fill, translate, write_checkpoint,
+                                       write_tensors)
 
 STORED = ("bert_classifier", "roberta_classifier", "bert_masked_lm", "roberta_masked_lm")
 

@@ -17,10 +17,10 @@ from minillmclf import train
 from minillmclf.classify import windows
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
-from minillmclf.settings import Settings, read_settings
+from minillmclf.cli.settings import Settings, read_settings
 from minillmclf.text.batch import collate
 from minillmclf.text.cutting import spans
-from minillmclf.text.tokenizer import WordPiece
+from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training.loop import Rows, fit
 from minillmclf.tuning import tune
 

@@ -16,7 +16,7 @@ from ..models import build_backbone, fresh_weights, generate
 from ..models.weights import Table, write_checkpoint
 from ..text.batch import collate, join, make_batches, places, sequences
 from ..text.cutting import check_keep
-from ..text.tokenizer import load_tokenizer
+from ..text.tokenizers.tokenizer import load_tokenizer
 from ..tuning import APART, peft_format
 from ..tuning.quant import Quantiser
 from ..tuning.quant_files import export_4bit, open_checkpoint, read_into
@@ -25,7 +25,7 @@ from .calibrate import Calibration
 from .preference import build_preference, read_preference
 from .readout import (READING, build_labels, check_labels, labels_of, read_readout, read_settings,
                       text_length)
-from .several import HALF, check_thresholds, decide, named
+from .multilabel import HALF, check_thresholds, decide, named
 from .swap import averaged, swapped
 from .windows import use_windows
 

@@ -10,7 +10,7 @@ BradleyTerry     each answer alone with the prompt -> a score r of how good it i
 
 A third way needs nothing new: label texts behind a template with three fields (labels.py). Here too: the baseline that the
 longer answer wins. Not here: how three texts become a row (text/parts.py), rows of two sequences (text/batch.py), the
-exchange of a and b (swap.py), files (text/arena.py).
+exchange of a and b (swap.py), files (folds/arena.py).
 """
 from collections import Counter
 

@@ -7,10 +7,10 @@ import math
 from ..errors import InputError
 from ..files import short
 from ..text.prompt import Prompt, Template
-from ..text.wordings import default_template, read_label_texts
+from .label_text.wordings import default_template, read_label_texts
 from .head import MISTAKE, POOLS
-from .labels import ENDS, WAYS, LabelReadout, SourceReadout
-from .masks import MaskReadout
+from .label_text.labels import ENDS, WAYS, LabelReadout, SourceReadout
+from .label_text.masks import MaskReadout
 
 UNSAID = 512         # tokens of a text, where neither the model nor its tokenizer says how many it takes
 READOUTS = {"behind": LabelReadout, "apart": SourceReadout, "in place": MaskReadout}      # by Backbone.ANSWERS

@@ -7,7 +7,7 @@ mlp(norm(x)). No position is added to a token: a learned number per head and dis
 (distances fall into buckets), which are not divided by sqrt(d). T5 1.1 gates its MLP (Shazeer 2020).
 
 Here: both stacks and the language-model head. Not here: classification heads (classify/head.py), writing text
-(cache.py), span corruption (training/objectives.py), float16: T5's states pass its largest number, 65504.
+(cache.py), span corruption (training/losses.py), float16: T5's states pass its largest number, 65504.
 """
 import math
 

@@ -8,7 +8,7 @@ A node has the position that its token would have in a text, and sees what it wo
 one forward for each continuation. Miao et al. 2023 ("SpecInfer") call such a mask tree attention.
 
 Here: the tree, its mask, log-probabilities of its edges; a beginning that all rows share. Not here: what the continuations
-stand for (classify/labels.py).
+stand for (classify/label_text/labels.py).
 """
 import torch
 from torch import nn

@@ -16,9 +16,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillmclf.errors import InputError
-from minillmclf.files import short
-from minillmclf.text.table_files import SEPARATORS, Table, read_table, read_windows
+from ..errors import InputError
+from ..files import short
+from .table_files import SEPARATORS, Table, read_table, read_windows
 
 SPLITS = {"train": "train training", "test": "test testing",
           "dev": "dev val valid validation eval evaluation development"}           # their names, in any case

@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import asdict, dataclass
 
-from minillmclf.text.data import Dataset, names_in, text_key
+from .data import Dataset, names_in, text_key
 
 SPLITS = ("train", "dev", "test")
 UNBALANCED = 5                    # warn where the largest class of train has more than this times the smallest

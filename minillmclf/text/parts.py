@@ -10,9 +10,9 @@ Markers and texts become ids one by one, so that a budget in tokens is exact and
 Not here: two texts as a pair (tokenizer.layout); templates with a label in them (prompt.py); which end of a long text is
 kept (cutting.py); two sequences in one row, read apart (batch.py).
 """
-from minillmclf.errors import InputError
-from minillmclf.files import short
-from minillmclf.text.cutting import keep_end
+from ..errors import InputError
+from ..files import short
+from .cutting import keep_end
 
 ONE_ANSWER = ("Prompt:\n", "\n\nAnswer:\n")
 TWO_ANSWERS = ("Prompt:\n", "\n\nAnswer A:\n", "\n\nAnswer B:\n")

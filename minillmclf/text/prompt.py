@@ -18,8 +18,8 @@ before "positive" is two pieces that the model has seldom seen so: a prompt that
 """
 import re
 
-from minillmclf.errors import InputError
-from minillmclf.files import short
+from ..errors import InputError
+from ..files import short
 
 
 def fit(parts, budget):

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from minillmclf.errors import InputError
-from minillmclf.files import short
+from ..errors import InputError
+from ..files import short
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 MEMORY = "rows in memory"         # the path of a Table that was read from no file

@@ -14,7 +14,7 @@ import torch
 from ..errors import InputError
 from ..files import check_fields, parse_json, short
 from ..models.weights import open_tensors, write_tensors
-from .parallel import first, share_like, whole
+from .parallel.processes import first, share_like, whole
 
 ANEW = "remove it or choose another --out (train and folds: --overwrite starts anew)"
 

@@ -14,7 +14,7 @@ from hashlib import blake2b
 import torch
 
 from ..text.batch import sequences
-from . import parallel
+from .parallel import processes as parallel
 
 MOST = 2**30                                # bytes of features that are kept
 

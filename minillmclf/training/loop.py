@@ -16,13 +16,13 @@ from ..errors import InputError
 from ..files import check_fields
 from ..models.weights import write_tensors
 from ..text.batch import collate, make_batches, places
-from . import parallel
+from .parallel import processes as parallel
 from .checkpoint import is_count, is_number, load_state, numbers, read_state, save_state, seed_step
-from .doctor import Checkup
+from .monitors.gradients import Checkup
 from .features import remembered
 from .metrics import better, evaluate, evaluate_sets
-from .nonfinite import first_nonfinite
-from .objectives import Classes
+from .monitors.nonfinite import first_nonfinite
+from .losses import Classes
 from .optim import build_optimizer, rate_factor, set_rate
 
 

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..files import CHECKPOINTS, NEW, check_fields, find_model, read_json, short, write_text
 from ..models.config import ignoring
 from ..models.weights import Checkpoint, write_tensors
-from ..text.tokenizer_files import READERS
+from ..text.tokenizers.files import READERS
 from . import APART, BOTTLENECKS, UPDATES, adapter, attach, choose_weights, lora, peft_format
 from .peft_config import is_whole
 from .peft_model import told

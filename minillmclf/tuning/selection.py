@@ -8,7 +8,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..files import short
-from ..patterns import Clock, compile_pattern
+from ..text.patterns import Clock, compile_pattern
 
 
 def base_weight(base):

@@ -28,7 +28,7 @@ from types import SimpleNamespace
 
 from .tables import LIBRARIES, SEEDS, commit, machine, markdown
 from .timing import LEAST, measure, paired
-from minillmclf.commands import Parser, Stopped, run
+from minillmclf.cli.parser import Parser, Stopped, run
 from minillmclf.errors import InputError
 from minillmclf.files import check_folder, read_json, write_text
 
@@ -146,7 +146,7 @@ def said(record):
 def draw_scaling(out, rows):
     if "scaling" in rows:
         from .alone import picture
-        from minillmclf.pictures import save
+        from minillmclf.report.pictures import save
         try:
             save(picture(rows["scaling"]["points"]), out / "scaling.svg")
         except InputError as error:

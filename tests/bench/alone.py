@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
 from minillmclf.text.batch import Batch
-from minillmclf.text.tokenizer import load_tokenizer
+from minillmclf.text.tokenizers.tokenizer import load_tokenizer
 from .cases import VOCABULARY, Case, Data, body, draw
 from .sides import Side, classes, classifier, label_scoring, reference
 
@@ -232,7 +232,7 @@ def picture(points):
     """A panel for each axis, a line for each side -> Figure."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    from minillmclf.pictures import COLOURS, DASHES, MARKERS, drawing
+    from minillmclf.report.pictures import COLOURS, DASHES, MARKERS, drawing
     sides = {"ours": "minillmclf", "T": "transformers, tuned"}
     with drawing(7.2, 6.0) as figure:
         panels = figure.subplots(2, 2).flatten()

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 
 from minillmclf.classify.classifier import Classifier
-from minillmclf.settings import Settings
+from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import collate, make_batches
 from minillmclf.training.loop import take_step
-from minillmclf.training.objectives import Classes, Completion
+from minillmclf.training.losses import Classes, Completion
 from minillmclf.training.optim import build_optimizer
 from minillmclf.tuning import tune
 from .cases import PAD, TEMPLATE, WORDS, body, cut, label_texts

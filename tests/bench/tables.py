@@ -53,7 +53,7 @@ def headline(record):
 
 def markdown(table):
     """table.md from what table.json holds -> str."""
-    from minillmclf.table import grid                     # it needs numpy, for which --help does not wait
+    from minillmclf.compare.table import grid  # it needs numpy, for which --help does not wait
     made, rows = table["made_from"], table["rows"]
     about, lines = made["machine"], ["# Speed beside transformers and PEFT", ""]
     lines.append(f"{about['processor']}, {about['cores']} cores, **{about['threads']} threads**; " + ", ".join(
@@ -80,7 +80,7 @@ def markdown(table):
 
 def others(rows):
     """The tables of what was not measured by turns."""
-    from minillmclf.table import grid
+    from minillmclf.compare.table import grid
     lines = []
     if rows.get("memory", {}).get("lines"):
         lines += ["", "## Peak memory of two training steps, 12 x 768, 8 x 128 tokens", "", *grid(

@@ -21,7 +21,7 @@ from test_families import CONFIGS, LABELS, TEXTS, spread
 from minillmclf.classify.calibrate import Calibration
 from minillmclf.classify.classifier import Classifier
 from minillmclf.models import fresh_weights, model_class, save_backbone
-from minillmclf.text.tokenizer import WordPiece
+from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import OPTIONS, tune
 
 NUMBERS = dict(

@@ -263,7 +263,7 @@ def read(path, whole, quoting, model):
                 return f"{held} rows in splits of {count}"
             "\n".join(examine(data).lines()).encode()
     if model is not None:
-        from minillmclf import predict
+        from minillmclf.predict import __main__ as predict
 
         for out in ("answers.csv", "answers.jsonl"):
             out = path.parent / out

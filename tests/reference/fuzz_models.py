@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from minillmclf import Classifier
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone
-from minillmclf.text.tokenizer import WordPiece
+from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning.quant import kernels
 
 MODELS = Path(__file__).resolve().parents[1] / "fixtures" / "models"

@@ -19,8 +19,13 @@ from pathlib import Path
 from fuzzing import change_file, main
 from small import bert_folder, data_file
 
-from minillmclf import cells, choose, compare, evaluate, folds, predict, report, stream, train
-from minillmclf.commands import Stopped
+from minillmclf.compare import cells, __main__ as compare
+from minillmclf.choose import __main__ as choose
+from minillmclf import evaluate, train
+from minillmclf.folds import __main__ as folds
+from minillmclf.predict import __main__ as predict, stream
+from minillmclf.report import __main__ as report
+from minillmclf.cli.parser import Stopped
 from minillmclf.training import loop
 
 KINDS = (

@@ -54,7 +54,7 @@ def sources():
                           "merges.txt": "\n".join(["#version: 0.2", *stored["merges"], ""]).encode()})
     ids = json.loads((FIXTURES / "tokenizers" / "ids.json").read_text(encoding="utf-8"))
     found.append({"tokenizer.json": json.dumps(ids["llama3.json"]).encode(), "tokenizer_config.json": b"{}"})
-    from minillmclf.text.tokenizer import load_tokenizer
+    from minillmclf.text.tokenizers.tokenizer import load_tokenizer
     with tempfile.TemporaryDirectory() as folder:
         for files in found[:]:                                     # each also as the tokenizer.json that it becomes
             if "tokenizer.json" not in files:
@@ -152,7 +152,7 @@ class Late(Exception):
 def attempt(number, seed, originals, folder):
     """Run one case -> "works", "refused", or what is wrong."""
     from minillmclf.errors import InputError
-    from minillmclf.text.tokenizer import load_tokenizer
+    from minillmclf.text.tokenizers.tokenizer import load_tokenizer
     files, name = case(number, seed, originals)
     for old in Path(folder).iterdir():
         old.unlink()

@@ -31,7 +31,7 @@ from minillmclf.classify.classifier import Classifier
 from minillmclf.models import fresh_weights, model_class, save_backbone
 from minillmclf.models.tree import log_probs_one_by_one
 from minillmclf.text.batch import collate
-from minillmclf.text.tokenizer import load_tokenizer
+from minillmclf.text.tokenizers.tokenizer import load_tokenizer
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "fixtures" / "tokenizers" / "llama"
 TEMPLATE = "{text} it was: {label}"

@@ -26,7 +26,7 @@ from test_families import CONFIGS, LABELS, TEXTS, spread, their_scores  # noqa: 
 
 from minillmclf.classify.classifier import Classifier  # noqa: E402
 from minillmclf.models import fresh_weights, model_class, save_backbone  # noqa: E402
-from minillmclf.text.tokenizer import WordPiece  # noqa: E402
+from minillmclf.text.tokenizers.tokenizer import WordPiece  # noqa: E402
 
 STORED = ROOT / "tests" / "fixtures" / "adapters"
 HOW = {"bert": dict(use_rslora=True, modules_to_save=["pooler"]),

@@ -4,7 +4,7 @@
   python tests/reference/make_mixture.py --out mixture.jsonl --times 2 ../shared/data/trec6 ../shared/data/sst2:0.5 entailment
 
 Of each set the training rows alone are read, each written `--times` times (a weight behind the name multiplies it), in wordings
-drawn from those of minillmclf/text/wordings.py. Every other prompt begins with the choices, the right one among others of
+drawn from those of minillmclf/classify/label_text/wordings.py. Every other prompt begins with the choices, the right one among others of
 its set in random order: what is to be learned is to choose, too, not only the names of some classes. Texts are cut to WORDS
 words, so that a prompt fits in a short row. Where a set's own names say nothing to a reader, MEANINGS stand for them in
 every other prompt.
@@ -18,7 +18,7 @@ from pathlib import Path
 from minillmclf.errors import InputError
 from minillmclf.text.data import load_data
 from minillmclf.text.prompt import Prompt, Template
-from minillmclf.text.wordings import read_label_texts, wordings
+from minillmclf.classify.label_text.wordings import read_label_texts, wordings
 
 WORDS = 60                             # of all texts of a row together
 CHOICES = 8                            # named in a prompt at most

@@ -80,7 +80,7 @@ def megabytes(program, *arguments):
 def estimate(folder, method):
     """What `inspect` says for the same step of 8 x 128 tokens."""
     from minillmclf.classify.head import build_head
-    from minillmclf.memory import step_bytes, training_memory
+    from minillmclf.training.memory import step_bytes, training_memory
     from minillmclf.models import load_backbone
     backbone = load_backbone(folder).train()
     trained, always, text = training_memory(backbone, build_head("bert", backbone, 2), method, 128)
@@ -90,7 +90,7 @@ def estimate(folder, method):
 def main():
     from minillmclf.models import fresh_weights, save_backbone
     from minillmclf.models.bert import Bert
-    from minillmclf.text.tokenizer import WordPiece
+    from minillmclf.text.tokenizers.tokenizer import WordPiece
     with tempfile.TemporaryDirectory() as folder:
         model = fresh_weights(Bert.from_config(CONFIG), 0)
         model.source_config = CONFIG

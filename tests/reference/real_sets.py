@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from minillmclf import train
-from minillmclf.settings import Settings
+from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import make_batches
 from minillmclf.training.checkpoint import seed_step
 from minillmclf.training.optim import rate_factor

@@ -15,8 +15,8 @@ from pathlib import Path
 import sentencepiece
 
 from minillmclf.models import Deberta, fresh_weights, save_backbone
-from minillmclf.text.corpus import read_documents
-from minillmclf.text.sentencepiece_trainer import sample
+from minillmclf.pretrain.corpus import read_documents
+from minillmclf.pretrain.sentencepiece_trainer import sample
 
 SPECIAL = dict(pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="[PAD]", bos_piece="[CLS]",
                eos_piece="[SEP]", unk_piece="[UNK]")

@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = """
 import gc, json, sys, time
 import torch
-from minillmclf.building import build, encode
-from minillmclf.settings import read_settings
+from minillmclf.cli.build import build, encode
+from minillmclf.cli.settings import read_settings
 from minillmclf.train import load_dataset, parse
 from minillmclf.training.loop import plan_epochs, take_step
 from minillmclf.training.optim import build_optimizer
@@ -72,10 +72,10 @@ def main(model="mini-bert", data="long", batch_size="16", method="full"):
     sys.path[:0] = [str(ROOT)]
     from minillmclf.classify.head import build_head
     from minillmclf.files import find_model
-    from minillmclf.memory import switch_table
+    from minillmclf.training.memory import switch_table
     from minillmclf.models import load_backbone
     from minillmclf.train import load_dataset
-    from minillmclf.settings import Settings
+    from minillmclf.cli.settings import Settings
     backbone = load_backbone(find_model(model))
     head = build_head(backbone.source_config["model_type"], backbone, len(load_dataset(Settings(data=data)).labels))
     weights = 4 * sum(p.numel() for part in (backbone, head) for p in part.parameters())
