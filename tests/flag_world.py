@@ -17,10 +17,10 @@ import sys
 from pathlib import Path
 
 import torch
-from minillmclf.commands import run
+from minillmclf.cli.parser import run
 from safetensors.torch import load_file
 
-from small import FILLERS, ROOT, TOPICS, bert_folder, environment, flags, texts_of
+from small import FILLERS, ROOT, TOPICS, bert_folder, environment, flags, module_of, texts_of
 
 LABELS = sorted(TOPICS)
 CHECKS = {}  # (command, flag) -> its check, a function of a World
@@ -57,7 +57,7 @@ def commands():
 
 
 def main_of(command):
-    return importlib.import_module(f"minillmclf.{command}").main
+    return importlib.import_module(module_of(command)).main
 
 
 class Found(Exception):
