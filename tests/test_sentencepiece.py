@@ -21,7 +21,7 @@ from hypothesis import given, settings, strategies as st
 from live import imported, may_refuse, tokenizer_of
 
 from minillmclf.errors import InputError
-from minillmclf.text.tokenizers import bpe, components, unigram as sentencepiece_model
+from minillmclf.text.tokenizers import bpe, protobuf, steps, unigram
 from minillmclf.text.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from test_tokenizer import FRAGMENTS, MANY, TEXT, naive_merge, our_ids, write
 
@@ -71,7 +71,7 @@ def real(name):
 
 def copy(tokenizer, change=None, config=None):
     """The same tokenizer made anew, after `change` has had its way with the dict that describes it."""
-    document = json.loads(json.dumps(tokenizer._document))
+    document = json.loads(json.dumps(tokenizer.description.document))
     if change:
         change(document)
     return Tokenizer(document, config or {}, "a copy")
@@ -148,7 +148,7 @@ def test_published_ids(name, known, single, pair, rows):
     for text, ids in known.items():
         assert tokenizer.ids(text) == ids, f"{name} lost the published ids of {text!r}"
     assert tokenizer.layout([7, 8])[0] == single and tokenizer.layout([7, 8], [9])[0] == pair
-    text_like = {i for i in special.values() if tokenizer._pieces[i].startswith("[REFERENCE_DOC")}  # user-defined
+    text_like = {i for i in special.values() if tokenizer.pieces[i].startswith("[REFERENCE_DOC")}  # user-defined
     assert tokenizer.special_ids == set(special.values()) - text_like
     assert len(tokenizer) == rows, f"{name} needs another number of embedding rows"
 
@@ -164,7 +164,7 @@ def test_roles_layout_and_inputs(ours):
     assert (llama.unk_id, llama.bos_id, llama.eos_id, llama.pad_id, llama.cls_id) == (0, 1, 2, None, None)
     assert (gemma.pad_id, gemma.eos_id, gemma.bos_id, gemma.unk_id) == (0, 1, 2, 3)
     assert 6 not in gemma.special_ids, "a user-defined piece of Gemma is text, not a special token"
-    assert [t.overhead(pair) for t in ours.values() for pair in (False, True)] == [1, 2, 2, 3, 1, 2, 1, 1, 1, 2]
+    assert [t.num_special_tokens(pair) for t in ours.values() for pair in (False, True)] == [1, 2, 2, 3, 1, 2, 1, 1, 1, 2]
     assert 1 not in t5.ids("the ＜/s＞ film"), "text that is rewritten to </s> became the special token"
     assert "token_type_ids" in deberta.inputs and "token_type_ids" not in t5.inputs + llama.inputs
 
@@ -253,9 +253,9 @@ def test_a_wrong_setting_is_seen(name, change, ours):
 @pytest.mark.parametrize("name, where, attribute, wrong", [
     ("llama", sentencepiece_model, "WORDS", re.compile("▁|[^▁]+")),
     ("llama", bpe, "merge", lambda letters, ranks: list(letters)),
-    ("t5", components, "NORMALIZERS", components.NORMALIZERS | {"Precompiled": lambda step: str}),  # no NFKC; only NFC
-    ("t5", components, "NORMALIZERS", components.NORMALIZERS | {
-        "Precompiled": lambda step: components.unicode_form({"type": "NFC"})}),
+    ("t5", components, "NORMALIZERS", steps.NORMALIZERS | {"Precompiled": lambda step: str}),  # no NFKC; only NFC
+    ("t5", components, "NORMALIZERS", steps.NORMALIZERS | {
+        "Precompiled": lambda step: steps.unicode_form({"type": "NFC"})}),
 ])
 def test_a_wrong_algorithm_is_seen(name, where, attribute, wrong, ours, monkeypatch):
     monkeypatch.setattr(where, attribute, wrong)
@@ -292,7 +292,7 @@ def test_merging_words_apart_is_merging_the_whole(ours):
     for text in STORED["texts"]:
         whole = model.normalise(text)
         assert model._word_ids(whole) == model.ids(text), f"merges cross the words of {text!r}"
-    document = json.loads(json.dumps(ours["llama"]._document))
+    document = json.loads(json.dumps(ours["llama"].description.document))
     document["model"]["vocab"] |= {"e▁": 9000, "e▁f": 9001}
     document["model"]["merges"][:0] = [["e", "▁"], ["e▁", "f"]]
     tokenizer = Tokenizer(document, {}, "made here")
@@ -311,8 +311,8 @@ def test_a_unigram_piece_that_crosses_words(ours):
 @MANY
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(0, 2**40) | st.binary(max_size=300)), max_size=6))
 def test_protobuf_fields_are_read_as_written(written):
-    data = b"".join(components.tagged(n, value) if isinstance(value, bytes) else
-                    components.varint(n << 3) + components.varint(value) for n, value in written)
+    data = b"".join(steps.tagged(n, value) if isinstance(value, bytes) else
+                    steps.varint(n << 3) + steps.varint(value) for n, value in written)
     assert sentencepiece_model.fields(data) == written
 
 
@@ -331,7 +331,7 @@ def test_pre_tokenizers_are_the_librarys(step, ours):
         library = tokenizers.Tokenizer.from_str(json.dumps({"model": {"type": "BPE", "vocab": {}, "merges": []},
                                                             "pre_tokenizer": step, "added_tokens": []})).pre_tokenizer
         library.pre_tokenize_str("a")
-    cut = components.pre_tokenizer(step)
+    cut = steps.pre_tokenizer(step)
 
     @settings(MANY, max_examples=25)
     @given(SPACED)
@@ -353,7 +353,7 @@ def test_normalizers_are_the_librarys(step):
         library = tokenizers.Tokenizer.from_str(json.dumps({"model": {"type": "BPE", "vocab": {}, "merges": []},
                                                             "normalizer": step, "added_tokens": []})).normalizer
         library.normalize_str("a")
-    normalise = components.normalizer(step)
+    normalise = steps.normalizer(step)
 
     @settings(MANY, max_examples=25)
     @given(SPACED)
@@ -367,11 +367,11 @@ def test_normalizers_are_the_librarys(step):
 def rewritten_alike(document, text):
     """True if the `tokenizers` library rewrites every letter of a text as SentencePiece does, marks and all."""
     tokenizers = imported("tokenizers")
-    for step in components.parts(document["normalizer"], "normalizer"):
+    for step in steps.parts(document["normalizer"], "normalizer"):
         if step["type"] == "Precompiled":
             with may_refuse():
-                theirs = tokenizers.normalizers.Precompiled(components.base64.b64decode(step["precompiled_charsmap"]))
-            return theirs.normalize_str(text) == components.precompiled(step)(text)
+                theirs = tokenizers.normalizers.Precompiled(steps.base64.b64decode(step["precompiled_charsmap"]))
+            return theirs.normalize_str(text) == steps.precompiled(step)(text)
     return True
 
 
@@ -388,7 +388,7 @@ def test_save_and_load(name, ours, tmp_path):
     again = load_tokenizer(tmp_path / "saved")
     again.save(tmp_path / "twice")
     assert not notices(again, name) and not notices(load_tokenizer(tmp_path / "twice"), name), "ids changed on disk"
-    for field in ("vocab", "special_ids", "max_length", "inputs", *(f"{role}_id" for role in again._names)):
+    for field in ("vocab", "special_ids", "max_length", "inputs", *(f"{role}_id" for role in again.roles)):
         assert getattr(again, field) == getattr(ours[name], field), f"{field} changed on disk"
     assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
 
@@ -405,7 +405,7 @@ def test_saved_folder_is_read_by_transformers(name, model_type, ours, tmp_path):
         assert len(read) == len(tokenizer) and read.model_max_length == 77 and list(read("a")) == tokenizer.inputs
         assert set(read.all_special_ids) <= tokenizer.special_ids
         for text in STORED["texts"]:
-            if rewritten_alike(tokenizer._document, text) and "<0x41>" not in text:  # there no text is a byte piece
+            if rewritten_alike(tokenizer.description.document, text) and "<0x41>" not in text:  # there no text is a byte piece
                 ids = read(text)["input_ids"]
                 assert alike(tokenizer, tokenizer.encode(text), ids), f"transformers differs on {text!r}"
         for pair in STORED["pairs"]:
@@ -466,14 +466,14 @@ def test_what_transformers_saves_is_read(name, tmp_path):
     assert tokenizer.max_length == 512 and len(tokenizer) == library.get_vocab_size()
     texts = STORED["texts"] + [a for pair in STORED["pairs"] for a in pair]
     for text in texts:
-        if rewritten_alike(tokenizer._document, text):
+        if rewritten_alike(tokenizer.description.document, text):
             expected = library.encode(text).ids
             assert alike(tokenizer, tokenizer.encode(text), expected), f"{name} differs on {text!r}"
 
     @settings(MANY, max_examples=25)
     @given(SPACED)
     def agree(text):
-        if rewritten_alike(tokenizer._document, text):
+        if rewritten_alike(tokenizer.description.document, text):
             expected = library.encode(text).ids
             assert alike(tokenizer, tokenizer.encode(text), expected), f"{name} differs on {text!r}"
     agree()
@@ -618,7 +618,7 @@ def test_gemma_has_exactly_one_bos(ours, tmp_path):
 
 def test_gemma_as_transformers_saves_it_has_a_bos(ours, tmp_path):
     transformers = imported("transformers")
-    model = ours["gemma"]._document["model"]
+    model = ours["gemma"].description.document["model"]
     with may_refuse():
         reference = transformers.GemmaTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
         reference.save_pretrained(tmp_path)
@@ -633,7 +633,7 @@ def test_gemma_as_transformers_saves_it_has_a_bos(ours, tmp_path):
 def packed(*pieces, trainer=b"", normal=b""):
     """A .model file. pieces: (text, score, type)."""
     import struct
-    tagged, varint = components.tagged, components.varint
+    tagged, varint = steps.tagged, steps.varint
     rows = b"".join(tagged(1, tagged(1, text.encode()) + b"\x15" + struct.pack("<f", score) + b"\x18" + varint(kind))
                     for text, score, kind in pieces)
     return rows + tagged(2, trainer) + tagged(3, normal)
@@ -685,7 +685,7 @@ def test_faults_of_model_files_are_named(content, config, fault, tmp_path):
     ("llama3", lambda d: d["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex="("), "pattern"),
 ])
 def test_faults_of_a_json_are_named(name, change, fault, ours, tmp_path):
-    document = json.loads(json.dumps(ours[name]._document))
+    document = json.loads(json.dumps(ours[name].description.document))
     change(document)
     with pytest.raises(InputError, match=fault) as caught:
         load_tokenizer(write(tmp_path, {"tokenizer.json": document}))
@@ -693,7 +693,7 @@ def test_faults_of_a_json_are_named(name, change, fault, ours, tmp_path):
 
 
 def test_a_damaged_table_of_rewritings(ours, tmp_path):
-    document = json.loads(json.dumps(ours["t5"]._document))
+    document = json.loads(json.dumps(ours["t5"].description.document))
     document["normalizer"]["normalizers"][0]["precompiled_charsmap"] = "AAECAwQFBgc="
     with pytest.raises(InputError, match="Precompiled.*cut short"):
         load_tokenizer(write(tmp_path, {"tokenizer.json": document}))

@@ -17,7 +17,7 @@ from hypothesis import given, settings, strategies as st
 from live import imported, may_refuse, tokenizer_of
 
 from minillmclf.errors import InputError
-from minillmclf.text.tokenizers import bpe, components, wordpiece
+from minillmclf.text.tokenizers import bpe, steps, wordpiece
 from minillmclf.text.tokenizers.tokenizer import Tokenizer, WordPiece, load_tokenizer
 
 STORED = json.loads((Path(__file__).parent / "fixtures" / "tokenizer_ids.json").read_text(encoding="utf-8"))
@@ -195,7 +195,7 @@ def notices(tokenizer, name):
 
 def copy(tokenizer, change=None):
     """The same tokenizer made anew, after `change` has had its way with the dict that describes it."""
-    document = json.loads(json.dumps(tokenizer._document))
+    document = json.loads(json.dumps(tokenizer.description.document))
     if change:
         change(document)
     return Tokenizer(document, {}, "a copy")
@@ -415,7 +415,7 @@ def test_literal_tokens_are_cut_as_the_library_does(name, ours):
              ("lowest film", {"normalized": True})]
     bare = {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}
     with may_refuse(lambda: tokenizers.Tokenizer.from_str(json.dumps(bare))):
-        reference = tokenizers.Tokenizer.from_str(json.dumps(ours[name]._document | {"added_tokens": []}))
+        reference = tokenizers.Tokenizer.from_str(json.dumps(ours[name].description.document | {"added_tokens": []}))
     with may_refuse():
         reference.add_tokens([tokenizers.AddedToken(text, **({"normalized": False} | how)) for text, how in flags])
         reference.encode("a", add_special_tokens=False).ids
@@ -430,7 +430,7 @@ def test_literal_tokens_are_cut_as_the_library_does(name, ours):
 
 
 def test_tokenizer_json_alone_and_in_its_older_forms(ours, tmp_path):
-    bert, gpt2 = (json.loads(json.dumps(ours[name]._document)) for name in ("uncased", "gpt2"))
+    bert, gpt2 = (json.loads(json.dumps(ours[name].description.document)) for name in ("uncased", "gpt2"))
     single = [{kind: {"id": name, "type_id": 0}}
               for kind, name in (("SpecialToken", "[CLS]"), ("Sequence", "A"), ("SpecialToken", "[SEP]"))]
     second = [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": "[SEP]", "type_id": 1}}]
@@ -488,7 +488,7 @@ def old(name, file, change):
 def new(name, change=lambda document: None, **config):
     """The stored tokenizer `name` as a tokenizer.json with a change, and a tokenizer_config.json."""
     def build(ours):
-        document = json.loads(json.dumps(ours[name]._document))
+        document = json.loads(json.dumps(ours[name].description.document))
         change(document)
         return {"tokenizer.json": document, "tokenizer_config.json": config}
     return build
@@ -568,7 +568,7 @@ def test_marks_in_any_order_are_sorted_as_python_does():
     for _ in range(300):
         text = "".join(rng.choices(rng.sample(marks, rng.randint(2, 9)), k=rng.choice((5, 40, 90))))
         for form in ("NFC", "NFD", "NFKC", "NFKD"):
-            assert components.in_form(form, text) == unicodedata.normalize(form, text), f"{form} of {text!a} differs"
+            assert steps.unicode_form(form, text) == unicodedata.normalize(form, text), f"{form} of {text!a} differs"
 
 
 def seconds(work):
@@ -594,7 +594,7 @@ def test_time_grows_with_the_text_not_with_its_square(kind, text, name, ours):
 
 
 def test_a_pattern_that_runs_for_ever_is_stopped(ours, tmp_path):
-    document = json.loads(json.dumps(ours["gpt2"]._document))
+    document = json.loads(json.dumps(ours["gpt2"].description.document))
     step = {"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated", "invert": False}
     document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [step, document["pre_tokenizer"]]}
     tokenizer = load_tokenizer(write(tmp_path, {"tokenizer.json": document}))
@@ -623,7 +623,7 @@ def test_a_pattern_that_runs_for_ever_is_stopped(ours, tmp_path):
     (new("uncased", model_input_names=5), "tokenizer_config.json: model_input_names = 5"),
     (new("uncased", unk_token="x" * 10**6), "unk_token .* is neither"),
     (lambda ours: {"tokenizer.json": '{"model": ' + "[" * 5000 + "]" * 5000 + "}"}, "tokenizer.json: (not valid JSON|model = )"),
-    (lambda ours: {"tokenizer.json": json.dumps(ours["gpt2"]._document).replace("556", "1e400")}, "1e400 is not finite"),
+    (lambda ours: {"tokenizer.json": json.dumps(ours["gpt2"].description.document).replace("556", "1e400")}, "1e400 is not finite"),
     (lambda ours: plain_files("gpt2") | {"special_tokens_map.json": {"unk_token": 5}, CONFIG: {}}, "special_tokens_map.json: unk_token = 5"),
     (lambda ours: plain_files("gpt2") | {"added_tokens.json": {"x": 557, "y": 557}, CONFIG: {}}, "added_tokens.json: 2 tokens with 1 diff"),
     (lambda ours: plain_files("gpt2") | {"added_tokens.json": {"x": None}, CONFIG: {}}, r"added_tokens.json: \['x'\] = None"),
