@@ -1,6 +1,6 @@
-"""What the families of models take for granted about special tokens: their names and their layout.
+"""What the families of models take for granted about special tokens: their names and layout.
 
-    T5: a </s>      LLaMA: <s> a      BERT: [CLS] a [SEP] b [SEP]      RoBERTa: <s> a </s></s> b </s>
+    T5: a </s>     LLaMA: <s> a     BERT: [CLS] a [SEP] b [SEP]     RoBERTa: <s> a </s></s> b </s>
 
 What a tokenizer.json or tokenizer_config.json says comes first. Here: one row per family, and the
 layout of a text in the two forms "cls A sep B:1 sep:1" and `post_processor` of a tokenizer.json.
@@ -29,7 +29,7 @@ class Family:
     kind: str
     single: str | None = None
     pair: str | None = None
-    written: str = "TemplateProcessing"
+    written: str | None = "TemplateProcessing"
     one_bos: bool = False
 
 
@@ -39,7 +39,7 @@ ROBERTA = Family({"pad": "<pad>", "cls": "<s>", "sep": "</s>", "unk": "<unk>", "
                   "bos": "<s>", "eos": "</s>"},
                  "vocab.json", "cls A sep", "cls A sep sep B sep", "RobertaProcessing")
 GPT2 = Family({"unk": "<|endoftext|>", "bos": "<|endoftext|>", "eos": "<|endoftext|>"},
-              "vocab.json", "A", "A B:1")
+              "vocab.json", "A", "A B:1", None)
 T5 = Family({"pad": "<pad>", "unk": "<unk>", "eos": "</s>"}, ".model", "A eos", "A eos B eos")
 DEBERTA = Family(BERT.tokens | {"bos": "[CLS]", "eos": "[SEP]"}, ".model", BERT.single, BERT.pair)
 LLAMA = Family({"unk": "<unk>", "bos": "<s>", "eos": "</s>"}, ".model")
@@ -70,7 +70,7 @@ def content(token):
 
 
 def find_roles(vocab, config, source):
-    """{"cls": "[CLS]", ...}: what the config says, else the usual token if the vocabulary has it."""
+    """{"cls": "[CLS]", ...}: as the config says, else the usual token if it is in the vocabulary."""
     usual = find_family(vocab, config).tokens
     roles = {role: token for role, token in usual.items() if token in vocab}
     for role in ROLES:
@@ -83,44 +83,49 @@ def find_roles(vocab, config, source):
     return {role: token for role, token in roles.items() if token is not None}
 
 
-def post_processor(family, vocab, config, source):
-    """The post_processor that writes a family's special tokens around a text; None if it has none."""
+def post_processor(family, roles, vocab, config, source):
+    """The post_processor that writes a family's special tokens around a text, or None."""
     single, pair = family.single, family.pair
     if single is None:
         before = "bos" if config.get("add_bos_token", True) else ""
         after = "eos" if config.get("add_eos_token") else ""
         single = f"{before} A {after}"
         pair = f"{single} {before and 'bos:1'} B:1 {after and 'eos:1'}"
-    roles = find_roles(vocab, config, source)
-    for role in single.split():
-        if role != "A" and role not in roles:
-            raise InputError(f"{source}: {role}_token, which frames a text, is not in the "
-                             f"vocabulary of {len(vocab)} pieces; add {family.tokens.get(role)}, "
-                             "or name another in tokenizer_config.json")
-    if family is GPT2:
+    if family.written is None:
         return None
-    if family.written != "TemplateProcessing":
-        post = {"type": family.written}
-        post |= {role: [roles[role], vocab[roles[role]]] for role in ("sep", "cls")}
-        if family is ROBERTA:
-            post |= {"trim_offsets": True,
-                     "add_prefix_space": bool(config.get("add_prefix_space"))}
-        return post
-    return template(single, pair, roles, vocab)
+    if family.written == "TemplateProcessing":
+        return template(single, pair, roles, vocab, source)
+    ids = role_ids(single, roles, vocab, source)
+    post = {"type": family.written, "sep": ids["sep"], "cls": ids["cls"]}
+    if family is ROBERTA:
+        prefix_space = bool(config.get("add_prefix_space"))
+        post |= {"trim_offsets": True, "add_prefix_space": prefix_space}
+    return post
 
 
-def template(single, pair, roles, vocab):
+def role_ids(layout, roles, vocab, source):
+    """{"cls": ["[CLS]", 101], ...} of the special tokens in a layout such as "cls A sep"."""
+    names = {word.partition(":")[0] for word in layout.split()} - {"A", "B"}
+    for role in sorted(names):
+        if role not in roles:
+            raise InputError(f"{source}: {role}_token, which frames a text, is not in the "
+                             f"vocabulary of {len(vocab)} pieces; add it, or name another in "
+                             "tokenizer_config.json")
+    return {role: [roles[role], vocab[roles[role]]] for role in names}
+
+
+def template(single, pair, roles, vocab, source):
     """A TemplateProcessing for two layouts such as "bos A" and "bos A B:1"."""
-    special, written = {}, []
+    ids, special, written = role_ids(pair, roles, vocab, source), {}, []
     for layout in (single, pair):
-        parts = []
+        written.append([])
         for word in layout.split():
-            role, _, type_id = word.partition(":")
-            kind, name = ("Sequence", role) if role in "AB" else ("SpecialToken", roles[role])
-            if kind == "SpecialToken":
-                special[name] = {"id": name, "ids": [vocab[name]], "tokens": [name]}
-            parts.append({kind: {"id": name, "type_id": int(type_id or 0)}})
-        written.append(parts)
+            name, _, type_id = word.partition(":")
+            kind = "Sequence"
+            if name in ids:
+                kind, (name, i) = "SpecialToken", ids[name]
+                special[name] = {"id": name, "ids": [i], "tokens": [name]}
+            written[-1].append({kind: {"id": name, "type_id": int(type_id or 0)}})
     return {"type": "TemplateProcessing", "single": written[0], "pair": written[1],
             "special_tokens": special}
 
@@ -132,60 +137,50 @@ def read_layouts(post, source):
     """
     found = [step for step in steps.steps_of(post, "post_processor", source)
              if step["type"] != "ByteLevel"]  # it adds no token
-    if not found:
-        return [("A", 0)], [("A", 0), ("B", 1)]
-    post = found[0]
     if len(found) > 1:
         raise InputError(f"{source}: post_processor has {len(found)} steps that add tokens, only "
                          "one is supported")
-    if post["type"] == "TemplateProcessing":
-        return read_template(post, "single", ["A"], source), \
-            read_template(post, "pair", ["A", "B"], source)
-    cls, sep = [post["cls"][1]], [post["sep"][1]]
-    single = [(cls, 0), ("A", 0), (sep, 0)]
-    if post["type"] == "BertProcessing":
-        return single, [*single, ("B", 1), (sep, 1)]
-    return single, [*single, (sep, 0), ("B", 0), (sep, 0)]
+    if not found:
+        return [("A", 0)], [("A", 0), ("B", 1)]
+    post = found[0]
+    if post["type"] != "TemplateProcessing":
+        cls, sep = [post["cls"][1]], [post["sep"][1]]
+        single = [(cls, 0), ("A", 0), (sep, 0)]
+        second = [("B", 1), (sep, 1)]
+        if post["type"] == "RobertaProcessing":
+            second = [(sep, 0), ("B", 0), (sep, 0)]
+        return single, single + second
+    layouts = []
+    for name, texts in (("single", ["A"]), ("pair", ["A", "B"])):
+        layout, ids = [], {token: row["ids"] for token, row in post["special_tokens"].items()}
+        for step in post[name]:
+            (kind, value), = step.items()
+            part = value["id"] if kind == "Sequence" else ids.get(value["id"])
+            layout.append((part, value["type_id"]))
+        found = sorted(part for part, _ in layout if isinstance(part, str))
+        if found != texts or None in [part for part, _ in layout]:
+            raise InputError(f"{source}: post_processor.{name} holds the texts {short(found)} and "
+                             f"special tokens of {short(list(ids))}; only {texts}, and tokens in "
+                             "its special_tokens, are supported")
+        layouts.append(layout)
+    return layouts
 
 
-def read_template(post, name, texts, source):
-    """One layout of a TemplateProcessing. Each of `texts` must be in it once, or would be lost."""
-    layout = []
-    for step in post[name]:
-        (kind, value), = step.items()
-        part = value["id"]
-        if kind == "SpecialToken":
-            if part not in post["special_tokens"]:
-                raise InputError(f"{source}: post_processor.{name} has {short(part)}, which is "
-                                 "not in its special_tokens: fetch the file again")
-            part = post["special_tokens"][part]["ids"]
-        layout.append((part, value["type_id"]))
-    found = sorted(part for part, _ in layout if isinstance(part, str))
-    if found != texts:
-        raise InputError(f"{source}: post_processor.{name} holds the texts {short(found)}, but "
-                         f"only {texts} is supported")
-    return layout
-
-
-def with_one_bos(post, vocab, config, source):
+def with_one_bos(post, family, roles, vocab, config, source):
     """`post`, or a post_processor with exactly one BOS where the family needs that.
 
     transformers writes Gemma's tokenizer.json without any BOS unless add_bos_token is true, and a
     pair with two.
     """
-    if not find_family(vocab, config).one_bos:
+    if not family.one_bos:
         return post
     if config.get("add_bos_token") is False:
         raise InputError(f"{source}: add_bos_token is false in tokenizer_config.json, but a model "
                          "of this family needs exactly one BOS before a text; remove the key")
-    roles = find_roles(vocab, config, source)
     bos, eos = ([vocab.get(roles.get(role))] for role in ("bos", "eos"))
     layouts = [[part for part, _ in layout] for layout in read_layouts(post, source)]
     if all(parts[0] == bos and parts.count(bos) == 1 for parts in layouts):
         return post
-    if "bos" not in roles:
-        raise InputError(f"{source}: bos_token, which frames a text, is not in the vocabulary of "
-                         f"{len(vocab)} pieces; add it")
     if config.get("add_eos_token") or any(eos in parts for parts in layouts):
-        return template("bos A eos", "bos A eos B:1 eos:1", roles, vocab)
-    return template("bos A", "bos A B:1", roles, vocab)
+        return template("bos A eos", "bos A eos B:1 eos:1", roles, vocab, source)
+    return template("bos A", "bos A B:1", roles, vocab, source)

@@ -22,87 +22,83 @@ from ...files import short
 from . import model_file
 from .families import (DEBERTA, FAMILIES, ROBERTA, content, find_family, find_roles, named_family,
                        post_processor, read_layouts, with_one_bos)
-from .schema import (CONFIG, CONFIG_FLAGS, ID, MERGED_TOKEN, check, check_document,
-                     check_typed)
+from .schema import ADDED_TOKEN, CONFIG, CONFIG_FLAGS, ID, check, check_document, check_type
+from .steps import steps_of
 
 
 class Description(NamedTuple):
-    """All that a Tokenizer is built from."""
+    """All that a Tokenizer is built from. source: the file that errors name."""
 
-    document: dict       # as in a tokenizer.json, checked
-    roles: dict          # "cls" -> "[CLS]", of the special tokens that the checkpoint has
-    settings: dict       # of the document, under their names in tokenizer_config.json
-    inputs: list         # the names of what a model is given: "input_ids", ...
+    document: dict         # as in a tokenizer.json, checked
+    roles: dict            # "cls" -> "[CLS]", of the special tokens that the checkpoint has
+    settings: dict         # of the document, under their names in tokenizer_config.json
+    inputs: list           # the names of what a model is given: "input_ids", ...
     max_length: int | None
-    one_bos: bool        # there must be exactly one BOS, see families.py
-    source: str          # the file that errors name
+    one_bos: bool          # there must be exactly one BOS, see families.py
+    source: str
 
 
 def describe(document, config, source):
-    """The Description of a tokenizer.json and tokenizer_config.json, or of what was made like them.
+    """The Description of a dict as in a tokenizer.json and one as in a tokenizer_config.json.
 
-    InputError if they are malformed, not implemented, or contradict each other.
+    A document without a post_processor gets that of its family. InputError if the two are
+    malformed, not implemented, or contradict each other.
     """
     check_document(document, source)
-    document["added_tokens"] = added_tokens(document, config, source)
-    vocab = vocab_of(document)
-    if len(set(vocab.values())) < len(vocab) or not vocab:
-        raise InputError(f"{source}: {len(vocab)} pieces with {len(set(vocab.values()))} different "
-                         "ids; each piece needs one of its own, from 0 up: fetch the file again")
-    family = find_family(vocab, config)
+    document.setdefault("version", "1.0")
+    document |= {"truncation": None, "padding": None}  # batches decide about these
+    added = added_tokens(document, config, source)
+    vocab = vocab_of(document) | {text: token["id"] for text, token in added.items()}
+    ids = set(vocab.values())
+    if len(ids) < len(vocab) or not vocab:
+        raise InputError(f"{source}: {len(vocab)} pieces with {len(ids)} different ids; each piece "
+                         "needs one of its own, from 0 up: fetch the file again")
+    family, roles = find_family(vocab, config), find_roles(vocab, config, source)
+    document["added_tokens"] = with_special_tokens(added, roles, vocab, config, source)
     if "post_processor" not in document:
-        document["post_processor"] = post_processor(family, vocab, config, source)
-    document["post_processor"] = with_one_bos(document["post_processor"], vocab, config, source)
-    roles = find_roles(vocab, config, source)
-    check_layouts(document["post_processor"], vocab, roles, config, source)
+        document["post_processor"] = post_processor(family, roles, vocab, config, source)
+    post = with_one_bos(document["post_processor"], family, roles, vocab, config, source)
+    document["post_processor"] = post
     settings = settings_of(document)
-    for key, value in settings.items():
+    check_agreement(settings, read_layouts(post, source), roles, vocab, config, source)
+    inputs = ["input_ids", "attention_mask"]
+    if family is DEBERTA or document["model"]["type"] == "WordPiece":
+        inputs.insert(1, "token_type_ids")
+    length = config.get("model_max_length", config.get("max_len"))
+    max_length = None if length is None or length > 10**9 else int(length)
+    return Description(document, roles, settings, config.get("model_input_names") or inputs,
+                       max_length, family.one_bos, source)
+
+
+def check_agreement(settings, layouts, roles, vocab, config, source):
+    """InputError if a layout has ids that no piece has, or the config says other than the document.
+
+    Versions of transformers differ in which of the two they follow.
+    """
+    single, pair = layouts
+    ids = set(vocab.values())
+    strange = [i for part, _ in single + pair if part not in ("A", "B") for i in part
+               if i not in ids]
+    if strange:
+        raise InputError(f"{source}: post_processor puts id {strange[0]} around a text, which is "
+                         f"no piece's; the highest id is {max(ids)}: fetch the file again")
+    bos, eos = ([vocab.get(roles.get(role))] for role in ("bos", "eos"))
+    found = settings | {"add_bos_token": single[0][0] == bos, "add_eos_token": single[-1][0] == eos}
+    for key, value in found.items():
         if config.get(key) not in (None, value):
             raise InputError(f"{source} has {key} {value}, but tokenizer_config.json "
                              f"{config[key]}; set both alike")
-    has_types = family is DEBERTA or document["model"]["type"] == "WordPiece"
-    usual = ["input_ids", "token_type_ids", "attention_mask"] if has_types else \
-        ["input_ids", "attention_mask"]
-    length = config.get("model_max_length", config.get("max_len"))
-    return Description(document, roles, settings, config.get("model_input_names") or usual,
-                       None if length is None or length > 10**9 else int(length),
-                       family.one_bos, source)
-
-
-def check_layouts(post, vocab, roles, config, source):
-    """InputError if a layout holds an id that no piece has, or contradicts the config.
-
-    Versions of transformers differ in whether they follow the layout or add_bos_token.
-    """
-    single, pair = read_layouts(post, source)
-    known = set(vocab.values())
-    for part, _ in single + pair:
-        strange = set() if isinstance(part, str) else set(part) - known
-        if strange:
-            raise InputError(f"{source}: post_processor puts id {min(strange)} around a text, which "
-                             f"is no piece's; the highest id is {max(vocab.values())}: fetch the "
-                             "file again")
-    for role, end in (("bos", 0), ("eos", -1)):
-        flag, found = config.get(f"add_{role}_token"), single[end][0] == [vocab.get(roles.get(role))]
-        if flag not in (None, found):
-            raise InputError(f"{source}: its layout of a text has {'a' if found else 'no'} "
-                             f"{role.upper()}, but tokenizer_config.json add_{role}_token {flag}; "
-                             "set both alike")
 
 
 def settings_of(document):
     """The settings that tokenizer_config.json repeats."""
-    kind, normal = document["model"]["type"], document.get("normalizer")
-    if kind == "WordPiece":
-        accents = normal.get("strip_accents")
-        return {"do_lower_case": normal["lowercase"],
-                "strip_accents": normal["lowercase"] if accents is None else accents,
+    kind, normal, cut = (document.get(key) for key in ("model", "normalizer", "pre_tokenizer"))
+    if kind["type"] == "WordPiece":
+        lower, accents = normal["lowercase"], normal.get("strip_accents")
+        return {"do_lower_case": lower, "strip_accents": lower if accents is None else accents,
                 "tokenize_chinese_chars": normal["handle_chinese_chars"]}
-    if kind == "BPE" and not document["model"].get("byte_fallback"):
-        last = document["pre_tokenizer"]
-        while last["type"] == "Sequence":
-            last = last["pretokenizers"][-1]
-        return {"add_prefix_space": last["add_prefix_space"]}
+    if kind["type"] == "BPE" and not kind.get("byte_fallback"):
+        return {"add_prefix_space": steps_of(cut, "pre_tokenizer")[-1]["add_prefix_space"]}
     return {}
 
 
@@ -112,6 +108,58 @@ def vocab_of(document):
     if isinstance(vocab, list):
         vocab = {piece: i for i, (piece, _) in enumerate(vocab)}
     return vocab | {token["content"]: token["id"] for token in document.get("added_tokens") or []}
+
+
+# ------------------------------------------------------------------------------- the added tokens
+
+def added_tokens(document, config, source):
+    """{text: token} of the tokens to be found literally in a text: of the document, the config."""
+    added = {token["content"]: token for token in document.get("added_tokens") or []}
+    vocab = vocab_of({"model": document["model"]})
+    for i, token in config.get("added_tokens_decoder", {}).items():
+        known = added.setdefault(token["content"], {"id": int(i), **token})
+        for key, said in (("id", int(i)), ("lstrip", token.get("lstrip", False)),
+                          ("rstrip", token.get("rstrip", False))):
+            if known.get(key, False) != said:
+                raise InputError(f"{source} has {key} {known.get(key)} for "
+                                 f"{short(token['content'])}, but tokenizer_config.json {said}; "
+                                 "set both alike")
+    for text, token in added.items():
+        if vocab.get(text, token["id"]) != token["id"]:
+            raise InputError(f"{source}: {short(text)} has id {token['id']} as an added token, "
+                             f"{vocab[text]} in the vocabulary; set both alike")
+    return added
+
+
+def with_special_tokens(added, roles, vocab, config, source):
+    """The list of added tokens by id, with the special ones that the config or its class names."""
+    family, special = named_family(config), {}
+    for role, text in roles.items():
+        given = config.get(f"{role}_token")
+        if isinstance(given, dict):
+            flags = {flag: bool(given.get(flag)) for flag in ("lstrip", "rstrip")}
+            special.setdefault(text, flags)
+        elif given or family and role in family.tokens:
+            # RoBERTa's mask takes the space before it: "a <mask>" is two pieces
+            special.setdefault(text, {"lstrip": family is ROBERTA and role == "mask"})
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        given = config.get(key) or []
+        for token in given.values() if isinstance(given, dict) else given:
+            special.setdefault(content(token), {})
+            if content(token) not in vocab:
+                raise InputError(f"{source}: {key} has {short(content(token))}, which is neither "
+                                 f"in the vocabulary of {len(vocab)} pieces nor an added token; "
+                                 "add it, or leave it out of the config")
+    for text, flags in special.items():
+        added[text] = {"id": vocab[text], "normalized": False, **flags, **added.get(text, {}),
+                       "content": text, "special": True}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True,
+             "special": False}
+    tokens = sorted((flags | token for token in added.values()), key=lambda token: token["id"])
+    for token in tokens:
+        check_type(token | {"type": "added_token"}, {"added_token": ADDED_TOKEN}, source,
+                   f"added_tokens {short(token['content'])}")
+    return tokens
 
 
 # ------------------------------------------------------------------------------------- the files
@@ -129,15 +177,19 @@ def read_folder(folder):
 
 def read_config(folder):
     """tokenizer_config.json; a null flag says as little as a missing key."""
-    config = read_checked(folder, "tokenizer_config.json", CONFIG)
+    def read(name, schema):
+        path = os.path.join(folder, name)
+        return check(files.read_json(path), schema, path) if os.path.isfile(path) else {}
+
+    config = read("tokenizer_config.json", CONFIG)
     if "added_tokens_decoder" not in config:  # older: the same is in two other files
-        config |= read_checked(folder, "special_tokens_map.json", CONFIG)
-        added = read_checked(folder, "added_tokens.json", {"*": ID})
-        if len(set(added.values())) < len(added):
-            raise InputError(f"{folder}/added_tokens.json: {len(added)} tokens with "
-                             f"{len(set(added.values()))} different ids; each needs one of its "
-                             "own: fetch it again")
+        config |= read("special_tokens_map.json", CONFIG)
+        added = read("added_tokens.json", {"*": ID})
         config["added_tokens_decoder"] = {str(i): {"content": text} for text, i in added.items()}
+        if len(config["added_tokens_decoder"]) < len(added):
+            raise InputError(f"{folder}/added_tokens.json: {len(added)} tokens with "
+                             f"{len(config['added_tokens_decoder'])} different ids; each needs one "
+                             "of its own: fetch it again")
     for i in config["added_tokens_decoder"]:
         if not re.fullmatch("[0-9]{1,10}", i):
             raise InputError(f"{folder}/tokenizer_config.json: added_tokens_decoder[{short(i)}] is "
@@ -149,23 +201,17 @@ def read_config(folder):
             if value is not None or key not in CONFIG_FLAGS}
 
 
-def read_checked(folder, name, schema):
-    """The object in a JSON file, {} if there is no such file."""
-    path = os.path.join(folder, name)
-    return check(files.read_json(path), schema, path) if os.path.isfile(path) else {}
-
-
 def read_tokenizer_json(path, config):
     document = files.read_json(path)
     document.setdefault("post_processor", None)
-    return document | {"truncation": None, "padding": None}  # batches decide about these
+    return document
 
 
 def read_vocab_txt(path, config):
     """BERT: a piece a line, the line number is the id."""
     vocab = {piece: i for i, piece in enumerate(read_lines(path))}
     cased = any(piece != piece.lower() for piece in vocab if not piece.startswith("["))
-    use_family(config, "BertTokenizer", "vocab.txt", path)
+    use_class("BertTokenizer", "vocab.txt", config, path)
     return wordpiece_document(vocab, config.get("do_lower_case", not cased),
                               config.get("strip_accents"),
                               config.get("tokenize_chinese_chars", True),
@@ -173,14 +219,13 @@ def read_vocab_txt(path, config):
 
 
 def wordpiece_document(vocab, lower, strip_accents=None, chinese=True, unk="[UNK]"):
-    return complete({
-        "normalizer": {"type": "BertNormalizer", "clean_text": True,
-                       "handle_chinese_chars": chinese, "strip_accents": strip_accents,
-                       "lowercase": lower},
-        "pre_tokenizer": {"type": "BertPreTokenizer"},
-        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
-        "model": {"type": "WordPiece", "unk_token": unk, "continuing_subword_prefix": "##",
-                  "max_input_chars_per_word": 100, "vocab": vocab}})
+    return {"normalizer": {"type": "BertNormalizer", "clean_text": True,
+                           "handle_chinese_chars": chinese, "strip_accents": strip_accents,
+                           "lowercase": lower},
+            "pre_tokenizer": {"type": "BertPreTokenizer"},
+            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+            "model": {"type": "WordPiece", "unk_token": unk, "continuing_subword_prefix": "##",
+                      "max_input_chars_per_word": 100, "vocab": vocab}}
 
 
 def read_vocab_json(path, config):
@@ -189,15 +234,14 @@ def read_vocab_json(path, config):
     lines = read_lines(os.path.join(os.path.dirname(path), "merges.txt"))
     merges = [line for line in lines if line and not line.startswith("#version")]
     roberta = "<s>" in vocab and "</s>" in vocab
-    use_family(config, "RobertaTokenizer" if roberta else "GPT2Tokenizer", "vocab.json", path)
+    use_class("RobertaTokenizer" if roberta else "GPT2Tokenizer", "vocab.json", config, path)
     byte_level = {"type": "ByteLevel", "add_prefix_space": config.get("add_prefix_space", False),
                   "trim_offsets": True, "use_regex": True}
-    return complete({
-        "normalizer": None, "pre_tokenizer": byte_level, "decoder": byte_level,
-        "model": {"type": "BPE", "dropout": None, "unk_token": None,
-                  "continuing_subword_prefix": "", "end_of_word_suffix": "", "fuse_unk": False,
-                  "byte_fallback": False, "ignore_merges": False, "vocab": vocab,
-                  "merges": merges}})
+    return {"normalizer": None, "pre_tokenizer": byte_level, "decoder": byte_level,
+            "model": {"type": "BPE", "dropout": None, "unk_token": None,
+                      "continuing_subword_prefix": "", "end_of_word_suffix": "", "fuse_unk": False,
+                      "byte_fallback": False, "ignore_merges": False, "vocab": vocab,
+                      "merges": merges}}
 
 
 def read_model(usual, path, config):
@@ -214,17 +258,17 @@ def read_model(usual, path, config):
     vocab = vocab_of(sections)
     if usual == "LlamaTokenizer" and "<bos>" in vocab:
         usual = "GemmaTokenizer"
-    more, name = [], use_family(config, usual, ".model", path)
+    name, more = use_class(usual, ".model", config, path), []
     if name == "T5Tokenizer":  # its sentinels count down: <extra_id_0> has the last id
         more = [f"<extra_id_{n}>" for n in reversed(range(config.get("extra_ids", 100)))]
     elif name == "DebertaV2Tokenizer":
         more = ["[MASK]"]
-    for n, text in enumerate(text for text in more if text not in vocab):
-        tokens.append({"id": len(vocab) + n, "content": text, "special": True,
-                       "normalized": False})
+    more = [text for text in more if text not in vocab]
+    tokens += [{"id": len(vocab) + n, "content": text, "special": True, "normalized": False}
+               for n, text in enumerate(more)]
     known = {token["content"] for token in config["added_tokens_decoder"].values()}
     sections["added_tokens"] = [token for token in tokens if token["content"] not in known]
-    return complete(sections)
+    return sections
 
 
 READERS = {"tokenizer.json": read_tokenizer_json, "vocab.txt": read_vocab_txt,
@@ -234,12 +278,12 @@ READERS = {"tokenizer.json": read_tokenizer_json, "vocab.txt": read_vocab_txt,
            "tokenizer.model": functools.partial(read_model, "LlamaTokenizer")}
 
 
-def use_family(config, usual, kind, source):
-    """Set the tokenizer_class of a config that has none. -> the class. kind: of the file read."""
+def use_class(usual, kind, config, source):
+    """Set the tokenizer_class of a config that has none. -> the class. kind: of the file."""
     config["tokenizer_class"] = config.get("tokenizer_class") or usual
-    family, name = named_family(config), config["tokenizer_class"].removesuffix("Fast")
-    if family is None or family.kind != kind:
-        known = [name for name, family in FAMILIES.items() if family.kind == kind]
+    name = config["tokenizer_class"].removesuffix("Fast")
+    known = [known for known, family in FAMILIES.items() if family.kind == kind]
+    if name not in known:
         raise InputError(f"{source}: tokenizer_class {short(name)} is not supported without a "
                          f"tokenizer.json, only {', '.join(known)}; save the tokenizer once with "
                          "transformers, which writes that file")
@@ -247,11 +291,6 @@ def use_family(config, usual, kind, source):
         raise InputError(f"{source}: add_bos_token and add_eos_token are supported in a "
                          "tokenizer.json only")
     return name
-
-
-def complete(sections):
-    """A dict as in a tokenizer.json; `describe` adds the special tokens of the family."""
-    return sections | {"version": "1.0", "truncation": None, "padding": None}
 
 
 def read_lines(path):
@@ -262,58 +301,3 @@ def read_lines(path):
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); fetch the file "
                          "again") from None
-
-
-# ------------------------------------------------------------------------------- the added tokens
-
-def added_tokens(document, config, source):
-    """The tokens to be found literally in a text: of the document, of the config, special ones.
-
-    InputError for a token without id, or if the two files differ about it.
-    """
-    added = {token["content"]: token for token in document.get("added_tokens") or []}
-    for i, token in config.get("added_tokens_decoder", {}).items():
-        token = {"id": int(i), **token}
-        known = added.setdefault(token["content"], token)
-        for key in ("id", "lstrip", "rstrip"):
-            if known.get(key, False) != token.get(key, False):
-                raise InputError(f"{source} has {key} {known.get(key)} for "
-                                 f"{short(token['content'])}, but tokenizer_config.json "
-                                 f"{token.get(key)}; set both alike")
-    vocab = vocab_of(document | {"added_tokens": []})
-    for text, token in added.items():
-        if vocab.get(text, token["id"]) != token["id"]:
-            raise InputError(f"{source}: {short(text)} has id {token['id']} as an added token, "
-                             f"{vocab[text]} in the vocabulary; set both alike")
-    vocab |= {text: token["id"] for text, token in added.items()}
-    for text, flags in special_tokens(vocab, config, source):
-        added[text] = {"id": vocab.get(text), "normalized": False, **flags, **added.get(text, {}),
-                       "content": text, "special": True}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True,
-             "special": False}
-    tokens = sorted((flags | token for token in added.values()), key=lambda token: token["id"])
-    for token in tokens:
-        check_typed(token | {"type": "token"}, {"token": MERGED_TOKEN}, source,
-                    f"added_tokens {short(token['content'])}")
-    return tokens
-
-
-def special_tokens(vocab, config, source):
-    """[(text, its flags), ...] of the special tokens that the config or its class names."""
-    family, found = named_family(config), []
-    for role, text in find_roles(vocab, config, source).items():
-        given = config.get(f"{role}_token")
-        if isinstance(given, dict):
-            found.append((text, {flag: bool(given.get(flag)) for flag in ("lstrip", "rstrip")}))
-        elif given or family and role in family.tokens:
-            # RoBERTa's mask takes the space before it: "a <mask>" is two pieces
-            found.append((text, {"lstrip": family is ROBERTA and role == "mask"}))
-    for key in ("additional_special_tokens", "extra_special_tokens"):
-        given = config.get(key) or []
-        for token in given.values() if isinstance(given, dict) else given:
-            if content(token) not in vocab:
-                raise InputError(f"{source}: {key} has {short(content(token))}, which is neither "
-                                 f"in the vocabulary of {len(vocab)} pieces nor an added token; "
-                                 "add it, or leave it out of the config")
-            found.append((content(token), {}))
-    return found

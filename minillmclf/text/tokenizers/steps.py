@@ -24,7 +24,7 @@ from ...errors import InputError
 from ...files import short
 from ..patterns import compile_pattern
 from . import bpe
-from .protobuf import bytes_field
+from .protobuf import field
 
 SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
 SPACES += "".join(map(chr, range(0x2000, 0x200B)))
@@ -32,6 +32,10 @@ META = "▁"  # U+2581 stands for a space in the pieces of SentencePiece
 CHILDREN = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers",
             "post_processor": "processors"}
 GROWTH = 100  # times longer a normalizer may make a text; NFKC makes it at most 18 times longer
+MARKS = regex.compile(r"[\p{M}\uff9e\uff9f]{32,}")  # the last two are marks in NFKD only
+TRIM = rf"\A +|[ {META}]+\z"
+# a pattern and an equal one that reads each run of spaces once: n steps, not n^2, for n spaces
+LINEAR = {TRIM: rf"\A[ {META}]+\z|\A +|(?<![ {META}])[ {META}]+\z"}
 
 
 def steps_of(component, place, source="tokenizer.json"):
@@ -42,40 +46,33 @@ def steps_of(component, place, source="tokenizer.json"):
     steps, waiting = [], [component]
     while waiting:  # no recursion: a malformed file may nest thousands
         step = waiting.pop()
-        sequence = isinstance(step, dict) and step.get("type") == "Sequence"
-        inner = step.get(CHILDREN[place]) if sequence else []
-        if step is not None and not (isinstance(step, dict) and isinstance(step.get("type"), str)
-                                     and isinstance(inner, list)):
+        if step is None:
+            continue
+        kind = step.get("type") if isinstance(step, dict) else None
+        inner = step.get(CHILDREN[place]) if kind == "Sequence" else []
+        if not isinstance(kind, str) or not isinstance(inner, list):
             raise InputError(f"{source}: {place} = {short(component)} (should be null, an object "
                              f"with a type, or a Sequence of such with {CHILDREN[place]}): fetch "
                              "the file again")
         waiting += reversed(inner)
-        if step is not None and not sequence:
+        if kind != "Sequence":
             steps.append(step)
     return steps
 
 
-def build_steps(component, place, table, source):
-    """The functions for the steps of a component that `schema.check_document` has checked."""
-    built = []
-    for step in steps_of(component, place, source):
-        where = f"{source}: {place}.{step['type']}"
-        try:
-            built.append(table[step["type"]](step | {"where": where}))
-        except InputError:
-            raise
-        except ValueError as error:
-            raise InputError(f"{where}: {short(str(error))[1:-1]}") from None
-    return built
-
-
 def normalizer(component, source="tokenizer.json"):
     """A function text -> text that does all steps of a normalizer in order."""
-    steps = build_steps(component, "normalizer", NORMALIZERS, source)
+    steps = [normalizer_step(step, f"{source}: normalizer.{step['type']}")
+             for step in steps_of(component, "normalizer")]
 
     def normalise(text):
-        check_utf8(text)
         longest = 1000 + GROWTH * len(text)
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(f"text {text[:20]!r}: {error.reason} at place {error.start}: half of "
+                             "a character, which no UTF-8 file holds; decode the text again from "
+                             "its bytes") from None
         for step in steps:
             text = step(text)
             if len(text) > longest:
@@ -86,21 +83,13 @@ def normalizer(component, source="tokenizer.json"):
     return normalise
 
 
-def check_utf8(text):
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(f"text {text[:20]!r}: {error.reason} at place {error.start}: half of a "
-                         "character, which no UTF-8 file holds; decode the text again from its "
-                         "bytes") from None
-
-
 def pre_tokenizer(component, source="tokenizer.json"):
     """A function (text, first) -> words that does all steps of a pre_tokenizer in order.
 
     first: the text begins here; False after a special token ("</s> and so on").
     """
-    steps = build_steps(component, "pre_tokenizer", PRE_TOKENIZERS, source)
+    steps = [pre_tokenizer_step(step, f"{source}: pre_tokenizer.{step['type']}")
+             for step in steps_of(component, "pre_tokenizer")]
 
     def cut(text, first=True):
         words = [text] if text else []
@@ -113,19 +102,61 @@ def pre_tokenizer(component, source="tokenizer.json"):
     return cut
 
 
+def pattern_of(step, where):
+    """The compiled pattern of a Replace or Split. ^ and $ match at every line, as in the library."""
+    (kind, text), = step["pattern"].items()
+    text = regex.escape(text) if kind == "String" else LINEAR.get(text, text)
+    return compile_pattern(text, f"{where}.pattern", regex.MULTILINE)
+
+
 # ------------------------------------------------------------------------------- the normalizers
 
-def precompiled(step):
+def normalizer_step(step, where):
+    """The function text -> text of one step. where: the file and step that errors name."""
+    kind = step["type"]
+    if kind == "Precompiled":
+        return precompiled(step, where)
+    if kind == "Replace":
+        pattern, content = pattern_of(step, where), step["content"]
+        if "String" in step["pattern"]:
+            return lambda text: text.replace(step["pattern"]["String"], content)
+        return lambda text: pattern.sub(lambda match: content, text)  # a backslash is just that
+    if kind == "Prepend":
+        return lambda text: step["prepend"] + text if text else text
+    if kind == "Strip":
+        left, right = (SPACES if step[side] else "" for side in ("strip_left", "strip_right"))
+        return lambda text: text.lstrip(left).rstrip(right)
+    if kind == "Lowercase":  # one by one: "ΟΔΟΣ".lower() ends in "ς", the library writes "σ"
+        return lambda text: "".join(map(str.lower, text))
+    return functools.partial(unicode_form, kind)
+
+
+def unicode_form(form, text):
+    """A text in a Unicode normal form: "NFC", "NFD", "NFKC" or "NFKD".
+
+    Python sorts the marks on a letter by insertion, n^2 steps for n of them. So a long run of marks
+    is decomposed and sorted before; the result is the same.
+    """
+    def sort(match):
+        decomposed = "NFKD" if "K" in form else "NFD"
+        marks = "".join(unicodedata.normalize(decomposed, mark) for mark in match.group())
+        groups = itertools.groupby(marks, lambda mark: unicodedata.combining(mark) > 0)
+        return "".join("".join(sorted(group, key=unicodedata.combining)) for _, group in groups)
+    return unicodedata.normalize(form, text if text.isascii() else MARKS.sub(sort, text))
+
+
+def precompiled(step, where):
     """SentencePiece's table of rewritings (NFKC and more), through its library."""
-    rules = base64.b64decode(step["precompiled_charsmap"])
-    check_trie(rules)
-    model = bytes_field(3, bytes_field(2, rules))  # a .model file with nothing but the table
     try:
+        rules = base64.b64decode(step["precompiled_charsmap"])
+        check_trie(rules)
         return sentencepiece.SentencePieceNormalizer(
-            model_proto=model, add_dummy_prefix=False, escape_whitespaces=False,
+            model_proto=field(3, field(2, rules)),  # a .model file with nothing but the table
+            add_dummy_prefix=False, escape_whitespaces=False,
             remove_extra_whitespaces=False).normalize
-    except RuntimeError as error:
-        raise ValueError(f"precompiled_charsmap: {error}") from None
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{where}.precompiled_charsmap: the table of rewritings is damaged "
+                         f"({short(str(error))[1:-1]}); fetch the file again") from None
 
 
 def check_trie(rules):
@@ -138,103 +169,34 @@ def check_trie(rules):
     length = int.from_bytes(rules[:4], "little")
     texts = rules[4 + length:]
     if not length or length % 1024 or not texts.endswith(b"\0"):
-        raise ValueError("precompiled_charsmap: the table of rewritings is cut short")
+        raise ValueError("it is cut short")
     units = np.frombuffer(rules[4:4 + length], "<u4").astype(np.int64)
     children = np.arange(len(units)) ^ (units >> 10 << ((units & 512) >> 6))
     inner = units < 2**31  # the others are leaves
     leaves = children[inner & (units & 256 > 0)]
     if (children[inner] | 255).max(initial=0) >= len(units) or \
             (units[leaves] & 2**31 - 1).max(initial=0) >= len(texts):
-        raise ValueError("precompiled_charsmap: the table of rewritings leads outside itself")
+        raise ValueError("it leads outside itself")
     texts.decode("utf-8")
-
-
-TRIM = rf"\A +|[ {META}]+\z"
-# a pattern and an equal one that reads each run of spaces once: n steps, not n^2, for n spaces
-LINEAR = {TRIM: rf"\A[ {META}]+\z|\A +|(?<![ {META}])[ {META}]+\z"}
-
-
-def pattern_of(step):
-    """The compiled pattern of a Replace or Split. ^ and $ match at every line, as in the library."""
-    (kind, text), = step["pattern"].items()
-    text = regex.escape(text) if kind == "String" else LINEAR.get(text, text)
-    return compile_pattern(text, f"{step.get('where', 'a step')}.pattern", regex.MULTILINE)
-
-
-def replace(step):
-    content, pattern = step["content"], pattern_of(step)
-    if "String" in step["pattern"]:
-        return lambda text: text.replace(step["pattern"]["String"], content)
-    return lambda text: pattern.sub(lambda match: content, text)  # a backslash is just that
-
-
-def prepend(step):
-    return lambda text: step["prepend"] + text if text else text
-
-
-def strip(step):
-    left = SPACES if step["strip_left"] else ""
-    right = SPACES if step["strip_right"] else ""
-    return lambda text: text.lstrip(left).rstrip(right)
-
-
-def lowercase(step):
-    # one by one: "ΟΔΟΣ".lower() ends in "ς", the library writes "σ"
-    return lambda text: "".join(map(str.lower, text))
-
-
-MARKS = regex.compile(r"[\p{M}\uff9e\uff9f]{32,}")  # the last two are marks in NFKD only
-
-
-def unicode_form(form, text):
-    """A text in a Unicode normal form: "NFC", "NFD", "NFKC" or "NFKD".
-
-    Python sorts the marks on a letter by insertion, n^2 steps for n of them. So a long run of marks
-    is decomposed and sorted before; the result is the same.
-    """
-    def sort(match):
-        decomposed = "NFKD" if "K" in form else "NFD"
-        marks = "".join(unicodedata.normalize(decomposed, mark) for mark in match.group())
-        ordered = ""
-        for _, group in itertools.groupby(marks, lambda mark: unicodedata.combining(mark) > 0):
-            ordered += "".join(sorted(group, key=unicodedata.combining))
-        return ordered
-    return unicodedata.normalize(form, text if text.isascii() else MARKS.sub(sort, text))
-
-
-NORMALIZERS = {"Precompiled": precompiled, "Replace": replace, "Prepend": prepend, "Strip": strip,
-               "Lowercase": lowercase}
-NORMALIZERS |= {form: lambda step: functools.partial(unicode_form, step["type"])
-                for form in ("NFC", "NFD", "NFKC", "NFKD")}
 
 
 # ----------------------------------------------------------------------------- the pre_tokenizers
 
-def metaspace(step):
-    """A "▁" for each space and one at the front, where none is; with `split` each begins a word.
-
-    prepend_scheme: at the front of every text ("always"), of a text that begins here ("first"), or
-    "never". Older files have add_prefix_space instead.
-    """
-    older = "always" if step.get("add_prefix_space", True) else "never"
-    scheme = step.get("prepend_scheme") or older
-    to_next = split({"pattern": {"String": META}, "behavior": "MergedWithNext"})
-
-    def cut(text, first):
-        text = text.replace(" ", META)
-        if not text.startswith(META) and (scheme == "always" or scheme == "first" and first):
-            text = META + text
-        return to_next(text, first) if step.get("split", True) else [text]
-    return cut
+def pre_tokenizer_step(step, where):
+    """The function (text, first) -> words of one step. where: as for `normalizer_step`."""
+    kind = step["type"]
+    if kind == "ByteLevel":
+        return bpe.pre_tokenizer(step["add_prefix_space"], step.get("use_regex", True))
+    if kind == "Split":
+        return splitter(pattern_of(step, where), step["behavior"])
+    if kind == "Metaspace":
+        return metaspace(step)
+    spaces = regex.compile(f"[{SPACES}]+")  # WhitespaceSplit
+    return lambda text, first: spaces.split(text)
 
 
-def split(step):
-    """Cut at each match of a pattern.
-
-    behavior: the match is a word of its own, the end of the word before, or the beginning of one.
-    """
-    pattern, behavior = pattern_of(step), step["behavior"]
-
+def splitter(pattern, behavior):
+    """Cut at each match: it is a word of its own, the end of the word before, or a beginning."""
     def cut(text, first):
         spans = [match.span() for match in pattern.finditer(text) if match.group()]
         starts, ends = [start for start, _ in spans], [end for _, end in spans]
@@ -244,14 +206,19 @@ def split(step):
     return cut
 
 
-def whitespace_split(step):
-    pattern = regex.compile(f"[{SPACES}]+")
-    return lambda text, first: pattern.split(text)
+def metaspace(step):
+    """A "▁" for each space and one at the front, where none is; with `split` each begins a word.
 
+    prepend_scheme: at the front of every text ("always"), of a text that begins here ("first"), or
+    "never". Older files have add_prefix_space instead.
+    """
+    older = "always" if step.get("add_prefix_space", True) else "never"
+    scheme = step.get("prepend_scheme") or older
+    cut_at_meta = splitter(regex.compile(META), "MergedWithNext")
 
-def byte_level(step):
-    return bpe.pre_tokenizer(step["add_prefix_space"], step.get("use_regex", True))
-
-
-PRE_TOKENIZERS = {"Metaspace": metaspace, "Split": split, "WhitespaceSplit": whitespace_split,
-                  "ByteLevel": byte_level}
+    def cut(text, first):
+        text = text.replace(" ", META)
+        if not text.startswith(META) and (scheme == "always" or scheme == "first" and first):
+            text = META + text
+        return cut_at_meta(text, first) if step.get("split", True) else [text]
+    return cut

@@ -1,12 +1,11 @@
-"""The algorithms of SentencePiece: pieces are written with "▁" for a space.
+"""The algorithms of SentencePiece, in whose pieces "▁" stands for a space.
 
     "▁Hello▁world"  ->  ▁Hello ▁world            "▁☃"  ->  ▁ <0xE2> <0x98> <0x83>
 
 T5 and DeBERTa-v3 cut by likelihood (Unigram), LLaMA-2, Mistral and Gemma by merges (BPE).
-Unigram is left to the `sentencepiece` library, through a model written in its own format: it breaks
-near ties by the rounding of its float32 sums, which a search by hand would have to copy. BPE is the
-`BytePairModel` of bpe.py: the library ranks merges by a score per piece, a tokenizer.json ranks
-each pair, and not every ranking of pairs can be written as scores of pieces.
+Unigram is left to the `sentencepiece` library, which breaks near ties by the rounding of its
+float32 sums. BPE is that of bpe.py: the library has one rank per piece, a tokenizer.json one per
+pair, and not every ranking of pairs is one of pieces.
 Sources: Kudo 2018 (Unigram); Kudo and Richardson 2018; `sentencepiece_model.proto`.
 Not here: spaces, NFKC and other steps before (steps.py); reading .model files (model_file.py).
 """
@@ -16,7 +15,7 @@ import re
 import sentencepiece
 
 from ...errors import InputError
-from .protobuf import bytes_field, float_field, int_field
+from .protobuf import field
 from .steps import META
 
 # types of a piece, as sentencepiece_model.proto numbers them
@@ -26,40 +25,33 @@ WORDS = re.compile(f"{META}*[^{META}]+|{META}+")  # a word keeps the spaces befo
 CROSSING = re.compile(f"[^{META}]{META}")         # a space after a letter: the piece crosses words
 
 
-class UnigramModel:
-    """Text -> piece ids: of all ways to cut it, the one with the highest sum of piece scores.
+def unigram_model(pieces, unk_id, byte_fallback, special, source):
+    """A function text -> ids: of all ways to cut a text, the one with the highest sum of scores.
 
     pieces: [(piece, score), ...] in the order of their ids; a score is a log-probability.
     unk_id: of the piece for characters that are in no piece; with byte_fallback their bytes are
     written instead. special: pieces not to be found inside a text, such as "</s>".
-    source: the file that errors name.
     """
-
-    def __init__(self, pieces, unk_id, byte_fallback, special, source):
-        if unk_id is None or not 0 <= unk_id < len(pieces):
-            raise InputError(f"{source}: model.unk_id is {unk_id} for {len(pieces)} pieces; name "
-                             "the unknown piece")
-        model = []
-        for i, (piece, score) in enumerate(pieces):
-            kind = NORMAL
-            if i == unk_id:
-                kind = UNKNOWN
-            elif piece in special:
-                kind = CONTROL
-            elif byte_fallback and piece in BYTE_PIECES:
-                kind = BYTE
-            row = bytes_field(1, piece.encode()) + float_field(2, score) + int_field(3, kind)
-            model.append(bytes_field(1, row))
-        model.append(bytes_field(2, int_field(35, byte_fallback) + int_field(40, unk_id)
-                                 + bytes_field(45, pieces[unk_id][0].encode())))  # trainer_spec
-        # normalizer_spec: no add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces
-        model.append(bytes_field(3, int_field(3, 0) + int_field(4, 0) + int_field(5, 0)))
-        try:
-            library = sentencepiece.SentencePieceProcessor(model_proto=b"".join(model))
-        except RuntimeError as error:
-            raise InputError(f"{source}: SentencePiece cannot use these {len(pieces)} pieces "
-                             f"({error})") from None
-        self.ids = library.encode
+    if unk_id is None or not 0 <= unk_id < len(pieces):
+        raise InputError(f"{source}: model.unk_id is {unk_id} for {len(pieces)} pieces; name the "
+                         "unknown piece")
+    model = []  # a .model file
+    for i, (piece, score) in enumerate(pieces):
+        kind = CONTROL if piece in special else NORMAL
+        if i == unk_id:
+            kind = UNKNOWN
+        elif kind == NORMAL and byte_fallback and piece in BYTE_PIECES:
+            kind = BYTE
+        model.append(field(1, field(1, piece.encode()) + field(2, float(score)) + field(3, kind)))
+    unknown = pieces[unk_id][0].encode()
+    model.append(field(2, field(35, byte_fallback) + field(40, unk_id) + field(45, unknown)))
+    # no add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces: steps.py does these
+    model.append(field(3, field(3, 0) + field(4, 0) + field(5, 0)))
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=b"".join(model)).encode
+    except RuntimeError as error:
+        raise InputError(f"{source}: SentencePiece cannot use these {len(pieces)} pieces "
+                         f"({error})") from None
 
 
 def letters_of(vocab):
@@ -73,7 +65,7 @@ def letters_of(vocab):
 
 
 def word_cutter(merges):
-    """A function text -> words in which merges can be done one word at a time.
+    """A function text -> words that can be merged one by one.
 
     If a piece crosses words, the merges of one word reach into the next: the text is one word.
     """
@@ -85,8 +77,8 @@ def word_cutter(merges):
 def join(pieces, prefixed, collapsed):
     """The text of pieces; a byte that is no part of a character becomes "\ufffd".
 
-    prefixed: a space was put before the text, so one is dropped; collapsed: spaces at the front
-    were dropped before, so all are dropped.
+    prefixed: one space was put before the text, so one is dropped. collapsed: all spaces at the
+    front of the text were dropped, so all are.
     """
     pieces = list(pieces)
     for n, piece in enumerate(pieces):
@@ -94,11 +86,7 @@ def join(pieces, prefixed, collapsed):
             pieces[n] = piece.removeprefix(META)
         if pieces[n] or not collapsed:
             break
-    coded = []
-    for piece in pieces:
-        if piece in BYTE_PIECES:
-            coded.append(bytes([BYTE_PIECES[piece]]))
-        else:
-            coded.append(piece.replace(META, " ").encode())
-    text = b"".join(coded).decode("utf-8", errors="surrogateescape")
+    coded = b"".join(bytes([BYTE_PIECES[piece]]) if piece in BYTE_PIECES
+                     else piece.replace(META, " ").encode() for piece in pieces)
+    text = coded.decode("utf-8", errors="surrogateescape")
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
