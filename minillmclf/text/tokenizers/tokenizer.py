@@ -14,6 +14,8 @@ import functools
 import json
 import os
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 from ...errors import InputError
 from ...files import find_model, short, write_text
@@ -22,7 +24,6 @@ from .families import read_layouts
 from .files import describe, read_folder, vocab_of, wordpiece_document
 from .schema import ROLES, merges_of
 
-CACHED = 2**16  # words whose ids are remembered: language repeats itself
 BLANK = re.compile(f"[{steps.SPACES}]*")
 
 
@@ -71,11 +72,11 @@ class Tokenizer:
         self.special_ids |= {self.vocab[token] for token in self.roles.values()}
         self.single, self.pair = read_layouts(document["post_processor"], source)
         self.one_bos = description.one_bos
-        self.normalise, self.cut, self.word_ids, self.join = build(document, source)
+        self.steps = build(document, source)
         # most added tokens are looked for in the text as it is ("[SEP]"), others once normalised
         self.literal = AddedTokens({token["content"]: token for token in added
                                     if not token["normalized"]})
-        self.normalised = AddedTokens({self.normalise(token["content"]): token for token in added
+        self.normalised = AddedTokens({self.steps.normalise(token["content"]): token for token in added
                                        if token["normalized"]})
 
     def __len__(self):
@@ -92,7 +93,7 @@ class Tokenizer:
             if added is not None:
                 yield raw, added, first
             else:
-                for part, added in self.normalised.split(self.normalise(raw)):
+                for part, added in self.normalised.split(self.steps.normalise(raw)):
                     yield part, added, first
                     first = False
             first = False
@@ -102,18 +103,19 @@ class Tokenizer:
         words = []
         for part, added, first in self.parts(text):
             if added is None:
-                words += [(word, list(self.word_ids(word))) for word in self.cut(part, first)]
+                for word in self.steps.cut(part, first):
+                    words += [(w, list(self.steps.ids(w))) for w in self.steps.words(word)]
             else:
                 words.append((part, [added]))
         return words
 
     def ids(self, text):
         """Ids of a text, no special tokens around it; "[SEP]" in the text is the id of [SEP]."""
-        ids = []
+        ids, ids_of = [], self.steps.ids
         for part, added, first in self.parts(text):
             if added is None:
-                for word in self.cut(part, first):
-                    ids += self.word_ids(word)
+                for word in self.steps.cut(part, first):
+                    ids += ids_of(word)
             else:
                 ids.append(added)
         return ids
@@ -180,7 +182,7 @@ class Tokenizer:
             if i not in self.pieces:
                 raise InputError(f"{self.description.source}: id {i} has no piece; the highest id "
                                  f"is {len(self) - 1}")
-        return self.join([self.pieces[i] for i in kept])
+        return self.steps.join([self.pieces[i] for i in kept])
 
     def save(self, folder):
         """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads."""
@@ -236,43 +238,47 @@ class AddedTokens:
             yield text[start:], None
 
 
-def build(document, source):
-    """(normalise, cut, word ids, join) of a checked document: the steps of a Tokenizer.
+class Steps(NamedTuple):
+    """What a document describes, as functions."""
 
-    normalise: text -> text. cut: (text, does it begin here?) -> words. word ids: word -> ids, which
-    must not be changed. join: pieces -> text.
-    """
+    normalise: Callable  # text -> text
+    cut: Callable        # (text, does the text begin here?) -> parts
+    ids: Callable        # part -> ids, which must not be changed
+    join: Callable       # pieces -> text
+    words: Callable = lambda part: [part]  # part -> words
+
+
+def build(document, source):
+    """The Steps of a checked document."""
     model, normal = document["model"], document.get("normalizer")
     if model["type"] == "WordPiece":
         normalise = wordpiece.normalizer(normal["lowercase"], normal.get("strip_accents"),
                                          normal["handle_chinese_chars"])
-        split = wordpiece.pre_tokenizer()
         algorithm = wordpiece.WordPieceModel(
             model["vocab"], model["unk_token"], model["continuing_subword_prefix"],
             model["max_input_chars_per_word"])
-        return normalise, lambda text, first: split(text), cached(algorithm.ids), algorithm.join
+        return Steps(normalise, lambda text, first: text.split(), remember(algorithm.ids),
+                     algorithm.join, algorithm.words)
     normalise = steps.normalizer(normal, source)
     cut = steps.pre_tokenizer(document.get("pre_tokenizer"), source)
     if model["type"] == "BPE" and not model.get("byte_fallback"):
         algorithm = bpe.BytePairModel(model["vocab"], merges_of(model),
                                       whole_words=model.get("ignore_merges", False))
-        return normalise, cut, cached(algorithm.ids), bpe.join
+        return Steps(normalise, cut, remember(algorithm.ids), bpe.join)
     one, spaced = (cut(normalise(text), True) for text in ("a", "  a"))
     join = functools.partial(unigram.join, prefixed=one[0].startswith(steps.META),
                              collapsed=one == spaced)
-    if model["type"] == "Unigram":
-        added = {token["content"] for token in document["added_tokens"]}
-        algorithm = unigram.UnigramModel(model["vocab"], model["unk_id"],
-                                         model.get("byte_fallback", False), added, source)
-        return normalise, cut, algorithm.ids, join  # its "words" are long: none is remembered
+    if model["type"] == "Unigram":  # it takes long parts at once: none is remembered
+        special = {token["content"] for token in document["added_tokens"]}
+        ids = unigram.unigram_model(model["vocab"], model["unk_id"],
+                                    model.get("byte_fallback", False), special, source)
+        return Steps(normalise, cut, ids, join)
     merges = merges_of(model)
     algorithm = bpe.BytePairModel(model["vocab"], merges, unigram.letters_of(model["vocab"]))
-    split_words = unigram.word_cutter(merges)
-
-    def cut_words(text, first):
-        return [word for part in cut(text, first) for word in split_words(part)]
-    return normalise, cut_words, cached(algorithm.ids), join
+    split = unigram.word_cutter(merges)
+    return Steps(normalise, lambda text, first: [w for part in cut(text, first) for w in split(part)],
+                 remember(algorithm.ids), join)
 
 
-def cached(function):
-    return functools.lru_cache(CACHED)(function)
+def remember(function):
+    return functools.lru_cache(2**16)(function)  # language repeats itself

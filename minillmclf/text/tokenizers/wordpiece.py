@@ -2,7 +2,7 @@
 
     "Unbelievable, 你好!"  ->  unbelievable , 你 好 !  ->  un ##bel ##ie ##va ##ble , 你 好 !
 
-Three steps: `normalizer`, `pre_tokenizer` and `WordPieceModel`. Not here: special tokens and files
+`normalizer` does the first step, `WordPieceModel` the other two. Not here: special tokens and files
 (tokenizer.py), learning a vocabulary (pretrain/vocabulary.py).
 Sources: Devlin et al. 2018 (BERT) and its `tokenization.py`; where the `tokenizers` library differs
 from that, we follow the library. One difference remains: the library's Unicode tables date from
@@ -20,7 +20,7 @@ CONTROL = ("Cc", "Cf", "Co")  # control, format, private use; unassigned (Cn) ma
 
 
 class CharacterTable(dict):
-    """Code point -> replacement, for `str.translate`. `rewrite(char)` is called once a character."""
+    """Code point -> replacement, for `str.translate`; `rewrite(char)` is called once for each."""
 
     def __init__(self, rewrite):
         super().__init__()
@@ -65,12 +65,6 @@ def is_ideograph(char):
     return any(first <= ord(char) <= last for first, last in IDEOGRAPHS)
 
 
-def pre_tokenizer():
-    """A function clean text -> words: split at spaces; each punctuation character is a word."""
-    table = CharacterTable(lambda char: f" {char} " if is_punctuation(char) else char)
-    return lambda text: text.translate(table).split()
-
-
 def is_punctuation(char):
     """Every ASCII sign (also $ + ~, which Unicode calls symbols), and Unicode's categories P*."""
     if char.isascii():
@@ -79,7 +73,7 @@ def is_punctuation(char):
 
 
 class WordPieceModel:
-    """Word -> piece ids.
+    """Clean text -> words -> piece ids.
 
     vocab: piece -> id; a piece that continues a word begins with `prefix`.
     unk: the piece for a word that cannot be cut, or has more than `longest` characters.
@@ -88,8 +82,16 @@ class WordPieceModel:
     def __init__(self, vocab, unk="[UNK]", prefix="##", longest=100):
         self.vocab, self.unk_id, self.prefix, self.longest = vocab, vocab[unk], prefix, longest
         self.longest_piece = max(map(len, vocab))
+        self.set_apart = CharacterTable(lambda c: f" {c} " if is_punctuation(c) else c)
 
-    def ids(self, word):
+    def words(self, text):
+        """Split at spaces; every punctuation character is a word: "can't" -> ["can", "'", "t"]."""
+        return text.translate(self.set_apart).split()
+
+    def ids(self, text):
+        return [i for word in self.words(text) for i in self.word_ids(word)]
+
+    def word_ids(self, word):
         """The longest piece that fits, again and again; if none fits, the whole word is unknown."""
         if len(word) > self.longest:
             return [self.unk_id]
