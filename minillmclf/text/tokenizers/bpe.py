@@ -62,7 +62,7 @@ class BytePairModel:
 
     def __init__(self, vocab, merges, letters=letters_of, whole_words=False):
         self.vocab, self.letters, self.whole_words = vocab, letters, whole_words
-        self.ranks = {tuple(pair): rank for rank, pair in enumerate(merges)}
+        self.ranks = {pair: rank for rank, pair in enumerate(merges)}
 
     def ids(self, word):
         return [self.vocab[piece] for piece in self.pieces(word)]

@@ -2,24 +2,27 @@
 
     T5: a </s>     LLaMA: <s> a     BERT: [CLS] a [SEP] b [SEP]     RoBERTa: <s> a </s></s> b </s>
 
-What a tokenizer.json or tokenizer_config.json says comes first. Here: one row per family, and the
-layout of a text in the two forms "cls A sep B:1 sep:1" and `post_processor` of a tokenizer.json.
-Not here: reading files (files.py). Source: the tokenizers that the models were published with.
+What a tokenizer.json or tokenizer_config.json says comes first. Here: one row per family; layouts,
+and the `post_processor` of a tokenizer.json, which describes them. Not here: reading files
+(files.py). Source: the tokenizers that the models were published with.
+
+A layout is a list of (part, token type id). A part is "A" or "B", the ids of a text, or a list of
+special ids. A tokenizer has two: that of one text and that of a pair.
 """
 
 from dataclasses import dataclass
 
 from ...errors import InputError
 from ...files import short
-from . import steps
 from .schema import ROLES
+from .steps import steps_of
 
 
 @dataclass(frozen=True)
 class Family:
     """tokens: role -> usual token. kind: of its files, where there is no tokenizer.json.
 
-    single, pair: the layout of one text and of two; ":1" is token type 1. None: the flags
+    layouts: of one text and of a pair, with roles for ids; ":1" is token type 1. None: the flags
     add_bos_token and add_eos_token of tokenizer_config.json decide.
     written: the type of the post_processor in its tokenizer.json.
     one_bos: near chance with no BOS or with two, and no error, so there is always exactly one.
@@ -27,21 +30,20 @@ class Family:
 
     tokens: dict
     kind: str
-    single: str | None = None
-    pair: str | None = None
+    layouts: tuple | None = None
     written: str | None = "TemplateProcessing"
     one_bos: bool = False
 
 
 BERT = Family({"pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "unk": "[UNK]", "mask": "[MASK]"},
-              "vocab.txt", "cls A sep", "cls A sep B:1 sep:1", "BertProcessing")
+              "vocab.txt", ("cls A sep", "cls A sep B:1 sep:1"), "BertProcessing")
 ROBERTA = Family({"pad": "<pad>", "cls": "<s>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>",
                   "bos": "<s>", "eos": "</s>"},
-                 "vocab.json", "cls A sep", "cls A sep sep B sep", "RobertaProcessing")
+                 "vocab.json", ("cls A sep", "cls A sep sep B sep"), "RobertaProcessing")
 GPT2 = Family({"unk": "<|endoftext|>", "bos": "<|endoftext|>", "eos": "<|endoftext|>"},
-              "vocab.json", "A", "A B:1", None)
-T5 = Family({"pad": "<pad>", "unk": "<unk>", "eos": "</s>"}, ".model", "A eos", "A eos B eos")
-DEBERTA = Family(BERT.tokens | {"bos": "[CLS]", "eos": "[SEP]"}, ".model", BERT.single, BERT.pair)
+              "vocab.json", ("A", "A B:1"), None)
+T5 = Family({"pad": "<pad>", "unk": "<unk>", "eos": "</s>"}, ".model", ("A eos", "A eos B eos"))
+DEBERTA = Family(BERT.tokens | {"bos": "[CLS]", "eos": "[SEP]"}, ".model", BERT.layouts)
 LLAMA = Family({"unk": "<unk>", "bos": "<s>", "eos": "</s>"}, ".model")
 GEMMA = Family({"pad": "<pad>", "unk": "<unk>", "mask": "<mask>", "bos": "<bos>", "eos": "<eos>"},
                ".model", one_bos=True)
@@ -83,59 +85,34 @@ def find_roles(vocab, config, source):
     return {role: token for role, token in roles.items() if token is not None}
 
 
-def post_processor(family, roles, vocab, config, source):
-    """The post_processor that writes a family's special tokens around a text, or None."""
-    single, pair = family.single, family.pair
-    if single is None:
+def family_layouts(family, roles, vocab, config, source):
+    """The two layouts of a family. InputError if a special token of them is not in `vocab`."""
+    written = family.layouts
+    if written is None:
         before = "bos" if config.get("add_bos_token", True) else ""
         after = "eos" if config.get("add_eos_token") else ""
-        single = f"{before} A {after}"
-        pair = f"{single} {before and 'bos:1'} B:1 {after and 'eos:1'}"
-    if family.written is None:
-        return None
-    if family.written == "TemplateProcessing":
-        return template(single, pair, roles, vocab, source)
-    ids = role_ids(single, roles, vocab, source)
-    post = {"type": family.written, "sep": ids["sep"], "cls": ids["cls"]}
-    if family is ROBERTA:
-        prefix_space = bool(config.get("add_prefix_space"))
-        post |= {"trim_offsets": True, "add_prefix_space": prefix_space}
-    return post
-
-
-def role_ids(layout, roles, vocab, source):
-    """{"cls": ["[CLS]", 101], ...} of the special tokens in a layout such as "cls A sep"."""
-    names = {word.partition(":")[0] for word in layout.split()} - {"A", "B"}
-    for role in sorted(names):
-        if role not in roles:
-            raise InputError(f"{source}: {role}_token, which frames a text, is not in the "
-                             f"vocabulary of {len(vocab)} pieces; add it, or name another in "
-                             "tokenizer_config.json")
-    return {role: [roles[role], vocab[roles[role]]] for role in names}
-
-
-def template(single, pair, roles, vocab, source):
-    """A TemplateProcessing for two layouts such as "bos A" and "bos A B:1"."""
-    ids, special, written = role_ids(pair, roles, vocab, source), {}, []
-    for layout in (single, pair):
-        written.append([])
+        written = (f"{before} A {after}", f"{before} A {after} {before and 'bos:1'} B:1 "
+                   f"{after and 'eos:1'}")
+        if family.one_bos:
+            written = f"bos A {after}", f"bos A {after} B:1 {after and 'eos:1'}"
+    layouts = []
+    for layout in written:
+        layouts.append([])
         for word in layout.split():
-            name, _, type_id = word.partition(":")
-            kind = "Sequence"
-            if name in ids:
-                kind, (name, i) = "SpecialToken", ids[name]
-                special[name] = {"id": name, "ids": [i], "tokens": [name]}
-            written[-1].append({kind: {"id": name, "type_id": int(type_id or 0)}})
-    return {"type": "TemplateProcessing", "single": written[0], "pair": written[1],
-            "special_tokens": special}
+            part, _, type_id = word.partition(":")
+            if part not in ("A", "B"):
+                if part not in roles:
+                    raise InputError(f"{source}: {part}_token, which frames a text, is not in the "
+                                     f"vocabulary of {len(vocab)} pieces; add it, or name another "
+                                     "in tokenizer_config.json")
+                part = [vocab[roles[part]]]
+            layouts[-1].append((part, int(type_id or 0)))
+    return layouts
 
 
 def read_layouts(post, source):
-    """The layout of one text and of a pair, of a post_processor that `schema` has checked.
-
-    A layout is a list of (part, token type id); a part is "A", "B" or a list of special ids.
-    """
-    found = [step for step in steps.steps_of(post, "post_processor", source)
+    """The two layouts of a post_processor that `schema` has checked."""
+    found = [step for step in steps_of(post, "post_processor", source)
              if step["type"] != "ByteLevel"]  # it adds no token
     if len(found) > 1:
         raise InputError(f"{source}: post_processor has {len(found)} steps that add tokens, only "
@@ -150,9 +127,9 @@ def read_layouts(post, source):
         if post["type"] == "RobertaProcessing":
             second = [(sep, 0), ("B", 0), (sep, 0)]
         return single, single + second
-    layouts = []
+    layouts, ids = [], {token: row["ids"] for token, row in post["special_tokens"].items()}
     for name, texts in (("single", ["A"]), ("pair", ["A", "B"])):
-        layout, ids = [], {token: row["ids"] for token, row in post["special_tokens"].items()}
+        layout = []
         for step in post[name]:
             (kind, value), = step.items()
             part = value["id"] if kind == "Sequence" else ids.get(value["id"])
@@ -166,21 +143,36 @@ def read_layouts(post, source):
     return layouts
 
 
-def with_one_bos(post, family, roles, vocab, config, source):
-    """`post`, or a post_processor with exactly one BOS where the family needs that.
+def write_layouts(layouts, family, roles, vocab, config):
+    """The post_processor with these layouts, of the type that the family's tokenizer.json has."""
+    if family.written is None:
+        return None
+    if family.written != "TemplateProcessing":
+        post = {"type": family.written}
+        post |= {role: [roles[role], vocab[roles[role]]] for role in ("sep", "cls")}
+        if family is ROBERTA:
+            prefix_space = bool(config.get("add_prefix_space"))
+            post |= {"trim_offsets": True, "add_prefix_space": prefix_space}
+        return post
+    names, special, written = {vocab[name]: name for name in roles.values()}, {}, []
+    for layout in layouts:
+        written.append([])
+        for part, type_id in layout:
+            kind, name = "Sequence", part
+            if not isinstance(part, str):
+                kind, name = "SpecialToken", names[part[0]]
+                special[name] = {"id": name, "ids": part, "tokens": [name]}
+            written[-1].append({kind: {"id": name, "type_id": type_id}})
+    return {"type": "TemplateProcessing", "single": written[0], "pair": written[1],
+            "special_tokens": special}
 
-    transformers writes Gemma's tokenizer.json without any BOS unless add_bos_token is true, and a
-    pair with two.
+
+def has_one_bos(layouts, roles, vocab):
+    """Has each of the layouts exactly one BOS, at the front?
+
+    transformers writes Gemma's tokenizer.json without any unless add_bos_token is true, and a pair
+    with two.
     """
-    if not family.one_bos:
-        return post
-    if config.get("add_bos_token") is False:
-        raise InputError(f"{source}: add_bos_token is false in tokenizer_config.json, but a model "
-                         "of this family needs exactly one BOS before a text; remove the key")
-    bos, eos = ([vocab.get(roles.get(role))] for role in ("bos", "eos"))
-    layouts = [[part for part, _ in layout] for layout in read_layouts(post, source)]
-    if all(parts[0] == bos and parts.count(bos) == 1 for parts in layouts):
-        return post
-    if config.get("add_eos_token") or any(eos in parts for parts in layouts):
-        return template("bos A eos", "bos A eos B:1 eos:1", roles, vocab, source)
-    return template("bos A", "bos A B:1", roles, vocab, source)
+    bos = [vocab.get(roles.get("bos"))]
+    return all(layout[0][0] == bos and sum(part == bos for part, _ in layout) == 1
+               for layout in layouts)

@@ -20,8 +20,8 @@ from ... import files
 from ...errors import InputError
 from ...files import short
 from . import model_file
-from .families import (DEBERTA, FAMILIES, ROBERTA, content, find_family, find_roles, named_family,
-                       post_processor, read_layouts, with_one_bos)
+from .families import (DEBERTA, FAMILIES, ROBERTA, content, family_layouts, find_family,
+                       find_roles, has_one_bos, named_family, read_layouts, write_layouts)
 from .schema import ADDED_TOKEN, CONFIG, CONFIG_FLAGS, ID, check, check_document, check_type
 from .steps import steps_of
 
@@ -31,10 +31,11 @@ class Description(NamedTuple):
 
     document: dict         # as in a tokenizer.json, checked
     roles: dict            # "cls" -> "[CLS]", of the special tokens that the checkpoint has
+    layouts: list          # of one text and of a pair, see families.py
     settings: dict         # of the document, under their names in tokenizer_config.json
-    inputs: list           # the names of what a model is given: "input_ids", ...
     max_length: int | None
     one_bos: bool          # there must be exactly one BOS, see families.py
+    inputs: list           # the names of what a model is given: "input_ids", ...
     source: str
 
 
@@ -55,19 +56,33 @@ def describe(document, config, source):
                          "needs one of its own, from 0 up: fetch the file again")
     family, roles = find_family(vocab, config), find_roles(vocab, config, source)
     document["added_tokens"] = with_special_tokens(added, roles, vocab, config, source)
-    if "post_processor" not in document:
-        document["post_processor"] = post_processor(family, roles, vocab, config, source)
-    post = with_one_bos(document["post_processor"], family, roles, vocab, config, source)
-    document["post_processor"] = post
+    layouts = find_layouts(document, family, roles, vocab, config, source)
     settings = settings_of(document)
-    check_agreement(settings, read_layouts(post, source), roles, vocab, config, source)
+    check_agreement(settings, layouts, roles, vocab, config, source)
     inputs = ["input_ids", "attention_mask"]
     if family is DEBERTA or document["model"]["type"] == "WordPiece":
         inputs.insert(1, "token_type_ids")
     length = config.get("model_max_length", config.get("max_len"))
     max_length = None if length is None or length > 10**9 else int(length)
-    return Description(document, roles, settings, config.get("model_input_names") or inputs,
-                       max_length, family.one_bos, source)
+    return Description(document, roles, layouts, settings, max_length, family.one_bos,
+                       config.get("model_input_names") or inputs, source)
+
+
+def find_layouts(document, family, roles, vocab, config, source):
+    """The layouts of a document, or those of its family, which are then written to it."""
+    if family.one_bos and config.get("add_bos_token") is False:
+        raise InputError(f"{source}: add_bos_token is false in tokenizer_config.json, but a model "
+                         "of this family needs exactly one BOS before a text; remove the key")
+    if "post_processor" in document:
+        layouts = read_layouts(document["post_processor"], source)
+        if not family.one_bos or has_one_bos(layouts, roles, vocab):
+            return layouts
+        eos = [vocab.get(roles.get("eos"))]
+        if eos in [part for layout in layouts for part, _ in layout]:
+            config = config | {"add_eos_token": True}
+    layouts = family_layouts(family, roles, vocab, config, source)
+    document["post_processor"] = write_layouts(layouts, family, roles, vocab, config)
+    return layouts
 
 
 def check_agreement(settings, layouts, roles, vocab, config, source):

@@ -6,8 +6,7 @@ are those of the `tokenizers` library (tokenizer.json) and transformers (tokeniz
 
 from ...errors import InputError
 from ...files import short
-from . import bpe, steps
-from .unigram import BYTE_PIECES
+from . import steps
 
 ROLES = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
 TOKEN_FLAGS = ("lstrip", "rstrip", "normalized", "special", "single_word")
@@ -200,27 +199,26 @@ def check_document(document, source):
         if types != ["Split"] * (len(types) - 1) + ["ByteLevel"]:
             raise InputError(f"{source}: pre_tokenizer must be Split any number of times, then "
                              "ByteLevel once")
-    if kind.startswith("BPE"):
-        check_merges(model, bpe.BYTES if kind == "BPE" else BYTE_PIECES, source)
 
 
-def check_merges(model, byte_pieces, source):
-    """InputError unless the vocabulary has a piece for each byte, and the pieces of each merge."""
-    vocab = model["vocab"]
+def read_merges(model, byte_pieces, source):
+    """The merges of a "model" as pairs: older files write "a b", newer ones ["a", "b"].
+
+    InputError unless the vocabulary has a piece for each byte, and the pieces of each merge.
+    """
+    vocab, merges = model["vocab"], []
     missing = [piece for piece, byte in byte_pieces.items() if piece not in vocab
-               and (byte_pieces is bpe.BYTES or byte > 127 or chr(byte) not in vocab)]
+               and (len(piece) == 1 or byte > 127 or chr(byte) not in vocab)]
     if missing:
         raise InputError(f"{source}: {len(missing)} of the 256 byte pieces are not in the "
                          f"vocabulary, the first is {short(missing[0])}; text with these bytes "
                          "would lose them: add them to the vocabulary")
-    for rank, pair in enumerate(merges_of(model)):
-        for piece in (*pair, "".join(pair)):
+    for rank, pair in enumerate(model["merges"]):
+        left, right = pair.split(" ") if isinstance(pair, str) else pair
+        for piece in (left, right, left + right):
             if piece not in vocab:
-                raise InputError(f"{source}: merge {rank} {short(pair)} needs the piece "
+                raise InputError(f"{source}: merge {rank} {short([left, right])} needs the piece "
                                  f"{short(piece)}, which is not among the {len(vocab)} pieces of "
                                  "the vocabulary; are both of one checkpoint?")
-
-
-def merges_of(model):
-    """The merges of a "model" as pairs: older files write "a b", newer ones ["a", "b"]."""
-    return [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        merges.append((left, right))
+    return merges

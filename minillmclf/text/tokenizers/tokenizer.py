@@ -20,9 +20,8 @@ from typing import NamedTuple
 from ...errors import InputError
 from ...files import find_model, short, write_text
 from . import bpe, steps, unigram, wordpiece
-from .families import read_layouts
 from .files import describe, read_folder, vocab_of, wordpiece_document
-from .schema import ROLES, merges_of
+from .schema import ROLES, read_merges
 
 BLANK = re.compile(f"[{steps.SPACES}]*")
 
@@ -70,7 +69,7 @@ class Tokenizer:
         added = document["added_tokens"]
         self.special_ids = {token["id"] for token in added if token["special"]}
         self.special_ids |= {self.vocab[token] for token in self.roles.values()}
-        self.single, self.pair = read_layouts(document["post_processor"], source)
+        self.single, self.pair = description.layouts
         self.one_bos = description.one_bos
         self.steps = build(document, source)
         # most added tokens are looked for in the text as it is ("[SEP]"), others once normalised
@@ -262,7 +261,8 @@ def build(document, source):
     normalise = steps.normalizer(normal, source)
     cut = steps.pre_tokenizer(document.get("pre_tokenizer"), source)
     if model["type"] == "BPE" and not model.get("byte_fallback"):
-        algorithm = bpe.BytePairModel(model["vocab"], merges_of(model),
+        merges = read_merges(model, bpe.BYTES, source)
+        algorithm = bpe.BytePairModel(model["vocab"], merges,
                                       whole_words=model.get("ignore_merges", False))
         return Steps(normalise, cut, remember(algorithm.ids), bpe.join)
     one, spaced = (cut(normalise(text), True) for text in ("a", "  a"))
@@ -273,7 +273,7 @@ def build(document, source):
         ids = unigram.unigram_model(model["vocab"], model["unk_id"],
                                     model.get("byte_fallback", False), special, source)
         return Steps(normalise, cut, ids, join)
-    merges = merges_of(model)
+    merges = read_merges(model, unigram.BYTE_PIECES, source)
     algorithm = bpe.BytePairModel(model["vocab"], merges, unigram.letters_of(model["vocab"]))
     split = unigram.word_cutter(merges)
     return Steps(normalise, lambda text, first: [w for part in cut(text, first) for w in split(part)],
