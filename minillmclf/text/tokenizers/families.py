@@ -89,12 +89,11 @@ def family_layouts(family, roles, vocab, config, source):
     """The two layouts of a family. InputError if a special token of them is not in `vocab`."""
     written = family.layouts
     if written is None:
-        before = "bos" if config.get("add_bos_token", True) else ""
-        after = "eos" if config.get("add_eos_token") else ""
-        written = (f"{before} A {after}", f"{before} A {after} {before and 'bos:1'} B:1 "
-                   f"{after and 'eos:1'}")
-        if family.one_bos:
-            written = f"bos A {after}", f"bos A {after} B:1 {after and 'eos:1'}"
+        bos = "bos" if config.get("add_bos_token", True) else ""
+        eos = "eos" if config.get("add_eos_token") else ""
+        second_bos = "bos:1" if bos and not family.one_bos else ""
+        second_eos = "eos:1" if eos else ""
+        written = f"{bos} A {eos}", f"{bos} A {eos} {second_bos} B:1 {second_eos}"
     layouts = []
     for layout in written:
         layouts.append([])
@@ -103,8 +102,9 @@ def family_layouts(family, roles, vocab, config, source):
             if part not in ("A", "B"):
                 if part not in roles:
                     raise InputError(f"{source}: {part}_token, which frames a text, is not in the "
-                                     f"vocabulary of {len(vocab)} pieces; add it, or name another "
-                                     "in tokenizer_config.json")
+                                     f"vocabulary of {len(vocab)} pieces; add "
+                                     f"{family.tokens.get(part)}, or name another in "
+                                     "tokenizer_config.json")
                 part = [vocab[roles[part]]]
             layouts[-1].append((part, int(type_id or 0)))
     return layouts
