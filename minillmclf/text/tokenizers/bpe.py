@@ -65,18 +65,15 @@ class BytePairModel:
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
 
     def ids(self, word):
-        return [self.vocab[piece] for piece in self.pieces(word)]
-
-    def pieces(self, word):
-        """The pieces of one word: ["Ġlow", "er"] for " lower"."""
+        """The ids of "Ġlow" and "er" for " lower"."""
         letters = self.letters(word)
         if self.whole_words and "".join(letters) in self.vocab:
-            return ["".join(letters)]
-        return merge(letters, self.ranks)
+            return [self.vocab["".join(letters)]]
+        return [self.vocab[piece] for piece in merge(letters, self.ranks)]
 
 
 def merge(letters, ranks):
-    """Merge neighbours, the pair of lowest rank first and of equals the leftmost, while any is left.
+    """Merge neighbours, the pair of lowest rank first, of equals the leftmost, as long as any can.
 
     The plain way looks through all pairs for each merge: n^2 steps for n letters, hours for a page
     without spaces. Here the parts form a linked list and the candidate pairs a heap, so a merge

@@ -72,7 +72,7 @@ def content(token):
 
 
 def find_roles(vocab, config, source):
-    """{"cls": "[CLS]", ...}: as the config says, else the usual token if it is in the vocabulary."""
+    """{"cls": "[CLS]", ...}: as the config says, else the usual token if the vocabulary has it."""
     usual = find_family(vocab, config).tokens
     roles = {role: token for role, token in usual.items() if token in vocab}
     for role in ROLES:
@@ -131,9 +131,9 @@ def read_layouts(post, source):
     for name, texts in (("single", ["A"]), ("pair", ["A", "B"])):
         layout = []
         for step in post[name]:
-            (kind, value), = step.items()
-            part = value["id"] if kind == "Sequence" else ids.get(value["id"])
-            layout.append((part, value["type_id"]))
+            special, text = step.get("SpecialToken"), step.get("Sequence", {})
+            part = ids.get(special["id"]) if special else text.get("id")
+            layout.append((part, (special or text).get("type_id")))
         found = sorted(part for part, _ in layout if isinstance(part, str))
         if found != texts or None in [part for part, _ in layout]:
             raise InputError(f"{source}: post_processor.{name} holds the texts {short(found)} and "

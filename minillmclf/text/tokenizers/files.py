@@ -118,7 +118,7 @@ def settings_of(document):
 
 
 def vocab_of(document):
-    """{piece: id}, added tokens included. Unigram has a list of [piece, score], the others a dict."""
+    """{piece: id}, added tokens included. Unigram has a list of [piece, score], others a dict."""
     vocab = document["model"]["vocab"]
     if isinstance(vocab, list):
         vocab = {piece: i for i, (piece, _) in enumerate(vocab)}

@@ -9,7 +9,6 @@ from ...files import short
 from . import steps
 
 ROLES = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
-TOKEN_FLAGS = ("lstrip", "rstrip", "normalized", "special", "single_word")
 CONFIG_FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space",
                 "add_bos_token", "add_eos_token", "legacy", "split_special_tokens",
                 "split_by_punct")
@@ -34,13 +33,6 @@ def is_token(value):
     return is_text(value) or isinstance(value, dict) and is_text(value.get("content"))
 
 
-def is_layout_step(value):
-    """{"Sequence": {"id": "A", "type_id": 0}}, or the same with "SpecialToken"."""
-    part = isinstance(value, dict) and len(value) == 1 and \
-        (value.get("Sequence") or value.get("SpecialToken"))
-    return isinstance(part, dict) and is_text(part.get("id")) and part.get("type_id") in (0, 1)
-
-
 def or_null(leaf):
     test, words = leaf
     return (lambda value: value is None or test(value)), words
@@ -56,8 +48,6 @@ SCORE = (lambda value: is_list(value, lambda _: True, 2) and is_text(value[0])
          and type(value[1]) in (int, float) and abs(value[1]) < 1e38), "[piece, score]"
 MERGE = (lambda value: is_text(value) and value.count(" ") == 1
          or is_list(value, is_text, 2)), '"a b" or ["a", "b"]'
-LAYOUT = ((lambda value: is_list(value, is_layout_step)),
-          "a list of Sequence and SpecialToken steps with an id and type_id 0 or 1")
 PAIR = (lambda value: is_list(value, lambda _: True, 2) and is_text(value[0])
         and is_id(value[1])), "[token, id]"
 PATTERN = (lambda value: isinstance(value, dict) and list(value) in (["String"], ["Regex"])
@@ -74,12 +64,11 @@ NAMES = or_null((lambda value: is_list(value, is_text), "a list of names"))
 # reads them: {key: schema}, where "key?" may be missing; {"*": schema of each value}; [schema of
 # each entry]; a tuple of the only values that are supported; or a single value as above
 
-TOKEN_OBJECT = {"content": TEXT} | {f"{flag}?": FLAG for flag in TOKEN_FLAGS}
 ADDED_TOKEN = {"id": ID, "content": TEXT, "special?": BOOL, "normalized?": BOOL, "lstrip?": BOOL,
                "rstrip?": BOOL, "single_word?": (False,)}
 CONFIG = {"tokenizer_class?": or_null(TEXT), "model_max_length?": LENGTH, "max_len?": LENGTH,
           "extra_ids?": COUNT, "model_input_names?": NAMES, "additional_special_tokens?": TOKENS,
-          "extra_special_tokens?": TOKENS, "added_tokens_decoder?": {"*": TOKEN_OBJECT}}
+          "extra_special_tokens?": TOKENS, "added_tokens_decoder?": {"*": {"content": TEXT}}}
 CONFIG |= {f"{role}_token?": TOKEN for role in ROLES}
 CONFIG |= {f"{flag}?": FLAG for flag in CONFIG_FLAGS}
 
@@ -111,9 +100,12 @@ PRE_TOKENIZERS = SPLIT | {
     "Metaspace": {"replacement": (steps.META,), "prepend_scheme?": ("always", "first", "never"),
                   "split?": BOOL, "add_prefix_space?": BOOL, "str_rep?": ANY},
 }
+PART = {"id": TEXT, "type_id": (0, 1)}
+LAYOUT = [{"Sequence?": PART, "SpecialToken?": PART}]
 POST_PROCESSORS = BYTE_LEVEL | {
     "null": {},
-    "TemplateProcessing": {"single": LAYOUT, "pair": LAYOUT, "special_tokens": {"*": {"ids": [ID]}}},
+    "TemplateProcessing": {"single": LAYOUT, "pair": LAYOUT,
+                           "special_tokens": {"*": {"ids": [ID]}}},
     "BertProcessing": {"cls": PAIR, "sep": PAIR},
     "RobertaProcessing": {"cls": PAIR, "sep": PAIR, "trim_offsets?": ANY, "add_prefix_space?": ANY},
 }
@@ -189,14 +181,14 @@ def check_document(document, source):
     for place, schemas in zip(steps.CHILDREN, (*COMPONENTS[kind], POST_PROCESSORS)):
         for step in steps.steps_of(document.get(place), place, source) or [{"type": "null"}]:
             check_type(step, schemas, source, place)
-    check(document.get("added_tokens") or [], [{"id": ID} | TOKEN_OBJECT], source, "added_tokens")
+    check(document.get("added_tokens") or [], [{"id": ID, "content": TEXT}], source, "added_tokens")
     if kind == "WordPiece" and model["unk_token"] not in model["vocab"]:
         raise InputError(f"{source}: unk_token {short(model['unk_token'])} is not among the "
                          f"{len(model['vocab'])} pieces of the vocabulary; add it there, or name "
                          "the right one")
     if kind == "BPE":
-        types = [step["type"] for step in steps.steps_of(document["pre_tokenizer"], "pre_tokenizer")]
-        if types != ["Split"] * (len(types) - 1) + ["ByteLevel"]:
+        cuts = steps.steps_of(document["pre_tokenizer"], "pre_tokenizer")
+        if [step["type"] for step in cuts] != ["Split"] * (len(cuts) - 1) + ["ByteLevel"]:
             raise InputError(f"{source}: pre_tokenizer must be Split any number of times, then "
                              "ByteLevel once")
 

@@ -2,8 +2,8 @@
 
 A normalizer changes a text, a pre_tokenizer cuts it into words:
 
-    {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}           "a b"  ->  "a▁b"
-    {"type": "Split", "pattern": {"Regex": "[0-9]"}, "behavior": "Isolated"}  "a1b"  ->  "a", "1", "b"
+    {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}        "a b"  ->  "a▁b"
+    {"type": "Split", "pattern": {"Regex": "1"}, "behavior": "Isolated"}   "a1b"  ->  "a", "1", "b"
 
 Here: the steps of byte-level BPE and SentencePiece. Not here: BERT's own steps (wordpiece.py), and
 which step goes with which algorithm (schema.py). The format is that of the `tokenizers` library.
@@ -103,7 +103,7 @@ def pre_tokenizer(component, source="tokenizer.json"):
 
 
 def pattern_of(step, where):
-    """The compiled pattern of a Replace or Split. ^ and $ match at every line, as in the library."""
+    """The pattern of a Replace or Split; ^ and $ match at every line, as in the library."""
     (kind, text), = step["pattern"].items()
     text = regex.escape(text) if kind == "String" else LINEAR.get(text, text)
     return compile_pattern(text, f"{where}.pattern", regex.MULTILINE)

@@ -1,7 +1,7 @@
 """The tokenizer of a checkpoint: text -> ids with special tokens, and back.
 
-    [CLS] a [SEP] b [SEP]   (BERT, DeBERTa)     <s> a </s></s> b </s>   (RoBERTa)     a b   (GPT-2)
-    a </s> b </s>   (T5)                        <s> a   (LLaMA, Mistral)              <bos> a   (Gemma)
+    [CLS] a [SEP] b [SEP]   (BERT, DeBERTa)   <s> a </s></s> b </s>   (RoBERTa)   a b   (GPT-2)
+    a </s> b </s>   (T5)                      <s> a   (LLaMA, Mistral)            <bos> a   (Gemma)
 
 A text goes through four steps, which a tokenizer.json describes: added tokens such as [MASK] are
 taken out, a normalizer changes the text, a pre_tokenizer cuts it into words, and the algorithm cuts
@@ -73,10 +73,13 @@ class Tokenizer:
         self.one_bos = description.one_bos
         self.steps = build(document, source)
         # most added tokens are looked for in the text as it is ("[SEP]"), others once normalised
-        self.literal = AddedTokens({token["content"]: token for token in added
-                                    if not token["normalized"]})
-        self.normalised = AddedTokens({self.steps.normalise(token["content"]): token for token in added
-                                       if token["normalized"]})
+        literal, normalised = {}, {}
+        for token in added:
+            if token["normalized"]:
+                normalised[self.steps.normalise(token["content"])] = token
+            else:
+                literal[token["content"]] = token
+        self.literal, self.normalised = AddedTokens(literal), AddedTokens(normalised)
 
     def __len__(self):
         """The rows that an embedding needs: the highest id + 1."""
@@ -184,7 +187,7 @@ class Tokenizer:
         return self.steps.join([self.pieces[i] for i in kept])
 
     def save(self, folder):
-        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads."""
+        """Write tokenizer.json and tokenizer_config.json, for transformers' AutoTokenizer too."""
         document = self.description.document
         config = {"tokenizer_class": "PreTrainedTokenizerFast",
                   "clean_up_tokenization_spaces": False,
@@ -276,8 +279,10 @@ def build(document, source):
     merges = read_merges(model, unigram.BYTE_PIECES, source)
     algorithm = bpe.BytePairModel(model["vocab"], merges, unigram.letters_of(model["vocab"]))
     split = unigram.word_cutter(merges)
-    return Steps(normalise, lambda text, first: [w for part in cut(text, first) for w in split(part)],
-                 remember(algorithm.ids), join)
+
+    def cut_words(text, first):
+        return [word for part in cut(text, first) for word in split(part)]
+    return Steps(normalise, cut_words, remember(algorithm.ids), join)
 
 
 def remember(function):
