@@ -475,6 +475,9 @@ def test_old_companion_files_and_family_defaults(ours, tmp_path):
     tokenizer = load_tokenizer(write(tmp_path / "older", older))
     assert tokenizer.tokens("a <mask>xLowest River") == ["a", "Ġ", "<mask>", "x", "Lowest River"]
     assert len(tokenizer) == 562 and tokenizer.special_ids == {0, 1, 2, 3, 560}
+    stripping = older | {"special_tokens_map.json": {"mask_token": mask | {"lstrip": True}}}
+    assert load_tokenizer(write(tmp_path / "stripping", stripping)).tokens("a <mask>") == ["a", "<mask>"], \
+        "lstrip in special_tokens_map.json, as RoBERTa's has it, is not followed"
     crlf = {"vocab.txt": bert["vocab.txt"].replace("\n", "\r\n")}
     assert not notices(load_tokenizer(write(tmp_path / "crlf", crlf)), "cased"), "Windows line ends became pieces"
 

@@ -33,8 +33,8 @@ def is_token(value):
     return is_text(value) or isinstance(value, dict) and is_text(value.get("content"))
 
 
-def or_null(leaf):
-    test, words = leaf
+def or_null(schema):
+    test, words = schema
     return (lambda value: value is None or test(value)), words
 
 
@@ -60,9 +60,9 @@ LENGTH = or_null((lambda value: type(value) in (int, float) and value >= 1, "a n
 COUNT = (lambda value: is_id(value) and value <= 10000), "a number from 0 to 10000"
 NAMES = or_null((lambda value: is_list(value, is_text), "a list of names"))
 
-# ----------------------------------------------------------------------------- objects, as `check`
-# reads them: {key: schema}, where "key?" may be missing; {"*": schema of each value}; [schema of
-# each entry]; a tuple of the only values that are supported; or a single value as above
+# ---------------------------------------------------------------------------- objects: {key: schema}
+# "key?" may be missing. A schema is a single value as above; a tuple of the only values that are
+# supported; [schema of each entry]; {"*": schema of each value}; or an object again.
 
 ADDED_TOKEN = {"id": ID, "content": TEXT, "special?": BOOL, "normalized?": BOOL, "lstrip?": BOOL,
                "rstrip?": BOOL, "single_word?": (False,)}

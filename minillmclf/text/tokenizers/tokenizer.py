@@ -241,13 +241,13 @@ class AddedTokens:
 
 
 class Steps(NamedTuple):
-    """What a document describes, as functions."""
+    """The steps of a document as functions. A part is what the algorithm is given at once."""
 
     normalise: Callable  # text -> text
     cut: Callable        # (text, does the text begin here?) -> parts
     ids: Callable        # part -> ids, which must not be changed
     join: Callable       # pieces -> text
-    words: Callable = lambda part: [part]  # part -> words
+    words: Callable = lambda part: [part]  # part -> words; other than WordPiece do not split it
 
 
 def build(document, source):
