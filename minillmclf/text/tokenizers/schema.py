@@ -60,7 +60,7 @@ LENGTH = or_null((lambda value: type(value) in (int, float) and value >= 1, "a n
 COUNT = (lambda value: is_id(value) and value <= 10000), "a number from 0 to 10000"
 NAMES = or_null((lambda value: is_list(value, is_text), "a list of names"))
 
-# ---------------------------------------------------------------------------- objects: {key: schema}
+# --------------------------------------------------------------------------- objects: {key: schema}
 # "key?" may be missing. A schema is a single value as above; a tuple of the only values that are
 # supported; [schema of each entry]; {"*": schema of each value}; or an object again.
 
