@@ -290,7 +290,7 @@ def test_long_pairs_keep_both_parts(name):
     long = "the slow old film " * 30
     for pair in ((long, "is it late?"), ("is it late?", long), (long, long)):
         (encoded,), shortened = model.encode([pair])
-        ids, room = encoded[0], model.max_length - model.tokenizer.overhead(True)
+        ids, room = encoded[0], model.max_length - model.tokenizer.num_special_tokens(True)
         parts = [model.tokenizer.ids(part) for part in pair]
         assert shortened == 1 and len(ids) == model.max_length
         for part in parts:
@@ -305,7 +305,7 @@ def test_truncation_is_longest_first_as_in_transformers(name, transformers):
     model = Classifier.load(MODELS / name)
     with may_refuse():
         tokenizer = transformers.AutoTokenizer.from_pretrained(MODELS / name)
-    for max_length in range(model.tokenizer.overhead(True) + 1, 17):
+    for max_length in range(model.tokenizer.num_special_tokens(True) + 1, 17):
         model.max_length = max_length
         pairs = [(" ".join("abcdefghi"[:a]), " ".join("rstuvwxyz"[:b])) for a in range(1, 10) for b in range(1, 10)]
         texts = [*pairs, *(first for first, _ in pairs[::9])]

@@ -561,7 +561,7 @@ def test_a_classifier_never_reads_two_bos():
     classifier ids are those of transformers."""
     model = Classifier.from_backbone("mini-llama", ["no", "yes"])
     bos, plain = model.tokenizer.bos_id, model.encode(["the film"])[0][0][0]
-    name = model.tokenizer.tokens(model.tokenizer._names["bos"])[0]
+    name = model.tokenizer.tokens(model.tokenizer.roles["bos"])[0]
     assert plain.count(bos) == 1 and plain[0] == bos
     assert model.encode([name + "the film"])[0][0][0].count(bos) == 1
     for texts in (f"the {name} film", f"{name}{name}the film", ("the", f"{name}film")):

@@ -80,12 +80,12 @@ class Head(nn.Module):
                              "tokenizer drops")
         if self.windows is not None:
             return self.windows.lay_out(tokenizer, pieces, max_length, self.keep)
-        ids, cut = cut_to(pieces, max_length - tokenizer.overhead(len(parts) == 2), self.keep)
+        ids, cut = cut_to(pieces, max_length - tokenizer.num_special_tokens(len(parts) == 2), self.keep)
         return tokenizer.layout(*ids), cut > 0
 
     def length(self, tokenizer, parts):
         """Tokens of a row before anything is cut."""
-        return sum(len(tokenizer.ids(part)) for part in parts) + tokenizer.overhead(len(parts) == 2)
+        return sum(len(tokenizer.ids(part)) for part in parts) + tokenizer.num_special_tokens(len(parts) == 2)
 
     def limit(self, max_length):
         """The setting that bounds a row, and how many of its tokens are looked at."""

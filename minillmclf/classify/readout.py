@@ -109,7 +109,7 @@ def text_length(asked, backbone, tokenizer, folder):
 
     Raises InputError for a number that leaves no room for a text, or that the model has no positions for.
     """
-    highest, least = backbone.max_tokens or math.inf, tokenizer.overhead(True) + 1
+    highest, least = backbone.max_tokens or math.inf, tokenizer.num_special_tokens(True) + 1
     tokenizer.max_length = min(highest, tokenizer.max_length or backbone.max_tokens or UNSAID)
     if asked is not None and not (type(asked) is int and least <= asked <= highest):
         raise InputError(f"max_length {short(asked)}: must lie between {least} and the {highest} "
