@@ -26,6 +26,12 @@ PIECES = (["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ","] + list(LETTER
           + [w for w in FILLERS if len(w) > 1] + [w for topic in TOPICS.values() for w in topic])
 
 
+def wrap_lora(model, targets, rank, alpha, ranks=None, alphas=None, seed=0, **more):
+    """lora.wrap with the numbers of its LoraConfig as arguments."""
+    from minillmclf.tuning import lora
+    return lora.wrap(model, targets, lora.LoraConfig(rank, alpha, **more), ranks, alphas, seed)
+
+
 def bert_folder(folder, layers=2, width=32, mlp=48, positions=64, dropout=0.1, lm_head=False):
     """Write a BERT with random weights as a Hugging Face folder -> its path. Its vocabulary is PIECES; weights are ten
     times as large as usual, so that every part of the network shows in the answers."""

@@ -21,7 +21,7 @@ from minillmclf.errors import InputError
 from minillmclf.models import model_class
 from minillmclf.text.batch import collate
 from minillmclf.tuning import lora, prefix, prompt, selection
-from minillmclf.tuning.peft_format import apply_adapter, read_adapter, switch, write_adapter
+from minillmclf.tuning.peft import apply_adapter, read_adapter, switch, write_adapter
 
 STORED = Path(__file__).parent / "fixtures" / "adapters"
 RAW = Path(__file__).resolve().parents[2] / "shared" / "weights" / "roberta-base-lora-mnli" / "adapter_raw.safetensors"
@@ -31,7 +31,7 @@ HEADS = {"bert": ["classifier", "pooler"], "roberta": ["classifier"], "deberta-v
 SEVERAL = {"bert": ["query", "attention.output.dense"], "t5": ["q", "wo"], "gpt2": ["c_attn", "mlp.c_proj"]}   # HF names
 KINDS = {                  # arguments of wrap and their twins in PEFT
     "plain": ({}, {}),
-    "rslora": (dict(rank_stabilised=True), dict(use_rslora=True)),
+    "rslora": (dict(use_rslora=True), dict(use_rslora=True)),
     "dora": (dict(dora=True), dict(use_dora=True)),
     "patterns": (dict(ranks={r".*\.1\..*": 2}, alphas={r".*\.0\..*": 7.0}),
                  dict(rank_pattern={r".*\.1\..*": 2}, alpha_pattern={r".*\.0\..*": 7.0})),
@@ -57,7 +57,7 @@ def scores(model):
 
 def stir(model, name="default", seed=5):
     """Give an adapter, the head and the learning biases values as if they had learned; all else is frozen."""
-    own = lora.adapter_parameters(model, name)
+    own = lora.trainable_parameters(model, name)
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for path, parameter in model.named_parameters():
@@ -73,7 +73,7 @@ def tuned(folder, targets=None, rank=3, alpha=5.0, **more):
     """A classifier with an adapter that does something."""
     model = classifier(folder)
     kind = json.loads((folder / "config.json").read_text())["model_type"]
-    lora.wrap(model, targets or list(lora.DEFAULT_TARGETS[kind]), rank, alpha, **more)
+    wrap_lora(model, targets or list(lora.DEFAULT_TARGETS[kind]), rank, alpha, **more)
     return stir(model)
 
 

@@ -320,10 +320,10 @@ def test_only_what_is_asked_learns(family, method):
     model = Whole(family).train()
     if method == "prompt":
         attach_prompt(model, 4)
-        own = prompt_tuning.trained_parameters(model)
+        own = prompt_tuning.trainable_parameters(model)
     else:
         attach_prefix(model, 4, projection=method == "projection")
-        own = prefix_tuning.trained_parameters(model)
+        own = prefix_tuning.trainable_parameters(model)
     learning = own | {path: p for path, p in model.named_parameters() if path.startswith("head.")}
     for path, parameter in model.named_parameters():
         parameter.requires_grad_(path in learning)
@@ -509,8 +509,8 @@ def test_senseless_wishes_are_named():
             (lambda: attach_prompt(model, 2, ids=[3, 50]), r"cannot begin as the tokens \[3, 50\]"),
             (lambda: detach_prefix(model), "has no prefix: attach one first"),
             (lambda: detach_prompt(model), "has no prompt: attach one first"),
-            (lambda: prefix_tuning.trained_parameters(model), "has no prefix"),
-            (lambda: prompt_tuning.trained_parameters(model), "has no prompt")]:
+            (lambda: prefix_tuning.trainable_parameters(model), "has no prefix"),
+            (lambda: prompt_tuning.trainable_parameters(model), "has no prompt")]:
         with pytest.raises(InputError, match=fault) as error:
             call()
         assert "\n" not in str(error.value)

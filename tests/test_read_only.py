@@ -24,7 +24,7 @@ LENGTHS = (9, 1, 14, 5)                                   # longer than any wind
 TEXTS = [torch.randint(4, 60, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in LENGTHS]
 LAST = [name for name, (kind, _) in CONFIGS.items() if kind not in ("bert", "roberta", "deberta-v2")]    # pooled at the last
 SOME = ["bert", "deberta-v3", "gpt2", "llama", "gemma3", "flan-t5"]                                 # one of each wiring
-LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "rank_stabilised": False, "targets": None, "bias": "none"}
+LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "use_rslora": False, "targets": None, "bias": "none"}
 EVERYWHERE = LORA | {"targets": "all-linear"}
 RECIPES = {"full": {}, "last-1": {}, "bitfit": {}, "lora": LORA, "dora": EVERYWHERE, "houlsby": {"size": 3},
            "prefix": {"tokens": 3, "projection": False}, "prompt": {"tokens": 3}}

@@ -18,10 +18,10 @@ from minillmclf.errors import InputError
 from minillmclf.files import CHECKPOINTS
 from minillmclf.text.patterns import Clock
 from minillmclf.tuning import selection, tune
-from minillmclf.tuning.peft_format import apply_adapter, read_adapter, switch, write_adapter
+from minillmclf.tuning.peft import apply_adapter, read_adapter, switch, write_adapter
 from minillmclf.tuning.saved import base_of, fingerprint, merge_tuned, sums
 
-LORA = dict(method="lora", rank=3, alpha=6.0, dropout=0.0, rank_stabilised=False, targets=None,
+LORA = dict(method="lora", rank=3, alpha=6.0, dropout=0.0, use_rslora=False, targets=None,
             bias="none")
 
 
