@@ -17,7 +17,6 @@ from minillmclf.training.monitors.gradients import Checkup, examine_gradients
 from minillmclf.training.loop import Rows, fit, take_step
 from minillmclf.training.monitors.nonfinite import first_nonfinite
 from minillmclf.training.optim import build_optimizer
-from minillmclf.tuning import lora
 
 LABELS = sorted(TOPICS)
 

@@ -78,11 +78,11 @@ def test_qlora_is_that_of_peft_on_bitsandbytes(name, tmp_path):
     with torch.no_grad():
         for path, parameter in lora.trainable_parameters(ours).items():
             parameter.normal_(0.0, 0.2, generator=draw)
-    record = write_adapter(tmp_path / "adapter", ours, {"base": str(tmp_path / "base")})
+    record = write_adapter(tmp_path / "adapter", ours, str(tmp_path / "base"))
     with may_refuse():
         bits = transformers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=[*record["saved"], "bert.pooler"])
+            bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=[*record["modules_to_save"], "bert.pooler"])
     load = functools.partial(transformers.AutoModelForSequenceClassification.from_pretrained, device_map="cpu")
     base = loaded(load, tmp_path / "base", False, num_labels=len(LABELS), quantization_config=bits)
 

@@ -18,7 +18,7 @@ from minillmclf.training.checkpoint import load_state, save_state, seed_step
 from minillmclf.training.loop import Rows, take_step
 from minillmclf.training.optim import build_optimizer
 from minillmclf.training.recompute import blocks_of, recompute_blocks
-from minillmclf.tuning import choose_weights, lora
+from minillmclf.tuning import choose_weights
 from minillmclf.tuning.prefix import attach_prefix
 
 LABELS = sorted(TOPICS)

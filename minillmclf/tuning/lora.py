@@ -10,7 +10,7 @@ Not here: how layers are named (selection.py), adapters in files (peft/), 4-bit 
 several adapters at once.
 """
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -146,13 +146,12 @@ def wrap(model, targets, config, ranks=None, alphas=None, seed=0):
     """
     layers, paths = linears(model), find_targets(model, targets)
     ranks, alphas = per_path(paths, config.rank, ranks), per_path(paths, config.alpha, alphas)
+    configs = {path: replace(config, rank=ranks[path], alpha=alphas[path]) for path in paths}
     kind = DoraLinear if config.use_dora else LoraLinear
     check_plain(layers, paths, kind.__name__)
-    configs = [LoraConfig(ranks[path], alphas[path], config.dropout, config.use_rslora,
-                          config.use_dora) for path in paths]
     generator = torch.Generator().manual_seed(seed)
-    for path, own in zip(paths, configs):
-        model.set_submodule(path, kind(layers[path], own, generator))
+    for path in paths:
+        model.set_submodule(path, kind(layers[path], configs[path], generator))
     return paths
 
 
