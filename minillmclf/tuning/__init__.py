@@ -1,14 +1,16 @@
-"""Which weights are trained? A tuning config names a method and its numbers; `tune` carries it out on a classifier.
+"""Which weights are trained? A tuning config names a method and its numbers; `tune` carries it out.
 
   full              everything
   head              the head alone
-  last-N            the head, the N highest blocks (of an encoder-decoder: of its decoder) and the norm above them
+  last-N            the head, the N highest blocks (of an encoder-decoder: of its decoder) and the
+                    norm above them
   bitfit            biases and the head
-  lora dora qlora   small updates of frozen matrices (lora.py); qlora: of matrices in four bits (quant.py)
+  lora dora qlora   small updates of frozen matrices (lora.py); qlora: of 4-bit matrices (quant.py)
   houlsby pfeiffer  bottlenecks after frozen layers (bottleneck.py)
   prefix prompt     keys and values, or new words, before every text (prefix.py, prompt.py)
 
-A head is always trained in full: a newly initialised one that were frozen would stay random. Label texts have none.
+A head is always trained in full: a newly initialised one that is frozen would stay random.
+Classifiers that answer with label texts have none.
 """
 import re
 from collections.abc import Callable
@@ -17,9 +19,9 @@ from dataclasses import dataclass
 from ..errors import InputError
 from . import bottleneck, lora, prefix, prompt, selection
 
-LORA = ("rank", "alpha", "dropout", "use_rslora", "targets", "bias")
 UPDATES, BOTTLENECKS = ("lora", "dora", "qlora"), ("houlsby", "pfeiffer")
-BESIDE_BASE = (*UPDATES, *BOTTLENECKS, "prefix", "prompt")        # what is trained is saved beside the base, without it
+BESIDE_BASE = (*UPDATES, *BOTTLENECKS, "prefix", "prompt")    # saved without the base (saved.py)
+LORA = ("rank", "alpha", "dropout", "use_rslora", "targets", "bias")
 
 
 def attach_lora(model, config, seed):
@@ -32,8 +34,16 @@ def attach_lora(model, config, seed):
     lora.wrap(model, targets, lora.LoraConfig(*numbers, use_dora=method == "dora"), seed=seed)
 
 
+def lora_parameters(model, config):
+    return [*lora.trainable_parameters(model), *selection.trainable_biases(model, config["bias"])]
+
+
 def attach_bottlenecks(model, config, seed):
     bottleneck.wrap(model, config["method"], config["size"], seed)
+
+
+def bottleneck_parameters(model, config):
+    return bottleneck.trainable_parameters(model, norms=config["method"] == "houlsby")
 
 
 def attach_prefix(model, config, seed):
@@ -46,27 +56,22 @@ def attach_prompt(model, config, seed):
     prompt.attach_prompt(model, config["tokens"], seed=seed)
 
 
-def everything(model, config):
-    return dict(model.named_parameters())
-
-
 def last_blocks(model, config):
     stack, number = blocks_of(model)
     first = number - int(config["method"].removeprefix("last-"))
-    chosen = (*(f"{stack}.{block}." for block in range(first, number)),
-              stack.removesuffix("layers") + "final_norm.")
-    return [name for name, _ in model.named_parameters() if name.startswith(chosen)]
-
-
-def lora_parameters(model, config):
-    return [*lora.trainable_parameters(model),
-            *selection.trainable_biases(model, config["bias"])]
+    chosen = [f"{stack}.{block}." for block in range(first, number)]
+    chosen.append(stack.removesuffix("layers") + "final_norm.")
+    return [name for name, _ in model.named_parameters() if name.startswith(tuple(chosen))]
 
 
 @dataclass(frozen=True)
 class Method:
-    """trainable(model, config) -> names of the parameters that are trained beside the head's; options: the keys of its
-    config beside "method"; attach(model, config, seed): put in what it adds; detach(model): the inverse."""
+    """A way of tuning.
+
+    trainable(model, config) -> names of the parameters that are trained beside the head's; options:
+    the keys of its config beside "method"; attach(model, config, seed) puts in what it adds, and
+    detach(model) is the inverse.
+    """
     trainable: Callable = lambda model, config: ()
     options: tuple = ()
     attach: Callable = lambda model, config, seed: None
@@ -74,14 +79,12 @@ class Method:
 
 
 METHODS = {
-    "full": Method(everything),
+    "full": Method(lambda model, config: dict(model.named_parameters())),
     "head": Method(),
     "last-N": Method(last_blocks),
     "bitfit": Method(lambda model, config: selection.bitfit(model)),
-    "houlsby": Method(lambda model, config: bottleneck.trainable_parameters(model, norms=True),
-                      ("size",), attach_bottlenecks, bottleneck.unwrap),
-    "pfeiffer": Method(lambda model, config: bottleneck.trainable_parameters(model),
-                       ("size",), attach_bottlenecks, bottleneck.unwrap),
+    "houlsby": Method(bottleneck_parameters, ("size",), attach_bottlenecks, bottleneck.unwrap),
+    "pfeiffer": Method(bottleneck_parameters, ("size",), attach_bottlenecks, bottleneck.unwrap),
     "lora": Method(lora_parameters, LORA, attach_lora, lora.merge),
     "dora": Method(lora_parameters, LORA, attach_lora, lora.merge),
     "qlora": Method(lora_parameters, (*LORA, "quantise"), attach_lora, lora.merge),
@@ -99,7 +102,7 @@ def blocks_of(model):
 
 
 def find_method(name, model):
-    """The row of METHODS for the name of a method; last-3 is last-N. InputError for an unknown one."""
+    """The Method of this name; "last-3" is last-N. InputError for an unknown one."""
     last, (_, blocks) = re.fullmatch(r"last-(\d+)", name), blocks_of(model)
     if last and 1 <= int(last[1]) <= blocks:
         return METHODS["last-N"]
@@ -116,7 +119,7 @@ def trainable_names(model, method, bias="none"):
 
 
 def choose_weights(model, method, bias="none"):
-    """Set requires_grad on every parameter of a classifier -> (trainable, total) numbers of parameters."""
+    """Set requires_grad on all parameters of a classifier -> how many are (trainable, there)."""
     trainable = trainable_names(model, method, bias)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
@@ -129,14 +132,14 @@ def choose_weights(model, method, bias="none"):
 def tune(model, config, seed=0):
     """Carry out a tuning config on a classifier -> (trainable, total) numbers of parameters.
 
-    config: {"method": ..., and what its row of METHODS has as options}; `model.tuning` keeps it. New
-    weights follow from the seed. Raises InputError for an unknown method or numbers that do not fit.
+    config: {"method": ..., and the options of its Method}; `model.tuning` keeps it. New weights
+    follow from the seed. Raises InputError for an unknown method or numbers that do not fit.
     """
     find_method(config["method"], model).attach(model, config, seed)
     model.tuning = config
     trainable, total = choose_weights(model, config["method"], config.get("bias", "none"))
     if not trainable:
-        raise InputError(f"--method {config['method']}: nothing would learn: with label texts there "
-                         f"is no head, and this method leaves the rest of "
+        raise InputError(f"--method {config['method']}: nothing would learn: with label texts "
+                         "there is no head, and this method leaves the rest of "
                          f"{type(model.backbone).__name__} as it is: choose another one")
     return trainable, total

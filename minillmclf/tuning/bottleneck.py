@@ -1,15 +1,15 @@
-"""Bottleneck adapters: Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP", and Pfeiffer et al. 2020,
-"AdapterFusion" (their single adapters).
+"""Bottleneck adapters: Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP", and
+Pfeiffer et al. 2020, "AdapterFusion" (their single adapters).
 
-After a linear layer of width D comes a small network, D -> size -> D, and its result is added: y + up(gelu(down(y))).
-`up` starts at zero, so training starts at the base model. The network is not linear, so unlike LoRA it cannot be merged
-into the matrix: it stays, and costs time.
+After a linear layer of width D comes a small network, D -> size -> D, and its result is added:
+y + up(gelu(down(y))). `up` starts at zero, so training starts at the base model. The network is not
+linear, so unlike LoRA it cannot be merged into the matrix: it stays, and costs time.
 
-houlsby    after o_proj of every attention (a decoder's cross-attention too) and after down_proj of every MLP: before
-           the residual sum, as in the paper. Where a family normalises a sublayer's output, the norm comes after.
-           The paper trains the norms too: `trainable_parameters(model, norms=True)`
-pfeiffer   after down_proj only. In the original, `down` reads the MLP's output after residual sum and norm, and the
-           result is added before them; here it reads the MLP's output alone, so adapters of the one mean nothing to
+houlsby    after o_proj of every attention (a decoder's cross-attention too) and after down_proj of
+           every MLP: before the residual sum, as in the paper. Where a family normalises a
+           sublayer's output, the norm comes after. The paper trains the norms too.
+pfeiffer   after down_proj only. In the original, `down` reads the MLP's output after residual sum
+           and norm; here it reads the MLP's output alone, so adapters of the one mean nothing to
            the other.
 
 A dropout of the sublayer comes after the adapter. Not here: fusing several adapters, files.
@@ -28,7 +28,7 @@ PLACES = {"houlsby": ("o_proj", "down_proj"), "pfeiffer": ("down_proj",)}
 
 
 class Bottleneck(nn.Module):
-    """y = base(x); y + up(gelu(down(y))). `base` is frozen, `down` starts as normal(0, 0.01), `up` and biases as zero."""
+    """y = base(x); y + up(gelu(down(y))). `down` starts as normal(0, 0.01), all else as zero."""
 
     def __init__(self, base, size, generator):
         super().__init__()
@@ -42,14 +42,14 @@ class Bottleneck(nn.Module):
             for zero in (self.down.bias, self.up.weight, self.up.bias):
                 zero.zero_()
         W = base_weight(base)
-        for part in (self.down, self.up):
-            part.to(W.device, torch.promote_types(W.dtype, torch.float32))       # 16 bits would round small steps away
+        for part in (self.down, self.up):                # 16 bits would round small steps away
+            part.to(W.device, torch.promote_types(W.dtype, torch.float32))
         self.train(base.training)
 
     def forward(self, x):
         """(..., in) -> (..., out)."""
         y = self.base(x)
-        inner = self.activation(self.down(y.to(self.down.weight.dtype)))        # (..., size)
+        inner = self.activation(self.down(y.to(self.down.weight.dtype)))              # (..., size)
         return y + self.up(inner).to(y.dtype)
 
 
@@ -73,7 +73,7 @@ def wrap(model, place, size, seed=0):
 
 
 def unwrap(model):
-    """Take the bottlenecks out again -> the paths. Inverse of `wrap`: what they have learned is dropped."""
+    """Take the bottlenecks out again -> the paths. Inverse of `wrap`: what they learned is lost."""
     layers = wrapped(model)
     for path, layer in layers.items():
         model.set_submodule(path, layer.base)
@@ -86,7 +86,11 @@ def wrapped(model):
 
 
 def trainable_parameters(model, norms=False):
-    """{path: parameter} of the bottlenecks; norms: and of the body's norms, which Houlsby et al. train too."""
+    """{path: parameter} of the bottlenecks; norms: of the body's norms too."""
     own = tuple(f"{path}.{part}." for path in wrapped(model) for part in ("down", "up"))
-    return {name: parameter for name, parameter in model.named_parameters() if name.startswith(own)
-            or norms and name.rpartition(".")[0].endswith("norm") and not in_head(name)}
+    found = {}
+    for name, parameter in model.named_parameters():
+        is_norm = name.rpartition(".")[0].endswith("norm") and not in_head(name)
+        if name.startswith(own) or norms and is_norm:
+            found[name] = parameter
+    return found

@@ -1,13 +1,13 @@
-"""LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models") and DoRA (Liu et al. 2024, "DoRA:
-Weight-Decomposed Low-Rank Adaptation"): a frozen matrix and a small trainable update of it.
+"""LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models") and DoRA (Liu et al.
+2024, "DoRA: Weight-Decomposed Low-Rank Adaptation"): a frozen matrix and a small trainable update.
 
-The update of W (out, in) is s B A, with A (r, in) and B (out, r): r (in + out) numbers are trained instead of in * out.
-B starts at zero, so training starts at the base model. s = alpha / r, or alpha / sqrt(r) with `use_rslora`
-("rank-stabilised", Kalajdzievski 2023). `wrap` puts such updates around a model's linear layers; `merge` is its
-inverse. train() and eval() never merge.
+The update of W (out, in) is s B A, with A (r, in) and B (out, r): r (in + out) numbers are trained
+instead of in * out. B starts at zero, so training starts at the base model. s = alpha / r, or with
+`use_rslora` alpha / sqrt(r) (Kalajdzievski 2023). `wrap` puts such updates around a model's linear
+layers; `merge` is its inverse. train() and eval() never merge.
 
-Not here: how layers are named (selection.py), adapters in files (peft/), 4-bit matrices (quant.py), LoRA on embeddings,
-several adapters at once.
+Not here: how layers are named (selection.py), adapters in files (peft/), 4-bit matrices (quant.py),
+LoRA on embeddings, several adapters at once.
 """
 import math
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ DEFAULT_TARGETS = dict.fromkeys(                                     # as PEFT's
     ("bert", "roberta", "deberta-v2", "llama", "mistral", "gemma", "gemma2", "gemma3",
      "gemma3_text", "t5"), ("q_proj", "v_proj")) | {"gpt2": ("qkv_proj",)}
 MOST_ALPHA = 10.0**6  # far above any that is used; 1e308 makes answers infinite
-NAME = "default"      # PEFT's name of an adapter; part of the parameters' names, as in saved training states
+NAME = "default"      # of the adapter, as in PEFT: part of its parameters' names
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class LoraConfig:
 
     @property
     def scale(self):
-        """s. Trap: alpha without the division trains as well, but with an update r times as large as the papers'."""
+        """s. Trap: alpha alone trains as well, but with an update r times as large as meant."""
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
@@ -60,11 +60,11 @@ class LoraLinear(nn.Module):
         self.in_features, self.out_features = base.in_features, base.out_features
         W, A = base_weight(base), torch.empty(config.rank, self.in_features, device="cpu")
         nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
-        dtype = torch.promote_types(W.dtype, torch.float32)          # 16 bits would round small steps away
+        dtype = torch.promote_types(W.dtype, torch.float32)   # 16 bits would round small steps away
         B = W.new_zeros(self.out_features, config.rank, dtype=dtype)
-        self.lora_A = nn.ParameterDict({NAME: A.to(W.device, dtype)})                       # (r, in)
-        self.lora_B = nn.ParameterDict({NAME: B})                                           # (out, r)
-        self.train(base.training)                                    # else a model in eval mode would get dropout
+        self.lora_A = nn.ParameterDict({NAME: A.to(W.device, dtype)})                      # (r, in)
+        self.lora_B = nn.ParameterDict({NAME: B})                                         # (out, r)
+        self.train(base.training)                   # else a model in eval mode would get dropout
 
     @property
     def A(self):
@@ -78,10 +78,10 @@ class LoraLinear(nn.Module):
         """(..., in) -> (..., out)."""
         y = self.base(x)
         x = F.dropout(x.to(self.A.dtype), self.config.dropout, self.training)
-        return y + self.update_of(x).to(y.dtype)
+        return y + self.updated(x).to(y.dtype)
 
-    def update_of(self, x):
-        """(..., in) -> (..., r) -> (..., out), what s B A makes of x."""
+    def updated(self, x):
+        """What s B A makes of x, (..., in) -> (..., r) -> (..., out)."""
         return x @ self.A.T @ (self.config.scale * self.B).T
 
     def update(self):
@@ -89,7 +89,7 @@ class LoraLinear(nn.Module):
         return self.config.scale * (self.B @ self.A)
 
     def tuned(self, W):
-        """(out, in): W with what was learned."""
+        """W with what was learned, (out, in)."""
         return W + self.update()
 
     @property
@@ -100,15 +100,16 @@ class LoraLinear(nn.Module):
 
 
 class DoraLinear(LoraLinear):
-    """LoRA changes the direction of W's rows, and a vector m (out) holds their lengths: W' = m (W + s B A) / |W + s B A|.
+    """LoRA for the direction of W's rows, and m (out) for their lengths.
 
-    m starts as the lengths of W's rows. The divisor counts as a constant in the backward pass (section 4.3 of the
-    paper: cheaper, nearly as good). The price is W + s B A in every forward, (out, in) numbers for each layer.
+    W' = m (W + s B A) / |W + s B A|, and m starts as the lengths of W's rows. The divisor counts as
+    a constant in the backward pass (section 4.3 of the paper: cheaper, nearly as good). The price
+    is W + s B A in every forward, (out, in) numbers for each layer.
     """
 
     def __init__(self, base, config, generator):
         super().__init__(base, config, generator)
-        self.magnitude = nn.ParameterDict({NAME: self.lengths(base_weight(base))})                          # (out,)
+        self.magnitude = nn.ParameterDict({NAME: self.lengths(base_weight(base))})          # (out,)
 
     @property
     def m(self):
@@ -116,7 +117,7 @@ class DoraLinear(LoraLinear):
 
     @torch.no_grad()
     def lengths(self, W):
-        """|W + s B A| of each row, (out,), a constant; never 0, for rows of zeros are divided by theirs too."""
+        """|W + s B A| of each row, (out,), a constant. Never 0: rows of zeros are divided too."""
         rows = W + self.update()
         return torch.linalg.norm(rows, dim=1).clamp(min=torch.finfo(rows.dtype).tiny)
 
@@ -124,16 +125,16 @@ class DoraLinear(LoraLinear):
         return (self.m / self.lengths(W))[:, None] * (W + self.update())
 
     def forward(self, x):
-        """(..., in) -> (..., out). Dropout acts on the input of W' - W, not on that of base(x). The bias is not scaled."""
+        """(..., in) -> (..., out). Dropout acts on the input of W' - W alone; the bias stays."""
         y = self.base(x)
         W, bias = base_weight(self.base).to(self.A.dtype), self.base.bias
         if self.training and self.config.dropout:
             x = F.dropout(x.to(self.A.dtype), self.config.dropout)
-            straight = F.linear(x, W)                                                       # (..., out)
+            straight = F.linear(x, W)                                                   # (..., out)
         else:
-            straight = y if bias is None else y - bias               # the same numbers, without a second product
+            straight = y if bias is None else y - bias     # the same numbers, without a product
         factor = self.m / self.lengths(W)                                                   # (out,)
-        more = (factor - 1) * straight + factor * self.update_of(x.to(self.A.dtype))
+        more = (factor - 1) * straight + factor * self.updated(x.to(self.A.dtype))
         return y + more.to(y.dtype)
 
 
@@ -157,9 +158,9 @@ def wrap(model, targets, config, ranks=None, alphas=None, seed=0):
 
 @torch.no_grad()
 def merge(model, dequantise=False):
-    """Add the adapters to their matrices and put the linear layers back in place -> the paths. Inverse of `wrap`.
+    """Add the adapters to their matrices and put the linear layers back in place -> the paths.
 
-    dequantise: a 4-bit layer becomes a plain one, which takes more memory; else it is an InputError.
+    Inverse of `wrap`. dequantise: 4-bit layers become plain ones; else they are an InputError.
     """
     layers = wrapped(model)
     for path, layer in layers.items():

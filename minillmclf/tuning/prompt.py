@@ -1,29 +1,27 @@
 """Prompt tuning: Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning".
 
-P new "words" stand before every text. Only their vectors are trained, D numbers each: the model itself stays as it is.
-They are tokens like others from there on: each costs as much as a word, each takes a position, and pooling sees them:
-"first" reads the first of them, "last" the last word of the text, as in PEFT.
+P new "words" stand before every text. Only their vectors are trained, D numbers each: the base
+stays as it is. They are tokens like others: each costs as much as a word, each takes a position,
+and pooling sees them: "first" reads the first of them, "last" the text's last word, as in PEFT.
 
-So two things are attached. The word embeddings get P more rows (`PromptEmbedding`), whose ids follow the vocabulary's;
-and a classifier's `encode` puts these ids before every sequence of a row (`Prompted`).
+So two things are attached. The word embeddings get P more rows (`PromptEmbedding`), whose ids
+follow the vocabulary's; a classifier's `encode` puts these ids before every text (`Prompted`).
 
-A family treats the vectors of these words as those of others. Trap: Gemma multiplies them with sqrt(D), and the vectors
-that PEFT saves for a Gemma of transformers 5 are those after this step; divide them by sqrt(D).
+Trap: Gemma multiplies all vectors of words with sqrt(D), and those that PEFT saves for a Gemma of
+transformers 5 are the ones after this step; divide them by sqrt(D).
 
-Unlike LoRA, a prompt changes the answers from its start; `detach_prompt` gives the base back, bit for bit. Nothing is
-frozen here: `trainable_parameters` names what should be trained. Not here: files; keys and values for each layer
-(prefix.py).
+Unlike LoRA, a prompt changes the answers from its start; `detach_prompt` gives the base back, bit
+for bit. Not here: files; keys and values for each layer (prefix.py).
 """
 import torch
 from torch import nn
 
 from ..errors import InputError
-from ..files import short
 from .prefix import body, check_tokens
 
 
 class PromptEmbedding(nn.Module):
-    """Word embeddings that know P words more: id V + i is row i of `vectors` (P, D)."""
+    """Word embeddings with P words more: id V + i is row i of `vectors` (P, D)."""
 
     def __init__(self, base, vectors):
         super().__init__()
@@ -31,18 +29,18 @@ class PromptEmbedding(nn.Module):
 
     @property
     def weight(self):
-        """(V, D), the base's matrix. Tied models score the vocabulary with it, and the new words are not in that."""
+        """(V, D), the base's matrix: where it scores the vocabulary too, no new word is in it."""
         return self.base.weight
 
     def forward(self, ids):
         """ids (...), below V + P -> (..., D)."""
-        new = ids - len(self.weight)                                                      # from 0 up: a new word
+        new = ids - len(self.weight)                                        # from 0 up: a new word
         words, vectors = self.base(ids.where(new < 0, 0)), self.vectors[new.clamp(min=0)]
         return words.where((new < 0).unsqueeze(-1), vectors.to(words.dtype))
 
 
 class Prompted:
-    """Stands for a classifier's `encode` and puts new words before every sequence of the rows that it gives."""
+    """Stands for a classifier's `encode` and puts new words before every sequence of its rows."""
 
     def __init__(self, encode, words):
         self.encode, self.words = encode, words
@@ -53,49 +51,41 @@ class Prompted:
         return [self.extend(*row) for row in rows], shortened
 
     def extend(self, ids, types, *starts):
-        """A row, (ids, types) or with several sequences (ids, types, starts) as in text/batch.py -> with the new words.
-        Their types are 0."""
-        words, begins = self.words, [0, *(starts[0] if starts else [])]
-        for begin in reversed(begins):                               # from the end: earlier places stay valid
-            ids = ids[:begin] + words + ids[begin:]
-            types = types[:begin] + [0] * len(words) + types[begin:]
-        moved = [begin + number * len(words) for number, begin in enumerate(begins)]
+        """A row, (ids, types) or with several sequences (ids, types, starts) as in text/batch.py ->
+        the row with the new words, whose types are 0."""
+        begins = [0, *(starts[0] if starts else [])]
+        for begin in reversed(begins):                          # from the end: earlier places stay
+            ids = ids[:begin] + self.words + ids[begin:]
+            types = types[:begin] + [0] * len(self.words) + types[begin:]
+        moved = [begin + number * len(self.words) for number, begin in enumerate(begins)]
         return (ids, types, moved[1:]) if starts else (ids, types)
 
 
 def new_words(model):
     """The ids of a model's new words, a list (P,); [] without a prompt."""
     words = body(model).word_embeddings
-    has_prompt = isinstance(words, PromptEmbedding)
-    return list(range(len(words.weight), len(words.weight) + len(words.vectors))) if has_prompt else []
+    extra = len(words.vectors) if isinstance(words, PromptEmbedding) else 0
+    return list(range(len(words.weight), len(words.weight) + extra))
 
 
-def attach_prompt(model, tokens, ids=None, seed=0):
+def attach_prompt(model, tokens, seed=0):
     """Add `tokens` new words to a classifier or a backbone -> their ids, a list.
 
     A classifier's `encode` puts them before every text from now on; with a backbone the caller
-    does. They begin as the embeddings of the tokens `ids`, repeated or cut to P, as in PEFT; else
-    as normal numbers with the standard deviation of the embeddings. Deterministic by seed. Raises
-    InputError before anything has changed.
+    does. They start as normal numbers with the standard deviation of the embeddings. Deterministic
+    by seed. Raises InputError before anything has changed.
     """
     backbone = body(model)
     words = backbone.word_embeddings
     check_tokens(backbone, tokens)
     if isinstance(words, PromptEmbedding):
-        raise InputError(f"this model has a prompt of {len(words.vectors)} tokens already: detach it "
-                         "first")
+        raise InputError(f"this model has a prompt of {len(words.vectors)} tokens already: detach "
+                         "it first")
     W = words.weight.detach()
-    W = W.to(torch.promote_types(W.dtype, torch.float32))            # 16 bits would round small steps away
-    if ids is None:
-        noise = torch.randn(tokens, W.shape[1], generator=torch.Generator().manual_seed(seed))
-        vectors = noise.to(W) * W.std()
-    elif len(ids) and all(type(token) is int and 0 <= token < len(W) for token in ids):
-        vectors = W[[ids[place % len(ids)] for place in range(tokens)]]                   # (P, D)
-    else:
-        raise InputError(f"a prompt cannot begin as the tokens {short(ids)}: name one or more ids "
-                         f"from 0 to {len(W) - 1}")
-    backbone.word_embeddings = PromptEmbedding(words, vectors)
-    if hasattr(model, "encode") and model is not backbone:
+    W = W.to(torch.promote_types(W.dtype, torch.float32))     # 16 bits would round small steps away
+    noise = torch.randn(tokens, W.shape[1], generator=torch.Generator().manual_seed(seed))
+    backbone.word_embeddings = PromptEmbedding(words, noise.to(W) * W.std())
+    if model is not backbone and hasattr(model, "encode"):
         model.encode = Prompted(model.encode, new_words(model))
     return new_words(model)
 

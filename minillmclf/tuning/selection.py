@@ -1,8 +1,7 @@
-"""Which linear layers, and which biases, does a method mean? They are chosen by name; a name that matches nothing is an
-error.
+"""Linear layers and biases, chosen by name; a name that matches nothing is an error.
 
-Here too: BitFit (Ben Zaken et al. 2022), which trains biases alone. Not here: what is put around a layer (lora.py,
-bottleneck.py).
+Here too: BitFit (Ben Zaken et al. 2022), which trains biases alone. Not here: what is put around a
+layer (lora.py, bottleneck.py).
 """
 import re
 
@@ -84,7 +83,7 @@ def per_path(paths, default, patterns):
 
 
 def check_plain(layers, paths, wrapper):
-    """InputError unless the layers at these paths are linear layers (of floats or of 4 bits) that nothing wraps yet."""
+    """InputError unless these are linear layers, of floats or of 4 bits, that nothing wraps yet."""
     for path in paths:
         if not (isinstance(layers[path], nn.Linear) or hasattr(layers[path], "dequantised")):
             raise InputError(f"{path} is a {type(layers[path]).__name__}, it takes no {wrapper}: "
@@ -114,6 +113,6 @@ def bitfit(model):
     """The names of the parameters that BitFit trains; InputError for a family without biases."""
     names = trainable_biases(model, "all")
     if not names:
-        raise InputError("BitFit trains biases, and this model's body has none (as LLaMA, Gemma and "
-                         "T5): use LoRA")
+        raise InputError("BitFit trains biases, and this model's body has none (as LLaMA, Gemma "
+                         "and T5): use LoRA")
     return names
