@@ -40,7 +40,7 @@ class Prefix(nn.Module):
                 nn.init.normal_(self.embedding.weight, 0.0, 0.02)
 
     def numbers(self):
-        """(P, L*2*K*d), all that is needed after training; PEFT saves them as `prompt_embeddings`."""
+        """(P, L*2*K*d), PEFT's `prompt_embeddings`: after training, all that is needed."""
         numbers = self.embedding.weight
         return numbers if self.transform is None else self.transform(numbers)
 

@@ -63,9 +63,10 @@ class Prompted:
 
 def new_words(model):
     """The ids of a model's new words, a list (P,); [] without a prompt."""
-    words = body(model).word_embeddings
-    extra = len(words.vectors) if isinstance(words, PromptEmbedding) else 0
-    return list(range(len(words.weight), len(words.weight) + extra))
+    words = getattr(body(model), "word_embeddings", None)
+    if not isinstance(words, PromptEmbedding):
+        return []
+    return list(range(len(words.weight), len(words.weight) + len(words.vectors)))
 
 
 def attach_prompt(model, tokens, seed=0):

@@ -1,8 +1,10 @@
-"""4-bit layers in files, laid out as transformers and bitsandbytes write them; reading and writing whole checkpoints.
+"""4-bit layers in files, laid out as transformers and bitsandbytes write them.
 
-A layer `x` with a 4-bit weight has in the file, beside `x.weight` (n/2, 1) in bytes, x.weight.absmax, x.weight.quant_map
-(the 16 numbers), with double quantisation x.weight.nested_absmax and x.weight.nested_quant_map, and as a JSON object in
-bytes x.weight.quant_state.bitsandbytes__nf4: kind, blocksize, dtype, shape. config.json has quantization_config.
+A layer `x` with a 4-bit weight has in the file, beside `x.weight` (n/2, 1) in bytes,
+x.weight.absmax, x.weight.quant_map (the 16 numbers), with double quantisation
+x.weight.nested_absmax and x.weight.nested_quant_map, and as a JSON object in bytes
+x.weight.quant_state.bitsandbytes__nf4: kind, blocksize, dtype, shape. config.json has
+quantization_config.
 """
 import json
 import math
@@ -18,27 +20,26 @@ from ..models.weights import Checkpoint, export, fill, listed, read_tensor, tran
 from .quant import BLOCKSIZES, CODES, FLOATS, NESTED, Linear4bit, Quantised, dynamic_map, name_of
 
 STATE = "weight.quant_state.bitsandbytes__"
-# quantization_config: key -> the values that change nothing here
+# quantization_config: key -> the values that change nothing here; None: any value
 SUPPORTED = {
     "quant_method": ("bitsandbytes", None), "load_in_4bit": (True,), "_load_in_4bit": (True,),
     "load_in_8bit": (False,), "_load_in_8bit": (False,), "bnb_4bit_quant_type": tuple(CODES),
     "bnb_4bit_quant_storage": ("uint8", None), "bnb_4bit_compute_dtype": (*FLOATS, None),
     "bnb_4bit_use_double_quant": (True, False), "llm_int8_enable_fp32_cpu_offload": (False,),
-    "llm_int8_has_fp16_weight": (False,)}
-OF_8_BITS = ("llm_int8_threshold", "llm_int8_skip_modules")     # any value: of other layers, or seen from the tensors
+    "llm_int8_has_fp16_weight": (False,), "llm_int8_threshold": None, "llm_int8_skip_modules": None}
 
 
-def is_shape(value):
-    return isinstance(value, list) and len(value) == 2 and all(type(n) is int and 0 < n < 2**31
-                                                               for n in value)
+def is_size(value):
+    return type(value) is int and 0 < value < 2**31
 
 
-# what a quant_state holds, and with double quantisation besides: key -> (test, meaning)
+# a quant_state, and what double quantisation adds to it: key -> (test, meaning)
 STATE_FIELDS = {
     "quant_type": (lambda v: v in (*CODES,), " or ".join(CODES)),
     "dtype": (lambda v: v in (*FLOATS,), " or ".join(FLOATS)),
     "blocksize": (lambda v: v in BLOCKSIZES, f"one of {BLOCKSIZES}"),
-    "shape": (is_shape, "two whole numbers")}
+    "shape": (lambda v: isinstance(v, list) and len(v) == 2 and all(map(is_size, v)),
+              "two whole numbers")}
 NESTED_FIELDS = {
     "nested_blocksize": (lambda v: v == NESTED, NESTED),
     "nested_dtype": (lambda v: v == "float32", "float32"),
@@ -46,11 +47,12 @@ NESTED_FIELDS = {
 
 
 def to_file(layer):
-    """A layer's weight as transformers and bitsandbytes write it -> {what follows the module's name: tensor}."""
+    """A 4-bit weight -> {what follows the module's name in a file: tensor}."""
     q = layer.quantised
     state = {"quant_type": q.kind, "blocksize": q.blocksize, "dtype": name_of(q.dtype),
              "shape": list(q.shape)}
-    tensors = {"weight": q.packed, "weight.absmax": q.absmax, "weight.quant_map": CODES[q.kind].clone()}
+    tensors = {"weight": q.packed, "weight.absmax": q.absmax,
+               "weight.quant_map": CODES[q.kind].clone()}
     if q.offset is not None:
         state |= {"nested_blocksize": NESTED, "nested_dtype": "float32",
                   "nested_offset": q.offset.item()}
@@ -61,17 +63,17 @@ def to_file(layer):
 
 
 def from_file(tensors, bias=None, where="a 4-bit layer"):
-    """The inverse of `to_file`, also for what transformers and bitsandbytes have written -> Linear4bit.
+    """The inverse of `to_file`, also for what transformers has written -> Linear4bit.
 
-    tensors: {what follows the module's name: tensor}; where: the file and the module, for errors.
-    Raises InputError if something is missing, corrupt or does not fit.
+    where: the file and the module, for errors. Raises InputError if something is missing, corrupt
+    or does not fit.
     """
     state = read_state(tensors, where)
     kind, blocksize, shape = state["quant_type"], state["blocksize"], tuple(state["shape"])
     nested = "nested_offset" in state
-    blocks = math.ceil(shape[0] * shape[1] / blocksize)
-    expected = {                                             # name -> (dtype, shape, values or None)
-        "weight": (torch.uint8, (math.ceil(shape[0] * shape[1] / 2), 1), None),
+    blocks = math.ceil(math.prod(shape) / blocksize)
+    expected = {                                                  # name -> dtype, shape, values
+        "weight": (torch.uint8, (math.ceil(math.prod(shape) / 2), 1), None),
         "weight.absmax": (torch.uint8 if nested else torch.float32, (blocks,), None),
         "weight.quant_map": (torch.float32, (16,), CODES[kind])}
     if nested:
@@ -89,7 +91,7 @@ def from_file(tensors, bias=None, where="a 4-bit layer"):
 
 
 def read_state(tensors, where):
-    """The JSON object with kind, blocksize, dtype and shape, which is in the file as the bytes of a tensor; checked."""
+    """The object with kind, blocksize, dtype and shape; a file has it as the bytes of a tensor."""
     name = next((name for name in tensors if name.startswith(STATE)), None)
     if name is None:
         raise InputError(f"{where}: {STATE}* is missing, which says how it was quantised: download "
@@ -97,7 +99,7 @@ def read_state(tensors, where):
     where = f"{where}: {name}"
     try:
         text = bytes(tensors[name].tolist()).decode()
-    except (ValueError, TypeError) as error:                       # no bytes, no text
+    except (ValueError, TypeError) as error:                                    # no bytes, no text
         raise InputError(f"{where}: is corrupt ({error}): download the file again") from None
     state = parse_json(text, where)
     nested = NESTED_FIELDS if isinstance(state, dict) and "nested_offset" in state else {}
@@ -105,23 +107,26 @@ def read_state(tensors, where):
 
 
 def check_tensor(tensors, name, dtype, shape, values, where):
-    """InputError unless there is such a tensor, finite, and with these values if they are given."""
+    """InputError unless there is such a tensor, finite, and with these values if not None."""
     if name not in tensors:
         raise InputError(f"{where}: {name} is missing: a 4-bit weight cannot be read without it")
     found = tensors[name]
     if found.dtype != dtype or tuple(found.shape) != shape or not found.isfinite().all():
-        raise InputError(f"{where}: {name} is {name_of(found.dtype)} {tuple(found.shape)}, should be "
-                         f"finite {name_of(dtype)} {shape}: download the file again")
+        raise InputError(f"{where}: {name} is {name_of(found.dtype)} {tuple(found.shape)}, should "
+                         f"be finite {name_of(dtype)} {shape}: download the file again")
     if values is not None and not torch.allclose(found.cpu(), values, rtol=0, atol=1e-6):
-        raise InputError(f"{where}: {name} has other values than here, its bytes mean other numbers: "
-                         "quantise anew")
+        raise InputError(f"{where}: {name} has other values than here, its bytes mean other "
+                         "numbers: quantise anew")
 
 
-# ------------------------------------------------------------------------------------------------ whole checkpoints
+# ------------------------------------------------------------------------------- whole checkpoints
 
 class FourBitCheckpoint(Checkpoint):
-    """A folder some of whose linear layers have four bits. `files` holds the other tensors, as in any checkpoint;
-    `packed` those of the 4-bit layers: {name of the layer: {what follows it: name in the file}}."""
+    """A folder some of whose linear layers have four bits.
+
+    `packed` holds the names of their tensors, {layer: {what follows it: name in the file}}; `files`
+    only those of the other tensors.
+    """
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -146,9 +151,12 @@ class FourBitCheckpoint(Checkpoint):
 
 
 def check_quantised(settings, where):
-    """InputError unless a quantization_config describes 4-bit layers of bitsandbytes as they are built here."""
-    wrong = [f"{short(key)[1:-1]} = {short(value)}" for key, value in settings.items()
-             if key not in OF_8_BITS and value not in SUPPORTED.get(key, (None,))]
+    """InputError unless a quantization_config describes 4-bit layers as they are built here."""
+    wrong = []
+    for key, value in settings.items():
+        allowed = SUPPORTED.get(key, (None,))
+        if allowed is not None and value not in allowed:
+            wrong.append(f"{short(key)[1:-1]} = {short(value)}")
     if wrong or not settings.get("load_in_4bit", settings.get("_load_in_4bit")):
         raise InputError(f"{where}: quantization_config has {listed(wrong) or 'no load_in_4bit'}: "
                          "only 4-bit layers of bitsandbytes are supported, take the files that "
@@ -163,14 +171,15 @@ def open_checkpoint(folder):
 
 def read_into(model, checkpoint, table, fresh=(), **options):
     """models.weights.fill for either kind of checkpoint -> Report."""
-    packed, paths = getattr(checkpoint, "packed", {}), {}
-    try:
-        for layer in packed:
-            paths[layer] = translate(layer + ".weight", table)
-    except KeyError as error:
-        raise InputError(f"{checkpoint.folder}: {table.title} has no row for the 4-bit layer "
-                         f"{error}") from None
-    paths = {layer: path for layer, path in paths.items() if path}
+    paths = {}
+    for layer in getattr(checkpoint, "packed", {}):
+        try:
+            path = translate(layer + ".weight", table)
+        except KeyError as error:
+            raise InputError(f"{checkpoint.folder}: {table.title} has no row for the 4-bit layer "
+                             f"{error}") from None
+        if path:
+            paths[layer] = path
     report = fill(model, checkpoint, table, [*fresh, *map(re.escape, paths.values())], **options)
     for layer, path in paths.items():
         owner = path.removesuffix(".weight")
@@ -185,7 +194,7 @@ def read_into(model, checkpoint, table, fresh=(), **options):
 
 
 def export_4bit(model, table):
-    """What weights.export gives, and the 4-bit layers -> ({name: tensor}, quantization_config or None)."""
+    """models.weights.export with 4-bit layers -> ({name: tensor}, quantization_config or None)."""
     tensors, settings, not_quantised = export(model, table), None, []
     linears = {path: layer for path, layer in model.named_modules()
                if isinstance(layer, (nn.Linear, Linear4bit))}

@@ -1,9 +1,9 @@
 """A tuned classifier on disk, where only what was trained is kept: OUT/tuned.json and OUT/adapter/.
 
-tuned.json says which base, in what precision, which tuning config ("recipe"), which classes. adapter/ holds what was
-trained: LoRA, DoRA, prefix and prompt as PEFT lays them out (peft/); bottlenecks, which PEFT does not know, under our own
-names. The base's files are compared when such a folder is loaded: on another base an adapter gives other answers, without
-an error.
+tuned.json says which base, in what precision, which tuning config ("recipe"), which classes.
+adapter/ holds what was trained: LoRA, DoRA, prefix and prompt as PEFT lays them out (peft/);
+bottlenecks, which PEFT does not know, under our own names. The base's files are compared when such
+a folder is loaded: on another base an adapter gives other answers, without an error.
 """
 import hashlib
 import json
@@ -18,20 +18,23 @@ from ..files import CHECKPOINTS, NEW, check_fields, find_model, read_json, short
 from ..models.config import ignoring
 from ..models.weights import Checkpoint, write_tensors
 from ..text.tokenizers.files import READERS
-from . import BESIDE_BASE, BOTTLENECKS, METHODS, UPDATES, choose_weights, lora, peft, trainable_names
+from . import BESIDE_BASE, BOTTLENECKS, METHODS, UPDATES, choose_weights, lora, peft
+from . import trainable_names
 from .peft.config import is_count
 from .peft.files import read_floats
 from .peft.model import raise_faults
 from .quant import CODES, dequantise_linears
 
 TUNED, ADAPTER = "tuned.json", "adapter"
-COMPANIONS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")    # of a tokenizer
-SAMPLE = 2**20  # bytes that an earlier fingerprint covered, at both ends of a file of weights
+TENSORS = Path(ADAPTER) / peft.TENSORS
+OF_TOKENIZERS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json",
+                 "added_tokens.json")
+SAMPLE = 2**20                                      # bytes that are read at a time
 RENAMED = {"rank_stabilised": "use_rslora"}         # keys of earlier versions' tuning configs
 
 
 def is_object(value):
-    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    return isinstance(value, dict)
 
 
 def is_word(value):
@@ -53,7 +56,7 @@ def or_none(test):
     return lambda value: value is None or test(value)
 
 
-# what files say of a classifier: {key: (test, what it should be)}; details are checked in use
+# what files say of a classifier: key -> (test, what it should be); details are checked in use
 OBJECT = (or_none(is_object), "an object")
 SETTINGS = {
     "labels?": (is_names, "a list of names"), "pool?": (or_none(is_word), "a word"),
@@ -71,12 +74,11 @@ RECORD = SETTINGS | {
 # ---------------------------------------------------------------------------------------- the base
 
 def sums(folder):
-    """{name of a file: sha256 of its content} of the files that a model's answers follow from: configuration, weights,
-    tokenizer."""
+    """{name of a file: sha256 of its content} of configuration, weights and tokenizer."""
     folder = Path(folder)
     tokenizer = [name for name in READERS if (folder / name).exists()][:1]
     names = {"config.json", *(path.name for path in Checkpoint(folder).files.values()), *tokenizer,
-             *(name for name in COMPANIONS if (folder / name).exists())}
+             *(name for name in OF_TOKENIZERS if (folder / name).exists())}
     found = {}
     for name in sorted(names):
         digest = hashlib.sha256()
@@ -93,8 +95,10 @@ def fingerprint(folder):
 
 
 def changed(folder, kept):
-    """The names of a base's files that differ from what they were. kept: `sums` of then, or the text of earlier versions:
-    a sum of config.json and of both ends of the weights."""
+    """The names of a base's files that differ from what they were.
+
+    kept: `sums` of then, or the text of earlier versions, of config.json and both ends of weights.
+    """
     if isinstance(kept, dict):
         found = sums(folder)
         return [name for name in sorted({*found, *kept}) if found.get(name) != kept.get(name)]
@@ -109,10 +113,10 @@ def changed(folder, kept):
 
 
 def base_record(base, folder):
-    """How tuned.json names its base: a shipped one by its name; one that lies near, below the parent of the runs' folder,
-    relative to the run, so that both may be moved; else in full."""
+    """How tuned.json names its base: a shipped one by its name; one below the parent of the runs'
+    folder relative to the run, so that both may be moved; else in full."""
     base, folder = Path(base).resolve(), Path(folder).resolve()
-    folder = Path(*(part for part in folder.parts if part != NEW))         # a run that is moved once it is complete
+    folder = Path(*(part for part in folder.parts if part != NEW))  # a run that is moved at its end
     near = next(path for path in (*folder.parents[1::-1], folder) if path != path.parent)
     if base.parent == CHECKPOINTS:
         return {"base": base.name}
@@ -137,7 +141,7 @@ def find_base(names, folder, given=None):
             for path in ((Path(folder) / name).resolve(), Path(name)):
                 if path.is_dir():
                     return str(path)
-        except (OSError, ValueError, RuntimeError):      # too long for a path; a loop of links
+        except (OSError, ValueError, RuntimeError):         # too long for a path; a loop of links
             pass
     name, fetch = names[0], ""
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
@@ -147,7 +151,7 @@ def find_base(names, folder, given=None):
 
 
 def base_of(folder):
-    """The folder of the base of a tuned run or of an adapter; None for a folder that holds a complete model."""
+    """The base's folder of a tuned run or of an adapter; None for a folder with a complete model."""
     if (folder / TUNED).exists():
         record = check_fields(read_json(folder / TUNED), RECORD, folder / TUNED)
         return find_base([record["base"], record.get("base_path")], folder)
@@ -166,10 +170,10 @@ def save_tuned(model, folder):
         names = trainable_names(model, tuning["method"])
         tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()
                    if name in names}
-        write_tensors(folder / ADAPTER / peft.TENSORS, tensors, {"format": "pt"})
+        write_tensors(folder / TENSORS, tensors, {"format": "pt"})
     else:
-        peft.write_adapter(folder / ADAPTER, model, str(base.resolve()), tuning.get("bias", "none"),
-                           tuning.get("saved", []))
+        peft.write_adapter(folder / ADAPTER, model, str(base.resolve()),
+                           tuning.get("bias", "none"), tuning.get("saved", []))
     record = {**base_record(base, folder), "fingerprint": sums(base), "quantise": model.quantise,
               "recipe": tuning, "labels": model.labels, **model.settings()}
     write_text(folder / TUNED, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
@@ -183,24 +187,25 @@ def load_tuned(folder, build, base=None):
     folder, where = Path(folder), Path(folder) / TUNED
     record = check_fields(read_json(where), RECORD, where)
     tuning = {RENAMED.get(key, key): value for key, value in record["recipe"].items()}
+    method = tuning["method"]
     base = find_base([record["base"], record.get("base_path")], folder, base)
     differing = changed(find_model(base), record["fingerprint"])
     if differing:
         raise InputError(f"{where}: the base {short(base, 200)} has changed since this was trained "
                          f"on it ({short(differing, 200)[1:-1]}): bring back the files that it "
                          "had, name them with --base FOLDER, or train again")
-    if tuning["method"] in BOTTLENECKS:
-        tensors = read_bottlenecks(folder, tuning["size"])
+    if method in BOTTLENECKS:
+        tensors = read_bottlenecks(folder / TENSORS, tuning["size"])
     else:
         adapter, tensors = peft.read_adapter(folder / ADAPTER)
-        method = peft.method_of(adapter)
-        if method != tuning["method"].replace("qlora", "lora"):
-            raise InputError(f"{where}: tells of {tuning['method']}, but {ADAPTER}/ holds {method}: "
-                             "save the run again")
+        found = peft.method_of(adapter)
+        if found != method.replace("qlora", "lora"):
+            raise InputError(f"{where}: tells of {method}, but {ADAPTER}/ holds {found}: save the "
+                             "run again")
     model = build_as(build, base, record["labels"], record, where, quantise=record["quantise"])
-    if tuning["method"] in BOTTLENECKS:
-        METHODS[tuning["method"]].attach(model, tuning, seed=0)
-        fill_bottlenecks(model, tuning["method"], tensors, folder / ADAPTER / peft.TENSORS)
+    if method in BOTTLENECKS:
+        METHODS[method].attach(model, tuning, seed=0)
+        fill_bottlenecks(model, method, tensors, folder / TENSORS)
         model.tuning = tuning
     else:
         peft.apply_adapter(model, adapter, tensors)
@@ -209,7 +214,7 @@ def load_tuned(folder, build, base=None):
 
 
 def build_as(build, base, labels, settings, where, **more):
-    """A classifier as the `settings` of Classifier.settings describe it, which were read from `where`."""
+    """A classifier as `settings` describe it, those of Classifier.settings, read from `where`."""
     try:
         with ignoring(settings.get("ignored") or []):
             model = build(base, labels, pool=settings.get("pool") or "family",
@@ -224,41 +229,44 @@ def build_as(build, base, labels, settings, where, **more):
     return model.read_as(settings.get("reading"), f"{where}: reading")
 
 
-def read_bottlenecks(folder, size):
-    """The tensors of bottlenecks and head; InputError unless the bottlenecks have this width: it is checked before
-    anything of that width is built."""
-    path = folder / ADAPTER / peft.TENSORS
+def read_bottlenecks(path, size):
+    """The tensors of bottlenecks and head. The width is checked before anything of it is built."""
     tensors = read_floats(path)
-    sizes = {t.shape[0] for name, t in tensors.items() if name.endswith(".down.weight") and t.dim() == 2}
+    sizes = {len(tensor) for name, tensor in tensors.items()
+             if name.endswith(".down.weight") and tensor.dim() == 2}
     if sizes != {size}:
-        raise InputError(f"{path}: holds bottlenecks of width {short(sorted(sizes))[1:-1] or 'none'}, "
-                         f"{TUNED} says {size}: save the run again")
+        raise InputError(f"{path}: holds bottlenecks of width "
+                         f"{short(sorted(sizes))[1:-1] or 'none'}, {TUNED} says {size}: save the "
+                         "run again")
     return tensors
 
 
 @torch.no_grad()
 def fill_bottlenecks(model, method, tensors, path):
-    """Fill in bottlenecks and head from the tensors of a file; InputError unless it has exactly those."""
-    parameters, expected = dict(model.named_parameters()), trainable_names(model, method)
-    faults = [f"{name} is missing" for name in sorted(expected - set(tensors))]
-    faults += [f"{short(name, 200)} is not expected" for name in sorted(set(tensors) - expected)]
-    for name in sorted(expected & set(tensors)):
-        found, wanted = tuple(tensors[name].shape), tuple(parameters[name].shape)
-        faults += [f"{name} is {found}, should be {wanted}"] if found != wanted else []
-    raise_faults(path, faults)
-    for name, tensor in tensors.items():
-        parameters[name].copy_(tensor)
+    """Fill in bottlenecks and head; InputError unless the file has exactly their tensors."""
+    names = trainable_names(model, method)
+    parameters = {name: p for name, p in model.named_parameters() if name in names}
+    found, expected = ({name: tuple(t.shape) for name, t in each.items()}
+                       for each in (tensors, parameters))
+    raise_faults(path, [f"{short(name, 200)} is {found.get(name, 'missing')}, should be "
+                        f"{expected.get(name, 'missing')}" for name in sorted({*found, *expected})
+                        if found.get(name) != expected.get(name)])
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
     choose_weights(model, method)
 
 
 # --------------------------------------------------------------------------------- folders of PEFT
 
 def load_peft(folder, build, base=None):
-    """A classifier from an adapter folder of PEFT. base: where its base is now, if not where the adapter says."""
+    """A classifier from an adapter folder of PEFT.
+
+    build: Classifier.from_backbone; base: where its base is now, if not where the adapter says.
+    """
     record, tensors = peft.read_adapter(folder)
     if not (base or record["base_model_name_or_path"]):
-        raise InputError(f"{folder}: the adapter does not say which base it was trained on: name it "
-                         "with --base FOLDER")
+        raise InputError(f"{folder}: the adapter does not say which base it was trained on: name "
+                         "it with --base FOLDER")
     base = find_base([record["base_model_name_or_path"]], folder, base)
     where = Path(folder) / peft.OURS
     own = check_fields(read_json(where), SETTINGS, where) if where.exists() else {}
@@ -285,7 +293,7 @@ def guess_labels(tensors, folder, base):
 # ----------------------------------------------------------------------------------------- merging
 
 def merge_tuned(model, dequantise=False):
-    """Add what LoRA or DoRA has learned to the base's matrices: a plain classifier, with the same answers, in place.
+    """Add what LoRA or DoRA has learned to the base's matrices, in place -> a plain classifier.
 
     dequantise: a 4-bit base becomes one in full precision, all of it; else such a base is refused.
     """
@@ -293,7 +301,8 @@ def merge_tuned(model, dequantise=False):
     if method not in UPDATES:
         why = f"what {method} has learned is no change of matrices" if method in BESIDE_BASE else \
             "this is a whole model already"
-        raise InputError(f"only lora, dora and qlora can be merged, and {why}: use the folder as it is")
+        raise InputError(f"only lora, dora and qlora can be merged, and {why}: use the folder as "
+                         "it is")
     lora.merge(model, dequantise)
     if dequantise:
         dequantise_linears(model)

@@ -1,10 +1,9 @@
-"""From the tensors of a PEFT adapter to a classifier, which is wrapped (lora.py) or has something before its texts
-(prefix.py, prompt.py), and back.
+"""From the tensors of a PEFT adapter to a classifier, and back.
 
-Names go through the model's rename table (models/weights.py), forwards and backwards. An adapter is worth nothing without
-what else was trained: a head that is in neither the base nor the adapter would stay random. So all that the config means
-must be there, all that is there must have a place, and every newly initialised weight of the model must be filled: else
-nothing is changed.
+Names go through the model's rename table (models/weights.py), forwards and backwards. An adapter is
+worth nothing without what else was trained: a head that is in neither the base nor the adapter
+would stay random. So all that the config means must be in the file, all that is in the file must
+have a place, and every newly initialised weight must be filled: else nothing is changed.
 """
 import re
 
@@ -14,18 +13,20 @@ from ...errors import InputError
 from ...files import short
 from ...models.weights import Report, listed, shape_fault, translate
 from .. import lora, prefix, prompt, selection
-from .config import TYPES, describe, meant, method_of, saved_with
+from .config import describe, meant, method_of, saved_with
 
-PARTS = {"lora_A": "lora_A", "lora_B": "lora_B", "lora_magnitude_vector": "magnitude"}        # in the file: here
+# a part of a layer: in the file -> here
+PARTS = {"lora_A": "lora_A", "lora_B": "lora_B", "lora_magnitude_vector": "magnitude"}
 LAYER = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
-# what a tuning config has of a record: key there -> key here
+ADDED = re.compile(r"backbone\.prefix\.|.*\.word_embeddings\.vectors|.*\.(lora_[AB]|magnitude)\.")
+# of a tuning config -> of a record
 TUNING = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "use_rslora": "use_rslora",
           "targets": "target_modules", "bias": "bias", "saved": "modules_to_save",
           "tokens": "num_virtual_tokens"}
 
 
 def raise_faults(where, faults):
-    """Raise InputError with the first of the faults, if there are any; `where` is what has them."""
+    """InputError with the first of the faults, if there are any; `where` is what has them."""
     if faults:
         raise InputError(f"{where}: {len(faults)} faults: {listed(faults)}")
 
@@ -36,7 +37,7 @@ def bare(name):
 
 
 def split(tensors):
-    """-> {layer: {"lora_A": (r, in), "lora_B": (out, r), ...}} and the other tensors, by their names in the base."""
+    """-> {layer: {"lora_A": (r, in), "lora_B": (out, r), ...}}, {name in the base: tensor}."""
     layers, others = {}, {}
     for name, tensor in tensors.items():
         found = LAYER.fullmatch(name)
@@ -47,32 +48,32 @@ def split(tensors):
     return layers, others
 
 
-def plain_parameters(model):
-    """{path as if nothing were wrapped: parameter} of all that no method has added."""
-    added = re.compile(r"backbone\.(prefix\.|word_embeddings\.vectors)|.*\.(lora_A|lora_B|magnitude)\.")
+def base_parameters(model):
+    """{path as if nothing were wrapped: parameter} of all that no tuning method has added."""
     return {path.replace(".base.", "."): p for path, p in model.named_parameters()
-            if not added.match(path)}
+            if not ADDED.match(path)}
 
 
-def oriented(table, path, tensor):
-    """A parameter as it lies in the file, or the other way round: GPT-2's matrices are transposed there."""
+def transposed(table, path, tensor):
+    """From the file's layout to ours or back: a matrix of GPT-2 is transposed."""
     return tensor.T if table.turned(path) else tensor
 
 
-# ------------------------------------------------------------------------------------------------ into a model
+# ------------------------------------------------------------------------------------ into a model
 
 def apply_adapter(model, record, tensors):
-    """Wrap a classifier's layers as the record says, fill in all tensors -> Report: where each went.
+    """Attach to a classifier what the record says and fill in all tensors -> Report.
 
     What the adapter holds is what is trained if training goes on; `model.tuning` says how it was
     made, so that the classifier can be saved. Raises InputError with the faults before anything has
     changed: a layer, a shape or a place that is missing, a weight that would stay random.
     """
     layers, others = split(tensors)
-    if record["peft_type"] == "LORA":
+    is_lora, numbers = record["peft_type"] == "LORA", None
+    if is_lora:
         places, faults = place_layers(model, record, layers, others)
     else:
-        numbers, places = others.pop("prompt_embeddings"), {}
+        places, numbers = {}, others.pop("prompt_embeddings")
         faults = prompt_faults(model, record, numbers)
     fills, more = place_others(model, record, others, places.values())
     faults += more
@@ -81,36 +82,32 @@ def apply_adapter(model, record, tensors):
             faults.append(f"{key} of the adapter: {short(record[key], 200)}, of the model: "
                           f"{short(getattr(model, key), 200)}")
     raise_faults("adapter", faults)
-    if record["peft_type"] == "LORA":
-        own = wrap_layers(model, record, layers, places)
-    else:
-        own = put_before_texts(model, record, numbers)
-    parameters, table = plain_parameters(model), model.table()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    for file, path in fills.items():
-        parameters[path].data.copy_(oriented(table, path, others[file]))
+    with torch.no_grad():
+        own = wrap_layers(model, record, layers, places) if is_lora else \
+            attach_before_texts(model, record, numbers)
+        parameters = base_parameters(model)
+        for file, path in fills.items():
+            parameters[path].copy_(transposed(model.table(), path, others[file]))
+    model.requires_grad_(False)
     for path in own.values():
         model.get_parameter(path).requires_grad_(True)
     for path in fills.values():
         parameters[path].requires_grad_(True)
-    model.tuning = {"method": method_of(record),
-                    **{ours: record[key] for ours, key in TUNING.items() if key in record}}
+    model.tuning = {ours: record[key] for ours, key in TUNING.items() if key in record}
+    model.tuning["method"] = method_of(record)
     return Report(loaded=own | fills)
 
 
-@torch.no_grad()
 def wrap_layers(model, record, layers, places):
     """Wrap the layers and fill A, B and m -> {name in the file: path here}."""
     config = lora.LoraConfig(*(record[key] for key in ("r", "lora_alpha", "lora_dropout",
                                                        "use_rslora", "use_dora")))
 
-    def by_path(default, patterns):
+    def differing(default, patterns):
         values = selection.per_path(layers, default, patterns)
-        return {re.escape(places[layer]): value for layer, value in values.items()
-                if value != default}
-    lora.wrap(model, list(places.values()), config, by_path(config.rank, record["rank_pattern"]),
-              by_path(config.alpha, record["alpha_pattern"]))
+        return {re.escape(places[layer]): v for layer, v in values.items() if v != default}
+    lora.wrap(model, list(places.values()), config, differing(config.rank, record["rank_pattern"]),
+              differing(config.alpha, record["alpha_pattern"]))
     own = {}
     for layer, path in places.items():
         for part, tensor in layers[layer].items():
@@ -119,8 +116,7 @@ def wrap_layers(model, record, layers, places):
     return own
 
 
-@torch.no_grad()
-def put_before_texts(model, record, numbers):
+def attach_before_texts(model, record, numbers):
     """Put the prefix or the prompt before every text -> {name in the file: path here}."""
     tokens = record["num_virtual_tokens"]
     prefix.shorten_texts(model, tokens)
@@ -143,14 +139,14 @@ def prompt_faults(model, record, numbers):
 
 
 def place_layers(model, record, layers, others):
-    """-> {layer in the file: path here}, faults."""
+    """Where the LoRA layers of a file belong -> {layer in the file: path here}, faults."""
     linears, table = selection.linears(model), model.table()
     names = {file: path for path, file in table.file_names(linears).items()}
-    for old, new in table.spellings:                     # around a body alone, PEFT leaves "bert." out
-        if not set(layers) <= set(names):
-            aliases = {old + file[len(new):]: path for file, path in names.items()
-                       if file.startswith(new)}
-            names = aliases if set(layers) <= set(aliases) else names
+    for old, new in table.spellings:           # around a body alone, PEFT leaves e.g. "bert." out
+        aliases = {old + file[len(new):]: path for file, path in names.items()
+                   if file.startswith(new)}
+        if set(layers) <= set(aliases) and not set(layers) <= set(names):
+            names = aliases
     expected = meant(record, [file for file in names if f"{file}.weight" not in others])
     faults = [f"targets {short(record['target_modules'])} mean {file}, the file has nothing for it"
               for file in expected if file not in layers]
@@ -171,11 +167,11 @@ def place_layers(model, record, layers, others):
 
 
 def place_others(model, record, others, wrapped):
-    """The tensors of biases and of modules trained in full -> {name in the file: path here}, faults.
+    """Where biases and modules trained in full belong -> {name in the file: path here}, faults.
 
     wrapped: the paths of the layers that get LoRA.
     """
-    table, parameters = model.table(), plain_parameters(model)
+    table, parameters = model.table(), base_parameters(model)
     names, bias = table.file_names(parameters), record.get("bias", "none")
     new = model.report.fresh if hasattr(model, "report") else \
         [path for path in parameters if selection.in_head(path)]
@@ -188,20 +184,20 @@ def place_others(model, record, others, wrapped):
             path = translate(file, table)
         except KeyError:
             path = None
-        what = short(file, 200)
         if path in fills.values():
-            faults.append(f"{what} fills {path} a second time")
+            why = f"fills {path} a second time"
         elif path not in parameters:
-            faults.append(f"{what} {tuple(tensor.shape)} has no place in this model")
+            why = f"{tuple(tensor.shape)} has no place in this model"
         elif model.readout and model.backbone.tied and path == "backbone.word_embeddings.weight":
-            faults.append(f"{what} learned, but the language-model head did not: here both are one "
-                          "matrix")
+            why = "learned, but the language-model head did not: here both are one matrix"
         elif not (path in expected or selection.in_head(path) or "word_embeddings" in path):
-            faults.append(f"{what} is in the file, but the config names no such module in "
-                          "modules_to_save or bias")
+            why = "is in the file, but the config names no such module in modules_to_save or bias"
         else:
             fills[file] = path
-            faults += shape_fault(file, tuple(tensor.shape), path, parameters[path], table.turned(path))
+            faults += shape_fault(file, tuple(tensor.shape), path, parameters[path],
+                                  table.turned(path))
+            continue
+        faults.append(f"{short(file, 200)} {why}")
     for path in sorted(expected - set(fills.values())):
         why = "is new in this model and would stay random" if path in new else \
             "learned, by the config"
@@ -209,16 +205,16 @@ def place_others(model, record, others, wrapped):
     return fills, faults
 
 
-# ------------------------------------------------------------------------------------------------ out of a model
+# ---------------------------------------------------------------------------------- out of a model
 
 def collect(model, base, bias, saved):
-    """An adapter of a classifier -> its record, {name in transformers: tensor}, what else PEFT's config needs.
+    """The adapter of a classifier -> record, {name in transformers: tensor}, more of PEFT's config.
 
     base, bias, saved: as for `write_adapter`.
     """
     before = before_texts(model)
     layers = {} if before else lora.wrapped(model)
-    table, parameters = model.table(), plain_parameters(model)
+    table, parameters = model.table(), base_parameters(model)
     names = table.file_names([*selection.linears(model), *parameters])
     head = [path for path in parameters if path.startswith("head.")]
     biases = [] if before else [name.replace(".base.", ".")
@@ -232,7 +228,7 @@ def collect(model, base, bias, saved):
         file = names[path]
         if path in biases and path.removesuffix(".bias") in layers:
             file = file.removesuffix("bias") + "base_layer.bias"
-        tensors[file] = oriented(table, path, parameters[path])
+        tensors[file] = transposed(table, path, parameters[path])
     if before:
         own, tensors["prompt_embeddings"], more = before
         return record | own, tensors, more
@@ -243,42 +239,42 @@ def collect(model, base, bias, saved):
                 tensors[f"{names[path]}.{part}{leaf}"] = getattr(layer, ours)[lora.NAME]
     linears = [names[path] for path in selection.linears(model) if path in names]
     record |= describe({names[path]: layer for path, layer in layers.items()}, linears, saved)
-    transposed = any(table.turned(f"{path}.weight") for path in layers)
-    return record | {"peft_type": "LORA", "bias": bias}, tensors, {"fan_in_fan_out": transposed}
+    more = {"fan_in_fan_out": any(table.turned(f"{path}.weight") for path in layers)}
+    return record | {"peft_type": "LORA", "bias": bias}, tensors, more
 
 
 def before_texts(model):
-    """A prefix or a prompt -> its part of a record, its numbers (P, ...), its shape for PEFT's config; else None."""
+    """A prefix or a prompt -> its part of a record, its numbers (P, ...), its shape; else None."""
     standing, words = model.backbone.prefix, model.backbone.word_embeddings
-    kinds = {"prefix": standing is not None, "prompt": isinstance(words, prompt.PromptEmbedding),
-             "lora": any(isinstance(layer, lora.LoraLinear) for layer in model.modules())}
-    if sum(kinds.values()) > 1:
+    is_prefix, is_prompt = standing is not None, isinstance(words, prompt.PromptEmbedding)
+    if is_prefix + is_prompt + any(isinstance(m, lora.LoraLinear) for m in model.modules()) > 1:
         raise InputError("this model has a prefix, a prompt or LoRA at once, but a folder of PEFT "
                          "holds one adapter")
-    if kinds["prefix"]:
-        method, numbers = "prefix", standing.numbers()
-    elif kinds["prompt"]:
-        method, numbers = "prompt", words.vectors * model.backbone.word_factor
-    else:
+    if not (is_prefix or is_prompt):
         return None
+    numbers = standing.numbers() if is_prefix else words.vectors * model.backbone.word_factor
     layers, heads, width = prefix.shape_of(model.backbone)
     shape = {"num_layers": layers, "num_attention_heads": heads, "num_transformer_submodules": 1,
-             "token_dim": heads * width if method == "prefix" else model.backbone.width}
-    return {"peft_type": TYPES[method], "num_virtual_tokens": len(numbers)}, numbers, shape
+             "token_dim": heads * width if is_prefix else model.backbone.width}
+    return {"peft_type": "PREFIX_TUNING" if is_prefix else "PROMPT_TUNING",
+            "num_virtual_tokens": len(numbers)}, numbers, shape
 
 
 def check_saved(layers, parameters, in_full):
-    """InputError if a layer of the head is wrapped, or a parameter is trainable that is not among those saved in full."""
+    """InputError if a layer of the head is wrapped, or a trainable parameter would be lost."""
     inside = [path for path in layers if selection.in_head(path)]
     if inside:
-        raise InputError(f"{', '.join(inside)}: the head learns as a whole, leave it out of the targets")
+        raise InputError(f"{', '.join(inside)}: the head learns as a whole, leave it out of the "
+                         "targets")
     lost = [path for path, p in parameters.items() if p.requires_grad and path not in in_full]
     if lost:
         raise InputError(f"{len(lost)} parameters learn that the adapter would not hold, {lost[0]} "
-                         "first: freeze them (requires_grad_(False)) or name their modules in `saved`")
+                         "first: freeze them (requires_grad_(False)) or name their modules in "
+                         "`saved`")
 
 
 def head_module(file):
-    """bert.pooler.dense.weight -> pooler, classifier.dense.weight -> classifier, score.weight -> score."""
+    """bert.pooler.dense.weight -> pooler, classifier.dense.weight -> classifier, score.weight ->
+    score."""
     parts = file.split(".")[:-1]
     return parts[-2] if len(parts) > 1 else parts[0]
