@@ -371,3 +371,28 @@ def test_what_the_record_of_a_run_holds(near):
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     config = (place / "base" / "config.json").read_bytes()
     assert record["fingerprint"]["config.json"] == hashlib.sha256(config).hexdigest()
+
+
+def test_all_biases_of_a_model_that_answers_in_words_are_saved(tmp_path):
+    """Those of its masked-language-model head are trained, so they are part of the adapter."""
+    base = bert_folder(tmp_path / "base", lm_head=True)
+    model = Classifier.from_backbone(base, LABELS, readout="labels", template="{text} is {label}")
+    tune(model, LORA | {"bias": "all"})
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    assert model.backbone.lm_head.bias.requires_grad
+    model.save(tmp_path / "run")
+    again = Classifier.load(tmp_path / "run")
+    assert torch.equal(scores(again), scores(model.eval()))
+
+
+def test_the_key_names_of_earlier_versions_are_read(near):
+    place, expected = near
+    recipe = json.loads((place / "run" / "tuned.json").read_text())["recipe"]
+    recipe["rank_stabilised"] = recipe.pop("use_rslora")
+    edit(place / "run" / "tuned.json", recipe=recipe)
+    again = Classifier.load(place / "run")
+    assert torch.equal(scores(again), expected)
+    assert again.tuning["use_rslora"] is False and "rank_stabilised" not in again.tuning

@@ -151,7 +151,7 @@ def find_base(names, folder, given=None):
 
 
 def base_of(folder):
-    """The base's folder of a tuned run or of an adapter; None for a folder with a complete model."""
+    """The folder of the base of a tuned run or an adapter; None for a complete model's folder."""
     if (folder / TUNED).exists():
         record = check_fields(read_json(folder / TUNED), RECORD, folder / TUNED)
         return find_base([record["base"], record.get("base_path")], folder)
