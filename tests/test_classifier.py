@@ -391,7 +391,7 @@ def test_a_token_type_that_the_model_lacks_is_refused(folder):
 
 FAMILIES = ("bert_classifier", "roberta_classifier", "deberta_classifier", "gpt2_classifier",
             "gemma_classifier", "ul2_classifier")
-NUMBERS = {"lora": dict(rank=2, alpha=4.0, dropout=0.0, rank_stabilised=False, targets=None,
+NUMBERS = {"lora": dict(rank=2, alpha=4.0, dropout=0.0, use_rslora=False, targets=None,
                         bias="none"),
            "houlsby": dict(size=4), "prefix": dict(tokens=2, projection=False),
            "prompt": dict(tokens=2)}

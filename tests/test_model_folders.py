@@ -189,7 +189,7 @@ def test_an_unknown_key_can_be_left_out_at_ones_own_risk(small, tmp_path, monkey
             "rank": 2,
             "alpha": 4.0,
             "dropout": 0.0,
-            "rank_stabilised": False,
+            "use_rslora": False,
             "targets": None,
             "bias": "none",
         },

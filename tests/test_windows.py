@@ -269,7 +269,7 @@ def test_a_class_that_hangs_on_a_late_word_is_learned_in_windows_only(tmp_path, 
                                           ("attention", "houlsby"), ("attention", "prefix")])
 def test_a_saved_run_answers_bit_for_bit(folder, tmp_path, pool, method):
     model = build(folder, pool, overlap=5, max_windows=2, max_document=70, keep="tail")
-    numbers = {"lora": dict(rank=2, alpha=4.0, dropout=0.0, rank_stabilised=False, targets=None, bias="none"),
+    numbers = {"lora": dict(rank=2, alpha=4.0, dropout=0.0, use_rslora=False, targets=None, bias="none"),
                "houlsby": dict(size=4), "prefix": dict(tokens=3, projection=False)}
     tune(model, {"method": method, **numbers.get(method, {})})
     generator = torch.Generator().manual_seed(7)

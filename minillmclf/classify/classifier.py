@@ -17,7 +17,7 @@ from ..models.weights import Table, write_checkpoint
 from ..text.batch import collate, join, make_batches, places, sequences
 from ..text.cutting import check_keep
 from ..text.tokenizers.tokenizer import load_tokenizer
-from ..tuning import APART, peft_format
+from ..tuning import BESIDE_BASE, peft
 from ..tuning.quant import Quantiser
 from ..tuning.quant_files import export_4bit, open_checkpoint, read_into
 from ..tuning.saved import TUNED, load_peft, load_tuned, save_tuned
@@ -45,7 +45,7 @@ class Classifier(nn.Module):
         self.backbone, self.head, self.tokenizer = backbone, head, tokenizer
         self.labels, self.config, self.max_length, self.pool, self.readout = list(labels), config, max_length, pool, readout or {}
         self.preference = preference or {}
-        self.base = self.quantise = self.recipe = self.prompt = self.calibration = None   # of what it is, and how it was tuned
+        self.base = self.quantise = self.tuning = self.calibration = None   # of what it is, and how it was tuned
         self.thresholds = self.reading = None
 
     @classmethod
@@ -91,7 +91,7 @@ class Classifier(nn.Module):
         folder = find_model(path)
         if (folder / TUNED).exists():
             return load_tuned(folder, cls.from_backbone, base)
-        if (folder / peft_format.CONFIG).exists():
+        if (folder / peft.CONFIG).exists():
             return load_peft(folder, cls.from_backbone, base)
         if base is not None:
             raise InputError(f"{path}: is a whole model, which has no base beside it: leave --base "
@@ -162,7 +162,7 @@ class Classifier(nn.Module):
     def save(self, path):
         """Write config.json, model.safetensors and the tokenizer's files; each is replaced whole or left as it was. What was
         tuned beside its base goes into tuned.json and adapter/ instead."""
-        if self.recipe is not None and self.recipe["method"] in APART:
+        if self.tuning is not None and self.tuning["method"] in BESIDE_BASE:
             return save_tuned(self, path)
         tensors, quantised = export_4bit(self, self.table())
         kind = self.backbone.ARCHITECTURES["lm_head" if self.readout else "classifier"]
@@ -212,10 +212,8 @@ class Classifier(nn.Module):
         self.readout = readout
 
     def inputs(self, batch):
-        """ids, mask, types (B, T) of a batch, with the learned words of a prompt (tuning/prompt.py) where there is one; of
-        all sequences, (S * B, T), where its rows hold several (text/batch.py)."""
-        ids, mask, types = batch.apart()
-        return (ids, mask, types) if self.prompt is None else self.prompt.extend(ids, mask, types)
+        """ids, mask, types (B, T) of a batch; of all sequences, (S * B, T), where its rows hold several (text/batch.py)."""
+        return batch.apart()
 
     def forward(self, batch):
         """Batch -> scores (B, C), before the softmax."""
@@ -273,8 +271,7 @@ class Classifier(nn.Module):
                              f"{short(encoded)}: give texts to predict")
         self.eval()
         device, out = next(self.parameters()).device, torch.empty(len(encoded), columns)
-        before = 0 if self.prompt is None else self.prompt.tokens
-        with self.head.one_prompt([ids for row in encoded for ids, _ in sequences(row)], before):
+        with self.head.one_prompt([ids for row in encoded for ids, _ in sequences(row)]):
             for rows in make_batches(list(map(places, encoded)), batch_size):
                 out[rows] = compute(collate(encoded, rows, self.tokenizer.pad_id).to(device)).float().cpu()
         broken = (~out.isfinite()).any(1).nonzero().flatten().tolist()
