@@ -7,25 +7,17 @@ from small import PIECES
 from minillmclf.errors import InputError
 from minillmclf.text import parts
 from minillmclf.text.cutting import KEEPS
-from minillmclf.text.prompt import fit
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 
 TOKENIZER = WordPiece.from_vocab(PIECES)
 MARKS = [TOKENIZER.ids(marker) for marker in parts.TWO_ANSWERS]
 FIXED = 2 + sum(map(len, MARKS))
-lengths = st.lists(st.integers(0, 40), min_size=1, max_size=6)
 
 
 def row_of(texts, max_length, keep="head"):
     (ids, types), cut = parts.lay_out(TOKENIZER, texts, parts.TWO_ANSWERS, max_length, keep)
     assert set(types) == {0} and len(ids) == len(types), "a marked text is one text, of one type"
     return ids, cut
-
-
-@given(lengths, st.integers(0, 250))
-def test_shares_are_those_that_fit_finds_token_by_token(sizes, budget):
-    slow = [len(part) for part in fit([list(range(size)) for size in sizes], budget)[0]]
-    assert parts.shares(sizes, budget) == slow, "the fast division is another one than cutting the longest, one by one"
 
 
 @settings(deadline=None)
