@@ -61,7 +61,7 @@ def table_of(data):
     """Rows or columns in memory -> Table, read as a JSONL file with these rows would be."""
     def plain(value):                     # what JSON cannot hold becomes neither text nor label
         return value.tolist() if hasattr(value, "tolist") else {type(value).__name__: str(value)}
-    reading = Reading(Path(MEMORY), ".jsonl", list)
+    reading = Reading(Path(MEMORY), ".jsonl")
     lines = (json.dumps(row, default=plain, skipkeys=True) + "\n" for row in records(data))
     rows = list(reading.rows(map(str.encode, lines)))
     if not rows:

@@ -1,13 +1,15 @@
-"""Tables: the rows of a CSV, TSV or JSONL file, read whole or as a stream, strictly.
+"""Table files: the rows of a CSV, TSV or JSONL file, all at once or in windows, read strictly.
 
-Here: UTF-8, RFC 4180 quoting for CSV and TSV, one JSON object per line for JSONL (jsonlines.org). A row that cannot be read
-is an error with its line, never a row that is dropped. Not here: what the columns mean (data.py), Markdown (table.py).
+UTF-8; RFC 4180 quoting for CSV and TSV; one JSON object per line for JSONL (jsonlines.org). A row
+that cannot be read is an error that names its line; no row is ever dropped. Not here: what the
+columns mean (data.py).
 
-quoting   auto: as RFC 4180 has it, but a quoted field that seems to have swallowed rows is an error; double:
-          without that question; none: a quote is a character like any other, for files without quoting
+Bytes become lines (`decoded`), lines become rows (`Reading`), and rows are gathered into a `Table`
+(`read_windows`; `read_table` for the whole file). `quoting` is one of
 
-`decoded` makes text of bytes line by line, `Reading` makes rows of lines, `read_windows` gathers as many rows as one wants
-to hold at a time; `read_table` is the one window that holds them all.
+  auto     RFC 4180, but a quoted field that seems to have swallowed rows is an error
+  double   RFC 4180 without that check
+  none     a quote is an ordinary character
 """
 import codecs
 import csv
@@ -24,148 +26,206 @@ from ..errors import InputError
 from ..files import short
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
-MEMORY = "rows in memory"         # the path of a Table that was read from no file
-THOUSANDS = re.compile(r"\d,(000\b|\d{3}\b(?!\s*(,|$)))")          # not "error 7,404": 404 is a field
-DEEPEST = 100                     # lists and objects within each other in a line of JSON
+MEMORY = "rows in memory"         # the path of a Table that was not read from a file
+THOUSANDS = re.compile(r"\d,(000\b|\d{3}\b(?!\s*(,|$)))")    # 36,000; not "error 7,404": 404 is a field
+DEEPEST = 100                     # nested lists and objects in a line of JSON
 
 
 @dataclass(frozen=True)
 class Table:
-    """One file as read, or a window of it: `rows` holds (line, {column: value}); JSONL values keep their JSON type."""
+    """The rows of a file, or a window of them."""
     path: Path
     columns: tuple[str, ...]
-    rows: list[tuple[int, dict]]
-    sha256: str                   # of the file, or of its bytes from the first to the last of these rows
+    rows: list[tuple[int, dict]]  # (line, {column: value}); values of JSONL keep their JSON type
+    sha256: str                   # of the bytes of the file, or up to the last of these rows
     separator: str | None = None  # of fields, as found in the file; None: JSONL
 
 
 def read_table(path: Path, quoting="auto") -> Table:
-    """Read one .csv, .tsv or .jsonl file; blank lines are skipped. Raises InputError with the line at fault."""
+    """Read one .csv, .tsv or .jsonl file; blank lines are skipped. InputError names the line."""
     [table] = read_windows(path, None, quoting)
     return table
 
 
 def read_windows(path: Path, size, quoting="auto"):
-    """The same file in Tables of `size` rows each, the last with what is left; None: all rows in one.
+    """Yield the file as Tables of `size` rows, the last with the rest; size None: one Table.
 
-    Memory grows with the window, not with the file. The columns of a JSONL window are the keys of all rows up to its end.
-    Raises InputError for a file without rows, and for a fault of a row once its window is read.
+    Memory grows with the window, not with the file. The columns of a JSONL window are the keys of
+    all rows up to its end. InputError for a file without rows, and for a faulty row when its window
+    is read.
     """
     suffix = path.suffix.lower()
     if suffix not in SEPARATORS:
-        raise InputError(f"{short(path, 200)}: unknown suffix {short(suffix)}: use a .csv, .tsv or .jsonl "
-                         "file")
+        raise InputError(f"{short(path, 200)}: unknown suffix {short(suffix)}: use a .csv, .tsv or "
+                         ".jsonl file")
+    reading = Reading(path, suffix, quoting)
     try:
         if "\0" in str(path):
             raise OSError(0, "a null byte in its name")
-        if path.exists() and not path.is_file():                   # a FIFO would be waited for
+        if path.exists() and not path.is_file():                   # a FIFO would block
             raise OSError(0, "it is no ordinary file")
         with open(path, "rb") as file:
-            reading = Reading(path, suffix, iter if size else list, quoting)
-            rows = reading.rows(file)
+            rows, empty = reading.rows(file), True
             while window := list(islice(rows, size)):
-                sha256 = reading.read.hexdigest()
-                yield Table(path, tuple(reading.columns), window, sha256, reading.separator)
+                empty = False
+                yield Table(path, tuple(reading.columns), window, reading.read.hexdigest(),
+                            reading.separator)
     except OSError as error:
-        raise InputError(f"{short(path, 200)}: cannot be read ({error.strerror}): check the path") from error
-    if not reading.count:
-        raise InputError(f"{path}: {'a header but no rows' if reading.columns else 'the file is empty'}: add rows")
+        raise InputError(f"{short(path, 200)}: cannot be read ({error.strerror}): check the "
+                         "path") from error
+    if empty:
+        fault = "a header but no rows" if reading.columns else "the file is empty"
+        raise InputError(f"{path}: {fault}: add rows")
 
 
 def decoded(file, where, suffix="", read=None):
-    """Lines of bytes -> lines of text with their ends, \\n or \\r\\n. where: what InputError names; read: a hash of what
-    has been read, kept up to date."""
+    """Lines of UTF-8 bytes -> lines of text with their ends, without a byte order mark.
+
+    where: what InputError names; read: a hash to update with the bytes read.
+    """
     offset = 0
     for number, line in enumerate(file, 1):
         try:
-            text = line.decode("utf-8")                            # no character of several bytes holds the byte of \n
+            text = line.decode("utf-8")             # no longer character contains the byte of \n
         except UnicodeDecodeError as error:
-            wide = number == 1 and line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-            raise InputError(f"{where}, line {number}: not UTF-8 at byte offset {offset + error.start}: convert the file, for "
-                             f"example with iconv -f {'UTF-16' if wide else 'WINDOWS-1252'} -t UTF-8 old{suffix} > new{suffix}"
-                             ) from error
+            utf16 = number == 1 and line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            raise InputError(
+                f"{where}, line {number}: not UTF-8 at byte offset {offset + error.start}: convert "
+                f"the file, for example with iconv -f {'UTF-16' if utf16 else 'WINDOWS-1252'} "
+                f"-t UTF-8 old{suffix} > new{suffix}") from error
         if read is not None:
             read.update(line)
-        yield text.removeprefix("\ufeff") if number == 1 else text             # a byte order mark is no part of the text
+        yield text.removeprefix("\ufeff") if number == 1 else text
         offset += len(line)
 
 
 def every_end(lines):
-    """Cut lines also where a lone \\r ends one, as files of old have it."""
+    """Split lines also at a lone \\r, the line end of old Mac files."""
     for line in lines:
         yield from io.StringIO(line, newline="")
 
 
 class Reading:
-    """for line, record in Reading(path, suffix).rows(file): ...   columns, count and the hash `read` are of what was read.
+    """The rows of one file: for line, record in Reading(path, suffix).rows(file): ...
 
-    step: iter takes each line through all steps before the next is read; list takes all lines through a step before the
-    next step, so that of a file's faults the most basic is told: that it is not UTF-8, for one.
+    columns and the hash `read` describe what was read so far.
     """
 
-    def __init__(self, path, suffix, step=iter, quoting="auto"):
-        self.path, self.suffix, self.step, self.quoting = path, suffix, step, quoting
+    def __init__(self, path, suffix, quoting="auto"):
+        self.path, self.suffix, self.quoting = path, suffix, quoting
         self.separator = SEPARATORS[suffix]
-        self.columns, self.count, self.read = [], 0, hashlib.sha256()
+        self.columns, self.read = [], hashlib.sha256()
 
     def rows(self, file):
-        """The rows of a file of bytes."""
-        lines = self.step(decoded(file, self.path, self.suffix, self.read))
-        for row in self.of_json(lines) if self.suffix == ".jsonl" else self.of_csv(lines):
-            self.count += 1
-            yield row
+        """Lines of bytes -> (line number, {column: value}) of each row."""
+        lines = decoded(file, self.path, self.suffix, self.read)
+        return self.json_rows(lines) if self.suffix == ".jsonl" else self.csv_rows(lines)
+
+    def fault(self, line, text):
+        return InputError(f"{self.path}, line {line}: {text}")
+
+    # ------------------------------------------------------------ JSONL
+
+    def json_rows(self, lines):
+        self.columns = {}                                          # an ordered set
+        for line, source in enumerate(lines, 1):                   # only \n ends a line, not U+2028
+            source = source.removesuffix("\n")
+            if not source.strip():
+                continue
+            try:
+                record = json.loads(source)
+                if not isinstance(record, dict):
+                    raise ValueError(f"found a {type(record).__name__}")
+                if source.count("[") + source.count("{") > DEEPEST and depth(record) > DEEPEST:
+                    raise ValueError(f"more than {DEEPEST} lists and objects within each other")
+            except (ValueError, RecursionError) as error:
+                raise self.fault(line, f"not a JSON object ({error}): write one per line") from error
+            self.columns.update(dict.fromkeys(record))
+            yield line, record
+
+    # ------------------------------------------------------------ CSV and TSV
+
+    def csv_rows(self, lines):
+        for line, fields in self.records(lines):
+            if not self.columns:
+                self.columns = self.header(fields)
+            elif len(fields) == len(self.columns):
+                yield line, dict(zip(self.columns, fields))
+            else:
+                remedy = "put a text that holds the separator or a line break between double quotes"
+                if self.quoting == "none":
+                    remedy = "with --quoting none no text may hold the separator"
+                raise self.fault(line, f"{len(fields)} fields where the header has "
+                                       f"{len(self.columns)}: {remedy}")
+
+    def header(self, fields):
+        """The names of the columns; of several without a name each gets one."""
+        names = [name.strip() for name in fields]
+        if names.count("") > 1:
+            names = [name or f"column {place}" for place, name in enumerate(names, 1)]
+        twice = next((name for name, times in Counter(names).items() if name and times > 1), None)
+        if twice:
+            raise InputError(f"{self.path}: the header names the column {short(twice)} twice: "
+                             "rename one, or write a line with the columns' names above the rows")
+        return names
 
     def records(self, lines):
-        """Lines of CSV or TSV -> (line, fields) of each record, the header being the first."""
-        csv.field_size_limit(2**31 - 1)                            # the default, 131072, is less than a long text
-        lines, taken, header, line = every_end(lines), [], None, 1
-        first = self.find_separator(lines)
+        """Lines -> (line number, fields) of each record, the header included."""
+        csv.field_size_limit(2**31 - 1)                            # the default is 131072
+        lines, current, first, line = every_end(lines), [], None, 1
+        start = self.find_separator(lines)
 
-        def kept():
-            for text in chain(first, lines):
-                taken.append(text)                                 # the lines of one record
+        def remembered(lines):
+            for text in lines:
+                current.append(text)                               # the lines of one record
                 yield text
         plain = {"quoting": csv.QUOTE_NONE, "quotechar": None} if self.quoting == "none" else {}
-        reader = csv.reader(kept(), delimiter=self.separator, strict=True, **plain)
+        reader = csv.reader(remembered(chain(start, lines)), delimiter=self.separator, strict=True,
+                            **plain)
         try:
             for fields in reader:
                 if fields:
-                    header = header or (len(fields), "".join(taken))
-                    if self.quoting == "auto" and self.swallowed(taken, fields, *header):
-                        raise InputError(
-                            f"{self.path}, line {line}: a quote opens a field of {len(taken)} lines that look like "
-                            f"rows of {header[0]} fields each: write each inner quote twice (\"\"), read a file "
-                            "without quoting by --quoting none, one whose texts are such lines by --quoting double")
+                    first = first or (len(fields), "".join(current))
+                    if self.quoting == "auto" and self.swallowed(current, fields, *first):
+                        raise self.fault(
+                            line, f"a quote opens a field of {len(current)} lines that look like "
+                            f"rows of {first[0]} fields each: write each inner quote twice (\"\"), "
+                            "read a file without quoting by --quoting none, one whose texts are "
+                            "such lines by --quoting double")
                     yield line, fields
-                taken.clear()
+                current.clear()
                 line = reader.line_num + 1                         # a quoted field may span lines
         except csv.Error as error:
-            raise InputError(f"{self.path}, line {line}: broken quoting ({error}): put a text that holds quotes "
-                             'between double quotes and write each inner quote twice (""), or read a file '
-                             "without quoting by --quoting none") from error
+            raise self.fault(
+                line, f"broken quoting ({error}): put a text that holds quotes between double "
+                'quotes and write each inner quote twice (""), or read a file without quoting by '
+                "--quoting none") from error
 
     def find_separator(self, lines):
-        """Lines up to the first that is not blank, as they should be read. Sets self.separator: as a first line
-        "sep=;" of a spreadsheet says; else that of the suffix, or, if it is not in the line, ; or a tab or ,."""
-        first = []
+        """Set self.separator from the first line that is not blank -> the lines up to there.
+
+        A line "sep=;", which spreadsheets write, names it and becomes blank. Otherwise it is the
+        usual one of the suffix, or, if the line does not hold that, the first it holds of ; tab ,
+        """
+        start = []
         for text in lines:
-            first.append(text)
-            if said := re.fullmatch(r'"?sep=([;,|:\t])"?\s*', text):
-                self.separator = said[1]
-                return [*first[:-1], "\n"]                         # blank: lines count as in the file
+            start.append(text)
+            if named := re.fullmatch(r'"?sep=([;,|:\t])"?\s*', text):
+                self.separator = named[1]
+                return [*start[:-1], "\n"]                         # keeps line numbers right
             if text.strip():
-                bare = re.sub('"[^"]*"', "", text)
+                unquoted = re.sub('"[^"]*"', "", text)
                 marks = (self.separator, *";\t,")
-                self.separator = next((mark for mark in marks if mark in bare), self.separator)
+                self.separator = next((mark for mark in marks if mark in unquoted), self.separator)
                 break
-        return first
+        return start
 
     def swallowed(self, lines, record, count, header):
-        """Do these lines, which quotes make one record, each look like a row? count: of the header's fields.
+        """Does each line of a quoted record look like a row? count: fields of the header.
 
-        Without quoting no text holds the separator. A comma before a space is punctuation, unless the header
-        has one, and in 36,000 part of a number. Of two columns the last is empty in no row, if it is not in the
-        record: "Dear Sir,\\nwhere is it?" is a text.
+        Without quoting no text holds the separator. A comma before a space is punctuation, unless
+        the header has one; in 36,000 it is part of a number. Of two columns the last is empty in
+        no row, if it is not in the record: "Dear Sir,\\nwhere is it?" is a text.
         """
         space = self.separator + " "
         loose = self.separator == "\t" or space in header
@@ -177,45 +237,16 @@ class Reading:
                 return False
         return len(lines) > 1 and count > 1
 
-    def of_csv(self, lines):
-        records = iter(self.step(self.records(lines)))
-        header = self.columns = [name.strip() for name in next(records, (1, []))[1]]
-        if header.count("") > 1:                                   # or all but the last are lost
-            header[:] = [name or f"column {place}" for place, name in enumerate(header, 1)]
-        twice = next((name for name, times in Counter(header).items() if name and times > 1), None)
-        if twice:
-            raise InputError(f"{self.path}: the header names the column {short(twice)} twice: rename one, or "
-                             "write a line with the columns' names above the rows")
-        for line, fields in records:
-            if len(fields) != len(header):
-                remedy = "put a text that holds the separator or a line break between double quotes"
-                if self.quoting == "none":
-                    remedy = "with --quoting none no text may hold the separator"
-                raise InputError(f"{self.path}, line {line}: {len(fields)} fields where the header has "
-                                 f"{len(header)}: {remedy}")
-            yield line, dict(zip(header, fields))
-
-    def of_json(self, lines):
-        self.columns = {}                                          # as a set that keeps its order
-        for line, source in enumerate(lines, 1):                   # a line ends in \n alone: U+2028 may stand in a string
-            source = source.removesuffix("\n")
-            if source.strip():
-                try:
-                    record = json.loads(source)
-                    if not isinstance(record, dict):
-                        raise ValueError(f"found a {type(record).__name__}")
-                    if source.count("[") + source.count("{") > DEEPEST and depth(record) > DEEPEST:
-                        raise ValueError(f"more than {DEEPEST} lists and objects within each other")
-                except (ValueError, RecursionError) as error:
-                    raise InputError(f"{self.path}, line {line}: not a JSON object ({error}): write one per line") from error
-                self.columns.update(dict.fromkeys(record))
-                yield line, record
-
 
 def depth(value):
     """How many lists and objects stand within each other."""
     level, count = [value], 0
-    while level := [inner for one in level if isinstance(one, (dict, list))
-                    for inner in (one.values() if isinstance(one, dict) else one)]:
-        count += 1
-    return count
+    while level:
+        inner = []
+        for item in level:
+            if isinstance(item, dict):
+                inner += item.values()
+            elif isinstance(item, list):
+                inner += item
+        level, count = inner, count + 1
+    return count - 1
