@@ -1,220 +1,270 @@
-"""The data doctor: what a person should know about a data set before the first training step.
+"""The data doctor: what to know about a data set before the first training step.
 
 Here: sizes, balance, repeated and leaked texts, lengths and truncation, names of classes that look
-alike, tokens that the tokenizer does not know, each fault with its remedy. Not here: what makes a file
-unreadable (data.py). Texts count as the same when they are equal but for case and white space
-(`data.text_key`). A text that comes again with another label is counted apart: at most one label is right. Where a row may
-have several labels, each is counted, and another label means another set.
+alike, tokens that the tokenizer does not know; a warning for each fault, with its remedy. Not here:
+what makes a file unreadable (data.py).
+
+Two texts are the same if they differ only in case and white space (`data.text_key`). A text that is
+repeated with another label is counted separately: at most one of its labels is right. With
+multi-label data each label is counted, and another set of labels is another label.
 """
 import math
 import re
 import sys
 import unicodedata
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import chain
 
 from .data import Dataset, names_in, text_key
 
 SPLITS = ("train", "dev", "test")
-UNBALANCED = 5                    # warn where the largest class of train has more than this times the smallest
-FEW = 5                           # warn where a class has fewer train rows than this
-UNKNOWN = 0.05                    # warn where this part of a split's tokens, or more, is unknown
-UNSEEN = "[\u034f\u115f\u1160\u2800\ufe00-\ufe0f]"          # letters and marks that show nothing
-SOME_ROWS = 256                   # of each window that a stream of rows is looked at by
+UNBALANCED = 5                    # warn if the largest class of train is more times the smallest
+FEW = 5                           # warn if a class has fewer train rows
+UNKNOWN = 0.05                    # warn if this share of a split's tokens, or more, is unknown
+INVISIBLE = "[\u034f\u115f\u1160\u2800\ufe00-\ufe0f]"       # letters and marks that show nothing
+SOME_ROWS = 256                   # rows of a window that `UnknownTokens` looks at
+
+
+def counted(kind=dict):
+    return field(default_factory=kind)
 
 
 @dataclass
 class Report:
-    """The counts. A dict "per split" is {"train": number, "dev": number, "test": number}."""
+    """The counts. "Per split" is {"train": number, "dev": number, "test": number}."""
     name: str
-    split: str                    # how the splits came about: "column", "files" or "random"
-    rows: dict                    # per split
-    classes: dict                 # label -> per split, and "share": its part of the train rows
-    imbalance: float | None       # largest / smallest class of train; None where a class has no train row
-    repeated: dict                # per split: rows beyond the first of a text whose rows all carry one label
-    contradicting: dict           # per split: the same for texts whose rows carry more than one
-    shared: dict                  # "train/test" -> {"same_label", "conflicting"}: texts that stand in both splits
-    empty: dict                   # per split: rows with an empty text
-    lengths: dict                 # split -> {"p50", "p90", "p99", "max"}, all texts of a row together
-    unit: str                     # of lengths: "tokens" (special tokens included), or "words" for want of these
-    max_length: int | None
-    truncated: dict               # per split: rows longer than max_length; {} where max_length is None
-    warnings: list                # a sentence per fault, with its remedy
-    cardinality: dict             # several labels a row: split -> mean labels a row; {} where each row has one
-    unlabelled: dict              # several labels a row: per split, rows without any; {} where each row has one
-    unknown: dict                 # per split: `unknown_share` of its texts; {} where not counted
+    split: str                        # where the splits come from: "column", "files" or "random"
+    rows: dict = counted()            # per split
+    classes: dict = counted()         # label -> per split, and "share": its part of the train rows
+    imbalance: float | None = None    # largest / smallest class of train; None if one has no rows
+    repeated: dict = counted()        # per split: rows after the first of a text with one label
+    contradicting: dict = counted()   # per split: the same of a text with different labels
+    shared: dict = counted()          # "train/test" -> {"same_label", "conflicting"}: texts in both
+    empty: dict = counted()           # per split: rows with an empty text
+    lengths: dict = counted()         # split -> {"p50", "p90", "p99", "max"}, texts of a row summed
+    unit: str = "words"               # of lengths: "tokens" (with special tokens), or "words"
+    max_length: int | None = None
+    truncated: dict = counted()       # per split: rows longer than max_length
+    warnings: list = counted(list)    # a sentence per fault, with its remedy
+    cardinality: dict = counted()     # multi-label only: split -> mean labels a row
+    unlabelled: dict = counted()      # multi-label only: per split, rows without a label
+    unknown: dict = counted()         # per split: `unknown_share` of its texts; {} if not counted
 
     def as_dict(self) -> dict:
-        """The report as plain dicts, lists, numbers and strings: ready for JSON."""
+        """Plain dicts, lists, numbers and strings, for JSON."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The report as aligned ASCII lines, ready to print; other characters in names are escaped."""
-        classes = [["class", *SPLITS, "of train"], ["all", *(self.rows[s] for s in SPLITS), ""]]
-        classes += [[label, *(n[s] for s in SPLITS), f"{n['share']:.1%}"] for label, n in self.classes.items()]
-        counts = {"repeated, same label": self.repeated, "repeated, other label": self.contradicting,
-                  "empty text": self.empty}
-        for mark in ("p50", "p90", "p99", "max"):
-            counts[f"{self.unit}, {mark}"] = {s: marks[mark] for s, marks in self.lengths.items()}
-        if self.max_length is not None:
-            counts[f"over {self.max_length} {self.unit}: truncated"] = self.truncated
-        if self.unlabelled:
-            counts |= {"without a label": self.unlabelled,
-                       "labels a row, mean": {s: f"{mean:.2f}" for s, mean in self.cardinality.items()}}
-        rows = [["rows", *SPLITS]] + [[name, *(n.get(s, "-") for s in SPLITS)] for name, n in counts.items()]
+        """Aligned ASCII lines to print; other characters in names are escaped."""
+        classes = [[label, *(counts[s] for s in SPLITS), f"{counts['share']:.1%}"]
+                   for label, counts in self.classes.items()]
+        rows = [[title, *(counts.get(s, "-") for s in SPLITS)] for title, counts in self.counts()]
         ratio = "unknown" if self.imbalance is None else f"{self.imbalance:.1f}"
-        lines = [f"data set {_ascii(self.name)}, split by {self.split}", "", *_aligned(classes), ""]
-        lines += [f"largest / smallest class of train: {ratio}", "", *_aligned(rows), ""]
-        for pair, n in self.shared.items():
-            lines.append(f"texts in both {pair.replace('/', ' and ')}: {n['same_label']} with the same label, "
-                         f"{n['conflicting']} with another")
-        return lines + [f"WARNING: {_ascii(warning)}" for warning in self.warnings]
+        return [
+            f"data set {escaped(self.name)}, split by {self.split}", "",
+            *aligned([["class", *SPLITS, "of train"],
+                      ["all", *(self.rows[s] for s in SPLITS), ""], *classes]), "",
+            f"largest / smallest class of train: {ratio}", "",
+            *aligned([["rows", *SPLITS], *rows]), "",
+            *(f"texts in both {pair.replace('/', ' and ')}: {count['same_label']} with the same "
+              f"label, {count['conflicting']} with another" for pair, count in self.shared.items()),
+            *(f"WARNING: {escaped(warning)}" for warning in self.warnings)]
+
+    def counts(self) -> list[tuple[str, dict]]:
+        """What `lines` prints per split -> [(title, {split: number}), ...]."""
+        found = [("repeated, same label", self.repeated),
+                 ("repeated, other label", self.contradicting), ("empty text", self.empty)]
+        for mark in ("p50", "p90", "p99", "max"):
+            found.append((f"{self.unit}, {mark}",
+                          {s: marks[mark] for s, marks in self.lengths.items()}))
+        if self.max_length is not None:
+            found.append((f"over {self.max_length} {self.unit}: truncated", self.truncated))
+        if self.unlabelled:
+            means = {s: f"{mean:.2f}" for s, mean in self.cardinality.items()}
+            found += [("without a label", self.unlabelled), ("labels a row, mean", means)]
+        return found
 
 
-def _ascii(text: str) -> str:
+def escaped(text: str) -> str:
     return text.encode("unicode_escape").decode("ascii")
 
 
-def _aligned(table) -> list[str]:
-    table = [[_ascii(str(cell)) for cell in row] for row in table]
-    widths = [max(map(len, column)) for column in zip(*table)]
-    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in table]
+def aligned(table) -> list[str]:
+    """Rows of cells -> lines: the first column to the left, the others to the right."""
+    table = [[escaped(str(cell)) for cell in row] for row in table]
+    first, *widths = [max(map(len, column)) for column in zip(*table)]
+    return ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], widths)]).rstrip()
+            for row in table]
 
+
+# ------------------------------------------------------------------------------------- counting
 
 def examine(dataset: Dataset, lengths=None, max_length=None, remedy="raise max_length",
             unknown=None) -> Report:
-    """Count what `Report` lists. Raises ValueError where `lengths` has more or fewer numbers than there are rows.
+    """Count what `Report` lists.
 
-    lengths: {split: tokens of each row, special tokens included}; without it lengths are counted in words.
-    max_length: the most tokens of a row that the model sees. Counted in words, fewer rows seem to exceed it.
-    remedy: what to do about longer ones. unknown: `unknown_share` of each split.
+    lengths: {split: tokens of each row, special tokens included}; None: counted in words.
+    max_length: the most tokens of a row that the model reads. remedy: what to do about longer rows.
+    unknown: {split: its `unknown_share`}. ValueError if `lengths` does not fit the rows.
     """
-    splits, unit = {s: getattr(dataset, s) for s in SPLITS}, "words" if lengths is None else "tokens"
-    if lengths is None:
-        lengths = {s: [sum(len(text.split()) for text in e.texts) for e in splits[s]] for s in SPLITS}
-    for s, numbers in lengths.items():
-        if len(numbers) != len(splits[s]):
-            raise ValueError(f"lengths['{s}'] has {len(numbers)} numbers for {len(splits[s])} rows")
-    sets = {s: [names_in(e.label) if dataset.several else [e.label] for e in splits[s]] for s in SPLITS}
-    by_label = {s: Counter(name for names in sets[s] for name in names) for s in SPLITS}
-    classes = {label: {s: by_label[s][label] for s in SPLITS} for label in dataset.labels}
-    for n in classes.values():
-        n["share"] = n["train"] / max(1, len(dataset.train))
-    sizes = [n["train"] for n in classes.values()]
-    texts = {s: _labels_of_texts(splits[s]) for s in SPLITS}
-    report = Report(
-        dataset.name, dataset.source["split"], {s: len(splits[s]) for s in SPLITS}, classes,
-        imbalance=max(sizes) / min(sizes) if min(sizes, default=0) else None,
-        repeated={s: sum(len(t) - 1 for t in texts[s].values() if len(set(t)) == 1) for s in SPLITS},
-        contradicting={s: sum(len(t) - 1 for t in texts[s].values() if len(set(t)) > 1) for s in SPLITS},
-        shared={f"{a}/{b}": _shared(texts[a], texts[b]) for a, b in (SPLITS[:2], SPLITS[::2], SPLITS[1:])},
-        empty={s: sum(not all(text.strip() for text in e.texts) for e in splits[s]) for s in SPLITS},
-        lengths={s: _percentiles(numbers) for s, numbers in lengths.items() if len(numbers)},
-        unit=unit, max_length=max_length, truncated={}, warnings=[], cardinality={}, unlabelled={},
-        unknown=unknown or {})
-    if dataset.several:
-        report.cardinality = {s: sum(map(len, names)) / len(names) for s, names in sets.items() if names}
-        report.unlabelled = {s: sum(not each for each in names) for s, names in sets.items()}
-    if max_length is not None:
-        report.truncated = {s: int(sum(n > max_length for n in numbers)) for s, numbers in lengths.items()}
-    report.warnings = _warnings(report, remedy)
-    return report
+    r = Report(dataset.name, dataset.source["split"], unit="words" if lengths is None else "tokens",
+               max_length=max_length, unknown=unknown or {})
+    r.classes, texts = {label: {} for label in dataset.labels}, {}
+    for s in SPLITS:
+        rows = getattr(dataset, s)
+        words = [sum(len(text.split()) for text in e.texts) for e in rows]
+        sizes = words if lengths is None else list(map(int, lengths.get(s, ())))
+        if len(sizes) != len(rows):
+            raise ValueError(f"lengths['{s}'] has {len(sizes)} numbers for {len(rows)} rows")
+        names = [names_in(e.label, dataset.several) for e in rows]
+        found = Counter(chain.from_iterable(names))
+        for label, counts in r.classes.items():
+            counts[s] = found[label]
+        texts[s] = labels_of_texts(rows)
+        r.rows[s] = len(rows)
+        r.repeated[s] = repeats(texts[s], several=False)
+        r.contradicting[s] = repeats(texts[s], several=True)
+        r.empty[s] = sum(not all(map(str.strip, e.texts)) for e in rows)
+        if rows:
+            r.lengths[s] = percentiles(sizes)
+        if max_length is not None:
+            r.truncated[s] = sum(size > max_length for size in sizes)
+        if dataset.several:
+            r.unlabelled[s] = sum(not labels for labels in names)
+        if dataset.several and rows:
+            r.cardinality[s] = sum(map(len, names)) / len(rows)
+    for a, b in (("train", "dev"), ("train", "test"), ("dev", "test")):
+        r.shared[f"{a}/{b}"] = shared(texts[a], texts[b])
+    for counts in r.classes.values():
+        counts["share"] = counts["train"] / max(1, len(dataset.train))
+    sizes = [counts["train"] for counts in r.classes.values()]
+    r.imbalance = max(sizes) / min(sizes) if min(sizes, default=0) else None
+    r.warnings = [*class_warnings(r), *row_warnings(r, remedy), *unknown_line(r.unknown)]
+    return r
 
 
-def _labels_of_texts(examples) -> dict:
-    labels = {}                                                    # text -> the label of each of its rows
+def labels_of_texts(examples) -> dict:
+    """{text: the label of each of its rows}"""
+    labels = {}
     for example in examples:
         labels.setdefault(text_key(example.texts), []).append(example.label)
     return labels
 
 
-def _shared(first: dict, second: dict) -> dict[str, int]:
-    same = Counter(len({*first[text], *second[text]}) == 1 for text in first.keys() & second.keys())
-    return {"same_label": same[True], "conflicting": same[False]}
+def repeats(texts: dict, several: bool) -> int:
+    """Rows after the first of each text that has one label, or several."""
+    return sum(len(labels) - 1 for labels in texts.values() if (len(set(labels)) > 1) == several)
 
 
-def _percentiles(numbers) -> dict[str, int]:
+def shared(first: dict, second: dict) -> dict[str, int]:
+    """Texts that stand in both splits, with the same label and with others."""
+    same = [len({*first[text], *second[text]}) == 1 for text in first.keys() & second.keys()]
+    return {"same_label": sum(same), "conflicting": len(same) - sum(same)}
+
+
+def percentiles(numbers) -> dict[str, int]:
     """Nearest rank: the smallest length that p percent of the rows do not exceed."""
-    ranked = sorted(map(int, numbers))
+    ranked = sorted(numbers)
     marks = {f"p{p}": ranked[math.ceil(p * len(ranked) / 100) - 1] for p in (50, 90, 99)}
     return marks | {"max": ranked[-1]}
 
 
-def _warnings(r: Report, remedy: str) -> list[str]:
-    found, train = [], {label: n["train"] for label, n in r.classes.items()}
+# ------------------------------------------------------------------------------------- warnings
+
+def class_warnings(r: Report):
+    """Yield a sentence for each fault of the classes."""
+    train = {label: counts["train"] for label, counts in r.classes.items()}
     if r.imbalance is not None and r.imbalance > UNBALANCED:
-        found.append(f"{max(train, key=train.get)} has {r.imbalance:.1f} times the train rows of "
-                     f"{min(train, key=train.get)}: judge by macro-F1, and weight the classes or add rows")
-    few = [label for label in train if train[label] < FEW]
-    if few:
-        found.append(f"{_some(few)} with fewer than {FEW} train rows: add rows, or merge them with other classes")
-    if r.unlabelled and round(r.cardinality.get("train", 0) * r.rows["train"]) + r.unlabelled["train"] == r.rows["train"]:
-        found.append("no train row seems to have two labels: if some have, write a bar between their names, a|b")
+        yield (f"{max(train, key=train.get)} has {r.imbalance:.1f} times the train rows of "
+               f"{min(train, key=train.get)}: judge by macro-F1, and weight the classes or add "
+               "rows")
+    if few := [label for label in train if train[label] < FEW]:
+        yield (f"{some(few)} with fewer than {FEW} train rows: add rows, or merge them with other "
+               "classes")
     if r.unlabelled:
-        always = [label for label in train if train[label] == r.rows["train"] > 0]
-        if always:
-            found.append(f"{_some(always)} in every train row: no row says what it is not, so leave it out")
+        labelled = r.rows["train"] - r.unlabelled["train"]
+        if round(r.cardinality.get("train", 0) * r.rows["train"]) == labelled:
+            yield ("no train row seems to have two labels: if some have, write a bar between their "
+                   "names, a|b")
+        if always := [label for label in train if train[label] == r.rows["train"] > 0]:
+            yield f"{some(always)} in every train row: no row says what it is not, so leave it out"
     elif barred := [label for label in train if "|" in label]:
-        found.append(f"{_some(barred)} with a bar in the name: if it stands between several labels of a row, "
-                     "--several-labels on")
-    found += [f"{_some(labels)} whose names differ only by case, Unicode form, spaces or invisible "
-              "characters: if they are one class, write its name in one way" for labels in look_alikes(train)]
+        yield (f"{some(barred)} with a bar in the name: if it stands between several labels of a "
+               "row, --several-labels on")
+    for labels in look_alikes(train):
+        yield (f"{some(labels)} whose names differ only by case, Unicode form, spaces or invisible "
+               "characters: if they are one class, write its name in one way")
     for s in ("dev", "test"):
-        unseen = [label for label in r.classes if not r.classes[label][s]]
+        unseen = [label for label, counts in r.classes.items() if not counts[s]]
         if unseen and r.rows[s]:
-            found.append(f"{_some(unseen)} without a {s} row: {s} scores say nothing of them, so add rows")
-    at_least = "" if r.unit == "tokens" else " (counted in words; in tokens more will)"
+            yield f"{some(unseen)} without a {s} row: {s} scores say nothing of them, so add rows"
+
+
+def row_warnings(r: Report, remedy: str):
+    """Yield a sentence for each fault of the rows."""
+    words = "" if r.unit == "tokens" else " (counted in words; in tokens more will)"
+    contradiction = "repeat a text that has two labels or more: keep the right one"
+    if r.unlabelled:
+        contradiction = "repeat a text with other labels: keep the right row"
     for counts, fault in (
             (r.empty, "have an empty text: remove or fill them"),
             (r.repeated, "repeat a text and its label: remove the copies"),
-            (r.contradicting, "repeat a text with other labels: keep the right row, remove the others" if r.unlabelled else
-             "repeat a text that has two labels or more: keep the right one, remove the others"),
-            (r.truncated, f"exceed {r.max_length} tokens{at_least} and get truncated: {remedy}")):
+            (r.contradicting, f"{contradiction}, remove the others"),
+            (r.truncated, f"exceed {r.max_length} tokens{words} and get truncated: {remedy}")):
         if any(counts.values()):
-            found.append(", ".join(f"{number} {s}" for s, number in counts.items() if number) + f" row(s) {fault}")
-    for pair, n in r.shared.items():
-        if sum(n.values()):
-            found.append(f"{sum(n.values())} text(s) of {pair.replace('/', ' stand in ')} too and flatter its "
-                         f"scores: remove them from {pair.split('/')[0]}")
-    return found + unknown_line(r.unknown)
+            numbers = ", ".join(f"{number} {s}" for s, number in counts.items() if number)
+            yield f"{numbers} row(s) {fault}"
+    for pair, count in r.shared.items():
+        if sum(count.values()):
+            yield (f"{sum(count.values())} text(s) of {pair.replace('/', ' stand in ')} too and "
+                   f"flatter its scores: remove them from {pair.split('/')[0]}")
 
 
-def _some(labels) -> str:
-    return f"{len(labels)} class(es) ({', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''})"
+def some(labels) -> str:
+    """The number of labels, and the first five of them."""
+    return f"{len(labels)} class(es) ({', '.join(labels[:5])}{', ...' * (len(labels) > 5)})"
 
 
 def look_alikes(labels):
-    """Names that a person takes for one and the same -> list of lists of them."""
+    """Names that a person takes for the same -> a list for each group of them."""
     alike = {}
     for label in labels:
-        seen = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", label).casefold())
-        seen = "".join(char for char in seen if unicodedata.category(char)[0] not in "ZC")
-        alike.setdefault(re.sub(UNSEEN, "", seen), []).append(label)
+        key = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", label).casefold())
+        key = "".join(char for char in key if unicodedata.category(char)[0] not in "ZC")
+        alike.setdefault(re.sub(INVISIBLE, "", key), []).append(label)
     return [names for names in alike.values() if len(names) > 1]
 
 
+# ------------------------------------------------------------------------------- unknown tokens
+
 def unknown_share(tokenizer, rows):
-    """The part of the tokens of rows (tuples of texts) that the tokenizer does not know, 0.0 to 1.0."""
-    found = [tokenizer.ids(text) for texts in rows for text in texts] if tokenizer.unk_id is not None else []
+    """The share of unknown tokens in rows (tuples of texts), 0.0 to 1.0."""
+    if tokenizer.unk_id is None:
+        return 0.0
+    found = [tokenizer.ids(text) for texts in rows for text in texts]
     return sum(ids.count(tokenizer.unk_id) for ids in found) / max(1, sum(map(len, found)))
 
 
 def unknown_line(shares):
-    """{name of some rows: `unknown_share`} -> a list with the sentence that warns; [] if all is well."""
-    many = [f"{share:.0%} of the tokens in {name}" for name, share in shares.items() if share >= UNKNOWN]
-    return [f"{', '.join(many)} are unknown to this model's tokenizer, and all look the same to it: take a "
-            "model that was made for the language and script of these texts"] if many else []
+    """{name of some rows: their `unknown_share`} -> a list: one warning, or none."""
+    many = [f"{share:.0%} of the tokens in {name}"
+            for name, share in shares.items() if share >= UNKNOWN]
+    if not many:
+        return []
+    return [f"{', '.join(many)} are unknown to this model's tokenizer, and all look the same to "
+            "it: take a model that was made for the language and script of these texts"]
 
 
 class UnknownTokens:
-    """watch(rows), for each window of a stream, warns on standard error once if it has too many of them."""
+    """watch(rows), called for each window of a stream, warns once if too many are unknown."""
 
     def __init__(self, tokenizer):
-        self.tokenizer, self.told = tokenizer, False
+        self.tokenizer, self.warned = tokenizer, False
 
     def __call__(self, rows):
-        if not self.told:
-            some = rows[::1 + len(rows) // SOME_ROWS]
-            for line in unknown_line({"the texts": unknown_share(self.tokenizer, some)}):
-                self.told = True
+        if not self.warned:
+            some_rows = rows[::1 + len(rows) // SOME_ROWS]
+            for line in unknown_line({"the texts": unknown_share(self.tokenizer, some_rows)}):
+                self.warned = True
                 print(f"WARNING: {line}", file=sys.stderr, flush=True)
