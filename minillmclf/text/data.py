@@ -63,14 +63,14 @@ class Dataset:
 
 def read_examples(path, text_columns=None, label_column=None, need_labels=True, several=False,
                   quoting="auto") -> list[Example]:
-    """All rows of one file, in file order; empty texts are allowed.
+    """All rows of one file (or Table), in file order; empty texts are allowed.
 
     text_columns: "a,b" or a sequence of names; by default the first of LAYOUTS of which the file
     has a column. label_column: by default `label`, else `winner`. need_labels=False: a row whose
     label cannot be read has the label None. several: as for `load_data`; quoting: as in
     table_files.py. Raises InputError.
     """
-    table = read_table(Path(path), quoting)
+    table = path if isinstance(path, Table) else read_table(Path(path), quoting)
     label_column = label_column or usual_label(table)
     return examples_of(table, text_columns, label_column, need_labels, several)[1]
 
@@ -98,7 +98,7 @@ def usual_label(table: Table) -> str:
 
 
 def text_names(count: int) -> list[str]:
-    """Column names for `count` texts of a row in files written here: text, or text_a, text_b, ..."""
+    """Column names for the texts of a row in files written here: text, or text_a, text_b, ..."""
     letters = "abcdefghijklmnopqrstuvwxyz"[:count]
     return ["text"] if count == 1 else [f"text_{letter}" for letter in letters]
 
