@@ -46,7 +46,7 @@ def attach(model, recipe, seed=0):
         adapter.wrap(model, method, r["size"], seed=seed)
     elif method == "prefix":
         prefix.attach_prefix(model, r["tokens"], r["projection"], seed=seed)
-        model.max_length = min(model.max_length, model.backbone.room or model.max_length)
+        model.max_length = min(model.max_length, model.backbone.max_input_tokens or model.max_length)
     elif method == "prompt":
         longest = prompt.attach_prompt(model, r["tokens"], seed=seed).longest
         model.max_length = min(model.max_length, longest or model.max_length)

@@ -26,14 +26,14 @@ import torch
 
 from ..errors import InputError
 from ..files import read_json, short, write_text
-from ..models.weights import open_tensors, write_tensors
+from ..models.tensor_files import open_tensors, write_tensors
 from .peft_config import CONFIG, read_config, write_config
 from .peft_model import apply_adapter, bare, collect, split, switch, told
 
 __all__ = ["CONFIG", "OURS", "TENSORS", "apply_adapter", "read_adapter", "switch", "write_adapter"]
 TENSORS, OURS = "adapter_model.safetensors", "minillmclf.json"
 OWN = ("labels", "pool", "max_length", "readout")         # what PEFT has no place for, and what decides the scores
-TASKS = {"behind": "CAUSAL_LM", "apart": "SEQ_2_SEQ_LM", "in place": None}       # of a model that answers with label texts
+TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": None}       # of a model that answers with label texts
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BEFORE = {"lora": "base_model.model.", "dora": "base_model.model.", "prefix": "base_model.", "prompt": "base_model."}
 
@@ -126,8 +126,8 @@ def write_adapter(folder, model, record, name="default"):
     folder, (record, tensors, more) = Path(folder), collect(model, record, name)
     before = BEFORE[record["method"]]
     tensors = {file if file == "prompt_embeddings" else before + file: tensor for file, tensor in tensors.items()}
-    more |= {"task_type": TASKS[model.backbone.ANSWERS]} if model.readout else {}
-    if record["method"] == "prefix" and model.backbone.ANSWERS == "apart":       # PEFT has none before a decoder alone
+    more |= {"task_type": TASKS[model.backbone.KIND]} if model.readout else {}
+    if record["method"] == "prefix" and model.backbone.KIND == "encoder-decoder":       # PEFT has none before a decoder alone
         more["task_type"] = None
     own = {"labels": model.labels, **model.settings()}
     write_tensors(folder / TENSORS, {file: tensors[file].detach().cpu().contiguous() for file in sorted(tensors)},

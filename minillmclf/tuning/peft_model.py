@@ -13,7 +13,7 @@ import torch
 
 from ..errors import InputError
 from ..files import short
-from ..models.weights import Report, shape_fault, translate
+from ..models.weights import Report, shape_fault
 from . import lora, prefix, prompt, selection
 from .peft_config import describe, meant, saved_with
 
@@ -80,7 +80,7 @@ def apply_adapter(model, record, tensors, name="default"):
                for key in ("labels", "pool", "readout") if key in record and record[key] != getattr(model, key)]
     told(f"adapter {name!r}", faults)
     own = wrap_layers(model, record, layers, places, name) if numbers is None else attach(model, record, numbers)
-    bring(model, name, {path: whole[file].T if model.table().turned(path) else whole[file]
+    bring(model, name, {path: whole[file].T if model.table().is_transposed(path) else whole[file]
                         for file, path in fills.items()})
     parameters = plain_parameters(model)
     for parameter in model.parameters():
@@ -134,7 +134,7 @@ def place_layers(model, record, layers, whole):
     linears = selection.linears(model)
     names = {file: path for path, file in model.table().file_names(linears).items()}
     spellings = [{old + file[len(new):]: path for file, path in names.items() if file.startswith(new)}
-                 for old, new in (("", ""), *model.table().spellings)]
+                 for old, new in (("", ""), *model.table().prefix_aliases)]
     names = next((spelled for spelled in spellings if set(layers) <= set(spelled)), names)
     expected = meant(record, [file for file in names if f"{file}.weight" not in whole])
     faults = [f"targets {short(record['targets'])} mean {file}, the file has nothing for it"
@@ -170,7 +170,7 @@ def place_whole(model, record, whole, wrapped):
     expected = {*fresh, *saved, *biases(parameters, record.get("bias", "none"), set(wrapped))}
     for file, tensor in whole.items():
         try:
-            path = translate(file, table)
+            path = table.path(file)
         except KeyError:
             path = None
         if path in fills.values():
@@ -185,7 +185,7 @@ def place_whole(model, record, whole, wrapped):
                           f"in modules_to_save or bias")
         else:
             fills[file] = path
-            faults += shape_fault(file, tuple(tensor.shape), path, parameters[path], table.turned(path))
+            faults += shape_fault(file, tuple(tensor.shape), path, parameters[path], table.is_transposed(path))
     why = {path: "is new in this model and would stay random" if path in fresh else "learned, by the config"
            for path in sorted(expected - set(fills.values()))}
     faults += [f"nothing fills {path} ({names[path]}): it {reason}" for path, reason in why.items()]
@@ -245,7 +245,7 @@ def collect(model, record, name):
         module, _, leaf = names[path].rpartition(".")
         inside = path in learned and path.removesuffix(".bias") in layers
         file = f"{module}.base_layer.{leaf}" if inside else names[path]
-        tensors[file] = parameters[path].T if model.table().turned(path) else parameters[path]
+        tensors[file] = parameters[path].T if model.table().is_transposed(path) else parameters[path]
     if standing:
         return record | standing[0], tensors | {"prompt_embeddings": standing[1]}, standing[2]
     for path, layer in layers.items():
@@ -255,7 +255,7 @@ def collect(model, record, name):
                 tensors[f"{names[path]}.{part}{leaf}"] = getattr(layer, ours)[name]
     linears = [names[path] for path in selection.linears(model) if path in names]
     record |= describe({names[path]: layer for path, layer in layers.items()}, linears, record["saved"], name)
-    return record, tensors, {"fan_in_fan_out": any(model.table().turned(f"{path}.weight") for path in layers)}
+    return record, tensors, {"fan_in_fan_out": any(model.table().is_transposed(f"{path}.weight") for path in layers)}
 
 
 def prompt_of(model):

@@ -4,7 +4,7 @@ Before every text stand P tokens that nobody wrote: in every layer, they have ke
 computed. So a prefix is a cache (models/cache.py) that is already filled when a text begins. The model stays as it is;
 attention costs a little more, MLPs cost the same. An encoder-decoder has it before its decoder's self-attention only.
 
-The P tokens have the positions 0 .. P - 1: texts may have P tokens fewer (`Backbone.room`), and a window may pass them.
+The P tokens have the positions 0 .. P - 1: texts may have P tokens fewer (`Backbone.max_input_tokens`), and a window may pass them.
 Unlike LoRA, a prefix changes the answers from its start; `detach_prefix` gives the base back, bit for bit.
 
 Here too: the paper's re-parameterisation, in which a small network makes the keys and values while they learn. Nothing
@@ -151,7 +151,7 @@ def room_behind(backbone, tokens):
     if type(tokens) is not int or tokens < 1:
         raise InputError(f"{short(tokens)} tokens before a text: must be a whole number from 1, "
                          f"usually 5 to 100")
-    if backbone.room is not None and tokens >= backbone.room:
-        raise InputError(f"{tokens} tokens before a text leave none of the {backbone.room} positions of this "
-                         f"model{backbone.beside()}: take fewer")
-    return None if backbone.room is None else backbone.room - tokens
+    if backbone.max_input_tokens is not None and tokens >= backbone.max_input_tokens:
+        raise InputError(f"{tokens} tokens before a text leave none of the {backbone.max_input_tokens} positions of this "
+                         f"model{backbone.prefix_note()}: take fewer")
+    return None if backbone.max_input_tokens is None else backbone.max_input_tokens - tokens

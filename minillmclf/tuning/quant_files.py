@@ -14,7 +14,8 @@ from torch import nn
 from ..errors import InputError
 from ..files import check_fields, find_model, parse_json, short
 from ..models.config import read_model_config
-from ..models.weights import Checkpoint, export, fill, listed, read_tensor, translate
+from ..models.tensor_files import listed, read_tensor
+from ..models.weights import Checkpoint, export, fill
 from .quant import BLOCKSIZES, CODES, FLOATS, NESTED, Linear4bit, Quantised, dynamic_map, name_of
 
 STATE = "weight.quant_state.bitsandbytes__"
@@ -146,7 +147,7 @@ def read_into(model, checkpoint, table, fresh=(), **options):
     """weights.fill for either kind of checkpoint -> Report."""
     packed = getattr(checkpoint, "packed", {})
     try:
-        paths = {layer: translate(layer + ".weight", table) for layer in packed}
+        paths = {layer: table.path(layer + ".weight") for layer in packed}
     except KeyError as error:
         raise InputError(f"{checkpoint.folder}: {table.title} has no row for the 4-bit layer {error}") from None
     paths = {layer: path for layer, path in paths.items() if path}

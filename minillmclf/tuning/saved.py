@@ -15,7 +15,8 @@ import torch
 from ..errors import InputError
 from ..files import CHECKPOINTS, NEW, check_fields, find_model, read_json, short, write_text
 from ..models.config import ignoring
-from ..models.weights import Checkpoint, write_tensors
+from ..models.tensor_files import write_tensors
+from ..models.weights import Checkpoint
 from ..text.tokenizers.files import READERS
 from . import APART, BOTTLENECKS, UPDATES, adapter, attach, choose_weights, lora, peft_format
 from .peft_config import is_whole
