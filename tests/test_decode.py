@@ -13,6 +13,7 @@ import torch
 from conftest import batch_of
 from live import imported, loaded, may_refuse
 from test_generate import CLASSES, CONFIGS, PROMPTS, build
+from test_tree import log_probs_one_by_one
 
 from minillmclf.classify.label_text import decode
 from minillmclf.classify.label_text.decode import constrained, disagreements
@@ -20,7 +21,7 @@ from minillmclf.errors import InputError
 from minillmclf.models import save_backbone
 from minillmclf.models.backbone import Decoder
 from minillmclf.models.cache import Cache
-from minillmclf.models.tree import Tree, log_probs, log_probs_one_by_one
+from minillmclf.models.tree import Tree, log_probs
 from minillmclf.tuning.prefix import attach_prefix
 
 END = 1
