@@ -405,7 +405,7 @@ def all_speeds_slowed_alike(patch):
 
 def key_heads_interleaved(patch):
     def dealt(q, k, v):
-        return q, *(x.repeat(1, q.shape[1] // x.shape[1], 1) for x in (k, v))
+        return q, *(x.repeat(1, q.shape[1] // x.shape[1], *[1] * (x.dim() - 2)) for x in (k, v))
     capped = gemma.capped_attention
     patch.setattr(llama, "causal_attention", lambda q, k, v, *more: causal_attention(*dealt(q, k, v), *more))
     patch.setattr(gemma, "capped_attention", lambda q, k, v, *more: capped(*dealt(q, k, v), *more))
@@ -474,13 +474,14 @@ def norms_before_and_after_exchanged(patch):
 
 
 def post_norms_missing(patch):
-    patch.setattr(Gemma2Layer, "forward", LlamaLayer.forward)
+    patch.setattr(Gemma2Layer, "attend", LlamaLayer.attend)
+    patch.setattr(Gemma2Layer, "mlp", LlamaLayer.mlp)
 
 
 def post_norm_after_the_sum(patch):
     def wrong(self, x, rows, turn):
-        x = self.attention_post_norm(x + self.attend(self.attention_norm(x), rows, turn))
-        return self.mlp_post_norm(x + self.mlp(self.mlp_norm(x)))
+        x = self.attention_post_norm(x + self.attention(self.attention_norm(x), rows, turn))
+        return self.mlp_post_norm(x + self.gated_mlp(self.mlp_norm(x)))
     patch.setattr(Gemma2Layer, "forward", wrong)
 
 
@@ -498,13 +499,13 @@ def linear_scaling_ignored(patch):
 
 
 def queries_and_keys_not_normalised(patch):
-    patch.setattr(Gemma3Layer, "heads", LlamaLayer.heads)
+    patch.setattr(Gemma3Layer, "project", LlamaLayer.project)
 
 
 def normalised_after_the_rotation(patch):
     def wrong(self, x, rows, turn):
-        q, k, v = LlamaLayer.heads(self, x, rows, turn)
-        return self.q_norm(q), self.k_norm(k), v
+        q, k, v = LlamaLayer.project(self, x, x)
+        return self.q_norm(llama.rotate(q, *turn)), self.k_norm(llama.rotate(k, *turn)), v
     patch.setattr(Gemma3Layer, "heads", wrong)
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
-from minillmclf.models import fresh_weights, load_backbone, save_backbone, tensor_files, weights
+from minillmclf.models import fresh_weights, load_backbone, save_backbone, tensor_files
 from minillmclf.models.bert import Bert, Roberta
 from minillmclf.models.tensor_files import write_checkpoint, write_tensors
 from minillmclf.models.weights import Checkpoint, Table, export, fill
@@ -459,7 +459,7 @@ def test_a_failed_write_leaves_the_earlier_file(error, tmp_path, monkeypatch):
     def fail(tensors, file, metadata):
         Path(file).write_bytes(b"half a file")
         raise error
-    monkeypatch.setattr(weights, "save_file", fail)
+    monkeypatch.setattr(tensor_files, "save_file", fail)
     with pytest.raises(InputError, match="model.safetensors: could not be written .*(No space|too large).* untouched"):
         write_tensors(path, {"a": torch.zeros(3)}, None)
     assert path.read_bytes() == before, "the earlier file is gone"
