@@ -203,9 +203,9 @@ class Bigram(Decoder):
         self.table = chances.log()
 
     def hidden(self, ids, rows, context=None):
-        rest = rows.pack(ids)[:, None, None, None].float()
-        rows.recall(*[rows.spread(rest[:, 0, 0]).unsqueeze(1)] * 2)    # one head of width 1, for the cache to have rows
-        return self.table[rows.pack(ids)]
+        one = rows.unpad(ids)[:, None, None].float()                   # one head of width 1, for the cache to have rows
+        rows.keys_values(one, one)
+        return self.table[rows.unpad(ids)]
 
     def vocabulary(self):
         return self.table
