@@ -527,9 +527,9 @@ def root_read_one_token_too_early(patch, model):
 
     def broken(self, rows):
         made(self, rows)
-        self.queries = self.queries.view(self.mask.shape).clone()
-        self.queries[:, 0] -= (rows.lengths > self.mask.shape[1]).long()
-        self.position_ids, self.queries = rows.positions[self.queries], self.queries.flatten()
+        self.chosen = self.chosen.view(self.mask.shape).clone()
+        self.chosen[:, 0] -= (rows.lengths > self.mask.shape[1]).long()
+        self.position_ids, self.chosen = rows.positions[self.chosen], self.chosen.flatten()
     patch.setattr(TreeQueries, "__init__", broken)
 
 

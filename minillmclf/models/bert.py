@@ -37,7 +37,7 @@ class BertLayer(nn.Module):
 
     def attend(self, x, rows):
         """x: (N, D) -> (M, D), for the M queries of the rows (usually all tokens)."""
-        queries, p = x[rows.queries], self.attention_dropout if self.training else 0.0
+        queries, p = rows.queries(x), self.attention_dropout if self.training else 0.0
         seen = attention(*self.project(x, queries), rows, p)                         # (M, D)
         return self.attention_norm(queries + self.dropout(self.o_proj(seen)))
 

@@ -103,7 +103,7 @@ class DebertaLayer(BertLayer):
 
     def attend(self, x, rows, table, column):
         """x: (N, D) -> (M, D). table: (P, D), the offsets in use; column: (B or 1, T, S)."""
-        queries, p = x[rows.queries], self.attention_dropout if self.training else 0.0
+        queries, p = rows.queries(x), self.attention_dropout if self.training else 0.0
         positions = self.project_offsets(self.dropout(table))            # for all rows
         seen = disentangled_attention(*self.project(x, queries), positions, column, rows, p)
         return self.attention_norm(queries + self.dropout(self.o_proj(seen)))

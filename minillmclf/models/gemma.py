@@ -121,7 +121,7 @@ class Gemma2Layer(LlamaLayer):
 
     def attend(self, x, rows, rotation):
         added = self.attention(self.attention_norm(x), rows, rotation)
-        return x[rows.queries] + self.attention_post_norm(added)                     # differs
+        return rows.queries(x) + self.attention_post_norm(added)                     # differs
 
     def mlp(self, x):
         return x + self.mlp_post_norm(self.gated_mlp(self.mlp_norm(x)))              # differs

@@ -40,8 +40,8 @@ class GPT2Layer(nn.Module):
         p = self.attention_dropout if self.training else 0.0
         qkv = self.qkv_proj(self.attention_norm(x))                                  # (N, 3*D)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(1)                   # (N, H, d)
-        seen = causal_attention(q[rows.queries], k, v, rows, dropout=p, scale=self.scale)
-        return x[rows.queries] + self.dropout(self.o_proj(seen))
+        seen = causal_attention(rows.queries(q), k, v, rows, dropout=p, scale=self.scale)
+        return rows.queries(x) + self.dropout(self.o_proj(seen))
 
     def mlp(self, x):
         """(N, D) -> (N, D)."""

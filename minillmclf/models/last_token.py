@@ -22,11 +22,14 @@ class FewQueries(Rows):
         starts = ends - rows.lengths.unsqueeze(1)
         back = torch.arange(n, 0, -1, device=ends.device)
         chosen = starts if which == "first" else (ends - back).maximum(starts)   # (B, n) of the N
-        self.rows, self.which, self.queries = rows, which, chosen.flatten()      # (B * n,)
+        self.rows, self.which, self.chosen = rows, which, chosen.flatten()       # (B * n,)
         self.mask, self.full, self.causal_masks = torch.ones_like(chosen).bool(), True, {}
-        self.position_ids = rows.positions[self.queries].view(chosen.shape)      # (B, n)
+        self.position_ids = rows.positions[self.chosen].view(chosen.shape)      # (B, n)
         self.positions, self.longest, self.uniform = rows.positions, rows.longest, rows.uniform
         self.key_mask, self.key_position_ids = rows.key_mask, rows.key_position_ids
+
+    def queries(self, x):
+        return x.index_select(0, self.chosen)
 
     def keys_values(self, k, v):
         return self.rows.keys_values(k, v)

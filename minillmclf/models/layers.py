@@ -35,9 +35,9 @@ class Rows:
     mask: (B, T), 1 where a token is, with padding on either side. layout: the batch's, worked out
     here if it is None. InputError for a row without a token.
 
-    positions: (N,), the position of each token in its row. queries: which of the N tokens look at
-    others; here all. position_ids: (B, T), of the queries. key_mask, key_position_ids: (B, S), of
-    the tokens that are looked at; here the same ones. longest: positions in use.
+    positions: (N,), the position of each token in its row. position_ids: (B, T), of the tokens that
+    look at others; key_mask, key_position_ids: (B, S), of those that are looked at; here the same.
+    longest: positions in use.
     """
 
     def __init__(self, mask, layout=None):
@@ -46,7 +46,6 @@ class Rows:
         self.lengths, self.longest = layout.lengths, layout.longest
         self.position_ids = layout.position_ids
         self.positions = self.unpad(self.position_ids)                          # (N,)
-        self.queries = slice(None)
         self.key_mask, self.key_position_ids = self.mask, self.position_ids
         self.uniform = self.full                       # one (1, T, S) mask then fits all rows
         self.causal_masks = {}
@@ -65,6 +64,10 @@ class Rows:
     def last(self, x):
         """(N, ...) -> (B, ...), each row's last token."""
         return x[self.lengths.cumsum(0) - 1]
+
+    def queries(self, x):
+        """(N, ...) -> the tokens that look at others, (M, ...); here all."""
+        return x
 
     def pad_heads(self, x):
         """(N, H, d) -> (B, H, T, d)."""

@@ -47,9 +47,9 @@ class LlamaLayer(nn.Module):
 
     def heads(self, x, rows, rotation):
         """As `project`, with rotated queries and keys. rotation: cosines and sines (N, 1, d/2)."""
-        q, k, v = self.project(x, x[rows.queries])
+        q, k, v = self.project(x, rows.queries(x))
         cos, sin = rotation
-        return rotate(q, cos[rows.queries], sin[rows.queries]), rotate(k, cos, sin), v
+        return rotate(q, rows.queries(cos), rows.queries(sin)), rotate(k, cos, sin), v
 
     def attention(self, x, rows, rotation):
         """x: (N, D), normalised -> (M, D), for the M queries of the rows (usually all tokens)."""
@@ -63,7 +63,7 @@ class LlamaLayer(nn.Module):
 
     def attend(self, x, rows, rotation):
         """(N, D) -> (M, D)."""
-        return x[rows.queries] + self.attention(self.attention_norm(x), rows, rotation)
+        return rows.queries(x) + self.attention(self.attention_norm(x), rows, rotation)
 
     def mlp(self, x):
         """(N, D) -> (N, D)."""

@@ -80,9 +80,10 @@ class T5Layer(nn.Module):
 
     def attend(self, x, rows, bias):
         """x: (N, D) -> (M, D), for the M queries of the rows (usually all tokens)."""
-        normed, queries = self.attention_norm(x), rows.queries
+        normed = self.attention_norm(x)
         k, v = self.attention.keys(normed, rows)                                 # (B, H, S, d)
-        return x[queries] + self.dropout(self.attention(normed[queries], rows, k, v, bias))
+        seen = self.attention(rows.queries(normed), rows, k, v, bias)            # (M, D)
+        return rows.queries(x) + self.dropout(seen)
 
     def expand(self, x):
         """What the MLP holds inside: (N, D) -> (N, F)."""
