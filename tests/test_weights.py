@@ -128,12 +128,12 @@ def test_each_parameter_holds_the_tensor_of_its_own_name():
              "intermediate.dense": "up_proj", "output.dense": "down_proj", "output.LayerNorm": "mlp_norm"}
     for cls in (Bert, Roberta):
         for (file, ours), leaf in itertools.product(pairs.items(), ("weight", "bias")):
-            found = Table(cls.NAMES).path(f"{cls.PREFIX_ALIASES[0][1]}encoder.layer.11.{file}.{leaf}")
+            found = Table(cls.NAMES).path(f"{cls.ALIASES[0][1]}encoder.layer.11.{file}.{leaf}")
             assert found == f"layers.11.{ours}.{leaf}", f"{cls.__name__}: {file} went to {found}"
     with pytest.raises(KeyError):
-        Table(Bert.NAMES, prefix_aliases=Bert.PREFIX_ALIASES).path("bert.encoder.layer.0.output.dense.scale")
+        Table(Bert.NAMES, aliases=Bert.ALIASES).path("bert.encoder.layer.0.output.dense.scale")
     with pytest.raises(KeyError):
-        Table(Bert.NAMES, prefix_aliases=Bert.PREFIX_ALIASES).path("roberta.encoder.layer.0.output.dense.bias")
+        Table(Bert.NAMES, aliases=Bert.ALIASES).path("roberta.encoder.layer.0.output.dense.bias")
 
 
 def test_fresh_parameters_are_allowed_by_pattern_only(folder):

@@ -148,7 +148,7 @@ class Classifier(nn.Module):
         names |= {file: ours if with_classes or not ours.endswith((".out", ".tie")) else None
                   for file, ours in self.head.NAMES.items()}
         ties = {prefix + file: "backbone." + ours for file, ours in body.ties.items()}
-        return Table(names, ties, (*body.prefix_aliases, ("", prefix)), body.transposed, body.title)
+        return Table(names, ties, (*body.aliases, ("", prefix)), body.transposed, body.title)
 
     def settings(self):
         """What neither transformers nor PEFT has a place for; `load` reads it from config.json or minillmclf.json."""

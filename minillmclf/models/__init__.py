@@ -74,7 +74,7 @@ def build_backbone(checkpoint, lm_head):
     cls = model_class(checkpoint.config, where)
     config = cls.own_config(checkpoint.config)
     check_sizes(checkpoint, cls, config, where)
-    lm_head = lm_head and any(paths_of(checkpoint, Table(cls.LM_NAMES, {}, cls.PREFIX_ALIASES)))
+    lm_head = lm_head and any(paths_of(checkpoint, Table(cls.LM_NAMES, {}, cls.ALIASES)))
     try:
         with torch.device("meta"), Unfilled():
             model = cls.from_config(config, lm_head=lm_head, where=where)
@@ -104,7 +104,7 @@ def check_sizes(checkpoint, cls, config, where):
     that config.json does not count are told by `fill`, by name.
     """
     found = dict.fromkeys(cls.DEPTHS.values(), 0)
-    for path, name in paths_of(checkpoint, Table(cls.NAMES, {}, cls.PREFIX_ALIASES)).items():
+    for path, name in paths_of(checkpoint, Table(cls.NAMES, {}, cls.ALIASES)).items():
         shape = checkpoint.shapes[name]
         stack, number, _ = re.fullmatch(r"(.*?)\.(\d+)\.(.*)|.*", path or "").groups()
         if stack in cls.DEPTHS:
@@ -139,7 +139,7 @@ def fresh_weights(model, seed, std=None):
     """
     generator, own = torch.Generator().manual_seed(seed), {}
     if std is None and hasattr(model, "initial_std"):
-        own = model.initial_std()                               # last part of a module's name -> std
+        own = model.initial_std()                            # last part of a module's name -> std
     with torch.no_grad():
         for path, module in model.named_modules():
             for name, parameter in module.named_parameters(recurse=False):

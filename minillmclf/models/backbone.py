@@ -35,7 +35,7 @@ class Backbone(nn.Module, Tables):
     LM_NAMES = {}               # the same for a language-model head of its own
     TIES = {}                   # copy in the file -> the parameter here that it must equal
     LM_TIES = {}                # the same for copies in the language-model head
-    PREFIX_ALIASES = ()         # (beginning of names in a file, beginning in NAMES)
+    ALIASES = ()         # (beginning of names in a file, beginning in NAMES)
     TRANSPOSED = ()             # modules whose weight lies in the file as (in, out)
     CLASSIFIER_PREFIX = ""      # before every name of NAMES, in a file with a classification head
     FULL_PRECISION = ()         # linear layers that are never put into four bits
@@ -78,7 +78,7 @@ class Backbone(nn.Module, Tables):
                   if not names.get(file.removesuffix(".weight"))}
         if not self.has_logits:
             names, copies = names | dict.fromkeys(copies), {}
-        return Table(names, self.TIES | copies, self.PREFIX_ALIASES, self.TRANSPOSED,
+        return Table(names, self.TIES | copies, self.ALIASES, self.TRANSPOSED,
                      type(self).__name__)
 
     # ------------------------------------------------------------------------- reading text

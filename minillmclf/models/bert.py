@@ -6,8 +6,6 @@ numbers: its positions begin at pad_id + 1, and it has one token type.
 
 Not here: the masked-LM head (encoder.py); pooling and classification heads (classify/head.py).
 """
-import re
-
 from torch import nn
 
 from .config import REQUIRED
@@ -67,7 +65,7 @@ class Bert(Encoder):
     MULTIPLES = (("hidden_size", "num_attention_heads"),)
     ARCHITECTURES = {"body": "BertModel", "lm_head": "BertForMaskedLM",
                      "classifier": "BertForSequenceClassification"}
-    PREFIX_ALIASES = (("", "bert."),)          # a file of the body alone may leave the prefix out
+    ALIASES = (("", "bert."),)          # a file of the body alone may leave it out
     NAMES = {
         "bert.embeddings.word_embeddings": "word_embeddings",
         "bert.embeddings.position_embeddings": "position_embeddings",
@@ -132,9 +130,10 @@ class Roberta(Bert):
              f"{c['max_position_embeddings']} to a text",)
     ARCHITECTURES = {"body": "RobertaModel", "lm_head": "RobertaForMaskedLM",
                      "classifier": "RobertaForSequenceClassification"}
-    PREFIX_ALIASES = (("", "roberta."),)
-    NAMES = {re.sub("^bert", "roberta", file): ours for file, ours in Bert.NAMES.items()
-             if not file.startswith("cls")} | {"classifier.dense": None, "classifier.out_proj": None}
+    ALIASES = (("", "roberta."),)
+    NAMES = {file.replace("bert.", "roberta.", 1): ours for file, ours in Bert.NAMES.items()
+             if not file.startswith("cls")}
+    NAMES |= {"classifier.dense": None, "classifier.out_proj": None}
     LM_NAMES = {"lm_head.dense": "lm_head.dense", "lm_head.layer_norm": "lm_head.norm",
                 "lm_head.bias": "lm_head.bias"}
     LM_TIES = {"lm_head.decoder.weight": "word_embeddings.weight",

@@ -52,7 +52,7 @@ class CachedRows(Rows):
         earlier = self.mask[:, :0] if cache.mask is None else cache.mask
         self.place_keys(torch.cat([earlier, self.mask], dim=1))
         self.cache, self.layer = cache, -1
-        self.earlier = list(zip(cache.keys, cache.values))          # of each layer, before this pass
+        self.earlier = list(zip(cache.keys, cache.values))         # of each layer, before this pass
         cache.mask = self.key_mask
 
     def place_keys(self, key_mask):

@@ -60,6 +60,7 @@ COMMON = {
     "dtype?": (lambda v: v is None or isinstance(v, str), "a name"),
     "torch_dtype?": (lambda v: v is None or isinstance(v, str), "a name"),
 }
+KINDS = {str: "a name", bool: "true or false", list: "a list", dict: "an object"}
 # fields that are no whole numbers: pattern -> (test, what it should be)
 NUMBERS = {
     r".*_eps(ilon)?": (lambda v: 1e-30 <= v <= 1, "a number from 1e-30 to 1"),
@@ -73,7 +74,8 @@ def read_model_config(folder):
     where = Path(folder) / "config.json"
     if not where.exists() and where.parent.is_dir():
         raise InputError(f"{where}: is not there: name the folder of a whole model; what was "
-                         "trained beside a base is first merged with it: python -m minillmclf.merge")
+                         "trained beside a base is first merged with it: "
+                         "python -m minillmclf.merge")
     return check_fields(read_json(where), COMMON, where)
 
 
@@ -156,7 +158,7 @@ def wrong_kind(key, value, default):
     """None if a value is of the kind that its field's name and default show, else what would be."""
     if default is None and value is None:
         return None
-    for kind, words in ((str, "a name"), (bool, "true or false"), (list, "a list"), (dict, "an object")):
+    for kind, words in KINDS.items():
         if isinstance(default, kind):
             return None if isinstance(value, kind) else words
     for pattern, (test, words) in NUMBERS.items():

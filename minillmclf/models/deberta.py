@@ -94,7 +94,7 @@ class DebertaLayer(BertLayer):
         self.pos_key_proj, self.pos_query_proj = (nn.Linear(D, D) if has else None for has in own)
 
     def project_offsets(self, table):
-        """(P, D) -> keys and queries of the offsets, (P, H, d) each; None where there is no score."""
+        """(P, D) -> keys and queries of the offsets, (P, H, d) each, or None without a score."""
         key, query = self.pos_key_proj, self.pos_query_proj
         if self.shared:
             key, query = self.k_proj, self.q_proj
@@ -129,9 +129,9 @@ def offsets_known(c):
 
 
 class Deberta(Encoder):
-    """The DeBERTa body: ids -> one vector for each token, and the masked-LM head if there is one."""
+    """The DeBERTa body: ids -> one vector for each token, and the masked-LM head if it has one."""
 
-    # The defaults are those of transformers: silence about relative_attention means a model without.
+    # transformers' defaults: silence about relative_attention means a model without it
     FIELDS = dict(
         vocab_size=REQUIRED, hidden_size=REQUIRED, num_hidden_layers=REQUIRED,
         num_attention_heads=REQUIRED, intermediate_size=REQUIRED, hidden_act="gelu",
@@ -159,7 +159,7 @@ class Deberta(Encoder):
         f"{offsets_known(c) - 1}")
     ARCHITECTURES = {"body": "DebertaV2Model", "lm_head": "DebertaV2ForMaskedLM",
                      "classifier": "DebertaV2ForSequenceClassification"}
-    PREFIX_ALIASES = (("", "deberta."),)        # a file of the body alone may leave the prefix out
+    ALIASES = (("", "deberta."),)        # a file of the body alone may leave the prefix out
     NAMES = {
         "deberta.embeddings.word_embeddings": "word_embeddings",
         "deberta.embeddings.position_embeddings": "position_embeddings",
@@ -204,7 +204,9 @@ class Deberta(Encoder):
         absolute, types = c["position_biased_input"], c["type_vocab_size"]
         self.buckets, self.most = max(c["position_buckets"], 0), offsets_known(c)
         self.word_embeddings = nn.Embedding(c["vocab_size"], D)
-        self.position_embeddings = nn.Embedding(c["max_position_embeddings"], D) if absolute else None
+        self.position_embeddings = None
+        if absolute:
+            self.position_embeddings = nn.Embedding(c["max_position_embeddings"], D)
         self.type_embeddings = nn.Embedding(types, D) if types else None
         self.embedding_norm = nn.LayerNorm(D, eps=eps)
         self.dropout = nn.Dropout(c["hidden_dropout_prob"])

@@ -203,7 +203,7 @@ class Gemma3(Gemma2):
              "_sliding_window_pattern")
     ARCHITECTURES = {"body": "Gemma3TextModel", "lm_head": "Gemma3ForCausalLM",
                      "classifier": "Gemma3TextForSequenceClassification"}
-    PREFIX_ALIASES = (("", "model."), ("language_model.model.", "model."),
+    ALIASES = (("", "model."), ("language_model.model.", "model."),
                       ("model.language_model.", "model."), ("language_model.", "model."))
     NAMES = Gemma2.NAMES | {
         "model.layers.{}.self_attn.q_norm": "layers.{}.q_norm",
@@ -213,8 +213,9 @@ class Gemma3(Gemma2):
     }
     LM_TIES = Gemma2.LM_TIES | {"language_model.lm_head.weight": "word_embeddings.weight"}
     LAYER, PATTERN = Gemma3Layer, 6
-    VISION = ("text_config", "vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index",
-              "image_token_index", "boi_token_id", "eoi_token_id", "image_token_id")
+    VISION = ("text_config", "vision_config", "mm_tokens_per_image", "boi_token_index",
+              "eoi_token_index", "image_token_index", "boi_token_id", "eoi_token_id",
+              "image_token_id")
 
     @classmethod
     def own_config(cls, config):

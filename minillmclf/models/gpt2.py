@@ -71,7 +71,7 @@ class GPT2(Decoder):
     WIDTH, DEPTHS = "n_embd", {"layers": "n_layer"}
     ARCHITECTURES = {"body": "GPT2Model", "lm_head": "GPT2LMHeadModel",
                      "classifier": "GPT2ForSequenceClassification"}
-    PREFIX_ALIASES = (("", "transformer."),)           # the first files leave the prefix out
+    ALIASES = (("", "transformer."),)           # the first files leave the prefix out
     TRANSPOSED = ("qkv_proj", "o_proj", "up_proj", "down_proj")
     NAMES = {
         "transformer.wte": "word_embeddings",
@@ -79,7 +79,7 @@ class GPT2(Decoder):
         "transformer.h.{}.ln_1": "layers.{}.attention_norm",
         "transformer.h.{}.attn.c_attn": "layers.{}.qkv_proj",
         "transformer.h.{}.attn.c_proj": "layers.{}.o_proj",
-        "transformer.h.{}.attn.bias": None,            # no bias: the causal mask, saved as if it were a weight
+        "transformer.h.{}.attn.bias": None,            # no bias, but the causal mask
         "transformer.h.{}.attn.masked_bias": None,
         "transformer.h.{}.ln_2": "layers.{}.mlp_norm",
         "transformer.h.{}.mlp.c_fc": "layers.{}.up_proj",

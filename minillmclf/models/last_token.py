@@ -1,4 +1,4 @@
-"""The last block only where it is read: a head that pools the first or the last token needs no other.
+"""The last block only where it is read: a head that pools one token of a text needs no other.
 
 A block mixes tokens in its attention alone. So the last block takes keys and values of all tokens,
 but queries of the few that are read; all that follows is computed for these. The result is exact.

@@ -62,7 +62,7 @@ class Rows:
         return x.unflatten(0, self.mask.shape)
 
     def last(self, x):
-        """(N, ...) -> (B, ...), each row's last token."""
+        """(N, ...) -> (B, ...), of each row the last."""
         return x[self.lengths.cumsum(0) - 1]
 
     def queries(self, x):
@@ -165,7 +165,7 @@ def root_mean_square_norm(x, eps):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm times a learned weight: a layer norm that neither centres nor shifts."""
+    """Root-mean-square norm times a weight: a layer norm that neither centres nor shifts."""
 
     def __init__(self, width, eps):
         super().__init__()

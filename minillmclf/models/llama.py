@@ -94,7 +94,7 @@ class Llama(Decoder):
              and f"head_dim {c['head_dim']} is odd, but a rotation turns pairs of numbers",)
     ARCHITECTURES = {"body": "LlamaModel", "lm_head": "LlamaForCausalLM",
                      "classifier": "LlamaForSequenceClassification"}
-    PREFIX_ALIASES = (("", "model."),)                  # a file of the body alone has no prefix
+    ALIASES = (("", "model."),)                  # a file of the body alone has no prefix
     NAMES = {
         "model.embed_tokens": "word_embeddings",
         "model.layers.{}.input_layernorm": "layers.{}.attention_norm",

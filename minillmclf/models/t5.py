@@ -50,7 +50,7 @@ class T5Attention(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.heads, self.p = c["num_heads"], c["dropout_rate"]
-        D, inner = c["d_model"], c["num_heads"] * c["d_kv"]                      # inner need not be D
+        D, inner = c["d_model"], c["num_heads"] * c["d_kv"]                      # may differ
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(D, inner, bias=False) for _ in range(3))
         self.o_proj = nn.Linear(inner, D, bias=False)
 
@@ -143,7 +143,7 @@ class EncoderStack(nn.Module):
         self.dropout = nn.Dropout(c["dropout_rate"])
 
     def bias(self, rows):
-        """(B or 1, H, T, S), added to all scores. Half of the buckets are for keys after the query."""
+        """(B or 1, H, T, S), added to all scores; half of the buckets are for later keys."""
         distance, half = rows.distance(), self.buckets // 2                      # (B or 1, T, S)
         bucket = distance_buckets(distance.abs(), half, self.most) + half * (distance < 0)
         bias = self.relative_bias(bucket).permute(0, 3, 1, 2)                    # (B or 1, H, T, S)
@@ -197,7 +197,8 @@ BOTH_NAMES = {
     "encoder.final_layer_norm": "encoder.final_norm",
     **attention_names("decoder.block.{}.layer.0.SelfAttention", "decoder.layers.{}.attention"),
     "decoder.block.{}.layer.0.layer_norm": "decoder.layers.{}.attention_norm",
-    **attention_names("decoder.block.{}.layer.1.EncDecAttention", "decoder.layers.{}.cross_attention"),
+    **attention_names("decoder.block.{}.layer.1.EncDecAttention",
+                      "decoder.layers.{}.cross_attention"),
     "decoder.block.{}.layer.1.layer_norm": "decoder.layers.{}.cross_norm",
     "decoder.block.{}.layer.2.layer_norm": "decoder.layers.{}.mlp_norm",
     "decoder.final_layer_norm": "decoder.final_norm",
@@ -243,7 +244,7 @@ class T5(Backbone):
                      "classifier": "T5ForSequenceClassification"}
     CLASSIFIER_PREFIX, BLOCKS = "transformer.", "decoder.layers"
     FULL_PRECISION = ("down_proj",)            # it makes T5's largest numbers
-    PREFIX_ALIASES = ((CLASSIFIER_PREFIX, ""),)
+    ALIASES = ((CLASSIFIER_PREFIX, ""),)
     NAMES = BOTH_NAMES | mlp_names(wi="up_proj", wo="down_proj")
     LM_NAMES = {"lm_head": "lm_head"}
     TIES = dict.fromkeys(("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
@@ -297,10 +298,15 @@ class T5(Backbone):
                              "float32")
         return x
 
+    def read_source(self, ids, mask, layout=None):
+        """ids, mask: (B, S) -> memory (N, D) and its rows."""
+        rows = Rows(mask, layout)
+        return self.encoder(self.embed(ids, rows), rows), rows
+
     def encode(self, ids, mask):
         """ids, mask: (B, S) -> memory (B, S, D), zeros at padding."""
-        rows = Rows(mask)
-        return rows.pad(self.encoder(self.embed(ids, rows), rows))
+        memory, rows = self.read_source(ids, mask)
+        return rows.pad(memory)
 
     def context(self, memory, rows):
         """What the decoder needs of a source, computed once: its keys and values for each block,
@@ -321,10 +327,9 @@ class T5(Backbone):
 
     def prepare(self, ids, mask, types=None, layout=None):
         """A classifier reads the decoder's states, where source and target are the same text."""
-        source, rows = Rows(mask, layout), self.rows(mask, layout)
-        memory = self.encoder(self.embed(ids, source), source)                   # (N, D)
+        memory, rows = self.read_source(ids, mask, layout), self.rows(mask, layout)
         x = self.embed(self.shift_right(ids, mask, layout), rows)
-        return x, rows, self.context(memory, source)
+        return x, rows, self.context(*memory)
 
     def run(self, layers, x, rows, context):
         """x: (N, D) through some of the decoder's blocks -> (N, D). context: of the source."""
@@ -346,10 +351,8 @@ class T5(Backbone):
     def prompt(self, ids, mask):
         """Where writing begins: source ids and mask (B, S) -> start ids and their mask (B, 1),
         context."""
-        source = Rows(mask)
-        memory = self.encoder(self.embed(ids, source), source)
         start = ids.new_full((len(ids), 1), self.config["decoder_start_token_id"])
-        return start, torch.ones_like(start), self.context(memory, source)
+        return start, torch.ones_like(start), self.context(*self.read_source(ids, mask))
 
     def logits(self, hidden):
         """hidden (..., D) -> logits over the vocabulary (..., V)."""

@@ -2,9 +2,8 @@
 
 A rename table is data: {name in the file: path here}, `{}` for a layer's number, None for "dropped
 on purpose". A row may name a module, and then stands for its weight and its bias. Loading uses the
-table forwards, saving backwards. Everything is checked before anything is used: every tensor of the
-file has a row, every parameter is filled, shapes agree, ties are equal. All faults are reported at
-once.
+table forwards, saving backwards. All is checked before it is used, and all faults are reported at
+once: every tensor has a row, every parameter is filled, shapes agree, ties are equal.
 
 Not here: the files themselves (tensor_files.py).
 """
@@ -24,8 +23,7 @@ WRAPPED = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")  # DataPara
 READABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 # ending of a name in the file -> of the parameter here; gamma and beta: before 2019
 LEAVES = {".weight": ".weight", ".bias": ".bias", ".gamma": ".weight", ".beta": ".bias", "": ""}
-# the tensors of heads that only this package writes
-OWN_HEADS = {"minillmclf_*": None}
+OWN_HEADS = {"minillmclf_*": None}       # rows of the heads that only this package writes
 
 
 @dataclass
@@ -33,24 +31,24 @@ class Table:
     """How the tensors of a model lie in a file.
 
     names: name in the file -> path here, or None; "x.*" drops whatever begins with "x.". ties: name
-    in the file -> the parameter here that it must equal. prefix_aliases: (beginning in a file,
+    in the file -> the parameter here that it must equal. aliases: (beginning in a file,
     beginning in `names`), for files that name it differently. transposed: modules whose weight lies
     in the file as (in, out), not as (out, in). title: what errors call this table.
     """
     names: dict
     ties: dict = field(default_factory=dict)
-    prefix_aliases: tuple = ()
+    aliases: tuple = ()
     transposed: tuple = ()
     title: str = "the rename table"
 
-    def aliases(self, name):
+    def candidates(self, name):
         """The names that a tensor of a file may have in `names` and `ties`."""
-        return [name] + [new + name[len(old):] for old, new in self.prefix_aliases
-                         if name.startswith(old)]
+        more = (new + name[len(old):] for old, new in self.aliases if name.startswith(old))
+        return [name, *more]
 
     def path(self, name):
         """The path here of a file's tensor; None if it is dropped; KeyError if no row fits."""
-        for alias in self.aliases(name):
+        for alias in self.candidates(name):
             for pattern, layer in ((alias, ""), generic(alias)):
                 for leaf, ours in LEAVES.items():
                     row = pattern.removesuffix(leaf)
@@ -63,7 +61,7 @@ class Table:
 
     def tied_to(self, name):
         """The parameter here that a file's tensor is a copy of; None if it is no copy."""
-        return next((self.ties[alias] for alias in self.aliases(name) if alias in self.ties), None)
+        return next((self.ties[alias] for alias in self.candidates(name) if alias in self.ties), None)
 
     def file_names(self, paths):
         """{path of a module or parameter here: its name in the file}, of those that have one."""
@@ -84,7 +82,7 @@ class Table:
 
 
 def generic(name):
-    """"layers.3.q_proj.bias" -> ("layers.{}.q_proj.bias", "3"); ("", at the end) without a number."""
+    """"layers.3.q_proj.bias" -> ("layers.{}.q_proj.bias", "3"); without a number: the name, ""."""
     layer = re.search(r"\.(\d+)\.", name)
     if layer is None:
         return name, ""
@@ -94,7 +92,7 @@ def generic(name):
 @dataclass
 class Report:
     """Where every tensor went. loaded, tied: {name in the file: path here}; dropped: names in the
-    file; fresh: parameters that the file does not have, newly initialised."""
+    file; fresh: newly initialised parameters, which the file does not have."""
     loaded: dict = field(default_factory=dict)
     tied: dict = field(default_factory=dict)
     dropped: list = field(default_factory=list)
@@ -103,7 +101,7 @@ class Report:
     def line(self):
         """How many of each, on one line; `inspect` has the names."""
         counts = {"tied": self.tied, "dropped": self.dropped, "new": self.fresh}
-        more = [f", {len(names)} {word}" for word, names in counts.items() if names]
+        more = (f", {len(names)} {word}" for word, names in counts.items() if names)
         return f"{len(self.loaded)} tensors loaded" + "".join(more)
 
 
@@ -147,13 +145,11 @@ def place(model, path, tensor):
 def fill(model, checkpoint, table, fresh=(), dtype=torch.float32, place=place):
     """Put a checkpoint's tensors into `model` by its rename table -> Report.
 
-    fresh: patterns (regex) of parameters that the file may lack; they keep their new values.
-    place(model, path, tensor): what is done with each tensor. A model on the "meta" device, without
-    memory, gets each tensor as it is read, so none ever exists twice. Raises InputError with every
-    fault found; `model` is then unusable.
+    fresh: patterns (regex) of parameters that the file may lack. place(model, path, tensor): what
+    is done with each tensor. A model on the "meta" device, without memory, gets each tensor as it
+    is read, so none exists twice. InputError with every fault; `model` is then unusable.
     """
-    parameters, report = dict(model.named_parameters()), Report()
-    faults, filled = [], {}
+    parameters, report, faults, filled = dict(model.named_parameters()), Report(), [], {}
     remedy = "download the files again, or save the model again"
     for name, shape in checkpoint.shapes.items():
         if table.tied_to(name):

@@ -20,7 +20,7 @@ from ..errors import InputError
 class Layout:
     """Where the tokens of a padded batch (B, T) stand.
 
-    It is worked out once, on the CPU, because reading a number from a GPU makes the CPU wait for it.
+    It is worked out once, on the CPU: to read a number from a GPU, the CPU must wait for it.
 
     mask: (B, T) bool; lengths: (B,) tokens of each row; places: (N,) where each token stands in the
     flattened batch; position_ids: (B, T), 0, 1, 2, ... along the tokens of each row. full: there is

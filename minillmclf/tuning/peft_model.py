@@ -134,7 +134,7 @@ def place_layers(model, record, layers, whole):
     linears = selection.linears(model)
     names = {file: path for path, file in model.table().file_names(linears).items()}
     spellings = [{old + file[len(new):]: path for file, path in names.items() if file.startswith(new)}
-                 for old, new in (("", ""), *model.table().prefix_aliases)]
+                 for old, new in (("", ""), *model.table().aliases)]
     names = next((spelled for spelled in spellings if set(layers) <= set(spelled)), names)
     expected = meant(record, [file for file in names if f"{file}.weight" not in whole])
     faults = [f"targets {short(record['targets'])} mean {file}, the file has nothing for it"
