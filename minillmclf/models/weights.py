@@ -4,7 +4,6 @@ A rename table is data: {name in the file: path here}, `{}` for a layer's number
 on purpose". A row may name a module, and then stands for its weight and its bias. Loading uses the
 table forwards, saving backwards. All is checked before it is used, and all faults are reported at
 once: every tensor has a row, every parameter is filled, shapes agree, ties are equal.
-
 Not here: the files themselves (tensor_files.py).
 """
 import os
@@ -61,7 +60,8 @@ class Table:
 
     def tied_to(self, name):
         """The parameter here that a file's tensor is a copy of; None if it is no copy."""
-        return next((self.ties[alias] for alias in self.candidates(name) if alias in self.ties), None)
+        found = (self.ties[alias] for alias in self.candidates(name) if alias in self.ties)
+        return next(found, None)
 
     def file_names(self, paths):
         """{path of a module or parameter here: its name in the file}, of those that have one."""
