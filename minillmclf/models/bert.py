@@ -29,23 +29,23 @@ class BertLayer(nn.Module):
         self.attention_dropout = c["attention_probs_dropout_prob"]
 
     def project(self, x, queries):
-        """x: (N, D), queries: (M, D), those of x that look at others -> q, k, v (N or M, H, d)."""
+        """x: (N, D), queries: (M, D), some of x -> q, k, v (N or M, H, d)."""
         each = self.q_proj(queries), self.k_proj(x), self.v_proj(x)
         return (vectors.unflatten(-1, (self.heads, -1)) for vectors in each)
 
     def attend(self, x, rows):
-        """x: (N, D) -> (M, D), for the M queries of the rows (usually all tokens)."""
+        """x: (N, D) -> (M, D)."""
         queries, p = rows.queries(x), self.attention_dropout if self.training else 0.0
         seen = attention(*self.project(x, queries), rows, p)                         # (M, D)
         return self.attention_norm(queries + self.dropout(self.o_proj(seen)))
 
     def mlp(self, x):
-        """(N, D) -> (N, D)."""
+        """(M, D) -> (M, D)."""
         inner = self.activation(self.up_proj(x))                                     # (N, F)
         return self.mlp_norm(x + self.dropout(self.down_proj(inner)))
 
     def forward(self, x, rows):
-        """x: (N, D) -> (N, D)."""
+        """x: (N, D) -> (M, D)."""
         return self.mlp(self.attend(x, rows))
 
 

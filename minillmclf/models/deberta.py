@@ -62,7 +62,7 @@ def disentangled_attention(q, k, v, positions, column, rows, dropout):
     use, (P, H, d) each, or None where the model has no such score. column: (B or 1, T, S), which
     of the P offsets a query and a key have. -> (M, H*d)
     """
-    q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)                # (B, H, T, d), 2x S
+    q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)        # (B, H, T, d), (B, H, S, d)
     terms = 1 + sum(each is not None for each in positions)
     scale = 1 / math.sqrt(q.shape[-1] * terms)
     # Scaled before the products: the sums of unscaled ones leave the range of fp16.

@@ -36,7 +36,7 @@ class GPT2Layer(nn.Module):
             self.scale = self.scale / (number + 1)
 
     def attend(self, x, rows):
-        """x: (N, D) -> (M, D), for the M queries of the rows (usually all tokens)."""
+        """x: (N, D) -> (M, D)."""
         p = self.attention_dropout if self.training else 0.0
         qkv = self.qkv_proj(self.attention_norm(x))                                  # (N, 3*D)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(1)                   # (N, H, d)
@@ -44,12 +44,12 @@ class GPT2Layer(nn.Module):
         return rows.queries(x) + self.dropout(self.o_proj(seen))
 
     def mlp(self, x):
-        """(N, D) -> (N, D)."""
+        """(M, D) -> (M, D)."""
         inner = self.activation(self.up_proj(self.mlp_norm(x)))                      # (N, F)
         return x + self.dropout(self.down_proj(inner))
 
     def forward(self, x, rows):
-        """x: (N, D) -> (N, D)."""
+        """x: (N, D) -> (M, D)."""
         return self.mlp(self.attend(x, rows))
 
 

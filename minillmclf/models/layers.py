@@ -1,8 +1,8 @@
 """Maths that several architectures share: padding, masks, attention, RMSNorm, activations.
 
 Shapes use one alphabet everywhere: B rows of a batch, T tokens of a padded row, S tokens that may
-be looked at, N real tokens of the whole batch, H heads, K heads of keys and values, d width of a
-head, D width of the model, C classes, V vocabulary.
+be looked at, N real tokens of the whole batch, M those of them that are queries (usually all), H
+heads, K heads of keys and values, d width of a head, D width of the model, C classes, V vocabulary.
 
 Padding is handled in one class, `Rows`. A model first removes it: (B, T) becomes (N, D). Norms,
 linear layers and MLPs then see real tokens only, so padding can neither leak into a result nor cost
@@ -32,12 +32,12 @@ ACTIVATIONS = {                                    # by their names in config.js
 class Rows:
     """Which tokens of a padded batch are real, and which of them may look at which.
 
-    mask: (B, T), 1 where a token is, with padding on either side. layout: the batch's, worked out
-    here if it is None. InputError for a row without a token.
+    mask: (B, T), 1 where a token is, with padding on either side. layout: text.batch.Layout of the
+    mask, worked out here if it is None. InputError for a row without a token.
 
-    positions: (N,), the position of each token in its row. position_ids: (B, T), of the tokens that
-    look at others; key_mask, key_position_ids: (B, S), of those that are looked at; here the same.
-    longest: positions in use.
+    positions: (N,), the position of each token in its row. position_ids: (B, T), those of the
+    queries; key_mask, key_position_ids: (B, S), which keys are tokens, and their positions; here
+    the same tokens. longest: how many positions are in use.
     """
 
     def __init__(self, mask, layout=None):
@@ -66,7 +66,7 @@ class Rows:
         return x[self.lengths.cumsum(0) - 1]
 
     def queries(self, x):
-        """(N, ...) -> the tokens that look at others, (M, ...); here all."""
+        """(N, ...) -> (M, ...), the tokens that are queries; here all."""
         return x
 
     def pad_heads(self, x):
@@ -78,7 +78,7 @@ class Rows:
         return self.unpad(x.transpose(1, 2).flatten(2))
 
     def keys_values(self, k, v):
-        """k, v: (N, K, d) -> the keys and values that queries look at, (B, K, S, d) each."""
+        """k, v: (N, K, d) -> the keys and values that the queries look at, (B, K, S, d) each."""
         return self.pad_heads(k), self.pad_heads(v)
 
     def distance(self):
@@ -123,10 +123,10 @@ class Rows:
 def attention(q, k, v, rows, dropout=0.0):
     """softmax(q k^T / sqrt(d)) v, where each token looks at the real tokens of its own row.
 
-    q: (N, H, d) of the queries; k, v: (N, H, d) of all tokens; dropout: probability on the
-    attention weights, 0.0 outside training. -> (N, H*d)
+    q: (M, H, d) of the queries; k, v: (N, H, d) of all tokens; dropout: probability on the
+    attention weights, 0.0 outside training. -> (M, H*d)
     """
-    q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)                 # (B, H, T, d), 2x S
+    q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)        # (B, H, T, d), (B, H, S, d)
     return rows.merge_heads(F.scaled_dot_product_attention(
         q, k, v, attn_mask=rows.padding_mask, dropout_p=dropout))
 
@@ -134,10 +134,10 @@ def attention(q, k, v, rows, dropout=0.0):
 def causal_attention(q, k, v, rows, window=math.inf, dropout=0.0, scale=None):
     """As `attention`, but a token sees only itself and the window - 1 tokens before it.
 
-    q: (N, H, d); k, v: (N, K, d). With K < H, H/K query heads in turn share a head of keys and
-    values. scale: factor of q k^T, 1 / sqrt(d) if None. -> (N, H*d)
+    q: (M, H, d); k, v: (N, K, d). With K < H, H/K query heads in turn share a head of keys and
+    values. scale: factor of q k^T, 1 / sqrt(d) if None. -> (M, H*d)
     """
-    q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)                 # (B, H, T, d), 2x K, S
+    q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)        # (B, H, T, d), (B, K, S, d)
     triangle = rows.is_triangle(window)
     return rows.merge_heads(F.scaled_dot_product_attention(
         q, k, v, attn_mask=None if triangle else rows.causal(window), is_causal=triangle,
@@ -149,13 +149,13 @@ def attention_by_hand(q, k, v, rows, seen=None, scale=None):
 
     seen: (B, 1, T, S), True where a query may look; None: at all real tokens of its row.
     """
-    q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)                 # (B, H, T, d), 2x K, S
+    q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)                 # (B, H, T, d), ...
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))  # (B, H, S, d)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     scores = q @ k.transpose(-2, -1) * scale                              # (B, H, T, S)
     seen = rows.key_mask[:, None, None, :] if seen is None else seen
     scores = scores.masked_fill(~seen, float("-inf"))
-    return rows.merge_heads(scores.softmax(-1) @ v)                       # (N, H*d)
+    return rows.merge_heads(scores.softmax(-1) @ v)                       # (M, H*d)
 
 
 def root_mean_square_norm(x, eps):

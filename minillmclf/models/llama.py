@@ -40,7 +40,7 @@ class LlamaLayer(nn.Module):
         self.attention_dropout = c["attention_dropout"]
 
     def project(self, x, queries):
-        """x: (N, D), queries: (M, D), those of x that look at others.
+        """x: (N, D), queries: (M, D), some of x.
         -> q (M, H, d), k and v (N, K, d)"""
         each = self.q_proj(queries), self.k_proj(x), self.v_proj(x)
         return (vectors.unflatten(-1, (-1, self.head_dim)) for vectors in each)
@@ -52,7 +52,7 @@ class LlamaLayer(nn.Module):
         return rotate(q, rows.queries(cos), rows.queries(sin)), rotate(k, cos, sin), v
 
     def attention(self, x, rows, rotation):
-        """x: (N, D), normalised -> (M, D), for the M queries of the rows (usually all tokens)."""
+        """x: (N, D), normalised -> (M, D)."""
         q, k, v = self.heads(x, rows, rotation)
         p = self.attention_dropout if self.training else 0.0
         return self.o_proj(causal_attention(q, k, v, rows, self.window, p, self.scale))
@@ -70,7 +70,7 @@ class LlamaLayer(nn.Module):
         return x + self.gated_mlp(self.mlp_norm(x))
 
     def forward(self, x, rows, rotation):
-        """x: (N, D) -> (N, D)."""
+        """x: (N, D) -> (M, D)."""
         return self.mlp(self.attend(x, rows, rotation))
 
 

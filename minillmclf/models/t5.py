@@ -79,7 +79,7 @@ class T5Layer(nn.Module):
         self.activation = ACTIVATIONS[c["dense_act_fn"]]
 
     def attend(self, x, rows, bias):
-        """x: (N, D) -> (M, D), for the M queries of the rows (usually all tokens)."""
+        """x: (N, D) -> (M, D)."""
         normed = self.attention_norm(x)
         k, v = self.attention.keys(normed, rows)                                 # (B, H, S, d)
         seen = self.attention(rows.queries(normed), rows, k, v, bias)            # (M, D)
@@ -90,12 +90,12 @@ class T5Layer(nn.Module):
         return self.activation(self.up_proj(x))
 
     def mlp(self, x):
-        """(N, D) -> (N, D)."""
+        """(M, D) -> (M, D)."""
         inner = self.dropout(self.expand(self.mlp_norm(x)))                      # (N, F)
         return x + self.dropout(self.down_proj(inner))
 
     def forward(self, x, rows, bias):
-        """x: (N, D) -> (N, D)."""
+        """x: (N, D) -> (M, D)."""
         return self.mlp(self.attend(x, rows, bias))
 
 
