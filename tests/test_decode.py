@@ -272,7 +272,7 @@ def cache_rows_not_reordered(patch):
 def source_rows_not_reordered(patch):
     pick = decode.pick
     patch.setattr(decode, "pick", lambda context, live: context if context is None else
-                  pick(context, [n % len(context[0][0][0]) for n in range(len(live))]))
+                  pick(context, [n % len(next(iter(context[0].values()))[0]) for n in range(len(live))]))
 
 
 @wrong
