@@ -74,7 +74,7 @@ def fates(model, checkpoint):
     for name, shape in checkpoint.shapes.items():
         if name in report.loaded:
             ours = report.loaded[name]
-            fate = f"-> {ours}" + (", transposed" if table.turned(ours) else "")
+            fate = f"-> {ours}" + (", transposed" if table.is_transposed(ours) else "")
         elif name in report.tied:
             fate = f"equal to {report.tied[name]}, tied"
         else:
@@ -97,14 +97,14 @@ def tensor_lines(found, every_layer):
 def new_head_lines(folder):
     """[which tensors train drops and adds where it puts a new head on the body], by kind."""
     from .classify.classifier import Classifier
-    from .models.weights import generic, tie_of, translate
+    from .models.weights import generic
     from .tuning.quant_files import open_checkpoint
     try:
         checkpoint = open_checkpoint(folder)
         model = Classifier.empty(checkpoint, ["0", "1"], {}, "family", None)
         table = model.table(with_classes=False)
-        path = {name: translate(name, table) for name in checkpoint.files
-                if not tie_of(name, table)}
+        path = {name: table.path(name) for name in checkpoint.files
+                if not table.tied_to(name)}
     except (InputError, KeyError):                             # which train refuses
         return []
     old = {generic(name)[0]: None for name, ours in path.items() if ours is None}

@@ -83,7 +83,7 @@ def diagnose(model, data):
     unknown = {split: unknown_share(model.tokenizer, [e.texts for e in getattr(data, split)])
                for split in lengths}
     remedy = f"raise {setting}"
-    if setting == "max_length" and most >= (model.backbone.room or most + 1):
+    if setting == "max_length" and most >= (model.backbone.max_input_tokens or most + 1):
         ways = [] if model.readout else ["--keep head+tail keeps both ends"]
         if not (model.readout or model.preference or new_words(model)):
             ways.insert(0, "--windows mean reads them whole")

@@ -107,7 +107,7 @@ def test_what_is_kept_for_the_backward_pass_is_counted():
             super().__init__()
             self.up = torch.nn.Linear(8, 16)
 
-        def states(self, ids, mask, types=None):
+        def states(self, ids, mask, types=None, layout=None):
             return torch.tanh(self.up(torch.ones(*ids.shape, 8)))
 
     class Sum(Head):

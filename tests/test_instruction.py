@@ -361,7 +361,7 @@ def test_the_vocabulary_is_neither_in_four_bits_nor_wrapped(name, bases):
     wrapped, linears = lora.wrapped(model), selection.linears(model)
     assert {path for path in linears if path not in wrapped} == {path for path in linears if "lm_head" in path}
     for path, layer in wrapped.items():
-        kept = any(part in path.split(".") for part in model.backbone.KEPT_WHOLE)
+        kept = any(part in path.split(".") for part in model.backbone.FULL_PRECISION)
         assert hasattr(layer.base, "dequantised") != kept, f"{path}: {layer.base}"
     vocabulary, words = model.backbone.vocabulary(), model.backbone.word_embeddings.weight
     for what, matrix in {"head": vocabulary, "embeddings": words}.items():
@@ -442,7 +442,7 @@ def lm_logits(model, rows):
     """Ours -> (N, V), what the language model says at the tokens of each row's answer."""
     given = batch(rows)
     more, real = model.head.targets(given.labels)
-    if model.backbone.ANSWERS == "apart":
+    if model.backbone.KIND == "encoder-decoder":
         hidden = model.backbone(given.ids, given.mask, model.backbone.shift_right(more, real), real)
         return model.backbone.logits(hidden)[real.bool()]
     ids, mask = batch_of([a + b for a, b in zip(prompts_of(rows), answers_of(model, rows))])

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from small import ROOT, bert_folder, data_file, environment, flags, forked
 
 from minillmclf.errors import InputError
-from minillmclf.models.weights import open_tensors
+from minillmclf.models.tensor_files import open_tensors
 from minillmclf.training.parallel import processes as parallel
 
 # A command, in float64, of which process 1 alone is disturbed as its N-th step begins. AdamW divides each gradient by its

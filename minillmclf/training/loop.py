@@ -14,7 +14,7 @@ import torch
 
 from ..errors import InputError
 from ..files import check_fields
-from ..models.weights import write_tensors
+from ..models.tensor_files import write_tensors
 from ..text.batch import collate, make_batches, places
 from .parallel import processes as parallel
 from .checkpoint import is_count, is_number, load_state, numbers, read_state, save_state, seed_step

@@ -79,7 +79,7 @@ def held(backbone, method, trained, total):
     weights = 4 * total
     if method == "qlora":
         packed = sum(m.weight.numel() for name, m in backbone.named_modules() if isinstance(m, nn.Linear)
-                     and not HEADS.search(name) and name.rpartition(".")[2] not in backbone.KEPT_WHOLE)
+                     and not HEADS.search(name) and name.rpartition(".")[2] not in backbone.FULL_PRECISION)
         weights -= round(packed * (4 - bits_per_parameter() / 8))
     return weights + 8 * trained
 

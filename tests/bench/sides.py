@@ -98,7 +98,7 @@ class Ours(Side):
             if parameter.requires_grad:
                 layer, adapter, rest = path.partition(".lora_")
                 name = table.file_names([layer])[layer] + (f".lora_{rest[0]}.weight" if adapter else "")
-                found[name] = parameter.grad.T if table.turned(path) else parameter.grad
+                found[name] = parameter.grad.T if table.is_transposed(path) else parameter.grad
         return found
 
 
