@@ -50,7 +50,7 @@ def build_optimizer(model, lr, weight_decay, layer_decay=1.0, kind="adamw", by_s
     if kind == "adamw":
         return torch.optim.AdamW(groups, fused=True)
     try:
-        package = importlib.import_module("bitsandbytes.optim")
+        package = importlib.import_module("bitsandbytes").optim
     except (ImportError, OSError, RuntimeError) as error:
         raise InputError(f"--optimizer {kind} needs the package bitsandbytes "
                          f"({str(error).splitlines()[0]}): pip install bitsandbytes, or take "
