@@ -436,7 +436,7 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     """
     from .files import write_text
     from .training.parallel import processes as parallel
-    from .training.rates import rate_line
+    from .training.rates import lr_line
     from .training.recompute import recompute_blocks
     place = place_of(s, folder, data, overwrite)
     model, trainable, total = build(s, data.labels, data.columns)
@@ -458,7 +458,7 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
         from .classify.label_text.doctor import examine
         say("\n" + "\n".join(examine(model.tokenizer, model.head, model.labels).lines()))
     say(f"\n{s.model}: {model.report.line() if s.weights == 'pretrained' else 'random weights'}; "
-        f"{trainable:,} of {total:,} parameters trainable; {rate_line(s)}")
+        f"{trainable:,} of {total:,} parameters trainable; {lr_line(s)}")
     if model.quantise:
         kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.kept_whole})
         say(f"in four bits ({model.quantise}): the body's linear layers; kept whole: {', '.join(kinds)}")

@@ -20,7 +20,8 @@ def distributed():
     Only the main process prints. Where one process fails, it alone prints the error, and all end:
     the others wait in vain for its numbers, and end without a word.
     """
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ) or os.environ["WORLD_SIZE"] == "1":
+    started = {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ)
+    if not started or os.environ["WORLD_SIZE"] == "1":
         yield
         return
     import torch.distributed as dist

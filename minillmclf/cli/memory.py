@@ -210,7 +210,7 @@ def at_its_peak(model, kept, kept_in_full, in_forward, carrying):
 
 def training_memory(backbone, head, method, length):
     """What a method takes in training, in fp32 with AdamW -> (trainable parameters, bytes that are
-    there whatever the texts are, bytes for a text of `length` tokens); `step_bytes` adds them up."""
+    there whatever the texts are, bytes for a text of `length` tokens). `step_bytes` adds them."""
     with tuned(backbone, head, method, length) as (model, trained, total):
         used = min(length, model.max_length)               # learned tokens before a text take some
         text, once = kept_for_backward(model, used), 0

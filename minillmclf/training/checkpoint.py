@@ -55,7 +55,8 @@ class Store:
     """
 
     def __init__(self, folder, stop=None):
-        self.state, self.best = (Path(folder) / f"{name}.safetensors" for name in ("state", "best"))
+        self.state = Path(folder) / "state.safetensors"
+        self.best = Path(folder) / "best.safetensors"
         self.stop = stop
 
     def stop_asked(self):
@@ -65,7 +66,7 @@ class Store:
         """Write the state. progress: a dict that JSON can hold, with the number of the step."""
         names = {id(parameter): name for name, parameter in trainable(model).items()}
         tensors = {f"model.{name}": p for name, p in trainable(model).items()}
-        numbers = {}                                    # bitsandbytes counts steps as plain numbers
+        numbers = {}                                   # bitsandbytes counts steps as plain numbers
         for parameter, moments in optimizer.state.items():
             for key, value in moments.items():
                 kept = tensors if torch.is_tensor(value) else numbers
@@ -76,7 +77,7 @@ class Store:
         self.write(self.state, tensors, metadata)
 
     def load(self, model, optimizer):
-        """Put the saved state back into model and optimiser -> its progress; None without a file."""
+        """Put the saved state into model and optimiser -> its progress; None without a file."""
         path = self.state
         if not path.exists():
             return None
@@ -112,9 +113,9 @@ class Store:
         history, best = progress["history"], progress["best"]
         began = history[-1]["step"] if history else 0                   # the epoch under way
         found = best and 1 <= best["epoch"] <= len(history)
+        numbers = [line.get(name) for line in history for name in (metric, "log_loss")]
         fits = (progress["step"] == began + len(progress["losses"])
-                and bool(history) == bool(best)
-                and all(is_number(line.get(name)) for line in history for name in (metric, "log_loss"))
+                and bool(history) == bool(best) and all(map(is_number, numbers))
                 and (not best or found and history[best["epoch"] - 1][metric] == best.get(metric)))
         if not fits:
             raise InputError(f"{self.state}: its steps, losses and best epoch do not fit together: "

@@ -40,9 +40,10 @@ def cached_features(model, encoded, settings):
 def can_cache(model, encoded, settings):
     """Is the body's output for a row the same in every step, and one vector?"""
     body, head = model.backbone, model.head
-    if head.how not in ("first", "last") or head.windows is not None or settings.precision != "fp32":
+    one_vector = head.how in ("first", "last") and head.windows is None
+    if not one_vector or settings.precision != "fp32" or has_dropout(body):
         return False
-    if any(parameter.requires_grad for parameter in body.parameters()) or has_dropout(body):
+    if any(parameter.requires_grad for parameter in body.parameters()):
         return False
     return 4 * body.width * sum(len(sequences(row)) for row in encoded) <= MAX_BYTES
 
@@ -61,15 +62,15 @@ class FeatureCache:
         self.states, self.places, self.vectors, self.closed = states, {}, [], False
 
     def close(self):
-        self.vectors, self.closed = torch.cat(self.vectors), True                         # (texts, D)
+        self.vectors, self.closed = torch.cat(self.vectors), True             # (texts, D)
 
     def __call__(self, ids, mask, types=None, read=None):
         keys = keys_of(ids, mask, types, read)
         if self.closed and all(key in self.places for key in keys):
-            return self.vectors[[self.places[key] for key in keys]].unsqueeze(1)         # (B, 1, D)
+            return self.vectors[[self.places[key] for key in keys]].unsqueeze(1)    # (B, 1, D)
         states = self.states(ids, mask, types, read)
         if not self.closed and read is not None:
-            for key, vector in zip(keys, states):                                         # (1, D) each
+            for key, vector in zip(keys, states):                            # (1, D) each
                 if key not in self.places:
                     self.places[key] = len(self.vectors)
                     self.vectors.append(vector)
@@ -80,6 +81,6 @@ def keys_of(ids, mask, types, read):
     """16 bytes for each text, a hash of its tokens, its types, and the place that is read; padding
     does not count."""
     types = torch.zeros_like(ids) if types is None else types
-    rows, real = torch.stack([ids, types], 2).cpu().numpy(), mask.bool().cpu().numpy()    # (B, T, 2)
+    rows, real = torch.stack([ids, types], 2).cpu().numpy(), mask.bool().cpu().numpy()
     return [blake2b(row[at].tobytes() + str(read).encode(), digest_size=16).digest()
             for row, at in zip(rows, real)]

@@ -26,7 +26,7 @@ class Diverged(InputError):
 
 @dataclass
 class Hooks:
-    """What is called on the way: on_step(step, steps in all, loss), on_epoch(line of the history)."""
+    """Callbacks: on_step(step, number of steps, loss), on_epoch(line of the history)."""
     on_step: Callable = lambda *_: None
     on_epoch: Callable = lambda *_: None
 
@@ -45,7 +45,7 @@ def take_step(model, optimizer, train, rows, settings, objective=None):
 
 
 def add_gradients(model, train, rows, settings, objective, count):
-    """Add the gradient of (summed loss of `rows`) / count to the parameters' -> that loss, a number.
+    """Add the gradient of (summed loss of `rows`) / count -> that quotient, a number.
 
     It takes micro_batch_size rows at a time (0: all). `count` is that of the full batch, so the
     micro-batches add up to the gradient of the full batch.
@@ -78,8 +78,8 @@ def update(model, optimizer, settings, loss):
 
 
 def fit(model, train, dev, settings, store, step=take_step, hooks=Hooks()):
-    """Train on `train`, choose the best epoch on `dev` -> progress: "history", a dict per epoch, and
-    "best". Returns None if the store says that a stop was asked for.
+    """Train on `train`, choose the best epoch on `dev` -> progress: "history", a dict per epoch,
+    and "best". Returns None if the store says that a stop was asked for.
 
     model: Classifier, which ends with the weights of its best epoch; train, dev: Rows; store: where
     the run's files lie (checkpoint.Store); step: called as take_step, without the objective.

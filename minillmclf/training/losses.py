@@ -21,13 +21,13 @@ def class_loss(logits, targets, weights=None, smoothing=0.0):
 
 
 def focal_loss(logits, targets, weights=None, gamma=2.0):
-    """Cross-entropy times (1 - p)^gamma, summed over the rows, p the target's probability -> scalar.
+    """Cross-entropy times (1 - p)^gamma, p the target's probability, summed over rows -> scalar.
 
     Rows that are already right count little, which leaves more weight to rare and hard ones
     (Lin et al. 2017, "Focal Loss for Dense Object Detection"). gamma 0 is cross-entropy.
     """
     log_p = logits.float().log_softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1)      # (B,)
-    wrong = (1 - log_p.exp()).clamp(min=1e-12)       # 0 ** gamma has no finite gradient if gamma < 1
+    wrong = (1 - log_p.exp()).clamp(min=1e-12)     # 0 ** gamma, gamma < 1, has no finite gradient
     losses = -wrong ** gamma * log_p
     return (losses if weights is None else losses * weights[targets]).sum()
 

@@ -24,7 +24,7 @@ def depth_of(name, layers):
 
 
 def parameter_groups(model, lr, weight_decay, layer_decay=1.0, by_size=False):
-    """The trainable parameters as groups for AdamW -> [{"params", "lr", "base_lr", "weight_decay"}].
+    """The trainable parameters in groups -> [{"params", "lr", "base_lr", "weight_decay"}, ...].
 
     Matrices are decayed, biases and norms are not. A layer learns `layer_decay` times as fast as
     the layer above it. by_size: a tensor's lr is multiplied by its root mean square (Shazeer and

@@ -1,4 +1,4 @@
-"""Activation checkpointing: keep only a block's input, and compute the block again for its gradient.
+"""Activation checkpointing: keep a block's input only, and compute it again for its gradient.
 
 The memory for activations falls from about 15 to 35 vectors per token and block to one; a step
 takes about a third longer. Gradients are the same: the random state is restored, so dropout drops

@@ -60,11 +60,11 @@ def examine_gradients(model, earlier=None):
     findings = [
         (missing, trained, "trainable tensors have no gradient: the loss does not depend on them, "
                            "or a part of the model cuts gradients off"),
-        (still, trained, "trainable tensors have a gradient of zeros at two steps in a row: nothing "
-                         "reaches them"),
+        (still, trained, "trainable tensors have a gradient of zeros at two steps in a row: "
+                         "nothing reaches them"),
         (broken, trained, "trainable tensors have a gradient that is not finite"),
-        (leaking, frozen, "frozen tensors have a gradient although they are frozen: it costs memory "
-                          "and is not used")]
+        (leaking, frozen, "frozen tensors have a gradient although they are frozen: it costs "
+                          "memory and is not used")]
     faults = [f"WARNING: gradients: {len(names)} of {len(group)} {what} ({shortened(names)})"
               for names, group, what in findings if names]
     zeros = f", {len(zero)} of zeros so far ({shortened(zero)})" if zero else ""
@@ -121,16 +121,19 @@ class FirstSteps:
         if trained and not changed:
             return [f"WARNING: after three steps none of {shortened(trained)} has changed: --lr is "
                     "too small for them"]
-        rates = {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}
+        groups = self.optimizer.param_groups
+        lr_of = {id(p): group["lr"] for group in groups for p in group["params"]}
         still = []
         for name in trained:
             if name not in changed and name not in self.gradients.zero:
                 smallest = full_tensor(named[name].detach()).abs().min().item()
-                rate = rates[id(named[name])]
-                if not rate or smallest * 2**-20 < rate:      # else fp32 cannot add so small a step
+                lr = lr_of[id(named[name])]
+                if not lr or smallest * 2**-20 < lr:          # else fp32 cannot add so small a step
                     still.append(name)
+        if not still:
+            return []
         return [f"WARNING: after three steps {len(still)} of {len(trained)} trainable tensors have "
-                f"not changed ({shortened(still)}): the optimiser does not reach them"] * bool(still)
+                f"not changed ({shortened(still)}): the optimiser does not reach them"]
 
 
 def sample(names, count=4):

@@ -42,7 +42,8 @@ def first_nonfinite(model, batch):
     def hook_of(name):
         def look(module, inputs, output):
             if not found:
-                found.extend(describe(name, module, list(tensors_in(inputs)), list(tensors_in(output))))
+                tensors = list(tensors_in(inputs)), list(tensors_in(output))
+                found.extend(describe(name, module, *tensors))
         return look
     for name, module in model.named_modules():
         hooks.append(module.register_forward_hook(hook_of(name or "the model")))

@@ -15,8 +15,8 @@ from .processes import is_distributed, world_size
 def shard(model):
     """Shard a model's parameters among the processes, in place."""
     if not is_distributed():
-        raise InputError("--parallel fsdp shares a model among processes, and this is one: start it "
-                         "with torchrun --nproc-per-node N -m minillmclf.train ...")
+        raise InputError("--parallel fsdp shares a model among processes, and this is one: start "
+                         "it with torchrun --nproc-per-node N -m minillmclf.train ...")
     mesh = init_device_mesh(next(model.parameters()).device.type, (world_size(),))
     for part in [*blocks_of(model), model]:
         part = fully_shard(part, mesh=mesh)

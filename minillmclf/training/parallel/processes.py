@@ -64,7 +64,7 @@ def full_tensor(tensor):
 
 
 def replicate(model):
-    """Give all processes the main process's trainable weights, and let them share out evaluation."""
+    """Give all processes the main process's trainable weights; they share out evaluation, too."""
     if is_distributed():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -82,12 +82,12 @@ def scores(model, encoded, batch_size=64):
     own = compute(model, own + encoded[:1] * missing, batch_size)       # (N / processes, C)
     shares = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(shares, own)
-    return torch.stack(shares, 1).flatten(0, 1)[:len(encoded)]          # in turn, as they were dealt
+    return torch.stack(shares, 1).flatten(0, 1)[:len(encoded)]      # in turn, as they were dealt
 
 
 def take_step(model, optimizer, train, rows, settings, objective):
     """loop.take_step, in which each process computes its share of the rows."""
-    if not is_main_process():                            # no two processes drop the same neurons
+    if not is_main_process():                           # no two processes drop the same neurons
         seed_step(torch.initial_seed(), rank())
     count = objective.count(torch.tensor([train.labels[row] for row in rows]))
     optimizer.zero_grad(set_to_none=True)
@@ -146,8 +146,8 @@ def gather(model):
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             tensor = full_tensor(parameter.detach()).cpu()
-            full = torch.nn.Parameter(tensor, parameter.requires_grad) if is_main_process() else None
-            module.register_parameter(name, full)
+            full = torch.nn.Parameter(tensor, parameter.requires_grad)
+            module.register_parameter(name, full if is_main_process() else None)
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, buffer.cpu())
         module._forward_pre_hooks.clear()             # with which FSDP gathers a block's parameters
