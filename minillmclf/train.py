@@ -301,58 +301,72 @@ def silent(line):
     """Says nothing, where others print."""
 
 
+def step_and_store(s, model, targets, folder, stop, say):
+    """What the loop is given -> its step and its store: plain, or those of several processes.
+
+    The step checks its first gradients, and says where a number that is not finite arose.
+    """
+    from .training import loop
+    from .training.checkpoint import Store
+    from .training.monitors.gradients import check_first_steps
+    from .training.monitors.nonfinite import locate_divergence
+    from .training.parallel import processes as parallel
+    take_step, store = loop.take_step, Store
+    if parallel.is_distributed():
+        take_step, store = parallel.take_step, parallel.SharedStore
+    step = functools.partial(take_step, objective=objective_of(s, model, targets))
+    return check_first_steps(locate_divergence(step), say), store(folder, stop)
+
+
 def learn(s, model, data, folder, say, on_epoch=None):
-    """The training itself, with its progress bar -> the loop's progress (None if it was stopped), timing.
+    """The training itself, with its progress bar -> the loop's progress (None if it was stopped),
+    timing.
 
     timing: what this process did; a run that goes on counts its own steps only.
     """
     from .classify.swap import with_swapped
     from .files import write_text
     from .training import loop
-    from .training.checkpoint import Store
     from .training.features import cached_features
-    from .training.monitors.gradients import check_first_steps
-    from .training.monitors.nonfinite import locate_divergence
     from .training.parallel import processes as parallel
     from .training.plan import Rows, plan_epochs
     rows = with_swapped(data.train) if s.swap in ("train", "both") else data.train
     train, dev = encode(model, rows, once=True)[0], encode(model, data.dev)[0]
     chosen = random.Random(f"fitted:{s.seed}").sample(range(len(rows)), min(len(rows), FITTED_ROWS))
     sample = Rows([train.encoded[row] for row in chosen], [train.labels[row] for row in chosen])
-    several, cache = parallel.is_distributed(), nullcontext()
-    if not several:
+    cache = nullcontext()
+    if not parallel.is_distributed():
         cache = cached_features(model, [*train.encoded, *dev.encoded], s)
     started = time.monotonic()
     with Progress(say is silent, dynamic_ncols=True, leave=False) as bar, StopSignal() as stop, cache:
-        def on_step(step, total, loss):
-            bar(step, total, loss=f"{loss:.3f}")
-
-        def after_epoch(line):
-            bar.clear()
-            logits = model.scores(sample.encoded, s.eval_batch_size)
-            fitted = model.task.evaluate(model.probabilities(logits), sample.labels)
-            line[f"train_{s.metric}"] = fitted[s.metric]   # of the same rows each time: the gap is seen
-            dev_metrics = "  ".join(f"{name} {line[name]:.3f}" for name, value in fitted.items()
-                                    if isinstance(value, float))
-            say(f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  "
-                f"{s.metric} {fitted[s.metric]:.3f}  dev {dev_metrics}")
-            if on_epoch:
-                on_epoch(dict(line))
-
-        def on_finding(line):
+        def say_above(line):
             bar.clear()
             say(line)
-        step = functools.partial((parallel if several else loop).take_step,
-                                 objective=objective_of(s, model, train.labels))
-        step = check_first_steps(locate_divergence(step), on_finding)
-        store = (parallel.SharedStore if several else Store)(folder, stop)
-        progress = loop.fit(model, train, dev, s, store, step, loop.Hooks(on_step, after_epoch))
+
+        def after_epoch(line):
+            logits = model.scores(sample.encoded, s.eval_batch_size)
+            fitted = model.task.evaluate(model.probabilities(logits), sample.labels)
+            line[f"train_{s.metric}"] = fitted[s.metric]       # of the same rows in each epoch
+            say_above(epoch_line(line, s.metric))
+            if on_epoch:
+                on_epoch(dict(line))
+        step, store = step_and_store(s, model, train.labels, folder, stop, say_above)
+        hooks = loop.Hooks(lambda step, total, loss: bar(step, total, loss=f"{loss:.3f}"), after_epoch)
+        progress = loop.fit(model, train, dev, s, store, step, hooks)
     if progress is not None and parallel.is_main_process():
         write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in progress["history"]))
     seconds = max(time.monotonic() - started, 1e-6)        # a clock may stand still
     steps = list(islice(chain.from_iterable(plan_epochs(model, train, s)), bar.first, bar.last))
     return progress, {"train_seconds": round(seconds, 1), "seconds_per_step": round(seconds / max(1, len(steps)), 4),
                       "examples_per_second": round(sum(map(len, steps)) / seconds, 1)}
+
+
+def epoch_line(line, metric):
+    """A line of the history in words: the loss, the metric on training rows, the metrics on dev."""
+    dev = "  ".join(f"{name} {value:.3f}" for name, value in line.items()
+                    if isinstance(value, float) and not name.startswith("train_"))
+    return (f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  "
+            f"{metric} {line[f'train_{metric}']:.3f}  dev {dev}")
 
 
 def finish(s, model, data, folder, record, progress, timing):
