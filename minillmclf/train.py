@@ -458,7 +458,7 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     parallel.replicate(model)
     if s.parallel == "fsdp":
         from .training.parallel.fsdp import shard
-        shard(model)
+        shard(model, s.optimizer)
     if s.checkpointing == "on":
         recompute_blocks(model)
     report = diagnose(model, data)
