@@ -71,7 +71,7 @@ def update(model, optimizer, settings, loss):
     """Clip the gradient and take the optimiser's step. Raises Diverged and leaves the weights as
     they are where the gradient is not finite. loss: a number for that message."""
     trainable = [p for p in model.parameters() if p.requires_grad]
-    norm = float(torch.nn.utils.clip_grad_norm_(trainable, settings.clip or math.inf)))
+    norm = float(torch.nn.utils.clip_grad_norm_(trainable, settings.clip or math.inf))
     if not math.isfinite(norm):
         raise Diverged(f"loss {loss}, gradient norm {norm}: training has diverged; lower --lr or "
                        "set --precision fp32")
