@@ -11,10 +11,6 @@ from .cache import CachedRows
 from .layers import Rows
 from .weights import Table
 
-# in files of this package: a head's tensors that no other library knows
-HEADS = ("minillmclf_head", "minillmclf_tie", "minillmclf_pool.U", "minillmclf_pool.v",
-         "minillmclf_windows.U", "minillmclf_windows.v")
-
 
 class Backbone(nn.Module):
     """The parent of all families.
@@ -81,7 +77,7 @@ class Backbone(nn.Module):
         """How this model's tensors lie in a file. A head that is not taken is dropped on purpose.
         """
         lm_names = self.LM_NAMES if self.lm_head is not None else dict.fromkeys(self.LM_NAMES)
-        names = dict.fromkeys(HEADS) | self.NAMES | lm_names
+        names = self.NAMES | lm_names
         own = [file for file in self.LM_TIES if names.get(file.removesuffix(".weight"))]    # untied: it is the head itself
         copies = {file: ours for file, ours in self.LM_TIES.items() if file not in own}
         if not self.has_logits:

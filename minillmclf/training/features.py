@@ -13,7 +13,6 @@ from hashlib import blake2b
 
 import torch
 
-from ..text.batch import sequences
 from .parallel import processes as parallel
 
 MOST = 2**30                                # bytes of features that are kept
@@ -41,11 +40,11 @@ def remembered(model, encoded, s):
 def unchanging(model, encoded, s):
     """Does the body say the same of a row in every step, one vector that can be kept?"""
     body, head = model.backbone, model.head
-    if head.how not in ("first", "last") or head.windows is not None or s.precision != "fp32" or parallel.several():
+    if head.how not in ("first", "last") or s.precision != "fp32" or parallel.several():
         return False
     if any(parameter.requires_grad for parameter in body.parameters()) or drops(body):
         return False
-    return 4 * body.width * sum(len(sequences(row)) for row in encoded) <= MOST
+    return 4 * body.width * sum(len(model.task.sequences(row)) for row in encoded) <= MOST
 
 
 def drops(body):

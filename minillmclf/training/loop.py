@@ -15,12 +15,12 @@ import torch
 from ..errors import InputError
 from ..files import check_fields
 from ..models.weights import write_tensors
-from ..text.batch import collate, make_batches, places
+from ..text.batch import make_batches, row_size
 from .parallel import processes as parallel
 from .checkpoint import is_count, is_number, load_state, numbers, read_state, save_state, seed_step
 from .monitors.gradients import Checkup
 from .features import remembered
-from .metrics import better, evaluate, evaluate_sets
+from .metrics import better
 from .monitors.nonfinite import first_nonfinite
 from .losses import Classes
 from .optim import build_optimizer, rate_factor, set_rate
@@ -42,9 +42,9 @@ class Rows:
     labels: list
 
 
-def plan_epochs(train, s):
-    """The batches of all epochs, settled beforehand by the seed -> Plan."""
-    return Plan(train, s)
+def plan_epochs(train, s, size=row_size):
+    """The batches of all epochs, settled beforehand by the seed -> Plan. size: of a row."""
+    return Plan(train, s, size)
 
 
 class Plan:
@@ -54,8 +54,8 @@ class Plan:
     first MOST_COUNTED of them, and the rest taken to be like these.
     """
 
-    def __init__(self, train, s):
-        self.lengths, self.labels, self.s = list(map(places, train.encoded)), train.labels, s
+    def __init__(self, train, s, size=row_size):
+        self.lengths, self.labels, self.s = list(map(size, train.encoded)), train.labels, s
         first = len(self[0])
         self.epochs = max(s.epochs, -(-s.min_steps // first))
         counted = min(self.epochs, MOST_COUNTED) if s.batch_tokens else 1
@@ -104,7 +104,7 @@ def take_step(model, optimizer, train, rows, s, objective=None):
     pieces, total = parallel.pieces(rows, s.micro_batch_size), 0.0
     optimizer.zero_grad(set_to_none=True)
     for piece in pieces:
-        batch = collate(train.encoded, piece or rows[:1], labels=train.labels).to(device)
+        batch = model.collate(train.encoded, piece or rows[:1], train.labels).to(device)
         with autocast(s, device):
             loss = objective(model, batch) / count
         if not piece:                                         # other processes have a row more: a borrowed one counts 0
@@ -131,7 +131,7 @@ def where_diverged(model, train, pieces, s, device):
     found = None
     for piece in pieces:
         with autocast(s, device):
-            found = found or first_nonfinite(model, collate(train.encoded, piece or [0], labels=train.labels).to(device))
+            found = found or first_nonfinite(model, model.collate(train.encoded, piece or [0], train.labels).to(device))
     return f"; {parallel.first_text(found) or 'the forward pass is finite: it arose in the loss or in the gradients'}"
 
 
@@ -152,7 +152,7 @@ def run_epochs(model, train, dev, s, folder, stop, objective, on_step, on_epoch,
     state, best = Path(folder) / "state.safetensors", Path(folder) / "best.safetensors"
     optimizer = build_optimizer(model, s.lr, s.weight_decay, s.layer_decay, s.optimizer)
     progress = load_state(state, model, optimizer) or {"step": 0, "history": [], "best": None, "losses": []}
-    plan, checkup = plan_epochs(train, s), Checkup(model, optimizer)
+    plan, checkup = plan_epochs(train, s, model.row_size), Checkup(model, optimizer)
     check_progress(progress, s, state, best)
     total, step = plan.steps, progress["step"] - len(progress["losses"])
     for epoch in range(len(progress["history"]), plan.epochs):
@@ -211,9 +211,8 @@ def finish_epoch(model, dev, s, progress, best):
     except InputError:                                        # of the last step's weights
         raise InputError(f"epoch {epoch}: the answers to the dev rows are not finite: training has "
                          "diverged; lower --lr or set --precision fp32") from None
-    measure = evaluate_sets if model.several else evaluate
     record = {"epoch": epoch, "step": progress["step"], "train_loss": sum(progress["losses"]) / len(progress["losses"]),
-              **measure(probabilities, dev.labels, model.labels)}
+              **model.task.measure(probabilities, dev.labels)}
     progress["losses"] = []
     progress["history"].append(record)
     earlier = progress["best"] and progress["history"][progress["best"]["epoch"] - 1]

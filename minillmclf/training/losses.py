@@ -105,7 +105,9 @@ class Completion:
         return torch.tensor(self.lengths, dtype=torch.float, device=labels.device)[labels].sum()
 
     def __call__(self, model, batch):
-        return model.completion_loss(batch)
+        def loss(backbone, ids, mask, types):
+            return model.head.completion_loss(backbone, ids, mask, batch.labels)
+        return model(batch, loss)
 
 
 def corrupt(ids, mask, special_ids, mask_id, vocab_size, share=0.15):

@@ -72,6 +72,11 @@ def has_classes(head):
     return "head.out" in head.NAMES.values()
 
 
+def sequences_of(head):
+    """Sequences that a row has for this head."""
+    return getattr(head, "SEQUENCES", 1)
+
+
 def held(backbone, method, trained, total):
     """Bytes that are there all the time: weights in fp32 (qlora: linear layers in four bits) and AdamW's two moments."""
     from torch import nn
@@ -138,7 +143,7 @@ def forward(model, length, rows, precision):
     import torch
     if any(parameter.is_meta for parameter in model.parameters()):
         return None
-    ids, mask = (torch.full((rows * model.head.SEQUENCES, length), value) for value in (0, 1))
+    ids, mask = (torch.full((rows * sequences_of(model.head), length), value) for value in (0, 1))
     if getattr(model, "prompt", None) is not None:
         ids, mask, _ = model.prompt.extend(ids, mask)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
@@ -202,7 +207,7 @@ def training_memory(backbone, head, method, length):
                 in_forward = most_in_forward(model, used, rows=2)[0] - in_forward
             text = passing(text - once, in_full, in_forward, carrying, len(blocks_in(model)))
         always = held(backbone, method, trained, total) + once
-        return trained, always, text * length // used // head.SEQUENCES
+        return trained, always, text * length // used // sequences_of(head)
 
 
 # ------------------------------------------------------------------------------------------- the switches of the loop
@@ -226,17 +231,17 @@ def recomputed(model, whole):
 
 
 @contextmanager
-def windowed(head, width, step):
+def windowed(model, step):
     """Within: the head reads documents in step.windows windows of step.length tokens, as with --windows mean."""
-    from ..classify.windows import use_windows
-    before = head.windows
-    use_windows(head, width, step.length, {"pool": "mean", "overlap": 0, "max_windows": step.windows,
-                                           "max_document": step.windows * step.length})
-    head.windows.train()
+    from ..classify.windows import Windowed
+    before = model["head"]
+    model["head"] = Windowed(before, model["backbone"].width, step.length, {
+        "pool": "mean", "overlap": 0, "max_windows": step.windows,
+        "max_document": step.windows * step.length})
     try:
         yield
     finally:
-        head.windows = before
+        model["head"] = before
 
 
 def blocks_in(model, of_each=slice(None)):
@@ -262,7 +267,7 @@ def step_keeps(model, step):
 
     def kept(rows, whole=None, checkpointing=step.checkpointing):
         with recomputed(model, whole) if checkpointing else nullcontext(), \
-                windowed(model.head, model.backbone.width, step) if step.windows else nullcontext():
+                windowed(model, step) if step.windows else nullcontext():
             return kept_for_backward(model, length, rows, step.precision)
     def grown(one, two):
         return one + (step.rows - 1) * (two - one)

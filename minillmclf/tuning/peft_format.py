@@ -126,7 +126,7 @@ def write_adapter(folder, model, record, name="default"):
     folder, (record, tensors, more) = Path(folder), collect(model, record, name)
     before = BEFORE[record["method"]]
     tensors = {file if file == "prompt_embeddings" else before + file: tensor for file, tensor in tensors.items()}
-    more |= {"task_type": TASKS[model.backbone.ANSWERS]} if model.readout else {}
+    more |= {"task_type": TASKS[model.backbone.ANSWERS]} if model.head.described else {}
     if record["method"] == "prefix" and model.backbone.ANSWERS == "apart":       # PEFT has none before a decoder alone
         more["task_type"] = None
     own = {"labels": model.labels, **model.settings()}

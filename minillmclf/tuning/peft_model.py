@@ -177,7 +177,7 @@ def place_whole(model, record, whole, wrapped):
             faults.append(f"{short(file, 200)} fills {path} a second time")
         elif path not in parameters:
             faults.append(f"{short(file, 200)} {tuple(tensor.shape)} has no place in this model")
-        elif model.readout and model.backbone.tied and path == "backbone.word_embeddings.weight":
+        elif model.head.described and model.backbone.tied and path == "backbone.word_embeddings.weight":
             faults.append(f"{short(file, 200)} learned, but the language-model head did not: here "
                           f"both are one matrix")
         elif path not in expected and not selection.in_head(path) and "word_embeddings" not in path:

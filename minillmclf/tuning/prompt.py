@@ -64,6 +64,29 @@ class Prompt:
         return ids, mask, None if types is None else types.gather(1, old).masked_fill(new, 0)
 
 
+class Prompted:
+    """Stands for a classifier's `encode` and puts new words before every sequence of its rows."""
+
+    def __init__(self, encode, prompt):
+        self.encode, self.words = encode, list(range(prompt.first, prompt.first + prompt.tokens))
+        self.longest = prompt.longest
+
+    def __call__(self, texts, training=False):
+        """As Classifier.encode -> (rows, how many were cut)."""
+        rows, shortened = self.encode(texts, training)
+        return list(map(self.extend, rows)), shortened
+
+    def extend(self, row):
+        """A row (ids, types), or one of several such sequences -> with the new words, of type 0."""
+        if isinstance(row[0], tuple):
+            return type(row)(*map(self.extend, row))
+        ids, types = row
+        if self.longest is not None and len(ids) > self.longest:
+            raise InputError(f"a text of {len(ids)} tokens does not fit behind a prompt of "
+                             f"{len(self.words)}: set --max-length {self.longest} or less")
+        return self.words + ids, [0] * len(self.words) + types
+
+
 def attach_prompt(model, tokens, ids=None, seed=0):
     """Teach a classifier or a body `tokens` new words -> Prompt; a classifier keeps it as `prompt`, for its forward.
 
@@ -86,6 +109,8 @@ def attach_prompt(model, tokens, ids=None, seed=0):
     backbone.word_embeddings, prompt = PromptEmbedding(words, vectors), Prompt(len(W), tokens, longest)
     if backbone is not model:
         model.prompt = prompt
+    if backbone is not model and hasattr(model, "encode"):
+        model.encode = Prompted(model.encode, prompt)
     return prompt
 
 
@@ -95,6 +120,7 @@ def detach_prompt(model):
     backbone.word_embeddings = backbone.word_embeddings.base
     if backbone is not model:
         model.prompt = None
+        vars(model).pop("encode", None)
     return vectors
 
 

@@ -56,7 +56,7 @@ def spread(model, kind):
             dist.broadcast(parameter.data, 0)
     if kind == "fsdp":
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+        from torch.distributed.fsdp import fully_shard
 
         from ..recompute import blocks_of
         mesh = init_device_mesh(next(model.parameters()).device.type, (size(),))
@@ -64,7 +64,6 @@ def spread(model, kind):
             part = fully_shard(part, mesh=mesh)
             part.set_force_sum_reduction_for_comms(True)                         # gradients are added up, with nothing
             part.set_gradient_divide_factor(1.0)                                 # divided by the number of processes
-        register_fsdp_forward_method(model, "completion_loss")                   # the other way in, beside forward
 
 
 def pieces(rows, most=0):

@@ -1,0 +1,181 @@
+"""What depends on the kind of answer: targets, loss, probabilities, answers, metrics, tables.
+
+`SingleLabel` is the usual case, one class a row. `MultiLabel` (multilabel.py) and `Preference`
+(preference.py) are subclasses that override what is different there. The rest of the package calls
+these methods and never asks which task it has; build.py chooses.
+"""
+from collections import Counter
+
+import torch
+
+from ..errors import InputError
+from ..text.batch import collate, row_size
+from ..training.losses import Classes
+from ..training.metrics import METRICS, evaluate
+from .baseline import BagOfWords, baselines, majority
+from .calibrate import Calibration
+from .head import build_head
+
+
+class SingleLabel:
+    """One class a row: softmax and cross-entropy. labels: the names of the classes, in order."""
+
+    MULTI_LABEL = False                     # may a row have any number of labels?
+    PROBLEM = "single_label_classification"             # problem_type in config.json
+    TEXTS = 2                                           # of a row that a head reads, at most
+    METRICS = tuple(METRICS)                            # in the order printed
+    EXAMPLE = '"a text"'                                # what predict is shown with
+    FREQUENCIES, BAG = "majority class", BagOfWords     # the baselines (baseline.py)
+
+    def __init__(self, labels):
+        self.labels, self.calibration = list(labels), None
+        self.numbers = {label: number for number, label in enumerate(self.labels)}
+
+    @classmethod
+    def check_columns(cls, columns, readout):
+        """InputError unless the task's rows can have these text columns."""
+        if len(columns) > 2 and readout == "head":
+            raise InputError(
+                f"a head reads one text or two of a row, not {len(columns)}: of "
+                f"{', '.join(columns)} name them with --text-column, or ask with --readout labels; "
+                "two answers to a prompt are compared with --preference")
+
+    # ------------------------------------------------------------------- from texts to logits
+
+    def head(self, model_type, backbone, how):
+        """The head that reads this task's answers; arguments as for head.build_head."""
+        return build_head(model_type, backbone, len(self.labels), how)
+
+    def lay_out(self, lay_out, texts, training=False):
+        """A row's texts -> a row of token ids, was it cut? lay_out: the readout's, of texts alone."""
+        return lay_out(texts)
+
+    def sequences(self, row):
+        """The sequences (ids, types) of a row that the backbone reads one by one."""
+        return [row]
+
+    def row_size(self, row):
+        """Places that a row takes in a batch."""
+        return row_size(row)
+
+    def collate(self, encoded, rows, pad_id=0, labels=None):
+        """Rows of token ids -> Batch."""
+        return collate(encoded, rows, pad_id, labels)
+
+    def merge(self, logits, rows):
+        """Logits of all sequences of a batch -> of its rows (B, C), B = rows."""
+        return logits
+
+    # ------------------------------------------------------------------- from logits to answers
+
+    def calibrate(self, calibration, where="calibration"):
+        """Correct logits from now on. calibration: a Calibration, its dict, or None."""
+        if not isinstance(calibration, (Calibration, type(None))):
+            calibration = Calibration.from_dict(calibration, len(self.labels), where)
+        self.calibration = calibration
+
+    def calibrated(self, logits):
+        """Logits (N, C) -> the same, corrected if the task has a calibration."""
+        return logits if self.calibration is None else self.calibration(logits)
+
+    def probabilities(self, logits):
+        """Logits (N, C) -> probabilities, numpy (N, C)."""
+        return logits.softmax(-1).numpy()
+
+    def answers(self, probabilities):
+        """(N, C) -> what is answered to each row, a list of names."""
+        return [self.labels[best] for best in probabilities.argmax(1)]
+
+    # ------------------------------------------------------------------- training and measuring
+
+    def targets(self, examples, name="the data"):
+        """The class number of each row. InputError for a label that is not one of `labels`."""
+        return [self.number(example.label, example, name) for example in examples]
+
+    def number(self, label, example, name):
+        """The number of a class; the rest is for the error."""
+        if label not in self.numbers:
+            raise InputError(f"{name}, line {example.row}: label {label!r} is not one of the "
+                             f"model's: {', '.join(self.labels)}")
+        return self.numbers[label]
+
+    def training_rows(self, examples):
+        """The examples to learn from: these, and others that a task makes of them."""
+        return examples
+
+    def loss(self, settings, targets):
+        """What training minimises, of training/losses.py. targets: those of the training rows."""
+        weights = None
+        if settings.class_weights == "balanced":            # rows / (classes x rows of the class)
+            counts = torch.bincount(torch.tensor(targets), minlength=len(self.labels)).float()
+            weights = len(targets) / (len(self.labels) * counts)
+        return Classes(weights, settings.label_smoothing, settings.focal)
+
+    def measure(self, probabilities, targets):
+        """(N, C), N targets -> {name: number} of an epoch, among them METRICS."""
+        return evaluate(probabilities, targets, self.labels)
+
+    def evaluate(self, probabilities, targets):
+        """(N, C), N targets -> all metrics of a finished model."""
+        return self.measure(probabilities, targets)
+
+    def fitted(self, probabilities, examples):
+        """This task with what is fitted to dev rows. probabilities: a function that gives (N, C) of
+        these examples."""
+        return self
+
+    def baselines(self, data, quick=False):
+        """What a model has to beat -> {name: metrics}. quick: those that cost nothing."""
+        return baselines(data, self, quick)
+
+    def frequencies(self, targets, rows):
+        """How frequent each class is among the targets, for every row -> (rows, C)."""
+        return majority(targets, rows, len(self.labels))
+
+    # ------------------------------------------------------------------- for people
+
+    def table(self, results, name, examples, fitted=False):
+        """The final table, a line a model, then F1 of each class for the last one -> list of lines.
+
+        results: {name of a model: its metrics} on `examples`, the rows called `name`; fitted: was
+        something fitted to these same rows?
+        """
+        lines = [f"{name} ({len(examples)} rows)     accuracy  macro F1  log loss     ECE"]
+        lines += [f"{model:<22}{m['accuracy']:8.3f}{m['macro_f1']:10.3f}{m['log_loss']:10.3f}"
+                  f"{m['ece']:8.3f}" for model, m in results.items()]
+        model, last = list(results.items())[-1]
+        wide, present = max(map(len, self.labels)), {example.label for example in examples}
+        lines += ["", f"F1 of each class, {model}:"]
+        for label in self.labels:
+            note = "" if label in present else "  (no rows of it here)"
+            lines.append(f"  {label:<{wide}}  {last['f1'][label]:.3f}{note}")
+        return lines
+
+    def mistakes(self, probabilities, targets, most=5):
+        """The most frequent mistakes, as text."""
+        wrong = Counter((t, a) for t, a in zip(targets, probabilities.argmax(1)) if t != a)
+        lines = [f"  {count:4d} x {self.labels[t]} taken for {self.labels[a]}"
+                 for (t, a), count in wrong.most_common(most)]
+        return "\n".join(["Most frequent confusions:", *(lines or ["  none"])])
+
+    def check_rows(self, model, texts):
+        """What the task has to say of rows before they are learned or judged -> dict, lines."""
+        return {}, []
+
+    def check_answers(self, model, texts, logits):
+        """The same of a model's answers. logits: rows of `encode` -> (N, C)."""
+        return {}
+
+    def answer_lines(self, record):
+        """What `check_answers` found, in a record, as lines."""
+        return []
+
+    # ------------------------------------------------------------------- files
+
+    def settings(self):
+        """What a folder keeps of the task; `restore` reads it."""
+        return {"calibration": self.calibration and self.calibration.as_dict()}
+
+    def restore(self, settings, where):
+        """Take over saved settings. where: the file that errors name."""
+        self.calibrate(settings.get("calibration"), f"{where}: calibration")
