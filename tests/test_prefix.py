@@ -19,6 +19,7 @@ from torch import nn
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import PooledHead, build_head
+from minillmclf.classify.task import SingleLabel
 from minillmclf.errors import InputError
 from minillmclf.models import build_backbone, fill, fresh_weights, load_backbone
 from minillmclf.models.bert import Bert, Roberta
@@ -591,7 +592,7 @@ def read_back(folder):
         return load_backbone(folder)
     body = build_backbone(checkpoint, lm_head=False)
     head = build_head(checkpoint.config["model_type"], body, 2)
-    model = Classifier(body, head, None, ["a", "b"], None, 9, "family")
+    model = Classifier(body, head, None, SingleLabel(["a", "b"]), 9)
     fill(model, checkpoint, model.table())
     return model.eval()
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..files import check_fields, short
-from ..models.weights import Table
+from ..models.weights import OWN_HEADS, Table
 from ..text.batch import make_batches
 from . import build, saved
 from .label_text.decode import continuations
@@ -80,7 +80,7 @@ class Classifier(nn.Module):
         body, prefix = self.backbone.table(), self.backbone.CLASSIFIER_PREFIX
         prefix = "" if self.head.described else prefix
         names = {prefix + file: path and "backbone." + path for file, path in body.names.items()}
-        names |= self.head.file_names(with_classes)
+        names |= OWN_HEADS | self.head.file_names(with_classes)
         ties = {prefix + file: "backbone." + path for file, path in body.ties.items()}
         return Table(names, ties, (*body.spellings, ("", prefix)), body.transposed, body.title)
 

@@ -21,7 +21,7 @@ class Readout(nn.Module):
     ARCHITECTURE = None         # its name in config.json where transformers has no such model
     described = {}              # what a readout without weights of its own was built from
     most_texts = 2              # texts in a row of the data
-    pool = None                 # how a head pools (head.POOLS)
+    pool = how = None           # how a head pools
     keep = "head"               # which end of a text that is too long (text/cutting.py)
 
     def lay_out(self, tokenizer, texts, max_length):

@@ -20,7 +20,7 @@ from .gemma import Gemma, Gemma2, Gemma3
 from .gpt2 import GPT2
 from .llama import Llama, Mistral
 from .t5 import T5
-from .weights import Checkpoint, Table, export, fill, translate, write_checkpoint
+from .weights import OWN_HEADS, Checkpoint, Table, export, fill, translate, write_checkpoint
 
 MODELS = {"bert": Bert, "roberta": Roberta, "deberta-v2": Deberta, "gpt2": GPT2, "llama": Llama, "mistral": Mistral,
           "gemma": Gemma, "gemma2": Gemma2, "gemma3_text": Gemma3, "gemma3": Gemma3, "t5": T5}
@@ -40,7 +40,9 @@ def load_backbone(path, dtype=torch.float32):
     """
     checkpoint = Checkpoint(path)
     model = build_backbone(checkpoint, lm_head=True)
-    model.report = fill(model, checkpoint, model.table(), dtype=dtype)
+    table = model.table()
+    table.names |= OWN_HEADS
+    model.report = fill(model, checkpoint, table, dtype=dtype)
     return model.eval()
 
 

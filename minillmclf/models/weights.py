@@ -24,6 +24,8 @@ from ..files import find_model, read_json, replacing, short, write_text
 from .config import read_model_config
 
 SHARD_BYTES = 5 * 10**9
+# heads that only classify/ knows: rows that drop them where they are not taken
+OWN_HEADS = dict.fromkeys(f"minillmclf_{part}.*" for part in ("head", "tie", "pool", "windows"))
 WRAPPED = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")   # DataParallel, torch.compile
 READABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 # what a name that no row fits tells -> what its user can do
@@ -191,8 +193,7 @@ def translate(name, table):
                 if pattern.endswith(leaf) and row in table.names:
                     target = table.names[row]
                     return None if target is None else (target + ours).replace("{}", layer)
-    dropped = (row[:-1] for row in table.names if row.endswith(".*"))
-    if name.startswith(("minillmclf_", *dropped)):         # a head that only classify/ knows
+    if any(name.startswith(row[:-1]) for row in table.names if row.endswith(".*")):
         return None
     raise KeyError(name)
 

@@ -75,9 +75,9 @@ def apply_adapter(model, record, tensors, name="default"):
     places, faults = place_layers(model, record, layers, whole) if numbers is None else ({}, [])
     fills, more = place_whole(model, record, whole, places.values())
     faults += more + ([] if numbers is None else prompt_faults(model, record, numbers))
-    faults += [f"{key} of the adapter: {short(record[key], 200)}, of the model: "
-               f"{short(getattr(model, key), 200)}"
-               for key in ("labels", "pool", "readout") if key in record and record[key] != getattr(model, key)]
+    own = {"labels": model.labels, **model.settings()}
+    faults += [f"{key} of the adapter: {short(record[key], 200)}, of the model: {short(own[key], 200)}"
+               for key in ("labels", "pool", "readout") if key in record and record[key] != own[key]]
     told(f"adapter {name!r}", faults)
     own = wrap_layers(model, record, layers, places, name) if numbers is None else attach(model, record, numbers)
     bring(model, name, {path: whole[file].T if model.table().turned(path) else whole[file]
