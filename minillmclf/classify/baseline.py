@@ -50,12 +50,12 @@ def majority(train_labels, rows, classes):
 
 
 def frequencies(train_targets, rows):
-    """Multi-label: train targets (N, C) of 0 and 1 -> the share of rows with each class (rows, C)."""
+    """Multi-label: targets (N, C) of 0 and 1 -> the share of rows with each class (rows, C)."""
     return np.tile(np.mean(train_targets, axis=0), (rows, 1))
 
 
 def terms(texts):
-    """Lower-case words of a row's texts and pairs of neighbours, each with the number of its text."""
+    """Lower-case words of a row and pairs of neighbours, each with the number of its text."""
     parts = (texts,) if isinstance(texts, str) else texts
     found = []
     for number, part in enumerate(parts):
@@ -73,7 +73,7 @@ class BagOfWords:
         self.classes = classes
 
     def fit(self, texts, targets, dev_texts, dev_targets):
-        """Learn the vocabulary and weights from train; choose the penalty by `merit` on dev. -> self"""
+        """Learn vocabulary and weights from train; choose the penalty by `merit` on dev. -> self"""
         frequency = Counter(term for text in texts for term in set(terms(text)))
         most = min(MOST_TERMS, MOST_WEIGHTS // self.classes)
         kept = frequency

@@ -21,30 +21,20 @@ UNSAID = 512         # tokens of a row where neither the model nor its tokenizer
 class Options:
     """How a classifier is built: the keyword arguments of Classifier.from_backbone.
 
-    pool: "family" for the head that transformers has, or another of head.POOLS. max_length: tokens
-    of a row, special ones (and label texts) included; None: what the model takes. seed: of new
-    weights. pretrained=False takes only architecture and tokenizer. quantise: "nf4" or "fp4" puts
-    the backbone's linear layers into four bits, frozen (tuning/quant.py). keep: which end of a long
-    text (text/cutting.py). windows: {"pool": "mean", "overlap": 32, "max_windows": 8,
-    "max_document": 8192} reads long documents in windows (windows.py). preference: {"kind": "head",
-    "swap": "both"} compares two answers (preference.py). multi_label: a row has any number of
-    classes (multilabel.py).
-
-    readout="labels" reads a class as the log-probability of its label texts (label_text/labels.py).
-    Then there may also be template ("Review: {text}\\nSentiment:"), label_texts ({label: [text, ...]},
-    default the names), fields (names of a row's texts in the template), instruction, shots
-    ([(texts, label text), ...]: finished examples before every text), end and score_by. `described`
-    holds these in full; it is {} for a head.
+    readout="labels" reads a class as the log-probability of its label texts, and takes what
+    label_text/options.py has: template ("Review: {text}\\nSentiment:"), label_texts ({label: [text,
+    ...]}, default the names), fields, instruction, shots, end, score_by. `described` holds all of
+    these; it is {} for readout="head".
     """
-    pool: str = "family"
-    max_length: int | None = None
-    seed: int = 0
-    pretrained: bool = True
-    quantise: str | None = None
-    keep: str = "head"
-    windows: dict | None = None
-    preference: dict | None = None
-    multi_label: bool = False
+    pool: str = "family"                # the head that transformers has, or another of head.POOLS
+    max_length: int | None = None       # tokens of a row, special ones included; None: the most
+    seed: int = 0                       # of new weights
+    pretrained: bool = True             # False: only the architecture and the tokenizer
+    quantise: str | None = None         # "nf4", "fp4": linear layers in four bits (tuning/quant.py)
+    keep: str = "head"                  # which end of a long text (text/cutting.py)
+    windows: dict | None = None         # reads long documents in windows (windows.check_windows)
+    preference: dict | None = None      # {"kind": "head", "swap": "both"} (preference.py)
+    multi_label: bool = False           # any number of classes a row (multilabel.py)
     described: dict = field(default_factory=dict)
 
 
@@ -76,9 +66,9 @@ def modules(cls, checkpoint, labels, options):
     backbone = build_backbone(checkpoint, lm_head=bool(options.described))
     tokenizer = load_tokenizer(checkpoint.folder).refuse_second_bos()
     if len(tokenizer) > backbone.config["vocab_size"]:
-        raise InputError(f"{checkpoint.folder}: the tokenizer's ids go to {len(tokenizer) - 1}, the "
-                         f"embedding has only {backbone.config['vocab_size']} rows: these files do "
-                         "not belong together")
+        raise InputError(f"{checkpoint.folder}: the tokenizer's ids go to {len(tokenizer) - 1}, "
+                         f"the embedding has only {backbone.config['vocab_size']} rows: these "
+                         "files do not belong together")
     size = text_length(options.max_length, backbone, tokenizer, checkpoint.folder)
     task = task_of(labels, options.described, options.preference, options.multi_label)
     if options.described:
@@ -92,8 +82,8 @@ def modules(cls, checkpoint, labels, options):
         head.keep = check_keep(options.keep)
         if options.windows is not None:
             if head.most_texts > 2:
-                raise InputError("windows go with one text or two: --preference reads a prompt with "
-                                 "two answers")
+                raise InputError("windows go with one text or two: --preference reads a prompt "
+                                 "with two answers")
             head = Windowed(head, backbone.width, size, options.windows)
     return cls(backbone, head, tokenizer, task, size)
 

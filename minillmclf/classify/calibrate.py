@@ -1,7 +1,7 @@
 """Calibration: correct logits that lean to a class, or that are too sure, after training.
 
-Logits are (N, C), a head's or the log-probabilities of label texts, which need not sum to one.
-Every method ends in one map, (logits - bias) / temperature; what it is fitted to differs:
+Logits (N, C) are a head's, or the log-probabilities of label texts, which need not sum to one.
+Every method gives one map, (logits - bias) / temperature; what it is fitted to differs:
 
     contextual    texts that say nothing, such as "N/A"    Zhao et al. 2021, "Calibrate Before Use"
     batch         rows without labels                      Zhou et al. 2023, "Batch Calibration"
@@ -9,8 +9,7 @@ Every method ends in one map, (logits - bias) / temperature; what it is fitted t
                                                            Modern Neural Networks"
 
 The first two move the bias and may change answers; a temperature changes only how sure they are.
-Everything is fitted in float64 and in logarithms, so logits of -1e4 do no harm. Not here: a scale
-for each class (vector and matrix scaling), isotonic regression.
+All is fitted in float64 and in logarithms. Not here: a scale for each class, isotonic regression.
 """
 import math
 from dataclasses import asdict, dataclass
@@ -35,8 +34,7 @@ class Calibration:
 
     def __call__(self, logits):
         """(N, C) -> (N, C), of the same dtype and device. InputError if they are not finite."""
-        check_logits(logits)
-        if logits.shape[1] != len(self.bias):
+        if check_logits(logits).shape[1] != len(self.bias):
             raise InputError(f"scores of {logits.shape[1]} classes, but a calibration for "
                              f"{len(self.bias)}: fit anew")
         exact = torch.promote_types(logits.dtype, torch.float32)        # 16 bits round the result
@@ -67,20 +65,17 @@ class Calibration:
 def contextual(logits):
     """logits (M, C) of the M content-free inputs -> Calibration: their mean answer is the bias.
 
-    bias = log of the mean over the M rows of softmax(row). Subtracting it is Zhao's
-    W = diag(p_cf)^-1, so a single content-free input comes out uniform. Rows are made to sum to one
-    *before* the mean, so that each has the same weight; the paper's own code does it after.
+    Subtracting it is Zhao's W = diag(p_cf)^-1, so a single content-free input comes out uniform.
+    Rows are made to sum to one *before* the mean; the paper's own code does it after.
     """
     return Calibration(log_mean_probability(logits, 1).tolist())
 
 
 def batch(logits):
-    """logits (N, C) of at least 2 rows without labels -> Calibration: the mean shares of the
-    classes are the bias.
+    """logits (N, C) of 2 rows or more without labels -> Calibration: their mean answer is the bias.
 
-    bias = log of the mean over the N rows of softmax(row): afterwards the mean of
-    p(y|x) / exp(bias) is 1 for every class. It assumes that the classes are about equally frequent;
-    where they are not, it removes their true frequency too.
+    Afterwards the mean of p(y|x) / exp(bias) is 1 for every class. It assumes that the classes are
+    about equally frequent; where they are not, it removes their true frequency too.
     """
     return Calibration(log_mean_probability(logits, 2).tolist())
 
@@ -89,9 +84,8 @@ def temperature(logits, targets):
     """logits (N, C), targets: N class numbers -> Calibration of the least mean log loss, no bias.
 
     The loss is convex in 1/T, so its slope, mean(expected logit - logit of the target), only rises:
-    halve the interval of log(1/T) until it is 0. Where all rows are right, every smaller T is
-    better, and the search ends at 1/100 (at 100 where the logits mislead). T stays 1 if no other is
-    better, as where all logits of each row are equal.
+    halve the interval of log(1/T) until it is 0. Where all rows are right the search ends at 1/100
+    (at 100 where all are wrong). T stays 1 if no other is better.
     """
     logp = log_probabilities(logits, 1)                                             # (N, C)
     targets = check_targets(targets, *logp.shape)

@@ -89,8 +89,9 @@ class Classifier(nn.Module):
     def row(self, texts, training=False):
         """A tuple of texts -> a row of token ids, was it cut? training: a row to learn from; some
         tasks lay out a row that is to be answered in another way."""
-        return self.task.lay_out(
-            lambda given: self.head.lay_out(self.tokenizer, given, self.max_length), texts, training)
+        def lay_out(texts):
+            return self.head.lay_out(self.tokenizer, texts, self.max_length)
+        return self.task.lay_out(lay_out, texts, training)
 
     def encode(self, texts, training=False):
         """A list of texts -> (rows of token ids, how many texts were cut to max_length). A text is
@@ -116,7 +117,7 @@ class Classifier(nn.Module):
         return self.task.collate(encoded, rows, self.tokenizer.pad_id, labels)
 
     def forward(self, batch, read=None):
-        """Batch -> logits (B, C). read: another method of the head than `read`; -> what it gives."""
+        """Batch -> logits (B, C). read: another method of the head; then -> what that gives."""
         if read is not None:
             return read(self.backbone, batch.ids, batch.mask, batch.types)
         logits = self.head.read(self.backbone, batch.ids, batch.mask, batch.types)

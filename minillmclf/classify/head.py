@@ -1,10 +1,9 @@
 """Classification heads: the hidden states of a text -> one logit for each class.
 
-`pool` makes one vector of a text's T vectors. On top each family has its own small network, laid out
-as in transformers, so that checkpoints travel both ways. `PooledHead` is the plain alternative, a
+`pool` makes one vector of a text's T vectors. On top each family has its own small network, as
+transformers has it, so that checkpoints travel both ways. `PooledHead` is the plain alternative, a
 linear layer on any pooling; only this package reads it back. Pooling by "attention" learns which
-tokens count (Lin et al. 2017, "A Structured Self-Attentive Sentence Embedding", arXiv:1703.03130,
-with one row of theirs).
+tokens count (Lin et al. 2017, "A Structured Self-Attentive Sentence Embedding", arXiv:1703.03130).
 """
 import torch
 from torch import nn
@@ -15,16 +14,16 @@ from .readout import Readout
 
 POOLINGS = ("first", "mean", "max", "last")
 POOLS = ("family", *POOLINGS, "attention")      # what a user may ask for
-MISTAKE = "position"        # the last place of the batch, padding or not: to learn from, not offered
+MISTAKE = "position"        # the last place of a batch, padding or not: to be seen, not offered
 
 
 def pool(hidden, mask, how):
     """hidden (B, T, D), mask (B, T) -> (B, D): the first or last *real* token, or the mean or
     maximum over real tokens.
 
-    Padding is known by the mask alone and may stand on either side. how="position" takes [:, -1],
-    as if nothing were padded: then a text's answer depends on how long its batch mates are, and no
-    error shows. It is a common mistake, kept here to be seen. InputError for an unknown `how`.
+    Padding may stand on either side. how="position" takes [:, -1], as if nothing were padded: then
+    a text's answer depends on how long its batch mates are, and no error shows. It is a common
+    mistake, kept here to be seen. InputError for an unknown `how`.
     """
     if how == MISTAKE:
         return hidden[:, -1]
@@ -70,7 +69,7 @@ class Head(Readout):
 
     def classes(self, features):
         """(B, D) -> logits (B, C)."""
-        return self.out(features)
+        return self.out(self.dropout(features))
 
     def forward(self, hidden, mask):
         """hidden (B, T, D), mask (B, T) -> logits (B, C)."""
@@ -102,9 +101,6 @@ class BertHead(Head):
 
     def features(self, hidden, mask):
         return torch.tanh(self.dense(pool(hidden, mask, self.how)))
-
-    def classes(self, features):
-        return self.out(self.dropout(features))
 
 
 class RobertaHead(BertHead):
@@ -148,6 +144,9 @@ class ScoreHead(Head):
         super().__init__()
         self.out = nn.Linear(backbone.width, classes, bias=False)
 
+    def classes(self, features):
+        return self.out(features)
+
 
 class PooledHead(Head):
     """Any pooling -> dropout -> classes."""
@@ -162,16 +161,13 @@ class PooledHead(Head):
         self.out = nn.Linear(backbone.width, classes)
         if how == "attention":
             self.U, self.v = query(backbone.width)
-            self.NAMES = {**self.NAMES, "minillmclf_pool.U": "head.U", "minillmclf_pool.v": "head.v"}
+            self.NAMES = self.NAMES | {"minillmclf_pool.U": "head.U", "minillmclf_pool.v": "head.v"}
 
     def features(self, hidden, mask):
         if self.how == "attention":
             weights = attention(self.U, self.v, hidden, mask)                       # (B, T)
             return (weights.unsqueeze(1) @ hidden).squeeze(1)                       # (B, D)
         return pool(hidden, mask, self.how)
-
-    def classes(self, features):
-        return self.out(self.dropout(features))
 
 
 FAMILY_HEADS = {
@@ -181,7 +177,7 @@ FAMILY_HEADS = {
 
 
 def build_head(model_type, backbone, classes, how="family"):
-    """The head that transformers has for this model_type, or, how="mean" and so on, a pooled one."""
+    """how, of POOLS: "family" for the head that transformers has for this model_type."""
     if how == "family":
         return FAMILY_HEADS[model_type](backbone, classes)
     if how not in (*POOLS, MISTAKE):

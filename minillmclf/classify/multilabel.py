@@ -19,8 +19,8 @@ from ..training.metrics import SET_METRICS, evaluate_sets
 from .baseline import OneVersusRest, frequencies
 from .task import SingleLabel
 
-HALF = 0.5                                                       # the threshold where none is fitted
-AT_HALF = ("exact_match", "micro_f1", "macro_f1")                # metrics that thresholds change
+HALF = 0.5                                          # the threshold where none is fitted
+AT_HALF = ("exact_match", "micro_f1", "macro_f1")   # metrics that thresholds change
 
 
 def best_threshold(probabilities, targets):
@@ -51,7 +51,7 @@ def fit_thresholds(probabilities, targets):
 
 
 def check_thresholds(thresholds, labels, where="thresholds"):
-    """-> the thresholds, if they are a number from 0 to 1 for each class and no name holds a bar."""
+    """-> the thresholds, if they are numbers from 0 to 1, one a class, and no name holds a bar."""
     good = isinstance(thresholds, (list, tuple)) and len(thresholds) == len(labels)
     if not good or not all(type(t) in (int, float) and 0 <= t <= 1 for t in thresholds):
         raise InputError(f"{where}: should be {len(labels)} numbers from 0 to 1, one for each "
@@ -128,8 +128,9 @@ class MultiLabel(SingleLabel):
         """Each metric at 0.5 and at the thresholds; then the classes of the last model."""
         title = f"{name} ({len(examples)} rows)"
         wide = max(22, *map(len, [title, *results]))
+        columns = "   at 0.5  fitted" + "  at 0.5  fitted" * 2 + "  log loss     ECE"
         lines = [f"{'':<{wide}}  exact match       micro F1        macro F1",
-                 f"{title:<{wide}}   at 0.5  fitted" + "  at 0.5  fitted" * 2 + "  log loss     ECE"]
+                 f"{title:<{wide}}{columns}"]
         for model, m in results.items():
             pairs = "".join(f"{m['at_half'][metric]:9.3f}{m[metric]:7.3f}" for metric in AT_HALF)
             lines.append(f"{model:<{wide}}{pairs}{m['log_loss']:10.3f}{m['ece']:8.3f}")

@@ -9,11 +9,11 @@ BradleyTerry     each answer alone with the prompt -> its worth r; the two are c
                  Accommodate Ties"). It cannot prefer a place. A reward model of RLHF is this
                  without ties (Ouyang et al. 2022).
 
-Label texts in a template with three fields are a third way. `Preference` is the task; with swap
-"predict" or "both" it reads a row in both orders and averages. A row that the backbone reads as two
-sequences is a `Pair`, and a batch of them holds all first sequences and then all second ones.
-Not here: how three texts become one sequence (text/parts.py), the exchange of a and b (swap.py).
+Label texts in a template with three fields are a third way. `Preference` is the task. A row that
+the backbone reads as two sequences is a `Pair`; a batch of them holds all first sequences, then all
+second ones. How three texts become one sequence is in text/parts.py.
 """
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -55,13 +55,10 @@ class AroundHead(Head):
         return self.score(hidden, mask)
 
     def lay_out(self, tokenizer, texts, max_length):
-        """(prompt, a, b) -> a row, was anything cut?"""
+        """(prompt, a, b) -> a row, was anything cut? `laid_out` gives a row and the tokens that are
+        cut of each text."""
         row, cut = self.laid_out(tokenizer, texts, max_length)
         return row, any(cut)
-
-    def cuts(self, tokenizer, texts, max_length):
-        """How many tokens of the prompt, of a and of b `lay_out` leaves out -> list of three."""
-        return self.laid_out(tokenizer, texts, max_length)[1]
 
 
 class PreferenceHead(AroundHead):
@@ -118,11 +115,10 @@ class BradleyTerry(AroundHead):
     def laid_out(self, tokenizer, texts, max_length):
         """Two sequences, each of at most max_length tokens; the prompt's cut is the longer one."""
         check_texts(texts)
-        prompt, a, b = texts
-        first, (cut, cut_a) = parts.lay_out(tokenizer, (prompt, a), parts.ONE_ANSWER, max_length,
-                                            self.keep)
-        second, (cut_too, cut_b) = parts.lay_out(tokenizer, (prompt, b), parts.ONE_ANSWER,
-                                                 max_length, self.keep)
+        prompt, *answers = texts
+        rows = [parts.lay_out(tokenizer, (prompt, answer), parts.ONE_ANSWER, max_length, self.keep)
+                for answer in answers]
+        (first, (cut, cut_a)), (second, (cut_too, cut_b)) = rows
         return Pair(first, second), [max(cut, cut_too), cut_a, cut_b]
 
     def length(self, tokenizer, texts):
@@ -132,8 +128,8 @@ class BradleyTerry(AroundHead):
 
     def read(self, backbone, ids, mask, types=None):
         """ids, mask, types: (2B, T), first all (prompt, a) -> log-probabilities (B, 3)."""
-        r = self(*self.states(backbone, ids, mask, types)).squeeze(1).float()       # (2B,)
-        found = davidson(*r.chunk(2), self.tie.bias)                                # (B, 3) a, b, tie
+        r = self(*self.states(backbone, ids, mask, types)).squeeze(1).float()   # (2B,)
+        found = davidson(*r.chunk(2), self.tie.bias)                            # (B, 3) a, b, tie
         return found[:, np.argsort(self.order).tolist()]
 
 
@@ -198,12 +194,10 @@ class Preference(SingleLabel):
         return logits if len(logits) == rows else averaged(logits, self.labels)
 
     def check_rows(self, model, texts):
-        """Of how many rows the prompt, a and b are cut -> {"cut": ...}, lines."""
         counts = cut_parts(model, texts)
         return {"cut": counts}, [cut_line(counts)]
 
     def check_answers(self, model, texts, logits):
-        """How much the answers depend on the order of a and b -> {"swap": ...}."""
         return {"swap": inconsistency(model, texts, logits)}
 
     def answer_lines(self, record):
@@ -231,19 +225,19 @@ def preference_task(asked, labels, described):
     if (kind, swap) == ("none", "none"):
         return None
     fields = described.get("fields", ())
-    if described and kind != "none":
-        raise InputError(f"--preference {kind} goes with --readout head; label texts need only a "
-                         "template with three fields")
-    if described and len(fields) != 3:
-        raise InputError(f"--swap {swap} exchanges the second and the third text of a row, and "
-                         f"these have {', '.join(fields)}: name a prompt and two answers with "
-                         "--text-column")
-    if kind == "bradley-terry" and swap != "none":
-        raise InputError(f"--swap {swap} changes nothing beside --preference bradley-terry, which "
-                         "reads each answer alone")
-    if not described and kind == "none":
-        raise InputError(f"--swap {swap} needs two answers to exchange: set --preference head, or "
-                         "--readout labels")
+    refused = [
+        (described and kind != "none", f"--preference {kind} goes with --readout head; label texts "
+         "need only a template with three fields"),
+        (described and len(fields) != 3, f"--swap {swap} exchanges the second and the third text "
+         f"of a row, and these have {', '.join(fields)}: name a prompt and two answers with "
+         "--text-column"),
+        (kind == "bradley-terry" and swap != "none", f"--swap {swap} changes nothing beside "
+         "--preference bradley-terry, which reads each answer alone"),
+        (not described and kind == "none", f"--swap {swap} needs two answers to exchange: set "
+         "--preference head, or --readout labels")]
+    for holds, message in refused:
+        if holds:
+            raise InputError(message)
     return Preference(labels, kind, swap)
 
 
@@ -263,17 +257,15 @@ def use_swap(model, swap):
 
 def cut_parts(model, texts):
     """In how many rows the prompt, a and b are cut -> {"prompt": n, "a": n, "b": n, "of": rows}."""
-    head, tokenizer, most = model.head, model.tokenizer, model.max_length
-    cuts = []
+    head, counts = model.head, Counter(prompt=0, a=0, b=0)
     for row in texts:
         if head.described:                                  # label texts are cut in characters
-            fitted = head.fitted(tokenizer, row, most)[0]
-            cuts.append([len(text) - len(kept) for text, kept in zip(row, fitted)])
+            fitted = head.fitted(model.tokenizer, row, model.max_length)[0]
+            cuts = [len(text) - len(kept) for text, kept in zip(row, fitted)]
         else:
-            cuts.append(head.cuts(tokenizer, row, most))
-    counts = {name: sum(cut[place] > 0 for cut in cuts)
-              for place, name in enumerate(("prompt", "a", "b"))}
-    return counts | {"of": len(texts)}
+            cuts = head.laid_out(model.tokenizer, row, model.max_length)[1]
+        counts.update({name: tokens > 0 for name, tokens in zip(counts, cuts)})
+    return {**counts, "of": len(texts)}
 
 
 def cut_line(counts):

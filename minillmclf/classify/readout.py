@@ -63,9 +63,9 @@ class Readout(nn.Module):
 def as_rows(texts, names, most):
     """Texts that a user gave, each a string or a tuple of strings -> a tuple for each.
 
-    names: the text columns that the model was trained on, which a row must have, or () where they
-    are not known; most: how many texts a row may have then. InputError for what is no list of texts,
-    and for what would be taken apart into letters, names or rows without order.
+    names: the text columns that the model was trained on, all of which a row has, or () where they
+    are not known; most: how many texts a row may have then. InputError for what is no list of
+    texts, also for a lone string, a mapping, a table or a set.
     """
     wrong = isinstance(texts, (str, bytes, bytearray, Mapping, set, frozenset))
     try:

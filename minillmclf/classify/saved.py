@@ -1,8 +1,9 @@
 """A classifier in a folder: what `save` writes and `load` reads.
 
-A head makes a folder of AutoModelForSequenceClassification, label texts one of AutoModelForCausalLM,
-AutoModelForSeq2SeqLM or AutoModelForMaskedLM. What transformers has no place for stands in config.json
-under "minillmclf". A method that keeps what it learns beside the base (tuning/) writes that alone.
+A classifier with a head becomes a folder of AutoModelForSequenceClassification, one with label
+texts of AutoModelForCausalLM, AutoModelForSeq2SeqLM or AutoModelForMaskedLM. What transformers has
+no place for stands in config.json under "minillmclf". A method that keeps what it trains beside the
+base (tuning/) writes that alone.
 """
 from ..errors import InputError
 from ..files import find_model, short

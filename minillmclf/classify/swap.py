@@ -1,11 +1,11 @@
-"""Rows of a prompt and two answers: their classes, and what happens where the answers change places.
+"""Rows of a prompt and two answers: their classes, and what happens if the answers change places.
 
     (prompt, a, b) -> "a"      (prompt, b, a) -> "b"      one judgement; a model may say "a" to both
 
 People prefer what they see first, and so do models (Zheng et al. 2023, arXiv:2306.05685, "position
 bias"). Against it: training rows with a and b exchanged, label and all, and the mean of the answers
-to both orders. How much of it there is: `inconsistency`. Texts are exchanged before they become
-ids, so this serves heads and label texts alike. Here too: the baseline that the longer answer wins.
+to both orders. How much there is: `inconsistency`. Texts are exchanged before they become ids, so
+this serves heads and label texts alike. Here too: the baseline that the longer answer wins.
 """
 from collections import Counter
 from dataclasses import replace
@@ -81,7 +81,7 @@ def averaged(logits, labels):
 
 def swap_inconsistency(probabilities, swapped):
     """How much the answers depend on the order of the texts: {"answers_changed": share of the rows,
-    "mean_difference": mean |p - p'|}. probabilities, and `exchanged` those of swapped rows: (N, 3)."""
+    "mean_difference": mean |p - p'|}. swapped: of swapped rows, `exchanged` back; (N, 3) both."""
     p = np.asarray(probabilities, dtype=np.float64)
     q = np.asarray(swapped, dtype=np.float64)
     return {"answers_changed": float((p.argmax(1) != q.argmax(1)).mean()),

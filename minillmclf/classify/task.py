@@ -20,11 +20,11 @@ from .head import build_head
 class SingleLabel:
     """One class a row: softmax and cross-entropy. labels: the names of the classes, in order."""
 
-    MULTI_LABEL = False                     # may a row have any number of labels?
+    MULTI_LABEL = False                                 # may a row have any number of labels?
     PROBLEM = "single_label_classification"             # problem_type in config.json
     TEXTS = 2                                           # of a row that a head reads, at most
     METRICS = tuple(METRICS)                            # in the order printed
-    EXAMPLE = '"a text"'                                # what predict is shown with
+    EXAMPLE = '"a text"'                                # argument of predict, as an example
     FREQUENCIES, BAG = "majority class", BagOfWords     # the baselines (baseline.py)
 
     def __init__(self, labels):
@@ -33,46 +33,39 @@ class SingleLabel:
 
     @classmethod
     def check_columns(cls, columns, readout):
-        """InputError unless the task's rows can have these text columns."""
+        """InputError unless the task can have these text columns. readout: "head" or "labels"."""
         if len(columns) > 2 and readout == "head":
             raise InputError(
                 f"a head reads one text or two of a row, not {len(columns)}: of "
                 f"{', '.join(columns)} name them with --text-column, or ask with --readout labels; "
                 "two answers to a prompt are compared with --preference")
 
-    # ------------------------------------------------------------------- from texts to logits
+    # ---------------------------------------------------------------- rows and logits
+
+    row_size, collate = staticmethod(row_size), staticmethod(collate)
 
     def head(self, model_type, backbone, how):
         """The head that reads this task's answers; arguments as for head.build_head."""
         return build_head(model_type, backbone, len(self.labels), how)
 
     def lay_out(self, lay_out, texts, training=False):
-        """A row's texts -> a row of token ids, was it cut? lay_out: the readout's, of texts alone."""
+        """A row's texts -> a row of token ids, was it cut? lay_out: the readout's, of texts."""
         return lay_out(texts)
 
     def sequences(self, row):
-        """The sequences (ids, types) of a row that the backbone reads one by one."""
+        """The sequences (ids, types) of a row, which the backbone reads one by one."""
         return [row]
 
-    def row_size(self, row):
-        """Places that a row takes in a batch."""
-        return row_size(row)
-
-    def collate(self, encoded, rows, pad_id=0, labels=None):
-        """Rows of token ids -> Batch."""
-        return collate(encoded, rows, pad_id, labels)
-
     def merge(self, logits, rows):
-        """Logits of all sequences of a batch -> of its rows (B, C), B = rows."""
+        """Logits of a batch's sequences -> of its rows (B, C), B = rows."""
         return logits
-
-    # ------------------------------------------------------------------- from logits to answers
 
     def calibrate(self, calibration, where="calibration"):
         """Correct logits from now on. calibration: a Calibration, its dict, or None."""
-        if not isinstance(calibration, (Calibration, type(None))):
-            calibration = Calibration.from_dict(calibration, len(self.labels), where)
-        self.calibration = calibration
+        if isinstance(calibration, Calibration) or calibration is None:
+            self.calibration = calibration
+        else:
+            self.calibration = Calibration.from_dict(calibration, len(self.labels), where)
 
     def calibrated(self, logits):
         """Logits (N, C) -> the same, corrected if the task has a calibration."""
@@ -83,25 +76,25 @@ class SingleLabel:
         return logits.softmax(-1).numpy()
 
     def answers(self, probabilities):
-        """(N, C) -> what is answered to each row, a list of names."""
+        """(N, C) -> the answer to each row, a list of names."""
         return [self.labels[best] for best in probabilities.argmax(1)]
 
-    # ------------------------------------------------------------------- training and measuring
+    # ---------------------------------------------------------------- training and metrics
+
+    def training_rows(self, examples):
+        """The examples to train on, made of those of the data."""
+        return examples
 
     def targets(self, examples, name="the data"):
-        """The class number of each row. InputError for a label that is not one of `labels`."""
+        """The class number of each row. name: of the data, for errors."""
         return [self.number(example.label, example, name) for example in examples]
 
     def number(self, label, example, name):
-        """The number of a class; the rest is for the error."""
+        """The number of a class. InputError if the model does not have it."""
         if label not in self.numbers:
             raise InputError(f"{name}, line {example.row}: label {label!r} is not one of the "
                              f"model's: {', '.join(self.labels)}")
         return self.numbers[label]
-
-    def training_rows(self, examples):
-        """The examples to learn from: these, and others that a task makes of them."""
-        return examples
 
     def loss(self, settings, targets):
         """What training minimises, of training/losses.py. targets: those of the training rows."""
@@ -112,7 +105,7 @@ class SingleLabel:
         return Classes(weights, settings.label_smoothing, settings.focal)
 
     def measure(self, probabilities, targets):
-        """(N, C), N targets -> {name: number} of an epoch, among them METRICS."""
+        """(N, C), N targets -> {name: number} of an epoch, METRICS among them."""
         return evaluate(probabilities, targets, self.labels)
 
     def evaluate(self, probabilities, targets):
@@ -120,25 +113,24 @@ class SingleLabel:
         return self.measure(probabilities, targets)
 
     def fitted(self, probabilities, examples):
-        """This task with what is fitted to dev rows. probabilities: a function that gives (N, C) of
-        these examples."""
+        """This task with what is fitted to dev examples. probabilities: () -> their (N, C)."""
         return self
 
     def baselines(self, data, quick=False):
-        """What a model has to beat -> {name: metrics}. quick: those that cost nothing."""
+        """What a model has to beat -> {name: metrics}. quick: only those that cost nothing."""
         return baselines(data, self, quick)
 
     def frequencies(self, targets, rows):
         """How frequent each class is among the targets, for every row -> (rows, C)."""
         return majority(targets, rows, len(self.labels))
 
-    # ------------------------------------------------------------------- for people
+    # ---------------------------------------------------------------- what is printed
 
     def table(self, results, name, examples, fitted=False):
-        """The final table, a line a model, then F1 of each class for the last one -> list of lines.
+        """A line for each model, then F1 of each class for the last one -> list of lines.
 
-        results: {name of a model: its metrics} on `examples`, the rows called `name`; fitted: was
-        something fitted to these same rows?
+        results: {model: metrics} on the examples; name: of these; fitted: were thresholds fitted
+        to these same rows?
         """
         lines = [f"{name} ({len(examples)} rows)     accuracy  macro F1  log loss     ECE"]
         lines += [f"{model:<22}{m['accuracy']:8.3f}{m['macro_f1']:10.3f}{m['log_loss']:10.3f}"
@@ -159,23 +151,23 @@ class SingleLabel:
         return "\n".join(["Most frequent confusions:", *(lines or ["  none"])])
 
     def check_rows(self, model, texts):
-        """What the task has to say of rows before they are learned or judged -> dict, lines."""
+        """A check of rows before they are used -> its result, a dict, and lines that tell it."""
         return {}, []
 
     def check_answers(self, model, texts, logits):
-        """The same of a model's answers. logits: rows of `encode` -> (N, C)."""
+        """A check of the answers -> its result. logits: a function of rows of `encode`."""
         return {}
 
     def answer_lines(self, record):
-        """What `check_answers` found, in a record, as lines."""
+        """Lines that tell the result of `check_answers`, which is in the record."""
         return []
 
-    # ------------------------------------------------------------------- files
+    # ---------------------------------------------------------------- files
 
     def settings(self):
-        """What a folder keeps of the task; `restore` reads it."""
+        """What a folder keeps of the task."""
         return {"calibration": self.calibration and self.calibration.as_dict()}
 
     def restore(self, settings, where):
-        """Take over saved settings. where: the file that errors name."""
+        """Take over such settings. where: the file that errors name."""
         self.calibrate(settings.get("calibration"), f"{where}: calibration")

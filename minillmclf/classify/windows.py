@@ -1,21 +1,19 @@
-"""Long documents in sliding windows: each is a text for the backbone and the head, and the logits
-of a document's windows are pooled.
+"""Long documents in sliding windows: each window is a text for the backbone and the head, and the
+logits of a document's windows are pooled.
 
 A row of a batch holds a document's windows one after another, each of max_length tokens with its
-own special tokens; only a document of a single window may be shorter. So a batch stays (B, T), and
-`Windows.read` cuts it into windows again. Of a pair the longer text is cut into windows; the other
-stands in each of them and takes at most half of their tokens.
+own special tokens; only a document of a single window may be shorter. `Windows.read` cuts the row
+into windows again. Of a pair the longer text is cut; the other stands in each window.
 
 mean        the mean of the windows' logits: every passage has a vote
 max         the highest logit of each class: one passage is enough (multiple instance learning)
 attention   features h_w of the windows, weighed by a_w = softmax over w of v . tanh(U h_w), then
             the head's last layer once (Ilse, Tomczak, Welling 2018, arXiv:1802.04712, without gate)
 
-In evaluation a few windows at a time go through the backbone (AT_ONCE, or as many as the batch has
-rows), so memory does not grow with a document. In training the activations of all windows of a step
-stay until the backward pass: micro_batch_size x max_windows at most. A longer document shows
-max_windows of its windows, drawn anew in each step, so a step may miss the passage that matters;
-predictions use all. Not here: attention across windows (Longformer, BigBird).
+In evaluation a few windows at a time go through the backbone, so memory does not grow with a
+document. In training the activations of a step's windows stay until the backward pass; a longer
+document shows max_windows of its windows, drawn anew in each step, and may miss the passage that
+matters. Not here: attention across windows (Longformer, BigBird).
 """
 import torch
 from torch import nn
@@ -35,13 +33,12 @@ def check_windows(described, where="windows"):
     if not isinstance(described, dict) or set(described) != {"pool", *NUMBERS}:
         raise InputError(f"{where} {short(described)}: should be an object with pool, "
                          f"{', '.join(NUMBERS)}")
-    if described["pool"] not in WAYS:
-        raise InputError(f"{where}: pool {short(described['pool'])} is not known; known: "
-                         f"{', '.join(WAYS)}")
-    for name, least in NUMBERS.items():
-        if type(described[name]) is not int or described[name] < least:
-            raise InputError(f"{where}: {name} {short(described[name])}: should be a whole number "
-                             f"from {least} up")
+    for name, value in described.items():
+        if name == "pool" and value not in WAYS:
+            raise InputError(f"{where}: pool {short(value)} is not known; known: {', '.join(WAYS)}")
+        if name in NUMBERS and (type(value) is not int or value < NUMBERS[name]):
+            raise InputError(f"{where}: {name} {short(value)}: should be a whole number from "
+                             f"{NUMBERS[name]} up")
     return described
 
 
@@ -96,8 +93,6 @@ class Windows(nn.Module):
         """What `check_windows` takes."""
         return {"pool": self.pool, **{name: getattr(self, name) for name in NUMBERS}}
 
-    # ------------------------------------------------------------------- from texts to rows
-
     def lay_out(self, tokenizer, parts, max_length, keep):
         """Ids of one text or two, without special tokens -> (ids, types) of all windows in a row,
         was a token lost?
@@ -106,15 +101,16 @@ class Windows(nn.Module):
         """
         if max_length != self.size:
             raise InputError(f"this model takes {max_length} tokens beside what was tuned, but "
-                             f"windows of {self.size} were asked for: set --max-length {max_length}")
+                             f"windows of {self.size} were asked for: set --max-length "
+                             f"{max_length}")
         special = tokenizer.overhead(len(parts) == 2)
         parts, lost = cut_to(parts, self.max_document - special, keep)
         space, long = self.size - special, max(range(len(parts)), key=lambda n: len(parts[n]))
         if sum(map(len, parts)) > space and len(parts) == 2:
-            other = 1 - long
-            lost += max(0, len(parts[other]) - space // 2)
-            parts[other] = keep_end(parts[other], space // 2, keep)
-            space -= len(parts[other])
+            other = parts[1 - long]
+            parts[1 - long] = keep_end(other, space // 2, keep)        # at most half of a window
+            lost += len(other) - len(parts[1 - long])
+            space -= len(parts[1 - long])
         ids, types = [], []
         for start, end in spans(len(parts[long]), space, self.overlap):
             window = [part[start:end] if n == long else part for n, part in enumerate(parts)]
@@ -122,8 +118,6 @@ class Windows(nn.Module):
             ids, types = ids + more_ids, types + more_types
         check_whole([len(ids)], self.size)
         return (ids, types), lost > 0
-
-    # ------------------------------------------------------------------- from rows to logits
 
     def read(self, head, backbone, ids, mask, types=None):
         """ids, mask, types: (B, T), rows as `lay_out` makes them, padded on either side -> logits
@@ -141,12 +135,12 @@ class Windows(nn.Module):
             found = new.new_empty(len(ids), new.shape[1]) if found is None else found
             found[part] = new
         documents = found.split(counts)             # B of (windows, C); for attention (windows, D)
+        if self.pool == "attention":
+            pooled = [self.weights(features) @ features for features in documents]
+            return head.classes(torch.stack(pooled))                        # (B, D) -> (B, C)
         if self.pool == "mean":
             return torch.stack([logits.mean(0) for logits in documents])                    # (B, C)
-        if self.pool == "max":
-            return torch.stack([logits.amax(0) for logits in documents])                    # (B, C)
-        pooled = torch.stack([self.weights(features) @ features for features in documents])
-        return head.classes(pooled)                                             # (B, D) -> (B, C)
+        return torch.stack([logits.amax(0) for logits in documents])                        # (B, C)
 
     def weights(self, features):
         """One document's windows (windows, D) -> the weight of each (windows,), sum 1."""
@@ -156,10 +150,8 @@ class Windows(nn.Module):
         """At most max_windows of each document's windows, in order; torch's generator draws."""
         chosen, start = [], 0
         for count in counts:
-            some = torch.arange(count)
-            if count > self.max_windows:
-                some = torch.randperm(count)[:self.max_windows].sort()[0]
-            chosen.append(start + some)
+            order = torch.randperm(count) if count > self.max_windows else torch.arange(count)
+            chosen.append(start + order[:self.max_windows].sort()[0])
             start += count
         rows = torch.cat(chosen).to(ids.device)
         ids, mask, types = (x if x is None else x[rows] for x in (ids, mask, types))
