@@ -9,10 +9,10 @@ from torch import nn
 
 from ..errors import InputError
 from ..files import check_fields, short
+from ..models import generate
 from ..models.weights import OWN_HEADS, Table
 from ..text.batch import make_batches
 from . import build, saved
-from .label_text.decode import continuations
 from .readout import as_rows
 
 
@@ -50,13 +50,13 @@ class Classifier(nn.Module):
     @classmethod
     def load(cls, path, base=None):
         """A classifier from a run folder, a Hugging Face folder with a classification head, or an
-        adapter folder of PEFT, in eval mode. base: where the base of an adapter lies now, if not
-        where the adapter says."""
+        adapter's folder, in eval mode. base: where an adapter's base lies now, if not where the
+        adapter says."""
         return saved.load(cls, path, base)
 
     def save(self, path):
-        """Write config.json, model.safetensors and the tokenizer's files, or for a method that
-        keeps what it learned beside the base only that."""
+        """Write config.json, model.safetensors and the tokenizer's files; of an adapter only what
+        was trained."""
         saved.save(self, path)
 
     def settings(self):
@@ -77,8 +77,8 @@ class Classifier(nn.Module):
     def table(self, with_classes=True):
         """How backbone and head lie in a file together. Without classes, the file's own last layer
         is dropped."""
-        body, prefix = self.backbone.table(), self.backbone.CLASSIFIER_PREFIX
-        prefix = "" if self.head.described else prefix
+        body = self.backbone.table()
+        prefix = "" if self.head.described else self.backbone.CLASSIFIER_PREFIX
         names = {prefix + file: path and "backbone." + path for file, path in body.names.items()}
         names |= OWN_HEADS | self.head.file_names(with_classes)
         ties = {prefix + file: "backbone." + path for file, path in body.ties.items()}
@@ -164,4 +164,9 @@ class Classifier(nn.Module):
     def write(self, texts, max_new_tokens=16, **choice):
         """What the language model itself writes after each text -> list of strings. choice: as for
         `generate`."""
-        return continuations(self, texts, max_new_tokens, **choice)
+        encoded, _ = self.encode(texts, training=True)
+        if not encoded:
+            return []
+        batch = self.collate(encoded, range(len(encoded))).to(next(self.parameters()).device)
+        found = generate(self.backbone, batch.ids, batch.mask, max_new_tokens, **choice)
+        return [self.tokenizer.decode(new) for new in found]

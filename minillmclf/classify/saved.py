@@ -38,7 +38,8 @@ def read_settings(config, where):
     """A config.json -> (labels, its settings in full, {name: option} of build.Options)."""
     settings, problem = config.get("minillmclf", {}), config.get("problem_type")
     good = isinstance(settings, dict) and set(settings) <= {*ALWAYS, *SOMETIMES} \
-        and isinstance(settings.get("readout", {}), dict)
+        and isinstance(settings.get("readout", {}), dict) \
+        and not set(settings.get("readout", {})) & (set(ALWAYS) - {"readout"})
     if not good or settings.get("pool") not in (None, *POOLS, MISTAKE):
         raise InputError(f"{where}: minillmclf = {settings!r:.80} is not known; pool is "
                          f"{', '.join(POOLS)}")

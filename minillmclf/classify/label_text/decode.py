@@ -17,7 +17,7 @@ import math
 import torch
 
 from ...errors import InputError
-from ...models.cache import CachedRows, generate, pick, start
+from ...models.cache import CachedRows, pick, start
 from ...models.tree import AT_ONCE
 
 
@@ -137,14 +137,3 @@ def disagreements(choices, scores):
     best = scores.max(1)
     missed = ~(scores.gather(1, choices.unsqueeze(1)).squeeze(1) >= best.values)         # so written that NaN is a miss
     return [(row, int(choices[row]), int(best.indices[row])) for row in missed.nonzero().flatten().tolist()]
-
-
-def continuations(model, texts, max_new_tokens, **choice):
-    """What a classifier's language model writes after each text if nothing holds it to the label
-    texts -> list of strings. choice: as for `generate`."""
-    encoded, _ = model.encode(texts, training=True)
-    if not encoded:
-        return []
-    batch = model.collate(encoded, range(len(encoded))).to(next(model.parameters()).device)
-    found = generate(model.backbone, batch.ids, batch.mask, max_new_tokens, **choice)
-    return [model.tokenizer.decode(new) for new in found]
