@@ -330,7 +330,7 @@ def check_saved(model, folder, texts):
         fault = f"is refused when it is loaded again ({error})"
     else:
         told, said = model.predict(texts), again.predict(texts)
-        same = again.settings() == model.settings()
+        same = (again.labels, again.task.settings()) == (model.labels, model.task.settings())
         if same and (told == said).all():
             return
         apart = abs(told - said).max()

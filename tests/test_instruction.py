@@ -348,7 +348,7 @@ def test_a_method_learns_and_comes_back(name, method, which, tuned):
     assert torch.equal(scores(again), scores(model)), "what was saved answers otherwise"
     rows = rows_of(again)
     assert mean_loss(again, objective_of(again, which), batch(rows)) == last, "training would go on from another loss"
-    assert (again.labels, again.head.described, again.head.pool) == (model.labels, model.head.described, None)
+    assert (again.labels, again.head.described, again.head.pooling) == (model.labels, model.head.described, None)
     if method in APART:
         assert {n for n, p in again.named_parameters() if p.requires_grad} == learn, "training would go on with other weights"
 

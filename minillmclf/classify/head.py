@@ -60,7 +60,7 @@ class Head(Readout):
     """A readout of two steps: `features`, one vector of a text's T, and `classes`, its logits."""
 
     LAST = (".out",)
-    pool = "family"             # of POOLS
+    pooling = "family"          # of POOLS
     how = None                  # of POOLINGS, which vector `features` reads
 
     def features(self, hidden, mask):
@@ -156,7 +156,7 @@ class PooledHead(Head):
 
     def __init__(self, backbone, classes, how):
         super().__init__()
-        self.how = self.pool = how
+        self.how = self.pooling = how
         self.dropout = nn.Dropout(backbone.head_dropout)
         self.out = nn.Linear(backbone.width, classes)
         if how == "attention":

@@ -75,6 +75,7 @@ class MultiLabel(SingleLabel):
     MULTI_LABEL, PROBLEM = True, "multi_label_classification"
     METRICS = tuple(SET_METRICS)
     FREQUENCIES, BAG = "class frequencies", OneVersusRest
+    frequencies = staticmethod(frequencies)
 
     def __init__(self, labels, thresholds=None):
         super().__init__(labels)
@@ -120,9 +121,6 @@ class MultiLabel(SingleLabel):
 
     def fitted(self, probabilities, examples):
         return MultiLabel(self.labels, fit_thresholds(probabilities(), self.targets(examples)))
-
-    def frequencies(self, targets, rows):
-        return frequencies(targets, rows)
 
     def table(self, results, name, examples, fitted=False):
         """Each metric at 0.5 and at the thresholds; then the classes of the last model."""

@@ -46,7 +46,7 @@ class AroundHead(Head):
 
     def __init__(self, score):
         super().__init__()
-        self.score, self.how, self.pool = score, score.how, score.pool
+        self.score, self.how, self.pooling = score, score.how, score.pooling
         self.NAMES = {file: path.replace("head.", "head.score.", 1)
                       for file, path in score.NAMES.items()}
 

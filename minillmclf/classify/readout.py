@@ -21,7 +21,7 @@ class Readout(nn.Module):
     ARCHITECTURE = None         # its name in config.json where transformers has no such model
     described = {}              # what a readout without weights of its own was built from
     most_texts = 2              # texts in a row of the data
-    pool = how = None           # how a head pools
+    pooling = how = None        # how a head pools
     keep = "head"               # which end of a text that is too long (text/cutting.py)
 
     def lay_out(self, tokenizer, texts, max_length):
@@ -48,7 +48,7 @@ class Readout(nn.Module):
 
     def settings(self):
         """What a folder keeps of it beside its weights."""
-        return {"pool": self.pool, "keep": self.keep, "readout": self.described}
+        return {"pool": self.pooling, "keep": self.keep, "readout": self.described}
 
     def file_names(self, with_classes=True):
         """NAMES; without classes, the layers that depend on them have the path None."""

@@ -57,7 +57,7 @@ class Windowed(Head):
             self.add_module(name, layer)
         self.windows = Windows(width, size, **check_windows(described))
         self.NAMES, self.ARCHITECTURE = head.NAMES, head.ARCHITECTURE
-        self.pool, self.keep = head.pool, head.keep
+        self.pooling, self.keep = head.pooling, head.keep
         if described["pool"] == "attention":
             self.NAMES = {**head.NAMES, "minillmclf_windows.U": "head.windows.U",
                           "minillmclf_windows.v": "head.windows.v"}

@@ -90,10 +90,10 @@ def task_kind(s):
 
 def task_of(settings, data):
     """The task of a run, without its model. settings: a dict, as in its run.json."""
-    from ..classify.build import task_of
+    from ..classify import build as modules
     described = {"fields": data.columns} if settings.get("readout") == "labels" else {}
     preference = {"kind": settings.get("preference"), "swap": settings.get("swap")}
-    return task_of(data.labels, described, preference, settings.get("several_labels") == "on")
+    return modules.task_of(data.labels, described, preference, settings.get("several_labels") == "on")
 
 
 def recipe_of(s):
