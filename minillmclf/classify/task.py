@@ -36,9 +36,9 @@ class SingleLabel:
         """InputError unless the task can have these text columns. readout: "head" or "labels"."""
         if len(columns) > 2 and readout == "head":
             raise InputError(
-                f"a head reads one text or two of a row, not {len(columns)}: of "
-                f"{', '.join(columns)} name them with --text-column, or ask with --readout labels; "
-                "two answers to a prompt are compared with --preference")
+                f"a head reads one text or two of a row, not {len(columns)}: name these in the "
+                f"place of --text-column {','.join(columns)}, or use --readout labels; two answers "
+                "to a prompt are compared with --preference")
 
     # ---------------------------------------------------------------- rows and logits
 
