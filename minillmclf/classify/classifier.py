@@ -89,9 +89,7 @@ class Classifier(nn.Module):
     def row(self, texts, training=False):
         """A tuple of texts -> a row of token ids, was it cut? training: a row to learn from; some
         tasks lay out a row that is to be answered in another way."""
-        def lay_out(texts):
-            return self.head.lay_out(self.tokenizer, texts, self.max_length)
-        return self.task.lay_out(lay_out, texts, training)
+        return self.task.lay_out(self.head, self.tokenizer, texts, self.max_length, training)
 
     def encode(self, texts, training=False):
         """A list of texts -> (rows of token ids, how many texts were cut to max_length). A text is

@@ -156,11 +156,11 @@ class Preference(SingleLabel):
             return BradleyTerry(build_head(model_type, backbone, 1, how), self.order)
         return PreferenceHead(build_head(model_type, backbone, 3, how))
 
-    def lay_out(self, lay_out, texts, training=False):
-        row, cut = lay_out(texts)
+    def lay_out(self, head, tokenizer, texts, max_length, training=False):
+        row, cut = head.lay_out(tokenizer, texts, max_length)
         if training or self.swap not in ("predict", "both"):
             return row, cut
-        second, cut_too = lay_out(swapped(texts))
+        second, cut_too = head.lay_out(tokenizer, swapped(texts), max_length)
         return Pair(row, second), cut or cut_too
 
     def sequences(self, row):

@@ -48,9 +48,9 @@ class SingleLabel:
         """The head that reads this task's answers; arguments as for head.build_head."""
         return build_head(model_type, backbone, len(self.labels), how)
 
-    def lay_out(self, lay_out, texts, training=False):
-        """A row's texts -> a row of token ids, was it cut? lay_out: the readout's, of texts."""
-        return lay_out(texts)
+    def lay_out(self, head, tokenizer, texts, max_length, training=False):
+        """A row's texts -> a row of token ids, was it cut? training: a row to learn from."""
+        return head.lay_out(tokenizer, texts, max_length)
 
     def sequences(self, row):
         """The sequences (ids, types) of a row, which the backbone reads one by one."""
