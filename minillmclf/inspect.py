@@ -185,7 +185,7 @@ def main(arguments=None):
     print("\n".join(f"  {count:>15,}  {part}" for part, count in parts(model).items()))
     print("\nmemory, with a classification head of two classes" if model is backbone else "\nmemory")
     head = build_head(backbone.source_config["model_type"], backbone, 2) if model is backbone else model.head
-    tuned = getattr(model, "recipe", None)
+    tuned = getattr(model, "tuning", None)
     print("\n".join([f"  as it is, tuned by {tuned['method']}"] if tuned else
                     [*memory_lines(backbone, head), *switch_lines(backbone, head, a)]))
     print("\n" + (f"tokenizer: none that is read here ({tokenizer})" if isinstance(tokenizer, str) else

@@ -71,6 +71,7 @@ def load_dataset(s, table=None):
 def diagnose(model, data):
     """What the data doctor says, with lengths in the model's own tokens."""
     from .text.doctor import examine, unknown_share
+    from .tuning.prompt import new_words
     lengths = {split: [model.head.length(model.tokenizer, e.texts) for e in getattr(data, split)]
                for split in ("train", "dev", "test")}
     setting, most = model.head.limit(model.max_length)
@@ -79,7 +80,7 @@ def diagnose(model, data):
     remedy = f"raise {setting}"
     if setting == "max_length" and most >= (model.backbone.room or most + 1):
         ways = [] if model.head.described else ["--keep head+tail keeps both ends"]
-        if ways and model.head.most_texts == 2 and getattr(model, "prompt", None) is None:
+        if ways and model.head.most_texts == 2 and not new_words(model):
             ways.insert(0, "--windows mean reads them whole")
         remedy = "the model takes no more" + ": " * bool(ways) + ", ".join(ways)
     return examine(data, lengths, most, remedy, unknown)

@@ -22,7 +22,7 @@ from minillmclf.cli.parser import run
 from minillmclf.errors import did_you_mean
 from minillmclf.cli.settings import GOES_WITH, METHODS, Settings, read_settings
 from minillmclf.training.rates import default_rate, rate_line
-from minillmclf.tuning import OPTIONS
+from minillmclf.tuning import METHODS as TUNING
 
 COMMANDS = [
     "choose",
@@ -151,16 +151,17 @@ def test_a_setting_that_is_not_read_is_refused(key, name):
 
 
 def test_the_methods_are_those_that_tuning_knows():
-    assert list(METHODS) == list(OPTIONS)
-    spelled = {"dropout": "adapter_dropout", "size": "adapter_size", "tokens": "virtual_tokens"}
-    for method, options in OPTIONS.items():
+    assert list(METHODS) == list(TUNING)
+    spelled = {"dropout": "adapter_dropout", "size": "adapter_size", "tokens": "virtual_tokens",
+               "use_rslora": "rank_stabilised"}
+    for method, row in TUNING.items():
         read = {
             name
             for key, wanted, names in GOES_WITH
             if key == "method" and method in wanted
             for name in names.split()
         }
-        assert read - {"layer_decay"} == {spelled.get(name, name) for name in options}, method
+        assert read - {"layer_decay"} == {spelled.get(name, name) for name in row.options}, method
 
 
 def test_an_old_run_json_with_settings_that_were_ignored_loads(tmp_path):

@@ -32,8 +32,8 @@ from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training.loop import Rows, take_step
 from minillmclf.training.losses import Classes, Completion
 from minillmclf.training.optim import build_optimizer
-from minillmclf.tuning import APART, learning, lora, prefix, prompt, selection, tune
-from minillmclf.tuning.peft_format import apply_adapter, read_adapter
+from minillmclf.tuning import BESIDE_BASE, lora, prefix, prompt, selection, trainable_names, tune
+from minillmclf.tuning.peft import apply_adapter, read_adapter
 from minillmclf.tuning.saved import merge_tuned
 
 END = PIECES.index("[SEP]")                        # eos_token_id of CONFIGS
@@ -328,7 +328,7 @@ def tuned(bases, tmp_path_factory):
             losses.append(mean_loss(model, objective, batch(rows)))
             folder = tmp_path_factory.mktemp(f"{name}-{method}-{which}")
             model.save(folder)
-            made[name, method, which] = model, before, learning(model, method), losses, folder
+            made[name, method, which] = model, before, trainable_names(model, method), losses, folder
         return made[name, method, which]
     return make
 
@@ -343,13 +343,13 @@ def test_a_method_learns_and_comes_back(name, method, which, tuned):
     assert changed <= learn, f"frozen tensors changed: {sorted(changed - learn)}"
     assert learn <= changed, f"these learn nothing: {sorted(learn - changed)}"
     assert not any(n.startswith("head.") for n in learn), "label texts have no weights"
-    assert (folder / "adapter").exists() == (method in APART)
+    assert (folder / "adapter").exists() == (method in BESIDE_BASE)
     again = Classifier.load(folder)
     assert torch.equal(scores(again), scores(model)), "what was saved answers otherwise"
     rows = rows_of(again)
     assert mean_loss(again, objective_of(again, which), batch(rows)) == last, "training would go on from another loss"
     assert (again.labels, again.head.described, again.head.pooling) == (model.labels, model.head.described, None)
-    if method in APART:
+    if method in BESIDE_BASE:
         assert {n for n, p in again.named_parameters() if p.requires_grad} == learn, "training would go on with other weights"
 
 
@@ -406,9 +406,9 @@ def test_switched_off_the_base_is_back_bit_for_bit(name, method, bases):
     assert not torch.equal(scores(model), answers), "the adapter does nothing, so this compares nothing"
     assert model.write(TEXTS[:4]) == model.write(TEXTS[:4], cached=False), f"{name}, {method}: a cache changes what is written"
     if method in ("lora", "dora"):
-        with lora.disable(model):
-            found = logits(model), scores(model)
-        assert not torch.equal(logits(model), base), "and on again"
+        for path, layer in lora.wrapped(model).items():
+            model.set_submodule(path, layer.base)
+        found = logits(model), scores(model)
     else:
         {"prefix": prefix.detach_prefix, "prompt": prompt.detach_prompt}[method](model)
         found = logits(model), scores(model)

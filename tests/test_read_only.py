@@ -8,7 +8,7 @@ import contextlib
 import pytest
 import torch
 from conftest import batch_of, first_difference
-from small import bert_folder
+from small import bert_folder, with_words
 from test_families import CONFIGS, spread
 
 from minillmclf.classify.classifier import Classifier
@@ -18,13 +18,14 @@ from minillmclf.models.layers import FewEach, Rows
 from minillmclf.text.batch import collate
 from minillmclf.training.recompute import recompute_blocks
 from minillmclf.tuning import tune
+from minillmclf.tuning.prompt import new_words
 from minillmclf.tuning.quant import quantise_linears
 
 LENGTHS = (9, 1, 14, 5)                                   # longer than any window of CONFIGS, and as short as can be
 TEXTS = [torch.randint(4, 60, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in LENGTHS]
 LAST = [name for name, (kind, _) in CONFIGS.items() if kind not in ("bert", "roberta", "deberta-v2")]    # pooled at the last
 SOME = ["bert", "deberta-v3", "gpt2", "llama", "gemma3", "flan-t5"]                                 # one of each wiring
-LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "rank_stabilised": False, "targets": None, "bias": "none"}
+LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "use_rslora": False, "targets": None, "bias": "none"}
 EVERYWHERE = LORA | {"targets": "all-linear"}
 RECIPES = {"full": {}, "last-1": {}, "bitfit": {}, "lora": LORA, "dora": EVERYWHERE, "houlsby": {"size": 3},
            "prefix": {"tokens": 3, "projection": False}, "prompt": {"tokens": 3}}
@@ -39,7 +40,7 @@ def build(name, method="full", how="family", dropout=None):
     body = fresh_weights(model_class(config).from_config(config), 0)
     body.source_config = config
     model = torch.nn.ModuleDict({"backbone": body, "head": build_head(kind, body, 3, how)})
-    model.config, model.max_length, model.prompt = config, 40, None
+    model.config, model.max_length = config, 40
     if method == "qlora":
         spread(model)
         quantise_linears(body, lambda path: "head" not in path)
@@ -54,7 +55,7 @@ def inputs(model, side):
     texts = [(text * 14)[:14] for text in TEXTS] if side == "full" else TEXTS
     ids, mask = batch_of(texts, "right" if side == "full" else side, 0, 14 if side == "full" else 17)
     types = ids % 2 if model.config["model_type"] == "bert" else None
-    return (ids, mask, types) if model.prompt is None else model.prompt.extend(ids, mask, types)
+    return with_words(new_words(model), ids, mask, types)
 
 
 def result(model, scores):

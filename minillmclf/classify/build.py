@@ -103,7 +103,7 @@ def text_length(asked, backbone, tokenizer, folder):
     """Tokens of a row: as many as were asked for, or, for None, as model and tokenizer take, which
     the tokenizer remembers. InputError for a number that leaves no place for a text, or that the
     model has no positions for."""
-    highest, least = backbone.max_tokens or math.inf, tokenizer.overhead(True) + 1
+    highest, least = backbone.max_tokens or math.inf, tokenizer.num_special_tokens(True) + 1
     known = tokenizer.max_length or backbone.max_tokens or UNSAID
     tokenizer.max_length = min(highest, known)
     if asked is not None and not (type(asked) is int and least <= asked <= highest):

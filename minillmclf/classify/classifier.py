@@ -22,7 +22,7 @@ class Classifier(nn.Module):
     head: a readout (readout.py), which has `read(backbone, ids, mask, types) -> logits`; task: what
     depends on the kind of answer (task.py); labels: the names of the classes, in order; max_length:
     tokens of a row, special ones included; reading: how the rows of the training data were read,
-    or None; base, recipe: the folder of the backbone and how it was tuned, if it was.
+    or None; base, tuning: the folder of the backbone and how it was tuned, if it was.
     """
 
     def __init__(self, backbone, head, tokenizer, task, max_length=None):
@@ -30,7 +30,7 @@ class Classifier(nn.Module):
         self.backbone, self.head, self.tokenizer, self.task = backbone, head, tokenizer, task
         self.labels, self.config = task.labels, backbone.source_config
         self.max_length, self.reading = max_length, None
-        self.base = self.recipe = None
+        self.base = self.tuning = None
 
     # ------------------------------------------------------------------- folders
 

@@ -8,7 +8,7 @@ base (tuning/) writes that alone.
 from ..errors import InputError
 from ..files import find_model, short
 from ..models.weights import write_checkpoint
-from ..tuning import APART, peft_format
+from ..tuning import BESIDE_BASE, peft
 from ..tuning.quant_files import export_4bit, load_weights, open_checkpoint
 from ..tuning.saved import TUNED, load_peft, load_tuned, save_tuned
 from .build import check_labels, modules, read_options
@@ -74,7 +74,7 @@ def load(cls, path, base=None):
     folder = find_model(path)
     if (folder / TUNED).exists():
         return load_tuned(folder, cls.from_backbone, base)
-    if (folder / peft_format.CONFIG).exists():
+    if (folder / peft.CONFIG).exists():
         return load_peft(folder, cls.from_backbone, base)
     if base is not None:
         raise InputError(f"{path}: is a whole model, which has no base beside it: leave --base out")
@@ -96,7 +96,7 @@ def load(cls, path, base=None):
 
 def save(model, path):
     """Write a classifier; each file is replaced as a whole or left as it was."""
-    if model.recipe is not None and model.recipe["method"] in APART:
+    if model.tuning is not None and model.tuning["method"] in BESIDE_BASE:
         return save_tuned(model, path)
     tensors, quantised = export_4bit(model, model.table())
     label_texts = bool(model.head.described)

@@ -103,7 +103,7 @@ class Windows(nn.Module):
             raise InputError(f"this model takes {max_length} tokens beside what was tuned, but "
                              f"windows of {self.size} were asked for: set --max-length "
                              f"{max_length}")
-        special = tokenizer.overhead(len(parts) == 2)
+        special = tokenizer.num_special_tokens(len(parts) == 2)
         parts, lost = cut_to(parts, self.max_document - special, keep)
         space, long = self.size - special, max(range(len(parts)), key=lambda n: len(parts[n]))
         if sum(map(len, parts)) > space and len(parts) == 2:

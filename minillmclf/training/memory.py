@@ -48,7 +48,7 @@ def tuned(backbone, head, method, length):
 
     from ..cli.build import recipe_of
     from ..cli.settings import Settings
-    from ..tuning import UPDATES, adapter, lora, prefix, prompt, tune
+    from ..tuning import METHODS, tune
     model = nn.ModuleDict({"backbone": backbone, "head": head})
     modes, lm_head = [(module, module.training) for module in model.modules()], backbone.lm_head
     if has_classes(head):
@@ -56,12 +56,11 @@ def tuned(backbone, head, method, length):
     model.config, model.max_length = backbone.source_config, length
     recipe = recipe_of(Settings(method="lora" if method == "qlora" else method))
     trained, total = tune(model, recipe)
-    undo = dict.fromkeys(UPDATES, lora.merge) | dict.fromkeys(("houlsby", "pfeiffer"), adapter.unwrap)
-    undo |= {"prefix": prefix.detach_prefix, "prompt": prompt.detach_prompt}
     try:
         yield model.train(), trained, total
     finally:
-        undo.get(recipe["method"], bool)(model)
+        if recipe["method"] in METHODS:
+            METHODS[recipe["method"]].detach(model)
         backbone.lm_head = lm_head
         for module, training in modes:
             module.training = training
@@ -141,11 +140,12 @@ def kept_for_backward(model, length, rows=1, precision="fp32"):
 def forward(model, length, rows, precision):
     """A forward pass -> logits; None on the device "meta"."""
     import torch
+
+    from ..tuning.prompt import new_words
     if any(parameter.is_meta for parameter in model.parameters()):
         return None
-    ids, mask = (torch.full((rows * sequences_of(model.head), length), value) for value in (0, 1))
-    if getattr(model, "prompt", None) is not None:
-        ids, mask, _ = model.prompt.extend(ids, mask)
+    ids = torch.tensor([new_words(model) + [0] * length] * (rows * sequences_of(model.head)))
+    mask = torch.ones_like(ids)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         return model.head.read(model.backbone, ids, mask)
 

@@ -106,7 +106,7 @@ class Ours(Side):
 def classifier(case, folder, **readout):
     """Ours, tuned as the case says, with updates that do something."""
     model = Classifier.from_backbone(folder, WORDS[:case.labels], quantise="nf4" if case.method == "qlora" else None, **readout)
-    numbers = dict(rank=8, alpha=16.0, dropout=0.0, rank_stabilised=False, targets=case.targets, bias="none", quantise="nf4")
+    numbers = dict(rank=8, alpha=16.0, dropout=0.0, use_rslora=False, targets=case.targets, bias="none", quantise="nf4")
     wanted = {"lora": [key for key in numbers if key != "quantise"], "qlora": list(numbers)}.get(case.method, [])
     tune(model, {"method": case.method, **{key: numbers[key] for key in wanted}})
     noise = torch.Generator().manual_seed(0)
