@@ -22,7 +22,7 @@ from minillmclf.cli.parser import Output, StopSignal, limit, one_line, run
 from minillmclf.errors import InputError
 from minillmclf.files import locked
 from minillmclf.cli.settings import Settings
-from minillmclf.text.batch import make_batches, places
+from minillmclf.text.batch import make_batches, row_size
 from minillmclf.training.loop import PROGRESS, Rows, plan_epochs
 
 
@@ -303,7 +303,7 @@ def test_the_plan_is_made_an_epoch_at_a_time(asked, epochs, steps):
     plan = plan_epochs(rows, s)
     assert plan.epochs == epochs and plan.steps == (steps or sum(map(len, plan)))
     if s.sampling == "none":
-        lengths = list(map(places, rows.encoded))
+        lengths = list(map(row_size, rows.encoded))
         for number in (0, 2):
             assert plan[number] == make_batches(lengths, 4, seed=f"0:{number}", tokens=s.batch_tokens)
 

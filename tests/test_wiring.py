@@ -28,7 +28,7 @@ from minillmclf import evaluate, inspect, labels, train
 from minillmclf.predict import __main__ as predict, stream
 from minillmclf.classify.classifier import Classifier
 from minillmclf.models import fresh_weights, load_backbone, model_class, save_backbone
-from minillmclf.text.batch import collate, sequences
+from minillmclf.text.batch import collate
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import tune
 
@@ -750,7 +750,7 @@ def exact(folder, labels=SIDES, **asked):
 def answer(model, row):
     """The scores (C,) of one encoded row."""
     with torch.no_grad():
-        return model(collate([row], [0], model.tokenizer.pad_id))[0]
+        return model(model.collate([row], [0]))[0]
 
 
 def near(a, b):
@@ -857,7 +857,7 @@ def test_every_family_compares_two_answers(name, folders):  # noqa: F811
     assert near(found, turned[:, [1, 0, 2]]) and (found.exp().sum(1) - 1).abs().max() < 1e-5
     for row, encoded, texts in zip(found, model.encode(BOTH)[0], BOTH):
         r = []
-        for one in sequences(encoded):
+        for one in model.task.sequences(encoded):
             b = collate([one], [0])
             with torch.no_grad():
                 hidden, mask = model.head.states(model.backbone, b.ids, b.mask, b.types)
