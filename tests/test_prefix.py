@@ -227,9 +227,9 @@ def test_wrong_prefixes_are_noticed(fault, family, monkeypatch):
 
 
 WRONG_PROMPTS = {
-    "behind the text": lambda self, ids, types: (ids + self.words, types + [0] * len(self.words)),
-    "in reverse": lambda self, ids, types: (self.words[::-1] + ids, [0] * len(self.words) + types),
-    "without its last word": lambda self, ids, types: (self.words[:-1] + ids, [0] * len(self.words[:-1]) + types),
+    "behind the text": lambda self, row: (row[0] + self.words, row[1] + [0] * len(self.words)),
+    "in reverse": lambda self, row: (self.words[::-1] + row[0], [0] * len(self.words) + row[1]),
+    "without its last word": lambda self, row: (self.words[:-1] + row[0], [0] * len(self.words[:-1]) + row[1]),
 }
 
 

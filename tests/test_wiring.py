@@ -186,7 +186,7 @@ def test_deberta_s_pooler_has_a_dropout_of_its_own(tmp_path):
             "rank": 2,
             "alpha": 2.0,
             "dropout": 0.0,
-            "rank_stabilised": False,
+            "use_rslora": False,
             "targets": ["q_proj"],
             "bias": "all",
         },
