@@ -20,6 +20,7 @@ from torch import nn
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import PooledHead, build_head
+from minillmclf.classify.preference import Pair
 from minillmclf.classify.task import SingleLabel
 from minillmclf.errors import InputError
 from minillmclf.models import build_backbone, fill, fresh_weights, load_backbone
@@ -241,10 +242,10 @@ def test_wrong_prompts_are_noticed(how, family, monkeypatch):
 
 
 def test_the_new_words_stand_before_each_sequence_of_a_row():
-    prompted = Prompted(lambda texts, once: ([([5, 6], [0, 1]), ([1, 2, 3, 4], [0, 0, 1, 1], [1, 3])], 1), [50, 51])
+    prompted = Prompted(lambda texts, once: ([([5, 6], [0, 1]), Pair(([1, 2, 3], [0, 0, 1]), ([4], [1]))], 1), [50, 51])
     rows, shortened = prompted(["a", "b"])
     assert rows[0] == ([50, 51, 5, 6], [0, 0, 0, 1]) and shortened == 1
-    assert rows[1] == ([50, 51, 1, 50, 51, 2, 3, 50, 51, 4], [0, 0, 0, 0, 0, 0, 1, 0, 0, 1], [3, 7])
+    assert rows[1] == Pair(([50, 51, 1, 2, 3], [0, 0, 0, 0, 1]), ([50, 51, 4], [0, 0, 1]))
 
 
 # ----------------------------------------------------------------------------------------------------- by hand
