@@ -591,6 +591,7 @@ def test_a_published_adapter_of_microsoft_has_a_place_for_every_tensor(tmp_path)
                   intermediate_size=3072, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1)
     with torch.device("meta"):
         body = model_class(config).from_config(config)
+        body.source_config = config
         model = Classifier(body, build_head("roberta", body, 3), None, SingleLabel(["a", "b", "c"]), 512)
     report = apply_adapter(model, *read_adapter(tmp_path))
     assert len(report.loaded) == 52 and len(lora.wrapped(model)) == 24

@@ -27,7 +27,8 @@ class Readout(nn.Module):
     def lay_out(self, tokenizer, texts, max_length):
         """A row's one text or two -> (ids, token types), was it cut to max_length tokens?"""
         parts = self.parts(tokenizer, texts)
-        ids, cut = cut_to(parts, max_length - tokenizer.num_special_tokens(len(parts) == 2), self.keep)
+        special = tokenizer.num_special_tokens(len(parts) == 2)
+        ids, cut = cut_to(parts, max_length - special, self.keep)
         return tokenizer.layout(*ids), cut > 0
 
     def parts(self, tokenizer, texts):
@@ -40,7 +41,8 @@ class Readout(nn.Module):
 
     def length(self, tokenizer, texts):
         """Tokens of a row before anything is cut."""
-        return sum(len(tokenizer.ids(text)) for text in texts) + tokenizer.num_special_tokens(len(texts) == 2)
+        special = tokenizer.num_special_tokens(len(texts) == 2)
+        return special + sum(len(tokenizer.ids(text)) for text in texts)
 
     def limit(self, max_length):
         """The setting that bounds a row, and its number of tokens."""
