@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from ...errors import InputError
 from ...files import short
 from ...models.cache import prefill
-from ...models.tree import Tree, log_probs, shared, to_the_left
-from ...training.losses import text_to_text_loss
-from ..head import Head
+from ...models.tree import Tree, log_probs, pad_right, shared
+from ...training.completion_loss import text_to_text_loss
+from ..readout import Readout
 
 ENDS, WAYS = ("auto", "none", "eos"), ("sum", "token", "char", "byte")
 SHARE_FROM = 16          # tokens; to read a shorter beginning apart from its rows costs more than it saves
@@ -37,7 +37,7 @@ def ids_behind(tokenizer, context, more):
     return both[len(before):]
 
 
-class LabelReadout(Head):
+class LabelReadout(Readout):
     """For decoders: the label stands behind the prompt. classify/classifier.py calls it as it calls a head.
 
     labels: names in class order; prompt: text.prompt.Prompt; label_texts: {label: [text, ...]}; end: whether an
@@ -45,8 +45,6 @@ class LabelReadout(Head):
     begins alike; score_by: what is compared, log-probabilities as they are ("sum"), or divided by the number of tokens,
     characters or bytes, which favours long labels.
     """
-
-    NAMES = {}              # it has no weights of its own
 
     def __init__(self, tokenizer, labels, prompt, label_texts, end="auto", score_by="sum"):
         super().__init__()
@@ -117,7 +115,7 @@ class LabelReadout(Head):
 
     # ------------------------------------------------------------------------------------------------ ids to scores
 
-    def read(self, backbone, ids, mask, types=None):
+    def read(self, backbone, ids, mask, types=None, layout=None):
         """ids, mask: (B, T) prompts -> scores of the classes (B, C), log-probabilities that need not sum to one."""
         return self.by_class(self.weigh(self.text_scores(backbone, ids, mask, types), self.score_by))
 
@@ -145,7 +143,7 @@ class LabelReadout(Head):
 
     def share(self, backbone, ids, mask):
         """The beginning that all rows share is read once -> what is left of the rows, and a cache of that beginning."""
-        ids, mask = to_the_left(ids, mask)
+        ids, mask = pad_right(ids, mask)
         tokens = shared(ids, mask) if self.common is None else self.common
         if tokens < SHARE_FROM or self.common is None and len(ids) == 1:
             return ids, mask, None
@@ -155,9 +153,10 @@ class LabelReadout(Head):
         return ids[:, tokens:], mask[:, tokens:], cache.expand(len(ids))
 
     @contextlib.contextmanager
-    def one_prompt(self, rows, before=0):
-        """Within: what all rows (lists of ids) begin with is read once for all batches. before: learned words before each."""
-        self.common, self.kept = before + common(rows), None
+    def reading(self, model, encoded):
+        """Within: what all rows begin with is read once for all batches."""
+        sequences = [ids for row in encoded for ids, _ in model.task.sequences(row)]
+        self.common, self.kept = common(sequences), None
         try:
             yield
         finally:
@@ -182,7 +181,7 @@ class LabelReadout(Head):
         more, real = self.targets(labels)                                                    # (B, n)
         ids = torch.cat([ids, more[:, :-1]], 1)                       # an answer's last token is foretold, but not read
         mask = torch.cat([mask, real[:, 1:].to(mask.dtype)], 1)
-        states = backbone(ids, mask, read=more.shape[1])                                     # (B, n, D) each row's last n
+        states = backbone.states(ids, mask, read=more.shape[1])                                     # (B, n, D) each row's last n
         states = states[real.flip(1).bool()]                                                 # (M, D) before the answers' tokens
         return F.cross_entropy(backbone.logits(states).float(), more[real.bool()], reduction="sum")
 
@@ -210,6 +209,14 @@ class SourceReadout(LabelReadout):
     def completion_loss(self, backbone, ids, mask, labels):
         target, real = self.targets(labels)
         return text_to_text_loss(backbone, ids, mask, target, real) * real.sum()
+
+
+def text_scores(model, encoded, batch_size=64):
+    """Log-probability of each label text (N, L), in the order of `head.texts`, by a classifier, for
+    rows of one sequence each."""
+    def compute(batch):
+        return model(batch, model.head.text_scores)
+    return model.over(encoded, compute, len(model.head.texts), batch_size)
 
 
 def common(rows):
