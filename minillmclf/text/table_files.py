@@ -27,7 +27,7 @@ from ..files import short
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 MEMORY = "rows in memory"         # the path of a Table that was not read from a file
-THOUSANDS = re.compile(r"\d,(000\b|\d{3}\b(?!\s*(,|$)))")    # 36,000; not "error 7,404": 404 is a field
+THOUSANDS = re.compile(r"\d,(000\b|\d{3}\b(?!\s*(,|$)))")    # 36,000; in "error 7,404" not
 DEEPEST = 100                     # nested lists and objects in a line of JSON
 
 
@@ -139,7 +139,8 @@ class Reading:
                 if source.count("[") + source.count("{") > DEEPEST and depth(record) > DEEPEST:
                     raise ValueError(f"more than {DEEPEST} lists and objects within each other")
             except (ValueError, RecursionError) as error:
-                raise self.fault(line, f"not a JSON object ({error}): write one per line") from error
+                fault = f"not a JSON object ({error}): write one per line"
+                raise self.fault(line, fault) from error
             self.columns.update(dict.fromkeys(record))
             yield line, record
 
