@@ -1,8 +1,15 @@
 """How do words become tensors?
 
-Reading order: wordpiece.py (how BERT cuts words), bpe.py (how GPT-2, RoBERTa and LLaMA 3 cut bytes), unigram.py
-(how T5, LLaMA 2, Mistral, Gemma and DeBERTa cut texts; steps.py: the steps before), vocabulary.py (where pieces
-come from), tokenizer.py (special tokens, the layout of one text or a pair; families.py: what a family takes for granted),
-files.py (the files of a tokenizer), table_files.py (rows of a file), data.py (texts and labels), prompt.py (texts
-put together; shots.py, wordings.py), batch.py (padding and masks). For pretraining: corpus.py, packing.py, sentencepiece_trainer.py.
+Reading order:
+
+  tokenizers/     texts -> token ids: wordpiece.py (BERT), bpe.py (GPT-2, RoBERTa, LLaMA 3),
+                  unigram.py (T5, LLaMA 2, Mistral, Gemma, DeBERTa); tokenizer.py (special tokens,
+                  one text or a pair); files.py (the files of a tokenizer)
+  batch.py        rows of token ids -> padded tensors with a mask
+  table_files.py  a CSV, TSV or JSONL file -> rows
+  data.py         rows -> texts with labels, in train, dev and test
+  doctor.py       what to know about a data set before training
+  cutting.py      which tokens of a long text are kept
+  parts.py        a prompt and its answers as one text
+  prompt.py       templates, instructions and shots
 """
