@@ -396,7 +396,7 @@ def check_saved(model, folder, texts):
 
 def show_record(record, data, folder, say=print):
     """Print a finished run: the final table, what speaks against it, and the folder, if it stays."""
-    from .choose.advice import second_thoughts
+    from .cli.baseline_warning import baseline_warning
     from .classify import multilabel as several
     timing = record["timing"]
     example = "--data new.csv" if "swap" in record else '"a text"'          # three texts come from a file
@@ -411,7 +411,7 @@ def show_record(record, data, folder, say=print):
           f"peak memory {timing['peak_memory_mb']} MB")
     if folder:
         say(f"saved in {folder}; try:  python -m minillmclf.predict --model {folder} {example}")
-    for line in second_thoughts(record):
+    for line in baseline_warning(record):
         say(line)
 
 

@@ -20,7 +20,7 @@ from minillmclf.errors import InputError
 from minillmclf.files import find_model
 from minillmclf.models.config import read_model_config
 from minillmclf.cli.settings import read_settings
-from minillmclf.compare.summary import read_answers
+from minillmclf.compare.summary import read_predictions
 from minillmclf.pretrain.corpus import weighted
 from minillmclf.text.data import load_data, read_examples
 
@@ -267,7 +267,7 @@ def test_damaged_states_are_refused(made, tmp_path):
 )
 def test_damaged_answers_of_a_cell_are_told(tmp_path, text):
     (tmp_path / "predictions.csv").write_text(text)
-    refused(lambda: read_answers(tmp_path / "predictions.csv", 1.0), "predictions.csv")
+    refused(lambda: read_predictions(tmp_path / "predictions.csv", 1.0), "predictions.csv")
 
 
 @pytest.mark.parametrize(
