@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small import bert_folder, data_file, forked
 
-from minillmclf.choose import __main__ as choose
+from minillmclf.choose import measured
 from minillmclf import evaluate, labels
 from minillmclf.predict import __main__ as predict, stream
 from minillmclf.errors import InputError
@@ -276,7 +276,7 @@ def test_damaged_answers_of_a_cell_are_told(tmp_path, text):
 def test_damaged_settings_of_a_comparison_are_told(tmp_path, settings):
     (tmp_path / "settings.json").write_text(json.dumps({"data": "tickets", **settings}))
     refused(
-        lambda: choose.comparison_facts(str(tmp_path), "tickets"),
+        lambda: measured.comparison_facts(str(tmp_path), "tickets"),
         "settings.json",
         next(iter(settings)),
     )
