@@ -106,14 +106,13 @@ def first_fit(facts):
     models = [model for model in facts["models"] if model["kind"] == kind]
     why = [WHY[kind] if models else f"there is no {kind} among the models"]
     models = models or facts["models"]
-    fits = {(model["name"], way["method"]) for model in models for way in model["methods"]
-            if way.get("fits")}
     if facts["machine"]["room"] is None:
         why.append("how much memory is free is not known here")
         return models[0], {"model": models[0]["name"], "method": "full"}, why
     for model in models:
+        fits = {way["method"] for way in model["methods"] if way.get("fits")}
         for method in ("full", "lora", "qlora"):
-            if (model["name"], method) in fits:
+            if method in fits:
                 why.append("training in full fits" if method == "full" else
                            f"{method} fits, full does not")
                 return model, {"model": model["name"], "method": method}, why

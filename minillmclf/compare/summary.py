@@ -28,17 +28,15 @@ class Predictions:
     right: np.ndarray           # (N,) bool
     probabilities: np.ndarray   # (N, C)
 
-    def per_row(self, metric):
-        """What each row adds to a metric that is a mean over rows (N,); None for other metrics."""
+    def statistic(self, metric):
+        """A function from row numbers (some maybe twice) to the metric on these rows."""
         if metric == "accuracy":
-            return self.right.astype(float)
+            return lambda rows: float(self.right[rows].mean())
         if metric == "log_loss":
-            return -np.log(self.probabilities[np.arange(len(self.targets)), self.targets])
-        return None
-
-    def score(self, metric, which):
-        """The metric on the rows with these numbers."""
-        return evaluate(self.probabilities[which], self.targets[which], self.labels)[metric]
+            losses = -np.log(self.probabilities[np.arange(len(self.targets)), self.targets])
+            return lambda rows: float(losses[rows].mean())
+        return lambda rows: evaluate(self.probabilities[rows], self.targets[rows],
+                                     self.labels)[metric]
 
 
 def read_predictions(path, accuracy=None):
@@ -71,9 +69,8 @@ def interval(metric, values, predictions):
     if len(values) > 1:
         middle, low, high = t_interval(values)
     else:
-        middle, each = values[0], predictions.per_row(metric)
-        low, high = bootstrap(lambda which: predictions.score(metric, which) if each is None
-                              else each[which].mean(), len(predictions.rows))
+        middle = values[0]
+        low, high = bootstrap(predictions.statistic(metric), len(predictions.rows))
     return {"mean": middle, "low": max(low, 0.0),
             "high": min(high, 1.0) if metric in BOUNDED else high}
 
@@ -86,16 +83,12 @@ def difference(metric, own, best):
     """
     pairs = [(own[seed], best[seed]) for seed in own if seed in best]
     rows = pairs[0][0].rows if pairs else None
-    if not pairs or any(one.rows != rows for pair in pairs for one in pair):
+    if not pairs or any(a.rows != rows or b.rows != rows for a, b in pairs):
         return None, []
-    gaps = None
-    if pairs[0][0].per_row(metric) is not None:
-        gaps = np.mean([a.per_row(metric) - b.per_row(metric) for a, b in pairs], axis=0)   # (N,)
+    scores = [(a.statistic(metric), b.statistic(metric)) for a, b in pairs]
 
     def gap(which):
-        if gaps is not None:
-            return float(gaps[which].mean())
-        return float(np.mean([a.score(metric, which) - b.score(metric, which) for a, b in pairs]))
+        return mean(a(which) - b(which) for a, b in scores)
     low, high = bootstrap(gap, len(rows))
     return ({"mean": gap(np.arange(len(rows))), "low": low, "high": high},
             [mcnemar(a.right, b.right) for a, b in pairs])
