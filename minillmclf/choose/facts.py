@@ -76,15 +76,12 @@ def model_facts(name, data, s, machine):
              "unknown": {split: unknown_share(empty.tokenizer, rows)
                          for split, rows in splits.items()},
              "label_tokens": sum(len(empty.tokenizer.ids(label)) for label in data.labels)}
-    found["methods"] = [method_facts(method, backbone, head, found["length"], s, machine["room"])
-                        for method in METHODS]
-    for way in found["methods"]:
-        if "bytes" in way and not loaded:
-            way |= {"at_least": True, "fits": way["fits"] and None}    # False stays
+    found["methods"] = [method_facts(method, backbone, head, found["length"], s, machine["room"],
+                                     loaded) for method in METHODS]
     return found
 
 
-def method_facts(method, backbone, head, length, s, room):
+def method_facts(method, backbone, head, length, s, room, loaded):
     """What training by this method takes -> dict, with a reason where that is not known."""
     try:
         trained, always, text = training_memory(backbone, head, method, length)
@@ -94,8 +91,11 @@ def method_facts(method, backbone, head, length, s, room):
         return {"method": method, "reason": "not known: the model does not fit into memory"}
     rows = rows_at_once(s)
     needed = step_bytes(always, trained, rows * text, rows < s.batch_size)
-    return {"method": method, "trainable": trained, "bytes": needed, "at_least": False,
-            "fits": None if room is None else needed <= USABLE * room}
+    fits = None if room is None else needed <= USABLE * room
+    if fits and not loaded:                                # what a step keeps is not counted
+        fits = None
+    return {"method": method, "trainable": trained, "bytes": needed, "at_least": not loaded,
+            "fits": fits}
 
 
 def all_models(names, data, s, machine):

@@ -102,8 +102,8 @@ def combine(model, method, readout, swept, flags, readouts):
         if unread.get(key, "").startswith("--method"):
             raise InputError(f"--methods {kind}: reads no {key}: leave it out")
     for key, goes_with in unread.items():
-        meant = key in own and "readout" in own                # a mistake, which check will name
-        if goes_with.startswith("--method") or len(readouts) > 1 and not meant:
+        mistake = key in own and "readout" in own              # read_settings refuses it
+        if goes_with.startswith("--method") or len(readouts) > 1 and not mistake:
             given.pop(key, None)
     s = read_settings(given)
     pairs = [pair for pair in model.partition("@")[2].split(",") if pair]

@@ -26,6 +26,7 @@ import argparse
 
 from ..cli.parser import Parser, run
 from ..cli.settings import add_settings
+from ..training.parallel.launch import together
 
 
 def parse(arguments=None):
@@ -47,10 +48,10 @@ def parse(arguments=None):
 
 
 def main(arguments=None):
-    from ..training.parallel.launch import together    # torch takes seconds, --help should not
-    from .cross_validation import cross_validate
     with together():
-        return cross_validate(parse(arguments))
+        a = parse(arguments)
+        from .cross_validation import cross_validate   # torch takes seconds, --help should not
+        return cross_validate(a)
 
 
 if __name__ == "__main__":
