@@ -11,6 +11,7 @@ import signal
 import statistics
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -414,6 +415,13 @@ def test_differences_to_the_best_row_are_paired(tmp_path):
     p = [mcnemar(answers[f"poor-{s}"].right, answers[f"good-{s}"].right) for s in (0, 1)]
     assert poor["mcnemar_seeds"] == p and poor["mcnemar"] == statistics.median(p) < 0.05
     assert (good["memory_mb"], good["train_seconds"], good["ms_per_text"], good["trainable"]) == (101, 2.5, 0.5, 5)
+
+
+def test_a_row_names_its_model_without_the_settings_of_its_method(tmp_path):
+    made, _ = fake_runs(tmp_path, {"good": 0.9}, seeds=1)
+    c = made[0].configuration = replace(made[0].configuration, tuned="rank=4")
+    row, = summarise(made, {c.group: "good, full rank=4"}, "accuracy")["rows"]
+    assert (row["model"], row["settings"]) == ("good", "rank=4"), "choose looks the model up by this name"
 
 
 @pytest.mark.parametrize("metric", METRICS)

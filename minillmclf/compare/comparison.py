@@ -55,13 +55,12 @@ def compare(a, overwrite):
 
 
 def possible(configurations, labels):
-    """-> (the configurations that can be trained, a line for each of the others).
-
-    InputError if none is left."""
+    """-> (the configurations that can be trained, a line for each of the others). InputError if
+    none is left."""
     kept, left_out, data = [], [], {}
     for c in configurations:
         columns = c.settings.text_column
-        if columns not in data:                            # "labels" takes any number of texts
+        if columns not in data:                            # labels: takes any number of texts
             data[columns] = train.load_dataset(replace(c.settings, readout="labels"))
         reason = "" if c.baseline else obstacle(c, data[columns])
         if reason:
@@ -130,14 +129,12 @@ def run_all(runs, labels, sha256, metric):
     for place, run in enumerate(sorted(runs, key=lambda run: run.configuration.baseline), 1):
         started = time.monotonic()
         run.record, is_new = run_once(run, sha256)
-        seconds, result, took = time.monotonic() - started, "", "finished before"
+        seconds, took = time.monotonic() - started, "finished before"
         if is_new:
             spent.append(seconds)
             took = duration(seconds)
-        if run.finished:
-            result = f"dev {metric} {run.record['dev'][metric]:.3f}"
-        else:
-            result = f"not possible: {run.record['reason']}"
+        result = (f"dev {metric} {run.record['dev'][metric]:.3f}" if run.finished else
+                  f"not possible: {run.record['reason']}")
         if spent and place < trained:
             took += f"; about {duration(sum(spent) / len(spent) * (trained - place))} left"
         print(f"[{place} of {len(runs)}] {title(run.configuration, labels)}, {run.size} rows a "

@@ -4,10 +4,9 @@ The run's folder is one of train with one more file, cell.json: what the run was
 (settings, sha256 of the model and the data) and what came out. A finished run is kept while these
 are the same.
 
-  python -m minillmclf.compare.runs RUN    prints the milliseconds that a saved classifier takes
-                                           for one of its test texts
+`python -m minillmclf.compare.runs RUN`, which runs start, prints the milliseconds that the saved
+classifier takes for one of its test texts.
 """
-import argparse
 import ctypes
 import hashlib
 import json
@@ -25,7 +24,7 @@ from .. import train
 from ..classify.baseline import BagOfWords, majority
 from ..classify.classifier import Classifier
 from ..cli.build import device_of
-from ..cli.parser import Parser, Stopped, StopSignal, run
+from ..cli.parser import Stopped, StopSignal, run
 from ..cli.settings import read_settings
 from ..files import check_fields, find_model, read_json, write_text
 from ..training.metrics import evaluate
@@ -98,11 +97,11 @@ def write_record(path, record):
 
 
 def process(module, *arguments, printed, errors):
-    """Run `python -m MODULE ARGUMENTS` -> exit code; its output goes to the files given. Raises
-    Stopped after Ctrl-C, which is handed on once: the run saves its state and ends with 130.
+    """Run `python -m MODULE ARGUMENTS` -> exit code; its output goes to the files given.
 
-    The child has a session of its own: the terminal's Ctrl-C would reach it too, and the second
-    signal would stop it before it has saved. Linux tells the child if this process is killed.
+    Ctrl-C is handed on once, so that the run saves its state; then this raises Stopped. The child
+    has a session of its own: else it would get the terminal's Ctrl-C too, and the second signal
+    would end it before it has saved. Linux tells the child if this process is killed.
     """
     libc, own = ctypes.CDLL(None) if sys.platform == "linux" else None, os.getpid()
 
@@ -204,10 +203,7 @@ def milliseconds(predict, texts):
 
 
 def main(arguments=None):
-    p = Parser(prog="python -m minillmclf.compare.runs", description=__doc__,
-               formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("run", help="the folder of a finished run")
-    folder = find_model(p.parse_args(arguments).run)
+    folder, = map(Path, arguments or sys.argv[1:])
     s = read_settings({}, folder / "run.json")
     data = train.load_dataset(s)
     model = Classifier.load(folder).to(device_of(s))

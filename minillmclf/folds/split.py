@@ -29,8 +29,8 @@ def stratified(labels, k, seed, keys=None):
     """-> the fold, 0 to k - 1, of each row. Two folds differ by at most one row of each class, and
     by at most one row in all.
 
-    labels: the class of each row; keys: a text for each row, all different, which decide its place,
-    so that the order of the rows does not matter (default: their numbers, and it does). Raises
+    labels: the class of each row; keys: a text for each row, all different, which decides its
+    place, so that the order of rows does not matter (default: their numbers, and it does). Raises
     InputError for a class with fewer than k rows.
     """
     check_folds(k, len(labels), "rows")
