@@ -87,14 +87,9 @@ def make_plan(a, s, out):
                          f"{len(labels)} classes: add rows of two classes or more")
     test, form = read_test(a, s, labels, source)
     folds = share_out([e.label for e in source.examples], source.groups, a.folds, s.seed)
-    runs = [(replace(s, out=str(out / name_of(fold))), fold_dataset(s, source, folds, fold, labels))
-            for fold in range(a.folds)]
+    runs = [(replace(s, out=str(out / f"fold-{fold + 1}")),
+             fold_dataset(s, source, folds, fold, labels)) for fold in range(a.folds)]
     return Plan(source, labels, folds, runs, test, form)
-
-
-def name_of(fold):
-    """The folder of fold 0, 1, ... in OUT."""
-    return f"fold-{fold + 1}"
 
 
 def fold_dataset(s, source, folds, fold, labels):
@@ -122,8 +117,6 @@ def fold_dataset(s, source, folds, fold, labels):
         "seed": s.seed, "dev_from_train": True})
 
 
-# ---------------------------------------------------------------- the folder
-
 def place_of(runs, out, overwrite):
     """Where the folds are made: in OUT, but in OUT/.new while OUT holds folds to be replaced."""
     if overwrite:
@@ -133,10 +126,12 @@ def place_of(runs, out, overwrite):
             remove(out / NEW)
         parallel.wait()
         return out / NEW if held else out
-    folders = [out / NEW / name_of(fold) for fold in range(len(runs))]
+    begun = []                                             # of each fold in .new: what differs
     try:
-        begun = [train.differences(s, folder, data)[0]
-                 for folder, (s, data) in zip(folders, runs) if (folder / "run.json").exists()]
+        for s, data in runs:
+            folder = out / NEW / Path(s.out).name
+            if (folder / "run.json").exists():
+                begun.append(train.differences(s, folder, data)[0])
     except InputError:
         return out
     return out / NEW if begun and not any(begun) else out
@@ -152,11 +147,9 @@ def clear(out):
             folder.rmdir()
 
 
-# ---------------------------------------------------------------- training and predicting
-
 def train_and_predict(plan, place, overwrite):
     """-> out-of-fold logits (N, C) in float64, and each model's logits of the test rows, a list."""
-    folders = [place / name_of(fold) for fold in range(len(plan.runs))]
+    folders = [place / Path(s.out).name for s, _ in plan.runs]
     for (s, data), folder in zip(plan.runs, folders):      # another run in any is found before
         train.open_run(s, folder, data, False)             # one is trained
     logits = torch.empty(len(plan.folds), len(plan.labels), dtype=torch.float64)
@@ -202,8 +195,6 @@ def fold_logits(s, folder, name, texts):
         write_tensors(path, {"scores": logits}, key)
     return logits.double()
 
-
-# ---------------------------------------------------------------- results
 
 def cross_fitted(logits, targets, folds):
     """Logits (N, C) -> the same, each fold's divided by the temperature of all *other* folds."""
