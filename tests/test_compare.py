@@ -419,7 +419,7 @@ def test_differences_to_the_best_row_are_paired(tmp_path):
 
 def test_a_row_names_its_model_without_the_settings_of_its_method(tmp_path):
     made, _ = fake_runs(tmp_path, {"good": 0.9}, seeds=1)
-    c = made[0].configuration = replace(made[0].configuration, tuned="rank=4")
+    c = made[0].configuration = replace(made[0].configuration, method_settings="rank=4")
     row, = summarise(made, {c.group: "good, full rank=4"}, "accuracy")["rows"]
     assert (row["model"], row["settings"]) == ("good", "rank=4"), "choose looks the model up by this name"
 

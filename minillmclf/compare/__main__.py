@@ -22,7 +22,7 @@ from dataclasses import fields
 from ..cli.parser import Parser, run
 from ..cli.settings import Settings, add_settings, refuse_several
 from ..errors import InputError
-from .configurations import BASELINES, OWN, SHIPPED, TUNED
+from .configurations import BASELINES, OWN, SHIPPED_MODELS, DEFAULT_METHODS
 
 
 def parse(arguments=None):
@@ -74,9 +74,9 @@ def check(a):
             if values.count(value) > 1:
                 raise InputError(f"--{name.replace('_', '-')}: {value} is named twice")
     if a.models is None:
-        a.models = [*BASELINES, *SHIPPED]
+        a.models = [*BASELINES, *SHIPPED_MODELS]
         if not hasattr(a, "method"):
-            a.methods = a.methods or [*TUNED]
+            a.methods = a.methods or [*DEFAULT_METHODS]
         if not hasattr(a, "readout"):
             a.readouts = a.readouts or ["head", "labels"]
 

@@ -13,8 +13,8 @@ from ..errors import InputError, did_you_mean
 from ..files import find_model, short
 
 BASELINES = ("majority", "bag-of-words")
-SHIPPED = ("mini-bert", "mini-llama", "mini-t5")
-TUNED = ("full", "lora", "qlora", "head")
+SHIPPED_MODELS = ("mini-bert", "mini-llama", "mini-t5")
+DEFAULT_METHODS = ("full", "lora", "qlora", "head")
 OWN = ("model", "out", "rows_per_class", "seed")           # settings that the comparison decides
 SHARED = ("data", "label_column", "several_labels", "quoting")     # those that all runs share
 TYPES = {f.name: type(f.default) for f in fields(Settings)}
@@ -22,13 +22,13 @@ TYPES = {f.name: type(f.default) for f in fields(Settings)}
 
 @dataclass(frozen=True)
 class Configuration:
-    """model: as named on the command line, "mini-bert@lr=1e-4"; own: its settings, for a label;
-    sweep: {setting: value} of the sweep; tuned: the method's settings as given, "rank=16"."""
+    """model: as named on the command line, "mini-bert@lr=1e-4"; model_settings: "lr=1e-4";
+    sweep: {setting: value} of the sweep; method_settings: what follows the method's @."""
     model: str
     settings: Settings
-    own: str = ""
+    model_settings: str = ""
     sweep: dict = field(default_factory=dict)
-    tuned: str = ""
+    method_settings: str = ""
 
     @property
     def baseline(self):
@@ -37,13 +37,13 @@ class Configuration:
     @property
     def group(self):
         """A sweep chooses one configuration of each group."""
-        return self.model, self.settings.method, self.settings.readout, self.tuned
+        return self.model, self.settings.method, self.settings.readout, self.method_settings
 
     @property
     def swept(self):
         """The values by which it differs from others of its model and method: "lr=0.001"."""
         pairs = [f"{key}={value}" for key, value in self.sweep.items()]
-        return ",".join(filter(None, [self.tuned, *pairs]))
+        return ",".join(filter(None, [self.method_settings, *pairs]))
 
     @property
     def suffix(self):
@@ -156,9 +156,9 @@ def labels_of(configurations):
     """A short name for each group -> {group: label}, with the whole path where two models share a
     name, and the method's own settings where it is there more than once."""
     def label(c, name):
-        alike = {one.tuned for one in configurations if one.group[:3] == c.group[:3]}
-        own = f"@{c.own}" if c.own else ""
-        return name + own + c.suffix + (f" {c.tuned}" if len(alike) > 1 else "")
+        alike = {one.method_settings for one in configurations if one.group[:3] == c.group[:3]}
+        own = f"@{c.model_settings}" if c.model_settings else ""
+        return name + own + c.suffix + (f" {c.method_settings}" if len(alike) > 1 else "")
     paths = {c.group: label(c, c.model.partition("@")[0]) for c in configurations}
     names = {c.group: label(c, Path(c.model.partition("@")[0]).name) for c in configurations}
     shown = list(names.values())

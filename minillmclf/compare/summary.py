@@ -101,7 +101,7 @@ def row_of(runs, label, metric, predictions):
     costs = {}
     for key in ("memory_mb", "train_seconds", "ms_per_text"):
         costs[key] = [record[key] for record in records if record[key] is not None]
-    name = label.removesuffix(f" {c.tuned}") if c.tuned else label
+    name = label.removesuffix(f" {c.method_settings}") if c.method_settings else label
     return {
         "model": name.removesuffix(c.suffix), "method": "" if c.baseline else c.settings.method,
         "readout": "" if c.baseline else c.settings.readout, "label": label, "settings": c.swept,
