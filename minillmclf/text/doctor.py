@@ -14,6 +14,7 @@ import sys
 import unicodedata
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain
 
 from .data import Dataset, names_in, text_key
@@ -24,10 +25,7 @@ FEW = 5                           # warn if a class has fewer train rows
 UNKNOWN = 0.05                    # warn if this share of a split's tokens, or more, is unknown
 INVISIBLE = "[\u034f\u115f\u1160\u2800\ufe00-\ufe0f]"       # letters and marks that show nothing
 SOME_ROWS = 256                   # rows of a window that `UnknownTokens` looks at
-
-
-def counted(kind=dict):
-    return field(default_factory=kind)
+counted = partial(field, default_factory=dict)
 
 
 @dataclass
@@ -46,7 +44,7 @@ class Report:
     unit: str = "words"               # of lengths: "tokens" (with special tokens), or "words"
     max_length: int | None = None
     truncated: dict = counted()       # per split: rows longer than max_length
-    warnings: list = counted(list)    # a sentence per fault, with its remedy
+    warnings: list = field(default_factory=list)     # a sentence per fault, with its remedy
     cardinality: dict = counted()     # multi-label only: split -> mean labels a row
     unlabelled: dict = counted()      # multi-label only: per split, rows without a label
     unknown: dict = counted()         # per split: `unknown_share` of its texts; {} if not counted
@@ -113,8 +111,10 @@ def examine(dataset: Dataset, lengths=None, max_length=None, remedy="raise max_l
     r.classes, texts = {label: {} for label in dataset.labels}, {}
     for s in SPLITS:
         rows = getattr(dataset, s)
-        words = [sum(len(text.split()) for text in e.texts) for e in rows]
-        sizes = words if lengths is None else list(map(int, lengths.get(s, ())))
+        if lengths is None:
+            sizes = [sum(len(text.split()) for text in e.texts) for e in rows]
+        else:
+            sizes = list(map(int, lengths.get(s, ())))
         if len(sizes) != len(rows):
             raise ValueError(f"lengths['{s}'] has {len(sizes)} numbers for {len(rows)} rows")
         names = [names_in(e.label, dataset.several) for e in rows]
@@ -123,8 +123,8 @@ def examine(dataset: Dataset, lengths=None, max_length=None, remedy="raise max_l
             counts[s] = found[label]
         texts[s] = labels_of_texts(rows)
         r.rows[s] = len(rows)
-        r.repeated[s] = repeats(texts[s], several=False)
-        r.contradicting[s] = repeats(texts[s], several=True)
+        r.repeated[s] = repeats(texts[s], contradicting=False)
+        r.contradicting[s] = repeats(texts[s], contradicting=True)
         r.empty[s] = sum(not all(map(str.strip, e.texts)) for e in rows)
         if rows:
             r.lengths[s] = percentiles(sizes)
@@ -152,9 +152,10 @@ def labels_of_texts(examples) -> dict:
     return labels
 
 
-def repeats(texts: dict, several: bool) -> int:
-    """Rows after the first of each text that has one label, or several."""
-    return sum(len(labels) - 1 for labels in texts.values() if (len(set(labels)) > 1) == several)
+def repeats(texts: dict, contradicting: bool) -> int:
+    """Rows after the first of each text that has one label; contradicting: that has several."""
+    return sum(len(labels) - 1 for labels in texts.values()
+               if (len(set(labels)) > 1) == contradicting)
 
 
 def shared(first: dict, second: dict) -> dict[str, int]:
