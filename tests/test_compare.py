@@ -18,8 +18,8 @@ import small
 
 from minillmclf.compare import candidates, cells, __main__ as compare
 from minillmclf.compare.candidates import expand, labels_of, obstacle, read_sweep
-from minillmclf.cli.parser import Stopped, run
-from minillmclf.errors import InputError
+from minillmclf.cli.parser import run
+from minillmclf.errors import InputError, Stopped
 from minillmclf.cli.settings import Settings
 from minillmclf.compare.summary import against, interval, read_answers, summarise
 from minillmclf.compare.table import lines_of_csv, markdown

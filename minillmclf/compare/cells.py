@@ -19,7 +19,8 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..cli.parser import Parser, Stopped, StopSignal, run
+from ..cli.parser import Parser, StopSignal, run
+from ..errors import Stopped
 from ..files import check_fields, find_model, read_json, write_text
 from ..cli.settings import read_settings
 

@@ -26,8 +26,8 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..cli.parser import Parser, Stopped, run
-from ..errors import InputError
+from ..cli.parser import Parser, run
+from ..errors import InputError, Stopped
 from ..files import check_folder, check_out, find_model, remove
 from ..cli.settings import add_settings, read_settings, refuse_several
 from .submission import Form, check_submission, read_form, submission_text, table_text

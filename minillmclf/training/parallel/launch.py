@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from ...cli.parser import Stopped
+from ...errors import Stopped
 
 
 @contextlib.contextmanager
