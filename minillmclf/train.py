@@ -263,10 +263,10 @@ def settle(folder, record="run.json", clear=clear):
 def owned(folder, **more):
     """with owned(folder): ...   No other process writes there, and what a killed one has left is settled (`settle`)."""
     from .training.parallel import processes as parallel
-    with locked(folder) if parallel.first() else nullcontext():
-        if parallel.first():
+    with locked(folder) if parallel.is_main_process() else nullcontext():
+        if parallel.is_main_process():
             settle(folder, **more)
-        parallel.wait()                                    # until all can see what lies in the folder
+        parallel.barrier()                                    # until all can see what lies in the folder
         yield
 
 
@@ -283,15 +283,18 @@ def write_predictions(path, examples, probabilities, labels, answers=None):
     write_text(path, out.getvalue())
 
 
-def objective_of(s, model, truth):
-    """What training minimises. truth: of the training rows, as Rows has it."""
-    from .training.losses import Classes, Completion, LabelSets, positive_weights
+def objective_of(s, model, targets):
+    """What training minimises. targets: of the training rows, as Rows has them."""
+    from .training.completion_loss import CompletionLoss
+    from .training.losses import CrossEntropy
+    from .training.multilabel import BinaryCrossEntropy, positive_weights
     weigh = s.class_weights == "balanced"
     if model.several:
-        return LabelSets(positive_weights(truth, model.labels) if weigh else None)
+        return BinaryCrossEntropy(positive_weights(targets, model.labels) if weigh else None)
     if s.objective == "completion":
-        return Completion(model.head.answer_lengths())
-    return Classes(balanced(truth, len(model.labels)) if weigh else None, s.label_smoothing, s.focal)
+        return CompletionLoss(model.head.answer_lengths())
+    weights = balanced(targets, len(model.labels)) if weigh else None
+    return CrossEntropy(weights, s.label_smoothing, s.focal)
 
 
 def silent(line):
@@ -305,39 +308,49 @@ def learn(s, model, data, folder, say, on_epoch=None):
     """
     from .classify.swap import with_swapped
     from .files import write_text
+    from .training import loop
+    from .training.checkpoint import Store
+    from .training.features import cached_features
+    from .training.monitors.gradients import check_first_steps
+    from .training.monitors.nonfinite import locate_divergence
     from .training.parallel import processes as parallel
-    from .training.loop import Rows, fit, plan_epochs
-    from .training.metrics import METRICS, SET_METRICS, evaluate, evaluate_sets
+    from .training.plan import Rows, plan_epochs
     rows = with_swapped(data.train) if s.swap in ("train", "both") else data.train
     train, dev = encode(model, rows, once=True)[0], encode(model, data.dev)[0]
     chosen = random.Random(f"fitted:{s.seed}").sample(range(len(rows)), min(len(rows), FITTED_ROWS))
     sample = Rows([train.encoded[row] for row in chosen], [train.labels[row] for row in chosen])
-    objective = objective_of(s, model, train.labels)
+    several, cache = parallel.is_distributed(), nullcontext()
+    if not several:
+        cache = cached_features(model, [*train.encoded, *dev.encoded], s)
     started = time.monotonic()
-    with Progress(say is silent, dynamic_ncols=True, leave=False) as bar, StopSignal() as stop:
+    with Progress(say is silent, dynamic_ncols=True, leave=False) as bar, StopSignal() as stop, cache:
         def on_step(step, total, loss):
             bar(step, total, loss=f"{loss:.3f}")
 
         def after_epoch(line):
             bar.clear()
-            measure, names = (evaluate_sets, SET_METRICS) if model.several else (evaluate, METRICS)
-            scores = parallel.scores(model, sample.encoded, s.eval_batch_size)
-            fitted = measure(model.probabilities(scores), sample.labels, model.labels)[s.metric]
-            line[f"train_{s.metric}"] = fitted     # of the same rows each time: the gap is seen
+            logits = model.scores(sample.encoded, s.eval_batch_size)
+            fitted = model.task.evaluate(model.probabilities(logits), sample.labels)
+            line[f"train_{s.metric}"] = fitted[s.metric]   # of the same rows each time: the gap is seen
+            dev_metrics = "  ".join(f"{name} {line[name]:.3f}" for name, value in fitted.items()
+                                    if isinstance(value, float))
             say(f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  "
-                f"{s.metric} {fitted:.3f}  dev "
-                + "  ".join(f"{name} {line[name]:.3f}" for name in names))
+                f"{s.metric} {fitted[s.metric]:.3f}  dev {dev_metrics}")
             if on_epoch:
                 on_epoch(dict(line))
 
         def on_finding(line):
             bar.clear()
             say(line)
-        progress = fit(model, train, dev, s, folder, stop, objective, on_step, after_epoch, on_finding)
-    if progress is not None and parallel.first():
+        step = functools.partial((parallel if several else loop).take_step,
+                                 objective=objective_of(s, model, train.labels))
+        step = check_first_steps(locate_divergence(step), on_finding)
+        store = (parallel.SharedStore if several else Store)(folder, stop)
+        progress = loop.fit(model, train, dev, s, store, step, loop.Hooks(on_step, after_epoch))
+    if progress is not None and parallel.is_main_process():
         write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in progress["history"]))
     seconds = max(time.monotonic() - started, 1e-6)        # a clock may stand still
-    steps = list(islice(chain.from_iterable(plan_epochs(train, s)), bar.first, bar.last))
+    steps = list(islice(chain.from_iterable(plan_epochs(model, train, s)), bar.first, bar.last))
     return progress, {"train_seconds": round(seconds, 1), "seconds_per_step": round(seconds / max(1, len(steps)), 4),
                       "examples_per_second": round(sum(map(len, steps)) / seconds, 1)}
 
@@ -358,7 +371,7 @@ def finish(s, model, data, folder, record, progress, timing):
     dev = model.probabilities(scores(encode(model, data.dev)[0].encoded)) if model.several else None
     swap = {"swap": inconsistency(model, [e.texts for e in getattr(data, split)], scores)} if model.preference else {}
     parallel.gather(model)
-    if not parallel.first():
+    if not parallel.is_main_process():
         return record
     name = f"{Path(s.model).name}, {s.method}"
     if model.several:
@@ -423,12 +436,15 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     """
     from .files import write_text
     from .training.parallel import processes as parallel
-    from .training.rates import rate_line
+    from .training.rates import lr_line
     from .training.recompute import recompute_blocks
     place = place_of(s, folder, data, overwrite)
     model, trainable, total = build(s, data.labels, data.columns)
     model.read_as(reading_of(s, data))
-    parallel.spread(model, s.parallel)
+    parallel.replicate(model)
+    if s.parallel == "fsdp":
+        from .training.parallel.fsdp import shard
+        shard(model)
     if s.checkpointing == "on":
         recompute_blocks(model)
     report = diagnose(model, data)
@@ -442,23 +458,23 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
         from .classify.label_text.doctor import examine
         say("\n" + "\n".join(examine(model.tokenizer, model.head, model.labels).lines()))
     say(f"\n{s.model}: {model.report.line() if s.weights == 'pretrained' else 'random weights'}; "
-        f"{trainable:,} of {total:,} parameters trainable; {rate_line(s)}")
+        f"{trainable:,} of {total:,} parameters trainable; {lr_line(s)}")
     if model.quantise:
         kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.kept_whole})
         say(f"in four bits ({model.quantise}): the body's linear layers; kept whole: {', '.join(kinds)}")
     record = {"settings": asdict(s), "finished": False, "base": base_of(s),
               "data": {**data.source, "rows": report.rows, "labels": data.labels},
               "doctor": report.as_dict(), **cut, "versions": versions(), "parameters": {"trainable": trainable, "total": total}}
-    parallel.wait()                                        # until all have seen what lies in the folder
-    if parallel.first():
+    parallel.barrier()                                        # until all have seen what lies in the folder
+    if parallel.is_main_process():
         if overwrite or not (place / "run.json").exists():     # only now: a run that cannot begin costs no earlier one
             remove(folder / NEW)
             clear(place)
         write_text(place / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    parallel.wait()
+    parallel.barrier()
     progress, timing = learn(s, model, data, place, say, on_epoch)
     record = progress and finish(s, model, data, place, record, progress, timing)
-    if record and parallel.first():
+    if record and parallel.is_main_process():
         settle(folder)
     return record
 
@@ -472,8 +488,8 @@ def whole_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
 
 
 def main(arguments=None):
-    from .training.parallel.launch import together
-    with together():
+    from .cli.launch import distributed
+    with distributed():
         return carry_out(arguments)
 
 

@@ -11,7 +11,7 @@ from small import ROOT, bert_folder, command, data_file, environment
 from minillmclf.choose import __main__ as choose
 from minillmclf.choose.advice import advise, command_of, measured_flags, near
 from minillmclf.classify.head import build_head
-from minillmclf.training.memory import training_memory
+from minillmclf.cli.memory import training_memory
 from minillmclf.models import load_backbone
 from minillmclf.cli.settings import Settings, read_settings
 from minillmclf.text.data import load_data

@@ -32,7 +32,7 @@ from minillmclf.models.deberta import (Deberta, DebertaLayer, disentangled_atten
 from minillmclf.models.layers import Rows
 from minillmclf.models.weights import Checkpoint
 from minillmclf.text.tokenizers.tokenizer import WordPiece
-from minillmclf.training.losses import masked_lm_loss
+from minillmclf.pretrain.losses import masked_lm_loss
 
 CLASSIFIER, MASKED_LM = STORED = ("deberta_classifier", "deberta_masked_lm")
 FP32 = fp32(width=48, depth=5)    # embeddings, three blocks, head

@@ -33,7 +33,7 @@ from minillmclf.models.layers import (RMSNorm, Rows, causal_attention, causal_at
                                       merge_heads)
 from minillmclf.models.llama import Llama, LlamaLayer, Mistral
 from minillmclf.models.weights import Checkpoint, export, fill, translate, write_checkpoint
-from minillmclf.training.losses import causal_lm_loss
+from minillmclf.pretrain.losses import causal_lm_loss
 
 CLASSIFIERS = ("gpt2_classifier", "gemma_classifier")
 STORED = ("gpt2_lm", "llama_lm", "mistral_lm", "gemma2_lm", "gemma3_lm", *CLASSIFIERS)

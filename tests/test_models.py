@@ -25,7 +25,7 @@ from minillmclf.errors import InputError
 from minillmclf.models import bert, fresh_weights, layers, load_backbone
 from minillmclf.models.bert import Bert, Roberta
 from minillmclf.models.layers import Rows, attention, attention_by_hand
-from minillmclf.training.losses import masked_lm_loss
+from minillmclf.pretrain.losses import masked_lm_loss
 
 STORED = ("bert_classifier", "roberta_classifier", "bert_masked_lm", "roberta_masked_lm")
 FP32 = fp32(width=48, depth=5)    # embeddings, three blocks, head

@@ -19,7 +19,6 @@ from .advice import FEW_CUT, RULE, UNBALANCED, WANTED, advise, command_of, near
 from ..cli.parser import Parser, run
 from ..errors import InputError
 from ..files import CHECKPOINTS, check_fields, find_model, read_json
-from ..training.memory import METHODS, size, step_bytes, training_memory
 from ..cli.settings import Settings, add_settings, read_settings, refuse_several
 from ..text.doctor import SPLITS, unknown_line, unknown_share
 
@@ -77,6 +76,7 @@ def model_facts(name, data, s, machine):
     """Lengths in this model's tokens, and what each method takes -> dict. A model that memory does not hold is not loaded:
     its weights are counted all the same, but what a step keeps of a text is not known then."""
     from ..classify.classifier import Classifier
+    from ..cli.memory import METHODS, step_bytes, training_memory
     from ..models import load_backbone
     from ..tuning.quant_files import open_checkpoint
     folder = find_model(name)
@@ -216,6 +216,7 @@ def data_lines(data, models):
 
 def machine_lines(facts):
     """What the machine says, and the table model x method."""
+    from ..cli.memory import size
     machine, amount = facts["machine"], (lambda count: "not known" if count is None else size(count))
     gpu, memory = machine["gpu"], machine["memory"]
     card = f"GPU {gpu['name']}, free {size(gpu['free'])} of {size(gpu['total'])}" if gpu else "no GPU"

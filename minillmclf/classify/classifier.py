@@ -27,6 +27,7 @@ from .readout import (READING, build_labels, check_labels, labels_of, read_reado
                       text_length)
 from .multilabel import HALF, check_thresholds, decide, named
 from .swap import averaged, swapped
+from .task import MultiLabel, SingleLabel
 from .windows import use_windows
 
 
@@ -210,6 +211,18 @@ class Classifier(nn.Module):
         readout = read_readout("labels", asked | changes, self.labels)
         self.head = build_labels(self.backbone, self.tokenizer, self.labels, readout).to(next(self.parameters()).device)
         self.readout = readout
+
+    @property
+    def task(self):
+        return (MultiLabel if self.several else SingleLabel)(self.labels)
+
+    def row_size(self, row):
+        """The places that a row takes in a batch, padding between its sequences included."""
+        return places(row)
+
+    def collate(self, encoded, rows, labels=None):
+        """The rows with these numbers -> Batch."""
+        return collate(encoded, rows, self.tokenizer.pad_id, labels)
 
     def inputs(self, batch):
         """ids, mask, types (B, T) of a batch, with the learned words of a prompt (tuning/prompt.py) where there is one; of

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from ..classify.label_text.wordings import read_template
 from ..errors import InputError, did_you_mean
 from ..files import read_json, short
-from ..training.rates import default_rate
+from ..training.rates import default_lr
 
 SWITCH = ("off", "on")                 # a bare flag means on
 METHODS = ("full", "head", "last-N", "bitfit", "houlsby", "pfeiffer", "lora", "dora", "qlora",
@@ -347,7 +347,7 @@ def read_settings(arguments, config=None):
     if s.gradient_accumulation > 1:
         s = replace(s, micro_batch_size=math.ceil(s.batch_size / s.gradient_accumulation))
     s = replace(s, gradient_accumulation=0)
-    return replace(s, lr=default_rate(s)[0]) if by_rule else s
+    return replace(s, lr=default_lr(s)[0]) if by_rule else s
 
 
 def with_types(values, where):

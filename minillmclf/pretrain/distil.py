@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..models import fresh_weights, load_backbone
 from ..text.batch import collate
 from ..text.tokenizers.tokenizer import load_tokenizer
-from ..training.losses import cosine_distance, word_means
+from .losses import cosine_distance, word_means
 
 
 def start_from_teacher(student, teacher, tokenizer, teacher_tokenizer):

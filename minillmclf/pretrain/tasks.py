@@ -12,8 +12,8 @@ from ..models import T5
 from ..models.backbone import Decoder
 from ..text.batch import collate
 from .sentencepiece_trainer import SENTINELS
-from ..training.losses import (causal_lm_loss, corrupt, corrupt_spans, masked_lm_loss,
-                               text_to_text_loss)
+from ..training.completion_loss import text_to_text_loss
+from .losses import causal_lm_loss, corrupt, corrupt_spans, masked_lm_loss
 
 
 def padded(lists, pad_id):

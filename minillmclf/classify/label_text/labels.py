@@ -20,7 +20,7 @@ from ...errors import InputError
 from ...files import short
 from ...models.cache import prefill
 from ...models.tree import Tree, log_probs, shared, to_the_left
-from ...training.losses import text_to_text_loss
+from ...training.completion_loss import text_to_text_loss
 from ..head import Head
 
 ENDS, WAYS = ("auto", "none", "eos"), ("sum", "token", "char", "byte")
