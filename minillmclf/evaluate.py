@@ -39,7 +39,7 @@ def parse(arguments=None):
     p.add_argument("--split", choices=["train", "dev", "test"], default="test", help="which rows [test]")
     p.add_argument("--text-column", help="name(s) of the text column(s)")
     p.add_argument("--label-column", help="name of the label column")
-    add_settings(p, ["quoting"])
+    add_settings(p, ["quoting"], grouped=False)
     p.add_argument("--batch-size", type=int, default=64, help="rows at a time [64]")
     p.add_argument("--base", help="of an adapter: the folder of its base, where that lies "
                    "elsewhere now")
@@ -49,7 +49,8 @@ def parse(arguments=None):
     p.add_argument("--overwrite", action="store_true", help="replace the file of --out")
     g = p.add_argument_group("with --method prompt")
     g.add_argument("--method", choices=["prompt"], help="prompt: ask a language model instead of a saved classifier")
-    add_settings(g, ["template", "label_texts", "instruction", "end", "max_length", "device", "seed"])
+    add_settings(g, ["template", "label_texts", "instruction", "end", "max_length", "device", "seed"],
+                 grouped=False)
     g.add_argument("--shots", type=int, default=0, help="finished examples before every row, in all, balanced [0]")
     g.add_argument("--neighbours", metavar="ENCODER", help="as shots, the rows that are nearest by this encoder (mini-bert)")
     g.add_argument("--rows", type=int, default=0, help="judge so many rows only, drawn by the seed (0: all)")

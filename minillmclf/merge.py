@@ -29,7 +29,7 @@ def parse(arguments=None):
     p.add_argument("--split", choices=["train", "dev", "test"], default="test", help="which rows [test]")
     p.add_argument("--text-column", help="name(s) of the text column(s)")
     p.add_argument("--label-column", help="name of the label column")
-    add_settings(p, ["quoting"])
+    add_settings(p, ["quoting"], grouped=False)
     p.add_argument("--batch-size", type=int, default=64, help="rows at a time [64]")
     return p.parse_args(arguments)
 

@@ -1,35 +1,36 @@
 """python -m minillmclf.train: fine-tune a classifier, evaluate it, save it.
 
-Without arguments: the shipped checkpoint mini-bert on the bundled data set tickets. On your own data:
+A BERT on your own CSV; LoRA on a decoder; instruction tuning; long documents:
+  python -m minillmclf.train --model checkpoints/bert-base-uncased --data my.csv
+  python -m minillmclf.train --model DIR --data my.csv --method lora --rank 16
+  python -m minillmclf.train --model DIR --data my.csv --readout labels \\
+      --objective completion --template "{text}\\nLabel: {label}"
+  python -m minillmclf.train --data long.csv --windows mean --micro-batch-size 4
 
-  python -m minillmclf.train --model checkpoints/bert-base-uncased --data my.csv --out runs/mine --lr 5e-5 --epochs 3
-
-The run folder holds run.json (all settings, data hash, versions, results), metrics.jsonl (a line for each epoch),
-predictions.csv, and the model as a Hugging Face folder. A run that was stopped, by Ctrl-C or worse, goes on when the same
-command is given again, and ends bit for bit as if nothing had happened. On several GPUs, or cores, of one machine:
-
-  torchrun --nproc-per-node 2 -m minillmclf.train --data my.csv
+Without arguments: the shipped checkpoint mini-bert on the bundled set tickets.
+Of listed values the first is the default; a flag with [off] alone means on.
+On several GPUs: torchrun --nproc-per-node 2 -m minillmclf.train ...
+The run folder holds run.json, metrics.jsonl, predictions.csv and the model. The
+same command goes on with a run that was stopped.
 """
-import argparse
 import csv
 import functools
 import io
 import json
-import os
 import platform
 import re
 import random
 import sys
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 
+from .cli import run_folder
 from .cli.build import build, encode, reading_of
-from .cli.parser import Parser, Stopped, StopSignal, run
-from .errors import InputError
-from .files import NEW, check_fields, find_model, locked, look_at, read_json, remove, short
+from .cli.parser import Parser, StopSignal, run
+from .errors import InputError, Stopped
 from .cli.progress import Progress
 from .cli.settings import add_settings, read_settings
 
@@ -37,11 +38,13 @@ FITTED_ROWS = 200              # training rows, drawn by the seed, measured afte
 
 
 def parse(arguments=None):
-    p = Parser(prog="python -m minillmclf.train", description=__doc__,
-               formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--config", help="a run.json: take its settings, flags go over them")
-    p.add_argument("--overwrite", action="store_true", help="start anew although --out holds a run")
-    return add_settings(p).parse_args(arguments)
+    p = Parser(prog="python -m minillmclf.train", usage="%(prog)s [--flag VALUE ...]",
+               description=__doc__)
+    add_settings(p)
+    group = p.add_argument_group("the run")
+    group.add_argument("--config", metavar="RUN.JSON", help="take its settings; flags go over them")
+    group.add_argument("--overwrite", action="store_true", help="start anew over a run in --out")
+    return p.parse_args(arguments)
 
 
 def draw_rows(examples, per_class, seed):
@@ -60,7 +63,7 @@ def load_dataset(s, table=None):
     """The data of a run, with the columns and the training rows that are asked for. table: in
     the place of s.data."""
     from .text.data import load_data
-    data = load_data(table or s.data, s.text_column or None, s.label_column or None, s.seed, s.several_labels == "on",
+    data = load_data(table or s.data, s.text_column or None, s.label_column or None, s.seed, s.multi_label == "on",
                      s.quoting)
     asked = (s.preference, s.swap) != ("none", "none")
     if asked and len(data.columns) != 3:
@@ -83,7 +86,7 @@ def diagnose(model, data):
                for split in lengths}
     remedy = f"raise {setting}"
     if setting == "max_length" and most >= (model.backbone.room or most + 1):
-        ways = [] if model.readout else ["--keep head+tail keeps both ends"]
+        ways = [] if model.readout else ["--truncation-side middle keeps both ends"]
         if not (model.readout or model.preference or model.prompt is not None):
             ways.insert(0, "--windows mean reads them whole")
         remedy = "the model takes no more" + ": " * bool(ways) + ", ".join(ways)
@@ -151,15 +154,6 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
 
 
-WHOLE = ".whole"                             # where a run that replaces another lies while it is moved; NEW: while it is made
-STATES = ("state.safetensors", "best.safetensors")
-SAVED = ("run.json", "tuned.json", "config.json", "metrics.jsonl", "predictions.csv", "report.html", *STATES, "tokenizer.json",
-         "tokenizer_config.json", "model.safetensors", "model.safetensors.index.json", "adapter/adapter_config.json",
-         "adapter/adapter_model.safetensors", "adapter/minillmclf.json")
-RUN = {"settings?": (lambda v: isinstance(v, dict), "an object"), "finished?": (lambda v: isinstance(v, bool), "true or false"),
-       "data?": (lambda v: isinstance(v, dict), "an object"), "base?": (lambda v: isinstance(v, str), "a text")}
-
-
 def is_shown(record, data):
     """Does a finished run's record hold what show_record prints?"""
     try:
@@ -169,105 +163,13 @@ def is_shown(record, data):
         return False
 
 
-def base_of(s):
-    """The fingerprint of the model that a run begins with. A file is read again if it looks as if it had changed."""
-    folder = find_model(s.model).resolve()
-    stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
-    return read_base(folder, tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats))
-
-
-@functools.lru_cache
-def read_base(folder, looks):
-    from .tuning.saved import fingerprint
-    return fingerprint(folder)
-
-
-def differences(s, place, data):
-    """What a run in a folder was made with, other than is asked now, a list of names; and its record."""
-    record = check_fields(read_json(place / "run.json"), RUN, place / "run.json")
-    then = read_settings({}, place / "run.json").decisive()
-    differ = [name for name, value in s.decisive().items() if value != then[name]]
-    differ += ["sha256 of the data"] if record.get("data", {}).get("sha256") != data.source["sha256"] else []
-    changed = not differ and "base" in record and record["base"] != base_of(s)
-    return differ + [f"base (the weights, config or tokenizer in {s.model} have changed)"] * changed, record
-
-
-def place_of(s, folder, data, overwrite):
-    """Where the run is made: in its folder, but beside a run that it is to replace, in folder/.new."""
-    if overwrite:
-        return folder / NEW if (folder / "run.json").exists() or (folder / "config.json").exists() else folder
-    try:
-        return folder if differences(s, folder / NEW, data)[0] else folder / NEW
-    except InputError:                                     # there is none, or a broken one
-        return folder
-
-
-def open_run(s, folder, data, overwrite):
-    """Look at what lies in the run folder -> its run.json if the same run is finished there, else None.
-
-    Another run, or a folder with other things in it, is an InputError: nothing is overwritten unasked.
-    """
-    apart = [("--model", find_model(s.model)), ("--data", s.data)]
-    for name in SAVED:
-        look_at(folder / name, apart)
-    if overwrite or place_of(s, folder, data, overwrite) != folder:
-        return None
-    if not (folder / "run.json").exists():
-        found = next((name for name in ("config.json", *SAVED)
-                      if (folder / name).exists() and name not in STATES), None)
-        if found:
-            what = "a model" if found == "config.json" else found
-            raise InputError(f"--out {short(folder, 200)}: holds {what} but no run.json: choose "
-                             "another --out, or --overwrite")
-        return None
-    differ, earlier = differences(s, folder, data)
-    if differ:
-        raise InputError(f"{folder}: holds a run with another {', '.join(differ)}: choose another --out, or --overwrite")
-    if earlier.get("finished") and not is_shown(earlier, data):
-        raise InputError(f"{folder}/run.json: its results are not as train writes them: --overwrite starts anew")
-    return earlier if earlier.get("finished") else None
-
-
-def clear(folder):
-    """Remove what an earlier run left in the folder, its record first."""
-    for path in [*(folder / name for name in SAVED), *folder.glob("model-*-of-*.safetensors")]:
-        if path.exists():
-            path.unlink()
-
-
-def settle(folder, record="run.json", clear=clear):
-    """Bring to its end what a process had not the time for: a new run that is whole takes the place of the one before;
-    the state of a finished run and files that were half written go."""
-    def finished(place):
-        try:
-            return read_json(place / record).get("finished") is True
-        except InputError:
-            return False
-    new, whole = folder / NEW, folder / WHOLE
-    if finished(new):
-        clear(folder)
-        os.replace(new, whole)
-    late = ("config.json", "tuned.json", record)           # without which nobody loads a folder that is half moved
-    for path in sorted(whole.rglob("*"), key=lambda path: late.index(path.name) if path.name in late else -1):
-        if path.is_file():
-            target = folder / path.relative_to(whole)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
-    half = [(folder / name).with_name(f".{Path(name).name}.writing") for name in SAVED]
-    for path in [whole, *half, *(folder / name for name in STATES if finished(folder))]:
-        if path.exists():
-            remove(path)
-
-
-@contextmanager
-def owned(folder, **more):
-    """with owned(folder): ...   No other process writes there, and what a killed one has left is settled (`settle`)."""
-    from .training.parallel import processes as parallel
-    with locked(folder) if parallel.is_main_process() else nullcontext():
-        if parallel.is_main_process():
-            settle(folder, **more)
-        parallel.barrier()                                    # until all can see what lies in the folder
-        yield
+def open_run(s, folder, data, overwrite=False):
+    """As cli.run_folder.open_run; InputError also where show_record could not print the record."""
+    record = run_folder.open_run(s, folder, data, overwrite)
+    if record and not is_shown(record, data):
+        raise InputError(f"{folder}/run.json: its results are not as train writes them: "
+                         "--overwrite starts anew")
+    return record
 
 
 def write_predictions(path, examples, probabilities, labels, answers=None):
@@ -294,7 +196,7 @@ def objective_of(s, model, targets):
     if s.objective == "completion":
         return CompletionLoss(model.head.answer_lengths())
     weights = balanced(targets, len(model.labels)) if weigh else None
-    return CrossEntropy(weights, s.label_smoothing, s.focal)
+    return CrossEntropy(weights, s.label_smoothing, s.focal_gamma)
 
 
 def silent(line):
@@ -414,7 +316,7 @@ def show_record(record, data, folder, say=print):
     timing = record["timing"]
     example = "--data new.csv" if "swap" in record else '"a text"'          # three texts come from a file
     speed = f"{timing['examples_per_second']:.0f} examples a second, " if "examples_per_second" in timing else ""
-    shown = several.table if record["settings"].get("several_labels") == "on" else table
+    shown = several.table if record["settings"].get("multi_label") == "on" else table
     say("\n" + "\n".join(shown(record["results"], data.labels, record["split"], getattr(data, record["split"]))))
     if "swap" in record:
         from .classify.swap import swap_line
@@ -438,14 +340,14 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     from .training.parallel import processes as parallel
     from .training.rates import lr_line
     from .training.recompute import recompute_blocks
-    place = place_of(s, folder, data, overwrite)
+    place, own = run_folder.place_of(s, folder, data, overwrite), run_folder.RunFolder(folder)
     model, trainable, total = build(s, data.labels, data.columns)
     model.read_as(reading_of(s, data))
     parallel.replicate(model)
     if s.parallel == "fsdp":
         from .training.parallel.fsdp import shard
         shard(model)
-    if s.checkpointing == "on":
+    if s.gradient_checkpointing == "on":
         recompute_blocks(model)
     report = diagnose(model, data)
     say("\n".join(report.lines()))
@@ -462,26 +364,24 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     if model.quantise:
         kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.kept_whole})
         say(f"in four bits ({model.quantise}): the body's linear layers; kept whole: {', '.join(kinds)}")
-    record = {"settings": asdict(s), "finished": False, "base": base_of(s),
+    record = {"settings": asdict(s), "finished": False, "base": run_folder.base_of(s),
               "data": {**data.source, "rows": report.rows, "labels": data.labels},
               "doctor": report.as_dict(), **cut, "versions": versions(), "parameters": {"trainable": trainable, "total": total}}
     parallel.barrier()                                        # until all have seen what lies in the folder
     if parallel.is_main_process():
-        if overwrite or not (place / "run.json").exists():     # only now: a run that cannot begin costs no earlier one
-            remove(folder / NEW)
-            clear(place)
+        own.begin(place, overwrite)
         write_text(place / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     parallel.barrier()
     progress, timing = learn(s, model, data, place, say, on_epoch)
     record = progress and finish(s, model, data, place, record, progress, timing)
-    if record and parallel.is_main_process():
-        settle(folder)
+    if record:
+        own.settle()
     return record
 
 
 def whole_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     """`train_run` in a folder of one's own -> its record, or that of a run that is finished there."""
-    with owned(folder):
+    with run_folder.RunFolder(folder).held():
         if finished := open_run(s, folder, data, overwrite):
             say(f"{folder}: this run is finished already (--overwrite starts it anew)")
         return finished or train_run(s, data, folder, overwrite, say, on_epoch)

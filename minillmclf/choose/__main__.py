@@ -8,7 +8,6 @@ Prints the rule of thumb; what the data say to it (rows, classes, lengths in eac
 measured on these data, if it has; and a command to start with. It trains nothing. The advice is advice.py: a few rules, each
 with its reason. --json prints all of it for programs.
 """
-import argparse
 import json
 import math
 import os
@@ -19,7 +18,7 @@ from .advice import FEW_CUT, RULE, UNBALANCED, WANTED, advise, command_of, near
 from ..cli.parser import Parser, run
 from ..errors import InputError
 from ..files import CHECKPOINTS, check_fields, find_model, read_json
-from ..cli.settings import Settings, add_settings, read_settings, refuse_several
+from ..cli.settings import Settings, add_settings, read_settings, refuse_multi_label, renamed
 from ..text.doctor import SPLITS, unknown_line, unknown_share
 
 KINDS = {"in place": "encoder", "behind": "decoder", "apart": "encoder-decoder"}          # Backbone.ANSWERS -> its kind
@@ -29,7 +28,7 @@ USABLE = 0.8               # of the free memory: an estimate leaves out what pas
 
 
 def parse(arguments=None):
-    p = Parser(prog="python -m minillmclf.choose", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(prog="python -m minillmclf.choose", description=__doc__)
     p.add_argument("--models", nargs="+", metavar="MODEL", help="folders or shipped names [all in checkpoints/]")
     p.add_argument("--purpose", choices=list(WANTED), default="classify", help="what the model is for, besides [classify]")
     p.add_argument("--comparison", help="folder of a comparison [the newest in runs/ that has these data]")
@@ -130,7 +129,7 @@ def all_models(names, data, s, machine):
 def same_data(folder, data):
     """Was this comparison made of the same data?"""
     path = folder / "settings.json"
-    made = check_fields(read_json(path), MADE, path).get("data", Settings().data)
+    made = check_fields(renamed(read_json(path)), MADE, path).get("data", Settings().data)
     return made == data or Path(made).resolve() == Path(data).resolve()
 
 
@@ -182,7 +181,7 @@ def comparison_facts(asked, data):
     rows = [row for row in rows if row["size"] == ("all" if "all" in sizes else max(sizes))]
     trained = [row for row in rows if row["method"] and row["train_seconds"] is not None]
     best = max(rows, key=lambda row: METRICS[row["metric"]] * row["dev"])
-    return {"folder": str(found[-1]), "settings": read_json(found[-1] / "settings.json"),
+    return {"folder": str(found[-1]), "settings": renamed(read_json(found[-1] / "settings.json")),
             "best": best,
             "cheapest": min((row for row in trained if near(row, best)), key=lambda row: row["train_seconds"], default=None),
             "fastest": min((row for row in trained if row["ms_per_text"] is not None), key=lambda row: row["ms_per_text"],
@@ -210,7 +209,7 @@ def data_lines(data, models):
                      f"{m['over']:>7.1%}   {classes} x {m['label_tokens'] / classes:.1f} = {m['label_tokens']}")
     lines += [f"  {m['name'][-28:]}: {line}" for m in models for line in unknown_line(m["unknown"])]
     if any(m["over"] > FEW_CUT for m in models):
-        lines.append("  longer texts are cut: --windows mean reads them whole, --keep head+tail keeps both ends")
+        lines.append("  longer texts are cut: --windows mean reads them whole, --truncation-side middle keeps both ends")
     return lines
 
 
@@ -258,7 +257,7 @@ def comparison_lines(found):
 def main(arguments=None):
     a = parse(arguments)
     given = {key: value for key, value in vars(a).items() if key in ASKED}
-    refuse_several(read_settings(given), "choose")
+    refuse_multi_label(read_settings(given), "choose")
     s = read_settings({**given, "readout": "labels"})                                  # takes any number of texts
     for name in a.models or ():
         find_model(name)

@@ -7,7 +7,7 @@ import math
 import shlex
 from pathlib import Path
 
-from ..cli.settings import Settings
+from ..cli.settings import Settings, flag, renamed
 
 RULE = ("the rule of thumb",
         "  short texts, and speed: an encoder (BERT, RoBERTa, DeBERTa); it reads a text once, in both directions",
@@ -38,7 +38,7 @@ def measured_flags(comparison, row):
     model = row["model"].partition("@")[0]
     pairs = [pair.split("=", 1) for pair in (*own.split(","), *row["settings"].split(",")) if "=" in pair]
     return {"model": next((name for name in named if Path(name).name == model), model), "method": row["method"],
-            **shared, **({"readout": row["readout"]} if row["readout"] != "head" else {}), **dict(pairs)}
+            **shared, **({"readout": row["readout"]} if row["readout"] != "head" else {}), **renamed(dict(pairs))}
 
 
 def advise(facts):
@@ -66,7 +66,7 @@ def advise(facts):
         model, flags = fitting[0][0], {"method": fitting[0][1]}
         why.append("training in full fits" if flags["method"] == "full" else f"{flags['method']} fits, full does not")
     else:
-        model, flags = models[0], {"method": "qlora", "micro_batch_size": 1, "checkpointing": "on"}
+        model, flags = models[0], {"method": "qlora", "micro_batch_size": 1, "gradient_checkpointing": "on"}
         why.append("nothing fits as it is: this takes least")
     flags = {"model": model["name"], **flags}
     if facts["purpose"] != "classify" or data["texts"] > 2 and not data["preference"]:
@@ -77,7 +77,7 @@ def advise(facts):
         flags["preference"] = "bradley-terry"
         why.append("two answers to a prompt are compared")
     if "readout" not in flags and model["over"] > FEW_CUT and model["median"] <= model["limit"]:
-        flags["keep"] = "head+tail"
+        flags["truncation_side"] = "middle"
         why.append(f"{model['over']:.0%} of the texts are cut: keep both ends")
     if {"readout", "preference"}.isdisjoint(flags) and model["median"] > model["limit"]:
         flags |= {"windows": "mean", "micro_batch_size": max(1, facts["rows_at_once"] // Settings().max_windows)}
@@ -94,7 +94,7 @@ def second_thoughts(record):
     from ..training.rates import default_lr
     given, results = Settings(**record["settings"]), record["results"]
     *plain, own = results
-    metric = "micro_f1" if given.several_labels == "on" else "accuracy"
+    metric = "micro_f1" if given.multi_label == "on" else "accuracy"
     metric = given.metric if given.metric != "ece" else metric
     lost = [name for name in plain if gain(metric, results[own], results[name]) < 0
             or name in CONSTANT and gain(metric, results[own], results[name]) == 0]
@@ -119,5 +119,6 @@ def second_thoughts(record):
 
 def command_of(flags):
     """The command line that the flags make."""
-    given = (f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in flags.items())
+    given = (flag(name) if value == "on" else f"{flag(name)} {shlex.quote(str(value))}"
+             for name, value in flags.items())
     return f"python -m minillmclf.train {' '.join(given)}"

@@ -11,7 +11,7 @@ attention   features h_w of the windows, weighed by a_w = softmax over w of v . 
 
 Memory does not grow with a document. Where nothing is learned, a few windows at a time go through the body, as many as the
 batch has rows (AT_ONCE at least), and only their scores or features stay. In training the activations of all of a step's
-windows stay until the backward pass: micro_batch_size x max_windows of them at most, and with --checkpointing only the
+windows stay until the backward pass: micro_batch_size x max_windows of them at most, and with --gradient-checkpointing only the
 inputs of their blocks. A document with more windows shows max_windows of them, drawn anew in each step; all are used to
 predict. So a step may miss the passage that tells: what it learns is noisier then, and --max-windows is the price.
 

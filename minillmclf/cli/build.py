@@ -5,6 +5,7 @@ from ..errors import InputError
 from ..files import short
 
 HOW = ("quoting",)        # settings of how files are read, beside the names of columns
+KEEP = {"right": "head", "left": "tail", "middle": "head+tail", "both": "middle"}   # truncation_side -> text.cutting's keep
 
 
 def build(s, labels, fields=("text",)):
@@ -18,8 +19,8 @@ def build(s, labels, fields=("text",)):
         raise InputError("--method qlora --weights random: there is nothing to learn in random weights that are frozen")
     model = Classifier.from_backbone(s.model, labels, s.readout, s.pool, s.max_length or None, s.seed,
                                      pretrained=s.weights == "pretrained", quantise=s.quantise if s.method == "qlora" else None,
-                                     keep=s.keep, windows=windows_of(s), preference=preference_of(s), **asked_of(s, fields))
-    if s.several_labels == "on":
+                                     keep=KEEP[s.truncation_side], windows=windows_of(s), preference=preference_of(s), **asked_of(s, fields))
+    if s.multi_label == "on":
         model.use_thresholds()                             # 0.5, until the end of the training fits them
     trainable, total = tune(model, recipe_of(s), s.seed)
     device = device_of(s)
@@ -87,7 +88,7 @@ def recipe_of(s):
     """The part of the settings that says how to tune, as tuning.tune has it."""
     from ..tuning import OPTIONS
     targets = s.targets.split(",") if re.fullmatch(r"[\w.]+(,[\w.]+)*", s.targets) else s.targets or None
-    numbers = {"rank": s.rank, "alpha": s.alpha, "dropout": s.adapter_dropout, "rank_stabilised": s.rank_stabilised == "on",
+    numbers = {"rank": s.rank, "alpha": s.alpha, "dropout": s.adapter_dropout, "rank_stabilised": s.use_rslora == "on",
                "targets": s.targets if s.targets == "all-linear" else targets, "bias": s.bias, "quantise": s.quantise,
                "size": s.adapter_size, "tokens": s.virtual_tokens, "projection": s.projection == "on"}
     return {"method": s.method, **{name: numbers[name] for name in OPTIONS.get(s.method, ())}}

@@ -31,102 +31,98 @@ GROUPS = {"usual": "the usual settings", "weights": "which weights learn",
 
 
 def setting(default, group, text, choices=None, shown=None):
-    """A field of Settings. group: of GROUPS; text: what --help says; shown: as the default."""
-    shown = default if shown is None else shown
+    """A field of Settings. group: of GROUPS; text: what --help says; choices: all values that it
+    takes, the default first, but for SWITCH; shown: what --help shows as the default."""
     return field(default=default, metadata={"group": group, "help": text, "choices": choices,
-                                            "shown": shown})
+                                            "shown": default if shown is None else shown})
 
 
 @dataclass
 class Settings:
     """The settings of a run; lessons/reference/commands.md says more of each than --help."""
-    model: str = setting("mini-bert", "usual", "a Hugging Face folder, or a name in checkpoints/")
-    data: str = setting("tickets", "usual", "a .csv, .tsv or .jsonl file, a folder, a bundled set")
-    text_column: str = setting("", "usual", "text column(s) (text, or text_a,text_b)")
-    label_column: str = setting("", "usual", "label column (label); a,b,c: 0 or 1 a class")
+    model: str = setting("mini-bert", "usual", "a model folder, or a name in checkpoints/")
+    data: str = setting("tickets", "usual", "a file, a folder, or a bundled set's name")
+    text_column: str = setting("", "usual", "text column(s) (default: text, or text_a,text_b)")
+    label_column: str = setting("", "usual", "label column (default: label); a,b,c: 0/1 each")
     out: str = setting("", "usual", "folder of the run (runs/MODEL-DATA-METHOD-SEED)")
     method: str = setting(
         "full", "usual", "full, head, last-N (highest blocks), bitfit, lora, dora, qlora, "
         "houlsby, pfeiffer, prefix or prompt")
-    readout: str = setting("head", "usual", "a head, or labels: texts for the classes",
-                           ("head", "labels"))
+    readout: str = setting("head", "usual", "how a class is read out", ("head", "labels"))
     epochs: int = setting(6, "usual", "passes over the training rows at most")
     lr: float = setting(3e-4, "usual", "peak learning rate; auto: by method and width",
                         shown="auto")
     batch_size: int = setting(32, "usual", "rows of an optimiser step")
-    max_length: int = setting(0, "usual", "tokens of a text (0: as the model takes)")
-    metric: str = setting("accuracy", "usual", "by which dev metric an epoch is the best", (
+    max_length: int = setting(0, "usual", "tokens of a text (0: as many as the model takes)")
+    metric: str = setting("accuracy", "usual", "dev metric that chooses the best epoch", (
         "accuracy", "macro_f1", "log_loss", "ece", "exact_match", "micro_f1"))
-    precision: str = setting("fp32", "usual", "bf16: autocast, for GPUs", ("fp32", "bf16"))
-    seed: int = setting(0, "usual", "of head, row order, dropout and split")
+    precision: str = setting("fp32", "usual", "bf16 is autocast, for GPUs", ("fp32", "bf16"))
+    seed: int = setting(0, "usual", "of new head, row order, dropout and split")
     device: str = setting("auto", "usual", "auto, cpu, cuda, ...")
 
     rank: int = setting(8, "weights", "lora, dora, qlora: rank of an update")
     alpha: float = setting(16.0, "weights", "the same: scales an update by alpha / rank")
     adapter_dropout: float = setting(0.0, "weights", "the same: dropout before an update")
-    use_rslora: str = setting("off", "weights", "the same: alpha / sqrt(rank)", SWITCH)
-    targets: str = setting("", "weights", "the same: layers, all-linear or a regex (q and v)")
-    bias: str = setting("none", "weights", "the same: which biases learn",
-                        ("none", "all", "lora_only"))
-    quantise: str = setting("nf4", "weights", "qlora: 4-bit type of frozen layers",
-                            ("nf4", "fp4"))
-    adapter_size: int = setting(32, "weights", "houlsby, pfeiffer: bottleneck width")
+    use_rslora: str = setting("off", "weights", "the same: scale alpha / sqrt(rank)", SWITCH)
+    targets: str = setting("", "weights", "the same: names, all-linear, a regex (default: q, v)")
+    bias: str = setting("none", "weights", "the same: biases", ("none", "all", "lora_only"))
+    quantise: str = setting("nf4", "weights", "qlora: type of frozen weights", ("nf4", "fp4"))
+    adapter_size: int = setting(32, "weights", "houlsby, pfeiffer: width of a bottleneck")
     virtual_tokens: int = setting(20, "weights", "prefix, prompt: tokens before a text")
-    projection: str = setting("off", "weights", "prefix: learned through a small MLP", SWITCH)
+    projection: str = setting("off", "weights", "prefix: learn it through a small MLP", SWITCH)
     pool: str = setting("family", "weights", "how a head pools tokens", (
         "family", "first", "mean", "max", "last", "attention"))
-    weights: str = setting("pretrained", "weights", "where training starts",
+    weights: str = setting("pretrained", "weights", "weights to start from",
                            ("pretrained", "random"))
 
-    template: str = setting("", "label texts", 'text or file, as "Text: {text}\\nLabel: {label}"')
-    label_texts: str = setting("", "label texts", "JSON or file: a text, or several, a class")
-    instruction: str = setting("", "label texts", "text or file before every text")
-    end: str = setting("auto", "label texts", "end-of-text after a label", ("auto", "none", "eos"))
-    score_by: str = setting("sum", "label texts", "log-probability of a label, or per unit",
+    template: str = setting("", "label texts", 'text or file: "Text: {text}\\nLabel: {label}"')
+    label_texts: str = setting("", "label texts", "JSON or file: text, or several, of each class")
+    instruction: str = setting("", "label texts", "text or file, before every text")
+    end: str = setting("auto", "label texts", "end token after a label", ("auto", "none", "eos"))
+    score_by: str = setting("sum", "label texts", "log-probability of a label, all or per",
                             ("sum", "token", "char", "byte"))
-    objective: str = setting("classes", "label texts", "completion: instruction tuning",
+    objective: str = setting("classes", "label texts", "completion is instruction tuning",
                              ("classes", "completion"))
 
-    truncation_side: str = setting("right", "long", "where a text is cut",
+    truncation_side: str = setting("right", "long", "what is cut off",
                                    ("right", "left", "middle", "both"))
-    windows: str = setting("none", "long", "how windows are pooled",
+    windows: str = setting("none", "long", "read windows, and pool",
                            ("none", "mean", "max", "attention"))
     overlap: int = setting(32, "long", "windows: tokens that neighbours share")
-    max_windows: int = setting(8, "long", "windows: of a text, drawn anew each step")
+    max_windows: int = setting(8, "long", "windows: of a text in a training step")
     max_document: int = setting(8192, "long", "windows: tokens of a text at most")
 
     min_steps: int = setting(0, "optimisation", "more epochs until so many steps are made")
     patience: int = setting(0, "optimisation", "epochs without a better one (0: no early stop)")
-    schedule: str = setting("linear", "optimisation", "of the learning rate",
+    schedule: str = setting("linear", "optimisation", "how the rate falls",
                             ("linear", "cosine", "constant"))
     warmup: float = setting(0.1, "optimisation", "share of steps in which the rate rises")
     weight_decay: float = setting(0.01, "optimisation", "of AdamW, on matrices only")
     clip: float = setting(1.0, "optimisation", "largest gradient norm (0: no clipping)")
-    optimizer: str = setting("adamw", "optimisation", "8 bits and paged: of bitsandbytes",
+    optimizer: str = setting("adamw", "optimisation", "bitsandbytes has the last two",
                              ("adamw", "adamw8bit", "paged-adamw"))
     layer_decay: float = setting(1.0, "optimisation", "rate of a block / that of the next higher")
     label_smoothing: float = setting(0.0, "optimisation", "share spread over all classes")
-    focal_gamma: float = setting(0.0, "optimisation", "of the focal loss, usually 2")
+    focal_gamma: float = setting(0.0, "optimisation", "of the focal loss, usually 2 (0: none)")
     class_weights: str = setting("none", "optimisation", "in the loss", ("none", "balanced"))
     sampling: str = setting("none", "optimisation", "of training rows", ("none", "balanced"))
 
     micro_batch_size: int = setting(0, "hardware", "rows at a time on the device (0: all)")
-    gradient_accumulation: int = setting(
-        0, "hardware", "micro-batches of a step, in place of --micro-batch-size")
-    batch_tokens: int = setting(0, "hardware", "padded tokens in a step (0: no limit)")
+    gradient_accumulation: int = setting(0, "hardware", "the same, as micro-batches a step")
+    batch_tokens: int = setting(0, "hardware", "padded tokens of a step (0: no limit)")
     gradient_checkpointing: str = setting("off", "hardware", "less memory, a third slower", SWITCH)
     eval_batch_size: int = setting(64, "hardware", "rows at a time where nothing is learned")
     save_every: int = setting(100, "hardware", "steps between two states on disk")
     parallel: str = setting("ddp", "hardware", "under torchrun", ("ddp", "fsdp"))
 
-    multi_label: str = setting("off", "data", "any number of labels a row: a|b", SWITCH)
-    preference: str = setting("none", "data", "which of two answers is better",
+    multi_label: str = setting("off", "data", "a row has any number of labels: a|b", SWITCH)
+    preference: str = setting("none", "data", "compare two answers",
                               ("none", "head", "bradley-terry"))
-    swap: str = setting("none", "data", "both orders of answers",
+    swap: str = setting("none", "data", "order of two answers",
                         ("none", "train", "predict", "both"))
     rows_per_class: int = setting(0, "data", "training rows, drawn by the seed (0: all)")
     quoting: str = setting("auto", "data", "of CSV and TSV", ("auto", "double", "none"))
-    baselines: str = setting("on", "data", "off: without the bag of words, slow on much data", SWITCH)
+    baselines: str = setting("on", "data", "off leaves out the bag of words, which is slow", SWITCH)
 
     def check(self, given=()):
         """Raise InputError for values that make no sense, or that others make meaningless. -> self
@@ -278,21 +274,22 @@ def add_settings(parser, names=None, grouped=True):
 
 
 def add_flag(parser, f):
-    """The flag of one field, and its aliases, which --help does not show."""
-    choices, shown = f.metadata["choices"], f.metadata["shown"]
-    words = f.metadata["help"]
-    kind, more = rate if f.name == "lr" else type(f.default), {}
+    """The flag of one field, and its aliases, which --help does not show. Of the values that it
+    lists, the first is the default."""
+    choices, words = f.metadata["choices"], f.metadata["help"]
+    kind = rate if f.name == "lr" else type(f.default)
+    options = {"dest": f.name, "choices": choices, "default": argparse.SUPPRESS,
+               "metavar": "N" if kind is int else "X"}
     if choices == SWITCH:
-        more = {"nargs": "?", "const": "on", "metavar": "off"}
+        options |= {"nargs": "?", "const": "on", "metavar": "off"}
     elif choices:
         words += f": {', '.join(choices)}"
-    more = {"metavar": "N" if kind is int else "X", "dest": f.name, "choices": choices,
-            "default": argparse.SUPPRESS, **more}
-    words += f" [{shown}]" if shown != "" else ""
-    parser.add_argument(flag(f.name), type=kind, help=words, **more)
+    elif f.metadata["shown"] != "":
+        words += f" [{f.metadata['shown']}]"
+    parser.add_argument(flag(f.name), type=kind, help=words, **options)
     for alias in (name for name, own in ALIASES.items() if own == f.name):
         kind = old_side if alias == "keep" else kind
-        parser.add_argument(flag(alias), type=kind, help=argparse.SUPPRESS, **more)
+        parser.add_argument(flag(alias), type=kind, help=argparse.SUPPRESS, **options)
 
 
 def rate(text):

@@ -12,7 +12,6 @@ is given again, and a cell that is finished is kept as long as its settings, its
 Writes table.md, table.csv (a line a cell) and table.json: test scores with intervals, differences to the best row, costs;
 in the JSON under "rows", beside "sweep" (every candidate's dev score), "not_made" and "left_out" (what could not be, and why).
 """
-import argparse
 import json
 import time
 from dataclasses import fields, replace
@@ -23,14 +22,14 @@ from .candidates import (BASELINES, OWN, ROWS, SHIPPED, TUNED, expand, labels_of
 from ..cli.parser import Parser, run
 from ..errors import InputError
 from ..files import check_folder, find_model, locked, write_text
-from ..cli.settings import Settings, add_settings, read_settings, refuse_several
+from ..cli.settings import Settings, add_settings, read_settings, refuse_multi_label
 
 ASKED = ("models", "methods", "readouts", "sweep", "learning_curve", "seeds", "out")
 
 
 def parse(arguments=None):
-    p = Parser(prog="python -m minillmclf.compare", description=__doc__,
-               formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(prog="python -m minillmclf.compare", usage="%(prog)s [--flag VALUE ...]",
+               description=__doc__)
     p.add_argument("--models", nargs="+", metavar="MODEL[@key=value,...]", help="[the baselines and the shipped models]")
     p.add_argument("--methods", nargs="+", metavar="METHOD[@key=value,...]", help="each model with each of them [that of --method]")
     p.add_argument("--readouts", nargs="+", choices=["head", "labels"], help="and with each of these [that of --readout]")
@@ -54,8 +53,8 @@ def complete(a):
 
 def check(a):
     """All mistakes in what the comparison itself is asked, before the first hour of work."""
-    asked = {key: getattr(a, key) for key in ("several_labels", "label_column") if hasattr(a, key)}
-    refuse_several(Settings(**asked), "compare")
+    asked = {key: getattr(a, key) for key in ("multi_label", "label_column") if hasattr(a, key)}
+    refuse_multi_label(Settings(**asked), "compare")
     if a.seeds < 1:
         raise InputError(f"--seeds {a.seeds}: should be 1 or more")
     for size in a.learning_curve:

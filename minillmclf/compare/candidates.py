@@ -9,13 +9,13 @@ from pathlib import Path
 
 from ..errors import InputError, did_you_mean
 from ..files import find_model, short
-from ..cli.settings import METHODS, Settings, flag, idle, kind_of, read_settings
+from ..cli.settings import METHODS, Settings, flag, idle, kind_of, read_settings, renamed
 
 BASELINES = ("majority", "bag-of-words")
 SHIPPED = ("mini-bert", "mini-llama", "mini-t5")
 TUNED = ("full", "lora", "qlora", "head")
 OWN = ("model", "out", "rows_per_class", "seed")           # settings that the comparison itself decides
-ROWS = ("data", "label_column", "several_labels", "quoting")                # and those that all share
+ROWS = ("data", "label_column", "multi_label", "quoting")                # and those that all share
 KINDS = {f.name: type(f.default) for f in fields(Settings)}
 
 
@@ -45,6 +45,7 @@ class Candidate:
 def read_pair(pair, where):
     """"lr=1e-4" -> ("lr", 0.0001); InputError, beginning with `where`, unless it is a setting of a model and its kind."""
     key, _, value = pair.partition("=")
+    (key, value), = renamed({key: value}).items()
     if key not in KINDS or key in OWN + ROWS:
         raise InputError(f"{where}: {key!r} is not a setting of a model")
     try:
@@ -155,7 +156,7 @@ def obstacle(candidate, data):
         if s.method == "qlora" and s.weights == "random":
             raise InputError("qlora: there is nothing to learn in random weights that are frozen")
         readout = read_readout(s.readout, building.asked_of(s, data.columns), data.labels)
-        model = Classifier.empty(open_checkpoint(s.model), data.labels, readout, s.pool, s.max_length or None, s.keep,
+        model = Classifier.empty(open_checkpoint(s.model), data.labels, readout, s.pool, s.max_length or None, building.KEEP[s.truncation_side],
                                  building.windows_of(s), building.preference_of(s))
         recipe = building.recipe_of(s)
         tune(model, {**recipe, "method": "lora"} if s.method == "qlora" else recipe, s.seed)       # four bits need weights

@@ -36,7 +36,7 @@ CELL = {"split": (lambda v: v in ("dev", "test"), "dev or test"), "dev": METRICS
 def folder_of(out, candidate, size, seed):
     """The cell's folder: other settings are another cell, and leave the earlier one where it is."""
     s = candidate.settings
-    decisive = json.dumps({**s.decisive(), "model": candidate.model}, sort_keys=True)
+    decisive = json.dumps({**s.identity(), "model": candidate.model}, sort_keys=True)
     name = re.sub(r"[^\w.=-]", "_", Path(candidate.model.partition("@")[0]).name)[:40]
     parts = [name] if candidate.baseline else [name, s.method, s.readout]
     return Path(out) / "cells" / "-".join([*parts, str(size), str(seed), hashlib.sha256(decisive.encode()).hexdigest()[:8]])
@@ -49,7 +49,7 @@ def run_cell(candidate, sha256, folder, size, seed):
     "trainable", "memory_mb", "train_seconds", "ms_per_text" (of seed 0 only)}. Raises Stopped if the run was stopped.
     """
     s = replace(candidate.settings, seed=seed, rows_per_class=0 if size == "all" else int(size), out=str(folder))
-    made_from = {"settings": s.decisive(), "data": sha256}
+    made_from = {"settings": s.identity(), "data": sha256}
     if not candidate.baseline:
         from ..tuning.saved import fingerprint
         made_from["model"] = fingerprint(find_model(s.model))

@@ -19,7 +19,6 @@ the fold's own training part. A run that was stopped goes on when the same comma
                        out-of-fold rows, if temperatures lower the log loss of rows that they were not fitted to; in the
                        columns and rows of --sample, checked; else id and the winner columns of the data, or p_CLASS
 """
-import argparse
 import hashlib
 import json
 import os
@@ -28,8 +27,9 @@ from pathlib import Path
 
 from ..cli.parser import Parser, run
 from ..errors import InputError, Stopped
-from ..files import check_folder, check_out, find_model, remove
-from ..cli.settings import add_settings, read_settings, refuse_several
+from ..files import NEW, check_folder, check_out, find_model, remove
+from ..cli.run_folder import RunFolder, differences
+from ..cli.settings import add_settings, read_settings, refuse_multi_label
 from .submission import Form, check_submission, read_form, submission_text, table_text
 
 SHOWN = ("accuracy", "macro_f1", "log_loss", "ece")
@@ -49,7 +49,7 @@ class Source:
 
 
 def parse(arguments=None):
-    p = Parser(prog="python -m minillmclf.folds", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(prog="python -m minillmclf.folds", usage="%(prog)s [--flag VALUE ...]", description=__doc__)
     p.add_argument("--folds", type=int, default=5, help="how many [5]")
     p.add_argument("--group", default="", help="column(s) of --data, comma between: rows that agree in them share a fold "
                                                "(default: equal texts do)")
@@ -273,7 +273,7 @@ def carry_out(arguments):
     a = parse(arguments)
     own = ("folds", "group", "test", "sample", "temperature", "config", "overwrite")
     s = read_settings({k: v for k, v in vars(a).items() if k not in own}, a.config)
-    refuse_several(s, "folds")
+    refuse_multi_label(s, "folds")
     out = Path(s.out or f"runs/{Path(s.model).name}-{Path(s.data).stem}-{s.method}-{s.seed}-folds-{a.folds}")
     apart = [("--data", find_data(s.data)), ("--test", a.test), ("--sample", a.sample),
              ("--model", find_model(s.model))]
@@ -290,12 +290,10 @@ def carry_out(arguments):
     test, form = read_test(a, s, labels, source)           # all mistakes before the first hour of work
     folds = share_out([e.label for e in source.examples], source.groups, a.folds, s.seed)
     data = [fold_dataset(s, source, folds, fold, labels) for fold in range(a.folds)]
-    from ..train import owned, settle
-    from ..training.parallel import processes as parallel
-    with owned(out, record="folds.json", clear=clear):
+    folder = FoldsFolder(out)
+    with folder.held():
         code = learn_and_answer(s, a, source, test, form, folds, data, out)
-        if parallel.is_main_process():
-            settle(out, "folds.json", clear)
+        folder.settle()
     return code
 
 
@@ -304,7 +302,6 @@ def place_of(runs, out, overwrite):
 
     runs: (settings, data) of each.
     """
-    from ..train import NEW, differences
     from ..training.parallel import processes as parallel
     if overwrite:
         held = (out / "folds.json").exists() or any(out.glob("fold-*/run.json"))
@@ -328,16 +325,19 @@ def name_of(fold):
     return f"fold-{fold + 1}"
 
 
-def clear(out):
-    """Remove what earlier folds left in the folder."""
-    from .. import train
-    own = [out / name for name in ("folds.json", "oof.csv", "submission.csv")]
-    for path in [*own, *out.glob("fold-*/scores-*.safetensors")]:
-        remove(path)
-    for folder in out.glob("fold-*"):
-        train.clear(folder)
-        if not any(folder.iterdir()):
-            folder.rmdir()
+class FoldsFolder(RunFolder):
+    """OUT as cli/run_folder.py describes it, with runs in fold-1, ... and folds.json as the record."""
+    RECORD = "folds.json"
+
+    def clear(self, folder):
+        """Remove the files of earlier folds, their record first."""
+        own = [folder / name for name in ("folds.json", "oof.csv", "submission.csv")]
+        for path in [*own, *folder.glob("fold-*/scores-*.safetensors")]:
+            remove(path)
+        for fold in folder.glob("fold-*"):
+            super().clear(fold)
+            if not any(fold.iterdir()):
+                fold.rmdir()
 
 
 def learn_and_answer(s, a, source, test, form, folds, data, out):

@@ -141,7 +141,7 @@ def _examples(table: Table, columns: tuple[str, ...], label_column: str, several
     labelled = bool(names) and set(names) <= set(table.columns)
     if len(names) > 1 and not several:
         raise InputError(f"--label-column {short(label_column)}: a column for each class goes with "
-                         "--several-labels on")
+                         "--multi-label")
     read = label_set if several else label_name
     for row, record in table.rows:
         where, label = f"{table.path}, line {row}: column", None
@@ -189,7 +189,7 @@ def label_name(value, where: str) -> str:
     if isinstance(value, int) or isinstance(value, float) and math.isfinite(value):
         return json.dumps(int(value) if type(value) is float and value.is_integer() else value)
     if not isinstance(value, str) or value.strip().casefold() in ("", "nan", "null"):
-        more = ' (several: ["a", "b"] with --several-labels on)' if isinstance(value, list) else ""
+        more = ' (several: ["a", "b"] with --multi-label)' if isinstance(value, list) else ""
         raise InputError(f"{where} must hold a label, found {_found(value)}: write one name, such as "
                          f'"yes" or "no"{more}, or remove the row')
     if LISTED.fullmatch(value.strip()):
@@ -406,7 +406,7 @@ def _check_labels(parts, labels, tables, names) -> None:
     for split, example in ((split, example) for split in parts for example in parts[split]):
         for foreign in set(names(example.label)) - known:
             some = ", ".join(map(short, labels[:20])) + f" and {len(labels) - 20} more" * (len(labels) > 20)
-            hint = "; if a bar stands between several labels of a row, --several-labels on" * ("|" in foreign)
+            hint = "; if a bar stands between several labels of a row, --multi-label" * ("|" in foreign)
             raise InputError(f"{tables[split].path}, line {example.row}: {split} has the label "
                              f"{short(foreign)}, train has not (only {some}): correct it, or add train rows of "
                              f"it{hint}")

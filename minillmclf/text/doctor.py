@@ -156,7 +156,7 @@ def _warnings(r: Report, remedy: str) -> list[str]:
             found.append(f"{_some(always)} in every train row: no row says what it is not, so leave it out")
     elif barred := [label for label in train if "|" in label]:
         found.append(f"{_some(barred)} with a bar in the name: if it stands between several labels of a row, "
-                     "--several-labels on")
+                     "--multi-label")
     found += [f"{_some(labels)} whose names differ only by case, Unicode form, spaces or invisible "
               "characters: if they are one class, write its name in one way" for labels in look_alikes(train)]
     for s in ("dev", "test"):
