@@ -247,7 +247,8 @@ def test_a_setting_that_is_not_read_is_refused(key, name):
 
 def test_the_methods_are_those_that_tuning_knows():
     assert list(METHODS) == list(OPTIONS)
-    spelled = {"dropout": "adapter_dropout", "size": "adapter_size", "tokens": "virtual_tokens"}
+    spelled = {"dropout": "adapter_dropout", "size": "adapter_size", "tokens": "virtual_tokens",
+               "rank_stabilised": "use_rslora"}
     for method, options in OPTIONS.items():
         read = {
             name

@@ -188,7 +188,8 @@ def test_wrong_data_are_refused_in_one_line(data, words):
 
 
 @pytest.mark.parametrize("settings, words", [
-    ({"learning_rate": 1e-3}, "'learning_rate'; did you mean lr"), ({"output_dir": "x"}, "did you mean out"),
+    ({"num_epochs": 1}, "'num_epochs'; did you mean epochs"), ({"output_dir": "x"}, "did you mean out"),
+    ({"learning_rate": 1e-3, "lr": 1e-3}, "lr is enough"),
     ({"batchsize": 8}, "did you mean batch_size"), ({"epochs": 0}, "--epochs 0: should be 1 or more"),
     ({"epochs": "3"}, "epochs should be int, is '3'"), ({"method": "lorra"}, "did you mean lora"),
     ({"rank": 4}, "--rank goes with --method lora"), ({"model": "nothing"}, "nothing: no such model folder"),

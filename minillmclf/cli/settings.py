@@ -30,7 +30,7 @@ GROUPS = {"usual": "the usual settings", "weights": "which weights learn",
           "optimisation": "optimisation", "hardware": "hardware", "data": "data"}
 
 
-def setting(default, group, text, choices=None, shown=None):
+def setting(default, group, text, choices=(), shown=None):
     """A field of Settings. group: of GROUPS; text: what --help says; choices: all values that it
     takes, the default first, but for SWITCH; shown: what --help shows as the default."""
     return field(default=default, metadata={"group": group, "help": text, "choices": choices,
@@ -221,7 +221,7 @@ CONTRADICTIONS = (
 
 
 def refuse_unknown(name, value, known):
-    """InputError unless a value is one of the known ones; known None: any is."""
+    """InputError unless a value is one of the known ones; where none are known, any is."""
     if known and value not in known:
         raise InputError(f"{name} {short(value)[1:-1]}: known are {', '.join(known)}"
                          + did_you_mean(value, known))
@@ -278,7 +278,7 @@ def add_flag(parser, f):
     lists, the first is the default."""
     choices, words = f.metadata["choices"], f.metadata["help"]
     kind = rate if f.name == "lr" else type(f.default)
-    options = {"dest": f.name, "choices": choices, "default": argparse.SUPPRESS,
+    options = {"dest": f.name, "choices": choices or None, "default": argparse.SUPPRESS,
                "metavar": "N" if kind is int else "X"}
     if choices == SWITCH:
         options |= {"nargs": "?", "const": "on", "metavar": "off"}
