@@ -501,3 +501,67 @@ def test_pictures_stand_beside_the_table_where_matplotlib_is(tmp_path, monkeypat
         raise InputError("matplotlib is not installed")
     monkeypatch.setattr(pictures, "cost", absent)
     assert compare.draw(rows, tmp_path) == "; no pictures: matplotlib is not installed"
+
+
+UNEVEN = (("train", 48, 1, 0.15), ("dev", 24, 6, 0.5), ("test", 18, 3, 0.1))   # rows, seed, noise
+
+
+def uneven_data(path):
+    """Half of the dev labels are drawn: so the best epoch is not the last, and dev is not test."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("text", "label", "split"))
+        for split, rows, seed, noise in UNEVEN:
+            rng = random.Random(seed)
+            for text, label in small.texts_of(rng, rows):
+                drawn = rng.random() < noise
+                writer.writerow((text, rng.choice(list(small.TOPICS)) if drawn else label, split))
+    return path
+
+
+def test_what_is_compared_on_dev_is_the_best_epoch_s(place, call, started, tmp_path):
+    """In the sweep, its choice, both tables and the line of progress: dev of the epoch kept."""
+    out, data = tmp_path / "compare", uneven_data(tmp_path / "data.csv")
+    code, printed, err = call(
+        "--models", "bag-of-words", place / "bert", "--sweep", "lr=6e-3,3e-2", "--seeds", "1",
+        "--out", out, "--data", data, "--metric", "log_loss", "--epochs", "8", "--batch-size", "8",
+        "--schedule", "constant")
+    assert code == 0, err
+    dev, last, test = {}, {}, {}
+    for path in (out / "cells").glob("*/run.json"):
+        kept = json.loads(path.read_text())
+        lines = (path.parent / "metrics.jsonl").read_text().splitlines()
+        history = [json.loads(line) for line in lines]
+        lr = f"lr={kept['settings']['lr']}"
+        dev[lr], last[lr] = min(line["log_loss"] for line in history), history[-1]["log_loss"]
+        test[lr] = list(kept["results"].values())[-1]["log_loss"]
+        assert history[kept["best_epoch"] - 1]["log_loss"] == dev[lr] < last[lr] - 1e-3
+        assert abs(dev[lr] - test[lr]) > 1e-3
+    found, best = table_of(out), min(dev, key=dev.get)
+    swept = {row["settings"]: row["dev"] for row in found["sweep"]}
+    assert len(dev) == 2 and swept == pytest.approx(dev)
+    assert [row["settings"] for row in found["sweep"] if row["chosen"]] == [best]
+    trained, = [row for row in found["rows"] if row["method"]]
+    assert trained["dev"] == pytest.approx(dev[best])
+    assert trained["score"]["mean"] == pytest.approx(test[best])
+    lines = {row["settings"]: row for row in read_csv(out / "table.csv") if row["method"]}
+    told = {key: float(row["dev_log_loss"]) for key, row in lines.items()}
+    assert told == pytest.approx(dev, abs=1e-6)
+    for lr, value in dev.items():
+        told, = [line for line in printed.splitlines() if line.startswith("[") and f"{lr}," in line]
+        assert f": dev log_loss {value:.3f}, " in told
+
+    from minillmclf.classify.baseline import BagOfWords
+    from minillmclf.text.data import load_data
+    rows = load_data(data)
+    texts = {split: [e.texts for e in getattr(rows, split)] for split in ("train", "dev", "test")}
+    truth = {split: [rows.labels.index(e.label) for e in getattr(rows, split)] for split in texts}
+    bag = BagOfWords(3).fit(texts["train"], truth["train"], texts["dev"], truth["dev"])
+    other = BagOfWords(3).fit(texts["train"], truth["train"], texts["test"], truth["test"])
+    assert np.abs(other.predict(texts["test"]) - bag.predict(texts["test"])).max() > 0.01, \
+        "test rows would choose the same penalty: this compares nothing"
+    plain, = [row for row in found["rows"] if not row["method"]]
+    for split, value in (("dev", plain["dev"]), ("test", plain["score"]["mean"])):
+        p = bag.predict(texts[split])
+        assert value == pytest.approx(-np.log(p[np.arange(len(p)), truth[split]]).mean(), abs=1e-6)
+    assert plain["dev_rows"] == trained["dev_rows"] == 24

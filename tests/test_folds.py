@@ -295,6 +295,19 @@ def test_other_test_rows_are_asked_anew(place, call, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "oof.csv").read_bytes() == (place / "out" / "oof.csv").read_bytes()
 
 
+def test_as_many_other_test_rows_are_asked_anew_too(place, call, tmp_path):
+    shutil.copytree(place / "out", tmp_path / "out")
+    texts = [text for text, _ in small.texts_of(random.Random(9), 12)]
+    write(tmp_path / "new.csv", ("id", "text"), list(enumerate(texts)))
+    code, _, err = call(*arguments(place, tmp_path / "out"), "--test", tmp_path / "new.csv")
+    assert code == 0, err
+    rows = {row["id"]: row for row in read(tmp_path / "out" / "submission.csv")}
+    t = json.loads((tmp_path / "out" / "folds.json").read_text())["temperature"]
+    expected = mean_of(tmp_path / "out", texts, t)
+    found = [[float(rows[str(i)][name]) for name in LABELS] for i in range(12)]
+    assert np.abs(np.array(found) - np.array(expected)).max() < 1e-5, "the earlier answers stayed"
+
+
 def test_a_temperature_that_harms_is_not_applied():
     """Two folds that are wrong in opposite ways: what suits one harms the other."""
     sure = torch.tensor([[9.0, 0.0]] * 8)
