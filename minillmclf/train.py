@@ -27,10 +27,14 @@ from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 
+from . import __version__
 from .cli import run_folder
 from .cli.build import build, encode, reading_of
+from .cli.launch import distributed
 from .cli.parser import Parser, StopSignal, run
 from .errors import InputError, Stopped
+from .files import write_json, write_text
+from .text.data import load_data, text_names
 from .cli.progress import Progress
 from .cli.settings import add_settings, read_settings
 
@@ -62,7 +66,6 @@ def draw_rows(examples, per_class, seed):
 def load_dataset(s, table=None):
     """The data of a run, with the columns and the training rows that are asked for. table: in
     the place of s.data."""
-    from .text.data import load_data
     data = load_data(table or s.data, s.text_column or None, s.label_column or None, s.seed, s.multi_label == "on",
                      s.quoting)
     asked = (s.preference, s.swap) != ("none", "none")
@@ -139,19 +142,19 @@ def versions():
     import numpy
     import safetensors
     import torch
-
-    from . import __version__
-    return {"minillmclf": __version__, "python": platform.python_version(), "torch": torch.__version__,
-            "numpy": numpy.__version__, "safetensors": safetensors.__version__, "threads": torch.get_num_threads()}
+    return {"minillmclf": __version__, "python": platform.python_version(),
+            "torch": torch.__version__, "numpy": numpy.__version__,
+            "safetensors": safetensors.__version__, "threads": torch.get_num_threads()}
 
 
 def peak_memory():
-    """The most memory that this process has held so far, in MB; None on Windows, which does not say."""
+    """The most memory that this process has held so far, in MB; None on Windows."""
     try:
         import resource
     except ImportError:
         return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
 
 def is_shown(record, data):
@@ -173,15 +176,19 @@ def open_run(s, folder, data, overwrite=False):
 
 
 def write_predictions(path, examples, probabilities, labels, answers=None):
-    """predictions.csv: line in the source, texts, true label, answer (default: the likeliest class), and a probability for
-    each class. Texts are as they are in the data, even those that a spreadsheet computes: =1+1."""
-    from .files import write_text
-    from .text.data import text_names
+    """predictions.csv: the line in the source, the texts, the label, the answer, p of each class.
+
+    answers: by default the likeliest classes. Texts are as they are in the data, even those that a
+    spreadsheet computes: =1+1.
+    """
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["line", *text_names(len(examples[0].texts)), "label", "predicted", *(f"p_{name}" for name in labels)])
-    for example, answer, p in zip(examples, answers or [labels[p.argmax()] for p in probabilities], probabilities):
-        writer.writerow([example.row, *example.texts, example.label, answer, *(f"{x:.6f}" for x in p)])
+    names = text_names(len(examples[0].texts))
+    writer.writerow(["line", *names, "label", "predicted", *(f"p_{name}" for name in labels)])
+    answers = answers or [labels[p.argmax()] for p in probabilities]
+    for example, answer, p in zip(examples, answers, probabilities):
+        row = [example.row, *example.texts, example.label, answer]
+        writer.writerow([*row, *(f"{x:.6f}" for x in p)])
     write_text(path, out.getvalue())
 
 
@@ -203,52 +210,57 @@ def silent(line):
     """Says nothing, where others print."""
 
 
+def step_and_store(s, model, targets, folder, stop, say):
+    """What the loop is given -> its step and its store: plain, or those of several processes.
+
+    The step checks its first gradients, and says where a number that is not finite arose.
+    """
+    from .training import loop
+    from .training.checkpoint import Store
+    from .training.monitors.gradients import check_first_steps
+    from .training.monitors.nonfinite import locate_divergence
+    from .training.parallel import processes as parallel
+    take_step, store = loop.take_step, Store
+    if parallel.is_distributed():
+        take_step, store = parallel.take_step, parallel.SharedStore
+    step = functools.partial(take_step, objective=objective_of(s, model, targets))
+    return check_first_steps(locate_divergence(step), say), store(folder, stop)
+
+
 def learn(s, model, data, folder, say, on_epoch=None):
-    """The training itself, with its progress bar -> the loop's progress (None if it was stopped), timing.
+    """The training itself, with its progress bar -> the loop's progress (None if it was stopped),
+    timing.
 
     timing: what this process did; a run that goes on counts its own steps only.
     """
     from .classify.swap import with_swapped
-    from .files import write_text
     from .training import loop
-    from .training.checkpoint import Store
     from .training.features import cached_features
-    from .training.monitors.gradients import check_first_steps
-    from .training.monitors.nonfinite import locate_divergence
     from .training.parallel import processes as parallel
     from .training.plan import Rows, plan_epochs
     rows = with_swapped(data.train) if s.swap in ("train", "both") else data.train
     train, dev = encode(model, rows, once=True)[0], encode(model, data.dev)[0]
     chosen = random.Random(f"fitted:{s.seed}").sample(range(len(rows)), min(len(rows), FITTED_ROWS))
     sample = Rows([train.encoded[row] for row in chosen], [train.labels[row] for row in chosen])
-    several, cache = parallel.is_distributed(), nullcontext()
-    if not several:
+    cache = nullcontext()
+    if not parallel.is_distributed():
         cache = cached_features(model, [*train.encoded, *dev.encoded], s)
     started = time.monotonic()
     with Progress(say is silent, dynamic_ncols=True, leave=False) as bar, StopSignal() as stop, cache:
-        def on_step(step, total, loss):
-            bar(step, total, loss=f"{loss:.3f}")
-
-        def after_epoch(line):
-            bar.clear()
-            logits = model.scores(sample.encoded, s.eval_batch_size)
-            fitted = model.task.evaluate(model.probabilities(logits), sample.labels)
-            line[f"train_{s.metric}"] = fitted[s.metric]   # of the same rows each time: the gap is seen
-            dev_metrics = "  ".join(f"{name} {line[name]:.3f}" for name, value in fitted.items()
-                                    if isinstance(value, float))
-            say(f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  "
-                f"{s.metric} {fitted[s.metric]:.3f}  dev {dev_metrics}")
-            if on_epoch:
-                on_epoch(dict(line))
-
-        def on_finding(line):
+        def say_above(line):
             bar.clear()
             say(line)
-        step = functools.partial((parallel if several else loop).take_step,
-                                 objective=objective_of(s, model, train.labels))
-        step = check_first_steps(locate_divergence(step), on_finding)
-        store = (parallel.SharedStore if several else Store)(folder, stop)
-        progress = loop.fit(model, train, dev, s, store, step, loop.Hooks(on_step, after_epoch))
+
+        def after_epoch(line):
+            logits = model.scores(sample.encoded, s.eval_batch_size)
+            fitted = model.task.evaluate(model.probabilities(logits), sample.labels)
+            line[f"train_{s.metric}"] = fitted[s.metric]       # of the same rows in each epoch
+            say_above(epoch_line(line, s.metric))
+            if on_epoch:
+                on_epoch(dict(line))
+        step, store = step_and_store(s, model, train.labels, folder, stop, say_above)
+        hooks = loop.Hooks(lambda step, total, loss: bar(step, total, loss=f"{loss:.3f}"), after_epoch)
+        progress = loop.fit(model, train, dev, s, store, step, hooks)
     if progress is not None and parallel.is_main_process():
         write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in progress["history"]))
     seconds = max(time.monotonic() - started, 1e-6)        # a clock may stand still
@@ -257,11 +269,18 @@ def learn(s, model, data, folder, say, on_epoch=None):
                       "examples_per_second": round(sum(map(len, steps)) / seconds, 1)}
 
 
+def epoch_line(line, metric):
+    """A line of the history in words: the loss, the metric on training rows, the metrics on dev."""
+    dev = "  ".join(f"{name} {value:.3f}" for name, value in line.items()
+                    if isinstance(value, float) and not name.startswith("train_"))
+    return (f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  "
+            f"{metric} {line[f'train_{metric}']:.3f}  dev {dev}")
+
+
 def finish(s, model, data, folder, record, progress, timing):
     """Test, compare with the baselines, save everything."""
     from .classify import multilabel as several
     from .classify.swap import inconsistency
-    from .files import write_text
     from .training.parallel import processes as parallel
     from .training.metrics import evaluate
     split = "test" if data.test else "dev"
@@ -287,7 +306,7 @@ def finish(s, model, data, folder, record, progress, timing):
     results = {**compared(data, names if s.baselines == "on" else names[:1]), name: own}
     record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split, "results": results, **swap,
                "timing": timing}
-    write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / "run.json", record)
     return record
 
 
@@ -331,12 +350,11 @@ def show_record(record, data, folder, say=print):
 
 
 def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
-    """One whole run: build, look at the data, learn, finish -> its record (what run.json holds), None if it was stopped.
+    """A run from the data to the saved model -> its record (run.json), None if it was stopped.
 
-    overwrite: start anew although the folder holds a run; say: called with what a person should
-    read on the way; on_epoch: with a line of metrics.jsonl, a dict, after each epoch.
+    overwrite: start anew although the folder holds a run; say: called with each line to be read on
+    the way; on_epoch: called with a line of metrics.jsonl, a dict, after each epoch.
     """
-    from .files import write_text
     from .training.parallel import processes as parallel
     from .training.rates import lr_line
     from .training.recompute import recompute_blocks
@@ -346,7 +364,7 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     parallel.replicate(model)
     if s.parallel == "fsdp":
         from .training.parallel.fsdp import shard
-        shard(model)
+        shard(model, s.optimizer)
     if s.gradient_checkpointing == "on":
         recompute_blocks(model)
     report = diagnose(model, data)
@@ -366,11 +384,12 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
         say(f"in four bits ({model.quantise}): the body's linear layers; kept whole: {', '.join(kinds)}")
     record = {"settings": asdict(s), "finished": False, "base": run_folder.base_of(s),
               "data": {**data.source, "rows": report.rows, "labels": data.labels},
-              "doctor": report.as_dict(), **cut, "versions": versions(), "parameters": {"trainable": trainable, "total": total}}
-    parallel.barrier()                                        # until all have seen what lies in the folder
+              "doctor": report.as_dict(), **cut, "versions": versions(),
+              "parameters": {"trainable": trainable, "total": total}}
+    parallel.barrier()                             # until all have seen what lies in the folder
     if parallel.is_main_process():
         own.begin(place, overwrite)
-        write_text(place / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_json(place / "run.json", record)
     parallel.barrier()
     progress, timing = learn(s, model, data, place, say, on_epoch)
     record = progress and finish(s, model, data, place, record, progress, timing)
@@ -380,7 +399,8 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
 
 
 def whole_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
-    """`train_run` in a folder of one's own -> its record, or that of a run that is finished there."""
+    """The record of a run that is finished in the folder, else of `train_run`, which only this
+    process may do there."""
     with run_folder.RunFolder(folder).held():
         if finished := open_run(s, folder, data, overwrite):
             say(f"{folder}: this run is finished already (--overwrite starts it anew)")
@@ -388,7 +408,6 @@ def whole_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
 
 
 def main(arguments=None):
-    from .cli.launch import distributed
     with distributed():
         return carry_out(arguments)
 
@@ -398,13 +417,14 @@ def carry_out(arguments):
     flags = vars(parse(arguments))
     config, overwrite = flags.pop("config"), flags.pop("overwrite")
     s = read_settings(flags, config)
-    folder = Path(s.out or f"runs/{Path(s.model).name}-{Path(s.data).stem}-{s.method}-{s.seed}")
+    folder = Path(s.out or "runs/{}-{}-{}-{}".format(Path(s.model).name, Path(s.data).stem,
+                                                     s.method, s.seed))
     data = load_dataset(s)
     record = whole_run(s, data, folder, overwrite)
     if record is None:
-        raise Stopped(f"stopped; the state is saved in {folder}. "
-                      f"The same command{' without --overwrite' * overwrite} goes on from there.")
-    if record["finished"]:                                 # in the first process; the others leave all writing to it
+        again = "The same command" + " without --overwrite" * overwrite
+        raise Stopped(f"stopped; the state is saved in {folder}. {again} goes on from there.")
+    if record["finished"]:                         # in the main process, which alone writes
         show_record(record, data, folder)
     return 0
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ..cli.parser import Parser, StopSignal, run
 from ..errors import Stopped
-from ..files import check_fields, find_model, read_json, write_text
+from ..files import check_fields, find_model, read_json, write_json
 from ..cli.settings import read_settings
 
 TIMED_TEXTS, TIMED_BATCH, TIMED_PASSES = 200, 32, 3
@@ -60,17 +60,13 @@ def run_cell(candidate, sha256, folder, size, seed):
     if same and finished and (folder / "predictions.csv").exists():
         return check_fields(earlier, CELL, path), False
     record = {"state": "begun", "made_from": made_from, "settings": asdict(s)}
-    write(path, record)                                     # train reads the settings from here
+    write_json(path, record)                                     # train reads the settings from here
     if candidate.baseline:
         record |= baseline(candidate.model, s, folder)
     else:
         record |= trained(folder, overwrite=finished or not same, timed=seed == 0)
-    write(path, record)
+    write_json(path, record)
     return record, True
-
-
-def write(path, record):
-    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def process(module, *arguments, printed, errors):

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from ..cli.parser import Parser, run
 from ..errors import InputError, Stopped
-from ..files import NEW, check_folder, check_out, find_model, remove
+from ..files import NEW, check_folder, check_out, find_model, remove, write_json, write_text
 from ..cli.run_folder import RunFolder, differences
 from ..cli.settings import add_settings, read_settings, refuse_multi_label
 from .submission import Form, check_submission, read_form, submission_text, table_text
@@ -345,7 +345,6 @@ def learn_and_answer(s, a, source, test, form, folds, data, out):
     import torch
 
     from ..classify.calibrate import temperature
-    from ..files import write_text
     from ..train import open_run
     from ..training.parallel import processes as parallel
     labels, truth = data[0].labels, [data[0].labels.index(e.label) for e in source.examples]
@@ -372,10 +371,10 @@ def learn_and_answer(s, a, source, test, form, folds, data, out):
         write_text(place / "oof.csv", oof_text(source, scores, folds, labels))
         if test:
             write_text(place / "submission.csv", submission)
-        write_text(place / "folds.json", json.dumps({
+        write_json(place / "folds.json", {
             "settings": vars(s) | {"out": str(out)}, "k": len(places), "group": a.group, "labels": labels,
             "finished": True, "temperature": calibration.temperature, "fitted_temperature": fitted.temperature,
-            **found}, indent=2, ensure_ascii=False) + "\n")
+            **found})
     print("\n" + "\n".join(report(found, folds, fitted.temperature, calibration.temperature)))
     print(f"\nsaved in {out}: oof.csv, folds.json" + (f", submission.csv ({len(form.ids)} rows, checked)" if test else ""))
     return 0

@@ -124,7 +124,7 @@ class TextVectors:
     """
 
     def __init__(self, task, teacher, seed):
-        """task: a CausalLM or SpanCorruption of language.py; teacher: folder of a BERT."""
+        """task: a CausalLM or SpanCorruption of tasks.py; teacher: folder of a BERT."""
         self.task, self.student, self.tokenizer = task, task.student, task.tokenizer
         self.teacher, self.teacher_tokenizer = load_backbone(teacher), load_tokenizer(teacher)
         self.head = fresh_weights(nn.Linear(self.student.width, self.teacher.width, bias=False), seed)

@@ -7,6 +7,7 @@ because everything random in a step follows from (seed, step).
 
 What is not here attaches from outside: a step is a function, which others may wrap.
 """
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -70,8 +71,8 @@ def update(model, optimizer, settings, loss):
     """Clip the gradient and take the optimiser's step. Raises Diverged and leaves the weights as
     they are where the gradient is not finite. loss: a number for that message."""
     trainable = [p for p in model.parameters() if p.requires_grad]
-    norm = float(torch.nn.utils.clip_grad_norm_(trainable, settings.clip or float("inf")))
-    if not abs(norm) < float("inf"):
+    norm = float(torch.nn.utils.clip_grad_norm_(trainable, settings.clip or math.inf))
+    if not math.isfinite(norm):
         raise Diverged(f"loss {loss}, gradient norm {norm}: training has diverged; lower --lr or "
                        "set --precision fp32")
     optimizer.step()

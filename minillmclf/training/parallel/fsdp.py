@@ -12,11 +12,14 @@ from ..recompute import blocks_of
 from .processes import is_distributed, world_size
 
 
-def shard(model):
-    """Shard a model's parameters among the processes, in place."""
+def shard(model, optimizer="adamw"):
+    """Shard a model's parameters among the processes, in place. optimizer: of build_optimizer."""
     if not is_distributed():
         raise InputError("--parallel fsdp shares a model among processes, and this is one: start "
                          "it with torchrun --nproc-per-node N -m minillmclf.train ...")
+    if optimizer != "adamw":
+        raise InputError(f"--optimizer {optimizer} works on whole tensors, --parallel fsdp shares "
+                         "them out: take adamw or ddp")
     mesh = init_device_mesh(next(model.parameters()).device.type, (world_size(),))
     for part in [*blocks_of(model), model]:
         part = fully_shard(part, mesh=mesh)

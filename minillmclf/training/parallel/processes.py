@@ -96,9 +96,10 @@ def take_step(model, optimizer, train, rows, settings, objective):
     for _ in range(missing):                             # divided by infinity, a row adds nothing
         loss += loop.add_gradients(model, train, rows[:1], settings, objective, math.inf)
     loss = all_reduce(loss)
-    for parameter in model.parameters():
-        if parameter.grad is not None and not is_sharded(parameter.grad):
-            dist.all_reduce(parameter.grad)              # FSDP has summed its own already
+    gradients = [p.grad for p in model.parameters()
+                 if p.grad is not None and not is_sharded(p.grad)]     # FSDP has summed its own
+    for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
+        work.wait()
     loop.update(model, optimizer, settings, loss)
     return loss
 
