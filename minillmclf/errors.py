@@ -1,7 +1,7 @@
-"""One kind of error for everything that a user can put right.
+"""One kind of error for everything that a user can put right: InputError.
 
-The library raises `InputError`; the commands print it as one line and leave with exit code 2. Its text
-names the file, row or key, the numbers, and the remedy.
+Its text names the file, row or key, the numbers, and the remedy. The commands print it as one line
+and exit with code 2.
 """
 import difflib
 

@@ -70,7 +70,7 @@ def read_json(path):
     except FileNotFoundError:
         raise InputError(f"{short(path, 300)}: is not there") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not valid JSON ({error}): save or fetch the file again") from None
+        raise InputError(f"{path}: not valid JSON ({error}): save or fetch it again") from None
     except (OSError, ValueError) as error:                     # ValueError: a null byte in the path
         raise InputError(f"{short(path, 300)}: cannot be read ({reason(error)})") from None
     value = parse_json(text, path)
@@ -125,7 +125,7 @@ def look_at(out, apart):
             read = read and Path(read).resolve()
             clash = read and (read in (here, *here.parents) or read.is_file() and (
                 there and path.samefile(read) or path.is_dir() and read.parent == here))
-        except (OSError, ValueError, RuntimeError):            # the error is raised where it is read
+        except (OSError, ValueError, RuntimeError):            # raised again where it is read
             continue
         if clash:
             part = "" if here == read or there and path.samefile(read) else "part of "

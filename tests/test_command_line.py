@@ -25,7 +25,7 @@ from minillmclf.classify.head import POOLINGS, build_head, pool
 from minillmclf.cli.build import KEEP
 from minillmclf.cli.parser import run
 from minillmclf.errors import did_you_mean
-from minillmclf.cli.settings import (ALIASES, GOES_WITH, GROUPS, METHODS, OLD_SIDES, SWITCH, Settings, flag,
+from minillmclf.cli.settings import (ALIASES, GOES_WITH, GROUPS, METHODS, OLD_SIDES, Settings, flag,
                                      read_settings)
 from minillmclf.training.rates import default_lr, lr_line
 from minillmclf.tuning import OPTIONS
@@ -196,7 +196,7 @@ def test_what_is_kept_of_a_text_is_what_is_not_cut_off():
 
 
 def test_a_bare_switch_means_on():
-    switches = [f.name for f in fields(Settings) if f.metadata["choices"] == SWITCH]
+    switches = [f.name for f in fields(Settings) if f.metadata["choices"] == ("off", "on")]
     assert set(switches) == {"use_rslora", "projection", "gradient_checkpointing", "multi_label",
                              "baselines"}
     for name in switches:

@@ -20,7 +20,7 @@ from conftest import ROUNDED, fp32, refused
 
 from minillmclf import Classifier, evaluate, fine_tune, load_backbone, load_tokenizer, merge, train
 from minillmclf.choose import __main__ as choose
-from minillmclf.cli.settings import ALIASES, OLD_NAMES, OLD_SIDES, SWITCH, Settings, flag
+from minillmclf.cli.settings import ALIASES, OLD_NAMES, OLD_SIDES, Settings, flag
 from minillmclf.compare import __main__ as compare
 from minillmclf.folds import __main__ as folds
 from minillmclf.predict import __main__ as predict
@@ -261,7 +261,7 @@ def in_new_words(command):
         value = next(words)
         value = OLD_SIDES[value] if name == "keep" else value
         name = OLD_NAMES.get(name, name)
-        bare = value == "on" and Settings.__dataclass_fields__[name].metadata["choices"] == SWITCH
+        bare = value == "on" and Settings.__dataclass_fields__[name].metadata["choices"] == ("off", "on")
         found += [flag(name)] if bare else [flag(name), value]
     return found
 

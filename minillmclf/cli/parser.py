@@ -10,7 +10,8 @@ import signal
 import sys
 import threading
 
-from .. import __version__
+import minillmclf
+
 from ..errors import InputError, Stopped, did_you_mean
 from ..files import IGNORED, short
 
@@ -56,7 +57,7 @@ class Parser(argparse.ArgumentParser):
                          **{"formatter_class": argparse.RawDescriptionHelpFormatter, **more})
 
     def parse_args(self, arguments=None, namespace=None):
-        self.add_common_flags()                    # last, so that --help shows a command's own first
+        self.add_common_flags()                    # last, as --help should show them
         arguments = list(map(str, sys.argv[1:] if arguments is None else arguments))
         shown = [action for action in self._actions if action.help is not argparse.SUPPRESS]
         flags = [flag for action in shown for flag in action.option_strings if flag[:2] == "--"]
@@ -73,7 +74,7 @@ class Parser(argparse.ArgumentParser):
     def add_common_flags(self):
         group = self.add_argument_group("every command")
         group.add_argument("-h", "--help", action="help", help="print this")
-        group.add_argument("--version", action="version", version=f"minillmclf {__version__}",
+        group.add_argument("--version", action="version", version=f"minillmclf {minillmclf.__version__}",
                            help="print the version")
         group.add_argument("--ignore-config-key", action=IgnoreKey, metavar="NAME",
                            default=argparse.SUPPRESS, help="leave out this unknown key of a "
@@ -133,8 +134,8 @@ class Output:
         try:
             do(*arguments)
         except OSError as error:
-            os.dup2(self.spare, self.stream.fileno())         # or Python would try again at its exit
-            gone = error.errno in (errno.EPIPE, errno.EIO)    # no reader, a terminal that was closed
+            os.dup2(self.spare, self.stream.fileno())       # or Python would try again at exit
+            gone = error.errno in (errno.EPIPE, errno.EIO)  # no reader; a terminal was closed
             if not self.lasting:
                 raise SystemExit(0) if gone else error
             self.error = None if gone else error
@@ -146,7 +147,7 @@ def open_streams():
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)                    # takes the lowest free number: this one
+            os.open(os.devnull, os.O_RDWR)        # takes the lowest free number: this one
         if getattr(sys, name) is None:
             mode = "w" if number else "r"
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))

@@ -40,7 +40,7 @@ def read_record(folder):
 # ---------------------------------------------------------------- is it the same run?
 
 def base_of(s):
-    """The fingerprint of the model that a run starts from; read again only if a file has changed."""
+    """The fingerprint of the model that a run starts from, read again if a file has changed."""
     folder = find_model(s.model).resolve()
     stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
     return read_base(folder, tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)

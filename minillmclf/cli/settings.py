@@ -14,10 +14,10 @@ from ..errors import InputError, did_you_mean
 from ..files import read_json, short
 from ..training.rates import default_lr
 
-SWITCH = ("off", "on")                 # a bare flag means on
+SWITCH = "off on"                      # the choices of a flag that may stand alone, for on
 METHODS = ("full", "head", "last-N", "bitfit", "houlsby", "pfeiffer", "lora", "dora", "qlora",
            "prefix", "prompt")
-OLD_NAMES = {                          # in the first version's run.json -> now
+OLD_NAMES = {                          # in run.json of the first version -> now
     "several_labels": "multi_label", "rank_stabilised": "use_rslora", "keep": "truncation_side",
     "checkpointing": "gradient_checkpointing", "focal": "focal_gamma"}
 OLD_SIDES = {"head": "right", "tail": "left", "head+tail": "middle", "middle": "both"}  # of keep
@@ -26,15 +26,16 @@ ALIASES = {                            # other names that flags, --config and fi
     "per_device_train_batch_size": "batch_size", "max_grad_norm": "clip", "lora_r": "rank",
     "lora_alpha": "alpha", "lora_dropout": "adapter_dropout"}
 GROUPS = {"usual": "the usual settings", "weights": "which weights learn",
-          "label texts": "label texts (--readout labels)", "long": "long texts",
-          "optimisation": "optimisation", "hardware": "hardware", "data": "data"}
+          "texts": "label texts (--readout labels)", "long": "long texts",
+          "optim": "optimisation", "hardware": "hardware", "data": "data"}
 
 
-def setting(default, group, text, choices=(), shown=None):
+def setting(default, group, text, choices="", shown=None):
     """A field of Settings. group: of GROUPS; text: what --help says; choices: all values that it
     takes, the default first, but for SWITCH; shown: what --help shows as the default."""
-    return field(default=default, metadata={"group": group, "help": text, "choices": choices,
-                                            "shown": default if shown is None else shown})
+    return field(default=default, metadata={
+        "group": group, "help": text, "choices": tuple(choices.split()),
+        "shown": default if shown is None else shown})
 
 
 @dataclass
@@ -45,18 +46,16 @@ class Settings:
     text_column: str = setting("", "usual", "text column(s) (default: text, or text_a,text_b)")
     label_column: str = setting("", "usual", "label column (default: label); a,b,c: 0/1 each")
     out: str = setting("", "usual", "folder of the run (runs/MODEL-DATA-METHOD-SEED)")
-    method: str = setting(
-        "full", "usual", "full, head, last-N (highest blocks), bitfit, lora, dora, qlora, "
-        "houlsby, pfeiffer, prefix or prompt")
-    readout: str = setting("head", "usual", "how a class is read out", ("head", "labels"))
+    method: str = setting("full", "usual", "full, head, last-N (highest blocks), bitfit, lora, "
+                          "dora, qlora, houlsby, pfeiffer, prefix or prompt")
+    readout: str = setting("head", "usual", "how a class is read out", "head labels")
     epochs: int = setting(6, "usual", "passes over the training rows at most")
-    lr: float = setting(3e-4, "usual", "peak learning rate; auto: by method and width",
-                        shown="auto")
+    lr: float = setting(3e-4, "usual", "peak learning rate; auto: by method and width", "", "auto")
     batch_size: int = setting(32, "usual", "rows of an optimiser step")
     max_length: int = setting(0, "usual", "tokens of a text (0: as many as the model takes)")
-    metric: str = setting("accuracy", "usual", "dev metric that chooses the best epoch", (
-        "accuracy", "macro_f1", "log_loss", "ece", "exact_match", "micro_f1"))
-    precision: str = setting("fp32", "usual", "bf16 is autocast, for GPUs", ("fp32", "bf16"))
+    metric: str = setting("accuracy", "usual", "dev metric that chooses the best epoch",
+                          "accuracy macro_f1 log_loss ece exact_match micro_f1")
+    precision: str = setting("fp32", "usual", "bf16 is autocast, for GPUs", "fp32 bf16")
     seed: int = setting(0, "usual", "of new head, row order, dropout and split")
     device: str = setting("auto", "usual", "auto, cpu, cuda, ...")
 
@@ -65,47 +64,42 @@ class Settings:
     adapter_dropout: float = setting(0.0, "weights", "the same: dropout before an update")
     use_rslora: str = setting("off", "weights", "the same: scale alpha / sqrt(rank)", SWITCH)
     targets: str = setting("", "weights", "the same: names, all-linear, a regex (default: q, v)")
-    bias: str = setting("none", "weights", "the same: biases", ("none", "all", "lora_only"))
-    quantise: str = setting("nf4", "weights", "qlora: type of frozen weights", ("nf4", "fp4"))
+    bias: str = setting("none", "weights", "the same: biases", "none all lora_only")
+    quantise: str = setting("nf4", "weights", "qlora: type of frozen weights", "nf4 fp4")
     adapter_size: int = setting(32, "weights", "houlsby, pfeiffer: width of a bottleneck")
     virtual_tokens: int = setting(20, "weights", "prefix, prompt: tokens before a text")
     projection: str = setting("off", "weights", "prefix: learn it through a small MLP", SWITCH)
-    pool: str = setting("family", "weights", "how a head pools tokens", (
-        "family", "first", "mean", "max", "last", "attention"))
-    weights: str = setting("pretrained", "weights", "weights to start from",
-                           ("pretrained", "random"))
+    pool: str = setting("family", "weights", "how a head pools tokens",
+                        "family first mean max last attention")
+    weights: str = setting("pretrained", "weights", "weights to start from", "pretrained random")
 
-    template: str = setting("", "label texts", 'text or file: "Text: {text}\\nLabel: {label}"')
-    label_texts: str = setting("", "label texts", "JSON or file: text, or several, of each class")
-    instruction: str = setting("", "label texts", "text or file, before every text")
-    end: str = setting("auto", "label texts", "end token after a label", ("auto", "none", "eos"))
-    score_by: str = setting("sum", "label texts", "log-probability of a label, all or per",
-                            ("sum", "token", "char", "byte"))
-    objective: str = setting("classes", "label texts", "completion is instruction tuning",
-                             ("classes", "completion"))
+    template: str = setting("", "texts", 'text or file: "Text: {text}\\nLabel: {label}"')
+    label_texts: str = setting("", "texts", "JSON or file: text, or several, of each class")
+    instruction: str = setting("", "texts", "text or file, before every text")
+    end: str = setting("auto", "texts", "end token after a label", "auto none eos")
+    score_by: str = setting("sum", "texts", "log-probability, all or per", "sum token char byte")
+    objective: str = setting("classes", "texts", "completion: instruction tuning",
+                           "classes completion")
 
-    truncation_side: str = setting("right", "long", "what is cut off",
-                                   ("right", "left", "middle", "both"))
-    windows: str = setting("none", "long", "read windows, and pool",
-                           ("none", "mean", "max", "attention"))
+    truncation_side: str = setting("right", "long", "what is cut off", "right left middle both")
+    windows: str = setting("none", "long", "read windows, and pool", "none mean max attention")
     overlap: int = setting(32, "long", "windows: tokens that neighbours share")
     max_windows: int = setting(8, "long", "windows: of a text in a training step")
     max_document: int = setting(8192, "long", "windows: tokens of a text at most")
 
-    min_steps: int = setting(0, "optimisation", "more epochs until so many steps are made")
-    patience: int = setting(0, "optimisation", "epochs without a better one (0: no early stop)")
-    schedule: str = setting("linear", "optimisation", "how the rate falls",
-                            ("linear", "cosine", "constant"))
-    warmup: float = setting(0.1, "optimisation", "share of steps in which the rate rises")
-    weight_decay: float = setting(0.01, "optimisation", "of AdamW, on matrices only")
-    clip: float = setting(1.0, "optimisation", "largest gradient norm (0: no clipping)")
-    optimizer: str = setting("adamw", "optimisation", "bitsandbytes has the last two",
-                             ("adamw", "adamw8bit", "paged-adamw"))
-    layer_decay: float = setting(1.0, "optimisation", "rate of a block / that of the next higher")
-    label_smoothing: float = setting(0.0, "optimisation", "share spread over all classes")
-    focal_gamma: float = setting(0.0, "optimisation", "of the focal loss, usually 2 (0: none)")
-    class_weights: str = setting("none", "optimisation", "in the loss", ("none", "balanced"))
-    sampling: str = setting("none", "optimisation", "of training rows", ("none", "balanced"))
+    min_steps: int = setting(0, "optim", "more epochs until so many steps are made")
+    patience: int = setting(0, "optim", "epochs without a better one (0: no early stop)")
+    schedule: str = setting("linear", "optim", "how the rate falls", "linear cosine constant")
+    warmup: float = setting(0.1, "optim", "share of steps in which the rate rises")
+    weight_decay: float = setting(0.01, "optim", "of AdamW, on matrices only")
+    clip: float = setting(1.0, "optim", "largest gradient norm (0: no clipping)")
+    optimizer: str = setting("adamw", "optim", "bitsandbytes has the last two",
+                             "adamw adamw8bit paged-adamw")
+    layer_decay: float = setting(1.0, "optim", "rate of a block / that of the next higher")
+    label_smoothing: float = setting(0.0, "optim", "share spread over all classes")
+    focal_gamma: float = setting(0.0, "optim", "of the focal loss, usually 2 (0: none)")
+    class_weights: str = setting("none", "optim", "in the loss", "none balanced")
+    sampling: str = setting("none", "optim", "of training rows", "none balanced")
 
     micro_batch_size: int = setting(0, "hardware", "rows at a time on the device (0: all)")
     gradient_accumulation: int = setting(0, "hardware", "the same, as micro-batches a step")
@@ -113,15 +107,13 @@ class Settings:
     gradient_checkpointing: str = setting("off", "hardware", "less memory, a third slower", SWITCH)
     eval_batch_size: int = setting(64, "hardware", "rows at a time where nothing is learned")
     save_every: int = setting(100, "hardware", "steps between two states on disk")
-    parallel: str = setting("ddp", "hardware", "under torchrun", ("ddp", "fsdp"))
+    parallel: str = setting("ddp", "hardware", "under torchrun", "ddp fsdp")
 
     multi_label: str = setting("off", "data", "a row has any number of labels: a|b", SWITCH)
-    preference: str = setting("none", "data", "compare two answers",
-                              ("none", "head", "bradley-terry"))
-    swap: str = setting("none", "data", "order of two answers",
-                        ("none", "train", "predict", "both"))
+    preference: str = setting("none", "data", "compare two answers", "none head bradley-terry")
+    swap: str = setting("none", "data", "order of two answers", "none train predict both")
     rows_per_class: int = setting(0, "data", "training rows, drawn by the seed (0: all)")
-    quoting: str = setting("auto", "data", "of CSV and TSV", ("auto", "double", "none"))
+    quoting: str = setting("auto", "data", "of CSV and TSV", "auto double none")
     baselines: str = setting("on", "data", "off leaves out the bag of words, which is slow", SWITCH)
 
     def check(self, given=()):
@@ -280,7 +272,7 @@ def add_flag(parser, f):
     kind = rate if f.name == "lr" else type(f.default)
     options = {"dest": f.name, "choices": choices or None, "default": argparse.SUPPRESS,
                "metavar": "N" if kind is int else "X"}
-    if choices == SWITCH:
+    if " ".join(choices) == SWITCH:
         options |= {"nargs": "?", "const": "on", "metavar": "off"}
     elif choices:
         words += f": {', '.join(choices)}"
