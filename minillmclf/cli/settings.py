@@ -124,8 +124,8 @@ class Settings:
         for f in fields(self):
             refuse_unknown(flag(f.name), getattr(self, f.name), f.metadata["choices"])
         if kind_of(self.method) not in METHODS:
-            known = (*METHODS[:-1], f"{METHODS[-1]}, with N from 1 to the model's blocks")
-            refuse_unknown("--method", self.method, known)
+            refuse_unknown("--method", self.method, METHODS,
+                           ", with N from 1 to the model's blocks")
         for words, holds, names in RANGES:
             for name in names.split():
                 if not holds(getattr(self, name)):
@@ -212,10 +212,10 @@ CONTRADICTIONS = (
      "exact_match, micro_f1, macro_f1 or ece"))
 
 
-def refuse_unknown(name, value, known):
+def refuse_unknown(name, value, known, more=""):
     """InputError unless a value is one of the known ones; where none are known, any is."""
     if known and value not in known:
-        raise InputError(f"{name} {short(value)[1:-1]}: known are {', '.join(known)}"
+        raise InputError(f"{name} {short(value)[1:-1]}: known are {', '.join(known)}{more}"
                          + did_you_mean(value, known))
 
 
