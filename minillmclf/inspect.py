@@ -78,7 +78,7 @@ def fates(model, checkpoint):
     for name, shape in checkpoint.shapes.items():
         if name in report.loaded:
             ours = report.loaded[name]
-            fate = f"-> {ours}" + (", transposed" if table.turned(ours) else "")
+            fate = f"-> {ours}" + (", transposed" if table.is_transposed(ours) else "")
         elif name in report.tied:
             fate = f"equal to {report.tied[name]}, tied"
         else:
@@ -102,14 +102,14 @@ def new_head_lines(folder):
     """What train drops and adds where it puts a new head on the body -> one line; none where it
     refuses the folder."""
     from .classify.classifier import Classifier
-    from .models.weights import generic, tie_of, translate
+    from .models.weights import generic
     from .tuning.quant_files import open_checkpoint
     try:
         checkpoint = open_checkpoint(folder)
         model = Classifier.empty(checkpoint, ["0", "1"], {}, "family", None)
         table = model.table(with_classes=False)
-        path = {name: translate(name, table) for name in checkpoint.files
-                if not tie_of(name, table)}
+        path = {name: table.path(name) for name in checkpoint.files
+                if not table.tied_to(name)}
     except (InputError, KeyError):
         return []
     old = {generic(name)[0]: None for name, ours in path.items() if ours is None}
@@ -201,7 +201,7 @@ def main(arguments=None):
     print("\n".join([*tensor_lines(found, a.layers), *new_head_lines(folder)]))
     print(f"\n{sum(p.numel() for p in model.parameters()):,} parameters")
     print("\n".join(f"  {count:>15,}  {part}" for part, count in parts(model).items()))
-    tuned = getattr(model, "recipe", None)
+    tuned = getattr(model, "tuning", None)
     if model is backbone:
         print("\nmemory, with a classification head of two classes")
         head = build_head(backbone.source_config["model_type"], backbone, 2)

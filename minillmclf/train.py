@@ -82,15 +82,16 @@ def load_dataset(s, table=None):
 def diagnose(model, data):
     """What the data doctor says, with lengths in the model's own tokens."""
     from .text.doctor import examine, unknown_share
+    from .tuning.prompt import new_words
     lengths = {split: [model.head.length(model.tokenizer, e.texts) for e in getattr(data, split)]
                for split in ("train", "dev", "test")}
     setting, most = model.head.limit(model.max_length)
     unknown = {split: unknown_share(model.tokenizer, [e.texts for e in getattr(data, split)])
                for split in lengths}
     remedy = f"raise {setting}"
-    if setting == "max_length" and most >= (model.backbone.room or most + 1):
+    if setting == "max_length" and most >= (model.backbone.max_input_tokens or most + 1):
         ways = [] if model.readout else ["--truncation-side middle keeps both ends"]
-        if not (model.readout or model.preference or model.prompt is not None):
+        if not (model.readout or model.preference or new_words(model)):
             ways.insert(0, "--windows mean reads them whole")
         remedy = "the model takes no more" + ": " * bool(ways) + ", ".join(ways)
     return examine(data, lengths, most, remedy, unknown)

@@ -26,6 +26,28 @@ PIECES = (["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ","] + list(LETTER
           + [w for w in FILLERS if len(w) > 1] + [w for topic in TOPICS.values() for w in topic])
 
 
+def wrap_lora(model, targets, rank, alpha, ranks=None, alphas=None, seed=0, **more):
+    """lora.wrap with the numbers of its LoraConfig as arguments."""
+    from minillmclf.tuning import lora
+    return lora.wrap(model, targets, lora.LoraConfig(rank, alpha, **more), ranks, alphas, seed)
+
+
+def with_words(words, ids, mask, types=None):
+    """ids, mask, types (B, T), padded on either side -> the same (B, P + T): what `Prompted` makes of each row."""
+    import torch
+
+    from minillmclf.tuning.prompt import Prompted
+    prompted, P = Prompted(None, words), len(words)
+    new_ids, new_types, new_mask = (torch.zeros(len(ids), P + ids.shape[1], dtype=torch.long) for _ in range(3))
+    for number, real in enumerate(mask.bool()):
+        kinds = torch.zeros_like(ids[number]) if types is None else types[number]
+        row, kinds = prompted.extend(ids[number][real].tolist(), kinds[real].tolist())
+        place = slice(0, len(row)) if real[0] else slice(new_ids.shape[1] - len(row), None)
+        new_ids[number, place], new_types[number, place] = torch.tensor(row), torch.tensor(kinds)
+        new_mask[number, place] = 1
+    return new_ids, new_mask.to(mask.dtype), None if types is None else new_types
+
+
 def bert_folder(folder, layers=2, width=32, mlp=48, positions=64, dropout=0.1, lm_head=False):
     """Write a BERT with random weights as a Hugging Face folder -> its path. Its vocabulary is PIECES; weights are ten
     times as large as usual, so that every part of the network shows in the answers."""
@@ -160,7 +182,7 @@ def child(job, folder):
     signal_at([(loop, "take_step")], kill.get("interrupt", []), signal.SIGINT)
     moves = signal_at([(os, "replace"), (os, "unlink")], [kill.get("move")], signal.SIGKILL)
     try:
-        run(lambda: importlib.import_module("minillmclf." + job["module"]).main(job["arguments"]))
+        run(lambda: importlib.import_module(module_of(job["module"])).main(job["arguments"]))
     except SystemExit as end:
         code = end.code or 0
     except Exception:

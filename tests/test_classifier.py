@@ -290,7 +290,7 @@ def test_long_pairs_keep_both_parts(name):
     long = "the slow old film " * 30
     for pair in ((long, "is it late?"), ("is it late?", long), (long, long)):
         (encoded,), shortened = model.encode([pair])
-        ids, room = encoded[0], model.max_length - model.tokenizer.overhead(True)
+        ids, room = encoded[0], model.max_length - model.tokenizer.num_special_tokens(True)
         parts = [model.tokenizer.ids(part) for part in pair]
         assert shortened == 1 and len(ids) == model.max_length
         for part in parts:
@@ -305,7 +305,7 @@ def test_truncation_is_longest_first_as_in_transformers(name, transformers):
     model = Classifier.load(MODELS / name)
     with may_refuse():
         tokenizer = transformers.AutoTokenizer.from_pretrained(MODELS / name)
-    for max_length in range(model.tokenizer.overhead(True) + 1, 17):
+    for max_length in range(model.tokenizer.num_special_tokens(True) + 1, 17):
         model.max_length = max_length
         pairs = [(" ".join("abcdefghi"[:a]), " ".join("rstuvwxyz"[:b])) for a in range(1, 10) for b in range(1, 10)]
         texts = [*pairs, *(first for first, _ in pairs[::9])]
@@ -391,7 +391,7 @@ def test_a_token_type_that_the_model_lacks_is_refused(folder):
 
 FAMILIES = ("bert_classifier", "roberta_classifier", "deberta_classifier", "gpt2_classifier",
             "gemma_classifier", "ul2_classifier")
-NUMBERS = {"lora": dict(rank=2, alpha=4.0, dropout=0.0, rank_stabilised=False, targets=None,
+NUMBERS = {"lora": dict(rank=2, alpha=4.0, dropout=0.0, use_rslora=False, targets=None,
                         bias="none"),
            "houlsby": dict(size=4), "prefix": dict(tokens=2, projection=False),
            "prompt": dict(tokens=2)}

@@ -28,7 +28,7 @@ from minillmclf.errors import did_you_mean
 from minillmclf.cli.settings import (ALIASES, GOES_WITH, GROUPS, METHODS, OLD_SIDES, Settings, flag,
                                      read_settings)
 from minillmclf.training.rates import default_lr, lr_line
-from minillmclf.tuning import OPTIONS
+from minillmclf.tuning import METHODS as TUNING
 
 COMMANDS = [
     "choose",
@@ -246,17 +246,16 @@ def test_a_setting_that_is_not_read_is_refused(key, name):
 
 
 def test_the_methods_are_those_that_tuning_knows():
-    assert list(METHODS) == list(OPTIONS)
-    spelled = {"dropout": "adapter_dropout", "size": "adapter_size", "tokens": "virtual_tokens",
-               "rank_stabilised": "use_rslora"}
-    for method, options in OPTIONS.items():
+    assert list(METHODS) == list(TUNING)
+    spelled = {"dropout": "adapter_dropout", "size": "adapter_size", "tokens": "virtual_tokens"}
+    for method, row in TUNING.items():
         read = {
             name
             for key, wanted, names in GOES_WITH
             if key == "method" and method in wanted
             for name in names.split()
         }
-        assert read - {"layer_decay"} == {spelled.get(name, name) for name in options}, method
+        assert read - {"layer_decay"} == {spelled.get(name, name) for name in row.options}, method
 
 
 def test_an_old_run_json_with_settings_that_were_ignored_loads(tmp_path):

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from small import TOPICS, bert_folder, texts_of
+from small import TOPICS, bert_folder, texts_of, wrap_lora
 from torch import nn
 
 from minillmclf.classify.classifier import Classifier
@@ -18,7 +18,6 @@ from minillmclf.training.loop import fit, take_step
 from minillmclf.training.plan import Rows
 from minillmclf.training.monitors.nonfinite import first_nonfinite, locate_divergence
 from minillmclf.training.optim import build_optimizer
-from minillmclf.tuning import lora
 
 LABELS = sorted(TOPICS)
 
@@ -32,7 +31,7 @@ def classifier(folder, learning="full"):
     model = Classifier.from_backbone(folder, LABELS)
     if learning == "lora":
         model.requires_grad_(False)
-        lora.wrap(model, ["q_proj", "v_proj"], rank=2, alpha=4)
+        wrap_lora(model, ["q_proj", "v_proj"], rank=2, alpha=4)
         model.head.requires_grad_(True)
     return model.train()
 

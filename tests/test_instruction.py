@@ -34,8 +34,8 @@ from minillmclf.training.plan import Rows
 from minillmclf.training.completion_loss import CompletionLoss
 from minillmclf.training.losses import CrossEntropy
 from minillmclf.training.optim import build_optimizer
-from minillmclf.tuning import APART, learning, lora, prefix, prompt, selection, tune
-from minillmclf.tuning.peft_format import apply_adapter, read_adapter
+from minillmclf.tuning import BESIDE_BASE, lora, prefix, prompt, selection, trainable_names, tune
+from minillmclf.tuning.peft import apply_adapter, read_adapter
 from minillmclf.tuning.saved import merge_tuned
 
 END = PIECES.index("[SEP]")                        # eos_token_id of CONFIGS
@@ -330,7 +330,7 @@ def tuned(bases, tmp_path_factory):
             losses.append(mean_loss(model, objective, batch(rows)))
             folder = tmp_path_factory.mktemp(f"{name}-{method}-{which}")
             model.save(folder)
-            made[name, method, which] = model, before, learning(model, method), losses, folder
+            made[name, method, which] = model, before, trainable_names(model, method), losses, folder
         return made[name, method, which]
     return make
 
@@ -345,13 +345,13 @@ def test_a_method_learns_and_comes_back(name, method, which, tuned):
     assert changed <= learn, f"frozen tensors changed: {sorted(changed - learn)}"
     assert learn <= changed, f"these learn nothing: {sorted(learn - changed)}"
     assert not any(n.startswith("head.") for n in learn), "label texts have no weights"
-    assert (folder / "adapter").exists() == (method in APART)
+    assert (folder / "adapter").exists() == (method in BESIDE_BASE)
     again = Classifier.load(folder)
     assert torch.equal(scores(again), scores(model)), "what was saved answers otherwise"
     rows = rows_of(again)
     assert mean_loss(again, objective_of(again, which), batch(rows)) == last, "training would go on from another loss"
     assert (again.labels, again.readout, again.pool) == (model.labels, model.readout, None)
-    if method in APART:
+    if method in BESIDE_BASE:
         assert {n for n, p in again.named_parameters() if p.requires_grad} == learn, "training would go on with other weights"
 
 
@@ -363,7 +363,7 @@ def test_the_vocabulary_is_neither_in_four_bits_nor_wrapped(name, bases):
     wrapped, linears = lora.wrapped(model), selection.linears(model)
     assert {path for path in linears if path not in wrapped} == {path for path in linears if "lm_head" in path}
     for path, layer in wrapped.items():
-        kept = any(part in path.split(".") for part in model.backbone.KEPT_WHOLE)
+        kept = any(part in path.split(".") for part in model.backbone.FULL_PRECISION)
         assert hasattr(layer.base, "dequantised") != kept, f"{path}: {layer.base}"
     vocabulary, words = model.backbone.vocabulary(), model.backbone.word_embeddings.weight
     for what, matrix in {"head": vocabulary, "embeddings": words}.items():
@@ -408,9 +408,9 @@ def test_switched_off_the_base_is_back_bit_for_bit(name, method, bases):
     assert not torch.equal(scores(model), answers), "the adapter does nothing, so this compares nothing"
     assert model.write(TEXTS[:4]) == model.write(TEXTS[:4], cached=False), f"{name}, {method}: a cache changes what is written"
     if method in ("lora", "dora"):
-        with lora.disable(model):
-            found = logits(model), scores(model)
-        assert not torch.equal(logits(model), base), "and on again"
+        for path, layer in lora.wrapped(model).items():
+            model.set_submodule(path, layer.base)
+        found = logits(model), scores(model)
     else:
         {"prefix": prefix.detach_prefix, "prompt": prompt.detach_prompt}[method](model)
         found = logits(model), scores(model)
@@ -444,7 +444,7 @@ def lm_logits(model, rows):
     """Ours -> (N, V), what the language model says at the tokens of each row's answer."""
     given = batch(rows)
     more, real = model.head.targets(given.labels)
-    if model.backbone.ANSWERS == "apart":
+    if model.backbone.KIND == "encoder-decoder":
         hidden = model.backbone(given.ids, given.mask, model.backbone.shift_right(more, real), real)
         return model.backbone.logits(hidden)[real.bool()]
     ids, mask = batch_of([a + b for a, b in zip(prompts_of(rows), answers_of(model, rows))])

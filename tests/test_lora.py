@@ -1,8 +1,8 @@
 """Is our LoRA the papers' and PEFT's, does it leave alone what is frozen, and would these tests notice if not?
 
 PEFT is the reference where it is installed: the same linear layers, the same A, B and magnitudes, then outputs and
-gradients, with and without dropout. What needs no reference: a fresh adapter changes nothing, merge and unmerge,
-several adapters, counts, errors. Known-wrong variants must fail.
+gradients, with and without dropout. What needs no reference: a fresh adapter changes nothing, merging,
+counts, errors. Known-wrong variants must fail.
 """
 import copy
 import math
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from conftest import fp32
 from hypothesis import given, settings, strategies as st
 from live import imported, may_refuse
+from small import wrap_lora
 from torch import nn
 
 from minillmclf.classify.head import build_head
@@ -25,7 +26,7 @@ from minillmclf.models.gpt2 import GPT2
 from minillmclf.models.llama import Llama, Mistral
 from minillmclf.models.t5 import T5
 from minillmclf.tuning import lora, selection
-from minillmclf.tuning.lora import DoraLinear, LoraLinear, Numbers
+from minillmclf.tuning.lora import DoraLinear, LoraConfig, LoraLinear
 
 BERT = dict(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
             max_position_embeddings=16, type_vocab_size=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -100,11 +101,11 @@ def texts(seed=0):
     return ids, mask
 
 
-def disturb(model, name="default", seed=1):
+def disturb(model, seed=1):
     """Give an adapter values as if it had learned."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for path, parameter in lora.adapter_parameters(model, name).items():
+        for path, parameter in lora.trainable_parameters(model).items():
             noise = torch.randn(parameter.shape, generator=generator).to(parameter)
             parameter.mul_(1 + 0.2 * noise) if ".magnitude." in path else parameter.copy_(0.5 * noise)
     return model
@@ -117,21 +118,21 @@ def bits(model):
 
 # ------------------------------------------------------------------------------------------------ parity with PEFT
 
-def parity(dora=False, rank_stabilised=False, dropout=0.0, dtype=torch.float64, tolerance=1e-12):
+def parity(use_dora=False, use_rslora=False, dropout=0.0, dtype=torch.float64, tolerance=1e-12):
     """None, or what differs between our layers and PEFT's on the same numbers, in training: outputs or a gradient."""
     peft = imported("peft")
     ours, theirs = Pair(dtype=dtype), Pair(dtype=dtype)
-    lora.wrap(ours, ["q_proj", "v_proj"], rank=3, alpha=7.0, dropout=dropout, rank_stabilised=rank_stabilised, dora=dora)
+    wrap_lora(ours, ["q_proj", "v_proj"], rank=3, alpha=7.0, dropout=dropout, use_rslora=use_rslora, use_dora=use_dora)
     with may_refuse():
         theirs = peft.get_peft_model(theirs, peft.LoraConfig(
-            r=3, lora_alpha=7.0, lora_dropout=dropout, use_rslora=rank_stabilised, use_dora=dora,
+            r=3, lora_alpha=7.0, lora_dropout=dropout, use_rslora=use_rslora, use_dora=use_dora,
             target_modules=["q_proj", "v_proj"]))
     disturb(ours.train())
     with may_refuse():
         names = {path: theirs.get_parameter(f"base_model.model.{path.replace('magnitude', 'lora_magnitude_vector')}.weight")
-                 for path in lora.adapter_parameters(ours)}
+                 for path in lora.trainable_parameters(ours)}
     with torch.no_grad():
-        for path, parameter in lora.adapter_parameters(ours).items():
+        for path, parameter in lora.trainable_parameters(ours).items():
             names[path].copy_(parameter)
     found = []
     for model in (ours, theirs.train()):
@@ -144,14 +145,14 @@ def parity(dora=False, rank_stabilised=False, dropout=0.0, dtype=torch.float64, 
     for what, a, b in (("outputs", found[0][0], found[1][0]), ("the gradient of x", found[0][1], found[1][1])):
         if not torch.allclose(a, b, rtol=tolerance, atol=tolerance):
             return f"{what} differ by {(a - b).abs().max():.2g}"
-    for path, parameter in lora.adapter_parameters(ours).items():
+    for path, parameter in lora.trainable_parameters(ours).items():
         if not torch.allclose(parameter.grad, names[path].grad, rtol=tolerance, atol=tolerance):
             return f"the gradient of {path} differs by {(parameter.grad - names[path].grad).abs().max():.2g}"
     return None
 
 
-KINDS = {"lora": {}, "rslora": {"rank_stabilised": True}, "dora": {"dora": True},
-         "rsdora": {"dora": True, "rank_stabilised": True}}
+KINDS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True},
+         "rsdora": {"use_dora": True, "use_rslora": True}}
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
@@ -180,15 +181,14 @@ def test_default_targets_are_peft_s():
 # ------------------------------------------------------------------------------------------------ known-wrong variants
 
 def exchanged(self, x):
-    A, B = self.lora_A[self.active], self.lora_B[self.active]
-    s, y = self.numbers[self.active].scale, self.base(x)
+    A, B = self.A, self.B
+    s, y = self.config.scale, self.base(x)
     return y + s * (x @ B @ A if B.shape == A.T.shape else x @ A.T @ B.T)
 
 
 def dropout_on_all(self, x):
-    A, B, numbers = self.lora_A[self.active], self.lora_B[self.active], self.numbers[self.active]
-    x = F.dropout(x, numbers.dropout, self.training)
-    return self.base(x) + x @ A.T @ (numbers.scale * B).T
+    x = F.dropout(x, self.config.dropout, self.training)
+    return self.base(x) + x @ self.A.T @ (self.config.scale * self.B).T
 
 
 def attached_lengths(self, W):
@@ -201,26 +201,25 @@ def column_lengths(self, W):
 
 
 def unscaled_divisor(self, W):
-    return torch.linalg.norm((W + self.update() / self.numbers[self.active].scale).detach(), dim=1)
+    return torch.linalg.norm((W + self.update() / self.config.scale).detach(), dim=1)
 
 
 def scaled_bias(self, x):
-    A, B = self.lora_A[self.active], self.lora_B[self.active]
     W = self.base.weight
-    factor = self.magnitude[self.active] / self.lengths(W)
-    return factor * (self.base(x) + x @ A.T @ (self.numbers[self.active].scale * B).T)
+    factor = self.m / self.lengths(W)
+    return factor * (self.base(x) + x @ self.A.T @ (self.config.scale * self.B).T)
 
 
 WRONG = {
-    "alpha for alpha / r": (Numbers, "scale", property(lambda self: self.alpha), {}),
-    "alpha / r for alpha / sqrt(r)": (Numbers, "scale", property(lambda self: self.alpha / self.rank),
-                                      {"rank_stabilised": True}),
+    "alpha for alpha / r": (LoraConfig, "scale", property(lambda self: self.alpha), {}),
+    "alpha / r for alpha / sqrt(r)": (LoraConfig, "scale", property(lambda self: self.alpha / self.rank),
+                                      {"use_rslora": True}),
     "A and B exchanged": (LoraLinear, "forward", exchanged, {}),
     "dropout on the base's input too": (LoraLinear, "forward", dropout_on_all, {"dropout": 0.4}),
-    "DoRA's divisor not held constant": (DoraLinear, "lengths", attached_lengths, {"dora": True}),
-    "DoRA's lengths of columns": (DoraLinear, "lengths", column_lengths, {"dora": True}),
-    "DoRA's divisor without s": (DoraLinear, "lengths", unscaled_divisor, {"dora": True}),
-    "DoRA's factor on the bias": (DoraLinear, "forward", scaled_bias, {"dora": True}),
+    "DoRA's divisor not held constant": (DoraLinear, "lengths", attached_lengths, {"use_dora": True}),
+    "DoRA's lengths of columns": (DoraLinear, "lengths", column_lengths, {"use_dora": True}),
+    "DoRA's divisor without s": (DoraLinear, "lengths", unscaled_divisor, {"use_dora": True}),
+    "DoRA's factor on the bias": (DoraLinear, "forward", scaled_bias, {"use_dora": True}),
 }
 
 
@@ -239,11 +238,11 @@ def test_known_wrong_variants_fail_parity(name, monkeypatch):
 def test_fresh_adapters_change_nothing_and_all_learn(family, dora):
     model = Whole(family).eval()
     before = model(*texts()).detach()                                # not in no_grad: attention has other kernels there
-    paths = lora.wrap(model, list(lora.DEFAULT_TARGETS[family]), rank=2, alpha=4, dora=dora)
+    paths = wrap_lora(model, list(lora.DEFAULT_TARGETS[family]), rank=2, alpha=4, use_dora=dora)
     assert paths and all(path.startswith("backbone.") for path in paths)
     assert torch.equal(model(*texts()), before), "B = 0 must leave the logits as they were, bit for bit"
     model(*texts()).square().sum().backward()
-    adapters = lora.adapter_parameters(model)
+    adapters = lora.trainable_parameters(model)
     for path, parameter in adapters.items():
         grad = parameter.grad
         assert grad is not None and (".lora_A." in path or grad.abs().max() > 0), f"{path} gets no gradient"
@@ -261,7 +260,7 @@ def test_fresh_adapters_change_nothing_and_all_learn(family, dora):
 def test_first_values_are_the_papers():
     linear = nn.Linear(400, 50)
     model = nn.ModuleDict({"q_proj": linear})
-    lora.wrap(model, ["q_proj"], rank=64, alpha=1)
+    wrap_lora(model, ["q_proj"], rank=64, alpha=1)
     layer = model["q_proj"]
     A, bound = layer.lora_A["default"], 1 / math.sqrt(400)
     assert A.shape == (64, 400) and layer.lora_B["default"].shape == (50, 64)
@@ -273,7 +272,7 @@ def test_first_values_are_the_papers():
 def test_dora_magnitudes_start_as_row_lengths():
     model = Pair()
     W = model.v_proj.weight.detach().clone()                         # (out, in) = (5, 6)
-    lora.wrap(model, ["v_proj"], rank=2, alpha=2, dora=True)
+    wrap_lora(model, ["v_proj"], rank=2, alpha=2, use_dora=True)
     m = model.v_proj.magnitude["default"]
     assert m.shape == (5,) and torch.allclose(m, W.square().sum(1).sqrt()), "m is one length for each output"
 
@@ -282,17 +281,17 @@ def test_dora_takes_a_row_of_zeros():
     model = Pair()
     with torch.no_grad():
         model.v_proj.weight[2] = 0.0
-    lora.wrap(model, ["v_proj"], rank=2, alpha=2, dora=True)
+    wrap_lora(model, ["v_proj"], rank=2, alpha=2, use_dora=True)
     y = model(torch.ones(2, 6))
     y.sum().backward()
-    assert y.isfinite().all() and all(p.grad.isfinite().all() for p in lora.adapter_parameters(model).values())
+    assert y.isfinite().all() and all(p.grad.isfinite().all() for p in lora.trainable_parameters(model).values())
 
 
 def test_the_seed_decides():
     def first(seed):
         model = Whole("bert")
-        lora.wrap(model, "all-linear", rank=2, alpha=2, seed=seed)
-        return lora.adapter_parameters(model)
+        wrap_lora(model, "all-linear", rank=2, alpha=2, seed=seed)
+        return lora.trainable_parameters(model)
     a, b, c = first(0), first(0), first(1)
     assert all(torch.equal(a[path], b[path]) for path in a), "the same seed gives other values"
     assert not any(torch.equal(a[path], c[path]) for path in a if ".lora_A." in path), "the seed is ignored"
@@ -306,15 +305,13 @@ def test_half_precision_base_keeps_adapters_in_single():
     before = model(x)
     for dora in (False, True):
         wrapped = copy.deepcopy(model)
-        lora.wrap(wrapped, ["q_proj", "v_proj"], rank=2, alpha=2, dora=dora)
-        assert all(p.dtype == torch.float32 for p in lora.adapter_parameters(wrapped).values())
+        wrap_lora(wrapped, ["q_proj", "v_proj"], rank=2, alpha=2, use_dora=dora)
+        assert all(p.dtype == torch.float32 for p in lora.trainable_parameters(wrapped).values())
         assert wrapped(x).dtype == torch.bfloat16 and torch.equal(wrapped(x), before)
         weight = wrapped.q_proj.base.weight.clone()
         disturb(wrapped.eval())
-        lora.merge_weights(wrapped)
-        assert not torch.equal(wrapped.q_proj.base.weight, weight)
-        lora.unmerge(wrapped)
-        assert torch.equal(wrapped.q_proj.base.weight, weight), "rounding to bfloat16 must not survive unmerge"
+        lora.merge(wrapped)
+        assert wrapped.q_proj.weight.dtype == torch.bfloat16 and not torch.equal(wrapped.q_proj.weight, weight)
 
 
 # ------------------------------------------------------------------------------------------------ training
@@ -322,8 +319,8 @@ def test_half_precision_base_keeps_adapters_in_single():
 @pytest.mark.parametrize("dora", [False, True])
 def test_steps_change_every_adapter_and_nothing_else(dora):
     model = Whole("bert")
-    lora.wrap(model, ["q_proj", "v_proj", "down_proj"], rank=2, alpha=4, dora=dora, dropout=0.1)
-    learning = {f"head.{name}" for name, _ in model.head.named_parameters()} | set(lora.adapter_parameters(model))
+    wrap_lora(model, ["q_proj", "v_proj", "down_proj"], rank=2, alpha=4, use_dora=dora, dropout=0.1)
+    learning = {f"head.{name}" for name, _ in model.head.named_parameters()} | set(lora.trainable_parameters(model))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in learning)
     before = bits(model)
@@ -342,7 +339,7 @@ def test_dropout_only_in_training(dora):
     def noisy(model, x):
         return not torch.equal(model(x), model(x))
     model, x = Pair().eval(), torch.ones(4, 6)
-    lora.wrap(model, "all-linear", rank=2, alpha=4, dropout=0.5, dora=dora)
+    wrap_lora(model, "all-linear", rank=2, alpha=4, dropout=0.5, use_dora=dora)
     disturb(model)
     assert not noisy(model, x), "a model that was wrapped in eval mode has dropout"
     assert noisy(model.train(), x), "no dropout in training"
@@ -364,59 +361,33 @@ def test_dropout_in_eval_would_be_seen(monkeypatch):
 @settings(max_examples=40, deadline=None)
 @given(width=st.integers(1, 9), wide=st.integers(1, 9), rank=st.integers(1, 12), alpha=st.floats(0.1, 64.0),
        dora=st.booleans(), stable=st.booleans(), seed=st.integers(0, 99))
-def test_merge_and_unmerge_are_inverse(width, wide, rank, alpha, dora, stable, seed):
+def test_merge_is_the_inverse_of_wrap(width, wide, rank, alpha, dora, stable, seed):
     model = Pair(width, wide, torch.float64, seed).eval()
     plain = bits(model)
-    lora.wrap(model, ["q_proj", "v_proj"], rank, alpha, rank_stabilised=stable, dora=dora, seed=seed)
-    disturb(model, seed=seed)
+    wrap_lora(model, ["q_proj", "v_proj"], rank, alpha, use_rslora=stable, use_dora=dora, seed=seed)
     x = torch.randn(3, width, generator=torch.Generator().manual_seed(seed)).double()
+    fresh = copy.deepcopy(model)
+    lora.merge(fresh)
+    assert all(torch.equal(p, plain[name]) for name, p in bits(fresh).items()), "merging nothing changes something"
+    disturb(model, seed=seed)
     with torch.no_grad():
         y = model(x)
         by_matrix = F.linear(torch.tanh(F.linear(x, model.q_proj.weight, model.q_proj.base.bias)), model.v_proj.weight)
         assert torch.allclose(y, by_matrix, rtol=1e-9, atol=1e-9), "`weight` is not what the layer computes"
-        lora.merge_weights(model)
-        assert torch.allclose(model(x), y, rtol=1e-9, atol=1e-9), "the merged model answers otherwise"
-        lora.unmerge(model)
-        assert torch.equal(model(x), y), "unmerge does not give back the weights"
-        with lora.disable(model):
-            lora_off = model(x)
-    again = copy.deepcopy(model)
-    lora.merge(again)
-    assert torch.allclose(again(x), y, rtol=1e-9, atol=1e-9), "the merged model answers otherwise"
-    assert set(bits(again)) == set(plain), "merge is not wrap's inverse"
-    with lora.disable(model):
         lora.merge(model)
-    assert all(torch.equal(p, plain[name]) for name, p in bits(model).items()), "merging nothing changes something"
-    assert torch.equal(model(x), lora_off)
+        assert torch.allclose(model(x), y, rtol=1e-9, atol=1e-9), "the merged model answers otherwise"
+    assert set(bits(model)) == set(plain), "merge is not wrap's inverse"
 
 
 def test_merged_equals_unmerged_in_single_precision():
     model = Whole("bert").eval()
-    lora.wrap(model, "all-linear", rank=2, alpha=2)
+    wrap_lora(model, "all-linear", rank=2, alpha=2)
     with torch.no_grad():
-        for parameter in lora.adapter_parameters(disturb(model)).values():
+        for parameter in lora.trainable_parameters(disturb(model)).values():
             parameter.mul_(0.2)
         y = model(*texts())
-        lora.merge_weights(model)
+        lora.merge(model)
         assert (model(*texts()) - y).abs().max() < fp32(width=24, depth=4) * y.abs().max(), "merged and unmerged differ in fp32"
-        lora.unmerge(model)
-        assert torch.equal(model(*texts()), y)
-
-
-def test_merged_adapters_refuse_what_would_go_wrong_silently():
-    model = Pair()
-    lora.wrap(model, "all-linear", rank=2, alpha=2)
-    lora.merge_weights(model)
-    with pytest.raises(InputError, match="cannot learn"):
-        model(torch.ones(1, 6))
-    model.eval()(torch.ones(1, 6))
-    for call in (lambda: lora.switch(model, "default"), lambda: lora.merge_weights(model),
-                 lambda: lora.disable(model).__enter__(),
-                 lambda: lora.wrap(model, "all-linear", rank=2, alpha=2, name="second")):
-        with pytest.raises(InputError, match="unmerge"):
-            call()
-    y = model(torch.ones(1, 6))
-    assert lora.merge(model) == ["q_proj", "v_proj"] and torch.equal(model(torch.ones(1, 6)), y), "merged twice"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -426,13 +397,12 @@ def test_four_bit_bases(dora, dtype):
     model.q_proj, model.v_proj = FourBit(model.q_proj), FourBit(model.v_proj)
     model.eval()
     x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
-    lora.wrap(model, "all-linear", rank=2, alpha=2, dora=dora)
-    lora.wrap(plain, "all-linear", rank=2, alpha=2, dora=dora)
+    wrap_lora(model, "all-linear", rank=2, alpha=2, use_dora=dora)
+    wrap_lora(plain, "all-linear", rank=2, alpha=2, use_dora=dora)
     assert torch.equal(disturb(model)(x), disturb(plain)(x)), "a 4-bit base counts as other numbers than it stands for"
     y = model(x)
-    for merge in (lora.merge, lora.merge_weights):
-        with pytest.raises(InputError, match="q_proj .*dequantise=True"):
-            merge(model)
+    with pytest.raises(InputError, match="q_proj .*dequantise=True"):
+        lora.merge(model)
     assert torch.equal(model(x), y), "a refused merge has changed something"
     lora.merge(model, dequantise=True)
     assert torch.allclose(model(x), y, atol=1e-5 if dtype == torch.float32 else 0.1), "the plain layer answers otherwise"
@@ -440,43 +410,14 @@ def test_four_bit_bases(dora, dtype):
     assert repr(model.q_proj) == "Linear(in_features=6, out_features=6, bias=True)" and not model.q_proj.training
 
 
-# ------------------------------------------------------------------------------------------------ several adapters
-
 @pytest.mark.parametrize("dora", [False, True])
-def test_several_adapters_one_active(dora):
-    model = Pair().eval()
-    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-    plain = model(x)
-    lora.wrap(model, ["q_proj", "v_proj"], rank=2, alpha=2, name="first", dora=dora)
-    first = disturb(model, "first", 1)(x)
-    lora.wrap(model, ["v_proj"], rank=3, alpha=9, name="second", dora=dora)
-    assert torch.equal(model(x), plain), "a second adapter starts at the base, not on top of the first"
-    second = disturb(model, "second", 2)(x)
-    assert isinstance(model.v_proj.base, nn.Linear), "wrapped twice"
-    assert len({tuple(y.flatten().tolist()) for y in (plain, first, second)}) == 3
-    for name, expected in (("first", first), ("second", second), ("first", first)):
-        lora.switch(model, name)
-        assert torch.equal(model(x), expected), f"{name} is not what it was"
-        with lora.disable(model):
-            assert torch.equal(model(x), plain), "disable leaves something on"
-        assert torch.equal(model(x), expected), "disable does not put the active adapter back"
-    with pytest.raises(RuntimeError, match="on purpose"), lora.disable(model):
-        raise RuntimeError("on purpose")
-    assert torch.equal(model(x), first), "after an error the adapters stay off"
-    model(x).sum().backward()
-    assert all(p.grad is None for p in lora.adapter_parameters(model, "second").values()), "an inactive adapter learns"
-    assert set(lora.adapter_parameters(model, "second")) == {
-        f"v_proj.{part}.second" for part in ("lora_A", "lora_B", *["magnitude"] * dora)}
-    lora.merge(model)
-    assert torch.allclose(model(x), first, atol=1e-5), "another adapter was merged than the active one"
-
-
-def test_state_dicts_carry_every_adapter():
+def test_state_dicts_carry_the_adapter_under_the_names_of_earlier_versions(dora):
     model, other = Pair(), Pair(seed=5)
-    for target in (model, other):
-        lora.wrap(target, ["q_proj"], rank=2, alpha=2, name="a", dora=True, seed=id(target) % 1000)
-        lora.wrap(target, ["q_proj", "v_proj"], rank=3, alpha=2, name="b", dora=True, seed=id(target) % 1000)
-    disturb(disturb(model, "a"), "b")
+    for seed, target in enumerate((model, other)):
+        wrap_lora(target, ["q_proj", "v_proj"], rank=3, alpha=2, use_dora=dora, seed=seed)
+    disturb(model)
+    assert set(lora.trainable_parameters(model)) == {f"{layer}.{part}.default" for layer in ("q_proj", "v_proj")
+                                                     for part in ("lora_A", "lora_B", *["magnitude"] * dora)}
     other.load_state_dict(model.state_dict(), strict=True)
     assert torch.equal(other(torch.ones(1, 6)), model(torch.ones(1, 6)))
 
@@ -493,7 +434,7 @@ def test_targets():
     assert selection.find_targets(model, ["layers.1.q_proj"]) == ["backbone.layers.1.q_proj"]
     assert selection.find_targets(model, r".*\.0\.(q|k)_proj") == ["backbone.layers.0.q_proj", "backbone.layers.0.k_proj"]
     assert selection.find_targets(model, ["q_proj", "head.out"])[-1] == "head.out", "a head that is named is taken"
-    lora.wrap(model, ["q_proj"], rank=2, alpha=2)
+    wrap_lora(model, ["q_proj"], rank=2, alpha=2)
     assert selection.find_targets(model, "all-linear") == body, "wrapped layers must be found once, under the same path"
 
 
@@ -513,7 +454,7 @@ def test_t5_targets_reach_the_cross_attention():
 def test_targets_that_mean_nothing_are_errors(targets):
     model = Whole("bert")
     with pytest.raises(InputError, match=r"backbone\.layers\.N\.q_proj.*head\.out") as error:
-        lora.wrap(model, targets, rank=2, alpha=2)
+        wrap_lora(model, targets, rank=2, alpha=2)
     assert "\n" not in str(error.value) and not any(isinstance(m, LoraLinear) for m in model.modules())
 
 
@@ -523,65 +464,54 @@ def test_targets_that_mean_nothing_are_errors(targets):
     (dict(dropout=-0.1), "dropout -0.1"),
     (dict(ranks={"k_proj": 4}), "'k_proj' decides about none"), (dict(alphas={"x": 4}), "'x' decides"),
     (dict(ranks={"v_proj": 0}), "rank 0"), (dict(targets="("), "regular expression"),
-    (dict(ranks={"(": 1}), "regular expression"), (dict(name="a.b"), "'a.b'"), (dict(name=""), "adapter name ''"),
-    (dict(name="keys"), "'keys'"), (dict(name="first"), "new one"),
-    (dict(name="second", dora=True), "LoraLinear, it takes no DoraLinear"),
+    (dict(ranks={"(": 1}), "regular expression"), ({}, "LoraLinear, it takes no LoraLinear"),
+    (dict(use_dora=True), "LoraLinear, it takes no DoraLinear"),
 ])
 def test_errors_come_before_any_change(change, says):
     model = Pair()
-    lora.wrap(model, ["q_proj"], rank=2, alpha=2, name="first")
-    before = repr(model), set(bits(model)), model.q_proj.active
+    wrap_lora(model, ["q_proj"], rank=2, alpha=2)
+    before = repr(model), set(bits(model))
     with pytest.raises(InputError, match=says.replace("(", r"\(")) as error:
-        lora.wrap(model, **{"targets": ["q_proj", "v_proj"], "rank": 2, "alpha": 2, "name": "other"} | change)
+        wrap_lora(model, **{"targets": ["q_proj", "v_proj"], "rank": 2, "alpha": 2} | change)
     assert "\n" not in str(error.value)
-    assert (repr(model), set(bits(model)), model.q_proj.active) == before, "a refused wrap has changed the model"
+    assert (repr(model), set(bits(model))) == before, "a refused wrap has changed the model"
 
 
-def test_unknown_adapters_and_unwrapped_models():
+def test_unwrapped_models():
     model = Pair()
-    for call in (lora.merge, lora.merge_weights, lora.unmerge, lora.adapter_parameters):
+    for call in (lora.merge, lora.trainable_parameters):
         with pytest.raises(InputError, match="wrap it first"):
             call(model)
-    lora.wrap(model, "all-linear", rank=2, alpha=2, name="mine")
-    for call in (lora.switch, lora.adapter_parameters):
-        with pytest.raises(InputError, match="'yours'.*mine"):
-            call(model, "yours")
-    assert model.q_proj.active == "mine"
 
 
 def test_ranks_and_alphas_by_pattern():
     model = Whole("bert")
-    lora.wrap(model, ["q_proj", "v_proj"], rank=2, alpha=4, ranks={"v_proj": 5, r"layers\.1\.[qv]_proj": 3},
-              alphas={r"layers\.0\..*": 1.5}, rank_stabilised=True)
-    numbers = {path[len("backbone.layers."):]: layer.numbers["default"] for path, layer in lora.wrapped(model).items()}
+    wrap_lora(model, ["q_proj", "v_proj"], rank=2, alpha=4, ranks={"v_proj": 5, r"layers\.1\.[qv]_proj": 3},
+              alphas={r"layers\.0\..*": 1.5}, use_rslora=True)
+    numbers = {path[len("backbone.layers."):]: layer.config for path, layer in lora.wrapped(model).items()}
     assert {path: (n.rank, n.alpha) for path, n in numbers.items()} == {
         "0.q_proj": (2, 1.5), "0.v_proj": (5, 1.5), "1.q_proj": (3, 4), "1.v_proj": (5, 4)}, "the first fit must decide"
-    assert numbers["1.q_proj"].scale == 4 / math.sqrt(3) and Numbers(4, 6).scale == 1.5
+    assert numbers["1.q_proj"].scale == 4 / math.sqrt(3) and LoraConfig(4, 6).scale == 1.5
 
 
 def test_counts():
     config = dict(vocab_size=50265, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072,
                   max_position_embeddings=514, type_vocab_size=1)
-    with torch.device("meta"):
-        model = Roberta.from_config(config)
-    assert lora.parameter_count(model, ["q_proj", "v_proj"], 8) == 294_912, "roberta-base, r = 8, q and v"
-    assert lora.parameter_count(model, ["q_proj", "v_proj"], 8, dora=True) == 294_912 + 24 * 768
-    for dora in (False, True):
-        for targets, ranks in ((["qkv_proj"], None), ("all-linear", {"down_proj": 5, "up_proj": 1})):
-            model = Whole("gpt2")
-            expected = lora.parameter_count(model, targets, 3, dora, ranks)
-            lora.wrap(model, targets, rank=3, alpha=1, dora=dora, ranks=ranks)
-            added = sum(p.numel() for p in lora.adapter_parameters(model).values())
-            assert added == expected, "the formula counts wrongly"
+    for dora, more in ((False, 0), (True, 24 * 768)):
+        with torch.device("meta"):
+            model = Roberta.from_config(config)
+        wrap_lora(model, ["q_proj", "v_proj"], rank=8, alpha=8, use_dora=dora)
+        added = sum(p.numel() for p in lora.trainable_parameters(model).values())
+        assert added == 294_912 + more, "roberta-base, r = 8, q and v"
 
 
-def test_wrap_on_the_meta_device():
+@pytest.mark.parametrize("dora", [False, True])
+def test_wrap_on_the_meta_device(dora):
     with torch.device("meta"):
         model = Bert.from_config(BERT)
-        lora.wrap(model, ["q_proj"], rank=2, alpha=2, name="False")
-    lora.wrap(model, ["v_proj"], rank=2, alpha=2, name="True", dora=True)
-    for dora in (False, True):
-        assert all(p.is_meta for p in lora.adapter_parameters(model, str(dora)).values())
+        wrap_lora(model, ["q_proj"], rank=2, alpha=2, use_dora=dora)
+    wrap_lora(model, ["v_proj"], rank=2, alpha=2, use_dora=dora)
+    assert all(p.is_meta for p in lora.trainable_parameters(model).values())
 
 
 # ------------------------------------------------------------------------------------------------ biases
@@ -590,12 +520,12 @@ def test_which_biases_learn():
     model = Whole("bert")
     everything = {name for name, _ in model.backbone.named_parameters("backbone") if name.endswith(".bias")}
     assert set(selection.bitfit(model)) == everything and len(everything) == 2 * 8 + 1, "BitFit is every bias of the body"
-    lora.wrap(model, ["q_proj"], rank=2, alpha=2)
-    assert selection.learning_biases(model, "none") == []
-    assert selection.learning_biases(model, "lora_only") == [f"backbone.layers.{n}.q_proj.base.bias" for n in range(2)]
-    assert len(selection.learning_biases(model, "all")) == len(everything)
+    wrap_lora(model, ["q_proj"], rank=2, alpha=2)
+    assert selection.trainable_biases(model, "none") == []
+    assert selection.trainable_biases(model, "lora_only") == [f"backbone.layers.{n}.q_proj.base.bias" for n in range(2)]
+    assert len(selection.trainable_biases(model, "all")) == len(everything)
     with pytest.raises(InputError, match="'lora'.*lora_only"):
-        selection.learning_biases(model, "lora")
+        selection.trainable_biases(model, "lora")
 
 
 @pytest.mark.parametrize("family", ["llama", "t5", "gemma"])
@@ -608,7 +538,7 @@ def test_families_without_biases_refuse_bitfit(family):
 @pytest.mark.parametrize("dora", [False, True])
 def test_trained_biases_get_their_gradient(dora):
     model = Pair()
-    lora.wrap(model, ["q_proj"], rank=2, alpha=2, dora=dora)
+    wrap_lora(model, ["q_proj"], rank=2, alpha=2, use_dora=dora)
     disturb(model)
     model.q_proj.base.bias.requires_grad_()
     x = torch.ones(3, 6)

@@ -189,7 +189,7 @@ def test_an_unknown_key_can_be_left_out_at_ones_own_risk(small, tmp_path, monkey
             "rank": 2,
             "alpha": 4.0,
             "dropout": 0.0,
-            "rank_stabilised": False,
+            "use_rslora": False,
             "targets": None,
             "bias": "none",
         },
@@ -561,7 +561,7 @@ def test_a_classifier_never_reads_two_bos():
     classifier ids are those of transformers."""
     model = Classifier.from_backbone("mini-llama", ["no", "yes"])
     bos, plain = model.tokenizer.bos_id, model.encode(["the film"])[0][0][0]
-    name = model.tokenizer.tokens(model.tokenizer._names["bos"])[0]
+    name = model.tokenizer.tokens(model.tokenizer.roles["bos"])[0]
     assert plain.count(bos) == 1 and plain[0] == bos
     assert model.encode([name + "the film"])[0][0][0].count(bos) == 1
     for texts in (f"the {name} film", f"{name}{name}the film", ("the", f"{name}film")):

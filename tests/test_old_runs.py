@@ -300,12 +300,12 @@ def test_from_python_a_finished_run_is_loaded(place):
     assert abs(model.predict(note["texts"]) - np.array(note["probabilities"])).max() <= SINGLE
 
 
-@pytest.mark.parametrize("flag", CHANGED)
-def test_a_finished_run_with_another_setting_is_another_run(place, call, flag):
+@pytest.mark.parametrize("changed", CHANGED)
+def test_a_finished_run_with_another_setting_is_another_run(place, call, changed):
     """The flag that is given last counts."""
     before = contents("split-by-seed")
-    code, _, error = call(train, *NOTES["split-by-seed"]["command"], f"--{flag}", CHANGED[flag])
-    name = flag.replace("-", "_")
+    code, _, error = call(train, *NOTES["split-by-seed"]["command"], f"--{changed}", CHANGED[changed])
+    name = changed.replace("-", "_")
     name = ALIASES.get(name, name)
     assert code == 2 and "holds a run with another" in error and name in error, error
     assert contents("split-by-seed") == before
@@ -377,11 +377,11 @@ def test_a_stopped_run_goes_on_to_the_end_of_an_unstopped_one(own, call):
 def test_a_stopped_run_does_not_go_on_as_another(own, call):
     own("stopped")
     before = contents("stopped")
-    for flag, value in (("--keep", "head"), ("--seed", "2"), ("--micro-batch-size", "2")):
-        code, _, error = call(train, *NOTES["stopped"]["command"], flag, value)
+    for name, value in (("keep", "head"), ("seed", "2"), ("micro_batch_size", "2")):
+        code, _, error = call(train, *NOTES["stopped"]["command"], flag(name), value)
         assert (
             code == 2
-            and f"another {ALIASES.get(flag[2:], flag[2:].replace('-', '_'))}" in error
+            and f"another {ALIASES.get(name, name)}" in error
             and contents("stopped") == before
         )
 

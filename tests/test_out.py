@@ -150,7 +150,7 @@ def test_merge_asks(place, call, tmp_path):
     shutil.copytree(place / "lora", tmp_path / "mine", dirs_exist_ok=True)
     assert call(*given, tmp_path / "mine", "--overwrite")[0] == 0
     assert (tmp_path / "mine" / "note").read_text() == "mine", "nobody asked to remove this"
-    assert Classifier.load(tmp_path / "mine").recipe is None, "the run that lay there is still read"
+    assert Classifier.load(tmp_path / "mine").tuning is None, "the run that lay there is still read"
 
 
 def test_pretrain_asks(place, call, tmp_path):

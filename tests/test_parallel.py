@@ -11,7 +11,7 @@ from small import ROOT, bert_folder, data_file, environment, flags, forked
 
 from minillmclf.cli.settings import Settings
 from minillmclf.errors import InputError
-from minillmclf.models.weights import open_tensors
+from minillmclf.models.tensor_files import open_tensors
 from minillmclf.training.checkpoint import seed_step
 from minillmclf.training.losses import CrossEntropy
 from minillmclf.training.plan import Rows

@@ -13,6 +13,7 @@ import torch
 from conftest import first_difference
 from live import imported, loaded, may_refuse
 from safetensors.torch import load_file, save_file
+from small import wrap_lora
 from test_families import CONFIGS, FP32, LABELS, TEXTS, classifier, folders, their_scores  # noqa: F401
 
 from minillmclf.classify.classifier import Classifier
@@ -20,8 +21,8 @@ from minillmclf.classify.head import build_head
 from minillmclf.errors import InputError
 from minillmclf.models import model_class
 from minillmclf.text.batch import collate
-from minillmclf.tuning import lora, prefix, prompt, selection
-from minillmclf.tuning.peft_format import apply_adapter, read_adapter, switch, write_adapter
+from minillmclf.tuning import lora, prefix, prompt
+from minillmclf.tuning.peft import apply_adapter, read_adapter, write_adapter
 
 STORED = Path(__file__).parent / "fixtures" / "adapters"
 RAW = Path(__file__).resolve().parents[2] / "shared" / "weights" / "roberta-base-lora-mnli" / "adapter_raw.safetensors"
@@ -31,8 +32,8 @@ HEADS = {"bert": ["classifier", "pooler"], "roberta": ["classifier"], "deberta-v
 SEVERAL = {"bert": ["query", "attention.output.dense"], "t5": ["q", "wo"], "gpt2": ["c_attn", "mlp.c_proj"]}   # HF names
 KINDS = {                  # arguments of wrap and their twins in PEFT
     "plain": ({}, {}),
-    "rslora": (dict(rank_stabilised=True), dict(use_rslora=True)),
-    "dora": (dict(dora=True), dict(use_dora=True)),
+    "rslora": (dict(use_rslora=True), dict(use_rslora=True)),
+    "dora": (dict(use_dora=True), dict(use_dora=True)),
     "patterns": (dict(ranks={r".*\.1\..*": 2}, alphas={r".*\.0\..*": 7.0}),
                  dict(rank_pattern={r".*\.1\..*": 2}, alpha_pattern={r".*\.0\..*": 7.0})),
 }
@@ -55,9 +56,9 @@ def scores(model):
     return model.scores(model.encode(TEXTS)[0])
 
 
-def stir(model, name="default", seed=5):
+def stir(model, seed=5):
     """Give an adapter, the head and the learning biases values as if they had learned; all else is frozen."""
-    own = lora.adapter_parameters(model, name)
+    own = lora.trainable_parameters(model)
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for path, parameter in model.named_parameters():
@@ -73,7 +74,7 @@ def tuned(folder, targets=None, rank=3, alpha=5.0, **more):
     """A classifier with an adapter that does something."""
     model = classifier(folder)
     kind = json.loads((folder / "config.json").read_text())["model_type"]
-    lora.wrap(model, targets or list(lora.DEFAULT_TARGETS[kind]), rank, alpha, **more)
+    wrap_lora(model, targets or list(lora.DEFAULT_TARGETS[kind]), rank, alpha, **more)
     return stir(model)
 
 
@@ -126,7 +127,7 @@ def made_by_peft(peft, base, folder, name="default", seed=3, **config):
 @pytest.mark.parametrize("name, kind", CASES)
 def test_peft_answers_as_we_do_from_what_we_wrote(name, kind, bases, peft, tmp_path):
     ours = tuned(bases[name], **KINDS[kind][0])
-    write_adapter(tmp_path, ours, {"base": str(bases[name])})
+    write_adapter(tmp_path, ours, base=str(bases[name]))
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["modules_to_save"] == HEADS[name], f"{name}: PEFT would lose the head on its next save"
     theirs = by_peft(peft, bases[name], tmp_path, lambda own: made_by_peft(peft, bases[name], own, **KINDS[kind][1]))
@@ -159,7 +160,7 @@ def test_biases_and_several_layers_of_one_name_travel_both_ways(name, bias, base
     apply_adapter(ours, *read_adapter(tmp_path / "theirs"))
     found = first_difference({"scores": scores(ours)}, {"scores": peft_scores(theirs, ours)}, FP32, relative=True)
     assert found is None, f"{name}, bias {bias}: we answer otherwise: {found}"
-    write_adapter(tmp_path / "ours", ours, {"bias": bias})
+    write_adapter(tmp_path / "ours", ours, bias=bias)
     again = by_peft(peft, bases[name], tmp_path / "ours", lambda own: made_by_peft(
         peft, bases[name], own, target_modules=SEVERAL[name], bias=bias))
     found = first_difference({"scores": peft_scores(again, ours)}, {"scores": scores(ours)}, FP32, relative=True)
@@ -196,7 +197,7 @@ def test_peft_may_say_in_many_ways_which_layers(way, bases, peft, tmp_path):
     assert found is None, f"{way}: we answer otherwise: {found}"
     layers = [path for path, module in theirs.named_modules() if hasattr(module, "lora_A")]
     assert len(layers) == len(lora.wrapped(ours)), f"{way}: other layers than {layers}"
-    write_adapter(tmp_path / "ours", ours, {"saved": record["saved"]})
+    write_adapter(tmp_path / "ours", ours, saved=record["modules_to_save"])
     written, stored = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "ours", tmp_path))
     assert set(written) == set(stored) and all(torch.equal(written[n], stored[n]) for n in stored), \
         f"{way}: PEFT's tensors do not come out of the model as they went in"
@@ -258,7 +259,7 @@ def test_an_adapter_of_another_name_lies_in_a_folder_of_that_name(bases, peft, t
     with pytest.raises(InputError, match="no adapter_config.json here, but in en: name that folder"):
         read_adapter(tmp_path)
     ours = classifier(bases["llama"], seed=8)
-    apply_adapter(ours, *read_adapter(tmp_path / "en"), name="en")
+    apply_adapter(ours, *read_adapter(tmp_path / "en"))
     assert first_difference({"scores": scores(ours)}, {"scores": peft_scores(theirs, ours)}, FP32, relative=True) is None
 
 
@@ -291,7 +292,7 @@ def test_stored_prefixes_and_prompts_of_peft_travel_both_ways(name, tmp_path):
     assert first_difference({"scores": scores(ours)}, {"scores": found.float()}, 2 ** -23, relative=True) is None, \
         f"{name}: batch mates or padding change an answer"
     assert (found - plain).abs().max() > 0.05, f"{name}: it does nothing, so this compares nothing"
-    write_adapter(tmp_path, ours, {"base": record["base"]})
+    write_adapter(tmp_path, ours, base=record["base_model_name_or_path"])
     written, stored = (load_file(place / "adapter_model.safetensors") for place in (tmp_path, folder))
     assert set(written) == set(stored), f"{name}: other tensors than PEFT writes: {set(written) ^ set(stored)}"
     assert all(torch.equal(written[n].to(stored[n].dtype), stored[n]) for n in stored), f"{name}: other numbers than PEFT's"
@@ -348,7 +349,7 @@ def test_known_wrong_readings_are_seen(name, wrong, tmp_path):
 
 
 def test_a_turned_matrix_of_gpt2_is_refused(bases, tmp_path):
-    write_adapter(tmp_path, tuned(bases["gpt2"]), {})
+    write_adapter(tmp_path, tuned(bases["gpt2"]))
 
     def turn(config, tensors):
         for n in [n for n in tensors if "lora_B" in n]:
@@ -362,7 +363,7 @@ def test_a_turned_matrix_of_gpt2_is_refused(bases, tmp_path):
 @pytest.mark.parametrize("name, kind", CASES)
 def test_an_adapter_comes_back_from_its_own_folder(name, kind, bases, tmp_path):
     ours = tuned(bases[name], **KINDS[kind][0])
-    written = write_adapter(tmp_path, ours, {"base": "somewhere"})
+    written = write_adapter(tmp_path, ours, base="somewhere")
     again = classifier(bases[name], seed=8)
     record, tensors = read_adapter(tmp_path)
     assert record == written, "a record does not come back"
@@ -371,7 +372,7 @@ def test_an_adapter_comes_back_from_its_own_folder(name, kind, bases, tmp_path):
     assert torch.equal(scores(again), scores(ours)), f"{name}: other bits"
     assert {n for n, p in again.named_parameters() if p.requires_grad} == \
         {n for n, p in ours.named_parameters() if p.requires_grad}, "training would go on with other weights"
-    written_again = write_adapter(tmp_path / "again", again, {"base": "somewhere"})
+    written_again = write_adapter(tmp_path / "again", again, base="somewhere")
     assert written_again == written
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / file).read_bytes(), f"{file}: other bytes"
@@ -379,51 +380,25 @@ def test_an_adapter_comes_back_from_its_own_folder(name, kind, bases, tmp_path):
 
 def test_layers_that_differ_are_named_in_full(bases, tmp_path):
     ours = tuned(bases["bert"], ["o_proj", "layers.1.up_proj"], ranks={r"layers\.1\.up_proj": 5}, alphas={r".*\.0\..*": 2})
-    record = write_adapter(tmp_path, ours, {})
+    record = write_adapter(tmp_path, ours)
     one, two = "bert.encoder.layer.0.attention.output.dense", "bert.encoder.layer.1.attention.output.dense"
     other = "bert.encoder.layer.1.intermediate.dense"
-    assert record["targets"] == sorted([one, two, other]), "the leaf 'dense' alone would mean other layers too"
-    assert record["ranks"] == {other: 5} and record["alphas"] == {one: 2}
+    assert record["target_modules"] == sorted([one, two, other]), "the leaf 'dense' alone would mean other layers too"
+    assert record["rank_pattern"] == {other: 5} and record["alpha_pattern"] == {one: 2}
     again = classifier(bases["bert"], seed=8)
     apply_adapter(again, *read_adapter(tmp_path))
     assert torch.equal(scores(again), scores(ours))
-
-
-def test_several_adapters_each_with_its_head(bases, tmp_path):
-    """Switching takes the head along: layers of one with the head of another are nobody's model."""
-    alone = {}
-    for name, targets, seed in (("a", ["q_proj"], 1), ("b", ["v_proj", "q_proj"], 2)):
-        model = stir(tuned(bases["bert"], targets), seed=seed)
-        for path in selection.learning_biases(model, "lora_only") if name == "a" else ():
-            model.get_parameter(path).data.add_(0.3).requires_grad_(True)
-        write_adapter(tmp_path / name, model, {"bias": "lora_only" if name == "a" else "none"})
-        alone[name] = scores(model)
-    both = classifier(bases["bert"])
-    for name in ("a", "b"):
-        apply_adapter(both, *read_adapter(tmp_path / name), name=name)
-    assert torch.equal(scores(both), alone["b"]), "the biases of the first stay under the second"
-    for name in ("a", "b", "a"):
-        switch(both, name)
-        assert torch.equal(scores(both), alone[name]), f"{name} answers otherwise beside another"
-    with pytest.raises(InputError, match="'b' is not the active one, so the head may be another's"):
-        write_adapter(tmp_path / "c", both, {}, name="b")
-    with torch.no_grad():
-        both.head.out.bias.add_(1.0)
-    switch(both, "b")
-    switch(both, "a")
-    apart = (scores(both) - alone["a"] - 1).abs().max()
-    assert apart <= FP32 * alone["a"].abs().max(), "what the head learned is lost by switching"
 
 
 def test_an_adapter_that_would_lose_what_learned_is_not_written(bases, tmp_path):
     model = tuned(bases["bert"])
     model.backbone.embedding_norm.weight.requires_grad_(True)
     with pytest.raises(InputError, match="1 parameters learn that the adapter would not hold, backbone.embedding_norm"):
-        write_adapter(tmp_path, model, {})
-    write_adapter(tmp_path, model, {"saved": ["embeddings.LayerNorm"]})
+        write_adapter(tmp_path, model)
+    write_adapter(tmp_path, model, saved=["embeddings.LayerNorm"])
     model = stir(tuned(bases["bert"], ["q_proj", "head.dense"]))
     with pytest.raises(InputError, match="head.dense: the head learns as a whole"):
-        write_adapter(tmp_path, model, {})
+        write_adapter(tmp_path, model)
     assert (tmp_path / "adapter_config.json").exists(), "what was saved before is gone"
 
 
@@ -457,7 +432,7 @@ def test_prefix_and_prompt_travel_both_ways(kind, name, bases, peft, tmp_path):
     apply_adapter(ours, *read_adapter(tmp_path / "theirs"))
     found = first_difference({"scores": scores(ours)}, {"scores": alone(theirs, ours)}, FP32, relative=True)
     assert found is None, f"{kind} {name}: we answer otherwise: {found}"
-    write_adapter(tmp_path / "ours", ours, {})
+    write_adapter(tmp_path / "ours", ours)
     again = by_peft(peft, bases[name], tmp_path / "ours", made)
     found = first_difference({"scores": alone(again, ours)}, {"scores": scores(ours)}, FP32, relative=True)
     assert found is None, f"{kind} {name}: PEFT answers otherwise from what we wrote: {found}"
@@ -472,7 +447,7 @@ def test_prefix_and_prompt_come_back_from_their_own_folder(name, kind, bases, tm
         for path, parameter in ours.named_parameters():
             learns = "prefix" in path or path.endswith(".vectors") or path.startswith("head.")
             parameter.add_(0.1).requires_grad_(True) if learns else parameter.requires_grad_(False)
-    record = write_adapter(tmp_path, ours, {})
+    record = write_adapter(tmp_path, ours)
     again = classifier(bases[name], seed=8)
     assert read_adapter(tmp_path)[0] == record
     apply_adapter(again, *read_adapter(tmp_path))
@@ -594,7 +569,7 @@ def test_a_pickle_is_never_opened(tmp_path):
 
 
 def test_an_adapter_of_another_base_or_of_other_classes_is_refused(bases, tmp_path):
-    write_adapter(tmp_path, tuned(bases["bert"]), {})
+    write_adapter(tmp_path, tuned(bases["bert"]))
     with pytest.raises(InputError, match="this model has no such linear layer"):
         apply_adapter(classifier(bases["roberta"]), *read_adapter(tmp_path))
     other = Classifier.from_backbone(bases["bert"], LABELS[::-1])

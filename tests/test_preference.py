@@ -301,7 +301,7 @@ def test_it_comes_back_bit_for_bit(name, asked, pool, folders, tmp_path):
 @pytest.mark.parametrize("method", ["lora", "houlsby", "prompt", "prefix"])
 @pytest.mark.parametrize("asked", [BOTH_WAYS, APART])
 def test_it_is_tuned_beside_its_base_and_comes_back(asked, method, folders, tmp_path):
-    recipe = {"lora": dict(rank=2, alpha=4.0, dropout=0.0, rank_stabilised=False, targets=None, bias="none"),
+    recipe = {"lora": dict(rank=2, alpha=4.0, dropout=0.0, use_rslora=False, targets=None, bias="none"),
               "houlsby": dict(size=4), "prompt": dict(tokens=3), "prefix": dict(tokens=3, projection=False)}[method]
     model = classifier(folders["bert"], asked)
     tune(model, {"method": method, **recipe})

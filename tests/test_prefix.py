@@ -15,6 +15,7 @@ from conftest import fp32
 from live import imported, may_refuse
 from safetensors import safe_open
 from safetensors.torch import save_file
+from small import with_words
 from torch import nn
 
 from minillmclf.classify.classifier import Classifier
@@ -32,8 +33,8 @@ from minillmclf.models.t5 import T5
 from minillmclf.models.weights import Checkpoint
 from minillmclf.tuning import prefix as prefix_tuning, prompt as prompt_tuning
 from minillmclf.tuning.prefix import (Prefix, Recorder, attach_prefix, detach_prefix,
-                                      parameter_count, shape_of)
-from minillmclf.tuning.prompt import Prompt, attach_prompt, detach_prompt
+                                      check_tokens, shape_of)
+from minillmclf.tuning.prompt import Prompted, attach_prompt, detach_prompt, new_words
 
 BERT = dict(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=4, intermediate_size=24,
             max_position_embeddings=24, type_vocab_size=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -71,7 +72,7 @@ class Whole(nn.Module):
         super().__init__()
         kind, config, model_type = FAMILIES[family]
         self.backbone = kind.from_config(config)
-        self.head, self.prompt = build_head(model_type, self.backbone, 3), None
+        self.head = build_head(model_type, self.backbone, 3)
         fresh_weights(self, 0, std=0.3)
         if not self.backbone.has_logits:
             self.backbone.tied = True              # these lack a head of their own; any matrix will do to write with
@@ -79,8 +80,7 @@ class Whole(nn.Module):
         self.eval()
 
     def forward(self, ids, mask, types=None):
-        if self.prompt is not None:
-            ids, mask, types = self.prompt.extend(ids, mask, types)
+        ids, mask, types = with_words(new_words(self), ids, mask, types)
         return self.head(self.backbone.states(ids, mask, types), mask)
 
 
@@ -143,12 +143,20 @@ def test_a_prefix_of_a_text_is_that_text(family, P, T):
     assert prefix_error(family, P, T) < 1e-9, "the rest of a text is read otherwise behind what its beginning left"
 
 
+def attach_words(model, ids):
+    """A prompt that begins as these words -> its ids."""
+    words = attach_prompt(model, len(ids))
+    embeddings = prefix_tuning.body(model).word_embeddings
+    embeddings.vectors.data.copy_(embeddings.weight[ids])
+    return words
+
+
 @torch.no_grad()
 def prompt_error(family, left=True):
     """How far ragged texts behind a prompt of real words are from the same texts with these words before them."""
     model, words, rows = Whole(family).double(), [30, 4, 17, 17], [draw(size, seed=size).tolist() for size in (6, 1, 9)]
     expected = model(*padded([words + row for row in rows], left=False))
-    attach_prompt(model, 4, ids=words)
+    attach_words(model, words)
     return (model(*padded(rows, left)) - expected).abs().max().item()
 
 
@@ -159,9 +167,9 @@ def test_a_prompt_of_words_is_these_words(family, left):
 
 
 def not_shifted(monkeypatch):
-    def rows(mask, cache, init=CachedRows.__init__):
+    def rows(mask, cache, layout=None, init=CachedRows.__init__):
         made = CachedRows.__new__(CachedRows)
-        init(made, mask, cache)
+        init(made, mask, cache, layout)
         made.positions = made.positions - cache.mask.sum(1).min() + mask.shape[1]
         return made
     monkeypatch.setattr("minillmclf.models.backbone.CachedRows", rows)
@@ -185,11 +193,11 @@ def swap(cache):
 
 
 def no_distance(monkeypatch):
-    def behind(self, right=Rows.behind):
+    def wrong(self, right=Rows.distance):
         distance = right(self).clone()
-        distance[:, :, :self.key_real.shape[1] - self.mask.shape[1]] = 0
+        distance[:, :, :self.key_mask.shape[1] - self.mask.shape[1]] = 0
         return distance
-    monkeypatch.setattr(CachedRows, "behind", behind)
+    monkeypatch.setattr(CachedRows, "distance", wrong)
 
 
 PREFIX_FAULTS = {
@@ -217,40 +225,25 @@ def test_wrong_prefixes_are_noticed(fault, family, monkeypatch):
         assert prefix_error(family) > 1e-3, f"a prefix with {fault} passes for a right one"
 
 
-def extend_wrongly(how):
-    """`Prompt.extend` with one fault."""
-    def wrong(self, ids, mask, types=None, right=Prompt.extend):
-        new_ids, new_mask, new_types = right(self, ids, mask, types)
-        added = torch.arange(self.first, self.first + self.tokens).expand(len(ids), -1)
-        if how == "before the padding":
-            return torch.cat([added, ids], 1), torch.cat([torch.ones_like(added), mask], 1), None
-        if how == "behind the text":
-            return torch.cat([ids, added], 1), torch.cat([mask, torch.ones_like(added)], 1), None
-        if how == "not in the mask":
-            return new_ids, new_mask * (new_ids < self.first), None
-        return new_ids.where(new_ids < self.first, 2 * self.first + self.tokens - 1 - new_ids), new_mask, None
-    return wrong
+WRONG_PROMPTS = {
+    "behind the text": lambda self, ids, types: (ids + self.words, types + [0] * len(self.words)),
+    "in reverse": lambda self, ids, types: (self.words[::-1] + ids, [0] * len(self.words) + types),
+    "without its last word": lambda self, ids, types: (self.words[:-1] + ids, [0] * len(self.words[:-1]) + types),
+}
 
 
 @pytest.mark.parametrize("family", ["bert", "deberta", "gpt2", "llama", "gemma2", "t5"])
-@pytest.mark.parametrize("how", ["behind the text", "not in the mask", "in reverse"])
+@pytest.mark.parametrize("how", WRONG_PROMPTS)
 def test_wrong_prompts_are_noticed(how, family, monkeypatch):
-    monkeypatch.setattr(Prompt, "extend", extend_wrongly(how))
+    monkeypatch.setattr(Prompted, "extend", WRONG_PROMPTS[how])
     assert prompt_error(family) > 1e-3, f"a prompt {how} passes for a right one"
 
 
-def test_a_prompt_before_left_padding_is_noticed():
-    ids, mask = torch.tensor([[7, 7, 5, 6], [1, 2, 3, 4]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    types = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    right = Prompt(50, 2, None).extend(ids, mask, types)
-    assert right[0].tolist() == [[7, 7, 50, 51, 5, 6], [50, 51, 1, 2, 3, 4]], "the new words stand before the text's own"
-    assert right[1].tolist() == [[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]]
-    assert right[2].tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 1, 1]]
-    wrong = extend_wrongly("before the padding")(Prompt(50, 2, None), ids, mask)
-    assert wrong[0].tolist() != right[0].tolist()
-    assert Prompt(50, 2, None).extend(ids, mask.bool())[1].dtype == torch.bool and right[1].dtype == torch.long
-    right = Prompt(50, 1, None).extend(ids.flip(1), mask.flip(1))
-    assert right[0].tolist() == [[50, 6, 5, 7, 7], [50, 4, 3, 2, 1]] and right[1].tolist() == [[1, 1, 1, 0, 0], [1] * 5]
+def test_the_new_words_stand_before_each_sequence_of_a_row():
+    prompted = Prompted(lambda texts, once: ([([5, 6], [0, 1]), ([1, 2, 3, 4], [0, 0, 1, 1], [1, 3])], 1), [50, 51])
+    rows, shortened = prompted(["a", "b"])
+    assert rows[0] == ([50, 51, 5, 6], [0, 0, 0, 1]) and shortened == 1
+    assert rows[1] == ([50, 51, 1, 50, 51, 2, 3, 50, 51, 4], [0, 0, 0, 0, 0, 0, 1, 0, 0, 1], [3, 7])
 
 
 # ----------------------------------------------------------------------------------------------------- by hand
@@ -261,13 +254,13 @@ def test_attention_behind_a_prefix_by_hand(causal):
     """A query sums over P learned keys, and over those of its own text that it may see: formula, pair by pair."""
     H, K, d, P, lengths, window = 4, 2 if causal else 4, 6, 3, (4, 2), 4 if causal else 99
     torch.manual_seed(0)
-    prefix, mask = Prefix(1, K, d, P), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    prefix, mask = Prefix((1, K, d), P), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
     prefix.load(torch.randn(P, 2 * K * d))
     before_k, before_v = prefix.numbers().unflatten(1, (2, K, d)).unbind(1)                  # (P, K, d)
     q, k, v = (torch.randn(6, heads, d) for heads in (H, K, K))                              # packed
     rows = CachedRows(mask, prefix.cache(2))
     found = (causal_attention(q, k, v, rows, window) if causal else
-             attention(q.flatten(1), k.flatten(1), v.flatten(1), rows, H, 0.0)).unflatten(1, (H, d))
+             attention(q, k, v, rows)).unflatten(1, (H, d))
     begin = 0
     for length in lengths:
         keys = torch.cat([before_k, k[begin:begin + length]])                                # (P + T, K, d)
@@ -282,7 +275,7 @@ def test_attention_behind_a_prefix_by_hand(causal):
 
 
 def test_the_numbers_lie_as_in_peft():
-    prefix = Prefix(layers=2, heads=3, width=4, tokens=5)
+    prefix = Prefix((2, 3, 4), tokens=5)
     prefix.load(torch.arange(5 * 48.0).view(5, 48))
     cache = prefix.cache(2)
     for token, layer, head, i in [(0, 0, 0, 0), (4, 1, 2, 3), (2, 1, 0, 1)]:
@@ -311,7 +304,7 @@ def test_padding_and_batch_mates_change_nothing(family, method):
         assert (left - alone).abs().max() < 1e-9, "padding on the left changes an answer"
         detach_prompt(model) if method == "prompt" else detach_prefix(model)
         assert torch.equal(model(*padded(rows, left=False)), base), "detached, the base must be back bit for bit"
-    assert set(model.state_dict()) == names and model.prompt is None and model.backbone.prefix is None
+    assert set(model.state_dict()) == names and not new_words(model) and model.backbone.prefix is None
 
 
 @every_family
@@ -320,10 +313,10 @@ def test_only_what_is_asked_learns(family, method):
     model = Whole(family).train()
     if method == "prompt":
         attach_prompt(model, 4)
-        own = prompt_tuning.trained_parameters(model)
+        own = prompt_tuning.trainable_parameters(model)
     else:
         attach_prefix(model, 4, projection=method == "projection")
-        own = prefix_tuning.trained_parameters(model)
+        own = prefix_tuning.trainable_parameters(model)
     learning = own | {path: p for path, p in model.named_parameters() if path.startswith("head.")}
     for path, parameter in model.named_parameters():
         parameter.requires_grad_(path in learning)
@@ -359,20 +352,17 @@ def attach_detach(model, seed):
 
 
 def test_first_values():
-    prefix = Prefix(4, 8, 16, 50)
+    prefix = Prefix((4, 8, 16), 50)
     assert abs(prefix.embedding.weight.std() - 0.02) < 1e-3
     model = Whole("llama").backbone
     attach_prompt(model, 20)
     vectors, W = model.word_embeddings.vectors, model.word_embeddings.weight
     assert abs(vectors.std() / W.std() - 1) < 0.1, "new words should be as large as the old ones"
-    detach_prompt(model)
-    attach_prompt(model, 5, ids=[9, 8])
-    assert torch.equal(model.word_embeddings.vectors, W[[9, 8, 9, 8, 9]])
 
 
 def test_a_projection_can_be_dropped_after_training():
     model, batch = Whole("gpt2"), padded([[5, 6, 7]], left=False)
-    attach_prefix(model, 3, projection=True, hidden=5)
+    attach_prefix(model, 3, projection=True)
     disturb(model, 0.5)
     with torch.no_grad():
         expected, numbers = model(*batch), model.backbone.prefix.numbers()
@@ -395,10 +385,10 @@ def test_prefix_and_prompt_together():
     with torch.no_grad():
         whole, numbers = read(body, text), kept_of(body, text)
         attach_prefix(body, 3).load(numbers[:3])
-        prompt = attach_prompt(body, 2, ids=text[3:5].tolist())
-        ids, mask, types = prompt.extend(text[None, 5:], torch.ones(1, 5, dtype=torch.long))
+        assert check_tokens(body, 2) == 24 - 3 - 2
+        words = attach_words(body, text[3:5].tolist())
+        ids, mask, types = with_words(words, text[None, 5:], torch.ones(1, 5, dtype=torch.long))
         assert (body(ids, mask)[0] - whole[3:]).abs().max() < 1e-9 and types is None
-    assert prompt.longest == 24 - 3 - 2
 
 
 @every_family
@@ -428,9 +418,9 @@ def test_writing_behind_a_prefix_or_a_prompt(family, method):
     batch = padded([draw(size, seed=size).tolist() for size in (5, 2, 7)], left=True)
     plain = generate(body, *batch, 8, eos_ids=range(0, 50, 5))
     if method == "prompt":
-        prompt = attach_prompt(body, 4)
+        words = attach_prompt(body, 4)
         disturb(body)
-        batch = prompt.extend(*batch)[:2]
+        batch = with_words(words, *batch)[:2]
     else:
         attach_prefix(body, 4)
         disturb(body)
@@ -458,10 +448,10 @@ def test_shapes_are_found_and_counted(family):
     assert shape_of(model.backbone) == SHAPES[family] and model.training and model.backbone.prefix is None
     total = sum(p.numel() for p in model.parameters())
     layers, heads, width = SHAPES[family]
-    for projection, hidden in ((False, None), (True, None), (True, 5)):
-        prefix = attach_prefix(model, 3, projection, hidden)
+    for projection in (False, True):
+        prefix = attach_prefix(model, 3, projection)
         added = sum(p.numel() for p in model.parameters()) - total
-        assert added == parameter_count(model, 3, projection, hidden) == sum(p.numel() for p in prefix.parameters())
+        assert added == sum(p.numel() for p in prefix.parameters())
         assert projection or added == 3 * layers * 2 * heads * width
         detach_prefix(model)
     attach_prompt(model, 3)
@@ -473,7 +463,7 @@ def test_the_published_count():
     body = Bert.from_config(base)
     assert shape_of(body) == (12, 12, 64)
     head = PooledHead(body, 2, "mean")
-    count = parameter_count(body, 20)
+    count = sum(p.numel() for p in attach_prefix(body, 20).parameters())
     assert count == 368_640 and count + sum(p.numel() for p in head.parameters()) == 370_178
 
 
@@ -491,7 +481,7 @@ def test_too_long_a_text_is_refused(family):
     detach_prefix(model)
     attach_prompt(model, 4)
     model(*fits)
-    with pytest.raises(InputError, match="a text of 21 tokens does not fit behind a prompt of 4: set --max-length 20"):
+    with pytest.raises(InputError, match="a text of 25 tokens is longer than the 24 positions of this model: set"):
         model(*long)
 
 
@@ -503,14 +493,10 @@ def test_senseless_wishes_are_named():
             (lambda: attach_prompt(model, 2.0), "2.0 tokens before a text: must be a whole number from 1"),
             (lambda: attach_prefix(model, 24), "24 tokens before a text leave none of the 24 positions"),
             (lambda: attach_prompt(model, 24), "24 tokens before a text leave none of the 24 positions"),
-            (lambda: attach_prefix(model, 2, hidden=8), "hidden 8: must be .*, and goes with a projection only"),
-            (lambda: attach_prefix(model, 2, True, hidden=0), "hidden 0: must be"),
-            (lambda: attach_prompt(model, 2, ids=[]), r"cannot begin as the tokens \[\]: name one or more ids from 0 to 4"),
-            (lambda: attach_prompt(model, 2, ids=[3, 50]), r"cannot begin as the tokens \[3, 50\]"),
             (lambda: detach_prefix(model), "has no prefix: attach one first"),
             (lambda: detach_prompt(model), "has no prompt: attach one first"),
-            (lambda: prefix_tuning.trained_parameters(model), "has no prefix"),
-            (lambda: prompt_tuning.trained_parameters(model), "has no prompt")]:
+            (lambda: prefix_tuning.trainable_parameters(model), "has no prefix"),
+            (lambda: prompt_tuning.trainable_parameters(model), "has no prompt")]:
         with pytest.raises(InputError, match=fault) as error:
             call()
         assert "\n" not in str(error.value)
@@ -519,20 +505,15 @@ def test_senseless_wishes_are_named():
     for call, fault in [
             (lambda: attach_prefix(model, 2), "has a prefix of 3 tokens already: detach it first"),
             (lambda: attach_prompt(model, 2), "has a prompt of 4 tokens already: detach it first"),
-            (lambda: model.backbone.prefix.load(torch.zeros(3, 5)), r"a prefix of \(3, 5\) numbers does not fit: this one"),
             (lambda: generate(model.backbone, *padded([[5] * 15], left=False), 8),
              "15 tokens and 8 new ones are more than the 21 positions of this model beside its prefix of 3 tokens")]:
         with pytest.raises(InputError, match=fault):
             call()
-    detach_prefix(model)
-    with pytest.raises(InputError, match="a prefix with a projection cannot take finished numbers"):
-        attach_prefix(model, 2, projection=True).load(torch.zeros(2, 96))
 
 
-@pytest.mark.parametrize("method", ["prefix", "prompt"])
-def test_a_row_without_text_is_still_an_error(method):
+def test_a_row_without_text_is_still_an_error():
     model = Whole("llama")
-    attach_prompt(model, 2) if method == "prompt" else attach_prefix(model, 2)
+    attach_prefix(model, 2)
     with pytest.raises(InputError, match="batch row 1 holds no token"):
         model(torch.tensor([[5, 6], [7, 7]]), torch.tensor([[1, 1], [0, 0]]))
 
@@ -621,18 +602,23 @@ def theirs(model, task, method, ids, mask):
 def copied(model, encoder, method, scale):
     """Attach a prefix or a prompt with PEFT's numbers -> what extends a text."""
     if method == "prompt":
-        prompt = attach_prompt(model, 4)
+        words = attach_prompt(model, 4)
         prefix_tuning.body(model).word_embeddings.vectors.copy_(encoder.embedding.weight / scale)
-        return prompt.extend
-    prefix = attach_prefix(model, 4, projection=method == "projection", hidden=7 if method == "projection" else None)
+        return lambda ids, mask: with_words(words, ids, mask)
+    prefix = attach_prefix(model, 4, projection=method == "projection")
+    if method == "projection":                     # PEFT's may have another width inside
+        first, _, last = prefix.transform
+        prefix.transform = nn.Sequential(nn.Linear(first.in_features, 7), nn.Tanh(), nn.Linear(7, last.out_features))
+        prefix.transform.to(first.weight.dtype)
     prefix.embedding.load_state_dict(encoder.embedding.state_dict())
     if method == "projection":
         prefix.transform.load_state_dict(encoder.transform.state_dict())
     assert torch.allclose(prefix.numbers(), encoder(torch.arange(4)), atol=1e-6), "other numbers than in PEFT"
     if isinstance(model, T5):                      # PEFT hands its layers out in another order
-        numbers = prefix.numbers().unflatten(1, (prefix.layers, -1))
+        layers = prefix.shape[0]
+        numbers = prefix.numbers().unflatten(1, (layers, -1))
         detach_prefix(model)
-        attach_prefix(model, 4).load(numbers[:, [2 * layer % prefix.layers for layer in range(prefix.layers)]].flatten(1))
+        attach_prefix(model, 4).load(numbers[:, [2 * layer % layers for layer in range(layers)]].flatten(1))
     return lambda ids, mask: (ids, mask, None)
 
 

@@ -18,7 +18,8 @@ from minillmclf.classify.head import pool
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone
-from minillmclf.models.weights import Checkpoint, open_tensors
+from minillmclf.models.tensor_files import open_tensors
+from minillmclf.models.weights import Checkpoint
 from minillmclf.text.batch import collate
 from minillmclf.pretrain.corpus import read_sentences
 from minillmclf.text.tokenizers.tokenizer import WordPiece, load_tokenizer
@@ -398,7 +399,7 @@ def test_the_vocabulary_has_the_asked_size_and_cuts_every_word(text):
         pieces = learn_wordpiece(counts, size)
         assert len(pieces) == len(set(pieces)) == size and pieces[:5] == SPECIALS
         model = WordPieceModel({piece: i for i, piece in enumerate(pieces)})
-        unknown = [word for word in counts if model.unk_id in model.pieces(word)]
+        unknown = [word for word in counts if model.unk_id in model.word_ids(word)]
         assert not unknown, f"{size} pieces cannot cut {unknown[:5]}"
     frequent = [word for word, _ in counts.most_common(12)]
     assert set(frequent) <= set(pieces), f"not whole: {set(frequent) - set(pieces)}"
@@ -411,7 +412,7 @@ def test_rare_characters_are_left_to_unknown():
     pieces = learn_wordpiece(counts, 30, alphabet=2)
     assert not any("ß" in piece for piece in pieces)
     model = WordPieceModel({piece: i for i, piece in enumerate(pieces)})
-    assert model.pieces("aß") == [model.unk_id] and model.unk_id not in model.pieces("abab")
+    assert model.word_ids("aß") == [model.unk_id] and model.unk_id not in model.word_ids("abab")
     assert alphabet_of({"ab": 2, "c": 5, "d": 1}, 2) == {"c", "a"}, "the most frequent, of equal ones the first"
 
 

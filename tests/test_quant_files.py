@@ -14,11 +14,10 @@ from test_families import CONFIGS, LABELS, TEXTS, folders, spread, their_scores 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
 from minillmclf.models import fresh_weights, model_class, save_backbone
-from minillmclf.models.weights import translate
 from minillmclf.text.batch import collate
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import choose_weights, lora, tune
-from minillmclf.tuning.peft_format import write_adapter
+from minillmclf.tuning.peft import write_adapter
 from minillmclf.tuning.quant import Linear4bit
 from minillmclf.tuning.quant_files import open_checkpoint
 
@@ -49,7 +48,7 @@ def test_a_four_bit_classifier_comes_back_from_disk(name, folders, tmp_path):  #
     assert torch.equal(scores(again), scores(model)) and not again.report.fresh
     body = Classifier.from_backbone(tmp_path, ["a", "b"], quantise="nf4")
     assert sum(isinstance(module, Linear4bit) for module in body.modules()) == count, "a 4-bit folder is a base too"
-    tune(body, dict(method="qlora", rank=2, alpha=2.0, dropout=0.0, rank_stabilised=False, targets="all-linear", bias="none"))
+    tune(body, dict(method="qlora", rank=2, alpha=2.0, dropout=0.0, use_rslora=False, targets="all-linear", bias="none"))
     body.save(tmp_path / "tuned")
     assert torch.equal(scores(Classifier.load(tmp_path / "tuned")), scores(body)), "QLoRA on a base that has four bits on disk"
 
@@ -73,16 +72,16 @@ def test_qlora_is_that_of_peft_on_bitsandbytes(name, tmp_path):
     peft = imported("peft")
     imported("accelerate")
     ours = four_bit(wide(name, tmp_path / "base"))
-    tune(ours, dict(method="qlora", rank=4, alpha=8.0, dropout=0.0, rank_stabilised=False, targets=["q_proj", "v_proj"], bias="none"))
+    tune(ours, dict(method="qlora", rank=4, alpha=8.0, dropout=0.0, use_rslora=False, targets=["q_proj", "v_proj"], bias="none"))
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for path, parameter in lora.adapter_parameters(ours).items():
+        for path, parameter in lora.trainable_parameters(ours).items():
             parameter.normal_(0.0, 0.2, generator=draw)
-    record = write_adapter(tmp_path / "adapter", ours, {"base": str(tmp_path / "base")})
+    record = write_adapter(tmp_path / "adapter", ours, str(tmp_path / "base"))
     with may_refuse():
         bits = transformers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=[*record["saved"], "bert.pooler"])
+            bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=[*record["modules_to_save"], "bert.pooler"])
     load = functools.partial(transformers.AutoModelForSequenceClassification.from_pretrained, device_map="cpu")
     base = loaded(load, tmp_path / "base", False, num_labels=len(LABELS), quantization_config=bits)
 
@@ -103,8 +102,8 @@ def test_qlora_is_that_of_peft_on_bitsandbytes(name, tmp_path):
     for out in (scores, expected):
         out.square().sum().backward()
     found = {f"{path}.{part}": grad for path, part, grad in gradients(theirs)}
-    names = ours.table().file_names([path.rpartition(".lora")[0] for path in lora.adapter_parameters(ours)])
-    for path, parameter in lora.adapter_parameters(ours).items():
+    names = ours.table().file_names([path.rpartition(".lora")[0] for path in lora.trainable_parameters(ours)])
+    for path, parameter in lora.trainable_parameters(ours).items():
         layer, _, part = path.rpartition(".lora")
         grad = found[f"{names[layer]}.lora{part.partition('.')[0]}"]
         apart = (parameter.grad - grad).abs().max() / grad.abs().max()
@@ -126,7 +125,7 @@ def assert_same_weights(name, theirs, ours):
     table, count = ours.table(), 0
     for path, layer in theirs.named_modules():
         if isinstance(layer, Theirs):
-            mine = ours.get_submodule(translate(path + ".weight", table).removesuffix(".weight"))
+            mine = ours.get_submodule(table.path(path + ".weight").removesuffix(".weight"))
             assert torch.equal(dequantize_4bit(layer.weight.data, layer.weight.quant_state), mine.dequantised()), f"{name}: {path}"
             count += 1
     assert count == sum(isinstance(module, Linear4bit) for module in ours.modules()), f"{name}: another number of 4-bit layers"

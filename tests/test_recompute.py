@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from small import TOPICS, bert_folder, data_file, flags, forked, texts_of
+from small import TOPICS, bert_folder, data_file, flags, forked, texts_of, wrap_lora
 from test_families import CONFIGS, spread
 
 from minillmclf.classify.classifier import Classifier
@@ -19,7 +19,7 @@ from minillmclf.training.loop import take_step
 from minillmclf.training.plan import Rows
 from minillmclf.training.optim import build_optimizer
 from minillmclf.training.recompute import blocks_of, recompute_blocks
-from minillmclf.tuning import choose_weights, lora
+from minillmclf.tuning import choose_weights
 from minillmclf.tuning.prefix import attach_prefix
 
 LABELS = sorted(TOPICS)
@@ -97,7 +97,7 @@ def test_lora_on_a_frozen_base_gets_its_gradients(name):
     """Row 28 of the silent failures: nothing that goes into the first block needs a gradient."""
     model = body(name)
     model.requires_grad_(False)
-    lora.wrap(model, "all-linear" if name == "llama" else ["q_proj", "v_proj"], rank=2, alpha=4, dropout=0.1)
+    wrap_lora(model, "all-linear" if name == "llama" else ["q_proj", "v_proj"], rank=2, alpha=4, dropout=0.1)
     recompute_blocks(model)
     grads = gradients(model)[1]
     B = [n for n, _ in model.named_parameters() if ".lora_B." in n]

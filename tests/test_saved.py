@@ -10,18 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from small import bert_folder, module_of
 from test_families import CONFIGS, LABELS, TEXTS, folders  # noqa: F401  (folders: a fixture)
-# noqa: F401  (peft: a fixture)
-from test_peft_format import by_peft, made_by_peft, peft, peft_scores, tuned
+from test_peft_format import by_peft, made_by_peft, peft, peft_scores, tuned  # noqa: F401
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
 from minillmclf.files import CHECKPOINTS
 from minillmclf.text.patterns import Clock
 from minillmclf.tuning import selection, tune
-from minillmclf.tuning.peft_format import apply_adapter, read_adapter, switch, write_adapter
+from minillmclf.tuning.peft import write_adapter
 from minillmclf.tuning.saved import base_of, fingerprint, merge_tuned, sums
 
-LORA = dict(method="lora", rank=3, alpha=6.0, dropout=0.0, rank_stabilised=False, targets=None,
+LORA = dict(method="lora", rank=3, alpha=6.0, dropout=0.0, use_rslora=False, targets=None,
             bias="none")
 
 
@@ -232,8 +231,8 @@ def test_an_adapter_takes_the_names_of_its_bases_classes_if_they_are_as_many(nea
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_adapter_of_peft_that_was_loaded_can_be_saved(name, folders, tmp_path):  # noqa: F811
-    write_adapter(tmp_path / "adapter", tuned(folders[name], dora=name == "gemma"),
-                  {"base": str(folders[name])})
+    write_adapter(tmp_path / "adapter", tuned(folders[name], use_dora=name == "gemma"),
+                  str(folders[name]))
     model = Classifier.load(tmp_path / "adapter")
     model.save(tmp_path / "run")
     again = Classifier.load(tmp_path / "run")
@@ -263,19 +262,6 @@ def test_modules_are_saved_by_the_ending_of_their_names_as_peft_does(name, confi
                                lambda own: made_by_peft(peft, folders[name], own, **config))):
         assert torch.allclose(peft_scores(by.double(), model).float(), expected, rtol=1e-6,
                               atol=1e-6)
-
-
-def test_the_adapter_at_work_is_the_one_that_is_saved(folders, tmp_path):  # noqa: F811
-    write_adapter(tmp_path / "a", tuned(folders["bert"]), {"base": str(folders["bert"])})
-    model = Classifier.load(tmp_path / "a")
-    record, tensors = read_adapter(tmp_path / "a")
-    apply_adapter(model, record, {file: tensor + 0.1 for file, tensor in tensors.items()}, "other")
-    model.save(tmp_path / "run")
-    assert torch.equal(scores(Classifier.load(tmp_path / "run")), scores(model))
-    switch(model, "default")
-    model.save(tmp_path / "first")
-    assert torch.equal(scores(Classifier.load(tmp_path / "first")),
-                       scores(Classifier.load(tmp_path / "a")))
 
 
 def test_texts_leave_room_for_a_prompt_whose_length_nobody_told(base, tmp_path):
@@ -385,3 +371,28 @@ def test_what_the_record_of_a_run_holds(near):
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     config = (place / "base" / "config.json").read_bytes()
     assert record["fingerprint"]["config.json"] == hashlib.sha256(config).hexdigest()
+
+
+def test_all_biases_of_a_model_that_answers_in_words_are_saved(tmp_path):
+    """Those of its masked-language-model head are trained, so they are part of the adapter."""
+    base = bert_folder(tmp_path / "base", lm_head=True)
+    model = Classifier.from_backbone(base, LABELS, readout="labels", template="{text} is {label}")
+    tune(model, LORA | {"bias": "all"})
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    assert model.backbone.lm_head.bias.requires_grad
+    model.save(tmp_path / "run")
+    again = Classifier.load(tmp_path / "run")
+    assert torch.equal(scores(again), scores(model.eval()))
+
+
+def test_the_key_names_of_earlier_versions_are_read(near):
+    place, expected = near
+    recipe = json.loads((place / "run" / "tuned.json").read_text())["recipe"]
+    recipe["rank_stabilised"] = recipe.pop("use_rslora")
+    edit(place / "run" / "tuned.json", recipe=recipe)
+    again = Classifier.load(place / "run")
+    assert torch.equal(scores(again), expected)
+    assert again.tuning["use_rslora"] is False and "rank_stabilised" not in again.tuning

@@ -21,7 +21,8 @@ from hypothesis import given, settings, strategies as st
 from live import imported, may_refuse, tokenizer_of
 
 from minillmclf.errors import InputError
-from minillmclf.text.tokenizers import bpe, components, unigram as sentencepiece_model
+from minillmclf.text.tokenizers import bpe, protobuf, steps, unigram
+from minillmclf.text.tokenizers.files import describe
 from minillmclf.text.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from test_tokenizer import FRAGMENTS, MANY, TEXT, naive_merge, our_ids, write
 
@@ -71,10 +72,15 @@ def real(name):
 
 def copy(tokenizer, change=None, config=None):
     """The same tokenizer made anew, after `change` has had its way with the dict that describes it."""
-    document = json.loads(json.dumps(tokenizer._document))
+    document = json.loads(json.dumps(tokenizer.description.document))
     if change:
         change(document)
-    return Tokenizer(document, config or {}, "a copy")
+    return Tokenizer(describe(document, config or {}, "a copy"))
+
+
+def ranks_of(tokenizer):
+    merges = tokenizer.description.document["model"]["merges"]
+    return {tuple(pair): rank for rank, pair in enumerate(merges)}
 
 
 def notices(tokenizer, name):
@@ -148,7 +154,7 @@ def test_published_ids(name, known, single, pair, rows):
     for text, ids in known.items():
         assert tokenizer.ids(text) == ids, f"{name} lost the published ids of {text!r}"
     assert tokenizer.layout([7, 8])[0] == single and tokenizer.layout([7, 8], [9])[0] == pair
-    text_like = {i for i in special.values() if tokenizer._pieces[i].startswith("[REFERENCE_DOC")}  # user-defined
+    text_like = {i for i in special.values() if tokenizer.pieces[i].startswith("[REFERENCE_DOC")}  # user-defined
     assert tokenizer.special_ids == set(special.values()) - text_like
     assert len(tokenizer) == rows, f"{name} needs another number of embedding rows"
 
@@ -164,16 +170,16 @@ def test_roles_layout_and_inputs(ours):
     assert (llama.unk_id, llama.bos_id, llama.eos_id, llama.pad_id, llama.cls_id) == (0, 1, 2, None, None)
     assert (gemma.pad_id, gemma.eos_id, gemma.bos_id, gemma.unk_id) == (0, 1, 2, 3)
     assert 6 not in gemma.special_ids, "a user-defined piece of Gemma is text, not a special token"
-    assert [t.overhead(pair) for t in ours.values() for pair in (False, True)] == [1, 2, 2, 3, 1, 2, 1, 1, 1, 2]
+    assert [t.num_special_tokens(pair) for t in ours.values() for pair in (False, True)] == [1, 2, 2, 3, 1, 2, 1, 1, 1, 2]
     assert 1 not in t5.ids("the ＜/s＞ film"), "text that is rewritten to </s> became the special token"
     assert "token_type_ids" in deberta.inputs and "token_type_ids" not in t5.inputs + llama.inputs
 
 
 def test_words_and_decode(ours):
     words = [word for word, _ in ours["llama"].words("the film, half</s> a")]
-    assert words == [" the", " film,", " half", "</s>", "  a"]
-    assert [word for word, _ in ours["t5"].words("the  film, half ")] == [" the", " film,", " half"]
-    assert [word for word, _ in ours["gemma"].words("the film")] == ["the", " film"]
+    assert words == ["▁the", "▁film,", "▁half", "</s>", "▁▁a"]
+    assert [word for word, _ in ours["t5"].words("the  film</s> half ")] == ["▁the▁film", "</s>", "▁half"]
+    assert [word for word, _ in ours["gemma"].words("the film")] == ["the", "▁film"]
     for text in [t for t in STORED["texts"] if not any(s in t for s in ("<", "[", "▁"))]:
         for name in ("llama", "gemma"):
             assert ours[name].decode(ours[name].encode(text)) == text, f"{name} does not give {text!r} back"
@@ -229,7 +235,6 @@ BOS, SEQUENCE_A = {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"
     ("llama", lambda d: d["model"]["merges"].reverse()),
     ("llama", lambda d: d["added_tokens"].clear()),
     ("gemma", lambda d: d["normalizer"]["normalizers"].insert(0, {"type": "Prepend", "prepend": "▁"})),
-    ("gemma", lambda d: d["post_processor"]["pair"].insert(0, d["post_processor"]["pair"][0])),
     ("t5", without("Precompiled")),                                                          # no NFKC
     ("t5", without("Prepend")),
     ("t5", sentinels_up),
@@ -250,12 +255,17 @@ def test_a_wrong_setting_is_seen(name, change, ours):
     assert notices(copy(ours[name], change), name), "no stored text tells this wrong setting from the right one"
 
 
+def test_a_second_bos_is_seen(ours):
+    single, pair = ours["gemma"].description.layouts
+    wrong = ours["gemma"].description._replace(layouts=[single, [pair[0], *pair]])
+    assert notices(Tokenizer(wrong), "gemma"), "no stored pair tells two BOS from one"
+
+
 @pytest.mark.parametrize("name, where, attribute, wrong", [
-    ("llama", sentencepiece_model, "WORDS", re.compile("▁|[^▁]+")),
+    ("llama", unigram, "WORDS", re.compile("▁|[^▁]+")),
     ("llama", bpe, "merge", lambda letters, ranks: list(letters)),
-    ("t5", components, "NORMALIZERS", components.NORMALIZERS | {"Precompiled": lambda step: str}),  # no NFKC; only NFC
-    ("t5", components, "NORMALIZERS", components.NORMALIZERS | {
-        "Precompiled": lambda step: components.unicode_form({"type": "NFC"})}),
+    ("t5", steps, "precompiled", lambda step, where: str),  # no NFKC; only NFC
+    ("t5", steps, "precompiled", lambda step, where: functools.partial(steps.unicode_form, "NFC")),
 ])
 def test_a_wrong_algorithm_is_seen(name, where, attribute, wrong, ours, monkeypatch):
     monkeypatch.setattr(where, attribute, wrong)
@@ -282,20 +292,23 @@ def test_a_very_long_word_costs_no_square(word, ours, monkeypatch):
         tokenizer = copy(ours[name], config={"tokenizer_class": "LlamaTokenizer"})
         assert tokenizer.decode(tokenizer.ids(word)) == word
         assert len(pushes) <= 3 * len(word) * 3, f"{len(pushes)} pairs for {len(word)} letters: not linear"
-    letters, ranks = word.replace(" ", "▁")[:200], ours["llama"]._model.ranks
+    letters, ranks = word.replace(" ", "▁")[:200], ranks_of(ours["llama"])
     assert bpe.merge(letters, ranks) == naive_merge(letters, ranks), "heap and plain merge differ"
 
 
 def test_merging_words_apart_is_merging_the_whole(ours):
-    model = ours["llama"]._model
-    assert model._apart, "a piece of the fixture crosses words: the words would be merged as one"
+    llama, ranks = ours["llama"], ranks_of(ours["llama"])
+    assert unigram.word_cutter(ranks)("▁a▁b") == ["▁a", "▁b"], \
+        "a piece of the fixture crosses words: the words would be merged as one"
+    letters_of = unigram.letters_of(llama.vocab)
     for text in STORED["texts"]:
-        whole = model.normalise(text)
-        assert model._word_ids(whole) == model.ids(text), f"merges cross the words of {text!r}"
-    document = json.loads(json.dumps(ours["llama"]._document))
+        if not any(token["content"] in text for token in llama.description.document["added_tokens"]):
+            whole = bpe.merge(letters_of(llama.steps.normalise(text)), ranks)
+            assert whole == llama.tokens(text), f"merges cross the words of {text!r}"
+    document = json.loads(json.dumps(ours["llama"].description.document))
     document["model"]["vocab"] |= {"e▁": 9000, "e▁f": 9001}
     document["model"]["merges"][:0] = [["e", "▁"], ["e▁", "f"]]
-    tokenizer = Tokenizer(document, {}, "made here")
+    tokenizer = Tokenizer(describe(document, {}, "made here"))
     assert 9001 in tokenizer.ids("the film"), "a piece that crosses words is never found"
     assert [i for _, ids in tokenizer.words("the film") for i in ids] == tokenizer.ids("the film")
 
@@ -303,17 +316,13 @@ def test_merging_words_apart_is_merging_the_whole(ours):
 def test_a_unigram_piece_that_crosses_words(ours):
     def change(document):
         document["model"]["vocab"][7] = ["▁the▁film", 0.0]
-    tokenizer = copy(ours["t5"], change)
-    assert tokenizer.words("the film was") == [(" the film was", tokenizer.ids("the film was"))]
-    assert tokenizer.ids("the film")[0] == 7
+    assert copy(ours["t5"], change).ids("the film")[0] == 7
 
 
 @MANY
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(0, 2**40) | st.binary(max_size=300)), max_size=6))
 def test_protobuf_fields_are_read_as_written(written):
-    data = b"".join(components.tagged(n, value) if isinstance(value, bytes) else
-                    components.varint(n << 3) + components.varint(value) for n, value in written)
-    assert sentencepiece_model.fields(data) == written
+    assert protobuf.read_fields(b"".join(protobuf.field(n, value) for n, value in written)) == written
 
 
 STEPS = [{"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
@@ -331,7 +340,7 @@ def test_pre_tokenizers_are_the_librarys(step, ours):
         library = tokenizers.Tokenizer.from_str(json.dumps({"model": {"type": "BPE", "vocab": {}, "merges": []},
                                                             "pre_tokenizer": step, "added_tokens": []})).pre_tokenizer
         library.pre_tokenize_str("a")
-    cut = components.pre_tokenizer(step)
+    cut = steps.pre_tokenizer(step)
 
     @settings(MANY, max_examples=25)
     @given(SPACED)
@@ -353,7 +362,7 @@ def test_normalizers_are_the_librarys(step):
         library = tokenizers.Tokenizer.from_str(json.dumps({"model": {"type": "BPE", "vocab": {}, "merges": []},
                                                             "normalizer": step, "added_tokens": []})).normalizer
         library.normalize_str("a")
-    normalise = components.normalizer(step)
+    normalise = steps.normalizer(step)
 
     @settings(MANY, max_examples=25)
     @given(SPACED)
@@ -367,17 +376,17 @@ def test_normalizers_are_the_librarys(step):
 def rewritten_alike(document, text):
     """True if the `tokenizers` library rewrites every letter of a text as SentencePiece does, marks and all."""
     tokenizers = imported("tokenizers")
-    for step in components.parts(document["normalizer"], "normalizer"):
+    for step in steps.steps_of(document["normalizer"], "normalizer"):
         if step["type"] == "Precompiled":
             with may_refuse():
-                theirs = tokenizers.normalizers.Precompiled(components.base64.b64decode(step["precompiled_charsmap"]))
-            return theirs.normalize_str(text) == components.precompiled(step)(text)
+                theirs = tokenizers.normalizers.Precompiled(steps.base64.b64decode(step["precompiled_charsmap"]))
+            return theirs.normalize_str(text) == steps.precompiled(step, "here")(text)
     return True
 
 
 def alike(tokenizer, ids, expected):
     """True if ids are the expected ones, or for Unigram the same pieces in another order: then their scores tie."""
-    return ids == expected or isinstance(tokenizer._model, sentencepiece_model.UnigramModel) and \
+    return ids == expected or tokenizer.description.document["model"]["type"] == "Unigram" and \
         sorted(ids) == sorted(expected)
 
 
@@ -388,7 +397,7 @@ def test_save_and_load(name, ours, tmp_path):
     again = load_tokenizer(tmp_path / "saved")
     again.save(tmp_path / "twice")
     assert not notices(again, name) and not notices(load_tokenizer(tmp_path / "twice"), name), "ids changed on disk"
-    for field in ("vocab", "special_ids", "max_length", "inputs", *(f"{role}_id" for role in again._names)):
+    for field in ("vocab", "special_ids", "max_length", "inputs", *(f"{role}_id" for role in again.roles)):
         assert getattr(again, field) == getattr(ours[name], field), f"{field} changed on disk"
     assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
 
@@ -405,7 +414,7 @@ def test_saved_folder_is_read_by_transformers(name, model_type, ours, tmp_path):
         assert len(read) == len(tokenizer) and read.model_max_length == 77 and list(read("a")) == tokenizer.inputs
         assert set(read.all_special_ids) <= tokenizer.special_ids
         for text in STORED["texts"]:
-            if rewritten_alike(tokenizer._document, text) and "<0x41>" not in text:  # there no text is a byte piece
+            if rewritten_alike(tokenizer.description.document, text) and "<0x41>" not in text:  # there no text is a byte piece
                 ids = read(text)["input_ids"]
                 assert alike(tokenizer, tokenizer.encode(text), ids), f"transformers differs on {text!r}"
         for pair in STORED["pairs"]:
@@ -466,14 +475,14 @@ def test_what_transformers_saves_is_read(name, tmp_path):
     assert tokenizer.max_length == 512 and len(tokenizer) == library.get_vocab_size()
     texts = STORED["texts"] + [a for pair in STORED["pairs"] for a in pair]
     for text in texts:
-        if rewritten_alike(tokenizer._document, text):
+        if rewritten_alike(tokenizer.description.document, text):
             expected = library.encode(text).ids
             assert alike(tokenizer, tokenizer.encode(text), expected), f"{name} differs on {text!r}"
 
     @settings(MANY, max_examples=25)
     @given(SPACED)
     def agree(text):
-        if rewritten_alike(tokenizer._document, text):
+        if rewritten_alike(tokenizer.description.document, text):
             expected = library.encode(text).ids
             assert alike(tokenizer, tokenizer.encode(text), expected), f"{name} differs on {text!r}"
     agree()
@@ -559,8 +568,8 @@ def test_bos_and_eos_as_the_config_says(ours, tmp_path):
     config = json.loads((tmp_path / "json" / "tokenizer_config.json").read_text(encoding="utf-8"))
     write(tmp_path / "json", {"tokenizer_config.json": config | {"add_bos_token": True, "add_eos_token": False}})
     assert load_tokenizer(tmp_path / "json").layout([7])[0] == [1, 7]
-    for flag, fault in (({"add_bos_token": False}, "has a BOS, but tokenizer_config.json add_bos_token False"),
-                        ({"add_eos_token": True}, "has no EOS, but .* add_eos_token True; set both alike")):
+    for flag, fault in (({"add_bos_token": False}, "has add_bos_token True, but tokenizer_config.json False"),
+                        ({"add_eos_token": True}, "has add_eos_token False, but tokenizer_config.json True; set both alike")):
         write(tmp_path / "json", {"tokenizer_config.json": config | flag})
         with pytest.raises(InputError, match=fault):
             load_tokenizer(tmp_path / "json")
@@ -618,7 +627,7 @@ def test_gemma_has_exactly_one_bos(ours, tmp_path):
 
 def test_gemma_as_transformers_saves_it_has_a_bos(ours, tmp_path):
     transformers = imported("transformers")
-    model = ours["gemma"]._document["model"]
+    model = ours["gemma"].description.document["model"]
     with may_refuse():
         reference = transformers.GemmaTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
         reference.save_pretrained(tmp_path)
@@ -632,11 +641,9 @@ def test_gemma_as_transformers_saves_it_has_a_bos(ours, tmp_path):
 
 def packed(*pieces, trainer=b"", normal=b""):
     """A .model file. pieces: (text, score, type)."""
-    import struct
-    tagged, varint = components.tagged, components.varint
-    rows = b"".join(tagged(1, tagged(1, text.encode()) + b"\x15" + struct.pack("<f", score) + b"\x18" + varint(kind))
-                    for text, score, kind in pieces)
-    return rows + tagged(2, trainer) + tagged(3, normal)
+    field = protobuf.field
+    rows = b"".join(field(1, field(1, text.encode()) + field(2, score) + field(3, kind)) for text, score, kind in pieces)
+    return rows + field(2, trainer) + field(3, normal)
 
 
 UNK, LETTER = ("<unk>", 0.0, 2), ("a", -1.0, 1)
@@ -675,17 +682,17 @@ def test_faults_of_model_files_are_named(content, config, fault, tmp_path):
     ("t5", lambda d: d["normalizer"]["normalizers"].append({"type": "StripAccents"}), "normalizer.type 'StripAccents'"),
     ("t5", lambda d: d.update(pre_tokenizer={"type": "Punctuation"}), "pre_tokenizer.type 'Punctuation'"),
     ("llama", lambda d: d["model"]["vocab"].pop("<0x07>"), "1 of the 256 byte pieces .* '<0x07>'"),
-    ("llama", lambda d: d["model"].update(ignore_merges=True), "model.ignore_merges = true"),
+    ("llama", lambda d: d["model"].update(ignore_merges=True), "model.ignore_merges = True"),
     ("llama", lambda d: d["model"].update(dropout=0.1), "model.dropout = 0.1"),
     ("llama", lambda d: d["model"]["merges"].append(["zz", "top"]), "needs the piece 'zz'"),
     ("llama", lambda d: d.update(pre_tokenizer={"type": "Metaspace", "replacement": "_"}), "Metaspace.*|replacement"),
-    ("llama3", lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(invert=True), "pre_tokenizer.invert = true"),
-    ("llama3", lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"), "behavior = \"Removed\""),
+    ("llama3", lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(invert=True), "pre_tokenizer.invert = True"),
+    ("llama3", lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"), "behavior = 'Removed'"),
     ("llama3", lambda d: d["pre_tokenizer"]["pretokenizers"].reverse(), "Split any number of times, then ByteLevel"),
     ("llama3", lambda d: d["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex="("), "pattern"),
 ])
 def test_faults_of_a_json_are_named(name, change, fault, ours, tmp_path):
-    document = json.loads(json.dumps(ours[name]._document))
+    document = json.loads(json.dumps(ours[name].description.document))
     change(document)
     with pytest.raises(InputError, match=fault) as caught:
         load_tokenizer(write(tmp_path, {"tokenizer.json": document}))
@@ -693,7 +700,7 @@ def test_faults_of_a_json_are_named(name, change, fault, ours, tmp_path):
 
 
 def test_a_damaged_table_of_rewritings(ours, tmp_path):
-    document = json.loads(json.dumps(ours["t5"]._document))
+    document = json.loads(json.dumps(ours["t5"].description.document))
     document["normalizer"]["normalizers"][0]["precompiled_charsmap"] = "AAECAwQFBgc="
     with pytest.raises(InputError, match="Precompiled.*cut short"):
         load_tokenizer(write(tmp_path, {"tokenizer.json": document}))

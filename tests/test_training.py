@@ -19,7 +19,7 @@ from minillmclf import train
 from minillmclf.classify.classifier import Classifier
 from minillmclf.cli.parser import StopSignal
 from minillmclf.errors import InputError
-from minillmclf.models.weights import open_tensors
+from minillmclf.models.tensor_files import open_tensors
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import collate
 from minillmclf.classify.task import SingleLabel

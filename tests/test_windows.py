@@ -69,7 +69,7 @@ def pieces_of(model, text):
     """The windows of one text, each as (ids, types): cut and laid out here, by hand."""
     ids = model.tokenizer.ids(text)
     return [model.tokenizer.layout(ids[start:end])
-            for start, end in spans(len(ids), SIZE - model.tokenizer.overhead(False), OVERLAP)]
+            for start, end in spans(len(ids), SIZE - model.tokenizer.num_special_tokens(False), OVERLAP)]
 
 
 def by_hand(model, plain, text, pool):
@@ -147,7 +147,7 @@ def test_every_token_of_a_document_reaches_the_body(length, size, data):
 class Numbers:
     """A tokenizer for tests that have ids already: 1 a 2, or 1 a 2 b 2."""
 
-    def overhead(self, pair):
+    def num_special_tokens(self, pair):
         return 3 if pair else 2
 
     def layout(self, a, b=None):
@@ -271,7 +271,7 @@ def test_a_class_that_hangs_on_a_late_word_is_learned_in_windows_only(tmp_path, 
                                           ("attention", "houlsby"), ("attention", "prefix")])
 def test_a_saved_run_answers_bit_for_bit(folder, tmp_path, pool, method):
     model = build(folder, pool, overlap=5, max_windows=2, max_document=70, keep="tail")
-    numbers = {"lora": dict(rank=2, alpha=4.0, dropout=0.0, rank_stabilised=False, targets=None, bias="none"),
+    numbers = {"lora": dict(rank=2, alpha=4.0, dropout=0.0, use_rslora=False, targets=None, bias="none"),
                "houlsby": dict(size=4), "prefix": dict(tokens=3, projection=False)}
     tune(model, {"method": method, **numbers.get(method, {})})
     generator = torch.Generator().manual_seed(7)

@@ -769,7 +769,7 @@ def test_windows_of_every_family_are_its_answers_put_together(name, pool, folder
     plain.head.load_state_dict(
         {key: value for key, value in ours.head.state_dict().items() if "windows" not in key}
     )
-    room = size - tokenizer.overhead(False)
+    room = size - tokenizer.num_special_tokens(False)
     with torch.no_grad():
         found = ours(collate(ours.encode(TEXTS)[0], range(len(TEXTS)), tokenizer.pad_id))
         for number, text in enumerate(TEXTS):
@@ -801,7 +801,7 @@ def test_windows_of_every_family_are_its_answers_put_together(name, pool, folder
 @pytest.mark.parametrize("name", CONFIGS)
 def test_of_a_long_text_every_family_reads_the_end_that_is_kept(name, keep, folders):  # noqa: F811
     model = exact(folders[name], max_length=12, keep=keep)
-    room = 12 - model.tokenizer.overhead(False)
+    room = 12 - model.tokenizer.num_special_tokens(False)
     first = (room + 1) // 2
     for text in (LONG, "soil " + LONG):  # an even and an odd number of tokens too many
         ids = model.tokenizer.ids(text)

@@ -21,7 +21,6 @@ from ..files import CHECKPOINTS, check_fields, find_model, read_json
 from ..cli.settings import Settings, add_settings, read_settings, refuse_multi_label, renamed
 from ..text.doctor import SPLITS, unknown_line, unknown_share
 
-KINDS = {"in place": "encoder", "behind": "decoder", "apart": "encoder-decoder"}          # Backbone.ANSWERS -> its kind
 ASKED = ("data", "text_column", "label_column", "quoting", "batch_size", "micro_batch_size",
          "max_length")
 USABLE = 0.8               # of the free memory: an estimate leaves out what passes by (memory.py)
@@ -88,7 +87,7 @@ def model_facts(name, data, s, machine):
     loaded = free is None or weights <= free
     body, head = (load_backbone(folder), empty.head.to_empty(device="cpu")) if loaded else (empty.backbone, empty.head)
     length = min(percentile(lengths, 95), empty.max_length)
-    found = {"name": str(name), "kind": KINDS[body.ANSWERS], "median": percentile(lengths, 50), "p95": percentile(lengths, 95),
+    found = {"name": str(name), "kind": body.KIND, "median": percentile(lengths, 50), "p95": percentile(lengths, 95),
              "limit": empty.max_length, "over": sum(n > empty.max_length for n in lengths) / len(lengths), "length": length,
              "unknown": {name: unknown_share(empty.tokenizer, split) for name, split in splits.items()},
              "label_tokens": sum(len(empty.tokenizer.ids(label)) for label in data.labels), "methods": []}

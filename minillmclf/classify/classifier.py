@@ -13,11 +13,12 @@ from torch import nn
 from ..errors import InputError
 from ..files import check_fields, find_model, short
 from ..models import build_backbone, fresh_weights, generate
-from ..models.weights import Table, write_checkpoint
+from ..models.tensor_files import write_checkpoint
+from ..models.weights import OWN_HEADS, Table
 from ..text.batch import collate, join, make_batches, places, sequences
 from ..text.cutting import check_keep
 from ..text.tokenizers.tokenizer import load_tokenizer
-from ..tuning import APART, peft_format
+from ..tuning import BESIDE_BASE, peft
 from ..tuning.quant import Quantiser
 from ..tuning.quant_files import export_4bit, open_checkpoint, read_into
 from ..tuning.saved import TUNED, load_peft, load_tuned, save_tuned
@@ -46,7 +47,7 @@ class Classifier(nn.Module):
         self.backbone, self.head, self.tokenizer = backbone, head, tokenizer
         self.labels, self.config, self.max_length, self.pool, self.readout = list(labels), config, max_length, pool, readout or {}
         self.preference = preference or {}
-        self.base = self.quantise = self.recipe = self.prompt = self.calibration = None   # of what it is, and how it was tuned
+        self.base = self.quantise = self.tuning = self.calibration = None   # of what it is, and how it was tuned
         self.thresholds = self.reading = None
 
     @classmethod
@@ -78,7 +79,7 @@ class Classifier(nn.Module):
         if not pretrained:
             fresh_weights(self.backbone.to_empty(device="cpu"), seed)
             return self.eval()
-        whole = (*self.backbone.KEPT_WHOLE, "lm_head")
+        whole = (*self.backbone.FULL_PRECISION, "lm_head")
         fresh = quantise and not hasattr(checkpoint, "packed")             # else the file has four bits already
         placer = Quantiser(lambda path: not set(whole) & set(path.split(".")), quantise) if fresh else None
         self.report = read_into(self, checkpoint, self.table(with_classes=False), ["head\\."], **({"place": placer} if placer else {}))
@@ -92,7 +93,7 @@ class Classifier(nn.Module):
         folder = find_model(path)
         if (folder / TUNED).exists():
             return load_tuned(folder, cls.from_backbone, base)
-        if (folder / peft_format.CONFIG).exists():
+        if (folder / peft.CONFIG).exists():
             return load_peft(folder, cls.from_backbone, base)
         if base is not None:
             raise InputError(f"{path}: is a whole model, which has no base beside it: leave --base "
@@ -144,11 +145,11 @@ class Classifier(nn.Module):
     def table(self, with_classes=True):
         """How body and head lie in a file together. Without classes, the file's own last layer is dropped."""
         body, prefix = self.backbone.table(), "" if self.readout else self.backbone.CLASSIFIER_PREFIX
-        names = {prefix + file: ours and "backbone." + ours for file, ours in body.names.items()}
+        names = OWN_HEADS | {prefix + file: ours and "backbone." + ours for file, ours in body.names.items()}
         names |= {file: ours if with_classes or not ours.endswith((".out", ".tie")) else None
                   for file, ours in self.head.NAMES.items()}
         ties = {prefix + file: "backbone." + ours for file, ours in body.ties.items()}
-        return Table(names, ties, (*body.spellings, ("", prefix)), body.transposed, body.title)
+        return Table(names, ties, (*body.aliases, ("", prefix)), body.transposed, body.title)
 
     def settings(self):
         """What neither transformers nor PEFT has a place for; `load` reads it from config.json or minillmclf.json."""
@@ -163,7 +164,7 @@ class Classifier(nn.Module):
     def save(self, path):
         """Write config.json, model.safetensors and the tokenizer's files; each is replaced whole or left as it was. What was
         tuned beside its base goes into tuned.json and adapter/ instead."""
-        if self.recipe is not None and self.recipe["method"] in APART:
+        if self.tuning is not None and self.tuning["method"] in BESIDE_BASE:
             return save_tuned(self, path)
         tensors, quantised = export_4bit(self, self.table())
         kind = self.backbone.ARCHITECTURES["lm_head" if self.readout else "classifier"]
@@ -225,14 +226,14 @@ class Classifier(nn.Module):
         return collate(encoded, rows, self.tokenizer.pad_id, labels)
 
     def inputs(self, batch):
-        """ids, mask, types (B, T) of a batch, with the learned words of a prompt (tuning/prompt.py) where there is one; of
-        all sequences, (S * B, T), where its rows hold several (text/batch.py)."""
-        ids, mask, types = batch.apart()
-        return (ids, mask, types) if self.prompt is None else self.prompt.extend(ids, mask, types)
+        """ids, mask, types (B, T) of a batch; of all sequences, (S * B, T), where its rows hold several (text/batch.py)."""
+        return batch.apart()
 
     def forward(self, batch):
         """Batch -> scores (B, C), before the softmax."""
-        scores = self.head.read(self.backbone, *self.inputs(batch))        # (B, C); (2B, C) for rows in both orders
+        ids, mask, types = self.inputs(batch)
+        layout = batch.layout if mask is batch.mask else None
+        scores = self.head.read(self.backbone, ids, mask, types, layout)   # (B, C); (2B, C) for rows in both orders
         return scores if len(scores) == len(batch.ids) else averaged(scores, self.labels)
 
     def completion_loss(self, batch):
@@ -286,8 +287,7 @@ class Classifier(nn.Module):
                              f"{short(encoded)}: give texts to predict")
         self.eval()
         device, out = next(self.parameters()).device, torch.empty(len(encoded), columns)
-        before = 0 if self.prompt is None else self.prompt.tokens
-        with self.head.one_prompt([ids for row in encoded for ids, _ in sequences(row)], before):
+        with self.head.one_prompt([ids for row in encoded for ids, _ in sequences(row)]):
             for rows in make_batches(list(map(places, encoded)), batch_size):
                 out[rows] = compute(collate(encoded, rows, self.tokenizer.pad_id).to(device)).float().cpu()
         broken = (~out.isfinite()).any(1).nonzero().flatten().tolist()

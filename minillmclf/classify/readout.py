@@ -13,7 +13,7 @@ from .label_text.labels import ENDS, WAYS, LabelReadout, SourceReadout
 from .label_text.masks import MaskReadout
 
 UNSAID = 512         # tokens of a text, where neither the model nor its tokenizer says how many it takes
-READOUTS = {"behind": LabelReadout, "apart": SourceReadout, "in place": MaskReadout}      # by Backbone.ANSWERS
+READOUTS = {"decoder": LabelReadout, "encoder-decoder": SourceReadout, "encoder": MaskReadout}
 
 
 def is_words(value):
@@ -72,7 +72,7 @@ def prompt_of(readout):
 
 def build_labels(backbone, tokenizer, labels, readout):
     """The label readout for an architecture, as `read_readout` describes it."""
-    return READOUTS[backbone.ANSWERS](tokenizer, labels, prompt_of(readout), readout["label_texts"], readout["end"],
+    return READOUTS[backbone.KIND](tokenizer, labels, prompt_of(readout), readout["label_texts"], readout["end"],
                                       readout["score_by"])
 
 
@@ -109,7 +109,7 @@ def text_length(asked, backbone, tokenizer, folder):
 
     Raises InputError for a number that leaves no room for a text, or that the model has no positions for.
     """
-    highest, least = backbone.max_tokens or math.inf, tokenizer.overhead(True) + 1
+    highest, least = backbone.max_tokens or math.inf, tokenizer.num_special_tokens(True) + 1
     tokenizer.max_length = min(highest, tokenizer.max_length or backbone.max_tokens or UNSAID)
     if asked is not None and not (type(asked) is int and least <= asked <= highest):
         raise InputError(f"max_length {short(asked)}: must lie between {least} and the {highest} "

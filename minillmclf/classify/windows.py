@@ -81,7 +81,7 @@ class Windows(nn.Module):
         if max_length != self.size:
             raise InputError(f"this model takes {max_length} tokens beside what was tuned, but windows of {self.size} were "
                              f"asked for: set --max-length {max_length}")
-        overhead = tokenizer.overhead(len(parts) == 2)
+        overhead = tokenizer.num_special_tokens(len(parts) == 2)
         parts, lost = cut_to(parts, self.max_document - overhead, keep)
         room, long = self.size - overhead, max(range(len(parts)), key=lambda place: len(parts[place]))
         if sum(map(len, parts)) > room:

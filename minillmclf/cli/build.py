@@ -86,12 +86,14 @@ def preference_of(s):
 
 def recipe_of(s):
     """The part of the settings that says how to tune, as tuning.tune has it."""
-    from ..tuning import OPTIONS
+    from ..tuning import METHODS
     targets = s.targets.split(",") if re.fullmatch(r"[\w.]+(,[\w.]+)*", s.targets) else s.targets or None
-    numbers = {"rank": s.rank, "alpha": s.alpha, "dropout": s.adapter_dropout, "rank_stabilised": s.use_rslora == "on",
+    numbers = {"rank": s.rank, "alpha": s.alpha, "dropout": s.adapter_dropout,
+               "use_rslora": s.use_rslora == "on",
                "targets": s.targets if s.targets == "all-linear" else targets, "bias": s.bias, "quantise": s.quantise,
                "size": s.adapter_size, "tokens": s.virtual_tokens, "projection": s.projection == "on"}
-    return {"method": s.method, **{name: numbers[name] for name in OPTIONS.get(s.method, ())}}
+    options = METHODS[s.method].options if s.method in METHODS else ()            # none: last-3
+    return {"method": s.method, **{name: numbers[name] for name in options}}
 
 
 def encode(model, examples, once=False):

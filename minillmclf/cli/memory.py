@@ -26,7 +26,8 @@ from torch.utils._pytree import tree_leaves
 
 from ..classify.windows import use_windows
 from ..training.recompute import Recomputed, blocks_of, stacks_of
-from ..tuning import UPDATES, adapter, lora, prefix, prompt, tune
+from ..tuning import METHODS as TUNING, tune
+from ..tuning.prompt import new_words
 from ..tuning.quant import HEADS, bits_per_parameter
 from .build import recipe_of
 from .settings import Settings
@@ -70,13 +71,11 @@ def tuned(backbone, head, method, length):
     model.config, model.max_length = backbone.source_config, length
     recipe = recipe_of(Settings(method="lora" if method == "qlora" else method))
     trained, total = tune(model, recipe)
-    undo = {**dict.fromkeys(UPDATES, lora.merge), "houlsby": adapter.unwrap,
-            "pfeiffer": adapter.unwrap, "prefix": prefix.detach_prefix,
-            "prompt": prompt.detach_prompt}
     try:
         yield model.train(), trained, total
     finally:
-        undo.get(recipe["method"], bool)(model)
+        if recipe["method"] in TUNING:
+            TUNING[recipe["method"]].detach(model)
         backbone.lm_head = lm_head
         for module, training in modes.items():
             module.training = training
@@ -93,7 +92,7 @@ def held(backbone, method, trained, total):
     if method == "qlora":
         packed = sum(m.weight.numel() for name, m in backbone.named_modules()
                      if isinstance(m, nn.Linear) and not HEADS.search(name)
-                     and name.rpartition(".")[2] not in backbone.KEPT_WHOLE)
+                     and name.rpartition(".")[2] not in backbone.FULL_PRECISION)
         weights -= round(packed * (4 - bits_per_parameter() / 8))
     return weights + 8 * trained
 
@@ -114,9 +113,8 @@ def forward(model, length, rows, precision):
     nothing."""
     if any(parameter.is_meta for parameter in model.parameters()):
         return None
-    ids, mask = (torch.full((rows * model.head.SEQUENCES, length), value) for value in (0, 1))
-    if getattr(model, "prompt", None) is not None:
-        ids, mask, _ = model.prompt.extend(ids, mask)
+    ids = torch.tensor([new_words(model) + [0] * length] * (rows * model.head.SEQUENCES))
+    mask = torch.ones_like(ids)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         return model.head.read(model.backbone, ids, mask)
 

@@ -177,7 +177,7 @@ def ask_fold(s, folder, name, texts):
 
     from ..cli.build import device_of
     from ..classify.classifier import Classifier
-    from ..models.weights import open_tensors, write_tensors
+    from ..models.tensor_files import open_tensors, write_tensors
     from ..training.parallel import processes as parallel
     parallel.barrier()                                        # until the first process has saved the model
     path = folder / f"scores-{name}.safetensors"

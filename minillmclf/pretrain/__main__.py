@@ -259,7 +259,7 @@ def save(a, objective, tokenizer, log):
     import torch
 
     from ..models import save_backbone
-    from ..models.weights import open_tensors
+    from ..models.tensor_files import open_tensors
     pooler = {}                                                       # it travels with the body
     if a.objective == "distill":
         pooler = {"bert.pooler.dense." + leaf: p.detach() for leaf, p in objective.head.dense.named_parameters()}

@@ -4,7 +4,7 @@
     t5      Unigram (Kudo 2018) on NFKC; <pad> </s> <unk>, and 100 sentinels <extra_id_N> after the pieces
 
 The `sentencepiece` library does the counting. Here: what it is told, which text it sees, and the tokenizer that comes of
-it. Not here: cutting texts with the pieces (sentencepiece_model.py); WordPiece (vocabulary.py).
+it. Not here: cutting texts with the pieces (unigram.py); WordPiece (vocabulary.py).
 """
 import io
 import json

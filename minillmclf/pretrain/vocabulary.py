@@ -7,16 +7,16 @@ Here: the trainer. Not here: cutting words with the result (wordpiece.py).
 import heapq
 from collections import Counter, defaultdict
 
-from ..text.tokenizers.wordpiece import WordPieceModel
+from ..text.tokenizers.wordpiece import WordPieceModel, normalizer
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def count_words(texts):
     """How often each normalised word occurs. texts: iterable of (text, weight)."""
-    splitter, counts = WordPieceModel({"[UNK]": 0}), Counter()
+    normalise, splitter, counts = normalizer(), WordPieceModel({"[UNK]": 0}), Counter()
     for text, weight in texts:
-        for word, _ in splitter.words(text):
+        for word in splitter.words(normalise(text)):
             counts[word] += weight
     return counts
 

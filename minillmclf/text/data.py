@@ -193,8 +193,8 @@ def label_name(value, where: str) -> str:
         raise InputError(f"{where} must hold a label, found {_found(value)}: write one name, such as "
                          f'"yes" or "no"{more}, or remove the row')
     if LISTED.fullmatch(value.strip()):
-        raise InputError(f'{where} holds a list as a text, {_found(value)}: write "a|b" with --several-labels '
-                         "on, or, of zeros and ones, a column for each class with --label-column a,b,c")
+        raise InputError(f'{where} holds a list as a text, {_found(value)}: write "a|b" with --multi-label, '
+                         "or, of zeros and ones, a column for each class with --label-column a,b,c")
     return _text(value.strip(), where)
 
 

@@ -40,7 +40,7 @@ def lay_out(tokenizer, texts, markers, max_length, keep="head"):
     signs, parts = [tokenizer.ids(marker) for marker in markers], [tokenizer.ids(text) for text in texts]
     if not any(parts):
         raise InputError(f"the text {short(texts[0])} holds no token, only characters that the tokenizer drops")
-    fixed = tokenizer.overhead(False) + sum(map(len, signs))
+    fixed = tokenizer.num_special_tokens(False) + sum(map(len, signs))
     needed = fixed + sum(len(part) > 0 for part in parts)
     if needed > max_length:
         raise InputError(f"{len(texts)} texts with their markers take {needed} tokens at least, and {max_length} are "
@@ -53,4 +53,4 @@ def lay_out(tokenizer, texts, markers, max_length, keep="head"):
 
 def size(tokenizer, texts, markers):
     """Tokens of the row that `lay_out` would make if nothing were cut."""
-    return tokenizer.overhead(False) + sum(len(tokenizer.ids(text)) for text in (*markers, *texts))
+    return tokenizer.num_special_tokens(False) + sum(len(tokenizer.ids(text)) for text in (*markers, *texts))

@@ -1,5 +1,9 @@
-"""Regular expressions that a file or a flag brings. They may be wrong, and some run for ever: each
-has a time limit here."""
+"""Regular expressions that come from a file or a flag: each has a time limit.
+
+Such a pattern may be wrong, and some run for ever ("(a|aa)+$"), so compiling and searching end in
+an InputError then.
+"""
+
 import math
 import re
 import time
@@ -11,15 +15,16 @@ import regex
 from ..errors import InputError
 from ..files import short
 
-# of one search; sane patterns take less than 1e-6 a character
-MOST_SECONDS, SECONDS_A_CHARACTER = 1.0, 1e-5
-MOST_STEPS = 10**6  # a pattern's length times the repeats in it, which are written out
+# of one search; a sane pattern takes less than 1e-6 seconds per character
+MAX_SECONDS, SECONDS_PER_CHARACTER = 1.0, 1e-5
+MAX_STEPS = 10**6  # length of a pattern times the product of its repeat counts
 
 
 @dataclass
 class Clock:
-    """The time that several patterns have together, all their searches included."""
-    seconds: float = MOST_SECONDS
+    """The time that several patterns share, for all their searches together."""
+
+    seconds: float = MAX_SECONDS
 
     @contextmanager
     def running(self):
@@ -31,56 +36,47 @@ class Clock:
 
 
 class Pattern:
-    """A compiled pattern, with the calls of `re`. Each raises InputError where its time is up."""
+    """A compiled pattern, with calls named as in `re`. Each raises InputError when time is up."""
 
     def __init__(self, source, where, compiled, clock=None):
         self.source, self.where, self.compiled, self.clock = source, where, compiled, clock
 
     def fullmatch(self, text):
-        return self._bounded(self.compiled.fullmatch, text)
-
-    def match(self, text):
-        return self._bounded(self.compiled.match, text)
-
-    def search(self, text):
-        return self._bounded(self.compiled.search, text)
+        return self._limited(lambda timeout: self.compiled.fullmatch(text, timeout=timeout), text)
 
     def finditer(self, text):
         """All matches, as a list."""
-        def find(text, timeout):
-            return list(self.compiled.finditer(text, timeout=timeout))
-        return self._bounded(find, text)
-
-    def sub(self, new, text):
-        return self._bounded(lambda text, timeout: self.compiled.sub(new, text, timeout=timeout),
+        return self._limited(lambda timeout: list(self.compiled.finditer(text, timeout=timeout)),
                              text)
 
-    def _bounded(self, call, text):
+    def sub(self, new, text):
+        return self._limited(lambda timeout: self.compiled.sub(new, text, timeout=timeout), text)
+
+    def _limited(self, search, text):
+        clock = self.clock or Clock(MAX_SECONDS + SECONDS_PER_CHARACTER * len(text))
         try:
-            alone = Clock(MOST_SECONDS + SECONDS_A_CHARACTER * len(text))
-            with (self.clock or alone).running() as left:
-                return call(text, timeout=left)
+            with clock.running() as timeout:
+                return search(timeout)
         except (TimeoutError, MemoryError):
             raise InputError(f"{self.where}: the pattern {short(self.source)} takes more than a "
                              f"second on {short(text)}: write one that has no repeats in "
-                             f"repeats") from None
+                             "repeats") from None
 
 
 def compile_pattern(source, where, flags=0, clock=None):
-    """The pattern of a regular expression in the syntax of the `regex` module, or InputError.
+    """The Pattern of a regular expression in the syntax of the `regex` module, or InputError.
 
     where: what errors call the place that it stands in. flags: regex.MULTILINE and others.
-    clock: a Clock, for patterns that share its time. They are those for names of layers, so they
-    must be patterns of Python's `re` too, as for PEFT.
+    clock: a Clock, for patterns that share its time. These are patterns for layer names, which must
+    also be valid in Python's `re`, as PEFT reads them.
     """
     try:
         repeats = math.prod(max(1, int(count)) for count in re.findall(r"\{(\d{1,9})\b", source))
-        if len(source) * repeats > MOST_STEPS:
+        if len(source) * repeats > MAX_STEPS:
             raise ValueError(f"{len(source)} characters and {repeats} repeats are too many")
-        if clock is None:
-            return Pattern(source, where, regex.compile(source, flags))
-        with clock.running():
-            re.compile(source, flags)
+        with (clock or Clock()).running():
+            if clock is not None:
+                re.compile(source, flags)
             return Pattern(source, where, regex.compile(source, flags), clock)
     except (re.error, regex.error, ValueError, TypeError, OverflowError, RecursionError,
             MemoryError) as error:

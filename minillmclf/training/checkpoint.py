@@ -13,7 +13,7 @@ import torch
 
 from ..errors import InputError
 from ..files import check_fields, parse_json, short
-from ..models.weights import open_tensors, write_tensors
+from ..models.tensor_files import open_tensors, write_tensors
 
 ANEW = "remove it or choose another --out (train and folds: --overwrite starts anew)"
 

@@ -64,11 +64,11 @@ class FeatureCache:
     def close(self):
         self.vectors, self.closed = torch.cat(self.vectors), True             # (texts, D)
 
-    def __call__(self, ids, mask, types=None, read=None):
+    def __call__(self, ids, mask, types=None, read=None, layout=None):
         keys = keys_of(ids, mask, types, read)
         if self.closed and all(key in self.places for key in keys):
             return self.vectors[[self.places[key] for key in keys]].unsqueeze(1)    # (B, 1, D)
-        states = self.states(ids, mask, types, read)
+        states = self.states(ids, mask, types, read, layout)
         if not self.closed and read is not None:
             for key, vector in zip(keys, states):                            # (1, D) each
                 if key not in self.places:

@@ -43,8 +43,8 @@ class Recomputed:
     def __call__(self, *arguments):
         if not torch.is_grad_enabled():
             return self.forward(*arguments)
-        prefixed = [(a.whole, a.whole.layer) for a in arguments
-                    if isinstance(a, Rows) and hasattr(a.whole, "layer")]
+        rows = [getattr(a, "rows", a) for a in arguments if isinstance(a, Rows)]     # with their keys
+        prefixed = [(each, each.layer) for each in rows if hasattr(each, "layer")]
 
         def run(*arguments):
             for rows, layer in prefixed:         # they count layers: back to where this block began

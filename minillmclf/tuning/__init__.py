@@ -1,96 +1,145 @@
-"""Which weights learn? A recipe names a method and its numbers; `tune` carries it out on a classifier.
+"""Which weights are trained? A tuning config names a method and its numbers; `tune` carries it out.
 
   full              everything
-  head              the readout alone
-  last-N            the readout, the N highest blocks (of an encoder-decoder: of its decoder) and the norm above them
-  bitfit            biases and the readout
-  lora dora qlora   small updates of frozen matrices (lora.py); qlora: of matrices in four bits (quant.py)
-  houlsby pfeiffer  bottlenecks behind frozen layers (adapter.py)
+  head              the head alone
+  last-N            the head, the N highest blocks (of an encoder-decoder: of its decoder) and the
+                    norm above them
+  bitfit            biases and the head
+  lora dora qlora   small updates of frozen matrices (lora.py); qlora: of 4-bit matrices (quant.py)
+  houlsby pfeiffer  bottlenecks after frozen layers (bottleneck.py)
   prefix prompt     keys and values, or new words, before every text (prefix.py, prompt.py)
 
-A head always learns, as a whole: a fresh one that were frozen would stay random. Label texts have none.
+A head is always trained in full: a newly initialised one that is frozen would stay random.
+Classifiers that answer with label texts have none.
 """
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from ..errors import InputError
-from . import adapter, lora, prefix, prompt, selection
+from . import bottleneck, lora, prefix, prompt, selection
 
-# method -> what its recipe has besides "method", as the settings call it
-OPTIONS = {"full": (), "head": (), "last-N": (), "bitfit": (), "houlsby": ("size",), "pfeiffer": ("size",),
-           **dict.fromkeys(("lora", "dora"), ("rank", "alpha", "dropout", "rank_stabilised", "targets", "bias")),
-           "qlora": ("rank", "alpha", "dropout", "rank_stabilised", "targets", "bias", "quantise"),
-           "prefix": ("tokens", "projection"), "prompt": ("tokens",)}
 UPDATES, BOTTLENECKS = ("lora", "dora", "qlora"), ("houlsby", "pfeiffer")
-APART = (*UPDATES, *BOTTLENECKS, "prefix", "prompt")         # what is learned is kept apart from the base
+BESIDE_BASE = (*UPDATES, *BOTTLENECKS, "prefix", "prompt")    # saved without the base (saved.py)
+LORA = ("rank", "alpha", "dropout", "use_rslora", "targets", "bias")
 
 
-def kind_of(method, blocks):
-    """The row of OPTIONS that a method belongs to; last-3 is last-N. InputError for an unknown one. blocks: the model's."""
-    last = re.fullmatch(r"last-(\d+)", method)
-    if last and 1 <= int(last.group(1)) <= blocks:
-        return "last-N"
-    if method not in OPTIONS or method == "last-N":
-        raise InputError(f"--method {method}: known are {', '.join(OPTIONS)}, with N from 1 to the model's {blocks} blocks")
-    return method
+def attach_lora(model, config, seed):
+    method = config["method"]
+    if method == "qlora" and not any(hasattr(m, "dequantised") for m in model.modules()):
+        raise InputError("--method qlora: this model is not in four bits: build it with quantise, "
+                         "on pretrained weights")
+    numbers = [config[key] for key in ("rank", "alpha", "dropout", "use_rslora")]
+    targets = config["targets"] or list(lora.DEFAULT_TARGETS[model.config["model_type"]])
+    lora.wrap(model, targets, lora.LoraConfig(*numbers, use_dora=method == "dora"), seed=seed)
 
 
-def attach(model, recipe, seed=0):
-    """Put into a classifier what the recipe's method adds to it, in place. Fresh weights follow from the seed."""
-    r, method = recipe, recipe["method"]
-    if method in UPDATES:
-        targets = r["targets"] or list(lora.DEFAULT_TARGETS[model.config["model_type"]])
-        if method == "qlora" and not any(hasattr(module, "dequantised") for module in model.modules()):
-            raise InputError("--method qlora: this model is not in four bits: build it with quantise, on pretrained weights")
-        lora.wrap(model, targets, r["rank"], r["alpha"], r["dropout"], r["rank_stabilised"], method == "dora", seed=seed)
-    elif method in BOTTLENECKS:
-        adapter.wrap(model, method, r["size"], seed=seed)
-    elif method == "prefix":
-        prefix.attach_prefix(model, r["tokens"], r["projection"], seed=seed)
-        model.max_length = min(model.max_length, model.backbone.room or model.max_length)
-    elif method == "prompt":
-        longest = prompt.attach_prompt(model, r["tokens"], seed=seed).longest
-        model.max_length = min(model.max_length, longest or model.max_length)
+def lora_parameters(model, config):
+    return [*lora.trainable_parameters(model), *selection.trainable_biases(model, config["bias"])]
 
 
-def learning(model, method, bias="none"):
-    """The names of the parameters that learn by a method, once `attach` has put in what it adds."""
-    stack = "backbone." + model.backbone.BLOCKS                       # where the blocks are, low to high
-    blocks = len(model.get_submodule(stack))
-    kind, names = kind_of(method, blocks), [name for name, _ in model.named_parameters()]
-    learn = {name for name in names if name.startswith("head.") or kind == "full"}
-    if kind == "last-N":
-        high = [f"{stack}.{block}." for block in range(blocks - int(method[5:]), blocks)]
-        learn |= {name for name in names if name.startswith((*high, stack.removesuffix("layers") + "final_norm."))}
-    elif kind == "bitfit":
-        learn |= set(selection.bitfit(model))
-    elif kind in UPDATES:
-        learn |= {*lora.adapter_parameters(model), *selection.learning_biases(model, bias)}
-    elif kind in BOTTLENECKS:
-        learn |= set(adapter.trained_parameters(model, norms=kind == "houlsby"))
-    elif kind in ("prefix", "prompt"):
-        learn |= set({"prefix": prefix, "prompt": prompt}[kind].trained_parameters(model))
-    return learn
+def attach_bottlenecks(model, config, seed):
+    bottleneck.wrap(model, config["method"], config["size"], seed)
+
+
+def bottleneck_parameters(model, config):
+    return bottleneck.trainable_parameters(model, norms=config["method"] == "houlsby")
+
+
+def attach_prefix(model, config, seed):
+    prefix.shorten_texts(model, config["tokens"])
+    prefix.attach_prefix(model, config["tokens"], config["projection"], seed)
+
+
+def attach_prompt(model, config, seed):
+    prefix.shorten_texts(model, config["tokens"])
+    prompt.attach_prompt(model, config["tokens"], seed=seed)
+
+
+def last_blocks(model, config):
+    stack, number = blocks_of(model)
+    first = number - int(config["method"].removeprefix("last-"))
+    chosen = [f"{stack}.{block}." for block in range(first, number)]
+    chosen.append(stack.removesuffix("layers") + "final_norm.")
+    return [name for name, _ in model.named_parameters() if name.startswith(tuple(chosen))]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of tuning.
+
+    trainable(model, config) -> names of the parameters that are trained beside the head's; options:
+    the keys of its config beside "method"; attach(model, config, seed) puts in what it adds, and
+    detach(model) is the inverse.
+    """
+    trainable: Callable = lambda model, config: ()
+    options: tuple = ()
+    attach: Callable = lambda model, config, seed: None
+    detach: Callable = lambda model: None
+
+
+METHODS = {
+    "full": Method(lambda model, config: dict(model.named_parameters())),
+    "head": Method(),
+    "last-N": Method(last_blocks),
+    "bitfit": Method(lambda model, config: selection.bitfit(model)),
+    "houlsby": Method(bottleneck_parameters, ("size",), attach_bottlenecks, bottleneck.unwrap),
+    "pfeiffer": Method(bottleneck_parameters, ("size",), attach_bottlenecks, bottleneck.unwrap),
+    "lora": Method(lora_parameters, LORA, attach_lora, lora.merge),
+    "dora": Method(lora_parameters, LORA, attach_lora, lora.merge),
+    "qlora": Method(lora_parameters, (*LORA, "quantise"), attach_lora, lora.merge),
+    "prefix": Method(lambda model, config: prefix.trainable_parameters(model),
+                     ("tokens", "projection"), attach_prefix, prefix.detach_prefix),
+    "prompt": Method(lambda model, config: prompt.trainable_parameters(model),
+                     ("tokens",), attach_prompt, prompt.detach_prompt),
+}
+
+
+def blocks_of(model):
+    """(path of the stack of blocks that last-N counts, how many blocks it has)."""
+    stack = "backbone." + model.backbone.BLOCKS
+    return stack, len(model.get_submodule(stack))
+
+
+def find_method(name, model):
+    """The Method of this name; "last-3" is last-N. InputError for an unknown one."""
+    last, (_, blocks) = re.fullmatch(r"last-(\d+)", name), blocks_of(model)
+    if last and 1 <= int(last[1]) <= blocks:
+        return METHODS["last-N"]
+    if name not in METHODS or name == "last-N":
+        raise InputError(f"--method {name}: known are {', '.join(METHODS)}, with N from 1 to the "
+                         f"model's {blocks} blocks")
+    return METHODS[name]
+
+
+def trainable_names(model, method, bias="none"):
+    """The names of the parameters that a method trains, once it has attached what it adds."""
+    chosen = find_method(method, model).trainable(model, {"method": method, "bias": bias})
+    return {*chosen, *(name for name, _ in model.named_parameters() if name.startswith("head."))}
 
 
 def choose_weights(model, method, bias="none"):
-    """Set requires_grad on every parameter of a classifier -> (trainable, total) numbers of parameters."""
-    learn = learning(model, method, bias)
+    """Set requires_grad on all parameters of a classifier -> how many are (trainable, there)."""
+    trainable = trainable_names(model, method, bias)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in learn)
-    frozen = sum(module.in_features * module.out_features for module in model.modules() if hasattr(module, "quantised"))
-    return (sum(p.numel() for p in model.parameters() if p.requires_grad), sum(p.numel() for p in model.parameters()) + frozen)
+        parameter.requires_grad_(name in trainable)
+    in_four_bits = sum(module.in_features * module.out_features for module in model.modules()
+                       if hasattr(module, "quantised"))
+    return (sum(p.numel() for p in model.parameters() if p.requires_grad),
+            sum(p.numel() for p in model.parameters()) + in_four_bits)
 
 
-def tune(model, recipe, seed=0):
-    """Carry out a recipe on a classifier -> (trainable, total) numbers of parameters; `model.recipe` remembers it.
+def tune(model, config, seed=0):
+    """Carry out a tuning config on a classifier -> (trainable, total) numbers of parameters.
 
-    recipe: {"method": ..., and what OPTIONS says}. Raises InputError for an unknown method or numbers that do not fit.
+    config: {"method": ..., and the options of its Method}; `model.tuning` keeps it. New weights
+    follow from the seed. Raises InputError for an unknown method or numbers that do not fit.
     """
-    kind_of(recipe["method"], len(model.backbone.get_submodule(model.backbone.BLOCKS)))
-    attach(model, recipe, seed)
-    model.recipe = recipe
-    trainable, total = choose_weights(model, recipe["method"], recipe.get("bias", "none"))
+    find_method(config["method"], model).attach(model, config, seed)
+    model.tuning = config
+    trainable, total = choose_weights(model, config["method"], config.get("bias", "none"))
     if not trainable:
-        raise InputError(f"--method {recipe['method']}: nothing would learn: with label texts there is no head, and this "
-                         f"method leaves the rest of {type(model.backbone).__name__} as it is: choose another one")
+        raise InputError(f"--method {config['method']}: nothing would learn: with label texts "
+                         "there is no head, and this method leaves the rest of "
+                         f"{type(model.backbone).__name__} as it is: choose another one")
     return trainable, total

@@ -1,20 +1,22 @@
-"""Four bits a weight: a linear layer that takes an eighth of fp32's memory, does not learn, and lets gradients through.
+"""Four bits a weight: a frozen linear layer in an eighth of fp32's memory that passes gradients on.
 
-Quantising: cut the weights into blocks of 64, divide each block by its largest absolute value (absmax), and write down
-the nearest of 16 numbers, two to a byte. NF4 takes as its numbers quantiles of the normal distribution, for weights
-are about normal; FP4 a sign, two bits of exponent and one of fraction. An absmax costs 32/64 bits a weight; "double
-quantisation" turns it into a byte of its own: 4.127 bits in all.
+Quantising: cut the weights into blocks of 64, divide each block by its largest absolute value
+(absmax), and write down the nearest of 16 numbers, two to a byte. The 16 numbers of NF4 are
+quantiles of the normal distribution, for weights are about normal; those of FP4 have a sign, two
+bits of exponent and one of fraction. An absmax costs 32/64 bits a weight; "double quantisation"
+turns it into a byte of its own: 4.127 bits in all.
 
-`quantise` and `dequantise` are plain torch and equal bitsandbytes' CPU kernels to the bit; `Linear4bit` quantises with
-the one and computes on the kernels. Not here: 4-bit layers in files (quant_files.py), the adapters that learn beside them
-(lora.py), 8-bit layers.
-Dettmers et al. 2023, "QLoRA", sections 2 and 3; the 8-bit map: Dettmers et al. 2022, "8-bit Optimizers via Block-wise
-Quantization".
+`quantise` and `dequantise` are plain torch and equal bitsandbytes' CPU kernels to the bit;
+`Linear4bit` quantises with the one and computes on the kernels. Not here: 4-bit layers in files
+(quant_files.py), the adapters trained beside them (lora.py), 8-bit layers.
+Dettmers et al. 2023, "QLoRA", sections 2 and 3; the 8-bit map: Dettmers et al. 2022, "8-bit
+Optimizers via Block-wise Quantization".
 """
 import logging
 import re
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 
 import torch
 import torch.nn.functional as F
@@ -26,32 +28,24 @@ NESTED = 256                                     # so many absmax share one fp32
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 TINY = 1e-38                                     # stands in for the absmax of a block of zeros
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HEADS = re.compile(r"(^|\.)(head|lm_head)(\.|$)")        # what makes the answers keeps its precision
+HEADS = re.compile(r"(^|\.)(head|lm_head)(\.|$)")        # heads keep their precision
 CODES = {                                        # what each of the 16 half-bytes means
-    "nf4": torch.tensor([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-                         -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-                         0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
-                         0.7229568362236023, 1.0], device="cpu"),                # `normal_quantiles`, to 7 digits
-    "fp4": torch.tensor([0, 1 / 16, 8, 12, 4, 6, 2, 3, 0, -1 / 16, -8, -12, -4, -6, -2, -3], device="cpu") / 12,
+    "nf4": torch.tensor([  # the normal distribution's quantiles, 8 below and 8 above 0, / largest
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+        -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+        0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+        0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0], device="cpu"),
+    "fp4": torch.tensor([0, 1 / 16, 8, 12, 4, 6, 2, 3, 0, -1 / 16, -8, -12, -4, -6, -2, -3],
+                        device="cpu") / 12,
 }
 
 
-# ------------------------------------------------------------------------------------------------ by hand
-
-def normal_quantiles():
-    """NF4 from its definition -> (16,) float64: the normal distribution's quantiles, 8 from the lower end to 0 and 9
-    from 0 to the upper, 0 in common, at equal distances in probability, divided by the largest. The ends stop half a
-    step (the mean of both halves') before probabilities 0 and 1, whose quantiles are infinite."""
-    end = 1 - (1 / 32 + 1 / 30) / 2
-    above = torch.special.ndtri(torch.linspace(0.5, end, 9, dtype=torch.float64))
-    below = -torch.special.ndtri(torch.linspace(0.5, end, 8, dtype=torch.float64))
-    return torch.cat([below.flip(0), above[1:]]) / above[-1]
-
+# ----------------------------------------------------------------------------------------- by hand
 
 @cache
 def dynamic_map(device="cpu"):
-    """The 256 numbers of the 8-bit dynamic type, ascending: 2^i steps of both signs in each decade 10^(i-6), so that
-    small numbers keep their order of magnitude and large ones more digits; and 0 and 1."""
+    """The 256 numbers of the 8-bit dynamic type, ascending: 0, 1, and 2^i steps of both signs in
+    each decade 10^(i-6). So small numbers keep their magnitude, large ones more digits."""
     values = [torch.tensor([0.0, 1.0], device="cpu")]
     for i in range(7):
         edges = torch.linspace(0.1, 1, 2**i + 1, dtype=torch.float32, device="cpu")
@@ -64,9 +58,9 @@ def dynamic_map(device="cpu"):
 class Quantised:
     """A tensor in four bits a number.
 
-    packed: (n/2, 1) uint8, two numbers a byte, the first in the high half; absmax: (blocks,) fp32; shape, dtype: of
-    the tensor as it was. With double quantisation absmax is (blocks,) uint8, a place in `dynamic_map`, times
-    nested_absmax: (blocks/256,) fp32, plus offset: () fp32.
+    packed: (n/2, 1) uint8, two numbers a byte, the first in the high half; absmax: (blocks,) fp32;
+    shape, dtype: of the tensor as it was. With double quantisation absmax is (blocks,) uint8, an
+    index into `dynamic_map`, times nested_absmax: (blocks/256,) fp32, plus offset: () fp32.
     """
     packed: torch.Tensor
     absmax: torch.Tensor
@@ -84,39 +78,44 @@ def in_rows(x, size):
 
 
 def nearest(x, code):
-    """Which number of `code` is nearest to each of x -> uint8, the shape of x. On a border, the lower one."""
+    """The index of the number of `code` nearest to each of x, uint8; on a border, the lower one."""
     ascending, order = code.to(x.device).sort(stable=True)
     borders = (ascending[1:] + ascending[:-1]) / 2
     return order.to(torch.uint8)[torch.bucketize(x, borders, out_int32=True)]
 
 
 def quantise(x, kind="nf4", blocksize=64, double=True):
-    """A float tensor of any shape -> Quantised. Raises InputError for what is not known or not finite."""
+    """A float tensor of any shape -> Quantised. InputError for what is not known or not finite."""
     if kind not in CODES or blocksize not in BLOCKSIZES:
-        raise InputError(f"4-bit kind {kind!r}, blocksize {blocksize}: known are {', '.join(CODES)} with {BLOCKSIZES}")
+        raise InputError(f"4-bit kind {kind!r}, blocksize {blocksize}: known are "
+                         f"{', '.join(CODES)} with {BLOCKSIZES}")
     if x.dtype not in FLOATS.values() or x.numel() == 0 or not x.isfinite().all():
-        raise InputError(f"a {x.dtype} tensor {tuple(x.shape)} cannot be quantised: finite numbers are expected, at "
-                         f"least one, in {', '.join(FLOATS)}")
+        raise InputError(f"a {x.dtype} tensor {tuple(x.shape)} cannot be quantised: finite numbers "
+                         f"are expected, at least one, in {', '.join(FLOATS)}")
     rows = in_rows(x.detach().flatten().float(), blocksize)             # (blocks, blocksize)
     absmax = rows.abs().amax(1)                                         # (blocks,)
     scaled = rows * (1 / absmax.clamp(min=TINY))[:, None]               # in [-1, 1]
-    if x.numel() % blocksize:                    # bitsandbytes *divides* in a block that is not full: another last bit
+    if x.numel() % blocksize:                   # in the last block bitsandbytes divides: other bits
         absmax[-1] = absmax[-1].clamp(min=TINY)
         scaled[-1] = rows[-1] / absmax[-1]
-    codes = nearest(scaled, CODES[kind]).flatten()[:x.numel() + x.numel() % 2]       # an odd end is filled up with 0.0
+    even = x.numel() + x.numel() % 2                                    # filled up with a 0.0
+    codes = nearest(scaled, CODES[kind]).flatten()[:even]
     packed = (codes[::2] << 4 | codes[1::2])[:, None]                   # (n/2, 1)
     statistics = quantise_absmax(absmax) if double else (absmax,)
-    return Quantised(packed, statistics[0], kind, blocksize, tuple(x.shape), x.dtype, *statistics[1:])
+    return Quantised(packed, statistics[0], kind, blocksize, tuple(x.shape), x.dtype,
+                     *statistics[1:])
 
 
 def quantise_absmax(absmax):
-    """(blocks,) fp32 -> bytes (blocks,), nested_absmax (blocks/256,), offset (). All absmax are above 0: without their
-    mean, the offset, half of the map's 256 numbers would never be used."""
+    """(blocks,) fp32 -> bytes (blocks,), nested_absmax (blocks/256,), offset ().
+
+    All absmax are above 0: without their mean, the offset, half of the map would never be used.
+    """
     offset = absmax.mean()
     rows = in_rows(absmax - offset, NESTED)                             # (blocks/256, 256)
     nested = rows.abs().amax(1)
-    scaled = (rows * (1 / nested)[:, None]).nan_to_num(nan=-1.0).clamp(-1, 1)     # all equal: 0 * inf; any code will do
-    # The CPU kernel looks the nearest number up on a grid of 2^16 steps. That takes the neighbour once in 600 times.
+    scaled = (rows * (1 / nested)[:, None]).nan_to_num(nan=-1.0).clamp(-1, 1)      # NaN: all equal
+    # The CPU kernel looks numbers up in a table of 2^16 steps, which errs once in 600 times.
     steps = ((scaled + 1) * 0.5 * 65535 + 0.5).int()
     codes = nearest(steps.float() * 2 / 65535 - 1, dynamic_map())
     return codes.flatten()[:len(absmax)], nested, offset
@@ -127,57 +126,61 @@ def dequantise(q, dtype=None):
     absmax = q.absmax
     if q.offset is not None:
         scale = q.nested_absmax.repeat_interleave(NESTED)[:len(absmax)]
-        absmax = dynamic_map(scale.device)[absmax.int()] * scale + q.offset              # (blocks,)
-    codes = torch.cat([q.packed >> 4, q.packed & 15], 1).flatten()                            # (n,) or one more
-    values = CODES[q.kind].to(codes.device)[codes.int()] * absmax.repeat_interleave(q.blocksize)[:len(codes)]
+        absmax = dynamic_map(scale.device)[absmax.int()] * scale + q.offset          # (blocks,)
+    codes = torch.cat([q.packed >> 4, q.packed & 15], 1).flatten()               # (n,) or one more
+    absmax = absmax.repeat_interleave(q.blocksize)[:len(codes)]
+    values = CODES[q.kind].to(codes.device)[codes.int()] * absmax
     return values[:torch.Size(q.shape).numel()].view(q.shape).to(dtype or q.dtype)
 
 
 def bits_per_parameter(blocksize=64, double=True):
-    """What a weight costs: 4 bits and its share of the absmax. 4.5, or 4.127 with double quantisation."""
+    """What a weight costs: 4 bits and its share of the absmax. 4.5, or 4.127 doubly quantised."""
     return 4 + (8 / blocksize + 32 / (blocksize * NESTED) if double else 32 / blocksize)
 
 
-# ------------------------------------------------------------------------------------------------ on the kernels
+# --------------------------------------------------------------------------------- on the kernels
 
 def kernels():
     """bitsandbytes' functions. Imported when first used: that takes seconds."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)      # it warns of a kernel not used here
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)   # of unused kernels
     try:
-        from bitsandbytes import functional
+        return import_module("bitsandbytes.functional")
     except ImportError as error:
         raise InputError(f"4-bit layers compute with bitsandbytes, which is not there ({error}): "
                          f"pip install 'bitsandbytes>=0.50'") from None
-    return functional
 
 
 def fast_dequantise(q, dtype):
-    """What `dequantise` computes, by bitsandbytes' kernel, on the device where the weights are."""
+    """What `dequantise` computes, by bitsandbytes' kernel, on the device of the weights."""
     bnb, nested = kernels(), None
     if q.offset is not None:
         code = dynamic_map(q.absmax.device)
         nested = bnb.QuantState(q.nested_absmax, code=code, blocksize=NESTED, dtype=torch.float32)
-    # Read as one long row of an even length. Where a matrix' width is no multiple of the blocksize, the AVX-512 kernel
-    # of 0.50.2 takes the absmax of other blocks and says nothing: at width 96 the error is 0.28 instead of 0.09. And
-    # odd lengths take another, slow way in there.
+    # Read as one long row of an even length. Where a matrix' width is no multiple of the blocksize,
+    # the AVX-512 kernel of 0.50.2 takes the absmax of other blocks without a warning: at width 96
+    # the error is 0.28 instead of 0.09. And odd lengths take another, slow way in there.
     row = torch.Size([2 * len(q.packed)])
     state = bnb.QuantState(q.absmax, row, None, q.blocksize, q.kind, dtype, q.offset, nested)
-    return bnb.dequantize_4bit(q.packed, state).flatten()[:torch.Size(q.shape).numel()].view(q.shape)
+    values = bnb.dequantize_4bit(q.packed, state).flatten()
+    return values[:torch.Size(q.shape).numel()].view(q.shape)
 
 
 class FrozenLinear(torch.autograd.Function):
-    """x W^T + b with gradients for x and b. W is made from its four bits in both directions and kept in neither:
-    what stays in memory between them is the packed weight."""
+    """x W^T + b with gradients for x and b. W is made from its four bits in both directions and
+    kept in neither: only the packed weight stays in memory between them."""
 
     @staticmethod
     def forward(ctx, x, bias, q):
         ctx.q = q
-        return F.linear(x, fast_dequantise(q, x.dtype), bias)           # (..., out)
+        return F.linear(x, fast_dequantise(q, x.dtype), bias)                          # (..., out)
 
     @staticmethod
     def backward(ctx, grad):
-        for_x = grad @ fast_dequantise(ctx.q, grad.dtype) if ctx.needs_input_grad[0] else None            # (..., in)
-        for_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.needs_input_grad[1] else None           # (out,)
+        for_x = for_bias = None
+        if ctx.needs_input_grad[0]:
+            for_x = grad @ fast_dequantise(ctx.q, grad.dtype)                           # (..., in)
+        if ctx.needs_input_grad[1]:
+            for_bias = grad.reshape(-1, grad.shape[-1]).sum(0)                             # (out,)
         return for_x, for_bias, None
 
 
@@ -187,7 +190,7 @@ def name_of(dtype):
 
 
 class Linear4bit(nn.Module):
-    """A linear layer whose weight is Quantised (out, in) and frozen; its bias is an ordinary parameter or None.
+    """A linear layer with a frozen Quantised weight (out, in); its bias is a parameter or None.
 
     Its buffers are `weight` (the packed bytes), `absmax`, `nested_absmax`, `offset`.
     """
@@ -199,7 +202,8 @@ class Linear4bit(nn.Module):
         for name in ("absmax", "nested_absmax", "offset"):
             self.register_buffer(name, getattr(q, name))
         self.register_buffer("weight", q.packed)
-        self.register_parameter("bias", bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias))
+        is_parameter = bias is None or isinstance(bias, nn.Parameter)
+        self.register_parameter("bias", bias if is_parameter else nn.Parameter(bias))
 
     @classmethod
     def from_linear(cls, weight, bias=None, kind="nf4", double=True):
@@ -208,35 +212,31 @@ class Linear4bit(nn.Module):
 
     @property
     def quantised(self):
-        return Quantised(self.weight, self.absmax, self.kind, self.blocksize, self.shape, self.dtype,
-                         self.nested_absmax, self.offset)
+        return Quantised(self.weight, self.absmax, self.kind, self.blocksize, self.shape,
+                         self.dtype, self.nested_absmax, self.offset)
 
     def dequantised(self):
         """The weight (out, in), in the dtype that it had before."""
         return dequantise(self.quantised)
 
-    def prepare(self, x):
-        """x and the bias in the dtype to compute in. float16 is refused: a fifth of QLoRA's 7B runs failed in it."""
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        if dtype not in (torch.float32, torch.bfloat16):
-            raise InputError(f"a 4-bit layer computes in float32 or bfloat16, not in {name_of(dtype)}")
-        if x.shape[-1] != self.in_features:
-            raise InputError(f"this 4-bit layer reads vectors of {self.in_features} numbers, not of {x.shape[-1]}")
-        return x.to(dtype), None if self.bias is None else self.bias.to(dtype)
-
     def forward(self, x):
-        """(..., in) float32 or bfloat16 -> (..., out)."""
-        return FrozenLinear.apply(*self.prepare(x), self.quantised)
-
-    def forward_by_hand(self, x):
-        """What `forward` computes, in plain torch, without bitsandbytes."""
-        x, bias = self.prepare(x)
-        return F.linear(x, dequantise(self.quantised, x.dtype), bias)
+        """(..., in) -> (..., out), in float32 or bfloat16: a fifth of QLoRA's 7B runs failed in
+        float16."""
+        device = x.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+        if dtype not in (torch.float32, torch.bfloat16):
+            raise InputError("a 4-bit layer computes in float32 or bfloat16, not in "
+                             f"{name_of(dtype)}")
+        if x.shape[-1] != self.in_features:
+            raise InputError(f"this 4-bit layer reads vectors of {self.in_features} numbers, not "
+                             f"of {x.shape[-1]}")
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return FrozenLinear.apply(x.to(dtype), bias, self.quantised)
 
     def _apply(self, fn, recurse=True):
-        """model.to(device) moves everything; model.to(dtype) is for the bias alone: statistics rounded to bfloat16
-        would be another weight."""
+        """model.to(device) moves everything; model.to(dtype) changes the bias alone: statistics
+        rounded to bfloat16 would be another weight."""
         kept = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         device = self.weight.device
@@ -245,64 +245,66 @@ class Linear4bit(nn.Module):
         return self
 
     def extra_repr(self):
-        return f"{self.in_features} -> {self.out_features}, bias={self.bias is not None}, {self.kind}"
+        bias = self.bias is not None
+        return f"{self.in_features} -> {self.out_features}, bias={bias}, {self.kind}"
 
 
-# ------------------------------------------------------------------------------------------------ in models
+def plain_linear(layer, weight):
+    """A frozen nn.Linear with this weight and the bias of a 4-bit layer, to replace it."""
+    plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    plain.weight, plain.bias = nn.Parameter(weight, requires_grad=False), layer.bias
+    return plain.train(layer.training)
+
+
+# --------------------------------------------------------------------------------------- in models
 
 class Quantiser:
-    """Puts the tensors of a file into a model, one by one, the weights of its chosen linear layers in four bits.
+    """Puts a file's tensors into a model, the weights of its chosen linear layers in four bits.
 
-    A loader calls `quantiser(model, path, tensor)` for each tensor as it has read it. Of a model that was built on the
-    "meta" device, no more than one layer then ever exists in full. chosen: a regex on the paths of linear layers, or
-    a function path -> bool. Heads are never chosen, and only linear layers are: the rest keeps its precision.
+    A loader calls `quantiser(model, path, tensor)` for each tensor as it reads it. Of a model on
+    the "meta" device, no more than one layer then ever exists in full. chosen(path) -> bool, for
+    the path of a linear layer; heads and all other modules keep their precision.
     """
 
-    def __init__(self, chosen="", kind="nf4", double=True):
-        self.pattern, self.chosen = chosen, chosen if callable(chosen) else re.compile(chosen).search
-        self.kind, self.double, self.replaced = kind, double, []
+    def __init__(self, chosen=lambda path: True, kind="nf4"):
+        self.chosen, self.kind, self.replaced = chosen, kind, []
 
     def takes(self, path, module):
-        return isinstance(module, nn.Linear) and not HEADS.search(path) and bool(self.chosen(path))
+        return isinstance(module, nn.Linear) and not HEADS.search(path) and self.chosen(path)
 
     def __call__(self, model, path, tensor):
         owner, leaf = path.rpartition(".")[::2]
         module = model.get_submodule(owner)
         if leaf == "weight" and self.takes(owner, module):
-            small = Linear4bit.from_linear(tensor, module.bias, self.kind, self.double)
+            small = Linear4bit.from_linear(tensor, module.bias, self.kind)
             model.set_submodule(owner, small.train(module.training))
             self.replaced.append(owner)
         else:
             setattr(module, leaf, nn.Parameter(tensor))
 
     def report(self, model):
-        """-> (paths in four bits, paths of all else that has weights), to be shown. InputError if nothing was chosen: a
-        model thought small would be as large as before."""
+        """-> (paths in four bits, paths of all else with weights). InputError if nothing was
+        chosen: the model would be as large as before."""
         others = [path for path, module in model.named_modules()
                   if not isinstance(module, Linear4bit) and list(module.parameters(recurse=False))]
         if not self.replaced:
-            raise InputError(f"no linear layer outside the heads fits {self.pattern!r}; "
-                             f"among the others are {', '.join(others[:9])}")
+            raise InputError("no linear layer outside the heads was chosen for four bits; among "
+                             f"the others are {', '.join(others[:9])}")
         return self.replaced, others
 
 
-def quantise_linears(model, chosen="", kind="nf4", double=True):
-    """Put the chosen linear layers of a filled model into four bits, one at a time -> (paths replaced, paths skipped).
-
-    chosen: as for Quantiser. Raises InputError if there is none.
-    """
-    quantiser = Quantiser(chosen, kind, double)
-    for path in [path for path, module in model.named_modules() if quantiser.takes(path, module)]:
+def quantise_linears(model, chosen=lambda path: True, kind="nf4"):
+    """Put the chosen linear layers of a filled model into four bits -> as Quantiser.report."""
+    quantiser = Quantiser(chosen, kind)
+    paths = [path for path, module in model.named_modules() if quantiser.takes(path, module)]
+    for path in paths:
         quantiser(model, path + ".weight", model.get_submodule(path).weight.detach())
     return quantiser.report(model)
 
 
 @torch.no_grad()
 def dequantise_linears(model):
-    """Put every 4-bit layer of a model back into full precision -> the paths. The numbers stay those of the four bits."""
-    layers = {path: module for path, module in model.named_modules() if isinstance(module, Linear4bit)}
-    for path, layer in layers.items():
-        plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta").train(layer.training)
-        plain.weight, plain.bias = nn.Parameter(layer.dequantised(), requires_grad=False), layer.bias
-        model.set_submodule(path, plain)
-    return list(layers)
+    """Put all 4-bit layers of a model into full precision; the numbers stay those of four bits."""
+    layers = [(path, m) for path, m in model.named_modules() if isinstance(m, Linear4bit)]
+    for path, layer in layers:
+        model.set_submodule(path, plain_linear(layer, layer.dequantised()))

@@ -1,8 +1,9 @@
-"""A tuned classifier on disk, where only what was learned is kept: OUT/tuned.json and OUT/adapter/.
+"""A tuned classifier on disk, where only what was trained is kept: OUT/tuned.json and OUT/adapter/.
 
-tuned.json says which base, in what precision, which recipe, which classes. adapter/ holds what was learned: LoRA, DoRA,
-prefix and prompt as PEFT lays them out (peft_format.py); bottlenecks, which PEFT does not know, under our own names.
-The base is looked at again when such a folder is loaded: on another base an adapter gives other answers, and says nothing.
+tuned.json says which base, in what precision, which tuning config ("recipe"), which classes.
+adapter/ holds what was trained: LoRA, DoRA, prefix and prompt as PEFT lays them out (peft/);
+bottlenecks, which PEFT does not know, under our own names. The base's files are compared when such
+a folder is loaded: on another base an adapter gives other answers, without an error.
 """
 import hashlib
 import json
@@ -15,21 +16,26 @@ import torch
 from ..errors import InputError
 from ..files import CHECKPOINTS, NEW, check_fields, find_model, read_json, short, write_text
 from ..models.config import ignoring
-from ..models.weights import Checkpoint, write_tensors
+from ..models.tensor_files import write_tensors
+from ..models.weights import Checkpoint
 from ..text.tokenizers.files import READERS
-from . import APART, BOTTLENECKS, UPDATES, adapter, attach, choose_weights, lora, peft_format
-from .peft_config import is_whole
-from .peft_model import told
+from . import BESIDE_BASE, BOTTLENECKS, METHODS, UPDATES, choose_weights, lora, peft
+from . import trainable_names
+from .peft.config import is_count
+from .peft.files import read_floats
+from .peft.model import raise_faults
 from .quant import CODES, dequantise_linears
 
 TUNED, ADAPTER = "tuned.json", "adapter"
-# of a tokenizer
-COMPANIONS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-SAMPLE = 2**20  # bytes that an earlier fingerprint had looked at, at both ends of a file of weights
+TENSORS = Path(ADAPTER) / peft.TENSORS
+OF_TOKENIZERS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json",
+                 "added_tokens.json")
+SAMPLE = 2**20                                      # bytes that are read at a time
+RENAMED = {"rank_stabilised": "use_rslora"}         # keys of earlier versions' tuning configs
 
 
 def is_object(value):
-    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    return isinstance(value, dict)
 
 
 def is_word(value):
@@ -40,26 +46,26 @@ def is_names(value):
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-def is_recipe(value):
-    return is_object(value) and value.get("method") in [*APART] and is_names(value.get("saved",
-                                                                                       [])) \
-        and value.get("bias", "none") in ("none", "all", "lora_only") \
-        and (value["method"] not in BOTTLENECKS or is_whole(value.get("size")))
+def is_tuning(value):
+    return (is_object(value) and value.get("method") in [*BESIDE_BASE]
+            and is_names(value.get("saved", []))
+            and value.get("bias", "none") in ("none", "all", "lora_only")
+            and (value["method"] not in BOTTLENECKS or is_count(value.get("size"))))
 
 
 def or_none(test):
     return lambda value: value is None or test(value)
 
 
-# what files say of a classifier: {key: (test, what it should be)}; details are checked in use
+# what files say of a classifier: key -> (test, what it should be); details are checked in use
+OBJECT = (or_none(is_object), "an object")
 SETTINGS = {
     "labels?": (is_names, "a list of names"), "pool?": (or_none(is_word), "a word"),
-    "keep?": (is_word, "a word"), "max_length?": (or_none(is_whole), "a whole number from 1"),
+    "keep?": (is_word, "a word"), "max_length?": (or_none(is_count), "a whole number from 1"),
     "thresholds?": (or_none(lambda v: isinstance(v, list)), "a list of numbers"),
-    **dict.fromkeys(("readout?", "windows?", "calibration?", "preference?"),
-                    (or_none(is_object), "an object"))}
+    "readout?": OBJECT, "windows?": OBJECT, "calibration?": OBJECT, "preference?": OBJECT}
 RECORD = SETTINGS | {
-    "labels": SETTINGS["labels?"], "recipe": (is_recipe, "a method and its numbers"),
+    "labels": SETTINGS["labels?"], "recipe": (is_tuning, "a method and its numbers"),
     "base": (lambda v: isinstance(v, str) and v, "a folder's name"),
     "base_path?": (lambda v: isinstance(v, str), "a path"),
     "fingerprint": (lambda v: isinstance(v, str) or is_object(v), "an object of sums"),
@@ -69,20 +75,19 @@ RECORD = SETTINGS | {
 # ---------------------------------------------------------------------------------------- the base
 
 def sums(folder):
-    """{name of a file: sha256 of all that is in it}, of what a model's answers follow from:
-    configuration, weights, tokenizer."""
+    """{name of a file: sha256 of its content} of configuration, weights and tokenizer."""
     folder = Path(folder)
     tokenizer = [name for name in READERS if (folder / name).exists()][:1]
     names = {"config.json", *(path.name for path in Checkpoint(folder).files.values()), *tokenizer,
-             *(name for name in COMPANIONS if (folder / name).exists())}
-
-    def digest(path):
-        found = hashlib.sha256()
-        with open(path, "rb") as file:
+             *(name for name in OF_TOKENIZERS if (folder / name).exists())}
+    found = {}
+    for name in sorted(names):
+        digest = hashlib.sha256()
+        with open(folder / name, "rb") as file:
             while block := file.read(SAMPLE):
-                found.update(block)
-        return found.hexdigest()
-    return {name: digest(folder / name) for name in sorted(names)}
+                digest.update(block)
+        found[name] = digest.hexdigest()
+    return found
 
 
 def fingerprint(folder):
@@ -91,8 +96,10 @@ def fingerprint(folder):
 
 
 def changed(folder, kept):
-    """The names of the files of a base that are not as they were. kept: `sums` of then, or the text
-    of earlier versions."""
+    """The names of a base's files that differ from what they were.
+
+    kept: `sums` of then, or the text of earlier versions, of config.json and both ends of weights.
+    """
     if isinstance(kept, dict):
         found = sums(folder)
         return [name for name in sorted({*found, *kept}) if found.get(name) != kept.get(name)]
@@ -106,11 +113,11 @@ def changed(folder, kept):
     return [] if digest.hexdigest() == kept else ["config.json or weights"]
 
 
-def place_of(base, folder):
-    """How tuned.json names its base: a shipped one by its name; one that lies near, below the
-    folder of the runs' folder, from the run on, so that both may be moved; else in full."""
+def base_record(base, folder):
+    """How tuned.json names its base: a shipped one by its name; one below the parent of the runs'
+    folder relative to the run, so that both may be moved; else in full."""
     base, folder = Path(base).resolve(), Path(folder).resolve()
-    folder = Path(*(part for part in folder.parts if part != NEW))         # a run that is moved when it is whole
+    folder = Path(*(part for part in folder.parts if part != NEW))  # a run that is moved at its end
     near = next(path for path in (*folder.parents[1::-1], folder) if path != path.parent)
     if base.parent == CHECKPOINTS:
         return {"base": base.name}
@@ -119,15 +126,15 @@ def place_of(base, folder):
     return {"base": there, "base_path": str(base)}
 
 
-def find_base(names, folder, asked=None):
+def find_base(names, folder, given=None):
     """The folder of an adapter's base, as find_model takes it.
 
-    asked: where it lies now; else the first that is there of `names`, each a shipped name, or a
-    path from the adapter's folder or from where we are.
+    given: where it is now; else the first that exists of `names`, each a shipped name, or a path
+    from the adapter's folder or from the working directory.
     """
-    if asked is not None:
-        find_model(asked)
-        return str(asked)
+    if given is not None:
+        find_model(given)
+        return str(given)
     for name in filter(None, names):
         try:
             if Path(name).name == name and (CHECKPOINTS / name).is_dir():
@@ -135,7 +142,7 @@ def find_base(names, folder, asked=None):
             for path in ((Path(folder) / name).resolve(), Path(name)):
                 if path.is_dir():
                     return str(path)
-        except (OSError, ValueError, RuntimeError):      # too long for a path; a loop of links
+        except (OSError, ValueError, RuntimeError):         # too long for a path; a loop of links
             pass
     name, fetch = names[0], ""
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
@@ -145,13 +152,12 @@ def find_base(names, folder, asked=None):
 
 
 def base_of(folder):
-    """The folder of the base of a tuned run or of an adapter; None for a folder that holds a whole
-    model."""
+    """The folder of the base of a tuned run or an adapter; None for a complete model's folder."""
     if (folder / TUNED).exists():
         record = check_fields(read_json(folder / TUNED), RECORD, folder / TUNED)
         return find_base([record["base"], record.get("base_path")], folder)
-    if (folder / peft_format.CONFIG).exists():
-        config = read_json(folder / peft_format.CONFIG)
+    if (folder / peft.CONFIG).exists():
+        config = read_json(folder / peft.CONFIG)
         return find_base([str(config.get("base_model_name_or_path"))], folder)
     return None
 
@@ -159,71 +165,57 @@ def base_of(folder):
 # --------------------------------------------------------------------------------- our own folders
 
 def save_tuned(model, folder):
-    """Write what a classifier has learned beside its base; the folder has no base in it."""
-    folder, base, recipe = Path(folder), find_model(model.base), model.recipe
-    if recipe["method"] in BOTTLENECKS:
-        tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if name in learned(model)}
-        write_tensors(folder / ADAPTER / peft_format.TENSORS, tensors, {"format": "pt"})
+    """Write what was trained of a classifier; the folder has no base in it."""
+    folder, base, tuning = Path(folder), find_model(model.base), model.tuning
+    if tuning["method"] in BOTTLENECKS:
+        names = trainable_names(model, tuning["method"])
+        tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()
+                   if name in names}
+        write_tensors(folder / TENSORS, tensors, {"format": "pt"})
     else:
-        more = {key: recipe[key] for key in ("bias", "saved") if key in recipe}
-        layers = (layer for layer in model.modules() if isinstance(layer, lora.LoraLinear))
-        active = {layer.active for layer in layers} - {None}
-        peft_format.write_adapter(folder / ADAPTER, model, {"base": str(base.resolve()), **more},
-                                  *active or ["default"])
-    record = {**place_of(base, folder), "fingerprint": sums(base), "quantise": model.quantise,
-              "recipe": recipe, "labels": model.labels, **model.settings()}
+        peft.write_adapter(folder / ADAPTER, model, str(base.resolve()),
+                           tuning.get("bias", "none"), tuning.get("saved", []))
+    record = {**base_record(base, folder), "fingerprint": sums(base), "quantise": model.quantise,
+              "recipe": tuning, "labels": model.labels, **model.settings()}
     write_text(folder / TUNED, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-
-
-def learned(model):
-    """The names of what a bottleneck recipe has trained."""
-    return {*adapter.trained_parameters(model, norms=model.recipe["method"] == "houlsby"),
-            *(name for name, _ in model.named_parameters() if name.startswith("head."))}
 
 
 def load_tuned(folder, build, base=None):
     """The classifier of a folder that `save_tuned` wrote, in eval mode.
 
-    build: Classifier.from_backbone; base: where its base lies now, if not where tuned.json says.
+    build: Classifier.from_backbone; base: where its base is now, if not where tuned.json says.
     """
     folder, where = Path(folder), Path(folder) / TUNED
     record = check_fields(read_json(where), RECORD, where)
-    recipe = record["recipe"]
+    tuning = {RENAMED.get(key, key): value for key, value in record["recipe"].items()}
+    method = tuning["method"]
     base = find_base([record["base"], record.get("base_path")], folder, base)
     differing = changed(find_model(base), record["fingerprint"])
     if differing:
         raise InputError(f"{where}: the base {short(base, 200)} has changed since this was trained "
                          f"on it ({short(differing, 200)[1:-1]}): bring back the files that it "
-                         f"had, name "
-                         f"them with --base FOLDER, or train again")
-    tensors = folder / ADAPTER / peft_format.TENSORS
-    if recipe["method"] in BOTTLENECKS:
-        adapter_record, numbers = {}, peft_format.read_floats(tensors)
+                         "had, name them with --base FOLDER, or train again")
+    if method in BOTTLENECKS:
+        tensors = read_bottlenecks(folder / TENSORS, tuning["size"])
     else:
-        adapter_record, numbers = peft_format.read_adapter(folder / ADAPTER)
-    if adapter_record and adapter_record["method"] != recipe["method"].replace("qlora", "lora"):
-        raise InputError(f"{where}: tells of {recipe['method']}, but {ADAPTER}/ holds "
-                         f"{adapter_record['method']}: save the run again")
+        adapter, tensors = peft.read_adapter(folder / ADAPTER)
+        found = peft.method_of(adapter)
+        if found != method.replace("qlora", "lora"):
+            raise InputError(f"{where}: tells of {method}, but {ADAPTER}/ holds {found}: save the "
+                             "run again")
     model = build_as(build, base, record["labels"], record, where, quantise=record["quantise"])
-    if adapter_record:
-        peft_format.apply_adapter(model, adapter_record, numbers)
-        model.recipe = {**model.recipe, **recipe}
+    if method in BOTTLENECKS:
+        METHODS[method].attach(model, tuning, seed=0)
+        fill_bottlenecks(model, method, tensors, folder / TENSORS)
+        model.tuning = tuning
     else:
-        model.recipe = recipe
-        sizes = {t.shape[0] for name, t in numbers.items() if name.endswith(".down.weight")
-                 and t.dim() == 2}
-        if sizes != {recipe["size"]}:  # looked at before anything of that size is built
-            raise InputError(f"{tensors}: holds bottlenecks of width "
-                             f"{short(sorted(sizes))[1:-1] or 'none'}, {TUNED} says "
-                             f"{recipe['size']}: save the run again")
-        attach(model, recipe)
-        fill_learned(model, numbers, tensors)
-        choose_weights(model, recipe["method"])
+        peft.apply_adapter(model, adapter, tensors)
+        model.tuning |= tuning
     return model.eval()
 
 
 def build_as(build, base, labels, settings, where, **more):
-    """A classifier with what Classifier.settings says of it, as it stands in a file (`where`)."""
+    """A classifier as `settings` describe it, those of Classifier.settings, read from `where`."""
     try:
         with ignoring(settings.get("ignored") or []):
             model = build(base, labels, pool=settings.get("pool") or "family",
@@ -238,43 +230,61 @@ def build_as(build, base, labels, settings, where, **more):
     return model.read_as(settings.get("reading"), f"{where}: reading")
 
 
-def fill_learned(model, tensors, path):
-    """Fill in bottlenecks and head from the tensors of a file under our own names; InputError
-    unless it has exactly those."""
-    parameters, expected = dict(model.named_parameters()), learned(model)
-    faults = [f"{name} is missing" for name in sorted(expected - set(tensors))]
-    faults += [f"{short(name, 200)} is not expected" for name in sorted(set(tensors) - expected)]
-    faults += [f"{name} is {tuple(tensors[name].shape)}, should be {tuple(parameters[name].shape)}"
-               for name in sorted(expected & set(tensors)) if tensors[name].shape != parameters[name].shape]
-    told(path, faults)
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            parameters[name].copy_(tensor)
+def read_bottlenecks(path, size):
+    """The tensors of bottlenecks and head. The width is checked before anything of it is built."""
+    tensors = read_floats(path)
+    sizes = {len(tensor) for name, tensor in tensors.items()
+             if name.endswith(".down.weight") and tensor.dim() == 2}
+    if sizes != {size}:
+        raise InputError(f"{path}: holds bottlenecks of width "
+                         f"{short(sorted(sizes))[1:-1] or 'none'}, {TUNED} says {size}: save the "
+                         "run again")
+    return tensors
+
+
+@torch.no_grad()
+def fill_bottlenecks(model, method, tensors, path):
+    """Fill in bottlenecks and head; InputError unless the file has exactly their tensors."""
+    names = trainable_names(model, method)
+    parameters = {name: p for name, p in model.named_parameters() if name in names}
+    found, expected = ({name: tuple(t.shape) for name, t in each.items()}
+                       for each in (tensors, parameters))
+    raise_faults(path, [f"{short(name, 200)} is {found.get(name, 'missing')}, should be "
+                        f"{expected.get(name, 'missing')}" for name in sorted({*found, *expected})
+                        if found.get(name) != expected.get(name)])
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
+    choose_weights(model, method)
 
 
 # --------------------------------------------------------------------------------- folders of PEFT
 
 def load_peft(folder, build, base=None):
-    """A classifier from an adapter folder of PEFT. base: where its base lies now, if not where the
-    adapter says."""
-    record, tensors = peft_format.read_adapter(folder)
-    if not (base or record["base"]):
+    """A classifier from an adapter folder of PEFT.
+
+    build: Classifier.from_backbone; base: where its base is now, if not where the adapter says.
+    """
+    record, tensors = peft.read_adapter(folder)
+    if not (base or record["base_model_name_or_path"]):
         raise InputError(f"{folder}: the adapter does not say which base it was trained on: name "
-                         f"it with --base FOLDER")
-    base, where = find_base([record["base"]], folder, base), Path(folder) / peft_format.OURS
+                         "it with --base FOLDER")
+    base = find_base([record["base_model_name_or_path"]], folder, base)
+    where = Path(folder) / peft.OURS
     own = check_fields(read_json(where), SETTINGS, where) if where.exists() else {}
-    model = build_as(build, base, own.get("labels") or guess_labels(tensors, folder, base), own,
-                     where)
-    peft_format.apply_adapter(model, record, tensors)
+    labels = own.get("labels") or guess_labels(tensors, folder, base)
+    model = build_as(build, base, labels, own, where)
+    peft.apply_adapter(model, record, tensors)
     return model.eval()
 
 
 def guess_labels(tensors, folder, base):
     """The names of the base's classes, if they are as many as the last layer of the head has rows;
     else LABEL_0, LABEL_1, ..."""
-    last = [t for name, t in tensors.items() if name.rpartition(".weight")[0].split(".")[-1] in ("classifier", "score", "out_proj")]
+    last = [t for name, t in tensors.items() if re.fullmatch(
+        r"(.*\.)?(classifier|score|out_proj)\.weight", name, re.S)]
     if len(last) != 1 or not last[0].dim():
-        raise InputError(f"{folder}: no classification head in this adapter: it was saved without one, train it again")
+        raise InputError(f"{folder}: no classification head in this adapter: it was saved without "
+                         "one, train it again")
     names = read_json(find_model(base) / "config.json").get("id2label")
     names = [names.get(str(i)) for i in range(len(names))] if isinstance(names, dict) else []
     fits = len(names) == len(last[0]) == len({*map(str, names)}) and is_names(names)
@@ -284,18 +294,18 @@ def guess_labels(tensors, folder, base):
 # ----------------------------------------------------------------------------------------- merging
 
 def merge_tuned(model, dequantise=False):
-    """Add what LoRA or DoRA has learned to the base's matrices: a plain classifier, with the same answers, in place.
+    """Add what LoRA or DoRA has learned to the base's matrices, in place -> a plain classifier.
 
     dequantise: a 4-bit base becomes one in full precision, all of it; else such a base is refused.
     """
-    method = (model.recipe or {}).get("method", "full")
+    method = (model.tuning or {}).get("method", "full")
     if method not in UPDATES:
-        why = f"what {method} has learned is no change of matrices" if method in APART else \
+        why = f"what {method} has learned is no change of matrices" if method in BESIDE_BASE else \
             "this is a whole model already"
-        raise InputError(f"only lora, dora and qlora can be merged, and {why}: use the folder "
-                         f"as it is")
+        raise InputError(f"only lora, dora and qlora can be merged, and {why}: use the folder as "
+                         "it is")
     lora.merge(model, dequantise)
     if dequantise:
         dequantise_linears(model)
-    model.recipe = None
+    model.tuning = None
     return model

@@ -1,6 +1,7 @@
-"""Which linear layers, and which biases, does a method mean? Paths are chosen by name, and a name that means none is an error.
+"""Linear layers and biases, chosen by name; a name that matches nothing is an error.
 
-Here too: BitFit (Ben Zaken et al. 2022), in which biases alone learn. Not here: what is put around a layer (lora.py, adapter.py).
+Here too: BitFit (Ben Zaken et al. 2022), which trains biases alone. Not here: what is put around a
+layer (lora.py, bottleneck.py).
 """
 import re
 
@@ -16,13 +17,8 @@ def base_weight(base):
     return base.dequantised() if hasattr(base, "dequantised") else base.weight
 
 
-def is_plain(module):
-    """Is it a linear layer, of floats or of 4 bits, and no wrapper of one?"""
-    return isinstance(module, nn.Linear) or hasattr(module, "dequantised")
-
-
 def linears(model):
-    """{path: module} of the linear layers, in order; a wrapped one is there once, as its wrapper."""
+    """{path: module} of the linear layers, in order; a wrapped one appears once, as its wrapper."""
     found = {}
     for path, module in model.named_modules():
         if path and hasattr(module, "in_features") and path.rpartition(".")[0] not in found:
@@ -31,63 +27,80 @@ def linears(model):
 
 
 def in_head(path):
-    """Is it part of a readout, of classes or of the vocabulary?"""
+    """Does this path lie in the classification head or the language-model head?"""
     return not {"head", "lm_head"}.isdisjoint(path.split("."))
 
 
 def matching(pattern, paths, where="targets"):
-    """Those of the paths that the regular expression describes as a whole."""
+    """Those of the paths that the regular expression matches from end to end."""
     compiled = compile_pattern(pattern, where, clock=Clock())
     return [path for path in paths if compiled.fullmatch(path)]
 
 
 def find_targets(model, targets):
-    """The paths of the linear layers that `targets` means, in the model's order; InputError if a name means none.
+    """The paths of the linear layers that `targets` means, in the model's order.
 
-    targets: a list of leaf names or endings of paths, or "all-linear", or a regular expression for whole paths. A head
-    is taken only where a list names it ("head.dense"): it learns as a whole anyway.
+    targets: a list of leaf names or endings of paths, "all-linear", or a regular expression for
+    whole paths. A layer of a head is taken only where a list names it ("head.dense"). Raises
+    InputError for a name that matches nothing.
     """
     paths = list(linears(model))
     body = [path for path in paths if not in_head(path)]
-    if isinstance(targets, str):
-        hits = {targets: body if targets == "all-linear" else matching(targets, body)}
+    if targets == "all-linear":
+        hits = {targets: body}
+    elif isinstance(targets, str):
+        hits = {targets: matching(targets, body)}
     else:
-        hits = {name: [path for path in (paths if in_head(name) else body) if f".{path}".endswith(f".{name}")]
-                for name in targets}
+        hits = {name: [path for path in (paths if in_head(name) else body)
+                       if f".{path}".endswith(f".{name}")] for name in targets}
     missing = [name for name, found in hits.items() if not found]
     if missing or not hits:
         kinds = dict.fromkeys(re.sub(r"\b\d+\b", "N", path) for path in paths)
         raise InputError(f"targets {short(missing)}: no such linear layer, or only in the head; "
-                         f"give a list of names, "
-                         f"all-linear or a regular expression for whole paths; linear layers here: {', '.join(kinds)}")
+                         "give a list of names, all-linear or a regular expression for whole "
+                         f"paths; linear layers here: {', '.join(kinds)}")
     return [path for path in paths if any(path in found for found in hits.values())]
 
 
 def per_path(paths, default, patterns):
-    """{path: value}, the value of the first pattern that fits the path or its end, else the default."""
+    """{path: value}: the value of the first pattern that matches the path or its end, else the
+    default. InputError for a pattern that decides about no path."""
     patterns, clock = patterns or {}, Clock()
     if len(patterns) > len(paths):
         raise InputError(f"{len(patterns)} patterns for ranks or alphas, but {len(paths)} targets: "
-                         f"drop some")
-    compiled = {p: compile_pattern(rf"(.*\.)?({p})", "a pattern for ranks or alphas", clock=clock)
-                for p in patterns}
-    chosen = {path: next((p for p in patterns if compiled[p].fullmatch(path)), None)
-              for path in paths}
-    for pattern in set(patterns) - set(chosen.values()):
+                         "drop some")
+    compiled = {pattern: compile_pattern(rf"(.*\.)?({pattern})", "a pattern for ranks or alphas",
+                                         clock=clock) for pattern in patterns}
+    values, used = {}, set()
+    for path in paths:
+        first = next((p for p in patterns if compiled[p].fullmatch(path)), None)
+        values[path] = default if first is None else patterns[first]
+        used.add(first)
+    for pattern in patterns.keys() - used:
         raise InputError(f"pattern {short(pattern)} decides about none of the {len(paths)} "
-                         f"targets: correct it or drop it")
-    return {path: default if pattern is None else patterns[pattern] for path, pattern in chosen.items()}
+                         "targets: correct it or drop it")
+    return values
 
 
-def replace(model, path, module):
-    """Put `module` in the place of the one at `path` -> module."""
-    parent, _, leaf = path.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
-    return module
+def check_plain(layers, paths, wrapper):
+    """InputError unless these are linear layers, of floats or of 4 bits, that nothing wraps yet."""
+    for path in paths:
+        if not (isinstance(layers[path], nn.Linear) or hasattr(layers[path], "dequantised")):
+            raise InputError(f"{path} is a {type(layers[path]).__name__}, it takes no {wrapper}: "
+                             "undo that first")
 
 
-def learning_biases(model, which):
-    """The names of the biases that learn: "none", "all" outside a classification head, "lora_only" of wrapped layers."""
+def wrapped(model, kind, name):
+    """{path: module} of the wrappers of a class; InputError where there is none."""
+    found = {path: module for path, module in model.named_modules() if isinstance(module, kind)}
+    if not found:
+        raise InputError(f"this model has no {name} adapters: wrap it first")
+    return found
+
+
+def trainable_biases(model, which):
+    """The names of the biases that a setting means: "none", "all" outside a classification head,
+    "lora_only": those of layers that LoRA wraps."""
     if which not in ("none", "all", "lora_only"):
         raise InputError(f"bias {short(which)} is not known; known: none, all, lora_only")
     biases = [name for name, _ in model.named_parameters() if name.split(".")[-1] == "bias"]
@@ -97,8 +110,9 @@ def learning_biases(model, which):
 
 
 def bitfit(model):
-    """The names of the parameters that BitFit trains: the biases. InputError for a family that has none."""
-    names = learning_biases(model, "all")
+    """The names of the parameters that BitFit trains; InputError for a family without biases."""
+    names = trainable_biases(model, "all")
     if not names:
-        raise InputError("BitFit trains biases, and this model's body has none (as LLaMA, Gemma and T5): use LoRA")
+        raise InputError("BitFit trains biases, and this model's body has none (as LLaMA, Gemma "
+                         "and T5): use LoRA")
     return names

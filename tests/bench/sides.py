@@ -99,14 +99,14 @@ class Ours(Side):
             if parameter.requires_grad:
                 layer, adapter, rest = path.partition(".lora_")
                 name = table.file_names([layer])[layer] + (f".lora_{rest[0]}.weight" if adapter else "")
-                found[name] = parameter.grad.T if table.turned(path) else parameter.grad
+                found[name] = parameter.grad.T if table.is_transposed(path) else parameter.grad
         return found
 
 
 def classifier(case, folder, **readout):
     """Ours, tuned as the case says, with updates that do something."""
     model = Classifier.from_backbone(folder, WORDS[:case.labels], quantise="nf4" if case.method == "qlora" else None, **readout)
-    numbers = dict(rank=8, alpha=16.0, dropout=0.0, rank_stabilised=False, targets=case.targets, bias="none", quantise="nf4")
+    numbers = dict(rank=8, alpha=16.0, dropout=0.0, use_rslora=False, targets=case.targets, bias="none", quantise="nf4")
     wanted = {"lora": [key for key in numbers if key != "quantise"], "qlora": list(numbers)}.get(case.method, [])
     tune(model, {"method": case.method, **{key: numbers[key] for key in wanted}})
     noise = torch.Generator().manual_seed(0)

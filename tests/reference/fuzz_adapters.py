@@ -22,13 +22,13 @@ from minillmclf.classify.calibrate import Calibration
 from minillmclf.classify.classifier import Classifier
 from minillmclf.models import fresh_weights, model_class, save_backbone
 from minillmclf.text.tokenizers.tokenizer import WordPiece
-from minillmclf.tuning import OPTIONS, tune
+from minillmclf.tuning import METHODS, tune
 
 NUMBERS = dict(
     rank=3,
     alpha=6.0,
     dropout=0.0,
-    rank_stabilised=False,
+    use_rslora=False,
     targets="all-linear",
     bias="none",
     size=4,
@@ -77,7 +77,7 @@ def build(folder):
         elif method == "lora":
             more = {"windows": windows, "max_length": 16}
         model = Classifier.from_backbone(folder / f"base-{family}", LABELS, readout=readout, **more)
-        tune(model, {"method": method, **{option: NUMBERS[option] for option in OPTIONS[method]}})
+        tune(model, {"method": method, **{option: NUMBERS[option] for option in METHODS[method].options}})
         with torch.no_grad():
             draw = torch.Generator().manual_seed(number)
             for parameter in model.parameters():

@@ -47,7 +47,7 @@ from minillmclf.text.batch import Batch
 from minillmclf.training.recompute import recompute_blocks
 from minillmclf.tuning import tune
 model = Classifier.from_backbone(folder, ["a", "b"], quantise="nf4" if method == "qlora" else None)
-recipe = dict(method=method, rank=8, alpha=16.0, dropout=0.0, rank_stabilised=False, targets=None, bias="none")
+recipe = dict(method=method, rank=8, alpha=16.0, dropout=0.0, use_rslora=False, targets=None, bias="none")
 tune(model, recipe if method != "full" else {"method": "full"})
 if recompute:
     recompute_blocks(model)

@@ -55,7 +55,7 @@ def vectors_of(texts, folder):
     """A vector of length 1 for each row of texts, the mean of an encoder's last hidden states -> numpy (N, D)."""
     encoder, tokenizer = load_backbone(folder), load_tokenizer(folder)
     most = min(encoder.max_tokens or 512, 256)
-    encoded = [tokenizer.layout(tokenizer.ids(" ".join(parts))[:most - tokenizer.overhead(False)]) for parts in texts]
+    encoded = [tokenizer.layout(tokenizer.ids(" ".join(parts))[:most - tokenizer.num_special_tokens(False)]) for parts in texts]
     out = torch.empty(len(encoded), encoder.width)
     for rows in make_batches([len(ids) for ids, _ in encoded], 64):
         b = collate(encoded, rows, tokenizer.pad_id)

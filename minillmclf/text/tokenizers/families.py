@@ -1,120 +1,178 @@
-"""What a family of models takes for granted about its special tokens: their names, and how they frame a text.
+"""What the families of models take for granted about special tokens: their names and layout.
 
-    T5: a </s>     LLaMA: <s> a     DeBERTa: [CLS] a [SEP] b [SEP]     Gemma: <bos> a, with exactly one <bos>
+    T5: a </s>     LLaMA: <s> a     BERT: [CLS] a [SEP] b [SEP]     RoBERTa: <s> a </s></s> b </s>
 
-Here: tables, one row a family, and what is read off them; a tokenizer.json or tokenizer_config.json that says otherwise
-is followed. Not here: reading the files (tokenizer_files.py), laying a text out (tokenizer.py). Source: the tokenizers
-that the models were published with.
+What a tokenizer.json or tokenizer_config.json says comes first. Here: one row per family; layouts,
+and the `post_processor` of a tokenizer.json, which describes them. Not here: reading files
+(files.py). Source: the tokenizers that the models were published with.
+
+A layout is a list of (part, token type id). A part is "A" or "B", the ids of a text, or a list of
+special ids. A tokenizer has two: that of one text and that of a pair.
 """
+
+from dataclasses import dataclass
 
 from ...errors import InputError
 from ...files import short
-from . import components
+from .schema import ROLES
+from .steps import steps_of
 
-ROLES = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
-BERT = {"pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "unk": "[UNK]", "mask": "[MASK]"}
-ROBERTA = {"pad": "<pad>", "cls": "<s>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>", "bos": "<s>", "eos": "</s>"}
-GPT2 = {"unk": "<|endoftext|>", "bos": "<|endoftext|>", "eos": "<|endoftext|>"}
-T5 = {"pad": "<pad>", "unk": "<unk>", "eos": "</s>"}
-LLAMA = {"unk": "<unk>", "bos": "<s>", "eos": "</s>"}
-GEMMA = {"pad": "<pad>", "unk": "<unk>", "mask": "<mask>", "bos": "<bos>", "eos": "<eos>"}
-DEBERTA = BERT | {"bos": "[CLS]", "eos": "[SEP]"}
+
+@dataclass(frozen=True)
+class Family:
+    """tokens: role -> usual token. kind: of its files, where there is no tokenizer.json.
+
+    layouts: of one text and of a pair, with roles for ids; ":1" is token type 1. None: the flags
+    add_bos_token and add_eos_token of tokenizer_config.json decide.
+    written: the type of the post_processor in its tokenizer.json.
+    one_bos: near chance with no BOS or with two, and no error, so there is always exactly one.
+    """
+
+    tokens: dict
+    kind: str
+    layouts: tuple | None = None
+    written: str | None = "TemplateProcessing"
+    one_bos: bool = False
+
+
+BERT = Family({"pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "unk": "[UNK]", "mask": "[MASK]"},
+              "vocab.txt", ("cls A sep", "cls A sep B:1 sep:1"), "BertProcessing")
+ROBERTA = Family({"pad": "<pad>", "cls": "<s>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>",
+                  "bos": "<s>", "eos": "</s>"},
+                 "vocab.json", ("cls A sep", "cls A sep sep B sep"), "RobertaProcessing")
+GPT2 = Family({"unk": "<|endoftext|>", "bos": "<|endoftext|>", "eos": "<|endoftext|>"},
+              "vocab.json", ("A", "A B:1"), None)
+T5 = Family({"pad": "<pad>", "unk": "<unk>", "eos": "</s>"}, ".model", ("A eos", "A eos B eos"))
+DEBERTA = Family(BERT.tokens | {"bos": "[CLS]", "eos": "[SEP]"}, ".model", BERT.layouts)
+LLAMA = Family({"unk": "<unk>", "bos": "<s>", "eos": "</s>"}, ".model")
+GEMMA = Family({"pad": "<pad>", "unk": "<unk>", "mask": "<mask>", "bos": "<bos>", "eos": "<eos>"},
+               ".model", one_bos=True)
 FAMILIES = {"BertTokenizer": BERT, "DistilBertTokenizer": BERT, "ElectraTokenizer": BERT,
-            "RobertaTokenizer": ROBERTA, "BartTokenizer": ROBERTA, "GPT2Tokenizer": GPT2, "T5Tokenizer": T5,
-            "LlamaTokenizer": LLAMA, "GemmaTokenizer": GEMMA, "DebertaV2Tokenizer": DEBERTA}
-# without a class: the first family whose pieces are all in the vocabulary
+            "RobertaTokenizer": ROBERTA, "BartTokenizer": ROBERTA, "GPT2Tokenizer": GPT2,
+            "T5Tokenizer": T5, "DebertaV2Tokenizer": DEBERTA, "LlamaTokenizer": LLAMA,
+            "GemmaTokenizer": GEMMA}
+# without a tokenizer_class: the first family whose pieces are all in the vocabulary
 SIGNS = ((("[UNK]",), BERT), (("<bos>", "<eos>", "<0x00>"), GEMMA), (("<extra_id_0>",), T5),
          (("<s>", "</s>", "<0x00>"), LLAMA), (("<s>", "</s>"), ROBERTA), ((), GPT2))
-ONE_BOS = (GEMMA,)  # families that fail silently, near chance, with no BOS or with two: there is always one
-
-# tokenizer_class of a .model file -> one text and a pair: roles, the texts A and B, ":1" is token type 1.
-# None: as add_bos_token and add_eos_token of tokenizer_config.json say; if it is silent, BOS and no EOS.
-FRAMES = {"T5Tokenizer": ("A eos", "A eos B eos"), "DebertaV2Tokenizer": ("cls A sep", "cls A sep B:1 sep:1"),
-          "LlamaTokenizer": None, "GemmaTokenizer": None}
-# tokenizer_class -> the tokens after the pieces of its .model. T5 counts its sentinels down: <extra_id_0> is the last
-APPENDED = {"T5Tokenizer": lambda config: [f"<extra_id_{n}>" for n in reversed(range(config.get("extra_ids", 100)))],
-            "DebertaV2Tokenizer": lambda config: ["[MASK]"]}
-INPUTS = {"DebertaV2Tokenizer": ["input_ids", "token_type_ids", "attention_mask"]}  # where a kind's own would be wrong
 
 
-def frame(added, config, usual, source):
-    """The post_processor that sets [CLS] and [SEP], or <s> and </s>, around a text."""
-    ids = {token["content"]: token["id"] for token in added}
-    roles = role_names(ids, config, source)
-    if "cls" not in roles or "sep" not in roles:
-        raise InputError(f"{source}: {usual['cls']} and {usual['sep']}, which frame a text, are not both in the "
-                         "vocabulary; add them")
-    cls, sep = ([roles[role], ids[roles[role]]] for role in ("cls", "sep"))
-    if usual is BERT:
-        return {"type": "BertProcessing", "sep": sep, "cls": cls}
-    return {"type": "RobertaProcessing", "sep": sep, "cls": cls, "trim_offsets": True,
-            "add_prefix_space": bool(config.get("add_prefix_space"))}
+def named_family(config):
+    """The Family of the tokenizer_class, or None."""
+    return FAMILIES.get((config.get("tokenizer_class") or "").removesuffix("Fast"))
 
 
-def flagged(config):
-    """The frames that add_bos_token (if absent: true) and add_eos_token ask for: (one text, a pair)."""
-    before = "bos" if config.get("add_bos_token", True) else ""
-    after = "eos" if config.get("add_eos_token") else ""
-    second = " ".join(f"{part}:1" for part in (before, "B", after) if part)
-    return f"{before} A {after}", f"{before} A {after} {second}"
-
-
-def template(single, pair, vocab, config, source):
-    """The post_processor for two frames, such as "bos A" and "bos A B:1"."""
-    roles, special = role_names(vocab, config, source), {}
-
-    def steps(frame):
-        for word in frame.split():
-            part, _, type_id = word.partition(":")
-            if part not in "AB" and part not in roles:
-                raise InputError(f"{source}: {part}_token, which frames a text, is not in the vocabulary of "
-                                 f"{len(vocab)} pieces; add it, or name it in tokenizer_config.json")
-            name = roles.get(part, part)
-            if name != part:
-                special[name] = {"id": name, "ids": [vocab[name]], "tokens": [name]}
-            yield {"Sequence" if name == part else "SpecialToken": {"id": name, "type_id": int(type_id or 0)}}
-    return {"type": "TemplateProcessing", "single": list(steps(single)), "pair": list(steps(pair)),
-            "special_tokens": special}
-
-
-def with_one_bos(post, vocab, config, source):
-    """The post_processor `post`, or one that puts exactly one BOS before a text if its family (ONE_BOS) needs that.
-
-    transformers writes Gemma's tokenizer.json without any BOS unless add_bos_token is true, and a pair with two."""
-    if family(vocab, config) not in ONE_BOS:
-        return post
-    if config.get("add_bos_token") is False:
-        raise InputError(f"{source}: add_bos_token is false in tokenizer_config.json, but a model of this family "
-                         "needs exactly one BOS before a text; remove the key")
-    roles = role_names(vocab, config, source)
-    steps = [step for step in components.parts(post, "post_processor") if step["type"] == "TemplateProcessing"]
-    frames = [[part["SpecialToken"]["id"] if "SpecialToken" in part else "" for part in step[name]]
-              for step in steps for name in ("single", "pair")]
-    if frames and all(frame[0] == roles.get("bos") and frame.count(frame[0]) == 1 for frame in frames):
-        return post
-    eos = config.get("add_eos_token") or any(roles.get("eos") in frame for frame in frames)
-    return template("bos A eos", "bos A eos B:1 eos:1", vocab, config, source) if eos else \
-        template("bos A", "bos A B:1", vocab, config, source)
+def find_family(vocab, config):
+    return named_family(config) or next(
+        family for signs, family in SIGNS if all(piece in vocab for piece in signs))
 
 
 def content(token):
-    """The text of a special token, which is given as "[SEP]" or as {"content": "[SEP]", ...}."""
+    """The text of a special token, given as "[SEP]" or as {"content": "[SEP]", ...}."""
     return token["content"] if isinstance(token, dict) else token
 
 
-def family(vocab, config):
-    """The usual names of special tokens, by tokenizer_class or else by what the vocabulary holds."""
-    usual = next(names for pieces, names in SIGNS if all(piece in vocab for piece in pieces))
-    return FAMILIES.get((config.get("tokenizer_class") or "").removesuffix("Fast"), usual)
-
-
-def role_names(vocab, config, source):
-    """{"cls": "[CLS]", ...}: what the config says, else the usual name if the vocabulary has it."""
-    names = {role: name for role, name in family(vocab, config).items() if name in vocab}
+def find_roles(vocab, config, source):
+    """{"cls": "[CLS]", ...}: as the config says, else the usual token if the vocabulary has it."""
+    usual = find_family(vocab, config).tokens
+    roles = {role: token for role, token in usual.items() if token in vocab}
     for role in ROLES:
         if f"{role}_token" in config:
-            names[role] = content(config[f"{role}_token"])
-            if names[role] is not None and names[role] not in vocab:
-                raise InputError(f"{source}: {role}_token {short(names[role])} is neither in the vocabulary of "
-                                 f"{len(vocab)} pieces nor an added token; add it, or leave it out of the config")
-    return {role: name for role, name in names.items() if name is not None}
+            roles[role] = content(config[f"{role}_token"])
+            if roles[role] is not None and roles[role] not in vocab:
+                raise InputError(f"{source}: {role}_token {short(roles[role])} is neither in the "
+                                 f"vocabulary of {len(vocab)} pieces nor an added token; add it, "
+                                 "or leave it out of the config")
+    return {role: token for role, token in roles.items() if token is not None}
+
+
+def family_layouts(family, roles, vocab, config, source):
+    """The two layouts of a family. InputError if a special token of them is not in `vocab`."""
+    written = family.layouts
+    if written is None:
+        bos = "bos" if config.get("add_bos_token", True) else ""
+        eos = "eos" if config.get("add_eos_token") else ""
+        second_bos = "bos:1" if bos and not family.one_bos else ""
+        second_eos = "eos:1" if eos else ""
+        written = f"{bos} A {eos}", f"{bos} A {eos} {second_bos} B:1 {second_eos}"
+    layouts = []
+    for layout in written:
+        layouts.append([])
+        for word in layout.split():
+            part, _, type_id = word.partition(":")
+            if part not in ("A", "B"):
+                if part not in roles:
+                    raise InputError(f"{source}: {part}_token, which frames a text, is not in the "
+                                     f"vocabulary of {len(vocab)} pieces; add "
+                                     f"{family.tokens.get(part)}, or name another in "
+                                     "tokenizer_config.json")
+                part = [vocab[roles[part]]]
+            layouts[-1].append((part, int(type_id or 0)))
+    return layouts
+
+
+def read_layouts(post, source):
+    """The two layouts of a post_processor that `schema` has checked."""
+    found = [step for step in steps_of(post, "post_processor", source)
+             if step["type"] != "ByteLevel"]  # it adds no token
+    if len(found) > 1:
+        raise InputError(f"{source}: post_processor has {len(found)} steps that add tokens, only "
+                         "one is supported")
+    if not found:
+        return [("A", 0)], [("A", 0), ("B", 1)]
+    post = found[0]
+    if post["type"] != "TemplateProcessing":
+        cls, sep = [post["cls"][1]], [post["sep"][1]]
+        single = [(cls, 0), ("A", 0), (sep, 0)]
+        second = [("B", 1), (sep, 1)]
+        if post["type"] == "RobertaProcessing":
+            second = [(sep, 0), ("B", 0), (sep, 0)]
+        return single, single + second
+    layouts, ids = [], {token: row["ids"] for token, row in post["special_tokens"].items()}
+    for name, texts in (("single", ["A"]), ("pair", ["A", "B"])):
+        layout = []
+        for step in post[name]:
+            special, text = step.get("SpecialToken"), step.get("Sequence", {})
+            part = ids.get(special["id"]) if special else text.get("id")
+            layout.append((part, (special or text).get("type_id")))
+        found = sorted(part for part, _ in layout if isinstance(part, str))
+        if found != texts or None in [part for part, _ in layout]:
+            raise InputError(f"{source}: post_processor.{name} holds the texts {short(found)} and "
+                             f"special tokens of {short(list(ids))}; only {texts}, and tokens in "
+                             "its special_tokens, are supported")
+        layouts.append(layout)
+    return layouts
+
+
+def write_layouts(layouts, family, roles, vocab, config):
+    """The post_processor with these layouts, of the type that the family's tokenizer.json has."""
+    if family.written is None:
+        return None
+    if family.written != "TemplateProcessing":
+        post = {"type": family.written}
+        post |= {role: [roles[role], vocab[roles[role]]] for role in ("sep", "cls")}
+        if family is ROBERTA:
+            prefix_space = bool(config.get("add_prefix_space"))
+            post |= {"trim_offsets": True, "add_prefix_space": prefix_space}
+        return post
+    names, special, written = {vocab[name]: name for name in roles.values()}, {}, []
+    for layout in layouts:
+        written.append([])
+        for part, type_id in layout:
+            kind, name = "Sequence", part
+            if not isinstance(part, str):
+                kind, name = "SpecialToken", names[part[0]]
+                special[name] = {"id": name, "ids": part, "tokens": [name]}
+            written[-1].append({kind: {"id": name, "type_id": type_id}})
+    return {"type": "TemplateProcessing", "single": written[0], "pair": written[1],
+            "special_tokens": special}
+
+
+def has_one_bos(layouts, roles, vocab):
+    """Has each of the layouts exactly one BOS, at the front?
+
+    transformers writes Gemma's tokenizer.json without any unless add_bos_token is true, and a pair
+    with two.
+    """
+    bos = [vocab.get(roles.get("bos"))]
+    return all(layout[0][0] == bos and sum(part == bos for part, _ in layout) == 1
+               for layout in layouts)

@@ -1,347 +1,318 @@
-"""The files that a tokenizer comes in, read into one form: a dict as in tokenizer.json.
+"""The files that a tokenizer comes in, all read into one `Description`.
 
-Here: tokenizer.json itself; vocab.txt, vocab.json with merges.txt, and SentencePiece's .model; the special tokens in
-tokenizer_config.json and its older companions special_tokens_map.json and added_tokens.json; `check`, which refuses
-what would change ids and is not implemented. Not here: what a family takes for granted (families.py), the use of the
-dict (tokenizer.py), the content of a .model file (sentencepiece_model.py).
-The format has no paper; these are the files of the `tokenizers` and `transformers` libraries.
+    tokenizer.json                              the description itself
+    vocab.txt                                   BERT
+    vocab.json, merges.txt                      GPT-2, RoBERTa
+    spiece.model, spm.model, tokenizer.model    T5; DeBERTa-v3; LLaMA, Mistral, Gemma
+
+Special tokens stand in tokenizer_config.json and its older companions special_tokens_map.json and
+added_tokens.json. Not here: what a family takes for granted (families.py), what a file may hold
+(schema.py), the content of a .model file (model_file.py), the use of it all (tokenizer.py).
+The formats are those of the `tokenizers` and `transformers` libraries.
 """
 
 import functools
-import json
 import os
 import re
+from typing import NamedTuple
 
 from ... import files
 from ...errors import InputError
-from ...files import check_fields, short
-from . import bpe, components, unigram as sentencepiece_model, wordpiece
-from .families import (APPENDED, BERT, FAMILIES, FRAMES, GPT2, ROBERTA, ROLES, content, flagged,
-                       frame, role_names, template, with_one_bos)
-
-# --------------------------------------------------------- what a value should be: (test, words), as `check_fields` has it
-
-def is_id(value):
-    return type(value) is int and 0 <= value < 2**31
+from ...files import short
+from . import model_file
+from .families import (DEBERTA, FAMILIES, ROBERTA, content, family_layouts, find_family,
+                       find_roles, has_one_bos, named_family, read_layouts, write_layouts)
+from .schema import ADDED_TOKEN, CONFIG, CONFIG_FLAGS, ID, check, check_document, check_type
+from .steps import steps_of
 
 
-def is_token(value):
-    """A special token: its text, or an object with it and flags."""
-    return isinstance(value, str) or isinstance(value, dict) and isinstance(value.get("content"), str) and all(
-        value.get(flag) in (None, True, False) for flag in ("lstrip", "rstrip", "normalized", "special", "single_word"))
+class Description(NamedTuple):
+    """All that a Tokenizer is built from. source: the file that errors name."""
+
+    document: dict         # as in a tokenizer.json, checked
+    roles: dict            # "cls" -> "[CLS]", of the special tokens that the checkpoint has
+    layouts: list          # of one text and of a pair, see families.py
+    settings: dict         # of the document, under their names in tokenizer_config.json
+    max_length: int | None
+    one_bos: bool          # there must be exactly one BOS, see families.py
+    inputs: list           # the names of what a model is given: "input_ids", ...
+    source: str
 
 
-def is_component(place, value):
-    """null, an object with a type, or a Sequence of such, however deep."""
-    waiting = [value]
-    for part in waiting:
-        if part is not None and not (isinstance(part, dict) and isinstance(part.get("type"), str)):
-            return False
-        inner = part.get(components.CHILDREN[place]) if part and part["type"] == "Sequence" else []
-        if not isinstance(inner, list):
-            return False
-        waiting += inner
-    return True
+def describe(document, config, source):
+    """The Description of a dict as in a tokenizer.json and one as in a tokenizer_config.json.
 
-
-def is_pattern(value):
-    return isinstance(value, dict) and len(value) == 1 and set(value) <= {"String", "Regex"} and \
-        all(isinstance(text, str) and text for text in value.values())
-
-
-def is_step(value):
-    """Of a layout: {"Sequence": {"id": "A", "type_id": 0}}, or a SpecialToken."""
-    part = isinstance(value, dict) and len(value) == 1 and (value.get("Sequence") or value.get("SpecialToken"))
-    return isinstance(part, dict) and is_text(part.get("id")) and part.get("type_id") in (0, 1)
-
-
-def list_of(test, *, length=None):
-    return lambda value: isinstance(value, list) and length in (None, len(value)) and all(map(test, value))
-
-
-def is_text(value):
-    return isinstance(value, str)
-
-
-TEXT = is_text, "text"
-SHORT = (lambda value: is_text(value) and len(value) <= 1000), "text of at most 1000 characters"
-FLAG = (lambda value: isinstance(value, bool)), "true or false"
-MAYBE = (lambda value: value is None or isinstance(value, bool)), "true, false or null"
-ANY = (lambda value: True), "any value"                                       # of a key that changes no id
-ID = is_id, "a whole number from 0 up"
-INDEX = (lambda value: value is None or type(value) is int), "a whole number"
-OBJECT = (lambda value: isinstance(value, dict)), "an object"
-LIST = (lambda value: isinstance(value, list)), "a list"
-SCORE = (lambda pair: isinstance(pair, list) and len(pair) == 2 and is_text(pair[0]) and type(pair[1]) in (int, float)
-         and abs(pair[1]) < 1e38), "[piece, score]"
-MERGE = (lambda pair: is_text(pair) or list_of(is_text, length=2)(pair)), '"a b" or ["a", "b"]'
-ADDED = {"content": TEXT} | {f"{flag}?": MAYBE for flag in ("lstrip", "rstrip", "normalized", "special", "single_word")}
-FRAME = list_of(is_step), "a list of Sequence and SpecialToken steps with an id and type_id 0 or 1"
-SPECIALS = (lambda value: isinstance(value, dict) and all(isinstance(token, dict) and list_of(is_id)(token.get("ids"))
-                                                          for token in value.values())), "an object of tokens with ids"
-PAIR = (lambda value: list_of(lambda _: True, length=2)(value) and is_text(value[0]) and is_id(value[1])), "[token, id]"
-PATTERN = is_pattern, "an object with one String or Regex that is not empty"
-TOKEN = (lambda value: value is None or is_token(value)), "a text, or an object with a content"
-TOKENS = (lambda value: value is None or all(map(is_token, value.values() if isinstance(value, dict) else value))
-          if isinstance(value, (list, dict, type(None))) else False), "a list of tokens"
-LENGTH = (lambda value: value is None or type(value) in (int, float) and value >= 1), "a number from 1 up"
-
-MERGED = {"vocab": OBJECT, "merges": LIST, "unk_token?": ANY, "fuse_unk?": ANY, "dropout?": (None, 0),
-          "continuing_subword_prefix?": (None, ""), "end_of_word_suffix?": (None, "")}
-# type of a component -> its keys, each with the values that we implement or (test, words); "?": may be missing
-KEYS = {
-    "WordPiece": {"vocab": OBJECT, "unk_token": TEXT, "continuing_subword_prefix": TEXT,
-                  "max_input_chars_per_word": ((lambda value: type(value) is int and value >= 0), "a whole number from 0 up")},
-    "BPE": MERGED | {"ignore_merges?": MAYBE, "byte_fallback?": (False,)},
-    "BPE with byte_fallback": MERGED | {"ignore_merges?": (False,), "byte_fallback": (True,)},
-    "Unigram": {"vocab": LIST, "unk_id": INDEX, "byte_fallback?": FLAG},
-    "null": {},
-    "BertNormalizer": {"lowercase": FLAG, "strip_accents?": MAYBE, "handle_chinese_chars": FLAG, "clean_text?": (True,)},
-    "BertPreTokenizer": {},
-    "ByteLevel": {"add_prefix_space": FLAG, "trim_offsets?": ANY, "use_regex?": FLAG},
-    "Precompiled": {"precompiled_charsmap": TEXT},
-    "Replace": {"pattern": PATTERN, "content": SHORT},
-    "Prepend": {"prepend": SHORT},
-    "Strip": {"strip_left": FLAG, "strip_right": FLAG},
-    "Lowercase": {}, "NFC": {}, "NFD": {}, "NFKC": {}, "NFKD": {},
-    "Metaspace": {"replacement": (components.META,), "prepend_scheme?": ("always", "first", "never"), "split?": FLAG,
-                  "add_prefix_space?": FLAG, "str_rep?": ANY},
-    "Split": {"pattern": PATTERN, "behavior": ("Isolated", "MergedWithPrevious", "MergedWithNext"), "invert?": (False,)},
-    "WhitespaceSplit": {},
-    "TemplateProcessing": {"single": FRAME, "pair": FRAME, "special_tokens": SPECIALS},
-    "BertProcessing": {"cls": PAIR, "sep": PAIR},
-    "RobertaProcessing": {"cls": PAIR, "sep": PAIR, "trim_offsets?": ANY, "add_prefix_space?": ANY},
-    "added_tokens": {"id": ID, "content": TEXT, "special?": FLAG, "normalized?": FLAG, "lstrip?": FLAG, "rstrip?": FLAG,
-                     "single_word?": (False,)},
-}
-DOCUMENT = {"model": OBJECT, "added_tokens?": ((lambda value: value is None or isinstance(value, list)), "a list"),
-            } | {f"{place}?": (functools.partial(is_component, place), f"null, an object with a type, or a Sequence of such "
-                               f"with {inner}") for place, inner in components.CHILDREN.items()}
-FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "add_bos_token", "add_eos_token",
-         "legacy", "split_special_tokens", "split_by_punct")
-CONFIG = {f"{name}?": MAYBE for name in FLAGS} | {f"{role}_token?": TOKEN for role in ROLES} | {
-    "tokenizer_class?": ((lambda value: value is None or is_text(value)), "text"),
-    "model_max_length?": LENGTH, "max_len?": LENGTH,
-    "extra_ids?": ((lambda value: type(value) is int and 0 <= value <= 10000), "a number from 0 to 10000"),
-    "model_input_names?": ((lambda value: value is None or list_of(is_text)(value)), "a list of names"),
-    "additional_special_tokens?": TOKENS, "extra_special_tokens?": TOKENS,
-    "added_tokens_decoder?": OBJECT}
-
-
-def read_folder(folder):
-    """(document, config, source): a dict as in tokenizer.json, one as in tokenizer_config.json, the file for errors.
-
-    Raises InputError if the folder has no tokenizer that we know, or a file in it is malformed."""
-    config = read_config(folder, "tokenizer_config.json")
-    if "added_tokens_decoder" not in config:  # a folder older than this key has its content in two other files
-        config |= read_config(folder, "special_tokens_map.json")
-        added = check_each(read_json(folder, "added_tokens.json", {}), ID, f"{folder}/added_tokens.json: ")
-        if len(set(added.values())) < len(added):
-            raise InputError(f"{folder}/added_tokens.json: {len(added)} tokens with {len(set(added.values()))} "
-                             "different ids; each needs one of its own: fetch it again")
-        config["added_tokens_decoder"] = {i: {"content": text} for text, i in added.items()}
-    if config.get("split_special_tokens"):
-        raise InputError(f"{folder}/tokenizer_config.json: split_special_tokens true is not supported, only false")
-    for name, read in READERS.items():
-        if os.path.isfile(os.path.join(folder, name)):
-            document, source = read(folder, config), os.path.join(folder, name)
-            for step in components.parts(document.get("post_processor"), "post_processor"):
-                if step["type"] == "TemplateProcessing":
-                    check(step, ["TemplateProcessing"], source, "post_processor")
-            post = with_one_bos(document.get("post_processor"), vocab_of(document), config, source)
-            return document | {"post_processor": post}, config, source
-    raise InputError(f"{folder}: no folder that holds {' or '.join(READERS)}; name the folder of a checkpoint")
-
-
-def read_tokenizer_json(folder, config):
-    """The file that says all, and the special tokens that the config names besides."""
-    source = f"{folder}/tokenizer.json"
-    document = check_fields(read_json(folder, "tokenizer.json"), DOCUMENT, source)
-    filled = (lambda value: isinstance(value, (dict, list))), "an object or a list"
-    model = check_fields(document["model"], {"vocab": filled, "type?": TEXT, "merges?": LIST}, f"{source}: model")
-    check_each(model["vocab"], ID if isinstance(model["vocab"], dict) else SCORE, f"{source}: model.vocab")
-    check_each(model.get("merges", []), MERGE, f"{source}: model.merges")
-    for n, token in enumerate(document.get("added_tokens") or []):
-        check_fields(token, {"id": ID, **ADDED}, f"{source}: added_tokens[{n}]")
+    A document without a post_processor gets that of its family. InputError if the two are
+    malformed, not implemented, or contradict each other.
+    """
+    check_document(document, source)
+    document.setdefault("version", "1.0")
     document |= {"truncation": None, "padding": None}  # batches decide about these
-    vocab = vocab_of({"model": document["model"]})  # as yet without added tokens
-    document["added_tokens"] = added_tokens(vocab, document.get("added_tokens"), config, source)
-    return document
+    added = added_tokens(document, config, source)
+    vocab = vocab_of(document) | {text: token["id"] for text, token in added.items()}
+    ids = set(vocab.values())
+    if len(ids) < len(vocab) or not vocab:
+        raise InputError(f"{source}: {len(vocab)} pieces with {len(ids)} different ids; each piece "
+                         "needs one of its own, from 0 up: fetch the file again")
+    family, roles = find_family(vocab, config), find_roles(vocab, config, source)
+    document["added_tokens"] = with_special_tokens(added, roles, vocab, config, source)
+    layouts = find_layouts(document, family, roles, vocab, config, source)
+    settings = settings_of(document)
+    check_agreement(settings, layouts, roles, vocab, config, source)
+    inputs = ["input_ids", "attention_mask"]
+    if family is DEBERTA or document["model"]["type"] == "WordPiece":
+        inputs.insert(1, "token_type_ids")
+    length = config.get("model_max_length", config.get("max_len"))
+    max_length = None if length is None or length > 10**9 else int(length)
+    return Description(document, roles, layouts, settings, max_length, family.one_bos,
+                       config.get("model_input_names") or inputs, source)
 
 
-def read_vocab_txt(folder, config):
-    """BERT: a piece a line, the line number is the id."""
-    vocab = {piece: i for i, piece in enumerate(read_lines(folder, "vocab.txt"))}
-    has_capitals = any(piece != piece.lower() for piece in vocab if not piece.startswith("["))
-    lower, unk = config.get("do_lower_case", not has_capitals), content(config.get("unk_token", "[UNK]"))
-    accents, chinese = config.get("strip_accents"), config.get("tokenize_chinese_chars", True)
-    sections = wordpiece.describe(vocab, lower, accents, chinese, unk)
-    config["tokenizer_class"] = config.get("tokenizer_class") or "BertTokenizer"
-    return complete(sections, config, f"{folder}/vocab.txt")
+def find_layouts(document, family, roles, vocab, config, source):
+    """The layouts of a document, or those of its family, which are then written to it."""
+    if family.one_bos and config.get("add_bos_token") is False:
+        raise InputError(f"{source}: add_bos_token is false in tokenizer_config.json, but a model "
+                         "of this family needs exactly one BOS before a text; remove the key")
+    if "post_processor" in document:
+        layouts = read_layouts(document["post_processor"], source)
+        if not family.one_bos or has_one_bos(layouts, roles, vocab):
+            return layouts
+        eos = [vocab.get(roles.get("eos"))]
+        if eos in [part for layout in layouts for part, _ in layout]:
+            config = config | {"add_eos_token": True}
+    layouts = family_layouts(family, roles, vocab, config, source)
+    document["post_processor"] = write_layouts(layouts, family, roles, vocab, config)
+    return layouts
 
 
-def read_vocab_json(folder, config):
-    """GPT-2 and RoBERTa: {piece: id}, and a merge a line, the most important first."""
-    vocab, lines = read_json(folder, "vocab.json"), read_lines(folder, "merges.txt")
-    check_each(vocab, ID, f"{folder}/vocab.json: ")
-    merges = [line for line in lines if line and not line.startswith("#version")]  # "# #" is a merge, not a comment
-    sections = bpe.describe(vocab, merges, config.get("add_prefix_space", False))
-    default = "RobertaTokenizer" if "<s>" in vocab and "</s>" in vocab else "GPT2Tokenizer"
-    config["tokenizer_class"] = config.get("tokenizer_class") or default
-    return complete(sections, config, f"{folder}/vocab.json")
+def check_agreement(settings, layouts, roles, vocab, config, source):
+    """InputError if a layout has ids that no piece has, or the config says other than the document.
+
+    Versions of transformers differ in which of the two they follow.
+    """
+    single, pair = layouts
+    ids = set(vocab.values())
+    strange = [i for part, _ in single + pair if part not in ("A", "B") for i in part
+               if i not in ids]
+    if strange:
+        raise InputError(f"{source}: post_processor puts id {strange[0]} around a text, which is "
+                         f"no piece's; the highest id is {max(ids)}: fetch the file again")
+    bos, eos = ([vocab.get(roles.get(role))] for role in ("bos", "eos"))
+    found = settings | {"add_bos_token": single[0][0] == bos, "add_eos_token": single[-1][0] == eos}
+    for key, value in found.items():
+        if config.get(key) not in (None, value):
+            raise InputError(f"{source} has {key} {value}, but tokenizer_config.json "
+                             f"{config[key]}; set both alike")
 
 
-def read_model(name, usual, folder, config):
-    """A SentencePiece file, with the tokens and the layout that its family adds. name: of the file.
-    usual: tokenizer_class if none is given; None: Gemma's if "<bos>" is a piece, else LLaMA's."""
-    source = os.path.join(folder, name)
-    later_prefix = usual is not None or config.get("legacy") is not False  # only LLaMA's `legacy` false drops it
-    if config.get("split_by_punct") or config.get("sp_model_kwargs"):
-        raise InputError(f"{folder}/tokenizer_config.json: split_by_punct and sp_model_kwargs are not supported with "
-                         f"{name}; save the tokenizer once with transformers, which writes a tokenizer.json")
-    sections, tokens = sentencepiece_model.describe(source, config.get("add_prefix_space"),
-                                                    config.get("do_lower_case", False), later_prefix)
-    vocab = vocab_of(sections)
-    usual = usual or ("GemmaTokenizer" if "<bos>" in vocab else "LlamaTokenizer")
-    name_of_class = (config.get("tokenizer_class") or usual).removesuffix("Fast")
-    if name_of_class not in FRAMES:
-        raise InputError(f"{source}: tokenizer_class {short(name_of_class)} is not supported without a tokenizer.json, only "
-                         f"{', '.join(FRAMES)}; save the tokenizer once with transformers, which writes that file")
-    config["tokenizer_class"] = name_of_class
-    more = [text for text in APPENDED.get(name_of_class, lambda config: [])(config) if text not in vocab]
-    tokens += [{"id": len(vocab) + n, "content": text, "special": True, "normalized": False}
-               for n, text in enumerate(more)]
-    said = {token["content"] for token in config["added_tokens_decoder"].values()}  # the config knows better
-    sections["added_tokens"] = added_tokens(vocab, [t for t in tokens if t["content"] not in said], config, source)
-    frames = FRAMES[name_of_class] or flagged(config)
-    return sections | {"version": "1.0", "truncation": None, "padding": None,
-                       "post_processor": template(*frames, vocab_of(sections), config, source)}
-
-
-READERS = {"tokenizer.json": read_tokenizer_json, "vocab.txt": read_vocab_txt, "vocab.json": read_vocab_json,
-           "spiece.model": functools.partial(read_model, "spiece.model", "T5Tokenizer"),
-           "spm.model": functools.partial(read_model, "spm.model", "DebertaV2Tokenizer"),
-           "tokenizer.model": functools.partial(read_model, "tokenizer.model", None)}
-
-
-def read_json(folder, name, default=None):
-    """The object in a JSON file; if there is no such file, `default`, unless that is None."""
-    path = os.path.join(folder, name)
-    return default if default is not None and not os.path.isfile(path) else files.read_json(path)
-
-
-def read_config(folder, name):
-    """tokenizer_config.json or its companion, checked; a null says as little as a missing key."""
-    path = os.path.join(folder, name)
-    config = check_fields(read_json(folder, name, {}), CONFIG, path)
-    for i, token in config.get("added_tokens_decoder", {}).items():
-        check_fields(token, ADDED, f"{path}: added_tokens_decoder[{short(i)}]")
-        if not re.fullmatch("[0-9]{1,9}", i):
-            raise InputError(f"{path}: added_tokens_decoder[{short(i)}] is no id: fetch the file again")
-    return {key: value for key, value in config.items() if value is not None or key not in FLAGS}
-
-
-def check_each(values, should_be, where):
-    """Raise InputError unless each entry of a list or object is what it should be: (test, words). -> values"""
-    test, words = should_be
-    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
-        if not test(value):
-            raise InputError(f"{where}[{short(key)}] = {short(value)}, which should be {words}: fetch the file again")
-    return values
-
-
-def read_lines(folder, name):
-    """The lines of a text file without the spaces at their ends."""
-    path = os.path.join(folder, name)
-    try:
-        with open(path, encoding="utf-8", newline="\n") as file:
-            return [line.rstrip() for line in file]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); fetch the file again") from None
+def settings_of(document):
+    """The settings that tokenizer_config.json repeats."""
+    kind, normal, cut = (document.get(key) for key in ("model", "normalizer", "pre_tokenizer"))
+    if kind["type"] == "WordPiece":
+        lower, accents = normal["lowercase"], normal.get("strip_accents")
+        return {"do_lower_case": lower, "strip_accents": lower if accents is None else accents,
+                "tokenize_chinese_chars": normal["handle_chinese_chars"]}
+    if kind["type"] == "BPE" and not kind.get("byte_fallback"):
+        return {"add_prefix_space": steps_of(cut, "pre_tokenizer")[-1]["add_prefix_space"]}
+    return {}
 
 
 def vocab_of(document):
-    """{piece: id}, added tokens included. Unigram has a list of [piece, score], the others a dict."""
+    """{piece: id}, added tokens included. Unigram has a list of [piece, score], others a dict."""
     vocab = document["model"]["vocab"]
     if isinstance(vocab, list):
         vocab = {piece: i for i, (piece, _) in enumerate(vocab)}
     return vocab | {token["content"]: token["id"] for token in document.get("added_tokens") or []}
 
 
-def complete(sections, config, source):
-    """A whole tokenizer.json: the sections of an algorithm, and the special tokens of config["tokenizer_class"]."""
-    name, kind = config["tokenizer_class"], sections["model"]["type"]
-    usual = FAMILIES.get(name.removesuffix("Fast"))
-    if usual is None or (usual is BERT) != (kind == "WordPiece"):
-        raise InputError(f"{source}: tokenizer_class {short(name)} is not supported without a tokenizer.json; save the "
-                         "tokenizer once with transformers, which writes that file")
-    if config.get("add_bos_token") or config.get("add_eos_token"):
-        raise InputError(f"{source}: add_bos_token and add_eos_token are supported in a tokenizer.json only")
-    added = added_tokens(sections["model"]["vocab"], [], config, source)
-    post = None if usual is GPT2 else frame(added, config, usual, source)
-    return sections | {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-                       "post_processor": post}
+# ------------------------------------------------------------------------------- the added tokens
+
+def added_tokens(document, config, source):
+    """{text: token} of the tokens to be found literally in a text: of the document, the config."""
+    added = {token["content"]: token for token in document.get("added_tokens") or []}
+    vocab = vocab_of({"model": document["model"]})
+    for i, token in config.get("added_tokens_decoder", {}).items():
+        known = added.setdefault(token["content"], {"id": int(i), **token})
+        for key, said in (("id", int(i)), ("lstrip", token.get("lstrip", False)),
+                          ("rstrip", token.get("rstrip", False))):
+            if known.get(key, False) != said:
+                raise InputError(f"{source} has {key} {known.get(key)} for "
+                                 f"{short(token['content'])}, but tokenizer_config.json {said}; "
+                                 "set both alike")
+    for text, token in added.items():
+        if vocab.get(text, token["id"]) != token["id"]:
+            raise InputError(f"{source}: {short(text)} has id {token['id']} as an added token, "
+                             f"{vocab[text]} in the vocabulary; set both alike")
+    return added
 
 
-def added_tokens(vocab, added, config, source):
-    """The tokens to be found literally in a text: `added` of tokenizer.json, what the config adds, special ones.
-
-    Raises InputError for a token without id, or if the two files say different things of it."""
-    added = {token["content"]: token for token in added or []}
-    for i, token in config["added_tokens_decoder"].items():
-        token = {"id": int(i), **token}
-        known = added.setdefault(token["content"], token)
-        for key in ("id", "lstrip", "rstrip"):
-            if known.get(key, False) != token.get(key, False):
-                raise InputError(f"{source} has {key} {known.get(key)} for {short(token['content'])}, but "
-                                 f"tokenizer_config.json {token.get(key)}; set both alike")
-    ids = {text: token["id"] for text, token in added.items()}
-    moved = [text for text in ids if vocab.get(text, ids[text]) != ids[text]]
-    if moved:
-        raise InputError(f"{source}: {short(moved[0])} has id {ids[moved[0]]} as an added token, {vocab[moved[0]]} in the "
-                         "vocabulary; set both alike")
-    for text, given in special_tokens(vocab | ids, config, source):
-        added[text] = {"id": vocab.get(text), "normalized": False, **given, **added.get(text, {}), "content": text,
-                       "special": True}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
-    return sorted((flags | token for token in added.values()), key=lambda token: token["id"])
-
-
-def special_tokens(vocab, config, source):
-    """[(text, its flags), ...] of the special tokens that the config or its tokenizer_class names."""
-    usual = FAMILIES.get((config.get("tokenizer_class") or "").removesuffix("Fast"), {})
-    roles, found = role_names(vocab, config, source), []
+def with_special_tokens(added, roles, vocab, config, source):
+    """The list of added tokens by id, with the special ones that the config or its class names."""
+    family, special = named_family(config), {}
     for role, text in roles.items():
         given = config.get(f"{role}_token")
         if isinstance(given, dict):
-            found.append((text, {key: given[key] for key in given if key in KEYS["added_tokens"]}))
-        elif given or role in usual:  # RoBERTa's mask takes the space before it: "a <mask>" is two pieces
-            found.append((text, {"lstrip": usual is ROBERTA and role == "mask"}))
+            flags = {flag: bool(given.get(flag)) for flag in ("lstrip", "rstrip")}
+            special.setdefault(text, flags)
+        elif given or family and role in family.tokens:
+            # RoBERTa's mask takes the space before it: "a <mask>" is two pieces
+            special.setdefault(text, {"lstrip": family is ROBERTA and role == "mask"})
     for key in ("additional_special_tokens", "extra_special_tokens"):
         given = config.get(key) or []
         for token in given.values() if isinstance(given, dict) else given:
+            special.setdefault(content(token), {})
             if content(token) not in vocab:
-                raise InputError(f"{source}: {key} has {short(content(token))}, which is neither in the vocabulary of "
-                                 f"{len(vocab)} pieces nor an added token; add it, or leave it out of the config")
-            found.append((content(token), {}))
-    return found
+                raise InputError(f"{source}: {key} has {short(content(token))}, which is neither "
+                                 f"in the vocabulary of {len(vocab)} pieces nor an added token; "
+                                 "add it, or leave it out of the config")
+    for text, flags in special.items():
+        added[text] = {"id": vocab[text], "normalized": False, **flags, **added.get(text, {}),
+                       "content": text, "special": True}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True,
+             "special": False}
+    tokens = sorted((flags | token for token in added.values()), key=lambda token: token["id"])
+    for token in tokens:
+        check_type(token | {"type": "added_token"}, {"added_token": ADDED_TOKEN}, source,
+                   f"added_tokens {short(token['content'])}")
+    return tokens
 
 
-def check(component, types, source, place):
-    """Raise InputError unless the component is of one of `types`, with settings that we implement."""
-    kind = "null" if component is None else component["type"]
-    if kind == "Sequence" and kind in types:
-        for step in components.parts(component, place):
-            check(step, types, source, place)
-        return
-    if kind not in types:
-        raise InputError(f"{source}: {place}.type {short(kind)} is not supported here, only {', '.join(types)}")
-    keys = {key.removesuffix("?"): values for key, values in KEYS[kind].items()}
-    for key, value in (component or {}).items():
-        if key != "type" and (key not in keys or not callable(keys[key][0]) and value not in keys[key]):
-            only = ", ".join(map(json.dumps, keys[key]) if key in keys else keys)
-            plain = isinstance(value, (str, bool, type(None))) and len(str(value)) < 60
-            shown = json.dumps(value) if plain else short(value)
-            raise InputError(f"{source}: {place}.{key} = {shown} is not supported, only {only}")
-    check_fields(component or {}, {key: values if callable(values[0]) else ANY for key, values in KEYS[kind].items()},
-                 f"{source}: {place}")
+# ------------------------------------------------------------------------------------- the files
+
+def read_folder(folder):
+    """The Description of the tokenizer in a folder: of the first of READERS that is there."""
+    config = read_config(folder)
+    for name, read in READERS.items():
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            return describe(read(path, config), config, path)
+    raise InputError(f"{folder}: no folder that holds {' or '.join(READERS)}; name the folder of a "
+                     "checkpoint")
+
+
+def read_config(folder):
+    """tokenizer_config.json; a null flag says as little as a missing key."""
+    def read(name, schema):
+        path = os.path.join(folder, name)
+        return check(files.read_json(path), schema, path) if os.path.isfile(path) else {}
+
+    config = read("tokenizer_config.json", CONFIG)
+    if "added_tokens_decoder" not in config:  # older: the same is in two other files
+        config |= read("special_tokens_map.json", CONFIG)
+        added = read("added_tokens.json", {"*": ID})
+        config["added_tokens_decoder"] = {str(i): {"content": text} for text, i in added.items()}
+        if len(config["added_tokens_decoder"]) < len(added):
+            raise InputError(f"{folder}/added_tokens.json: {len(added)} tokens with "
+                             f"{len(config['added_tokens_decoder'])} different ids; each needs one "
+                             "of its own: fetch it again")
+    for i in config["added_tokens_decoder"]:
+        if not re.fullmatch("[0-9]{1,10}", i):
+            raise InputError(f"{folder}/tokenizer_config.json: added_tokens_decoder[{short(i)}] is "
+                             "no id: fetch the file again")
+    if config.get("split_special_tokens"):
+        raise InputError(f"{folder}/tokenizer_config.json: split_special_tokens true is not "
+                         "supported, only false")
+    return {key: value for key, value in config.items()
+            if value is not None or key not in CONFIG_FLAGS}
+
+
+def read_tokenizer_json(path, config):
+    document = files.read_json(path)
+    document.setdefault("post_processor", None)
+    return document
+
+
+def read_vocab_txt(path, config):
+    """BERT: a piece a line, the line number is the id."""
+    vocab = {piece: i for i, piece in enumerate(read_lines(path))}
+    cased = any(piece != piece.lower() for piece in vocab if not piece.startswith("["))
+    use_class("BertTokenizer", "vocab.txt", config, path)
+    return wordpiece_document(vocab, config.get("do_lower_case", not cased),
+                              config.get("strip_accents"),
+                              config.get("tokenize_chinese_chars", True),
+                              content(config.get("unk_token", "[UNK]")))
+
+
+def wordpiece_document(vocab, lower, strip_accents=None, chinese=True, unk="[UNK]"):
+    return {"normalizer": {"type": "BertNormalizer", "clean_text": True,
+                           "handle_chinese_chars": chinese, "strip_accents": strip_accents,
+                           "lowercase": lower},
+            "pre_tokenizer": {"type": "BertPreTokenizer"},
+            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+            "model": {"type": "WordPiece", "unk_token": unk, "continuing_subword_prefix": "##",
+                      "max_input_chars_per_word": 100, "vocab": vocab}}
+
+
+def read_vocab_json(path, config):
+    """GPT-2 and RoBERTa: {piece: id}, and a merge a line, the most important first."""
+    vocab = files.read_json(path)
+    lines = read_lines(os.path.join(os.path.dirname(path), "merges.txt"))
+    merges = [line for line in lines if line and not line.startswith("#version")]
+    roberta = "<s>" in vocab and "</s>" in vocab
+    use_class("RobertaTokenizer" if roberta else "GPT2Tokenizer", "vocab.json", config, path)
+    byte_level = {"type": "ByteLevel", "add_prefix_space": config.get("add_prefix_space", False),
+                  "trim_offsets": True, "use_regex": True}
+    return {"normalizer": None, "pre_tokenizer": byte_level, "decoder": byte_level,
+            "model": {"type": "BPE", "dropout": None, "unk_token": None,
+                      "continuing_subword_prefix": "", "end_of_word_suffix": "", "fuse_unk": False,
+                      "byte_fallback": False, "ignore_merges": False, "vocab": vocab,
+                      "merges": merges}}
+
+
+def read_model(usual, path, config):
+    """A SentencePiece file, with the tokens that its family adds. usual: its tokenizer_class."""
+    for key in ("split_by_punct", "sp_model_kwargs"):
+        if config.get(key):
+            raise InputError(f"{path}: {key} in tokenizer_config.json is not supported with a "
+                             ".model file; save the tokenizer once with transformers, which writes "
+                             "a tokenizer.json")
+    # only LLaMA drops the space after a special token, where `legacy` is false
+    later_prefix = usual != "LlamaTokenizer" or config.get("legacy") is not False
+    sections, tokens = model_file.read_sections(
+        path, config.get("add_prefix_space"), config.get("do_lower_case", False), later_prefix)
+    vocab = vocab_of(sections)
+    if usual == "LlamaTokenizer" and "<bos>" in vocab:
+        usual = "GemmaTokenizer"
+    name, more = use_class(usual, ".model", config, path), []
+    if name == "T5Tokenizer":  # its sentinels count down: <extra_id_0> has the last id
+        more = [f"<extra_id_{n}>" for n in reversed(range(config.get("extra_ids", 100)))]
+    elif name == "DebertaV2Tokenizer":
+        more = ["[MASK]"]
+    more = [text for text in more if text not in vocab]
+    tokens += [{"id": len(vocab) + n, "content": text, "special": True, "normalized": False}
+               for n, text in enumerate(more)]
+    known = {token["content"] for token in config["added_tokens_decoder"].values()}
+    sections["added_tokens"] = [token for token in tokens if token["content"] not in known]
+    return sections
+
+
+READERS = {"tokenizer.json": read_tokenizer_json, "vocab.txt": read_vocab_txt,
+           "vocab.json": read_vocab_json,
+           "spiece.model": functools.partial(read_model, "T5Tokenizer"),
+           "spm.model": functools.partial(read_model, "DebertaV2Tokenizer"),
+           "tokenizer.model": functools.partial(read_model, "LlamaTokenizer")}
+
+
+def use_class(usual, kind, config, source):
+    """Set the tokenizer_class of a config that has none. -> the class. kind: of the file."""
+    config["tokenizer_class"] = config.get("tokenizer_class") or usual
+    name = config["tokenizer_class"].removesuffix("Fast")
+    known = [known for known, family in FAMILIES.items() if family.kind == kind]
+    if name not in known:
+        raise InputError(f"{source}: tokenizer_class {short(name)} is not supported without a "
+                         f"tokenizer.json, only {', '.join(known)}; save the tokenizer once with "
+                         "transformers, which writes that file")
+    if kind != ".model" and (config.get("add_bos_token") or config.get("add_eos_token")):
+        raise InputError(f"{source}: add_bos_token and add_eos_token are supported in a "
+                         "tokenizer.json only")
+    return name
+
+
+def read_lines(path):
+    """The lines of a text file without the spaces at their ends."""
+    try:
+        with open(path, encoding="utf-8", newline="\n") as file:
+            return [line.rstrip() for line in file]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); fetch the file "
+                         "again") from None

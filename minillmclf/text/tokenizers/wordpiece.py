@@ -1,102 +1,103 @@
-"""WordPiece, as BERT uses it: clean, lower-case, split at spaces and punctuation, then cut each word greedily.
+"""WordPiece, the tokenizer of BERT: clean the text, split it into words, cut each word greedily.
 
     "Unbelievable, 你好!"  ->  unbelievable , 你 好 !  ->  un ##bel ##ie ##va ##ble , 你 好 !
 
-Here: the algorithm. Not here: special tokens and files (tokenizer.py), training a vocabulary. Sources: Devlin et al.
-2018 (BERT) and its `tokenization.py`; where that and the `tokenizers` library differ, we do as the library does. One
-difference stays: its Unicode tables for marks, punctuation and format characters are of 2015, ours are those of the
-Python that runs, so about 500 characters of rare scripts that came or changed since then are treated otherwise.
+`normalizer` does the first step, `WordPieceModel` the other two. Not here: special tokens and files
+(tokenizer.py), learning a vocabulary (pretrain/vocabulary.py).
+Sources: Devlin et al. 2018 (BERT) and its `tokenization.py`; where the `tokenizers` library differs
+from that, we follow the library. One difference remains: the library's Unicode tables date from
+2015, ours are those of the running Python, so about 500 characters of rare scripts differ.
 """
 
-import functools
 import unicodedata
 
-from ...errors import InputError
-from ...files import short
-from .components import in_form
-
-# Chinese is written without spaces, so every ideograph becomes a word of its own; Korean and kana do not. The trap:
-# the sixth block begins at 2B820, but the library begins it at 2B920, and ids must be those of the library.
+# Chinese is written without spaces, so every ideograph becomes a word; Korean and kana do not.
+# The sixth block of Unicode begins at 2B820, but at 2B920 in the library, which we must follow.
 IDEOGRAPHS = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F),
               (0x2B740, 0x2B81F), (0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
-CONTROL = ("Cc", "Cf", "Co")  # control, format, private use; not the unassigned Cn: it may be tomorrow's emoji
-REMEMBERED = 2**16  # runs of characters whose ids are kept
+SPACES = ("Zs", "Zl", "Zp")
+CONTROL = ("Cc", "Cf", "Co")  # control, format, private use; unassigned (Cn) may become an emoji
+
+
+class CharacterTable(dict):
+    """Code point -> replacement, for `str.translate`; `rewrite(char)` is called once for each."""
+
+    def __init__(self, rewrite):
+        super().__init__()
+        self.rewrite = rewrite
+
+    def __missing__(self, code):
+        self[code] = self.rewrite(chr(code))
+        return self[code]
+
+
+def normalizer(lower=True, strip_accents=None, chinese=True):
+    """A function text -> clean text.
+
+    It writes every kind of space as " " and drops control characters; if so set, it sets
+    ideographs apart (chinese), removes accents (strip_accents; None: as `lower`) and capitals.
+    """
+    strip_accents = lower if strip_accents is None else strip_accents
+
+    def rewrite(char):
+        apart = chinese and is_ideograph(char)
+        char = clean(char)
+        if strip_accents:  # NFD takes "é" apart into "e" and an accent, a mark of category Mn
+            parts = unicodedata.normalize("NFD", char)
+            char = "".join(part for part in parts if unicodedata.category(part) != "Mn")
+        if lower:
+            char = "".join(part.lower() for part in char)
+        return f" {char} " if apart else char
+
+    table = CharacterTable(rewrite)
+    return lambda text: text.translate(table)
+
+
+def clean(char):
+    """The character, or " " for any space, or "" for a control character."""
+    category = unicodedata.category(char)
+    if char in "\t\n\r" or category in SPACES:
+        return " "
+    return "" if char == "\ufffd" or category in CONTROL else char
+
+
+def is_ideograph(char):
+    return any(first <= ord(char) <= last for first, last in IDEOGRAPHS)
+
+
+def is_punctuation(char):
+    """Every ASCII sign (also $ + ~, which Unicode calls symbols), and Unicode's categories P*."""
+    if char.isascii():
+        return char.isprintable() and not char.isalnum() and char != " "
+    return unicodedata.category(char).startswith("P")
 
 
 class WordPieceModel:
-    """Text -> words -> piece ids.
+    """Clean text -> words -> piece ids.
 
     vocab: piece -> id; a piece that continues a word begins with `prefix`.
     unk: the piece for a word that cannot be cut, or has more than `longest` characters.
-    lower, strip_accents (None: as `lower`), chinese: what `normalise` does.
-    source: the file that errors name.
     """
 
-    inputs = ["input_ids", "token_type_ids", "attention_mask"]  # what a model of this kind is given
-
-    def __init__(self, vocab, unk="[UNK]", lower=True, strip_accents=None, chinese=True, prefix="##", longest=100,
-                 source="vocabulary"):
-        if unk not in vocab:
-            raise InputError(f"{source}: unk_token {short(unk)} is not among the {len(vocab)} pieces of the vocabulary; "
-                             "add it there, or name the right one")
+    def __init__(self, vocab, unk="[UNK]", prefix="##", longest=100):
         self.vocab, self.unk_id, self.prefix, self.longest = vocab, vocab[unk], prefix, longest
-        self._most = max(map(len, vocab))           # letters of a piece
-        self.lower = lower
-        self.strip_accents = lower if strip_accents is None else strip_accents
-        # as tokenizer_config.json names them
-        self.settings = {"do_lower_case": lower, "strip_accents": self.strip_accents,
-                         "tokenize_chinese_chars": chinese}
-        self._clean_table = CleanTable(chinese)
-        self._run = functools.lru_cache(REMEMBERED)(self._cut_run)  # language repeats itself
-
-    @classmethod
-    def from_document(cls, document, source):
-        """The model that a checked tokenizer.json describes."""
-        model, normal = document["model"], document["normalizer"]
-        return cls(model["vocab"], model["unk_token"], normal["lowercase"], normal.get("strip_accents"),
-                   normal["handle_chinese_chars"], model["continuing_subword_prefix"],
-                   model["max_input_chars_per_word"], source)
-
-    def normalise(self, text):
-        """One kind of space, no control characters, ideographs set apart, accents and capitals removed if so set."""
-        return self._fold(text.translate(self._clean_table))
+        self.longest_piece = max(map(len, vocab))
+        self.set_apart = CharacterTable(lambda c: f" {c} " if is_punctuation(c) else c)
 
     def words(self, text):
-        """The normalised words of a text in order, each with its piece ids: [("un", [4]), ...]."""
-        return [word for run in text.translate(self._clean_table).split() for word in self._run(run)[0]]
-
-    def words_within(self, text, first):
-        """The words of a normalised part of a text. Here it is the same wherever the part stands."""
-        return self.words(text)
+        """Split at spaces; every punctuation character is a word: "can't" -> ["can", "'", "t"]."""
+        return text.translate(self.set_apart).split()
 
     def ids(self, text):
-        """The piece ids of a text, without special tokens."""
-        return [i for run in text.translate(self._clean_table).split() for i in self._run(run)[1]]
+        return [i for word in self.words(text) for i in self.word_ids(word)]
 
-    def join(self, pieces):
-        """Text of pieces: words with a space between, for pieces do not hold more."""
-        return " ".join(pieces).replace(" " + self.prefix, "")
-
-    def _cut_run(self, run):
-        """A run of clean characters between spaces: (its words with their ids, all their ids)."""
-        words = [(word, self.pieces(word)) for word in split_punctuation(self._fold(run))]
-        return words, [i for _, ids in words for i in ids]
-
-    def _fold(self, text):
-        """Without accents ("é" is "e" and a mark in NFD form; marks are dropped) and capitals, if so set."""
-        if self.strip_accents and not text.isascii():
-            text = "".join(c for c in in_form("NFD", text) if unicodedata.category(c) != "Mn")
-        if self.lower:  # one by one: "ΟΔΟΣ".lower() looks around and ends in "ς", the library's ends in "σ"
-            text = "".join(map(str.lower, text))
-        return text
-
-    def pieces(self, word):
-        """Ids of one word: the longest piece that fits, again and again. One place without: all is unknown."""
+    def word_ids(self, word):
+        """The longest piece that fits, again and again; if none fits, the whole word is unknown."""
         if len(word) > self.longest:
             return [self.unk_id]
         ids, start = [], 0
         while start < len(word):
-            for end in range(min(len(word), start + self._most), start, -1):
+            for end in range(min(len(word), start + self.longest_piece), start, -1):
                 piece = word[start:end] if start == 0 else self.prefix + word[start:end]
                 if piece in self.vocab:
                     break
@@ -106,50 +107,6 @@ class WordPieceModel:
             start = end
         return ids
 
-
-class CleanTable(dict):
-    """Code point -> what stands for it in clean text, for `str.translate`; filled as characters are met."""
-
-    def __init__(self, chinese):
-        super().__init__()
-        self.chinese = chinese
-
-    def __missing__(self, code):
-        char, category = chr(code), unicodedata.category(chr(code))
-        if char in "\t\n\r" or category in ("Zs", "Zl", "Zp"):
-            clean = " "
-        elif char == "\ufffd" or category in CONTROL:
-            clean = ""
-        elif self.chinese and any(first <= code <= last for first, last in IDEOGRAPHS):
-            clean = f" {char} "
-        else:
-            clean = char
-        self[code] = clean
-        return clean
-
-
-def is_punctuation(char):
-    """True for every ASCII sign (also $ + ~, which Unicode calls symbols) and for Unicode's P* categories."""
-    if char.isascii():
-        return char.isprintable() and not char.isalnum() and char != " "
-    return unicodedata.category(char).startswith("P")
-
-
-def split_punctuation(text):
-    """["can", "'", "t"] for "can't": every punctuation character is a word of its own."""
-    words, start = [], 0
-    for place, char in enumerate(text):
-        if is_punctuation(char):
-            words += [text[start:place], char]
-            start = place + 1
-    return [word for word in [*words, text[start:]] if word]
-
-
-def describe(vocab, lower, strip_accents=None, chinese=True, unk="[UNK]"):
-    """The sections of a tokenizer.json for a BERT vocabulary."""
-    return {"normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": chinese,
-                           "strip_accents": strip_accents, "lowercase": lower},
-            "pre_tokenizer": {"type": "BertPreTokenizer"},
-            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
-            "model": {"type": "WordPiece", "unk_token": unk, "continuing_subword_prefix": "##",
-                      "max_input_chars_per_word": 100, "vocab": vocab}}
+    def join(self, pieces):
+        """The text of pieces: words with a space between, since pieces hold no spaces."""
+        return " ".join(pieces).replace(" " + self.prefix, "")

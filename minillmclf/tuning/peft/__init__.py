@@ -1,0 +1,30 @@
+"""Adapters in files, as PEFT writes and reads them: adapter_config.json, adapter_model.safetensors.
+
+Names are those of transformers, for a layer x of the base:
+
+    base_model.model.x.lora_A.weight   (r, in); x.lora_B.weight (out, r); x.lora_magnitude_vector
+                                       (out,) of DoRA; x.base_layer.bias if it was trained
+    base_model.model.classifier.weight what was trained in full: the head, first of all
+
+A prefix or a prompt (prefix.py, prompt.py) is one tensor, `prompt_embeddings` (P, ...), and its
+head is called base_model.classifier.weight. PEFT cannot compute a prefix of an encoder-decoder that
+stands before its decoder alone, as ours does: such a folder is read here only.
+
+Trap: PEFT saves no `pooler` of DeBERTa and no `classification_head` of T5 unless told to, without a
+warning: the next model gets random ones. Here the head is always saved, and an adapter that lacks
+one is refused (model.py).
+
+Files of microsoft/LoRA (`...query.lora_A`, no config) are read once an adapter_config.json with
+peft_type, r, lora_alpha and target_modules lies beside them. Not here: other methods (AdaLoRA,
+IA3), several adapters at once, LoRA on embeddings, starts that change the base (PiSSA, LoftQ), a
+prefix with its network, pickles.
+
+config.py: adapter_config.json; files.py: folders; model.py: tensors to a classifier and back.
+Reference: https://huggingface.co/docs/peft/developer_guides/checkpoint
+"""
+from .config import CONFIG, method_of
+from .files import OURS, TENSORS, read_adapter, write_adapter
+from .model import apply_adapter
+
+__all__ = ["CONFIG", "OURS", "TENSORS", "apply_adapter", "method_of", "read_adapter",
+           "write_adapter"]

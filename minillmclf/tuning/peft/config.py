@@ -1,0 +1,163 @@
+"""adapter_config.json, the part of a PEFT adapter that says what its numbers mean.
+
+Each key that changes the answers has a row in a table. Keys known to change nothing are ignored.
+Any other key with a value is an error that names it: an option that somebody invents next year must
+not be overlooked. A *record* is such a file after the check: PEFT's keys, defaults filled in.
+
+Which layers are meant follows PEFT's rules, for the names that transformers gives them.
+Reference: https://huggingface.co/docs/peft/package_reference/lora
+"""
+import re
+from collections import Counter
+
+from ...files import short
+from .. import lora, selection
+
+CONFIG = "adapter_config.json"
+INERT = set("""peft_type peft_version task_type auto_mapping revision inference_mode fan_in_fan_out
+    megatron_core qalora_group_size eva_config token_dim num_transformer_submodules num_layers
+    num_attention_heads init_weights encoder_hidden_size prefix_projection prompt_tuning_init
+    prompt_tuning_init_text tokenizer_name_or_path""".split())        # or seen from the tensors
+
+
+def is_name(value):
+    return isinstance(value, str) and bool(re.fullmatch(r"[\w.-]+", value))
+
+
+def is_count(value):
+    return type(value) is int and 1 <= value <= 10**9
+
+
+def is_alpha(value):
+    return type(value) in (int, float) and 0 < value <= lora.MOST_ALPHA
+
+
+def is_layer(value):
+    return type(value) is int and value >= 0
+
+
+def all_are(test, kind):
+    """A test for a list of values, or for a dict with such values."""
+    return lambda value: isinstance(value, kind) and all(
+        map(test, value.values() if kind is dict else value))
+
+
+def either(*tests):
+    return lambda value: any(test(value) for test in tests)
+
+
+def is_text(value):
+    return isinstance(value, str)
+
+
+COUNT = (is_count, "a whole number from 1")
+SWITCH = (lambda v: type(v) is bool, "true or false")
+NAMES = (all_are(is_name, list), "names")
+PATTERN = (either(is_text, NAMES[0]), "names or a pattern")
+# peft_type -> {key: (default, test, what it should be)}; a default that fails the test: required
+BOTH = {"modules_to_save": ([], *NAMES),
+        "base_model_name_or_path": (None, lambda v: v is None or is_text(v), "a path")}
+LORA = {
+    "r": (None, *COUNT),
+    "lora_alpha": (None, is_alpha, f"a number above 0, at most {lora.MOST_ALPHA:g}"),
+    "lora_dropout": (0.0, lambda v: type(v) in (int, float) and 0 <= v < 1, "from 0 to below 1"),
+    "use_rslora": (False, *SWITCH),
+    "use_dora": (False, *SWITCH),
+    "bias": ("none", lambda v: v in ("none", "all", "lora_only"), "none, all or lora_only"),
+    "target_modules": ("", lambda v: v and PATTERN[0](v), PATTERN[1]),
+    "exclude_modules": ([], *PATTERN),
+    "layers_to_transform": ([], either(is_layer, all_are(is_layer, list)), "layer numbers"),
+    "layers_pattern": ([], either(is_name, NAMES[0]), NAMES[1]),
+    "rank_pattern": ({}, all_are(is_count, dict), "an object of whole numbers from 1"),
+    "alpha_pattern": ({}, all_are(is_alpha, dict),
+                      f"an object of numbers above 0, at most {lora.MOST_ALPHA:g}"),
+    "init_lora_weights": (True, lambda v: v in (True, False, "gaussian", "orthogonal", "eva"),
+                          "a start that leaves the base's matrices alone; convert it to plain LoRA "
+                          "with PEFT")}
+PROMPT = {"num_virtual_tokens": (None, *COUNT)} | BOTH
+FIELDS = {"LORA": LORA | BOTH, "PREFIX_TUNING": PROMPT, "PROMPT_TUNING": PROMPT}
+METHODS = {"LORA": "lora", "PREFIX_TUNING": "prefix", "PROMPT_TUNING": "prompt"}
+
+
+def method_of(record):
+    """lora, dora, prefix or prompt."""
+    return "dora" if record.get("use_dora") else METHODS[record["peft_type"]]
+
+
+def read_config(config):
+    """adapter_config.json, parsed -> (record, faults)."""
+    kind = config.get("peft_type")
+    if not isinstance(kind, str) or kind not in FIELDS:
+        return {}, [f"{CONFIG}: peft_type {short(kind)} is not supported; supported: "
+                    f"{', '.join(FIELDS)}"]
+    record, faults = {"peft_type": kind}, []
+    for key, (default, test, expected) in FIELDS[kind].items():
+        record[key] = default if config.get(key) is None else config[key]
+        if not test(record[key]):
+            faults.append(f"{CONFIG}: {key} = {short(config.get(key))} (should be {expected})")
+    for key, value in config.items():
+        if value and key not in FIELDS[kind] and key not in INERT:
+            faults.append(f"{CONFIG}: {short(key)[1:-1]} = {short(value)} is not supported: it "
+                          "might change the answers")
+    submodules = config.get("num_transformer_submodules") or 1
+    if kind == "PREFIX_TUNING" and submodules != 1:
+        faults.append(f"{CONFIG}: num_transformer_submodules = {short(submodules)} puts a prefix "
+                      "before an encoder-decoder's source too, which is not built (1 is)")
+    return record, faults
+
+
+# ------------------------------------------------------------------------------------ which layers
+
+def hits(which, names, where):
+    """The names that are in a list or end in one of it, or that a regular expression matches."""
+    if isinstance(which, str):
+        return selection.matching(which, names, f"{CONFIG}: {where}")
+    return [name for name in names if any(f".{name}".endswith(f".{end}") for end in which)]
+
+
+def outside(names, modules):
+    """The names that are not of or in one of these modules: PEFT saves those in full instead."""
+    return [name for name in names if not any(f".{m}." in f".{name}." for m in modules)]
+
+
+def saved_with(name, modules):
+    """Does a parameter lie in a module whose path ends so, as PEFT saves them? "norm" means
+    input_layernorm too."""
+    inside = name.split(".")[:-1]
+    return any(".".join(inside[:n]).endswith(tuple(modules)) for n in range(1, len(inside) + 1))
+
+
+def meant(record, names):
+    """Those of these linear layers that the record's targets mean."""
+    targets, layers, patterns = (record[key] for key in ("target_modules", "layers_to_transform",
+                                                         "layers_pattern"))
+    excluded = set(hits(record["exclude_modules"], names, "exclude_modules"))
+    names = outside([name for name in names if name not in excluded], record["modules_to_save"])
+    if targets == "all-linear":                     # T5's head too, unless it is saved in full
+        return [name for name in names if name not in ("score", "classifier", "lm_head")]
+    names = hits(targets, names, "target_modules")
+    if layers == [] or isinstance(targets, str):
+        return names
+    patterns = [patterns] if isinstance(patterns, str) else patterns or [r"[^.]*"]
+    layers = [layers] if isinstance(layers, int) else layers
+
+    def layer_of(name):
+        found = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name) for pattern in patterns)
+        return next((int(match[1]) for match in found if match), None)
+    return [name for name in names if layer_of(name) in layers]
+
+
+def describe(layers, linears, saved):
+    """A record's part about LoRA. layers: {name in transformers: LoraLinear}; linears: the names of
+    all linear layers; saved: modules that are saved in full."""
+    configs = {file: layer.config for file, layer in layers.items()}
+    one = next(iter(configs.values()))
+    rank = Counter(each.rank for each in configs.values()).most_common(1)[0][0]
+    alpha = Counter(each.alpha for each in configs.values()).most_common(1)[0][0]
+    leaves = sorted({file.rpartition(".")[2] for file in configs})
+    exact = set(outside(hits(leaves, linears, ""), saved)) == set(configs)
+    return {key: default for key, (default, *_) in LORA.items()} | {
+        "r": rank, "lora_alpha": alpha, "lora_dropout": one.dropout, "use_rslora": one.use_rslora,
+        "use_dora": one.use_dora, "target_modules": leaves if exact else sorted(configs),
+        "rank_pattern": {file: c.rank for file, c in configs.items() if c.rank != rank},
+        "alpha_pattern": {file: c.alpha for file, c in configs.items() if c.alpha != alpha}}

@@ -1,0 +1,281 @@
+"""From the tensors of a PEFT adapter to a classifier, and back.
+
+Names go through the model's rename table (models/weights.py), forwards and backwards. An adapter is
+worth nothing without what else was trained: a head that is in neither the base nor the adapter
+would stay random. So all that the config means must be in the file, all that is in the file must
+have a place, and every newly initialised weight must be filled: else nothing is changed.
+"""
+import re
+
+import torch
+
+from ...errors import InputError
+from ...files import short
+from ...models.tensor_files import listed
+from ...models.weights import Report, shape_fault
+from .. import lora, prefix, prompt, selection
+from .config import describe, meant, method_of, saved_with
+
+# a part of a layer: in the file -> here
+PARTS = {"lora_A": "lora_A", "lora_B": "lora_B", "lora_magnitude_vector": "magnitude"}
+LAYER = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
+ADDED = re.compile(r"backbone\.prefix\.|.*\.word_embeddings\.vectors|.*\.(lora_[AB]|magnitude)\.")
+# of a tuning config -> of a record
+TUNING = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "use_rslora": "use_rslora",
+          "targets": "target_modules", "bias": "bias", "saved": "modules_to_save",
+          "tokens": "num_virtual_tokens"}
+
+
+def raise_faults(where, faults):
+    """InputError with the first of the faults, if there are any; `where` is what has them."""
+    if faults:
+        raise InputError(f"{where}: {len(faults)} faults: {listed(faults)}")
+
+
+def bare(name):
+    """A name from a file, for a message, without quotes."""
+    return short(name, 200)[1:-1]
+
+
+def split(tensors):
+    """-> {layer: {"lora_A": (r, in), "lora_B": (out, r), ...}}, {name in the base: tensor}."""
+    layers, others = {}, {}
+    for name, tensor in tensors.items():
+        found = LAYER.fullmatch(name)
+        if found:
+            layers.setdefault(found[1], {})[found[2]] = tensor
+        else:
+            others[name.replace(".base_layer.bias", ".bias")] = tensor
+    return layers, others
+
+
+def base_parameters(model):
+    """{path as if nothing were wrapped: parameter} of all that no tuning method has added."""
+    return {path.replace(".base.", "."): p for path, p in model.named_parameters()
+            if not ADDED.match(path)}
+
+
+def transposed(table, path, tensor):
+    """From the file's layout to ours or back: a matrix of GPT-2 is transposed."""
+    return tensor.T if table.is_transposed(path) else tensor
+
+
+# ------------------------------------------------------------------------------------ into a model
+
+def apply_adapter(model, record, tensors):
+    """Attach to a classifier what the record says and fill in all tensors -> Report.
+
+    What the adapter holds is what is trained if training goes on; `model.tuning` says how it was
+    made, so that the classifier can be saved. Raises InputError with the faults before anything has
+    changed: a layer, a shape or a place that is missing, a weight that would stay random.
+    """
+    layers, others = split(tensors)
+    is_lora, numbers = record["peft_type"] == "LORA", None
+    if is_lora:
+        places, faults = place_layers(model, record, layers, others)
+    else:
+        places, numbers = {}, others.pop("prompt_embeddings")
+        faults = prompt_faults(model, record, numbers)
+    fills, more = place_others(model, record, others, places.values())
+    faults += more
+    for key in ("labels", "pool", "readout"):
+        if key in record and record[key] != getattr(model, key):
+            faults.append(f"{key} of the adapter: {short(record[key], 200)}, of the model: "
+                          f"{short(getattr(model, key), 200)}")
+    raise_faults("adapter", faults)
+    with torch.no_grad():
+        own = wrap_layers(model, record, layers, places) if is_lora else \
+            attach_before_texts(model, record, numbers)
+        parameters = base_parameters(model)
+        for file, path in fills.items():
+            parameters[path].copy_(transposed(model.table(), path, others[file]))
+    model.requires_grad_(False)
+    for path in own.values():
+        model.get_parameter(path).requires_grad_(True)
+    for path in fills.values():
+        parameters[path].requires_grad_(True)
+    model.tuning = {ours: record[key] for ours, key in TUNING.items() if key in record}
+    model.tuning["method"] = method_of(record)
+    return Report(loaded=own | fills)
+
+
+def wrap_layers(model, record, layers, places):
+    """Wrap the layers and fill A, B and m -> {name in the file: path here}."""
+    config = lora.LoraConfig(*(record[key] for key in ("r", "lora_alpha", "lora_dropout",
+                                                       "use_rslora", "use_dora")))
+
+    def differing(default, patterns):
+        values = selection.per_path(layers, default, patterns)
+        return {re.escape(places[layer]): v for layer, v in values.items() if v != default}
+    lora.wrap(model, list(places.values()), config, differing(config.rank, record["rank_pattern"]),
+              differing(config.alpha, record["alpha_pattern"]))
+    own = {}
+    for layer, path in places.items():
+        for part, tensor in layers[layer].items():
+            own[f"{layer}.{part}"] = f"{path}.{PARTS[part]}.{lora.NAME}"
+            model.get_parameter(own[f"{layer}.{part}"]).copy_(tensor)
+    return own
+
+
+def attach_before_texts(model, record, numbers):
+    """Put the prefix or the prompt before every text -> {name in the file: path here}."""
+    tokens = record["num_virtual_tokens"]
+    prefix.shorten_texts(model, tokens)
+    if method_of(record) == "prefix":
+        prefix.attach_prefix(model, tokens).load(numbers)
+        return {"prompt_embeddings": "backbone.prefix.embedding.weight"}
+    prompt.attach_prompt(model, tokens)
+    model.backbone.word_embeddings.vectors.copy_(numbers / model.backbone.word_factor)
+    return {"prompt_embeddings": "backbone.word_embeddings.vectors"}
+
+
+def prompt_faults(model, record, numbers):
+    """[] or [what is wrong] with the shape of a prefix or a prompt."""
+    layers, heads, width = prefix.shape_of(model.backbone)
+    is_prefix = method_of(record) == "prefix"
+    columns = layers * 2 * heads * width if is_prefix else model.backbone.width
+    shape = (record["num_virtual_tokens"], columns)
+    fits = tuple(numbers.shape) == shape
+    return [] if fits else [f"'prompt_embeddings' is {tuple(numbers.shape)}, should be {shape}"]
+
+
+def place_layers(model, record, layers, others):
+    """Where the LoRA layers of a file belong -> {layer in the file: path here}, faults."""
+    linears, table = selection.linears(model), model.table()
+    names = {file: path for path, file in table.file_names(linears).items()}
+    for old, new in table.aliases:           # around a body alone, PEFT leaves e.g. "bert." out
+        aliases = {old + file[len(new):]: path for file, path in names.items()
+                   if file.startswith(new)}
+        if set(layers) <= set(aliases) and not set(layers) <= set(names):
+            names = aliases
+    expected = meant(record, [file for file in names if f"{file}.weight" not in others])
+    faults = [f"targets {short(record['target_modules'])} mean {file}, the file has nothing for it"
+              for file in expected if file not in layers]
+    for file in layers:
+        if file not in expected:
+            why = "but the config does not mean it" if file in names else \
+                "this model has no such linear layer"
+            faults.append(f"{bare(file)} is in the file, {why}")
+    if faults:
+        return {}, faults
+    for file, rank in selection.per_path(layers, record["r"], record["rank_pattern"]).items():
+        base = linears[names[file]]
+        shapes = {"lora_A": (rank, base.in_features), "lora_B": (base.out_features, rank),
+                  "lora_magnitude_vector": (base.out_features,)}
+        faults += [f"{file}.{part} is {tuple(tensor.shape)}, should be {shapes[part]}"
+                   for part, tensor in layers[file].items() if tuple(tensor.shape) != shapes[part]]
+    return {file: names[file] for file in layers}, faults
+
+
+def place_others(model, record, others, wrapped):
+    """Where biases and modules trained in full belong -> {name in the file: path here}, faults.
+
+    wrapped: the paths of the layers that get LoRA.
+    """
+    table, parameters = model.table(), base_parameters(model)
+    names, bias = table.file_names(parameters), record.get("bias", "none")
+    new = model.report.fresh if hasattr(model, "report") else \
+        [path for path in parameters if selection.in_head(path)]
+    biases = [f"{path}.bias" for path in wrapped if f"{path}.bias" in parameters] \
+        if bias == "lora_only" else selection.trainable_biases(model, bias)
+    saved = [path for path, file in names.items() if saved_with(file, record["modules_to_save"])]
+    expected, fills, faults = {*new, *saved, *biases}, {}, []
+    for file, tensor in others.items():
+        try:
+            path = table.path(file)
+        except KeyError:
+            path = None
+        if path in fills.values():
+            why = f"fills {path} a second time"
+        elif path not in parameters:
+            why = f"{tuple(tensor.shape)} has no place in this model"
+        elif model.readout and model.backbone.tied and path == "backbone.word_embeddings.weight":
+            why = "learned, but the language-model head did not: here both are one matrix"
+        elif not (path in expected or selection.in_head(path) or "word_embeddings" in path):
+            why = "is in the file, but the config names no such module in modules_to_save or bias"
+        else:
+            fills[file] = path
+            faults += shape_fault(file, tuple(tensor.shape), path, parameters[path],
+                                  table.is_transposed(path))
+            continue
+        faults.append(f"{short(file, 200)} {why}")
+    for path in sorted(expected - set(fills.values())):
+        why = "is new in this model and would stay random" if path in new else \
+            "learned, by the config"
+        faults.append(f"nothing fills {path} ({names[path]}): it {why}")
+    return fills, faults
+
+
+# ---------------------------------------------------------------------------------- out of a model
+
+def collect(model, base, bias, saved):
+    """The adapter of a classifier -> record, {name in transformers: tensor}, more of PEFT's config.
+
+    base, bias, saved: as for `write_adapter`.
+    """
+    before = before_texts(model)
+    layers = {} if before else lora.wrapped(model)
+    table, parameters = model.table(), base_parameters(model)
+    names = table.file_names([*selection.linears(model), *parameters])
+    head = [path for path in parameters if path.startswith("head.")]
+    biases = [] if before else [name.replace(".base.", ".")
+                                for name in selection.trainable_biases(model, bias)]
+    in_full = {path for path in parameters if saved_with(names.get(path, ""), saved)}
+    in_full |= {*head, *biases}
+    check_saved(layers, parameters, in_full)
+    saved = sorted({*saved, *(head_module(names[path]) for path in head)})
+    record, tensors = {"base_model_name_or_path": base, "modules_to_save": saved}, {}
+    for path in in_full:
+        file = names[path]
+        if path in biases and path.removesuffix(".bias") in layers:
+            file = file.removesuffix("bias") + "base_layer.bias"
+        tensors[file] = transposed(table, path, parameters[path])
+    if before:
+        own, tensors["prompt_embeddings"], more = before
+        return record | own, tensors, more
+    for path, layer in layers.items():
+        for part, ours in PARTS.items():
+            if hasattr(layer, ours):
+                leaf = "" if part == "lora_magnitude_vector" else ".weight"
+                tensors[f"{names[path]}.{part}{leaf}"] = getattr(layer, ours)[lora.NAME]
+    linears = [names[path] for path in selection.linears(model) if path in names]
+    record |= describe({names[path]: layer for path, layer in layers.items()}, linears, saved)
+    more = {"fan_in_fan_out": any(table.is_transposed(f"{path}.weight") for path in layers)}
+    return record | {"peft_type": "LORA", "bias": bias}, tensors, more
+
+
+def before_texts(model):
+    """A prefix or a prompt -> its part of a record, its numbers (P, ...), its shape; else None."""
+    standing, words = model.backbone.prefix, model.backbone.word_embeddings
+    is_prefix, is_prompt = standing is not None, isinstance(words, prompt.PromptEmbedding)
+    if is_prefix + is_prompt + any(isinstance(m, lora.LoraLinear) for m in model.modules()) > 1:
+        raise InputError("this model has a prefix, a prompt or LoRA at once, but a folder of PEFT "
+                         "holds one adapter")
+    if not (is_prefix or is_prompt):
+        return None
+    numbers = standing.numbers() if is_prefix else words.vectors * model.backbone.word_factor
+    layers, heads, width = prefix.shape_of(model.backbone)
+    shape = {"num_layers": layers, "num_attention_heads": heads, "num_transformer_submodules": 1,
+             "token_dim": heads * width if is_prefix else model.backbone.width}
+    return {"peft_type": "PREFIX_TUNING" if is_prefix else "PROMPT_TUNING",
+            "num_virtual_tokens": len(numbers)}, numbers, shape
+
+
+def check_saved(layers, parameters, in_full):
+    """InputError if a layer of the head is wrapped, or a trainable parameter would be lost."""
+    inside = [path for path in layers if selection.in_head(path)]
+    if inside:
+        raise InputError(f"{', '.join(inside)}: the head learns as a whole, leave it out of the "
+                         "targets")
+    lost = [path for path, p in parameters.items() if p.requires_grad and path not in in_full]
+    if lost:
+        raise InputError(f"{len(lost)} parameters learn that the adapter would not hold, {lost[0]} "
+                         "first: freeze them (requires_grad_(False)) or name their modules in "
+                         "`saved`")
+
+
+def head_module(file):
+    """bert.pooler.dense.weight -> pooler, classifier.dense.weight -> classifier, score.weight ->
+    score."""
+    parts = file.split(".")[:-1]
+    return parts[-2] if len(parts) > 1 else parts[0]

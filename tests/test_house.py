@@ -1,0 +1,116 @@
+"""The rules of the house, held by the code itself: width, unused names, the order of imports, the size of functions, and the
+core tour, the files that a reader goes through first."""
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "minillmclf"
+FILES = sorted(PACKAGE.rglob("*.py"))
+# A file imports from its own folder and from those before it. Commands, which stand last, may import one another.
+ORDER = ["errors", "files", "text", "models", "tuning", "training", "classify", "cli"]
+LONGEST_FUNCTION, MOST_PARAMETERS, LARGEST_PACKAGE = 45, 7, 12_000
+# Read in this order, they are one way from text to a trained classifier.
+TOUR = ["text/tokenizers/wordpiece.py", "text/batch.py", "models/layers.py", "models/bert.py", "models/weights.py",
+        "classify/head.py", "classify/classifier.py", "training/losses.py", "training/optim.py",
+        "training/loop.py", "training/metrics.py", "train.py"]
+LONGEST_TOUR = 1_700
+OPTIONAL = re.compile(r"preference|bradley|swap|multi.?label|several_labels|threshold|sliding|windowed|prefix_tuning|"
+                      r"virtual_tokens|soft prompt|torchrun|all_reduce|is_main_process|parallel|fsdp|ddp|cached|remember|"
+                      r"last_token|recompute|checkpointing|4.?bit|quant", re.I)
+
+
+def name_of(path):
+    return str(path.relative_to(PACKAGE))
+
+
+def room(names):
+    """Where in ORDER a dotted name, split into parts, stands; commands come after all of it."""
+    return ORDER.index(names[0]) if names[0] in ORDER else len(ORDER)
+
+
+def imported(path):
+    """(line, dotted name in the package, split into parts) of each import of the package's own modules."""
+    here = path.relative_to(PACKAGE).parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*here[:len(here) - node.level + 1], *(node.module or "").split(".")]
+            base = [part for part in base if part]
+            names = [base] if base else [[alias.name] for alias in node.names]
+            yield from ((node.lineno, each) for each in names if not each[0].startswith("__"))
+
+
+def functions(tree):
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def parameters(node):
+    """How many parameters a function has; self and cls are not counted, *args and **kwargs count one each."""
+    names = [a.arg for a in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]]
+    return len(names) - (names[:1] in (["self"], ["cls"])) + bool(node.args.vararg) + bool(node.args.kwarg)
+
+
+def test_ruff_finds_no_wide_line_and_no_unused_name():
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--quiet", "--output-format", "concise", "."],
+                          cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_run_one_way(path):
+    own = room(path.relative_to(PACKAGE).with_suffix("").parts)
+    back = [f"line {line}: {'.'.join(names)}" for line, names in imported(path) if room(names) > own]
+    assert back == [], f"{name_of(path)} imports from a folder that stands after its own"
+
+
+def test_no_circle_of_imports():
+    """Between files, imports at their tops: repeatedly take away files that import none of those left."""
+    modules = {path.relative_to(PACKAGE).with_suffix("").parts: path for path in FILES}
+    modules = {names[:-1] if names[-1] == "__init__" else names: path for names, path in modules.items()}
+    needs = {names: set() for names in modules}
+    for names, path in modules.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and node.level:
+                here = path.relative_to(PACKAGE).parts[:-1]
+                base = (*here[:len(here) - node.level + 1], *filter(None, (node.module or "").split(".")))
+                needs[names] |= {(*base, alias.name) if (*base, alias.name) in modules else base for alias in node.names}
+        needs[names] -= {names, ()}
+    while free := {names for names, wanted in needs.items() if not wanted & set(needs)}:
+        needs = {names: wanted for names, wanted in needs.items() if names not in free}
+    assert needs == {}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_functions_are_short_and_imports_stand_at_the_top(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    long = {node.name: node.end_lineno - node.lineno + 1 for node in functions(tree)}
+    assert {name: lines for name, lines in long.items() if lines > LONGEST_FUNCTION} == {}
+    many = {node.name: parameters(node) for node in functions(tree)}
+    assert {name: count for name, count in many.items() if count > MOST_PARAMETERS} == {}
+    parts = path.relative_to(PACKAGE).parts
+    if room((parts[0].removesuffix(".py"),)) < ORDER.index("cli"):
+        inner = [f"line {each.lineno}" for node in functions(tree) for each in ast.walk(node)
+                 if isinstance(each, ast.ImportFrom) and each.level]
+        assert inner == [], "an import of the package's own inside a function"
+
+
+def test_the_core_tour_is_short_and_names_no_optional_feature():
+    texts = {name: (PACKAGE / name).read_text(encoding="utf-8") for name in TOUR}
+    found = [f"{name}:{number}: {line.strip()}" for name, text in texts.items()
+             for number, line in enumerate(text.splitlines(), 1) if OPTIONAL.search(line)]
+    assert found == []
+    assert sum(text.count("\n") for text in texts.values()) <= LONGEST_TOUR
+
+
+def test_the_tour_is_the_table_of_contents():
+    text = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    places = [text.find(name) for name in TOUR]
+    assert -1 not in places and places == sorted(places), "minillmclf/__init__.py lists the tour in its order"
+
+
+def test_the_package_is_small():
+    assert sum(path.read_text(encoding="utf-8").count("\n") for path in FILES) <= LARGEST_PACKAGE
