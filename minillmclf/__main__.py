@@ -1,4 +1,4 @@
-"""python -m minillmclf COMMAND ...: as python -m minillmclf.COMMAND; alone it lists the commands."""
+"""python -m minillmclf COMMAND ...: as python -m minillmclf.COMMAND; alone, a list of commands."""
 import ast
 import re
 import runpy

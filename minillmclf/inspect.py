@@ -106,7 +106,7 @@ def new_head_lines(folder):
     from .tuning.quant_files import open_checkpoint
     try:
         checkpoint = open_checkpoint(folder)
-        model = Classifier.empty(checkpoint, ["0", "1"], {}, "family", None)
+        model = Classifier.empty(checkpoint, ["0", "1"])
         table = model.table(with_classes=False)
         path = {name: table.path(name) for name in checkpoint.files
                 if not table.tied_to(name)}
@@ -191,7 +191,9 @@ def main(arguments=None):
     backbone = getattr(model, "backbone", model)
     print(f"{folder}\n{architecture(backbone)}")
     if model is not backbone:
-        how = f", read as label texts behind {model.readout['template']!r}" if model.readout else ""
+        how = ""
+        if model.head.described:
+            how = f", read as label texts behind {model.head.described['template']!r}"
         print(f"classes: {', '.join(model.labels)}{how}; "
               f"texts are cut to {model.max_length} tokens")
     found, report = fates(model, checkpoint), model.report

@@ -1,27 +1,30 @@
-"""From settings to a classifier: what train, evaluate, compare and inspect build, each in the same way."""
+"""From settings to a classifier: what train, evaluate, compare and inspect build, in one way."""
 import re
 
 from ..errors import InputError
 from ..files import short
+from ..training.rates import lr_line
 
 HOW = ("quoting",)        # settings of how files are read, beside the names of columns
-KEEP = {"right": "head", "left": "tail", "middle": "head+tail", "both": "middle"}   # truncation_side -> text.cutting's keep
+KEEP = {"right": "head", "left": "tail", "middle": "head+tail", "both": "middle"}
+#       truncation_side -> which end of a text is kept (text/cutting.py)
 
+
+# ---------------------------------------------------------------- the classifier
 
 def build(s, labels, fields=("text",)):
-    """The classifier that the settings describe, on its device, with the method's weights trainable. fields: the names of
-    a row's texts in a template."""
+    """The classifier that the settings describe, on its device, its method attached -> classifier,
+    numbers of trainable and of all parameters. fields: names of a row's texts in a template."""
     import torch
 
     from ..classify.classifier import Classifier
     from ..tuning import tune
     if s.method == "qlora" and s.weights != "pretrained":
-        raise InputError("--method qlora --weights random: there is nothing to learn in random weights that are frozen")
-    model = Classifier.from_backbone(s.model, labels, s.readout, s.pool, s.max_length or None, s.seed,
-                                     pretrained=s.weights == "pretrained", quantise=s.quantise if s.method == "qlora" else None,
-                                     keep=KEEP[s.truncation_side], windows=windows_of(s), preference=preference_of(s), **asked_of(s, fields))
-    if s.multi_label == "on":
-        model.use_thresholds()                             # 0.5, until the end of the training fits them
+        raise InputError("--method qlora --weights random: there is nothing to learn in random "
+                         "weights that are frozen")
+    model = Classifier.from_backbone(
+        s.model, labels, **options_of(s, fields), seed=s.seed,
+        pretrained=s.weights == "pretrained", quantise=s.quantise if s.method == "qlora" else None)
     trainable, total = tune(model, recipe_of(s), s.seed)
     device = device_of(s)
     try:
@@ -37,69 +40,112 @@ def device_of(s):
     return s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def prepare(s, model):
+    """Make a built classifier ready for training: in several processes, and with less memory."""
+    from ..training.parallel import processes as parallel
+    from ..training.recompute import recompute_blocks
+    parallel.replicate(model)
+    if s.parallel == "fsdp":
+        from ..training.parallel.fsdp import shard         # older versions of torch have none
+        shard(model, s.optimizer)
+    if s.gradient_checkpointing == "on":
+        recompute_blocks(model)
+
+
+def model_lines(s, model, trainable, total):
+    """What was built, and with which learning rate it is trained -> lines."""
+    loaded = model.report.line() if s.weights == "pretrained" else "random weights"
+    lines = [f"{s.model}: {loaded}; {trainable:,} of {total:,} parameters trainable; {lr_line(s)}"]
+    if model.quantise:
+        kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.kept_whole})
+        lines.append(f"in four bits ({model.quantise}): the body's linear layers; kept whole: "
+                     f"{', '.join(kinds)}")
+    return lines
+
+
+# ---------------------------------------------------------------- parts of the settings
+
+def options_of(s, fields=("text",)):
+    """The part of the settings that says what the modules of a classifier are, as in
+    classify.build.Options. fields: the names of a row's texts in a template."""
+    found = {"readout": s.readout, "pool": s.pool, "max_length": s.max_length or None,
+             "keep": KEEP[s.truncation_side], "multi_label": s.multi_label == "on",
+             "preference": {"kind": s.preference, "swap": s.swap}}
+    if s.windows != "none":
+        found["windows"] = {"pool": s.windows, "overlap": s.overlap, "max_windows": s.max_windows,
+                            "max_document": s.max_document}
+    if s.readout == "labels":
+        end = "eos" if (s.objective, s.end) == ("completion", "auto") else s.end
+        found |= {"template": s.template, "label_texts": s.label_texts, "fields": list(fields),
+                  "instruction": s.instruction, "end": end, "score_by": s.score_by}
+    return found
+
+
+def task_kind(s):
+    """The class of the task that the settings describe, before the data are read."""
+    from ..classify.multilabel import MultiLabel
+    from ..classify.preference import Preference
+    from ..classify.task import SingleLabel
+    if s.multi_label == "on":
+        return MultiLabel
+    compared = s.preference != "none" or s.swap != "none" and s.readout == "labels"
+    return Preference if compared else SingleLabel
+
+
+def task_of(settings, data):
+    """The task of a run, without its model. settings: a dict, as in its run.json."""
+    from ..classify import build as modules
+    described = {"fields": data.columns} if settings.get("readout") == "labels" else {}
+    preference = {"kind": settings.get("preference"), "swap": settings.get("swap")}
+    multi_label = settings.get("multi_label") == "on"
+    return modules.task_of(data.labels, described, preference, multi_label)
+
+
+def recipe_of(s):
+    """The part of the settings that says how to tune: the tuning config of tuning.tune."""
+    from ..tuning import METHODS
+    targets = s.targets or None
+    if targets != "all-linear" and re.fullmatch(r"[\w.]+(,[\w.]+)*", s.targets):
+        targets = s.targets.split(",")
+    values = {"rank": s.rank, "alpha": s.alpha, "dropout": s.adapter_dropout, "targets": targets,
+              "use_rslora": s.use_rslora == "on", "bias": s.bias, "quantise": s.quantise,
+              "size": s.adapter_size, "tokens": s.virtual_tokens,
+              "projection": s.projection == "on"}
+    options = METHODS[s.method].options if s.method in METHODS else ()            # none: last-3
+    return {"method": s.method, **{name: values[name] for name in options}}
+
+
+# ---------------------------------------------------------------- rows
+
+def encode(model, examples, training=False):
+    """One split for the loop -> Rows, how many texts were cut. training: as for model.encode."""
+    from ..training.plan import Rows
+    encoded, shortened = model.encode([e.texts for e in examples], training)
+    return Rows(encoded, model.task.targets(examples)), shortened
+
+
 def reading_of(s, data):
     """How the rows of a run are read, for its model to remember (Classifier.read_as)."""
-    more = {name: getattr(s, name) for name in HOW if hasattr(s, name)}
     label = s.label_column or data.label_column
+    more = {name: getattr(s, name) for name in HOW}
     return {"text_column": list(data.columns), "label_column": label, **more}
 
 
 def text_columns(model, asked):
-    """The text columns that a model is to read of a file: those of --text-column (`asked`), else
-    those that it was trained on; None, the usual ones, where it does not know. InputError for
-    another number of them."""
+    """The text columns that a model reads of a file: those of --text-column (`asked`), else those
+    that it was trained on; None, the usual ones, where it does not know. InputError for another
+    number of them."""
     known = model.reading["text_column"] if model.reading else None
     names = [name.strip() for name in asked.split(",")] if asked else known
     if known and len(names) != len(known):
         raise InputError(f"--text-column {short(asked)}: names {len(names)}, and this model was "
                          f"trained on {len(known)} text(s) a row ({', '.join(known)}): name all")
-    fields = model.readout.get("fields", ["text"])
+    fields = model.head.described.get("fields", ["text"])
     return names or (None if fields in (["text"], ["text_a", "text_b"]) else fields)
 
 
 def how_to_read(model, flags):
     """How else a file is read, as flags say or the model remembers -> keywords for text.data."""
     known = model.reading or {}
-    said = {name: getattr(flags, name, None) or known.get(name) for name in HOW}
-    return {name: value for name, value in said.items() if value}
-
-
-def asked_of(s, fields):
-    """The part of the settings that says how label texts are asked for, as classify.readout has it; {} for a head."""
-    if s.readout == "head":
-        return {}
-    return {"template": s.template, "label_texts": s.label_texts, "fields": list(fields), "instruction": s.instruction,
-            "end": "eos" if (s.objective, s.end) == ("completion", "auto") else s.end, "score_by": s.score_by}
-
-
-def windows_of(s):
-    """The part of the settings that says how long documents are read, as classify.windows has it; None: not in windows."""
-    if s.windows == "none":
-        return None
-    return {"pool": s.windows, "overlap": s.overlap, "max_windows": s.max_windows, "max_document": s.max_document}
-
-
-def preference_of(s):
-    """The part of the settings that says how two answers are compared, as classify.preference has it."""
-    return {"kind": s.preference, "swap": s.swap}
-
-
-def recipe_of(s):
-    """The part of the settings that says how to tune, as tuning.tune has it."""
-    from ..tuning import METHODS
-    targets = s.targets.split(",") if re.fullmatch(r"[\w.]+(,[\w.]+)*", s.targets) else s.targets or None
-    numbers = {"rank": s.rank, "alpha": s.alpha, "dropout": s.adapter_dropout,
-               "use_rslora": s.use_rslora == "on",
-               "targets": s.targets if s.targets == "all-linear" else targets, "bias": s.bias, "quantise": s.quantise,
-               "size": s.adapter_size, "tokens": s.virtual_tokens, "projection": s.projection == "on"}
-    options = METHODS[s.method].options if s.method in METHODS else ()            # none: last-3
-    return {"method": s.method, **{name: numbers[name] for name in options}}
-
-
-def encode(model, examples, once=False):
-    """One split for the loop: token ids and labels -> Rows, how many texts were shortened. once: as for model.encode."""
-    from ..classify.multilabel import multi_hot
-    from ..training.plan import Rows
-    encoded, shortened = model.encode([e.texts for e in examples], once)
-    truth = multi_hot(examples, model.labels) if model.several else [model.labels.index(e.label) for e in examples]
-    return Rows(encoded, truth), shortened
+    found = {name: getattr(flags, name, None) or known.get(name) for name in HOW}
+    return {name: value for name, value in found.items() if value}

@@ -74,8 +74,8 @@ class Parser(argparse.ArgumentParser):
     def add_common_flags(self):
         group = self.add_argument_group("every command")
         group.add_argument("-h", "--help", action="help", help="print this")
-        group.add_argument("--version", action="version", version=f"minillmclf {minillmclf.__version__}",
-                           help="print the version")
+        group.add_argument("--version", action="version", help="print the version",
+                           version=f"minillmclf {minillmclf.__version__}")
         group.add_argument("--ignore-config-key", action=IgnoreKey, metavar="NAME",
                            default=argparse.SUPPRESS, help="leave out this unknown key of a "
                            "model's config.json, at your own risk; several with commas")

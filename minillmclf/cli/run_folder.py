@@ -17,7 +17,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import NEW, check_fields, find_model, locked, look_at, read_json, remove, short
+from ..files import (NEW, check_fields, find_model, locked, look_at, read_json, remove, short,
+                     write_json)
 from .settings import read_settings, renamed
 
 MOVING = ".whole"                       # in OUT: a finished new run, while its files are moved up
@@ -157,9 +158,15 @@ class RunFolder:
             if path.exists():
                 path.unlink()
 
-    def begin(self, place, overwrite):
-        """Clear the place where a run is made, unless it goes on there. Only now, when the model
-        and the data are read: a run that cannot begin removes no earlier one."""
-        if overwrite or not (place / self.RECORD).exists():
-            remove(self.out / NEW)
-            self.clear(place)
+    def begin(self, place, record, overwrite):
+        """Clear the place where a run is made, unless it goes on there, and write its record. Only
+        now, when the model and the data are read: a run that cannot begin removes no earlier one.
+        """
+        from ..training.parallel import processes as parallel
+        parallel.barrier()                     # until all processes have seen what lies in OUT
+        if parallel.is_main_process():
+            if overwrite or not (place / self.RECORD).exists():
+                remove(self.out / NEW)
+                self.clear(place)
+            write_json(place / self.RECORD, record)
+        parallel.barrier()
