@@ -19,7 +19,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from .cli.build import how_to_read, text_columns
+from .cli.rows import how_to_read, text_columns
 from .cli.parser import Parser, run
 from .errors import InputError
 from .files import check_fields, check_out, find_model, named
@@ -180,7 +180,7 @@ def prompted(a):
     """A language model that is asked in words."""
     from .classify.label_text import prompting
     from .cli.build import build
-    from .train import load_dataset
+    from .cli.rows import load_dataset
     from .training.metrics import evaluate
     check_prompted(a)
     flags = {name: getattr(a, name) for name in PROMPT_FLAGS if getattr(a, name, None) is not None}

@@ -12,29 +12,24 @@ Of listed values the first is the default; a flag with [off] alone means on.
 The run folder holds run.json, metrics.jsonl, predictions.csv and the model. The
 same command goes on with a run that was stopped.
 """
-import csv
-import functools
-import io
 import json
-import platform
 import random
-import sys
 import time
-from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 
-from . import __version__
 from .cli import run_folder
-from .cli.build import build, encode, model_lines, prepare, reading_of, task_kind, task_of
+from .cli.build import build, check_saved, model_lines, task_of
 from .cli.launch import distributed
+from .cli.machine import (collect, features, logits_of, peak_memory, prepare, step_and_store,
+                          versions, writes_files)
 from .cli.parser import Parser, StopSignal, run
+from .cli.progress import Progress
+from .cli.rows import diagnose, encode, load_dataset, reading_of, write_predictions
+from .cli.settings import add_settings, read_settings
 from .errors import InputError, Stopped
 from .files import write_json, write_text
-from .text.data import load_data, text_names
-from .cli.progress import Progress
-from .cli.settings import add_settings, read_settings
 
 FITTED_ROWS = 200              # training rows, drawn by the seed, measured after each epoch
 
@@ -47,67 +42,6 @@ def parse(arguments=None):
     group.add_argument("--config", metavar="RUN.JSON", help="take its settings; flags go over them")
     group.add_argument("--overwrite", action="store_true", help="start anew over a run in --out")
     return p.parse_args(arguments)
-
-
-def draw_rows(examples, per_class, seed):
-    """`per_class` rows of each class, drawn by the seed; a class with fewer gives all it has."""
-    order = sorted(examples, key=lambda e: (e.label, e.texts))
-    random.Random(f"rows:{seed}").shuffle(order)
-    taken, kept = {}, []
-    for example in order:
-        taken[example.label] = taken.get(example.label, 0) + 1
-        if taken[example.label] <= per_class:
-            kept.append(example)
-    return kept
-
-
-def load_dataset(s, table=None):
-    """The data of a run, with the columns and the training rows that are asked for. table: in
-    the place of s.data."""
-    data = load_data(table or s.data, s.text_column or None, s.label_column or None, s.seed,
-                     task_kind(s).MULTI_LABEL, s.quoting)
-    task_kind(s).check_columns(data.columns, s.readout)
-    if s.rows_per_class:
-        data.train = draw_rows(data.train, s.rows_per_class, s.seed)
-    return data
-
-
-def diagnose(model, data):
-    """What the data doctor says, with lengths in the model's own tokens."""
-    from .text.doctor import examine, unknown_share
-    from .tuning.prompt import new_words
-    lengths = {split: [model.head.length(model.tokenizer, e.texts) for e in getattr(data, split)]
-               for split in ("train", "dev", "test")}
-    setting, most = model.head.limit(model.max_length)
-    unknown = {split: unknown_share(model.tokenizer, [e.texts for e in getattr(data, split)])
-               for split in lengths}
-    remedy = f"raise {setting}"
-    if setting == "max_length" and most >= (model.backbone.max_input_tokens or most + 1):
-        ways = [] if model.head.described else ["--truncation-side middle keeps both ends"]
-        if ways and model.head.most_texts == 2 and not new_words(model):
-            ways.insert(0, "--windows mean reads them whole")
-        remedy = "the model takes no more" + ": " * bool(ways) + ", ".join(ways)
-    return examine(data, lengths, most, remedy, unknown)
-
-
-def versions():
-    """What the numbers depend on besides the settings."""
-    import numpy
-    import safetensors
-    import torch
-    return {"minillmclf": __version__, "python": platform.python_version(),
-            "torch": torch.__version__, "numpy": numpy.__version__,
-            "safetensors": safetensors.__version__, "threads": torch.get_num_threads()}
-
-
-def peak_memory():
-    """The most memory that this process has held so far, in MB; None on Windows."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
 
 def is_shown(record, data):
@@ -128,74 +62,28 @@ def open_run(s, folder, data, overwrite=False):
     return record
 
 
-def write_predictions(path, examples, probabilities, labels, answers=None):
-    """predictions.csv: the line in the source, the texts, the label, the answer, p of each class.
-
-    answers: by default the likeliest classes. Texts are as they are in the data, even those that a
-    spreadsheet computes: =1+1.
-    """
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    names = text_names(len(examples[0].texts))
-    writer.writerow(["line", *names, "label", "predicted", *(f"p_{name}" for name in labels)])
-    answers = answers or [labels[p.argmax()] for p in probabilities]
-    for example, answer, p in zip(examples, answers, probabilities):
-        row = [example.row, *example.texts, example.label, answer]
-        writer.writerow([*row, *(f"{x:.6f}" for x in p)])
-    write_text(path, out.getvalue())
-
-
-def objective_of(s, model, targets):
-    """What training minimises. targets: of the training rows."""
-    from .training.completion_loss import CompletionLoss
-    if s.objective == "completion":
-        return CompletionLoss(model.head.answer_lengths())
-    return model.task.loss(s, targets)
-
-
 def silent(line):
     """Says nothing, where others print."""
 
 
-def step_and_store(s, model, targets, folder, stop, say):
-    """What the loop is given -> its step and its store: plain, or those of several processes.
-
-    The step checks its first gradients, and says where a number that is not finite arose.
-    """
-    from .training import loop
-    from .training.checkpoint import Store
-    from .training.monitors.gradients import check_first_steps
-    from .training.monitors.nonfinite import locate_divergence
-    from .training.parallel import processes as parallel
-    take_step, store = loop.take_step, Store
-    if parallel.is_distributed():
-        take_step, store = parallel.take_step, parallel.SharedStore
-    step = functools.partial(take_step, objective=objective_of(s, model, targets))
-    return check_first_steps(locate_divergence(step), say), store(folder, stop)
-
-
 def learn(s, model, data, folder, say, on_epoch=None):
     """The training itself, with its progress bar -> the loop's progress (None if it was stopped),
-    timing.
-
-    timing: what this process did; a run that goes on counts its own steps only.
-    """
+    timing: of what this process did, for a run that goes on counts its own steps only."""
     from .training import loop
-    from .training.features import cached_features
-    from .training.parallel import processes as parallel
-    from .training.plan import plan_epochs, Rows
+    from .training.plan import Rows
     rows = model.task.training_rows(data.train)
     train, dev = encode(model, rows, training=True)[0], encode(model, data.dev)[0]
     chosen = random.Random(f"fitted:{s.seed}").sample(range(len(rows)), min(len(rows), FITTED_ROWS))
     sample = Rows([train.encoded[row] for row in chosen], [train.labels[row] for row in chosen])
-    cache = nullcontext()
-    if not parallel.is_distributed():
-        cache = cached_features(model, [*train.encoded, *dev.encoded], s)
     started = time.monotonic()
-    with Progress(say is silent, dynamic_ncols=True, leave=False) as bar, StopSignal() as stop, cache:
+    bar = Progress(say is silent, dynamic_ncols=True, leave=False)
+    with bar, StopSignal() as stop, features(s, model, [*train.encoded, *dev.encoded]):
         def say_above(line):
             bar.clear()
             say(line)
+
+        def after_step(step, total, loss):
+            bar(step, total, loss=f"{loss:.3f}")
 
         def after_epoch(line):
             logits = model.scores(sample.encoded, s.eval_batch_size)
@@ -205,14 +93,22 @@ def learn(s, model, data, folder, say, on_epoch=None):
             if on_epoch:
                 on_epoch(dict(line))
         step, store = step_and_store(s, model, train.labels, folder, stop, say_above)
-        hooks = loop.Hooks(lambda step, total, loss: bar(step, total, loss=f"{loss:.3f}"), after_epoch)
+        hooks = loop.Hooks(after_step, after_epoch)
         progress = loop.fit(model, train, dev, s, store, step, hooks)
-    if progress is not None and parallel.is_main_process():
-        write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in progress["history"]))
-    seconds = max(time.monotonic() - started, 1e-6)        # a clock may stand still
+    if progress is not None and writes_files():
+        lines = [json.dumps(line) + "\n" for line in progress["history"]]
+        write_text(folder / "metrics.jsonl", "".join(lines))
+    return progress, timing_of(s, model, train, bar, time.monotonic() - started)
+
+
+def timing_of(s, model, train, bar, seconds):
+    """How long the steps took that the bar has shown -> as in run.json."""
+    from .training.plan import plan_epochs
+    seconds = max(seconds, 1e-6)                           # a clock may stand still
     steps = list(islice(chain.from_iterable(plan_epochs(model, train, s)), bar.first, bar.last))
-    return progress, {"train_seconds": round(seconds, 1), "seconds_per_step": round(seconds / max(1, len(steps)), 4),
-                      "examples_per_second": round(sum(map(len, steps)) / seconds, 1)}
+    return {"train_seconds": round(seconds, 1),
+            "seconds_per_step": round(seconds / max(1, len(steps)), 4),
+            "examples_per_second": round(sum(map(len, steps)) / seconds, 1)}
 
 
 def epoch_line(line, metric, names):
@@ -224,66 +120,51 @@ def epoch_line(line, metric, names):
 
 def finish(s, model, data, folder, record, progress, timing):
     """Test, compare with the baselines, save everything."""
-    from .training.parallel import processes as parallel
     split = "test" if data.test else "dev"
     examples = getattr(data, split)
     rows, _ = encode(model, examples)
 
     def logits(encoded):
-        return parallel.scores(model, encoded, s.eval_batch_size)
+        return logits_of(s, model, encoded)
     probabilities = model.probabilities(logits(rows.encoded))
 
     def dev_probabilities():
         return model.probabilities(logits(encode(model, data.dev)[0].encoded))
     model.task = model.task.fitted(dev_probabilities, data.dev)
     found = model.task.check_answers(model, [e.texts for e in examples], logits)
-    parallel.gather(model)
-    if not parallel.is_main_process():
+    if not collect(model):
         return record
     name, own = f"{Path(s.model).name}, {s.method}", model.task.evaluate(probabilities, rows.labels)
     timing |= {"peak_memory_mb": peak_memory()}
-    model.save(folder)                     # before the baselines, which may take more time and memory than there is
+    model.save(folder)                     # before the baselines, which may run out of memory
     check_saved(model, folder, [e.texts for e in examples[:3]])
-    write_predictions(folder / "predictions.csv", examples, probabilities, model.labels, model.answers(probabilities))
+    write_predictions(folder / "predictions.csv", examples, probabilities, model.labels,
+                      model.answers(probabilities))
     results = {**model.task.baselines(data, quick=s.baselines == "off"), name: own}
-    record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split, "results": results, **found,
-               "timing": timing}
+    record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split,
+               "results": results, **found, "timing": timing}
     write_json(folder / "run.json", record)
     return record
 
 
-def check_saved(model, folder, texts):
-    """Load what was just saved: InputError unless it answers bit for bit as the model does."""
-    from .classify.classifier import Classifier
-    try:
-        again = Classifier.load(folder).to(next(model.parameters()).device)
-    except InputError as error:
-        fault = f"is refused when it is loaded again ({error})"
-    else:
-        told, said = model.predict(texts), again.predict(texts)
-        same = (again.labels, again.task.settings()) == (model.labels, model.task.settings())
-        if same and (told == said).all():
-            return
-        apart = abs(told - said).max()
-        fault = f"answers otherwise when it is loaded again, by {apart:.2g} in a probability"
-    raise InputError(f"{folder}: what was saved {fault}: the state of training is kept; give the "
-                     "same command again; if that ends here too, look whether the base has changed")
-
-
 def show_record(record, data, folder, say=print):
-    """Print a finished run: the final table, what speaks against it, and the folder, if it stays."""
+    """Print a finished run: the final table, what speaks against it, and the folder."""
     from .choose.advice import second_thoughts
     timing, split, task = record["timing"], record["split"], task_of(record["settings"], data)
-    speed = f"{timing['examples_per_second']:.0f} examples a second, " if "examples_per_second" in timing else ""
+    speed = ""
+    if "examples_per_second" in timing:
+        speed = f"{timing['examples_per_second']:.0f} examples a second, "
     lines = task.table(record["results"], split, getattr(data, split), fitted=split == "dev")
     say("\n" + "\n".join(lines))
     for line in task.answer_lines(record):
         say("\n" + line)
-    say(f"\nbest epoch {record['best_epoch']}; {record['parameters']['trainable']:,} of {record['parameters']['total']:,} "
-          f"parameters trained; {timing['train_seconds']} s, {timing['seconds_per_step'] * 1000:.0f} ms a step, {speed}"
-          f"peak memory {timing['peak_memory_mb']} MB")
+    trainable, total = (record["parameters"][name] for name in ("trainable", "total"))
+    say(f"\nbest epoch {record['best_epoch']}; {trainable:,} of {total:,} parameters trained; "
+        f"{timing['train_seconds']} s, {timing['seconds_per_step'] * 1000:.0f} ms a step, {speed}"
+        f"peak memory {timing['peak_memory_mb']} MB")
     if folder:
-        say(f"saved in {folder}; try:  python -m minillmclf.predict --model {folder} {task.EXAMPLE}")
+        say(f"saved in {folder}; try:  python -m minillmclf.predict --model {folder} "
+            f"{task.EXAMPLE}")
     for line in second_thoughts(record):
         say(line)
 

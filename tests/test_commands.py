@@ -262,11 +262,12 @@ def test_rows_per_class(place, call, tmp_path):
     record = trained(place, call, tmp_path / "run", rows_per_class=4)
     assert record["data"]["rows"] == {"train": 12, "dev": 9, "test": 9}, "only train gets smaller"
     assert {label: n["train"] for label, n in record["doctor"]["classes"].items()} == dict.fromkeys(LABELS, 4)
+    from minillmclf.cli.rows import draw_rows
     from minillmclf.text.data import load_data
     everything = load_data(place / "data.csv").train
-    draw = [train.draw_rows(everything, 4, seed) for seed in (0, 0, 1)]
+    draw = [draw_rows(everything, 4, seed) for seed in (0, 0, 1)]
     assert draw[0] == draw[1] and set(draw[0]) != set(draw[2]), "the seed, and nothing else, should draw the rows"
-    assert set(train.draw_rows(everything, 2, 0)) <= set(draw[0]), "a smaller set should lie in the larger one"
+    assert set(draw_rows(everything, 2, 0)) <= set(draw[0]), "a smaller set should lie in the larger one"
 
 
 def test_min_steps_adds_epochs(place, call, tmp_path):

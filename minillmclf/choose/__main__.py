@@ -260,7 +260,7 @@ def main(arguments=None):
     s = read_settings({**given, "readout": "labels"})                                  # takes any number of texts
     for name in a.models or ():
         find_model(name)
-    from ..train import load_dataset
+    from ..cli.rows import load_dataset
     data, comparison = load_dataset(s), comparison_facts(a.comparison, s.data)
     machine = machine_facts()
     models, left_out = all_models(a.models, data, s, machine)

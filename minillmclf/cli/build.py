@@ -2,10 +2,8 @@
 import re
 
 from ..errors import InputError
-from ..files import short
 from ..training.rates import lr_line
 
-HOW = ("quoting",)        # settings of how files are read, beside the names of columns
 KEEP = {"right": "head", "left": "tail", "middle": "head+tail", "both": "middle"}
 #       truncation_side -> which end of a text is kept (text/cutting.py)
 
@@ -40,18 +38,6 @@ def device_of(s):
     return s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def prepare(s, model):
-    """Make a built classifier ready for training: in several processes, and with less memory."""
-    from ..training.parallel import processes as parallel
-    from ..training.recompute import recompute_blocks
-    parallel.replicate(model)
-    if s.parallel == "fsdp":
-        from ..training.parallel.fsdp import shard         # older versions of torch have none
-        shard(model, s.optimizer)
-    if s.gradient_checkpointing == "on":
-        recompute_blocks(model)
-
-
 def model_lines(s, model, trainable, total):
     """What was built, and with which learning rate it is trained -> lines."""
     loaded = model.report.line() if s.weights == "pretrained" else "random weights"
@@ -61,6 +47,24 @@ def model_lines(s, model, trainable, total):
         lines.append(f"in four bits ({model.quantise}): the body's linear layers; kept whole: "
                      f"{', '.join(kinds)}")
     return lines
+
+
+def check_saved(model, folder, texts):
+    """Load what was just saved: InputError unless it answers bit for bit as the model does."""
+    from ..classify.classifier import Classifier
+    try:
+        again = Classifier.load(folder).to(next(model.parameters()).device)
+    except InputError as error:
+        fault = f"is refused when it is loaded again ({error})"
+    else:
+        told, said = model.predict(texts), again.predict(texts)
+        same = (again.labels, again.task.settings()) == (model.labels, model.task.settings())
+        if same and (told == said).all():
+            return
+        apart = abs(told - said).max()
+        fault = f"answers otherwise when it is loaded again, by {apart:.2g} in a probability"
+    raise InputError(f"{folder}: what was saved {fault}: the state of training is kept; give the "
+                     "same command again; if that ends here too, look whether the base has changed")
 
 
 # ---------------------------------------------------------------- parts of the settings
@@ -113,39 +117,3 @@ def recipe_of(s):
               "projection": s.projection == "on"}
     options = METHODS[s.method].options if s.method in METHODS else ()            # none: last-3
     return {"method": s.method, **{name: values[name] for name in options}}
-
-
-# ---------------------------------------------------------------- rows
-
-def encode(model, examples, training=False):
-    """One split for the loop -> Rows, how many texts were cut. training: as for model.encode."""
-    from ..training.plan import Rows
-    encoded, shortened = model.encode([e.texts for e in examples], training)
-    return Rows(encoded, model.task.targets(examples)), shortened
-
-
-def reading_of(s, data):
-    """How the rows of a run are read, for its model to remember (Classifier.read_as)."""
-    label = s.label_column or data.label_column
-    more = {name: getattr(s, name) for name in HOW}
-    return {"text_column": list(data.columns), "label_column": label, **more}
-
-
-def text_columns(model, asked):
-    """The text columns that a model reads of a file: those of --text-column (`asked`), else those
-    that it was trained on; None, the usual ones, where it does not know. InputError for another
-    number of them."""
-    known = model.reading["text_column"] if model.reading else None
-    names = [name.strip() for name in asked.split(",")] if asked else known
-    if known and len(names) != len(known):
-        raise InputError(f"--text-column {short(asked)}: names {len(names)}, and this model was "
-                         f"trained on {len(known)} text(s) a row ({', '.join(known)}): name all")
-    fields = model.head.described.get("fields", ["text"])
-    return names or (None if fields in (["text"], ["text_a", "text_b"]) else fields)
-
-
-def how_to_read(model, flags):
-    """How else a file is read, as flags say or the model remembers -> keywords for text.data."""
-    known = model.reading or {}
-    found = {name: getattr(flags, name, None) or known.get(name) for name in HOW}
-    return {name: value for name, value in found.items() if value}

@@ -72,7 +72,7 @@ def check(a):
 
 def possible(candidates, labels):
     """Those candidates that can be, and a line for each that cannot -> (candidates, lines); InputError if none is left."""
-    from ..train import load_dataset
+    from ..cli.rows import load_dataset
     kept, left_out, data = [], [], {}
     for c in candidates:
         key = c.settings.text_column
@@ -94,7 +94,7 @@ def one_split(s, out):
     of seed 0.
     """
     from ..text.table_files import read_table
-    from ..train import load_dataset
+    from ..cli.rows import load_dataset
     data, path = load_dataset(replace(s, readout="labels")), Path(out) / "split.jsonl"
     if data.source["split"] != "random":
         return s.data, data.source["sha256"]

@@ -136,7 +136,7 @@ def fold_dataset(s, source, folds, fold, labels):
     """The data of one fold: test is the held-out fold; dev is carved out of the rest, group by group."""
     from ..text.data import Dataset
     from .split import dev_rows
-    from ..train import draw_rows
+    from ..cli.rows import draw_rows
     own = [i for i, f in enumerate(folds) if f != fold]
     chosen = dev_rows([source.examples[i].label for i in own], [source.groups[i] for i in own], f"{s.seed}:{fold}")
     dev = {own[i] for i in chosen}

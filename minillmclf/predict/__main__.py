@@ -179,7 +179,7 @@ def main(arguments=None):
     apart = [("--data", a.data), ("--model", folder)]
     if a.out:
         stream.check_answers(a.out, a.overwrite, apart)
-    from ..cli.build import how_to_read, text_columns
+    from ..cli.rows import how_to_read, text_columns
     from ..classify.classifier import Classifier
     from ..classify.preference import use_swap
     from ..text.doctor import UnknownTokens

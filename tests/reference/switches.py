@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = """
 import gc, json, sys, time
 import torch
-from minillmclf.cli.build import build, encode
+from minillmclf.cli.build import build
+from minillmclf.cli.rows import encode
 from minillmclf.cli.settings import read_settings
 from minillmclf.train import load_dataset, parse
 from minillmclf.training.loop import plan_epochs, take_step
