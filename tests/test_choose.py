@@ -174,7 +174,7 @@ def test_what_does_not_fit_is_marked_and_not_loaded(place, capsys, monkeypatch):
     monkeypatch.setattr(choose, "machine_facts", lambda: machine | {"room": 50_000})
     out = asked(place, capsys)
     assert "> " in out and " NO" in out and " yes" not in out, out
-    assert "--method qlora --micro-batch-size 1 --gradient-checkpointing\n" in out and "nothing fits" in out
+    assert "--method qlora --micro-batch-size 1 --gradient-checkpointing --data" in out and "nothing fits" in out
     monkeypatch.setattr(choose, "machine_facts", lambda: {**machine, "memory": {"total": None, "free": None}, "room": None})
     out = asked(place, capsys)
     assert "memory not known, free not known" in out and " NO" not in out.replace("(NO:", "") and "not known here" in out
