@@ -149,7 +149,7 @@ def finish(s, model, data, folder, record, progress, timing):
 
 def show_record(record, data, folder, say=print):
     """Print a finished run: the final table, what speaks against it, and the folder."""
-    from .choose.advice import second_thoughts
+    from .cli.baseline_warning import baseline_warning     # it loads numpy
     timing, split, task = record["timing"], record["split"], task_of(record["settings"], data)
     speed = ""
     if "examples_per_second" in timing:
@@ -165,7 +165,7 @@ def show_record(record, data, folder, say=print):
     if folder:
         say(f"saved in {folder}; try:  python -m minillmclf.predict --model {folder} "
             f"{task.EXAMPLE}")
-    for line in second_thoughts(record):
+    for line in baseline_warning(record):
         say(line)
 
 
