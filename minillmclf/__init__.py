@@ -1,25 +1,42 @@
 """minillmclf: how a language model becomes a text classifier, by hand, in plain PyTorch.
 
-The floor plan, in reading order:
+The core tour, in reading order:
 
-  text/      how do words become tensors?           tokenizer, data, prompt, batch
-  models/    what is each architecture?             layers, backbone, bert, gpt2, llama, gemma, t5, deberta, cache, tree, weights
-  classify/  how does a model answer with a class?  readout, head, task, classifier, build, saved
-  tuning/    which weights are trained?            selection, lora, bottleneck, prefix, prompt, quant, peft/, saved
-  training/  the plain loop and what it needs       loop, optim, objectives, metrics, checkpoint, doctor, parallel, recompute
-  train, evaluate, predict, merge, compare, choose, folds, report, pretrain, inspect, labels
-                                                   the commands: python -m minillmclf.<name>
+  text/tokenizers/wordpiece.py   words become pieces, and pieces become ids
+  text/batch.py                  texts of several lengths become one tensor with a mask
+  models/layers.py               the parts that most architectures share: norms, attention
+  models/bert.py                 ids become vectors, a block at a time
+  models/weights.py              a checkpoint's tensors find their places, and every fault is named
+  classify/head.py               vectors become logits
+  classify/classifier.py         tokenizer, backbone and head are one model: load, predict, save
+  training/losses.py             what training minimises
+  training/optim.py              AdamW, weight decay, the learning rate of each step
+  training/loop.py               batches, steps, epochs, and the best epoch
+  training/metrics.py            accuracy, macro F1, log loss, calibration error
+  train.py                       the command: from a file of rows to a saved classifier
 
-Public names: fine_tune, Classifier, load_backbone, load_tokenizer, load_data, generate, InputError.
-They are loaded when first used, so that `--help` need not wait for torch.
+Beside the tour:
+
+  text/                          other tokenizers, data files, templates, the data doctor
+  models/                        GPT-2, LLaMA, Gemma, T5, DeBERTa, and how they generate
+  tuning/                        which weights learn: LoRA, four bits, bottlenecks, prefixes, PEFT
+  training/                      stop and go on, several processes, less memory, checks
+  classify/                      label texts, multi-label, preference, long documents, calibration
+  cli/                           what the commands share: settings, flags, the run folder
+  files.py errors.py             reading and writing files; one kind of error for a user's mistakes
+
+The commands, python -m minillmclf.<name>: train, evaluate, predict, report, compare, choose, folds,
+labels, inspect, merge, pretrain. From Python: fine_tune (from_python.py), Classifier,
+load_backbone, load_tokenizer, load_data, generate, InputError.
 """
 import importlib
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"Classifier": ".classify.classifier", "load_backbone": ".models", "load_tokenizer": ".text.tokenizers.tokenizer",
-           "load_data": ".text.data", "generate": ".models.cache", "InputError": ".errors",
-           "fine_tune": ".from_python"}
+_PUBLIC = {                        # loaded when first used, so that --help need not wait for torch
+    "fine_tune": ".from_python", "Classifier": ".classify.classifier", "load_backbone": ".models",
+    "load_tokenizer": ".text.tokenizers.tokenizer", "load_data": ".text.data",
+    "generate": ".models.cache", "InputError": ".errors"}
 
 
 def __getattr__(name):

@@ -1,5 +1,6 @@
-"""python -m minillmclf COMMAND ...: as python -m minillmclf.COMMAND; without one, what there is."""
+"""python -m minillmclf COMMAND ...: as python -m minillmclf.COMMAND; alone, a list of commands."""
 import ast
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -11,12 +12,12 @@ from .errors import InputError, did_you_mean
 def commands():
     """Each command's name -> what it is for, as the first line of its file says."""
     found, here = {}, Path(__file__).parent
-    for path in sorted([*here.glob("[!_]*.py"), *here.glob("*/__main__.py")]):
-        stem = path.parent.name if path.stem == "__main__" else path.stem
-        start = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).partition("\n")[0]
-        name, _, what = start.removeprefix("python -m minillmclf.").partition(": ")
-        if name.split()[0] == stem:
-            found[stem] = what
+    for path in [*here.glob("[!_]*.py"), *here.glob("*/__main__.py")]:
+        name = path.parent.name if path.stem == "__main__" else path.stem
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        usage, _, purpose = docstring.partition("\n")[0].partition(": ")
+        if re.match(rf"python -m minillmclf\.{name}\b", usage):
+            found[name] = purpose
     return dict(sorted(found.items()))
 
 
@@ -30,7 +31,7 @@ def main():
         return runpy.run_module(f"minillmclf.{name}", run_name="__main__", alter_sys=True)
     Parser("python -m minillmclf", "%(prog)s COMMAND [--help] ...", __doc__).parse_args()
     print("python -m minillmclf COMMAND ..., or python -m minillmclf.COMMAND ...; with --help:\n")
-    print("\n".join(f"  {name:<10} {what}" for name, what in known.items()))
+    print("\n".join(f"  {name:<10} {purpose}" for name, purpose in known.items()))
     return 0
 
 

@@ -1,42 +1,42 @@
-"""One kind of error for everything that a user can put right.
+"""One kind of error for everything that a user can put right: InputError.
 
-The library raises `InputError`; the commands print it as one line and leave with exit code 2. Its text
-names the file, row or key, the numbers, and the remedy.
+Its text names the file, row or key, the numbers, and the remedy. The commands print it as one line
+and exit with code 2.
 """
+import difflib
 
 
 class InputError(ValueError):
-    """Something outside the program is wrong: a file, a row, a setting. The message says which and how to mend it."""
+    """A file, a row, a setting ... is wrong. The message says which, and how to mend it."""
 
 
 class Stopped(Exception):
     """The run was asked to stop and has saved its state; the message says how to go on."""
 
 
-ALIASES = {              # what users of transformers and PEFT would type -> what it is called here
+MEANT = {                # what users of transformers and PEFT would type -> what it is called here
     "learning_rate": "lr", "num_train_epochs": "epochs", "num_epochs": "epochs",
     "model_name_or_path": "model", "pretrained_model": "model", "output_dir": "out",
     "per_device_train_batch_size": "batch_size", "train_batch_size": "batch_size",
     "per_device_eval_batch_size": "eval_batch_size",
-    "gradient_accumulation_steps": "micro_batch_size", "max_seq_length": "max_length",
+    "gradient_accumulation_steps": "gradient_accumulation", "max_seq_length": "max_length",
     "max_grad_norm": "clip", "warmup_ratio": "warmup", "warmup_steps": "warmup",
     "lr_scheduler_type": "schedule", "label_smoothing_factor": "label_smoothing",
     "optim": "optimizer", "save_steps": "save_every", "metric_for_best_model": "metric",
-    "early_stopping_patience": "patience", "gradient_checkpointing": "checkpointing",
-    "bf16": "precision", "fp16": "precision", "overwrite_output_dir": "overwrite",
+    "early_stopping_patience": "patience", "bf16": "precision", "fp16": "precision",
+    "overwrite_output_dir": "overwrite",
     "dataset_name": "data", "train_file": "data", "test_file": "test",
     "text_column_name": "text_column", "label_column_name": "label_column", "peft_type": "method",
     "lora_r": "rank", "r": "rank", "lora_alpha": "alpha", "lora_dropout": "adapter_dropout",
-    "target_modules": "targets", "lora_target_modules": "targets", "use_rslora": "rank_stabilised",
+    "target_modules": "targets", "lora_target_modules": "targets",
     "num_virtual_tokens": "virtual_tokens", "max_train_samples": "rows_per_class",
     "load_in_4bit": "quantise", "use_cpu": "device"}
 
 
 def did_you_mean(word, known):
     """"; did you mean X?" for the known word that this one means elsewhere or is like; or ""."""
-    import difflib
     plain = {name.lstrip("-").replace("-", "_").casefold(): name for name in map(str, known)}
     word = str(word)[:100].lstrip("-").replace("-", "_").casefold()
-    meant = ALIASES.get(word)
+    meant = MEANT.get(word)
     near = [meant] if meant in plain else difflib.get_close_matches(word, plain, 1, 0.6)
     return f"; did you mean {plain[near[0]]}?" if near else ""

@@ -20,8 +20,8 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from .cli.build import how_to_read, text_columns
 from .cli.parser import Parser, run
+from .cli.rows import how_to_read, load_dataset, text_columns
 from .cli.settings import add_settings, read_settings
 from .errors import InputError
 from .files import check_fields, check_out, find_model, named, read_json, write_text
@@ -43,7 +43,7 @@ def parse(arguments=None):
                    help="which rows [test]")
     p.add_argument("--text-column", help="name(s) of the text column(s)")
     p.add_argument("--label-column", help="name of the label column")
-    add_settings(p, ["quoting"])
+    add_settings(p, ["quoting"], grouped=False)
     p.add_argument("--batch-size", type=int, default=64, help="rows at a time [64]")
     p.add_argument("--base", help="of an adapter: the folder of its base, where that lies "
                                   "elsewhere now")
@@ -55,7 +55,7 @@ def parse(arguments=None):
     g = p.add_argument_group("with --method prompt")
     g.add_argument("--method", choices=["prompt"],
                    help="prompt: ask a language model instead of a saved classifier")
-    add_settings(g, PROMPT_SETTINGS)
+    add_settings(g, PROMPT_SETTINGS, grouped=False)
     g.add_argument("--shots", type=int, default=0,
                    help="finished examples before every row, in all, balanced [0]")
     g.add_argument("--neighbours", metavar="ENCODER",
@@ -188,7 +188,6 @@ def check_prompted(a):
 def prompted(a):
     """Evaluate a language model with prompts -> the name of the rows, the rows, their metrics."""
     from .cli.build import build
-    from .train import load_dataset
     check_prompted(a)
     flags = (*PROMPT_SETTINGS, "text_column", "label_column", "swap", "quoting")
     given = {flag: getattr(a, flag) for flag in flags if getattr(a, flag, None) is not None}

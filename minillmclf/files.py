@@ -1,4 +1,5 @@
-"""Files: read whole or refused in one line, replaced whole or left as they were; and where the shipped models lie."""
+"""Files: read whole or refused in one line; replaced whole or left as they were; and where the
+shipped models lie."""
 import json
 import os
 import re
@@ -12,23 +13,27 @@ PACKAGE = Path(__file__).resolve().parent
 CHECKPOINTS = PACKAGE / "checkpoints"                            # where the package is installed
 CHECKPOINTS = CHECKPOINTS if CHECKPOINTS.is_dir() else PACKAGE.parent / "checkpoints"
 IGNORED = "MINILLMCLF_IGNORE_CONFIG_KEYS"   # environment: unknown keys of config.json to leave out
-NEW = ".new"                            # in OUT: the run that is to replace the one there, while it is made
-MOST_DIGITS = 400                       # of a number in a file; Python refuses to read or print some thousands
+NEW = ".new"                            # in OUT: a run that is to replace the one there
+MOST_DIGITS = 400                       # of a number in a file; Python refuses some thousands
 
 
 def short(value, most=60):
-    """A value for a message: its repr, a path as it is, cut in the middle if it is long; whatever it is, this raises nothing."""
+    """A value for a message: its repr, a path as it is, cut in the middle if it is long. Raises
+    nothing, whatever the value is."""
     try:
         text = str(value) if isinstance(value, os.PathLike) else repr(value)
-    except (ValueError, RecursionError):               # a number of thousands of digits; lists in lists in lists
+    except (ValueError, RecursionError):    # a number of thousands of digits; lists in lists
         text = f"a {type(value).__name__} that is too large to show"
     text = text if len(text) <= most else f"{text[:most - 13]} ... {text[-8:]}"
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
+# ---------------------------------------------------------------- JSON
+
 def parse_json(text, where):
-    """The value that a JSON text stands for. Numbers are finite and of a sane length, strings whole; InputError names `where`."""
-    def whole(digits):
+    """The value of a JSON text; InputError, which names `where`, for what is not valid JSON, for
+    numbers that are not finite or absurdly long, and for half a surrogate pair in a string."""
+    def integer(digits):
         if len(digits) > MOST_DIGITS:
             raise ValueError(f"a number of {len(digits)} digits")
         return int(digits)
@@ -42,70 +47,85 @@ def parse_json(text, where):
     def refuse(name):
         raise ValueError(f"{name} is no JSON number")
     try:
-        value = json.loads(text, parse_int=whole, parse_float=finite, parse_constant=refuse)
-        if re.search(r"\\ud[89a-f]", text, re.IGNORECASE):         # a lone half of a surrogate pair cannot be written again
+        value = json.loads(text, parse_int=integer, parse_float=finite, parse_constant=refuse)
+        if re.search(r"\\ud[89a-f]", text, re.IGNORECASE):     # could not be written again
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise InputError(f"{where}: not valid JSON (half of a surrogate pair in a string): save or fetch the file again") from None
+        fault = "half of a surrogate pair in a string"
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON ({error}): save or fetch the file again") from None
-    return value
+        fault = error
+    else:
+        return value
+    raise InputError(f"{where}: not valid JSON ({fault}): save or fetch the file again")
 
 
 def read_json(path):
-    """A JSON object from a file, or one clear error."""
+    """A JSON object from a file, or InputError."""
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
-            raise InputError(f"{short(path, 300)}: is no ordinary file: name one that holds a JSON object")
+            raise InputError(f"{short(path, 300)}: is no ordinary file: name one that holds a JSON "
+                             "object")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{short(path, 300)}: is not there") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not valid JSON ({error}): save or fetch the file again") from None
-    except (OSError, ValueError) as error:                         # ValueError: a null byte in the path
-        raise InputError(f"{short(path, 300)}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise InputError(f"{path}: not valid JSON ({error}): save or fetch it again") from None
+    except (OSError, ValueError) as error:                     # ValueError: a null byte in the path
+        raise InputError(f"{short(path, 300)}: cannot be read ({reason(error)})") from None
     value = parse_json(text, path)
     if not isinstance(value, dict):
         raise InputError(f"{path}: should hold a JSON object, holds a {type(value).__name__}")
     return value
 
 
+def reason(error):
+    """An error of the system in words."""
+    return getattr(error, "strerror", None) or error
+
+
 def check_fields(record, table, where):
     """Raise InputError unless an object that was read from a file holds what it should. -> record
 
-    table: {key: (test, what it should be)}; test(value) -> bool. A key that ends in "?" may be missing. Keys that the table
-    does not name are not looked at. All faults are told at once.
+    table: {key: (test, what it should be)}; test(value) -> bool. A key that ends in "?" may be
+    missing; keys that the table does not name are ignored. The error names all faults.
     """
     if not isinstance(record, dict):
         raise InputError(f"{where}: should be an object, is {short(record)}")
     faults = []
     for name, (test, words) in table.items():
         key = name.removesuffix("?")
-        if key not in record:
-            faults += [f"{key} is missing"] if key == name else []
-        elif not test(record[key]):
+        if key in record and not test(record[key]):
             faults.append(f"{key} = {short(record[key])} (should be {words})")
+        elif key not in record and key == name:
+            faults.append(f"{key} is missing")
     if faults:
-        raise InputError(f"{where}: " + "; ".join(faults) + ": save it again with the command that wrote it")
+        raise InputError(f"{where}: {'; '.join(faults)}: save it again with the command that "
+                         "wrote it")
     return record
 
 
+# ---------------------------------------------------------------- what a command may write to
+
 def look_at(out, apart):
-    """What lies at `out`, for the two checks below -> Path, is there anything? InputError for what
-    cannot be a name, and where it is, is part of, or holds a file of what `apart` names."""
+    """What lies at `out`, for the two checks below -> Path, is there anything?
+
+    InputError for what cannot be a name, and where `out` is, is part of, or holds a file of what
+    the command reads: `apart`, a list of (option, path or None).
+    """
     path = Path(out)
     try:
         here = path.resolve()
         there = path.exists() or path.is_symlink()
-    except (OSError, ValueError, RuntimeError) as error:           # too long; a null byte; a loop of symbolic links
-        raise InputError(f"--out {short(path, 200)}: cannot be a file's name ({getattr(error, 'strerror', None) or error})") from None
+    except (OSError, ValueError, RuntimeError) as error:       # too long; a null byte; a loop
+        raise InputError(f"--out {short(path, 200)}: cannot be a file's name "
+                         f"({reason(error)})") from None
     for option, read in apart:
         try:
             read = read and Path(read).resolve()
             clash = read and (read in (here, *here.parents) or read.is_file() and (
                 there and path.samefile(read) or path.is_dir() and read.parent == here))
-        except (OSError, ValueError, RuntimeError):                # whoever reads it will tell
+        except (OSError, ValueError, RuntimeError):            # raised again where it is read
             continue
         if clash:
             part = "" if here == read or there and path.samefile(read) else "part of "
@@ -115,8 +135,8 @@ def look_at(out, apart):
 
 
 def named(flags):
-    """(option, path) of the files and folders that a command's flags name, an argparse namespace:
-    `apart` of the checks."""
+    """The files and folders that a command's flags (an argparse namespace) name -> [(option, path),
+    ...], as `apart` of the checks."""
     names = ("config", "data", "test", "sample", "model", "base", "template", "label_texts",
              "instruction", "neighbours")
     return [(f"--{name.replace('_', '-')}", path) for name in names
@@ -125,23 +145,23 @@ def named(flags):
 
 
 def check_out(out, overwrite=False, apart=()):
-    """Raise InputError where a command must not write its file `out`: something lies there. -> Path
+    """Raise InputError where a command must not write its file `out`. -> Path
 
-    overwrite: an ordinary file may be replaced. apart: (option, path or None) of what the command
-    reads; `out` must never be one of these files or lie in one of these folders, even so.
+    overwrite: an ordinary file there may be replaced. apart: (option, path or None) of what the
+    command reads; `out` must never be one of these files or lie in one of these folders.
     """
     path, there = look_at(out, apart)
     if there and not path.is_file():
         raise InputError(f"--out {short(path, 200)}: could not be written (it is no ordinary "
                          "file): name a new file")
     if there and not overwrite:
-        raise InputError(f"--out {short(path, 200)}: is there already: choose another --out, or --overwrite")
+        raise InputError(f"--out {short(path, 200)}: is there already: choose another --out, or "
+                         "--overwrite")
     return path
 
 
 def check_folder(out, own=False, overwrite=False, apart=()):
-    """Raise InputError where a command must not write into its folder `out`: where something else
-    lies in it. -> Path
+    """Raise InputError where a command must not write into its folder `out`. -> Path
 
     own: what lies there is of an earlier run of this command; overwrite: its files may be replaced
     all the same. apart: as for `check_out`, and a file that is read must not lie in the folder.
@@ -159,9 +179,11 @@ def check_folder(out, own=False, overwrite=False, apart=()):
     return path
 
 
+# ---------------------------------------------------------------- locks
+
 def hold(handle, name):
     """Lock an open file or folder until it is closed; InputError where another process has done so.
-    Without fcntl (Windows), and where a disk knows no locks, there is none."""
+    Without fcntl (Windows), and on disks that know no locks, nothing is locked."""
     try:
         import fcntl
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -175,12 +197,12 @@ def hold(handle, name):
 
 @contextmanager
 def locked(folder):
-    """with locked(folder): ...   No other process writes to this folder meanwhile; one that tries is told so.
+    """with locked(folder): ...   No other process writes to this folder meanwhile.
 
-    The lock is on the folder itself and ends with the process, however that ends. A new folder to which
-    nothing was written goes again.
+    The lock is on the folder itself and ends with the process, however that ends. A new folder to
+    which nothing was written is removed.
     """
-    if os.name == "nt":                                            # it opens no folders
+    if os.name == "nt":                                        # Windows opens no folders
         yield
         return
     folder = Path(folder)
@@ -191,9 +213,8 @@ def locked(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
     except (OSError, ValueError) as error:
-        words = getattr(error, "strerror", None) or error
-        raise InputError(f"--out {short(folder, 300)}: could not be written ({words}): choose another "
-                         "--out") from None
+        raise InputError(f"--out {short(folder, 300)}: could not be written ({reason(error)}): "
+                         "choose another --out") from None
     try:
         hold(handle, folder)
         yield
@@ -203,12 +224,15 @@ def locked(folder):
             folder.rmdir()
 
 
+# ---------------------------------------------------------------- writing
+
 @contextmanager
 def replacing(path):
-    """with replacing(path) as temporary: ...   A file written beside `path` takes its name once it is whole and on disk.
+    """with replacing(path) as temporary: ...   The new file takes its name once it is complete.
 
-    It is written in a hidden folder of its own, which the next write of `path` removes where a process was killed. If
-    anything goes wrong, what lay at `path` before is untouched, and InputError says so.
+    It is written in a hidden folder beside `path`, which the next write of `path` removes where a
+    process was killed. If anything goes wrong, what lay at `path` before is untouched, and
+    InputError says so.
     """
     path = Path(path)
     scratch = path.with_name(f".{path.name}.writing")
@@ -222,27 +246,10 @@ def replacing(path):
         flush(scratch / path.name)
         os.replace(scratch / path.name, path)
     except (OSError, UnicodeEncodeError) as error:
-        raise InputError(f"{short(path, 300)}: could not be written ({error}); what was saved before is untouched: "
-                         f"free some space or choose another place") from None
+        raise InputError(f"{short(path, 300)}: could not be written ({error}); what was saved "
+                         "before is untouched: free some space or choose another place") from None
     finally:
         remove(scratch)
-
-
-def remove(path):
-    """Remove a file, a folder with all that is in it, or a symbolic link, not what that leads to; nothing there is fine."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError:
-            pass                                                   # in a finally: the fault itself is being told
-
-
-def write_text(path, text):
-    """A text file, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def flush(path):
@@ -253,6 +260,30 @@ def flush(path):
     os.umask(umask)
     os.chmod(path, 0o666 & ~umask)
 
+
+def write_text(path, text):
+    """Write a text file, complete or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path, value):
+    """Write a JSON file, complete or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def remove(path):
+    """Remove a file, a symbolic link, or a folder with all that is in it; raises nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            pass                                               # a fault is raised by the next write
+
+
+# ---------------------------------------------------------------- models
 
 def find_model(name):
     """A model's folder: the name of one in checkpoints/ (mini-bert), or a path (./mini-bert).
@@ -268,12 +299,13 @@ def find_model(name):
             return path
         if path.parent == Path("checkpoints") and path.name and shipped.is_dir():
             return shipped
-    except OSError as error:                                       # a name of thousands of characters
+    except OSError as error:                                   # a name of thousands of characters
         raise InputError(f"{short(path, 100)}: no such model folder ({error.strerror})") from None
-    known = sorted(p.name for p in CHECKPOINTS.glob("*") if (p / "config.json").exists()) if CHECKPOINTS.is_dir() else []
-    place = f"checkpoints/{path.name}"
-    fetch = f"if it is one of huggingface.co, fetch it first: hf download {name} --local-dir " \
-        f"{place}, then --model {place}; " \
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not str(name).startswith(".") else ""
-    raise InputError(f"{short(path, 200)}: no such model folder; {fetch}shipped checkpoints: {', '.join(known) or 'none'} "
-                     f"({CHECKPOINTS / 'README.md'} says how to bring others)")
+    known = sorted(p.parent.name for p in CHECKPOINTS.glob("*/config.json"))
+    fetch, place = "", f"checkpoints/{path.name}"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not str(name).startswith("."):
+        fetch = (f"if it is one of huggingface.co, fetch it first: hf download {name} --local-dir "
+                 f"{place}, then --model {place}; ")
+    raise InputError(f"{short(path, 200)}: no such model folder; {fetch}shipped checkpoints: "
+                     f"{', '.join(known) or 'none'} ({CHECKPOINTS / 'README.md'} says how to bring "
+                     "others)")

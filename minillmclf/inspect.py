@@ -4,35 +4,36 @@
   python -m minillmclf.inspect path/to/a/folder --layers
   python -m minillmclf.inspect mini-bert --method lora --batch-size 16 --max-length 512
 
-Prints the architecture; every tensor of the file with its place in our model (renamed, transposed, tied, dropped on
-purpose) and every parameter that the file has not; parameters of each part; memory to load and to train by each method;
-and whether the tokenizer's ids fit the embedding's rows. Nothing of a file is left out of the report.
+Prints the architecture; every tensor of the file with its place in our model (renamed, transposed,
+tied, dropped on purpose) and every parameter that the file has not; parameters of each part; memory
+to load and to train by each method; and whether the tokenizer's ids fit the embedding's rows.
 """
-import argparse
 import re
 from collections import Counter
 
 from .cli.parser import Parser, run
+from .cli.settings import Settings, add_settings
 from .errors import InputError
 from .files import find_model
-from .cli.settings import Settings, add_settings
 
 ROW = 128                   # tokens in the text whose activations are measured for every method
 LONG = 512                  # and for the switches at most, unless --max-length asks for more
+SPECIALS = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
 
 
 def parse(arguments=None):
-    p = Parser(prog="python -m minillmclf.inspect", description=__doc__,
-               formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(prog="python -m minillmclf.inspect", description=__doc__)
     p.add_argument("model", help="a Hugging Face folder, a run folder, or a shipped name")
-    p.add_argument("--layers", action="store_true", help="a line for each tensor of each layer, not one for all layers")
+    p.add_argument("--layers", action="store_true",
+                   help="a line for each tensor of each layer, not one for all layers")
     return add_settings(p, ["method", "batch_size", "max_length"]).parse_args(arguments)
 
 
 def load(folder):
-    """(model, its checkpoint, its tokenizer or why there is none that is read here).
+    """-> the model, its checkpoint, its tokenizer or why there is none.
 
-    The model is a Classifier where the folder has a classification head and a tokenizer, else a Backbone.
+    The model is a Classifier where the folder has a classification head and a tokenizer, else a
+    Backbone.
     """
     from .classify.classifier import Classifier
     from .models import load_backbone
@@ -49,7 +50,7 @@ def load(folder):
         tokenizer = load_tokenizer(folder)
     except InputError as error:
         return load_backbone(folder), checkpoint, str(error)
-    if any(kind.endswith("SequenceClassification") or kind.startswith("Minillmclf") for kind in kinds):
+    if any(re.search("^Minillmclf|SequenceClassification$", kind) for kind in kinds):
         return Classifier.load(folder), checkpoint, tokenizer
     return load_backbone(folder), checkpoint, tokenizer
 
@@ -59,17 +60,21 @@ def architecture(backbone):
     config = backbone.source_config
     stacks = [name for name, _ in backbone.named_modules() if name.split(".")[-1] == "layers"]
     depth = " + ".join(f"{len(backbone.get_submodule(name))} {name}" for name in stacks)
-    most = "texts of any length" if backbone.max_tokens is None else f"texts of at most {backbone.max_tokens:,} tokens"
-    head = "no language-model head" if not backbone.has_logits else "an own language-model head" if backbone.lm_head is not None \
-        else "the word embeddings as language-model head"
-    return (f"{config['model_type']} ({type(backbone).__name__}), written as {', '.join(config.get('architectures') or ['?'])}: "
-            f"{depth}, width {backbone.width}, vocabulary {backbone.config['vocab_size']:,}, {most}, {head}")
+    length = "texts of any length"
+    if backbone.max_tokens is not None:
+        length = f"texts of at most {backbone.max_tokens:,} tokens"
+    head = "no language-model head"
+    if backbone.has_logits:
+        head = "the word embeddings as language-model head" if backbone.lm_head is None \
+            else "an own language-model head"
+    return (f"{config['model_type']} ({type(backbone).__name__}), written as "
+            f"{', '.join(config.get('architectures') or ['?'])}: {depth}, width {backbone.width}, "
+            f"vocabulary {backbone.config['vocab_size']:,}, {length}, {head}")
 
 
 def fates(model, checkpoint):
-    """[(name in the file, shape, type, what became of it), ...]: every tensor of the file is in it."""
-    table, report = model.table(), model.report
-    found = []
+    """Every tensor of the file -> [(its name, shape, type, what became of it), ...]."""
+    table, report, found = model.table(), model.report, []
     for name, shape in checkpoint.shapes.items():
         if name in report.loaded:
             ours = report.loaded[name]
@@ -86,7 +91,7 @@ def tensor_lines(found, every_layer):
     """A line for each tensor, or for each kind of tensor with how many layers have it."""
     from .models.weights import generic
     if not every_layer:
-        found = [(generic(name)[0], shape, dtype, generic(fate)[0]) for name, shape, dtype, fate in found]
+        found = [(generic(name)[0], *more, generic(fate)[0]) for name, *more, fate in found]
     kinds = Counter(found)
     wide = max(len(name) for name, *_ in kinds)
     return [f"  {name:{wide}}  {shape:>13} {dtype:4} {f'x {count}' if count > 1 else '':5} {fate}"
@@ -94,7 +99,8 @@ def tensor_lines(found, every_layer):
 
 
 def new_head_lines(folder):
-    """[which tensors train drops and adds where it puts a new head on the body], by kind."""
+    """What train drops and adds where it puts a new head on the body -> one line; none where it
+    refuses the folder."""
     from .classify.classifier import Classifier
     from .models.weights import generic
     from .tuning.quant_files import open_checkpoint
@@ -104,7 +110,7 @@ def new_head_lines(folder):
         table = model.table(with_classes=False)
         path = {name: table.path(name) for name in checkpoint.files
                 if not table.tied_to(name)}
-    except (InputError, KeyError):                             # which train refuses
+    except (InputError, KeyError):
         return []
     old = {generic(name)[0]: None for name, ours in path.items() if ours is None}
     new = [f"head.{name}" for name, _ in model.head.named_parameters()]
@@ -127,33 +133,37 @@ def memory_lines(backbone, head):
     total = sum(parameter.numel() for part in (backbone, head) for parameter in part.parameters())
     length = min(ROW, backbone.max_tokens or ROW)
     lines = [f"  to load: {size(4 * total)} in fp32, {size(2 * total)} in bf16 or fp16",
-             "  to train in fp32 with AdamW, a step takes weights and moments and the larger of gradients and tokens (with "
-             "--micro-batch-size both):",
-             f"    {'':27} {'parameters that learn':>21} {'weights, moments':>17} {'gradients':>10} {'1,000 tokens of a batch':>24}"]
+             "  to train in fp32 with AdamW, a step takes weights and moments and the larger of "
+             "gradients and tokens (with --micro-batch-size both):",
+             f"    {'':27} {'parameters that learn':>21} {'weights, moments':>17} "
+             f"{'gradients':>10} {'1,000 tokens of a batch':>24}"]
     for method in METHODS:
+        start = f"    --method {method:18}"
         try:
             trained, held, text = training_memory(backbone, head, method, length)
-            lines.append(f"    --method {method:18} {trained:>21,} {size(held):>17} {size(4 * trained):>10} "
+            lines.append(f"{start} {trained:>21,} {size(held):>17} {size(4 * trained):>10} "
                          f"{size(text * 1000 / length):>24}")
         except InputError as error:
-            lines.append(f"    --method {method:18} {str(error).partition(':')[0]}")
+            lines.append(f"{start} {str(error).partition(':')[0]}")
     return lines
 
 
 def switch_lines(backbone, head, a):
-    """What a step takes by one method, and what each switch of the loop saves of it. a: what was asked, with defaults."""
+    """What a step of --method takes, and what each switch of the loop saves of it."""
     from .cli.memory import size, switch_table
-    s = Settings(**{key: getattr(a, key) for key in ("method", "batch_size", "max_length") if hasattr(a, key)}).check()
+    given = {key: value for key, value in vars(a).items() if key in vars(Settings())}
+    s = Settings(**{**given, "model": Settings.model}).check()
     longest = backbone.max_tokens or s.max_length or LONG
     if s.max_length > longest:
         raise InputError(f"--max-length {s.max_length}: this model takes {longest} tokens")
-    length = s.max_length or min(LONG, longest)
-    table = switch_table(backbone, head, s.method, s.batch_size, length)
-    (_, step, whole), wide = table[0], max(len(flags) for flags, *_ in table)
-    lines = [f"  a step of --method {s.method} --batch-size {s.batch_size}, all texts of {step.length} tokens, and its switches:",
+    table = switch_table(backbone, head, s.method, s.batch_size,
+                         s.max_length or min(LONG, longest))
+    (_, step, plain), wide = table[0], max(len(flags) for flags, *_ in table)
+    lines = [f"  a step of --method {s.method} --batch-size {s.batch_size}, all texts of "
+             f"{step.length} tokens, and its switches:",
              f"    {'':{wide}} {'estimate':>9} {'saved':>9}"]
     for flags, _, needed in table:
-        saved = "" if needed == whole else size(whole - needed) if needed < whole else f"-{size(needed - whole)}"
+        saved = "" if needed == plain else "-" * (needed > plain) + size(abs(plain - needed))
         lines.append(f"    {flags:{wide}} {size(needed):>9} {saved:>9}".rstrip())
     return lines
 
@@ -161,36 +171,50 @@ def switch_lines(backbone, head, a):
 def tokenizer_line(tokenizer, rows):
     """Do the tokenizer's ids fit the embedding's rows?"""
     spare = rows - len(tokenizer)
-    fit = "as many as the embedding has rows" if spare == 0 else f"{spare} rows of the embedding are never used" if spare > 0 \
-        else f"ERROR: the embedding has only {rows:,} rows, ids from {rows:,} on would fail: these files do not belong together"
-    named = [f"{role} {getattr(tokenizer, role + '_id')}" for role in ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
-             if getattr(tokenizer, role + "_id") is not None]
-    return f"tokenizer: ids 0 to {len(tokenizer) - 1:,}, {fit}; {', '.join(named) or 'no special tokens'}"
+    fit = f"{spare} rows of the embedding are never used"
+    if spare == 0:
+        fit = "as many as the embedding has rows"
+    elif spare < 0:
+        fit = (f"ERROR: the embedding has only {rows:,} rows, ids from {rows:,} on would fail: "
+               "these files do not belong together")
+    ids = {role: getattr(tokenizer, role + "_id") for role in SPECIALS}
+    named = [f"{role} {number}" for role, number in ids.items() if number is not None]
+    return (f"tokenizer: ids 0 to {len(tokenizer) - 1:,}, {fit}; "
+            f"{', '.join(named) or 'no special tokens'}")
 
 
 def main(arguments=None):
     a = parse(arguments)
-    folder = find_model(a.model)
     from .classify.head import build_head
+    folder = find_model(a.model)
     model, checkpoint, tokenizer = load(folder)
     backbone = getattr(model, "backbone", model)
     print(f"{folder}\n{architecture(backbone)}")
     if model is not backbone:
-        how = f", read as label texts behind {model.head.described['template']!r}" if model.head.described else ""
-        print(f"classes: {', '.join(model.labels)}{how}; texts are cut to {model.max_length} tokens")
+        how = ""
+        if model.head.described:
+            how = f", read as label texts behind {model.head.described['template']!r}"
+        print(f"classes: {', '.join(model.labels)}{how}; "
+              f"texts are cut to {model.max_length} tokens")
     found, report = fates(model, checkpoint), model.report
-    print(f"\n{len(found)} tensors in {len(set(checkpoint.files.values()))} file(s): {len(report.loaded)} loaded, "
-          f"{len(report.tied)} tied, {len(report.dropped)} dropped on purpose; {len(report.fresh)} parameters not in the file")
+    print(f"\n{len(found)} tensors in {len(set(checkpoint.files.values()))} file(s): "
+          f"{len(report.loaded)} loaded, {len(report.tied)} tied, {len(report.dropped)} dropped on "
+          f"purpose; {len(report.fresh)} parameters not in the file")
     print("\n".join([*tensor_lines(found, a.layers), *new_head_lines(folder)]))
     print(f"\n{sum(p.numel() for p in model.parameters()):,} parameters")
     print("\n".join(f"  {count:>15,}  {part}" for part, count in parts(model).items()))
-    print("\nmemory, with a classification head of two classes" if model is backbone else "\nmemory")
-    head = build_head(backbone.source_config["model_type"], backbone, 2) if model is backbone else model.head
     tuned = getattr(model, "tuning", None)
-    print("\n".join([f"  as it is, tuned by {tuned['method']}"] if tuned else
-                    [*memory_lines(backbone, head), *switch_lines(backbone, head, a)]))
-    print("\n" + (f"tokenizer: none that is read here ({tokenizer})" if isinstance(tokenizer, str) else
-                  tokenizer_line(tokenizer, backbone.config["vocab_size"])))
+    if model is backbone:
+        print("\nmemory, with a classification head of two classes")
+        head = build_head(backbone.source_config["model_type"], backbone, 2)
+    else:
+        print("\nmemory")
+        head = model.head
+    lines = [f"  as it is, tuned by {tuned['method']}"] if tuned else \
+        [*memory_lines(backbone, head), *switch_lines(backbone, head, a)]
+    print("\n".join([*lines, ""]))
+    print(f"tokenizer: none that is read here ({tokenizer})" if isinstance(tokenizer, str)
+          else tokenizer_line(tokenizer, backbone.config["vocab_size"]))
     return 0
 
 

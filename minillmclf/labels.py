@@ -23,7 +23,7 @@ def parse(arguments=None):
     p.add_argument("--data", help="a file, a folder, or a bundled set's name: its labels instead of --labels")
     p.add_argument("--text-column", help="name(s) of the text column(s) of --data, which are the fields of the template")
     p.add_argument("--label-column", help="name of the label column of --data")
-    add_settings(p, ["quoting"])
+    add_settings(p, ["quoting"], grouped=False)
     p.add_argument("--label-texts", default="",
                    help='{"class": "text" or [...]} as JSON, or a file with it [the names]')
     p.add_argument("--template", default="", help='"Review: {text}\\nSentiment: {label}", or a file with it')

@@ -122,12 +122,12 @@ def compared_again(w):
     assert rows[0]["score"]["mean"] == pytest.approx(3 / 9) and (out / "mine.txt").exists()
 
 
-@shows("compare", "--several-labels", "--device", "--parallel", "--optimizer")
+@shows("compare", "--multi-label", "--device", "--parallel", "--optimizer")
 def compare_refused(w, monkeypatch):
     """What cannot be is refused, or told as the reason why a cell was not made."""
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     for flags, says in (
-        (dict(several_labels="on"), "--several-labels on"),
+        (dict(multi_label="on"), "--multi-label"),
         (dict(device="cuda:77"), "--device cuda:77"),
         (dict(parallel="fsdp"), "fsdp"),
         (dict(optimizer="paged-adamw"), "bitsandbytes"),

@@ -57,7 +57,7 @@ BUNDLES = {
         eval_batch_size=4,
         save_every=2,
         micro_batch_size=3,
-        checkpointing="on",
+        gradient_checkpointing="on",
         baselines="off",
         rows_per_class=7,
         seed=1,
@@ -66,9 +66,10 @@ BUNDLES = {
         data="long",
         pool="mean",
         max_length=12,
-        keep="tail",
+        truncation_side="left",
+        gradient_accumulation=2,
         batch_tokens=60,
-        focal=1.5,
+        focal_gamma=1.5,
         sampling="balanced",
         weights="random",
         precision="bf16",
@@ -80,7 +81,7 @@ BUNDLES = {
         rank=3,
         alpha=7.0,
         adapter_dropout=0.3,
-        rank_stabilised="on",
+        use_rslora="on",
         targets="q_proj",
         bias="all",
         lr=1e-2,
@@ -345,11 +346,11 @@ def folds_again(w):
     assert (out / "oof.csv").read_bytes() == (folds(w) / "oof.csv").read_bytes()
 
 
-@shows("folds", "--several-labels", "--device", "--parallel", "--optimizer")
+@shows("folds", "--multi-label", "--device", "--parallel", "--optimizer")
 def folds_refused(w, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     for flags, says in (
-        (dict(several_labels="on"), "--several-labels on"),
+        (dict(multi_label="on"), "--multi-label"),
         (dict(device="cuda:77"), "--device cuda:77"),
         (dict(parallel="fsdp"), "fsdp"),
         (dict(optimizer="paged-adamw"), "bitsandbytes"),

@@ -61,7 +61,7 @@ def losses_by_hand(
     clip=1.0,
     label_smoothing=0.0,
     class_weights="none",
-    focal=0.0,
+    focal_gamma=0.0,
     layer_decay=1.0,
 ):
     """Full fine-tuning in float64 with all rows in each step -> the loss of each step. Formulas
@@ -82,7 +82,7 @@ def losses_by_hand(
         own = logp.gather(1, truth[:, None])[:, 0]
         each = (
             -((1 - label_smoothing) * own + label_smoothing * logp.mean(1))
-            * (1 - own.exp()) ** focal
+            * (1 - own.exp()) ** focal_gamma
         )
         loss = (weigh * each).sum() / weigh.sum()
         model.zero_grad()
@@ -122,7 +122,7 @@ BY_HAND = {
     "--clip": [dict(clip=0.0), dict(clip=1e-7)],
     "--label-smoothing": [dict(label_smoothing=0.3)],
     "--class-weights": [dict(class_weights="balanced")],
-    "--focal": [dict(focal=2.0), dict(focal=0.5)],
+    "--focal-gamma": [dict(focal_gamma=2.0), dict(focal_gamma=0.5)],
     "--layer-decay": [dict(layer_decay=0.2)],
 }
 
@@ -144,7 +144,7 @@ def by_hand(w, flag):
 def weights_of_several_labels(w):
     """A class counts (rows without it / rows with it) times where a row has it."""
     plain, weighed = (
-        w.train(data=w.many, several_labels="on", class_weights=how, epochs=1, batch_size=100)
+        w.train(data=w.many, multi_label="on", class_weights=how, epochs=1, batch_size=100)
         for how in ("none", "balanced")
     )
     assert differ(plain.losses, weighed.losses)
@@ -183,6 +183,14 @@ def micro_batch_size(w):
     asked = dict(data=w.skew, class_weights="balanced")
     assert w.train(**asked, micro_batch_size=3).losses == near(w.train(**asked).losses)
     assert rows_at_once(w, batch_size=8, micro_batch_size=3, **asked) == [3, 3, 2] * 3
+
+
+@shows("--gradient-accumulation")
+def gradient_accumulation(w):
+    """So many micro-batches of each step; the same run as with that many rows at a time."""
+    asked = dict(data=w.skew, batch_size=8)
+    assert rows_at_once(w, gradient_accumulation=3, **asked) == [3, 3, 2] * 3
+    assert same(w.train(gradient_accumulation=3, **asked), w.train(micro_batch_size=3, **asked))
 
 
 @shows("--sampling")
@@ -232,13 +240,13 @@ def optimizer(w, monkeypatch):
         assert len(steps) == 3
 
 
-@shows("--checkpointing")
+@shows("--gradient-checkpointing")
 def checkpointing(w):
     """The same numbers, with dropout too; the blocks are computed a second time."""
     counts, runs = [], []
     for how in ("off", "on"):
         with forwards("LayerNorm") as seen:
-            runs.append(w.train(model=w.dropping, checkpointing=how, lr=1e-2))
+            runs.append(w.train(model=w.dropping, gradient_checkpointing=how, lr=1e-2))
         counts.append(len([1 for _, _, learning in seen if learning]))
     steps = 2 * 3
     assert counts[0] == steps * 5 and counts[1] >= steps * 7, (
@@ -283,7 +291,7 @@ def metric(w):
         assert json.loads(told.read_text())["log_loss"] == pytest.approx(line["log_loss"], rel=1e-5)
     assert len(set(chosen.values())) >= 3 and max(chosen.values()) < 6, chosen
     for name in ("exact_match", "micro_f1"):
-        assert f"train_{name}" in w.train(data=w.many, several_labels="on", metric=name).history[0]
+        assert f"train_{name}" in w.train(data=w.many, multi_label="on", metric=name).history[0]
 
 
 @shows("--patience")

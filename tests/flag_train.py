@@ -111,11 +111,11 @@ def method(w):
     assert differ(w.train(method="qlora").losses, w.train(method="lora").losses)
 
 
-@shows("--rank", "--alpha", "--rank-stabilised")
+@shows("--rank", "--alpha", "--use-rslora")
 def rank(w):
     """The same factor, 4, by alpha / rank and by alpha / sqrt(rank): the same run, bit for bit."""
     plain = w.train(method="lora", rank=4, alpha=16.0, lr=1e-2)
-    stabilised = w.train(method="lora", rank=4, alpha=8.0, rank_stabilised="on", lr=1e-2)
+    stabilised = w.train(method="lora", rank=4, alpha=8.0, use_rslora="on", lr=1e-2)
     assert same_but_alpha(plain, stabilised)
     assert differ(plain.losses, w.train(method="lora", rank=4, alpha=8.0, lr=1e-2).losses)
     for rank in (4, 3):
@@ -409,9 +409,9 @@ def quoting(w):
     assert same(w.train(data=path, quoting="double"), w.train())
 
 
-@shows("--several-labels")
-def several_labels(w):
-    run = w.train(data=w.many, several_labels="on", lr=1e-2)
+@shows("--multi-label")
+def multi_label(w):
+    run = w.train(data=w.many, multi_label="on", lr=1e-2)
     assert "exact_match" in run.history[0] and "accuracy" not in run.history[0]
     assert not torch.allclose(run.probabilities.sum(1), torch.ones(1), atol=1e-2)
     whole = w.train(data=w.many).record["data"]["labels"]
@@ -428,20 +428,21 @@ def rows_per_class(w):
     assert "all         12" in runs[0].out and differ(runs[0].losses, runs[1].losses)
 
 
-@shows("--max-length", "--keep")
+@shows("--max-length", "--truncation-side")
 def max_length(w):
     """What is kept of a longer text is what a file has whose texts were cut before: the same run,
     bit for bit."""
     keeps = {
-        "head": lambda words: words[:7],
-        "tail": lambda words: words[-7:],
-        "head+tail": lambda words: words[:4] + words[-3:],
-        "middle": lambda words: words[(len(words) - 7) // 2 :][:7],
+        "right": lambda words: words[:7],
+        "left": lambda words: words[-7:],
+        "middle": lambda words: words[:4] + words[-3:],
+        "both": lambda words: words[(len(words) - 7) // 2 :][:7],
     }
-    for keep, kept in keeps.items():
-        run = w.train(data=w.long, max_length=9, keep=keep)
-        assert same(run, w.train(data=w.cut(f"cut-{keep}", kept), max_length=9)), keep
-    assert same(w.train(data=w.long, max_length=9), w.train(data=w.long, max_length=9, keep="head"))
+    for side, kept in keeps.items():
+        run = w.train(data=w.long, max_length=9, truncation_side=side)
+        assert same(run, w.train(data=w.cut(f"cut-{side}", kept), max_length=9)), side
+    plain = w.train(data=w.long, max_length=9)
+    assert same(plain, w.train(data=w.long, max_length=9, truncation_side="right"))
     assert differ(run.losses, w.train(data=w.long).losses)
 
 

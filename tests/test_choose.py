@@ -38,10 +38,10 @@ def facts(*models, purpose="classify", texts=1, preference=False, imbalance=1.0,
     (facts(model(fit=("head", "lora", "qlora"))), {"model": "encoder", "method": "lora"}, "lora fits, full does not"),
     (facts(model(fit=("qlora",))), {"model": "encoder", "method": "qlora"}, "qlora fits, full does not"),
     (facts(model(name="large", fit=()), model(name="small", fit=("lora",))), {"model": "small", "method": "lora"}, "lora fits"),
-    (facts(model(fit=())), {"model": "encoder", "method": "qlora", "micro_batch_size": 1, "checkpointing": "on"}, "nothing fits"),
+    (facts(model(fit=())), {"model": "encoder", "method": "qlora", "micro_batch_size": 1, "gradient_checkpointing": "on"}, "nothing fits"),
     (facts(model(fit=()), room=None), {"model": "encoder", "method": "full"}, "not known here"),
     (facts(model(over=0.05)), {"model": "encoder", "method": "full"}, "fits"),
-    (facts(model(over=0.06)), {"model": "encoder", "method": "full", "keep": "head+tail"}, "6% of the texts are cut"),
+    (facts(model(over=0.06)), {"model": "encoder", "method": "full", "truncation_side": "middle"}, "6% of the texts are cut"),
     (facts(model(over=0.6, median=101)), {"model": "encoder", "method": "full", "windows": "mean", "micro_batch_size": 4},
      "windows read them whole"),
     (facts(model("decoder", over=0.6, median=101), purpose="generate"),
@@ -174,7 +174,7 @@ def test_what_does_not_fit_is_marked_and_not_loaded(place, capsys, monkeypatch):
     monkeypatch.setattr(page, "machine_facts", lambda: machine | {"room": 50_000})
     out = asked(place, capsys)
     assert "> " in out and " NO" in out and " yes" not in out, out
-    assert "--method qlora --micro-batch-size 1 --checkpointing on" in out and "nothing fits" in out
+    assert "--method qlora --micro-batch-size 1 --gradient-checkpointing --data" in out and "nothing fits" in out
     monkeypatch.setattr(page, "machine_facts", lambda: {**machine, "memory": {"total": None, "free": None}, "room": None})
     out = asked(place, capsys)
     assert "memory not known, free not known" in out and " NO" not in out.replace("(NO:", "") and "not known here" in out

@@ -4,8 +4,11 @@ import importlib
 import importlib.util
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import small
@@ -14,13 +17,16 @@ from conftest import refused
 
 from minillmclf import __main__, __version__, train
 from minillmclf.compare import __main__ as compare
+from minillmclf.folds import __main__ as folds
 from minillmclf.cli.baseline_warning import baseline_warning
 from minillmclf.compare.configurations import expand, read_sweep
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import POOLINGS, build_head, pool
+from minillmclf.cli.build import KEEP
 from minillmclf.cli.parser import run
 from minillmclf.errors import did_you_mean
-from minillmclf.cli.settings import GOES_WITH, METHODS, Settings, read_settings
+from minillmclf.cli.settings import (ALIASES, GOES_WITH, GROUPS, METHODS, OLD_SIDES, Settings, flag,
+                                     read_settings)
 from minillmclf.training.rates import default_lr, lr_line
 from minillmclf.tuning import METHODS as TUNING
 
@@ -95,9 +101,10 @@ def test_every_command_tells_its_version(name, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "name, given, meant",
     [
-        ("train", "--learning-rate 3e-5", "--lr"),
-        ("train", "--num-train-epochs 3", "--epochs"),
-        ("train", "--per-device-train-batch-size=8", "--batch-size"),
+        ("train", "--learning_rate 3e-5", "--lr"),
+        ("train", "--num-epochs 3", "--epochs"),
+        ("train", "--train-batch-size=8", "--batch-size"),
+        ("train", "--gradient-accumulation-steps 2", "--gradient-accumulation"),
         ("train", "--lora_r 4", "--rank"),
         ("train", "--output_dir x", "--out"),
         ("train", "--model_name_or_path x", "--model"),
@@ -107,7 +114,7 @@ def test_every_command_tells_its_version(name, monkeypatch, capsys):
         ("train", "--method loar", "lora"),
         ("predict", "--modle x", "--model"),
         ("compare", "--methods loar", "lora"),
-        ("compare", "--learning-rate 1", "--lr"),
+        ("compare", "--learning_rate 1", "--lr"),
         ("evaluate", "--mehtod prompt", "--method"),
         ("pretrain", "--learning-rate 1", "--lr"),
     ],
@@ -122,7 +129,95 @@ def test_what_is_like_nothing_has_no_suggestion_and_a_long_one_is_shortened(caps
     line = error_of(lambda: train.main(["--" + 10_000 * "x"]), capsys)
     assert len(line) < 300 and "did you mean" not in line
     assert len(error_of(lambda: train.main([10_000 * "x"]), capsys)) < 300
-    refused(lambda: read_settings({"learning_rate": 3.0}), "did you mean lr?")
+    refused(lambda: read_settings({"num_epochs": 3}), "did you mean epochs?")
+
+
+# ---------------------------------------------------------------- groups, switches, other names
+
+
+def help_of(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        command.parse(["--help"])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_help_of_train_fits_three_screens(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = help_of(train, capsys).splitlines()
+    assert len(lines) <= 120 and max(map(len, lines)) <= 80
+    titles = [line[:-1] for line in lines if re.fullmatch(r"[a-z].*:", line)]
+    assert titles[-9:] == [*GROUPS.values(), "the run", "every command"]
+    first = lines.index(GROUPS["usual"] + ":")
+    usual = [line.split()[0] for line in lines[first:] if line.startswith("  --")][:15]
+    wanted = [flag(f.name) for f in fields(Settings) if f.metadata["group"] == "usual"]
+    assert usual == wanted and len(wanted) == 15
+    examples = [line for line in lines[:first] if "python -m minillmclf.train --" in line]
+    assert len(examples) == 4, "one for each of the four commonest jobs"
+
+
+def test_the_examples_of_the_help_are_flags_that_train_takes():
+    text = train.__doc__.replace("\\\n", " ")
+    for line in re.findall(r"python -m minillmclf.train (--.*)", text):
+        given = vars(train.parse(shlex.split(line)))
+        given = {name: value for name, value in given.items() if name in vars(Settings())}
+        assert read_settings({**given, "model": "mini-bert"}).check(given)
+
+
+@pytest.mark.parametrize("command", [compare, folds])
+def test_other_commands_have_the_same_groups(command, capsys):
+    text = help_of(command, capsys)
+    assert all(f"\n{title}:\n" in text for title in GROUPS.values())
+
+
+@pytest.mark.parametrize("name, own", ALIASES.items())
+def test_another_name_is_a_hidden_flag_and_a_key(name, own, tmp_path, capsys):
+    if own != "truncation_side":
+        default = getattr(Settings(), own)
+        value = {"off": "on"}.get(default, default)
+        given, wanted = value if own == "lr" else type(default)(value), value
+    else:
+        given, wanted = "head+tail", "middle"
+    assert vars(train.parse([flag(name), str(given)]))[own] == wanted
+    assert flag(name) + " " not in help_of(train, capsys)
+    more = {"method": "lora"} if own in ("rank", "alpha", "adapter_dropout", "use_rslora") else {}
+    assert getattr(read_settings({name: given, **more}), own) == wanted
+    (tmp_path / "own.json").write_text(json.dumps({name: given, **more}))
+    assert getattr(read_settings({}, tmp_path / "own.json"), own) == wanted
+    refused(lambda: read_settings({name: given, own: wanted}), f"{own} is enough")
+
+
+def test_what_is_kept_of_a_text_is_what_is_not_cut_off():
+    for keep, side in OLD_SIDES.items():
+        assert train.parse(["--keep", keep]).truncation_side == side
+        assert KEEP[side] == keep
+        assert read_settings({"keep": keep}).identity()["keep"] == keep
+    assert "keep" not in Settings().decisive() and "multi_label" not in Settings().identity()
+
+
+def test_a_bare_switch_means_on():
+    switches = [f.name for f in fields(Settings) if f.metadata["choices"] == ("off", "on")]
+    assert set(switches) == {"use_rslora", "projection", "gradient_checkpointing", "multi_label",
+                             "baselines"}
+    for name in switches:
+        for given in ([], ["on"], ["off"]):
+            found = getattr(train.parse([flag(name), *given, "--seed", "1"]), name)
+            assert found == (given or ["on"])[0]
+
+
+def test_gradient_accumulation_is_micro_batches(tmp_path):
+    def found(**given):
+        s = read_settings(given)
+        return s.micro_batch_size, s.gradient_accumulation
+
+    assert found(gradient_accumulation=4) == (8, 0) and found(gradient_accumulation=1) == (0, 0)
+    assert found(gradient_accumulation=3, batch_size=7) == (3, 0)
+    for asked in ({"micro_batch_size": 2}, {"batch_size": 2}):
+        refused(lambda: read_settings({"gradient_accumulation": 3, **asked}),
+                "--gradient-accumulation 3")
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"micro_batch_size": 2}}))
+    s = read_settings({"gradient_accumulation": 2}, tmp_path / "run.json")
+    assert (s.micro_batch_size, s.gradient_accumulation) == (16, 0), "flags go over --config"
 
 
 # ---------------------------------------------------------------- settings that go together
@@ -152,8 +247,7 @@ def test_a_setting_that_is_not_read_is_refused(key, name):
 
 def test_the_methods_are_those_that_tuning_knows():
     assert list(METHODS) == list(TUNING)
-    spelled = {"dropout": "adapter_dropout", "size": "adapter_size", "tokens": "virtual_tokens",
-               "use_rslora": "rank_stabilised"}
+    spelled = {"dropout": "adapter_dropout", "size": "adapter_size", "tokens": "virtual_tokens"}
     for method, row in TUNING.items():
         read = {
             name
@@ -409,7 +503,7 @@ def test_the_advice_on_long_texts_can_be_followed(tmp_path):
     assert warned(max_length=7).endswith("raise max_length")
     assert warned().endswith(
         "get truncated: the model takes no more: --windows mean reads them whole, "
-        "--keep head+tail keeps both ends"
+        "--truncation-side middle keeps both ends"
     )
 
 

@@ -262,11 +262,12 @@ def test_rows_per_class(place, call, tmp_path):
     record = trained(place, call, tmp_path / "run", rows_per_class=4)
     assert record["data"]["rows"] == {"train": 12, "dev": 9, "test": 9}, "only train gets smaller"
     assert {label: n["train"] for label, n in record["doctor"]["classes"].items()} == dict.fromkeys(LABELS, 4)
+    from minillmclf.cli.rows import draw_rows
     from minillmclf.text.data import load_data
     everything = load_data(place / "data.csv").train
-    draw = [train.draw_rows(everything, 4, seed) for seed in (0, 0, 1)]
+    draw = [draw_rows(everything, 4, seed) for seed in (0, 0, 1)]
     assert draw[0] == draw[1] and set(draw[0]) != set(draw[2]), "the seed, and nothing else, should draw the rows"
-    assert set(train.draw_rows(everything, 2, 0)) <= set(draw[0]), "a smaller set should lie in the larger one"
+    assert set(draw_rows(everything, 2, 0)) <= set(draw[0]), "a smaller set should lie in the larger one"
 
 
 def test_min_steps_adds_epochs(place, call, tmp_path):
@@ -596,8 +597,8 @@ BAD_CONFIG = {
     "not UTF-8": (b'{"model": "\xe9"}', ["not valid JSON"]),
     "a list": ("[1]", ["JSON object", "list"]),
     "nested without end": ("[" * 100_000, ["not valid JSON"]),
-    "unknown setting": ('{"learning_rate": 1e-3}', ["learning_rate", "known", "lr"]),
-    "unknown setting in a run.json": ('{"settings": {"learning_rate": 1e-3}}', ["learning_rate", "known"]),
+    "unknown setting": ('{"num_epochs": 3}', ["num_epochs", "known", "epochs"]),
+    "unknown setting in a run.json": ('{"settings": {"num_epochs": 3}}', ["num_epochs", "known"]),
     "settings of another kind": ('{"settings": "fast"}', ["settings"]),
     "text for a number": ('{"lr": "fast"}', ["lr", "float", "'fast'"]),
     "fraction for a whole number": ('{"epochs": 2.5}', ["epochs", "int", "2.5"]),

@@ -20,8 +20,8 @@ import small
 from minillmclf.compare import comparison, configurations, runs, __main__ as compare
 from minillmclf.compare.comparison import obstacle
 from minillmclf.compare.configurations import expand, labels_of, read_sweep
-from minillmclf.cli.parser import Stopped, run
-from minillmclf.errors import InputError
+from minillmclf.cli.parser import run
+from minillmclf.errors import InputError, Stopped
 from minillmclf.cli.settings import Settings
 from minillmclf.compare.runs import Run
 from minillmclf.compare.summary import difference, interval, read_predictions, summarise

@@ -172,7 +172,7 @@ def test_a_column_for_each_class(tmp_path):
     data = load_data(path, label_column="toxic,rude,threat", several=True)
     assert data.labels == ["rude", "threat", "toxic"] and data.several
     assert [e.label for e in read_examples(path, label_column="rude,toxic", several=True)][2] == "toxic", "a column that is not named"
-    refused(lambda: load_data(path, label_column="toxic,rude"), "--several-labels on")
+    refused(lambda: load_data(path, label_column="toxic,rude"), "--multi-label")
     refused(lambda: load_data(path, label_column="toxic,none", several=True), "'none'", "--label-column")
     refused(lambda: load_data(path, label_column="toxic,toxic", several=True), "once")
     refused(lambda: load_data(write(tmp_path / "g.csv", TOXIC + rows.replace("more 7,1", "more 7,2")), label_column="toxic,rude",
@@ -187,7 +187,7 @@ def test_a_run_with_a_column_for_each_class(tmp_path, body, capsys):
     assert train.main(["--model", body, "--data", str(path), "--label-column", "garden,kitchen", "--epochs", "1", "--out",
                        str(tmp_path / "run")]) == 0
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["data"]["labels"] == ["garden", "kitchen"] and record["settings"]["several_labels"] == "on"
+    assert record["data"]["labels"] == ["garden", "kitchen"] and record["settings"]["multi_label"] == "on"
     assert record["doctor"]["classes"]["garden"]["train"] + record["doctor"]["unlabelled"]["train"] > 10
     assert evaluate.main(["--model", str(tmp_path / "run")]) == 0
     assert evaluate.main(["--model", str(tmp_path / "run"), "--data", str(path), "--label-column", "kitchen,garden"]) == 0
@@ -196,8 +196,8 @@ def test_a_run_with_a_column_for_each_class(tmp_path, body, capsys):
 
 def test_columns_of_classes_are_several_labels_without_saying_so(tmp_path):
     s = read_settings({"label_column": "a,b,c"})
-    assert (s.several_labels, s.metric) == ("on", "log_loss")
-    refused(lambda: read_settings({"label_column": "a,b", "several_labels": "off"}), "--several-labels on")
+    assert (s.multi_label, s.metric) == ("on", "log_loss")
+    refused(lambda: read_settings({"label_column": "a,b", "multi_label": "off"}), "--multi-label")
     for call in (lambda: choose.main(["--label-column", "a,b"]), lambda: folds.main(["--label-column", "a,b"])):
         refused(call, "one label a row")
 
@@ -219,7 +219,7 @@ def test_lists_of_class_numbers_are_names(tmp_path):
 @pytest.mark.parametrize("several", [False, True])
 def test_a_list_as_a_text_is_no_name(tmp_path, cell, several):
     path = jsonl(tmp_path / "f.jsonl", {"text": "x", "label": cell})
-    refused(lambda: read_examples(path, several=several), "line 1", "list as a text", "a|b", "--several-labels on", "--label-column a,b,c")
+    refused(lambda: read_examples(path, several=several), "line 1", "list as a text", "a|b", "--multi-label", "--label-column a,b,c")
 
 
 def test_names_with_brackets_stay_names(tmp_path):
@@ -234,11 +234,11 @@ def warnings_of(path, **how):
 def test_the_doctor_on_bars_and_classes_of_all_rows(tmp_path):
     lines = "".join(f"t {n},{'a' if n % 2 else 'a|b'}\n" for n in range(40))
     path = write(tmp_path / "f.csv", "text,label\n" + lines)
-    assert "1 class(es) (a|b) with a bar in the name" in warnings_of(path) and "--several-labels on" in warnings_of(path)
+    assert "1 class(es) (a|b) with a bar in the name" in warnings_of(path) and "--multi-label" in warnings_of(path)
     several = warnings_of(path, several=True)
     assert "1 class(es) (a) in every train row" in several and "bar" not in several
     path = write(tmp_path / "g.csv", "text,label,split\n" + "x,a,train\ny,b,train\nz,a,dev\nw,a|b,test\n")
-    refused(lambda: load_data(path), "line 5", "'a|b'", "--several-labels on")
+    refused(lambda: load_data(path), "line 5", "'a|b'", "--multi-label")
 
 
 # ---- labels

@@ -188,7 +188,8 @@ def test_wrong_data_are_refused_in_one_line(data, words):
 
 
 @pytest.mark.parametrize("settings, words", [
-    ({"learning_rate": 1e-3}, "'learning_rate'; did you mean lr"), ({"output_dir": "x"}, "did you mean out"),
+    ({"num_epochs": 1}, "'num_epochs'; did you mean epochs"), ({"output_dir": "x"}, "did you mean out"),
+    ({"learning_rate": 1e-3, "lr": 1e-3}, "lr is enough"),
     ({"batchsize": 8}, "did you mean batch_size"), ({"epochs": 0}, "--epochs 0: should be 1 or more"),
     ({"epochs": "3"}, "epochs should be int, is '3'"), ({"method": "lorra"}, "did you mean lora"),
     ({"rank": 4}, "--rank goes with --method lora"), ({"model": "nothing"}, "nothing: no such model folder"),
@@ -210,7 +211,7 @@ def test_values_of_python_stand_for_what_a_flag_takes():
 
 def test_multi_label_rows(place):
     data = [(row["text"], [row["label"]] * (i % 4 > 0)) for i, row in enumerate(rows_of(place, "data"))]
-    model = fine_tune(place / "bert", data, several_labels=True, **QUICK)
+    model = fine_tune(place / "bert", data, multi_label=True, **QUICK)
     assert model.task.MULTI_LABEL and model.labels == list(small.TOPICS)
 
 

@@ -263,7 +263,7 @@ def test_every_switch_takes_less_than_the_step_as_it_is(method, tmp_path):
 
 
 def test_what_checkpointing_keeps_is_what_autograd_saves(tmp_path):
-    """Run as --checkpointing on runs it: what all blocks keep, and what one block more keeps once it is computed again."""
+    """Run as --gradient-checkpointing runs it: what all blocks keep, and what one block more keeps once it is computed again."""
     rows, length = 4, 128
     folder = bert_folder(tmp_path, **BODY)
     body = load_backbone(folder)
@@ -302,8 +302,8 @@ def test_what_a_switch_leaves_is_estimated_within_20_percent(step, pieces, tmp_p
 def test_the_switches_are_printed_with_what_they_save(capsys):
     out = report(capsys, MODELS / "bert_masked_lm", "--method", "lora", "--batch-size", "8", "--max-length", "16")
     assert "a step of --method lora --batch-size 8, all texts of 16 tokens, and its switches" in out
-    for flags in ("--micro-batch-size 1", "--batch-tokens 32", "--checkpointing on", "--precision bf16", "--max-length 8",
-                  "--max-length 8 --windows mean --max-windows 2", "--micro-batch-size 1 --checkpointing on --precision bf16 --max-length 8"):
+    for flags in ("--micro-batch-size 1", "--batch-tokens 32", "--gradient-checkpointing", "--precision bf16", "--max-length 8",
+                  "--max-length 8 --windows mean --max-windows 2", "--micro-batch-size 1 --gradient-checkpointing --precision bf16 --max-length 8"):
         assert re.search(rf"^    {flags} +[\d.]+ .?B +-?[\d.]+ .?B$", out, re.M), f"{flags} is not in {out}"
     with pytest.raises(InputError, match="--max-length 10000: this model takes"):
         inspect.main([str(MODELS / "bert_masked_lm"), "--max-length", "10000"])

@@ -20,6 +20,7 @@ from conftest import ROUNDED, fp32, refused
 
 from minillmclf import Classifier, evaluate, fine_tune, load_backbone, load_tokenizer, merge, train
 from minillmclf.choose import __main__ as choose
+from minillmclf.cli.settings import ALIASES, OLD_NAMES, OLD_SIDES, Settings, flag
 from minillmclf.compare import __main__ as compare
 from minillmclf.folds import __main__ as folds
 from minillmclf.predict import __main__ as predict
@@ -252,6 +253,31 @@ def test_the_same_command_takes_a_finished_run_as_it_is(place, call, name):
         assert contents(name) == before
 
 
+def in_new_words(command):
+    """A stored command with today's names and values of its flags, switches bare."""
+    words, found = iter(command), []
+    for word in words:
+        name = word[2:].replace("-", "_")
+        value = next(words)
+        value = OLD_SIDES[value] if name == "keep" else value
+        name = OLD_NAMES.get(name, name)
+        bare = value == "on" and Settings.__dataclass_fields__[name].metadata["choices"] == ("off", "on")
+        found += [flag(name)] if bare else [flag(name), value]
+    return found
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_finished_run_is_known_under_the_new_names(place, call, name):
+    command = in_new_words(NOTES[name]["command"])
+    code, said, error = call(train, *command)
+    assert code == 0 and f"{name}: this run is finished already" in said, error
+
+
+def test_the_stored_commands_have_every_old_name_that_was_a_flag():
+    words = {word[2:].replace("-", "_") for name in TRAINED for word in NOTES[name]["command"]}
+    assert set(OLD_NAMES) <= words
+
+
 def test_from_python_a_finished_run_is_loaded(place):
     before, note, lines = contents("last-1"), NOTES["last-1"], []
     model = fine_tune(
@@ -274,12 +300,13 @@ def test_from_python_a_finished_run_is_loaded(place):
     assert abs(model.predict(note["texts"]) - np.array(note["probabilities"])).max() <= SINGLE
 
 
-@pytest.mark.parametrize("flag", CHANGED)
-def test_a_finished_run_with_another_setting_is_another_run(place, call, flag):
+@pytest.mark.parametrize("changed", CHANGED)
+def test_a_finished_run_with_another_setting_is_another_run(place, call, changed):
     """The flag that is given last counts."""
     before = contents("split-by-seed")
-    code, _, error = call(train, *NOTES["split-by-seed"]["command"], f"--{flag}", CHANGED[flag])
-    name = flag.replace("-", "_")
+    code, _, error = call(train, *NOTES["split-by-seed"]["command"], f"--{changed}", CHANGED[changed])
+    name = changed.replace("-", "_")
+    name = ALIASES.get(name, name)
     assert code == 2 and "holds a run with another" in error and name in error, error
     assert contents("split-by-seed") == before
 
@@ -350,11 +377,11 @@ def test_a_stopped_run_goes_on_to_the_end_of_an_unstopped_one(own, call):
 def test_a_stopped_run_does_not_go_on_as_another(own, call):
     own("stopped")
     before = contents("stopped")
-    for flag, value in (("--keep", "head"), ("--seed", "2"), ("--micro-batch-size", "2")):
-        code, _, error = call(train, *NOTES["stopped"]["command"], flag, value)
+    for name, value in (("keep", "head"), ("seed", "2"), ("micro_batch_size", "2")):
+        code, _, error = call(train, *NOTES["stopped"]["command"], flag(name), value)
         assert (
             code == 2
-            and f"another {flag[2:].replace('-', '_')}" in error
+            and f"another {ALIASES.get(name, name)}" in error
             and contents("stopped") == before
         )
 

@@ -193,7 +193,7 @@ def test_a_killed_run_in_8_bits_and_with_checkpointing_goes_on_to_the_same_bytes
     pytest.importorskip("bitsandbytes", reason="these optimisers are its")
     asked = dict(model=folder, data=data_file(tmp_path / "data.csv"), epochs=2, batch_size=8, save_every=3, lr=1e-3,
                  optimizer="adamw8bit")
-    whole, killed = (flags(**asked, checkpointing=how, out=tmp_path / name) for name, how in (("a", "off"), ("b", "on")))
+    whole, killed = (flags(**asked, gradient_checkpointing=how, out=tmp_path / name) for name, how in (("a", "off"), ("b", "on")))
     assert forked("train", whole)[0] == 0
     assert forked("train", killed, step=6)[0] == -signal.SIGKILL
     code, out, error, _ = forked("train", killed)

@@ -157,7 +157,7 @@ def test_a_fifo_is_not_waited_for(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["lr", "alpha", "weight_decay", "focal", "clip"])
+@pytest.mark.parametrize("name", ["lr", "alpha", "weight_decay", "focal_gamma", "clip"])
 def test_numbers_of_a_run_are_finite(name):
     asked = {name: math.inf, **({"method": "lora"} if name == "alpha" else {})}
     refused(

@@ -312,7 +312,7 @@ def test_the_plan_is_made_an_epoch_at_a_time(asked, epochs, steps):
 def test_a_broken_cell_is_one_line(tmp_path, monkeypatch):
     from minillmclf.compare.configurations import Configuration
     s = Settings()
-    made = {"settings": s.decisive(), "data": {}}
+    made = {"settings": s.identity(), "data": {}}
     (tmp_path / "predictions.csv").write_text("")
     for broken in ({}, {"split": "test", "dev": 3}):
         (tmp_path / "cell.json").write_text(json.dumps({"state": "finished", "made_from": made, **broken}))

@@ -284,7 +284,7 @@ def test_a_folder_of_transformers_answers_with_sets(tmp_path):
 @pytest.mark.parametrize("weights", [None, [0.5, 2.0, 3.0]])
 def test_pieces_of_a_batch_add_up_to_its_gradient(tmp_path, weights):
     weights = None if weights is None else torch.tensor(weights)
-    s = Settings(several_labels="on", metric="log_loss", clip=0.0, lr=1e-9)
+    s = Settings(multi_label="on", metric="log_loss", clip=0.0, lr=1e-9)
     found = {}
     for size in (0, 1, 2, 3):
         model = tiny(tmp_path / str(size)).train()
@@ -393,7 +393,7 @@ def trained(tmp_path_factory):
             for row in joined(getattr(tickets, split), count, split)]
     data = csv_file(folder / "joined.csv", rows)
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        train.main(flags(data=data, several_labels="on", epochs=1, batch_size=16, out=folder / "run"))
+        train.main(flags(data=data, multi_label="on", epochs=1, batch_size=16, out=folder / "run"))
     return folder / "run", data, out.getvalue()
 
 
@@ -448,7 +448,7 @@ def test_an_adapter_keeps_its_thresholds_also_when_merged(tmp_path):
             for split, count in (("train", 24), ("dev", 12), ("test", 12)) for number in range(count)
             for names in [rng.sample(LABELS, rng.choice([1, 2]))]]
     data = csv_file(tmp_path / "f.csv", rows)
-    train.main(flags(model=base, data=data, several_labels="on", method="lora", epochs=1, out=tmp_path / "run"))
+    train.main(flags(model=base, data=data, multi_label="on", method="lora", epochs=1, out=tmp_path / "run"))
     texts = [text for text, *_ in rows]
     model = Classifier.load(tmp_path / "run")
     kept = json.loads((tmp_path / "run" / "tuned.json").read_text())["thresholds"]
@@ -463,28 +463,28 @@ def test_an_adapter_keeps_its_thresholds_also_when_merged(tmp_path):
 # ---------------------------------------------------------------- refusals
 
 @pytest.mark.parametrize("more, said", [
-    ({"readout": "labels"}, "--readout labels"), ({"focal": 2.0}, "--focal 2.0"), ({"label_smoothing": 0.1}, "--label-smoothing 0.1"),
+    ({"readout": "labels"}, "--readout labels"), ({"focal_gamma": 2.0}, "--focal-gamma 2.0"), ({"label_smoothing": 0.1}, "--label-smoothing 0.1"),
     ({"sampling": "balanced"}, "--sampling balanced"), ({"rows_per_class": 5}, "--rows-per-class 5"),
     ({"readout": "labels", "objective": "completion"}, "--readout labels"), ({"metric": "accuracy"}, "--metric accuracy"),
     ({"preference": "head"}, "--preference head")])
 def test_settings_of_one_label_are_refused(more, said):
-    refused(lambda: read_settings({"several_labels": "on", **more}), said, "one label a row")
+    refused(lambda: read_settings({"multi_label": "on", **more}), said, "one label a row")
 
 
 def test_settings_of_several_labels():
-    assert read_settings({"several_labels": "on"}).metric == "log_loss" and read_settings({}).metric == "accuracy"
-    assert read_settings({"several_labels": "on", "metric": "micro_f1", "class_weights": "balanced"}).metric == "micro_f1"
-    refused(lambda: read_settings({"metric": "micro_f1"}), "--metric micro_f1", "--several-labels on")
+    assert read_settings({"multi_label": "on"}).metric == "log_loss" and read_settings({}).metric == "accuracy"
+    assert read_settings({"multi_label": "on", "metric": "micro_f1", "class_weights": "balanced"}).metric == "micro_f1"
+    refused(lambda: read_settings({"metric": "micro_f1"}), "--metric micro_f1", "--multi-label")
 
 
 def test_commands_of_one_label_refuse_it(trained, capsys):
     run, path, _ = trained
-    on = flags(several_labels="on", data=path)
-    refused(lambda: folds.main(on), "folds is for one label a row", "--several-labels on")
-    refused(lambda: compare.main(["--models", "mini-bert", *on]), "compare is for one label a row", "--several-labels on")
-    refused(lambda: compare.main(["--models", "mini-bert@several_labels=on"]), "several_labels", "not a setting of a model")
-    refused(lambda: compare.main(["--models", "mini-bert", "--sweep", "several_labels=on,off"]), "several_labels")
+    on = flags(multi_label="on", data=path)
+    refused(lambda: folds.main(on), "folds is for one label a row", "--multi-label")
+    refused(lambda: compare.main(["--models", "mini-bert", *on]), "compare is for one label a row", "--multi-label")
+    refused(lambda: compare.main(["--models", "mini-bert@multi_label=on"]), "multi_label", "not a setting of a model")
+    refused(lambda: compare.main(["--models", "mini-bert", "--sweep", "multi_label=on,off"]), "multi_label")
     refused(lambda: report.main(flags(run=run)), run, "one label a row")
     with pytest.raises(SystemExit) as ended:
         labels.main(["--model", "mini-bert", *on])
-    assert ended.value.code == 2 and "unknown flag --several-labels" in capsys.readouterr().err
+    assert ended.value.code == 2 and "unknown flag --multi-label" in capsys.readouterr().err

@@ -81,7 +81,7 @@ def step_in_pieces(folder, size, class_weights=None, **settings):
     s = Settings(micro_batch_size=size, **{"clip": 0.0, **settings})
     model.train()
     loss = take_step(model, torch.optim.SGD(model.parameters(), lr=0.1), data, list(range(7)), s,
-                     objectives.CrossEntropy(class_weights, s.label_smoothing, s.focal))
+                     objectives.CrossEntropy(class_weights, s.label_smoothing, s.focal_gamma))
     return {n: p.grad.clone() for n, p in model.named_parameters()}, weights_of(model), loss
 
 
@@ -743,13 +743,13 @@ def test_the_plan_draws_balanced_epochs_only_when_asked():
             assert all(len(batch) <= 8 for batch in epoch) and sum(map(len, epoch)) == 40
 
 
-@pytest.mark.parametrize("asked", [{"focal": 2.0, "label_smoothing": 0.1}, {"sampling": "balanced", "class_weights": "balanced"},
-                                   {"focal": -1.0}, {"focal": 1.0, "objective": "completion", "readout": "labels"}])
+@pytest.mark.parametrize("asked", [{"focal_gamma": 2.0, "label_smoothing": 0.1}, {"sampling": "balanced", "class_weights": "balanced"},
+                                   {"focal_gamma": -1.0}, {"focal_gamma": 1.0, "objective": "completion", "readout": "labels"}])
 def test_what_does_not_go_together_is_refused(asked):
     with pytest.raises(InputError):
         Settings(**asked).check()
 
 
 def test_the_loop_minimises_the_focal_loss_when_asked(folder):
-    losses = [step_in_pieces(folder, size, focal=gamma)[2] for size, gamma in ((0, 0.0), (0, 2.0), (3, 2.0))]
+    losses = [step_in_pieces(folder, size, focal_gamma=gamma)[2] for size, gamma in ((0, 0.0), (0, 2.0), (3, 2.0))]
     assert losses[1] < losses[0] and losses[2] == pytest.approx(losses[1], rel=1e-5), losses

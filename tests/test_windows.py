@@ -312,7 +312,7 @@ def test_the_commands_train_and_say_what_is_cut(folder, tmp_path, capsys):
     (tmp_path / "late.csv").write_text("\n".join(lines) + "\n")
     flags = small.flags(model=folder, data=tmp_path / "late.csv", out=tmp_path / "run", epochs=1, device="cpu", max_length=16)
     train.main([*flags, *small.flags(windows="attention", overlap=4, max_windows=2, max_document=40, micro_batch_size=4,
-                                     checkpointing="on", keep="tail")])
+                                     gradient_checkpointing="on", truncation_side="left")])
     said = capsys.readouterr().out
     assert "12 train, 6 dev, 6 test row(s) exceed 40 tokens and get truncated: raise max_document" in said, said
     model = Classifier.load(tmp_path / "run")
@@ -327,7 +327,7 @@ def test_the_commands_train_and_say_what_is_cut(folder, tmp_path, capsys):
     (dict(windows="mean", method="prompt"), "puts its words before a whole row"),
     (dict(windows="mean", parallel="fsdp"), "as many forward passes in every process"),
     (dict(windows="mean", readout="labels"), "--windows goes with --readout head"),
-    (dict(keep="tail", readout="labels"), "--keep goes with --readout head"),
+    (dict(keep="tail", readout="labels"), "--truncation-side goes with --readout head"),
     (dict(windows="mean", max_windows=0), "--max-windows 0: should be 1 or more"),
     (dict(windows="median"), "--windows median: known are none, mean, max, attention")])
 def test_settings_that_make_no_sense(asked, message):

@@ -9,8 +9,6 @@ Prints a rule of thumb; the data (rows, classes, lengths in each model's own tok
 python -m minillmclf.compare has measured on these data, if it has; and a command to start with
 (its rules: advice.py). It trains nothing. --json prints all of it for programs.
 """
-import argparse
-
 from ..cli.parser import Parser, run
 from ..cli.settings import add_settings
 from .advice import KIND_FOR
@@ -20,8 +18,7 @@ SETTINGS = ("data", "text_column", "label_column", "quoting", "batch_size", "mic
 
 
 def parse(arguments=None):
-    p = Parser(prog="python -m minillmclf.choose", description=__doc__,
-               formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(prog="python -m minillmclf.choose", description=__doc__)
     p.add_argument("--models", nargs="+", metavar="MODEL",
                    help="folders or shipped names [all in checkpoints/]")
     p.add_argument("--purpose", choices=list(KIND_FOR), default="classify",

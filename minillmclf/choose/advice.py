@@ -7,7 +7,7 @@ import math
 import shlex
 from pathlib import Path
 
-from ..cli.settings import Settings
+from ..cli.settings import Settings, flag, renamed
 
 RULE_OF_THUMB = """\
 the rule of thumb
@@ -52,7 +52,7 @@ def measured_flags(comparison, row):
     if row["readout"] != "head":
         flags["readout"] = row["readout"]
     pairs = f"{own},{row['settings']}".split(",")
-    return flags | dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    return flags | renamed(dict(pair.split("=", 1) for pair in pairs if "=" in pair))
 
 
 def advise(facts):
@@ -86,7 +86,8 @@ def by_rules(facts):
         (preference, ("readout",),
          {"preference": "bradley-terry"}, "two answers to a prompt are compared"),
         (model["over"] > FEW_CUT and not long, ("readout",),
-         {"keep": "head+tail"}, f"{model['over']:.0%} of the texts are cut: keep both ends"),
+         {"truncation_side": "middle"},
+         f"{model['over']:.0%} of the texts are cut: keep both ends"),
         (long, ("readout", "preference"), {"windows": "mean", "micro_batch_size": rows},
          "most texts are too long: windows read them whole, a few rows at a time"),
         (data["imbalance"] > UNBALANCED, (),
@@ -118,11 +119,11 @@ def first_fit(facts):
                 return model, {"model": model["name"], "method": method}, why
     why.append("nothing fits as it is: this takes least")
     return models[0], {"model": models[0]["name"], "method": "qlora", "micro_batch_size": 1,
-                       "checkpointing": "on"}, why
+                       "gradient_checkpointing": "on"}, why
 
 
 def command_of(flags):
     """The command line of these flags."""
-    words = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+    words = [flag(name) if value == "on" else f"{flag(name)} {shlex.quote(str(value))}"
              for name, value in flags.items()]
     return " ".join(["python -m minillmclf.train", *words])

@@ -1,7 +1,7 @@
 """What python -m minillmclf.compare has measured on these data, from its folder."""
 from pathlib import Path
 
-from ..cli.settings import Settings
+from ..cli.settings import Settings, renamed
 from ..errors import InputError
 from ..files import check_fields, read_json
 from ..training.metrics import METRICS
@@ -33,7 +33,7 @@ SETTINGS = {                        # of settings.json
 def same_data(folder, data):
     """Was this comparison made of the same data?"""
     path = folder / "settings.json"
-    made = check_fields(read_json(path), SETTINGS, path).get("data", Settings().data)
+    made = check_fields(renamed(read_json(path)), SETTINGS, path).get("data", Settings().data)
     return made == data or Path(made).resolve() == Path(data).resolve()
 
 
@@ -72,6 +72,7 @@ def comparison_facts(asked, data):
     trained = [row for row in rows if row["method"] and row["train_seconds"] is not None]
     close = [row for row in trained if near(row, best)]
     timed = [row for row in trained if row["ms_per_text"] is not None]
-    return {"folder": str(folder), "settings": read_json(folder / "settings.json"), "best": best,
+    return {"folder": str(folder), "settings": renamed(read_json(folder / "settings.json")),
+            "best": best,
             "cheapest": min(close, key=lambda row: row["train_seconds"], default=None),
             "fastest": min(timed, key=lambda row: row["ms_per_text"], default=None)}

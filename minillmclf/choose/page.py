@@ -1,11 +1,11 @@
 """Gather the facts, advise, and print them: the page of python -m minillmclf.choose."""
 import json
 
-from ..cli.settings import read_settings, refuse_several
+from ..cli.settings import read_settings, refuse_multi_label
 from ..files import find_model
 from ..text.doctor import unknown_line
-from ..train import load_dataset
 from ..cli.memory import size
+from ..cli.rows import load_dataset
 from .advice import FEW_CUT, RULE_OF_THUMB, UNBALANCED, advise, command_of
 from .facts import USABLE, all_models, data_facts, machine_facts, rows_at_once
 from .measured import comparison_facts
@@ -17,7 +17,7 @@ MEMORY = "  {:28} {:10} {:>13} {:>22} {:>12}   {}"
 
 def choose(a, given):
     """The command. a: its flags; given: those of them that are settings -> exit code."""
-    refuse_several(read_settings(given), "choose")
+    refuse_multi_label(read_settings(given), "choose")
     s = read_settings({**given, "readout": "labels"})              # takes any number of texts
     for name in a.models or ():
         find_model(name)
@@ -64,8 +64,8 @@ def data_lines(data, models):
     for m in models:
         lines += [f"  {m['name'][-28:]}: {line}" for line in unknown_line(m["unknown"])]
     if any(m["over"] > FEW_CUT for m in models):
-        lines.append("  longer texts are cut: --windows mean reads them whole, --keep head+tail "
-                     "keeps both ends")
+        lines.append("  longer texts are cut: --windows mean reads them whole, "
+                     "--truncation-side middle keeps both ends")
     return lines
 
 

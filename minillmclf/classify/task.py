@@ -102,7 +102,7 @@ class SingleLabel:
         if settings.class_weights == "balanced":            # rows / (classes x rows of the class)
             counts = torch.bincount(torch.tensor(targets), minlength=len(self.labels)).float()
             weights = len(targets) / (len(self.labels) * counts)
-        return CrossEntropy(weights, settings.label_smoothing, settings.focal)
+        return CrossEntropy(weights, settings.label_smoothing, settings.focal_gamma)
 
     def measure(self, probabilities, targets):
         """(N, C), N targets -> {name: number} of an epoch, METRICS among them."""

@@ -15,7 +15,7 @@ def baseline_warning(record):
     *baselines, own = results
     metric = s.metric
     if metric == "ece":                                # says nothing about right and wrong
-        metric = "micro_f1" if s.several_labels == "on" else "accuracy"
+        metric = "micro_f1" if s.multi_label == "on" else "accuracy"
     lost = []
     for name in baselines:
         gained = gain(metric, results[own], results[name])

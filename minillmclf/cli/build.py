@@ -1,24 +1,28 @@
-"""From settings to a classifier: what train, evaluate, compare and inspect build, each in the same way."""
+"""From settings to a classifier: what train, evaluate, compare and inspect build, in one way."""
 import re
 
 from ..errors import InputError
-from ..files import short
+from ..training.rates import lr_line
 
-HOW = ("quoting",)        # settings of how files are read, beside the names of columns
+KEEP = {"right": "head", "left": "tail", "middle": "head+tail", "both": "middle"}
+#       truncation_side -> which end of a text is kept (text/cutting.py)
 
+
+# ---------------------------------------------------------------- the classifier
 
 def build(s, labels, fields=("text",)):
-    """The classifier that the settings describe, on its device, with the method's weights trainable. fields: the names of
-    a row's texts in a template."""
+    """The classifier that the settings describe, on its device, its method attached -> classifier,
+    numbers of trainable and of all parameters. fields: names of a row's texts in a template."""
     import torch
 
     from ..classify.classifier import Classifier
     from ..tuning import tune
     if s.method == "qlora" and s.weights != "pretrained":
-        raise InputError("--method qlora --weights random: there is nothing to learn in random weights that are frozen")
+        raise InputError("--method qlora --weights random: there is nothing to learn in random "
+                         "weights that are frozen")
     model = Classifier.from_backbone(
-        s.model, labels, **options_of(s, fields), seed=s.seed, pretrained=s.weights == "pretrained",
-        quantise=s.quantise if s.method == "qlora" else None)
+        s.model, labels, **options_of(s, fields), seed=s.seed,
+        pretrained=s.weights == "pretrained", quantise=s.quantise if s.method == "qlora" else None)
     trainable, total = tune(model, recipe_of(s), s.seed)
     device = device_of(s)
     try:
@@ -34,39 +38,43 @@ def device_of(s):
     return s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def reading_of(s, data):
-    """How the rows of a run are read, for its model to remember (Classifier.read_as)."""
-    more = {name: getattr(s, name) for name in HOW if hasattr(s, name)}
-    label = s.label_column or data.label_column
-    return {"text_column": list(data.columns), "label_column": label, **more}
+def model_lines(s, model, trainable, total):
+    """What was built, and with which learning rate it is trained -> lines."""
+    loaded = model.report.line() if s.weights == "pretrained" else "random weights"
+    lines = [f"{s.model}: {loaded}; {trainable:,} of {total:,} parameters trainable; {lr_line(s)}"]
+    if model.quantise:
+        kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.kept_whole})
+        lines.append(f"in four bits ({model.quantise}): the body's linear layers; kept whole: "
+                     f"{', '.join(kinds)}")
+    return lines
 
 
-def text_columns(model, asked):
-    """The text columns that a model is to read of a file: those of --text-column (`asked`), else
-    those that it was trained on; None, the usual ones, where it does not know. InputError for
-    another number of them."""
-    known = model.reading["text_column"] if model.reading else None
-    names = [name.strip() for name in asked.split(",")] if asked else known
-    if known and len(names) != len(known):
-        raise InputError(f"--text-column {short(asked)}: names {len(names)}, and this model was "
-                         f"trained on {len(known)} text(s) a row ({', '.join(known)}): name all")
-    fields = model.head.described.get("fields", ["text"])
-    return names or (None if fields in (["text"], ["text_a", "text_b"]) else fields)
+def check_saved(model, folder, texts):
+    """Load what was just saved: InputError unless it answers bit for bit as the model does."""
+    from ..classify.classifier import Classifier
+    try:
+        again = Classifier.load(folder).to(next(model.parameters()).device)
+    except InputError as error:
+        fault = f"is refused when it is loaded again ({error})"
+    else:
+        told, said = model.predict(texts), again.predict(texts)
+        same = (again.labels, again.task.settings()) == (model.labels, model.task.settings())
+        if same and (told == said).all():
+            return
+        apart = abs(told - said).max()
+        fault = f"answers otherwise when it is loaded again, by {apart:.2g} in a probability"
+    raise InputError(f"{folder}: what was saved {fault}: the state of training is kept; give the "
+                     "same command again; if that ends here too, look whether the base has changed")
 
 
-def how_to_read(model, flags):
-    """How else a file is read, as flags say or the model remembers -> keywords for text.data."""
-    known = model.reading or {}
-    said = {name: getattr(flags, name, None) or known.get(name) for name in HOW}
-    return {name: value for name, value in said.items() if value}
-
+# ---------------------------------------------------------------- parts of the settings
 
 def options_of(s, fields=("text",)):
     """The part of the settings that says what the modules of a classifier are, as in
     classify.build.Options. fields: the names of a row's texts in a template."""
     found = {"readout": s.readout, "pool": s.pool, "max_length": s.max_length or None,
-             "keep": s.keep, "preference": {"kind": s.preference, "swap": s.swap},
-             "multi_label": s.several_labels == "on"}
+             "keep": KEEP[s.truncation_side], "multi_label": s.multi_label == "on",
+             "preference": {"kind": s.preference, "swap": s.swap}}
     if s.windows != "none":
         found["windows"] = {"pool": s.windows, "overlap": s.overlap, "max_windows": s.max_windows,
                             "max_document": s.max_document}
@@ -82,7 +90,7 @@ def task_kind(s):
     from ..classify.multilabel import MultiLabel
     from ..classify.preference import Preference
     from ..classify.task import SingleLabel
-    if s.several_labels == "on":
+    if s.multi_label == "on":
         return MultiLabel
     compared = s.preference != "none" or s.swap != "none" and s.readout == "labels"
     return Preference if compared else SingleLabel
@@ -93,22 +101,19 @@ def task_of(settings, data):
     from ..classify import build as modules
     described = {"fields": data.columns} if settings.get("readout") == "labels" else {}
     preference = {"kind": settings.get("preference"), "swap": settings.get("swap")}
-    return modules.task_of(data.labels, described, preference, settings.get("several_labels") == "on")
+    multi_label = settings.get("multi_label") == "on"
+    return modules.task_of(data.labels, described, preference, multi_label)
 
 
 def recipe_of(s):
-    """The part of the settings that says how to tune, as tuning.tune has it."""
+    """The part of the settings that says how to tune: the tuning config of tuning.tune."""
     from ..tuning import METHODS
-    targets = s.targets.split(",") if re.fullmatch(r"[\w.]+(,[\w.]+)*", s.targets) else s.targets or None
-    numbers = {"rank": s.rank, "alpha": s.alpha, "dropout": s.adapter_dropout, "use_rslora": s.rank_stabilised == "on",
-               "targets": s.targets if s.targets == "all-linear" else targets, "bias": s.bias, "quantise": s.quantise,
-               "size": s.adapter_size, "tokens": s.virtual_tokens, "projection": s.projection == "on"}
+    targets = s.targets or None
+    if targets != "all-linear" and re.fullmatch(r"[\w.]+(,[\w.]+)*", s.targets):
+        targets = s.targets.split(",")
+    values = {"rank": s.rank, "alpha": s.alpha, "dropout": s.adapter_dropout, "targets": targets,
+              "use_rslora": s.use_rslora == "on", "bias": s.bias, "quantise": s.quantise,
+              "size": s.adapter_size, "tokens": s.virtual_tokens,
+              "projection": s.projection == "on"}
     options = METHODS[s.method].options if s.method in METHODS else ()            # none: last-3
-    return {"method": s.method, **{name: numbers[name] for name in options}}
-
-
-def encode(model, examples, training=False):
-    """One split for the loop -> Rows, how many texts were cut. training: as for model.encode."""
-    from ..training.plan import Rows
-    encoded, shortened = model.encode([e.texts for e in examples], training)
-    return Rows(encoded, model.task.targets(examples)), shortened
+    return {"method": s.method, **{name: values[name] for name in options}}

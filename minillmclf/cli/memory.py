@@ -233,7 +233,7 @@ def training_memory(backbone, head, method, length):
 
 @contextmanager
 def checkpointed(model, but):
-    """Within: every block except `but` keeps its input only, as with --checkpointing on."""
+    """Within: every block except `but` keeps its input only, as with --gradient-checkpointing."""
     blocks = [block for block in blocks_of(model) if block is not but]
     before = {block: vars(block).get("forward") for block in blocks}
     for block in blocks:
@@ -305,13 +305,13 @@ def switches(batch_size, length, method, classification=True):
     found = [("as it is", step),
              (f"--micro-batch-size {micro}", replace(step, rows=micro)),
              (f"--batch-tokens {few * length}", replace(step, rows=few)),
-             ("--checkpointing on", replace(step, checkpointing=True)),
+             ("--gradient-checkpointing", replace(step, checkpointing=True)),
              ("--precision bf16", replace(step, precision="bf16")),
              (f"--max-length {half}", replace(step, length=half))]
     if classification and method != "prompt":
         found.append((f"--max-length {quarter} --windows mean --max-windows 2",
                       replace(step, length=quarter, windows=2)))
-    found.append((f"--micro-batch-size {micro} --checkpointing on --precision bf16 "
+    found.append((f"--micro-batch-size {micro} --gradient-checkpointing --precision bf16 "
                   f"--max-length {half}", Step(micro, half, True, "bf16")))
     return found
 

@@ -1,4 +1,7 @@
-"""What all commands share: one line and exit code 2 for a user's mistake, 130 for Ctrl-C, which saves first."""
+"""What all commands share: how flags are read, and how a command ends.
+
+A user's mistake is one line on standard error and exit code 2; Ctrl-C is exit code 130.
+"""
 import argparse
 import errno
 import os
@@ -7,16 +10,17 @@ import signal
 import sys
 import threading
 
-from .. import __version__
+import minillmclf
+
 from ..errors import InputError, Stopped, did_you_mean
 from ..files import IGNORED, short
 
 MOST = 900                              # characters of a message
-TOO_LARGE = ("lower the number that is so large (a size, a length, --rank, --batch-size ...), or use a "
-             "larger machine")
-# What the machine cannot do, whoever asked for it: kinds of errors, what stands in them (a pattern),
-# and the line about it, where {} is the error's own. The first that fits counts. All else that is no
-# InputError is our mistake, with its traceback.
+TOO_LARGE = ("lower the number that is so large (a size, a length, --rank, --batch-size ...), or "
+             "use a larger machine")
+# What the machine cannot do: kinds of errors, a pattern in their text, and the line to print, where
+# {} is the error's text. The first row that fits counts. An error that fits none is a fault of this
+# program and keeps its traceback.
 LIMITS = (
     (Exception, "Too many open files",
      "too many open files: allow more (ulimit -n 4096), or close other programs"),
@@ -36,35 +40,45 @@ LIMITS = (
     (RecursionError, "", "nested too deep to be read ({}): make the file or the flag simpler"))
 
 
+# ---------------------------------------------------------------- flags
+
 class IgnoreKey(argparse.Action):
-    """An unknown key of any config.json that this command and its processes read is left out."""
+    """--ignore-config-key: noted in the environment, for this command and its processes."""
 
     def __call__(self, parser, namespace, name, option=None):
         os.environ[IGNORED] = ",".join(filter(None, [os.environ.get(IGNORED), name]))
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with --version, and mistakes told in one line, with what was probably meant."""
+    """argparse with --version; a mistake is one line that says what was probably meant."""
 
     def __init__(self, *given, **more):
-        super().__init__(*given, **more)
-        self.add_argument("--version", action="version", version=f"minillmclf {__version__}")
-        self.add_argument("--ignore-config-key", action=IgnoreKey, metavar="NAME",
-                          default=argparse.SUPPRESS, help="leave out this unknown key of a model's "
-                          "config.json, at your own risk; several with commas")
+        super().__init__(*given, add_help=False,
+                         **{"formatter_class": argparse.RawDescriptionHelpFormatter, **more})
 
     def parse_args(self, arguments=None, namespace=None):
+        self.add_common_flags()                    # last, as --help should show them
         arguments = list(map(str, sys.argv[1:] if arguments is None else arguments))
-        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        shown = [action for action in self._actions if action.help is not argparse.SUPPRESS]
+        flags = [flag for action in shown for flag in action.option_strings if flag[:2] == "--"]
         for word in arguments[:arguments.index("--")] if "--" in arguments else arguments:
             name = word.partition("=")[0]
-            known = any(flag.startswith(name) for flag in flags)
+            known = any(flag.startswith(name) for flag in self._option_string_actions)
             if name.startswith("--") and " " not in name and not known:
                 self.error(f"unknown flag {short(name)[1:-1]}{did_you_mean(name, flags)}")
         found, left = self.parse_known_args(arguments, namespace)
         if left:
             self.error(f"unknown argument {short(left[0])}")
         return found
+
+    def add_common_flags(self):
+        group = self.add_argument_group("every command")
+        group.add_argument("-h", "--help", action="help", help="print this")
+        group.add_argument("--version", action="version", help="print the version",
+                           version=f"minillmclf {minillmclf.__version__}")
+        group.add_argument("--ignore-config-key", action=IgnoreKey, metavar="NAME",
+                           default=argparse.SUPPRESS, help="leave out this unknown key of a "
+                           "model's config.json, at your own risk; several with commas")
 
     def _check_value(self, action, value):
         if action.choices is not None and value not in action.choices:
@@ -75,6 +89,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"error: {one_line(message)} (see {self.prog} --help)\n")
 
+
+# ---------------------------------------------------------------- messages
 
 def one_line(message):
     """A message without line breaks; of a very long one its beginning and its end, the remedy."""
@@ -95,9 +111,10 @@ def limit(error):
 
 
 class Output:
-    """A stream to print to. Where it takes no more, as behind `| head -1`, what is printed is lost.
+    """A stream that may break, as with `| head -1` or a full disk; what is printed then is lost.
 
-    spare: an open handle of the null device; lasting: work goes on then, else the command ends.
+    spare: an open handle of the null device. lasting: the command goes on without the stream,
+    else it ends. error: what broke the stream, but for a reader that has gone.
     """
 
     def __init__(self, stream, spare, lasting=True):
@@ -117,40 +134,40 @@ class Output:
         try:
             do(*arguments)
         except OSError as error:
-            os.dup2(self.spare, self.stream.fileno())         # or Python would try again at its exit
-            gone = error.errno in (errno.EPIPE, errno.EIO)    # no reader, a terminal that was closed
+            os.dup2(self.spare, self.stream.fileno())       # or Python would try again at exit
+            gone = error.errno in (errno.EPIPE, errno.EIO)  # no reader; a terminal was closed
             if not self.lasting:
                 raise SystemExit(0) if gone else error
             self.error = None if gone else error
 
 
 def open_streams():
-    """What of standard input, output and error is closed becomes the null device -> its handle."""
+    """Open the null device where standard input, output or error is closed -> a handle of it."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)                    # takes the lowest free number: this one
+            os.open(os.devnull, os.O_RDWR)        # takes the lowest free number: this one
         if getattr(sys, name) is None:
             mode = "w" if number else "r"
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
     return os.open(os.devnull, os.O_WRONLY)
 
 
-def run(main, lasting=True):
-    """Call a command's main() and turn what went wrong outside the program into one line on stderr.
+# ---------------------------------------------------------------- how a command runs and ends
 
-    lasting: the command has more to do than to print, and goes on where nobody reads that. What is
-    printed is UTF-8 whatever the terminal is set to, as all files here are. Threads that wait for
-    each other give their core to others soon (libgomp reads it as torch is loaded).
+def run(main, lasting=True):
+    """Run a command's main() and exit; what it prints is UTF-8, whatever the terminal is set to.
+
+    lasting: the command has more to do than to print, and goes on where nobody reads that.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")       # waiting threads give up their core soon
     spare, before = open_streams(), (sys.stdout, sys.stderr)
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     out = sys.stdout = Output(sys.stdout, spare, lasting)
     sys.stderr = Output(sys.stderr, spare)
     try:
-        code = outcome(main)
+        code = exit_code(main)
         out.flush()
         if out.error is not None:                                  # `... > file` on a full disk
             print(f"error: standard output: {limit(out.error)}", file=sys.stderr)
@@ -161,8 +178,8 @@ def run(main, lasting=True):
         os.close(spare)
 
 
-def outcome(main):
-    """main() to its end -> exit code; what ended it otherwise is told."""
+def exit_code(main):
+    """Run main() -> exit code; where it ends by an exception, print what is wrong."""
     try:
         code = main()
         sys.stdout.flush()
@@ -174,26 +191,27 @@ def outcome(main):
         print("\nstopped", file=sys.stderr)
         return 130
     except Exception as error:
-        told = str(error) if isinstance(error, InputError) else limit(error)
-        if told is None:
+        line = str(error) if isinstance(error, InputError) else limit(error)
+        if line is None:
             raise
-        print(f"error: {one_line(told)}", file=sys.stderr)
+        print(f"error: {one_line(line)}", file=sys.stderr)
         return 2
 
 
 class StopSignal:
-    """Ctrl-C, SIGTERM and SIGHUP (a closed terminal, unless nohup has it ignored) set a flag that the
-    loop reads between two steps; a second Ctrl-C stops at once.
+    """with StopSignal() as stop: ... if stop.asked: save and leave
 
-    with StopSignal() as stop: ... if stop.asked: save and leave
+    Ctrl-C, SIGTERM and SIGHUP (a closed terminal) set stop.asked, which the loop reads between two
+    steps; a second Ctrl-C stops at once. SIGHUP is left alone where nohup has it ignored.
     """
 
     def __enter__(self):
-        self.asked = False
-        more = getattr(signal, "SIGHUP", signal.SIGTERM)
-        numbers = {signal.SIGINT, signal.SIGTERM, *([more] * (signal.getsignal(more) != signal.SIG_IGN))}
-        own = threading.current_thread() is threading.main_thread()        # no other may do it
-        self.before = {s: signal.signal(s, self.catch) for s in numbers if own}
+        self.asked, self.before = False, {}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        if threading.current_thread() is threading.main_thread():       # no other thread may do it
+            self.before = {number: signal.signal(number, self.catch) for number in numbers}
         return self
 
     def catch(self, number, frame):

@@ -1,21 +1,21 @@
-"""How far a loop is: a bar on a terminal; in a file or a notebook a plain line now and then."""
+"""How far a loop is: a bar on a terminal, else a plain line every 10 seconds."""
 import sys
 import time
 
-EVERY = 10              # seconds before a line: a short run leaves none
+EVERY = 10              # seconds between two lines
 
 
 class Progress:
     """with Progress() as show: ... show(step, total, loss="0.312")   after step 1, 2, ...
 
-    It writes to standard error; quiet: nowhere. bar: how tqdm draws. The steps first + 1 to last
-    were shown: a loop may begin in the middle.
+    It writes to standard error; quiet: nothing. options: tqdm's. `first` steps were made before
+    this loop began, `last` is the step that was shown last.
     """
 
-    def __init__(self, quiet=False, **bar):
-        self.quiet, self.options, self.bar = quiet, bar, None
+    def __init__(self, quiet=False, **options):
+        self.quiet, self.options, self.bar = quiet, options, None
         self.first = self.last = 0
-        self.started = self.told = time.monotonic()
+        self.started = self.printed = time.monotonic()
 
     def __enter__(self):
         return self
@@ -34,13 +34,13 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix(shown, refresh=False)
             self.bar.update(step - self.bar.n)
-        elif not self.quiet and now - self.told >= EVERY:
-            self.told, speed = now, (step - self.first) / (now - self.started)
+        elif not self.quiet and now - self.printed >= EVERY:
+            self.printed, speed = now, (step - self.first) / (now - self.started)
             words = "".join(f"  {name} {value}" for name, value in shown.items())
             print(f"step {step:,} of {total:,}{words}  {speed:.3g} steps a second",
                   file=sys.stderr, flush=True)
 
     def clear(self):
-        """Make room for a line that is printed."""
+        """Remove the bar before something else is printed."""
         if self.bar is not None:
             self.bar.clear()

@@ -20,14 +20,14 @@ import argparse
 from dataclasses import fields
 
 from ..cli.parser import Parser, run
-from ..cli.settings import Settings, add_settings, refuse_several
+from ..cli.settings import Settings, add_settings, refuse_multi_label
 from ..errors import InputError
 from .configurations import BASELINES, OWN, SHIPPED_MODELS, DEFAULT_METHODS
 
 
 def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.compare", description=__doc__,
-               formatter_class=argparse.RawDescriptionHelpFormatter)
+               usage="%(prog)s [--flag VALUE ...]")
     p.add_argument("--models", nargs="+", metavar="MODEL[@key=value,...]",
                    help="[the baselines and the shipped models]")
     p.add_argument("--methods", nargs="+", metavar="METHOD[@key=value,...]",
@@ -63,8 +63,8 @@ def at_least_one(text):
 
 def check(a):
     """Raise InputError for flags that contradict each other; fill in the default comparison."""
-    given = {key: getattr(a, key) for key in ("several_labels", "label_column") if hasattr(a, key)}
-    refuse_several(Settings(**given), "compare")
+    given = {key: getattr(a, key) for key in ("multi_label", "label_column") if hasattr(a, key)}
+    refuse_multi_label(Settings(**given), "compare")
     for name in ("method", "readout"):
         if hasattr(a, name) and getattr(a, name + "s"):
             raise InputError(f"--{name} and --{name}s: give one of them")

@@ -8,7 +8,7 @@ import itertools
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from ..cli.settings import METHODS, Settings, flag, idle, kind_of, read_settings
+from ..cli.settings import METHODS, Settings, flag, idle, kind_of, read_settings, renamed
 from ..errors import InputError, did_you_mean
 from ..files import find_model, short
 
@@ -16,7 +16,7 @@ BASELINES = ("majority", "bag-of-words")
 SHIPPED_MODELS = ("mini-bert", "mini-llama", "mini-t5")
 DEFAULT_METHODS = ("full", "lora", "qlora", "head")
 OWN = ("model", "out", "rows_per_class", "seed")           # settings that the comparison decides
-SHARED = ("data", "label_column", "several_labels", "quoting")     # those that all runs share
+SHARED = ("data", "label_column", "multi_label", "quoting")     # those that all runs share
 TYPES = {f.name: type(f.default) for f in fields(Settings)}
 
 
@@ -57,6 +57,7 @@ class Configuration:
 def read_pair(pair, where):
     """"lr=1e-4" -> ("lr", 0.0001). An InputError begins with `where`."""
     key, _, value = pair.partition("=")
+    (key, value), = renamed({key: value}).items()
     if key not in TYPES or key in OWN + SHARED:
         raise InputError(f"{where}: {key!r} is not a setting of a model")
     try:

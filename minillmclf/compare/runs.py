@@ -24,8 +24,9 @@ from .. import train
 from ..classify.baseline import BagOfWords, majority
 from ..classify.classifier import Classifier
 from ..cli.build import device_of
-from ..cli.parser import Stopped, StopSignal, run
+from ..cli.parser import StopSignal, run
 from ..cli.settings import read_settings
+from ..errors import Stopped
 from ..files import check_fields, find_model, read_json, write_text
 from ..training.metrics import evaluate
 from ..tuning.saved import fingerprint
@@ -57,7 +58,7 @@ class Run:
 def folder_of(out, configuration, size, seed):
     """A run's folder. Other settings are another run, and leave the earlier one where it is."""
     s = configuration.settings
-    decisive = json.dumps({**s.decisive(), "model": configuration.model}, sort_keys=True)
+    decisive = json.dumps({**s.identity(), "model": configuration.model}, sort_keys=True)
     name = re.sub(r"[^\w.=-]", "_", Path(configuration.model.partition("@")[0]).name)[:40]
     parts = [name] if configuration.baseline else [name, s.method, s.readout]
     digest = hashlib.sha256(decisive.encode()).hexdigest()[:8]
@@ -74,7 +75,7 @@ def run_once(run, sha256):
     c, folder, path = run.configuration, run.folder, run.folder / "cell.json"
     rows = 0 if run.size == "all" else run.size
     s = replace(c.settings, seed=run.seed, rows_per_class=rows, out=str(folder))
-    made_from = {"settings": s.decisive(), "data": sha256}
+    made_from = {"settings": s.identity(), "data": sha256}
     if not c.baseline:
         made_from["model"] = fingerprint(find_model(s.model))
     earlier = read_json(path) if path.exists() else {}

@@ -22,8 +22,6 @@ command is given again; finished folds stay.
                        loss of rows that they were not fitted to; in the columns and rows of
                        --sample, checked; else id and the winner columns of the data, or p_CLASS
 """
-import argparse
-
 from ..cli.parser import Parser, run
 from ..cli.settings import add_settings
 from ..cli.launch import distributed
@@ -31,7 +29,7 @@ from ..cli.launch import distributed
 
 def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.folds", description=__doc__,
-               formatter_class=argparse.RawDescriptionHelpFormatter)
+               usage="%(prog)s [--flag VALUE ...]")
     p.add_argument("--folds", type=int, default=5, help="how many [5]")
     p.add_argument("--group", default="",
                    help="column(s) of --data, comma between: rows that agree in them share a fold "

@@ -14,10 +14,11 @@ from .. import train
 from ..classify.calibrate import temperature
 from ..classify.classifier import Classifier
 from ..cli.build import device_of
-from ..cli.parser import Stopped
-from ..cli.settings import read_settings, refuse_several
+from ..cli.rows import draw_rows
+from ..cli.run_folder import RunFolder, differences
+from ..cli.settings import read_settings, refuse_multi_label
 from ..cli.tables import csv_text
-from ..errors import InputError
+from ..errors import InputError, Stopped
 from ..files import NEW, check_folder, check_out, find_model, remove, write_text
 from ..models.tensor_files import open_tensors, write_tensors
 from ..text.data import Dataset, natural_order
@@ -49,7 +50,7 @@ def cross_validate(a):
     """The command, in one process of however many there are. a: its flags -> exit code."""
     flags = {key: value for key, value in vars(a).items() if key not in FLAGS}
     s = read_settings(flags, a.config)
-    refuse_several(s, "folds")
+    refuse_multi_label(s, "folds")
     name = f"{Path(s.model).name}-{Path(s.data).stem}-{s.method}-{s.seed}-folds-{a.folds}"
     out = Path(s.out or f"runs/{name}")
     reads = [("--data", find_data(s.data)), ("--test", a.test), ("--sample", a.sample),
@@ -58,7 +59,8 @@ def cross_validate(a):
     for name in RESULTS:
         check_out(out / name, True, reads)
     plan = make_plan(a, s, out)
-    with train.owned(out, record="folds.json", clear=clear):
+    folder = FoldsFolder(out)
+    with folder.held():
         place = place_of(plan.runs, out, a.overwrite)
         logits, test_logits = train_and_predict(plan, place, a.overwrite)
         targets = [plan.labels.index(e.label) for e in plan.source.examples]
@@ -70,8 +72,7 @@ def cross_validate(a):
                   "fitted_temperature": fitted.temperature, **found}
         write_results(plan, record, logits, fold_mean(test_logits, used) if plan.test else None,
                       place, out)
-        if parallel.is_main_process():
-            train.settle(out, "folds.json", clear)
+        folder.settle()
     print("\n" + "\n".join(report(found, plan.folds, fitted.temperature, used.temperature)))
     submission = f", submission.csv ({len(plan.form.ids)} rows, checked)" if plan.test else ""
     print(f"\nsaved in {out}: oof.csv, folds.json{submission}")
@@ -109,7 +110,7 @@ def fold_dataset(s, source, folds, fold, labels):
                          "in other groups")
     lines = json.dumps([[e.row for e in part] for part in parts]).encode()
     if s.rows_per_class:
-        parts[0] = train.draw_rows(parts[0], s.rows_per_class, s.seed)
+        parts[0] = draw_rows(parts[0], s.rows_per_class, s.seed)
     sha256 = {source.path.name: source.sha256,
               "lines of train, dev, test": hashlib.sha256(lines).hexdigest()}
     return Dataset(f"{source.path.stem}, fold {fold + 1}", *parts, labels, source.columns, {
@@ -131,20 +132,25 @@ def place_of(runs, out, overwrite):
         for s, data in runs:
             folder = out / NEW / Path(s.out).name
             if (folder / "run.json").exists():
-                begun.append(train.differences(s, folder, data)[0])
+                begun.append(differences(s, folder, data)[0])
     except InputError:
         return out
     return out / NEW if begun and not any(begun) else out
 
 
-def clear(out):
-    """Remove what earlier folds left in the folder."""
-    for path in [*(out / name for name in RESULTS), *out.glob("fold-*/scores-*.safetensors")]:
-        remove(path)
-    for folder in out.glob("fold-*"):
-        train.clear(folder)
-        if not any(folder.iterdir()):
-            folder.rmdir()
+class FoldsFolder(RunFolder):
+    """OUT as cli/run_folder.py has it, with runs in fold-1, ... and folds.json as the record."""
+    RECORD = "folds.json"
+
+    def clear(self, folder):
+        """Remove the files of earlier folds, their record first."""
+        results = [folder / name for name in RESULTS]
+        for path in [*results, *folder.glob("fold-*/scores-*.safetensors")]:
+            remove(path)
+        for fold in folder.glob("fold-*"):
+            super().clear(fold)
+            if not any(fold.iterdir()):
+                fold.rmdir()
 
 
 def train_and_predict(plan, place, overwrite):

@@ -54,7 +54,7 @@ def parse(arguments=None):
                    help="a column `cut` says which texts were cut, true or false")
     p.add_argument("--format", choices=["jsonl", "csv"], help="[by the name of --out, else jsonl]")
     p.add_argument("--batch-size", type=int, default=64, help="rows at a time [64]")
-    add_settings(p, ["quoting"])
+    add_settings(p, ["quoting"], grouped=False)
     return p.parse_args(arguments)
 
 
@@ -179,7 +179,7 @@ def main(arguments=None):
     apart = [("--data", a.data), ("--model", folder)]
     if a.out:
         stream.check_answers(a.out, a.overwrite, apart)
-    from ..cli.build import how_to_read, text_columns
+    from ..cli.rows import how_to_read, text_columns
     from ..classify.classifier import Classifier
     from ..classify.preference import use_swap
     from ..text.doctor import UnknownTokens

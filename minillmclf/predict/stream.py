@@ -14,8 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from ..cli.parser import Stopped
-from ..errors import InputError
+from ..errors import InputError, Stopped
 from ..files import check_out, hold, look_at, read_json, write_text
 
 WINDOW = 4096                   # rows at a time; many batches, so that most of them hold texts of one length

@@ -12,8 +12,8 @@ import json
 import time
 from pathlib import Path
 
-from ..cli.parser import Parser, Stopped, StopSignal, run
-from ..errors import InputError
+from ..cli.parser import Parser, StopSignal, run
+from ..errors import InputError, Stopped
 from ..files import check_fields, check_folder, find_model, locked, remove, short, write_text
 from ..cli.progress import Progress
 from .corpus import weighted

@@ -23,7 +23,7 @@ from . import pictures
 from ..cli.parser import Parser, run
 from ..errors import InputError
 from ..files import check_out, read_json, write_text
-from ..cli.settings import Settings
+from ..cli.settings import Settings, renamed
 from ..text.table_files import read_table
 from ..training.metrics import METRICS
 
@@ -104,9 +104,11 @@ def read_record(folder):
     if not path.is_file():
         raise InputError(f"{folder}: holds no run.json: give the folder of a run that minillmclf.train has made")
     record = read_json(path)
+    if isinstance(record.get("settings"), dict):
+        record["settings"] = renamed(record["settings"])
     if record.get("finished") is False:
         raise InputError(f"{folder}: this run is not finished: give its training command again, it goes on from there")
-    if inner(record, "settings.several_labels") == "on":
+    if inner(record, "settings.multi_label") == "on":
         raise InputError(f"{folder}: report is for one label a row, and this run has several: look at it with minillmclf.evaluate")
     faulty = [name for name, kind in WANTED.items() if not isinstance(inner(record, name), kind)]
     if "results" not in faulty and not all(is_metrics(metrics) for metrics in [*record["results"].values()] or [None]):

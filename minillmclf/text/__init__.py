@@ -6,7 +6,7 @@ Reading order:
                   unigram.py (T5, LLaMA 2, Mistral, Gemma, DeBERTa); tokenizer.py (special tokens,
                   one text or a pair); files.py (the files of a tokenizer)
   batch.py        rows of token ids -> padded tensors with a mask
-  table_files.py  a CSV, TSV or JSONL file -> rows
+  table_files.py  a CSV, TSV or JSONL file -> rows; table_memory.py: lists, a DataFrame -> rows
   data.py         rows -> texts with labels, in train, dev and test
   doctor.py       what to know about a data set before training
   cutting.py      which tokens of a long text are kept

@@ -160,7 +160,7 @@ def examples_of(table: Table, text_columns, label_column: str, need_labels=True,
     names = names_of(label_column)
     if len(names) > 1 and not several:
         raise InputError(f"--label-column {short(label_column)}: a column for each class goes with "
-                         "--several-labels on")
+                         "--multi-label")
     labelled, examples = label_column and set(names) <= set(table.columns), []
     for row, record in table.rows:
         where, label = f"{table.path}, line {row}: column", None
@@ -213,12 +213,12 @@ def label_name(value, where: str) -> str:
         whole = isinstance(value, float) and value.is_integer()
         return json.dumps(int(value) if whole else value)
     if not isinstance(value, str) or value.strip().casefold() in ("", "nan", "null"):
-        more = ' (several: ["a", "b"] with --several-labels on)' * isinstance(value, list)
+        more = ' (several: ["a", "b"] with --multi-label)' * isinstance(value, list)
         raise InputError(f"{where} must hold a label, found {shown(value)}: write one name, such "
                          f'as "yes" or "no"{more}, or remove the row')
     if LISTED.fullmatch(value.strip()):
         raise InputError(f'{where} holds a list as a text, {shown(value)}: write "a|b" with '
-                         "--several-labels on, or, of zeros and ones, a column for each class with "
+                         "--multi-label, or, of zeros and ones, a column for each class with "
                          "--label-column a,b,c")
     return text_of(value.strip(), where)
 
@@ -410,7 +410,7 @@ def classes_of(parts, paths, label_columns, several) -> list[str]:
                 if name not in counts:
                     known = ", ".join(map(short, labels[:20]))
                     known += f" and {len(labels) - 20} more" * (len(labels) > 20)
-                    bar = "; if a bar stands between several labels of a row, --several-labels on"
+                    bar = "; if a bar stands between several labels of a row, --multi-label"
                     raise InputError(f"{paths[split]}, line {example.row}: {split} has the label "
                                      f"{short(name)}, train has not (only {known}): correct it, or "
                                      f"add train rows of it{bar * ('|' in name)}")

@@ -192,7 +192,7 @@ def class_warnings(r: Report):
             yield f"{some(always)} in every train row: no row says what it is not, so leave it out"
     elif barred := [label for label in train if "|" in label]:
         yield (f"{some(barred)} with a bar in the name: if it stands between several labels of a "
-               "row, --several-labels on")
+               "row, --multi-label")
     for labels in look_alikes(train):
         yield (f"{some(labels)} whose names differ only by case, Unicode form, spaces or invisible "
                "characters: if they are one class, write its name in one way")

@@ -37,7 +37,7 @@ def take_step(model, optimizer, train, rows, settings, objective=None):
 
     rows: the row numbers of the batch in `train`; objective: as losses.CrossEntropy, the default.
     """
-    objective = objective or CrossEntropy(None, settings.label_smoothing, settings.focal)
+    objective = objective or CrossEntropy(None, settings.label_smoothing, settings.focal_gamma)
     count = objective.count(torch.tensor([train.labels[row] for row in rows]))
     optimizer.zero_grad(set_to_none=True)
     loss = add_gradients(model, train, rows, settings, objective, count)

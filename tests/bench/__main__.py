@@ -28,8 +28,8 @@ from types import SimpleNamespace
 
 from .tables import LIBRARIES, SEEDS, commit, machine, markdown
 from .timing import LEAST, measure, paired
-from minillmclf.cli.parser import Parser, Stopped, run
-from minillmclf.errors import InputError
+from minillmclf.cli.parser import Parser, run
+from minillmclf.errors import InputError, Stopped
 from minillmclf.files import check_folder, read_json, write_text
 
 ROUNDS = 3                                        # with each data seed

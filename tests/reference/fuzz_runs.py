@@ -25,7 +25,7 @@ from minillmclf import evaluate, train
 from minillmclf.folds import __main__ as folds
 from minillmclf.predict import __main__ as predict, stream
 from minillmclf.report import __main__ as report
-from minillmclf.cli.parser import Stopped
+from minillmclf.errors import Stopped
 from minillmclf.training import loop
 
 KINDS = (

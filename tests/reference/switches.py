@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = """
 import gc, json, sys, time
 import torch
-from minillmclf.cli.build import build, encode
+from minillmclf.cli.build import build
+from minillmclf.cli.rows import encode
 from minillmclf.cli.settings import read_settings
 from minillmclf.train import load_dataset, parse
 from minillmclf.training.loop import plan_epochs, take_step
@@ -32,7 +33,7 @@ data = load_dataset(s)
 model = build(s, data.labels, data.columns)[0].train()
 longest = sorted(data.train, key=lambda example: sum(map(len, example.texts)))[-2 * s.batch_size:]
 train = encode(model, longest)[0]
-if s.checkpointing == "on":
+if s.gradient_checkpointing == "on":
     recompute_blocks(model)
 small = torch.nn.Linear(4, 4)                                         # libraries load what they need
 warm = torch.optim.AdamW(small.parameters(), fused=True)

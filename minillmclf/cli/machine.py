@@ -1,0 +1,92 @@
+"""On what a run is computed: one process or several, with how much memory, by which versions."""
+import functools
+import platform
+import sys
+from contextlib import nullcontext
+
+from .. import __version__
+
+
+def versions():
+    """What the numbers depend on besides the settings."""
+    import numpy
+    import safetensors
+    import torch
+    return {"minillmclf": __version__, "python": platform.python_version(),
+            "torch": torch.__version__, "numpy": numpy.__version__,
+            "safetensors": safetensors.__version__, "threads": torch.get_num_threads()}
+
+
+def peak_memory():
+    """The most memory that this process has held so far, in MB; None on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
+
+
+def prepare(s, model):
+    """Make a built classifier ready for training: in several processes, and with less memory."""
+    from ..training.parallel import processes as parallel
+    from ..training.recompute import recompute_blocks
+    parallel.replicate(model)
+    if s.parallel == "fsdp":
+        from ..training.parallel.fsdp import shard         # older versions of torch have none
+        shard(model, s.optimizer)
+    if s.gradient_checkpointing == "on":
+        recompute_blocks(model)
+
+
+def objective_of(s, model, targets):
+    """What training minimises. targets: of the training rows."""
+    from ..training.completion_loss import CompletionLoss
+    if s.objective == "completion":
+        return CompletionLoss(model.head.answer_lengths())
+    return model.task.loss(s, targets)
+
+
+def step_and_store(s, model, targets, folder, stop, say):
+    """What the loop is given -> its step and its store: plain, or those of several processes.
+
+    The step checks its first gradients, and says where a number that is not finite arose.
+    """
+    from ..training import loop
+    from ..training.checkpoint import Store
+    from ..training.monitors.gradients import check_first_steps
+    from ..training.monitors.nonfinite import locate_divergence
+    from ..training.parallel import processes as parallel
+    take_step, store = loop.take_step, Store
+    if parallel.is_distributed():
+        take_step, store = parallel.take_step, parallel.SharedStore
+    step = functools.partial(take_step, objective=objective_of(s, model, targets))
+    return check_first_steps(locate_divergence(step), say), store(folder, stop)
+
+
+def features(s, model, encoded):
+    """with features(...): what a frozen model computes of a text is computed once, not in each
+    epoch; not in several processes."""
+    from ..training.features import cached_features
+    from ..training.parallel import processes as parallel
+    return nullcontext() if parallel.is_distributed() else cached_features(model, encoded, s)
+
+
+def logits_of(s, model, encoded):
+    """The logits (N, C) of encoded rows, which several processes share out."""
+    from ..training.parallel import processes as parallel
+    return parallel.scores(model, encoded, s.eval_batch_size)
+
+
+def collect(model):
+    """Bring the model's weights together, where several processes hold them -> does this process
+    write the files? Of several one does."""
+    from ..training.parallel import processes as parallel
+    parallel.gather(model)
+    return parallel.is_main_process()
+
+
+def writes_files():
+    """Is this the process that writes files?"""
+    from ..training.parallel import processes as parallel
+    return parallel.is_main_process()

@@ -1,0 +1,172 @@
+"""Where a run is written, and what it may replace.
+
+A run is made in its folder OUT. run.json is written first, with "finished": false; while it trains,
+state.safetensors and best.safetensors come; at the end the model, metrics.jsonl, predictions.csv
+and run.json with "finished": true; then the two states go. With --overwrite, where OUT holds a run
+or a model already, all this happens in OUT/.new, and what lies in OUT stays as it is until the new
+run is finished. Then its files are removed, run.json first; OUT/.new is renamed to OUT/.whole;
+and the files in it are moved up into OUT, config.json, tuned.json and run.json last. Each file is
+written beside its name, in .NAME.writing, and renamed (files.replacing). So a kill leaves one of
+these: an unfinished run in OUT or in OUT/.new, with which the same command goes on (without
+--overwrite); a finished OUT/.new or a half-emptied OUT/.whole, which `settle` carries to its
+end before any command looks at OUT; or a state or a .writing too many, which `settle` removes.
+"""
+import functools
+import os
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from ..errors import InputError
+from ..files import (NEW, check_fields, find_model, locked, look_at, read_json, remove, short,
+                     write_json)
+from .settings import read_settings, renamed
+
+MOVING = ".whole"                       # in OUT: a finished new run, while its files are moved up
+STATES = ("state.safetensors", "best.safetensors")
+SAVED = ("run.json", "tuned.json", "config.json", "metrics.jsonl", "predictions.csv", "report.html",
+         *STATES, "tokenizer.json", "tokenizer_config.json", "model.safetensors",
+         "model.safetensors.index.json", "adapter/adapter_config.json",
+         "adapter/adapter_model.safetensors", "adapter/minillmclf.json")
+OBJECT = (lambda v: isinstance(v, dict), "an object")
+RECORD = {"settings?": OBJECT, "finished?": (lambda v: isinstance(v, bool), "true or false"),
+          "data?": OBJECT, "base?": (lambda v: isinstance(v, str), "a text")}
+
+
+def read_record(folder):
+    """The run.json of a folder, its settings under today's names, or InputError."""
+    record = check_fields(read_json(folder / "run.json"), RECORD, folder / "run.json")
+    return record | ({"settings": renamed(record["settings"])} if "settings" in record else {})
+
+
+# ---------------------------------------------------------------- is it the same run?
+
+def base_of(s):
+    """The fingerprint of the model that a run starts from, read again if a file has changed."""
+    folder = find_model(s.model).resolve()
+    stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+    return read_base(folder, tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+                                   for name, stat in stats))
+
+
+@functools.lru_cache
+def read_base(folder, stats):
+    from ..tuning.saved import fingerprint
+    return fingerprint(folder)
+
+
+def differences(s, folder, data):
+    """How the run in a folder differs from the one that is asked for -> names of settings and the
+    like, none if it is the same run; and its record. InputError where there is none."""
+    record = read_record(folder)
+    then = read_settings({}, folder / "run.json").decisive()
+    differ = [name for name, value in s.decisive().items() if value != then[name]]
+    if record.get("data", {}).get("sha256") != data.source["sha256"]:
+        differ.append("sha256 of the data")
+    if not differ and "base" in record and record["base"] != base_of(s):
+        differ.append(f"base (the weights, config or tokenizer in {s.model} have changed)")
+    return differ, record
+
+
+def place_of(s, out, data, overwrite):
+    """Where the run is made: in OUT, or in OUT/.new where it is to replace what lies in OUT."""
+    if overwrite:
+        held = (out / "run.json").exists() or (out / "config.json").exists()
+        return out / NEW if held else out
+    try:
+        return out if differences(s, out / NEW, data)[0] else out / NEW
+    except InputError:                                     # there is none, or a broken one
+        return out
+
+
+def open_run(s, out, data, overwrite=False):
+    """Look at what lies in OUT -> the record of the same run, if it is finished there, else None.
+
+    Another run, or a folder with other things in it, is an InputError: nothing is overwritten
+    unless that is asked for.
+    """
+    for name in SAVED:
+        look_at(out / name, [("--model", find_model(s.model)), ("--data", s.data)])
+    if overwrite or place_of(s, out, data, overwrite) != out:
+        return None
+    if not (out / "run.json").exists():
+        found = [name for name in ("config.json", *SAVED)
+                 if (out / name).exists() and name not in STATES]
+        if found:
+            what = "a model" if found[0] == "config.json" else found[0]
+            raise InputError(f"--out {short(out, 200)}: holds {what} but no run.json: choose "
+                             "another --out, or --overwrite")
+        return None
+    differ, record = differences(s, out, data)
+    if differ:
+        raise InputError(f"{out}: holds a run with another {', '.join(differ)}: choose another "
+                         "--out, or --overwrite")
+    return record if record.get("finished") else None
+
+
+# ---------------------------------------------------------------- whose folder, and its end
+
+class RunFolder:
+    """OUT as this module describes it; folds has one with another record and other files."""
+    RECORD = "run.json"
+
+    def __init__(self, out):
+        self.out = out
+
+    @contextmanager
+    def held(self):
+        """with folder.held(): ...   No other process writes to OUT, and it is settled."""
+        from ..training.parallel import processes as parallel
+        with locked(self.out) if parallel.is_main_process() else nullcontext():
+            self.settle()
+            yield
+
+    def settle(self):
+        """Finish what an earlier process left half done, and let the other processes see it."""
+        from ..training.parallel import processes as parallel
+        if parallel.is_main_process():
+            if self.is_finished(self.out / NEW):
+                self.clear(self.out)
+                os.replace(self.out / NEW, self.out / MOVING)
+            self.move_up(self.out / MOVING)
+            if self.is_finished(self.out):
+                for name in STATES:
+                    remove(self.out / name)
+            for name in SAVED:
+                remove((self.out / name).with_name(f".{Path(name).name}.writing"))
+        parallel.barrier()
+
+    def is_finished(self, folder):
+        try:
+            return read_json(folder / self.RECORD).get("finished") is True
+        except InputError:
+            return False
+
+    def move_up(self, source):
+        """Move all files of OUT/.whole into OUT; last those without which nobody loads the run."""
+        late = ("config.json", "tuned.json", self.RECORD)
+        paths = [path for path in source.rglob("*") if path.is_file()]
+        for path in sorted(paths, key=lambda path: late.index(path.name) if path.name in late
+                           else -1):
+            target = self.out / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+        remove(source)
+
+    def clear(self, folder):
+        """Remove the files of an earlier run, its record first."""
+        for path in [*(folder / name for name in SAVED), *folder.glob("model-*-of-*.safetensors")]:
+            if path.exists():
+                path.unlink()
+
+    def begin(self, place, record, overwrite):
+        """Clear the place where a run is made, unless it goes on there, and write its record. Only
+        now, when the model and the data are read: a run that cannot begin removes no earlier one.
+        """
+        from ..training.parallel import processes as parallel
+        parallel.barrier()                     # until all processes have seen what lies in OUT
+        if parallel.is_main_process():
+            if overwrite or not (place / self.RECORD).exists():
+                remove(self.out / NEW)
+                self.clear(place)
+            write_json(place / self.RECORD, record)
+        parallel.barrier()

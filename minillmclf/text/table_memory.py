@@ -1,0 +1,51 @@
+"""Rows or columns in memory as a Table, read as a JSONL file with these rows would be."""
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import InputError
+from ..files import short
+from .table_files import MEMORY, Reading, Table
+
+COLUMNS = {1: ("text",), 2: ("text_a", "text_b"), 3: ("prompt", "response_a", "response_b")}
+
+
+def table_of(data):
+    """A list of (text, label), ((text_a, text_b), label) or dicts; a DataFrame or a dict of lists
+    -> Table. InputError names the row that is none of these."""
+    def plain(value):                     # what JSON cannot hold becomes neither text nor label
+        return value.tolist() if hasattr(value, "tolist") else {type(value).__name__: str(value)}
+    reading = Reading(Path(MEMORY), ".jsonl")
+    lines = (json.dumps(row, default=plain, skipkeys=True) + "\n" for row in records(data))
+    rows = list(reading.rows(map(str.encode, lines)))
+    if not rows:
+        raise InputError(f"{MEMORY}: there are none: add rows")
+    return Table(reading.path, tuple(reading.columns), rows, reading.read.hexdigest())
+
+
+def records(data):
+    """The same as a list of {column: value}."""
+    if isinstance(data, Mapping) or hasattr(data, "columns"):
+        columns = {str(name): data[name] for name in getattr(data, "columns", data)}
+        lengths = {name: len(values) if hasattr(values, "__len__") and not isinstance(values, str)
+                   else None for name, values in columns.items()}
+        if None in lengths.values() or len(set(lengths.values())) > 1:
+            raise InputError(f"{MEMORY}: columns should be lists of one length, have "
+                             f"{short(lengths, 200)}")
+        return [dict(zip(columns, values)) for values in zip(*columns.values())]
+    if isinstance(data, (bytes, set, frozenset)) or not hasattr(data, "__iter__"):
+        raise InputError("data should be a path, a list of (text, label), or columns, is a "
+                         f"{type(data).__name__}")
+    return [record(row, f"{MEMORY}, line {line}") for line, row in enumerate(data, 1)]
+
+
+def record(row, where):
+    """One row of a list -> {column: value}."""
+    if isinstance(row, Mapping):
+        return {str(name): value for name, value in row.items()}
+    if isinstance(row, (tuple, list)) and len(row) == 2:
+        texts = (row[0],) if isinstance(row[0], str) else row[0]
+        if isinstance(texts, (tuple, list)) and len(texts) in COLUMNS:
+            return {**dict(zip(COLUMNS[len(texts)], texts)), "label": row[1]}
+    raise InputError(f"{where}: should be (text, label), ((text_a, text_b), label) or a dict, is "
+                     f"{short(row)}")
