@@ -105,7 +105,7 @@ def apart(a):
 def choose_rows(a, folder, model):
     """The rows to evaluate, read as the model's training rows were -> Examples, their name."""
     columns, how = text_columns(model, a.text_column), how_to_read(model, a)
-    how["several"], name = model.task.MULTI_LABEL, a.data
+    how["multi_label"], name = model.task.MULTI_LABEL, a.data
     label = a.label_column or (model.reading or {}).get("label_column") or None
     if a.data is None:
         record, s = own_record(folder), read_settings({}, folder / "run.json")

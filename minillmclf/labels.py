@@ -44,7 +44,7 @@ def choose_labels(a):
             raise InputError("--text-column and --label-column go with --data")
         return a.labels, None
     from .text.data import load_data
-    data = load_data(a.data, a.text_column, a.label_column, several="," in (a.label_column or ""),
+    data = load_data(a.data, a.text_column, a.label_column, multi_label="," in (a.label_column or ""),
                      quoting=getattr(a, "quoting", "auto"))
     return data.labels, data.columns
 

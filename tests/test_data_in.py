@@ -167,18 +167,18 @@ TOXIC = "text,toxic,rude,threat\none,1,0,0\ntwo,0,1.0,0\nthree,True,false,1\nfou
 def test_a_column_for_each_class(tmp_path):
     rows = "".join(f"more {n},{n % 2},{int(n % 3 == 0)},{int(n % 5 == 0)}\n" for n in range(30))
     path = write(tmp_path / "f.csv", TOXIC + rows)
-    found = [e.label for e in read_examples(path, label_column="toxic, rude,threat", several=True)]
+    found = [e.label for e in read_examples(path, label_column="toxic, rude,threat", multi_label=True)]
     assert found[:6] == ["toxic", "rude", "threat|toxic", "", "rude|threat", "toxic"]
-    data = load_data(path, label_column="toxic,rude,threat", several=True)
-    assert data.labels == ["rude", "threat", "toxic"] and data.several
-    assert [e.label for e in read_examples(path, label_column="rude,toxic", several=True)][2] == "toxic", "a column that is not named"
+    data = load_data(path, label_column="toxic,rude,threat", multi_label=True)
+    assert data.labels == ["rude", "threat", "toxic"] and data.multi_label
+    assert [e.label for e in read_examples(path, label_column="rude,toxic", multi_label=True)][2] == "toxic", "a column that is not named"
     refused(lambda: load_data(path, label_column="toxic,rude"), "--multi-label")
-    refused(lambda: load_data(path, label_column="toxic,none", several=True), "'none'", "--label-column")
-    refused(lambda: load_data(path, label_column="toxic,toxic", several=True), "once")
+    refused(lambda: load_data(path, label_column="toxic,none", multi_label=True), "'none'", "--label-column")
+    refused(lambda: load_data(path, label_column="toxic,toxic", multi_label=True), "once")
     refused(lambda: load_data(write(tmp_path / "g.csv", TOXIC + rows.replace("more 7,1", "more 7,2")), label_column="toxic,rude",
-                              several=True), "line 13", "'toxic'", "0 or 1", '"2"')
+                              multi_label=True), "line 13", "'toxic'", "0 or 1", '"2"')
     never = write(tmp_path / "h.csv", "text,a,b,c\n" + "".join(f"t {n},{n % 2},{n % 3 % 2},0\n" for n in range(30)))
-    refused(lambda: load_data(never, label_column="a,b,c", several=True), "'c'", "no train row", "leave it out")
+    refused(lambda: load_data(never, label_column="a,b,c", multi_label=True), "'c'", "no train row", "leave it out")
 
 
 def test_a_run_with_a_column_for_each_class(tmp_path, body, capsys):
@@ -206,20 +206,20 @@ def test_columns_of_classes_are_several_labels_without_saying_so(tmp_path):
                                    [[1.0, 0.0], [0.0, 1.0]], ["1|0", "0|1"]])
 def test_lists_of_zeros_and_ones_name_no_class(tmp_path, cells):
     path = jsonl(tmp_path / "f.jsonl", *({"text": f"t{n}", "label": cells[n % 2]} for n in range(40)))
-    refused(lambda: load_data(path, several=True), path, "line 1", "zeros and ones", "--label-column a,b,c")
+    refused(lambda: load_data(path, multi_label=True), path, "line 1", "zeros and ones", "--label-column a,b,c")
 
 
 def test_lists_of_class_numbers_are_names(tmp_path):
     cells = [[0, 1], [2], [1], [], [0]]
     path = jsonl(tmp_path / "f.jsonl", *({"text": f"t{n}", "label": cells[n % 5]} for n in range(60)))
-    assert load_data(path, several=True).labels == ["0", "1", "2"]
+    assert load_data(path, multi_label=True).labels == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("cell", ["['a', 'b']", '["a"]', "('a', 'b')", "{'a'}", "[1, 0]", "[1 0 1]", "[]", "('a',)"])
 @pytest.mark.parametrize("several", [False, True])
 def test_a_list_as_a_text_is_no_name(tmp_path, cell, several):
     path = jsonl(tmp_path / "f.jsonl", {"text": "x", "label": cell})
-    refused(lambda: read_examples(path, several=several), "line 1", "list as a text", "a|b", "--multi-label", "--label-column a,b,c")
+    refused(lambda: read_examples(path, multi_label=several), "line 1", "list as a text", "a|b", "--multi-label", "--label-column a,b,c")
 
 
 def test_names_with_brackets_stay_names(tmp_path):
@@ -235,7 +235,7 @@ def test_the_doctor_on_bars_and_classes_of_all_rows(tmp_path):
     lines = "".join(f"t {n},{'a' if n % 2 else 'a|b'}\n" for n in range(40))
     path = write(tmp_path / "f.csv", "text,label\n" + lines)
     assert "1 class(es) (a|b) with a bar in the name" in warnings_of(path) and "--multi-label" in warnings_of(path)
-    several = warnings_of(path, several=True)
+    several = warnings_of(path, multi_label=True)
     assert "1 class(es) (a) in every train row" in several and "bar" not in several
     path = write(tmp_path / "g.csv", "text,label,split\n" + "x,a,train\ny,b,train\nz,a,dev\nw,a|b,test\n")
     refused(lambda: load_data(path), "line 5", "'a|b'", "--multi-label")
@@ -344,7 +344,7 @@ def test_odd_cells_are_one_line(tmp_path, cell):
     for row in (f'{{"text": "x", "label": {cell}}}', f'{{"text": {cell}, "label": "a"}}'):
         path = jsonl(tmp_path / "f.jsonl", '{"text": "x", "label": "a"}', row)
         for several in (False, True):
-            message = refused(lambda: read_examples(path, several=several), path, "line 2")
+            message = refused(lambda: read_examples(path, multi_label=several), path, "line 2")
             assert len(message) < 400 and message.isprintable(), message
     path = jsonl(tmp_path / "g.jsonl", f'{{"id": {cell}, "text": "x"}}')
     try:

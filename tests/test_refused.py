@@ -124,7 +124,7 @@ def test_a_multi_hot_text_is_no_class(tmp_path, cell):
     )
     for several in (False, True):
         refused(
-            lambda: load_data(path, several=several),
+            lambda: load_data(path, multi_label=several),
             "hot.csv, line 2",
             "zeros and ones",
             "--label-column a,b,c",

@@ -77,45 +77,45 @@ def test_order_and_spaces_in_a_cell_play_no_part(names, rng):
 def test_files_are_read_with_sets_and_without(tmp_path):
     rows = [("x one", "b|a", "train"), ("x two", "b", "train"), ("x three", "", "train"), ("x four", "a", "dev")]
     path = csv_file(tmp_path / "data.csv", rows)
-    data = load_data(path, several=True)
-    assert (data.labels, data.several) == (["a", "b"], True)
+    data = load_data(path, multi_label=True)
+    assert (data.labels, data.multi_label) == (["a", "b"], True)
     assert [e.label for e in data.train + data.dev] == ["a|b", "b", "", "a"]
     lines = [json.dumps({"text": text, "label": label.split("|") if label else [], "split": split}) for text, label, split in rows]
     (tmp_path / "data.jsonl").write_text("\n".join(lines))
-    assert [e.label for e in read_examples(tmp_path / "data.jsonl", several=True)] == ["a|b", "b", "", "a"]
+    assert [e.label for e in read_examples(tmp_path / "data.jsonl", multi_label=True)] == ["a|b", "b", "", "a"]
     refused(lambda: load_data(path), "line 4", "must hold a label")
 
 
 def test_faults_are_named_with_their_line(tmp_path):
     def load(*rows):
-        return lambda: load_data(csv_file(tmp_path / "f.csv", [("x", "a", "train"), ("y", "b", "train"), *rows]), several=True)
+        return lambda: load_data(csv_file(tmp_path / "f.csv", [("x", "a", "train"), ("y", "b", "train"), *rows]), multi_label=True)
     refused(load(("z", "a|b|a", "dev")), "f.csv, line 4: column 'label'", "'a' twice", "once")
     refused(load(("z", "a||b", "dev")), "f.csv, line 4: column 'label'", "empty name", "'a||b'")
     refused(load(("z", "a|c", "dev")), "f.csv, line 4", "dev has the label 'c'", "train has not (only 'a', 'b')")
     refused(load(("z", "a", "dev"), ("w", "d|b", "test")), "f.csv, line 5", "test has the label 'd'")
     path = csv_file(tmp_path / "none.csv", [("x", "", "train"), ("y", "", "dev")])
-    refused(lambda: load_data(path, several=True), "no train row has a label")
+    refused(lambda: load_data(path, multi_label=True), "no train row has a label")
     path = csv_file(tmp_path / "one.csv", [("x", "a", "train"), ("y", "", "dev")])
-    refused(lambda: load_data(path, several=True), "one class only ('a')")
+    refused(lambda: load_data(path, multi_label=True), "one class only ('a')")
 
 
 def test_with_one_label_a_row_a_bar_is_part_of_a_name(tmp_path):
     path = csv_file(tmp_path / "f.csv", [("x", "b|a", "train"), ("y", "a|b", "train"), ("z", "a|b", "dev")])
     data = load_data(path)
-    assert data.labels == ["a|b", "b|a"] and not data.several
+    assert data.labels == ["a|b", "b|a"] and not data.multi_label
 
 
 def test_rows_are_held_out_by_their_rarest_label():
     sets = ["a"] * 40 + ["a|b"] * 40 + ["b"] * 20 + [""] * 20 + ["a|c"] * 10 + ["b|c"] * 10 + ["a|b|c"] * 10
     rows = [Example((f"text {i}",), label, i) for i, label in enumerate(sets)]
-    parts = hold_out(rows, ("dev", "test"), 0, several=True)
+    parts = hold_out(rows, ("dev", "test"), 0, multi_label=True)
     assert sorted(e.row for part in parts.values() for e in part) == list(range(150))
     for split in ("dev", "test"):
         assert sum("c" in names_in(e.label) for e in parts[split]) == 3, "a tenth of the 30 rows with the rarest label"
         assert sum(e.label == "" for e in parts[split]) == 2 and len(parts[split]) == 15
     shuffled = rows[:]
     random.Random(0).shuffle(shuffled)
-    again = hold_out(shuffled, ("dev", "test"), 0, several=True)
+    again = hold_out(shuffled, ("dev", "test"), 0, multi_label=True)
     assert {e.row for e in again["dev"]} == {e.row for e in parts["dev"]}, "the order of rows decides"
 
 
@@ -124,7 +124,7 @@ def test_rows_are_held_out_by_their_rarest_label():
 def test_the_doctor_counts_each_label(tmp_path):
     rows = [(f"text {i}", label, split) for i, (label, split) in enumerate(
         [("a|b", "train")] * 6 + [("a", "train")] * 3 + [("", "train")] + [("b", "dev"), ("a|b", "dev")] + [("", "test"), ("a", "test")])]
-    report = doctor.examine(load_data(csv_file(tmp_path / "f.csv", rows), several=True))
+    report = doctor.examine(load_data(csv_file(tmp_path / "f.csv", rows), multi_label=True))
     assert report.classes == {"a": {"train": 9, "dev": 1, "test": 1, "share": 0.9}, "b": {"train": 6, "dev": 2, "test": 0, "share": 0.6}}
     assert report.cardinality == {"train": 1.5, "dev": 1.5, "test": 0.5} and report.unlabelled == {"train": 1, "dev": 0, "test": 1}
     shown = "\n".join(report.lines())
@@ -135,7 +135,7 @@ def test_the_doctor_counts_each_label(tmp_path):
 
 def test_the_doctor_asks_whether_the_bar_is_missing(tmp_path):
     rows = [("x", "a,b", "train"), ("y", "a", "train"), ("z", "", "train"), ("w", "a", "dev")]
-    report = doctor.examine(load_data(csv_file(tmp_path / "f.csv", rows), several=True))
+    report = doctor.examine(load_data(csv_file(tmp_path / "f.csv", rows), multi_label=True))
     assert any("no train row seems to have two labels" in line for line in report.warnings)
 
 
@@ -399,7 +399,7 @@ def trained(tmp_path_factory):
 
 def test_a_run_from_end_to_end(trained):
     run, path, out = trained
-    record, data = json.loads((run / "run.json").read_text()), load_data(path, several=True)
+    record, data = json.loads((run / "run.json").read_text()), load_data(path, multi_label=True)
     assert record["settings"]["metric"] == "log_loss" and record["data"]["labels"] == load_data("tickets").labels
     names = list(record["results"])
     assert names == ["class frequencies", "bag of words", "mini-bert, full"]
@@ -423,7 +423,7 @@ def test_a_run_from_end_to_end(trained):
 
 def test_a_saved_run_predicts_and_is_judged_the_same(trained, tmp_path, capsys):
     run, path, _ = trained
-    model, data = Classifier.load(run), load_data(path, several=True)
+    model, data = Classifier.load(run), load_data(path, multi_label=True)
     p = model.predict([e.texts for e in data.train + data.dev + data.test])
     assert predict.main(flags(model=run, data=path, out=tmp_path / "answers.csv")) == 0, "rows without a label are in the file"
     with open(tmp_path / "answers.csv", encoding="utf-8", newline="") as file:

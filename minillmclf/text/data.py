@@ -55,24 +55,24 @@ class Dataset:
     labels: list[str]             # the classes of train in natural order: class number -> name
     columns: tuple[str, ...]      # the text columns that were read
     source: dict                  # for run.json: path, sha256 per file, kind of split, seed
-    several: bool = False         # may a row have any number of labels? (`label_set`)
+    multi_label: bool = False     # may a row have any number of labels? (`label_set`)
     label_column: str = ""        # the label column that was read
 
 
 # ------------------------------------------------------------------------------------- columns
 
-def read_examples(path, text_columns=None, label_column=None, need_labels=True, several=False,
+def read_examples(path, text_columns=None, label_column=None, need_labels=True, multi_label=False,
                   quoting="auto") -> list[Example]:
     """All rows of one file (or Table), in file order; empty texts are allowed.
 
     text_columns: "a,b" or a sequence of names; by default the first of LAYOUTS of which the file
     has a column. label_column: by default `label`, else `winner`. need_labels=False: a row whose
-    label cannot be read has the label None. several: as for `load_data`; quoting: as in
+    label cannot be read has the label None. multi_label: as for `load_data`; quoting: as in
     table_files.py. Raises InputError.
     """
     table = path if isinstance(path, Table) else read_table(Path(path), quoting)
     label_column = label_column or usual_label(table)
-    return examples_of(table, text_columns, label_column, need_labels, several)[1]
+    return examples_of(table, text_columns, label_column, need_labels, multi_label)[1]
 
 
 def read_text_windows(path, size, text_columns=None, **how):
@@ -154,11 +154,11 @@ def column_hint(table: Table, wanted: dict, option: str) -> str:
     return f"name one with {option}" + no_header * bool(separator)
 
 
-def examples_of(table: Table, text_columns, label_column: str, need_labels=True, several=False):
+def examples_of(table: Table, text_columns, label_column: str, need_labels=True, multi_label=False):
     """Arguments as for `read_examples` -> the text columns, the rows as a list of Examples."""
     columns = choose_columns(table, text_columns, label_column, need_labels)
     names = names_of(label_column)
-    if len(names) > 1 and not several:
+    if len(names) > 1 and not multi_label:
         raise InputError(f"--label-column {short(label_column)}: a column for each class goes with "
                          "--multi-label")
     labelled, examples = label_column and set(names) <= set(table.columns), []
@@ -167,7 +167,7 @@ def examples_of(table: Table, text_columns, label_column: str, need_labels=True,
         texts = tuple(text_of(record.get(name), f"{where} '{name}'") for name in columns)
         try:
             if labelled:
-                label = label_of(record, names, where, several)
+                label = label_of(record, names, where, multi_label)
         except InputError:
             if need_labels:
                 raise
@@ -191,10 +191,11 @@ def shown(value) -> str:
 
 # ------------------------------------------------------------------------------------- labels
 
-def label_of(record, names, where: str, several: bool) -> str:
+def label_of(record, names, where: str, multi_label: bool) -> str:
     """The label of a row. names: the label column, or a column for each class with 0 or 1 in it."""
     if len(names) == 1:
-        return (label_set if several else label_name)(record.get(names[0]), f"{where} '{names[0]}'")
+        read = label_set if multi_label else label_name
+        return read(record.get(names[0]), f"{where} '{names[0]}'")
     found = []
     for name in names:
         value = record.get(name)
@@ -248,9 +249,9 @@ def label_set(value, where: str) -> str:
     return "|".join(natural_order(names))
 
 
-def names_in(label: str, several=True) -> list[str]:
-    """"a|b" -> ["a", "b"], "" -> []. several=False: the label is one name."""
-    if not several:
+def names_in(label: str, multi_label=True) -> list[str]:
+    """"a|b" -> ["a", "b"], "" -> []. multi_label=False: the label is one name."""
+    if not multi_label:
         return [label]
     return label.split("|") if label else []
 
@@ -277,7 +278,7 @@ def refuse_multi_hot(table: Table, label_column: str) -> None:
 
 # ------------------------------------------------------------------------------------- a dataset
 
-def load_data(path_or_name, text_columns=None, label_column=None, seed=0, several=False,
+def load_data(path_or_name, text_columns=None, label_column=None, seed=0, multi_label=False,
               quoting="auto") -> Dataset:
     """Read labelled data with its splits; columns as for `read_examples`.
 
@@ -286,8 +287,9 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, severa
     names of splits. A missing dev split is carved out of train, a missing test split is [].
     InputError also for an empty text and for a class that train does not have.
 
-    several: a label cell names any number of classes, or none: "a|b", in JSONL also ["a", "b"]; or
-    with label_column "a,b,c" each class has a column of 0 and 1. Otherwise "a|b" is one class.
+    multi_label: a label cell names any number of classes, or none: "a|b", in JSONL also
+    ["a", "b"]; or with label_column "a,b,c" each class has a column of 0 and 1. Otherwise "a|b" is
+    the name of one class.
     """
     tables = read_tables(path_or_name, quoting)
     first = next(iter(tables.values()))
@@ -295,7 +297,7 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, severa
     refuse_multi_hot(first, label_column)
     parts = {"train": [], "dev": [], "test": []}
     for file_split, table in tables.items():           # train is first: it decides the columns
-        text_columns, examples = examples_of(table, text_columns, label_column, True, several)
+        text_columns, examples = examples_of(table, text_columns, label_column, True, multi_label)
         refuse_blank(table.path, examples, text_columns)
         for example, split in zip(examples, row_splits(table, file_split)):
             parts[split].append(example)
@@ -303,18 +305,18 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, severa
     path = first.path.parent if kind == "files" else first.path
     if dev_from_train := not parts["dev"]:
         held_out = ("dev", "test") if kind == "random" else ("dev",)
-        parts |= hold_out(parts["train"], held_out, seed, several)
+        parts |= hold_out(parts["train"], held_out, seed, multi_label)
     if not parts["train"] or not parts["dev"]:
         raise InputError(f"{path}: {len(parts['train'])} train and {len(parts['dev'])} dev rows, "
                          "where both are needed: add rows of each class with different texts, or "
                          "mark their split")
     paths = {split: tables.get(split, first).path for split in parts}
-    labels = classes_of(parts, paths, names_of(label_column), several)
+    labels = classes_of(parts, paths, names_of(label_column), multi_label)
     source = {"path": str(getattr(path_or_name, "path", path_or_name)),
               "sha256": {table.path.name: table.sha256 for table in tables.values()},
               "split": kind, "seed": seed, "dev_from_train": dev_from_train}
     return Dataset(path.resolve().name if kind == "files" else path.stem, parts["train"],
-                   parts["dev"], parts["test"], labels, text_columns, source, several,
+                   parts["dev"], parts["test"], labels, text_columns, source, multi_label,
                    label_column)
 
 
@@ -387,12 +389,12 @@ def lines_of(examples) -> str:
     return ", ".join(rows) + ", ..." * (len(examples) > 10)
 
 
-def classes_of(parts, paths, label_columns, several) -> list[str]:
+def classes_of(parts, paths, label_columns, multi_label) -> list[str]:
     """The classes of train in natural order. InputError if they are too few, or not all there are.
 
     parts, paths: {split: its Examples, its file}; label_columns: a name for each label column.
     """
-    counts = Counter(name for e in parts["train"] for name in names_in(e.label, several))
+    counts = Counter(name for e in parts["train"] for name in names_in(e.label, multi_label))
     labels = natural_order(counts)
     for name in label_columns:
         if len(label_columns) > 1 and name not in counts:
@@ -406,7 +408,7 @@ def classes_of(parts, paths, label_columns, several) -> list[str]:
                          "rows of another")
     for split, examples in parts.items():
         for example in examples:
-            for name in names_in(example.label, several):
+            for name in names_in(example.label, multi_label):
                 if name not in counts:
                     known = ", ".join(map(short, labels[:20]))
                     known += f" and {len(labels) - 20} more" * (len(labels) > 20)
@@ -447,7 +449,7 @@ def text_key(texts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(" ".join(text.casefold().split()) for text in texts)
 
 
-def hold_out(examples, names, seed, several=False) -> dict[str, list[Example]]:
+def hold_out(examples, names, seed, multi_label=False) -> dict[str, list[Example]]:
     """Take a tenth of the texts of each class for each split in `names`; the rest is "train".
 
     Texts are ordered by sha256(seed, text), so the order of the rows does not matter, and equal
@@ -456,7 +458,7 @@ def hold_out(examples, names, seed, several=False) -> dict[str, list[Example]]:
     rarest of them.
     """
     labels, classes, split_of = {}, {}, {}
-    classes_of_rows = rarest_labels(examples) if several else [e.label for e in examples]
+    classes_of_rows = rarest_labels(examples) if multi_label else [e.label for e in examples]
     for example, label in zip(examples, classes_of_rows):
         labels.setdefault(text_key(example.texts), set()).add(label)
     for text, its_labels in labels.items():

@@ -117,7 +117,7 @@ def examine(dataset: Dataset, lengths=None, max_length=None, remedy="raise max_l
             sizes = list(map(int, lengths.get(s, ())))
         if len(sizes) != len(rows):
             raise ValueError(f"lengths['{s}'] has {len(sizes)} numbers for {len(rows)} rows")
-        names = [names_in(e.label, dataset.several) for e in rows]
+        names = [names_in(e.label, dataset.multi_label) for e in rows]
         found = Counter(chain.from_iterable(names))
         for label, counts in r.classes.items():
             counts[s] = found[label]
@@ -130,9 +130,9 @@ def examine(dataset: Dataset, lengths=None, max_length=None, remedy="raise max_l
             r.lengths[s] = percentiles(sizes)
         if max_length is not None:
             r.truncated[s] = sum(size > max_length for size in sizes)
-        if dataset.several:
+        if dataset.multi_label:
             r.unlabelled[s] = sum(not labels for labels in names)
-        if dataset.several and rows:
+        if dataset.multi_label and rows:
             r.cardinality[s] = sum(map(len, names)) / len(rows)
     for a, b in (("train", "dev"), ("train", "test"), ("dev", "test")):
         r.shared[f"{a}/{b}"] = shared(texts[a], texts[b])

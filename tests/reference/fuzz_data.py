@@ -255,7 +255,7 @@ def read(path, whole, quoting, model):
             return f"{sum(map(len, windows))} rows in windows of {count}"
     for several in (False, True):
         for place in (path, *([whole] if whole.exists() else [])):
-            data = tried(lambda: load_data(place, several=several, quoting=quoting))
+            data = tried(lambda: load_data(place, multi_label=several, quoting=quoting))
             if data is None:
                 continue
             held = len(data.train) + len(data.dev) + len(data.test)
