@@ -24,17 +24,18 @@ from .table_files import SEPARATORS, Table, read_table, read_windows
 
 BUNDLED = Path(__file__).resolve().parent.parent / "datasets"
 
-# What files may call things, in any case.
+# The names that files may use, in any case.
 SPLITS = {"train": "train training", "test": "test testing",
           "dev": "dev val valid validation eval evaluation development"}
 SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names.split()}
 LAYOUTS = (("text",), ("text_a", "text_b"), ("premise", "hypothesis"),      # default text columns
            ("prompt", "response_a", "response_b"))
-HOT = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}      # a column that is one class
+HOT = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}      # in the column of a class
 LISTED = re.compile(r"""[\[({]\s*['"].*['"],?\s*[])}]|\[[-+\d.,\s]*]|\[[^][]*,[^][]*]""",
-                    re.DOTALL)                                         # "['a', 'b']", "[a, b]"
-UNREAD = ".parquet .arrow .feather .xls .xlsx .gz .zip .bz2 .xz".split()    # hold data in any case
-UNREAD_SPLIT = [*UNREAD, *".json .txt .ndjson .tab".split()]           # do if named as a split
+                    re.DOTALL)                         # a list as a text: "['a', 'b']", "[a, b]"
+# Files of a folder that may hold rows but are not read: all of these, and others named as splits.
+UNREAD = ".parquet .arrow .feather .xls .xlsx .gz .zip .bz2 .xz".split()
+UNREAD_SPLIT = [*UNREAD, *".json .txt .ndjson .tab".split()]
 
 
 @dataclass(frozen=True)
