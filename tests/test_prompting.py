@@ -599,7 +599,7 @@ MISTAKES = {
     "no language-model head": (["--method", "prompt", "--model", "{place}/encoder", *PLAIN[2:]], ["no language-model head"]),
     "shots that never fit": ([*PROMPT, "--shots", "6", "--max-length", "60"], ["6 shots", "fewer"]),
     "negative beams": ([*PROMPT, "--beams", "-1"], ["beams -1"]),
-    "a field with content behind the label": ([*PROMPT, "--template", "{{label}}: {{text}}"], ["behind {label}"]),
+    "a field with content behind the label": ([*PROMPT, "--template", "{{label}}: {{text}}"], ["after {label}"]),
 }
 
 

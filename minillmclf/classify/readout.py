@@ -9,7 +9,7 @@ from ..files import short
 from ..text.prompt import Prompt, Template
 from .label_text.wordings import default_template, read_label_texts
 from .head import MISTAKE, POOLS
-from .label_text.labels import ENDS, WAYS, LabelReadout, SourceReadout
+from .label_text.readout import ENDS, WAYS, LabelReadout, SourceReadout
 from .label_text.masks import MaskReadout
 
 UNSAID = 512         # tokens of a text, where neither the model nor its tokenizer says how many it takes
