@@ -17,6 +17,8 @@ from .errors import InputError
 from .files import check_out, find_model, named, read_json, write_text
 from .text.data import load_data
 
+WORDS = ("template", "label_texts", "instruction", "end", "score_by")     # settings of train, too
+
 
 def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.labels", description=__doc__,
@@ -29,17 +31,7 @@ def parse(arguments=None):
     p.add_argument("--text-column", help="name(s) of the text column(s) of --data, which are the "
                    "fields of the template")
     p.add_argument("--label-column", help="name of the label column of --data")
-    add_settings(p, ["quoting"])
-    p.add_argument("--label-texts", default="",
-                   help='{"class": "text" or [...]} as JSON, or a file with it [the names]')
-    p.add_argument("--template", default="",
-                   help='"Review: {text}\\nSentiment: {label}", or a file with it')
-    p.add_argument("--instruction", default="",
-                   help="what stands before every text, or a file with it")
-    p.add_argument("--end", choices=["auto", "none", "eos"], default="auto",
-                   help="does an end token belong to each label? [auto]")
-    p.add_argument("--score-by", choices=["sum", "token", "char", "byte"], default="sum",
-                   help="what will be compared [sum]")
+    add_settings(p, ["quoting", *WORDS])
     p.add_argument("--out", help="also write the report to this JSON file")
     p.add_argument("--overwrite", action="store_true", help="replace the file of --out")
     return p.parse_args(arguments)
@@ -70,9 +62,9 @@ def report_of(a, labels, fields):
     check_labels(labels, "--data" if a.data else "--labels")
     folder = find_model(a.model)
     model = model_class(read_json(folder / "config.json"), folder / "config.json")
-    options = {"template": read_template(a.template) or None, "label_texts": a.label_texts,
-               "fields": fields, "instruction": read_template(a.instruction), "end": a.end,
-               "score_by": a.score_by}
+    options = {name: getattr(a, name, "") for name in WORDS} | {"fields": fields}
+    for name in ("template", "instruction"):
+        options[name] = read_template(options[name])
     tokenizer = load_tokenizer(folder)
     readout = build_labels(model, tokenizer, labels, read_readout("labels", options, labels))
     return examine(tokenizer, readout, labels)

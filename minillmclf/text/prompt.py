@@ -66,20 +66,15 @@ class Template:
     def _check(self, names):
         """InputError unless the names in braces are the fields, and {label} at most once."""
         known = ", ".join(f"{{{name}}}" for name in self.fields)
-        unknown = [name for name in names if name not in (*self.fields, "label")]
-        missing = [name for name in self.fields if name not in names]
-        times = names.count("label")
-        if unknown:
-            fault = (f"there is no field {{{unknown[0]}}}: write {known} for the texts and "
-                     "{label} for the label")
-        elif missing:
-            fault = (f"{{{missing[0]}}} does not stand in it: write each of {known} at least once "
-                     "(or correct the path, if this was to be the name of a file)")
-        elif times > 1:
-            fault = f"{{label}} stands in it {times} times: write it once"
-        else:
-            return
-        raise InputError(f"template {self.text!r}: {fault}")
+        faults = [f"there is no field {{{name}}}: write {known} for the texts and {{label}} for "
+                  "the label" for name in names if name not in (*self.fields, "label")]
+        faults += [f"{{{name}}} does not stand in it: write each of {known} at least once (or "
+                   "correct the path, if this was to be the name of a file)"
+                   for name in self.fields if name not in names]
+        if names.count("label") > 1:
+            faults.append(f"{{label}} stands in it {names.count('label')} times: write it once")
+        if faults:
+            raise InputError(f"template {self.text!r}: {faults[0]}")
 
     def _fill(self, parts, texts):
         if isinstance(texts, str) or len(texts) != len(self.fields):
@@ -147,26 +142,18 @@ class Prompt:
         return count(self.render(texts) + self.tail(texts))
 
     def fitted(self, texts, count, budget):
-        """(texts, False) where `size` is at most `budget`, else (texts cut by `shorten`, True).
-
-        Only the texts are cut. InputError if not even one character of each fits.
-        """
+        """The texts, cut by `shorten` to a `size` of at most `budget`; were they cut?"""
         kept = shorten(texts, lambda shorter: self.size(shorter, count), budget)
-        if kept is None:
-            fixed = self.size([""] * len(texts), count)
-            raise InputError(f"the prompt takes {fixed} tokens without its texts, and {budget} are "
-                             "allowed with them: use fewer shots, a shorter instruction, or a "
-                             "model that takes longer texts")
         return kept, kept != tuple(texts)
 
 
-def shorten(texts, size, budget):
+def shorten(texts, size, budget, what="its texts"):
     """Cut strings at their ends, the longest first, until size(texts) <= budget. -> tuple of str
 
     All are cut to the same cap of characters, found by bisection; then white space at the new end
-    goes as well. None if not even one character of each fits. Size need not grow strictly with
-    characters ("unhappines" may be more tokens than "unhappiness"): the result fits, and with one
-    character more it would not, though a still larger cap might.
+    goes as well. Size need not grow strictly with characters ("unhappines" may be more tokens than
+    "unhappiness"): the result fits, and with one character more it would not, though a still larger
+    cap might. InputError if not even one character of each fits.
     """
     texts = tuple(texts)
 
@@ -181,4 +168,8 @@ def shorten(texts, size, budget):
             low = middle
         else:
             high = middle
-    return capped(low) if low else None
+    if not low:
+        raise InputError(f"the prompt takes {size([''] * len(texts))} tokens without {what}, and "
+                         f"{budget} are allowed with them: use fewer shots, a shorter instruction, "
+                         "or a model that takes longer texts")
+    return capped(low)

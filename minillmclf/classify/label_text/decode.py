@@ -62,7 +62,10 @@ def search(model, ids, mask, tree, beams):
         states = rows.last(model.hidden(ids, rows, context))           # (n, D), one for each path
         computed = enumerate(next_edges(model, states, tree).tolist())
         beam = [longer(paths, computed, after, ends) for paths in beam]
-        check_numbers(beam)
+        for number, paths in enumerate(beam):
+            if any(math.isnan(log_prob) for log_prob, _, _ in paths):
+                raise InputError(f"batch row {number}: an answer's score is NaN: compute in "
+                                 "float32, or check the weights")
         beam = [paths[:beams] for paths in beam]
         unfinished = [(edge, row) for paths in beam for _, edge, row in paths if edge not in ends]
         if not unfinished:
@@ -105,9 +108,6 @@ def next_and_last(tree):
     """({edge, or -1: the edges that may follow}, {last edge of a sequence: its number})."""
     after, ends = {}, {}
     for number, path in enumerate(tree.paths):
-        if path[-1] in ends:
-            raise InputError(f"sequences {ends[path[-1]]} and {number} (from 0) are the same "
-                             "tokens: leave one out")
         ends[path[-1]] = number
         for before, edge in zip([-1, *path], path):
             after.setdefault(before, {})[edge] = None                    # a dict keeps their order
@@ -120,25 +120,12 @@ def next_and_last(tree):
     return after, ends
 
 
-def check_numbers(beam):
-    """InputError for a NaN among the scores."""
-    for number, paths in enumerate(beam):
-        if any(math.isnan(log_prob) for log_prob, _, _ in paths):
-            raise InputError(f"batch row {number}: an answer's score is NaN: compute in float32, "
-                             "or check the weights")
-
-
 def disagreements(choices, scores):
     """Rows where decoding missed the likeliest sequence -> [(row, chosen, best), ...].
 
     choices: (B,), of `constrained`; scores: (B, L), exact scores of all sequences. A tie is no
     miss, a NaN is one.
     """
-    most = int(choices.max())
-    if scores.dim() != 2 or choices.shape != scores.shape[:1] or most >= scores.shape[1]:
-        raise InputError(f"choices {tuple(choices.shape)} up to {most} do not go with scores "
-                         f"{tuple(scores.shape)}: both should be of the same rows and the same "
-                         "tree")
     best = scores.max(1)
     missed = ~(scores.gather(1, choices.unsqueeze(1)).squeeze(1) >= best.values)
     return [(row, int(choices[row]), int(best.indices[row]))

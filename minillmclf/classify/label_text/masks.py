@@ -18,6 +18,8 @@ class MaskReadout(LabelReadout):
     """For encoders: a label of n tokens takes the place of n mask tokens in the prompt."""
 
     PLACE = "in place of mask tokens"
+    AUTO_END = "none"
+    READS_AFTER_LABEL = True
 
     def __init__(self, tokenizer, labels, prompt, label_texts, end="auto", score_by="sum"):
         if tokenizer.mask_id is None:
@@ -28,13 +30,10 @@ class MaskReadout(LabelReadout):
         masked = Prompt(prompt.template, prompt.instruction, prompt.shots, tokenizer.mask_text)
         super().__init__(tokenizer, labels, masked, label_texts, end, score_by)
         self.mask_id = tokenizer.mask_id
-        self.extra = self.longest - 1                               # one mask is in the prompt
 
-    def check_prompt(self):
-        """Any template suits: an encoder also reads what comes after the label."""
-
-    def needs_end(self, paths):
-        return "none"
+    @property
+    def extra(self):
+        return self.longest - 1                                     # one mask is in the prompt
 
     def ids(self, tokenizer, text):
         return tokenizer.layout(tokenizer.ids(text))[0]

@@ -34,13 +34,11 @@ ENCODER_TOKENS = 256       # of a text, at most, for its vector
 def set_shots(model, examples):
     """Put Examples before every row, cut to SHARE_OF_SHOTS -> how many were cut."""
     shots = [(list(e.texts), model.readout["label_texts"][e.label][0]) for e in examples]
-    cut = 0
+    head, cut = model.head, 0
     if shots:
-        head = model.head
-        prompt, cut = shorten_shots(
-            Prompt(head.prompt.template, head.prompt.instruction, shots),
-            lambda text: len(head.ids(model.tokenizer, text)),
-            int(SHARE_OF_SHOTS * (model.max_length - head.extra)))
+        prompt, cut = shorten_shots(Prompt(head.prompt.template, head.prompt.instruction, shots),
+                                    head.counter(model.tokenizer),
+                                    int(SHARE_OF_SHOTS * (model.max_length - head.extra)))
         shots = [(list(texts), label_text) for texts, label_text in prompt.shots]
     model.ask(shots=shots)
     return cut
@@ -121,7 +119,7 @@ def calibrations(scores, free, dev, dev_labels):
 
 
 def read_all(model, encoded, dev, dev_labels, shared_prompt, batch_size):
-    """Read the answers to encoded rows in each way -> {name: scores (N, C)}, the plain way first.
+    """Read the answers to encoded rows in each way -> {name: scores (N, C)}, plain ones first.
 
     dev: encoded rows with class numbers dev_labels, or None. shared_prompt: do all rows have the
     same shots? Rows that hold both orders of two answers (swap.py) are read in each order, as
@@ -130,7 +128,7 @@ def read_all(model, encoded, dev, dev_labels, shared_prompt, batch_size):
     found, targets = [], dev_labels
     for order in range(len(sequences(encoded[0]))):
         rows, dev_rows = ([sequences(row)[order] for row in part or []] for part in (encoded, dev))
-        if order and dev:                                       # of swapped rows: a is b, and b is a
+        if order and dev:                                      # in swapped rows a is b, and b is a
             classes = torch.arange(len(model.labels)).unsqueeze(0)
             swapped = exchanged(classes, model.labels)[0].tolist()
             targets = [swapped[label] for label in dev_labels]

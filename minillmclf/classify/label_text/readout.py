@@ -48,8 +48,10 @@ class LabelReadout(Head):
     by the number of tokens, characters or bytes, which favours long labels.
     """
 
-    NAMES = {}              # no weights of its own
-    PLACE = "behind the prompt"
+    NAMES = {}                      # no weights of its own
+    PLACE = "behind the prompt"     # of the label
+    AUTO_END = None                 # what the end "auto" is, where all label texts have the same
+    READS_AFTER_LABEL = False
 
     def __init__(self, tokenizer, labels, prompt, label_texts, end="auto", score_by="sum"):
         super().__init__()
@@ -59,27 +61,29 @@ class LabelReadout(Head):
             first = len(self.texts)
             self.texts += label_texts[label]
             self.columns.append(list(range(first, len(self.texts))))
-        self.check_prompt()
+        if prompt.template.text_after_label and not self.READS_AFTER_LABEL:
+            raise InputError(f"template {prompt.template.text!r}: a field stands after {{label}}, "
+                             "where this model cannot look when it writes the label: put it before")
         paths = [self.label_ids(tokenizer, text) for text in self.texts]
         check_ids(tokenizer, self.texts, paths)
-        self.end = self.needs_end(paths) if end == "auto" else end
+        if end == "auto":
+            begins = any(a != b and b[:len(a)] == a for a in paths for b in paths)
+            end = self.AUTO_END or ("eos" if begins else "none")
+        self.end = end
         if self.end == "eos" and tokenizer.eos_id is None:
             raise InputError("labels must end in an end-of-text token here, and this tokenizer has "
                              "none: choose label texts of which none begins another, and end "
                              "'none'")
         self.tree = Tree([path + [tokenizer.eos_id] * (self.end == "eos") for path in paths])
         self.longest = max(map(len, self.tree.paths))
-        self.extra = self.longest                   # tokens of max_length that a label takes
         self.shared_tokens = self.shared_cache = None
 
     # --------------------------------------------------------------------------- texts to ids
 
-    def check_prompt(self):
-        """InputError if the template does not suit the architecture."""
-        if self.prompt.template.text_after_label:
-            raise InputError(f"template {self.prompt.template.text!r}: a field stands after "
-                             "{label}, where this model cannot look when it writes the label: put "
-                             "it before")
+    @property
+    def extra(self):
+        """Tokens of max_length that are kept free for a label."""
+        return self.longest
 
     def continuation(self, text):
         """A label text as it is tokenized in its place: " positive"."""
@@ -97,11 +101,6 @@ class LabelReadout(Head):
                              "label")
         return found[0]
 
-    def needs_end(self, paths):
-        """"eos" if a label begins another, else "none"."""
-        begins = any(a != b and b[:len(a)] == a for a in paths for b in paths)
-        return "eos" if begins else "none"
-
     def ids(self, tokenizer, text):
         """The ids of a prompt, with the special tokens before a text and none after it."""
         ids = tokenizer.begin(tokenizer.ids(text))
@@ -111,14 +110,17 @@ class LabelReadout(Head):
                              "template")
         return ids
 
+    def counter(self, tokenizer):
+        """A function: str -> number of tokens of a prompt."""
+        return lambda text: len(self.ids(tokenizer, text))
+
     def length(self, tokenizer, parts):
         """Tokens of a row and its longest label before anything is cut."""
-        return self.prompt.size(parts, lambda text: len(self.ids(tokenizer, text))) + self.extra
+        return self.prompt.size(parts, self.counter(tokenizer)) + self.extra
 
     def fitted(self, tokenizer, parts, max_length):
         """The texts of a row, cut so that prompt and label fit into max_length; were they cut?"""
-        return self.prompt.fitted(parts, lambda text: len(self.ids(tokenizer, text)),
-                                  max_length - self.extra)
+        return self.prompt.fitted(parts, self.counter(tokenizer), max_length - self.extra)
 
     def lay_out(self, tokenizer, parts, max_length):
         """The texts of a row -> (ids, token types), were they cut? max_length: as for `fitted`."""
@@ -212,19 +214,14 @@ class SourceReadout(LabelReadout):
     """For encoder-decoders (T5): the prompt is the source, the label a target with an end token."""
 
     PLACE = "in an answer of their own"
-
-    def __init__(self, *given, **more):
-        super().__init__(*given, **more)
-        self.extra = 0
+    AUTO_END = "eos"
+    extra = 0
 
     def continuation(self, text):
         return text
 
     def label_ids(self, tokenizer, text):
         return tokenizer.ids(text)
-
-    def needs_end(self, paths):
-        return "eos"
 
     def ids(self, tokenizer, text):
         return tokenizer.layout(tokenizer.ids(text))[0]

@@ -47,9 +47,6 @@ def nearest_shots(vectors, query, examples, number):
     vector is not finite.
     """
     vectors, query = np.asarray(vectors, dtype=np.float64), np.asarray(query, dtype=np.float64)
-    if vectors.shape != (len(examples), *query.shape):
-        raise InputError(f"vectors {vectors.shape} and a query {query.shape} for {len(examples)} "
-                         "examples: give one vector for each, all of one length")
     if not (np.isfinite(vectors).all() and np.isfinite(query).all()):
         raise InputError("a vector of a text is not finite: the model that gave it overflows, use "
                          "another or float32")
@@ -69,8 +66,7 @@ def _check_number(number, rows):
 def shorten_shots(prompt, count, budget):
     """Cut the shots of a Prompt to `budget` tokens, a row with empty texts included.
 
-    -> (Prompt, how many shots were cut). count: a function, str -> number of tokens. InputError if
-    not even one character of each text fits.
+    -> (Prompt, how many shots were cut). count: a function, str -> number of tokens.
     """
     fields = len(prompt.template.fields)
 
@@ -82,13 +78,7 @@ def shorten_shots(prompt, count, budget):
     def size(texts):
         return with_texts(texts).size([""] * fields, count)
     texts = tuple(text for shot, _ in prompt.shots for text in shot)
-    kept = shorten(texts, size, budget)
-    if kept is None:
-        least = size([text[:1].rstrip() if len(text) > 1 else text for text in texts])
-        raise InputError(f"the prompt takes {least} tokens with 1 character of each text of its "
-                         f"{len(prompt.shots)} shots and without the row, {budget} are allowed: "
-                         "use fewer shots, a shorter instruction, or a model that takes longer "
-                         "texts")
+    kept = shorten(texts, size, budget, f"the texts of its {len(prompt.shots)} shots")
     if kept == texts:
         return prompt, 0
     shorter = with_texts(kept)
