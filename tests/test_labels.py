@@ -345,7 +345,7 @@ def test_a_label_that_depends_on_the_text_before_it_is_named(folders):
     ("gpt2", {"a": ["good", "good"], "b": ["dull"]}, "'good' stands for 'a' and again for 'a'"),
     ("gpt2", {"a": [""], "b": ["dull"]}, "'a' has \"\": write a text of at least one word"),
     ("gpt2", {"a": ["good"], "b": [" \n\t"]}, "'b' has .*write a text"),
-    ("gpt2", {"a": ["good"], "b": []}, "the list of 'b' is empty"),
+    ("gpt2", {"a": ["good"], "b": []}, r"'b' has \[\]: write a text of at least one word"),
     ("gpt2", {"a": ["good"], "c": ["dull"]}, "no text for 'b'"),
     ("gpt2", {"a": "good", "b": "dull", "c": "x"}, "no such class as 'c'"),
     ("gpt2", {"a": ["good"], "b": [3]}, "'b' has 3"),

@@ -299,7 +299,7 @@ def test_label_texts_from_json_and_from_a_file(tmp_path):
     ({"a": "x", "b": 1}, ["'b' has 1"]),
     ({"a": "x", "b": None}, ["'b' has null"]),
     ({"a": "x", "b": ["y", {"z": 1}]}, ["'b'"]),
-    ({"a": "x", "b": []}, ["'b' is empty"]),
+    ({"a": "x", "b": []}, ["'b' has []"]),
     ({"a": "x", "b": " "}, ["'b'"]),
     ({"a": "x", "b": ["y", ""]}, ["'b'"]),
     ({"a": "x", "b": "x "}, ["'x'", "'a'", "'b'"]),

@@ -32,7 +32,7 @@ class MaskReadout(LabelReadout):
         self.mask_id = tokenizer.mask_id
 
     @property
-    def extra(self):
+    def reserved(self):
         return self.longest - 1                                     # one mask is in the prompt
 
     def ids(self, tokenizer, text):

@@ -19,7 +19,7 @@ from ...text.tokenizers.tokenizer import load_tokenizer
 from ...training.metrics import evaluate
 from ..calibrate import CONTENT_FREE, Calibration, batch, contextual, temperature
 from ..head import pool
-from ..swap import averaged, exchanged
+from ..swap import averaged, swapped_label
 from .decode import constrained, disagreements
 from .shots import choose_shots, nearest_shots, shorten_shots
 from .wordings import wordings
@@ -29,8 +29,6 @@ ORDERS = 5                 # of the shots, that `variance` tries
 ENCODER_TOKENS = 256       # of a text, at most, for its vector
 
 
-# ----------------------------------------------------------------------------------------- shots
-
 def set_shots(model, examples):
     """Put Examples before every row, cut to SHARE_OF_SHOTS -> how many were cut."""
     shots = [(list(e.texts), model.readout["label_texts"][e.label][0]) for e in examples]
@@ -38,7 +36,7 @@ def set_shots(model, examples):
     if shots:
         prompt, cut = shorten_shots(Prompt(head.prompt.template, head.prompt.instruction, shots),
                                     head.counter(model.tokenizer),
-                                    int(SHARE_OF_SHOTS * (model.max_length - head.extra)))
+                                    int(SHARE_OF_SHOTS * (model.max_length - head.reserved)))
         shots = [(list(texts), label_text) for texts, label_text in prompt.shots]
     model.ask(shots=shots)
     return cut
@@ -79,8 +77,6 @@ def with_nearest_shots(model, train, examples, number, folder):
     return encoded, rows_cut, shots_cut
 
 
-# ----------------------------------------------------------------------------------------- readings
-
 def content_free(model):
     """The encoded rows of texts without content: "N/A", "", and "[MASK]" where it is no token."""
     fields = len(model.readout["fields"])
@@ -90,22 +86,22 @@ def content_free(model):
 
 
 def readings(model, sums, empty):
-    """Log-probabilities (N, L) read in each way -> {way: scores (N, C)}. empty: (1, L), those after
-    the prompt with empty texts.
+    """Log-probabilities (N, L) read in other ways than as they are -> {way: scores (N, C)}.
 
-    PMI is the ratio to the probability after that prompt (Holtzman et al. 2021, "Surface Form
-    Competition"). With one text a class it is contextual calibration on "" alone.
+    empty: (1, L), those after the prompt with empty texts. PMI is the ratio to their probability
+    (Holtzman et al. 2021, "Surface Form Competition"); with one text a class it is contextual
+    calibration on "" alone.
     """
     head = model.head
-    found = {"sum": head.by_class(sums)}
+    found = {}
     for by in ("token", "char", "byte"):
         found[f"per {by}"] = head.by_class(head.normalized(sums, by))
     return found | {"PMI": head.by_class(sums - empty)}
 
 
 def calibrations(scores, free, dev, dev_labels):
-    """Calibrations of a prompt's scores (N, C) -> {name: Calibration}. free: scores of content-free
-    rows (M, C), or None; dev: scores (N', C), or None, with class numbers dev_labels."""
+    """Fit calibrations of scores (N, C) -> {name: Calibration}. free: scores of content-free rows
+    (M, C), or None; dev: scores of dev rows, or None, with class numbers dev_labels."""
     found = {} if free is None else {"contextual": contextual(free)}
     if len(scores) > 1:
         found["batch"] = batch(scores)
@@ -129,9 +125,8 @@ def read_all(model, encoded, dev, dev_labels, shared_prompt, batch_size):
     for order in range(len(sequences(encoded[0]))):
         rows, dev_rows = ([sequences(row)[order] for row in part or []] for part in (encoded, dev))
         if order and dev:                                      # in swapped rows a is b, and b is a
-            classes = torch.arange(len(model.labels)).unsqueeze(0)
-            swapped = exchanged(classes, model.labels)[0].tolist()
-            targets = [swapped[label] for label in dev_labels]
+            swapped = [swapped_label(model.labels[label]) for label in dev_labels]
+            targets = [model.labels.index(label) for label in swapped]
         found.append(read_order(model, rows, dev_rows, targets, shared_prompt, batch_size))
     if len(found) == 1:
         return found[0]
@@ -140,7 +135,7 @@ def read_all(model, encoded, dev, dev_labels, shared_prompt, batch_size):
 
 
 def read_order(model, encoded, dev, dev_labels, shared_prompt, batch_size):
-    """As read_all, for rows of one sequence each."""
+    """`read_all` for rows of one sequence each."""
     head, free, ways = model.head, None, {}
     sums = model.text_scores(encoded, batch_size)
     plain = head.by_class(sums)
@@ -148,14 +143,11 @@ def read_order(model, encoded, dev, dev_labels, shared_prompt, batch_size):
         free_sums = model.text_scores(content_free(model), batch_size)
         free = head.by_class(free_sums)
         ways = readings(model, sums, free_sums[[CONTENT_FREE.index("")]])
-        del ways["sum"]
     dev_scores = head.by_class(model.text_scores(dev, batch_size)) if dev else None
     for name, calibration in calibrations(plain, free, dev_scores, dev_labels).items():
         ways[name] = calibration(plain)
     return {"as it is": plain, **ways}
 
-
-# ----------------------------------------------------------------------------------------- wording
 
 def variance(model, data, examples, shots, seed, batch_size=64, say=print):
     """Accuracy of each wording with each order of the shots, plain and calibrated -> list of dicts.
@@ -183,8 +175,6 @@ def spread(found, way):
     return {"mean": statistics.mean(values), "min": min(values), "max": max(values),
             "sd": statistics.pstdev(values)}
 
-
-# ----------------------------------------------------------------------------------------- decoding
 
 @torch.inference_mode()
 def decoding_report(model, encoded, examples, beams, batch_size=64, most=5):

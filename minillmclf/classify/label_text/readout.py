@@ -66,10 +66,9 @@ class LabelReadout(Head):
                              "where this model cannot look when it writes the label: put it before")
         paths = [self.label_ids(tokenizer, text) for text in self.texts]
         check_ids(tokenizer, self.texts, paths)
-        if end == "auto":
-            begins = any(a != b and b[:len(a)] == a for a in paths for b in paths)
-            end = self.AUTO_END or ("eos" if begins else "none")
-        self.end = end
+        begins = any(a != b and b[:len(a)] == a for a in paths for b in paths)
+        auto_end = self.AUTO_END or ("eos" if begins else "none")
+        self.end = auto_end if end == "auto" else end
         if self.end == "eos" and tokenizer.eos_id is None:
             raise InputError("labels must end in an end-of-text token here, and this tokenizer has "
                              "none: choose label texts of which none begins another, and end "
@@ -78,10 +77,8 @@ class LabelReadout(Head):
         self.longest = max(map(len, self.tree.paths))
         self.shared_tokens = self.shared_cache = None
 
-    # --------------------------------------------------------------------------- texts to ids
-
     @property
-    def extra(self):
+    def reserved(self):
         """Tokens of max_length that are kept free for a label."""
         return self.longest
 
@@ -111,16 +108,16 @@ class LabelReadout(Head):
         return ids
 
     def counter(self, tokenizer):
-        """A function: str -> number of tokens of a prompt."""
+        """A function that counts the tokens of a prompt, a string."""
         return lambda text: len(self.ids(tokenizer, text))
 
     def length(self, tokenizer, parts):
         """Tokens of a row and its longest label before anything is cut."""
-        return self.prompt.size(parts, self.counter(tokenizer)) + self.extra
+        return self.prompt.size(parts, self.counter(tokenizer)) + self.reserved
 
     def fitted(self, tokenizer, parts, max_length):
         """The texts of a row, cut so that prompt and label fit into max_length; were they cut?"""
-        return self.prompt.fitted(parts, self.counter(tokenizer), max_length - self.extra)
+        return self.prompt.fitted(parts, self.counter(tokenizer), max_length - self.reserved)
 
     def lay_out(self, tokenizer, parts, max_length):
         """The texts of a row -> (ids, token types), were they cut? max_length: as for `fitted`."""
@@ -130,8 +127,6 @@ class LabelReadout(Head):
             raise InputError("the prompt holds no token: give the template a word beside its "
                              "fields")
         return (ids, [0] * len(ids)), cut
-
-    # --------------------------------------------------------------------------- ids to scores
 
     def read(self, backbone, ids, mask, types=None):
         """Prompts (B, T) -> scores of the classes (B, C): log-probabilities, not normalised."""
@@ -159,8 +154,6 @@ class LabelReadout(Head):
         """Scores of label texts (B, L) -> of classes (B, C): a class's probabilities are added."""
         return torch.stack([scores[:, columns].logsumexp(1) for columns in self.columns], 1)
 
-    # --------------------------------------------------------------------------- a shared prompt
-
     def share(self, backbone, ids, mask):
         """Read once what all rows begin with -> ids and mask of the rest, a cache of it or None."""
         ids, mask = to_the_left(ids, mask)
@@ -182,8 +175,6 @@ class LabelReadout(Head):
             yield
         finally:
             self.shared_tokens = self.shared_cache = None
-
-    # --------------------------------------------------------------------------- training
 
     def targets(self, labels):
         """Class numbers (B,) -> ids (B, n) and mask (B, n) of each class's first label text."""
@@ -215,7 +206,7 @@ class SourceReadout(LabelReadout):
 
     PLACE = "in an answer of their own"
     AUTO_END = "eos"
-    extra = 0
+    reserved = 0
 
     def continuation(self, text):
         return text

@@ -58,9 +58,9 @@ def read_template(value):
 def read_label_texts(value, labels):
     """The words for each class: {label: [text, ...]}, in the order of `labels`, stripped.
 
-    value: "" for the names themselves, with spaces for _ and - (but "-1" is a number); or an object
-    {label: text or list of texts}: a dict, JSON text that begins with "{", or the path of a JSON
-    file. InputError if a label is missing or unknown, or a text is blank or comes twice.
+    value: "" for the names themselves, with spaces for _ and - (but "-1" is a number); or {label:
+    text or list of texts}: a dict, JSON text that begins with "{", or the path of a JSON file.
+    InputError if a label is missing or unknown, or a text is blank or comes twice.
     """
     where, given = "label texts", value
     if not value:
@@ -85,13 +85,10 @@ def read_label_texts(value, labels):
 
 
 def check_label_texts(texts, where):
-    """InputError unless each class has a text, none is blank, and none comes twice."""
+    """InputError for a class without a text, a blank text, or one that comes twice."""
     class_of = {}                                                  # text -> its class
-    for label in texts:
-        if not texts[label]:
-            raise InputError(f"{where}: the list of {label!r} is empty: give the class at least "
-                             "one text")
-        for text in texts[label]:
+    for label, several in texts.items():
+        for text in several or [several]:
             if not isinstance(text, str) or not text.strip():
                 raise InputError(f"{where}: {short(label)} has {json.dumps(text)[:40]}: write a "
                                  "text of at least one word")
