@@ -113,7 +113,7 @@ def next_and_last(tree):
             after.setdefault(before, {})[edge] = None                    # a dict keeps their order
     for number, path in enumerate(tree.paths):
         if path[-1] in after:
-            other = next(n for n, longer in enumerate(tree.paths) if path[-1] in longer[:-1])
+            other = next(n for n, other in enumerate(tree.paths) if path[-1] in other[:-1])
             raise InputError(f"sequence {number} (from 0) is the beginning of sequence {other}, so "
                              "nothing tells whether to stop there: end every label with a "
                              "terminator")

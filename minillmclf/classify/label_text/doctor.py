@@ -56,7 +56,7 @@ class Report:
     end: str | None               # the token that ends each label, as the vocabulary writes it
     score_by: str
     texts: list                   # a LabelText for each text, class by class
-    shared: list                  # {"piece", "id", "texts"}: of different classes, one first token
+    shared: list                  # {"piece", "id", "texts"}: of several classes, one first token
     beginnings: list              # (text, text): the tokens of the first begin the second
     lengths: dict                 # {"shortest", "longest", "mean"} number of tokens
     blank: dict                   # id -> piece: tokens of `alone` that are only white space
