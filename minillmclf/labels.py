@@ -54,9 +54,10 @@ def choose_labels(a):
 
 def report_of(a, labels, fields):
     """The label doctor's report on the readout that training would build."""
-    from .classify.label_text.doctor import examine        # torch takes seconds, --help should not
+    from .classify.build import check_labels               # torch takes seconds, --help should not
+    from .classify.label_text.doctor import examine
+    from .classify.label_text.options import build_labels, read_readout
     from .classify.label_text.wordings import read_template
-    from .classify.readout import build_labels, check_labels, read_readout
     from .models import model_class
     from .text.tokenizers.tokenizer import load_tokenizer
     check_labels(labels, "--data" if a.data else "--labels")

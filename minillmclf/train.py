@@ -26,7 +26,7 @@ from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 
-from .cli.build import build, encode, reading_of
+from .cli.build import build, encode, reading_of, task_kind, task_of
 from .cli.parser import Parser, Stopped, StopSignal, run
 from .errors import InputError
 from .files import NEW, check_fields, find_model, locked, look_at, read_json, remove, short
@@ -60,14 +60,9 @@ def load_dataset(s, table=None):
     """The data of a run, with the columns and the training rows that are asked for. table: in
     the place of s.data."""
     from .text.data import load_data
-    data = load_data(table or s.data, s.text_column or None, s.label_column or None, s.seed, s.several_labels == "on",
-                     s.quoting)
-    asked = (s.preference, s.swap) != ("none", "none")
-    if asked and len(data.columns) != 3:
-        raise InputError(f"--text-column {','.join(data.columns)}: --preference and --swap need three, a prompt and two answers")
-    if len(data.columns) > 2 and s.readout == "head" and not asked:
-        raise InputError(f"--text-column {','.join(data.columns)}: a head reads one text or two of a row: name them with "
-                         "--text-column, or ask with --readout labels; two answers to a prompt are compared with --preference")
+    data = load_data(table or s.data, s.text_column or None, s.label_column or None, s.seed,
+                     task_kind(s).MULTI_LABEL, s.quoting)
+    task_kind(s).check_columns(data.columns, s.readout)
     if s.rows_per_class:
         data.train = draw_rows(data.train, s.rows_per_class, s.seed)
     return data
@@ -83,53 +78,12 @@ def diagnose(model, data):
     unknown = {split: unknown_share(model.tokenizer, [e.texts for e in getattr(data, split)])
                for split in lengths}
     remedy = f"raise {setting}"
-    if setting == "max_length" and most >= (model.backbone.room or most + 1):
-        ways = [] if model.readout else ["--keep head+tail keeps both ends"]
-        if not (model.readout or model.preference or new_words(model)):
+    if setting == "max_length" and most >= (model.backbone.max_input_tokens or most + 1):
+        ways = [] if model.head.described else ["--keep head+tail keeps both ends"]
+        if ways and model.head.most_texts == 2 and not new_words(model):
             ways.insert(0, "--windows mean reads them whole")
         remedy = "the model takes no more" + ": " * bool(ways) + ", ".join(ways)
     return examine(data, lengths, most, remedy, unknown)
-
-
-def balanced(labels, classes):
-    """Weights rows / (classes x rows of the class), as a tensor (C,)."""
-    import torch
-    counts = torch.bincount(torch.tensor(labels), minlength=classes).float()
-    return len(labels) / (classes * counts)
-
-
-BASELINES = "majority class", "bag of words"           # the first costs nothing
-
-
-def baselines(data, names=BASELINES):
-    """Majority class and bag-of-words regression on the same split -> name -> metrics on test (or dev); of two answers to
-    a prompt also that the longer one wins."""
-    from .classify.baseline import BagOfWords, majority
-    from .classify.preference import longer_answer
-    from .classify.swap import is_preference
-    from .training.metrics import evaluate
-    number = {name: i for i, name in enumerate(data.labels)}
-    texts = {split: [e.texts for e in getattr(data, split)] for split in ("train", "dev", "test")}
-    truth = {split: [number[e.label] for e in getattr(data, split)] for split in texts}
-    final = "test" if data.test else "dev"
-    answer = {"majority class": lambda: majority(truth["train"], len(truth[final]), len(number)),
-              "bag of words": lambda: BagOfWords(len(number)).fit(texts["train"], truth["train"], texts["dev"],
-                                                                  truth["dev"]).predict(texts[final]),
-              "longer answer": lambda: longer_answer(data.train, getattr(data, final), data.labels)}
-    names = [*names, *(["longer answer"] if is_preference(data) else [])]
-    return {name: evaluate(answer[name](), truth[final], data.labels) for name in names}
-
-
-def table(results, labels, split, examples):
-    """The final table of a split's Examples: a line a model, then F1 of each class for the last one. -> list of lines"""
-    lines = [f"{split} ({len(examples)} rows)     accuracy  macro F1  log loss     ECE"]
-    lines += [f"{name:<22}{m['accuracy']:8.3f}{m['macro_f1']:10.3f}{m['log_loss']:10.3f}{m['ece']:8.3f}"
-              for name, m in results.items()]
-    name, last = list(results.items())[-1]
-    width = max(len(label) for label in labels)
-    empty = set(labels) - {example.label for example in examples}
-    return lines + ["", f"F1 of each class, {name}:"] + [
-        f"  {label:<{width}}  {last['f1'][label]:.3f}" + "  (no rows of it here)" * (label in empty) for label in labels]
 
 
 def versions():
@@ -264,10 +218,10 @@ def settle(folder, record="run.json", clear=clear):
 def owned(folder, **more):
     """with owned(folder): ...   No other process writes there, and what a killed one has left is settled (`settle`)."""
     from .training.parallel import processes as parallel
-    with locked(folder) if parallel.first() else nullcontext():
-        if parallel.first():
+    with locked(folder) if parallel.is_main_process() else nullcontext():
+        if parallel.is_main_process():
             settle(folder, **more)
-        parallel.wait()                                    # until all can see what lies in the folder
+        parallel.barrier()                                    # until all can see what lies in the folder
         yield
 
 
@@ -284,94 +238,110 @@ def write_predictions(path, examples, probabilities, labels, answers=None):
     write_text(path, out.getvalue())
 
 
-def objective_of(s, model, truth):
-    """What training minimises. truth: of the training rows, as Rows has it."""
-    from .training.losses import Classes, Completion, LabelSets, positive_weights
-    weigh = s.class_weights == "balanced"
-    if model.several:
-        return LabelSets(positive_weights(truth, model.labels) if weigh else None)
+def objective_of(s, model, targets):
+    """What training minimises. targets: of the training rows."""
+    from .training.completion_loss import CompletionLoss
     if s.objective == "completion":
-        return Completion(model.head.answer_lengths())
-    return Classes(balanced(truth, len(model.labels)) if weigh else None, s.label_smoothing, s.focal)
+        return CompletionLoss(model.head.answer_lengths())
+    return model.task.loss(s, targets)
 
 
 def silent(line):
     """Says nothing, where others print."""
 
 
+def step_and_store(s, model, targets, folder, stop, say):
+    """What the loop is given -> its step and its store: plain, or those of several processes.
+
+    The step checks its first gradients, and says where a number that is not finite arose.
+    """
+    from .training import loop
+    from .training.checkpoint import Store
+    from .training.monitors.gradients import check_first_steps
+    from .training.monitors.nonfinite import locate_divergence
+    from .training.parallel import processes as parallel
+    take_step, store = loop.take_step, Store
+    if parallel.is_distributed():
+        take_step, store = parallel.take_step, parallel.SharedStore
+    step = functools.partial(take_step, objective=objective_of(s, model, targets))
+    return check_first_steps(locate_divergence(step), say), store(folder, stop)
+
+
 def learn(s, model, data, folder, say, on_epoch=None):
-    """The training itself, with its progress bar -> the loop's progress (None if it was stopped), timing.
+    """The training itself, with its progress bar -> the loop's progress (None if it was stopped),
+    timing.
 
     timing: what this process did; a run that goes on counts its own steps only.
     """
-    from .classify.swap import with_swapped
     from .files import write_text
+    from .training import loop
+    from .training.features import cached_features
     from .training.parallel import processes as parallel
-    from .training.loop import Rows, fit, plan_epochs
-    from .training.metrics import METRICS, SET_METRICS, evaluate, evaluate_sets
-    rows = with_swapped(data.train) if s.swap in ("train", "both") else data.train
-    train, dev = encode(model, rows, once=True)[0], encode(model, data.dev)[0]
+    from .training.plan import plan_epochs, Rows
+    rows = model.task.training_rows(data.train)
+    train, dev = encode(model, rows, training=True)[0], encode(model, data.dev)[0]
     chosen = random.Random(f"fitted:{s.seed}").sample(range(len(rows)), min(len(rows), FITTED_ROWS))
     sample = Rows([train.encoded[row] for row in chosen], [train.labels[row] for row in chosen])
-    objective = objective_of(s, model, train.labels)
+    cache = nullcontext()
+    if not parallel.is_distributed():
+        cache = cached_features(model, [*train.encoded, *dev.encoded], s)
     started = time.monotonic()
-    with Progress(say is silent, dynamic_ncols=True, leave=False) as bar, StopSignal() as stop:
-        def on_step(step, total, loss):
-            bar(step, total, loss=f"{loss:.3f}")
-
-        def after_epoch(line):
-            bar.clear()
-            measure, names = (evaluate_sets, SET_METRICS) if model.several else (evaluate, METRICS)
-            scores = parallel.scores(model, sample.encoded, s.eval_batch_size)
-            fitted = measure(model.probabilities(scores), sample.labels, model.labels)[s.metric]
-            line[f"train_{s.metric}"] = fitted     # of the same rows each time: the gap is seen
-            say(f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  "
-                f"{s.metric} {fitted:.3f}  dev "
-                + "  ".join(f"{name} {line[name]:.3f}" for name in names))
-            if on_epoch:
-                on_epoch(dict(line))
-
-        def on_finding(line):
+    with Progress(say is silent, dynamic_ncols=True, leave=False) as bar, StopSignal() as stop, cache:
+        def say_above(line):
             bar.clear()
             say(line)
-        progress = fit(model, train, dev, s, folder, stop, objective, on_step, after_epoch, on_finding)
-    if progress is not None and parallel.first():
+
+        def after_epoch(line):
+            logits = model.scores(sample.encoded, s.eval_batch_size)
+            fitted = model.task.measure(model.probabilities(logits), sample.labels)
+            line[f"train_{s.metric}"] = fitted[s.metric]       # of the same rows in each epoch
+            say_above(epoch_line(line, s.metric, model.task.METRICS))
+            if on_epoch:
+                on_epoch(dict(line))
+        step, store = step_and_store(s, model, train.labels, folder, stop, say_above)
+        hooks = loop.Hooks(lambda step, total, loss: bar(step, total, loss=f"{loss:.3f}"), after_epoch)
+        progress = loop.fit(model, train, dev, s, store, step, hooks)
+    if progress is not None and parallel.is_main_process():
         write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in progress["history"]))
     seconds = max(time.monotonic() - started, 1e-6)        # a clock may stand still
-    steps = list(islice(chain.from_iterable(plan_epochs(train, s)), bar.first, bar.last))
+    steps = list(islice(chain.from_iterable(plan_epochs(model, train, s)), bar.first, bar.last))
     return progress, {"train_seconds": round(seconds, 1), "seconds_per_step": round(seconds / max(1, len(steps)), 4),
                       "examples_per_second": round(sum(map(len, steps)) / seconds, 1)}
 
 
+def epoch_line(line, metric, names):
+    """A line of the history in words: the loss, the metric on training rows, the metrics on dev."""
+    dev = "  ".join(f"{name} {line[name]:.3f}" for name in names)
+    return (f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  "
+            f"{metric} {line[f'train_{metric}']:.3f}  dev {dev}")
+
+
 def finish(s, model, data, folder, record, progress, timing):
     """Test, compare with the baselines, save everything."""
-    from .classify import multilabel as several
-    from .classify.swap import inconsistency
     from .files import write_text
     from .training.parallel import processes as parallel
-    from .training.metrics import evaluate
     split = "test" if data.test else "dev"
-    rows, _ = encode(model, getattr(data, split))
+    examples = getattr(data, split)
+    rows, _ = encode(model, examples)
 
-    def scores(encoded):
+    def logits(encoded):
         return parallel.scores(model, encoded, s.eval_batch_size)
-    probabilities = model.probabilities(scores(rows.encoded))
-    dev = model.probabilities(scores(encode(model, data.dev)[0].encoded)) if model.several else None
-    swap = {"swap": inconsistency(model, [e.texts for e in getattr(data, split)], scores)} if model.preference else {}
+    probabilities = model.probabilities(logits(rows.encoded))
+
+    def dev_probabilities():
+        return model.probabilities(logits(encode(model, data.dev)[0].encoded))
+    model.task = model.task.fitted(dev_probabilities, data.dev)
+    found = model.task.check_answers(model, [e.texts for e in examples], logits)
     parallel.gather(model)
-    if not parallel.first():
+    if not parallel.is_main_process():
         return record
-    name = f"{Path(s.model).name}, {s.method}"
-    if model.several:
-        compared, names, own = several.baselines, several.BASELINES, several.finish(model, data, split, dev, probabilities)
-    else:
-        compared, names, own = baselines, BASELINES, evaluate(probabilities, rows.labels, model.labels)
+    name, own = f"{Path(s.model).name}, {s.method}", model.task.evaluate(probabilities, rows.labels)
     timing |= {"peak_memory_mb": peak_memory()}
     model.save(folder)                     # before the baselines, which may take more time and memory than there is
-    check_saved(model, folder, [e.texts for e in getattr(data, split)[:3]])
-    write_predictions(folder / "predictions.csv", getattr(data, split), probabilities, model.labels, model.answers(probabilities))
-    results = {**compared(data, names if s.baselines == "on" else names[:1]), name: own}
-    record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split, "results": results, **swap,
+    check_saved(model, folder, [e.texts for e in examples[:3]])
+    write_predictions(folder / "predictions.csv", examples, probabilities, model.labels, model.answers(probabilities))
+    results = {**model.task.baselines(data, quick=s.baselines == "off"), name: own}
+    record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split, "results": results, **found,
                "timing": timing}
     write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return record
@@ -386,7 +356,7 @@ def check_saved(model, folder, texts):
         fault = f"is refused when it is loaded again ({error})"
     else:
         told, said = model.predict(texts), again.predict(texts)
-        same = (again.labels, again.thresholds) == (model.labels, model.thresholds)
+        same = (again.labels, again.task.settings()) == (model.labels, model.task.settings())
         if same and (told == said).all():
             return
         apart = abs(told - said).max()
@@ -397,22 +367,19 @@ def check_saved(model, folder, texts):
 
 def show_record(record, data, folder, say=print):
     """Print a finished run: the final table, what speaks against it, and the folder, if it stays."""
-    from .choose.advice import second_thoughts
-    from .classify import multilabel as several
-    timing = record["timing"]
-    example = "--data new.csv" if "swap" in record else '"a text"'          # three texts come from a file
+    from .cli.baseline_warning import baseline_warning
+    timing, split, task = record["timing"], record["split"], task_of(record["settings"], data)
     speed = f"{timing['examples_per_second']:.0f} examples a second, " if "examples_per_second" in timing else ""
-    shown = several.table if record["settings"].get("several_labels") == "on" else table
-    say("\n" + "\n".join(shown(record["results"], data.labels, record["split"], getattr(data, record["split"]))))
-    if "swap" in record:
-        from .classify.swap import swap_line
-        say("\n" + swap_line(record["swap"], record["settings"]["swap"]))
+    lines = task.table(record["results"], split, getattr(data, split), fitted=split == "dev")
+    say("\n" + "\n".join(lines))
+    for line in task.answer_lines(record):
+        say("\n" + line)
     say(f"\nbest epoch {record['best_epoch']}; {record['parameters']['trainable']:,} of {record['parameters']['total']:,} "
           f"parameters trained; {timing['train_seconds']} s, {timing['seconds_per_step'] * 1000:.0f} ms a step, {speed}"
           f"peak memory {timing['peak_memory_mb']} MB")
     if folder:
-        say(f"saved in {folder}; try:  python -m minillmclf.predict --model {folder} {example}")
-    for line in second_thoughts(record):
+        say(f"saved in {folder}; try:  python -m minillmclf.predict --model {folder} {task.EXAMPLE}")
+    for line in baseline_warning(record):
         say(line)
 
 
@@ -424,42 +391,43 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     """
     from .files import write_text
     from .training.parallel import processes as parallel
-    from .training.rates import rate_line
+    from .training.rates import lr_line
     from .training.recompute import recompute_blocks
     place = place_of(s, folder, data, overwrite)
     model, trainable, total = build(s, data.labels, data.columns)
     model.read_as(reading_of(s, data))
-    parallel.spread(model, s.parallel)
+    parallel.replicate(model)
+    if s.parallel == "fsdp":
+        from .training.parallel.fsdp import shard
+        shard(model, s.optimizer)
     if s.checkpointing == "on":
         recompute_blocks(model)
     report = diagnose(model, data)
     say("\n".join(report.lines()))
-    cut = {}
-    if model.preference:
-        from .classify.preference import cut_line, cut_parts
-        cut = {"cut": cut_parts(model, [e.texts for e in data.train + data.dev + data.test])}
-        say("\n" + cut_line(cut["cut"]))
-    if model.readout:
+    cut, lines = model.task.check_rows(model, [e.texts for e in data.train + data.dev + data.test])
+    if lines:
+        say("\n" + "\n".join(lines))
+    if model.head.described:
         from .classify.label_text.doctor import examine
         say("\n" + "\n".join(examine(model.tokenizer, model.head, model.labels).lines()))
     say(f"\n{s.model}: {model.report.line() if s.weights == 'pretrained' else 'random weights'}; "
-        f"{trainable:,} of {total:,} parameters trainable; {rate_line(s)}")
+        f"{trainable:,} of {total:,} parameters trainable; {lr_line(s)}")
     if model.quantise:
         kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.kept_whole})
         say(f"in four bits ({model.quantise}): the body's linear layers; kept whole: {', '.join(kinds)}")
     record = {"settings": asdict(s), "finished": False, "base": base_of(s),
               "data": {**data.source, "rows": report.rows, "labels": data.labels},
               "doctor": report.as_dict(), **cut, "versions": versions(), "parameters": {"trainable": trainable, "total": total}}
-    parallel.wait()                                        # until all have seen what lies in the folder
-    if parallel.first():
+    parallel.barrier()                                        # until all have seen what lies in the folder
+    if parallel.is_main_process():
         if overwrite or not (place / "run.json").exists():     # only now: a run that cannot begin costs no earlier one
             remove(folder / NEW)
             clear(place)
         write_text(place / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    parallel.wait()
+    parallel.barrier()
     progress, timing = learn(s, model, data, place, say, on_epoch)
     record = progress and finish(s, model, data, place, record, progress, timing)
-    if record and parallel.first():
+    if record and parallel.is_main_process():
         settle(folder)
     return record
 
@@ -473,8 +441,8 @@ def whole_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
 
 
 def main(arguments=None):
-    from .training.parallel.launch import together
-    with together():
+    from .cli.launch import distributed
+    with distributed():
         return carry_out(arguments)
 
 

@@ -5,10 +5,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from small import bert_folder
+from test_families import CONFIGS
+from test_read_only import TEXTS, build
+
+from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
+from minillmclf.models.layers import Rows
 from minillmclf.text import batch as batches_of
-from minillmclf.text.batch import Batch, collate, join, make_batches, sequences
+from minillmclf.classify.preference import Pair, Preference
+from minillmclf.text.batch import Batch, Layout, collate, make_batches
 
 some_lengths = st.lists(st.integers(1, 40), max_size=80)
 sizes = st.integers(1, 9)
@@ -112,6 +120,65 @@ def test_collate_without_labels_and_the_move_to_a_device():
     assert collate([([5], [0])], [0], labels=[2]).to("meta").labels.device.type == "meta"
 
 
+# ------------------------------------------------------------------------------------------------ the layout
+
+@pytest.mark.parametrize("mask", [[[1, 1, 1], [1, 0, 0]], [[0, 1, 1], [1, 1, 1]], [[1, 1], [1, 1]], [[1, 0, 1], [1, 1, 0]]])
+def test_a_layout_is_what_the_mask_says(mask):
+    layout, mask = Layout.of(torch.tensor(mask), torch.tensor(mask)), torch.tensor(mask)
+    assert layout.mask.dtype == torch.bool and layout.mask.tolist() == mask.bool().tolist()
+    assert layout.lengths.tolist() == [sum(row) for row in mask.tolist()] and layout.longest == max(layout.lengths)
+    assert mask.flatten()[layout.places].tolist() == [1] * int(mask.sum()) and layout.token_types == 2
+    for row, positions in zip(mask.bool(), layout.position_ids):
+        assert positions[row].tolist() == list(range(int(row.sum())))
+    assert layout.full == bool(mask.all())
+    assert layout.right_padded == all(row == sorted(row, reverse=True) for row in mask.tolist())
+    assert Layout.of(mask).token_types is None
+
+
+class Waits(TorchDispatchMode):
+    """What makes a GPU's caller wait: reading a number, or finding out how large a result is."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__
+        by_mask = name.startswith(("index", "_index")) and isinstance(args[1], (list, tuple)) and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        if name in ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select") or by_mask:
+            self.seen.append(name)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("side", ["right", "full"])
+@pytest.mark.parametrize("how", ["family", "mean"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_forward_pass_never_asks_the_device(name, how, side, training, monkeypatch):
+    model = build(name, how=how, dropout=0.1).train(training)
+    texts = [(text * 14)[:14] for text in TEXTS] if side == "full" else TEXTS
+    batch = collate([(text, [0] * len(text)) for text in texts], range(len(texts)))
+    inputs = batch.ids, batch.mask, batch.types
+    with Waits() as waits, monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "tolist", lambda self: waits.seen.append("tolist"))
+        logits = model.head.read(model.backbone, *inputs, batch.layout)
+    assert not waits.seen, f"{name}: a pass asks {len(waits.seen)} times: {set(waits.seen)}"
+    with Waits() as waits:
+        unknown = model.head.read(model.backbone, *inputs)
+    assert waits.seen, "without a layout a pass asks too, or this test sees nothing"
+    assert training or torch.equal(logits, unknown), "the layout changes the numbers"
+
+
+def test_a_classifier_passes_the_layout_on(tmp_path, monkeypatch):
+    model = Classifier.from_backbone(bert_folder(tmp_path), ["a", "b"])
+    batch = collate(model.encode(["the rose and the tree", "soup"])[0], [0, 1])
+    given, init = [], Rows.__init__
+    monkeypatch.setattr(Rows, "__init__", lambda self, mask, layout=None: given.append(layout) or init(self, mask, layout))
+    model(batch)
+    assert given and all(layout is batch.layout for layout in given)
+
+
 @pytest.mark.parametrize("seed", [None, 3])
 def test_no_rows_are_no_batches(seed):
     assert make_batches([], 8, seed) == []
@@ -121,42 +188,37 @@ several = st.lists(st.lists(st.integers(1, 7), min_size=3, max_size=3), min_size
 
 
 @settings(deadline=None)
-@given(several, st.integers(1, 3), st.sampled_from(["left", "right"]))
-def test_sequences_in_a_row_come_apart_again(sizes, count, side):
-    rows = [[(list(range(10 * s, 10 * s + n)), [s] * n) for s, n in enumerate(each[:count])] for each in sizes]
-    joined = [join(*row) for row in rows]
-    assert [sequences(row) for row in joined] == rows, "sequences does not undo join"
-    if count == 1:
-        joined = [row[:2] for row in joined]                      # as every other row is
-        assert [sequences(row) for row in joined] == rows
-    batch = collate(joined, range(len(rows)), pad_id=99)
-    if side == "left":
-        for row, length in enumerate(batch.mask.sum(1).tolist()):
-            for tensor in (batch.ids, batch.mask, batch.types):
-                tensor[row] = tensor[row].roll(tensor.shape[1] - length)
-    ids, mask, types = batch.to("cpu").apart()
-    assert len(ids) == count * len(rows), "not a row for each sequence"
-    assert count == 1 or ids.shape[1] == max(n for each in sizes for n in each[:count]), "room is kept for nothing"
-    for row, parts in enumerate(rows):
-        for number, sequence in enumerate(parts):
-            place = number * len(rows) + row                      # the first ones of all rows, then the second ones
-            real = mask[place].bool()
-            assert (ids[place][real].tolist(), types[place][real].tolist()) == sequence, \
-                f"padded {side}: a sequence lost tokens, or their types"
-            assert side == "left" or real.int().diff().le(0).all(), "padding stands between tokens"
+@given(several)
+def test_a_batch_of_pairs_holds_first_sequences_and_then_second_ones(sizes):
+    task = Preference(["a", "b", "tie"])
+    rows = [[(list(range(10 * s, 10 * s + n)), [s] * n) for s, n in enumerate(each[:2])] for each in sizes]
+    pairs = [Pair(*sequences) for sequences in rows]
+    assert [task.sequences(pair) for pair in pairs] == rows
+    batch = task.collate(pairs, range(len(rows)), 99, labels=list(range(len(rows)))).to("cpu")
+    assert len(batch.ids) == 2 * len(rows), "not a row for each sequence"
+    assert batch.ids.shape[1] == max(n for each in sizes for n in each[:2]), "room is kept for nothing"
+    assert batch.rows == batch.labels.tolist() == list(range(len(rows))), "a pair is one row, with one label"
+    for row, sequences in enumerate(rows):
+        for number, sequence in enumerate(sequences):
+            place = number * len(rows) + row
+            real = batch.mask[place].bool()
+            assert (batch.ids[place][real].tolist(), batch.types[place][real].tolist()) == sequence
+            assert real.int().diff().le(0).all(), "padding stands between tokens"
 
 
-def test_rows_of_one_sequence_stay_as_they_are():
-    batch = collate([([5, 6, 7], [0, 0, 1]), ([8], [0])], range(2))
-    assert batch.starts is None and all(a is b for a, b in zip(batch.apart(), (batch.ids, batch.mask, batch.types)))
+def test_rows_of_one_sequence_are_collated_as_ever():
+    rows = [([5, 6, 7], [0, 0, 1]), ([8], [0])]
+    found, plain = Preference(["a", "b", "tie"]).collate(rows, range(2)), collate(rows, range(2))
+    assert all(torch.equal(getattr(found, name), getattr(plain, name)) for name in ("ids", "mask", "types"))
 
 
 def test_a_row_takes_the_places_of_its_longest_sequence_for_each():
-    assert batches_of.places(([5] * 4, [0] * 4)) == 4
-    assert batches_of.places(join(([5] * 4, [0] * 4), ([5] * 9, [0] * 9))) == 18, "the first is padded to the second"
+    size = Preference(["a", "b", "tie"]).row_size
+    assert size(([5] * 4, [0] * 4)) == batches_of.row_size(([5] * 4, [0] * 4)) == 4
+    assert size(Pair(([5] * 4, [0] * 4), ([5] * 9, [0] * 9))) == 18, "the first is padded to the second"
 
 
 def test_rows_of_one_and_of_two_sequences_do_not_mix():
-    one, two = ([5], [0]), join(([5], [0]), ([6], [0]))
+    one, two = ([5], [0]), Pair(([5], [0]), ([6], [0]))
     with pytest.raises(InputError, match="rows of 1 and of 2 sequences"):
-        collate([one, two], range(2))
+        Preference(["a", "b", "tie"]).collate([one, two], range(2))

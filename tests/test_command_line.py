@@ -14,14 +14,14 @@ from conftest import refused
 
 from minillmclf import __main__, __version__, train
 from minillmclf.compare import __main__ as compare
-from minillmclf.choose.advice import second_thoughts
-from minillmclf.compare.candidates import expand, read_sweep
+from minillmclf.cli.baseline_warning import baseline_warning
+from minillmclf.compare.configurations import expand, read_sweep
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import POOLINGS, build_head, pool
 from minillmclf.cli.parser import run
 from minillmclf.errors import did_you_mean
 from minillmclf.cli.settings import GOES_WITH, METHODS, Settings, read_settings
-from minillmclf.training.rates import default_rate, rate_line
+from minillmclf.training.rates import default_lr, lr_line
 from minillmclf.tuning import METHODS as TUNING
 
 COMMANDS = [
@@ -221,20 +221,20 @@ def test_rates_by_method_and_width(tmp_path, method, width, kind, rate):
     key = {"t5": "d_model"}.get(kind, "hidden_size")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, key: width}))
     s = read_settings({"model": str(tmp_path), "method": method})
-    assert s.lr == rate and f"({method}, width {width})" in rate_line(s)
+    assert s.lr == rate and f"({method}, width {width})" in lr_line(s)
     assert read_settings({"model": str(tmp_path), "method": method, "lr": "auto"}).lr == rate
     asked = read_settings({"model": str(tmp_path), "method": method, "lr": 7e-4})
     assert (
         asked.lr == 7e-4
         and f"0.0007 (as given; {rate:g} is usual for {method} at width {width})"
-        in rate_line(asked)
+        in lr_line(asked)
     )
 
 
 def test_gpt2_and_a_body_within_another_configuration_have_a_width(tmp_path):
     for config in ({"n_embd": 768}, {"model_type": "gemma3", "text_config": {"hidden_size": 640}}):
         (tmp_path / "config.json").write_text(json.dumps(config))
-        assert default_rate(Settings(model=str(tmp_path)))[0] == 3e-5
+        assert default_lr(Settings(model=str(tmp_path)))[0] == 3e-5
 
 
 @pytest.mark.parametrize("name", ["mini-bert", "mini-llama", "mini-t5"])
@@ -363,16 +363,16 @@ def record(own, bag=0.6, majority=0.25, best=3, **settings):
 
 
 def test_a_hopeless_run_says_so_and_what_to_try():
-    assert second_thoughts(record(0.61)) == [] and second_thoughts(record(0.6)) == [], (
+    assert baseline_warning(record(0.61)) == [] and baseline_warning(record(0.6)) == [], (
         "as good as the bag of words is no alarm"
     )
-    (line,) = second_thoughts(record(0.25))
+    (line,) = baseline_warning(record(0.25))
     assert (
         "test accuracy 0.250 is not better than majority class 0.250, bag of words 0.600" in line
         and "0.0009 or 0.0001" in line
     )
     assert "--epochs" not in line and "--method full" not in line, "advice that changes nothing"
-    (line,) = second_thoughts(record(0.5, best=6, method="lora", lr=3e-4, weights="random"))
+    (line,) = baseline_warning(record(0.5, best=6, method="lora", lr=3e-4, weights="random"))
     for advice in (
         "bag of words 0.600: try --weights pretrained; --lr 0.003, the usual one of lora at width "
         "384",
@@ -381,13 +381,13 @@ def test_a_hopeless_run_says_so_and_what_to_try():
     ):
         assert advice in line
     assert "majority" not in line
-    (line,) = second_thoughts(record(0.7, metric="macro_f1"))
+    (line,) = baseline_warning(record(0.7, metric="macro_f1"))
     assert (
         "test macro f1 0.300 is not better than majority class 0.750, bag of words 0.400" in line
     ), "the metric that was asked for decides"
     assert (
-        second_thoughts(record(0.5, metric="log_loss"))
-        and second_thoughts(record(0.7, metric="log_loss")) == []
+        baseline_warning(record(0.5, metric="log_loss"))
+        and baseline_warning(record(0.7, metric="log_loss")) == []
     )
 
 
@@ -443,7 +443,7 @@ def test_a_head_that_pools_by_position_can_be_saved_and_loaded(place, tmp_path):
     model.save(tmp_path / "model")
     again = Classifier.load(tmp_path / "model")
     assert (
-        again.pool == "position"
+        again.head.pooling == "position"
         and (again.predict(["a rose", "soup"]) == model.predict(["a rose", "soup"])).all()
     )
 

@@ -228,12 +228,12 @@ def test_foreign_state_is_not_continued(place, call, tmp_path):
     settings = arguments(place, tmp_path / "run", lr=1e-3)
     (tmp_path / "run").mkdir()
     model = Classifier.from_backbone(place / "bert", LABELS)
-    from minillmclf.training.checkpoint import save_state
+    from minillmclf.training.checkpoint import Store
     from minillmclf.training.optim import build_optimizer
     for parameter in model.parameters():
         parameter.data.zero_()
-    save_state(tmp_path / "run" / "state.safetensors", model, build_optimizer(model, 1.0, 0.0),
-               {"step": 4, "history": [], "best": None, "losses": [1.0] * 4})
+    Store(tmp_path / "run").save(model, build_optimizer(model, 1.0, 0.0),
+                                 {"step": 4, "history": [], "best": None, "losses": [1.0] * 4})
     assert call(train, *settings)[0] == 0
     assert call(train, *arguments(place, tmp_path / "fresh", lr=1e-3))[0] == 0
     assert result(tmp_path / "run") == result(tmp_path / "fresh")
@@ -288,7 +288,7 @@ def test_method_freezes_the_rest(place, call, tmp_path, method, layers):
 def test_pool_mean_is_kept_for_later(place, call, tmp_path):
     trained(place, call, tmp_path / "run", pool="mean")
     model = Classifier.load(tmp_path / "run")
-    assert model.pool == "mean" and "minillmclf_head.weight" in weights(tmp_path / "run")
+    assert model.head.pooling == "mean" and "minillmclf_head.weight" in weights(tmp_path / "run")
     assert not any("pooler" in name for name in weights(tmp_path / "run"))
     assert call(evaluate, "--model", tmp_path / "run")[0] == 0
 

@@ -15,15 +15,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from minillmclf.compare import cells
+from minillmclf.compare import runs
 from minillmclf.pretrain import __main__ as pretrain
 from minillmclf import train
 from minillmclf.cli.parser import Output, StopSignal, limit, one_line, run
 from minillmclf.errors import InputError
 from minillmclf.files import locked
 from minillmclf.cli.settings import Settings
-from minillmclf.text.batch import make_batches, places
-from minillmclf.training.loop import PROGRESS, Rows, plan_epochs
+from minillmclf.text.batch import make_batches, row_size
+from minillmclf.training.checkpoint import PROGRESS
+from minillmclf.training.plan import Plan, Rows
 
 
 @pytest.fixture(scope="module")
@@ -276,8 +277,8 @@ def test_a_comparison_that_is_killed_takes_its_process_along(tmp_path):
     script.write_text("import signal, sys, time, pathlib\n"
                       "def told(number, frame):\n    pathlib.Path(sys.argv[1]).write_text('told'); sys.exit()\n"
                       "signal.signal(signal.SIGTERM, told)\npathlib.Path(sys.argv[1]).write_text('up')\ntime.sleep(60)\n")
-    program = ("import sys; from pathlib import Path; from minillmclf.compare import cells; t = Path(sys.argv[1]); "
-               "cells.process('waits', t / 'note', printed=t / 'out', errors=t / 'err')")
+    program = ("import sys; from pathlib import Path; from minillmclf.compare import runs; t = Path(sys.argv[1]); "
+               "runs.process('waits', t / 'note', printed=t / 'out', errors=t / 'err')")
     parent = subprocess.Popen([sys.executable, "-c", program, tmp_path], cwd=small.ROOT, env=small.environment() | {
         "PYTHONPATH": f"{small.ROOT}{os.pathsep}{tmp_path}"})
     wait_for(lambda: note.exists() and note.read_text() == "up")
@@ -300,20 +301,20 @@ def wait_for(holds, seconds=30):
     ({"epochs": 3, "batch_tokens": 12}, 3, None), ({"epochs": 3, "sampling": "balanced"}, 3, 15)])
 def test_the_plan_is_made_an_epoch_at_a_time(asked, epochs, steps):
     rows, s = Rows([([1] * (row % 5 + 1), None) for row in range(20)], [0, 1] * 10), Settings(batch_size=4, **asked)
-    plan = plan_epochs(rows, s)
+    plan = Plan([row_size(row) for row in rows.encoded], rows.labels, s)
     assert plan.epochs == epochs and plan.steps == (steps or sum(map(len, plan)))
     if s.sampling == "none":
-        lengths = list(map(places, rows.encoded))
+        lengths = list(map(row_size, rows.encoded))
         for number in (0, 2):
             assert plan[number] == make_batches(lengths, 4, seed=f"0:{number}", tokens=s.batch_tokens)
 
 
 def test_a_broken_cell_is_one_line(tmp_path, monkeypatch):
-    from minillmclf.compare.candidates import Candidate
+    from minillmclf.compare.configurations import Configuration
     s = Settings()
     made = {"settings": s.decisive(), "data": {}}
     (tmp_path / "predictions.csv").write_text("")
     for broken in ({}, {"split": "test", "dev": 3}):
         (tmp_path / "cell.json").write_text(json.dumps({"state": "finished", "made_from": made, **broken}))
         with pytest.raises(InputError, match="cell.json: .*save it again"):
-            cells.run_cell(Candidate("majority", s), {}, tmp_path, "all", 0)
+            runs.run_once(runs.Run(Configuration("majority", s), "all", 0, tmp_path), {})

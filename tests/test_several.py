@@ -31,9 +31,10 @@ from minillmclf.text import doctor
 from minillmclf.text.batch import collate
 from minillmclf.text.data import (Example, hold_out, label_set, names_in, natural_order,
                                   read_examples)
-from minillmclf.training.loop import Rows, take_step
-from minillmclf.training.metrics import evaluate, evaluate_sets
-from minillmclf.training.losses import LabelSets, positive_weights
+from minillmclf.training.loop import take_step
+from minillmclf.training.plan import Rows
+from minillmclf.training.metrics import evaluate
+from minillmclf.training.multilabel import BinaryCrossEntropy, evaluate_multilabel, positive_weights
 from minillmclf.training.optim import build_optimizer
 
 LABELS = ["garden", "kitchen", "weather"]
@@ -184,14 +185,14 @@ def test_thresholds_by_hand():
 def test_metrics_by_hand():
     p = np.array([[0.9, 0.2, 0.6], [0.4, 0.7, 0.1], [0.3, 0.1, 0.2]])
     truth = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0]])
-    found = evaluate_sets(p, truth, "abc")
+    found = evaluate_multilabel(p, truth, "abc")
     assert found["exact_match"] == pytest.approx(1 / 3)
     assert found["micro_f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1)) and found["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert found["precision"] == {"a": 1, "b": 1, "c": 0} and found["recall"] == {"a": 0.5, "b": 1, "c": 0}
     own = [0.9, 0.8, 0.4, 0.4, 0.7, 0.9, 0.7, 0.9, 0.8]
     assert found["log_loss"] == pytest.approx(-np.log(own).mean())
-    assert evaluate_sets(p, truth, "abc", [0.35, 0.5, 0.65])["exact_match"] == 1
-    both = several.judge(p, truth, "abc", [0.35, 0.5, 0.65])
+    assert evaluate_multilabel(p, truth, "abc", [0.35, 0.5, 0.65])["exact_match"] == 1
+    both = several.MultiLabel("abc", [0.35, 0.5, 0.65]).evaluate(p, truth)
     assert both["micro_f1"] == 1 and both["at_half"]["micro_f1"] == pytest.approx(2 / 3)
 
 
@@ -200,7 +201,7 @@ def test_two_classes_that_exclude_one_another_are_one_decision():
     rng = np.random.default_rng(1)
     first = rng.random(100)
     p, truth = np.stack([first, 1 - first], 1), rng.integers(0, 2, 100)
-    assert evaluate_sets(p, np.eye(2)[truth], "ab")["micro_f1"] == pytest.approx(evaluate(p, truth, "ab")["accuracy"])
+    assert evaluate_multilabel(p, np.eye(2)[truth], "ab")["micro_f1"] == pytest.approx(evaluate(p, truth, "ab")["accuracy"])
 
 
 # ---------------------------------------------------------------- baselines
@@ -223,16 +224,15 @@ def test_one_regression_for_each_class():
 
 def tiny(folder, **more):
     """A tiny BERT with a head for LABELS, several a text; nothing is drawn, so that gradients can be compared."""
-    model = Classifier.from_backbone(bert_folder(folder, **{"dropout": 0.0, **more}), LABELS)
+    model = Classifier.from_backbone(bert_folder(folder, **{"dropout": 0.0, **more}), LABELS, multi_label=True)
     with torch.no_grad():
         model.head.out.weight.mul_(20)                                       # scores far from 0
-    model.use_thresholds()
     return model
 
 
 def rows_of(model):
     examples = [Example((text,), label, line) for line, (text, label) in enumerate(zip(TEXTS, SETS), 2)]
-    return Rows(model.encode(TEXTS)[0], several.multi_hot(examples, model.labels))
+    return Rows(model.encode(TEXTS)[0], model.task.targets(examples))
 
 
 def test_transformers_has_the_same_scores_and_the_same_loss(tmp_path):
@@ -244,7 +244,7 @@ def test_transformers_has_the_same_scores_and_the_same_loss(tmp_path):
     rows = rows_of(model)
     batch = collate(rows.encoded, range(4), labels=rows.labels)
     assert batch.mask.sum(1).unique().numel() > 2, "rows of one length need no padding"
-    objective = LabelSets()
+    objective = BinaryCrossEntropy()
     with torch.no_grad(), may_refuse():
         found = theirs(batch.ids, batch.mask, token_type_ids=batch.types, labels=batch.labels)
         ours = objective(model, batch) / objective.count(batch.labels)
@@ -272,7 +272,7 @@ def test_a_folder_of_transformers_answers_with_sets(tmp_path):
     for file in made.glob("*okeniz*"):
         (tmp_path / "theirs" / file.name).write_bytes(file.read_bytes())
     model = Classifier.load(tmp_path / "theirs")
-    assert model.several and model.thresholds == [0.5] * 3 and model.labels == LABELS
+    assert model.task.MULTI_LABEL and model.task.thresholds == [0.5] * 3 and model.labels == LABELS
     batch = collate(model.encode(TEXTS)[0], range(4))
     with torch.no_grad(), may_refuse():
         expected = theirs(batch.ids, batch.mask, token_type_ids=batch.types).logits.sigmoid().numpy()
@@ -290,7 +290,7 @@ def test_pieces_of_a_batch_add_up_to_its_gradient(tmp_path, weights):
         model = tiny(tmp_path / str(size)).train()
         rows = rows_of(model)
         step = take_step(model, build_optimizer(model, s.lr, 0.0, 1.0, "adamw"), rows, [0, 1, 2, 3],
-                         Settings(**{**vars(s), "micro_batch_size": size}), LabelSets(weights))
+                         Settings(**{**vars(s), "micro_batch_size": size}), BinaryCrossEntropy(weights))
         found[size] = step, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model = tiny(tmp_path / "whole")
     batch = collate(rows_of(model).encoded, range(4), labels=rows_of(model).labels)
@@ -318,13 +318,13 @@ def test_thresholds_survive_saving(tmp_path):
     model = tiny(tmp_path / "base")
     before = model.predict(TEXTS)
     chosen = [float(np.sort(column)[2]) for column in before.T]              # each class is answered twice
-    model.use_thresholds(chosen)
+    model.task = several.MultiLabel(LABELS, chosen)
     model.save(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert config["problem_type"] == "multi_label_classification" and config["minillmclf"]["thresholds"] == chosen
     again = Classifier.load(tmp_path / "saved")
-    assert again.thresholds == chosen and np.array_equal(again.predict(TEXTS), before)
-    assert again.answers(before) == model.answers(before) != several.named(several.decide(before, [0.5] * 3), LABELS)
+    assert again.task.thresholds == chosen and np.array_equal(again.predict(TEXTS), before)
+    assert again.answers(before) == model.answers(before) != several.MultiLabel(LABELS).answers(before)
     assert sum(answer.split("|").count(LABELS[0]) for answer in again.answers(before)) == 2
 
 
@@ -335,7 +335,7 @@ def test_one_label_a_text_is_saved_as_before(tmp_path):
     assert config["problem_type"] == "single_label_classification" and "thresholds" not in config["minillmclf"]
     again = Classifier.load(tmp_path / "saved")
     p = again.predict(TEXTS)
-    assert not again.several and np.allclose(p.sum(1), 1, atol=1e-6) and again.answers(p) == [LABELS[i] for i in p.argmax(1)]
+    assert not again.task.MULTI_LABEL and np.allclose(p.sum(1), 1, atol=1e-6) and again.answers(p) == [LABELS[i] for i in p.argmax(1)]
 
 
 @pytest.mark.parametrize("change, said", [
@@ -356,15 +356,20 @@ def test_sure_scores_are_no_ones(tmp_path):
     """In float32 the sigmoid of 20 is 1, and its log loss that of a limit, 34.5."""
     model = tiny(tmp_path / "base")
     p = model.probabilities(torch.tensor([[20.0, -20.0, 20.0]]))
-    assert evaluate_sets(p, [[0, 0, 1]], LABELS)["log_loss"] == pytest.approx(20 / 3, rel=1e-6)
+    assert evaluate_multilabel(p, [[0, 0, 1]], LABELS)["log_loss"] == pytest.approx(20 / 3, rel=1e-6)
 
 
 def test_what_does_not_go_with_several_classes(tmp_path):
     model = tiny(tmp_path / "base")
-    refused(lambda: model.calibrate({"bias": [0.0] * 3, "temperature": 2.0}), "calibration", "threshold")
-    other = Classifier.from_backbone(tmp_path / "base", LABELS)
-    other.calibrate({"bias": [0.0] * 3, "temperature": 2.0})
-    refused(other.use_thresholds, "calibration")
+    refused(lambda: model.task.calibrate({"bias": [0.0] * 3, "temperature": 2.0}), "calibration", "threshold")
+    refused(lambda: Classifier.from_backbone(tmp_path / "base", ["a", "b", "tie"], multi_label=True, preference={"kind": "head"}),
+            "several classes a text", "preference")
+    model.save(tmp_path / "saved")
+    path = tmp_path / "saved" / "config.json"
+    config = json.loads(path.read_text())
+    config["minillmclf"]["calibration"] = {"bias": [0.0] * 3, "temperature": 2.0}
+    path.write_text(json.dumps(config))
+    refused(lambda: Classifier.load(tmp_path / "saved"), path, "calibration", "threshold")
 
 
 # ---------------------------------------------------------------- from end to end
@@ -402,13 +407,13 @@ def test_a_run_from_end_to_end(trained):
         assert line in out, f"{line!r} is not in what train prints"
     model = Classifier.load(run)
     texts, truth = ({split: make(getattr(data, split)) for split in ("dev", "test")} for make in (
-        lambda rows: [e.texts for e in rows], lambda rows: several.multi_hot(rows, data.labels)))
+        lambda rows: [e.texts for e in rows], several.MultiLabel(data.labels).targets))
     fitted = several.fit_thresholds(model.predict(texts["dev"]), truth["dev"])
-    assert model.thresholds == pytest.approx(fitted, abs=1e-6), "the thresholds are not those of the dev rows"
-    assert model.thresholds != pytest.approx(several.fit_thresholds(model.predict(texts["test"]), truth["test"]), abs=1e-3)
+    assert model.task.thresholds == pytest.approx(fitted, abs=1e-6), "the thresholds are not those of the dev rows"
+    assert model.task.thresholds != pytest.approx(several.fit_thresholds(model.predict(texts["test"]), truth["test"]), abs=1e-3)
     p, own = model.predict(texts["test"]), record["results"]["mini-bert, full"]
-    assert own["micro_f1"] == evaluate_sets(p, truth["test"], data.labels, model.thresholds)["micro_f1"]
-    assert own["at_half"]["micro_f1"] == evaluate_sets(p, truth["test"], data.labels)["micro_f1"]
+    assert own["micro_f1"] == evaluate_multilabel(p, truth["test"], data.labels, model.task.thresholds)["micro_f1"]
+    assert own["at_half"]["micro_f1"] == evaluate_multilabel(p, truth["test"], data.labels)["micro_f1"]
     with open(run / "predictions.csv", encoding="utf-8", newline="") as file:
         written = list(csv.DictReader(file))
     assert [row["predicted"] for row in written] == model.answers(p) and any("|" in row["predicted"] for row in written)
@@ -447,12 +452,12 @@ def test_an_adapter_keeps_its_thresholds_also_when_merged(tmp_path):
     texts = [text for text, *_ in rows]
     model = Classifier.load(tmp_path / "run")
     kept = json.loads((tmp_path / "run" / "tuned.json").read_text())["thresholds"]
-    assert model.several and model.thresholds == kept
+    assert model.task.MULTI_LABEL and model.task.thresholds == kept
     merge.main(flags(model=tmp_path / "run", out=tmp_path / "merged"))
     plain = Classifier.load(tmp_path / "merged")
-    assert plain.thresholds == kept and np.allclose(plain.predict(texts), model.predict(texts), atol=1e-5)
+    assert plain.task.thresholds == kept and np.allclose(plain.predict(texts), model.predict(texts), atol=1e-5)
     alone = Classifier.load(tmp_path / "run" / "adapter")
-    assert alone.thresholds == kept and np.array_equal(alone.predict(texts), model.predict(texts))
+    assert alone.task.thresholds == kept and np.array_equal(alone.predict(texts), model.predict(texts))
 
 
 # ---------------------------------------------------------------- refusals

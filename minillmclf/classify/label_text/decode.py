@@ -52,10 +52,10 @@ def search(model, ids, mask, tree, beams):
     after, ends = next_and_last(tree)
     ids, mask, context = model.prompt(ids, mask)
     prompt, answer = int(mask.sum(1).max()), max(map(len, tree.paths))
-    if model.room is not None and prompt + answer - 1 > model.room:   # the last token is not read
+    most = model.max_input_tokens
+    if most is not None and prompt + answer - 1 > most:             # the last token is not read
         raise InputError(f"a prompt of {prompt} tokens and an answer of {answer} are more than the "
-                         f"{model.room} positions of this model{model.beside()}: shorten the "
-                         "prompt")
+                         f"{most} positions of this model{model.prefix_note()}: shorten the prompt")
     beam, cache = [[(0.0, -1, row)] for row in range(len(ids))], start(model, len(ids))
     while True:
         rows = CachedRows(mask, cache)

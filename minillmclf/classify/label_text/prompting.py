@@ -12,8 +12,9 @@ import statistics
 import torch
 import torch.nn.functional as F
 
+from ...errors import InputError
 from ...models import load_backbone
-from ...text.batch import collate, make_batches, places, sequences
+from ...text.batch import collate, make_batches, row_size
 from ...text.prompt import Prompt
 from ...text.tokenizers.tokenizer import load_tokenizer
 from ...training.metrics import evaluate
@@ -21,6 +22,8 @@ from ..calibrate import CONTENT_FREE, Calibration, batch, contextual, temperatur
 from ..head import pool
 from ..swap import averaged, swapped_label
 from .decode import constrained, disagreements
+from .options import build_labels, read_readout
+from .readout import text_scores
 from .shots import choose_shots, nearest_shots, shorten_shots
 from .wordings import wordings
 
@@ -29,16 +32,27 @@ ORDERS = 5                 # of the shots, that `variance` tries
 ENCODER_TOKENS = 256       # of a text, at most, for its vector
 
 
+def change_prompt(model, **changes):
+    """Read a classifier's label texts in another way: other words, other shots (options.ASKED)."""
+    if not model.head.described:
+        raise InputError("this classifier has a head, which cannot be asked: build it with "
+                         'readout="labels"')
+    options = {key: value for key, value in model.head.described.items() if key != "readout"}
+    described = read_readout("labels", options | changes, model.labels)
+    head = build_labels(model.backbone, model.tokenizer, model.labels, described)
+    model.head = head.to(next(model.parameters()).device)
+
+
 def set_shots(model, examples):
     """Put Examples before every row, cut to SHARE_OF_SHOTS -> how many were cut."""
-    shots = [(list(e.texts), model.readout["label_texts"][e.label][0]) for e in examples]
+    shots = [(list(e.texts), model.head.described["label_texts"][e.label][0]) for e in examples]
     head, cut = model.head, 0
     if shots:
         prompt, cut = shorten_shots(Prompt(head.prompt.template, head.prompt.instruction, shots),
                                     head.counter(model.tokenizer),
                                     int(SHARE_OF_SHOTS * (model.max_length - head.reserved)))
         shots = [(list(texts), label_text) for texts, label_text in prompt.shots]
-    model.ask(shots=shots)
+    change_prompt(model, shots=shots)
     return cut
 
 
@@ -73,13 +87,13 @@ def with_nearest_shots(model, train, examples, number, folder):
         row, cut = model.row(example.texts)
         encoded.append(row)
         rows_cut += cut
-    model.ask(shots=[])
+    change_prompt(model, shots=[])
     return encoded, rows_cut, shots_cut
 
 
 def content_free(model):
     """The encoded rows of texts without content: "N/A", "", and "[MASK]" where it is no token."""
-    fields = len(model.readout["fields"])
+    fields = len(model.head.described["fields"])
     texts = [text for text in CONTENT_FREE if text != "[MASK]" or text not in model.tokenizer.vocab]
     return [model.head.lay_out(model.tokenizer, (text,) * fields, model.max_length)[0]
             for text in texts]
@@ -122,8 +136,9 @@ def read_all(model, encoded, dev, dev_labels, shared_prompt, batch_size):
     prompts of their own, and averaged.
     """
     found, targets = [], dev_labels
-    for order in range(len(sequences(encoded[0]))):
-        rows, dev_rows = ([sequences(row)[order] for row in part or []] for part in (encoded, dev))
+    for order in range(len(model.task.sequences(encoded[0]))):
+        rows, dev_rows = ([model.task.sequences(row)[order] for row in part or []]
+                          for part in (encoded, dev))
         if order and dev:                                      # in swapped rows a is b, and b is a
             swapped = [swapped_label(model.labels[label]) for label in dev_labels]
             targets = [model.labels.index(label) for label in swapped]
@@ -137,13 +152,13 @@ def read_all(model, encoded, dev, dev_labels, shared_prompt, batch_size):
 def read_order(model, encoded, dev, dev_labels, shared_prompt, batch_size):
     """`read_all` for rows of one sequence each."""
     head, free, ways = model.head, None, {}
-    sums = model.text_scores(encoded, batch_size)
+    sums = text_scores(model, encoded, batch_size)
     plain = head.by_class(sums)
     if shared_prompt:
-        free_sums = model.text_scores(content_free(model), batch_size)
+        free_sums = text_scores(model, content_free(model), batch_size)
         free = head.by_class(free_sums)
         ways = readings(model, sums, free_sums[[CONTENT_FREE.index("")]])
-    dev_scores = head.by_class(model.text_scores(dev, batch_size)) if dev else None
+    dev_scores = head.by_class(text_scores(model, dev, batch_size)) if dev else None
     for name, calibration in calibrations(plain, free, dev_scores, dev_labels).items():
         ways[name] = calibration(plain)
     return {"as it is": plain, **ways}
@@ -155,9 +170,9 @@ def variance(model, data, examples, shots, seed, batch_size=64, say=print):
     Without shots there is one order.
     """
     truth, found = [model.labels.index(e.label) for e in examples], []
-    for number, wording in enumerate(wordings(model.readout["fields"]), 1):
+    for number, wording in enumerate(wordings(model.head.described["fields"]), 1):
         for order in range(ORDERS if shots else 1):
-            model.ask(template=wording, shots=[])
+            change_prompt(model, template=wording, shots=[])
             show_shots(model, data.train, shots, seed, order)
             encoded, _ = model.encode([e.texts for e in examples])
             scores = read_all(model, encoded, None, None, True, batch_size)
@@ -180,11 +195,11 @@ def spread(found, way):
 def decoding_report(model, encoded, examples, beams, batch_size=64, most=5):
     """Where constrained decoding chooses another label text than exact scoring -> lines. Rows that
     hold both orders of two answers are read in the first."""
-    encoded = [sequences(row)[0] for row in encoded]
-    sums = model.text_scores(encoded, batch_size)
+    encoded = [model.task.sequences(row)[0] for row in encoded]
+    sums = text_scores(model, encoded, batch_size)
     choices = torch.empty(len(encoded), dtype=torch.long)
     device = next(model.parameters()).device
-    for rows in make_batches(list(map(places, encoded)), batch_size):
+    for rows in make_batches(list(map(row_size, encoded)), batch_size):
         b = collate(encoded, rows, model.tokenizer.pad_id).to(device)
         choices[rows] = constrained(model.backbone, b.ids, b.mask, model.head.tree, beams)[0].cpu()
     missed, texts = disagreements(choices, sums), model.head.texts

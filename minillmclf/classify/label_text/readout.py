@@ -21,9 +21,9 @@ from torch.nn.utils.rnn import pad_sequence
 from ...errors import InputError
 from ...files import short
 from ...models.cache import prefill
-from ...models.tree import Tree, log_probs, shared, to_the_left
-from ...training.losses import text_to_text_loss
-from ..head import Head
+from ...models.tree import Tree, log_probs, pad_right, shared
+from ...training.completion_loss import text_to_text_loss
+from ..readout import Readout
 
 ENDS, WAYS = ("auto", "none", "eos"), ("sum", "token", "char", "byte")
 SHARE_FROM = 16          # tokens; a shorter common beginning costs more to read apart than it saves
@@ -39,7 +39,7 @@ def ids_after(tokenizer, context, more):
     return both[len(before):]
 
 
-class LabelReadout(Head):
+class LabelReadout(Readout):
     """For decoders: the label follows the prompt.
 
     labels: names in class order; prompt: text.prompt.Prompt; label_texts: {label: [text, ...]}.
@@ -48,7 +48,6 @@ class LabelReadout(Head):
     by the number of tokens, characters or bytes, which favours long labels.
     """
 
-    NAMES = {}                      # no weights of its own
     PLACE = "behind the prompt"     # of the label
     AUTO_END = None                 # what the end "auto" is, where all label texts have the same
     READS_AFTER_LABEL = False
@@ -128,7 +127,7 @@ class LabelReadout(Head):
                              "fields")
         return (ids, [0] * len(ids)), cut
 
-    def read(self, backbone, ids, mask, types=None):
+    def read(self, backbone, ids, mask, types=None, layout=None):
         """Prompts (B, T) -> scores of the classes (B, C): log-probabilities, not normalised."""
         sums = self.text_scores(backbone, ids, mask, types)
         return self.by_class(self.normalized(sums, self.score_by))
@@ -156,7 +155,7 @@ class LabelReadout(Head):
 
     def share(self, backbone, ids, mask):
         """Read once what all rows begin with -> ids and mask of the rest, a cache of it or None."""
-        ids, mask = to_the_left(ids, mask)
+        ids, mask = pad_right(ids, mask)
         tokens = self.shared_tokens
         if tokens is None:                             # then what the rows of this batch share
             tokens = shared(ids, mask) if len(ids) > 1 else 0
@@ -168,9 +167,10 @@ class LabelReadout(Head):
         return ids[:, tokens:], mask[:, tokens:], cache.expand(len(ids))
 
     @contextlib.contextmanager
-    def one_prompt(self, rows):
-        """In this context what all rows (lists of ids) begin with is read once for all batches."""
-        self.shared_tokens = common(rows)
+    def reading(self, model, encoded):
+        """In this context what all encoded rows begin with is read once for all batches."""
+        sequences = [ids for row in encoded for ids, _ in model.task.sequences(row)]
+        self.shared_tokens = common(sequences)
         try:
             yield
         finally:
@@ -191,7 +191,7 @@ class LabelReadout(Head):
         label_ids, real = self.targets(labels)                                      # (B, n)
         ids = torch.cat([ids, label_ids[:, :-1]], 1)               # the last token is never read
         mask = torch.cat([mask, real[:, 1:].to(mask.dtype)], 1)
-        states = backbone(ids, mask, read=label_ids.shape[1])      # (B, n, D), each row's last n
+        states = backbone.states(ids, mask, read=label_ids.shape[1])   # (B, n, D), the last n
         states = states[real.flip(1).bool()]          # (M, D), each one before a label token
         logits = backbone.logits(states).float()                                    # (M, V)
         return F.cross_entropy(logits, label_ids[real.bool()], reduction="sum")
@@ -220,6 +220,13 @@ class SourceReadout(LabelReadout):
     def completion_loss(self, backbone, ids, mask, labels):
         label_ids, real = self.targets(labels)
         return text_to_text_loss(backbone, ids, mask, label_ids, real) * real.sum()
+
+
+def text_scores(model, encoded, batch_size=64):
+    """A classifier's log-probability of each label text -> (N, L). Rows have one sequence each."""
+    def compute(batch):
+        return model(batch, model.head.text_scores)
+    return model.over(encoded, compute, len(model.head.texts), batch_size)
 
 
 def common(rows):
