@@ -33,7 +33,7 @@ ENCODER_TOKENS = 256       # of a text, at most, for its vector
 
 
 def change_prompt(model, **changes):
-    """Read a classifier's label texts in another way: other words, other shots (options.ASKED)."""
+    """Give a classifier of label texts another prompt or other label texts: see OPTIONS."""
     if not model.head.described:
         raise InputError("this classifier has a head, which cannot be asked: build it with "
                          'readout="labels"')
