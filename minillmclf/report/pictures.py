@@ -55,6 +55,14 @@ def matplotlib(part=""):
                          "pip install -e '.[plots]'") from None
 
 
+def available():
+    """Is matplotlib installed?"""
+    try:
+        return bool(matplotlib(".figure"))
+    except InputError:
+        return False
+
+
 @contextmanager
 def style():
     """with style(): ...   The style of all pictures; no warning for letters the font lacks."""
