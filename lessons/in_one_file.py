@@ -31,8 +31,9 @@ CHECKPOINT = ROOT / "checkpoints/mini-bert"
 # --- 1. A text becomes ids -----------------------------------------------------------------------
 # WordPiece cuts a text into words, and each word into pieces that stand in a fixed vocabulary.
 #
-# properly: minillmclf/text/tokenizers/wordpiece.py, which also keeps capitals for the models that want them;
-#           minillmclf/text/tokenizers/tokenizer.py, which also encodes pairs of texts, and decodes ids.
+# properly: minillmclf/text/tokenizers/wordpiece.py, which also keeps capitals for the models that
+#           want them; minillmclf/text/tokenizers/tokenizer.py, which also encodes pairs of texts,
+#           and decodes ids.
 
 # padding, an unknown word, the start of a text, its end, and a hidden word (for pretraining)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

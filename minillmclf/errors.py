@@ -9,6 +9,10 @@ class InputError(ValueError):
     """Something outside the program is wrong: a file, a row, a setting. The message says which and how to mend it."""
 
 
+class Stopped(Exception):
+    """The run was asked to stop and has saved its state; the message says how to go on."""
+
+
 ALIASES = {              # what users of transformers and PEFT would type -> what it is called here
     "learning_rate": "lr", "num_train_epochs": "epochs", "num_epochs": "epochs",
     "model_name_or_path": "model", "pretrained_model": "model", "output_dir": "out",

@@ -215,7 +215,7 @@ def prompted(a):
     if not rows:
         raise InputError(f"{name}: no such rows: choose another --split")
     model, _, _ = build(s, data.labels, data.columns)
-    if a.beams and model.backbone.ANSWERS == "in place":
+    if a.beams and model.backbone.KIND == "encoder":
         raise InputError("--beams: an encoder fills in its masks at once, there is nothing to decode step by step")
     truth = numbers(rows, data.labels, name)
     if a.variance:

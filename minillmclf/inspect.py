@@ -15,7 +15,6 @@ from collections import Counter
 from .cli.parser import Parser, run
 from .errors import InputError
 from .files import find_model
-from .training.memory import METHODS, size, switch_table, training_memory
 from .cli.settings import Settings, add_settings
 
 ROW = 128                   # tokens in the text whose activations are measured for every method
@@ -74,7 +73,7 @@ def fates(model, checkpoint):
     for name, shape in checkpoint.shapes.items():
         if name in report.loaded:
             ours = report.loaded[name]
-            fate = f"-> {ours}" + (", transposed" if table.turned(ours) else "")
+            fate = f"-> {ours}" + (", transposed" if table.is_transposed(ours) else "")
         elif name in report.tied:
             fate = f"equal to {report.tied[name]}, tied"
         else:
@@ -97,14 +96,14 @@ def tensor_lines(found, every_layer):
 def new_head_lines(folder):
     """[which tensors train drops and adds where it puts a new head on the body], by kind."""
     from .classify.classifier import Classifier
-    from .models.weights import generic, tie_of, translate
+    from .models.weights import generic
     from .tuning.quant_files import open_checkpoint
     try:
         checkpoint = open_checkpoint(folder)
         model = Classifier.empty(checkpoint, ["0", "1"], {}, "family", None)
         table = model.table(with_classes=False)
-        path = {name: translate(name, table) for name in checkpoint.files
-                if not tie_of(name, table)}
+        path = {name: table.path(name) for name in checkpoint.files
+                if not table.tied_to(name)}
     except (InputError, KeyError):                             # which train refuses
         return []
     old = {generic(name)[0]: None for name, ours in path.items() if ours is None}
@@ -124,6 +123,7 @@ def parts(model):
 
 def memory_lines(backbone, head):
     """What it takes to load in each precision, and to train by each method."""
+    from .cli.memory import METHODS, size, training_memory
     total = sum(parameter.numel() for part in (backbone, head) for parameter in part.parameters())
     length = min(ROW, backbone.max_tokens or ROW)
     lines = [f"  to load: {size(4 * total)} in fp32, {size(2 * total)} in bf16 or fp16",
@@ -142,6 +142,7 @@ def memory_lines(backbone, head):
 
 def switch_lines(backbone, head, a):
     """What a step takes by one method, and what each switch of the loop saves of it. a: what was asked, with defaults."""
+    from .cli.memory import size, switch_table
     s = Settings(**{key: getattr(a, key) for key in ("method", "batch_size", "max_length") if hasattr(a, key)}).check()
     longest = backbone.max_tokens or s.max_length or LONG
     if s.max_length > longest:

@@ -83,7 +83,7 @@ def diagnose(model, data):
     unknown = {split: unknown_share(model.tokenizer, [e.texts for e in getattr(data, split)])
                for split in lengths}
     remedy = f"raise {setting}"
-    if setting == "max_length" and most >= (model.backbone.room or most + 1):
+    if setting == "max_length" and most >= (model.backbone.max_input_tokens or most + 1):
         ways = [] if model.readout else ["--keep head+tail keeps both ends"]
         if not (model.readout or model.preference or new_words(model)):
             ways.insert(0, "--windows mean reads them whole")
@@ -264,10 +264,10 @@ def settle(folder, record="run.json", clear=clear):
 def owned(folder, **more):
     """with owned(folder): ...   No other process writes there, and what a killed one has left is settled (`settle`)."""
     from .training.parallel import processes as parallel
-    with locked(folder) if parallel.first() else nullcontext():
-        if parallel.first():
+    with locked(folder) if parallel.is_main_process() else nullcontext():
+        if parallel.is_main_process():
             settle(folder, **more)
-        parallel.wait()                                    # until all can see what lies in the folder
+        parallel.barrier()                                    # until all can see what lies in the folder
         yield
 
 
@@ -284,63 +284,90 @@ def write_predictions(path, examples, probabilities, labels, answers=None):
     write_text(path, out.getvalue())
 
 
-def objective_of(s, model, truth):
-    """What training minimises. truth: of the training rows, as Rows has it."""
-    from .training.losses import Classes, Completion, LabelSets, positive_weights
+def objective_of(s, model, targets):
+    """What training minimises. targets: of the training rows, as Rows has them."""
+    from .training.completion_loss import CompletionLoss
+    from .training.losses import CrossEntropy
+    from .training.multilabel import BinaryCrossEntropy, positive_weights
     weigh = s.class_weights == "balanced"
     if model.several:
-        return LabelSets(positive_weights(truth, model.labels) if weigh else None)
+        return BinaryCrossEntropy(positive_weights(targets, model.labels) if weigh else None)
     if s.objective == "completion":
-        return Completion(model.head.answer_lengths())
-    return Classes(balanced(truth, len(model.labels)) if weigh else None, s.label_smoothing, s.focal)
+        return CompletionLoss(model.head.answer_lengths())
+    weights = balanced(targets, len(model.labels)) if weigh else None
+    return CrossEntropy(weights, s.label_smoothing, s.focal)
 
 
 def silent(line):
     """Says nothing, where others print."""
 
 
+def step_and_store(s, model, targets, folder, stop, say):
+    """What the loop is given -> its step and its store: plain, or those of several processes.
+
+    The step checks its first gradients, and says where a number that is not finite arose.
+    """
+    from .training import loop
+    from .training.checkpoint import Store
+    from .training.monitors.gradients import check_first_steps
+    from .training.monitors.nonfinite import locate_divergence
+    from .training.parallel import processes as parallel
+    take_step, store = loop.take_step, Store
+    if parallel.is_distributed():
+        take_step, store = parallel.take_step, parallel.SharedStore
+    step = functools.partial(take_step, objective=objective_of(s, model, targets))
+    return check_first_steps(locate_divergence(step), say), store(folder, stop)
+
+
 def learn(s, model, data, folder, say, on_epoch=None):
-    """The training itself, with its progress bar -> the loop's progress (None if it was stopped), timing.
+    """The training itself, with its progress bar -> the loop's progress (None if it was stopped),
+    timing.
 
     timing: what this process did; a run that goes on counts its own steps only.
     """
     from .classify.swap import with_swapped
     from .files import write_text
+    from .training import loop
+    from .training.features import cached_features
     from .training.parallel import processes as parallel
-    from .training.loop import Rows, fit, plan_epochs
-    from .training.metrics import METRICS, SET_METRICS, evaluate, evaluate_sets
+    from .training.plan import Rows, plan_epochs
     rows = with_swapped(data.train) if s.swap in ("train", "both") else data.train
     train, dev = encode(model, rows, once=True)[0], encode(model, data.dev)[0]
     chosen = random.Random(f"fitted:{s.seed}").sample(range(len(rows)), min(len(rows), FITTED_ROWS))
     sample = Rows([train.encoded[row] for row in chosen], [train.labels[row] for row in chosen])
-    objective = objective_of(s, model, train.labels)
+    cache = nullcontext()
+    if not parallel.is_distributed():
+        cache = cached_features(model, [*train.encoded, *dev.encoded], s)
     started = time.monotonic()
-    with Progress(say is silent, dynamic_ncols=True, leave=False) as bar, StopSignal() as stop:
-        def on_step(step, total, loss):
-            bar(step, total, loss=f"{loss:.3f}")
-
-        def after_epoch(line):
-            bar.clear()
-            measure, names = (evaluate_sets, SET_METRICS) if model.several else (evaluate, METRICS)
-            scores = parallel.scores(model, sample.encoded, s.eval_batch_size)
-            fitted = measure(model.probabilities(scores), sample.labels, model.labels)[s.metric]
-            line[f"train_{s.metric}"] = fitted     # of the same rows each time: the gap is seen
-            say(f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  "
-                f"{s.metric} {fitted:.3f}  dev "
-                + "  ".join(f"{name} {line[name]:.3f}" for name in names))
-            if on_epoch:
-                on_epoch(dict(line))
-
-        def on_finding(line):
+    with Progress(say is silent, dynamic_ncols=True, leave=False) as bar, StopSignal() as stop, cache:
+        def say_above(line):
             bar.clear()
             say(line)
-        progress = fit(model, train, dev, s, folder, stop, objective, on_step, after_epoch, on_finding)
-    if progress is not None and parallel.first():
+
+        def after_epoch(line):
+            logits = model.scores(sample.encoded, s.eval_batch_size)
+            fitted = model.task.evaluate(model.probabilities(logits), sample.labels)
+            line[f"train_{s.metric}"] = fitted[s.metric]       # of the same rows in each epoch
+            say_above(epoch_line(line, s.metric))
+            if on_epoch:
+                on_epoch(dict(line))
+        step, store = step_and_store(s, model, train.labels, folder, stop, say_above)
+        hooks = loop.Hooks(lambda step, total, loss: bar(step, total, loss=f"{loss:.3f}"), after_epoch)
+        progress = loop.fit(model, train, dev, s, store, step, hooks)
+    if progress is not None and parallel.is_main_process():
         write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in progress["history"]))
     seconds = max(time.monotonic() - started, 1e-6)        # a clock may stand still
-    steps = list(islice(chain.from_iterable(plan_epochs(train, s)), bar.first, bar.last))
+    steps = list(islice(chain.from_iterable(plan_epochs(model, train, s)), bar.first, bar.last))
     return progress, {"train_seconds": round(seconds, 1), "seconds_per_step": round(seconds / max(1, len(steps)), 4),
                       "examples_per_second": round(sum(map(len, steps)) / seconds, 1)}
+
+
+def epoch_line(line, metric):
+    """A line of the history in words: the loss, the metric on training rows, the metrics on dev."""
+    dev = "  ".join(f"{name} {value:.3f}" for name, value in line.items()
+                    if isinstance(value, float) and not name.startswith("train_"))
+    return (f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  "
+            f"{metric} {line[f'train_{metric}']:.3f}  dev {dev}")
 
 
 def finish(s, model, data, folder, record, progress, timing):
@@ -359,7 +386,7 @@ def finish(s, model, data, folder, record, progress, timing):
     dev = model.probabilities(scores(encode(model, data.dev)[0].encoded)) if model.several else None
     swap = {"swap": inconsistency(model, [e.texts for e in getattr(data, split)], scores)} if model.preference else {}
     parallel.gather(model)
-    if not parallel.first():
+    if not parallel.is_main_process():
         return record
     name = f"{Path(s.model).name}, {s.method}"
     if model.several:
@@ -424,12 +451,15 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     """
     from .files import write_text
     from .training.parallel import processes as parallel
-    from .training.rates import rate_line
+    from .training.rates import lr_line
     from .training.recompute import recompute_blocks
     place = place_of(s, folder, data, overwrite)
     model, trainable, total = build(s, data.labels, data.columns)
     model.read_as(reading_of(s, data))
-    parallel.spread(model, s.parallel)
+    parallel.replicate(model)
+    if s.parallel == "fsdp":
+        from .training.parallel.fsdp import shard
+        shard(model, s.optimizer)
     if s.checkpointing == "on":
         recompute_blocks(model)
     report = diagnose(model, data)
@@ -443,23 +473,23 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
         from .classify.label_text.doctor import examine
         say("\n" + "\n".join(examine(model.tokenizer, model.head, model.labels).lines()))
     say(f"\n{s.model}: {model.report.line() if s.weights == 'pretrained' else 'random weights'}; "
-        f"{trainable:,} of {total:,} parameters trainable; {rate_line(s)}")
+        f"{trainable:,} of {total:,} parameters trainable; {lr_line(s)}")
     if model.quantise:
         kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.kept_whole})
         say(f"in four bits ({model.quantise}): the body's linear layers; kept whole: {', '.join(kinds)}")
     record = {"settings": asdict(s), "finished": False, "base": base_of(s),
               "data": {**data.source, "rows": report.rows, "labels": data.labels},
               "doctor": report.as_dict(), **cut, "versions": versions(), "parameters": {"trainable": trainable, "total": total}}
-    parallel.wait()                                        # until all have seen what lies in the folder
-    if parallel.first():
+    parallel.barrier()                                        # until all have seen what lies in the folder
+    if parallel.is_main_process():
         if overwrite or not (place / "run.json").exists():     # only now: a run that cannot begin costs no earlier one
             remove(folder / NEW)
             clear(place)
         write_text(place / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    parallel.wait()
+    parallel.barrier()
     progress, timing = learn(s, model, data, place, say, on_epoch)
     record = progress and finish(s, model, data, place, record, progress, timing)
-    if record and parallel.first():
+    if record and parallel.is_main_process():
         settle(folder)
     return record
 
@@ -473,8 +503,8 @@ def whole_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
 
 
 def main(arguments=None):
-    from .training.parallel.launch import together
-    with together():
+    from .cli.launch import distributed
+    with distributed():
         return carry_out(arguments)
 
 

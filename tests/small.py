@@ -182,7 +182,7 @@ def child(job, folder):
     signal_at([(loop, "take_step")], kill.get("interrupt", []), signal.SIGINT)
     moves = signal_at([(os, "replace"), (os, "unlink")], [kill.get("move")], signal.SIGKILL)
     try:
-        run(lambda: importlib.import_module("minillmclf." + job["module"]).main(job["arguments"]))
+        run(lambda: importlib.import_module(module_of(job["module"])).main(job["arguments"]))
     except SystemExit as end:
         code = end.code or 0
     except Exception:

@@ -132,7 +132,7 @@ def by_hand(model, place, ids, mask):
     def bottleneck(module, y):
         return y + F.linear(F.gelu(F.linear(y, module.down.weight, module.down.bias)), module.up.weight, module.up.bias)
     for layer in body.layers:
-        seen = attention(layer.q_proj(x), layer.k_proj(x), layer.v_proj(x), rows, layer.heads, 0.0)
+        seen = attention(*layer.project(x, x), rows)
         if place == "houlsby":
             y = bottleneck(layer.o_proj, F.linear(seen, layer.o_proj.base.weight, layer.o_proj.base.bias))
         else:
@@ -141,7 +141,7 @@ def by_hand(model, place, ids, mask):
         inner = F.gelu(layer.up_proj(x))
         y = F.linear(inner, layer.down_proj.base.weight, layer.down_proj.base.bias)
         x = layer.mlp_norm(x + bottleneck(layer.down_proj, y))
-    return model.head(rows.spread(x), mask)
+    return model.head(rows.pad(x), mask)
 
 
 def difference(place="houlsby"):

@@ -5,10 +5,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from small import bert_folder
+from test_families import CONFIGS
+from test_read_only import TEXTS, build
+
+from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
+from minillmclf.models.layers import Rows
 from minillmclf.text import batch as batches_of
-from minillmclf.text.batch import Batch, collate, join, make_batches, sequences
+from minillmclf.text.batch import Batch, Layout, collate, join, make_batches, sequences
 
 some_lengths = st.lists(st.integers(1, 40), max_size=80)
 sizes = st.integers(1, 9)
@@ -110,6 +117,65 @@ def test_collate_without_labels_and_the_move_to_a_device():
     assert isinstance(moved, Batch) and moved.labels is None and moved.rows == [1, 0]
     assert {t.device.type for t in (moved.ids, moved.mask, moved.types)} == {"meta"}
     assert collate([([5], [0])], [0], labels=[2]).to("meta").labels.device.type == "meta"
+
+
+# ------------------------------------------------------------------------------------------------ the layout
+
+@pytest.mark.parametrize("mask", [[[1, 1, 1], [1, 0, 0]], [[0, 1, 1], [1, 1, 1]], [[1, 1], [1, 1]], [[1, 0, 1], [1, 1, 0]]])
+def test_a_layout_is_what_the_mask_says(mask):
+    layout, mask = Layout.of(torch.tensor(mask), torch.tensor(mask)), torch.tensor(mask)
+    assert layout.mask.dtype == torch.bool and layout.mask.tolist() == mask.bool().tolist()
+    assert layout.lengths.tolist() == [sum(row) for row in mask.tolist()] and layout.longest == max(layout.lengths)
+    assert mask.flatten()[layout.places].tolist() == [1] * int(mask.sum()) and layout.token_types == 2
+    for row, positions in zip(mask.bool(), layout.position_ids):
+        assert positions[row].tolist() == list(range(int(row.sum())))
+    assert layout.full == bool(mask.all())
+    assert layout.right_padded == all(row == sorted(row, reverse=True) for row in mask.tolist())
+    assert Layout.of(mask).token_types is None
+
+
+class Waits(TorchDispatchMode):
+    """What makes a GPU's caller wait: reading a number, or finding out how large a result is."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__
+        by_mask = name.startswith(("index", "_index")) and isinstance(args[1], (list, tuple)) and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        if name in ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select") or by_mask:
+            self.seen.append(name)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("side", ["right", "full"])
+@pytest.mark.parametrize("how", ["family", "mean"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_forward_pass_never_asks_the_device(name, how, side, training, monkeypatch):
+    model = build(name, how=how, dropout=0.1).train(training)
+    texts = [(text * 14)[:14] for text in TEXTS] if side == "full" else TEXTS
+    batch = collate([(text, [0] * len(text)) for text in texts], range(len(texts)))
+    inputs = batch.ids, batch.mask, batch.types
+    with Waits() as waits, monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "tolist", lambda self: waits.seen.append("tolist"))
+        logits = model.head.read(model.backbone, *inputs, batch.layout)
+    assert not waits.seen, f"{name}: a pass asks {len(waits.seen)} times: {set(waits.seen)}"
+    with Waits() as waits:
+        unknown = model.head.read(model.backbone, *inputs)
+    assert waits.seen, "without a layout a pass asks too, or this test sees nothing"
+    assert training or torch.equal(logits, unknown), "the layout changes the numbers"
+
+
+def test_a_classifier_passes_the_layout_on(tmp_path, monkeypatch):
+    model = Classifier.from_backbone(bert_folder(tmp_path), ["a", "b"])
+    batch = collate(model.encode(["the rose and the tree", "soup"])[0], [0, 1])
+    given, init = [], Rows.__init__
+    monkeypatch.setattr(Rows, "__init__", lambda self, mask, layout=None: given.append(layout) or init(self, mask, layout))
+    model(batch)
+    assert given and all(layout is batch.layout for layout in given)
 
 
 @pytest.mark.parametrize("seed", [None, 3])

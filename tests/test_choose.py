@@ -11,7 +11,7 @@ from small import ROOT, bert_folder, command, data_file, environment
 from minillmclf.choose import __main__ as choose
 from minillmclf.choose.advice import advise, command_of, measured_flags, near
 from minillmclf.classify.head import build_head
-from minillmclf.training.memory import training_memory
+from minillmclf.cli.memory import training_memory
 from minillmclf.models import load_backbone
 from minillmclf.cli.settings import Settings, read_settings
 from minillmclf.text.data import load_data
@@ -194,7 +194,7 @@ def test_models_in_checkpoints_are_found_and_a_broken_one_is_said(tmp_path, plac
 
 def test_kinds_are_those_of_the_families():
     names = {"bert_masked_lm": "encoder", "llama_lm": "decoder", "gpt2_lm": "decoder", "t5_lm": "encoder-decoder"}
-    assert {name: choose.KINDS[load_backbone(MODELS / name).ANSWERS] for name in names} == names
+    assert {name: load_backbone(MODELS / name).KIND for name in names} == names
 
 
 def test_a_percentile_is_the_nearest_rank():

@@ -21,7 +21,7 @@ from minillmclf.classify.head import POOLINGS, build_head, pool
 from minillmclf.cli.parser import run
 from minillmclf.errors import did_you_mean
 from minillmclf.cli.settings import GOES_WITH, METHODS, Settings, read_settings
-from minillmclf.training.rates import default_rate, rate_line
+from minillmclf.training.rates import default_lr, lr_line
 from minillmclf.tuning import METHODS as TUNING
 
 COMMANDS = [
@@ -221,20 +221,20 @@ def test_rates_by_method_and_width(tmp_path, method, width, kind, rate):
     key = {"t5": "d_model"}.get(kind, "hidden_size")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, key: width}))
     s = read_settings({"model": str(tmp_path), "method": method})
-    assert s.lr == rate and f"({method}, width {width})" in rate_line(s)
+    assert s.lr == rate and f"({method}, width {width})" in lr_line(s)
     assert read_settings({"model": str(tmp_path), "method": method, "lr": "auto"}).lr == rate
     asked = read_settings({"model": str(tmp_path), "method": method, "lr": 7e-4})
     assert (
         asked.lr == 7e-4
         and f"0.0007 (as given; {rate:g} is usual for {method} at width {width})"
-        in rate_line(asked)
+        in lr_line(asked)
     )
 
 
 def test_gpt2_and_a_body_within_another_configuration_have_a_width(tmp_path):
     for config in ({"n_embd": 768}, {"model_type": "gemma3", "text_config": {"hidden_size": 640}}):
         (tmp_path / "config.json").write_text(json.dumps(config))
-        assert default_rate(Settings(model=str(tmp_path)))[0] == 3e-5
+        assert default_lr(Settings(model=str(tmp_path)))[0] == 3e-5
 
 
 @pytest.mark.parametrize("name", ["mini-bert", "mini-llama", "mini-t5"])

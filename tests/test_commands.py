@@ -228,12 +228,12 @@ def test_foreign_state_is_not_continued(place, call, tmp_path):
     settings = arguments(place, tmp_path / "run", lr=1e-3)
     (tmp_path / "run").mkdir()
     model = Classifier.from_backbone(place / "bert", LABELS)
-    from minillmclf.training.checkpoint import save_state
+    from minillmclf.training.checkpoint import Store
     from minillmclf.training.optim import build_optimizer
     for parameter in model.parameters():
         parameter.data.zero_()
-    save_state(tmp_path / "run" / "state.safetensors", model, build_optimizer(model, 1.0, 0.0),
-               {"step": 4, "history": [], "best": None, "losses": [1.0] * 4})
+    Store(tmp_path / "run").save(model, build_optimizer(model, 1.0, 0.0),
+                                 {"step": 4, "history": [], "best": None, "losses": [1.0] * 4})
     assert call(train, *settings)[0] == 0
     assert call(train, *arguments(place, tmp_path / "fresh", lr=1e-3))[0] == 0
     assert result(tmp_path / "run") == result(tmp_path / "fresh")

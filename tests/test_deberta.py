@@ -25,14 +25,14 @@ from test_models import split
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import DebertaHead, build_head
 from minillmclf.errors import InputError
-from minillmclf.models import (build_backbone, deberta, export, fill, fresh_weights, load_backbone,
+from minillmclf.models import (backbone, build_backbone, deberta, export, fill, fresh_weights, load_backbone,
                                save_backbone)
-from minillmclf.models.deberta import (Deberta, DebertaLayer, disentangled_attention,
-                                       disentangled_attention_by_hand, log_bucket, table_row)
+from minillmclf.models.deberta import (Deberta, DebertaLayer, disentangled_attention, log_bucket,
+                                       table_row)
 from minillmclf.models.layers import Rows
 from minillmclf.models.weights import Checkpoint
 from minillmclf.text.tokenizers.tokenizer import WordPiece
-from minillmclf.training.losses import masked_lm_loss
+from minillmclf.pretrain.losses import masked_lm_loss
 
 CLASSIFIER, MASKED_LM = STORED = ("deberta_classifier", "deberta_masked_lm")
 FP32 = fp32(width=48, depth=5)    # embeddings, three blocks, head
@@ -160,35 +160,37 @@ def test_random_models_are_those_of_transformers(transformers, drawn, lengths, c
 # ------------------------------------------------------------------------------------------------ would it be noticed?
 
 def scaled_by_the_content_alone(patch):
-    def wrong(q, k, v, position_k, position_q, *rest):
-        return disentangled_attention(q * math.sqrt(3), k, v, position_k, position_q * math.sqrt(3), *rest)
+    def wrong(q, k, v, positions, *rest):
+        positions = positions[0], positions[1] * math.sqrt(3)
+        return disentangled_attention(q * math.sqrt(3), k, v, positions, *rest)
     patch.setattr(deberta, "disentangled_attention", wrong)
 
 
 def without_p2c(patch):
     patch.setattr(deberta, "disentangled_attention",
-                  lambda q, k, v, position_k, position_q, *rest: disentangled_attention(
-                      q * math.sqrt(2 / 3), k, v, position_k, None, *rest))
+                  lambda q, k, v, positions, *rest: disentangled_attention(
+                      q * math.sqrt(2 / 3), k, v, (positions[0], None), *rest))
 
 
 def without_c2p(patch):
     patch.setattr(deberta, "disentangled_attention",
-                  lambda q, k, v, position_k, position_q, *rest: disentangled_attention(
-                      q, k * math.sqrt(2 / 3), v, None, position_q, *rest))
+                  lambda q, k, v, positions, *rest: disentangled_attention(
+                      q, k * math.sqrt(2 / 3), v, (None, positions[1]), *rest))
 
 
 def p2c_mirrored(patch):
     patch.setattr(deberta, "disentangled_attention",
-                  lambda q, k, v, position_k, position_q, *rest: disentangled_attention(
-                      q, k, v, position_k, position_q.flip(0), *rest))
+                  lambda q, k, v, positions, *rest: disentangled_attention(
+                      q, k, v, (positions[0], positions[1].flip(0)), *rest))
 
 
 def key_minus_query(patch):
-    patch.setattr(Rows, "behind", lambda self, behind=Rows.behind: behind(self).mT)
+    patch.setattr(Rows, "distance", lambda self, distance=Rows.distance: distance(self).mT)
 
 
 def keys_of_offsets_by_the_queries_matrix(patch):
-    patch.setattr(DebertaLayer, "project", lambda self, table, project=DebertaLayer.project: project(self, table)[::-1])
+    patch.setattr(DebertaLayer, "project_offsets",
+                  lambda self, table, project=DebertaLayer.project_offsets: project(self, table)[::-1])
 
 
 def no_log_buckets(patch):
@@ -211,7 +213,7 @@ def padding_counts_as_distance(patch):
     def wrong(self):
         places = torch.arange(self.mask.shape[1])
         return (2 * (places[:, None] - places)).clamp(1 - self.lengths.max(), self.lengths.max() - 1).unsqueeze(0)
-    patch.setattr(Rows, "behind", wrong)
+    patch.setattr(Rows, "distance", wrong)
 
 
 def table_not_normalised(patch):
@@ -248,15 +250,12 @@ def types_ignored(patch):
 
 
 def other_eps(patch):
-    patch.setattr(deberta, "read_config",
-                  lambda *given, read=deberta.read_config: read(*given) | {"layer_norm_eps": 1e-7})
+    patch.setattr(backbone, "read_config",
+                  lambda *given, read=backbone.read_config: read(*given) | {"layer_norm_eps": 1e-7})
 
 
 def mask_ignored(patch):
-    def wrong(*given):
-        given[6].key_mask = None
-        return disentangled_attention(*given)
-    patch.setattr(deberta, "disentangled_attention", wrong)
+    patch.setattr(Rows, "padding_mask", None)
 
 
 def tanh_pooler(patch):
@@ -292,6 +291,31 @@ def test_known_wrong_variants_fail_at_their_layer(wrong, name, step, stored, mon
 
 # ------------------------------------------------------------------------------------------------ attention and offsets
 
+def disentangled_attention_by_hand(q, k, v, table_k, table_q, rows, heads, buckets, most):
+    """What `disentangled_attention` computes, pair by pair of places (no dropout).
+
+    table_k, table_q: (2 * span, H*d), keys and queries of the whole table, or None.
+    """
+    q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q, k, v))                          # (N, H, d)
+    tables = [None if x is None else x.unflatten(-1, (heads, -1)) for x in (table_k, table_q)]    # (2 * span, H, d)
+    seen, begin = [], 0
+    for length in rows.lengths.tolist():
+        row, begin = range(begin, begin + length), begin + length                        # the places of a text's tokens
+        for i in row:
+            scores = []
+            for j in row:
+                P = int(table_row(torch.tensor(i - j), buckets, most))
+                pairs = [(q[i], k[j])]                                                   # (H, d) each
+                pairs += [(q[i], tables[0][P])] if table_k is not None else []
+                pairs += [(tables[1][P], k[j])] if table_q is not None else []
+                scale = 1 / math.sqrt(q.shape[-1] * len(pairs))
+                scores.append(sum((a * scale * b).sum(-1) for a, b in pairs))            # (H,)
+            scores = torch.stack(scores).to(torch.promote_types(q.dtype, torch.float32))  # (T, H)
+            weights = scores.softmax(0).to(v.dtype)
+            seen.append((weights.unsqueeze(-1) * v[row.start:row.stop]).sum(0).flatten())     # (H*d,)
+    return torch.stack(seen)                                                             # (N, H*d)
+
+
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), side=st.sampled_from(["left", "right"]),
        heads=st.sampled_from([1, 2, 4]), buckets=st.sampled_from([0, 2, 4, 5]), most=st.sampled_from([4, 6, 20]),
        terms=st.sampled_from(["", "c2p", "p2c", "c2p|p2c"]), seed=st.integers(0, 2**31))
@@ -303,8 +327,9 @@ def test_the_fast_attention_is_that_by_hand(lengths, side, heads, buckets, most,
     tables = torch.randn(2, 2 * (buckets or most), 8, generator=draw, dtype=torch.float64) * 3
     table_k, table_q = (table if term in terms else None for term, table in zip(("c2p", "p2c"), tables))
     slow = disentangled_attention_by_hand(q, k, v, table_k, table_q, rows, heads, buckets, most)
-    all_rows = table_row(rows.behind(), buckets, most)               # the whole table is projected, every row of it
-    fast = disentangled_attention(q, k, v, table_k, table_q, all_rows, rows, heads, 0.0)
+    all_rows = table_row(rows.distance(), buckets, most)               # the whole table is projected, every row of it
+    q, k, v, table_k, table_q = (x if x is None else x.unflatten(1, (heads, -1)) for x in (q, k, v, table_k, table_q))
+    fast = disentangled_attention(q, k, v, (table_k, table_q), all_rows, rows, 0.0)
     assert (fast - slow).abs().max() <= 1e-12, "the fast attention is not the one that the explicit steps define"
 
 
@@ -315,7 +340,7 @@ def test_only_the_offsets_in_use_are_projected_and_they_are_the_right_ones(bucke
         rows = Rows(batch_of([[1] * length for length in lengths], side, 0)[1])
         table, column = model.offsets(rows)
         assert len(table) <= min(2 * max(lengths) - 1, 2 * (buckets or most)), "more is projected than is used"
-        whole = model.rel_norm(model.rel_embeddings.weight)[table_row(rows.behind(), buckets, most)]
+        whole = model.rel_norm(model.rel_embeddings.weight)[table_row(rows.distance(), buckets, most)]
         assert (table[column] - whole).abs().max() <= 1e-6, f"a pair has the vector of another offset: {lengths}"
 
 
@@ -350,8 +375,9 @@ def test_log_buckets_are_those_of_transformers(transformers):
 def test_fp16_sums_that_would_overflow_stay_finite():
     rows, big = Rows(torch.tensor([[1, 1, 1], [1, 0, 0]])), torch.full((4, 64), 40.0, dtype=torch.float16)
     assert (big @ big.T).isinf().all(), "this test cannot tell where the scale is applied"
-    column = table_row(rows.behind(), 0, 2)
-    found = disentangled_attention(big, big, big, big, big, column, rows, 1, 0.0)
+    column = table_row(rows.distance(), 0, 2)
+    one = big.unsqueeze(1)
+    found = disentangled_attention(one, one, one, (one, one), column, rows, 0.0)
     assert (found == 40).all(), "a score is infinite before it is scaled: NaN in fp16"
     assert (disentangled_attention_by_hand(big, big, big, big, big, rows, 1, 0, 2) == 40).all()
 

@@ -13,6 +13,7 @@ import torch
 from conftest import batch_of
 from live import imported, loaded, may_refuse
 from test_generate import CLASSES, CONFIGS, PROMPTS, build
+from test_tree import log_probs_one_by_one
 
 from minillmclf.classify.label_text import decode
 from minillmclf.classify.label_text.decode import constrained, disagreements
@@ -20,7 +21,7 @@ from minillmclf.errors import InputError
 from minillmclf.models import save_backbone
 from minillmclf.models.backbone import Decoder
 from minillmclf.models.cache import Cache
-from minillmclf.models.tree import Tree, log_probs, log_probs_one_by_one
+from minillmclf.models.tree import Tree, log_probs
 from minillmclf.tuning.prefix import attach_prefix
 
 END = 1
@@ -202,9 +203,9 @@ class Bigram(Decoder):
         self.table = chances.log()
 
     def hidden(self, ids, rows, context=None):
-        rest = rows.pack(ids)[:, None, None, None].float()
-        rows.recall(*[rows.spread(rest[:, 0, 0]).unsqueeze(1)] * 2)    # one head of width 1, for the cache to have rows
-        return self.table[rows.pack(ids)]
+        one = rows.unpad(ids)[:, None, None].float()                   # one head of width 1, for the cache to have rows
+        rows.keys_values(one, one)
+        return self.table[rows.unpad(ids)]
 
     def vocabulary(self):
         return self.table
@@ -271,7 +272,7 @@ def cache_rows_not_reordered(patch):
 def source_rows_not_reordered(patch):
     pick = decode.pick
     patch.setattr(decode, "pick", lambda context, live: context if context is None else
-                  pick(context, [n % len(context[0][0][0]) for n in range(len(live))]))
+                  pick(context, [n % len(next(iter(context[0].values()))[0]) for n in range(len(live))]))
 
 
 @wrong

@@ -29,11 +29,11 @@ from minillmclf.models import (build_backbone, fresh_weights, gemma, gpt2, layer
 from minillmclf.models.gemma import Gemma, Gemma2, Gemma2Layer, Gemma3, Gemma3Layer, GemmaNorm
 from minillmclf.models.config import REQUIRED
 from minillmclf.models.gpt2 import GPT2
-from minillmclf.models.layers import (RMSNorm, Rows, causal_attention, causal_attention_by_hand,
-                                      merge_heads)
+from minillmclf.models.layers import RMSNorm, Rows, attention_by_hand, causal_attention
 from minillmclf.models.llama import Llama, LlamaLayer, Mistral
-from minillmclf.models.weights import Checkpoint, export, fill, translate, write_checkpoint
-from minillmclf.training.losses import causal_lm_loss
+from minillmclf.models.tensor_files import write_checkpoint
+from minillmclf.models.weights import Checkpoint, export, fill
+from minillmclf.pretrain.losses import causal_lm_loss
 
 CLASSIFIERS = ("gpt2_classifier", "gemma_classifier")
 STORED = ("gpt2_lm", "llama_lm", "mistral_lm", "gemma2_lm", "gemma3_lm", *CLASSIFIERS)
@@ -74,7 +74,7 @@ def compute(folder, batch, dtype=torch.float32):
         logits = model.head(steps["hidden"], mask)
         loss = F.cross_entropy(logits, batch["labels"])
     loss.backward()
-    gradients = {path: parameter.grad.T if table.turned(path) else parameter.grad
+    gradients = {path: parameter.grad.T if table.is_transposed(path) else parameter.grad
                  for path, parameter in model.named_parameters()}
     return steps | {"logits": logits.detach(), "loss": loss.detach()}, gradients, table
 
@@ -84,7 +84,7 @@ def compare(found, expected, tolerance):
     in parts of a step's largest number."""
     ours, gradients, table = found
     steps = ["embeddings", *sorted(name for name in expected if name.startswith("layer ")), "norm", "logits", "loss"]
-    wanted = {translate(name.removeprefix("gradient of "), table): gradient
+    wanted = {table.path(name.removeprefix("gradient of ")): gradient
               for name, gradient in expected.items() if name.startswith("gradient of ")}
     assert len(wanted) > 10, "gradients of every kind are compared"
     return (first_difference(ours, {name: expected[name] for name in steps}, tolerance, relative=True)
@@ -359,8 +359,8 @@ def square_matrices_not_transposed(patch):
 def positions_one_late(patch):
     rows = Rows.__init__
 
-    def wrong(self, mask):
-        rows(self, mask)
+    def wrong(self, mask, layout=None):
+        rows(self, mask, layout)
         self.positions = self.positions + 1
     patch.setattr(Rows, "__init__", wrong)
 
@@ -387,7 +387,6 @@ def neighbours_rotated(patch):
         even, odd = x[..., ::2], x[..., 1::2]
         return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2)
     patch.setattr(llama, "rotate", wrong)
-    patch.setattr(gemma, "rotate", wrong)
 
 
 def rotated_backwards_for_keys(patch):
@@ -406,14 +405,14 @@ def all_speeds_slowed_alike(patch):
 
 def key_heads_interleaved(patch):
     def dealt(q, k, v):
-        return q, *(x.repeat(1, q.shape[1] // x.shape[1], 1) for x in (k, v))
+        return q, *(x.repeat(1, q.shape[1] // x.shape[1], *[1] * (x.dim() - 2)) for x in (k, v))
     capped = gemma.capped_attention
     patch.setattr(llama, "causal_attention", lambda q, k, v, *more: causal_attention(*dealt(q, k, v), *more))
     patch.setattr(gemma, "capped_attention", lambda q, k, v, *more: capped(*dealt(q, k, v), *more))
 
 
 def gate_and_up_exchanged(patch):
-    patch.setattr(LlamaLayer, "mlp", lambda self, x: self.down_proj(self.gate_proj(x) * self.activation(self.up_proj(x))))
+    patch.setattr(LlamaLayer, "gated_mlp", lambda self, x: self.down_proj(self.gate_proj(x) * self.activation(self.up_proj(x))))
 
 
 def own_head_ignored(patch):
@@ -452,11 +451,10 @@ def scores_not_capped(patch):
 
 
 def capped_after_the_mask(patch):
-    def wrong(q, k, v, rows, window, dropout, scale, cap):
-        q, k, v = (rows.spread(x).transpose(1, 2) for x in (q, k, v))
+    def wrong(q, k, v, seen, scale, cap, dropout):
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-        scores = (q @ k.transpose(-2, -1) * scale).masked_fill(~rows.causal(window), -math.inf)
-        return merge_heads(gemma.soft_cap(scores, cap).softmax(-1) @ v, rows)
+        scores = (q @ k.transpose(-2, -1) * scale).masked_fill(~seen, -math.inf)
+        return gemma.soft_cap(scores, cap).softmax(-1) @ v
     patch.setattr(gemma, "capped_attention", wrong)
 
 
@@ -470,19 +468,20 @@ def pattern_shifted(patch):
 
 def norms_before_and_after_exchanged(patch):
     def wrong(self, x, rows, turn):
-        x = x + self.attention_norm(self.attend(self.attention_post_norm(x), rows, turn))
-        return x + self.mlp_norm(self.mlp(self.mlp_post_norm(x)))
+        x = x + self.attention_norm(self.attention(self.attention_post_norm(x), rows, turn))
+        return x + self.mlp_norm(self.gated_mlp(self.mlp_post_norm(x)))
     patch.setattr(Gemma2Layer, "forward", wrong)
 
 
 def post_norms_missing(patch):
-    patch.setattr(Gemma2Layer, "forward", LlamaLayer.forward)
+    patch.setattr(Gemma2Layer, "attend", LlamaLayer.attend)
+    patch.setattr(Gemma2Layer, "mlp", LlamaLayer.mlp)
 
 
 def post_norm_after_the_sum(patch):
     def wrong(self, x, rows, turn):
-        x = self.attention_post_norm(x + self.attend(self.attention_norm(x), rows, turn))
-        return self.mlp_post_norm(x + self.mlp(self.mlp_norm(x)))
+        x = self.attention_post_norm(x + self.attention(self.attention_norm(x), rows, turn))
+        return self.mlp_post_norm(x + self.gated_mlp(self.mlp_norm(x)))
     patch.setattr(Gemma2Layer, "forward", wrong)
 
 
@@ -500,13 +499,13 @@ def linear_scaling_ignored(patch):
 
 
 def queries_and_keys_not_normalised(patch):
-    patch.setattr(Gemma3Layer, "heads", LlamaLayer.heads)
+    patch.setattr(Gemma3Layer, "project", LlamaLayer.project)
 
 
 def normalised_after_the_rotation(patch):
     def wrong(self, x, rows, turn):
-        q, k, v = LlamaLayer.heads(self, x, rows, turn)
-        return self.q_norm(q), self.k_norm(k), v
+        q, k, v = LlamaLayer.project(self, x, x)
+        return self.q_norm(llama.rotate(q, *turn)), self.k_norm(llama.rotate(k, *turn)), v
     patch.setattr(Gemma3Layer, "heads", wrong)
 
 
@@ -617,12 +616,13 @@ def random_rows(lengths, side, heads, groups, width, seed):
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_attention_is_attention_by_hand(lengths, side, heads, groups, width, scale, window, seed):
     rows, q, k, v = random_rows(lengths, side, heads, groups, width, seed)
-    fast, slow = (function(q, k, v, rows, window, scale=scale) for function in (causal_attention, causal_attention_by_hand))
+    fast = causal_attention(q, k, v, rows, window, scale=scale)
+    slow = attention_by_hand(q, k, v, rows, rows.causal(window), scale)
     assert (fast - slow).abs().max() <= 1e-12, "the fast attention is not the one that the explicit steps define"
     scale = width ** -0.5 if scale is None else scale
     for cap, apart in ((None, 1e-12), (1e6, 1e-6)):
-        capped = gemma.capped_attention(q, k, v, rows, window, 0.0, scale, cap)
-        assert (capped - slow).abs().max() <= apart, f"attention with the cap {cap} is not attention"
+        capped = gemma.capped_attention(rows.pad_heads(q), *rows.keys_values(k, v), rows.causal(window), scale, cap, 0.0)
+        assert (rows.merge_heads(capped) - slow).abs().max() <= apart, f"attention with the cap {cap} is not attention"
 
 
 @pytest.mark.parametrize("mask, plain", [
@@ -632,9 +632,10 @@ def test_attention_is_attention_by_hand(lengths, side, heads, groups, width, sca
 def test_attention_without_a_mask_is_attention_with_one(mask, plain, window):
     """Full, padded on the right, on the left, with a hole: without a mask only where it would be a triangle."""
     rows = Rows(torch.tensor(mask))
-    assert rows.plain(window) == (plain and window >= 4), "a window that is shorter than the texts needs a mask"
+    assert rows.is_triangle(window) == (plain and window >= 4), "a window that is shorter than the texts needs a mask"
     q, k, v = torch.randn(3, int(rows.mask.sum()), 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    apart = (causal_attention(q, k, v, rows, window) - causal_attention_by_hand(q, k, v, rows, window)).abs().max()
+    slow = attention_by_hand(q, k, v, rows, rows.causal(window))
+    apart = (causal_attention(q, k, v, rows, window) - slow).abs().max()
     assert apart < 1e-12, f"{apart:.2g} apart"
 
 

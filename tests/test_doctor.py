@@ -12,10 +12,11 @@ from minillmclf.errors import InputError
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import collate
 from minillmclf.training.monitors import gradients as doctor
-from minillmclf.training.checkpoint import seed_step
-from minillmclf.training.monitors.gradients import Checkup, examine_gradients
-from minillmclf.training.loop import Rows, fit, take_step
-from minillmclf.training.monitors.nonfinite import first_nonfinite
+from minillmclf.training.checkpoint import Store, seed_step
+from minillmclf.training.monitors.gradients import FirstSteps, check_first_steps, examine_gradients
+from minillmclf.training.loop import fit, take_step
+from minillmclf.training.plan import Rows
+from minillmclf.training.monitors.nonfinite import first_nonfinite, locate_divergence
 from minillmclf.training.optim import build_optimizer
 
 LABELS = sorted(TOPICS)
@@ -49,7 +50,7 @@ def backward(model):
 
 def train(model, optimizer, count=4):
     """What the doctor says after each of `count` steps."""
-    checkup, rows, said = Checkup(model, optimizer), some_rows(model), []
+    checkup, rows, said = FirstSteps(model, optimizer), some_rows(model), []
     for step in range(count):
         seed_step(0, step)
         take_step(model, optimizer, rows, list(range(8)), Settings(), None)
@@ -116,7 +117,7 @@ def test_an_optimizer_of_other_tensors_is_refused(folder):
     optimizer = build_optimizer(model, 1e-3, 0.0)
     model.head.out.weight = nn.Parameter(model.head.out.weight.detach().clone())
     with pytest.raises(InputError, match="does not hold these trainable tensors .head.out.weight."):
-        Checkup(model, optimizer)
+        FirstSteps(model, optimizer)
 
 
 def test_a_frozen_tensor_that_changes_is_an_error(folder):
@@ -142,7 +143,7 @@ def test_weights_that_stay_as_they_are_are_told(folder):
 
 def test_it_costs_nothing_later(folder, monkeypatch):
     model = classifier(folder)
-    checkup = Checkup(model, build_optimizer(model, 1e-3, 0.0))
+    checkup = FirstSteps(model, build_optimizer(model, 1e-3, 0.0))
     checkup.steps = 3
     monkeypatch.setattr(doctor, "examine_gradients", None)
     monkeypatch.setattr(doctor, "checksum", None)
@@ -151,7 +152,8 @@ def test_it_costs_nothing_later(folder, monkeypatch):
 
 def test_the_loop_says_what_the_doctor_says(folder, tmp_path):
     model, said = classifier(folder), []
-    fit(model, some_rows(model), some_rows(model), Settings(epochs=2, batch_size=4), tmp_path, on_finding=said.append)
+    fit(model, some_rows(model), some_rows(model), Settings(epochs=2, batch_size=4), Store(tmp_path),
+        check_first_steps(take_step, said.append))
     assert len(said) == 1 and said[0].startswith("gradients: ")
 
 
@@ -197,7 +199,7 @@ def test_divergence_names_the_module(folder):
     with torch.no_grad():
         model.backbone.layers[0].o_proj.weight[0, 0] = math.nan
     with pytest.raises(InputError, match="diverged; lower --lr .*the output of backbone.layers.0.o_proj .*its weight") as told:
-        take_step(model, build_optimizer(model, 1e-3, 0.0), some_rows(model), list(range(8)), Settings(), None)
+        locate_divergence(take_step)(model, build_optimizer(model, 1e-3, 0.0), some_rows(model), list(range(8)), Settings(), None)
     assert "\n" not in str(told.value) and model.training
 
 
@@ -205,7 +207,7 @@ def test_gradients_that_overflow_behind_a_finite_forward_pass(folder):
     model = classifier(folder)
     model.head.out.weight.register_hook(lambda grad: grad * math.inf)
     with pytest.raises(InputError, match="the forward pass is finite: it arose in the loss"):
-        take_step(model, build_optimizer(model, 1e-3, 0.0), some_rows(model), list(range(8)), Settings(), None)
+        locate_divergence(take_step)(model, build_optimizer(model, 1e-3, 0.0), some_rows(model), list(range(8)), Settings(), None)
 
 
 @pytest.mark.parametrize("name", ["backbone.layers.1.mlp_norm.weight", "backbone.layers.0.up_proj.weight", "head.out.bias"])

@@ -12,8 +12,10 @@ from minillmclf.models import fresh_weights, model_class, save_backbone
 from minillmclf.cli.settings import Settings
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training import features
-from minillmclf.training.features import drops, keys_of, remembered, unchanging
-from minillmclf.training.loop import Rows, fit
+from minillmclf.training.checkpoint import Store
+from minillmclf.training.features import cached_features, can_cache, has_dropout, keys_of
+from minillmclf.training.loop import fit
+from minillmclf.training.plan import Rows
 from minillmclf.tuning import tune
 
 LABELS = sorted(TOPICS)
@@ -67,7 +69,9 @@ def run(model, folder, stop=None, **settings):
     block = model.backbone.get_submodule(model.backbone.BLOCKS)[0]
     hook = block.register_forward_pre_hook(lambda m, given: tokens.append(len(given[0])))
     s = Settings(**{"epochs": 3, "batch_size": 7, "lr": 2e-3, "eval_batch_size": 5, **settings})
-    progress = fit(model, some_rows(model, 18), some_rows(model, 8, seed=1), s, folder, stop)
+    train, dev = some_rows(model, 18), some_rows(model, 8, seed=1)
+    with cached_features(model, [*train.encoded, *dev.encoded], s):
+        progress = fit(model, train, dev, s, Store(folder, stop))
     hook.remove()
     assert "states" not in vars(model.backbone), "the body is not as it was"
     weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -79,7 +83,7 @@ def test_a_run_is_the_same_and_reads_each_text_once(name, tmp_path, monkeypatch)
     save_backbone(body(name), tmp_path / "body")
     WordPiece.from_vocab(PIECES).save(tmp_path / "body")
     history, weights, read = run(classifier(tmp_path / "body"), tmp_path / "remembered")
-    monkeypatch.setattr(features, "MOST", 0)
+    monkeypatch.setattr(features, "MAX_BYTES", 0)
     expected, plain, often = run(classifier(tmp_path / "body"), tmp_path / "plain")
     model = classifier(tmp_path / "body")
     once = sum(len(row[0]) for seed, count in ((0, 18), (1, 8)) for row in some_rows(model, count, seed).encoded)
@@ -101,13 +105,13 @@ def test_a_run_goes_on_bit_for_bit(folder, tmp_path):
     assert first_difference(weights, whole, 0.0) is None, "an interrupted run ends elsewhere"
 
 
-def test_dropout_keeps_a_body_from_being_remembered(tmp_path):
+def test_dropout_keeps_a_body_from_being_cached_features(tmp_path):
     for name, (kind, _) in CONFIGS.items():
-        assert not drops(body(name)), f"{name}: there is no dropout"
+        assert not has_dropout(body(name)), f"{name}: there is no dropout"
         keys = [key for key in DROPOUTS if key in model_class({"model_type": kind}).FIELDS]
         assert keys
         for key in keys:
-            assert drops(body(name, **{key: 0.1})), f"{name}: {key} is not seen"
+            assert has_dropout(body(name, **{key: 0.1})), f"{name}: {key} is not seen"
     dropping = bert_folder(tmp_path / "dropping", dropout=0.3)
     tokens = run(classifier(dropping), tmp_path / "run")[2]
     assert tokens == 3 * run(classifier(bert_folder(tmp_path / "bert", dropout=0.0)), tmp_path / "other")[2]
@@ -115,20 +119,20 @@ def test_dropout_keeps_a_body_from_being_remembered(tmp_path):
 
 def test_it_is_done_only_where_nothing_changes(folder, monkeypatch):
     s, rows = Settings(), some_rows(classifier(folder), 6).encoded
-    assert unchanging(classifier(folder), rows, s) and unchanging(classifier(folder, pool="last"), rows, s)
+    assert can_cache(classifier(folder), rows, s) and can_cache(classifier(folder, pool="last"), rows, s)
     others = [classifier(folder, "last-1"), classifier(folder, "full"), classifier(folder, pool="mean"),
               classifier(folder, pool="max"), classifier(folder, max_length=9, windows=WINDOWS)]
-    assert not any(unchanging(model, rows, s) for model in others)
-    assert not unchanging(classifier(folder), rows, Settings(precision="bf16"))
-    monkeypatch.setattr(features, "MOST", 4 * 32 * 6 - 1)
-    assert not unchanging(classifier(folder), rows, s) and unchanging(classifier(folder), rows[:5], s)
+    assert not any(can_cache(model, rows, s) for model in others)
+    assert not can_cache(classifier(folder), rows, Settings(precision="bf16"))
+    monkeypatch.setattr(features, "MAX_BYTES", 4 * 32 * 6 - 1)
+    assert not can_cache(classifier(folder), rows, s) and can_cache(classifier(folder), rows[:5], s)
 
 
-def test_label_texts_are_not_remembered(tmp_path):
+def test_label_texts_are_not_cached_features(tmp_path):
     labels = Classifier.from_backbone(bert_folder(tmp_path, dropout=0.0, lm_head=True), LABELS, readout="labels",
                                       template="{text} was")
     labels.requires_grad_(False)
-    assert not unchanging(labels, some_rows(labels, 3).encoded, Settings())
+    assert not can_cache(labels, some_rows(labels, 3).encoded, Settings())
 
 
 def test_texts_are_told_apart_and_unknown_ones_are_read(folder):
@@ -136,7 +140,7 @@ def test_texts_are_told_apart_and_unknown_ones_are_read(folder):
     known, other = some_rows(model, 6).encoded, some_rows(model, 5, seed=9).encoded
     turned = [(ids, [1] * len(ids)) for ids, _ in known]                            # other token types
     plain = [model.scores(rows) for rows in (known, other, turned, known + other)]
-    with remembered(model, known, Settings()):
+    with cached_features(model, known, Settings()):
         assert "states" in vars(model.backbone)
         found = [model.scores(rows) for rows in (known, other, turned, known + other)]
     for a, b in zip(found, plain):
@@ -156,6 +160,6 @@ def test_keys_are_of_the_text_alone():
 
 def test_the_body_is_as_it_was_after_an_error(folder):
     model = classifier(folder)
-    with pytest.raises(KeyboardInterrupt), remembered(model, some_rows(model, 3).encoded, Settings()):
+    with pytest.raises(KeyboardInterrupt), cached_features(model, some_rows(model, 3).encoded, Settings()):
         raise KeyboardInterrupt
     assert "states" not in vars(model.backbone)

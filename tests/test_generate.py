@@ -18,7 +18,7 @@ from live import imported, loaded, may_refuse
 import minillmclf
 from minillmclf.errors import InputError
 from minillmclf.models import fresh_weights, load_backbone, model_class, save_backbone
-from minillmclf.models.cache import Cache, CachedRows, choose, ends_of, generate
+from minillmclf.models.cache import Cache, CachedRows, Sampling, eos_ids_of, generate
 from minillmclf.models.layers import Rows
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -121,8 +121,8 @@ def wrong(function):
 def positions_start_again(patch):
     rows = CachedRows.__init__
 
-    def broken(self, mask, kept):
-        rows(self, mask, kept)
+    def broken(self, mask, kept, layout=None):
+        rows(self, mask, kept, layout)
         self.positions = self.positions * 0
     patch.setattr(CachedRows, "__init__", broken)
 
@@ -131,9 +131,9 @@ def positions_start_again(patch):
 def padding_is_seen(patch):
     rows = CachedRows.__init__
 
-    def broken(self, mask, kept):
-        rows(self, mask, kept)
-        self.key_real = torch.ones_like(self.key_real)
+    def broken(self, mask, kept, layout=None):
+        rows(self, mask, kept, layout)
+        self.key_mask = torch.ones_like(self.key_mask)
     patch.setattr(CachedRows, "__init__", broken)
 
 
@@ -141,17 +141,18 @@ def padding_is_seen(patch):
 def columns_for_positions(patch):
     rows = CachedRows.__init__
 
-    def broken(self, mask, kept):
-        rows(self, mask, kept)
-        self.grid = torch.arange(self.key_real.shape[1]).expand_as(self.key_real)[:, -mask.shape[1]:]
-        self.positions = self.grid.flatten()[self.places]
+    def broken(self, mask, kept, layout=None):
+        rows(self, mask, kept, layout)
+        self.position_ids = torch.arange(self.key_mask.shape[1]).expand_as(self.key_mask)[:, -mask.shape[1]:]
+        self.positions = self.unpad(self.position_ids)
     patch.setattr(CachedRows, "__init__", broken)
 
 
 @wrong
 def values_of_the_layer_below(patch):
-    recall = CachedRows.recall
-    patch.setattr(CachedRows, "recall", lambda self, k, v: (recall(self, k, v)[0], self.cache.values[max(0, self.layer - 1)]))
+    right = CachedRows.keys_values
+    patch.setattr(CachedRows, "keys_values", lambda self, k, v: (
+        right(self, k, v)[0], self.cache.values[max(0, self.layer - 1)]))
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -186,8 +187,8 @@ def test_rows_end_at_any_of_several_tokens_and_the_others_go_on(kind, cached):
 
 
 def test_the_end_comes_from_the_config():
-    assert ends_of({"eos_token_id": [1, 106]}) == [1, 106] and ends_of({"eos_token_id": 0}) == [0]
-    assert ends_of({}) == ends_of({"eos_token_id": None}) == []
+    assert eos_ids_of({"eos_token_id": [1, 106]}) == [1, 106] and eos_ids_of({"eos_token_id": 0}) == [0]
+    assert eos_ids_of({}) == eos_ids_of({"eos_token_id": None}) == []
     model = build("llama")
     free = generate(model, *batch_of(PROMPTS[:1]), 9)[0]
     model.source_config["eos_token_id"] = [59, free[3]]
@@ -237,7 +238,7 @@ def test_the_choice_is_that_of_transformers():
             return row.argmax(-1, keepdim=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch, "multinomial", note)
-            choose(logits, temperature, top_k, top_p, [None] * 50)
+            Sampling(temperature, top_k, top_p).choose(logits, [None] * 50)
         apart = (torch.stack(seen) - chances).abs().max()
         assert apart < 1e-6, f"temperature {temperature}, top_k {top_k}, top_p {top_p}: chances are {apart:.1g} apart"
 
@@ -247,7 +248,7 @@ def test_the_choice_is_that_of_transformers():
 def test_draws_follow_the_chances_and_the_seed():
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     draws = torch.Generator().manual_seed(1)
-    counts = Counter(int(choose(logits, 1.0, None, None, [draws])) for _ in range(4000))
+    counts = Counter(int(Sampling(1.0).choose(logits, [draws])) for _ in range(4000))
     chances = logits.softmax(-1)[0]
     for token, chance in enumerate(chances.tolist()):
         assert abs(counts[token] / 4000 - chance) < 4 * (chance * (1 - chance) / 4000) ** 0.5, f"token {token}: {counts}"

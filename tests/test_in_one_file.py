@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from minillmclf import Classifier, load_data, load_tokenizer
 from minillmclf.text.batch import collate
-from minillmclf.training.optim import build_optimizer, rate_factor
+from minillmclf.training.optim import build_optimizer, lr_factor
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "lessons" / "in_one_file.py"
@@ -218,7 +218,7 @@ def test_steps_are_those_of_the_packages_optimiser(one):
 
 @pytest.mark.parametrize("total", [1, 3, 7, 25, 150])
 def test_the_learning_rate_rises_and_falls_as_the_packages(one, total):
-    expected = [rate_factor(step, total, round(0.1 * total), "linear") for step in range(total)]
+    expected = [lr_factor(step, total, round(0.1 * total), "linear") for step in range(total)]
     found = [one.rate_factor(step, total) for step in range(total)]
     assert found == pytest.approx(expected, abs=1e-12)
 

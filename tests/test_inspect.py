@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from small import bert_folder, command
 
 from minillmclf import inspect
-from minillmclf.training import memory
+from minillmclf.cli import memory
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import Head, build_head
 from minillmclf.errors import InputError
@@ -66,7 +66,7 @@ def test_parts_and_memory_are_those_of_the_model(name, capsys):
     methods = {m: (int(n.replace(",", "")), held, more) for m, n, held, more in re.findall(
         r"--method (\S+) +([\d,]+) +([\d.]+ .?B) +([\d.]+ .?B)", out)}
     told = {line.split()[1] for line in out.splitlines() if line.startswith("    --method")}
-    assert told == set(inspect.METHODS) and methods.keys() >= told - {"bitfit"}, f"{name}: {told - methods.keys()}"
+    assert told == set(memory.METHODS) and methods.keys() >= told - {"bitfit"}, f"{name}: {told - methods.keys()}"
     model = load_backbone(MODELS / name)
     head = build_head(model.source_config["model_type"], model, len(model.source_config["id2label"])
                       if "classes:" in out else 2)
@@ -74,8 +74,8 @@ def test_parts_and_memory_are_those_of_the_model(name, capsys):
         model.lm_head = None
     whole = sum(p.numel() for part in (model, head) for p in part.parameters())
     assert methods["full"][0] == whole, f"{name}: full training teaches every parameter"
-    assert methods["full"][1] == inspect.size(12 * whole), "weights and two moments of AdamW, 4 bytes each"
-    assert methods["head"][1] == inspect.size(4 * whole + 8 * sum(p.numel() for p in head.parameters()))
+    assert methods["full"][1] == memory.size(12 * whole), "weights and two moments of AdamW, 4 bytes each"
+    assert methods["head"][1] == memory.size(4 * whole + 8 * sum(p.numel() for p in head.parameters()))
     assert methods["head"][0] < methods["lora"][0] < methods["full"][0]
 
 
@@ -83,9 +83,9 @@ def test_trying_every_method_leaves_the_model_as_it_was():
     model = load_backbone(MODELS / "llama_lm")
     before = {name: (parameter, parameter.clone()) for name, parameter in model.named_parameters()}
     head = build_head("llama", model, 2)
-    for method in inspect.METHODS:
+    for method in memory.METHODS:
         if method != "bitfit":
-            inspect.training_memory(model, head, method, 8)
+            memory.training_memory(model, head, method, 8)
     after = dict(model.named_parameters())
     assert after.keys() == before.keys(), "something is still wrapped"
     assert all(torch.equal(after[name], value) for name, (_, value) in before.items())
@@ -95,7 +95,7 @@ def test_four_bits_are_counted_as_such():
     """LoRA and QLoRA of one model differ by what its linear layers take, 4 bytes against 4.127 bits a number."""
     model = load_backbone(MODELS / "bert_masked_lm")
     head = build_head("bert", model, 2)
-    lora, qlora = (inspect.training_memory(model, head, method, 8)[1] for method in ("lora", "qlora"))
+    lora, qlora = (memory.training_memory(model, head, method, 8)[1] for method in ("lora", "qlora"))
     linear = sum(m.weight.numel() for m in model.layers.modules() if isinstance(m, torch.nn.Linear))
     assert abs((lora - qlora) - linear * (4 - 4.127 / 8)) < 0.001 * (lora - qlora)
 
@@ -107,7 +107,7 @@ def test_what_is_kept_for_the_backward_pass_is_counted():
             super().__init__()
             self.up = torch.nn.Linear(8, 16)
 
-        def states(self, ids, mask, types=None):
+        def states(self, ids, mask, types=None, layout=None):
             return torch.tanh(self.up(torch.ones(*ids.shape, 8)))
 
     class Sum(Head):
@@ -180,7 +180,7 @@ def test_mistakes_are_one_line(tmp_path):
 
 
 def test_sizes_are_for_people():
-    assert [inspect.size(n) for n in (0, 999, 1000, 12_345, 999_499, 999_500, 4_400_000_000)] == \
+    assert [memory.size(n) for n in (0, 999, 1000, 12_345, 999_499, 999_500, 4_400_000_000)] == \
         ["0.00 B", "999 B", "1.00 kB", "12.3 kB", "999 kB", "1.00 MB", "4.40 GB"]
 
 
@@ -213,7 +213,7 @@ def peak_of_tensors(model, rows, length, pieces=1, precision="fp32"):
 def estimate_and_peak(folder, kind, method, rows, length):
     """What `inspect` says that a step takes, and the most that its tensors take."""
     body = load_backbone(folder).train()
-    trained, held, text = inspect.training_memory(body, build_head(kind, body, 2), method, length)
+    trained, held, text = memory.training_memory(body, build_head(kind, body, 2), method, length)
     model = Classifier.from_backbone(folder, ["a", "b"], quantise="nf4" if method == "qlora" else None)
     tune(model, recipe_of(Settings(method=method)))
     return memory.step_bytes(held, trained, rows * text), peak_of_tensors(model, rows, length)
@@ -255,7 +255,7 @@ def test_every_switch_takes_less_than_the_step_as_it_is(method, tmp_path):
     (flags, step, whole), *others = memory.switch_table(body, head, method, 16, 128)
     assert flags == "as it is" and step.rows == 16 and len(others) == (6 if method == "prompt" else 7)
     for flags, _, needed in others:
-        assert needed < whole, f"{method} {flags}: {inspect.size(needed)}, as it is {inspect.size(whole)}"
+        assert needed < whole, f"{method} {flags}: {memory.size(needed)}, as it is {memory.size(whole)}"
     assert min(others, key=lambda other: other[2]) == others[-1], "all together take least"
     after = body.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[name], value) for name, value in before.items())
@@ -282,7 +282,7 @@ def test_what_checkpointing_keeps_is_what_autograd_saves(tmp_path):
     recompute_blocks(again)
     held = 16 * sum(p.numel() for p in again.parameters())
     most = peak_of_tensors(again, rows, length)
-    assert abs(held + said - most) <= 0.15 * most, f"estimated {inspect.size(held + said)}, tensors take {inspect.size(most)}"
+    assert abs(held + said - most) <= 0.15 * most, f"estimated {memory.size(held + said)}, tensors take {memory.size(most)}"
 
 
 @pytest.mark.parametrize("step, pieces", [
@@ -296,7 +296,7 @@ def test_what_a_switch_leaves_is_estimated_within_20_percent(step, pieces, tmp_p
     again = Classifier.from_backbone(folder, ["a", "b"])
     tune(again, recipe_of(Settings()))
     most = peak_of_tensors(again, step.rows, step.length, pieces, step.precision)
-    assert abs(said - most) <= 0.2 * most, f"{step}: estimated {inspect.size(said)}, tensors take {inspect.size(most)}"
+    assert abs(said - most) <= 0.2 * most, f"{step}: estimated {memory.size(said)}, tensors take {memory.size(most)}"
 
 
 def test_the_switches_are_printed_with_what_they_save(capsys):

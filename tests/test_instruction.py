@@ -29,8 +29,10 @@ from minillmclf.models import fresh_weights, generate, model_class, save_backbon
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import Batch
 from minillmclf.text.tokenizers.tokenizer import WordPiece
-from minillmclf.training.loop import Rows, take_step
-from minillmclf.training.losses import Classes, Completion
+from minillmclf.training.loop import take_step
+from minillmclf.training.plan import Rows
+from minillmclf.training.completion_loss import CompletionLoss
+from minillmclf.training.losses import CrossEntropy
 from minillmclf.training.optim import build_optimizer
 from minillmclf.tuning import BESIDE_BASE, lora, prefix, prompt, selection, trainable_names, tune
 from minillmclf.tuning.peft import apply_adapter, read_adapter
@@ -92,7 +94,7 @@ def scores(model, texts=TEXTS):
 
 
 def objective_of(model, name):
-    return Completion(model.head.answer_lengths()) if name == "completion" else Classes()
+    return CompletionLoss(model.head.answer_lengths()) if name == "completion" else CrossEntropy()
 
 
 @torch.no_grad()
@@ -230,7 +232,7 @@ def test_classes_let_only_the_label_texts_compete(name, bases):
         found = [their_loss(theirs, [prompt_ids], [model.tokenizer.ids(WORDS[label]) + [END]]) for label in LABELS]
         logs.append([-loss * tokens for loss, tokens in found])
     expected = F.cross_entropy(torch.tensor(logs), torch.tensor(rows.labels)).item()
-    found = mean_loss(model, Classes(), batch(rows))
+    found = mean_loss(model, CrossEntropy(), batch(rows))
     assert_close(found, expected, f"{name}: not the cross-entropy over the label texts")
     whole = mean_loss(model, objective_of(model, "completion"), batch(rows))
     assert_close(whole, -sum(row[label] for row, label in zip(logs, rows.labels)) / sum(
@@ -262,7 +264,7 @@ def test_of_several_texts_completion_learns_the_first(bases):
         model = build(bases["gpt2"], texts)
         given = batch(rows_of(model))
         completion[kind] = mean_loss(model, objective_of(model, "completion"), given)
-        classes[kind] = mean_loss(model, Classes(), given)
+        classes[kind] = mean_loss(model, CrossEntropy(), given)
         with torch.no_grad():
             logs[kind] = model(given)
     assert_close(completion["both"], completion["first"], "a second text of a class changes what is learned to be written")
@@ -284,10 +286,10 @@ def test_a_shared_beginning_that_is_read_once_is_learned_from_by_all(method, bas
     read = []
     prefill = labels_file.prefill
     monkeypatch.setattr(labels_file, "prefill", lambda backbone, ids: read.append(ids.shape[1]) or prefill(backbone, ids))
-    once = gradient(model, Classes(), rows, 0)
+    once = gradient(model, CrossEntropy(), rows, 0)
     assert read and read[0] >= labels_file.SHARE_FROM, "nothing was shared, so this compares nothing"
     monkeypatch.setattr(labels_file, "SHARE_FROM", 10**9)
-    found = first_difference(once, gradient(model, Classes(), rows, 0), 1e-9, relative=True)
+    found = first_difference(once, gradient(model, CrossEntropy(), rows, 0), 1e-9, relative=True)
     assert found is None, f"{method}: {found}"
 
 
@@ -361,7 +363,7 @@ def test_the_vocabulary_is_neither_in_four_bits_nor_wrapped(name, bases):
     wrapped, linears = lora.wrapped(model), selection.linears(model)
     assert {path for path in linears if path not in wrapped} == {path for path in linears if "lm_head" in path}
     for path, layer in wrapped.items():
-        kept = any(part in path.split(".") for part in model.backbone.KEPT_WHOLE)
+        kept = any(part in path.split(".") for part in model.backbone.FULL_PRECISION)
         assert hasattr(layer.base, "dequantised") != kept, f"{path}: {layer.base}"
     vocabulary, words = model.backbone.vocabulary(), model.backbone.word_embeddings.weight
     for what, matrix in {"head": vocabulary, "embeddings": words}.items():
@@ -442,7 +444,7 @@ def lm_logits(model, rows):
     """Ours -> (N, V), what the language model says at the tokens of each row's answer."""
     given = batch(rows)
     more, real = model.head.targets(given.labels)
-    if model.backbone.ANSWERS == "apart":
+    if model.backbone.KIND == "encoder-decoder":
         hidden = model.backbone(given.ids, given.mask, model.backbone.shift_right(more, real), real)
         return model.backbone.logits(hidden)[real.bool()]
     ids, mask = batch_of([a + b for a, b in zip(prompts_of(rows), answers_of(model, rows))])

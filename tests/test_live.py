@@ -8,7 +8,7 @@ from live import PACKAGE, claimed, imported, loaded, may_refuse, tokenizer_of
 
 from minillmclf.models import load_backbone
 from minillmclf.models.layers import Rows
-from minillmclf.models.weights import write_checkpoint
+from minillmclf.models.tensor_files import write_checkpoint
 
 WORDS = "Model does not support past key values which is a requirement for prefix tuning."
 

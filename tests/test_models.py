@@ -25,7 +25,7 @@ from minillmclf.errors import InputError
 from minillmclf.models import bert, fresh_weights, layers, load_backbone
 from minillmclf.models.bert import Bert, Roberta
 from minillmclf.models.layers import Rows, attention, attention_by_hand
-from minillmclf.training.losses import masked_lm_loss
+from minillmclf.pretrain.losses import masked_lm_loss
 
 STORED = ("bert_classifier", "roberta_classifier", "bert_masked_lm", "roberta_masked_lm")
 FP32 = fp32(width=48, depth=5)    # embeddings, three blocks, head
@@ -174,8 +174,8 @@ def positions_from_zero(patch):
 def positions_one_late(patch):
     rows = Rows.__init__
 
-    def wrong(self, mask):
-        rows(self, mask)
+    def wrong(self, mask, layout=None):
+        rows(self, mask, layout)
         self.positions = self.positions + 1
     patch.setattr(Rows, "__init__", wrong)
 
@@ -188,54 +188,52 @@ def types_ignored(patch):
 def pre_norm(patch):
     def wrong(self, x, rows):
         seen = self.attention_norm(x)
-        x = x + self.o_proj(attention(self.q_proj(seen), self.k_proj(seen), self.v_proj(seen), rows, self.heads, 0.0))
+        x = x + self.o_proj(attention(*self.project(seen, seen), rows))
         return x + self.down_proj(self.activation(self.up_proj(self.mlp_norm(x))))
     patch.setattr(bert.BertLayer, "forward", wrong)
 
 
 def no_residual(patch):
     def wrong(self, x, rows):
-        seen = attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), rows, self.heads, 0.0)
+        seen = attention(*self.project(x, x), rows)
         x = self.attention_norm(self.o_proj(seen))
         return self.mlp_norm(self.down_proj(self.activation(self.up_proj(x))))
     patch.setattr(bert.BertLayer, "forward", wrong)
 
 
 def mask_ignored(patch):
-    def wrong(q, k, v, rows, heads, dropout):
-        rows.key_mask = None
-        return attention(q, k, v, rows, heads, dropout)
-    patch.setattr(bert, "attention", wrong)
+    patch.setattr(Rows, "padding_mask", None)
 
 
 def causal(patch):
-    def wrong(q, k, v, rows, heads, dropout):
+    def wrong(rows):
         earlier = torch.ones(rows.mask.shape[1], rows.mask.shape[1]).tril().bool()
-        rows.key_mask = rows.mask[:, None, None, :] & earlier
-        return attention(q, k, v, rows, heads, dropout)
-    patch.setattr(bert, "attention", wrong)
+        return rows.mask[:, None, None, :] & earlier
+    patch.setattr(Rows, "padding_mask", property(wrong))
 
 
 def unscaled(patch):
-    def wrong(q, k, v, rows, heads, dropout):
-        return attention(q * math.sqrt(q.shape[1] // heads), k, v, rows, heads, dropout)
+    def wrong(q, k, v, rows, dropout):
+        return attention(q * math.sqrt(q.shape[2]), k, v, rows, dropout)
     patch.setattr(bert, "attention", wrong)
 
 
 def scaled_by_the_model(patch):
-    def wrong(q, k, v, rows, heads, dropout):
-        return attention(q / math.sqrt(heads), k, v, rows, heads, dropout)
+    def wrong(q, k, v, rows, dropout):
+        return attention(q / math.sqrt(q.shape[1]), k, v, rows, dropout)
     patch.setattr(bert, "attention", wrong)
 
 
 def heads_interleaved(patch):
-    def wrong(x, rows, heads):
-        return rows.spread(x).unflatten(-1, (-1, heads)).permute(0, 3, 1, 2)
-    patch.setattr(layers, "split_heads", wrong)
+    project = bert.BertLayer.project
+
+    def wrong(self, x, queries):
+        return (y.flatten(1).unflatten(-1, (-1, self.heads)).transpose(1, 2) for y in project(self, x, queries))
+    patch.setattr(bert.BertLayer, "project", wrong)
 
 
 def keys_for_queries(patch):
-    patch.setattr(bert, "attention", lambda q, k, v, rows, heads, p: attention(k, q, v, rows, heads, p))
+    patch.setattr(bert, "attention", lambda q, k, v, *more: attention(k, q, v, *more))
 
 
 def dropout_left_on(patch):
@@ -337,18 +335,18 @@ def test_padding_is_zero_and_types_default_to_zero(stored):
 def test_attention_is_attention_by_hand(lengths, side, heads, seed):
     draw = torch.Generator().manual_seed(seed)
     rows = Rows(batch_of([[1] * length for length in lengths], side, 0)[1])
-    q, k, v = torch.randn(3, sum(lengths), 8, generator=draw, dtype=torch.float64) * 3
-    fast, slow = attention(q, k, v, rows, heads, 0.0), attention_by_hand(q, k, v, rows, heads)
+    q, k, v = torch.randn(3, sum(lengths), heads, 8 // heads, generator=draw, dtype=torch.float64) * 3
+    fast, slow = attention(q, k, v, rows), attention_by_hand(q, k, v, rows)
     assert (fast - slow).abs().max() <= 1e-12, "the fast attention is not the one that the explicit steps define"
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), side=st.sampled_from(["left", "right"]))
 @settings(max_examples=40, deadline=None, derandomize=True)
-def test_rows_pack_and_spread_are_inverse(lengths, side):
+def test_rows_pad_and_unpad_are_inverse(lengths, side):
     rows = Rows(batch_of([[1] * length for length in lengths], side, 0)[1])
     packed = torch.arange(1.0, 2 * sum(lengths) + 1).view(-1, 2)                       # (N, 2)
-    assert torch.equal(rows.pack(rows.spread(packed)), packed), "a token came back elsewhere"
-    assert not rows.spread(packed)[~rows.mask].any(), "padding is not zero"
+    assert torch.equal(rows.unpad(rows.pad(packed)), packed), "a token came back elsewhere"
+    assert not rows.pad(packed)[~rows.mask].any(), "padding is not zero"
     assert rows.positions.tolist() == [i for length in lengths for i in range(length)], "positions follow the mask"
 
 

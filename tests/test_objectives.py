@@ -15,8 +15,8 @@ from live import imported, loaded, may_refuse
 from test_families import CONFIGS, spread
 
 from minillmclf.models import fresh_weights, model_class, save_backbone
-from minillmclf.training.losses import (causal_lm_loss, corrupt, corrupt_spans, masked_lm_loss,
-                                        pieces, text_to_text_loss)
+from minillmclf.pretrain.losses import causal_lm_loss, corrupt, corrupt_spans, masked_lm_loss, pieces
+from minillmclf.training.completion_loss import text_to_text_loss
 
 ENCODERS, DECODERS = ("bert", "roberta", "deberta-v3"), ("gpt2", "llama", "mistral", "gemma", "gemma2", "gemma3")
 ROWS = [[7, 3, 9, 30, 2, 8, 41, 12, 13], [5, 11], [17, 55, 4, 21, 22, 3]]

@@ -9,9 +9,13 @@ from conftest import ROUNDED, fp32
 from safetensors.torch import load_file
 from small import ROOT, bert_folder, data_file, environment, flags, forked
 
+from minillmclf.cli.settings import Settings
 from minillmclf.errors import InputError
-from minillmclf.models.weights import open_tensors
-from minillmclf.training.parallel import processes as parallel
+from minillmclf.models.tensor_files import open_tensors
+from minillmclf.training.checkpoint import seed_step
+from minillmclf.training.losses import CrossEntropy
+from minillmclf.training.plan import Rows
+from minillmclf.training.parallel import fsdp, processes as parallel
 
 # A command, in float64, of which process 1 alone is disturbed as its N-th step begins. AdamW divides each gradient by its
 # own size, so that in float32 a gradient of nothing but rounding moves a weight as far as any other: no comparison.
@@ -21,9 +25,9 @@ import torch
 from minillmclf import train
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
-from minillmclf.training import loop
-what, number, count, real = sys.argv[1], int(sys.argv[2]), 0, loop.take_step
-def take_step(*arguments):
+from minillmclf.training.parallel import processes
+what, number, count, real = sys.argv[1], int(sys.argv[2]), 0, processes.take_step
+def take_step(*arguments, **more):
     global count
     count += 1
     if count == number and os.environ["RANK"] == "1":
@@ -31,8 +35,8 @@ def take_step(*arguments):
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             raise InputError("only here")
-    return real(*arguments)
-loop.take_step = take_step
+    return real(*arguments, **more)
+processes.take_step = take_step
 build = train.build
 train.build = lambda *arguments: (lambda model, *rest: (model.double(), *rest))(*build(*arguments))
 torch.Tensor.float = torch.Tensor.double
@@ -154,23 +158,36 @@ def test_fsdp_needs_several_processes(asked, tmp_path):
 
 def test_alone_nothing_changes():
     rows = [5, 3, 8, 1, 9]
-    assert parallel.pieces(rows) == [rows] and parallel.pieces(rows, 2) == [[5, 3], [8, 1], [9]]
-    assert parallel.own_seed(7) == 7 and parallel.add_up(0.1) == 0.1 and parallel.any_of(True) is True
-    assert parallel.first() and parallel.first_text("x") == "x"
+    assert parallel.share(rows, 0) == (rows, 0) and parallel.share(rows, 2) == (rows, 0)
+    assert parallel.all_reduce(0.1) == 0.1 and parallel.is_main_process() and not parallel.is_distributed()
     with pytest.raises(InputError, match="one: start it with torchrun"):
-        parallel.spread(torch.nn.Linear(2, 2), "fsdp")
+        fsdp.shard(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("count, size, most", [(7, 2, 0), (7, 2, 2), (1, 2, 0), (1, 3, 1), (9, 4, 2)])
-def test_shares_are_all_rows_once_in_equally_many_pieces(monkeypatch, count, size, most):
+def test_shares_are_all_rows_once_in_equally_many_micro_batches(monkeypatch, count, size, most):
     rows = list(range(10, 10 + count))
-    monkeypatch.setattr(parallel, "size", lambda: size)
-    dealt = []
+    monkeypatch.setattr(parallel, "world_size", lambda: size)
+    dealt, passes = [], []
     for rank in range(size):
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-        dealt.append(parallel.pieces(rows, most))
-    assert len({len(pieces) for pieces in dealt}) == 1, f"unequal numbers of passes: {dealt}"
-    assert sorted(row for pieces in dealt for piece in pieces for row in piece) == rows
-    assert all(len(piece) <= (most or count) for pieces in dealt for piece in pieces)
-    monkeypatch.setattr(parallel, "rank", lambda: 1)
-    assert parallel.own_seed(7) != 7, "two processes drop the same neurons"
+        own, missing = parallel.share(rows, most)
+        dealt += own
+        passes.append(-(-len(own) // (most or max(1, len(own)))) + missing)
+    assert len(set(passes)) == 1, f"unequal numbers of passes: {passes}"
+    assert sorted(dealt) == rows
+
+
+def test_two_processes_drop_other_neurons(monkeypatch):
+    """Each process seeds its own dropout; the main process has the seed of a run alone."""
+    seeds = []
+    monkeypatch.setattr(parallel.loop, "add_gradients", lambda *_: seeds.append(torch.initial_seed()) or 0.0)
+    monkeypatch.setattr(parallel.loop, "update", lambda *_: None)
+    monkeypatch.setattr(parallel, "all_reduce", lambda number: number)
+    model, rows = torch.nn.Linear(2, 2), Rows([None] * 2, [0, 1])
+    for rank in range(2):
+        seed_step(7, 1)
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        parallel.take_step(model, torch.optim.SGD(model.parameters()), rows, [0, 1], Settings(), CrossEntropy())
+    seed_step(7, 1)
+    assert seeds[0] == torch.initial_seed() != seeds[1], "two processes drop the same neurons"

@@ -25,14 +25,15 @@ from minillmclf.classify.preference import cut_line, cut_parts, davidson, longer
 from minillmclf.classify.swap import (averaged, exchanged, inconsistency, order_of,
                                       swap_inconsistency, swapped, swapped_label, with_swapped)
 from minillmclf.errors import InputError
-from minillmclf.training.memory import kept_for_backward
+from minillmclf.cli.memory import kept_for_backward
 from minillmclf.models import fresh_weights, model_class, save_backbone
 from minillmclf.cli.settings import Settings
 from minillmclf.text import parts
 from minillmclf.text.batch import Batch, collate, sequences
 from minillmclf.text.data import Example
 from minillmclf.text.tokenizers.tokenizer import WordPiece
-from minillmclf.training.loop import Rows, take_step
+from minillmclf.training.loop import take_step
+from minillmclf.training.plan import Rows
 from minillmclf.training.optim import build_optimizer
 from minillmclf.tuning import tune
 

@@ -167,9 +167,9 @@ def test_a_prompt_of_words_is_these_words(family, left):
 
 
 def not_shifted(monkeypatch):
-    def rows(mask, cache, init=CachedRows.__init__):
+    def rows(mask, cache, layout=None, init=CachedRows.__init__):
         made = CachedRows.__new__(CachedRows)
-        init(made, mask, cache)
+        init(made, mask, cache, layout)
         made.positions = made.positions - cache.mask.sum(1).min() + mask.shape[1]
         return made
     monkeypatch.setattr("minillmclf.models.backbone.CachedRows", rows)
@@ -193,11 +193,11 @@ def swap(cache):
 
 
 def no_distance(monkeypatch):
-    def behind(self, right=Rows.behind):
+    def wrong(self, right=Rows.distance):
         distance = right(self).clone()
-        distance[:, :, :self.key_real.shape[1] - self.mask.shape[1]] = 0
+        distance[:, :, :self.key_mask.shape[1] - self.mask.shape[1]] = 0
         return distance
-    monkeypatch.setattr(CachedRows, "behind", behind)
+    monkeypatch.setattr(CachedRows, "distance", wrong)
 
 
 PREFIX_FAULTS = {
@@ -260,7 +260,7 @@ def test_attention_behind_a_prefix_by_hand(causal):
     q, k, v = (torch.randn(6, heads, d) for heads in (H, K, K))                              # packed
     rows = CachedRows(mask, prefix.cache(2))
     found = (causal_attention(q, k, v, rows, window) if causal else
-             attention(q.flatten(1), k.flatten(1), v.flatten(1), rows, H, 0.0)).unflatten(1, (H, d))
+             attention(q, k, v, rows)).unflatten(1, (H, d))
     begin = 0
     for length in lengths:
         keys = torch.cat([before_k, k[begin:begin + length]])                                # (P + T, K, d)

@@ -18,7 +18,8 @@ from minillmclf.classify.head import pool
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone
-from minillmclf.models.weights import Checkpoint, open_tensors
+from minillmclf.models.tensor_files import open_tensors
+from minillmclf.models.weights import Checkpoint
 from minillmclf.text.batch import collate
 from minillmclf.pretrain.corpus import read_sentences
 from minillmclf.text.tokenizers.tokenizer import WordPiece, load_tokenizer

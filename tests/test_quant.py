@@ -25,7 +25,6 @@ from torch import nn
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
 from minillmclf.models import Checkpoint, build_backbone, load_backbone
-from minillmclf.models.weights import translate
 from minillmclf.tuning import quant
 from minillmclf.tuning.quant import (CODES, Linear4bit, Quantiser, bits_per_parameter, dequantise,
                                      dynamic_map, fast_dequantise, quantise, quantise_linears)
@@ -379,11 +378,11 @@ def test_a_model_is_quantised_as_it_is_read(name):
     model = build_backbone(checkpoint, lm_head=True)
     table = model.table()
     for file in (n for n in checkpoint.files if n not in table.ties):
-        ours = translate(file, table)
+        ours = table.path(file)
         if ours is None:
             continue
         tensor = checkpoint.tensor(file)
-        quantiser(model, ours, (tensor.T if table.turned(ours) else tensor).contiguous())
+        quantiser(model, ours, (tensor.T if table.is_transposed(ours) else tensor).contiguous())
         full = [path for path, module in model.named_modules()
                 if quantiser.takes(path, module) and not module.weight.is_meta]
         assert not full, f"{full} lie in memory in full"

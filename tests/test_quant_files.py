@@ -14,7 +14,6 @@ from test_families import CONFIGS, LABELS, TEXTS, folders, spread, their_scores 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
 from minillmclf.models import fresh_weights, model_class, save_backbone
-from minillmclf.models.weights import translate
 from minillmclf.text.batch import collate
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import choose_weights, lora, tune
@@ -126,7 +125,7 @@ def assert_same_weights(name, theirs, ours):
     table, count = ours.table(), 0
     for path, layer in theirs.named_modules():
         if isinstance(layer, Theirs):
-            mine = ours.get_submodule(translate(path + ".weight", table).removesuffix(".weight"))
+            mine = ours.get_submodule(table.path(path + ".weight").removesuffix(".weight"))
             assert torch.equal(dequantize_4bit(layer.weight.data, layer.weight.quant_state), mine.dequantised()), f"{name}: {path}"
             count += 1
     assert count == sum(isinstance(module, Linear4bit) for module in ours.modules()), f"{name}: another number of 4-bit layers"

@@ -1,7 +1,7 @@
 """The last block computes only the token that a head reads: the same scores and gradients as from the states of all tokens?
 
 In every family, for every method of tuning and with activation checkpointing, on ragged batches padded on either side. The
-explicit form is `backbone.read_by_hand`. In float64, where both ways agree to ten digits and a wrong token to none.
+explicit form is `read_by_hand`. In float64, where both ways agree to ten digits and a wrong token to none.
 """
 import contextlib
 
@@ -13,8 +13,9 @@ from test_families import CONFIGS, spread
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import build_head, pool
-from minillmclf.models import fresh_weights, layers, model_class
-from minillmclf.models.layers import FewEach, Rows
+from minillmclf.models import backbone, fresh_weights, model_class
+from minillmclf.models.last_token import FewQueries
+from minillmclf.models.layers import Rows
 from minillmclf.text.batch import collate
 from minillmclf.training.recompute import recompute_blocks
 from minillmclf.tuning import tune
@@ -48,6 +49,14 @@ def build(name, method="full", how="family", dropout=None):
         return model.eval()
     tune(model, {"method": method, **RECIPES[method]})
     return spread(model).double()
+
+
+def read_by_hand(body, ids, mask, types, read):
+    """What `states` gives with `read`, taken from the states of all tokens -> (B, n, D)."""
+    real, states = mask.bool(), body.states(ids, mask, types)                        # (B, T), (B, T, D)
+    places = {"first": [0], "last": [-1]}.get(read) or range(-read, 0)
+    return torch.stack([torch.stack([own[at][max(place, -int(at.sum()))] for place in places])
+                        for own, at in zip(states, real)])
 
 
 def inputs(model, side):
@@ -105,7 +114,7 @@ def test_any_family_can_read_either_end(name, how):
     assert found is None, f"{name}, {how}: {found}"
     with torch.no_grad():
         given = inputs(model, "left")
-        explicit = model.backbone.read_by_hand(*given, how)                                       # (B, 1, D)
+        explicit = read_by_hand(model.backbone, *given, how)                                       # (B, 1, D)
         assert torch.equal(explicit.squeeze(1), pool(model.backbone.states(*given), given[1], how))
         found = first_difference({"states": model.backbone.states(*given, how)}, {"states": explicit}, 1e-10)
     assert found is None, f"{name}, {how}: {found}"
@@ -117,7 +126,7 @@ def test_the_last_tokens_of_each_row(name, side):
     """Four tokens, of texts of 9, 1, 14 and 5: a text with fewer repeats its first."""
     model = build(name)
     given, results = inputs(model, side), []
-    for states in (model.backbone.states(*given, 4), model.backbone.read_by_hand(*given, 4)):
+    for states in (model.backbone.states(*given, 4), read_by_hand(model.backbone, *given, 4)):
         assert states.shape == (len(LENGTHS), 4, model.backbone.width)
         results.append(result(model, states))
     found = first_difference(*results, 1e-7, relative=True)
@@ -212,8 +221,8 @@ def test_windows_read_one_token_of_each(tmp_path, pooled):
     batch, results, states = collate([long, short], [0, 1]), [], model.backbone.states
     for by_hand in (False, True):
         if by_hand:
-            model.backbone.states = lambda ids, mask, types=None, read=None: (
-                model.backbone.read_by_hand(ids, mask, types, read) if read else states(ids, mask, types))
+            model.backbone.states = lambda ids, mask, types=None, read=None, layout=None: (
+                read_by_hand(model.backbone, ids, mask, types, read) if read else states(ids, mask, types))
         with rows_seen({"mlp": model.backbone.layers[-1].down_proj}) as seen:
             results.append(result(model, model(batch)))
         rows = len(long[0]) + len(short[0]) if by_hand else len(long[0]) // 9 + 1
@@ -224,19 +233,19 @@ def test_windows_read_one_token_of_each(tmp_path, pooled):
 # ------------------------------------------------------------------------------------------------ known-wrong variants
 
 def changed(**wrong):
-    """A way to break FewEach: attributes that are computed from the whole rows."""
+    """A way to break FewQueries: attributes that are computed from the rows of all tokens."""
     def patch(monkeypatch, model):
-        class Wrong(FewEach):
-            def __init__(self, whole):
-                super().__init__(whole)
+        class Wrong(FewQueries):
+            def __init__(self, rows, which):
+                super().__init__(rows, which)
                 for attribute, value in wrong.items():
-                    setattr(self, attribute, value(self, whole))
-        monkeypatch.setattr(layers, "FewEach", Wrong)
+                    setattr(self, attribute, value(self, rows))
+        monkeypatch.setattr(backbone, "FewQueries", Wrong)
     return patch
 
 
 def the_window_is_forgotten(monkeypatch, model):
-    monkeypatch.setattr(FewEach, "causal", lambda self, window=None: Rows.causal(self))
+    monkeypatch.setattr(FewQueries, "causal", lambda self, window=None: Rows.causal(self))
 
 
 def the_final_norm_is_forgotten(monkeypatch, model):
@@ -246,17 +255,22 @@ def the_final_norm_is_forgotten(monkeypatch, model):
 
 
 def the_residual_is_of_another_token(monkeypatch, model):
-    real = FewEach.asking
-    monkeypatch.setattr(FewEach, "asking", lambda self, x: x[:len(LENGTHS)] if x.dim() == 2 else real(self, x))
+    block = model.backbone.blocks[-1]
+    real = block.attend
+
+    def wrong(x, rows, *more):
+        few = isinstance(rows, FewQueries)
+        return real(x, rows, *more) + (x[:len(LENGTHS)] - rows.queries(x) if few else 0)
+    monkeypatch.setattr(block, "attend", wrong)
 
 
-the_other_end = changed(chosen=lambda self, whole: (
-    whole.lengths.cumsum(0) - {"last": whole.lengths, "first": 1}[whole.read]))
-one_row_too_far = changed(chosen=lambda self, whole: self.chosen.roll(-1))
-as_in_padded_rows = changed(chosen=lambda self, whole: (torch.arange(len(whole.mask)) * whole.mask.shape[1] + (
-    whole.mask.shape[1] - 1 if whole.read == "last" else 0)).clamp(max=int(whole.lengths.sum()) - 1))
-positions_from_nought = changed(grid=lambda self, whole: torch.zeros_like(self.grid))
-padding_is_seen = changed(key_mask=lambda self, whole: None)
+the_other_end = changed(chosen=lambda self, rows: (
+    rows.lengths.cumsum(0) - {"last": rows.lengths, "first": 1}[self.which]))
+one_row_too_far = changed(chosen=lambda self, rows: self.chosen.roll(-1))
+as_in_padded_rows = changed(chosen=lambda self, rows: (torch.arange(len(rows.mask)) * rows.mask.shape[1] + (
+    rows.mask.shape[1] - 1 if self.which == "last" else 0)).clamp(max=int(rows.lengths.sum()) - 1))
+positions_from_nought = changed(position_ids=lambda self, rows: torch.zeros_like(self.position_ids))
+padding_is_seen = changed(uniform=lambda self, rows: True)
 WRONG = [(the_other_end, ["bert", "deberta-v3", "gpt2", "llama", "t5"]), (one_row_too_far, ["bert", "gemma3", "flan-t5"]),
          (as_in_padded_rows, ["bert", "deberta-v3", "gpt2", "mistral", "gemma2", "t5"]),
          (positions_from_nought, LAST), (padding_is_seen, ["bert", "roberta", "deberta-v3"]),

@@ -14,8 +14,9 @@ from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
 from minillmclf.models import fresh_weights, model_class
 from minillmclf.cli.settings import Settings
-from minillmclf.training.checkpoint import load_state, save_state, seed_step
-from minillmclf.training.loop import Rows, take_step
+from minillmclf.training.checkpoint import Store, seed_step
+from minillmclf.training.loop import take_step
+from minillmclf.training.plan import Rows
 from minillmclf.training.optim import build_optimizer
 from minillmclf.training.recompute import blocks_of, recompute_blocks
 from minillmclf.tuning import choose_weights
@@ -156,11 +157,11 @@ def test_a_state_goes_on_bit_for_bit(folder, tmp_path, kind):
     model, rows = classifier(folder)
     optimizer = build_optimizer(model, 1e-3, 0.01, kind=kind)
     steps(model, optimizer, rows, [1, 2, 3])
-    save_state(tmp_path / "state", model, optimizer, {"step": 3})
+    Store(tmp_path).save(model, optimizer, {"step": 3})
     steps(model, optimizer, rows, [4, 5])
     other, _ = classifier(folder)
     again = build_optimizer(other, 1e-3, 0.01, kind=kind)
-    assert load_state(tmp_path / "state", other, again) == {"step": 3}
+    assert Store(tmp_path).load(other, again) == {"step": 3}
     dtypes = {value.dtype for state in again.state.values() for value in state.values() if torch.is_tensor(value)}
     assert (torch.uint8 in dtypes) == (kind == "adamw8bit"), f"{kind} holds its state in {dtypes}"
     steps(other, again, rows, [4, 5])

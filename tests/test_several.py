@@ -31,9 +31,10 @@ from minillmclf.text import doctor
 from minillmclf.text.batch import collate
 from minillmclf.text.data import (Example, hold_out, label_set, names_in, natural_order,
                                   read_examples)
-from minillmclf.training.loop import Rows, take_step
-from minillmclf.training.metrics import evaluate, evaluate_sets
-from minillmclf.training.losses import LabelSets, positive_weights
+from minillmclf.training.loop import take_step
+from minillmclf.training.plan import Rows
+from minillmclf.training.metrics import evaluate
+from minillmclf.training.multilabel import BinaryCrossEntropy, evaluate_multilabel, positive_weights
 from minillmclf.training.optim import build_optimizer
 
 LABELS = ["garden", "kitchen", "weather"]
@@ -184,13 +185,13 @@ def test_thresholds_by_hand():
 def test_metrics_by_hand():
     p = np.array([[0.9, 0.2, 0.6], [0.4, 0.7, 0.1], [0.3, 0.1, 0.2]])
     truth = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0]])
-    found = evaluate_sets(p, truth, "abc")
+    found = evaluate_multilabel(p, truth, "abc")
     assert found["exact_match"] == pytest.approx(1 / 3)
     assert found["micro_f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1)) and found["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert found["precision"] == {"a": 1, "b": 1, "c": 0} and found["recall"] == {"a": 0.5, "b": 1, "c": 0}
     own = [0.9, 0.8, 0.4, 0.4, 0.7, 0.9, 0.7, 0.9, 0.8]
     assert found["log_loss"] == pytest.approx(-np.log(own).mean())
-    assert evaluate_sets(p, truth, "abc", [0.35, 0.5, 0.65])["exact_match"] == 1
+    assert evaluate_multilabel(p, truth, "abc", [0.35, 0.5, 0.65])["exact_match"] == 1
     both = several.judge(p, truth, "abc", [0.35, 0.5, 0.65])
     assert both["micro_f1"] == 1 and both["at_half"]["micro_f1"] == pytest.approx(2 / 3)
 
@@ -200,7 +201,7 @@ def test_two_classes_that_exclude_one_another_are_one_decision():
     rng = np.random.default_rng(1)
     first = rng.random(100)
     p, truth = np.stack([first, 1 - first], 1), rng.integers(0, 2, 100)
-    assert evaluate_sets(p, np.eye(2)[truth], "ab")["micro_f1"] == pytest.approx(evaluate(p, truth, "ab")["accuracy"])
+    assert evaluate_multilabel(p, np.eye(2)[truth], "ab")["micro_f1"] == pytest.approx(evaluate(p, truth, "ab")["accuracy"])
 
 
 # ---------------------------------------------------------------- baselines
@@ -244,7 +245,7 @@ def test_transformers_has_the_same_scores_and_the_same_loss(tmp_path):
     rows = rows_of(model)
     batch = collate(rows.encoded, range(4), labels=rows.labels)
     assert batch.mask.sum(1).unique().numel() > 2, "rows of one length need no padding"
-    objective = LabelSets()
+    objective = BinaryCrossEntropy()
     with torch.no_grad(), may_refuse():
         found = theirs(batch.ids, batch.mask, token_type_ids=batch.types, labels=batch.labels)
         ours = objective(model, batch) / objective.count(batch.labels)
@@ -290,7 +291,7 @@ def test_pieces_of_a_batch_add_up_to_its_gradient(tmp_path, weights):
         model = tiny(tmp_path / str(size)).train()
         rows = rows_of(model)
         step = take_step(model, build_optimizer(model, s.lr, 0.0, 1.0, "adamw"), rows, [0, 1, 2, 3],
-                         Settings(**{**vars(s), "micro_batch_size": size}), LabelSets(weights))
+                         Settings(**{**vars(s), "micro_batch_size": size}), BinaryCrossEntropy(weights))
         found[size] = step, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model = tiny(tmp_path / "whole")
     batch = collate(rows_of(model).encoded, range(4), labels=rows_of(model).labels)
@@ -356,7 +357,7 @@ def test_sure_scores_are_no_ones(tmp_path):
     """In float32 the sigmoid of 20 is 1, and its log loss that of a limit, 34.5."""
     model = tiny(tmp_path / "base")
     p = model.probabilities(torch.tensor([[20.0, -20.0, 20.0]]))
-    assert evaluate_sets(p, [[0, 0, 1]], LABELS)["log_loss"] == pytest.approx(20 / 3, rel=1e-6)
+    assert evaluate_multilabel(p, [[0, 0, 1]], LABELS)["log_loss"] == pytest.approx(20 / 3, rel=1e-6)
 
 
 def test_what_does_not_go_with_several_classes(tmp_path):
@@ -407,8 +408,8 @@ def test_a_run_from_end_to_end(trained):
     assert model.thresholds == pytest.approx(fitted, abs=1e-6), "the thresholds are not those of the dev rows"
     assert model.thresholds != pytest.approx(several.fit_thresholds(model.predict(texts["test"]), truth["test"]), abs=1e-3)
     p, own = model.predict(texts["test"]), record["results"]["mini-bert, full"]
-    assert own["micro_f1"] == evaluate_sets(p, truth["test"], data.labels, model.thresholds)["micro_f1"]
-    assert own["at_half"]["micro_f1"] == evaluate_sets(p, truth["test"], data.labels)["micro_f1"]
+    assert own["micro_f1"] == evaluate_multilabel(p, truth["test"], data.labels, model.thresholds)["micro_f1"]
+    assert own["at_half"]["micro_f1"] == evaluate_multilabel(p, truth["test"], data.labels)["micro_f1"]
     with open(run / "predictions.csv", encoding="utf-8", newline="") as file:
         written = list(csv.DictReader(file))
     assert [row["predicted"] for row in written] == model.answers(p) and any("|" in row["predicted"] for row in written)

@@ -26,8 +26,7 @@ from minillmclf.errors import InputError
 from minillmclf.models import build_backbone, layers, load_backbone, save_backbone, t5
 from minillmclf.models.cache import Cache, CachedRows
 from minillmclf.models.layers import Rows, root_mean_square_norm
-from minillmclf.models.t5 import (T5, GatedT5, biased_attention, biased_attention_by_hand,
-                                  distance_buckets)
+from minillmclf.models.t5 import T5, GatedT5, biased_attention, distance_buckets
 from minillmclf.models.weights import Checkpoint, fill
 
 STORED = ("t5_lm", "flan_lm", "ul2_classifier")
@@ -247,13 +246,13 @@ def decoder_with_both_directions(patch):
 
 def encoder_with_one_direction(patch):
     def wrong(self, rows):
-        bucket = distance_buckets(rows.behind().clamp(min=0), self.buckets, self.most)
+        bucket = distance_buckets(rows.distance().clamp(min=0), self.buckets, self.most)
         return self.relative_bias(bucket).permute(0, 3, 1, 2).masked_fill(~rows.mask[:, None, None], -math.inf)
     patch.setattr(t5.EncoderStack, "bias", wrong)
 
 
 def directions_exchanged(patch):
-    behind = Rows.behind
+    behind = Rows.distance
     patch.setattr(t5.EncoderStack, "bias", lambda self, rows: encoder_bias_of(self, -behind(rows), rows))
 
 
@@ -274,7 +273,7 @@ def places_for_positions(patch):
     def wrong(self):
         places = torch.arange(self.mask.shape[1])
         return (places[:, None] - places)[None] + 1
-    patch.setattr(Rows, "behind", wrong)
+    patch.setattr(Rows, "distance", wrong)
 
 
 def bias_only_in_the_first_block(patch):
@@ -319,12 +318,12 @@ def no_last_norm(patch):
 
 def source_mask_ignored(patch):
     context = T5.context
-    patch.setattr(T5, "context", lambda self, memory, mask: (context(self, memory, mask)[0], None))
+    patch.setattr(T5, "context", lambda self, memory, rows: (context(self, memory, rows)[0], None))
 
 
 def encoder_mask_ignored(patch):
     def wrong(self, rows):
-        return encoder_bias_of(self, rows.behind(), Rows(torch.ones_like(rows.mask)))
+        return encoder_bias_of(self, rows.distance(), Rows(torch.ones_like(rows.mask)))
     patch.setattr(t5.EncoderStack, "bias", wrong)
 
 
@@ -342,15 +341,15 @@ def cross_attention_over_itself(patch):
 
 
 def shift_missing(patch):
-    patch.setattr(T5, "shift_right", lambda self, ids, mask: ids)
+    patch.setattr(T5, "shift_right", lambda self, ids, *more: ids)
 
 
 def other_start(patch):
     shift = T5.shift_right
 
-    def wrong(self, ids, mask):
+    def wrong(self, *given):
         self.config["decoder_start_token_id"] = 1
-        return shift(self, ids, mask)
+        return shift(self, *given)
     patch.setattr(T5, "shift_right", wrong)
 
 
@@ -463,7 +462,8 @@ def test_token_by_token_is_the_same_as_at_once(name, side):
     ids, mask = batch_of([source for source, _ in pairs], side)
     start, start_mask, context = body.prompt(ids, mask)
     assert start.tolist() == [[0]] * 3 and start_mask.tolist() == [[1]] * 3, "writing begins with the start token"
-    assert len(context[0]) == len(body.decoder.layers) and context[0][0][0].shape[:3] == (3, 3, 21), "k: (B, H, S, d)"
+    assert list(context[0]) == list(body.decoder.layers)
+    assert context[0][body.decoder.layers[0]][0].shape[:3] == (3, 3, 21), "k: (B, H, S, d)"
     target = torch.tensor([[0, *target] for _, target in pairs])
     whole, cache = body(ids, mask, target, torch.ones_like(target)), Cache()
     for place in range(target.shape[1]):
@@ -481,6 +481,13 @@ def test_shift_right_goes_by_the_mask():
 
 
 # ------------------------------------------------------------------------------------------------ by hand
+
+def biased_attention_by_hand(q, k, v, bias):
+    """What `biased_attention` computes, a step a line."""
+    scores = q @ k.transpose(-2, -1)                                                  # (B, H, T, S)
+    scores = scores if bias is None else scores + bias
+    return scores.softmax(-1) @ v                                                     # (B, H, T, d)
+
 
 @given(sizes=st.tuples(*[st.integers(1, 6)] * 5), biased=st.booleans(), seed=st.integers(0, 2**31))
 @settings(max_examples=40, deadline=None, derandomize=True)

@@ -19,12 +19,15 @@ from minillmclf import train
 from minillmclf.classify.classifier import Classifier
 from minillmclf.cli.parser import StopSignal
 from minillmclf.errors import InputError
-from minillmclf.models.weights import open_tensors
+from minillmclf.models.tensor_files import open_tensors
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import collate
+from minillmclf.classify.task import SingleLabel
+from minillmclf.pretrain import losses as pretraining
 from minillmclf.training import loop, losses as objectives, optim
-from minillmclf.training.checkpoint import load_state, save_state, seed_step
-from minillmclf.training.loop import Rows, fit, plan_epochs, take_step
+from minillmclf.training.checkpoint import Store, seed_step
+from minillmclf.training.loop import fit, take_step
+from minillmclf.training.plan import Plan, Rows, balanced_rows, plan_epochs
 from minillmclf.training.metrics import better
 from minillmclf.tuning import choose_weights
 
@@ -78,7 +81,7 @@ def step_in_pieces(folder, size, class_weights=None, **settings):
     s = Settings(micro_batch_size=size, **{"clip": 0.0, **settings})
     model.train()
     loss = take_step(model, torch.optim.SGD(model.parameters(), lr=0.1), data, list(range(7)), s,
-                     objectives.Classes(class_weights, s.label_smoothing, s.focal))
+                     objectives.CrossEntropy(class_weights, s.label_smoothing, s.focal))
     return {n: p.grad.clone() for n, p in model.named_parameters()}, weights_of(model), loss
 
 
@@ -210,7 +213,7 @@ def test_lower_layers_learn_more_slowly(tmp_path, layers):
 
 
 def test_rate_closed_forms():
-    factor = optim.rate_factor
+    factor = optim.lr_factor
     assert [factor(step, 10, 4, "linear") for step in range(10)] == pytest.approx(
         [1 / 5, 2 / 5, 3 / 5, 4 / 5, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]), "up in 4 steps, then down towards 0"
     assert factor(10, 10, 4, "linear") == 0
@@ -225,7 +228,7 @@ def test_rate_closed_forms():
 def test_rate_is_never_negative_and_never_above_one(schedule):
     for total in (1, 2, 7, 100):
         for warmup in {0, 1, total // 10, total // 2, total - 1, total}:
-            rates = [optim.rate_factor(step, total, warmup, schedule) for step in range(total + 1)]
+            rates = [optim.lr_factor(step, total, warmup, schedule) for step in range(total + 1)]
             case = f"{schedule}, {total} steps, {warmup} of warm-up: {rates}"
             assert all(-1e-15 <= rate <= 1 for rate in rates), case
             assert all(rate > 0 for rate in rates[:-1]), f"a step without learning: {case}"
@@ -236,7 +239,7 @@ def test_rate_is_never_negative_and_never_above_one(schedule):
 def test_set_rate_scales_each_group_from_its_own_rate(folder):
     optimizer = optim.build_optimizer(classifier(folder), 1e-3, 0.01, 0.5)
     for factor in (0.5, 0.1, 1.0):
-        optim.set_rate(optimizer, factor)
+        optim.set_lr(optimizer, factor)
         assert all(g["lr"] == pytest.approx(g["base_lr"] * factor) for g in optimizer.param_groups), \
             "factors must not pile up from step to step"
 
@@ -288,11 +291,11 @@ def fit_with_scores(folder, tmp_path, monkeypatch, scores, **settings):
     model, told, seen = classifier(folder), iter(scores), []
     s = Settings(**{"epochs": len(scores), "batch_size": 4, "lr": 1e-3, **settings})
 
-    def evaluate(probabilities, truth, labels):
+    def evaluate(self, probabilities, targets):
         seen.append(weights_of(model))
         return {**dict.fromkeys(("accuracy", "macro_f1", "log_loss", "ece"), 0.5), s.metric: next(told)}
-    monkeypatch.setattr(loop, "evaluate", evaluate)
-    return model, fit(model, some_rows(model, 10), some_rows(model, 6, seed=1), s, tmp_path), seen
+    monkeypatch.setattr(SingleLabel, "evaluate", evaluate)
+    return model, fit(model, some_rows(model, 10), some_rows(model, 6, seed=1), s, Store(tmp_path)), seen
 
 
 @pytest.mark.parametrize("metric, patience, scores, epochs, best", [
@@ -335,12 +338,12 @@ def test_of_equal_epochs_that_with_the_smallest_log_loss_is_kept(folder, tmp_pat
     """Two epochs tie in accuracy: the later has less log loss; patience counts from the first."""
     told = iter([(0.7, 0.9), (0.7, 0.6), (0.7, 0.8), (0.6, 0.1), (0.9, 0.1)])
 
-    def evaluate(probabilities, truth, labels):
+    def evaluate(self, probabilities, targets):
         accuracy, loss = next(told)
         return {"accuracy": accuracy, "log_loss": loss, "macro_f1": 0.5, "ece": 0.5}
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(SingleLabel, "evaluate", evaluate)
     model, s = classifier(folder), Settings(epochs=5, batch_size=4, lr=1e-3, patience=3)
-    progress = fit(model, some_rows(model, 10), some_rows(model, 6, seed=1), s, tmp_path)
+    progress = fit(model, some_rows(model, 10), some_rows(model, 6, seed=1), s, Store(tmp_path))
     assert progress["best"] == {"epoch": 2, "accuracy": 0.7} and len(progress["history"]) == 4
 
 
@@ -353,8 +356,12 @@ def test_run_json_names_the_epoch_that_was_kept(folder, data, tmp_path, monkeypa
     def finish_epoch(model, *more):
         seen.append(weights_of(model))
         return real_epoch(model, *more)
-    monkeypatch.setattr(loop, "evaluate", lambda *_: {
-        **dict.fromkeys(("accuracy", "macro_f1", "log_loss", "ece"), 0.5), metric: next(told)})
+
+    def evaluate(self, probabilities, targets):
+        """What is told, of the 9 dev rows; the 30 training rows are evaluated too."""
+        numbers = dict.fromkeys(("accuracy", "macro_f1", "log_loss", "ece"), 0.5)
+        return numbers | {metric: next(told, 0.5)} if len(targets) == 9 else numbers
+    monkeypatch.setattr(SingleLabel, "evaluate", evaluate)
     monkeypatch.setattr(loop, "fit", lambda *a, **k: kept.update(real_fit(*a, **k)) or kept)
     monkeypatch.setattr(loop, "finish_epoch", finish_epoch)
     out = tmp_path / "run"
@@ -369,13 +376,13 @@ def test_what_each_step_is_given(dropping, tmp_path, monkeypatch):
     """Dropout and random numbers of its own, rows in another order each epoch, the planned rate; losses are averaged."""
     model, seen, told = classifier(dropping), [], []
 
-    def record(model, optimizer, train, rows, s, weights):
-        loss = take_step(model, optimizer, train, rows, s, weights)
+    def record(model, optimizer, train, rows, s):
+        loss = take_step(model, optimizer, train, rows, s)
         seen.append((model.training, torch.initial_seed(), rows, optimizer.param_groups[0]["lr"], loss))
         return loss
-    monkeypatch.setattr(loop, "take_step", record)
     s = Settings(epochs=3, batch_size=4, lr=1e-3, warmup=0.2)
-    progress = fit(model, some_rows(model, 10), some_rows(model, 6, seed=1), s, tmp_path, on_step=lambda *a: told.append(a))
+    progress = fit(model, some_rows(model, 10), some_rows(model, 6, seed=1), s, Store(tmp_path), record,
+                   loop.Hooks(on_step=lambda *a: told.append(a)))
     training, seeds, rows, rates, losses = zip(*seen)
     assert all(training), "a step after an evaluation goes without dropout"
     assert len(set(seeds)) == 9, "two steps drop the same neurons"
@@ -404,10 +411,11 @@ def test_evaluation_drops_nothing_and_keeps_the_order_of_rows(dropping):
 
 
 def test_min_steps_adds_epochs(folder):
-    data = some_rows(classifier(folder), 10)
+    model = classifier(folder)
+    data = some_rows(model, 10)
     for wanted, epochs in ((0, 2), (6, 2), (7, 3), (31, 11)):
-        plan = plan_epochs(data, Settings(epochs=2, batch_size=4, min_steps=wanted))
-        assert len(plan) == epochs and sum(map(len, plan)) >= wanted, f"10 rows in batches of 4, min_steps {wanted}"
+        plan = plan_epochs(model, data, Settings(epochs=2, batch_size=4, min_steps=wanted))
+        assert plan.epochs == epochs and sum(map(len, plan)) >= wanted, f"10 rows in batches of 4, min_steps {wanted}"
 
 
 # ---- random numbers, and the state on disk
@@ -429,24 +437,24 @@ def test_a_state_comes_back_bit_for_bit(dropping, tmp_path):
     for step in range(3):
         take_step(model, optimizer, data, list(range(8)), Settings(), None)
     progress = {"step": 3, "history": [{"loss": 0.1 + 0.2}], "best": None, "losses": [1 / 3]}
-    save_state(tmp_path / "state", model, optimizer, progress)
+    Store(tmp_path).save(model, optimizer, progress)
     fresh = classifier(dropping, "last-1")
     other = optim.build_optimizer(fresh, 1e-3, 0.01)
-    assert load_state(tmp_path / "state", fresh, other) == progress, "floats should survive JSON exactly"
+    assert Store(tmp_path).load(fresh, other) == progress, "floats should survive JSON exactly"
     assert largest_difference(weights_of(model), weights_of(fresh)) == 0
     for a, b in zip(model.parameters(), fresh.parameters()):
         assert a.requires_grad == b.requires_grad == (a in optimizer.state) == (b in other.state)
         assert not a.requires_grad or set(other.state[b]) == {"step", "exp_avg", "exp_avg_sq"}
         assert all(torch.equal(value, other.state[b][key]) for key, value in optimizer.state.get(a, {}).items())
-    assert load_state(tmp_path / "none", fresh, other) is None
+    assert Store(tmp_path / "none").load(fresh, other) is None
 
 
 def test_a_state_of_another_method_is_refused(folder, tmp_path):
     model = classifier(folder, "last-1")
-    save_state(tmp_path / "state", model, optim.build_optimizer(model, 1e-3, 0.01), {"step": 0})
+    Store(tmp_path).save(model, optim.build_optimizer(model, 1e-3, 0.01), {"step": 0})
     other = classifier(folder, "head")
     with pytest.raises(InputError, match="not a training state of this run .16 parameters differ.*another --out"):
-        load_state(tmp_path / "state", other, optim.build_optimizer(other, 1e-3, 0.01))
+        Store(tmp_path).load(other, optim.build_optimizer(other, 1e-3, 0.01))
 
 
 def test_a_loaded_state_lies_where_the_parameters_lie(folder, tmp_path):
@@ -455,10 +463,10 @@ def test_a_loaded_state_lies_where_the_parameters_lie(folder, tmp_path):
     model = classifier(folder)
     optimizer, data = optim.build_optimizer(model, 1e-3, 0.01), some_rows(model, 4)
     take_step(model, optimizer, data, [0, 1, 2, 3], Settings(), None)
-    save_state(tmp_path / "state", model, optimizer, {"step": 1})
+    Store(tmp_path).save(model, optimizer, {"step": 1})
     elsewhere = classifier(folder).to("meta")
     moments = torch.optim.SGD(elsewhere.parameters())
-    load_state(tmp_path / "state", elsewhere, moments)
+    Store(tmp_path).load(elsewhere, moments)
     devices = {key: value.device.type for state in moments.state.values() for key, value in state.items()}
     assert devices == dict.fromkeys(("step", "exp_avg", "exp_avg_sq"), "meta")
 
@@ -633,7 +641,7 @@ def test_corrupt_chooses_and_replaces_as_bert_does():
     mask = (torch.arange(128) < torch.randint(20, 129, (400, 1))).long()
     ids[:, 0], ids[:, 10] = 2, 3
     ids = torch.where(mask.bool(), ids, 9)                    # padded with an ordinary id: only the mask tells
-    corrupted, chosen = objectives.corrupt(ids, mask, specials, mask_id, vocabulary)
+    corrupted, chosen = pretraining.corrupt(ids, mask, specials, mask_id, vocabulary)
     real = mask.bool() & ~torch.isin(ids, torch.tensor(sorted(specials)))
     assert not (chosen & ~real).any(), "padding or a special token was chosen"
     assert torch.equal(corrupted[~chosen], ids[~chosen]), "a token was changed that is not to be guessed"
@@ -644,7 +652,7 @@ def test_corrupt_chooses_and_replaces_as_bert_does():
     assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.02), f"masked, random, kept: {shares}"
     random_ones = corrupted[chosen][~masked & ~kept]
     assert len(random_ones.unique()) > 200 and random_ones.max() < vocabulary and random_ones.min() >= 0
-    more = objectives.corrupt(ids, mask, specials, mask_id, vocabulary, share=0.4)[1]
+    more = pretraining.corrupt(ids, mask, specials, mask_id, vocabulary, share=0.4)[1]
     assert abs(more.sum() / real.sum() - 0.4) < 0.01
 
 
@@ -652,7 +660,7 @@ def test_corrupt_always_chooses_something():
     ids, mask = torch.tensor([[2, 7, 3, 0]]), torch.tensor([[1, 1, 1, 0]])
     for seed in range(30):
         torch.manual_seed(seed)
-        assert objectives.corrupt(ids, mask, {0, 2, 3}, 4, 10)[1].tolist() == [[False, True, False, False]]
+        assert pretraining.corrupt(ids, mask, {0, 2, 3}, 4, 10)[1].tolist() == [[False, True, False, False]]
 
 
 def test_masked_lm_loss_is_that_of_transformers(tmp_path):
@@ -665,9 +673,9 @@ def test_masked_lm_loss_is_that_of_transformers(tmp_path):
     encoded = [tokenizer.layout(tokenizer.ids(text)) for text in texts]
     batch = collate(encoded, range(12), tokenizer.pad_id)
     torch.manual_seed(2)
-    ids, chosen = objectives.corrupt(batch.ids, batch.mask, tokenizer.special_ids, tokenizer.mask_id, len(tokenizer))
+    ids, chosen = pretraining.corrupt(batch.ids, batch.mask, tokenizer.special_ids, tokenizer.mask_id, len(tokenizer))
     assert not batch.mask.all() and chosen.sum() > 5
-    ours = objectives.masked_lm_loss(model, ids, batch.mask, batch.types, chosen, batch.ids)
+    ours = pretraining.masked_lm_loss(model, ids, batch.mask, batch.types, chosen, batch.ids)
     theirs = loaded(transformers.BertForMaskedLM.from_pretrained, folder).eval()
     with torch.no_grad(), may_refuse():
         expected = theirs(ids, attention_mask=batch.mask, token_type_ids=batch.types,
@@ -680,7 +688,7 @@ def test_masked_lm_loss_is_that_of_transformers(tmp_path):
 def test_word_means_against_a_loop():
     torch.manual_seed(0)
     hidden, words = torch.randn(9, 5), torch.tensor([-1, 0, 1, 1, 1, -1, 3, 2, 3])
-    means = objectives.word_means(hidden, words, 4)
+    means = pretraining.word_means(hidden, words, 4)
     for word in range(4):
         expected = np.mean([hidden[i].numpy() for i in range(9) if words[i] == word], axis=0)
         assert means[word].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
@@ -688,7 +696,7 @@ def test_word_means_against_a_loop():
 
 def test_cosine_distance_by_hand():
     a, b = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]]), torch.tensor([[5.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
-    assert objectives.cosine_distance(a, b).item() == pytest.approx((0 + 1 + 2) / 3)
+    assert pretraining.cosine_distance(a, b).item() == pytest.approx((0 + 1 + 2) / 3)
 
 
 # ------------------------------------------------------------------------------------------------ imbalance
@@ -717,19 +725,20 @@ def test_focal_loss_hears_hard_rows_and_stays_finite():
 
 def test_a_balanced_epoch_has_all_classes_alike_and_no_row_too_often():
     labels = [0] * 30 + [1] * 9 + [2] * 3
-    rows = loop.drawn(labels, "0:0")
+    rows = balanced_rows(labels, "0:0")
     counts, times = Counter(labels[row] for row in rows), Counter(rows)
     assert len(rows) == 42 and set(counts.values()) == {14}, counts
     for label, (least, most) in {0: (0, 1), 1: (1, 2), 2: (4, 5)}.items():
         seen = {times[row] for row, own in enumerate(labels) if own == label}
         assert seen <= {least, most}, f"rows of class {label} are drawn {seen} times"
-    assert rows == loop.drawn(labels, "0:0") != loop.drawn(labels, "0:1"), "an epoch follows from its seed, and each is another"
+    assert rows == balanced_rows(labels, "0:0") != balanced_rows(labels, "0:1"), "an epoch follows from its seed, and each is another"
 
 
 def test_the_plan_draws_balanced_epochs_only_when_asked():
     train = Rows([([1] * (row % 5 + 1), None) for row in range(40)], [0] * 36 + [1] * 4)
     for sampling, rare in (("none", 4), ("balanced", 20)):
-        for epoch in loop.plan_epochs(train, Settings(batch_size=8, epochs=2, sampling=sampling)):
+        for epoch in Plan([len(ids) for ids, _ in train.encoded], train.labels,
+                          Settings(batch_size=8, epochs=2, sampling=sampling)):
             assert sum(train.labels[row] for batch in epoch for row in batch) == rare
             assert all(len(batch) <= 8 for batch in epoch) and sum(map(len, epoch)) == 40
 

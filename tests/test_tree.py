@@ -16,9 +16,8 @@ from test_generate import CLASSES, CONFIGS, PROMPTS, build
 
 from minillmclf.errors import InputError
 from minillmclf.models import save_backbone, tree as tree_file
-from minillmclf.models.cache import Cache, CachedRows, prefill, start
-from minillmclf.models.tree import (Tree, TreeRows, log_probs, log_probs_one_by_one, shared,
-                                    to_the_left)
+from minillmclf.models.cache import Cache, prefill, start
+from minillmclf.models.tree import Tree, TreeQueries, TreeRows, log_probs, pad_right, shared
 from minillmclf.training.recompute import recompute_blocks
 from minillmclf.tuning.prefix import attach_prefix
 
@@ -53,6 +52,20 @@ def exact(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
+def log_probs_one_by_one(model, ids, mask, sequences):
+    """What `tree.sums(log_probs(...))` computes, with one forward for each sequence and no tree -> (B, L)."""
+    ids, mask, context = model.prompt(ids, mask)
+    sums = []
+    for sequence in sequences:
+        more = torch.tensor(sequence, device=ids.device).expand(len(ids), -1)                     # (B, n)
+        rows = model.rows(torch.cat([mask.bool(), torch.ones_like(more).bool()], 1))
+        x = model.hidden(torch.cat([ids, more], 1), rows, context)                                # (N, D)
+        places = rows.lengths.cumsum(0)[:, None] - len(sequence) - 1 + torch.arange(len(sequence), device=x.device)
+        found = model.logits(x[places]).float().log_softmax(-1).gather(2, more.unsqueeze(2))       # (B, n, 1)
+        sums.append(found.sum((1, 2)))
+    return torch.stack(sums, 1)
+
+
 def wide(kind, tokens=0, **changes):
     """A tiny model in fp64; with tokens > 0, behind a prefix of as many tokens that has learned something."""
     model = build(kind, **changes).double()
@@ -71,7 +84,7 @@ def in_one(model, ids, mask, labels):
 
 def behind(model, ids, mask, labels, read=prefill):
     """(B, L) with a tree, and with the beginning of all rows read once."""
-    tree, (ids, mask) = Tree(labels), to_the_left(ids, mask)
+    tree, (ids, mask) = Tree(labels), pad_right(ids, mask)
     count = shared(ids, mask)
     assert count > 0, "the rows begin with different tokens, so this tests nothing"
     cache = read(model, ids[:1, :count]).expand(len(ids))
@@ -331,7 +344,7 @@ def test_a_row_without_tokens_is_named():
     ([[0, 0, 3], [0, 0]], 1), ([[5, 0], [5]], 0), ([[1, 2, 3], [2, 2, 3]], 0), ([[0], [0]], 0), ([[4, 5, 6]], 2)])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_what_rows_share_leaves_each_a_token(rows, count, side):
-    ids, mask = to_the_left(*batch_of(rows, side))
+    ids, mask = pad_right(*batch_of(rows, side))
     right = batch_of(rows)
     assert torch.equal(ids * mask, right[0]) and torch.equal(mask, right[1]), "the tokens move to the left, in their order"
     assert shared(ids, mask) == shared(ids, mask.bool()) == count, f"{rows}: {count} tokens, so that one is left in each"
@@ -339,7 +352,7 @@ def test_what_rows_share_leaves_each_a_token(rows, count, side):
 
 def test_tokens_on_both_sides_of_padding_move_too():
     ids, mask = torch.tensor([[9, 4, 9, 5, 6], [1, 2, 3, 9, 9]]), torch.tensor([[0, 1, 0, 1, 1], [1, 1, 1, 0, 0]])
-    ids, mask = to_the_left(ids, mask)
+    ids, mask = pad_right(ids, mask)
     assert (ids * mask).tolist() == [[4, 5, 6, 0, 0], [1, 2, 3, 0, 0]] and mask.tolist() == [[1, 1, 1, 0, 0]] * 2
 
 
@@ -472,14 +485,13 @@ def changed_rows(patch, change):
 
 def place_nodes(rows, where):
     """Put the nodes of a tree at positions `where`, (B, M)."""
-    rows.key_grid[:, rows.key_grid.shape[1] - len(rows.tree.fed):] = where
-    rows.grid = rows.key_grid[:, -rows.mask.shape[1]:]
-    rows.positions = rows.grid.flatten()[rows.places]
+    rows.key_position_ids[:, rows.key_mask.shape[1] - len(rows.tree.fed):] = where
+    rows.place_queries()
 
 
 @wrong()
 def siblings_are_seen(patch, model):
-    patch.setattr(TreeRows, "limit", CachedRows.limit)
+    patch.setattr(Tree, "hide", lambda self, seen: seen)
 
 
 @wrong()
@@ -489,13 +501,13 @@ def ancestors_are_not_seen(patch, model):
 
 @wrong()
 def positions_by_order(patch, model):
-    changed_rows(patch, lambda rows: place_nodes(rows, rows.key_real.sum(1, keepdim=True) - len(rows.tree.fed)
+    changed_rows(patch, lambda rows: place_nodes(rows, rows.key_mask.sum(1, keepdim=True) - len(rows.tree.fed)
                                                  + torch.arange(len(rows.tree.fed))))
 
 
 @wrong()
 def positions_one_too_far(patch, model):
-    changed_rows(patch, lambda rows: place_nodes(rows, rows.key_grid[:, -len(rows.tree.fed):] + 1))
+    changed_rows(patch, lambda rows: place_nodes(rows, rows.key_position_ids[:, -len(rows.tree.fed):] + 1))
 
 
 @wrong(*DECODERS)
@@ -506,33 +518,27 @@ def positions_without_the_beginning(patch, model):
 
 @wrong(*DECODERS)                                  # what T5's decoder reads is never padded
 def padding_is_seen(patch, model):
-    changed_rows(patch, lambda rows: setattr(rows, "key_real", torch.ones_like(rows.key_real)))
+    changed_rows(patch, lambda rows: setattr(rows, "key_mask", torch.ones_like(rows.key_mask)))
 
 
 @wrong(*DECODERS)                                  # T5's decoder reads the start alone: no token is earlier
 def root_read_one_token_too_early(patch, model):
-    hidden = model.hidden
+    made = TreeQueries.__init__
 
-    def broken(ids, rows, context=None):
-        if not isinstance(rows, TreeRows):
-            return hidden(ids, rows, context)
-        rows.read += 1
-        x = rows.read_from(hidden(ids, rows, context))                                        # (B, M + 2, D)
-        return torch.cat([x[:, :1], x[:, 2:]], 1).flatten(0, 1)
-    patch.setattr(model, "hidden", broken)
+    def broken(self, rows):
+        made(self, rows)
+        self.chosen = self.chosen.view(self.mask.shape).clone()
+        self.chosen[:, 0] -= (rows.lengths > self.mask.shape[1]).long()
+        self.position_ids, self.chosen = rows.positions[self.chosen], self.chosen.flatten()
+    patch.setattr(TreeQueries, "__init__", broken)
 
 
 @wrong()
 def root_read_of_another_row(patch, model):
-    hidden = model.hidden
-
-    def broken(ids, rows, context=None):
-        x = hidden(ids, rows, context)
-        if isinstance(rows, TreeRows):
-            x = rows.read_from(x)                                                             # (B, M + 1, D)
-            x = torch.cat([x[:, :1].roll(1, 0), x[:, 1:]], 1).flatten(0, 1)
-        return x
-    patch.setattr(model, "hidden", broken)
+    def broken(*given, read=tree_file.read_few):
+        x = read(*given)                                                                      # (B, M + 1, D)
+        return torch.cat([x[:, :1].roll(1, 0), x[:, 1:]], 1)
+    patch.setattr(tree_file, "read_few", broken)
 
 
 @wrong()

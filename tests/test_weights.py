@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
-from minillmclf.models import fresh_weights, load_backbone, save_backbone, weights
+from minillmclf.models import fresh_weights, load_backbone, save_backbone, tensor_files
 from minillmclf.models.bert import Bert, Roberta
-from minillmclf.models.weights import (Checkpoint, Table, export, fill, translate, write_checkpoint,
-                                       write_tensors)
+from minillmclf.models.tensor_files import write_checkpoint, write_tensors
+from minillmclf.models.weights import Checkpoint, Table, export, fill
 
 STORED = ("bert_classifier", "roberta_classifier", "bert_masked_lm", "roberta_masked_lm")
 
@@ -128,12 +128,12 @@ def test_each_parameter_holds_the_tensor_of_its_own_name():
              "intermediate.dense": "up_proj", "output.dense": "down_proj", "output.LayerNorm": "mlp_norm"}
     for cls in (Bert, Roberta):
         for (file, ours), leaf in itertools.product(pairs.items(), ("weight", "bias")):
-            found = translate(f"{cls.SPELLINGS[0][1]}encoder.layer.11.{file}.{leaf}", Table(cls.NAMES))
+            found = Table(cls.NAMES).path(f"{cls.ALIASES[0][1]}encoder.layer.11.{file}.{leaf}")
             assert found == f"layers.11.{ours}.{leaf}", f"{cls.__name__}: {file} went to {found}"
     with pytest.raises(KeyError):
-        translate("bert.encoder.layer.0.output.dense.scale", Table(Bert.NAMES, spellings=Bert.SPELLINGS))
+        Table(Bert.NAMES, aliases=Bert.ALIASES).path("bert.encoder.layer.0.output.dense.scale")
     with pytest.raises(KeyError):
-        translate("roberta.encoder.layer.0.output.dense.bias", Table(Bert.NAMES, spellings=Bert.SPELLINGS))
+        Table(Bert.NAMES, aliases=Bert.ALIASES).path("roberta.encoder.layer.0.output.dense.bias")
 
 
 def test_fresh_parameters_are_allowed_by_pattern_only(folder):
@@ -459,7 +459,7 @@ def test_a_failed_write_leaves_the_earlier_file(error, tmp_path, monkeypatch):
     def fail(tensors, file, metadata):
         Path(file).write_bytes(b"half a file")
         raise error
-    monkeypatch.setattr(weights, "save_file", fail)
+    monkeypatch.setattr(tensor_files, "save_file", fail)
     with pytest.raises(InputError, match="model.safetensors: could not be written .*(No space|too large).* untouched"):
         write_tensors(path, {"a": torch.zeros(3)}, None)
     assert path.read_bytes() == before, "the earlier file is gone"

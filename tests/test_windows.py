@@ -21,7 +21,9 @@ from minillmclf.cli.settings import Settings, read_settings
 from minillmclf.text.batch import collate
 from minillmclf.text.cutting import spans
 from minillmclf.text.tokenizers.tokenizer import WordPiece
-from minillmclf.training.loop import Rows, fit
+from minillmclf.training.checkpoint import Store
+from minillmclf.training.loop import fit
+from minillmclf.training.plan import Rows
 from minillmclf.tuning import tune
 
 SIZE, OVERLAP = 12, 3
@@ -255,7 +257,7 @@ def test_a_class_that_hangs_on_a_late_word_is_learned_in_windows_only(tmp_path, 
     model = build(tmp_path, pool, size=16, overlap=2, head="mean")
     tune(model, {"method": "full"})
     data = [Rows(model.encode(texts)[0], list(labels)) for texts, labels in (late_word(384), late_word(60, seed=1))]
-    progress = fit(model, *data, Settings(epochs=5, batch_size=24, lr=1e-2), tmp_path)
+    progress = fit(model, *data, Settings(epochs=5, batch_size=24, lr=1e-2), Store(tmp_path))
     accuracy = progress["best"]["accuracy"]
     if pool:
         assert accuracy > 0.9, f"{pool}: windows reach the word, but only {accuracy:.2f} of the texts are right"

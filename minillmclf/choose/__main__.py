@@ -19,11 +19,9 @@ from .advice import FEW_CUT, RULE, UNBALANCED, WANTED, advise, command_of, near
 from ..cli.parser import Parser, run
 from ..errors import InputError
 from ..files import CHECKPOINTS, check_fields, find_model, read_json
-from ..training.memory import METHODS, size, step_bytes, training_memory
 from ..cli.settings import Settings, add_settings, read_settings, refuse_several
 from ..text.doctor import SPLITS, unknown_line, unknown_share
 
-KINDS = {"in place": "encoder", "behind": "decoder", "apart": "encoder-decoder"}          # Backbone.ANSWERS -> its kind
 ASKED = ("data", "text_column", "label_column", "quoting", "batch_size", "micro_batch_size",
          "max_length")
 USABLE = 0.8               # of the free memory: an estimate leaves out what passes by (memory.py)
@@ -77,6 +75,7 @@ def model_facts(name, data, s, machine):
     """Lengths in this model's tokens, and what each method takes -> dict. A model that memory does not hold is not loaded:
     its weights are counted all the same, but what a step keeps of a text is not known then."""
     from ..classify.classifier import Classifier
+    from ..cli.memory import METHODS, step_bytes, training_memory
     from ..models import load_backbone
     from ..tuning.quant_files import open_checkpoint
     folder = find_model(name)
@@ -89,7 +88,7 @@ def model_facts(name, data, s, machine):
     loaded = free is None or weights <= free
     body, head = (load_backbone(folder), empty.head.to_empty(device="cpu")) if loaded else (empty.backbone, empty.head)
     length = min(percentile(lengths, 95), empty.max_length)
-    found = {"name": str(name), "kind": KINDS[body.ANSWERS], "median": percentile(lengths, 50), "p95": percentile(lengths, 95),
+    found = {"name": str(name), "kind": body.KIND, "median": percentile(lengths, 50), "p95": percentile(lengths, 95),
              "limit": empty.max_length, "over": sum(n > empty.max_length for n in lengths) / len(lengths), "length": length,
              "unknown": {name: unknown_share(empty.tokenizer, split) for name, split in splits.items()},
              "label_tokens": sum(len(empty.tokenizer.ids(label)) for label in data.labels), "methods": []}
@@ -216,6 +215,7 @@ def data_lines(data, models):
 
 def machine_lines(facts):
     """What the machine says, and the table model x method."""
+    from ..cli.memory import size
     machine, amount = facts["machine"], (lambda count: "not known" if count is None else size(count))
     gpu, memory = machine["gpu"], machine["memory"]
     card = f"GPU {gpu['name']}, free {size(gpu['free'])} of {size(gpu['total'])}" if gpu else "no GPU"

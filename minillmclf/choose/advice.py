@@ -91,7 +91,7 @@ def advise(facts):
 def second_thoughts(record):
     """A finished run's record -> a line on what it does not beat and what to try, or []."""
     from ..training.metrics import gain
-    from ..training.rates import default_rate
+    from ..training.rates import default_lr
     given, results = Settings(**record["settings"]), record["results"]
     *plain, own = results
     metric = "micro_f1" if given.several_labels == "on" else "accuracy"
@@ -100,7 +100,7 @@ def second_thoughts(record):
             or name in CONSTANT and gain(metric, results[own], results[name]) == 0]
     if not lost:
         return []
-    (usual, why), tries = default_rate(given), []
+    (usual, why), tries = default_lr(given), []
     if given.weights == "random":
         tries.append("--weights pretrained")
     if given.lr == usual:

@@ -13,7 +13,8 @@ from torch import nn
 from ..errors import InputError
 from ..files import check_fields, find_model, short
 from ..models import build_backbone, fresh_weights, generate
-from ..models.weights import Table, write_checkpoint
+from ..models.tensor_files import write_checkpoint
+from ..models.weights import OWN_HEADS, Table
 from ..text.batch import collate, join, make_batches, places, sequences
 from ..text.cutting import check_keep
 from ..text.tokenizers.tokenizer import load_tokenizer
@@ -27,6 +28,7 @@ from .readout import (READING, build_labels, check_labels, labels_of, read_reado
                       text_length)
 from .multilabel import HALF, check_thresholds, decide, named
 from .swap import averaged, swapped
+from .task import MultiLabel, SingleLabel
 from .windows import use_windows
 
 
@@ -77,7 +79,7 @@ class Classifier(nn.Module):
         if not pretrained:
             fresh_weights(self.backbone.to_empty(device="cpu"), seed)
             return self.eval()
-        whole = (*self.backbone.KEPT_WHOLE, "lm_head")
+        whole = (*self.backbone.FULL_PRECISION, "lm_head")
         fresh = quantise and not hasattr(checkpoint, "packed")             # else the file has four bits already
         placer = Quantiser(lambda path: not set(whole) & set(path.split(".")), quantise) if fresh else None
         self.report = read_into(self, checkpoint, self.table(with_classes=False), ["head\\."], **({"place": placer} if placer else {}))
@@ -143,11 +145,11 @@ class Classifier(nn.Module):
     def table(self, with_classes=True):
         """How body and head lie in a file together. Without classes, the file's own last layer is dropped."""
         body, prefix = self.backbone.table(), "" if self.readout else self.backbone.CLASSIFIER_PREFIX
-        names = {prefix + file: ours and "backbone." + ours for file, ours in body.names.items()}
+        names = OWN_HEADS | {prefix + file: ours and "backbone." + ours for file, ours in body.names.items()}
         names |= {file: ours if with_classes or not ours.endswith((".out", ".tie")) else None
                   for file, ours in self.head.NAMES.items()}
         ties = {prefix + file: "backbone." + ours for file, ours in body.ties.items()}
-        return Table(names, ties, (*body.spellings, ("", prefix)), body.transposed, body.title)
+        return Table(names, ties, (*body.aliases, ("", prefix)), body.transposed, body.title)
 
     def settings(self):
         """What neither transformers nor PEFT has a place for; `load` reads it from config.json or minillmclf.json."""
@@ -211,13 +213,27 @@ class Classifier(nn.Module):
         self.head = build_labels(self.backbone, self.tokenizer, self.labels, readout).to(next(self.parameters()).device)
         self.readout = readout
 
+    @property
+    def task(self):
+        return (MultiLabel if self.several else SingleLabel)(self.labels)
+
+    def row_size(self, row):
+        """The places that a row takes in a batch, padding between its sequences included."""
+        return places(row)
+
+    def collate(self, encoded, rows, labels=None):
+        """The rows with these numbers -> Batch."""
+        return collate(encoded, rows, self.tokenizer.pad_id, labels)
+
     def inputs(self, batch):
         """ids, mask, types (B, T) of a batch; of all sequences, (S * B, T), where its rows hold several (text/batch.py)."""
         return batch.apart()
 
     def forward(self, batch):
         """Batch -> scores (B, C), before the softmax."""
-        scores = self.head.read(self.backbone, *self.inputs(batch))        # (B, C); (2B, C) for rows in both orders
+        ids, mask, types = self.inputs(batch)
+        layout = batch.layout if mask is batch.mask else None
+        scores = self.head.read(self.backbone, ids, mask, types, layout)   # (B, C); (2B, C) for rows in both orders
         return scores if len(scores) == len(batch.ids) else averaged(scores, self.labels)
 
     def completion_loss(self, batch):

@@ -95,18 +95,18 @@ class Head(nn.Module):
         """(B, T, D) -> (B, C)."""
         return self.classes(self.features(hidden, mask))
 
-    def states(self, backbone, ids, mask, types=None):
+    def states(self, backbone, ids, mask, types=None, layout=None):
         """ids, mask, types: (B, T) -> hidden (B, T, D) and mask, as `features` reads them. Of a head that pools one token of
         a row, the body computes no other in its last block: hidden (B, 1, D), a text of one token, and its mask (B, 1)."""
         if self.how not in ("first", "last"):
-            return backbone.states(ids, mask, types), mask
-        return backbone.states(ids, mask, types, self.how), torch.ones_like(mask[:, :1])
+            return backbone.states(ids, mask, types, layout=layout), mask
+        return backbone.states(ids, mask, types, self.how, layout), torch.ones_like(mask[:, :1])
 
-    def read(self, backbone, ids, mask, types=None):
-        """ids, mask, types: (B, T) -> scores of the classes (B, C)."""
+    def read(self, backbone, ids, mask, types=None, layout=None):
+        """ids, mask, types: (B, T) and the mask's layout -> scores of the classes (B, C)."""
         if self.windows is not None:
             return self.windows.read(self, backbone, ids, mask, types)
-        return self(*self.states(backbone, ids, mask, types))
+        return self(*self.states(backbone, ids, mask, types, layout))
 
     def one_prompt(self, rows, before=0):
         """Texts that begin alike are nothing special to a head (labels.py has a use for it)."""

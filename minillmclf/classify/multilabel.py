@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import InputError
 from ..files import short
 from ..text.data import names_in
-from ..training.metrics import evaluate_sets
+from ..training.multilabel import evaluate_multilabel
 
 HALF = 0.5                                                       # the threshold where none is fitted
 AT_HALF = ("exact_match", "micro_f1", "macro_f1")                # the metrics that thresholds change
@@ -85,9 +85,9 @@ def named(decided, labels):
 
 
 def judge(probabilities, truth, labels, thresholds):
-    """Metrics of `evaluate_sets` by the thresholds; besides these, and under "at_half" what they would be at 0.5."""
-    plain = evaluate_sets(probabilities, truth, labels)
-    return evaluate_sets(probabilities, truth, labels, thresholds) | {
+    """Metrics of `evaluate_multilabel` by the thresholds; besides these, and under "at_half" what they would be at 0.5."""
+    plain = evaluate_multilabel(probabilities, truth, labels)
+    return evaluate_multilabel(probabilities, truth, labels, thresholds) | {
         "thresholds": dict(zip(labels, thresholds)), "at_half": {name: plain[name] for name in AT_HALF}}
 
 

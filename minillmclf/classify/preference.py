@@ -116,7 +116,7 @@ class BradleyTerry(AroundHead):
         """Tokens of the longer sequence."""
         return max(parts.size(tokenizer, (texts[0], answer), parts.ONE_ANSWER) for answer in texts[1:])
 
-    def read(self, backbone, ids, mask, types=None):
+    def read(self, backbone, ids, mask, types=None, layout=None):
         """ids, mask, types: (2B, T) -> log-probabilities of the classes (B, 3), in their order."""
         r = self(*self.states(backbone, ids, mask, types)).squeeze(1).float() # (2B,)
         found = davidson(*r.chunk(2), self.tie.bias)                          # (B, 3) a, b, tie

@@ -13,7 +13,7 @@ from .label_text.labels import ENDS, WAYS, LabelReadout, SourceReadout
 from .label_text.masks import MaskReadout
 
 UNSAID = 512         # tokens of a text, where neither the model nor its tokenizer says how many it takes
-READOUTS = {"behind": LabelReadout, "apart": SourceReadout, "in place": MaskReadout}      # by Backbone.ANSWERS
+READOUTS = {"decoder": LabelReadout, "encoder-decoder": SourceReadout, "encoder": MaskReadout}
 
 
 def is_words(value):
@@ -72,7 +72,7 @@ def prompt_of(readout):
 
 def build_labels(backbone, tokenizer, labels, readout):
     """The label readout for an architecture, as `read_readout` describes it."""
-    return READOUTS[backbone.ANSWERS](tokenizer, labels, prompt_of(readout), readout["label_texts"], readout["end"],
+    return READOUTS[backbone.KIND](tokenizer, labels, prompt_of(readout), readout["label_texts"], readout["end"],
                                       readout["score_by"])
 
 

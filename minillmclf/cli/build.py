@@ -97,7 +97,7 @@ def recipe_of(s):
 def encode(model, examples, once=False):
     """One split for the loop: token ids and labels -> Rows, how many texts were shortened. once: as for model.encode."""
     from ..classify.multilabel import multi_hot
-    from ..training.loop import Rows
+    from ..training.plan import Rows
     encoded, shortened = model.encode([e.texts for e in examples], once)
     truth = multi_hot(examples, model.labels) if model.several else [model.labels.index(e.label) for e in examples]
     return Rows(encoded, truth), shortened

@@ -8,7 +8,7 @@ import sys
 import threading
 
 from .. import __version__
-from ..errors import InputError, did_you_mean
+from ..errors import InputError, Stopped, did_you_mean
 from ..files import IGNORED, short
 
 MOST = 900                              # characters of a message
@@ -34,10 +34,6 @@ LIMITS = (
      f"too large to count with ({{}}): {TOO_LARGE}"),
     (OverflowError, "", f"too large to count with ({{}}): {TOO_LARGE}"),
     (RecursionError, "", "nested too deep to be read ({}): make the file or the flag simpler"))
-
-
-class Stopped(Exception):
-    """The run was asked to stop and has saved its state; the message says how to go on."""
 
 
 class IgnoreKey(argparse.Action):

@@ -249,7 +249,7 @@ def read_settings(arguments, config=None):
     config: path of a run.json, or of a JSON object. A learning rate that is not given, or
     "auto", is filled in by the rule.
     """
-    from ..training.rates import default_rate
+    from ..training.rates import default_lr
     known, values = {f.name: type(f.default) for f in fields(Settings)}, {}
     if config:
         record = read_json(config)
@@ -277,7 +277,7 @@ def read_settings(arguments, config=None):
         for name in set(idle(vars(Settings(**values)))) - set(arguments):
             values.pop(name, None)
     s = with_contents(Settings(**values).check(arguments))
-    return replace(s, lr=default_rate(s)[0]) if by_rule else s
+    return replace(s, lr=default_lr(s)[0]) if by_rule else s
 
 
 def with_contents(s):

@@ -177,9 +177,9 @@ def ask_fold(s, folder, name, texts):
 
     from ..cli.build import device_of
     from ..classify.classifier import Classifier
-    from ..models.weights import open_tensors, write_tensors
+    from ..models.tensor_files import open_tensors, write_tensors
     from ..training.parallel import processes as parallel
-    parallel.wait()                                        # until the first process has saved the model
+    parallel.barrier()                                        # until the first process has saved the model
     path = folder / f"scores-{name}.safetensors"
     key = {"key": hashlib.sha256((folder / "run.json").read_bytes() + json.dumps(texts).encode()).hexdigest()}
     if path.exists():
@@ -190,7 +190,7 @@ def ask_fold(s, folder, name, texts):
             return kept
     model = Classifier.load(folder).to(device_of(s))
     scores = parallel.scores(model, model.encode(texts)[0], s.eval_batch_size).contiguous()
-    if parallel.first():
+    if parallel.is_main_process():
         write_tensors(path, {"scores": scores}, key)
     return scores.double()
 
@@ -263,8 +263,8 @@ def oof_text(source, scores, folds, labels):
 # ---------------------------------------------------------------- the command
 
 def main(arguments=None):
-    from ..training.parallel.launch import together
-    with together():
+    from ..cli.launch import distributed
+    with distributed():
         return carry_out(arguments)
 
 
@@ -294,7 +294,7 @@ def carry_out(arguments):
     from ..training.parallel import processes as parallel
     with owned(out, record="folds.json", clear=clear):
         code = learn_and_answer(s, a, source, test, form, folds, data, out)
-        if parallel.first():
+        if parallel.is_main_process():
             settle(out, "folds.json", clear)
     return code
 
@@ -309,10 +309,10 @@ def place_of(runs, out, overwrite):
     if overwrite:
         held = (out / "folds.json").exists() or any(out.glob("fold-*/run.json"))
         place = out / NEW if held else out
-        parallel.wait()
-        if parallel.first():
+        parallel.barrier()
+        if parallel.is_main_process():
             remove(out / NEW)
-        parallel.wait()
+        parallel.barrier()
         return place
     try:
         folders = [out / NEW / name_of(fold) for fold in range(len(runs))]
@@ -368,7 +368,7 @@ def learn_and_answer(s, a, source, test, form, folds, data, out):
     if test:
         submission = submission_text(form, test.ids, fold_mean(answers, calibration))
         check_submission(submission, form, out / "submission.csv")
-    if parallel.first():
+    if parallel.is_main_process():
         write_text(place / "oof.csv", oof_text(source, scores, folds, labels))
         if test:
             write_text(place / "submission.csv", submission)

@@ -1,112 +1,157 @@
-"""What every architecture here offers: the contract of a backbone, and the tables that each family fills in.
+"""What every architecture here offers: the contract of a backbone, and the tables of each family.
 
-A backbone reads token ids and gives one vector for each token. Where its checkpoint has a language-model head, `logits`
-turns such vectors into scores over the vocabulary. It knows nothing of classes: those are read in classify/.
+A backbone reads token ids and gives one vector for each token. Where its checkpoint has a
+language-model head, `logits` turns such vectors into scores over the vocabulary. It knows nothing
+of classes: those are read in classify/.
 """
-import torch
 from torch import nn
 
 from ..errors import InputError
 from .cache import CachedRows
+from .config import Tables, read_config
+from .last_token import FewQueries, read_few
 from .layers import Rows
 from .weights import Table
 
-# in files of this package: a head's tensors that no other library knows
-HEADS = ("minillmclf_head", "minillmclf_tie", "minillmclf_pool.U", "minillmclf_pool.v",
-         "minillmclf_windows.U", "minillmclf_windows.v")
 
-
-class Backbone(nn.Module):
+class Backbone(nn.Module, Tables):
     """The parent of all families.
 
-    A family has `from_config(config, lm_head=False, where="config.json")`, a class method that builds it with fresh
-    weights from a parsed config.json (lm_head: the file has tensors of LM_NAMES); `forward(ids, mask, ...) -> hidden
-    (B, T, D)`, zeros at padding; and these attributes:
+    A family is built by `from_config` and reads text in three steps, which `states` joins:
+    `embed(ids, rows, types)` -> x (N, D), `run(layers, x, rows, context)` -> x, `finish(x)` -> x.
+    Its `__init__(c, lm_head)` takes the checked fields of a config.json and sets
 
-    config      the checked fields of config.json           width       D
-    max_tokens  the longest text it can take, None: any     lm_head     its own language-model head, or None
-    tied        True: without an own head, the word embeddings are the vocabulary's matrix
+    config      these fields                                width       D
+    max_tokens  the longest text it can take, None: any     lm_head     its own language-model head
+    tied        without an own head, the word embeddings are the vocabulary's matrix
     head_dropout  what its classification head in transformers applies
-    word_factor   what the vectors of words are multiplied with before anything else reads them
+    word_factor   factor of the vectors of words, before anything else reads them
     """
 
+    KIND = "encoder"            # or "decoder", "encoder-decoder"
     ARCHITECTURES = {}          # "body", "lm_head", "classifier" -> the class in transformers
-    NAMES = {}                  # tensor in the file -> here; None: dropped on purpose. A row stands for weight and bias
+    # tensor in the file -> here; None: dropped on purpose. A row stands for weight and bias
+    NAMES = {}
     LM_NAMES = {}               # the same for a language-model head of its own
     TIES = {}                   # copy in the file -> the parameter here that it must equal
     LM_TIES = {}                # the same for copies in the language-model head
-    SPELLINGS = ()              # (beginning in a file, beginning in NAMES), for files that spell their names otherwise
+    ALIASES = ()         # (beginning of names in a file, beginning in NAMES)
     TRANSPOSED = ()             # modules whose weight lies in the file as (in, out)
-    CLASSIFIER_PREFIX = ""      # what a file with a classification head puts before every name of NAMES
-    KEPT_WHOLE = ()             # linear layers that keep their precision where the others are put into four bits
+    CLASSIFIER_PREFIX = ""      # before every name of NAMES, in a file with a classification head
+    FULL_PRECISION = ()         # linear layers that are never put into four bits
     BLOCKS = "layers"           # where the blocks are that `last-N` counts
     WIDTH = "hidden_size"       # the field with the width of vectors
     DEPTHS = {"layers": "num_hidden_layers"}    # where a stack of blocks is -> how many
-    ANSWERS = "in place"        # where a word that it guesses stands: of a mask token, "behind" a text, or "apart" from it
 
     max_tokens, tied, head_dropout, word_factor = None, False, 0.0, 1.0
 
     def __init__(self):
         super().__init__()
-        self.prefix = None      # a module whose cache(B) holds keys and values of `tokens` that stand before every text
+        self.prefix = None      # a module whose cache(B) holds keys and values before every text
 
-    def rows(self, mask, read=None):
-        """The rows of a batch, mask (B, T); with a prefix, its keys and values are looked at too. read: as in `states`."""
-        rows = Rows(mask) if self.prefix is None else CachedRows(mask, self.prefix.cache(len(mask)))
-        rows.read = read
-        return rows
-
-    @property
-    def room(self):
-        """The longest text that it can take: max_tokens, less those of a prefix. None: any."""
-        return self.max_tokens if None in (self.max_tokens, self.prefix) else self.max_tokens - self.prefix.tokens
-
-    def beside(self):
-        """For messages about `room`."""
-        return "" if self.prefix is None else f" beside its prefix of {self.prefix.tokens} tokens"
-
-    def check_length(self, rows):
-        """InputError if a text needs more positions than there are; tokens that stand before it have some too."""
-        extra = int(rows.positions.max()) + 1 - self.max_tokens
-        if extra > 0:
-            raise InputError(f"a text of {self.room + extra} tokens is longer than the {self.room} positions of this "
-                             f"model{self.beside()}: set --max-length {self.room} or less")
+    # ------------------------------------------------------------------------- config and files
 
     @classmethod
     def own_config(cls, config):
-        """The part of a config.json that describes this model; some files hold a larger one (Gemma 3 with vision)."""
+        """The part of a config.json that describes this model; some files hold a larger one."""
         return config
 
-    def table(self):
-        """How this model's tensors lie in a file. A head that is not taken is dropped on purpose.
+    @classmethod
+    def read(cls, config, where):
+        """The checked fields of a config.json; `where` names the file in errors."""
+        return read_config(config, cls, where)
+
+    @classmethod
+    def from_config(cls, config, lm_head=False, where="config.json"):
+        """A newly initialised model from a parsed config.json.
+
+        lm_head: the file has a language-model head of its own. InputError for what is not built.
         """
+        return cls(cls.read(config, where), lm_head)
+
+    def table(self):
+        """The rename table. A language-model head that the model does not take is dropped."""
         lm_names = self.LM_NAMES if self.lm_head is not None else dict.fromkeys(self.LM_NAMES)
-        names = dict.fromkeys(HEADS) | self.NAMES | lm_names
-        own = [file for file in self.LM_TIES if names.get(file.removesuffix(".weight"))]    # untied: it is the head itself
-        copies = {file: ours for file, ours in self.LM_TIES.items() if file not in own}
+        names = self.NAMES | lm_names
+        # an own head that is not tied is no copy
+        copies = {file: ours for file, ours in self.LM_TIES.items()
+                  if not names.get(file.removesuffix(".weight"))}
         if not self.has_logits:
             names, copies = names | dict.fromkeys(copies), {}
-        title = type(self).__name__
-        return Table(names, self.TIES | copies, self.SPELLINGS, self.TRANSPOSED, title)
+        return Table(names, self.TIES | copies, self.ALIASES, self.TRANSPOSED,
+                     type(self).__name__)
 
-    def states(self, ids, mask, types=None, read=None):
-        """The vectors (B, T, D) that a classifier reads; types: (B, T) token types, for families that have them.
+    # ------------------------------------------------------------------------- reading text
 
-        read: "first", "last" or a number n, if that token of each row, or its last n, are all that is wanted -> (B, 1, D) or
-        (B, n, D), and the last block goes on with these tokens alone. A row with fewer than n repeats its first.
+    @property
+    def blocks(self):
+        """The stack of blocks that the vectors of a text come from."""
+        return self.get_submodule(self.BLOCKS)
+
+    def rows(self, mask, layout=None):
+        """The rows of a batch, mask (B, T); behind a prefix, its keys and values are seen too."""
+        if self.prefix is None:
+            return Rows(mask, layout)
+        return CachedRows(mask, self.prefix.cache(len(mask)), layout)
+
+    def prepare(self, ids, mask, types=None, layout=None):
+        """ids, mask, types: (B, T) -> what blocks work on: x (N, D), rows, context."""
+        rows = self.rows(mask, layout)
+        return self.embed(ids, rows, types), rows, None
+
+    def finish(self, x):
+        """What follows the last block: (N, D) -> (N, D)."""
+        return x
+
+    def hidden(self, ids, rows, context=None):
+        """ids (B, T) and their rows -> (N, D), of a decoder. context: what `prompt` gives."""
+        return self.finish(self.run(self.blocks, self.embed(ids, rows), rows, context))
+
+    def forward(self, ids, mask, types=None, layout=None):
+        """ids, mask, types: (B, T) -> hidden (B, T, D), zeros at padding.
+
+        mask: 1 where a token is. types: 0 for the first text of a pair, 1 for the second, None for
+        all 0; families without token types ignore them. layout: text.batch.Layout of the mask.
         """
-        return self(ids, mask, read=read)
+        x, rows, context = self.prepare(ids, mask, types, layout)
+        return rows.pad(self.finish(self.run(self.blocks, x, rows, context)))
 
-    def read_by_hand(self, ids, mask, types, read):
-        """What `states` gives with `read`, taken from the states of all tokens. Slower; a test holds the two equal."""
-        real, states = mask.bool(), self.states(ids, mask, types)                        # (B, T), (B, T, D)
-        places = {"first": [0], "last": [-1]}.get(read) or range(-read, 0)
-        return torch.stack([torch.stack([own[at][max(place, -int(at.sum()))] for place in places])
-                            for own, at in zip(states, real)])                           # (B, n, D)
+    def states(self, ids, mask, types=None, read=None, layout=None):
+        """What a classifier reads: as `forward`, but the families differ in no argument.
+
+        read: "first", "last" or a number n, if only that token of each row, or its last n, are
+        wanted -> (B, 1, D) or (B, n, D); a row with fewer than n repeats its first.
+        """
+        if read is None:
+            return Backbone.forward(self, ids, mask, types, layout)
+        x, rows, context = self.prepare(ids, mask, types, layout)
+        return read_few(self, x, FewQueries(rows, read), context)
+
+    @property
+    def max_input_tokens(self):
+        """The longest text that it can take beside its prefix; None: any."""
+        if self.max_tokens is None or self.prefix is None:
+            return self.max_tokens
+        return self.max_tokens - self.prefix.tokens
+
+    def prefix_note(self):
+        """For messages about `max_input_tokens`."""
+        return "" if self.prefix is None else f" beside its prefix of {self.prefix.tokens} tokens"
+
+    def check_length(self, rows):
+        """InputError if a text, with what stands before it, needs more positions than there are."""
+        extra = rows.longest - self.max_tokens
+        if extra > 0:
+            most = self.max_input_tokens
+            raise InputError(f"a text of {most + extra} tokens is longer than the {most} positions "
+                             f"of this model{self.prefix_note()}: set --max-length {most} or less")
+
+    # ------------------------------------------------------------------------- language model
 
     def prompt(self, ids, mask):
-        """What is read before an answer is written -> ids (B, T), mask (B, T), context; only families that write have it."""
-        raise InputError(f"{type(self).__name__} reads text and writes none: generate needs a decoder or an encoder-decoder")
+        """What is read before an answer is written -> ids (B, T), mask (B, T), context."""
+        raise InputError(f"{type(self).__name__} reads text and writes none: generate needs a "
+                         "decoder or an encoder-decoder")
 
     @property
     def has_logits(self):
@@ -116,35 +161,32 @@ class Backbone(nn.Module):
     def vocabulary(self):
         """The matrix (V, D) that scores the vocabulary: an own one, or the word embeddings."""
         if not self.has_logits:
-            raise InputError(f"this checkpoint has no language-model head: load one that was saved with it "
-                             f"({self.ARCHITECTURES['lm_head']})")
+            raise InputError(f"this checkpoint has no language-model head: load one that was saved "
+                             f"with it ({self.ARCHITECTURES['lm_head']})")
         return self.word_embeddings.weight if self.lm_head is None else self.lm_head.weight
 
     def logits(self, hidden):
-        """hidden (..., D) -> scores over the vocabulary (..., V)."""
+        """hidden (..., D) -> logits over the vocabulary (..., V)."""
         return hidden @ self.vocabulary().T
 
 
 class Decoder(Backbone):
-    """What the decoder-only families share: each token sees itself and what stands before it, so text can be continued.
-
-    A family writes `hidden(ids, rows, context=None) -> (N, D)`, or (B * n, D) if the rows say that n tokens each are read; rows
-    may also come from a cache (cache.py), context is what an encoder would add.
+    """What decoder-only families share: a token sees itself and those before it, so text can be
+    continued. A family writes `embed` and `run`, and has `layers` and `final_norm`.
     """
 
+    KIND = "decoder"
     LM_NAMES = {"lm_head": "lm_head"}
     LM_TIES = {"lm_head.weight": "word_embeddings.weight"}
-    ANSWERS = "behind"
 
-    def own_head(self, vocabulary):
-        """The matrix of a language-model head that is not the word embeddings: no bias, no norm."""
-        return nn.Linear(self.width, vocabulary, bias=False)
+    def own_head(self, wanted):
+        """The language-model head where it is not the word embeddings: no bias, no norm."""
+        self.tied = self.config["tie_word_embeddings"]
+        vocabulary = self.config["vocab_size"]
+        return nn.Linear(self.width, vocabulary, bias=False) if wanted and not self.tied else None
 
-    def forward(self, ids, mask, read=None):
-        """ids, mask: (B, T) -> hidden (B, T, D), zeros at padding. mask is 1 where a token is. read: as in `states`."""
-        rows = self.rows(mask, read)
-        return rows.read_from(self.hidden(ids, rows))
+    def finish(self, x):
+        return self.final_norm(x)
 
     def prompt(self, ids, mask):
-        """What is read before an answer is written -> ids (B, T), mask (B, T), context."""
         return ids, mask, None

@@ -1,12 +1,15 @@
-"""Writing text, token by token: `generate`, and the keys and values that it keeps between the steps.
+"""Writing text, token by token: `generate`, and the keys and values that it keeps between steps.
 
-A decoder's earlier tokens never look at later ones, so their keys and values stay as they are when a token is added:
-they are kept, and each step computes the new token alone. The cache is attached from outside. A model asks its rows for
-the keys that a layer's queries look at (`Rows.recall`); `CachedRows` answers with the earlier ones too. Training never
-sees any of this.
+A decoder's earlier tokens never look at later ones, so their keys and values stay as they are when
+a token is added: they are kept, and each step computes the new token alone. The cache is attached
+from outside: a model asks its rows for the keys and values that queries look at, and `CachedRows`
+adds the earlier ones.
 
-Not here: choosing among given answers (classify/). Sampling: Fan et al. 2018 (top-k), Holtzman et al. 2019 (top-p).
+Not here: choosing among given answers (classify/). Sampling: Fan et al. 2018 (top-k), Holtzman et
+al. 2019 (top-p).
 """
+from dataclasses import dataclass
+
 import torch
 
 from ..errors import InputError
@@ -14,10 +17,10 @@ from .layers import Rows
 
 
 class Cache:
-    """The keys and values of every attention layer so far, and which places hold tokens."""
+    """The keys and values of every attention layer so far, and which of them are of tokens."""
 
     def __init__(self):
-        self.keys, self.values = [], []             # per layer (B, K, S, d): grouped heads stay grouped
+        self.keys, self.values = [], []             # for each layer (B, K, S, d)
         self.mask = None                            # (B, S)
 
     def put(self, layer, k, v):
@@ -25,9 +28,10 @@ class Cache:
         self.keys[layer:layer + 1], self.values[layer:layer + 1] = [k], [v]
 
     def expand(self, count):
-        """The cache of one row -> a new one of `count` rows that all begin alike; no number is copied yet."""
+        """The cache of one row -> a new one of `count` equal rows; no number is copied yet."""
         wide = Cache()
-        wide.keys, wide.values = ([x.expand(count, -1, -1, -1) for x in kept] for kept in (self.keys, self.values))
+        wide.keys, wide.values = ([x.expand(count, -1, -1, -1) for x in kept]
+                                  for kept in (self.keys, self.values))
         wide.mask = self.mask.expand(count, -1)
         return wide
 
@@ -40,43 +44,53 @@ class Cache:
 class CachedRows(Rows):
     """Rows of new tokens, whose queries look at the tokens of a cache and at each other.
 
-    mask: (B, T) of the new tokens alone. The n-th `recall` of a pass is that of the n-th layer.
+    mask: (B, T) of the new tokens alone. The n-th call of `keys_values` is that of the n-th layer.
     """
 
-    def __init__(self, mask, cache):
-        super().__init__(mask)
+    def __init__(self, mask, cache, layout=None):
+        super().__init__(mask, layout)
         earlier = self.mask[:, :0] if cache.mask is None else cache.mask
-        self.key_real = torch.cat([earlier, self.mask], dim=1)                          # (B, S)
-        self.key_grid = (self.key_real.cumsum(1) - 1).clamp(min=0)
-        self.grid = self.key_grid[:, earlier.shape[1]:]                                 # (B, T)
-        self.positions = self.grid.flatten()[self.places]                               # (N,)
-        self.alike = bool(self.key_real.all())
-        self.key_mask = None if self.alike else self.key_real[:, None, None, :]
+        self.place_keys(torch.cat([earlier, self.mask], dim=1))
         self.cache, self.layer = cache, -1
-        self.earlier = list(zip(cache.keys, cache.values))                              # of each layer, before this pass
-        cache.mask = self.key_real
+        self.earlier = list(zip(cache.keys, cache.values))         # of each layer, before this pass
+        cache.mask = self.key_mask
 
-    def plain(self, window):
-        return not self.earlier and super().plain(window)
+    def place_keys(self, key_mask):
+        """Which of the cached and new places, (B, S), hold tokens; the new ones are the last T."""
+        self.key_mask, self.uniform = key_mask, bool(key_mask.all())
+        self.key_position_ids = (key_mask.cumsum(1) - 1).clamp(min=0)
+        self.place_queries()
 
-    def recall(self, k, v):
+    def place_queries(self):
+        """The new tokens have the positions of the last keys."""
+        self.position_ids = self.key_position_ids[:, -self.mask.shape[1]:]          # (B, T)
+        self.positions = self.unpad(self.position_ids)                              # (N,)
+        self.longest = int(self.key_position_ids.max()) + 1
+
+    def is_triangle(self, window):
+        return not self.earlier and super().is_triangle(window)
+
+    def keys_values(self, k, v):
+        k, v = super().keys_values(k, v)
         self.layer += 1
         if self.layer < len(self.earlier):
-            k, v = (torch.cat([old.to(new.dtype), new], dim=2)                          # a prefix learns in fp32
+            k, v = (torch.cat([old.to(new.dtype), new], dim=2)      # a prefix is trained in fp32
                     for old, new in zip(self.earlier[self.layer], (k, v)))
-        self.cache.put(self.layer, k, v)            # the same again where a layer is computed twice (training/recompute.py)
+        self.cache.put(self.layer, k, v)    # the same again for a layer that is computed twice
         return k, v
 
 
 def pick(tensors, live):
-    """The rows `live` of a tensor, or of all tensors in nested lists and tuples; None stays None."""
+    """The rows `live` of a tensor, or of all tensors in nested collections; None stays None."""
+    if isinstance(tensors, dict):
+        return {key: pick(part, live) for key, part in tensors.items()}
     if isinstance(tensors, (list, tuple)):
         return type(tensors)(pick(part, live) for part in tensors)
     return None if tensors is None else tensors[live]
 
 
 def start(model, count):
-    """The cache that `count` rows begin with: empty, or filled by the model's prefix (tuning/prefix.py)."""
+    """The cache that `count` rows begin with: empty, or filled by the model's prefix."""
     return Cache() if model.prefix is None else model.prefix.cache(count)
 
 
@@ -87,81 +101,97 @@ def prefill(model, ids):
     return cache
 
 
-@torch.inference_mode()
-def generate(model, ids, mask, max_new_tokens, eos_ids=None, temperature=0.0, top_k=None, top_p=None, seed=0, cached=True):
-    """Continue each row (a decoder), or answer it (an encoder-decoder) -> [new ids, ...], a list for each row.
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. temperature 0 takes the likeliest; above 0 it is drawn from
+    softmax(logits / temperature), with top_k among the k likeliest only, with top_p among the
+    fewest that together have a probability of p. InputError for a number out of its bounds."""
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
 
-    ids, mask: (B, T), rows of any lengths, padded on either side. A row ends with the first of `eos_ids`, which is
-    part of the result (default: eos_token_id of config.json, one or several), or after `max_new_tokens`.
-    temperature 0 takes the likeliest token; above 0 tokens are drawn from softmax(logits / temperature), with top_k
-    among the k likeliest only, with top_p among the fewest that hold a share of p. Draws follow from `seed` and the
-    number of the row alone, not from batch mates. cached=False computes everything anew at each step: the same, slower.
+    def __post_init__(self):
+        drawn = self.top_k or self.top_p is not None
+        if self.temperature < 0 or self.temperature == 0 and drawn:
+            raise InputError(f"temperature {self.temperature}: should be above 0 where top_k or "
+                             "top_p are set, else 0 or more")
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"top_k {self.top_k}: should be 1 or more")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top_p {self.top_p}: should lie above 0 and at most at 1")
+
+    def choose(self, logits, draws):
+        """logits (B, V) -> the next token of each row (B,). draws: a torch.Generator each."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        logits = logits / self.temperature
+        if self.top_k:
+            least = logits.topk(min(self.top_k, logits.shape[-1])).values[:, -1:]
+            logits = logits.masked_fill(logits < least, float("-inf"))
+        if self.top_p is not None:
+            likeliest, order = logits.softmax(-1).sort(-1, descending=True)                # (B, V)
+            beyond = likeliest.cumsum(-1) - likeliest >= self.top_p   # those before suffice already
+            beyond = torch.zeros_like(beyond).scatter(-1, order, beyond)
+            logits = logits.masked_fill(beyond, float("-inf"))
+        chances = logits.softmax(-1).cpu()
+        new = [torch.multinomial(row, 1, generator=draw) for row, draw in zip(chances, draws)]
+        return torch.cat(new).to(logits.device)
+
+
+@torch.inference_mode()
+def generate(model, ids, mask, max_new_tokens, eos_ids=None, cached=True, **sampling):
+    """Continue each row (a decoder), or answer it (an encoder-decoder) -> [new ids, ...] per row.
+
+    ids, mask: (B, T), rows of any lengths, padded on either side. A row ends with the first of
+    `eos_ids`, which is part of the result (default: eos_token_id of config.json, one or several),
+    or after `max_new_tokens`. sampling: temperature, top_k, top_p, seed, as in `Sampling`. Draws
+    depend on `seed` and the number of the row alone, not on the other rows. cached=False computes
+    everything anew at each step: the same, slower.
     """
-    check_choice(max_new_tokens, temperature, top_k, top_p)
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens {max_new_tokens}: should be 1 or more")
+    sampling = Sampling(**sampling)
     was_training = model.training
     model.eval()
-    stops = set(ends_of(model.source_config) if eos_ids is None else eos_ids)
-    written, draws = [[] for _ in ids], [torch.Generator().manual_seed(seed + row) for row in range(len(ids))]
+    stops = set(eos_ids_of(model.source_config) if eos_ids is None else eos_ids)
+    written = [[] for _ in ids]
+    draws = [torch.Generator().manual_seed(sampling.seed + row) for row in range(len(ids))]
     live, cache = list(range(len(ids))), start(model, len(ids))
     ids, mask, context = model.prompt(ids, mask)
-    check_room(model, mask, max_new_tokens)
+    check_positions(model, mask, max_new_tokens)
     step_ids, step_mask = ids, mask
     for _ in range(max_new_tokens):
         rows = CachedRows(step_mask, cache) if cached else model.rows(mask)
-        logits = model.logits(rows.last(model.hidden(step_ids if cached else ids, rows, context)))         # (B, V)
-        new = choose(logits.float(), temperature, top_k, top_p, [draws[row] for row in live])               # (B,)
+        hidden = model.hidden(step_ids if cached else ids, rows, context)
+        logits = model.logits(rows.last(hidden)).float()                                   # (B, V)
+        new = sampling.choose(logits, [draws[row] for row in live])                        # (B,)
         for row, token in zip(live, new.tolist()):
             written[row].append(token)
         going = [place for place, token in enumerate(new.tolist()) if token not in stops]
         if not going:
             break
         if len(going) < len(live):
-            live, (ids, mask, new, context) = [live[place] for place in going], pick((ids, mask, new, context), going)
+            live = [live[place] for place in going]
+            ids, mask, new, context = pick((ids, mask, new, context), going)
             cache.keep(going)
-        step_ids, step_mask = new.unsqueeze(1), torch.ones_like(new.unsqueeze(1))                           # (B, 1)
+        step_ids = new.unsqueeze(1)                                                        # (B, 1)
+        step_mask = torch.ones_like(step_ids)
         ids, mask = torch.cat([ids, step_ids], 1), torch.cat([mask, step_mask.to(mask.dtype)], 1)
     model.train(was_training)
     return written
 
 
-def choose(logits, temperature, top_k, top_p, draws):
-    """The next token of each row: logits (B, V) -> (B,). draws: a torch.Generator for each row."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    logits = logits / temperature
-    if top_k:
-        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
-    if top_p is not None:
-        likeliest, order = logits.softmax(-1).sort(-1, descending=True)                                    # (B, V)
-        beyond = likeliest.cumsum(-1) - likeliest >= top_p           # those before it hold the share already
-        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), float("-inf"))
-    chances = logits.softmax(-1).cpu()
-    new = [torch.multinomial(row, 1, generator=draw) for row, draw in zip(chances, draws)]
-    return torch.cat(new).to(logits.device)
-
-
-def ends_of(config):
+def eos_ids_of(config):
     """eos_token_id of a config.json, as a list: it may be one id, several or none."""
     ends = config.get("eos_token_id")
     return [] if ends is None else ends if isinstance(ends, list) else [ends]
 
 
-def check_choice(max_new_tokens, temperature, top_k, top_p):
-    """The ways to choose, or one InputError that says which number is out of its bounds."""
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens {max_new_tokens}: should be 1 or more")
-    if temperature < 0 or (temperature == 0 and (top_k or top_p is not None)):
-        raise InputError(f"temperature {temperature}: should be above 0 where top_k or top_p are set, else 0 or more")
-    if top_k is not None and top_k < 1:
-        raise InputError(f"top_k {top_k}: should be 1 or more")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise InputError(f"top_p {top_p}: should lie above 0 and at most at 1")
-
-
-def check_room(model, mask, max_new_tokens):
-    """Prompt and answer together must fit into the model's positions."""
-    longest = int(mask.sum(1).max())
-    if model.room is not None and longest + max_new_tokens - 1 > model.room:
-        raise InputError(f"{longest} tokens and {max_new_tokens} new ones are more than the {model.room} positions "
-                         f"of this model{model.beside()}: shorten the prompt or lower max_new_tokens")
+def check_positions(model, mask, max_new_tokens):
+    """InputError unless prompt and answer together fit into the model's positions."""
+    longest, most = int(mask.sum(1).max()), model.max_input_tokens
+    if most is not None and longest + max_new_tokens - 1 > most:
+        raise InputError(f"{longest} tokens and {max_new_tokens} new ones are more than the {most} "
+                         f"positions of this model{model.prefix_note()}: shorten the prompt or "
+                         "lower max_new_tokens")

@@ -1,9 +1,11 @@
 """Reading config.json without guessing.
 
-Every key is one of three kinds: a *field* the model uses, a key whose value is *fixed* because only
-that value is built here, or an *inert* key that does not touch the maths. Any other key may change
-the answer, so it is an error, unless --ignore-config-key names it: then it is left out, at the
-user's own risk, and what is saved no longer has it.
+Every key is one of three kinds: a *field* that the model uses, a key whose value is *fixed* because
+only that value is built here, or an *inert* key that does not change the maths. Any other key may
+change the answer, so it is an error, unless --ignore-config-key names it: then it is left out, at
+the user's own risk, and what is saved no longer has it.
+
+What a config.json may hold stands in tables of each family (`Tables`); `read_config` checks them.
 """
 import os
 import re
@@ -58,6 +60,7 @@ COMMON = {
     "dtype?": (lambda v: v is None or isinstance(v, str), "a name"),
     "torch_dtype?": (lambda v: v is None or isinstance(v, str), "a name"),
 }
+KINDS = {str: "a name", bool: "true or false", list: "a list", dict: "an object"}
 # fields that are no whole numbers: pattern -> (test, what it should be)
 NUMBERS = {
     r".*_eps(ilon)?": (lambda v: 1e-30 <= v <= 1, "a number from 1e-30 to 1"),
@@ -71,7 +74,8 @@ def read_model_config(folder):
     where = Path(folder) / "config.json"
     if not where.exists() and where.parent.is_dir():
         raise InputError(f"{where}: is not there: name the folder of a whole model; what was "
-                         "trained beside a base is first merged with it: python -m minillmclf.merge")
+                         "trained beside a base is first merged with it: "
+                         "python -m minillmclf.merge")
     return check_fields(read_json(where), COMMON, where)
 
 
@@ -86,40 +90,75 @@ def ignoring(keys):
         os.environ.pop(IGNORED) if before is None else os.environ.update({IGNORED: before})
 
 
-def read_config(config, fields, fixed, where, inert=()):
+class Tables:
+    """What a family's config.json may hold. Every family overrides some of these."""
+
+    FIELDS = {}         # name -> default, or REQUIRED
+    FIXED = {}          # name -> the one value that is built, besides those of every family
+    INERT = ()          # keys that do not change the maths, besides those of every family
+    CHOICES = {}        # field -> the values that are supported; of a list: for each of its items
+    MULTIPLES = ()      # (field, the field that divides it); a third one, if given, lifts the rule
+    DERIVED = {}        # field -> function of the fields, where the file says null or nothing
+    RULES = ()          # functions of the fields -> what is wrong, or something false
+
+
+def read_config(config, family, where, **more):
     """A parsed config.json -> dict of the fields, and "ignored": unknown keys left out, if any.
 
-    fields: name -> default or REQUIRED; fixed: name -> the one value that is built, besides those
-    of every family; inert: keys that a family has besides the common ones and that do not touch its
-    maths. Raises InputError with the file (`where`), the key and what is supported.
+    family: a class with `Tables`; more: further rows of its table FIXED. Raises InputError with the
+    file (`where`), the keys and what is supported.
     """
-    faults, fixed = [], FIXED | fixed
-    known = {*fields, *fixed, *inert, *INERT}
+    fields, fixed = family.FIELDS, FIXED | family.FIXED | more
+    known = {*fields, *fixed, *family.INERT, *INERT}
     unknown = {key for key in config if key not in known and not key.startswith("unsloth_")}
     ignored = unknown & set(os.environ.get(IGNORED, "").split(","))
-    for key, value in config.items():
-        if key in unknown - ignored:
-            faults.append(f"{short(key)[1:-1]} = {short(value)} (unknown: it may change the maths)")
-        elif key in fields and (kind := wrong_kind(key, value, fields[key])):
-            faults.append(f"{key} = {short(value)} (should be {kind})")
-        elif key in fixed and key not in fields and value != fixed[key]:
-            faults.append(f"{key} = {short(value)} (only {fixed[key]!r} is built)")
-    faults += [f"{key} is missing" for key, default in fields.items()
-               if default is REQUIRED and key not in config]
+    faults = list(key_faults(config, fields, fixed, unknown - ignored))
+    c = {key: config.get(key, default) for key, default in fields.items()}
+    faults = faults or list(value_faults(c, family))
+    if not faults:
+        for key, derive in family.DERIVED.items():
+            c[key] = derive(c) if c[key] is None else c[key]
+        faults = [fault for rule in family.RULES if (fault := rule(c))]
     if faults:
         more = [f"and {len(faults) - 6} more"] if len(faults) > 6 else []
         remedy = (". To go on without an unknown key, at your own risk: --ignore-config-key NAME"
                   if unknown - ignored else "")
         raise InputError(f"{where}: " + "; ".join(faults[:6] + more) + remedy)
-    c = {key: config.get(key, default) for key, default in fields.items()}
     return c | {"ignored": sorted(ignored)} if ignored else c
+
+
+def key_faults(config, fields, fixed, unknown):
+    """Yields what is wrong with single keys: unknown, of another kind, not built, missing."""
+    for key, value in config.items():
+        if key in unknown:
+            yield f"{short(key)[1:-1]} = {short(value)} (unknown: it may change the maths)"
+        elif key in fields and (kind := wrong_kind(key, value, fields[key])):
+            yield f"{key} = {short(value)} (should be {kind})"
+        elif key in fixed and key not in fields and value != fixed[key]:
+            yield f"{key} = {short(value)} (only {fixed[key]!r} is built)"
+    for key, default in fields.items():
+        if default is REQUIRED and key not in config:
+            yield f"{key} is missing"
+
+
+def value_faults(c, family):
+    """Yields what is wrong with fields of the right kind, by the tables CHOICES and MULTIPLES."""
+    for key, supported in family.CHOICES.items():
+        for value in c[key] if isinstance(c[key], list) else [c[key]]:
+            if not isinstance(value, str) or value not in supported:
+                yield not_supported(key, value, supported)
+    for whole, part, *instead in family.MULTIPLES:
+        lifted = any(c[key] is not None for key in instead)
+        if not lifted and c[part] is not None and c[whole] % c[part]:
+            yield (f"{whole} {c[whole]} is not a multiple of {part} {c[part]}"
+                   + "".join(f", and {key} is not given" for key in instead))
 
 
 def wrong_kind(key, value, default):
     """None if a value is of the kind that its field's name and default show, else what would be."""
     if default is None and value is None:
         return None
-    for kind, words in ((str, "a name"), (bool, "true or false"), (list, "a list"), (dict, "an object")):
+    for kind, words in KINDS.items():
         if isinstance(default, kind):
             return None if isinstance(value, kind) else words
     for pattern, (test, words) in NUMBERS.items():
@@ -131,15 +170,12 @@ def wrong_kind(key, value, default):
     return None if type(value) is int and value >= least else f"a whole number from {least} up"
 
 
+def not_supported(key, value, supported):
+    return f"{key} = {short(value)} is not supported; supported: {', '.join(map(str, supported))}"
+
+
 def choose(table, name, key, where):
     """table[name], or an InputError that lists what there is."""
     if not isinstance(name, str) or name not in table:
-        raise InputError(f"{where}: {key} = {short(name)} is not supported; "
-                         f"supported: {', '.join(map(str, table))}")
+        raise InputError(f"{where}: {not_supported(key, name, table)}")
     return table[name]
-
-
-def multiple(c, whole, part, where, more=""):
-    """InputError unless one field of a config.json is a multiple of another."""
-    if c[whole] % c[part]:
-        raise InputError(f"{where}: {whole} {c[whole]} is not a multiple of {part} {c[part]}{more}")

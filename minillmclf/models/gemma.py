@@ -1,16 +1,18 @@
-"""Gemma 1, 2 and 3 (Gemma Team 2024, 2024, 2025): LLaMA's wiring, each time with small changes.
+"""Gemma 1, 2 and 3 (Gemma Team 2024, 2024, 2025): LLaMA's wiring, with small changes each time.
 
-Gemma    norms multiply with 1 + weight, word embeddings with sqrt(D), the gate is a GELU (tanh form), the width of a head
-         is free, the word embeddings are also the language-model head.
-Gemma 2  + what attention and MLP add is normalised once more; scores, those of attention and those of the
-         vocabulary, are capped softly; queries are scaled by a number of their own; every other layer sees a window only.
-Gemma 3  + queries and keys are normalised head by head, and nothing is capped; five layers with a window and a fast
-         rotation, then one that sees all, with a slow one.
+Gemma    norms multiply with 1 + weight, word embeddings with sqrt(D), the gate is a GELU (tanh
+         form), the width of a head is free, the word embeddings are also the language-model head.
+Gemma 2  + what attention and MLP add is normalised once more; attention scores and the logits of
+         the vocabulary are capped softly; queries are scaled by a number of their own; every other
+         layer sees a window only.
+Gemma 3  + queries and keys are normalised head by head, and nothing is capped; five layers with a
+         window and a fast rotation are followed by one that sees all, with a slow one.
 
-Trap: each of these changes leaves a model that still answers, only worse. A norm read as `weight` for `1 + weight` shows
-at once; a cap or a window that is left out shows first on long texts.
+Trap: each of these changes leaves a model that still answers, only worse. A norm read as `weight`
+instead of `1 + weight` shows at once; a missing cap or window first shows on long texts.
 
-Here: the bodies, and the text part of Gemma 3 files that can also see. Not here: vision, attention to both sides.
+Here: the bodies, and the text part of Gemma 3 files that can also see. Not here: vision, attention
+to both sides.
 """
 import math
 
@@ -19,10 +21,10 @@ from torch import nn
 
 from ..errors import InputError
 from ..files import short
-from .config import choose, read_config
-from .layers import heads_of, merge_heads, root_mean_square_norm
+from .config import wrong_kind
+from .layers import root_mean_square_norm
 from .llama import Llama, LlamaLayer
-from .rotary import ROPE_KEYS, angles, read_two_ropes, rotate
+from .rotary import ROPE_KEYS, angles, read_two_ropes
 
 TANH_GELU = "gelu_pytorch_tanh"
 LAYER_TYPES = {"sliding_attention": "sees the window", "full_attention": "sees all before it"}
@@ -38,8 +40,9 @@ class GemmaNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.zeros(width)), eps
 
     def forward(self, x):
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))              # rounded once, after the product
-        return (root_mean_square_norm(wide, self.eps) * (1 + self.weight.to(wide.dtype))).to(x.dtype)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))       # rounded after the product
+        weight = 1 + self.weight.to(wide.dtype)
+        return (root_mean_square_norm(wide, self.eps) * weight).to(x.dtype)
 
 
 def soft_cap(x, cap):
@@ -47,32 +50,34 @@ def soft_cap(x, cap):
     return x if cap is None else cap * torch.tanh(x / cap)
 
 
-def capped_attention(q, k, v, rows, window, dropout, scale, cap):
-    """As `causal_attention`, with scores that are capped before the mask: a capped -inf would be seen again.
+def capped_attention(q, k, v, seen, scale, cap, dropout):
+    """softmax(soft_cap(q k^T * scale)) v, over the keys that `seen` (B or 1, 1, T, S) allows.
 
-    q: (N, H, d), k and v: (N, K, d) packed -> (N, H*d). Written out, for the fused attention of torch has no cap.
+    The scores are capped before the mask: a score of -inf would be finite again. Written out,
+    because the fused attention of torch has no cap. q: (B, H, T, d); k, v: (B, K, S, d)
+    -> (B, H, T, d)
     """
-    q, k, v = heads_of(q, k, v, rows)                                                 # (B, H, T, d), (B, K, S, d)
-    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))     # (B, H, S, d)
-    scores = soft_cap(q @ k.transpose(-2, -1) * scale, cap)                           # (B, H, T, S)
-    scores = scores.masked_fill(~rows.causal(window), -math.inf)
-    weights = scores.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1).to(q.dtype)
-    return merge_heads(nn.functional.dropout(weights, dropout) @ v, rows)             # (N, H*d)
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))  # (B, H, S, d)
+    scores = soft_cap(q @ k.transpose(-2, -1) * scale, cap)                        # (B, H, T, S)
+    scores = scores.masked_fill(~seen, -math.inf)
+    wide = scores.to(torch.promote_types(q.dtype, torch.float32))
+    return nn.functional.dropout(wide.softmax(-1).to(q.dtype), dropout) @ v
 
 
 class Gemma(Llama):
     """Gemma 1: LLaMA with another norm and scaled word embeddings."""
 
     FIELDS = {key: default for key, default in Llama.FIELDS.items() if key != "mlp_bias"}
-    FIELDS |= dict(num_key_value_heads=16, head_dim=256, hidden_act=TANH_GELU, max_position_embeddings=8192,
-                   tie_word_embeddings=True)
+    FIELDS |= dict(num_key_value_heads=16, head_dim=256, hidden_act=TANH_GELU,
+                   max_position_embeddings=8192, tie_word_embeddings=True)
     FIXED = Llama.FIXED | dict(mlp_bias=False)
-    # see `read`
     INERT = (*ROPE_KEYS, "layer_types", "hidden_activation", "use_bidirectional_attention")
-    ARCHITECTURES = {kind: name.replace("Llama", "Gemma") for kind, name in Llama.ARCHITECTURES.items()}
+    ARCHITECTURES = {kind: name.replace("Llama", "Gemma")
+                     for kind, name in Llama.ARCHITECTURES.items()}
     NORM = GemmaNorm
     GATE = "hidden_act"                           # the key that names the activation
-    GATE_MEANS = {"gelu": TANH_GELU}              # the first files say "gelu", the models were trained with the tanh form
+    # the first files say "gelu", but the models were trained with the tanh form
+    GATE_MEANS = {"gelu": TANH_GELU}
 
     @classmethod
     def read(cls, config, where):
@@ -80,24 +85,26 @@ class Gemma(Llama):
             value = short(config["use_bidirectional_attention"])
             raise InputError(f"{where}: use_bidirectional_attention = {value} is not supported: a "
                              "token sees what stands before it")
-        said = [config.get(cls.GATE) or TANH_GELU, config.get("hidden_act"), config.get("hidden_activation")]
-        meant = [cls.GATE_MEANS.get(name, name) for name in map(str, filter(None, said))]
-        if len(set(meant)) > 1:
+        given = [config.get(cls.GATE) or TANH_GELU,
+                 config.get("hidden_act"), config.get("hidden_activation")]
+        meant = {cls.GATE_MEANS.get(name, name) for name in map(str, filter(None, given))}
+        if len(meant) > 1:
             raise InputError(f"{where}: hidden_act and hidden_activation disagree: "
-                             f"{short(', '.join(sorted(set(meant))))[1:-1]}")
-        return super().read(config | {"hidden_act": meant[0]}, where)
+                             f"{short(', '.join(sorted(meant)))[1:-1]}")
+        return super().read(config | {"hidden_act": meant.pop()}, where)
 
     @property
     def word_factor(self):
         return self.width ** 0.5
 
-    def embed(self, ids, rows):
-        x = self.word_embeddings(rows.pack(ids))                                      # (N, D)
-        return self.dropout(x * x.new_tensor(self.word_factor))      # in bf16 the factor is rounded too: 55.4 is 55.5
+    def embed(self, ids, rows, types=None):
+        x = self.word_embeddings(rows.unpad(ids))                                    # (N, D)
+        # in bf16 the factor is rounded too: 55.4 is 55.5
+        return self.dropout(x * x.new_tensor(self.word_factor))
 
 
 class Gemma2Layer(LlamaLayer):
-    """One block: x = x + norm(attention(norm(x))); x = x + norm(mlp(norm(x))), with capped attention."""
+    """One block: x = x + norm(attention(norm(x))); x = x + norm(mlp(norm(x))), with a soft cap."""
 
     def __init__(self, c, norm, window, scale):
         super().__init__(c, norm, window, scale)
@@ -105,23 +112,34 @@ class Gemma2Layer(LlamaLayer):
         self.attention_post_norm, self.mlp_post_norm = norm(D, eps), norm(D, eps)
         self.cap = c["attn_logit_softcapping"]
 
-    def attend(self, x, rows, turn):
+    def attention(self, x, rows, rotation):
+        q, k, v = self.heads(x, rows, rotation)
+        q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)                        # (B, H, T, d)
         p = self.attention_dropout if self.training else 0.0
-        return self.o_proj(capped_attention(*self.heads(x, rows, turn), rows, self.window, p, self.scale, self.cap))
+        found = capped_attention(q, k, v, rows.causal(self.window), self.scale, self.cap, p)
+        return self.o_proj(rows.merge_heads(found))                                  # differs
 
-    def forward(self, x, rows, turn):
-        """x: (N, D) packed -> (N, D), from the attention on of the tokens that ask."""
-        x = rows.asking(x) + self.attention_post_norm(self.attend(self.attention_norm(x), rows, turn))
-        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+    def attend(self, x, rows, rotation):
+        added = self.attention(self.attention_norm(x), rows, rotation)
+        return rows.queries(x) + self.attention_post_norm(added)                     # differs
+
+    def mlp(self, x):
+        return x + self.mlp_post_norm(self.gated_mlp(self.mlp_norm(x)))              # differs
 
 
 class Gemma2(Gemma):
     """Gemma 2: local and global layers, post norms, soft caps."""
 
-    FIELDS = Gemma.FIELDS | dict(num_key_value_heads=4, query_pre_attn_scalar=256, sliding_window=4096, layer_types=[],
-                                 attn_logit_softcapping=None, final_logit_softcapping=None)
-    CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}         # where the file says nothing
-    ARCHITECTURES = {kind: name.replace("Llama", "Gemma2") for kind, name in Llama.ARCHITECTURES.items()}
+    FIELDS = Gemma.FIELDS | dict(
+        num_key_value_heads=4, query_pre_attn_scalar=256, sliding_window=4096, layer_types=[],
+        attn_logit_softcapping=None, final_logit_softcapping=None)
+    CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}   # where not given
+    CHOICES = Gemma.CHOICES | {"layer_types": LAYER_TYPES}
+    RULES = (*Gemma.RULES, lambda c: len(c["layer_types"]) not in (0, c["num_hidden_layers"])
+             and f"layer_types names {len(c['layer_types'])} layers, num_hidden_layers is "
+             f"{c['num_hidden_layers']}")
+    ARCHITECTURES = {kind: name.replace("Llama", "Gemma2")
+                     for kind, name in Llama.ARCHITECTURES.items()}
     # the same name as LLaMA's second norm, but another place: it comes after attention
     NAMES = Llama.NAMES | {
         "model.layers.{}.post_attention_layernorm": "layers.{}.attention_post_norm",
@@ -133,14 +151,11 @@ class Gemma2(Gemma):
 
     @classmethod
     def read(cls, config, where):
-        c = super().read(cls.CAPS | config, where)
-        layers, pattern = range(c["num_hidden_layers"]), cls.pattern(config, where)
-        kinds = c["layer_types"] or ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in layers]
-        for kind in kinds:
-            choose(LAYER_TYPES, kind, "layer_types", where)
-        if len(kinds) != len(layers):
-            raise InputError(f"{where}: layer_types names {len(kinds)} layers, num_hidden_layers is {len(layers)}")
-        return c | {"layer_types": kinds}
+        c, pattern = super().read(cls.CAPS | config, where), cls.pattern(config, where)
+        if not c["layer_types"]:
+            c["layer_types"] = ["full_attention" if number % pattern == 0 else "sliding_attention"
+                                for number in range(1, c["num_hidden_layers"] + 1)]
+        return c
 
     @classmethod
     def pattern(cls, config, where):
@@ -149,11 +164,12 @@ class Gemma2(Gemma):
 
     def layer(self, number):
         c = self.config
-        window = c["sliding_window"] if c["layer_types"][number] == "sliding_attention" else math.inf
+        local = c["layer_types"][number] == "sliding_attention"
+        window = c["sliding_window"] if local else math.inf
         return self.LAYER(c, self.NORM, window, c["query_pre_attn_scalar"] ** -0.5)
 
     def logits(self, hidden):
-        """hidden (..., D) -> scores over the vocabulary (..., V), capped."""
+        """hidden (..., D) -> logits over the vocabulary (..., V), capped."""
         return soft_cap(super().logits(hidden), self.config["final_logit_softcapping"])
 
 
@@ -164,26 +180,31 @@ class Gemma3Layer(Gemma2Layer):
         super().__init__(c, norm, window, scale)
         self.q_norm, self.k_norm = (norm(c["head_dim"], c["rms_norm_eps"]) for _ in range(2))
 
-    def heads(self, x, rows, turn):
-        q, k, v = self.project(x, rows)
-        return rotate(self.q_norm(q), *map(rows.asking, turn)), rotate(self.k_norm(k), *turn), v   # differs: the two norms
+    def project(self, x, queries):
+        q, k, v = super().project(x, queries)
+        return self.q_norm(q), self.k_norm(k), v  # differs
 
-    attend = LlamaLayer.attend                    # differs: nothing to cap, so the fused attention serves
+    attention = LlamaLayer.attention              # differs: nothing is capped
 
 
 class Gemma3(Gemma2):
-    """Gemma 3: five local layers to a global one, two rotations. Of a file that can also see, the text part is taken."""
+    """Gemma 3: five local layers to a global one, two rotations.
+
+    Of a file that can also see, the text part is taken.
+    """
 
     FIELDS = {key: default for key, default in Gemma2.FIELDS.items() if key not in Gemma2.CAPS}
-    FIELDS |= dict(vocab_size=262208, hidden_size=2304, intermediate_size=9216, num_hidden_layers=26,
-                   num_attention_heads=8, max_position_embeddings=131072)           # what its files leave out
+    # what its files leave out
+    FIELDS |= dict(vocab_size=262208, hidden_size=2304, intermediate_size=9216,
+                   num_hidden_layers=26, num_attention_heads=8, max_position_embeddings=131072)
     FIXED = Gemma2.FIXED | dict.fromkeys(Gemma2.CAPS)
     CAPS = {}
-    INERT = (*Gemma2.INERT, "rope_local_base_freq", "sliding_window_pattern", "_sliding_window_pattern")
+    INERT = (*Gemma2.INERT, "rope_local_base_freq", "sliding_window_pattern",
+             "_sliding_window_pattern")
     ARCHITECTURES = {"body": "Gemma3TextModel", "lm_head": "Gemma3ForCausalLM",
                      "classifier": "Gemma3TextForSequenceClassification"}
-    SPELLINGS = (("", "model."), ("language_model.model.", "model."), ("model.language_model.", "model."),
-                 ("language_model.", "model."))
+    ALIASES = (("", "model."), ("language_model.model.", "model."),
+                      ("model.language_model.", "model."), ("language_model.", "model."))
     NAMES = Gemma2.NAMES | {
         "model.layers.{}.self_attn.q_norm": "layers.{}.q_norm",
         "model.layers.{}.self_attn.k_norm": "layers.{}.k_norm",
@@ -192,12 +213,13 @@ class Gemma3(Gemma2):
     }
     LM_TIES = Gemma2.LM_TIES | {"language_model.lm_head.weight": "word_embeddings.weight"}
     LAYER, PATTERN = Gemma3Layer, 6
-    VISION = ("text_config", "vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index",
-              "image_token_index", "boi_token_id", "eoi_token_id", "image_token_id")
+    VISION = ("text_config", "vision_config", "mm_tokens_per_image", "boi_token_index",
+              "eoi_token_index", "image_token_index", "boi_token_id", "eoi_token_id",
+              "image_token_id")
 
     @classmethod
     def own_config(cls, config):
-        """The text part; class names, end-of-text ids and the like of the whole file stand above its own."""
+        """The text part. Class names, end-of-text ids and the like of the file replace its own."""
         if "text_config" not in config:
             return config
         inner = config["text_config"]
@@ -209,20 +231,25 @@ class Gemma3(Gemma2):
 
     @classmethod
     def pattern(cls, config, where):
-        names = ("sliding_window_pattern", "_sliding_window_pattern")
-        given = {key: config[key] for key in names if config.get(key) is not None}
-        found = {key: read_config(given, dict.fromkeys(names), {}, where)[key] for key in given}
+        found = {}
+        for key in ("sliding_window_pattern", "_sliding_window_pattern"):
+            if config.get(key) is not None:
+                if fault := wrong_kind(key, config[key], cls.PATTERN):
+                    raise InputError(f"{where}: {key} = {short(config[key])} (should be {fault})")
+                found[key] = config[key]
         if len(set(found.values())) > 1:
-            raise InputError(f"{where}: sliding_window_pattern and _sliding_window_pattern disagree: {found}")
+            raise InputError(f"{where}: sliding_window_pattern and _sliding_window_pattern "
+                             f"disagree: {found}")
         return next(iter(found.values()), cls.PATTERN)
 
     @classmethod
     def read_rotation(cls, config, where):
         return read_two_ropes(config, where, theta=1e6, local_theta=1e4)
 
-    def hidden(self, ids, rows, context=None):
-        x, c = self.embed(ids, rows), self.config                                     # (N, D)
-        turns = {kind: angles(rope, c["head_dim"], rows.positions, x.dtype) for kind, rope in c["rope"].items()}
-        for (layer, at), kind in zip(rows.through(self.layers), c["layer_types"]):
-            x = layer(x, at, turns[kind])                                 # differs: two rotations
-        return self.final_norm(x)
+    def run(self, layers, x, rows, context=None):
+        c = self.config
+        local, full = (angles(c["rope"][kind], c["head_dim"], rows.positions, x.dtype)
+                       for kind in ("sliding_attention", "full_attention"))
+        for layer in layers:
+            x = layer(x, rows, local if layer.window < math.inf else full)           # differs
+        return x

@@ -1,22 +1,25 @@
-"""GPT-2 (Radford et al. 2019): the decoder that the later ones are told apart from.
+"""GPT-2 (Radford et al. 2019): the decoder that the later ones are compared with.
 
-A token sees itself and the tokens before it, so the last one has read the whole text. Positions are learned vectors. The
-block is "pre-norm": x = x + attention(norm(x)); x = x + mlp(norm(x)), with one more norm at the end.
+A token sees itself and the tokens before it, so the last one has read the whole text. Positions are
+learned vectors. The block is pre-norm: x = x + attention(norm(x)); x = x + mlp(norm(x)), with one
+more norm at the end.
 
-Trap: the files hold every matrix of a block as (in, out), for the layer was once a convolution of width one ("Conv1D").
-Square matrices load silently either way; TRANSPOSED turns them. Queries, keys and values come from one matrix.
+Trap: the files hold every matrix of a block as (in, out), because the layer was once a convolution
+of width one ("Conv1D"). Square matrices load silently either way; TRANSPOSED turns them. Queries,
+keys and values come from one matrix.
 
-Here: the body, tied or untied. Not here: cross attention, the double-heads model; heads for classes (classify/head.py).
+Here: the body, tied or untied. Not here: cross attention, the double-heads model; heads for classes
+(classify/head.py).
 """
 from torch import nn
 
 from .backbone import Decoder
-from .config import REQUIRED, choose, multiple, read_config
+from .config import REQUIRED
 from .layers import ACTIVATIONS, causal_attention
 
 
 class GPT2Layer(nn.Module):
-    """One block: attention to what came before, then an MLP at each token; each reads a normalised copy and is added."""
+    """One block: attention to what came before, then an MLP at each token."""
 
     def __init__(self, c, number):
         super().__init__()
@@ -32,28 +35,43 @@ class GPT2Layer(nn.Module):
         if c["scale_attn_by_inverse_layer_idx"]:
             self.scale = self.scale / (number + 1)
 
-    def forward(self, x, rows):
-        """x: (N, D) packed -> (N, D), from the attention on of the tokens that ask."""
+    def attend(self, x, rows):
+        """x: (N, D) -> (M, D)."""
         p = self.attention_dropout if self.training else 0.0
-        q, k, v = self.qkv_proj(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).unbind(1)    # (N, H, d)
-        seen = causal_attention(rows.asking(q), k, v, rows, dropout=p, scale=self.scale)               # (N, D)
-        x = rows.asking(x) + self.dropout(self.o_proj(seen))
-        return x + self.dropout(self.down_proj(self.activation(self.up_proj(self.mlp_norm(x)))))       # (N, D)
+        qkv = self.qkv_proj(self.attention_norm(x))                                  # (N, 3*D)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(1)                   # (N, H, d)
+        seen = causal_attention(rows.queries(q), k, v, rows, dropout=p, scale=self.scale)
+        return rows.queries(x) + self.dropout(self.o_proj(seen))
+
+    def mlp(self, x):
+        """(M, D) -> (M, D)."""
+        inner = self.activation(self.up_proj(self.mlp_norm(x)))                      # (N, F)
+        return x + self.dropout(self.down_proj(inner))
+
+    def forward(self, x, rows):
+        """x: (N, D) -> (M, D)."""
+        return self.mlp(self.attend(x, rows))
 
 
 class GPT2(Decoder):
     """The GPT-2 body: ids -> one vector for each token."""
 
-    FIELDS = dict(vocab_size=REQUIRED, n_embd=REQUIRED, n_layer=REQUIRED, n_head=REQUIRED, n_positions=1024, n_inner=None,
-                  activation_function="gelu_new", layer_norm_epsilon=1e-5, embd_pdrop=0.1, resid_pdrop=0.1,
-                  attn_pdrop=0.1, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
-                  tie_word_embeddings=True)
-    # reorder_and_upcast_attn scales before the product and asks for a softmax in fp32: other rounding, the same maths
-    INERT = ("n_ctx", "reorder_and_upcast_attn", "summary_type", "summary_use_proj", "summary_activation",
-             "summary_proj_to_labels", "summary_first_dropout", "predict_special_tokens")
+    FIELDS = dict(
+        vocab_size=REQUIRED, n_embd=REQUIRED, n_layer=REQUIRED, n_head=REQUIRED, n_positions=1024,
+        n_inner=None, activation_function="gelu_new", layer_norm_epsilon=1e-5, embd_pdrop=0.1,
+        resid_pdrop=0.1, attn_pdrop=0.1, scale_attn_weights=True,
+        scale_attn_by_inverse_layer_idx=False, tie_word_embeddings=True)
+    # reorder_and_upcast_attn asks for another order and rounding of the same maths
+    INERT = ("n_ctx", "reorder_and_upcast_attn", "summary_type", "summary_use_proj",
+             "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
+             "predict_special_tokens")
+    CHOICES = {"activation_function": ACTIVATIONS}
+    MULTIPLES = (("n_embd", "n_head"),)
+    DERIVED = {"n_inner": lambda c: 4 * c["n_embd"]}
     WIDTH, DEPTHS = "n_embd", {"layers": "n_layer"}
-    ARCHITECTURES = {"body": "GPT2Model", "lm_head": "GPT2LMHeadModel", "classifier": "GPT2ForSequenceClassification"}
-    SPELLINGS = (("", "transformer."),)                # the first published files leave the prefix out
+    ARCHITECTURES = {"body": "GPT2Model", "lm_head": "GPT2LMHeadModel",
+                     "classifier": "GPT2ForSequenceClassification"}
+    ALIASES = (("", "transformer."),)           # the first files leave the prefix out
     TRANSPOSED = ("qkv_proj", "o_proj", "up_proj", "down_proj")
     NAMES = {
         "transformer.wte": "word_embeddings",
@@ -61,7 +79,7 @@ class GPT2(Decoder):
         "transformer.h.{}.ln_1": "layers.{}.attention_norm",
         "transformer.h.{}.attn.c_attn": "layers.{}.qkv_proj",
         "transformer.h.{}.attn.c_proj": "layers.{}.o_proj",
-        "transformer.h.{}.attn.bias": None,            # no bias: the causal mask, saved as if it were a weight
+        "transformer.h.{}.attn.bias": None,            # no bias, but the causal mask
         "transformer.h.{}.attn.masked_bias": None,
         "transformer.h.{}.ln_2": "layers.{}.mlp_norm",
         "transformer.h.{}.mlp.c_fc": "layers.{}.up_proj",
@@ -78,22 +96,16 @@ class GPT2(Decoder):
         self.dropout = nn.Dropout(c["embd_pdrop"])
         self.layers = nn.ModuleList(GPT2Layer(c, number) for number in range(c["n_layer"]))
         self.final_norm = nn.LayerNorm(self.width, eps=c["layer_norm_epsilon"])
-        self.tied = c["tie_word_embeddings"]
-        self.lm_head = self.own_head(c["vocab_size"]) if lm_head and not self.tied else None
+        self.lm_head = self.own_head(lm_head)
 
-    @classmethod
-    def from_config(cls, config, lm_head=False, where="config.json"):
-        """A model with fresh weights from a parsed config.json; `where` names the file in errors."""
-        c = read_config(config, cls.FIELDS, {}, where, cls.INERT)
-        choose(ACTIVATIONS, c["activation_function"], "activation_function", where)
-        multiple(c, "n_embd", "n_head", where)
-        c["n_inner"] = 4 * c["n_embd"] if c["n_inner"] is None else c["n_inner"]
-        return cls(c, lm_head)
-
-    def hidden(self, ids, rows, context=None):
-        """ids (B, T) and their rows -> (N, D) packed. Positions count real tokens, wherever the padding stands."""
+    def embed(self, ids, rows, types=None):
+        """ids (B, T) -> (N, D). Positions count real tokens, wherever the padding stands."""
         self.check_length(rows)
-        x = self.dropout(self.word_embeddings(rows.pack(ids)) + self.position_embeddings(rows.positions))   # (N, D)
-        for layer, at in rows.through(self.layers):
-            x = layer(x, at)
-        return self.final_norm(x)
+        x = self.word_embeddings(rows.unpad(ids)) + self.position_embeddings(rows.positions)
+        return self.dropout(x)
+
+    def run(self, layers, x, rows, context=None):
+        """x: (N, D) through some of the blocks -> (N, D)."""
+        for layer in layers:
+            x = layer(x, rows)
+        return x

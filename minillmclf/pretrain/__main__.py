@@ -210,18 +210,18 @@ def train(a, objective, items, weights):
     """The loop: draw a batch, one step, now and then a state on disk. -> the log, and the seconds it took."""
     import torch
 
-    from ..training.checkpoint import load_state, save_state, seed_step
-    from ..training.optim import build_optimizer, rate_factor, set_rate
+    from ..training.checkpoint import Store, seed_step
+    from ..training.optim import build_optimizer, lr_factor, set_lr
     model = torch.nn.ModuleDict({"student": objective.student} | ({"head": objective.head} if objective.head else {}))
     optimizer = build_optimizer(model, a.lr, weight_decay=0.01, by_size=ARCH[a.objective] == "t5")
-    state, made = Path(a.out) / "state.safetensors", made_from(a, objective)
-    progress = load_state(state, model, optimizer) or {"step": 0, "log": [], **made}
-    check_fields(progress, PROGRESS, state)
+    store, made = Store(a.out), made_from(a, objective)
+    progress = store.load(model, optimizer) or {"step": 0, "log": [], **made}
+    check_fields(progress, PROGRESS, store.state)
     differ = [name for name in made["settings"] if made["settings"][name] != progress["settings"].get(name)]
     differ = ["settings (" + ", ".join(differ) + ")"] * bool(differ)
     differ += [name for name, digest in made["read"].items() if progress.get("read", made["read"]).get(name) != digest]
     if differ:
-        raise InputError(f"{state}: belongs to a run with other {', '.join(differ)}: choose another --out or remove it")
+        raise InputError(f"{store.state}: belongs to a run with other {', '.join(differ)}: choose another --out or remove it")
     source, held = batches(a, objective, items, weights)
     started, read, shown = time.monotonic(), 0, {}
     model.eval()                                     # no dropout: a small student underfits
@@ -229,7 +229,7 @@ def train(a, objective, items, weights):
         for step in range(progress["step"], a.steps):
             batch = source.batch(step)
             seed_step(a.seed, step)
-            set_rate(optimizer, rate_factor(step, a.steps, a.steps // 20, "linear"))
+            set_lr(optimizer, lr_factor(step, a.steps, a.steps // 20, "linear"))
             with torch.autocast("cpu", torch.bfloat16, enabled=a.precision == "bf16"):
                 loss, parts, tokens = objective.loss(batch)
             optimizer.zero_grad()
@@ -246,7 +246,7 @@ def train(a, objective, items, weights):
                 progress["log"].append({"step": step + 1, **{k: round(v, 4) for k, v in parts.items()}, **more})
             if due or stop.asked or last:
                 progress["step"] = step + 1
-                save_state(state, model, optimizer, progress)
+                store.save(model, optimizer, progress)
             if stop.asked:
                 again = "the same command" + " without --overwrite" * a.overwrite
                 raise Stopped(f"stopped after step {step + 1} of {a.steps}; {again} goes on from "
@@ -259,7 +259,7 @@ def save(a, objective, tokenizer, log):
     import torch
 
     from ..models import save_backbone
-    from ..models.weights import open_tensors
+    from ..models.tensor_files import open_tensors
     pooler = {}                                                       # it travels with the body
     if a.objective == "distill":
         pooler = {"bert.pooler.dense." + leaf: p.detach() for leaf, p in objective.head.dense.named_parameters()}

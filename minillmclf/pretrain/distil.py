@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..models import fresh_weights, load_backbone
 from ..text.batch import collate
 from ..text.tokenizers.tokenizer import load_tokenizer
-from ..training.losses import cosine_distance, word_means
+from .losses import cosine_distance, word_means
 
 
 def start_from_teacher(student, teacher, tokenizer, teacher_tokenizer):
@@ -124,7 +124,7 @@ class TextVectors:
     """
 
     def __init__(self, task, teacher, seed):
-        """task: a CausalLM or SpanCorruption of language.py; teacher: folder of a BERT."""
+        """task: a CausalLM or SpanCorruption of tasks.py; teacher: folder of a BERT."""
         self.task, self.student, self.tokenizer = task, task.student, task.tokenizer
         self.teacher, self.teacher_tokenizer = load_backbone(teacher), load_tokenizer(teacher)
         self.head = fresh_weights(nn.Linear(self.student.width, self.teacher.width, bias=False), seed)

@@ -2,7 +2,7 @@
 
 What one is given: texts (MaskedLM); rows of packed ids (B, T); or a list of (prompt ids, answer ids), an instruction
 mixture, of which only answers are to be learned (Chung et al. 2022, "Scaling Instruction-Finetuned Language Models").
-Here: how such a batch becomes what a loss of objectives.py takes. Not here: where batches come from (pretrain/packing.py).
+Here: how such a batch becomes what a loss of losses.py takes. Not here: where batches come from (pretrain/packing.py).
 `loss(batch)` -> (scalar to minimise, its parts for the log, how many tokens were read).
 """
 import torch
@@ -12,8 +12,8 @@ from ..models import T5
 from ..models.backbone import Decoder
 from ..text.batch import collate
 from .sentencepiece_trainer import SENTINELS
-from ..training.losses import (causal_lm_loss, corrupt, corrupt_spans, masked_lm_loss,
-                               text_to_text_loss)
+from ..training.completion_loss import text_to_text_loss
+from .losses import causal_lm_loss, corrupt, corrupt_spans, masked_lm_loss
 
 
 def padded(lists, pad_id):

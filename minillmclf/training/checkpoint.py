@@ -1,107 +1,31 @@
-"""The state of a training run in one safetensors file: kill the process anywhere and go on from the last whole one.
+"""The files of a training run: kill the process at any moment and go on from the last state.
 
-Tensors: the trainable parameters and what the optimiser keeps for each. Everything else (step, history, best score) is
-JSON in the file's metadata. One file, replaced whole, so there is no moment at which half a state lies on disk. Random
-numbers need no state: those of a step follow from (seed, step) alone, see `seed_step`. Tensors that several processes
-share (parallel.py) are written whole, so any number of processes can go on from them.
+state.safetensors holds the trainable parameters and what the optimiser keeps for each; step,
+history and best score are JSON in its metadata. best.safetensors holds the weights of the best
+epoch. Each file is replaced in one step, so no half a state ever lies on disk. Random numbers need
+no state: those of a step follow from (seed, step), see `seed_step`.
 """
 import hashlib
 import json
-import os
+from pathlib import Path
 
 import torch
 
 from ..errors import InputError
 from ..files import check_fields, parse_json, short
-from ..models.weights import open_tensors, write_tensors
-from .parallel.processes import first, share_like, whole
+from ..models.tensor_files import open_tensors, write_tensors
 
 ANEW = "remove it or choose another --out (train and folds: --overwrite starts anew)"
 
 
 def seed_step(seed, step):
-    """Seed torch for one step, so that dropout depends on (seed, step) and on nothing that came before."""
+    """Seed torch for one step, so that dropout depends on (seed, step) and on nothing before."""
     digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def save_state(path, model, optimizer, progress):
-    """Write parameters, the optimiser's state and `progress` (a JSON-able dict) to one file, atomically."""
-    names = {id(p): n for n, p in model.named_parameters()}
-    tensors = {f"model.{n}": whole(p.detach()) for n, p in model.named_parameters() if p.requires_grad}
-    numbers = {}                                              # bitsandbytes counts steps with plain numbers
-    for parameter, moments in optimizer.state.items():
-        for key, value in moments.items():
-            name = f"optimizer.{key}.{names[id(parameter)]}"
-            if torch.is_tensor(value):
-                tensors[name] = whole(value)
-            else:
-                numbers[name] = value
-    if not first():
-        return
-    tensors = apart({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    more = {"numbers": json.dumps(numbers)} if numbers else {}
-    write_tensors(path, tensors, {"progress": json.dumps(progress), **more})
-
-
-def apart(tensors):
-    """A copy of each tensor whose memory stands under another name already: a file holds every name for itself."""
-    seen = set()
-    for name, tensor in tensors.items():
-        tensors[name] = tensor.clone() if tensor.numel() and tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
-    return tensors
-
-
-def load_state(path, model, optimizer):
-    """Put a saved state back -> progress, or None where there is no file."""
-    if not os.path.exists(path):
-        return None
-    names = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    tensors, metadata = read_state(path, {f"model.{n}": p for n, p in names.items()}, "optimizer.")
-    progress = check_fields(metadata["progress"], {"step": (is_count, "a number of steps")}, path)
-    begin_states(optimizer)
-    try:
-        with torch.no_grad():
-            for name, parameter in names.items():
-                parameter.copy_(share_like(tensors.pop(f"model.{name}"), parameter))
-            for key, value in (tensors | metadata.get("numbers", {})).items():
-                _, moment, name = key.split(".", 2)
-                put(optimizer.state[names[name]], moment, value, names[name])
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path}: {short(error, 200)} in what the optimiser kept: {ANEW}") from None
-    if not hasattr(optimizer, "init_state") and len({frozenset(state) for state in optimizer.state.values()}) > 1:
-        raise InputError(f"{path}: a part of what the optimiser kept is missing: {ANEW}")
-    return progress
-
-
-def read_state(path, expected, more="\0"):
-    """Tensors and metadata of a file of training, or InputError unless it has the tensors of `expected`, {name: tensor}, in
-    their shapes and types, and none beside them but those that
-    begin with `more`; all numbers are finite. -> {name: tensor}, {key: value}
-    """
-    try:
-        with open_tensors(path) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-            metadata = {key: parse_json(value, path) for key, value in (file.metadata() or {}).items() if key != "format"}
-    except InputError as error:
-        raise InputError(f"{error}; {ANEW}") from None
-    kinds = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()
-             if not name.startswith(more)}
-    differ = {name for name, tensor in expected.items()
-              if kinds.get(name) != (tensor.shape, tensor.dtype)}
-    differ |= kinds.keys() - expected.keys()
-    if differ or more != "\0" and "progress" not in metadata:
-        raise InputError(f"{path}: not a training state of this run ({len(differ)} parameters differ): {ANEW}")
-    broken = [name for name, tensor in tensors.items()
-              if tensor.is_floating_point() and not tensor.float().isfinite().all()]
-    if broken:
-        raise InputError(f"{path}: {len(broken)} of its tensors are not finite, {broken[0]} first: {ANEW}")
-    return tensors, metadata
-
-
 def is_count(value):
-    """Is it a whole number, 0 or more?"""
+    """Is it an integer, 0 or more?"""
     return type(value) is int and value >= 0
 
 
@@ -109,13 +33,162 @@ def is_number(value):
     return type(value) in (int, float)
 
 
-def numbers(value):
-    """Is it a list of numbers?"""
-    return isinstance(value, list) and all(map(is_number, value))
+def is_history(value):
+    return isinstance(value, list) and all(
+        isinstance(line, dict) and is_count(line.get("step")) for line in value)
 
 
-def begin_states(optimizer):
-    """Let an optimiser of bitsandbytes lay out its state: in 8 bits or not, in paged memory or not, is its own affair."""
+STEP = {"step": (is_count, "a number of steps")}
+PROGRESS = {**STEP,                                  # of the loop: key -> (test, what it should be)
+            "losses": (lambda v: isinstance(v, list) and all(map(is_number, v)),
+                       "a list of numbers"),
+            "history": (is_history, "a list with the step of each epoch"),
+            "best": (lambda v: v is None or isinstance(v, dict) and is_count(v.get("epoch")),
+                     "the best epoch, or null")}
+
+
+class Store:
+    """Saves and loads the state and the best weights of a run, in `folder`.
+
+    stop: an object whose `asked` says that the run is to save its state and end; None: never.
+    `write` and `place` are what changes where a tensor is not in one piece (parallel/).
+    """
+
+    def __init__(self, folder, stop=None):
+        self.state = Path(folder) / "state.safetensors"
+        self.best = Path(folder) / "best.safetensors"
+        self.stop = stop
+
+    def stop_asked(self):
+        return bool(self.stop and self.stop.asked)
+
+    def save(self, model, optimizer, progress):
+        """Write the state. progress: a dict that JSON can hold, with the number of the step."""
+        names = {id(parameter): name for name, parameter in trainable(model).items()}
+        tensors = {f"model.{name}": p for name, p in trainable(model).items()}
+        numbers = {}                                   # bitsandbytes counts steps as plain numbers
+        for parameter, moments in optimizer.state.items():
+            for key, value in moments.items():
+                kept = tensors if torch.is_tensor(value) else numbers
+                kept[f"optimizer.{key}.{names[id(parameter)]}"] = value
+        metadata = {"progress": json.dumps(progress)}
+        if numbers:
+            metadata["numbers"] = json.dumps(numbers)
+        self.write(self.state, tensors, metadata)
+
+    def load(self, model, optimizer):
+        """Put the saved state into model and optimiser -> its progress; None without a file."""
+        path = self.state
+        if not path.exists():
+            return None
+        parameters = trainable(model)
+        expected = {f"model.{name}": p for name, p in parameters.items()}
+        tensors, metadata = read_tensors(path, expected, state=True)
+        progress = check_fields(metadata["progress"], STEP, path)
+        prepare(optimizer)
+        try:
+            with torch.no_grad():
+                for name, parameter in parameters.items():
+                    parameter.copy_(self.place(tensors.pop(f"model.{name}"), parameter))
+                for key, value in (tensors | metadata.get("numbers", {})).items():
+                    _, moment, name = key.split(".", 2)
+                    parameter = parameters[name]
+                    if torch.is_tensor(value):
+                        value = self.place(value, parameter)
+                    put(optimizer.state[parameter], moment, value, parameter)
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise InputError(f"{path}: {short(error, 200)} in what the optimiser kept: "
+                             f"{ANEW}") from None
+        kept = {frozenset(state) for state in optimizer.state.values()}
+        if not hasattr(optimizer, "init_state") and len(kept) > 1:
+            raise InputError(f"{path}: a part of what the optimiser kept is missing: {ANEW}")
+        return progress
+
+    def resume(self, model, optimizer, metric):
+        """`load` for the loop -> the progress of a run, or that of a new one."""
+        progress = self.load(model, optimizer)
+        if progress is None:
+            return {"step": 0, "history": [], "best": None, "losses": []}
+        check_fields(progress, PROGRESS, self.state)
+        history, best = progress["history"], progress["best"]
+        began = history[-1]["step"] if history else 0                   # the epoch under way
+        found = best and 1 <= best["epoch"] <= len(history)
+        numbers = [line.get(name) for line in history for name in (metric, "log_loss")]
+        fits = (progress["step"] == began + len(progress["losses"])
+                and bool(history) == bool(best) and all(map(is_number, numbers))
+                and (not best or found and history[best["epoch"] - 1][metric] == best.get(metric)))
+        if not fits:
+            raise InputError(f"{self.state}: its steps, losses and best epoch do not fit together: "
+                             "--overwrite starts anew")
+        if best and not self.best.exists():
+            raise InputError(f"{self.best}: is not there, with the weights of the best epoch so "
+                             "far: --overwrite starts anew")
+        return progress
+
+    def save_best(self, model, epoch):
+        self.write(self.best, trainable(model), {"epoch": str(epoch)})
+
+    def load_best(self, model):
+        """Put the weights of the best epoch back, and set the model to evaluation."""
+        parameters = trainable(model)
+        tensors, _ = read_tensors(self.best, parameters)
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                parameters[name].copy_(self.place(tensor, parameters[name]))
+        model.eval()
+
+    def write(self, path, tensors, metadata):
+        """Write tensors to a file: each with memory of its own, as the format wants."""
+        written, seen = {}, set()
+        for name, tensor in tensors.items():
+            tensor = tensor.detach().cpu().contiguous()
+            if tensor.numel() and tensor.data_ptr() in seen:
+                tensor = tensor.clone()
+            seen.add(tensor.data_ptr())
+            written[name] = tensor
+        write_tensors(path, written, metadata)
+
+    def place(self, tensor, parameter):
+        """A tensor of a file, on the device of its parameter."""
+        return tensor.to(parameter.device)
+
+
+def trainable(model):
+    """{name: parameter} of what is trained and saved."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def read_tensors(path, expected, state=False):
+    """A file of training -> {name: tensor}, {key: value} of its metadata.
+
+    expected: {name: tensor}. InputError unless the file has these names, in these shapes and types;
+    a state has others beside them, of the optimiser, and its progress. All numbers must be finite.
+    """
+    try:
+        with open_tensors(path) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            metadata = {key: parse_json(value, path)
+                        for key, value in (file.metadata() or {}).items() if key != "format"}
+    except InputError as error:
+        raise InputError(f"{error}; {ANEW}") from None
+    found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()
+             if not (state and name.startswith("optimizer."))}
+    differ = {name for name, tensor in expected.items()
+              if found.get(name) != (tensor.shape, tensor.dtype)}
+    differ |= found.keys() - expected.keys()
+    if differ or state and "progress" not in metadata:
+        raise InputError(f"{path}: not a training state of this run ({len(differ)} parameters "
+                         f"differ): {ANEW}")
+    broken = [name for name, tensor in tensors.items()
+              if tensor.is_floating_point() and not tensor.float().isfinite().all()]
+    if broken:
+        raise InputError(f"{path}: {len(broken)} of its tensors are not finite, {broken[0]} first: "
+                         f"{ANEW}")
+    return tensors, metadata
+
+
+def prepare(optimizer):
+    """Let an optimiser of bitsandbytes lay out its state, whose types and memory it chooses."""
     if hasattr(optimizer, "init_state"):
         for number, group in enumerate(optimizer.param_groups):
             for place, parameter in enumerate(group["params"]):
@@ -123,14 +196,16 @@ def begin_states(optimizer):
 
 
 def put(state, moment, value, parameter):
-    """Fill in what is laid out already, else take the tensor, or the plain number, itself."""
-    value = share_like(value, parameter) if torch.is_tensor(value) else value
+    """Fill in the tensor that `prepare` laid out, else keep the given tensor, or number, itself."""
     if torch.is_tensor(state.get(moment)):
         state[moment].copy_(value)
-    elif torch.is_tensor(value) and (
-            value.shape != parameter.shape or value.dtype != parameter.dtype if value.dim() else
-            value.dtype not in (parameter.dtype, torch.float32)):                       # a count
-        raise ValueError(f"{moment} of shape {tuple(value.shape)} in {value.dtype}, not "
-                         f"{tuple(parameter.shape)}")
-    else:
-        state[moment] = value
+        return
+    if torch.is_tensor(value):
+        if value.dim():
+            fits = value.shape == parameter.shape and value.dtype == parameter.dtype
+        else:                                                                       # a count
+            fits = value.dtype in (parameter.dtype, torch.float32)
+        if not fits:
+            raise ValueError(f"{moment} of shape {tuple(value.shape)} in {value.dtype}, not "
+                             f"{tuple(parameter.shape)}")
+    state[moment] = value

@@ -1,234 +1,139 @@
-"""Fine-tuning as one plain loop: batches, loss, backward, step; evaluate after each epoch, keep the best.
+"""Fine-tuning in one plain loop: batch, loss, backward, step; evaluate each epoch, keep the best.
 
-The loop sees `model(batch) -> scores (B, C)` and a loss; it never asks how the scores come about. It may be killed at
-any moment: the next call with the same settings goes on from the last state on disk, and ends bit for bit where an
-uninterrupted run ends, because everything random in a step follows from (seed, step).
+The loop sees `model(batch) -> logits (B, C)` and an objective (losses.py). The store keeps the
+run's files (checkpoint.py): a run may be killed at any moment, and the next call with the same
+settings goes on from the last state on disk. It ends bit for bit where an uninterrupted run ends,
+because everything random in a step follows from (seed, step).
 
-It runs in one process, or in several under torchrun; what starts with `parallel.` does nothing in the first case.
+What is not here attaches from outside: a step is a function, which others may wrap.
 """
-import random
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from ..errors import InputError
-from ..files import check_fields
-from ..models.weights import write_tensors
-from ..text.batch import collate, make_batches, places
-from .parallel import processes as parallel
-from .checkpoint import is_count, is_number, load_state, numbers, read_state, save_state, seed_step
-from .monitors.gradients import Checkup
-from .features import remembered
-from .metrics import better, evaluate, evaluate_sets
-from .monitors.nonfinite import first_nonfinite
-from .losses import Classes
-from .optim import build_optimizer, rate_factor, set_rate
+from .checkpoint import seed_step
+from .losses import CrossEntropy
+from .metrics import better
+from .optim import build_optimizer, lr_factor, set_lr
+from .plan import plan_epochs
 
 
-MOST_COUNTED = 10_000                   # epochs whose steps are counted one by one
-
-PROGRESS = {"step": (is_count, "a number of steps"), "losses": (numbers, "a list of numbers"),
-            "history": (lambda v: isinstance(v, list) and all(isinstance(line, dict) and is_count(line.get("step"))
-                                                              for line in v), "a list with the step of each epoch"),
-            "best": (lambda v: v is None or isinstance(v, dict) and is_count(v.get("epoch")), "the best epoch, or null")}
+class Diverged(InputError):
+    """Training has diverged: a gradient, or an answer, is not finite."""
 
 
 @dataclass
-class Rows:
-    """One split, ready for the model: encoded, rows as text/batch.py has them, and labels, class numbers, or where a row
-    may have several, for each row C numbers, 0.0 or 1.0."""
-    encoded: list
-    labels: list
+class Hooks:
+    """Callbacks: on_step(step, number of steps, loss), on_epoch(line of the history)."""
+    on_step: Callable = lambda *_: None
+    on_epoch: Callable = lambda *_: None
 
 
-def plan_epochs(train, s):
-    """The batches of all epochs, settled beforehand by the seed -> Plan."""
-    return Plan(train, s)
+def take_step(model, optimizer, train, rows, settings, objective=None):
+    """One optimiser step on a batch -> its mean loss.
 
-
-class Plan:
-    """plan[number] -> the batches of an epoch, a list of lists of rows, made when they are asked for.
-
-    epochs: how many there are; steps: in all of them. Where --batch-tokens makes epochs differ, `steps` is counted over the
-    first MOST_COUNTED of them, and the rest taken to be like these.
+    rows: the row numbers of the batch in `train`; objective: as losses.CrossEntropy, the default.
     """
-
-    def __init__(self, train, s):
-        self.lengths, self.labels, self.s = list(map(places, train.encoded)), train.labels, s
-        first = len(self[0])
-        self.epochs = max(s.epochs, -(-s.min_steps // first))
-        counted = min(self.epochs, MOST_COUNTED) if s.batch_tokens else 1
-        self.steps = sum(len(self[number]) for number in range(counted)) * self.epochs // counted
-
-    def __getitem__(self, number):
-        s, seed = self.s, f"{self.s.seed}:{number}"
-        rows = drawn(self.labels, seed) if s.sampling == "balanced" else range(len(self.lengths))
-        batches = make_batches([self.lengths[row] for row in rows], s.batch_size, seed=seed, tokens=s.batch_tokens)
-        return [[rows[place] for place in batch] for batch in batches]
-
-    def __len__(self):
-        return self.epochs
-
-    def __iter__(self):
-        return (self[number] for number in range(self.epochs))
-
-
-def drawn(labels, seed):
-    """As many rows as there are, each class alike (up to one row), by repeating rows of small classes -> row numbers.
-
-    Of a class no row is drawn a second time before all are. Who learns from such an epoch takes all classes for equally
-    likely: its probabilities need a calibration where they are not.
-    """
-    draw, rows = random.Random(f"balanced:{seed}"), {}
-    for row, label in enumerate(labels):
-        rows.setdefault(label, []).append(row)
-    turns, chosen, left = sorted(rows), [], {label: [] for label in rows}
-    draw.shuffle(turns)
-    for place in range(len(labels)):
-        label = turns[place % len(turns)]
-        left[label] = left[label] or draw.sample(rows[label], len(rows[label]))
-        chosen.append(left[label].pop())
-    return chosen
-
-
-def take_step(model, optimizer, train, rows, s, objective=None):
-    """One optimiser step on the rows of one batch, in pieces of micro_batch_size rows -> the batch's mean loss.
-
-    objective: of objectives.py, Classes, LabelSets or Completion. Each piece's summed loss is divided by what the whole batch counts, so the pieces add up to the big batch's gradient,
-    also where several processes compute a share of the rows each.
-    """
-    device = next(model.parameters()).device
-    objective = objective or Classes(smoothing=s.label_smoothing, gamma=s.focal)
-    count = objective.count(torch.tensor([train.labels[row] for row in rows], device=device))
-    pieces, total = parallel.pieces(rows, s.micro_batch_size), 0.0
+    objective = objective or CrossEntropy(None, settings.label_smoothing, settings.focal)
+    count = objective.count(torch.tensor([train.labels[row] for row in rows]))
     optimizer.zero_grad(set_to_none=True)
-    for piece in pieces:
-        batch = collate(train.encoded, piece or rows[:1], labels=train.labels).to(device)
-        with autocast(s, device):
+    loss = add_gradients(model, train, rows, settings, objective, count)
+    update(model, optimizer, settings, loss)
+    return loss
+
+
+def add_gradients(model, train, rows, settings, objective, count):
+    """Add the gradient of (summed loss of `rows`) / count -> that quotient, a number.
+
+    It takes micro_batch_size rows at a time (0: all). `count` is that of the full batch, so the
+    micro-batches add up to the gradient of the full batch.
+    """
+    device, total = next(model.parameters()).device, 0.0
+    size = settings.micro_batch_size or len(rows)
+    for start in range(0, len(rows), size):
+        batch = model.collate(train.encoded, rows[start:start + size], train.labels).to(device)
+        with autocast(settings, device):
             loss = objective(model, batch) / count
-        if not piece:                                         # other processes have a row more: a borrowed one counts 0
-            loss = loss * 0
         loss.backward()
         total += loss.item()
-    total, trained = parallel.add_up(total), [p for p in model.parameters() if p.requires_grad]
-    parallel.add_gradients(trained)
-    norm = parallel.whole(torch.nn.utils.clip_grad_norm_(trained, s.clip if s.clip else float("inf")))
-    if not torch.isfinite(norm):
-        raise InputError(f"loss {total}, gradient norm {norm.item()}: training has diverged; lower --lr or set --precision "
-                         f"fp32{where_diverged(model, train, pieces, s, device)}")
-    optimizer.step()
     return total
 
 
-def autocast(s, device):
-    """The precision of forward passes."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=s.precision == "bf16")
+def autocast(settings, device):
+    """The context that sets the precision of a forward pass."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
 
 
-def where_diverged(model, train, pieces, s, device):
-    """The module where numbers stopped being finite, as the end of a sentence."""
-    found = None
-    for piece in pieces:
-        with autocast(s, device):
-            found = found or first_nonfinite(model, collate(train.encoded, piece or [0], labels=train.labels).to(device))
-    return f"; {parallel.first_text(found) or 'the forward pass is finite: it arose in the loss or in the gradients'}"
+def update(model, optimizer, settings, loss):
+    """Clip the gradient and take the optimiser's step. Raises Diverged and leaves the weights as
+    they are where the gradient is not finite. loss: a number for that message."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    norm = float(torch.nn.utils.clip_grad_norm_(trainable, settings.clip or math.inf))
+    if not math.isfinite(norm):
+        raise Diverged(f"loss {loss}, gradient norm {norm}: training has diverged; lower --lr or "
+                       "set --precision fp32")
+    optimizer.step()
 
 
-def fit(model, train, dev, s, folder, stop=None, objective=None, on_step=None, on_epoch=None, on_finding=None):
-    """Train on `train`, choose the best epoch on `dev` -> progress: "history", one dict an epoch, and "best".
+def fit(model, train, dev, settings, store, step=take_step, hooks=Hooks()):
+    """Train on `train`, choose the best epoch on `dev` -> progress: "history", a dict per epoch,
+    and "best". Returns None if the store says that a stop was asked for.
 
-    model: Classifier; train, dev: Rows; s: Settings; folder: where state.safetensors and best.safetensors live;
-    stop: object whose `.asked` ends the loop between two steps; objective: as in `take_step`; on_step: called with (step, total, loss);
-    on_epoch: called with a line of the history; on_finding: with what the gradient doctor says of the first steps.
-    The model ends with its best weights. Returns None if it was stopped.
+    model: Classifier, which ends with the weights of its best epoch; train, dev: Rows; store: where
+    the run's files lie (checkpoint.Store); step: called as take_step, without the objective.
     """
-    with remembered(model, [*train.encoded, *dev.encoded], s):
-        return run_epochs(model, train, dev, s, folder, stop, objective, on_step, on_epoch, on_finding)
-
-
-def run_epochs(model, train, dev, s, folder, stop, objective, on_step, on_epoch, on_finding):
-    """What `fit` is, once it is settled how the body is asked."""
-    state, best = Path(folder) / "state.safetensors", Path(folder) / "best.safetensors"
+    s = settings
     optimizer = build_optimizer(model, s.lr, s.weight_decay, s.layer_decay, s.optimizer)
-    progress = load_state(state, model, optimizer) or {"step": 0, "history": [], "best": None, "losses": []}
-    plan, checkup = plan_epochs(train, s), Checkup(model, optimizer)
-    check_progress(progress, s, state, best)
-    total, step = plan.steps, progress["step"] - len(progress["losses"])
+    progress = store.resume(model, optimizer, s.metric)
+    plan = plan_epochs(model, train, s)
+    warmup, number = round(s.warmup * plan.steps), progress["step"] - len(progress["losses"])
     for epoch in range(len(progress["history"]), plan.epochs):
         model.train()
         for rows in plan[epoch]:
-            step += 1
-            if step <= progress["step"]:
+            number += 1
+            if number <= progress["step"]:                 # taken before the run was interrupted
                 continue
-            seed_step(parallel.own_seed(s.seed), step)
-            set_rate(optimizer, rate_factor(step - 1, total, round(s.warmup * total), s.schedule))
-            loss = take_step(model, optimizer, train, rows, s, objective)
-            progress["step"] = step
+            seed_step(s.seed, number)
+            set_lr(optimizer, lr_factor(number - 1, plan.steps, warmup, s.schedule))
+            loss = step(model, optimizer, train, rows, s)
+            progress["step"] = number
             progress["losses"].append(loss)
-            for line in checkup.after_step():
-                if on_finding:
-                    on_finding(line)
-            if on_step:
-                on_step(step, total, loss)
-            stopping = parallel.any_of(bool(stop and stop.asked))
-            if step % s.save_every == 0 or stopping:
-                save_state(state, model, optimizer, progress)
+            hooks.on_step(number, plan.steps, loss)
+            stopping = store.stop_asked()
+            if number % s.save_every == 0 or stopping:
+                store.save(model, optimizer, progress)
             if stopping:
                 return None
-        finish_epoch(model, dev, s, progress, best)
-        if on_epoch:
-            on_epoch(progress["history"][-1])
-        top = progress["best"][s.metric]          # a tie is no progress: its first epoch counts
-        reached = next(line["epoch"] for line in progress["history"] if line[s.metric] == top)
-        if s.patience and epoch + 1 - reached >= s.patience:
+        finish_epoch(model, dev, s, store, progress)
+        hooks.on_epoch(progress["history"][-1])
+        if s.patience and epochs_since_best(progress, s.metric) >= s.patience:
             break
-    parallel.wait()
-    restore(model, best)
+    store.load_best(model)
     return progress
 
 
-def check_progress(progress, s, state, best):
-    """Raise InputError unless a run can go on from what its state says, and from its best weights so far."""
-    check_fields(progress, PROGRESS, state)
-    history, found = progress["history"], progress["best"]
-    begun = history[-1]["step"] if history else 0
-    its = history[found["epoch"] - 1] if found and 1 <= found["epoch"] <= len(history) else {}
-    if progress["step"] != begun + len(progress["losses"]) or bool(history) != bool(found) \
-            or not all(is_number(line.get(name)) for line in history
-                       for name in (s.metric, "log_loss")) \
-            or found and its.get(s.metric) != found.get(s.metric):
-        raise InputError(f"{state}: its steps, losses and best epoch do not fit together: --overwrite starts anew")
-    if found and not best.exists():
-        raise InputError(f"{best}: is not there, with the weights of the best epoch so far: --overwrite starts anew")
-
-
-def finish_epoch(model, dev, s, progress, best):
-    """Evaluate, write down, and keep the weights if they are the best so far."""
-    epoch = len(progress["history"]) + 1
+def finish_epoch(model, dev, settings, store, progress):
+    """Evaluate on dev, add a line to the history, and save the weights if they are the best."""
+    metric, losses, epoch = settings.metric, progress["losses"], len(progress["history"]) + 1
     try:
-        probabilities = model.probabilities(parallel.scores(model, dev.encoded, s.eval_batch_size))
-    except InputError:                                        # of the last step's weights
-        raise InputError(f"epoch {epoch}: the answers to the dev rows are not finite: training has "
-                         "diverged; lower --lr or set --precision fp32") from None
-    measure = evaluate_sets if model.several else evaluate
-    record = {"epoch": epoch, "step": progress["step"], "train_loss": sum(progress["losses"]) / len(progress["losses"]),
-              **measure(probabilities, dev.labels, model.labels)}
+        probabilities = model.probabilities(model.scores(dev.encoded, settings.eval_batch_size))
+    except InputError:
+        raise Diverged(f"epoch {epoch}: the answers to the dev rows are not finite: training has "
+                       "diverged; lower --lr or set --precision fp32") from None
+    line = {"epoch": epoch, "step": progress["step"], "train_loss": sum(losses) / len(losses),
+            **model.task.evaluate(probabilities, dev.labels)}
     progress["losses"] = []
-    progress["history"].append(record)
-    earlier = progress["best"] and progress["history"][progress["best"]["epoch"] - 1]
-    if better(s.metric, record, earlier):
-        progress["best"] = {"epoch": epoch, s.metric: record[s.metric]}
-        trained = {n: parallel.whole(p.detach()) for n, p in model.named_parameters() if p.requires_grad}
-        if parallel.first():
-            write_tensors(best, {n: p.cpu().contiguous() for n, p in trained.items()}, {"epoch": str(epoch)})
+    progress["history"].append(line)
+    best = progress["best"] and progress["history"][progress["best"]["epoch"] - 1]
+    if better(metric, line, best):
+        progress["best"] = {"epoch": epoch, metric: line[metric]}
+        store.save_best(model, epoch)
 
 
-def restore(model, best):
-    """Put the best epoch's weights back."""
-    names = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    tensors = read_state(best, names)[0]
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            names[name].copy_(parallel.share_like(tensor, names[name]))
-    model.eval()
+def epochs_since_best(progress, metric):
+    """How many epochs ago the best score was first reached; a tie is no progress."""
+    scores = [line[metric] for line in progress["history"]]
+    return len(scores) - 1 - scores.index(progress["best"][metric])

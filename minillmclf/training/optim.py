@@ -1,8 +1,10 @@
-"""The optimiser's settings: who is decayed, how fast each layer learns, how the rate rises and falls.
+"""AdamW and its learning rates: which parameters are decayed, and how the rate rises and falls.
 
-AdamW: Loshchilov and Hutter 2017. Lower rates for lower layers: Howard and Ruder 2018, "discriminative fine-tuning".
-In 8 bits: Dettmers et al. 2021, "8-bit Optimizers via Block-wise Quantization"; paged: Dettmers et al. 2023 (QLoRA).
+AdamW: Loshchilov and Hutter 2017. Lower rates for lower layers: Howard and Ruder 2018,
+"discriminative fine-tuning". In 8 bits: Dettmers et al. 2021, "8-bit Optimizers via Block-wise
+Quantization"; paged: Dettmers et al. 2023 (QLoRA).
 """
+import importlib
 import math
 import re
 
@@ -10,11 +12,11 @@ import torch
 
 from ..errors import InputError
 
-FOREIGN = {"adamw8bit": "AdamW8bit", "paged-adamw": "PagedAdamW"}     # our name -> class in bitsandbytes.optim
+BITSANDBYTES = {"adamw8bit": "AdamW8bit", "paged-adamw": "PagedAdamW"}      # --optimizer -> class
 
 
 def depth_of(name, layers):
-    """0 for embeddings, 1..layers for the blocks, layers + 1 for what stands above the backbone."""
+    """A parameter's depth: 0 for embeddings, 1 to `layers` for blocks, layers + 1 for the head."""
     block = re.search(r"\blayers\.(\d+)\.", name)
     if block:
         return int(block.group(1)) + 1
@@ -22,51 +24,51 @@ def depth_of(name, layers):
 
 
 def parameter_groups(model, lr, weight_decay, layer_decay=1.0, by_size=False):
-    """Groups for AdamW: matrices are decayed, biases and norms are not; a layer one step lower learns `layer_decay`
-    times as fast. Frozen parameters are left out. -> list of dicts with params, lr, weight_decay.
+    """The trainable parameters in groups -> [{"params", "lr", "base_lr", "weight_decay"}, ...].
 
-    by_size: a tensor's rate is lr times its root mean square now (Shazeer and Stern 2018, "Adafactor"). A fresh T5 wants
-    it: its embeddings are 16 times as large as its matrices, and one step for all is too little for the one or too much
-    for the others.
+    Matrices are decayed, biases and norms are not. A layer learns `layer_decay` times as fast as
+    the layer above it. by_size: a tensor's lr is multiplied by its root mean square (Shazeer and
+    Stern 2018, "Adafactor"). A newly initialised T5 wants that: its embeddings are 16 times as
+    large as its matrices, and no single lr suits both.
     """
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    layers = max((depth_of(n, -1) for n, _ in model.named_parameters()), default=0)
+    layers = max((depth_of(name, -1) for name, _ in model.named_parameters()), default=0)
     groups = {}
-    for name, parameter in named:
-        decay = weight_decay if parameter.dim() >= 2 else 0.0
-        rate = lr * layer_decay ** (layers + 1 - depth_of(name, layers))
-        rate *= max(parameter.detach().float().square().mean().sqrt().item(), 1e-3) if by_size else 1
-        groups.setdefault((rate, decay), []).append(parameter)
-    return [{"params": p, "lr": rate, "base_lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = weight_decay if parameter.dim() >= 2 else 0.0
+            own = lr * layer_decay ** (layers + 1 - depth_of(name, layers))
+            if by_size:
+                own *= max(parameter.detach().float().square().mean().sqrt().item(), 1e-3)
+            groups.setdefault((own, decay), []).append(parameter)
+    return [{"params": parameters, "lr": own, "base_lr": own, "weight_decay": decay}
+            for (own, decay), parameters in groups.items()]
 
 
 def build_optimizer(model, lr, weight_decay, layer_decay=1.0, kind="adamw", by_size=False):
-    """AdamW over the trainable parameters, in one fused pass; kind: "adamw", or a name of FOREIGN. The rest: as above."""
+    """The optimiser of a model's trainable parameters. kind: "adamw", or a key of BITSANDBYTES."""
     groups = parameter_groups(model, lr, weight_decay, layer_decay, by_size)
     if kind == "adamw":
         return torch.optim.AdamW(groups, fused=True)
     try:
-        from bitsandbytes import optim as foreign
+        package = importlib.import_module("bitsandbytes").optim
     except (ImportError, OSError, RuntimeError) as error:
-        raise InputError(f"--optimizer {kind} needs the package bitsandbytes ({str(error).splitlines()[0]}): "
-                         f"pip install bitsandbytes, or take --optimizer adamw") from None
-    if any(hasattr(p, "full_tensor") for group in groups for p in group["params"]):
-        raise InputError(f"--optimizer {kind} works on whole tensors, --parallel fsdp shares them out: take adamw or ddp")
-    return getattr(foreign, FOREIGN[kind])(groups)
+        raise InputError(f"--optimizer {kind} needs the package bitsandbytes "
+                         f"({str(error).splitlines()[0]}): pip install bitsandbytes, or take "
+                         "--optimizer adamw") from None
+    return getattr(package, BITSANDBYTES[kind])(groups)
 
 
-def rate_factor(step, total, warmup, schedule):
-    """What the learning rate is multiplied with at `step` (0-based): up over `warmup` steps, then down to 0 at `total`.
-
-    schedule: "linear", "cosine" or "constant".
-    """
+def lr_factor(step, total, warmup, schedule):
+    """The factor of the learning rate at `step` (from 0): it rises over `warmup` steps to 1, then
+    falls to 0 at step `total`. schedule: "linear" or "cosine"; "constant" does not fall."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
     done = (step - warmup) / max(1, total - warmup)                     # 0 ... 1
-    return {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}[schedule]
+    return {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+            "constant": 1.0}[schedule]
 
 
-def set_rate(optimizer, factor):
-    """Scale every group's own learning rate."""
+def set_lr(optimizer, factor):
+    """Set each group's learning rate to its base rate times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor

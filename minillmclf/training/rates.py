@@ -1,35 +1,35 @@
-"""The peak learning rate that a method is first tried with, by method and width; --lr goes over it.
+"""The default learning rate of a method, by the width of the model; --lr overrides it.
 
 A wider matrix moves its output more for the same step of each number, so rates fall with width.
-The sources, by AdamW:
+The sources, for AdamW:
 
   full, last-N      3e-4 up to width 384: the small BERTs of Turc et al. 2019 were tuned with 3e-4
                     to 3e-5; 5e-5 to 2e-5 at 768 and 1024: Devlin et al. 2018 (BERT), Liu et al.
-                    2019 (RoBERTa), He et al. 2021 (DeBERTa); 2e-5 to 1e-5 above: Touvron et al. 2023
-                    (LLaMA 2). T5 is given 1e-4 or more, as transformers' documentation has it.
+                    2019 (RoBERTa), He et al. 2021 (DeBERTa); 2e-5 to 1e-5 above: Touvron et al.
+                    2023 (LLaMA 2). T5 is given 1e-4 or more, as in transformers' documentation.
   lora dora qlora   ten times that: 5e-4 on RoBERTa base and 2e-4 to 4e-4 on large in Hu et al.
                     2021, 2e-4 to 1e-4 on LLaMA in Dettmers et al. 2023 (QLoRA)
-  head              3e-3 to 1e-3: features stand still; 3e-3 as measured here at widths 256 and 384
+  head              3e-3 to 1e-3, as the features are fixed; 3e-3 was measured at widths 256 and 384
   houlsby pfeiffer  1e-3: Houlsby et al. 2019 tried 3e-5, 3e-4 and 3e-3
   bitfit            1e-3: Ben Zaken et al. 2021 tried 1e-4 to 1e-3
   prefix            5e-3: Liu et al. 2021 (P-tuning v2) took 5e-3 to 1e-2
   prompt            1e-2: P-tuning v2 again; PEFT's examples have 3e-2; Lester et al. 2021 took 0.3
                     with Adafactor
 
-The readout changes nothing: label texts and a head are tuned at the same rates.
+Label texts and heads are tuned at the same rates.
 """
 from ..errors import InputError
 from ..files import find_model, read_json
 
 WIDTHS = ("hidden_size", "d_model", "n_embd")          # what families call it in config.json
 BY_WIDTH = ((384, 3e-4, 3e-3), (512, 1e-4, 2e-3), (768, 3e-5, 1e-3), (1024, 2e-5, 1e-3),
-            (float("inf"), 1e-5, 1e-3))       # up to this width: in full, of a head
+            (float("inf"), 1e-5, 1e-3))                # up to this width: full, head
 BY_METHOD = {"houlsby": 1e-3, "pfeiffer": 1e-3, "bitfit": 1e-3, "prefix": 5e-3, "prompt": 1e-2}
 T5_LEAST = 1e-4
 
 
-def default_rate(s):
-    """Settings -> the rate, why. A model that cannot be read counts as narrow: told later."""
+def default_lr(s):
+    """Settings -> the learning rate, why. A model that cannot be read counts as narrow here."""
     try:
         config = read_json(find_model(s.model) / "config.json")
     except InputError:
@@ -37,15 +37,16 @@ def default_rate(s):
     inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     width = next((inner[key] for key in WIDTHS if type(inner.get(key)) is int), 0)
     full, head = next(rates for most, *rates in BY_WIDTH if width <= most)
-    full = max(full, T5_LEAST) if config.get("model_type") == "t5" else full
+    if config.get("model_type") == "t5":
+        full = max(full, T5_LEAST)
     updates = dict.fromkeys(("lora", "dora", "qlora"), float(f"{10 * full:.6g}"))
     rates = {**BY_METHOD, "head": head, **updates}
     return rates.get(s.method, full), f"{s.method} at width {width}"
 
 
-def rate_line(s):
-    """Which rate a run takes and why, in words."""
-    usual, why = default_rate(s)
+def lr_line(s):
+    """The learning rate of a run and why, in words."""
+    usual, why = default_lr(s)
     if s.lr == usual:
         return f"learning rate {s.lr:g} ({why.replace(' at', ',')})"
     return f"learning rate {s.lr:g} (as given; {usual:g} is usual for {why})"

@@ -1,11 +1,12 @@
-"""Activation checkpointing: keep a block's input only, and compute its inside again when gradients come to it.
+"""Activation checkpointing: keep a block's input only, and compute it again for its gradient.
 
-Memory for activations falls from about 15 to 35 vectors a token and block to one; a step takes about a third longer.
-Gradients are the same: random numbers are set back, so that dropout drops the same neurons twice.
-Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
+The memory for activations falls from about 15 to 35 vectors per token and block to one; a step
+takes about a third longer. Gradients are the same: the random state is restored, so dropout drops
+the same neurons twice. Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
 
-Not here: which blocks are worth it (all are done). Of torch's two ways the older ("reentrant") gives no gradient to a
-block whose input needs none, so with frozen embeddings LoRA would learn nothing; it is not used.
+Not here: a choice of blocks (all are checkpointed). Of torch's two implementations the older
+("reentrant") gives no gradient to a block whose input needs none, so with frozen embeddings LoRA
+would learn nothing; it is not used.
 """
 import torch
 from torch import nn
@@ -14,14 +15,19 @@ from torch.utils.checkpoint import checkpoint
 from ..models.layers import Rows
 
 
+def stacks_of(model):
+    """The stacks of blocks of a model, one or two: each ModuleList named `layers`."""
+    return [module for name, module in model.named_modules()
+            if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] == "layers"]
+
+
 def blocks_of(model):
-    """All blocks of a model, low to high: what stands in a ModuleList named `layers`. -> list of modules"""
-    return [block for name, module in model.named_modules() if isinstance(module, nn.ModuleList)
-            and name.rpartition(".")[2] == "layers" for block in module]
+    """All blocks of a model, low to high."""
+    return [block for stack in stacks_of(model) for block in stack]
 
 
 def recompute_blocks(model):
-    """From now on every block of the model is computed again in the backward pass. -> how many blocks"""
+    """From now on every block is computed again in the backward pass -> the number of blocks."""
     blocks = blocks_of(model)
     for block in blocks:
         block.forward = Recomputed(block.forward)
@@ -29,7 +35,7 @@ def recompute_blocks(model):
 
 
 class Recomputed:
-    """A block's forward that keeps its arguments instead of what it computes on the way."""
+    """A block's forward that keeps its arguments instead of its activations."""
 
     def __init__(self, forward):
         self.forward = forward
@@ -37,10 +43,11 @@ class Recomputed:
     def __call__(self, *arguments):
         if not torch.is_grad_enabled():
             return self.forward(*arguments)
-        cached = [(a.whole, a.whole.layer) for a in arguments if isinstance(a, Rows) and hasattr(a.whole, "layer")]
+        rows = [getattr(a, "rows", a) for a in arguments if isinstance(a, Rows)]     # with their keys
+        prefixed = [(each, each.layer) for each in rows if hasattr(each, "layer")]
 
         def run(*arguments):
-            for rows, layer in cached:              # rows behind a prefix count layers: back to where this block began
+            for rows, layer in prefixed:         # they count layers: back to where this block began
                 rows.layer = layer
             return self.forward(*arguments)
         return checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=True)

@@ -88,13 +88,13 @@ def put_before(backbone, prefix):
 
 def check_tokens(backbone, tokens):
     """How long a text may be after `tokens` more tokens, None: any. InputError if none fits."""
-    longest = backbone.room
+    longest = backbone.max_input_tokens
     if type(tokens) is not int or tokens < 1:
         raise InputError(f"{short(tokens)} tokens before a text: must be a whole number from 1, "
                          "usually 5 to 100")
     if longest is not None and tokens >= longest:
         raise InputError(f"{tokens} tokens before a text leave none of the {longest} positions of "
-                         f"this model{backbone.beside()}: take fewer")
+                         f"this model{backbone.prefix_note()}: take fewer")
     return None if longest is None else longest - tokens
 
 

@@ -16,7 +16,8 @@ from torch import nn
 from ..errors import InputError
 from ..files import check_fields, find_model, parse_json, short
 from ..models.config import read_model_config
-from ..models.weights import Checkpoint, export, fill, listed, read_tensor, translate
+from ..models.tensor_files import listed, read_tensor
+from ..models.weights import Checkpoint, export, fill
 from .quant import BLOCKSIZES, CODES, FLOATS, NESTED, Linear4bit, Quantised, dynamic_map, name_of
 
 STATE = "weight.quant_state.bitsandbytes__"
@@ -174,7 +175,7 @@ def read_into(model, checkpoint, table, fresh=(), **options):
     paths = {}
     for layer in getattr(checkpoint, "packed", {}):
         try:
-            path = translate(layer + ".weight", table)
+            path = table.path(layer + ".weight")
         except KeyError as error:
             raise InputError(f"{checkpoint.folder}: {table.title} has no row for the 4-bit layer "
                              f"{error}") from None

@@ -16,7 +16,8 @@ import torch
 from ..errors import InputError
 from ..files import CHECKPOINTS, NEW, check_fields, find_model, read_json, short, write_text
 from ..models.config import ignoring
-from ..models.weights import Checkpoint, write_tensors
+from ..models.tensor_files import write_tensors
+from ..models.weights import Checkpoint
 from ..text.tokenizers.files import READERS
 from . import BESIDE_BASE, BOTTLENECKS, METHODS, UPDATES, choose_weights, lora, peft
 from . import trainable_names

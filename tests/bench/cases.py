@@ -12,7 +12,7 @@ from pathlib import Path
 from minillmclf.models import fresh_weights, model_class, save_backbone
 from minillmclf.text.batch import make_batches
 from minillmclf.text.tokenizers.tokenizer import WordPiece
-from minillmclf.training.loop import Rows
+from minillmclf.training.plan import Rows
 
 FIRST, VOCABULARY = 1000, 16000           # ids below FIRST are specials and label words; texts are drawn from those above
 PAD = 0

@@ -22,7 +22,8 @@ from minillmclf.classify.classifier import Classifier
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import collate, make_batches
 from minillmclf.training.loop import take_step
-from minillmclf.training.losses import Classes, Completion
+from minillmclf.training.completion_loss import CompletionLoss
+from minillmclf.training.losses import CrossEntropy
 from minillmclf.training.optim import build_optimizer
 from minillmclf.tuning import tune
 from .cases import PAD, TEMPLATE, WORDS, body, cut, label_texts
@@ -62,7 +63,7 @@ class Ours(Side):
     """A classifier of this package."""
 
     def __init__(self, model, objective=None):
-        self.model, self.objective, self.settings = model, objective or Classes(), Settings()
+        self.model, self.objective, self.settings = model, objective or CrossEntropy(), Settings()
         self.optimizer = build_optimizer(model, lr=0.0, weight_decay=0.01)
 
     def train(self):
@@ -98,7 +99,7 @@ class Ours(Side):
             if parameter.requires_grad:
                 layer, adapter, rest = path.partition(".lora_")
                 name = table.file_names([layer])[layer] + (f".lora_{rest[0]}.weight" if adapter else "")
-                found[name] = parameter.grad.T if table.turned(path) else parameter.grad
+                found[name] = parameter.grad.T if table.is_transposed(path) else parameter.grad
         return found
 
 
@@ -262,7 +263,7 @@ def label_token(hf, case, place):
     model = classifier(case, folder, readout="labels", template=TEMPLATE)
     model.save(saved)
     words = [int(model.head.tree.tokens[path[0]]) for path in model.head.tree.paths]
-    return {"ours": Ours(model, Completion(model.head.answer_lengths())),
+    return {"ours": Ours(model, CompletionLoss(model.head.answer_lengths())),
             **{name: reference(hf, "AutoModelForCausalLM", case, folder, saved, name == "T", words) for name in "DT"}}
 
 

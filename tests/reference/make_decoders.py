@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
 try:
-    from minillmclf.make_fixtures import LABELS, MODELS, padded
+    from .make_fixtures import LABELS, MODELS, padded
 except ImportError:                                       # run as a script
     from make_fixtures import LABELS, MODELS, padded
 

@@ -18,7 +18,7 @@ from minillmclf import train
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import make_batches
 from minillmclf.training.checkpoint import seed_step
-from minillmclf.training.optim import rate_factor
+from minillmclf.training.optim import lr_factor
 
 
 def groups(model, lr, weight_decay):
@@ -58,7 +58,7 @@ def reference_run(s):
         model.train()
         for rows in batches:
             for group in optimizer.param_groups:
-                group["lr"] = s.lr * rate_factor(step, total, round(s.warmup * total), s.schedule)
+                group["lr"] = s.lr * lr_factor(step, total, round(s.warmup * total), s.schedule)
             step += 1
             seed_step(s.seed, step)
             truth = torch.tensor([data.labels.index(data.train[row].label) for row in rows])

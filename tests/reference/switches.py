@@ -40,7 +40,7 @@ with torch.autocast("cpu", torch.bfloat16, enabled=s.precision == "bf16"):
     torch.utils.checkpoint.checkpoint(small, torch.ones(1, 4), use_reentrant=False).sum().backward()
 warm.step()
 optimizer = build_optimizer(model, s.lr, s.weight_decay, s.layer_decay, s.optimizer)
-plan = [rows for epoch in plan_epochs(train, s) for rows in epoch]
+plan = [rows for epoch in plan_epochs(model, train, s) for rows in epoch]
 steps = sorted(plan, key=lambda rows: sum(len(train.encoded[row][0]) for row in rows))[-2:]
 
 def memory(name):
@@ -72,7 +72,7 @@ def main(model="mini-bert", data="long", batch_size="16", method="full"):
     sys.path[:0] = [str(ROOT)]
     from minillmclf.classify.head import build_head
     from minillmclf.files import find_model
-    from minillmclf.training.memory import switch_table
+    from minillmclf.cli.memory import switch_table
     from minillmclf.models import load_backbone
     from minillmclf.train import load_dataset
     from minillmclf.cli.settings import Settings

@@ -121,9 +121,9 @@ def check_numbers(held):
 def check_room(model, mask, tree):
     """The longest prompt and the longest answer must fit; an answer's last token is never read."""
     prompt, answer = int(mask.sum(1).max()), max(map(len, tree.paths))
-    if model.room is not None and prompt + answer - 1 > model.room:
-        raise InputError(f"a prompt of {prompt} tokens and an answer of {answer} are more than the {model.room} "
-                         f"positions of this model{model.beside()}: shorten the prompt")
+    if model.max_input_tokens is not None and prompt + answer - 1 > model.max_input_tokens:
+        raise InputError(f"a prompt of {prompt} tokens and an answer of {answer} are more than the {model.max_input_tokens} "
+                         f"positions of this model{model.prefix_note()}: shorten the prompt")
 
 
 def disagreements(choices, scores):

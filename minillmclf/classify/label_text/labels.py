@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from ...errors import InputError
 from ...files import short
 from ...models.cache import prefill
-from ...models.tree import Tree, log_probs, shared, to_the_left
-from ...training.losses import text_to_text_loss
+from ...models.tree import Tree, log_probs, shared, pad_right
+from ...training.completion_loss import text_to_text_loss
 from ..head import Head
 
 ENDS, WAYS = ("auto", "none", "eos"), ("sum", "token", "char", "byte")
@@ -117,7 +117,7 @@ class LabelReadout(Head):
 
     # ------------------------------------------------------------------------------------------------ ids to scores
 
-    def read(self, backbone, ids, mask, types=None):
+    def read(self, backbone, ids, mask, types=None, layout=None):
         """ids, mask: (B, T) prompts -> scores of the classes (B, C), log-probabilities that need not sum to one."""
         return self.by_class(self.weigh(self.text_scores(backbone, ids, mask, types), self.score_by))
 
@@ -145,7 +145,7 @@ class LabelReadout(Head):
 
     def share(self, backbone, ids, mask):
         """The beginning that all rows share is read once -> what is left of the rows, and a cache of that beginning."""
-        ids, mask = to_the_left(ids, mask)
+        ids, mask = pad_right(ids, mask)
         tokens = shared(ids, mask) if self.common is None else self.common
         if tokens < SHARE_FROM or self.common is None and len(ids) == 1:
             return ids, mask, None
@@ -182,7 +182,7 @@ class LabelReadout(Head):
         more, real = self.targets(labels)                                                    # (B, n)
         ids = torch.cat([ids, more[:, :-1]], 1)                       # an answer's last token is foretold, but not read
         mask = torch.cat([mask, real[:, 1:].to(mask.dtype)], 1)
-        states = backbone(ids, mask, read=more.shape[1])                                     # (B, n, D) each row's last n
+        states = backbone.states(ids, mask, read=more.shape[1])                                     # (B, n, D) each row's last n
         states = states[real.flip(1).bool()]                                                 # (M, D) before the answers' tokens
         return F.cross_entropy(backbone.logits(states).float(), more[real.bool()], reduction="sum")
 

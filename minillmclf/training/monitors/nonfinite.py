@@ -1,25 +1,52 @@
-"""Where did the first NaN or Inf arise? When training has diverged, a second pass with a hook on every module tells.
+"""Where did the first NaN or Inf arise? When training has diverged, a second pass, with a hook on
+every module, finds out.
 
-A NaN spreads to all that is computed from it, so what counts is the first module in the order of computing. In half
-precision this is often a large number in one layer (T5 in fp16). Not here: the backward pass.
+A NaN spreads to all that is computed from it, so what counts is the first module in the order of
+computing. In half precision it is often one large number in one layer (T5 in fp16). Not here: the
+backward pass.
 """
 import torch
 
-from ..parallel.processes import is_shared
+from ..loop import Diverged, autocast
+from ..parallel.processes import full_tensor
+
+
+def locate_divergence(step):
+    """A step for the loop: as `step`, but the error Diverged says where it arose, too."""
+    def located(model, optimizer, train, rows, settings, *more):
+        try:
+            return step(model, optimizer, train, rows, settings, *more)
+        except Diverged as error:
+            found = first_nonfinite_of(model, train, rows, settings)
+            raise Diverged(f"{error}; {found}") from None
+    return located
+
+
+def first_nonfinite_of(model, train, rows, settings):
+    """`first_nonfinite` of a batch, one micro-batch at a time -> the end of a sentence."""
+    device, size = next(model.parameters()).device, settings.micro_batch_size or len(rows)
+    for start in range(0, len(rows), size):
+        batch = model.collate(train.encoded, rows[start:start + size], train.labels).to(device)
+        with autocast(settings, device):
+            found = first_nonfinite(model, batch)
+        if found:
+            return found
+    return "the forward pass is finite: it arose in the loss or in the gradients"
 
 
 @torch.no_grad()
 def first_nonfinite(model, batch):
-    """Where the first number that is not finite arises in model(batch) -> one line that names the module, its share of
-    such numbers and the largest number that it was given; None where all outputs are finite."""
+    """Where the first number that is not finite arises in model(batch) -> a line; None: nowhere."""
     found, hooks = [], []
 
-    def look(name, module, inputs, output):
-        if not found:
-            found.extend(describe(name, module, list(tensors_in(inputs)), list(tensors_in(output))))
-
+    def hook_of(name):
+        def look(module, inputs, output):
+            if not found:
+                tensors = list(tensors_in(inputs)), list(tensors_in(output))
+                found.extend(describe(name, module, *tensors))
+        return look
     for name, module in model.named_modules():
-        hooks.append(module.register_forward_hook(lambda m, i, o, name=name or "the model": look(name, m, i, o)))
+        hooks.append(module.register_forward_hook(hook_of(name or "the model")))
     try:
         model(batch)
     finally:
@@ -29,25 +56,27 @@ def first_nonfinite(model, batch):
 
 
 def describe(name, module, inputs, outputs):
-    """[] if a module's outputs are finite, else [a line]."""
+    """[] if a module's outputs are finite, else [a line]: the module, the share of such numbers,
+    and a weight that is not finite or the largest number among its inputs."""
     broken = [t for t in outputs if not t.isfinite().all()]
     if not broken:
         return []
-    if not all(t.isfinite().all() for t in inputs):                  # it came out of no module before this one
+    if not all(t.isfinite().all() for t in inputs):                  # no earlier module put it out
         around = name.rpartition(".")[0] or "the model"
         return [f"first not finite: what {name} is given; it arose in {around} itself"]
     share = 1 - broken[0].isfinite().float().mean().item()
-    weights = {leaf: p.to_local() if is_shared(p) else p for leaf, p in module.named_parameters()}
-    own = [leaf for leaf, p in weights.items() if not p.isfinite().all()]
+    own = [leaf for leaf, p in module.named_parameters() if not full_tensor(p).isfinite().all()]
     largest = max((t.abs().max().item() for t in inputs if t.numel()), default=0.0)
-    cause = f"its {own[0]} is not finite" if own else f"the largest number that it was given is {largest:.3g}"
+    cause = f"its {own[0]} is not finite" if own else \
+        f"the largest number that it was given is {largest:.3g}"
     return [f"first not finite: the output of {name} ({share:.1%} of its numbers; {cause})"]
 
 
 def tensors_in(value):
     """The floating-point tensors among arguments or results."""
     if torch.is_tensor(value):
-        yield from [value] if value.is_floating_point() else []
+        if value.is_floating_point():
+            yield value
     elif isinstance(value, (list, tuple)):
         for part in value:
             yield from tensors_in(part)

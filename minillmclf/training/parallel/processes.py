@@ -1,156 +1,155 @@
-"""Several processes train one model: what each does alone, and where their numbers come together.
+"""Data-parallel training under torchrun: several processes train one model.
 
-Every process plans the same steps. Of a step's rows it takes its share, and gradients are added up: since a loss is
-divided by what the *whole* step counts, the sum is the gradient that one process would have found (up to rounding; with
-dropout the draws differ). Alone, each function here does nothing.
+Every process plans the same steps and takes its share of each batch; the gradients are summed.
+Since a loss is divided by the count of the full batch, that sum is the gradient of one process (up
+to rounding; with dropout the draws differ). Here: what torch.distributed offers, in the few forms
+that are needed, and the step and the store that the loop is given (loop.fit).
 
-ddp   each process holds the whole model. The sum is a line after the backward pass. torch's DistributedDataParallel sums
-      while that pass still runs (faster on many machines), but averages, and hides where it happens.
-fsdp  each process holds a share of every tensor, and whole blocks only while they compute (torch's `fully_shard`, FSDP2;
-      Rajbhandari et al. 2019, "ZeRO", stage 3). Such a tensor is a DTensor; `whole` gathers it, which all do together.
-
-Starting and ending processes: launch.py. Not here: models cut along layers or heads, machines that share no disk.
+In this file each process holds the full model (--parallel ddp). torch's DistributedDataParallel
+overlaps the sum with the backward pass, which is faster on many machines, but it averages, and
+hides where that happens. Sharded models: fsdp.py. Starting and ending processes: cli/launch.py.
 """
+import functools
 import math
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
-from ...errors import InputError
+from .. import loop
+from ..checkpoint import Store, seed_step
 
 
-def several():
-    """Is this one of several processes (launch.together)?"""
+def is_distributed():
+    """Is this one of several processes (cli/launch.py)?"""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank():
-    return dist.get_rank() if several() else 0
+    """The number of this process, from 0."""
+    return dist.get_rank() if is_distributed() else 0
 
 
-def size():
-    return dist.get_world_size() if several() else 1
+def world_size():
+    """The number of processes."""
+    return dist.get_world_size() if is_distributed() else 1
 
 
-def first():
-    """Is this the process that writes and prints?"""
+def is_main_process():
+    """Is this the process that prints and writes files?"""
     return rank() == 0
 
 
-def wait():
-    """Until all processes have come here."""
-    if several():
+def barrier():
+    """Wait until all processes have come here."""
+    if is_distributed():
         dist.barrier()
 
 
-def spread(model, kind):
-    """Give all processes the same weights (those of the first) and, with kind "fsdp", each its share of them."""
-    if not several():
-        if kind == "fsdp":
-            raise InputError("--parallel fsdp shares a model among processes, and this is one: start it with "
-                             "torchrun --nproc-per-node N -m minillmclf.train ...")
-        return
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            dist.broadcast(parameter.data, 0)
-    if kind == "fsdp":
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-
-        from ..recompute import blocks_of
-        mesh = init_device_mesh(next(model.parameters()).device.type, (size(),))
-        for part in [*blocks_of(model), model]:
-            part = fully_shard(part, mesh=mesh)
-            part.set_force_sum_reduction_for_comms(True)                         # gradients are added up, with nothing
-            part.set_gradient_divide_factor(1.0)                                 # divided by the number of processes
-        register_fsdp_forward_method(model, "completion_loss")                   # the other way in, beside forward
-
-
-def pieces(rows, most=0):
-    """This process's share of a step's rows, in pieces of at most `most` rows (0: all) -> list of lists.
-
-    All processes get equally many pieces, since they compute in step; where rows run out a piece is empty.
-    """
-    own, longest = rows[rank()::size()], math.ceil(len(rows) / size())
-    return [own[start:start + (most or longest)] for start in range(0, longest, most or longest)]
-
-
-def own_seed(seed):
-    """A seed for this process, so that no two drop the same neurons; the first has that of a run alone."""
-    return seed if first() else f"{seed}@{rank()}"
-
-
-def add_gradients(parameters):
-    """Add up the gradients of all processes, in place. FSDP has done so in the backward pass."""
-    if several():
-        own = [p.grad for p in parameters if p.grad is not None and not is_shared(p.grad)]
-        for work in [dist.all_reduce(grad, async_op=True) for grad in own]:
-            work.wait()
-
-
-def add_up(number):
+def all_reduce(number):
     """The sum of a number over all processes."""
-    if not several():
+    if not is_distributed():
         return number
     dist.all_reduce(total := torch.tensor(number, dtype=torch.float64))
     return total.item()
 
 
-def any_of(flag):
-    """Is it true in any process?"""
-    return bool(add_up(float(flag))) if several() else flag
-
-
-def first_text(text):
-    """The first text that any process has, or None."""
-    if not several():
-        return text
-    texts = [None] * size()
-    dist.all_gather_object(texts, text)
-    return next(filter(None, texts), None)
-
-
-def scores(model, encoded, batch_size):
-    """model.scores with the texts shared out -> (N, C) in the order given, in every process."""
-    if not several():
-        return model.scores(encoded, batch_size)
-    own = encoded[rank()::size()]
-    own += encoded[:1] * (math.ceil(len(encoded) / size()) - len(own))         # all compute equally many
-    mine = model.scores(own, batch_size)                                       # (N / processes, C)
-    parts = [torch.empty_like(mine) for _ in range(size())]
-    dist.all_gather(parts, mine)
-    return torch.stack(parts, 1).flatten(0, 1)[:len(encoded)]                  # turn by turn, as they were dealt
-
-
-def is_shared(tensor):
-    """Does this process hold only a share of it (a DTensor)?"""
+def is_sharded(tensor):
+    """Does this process hold only a shard of the tensor (a DTensor, fsdp.py)?"""
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor):
-    """The whole of a tensor, gathered where it is shared."""
-    return tensor.full_tensor() if is_shared(tensor) else tensor
+def full_tensor(tensor):
+    """A tensor, gathered where it is sharded: all processes must call this together."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def share_like(tensor, parameter):
-    """A whole tensor as the parameter is: on its device, and shared out as it is."""
-    tensor = tensor.to(parameter.device)
-    if not is_shared(parameter) or tensor.shape != parameter.shape:
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+def replicate(model):
+    """Give all processes the main process's trainable weights; they share out evaluation, too."""
+    if is_distributed():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                dist.broadcast(parameter.data, 0)
+        model.scores = functools.partial(scores, model)
+
+
+def scores(model, encoded, batch_size=64):
+    """Classifier.scores, each process with its share of the texts -> (N, C), in every process."""
+    compute = type(model).scores
+    if not is_distributed():
+        return compute(model, encoded, batch_size)
+    own = encoded[rank()::world_size()]
+    missing = math.ceil(len(encoded) / world_size()) - len(own)
+    own = compute(model, own + encoded[:1] * missing, batch_size)       # (N / processes, C)
+    shares = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(shares, own)
+    return torch.stack(shares, 1).flatten(0, 1)[:len(encoded)]      # in turn, as they were dealt
+
+
+def take_step(model, optimizer, train, rows, settings, objective):
+    """loop.take_step, in which each process computes its share of the rows."""
+    if not is_main_process():                           # no two processes drop the same neurons
+        seed_step(torch.initial_seed(), rank())
+    count = objective.count(torch.tensor([train.labels[row] for row in rows]))
+    optimizer.zero_grad(set_to_none=True)
+    own, missing = share(rows, settings.micro_batch_size)
+    loss = loop.add_gradients(model, train, own, settings, objective, count) if own else 0.0
+    for _ in range(missing):                             # divided by infinity, a row adds nothing
+        loss += loop.add_gradients(model, train, rows[:1], settings, objective, math.inf)
+    loss = all_reduce(loss)
+    gradients = [p.grad for p in model.parameters()
+                 if p.grad is not None and not is_sharded(p.grad)]     # FSDP has summed its own
+    for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
+        work.wait()
+    loop.update(model, optimizer, settings, loss)
+    return loss
+
+
+def share(rows, micro_batch_size):
+    """This process's rows, and how many micro-batches more another process has: all must make
+    equally many forward passes."""
+    own, longest = rows[rank()::world_size()], math.ceil(len(rows) / world_size())
+    size = micro_batch_size or longest
+    return own, math.ceil(longest / size) - math.ceil(len(own) / size)
+
+
+class SharedStore(Store):
+    """A Store of several processes: they stop together, and the main process writes.
+
+    Sharded tensors are written in full, so any number of processes can go on from the files.
+    """
+
+    def stop_asked(self):
+        return all_reduce(float(super().stop_asked())) > 0
+
+    def write(self, path, tensors, metadata):
+        tensors = {name: full_tensor(tensor.detach()) for name, tensor in tensors.items()}
+        if is_main_process():
+            super().write(path, tensors, metadata)
+
+    def place(self, tensor, parameter):
+        tensor = super().place(tensor, parameter)
+        if not is_sharded(parameter) or tensor.shape != parameter.shape:
+            return tensor
+        return torch.distributed.tensor.distribute_tensor(           # fsdp.py has imported that
+            tensor, parameter.device_mesh, parameter.placements)
+
+    def load_best(self, model):
+        barrier()                                                    # until it has been written
+        super().load_best(model)
 
 
 def gather(model):
-    """Make a shared model, in the first process, a whole one in the CPU's memory again, to be saved."""
-    if not any(is_shared(parameter) for parameter in model.parameters()):
+    """Undo `replicate`, and fsdp.shard: the main process gets the full model, in the CPU's memory
+    if it was sharded."""
+    vars(model).pop("scores", None)
+    if not any(is_sharded(parameter) for parameter in model.parameters()):
         return
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            tensor = nn.Parameter(whole(parameter.detach()).cpu(), parameter.requires_grad)
-            module.register_parameter(name, tensor if first() else None)
+            tensor = full_tensor(parameter.detach()).cpu()
+            full = torch.nn.Parameter(tensor, parameter.requires_grad)
+            module.register_parameter(name, full if is_main_process() else None)
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, buffer.cpu())
-        module._forward_pre_hooks.clear()                     # by which fully_shard gathers a block before it computes
+        module._forward_pre_hooks.clear()             # with which FSDP gathers a block's parameters
         module._forward_hooks.clear()

@@ -7,13 +7,13 @@ import torch
 
 from ...errors import InputError
 from ...files import read_json, short, write_text
-from ...models.weights import open_tensors, write_tensors
+from ...models.tensor_files import open_tensors, write_tensors
 from .config import CONFIG, method_of, read_config
 from .model import bare, collect, raise_faults, split
 
 TENSORS, OURS = "adapter_model.safetensors", "minillmclf.json"
 OWN = ("labels", "pool", "max_length", "readout")      # they decide the answers; PEFT has no place
-TASKS = {"behind": "CAUSAL_LM", "apart": "SEQ_2_SEQ_LM", "in place": None}    # with label texts
+TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": None}    # with label texts
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -122,7 +122,7 @@ def write_adapter(folder, model, base=None, bias="none", saved=()):
 
 def task_type(model, record):
     """PEFT's word for what the model does. Its prefix of an encoder-decoder is another: None."""
-    answers = model.backbone.ANSWERS
-    if method_of(record) == "prefix" and answers == "apart":
+    kind = model.backbone.KIND
+    if method_of(record) == "prefix" and kind == "encoder-decoder":
         return None
-    return TASKS[answers] if model.readout else "SEQ_CLS"
+    return TASKS[kind] if model.readout else "SEQ_CLS"

@@ -11,7 +11,8 @@ import torch
 
 from ...errors import InputError
 from ...files import short
-from ...models.weights import Report, listed, shape_fault, translate
+from ...models.tensor_files import listed
+from ...models.weights import Report, shape_fault
 from .. import lora, prefix, prompt, selection
 from .config import describe, meant, method_of, saved_with
 
@@ -56,7 +57,7 @@ def base_parameters(model):
 
 def transposed(table, path, tensor):
     """From the file's layout to ours or back: a matrix of GPT-2 is transposed."""
-    return tensor.T if table.turned(path) else tensor
+    return tensor.T if table.is_transposed(path) else tensor
 
 
 # ------------------------------------------------------------------------------------ into a model
@@ -142,7 +143,7 @@ def place_layers(model, record, layers, others):
     """Where the LoRA layers of a file belong -> {layer in the file: path here}, faults."""
     linears, table = selection.linears(model), model.table()
     names = {file: path for path, file in table.file_names(linears).items()}
-    for old, new in table.spellings:           # around a body alone, PEFT leaves e.g. "bert." out
+    for old, new in table.aliases:           # around a body alone, PEFT leaves e.g. "bert." out
         aliases = {old + file[len(new):]: path for file, path in names.items()
                    if file.startswith(new)}
         if set(layers) <= set(aliases) and not set(layers) <= set(names):
@@ -181,7 +182,7 @@ def place_others(model, record, others, wrapped):
     expected, fills, faults = {*new, *saved, *biases}, {}, []
     for file, tensor in others.items():
         try:
-            path = translate(file, table)
+            path = table.path(file)
         except KeyError:
             path = None
         if path in fills.values():
@@ -195,7 +196,7 @@ def place_others(model, record, others, wrapped):
         else:
             fills[file] = path
             faults += shape_fault(file, tuple(tensor.shape), path, parameters[path],
-                                  table.turned(path))
+                                  table.is_transposed(path))
             continue
         faults.append(f"{short(file, 200)} {why}")
     for path in sorted(expected - set(fills.values())):
@@ -239,7 +240,7 @@ def collect(model, base, bias, saved):
                 tensors[f"{names[path]}.{part}{leaf}"] = getattr(layer, ours)[lora.NAME]
     linears = [names[path] for path in selection.linears(model) if path in names]
     record |= describe({names[path]: layer for path, layer in layers.items()}, linears, saved)
-    more = {"fan_in_fan_out": any(table.turned(f"{path}.weight") for path in layers)}
+    more = {"fan_in_fan_out": any(table.is_transposed(f"{path}.weight") for path in layers)}
     return record | {"peft_type": "LORA", "bias": bias}, tensors, more
 
 

@@ -1,0 +1,75 @@
+"""Under torchrun: the processes find each other, only one prints, and they end together.
+
+  torchrun --nproc-per-node 2 -m minillmclf.train --data my.csv
+
+torchrun starts the same command several times and tells each process, in the environment, its
+number and how to find the others. gloo connects CPUs, nccl connects GPUs.
+"""
+import contextlib
+import os
+import sys
+import time
+
+from ..errors import Stopped
+
+
+@contextlib.contextmanager
+def distributed():
+    """with distributed(): the work of one of several processes; without torchrun nothing happens.
+
+    Only the main process prints. Where one process fails, it alone prints the error, and all end:
+    the others wait in vain for its numbers, and end without a word.
+    """
+    started = {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ)
+    if not started or os.environ["WORLD_SIZE"] == "1":
+        yield
+        return
+    import torch.distributed as dist
+    rank, store = join()
+    try:
+        with silenced(rank > 0):
+            yield
+    except (SystemExit, Stopped) as end:                # in all of them: the main process prints it
+        time.sleep(min(rank, 1))
+        code = 130 if isinstance(end, Stopped) else end.code
+        raise end if rank == 0 else SystemExit(code)
+    except BaseException:
+        if not is_first_to_fail(store):
+            time.sleep(1)                               # torchrun ends all when one ends: the other
+            sys.stdout.flush()                          # should print first
+            os._exit(2)                                 # a plain exit would wait for the others
+        if rank > 0:
+            print(file=sys.stderr)                      # below the main process's progress bar
+        raise
+    dist.barrier()                                      # an early exit may cut off the others
+    dist.destroy_process_group()
+
+
+def join():
+    """Meet the other processes -> this one's rank, and a key-value store that all can read."""
+    import torch
+    import torch.distributed as dist
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    store, rank, size = next(dist.rendezvous("env://"))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=rank,
+                            world_size=size)
+    return rank, store
+
+
+@contextlib.contextmanager
+def silenced(wanted):
+    """Whatever is printed inside goes nowhere, if wanted."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        with contextlib.redirect_stdout(nowhere if wanted else sys.stdout):
+            with contextlib.redirect_stderr(nowhere if wanted else sys.stderr):
+                yield
+
+
+def is_first_to_fail(store):
+    """Has no other process failed before?"""
+    try:
+        return store.add("failed", 1) == 1
+    except RuntimeError:                                # the process that held the store is gone
+        return False

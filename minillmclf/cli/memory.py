@@ -1,0 +1,323 @@
+"""How much memory does training take? An estimate for python -m minillmclf.inspect and .choose.
+
+Weights, moments and gradients are counted. What a step keeps between its forward and its backward
+pass, for long texts or large batches most of the memory, is measured: the forward pass is run, on
+one text and on two, as in training, and the tensors that autograd saves are added up; each further
+text adds what the second one added. Dropout is on: with it torch's attention keeps all its weights
+on a CPU, T x T for each head, and without it none of them.
+
+When the backward pass begins there are no gradients yet, and when it ends nothing is kept: so a
+step takes its weights and moments and the *larger* of gradients and what is kept (`step_bytes`).
+Frozen blocks keep little, but while one of them computes, all of its inside is there: at least one
+block's worth is counted (`at_its_peak`).
+
+Not here: what Python and torch take themselves, 300 MB and more; and free memory that the C library
+does not give back: much on Linux where tensors are some MB large, unless the environment says
+MALLOC_MMAP_THRESHOLD_=65536 (tests/reference/switches.py measures both).
+"""
+import weakref
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..classify.windows import use_windows
+from ..training.recompute import Recomputed, blocks_of, stacks_of
+from ..tuning import METHODS as TUNING, tune
+from ..tuning.prompt import new_words
+from ..tuning.quant import HEADS, bits_per_parameter
+from .build import recipe_of
+from .settings import Settings
+
+UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+METHODS = ("full", "last-1", "head", "bitfit", "lora", "dora", "qlora", "houlsby", "pfeiffer",
+           "prefix", "prompt")
+
+
+def size(count):
+    """Bytes in three figures: 12.3 MB."""
+    unit = next(u for u in UNITS if count < 999.5 * UNITS[u] or u == "TB")
+    count /= UNITS[unit]
+    return f"{count:.{max(0, 3 - len(str(int(count))))}f} {unit}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What of a training step decides how much it keeps."""
+    rows: int                     # texts on the device at a time: the batch, or a micro-batch
+    length: int                   # tokens of each text, or of each of its windows
+    checkpointing: bool = False
+    precision: str = "fp32"
+    windows: int = 0              # of a document; 0: it is cut to `length`
+
+
+# ---------------------------------------------------------------- what is there all the time
+
+@contextmanager
+def tuned(backbone, head, method, length):
+    """with tuned(...) as (model, trained, total): a classifier in training mode, tuned by a method.
+
+    trained, total: numbers of parameters; model.max_length: `length`, less what the method puts
+    before a text. The language-model head is left out where a classification head replaces it.
+    Afterwards backbone and head are as they were.
+    """
+    model = nn.ModuleDict({"backbone": backbone, "head": head})
+    modes, lm_head = {m: m.training for m in model.modules()}, backbone.lm_head
+    if is_classification(head):
+        backbone.lm_head = None
+    model.config, model.max_length = backbone.source_config, length
+    recipe = recipe_of(Settings(method="lora" if method == "qlora" else method))
+    trained, total = tune(model, recipe)
+    try:
+        yield model.train(), trained, total
+    finally:
+        if recipe["method"] in TUNING:
+            TUNING[recipe["method"]].detach(model)
+        backbone.lm_head = lm_head
+        for module, training in modes.items():
+            module.training = training
+
+
+def is_classification(head):
+    """Is it a classification head, not label texts?"""
+    return "head.out" in head.NAMES.values()
+
+
+def held(backbone, method, trained, total):
+    """Bytes of the weights in fp32 (qlora: linear layers in 4 bits) and of AdamW's two moments."""
+    weights = 4 * total
+    if method == "qlora":
+        packed = sum(m.weight.numel() for name, m in backbone.named_modules()
+                     if isinstance(m, nn.Linear) and not HEADS.search(name)
+                     and name.rpartition(".")[2] not in backbone.FULL_PRECISION)
+        weights -= round(packed * (4 - bits_per_parameter() / 8))
+    return weights + 8 * trained
+
+
+def step_bytes(always, trained, texts, accumulating=False):
+    """The most that a step takes.
+
+    always: bytes of `held`; trained: parameters; texts: bytes that are kept of its texts;
+    accumulating: micro-batches after the first find gradients there.
+    """
+    return always + (4 * trained + texts if accumulating else max(4 * trained, texts))
+
+
+# ---------------------------------------------------------------- what a step keeps, measured
+
+def forward(model, length, rows, precision):
+    """The logits of `rows` texts of `length` tokens; None on the device "meta", which computes
+    nothing."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return None
+    ids = torch.tensor([new_words(model) + [0] * length] * (rows * model.head.SEQUENCES))
+    mask = torch.ones_like(ids)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        return model.head.read(model.backbone, ids, mask)
+
+
+def kept_for_backward(model, length, rows=1, precision="fp32"):
+    """Bytes that a forward pass keeps for the backward pass, without the weights.
+
+    model: has a backbone and a head, as a classifier.
+    """
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def count(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()          # a tensor saved by its own operation would never be freed
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        logits = forward(model, length, rows, precision)     # noqa: F841  keeps alive what is kept
+    return sum(kept.values())
+
+
+class AliveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations within make -> now, most."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.now, self.most = set(), 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs))
+                  if torch.is_tensor(t)}
+        for tensor in tree_leaves(out):
+            if torch.is_tensor(tensor):
+                storage = tensor.untyped_storage()
+                key = storage._cdata
+                if key not in self.alive and key not in inputs:            # a view takes no memory
+                    self.alive.add(key)
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self.free, key, storage.nbytes())
+        self.most = max(self.most, self.now)
+        return out
+
+    def free(self, key, count):
+        self.alive.discard(key)
+        self.now -= count
+
+
+def most_in_forward(model, length, rows=1, precision="fp32"):
+    """The most bytes of tensors at a time in a forward pass, without the weights; and how many
+    blocks hand a gradient on."""
+    carrying = []
+
+    def note(block, inputs, out):
+        carrying.append(any(torch.is_tensor(t) and t.requires_grad for t in tree_leaves(out)))
+    hooks = [block.register_forward_hook(note) for block in blocks_of(model)]
+    try:
+        with AliveBytes() as bytes_:
+            forward(model, length, rows, precision)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return bytes_.most, sum(carrying)
+
+
+@contextmanager
+def all_trainable(model):
+    """Within: every parameter is trainable."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def at_its_peak(model, kept, kept_in_full, in_forward, carrying):
+    """Bytes at the peak of a step, where a part of the model is frozen.
+
+    kept: for its backward pass; kept_in_full: if all parameters were trainable; in_forward: of
+    `most_in_forward`; carrying: blocks that hand a gradient on. A block's whole inside is there
+    while its gradient is computed, even if its parameters are frozen and little of it is kept.
+    """
+    blocks = len(blocks_of(model))
+    inside = max(0, kept_in_full // blocks - kept // carrying) if carrying else 0
+    return max(in_forward, kept + inside)
+
+
+def training_memory(backbone, head, method, length):
+    """What a method takes in training, in fp32 with AdamW -> (trainable parameters, bytes that are
+    there whatever the texts are, bytes for a text of `length` tokens). `step_bytes` adds them."""
+    with tuned(backbone, head, method, length) as (model, trained, total):
+        used = min(length, model.max_length)               # learned tokens before a text take some
+        text, once = kept_for_backward(model, used), 0
+        if trained < total:
+            once = max(0, 2 * text - kept_for_backward(model, used, rows=2))   # DoRA's matrix sums
+            with all_trainable(model):
+                in_full = kept_for_backward(model, used) - once
+            in_forward, carrying = most_in_forward(model, used)
+            if once:
+                in_forward = most_in_forward(model, used, rows=2)[0] - in_forward
+            text = at_its_peak(model, text - once, in_full, in_forward, carrying)
+        always = held(backbone, method, trained, total) + once
+        return trained, always, text * length // used // head.SEQUENCES
+
+
+# ---------------------------------------------------------------- the switches of the loop
+
+@contextmanager
+def checkpointed(model, but):
+    """Within: every block except `but` keeps its input only, as with --checkpointing on."""
+    blocks = [block for block in blocks_of(model) if block is not but]
+    before = {block: vars(block).get("forward") for block in blocks}
+    for block in blocks:
+        block.forward = Recomputed(block.forward)
+    try:
+        yield
+    finally:
+        for block, forward in before.items():
+            del block.forward
+            if forward is not None:
+                block.forward = forward
+
+
+@contextmanager
+def windowed(head, width, step):
+    """Within: the head reads documents of step.windows windows, as with --windows mean."""
+    before = head.windows
+    use_windows(head, width, step.length, {"pool": "mean", "overlap": 0,
+                                           "max_windows": step.windows,
+                                           "max_document": step.windows * step.length})
+    head.windows.train()
+    try:
+        yield
+    finally:
+        head.windows = before
+
+
+def step_keeps(model, step):
+    """Bytes that a Step takes for its texts. model: as `tuned` gives it.
+
+    Not all of it grows with the rows (with bf16 the weights are there again, in 16 bits), hence one
+    text and two. With checkpointing a step takes most when one of the two highest blocks has been
+    computed again: the inputs of all blocks are still kept then, and all of that block. (The
+    highest may keep less, where a head reads only one token of it.)
+    """
+    length = step.length * max(1, step.windows)
+
+    def for_all_rows(measure):
+        one, two = measure(1), measure(2)
+        return one + (step.rows - 1) * (two - one)
+
+    def kept(rows):
+        with windowed(model.head, model.backbone.width, step) if step.windows else nullcontext():
+            return kept_for_backward(model, length, rows, step.precision)
+
+    passing = 0
+    if not all(parameter.requires_grad for parameter in model.parameters()):
+        plain = for_all_rows(kept)
+        with all_trainable(model):
+            in_full = for_all_rows(kept)
+        in_forward = {n: most_in_forward(model, step.length, n, step.precision) for n in (1, 2)}
+        peak = at_its_peak(model, plain, in_full, for_all_rows(lambda n: in_forward[n][0]),
+                           in_forward[1][1])
+        passing = peak - plain
+    if not step.checkpointing:
+        return for_all_rows(kept) + passing
+    most = 0
+    for stack in stacks_of(model):
+        for block in stack[-2:]:
+            with checkpointed(model, block):
+                most = max(most, for_all_rows(kept))
+    return most + passing
+
+
+def switches(batch_size, length, method, classification=True):
+    """What can be done about a step that is too large -> [(flags, Step)]: first the step as it is,
+    last all switches together. classification: the head is one, which can read in windows."""
+    step, half, quarter = Step(batch_size, length), max(8, length // 2), max(8, length // 4)
+    micro, few = max(1, batch_size // 8), max(1, batch_size // 4)
+    found = [("as it is", step),
+             (f"--micro-batch-size {micro}", replace(step, rows=micro)),
+             (f"--batch-tokens {few * length}", replace(step, rows=few)),
+             ("--checkpointing on", replace(step, checkpointing=True)),
+             ("--precision bf16", replace(step, precision="bf16")),
+             (f"--max-length {half}", replace(step, length=half))]
+    if classification and method != "prompt":
+        found.append((f"--max-length {quarter} --windows mean --max-windows 2",
+                      replace(step, length=quarter, windows=2)))
+    found.append((f"--micro-batch-size {micro} --checkpointing on --precision bf16 "
+                  f"--max-length {half}", Step(micro, half, True, "bf16")))
+    return found
+
+
+def switch_table(backbone, head, method, batch_size, length):
+    """Each switch with what its step takes -> [(flags, Step, bytes)]."""
+    with tuned(backbone, head, method, length) as (model, trained, total):
+        always, table = held(backbone, method, trained, total), []
+        for flags, step in switches(batch_size, model.max_length, method, is_classification(head)):
+            accumulating = "--micro-batch-size" in flags
+            table.append((flags, step, step_bytes(always, trained, step_keeps(model, step),
+                                                  accumulating)))
+        return table

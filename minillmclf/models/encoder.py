@@ -1,0 +1,48 @@
+"""What encoders share besides the contract of backbone.py: token types and the masked-LM head."""
+import torch
+from torch import nn
+
+from ..errors import InputError
+from .backbone import Backbone
+from .layers import ACTIVATIONS
+
+
+class MaskedLMHead(nn.Module):
+    """hidden -> vocabulary: dense, activation, norm, then the word embeddings as last matrix."""
+
+    def __init__(self, c, activation):
+        super().__init__()
+        self.dense = nn.Linear(c["hidden_size"], c["hidden_size"])
+        self.norm = nn.LayerNorm(c["hidden_size"], eps=c["layer_norm_eps"])
+        self.bias = nn.Parameter(torch.zeros(c["vocab_size"]))
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, hidden, embeddings):
+        """hidden: (..., D), embeddings: (V, D) -> (..., V)."""
+        return self.norm(self.activation(self.dense(hidden))) @ embeddings.T + self.bias
+
+
+class Encoder(Backbone):
+    """What encoders share: token types, and a masked-LM head that ends in the word embeddings."""
+
+    def embed_types(self, types, ids, rows):
+        """types: (B, T) or None -> their vectors (N, D). InputError for a type there is not."""
+        if types is None:
+            types = torch.zeros_like(ids)
+        used = rows.layout.token_types or int(types.max()) + 1
+        known = self.type_embeddings.num_embeddings
+        if used > known:
+            raise InputError(f"token type {used - 1}: this model has {known} token type(s), "
+                             f"numbered from 0")
+        return self.type_embeddings(rows.unpad(types))
+
+    def vocabulary(self):
+        """(V, D), what the masked-LM head ends in: the word embeddings."""
+        return super().vocabulary() if self.lm_head is None else self.word_embeddings.weight
+
+    def logits(self, hidden):
+        """hidden (..., D) -> logits over the vocabulary (..., V); needs a masked-LM head."""
+        if self.lm_head is None:
+            raise InputError("this checkpoint has no masked-LM head: load one that was saved with "
+                             "it (*ForMaskedLM)")
+        return self.lm_head(hidden, self.word_embeddings.weight)

@@ -1,0 +1,157 @@
+"""Safetensors files on disk: one tensor, one file, or a folder whose tensors lie in several shards.
+
+Nothing is ever unpickled: a folder that holds only pytorch_model.bin is refused, with the way to
+convert it. File format: https://github.com/huggingface/safetensors
+"""
+import json
+import os
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..errors import InputError
+from ..files import read_json, replacing, short, write_text
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9
+# what a name that no row fits tells -> what its user can do
+REMEDIES = (
+    (r"_scale(_inv)?$|\.(qweight|qzeros|scales|g_idx|SCB|absmax)$", "the model was quantised in a "
+     "way that is not read here: take the files that it was quantised from"),
+    (r"^base_model\.|\.lora_[AB]\.|\.base_layer\.", "an adapter of PEFT is in it: save it merged "
+     "(merge_and_unload), or name the adapter's own folder"),
+    ("", "the weights are of another model than config.json describes: download both again, or "
+     "save them with transformers (from_pretrained(DIR).save_pretrained(NEW))"))
+
+
+def open_tensors(path):
+    """A memory-mapped safetensors file. InputError for a truncated file, or one of another kind."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"{path}: is no ordinary file: a safetensors file is expected")
+    try:
+        return safe_open(str(path), framework="pt")
+    except (SafetensorError, OSError) as error:
+        size = os.path.getsize(path) if os.path.exists(path) else 0
+        raise InputError(f"{path}: not a whole safetensors file ({size} bytes; "
+                         f"{short(str(error), 200)[1:-1]}): download or save it again") from None
+
+
+def read_tensor(path, name):
+    """One tensor of a file, copied into memory of its own.
+
+    A model so needs its own size and one tensor more, and a file that is replaced later changes no
+    loaded model.
+    """
+    with open_tensors(path) as file:
+        return file.get_tensor(name).clone()
+
+
+def write_tensors(path, tensors, metadata):
+    """Write one safetensors file completely, or leave an earlier one as it was."""
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, str(temporary), metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
+
+
+def find_tensors(folder):
+    """The tensors of a model folder -> {name: the file it is in}.
+
+    They lie in model.safetensors, or in the shards that the index names; a tensor in a shard that
+    the index does not name is no part of the model.
+    """
+    if (folder / SINGLE).exists():
+        with open_tensors(folder / SINGLE) as file:
+            return dict.fromkeys(file.keys(), folder / SINGLE)
+    if (folder / INDEX).exists():
+        return find_shards(folder / INDEX)
+    if list(folder.glob("*.bin")):
+        raise InputError(f"{folder}: only .bin files, which are pickles and never opened here; "
+                         "convert once with transformers: "
+                         "AutoModel.from_pretrained(DIR).save_pretrained(DIR)")
+    raise InputError(f"{folder}: neither {SINGLE} nor {INDEX} is there: download or save it again")
+
+
+def find_shards(index):
+    """An index file -> {name of a tensor: the shard it is in}, every shard checked."""
+    where, folder = read_json(index).get("weight_map"), index.parent
+    if (not isinstance(where, dict) or not where
+            or not all(isinstance(file, str) for file in where.values())):
+        raise InputError(f"{index}: has no weight_map: download the folder again")
+    shards, faults, held = sorted(set(where.values())), [], {}
+    for shard in shards:
+        if Path(shard).name != shard:
+            faults.append(f"shard {short(shard)[1:-1]} lies outside the folder")
+        elif not os.path.isfile(folder / shard):
+            faults.append(f"shard {short(shard)[1:-1]} is not there")
+    if faults:
+        raise InputError(f"{index}: {listed(faults)}: download the folder again")
+    for shard in shards:
+        with open_tensors(folder / shard) as file:
+            held[shard] = set(file.keys())
+    absent = [name for name, shard in where.items() if name not in held[shard]]
+    if absent:
+        raise InputError(f"{index}: names {len(absent)} tensors that its shards lack, "
+                         f"{short(absent[0])} first: the index is stale, download the folder again")
+    return {name: folder / shard for name, shard in where.items()}
+
+
+def remedy_for(name):
+    """What to do about a tensor that is no part of the model."""
+    return next(text for sign, text in REMEDIES if re.search(sign, name))
+
+
+def listed(faults, most=8):
+    """The first faults in one line, and how many more there are."""
+    more = [f"and {len(faults) - most} more"] if len(faults) > most else []
+    return "; ".join(faults[:most] + more)
+
+
+def write_checkpoint(folder, config, tensors, dtype=torch.float32, shard_bytes=SHARD_BYTES,
+                     keep=()):
+    """Save config.json and model.safetensors, or shards of at most `shard_bytes` and their index.
+
+    dtype: of all floats but those named in `keep`. Each file is replaced completely or left as it
+    was; the files of an earlier model in the folder are removed at the end.
+    """
+    folder = Path(folder)
+    config = {**config, "dtype": str(dtype).removeprefix("torch.")}
+    config.pop("torch_dtype", None)
+    shards = cut_shards(tensors, dtype.itemsize, shard_bytes)
+    files = [SINGLE]
+    if len(shards) > 1:
+        files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+                 for number in range(1, len(shards) + 1)]
+    for file, names in zip(files, shards):
+        part = {name: tensors[name].cpu() for name in names}
+        part |= {name: tensor.to(dtype) for name, tensor in part.items()
+                 if name not in keep and tensor.is_floating_point()}
+        write_tensors(folder / file, part, {"format": "pt"})
+    if len(files) > 1:
+        total = sum(tensor.numel() for tensor in tensors.values())
+        index = {"metadata": {"total_size": total * dtype.itemsize, "total_parameters": total},
+                 "weight_map": {name: file for file, names in zip(files, shards)
+                                for name in names}}
+        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    write_text(folder / "config.json", text)
+    stale = {path for path in folder.glob("model-*-of-*.safetensors") if path.name not in files}
+    for path in stale | {folder / (SINGLE if len(files) > 1 else INDEX)}:
+        path.unlink(missing_ok=True)
+
+
+def cut_shards(tensors, itemsize, shard_bytes):
+    """Names in order, cut so that each shard has at most `shard_bytes`, or holds one tensor."""
+    shards, size = [[]], 0
+    for name, tensor in tensors.items():
+        own = tensor.numel() * itemsize
+        if shards[-1] and size + own > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += own
+    return shards

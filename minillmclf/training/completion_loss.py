@@ -1,0 +1,36 @@
+"""The loss of instruction tuning: the next token, of the answers alone (Wei et al. 2022, "FLAN").
+
+The whole vocabulary competes; with losses.CrossEntropy only the label texts do. Both need a model
+that reads label texts (classify/label_text/).
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass
+class CompletionLoss:
+    """An objective as losses.CrossEntropy, whose mean is over tokens.
+
+    lengths: tokens of each class's answer, its end included.
+    """
+    lengths: list[int]
+
+    def count(self, targets):
+        """The number of answer tokens of rows with these targets (B,) -> scalar."""
+        return torch.tensor(self.lengths, dtype=torch.float, device=targets.device)[targets].sum()
+
+    def __call__(self, model, batch):
+        """The summed loss of a batch -> scalar."""
+        return model.completion_loss(batch)
+
+
+def text_to_text_loss(model, ids, mask, target_ids, target_mask):
+    """Mean cross-entropy of each target token, given the source and the target before it -> scalar.
+
+    ids, mask: (B, S), the source; target_ids, target_mask: (B, T), padded on either side.
+    """
+    hidden = model(ids, mask, model.shift_right(target_ids, target_mask), target_mask)  # (B, T, D)
+    real = target_mask.bool()
+    return F.cross_entropy(model.logits(hidden[real]).float(), target_ids[real])

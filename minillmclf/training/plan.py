@@ -1,0 +1,67 @@
+"""Which rows go into which step: the batches of all epochs, which follow from the seed alone."""
+import random
+from dataclasses import dataclass
+
+from ..text.batch import make_batches
+
+COUNTED = 10_000        # epochs whose steps are counted one by one
+
+
+@dataclass
+class Rows:
+    """One split of the data as the loop takes it: encoded texts, and the target of each."""
+    encoded: list
+    labels: list
+
+
+def plan_epochs(model, train, settings):
+    """The batches of all epochs of `train`, a Rows -> Plan."""
+    return Plan([model.row_size(row) for row in train.encoded], train.labels, settings)
+
+
+class Plan:
+    """plan[epoch] -> the batches of an epoch, a list of lists of row numbers, made when asked for.
+
+    sizes: the tokens of each row, padding between its parts included (Classifier.row_size);
+    targets: class numbers. epochs: how many epochs there are; steps: in all of them. Where
+    --batch-tokens makes epochs differ, steps are counted over the first COUNTED epochs and
+    extrapolated.
+    """
+
+    def __init__(self, sizes, targets, settings):
+        self.sizes, self.targets, self.settings = sizes, targets, settings
+        self.epochs = max(settings.epochs, -(-settings.min_steps // len(self[0])))
+        counted = min(self.epochs, COUNTED) if settings.batch_tokens else 1
+        self.steps = sum(len(self[epoch]) for epoch in range(counted)) * self.epochs // counted
+
+    def __getitem__(self, epoch):
+        s, seed = self.settings, f"{self.settings.seed}:{epoch}"
+        balanced = s.sampling == "balanced"
+        rows = balanced_rows(self.targets, seed) if balanced else range(len(self.sizes))
+        batches = make_batches([self.sizes[row] for row in rows], s.batch_size, seed=seed,
+                               tokens=s.batch_tokens)
+        return [[rows[place] for place in batch] for batch in batches]
+
+    def __iter__(self):
+        return (self[epoch] for epoch in range(self.epochs))
+
+
+def balanced_rows(targets, seed):
+    """Balanced sampling: as many rows as there are, equally many of each class -> row numbers.
+
+    Rows of small classes are repeated, but none is drawn again before all of its class have been.
+    A model that learns from such epochs takes all classes for equally likely: where they are not,
+    its probabilities need a calibration.
+    """
+    draw, rows = random.Random(f"balanced:{seed}"), {}
+    for row, target in enumerate(targets):
+        rows.setdefault(target, []).append(row)
+    classes = sorted(rows)
+    draw.shuffle(classes)
+    chosen, left = [], {target: [] for target in rows}       # left: rows not drawn yet, by class
+    for place in range(len(targets)):
+        target = classes[place % len(classes)]
+        if not left[target]:
+            left[target] = draw.sample(rows[target], len(rows[target]))
+        chosen.append(left[target].pop())
+    return chosen
