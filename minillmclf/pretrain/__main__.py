@@ -57,7 +57,8 @@ def parse(arguments=None):
     p.add_argument("--save-every", type=int, default=250,
                    help="steps between two states on disk, and held-out losses")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's choice)")
+    p.add_argument("--threads", type=int, default=None,
+                   help="CPU threads (default: torch's choice)")
     return check(p.parse_args(arguments))
 
 

@@ -1,5 +1,5 @@
-"""Text to pretrain on: files with weights, read as sentences, as documents, or as prompts with their
-answers; and one text in a hundred held out, which is measured on and never learned from.
+"""Text to pretrain on: files with weights, read as sentences, documents, or prompts with answers;
+and one text in a hundred held out, which is measured on and never learned from.
 
 A file is named FILE or FILE:WEIGHT; what is in a file of weight 3 is seen three times as often.
 """
@@ -52,8 +52,9 @@ def read_sentences(specs, shortest=4, longest=50):
 def read_documents(specs):
     """Documents without the white space around them -> list of documents, list of weights. One that
     is in a file several times is read once: its weight says how often it is seen."""
-    return read_items(specs, lambda path: filter(None, dict.fromkeys(
-        text.strip() for text in documents(path))), "text")
+    def texts(path):
+        return [text for text in dict.fromkeys(map(str.strip, documents(path))) if text]
+    return read_items(specs, texts, "text")
 
 
 def read_pairs(specs):

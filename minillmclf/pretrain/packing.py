@@ -1,6 +1,6 @@
 """What a step of pretraining reads: items drawn at random, or documents packed into rows.
 
-    the old rose EOS a storm EOS soup and bread EOS   ->   BOS the old rose EOS   BOS a storm EOS soup
+    the old rose EOS a storm EOS soup EOS   ->   BOS the old rose EOS a   BOS storm EOS soup EOS
 
 Packing wastes nothing on padding: the documents, each ended by EOS, are joined in another order
 every epoch and cut wherever a row is full (Raffel et al. 2019, 3.1.3). `batch(step)` depends on the

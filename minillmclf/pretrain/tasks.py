@@ -69,7 +69,7 @@ class CausalLM(Task):
     """Cross-entropy of each token of a row, given those before it; of pairs, of answer and EOS."""
 
     name = "causal_lm"
-    needs = ("should be a decoder with a language-model head, and have an end-of-text token")
+    needs = "should be a decoder with a language-model head, and have an end-of-text token"
 
     def fits(self):
         self.begin = self.tokenizer.bos_id
@@ -96,7 +96,7 @@ class SpanCorruption(Task):
     """Cross-entropy of the spans cut out of a row; of pairs, of the answer to the prompt."""
 
     name = "spans"
-    needs = ("should be a T5 with its language-model head, and have sentinels <extra_id_0>, ...")
+    needs = "should be a T5 with its language-model head, and have sentinels <extra_id_0>, ..."
 
     def fits(self):
         vocab = self.tokenizer.vocab

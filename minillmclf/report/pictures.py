@@ -11,7 +11,6 @@ for red-green blind readers too. pyplot and the user's matplotlib settings are l
 """
 import importlib
 import io
-import math
 import textwrap
 import unicodedata
 import warnings
@@ -38,9 +37,9 @@ STYLE = {
     "svg.hashsalt": "minillmclf", "svg.fonttype": "none"}     # text stays text, in browser fonts
 COSTS = {"train_seconds": "training time (s)", "ms_per_text": "time for a text (ms)",
          "memory_mb": "peak memory (MB)", "trainable": "trained parameters"}
-FORMATS = {                       # suffix -> metadata with the place of the alternative text, {}
-    ".svg": {"Description": "{}", "Date": None}, ".png": {"Description": "{}"},
-    ".pdf": {"Subject": "{}", "CreationDate": None}}
+FORMATS = {                       # suffix -> the file's keys for the alternative text, for the date
+    ".svg": ("Description", "Date"), ".png": ("Description", None),
+    ".pdf": ("Subject", "CreationDate")}
 NUMBERED, SHOWN = 12, 60          # most classes with numbers in their cells; most classes drawn
 
 
@@ -91,7 +90,8 @@ def render(figure, suffix=".svg", name="a picture"):
     """The figure as the bytes of a file; the same data give the same bytes. name: for errors."""
     if suffix not in FORMATS:
         raise InputError(f"{name}: unknown suffix '{suffix}': use {', '.join(FORMATS)}")
-    metadata = {key: value and figure.get_label() for key, value in FORMATS[suffix].items()}
+    description, date = FORMATS[suffix]
+    metadata = {description: figure.get_label()} | ({date: None} if date else {})
     out = io.BytesIO()
     with style():
         figure.savefig(out, format=suffix[1:], dpi=160, metadata=metadata)
@@ -118,53 +118,28 @@ def legend(figure, axes, place):
 
 # ---------------------------------------------------------------- comparisons
 
-def check_table(table, keys):
-    """Raise InputError unless each row of a comparison has these keys and a mean accuracy."""
-    if not table:
-        raise InputError("a picture of a comparison needs a row at least, the table has none")
-    for number, row in enumerate(table, 1):
-        missing = [key for key in (*keys, "accuracy") if key not in row]
-        if missing:
-            raise InputError(f"row {number} of the table: has no {', '.join(missing)}, only "
-                             f"{', '.join(row)}")
-        if not isinstance(row["accuracy"], dict) or row["accuracy"].get("mean") is None:
-            raise InputError(f"row {number} of the table: accuracy should be {{mean, low, high}}, "
-                             f"is {row['accuracy']!r:.60}: give the rows of a table.json that "
-                             "minillmclf.compare has written")
-
-
 def interval(row):
-    """The accuracy of a row -> mean, distance to its low end, to its high end (0 if unknown)."""
-    mean, low, high = (row["accuracy"].get(key) for key in ("mean", "low", "high"))
-    below = 0.0 if low is None else max(0.0, mean - low)
-    above = 0.0 if high is None else max(0.0, high - mean)
-    return mean, below, above
-
-
-def rows_of(size):
-    """The size of a training set, 25 or "25" or "all" -> 25 or "all"."""
-    if str(size) != "all" and not (str(size).isdigit() and int(size) > 0):
-        raise InputError(f"size {size!r} in the table: should be a number of rows a class, or all")
-    return size if size == "all" else int(size)
+    """The accuracy of a row -> mean, and how far its interval reaches below and above."""
+    mean, low, high = (row["accuracy"][key] for key in ("mean", "low", "high"))
+    return mean, max(0.0, mean - low), max(0.0, high - mean)
 
 
 def learning_curve(table):
     """Accuracy by training rows a class, a line for each model, with intervals -> Figure.
 
-    table: rows of a table.json of compare, with `label` (which line), `size` (rows a class, or
-    "all") and `accuracy` {mean, low, high}. "all" is drawn at twice the largest number.
+    table: rows of compare, as in its table.json, with `label` (which line), `size` (rows a class,
+    or "all") and `accuracy` {mean, low, high}. "all" is drawn at twice the largest number.
     """
-    check_table(table, ["label", "size"])
-    series, sizes = {}, set()
+    series = {}
     for row in table:
         series.setdefault(row["label"], []).append(row)
-        sizes.add(rows_of(row["size"]))
+    sizes = {row["size"] for row in table}
     numbers = sorted(sizes - {"all"})
     places = {**{n: float(n) for n in numbers}, "all": 2.0 * max(numbers, default=1)}
     with drawing(5.2, 3.4 + 0.2 * len(series)) as figure:
         axes = figure.add_subplot()
         for n, (label, rows) in enumerate(series.items()):
-            points = sorted((places[rows_of(row["size"])], *interval(row)) for row in rows)
+            points = sorted((places[row["size"]], *interval(row)) for row in rows)
             x, y, below, above = np.array(points).T
             shift = 1.2 ** ((n + 0.5) / len(series) - 0.5)      # or intervals would hide each other
             axes.errorbar(x * shift, y, [below, above], label=short(label, 60), capsize=3,
@@ -197,9 +172,6 @@ def cost(table, by="train_seconds"):
     full points, the Pareto front. The names are in a key beside the picture: sixteen names among
     the points would hide them.
     """
-    if by not in COSTS:
-        raise InputError(f"cost by {by!r}: known are {', '.join(COSTS)}")
-    check_table(table, ["label", "size", by])
     several_sizes = len({row["size"] for row in table}) > 1
     shown, free = [], []
     for row in table:
@@ -295,9 +267,6 @@ def confusion(matrix, labels):
     more than 60 classes, those 60 are drawn that have the most mistakes, as truth or as answer.
     """
     counts, known = np.asarray(matrix), labels
-    if counts.shape != (len(labels), len(labels)):
-        raise InputError(f"confusions: {len(labels)} labels need {len(labels)} x {len(labels)} "
-                         f"counts, got {counts.shape}")
     wrong = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()            # (C,)
     drawn = np.sort(np.argsort(-wrong, kind="stable")[:SHOWN])
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)            # (C, C), rows of 0 too
@@ -362,11 +331,6 @@ def reliability(confidences, right, bins=15):
     """
     confidences = np.asarray(confidences, dtype=np.float64)
     right = np.asarray(right, dtype=bool)
-    if confidences.ndim != 1 or confidences.shape != right.shape or not len(right):
-        raise InputError("reliability: needs as many confidences as answers, got "
-                         f"{confidences.shape} and {right.shape}")
-    if not ((confidences >= 0) & (confidences <= 1)).all():
-        raise InputError("reliability: a confidence is a probability, from 0 to 1")
     which = np.minimum((confidences * bins).astype(int), bins - 1)           # (N,)
     rows = np.bincount(which, minlength=bins)                                # (bins,)
     hits, means = (np.bincount(which, weights=values, minlength=bins) / np.maximum(rows, 1)
@@ -396,17 +360,8 @@ def training(history, metric="accuracy"):
 
     history: lines of metrics.jsonl, with epoch, train_loss, log_loss (of the dev rows) and metric.
     """
-    if not history:
-        raise InputError("the course of a training needs an epoch at least, the history has none")
     keys = ("epoch", "train_loss", "log_loss", metric)
-    for line in history:
-        missing = [key for key in keys if key not in line]
-        if missing:
-            raise InputError(f"epoch {line.get('epoch', '?')} of the history: has no "
-                             f"{', '.join(missing)}, only {', '.join(line)}: give the lines of a "
-                             "run's metrics.jsonl")
-    epochs, *curves = ([math.nan if line[key] is None else line[key] for line in history]
-                       for key in keys)
+    epochs, *curves = ([line[key] for line in history] for key in keys)
     names = "train loss", "dev log loss", f"dev {metric.replace('_', ' ')}"
     with drawing(4, 4.2) as figure:
         above, below = figure.subplots(2, 1, sharex=True)

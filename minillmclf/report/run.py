@@ -1,5 +1,5 @@
-"""A finished run, read from its folder: run.json, metrics.jsonl and predictions.csv, as train writes
-it. All that the page shows is checked here; no model and no data are read."""
+"""A finished run, read from its folder: run.json, metrics.jsonl and predictions.csv of train. All
+that the page shows is checked here; no model and no data are read."""
 from pathlib import Path
 
 import numpy as np
