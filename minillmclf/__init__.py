@@ -4,7 +4,7 @@ The floor plan, in reading order:
 
   text/      how do words become tensors?           tokenizer, data, prompt, batch
   models/    what is each architecture?             layers, backbone, bert, gpt2, llama, gemma, t5, deberta, cache, tree, weights
-  classify/  how does a model answer with a class?  head, labels, decode, calibrate, classifier, baseline
+  classify/  how does a model answer with a class?  readout, head, task, classifier, build, saved
   tuning/    which weights are trained?            selection, lora, bottleneck, prefix, prompt, quant, peft/, saved
   training/  the plain loop and what it needs       loop, optim, objectives, metrics, checkpoint, doctor, parallel, recompute
   train, evaluate, predict, merge, compare, choose, folds, report, pretrain, inspect, labels

@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import random
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,17 +80,18 @@ def choose_rows(a, folder, model):
     """The rows to be judged, read as those of the training -> (list of Example, their name)."""
     from .text.data import load_data, read_examples, refuse_blank, row_splits, split_column
     from .text.table_files import read_table
-    columns, how, several = text_columns(model, a.text_column), how_to_read(model, a), model.several
+    columns, how = text_columns(model, a.text_column), how_to_read(model, a)
+    multi_label = model.task.MULTI_LABEL
     label = a.label_column or (model.reading or {}).get("label_column") or None
     if a.data is None:
         record = own_record(folder)
         s = read_settings({}, folder / "run.json")
         columns = columns if model.reading else a.text_column or s.text_column or None
-        data = load_data(s.data, columns, label or s.label_column or None, s.seed, several, **how)
+        data = load_data(s.data, columns, label or s.label_column or None, s.seed, multi_label, **how)
         if data.source["sha256"] != record["data"].get("sha256"):          # another split: train rows may be test rows now
             raise InputError(f"{s.data}: has changed since {folder} was trained on it: name the rows to judge with --data")
     elif os.path.isfile(a.data):
-        rows, table = read_examples(a.data, columns, label, several=several, **how), read_table(
+        rows, table = read_examples(a.data, columns, label, several=multi_label, **how), read_table(
             Path(a.data), **how)
         marked = split_column(table)
         asked = [row for row, split in zip(rows, row_splits(table))
@@ -100,17 +100,11 @@ def choose_rows(a, folder, model):
         if asked:
             return asked, f"{a.data}, {a.split if marked else 'all rows'}"
     if a.data is not None:               # a bundled set, a folder, a split carved out of train
-        data = load_data(a.data, columns, label, several=several, **how)
+        data = load_data(a.data, columns, label, several=multi_label, **how)
     rows, name = getattr(data, a.split), data.source["path"]
     if not rows:
         raise InputError(f"{name}: has no {a.split} rows: choose another --split")
     return rows, f"{name}, {a.split}"
-
-
-def confusions(truth, answers, labels, most=5):
-    """The most frequent mistakes -> lines."""
-    wrong = Counter((t, a) for t, a in zip(truth, answers) if t != a)
-    return [f"  {n:4d} x {labels[t]} taken for {labels[a]}" for (t, a), n in wrong.most_common(most)]
 
 
 def main(arguments=None):
@@ -128,51 +122,33 @@ def judged(a):
     folder = find_model(a.model)
     if a.data is None:
         own_record(folder)                                 # a mistake is told before a model is loaded
-    from .classify import multilabel as several
     from .classify.classifier import Classifier
     from .classify.preference import use_swap
-    from .train import table
-    from .training.metrics import evaluate
     model = Classifier.load(folder, a.base)
     if a.out and model.base:
         check_out(a.out, a.overwrite, [("the base of --model", find_model(model.base))])
     rows, name = choose_rows(a, folder, model)
     use_swap(model, a.swap)
-    truth = several.multi_hot(rows, model.labels, name) if model.several else numbers(rows, model.labels, name)
-    encoded, shortened = model.encode([e.texts for e in rows])
+    texts, targets = [e.texts for e in rows], model.task.targets(rows, name)
+    encoded, shortened = model.encode(texts)
     probabilities = model.probabilities(model.scores(encoded, a.batch_size))
-    cut = f"\n{shortened} of {len(rows)} texts cut to {model.head.limit(model.max_length)[1]} tokens."
-    if model.several:
-        metrics = several.judge(probabilities, truth, model.labels, model.thresholds)
-        fitted_to = name if a.data is None and a.split == "dev" else None
-        print("\n".join([*several.table({folder.name: metrics}, model.labels, name, rows, fitted_to), cut]))
-        return write_out(a, name, rows, metrics)
-    metrics = evaluate(probabilities, truth, model.labels)
-    print("\n".join(table({folder.name: metrics}, model.labels, name, rows)))
-    print(f"{cut} Most frequent confusions:")
-    print("\n".join(confusions(truth, probabilities.argmax(1), model.labels) or ["  none"]))
-    if model.preference:
-        metrics |= judged_swap(model, [e.texts for e in rows], a.batch_size)
-    return write_out(a, name, rows, metrics)
+    metrics = model.task.evaluate(probabilities, targets)
+    own_dev = a.data is None and a.split == "dev"
+    print("\n".join(model.task.table({folder.name: metrics}, name, rows, fitted=own_dev)))
+    most = model.head.limit(model.max_length)[1]
+    mistakes = model.task.mistakes(probabilities, targets)
+    print(f"\n{shortened} of {len(rows)} texts cut to {most} tokens. {mistakes}".rstrip())
+    return write_out(a, name, rows, metrics | checked(model, texts, a.batch_size))
 
 
-def judged_swap(model, texts, batch_size):
-    """What depends on the order of two answers, and what of them was cut: printed -> {"swap": as swap_inconsistency, "cut": as
-    cut_parts}."""
-    from .classify.preference import cut_line, cut_parts
-    from .classify.swap import inconsistency, swap_line
-    found = inconsistency(model, texts, lambda encoded: model.scores(encoded, batch_size))
-    cut = cut_parts(model, texts)
-    print(cut_line(cut) + "\n" + swap_line(found, model.preference["swap"]))
-    return {"swap": found, "cut": cut}
-
-
-def numbers(rows, labels, name):
-    """The class numbers of rows; InputError for a label that the model does not have."""
-    foreign = next((e for e in rows if e.label not in labels), None)
-    if foreign:
-        raise InputError(f"{name}, line {foreign.row}: label {foreign.label!r} is not one of the model's: {', '.join(labels)}")
-    return [labels.index(e.label) for e in rows]
+def checked(model, texts, batch_size):
+    """What the task has to say of rows and answers: printed -> for the file of --out."""
+    answers = model.task.check_answers(model, texts, lambda rows: model.scores(rows, batch_size))
+    found, lines = model.task.check_rows(model, texts)
+    lines += model.task.answer_lines(answers)
+    if lines:
+        print("\n".join(lines))
+    return answers | found
 
 
 def write_out(a, name, rows, metrics):
@@ -203,7 +179,7 @@ def prompted(a):
     """A language model that is asked in words."""
     from .classify.label_text import prompting
     from .cli.build import build
-    from .train import baselines, load_dataset, table
+    from .train import load_dataset
     from .training.metrics import evaluate
     check_prompted(a)
     flags = {name: getattr(a, name) for name in PROMPT_FLAGS if getattr(a, name, None) is not None}
@@ -215,9 +191,10 @@ def prompted(a):
     if not rows:
         raise InputError(f"{name}: no such rows: choose another --split")
     model, _, _ = build(s, data.labels, data.columns)
+    task = model.task
     if a.beams and model.backbone.KIND == "encoder":
         raise InputError("--beams: an encoder fills in its masks at once, there is nothing to decode step by step")
-    truth = numbers(rows, data.labels, name)
+    targets = task.targets(rows, name)
     if a.variance:
         return vary(a, model.eval(), data, rows, s, name)
     texts, dev_texts = [e.texts for e in rows], data.dev if a.split == "test" else []
@@ -230,15 +207,15 @@ def prompted(a):
         print(model.head.prompt.shown(model.head.fitted(model.tokenizer, rows[0].texts, model.max_length)[0]))
         print(f"\n{a.shots} shots, {shorter} of them shortened. Above: the first prompt, and where the label goes.\n")
         (encoded, cut), dev = model.encode(texts), model.encode([e.texts for e in dev_texts])[0] if dev_texts else []
-    ways = prompting.read_all(model, encoded, dev, numbers(dev_texts, data.labels, name), not a.neighbours, a.batch_size)
-    results = {way: evaluate(scores.softmax(-1).numpy(), truth, data.labels) for way, scores in ways.items()}
-    shown = baselines(replace(data, test=rows), ["majority class"]) | results
-    print("\n".join(table(shown, data.labels, name, rows)[:len(shown) + 1]))
+    ways = prompting.read_all(model, encoded, dev, task.targets(dev_texts, name), not a.neighbours, a.batch_size)
+    results = {way: evaluate(scores.softmax(-1).numpy(), targets, data.labels) for way, scores in ways.items()}
+    shown = task.baselines(replace(data, test=rows), quick=True) | results
+    print("\n".join(task.table(shown, name, rows)[:len(shown) + 1]))
     print(f"\n{cut} of {len(rows)} rows cut to {model.max_length} tokens")
     if a.beams:
         print("\n".join(prompting.decoding_report(model, encoded, rows, a.beams, a.batch_size)))
-    swap = judged_swap(model, texts, a.batch_size) if model.preference and not a.neighbours else {}
-    return write_out(a, name, rows, {"settings": {"readout": model.readout, "max_length": model.max_length, "seed": s.seed,
+    swap = {} if a.neighbours else checked(model, texts, a.batch_size)
+    return write_out(a, name, rows, {"settings": {"readout": model.head.described, "max_length": model.max_length, "seed": s.seed,
                                                   "shots": a.shots, "neighbours": a.neighbours}, "results": results, **swap})
 
 

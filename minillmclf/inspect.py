@@ -100,7 +100,7 @@ def new_head_lines(folder):
     from .tuning.quant_files import open_checkpoint
     try:
         checkpoint = open_checkpoint(folder)
-        model = Classifier.empty(checkpoint, ["0", "1"], {}, "family", None)
+        model = Classifier.empty(checkpoint, ["0", "1"])
         table = model.table(with_classes=False)
         path = {name: table.path(name) for name in checkpoint.files
                 if not table.tied_to(name)}
@@ -176,7 +176,7 @@ def main(arguments=None):
     backbone = getattr(model, "backbone", model)
     print(f"{folder}\n{architecture(backbone)}")
     if model is not backbone:
-        how = f", read as label texts behind {model.readout['template']!r}" if model.readout else ""
+        how = f", read as label texts behind {model.head.described['template']!r}" if model.head.described else ""
         print(f"classes: {', '.join(model.labels)}{how}; texts are cut to {model.max_length} tokens")
     found, report = fates(model, checkpoint), model.report
     print(f"\n{len(found)} tensors in {len(set(checkpoint.files.values()))} file(s): {len(report.loaded)} loaded, "

@@ -51,7 +51,8 @@ def choose_labels(a):
 
 def build(a, labels, fields):
     """(tokenizer, the readout that training would build)."""
-    from .classify.readout import build_labels, check_labels, read_readout
+    from .classify.build import check_labels
+    from .classify.label_text.options import build_labels, read_readout
     from .models import model_class
     from .text.tokenizers.tokenizer import load_tokenizer
     from .classify.label_text.wordings import read_template

@@ -26,7 +26,7 @@ from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 
-from .cli.build import build, encode, reading_of
+from .cli.build import build, encode, reading_of, task_kind, task_of
 from .cli.parser import Parser, Stopped, StopSignal, run
 from .errors import InputError
 from .files import NEW, check_fields, find_model, locked, look_at, read_json, remove, short
@@ -60,14 +60,9 @@ def load_dataset(s, table=None):
     """The data of a run, with the columns and the training rows that are asked for. table: in
     the place of s.data."""
     from .text.data import load_data
-    data = load_data(table or s.data, s.text_column or None, s.label_column or None, s.seed, s.several_labels == "on",
-                     s.quoting)
-    asked = (s.preference, s.swap) != ("none", "none")
-    if asked and len(data.columns) != 3:
-        raise InputError(f"--text-column {','.join(data.columns)}: --preference and --swap need three, a prompt and two answers")
-    if len(data.columns) > 2 and s.readout == "head" and not asked:
-        raise InputError(f"--text-column {','.join(data.columns)}: a head reads one text or two of a row: name them with "
-                         "--text-column, or ask with --readout labels; two answers to a prompt are compared with --preference")
+    data = load_data(table or s.data, s.text_column or None, s.label_column or None, s.seed,
+                     task_kind(s).MULTI_LABEL, s.quoting)
+    task_kind(s).check_columns(data.columns, s.readout)
     if s.rows_per_class:
         data.train = draw_rows(data.train, s.rows_per_class, s.seed)
     return data
@@ -84,52 +79,11 @@ def diagnose(model, data):
                for split in lengths}
     remedy = f"raise {setting}"
     if setting == "max_length" and most >= (model.backbone.max_input_tokens or most + 1):
-        ways = [] if model.readout else ["--keep head+tail keeps both ends"]
-        if not (model.readout or model.preference or new_words(model)):
+        ways = [] if model.head.described else ["--keep head+tail keeps both ends"]
+        if ways and model.head.most_texts == 2 and not new_words(model):
             ways.insert(0, "--windows mean reads them whole")
         remedy = "the model takes no more" + ": " * bool(ways) + ", ".join(ways)
     return examine(data, lengths, most, remedy, unknown)
-
-
-def balanced(labels, classes):
-    """Weights rows / (classes x rows of the class), as a tensor (C,)."""
-    import torch
-    counts = torch.bincount(torch.tensor(labels), minlength=classes).float()
-    return len(labels) / (classes * counts)
-
-
-BASELINES = "majority class", "bag of words"           # the first costs nothing
-
-
-def baselines(data, names=BASELINES):
-    """Majority class and bag-of-words regression on the same split -> name -> metrics on test (or dev); of two answers to
-    a prompt also that the longer one wins."""
-    from .classify.baseline import BagOfWords, majority
-    from .classify.preference import longer_answer
-    from .classify.swap import is_preference
-    from .training.metrics import evaluate
-    number = {name: i for i, name in enumerate(data.labels)}
-    texts = {split: [e.texts for e in getattr(data, split)] for split in ("train", "dev", "test")}
-    truth = {split: [number[e.label] for e in getattr(data, split)] for split in texts}
-    final = "test" if data.test else "dev"
-    answer = {"majority class": lambda: majority(truth["train"], len(truth[final]), len(number)),
-              "bag of words": lambda: BagOfWords(len(number)).fit(texts["train"], truth["train"], texts["dev"],
-                                                                  truth["dev"]).predict(texts[final]),
-              "longer answer": lambda: longer_answer(data.train, getattr(data, final), data.labels)}
-    names = [*names, *(["longer answer"] if is_preference(data) else [])]
-    return {name: evaluate(answer[name](), truth[final], data.labels) for name in names}
-
-
-def table(results, labels, split, examples):
-    """The final table of a split's Examples: a line a model, then F1 of each class for the last one. -> list of lines"""
-    lines = [f"{split} ({len(examples)} rows)     accuracy  macro F1  log loss     ECE"]
-    lines += [f"{name:<22}{m['accuracy']:8.3f}{m['macro_f1']:10.3f}{m['log_loss']:10.3f}{m['ece']:8.3f}"
-              for name, m in results.items()]
-    name, last = list(results.items())[-1]
-    width = max(len(label) for label in labels)
-    empty = set(labels) - {example.label for example in examples}
-    return lines + ["", f"F1 of each class, {name}:"] + [
-        f"  {label:<{width}}  {last['f1'][label]:.3f}" + "  (no rows of it here)" * (label in empty) for label in labels]
 
 
 def versions():
@@ -285,17 +239,11 @@ def write_predictions(path, examples, probabilities, labels, answers=None):
 
 
 def objective_of(s, model, targets):
-    """What training minimises. targets: of the training rows, as Rows has them."""
+    """What training minimises. targets: of the training rows."""
     from .training.completion_loss import CompletionLoss
-    from .training.losses import CrossEntropy
-    from .training.multilabel import BinaryCrossEntropy, positive_weights
-    weigh = s.class_weights == "balanced"
-    if model.several:
-        return BinaryCrossEntropy(positive_weights(targets, model.labels) if weigh else None)
     if s.objective == "completion":
         return CompletionLoss(model.head.answer_lengths())
-    weights = balanced(targets, len(model.labels)) if weigh else None
-    return CrossEntropy(weights, s.label_smoothing, s.focal)
+    return model.task.loss(s, targets)
 
 
 def silent(line):
@@ -325,14 +273,13 @@ def learn(s, model, data, folder, say, on_epoch=None):
 
     timing: what this process did; a run that goes on counts its own steps only.
     """
-    from .classify.swap import with_swapped
     from .files import write_text
     from .training import loop
     from .training.features import cached_features
     from .training.parallel import processes as parallel
-    from .training.plan import Rows, plan_epochs
-    rows = with_swapped(data.train) if s.swap in ("train", "both") else data.train
-    train, dev = encode(model, rows, once=True)[0], encode(model, data.dev)[0]
+    from .training.plan import plan_epochs, Rows
+    rows = model.task.training_rows(data.train)
+    train, dev = encode(model, rows, training=True)[0], encode(model, data.dev)[0]
     chosen = random.Random(f"fitted:{s.seed}").sample(range(len(rows)), min(len(rows), FITTED_ROWS))
     sample = Rows([train.encoded[row] for row in chosen], [train.labels[row] for row in chosen])
     cache = nullcontext()
@@ -346,9 +293,9 @@ def learn(s, model, data, folder, say, on_epoch=None):
 
         def after_epoch(line):
             logits = model.scores(sample.encoded, s.eval_batch_size)
-            fitted = model.task.evaluate(model.probabilities(logits), sample.labels)
+            fitted = model.task.measure(model.probabilities(logits), sample.labels)
             line[f"train_{s.metric}"] = fitted[s.metric]       # of the same rows in each epoch
-            say_above(epoch_line(line, s.metric))
+            say_above(epoch_line(line, s.metric, model.task.METRICS))
             if on_epoch:
                 on_epoch(dict(line))
         step, store = step_and_store(s, model, train.labels, folder, stop, say_above)
@@ -362,43 +309,39 @@ def learn(s, model, data, folder, say, on_epoch=None):
                       "examples_per_second": round(sum(map(len, steps)) / seconds, 1)}
 
 
-def epoch_line(line, metric):
+def epoch_line(line, metric, names):
     """A line of the history in words: the loss, the metric on training rows, the metrics on dev."""
-    dev = "  ".join(f"{name} {value:.3f}" for name, value in line.items()
-                    if isinstance(value, float) and not name.startswith("train_"))
+    dev = "  ".join(f"{name} {line[name]:.3f}" for name in names)
     return (f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  "
             f"{metric} {line[f'train_{metric}']:.3f}  dev {dev}")
 
 
 def finish(s, model, data, folder, record, progress, timing):
     """Test, compare with the baselines, save everything."""
-    from .classify import multilabel as several
-    from .classify.swap import inconsistency
     from .files import write_text
     from .training.parallel import processes as parallel
-    from .training.metrics import evaluate
     split = "test" if data.test else "dev"
-    rows, _ = encode(model, getattr(data, split))
+    examples = getattr(data, split)
+    rows, _ = encode(model, examples)
 
-    def scores(encoded):
+    def logits(encoded):
         return parallel.scores(model, encoded, s.eval_batch_size)
-    probabilities = model.probabilities(scores(rows.encoded))
-    dev = model.probabilities(scores(encode(model, data.dev)[0].encoded)) if model.several else None
-    swap = {"swap": inconsistency(model, [e.texts for e in getattr(data, split)], scores)} if model.preference else {}
+    probabilities = model.probabilities(logits(rows.encoded))
+
+    def dev_probabilities():
+        return model.probabilities(logits(encode(model, data.dev)[0].encoded))
+    model.task = model.task.fitted(dev_probabilities, data.dev)
+    found = model.task.check_answers(model, [e.texts for e in examples], logits)
     parallel.gather(model)
     if not parallel.is_main_process():
         return record
-    name = f"{Path(s.model).name}, {s.method}"
-    if model.several:
-        compared, names, own = several.baselines, several.BASELINES, several.finish(model, data, split, dev, probabilities)
-    else:
-        compared, names, own = baselines, BASELINES, evaluate(probabilities, rows.labels, model.labels)
+    name, own = f"{Path(s.model).name}, {s.method}", model.task.evaluate(probabilities, rows.labels)
     timing |= {"peak_memory_mb": peak_memory()}
     model.save(folder)                     # before the baselines, which may take more time and memory than there is
-    check_saved(model, folder, [e.texts for e in getattr(data, split)[:3]])
-    write_predictions(folder / "predictions.csv", getattr(data, split), probabilities, model.labels, model.answers(probabilities))
-    results = {**compared(data, names if s.baselines == "on" else names[:1]), name: own}
-    record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split, "results": results, **swap,
+    check_saved(model, folder, [e.texts for e in examples[:3]])
+    write_predictions(folder / "predictions.csv", examples, probabilities, model.labels, model.answers(probabilities))
+    results = {**model.task.baselines(data, quick=s.baselines == "off"), name: own}
+    record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split, "results": results, **found,
                "timing": timing}
     write_text(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return record
@@ -413,7 +356,7 @@ def check_saved(model, folder, texts):
         fault = f"is refused when it is loaded again ({error})"
     else:
         told, said = model.predict(texts), again.predict(texts)
-        same = (again.labels, again.thresholds) == (model.labels, model.thresholds)
+        same = (again.labels, again.task.settings()) == (model.labels, model.task.settings())
         if same and (told == said).all():
             return
         apart = abs(told - said).max()
@@ -425,20 +368,17 @@ def check_saved(model, folder, texts):
 def show_record(record, data, folder, say=print):
     """Print a finished run: the final table, what speaks against it, and the folder, if it stays."""
     from .choose.advice import second_thoughts
-    from .classify import multilabel as several
-    timing = record["timing"]
-    example = "--data new.csv" if "swap" in record else '"a text"'          # three texts come from a file
+    timing, split, task = record["timing"], record["split"], task_of(record["settings"], data)
     speed = f"{timing['examples_per_second']:.0f} examples a second, " if "examples_per_second" in timing else ""
-    shown = several.table if record["settings"].get("several_labels") == "on" else table
-    say("\n" + "\n".join(shown(record["results"], data.labels, record["split"], getattr(data, record["split"]))))
-    if "swap" in record:
-        from .classify.swap import swap_line
-        say("\n" + swap_line(record["swap"], record["settings"]["swap"]))
+    lines = task.table(record["results"], split, getattr(data, split), fitted=split == "dev")
+    say("\n" + "\n".join(lines))
+    for line in task.answer_lines(record):
+        say("\n" + line)
     say(f"\nbest epoch {record['best_epoch']}; {record['parameters']['trainable']:,} of {record['parameters']['total']:,} "
           f"parameters trained; {timing['train_seconds']} s, {timing['seconds_per_step'] * 1000:.0f} ms a step, {speed}"
           f"peak memory {timing['peak_memory_mb']} MB")
     if folder:
-        say(f"saved in {folder}; try:  python -m minillmclf.predict --model {folder} {example}")
+        say(f"saved in {folder}; try:  python -m minillmclf.predict --model {folder} {task.EXAMPLE}")
     for line in second_thoughts(record):
         say(line)
 
@@ -464,12 +404,10 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
         recompute_blocks(model)
     report = diagnose(model, data)
     say("\n".join(report.lines()))
-    cut = {}
-    if model.preference:
-        from .classify.preference import cut_line, cut_parts
-        cut = {"cut": cut_parts(model, [e.texts for e in data.train + data.dev + data.test])}
-        say("\n" + cut_line(cut["cut"]))
-    if model.readout:
+    cut, lines = model.task.check_rows(model, [e.texts for e in data.train + data.dev + data.test])
+    if lines:
+        say("\n" + "\n".join(lines))
+    if model.head.described:
         from .classify.label_text.doctor import examine
         say("\n" + "\n".join(examine(model.tokenizer, model.head, model.labels).lines()))
     say(f"\n{s.model}: {model.report.line() if s.weights == 'pretrained' else 'random weights'}; "

@@ -15,7 +15,8 @@ from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
 from minillmclf.models.layers import Rows
 from minillmclf.text import batch as batches_of
-from minillmclf.text.batch import Batch, Layout, collate, join, make_batches, sequences
+from minillmclf.classify.preference import Pair, Preference
+from minillmclf.text.batch import Batch, Layout, collate, make_batches
 
 some_lengths = st.lists(st.integers(1, 40), max_size=80)
 sizes = st.integers(1, 9)
@@ -187,42 +188,37 @@ several = st.lists(st.lists(st.integers(1, 7), min_size=3, max_size=3), min_size
 
 
 @settings(deadline=None)
-@given(several, st.integers(1, 3), st.sampled_from(["left", "right"]))
-def test_sequences_in_a_row_come_apart_again(sizes, count, side):
-    rows = [[(list(range(10 * s, 10 * s + n)), [s] * n) for s, n in enumerate(each[:count])] for each in sizes]
-    joined = [join(*row) for row in rows]
-    assert [sequences(row) for row in joined] == rows, "sequences does not undo join"
-    if count == 1:
-        joined = [row[:2] for row in joined]                      # as every other row is
-        assert [sequences(row) for row in joined] == rows
-    batch = collate(joined, range(len(rows)), pad_id=99)
-    if side == "left":
-        for row, length in enumerate(batch.mask.sum(1).tolist()):
-            for tensor in (batch.ids, batch.mask, batch.types):
-                tensor[row] = tensor[row].roll(tensor.shape[1] - length)
-    ids, mask, types = batch.to("cpu").apart()
-    assert len(ids) == count * len(rows), "not a row for each sequence"
-    assert count == 1 or ids.shape[1] == max(n for each in sizes for n in each[:count]), "room is kept for nothing"
-    for row, parts in enumerate(rows):
-        for number, sequence in enumerate(parts):
-            place = number * len(rows) + row                      # the first ones of all rows, then the second ones
-            real = mask[place].bool()
-            assert (ids[place][real].tolist(), types[place][real].tolist()) == sequence, \
-                f"padded {side}: a sequence lost tokens, or their types"
-            assert side == "left" or real.int().diff().le(0).all(), "padding stands between tokens"
+@given(several)
+def test_a_batch_of_pairs_holds_first_sequences_and_then_second_ones(sizes):
+    task = Preference(["a", "b", "tie"])
+    rows = [[(list(range(10 * s, 10 * s + n)), [s] * n) for s, n in enumerate(each[:2])] for each in sizes]
+    pairs = [Pair(*sequences) for sequences in rows]
+    assert [task.sequences(pair) for pair in pairs] == rows
+    batch = task.collate(pairs, range(len(rows)), 99, labels=list(range(len(rows)))).to("cpu")
+    assert len(batch.ids) == 2 * len(rows), "not a row for each sequence"
+    assert batch.ids.shape[1] == max(n for each in sizes for n in each[:2]), "room is kept for nothing"
+    assert batch.rows == batch.labels.tolist() == list(range(len(rows))), "a pair is one row, with one label"
+    for row, sequences in enumerate(rows):
+        for number, sequence in enumerate(sequences):
+            place = number * len(rows) + row
+            real = batch.mask[place].bool()
+            assert (batch.ids[place][real].tolist(), batch.types[place][real].tolist()) == sequence
+            assert real.int().diff().le(0).all(), "padding stands between tokens"
 
 
-def test_rows_of_one_sequence_stay_as_they_are():
-    batch = collate([([5, 6, 7], [0, 0, 1]), ([8], [0])], range(2))
-    assert batch.starts is None and all(a is b for a, b in zip(batch.apart(), (batch.ids, batch.mask, batch.types)))
+def test_rows_of_one_sequence_are_collated_as_ever():
+    rows = [([5, 6, 7], [0, 0, 1]), ([8], [0])]
+    found, plain = Preference(["a", "b", "tie"]).collate(rows, range(2)), collate(rows, range(2))
+    assert all(torch.equal(getattr(found, name), getattr(plain, name)) for name in ("ids", "mask", "types"))
 
 
 def test_a_row_takes_the_places_of_its_longest_sequence_for_each():
-    assert batches_of.places(([5] * 4, [0] * 4)) == 4
-    assert batches_of.places(join(([5] * 4, [0] * 4), ([5] * 9, [0] * 9))) == 18, "the first is padded to the second"
+    size = Preference(["a", "b", "tie"]).row_size
+    assert size(([5] * 4, [0] * 4)) == batches_of.row_size(([5] * 4, [0] * 4)) == 4
+    assert size(Pair(([5] * 4, [0] * 4), ([5] * 9, [0] * 9))) == 18, "the first is padded to the second"
 
 
 def test_rows_of_one_and_of_two_sequences_do_not_mix():
-    one, two = ([5], [0]), join(([5], [0]), ([6], [0]))
+    one, two = ([5], [0]), Pair(([5], [0]), ([6], [0]))
     with pytest.raises(InputError, match="rows of 1 and of 2 sequences"):
-        collate([one, two], range(2))
+        Preference(["a", "b", "tie"]).collate([one, two], range(2))

@@ -288,7 +288,7 @@ def test_method_freezes_the_rest(place, call, tmp_path, method, layers):
 def test_pool_mean_is_kept_for_later(place, call, tmp_path):
     trained(place, call, tmp_path / "run", pool="mean")
     model = Classifier.load(tmp_path / "run")
-    assert model.pool == "mean" and "minillmclf_head.weight" in weights(tmp_path / "run")
+    assert model.head.pooling == "mean" and "minillmclf_head.weight" in weights(tmp_path / "run")
     assert not any("pooler" in name for name in weights(tmp_path / "run"))
     assert call(evaluate, "--model", tmp_path / "run")[0] == 0
 

@@ -244,10 +244,10 @@ def test_models_of_one_name_are_kept_apart(place, tmp_path):
     ("bert@max_length=2000", "full", "head", "64 positions"), ("bert@targets=nowhere", "lora", "head", "no such linear layer"),
     ("lm", "lora", "labels", ""), ("bert", "qlora", "head", ""), ("bert", "prefix", "head", ""), ("bert", "last-1", "head", "")])
 def test_what_cannot_be_is_known_without_weights(place, monkeypatch, model, method, readout, word):
-    from minillmclf.classify import classifier
+    from minillmclf.classify import build
     from minillmclf.train import load_dataset
     c, = combined(place, model, methods=[method], readouts=[readout], data=str(place / "data.csv"))
-    monkeypatch.setattr(classifier, "read_into", None)
+    monkeypatch.setattr(build, "load_weights", None)
     found = obstacle(c, load_dataset(c.settings))
     assert (word in found and "\n" not in found) if word else found == "", found
 

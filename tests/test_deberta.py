@@ -24,6 +24,7 @@ from test_models import split
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import DebertaHead, build_head
+from minillmclf.classify.task import SingleLabel
 from minillmclf.errors import InputError
 from minillmclf.models import (backbone, build_backbone, deberta, export, fill, fresh_weights, load_backbone,
                                save_backbone)
@@ -53,7 +54,7 @@ def load(folder):
     labels = list(checkpoint.config.get("id2label", ("0", "1")))
     with torch.device("meta"):
         head = build_head("deberta-v2", body, len(labels))
-    model = Classifier(body, head, None, labels, checkpoint.config, None, "family")
+    model = Classifier(body, head, None, SingleLabel(labels))
     model.report = fill(model, checkpoint, model.table())
     return model.eval(), body
 

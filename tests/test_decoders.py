@@ -23,6 +23,7 @@ from torch import nn
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import build_head
+from minillmclf.classify.task import SingleLabel
 from minillmclf.errors import InputError
 from minillmclf.models import (build_backbone, fresh_weights, gemma, gpt2, layers, llama,
                                load_backbone, rotary, save_backbone)
@@ -50,7 +51,7 @@ def load(folder):
         model = load_backbone(folder)
         return model, model
     body, labels = build_backbone(checkpoint, lm_head=False), list("abcdef")[:checkpoint.shapes["score.weight"][0]]
-    model = Classifier(body, build_head(checkpoint.config["model_type"], body, len(labels)), None, labels, None, 9, "family")
+    model = Classifier(body, build_head(checkpoint.config["model_type"], body, len(labels)), None, SingleLabel(labels), 9)
     model.report = fill(model, checkpoint, model.table())
     return model.eval(), body
 

@@ -152,7 +152,7 @@ def test_any_pooling_comes_back_too(name, how, folders, tmp_path):
     ours = Classifier.from_backbone(folders[name], LABELS, pool=how)
     ours.save(tmp_path)
     again = Classifier.load(tmp_path)
-    assert again.pool == how and not again.report.fresh
+    assert again.head.pooling == how and not again.report.fresh
     assert torch.equal(again.scores(again.encode(TEXTS)[0]), ours.scores(ours.encode(TEXTS)[0]))
 
 

@@ -211,7 +211,7 @@ def test_values_of_python_stand_for_what_a_flag_takes():
 def test_multi_label_rows(place):
     data = [(row["text"], [row["label"]] * (i % 4 > 0)) for i, row in enumerate(rows_of(place, "data"))]
     model = fine_tune(place / "bert", data, several_labels=True, **QUICK)
-    assert model.several and model.labels == list(small.TOPICS)
+    assert model.task.MULTI_LABEL and model.labels == list(small.TOPICS)
 
 
 def test_fine_tune_stays_a_function_whatever_is_imported_first():

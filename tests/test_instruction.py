@@ -350,7 +350,7 @@ def test_a_method_learns_and_comes_back(name, method, which, tuned):
     assert torch.equal(scores(again), scores(model)), "what was saved answers otherwise"
     rows = rows_of(again)
     assert mean_loss(again, objective_of(again, which), batch(rows)) == last, "training would go on from another loss"
-    assert (again.labels, again.readout, again.pool) == (model.labels, model.readout, None)
+    assert (again.labels, again.head.described, again.head.pooling) == (model.labels, model.head.described, None)
     if method in BESIDE_BASE:
         assert {n for n, p in again.named_parameters() if p.requires_grad} == learn, "training would go on with other weights"
 
@@ -614,7 +614,7 @@ def test_merged_it_is_a_plain_folder(name, method, which, tuned, tmp_path):
     exact = Classifier.load(tuned(name, method, which)[-1]).double()
     wide, merged = scores(exact), scores(merge_tuned(exact))
     assert (merged - wide).abs().max() <= ROUNDED * wide.abs().max(), f"{name}: in float64 merging is exact"
-    assert torch.equal(scores(again), scores(model)) and again.readout == model.readout
+    assert torch.equal(scores(again), scores(model)) and again.head.described == model.head.described
     same_logits(in_transformers(tmp_path), again, rows_of(again, 6), f"{name}: transformers reads the merged folder otherwise")
 
 

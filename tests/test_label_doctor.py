@@ -10,7 +10,7 @@ from small import PIECES, command
 
 from minillmclf import labels as labels_command
 from minillmclf.classify.label_text.doctor import ALL, SOME, WIDTH, examine
-from minillmclf.classify.readout import READOUTS
+from minillmclf.classify.label_text.options import READOUTS
 from minillmclf.errors import InputError
 from minillmclf.text.prompt import Prompt, Template
 from minillmclf.text.tokenizers.tokenizer import WordPiece, load_tokenizer

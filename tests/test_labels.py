@@ -21,13 +21,14 @@ from test_tokenizer import plain_files, write
 from minillmclf.classify.label_text import labels as labels_file
 from minillmclf.classify.calibrate import Calibration
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.label_text.labels import LabelReadout, common, ids_behind
+from minillmclf.classify.label_text.labels import LabelReadout, common, ids_behind, text_scores
+from minillmclf.classify.label_text.prompting import change_prompt
 from minillmclf.errors import InputError
 from minillmclf.models import fresh_weights, load_backbone, model_class, save_backbone
 from minillmclf.text.batch import collate
 from minillmclf.text.tokenizers.bpe import byte_letters
 from minillmclf.text.tokenizers.tokenizer import WordPiece, load_tokenizer
-from minillmclf.training.losses import class_loss
+from minillmclf.training.losses import Completion, class_loss
 
 STORED = Path(__file__).parent / "fixtures" / "tokenizers"
 TOKENIZERS = {"bert": "wordpiece", "roberta": "roberta", "deberta-v3": "deberta", "gpt2": "bytes", "llama": "llama",
@@ -203,7 +204,7 @@ def test_probabilities_are_those_of_one_forward_for_each_text(name, label_texts,
     assert model.head.end == ("eos" if end else "none"), f"{name}: labels that begin alike have an end, and T5's"
     sums, lengths = brute_force(name, TOKENIZERS[name], theirs(name), model.tokenizer, label_texts, end)
     encoded, cut = model.encode(TEXTS)
-    found = model.text_scores(encoded)
+    found = text_scores(model, encoded)
     assert not cut and len({len(ids) for ids, _ in encoded}) > 3, "ragged, and whole"
     bound = fp32(width=48, depth=6) * (sums.abs() / lengths).max()                                       # a token
     assert ((found - sums).abs() / lengths).max() <= bound, f"{name}: {apart(found, sums):.1g} apart from transformers"
@@ -222,7 +223,8 @@ def test_in_double_precision_the_scores_are_the_same(name, folders, theirs, monk
     finally:
         reference.to(torch.float32)
     with torch.no_grad():
-        batch = model.inputs(collate(model.encode(texts)[0], range(2)))
+        made = collate(model.encode(texts)[0], range(2))
+        batch = made.ids, made.mask, made.types
         found, classes = model.head.text_scores(model.backbone, *batch), model.head.read(model.backbone, *batch)
     each = ((found - sums).abs() / lengths).max()
     bound = fp32(width=1, depth=6) * (sums.abs() / lengths).max()  # transformers takes some steps, no products, in fp32
@@ -384,7 +386,7 @@ def test_only_with_an_end_token_can_the_longer_label_win(folders):
         one, two = (model.backbone(row, torch.ones_like(row))[0, -1] for row in behind)
         model.backbone.word_embeddings.weight[model.tokenizer.eos_id] = 60 * (two - one) / (two - one).norm() ** 2
     found = scores_of(model, ["soup"])[0]
-    model.ask(end="none")
+    change_prompt(model, end="none")
     without = scores_of(model, ["soup"])[0]
     assert found[1] > found[0] and without[1] < without[0], f"{found.tolist()}, {without.tolist()}"
 
@@ -432,7 +434,7 @@ def test_synonyms_add_their_probabilities(name, folders):
     assert (gain >= -1e-5).all(), f"{name}: a synonym lowers the score of its class"
     assert gain.max() > 0.1, f"{name}: one text is so much likelier than the other that this tests nothing"
     assert apart(found[:, 1], alone[:, other]) < 1e-4, f"{name}: a synonym of one class changes another"
-    sums = model.text_scores(model.encode(TEXTS)[0])
+    sums = text_scores(model, model.encode(TEXTS)[0])
     assert model.head.texts == [words[one], words[two], words[other]] and apart(sums, alone[:, [one, two, other]]) < 1e-4
 
 
@@ -443,7 +445,7 @@ def test_scores_are_divided_as_asked(name, folders):
     texts = {"a": ["good day"], "b": ["dull", "so 😀 é"], "c": ["neutral"]} if name != "t5" else \
         {"a": ["good day"], "b": ["dull", "so é"], "c": ["neutral"]}
     ways = {way: asking(folders(name), texts, template_for(name), score_by=way) for way in ("sum", "token", "char", "byte")}
-    sums = ways["sum"].text_scores(ways["sum"].encode(TEXTS)[0]).double()
+    sums = text_scores(ways["sum"], ways["sum"].encode(TEXTS)[0]).double()
     flat = [text for several in texts.values() for text in several]
     odd = flat[2]
     tokens = list(map(len, pieces_of(ways["sum"]).values()))
@@ -452,7 +454,7 @@ def test_scores_are_divided_as_asked(name, folders):
     for way, model in ways.items():
         by_hand = of_classes(sums / torch.tensor(lengths[way]), texts)
         assert apart(scores_of(model), by_hand) < 2e-5, f"{name}: score_by {way}"
-        assert apart(model.text_scores(model.encode(TEXTS)[0]), sums) < 1e-4, "text_scores are always sums"
+        assert apart(text_scores(model, model.encode(TEXTS)[0]), sums) < 1e-4, "text_scores are always sums"
     assert len({tuple(found) for found in lengths.values()}) == 4, "or two ways are not told apart here"
     default = asking(folders(name), texts, template_for(name))
     assert torch.equal(scores_of(default), scores_of(ways["sum"])), "as they are, where nothing is said"
@@ -575,10 +577,10 @@ def test_the_loss_of_answers_is_minus_their_score(name, folders):
     model = asking(folders(name), ALIKE, template_for(name), end="none" if name in MASKED else "eos")
     encoded, answers = model.encode(TEXTS)[0], [0, 1, 2, 1, 0]
     first = [own[0] for own in model.head.own]
-    sums = model.text_scores(encoded)
+    sums = text_scores(model, encoded)
     expected = -sum(sums[row, first[answer]].item() for row, answer in enumerate(answers))
     with torch.no_grad():
-        found = model.completion_loss(collate(encoded, range(5), labels=answers)).item()
+        found = Completion(model.head.answer_lengths())(model, collate(encoded, range(5), labels=answers)).item()
     assert found == pytest.approx(expected, rel=1e-5), name
 
 
@@ -753,7 +755,7 @@ def test_a_folder_gives_the_same_bits_again_and_to_transformers_the_same_logits(
     assert again.encode(TEXTS) == model.encode(TEXTS) and again.labels == LABELS and again.max_length == 140
     assert (again.predict(TEXTS) == model.predict(TEXTS)).all(), f"{name}: other probabilities from its own folder"
     assert not again.report.fresh and not again.report.dropped, f"{name}: {again.report.line()}"
-    assert again.readout == model.readout
+    assert again.head.described == model.head.described
     transformers = imported("transformers")
     kind = "MaskedLM" if name in MASKED else "Seq2SeqLM" if name in ANSWERING else "CausalLM"
     load = getattr(transformers, f"AutoModelFor{kind}").from_pretrained
@@ -783,14 +785,14 @@ def test_what_a_model_writes_unasked_is_text(name, folders, tmp_path):
 def test_a_calibration_comes_back_and_is_used(folders, tmp_path):
     model = asking(folders("gpt2"))
     raw = scores_of(model)
-    model.calibrate(Calibration([-3.0, 1.0, 0.5], 2.0))
+    model.task.calibrate(Calibration([-3.0, 1.0, 0.5], 2.0))
     expected = ((raw - torch.tensor([-3.0, 1.0, 0.5])) / 2).softmax(1)
     assert apart(torch.from_numpy(model.predict(TEXTS)), expected) < 1e-6
     assert apart(expected, raw.softmax(1)) > 0.05
     model.save(tmp_path)
     again = Classifier.load(tmp_path)
-    assert (again.predict(TEXTS) == model.predict(TEXTS)).all() and again.calibration == model.calibration
-    again.calibrate(None)
+    assert (again.predict(TEXTS) == model.predict(TEXTS)).all() and again.task.calibration == model.task.calibration
+    again.task.calibrate(None)
     assert torch.equal(scores_of(again), raw)
 
 

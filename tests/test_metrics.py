@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillmclf.classify.baseline import BagOfWords, majority, terms
+from minillmclf.classify.task import SingleLabel
 from minillmclf.text.data import Example
-from minillmclf.train import table
 from minillmclf.training.metrics import METRICS, calibration_error, class_f1, evaluate
 
 # Six rows, three classes. Answers: 0 0 1 1 2 0; true: 0 1 1 1 2 2.
@@ -177,7 +177,7 @@ def test_macro_f1_is_over_the_classes_that_occur():
 
 def test_the_table_names_classes_without_rows():
     rows = [Example(("text",), label, line) for line, label in enumerate("aba", 2)]
-    lines = table({"model": evaluate(np.eye(3)[[0, 1, 1]], [0, 1, 0], ["a", "b", "c"])}, ["a", "b", "c"], "test", rows)
+    lines = SingleLabel(["a", "b", "c"]).table({"model": evaluate(np.eye(3)[[0, 1, 1]], [0, 1, 0], ["a", "b", "c"])}, "test", rows)
     assert lines[0].startswith("test (3 rows)")
     assert [line for line in lines if "no rows" in line] == ["  c  0.000  (no rows of it here)"]
 

@@ -26,6 +26,7 @@ from minillmclf.folds import __main__ as folds
 from minillmclf.predict import __main__ as predict
 from minillmclf.report import __main__ as report
 from minillmclf.classify.classifier import Classifier
+from minillmclf.classify.multilabel import MultiLabel
 
 LABELS = list(small.TOPICS)
 SPLITS = {
@@ -507,7 +508,7 @@ def test_the_numbers_of_several_labels_are_those_of_scikit_learn(tmp_path):
         model.head.out.weight.normal_(0, 1.0, generator=torch.Generator().manual_seed(1))
         model.head.out.bias -= model.scores(model.encode(texts)[0]).mean(0)
     thresholds = [0.4, 0.5, 0.6]
-    model.use_thresholds(thresholds)
+    model.task = MultiLabel(LABELS, thresholds)
     model.save(tmp_path / "model")
     p = Classifier.load(tmp_path / "model").predict(texts).astype(np.float64)
     rng = np.random.default_rng(0)

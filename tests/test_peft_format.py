@@ -18,6 +18,7 @@ from test_families import CONFIGS, FP32, LABELS, TEXTS, classifier, folders, the
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import build_head
+from minillmclf.classify.task import SingleLabel
 from minillmclf.errors import InputError
 from minillmclf.models import model_class
 from minillmclf.text.batch import collate
@@ -590,7 +591,8 @@ def test_a_published_adapter_of_microsoft_has_a_place_for_every_tensor(tmp_path)
                   intermediate_size=3072, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1)
     with torch.device("meta"):
         body = model_class(config).from_config(config)
-        model = Classifier(body, build_head("roberta", body, 3), None, ["a", "b", "c"], config, 512, "family")
+        body.source_config = config
+        model = Classifier(body, build_head("roberta", body, 3), None, SingleLabel(["a", "b", "c"]), 512)
     report = apply_adapter(model, *read_adapter(tmp_path))
     assert len(report.loaded) == 52 and len(lora.wrapped(model)) == 24
     assert report.loaded["roberta.encoder.layer.11.attention.self.value.lora_B"] == \

@@ -36,9 +36,8 @@ TEXTS = [text for text, _ in small.texts_of(random.Random(1), 22)]        # five
 def models(tmp_path_factory):
     """Saved classifiers by name: of one class a text, of several, and of two answers to a prompt."""
     folder, body = tmp_path_factory.mktemp("models"), small.bert_folder(tmp_path_factory.mktemp("bert"), layers=1)
-    made = {"one": Classifier.from_backbone(body, LABELS), "several": Classifier.from_backbone(body, LABELS),
+    made = {"one": Classifier.from_backbone(body, LABELS), "several": Classifier.from_backbone(body, LABELS, multi_label=True),
             "preference": Classifier.from_backbone(body, ["a", "b", "tie"], preference={"kind": "head"})}
-    made["several"].use_thresholds()
     for name, model in made.items():
         fresh_weights(model.head, seed=0, std=1.0)
         if name != "preference":                                    # so that texts are answered differently
@@ -156,10 +155,10 @@ def test_a_bad_row_in_the_first_window_leaves_nothing(ask, tmp_path):
 def test_what_the_model_refuses_is_counted_from_the_start(ask, data, monkeypatch):
     real = Classifier.encode
 
-    def encode(model, texts, once=False):
+    def encode(model, texts, training=False):
         if (TEXTS[9],) in texts:
             raise InputError("text 2: too long")
-        return real(model, texts, once)
+        return real(model, texts, training)
     monkeypatch.setattr(Classifier, "encode", encode)
     code, out, said = ask("--data", data)
     assert (code, said) == (2, "error: after 8 rows: text 2: too long\n") and len(out.splitlines()) == 8

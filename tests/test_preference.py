@@ -18,18 +18,17 @@ from minillmclf import evaluate, train
 from minillmclf.folds import __main__ as folds
 from minillmclf.predict import __main__ as predict
 from minillmclf.compare.candidates import expand, obstacle, read_sweep
-from minillmclf.classify import classifier as classifiers
 from minillmclf.classify import preference, swap
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.preference import cut_line, cut_parts, davidson, longer_answer, use_swap
-from minillmclf.classify.swap import (averaged, exchanged, inconsistency, order_of,
+from minillmclf.classify.preference import cut_line, cut_parts, davidson, use_swap
+from minillmclf.classify.swap import (averaged, exchanged, inconsistency, longer_answer, order_of,
                                       swap_inconsistency, swapped, swapped_label, with_swapped)
 from minillmclf.errors import InputError
 from minillmclf.cli.memory import kept_for_backward
 from minillmclf.models import fresh_weights, model_class, save_backbone
 from minillmclf.cli.settings import Settings
 from minillmclf.text import parts
-from minillmclf.text.batch import Batch, collate, sequences
+from minillmclf.text.batch import Batch
 from minillmclf.text.data import Example
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training.loop import take_step
@@ -214,13 +213,13 @@ def test_the_two_answers_are_read_apart(name, folders):
 def test_padding_and_batch_mates_change_no_answer(name, asked, dtype, tolerance, folders):
     model = classifier(folders[name], asked).to(dtype)
     encoded = model.encode(ROWS)[0]
-    alone = torch.cat([model(collate(encoded, [row])) for row in range(3)])
-    batch = collate(encoded, range(3))
+    alone = torch.cat([model(model.collate(encoded, [row])) for row in range(3)])
+    batch = model.collate(encoded, range(3))
     left = [torch.zeros_like(batch.ids) for _ in range(3)]
     for row, length in enumerate(batch.mask.sum(1).tolist()):
         for new, old in zip(left, (batch.ids, batch.mask, batch.types)):
             new[row, -length:] = old[row, :length]
-    for way, found in {"right": model(batch), "left": model(Batch(*left, None, [0, 1, 2], batch.starts))}.items():
+    for way, found in {"right": model(batch), "left": model(Batch(*left, None, [0, 1, 2]))}.items():
         assert (found - alone).abs().max() <= tolerance * alone.abs().max(), f"{name}: padded {way} with mates: other answers than alone"
 
 
@@ -229,8 +228,8 @@ def test_long_answers_are_cut_and_none_vanishes(folders):
     for asked in (HEAD, BOTH_WAYS, APART):
         model = classifier(folders["bert"], asked, keep="head+tail")
         (row,), cut = model.encode([long])
-        assert cut == 1 and all(len(ids) == 64 for ids, _ in sequences(row)), f"{asked}: not the whole room is used"
-        assert model.tokenizer.ids("storm")[0] in row[0], f"{asked}: the end of an answer, which often decides, is gone"
+        assert cut == 1 and all(len(ids) == 64 for ids, _ in model.task.sequences(row)), f"{asked}: not the whole room is used"
+        assert any(model.tokenizer.ids("storm")[0] in ids for ids, _ in model.task.sequences(row)), f"{asked}: the end of an answer, which often decides, is gone"
         assert model.head.length(model.tokenizer, long) > 300
         counts = cut_parts(model, [long, *ROWS])
         assert counts == {"prompt": 0, "a": 1, "b": 1, "of": 4}, f"{asked}: {counts}"
@@ -254,13 +253,13 @@ WRONG = {
     "texts are exchanged, labels not": (swap, "swapped_label", lambda label: label,
                                         lambda _: test_training_rows_are_doubled_with_their_labels_and_no_other_row()),
     "the mean without the exchange of columns": (
-        classifiers, "averaged", lambda scores, labels: torch.logaddexp(*scores.log_softmax(-1).chunk(2)).log_softmax(-1),
+        preference, "averaged", lambda scores, labels: torch.logaddexp(*scores.log_softmax(-1).chunk(2)).log_softmax(-1),
         lambda folders: test_the_order_of_the_answers_changes_nothing("bert", BOTH_WAYS, LABELS, folders)),
     "the mean of twice the same order": (
-        classifiers, "swapped", lambda texts: texts,
+        preference, "swapped", lambda texts: texts,
         lambda folders: test_the_order_of_the_answers_changes_nothing("bert", BOTH_WAYS, LABELS, folders)),
     "the mean of scores, not of probabilities": (
-        classifiers, "averaged", lambda scores, labels: scores.chunk(2)[0] + exchanged(scores.chunk(2)[1], labels),
+        preference, "averaged", lambda scores, labels: scores.chunk(2)[0] + exchanged(scores.chunk(2)[1], labels),
         lambda folders: test_label_texts_are_read_in_both_orders_too("gpt2", folders)),
     "a tie that depends on one worth": (
         preference, "davidson", lambda r_a, r_b, log_nu: torch.stack([r_a, r_b, log_nu + r_a], 1).log_softmax(1),
@@ -292,7 +291,7 @@ def test_it_comes_back_bit_for_bit(name, asked, pool, folders, tmp_path):
     model = classifier(folders[name], asked, pool=pool)
     model.save(tmp_path)
     again = Classifier.load(tmp_path)
-    assert again.preference == model.preference == {"swap": "none", **asked} and not again.report.fresh
+    assert again.settings()["preference"] == model.settings()["preference"] == {"swap": "none", **asked} and not again.report.fresh
     assert torch.equal(answers(again), answers(model)), f"{name}: {asked} answers otherwise from its folder"
     other = Classifier.from_backbone(tmp_path, ["x", "y"])
     assert all(path.startswith(("head.out", "head.dense")) for path in other.report.fresh), "its body is no body any more"
@@ -321,7 +320,7 @@ def test_transformers_reads_the_head_as_an_ordinary_classifier(folders, tmp_path
     model = classifier(folders["bert"], HEAD)
     model.save(tmp_path)
     theirs = loaded(transformers.AutoModelForSequenceClassification.from_pretrained, tmp_path)
-    batch = collate(model.encode(ROWS)[0], range(3))
+    batch = model.collate(model.encode(ROWS)[0], range(3))
     with torch.no_grad(), may_refuse():
         logits = theirs(input_ids=batch.ids, attention_mask=batch.mask, token_type_ids=batch.types).logits
     assert (logits.softmax(-1) - answers(model)).abs().max() < 1e-5
@@ -335,7 +334,7 @@ def test_transformers_reads_the_trunk_of_bradley_terry(name, folders, tmp_path):
     kind = transformers.T5EncoderModel if name == "t5" else transformers.AutoModel
     theirs, said = loaded(kind.from_pretrained, tmp_path, output_loading_info=True)
     assert not [key for key in said["missing_keys"] if "pooler" not in key], f"{name}: the trunk is not whole: {said}"
-    row = sequences(model.encode(ROWS)[0][0])[1]
+    row = model.encode(ROWS)[0][0].second
     ids = torch.tensor([row[0]])
     with torch.no_grad(), may_refuse():
         hidden = theirs.eval()(input_ids=ids).last_hidden_state
@@ -377,7 +376,7 @@ def battles(rows, seed, good="rose"):
 
 
 def rows_of(model, examples):
-    return Rows(model.encode([e.texts for e in examples], once=True)[0], [LABELS.index(e.label) for e in examples])
+    return Rows(model.encode([e.texts for e in examples], training=True)[0], [LABELS.index(e.label) for e in examples])
 
 
 @pytest.mark.parametrize("name, asked, steps", [("bert", APART, 30), ("gpt2", APART, 30), ("t5", APART, 30),
@@ -386,7 +385,7 @@ def test_the_good_word_is_learned(name, asked, steps, folders):
     model = Classifier.from_backbone(folders[name], LABELS, preference=asked)
     fresh_weights(model, 0, std=0.15)
     data, fresh = rows_of(model, with_swapped(battles(48, 0))), battles(60, 1)
-    model(collate(data.encoded, range(24))).logsumexp(0).square().sum().backward()
+    model(model.collate(data.encoded, range(24))).logsumexp(0).square().sum().backward()
     idle = [path for path, p in model.named_parameters() if p.requires_grad and p.grad is not None and p.grad.abs().max() < 1e-7]
     assert not [path for path in idle if path.startswith("head.")], f"{name}, {asked}: never learn: {idle}"
     optimizer = build_optimizer(model, 1e-2, 0.0)
@@ -403,11 +402,11 @@ def test_the_longer_answer_by_hand():
     def row(a, b, label):
         return Example(("p", "x" * a, "x" * b), label, 2)
     rows = [row(5, 1, "a"), row(1, 5, "b"), row(1, 5, "a"), row(2, 1, "tie"), row(3, 3, "tie")]
-    found = longer_answer(rows, [row(9, 2, "a"), row(2, 9, "a"), row(4, 4, "a")], ["tie", "b", "a"])
+    found = longer_answer(rows, [row(9, 2, "a").texts, row(2, 9, "a").texts, row(4, 4, "a").texts], ["tie", "b", "a"])
     expected = [[2 / 7, 2 / 7, 3 / 7], [2 / 7, 3 / 7, 2 / 7], [2 / 4, 1 / 4, 1 / 4]]       # each count begins at one
     assert np.allclose(found, expected), found
-    turned = longer_answer(with_swapped(rows), [row(2, 9, "a")], LABELS)
-    assert np.allclose(turned, exchanged(longer_answer(with_swapped(rows), [row(9, 2, "a")], LABELS), LABELS))
+    turned = longer_answer(with_swapped(rows), [row(2, 9, "a").texts], LABELS)
+    assert np.allclose(turned, exchanged(longer_answer(with_swapped(rows), [row(9, 2, "a").texts], LABELS), LABELS))
 
 
 # ------------------------------------------------------------------------------------------------ commands

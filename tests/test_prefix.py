@@ -20,6 +20,8 @@ from torch import nn
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import PooledHead, build_head
+from minillmclf.classify.preference import Pair
+from minillmclf.classify.task import SingleLabel
 from minillmclf.errors import InputError
 from minillmclf.models import build_backbone, fill, fresh_weights, load_backbone
 from minillmclf.models.bert import Bert, Roberta
@@ -226,9 +228,9 @@ def test_wrong_prefixes_are_noticed(fault, family, monkeypatch):
 
 
 WRONG_PROMPTS = {
-    "behind the text": lambda self, ids, types: (ids + self.words, types + [0] * len(self.words)),
-    "in reverse": lambda self, ids, types: (self.words[::-1] + ids, [0] * len(self.words) + types),
-    "without its last word": lambda self, ids, types: (self.words[:-1] + ids, [0] * len(self.words[:-1]) + types),
+    "behind the text": lambda self, row: (row[0] + self.words, row[1] + [0] * len(self.words)),
+    "in reverse": lambda self, row: (self.words[::-1] + row[0], [0] * len(self.words) + row[1]),
+    "without its last word": lambda self, row: (self.words[:-1] + row[0], [0] * len(self.words[:-1]) + row[1]),
 }
 
 
@@ -240,10 +242,10 @@ def test_wrong_prompts_are_noticed(how, family, monkeypatch):
 
 
 def test_the_new_words_stand_before_each_sequence_of_a_row():
-    prompted = Prompted(lambda texts, once: ([([5, 6], [0, 1]), ([1, 2, 3, 4], [0, 0, 1, 1], [1, 3])], 1), [50, 51])
+    prompted = Prompted(lambda texts, once: ([([5, 6], [0, 1]), Pair(([1, 2, 3], [0, 0, 1]), ([4], [1]))], 1), [50, 51])
     rows, shortened = prompted(["a", "b"])
     assert rows[0] == ([50, 51, 5, 6], [0, 0, 0, 1]) and shortened == 1
-    assert rows[1] == ([50, 51, 1, 50, 51, 2, 3, 50, 51, 4], [0, 0, 0, 0, 0, 0, 1, 0, 0, 1], [3, 7])
+    assert rows[1] == Pair(([50, 51, 1, 2, 3], [0, 0, 0, 0, 1]), ([50, 51, 4], [0, 0, 1]))
 
 
 # ----------------------------------------------------------------------------------------------------- by hand
@@ -572,7 +574,7 @@ def read_back(folder):
         return load_backbone(folder)
     body = build_backbone(checkpoint, lm_head=False)
     head = build_head(checkpoint.config["model_type"], body, 2)
-    model = Classifier(body, head, None, ["a", "b"], None, 9, "family")
+    model = Classifier(body, head, None, SingleLabel(["a", "b"]), 9)
     fill(model, checkpoint, model.table())
     return model.eval()
 

@@ -20,6 +20,8 @@ from minillmclf.classify.label_text import prompting
 from minillmclf.classify.calibrate import Calibration, batch, contextual, temperature
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.label_text.decode import constrained, disagreements
+from minillmclf.classify.label_text.labels import text_scores
+from minillmclf.classify.label_text.prompting import change_prompt
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone
@@ -105,7 +107,7 @@ def texts_of(rows):
 
 def sums_of(model, rows):
     """Log-probabilities of all label texts (N, L). rows: Examples, or texts."""
-    return model.text_scores(model.encode([getattr(row, "texts", row) for row in rows])[0])
+    return text_scores(model, model.encode([getattr(row, "texts", row) for row in rows])[0])
 
 
 def truth_of(rows):
@@ -146,7 +148,7 @@ def by_hand(model, name, rows, dev):
 
 def sums_of_empty(model, texts):
     """As sums_of, for texts that `encode` would refuse as blank."""
-    return model.text_scores([model.head.lay_out(model.tokenizer, (text,), model.max_length)[0] for text in texts])
+    return text_scores(model, [model.head.lay_out(model.tokenizer, (text,), model.max_length)[0] for text in texts])
 
 
 # ------------------------------------------------------------------------------------------------ 1. the table
@@ -395,17 +397,17 @@ def test_each_row_is_asked_behind_its_own_neighbours(name, place, data, ask, wat
             one = built(place, name, shots)
             assert one.encode([row.texts])[0][0][0] == ids, f"{row.texts}: not behind {texts_of(shots)}, the nearest last"
             alone.append(sums_of(one, [row]))
-        together = model.text_scores(part)
+        together = text_scores(model, part)
         assert (together - torch.cat(alone)).abs().max() < 1e-4, f"{name}: in one batch other scores than one by one"
     assert (ways["as it is"] - added(sums_of_rows(model, encoded), TEXTS[name])).abs().max() < 1e-4
     different = {tuple(texts_of(shots)) for shots in neighbours_by_hand(place, data, data.test, 2)}
     assert len(different) > 3, "nearly all rows have the same neighbours, so this compares little"
-    assert model.readout["shots"] == [], "the shots of the last row should not stay"
+    assert model.head.described["shots"] == [], "the shots of the last row should not stay"
 
 
 def sums_of_rows(model, encoded):
     """Each encoded row in a batch of its own (N, L)."""
-    return torch.cat([model.text_scores([row]) for row in encoded])
+    return torch.cat([text_scores(model, [row]) for row in encoded])
 
 
 def test_shots_of_neighbours_are_shortened_too(place, data):
@@ -637,14 +639,14 @@ CHANGES = {"template": "Say: {text}\nIt is {label}", "instruction": INSTRUCTION,
 @pytest.mark.parametrize("key", CHANGES)
 def test_asking_changes_what_it_is_told_alone(key, place, data):
     model = built(place, "gpt2", choose_shots(data.train, LABELS, 1, 0), instruction="Answer.", score_by="token")
-    before, weights = dict(model.readout), {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
+    before, weights = dict(model.head.described), {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
     body, old = model.backbone, model.predict(texts_of(data.test))
-    model.ask(**{key: CHANGES[key]})
-    changed = {name for name in before if model.readout[name] != before[name]}
-    assert changed == {key} and set(model.readout) == set(before), f"{key} was to be changed, not {changed}"
+    change_prompt(model, **{key: CHANGES[key]})
+    changed = {name for name in before if model.head.described[name] != before[name]}
+    assert changed == {key} and set(model.head.described) == set(before), f"{key} was to be changed, not {changed}"
     assert model.backbone is body and all(torch.equal(weights[name], t) for name, t in body.state_dict().items())
-    asked = {name: value for name, value in model.readout.items() if name not in ("readout", "fields", "label_texts")}
-    anew = asking(place / "gpt2", model.readout["label_texts"], labels=LABELS, **asked)
+    asked = {name: value for name, value in model.head.described.items() if name not in ("readout", "fields", "label_texts")}
+    anew = asking(place / "gpt2", model.head.described["label_texts"], labels=LABELS, **asked)
     encoded = model.encode(texts_of(data.test))[0]
     assert encoded == anew.encode(texts_of(data.test))[0], "the prompts should be those of a classifier built anew"
     assert torch.equal(model.scores(encoded), anew.scores(encoded)), "the scores should be those of a classifier built anew"
@@ -654,8 +656,8 @@ def test_asking_changes_what_it_is_told_alone(key, place, data):
 def test_asking_back_gives_the_first_answers(place, data):
     model = built(place, "gpt2")
     first = model.predict(texts_of(data.test))
-    model.ask(shots=[(["a rose"], "thé")], template="Say: {text}\nIt is")
-    model.ask(shots=[], template=TEMPLATE)
+    change_prompt(model, shots=[(["a rose"], "thé")], template="Say: {text}\nIt is")
+    change_prompt(model, shots=[], template=TEMPLATE)
     assert (model.predict(texts_of(data.test)) == first).all(), "something of the other prompt stays"
 
 
@@ -665,13 +667,13 @@ def test_asking_back_gives_the_first_answers(place, data):
     ({"shots": [(["a", "b"], "thé")]}, "needs 1 text")])
 def test_asking_for_what_there_is_not_changes_nothing(changes, words, place, data):
     model = built(place, "gpt2")
-    before, first = dict(model.readout), model.predict(texts_of(data.test))
+    before, first = dict(model.head.described), model.predict(texts_of(data.test))
     with pytest.raises(InputError, match=re.escape(words)):
-        model.ask(**changes)
-    assert model.readout == before and (model.predict(texts_of(data.test)) == first).all(), "half of a refused change stays"
+        change_prompt(model, **changes)
+    assert model.head.described == before and (model.predict(texts_of(data.test)) == first).all(), "half of a refused change stays"
 
 
 def test_a_head_is_not_asked(place):
     model = Classifier.from_backbone(place / "gpt2", LABELS)
     with pytest.raises(InputError):
-        model.ask(shots=[])
+        change_prompt(model, shots=[])

@@ -318,9 +318,7 @@ def test_scores_are_of_rows(body, tmp_path):
 
 @pytest.mark.parametrize("several", [False, True], ids=["one label", "several"])
 def test_answers_that_are_not_finite_are_an_error(body, tmp_path, call, several):
-    model = Classifier.from_backbone(body, LABELS)
-    if several:
-        model.use_thresholds()
+    model = Classifier.from_backbone(body, LABELS, multi_label=several)
     with torch.no_grad():
         model.head.dense.bias.fill_(9)                              # a text's vector is all ones
         model.head.out.weight.fill_(3e38)                           # finite; a sum of two is not

@@ -22,7 +22,7 @@ from minillmclf.cli.parser import Output, StopSignal, limit, one_line, run
 from minillmclf.errors import InputError
 from minillmclf.files import locked
 from minillmclf.cli.settings import Settings
-from minillmclf.text.batch import make_batches, places
+from minillmclf.text.batch import make_batches, row_size
 from minillmclf.training.checkpoint import PROGRESS
 from minillmclf.training.plan import Plan, Rows
 
@@ -301,10 +301,10 @@ def wait_for(holds, seconds=30):
     ({"epochs": 3, "batch_tokens": 12}, 3, None), ({"epochs": 3, "sampling": "balanced"}, 3, 15)])
 def test_the_plan_is_made_an_epoch_at_a_time(asked, epochs, steps):
     rows, s = Rows([([1] * (row % 5 + 1), None) for row in range(20)], [0, 1] * 10), Settings(batch_size=4, **asked)
-    plan = Plan([places(row) for row in rows.encoded], rows.labels, s)
+    plan = Plan([row_size(row) for row in rows.encoded], rows.labels, s)
     assert plan.epochs == epochs and plan.steps == (steps or sum(map(len, plan)))
     if s.sampling == "none":
-        lengths = list(map(places, rows.encoded))
+        lengths = list(map(row_size, rows.encoded))
         for number in (0, 2):
             assert plan[number] == make_batches(lengths, 4, seed=f"0:{number}", tokens=s.batch_tokens)
 

@@ -192,7 +192,7 @@ def test_metrics_by_hand():
     own = [0.9, 0.8, 0.4, 0.4, 0.7, 0.9, 0.7, 0.9, 0.8]
     assert found["log_loss"] == pytest.approx(-np.log(own).mean())
     assert evaluate_multilabel(p, truth, "abc", [0.35, 0.5, 0.65])["exact_match"] == 1
-    both = several.judge(p, truth, "abc", [0.35, 0.5, 0.65])
+    both = several.MultiLabel("abc", [0.35, 0.5, 0.65]).evaluate(p, truth)
     assert both["micro_f1"] == 1 and both["at_half"]["micro_f1"] == pytest.approx(2 / 3)
 
 
@@ -224,16 +224,15 @@ def test_one_regression_for_each_class():
 
 def tiny(folder, **more):
     """A tiny BERT with a head for LABELS, several a text; nothing is drawn, so that gradients can be compared."""
-    model = Classifier.from_backbone(bert_folder(folder, **{"dropout": 0.0, **more}), LABELS)
+    model = Classifier.from_backbone(bert_folder(folder, **{"dropout": 0.0, **more}), LABELS, multi_label=True)
     with torch.no_grad():
         model.head.out.weight.mul_(20)                                       # scores far from 0
-    model.use_thresholds()
     return model
 
 
 def rows_of(model):
     examples = [Example((text,), label, line) for line, (text, label) in enumerate(zip(TEXTS, SETS), 2)]
-    return Rows(model.encode(TEXTS)[0], several.multi_hot(examples, model.labels))
+    return Rows(model.encode(TEXTS)[0], model.task.targets(examples))
 
 
 def test_transformers_has_the_same_scores_and_the_same_loss(tmp_path):
@@ -273,7 +272,7 @@ def test_a_folder_of_transformers_answers_with_sets(tmp_path):
     for file in made.glob("*okeniz*"):
         (tmp_path / "theirs" / file.name).write_bytes(file.read_bytes())
     model = Classifier.load(tmp_path / "theirs")
-    assert model.several and model.thresholds == [0.5] * 3 and model.labels == LABELS
+    assert model.task.MULTI_LABEL and model.task.thresholds == [0.5] * 3 and model.labels == LABELS
     batch = collate(model.encode(TEXTS)[0], range(4))
     with torch.no_grad(), may_refuse():
         expected = theirs(batch.ids, batch.mask, token_type_ids=batch.types).logits.sigmoid().numpy()
@@ -319,13 +318,13 @@ def test_thresholds_survive_saving(tmp_path):
     model = tiny(tmp_path / "base")
     before = model.predict(TEXTS)
     chosen = [float(np.sort(column)[2]) for column in before.T]              # each class is answered twice
-    model.use_thresholds(chosen)
+    model.task = several.MultiLabel(LABELS, chosen)
     model.save(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert config["problem_type"] == "multi_label_classification" and config["minillmclf"]["thresholds"] == chosen
     again = Classifier.load(tmp_path / "saved")
-    assert again.thresholds == chosen and np.array_equal(again.predict(TEXTS), before)
-    assert again.answers(before) == model.answers(before) != several.named(several.decide(before, [0.5] * 3), LABELS)
+    assert again.task.thresholds == chosen and np.array_equal(again.predict(TEXTS), before)
+    assert again.answers(before) == model.answers(before) != several.MultiLabel(LABELS).answers(before)
     assert sum(answer.split("|").count(LABELS[0]) for answer in again.answers(before)) == 2
 
 
@@ -336,7 +335,7 @@ def test_one_label_a_text_is_saved_as_before(tmp_path):
     assert config["problem_type"] == "single_label_classification" and "thresholds" not in config["minillmclf"]
     again = Classifier.load(tmp_path / "saved")
     p = again.predict(TEXTS)
-    assert not again.several and np.allclose(p.sum(1), 1, atol=1e-6) and again.answers(p) == [LABELS[i] for i in p.argmax(1)]
+    assert not again.task.MULTI_LABEL and np.allclose(p.sum(1), 1, atol=1e-6) and again.answers(p) == [LABELS[i] for i in p.argmax(1)]
 
 
 @pytest.mark.parametrize("change, said", [
@@ -362,10 +361,15 @@ def test_sure_scores_are_no_ones(tmp_path):
 
 def test_what_does_not_go_with_several_classes(tmp_path):
     model = tiny(tmp_path / "base")
-    refused(lambda: model.calibrate({"bias": [0.0] * 3, "temperature": 2.0}), "calibration", "threshold")
-    other = Classifier.from_backbone(tmp_path / "base", LABELS)
-    other.calibrate({"bias": [0.0] * 3, "temperature": 2.0})
-    refused(other.use_thresholds, "calibration")
+    refused(lambda: model.task.calibrate({"bias": [0.0] * 3, "temperature": 2.0}), "calibration", "threshold")
+    refused(lambda: Classifier.from_backbone(tmp_path / "base", ["a", "b", "tie"], multi_label=True, preference={"kind": "head"}),
+            "several classes a text", "preference")
+    model.save(tmp_path / "saved")
+    path = tmp_path / "saved" / "config.json"
+    config = json.loads(path.read_text())
+    config["minillmclf"]["calibration"] = {"bias": [0.0] * 3, "temperature": 2.0}
+    path.write_text(json.dumps(config))
+    refused(lambda: Classifier.load(tmp_path / "saved"), path, "calibration", "threshold")
 
 
 # ---------------------------------------------------------------- from end to end
@@ -403,12 +407,12 @@ def test_a_run_from_end_to_end(trained):
         assert line in out, f"{line!r} is not in what train prints"
     model = Classifier.load(run)
     texts, truth = ({split: make(getattr(data, split)) for split in ("dev", "test")} for make in (
-        lambda rows: [e.texts for e in rows], lambda rows: several.multi_hot(rows, data.labels)))
+        lambda rows: [e.texts for e in rows], several.MultiLabel(data.labels).targets))
     fitted = several.fit_thresholds(model.predict(texts["dev"]), truth["dev"])
-    assert model.thresholds == pytest.approx(fitted, abs=1e-6), "the thresholds are not those of the dev rows"
-    assert model.thresholds != pytest.approx(several.fit_thresholds(model.predict(texts["test"]), truth["test"]), abs=1e-3)
+    assert model.task.thresholds == pytest.approx(fitted, abs=1e-6), "the thresholds are not those of the dev rows"
+    assert model.task.thresholds != pytest.approx(several.fit_thresholds(model.predict(texts["test"]), truth["test"]), abs=1e-3)
     p, own = model.predict(texts["test"]), record["results"]["mini-bert, full"]
-    assert own["micro_f1"] == evaluate_multilabel(p, truth["test"], data.labels, model.thresholds)["micro_f1"]
+    assert own["micro_f1"] == evaluate_multilabel(p, truth["test"], data.labels, model.task.thresholds)["micro_f1"]
     assert own["at_half"]["micro_f1"] == evaluate_multilabel(p, truth["test"], data.labels)["micro_f1"]
     with open(run / "predictions.csv", encoding="utf-8", newline="") as file:
         written = list(csv.DictReader(file))
@@ -448,12 +452,12 @@ def test_an_adapter_keeps_its_thresholds_also_when_merged(tmp_path):
     texts = [text for text, *_ in rows]
     model = Classifier.load(tmp_path / "run")
     kept = json.loads((tmp_path / "run" / "tuned.json").read_text())["thresholds"]
-    assert model.several and model.thresholds == kept
+    assert model.task.MULTI_LABEL and model.task.thresholds == kept
     merge.main(flags(model=tmp_path / "run", out=tmp_path / "merged"))
     plain = Classifier.load(tmp_path / "merged")
-    assert plain.thresholds == kept and np.allclose(plain.predict(texts), model.predict(texts), atol=1e-5)
+    assert plain.task.thresholds == kept and np.allclose(plain.predict(texts), model.predict(texts), atol=1e-5)
     alone = Classifier.load(tmp_path / "run" / "adapter")
-    assert alone.thresholds == kept and np.array_equal(alone.predict(texts), model.predict(texts))
+    assert alone.task.thresholds == kept and np.array_equal(alone.predict(texts), model.predict(texts))
 
 
 # ---------------------------------------------------------------- refusals

@@ -16,7 +16,9 @@ from live import imported, loaded, may_refuse
 from small import TOPICS, bert_folder, command, data_file, flags, forked, start, texts_of
 
 from minillmclf import train
+from minillmclf.classify import task
 from minillmclf.classify.classifier import Classifier
+from minillmclf.classify.task import SingleLabel
 from minillmclf.cli.parser import StopSignal
 from minillmclf.errors import InputError
 from minillmclf.models.tensor_files import open_tensors
@@ -138,7 +140,7 @@ def test_class_loss_by_hand():
 
 def test_balanced_weights_give_every_class_the_same_say():
     labels = [0] * 6 + [1] * 3 + [2] * 1
-    weights = train.balanced(labels, 3)
+    weights = SingleLabel(["a", "b", "c"]).loss(Settings(class_weights="balanced"), labels).weights
     assert weights.tolist() == pytest.approx([10 / 18, 10 / 9, 10 / 3])
     assert sum(weights[label].item() for label in labels) == pytest.approx(len(labels)), "the weights' mean is not 1"
 
@@ -294,7 +296,7 @@ def fit_with_scores(folder, tmp_path, monkeypatch, scores, **settings):
     def evaluate(self, probabilities, targets):
         seen.append(weights_of(model))
         return {**dict.fromkeys(("accuracy", "macro_f1", "log_loss", "ece"), 0.5), s.metric: next(told)}
-    monkeypatch.setattr(SingleLabel, "evaluate", evaluate)
+    monkeypatch.setattr(SingleLabel, "measure", evaluate)
     return model, fit(model, some_rows(model, 10), some_rows(model, 6, seed=1), s, Store(tmp_path)), seen
 
 
@@ -341,7 +343,7 @@ def test_of_equal_epochs_that_with_the_smallest_log_loss_is_kept(folder, tmp_pat
     def evaluate(self, probabilities, targets):
         accuracy, loss = next(told)
         return {"accuracy": accuracy, "log_loss": loss, "macro_f1": 0.5, "ece": 0.5}
-    monkeypatch.setattr(SingleLabel, "evaluate", evaluate)
+    monkeypatch.setattr(SingleLabel, "measure", evaluate)
     model, s = classifier(folder), Settings(epochs=5, batch_size=4, lr=1e-3, patience=3)
     progress = fit(model, some_rows(model, 10), some_rows(model, 6, seed=1), s, Store(tmp_path))
     assert progress["best"] == {"epoch": 2, "accuracy": 0.7} and len(progress["history"]) == 4
@@ -351,7 +353,7 @@ def test_of_equal_epochs_that_with_the_smallest_log_loss_is_kept(folder, tmp_pat
                                                   ("ece", [0.1, 0.1, 0.1], 1)])
 def test_run_json_names_the_epoch_that_was_kept(folder, data, tmp_path, monkeypatch, capsys, metric, scores, best):
     told, kept, seen = iter(scores), {}, []
-    real_fit, real_epoch = loop.fit, loop.finish_epoch
+    real_fit, real_epoch, real_evaluate = loop.fit, loop.finish_epoch, task.evaluate
 
     def finish_epoch(model, *more):
         seen.append(weights_of(model))
@@ -361,7 +363,7 @@ def test_run_json_names_the_epoch_that_was_kept(folder, data, tmp_path, monkeypa
         """What is told, of the 9 dev rows; the 30 training rows are evaluated too."""
         numbers = dict.fromkeys(("accuracy", "macro_f1", "log_loss", "ece"), 0.5)
         return numbers | {metric: next(told, 0.5)} if len(targets) == 9 else numbers
-    monkeypatch.setattr(SingleLabel, "evaluate", evaluate)
+    monkeypatch.setattr(SingleLabel, "measure", evaluate)
     monkeypatch.setattr(loop, "fit", lambda *a, **k: kept.update(real_fit(*a, **k)) or kept)
     monkeypatch.setattr(loop, "finish_epoch", finish_epoch)
     out = tmp_path / "run"

@@ -28,7 +28,7 @@ from minillmclf import evaluate, inspect, labels, train
 from minillmclf.predict import __main__ as predict, stream
 from minillmclf.classify.classifier import Classifier
 from minillmclf.models import fresh_weights, load_backbone, model_class, save_backbone
-from minillmclf.text.batch import collate, sequences
+from minillmclf.text.batch import collate
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import tune
 
@@ -186,7 +186,7 @@ def test_deberta_s_pooler_has_a_dropout_of_its_own(tmp_path):
             "rank": 2,
             "alpha": 2.0,
             "dropout": 0.0,
-            "rank_stabilised": False,
+            "use_rslora": False,
             "targets": ["q_proj"],
             "bias": "all",
         },
@@ -341,11 +341,11 @@ def steps(monkeypatch):
     seen, real = [], torch.optim.AdamW.step
     forward, last = Classifier.forward, []
 
-    def watched(model, batch):
+    def watched(model, batch, *more):
         if model.training:
-            ids = model.inputs(batch)[0]
+            ids = batch.ids
             last[:] = [ids.tolist(), len(ids) / len(batch.labels)]
-        return forward(model, batch)
+        return forward(model, batch, *more)
 
     def step(optimizer, *given, **more):
         seen.append((torch.initial_seed(), *last))
@@ -698,12 +698,11 @@ def test_a_temperature_of_both_orders_is_fitted_with_the_labels_of_each(writer, 
 def test_a_score_exactly_at_its_threshold_is_reached(tmp_path, call):
     """A head of zeros gives every class exactly 0.5, its threshold: all are answered."""
     model = Classifier.from_backbone(
-        small.bert_folder(tmp_path / "bert", layers=1), ["x", "y", "z"]
+        small.bert_folder(tmp_path / "bert", layers=1), ["x", "y", "z"], multi_label=True
     )
     with torch.no_grad():
         model.head.out.weight.zero_()
         model.head.out.bias.zero_()
-    model.use_thresholds()
     model.save(tmp_path / "model")
     data = table(
         tmp_path / "data.csv",
@@ -751,7 +750,7 @@ def exact(folder, labels=SIDES, **asked):
 def answer(model, row):
     """The scores (C,) of one encoded row."""
     with torch.no_grad():
-        return model(collate([row], [0], model.tokenizer.pad_id))[0]
+        return model(model.collate([row], [0]))[0]
 
 
 def near(a, b):
@@ -858,7 +857,7 @@ def test_every_family_compares_two_answers(name, folders):  # noqa: F811
     assert near(found, turned[:, [1, 0, 2]]) and (found.exp().sum(1) - 1).abs().max() < 1e-5
     for row, encoded, texts in zip(found, model.encode(BOTH)[0], BOTH):
         r = []
-        for one in sequences(encoded):
+        for one in model.task.sequences(encoded):
             b = collate([one], [0])
             with torch.no_grad():
                 hidden, mask = model.head.states(model.backbone, b.ids, b.mask, b.types)

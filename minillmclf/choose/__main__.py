@@ -79,7 +79,7 @@ def model_facts(name, data, s, machine):
     from ..models import load_backbone
     from ..tuning.quant_files import open_checkpoint
     folder = find_model(name)
-    empty = Classifier.empty(open_checkpoint(folder), data.labels, {}, "family", s.max_length or None)
+    empty = Classifier.empty(open_checkpoint(folder), data.labels, max_length=s.max_length or None)
     splits = {name: [example.texts for example in getattr(data, name)] for name in SPLITS}
     rows = [texts for split in splits.values() for texts in split]
     lengths = [empty.head.length(empty.tokenizer, texts) for texts in rows]

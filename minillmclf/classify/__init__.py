@@ -1,6 +1,6 @@
 """How does a model answer with a class?
 
-Reading order: head.py (the first door), labels.py (the other one: its own words; decode.py, calibrate.py), preference.py and
-swap.py (a prompt with two answers), several.py (several classes a text), classifier.py, prompting.py (asking without
-learning), label_doctor.py, baseline.py.
+Reading order: readout.py and head.py (hidden states -> logits), task.py (what depends on the kind
+of answer), classifier.py, build.py and saved.py (from and to folders). The rest attaches to these:
+label_text/, multilabel.py, preference.py with swap.py, windows.py, calibrate.py, baseline.py.
 """

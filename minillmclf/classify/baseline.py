@@ -1,9 +1,10 @@
-"""What any model has to beat: the majority class, and logistic regression on a bag of words; where a row may have several
-labels, how frequent each class is, and a logistic regression for each of them.
+"""What any model has to beat: how frequent each class is, logistic regression on a bag of words,
+and, of two answers to a prompt, that the longer one wins.
 
-The bag counts words and pairs of neighbours, weighted by TF-IDF with the usual smoothing (Salton and Buckley 1988):
-(1 + log tf) * (1 + log((1 + rows) / (1 + df))), rows scaled to length 1. Only the terms in the most rows are kept, so that
-the weights and what L-BFGS remembers of them stay below 400 MB whatever the data.
+The bag counts words and pairs of neighbours, weighted by TF-IDF with the usual smoothing (Salton
+and Buckley 1988): (1 + log tf) * (1 + log((1 + rows) / (1 + df))), rows scaled to length 1. Only
+the terms in the most rows are kept, so that the weights and what L-BFGS remembers of them stay
+below 400 MB whatever the data.
 """
 import math
 import re
@@ -13,8 +14,33 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-MOST_TERMS, MOST_WEIGHTS = 100_000, 3_000_000      # of the vocabulary; of the vocabulary times classes
-HISTORY = 10                                       # steps that L-BFGS remembers, two vectors of all weights for each
+from .swap import is_preference, longer_answer
+
+MOST_TERMS, MOST_WEIGHTS = 100_000, 3_000_000      # terms; terms times classes
+HISTORY = 10                                       # steps that L-BFGS remembers, two vectors each
+
+
+def baselines(data, task, quick=False):
+    """Baselines on the model's own split -> {name: metrics on test, or dev if there is no test}.
+
+    quick: without the bag of words, which takes minutes on very many rows or classes.
+    """
+    final = "test" if data.test else "dev"
+    rows = {split: getattr(data, split) for split in ("train", "dev", final)}
+    texts = {split: [example.texts for example in rows[split]] for split in rows}
+    targets = {split: task.targets(rows[split]) for split in rows}
+    models = {task.FREQUENCIES: lambda asked: task.frequencies(targets["train"], len(asked))}
+    if not quick:
+        bag = task.BAG(len(task.labels))
+        bag.fit(texts["train"], targets["train"], texts["dev"], targets["dev"])
+        models["bag of words"] = bag.predict
+    if is_preference(data):
+        models["longer answer"] = lambda asked: longer_answer(rows["train"], asked, task.labels)
+    found = {}
+    for name, predict in models.items():
+        own = task.fitted(lambda: predict(texts["dev"]), rows["dev"])
+        found[name] = own.evaluate(predict(texts[final]), targets[final])
+    return found
 
 
 def majority(train_labels, rows, classes):
@@ -23,13 +49,13 @@ def majority(train_labels, rows, classes):
     return np.tile(shares, (rows, 1))
 
 
-def frequencies(train_truth, rows):
-    """The share of train rows that have each class, for every row: train_truth (N, C) of 0 and 1 -> (rows, C)."""
-    return np.tile(np.mean(train_truth, axis=0), (rows, 1))
+def frequencies(train_targets, rows):
+    """Multi-label: targets (N, C) of 0 and 1 -> the share of rows with each class (rows, C)."""
+    return np.tile(np.mean(train_targets, axis=0), (rows, 1))
 
 
 def terms(texts):
-    """Lower-case words of a text (or of a pair, kept apart), and the pairs of neighbours."""
+    """Lower-case words of a row and pairs of neighbours, each with the number of its text."""
     parts = (texts,) if isinstance(texts, str) else texts
     found = []
     for number, part in enumerate(parts):
@@ -46,26 +72,28 @@ class BagOfWords:
     def __init__(self, classes):
         self.classes = classes
 
-    def fit(self, texts, labels, dev_texts, dev_labels):
-        """Learn the vocabulary and weights from train; choose the penalty by `merit` on dev. -> self"""
+    def fit(self, texts, targets, dev_texts, dev_targets):
+        """Learn vocabulary and weights from train; choose the penalty by `merit` on dev. -> self"""
         frequency = Counter(term for text in texts for term in set(terms(text)))
         most = min(MOST_TERMS, MOST_WEIGHTS // self.classes)
-        kept = sorted(frequency, key=lambda term: (-frequency[term], term))[:most] if len(frequency) > most else frequency
+        kept = frequency
+        if len(frequency) > most:
+            kept = sorted(frequency, key=lambda term: (-frequency[term], term))[:most]
         self.index = {term: i for i, term in enumerate(sorted(kept))}
         self.idf = {term: 1 + math.log((1 + len(texts)) / (1 + n)) for term, n in frequency.items()}
-        x, y, dev = self.features(texts), torch.tensor(labels), self.features(dev_texts)
+        x, y, dev = self.features(texts), torch.tensor(targets), self.features(dev_texts)
         fitted = [self.regress(x, y, strength) for strength in self.STRENGTHS]
-        merits = [self.merit(self.apply(dev, w), torch.tensor(dev_labels)) for w in fitted]
+        merits = [self.merit(self.apply(dev, w), torch.tensor(dev_targets)) for w in fitted]
         self.weights = fitted[merits.index(max(merits))]
         return self
 
-    def cost(self, scores, y):
-        """What is minimised: scores (N, C), y (N,) -> scalar."""
-        return F.cross_entropy(scores, y)
+    def cost(self, logits, y):
+        """What is minimised: logits (N, C), y (N,) -> scalar."""
+        return F.cross_entropy(logits, y)
 
-    def merit(self, scores, y):
+    def merit(self, logits, y):
         """What chooses the penalty: the number of right answers."""
-        return int((scores.argmax(1) == y).sum())
+        return int((logits.argmax(1) == y).sum())
 
     def features(self, texts):
         """-> sparse (rows, vocabulary), rows of length 1."""
@@ -77,12 +105,16 @@ class BagOfWords:
             rows += [number] * len(weighted)
             columns += [self.index[t] for t in weighted]
             values += [v / length for v in weighted.values()]
-        return torch.sparse_coo_tensor([rows, columns], values, (len(texts), len(self.index)), check_invariants=False).coalesce()
+        shape = len(texts), len(self.index)
+        return torch.sparse_coo_tensor([rows, columns], values, shape,
+                                       check_invariants=False).coalesce()
 
     def regress(self, x, y, strength):
-        """Logistic regression, multinomial here -> (weights (vocabulary, C), bias (C,))."""
-        w, b = (torch.zeros(shape, requires_grad=True) for shape in ((x.shape[1], self.classes), (self.classes,)))
-        solver = torch.optim.LBFGS([w, b], max_iter=100, history_size=HISTORY, line_search_fn="strong_wolfe")
+        """x, y -> (weights (vocabulary, C), bias (C,)) at the optimum of `cost` and the penalty."""
+        w = torch.zeros(x.shape[1], self.classes, requires_grad=True)
+        b = torch.zeros(self.classes, requires_grad=True)
+        solver = torch.optim.LBFGS([w, b], max_iter=100, history_size=HISTORY,
+                                   line_search_fn="strong_wolfe")
 
         def loss():
             solver.zero_grad()
@@ -93,6 +125,7 @@ class BagOfWords:
         return w.detach(), b.detach()
 
     def apply(self, x, weights):
+        """x, what `regress` gives -> logits (rows, C)."""
         return torch.sparse.mm(x, weights[0]) + weights[1]
 
     def predict(self, texts):
@@ -101,16 +134,16 @@ class BagOfWords:
 
 
 class OneVersusRest(BagOfWords):
-    """The same features -> a logistic regression for each class, has the row it or not: several labels a row. Labels are
-    (N, C) of 0 and 1."""
+    """Multi-label: the same features -> a logistic regression for each class. Targets are (N, C) of
+    0 and 1."""
 
-    def cost(self, scores, y):
-        """As each class alone has it: the mean over rows, summed over classes."""
-        return F.binary_cross_entropy_with_logits(scores, y, reduction="sum") / len(y)
+    def cost(self, logits, y):
+        """The mean over rows, summed over classes: each class is fitted as if alone."""
+        return F.binary_cross_entropy_with_logits(logits, y, reduction="sum") / len(y)
 
-    def merit(self, scores, y):
-        """Minus the log loss: how many sets are right is settled by thresholds, which come later."""
-        return -float(self.cost(scores, y))
+    def merit(self, logits, y):
+        """Minus the log loss: thresholds come later and settle how many sets are right."""
+        return -float(self.cost(logits, y))
 
     def predict(self, texts):
         """-> probabilities (rows, C), numpy; a row's do not sum to one."""

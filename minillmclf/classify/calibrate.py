@@ -1,15 +1,15 @@
-"""Calibration: scores that lean to a class, or are too sure of themselves, made fairer after the model is done.
+"""Calibration: correct logits that lean to a class, or that are too sure, after training.
 
-A classifier's scores (N, C) stand before the softmax: a head's logits, or the log-probabilities of label texts, which
-need not sum to one. Every method ends in the same map, (scores - bias) / temperature; what it is fitted to differs:
+Logits (N, C) are a head's, or the log-probabilities of label texts, which need not sum to one.
+Every method gives one map, (logits - bias) / temperature; what it is fitted to differs:
 
     contextual    texts that say nothing, such as "N/A"    Zhao et al. 2021, "Calibrate Before Use"
     batch         rows without labels                      Zhou et al. 2023, "Batch Calibration"
-    temperature   rows with labels, not those of training  Guo et al. 2017, "On Calibration of Modern Neural Networks"
+    temperature   rows with labels, not those of training  Guo et al. 2017, "On Calibration of
+                                                           Modern Neural Networks"
 
-The first two move the bias and may change answers; a temperature never does, only how sure they are. All is fitted in
-float64 and in logarithms, so scores of -1e4 do no harm. Not here: a scale for each class (vector and matrix scaling),
-isotonic regression.
+The first two move the bias and may change answers; a temperature changes only how sure they are.
+All is fitted in float64 and in logarithms. Not here: a scale for each class, isotonic regression.
 """
 import math
 from dataclasses import asdict, dataclass
@@ -18,32 +18,29 @@ import torch
 
 from ..errors import InputError
 from ..files import short
-from ..training.metrics import evaluate
 
 CONTENT_FREE = ("N/A", "", "[MASK]")       # inputs without content
 LOWEST, HIGHEST = 1 / 100, 100.0           # the temperatures that are tried
-LEAST = 1e-6  # a temperature in a file: with less, scores are too large for float32
-HALVINGS = 60                              # of the interval between them: far below what float64 tells apart
+LEAST = 1e-6                               # a temperature in a file: below, float32 overflows
+HALVINGS = 60                              # of the interval between them, beyond float64
 
 
 @dataclass
 class Calibration:
-    """scores -> (scores - bias) / temperature. bias: C log-probabilities; temperature: above 0.
-
-    Both together: c = batch(scores), then Calibration(c.bias, temperature(c(dev_scores), dev_labels).temperature).
-    """
+    """logits -> (logits - bias) / temperature. bias: C log-probabilities; temperature: above 0."""
 
     bias: list[float]
     temperature: float = 1.0
 
-    def __call__(self, scores):
-        """(N, C) -> (N, C), of the same dtype and on the same device. Raises InputError if they are not finite."""
-        check_scores(scores)
-        if scores.shape[1] != len(self.bias):
-            raise InputError(f"scores of {scores.shape[1]} classes, but a calibration for {len(self.bias)}: fit anew")
-        exact = torch.promote_types(scores.dtype, torch.float32)           # half precision would round the difference
-        bias = torch.tensor(self.bias, dtype=exact, device=scores.device)
-        return check_scores(((scores.to(exact) - bias) / self.temperature).to(scores.dtype), "calibrated scores")
+    def __call__(self, logits):
+        """(N, C) -> (N, C), of the same dtype and device. InputError if they are not finite."""
+        if check_logits(logits).shape[1] != len(self.bias):
+            raise InputError(f"scores of {logits.shape[1]} classes, but a calibration for "
+                             f"{len(self.bias)}: fit anew")
+        exact = torch.promote_types(logits.dtype, torch.float32)        # 16 bits round the result
+        bias = torch.tensor(self.bias, dtype=exact, device=logits.device)
+        found = ((logits.to(exact) - bias) / self.temperature).to(logits.dtype)
+        return check_logits(found, "calibrated scores")
 
     def as_dict(self):
         """What `from_dict` reads, for a JSON file."""
@@ -51,7 +48,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, d, classes, where):
-        """d: as `as_dict` gives it; classes: how many there are; where: the file and key that errors name."""
+        """d: as `as_dict` gives it; classes: how many; where: the file and key for errors."""
         if not isinstance(d, dict) or set(d) != {"bias", "temperature"}:
             raise InputError(f"{where} should have the keys bias and temperature and no other, not "
                              f"{short(d)}")
@@ -65,98 +62,89 @@ class Calibration:
         return cls([float(b) for b in bias], float(temperature))
 
 
-def contextual(scores):
-    """scores (M, C) of the M content-free inputs -> Calibration: what is answered when nothing was asked is the bias.
+def contextual(logits):
+    """logits (M, C) of the M content-free inputs -> Calibration: their mean answer is the bias.
 
-    bias = log of the mean over the M rows of softmax(row). Subtracting it is Zhao's W = diag(p_cf)^-1, so a single
-    content-free input comes out uniform. Rows are made to sum to one *before* the mean, so that each counts alike; the
-    paper's own code does it after, where an input whose label texts are all unlikely counts less.
+    Subtracting it is Zhao's W = diag(p_cf)^-1, so a single content-free input comes out uniform.
+    Rows are made to sum to one *before* the mean; the paper's own code does it after.
     """
-    return Calibration(log_mean_probability(scores, 1).tolist())
+    return Calibration(log_mean_probability(logits, 1).tolist())
 
 
-def batch(scores):
-    """scores (N, C) of at least 2 rows without labels -> Calibration: the classes' mean shares are the bias.
+def batch(logits):
+    """logits (N, C) of 2 rows or more without labels -> Calibration: their mean answer is the bias.
 
-    bias = log of the mean over the N rows of softmax(row), the form that divides p(y|x) by the mean of p(y|x) over the
-    batch: afterwards the mean of p(y|x) / exp(bias) is 1 for every class. It assumes that the classes are about equally
-    frequent; where they are not, it takes their true frequency for a bias, and removes it.
+    Afterwards the mean of p(y|x) / exp(bias) is 1 for every class. It assumes that the classes are
+    about equally frequent; where they are not, it removes their true frequency too.
     """
-    return Calibration(log_mean_probability(scores, 2).tolist())
+    return Calibration(log_mean_probability(logits, 2).tolist())
 
 
-def temperature(scores, labels):
-    """scores (N, C), labels: N class numbers -> Calibration without bias, of the least mean log loss.
+def temperature(logits, targets):
+    """logits (N, C), targets: N class numbers -> Calibration of the least mean log loss, no bias.
 
-    The loss is convex in 1/T, so its slope there, mean(expected score - score of the label), only rises: halve the
-    interval of log(1/T) until it is 0. Where all rows are right, ever smaller T are ever better, and the search ends at
-    1/100 (at 100 where the scores mislead). T stays 1 if no other is better, as where all scores of each row are equal.
+    The loss is convex in 1/T, so its slope, mean(expected logit - logit of the target), only rises:
+    halve the interval of log(1/T) until it is 0. Where all rows are right the search ends at 1/100
+    (at 100 where all are wrong). T stays 1 if no other is better.
     """
-    logp = log_probabilities(scores, 1)                                    # (N, C)
-    labels = check_labels(labels, *logp.shape)
+    logp = log_probabilities(logits, 1)                                             # (N, C)
+    targets = check_targets(targets, *logp.shape)
 
     def loss(sharpness):
-        return -(logp * sharpness).log_softmax(1)[torch.arange(len(labels)), labels].mean()
+        return -(logp * sharpness).log_softmax(1)[torch.arange(len(targets)), targets].mean()
 
-    gaps = logp - logp.gather(1, labels[:, None])                          # (N, C), score minus that of the label
+    gaps = logp - logp.gather(1, targets[:, None])              # (N, C), minus the target's logit
     low, high = -math.log(HIGHEST), -math.log(LOWEST)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         slope = ((logp * math.exp(middle)).softmax(1) * gaps).sum(1).mean()
         low, high = (low, middle) if slope > 0 else (middle, high)
     sharpness = math.exp((low + high) / 2)
-    return Calibration([0.0] * logp.shape[1], 1 / sharpness if loss(sharpness) < loss(1.0) else 1.0)
+    best = 1 / sharpness if loss(sharpness) < loss(1.0) else 1.0
+    return Calibration([0.0] * logp.shape[1], best)
 
 
-def compare(scores, labels, names, calibrations):
-    """scores (N, C), {name: Calibration} -> {"as they are": metrics, name: metrics, ...}, metrics as of `evaluate`.
-
-    labels: N class numbers, of rows that nothing was fitted to; names: of the classes.
-    """
-    labels = check_labels(labels, *check_scores(scores).shape).numpy()
-    if len(names) != scores.shape[1]:
-        raise InputError(f"scores of {scores.shape[1]} classes, but {len(names)} names: give one for each class")
-    ways = {"as they are": Calibration([0.0] * scores.shape[1]), **calibrations}
-    return {way: evaluate(log_probabilities(c(scores), 1).exp().numpy(), labels, names) for way, c in ways.items()}
-
-
-def log_mean_probability(scores, least):
+def log_mean_probability(logits, least):
     """(N, C) -> (C,), the log of the mean over rows of softmax(row)."""
-    logp = log_probabilities(scores, least)
+    logp = log_probabilities(logits, least)
     return logp.logsumexp(0) - math.log(len(logp))
 
 
-def log_probabilities(scores, least):
-    """(N, C) -> (N, C), rows whose exp sums to one, float64 on the CPU. InputError for fewer than `least` rows."""
-    if len(check_scores(scores)) < least:
-        raise InputError(f"calibration needs at least {least} rows of scores, not {len(scores)}: give more")
-    return scores.detach().cpu().double().log_softmax(1)
+def log_probabilities(logits, least):
+    """(N, C) -> (N, C), rows whose exp sums to one, float64 on the CPU. InputError for fewer than
+    `least` rows."""
+    if len(check_logits(logits)) < least:
+        raise InputError(f"calibration needs at least {least} rows of scores, not {len(logits)}: "
+                         "give more")
+    return logits.detach().cpu().double().log_softmax(1)
 
 
-def check_scores(scores, what="scores"):
-    """-> the scores, if they are floating-point numbers (N, C) and finite."""
-    if scores.dim() != 2 or not scores.is_floating_point():
-        raise InputError(f"{what} should be floating-point numbers (N, C), not {scores.dtype} {tuple(scores.shape)}")
-    if wrong := (~scores.isfinite()).any(1).nonzero().flatten().tolist():
-        raise InputError(f"{what}: row {wrong[0]} (from 0) is {short(scores[wrong[0]].tolist())}, "
-                         f"but each class needs "
-                         f"a finite score; compute them in float32, or leave that row out")
-    return scores
+def check_logits(logits, what="scores"):
+    """-> the logits, if they are floating-point numbers (N, C) and finite."""
+    if logits.dim() != 2 or not logits.is_floating_point():
+        raise InputError(f"{what} should be floating-point numbers (N, C), not {logits.dtype} "
+                         f"{tuple(logits.shape)}")
+    if wrong := (~logits.isfinite()).any(1).nonzero().flatten().tolist():
+        raise InputError(f"{what}: row {wrong[0]} (from 0) is {short(logits[wrong[0]].tolist())}, "
+                         "but each class needs a finite score; compute them in float32, or leave "
+                         "that row out")
+    return logits
 
 
-def check_labels(labels, rows, classes):
+def check_targets(targets, rows, classes):
     """N class numbers -> (N,) on the CPU."""
-    labels = torch.as_tensor(labels).cpu()
-    if labels.shape != (rows,) or labels.is_floating_point():
-        raise InputError(f"labels should be {rows} class numbers, one for each row of scores, not {labels.dtype} "
-                         f"{tuple(labels.shape)}")
-    if wrong := ((labels < 0) | (labels >= classes)).nonzero().flatten().tolist():
-        raise InputError(f"labels: row {wrong[0]} (from 0) has class {labels[wrong[0]]}, but the scores are for "
-                         f"classes 0 to {classes - 1}; leave out rows without a label")
-    return labels.long()
+    targets = torch.as_tensor(targets).cpu()
+    if targets.shape != (rows,) or targets.is_floating_point():
+        raise InputError(f"labels should be {rows} class numbers, one for each row of scores, not "
+                         f"{targets.dtype} {tuple(targets.shape)}")
+    if wrong := ((targets < 0) | (targets >= classes)).nonzero().flatten().tolist():
+        raise InputError(f"labels: row {wrong[0]} (from 0) has class {targets[wrong[0]]}, but the "
+                         f"scores are for classes 0 to {classes - 1}; leave out rows without a "
+                         "label")
+    return targets.long()
 
 
 def is_number(value):
-    """A number of a JSON file that float32 can hold?"""
+    """Is it a number of a JSON file that float32 can hold?"""
     most = torch.finfo(torch.float32).max
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= most

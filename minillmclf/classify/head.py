@@ -1,39 +1,37 @@
-"""Classification heads: hidden states of a text -> one score for each class.
+"""Classification heads: the hidden states of a text -> one logit for each class.
 
-First a text's T vectors become one (`pool`), always by the mask: the id of a padding token may also stand in a text.
-Then each family has its own small network on top, kept as transformers has it so that checkpoints travel both ways.
-`PooledHead` is the plain alternative, a linear layer on any pooling; no other library knows it.
-Pooling by "attention" learns which tokens count (Lin et al. 2017, "A Structured Self-Attentive
-Sentence Embedding", arXiv:1703.03130, with one row of theirs).
+`pool` makes one vector of a text's T vectors. On top each family has its own small network, as
+transformers has it, so that checkpoints travel both ways. `PooledHead` is the plain alternative, a
+linear layer on any pooling; only this package reads it back. Pooling by "attention" learns which
+tokens count (Lin et al. 2017, "A Structured Self-Attentive Sentence Embedding", arXiv:1703.03130).
 """
-import contextlib
-
 import torch
 from torch import nn
 
 from ..errors import InputError
-from ..files import short
 from ..models.layers import ACTIVATIONS
-from ..text.cutting import cut_to
+from .readout import Readout
 
 POOLINGS = ("first", "mean", "max", "last")
-POOLS = ("family", *POOLINGS, "attention")             # of a head
-MISTAKE = "position"        # the batch's last place, padding or not: to learn from, not offered
+POOLS = ("family", *POOLINGS, "attention")      # what a user may ask for
+MISTAKE = "position"        # the last place of a batch, padding or not: to be seen, not offered
 
 
 def pool(hidden, mask, how):
-    """hidden (B, T, D), mask (B, T) -> (B, D): the first or last *real* token, or the mean or maximum over real tokens.
+    """hidden (B, T, D), mask (B, T) -> (B, D): the first or last *real* token, or the mean or
+    maximum over real tokens.
 
-    Padding may stand on either side. how="position" takes the token at [:, -1], as if no row had
-    padding: a text's answer then depends on how long its batch mates are, and nothing fails. This
-    mistake of a book's design is here to be seen. Raises InputError for an unknown `how`.
+    Padding may stand on either side. how="position" takes [:, -1], as if nothing were padded: then
+    a text's answer depends on how long its batch mates are, and no error shows. It is a common
+    mistake, kept here to be seen. InputError for an unknown `how`.
     """
     if how == MISTAKE:
         return hidden[:, -1]
     real = mask.bool()
     if how in ("first", "last"):
         places = torch.arange(mask.shape[1], device=mask.device)
-        where = places.where(real, -1).argmax(1) if how == "last" else real.int().argmax(1)        # (B,)
+        last = places.where(real, -1).argmax(1)                                     # (B,)
+        where = last if how == "last" else real.int().argmax(1)
         return hidden[torch.arange(len(hidden), device=hidden.device), where]
     if how == "mean":
         return (hidden * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True)
@@ -48,72 +46,45 @@ def query(width, hidden=128):
 
 
 def attention(U, v, vectors, mask=None):
-    """What each of T vectors counts, softmax over T of v . tanh(U h), computed in fp32 at least.
+    """Weights of T vectors: softmax over T of v . tanh(U h), computed in fp32 at least.
 
-    vectors (..., T, D), mask (..., T) or None for all -> (..., T), together 1 and 0 at padding.
+    vectors (..., T, D), mask (..., T) or None for all -> (..., T), 0 at padding, sum 1.
     """
-    scores = v(torch.tanh(U(vectors))).squeeze(-1)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    scores = scores if mask is None else scores.masked_fill(~mask.bool(), float("-inf"))
-    return scores.softmax(-1).to(vectors.dtype)
+    logits = v(torch.tanh(U(vectors))).squeeze(-1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits if mask is None else logits.masked_fill(~mask.bool(), float("-inf"))
+    return logits.softmax(-1).to(vectors.dtype)
 
 
-class Head(nn.Module):
-    """What all heads share, and label tokens (labels.py) have too: how a row is laid out, and how its classes are read.
+class Head(Readout):
+    """A readout of two steps: `features`, one vector of a text's T, and `classes`, its logits."""
 
-    A head gives `features(hidden, mask)`, (B, T, D) -> (B, D), and `classes(features)`, (B, D) -> (B, C).
-    keep: which end of a text that is too long (text/cutting.py). windows: how long documents are read (windows.py), or None.
-    """
+    LAST = (".out",)
+    pooling = "family"          # of POOLS
+    how = None                  # of POOLINGS, which vector `features` reads
 
-    SEQUENCES = 1               # that a row of a batch holds for it (text/batch.py)
-    how = None                  # of POOLS, how it makes one vector of a text's; None: otherwise
+    def features(self, hidden, mask):
+        """hidden (B, T, D), mask (B, T) -> (B, D), what the last layer reads."""
+        return pool(hidden, mask, self.how)
 
-    def __init__(self):
-        super().__init__()
-        self.keep, self.windows = "head", None
-
-    def lay_out(self, tokenizer, parts, max_length):
-        """A row's one text or two -> (ids, token types), was it shortened to max_length tokens?"""
-        pieces = [tokenizer.ids(part) for part in parts]
-        if not any(pieces):
-            raise InputError(f"the text {short(parts[0])} holds no token, only characters that the "
-                             "tokenizer drops")
-        if self.windows is not None:
-            return self.windows.lay_out(tokenizer, pieces, max_length, self.keep)
-        ids, cut = cut_to(pieces, max_length - tokenizer.num_special_tokens(len(parts) == 2), self.keep)
-        return tokenizer.layout(*ids), cut > 0
-
-    def length(self, tokenizer, parts):
-        """Tokens of a row before anything is cut."""
-        return sum(len(tokenizer.ids(part)) for part in parts) + tokenizer.num_special_tokens(len(parts) == 2)
-
-    def limit(self, max_length):
-        """The setting that bounds a row, and how many of its tokens are looked at."""
-        return ("max_length", max_length) if self.windows is None else ("max_document", self.windows.max_document)
+    def classes(self, features):
+        """(B, D) -> logits (B, C)."""
+        return self.out(self.dropout(features))
 
     def forward(self, hidden, mask):
-        """(B, T, D) -> (B, C)."""
+        """hidden (B, T, D), mask (B, T) -> logits (B, C)."""
         return self.classes(self.features(hidden, mask))
 
     def states(self, backbone, ids, mask, types=None, layout=None):
-        """ids, mask, types: (B, T) -> hidden (B, T, D) and mask, as `features` reads them. Of a head that pools one token of
-        a row, the body computes no other in its last block: hidden (B, 1, D), a text of one token, and its mask (B, 1)."""
+        """ids, mask, types: (B, T) and the mask's layout -> hidden and mask for `features`:
+        (B, T, D) and (B, T), or (B, 1, D) and (B, 1) where it reads one token only."""
         if self.how not in ("first", "last"):
             return backbone.states(ids, mask, types, layout=layout), mask
         return backbone.states(ids, mask, types, self.how, layout), torch.ones_like(mask[:, :1])
 
     def read(self, backbone, ids, mask, types=None, layout=None):
-        """ids, mask, types: (B, T) and the mask's layout -> scores of the classes (B, C)."""
-        if self.windows is not None:
-            return self.windows.read(self, backbone, ids, mask, types)
+        """ids, mask, types: (B, T) and the mask's layout -> logits (B, C)."""
         return self(*self.states(backbone, ids, mask, types, layout))
-
-    def one_prompt(self, rows, before=0):
-        """Texts that begin alike are nothing special to a head (labels.py has a use for it)."""
-        return contextlib.nullcontext()
-
-    def completion_loss(self, backbone, ids, mask, labels):
-        raise InputError("a head writes no answer: the objective completion needs the readout labels")
 
 
 class BertHead(Head):
@@ -129,16 +100,11 @@ class BertHead(Head):
         self.out = nn.Linear(backbone.width, classes)
 
     def features(self, hidden, mask):
-        """(B, T, D) -> (B, D), what the last linear layer reads."""
         return torch.tanh(self.dense(pool(hidden, mask, self.how)))
-
-    def classes(self, features):
-        """(B, D) -> (B, C)."""
-        return self.out(self.dropout(features))
 
 
 class RobertaHead(BertHead):
-    """RoBERTa's: as BERT's, with a dropout before the dense layer too, and other names."""
+    """RoBERTa's: as BERT's, with a dropout before the dense layer too."""
 
     NAMES = {"classifier.dense": "head.dense", "classifier.out_proj": "head.out"}
 
@@ -146,8 +112,15 @@ class RobertaHead(BertHead):
         return torch.tanh(self.dense(self.dropout(pool(hidden, mask, self.how))))
 
 
+class T5Head(RobertaHead):
+    """T5's: as RoBERTa's, on the decoder's state at the end-of-sequence token, a text's last."""
+
+    NAMES = {"classification_head.dense": "head.dense", "classification_head.out_proj": "head.out"}
+    how = "last"
+
+
 class DebertaHead(BertHead):
-    """DeBERTa's: as RoBERTa's, with another activation and the dropout of its pooler's own."""
+    """DeBERTa's: as RoBERTa's, with its own activation and, before the dense layer, dropout."""
 
     NAMES = {"pooler.dense": "head.dense", "classifier": "head.out"}
 
@@ -157,11 +130,12 @@ class DebertaHead(BertHead):
         self.activation = ACTIVATIONS[backbone.config["pooler_hidden_act"]]
 
     def features(self, hidden, mask):
-        return self.activation(self.dense(self.pooler_dropout(pool(hidden, mask, self.how))))
+        first = pool(hidden, mask, self.how)                                        # (B, D)
+        return self.activation(self.dense(self.pooler_dropout(first)))
 
 
 class ScoreHead(Head):
-    """The decoders': last real token, the only one that has seen the whole text -> classes, without a bias."""
+    """The decoders': the last real token, which alone has seen the whole text -> classes."""
 
     NAMES = {"score": "head.out"}
     how = "last"
@@ -170,34 +144,19 @@ class ScoreHead(Head):
         super().__init__()
         self.out = nn.Linear(backbone.width, classes, bias=False)
 
-    def features(self, hidden, mask):
-        """(B, T, D) -> (B, D)."""
-        return pool(hidden, mask, self.how)
-
     def classes(self, features):
-        """(B, D) -> (B, C)."""
         return self.out(features)
 
 
-class T5Head(BertHead):
-    """T5's: the decoder's state at the end-of-sequence token, the last of every text -> dense -> tanh -> classes."""
-
-    NAMES = {"classification_head.dense": "head.dense", "classification_head.out_proj": "head.out"}
-    how = "last"
-
-    def features(self, hidden, mask):
-        return torch.tanh(self.dense(self.dropout(pool(hidden, mask, self.how))))
-
-
 class PooledHead(Head):
-    """Any pooling -> dropout -> classes. Only this package reads it back: transformers has no such head."""
+    """Any pooling -> dropout -> classes."""
 
     NAMES = {"minillmclf_head": "head.out"}
     ARCHITECTURE = "MinillmclfPooledClassifier"
 
     def __init__(self, backbone, classes, how):
         super().__init__()
-        self.how = how
+        self.how = self.pooling = how
         self.dropout = nn.Dropout(backbone.head_dropout)
         self.out = nn.Linear(backbone.width, classes)
         if how == "attention":
@@ -205,18 +164,16 @@ class PooledHead(Head):
             self.NAMES = self.NAMES | {"minillmclf_pool.U": "head.U", "minillmclf_pool.v": "head.v"}
 
     def features(self, hidden, mask):
-        """(B, T, D) -> (B, D)."""
         if self.how == "attention":
-            return (attention(self.U, self.v, hidden, mask).unsqueeze(1) @ hidden).squeeze(1)
+            weights = attention(self.U, self.v, hidden, mask)                       # (B, T)
+            return (weights.unsqueeze(1) @ hidden).squeeze(1)                       # (B, D)
         return pool(hidden, mask, self.how)
 
-    def classes(self, features):
-        """(B, D) -> (B, C)."""
-        return self.out(self.dropout(features))
 
-
-FAMILY_HEADS = {"bert": BertHead, "roberta": RobertaHead, "deberta-v2": DebertaHead, "t5": T5Head,
-                **dict.fromkeys(("gpt2", "llama", "mistral", "gemma", "gemma2", "gemma3", "gemma3_text"), ScoreHead)}
+FAMILY_HEADS = {
+    "bert": BertHead, "roberta": RobertaHead, "deberta-v2": DebertaHead, "t5": T5Head,
+    **dict.fromkeys(("gpt2", "llama", "mistral", "gemma", "gemma2", "gemma3", "gemma3_text"),
+                    ScoreHead)}
 
 
 def build_head(model_type, backbone, classes, how="family"):

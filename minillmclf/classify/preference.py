@@ -1,87 +1,97 @@
-"""Preference: of two answers to a prompt, which is the better one, a or b, or is it a tie?
+"""Preference: of two answers to a prompt, which is better, a or b, or is it a tie?
 
-    (prompt, a, b)  ->  log p(a), log p(b), log p(tie)                 (B, 3), in the order of the classifier's labels
+    (prompt, a, b)  ->  log p(a), log p(b), log p(tie)      (B, 3), in the order of the labels
 
-PreferenceHead   one text with all three, and the head of the family on it. It compares word with word, and it may learn
-                 that what stands first wins (swap.py).
-BradleyTerry     each answer alone with the prompt -> a score r of how good it is; the two scores are compared (Bradley and
-                 Terry 1952; ties: Davidson 1970, "On Extending the Bradley-Terry Model to Accommodate Ties"). It cannot
-                 prefer a place. A model of rewards in RLHF is this without ties (Ouyang et al. 2022).
+PreferenceHead   one text with all three, and the family's head on it. It compares word with word,
+                 and may learn that what stands first wins (swap.py).
+BradleyTerry     each answer alone with the prompt -> its worth r; the two are compared (Bradley and
+                 Terry 1952; ties: Davidson 1970, "On Extending the Bradley-Terry Model to
+                 Accommodate Ties"). It cannot prefer a place. A reward model of RLHF is this
+                 without ties (Ouyang et al. 2022).
 
-A third way needs nothing new: label texts behind a template with three fields (labels.py). Here too: the baseline that the
-longer answer wins. Not here: how three texts become a row (text/parts.py), rows of two sequences (text/batch.py), the
-exchange of a and b (swap.py), files (folds/arena.py).
+Label texts in a template with three fields are a third way. `Preference` is the task. A row that
+the backbone reads as two sequences is a `Pair`; a batch of them holds all first sequences, then all
+second ones. How three texts become one sequence is in text/parts.py.
 """
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..errors import InputError
+from ..files import short
 from ..text import parts
-from ..text.batch import join
+from ..text.batch import collate, row_size
 from .head import Head, build_head
-from .swap import check_texts, order_of
+from .swap import averaged, check_texts, inconsistency, order_of, swapped, with_swapped
+from .task import SingleLabel
 
 KINDS, SWAPS = ("none", "head", "bradley-terry"), ("none", "train", "predict", "both")
 
 
+class Pair(NamedTuple):
+    """A row of two sequences, (ids, types) each, that the backbone reads one by one."""
+    first: tuple
+    second: tuple
+
+
+# ------------------------------------------------------------------------------------- the heads
+
 class AroundHead(Head):
-    """A readout that has a head of the family in it, `score`. In a file, that head's tensors keep their usual names."""
+    """A readout around a head of the family, `score`, whose tensors keep their names in files."""
+
+    most_texts = 3
 
     def __init__(self, score):
         super().__init__()
-        self.score, self.how = score, score.how
-        self.NAMES = {file: ours.replace("head.", "head.score.", 1) for file, ours in score.NAMES.items()}
+        self.score, self.how, self.pooling = score, score.how, score.pooling
+        self.NAMES = {file: path.replace("head.", "head.score.", 1)
+                      for file, path in score.NAMES.items()}
 
     def forward(self, hidden, mask):
         """(B, T, D) -> what the inner head gives."""
         return self.score(hidden, mask)
 
     def lay_out(self, tokenizer, texts, max_length):
-        """(prompt, a, b) -> a row as text/batch.py has it, was anything cut?"""
+        """(prompt, a, b) -> a row, was anything cut? `laid_out` gives a row and the tokens that are
+        cut of each text."""
         row, cut = self.laid_out(tokenizer, texts, max_length)
         return row, any(cut)
 
-    def cuts(self, tokenizer, texts, max_length):
-        """How many tokens of the prompt, of a and of b `lay_out` leaves out -> list of three."""
-        return self.laid_out(tokenizer, texts, max_length)[1]
-
 
 class PreferenceHead(AroundHead):
-    """All three texts in one, with markers -> the family's own head, of three classes. In transformers it is an ordinary
-    classifier, of texts that are laid out in this way."""
+    """All three texts in one, with markers -> the family's own head, of three classes. In
+    transformers it is an ordinary classifier of texts laid out in this way."""
 
     def __init__(self, score):
         super().__init__(score)
-        if hasattr(score, "ARCHITECTURE"):
-            self.ARCHITECTURE = score.ARCHITECTURE
+        self.ARCHITECTURE = score.ARCHITECTURE
 
     def laid_out(self, tokenizer, texts, max_length):
         check_texts(texts)
         return parts.lay_out(tokenizer, texts, parts.TWO_ANSWERS, max_length, self.keep)
 
     def length(self, tokenizer, texts):
-        """Tokens of a row before anything is cut."""
         return parts.size(tokenizer, texts, parts.TWO_ANSWERS)
 
 
 def davidson(r_a, r_b, log_nu):
-    """Scores (B,) of two answers, log nu () -> log p(a), log p(b), log p(tie), (B, 3).
+    """Worths (B,) of two answers, log nu () -> log p(a), log p(b), log p(tie), (B, 3).
 
-    With worths w = exp(r):  p(a) = w_a / Z,  p(b) = w_b / Z,  p(tie) = nu sqrt(w_a w_b) / Z,  which add up to one. Divided
-    by sqrt(w_a w_b) this is a softmax of (d / 2, -d / 2, log nu) with d = r_a - r_b. For nu -> 0 ties vanish, and what is
-    left is Bradley and Terry's sigmoid(d). Each step gives the same bits if a and b change places.
+    With w = exp(r):  p(a) = w_a / Z,  p(b) = w_b / Z,  p(tie) = nu sqrt(w_a w_b) / Z,  sum 1.
+    Divided by sqrt(w_a w_b) this is a softmax of (d / 2, -d / 2, log nu) with d = r_a - r_b. For
+    nu -> 0 it becomes Bradley and Terry's sigmoid(d). Exchanging a and b gives the same bits.
     """
-    half = (r_a - r_b) / 2                                                    # (B,)
+    half = (r_a - r_b) / 2                                                          # (B,)
     tie = log_nu.expand_as(half)
     log_z = torch.logaddexp(torch.logaddexp(half, -half), tie)
-    return torch.stack([half - log_z, -half - log_z, tie - log_z], 1)         # (B, 3)
+    return torch.stack([half - log_z, -half - log_z, tie - log_z], 1)               # (B, 3)
 
 
 class Tie(nn.Module):
-    """log nu, learned: how readily two answers are called equal. It begins at 0: for d = 0, p = 1/3 each."""
+    """log nu, learned: how readily two answers are called equal. It starts at 0: p = 1/3 each."""
 
     def __init__(self):
         super().__init__()
@@ -89,119 +99,175 @@ class Tie(nn.Module):
 
 
 class BradleyTerry(AroundHead):
-    """Each answer alone with its prompt -> the family's head, with one output -> Davidson's three probabilities.
-
-    The row of a batch holds both sequences, (prompt, a) and (prompt, b), one behind the other (text/batch.py).
-    Classifier.inputs takes them apart: before a learned prompt is put in front, so that both get it; what `read` sees is a
-    plain batch of 2B rows, first all a, then all b.
-    """
+    """Each answer alone with its prompt -> the family's head, one output -> Davidson's formula.
+    Its rows are `Pair`s, (prompt, a) and (prompt, b)."""
 
     ARCHITECTURE = "MinillmclfBradleyTerry"
-    SEQUENCES = 2
+    LAST = (".out", ".tie")
+    SEQUENCES = 2                       # that a row has
 
     def __init__(self, score, order):
         super().__init__(score)
-        score.out.bias = None                                                 # it would cancel out in r_a - r_b
+        score.out.bias = None                                   # it would cancel out in r_a - r_b
         self.tie, self.order = Tie(), order
-        self.NAMES |= {"minillmclf_tie": "head.tie"}
+        self.NAMES["minillmclf_tie"] = "head.tie"
 
     def laid_out(self, tokenizer, texts, max_length):
-        """Two sequences, each of at most max_length tokens. A prompt counts as cut by the longer of its two cuts."""
+        """Two sequences, each of at most max_length tokens; the prompt's cut is the longer one."""
         check_texts(texts)
-        (first, (cut, a)), (second, (cut_too, b)) = (
-            parts.lay_out(tokenizer, (texts[0], answer), parts.ONE_ANSWER, max_length, self.keep) for answer in texts[1:])
-        return join(first, second), [max(cut, cut_too), a, b]
+        prompt, *answers = texts
+        rows = [parts.lay_out(tokenizer, (prompt, answer), parts.ONE_ANSWER, max_length, self.keep)
+                for answer in answers]
+        (first, (cut, cut_a)), (second, (cut_too, cut_b)) = rows
+        return Pair(first, second), [max(cut, cut_too), cut_a, cut_b]
 
     def length(self, tokenizer, texts):
         """Tokens of the longer sequence."""
-        return max(parts.size(tokenizer, (texts[0], answer), parts.ONE_ANSWER) for answer in texts[1:])
+        return max(parts.size(tokenizer, (texts[0], answer), parts.ONE_ANSWER)
+                   for answer in texts[1:])
 
     def read(self, backbone, ids, mask, types=None, layout=None):
-        """ids, mask, types: (2B, T) -> log-probabilities of the classes (B, 3), in their order."""
-        r = self(*self.states(backbone, ids, mask, types)).squeeze(1).float() # (2B,)
-        found = davidson(*r.chunk(2), self.tie.bias)                          # (B, 3) a, b, tie
+        """ids, mask, types: (2B, T), first all (prompt, a) -> log-probabilities (B, 3)."""
+        r = self(*self.states(backbone, ids, mask, types, layout)).squeeze(1).float()   # (2B,)
+        found = davidson(*r.chunk(2), self.tie.bias)                            # (B, 3) a, b, tie
         return found[:, np.argsort(self.order).tolist()]
 
 
-def build_preference(kind, model_type, backbone, labels, how):
-    """kind: of KINDS, "none" for a plain head; the rest as for head.build_head."""
-    if kind == "bradley-terry":
-        return BradleyTerry(build_head(model_type, backbone, 1, how), order_of(labels))
-    head = build_head(model_type, backbone, len(labels), how)
-    return head if kind == "none" else PreferenceHead(head)
+# ------------------------------------------------------------------------------------- the task
+
+class Preference(SingleLabel):
+    """The classes a, b and tie of rows (prompt, a, b). kind: of KINDS, "none" with label texts;
+    swap: of SWAPS, whether training and prediction see both orders."""
+
+    TEXTS, EXAMPLE = 3, "--data new.csv"                # three texts come from a file
+
+    def __init__(self, labels, kind="none", swap="none"):
+        super().__init__(labels)
+        self.kind, self.swap, self.order = kind, swap, order_of(labels)
+
+    @classmethod
+    def check_columns(cls, columns, readout):
+        if len(columns) != 3:
+            raise InputError(f"--text-column {','.join(columns)}: --preference and --swap need "
+                             "three, a prompt and two answers")
+
+    def head(self, model_type, backbone, how):
+        if self.kind == "bradley-terry":
+            return BradleyTerry(build_head(model_type, backbone, 1, how), self.order)
+        return PreferenceHead(build_head(model_type, backbone, 3, how))
+
+    def lay_out(self, head, tokenizer, texts, max_length, training=False):
+        row, cut = head.lay_out(tokenizer, texts, max_length)
+        if training or self.swap not in ("predict", "both"):
+            return row, cut
+        second, cut_too = head.lay_out(tokenizer, swapped(texts), max_length)
+        return Pair(row, second), cut or cut_too
+
+    def sequences(self, row):
+        return list(row) if isinstance(row, Pair) else [row]
+
+    def row_size(self, row):
+        """Both sequences are padded to the longer one."""
+        sequences = self.sequences(row)
+        return len(sequences) * max(map(row_size, sequences))
+
+    def collate(self, encoded, rows, pad_id=0, labels=None):
+        """Pairs -> a Batch with ids, mask, types (2B, T): the first sequence of all B rows, then
+        the second."""
+        chosen = [self.sequences(encoded[row]) for row in rows]
+        counts = {len(sequences) for sequences in chosen}
+        if len(counts) > 1:
+            raise InputError("rows of 1 and of 2 sequences do not go into one batch: encode all of "
+                             "them in the same way")
+        together = [sequence for place in range(*counts) for sequence in (s[place] for s in chosen)]
+        batch = collate(together, range(len(together)), pad_id)
+        if labels is not None:
+            batch.labels = torch.tensor([labels[row] for row in rows])
+        batch.rows = list(rows)
+        return batch
+
+    def training_rows(self, examples):
+        return with_swapped(examples) if self.swap in ("train", "both") else examples
+
+    def merge(self, logits, rows):
+        """(2B, 3) of rows in both orders -> the mean (B, 3)."""
+        return logits if len(logits) == rows else averaged(logits, self.labels)
+
+    def check_rows(self, model, texts):
+        counts = cut_parts(model, texts)
+        return {"cut": counts}, [cut_line(counts)]
+
+    def check_answers(self, model, texts, logits):
+        return {"swap": inconsistency(model, texts, logits)}
+
+    def answer_lines(self, record):
+        if "swap" not in record:                            # of an earlier version
+            return []
+        note = " (before averaging)" if self.swap in ("predict", "both") else ""
+        found = record["swap"]
+        return [f"a and b exchanged: {found['answers_changed']:.1%} of the answers change, "
+                f"probabilities by {found['mean_difference']:.3f} on average{note}"]
+
+    def settings(self):
+        return super().settings() | {"preference": {"kind": self.kind, "swap": self.swap}}
 
 
-def read_preference(asked, labels, readout):
-    """{"kind": of KINDS, "swap": of SWAPS}, each of which may be absent, as an argument or in a file -> the same in full,
-    or {} where nothing is asked. readout: {} for a head. Raises InputError for what does not go together."""
+def preference_task(asked, labels, described):
+    """{"kind": of KINDS, "swap": of SWAPS}, each of which may be absent, or None -> Preference, or
+    None where nothing is asked for. described: the readout's, {} for a head. InputError for what
+    does not go together."""
     if not isinstance(asked or {}, dict) or set(asked or {}) - {"kind", "swap"}:
-        raise InputError(f"preference should be an object with kind and swap, is {asked!r:.60}")
+        raise InputError(f"preference should be an object with kind and swap, is {short(asked)}")
     kind, swap = ((asked or {}).get(key) or "none" for key in ("kind", "swap"))
     if kind not in KINDS or swap not in SWAPS:
-        raise InputError(f"preference {kind!r}, swap {swap!r}: known are {', '.join(KINDS)}, and {', '.join(SWAPS)}")
+        raise InputError(f"preference {short(kind)}, swap {short(swap)}: known are "
+                         f"{', '.join(KINDS)}, and {', '.join(SWAPS)}")
     if (kind, swap) == ("none", "none"):
-        return {}
-    if readout and kind != "none":
-        raise InputError(f"--preference {kind} goes with --readout head; label texts need only a template with three fields")
-    if readout and len(readout["fields"]) != 3:
-        raise InputError(f"--swap {swap} exchanges the second and the third text of a row, and these have "
-                         f"{', '.join(readout['fields'])}: name a prompt and two answers with --text-column")
-    if kind == "bradley-terry" and swap != "none":
-        raise InputError(f"--swap {swap} changes nothing beside --preference bradley-terry, which reads each answer alone")
-    if not readout and kind == "none":
-        raise InputError(f"--swap {swap} needs two answers to exchange: set --preference head, or --readout labels")
-    order_of(labels)
-    return {"kind": kind, "swap": swap}
+        return None
+    fields = described.get("fields", ())
+    refused = [
+        (described and kind != "none", f"--preference {kind} goes with --readout head; label texts "
+         "need only a template with three fields"),
+        (described and len(fields) != 3, f"--swap {swap} exchanges the second and the third text "
+         f"of a row, and these have {', '.join(fields)}: name a prompt and two answers with "
+         "--text-column"),
+        (kind == "bradley-terry" and swap != "none", f"--swap {swap} changes nothing beside "
+         "--preference bradley-terry, which reads each answer alone"),
+        (not described and kind == "none", f"--swap {swap} needs two answers to exchange: set "
+         "--preference head, or --readout labels")]
+    for holds, message in refused:
+        if holds:
+            raise InputError(message)
+    return Preference(labels, kind, swap)
 
 
 def use_swap(model, swap):
-    """From now on a saved classifier averages over both orders ("predict"), or not ("none"); None leaves it as it is."""
-    if swap is not None:
-        model.preference = read_preference({**model.preference, "swap": swap}, model.labels, model.readout)
+    """From now on a saved classifier averages over both orders ("predict") or not ("none"); None
+    leaves it as it is."""
+    if swap is None:
+        return
+    before = model.task
+    asked = {"kind": getattr(before, "kind", "none"), "swap": swap}
+    task = preference_task(asked, model.labels, model.head.described)
+    if task is None and isinstance(before, Preference):
+        task = SingleLabel(model.labels)
+    if task is not None:
+        task.calibration, model.task = before.calibration, task
 
 
 def cut_parts(model, texts):
-    """Of how many rows the prompt, a and b are shortened to max_length -> {"prompt": ..., "a": ..., "b": ..., "of": rows}."""
-    head, tokenizer, most = model.head, model.tokenizer, model.max_length
-    if model.readout:                                                          # label texts are cut in characters
-        cuts = [[len(text) - len(short) for text, short in zip(row, head.fitted(tokenizer, row, most)[0])] for row in texts]
-    else:
-        cuts = [head.cuts(tokenizer, row, most) for row in texts]
-    return {name: sum(cut[part] > 0 for cut in cuts) for part, name in enumerate(("prompt", "a", "b"))} | {"of": len(texts)}
+    """In how many rows the prompt, a and b are cut -> {"prompt": n, "a": n, "b": n, "of": rows}."""
+    head, counts = model.head, Counter(prompt=0, a=0, b=0)
+    for row in texts:
+        if head.described:                                  # label texts are cut in characters
+            fitted = head.fitted(model.tokenizer, row, model.max_length)[0]
+            cuts = [len(text) - len(kept) for text, kept in zip(row, fitted)]
+        else:
+            cuts = head.laid_out(model.tokenizer, row, model.max_length)[1]
+        counts.update({name: tokens > 0 for name, tokens in zip(counts, cuts)})
+    return {**counts, "of": len(texts)}
 
 
 def cut_line(counts):
-    """What `cut_parts` has counted, for people."""
+    """What `cut_parts` has counted, as a line."""
     return "shortened: the prompt in {prompt} of {of} rows, a in {a}, b in {b}".format(**counts)
-
-
-# ------------------------------------------------------------------------------------------------ what has to be beaten
-
-def longer_answer(train, examples, labels):
-    """"The longer answer wins": how often it did in train, it did not, or there was a tie -> probabilities (N, 3).
-
-    Lengths in characters. Answers of one length share what is no tie. Each count begins at one, so that none is zero.
-    """
-    counts = Counter(outcome(e) for e in train)
-    won, lost, tied = (counts[name] + 1 for name in ("longer", "shorter", "tie"))
-    total, equal, out = won + lost + tied, (counts["equal"] + 2, counts["equal tie"] + 1), np.empty((len(examples), 3))
-    order = order_of(labels)
-    for row, example in enumerate(examples):
-        _, a, b = map(len, example.texts)
-        if a == b:
-            tie = equal[1] / sum(equal)
-            out[row, order] = (1 - tie) / 2, (1 - tie) / 2, tie
-        else:
-            out[row, order] = np.array([won, lost, tied] if a > b else [lost, won, tied]) / total
-    return out
-
-
-def outcome(example):
-    """What a labelled row says of lengths: "longer", "shorter" or "tie"; "equal" or "equal tie" where both are one."""
-    check_texts(example.texts)
-    _, a, b = map(len, example.texts)
-    if a == b:
-        return "equal tie" if example.label == "tie" else "equal"
-    if example.label == "tie":
-        return "tie"
-    return "longer" if (a > b) == (example.label.casefold().removeprefix("model_") == "a") else "shorter"

@@ -1,12 +1,13 @@
-"""A prompt and two answers: what happens where the answers change places?
+"""Rows of a prompt and two answers: their classes, and what happens if the answers change places.
 
-    (prompt, a, b) -> "a"        (prompt, b, a) -> "b"          the same judgement; a model may well answer "a" to both
+    (prompt, a, b) -> "a"      (prompt, b, a) -> "b"      one judgement; a model may say "a" to both
 
-People prefer what they see first, and so do models (Zheng et al. 2023, arXiv:2306.05685, "position bias"). Against it:
-training rows with a and b exchanged, label and all, and the mean of the answers to both orders. How much of it there is:
-`inconsistency`. Texts are exchanged before they become ids, so this serves heads (preference.py) and label texts
-(labels.py) alike. Not here: the readouts.
+People prefer what they see first, and so do models (Zheng et al. 2023, arXiv:2306.05685, "position
+bias"). Against it: training rows with a and b exchanged, label and all, and the mean of the answers
+to both orders. How much there is: `inconsistency`. Texts are exchanged before they become ids, so
+this serves heads and label texts alike. Here too: the baseline that the longer answer wins.
 """
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -18,11 +19,12 @@ NAMES = (("a", "b", "tie"), ("model_a", "model_b", "tie"), ("A", "B", "tie"))
 
 
 def order_of(labels):
-    """Which class numbers are a, b and tie? ["a", "b", "tie"] -> [0, 1, 2]. InputError for names that do not tell."""
-    names = next((names for names in NAMES if set(names) == set(labels)), None)
-    if names is None or len(labels) != 3:
-        raise InputError(f"classes {', '.join(map(repr, labels)):.80}: a preference has three, " +
-                         ", or ".join(" ".join(names) for names in NAMES) + ": rename the labels of the data")
+    """The class numbers of a, b and tie: ["a", "b", "tie"] -> [0, 1, 2]. InputError for others."""
+    names = next((names for names in NAMES if sorted(names) == sorted(labels)), None)
+    if names is None:
+        known = ", or ".join(" ".join(names) for names in NAMES)
+        raise InputError(f"classes {', '.join(map(repr, labels)):.80}: a preference has three, "
+                         f"{known}: rename the labels of the data")
     return [list(labels).index(name) for name in names]
 
 
@@ -34,8 +36,8 @@ def is_preference(data):
 def check_texts(texts):
     """InputError unless a row has a prompt and two answers."""
     if len(texts) != 3:
-        raise InputError(f"a preference needs three texts, a prompt and two answers, not {len(texts)}: name their columns "
-                         "with --text-column, in this order")
+        raise InputError("a preference needs three texts, a prompt and two answers, not "
+                         f"{len(texts)}: name their columns with --text-column, in this order")
 
 
 def swapped(texts):
@@ -47,50 +49,81 @@ def swapped(texts):
 
 def swapped_label(label):
     """"model_a" -> "model_b" and back; a tie stays one."""
-    order = next((names for names in NAMES if label in names), None)
-    if order is None:
-        raise InputError(f"label {label!r} is no side of a preference: " + ", ".join(sum(NAMES, ())[:6]))
-    a, b, tie = order
+    names = next((names for names in NAMES if label in names), None)
+    if names is None:
+        raise InputError(f"label {label!r} is no side of a preference: "
+                         + ", ".join(sum(NAMES, ())[:6]))
+    a, b, tie = names
     return {a: b, b: a, tie: tie}[label]
 
 
 def exchanged(columns, labels):
-    """Scores or probabilities (N, 3) of swapped rows -> of the rows as they were: the columns of a and b change places."""
+    """Logits or probabilities (N, 3) of swapped rows -> of the rows as they were: the columns of a
+    and b change places."""
     a, b, tie = order_of(labels)
-    turn = [0, 0, 0]
-    turn[a], turn[b], turn[tie] = b, a, tie
-    return columns[:, turn]
+    source = [0, 0, 0]
+    source[a], source[b], source[tie] = b, a, tie
+    return columns[:, source]
 
 
 def with_swapped(examples):
-    """Training rows -> these, and each once more with a and b exchanged in texts and label. Never for dev or test rows."""
-    return [*examples, *(replace(e, texts=swapped(e.texts), label=swapped_label(e.label)) for e in examples)]
+    """Training rows -> these, and each once more with a and b exchanged in texts and label."""
+    return [*examples, *(replace(e, texts=swapped(e.texts), label=swapped_label(e.label))
+                         for e in examples)]
 
 
-def averaged(scores, labels):
-    """Scores (2B, 3) of rows and behind them of the same rows swapped -> log of the mean probability (B, 3).
-
-    p(a) = (p(a | a, b) + p(b | b, a)) / 2: which answer stands first plays no part any more.
-    """
-    first, second = scores.log_softmax(-1).chunk(2)                           # (B, 3) each
+def averaged(logits, labels):
+    """Logits (2B, 3) of rows and then of the same rows swapped -> log of the mean probability
+    (B, 3): p(a) = (p(a | a, b) + p(b | b, a)) / 2."""
+    first, second = logits.log_softmax(-1).chunk(2)                                 # (B, 3) each
     return torch.logaddexp(first, exchanged(second, labels)).log_softmax(-1)
 
 
 def swap_inconsistency(probabilities, swapped):
-    """How much do the answers depend on which text stands first? -> {"answers_changed": share of the rows,
-    "mean_difference": mean |p - p'|}. probabilities, swapped: (N, 3); swapped: of swapped rows, `exchanged` back."""
-    p, q = np.asarray(probabilities, dtype=np.float64), np.asarray(swapped, dtype=np.float64)
-    return {"answers_changed": float((p.argmax(1) != q.argmax(1)).mean()), "mean_difference": float(np.abs(p - q).mean())}
+    """How much the answers depend on the order of the texts: {"answers_changed": share of the rows,
+    "mean_difference": mean |p - p'|}. swapped: of swapped rows, `exchanged` back; (N, 3) both."""
+    p = np.asarray(probabilities, dtype=np.float64)
+    q = np.asarray(swapped, dtype=np.float64)
+    return {"answers_changed": float((p.argmax(1) != q.argmax(1)).mean()),
+            "mean_difference": float(np.abs(p - q).mean())}
 
 
-def inconsistency(model, texts, scores):
-    """`swap_inconsistency` of a classifier on rows of three texts, before any averaging. scores: encoded rows -> (N, 3)."""
-    rows = (texts, [swapped(row) for row in texts])
-    p, q = (scores(model.encode(each, once=True)[0]).softmax(-1) for each in rows)
+def inconsistency(model, texts, logits):
+    """`swap_inconsistency` of a classifier on rows of three texts, before any averaging.
+    logits: rows of `encode` -> (N, 3)."""
+    p, q = (logits(model.encode(rows, training=True)[0]).softmax(-1)
+            for rows in (texts, [swapped(row) for row in texts]))
     return swap_inconsistency(p, exchanged(q, model.labels))
 
 
-def swap_line(found, swap):
-    """What `swap_inconsistency` found, for people. swap: the setting; where it averages, what is told is before that."""
-    return (f"a and b exchanged: {found['answers_changed']:.1%} of the answers change, probabilities by "
-            f"{found['mean_difference']:.3f} on average" + " (before averaging)" * (swap in ("predict", "both")))
+def longer_answer(train, texts, labels):
+    """"The longer answer wins", as often as in train -> probabilities (N, 3).
+
+    train: Examples; texts: rows of three. Lengths are in characters. Answers of one length share
+    what is no tie. Each count begins at one, so that none is zero.
+    """
+    counts = Counter(map(outcome, train))
+    won, lost, tied = (counts[name] + 1 for name in ("longer", "shorter", "tie"))
+    equal_tie = (counts["equal tie"] + 1) / (counts["equal"] + 2 + counts["equal tie"] + 1)
+    side = (1 - equal_tie) / 2
+    order, out = order_of(labels), np.empty((len(texts), 3))
+    for row, (_, a, b) in enumerate(texts):
+        if len(a) == len(b):
+            out[row, order] = side, side, equal_tie
+        else:
+            sides = [won, lost] if len(a) > len(b) else [lost, won]
+            out[row, order] = np.array([*sides, tied]) / (won + lost + tied)
+    return out
+
+
+def outcome(example):
+    """What a labelled row says of lengths: "longer", "shorter" or "tie"; "equal" or "equal tie" for
+    two answers of one length."""
+    check_texts(example.texts)
+    _, a, b = map(len, example.texts)
+    if a == b:
+        return "equal tie" if example.label == "tie" else "equal"
+    if example.label == "tie":
+        return "tie"
+    a_won = example.label.casefold().removeprefix("model_") == "a"
+    return "longer" if (a > b) == a_won else "shorter"

@@ -1,163 +1,188 @@
-"""Long documents in sliding windows: each is a text for the body and its head, and their answers become one.
+"""Long documents in sliding windows: each window is a text for the backbone and the head, and the
+logits of a document's windows are pooled.
 
-A row of a batch is a document's windows behind one another, each of max_length tokens with its own special tokens; only a
-document that is a single window may be shorter. So a batch stays (B, T), and `Windows.read` cuts it into rows again. Of a
-pair the longer text is cut into windows; the other stands in each of them, with at most half of the room.
+A row of a batch holds a document's windows one after another, each of max_length tokens with its
+own special tokens; only a document of a single window may be shorter. `Windows.read` cuts the row
+into windows again. Of a pair the longer text is cut; the other stands in each window.
 
-mean        the mean of the windows' scores: every passage has a vote
-max         of each class its highest score: one passage is enough ("multiple instance learning")
-attention   features h_w of the windows, weighed by a_w = softmax over w of v . tanh(U h_w), then the head's last layer once;
-            U and v are learned with the rest (Ilse, Tomczak, Welling 2018, arXiv:1802.04712, without their gate)
+mean        the mean of the windows' logits: every passage has a vote
+max         the highest logit of each class: one passage is enough (multiple instance learning)
+attention   features h_w of the windows, weighed by a_w = softmax over w of v . tanh(U h_w), then
+            the head's last layer once (Ilse, Tomczak, Welling 2018, arXiv:1802.04712, without gate)
 
-Memory does not grow with a document. Where nothing is learned, a few windows at a time go through the body, as many as the
-batch has rows (AT_ONCE at least), and only their scores or features stay. In training the activations of all of a step's
-windows stay until the backward pass: micro_batch_size x max_windows of them at most, and with --checkpointing only the
-inputs of their blocks. A document with more windows shows max_windows of them, drawn anew in each step; all are used to
-predict. So a step may miss the passage that tells: what it learns is noisier then, and --max-windows is the price.
-
-Not here: attention across windows (Longformer, BigBird): what is told by two passages together, no single window sees.
+In evaluation a few windows at a time go through the backbone, so memory does not grow with a
+document. In training the activations of a step's windows stay until the backward pass; a longer
+document shows max_windows of its windows, drawn anew in each step, and may miss the passage that
+matters. Not here: attention across windows (Longformer, BigBird).
 """
 import torch
 from torch import nn
 
 from ..errors import InputError
+from ..files import short
 from ..text.cutting import cut_to, keep_end, spans
-from .head import attention, query
+from .head import Head, attention, query
 
 WAYS = ("mean", "max", "attention")
-AT_ONCE = 8               # windows that go through the body together, even where the batch has fewer rows
-NUMBERS = {"overlap": 0, "max_windows": 1, "max_document": 1}                # of a description, and the least of each
+AT_ONCE = 8               # windows that go through the backbone together at least
+NUMBERS = {"overlap": 0, "max_windows": 1, "max_document": 1}       # name -> the least value
 
 
 def check_windows(described, where="windows"):
-    """InputError unless it is {"pool": "mean", "overlap": 32, "max_windows": 8, "max_document": 8192}, or None. -> itself"""
-    if described is None:
-        return None
+    """-> {"pool": "mean", "overlap": 32, "max_windows": 8, "max_document": 8192}, checked."""
     if not isinstance(described, dict) or set(described) != {"pool", *NUMBERS}:
-        raise InputError(f"{where} {described!r:.100}: should be an object with pool, {', '.join(NUMBERS)}")
-    if described["pool"] not in WAYS:
-        raise InputError(f"{where}: pool {described['pool']!r:.40} is not known; known: {', '.join(WAYS)}")
-    for name, least in NUMBERS.items():
-        if type(described[name]) is not int or described[name] < least:
-            raise InputError(f"{where}: {name} {described[name]!r:.40}: should be a whole number from {least} up")
+        raise InputError(f"{where} {short(described)}: should be an object with pool, "
+                         f"{', '.join(NUMBERS)}")
+    for name, value in described.items():
+        if name == "pool" and value not in WAYS:
+            raise InputError(f"{where}: pool {short(value)} is not known; known: {', '.join(WAYS)}")
+        if name in NUMBERS and (type(value) is not int or value < NUMBERS[name]):
+            raise InputError(f"{where}: {name} {short(value)}: should be a whole number from "
+                             f"{NUMBERS[name]} up")
     return described
 
 
-def use_windows(head, width, size, described):
-    """Let a head read windows of `size` tokens from now on. width: D of its features; described: as in check_windows.
+class Windowed(Head):
+    """A head that reads documents in windows of `size` tokens with another head.
 
-    What attention learns is `head.windows.U` and `.v`: saved with the head, under names that only this package knows.
+    head: that other head; width: D of its features; described: as in `check_windows`. The layers of
+    the other head are its own too, under the same names, so that files are as without windows; what
+    attention learns is `windows.U` and `windows.v`.
     """
-    head.windows = Windows(width, size, **check_windows(described))
-    if described["pool"] == "attention":
-        head.NAMES = {**head.NAMES, "minillmclf_windows.U": "head.windows.U", "minillmclf_windows.v": "head.windows.v"}
-        head.ARCHITECTURE = "MinillmclfWindowClassifier"
+
+    def __init__(self, head, width, size, described):
+        super().__init__()
+        self.one = (head,)                          # in a tuple: its layers are registered below
+        for name, layer in head.named_children():
+            self.add_module(name, layer)
+        self.windows = Windows(width, size, **check_windows(described))
+        self.NAMES, self.ARCHITECTURE = head.NAMES, head.ARCHITECTURE
+        self.pooling, self.keep = head.pooling, head.keep
+        if described["pool"] == "attention":
+            self.NAMES = {**head.NAMES, "minillmclf_windows.U": "head.windows.U",
+                          "minillmclf_windows.v": "head.windows.v"}
+            self.ARCHITECTURE = "MinillmclfWindowClassifier"
+
+    def lay_out(self, tokenizer, texts, max_length):
+        return self.windows.lay_out(tokenizer, self.parts(tokenizer, texts), max_length, self.keep)
+
+    def limit(self, max_length):
+        return "max_document", self.windows.max_document
+
+    def settings(self):
+        return super().settings() | {"windows": self.windows.as_dict()}
+
+    def read(self, backbone, ids, mask, types=None, layout=None):
+        return self.windows.read(self.one[0], backbone, ids, mask, types)
 
 
 class Windows(nn.Module):
-    """How a head's documents are cut into windows, and how the windows' answers become the document's."""
+    """How documents are cut into windows, and how the windows' logits become the document's."""
 
     def __init__(self, width, size, pool, overlap, max_windows, max_document):
         super().__init__()
         if max_document < size:
-            raise InputError(f"--max-document {max_document}: is less than the {size} tokens of a window: raise it, or "
-                             "lower --max-length")
+            raise InputError(f"--max-document {max_document}: is less than the {size} tokens of a "
+                             "window: raise it, or lower --max-length")
         self.size, self.pool, self.overlap = size, pool, overlap
         self.max_windows, self.max_document = max_windows, max_document
         if pool == "attention":
             self.U, self.v = query(width)
 
     def as_dict(self):
-        """What check_windows describes."""
+        """What `check_windows` takes."""
         return {"pool": self.pool, **{name: getattr(self, name) for name in NUMBERS}}
 
-    # ------------------------------------------------------------------------------------------------ text to row
-
     def lay_out(self, tokenizer, parts, max_length, keep):
-        """Ids of one text or two, without special tokens -> (ids, types) of all windows in a row, was a token lost?
+        """Ids of one text or two, without special tokens -> (ids, types) of all windows in a row,
+        was a token lost?
 
-        A document of more than max_document tokens, special ones included, is cut to it before: `keep` says where.
+        A document of more than max_document tokens, special ones included, is cut to it before.
         """
         if max_length != self.size:
-            raise InputError(f"this model takes {max_length} tokens beside what was tuned, but windows of {self.size} were "
-                             f"asked for: set --max-length {max_length}")
-        overhead = tokenizer.num_special_tokens(len(parts) == 2)
-        parts, lost = cut_to(parts, self.max_document - overhead, keep)
-        room, long = self.size - overhead, max(range(len(parts)), key=lambda place: len(parts[place]))
-        if sum(map(len, parts)) > room:
-            for other in set(range(len(parts))) - {long}:
-                lost += max(0, len(parts[other]) - room // 2)
-                parts[other] = keep_end(parts[other], room // 2, keep)
-                room -= len(parts[other])
+            raise InputError(f"this model takes {max_length} tokens beside what was tuned, but "
+                             f"windows of {self.size} were asked for: set --max-length "
+                             f"{max_length}")
+        special = tokenizer.num_special_tokens(len(parts) == 2)
+        parts, lost = cut_to(parts, self.max_document - special, keep)
+        space, long = self.size - special, max(range(len(parts)), key=lambda n: len(parts[n]))
+        if sum(map(len, parts)) > space and len(parts) == 2:
+            other = parts[1 - long]
+            parts[1 - long] = keep_end(other, space // 2, keep)        # at most half of a window
+            lost += len(other) - len(parts[1 - long])
+            space -= len(parts[1 - long])
         ids, types = [], []
-        for start, end in spans(len(parts[long]), room, self.overlap):
-            new = tokenizer.layout(*(part[start:end] if place == long else part for place, part in enumerate(parts)))
-            ids, types = ids + new[0], types + new[1]
+        for start, end in spans(len(parts[long]), space, self.overlap):
+            window = [part[start:end] if n == long else part for n, part in enumerate(parts)]
+            more_ids, more_types = tokenizer.layout(*window)
+            ids, types = ids + more_ids, types + more_types
         check_whole([len(ids)], self.size)
         return (ids, types), lost > 0
 
-    # ------------------------------------------------------------------------------------------------ rows to scores
-
     def read(self, head, backbone, ids, mask, types=None):
-        """ids, mask, types: (B, T), rows as `lay_out` makes them, padded on either side -> scores (B, C)."""
+        """ids, mask, types: (B, T), rows as `lay_out` makes them, padded on either side -> logits
+        (B, C)."""
         at_once = max(len(ids), AT_ONCE)
-        ids, mask, types, counts = cut_rows(ids, mask, types, self.size)                # (W, size), W = sum(counts)
+        ids, mask, types, counts = cut_rows(ids, mask, types, self.size)    # (W, size), W windows
         if self.training:
             ids, mask, types, counts = self.draw(ids, mask, types, counts)
         compute = head.features if self.pool == "attention" else head
-        answers = None                               # one tensor: small ones kept from each piece would hold its memory open
+        found = None        # one tensor: a small one kept of each part would hold its memory open
         for start in range(0, len(ids), at_once):
-            i, m, t = (x if x is None else x[start:start + at_once] for x in (ids, mask, types))
-            piece = compute(*head.states(backbone, i, m, t))
-            answers = piece.new_empty(len(ids), piece.shape[1]) if answers is None else answers
-            answers[start:start + at_once] = piece
-        documents = answers.split(counts)                                    # B of (windows, C), or (windows, D) for attention
+            part = slice(start, start + at_once)
+            i, m, t = (x if x is None else x[part] for x in (ids, mask, types))
+            new = compute(*head.states(backbone, i, m, t))
+            found = new.new_empty(len(ids), new.shape[1]) if found is None else found
+            found[part] = new
+        documents = found.split(counts)             # B of (windows, C); for attention (windows, D)
+        if self.pool == "attention":
+            pooled = [self.weights(features) @ features for features in documents]
+            return head.classes(torch.stack(pooled))                        # (B, D) -> (B, C)
         if self.pool == "mean":
-            return torch.stack([scores.mean(0) for scores in documents])                                   # (B, C)
-        if self.pool == "max":
-            return torch.stack([scores.amax(0) for scores in documents])                                   # (B, C)
-        return head.classes(torch.stack([self.weights(features) @ features for features in documents]))    # (B, D) -> (B, C)
+            return torch.stack([logits.mean(0) for logits in documents])                    # (B, C)
+        return torch.stack([logits.amax(0) for logits in documents])                        # (B, C)
 
     def weights(self, features):
-        """One document's windows (windows, D) -> what each counts (windows,), together 1."""
+        """One document's windows (windows, D) -> the weight of each (windows,), sum 1."""
         return attention(self.U, self.v, features)
 
     def draw(self, ids, mask, types, counts):
-        """Of each document's windows at most max_windows, in their order; torch's generator draws, as for dropout."""
+        """At most max_windows of each document's windows, in order; torch's generator draws."""
         chosen, start = [], 0
         for count in counts:
-            some = torch.randperm(count)[:self.max_windows].sort()[0] if count > self.max_windows else torch.arange(count)
-            chosen.append(start + some)
+            order = torch.randperm(count) if count > self.max_windows else torch.arange(count)
+            chosen.append(start + order[:self.max_windows].sort()[0])
             start += count
         rows = torch.cat(chosen).to(ids.device)
         ids, mask, types = (x if x is None else x[rows] for x in (ids, mask, types))
-        return ids, mask, types, [len(some) for some in chosen]
+        return ids, mask, types, list(map(len, chosen))
 
 
 def check_whole(lengths, size):
-    """InputError for a row that is no whole number of windows of `size` tokens; one alone may be shorter."""
+    """InputError for a row of more than one window that does not consist of whole ones."""
     odd = next((length for length in lengths if length > size and length % size), None)
     if odd:
-        raise InputError(f"a row of {odd} tokens is no whole number of windows of {size}: encode it with this classifier, "
-                         "and leave special tokens out of the text")
+        raise InputError(f"a row of {odd} tokens is no whole number of windows of {size}: encode "
+                         "it with this classifier, and leave special tokens out of the text")
 
 
 def cut_rows(ids, mask, types, size):
     """(B, T) -> ids, mask, types of W windows, (W, size), and how many each row has, a list of B.
 
-    Where all rows are single windows they stay just as they are, with their padding: the plain classifier's batch.
+    Where all rows are single windows they stay as they are, with their padding.
     """
-    lengths = mask.sum(1)                                                                             # (B,)
+    lengths = mask.sum(1)                                                           # (B,)
     check_whole(lengths.tolist(), size)
     counts = (lengths + size - 1) // size
     if int(counts.max()) <= 1:
         return ids, mask, types, [1] * len(ids)
-    longest = lengths.clamp(max=size).repeat_interleave(counts)                                       # (W,)
-    new_mask = torch.arange(size, device=mask.device) < longest.unsqueeze(1)                          # (W, size)
+    longest = lengths.clamp(max=size).repeat_interleave(counts)                     # (W,)
+    new_mask = torch.arange(size, device=mask.device) < longest.unsqueeze(1)        # (W, size)
 
     def move(old):
         """Both masks name the same tokens in the same order: row by row, from left to right."""
         new = torch.zeros_like(new_mask, dtype=old.dtype)
         new[new_mask] = old[mask.bool()]
         return new
-    return move(ids), new_mask.to(mask.dtype), None if types is None else move(types), counts.tolist()
+    types = None if types is None else move(types)
+    return move(ids), new_mask.to(mask.dtype), types, counts.tolist()

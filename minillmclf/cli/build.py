@@ -16,11 +16,9 @@ def build(s, labels, fields=("text",)):
     from ..tuning import tune
     if s.method == "qlora" and s.weights != "pretrained":
         raise InputError("--method qlora --weights random: there is nothing to learn in random weights that are frozen")
-    model = Classifier.from_backbone(s.model, labels, s.readout, s.pool, s.max_length or None, s.seed,
-                                     pretrained=s.weights == "pretrained", quantise=s.quantise if s.method == "qlora" else None,
-                                     keep=s.keep, windows=windows_of(s), preference=preference_of(s), **asked_of(s, fields))
-    if s.several_labels == "on":
-        model.use_thresholds()                             # 0.5, until the end of the training fits them
+    model = Classifier.from_backbone(
+        s.model, labels, **options_of(s, fields), seed=s.seed, pretrained=s.weights == "pretrained",
+        quantise=s.quantise if s.method == "qlora" else None)
     trainable, total = tune(model, recipe_of(s), s.seed)
     device = device_of(s)
     try:
@@ -52,7 +50,7 @@ def text_columns(model, asked):
     if known and len(names) != len(known):
         raise InputError(f"--text-column {short(asked)}: names {len(names)}, and this model was "
                          f"trained on {len(known)} text(s) a row ({', '.join(known)}): name all")
-    fields = model.readout.get("fields", ["text"])
+    fields = model.head.described.get("fields", ["text"])
     return names or (None if fields in (["text"], ["text_a", "text_b"]) else fields)
 
 
@@ -63,24 +61,39 @@ def how_to_read(model, flags):
     return {name: value for name, value in said.items() if value}
 
 
-def asked_of(s, fields):
-    """The part of the settings that says how label texts are asked for, as classify.readout has it; {} for a head."""
-    if s.readout == "head":
-        return {}
-    return {"template": s.template, "label_texts": s.label_texts, "fields": list(fields), "instruction": s.instruction,
-            "end": "eos" if (s.objective, s.end) == ("completion", "auto") else s.end, "score_by": s.score_by}
+def options_of(s, fields=("text",)):
+    """The part of the settings that says what the modules of a classifier are, as in
+    classify.build.Options. fields: the names of a row's texts in a template."""
+    found = {"readout": s.readout, "pool": s.pool, "max_length": s.max_length or None,
+             "keep": s.keep, "preference": {"kind": s.preference, "swap": s.swap},
+             "multi_label": s.several_labels == "on"}
+    if s.windows != "none":
+        found["windows"] = {"pool": s.windows, "overlap": s.overlap, "max_windows": s.max_windows,
+                            "max_document": s.max_document}
+    if s.readout == "labels":
+        end = "eos" if (s.objective, s.end) == ("completion", "auto") else s.end
+        found |= {"template": s.template, "label_texts": s.label_texts, "fields": list(fields),
+                  "instruction": s.instruction, "end": end, "score_by": s.score_by}
+    return found
 
 
-def windows_of(s):
-    """The part of the settings that says how long documents are read, as classify.windows has it; None: not in windows."""
-    if s.windows == "none":
-        return None
-    return {"pool": s.windows, "overlap": s.overlap, "max_windows": s.max_windows, "max_document": s.max_document}
+def task_kind(s):
+    """The class of the task that the settings describe, before the data are read."""
+    from ..classify.multilabel import MultiLabel
+    from ..classify.preference import Preference
+    from ..classify.task import SingleLabel
+    if s.several_labels == "on":
+        return MultiLabel
+    compared = s.preference != "none" or s.swap != "none" and s.readout == "labels"
+    return Preference if compared else SingleLabel
 
 
-def preference_of(s):
-    """The part of the settings that says how two answers are compared, as classify.preference has it."""
-    return {"kind": s.preference, "swap": s.swap}
+def task_of(settings, data):
+    """The task of a run, without its model. settings: a dict, as in its run.json."""
+    from ..classify import build as modules
+    described = {"fields": data.columns} if settings.get("readout") == "labels" else {}
+    preference = {"kind": settings.get("preference"), "swap": settings.get("swap")}
+    return modules.task_of(data.labels, described, preference, settings.get("several_labels") == "on")
 
 
 def recipe_of(s):
@@ -94,10 +107,8 @@ def recipe_of(s):
     return {"method": s.method, **{name: numbers[name] for name in options}}
 
 
-def encode(model, examples, once=False):
-    """One split for the loop: token ids and labels -> Rows, how many texts were shortened. once: as for model.encode."""
-    from ..classify.multilabel import multi_hot
+def encode(model, examples, training=False):
+    """One split for the loop -> Rows, how many texts were cut. training: as for model.encode."""
     from ..training.plan import Rows
-    encoded, shortened = model.encode([e.texts for e in examples], once)
-    truth = multi_hot(examples, model.labels) if model.several else [model.labels.index(e.label) for e in examples]
-    return Rows(encoded, truth), shortened
+    encoded, shortened = model.encode([e.texts for e in examples], training)
+    return Rows(encoded, model.task.targets(examples)), shortened

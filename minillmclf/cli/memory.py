@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..classify.windows import use_windows
+from ..classify.windows import Windowed
 from ..training.recompute import Recomputed, blocks_of, stacks_of
 from ..tuning import METHODS as TUNING, tune
 from ..tuning.prompt import new_words
@@ -108,12 +108,17 @@ def step_bytes(always, trained, texts, accumulating=False):
 
 # ---------------------------------------------------------------- what a step keeps, measured
 
+def sequences_of(head):
+    """Sequences that a row has for this head."""
+    return getattr(head, "SEQUENCES", 1)
+
+
 def forward(model, length, rows, precision):
     """The logits of `rows` texts of `length` tokens; None on the device "meta", which computes
     nothing."""
     if any(parameter.is_meta for parameter in model.parameters()):
         return None
-    ids = torch.tensor([new_words(model) + [0] * length] * (rows * model.head.SEQUENCES))
+    ids = torch.tensor([new_words(model) + [0] * length] * (rows * sequences_of(model.head)))
     mask = torch.ones_like(ids)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         return model.head.read(model.backbone, ids, mask)
@@ -221,7 +226,7 @@ def training_memory(backbone, head, method, length):
                 in_forward = most_in_forward(model, used, rows=2)[0] - in_forward
             text = at_its_peak(model, text - once, in_full, in_forward, carrying)
         always = held(backbone, method, trained, total) + once
-        return trained, always, text * length // used // head.SEQUENCES
+        return trained, always, text * length // used // sequences_of(head)
 
 
 # ---------------------------------------------------------------- the switches of the loop
@@ -243,17 +248,16 @@ def checkpointed(model, but):
 
 
 @contextmanager
-def windowed(head, width, step):
+def windowed(model, step):
     """Within: the head reads documents of step.windows windows, as with --windows mean."""
-    before = head.windows
-    use_windows(head, width, step.length, {"pool": "mean", "overlap": 0,
-                                           "max_windows": step.windows,
-                                           "max_document": step.windows * step.length})
-    head.windows.train()
+    before = model["head"]
+    model["head"] = Windowed(before, model["backbone"].width, step.length, {
+        "pool": "mean", "overlap": 0, "max_windows": step.windows,
+        "max_document": step.windows * step.length})
     try:
         yield
     finally:
-        head.windows = before
+        model["head"] = before
 
 
 def step_keeps(model, step):
@@ -271,7 +275,7 @@ def step_keeps(model, step):
         return one + (step.rows - 1) * (two - one)
 
     def kept(rows):
-        with windowed(model.head, model.backbone.width, step) if step.windows else nullcontext():
+        with windowed(model, step) if step.windows else nullcontext():
             return kept_for_backward(model, length, rows, step.precision)
 
     passing = 0

@@ -145,18 +145,15 @@ def obstacle(candidate, data):
     """Why this candidate cannot be, in one line; "" if nothing is seen against it. No weights are read."""
     from ..cli import build as building
     from ..classify.classifier import Classifier
-    from ..classify.readout import read_readout
     from ..tuning import tune
     from ..tuning.quant_files import open_checkpoint
     s = candidate.settings
     try:
-        if len(data.columns) > 2 and s.readout == "head" and s.preference == "none":
-            raise InputError(f"a head reads one text or two of a row, not {len(data.columns)}: --preference compares two answers")
+        building.task_kind(s).check_columns(data.columns, s.readout)
         if s.method == "qlora" and s.weights == "random":
             raise InputError("qlora: there is nothing to learn in random weights that are frozen")
-        readout = read_readout(s.readout, building.asked_of(s, data.columns), data.labels)
-        model = Classifier.empty(open_checkpoint(s.model), data.labels, readout, s.pool, s.max_length or None, s.keep,
-                                 building.windows_of(s), building.preference_of(s))
+        options = building.options_of(s, data.columns)
+        model = Classifier.empty(open_checkpoint(s.model), data.labels, **options)
         recipe = building.recipe_of(s)
         tune(model, {**recipe, "method": "lora"} if s.method == "qlora" else recipe, s.seed)       # four bits need weights
     except InputError as error:

@@ -78,14 +78,12 @@ def read_source(path, s, group="", id_column="id", labelled=True):
         examples = read_examples(path, s.text_column or None, s.label_column or None, labelled,
                                  quoting=s.quoting)
         columns = tuple(c.strip() for c in s.text_column.split(",")) if s.text_column else usual_texts(table)
-    asked = (s.preference, s.swap) != ("none", "none")
-    if asked and len(columns) != 3:
-        raise InputError(f"{path}: texts {', '.join(columns)}: --preference and --swap need three, a prompt and two answers")
-    if arena and s.readout == "head" and not asked:
+    from ..cli.build import task_kind
+    kind = task_kind(s)
+    if arena and s.readout == "head" and kind.TEXTS < 3:
         examples = [replace(e, texts=(f"{e.texts[0]}\n\n{e.texts[1]}", e.texts[2])) for e in examples]
         columns = ("text_a", "text_b")
-    if len(columns) > 2 and s.readout == "head" and not asked:
-        raise InputError(f"--text-column {','.join(columns)}: a head reads one text or two of a row")
+    kind.check_columns(columns, s.readout)
     refuse_blank(path, examples)
     groups = read_groups(table, group) if group else [group_key(e.texts) for e in examples]
     winners = dict(zip(LABELS, WINNERS)) if arena and set(WINNERS) <= set(table.columns) else {}

@@ -2,11 +2,7 @@
 
 Rows of similar length share a batch, so there is little padding. Every epoch still mixes the rows
 anew: they are shuffled, sorted by length within large chunks only, and the batches are shuffled.
-
-A row is (ids, types); or (ids, types, starts) where it holds several sequences that a model reads
-apart, such as two answers to compare. They follow one another, and `starts` tells where each but
-the first begins. A row of the data so stays one row of a batch, with one label, however many texts
-the model reads for it; `Batch.apart` makes rows of the sequences.
+A row is (ids, types), two lists.
 """
 import random
 from dataclasses import dataclass, replace
@@ -60,15 +56,12 @@ class Layout:
 @dataclass
 class Batch:
     """ids, mask, types: (B, T) int64, mask 1 where a token is; labels: (B,) class numbers or None;
-    rows: which row of the data each one is; starts: (B, S - 1), where in its row each sequence but
-    the first begins, counted in tokens from the row's first one, None where each row is one
-    sequence; layout: of the mask, None if it is not known."""
+    rows: which row of the data each one is; layout: of the mask, None if it is not known."""
     ids: torch.Tensor
     mask: torch.Tensor
     types: torch.Tensor
     labels: torch.Tensor | None
     rows: list[int]
-    starts: torch.Tensor | None = None
     layout: Layout | None = None
 
     def to(self, device):
@@ -77,71 +70,27 @@ class Batch:
                  if isinstance(value, (torch.Tensor, Layout))}
         return replace(self, **moved)
 
-    def apart(self):
-        """ids, mask, types of the sequences (S * B, T'): the first of all rows, then the second of all rows, and so on.
 
-        Padded on the right. Where each row is one sequence they are the batch's own, with their padding.
-        """
-        if self.starts is None:
-            return self.ids, self.mask, self.types
-        place = self.mask.cumsum(1) - 1                                          # (B, T), 0 at a row's first token
-        number = (place.unsqueeze(2) >= self.starts.unsqueeze(1)).sum(2)         # (B, T), which sequence a token is of
-        chosen = torch.cat([self.mask.bool() & (number == s) for s in range(1 + self.starts.shape[1])])       # (S * B, T)
-        order = chosen.int().argsort(dim=1, descending=True, stable=True)[:, :int(chosen.sum(1).max())]       # (S * B, T')
-        mask, times = chosen.gather(1, order), (len(chosen) // len(self.ids), 1)
-        ids, types = (x.repeat(times).gather(1, order).where(mask, 0) for x in (self.ids, self.types))
-        return ids, mask.to(self.mask.dtype), types
-
-
-def join(*sequences):
-    """Sequences (ids, types) -> one row (ids, types, starts) that holds them all."""
-    ids, types, starts = [], [], []
-    for more, kinds in sequences:
-        starts.append(len(ids))
-        ids, types = ids + more, types + kinds
-    return ids, types, starts[1:]
-
-
-def edges(row):
-    """Where the sequences of a row begin and end -> [(start, end), ...]."""
-    ids, _, *starts = row
-    between = [0, *(starts[0] if starts else []), len(ids)]
-    return list(zip(between, between[1:]))
-
-
-def sequences(row):
-    """What `join` has joined -> [(ids, types), ...]; a row (ids, types) is one sequence."""
-    ids, types, *_ = row
-    return [(ids[start:end], types[start:end]) for start, end in edges(row)]
-
-
-def places(row):
-    """How many places a row takes where nothing pads it but its own sequences: each is as long as the longest."""
-    lengths = [end - start for start, end in edges(row)]
-    return len(lengths) * max(lengths)
+def row_size(row):
+    """Places that a row takes in a batch, where nothing pads it."""
+    return len(row[0])
 
 
 def collate(encoded, rows, pad_id=0, labels=None):
-    """encoded: for each row of the data (ids, types) or (ids, types, starts); rows: which of them -> Batch, padded on the
-    right.
+    """encoded: (ids, types) for each row of the data; rows: which of them -> Batch, padded on the right.
 
-    pad_id may be any id, since padding is known by the mask alone. All rows of a batch hold equally many sequences.
+    pad_id may be any id, since padding is known by the mask alone.
     """
     chosen = [encoded[row] for row in rows]
-    width = max(len(ids) for ids, *_ in chosen)
+    width = max(map(row_size, chosen))
     ids = torch.full((len(rows), width), pad_id or 0)                        # (B, T)
     types, mask = torch.zeros_like(ids), torch.zeros_like(ids)
-    for place, (tokens, kinds, *_) in enumerate(chosen):
+    for place, (tokens, kinds) in enumerate(chosen):
         ids[place, :len(tokens)] = torch.tensor(tokens)
         types[place, :len(kinds)] = torch.tensor(kinds)
         mask[place, :len(tokens)] = 1
-    starts = [list(row[2]) if len(row) > 2 else [] for row in chosen]
-    if len({len(each) for each in starts}) > 1:
-        raise InputError(f"rows of {min(map(len, starts)) + 1} and of {max(map(len, starts)) + 1} sequences do not go into one "
-                         "batch: encode all of them in the same way")
     picked = None if labels is None else torch.tensor([labels[row] for row in rows])
-    starts = torch.tensor(starts) if starts[0] else None
-    return Batch(ids, mask, types, picked, list(rows), starts, Layout.of(mask, types))
+    return Batch(ids, mask, types, picked, list(rows), Layout.of(mask, types))
 
 
 def make_batches(lengths, size, seed=None, tokens=None, chunk=50):

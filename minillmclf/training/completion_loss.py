@@ -23,7 +23,9 @@ class CompletionLoss:
 
     def __call__(self, model, batch):
         """The summed loss of a batch -> scalar."""
-        return model.completion_loss(batch)
+        def loss(backbone, ids, mask, types):
+            return model.head.completion_loss(backbone, ids, mask, batch.labels)
+        return model(batch, loss)
 
 
 def text_to_text_loss(model, ids, mask, target_ids, target_mask):

@@ -13,7 +13,6 @@ from hashlib import blake2b
 
 import torch
 
-from ..text.batch import sequences
 
 MAX_BYTES = 2**30                           # of features
 
@@ -40,12 +39,12 @@ def cached_features(model, encoded, settings):
 def can_cache(model, encoded, settings):
     """Is the body's output for a row the same in every step, and one vector?"""
     body, head = model.backbone, model.head
-    one_vector = head.how in ("first", "last") and head.windows is None
+    one_vector = head.how in ("first", "last")
     if not one_vector or settings.precision != "fp32" or has_dropout(body):
         return False
     if any(parameter.requires_grad for parameter in body.parameters()):
         return False
-    return 4 * body.width * sum(len(sequences(row)) for row in encoded) <= MAX_BYTES
+    return 4 * body.width * sum(len(model.task.sequences(row)) for row in encoded) <= MAX_BYTES
 
 
 def has_dropout(body):

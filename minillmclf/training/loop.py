@@ -124,7 +124,7 @@ def finish_epoch(model, dev, settings, store, progress):
         raise Diverged(f"epoch {epoch}: the answers to the dev rows are not finite: training has "
                        "diverged; lower --lr or set --precision fp32") from None
     line = {"epoch": epoch, "step": progress["step"], "train_loss": sum(losses) / len(losses),
-            **model.task.evaluate(probabilities, dev.labels)}
+            **model.task.measure(probabilities, dev.labels)}
     progress["losses"] = []
     progress["history"].append(line)
     best = progress["best"] and progress["history"][progress["best"]["epoch"] - 1]

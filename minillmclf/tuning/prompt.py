@@ -45,20 +45,17 @@ class Prompted:
     def __init__(self, encode, words):
         self.encode, self.words = encode, words
 
-    def __call__(self, texts, once=False):
-        """As Classifier.encode -> (rows, how many were shortened)."""
-        rows, shortened = self.encode(texts, once)
-        return [self.extend(*row) for row in rows], shortened
+    def __call__(self, texts, training=False):
+        """As Classifier.encode -> (rows, how many were cut)."""
+        rows, shortened = self.encode(texts, training)
+        return list(map(self.extend, rows)), shortened
 
-    def extend(self, ids, types, *starts):
-        """A row, (ids, types) or with several sequences (ids, types, starts) as in text/batch.py ->
-        the row with the new words, whose types are 0."""
-        begins = [0, *(starts[0] if starts else [])]
-        for begin in reversed(begins):                          # from the end: earlier places stay
-            ids = ids[:begin] + self.words + ids[begin:]
-            types = types[:begin] + [0] * len(self.words) + types[begin:]
-        moved = [begin + number * len(self.words) for number, begin in enumerate(begins)]
-        return (ids, types, moved[1:]) if starts else (ids, types)
+    def extend(self, row):
+        """A row (ids, types), or one of several such sequences -> with the new words, of type 0."""
+        if isinstance(row[0], tuple):
+            return type(row)(*map(self.extend, row))
+        ids, types = row
+        return self.words + ids, [0] * len(self.words) + types
 
 
 def new_words(model):

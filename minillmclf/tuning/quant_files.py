@@ -18,7 +18,8 @@ from ..files import check_fields, find_model, parse_json, short
 from ..models.config import read_model_config
 from ..models.tensor_files import listed, read_tensor
 from ..models.weights import Checkpoint, export, fill
-from .quant import BLOCKSIZES, CODES, FLOATS, NESTED, Linear4bit, Quantised, dynamic_map, name_of
+from .quant import (BLOCKSIZES, CODES, FLOATS, NESTED, Linear4bit, Quantised, Quantiser, dynamic_map,
+                    name_of)
 
 STATE = "weight.quant_state.bitsandbytes__"
 # quantization_config: key -> the values that change nothing here; None: any value
@@ -192,6 +193,21 @@ def read_into(model, checkpoint, table, fresh=(), **options):
         report.loaded[layer + ".weight"] = path
         report.fresh.remove(path)
     return report
+
+
+def load_weights(model, checkpoint, table, fresh=(), quantise=None):
+    """Fill a classifier from a folder of either kind -> Report, the linear layers that are not put
+    into four bits.
+
+    fresh: patterns of paths that need not be in the file; quantise: "nf4" or "fp4" for the linear
+    layers of the backbone, as they are read, unless they have four bits in the file.
+    """
+    if not quantise or hasattr(checkpoint, "packed"):
+        return read_into(model, checkpoint, table, fresh), []
+    kept = {*model.backbone.FULL_PRECISION, "lm_head"}
+    quantiser = Quantiser(lambda path: not kept & set(path.split(".")), quantise)
+    report = read_into(model, checkpoint, table, fresh, place=quantiser)
+    return report, quantiser.report(model)[1]
 
 
 def export_4bit(model, table):

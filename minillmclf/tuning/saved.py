@@ -221,13 +221,11 @@ def build_as(build, base, labels, settings, where, **more):
             model = build(base, labels, pool=settings.get("pool") or "family",
                           max_length=settings.get("max_length"), keep=settings.get("keep", "head"),
                           windows=settings.get("windows"), preference=settings.get("preference"),
+                          multi_label=settings.get("thresholds") is not None,
                           **more, **settings.get("readout") or {})
     except TypeError as error:
         raise InputError(f"{where}: {error}: save it again") from None
-    model.calibrate(settings.get("calibration"), f"{where}: calibration")
-    if settings.get("thresholds") is not None:
-        model.use_thresholds(settings["thresholds"], f"{where}: thresholds")
-    return model.read_as(settings.get("reading"), f"{where}: reading")
+    return model.restore(settings, where)
 
 
 def read_bottlenecks(path, size):

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from minillmclf.classify.classifier import Classifier
+from minillmclf.classify.label_text.labels import text_scores
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import collate, make_batches
 from minillmclf.training.loop import take_step
@@ -274,7 +275,7 @@ class OurScores(Side):
         self.model = model
 
     def infer(self):
-        return self.model.text_scores(self.data.rows.encoded, self.data.size)
+        return text_scores(self.model, self.data.rows.encoded, self.data.size)
 
 
 class TheirScores(Side):

@@ -20,6 +20,7 @@ from test_families import CONFIGS, LABELS, TEXTS, spread
 
 from minillmclf.classify.calibrate import Calibration
 from minillmclf.classify.classifier import Classifier
+from minillmclf.classify.multilabel import MultiLabel
 from minillmclf.models import fresh_weights, model_class, save_backbone
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import METHODS, tune
@@ -84,9 +85,9 @@ def build(folder):
                 if parameter.requires_grad:
                     parameter.normal_(0.0, 0.1, generator=draw)
         if number % 3 == 0:
-            model.calibrate(Calibration([0.1] * len(LABELS), 2.0))
+            model.task.calibrate(Calibration([0.1] * len(LABELS), 2.0))
         elif number % 3 == 1 and readout == "head":
-            model.use_thresholds()
+            model.task = MultiLabel(LABELS)
         model.save(folder / f"run-{family}-{method}-{readout}")
         runs.append(folder / f"run-{family}-{method}-{readout}")
     return runs

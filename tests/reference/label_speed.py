@@ -2,7 +2,7 @@
 
   OMP_NUM_THREADS=1 python tests/reference/label_speed.py [--quick] [--models gpt2 llama t5] [--rounds 5] [--threads 1]
 
-  ours    Classifier.text_scores: a tree of all labels behind the prompt; what all rows begin with is read once
+  ours    text_scores: a tree of all labels behind the prompt; what all rows begin with is read once
   (a)     our own model, one forward for each label (models/tree.py, log_probs_one_by_one)
   (b)     transformers, (prompt + label) pairs as a padded batch, logits at the label's tokens alone
   (c)     transformers, the prompt once with a cache of keys and values, then each label behind it (T5: the encoder once,
@@ -28,6 +28,7 @@ import transformers
 
 from tests.bench.sides import PAIRS, cached, padded, pairs, picked
 from minillmclf.classify.classifier import Classifier
+from minillmclf.classify.label_text.labels import text_scores
 from minillmclf.models import fresh_weights, model_class, save_backbone
 from minillmclf.models.tree import log_probs_one_by_one
 from minillmclf.text.batch import collate
@@ -136,7 +137,7 @@ def variants(name, folder, reference, case):
     labels = [tree.tokens[path].tolist() for path in tree.paths]
     apart, kept = (t5_pairs, t5_cached) if name == "t5" else (pairs, cached)
     prompts = [ids for ids, _ in encoded]
-    ways = {"ours": lambda: classifier.text_scores(encoded), "a": lambda: one_by_one(classifier, encoded, labels),
+    ways = {"ours": lambda: text_scores(classifier, encoded), "a": lambda: one_by_one(classifier, encoded, labels),
             "b": lambda: apart(reference, prompts, labels), "c": lambda: kept(reference, prompts, labels)}
     size = f"{statistics.mean(len(ids) for ids, _ in encoded):.0f} | {sum(map(len, labels))}"
     return ways | {"again": ways["ours"]}, size

@@ -46,6 +46,7 @@ import torch  # noqa: E402
 from conftest import shaken  # noqa: E402
 
 from minillmclf import Classifier  # noqa: E402
+from minillmclf.classify.label_text.prompting import change_prompt
 from minillmclf.models import fresh_weights, model_class, save_backbone  # noqa: E402
 from minillmclf.cli.settings import Settings  # noqa: E402
 from minillmclf.text.tokenizers.tokenizer import WordPiece, load_tokenizer  # noqa: E402
@@ -358,7 +359,7 @@ def make_by_python():
     made = {}
     for source in ("bert", "lora"):
         made[f"{source}-temperature"] = model = Classifier.load(source)
-        model.calibrate({"bias": [0.3, -0.2, 0.1], "temperature": 0.7})
+        model.task.calibrate({"bias": [0.3, -0.2, 0.1], "temperature": 0.7})
     made["four-bits"] = model = Classifier.from_backbone(
         "bases/roberta", sorted(small.TOPICS), seed=4, quantise="nf4"
     )
@@ -376,8 +377,8 @@ def make_by_python():
             instruction="it is:",
         )
     made["shots-t5"] = model = Classifier.load("labels-t5")
-    model.ask(
-        template="{text} is {label}", shots=[("rain and cloud", "the wind"), ("the bread", "soup")]
+    change_prompt(
+        model, template="{text} is {label}", shots=[("rain and cloud", "the wind"), ("the bread", "soup")]
     )
     return made
 
@@ -397,7 +398,7 @@ def answers_of(folder):
     return {
         "texts": rows,
         "labels": model.labels,
-        "thresholds": model.thresholds,
+        "thresholds": getattr(model.task, "thresholds", None),
         "reading": model.reading,
         "answers": model.answers(p),
         "largest_score": round(scores.abs().max().item(), 2),

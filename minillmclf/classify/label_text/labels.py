@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from ...errors import InputError
 from ...files import short
 from ...models.cache import prefill
-from ...models.tree import Tree, log_probs, shared, pad_right
+from ...models.tree import Tree, log_probs, pad_right, shared
 from ...training.completion_loss import text_to_text_loss
-from ..head import Head
+from ..readout import Readout
 
 ENDS, WAYS = ("auto", "none", "eos"), ("sum", "token", "char", "byte")
 SHARE_FROM = 16          # tokens; to read a shorter beginning apart from its rows costs more than it saves
@@ -37,7 +37,7 @@ def ids_behind(tokenizer, context, more):
     return both[len(before):]
 
 
-class LabelReadout(Head):
+class LabelReadout(Readout):
     """For decoders: the label stands behind the prompt. classify/classifier.py calls it as it calls a head.
 
     labels: names in class order; prompt: text.prompt.Prompt; label_texts: {label: [text, ...]}; end: whether an
@@ -45,8 +45,6 @@ class LabelReadout(Head):
     begins alike; score_by: what is compared, log-probabilities as they are ("sum"), or divided by the number of tokens,
     characters or bytes, which favours long labels.
     """
-
-    NAMES = {}              # it has no weights of its own
 
     def __init__(self, tokenizer, labels, prompt, label_texts, end="auto", score_by="sum"):
         super().__init__()
@@ -155,9 +153,10 @@ class LabelReadout(Head):
         return ids[:, tokens:], mask[:, tokens:], cache.expand(len(ids))
 
     @contextlib.contextmanager
-    def one_prompt(self, rows, before=0):
-        """Within: what all rows (lists of ids) begin with is read once for all batches. before: learned words before each."""
-        self.common, self.kept = before + common(rows), None
+    def reading(self, model, encoded):
+        """Within: what all rows begin with is read once for all batches."""
+        sequences = [ids for row in encoded for ids, _ in model.task.sequences(row)]
+        self.common, self.kept = common(sequences), None
         try:
             yield
         finally:
@@ -210,6 +209,14 @@ class SourceReadout(LabelReadout):
     def completion_loss(self, backbone, ids, mask, labels):
         target, real = self.targets(labels)
         return text_to_text_loss(backbone, ids, mask, target, real) * real.sum()
+
+
+def text_scores(model, encoded, batch_size=64):
+    """Log-probability of each label text (N, L), in the order of `head.texts`, by a classifier, for
+    rows of one sequence each."""
+    def compute(batch):
+        return model(batch, model.head.text_scores)
+    return model.over(encoded, compute, len(model.head.texts), batch_size)
 
 
 def common(rows):

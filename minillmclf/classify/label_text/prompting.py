@@ -11,8 +11,9 @@ import statistics
 
 import torch
 
+from ...errors import InputError
 from ...models import load_backbone
-from ...text.batch import collate, make_batches, places, sequences
+from ...text.batch import collate, make_batches, row_size
 from ...text.prompt import Prompt
 from .shots import choose_shots, nearest_shots, shorten_shots
 from ...text.tokenizers.tokenizer import load_tokenizer
@@ -20,17 +21,30 @@ from .wordings import wordings
 from ...training.metrics import evaluate
 from ..calibrate import CONTENT_FREE, Calibration, batch, contextual, temperature
 from .decode import constrained, disagreements
+from .labels import text_scores
+from .options import build_labels, read_readout
 from ..head import pool
 from ..swap import averaged, exchanged
 
 SHARE_OF_SHOTS = 0.75      # of the room that a prompt has, at most; the rest is the row's
 
 
+def change_prompt(model, **changes):
+    """Read a classifier's label texts in another way: other words, other shots (options.ASKED)."""
+    if not model.head.described:
+        raise InputError("this classifier has a head, which cannot be asked: build it with "
+                         'readout="labels"')
+    asked = {key: value for key, value in model.head.described.items() if key != "readout"}
+    described = read_readout("labels", asked | changes, model.labels)
+    head = build_labels(model.backbone, model.tokenizer, model.labels, described)
+    model.head = head.to(next(model.parameters()).device)
+
+
 # ------------------------------------------------------------------------------------------------ shots
 
 def shots_of(model, examples):
     """Examples as shots: the texts, and the first text of their class."""
-    return [(list(e.texts), model.readout["label_texts"][e.label][0]) for e in examples]
+    return [(list(e.texts), model.head.described["label_texts"][e.label][0]) for e in examples]
 
 
 def fitting(model, shots):
@@ -46,7 +60,7 @@ def fitting(model, shots):
 def show_shots(model, train, number, seed, order=0):
     """Put the same `number` examples of the training rows before every row, balanced -> how many were cut."""
     shots, cut = fitting(model, shots_of(model, choose_shots(train, model.labels, number, seed, order)))
-    model.ask(shots=shots)
+    change_prompt(model, shots=shots)
     return cut
 
 
@@ -70,11 +84,11 @@ def with_nearest_shots(model, train, examples, number, folder):
     encoded, shortened, shots_cut = [], 0, 0
     for example, vector in zip(examples, asked):
         shots, cut = fitting(model, shots_of(model, nearest_shots(known, vector, train, number)))
-        model.ask(shots=shots)
+        change_prompt(model, shots=shots)
         row, too_long = model.row(example.texts)
         encoded.append(row)
         shortened, shots_cut = shortened + too_long, shots_cut + (cut > 0)
-    model.ask(shots=[])
+    change_prompt(model, shots=[])
     return encoded, shortened, shots_cut
 
 
@@ -82,7 +96,7 @@ def with_nearest_shots(model, train, examples, number, folder):
 
 def content_free(model):
     """The rows of inputs without content, encoded: "N/A", "" and "[MASK]" in the place of every text."""
-    many, mask = len(model.readout["fields"]), model.tokenizer.vocab.get("[MASK]")
+    many, mask = len(model.head.described["fields"]), model.tokenizer.vocab.get("[MASK]")
     usable = [text for text in CONTENT_FREE if text != "[MASK]" or mask is None]          # there it would be a real mask
     return [model.head.lay_out(model.tokenizer, (text,) * many, model.max_length)[0] for text in usable]
 
@@ -125,7 +139,7 @@ def read_all(model, encoded, dev, dev_labels, shared_prompt, batch_size):
 
 def in_orders(model, encoded, dev, dev_labels):
     """Encoded rows and those of dev with their class numbers, for each order in which the rows hold two answers."""
-    rows, more = (list(zip(*map(sequences, each or []))) for each in (encoded, dev))
+    rows, more = (list(zip(*map(model.task.sequences, each or []))) for each in (encoded, dev))
     if len(rows) == 1:
         return [(encoded, dev, dev_labels)]
     turned = exchanged(torch.arange(len(model.labels)).unsqueeze(0), model.labels)[0]              # class -> its other side
@@ -135,11 +149,11 @@ def in_orders(model, encoded, dev, dev_labels):
 
 def read_order(model, encoded, dev, dev_labels, shared_prompt, batch_size):
     """The same for rows of one sequence each."""
-    sums = model.text_scores(encoded, batch_size)
-    free = model.text_scores(content_free(model), batch_size) if shared_prompt else None
+    sums = text_scores(model, encoded, batch_size)
+    free = text_scores(model, content_free(model), batch_size) if shared_prompt else None
     plain = model.head.by_class(sums)
     ways = readings(model, sums, free[[CONTENT_FREE.index("")]]) if shared_prompt else {"sum": plain}
-    known = model.head.by_class(model.text_scores(dev, batch_size)) if dev else None
+    known = model.head.by_class(text_scores(model, dev, batch_size)) if dev else None
     found = calibrations(plain, None if free is None else model.head.by_class(free), known, dev_labels)
     return {"as it is": ways.pop("sum"), **ways, **{name: c(plain) for name, c in found.items()}}
 
@@ -152,9 +166,9 @@ def variance(model, data, examples, shots, seed, orders=5, batch_size=64, say=pr
     Without shots there is nothing to order, and each wording is judged once.
     """
     truth, found = [model.labels.index(e.label) for e in examples], []
-    for number, wording in enumerate(wordings(model.readout["fields"]), 1):
+    for number, wording in enumerate(wordings(model.head.described["fields"]), 1):
         for order in range(orders if shots else 1):
-            model.ask(template=wording, shots=[])
+            change_prompt(model, template=wording, shots=[])
             show_shots(model, data.train, shots, seed, order)
             encoded, _ = model.encode([e.texts for e in examples])
             ways = read_all(model, encoded, None, None, True, batch_size)
@@ -177,12 +191,12 @@ def spread(found, way):
 def decoding_report(model, encoded, examples, beams, batch_size=64, most=5):
     """Where decoding held to the label texts chooses another text than exact scoring -> lines. Of rows that hold both orders
     of two answers, in the first."""
-    encoded = [sequences(row)[0] for row in encoded]
-    sums, choices = model.text_scores(encoded, batch_size), torch.empty(len(encoded), dtype=torch.long)
-    for rows in make_batches(list(map(places, encoded)), batch_size):
+    encoded = [model.task.sequences(row)[0] for row in encoded]
+    sums, choices = text_scores(model, encoded, batch_size), torch.empty(len(encoded), dtype=torch.long)
+    for rows in make_batches(list(map(row_size, encoded)), batch_size):
         batch = collate(encoded, rows, model.tokenizer.pad_id).to(next(model.parameters()).device)
-        ids, mask, _ = model.inputs(batch)
-        choices[rows] = constrained(model.backbone, ids, mask, model.head.tree, beams)[0].cpu()
+        found, _ = constrained(model.backbone, batch.ids, batch.mask, model.head.tree, beams)
+        choices[rows] = found.cpu()
     apart, texts = disagreements(choices, sums), model.head.texts
     lines = [f"decoding with {beams} beam{'s' * (beams > 1)} misses the likeliest label text in {len(apart)} of {len(encoded)} rows"]
     return lines + [f"  {texts[chosen]!r} ({sums[row, chosen]:.2f}) for {texts[best]!r} ({sums[row, best]:.2f}): "

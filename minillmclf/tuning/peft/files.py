@@ -125,4 +125,4 @@ def task_type(model, record):
     kind = model.backbone.KIND
     if method_of(record) == "prefix" and kind == "encoder-decoder":
         return None
-    return TASKS[kind] if model.readout else "SEQ_CLS"
+    return TASKS[kind] if model.head.described else "SEQ_CLS"

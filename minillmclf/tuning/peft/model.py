@@ -78,10 +78,11 @@ def apply_adapter(model, record, tensors):
         faults = prompt_faults(model, record, numbers)
     fills, more = place_others(model, record, others, places.values())
     faults += more
+    own = {"labels": model.labels, **model.settings()}
     for key in ("labels", "pool", "readout"):
-        if key in record and record[key] != getattr(model, key):
+        if key in record and record[key] != own[key]:
             faults.append(f"{key} of the adapter: {short(record[key], 200)}, of the model: "
-                          f"{short(getattr(model, key), 200)}")
+                          f"{short(own[key], 200)}")
     raise_faults("adapter", faults)
     with torch.no_grad():
         own = wrap_layers(model, record, layers, places) if is_lora else \
@@ -189,7 +190,7 @@ def place_others(model, record, others, wrapped):
             why = f"fills {path} a second time"
         elif path not in parameters:
             why = f"{tuple(tensor.shape)} has no place in this model"
-        elif model.readout and model.backbone.tied and path == "backbone.word_embeddings.weight":
+        elif model.head.described and model.backbone.tied and path == "backbone.word_embeddings.weight":
             why = "learned, but the language-model head did not: here both are one matrix"
         elif not (path in expected or selection.in_head(path) or "word_embeddings" in path):
             why = "is in the file, but the config names no such module in modules_to_save or bias"

@@ -1,0 +1,119 @@
+"""From a folder and options to a classifier: which task, which readout, which weights."""
+import math
+from dataclasses import dataclass, field, fields
+
+from ..errors import InputError
+from ..files import short
+from ..models import build_backbone, fresh_weights
+from ..text.cutting import check_keep
+from ..text.tokenizers.tokenizer import load_tokenizer
+from ..tuning.quant_files import load_weights, open_checkpoint
+from .label_text.options import build_labels, read_readout
+from .multilabel import MultiLabel
+from .preference import preference_task
+from .task import SingleLabel
+from .windows import Windowed
+
+UNSAID = 512         # tokens of a row where neither the model nor its tokenizer says how many
+
+
+@dataclass
+class Options:
+    """How a classifier is built: the keyword arguments of Classifier.from_backbone.
+
+    readout="labels" reads a class as the log-probability of its label texts, and takes what
+    label_text/options.py has: template ("Review: {text}\\nSentiment:"), label_texts ({label: [text,
+    ...]}, default the names), fields, instruction, shots, end, score_by. `described` holds all of
+    these; it is {} for readout="head".
+    """
+    pool: str = "family"                # the head that transformers has, or another of head.POOLS
+    max_length: int | None = None       # tokens of a row, special ones included; None: the most
+    seed: int = 0                       # of new weights
+    pretrained: bool = True             # False: only the architecture and the tokenizer
+    quantise: str | None = None         # "nf4", "fp4": linear layers in four bits (tuning/quant.py)
+    keep: str = "head"                  # which end of a long text (text/cutting.py)
+    windows: dict | None = None         # reads long documents in windows (windows.check_windows)
+    preference: dict | None = None      # {"kind": "head", "swap": "both"} (preference.py)
+    multi_label: bool = False           # any number of classes a row (multilabel.py)
+    described: dict = field(default_factory=dict)
+
+
+def read_options(labels, given):
+    """{"readout": "head" or "labels", name: value} -> Options."""
+    own = {f.name for f in fields(Options)} - {"described"}
+    asked = {name: value for name, value in given.items() if name not in {*own, "readout"}}
+    described = read_readout(given.get("readout", "head"), asked, labels)
+    return Options(described=described, **{name: given[name] for name in given if name in own})
+
+
+def from_backbone(cls, path, labels, given):
+    """A Classifier (cls) on a pretrained backbone; arguments as for Classifier.from_backbone."""
+    check_labels(labels)
+    checkpoint, options = open_checkpoint(path), read_options(labels, given)
+    model = modules(cls, checkpoint, labels, options)
+    model.base, model.quantise = str(path), options.quantise
+    fresh_weights(model.head, options.seed)
+    if not options.pretrained:
+        fresh_weights(model.backbone.to_empty(device="cpu"), options.seed)
+        return model.eval()
+    model.report, model.kept_whole = load_weights(
+        model, checkpoint, model.table(with_classes=False), ["head\\."], options.quantise)
+    return model.eval()
+
+
+def modules(cls, checkpoint, labels, options):
+    """A Classifier (cls) of the modules that a folder and Options describe, not yet filled."""
+    backbone = build_backbone(checkpoint, lm_head=bool(options.described))
+    tokenizer = load_tokenizer(checkpoint.folder).refuse_second_bos()
+    if len(tokenizer) > backbone.config["vocab_size"]:
+        raise InputError(f"{checkpoint.folder}: the tokenizer's ids go to {len(tokenizer) - 1}, "
+                         f"the embedding has only {backbone.config['vocab_size']} rows: these "
+                         "files do not belong together")
+    size = text_length(options.max_length, backbone, tokenizer, checkpoint.folder)
+    task = task_of(labels, options.described, options.preference, options.multi_label)
+    if options.described:
+        if (options.keep, options.windows) != ("head", None):
+            raise InputError("keep and windows go with the readout head: label texts cut a text "
+                             "before its template")
+        backbone.vocabulary()                           # InputError without a language-model head
+        head = build_labels(backbone, tokenizer, labels, options.described)
+    else:
+        head = task.head(backbone.source_config["model_type"], backbone, options.pool)
+        head.keep = check_keep(options.keep)
+        if options.windows is not None:
+            if head.most_texts > 2:
+                raise InputError("windows go with one text or two: --preference reads a prompt "
+                                 "with two answers")
+            head = Windowed(head, backbone.width, size, options.windows)
+    return cls(backbone, head, tokenizer, task, size)
+
+
+def task_of(labels, described=None, preference=None, multi_label=False):
+    """The task of these options, which are as in Options."""
+    found = preference_task(preference, labels, described or {})
+    if not multi_label:
+        return found or SingleLabel(labels)
+    if described or found:
+        raise InputError("several classes a text go with a plain head: without label texts, "
+                         "preference")
+    return MultiLabel(labels)
+
+
+def text_length(asked, backbone, tokenizer, folder):
+    """Tokens of a row: as many as were asked for, or, for None, as model and tokenizer take, which
+    the tokenizer remembers. InputError for a number that leaves no place for a text, or that the
+    model has no positions for."""
+    highest, least = backbone.max_tokens or math.inf, tokenizer.num_special_tokens(True) + 1
+    known = tokenizer.max_length or backbone.max_tokens or UNSAID
+    tokenizer.max_length = min(highest, known)
+    if asked is not None and not (type(asked) is int and least <= asked <= highest):
+        raise InputError(f"max_length {short(asked)}: must lie between {least} and the {highest} "
+                         f"positions of {folder}")
+    return asked or tokenizer.max_length
+
+
+def check_labels(labels, where="a classifier"):
+    """InputError unless there are at least two different names."""
+    if len(labels) < 2 or len(set(labels)) != len(labels):
+        raise InputError(f"{where}: labels must be at least two different names, got "
+                         f"{list(labels)}")

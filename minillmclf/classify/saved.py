@@ -1,0 +1,113 @@
+"""A classifier in a folder: what `save` writes and `load` reads.
+
+A classifier with a head becomes a folder of AutoModelForSequenceClassification, one with label
+texts of AutoModelForCausalLM, AutoModelForSeq2SeqLM or AutoModelForMaskedLM. What transformers has
+no place for stands in config.json under "minillmclf". A method that keeps what it trains beside the
+base (tuning/) writes that alone.
+"""
+from ..errors import InputError
+from ..files import find_model, short
+from ..models.weights import write_checkpoint
+from ..tuning import BESIDE_BASE, peft
+from ..tuning.quant_files import export_4bit, load_weights, open_checkpoint
+from ..tuning.saved import TUNED, load_peft, load_tuned, save_tuned
+from .build import check_labels, modules, read_options
+from .head import MISTAKE, POOLS
+from .label_text.options import is_words
+
+READING = {"text_column": (lambda v: is_words(v) and len(v) > 0, "a list of names"),
+           "label_column?": (lambda v: isinstance(v, str), "a name"),
+           "quoting?": (lambda v: isinstance(v, str), "a word")}
+ALWAYS = {"pool": None, "max_length": None, "readout": {}, "keep": "head", "windows": None,
+          "calibration": None, "preference": {}}
+SOMETIMES = ("thresholds", "reading", "ignored")
+PROBLEMS = ("single_label_classification", "multi_label_classification")
+
+
+def settings_of(model):
+    """What a folder keeps of a classifier beside its weights and what transformers writes."""
+    found = {**ALWAYS, "max_length": model.max_length}
+    found |= model.head.settings() | model.task.settings()
+    found |= {"reading": model.reading} if model.reading else {}
+    if "ignored" in model.backbone.config:              # keys of config.json, ignored on request
+        found["ignored"] = model.backbone.config["ignored"]
+    return found
+
+
+def read_settings(config, where):
+    """A config.json -> (labels, its settings in full, {name: option} of build.Options)."""
+    settings, problem = config.get("minillmclf", {}), config.get("problem_type")
+    good = isinstance(settings, dict) and set(settings) <= {*ALWAYS, *SOMETIMES} \
+        and isinstance(settings.get("readout", {}), dict) \
+        and not set(settings.get("readout", {})) & (set(ALWAYS) - {"readout"})
+    if not good or settings.get("pool") not in (None, *POOLS, MISTAKE):
+        raise InputError(f"{where}: minillmclf = {settings!r:.80} is not known; pool is "
+                         f"{', '.join(POOLS)}")
+    if problem not in (None, *PROBLEMS):
+        raise InputError(f"{where}: problem_type {short(problem)} is not supported; supported: "
+                         f"{', '.join(PROBLEMS)}")
+    multi_label = problem == PROBLEMS[1]
+    if settings.get("thresholds") is not None and not multi_label:
+        raise InputError(f"{where}: minillmclf has thresholds, which go with problem_type "
+                         f"{PROBLEMS[1]}, not {problem!r}")
+    settings = ALWAYS | settings
+    options = {key: settings[key] for key in ("max_length", "keep", "windows", "preference")}
+    options |= {"pool": settings["pool"] or "family", "multi_label": multi_label}
+    return labels_of(config, where), settings, options | settings["readout"]
+
+
+def labels_of(config, where):
+    """The label names of a config.json, in class order."""
+    names = config.get("id2label")
+    if names is None:
+        names = {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
+    if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
+        raise InputError(f"{where}: id2label should number its classes from 0 up, is "
+                         f"{short(names, 100)}")
+    labels = [str(names[str(i)]) for i in range(len(names))]
+    check_labels(labels, where)
+    return labels
+
+
+def load(cls, path, base=None):
+    """A Classifier (cls) from a folder of any of these kinds, in eval mode."""
+    folder = find_model(path)
+    if (folder / TUNED).exists():
+        return load_tuned(folder, cls.from_backbone, base)
+    if (folder / peft.CONFIG).exists():
+        return load_peft(folder, cls.from_backbone, base)
+    if base is not None:
+        raise InputError(f"{path}: is a whole model, which has no base beside it: leave --base out")
+    checkpoint = open_checkpoint(path)
+    where = checkpoint.folder / "config.json"
+    labels, settings, options = read_settings(checkpoint.config, where)
+    try:
+        model = modules(cls, checkpoint, labels, read_options(labels, options))
+    except InputError as error:
+        told = str(checkpoint.folder) in str(error)
+        raise InputError(str(error) if told else f"{where}: {error}") from None
+    last = [file for file, path in model.head.NAMES.items() if path.endswith(".out")]
+    if last and last[0] + ".weight" not in checkpoint:
+        raise InputError(f"{path}: no classification head in it (no tensor {last[0]}.weight): "
+                         f"fine-tune it first with python -m minillmclf.train --model {path}")
+    model.report, _ = load_weights(model, checkpoint, model.table())
+    return model.restore(settings, where).eval()
+
+
+def save(model, path):
+    """Write a classifier; each file is replaced as a whole or left as it was."""
+    if model.tuning is not None and model.tuning["method"] in BESIDE_BASE:
+        return save_tuned(model, path)
+    tensors, quantised = export_4bit(model, model.table())
+    label_texts = bool(model.head.described)
+    kind = model.backbone.ARCHITECTURES["lm_head" if label_texts else "classifier"]
+    config = {**model.config, "architectures": [model.head.ARCHITECTURE or kind],
+              "id2label": {str(i): name for i, name in enumerate(model.labels)},
+              "label2id": {name: i for i, name in enumerate(model.labels)},
+              "minillmclf": model.settings(), "problem_type": model.task.PROBLEM}
+    for key in ("num_labels", *(["problem_type"] if label_texts else [])):
+        config.pop(key, None)
+    config |= {"quantization_config": quantised} if quantised else {}
+    model.tokenizer.save(path)
+    own = [name for name in tensors if ".weight." in name]             # keep their types
+    write_checkpoint(path, config, tensors, keep=own)
