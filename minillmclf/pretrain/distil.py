@@ -9,7 +9,7 @@ layers, with the strongest neurons of their MLPs.
 import torch
 from torch import nn
 
-from ..classify.head import BertHead
+from ..classify.head import BertHead, pool
 from ..errors import InputError
 from ..models import fresh_weights, load_backbone
 from ..text.tokenizers.tokenizer import load_tokenizer
@@ -88,12 +88,6 @@ def tokenise(tokenizer, texts):
     return padded(tokenizer, encoded), torch.tensor(owners), words
 
 
-def text_means(hidden, mask):
-    """hidden (B, T, D), mask (B, T) -> (B, D), the mean over the tokens that are not padding."""
-    mask = mask.bool()
-    return (hidden * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
-
-
 class Distillation:
     """Cosine distance to the teacher of each word, of the mean of each text, and of BERT's pooled
     first token. A task as in tasks.py, whose batches are lists of texts."""
@@ -118,12 +112,12 @@ class Distillation:
         with torch.no_grad():
             target = self.teacher(seen.ids, seen.mask)                       # (B, T', D)
             target_words = word_means(target[seen.mask.bool()], seen_owners, len(words))  # (W, D)
-            target_text = text_means(target, seen.mask)                      # (B, D)
+            target_text = pool(target, seen.mask, "mean")                    # (B, D)
         hidden = self.student(batch.ids, batch.mask)                         # (B, T, D)
         own_words = word_means(hidden[batch.mask.bool()], owners, len(words))             # (W, D)
         pooled = self.head.features(hidden, batch.mask)                      # (B, D)
         parts = {"words": cosine_distance(own_words, target_words),
-                 "text": cosine_distance(text_means(hidden, batch.mask), target_text),
+                 "text": cosine_distance(pool(hidden, batch.mask, "mean"), target_text),
                  "pooled": cosine_distance(pooled, target_text)}
         logged = {name: float(value.detach()) for name, value in parts.items()}
         return sum(parts.values()), logged, int(batch.mask.sum())
@@ -153,9 +147,8 @@ class TextVectors:
         loss, parts, tokens = self.task.loss(list(pairs))
         seen, own = encode(self.teacher_tokenizer, texts), encode(self.tokenizer, texts)
         with torch.no_grad():
-            target = text_means(self.teacher(seen.ids, seen.mask), seen.mask)    # (B, D')
-        hidden = self.student.states(own.ids, own.mask)                          # (B, T, D)
-        last = hidden[torch.arange(len(hidden)), own.mask.sum(1) - 1]            # (B, D)
+            target = pool(self.teacher(seen.ids, seen.mask), seen.mask, "mean")  # (B, D')
+        last = pool(self.student.states(own.ids, own.mask), own.mask, "last")    # (B, D)
         distance = cosine_distance(self.head(last), target)
         parts = parts | {"text": float(distance.detach())}
         return loss + distance, parts, tokens + int(own.mask.sum())

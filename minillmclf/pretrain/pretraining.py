@@ -18,6 +18,7 @@ from ..models import fresh_weights, load_backbone, model_class, save_backbone
 from ..models.weights import open_tensors
 from ..text.tokenizers.tokenizer import WordPiece, load_tokenizer
 from ..training.checkpoint import Store, seed_step
+from ..training.loop import autocast
 from ..training.optim import build_optimizer, lr_factor, set_lr
 from ..tuning.saved import fingerprint
 from .corpus import hold_out, read_documents, read_pairs, read_sentences, weighted
@@ -28,6 +29,7 @@ from .shapes import ARCH, CONFIGS
 from .tasks import TASKS
 from .vocabulary import count_words, learn_wordpiece
 
+CPU = torch.device("cpu")
 HELD_OUT = 128                         # packed rows, or pairs, that are measured on
 FREE = ("out", "save_every", "threads", "overwrite")      # flags that do not change the result
 PROGRESS = {"step": (lambda v: isinstance(v, int), "a number of steps"),
@@ -155,14 +157,10 @@ def batches(a, task, items, weights):
     return source, [held[start:start + a.batch_size] for start in range(0, len(held), a.batch_size)]
 
 
-def autocast(a):
-    return torch.autocast("cpu", torch.bfloat16, enabled=a.precision == "bf16")
-
-
 def held_out_loss(a, task, held):
     """Mean loss of the held-out batches; each time the same spans are cut out of them."""
     seed_step(a.seed, "held out")
-    with torch.no_grad(), autocast(a):
+    with torch.no_grad(), autocast(a, CPU):
         total = sum(task.loss(batch)[0].item() * len(batch) for batch in held)
     return total / sum(map(len, held))
 
@@ -216,7 +214,7 @@ def train(a, task, items, weights):
             batch = source.batch(step)
             seed_step(a.seed, step)
             set_lr(optimizer, lr_factor(step, a.steps, a.steps // 20, "linear"))
-            with autocast(a):
+            with autocast(a, CPU):
                 loss, parts, read = task.loss(batch)
             optimizer.zero_grad()
             loss.backward()
