@@ -15,7 +15,7 @@ from ..cli.progress import Progress
 from ..errors import InputError, Stopped
 from ..files import check_fields, check_folder, find_model, remove, write_text
 from ..models import fresh_weights, load_backbone, model_class, save_backbone
-from ..models.weights import open_tensors
+from ..models.tensor_files import open_tensors
 from ..text.tokenizers.tokenizer import WordPiece, load_tokenizer
 from ..training.checkpoint import Store, seed_step
 from ..training.loop import autocast
