@@ -30,6 +30,8 @@ from .tasks import TASKS
 from .vocabulary import count_words, learn_wordpiece
 
 CPU = torch.device("cpu")
+READERS = {"bert": (read_sentences, "sentences"), "llama": (read_documents, "documents"),
+           "t5": (read_documents, "documents")}
 HELD_OUT = 128                         # packed rows, or pairs, that are measured on
 FREE = ("out", "save_every", "threads", "overwrite")      # flags that do not change the result
 PROGRESS = {"step": (lambda v: isinstance(v, int), "a number of steps"),
@@ -42,13 +44,8 @@ def pretrain(a):
     """The command."""
     if a.threads:
         torch.set_num_threads(a.threads)
-    is_bert = ARCH[a.objective] == "bert"
-    if a.pairs:
-        (items, weights), what = read_pairs(a.pairs), "pairs"
-    elif is_bert:
-        (items, weights), what = read_sentences(a.text), "sentences"
-    else:
-        (items, weights), what = read_documents(a.text), "documents"
+    read, what = (read_pairs, "pairs") if a.pairs else READERS[ARCH[a.objective]]
+    items, weights = read(a.pairs or a.text)
     print(f"{len(items):,} {what} from {len(a.pairs or a.text)} files")
     tokenizer, student, task = prepare(a, items, weights)
     parameters = sum(p.numel() for p in student.parameters())

@@ -41,7 +41,7 @@ def sample(documents, weights, seed, characters=CHARACTERS):
 
 
 def learn_sentencepiece(arch, documents, weights, size, seed=0):
-    """A Tokenizer of `size` pieces (t5: plus the sentinels) from weighted documents; arch: of KINDS.
+    """A Tokenizer of `size` pieces (t5: and the sentinels) from weighted documents; arch: of KINDS.
 
     The rarest characters, 1 in 10,000 of the text, get no piece: they would fill the vocabulary.
     InputError where `size` is too small for the other characters.
@@ -54,8 +54,9 @@ def learn_sentencepiece(arch, documents, weights, size, seed=0):
             hard_vocab_limit=False, character_coverage=0.9999, split_digits=True,
             max_sentence_length=10**6, num_threads=1, minloglevel=2, **options)
     except (RuntimeError, OSError, ValueError) as error:
-        raise InputError(f"--vocab-size {size}: SentencePiece learns no vocabulary of it "
-                         f"({str(error).strip()[-200:]}): give more text, or another size") from None
+        raise InputError(f"--vocab-size {size}: SentencePiece learns no vocabulary of "
+                         f"it ({str(error).strip()[-200:]}): give more text, or another "
+                         "size") from None
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / name).write_bytes(model.getvalue())
         (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -21,12 +21,6 @@ def padded(tokenizer, encoded):
     return collate(encoded, range(len(encoded)), tokenizer.pad_id)
 
 
-def padded_ids(tokenizer, lists):
-    """Lists of ids -> ids (B, T) and mask (B, T)."""
-    batch = padded(tokenizer, [(ids, [0] * len(ids)) for ids in lists])
-    return batch.ids, batch.mask
-
-
 def encode(tokenizer, texts):
     """Texts, as a classifier reads them -> Batch."""
     return padded(tokenizer, [tokenizer.layout(tokenizer.ids(text)) for text in texts])
@@ -34,15 +28,20 @@ def encode(tokenizer, texts):
 
 class Task:
     """head: a module that learns beside the student and is not part of it, or None; begin: the id
-    that each row begins with, or None; name: of the loss in the log; needs: the student's kind."""
+    that each packed row begins with, or None; name: of the loss in the log."""
 
     head = begin = None
 
-    def __init__(self, student, tokenizer, where):
-        """where: the folder that an error names."""
+    def __init__(self, student, tokenizer, fits, fault):
+        """fits: whether they can learn this task; fault: the error if not."""
+        if not fits:
+            raise InputError(fault)
         self.student, self.tokenizer = student, tokenizer
-        if not self.fits():
-            raise InputError(f"{where}: {self.needs}")
+
+    def padded(self, lists):
+        """Lists of ids -> ids (B, T) and mask (B, T)."""
+        batch = padded(self.tokenizer, [(ids, [0] * len(ids)) for ids in lists])
+        return batch.ids, batch.mask
 
     def result(self, loss, tokens):
         return loss, {self.name: float(loss.detach())}, int(tokens)
@@ -51,10 +50,12 @@ class Task:
 class MaskedLM(Task):
     """Cross-entropy of the masked tokens of texts."""
 
-    name, needs = "masked_lm", "has no masked-LM head to train on"
+    name = "masked_lm"
 
-    def fits(self):
-        return self.student.lm_head is not None and self.tokenizer.mask_id is not None
+    def __init__(self, student, tokenizer, where):
+        """where: the folder that an error names."""
+        fits = student.lm_head is not None and tokenizer.mask_id is not None
+        super().__init__(student, tokenizer, fits, f"{where}: has no masked-LM head to train on")
 
     def loss(self, texts):
         tokenizer = self.tokenizer
@@ -69,18 +70,18 @@ class CausalLM(Task):
     """Cross-entropy of each token of a row, given those before it; of pairs, of answer and EOS."""
 
     name = "causal_lm"
-    needs = "should be a decoder with a language-model head, and have an end-of-text token"
 
-    def fits(self):
-        self.begin = self.tokenizer.bos_id
-        return (isinstance(self.student, Decoder) and self.student.has_logits
-                and self.tokenizer.eos_id is not None)
+    def __init__(self, student, tokenizer, where):
+        fits = isinstance(student, Decoder) and student.has_logits and tokenizer.eos_id is not None
+        super().__init__(student, tokenizer, fits, f"{where}: should be a decoder with a "
+                         "language-model head, and have an end-of-text token")
+        self.begin = tokenizer.bos_id
 
     def pairs(self, batch):
         """[(prompt ids, answer ids)] -> ids, mask, and where an answer or its EOS is, (B, T)."""
         begin = [] if self.begin is None else [self.begin]
-        rows = [[*begin, *prompt, *answer, self.tokenizer.eos_id] for prompt, answer in batch]
-        ids, mask = padded_ids(self.tokenizer, rows)
+        ids, mask = self.padded([[*begin, *prompt, *answer, self.tokenizer.eos_id]
+                                 for prompt, answer in batch])
         starts = torch.tensor([[len(begin) + len(prompt)] for prompt, _ in batch])   # (B, 1)
         return ids, mask, torch.arange(ids.shape[1]) >= starts
 
@@ -96,12 +97,12 @@ class SpanCorruption(Task):
     """Cross-entropy of the spans cut out of a row; of pairs, of the answer to the prompt."""
 
     name = "spans"
-    needs = "should be a T5 with its language-model head, and have sentinels <extra_id_0>, ..."
 
-    def fits(self):
-        vocab = self.tokenizer.vocab
-        self.sentinels = [vocab[name] for name in SENTINELS if name in vocab]
-        return isinstance(self.student, T5) and self.student.has_logits and self.sentinels
+    def __init__(self, student, tokenizer, where):
+        self.sentinels = [tokenizer.vocab[name] for name in SENTINELS if name in tokenizer.vocab]
+        fits = isinstance(student, T5) and student.has_logits and self.sentinels
+        super().__init__(student, tokenizer, fits, f"{where}: should be a T5 with its "
+                         "language-model head, and have sentinels <extra_id_0>, ...")
 
     def spans(self, rows):
         """(B, T) ids -> [(source ids, target ids)]; the spans follow torch's random numbers."""
@@ -115,11 +116,10 @@ class SpanCorruption(Task):
         return [(prompt + eos, answer + eos) for prompt, answer in batch]
 
     def loss(self, batch):
-        sources, targets = zip(*(self.pairs if isinstance(batch, list) else self.spans)(batch))
-        ids, mask = padded_ids(self.tokenizer, sources)                      # (B, S)
-        target, target_mask = padded_ids(self.tokenizer, targets)            # (B, T)
+        pairs = self.pairs(batch) if isinstance(batch, list) else self.spans(batch)
+        (ids, mask), (target, target_mask) = map(self.padded, zip(*pairs))   # (B, S), (B, T)
         loss = text_to_text_loss(self.student, ids, mask, target, target_mask)
         return self.result(loss, mask.sum() + target_mask.sum())
 
 
-TASKS = {"mlm": MaskedLM, "clm": CausalLM, "spans": SpanCorruption}
+TASKS = {"mlm": MaskedLM, "clm": CausalLM, "spans": SpanCorruption}      # by --objective
