@@ -367,7 +367,7 @@ def check_saved(model, folder, texts):
 
 def show_record(record, data, folder, say=print):
     """Print a finished run: the final table, what speaks against it, and the folder, if it stays."""
-    from .choose.advice import second_thoughts
+    from .cli.baseline_warning import baseline_warning
     timing, split, task = record["timing"], record["split"], task_of(record["settings"], data)
     speed = f"{timing['examples_per_second']:.0f} examples a second, " if "examples_per_second" in timing else ""
     lines = task.table(record["results"], split, getattr(data, split), fitted=split == "dev")
@@ -379,7 +379,7 @@ def show_record(record, data, folder, say=print):
           f"peak memory {timing['peak_memory_mb']} MB")
     if folder:
         say(f"saved in {folder}; try:  python -m minillmclf.predict --model {folder} {task.EXAMPLE}")
-    for line in second_thoughts(record):
+    for line in baseline_warning(record):
         say(line)
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import MODELS, refused
 from small import ROOT, bert_folder, command, data_file, environment
 
-from minillmclf.choose import __main__ as choose
+from minillmclf.choose import facts as the_facts, measured, page, __main__ as choose
 from minillmclf.choose.advice import advise, command_of, measured_flags, near
 from minillmclf.classify.head import build_head
 from minillmclf.cli.memory import training_memory
@@ -81,26 +81,26 @@ def comparison(folder, data, rows=ROWS, **asked):
 
 def test_a_comparison_is_read_and_goes_before_the_rules(tmp_path, monkeypatch):
     folder = comparison(tmp_path / "runs" / "mine", "my.csv")
-    found = choose.comparison_facts(str(folder), "my.csv")
+    found = measured.comparison_facts(str(folder), "my.csv")
     assert found["best"] == ROWS[1] and found["fastest"] == ROWS[3], "fastest: of trained rows, the baseline is none"
     assert found["cheapest"] == ROWS[2], "bitfit is best on test, which chooses nothing; 10 rows a class are another question"
     flags, why = advise(facts(comparison=found))
     assert flags == {"model": "path/to/bert", "method": "lora", "epochs": 3, "rank": "4"}, flags
     assert why == ["measured: the shortest training within one standard error of the best on dev (bert, full)"]
-    text = "\n".join(choose.comparison_lines(found))
+    text = "\n".join(page.comparison_lines(found))
     for part in ("bert, lora rank=4", "0.940 [0.930, 0.950], dev 0.930, trained in 60 s, 1.00 ms a text", "test accuracy"):
         assert part in text, text
     monkeypatch.chdir(tmp_path)
-    assert choose.comparison_facts(None, "my.csv")["folder"] == "runs/mine", "the comparison in runs/ is found"
-    assert choose.comparison_facts(None, "other.csv") is None, "that of other data is not"
-    refused(lambda: choose.comparison_facts(str(folder), "other.csv"), "--comparison", "other data than other.csv")
-    refused(lambda: choose.comparison_facts(str(comparison(tmp_path / "empty", "a", [])), "a"), "has no rows")
-    refused(lambda: choose.comparison_facts(str(tmp_path / "nothing"), "a"), "settings.json: is not there")
+    assert measured.comparison_facts(None, "my.csv")["folder"] == "runs/mine", "the comparison in runs/ is found"
+    assert measured.comparison_facts(None, "other.csv") is None, "that of other data is not"
+    refused(lambda: measured.comparison_facts(str(folder), "other.csv"), "--comparison", "other data than other.csv")
+    refused(lambda: measured.comparison_facts(str(comparison(tmp_path / "empty", "a", [])), "a"), "has no rows")
+    refused(lambda: measured.comparison_facts(str(tmp_path / "nothing"), "a"), "settings.json: is not there")
 
 
 def test_where_nothing_trained_comes_near_a_baseline_the_rules_advise_and_it_is_said(tmp_path):
     rows = [row("bag-of-words", ""), row("bert, full", score=0.95, dev=0.8, best=True)]
-    found = choose.comparison_facts(str(comparison(tmp_path / "c", "a", rows)), "a")
+    found = measured.comparison_facts(str(comparison(tmp_path / "c", "a", rows)), "a")
     assert found["cheapest"] is None
     flags, why = advise(facts(comparison=found))
     assert flags["model"] == "encoder" and "worse on dev than the best (bag-of-words)" in why[0]
@@ -115,7 +115,7 @@ def test_near_is_within_one_standard_error_of_the_best_on_dev():
 
 def test_the_best_log_loss_is_the_smallest(tmp_path):
     rows = [row("a", dev=0.5, metric="log_loss", best=True), row("b", dev=0.4, metric="log_loss")]
-    assert choose.comparison_facts(str(comparison(tmp_path / "c", "a", rows)), "a")["best"]["label"] == "b"
+    assert measured.comparison_facts(str(comparison(tmp_path / "c", "a", rows)), "a")["best"]["label"] == "b"
 
 
 def test_a_models_own_settings_and_those_of_all_are_flags():
@@ -171,11 +171,11 @@ def test_the_page_fits_and_ends_with_a_command(place, capsys):
 
 def test_what_does_not_fit_is_marked_and_not_loaded(place, capsys, monkeypatch):
     machine = {"cores": 1, "memory": {"total": 10**5, "free": 50_000}, "gpu": None}
-    monkeypatch.setattr(choose, "machine_facts", lambda: machine | {"room": 50_000})
+    monkeypatch.setattr(page, "machine_facts", lambda: machine | {"room": 50_000})
     out = asked(place, capsys)
     assert "> " in out and " NO" in out and " yes" not in out, out
     assert "--method qlora --micro-batch-size 1 --checkpointing on" in out and "nothing fits" in out
-    monkeypatch.setattr(choose, "machine_facts", lambda: {**machine, "memory": {"total": None, "free": None}, "room": None})
+    monkeypatch.setattr(page, "machine_facts", lambda: {**machine, "memory": {"total": None, "free": None}, "room": None})
     out = asked(place, capsys)
     assert "memory not known, free not known" in out and " NO" not in out.replace("(NO:", "") and "not known here" in out
 
@@ -184,7 +184,7 @@ def test_models_in_checkpoints_are_found_and_a_broken_one_is_said(tmp_path, plac
     bert_folder(tmp_path / "good")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text('{"model_type": "bert"}')
-    for module in (choose, sys.modules["minillmclf.files"]):
+    for module in (the_facts, sys.modules["minillmclf.files"]):
         monkeypatch.setattr(module, "CHECKPOINTS", tmp_path)
     assert choose.main(["--data", str(place / "data.csv")]) == 0
     out = capsys.readouterr().out
@@ -198,7 +198,7 @@ def test_kinds_are_those_of_the_families():
 
 
 def test_a_percentile_is_the_nearest_rank():
-    assert [choose.percentile(range(1, 21), p) for p in (50, 95, 100)] == [10, 19, 20] and choose.percentile([7], 95) == 7
+    assert [the_facts.percentile(range(1, 21), p) for p in (50, 95, 100)] == [10, 19, 20] and the_facts.percentile([7], 95) == 7
 
 
 def test_a_path_with_blanks_stays_one_argument():

@@ -17,7 +17,8 @@ from live import imported, may_refuse
 from safetensors.torch import load_file, save_file
 
 from minillmclf import inspect, train
-from minillmclf.compare.candidates import expand, obstacle, read_sweep
+from minillmclf.compare.comparison import obstacle
+from minillmclf.compare.configurations import expand, read_sweep
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import POOLINGS, attention, query
 from minillmclf.errors import InputError

@@ -14,8 +14,8 @@ from conftest import refused
 
 from minillmclf import __main__, __version__, train
 from minillmclf.compare import __main__ as compare
-from minillmclf.choose.advice import second_thoughts
-from minillmclf.compare.candidates import expand, read_sweep
+from minillmclf.cli.baseline_warning import baseline_warning
+from minillmclf.compare.configurations import expand, read_sweep
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import POOLINGS, build_head, pool
 from minillmclf.cli.parser import run
@@ -363,16 +363,16 @@ def record(own, bag=0.6, majority=0.25, best=3, **settings):
 
 
 def test_a_hopeless_run_says_so_and_what_to_try():
-    assert second_thoughts(record(0.61)) == [] and second_thoughts(record(0.6)) == [], (
+    assert baseline_warning(record(0.61)) == [] and baseline_warning(record(0.6)) == [], (
         "as good as the bag of words is no alarm"
     )
-    (line,) = second_thoughts(record(0.25))
+    (line,) = baseline_warning(record(0.25))
     assert (
         "test accuracy 0.250 is not better than majority class 0.250, bag of words 0.600" in line
         and "0.0009 or 0.0001" in line
     )
     assert "--epochs" not in line and "--method full" not in line, "advice that changes nothing"
-    (line,) = second_thoughts(record(0.5, best=6, method="lora", lr=3e-4, weights="random"))
+    (line,) = baseline_warning(record(0.5, best=6, method="lora", lr=3e-4, weights="random"))
     for advice in (
         "bag of words 0.600: try --weights pretrained; --lr 0.003, the usual one of lora at width "
         "384",
@@ -381,13 +381,13 @@ def test_a_hopeless_run_says_so_and_what_to_try():
     ):
         assert advice in line
     assert "majority" not in line
-    (line,) = second_thoughts(record(0.7, metric="macro_f1"))
+    (line,) = baseline_warning(record(0.7, metric="macro_f1"))
     assert (
         "test macro f1 0.300 is not better than majority class 0.750, bag of words 0.400" in line
     ), "the metric that was asked for decides"
     assert (
-        second_thoughts(record(0.5, metric="log_loss"))
-        and second_thoughts(record(0.7, metric="log_loss")) == []
+        baseline_warning(record(0.5, metric="log_loss"))
+        and baseline_warning(record(0.7, metric="log_loss")) == []
     )
 
 

@@ -11,18 +11,21 @@ import signal
 import statistics
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import small
 
-from minillmclf.compare import candidates, cells, __main__ as compare
-from minillmclf.compare.candidates import expand, labels_of, obstacle, read_sweep
+from minillmclf.compare import comparison, configurations, runs, __main__ as compare
+from minillmclf.compare.comparison import obstacle
+from minillmclf.compare.configurations import expand, labels_of, read_sweep
 from minillmclf.cli.parser import Stopped, run
 from minillmclf.errors import InputError
 from minillmclf.cli.settings import Settings
-from minillmclf.compare.summary import against, interval, read_answers, summarise
-from minillmclf.compare.table import lines_of_csv, markdown
+from minillmclf.compare.runs import Run
+from minillmclf.compare.summary import difference, interval, read_predictions, summarise
+from minillmclf.compare.table import csv_of_runs, markdown
 from minillmclf.train import write_predictions
 from minillmclf.training.metrics import METRICS, evaluate
 from minillmclf.training.statistics import bootstrap, mcnemar, t_interval
@@ -61,7 +64,7 @@ def started(monkeypatch):
         printed.write_text(out)
         errors.write_text(err)
         return code
-    monkeypatch.setattr(cells, "process", process)
+    monkeypatch.setattr(runs, "process", process)
     return calls
 
 
@@ -130,7 +133,7 @@ def test_compare(place, call, started, tmp_path):
         spreads.append(abs(a - b))
         assert row["accuracy"] == pytest.approx({"mean": mean, "low": max(0, low), "high": min(1, high)}, abs=1e-5)
         assert row["seeds"] == 2 and row["scores"] == pytest.approx([a, b], abs=1e-6)
-        assert (row["memory_mb"] is None) == (row["model"] in candidates.BASELINES) and row["ms_per_text"] >= 0
+        assert (row["memory_mb"] is None) == (row["model"] in configurations.BASELINES) and row["ms_per_text"] >= 0
     assert max(spreads) > 0, "two seeds that never differ cannot show what an interval is"
     for size in (2, "all"):
         means = {r["label"]: r["accuracy"]["mean"] for r in found if r["size"] == size}
@@ -235,7 +238,7 @@ def test_models_of_one_name_are_kept_apart(place, tmp_path):
         shutil.copytree(place / "bert", tmp_path / name / "bert")
     found = combined(tmp_path, "a/bert", "b/bert")
     assert len(set(labels_of(found).values())) == 2 and all(str(tmp_path) in label for label in labels_of(found).values())
-    assert len({cells.folder_of(tmp_path, c, "all", 0) for c in found}) == 2
+    assert len({runs.folder_of(tmp_path, c, "all", 0) for c in found}) == 2
 
 
 @pytest.mark.parametrize("model, method, readout, word", [
@@ -313,28 +316,28 @@ def test_a_file_without_splits_is_split_once_for_all_seeds(place, call, started,
 
 def test_a_real_process_tells_its_own_memory_and_its_mistake(place, tmp_path):
     printed, errors = tmp_path / "printed", tmp_path / "errors"
-    assert cells.process("minillmclf.train", "--model", "nowhere", printed=printed, errors=errors) == 2
-    assert cells.last_error(errors).startswith("nowhere: no such model folder")
+    assert runs.process("minillmclf.train", "--model", "nowhere", printed=printed, errors=errors) == 2
+    assert runs.last_error(errors).startswith("nowhere: no such model folder")
     errors.write_text("Traceback\n  1 step\r 2 steps\nRuntimeError: out of memory\n")
-    assert cells.last_error(errors) == "RuntimeError: out of memory"
+    assert runs.last_error(errors) == "RuntimeError: out of memory"
     errors.write_text("")
-    assert cells.last_error(errors)
+    assert runs.last_error(errors)
 
 
 def test_a_comparison_that_was_stopped_goes_on(place, call, started, tmp_path, monkeypatch):
-    forks = cells.process
+    forks = runs.process
 
     def stopped(module, *arguments, printed, errors):
         if module == "minillmclf.train" and len(trainings(started)) == 1:      # the second cell
             raise Stopped("stopped; the same command goes on from there")
         return forks(module, *arguments, printed=printed, errors=errors)
     given = ["--models", place / "bert", "--seeds", "2", "--data", place / "data.csv", "--out", tmp_path / "out", *QUICK]
-    monkeypatch.setattr(cells, "process", stopped)
+    monkeypatch.setattr(runs, "process", stopped)
     code, out, err = call(*given)
     assert code == 130 and "same command goes on" in out and "Traceback" not in err
     first, = [p for p in (tmp_path / "out" / "cells").iterdir() if record(p)["state"] == "finished"]
     before = files(first)
-    monkeypatch.setattr(cells, "process", forks)
+    monkeypatch.setattr(runs, "process", forks)
     code, out, err = call(*given)
     assert code == 0, err
     assert files(first) == before and len(trainings(started)) == 2, "the finished cell is kept, one more is run"
@@ -360,7 +363,7 @@ def test_a_signal_ends_the_real_process_and_leaves_no_orphan(tmp_path, monkeypat
     thread.start()
     begun = time.monotonic()
     with pytest.raises(Stopped, match="same command goes on"):
-        cells.process("waits", note, printed=tmp_path / "out", errors=tmp_path / "err")
+        runs.process("waits", note, printed=tmp_path / "out", errors=tmp_path / "err")
     thread.join()
     assert note.read_text() == "told " and time.monotonic() - begun < 30, "told once, and waited for"
 
@@ -372,37 +375,38 @@ def test_milliseconds_by_a_clock_of_our_own(monkeypatch):
     def predict(texts):
         asked.append(len(texts))
         clock[0] += next(cost) * len(texts) / 1000
-    monkeypatch.setattr(cells.time, "perf_counter", lambda: clock[0])
-    assert cells.milliseconds(predict, ["a text"] * 500) == pytest.approx(3.0), "the median of 2, 5 and 3, not the warm-up"
+    monkeypatch.setattr(runs.time, "perf_counter", lambda: clock[0])
+    assert runs.milliseconds(predict, ["a text"] * 500) == pytest.approx(3.0), "the median of 2, 5 and 3, not the warm-up"
     assert asked == [32, 32, 32, 32, 32, 32, 8] * 4
 
 
 # ---------------------------------------------------------------- numbers
 
-def fake_cells(tmp_path, right, dev=None, seeds=2, rows=40, sweep=None):
-    """Cells with answers made up: right[name] is the share of right rows. -> cells, labels of their groups"""
+def fake_runs(tmp_path, right, dev=None, seeds=2, rows=40, sweep=None, size="all"):
+    """Runs with answers made up: right[name] is the share of right rows. -> runs, labels of their groups"""
     found, rng = [], random.Random(0)
     from minillmclf.text.data import Example
     examples = [Example((f"text {i}",), "ab"[i % 2], i + 2) for i in range(rows)]
     for number, (name, share) in enumerate(right.items()):
         model = "m" if sweep else name
-        c = candidates.Candidate(model, Settings(model=model, lr=0.1 * (number + 1)), sweep={"lr": number} if sweep else {})
+        c = configurations.Configuration(model, Settings(model=model, lr=0.1 * (number + 1)),
+                                         sweep={"lr": number} if sweep else {})
         for seed in range(seeds):
             p = np.array([[0.9, 0.1] if (e.label == "a") == (rng.random() < share) else [0.2, 0.8] for e in examples])
             folder = tmp_path / f"{name}-{seed}"
             write_predictions(folder / "predictions.csv", examples, p, ["a", "b"])
             metrics = evaluate(p, [i % 2 for i in range(rows)], ["a", "b"])
             tuned = {key: (dev or right)[name] for key in METRICS}
-            found.append({"candidate": c, "number": number, "size": "all", "seed": seed, "folder": folder, "record": {
+            found.append(Run(c, size, seed, folder, {
                 "state": "finished", "split": "test", "test": metrics, "dev": tuned, "trainable": 5, "memory_mb": 100 + seed,
-                "train_seconds": 2.0 + seed, "ms_per_text": None if seed else 0.5}})
-    return found, {cell["candidate"].group: cell["candidate"].model + ", full" for cell in found}
+                "train_seconds": 2.0 + seed, "ms_per_text": None if seed else 0.5}))
+    return found, {run.configuration.group: run.configuration.model + ", full" for run in found}
 
 
 def test_differences_to_the_best_row_are_paired(tmp_path):
-    made, labels = fake_cells(tmp_path, {"good": 0.9, "poor": 0.5})
+    made, labels = fake_runs(tmp_path, {"good": 0.9, "poor": 0.5})
     good, poor = summarise(made, labels, "accuracy")["rows"]
-    answers = {cell["folder"].name: read_answers(cell["folder"] / "predictions.csv") for cell in made}
+    answers = {run.folder.name: read_predictions(run.folder / "predictions.csv") for run in made}
     gap = np.mean([answers[f"poor-{s}"].right.astype(float) - answers[f"good-{s}"].right for s in (0, 1)], axis=0)
     low, high = bootstrap(lambda rows: gap[rows].mean(), 40)
     assert good["best"] and good["difference"] is None and good["mcnemar"] is None and not poor["best"]
@@ -413,12 +417,19 @@ def test_differences_to_the_best_row_are_paired(tmp_path):
     assert (good["memory_mb"], good["train_seconds"], good["ms_per_text"], good["trainable"]) == (101, 2.5, 0.5, 5)
 
 
+def test_a_row_names_its_model_without_the_settings_of_its_method(tmp_path):
+    made, _ = fake_runs(tmp_path, {"good": 0.9}, seeds=1)
+    c = made[0].configuration = replace(made[0].configuration, method_settings="rank=4")
+    row, = summarise(made, {c.group: "good, full rank=4"}, "accuracy")["rows"]
+    assert (row["model"], row["settings"]) == ("good", "rank=4"), "choose looks the model up by this name"
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_every_metric_can_be_the_table_s(tmp_path, metric):
-    made, labels = fake_cells(tmp_path, {"good": 0.95, "poor": 0.5})
+    made, labels = fake_runs(tmp_path, {"good": 0.95, "poor": 0.5})
     for row in summarise(made, labels, metric)["rows"]:
         assert row["best"] == (row["model"] == "good"), f"{metric}: less is better in log loss and ECE"
-        values = [cell["record"]["test"][metric] for cell in made if cell["candidate"].model == row["model"]]
+        values = [run.record["test"][metric] for run in made if run.configuration.model == row["model"]]
         assert row["score"]["mean"] == pytest.approx(statistics.mean(values)) and row["score"]["low"] >= 0
         if not row["best"]:
             assert row["difference"]["low"] <= row["difference"]["mean"] <= row["difference"]["high"]
@@ -426,10 +437,10 @@ def test_every_metric_can_be_the_table_s(tmp_path, metric):
 
 
 def test_one_seed_has_an_interval_over_test_rows(tmp_path):
-    made, labels = fake_cells(tmp_path, {"good": 0.9}, seeds=1)
+    made, labels = fake_runs(tmp_path, {"good": 0.9}, seeds=1)
     row, = summarise(made, labels, "macro_f1")["rows"]
-    answers = read_answers(made[0]["folder"] / "predictions.csv")
-    assert row["accuracy"] == interval("accuracy", [made[0]["record"]["test"]["accuracy"]], answers)
+    answers = read_predictions(made[0].folder / "predictions.csv")
+    assert row["accuracy"] == interval("accuracy", [made[0].record["test"]["accuracy"]], answers)
     low, high = bootstrap(lambda rows: answers.right[rows].mean(), 40)
     assert (row["accuracy"]["low"], row["accuracy"]["high"]) == (low, high) and low < row["accuracy"]["mean"] < high
     assert row["score"]["low"] < row["score"]["mean"] < row["score"]["high"], "macro F1 has one too"
@@ -437,41 +448,42 @@ def test_one_seed_has_an_interval_over_test_rows(tmp_path):
 
 
 def test_other_test_rows_are_not_compared(tmp_path):
-    made, _ = fake_cells(tmp_path, {"a": 0.9, "b": 0.5})
-    one, other = [{cell["seed"]: read_answers(cell["folder"] / "predictions.csv") for cell in made
-                   if cell["candidate"].model == name} for name in "ab"]
+    made, _ = fake_runs(tmp_path, {"a": 0.9, "b": 0.5})
+    one, other = [{run.seed: read_predictions(run.folder / "predictions.csv") for run in made
+                   if run.configuration.model == name} for name in "ab"]
     other[1].rows = other[1].rows[::-1]
-    assert against("accuracy", one, other) == (None, []) and against("accuracy", {0: one[0]}, {1: one[1]}) == (None, [])
-    assert len(against("accuracy", one, {1: one[1]})[1]) == 1, "a seed that one of them lacks is left out"
+    assert difference("accuracy", one, other) == (None, []) and difference("accuracy", {0: one[0]}, {1: one[1]}) == (None, [])
+    assert len(difference("accuracy", one, {1: one[1]})[1]) == 1, "a seed that one of them lacks is left out"
 
 
 def test_answers_that_rounding_made_equal_keep_the_class_that_was_said(tmp_path):
     from minillmclf.text.data import Example
     examples = [Example(("one", "more"), "b", 2), Example(("two", "more"), "a", 3)]
     write_predictions(tmp_path / "p.csv", examples, np.array([[0.4999999, 0.5000001], [1e-9, 1 - 1e-9]]), ["a", "b"])
-    found = read_answers(tmp_path / "p.csv")
+    found = read_predictions(tmp_path / "p.csv")
     assert found.right.tolist() == [True, False] and found.labels == ["a", "b"] and found.rows == [("2", "b"), ("3", "a")]
-    assert found.score("accuracy", np.arange(2)) == 0.5 and np.isfinite(found.per_row("log_loss")).all()
+    assert found.statistic("accuracy")(np.arange(2)) == 0.5 and all(
+        np.isfinite(found.statistic("log_loss")([row])) for row in range(2))
 
 
 def test_a_sweep_is_decided_on_dev_alone(tmp_path):
     """The candidate that is best on test is worst on dev: it has to lose, and no file shows what it reached."""
-    made, labels = fake_cells(tmp_path, {"x": 1.0, "y": 0.5}, dev={"x": 0.3, "y": 0.6}, sweep=True)
+    made, labels = fake_runs(tmp_path, {"x": 1.0, "y": 0.5}, dev={"x": 0.3, "y": 0.6}, sweep=True)
     summary = summarise(made, labels, "accuracy")
     row, = summary["rows"]
     assert row["settings"] == "lr=1" and row["accuracy"]["mean"] < 0.9 and row["dev"] == pytest.approx(0.6)
     assert [(x["settings"], x["chosen"], x["dev"]) for x in summary["sweep"]] == [
         ("lr=0", False, pytest.approx(0.3)), ("lr=1", True, pytest.approx(0.6))]
     assert summarise(made, labels, "log_loss")["rows"][0]["settings"] == "lr=0", "of a loss the smaller is better"
-    text, lines = markdown(summary), lines_of_csv(made, labels, summary).splitlines()
+    text, lines = markdown(summary), csv_of_runs(made, labels, summary).splitlines()
     assert "| 1.000 [" not in text and "chosen on dev rows only" in text and "| lr=1 | 0.600 | 2 | chosen |" in text
     told = [line["accuracy"] for line in csv.DictReader(lines)]
     assert told[:2] == ["", ""] and all(told[2:]), "table.csv shows a test score of a candidate that was not chosen"
 
 
 def test_the_learning_curve_has_a_column_a_size(tmp_path):
-    small_ones, labels = fake_cells(tmp_path / "10", {"good": 0.7, "poor": 0.5})
-    made = [cell | {"size": "10"} for cell in small_ones] + fake_cells(tmp_path / "all", {"good": 0.9, "poor": 0.5})[0]
+    small_ones, labels = fake_runs(tmp_path / "10", {"good": 0.7, "poor": 0.5}, size=10)
+    made = small_ones + fake_runs(tmp_path / "all", {"good": 0.9, "poor": 0.5})[0]
     summary = summarise(made, labels, "accuracy")
     assert [row["size"] for row in summary["rows"]] == [10, 10, "all", "all"]
     lines = markdown(summary).splitlines()
@@ -480,9 +492,9 @@ def test_the_learning_curve_has_a_column_a_size(tmp_path):
 
 
 def test_the_times_that_are_told():
-    assert [compare.duration(s) for s in (0.4, 59.9, 85, 3600, 7384)] == ["0 s", "59 s", "1 min 25 s", "1 h 0 min", "2 h 3 min"]
+    assert [comparison.duration(s) for s in (0.4, 59.9, 85, 3600, 7384)] == ["0 s", "59 s", "1 min 25 s", "1 h 0 min", "2 h 3 min"]
     with pytest.raises(InputError, match="not a setting"):
-        candidates.read_pair("speed=3", "--sweep speed=3")
+        configurations.read_pair("speed=3", "--sweep speed=3")
 
 
 def test_pictures_stand_beside_the_table_where_matplotlib_is(tmp_path, monkeypatch):
@@ -491,16 +503,16 @@ def test_pictures_stand_beside_the_table_where_matplotlib_is(tmp_path, monkeypat
     rows = [{"model": m, "method": "full", "readout": "head", "label": m, "size": size, "accuracy": {"mean": 0.5, "low": 0.4, "high": 0.6},
              "trainable": n, "train_seconds": 1.0 + n, "log_loss": 1.0, "ece": 0.1, "memory_mb": 9, "ms_per_text": 1.0, "seeds": 2}
             for m, n in (("a", 5), ("majority", 0)) for size in (10, "all")]
-    assert compare.draw(rows, tmp_path) == ", cost.svg, curve.svg"
+    assert comparison.draw(rows, tmp_path) == ", cost.svg, curve.svg"
     assert all((tmp_path / name).read_text().lstrip().startswith("<?xml") for name in ("cost.svg", "curve.svg"))
     one = tmp_path / "one"
     one.mkdir()
-    assert compare.draw([row for row in rows if row["size"] == 10], one) == ", cost.svg", "a curve needs two sizes"
+    assert comparison.draw([row for row in rows if row["size"] == 10], one) == ", cost.svg", "a curve needs two sizes"
 
     def absent(*_):
         raise InputError("matplotlib is not installed")
     monkeypatch.setattr(pictures, "cost", absent)
-    assert compare.draw(rows, tmp_path) == "; no pictures: matplotlib is not installed"
+    assert comparison.draw(rows, tmp_path) == "; no pictures: matplotlib is not installed"
 
 
 UNEVEN = (("train", 48, 1, 0.15), ("dev", 24, 6, 0.5), ("test", 18, 3, 0.1))   # rows, seed, noise

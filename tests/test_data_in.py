@@ -15,6 +15,7 @@ from minillmclf.errors import InputError
 from minillmclf.cli.settings import read_settings
 from minillmclf.text import doctor
 from minillmclf.folds.arena import read_arena, read_ids
+from minillmclf.folds.reading import read_source
 from minillmclf.text.data import load_data, read_examples, read_text_windows, row_splits
 from minillmclf.text.prompt import fit
 from minillmclf.text.table_files import read_table
@@ -149,7 +150,7 @@ def test_every_command_refuses_an_unknown_split(tmp_path):
                  lambda: folds.main(["--data", str(path), "--out", str(tmp_path / "x")]),
                  lambda: choose.main(["--data", str(path)])):
         refused(call, path, "line 18", "'later'", "train, dev or test")
-    source = folds.read_source(write(tmp_path / "g.csv", path.read_text().replace("later", "Testing")), read_settings({}))
+    source = read_source(write(tmp_path / "g.csv", path.read_text().replace("later", "Testing")), read_settings({}))
     assert len(source.examples) == 16, "folds trains on rows that are marked as test"
 
 
@@ -263,7 +264,7 @@ def test_numbers_and_truth_values_are_names(tmp_path, value, name):
 def test_labels_of_files_to_predict_are_not_asked_for(tmp_path, value):
     path = jsonl(tmp_path / "f.jsonl", f'{{"id": 1, "text": "x", "label": {value}}}', '{"id": 2, "text": "y", "label": "a"}')
     assert [texts for *_, rows in read_text_windows(path, 10) for texts in rows] == [("x",), ("y",)]
-    assert [e.texts for e in folds.read_source(path, read_settings({}), labelled=False).examples] == [("x",), ("y",)]
+    assert [e.texts for e in read_source(path, read_settings({}), labelled=False).examples] == [("x",), ("y",)]
     battle = '{"id": %d, "prompt": "p", "response_a": "x", "response_b": "y", "winner": %s}'
     path = jsonl(tmp_path / "arena.jsonl", battle % (1, value), battle % (2, '"a"'))
     assert [e.label for e in read_arena(path, need_labels=False)[0]] == [None, "a"]

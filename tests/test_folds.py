@@ -18,15 +18,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillmclf.folds import __main__ as folds
+from minillmclf.folds import cross_validation, __main__ as folds
 from minillmclf import train
 from minillmclf.classify.calibrate import temperature
 from minillmclf.classify.classifier import Classifier
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
-from minillmclf.cli.settings import Settings
+from minillmclf.cli.settings import Settings, read_settings
 from minillmclf.folds.arena import WINNERS
+from minillmclf.folds.reading import read_source
 from minillmclf.folds.split import dev_rows, grouped, share_out, stratified
+from minillmclf.folds.submission import Form, check_submission, submission_text
 
 QUICK = small.flags(epochs=2, batch_size=8, lr=3e-3, folds=3)
 LABELS = list(small.TOPICS)
@@ -242,7 +244,7 @@ def test_cross_fitting_leaves_the_held_out_fold_alone():
     truth = scores.argmax(1).tolist()
     truth[1::5] = [(t + 1) % 3 for t in truth[1::5]]
     other = [(t + 1) % 3 if fold == 0 else t for t, fold in zip(truth, which)]
-    before, after = (folds.cross_fitted(scores, labels, which) for labels in (truth, other))
+    before, after = (cross_validation.cross_fitted(scores, labels, which) for labels in (truth, other))
     changed = [not torch.equal(a, b) for a, b in zip(before, after)]
     assert changed == [fold != 0 for fold in which], "a fold's temperature should depend on all other folds, and not on its own rows"
 
@@ -312,13 +314,13 @@ def test_a_temperature_that_harms_is_not_applied():
     """Two folds that are wrong in opposite ways: what suits one harms the other."""
     sure = torch.tensor([[9.0, 0.0]] * 8)
     scores, targets = torch.cat([sure, sure]).double(), [0] * 8 + [0, 1] * 4
-    found = folds.judge(scores, targets, [0] * 8 + [1] * 8, ["a", "b"])
+    found = cross_validation.judge(scores, targets, [0] * 8 + [1] * 8, ["a", "b"])
     assert found["calibrated"]["log_loss"] > found["all"]["log_loss"], "the case should be one where it harms"
     fitted = temperature(scores, targets)
-    assert fitted.temperature != 1 and folds.applied(fitted, found, "auto").temperature == 1
-    assert "NOT applied: it does not lower" in folds.report(found, [0] * 8 + [1] * 8, fitted.temperature, 1.0)[-1]
+    assert fitted.temperature != 1 and cross_validation.applied(fitted, found, "auto").temperature == 1
+    assert "NOT applied: it does not lower" in cross_validation.report(found, [0] * 8 + [1] * 8, fitted.temperature, 1.0)[-1]
     better = found | {"calibrated": {"log_loss": found["all"]["log_loss"] - 0.1}}
-    assert folds.applied(fitted, better, "auto") == fitted and folds.applied(fitted, better, "off").temperature == 1
+    assert cross_validation.applied(fitted, better, "auto") == fitted and cross_validation.applied(fitted, better, "off").temperature == 1
 
 
 def test_temperature_off_is_the_plain_mean(place, call, tmp_path, monkeypatch):
@@ -335,10 +337,10 @@ def test_temperature_off_is_the_plain_mean(place, call, tmp_path, monkeypatch):
 def test_ctrl_c_goes_on(place, tmp_path):
     """Ctrl-C in the second fold; the same command ends with the same bytes as an undisturbed one."""
     given = arguments(place, tmp_path / "out")
-    code, out, err, _ = small.forked("folds", given, interrupt=[8])
+    code, out, err, _ = small.forked("folds.__main__", given, interrupt=[8])
     assert code == 130 and "fold-2" in out and "goes on from there" in out, err
     assert not (tmp_path / "out" / "oof.csv").exists()
-    code, out, err, _ = small.forked("folds", given)
+    code, out, err, _ = small.forked("folds.__main__", given)
     assert code == 0 and out.count("finished already") == 1, err
     assert answers(tmp_path / "out") == answers(place / "out")
 
@@ -376,8 +378,8 @@ class Memory:
 
     def __init__(self, monkeypatch, key):
         self.key, self.known = key, {}
-        monkeypatch.setattr(folds, "train_fold", self.train)
-        monkeypatch.setattr(folds, "ask_fold", self.ask)
+        monkeypatch.setattr(cross_validation, "train_fold", self.train)
+        monkeypatch.setattr(cross_validation, "fold_logits", self.ask)
 
     def train(self, s, data, folder, overwrite, say):
         self.labels = data.labels
@@ -402,9 +404,8 @@ def test_memory_is_worth_nothing(place, call, tmp_path, monkeypatch, group, leak
     data = write(tmp_path / "data.csv", ("text", "topic", "label"), rows)
     Memory(monkeypatch, lambda texts: texts[0].casefold().split()[0] if group else texts[0].casefold())
     if leaking:
-        from minillmclf.folds import split as splits
-        monkeypatch.setattr(splits, "share_out", lambda labels, groups, k, seed: stratified(labels, k, seed))
-        monkeypatch.setattr(folds, "fold_dataset", leaky_dataset)
+        monkeypatch.setattr(cross_validation, "share_out", lambda labels, groups, k, seed: stratified(labels, k, seed))
+        monkeypatch.setattr(cross_validation, "fold_dataset", leaky_dataset)
     code, out, err = call("--model", place / "bert", "--data", data, "--out", tmp_path / "out", *QUICK, "--group", group)
     assert code == 0, err
     found = json.loads((tmp_path / "out" / "folds.json").read_text())
@@ -423,7 +424,7 @@ def leaky_dataset(s, source, which, fold, labels):
 
 # ---------------------------------------------------------------- the submission
 
-FORM = folds.Form(["id", "p_b", "p_a"], [None, 1, 0], ["x", "y"])
+FORM = Form(["id", "p_b", "p_a"], [None, 1, 0], ["x", "y"])
 GOOD = "id,p_b,p_a\nx,0.25,0.75\ny,1.0,0\n"
 BAD = {
     "columns swapped": (GOOD.replace("p_b,p_a", "p_a,p_b"), ["columns", "p_a, p_b"]),
@@ -441,24 +442,24 @@ BAD = {
 
 
 def test_a_good_submission_passes():
-    folds.check_submission(GOOD, FORM, "s.csv")
-    folds.check_submission(GOOD.replace("0.75", "0.7500005"), FORM, "s.csv")
+    check_submission(GOOD, FORM, "s.csv")
+    check_submission(GOOD.replace("0.75", "0.7500005"), FORM, "s.csv")
     probabilities = np.array([[0.0, 1.0], [0.75, 0.25]])
-    assert folds.submission_text(FORM, ["y", "x"], probabilities) == (
+    assert submission_text(FORM, ["y", "x"], probabilities) == (
         "id,p_b,p_a\nx,0.2500000000,0.7500000000\ny,1.0000000000,0.0000000000\n"), "rows should be found by their id"
 
 
 @pytest.mark.parametrize("text, words", BAD.values(), ids=BAD)
 def test_bad_submissions(text, words):
     with pytest.raises(InputError) as error:
-        folds.check_submission(text, FORM, "s.csv")
+        check_submission(text, FORM, "s.csv")
     line = str(error.value)
     assert line.startswith("s.csv") and "\n" not in line and not [w for w in words if w not in line], line
 
 
 def test_nothing_is_written_over_by_a_bad_submission(place, call, tmp_path, monkeypatch):
     before = files(place / "out")
-    monkeypatch.setattr(folds, "fold_mean", lambda scores, calibration: np.full((12, 3), np.nan))
+    monkeypatch.setattr(cross_validation, "fold_mean", lambda scores, calibration: np.full((12, 3), np.nan))
     code, _, err = call(*arguments(place, place / "out"))
     assert code == 2 and "submission.csv, line 2" in err and "finite" in err and err.count("\n") == 1
     assert files(place / "out") == before
@@ -508,10 +509,10 @@ def test_the_command_refuses(place, call, tmp_path):
 
 def test_rows_marked_test_are_left_out(place, tmp_path, capsys):
     path = write(tmp_path / "d.csv", ("text", "label", "split"), [("a", "x", "train"), ("b", "y", "Test"), ("c", "y", "dev")])
-    source = folds.read_source(path, folds.read_settings({}))
+    source = read_source(path, read_settings({}))
     assert source.ids == ["2", "4"] and [e.texts for e in source.examples] == [("a",), ("c",)] and len(source.groups) == 2
     assert "1 of 3 rows" in capsys.readouterr().out
-    assert folds.read_source(path, folds.read_settings({}), labelled=False).ids == ["2", "3", "4"]
+    assert read_source(path, read_settings({}), labelled=False).ids == ["2", "3", "4"]
 
 
 # ---------------------------------------------------------------- battles
@@ -548,7 +549,7 @@ def test_arena_from_end_to_end(place, arena, call, tmp_path, readout):
         assert row["id"] == source["id"] and source[WINNERS[["a", "b", "tie"].index(row["label"])]] == "1"
         groups[source["prompt"]].add(row["fold"])
     assert len(groups) == 9 and all(len(held) == 1 for held in groups.values()), "a prompt stands in two folds"
-    test = folds.read_source(arena / "test.csv", folds.read_settings({"readout": readout}), labelled=False).examples[0].texts
+    test = read_source(arena / "test.csv", read_settings({"readout": readout}), labelled=False).examples[0].texts
     assert test == (("the rose\n\na \ufffd tree", "(empty)") if readout == "head" else ("the rose", "a \ufffd tree", "(empty)"))
     expected = mean_of(tmp_path / "out", [test], json.loads((tmp_path / "out" / "folds.json").read_text())["temperature"])[0]
     assert [float(found[0][name]) for name in WINNERS] == pytest.approx(expected.tolist(), abs=1e-5), \
@@ -589,5 +590,5 @@ except SystemExit:
 def test_columns_are_those_that_all_commands_take(header, columns, tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text(header + "\n" + ",".join("x" * len(header.split(","))) + "\n", encoding="utf-8")
-    source = folds.read_source(path, Settings(data=str(path)))
+    source = read_source(path, Settings(data=str(path)))
     assert source.columns == columns and len(source.examples[0].texts) == len(columns)

@@ -28,7 +28,8 @@ from minillmclf.models import fresh_weights, load_backbone, model_class, save_ba
 from minillmclf.text.batch import collate
 from minillmclf.text.tokenizers.bpe import byte_letters
 from minillmclf.text.tokenizers.tokenizer import WordPiece, load_tokenizer
-from minillmclf.training.losses import Completion, class_loss
+from minillmclf.training.completion_loss import CompletionLoss
+from minillmclf.training.losses import class_loss
 
 STORED = Path(__file__).parent / "fixtures" / "tokenizers"
 TOKENIZERS = {"bert": "wordpiece", "roberta": "roberta", "deberta-v3": "deberta", "gpt2": "bytes", "llama": "llama",
@@ -580,7 +581,7 @@ def test_the_loss_of_answers_is_minus_their_score(name, folders):
     sums = text_scores(model, encoded)
     expected = -sum(sums[row, first[answer]].item() for row, answer in enumerate(answers))
     with torch.no_grad():
-        found = Completion(model.head.answer_lengths())(model, collate(encoded, range(5), labels=answers)).item()
+        found = CompletionLoss(model.head.answer_lengths())(model, collate(encoded, range(5), labels=answers)).item()
     assert found == pytest.approx(expected, rel=1e-5), name
 
 

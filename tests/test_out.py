@@ -11,7 +11,7 @@ import pytest
 import small
 from conftest import refused
 
-from minillmclf.compare import __main__ as compare
+from minillmclf.compare import comparison, __main__ as compare
 from minillmclf import evaluate, files, labels, merge
 from minillmclf.folds import __main__ as folds
 from minillmclf.predict import __main__ as predict
@@ -206,7 +206,7 @@ def test_a_comparison_stopped_before_its_first_cell_goes_on(place, call, tmp_pat
     given = (compare, "--models", "majority", "--seeds", "1", "--data", place / "data.csv", *QUICK,
              "--out", tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr(compare, "run_all", lambda *_: 1 / 0)
+        patch.setattr(comparison, "run_all", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             call(*given)
     assert call(*given)[0] == 0 and call(*given)[0] == 0, "the same again"

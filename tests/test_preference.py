@@ -17,7 +17,8 @@ from test_families import CONFIGS, spread
 from minillmclf import evaluate, train
 from minillmclf.folds import __main__ as folds
 from minillmclf.predict import __main__ as predict
-from minillmclf.compare.candidates import expand, obstacle, read_sweep
+from minillmclf.compare.comparison import obstacle
+from minillmclf.compare.configurations import expand, read_sweep
 from minillmclf.classify import preference, swap
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.preference import cut_line, cut_parts, davidson, use_swap

@@ -13,14 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small import bert_folder, data_file, forked
 
-from minillmclf.choose import __main__ as choose
+from minillmclf.choose import measured
 from minillmclf import evaluate, labels
 from minillmclf.predict import __main__ as predict, stream
 from minillmclf.errors import InputError
 from minillmclf.files import find_model
 from minillmclf.models.config import read_model_config
 from minillmclf.cli.settings import read_settings
-from minillmclf.compare.summary import read_answers
+from minillmclf.compare.summary import read_predictions
 from minillmclf.pretrain.corpus import weighted
 from minillmclf.text.data import load_data, read_examples
 
@@ -267,7 +267,7 @@ def test_damaged_states_are_refused(made, tmp_path):
 )
 def test_damaged_answers_of_a_cell_are_told(tmp_path, text):
     (tmp_path / "predictions.csv").write_text(text)
-    refused(lambda: read_answers(tmp_path / "predictions.csv", 1.0), "predictions.csv")
+    refused(lambda: read_predictions(tmp_path / "predictions.csv", 1.0), "predictions.csv")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_damaged_answers_of_a_cell_are_told(tmp_path, text):
 def test_damaged_settings_of_a_comparison_are_told(tmp_path, settings):
     (tmp_path / "settings.json").write_text(json.dumps({"data": "tickets", **settings}))
     refused(
-        lambda: choose.comparison_facts(str(tmp_path), "tickets"),
+        lambda: measured.comparison_facts(str(tmp_path), "tickets"),
         "settings.json",
         next(iter(settings)),
     )

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from minillmclf.compare import cells
+from minillmclf.compare import runs
 from minillmclf.pretrain import __main__ as pretrain
 from minillmclf import train
 from minillmclf.cli.parser import Output, StopSignal, limit, one_line, run
@@ -277,8 +277,8 @@ def test_a_comparison_that_is_killed_takes_its_process_along(tmp_path):
     script.write_text("import signal, sys, time, pathlib\n"
                       "def told(number, frame):\n    pathlib.Path(sys.argv[1]).write_text('told'); sys.exit()\n"
                       "signal.signal(signal.SIGTERM, told)\npathlib.Path(sys.argv[1]).write_text('up')\ntime.sleep(60)\n")
-    program = ("import sys; from pathlib import Path; from minillmclf.compare import cells; t = Path(sys.argv[1]); "
-               "cells.process('waits', t / 'note', printed=t / 'out', errors=t / 'err')")
+    program = ("import sys; from pathlib import Path; from minillmclf.compare import runs; t = Path(sys.argv[1]); "
+               "runs.process('waits', t / 'note', printed=t / 'out', errors=t / 'err')")
     parent = subprocess.Popen([sys.executable, "-c", program, tmp_path], cwd=small.ROOT, env=small.environment() | {
         "PYTHONPATH": f"{small.ROOT}{os.pathsep}{tmp_path}"})
     wait_for(lambda: note.exists() and note.read_text() == "up")
@@ -310,11 +310,11 @@ def test_the_plan_is_made_an_epoch_at_a_time(asked, epochs, steps):
 
 
 def test_a_broken_cell_is_one_line(tmp_path, monkeypatch):
-    from minillmclf.compare.candidates import Candidate
+    from minillmclf.compare.configurations import Configuration
     s = Settings()
     made = {"settings": s.decisive(), "data": {}}
     (tmp_path / "predictions.csv").write_text("")
     for broken in ({}, {"split": "test", "dev": 3}):
         (tmp_path / "cell.json").write_text(json.dumps({"state": "finished", "made_from": made, **broken}))
         with pytest.raises(InputError, match="cell.json: .*save it again"):
-            cells.run_cell(Candidate("majority", s), {}, tmp_path, "all", 0)
+            runs.run_once(runs.Run(Configuration("majority", s), "all", 0, tmp_path), {})

@@ -16,7 +16,6 @@ from live import imported, loaded, may_refuse
 from small import TOPICS, bert_folder, command, data_file, flags, forked, start, texts_of
 
 from minillmclf import train
-from minillmclf.classify import task
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.task import SingleLabel
 from minillmclf.cli.parser import StopSignal
@@ -24,7 +23,6 @@ from minillmclf.errors import InputError
 from minillmclf.models.tensor_files import open_tensors
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import collate
-from minillmclf.classify.task import SingleLabel
 from minillmclf.pretrain import losses as pretraining
 from minillmclf.training import loop, losses as objectives, optim
 from minillmclf.training.checkpoint import Store, seed_step
@@ -353,7 +351,7 @@ def test_of_equal_epochs_that_with_the_smallest_log_loss_is_kept(folder, tmp_pat
                                                   ("ece", [0.1, 0.1, 0.1], 1)])
 def test_run_json_names_the_epoch_that_was_kept(folder, data, tmp_path, monkeypatch, capsys, metric, scores, best):
     told, kept, seen = iter(scores), {}, []
-    real_fit, real_epoch, real_evaluate = loop.fit, loop.finish_epoch, task.evaluate
+    real_fit, real_epoch = loop.fit, loop.finish_epoch
 
     def finish_epoch(model, *more):
         seen.append(weights_of(model))

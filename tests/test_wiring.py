@@ -254,11 +254,11 @@ def test_biases_of_a_language_model_head_learn_in_a_run(tmp_path):
 def test_the_index_of_a_model_in_shards_counts_the_bytes_that_were_written(
     dtype, size, tmp_path, monkeypatch
 ):
-    from minillmclf.models import weights
+    from minillmclf.models import tensor_files, weights
 
     body = load_backbone(MODELS / "llama_lm")
     tensors = weights.export(body, body.table())
-    weights.write_checkpoint(tmp_path, body.source_config, tensors, dtype, shard_bytes=6_000)
+    tensor_files.write_checkpoint(tmp_path, body.source_config, tensors, dtype, shard_bytes=6_000)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     held = [
         tensor for path in tmp_path.glob("*.safetensors") for tensor in load_file(path).values()

@@ -7,7 +7,7 @@ base (tuning/) writes that alone.
 """
 from ..errors import InputError
 from ..files import find_model, short
-from ..models.weights import write_checkpoint
+from ..models.tensor_files import write_checkpoint
 from ..tuning import BESIDE_BASE, peft
 from ..tuning.quant_files import export_4bit, load_weights, open_checkpoint
 from ..tuning.saved import TUNED, load_peft, load_tuned, save_tuned

@@ -1,166 +1,165 @@
-"""From finished cells to the numbers of a comparison: means with intervals, differences to the best row, costs.
+"""From finished runs to the numbers of a comparison: means with intervals, differences, costs.
 
-How they are shown is in table.py. Intervals over seeds are Student's; with one seed they are drawn over test rows. The
-difference to the best row is drawn over test rows that both share, seed by seed; the best row is the one with the best mean
-on these same rows, which flatters it a little. Of a sweep only the candidate with the best dev metric gets a row: test
-scores choose nothing, so those of the others are not shown.
+Intervals over seeds are Student's; with one seed they are drawn over test rows. The difference to
+the best row is drawn over the test rows that both share, seed by seed; the best row is the one with
+the best mean on these rows, which flatters it a little. Of a sweep only the configuration with the
+best dev metric gets a row: test scores choose nothing. How the numbers are shown: table.py.
 """
-import statistics
+from statistics import mean, median
 from dataclasses import dataclass
 
 import numpy as np
 
-from .candidates import how
 from ..errors import InputError
+from ..text.table_files import read_table
 from ..training.metrics import METRICS, evaluate
 from ..training.statistics import bootstrap, mcnemar, t_interval
 
-BOUNDED = ("accuracy", "macro_f1", "ece")
-ROUNDED = 5e-7                                             # half of the last digit of a probability in predictions.csv
+BOUNDED = ("accuracy", "macro_f1", "ece")                  # at most 1
+ROUNDED = 5e-7              # half of the last digit of a probability in predictions.csv
 
 
 @dataclass
-class Answers:
-    """The predictions.csv of one cell: which rows, their classes (N,), right or not (N,), probabilities (N, C)."""
+class Predictions:
+    """A run's predictions.csv. rows: (line, label) of each; labels: the classes."""
     rows: list
     labels: list
-    truth: np.ndarray
-    right: np.ndarray
-    probabilities: np.ndarray
+    targets: np.ndarray         # (N,) class numbers
+    right: np.ndarray           # (N,) bool
+    probabilities: np.ndarray   # (N, C)
 
-    def per_row(self, metric):
-        """What each row adds to a metric that is a mean over rows (N,); None for the others."""
+    def statistic(self, metric):
+        """A function from row numbers (some maybe twice) to the metric on these rows."""
         if metric == "accuracy":
-            return self.right.astype(float)
-        return -np.log(self.probabilities[np.arange(len(self.truth)), self.truth]) if metric == "log_loss" else None
+            return lambda rows: float(self.right[rows].mean())
+        if metric == "log_loss":
+            losses = -np.log(self.probabilities[np.arange(len(self.targets)), self.targets])
+            return lambda rows: float(losses[rows].mean())
+        return lambda rows: evaluate(self.probabilities[rows], self.targets[rows],
+                                     self.labels)[metric]
 
-    def score(self, metric, which):
-        """The metric on some of the rows."""
-        return evaluate(self.probabilities[which], self.truth[which], self.labels)[metric]
 
-
-def read_answers(path, accuracy=None):
-    """predictions.csv -> Answers; InputError for other things in it, or another accuracy."""
-    from ..text.table_files import read_table
-    table, right = read_table(path, "double"), None
+def read_predictions(path, accuracy=None):
+    """predictions.csv -> Predictions. InputError for other contents, or another accuracy."""
+    table, good = read_table(path, "double"), False
+    rows = [row for _, row in table.rows]
     try:
         names = table.columns[table.columns.index("predicted") + 1:]
-        labels, rows = [name.removeprefix("p_") for name in names], [row for _, row in table.rows]
+        labels = [name.removeprefix("p_") for name in names]
         probabilities = np.array([[row[name] for name in names] for row in rows], float)   # (N, C)
-        answer, truth = (np.array([labels.index(row[column]) for row in rows])
-                         for column in ("predicted", "label"))
-        right, told = answer == truth, [(row["line"], row["label"]) for row in rows]
+        targets = np.array([labels.index(row["label"]) for row in rows])
+        answers = np.array([labels.index(row["predicted"]) for row in rows])
+        right = answers == targets
+        good = ((probabilities >= 0) & (probabilities <= 1)).all() and (
+            accuracy is None or abs(right.mean() - accuracy) <= 1e-6)
     except (ValueError, KeyError):
         pass
-    if right is None or not ((probabilities >= 0) & (probabilities <= 1)).all() \
-            or accuracy is not None and abs(right.mean() - accuracy) > 1e-6:
-        raise InputError(f"{path}: holds other answers than were written: remove it, and its cell "
+    if not good:
+        raise InputError(f"{path}: holds other answers than were written: remove it, and its run "
                          "is made again")
     probabilities = np.clip(probabilities, ROUNDED, 1)
-    probabilities[np.arange(len(rows)), answer] += ROUNDED / 10          # what rounding made equal
-    return Answers(told, labels, truth, right, probabilities)
+    probabilities[np.arange(len(rows)), answers] += ROUNDED / 10      # what rounding made equal
+    return Predictions([(row["line"], row["label"]) for row in rows], labels, targets, right,
+                       probabilities)
 
 
-def interval(metric, values, answers):
-    """Mean over seeds with its interval -> {"mean", "low", "high"}. values: a score a seed; answers: those of the first."""
+def interval(metric, values, predictions):
+    """Mean over seeds -> {"mean", "low", "high"}. values: one of each seed; predictions: of the
+    first seed."""
     if len(values) > 1:
-        mean, low, high = t_interval(values)
+        middle, low, high = t_interval(values)
     else:
-        rows, mean = answers.per_row(metric), values[0]
-        low, high = bootstrap((lambda i: rows[i].mean()) if rows is not None else (lambda i: answers.score(metric, i)),
-                              len(answers.rows))
-    low = max(low, 0.0)
-    return {"mean": mean, "low": low, "high": min(high, 1.0) if metric in BOUNDED else high}
+        middle = values[0]
+        low, high = bootstrap(predictions.statistic(metric), len(predictions.rows))
+    return {"mean": middle, "low": max(low, 0.0),
+            "high": min(high, 1.0) if metric in BOUNDED else high}
 
 
-def against(metric, own, best):
-    """A row's answers against the best row's, {seed: Answers} each -> ({"mean", "low", "high"} of own minus best, [p of McNemar's
-    test for each seed]); (None, []) where they have no seed in common or not the same test rows."""
-    seeds = [seed for seed in own if seed in best]
-    first = own[seeds[0]].rows if seeds else None
-    if not seeds or any(cells[seed].rows != first for cells in (own, best) for seed in seeds):
+def difference(metric, own, best):
+    """One row's score minus the best row's. own, best: {seed: Predictions} of each.
+
+    -> ({"mean", "low", "high"}, the p of McNemar's test for each seed); (None, []) if they share no
+    seed, or not the same test rows.
+    """
+    pairs = [(own[seed], best[seed]) for seed in own if seed in best]
+    rows = pairs[0][0].rows if pairs else None
+    if not pairs or any(a.rows != rows or b.rows != rows for a, b in pairs):
         return None, []
-    pairs, all_rows = [(own[seed], best[seed]) for seed in seeds], np.arange(len(first))
-    if pairs[0][0].per_row(metric) is not None:
-        gaps = np.mean([a.per_row(metric) - b.per_row(metric) for a, b in pairs], axis=0)               # (N,)
+    scores = [(a.statistic(metric), b.statistic(metric)) for a, b in pairs]
 
-        def difference(which):
-            return float(gaps[which].mean())
-    else:
-        def difference(which):
-            return float(np.mean([a.score(metric, which) - b.score(metric, which) for a, b in pairs]))
-    low, high = bootstrap(difference, len(first))
-    return {"mean": difference(all_rows), "low": low, "high": high}, [mcnemar(a.right, b.right) for a, b in pairs]
+    def gap(which):
+        return mean(a(which) - b(which) for a, b in scores)
+    low, high = bootstrap(gap, len(rows))
+    return ({"mean": gap(np.arange(len(rows))), "low": low, "high": high},
+            [mcnemar(a.right, b.right) for a, b in pairs])
 
 
-def row_of(cells, label, metric, answers):
-    """The finished cells of one candidate at one size, a seed each -> a row of the table, not yet compared with others."""
-    records, c = [cell["record"] for cell in cells], cells[0]["candidate"]
-    test = {name: [r["test"][name] for r in records] for name in METRICS}
-    known = {key: [r[key] for r in records if r[key] is not None] for key in ("memory_mb", "train_seconds", "ms_per_text")}
-    method, readout = ("", "") if c.baseline else (c.settings.method, c.settings.readout)
-    return {"model": label.removesuffix(how(c)), "method": method, "readout": readout, "label": label, "settings": c.swept,
-            "size": number_of(cells[0]["size"]), "split": records[0]["split"], "metric": metric, "score": interval(metric, test[metric], answers),
-            "accuracy": interval("accuracy", test["accuracy"], answers),
-            **{name: statistics.mean(test[name]) for name in ("macro_f1", "log_loss", "ece")},
-            "dev": statistics.mean(r["dev"][metric] for r in records), "dev_rows": records[0].get("dev_rows"), "trainable": records[0]["trainable"],
-            "memory_mb": max(known["memory_mb"], default=None),
-            "train_seconds": statistics.mean(known["train_seconds"]) if known["train_seconds"] else None,
-            "ms_per_text": known["ms_per_text"][0] if known["ms_per_text"] else None,
-            "seeds": len(cells), "scores": test[metric]}
+def row_of(runs, label, metric, predictions):
+    """The finished runs of one configuration at one size -> a row of the table."""
+    records, c = [run.record for run in runs], runs[0].configuration
+    test = {name: [record["test"][name] for record in records] for name in METRICS}
+    costs = {}
+    for key in ("memory_mb", "train_seconds", "ms_per_text"):
+        costs[key] = [record[key] for record in records if record[key] is not None]
+    name = label.removesuffix(f" {c.method_settings}") if c.method_settings else label
+    return {
+        "model": name.removesuffix(c.suffix), "method": "" if c.baseline else c.settings.method,
+        "readout": "" if c.baseline else c.settings.readout, "label": label, "settings": c.swept,
+        "size": runs[0].size, "split": records[0]["split"], "metric": metric,
+        "score": interval(metric, test[metric], predictions),
+        "accuracy": interval("accuracy", test["accuracy"], predictions),
+        **{name: mean(test[name]) for name in ("macro_f1", "log_loss", "ece")},
+        "dev": dev_mean(runs, metric), "dev_rows": records[0].get("dev_rows"),
+        "trainable": records[0]["trainable"], "memory_mb": max(costs["memory_mb"], default=None),
+        "train_seconds": mean(costs["train_seconds"]) if costs["train_seconds"] else None,
+        "ms_per_text": next(iter(costs["ms_per_text"]), None),
+        "seeds": len(runs), "scores": test[metric]}
 
 
-def number_of(size):
-    """"10" -> 10; "all" stays."""
-    return size if size == "all" else int(size)
+def dev_mean(runs, metric):
+    return mean(run.record["dev"][metric] for run in runs)
 
 
-def choose(groups, metric):
-    """The candidate with the best mean dev metric in each group, {group: {candidate number: cells}} -> {group: number}."""
-    def dev(cells):
-        return METRICS[metric] * statistics.mean(cell["record"]["dev"][metric] for cell in cells)
-    return {group: max(found, key=lambda number: dev(found[number])) for group, found in groups.items()}
+def summarise(runs, labels, metric):
+    """Runs with their records -> {"metric", "rows", "sweep", "left_out"}, ready for JSON.
 
-
-def summarise(cells, labels, metric):
-    """All cells -> {"metric", "rows", "sweep", "left_out"}, plain enough for JSON.
-
-    cells: {"candidate", "number" (of the candidate), "size", "seed", "record", "folder"} each; labels: of each group.
+    labels: {group: label}.
     """
     summary = {"metric": metric, "rows": [], "sweep": [], "left_out": []}
-    for size in dict.fromkeys(cell["size"] for cell in cells):
-        here, groups, compared = [cell for cell in cells if cell["size"] == size], {}, []
-        for cell in here:
-            c = cell["candidate"]
-            if cell["record"]["state"] == "finished":
-                groups.setdefault(c.group, {}).setdefault(cell["number"], []).append(cell)
+    for size in dict.fromkeys(run.size for run in runs):
+        groups, compared = {}, []               # groups: group -> settings of the sweep -> runs
+        for run in [run for run in runs if run.size == size]:
+            c = run.configuration
+            if run.finished:
+                groups.setdefault(c.group, {}).setdefault(c.swept, []).append(run)
             else:
-                summary["left_out"].append({"label": labels[c.group], "settings": c.swept, "size": number_of(size),
-                                            "seed": cell["seed"], "reason": cell["record"]["reason"]})
-        chosen = choose(groups, metric)
+                summary["left_out"].append({
+                    "label": labels[c.group], "settings": c.swept, "size": size, "seed": run.seed,
+                    "reason": run.record["reason"]})
         for group, found in groups.items():
-            for number, many in found.items():
-                if many[0]["candidate"].sweep:
+            dev = {swept: dev_mean(seeds, metric) for swept, seeds in found.items()}
+            chosen = max(dev, key=lambda swept: METRICS[metric] * dev[swept])
+            for swept, seeds in found.items():
+                if seeds[0].configuration.sweep:
                     summary["sweep"].append({
-                        "label": labels[group], "settings": many[0]["candidate"].swept, "size": number_of(size),
-                        "dev": statistics.mean(cell["record"]["dev"][metric] for cell in many), "seeds": len(many),
-                        "chosen": number == chosen[group]})
-            best = found[chosen[group]]
-            answers = {cell["seed"]: read_answers(cell["folder"] / "predictions.csv",
-                                                  cell["record"]["test"]["accuracy"])
-                       for cell in best}
-            compared.append((row_of(best, labels[group], metric, next(iter(answers.values()))), answers))
-        summary["rows"] += with_differences(compared, metric)
+                        "label": labels[group], "settings": swept, "size": size,
+                        "dev": dev[swept], "seeds": len(seeds), "chosen": swept == chosen})
+            predictions = {run.seed: read_predictions(run.folder / "predictions.csv",
+                                                      run.record["test"]["accuracy"])
+                           for run in found[chosen]}
+            first = next(iter(predictions.values()))
+            compared.append((row_of(found[chosen], labels[group], metric, first), predictions))
+        add_differences(compared, metric)
+        summary["rows"] += [row for row, _ in compared]
     return summary
 
 
-def with_differences(compared, metric):
-    """Rows of one size, each with its answers -> rows that also say how far they are from the best."""
+def add_differences(compared, metric):
+    """Say in each row how far it is from the best. compared: (row, {seed: Predictions}) of each."""
     if not compared:
-        return []
-    top, its_answers = max(compared, key=lambda pair: METRICS[metric] * pair[0]["score"]["mean"])
-    for row, answers in compared:
-        difference, p = (None, []) if row is top else against(metric, answers, its_answers)
-        row |= {"best": row is top, "difference": difference, "mcnemar": statistics.median(p) if p else None,
-                "mcnemar_seeds": p}
-    return [row for row, _ in compared]
+        return
+    best, its = max(compared, key=lambda pair: METRICS[metric] * pair[0]["score"]["mean"])
+    for row, own in compared:
+        gap, p = (None, []) if row is best else difference(metric, own, its)
+        row |= {"best": row is best, "difference": gap,
+                "mcnemar": median(p) if p else None, "mcnemar_seeds": p}

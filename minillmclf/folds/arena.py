@@ -1,15 +1,17 @@
-"""Battles of an arena: a prompt, two models' responses, and which one people prefer: a, b, or a tie.
+"""Battles of an arena: a prompt, the responses of two models, and the winner: a, b or a tie.
 
-Two layouts of a .csv, .tsv or .jsonl file, told by their columns:
+The columns of a .csv, .tsv or .jsonl file tell its layout:
 
-  competition   id, model_a, model_b, prompt, response_a, response_b, winner_model_a, winner_model_b, winner_tie
-                (Kaggle, "LLM Classification Finetuning"): a text is a JSON list of strings, one a turn; winners are 0 or 1
-  plain         prompt, response_a, response_b, winner (or label): a, b, tie; also model_a, model_b, tie (bothbad)
+  competition   id, model_a, model_b, prompt, response_a, response_b, winner_model_a,
+                winner_model_b, winner_tie (Kaggle, "LLM Classification Finetuning"): a text is a
+                JSON list of strings, one for each turn; winners are 0 or 1
+  plain         prompt, response_a, response_b, winner (or label): a, b, tie, or model_a, model_b,
+                tie (bothbad)
 
-A row is a conversation of several turns if its three texts are all JSON lists of strings or nulls; else they stand as
-they are: a response may well be a list that a model wrote. Turns are joined with a line "[turn 2]" before each; with
-one turn there is none. Half of a surrogate pair, as "\\ud83d" alone, becomes U+FFFD; a turn without a word says "(empty)",
-so that the model sees that there was nothing, and no row is lost. Not here: which parts are cut where a text is too long.
+A row has several turns if its three texts are all JSON lists of strings or nulls; else the texts
+are taken as they are, for a response may be a list that a model wrote. A line "[turn 2]" precedes
+each turn; a single turn has none. Half of a surrogate pair, as "\\ud83d" alone, becomes U+FFFD, and
+a turn without a word becomes "(empty)", so that no row is lost. Not here: cutting long texts.
 """
 import json
 import math
@@ -23,36 +25,38 @@ from ..text.table_files import read_table
 
 FIELDS = ("prompt", "response_a", "response_b")
 LABELS = ("a", "b", "tie")
-WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")         # columns, in the order of LABELS
+WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")       # columns, in the order of LABELS
+MARKS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 NAMES = {"a": "a", "b": "b", "tie": "tie", "model_a": "a", "model_b": "b", "tie (bothbad)": "tie"}
 EMPTY = "(empty)"
+REMEDY = "correct or remove the row"
 
 
 def is_arena(columns):
-    """Are these the columns of a battle? The winner may be missing: then there is something to predict."""
+    """Are these the columns of a battle, with a winner or without?"""
     return set(FIELDS) <= set(columns)
 
 
 def read_arena(path, need_labels=True, quoting="auto"):
-    """All rows of a file -> Examples with texts (prompt, response_a, response_b), and a list of their ids.
+    """All rows of a file -> Examples with texts (prompt, response_a, response_b), and their ids.
 
-    label: "a", "b" or "tie"; None where the file names no winner, which is an InputError if need_labels. ids: the column
-    id, texts that must all differ; without one the lines. Raises InputError with the line of a row that cannot be read.
+    The label is "a", "b" or "tie"; without a winner None, or an InputError if need_labels. Ids: as
+    of `read_ids`. An InputError names the line of a row that cannot be read.
     """
     table = read_table(Path(path), quoting)
-    missing = [name for name in FIELDS if name not in table.columns]
-    if missing:
-        raise InputError(f"{path}: no column '{missing[0]}' in {short(list(table.columns), 300)}: an arena "
-                         f"file has {', '.join(FIELDS)}")
-    column, read = winner_reader(table)
-    if read is None and need_labels:
-        raise InputError(f"{path}: names no winner, has {short(list(table.columns), 300)}: add winner "
-                         f"(a, b, tie), or {', '.join(WINNERS)}")
+    columns = short(list(table.columns), 300)
+    for name in FIELDS:
+        if name not in table.columns:
+            raise InputError(f"{path}: no column '{name}' in {columns}: an arena file has "
+                             f"{', '.join(FIELDS)}")
+    if need_labels and not {*WINNERS, "winner", "label"} & {*table.columns}:
+        raise InputError(f"{path}: names no winner, has {columns}: add winner (a, b, tie), or "
+                         f"{', '.join(WINNERS)}")
     examples = []
     for line, record in table.rows:
         where = f"{path}, line {line}: column"
         try:
-            label = read and read(record, f"{where} '{column}'")
+            label = read_winner(record, table.columns, where)
         except InputError:
             if need_labels:
                 raise
@@ -61,71 +65,62 @@ def read_arena(path, need_labels=True, quoting="auto"):
     return examples, read_ids(table)
 
 
-def winner_reader(table):
-    """How this file names the winner -> its column (or None), a function of (record, where) -> label (or None)."""
-    if set(WINNERS) & set(table.columns):
-        return ", ".join(WINNERS), three_columns
-    column = next((name for name in ("winner", "label") if name in table.columns), None)
-    return column, column and (lambda record, where: one_column(record.get(column), where))
-
-
-def three_columns(record, where):
-    """0 or 1 for each of a, b and tie, exactly one of them 1 -> its label."""
-    said = [str(record.get(name)).strip() for name in WINNERS]
-    marks = [{"0": 0, "1": 1, "0.0": 0, "1.0": 1}.get(value) for value in said]
-    if None in marks or sum(marks) != 1:
-        raise InputError(f"{where} must hold one 1 and two 0, found {', '.join(said):.60}: correct or remove the row")
-    return LABELS[marks.index(1)]
-
-
-def one_column(value, where):
-    """The name of the winner -> its label."""
+def read_winner(record, columns, where):
+    """The label of a row. An InputError begins with `where`."""
+    if set(WINNERS) & set(columns):
+        cells = [str(record.get(name)).strip() for name in WINNERS]
+        marks = [MARKS.get(cell) for cell in cells]
+        if None in marks or sum(marks) != 1:
+            raise InputError(f"{where} '{', '.join(WINNERS)}' must hold one 1 and two 0, found "
+                             f"{', '.join(cells):.60}: {REMEDY}")
+        return LABELS[marks.index(1)]
+    column = "winner" if "winner" in columns else "label"
+    value = record.get(column)
     label = NAMES.get(value.strip().casefold()) if isinstance(value, str) else None
     if label is None:
-        raise InputError(f"{where} must hold {', '.join(NAMES)}, found {json.dumps(value)[:40]}: correct or remove the row")
+        raise InputError(f"{where} '{column}' must hold {', '.join(NAMES)}, found "
+                         f"{json.dumps(value)[:40]}: {REMEDY}")
     return label
 
 
 def read_texts(record, where):
-    """The three texts of a row, each in one string."""
+    """The three texts of a row, each as one string."""
     cells = [record.get(name) for name in FIELDS]
     turns = [read_turns(cell) for cell in cells]
-    if all(turn is not None for turn in turns):
-        return tuple(join_turns(turn) for turn in turns)
-    for name, cell in zip(FIELDS, cells):
-        if not isinstance(cell, str):
-            raise InputError(f"{where} '{name}' must hold a text or a list of texts, found {json.dumps(cell)[:40]}: "
-                             "correct or remove the row")
-    return tuple(join_turns([cell]) for cell in cells)
+    if None in turns:
+        for name, cell in zip(FIELDS, cells):
+            if not isinstance(cell, str):
+                raise InputError(f"{where} '{name}' must hold a text or a list of texts, found "
+                                 f"{json.dumps(cell)[:40]}: {REMEDY}")
+        turns = [[cell] for cell in cells]
+    return tuple(join_turns(one) for one in turns)
 
 
 def read_turns(cell):
     """A cell as a list of turns, strings or None; None if it is something else."""
     if isinstance(cell, str) and cell.lstrip().startswith("["):
         try:
-            cell = json.loads(cell, strict=False)                # not strict: some lists hold bare line breaks
+            cell = json.loads(cell, strict=False)          # some lists hold bare line breaks
         except (ValueError, RecursionError):
             return None
-    good = isinstance(cell, list) and cell and all(turn is None or isinstance(turn, str) for turn in cell)
-    return cell if good else None
+    if not isinstance(cell, list) or not cell:
+        return None
+    return cell if all(turn is None or isinstance(turn, str) for turn in cell) else None
 
 
 def join_turns(turns):
-    """["Hi", None] -> "[turn 1]\\nHi\\n\\n[turn 2]\\n(empty)"; a single turn stands alone."""
-    texts = [clean(turn or "") for turn in turns]
+    """["Hi", None] -> "[turn 1]\\nHi\\n\\n[turn 2]\\n(empty)"; a single turn has no "[turn 1]"."""
+    texts = []
+    for turn in turns:
+        text = re.sub("[\0\ud800-\udfff]", "\ufffd", turn or "")      # UTF-8 cannot hold these
+        texts.append(text if text.strip() else EMPTY)
     if len(texts) == 1:
         return texts[0]
     return "\n\n".join(f"[turn {number}]\n{text}" for number, text in enumerate(texts, 1))
 
 
-def clean(text):
-    """A text that can be written as UTF-8 and has at least a word in it."""
-    text = re.sub("[\0\ud800-\udfff]", "\ufffd", text)
-    return text if text.strip() else EMPTY
-
-
 def read_ids(table, column="id"):
-    """What a table's rows are called: the column's texts, or the lines if there is no such column."""
+    """The names of a table's rows: the column's texts, all different, or else the line numbers."""
     if column not in table.columns:
         return [str(line) for line, _ in table.rows]
     seen = {}
@@ -134,7 +129,7 @@ def read_ids(table, column="id"):
         name, number = str(value).strip(), isinstance(value, (int, float)) and math.isfinite(value)
         if name in seen or not (number or isinstance(value, str)):
             again = f" as line {seen[name]} does" if name in seen else ""
-            raise InputError(f"{table.path}, line {line}: column '{column}' says {short(value)}{again}: give "
-                             "each row an id of its own, a text or a number")
+            raise InputError(f"{table.path}, line {line}: column '{column}' says {short(value)}"
+                             f"{again}: give each row an id of its own, a text or a number")
         seen[name] = line
     return list(seen)

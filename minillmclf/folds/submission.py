@@ -1,73 +1,82 @@
-"""A submission file: the columns and rows that a competition's sample asks for, and a look at it as a stranger would.
-
-folds.py makes the probabilities; here they are written down, and every fault is found before a file is.
-"""
+"""A submission file: the columns and rows of a competition's sample, checked before writing."""
 import csv
 import io
 import math
 from dataclasses import dataclass
 
+from ..cli.tables import csv_text
 from ..errors import InputError
+from .arena import LABELS, WINNERS, read_ids
 
 
 @dataclass
 class Form:
-    """What a submission must look like."""
-    columns: list                 # the header
-    classes: list                 # for each column its class number, None for the ids
-    ids: list                     # of the rows, in order
+    """columns: the header; classes: of each column its class number, None for the ids; ids: of the
+    rows, in order."""
+    columns: list
+    classes: list
+    ids: list
 
 
 def read_form(sample, id_column, labels, arena, test):
-    """A sample submission -> Form. Raises InputError where its columns are no classes, or its ids not those of the test."""
-    from .arena import WINNERS, read_ids
-    from .arena import LABELS as SIDES
-    number = {name: i for i, label in enumerate(labels) for name in (label, f"p_{label}")}
-    number |= {column: labels.index(side) for column, side in zip(WINNERS, SIDES) if side in labels} if arena else {}
-    classes = [None if column == id_column else number.get(column, column) for column in sample.columns]
+    """A sample submission -> Form. Raises InputError unless it has a column for each class and an
+    id for each row of the test."""
+    number = {}
+    for i, label in enumerate(labels):
+        number |= {label: i, f"p_{label}": i}
+    if arena:
+        winners = zip(WINNERS, LABELS)
+        number |= {column: labels.index(label) for column, label in winners if label in labels}
+    classes = [None if name == id_column else number.get(name, name) for name in sample.columns]
     if sorted(map(str, classes)) != sorted(["None", *map(str, range(len(labels)))]):
-        raise InputError(f"{sample.path}: has the columns {', '.join(sample.columns)}, which should be {id_column} and one "
-                         f"for each of the {len(labels)} classes {', '.join(labels)}")
+        raise InputError(f"{sample.path}: has the columns {', '.join(sample.columns)}, which "
+                         f"should be {id_column} and one for each of the {len(labels)} classes "
+                         f"{', '.join(labels)}")
     ids, known = read_ids(sample, id_column), set(test.ids)
-    foreign, missing = [i for i in ids if i not in known], sorted(known - set(ids))
-    if foreign or missing:
-        raise InputError(f"{sample.path}: {len(foreign)} of {len(ids)} ids are not in {test.path}, {len(missing)} of its "
-                         f"{len(known)} are missing ({(foreign + missing)[0]!r:.60}, ...): take a sample for these rows")
+    unknown, missing = [name for name in ids if name not in known], sorted(known - set(ids))
+    if unknown or missing:
+        raise InputError(f"{sample.path}: {len(unknown)} of {len(ids)} ids are not in {test.path}, "
+                         f"{len(missing)} of its {len(known)} are missing "
+                         f"({(unknown + missing)[0]!r:.60}, ...): take a sample for these rows")
     return Form(list(sample.columns), classes, ids)
 
 
-def table_text(header, rows):
-    """A CSV file as text."""
-    out = io.StringIO(newline="")
-    csv.writer(out, lineterminator="\n").writerows([header, *rows])
-    return out.getvalue()
-
-
 def submission_text(form, ids, probabilities):
-    """submission.csv in the form's columns and rows. ids: of the rows of probabilities (N, C)."""
-    place = {name: row for row, name in enumerate(ids)}
-    return table_text(form.columns, [[name if c is None else f"{probabilities[place[name]][c]:.10f}" for c in form.classes]
-                                     for name in form.ids])
+    """submission.csv. ids: of the rows of probabilities (N, C)."""
+    row_of, rows = dict(zip(ids, probabilities)), []
+    for name in form.ids:
+        rows.append([name if c is None else f"{row_of[name][c]:.10f}" for c in form.classes])
+    return csv_text(form.columns, rows)
 
 
 def check_submission(text, form, where):
-    """Read a submission as a stranger would. Raises InputError at the first thing that is not as the form has it."""
+    """Raise InputError at the first thing in a submission that is not as the form has it."""
     header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     if header != form.columns:
-        raise InputError(f"{where}: the columns are {', '.join(header)}, should be {', '.join(form.columns)}")
+        raise InputError(f"{where}: the columns are {', '.join(header)}, should be "
+                         f"{', '.join(form.columns)}")
     if len(rows) != len(form.ids):
         raise InputError(f"{where}: {len(rows)} rows, should be {len(form.ids)}")
     for line, (row, name) in enumerate(zip(rows, form.ids), 2):
-        if len(row) != len(header):
-            raise InputError(f"{where}, line {line}: {len(row)} fields, should be {len(header)}")
-        values = dict(zip(form.classes, row))
-        if values.pop(None) != name:
-            raise InputError(f"{where}, line {line}: the id is {row[form.classes.index(None)]!r:.60}, should be {name!r:.60}")
-        try:
-            numbers = [float(value) for value in values.values()]
-        except ValueError as error:
-            raise InputError(f"{where}, line {line}: {error}") from None
-        if not all(math.isfinite(x) and 0 <= x <= 1 for x in numbers):
-            raise InputError(f"{where}, line {line}: probabilities {numbers}, should be finite and from 0 to 1")
-        if abs(sum(numbers) - 1) > 1e-6:
-            raise InputError(f"{where}, line {line}: probabilities {numbers} sum to {sum(numbers):.8f}, should be 1")
+        fault = fault_in(row, name, form)
+        if fault:
+            raise InputError(f"{where}, line {line}: {fault}")
+
+
+def fault_in(row, name, form):
+    """What is wrong with the row of this id, or None."""
+    if len(row) != len(form.columns):
+        return f"{len(row)} fields, should be {len(form.columns)}"
+    values = dict(zip(form.classes, row))
+    found = values.pop(None)
+    if found != name:
+        return f"the id is {found!r:.60}, should be {name!r:.60}"
+    try:
+        numbers = [float(value) for value in values.values()]
+    except ValueError as error:
+        return str(error)
+    if not all(math.isfinite(x) and 0 <= x <= 1 for x in numbers):
+        return f"probabilities {numbers}, should be finite and from 0 to 1"
+    if abs(sum(numbers) - 1) > 1e-6:
+        return f"probabilities {numbers} sum to {sum(numbers):.8f}, should be 1"
+    return None

@@ -6,6 +6,8 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+from minillmclf.cli.tables import markdown_table
+
 from .timing import SQUARE, costs, paired, used
 
 LIBRARIES = ("transformers", "peft", "tokenizers", "accelerate", "bitsandbytes")
@@ -53,7 +55,6 @@ def headline(record):
 
 def markdown(table):
     """table.md from what table.json holds -> str."""
-    from minillmclf.compare.table import grid  # it needs numpy, for which --help does not wait
     made, rows = table["made_from"], table["rows"]
     about, lines = made["machine"], ["# Speed beside transformers and PEFT", ""]
     lines.append(f"{about['processor']}, {about['cores']} cores, **{about['threads']} threads**; " + ", ".join(
@@ -72,7 +73,7 @@ def markdown(table):
             unit[record["unit"]].append(headline(record))
     for name, found in unit.items():
         if found:
-            lines += ["", f"## {'Models' if name == 'tokens' else 'Tokenizers'}", "", *grid(
+            lines += ["", f"## {'Models' if name == 'tokens' else 'Tokenizers'}", "", *markdown_table(
                 ["work", f"ours, µs a {'real token' if name == 'tokens' else 'text'}", "D / ours", "T / ours", "aim D", "aim T",
                  "reference / itself", "ours of sgemm", "reference of sgemm", ""], found)]
     return "\n".join(lines + others(rows) + notes(rows)) + "\n"
@@ -80,19 +81,18 @@ def markdown(table):
 
 def others(rows):
     """The tables of what was not measured by turns."""
-    from minillmclf.compare.table import grid
     lines = []
     if rows.get("memory", {}).get("lines"):
-        lines += ["", "## Peak memory of two training steps, 12 x 768, 8 x 128 tokens", "", *grid(
+        lines += ["", "## Peak memory of two training steps, 12 x 768, 8 x 128 tokens", "", *markdown_table(
             ["method", "ours, MB", "transformers + PEFT, MB", "ratio"],
             [[x["method"], f"{x['ours']:.0f}", f"{x['theirs']:.0f}", f"{x['ours'] / x['theirs']:.2f}"]
              for x in rows["memory"]["lines"]])]
     if "start" in rows:
         found = {name: [seconds[name] for seconds in rows["start"]["rounds"]] for name in rows["start"]["rounds"][0]}
-        lines += ["", "## Start, in fresh processes", "", *grid(["command", "seconds"], [
+        lines += ["", "## Start, in fresh processes", "", *markdown_table(["command", "seconds"], [
             [name, times({"median": statistics.median(s), "low": min(s), "high": max(s)})] for name, s in found.items()])]
     if "scaling" in rows:
-        lines += ["", "## Scaling (scaling.svg), LLaMA's wiring, 2 x 256, prediction", "", *grid(
+        lines += ["", "## Scaling (scaling.svg), LLaMA's wiring, 2 x 256, prediction", "", *markdown_table(
             ["axis", "value", "ours, ms", "transformers tuned, ms", "ratio"],
             [[p["axis"], p["value"], f"{1000 * p['ours']:.1f}", f"{1000 * p['T']:.1f}", f"{p['T'] / p['ours']:.2f}"]
              for p in rows["scaling"]["points"]])]

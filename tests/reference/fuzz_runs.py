@@ -19,7 +19,7 @@ from pathlib import Path
 from fuzzing import change_file, main
 from small import bert_folder, data_file
 
-from minillmclf.compare import cells, __main__ as compare
+from minillmclf.compare import runs, __main__ as compare
 from minillmclf.choose import __main__ as choose
 from minillmclf import evaluate, train
 from minillmclf.folds import __main__ as folds
@@ -86,7 +86,7 @@ def stopped(command, arguments, step):
 
 
 def process(module, *arguments, printed, errors):
-    """cells.process without a process: this one is a fork already."""
+    """runs.process without a process: this one is a fork already."""
     from minillmclf.errors import InputError
 
     printed.write_text("1.0")
@@ -101,7 +101,7 @@ def process(module, *arguments, printed, errors):
 
 
 def prepare(folder):
-    cells.process, stream.WINDOW = process, 4
+    runs.process, stream.WINDOW = process, 4
     base, data = bert_folder(folder / "base", layers=1), data_file(folder / "data.csv", 24, 6, 6)
     common = [
         "--data",

@@ -30,7 +30,7 @@ from tests.bench.sides import PAIRS, cached, padded, pairs, picked
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.label_text.labels import text_scores
 from minillmclf.models import fresh_weights, model_class, save_backbone
-from minillmclf.models.tree import log_probs_one_by_one
+from test_tree import log_probs_one_by_one
 from minillmclf.text.batch import collate
 from minillmclf.text.tokenizers.tokenizer import load_tokenizer
 

@@ -1,0 +1,114 @@
+"""Facts about the data, the machine and the models: what `advise` looks at and --json prints."""
+import math
+import os
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from ..classify.classifier import Classifier
+from ..errors import InputError
+from ..files import CHECKPOINTS, find_model
+from ..models import load_backbone
+from ..text.doctor import SPLITS, unknown_share
+from ..cli.memory import METHODS, step_bytes, training_memory
+from ..tuning.quant_files import open_checkpoint
+
+USABLE = 0.8               # of the free memory: an estimate leaves out what is held only briefly
+
+
+def data_facts(data):
+    """Rows, classes and texts of a Dataset -> dict."""
+    rows = Counter(example.label for example in data.train)
+    rarest = min(rows, key=rows.get)
+    return {"rows": {name: len(getattr(data, name)) for name in SPLITS}, "labels": data.labels,
+            "rarest": rarest, "rarest_rows": rows[rarest],
+            "imbalance": max(rows.values()) / rows[rarest], "texts": len(data.columns),
+            "preference": len(data.columns) == 3 and {"a", "b", "tie"} == set(data.labels)}
+
+
+def machine_facts():
+    """Cores, and memory in bytes, None where not known -> dict. room: what training may use."""
+    memory = {"total": None, "free": None}
+    if Path("/proc/meminfo").exists():
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        memory = {"total": 1024 * int(lines["MemTotal"].split()[0]),
+                  "free": 1024 * int(lines["MemAvailable"].split()[0])}
+    gpu = None
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        gpu = {"name": torch.cuda.get_device_name(), "total": total, "free": free}
+    return {"cores": os.cpu_count(), "memory": memory, "gpu": gpu, "room": (gpu or memory)["free"]}
+
+
+def percentile(numbers, percent):
+    """Nearest rank: the smallest that `percent` of the numbers do not exceed."""
+    return sorted(numbers)[math.ceil(percent * len(numbers) / 100) - 1]
+
+
+def rows_at_once(s):
+    """Rows that a step holds on the device at a time."""
+    return min(s.micro_batch_size or s.batch_size, s.batch_size)
+
+
+def model_facts(name, data, s, machine):
+    """Lengths in this model's tokens, and what each method takes -> dict.
+
+    A model that is larger than the free memory is not loaded: its weights are counted, but what a
+    step keeps of a text is not known.
+    """
+    folder = find_model(name)
+    empty = Classifier.empty(open_checkpoint(folder), data.labels,
+                             max_length=s.max_length or None)
+    splits = {split: [example.texts for example in getattr(data, split)] for split in SPLITS}
+    lengths = [empty.head.length(empty.tokenizer, texts)
+               for rows in splits.values() for texts in rows]
+    weights = 4 * sum(p.numel() for p in empty.parameters())
+    free = machine["memory"]["free"]
+    backbone, head, loaded = empty.backbone, empty.head, free is None or weights <= free
+    if loaded:
+        backbone, head = load_backbone(folder), head.to_empty(device="cpu")
+    limit, p95 = empty.max_length, percentile(lengths, 95)
+    found = {"name": str(name), "kind": backbone.KIND, "median": percentile(lengths, 50),
+             "p95": p95, "limit": limit, "over": sum(n > limit for n in lengths) / len(lengths),
+             "length": min(p95, limit),
+             "unknown": {split: unknown_share(empty.tokenizer, rows)
+                         for split, rows in splits.items()},
+             "label_tokens": sum(len(empty.tokenizer.ids(label)) for label in data.labels)}
+    found["methods"] = [method_facts(method, backbone, head, found["length"], s, machine["room"],
+                                     loaded) for method in METHODS]
+    return found
+
+
+def method_facts(method, backbone, head, length, s, room, loaded):
+    """What training by this method takes -> dict, with a reason where that is not known."""
+    try:
+        trained, always, text = training_memory(backbone, head, method, length)
+    except InputError as error:
+        return {"method": method, "reason": str(error).partition(":")[0]}
+    except NotImplementedError:                            # prefix runs the model, "meta" cannot
+        return {"method": method, "reason": "not known: the model does not fit into memory"}
+    rows = rows_at_once(s)
+    needed = step_bytes(always, trained, rows * text, rows < s.batch_size)
+    fits = None if room is None else needed <= USABLE * room
+    if fits and not loaded:                                # what a step keeps is not counted
+        fits = None
+    return {"method": method, "trainable": trained, "bytes": needed, "at_least": not loaded,
+            "fits": fits}
+
+
+def all_models(names, data, s, machine):
+    """model_facts of the models named, or of all in checkpoints/ -> (facts, a line for each of
+    these that is left out)."""
+    found, left_out = [], []
+    for name in names or sorted(path.parent.name for path in CHECKPOINTS.glob("*/config.json")):
+        try:
+            found.append(model_facts(name, data, s, machine))
+        except InputError as error:
+            if names:
+                raise
+            left_out.append(f"{name}: left out: {error}")
+    if not found:
+        raise InputError("no model to choose from: name one with --models "
+                         f"({CHECKPOINTS / 'README.md'} says how to bring one)")
+    return found, left_out

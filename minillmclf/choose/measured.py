@@ -1,0 +1,77 @@
+"""What python -m minillmclf.compare has measured on these data, from its folder."""
+from pathlib import Path
+
+from ..cli.settings import Settings
+from ..errors import InputError
+from ..files import check_fields, read_json
+from ..training.metrics import METRICS
+from .advice import near
+
+
+def is_number(value):
+    return type(value) in (int, float)
+
+
+TEXT = (lambda v: isinstance(v, str), "a text")
+COST = (lambda v: v is None or is_number(v), "a number, or null")
+SPREAD = (lambda v: isinstance(v, dict) and all(is_number(v.get(name)) for name in (
+    "mean", "low", "high")), "an object with mean, low and high")
+ROW = {                             # of table.json, as `check_fields` takes it
+    **dict.fromkeys(("label", "model", "method", "readout", "split", "settings"), TEXT),
+    "score": SPREAD, "metric": (lambda v: isinstance(v, str) and v in METRICS, "a metric"),
+    "size": (lambda v: v == "all" or type(v) is int, "a number, or all"), "dev_rows?": COST,
+    "dev": (is_number, "a number"), "train_seconds": COST, "ms_per_text": COST,
+    "best": (lambda v: type(v) is bool, "true or false")}
+SETTINGS = {                        # of settings.json
+    "models?": (lambda v: v is None or isinstance(v, list) and all(isinstance(name, str)
+                for name in v), "a list of names"),
+    **{f"{name}?": (lambda v, kind=type(default): type(v) is kind or
+                    kind is float and type(v) is int, "as train takes it")
+       for name, default in vars(Settings()).items() if name != "lr"}}
+
+
+def same_data(folder, data):
+    """Was this comparison made of the same data?"""
+    path = folder / "settings.json"
+    made = check_fields(read_json(path), SETTINGS, path).get("data", Settings().data)
+    return made == data or Path(made).resolve() == Path(data).resolve()
+
+
+def find_comparison(data):
+    """The newest comparison of these data in runs/, or None."""
+    tables = [table for table in Path("runs").glob("*/table.json")
+              if (table.parent / "settings.json").exists() and same_data(table.parent, data)]
+    return max(tables, key=lambda table: table.stat().st_mtime).parent if tables else None
+
+
+def comparison_facts(asked, data):
+    """The numbers of a comparison at its largest size -> dict, or None where there is none.
+
+    asked: its folder, or None to look into runs/. best: the row with the best dev score; cheapest:
+    of the trained rows that are near it (advice.near), the one with the shortest training; fastest:
+    of all trained rows, the one with the least time for a text. Test scores choose nothing.
+    """
+    if asked and not same_data(Path(asked), data):
+        raise InputError(f"--comparison {asked}: was made of other data than {data}: name those "
+                         "with --data, or leave it out")
+    folder = Path(asked) if asked else find_comparison(data)
+    if folder is None:
+        return None
+    path = folder / "table.json"
+    rows = read_json(path).get("rows")
+    if not isinstance(rows, list) or not rows:
+        raise InputError(f"{path}: has no rows: make it with python -m minillmclf.compare")
+    for row in rows:
+        check_fields(row, ROW, path)
+    if not any(row["best"] for row in rows):
+        raise InputError(f"{path}: has no best row: make it with python -m minillmclf.compare")
+    sizes = {row["size"] for row in rows}
+    largest = "all" if "all" in sizes else max(sizes)
+    rows = [row for row in rows if row["size"] == largest]
+    best = max(rows, key=lambda row: METRICS[row["metric"]] * row["dev"])
+    trained = [row for row in rows if row["method"] and row["train_seconds"] is not None]
+    close = [row for row in trained if near(row, best)]
+    timed = [row for row in trained if row["ms_per_text"] is not None]
+    return {"folder": str(folder), "settings": read_json(folder / "settings.json"), "best": best,
+            "cheapest": min(close, key=lambda row: row["train_seconds"], default=None),
+            "fastest": min(timed, key=lambda row: row["ms_per_text"], default=None)}

@@ -1,0 +1,166 @@
+"""The configurations of a comparison: models x methods x readouts x settings, each once.
+
+A configuration is the settings of a row's runs, all but the seed and the number of training rows.
+`obstacle` says why one cannot be trained; the model is built on the "meta" device, so that no
+weights are read. Not here: training them (runs.py).
+"""
+import itertools
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from ..cli.settings import METHODS, Settings, flag, idle, kind_of, read_settings
+from ..errors import InputError, did_you_mean
+from ..files import find_model, short
+
+BASELINES = ("majority", "bag-of-words")
+SHIPPED_MODELS = ("mini-bert", "mini-llama", "mini-t5")
+DEFAULT_METHODS = ("full", "lora", "qlora", "head")
+OWN = ("model", "out", "rows_per_class", "seed")           # settings that the comparison decides
+SHARED = ("data", "label_column", "several_labels", "quoting")     # those that all runs share
+TYPES = {f.name: type(f.default) for f in fields(Settings)}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """model: as named on the command line, "mini-bert@lr=1e-4"; model_settings: "lr=1e-4";
+    sweep: {setting: value} of the sweep; method_settings: what follows the method's @."""
+    model: str
+    settings: Settings
+    model_settings: str = ""
+    sweep: dict = field(default_factory=dict)
+    method_settings: str = ""
+
+    @property
+    def baseline(self):
+        return self.model in BASELINES
+
+    @property
+    def group(self):
+        """A sweep chooses one configuration of each group."""
+        return self.model, self.settings.method, self.settings.readout, self.method_settings
+
+    @property
+    def swept(self):
+        """The values by which it differs from others of its model and method: "lr=0.001"."""
+        pairs = [f"{key}={value}" for key, value in self.sweep.items()]
+        return ",".join(filter(None, [self.method_settings, *pairs]))
+
+    @property
+    def suffix(self):
+        """What its label says after the model: ", lora, labels"."""
+        words = [] if self.baseline else ["", self.settings.method]
+        if self.settings.readout == "labels":
+            words.append("labels")
+        return ", ".join(words)
+
+
+def read_pair(pair, where):
+    """"lr=1e-4" -> ("lr", 0.0001). An InputError begins with `where`."""
+    key, _, value = pair.partition("=")
+    if key not in TYPES or key in OWN + SHARED:
+        raise InputError(f"{where}: {key!r} is not a setting of a model")
+    try:
+        return key, TYPES[key](value)
+    except ValueError:
+        kind = TYPES[key].__name__
+        raise InputError(f"{where}: {key} should be a {kind}, is {value!r}") from None
+
+
+def read_own(text, option="--models"):
+    """"mini-bert@lr=1e-4,pool=mean" -> ("mini-bert", {"lr": 1e-4, "pool": "mean"})."""
+    name, _, own = text.partition("@")
+    return name, dict(read_pair(pair, f"{option} {text}") for pair in own.split(",") if pair)
+
+
+def read_sweep(given):
+    """["lr=1e-4,3e-4", "rank=4,8"] -> [{"lr": ..., "rank": ...}, ...], their product."""
+    values = {}
+    for text in given:
+        key, _, listed = text.partition("=")
+        if key in ("method", "readout"):
+            raise InputError(f"--sweep {text}: name them with --{key}s: each of these is a row of "
+                             "its own")
+        if key in values:
+            raise InputError(f"--sweep: {key} is named twice")
+        read = [read_pair(f"{key}={value}", f"--sweep {text}")[1] for value in listed.split(",")]
+        values[key] = list(dict.fromkeys(read))
+    return [dict(zip(values, chosen)) for chosen in itertools.product(*values.values())]
+
+
+def combine(model, method, readout, swept, flags, readouts):
+    """One configuration. readouts: all of the comparison; swept, flags: {setting: value}.
+
+    A model's own settings override the sweep's, these the method's own, these the flags. Flags
+    that only another method or readout of the comparison reads are left out.
+    """
+    (name, own), (kind, tuned) = read_own(model), read_own(method, "--methods")
+    if "method" in own:
+        tuned = {}
+    given = {**flags, **tuned, "method": kind, "readout": readout, **swept, **own, "model": name}
+    unread = idle({**vars(Settings()), **given})               # name -> the flag that it goes with
+    for key in sorted(tuned):
+        if unread.get(key, "").startswith("--method"):
+            raise InputError(f"--methods {kind}: reads no {key}: leave it out")
+    for key, goes_with in unread.items():
+        mistake = key in own and "readout" in own              # read_settings refuses it
+        if goes_with.startswith("--method") or len(readouts) > 1 and not mistake:
+            given.pop(key, None)
+    s = read_settings(given)
+    pairs = [pair for pair in model.partition("@")[2].split(",") if pair]
+    shown = [pair for pair in pairs if pair.partition("=")[0] not in ("method", "readout")]
+    over = [f"{key}={value}" for key, value in tuned.items() if not {key} & {*swept, *own}]
+    sweep = {key: value for key, value in swept.items() if key not in own and key in given}
+    return Configuration(model, s, ",".join(shown), sweep, ",".join(over))
+
+
+def expand(models, methods, readouts, sweep, flags):
+    """All configurations, in the order of the table. sweep: as read_sweep gives it."""
+    for method in methods:
+        name = method.partition("@")[0]
+        if kind_of(name) not in METHODS:
+            raise InputError(f"--methods {short(name)}: known are {', '.join(METHODS)}"
+                             + did_you_mean(name, METHODS))
+    used = {*readouts}
+    for model in models:
+        if model not in BASELINES:
+            used.add(read_own(model)[1].get("readout", readouts[0]))
+    shared = {key: value for key, value in flags.items() if key in (*SHARED, "text_column")}
+    found, trained = [], []
+    for model in models:
+        if model in BASELINES:
+            found.append(Configuration(model, read_settings(shared)))
+            continue
+        find_model(model.partition("@")[0])
+        for method, readout, swept in itertools.product(methods, readouts, sweep):
+            one = combine(model, method, readout, swept, flags, used)
+            if not any(one.settings == other.settings for other in trained):
+                trained.append(one)
+                found.append(one)
+    check_all_read(trained, sweep, flags)
+    return found
+
+
+def check_all_read(trained, sweep, flags):
+    """Raise InputError for a value of the sweep, or a flag, that no configuration reads."""
+    why = "no method and readout of this comparison reads it: leave it out"
+    for key in sweep[0] if sweep else ():
+        if not any(key in one.sweep for one in trained):
+            raise InputError(f"--sweep {key}: {why}")
+    unread = [idle(vars(one.settings)) for one in trained]
+    for key in flags:
+        if unread and all(key in settings for settings in unread):
+            raise InputError(f"{flag(key)}: {why}")
+
+
+def labels_of(configurations):
+    """A short name for each group -> {group: label}, with the whole path where two models share a
+    name, and the method's own settings where it is there more than once."""
+    def label(c, name):
+        alike = {one.method_settings for one in configurations if one.group[:3] == c.group[:3]}
+        own = f"@{c.model_settings}" if c.model_settings else ""
+        return name + own + c.suffix + (f" {c.method_settings}" if len(alike) > 1 else "")
+    paths = {c.group: label(c, c.model.partition("@")[0]) for c in configurations}
+    names = {c.group: label(c, Path(c.model.partition("@")[0]).name) for c in configurations}
+    shown = list(names.values())
+    return {group: paths[group] if shown.count(name) > 1 else name
+            for group, name in names.items()}

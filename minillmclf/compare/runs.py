@@ -1,0 +1,215 @@
+"""One run of a comparison, trained in a process of its own, so that its peak memory is its own.
+
+The run's folder is one of train with one more file, cell.json: what the run was made from
+(settings, sha256 of the model and the data) and what came out. A finished run is kept while these
+are the same.
+
+`python -m minillmclf.compare.runs RUN`, which runs start, prints the milliseconds that the saved
+classifier takes for one of its test texts.
+"""
+import ctypes
+import hashlib
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from .. import train
+from ..classify.baseline import BagOfWords, majority
+from ..classify.classifier import Classifier
+from ..cli.build import device_of
+from ..cli.parser import Stopped, StopSignal, run
+from ..cli.settings import read_settings
+from ..files import check_fields, find_model, read_json, write_text
+from ..training.metrics import evaluate
+from ..tuning.saved import fingerprint
+from .configurations import Configuration
+
+TIMED_TEXTS, TIMED_BATCH, TIMED_PASSES = 200, 32, 3
+PR_SET_PDEATHSIG = 1            # Linux, prctl.h: a signal for this process when its parent ends
+METRICS = (lambda v: isinstance(v, dict) and all(type(v.get(name)) in (int, float) for name in (
+    "accuracy", "macro_f1", "log_loss", "ece")), "an object with the metrics")
+COST = (lambda v: v is None or type(v) in (int, float) and v >= 0, "a number, or null")
+RECORD = {"split": (lambda v: v in ("dev", "test"), "dev or test"), "dev": METRICS, "test": METRICS,
+          "trainable": COST, "memory_mb": COST, "train_seconds": COST, "ms_per_text": COST}
+
+
+@dataclass
+class Run:
+    """size: training rows per class, or "all"; record: what `run_once` returns."""
+    configuration: Configuration
+    size: int | str
+    seed: int
+    folder: Path
+    record: dict | None = None
+
+    @property
+    def finished(self):
+        return self.record["state"] == "finished"
+
+
+def folder_of(out, configuration, size, seed):
+    """A run's folder. Other settings are another run, and leave the earlier one where it is."""
+    s = configuration.settings
+    decisive = json.dumps({**s.decisive(), "model": configuration.model}, sort_keys=True)
+    name = re.sub(r"[^\w.=-]", "_", Path(configuration.model.partition("@")[0]).name)[:40]
+    parts = [name] if configuration.baseline else [name, s.method, s.readout]
+    digest = hashlib.sha256(decisive.encode()).hexdigest()[:8]
+    return Path(out) / "cells" / "-".join([*parts, str(size), str(seed), digest])
+
+
+def run_once(run, sha256):
+    """The record of a run, from its file where it is finished -> (record, was it trained now?)
+
+    sha256: of the data. The record, as in cell.json: {"state": "finished" or "not possible",
+    "reason", "made_from", "settings", "dev" and "test" (metrics), "trainable", "memory_mb",
+    "train_seconds", "ms_per_text" (of seed 0 only)}. Raises Stopped.
+    """
+    c, folder, path = run.configuration, run.folder, run.folder / "cell.json"
+    rows = 0 if run.size == "all" else run.size
+    s = replace(c.settings, seed=run.seed, rows_per_class=rows, out=str(folder))
+    made_from = {"settings": s.decisive(), "data": sha256}
+    if not c.baseline:
+        made_from["model"] = fingerprint(find_model(s.model))
+    earlier = read_json(path) if path.exists() else {}
+    same = earlier.get("made_from") == made_from
+    finished = earlier.get("state") == "finished"
+    if same and finished and (folder / "predictions.csv").exists():
+        return check_fields(earlier, RECORD, path), False
+    record = {"state": "begun", "made_from": made_from, "settings": asdict(s)}
+    write_record(path, record)                             # train reads its settings from here
+    if c.baseline:
+        record |= run_baseline(c.model, s, folder)
+    else:
+        record |= run_train(folder, overwrite=finished or not same, timed=run.seed == 0)
+    write_record(path, record)
+    return record, True
+
+
+def write_record(path, record):
+    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def process(module, *arguments, printed, errors):
+    """Run `python -m MODULE ARGUMENTS` -> exit code; its output goes to the files given.
+
+    Ctrl-C is handed on once, so that the run saves its state; then this raises Stopped. The child
+    has a session of its own: else it would get the terminal's Ctrl-C too, and the second signal
+    would end it before it has saved. Linux tells the child if this process is killed.
+    """
+    libc, own = ctypes.CDLL(None) if sys.platform == "linux" else None, os.getpid()
+
+    def follow():
+        if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM) or os.getppid() != own:
+            os._exit(1)
+    root = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    with open(printed, "wb") as stdout, open(errors, "wb") as stderr, StopSignal() as stop:
+        child = subprocess.Popen(
+            [sys.executable, "-m", module, *map(str, arguments)], stdin=subprocess.DEVNULL,
+            stdout=stdout, stderr=stderr, env={**os.environ, "PYTHONPATH": paths},
+            start_new_session=True, preexec_fn=libc and follow)
+        told = False
+        try:
+            while child.poll() is None:
+                time.sleep(0.05)
+                if stop.asked and not told:
+                    told = True
+                    child.terminate()                      # train treats SIGTERM like Ctrl-C
+        finally:
+            if child.poll() is None:                       # a second Ctrl-C
+                child.kill()
+                child.wait()
+    if stop.asked:
+        raise Stopped("stopped; the same command goes on from there")
+    return child.returncode
+
+
+def last_error(path):
+    """What was wrong, from a file of standard error: its last line with "error: ", or its last."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or ["it said nothing"])[-1]
+
+
+def run_train(folder, overwrite, timed):
+    """Train with the settings of the folder's cell.json -> what came out, for the record."""
+    files = {"printed": folder / "stdout.txt", "errors": folder / "stderr.txt"}
+    again = ["--overwrite"] if overwrite else []
+    code = process("minillmclf.train", "--config", folder / "cell.json", "--out", folder, *again,
+                   **files)
+    if code:
+        killed = f"ended by signal {-code}, as for want of memory"
+        reason = killed if code < 0 else last_error(files["errors"])
+        return {"state": "not possible", "reason": reason}
+    record, ms = read_json(folder / "run.json"), None
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    dev, = [epoch for epoch in map(json.loads, lines) if epoch["epoch"] == record["best_epoch"]]
+    if timed and process("minillmclf.compare.runs", folder, **files) == 0:
+        ms = float(files["printed"].read_text())
+    for file in files.values():
+        file.unlink()
+    return {"state": "finished", "split": record["split"], "dev": dev,
+            "dev_rows": record["data"]["rows"]["dev"], "test": list(record["results"].values())[-1],
+            "trainable": record["parameters"]["trainable"],
+            "memory_mb": record["timing"]["peak_memory_mb"],
+            "train_seconds": record["timing"]["train_seconds"], "ms_per_text": ms}
+
+
+def run_baseline(name, s, folder):
+    """The majority class or the bag of words, in this process -> what came out, for the record."""
+    data = train.load_dataset(replace(s, readout="labels"))    # takes any number of texts
+    final = "test" if data.test else "dev"
+    texts, targets = {}, {}
+    for split in ("train", "dev", final):
+        texts[split] = [e.texts for e in getattr(data, split)]
+        targets[split] = [data.labels.index(e.label) for e in getattr(data, split)]
+    started, parameters = time.perf_counter(), 0
+    if name == "bag-of-words":
+        bag = BagOfWords(len(data.labels))
+        bag.fit(texts["train"], targets["train"], texts["dev"], targets["dev"])
+        predict, parameters = bag.predict, sum(w.numel() for w in bag.weights)
+    else:
+        def predict(texts):
+            return majority(targets["train"], len(texts), len(data.labels))
+    seconds = time.perf_counter() - started
+    train.write_predictions(folder / "predictions.csv", getattr(data, final),
+                            predict(texts[final]), data.labels)
+    metrics = {split: evaluate(predict(texts[split]), targets[split], data.labels)
+               for split in ("dev", final)}
+    return {"state": "finished", "split": final, "dev": metrics["dev"], "dev_rows": len(data.dev),
+            "test": metrics[final], "trainable": parameters, "memory_mb": None,
+            "train_seconds": round(seconds, 1),
+            "ms_per_text": milliseconds(predict, texts[final])}
+
+
+def milliseconds(predict, texts):
+    """What `predict` takes for one text, tokenization included: up to 200 texts in batches of 32,
+    once to warm up, then the median of 3 passes."""
+    texts, passes = texts[:TIMED_TEXTS], []
+    for _ in range(1 + TIMED_PASSES):
+        started = time.perf_counter()
+        for first in range(0, len(texts), TIMED_BATCH):
+            predict(texts[first:first + TIMED_BATCH])
+        passes.append((time.perf_counter() - started) / len(texts) * 1000)
+    return round(statistics.median(passes[1:]), 3)
+
+
+def main(arguments=None):
+    folder, = map(Path, arguments or sys.argv[1:])
+    s = read_settings({}, folder / "run.json")
+    data = train.load_dataset(s)
+    model = Classifier.load(folder).to(device_of(s))
+    print(milliseconds(model.predict, [e.texts for e in data.test or data.dev]))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,113 @@
+"""The rows to share out and the rows of --test, each with its id, its texts and its group."""
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..cli.build import task_kind
+from ..errors import InputError
+from ..files import short
+from ..text.data import (BUNDLED, names_of, read_examples, refuse_blank, row_splits, split_column,
+                         text_key, usual_texts)
+from ..text.table_files import read_table
+from .arena import FIELDS, LABELS, WINNERS, is_arena, read_arena, read_ids
+from .submission import Form, read_form
+
+
+@dataclass
+class Source:
+    """One file. groups: a text for each row, equal for rows that belong together; columns: names of
+    an Example's texts; winners: {label: the column that names this winner}, {} with one column."""
+    path: Path
+    examples: list
+    ids: list
+    groups: list
+    columns: tuple
+    sha256: str
+    arena: bool
+    winners: dict
+
+
+def find_data(name):
+    """The file of --data, by its path or as a bundled set."""
+    bundled = BUNDLED / f"{name}.csv"
+    return bundled if Path(name).name == name and os.path.isfile(bundled) else Path(name)
+
+
+def read_source(path, s, group="", id_column="id", labelled=True):
+    """A file -> Source. Of a labelled one, rows that its column `split` marks as test are left out.
+    group: names of columns, "author,title"; "": rows with equal texts are a group."""
+    table = read_table(path, s.quoting)
+    arena = is_arena(table.columns) and not (s.text_column or s.label_column)
+    if arena:
+        examples, columns = read_arena(path, labelled, s.quoting)[0], FIELDS
+    else:
+        examples = read_examples(path, s.text_column or None, s.label_column or None, labelled,
+                                 quoting=s.quoting)
+        columns = names_of(s.text_column) if s.text_column else usual_texts(table)
+    kind = task_kind(s)
+    if arena and s.readout == "head" and kind.TEXTS < 3:
+        examples = [replace(e, texts=(f"{e.texts[0]}\n\n{e.texts[1]}", e.texts[2]))
+                    for e in examples]
+        columns = ("text_a", "text_b")
+    kind.check_columns(columns, s.readout)
+    refuse_blank(path, examples)
+    groups = read_groups(table, group) if group else [group_key(e.texts) for e in examples]
+    winners = dict(zip(LABELS, WINNERS)) if arena and set(WINNERS) <= set(table.columns) else {}
+    source = Source(path, examples, read_ids(table, id_column), groups, columns, table.sha256,
+                    arena, winners)
+    if not labelled or not split_column(table):
+        return source
+    keep = [i for i, split in enumerate(row_splits(table)) if split != "test"]
+    if len(keep) < len(examples):
+        print(f"{path}: {len(examples) - len(keep)} of {len(examples)} rows are marked test in the "
+              "column split: left out")
+    return replace(source, **{name: [getattr(source, name)[i] for i in keep]
+                              for name in ("examples", "ids", "groups")})
+
+
+def read_groups(table, columns):
+    """"author,title" -> the group of each row. InputError for a missing column or an empty cell."""
+    names = names_of(columns)
+    for name in names:
+        if name not in table.columns:
+            raise InputError(f"{table.path}: --group: no column {short(name)} in "
+                             f"{short(list(table.columns), 300)}: name one of these")
+    groups = []
+    for line, record in table.rows:
+        values = [record.get(name) for name in names]
+        if any(value is None or str(value).strip() == "" for value in values):
+            raise InputError(f"{table.path}, line {line}: --group {columns}: the cell is empty: "
+                             "fill it, or group by another")
+        groups.append(group_key([value if isinstance(value, str) else json.dumps(value)
+                                 for value in values]))
+    return groups
+
+
+def group_key(texts):
+    """One text for several, the same where they differ only in case and white space."""
+    return json.dumps(text_key(texts))
+
+
+def read_test(a, s, labels, source):
+    """--test and the form of its submission -> (Source, Form); (None, None) without --test.
+
+    source: the rows to train on, whose columns the test must have.
+    """
+    if a.test is None:
+        if a.sample is not None:
+            raise InputError("--sample goes with --test: name the file of the rows to answer")
+        return None, None
+    sample = a.sample and read_table(Path(a.sample))
+    id_column = "id" if not sample or "id" in sample.columns else sample.columns[0]
+    test = read_source(Path(a.test), s, id_column=id_column, labelled=False)
+    if test.columns != source.columns or test.arena != source.arena:
+        raise InputError(f"{a.test}: holds {', '.join(test.columns)}, but {source.path} "
+                         f"{', '.join(source.columns)}: the same are needed")
+    if not sample:
+        header = [source.winners.get(label, f"p_{label}") for label in labels]
+        return test, Form(["id", *header], [None, *range(len(labels))], test.ids)
+    if id_column not in read_table(Path(a.test), s.quoting).columns:
+        raise InputError(f"{a.test}: no column '{id_column}', by which {a.sample} names its rows: "
+                         "add it")
+    return test, read_form(sample, id_column, labels, source.arena, test)
