@@ -234,9 +234,6 @@ def test_greedy_follows_a_good_beginning_to_a_bad_answer():
 def test_disagreements_names_the_rows():
     scores = torch.tensor([[-1.0, -2.0, -3.0], [-5.0, -4.0, -4.0], [-3.0, -9.0, -2.0], [math.nan, -1.0, -2.0]])
     assert disagreements(torch.tensor([0, 2, 1, 1]), scores) == [(2, 1, 2), (3, 1, 0)], "NaN is a miss, a tie none"
-    for choices, wrong in (([0, 1], scores), ([0, 0, 0, 3], scores), ([0], scores[0])):
-        with pytest.raises(InputError, match="the same rows and the same tree"):
-            disagreements(torch.tensor(choices), wrong)
 
 
 # ------------------------------------------------------------------------------------------------ known-wrong variants
@@ -309,8 +306,7 @@ def test_renormalising_would_choose_another_answer(monkeypatch):
 def test_a_label_that_begins_another_needs_an_end():
     model, batch = build("llama"), batch_of(PROMPTS)
     for sequences, fault in (([[7, 9], [5], [7, 9, 30]], "sequence 0 .* beginning of sequence 2.*end every label with"),
-                             ([[7, 9, 30, 2], [7]], "sequence 1 .* beginning of sequence 0"),
-                             ([[7, 9], [5], [7, 9]], "sequences 0 and 2 .* the same tokens")):
+                             ([[7, 9, 30, 2], [7]], "sequence 1 .* beginning of sequence 0")):
         with pytest.raises(InputError, match=fault):
             constrained(model, *batch, Tree(sequences))
     ended = [[7, 9, END], [5, END], [7, 9, 30, END]]

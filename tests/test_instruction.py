@@ -22,7 +22,7 @@ from test_methods import recipe, state
 
 from minillmclf import evaluate, train
 from minillmclf.predict import __main__ as predict
-from minillmclf.classify.label_text import labels as labels_file
+from minillmclf.classify.label_text import readout as labels_file
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
 from minillmclf.models import fresh_weights, generate, model_class, save_backbone

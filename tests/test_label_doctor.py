@@ -18,8 +18,8 @@ from minillmclf.classify.label_text.wordings import read_label_texts
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "tokenizers"
-KINDS = {"wordpiece": "in place", "roberta": "in place", "deberta": "in place", "gpt2": "behind", "llama": "behind",
-         "gemma": "behind", "t5": "apart"}
+KINDS = {"wordpiece": "encoder", "roberta": "encoder", "deberta": "encoder", "gpt2": "decoder", "llama": "decoder",
+         "gemma": "decoder", "t5": "encoder-decoder"}
 TYPES = {"wordpiece": "bert", "deberta": "deberta-v2", "llama2": "llama", "bert-base-uncased": "bert"}
 TEMPLATE = "the word {text}: {label}"
 
@@ -76,7 +76,7 @@ def test_the_tokens_are_those_that_are_scored(small, name):
         for form, said in (("as it is", word), ("space before", " " + word), ("Capital", word.capitalize())):
             assert t.alone[form] == tokenizer.ids(said), f"{name}: {form} of {t.text!r}"
             assert (form in t.in_use) == (tokenizer.ids(said) == body), f"{name}: the mark at {form} of {t.text!r} is wrong"
-    place = {"in place": "in place of mask tokens", "behind": "behind the prompt", "apart": "in an answer of their own"}
+    place = {"encoder": "in place of mask tokens", "decoder": "behind the prompt", "encoder-decoder": "in an answer of their own"}
     assert report.place == place[KINDS[name]] and (report.end == "</s>") == (name == "t5")
 
 
@@ -89,18 +89,18 @@ def test_where_a_space_makes_another_token_the_mark_shows_it(small):
 
 
 def test_a_lone_space_token_is_named(small):
-    report = report_of(small["llama"], "behind", {"a": "rain", "b": "word"})
+    report = report_of(small["llama"], "decoder", {"a": "rain", "b": "word"})
     assert "▁" in report.blank.values() and any("is '▁', white space alone" in line for line in report.lines())
-    assert not report_of(small["wordpiece"], "in place", {"a": "rain", "b": "word"}).blank
+    assert not report_of(small["wordpiece"], "encoder", {"a": "rain", "b": "word"}).blank
 
 
 def test_in_place_of_the_label_behind_a_line_end_no_form_cut_alone_is_in_use(small):
-    report = report_of(small["llama"], "behind", {"a": "rain", "b": "word"}, template="the word {text}\n{label}")
+    report = report_of(small["llama"], "decoder", {"a": "rain", "b": "word"}, template="the word {text}\n{label}")
     assert report.texts[0].pieces == ["r", "ain"] and report.texts[0].in_use == []
 
 
 def test_without_names_a_class_is_called_by_its_first_text(small):
-    readout = built(small["gpt2"], "behind", {"a": ["rain", "river"], "b": "word"})
+    readout = built(small["gpt2"], "decoder", {"a": ["rain", "river"], "b": "word"})
     assert [t.label for t in examine(small["gpt2"], readout).texts] == ["rain", "rain", "word"]
 
 
@@ -164,27 +164,27 @@ def test_words_of_one_token_that_differ_at_once_have_no_findings(small, name):
 
 
 def test_the_space_of_a_template_is_no_fault_of_an_answer_of_its_own(small):
-    report = report_of(small["t5"], "apart", PLAIN, template="the word {text}:\n{label}")
+    report = report_of(small["t5"], "encoder-decoder", PLAIN, template="the word {text}:\n{label}")
     assert not report.warnings, f"T5's answer is joined to nothing, but {report.warnings}"
 
 
 def test_two_first_tokens_of_a_decoder_are_an_error(small):
     with pytest.raises(InputError, match="two of them"):
-        report_of(small["llama"], "behind", PLAIN, template="<s>the word {text}: {label}")
+        report_of(small["llama"], "decoder", PLAIN, template="<s>the word {text}: {label}")
 
 
 def test_the_ends_of_the_prompt(small):
-    report = report_of(small["deberta"], "in place", PLAIN)
+    report = report_of(small["deberta"], "encoder", PLAIN)
     assert report.prompt["first"][0] == "[CLS]" and report.prompt["last"][1:] == ["[MASK]", "[SEP]"]
-    report = report_of(small["llama"], "behind", PLAIN)
+    report = report_of(small["llama"], "decoder", PLAIN)
     assert report.prompt["first"] == ["<s>", "▁the", "▁word"] and report.prompt["last"][-1] == ":"
-    pair = report_of(small["llama"], "behind", PLAIN, template="{text_a} {text_b}: {label}", fields=("text_a", "text_b"))
+    pair = report_of(small["llama"], "decoder", PLAIN, template="{text_a} {text_b}: {label}", fields=("text_a", "text_b"))
     assert pair.prompt["tokens"] > report.prompt["tokens"], "a template of two texts has two examples"
 
 
 def test_groups_and_beginnings_are_all_there_are(small):
     texts = {"a": "the word", "b": "the word again", "c": ["the river", "rain"], "d": "the"}
-    report = report_of(small["gpt2"], "behind", texts)
+    report = report_of(small["gpt2"], "decoder", texts)
     assert report.shared == [{"piece": "Ġthe", "id": small["gpt2"].vocab["Ġthe"],
                               "texts": [" the word", " the word again", " the river", " the"]}]
     longer = (" the word", " the word again", " the river")
@@ -220,14 +220,14 @@ def test_many_labels_are_a_page_and_no_line_is_wide(small, name):
 
 
 def test_the_report_is_json_and_the_last_line_counts(small):
-    report = report_of(small["gpt2"], "behind", {"a": "rain", "b": "rain again"})
+    report = report_of(small["gpt2"], "decoder", {"a": "rain", "b": "rain again"})
     assert json.loads(json.dumps(report.as_dict()))["warnings"] == report.warnings
     assert report.lines()[-1] == "1 warning, 2 notes", report.lines()
     assert sum(line.startswith("WARNING: ") for line in report.lines()) == 1
 
 
 def test_a_control_character_does_not_break_a_line(small):
-    report = report_of(small["llama"], "behind", {"a\nb": "rain\nword", "b": "word"})
+    report = report_of(small["llama"], "decoder", {"a\nb": "rain\nword", "b": "word"})
     assert all("\n" not in line for line in report.lines())
 
 

@@ -18,11 +18,11 @@ from small import PIECES
 from test_families import CONFIGS, spread
 from test_tokenizer import plain_files, write
 
-from minillmclf.classify.label_text import labels as labels_file
+from minillmclf.classify.label_text import readout as labels_file
 from minillmclf.classify.calibrate import Calibration
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.label_text.labels import LabelReadout, common, ids_behind, text_scores
 from minillmclf.classify.label_text.prompting import change_prompt
+from minillmclf.classify.label_text.readout import LabelReadout, common, ids_after, text_scores
 from minillmclf.errors import InputError
 from minillmclf.models import fresh_weights, load_backbone, model_class, save_backbone
 from minillmclf.text.batch import collate
@@ -240,7 +240,7 @@ def first_token_only(patch):
 
 def without_its_space(patch):
     patch.setattr(LabelReadout, "label_ids",
-                  lambda self, tokenizer, text: ids_behind(tokenizer, "mood:\n", text))
+                  lambda self, tokenizer, text: ids_after(tokenizer, "mood:\n", text))
 
 
 def first_tokens_compete(patch):
@@ -256,7 +256,7 @@ def first_tokens_compete(patch):
 
 def best_synonym(patch):
     patch.setattr(LabelReadout, "by_class",
-                  lambda self, scores: torch.stack([scores[:, own].amax(1) for own in self.own], 1))
+                  lambda self, scores: torch.stack([scores[:, own].amax(1) for own in self.columns], 1))
 
 
 def behind_the_end_of_a_text(patch):
@@ -264,8 +264,8 @@ def behind_the_end_of_a_text(patch):
 
 
 def mean_of_tokens(patch):
-    weigh = LabelReadout.weigh
-    patch.setattr(LabelReadout, "weigh", lambda self, sums, how: weigh(self, sums, "token"))
+    normalized = LabelReadout.normalized
+    patch.setattr(LabelReadout, "normalized", lambda self, sums, by: normalized(self, sums, "token"))
 
 
 # each begins with another token
@@ -332,7 +332,7 @@ def test_a_prompt_never_ends_in_a_lone_space(name, folders):
 @pytest.mark.parametrize("name, template, label", [
     ("gpt2", "{text} posi{label}", "tive"), ("gpt2", "{text} goo{label}", "d"), ("bert", "{text} ro{label} .", "se")])
 def test_a_label_that_merges_with_its_template_is_named(name, template, label, folders):
-    with pytest.raises(InputError, match=rf"label text '{label}': behind .* it is not cut into tokens of its own .*end the"):
+    with pytest.raises(InputError, match=rf"label text '{label}': after .* it is not cut into tokens of its own .*end the"):
         asking(folders(name), {"a": [label], "b": ["negative"]}, template)
 
 
@@ -348,7 +348,7 @@ def test_a_label_that_depends_on_the_text_before_it_is_named(folders):
     ("gpt2", {"a": ["good", "good"], "b": ["dull"]}, "'good' stands for 'a' and again for 'a'"),
     ("gpt2", {"a": [""], "b": ["dull"]}, "'a' has \"\": write a text of at least one word"),
     ("gpt2", {"a": ["good"], "b": [" \n\t"]}, "'b' has .*write a text"),
-    ("gpt2", {"a": ["good"], "b": []}, "the list of 'b' is empty"),
+    ("gpt2", {"a": ["good"], "b": []}, r"'b' has \[\]: write a text of at least one word"),
     ("gpt2", {"a": ["good"], "c": ["dull"]}, "no text for 'b'"),
     ("gpt2", {"a": "good", "b": "dull", "c": "x"}, "no such class as 'c'"),
     ("gpt2", {"a": ["good"], "b": [3]}, "'b' has 3"),
@@ -517,7 +517,7 @@ def test_nothing_shared_is_remembered(long_folders):
     model = asking(long_folders("llama"), instruction=INSTRUCTION, shots=SHOTS)
     encoded, _ = model.encode(MANY)
     before = model.scores(encoded, batch_size=7)
-    assert model.head.common is None and model.head.kept is None
+    assert model.head.shared_tokens is None and model.head.shared_cache is None
     with torch.no_grad():
         next(p for p in model.backbone.layers[0].parameters() if p.dim() == 2).mul_(1.3)
     after = model.scores(encoded, batch_size=7)
@@ -525,7 +525,7 @@ def test_nothing_shared_is_remembered(long_folders):
     assert apart(after, row_by_row(model, encoded)) <= 2e-5 * model.head.longest
     with pytest.raises(ZeroDivisionError):
         model.over(encoded, lambda batch: (model(batch), 1 / 0), 3)
-    assert model.head.common is None and model.head.kept is None, "after an error too"
+    assert model.head.shared_tokens is None and model.head.shared_cache is None, "after an error too"
 
 
 def test_each_call_shares_what_its_own_rows_share(long_folders):
@@ -577,7 +577,7 @@ def test_where_a_prompt_is_read_from_both_sides_nothing_is_shared(name, folders)
 def test_the_loss_of_answers_is_minus_their_score(name, folders):
     model = asking(folders(name), ALIKE, template_for(name), end="none" if name in MASKED else "eos")
     encoded, answers = model.encode(TEXTS)[0], [0, 1, 2, 1, 0]
-    first = [own[0] for own in model.head.own]
+    first = [own[0] for own in model.head.columns]
     sums = text_scores(model, encoded)
     expected = -sum(sums[row, first[answer]].item() for row, answer in enumerate(answers))
     with torch.no_grad():
@@ -705,7 +705,7 @@ def test_a_mask_of_the_users_own_is_refused(name, mask, folders):
 def test_a_text_behind_the_label_is_for_encoders(folders):
     template = "{label}: {text}"
     for name in ("gpt2", "t5"):
-        with pytest.raises(InputError, match="a field stands behind {label}.*put it before"):
+        with pytest.raises(InputError, match="a field stands after {label}.*put it before"):
             asking(folders(name), template=template)
     model = asking(folders("bert"), template=template)
     assert [scores_of(model).shape, scores_of(model).std(0).min() > 0.02] == [(5, 3), True]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minillmclf.errors import InputError
 from minillmclf.text.data import Example
-from minillmclf.text.prompt import Prompt, Template, largest
+from minillmclf.text.prompt import Prompt, Template, shorten
 from minillmclf.classify.label_text.wordings import (WORDINGS, default_template, read_label_texts,
                                                      read_template, wordings)
 
@@ -33,9 +33,9 @@ def test_a_template_is_cut_at_the_label_and_the_space_goes_with_the_label():
     t = Template(REVIEW)
     assert (t.text, t.fields) == (REVIEW, ("text",))
     assert t.prompt(["Great."]) == "Review: Great.\nSentiment:", "the prompt ends in a space: one more lone piece"
-    assert t.answer("positive") == " positive"
+    assert t.continuation("positive") == " positive"
     assert t.tail(["Great."]) == ""
-    assert t.whole(["Great."], "positive") == "Review: Great.\nSentiment: positive"
+    assert t.example(["Great."], "positive") == "Review: Great.\nSentiment: positive"
 
 
 @pytest.mark.parametrize("text, prompt, answer", [
@@ -50,24 +50,24 @@ def test_a_template_is_cut_at_the_label_and_the_space_goes_with_the_label():
 ])
 def test_what_joins_the_label_to_the_prompt(text, prompt, answer):
     t = Template(text)
-    assert (t.prompt(["x"]), t.answer("yes"), t.whole(["x"], "yes")) == (prompt, answer, prompt + answer)
+    assert (t.prompt(["x"]), t.continuation("yes"), t.example(["x"], "yes")) == (prompt, answer, prompt + answer)
 
 
 def test_what_stands_behind_the_label():
     chat = Template("<|user|>\n{text}\n<|assistant|>\n{label}<|end|>\n")
-    assert chat.tail(["x"]) == "<|end|>\n" and not chat.reads_on, "fixed words behind the label are no text"
-    assert chat.whole(["x"], "yes") == "<|user|>\nx\n<|assistant|>\nyes<|end|>", "white space at the end is stripped"
+    assert chat.tail(["x"]) == "<|end|>\n" and not chat.text_after_label, "fixed words behind the label are no text"
+    assert chat.example(["x"], "yes") == "<|user|>\nx\n<|assistant|>\nyes<|end|>", "white space at the end is stripped"
     masked = Template(MASKED)
-    assert (masked.prompt(["x"]), masked.answer("good"), masked.tail(["x"])) == ("It was", " good", ". x")
-    assert masked.reads_on, "a decoder would never see the text of this one"
-    assert Template("{text}{label}{text}").reads_on and not Template(REVIEW).reads_on
+    assert (masked.prompt(["x"]), masked.continuation("good"), masked.tail(["x"])) == ("It was", " good", ". x")
+    assert masked.text_after_label, "a decoder would never see the text of this one"
+    assert Template("{text}{label}{text}").text_after_label and not Template(REVIEW).text_after_label
 
 
 @settings(max_examples=200, deadline=None)
 @given(nasty, nasty, st.sampled_from(["yes", "{a}", "{b} {label}"]))
 def test_texts_and_labels_are_put_in_as_they_are(a, b, label):
     t = Template("{b}|{a}|{label}|{a}|{b}|", ("a", "b"))
-    assert t.prompt([a, b]) + t.answer(label) + t.tail([a, b]) == f"{b}|{a}|{label}|{a}|{b}|", \
+    assert t.prompt([a, b]) + t.continuation(label) + t.tail([a, b]) == f"{b}|{a}|{label}|{a}|{b}|", \
         "a text that holds a name in braces was taken for a field"
 
 
@@ -120,7 +120,7 @@ def test_the_number_of_texts_must_be_that_of_the_fields():
 
 def test_an_empty_label_is_refused():
     for label in ("", " ", "\n"):
-        refused(lambda: Template(REVIEW).answer(label), "empty")
+        refused(lambda: Template(REVIEW).continuation(label), "empty")
     refused(lambda: Prompt(Template(REVIEW), shots=[(("x",), "")]), "empty")
 
 
@@ -227,10 +227,15 @@ def test_a_row_that_fits_is_counted_once_and_a_long_one_log_n_times():
     assert max(asked(budget) for budget in (1, 2, 499, 777, 999)) <= 12, "not a bisection"
 
 
-def test_largest_finds_what_a_search_one_by_one_finds():
-    for limit in range(40):
-        for edge in range(max(limit, 1)):
-            assert largest(lambda number: number <= edge, limit) == edge, (limit, edge)
+def test_shorten_finds_what_a_search_one_by_one_finds():
+    for limit in range(1, 40):
+        for edge in range(limit):
+            if edge:
+                kept = shorten(["z" * limit], lambda texts: len(texts[0]), edge)
+                assert kept == ("z" * edge,), (limit, edge)
+            else:
+                refused(lambda: shorten(["z" * limit], lambda texts: len(texts[0]), 0), "0 are allowed")
+    refused(lambda: shorten([""], lambda texts: 1, 0), "takes 1 tokens without its texts")
 
 
 # ----------------------------------------------------------------------------------------------------- wordings
@@ -245,7 +250,7 @@ def test_wordings_are_templates_for_any_fields():
             t = Template(wording, fields)
             prompt = t.prompt([f"<{name}>" for name in fields])
             assert re.findall("<(.*?)>", prompt) == list(fields), f"each text once, in order: {prompt!r}"
-            assert t.answer("x") == " x" and not t.reads_on and "\n\n" not in prompt, "a blank line parts the shots"
+            assert t.continuation("x") == " x" and not t.text_after_label and "\n\n" not in prompt, "a blank line parts the shots"
     assert default_template(("premise", "claim")) == "Text A: {premise}\nText B: {claim}\nLabel: {label}"
 
 
@@ -294,7 +299,7 @@ def test_label_texts_from_json_and_from_a_file(tmp_path):
     ({"a": "x", "b": 1}, ["'b' has 1"]),
     ({"a": "x", "b": None}, ["'b' has null"]),
     ({"a": "x", "b": ["y", {"z": 1}]}, ["'b'"]),
-    ({"a": "x", "b": []}, ["'b' is empty"]),
+    ({"a": "x", "b": []}, ["'b' has []"]),
     ({"a": "x", "b": " "}, ["'b'"]),
     ({"a": "x", "b": ["y", ""]}, ["'b'"]),
     ({"a": "x", "b": "x "}, ["'x'", "'a'", "'b'"]),

@@ -20,7 +20,7 @@ from minillmclf.classify.label_text import prompting
 from minillmclf.classify.calibrate import Calibration, batch, contextual, temperature
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.label_text.decode import constrained, disagreements
-from minillmclf.classify.label_text.labels import text_scores
+from minillmclf.classify.label_text.readout import text_scores
 from minillmclf.classify.label_text.prompting import change_prompt
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
@@ -601,7 +601,7 @@ MISTAKES = {
     "no language-model head": (["--method", "prompt", "--model", "{place}/encoder", *PLAIN[2:]], ["no language-model head"]),
     "shots that never fit": ([*PROMPT, "--shots", "6", "--max-length", "60"], ["6 shots", "fewer"]),
     "negative beams": ([*PROMPT, "--beams", "-1"], ["beams -1"]),
-    "a field with content behind the label": ([*PROMPT, "--template", "{{label}}: {{text}}"], ["behind {label}"]),
+    "a field with content behind the label": ([*PROMPT, "--template", "{{label}}: {{text}}"], ["after {label}"]),
 }
 
 

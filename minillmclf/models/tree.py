@@ -9,7 +9,7 @@ the numbers are those of one pass for each continuation. Miao et al. 2023 ("Spec
 mask tree attention.
 
 Here: the tree, its mask, log-probabilities of its edges; a beginning that all rows share. Not here:
-what the continuations stand for (classify/label_text/labels.py).
+what the continuations stand for (classify/label_text/readout.py).
 """
 import torch
 from torch import nn

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.label_text.labels import text_scores
+from minillmclf.classify.label_text.readout import text_scores
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import collate, make_batches
 from minillmclf.training.loop import take_step

@@ -28,7 +28,7 @@ import transformers
 
 from tests.bench.sides import PAIRS, cached, padded, pairs, picked
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.label_text.labels import text_scores
+from minillmclf.classify.label_text.readout import text_scores
 from minillmclf.models import fresh_weights, model_class, save_backbone
 from test_tree import log_probs_one_by_one
 from minillmclf.text.batch import collate

@@ -1,16 +1,16 @@
-"""Constrained decoding: a model writes one of L given answers; at each step only tokens that lead to one may follow.
+"""Constrained decoding: the model writes one of L given answers, token by token, and at each step
+only tokens that lead to one of them are allowed (De Cao et al. 2021, "Autoregressive Entity
+Retrieval", section 3.2).
 
-    prompt -> " very" 0.6 -> " good" 0.3      Greedy takes " very", the likelier beginning, and ends with " very good",
-           |              -> " bad"  0.2      0.6 * 0.3 = 0.18. The answer " bad" has 0.4, and was lost at the first
-           -> " bad"  0.4                     step. A beam of two paths keeps it.
+    prompt -> " very" 0.6 -> " good" 0.3    Greedy takes " very", the likelier beginning, and
+           |              -> " bad"  0.2    ends with " very good", 0.6 * 0.3 = 0.18. " bad" has
+           -> " bad"  0.4                   0.4 and was lost at the first step. Two beams keep it.
 
-So the answer is always one of the set, in the tokens of the tree: the tokenizer's own, if they came from it. That it is
-the likeliest of the set is certain only with as many beams as answers. Exact scoring (models/tree.py) is always right,
-in one forward over all answers; this computes only the tokens on its way, a forward for each.
+Only as many beams as answers are sure to find the likeliest. Exact scoring (models/tree.py) always
+does, in one forward pass over all answers; decoding takes a pass for each token, over fewer tokens.
 
-De Cao et al. 2021 ("Autoregressive Entity Retrieval", section 3.2) decode along such a tree. Here: the search, and where
-it and exact scores disagree. Not here: which texts the answers are (labels.py); free text (models/cache.py); a
-correction for length, so long answers have lower sums.
+Here: the search, and where its result is not the likeliest answer. Not here: which texts the
+answers are (readout.py); free text (models/cache.py); length normalisation.
 """
 import math
 
@@ -23,117 +23,110 @@ from ...models.tree import AT_ONCE
 
 @torch.inference_mode()
 def constrained(model, ids, mask, tree, beams=1):
-    """Answer each prompt with a sequence of a tree -> (choices (B,), log_probs (B,)), found step by step.
+    """Decode a sequence of the tree for each prompt -> (choices (B,), log_probs (B,)).
 
-    ids, mask: (B, T), prompts of any lengths, padded on either side, for a decoder or an encoder-decoder; beams: how many
-    paths a row keeps, 1 is greedy. choices: the number of the sequence in tree.paths. log_probs: the sum of what the
-    model gives its tokens among its *whole vocabulary*: nothing is shared out anew among the tokens that are allowed, so
-    the sum is the exact score of that sequence, and beams are compared by it. Raises InputError if a sequence begins
-    another one, if the longest answer does not fit behind the longest prompt, or if a score is NaN.
+    model: a decoder or an encoder-decoder; ids, mask: (B, T), padded on either side; beams: paths
+    kept for each row, 1 is greedy. choices: numbers in tree.paths. log_probs: exact log-probability
+    of the chosen sequence, over the whole vocabulary: it is not renormalised among the allowed
+    tokens. InputError if a sequence begins another, if prompt and answer are too long for the
+    model, or if a score is NaN.
     """
     if type(beams) is not int or beams < 1:
         raise InputError(f"beams {beams!r}: should be a whole number from 1 (greedy) up")
-    after, ends = ways_on(tree)
     was_training = model.training
     model.eval()
     try:
-        best = search(model, *model.prompt(ids, mask), tree, after, ends, beams)
+        found = search(model, ids, mask, tree, beams)
     finally:
         model.train(was_training)
-    return (torch.tensor([ends[edge] for _, edge, _ in best], device=ids.device),
-            torch.tensor([log_prob for log_prob, _, _ in best], device=ids.device))
+    log_probs, choices = zip(*found)
+    return torch.tensor(choices, device=ids.device), torch.tensor(log_probs, device=ids.device)
 
 
-def search(model, ids, mask, context, tree, after, ends, beams):
-    """The best whole path of each row, a list of B.
+def search(model, ids, mask, tree, beams):
+    """Beam search -> [(log-probability, number of the sequence), ...], the best for each row.
 
-    A path is (log-probability, last edge, row): the row of the last forward in which it was found; edge -1 is no edge.
+    A path is (log-probability, its last edge, row): the row of the latest forward pass that
+    computed it. Edge -1 is the end of the prompt.
     """
-    check_room(model, mask, tree)
-    held, cache = [[(0.0, -1, row)] for row in range(len(ids))], start(model, len(ids))
+    after, ends = next_and_last(tree)
+    ids, mask, context = model.prompt(ids, mask)
+    prompt, answer = int(mask.sum(1).max()), max(map(len, tree.paths))
+    most = model.max_input_tokens
+    if most is not None and prompt + answer - 1 > most:             # the last token is not read
+        raise InputError(f"a prompt of {prompt} tokens and an answer of {answer} are more than the "
+                         f"{most} positions of this model{model.prefix_note()}: shorten the prompt")
+    beam, cache = [[(0.0, -1, row)] for row in range(len(ids))], start(model, len(ids))
     while True:
         rows = CachedRows(mask, cache)
-        found = next_edges(model, rows.last(model.hidden(ids, rows, context)), tree)     # (n, E), a row for each path
-        each = enumerate(found.tolist())
-        held = [longer(paths, each, after, ends) for paths in held]
-        check_numbers(held)
-        held = [paths[:beams] for paths in held]
-        going = [(edge, row) for paths in held for _, edge, row in paths if edge not in ends]
-        if not going:
-            return [paths[0] for paths in held]
-        edges, live = map(list, zip(*going))
-        if live != list(range(len(found))):            # a lost path's row is missing, one with two ways on comes twice
-            cache.keep(live)
-            context = pick(context, live)
+        states = rows.last(model.hidden(ids, rows, context))           # (n, D), one for each path
+        computed = enumerate(next_edges(model, states, tree).tolist())
+        beam = [longer(paths, computed, after, ends) for paths in beam]
+        for number, paths in enumerate(beam):
+            if any(math.isnan(log_prob) for log_prob, _, _ in paths):
+                raise InputError(f"batch row {number}: an answer's score is NaN: compute in "
+                                 "float32, or check the weights")
+        beam = [paths[:beams] for paths in beam]
+        unfinished = [(edge, row) for paths in beam for _, edge, row in paths if edge not in ends]
+        if not unfinished:
+            return [(paths[0][0], ends[paths[0][1]]) for paths in beam]
+        edges, kept = map(list, zip(*unfinished))
+        if kept != list(range(len(states))):            # a row was dropped, or goes on in two ways
+            cache.keep(kept)
+            context = pick(context, kept)
         ids = tree.tokens[edges].unsqueeze(1)                                            # (n, 1)
         mask = torch.ones_like(ids)
 
 
-def longer(paths, each, after, ends):
-    """A row's paths, a step later: one that has ended stays, any other goes on in all its ways -> new paths, best first.
+def longer(paths, computed, after, ends):
+    """Extend the unfinished paths of a row by each allowed edge -> paths, best first.
 
-    each: the rows of a forward and their numbers, to be read in the order of the paths.
+    computed: an iterator over (row, log-probability of each edge) of a forward pass, one item for
+    each unfinished path of the batch, in order.
     """
-    new = []
+    found = []
     for path in paths:
-        if path[1] in ends:
-            new.append(path)
+        log_prob, edge, _ = path
+        if edge in ends:
+            found.append(path)
         else:
-            row, log_probs = next(each)
-            new += [(path[0] + log_probs[edge], edge, row) for edge in after[path[1]]]
-    return sorted(new, key=lambda path: -path[0])                                        # equal ones keep their order
+            row, log_probs = next(computed)
+            found += [(log_prob + log_probs[new], new, row) for new in after[edge]]
+    return sorted(found, key=lambda path: -path[0])                   # ties keep their order
 
 
 def next_edges(model, states, tree):
-    """Log-probability of each edge's token after each state (n, D) -> (n, E), over the whole vocabulary."""
-    few = max(1, AT_ONCE // len(model.vocabulary()))
+    """Log-probability of each edge's token after each state (n, D) -> (n, E)."""
     found = []
-    for part in states.split(few):
-        logits = model.logits(part).float()                                              # (at most few, V)
+    for part in states.split(max(1, AT_ONCE // len(model.vocabulary()))):
+        logits = model.logits(part).float()                                              # (., V)
         found.append(logits[:, tree.tokens] - logits.logsumexp(-1, keepdim=True))
     return torch.cat(found)
 
 
-def ways_on(tree):
-    """({last edge of a path, -1 for none: the edges that may follow}, {last edge of a sequence: its number})."""
+def next_and_last(tree):
+    """({edge, or -1: the edges that may follow}, {last edge of a sequence: its number})."""
     after, ends = {}, {}
     for number, path in enumerate(tree.paths):
-        ends.setdefault(path[-1], number)
+        ends[path[-1]] = number
         for before, edge in zip([-1, *path], path):
-            after.setdefault(before, {})[edge] = None                                    # a dict keeps their order
+            after.setdefault(before, {})[edge] = None                    # a dict keeps their order
     for number, path in enumerate(tree.paths):
-        if ends[path[-1]] != number:
-            raise InputError(f"sequences {ends[path[-1]]} and {number} (from 0) are the same tokens: leave one out")
         if path[-1] in after:
-            other = next(n for n, longer in enumerate(tree.paths) if path[-1] in longer[:-1])
-            raise InputError(f"sequence {number} (from 0) is the beginning of sequence {other}, so nothing tells "
-                             f"whether to stop there: end every label with a terminator")
+            other = next(n for n, other in enumerate(tree.paths) if path[-1] in other[:-1])
+            raise InputError(f"sequence {number} (from 0) is the beginning of sequence {other}, so "
+                             "nothing tells whether to stop there: end every label with a "
+                             "terminator")
     return after, ends
 
 
-def check_numbers(held):
-    """InputError if the model gives NaN somewhere: it has no place in an order."""
-    for number, paths in enumerate(held):
-        if any(math.isnan(log_prob) for log_prob, _, _ in paths):
-            raise InputError(f"batch row {number}: an answer's score is NaN: compute in float32, or check the weights")
-
-
-def check_room(model, mask, tree):
-    """The longest prompt and the longest answer must fit; an answer's last token is never read."""
-    prompt, answer = int(mask.sum(1).max()), max(map(len, tree.paths))
-    if model.max_input_tokens is not None and prompt + answer - 1 > model.max_input_tokens:
-        raise InputError(f"a prompt of {prompt} tokens and an answer of {answer} are more than the {model.max_input_tokens} "
-                         f"positions of this model{model.prefix_note()}: shorten the prompt")
-
-
 def disagreements(choices, scores):
-    """Where constrained decoding missed the likeliest sequence -> [(row, chosen, best), ...].
+    """Rows where decoding missed the likeliest sequence -> [(row, chosen, best), ...].
 
-    choices: (B,), of `constrained`; scores: (B, L), exact scores of all sequences (tree.sums). Equal scores are no miss.
+    choices: (B,), of `constrained`; scores: (B, L), exact scores of all sequences. A tie is no
+    miss, a NaN is one.
     """
-    if scores.dim() != 2 or choices.shape != scores.shape[:1] or int(choices.max()) >= scores.shape[1]:
-        raise InputError(f"choices {tuple(choices.shape)} up to {int(choices.max())} do not go with scores "
-                         f"{tuple(scores.shape)}: both should be of the same rows and the same tree")
     best = scores.max(1)
-    missed = ~(scores.gather(1, choices.unsqueeze(1)).squeeze(1) >= best.values)         # so written that NaN is a miss
-    return [(row, int(choices[row]), int(best.indices[row])) for row in missed.nonzero().flatten().tolist()]
+    missed = ~(scores.gather(1, choices.unsqueeze(1)).squeeze(1) >= best.values)
+    return [(row, int(choices[row]), int(best.indices[row]))
+            for row in missed.nonzero().flatten().tolist()]

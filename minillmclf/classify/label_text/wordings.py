@@ -1,7 +1,6 @@
-"""How a task is put into words: wordings that suit any task, templates and label texts as a person gives them.
+"""How a task is put into words: default wordings, and a user's templates and label texts.
 
-The words that stand for a class are its label texts ("verbalizer": Schick and Schuetze 2021, arXiv:2001.07676). Not here:
-what a template means (prompt.py), which tokens a label text becomes (classify/label_text/labels.py).
+Not here: what a template means (text/prompt.py), the tokens of a label text (readout.py).
 """
 import json
 import os
@@ -9,10 +8,9 @@ import re
 from pathlib import Path
 
 from ...errors import InputError
-from ...files import short
-from ...files import read_json
+from ...files import read_json, short
 
-WORDINGS = (                      # for any task with one text; several ones, for the wording alone can move accuracy
+WORDINGS = (                      # for any task; several, as the wording alone can change accuracy
     "Text: {text}\nLabel: {label}",
     "Input: {text}\nClass: {label}",
     "Passage: {text}\nCategory: {label}",
@@ -22,7 +20,8 @@ WORDINGS = (                      # for any task with one text; several ones, fo
 
 
 def wordings(fields):
-    """WORDINGS for these fields: {text} becomes the only field; for several, "Text A: {premise}\\nText B: ..."."""
+    """WORDINGS for these fields: one takes the place of {text}; of several each has a line of its
+    own, "Text A: {premise}\\nText B: {claim}"."""
     if len(fields) == 1:
         return tuple(wording.replace("{text}", f"{{{fields[0]}}}") for wording in WORDINGS)
     several = []
@@ -34,67 +33,67 @@ def wordings(fields):
 
 
 def default_template(fields):
-    """The template text that is used where none is given: the first of `wordings`."""
+    """The template where none is given."""
     return wordings(fields)[0]
 
 
 def read_template(value):
-    """A template or instruction from the command line: the path of a file, or else the text itself.
+    """A template or instruction from the command line: the path of a file, or the text itself.
 
-    Of a file all is kept but one newline at its end, a chat format for example. On a command line a newline is hard to
-    type, so in a text the two characters \\n mean one, and \\t a tab. Raises InputError if a file cannot be read.
+    A file is kept as it is, but for one newline at its end. In a text \\n means a newline and \\t a
+    tab. InputError if a file cannot be read.
     """
     if not os.path.isfile(value):
         return value.replace("\\n", "\n").replace("\\t", "\t")
     try:
-        return Path(value).read_text(encoding="utf-8-sig").removesuffix("\n")     # "-sig": no byte order mark
+        return Path(value).read_text(encoding="utf-8-sig").removesuffix("\n")
     except OSError as error:
-        raise InputError(f"{value}: cannot be read ({error.strerror}): check its permissions") from None
+        raise InputError(f"{value}: cannot be read ({error.strerror}): check its "
+                         "permissions") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{value}: not UTF-8 at byte offset {error.start}: save the file as UTF-8") from None
+        raise InputError(f"{value}: not UTF-8 at byte offset {error.start}: save the file as "
+                         "UTF-8") from None
 
 
 def read_label_texts(value, labels):
-    """The words that stand for each class: {label: [text, ...]}, in the order of `labels`, without outer white space.
+    """The words for each class: {label: [text, ...]}, in the order of `labels`, stripped.
 
-    value: "" for the names themselves, with spaces for _ and - (a - in front stays: "-1" is a number); or an object
-    {label: text or list of texts}: a dict, JSON text that begins with "{", or the path of a JSON file. Raises InputError if a label
-    is missing or unknown, a text is blank, or the same text comes twice: a model could not tell the classes apart.
+    value: "" for the names themselves, with spaces for _ and - (but "-1" is a number); or {label:
+    text or list of texts}: a dict, JSON text that begins with "{", or the path of a JSON file.
+    InputError if a label is missing or unknown, or a text is blank or comes twice.
     """
-    if isinstance(value, dict):
-        where, said = "label texts", value
-    elif not value:
-        where, said = "label texts", {label: re.sub("_|(?<!^)-", " ", label) for label in labels}
-    elif value.lstrip().startswith("{"):
-        where, said = "label texts", _parse(value)
-    else:
-        where, said = str(value), read_json(value)
-    for problem, names in (("no text for", set(labels) - set(said)), ("no such class as", set(said) - set(labels))):
+    where, given = "label texts", value
+    if not value:
+        given = {label: re.sub("_|(?<!^)-", " ", label) for label in labels}
+    elif not isinstance(value, dict) and value.lstrip().startswith("{"):
+        try:
+            given = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"label texts {short(value)}: not valid JSON ({error}): write "
+                             '{"label": "text", ...}') from None
+    elif not isinstance(value, dict):
+        where, given = str(value), read_json(value)
+    for problem, names in (("no text for", set(labels) - set(given)),
+                           ("no such class as", set(given) - set(labels))):
         if names:
-            raise InputError(f"{where}: {problem} {', '.join(map(repr, sorted(names)))}: name each of the "
-                             f"{len(labels)} classes once: {', '.join(map(repr, labels))}")
-    texts = {label: said[label] if isinstance(said[label], list) else [said[label]] for label in labels}
-    _check_label_texts(texts, where)
+            raise InputError(f"{where}: {problem} {', '.join(map(repr, sorted(names)))}: name each "
+                             f"of the {len(labels)} classes once: {', '.join(map(repr, labels))}")
+    texts = {label: given[label] if isinstance(given[label], list) else [given[label]]
+             for label in labels}
+    check_label_texts(texts, where)
     return {label: [text.strip() for text in texts[label]] for label in labels}
 
 
-def _parse(value):
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"label texts {short(value)}: not valid JSON ({error}): write "
-                         '{"label": "text", ...}') from None
-
-
-def _check_label_texts(texts, where):
-    owner = {}                                                     # text -> the class that it stands for
-    for label in texts:
-        if not texts[label]:
-            raise InputError(f"{where}: the list of {label!r} is empty: give the class at least one text")
-        for text in texts[label]:
+def check_label_texts(texts, where):
+    """InputError for a class without a text, a blank text, or one that comes twice."""
+    class_of = {}                                                  # text -> its class
+    for label, several in texts.items():
+        for text in several or [several]:
             if not isinstance(text, str) or not text.strip():
-                raise InputError(f"{where}: {short(label)} has {json.dumps(text)[:40]}: write a text of at least one word")
-            if text.strip() in owner:
-                raise InputError(f"{where}: {text.strip()!r} stands for {owner[text.strip()]!r} and again for "
-                                 f"{label!r}: give each text once, and each class texts of its own")
-            owner[text.strip()] = label
+                raise InputError(f"{where}: {short(label)} has {json.dumps(text)[:40]}: write a "
+                                 "text of at least one word")
+            if text.strip() in class_of:
+                raise InputError(f"{where}: {text.strip()!r} stands for {class_of[text.strip()]!r} "
+                                 f"and again for {label!r}: give each text once, and each class "
+                                 "texts of its own")
+            class_of[text.strip()] = label

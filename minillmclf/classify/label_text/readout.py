@@ -1,0 +1,251 @@
+"""A readout of label texts: a class is scored by words that name it, its "verbalizer" (Schick and
+Schuetze 2021, "PET"; Brown et al. 2020).
+
+    "Review: a dull film\\nSentiment:"  ->  log p(" negative" | prompt), log p(" positive" | prompt)
+
+A class has one or more label texts. Each is scored by all its tokens, not by its first alone, and
+the probabilities of a class's texts are added. The place of the label depends on the architecture:
+after the prompt (decoders), in a target of its own (encoder-decoders), or in place of mask tokens
+(encoders: masks.py). No weight is added, so the model can still write text.
+
+Not here: templates (text/prompt.py), the tree that scores all label texts in one forward pass
+(models/tree.py), decoding (decode.py), calibration (calibrate.py).
+"""
+import contextlib
+import os.path
+
+import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from ...errors import InputError
+from ...files import short
+from ...models.cache import prefill
+from ...models.tree import Tree, log_probs, pad_right, shared
+from ...training.completion_loss import text_to_text_loss
+from ..readout import Readout
+
+ENDS, WAYS = ("auto", "none", "eos"), ("sum", "token", "char", "byte")
+SHARE_FROM = 16          # tokens; a shorter common beginning costs more to read apart than it saves
+
+
+def ids_after(tokenizer, context, more):
+    """The ids of `more` after `context`: " positive" is another token than "positive"."""
+    before, both = tokenizer.ids(context), tokenizer.ids(context + more)
+    if both[:len(before)] != before or len(both) == len(before):
+        raise InputError(f"label text {short(more)}: after {context[-40:]!r} it is not cut into "
+                         f"tokens of its own ({tokenizer.tokens(context + more)[-6:]}): end the "
+                         "template with another sign, such as ':'")
+    return both[len(before):]
+
+
+class LabelReadout(Readout):
+    """For decoders: the label follows the prompt.
+
+    labels: names in class order; prompt: text.prompt.Prompt; label_texts: {label: [text, ...]}.
+    end: whether an end-of-text token is part of every label: "eos", "none", or "auto": where one
+    label begins another. score_by: log-probabilities are compared as they are ("sum"), or divided
+    by the number of tokens, characters or bytes, which favours long labels.
+    """
+
+    PLACE = "behind the prompt"     # of the label
+    AUTO_END = None                 # what the end "auto" is, where all label texts have the same
+    READS_AFTER_LABEL = False
+
+    def __init__(self, tokenizer, labels, prompt, label_texts, end="auto", score_by="sum"):
+        super().__init__()
+        self.prompt, self.score_by = prompt, score_by
+        self.texts, self.columns = [], []           # all label texts; for each class, which are its
+        for label in labels:
+            first = len(self.texts)
+            self.texts += label_texts[label]
+            self.columns.append(list(range(first, len(self.texts))))
+        if prompt.template.text_after_label and not self.READS_AFTER_LABEL:
+            raise InputError(f"template {prompt.template.text!r}: a field stands after {{label}}, "
+                             "where this model cannot look when it writes the label: put it before")
+        paths = [self.label_ids(tokenizer, text) for text in self.texts]
+        check_ids(tokenizer, self.texts, paths)
+        begins = any(a != b and b[:len(a)] == a for a in paths for b in paths)
+        auto_end = self.AUTO_END or ("eos" if begins else "none")
+        self.end = auto_end if end == "auto" else end
+        if self.end == "eos" and tokenizer.eos_id is None:
+            raise InputError("labels must end in an end-of-text token here, and this tokenizer has "
+                             "none: choose label texts of which none begins another, and end "
+                             "'none'")
+        self.tree = Tree([path + [tokenizer.eos_id] * (self.end == "eos") for path in paths])
+        self.longest = max(map(len, self.tree.paths))
+        self.shared_tokens = self.shared_cache = None
+
+    @property
+    def reserved(self):
+        """Tokens of max_length that are kept free for a label."""
+        return self.longest
+
+    def continuation(self, text):
+        """A label text as it is tokenized in its place: " positive"."""
+        return self.prompt.template.continuation(text)
+
+    def label_ids(self, tokenizer, text):
+        """The ids of a label text in its place, which must not depend on the row before it."""
+        template, found = self.prompt.template, []
+        for word in ("word", "word."):
+            context = template.prompt((word,) * len(template.fields))
+            found.append(ids_after(tokenizer, context, self.continuation(text)))
+        if found[0] != found[1]:
+            raise InputError(f"label text {short(text)}: its tokens depend on the text before it "
+                             f"({found[0]}, {found[1]}): put fixed words between the text and the "
+                             "label")
+        return found[0]
+
+    def ids(self, tokenizer, text):
+        """The ids of a prompt, with the special tokens before a text and none after it."""
+        ids = tokenizer.begin(tokenizer.ids(text))
+        if tokenizer.bos_id is not None and ids[:2] == [tokenizer.bos_id] * 2:
+            raise InputError(f"the prompt {text[:40]!r} begins with the token that is put before "
+                             "every text: two of them spoil the answers, leave it out of the "
+                             "template")
+        return ids
+
+    def counter(self, tokenizer):
+        """A function that counts the tokens of a prompt, a string."""
+        return lambda text: len(self.ids(tokenizer, text))
+
+    def length(self, tokenizer, parts):
+        """Tokens of a row and its longest label before anything is cut."""
+        return self.prompt.size(parts, self.counter(tokenizer)) + self.reserved
+
+    def fitted(self, tokenizer, parts, max_length):
+        """The texts of a row, cut so that prompt and label fit into max_length; were they cut?"""
+        return self.prompt.fitted(parts, self.counter(tokenizer), max_length - self.reserved)
+
+    def lay_out(self, tokenizer, parts, max_length):
+        """The texts of a row -> (ids, token types), were they cut? max_length: as for `fitted`."""
+        parts, cut = self.fitted(tokenizer, parts, max_length)
+        ids = self.ids(tokenizer, self.prompt.render(parts))
+        if not ids:
+            raise InputError("the prompt holds no token: give the template a word beside its "
+                             "fields")
+        return (ids, [0] * len(ids)), cut
+
+    def read(self, backbone, ids, mask, types=None, layout=None):
+        """Prompts (B, T) -> scores of the classes (B, C): log-probabilities, not normalised."""
+        sums = self.text_scores(backbone, ids, mask, types)
+        return self.by_class(self.normalized(sums, self.score_by))
+
+    def text_scores(self, backbone, ids, mask, types=None):
+        """Log-probability of each label text, summed over its tokens -> (B, L)."""
+        ids, mask, context = backbone.prompt(ids, mask)
+        cache = None
+        if context is None:                                               # a decoder
+            ids, mask, cache = self.share(backbone, ids, mask)
+        return self.tree.sums(log_probs(backbone, ids, mask, self.tree, cache, context))
+
+    def normalized(self, sums, by):
+        """Log-probabilities (B, L) -> the same ("sum"), or per token, character or byte."""
+        if by == "sum":
+            return sums
+        lengths = {"token": [len(path) for path in self.tree.paths],
+                   "char": [len(text) for text in self.texts],
+                   "byte": [len(text.encode()) for text in self.texts]}[by]
+        return sums / torch.tensor(lengths, dtype=sums.dtype, device=sums.device)
+
+    def by_class(self, scores):
+        """Scores of label texts (B, L) -> of classes (B, C): a class's probabilities are added."""
+        return torch.stack([scores[:, columns].logsumexp(1) for columns in self.columns], 1)
+
+    def share(self, backbone, ids, mask):
+        """Read once what all rows begin with -> ids and mask of the rest, a cache of it or None."""
+        ids, mask = pad_right(ids, mask)
+        tokens = self.shared_tokens
+        if tokens is None:                             # then what the rows of this batch share
+            tokens = shared(ids, mask) if len(ids) > 1 else 0
+        if tokens < SHARE_FROM:
+            return ids, mask, None
+        cache = self.shared_cache or prefill(backbone, ids[:1, :tokens])
+        if self.shared_tokens is not None:
+            self.shared_cache = cache
+        return ids[:, tokens:], mask[:, tokens:], cache.expand(len(ids))
+
+    @contextlib.contextmanager
+    def reading(self, model, encoded):
+        """In this context what all encoded rows begin with is read once for all batches."""
+        sequences = [ids for row in encoded for ids, _ in model.task.sequences(row)]
+        self.shared_tokens = common(sequences)
+        try:
+            yield
+        finally:
+            self.shared_tokens = self.shared_cache = None
+
+    def targets(self, labels):
+        """Class numbers (B,) -> ids (B, n) and mask (B, n) of each class's first label text."""
+        paths = [self.tree.paths[self.columns[label][0]] for label in labels.tolist()]
+        ids = pad_sequence([self.tree.tokens[path] for path in paths], batch_first=True)
+        lengths = torch.tensor([[len(path)] for path in paths], device=ids.device)        # (B, 1)
+        return ids, (torch.arange(ids.shape[1], device=ids.device) < lengths).to(ids.dtype)
+
+    def completion_loss(self, backbone, ids, mask, labels):
+        """-log p(label text | prompt), summed over the tokens of all label texts. -> scalar
+
+        The loss covers label tokens by place, not by id: an end token counts even if it also pads.
+        """
+        label_ids, real = self.targets(labels)                                      # (B, n)
+        ids = torch.cat([ids, label_ids[:, :-1]], 1)               # the last token is never read
+        mask = torch.cat([mask, real[:, 1:].to(mask.dtype)], 1)
+        states = backbone.states(ids, mask, read=label_ids.shape[1])   # (B, n, D), the last n
+        states = states[real.flip(1).bool()]          # (M, D), each one before a label token
+        logits = backbone.logits(states).float()                                    # (M, V)
+        return F.cross_entropy(logits, label_ids[real.bool()], reduction="sum")
+
+    def answer_lengths(self):
+        """Tokens of each class's first label text, with its end token if it has one -> list (C,)"""
+        return [len(self.tree.paths[columns[0]]) for columns in self.columns]
+
+
+class SourceReadout(LabelReadout):
+    """For encoder-decoders (T5): the prompt is the source, the label a target with an end token."""
+
+    PLACE = "in an answer of their own"
+    AUTO_END = "eos"
+    reserved = 0
+
+    def continuation(self, text):
+        return text
+
+    def label_ids(self, tokenizer, text):
+        return tokenizer.ids(text)
+
+    def ids(self, tokenizer, text):
+        return tokenizer.layout(tokenizer.ids(text))[0]
+
+    def completion_loss(self, backbone, ids, mask, labels):
+        label_ids, real = self.targets(labels)
+        return text_to_text_loss(backbone, ids, mask, label_ids, real) * real.sum()
+
+
+def text_scores(model, encoded, batch_size=64):
+    """A classifier's log-probability of each label text -> (N, L). Rows have one sequence each."""
+    def compute(batch):
+        return model(batch, model.head.text_scores)
+    return model.over(encoded, compute, len(model.head.texts), batch_size)
+
+
+def common(rows):
+    """How many ids all lists begin with; at least one of each is left over."""
+    if not rows:
+        return 0
+    return min(len(os.path.commonprefix(rows)), min(map(len, rows)) - 1)      # works on lists too
+
+
+def check_ids(tokenizer, texts, paths):
+    """InputError for a label text of unknown tokens alone, or two that are the same tokens."""
+    text_of = {}
+    for text, path in zip(texts, paths):
+        if all(i == tokenizer.unk_id or not tokenizer.decode([i], keep_specials=True).strip()
+               for i in path):
+            raise InputError(f"label text {short(text)} is made of unknown tokens alone "
+                             f"({short(path)}): choose another word for it")
+        if tuple(path) in text_of:
+            raise InputError(f"label texts {text_of[tuple(path)]!r} and {text!r} are the same "
+                             f"tokens {path} to this tokenizer: choose another word for one of "
+                             "them")
+        text_of[tuple(path)] = text
