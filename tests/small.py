@@ -204,7 +204,7 @@ def serve():
     """A job a line from stdin, each run in a fork, its outcome a line on stdout."""
     import torch
 
-    import minillmclf.pretrain.__main__  # noqa: F401
+    import minillmclf.pretrain.pretraining  # noqa: F401
     import minillmclf.train  # noqa: F401
     from minillmclf.classify import baseline, classifier  # noqa: F401
     torch.optim.AdamW([torch.zeros(1)])                       # the first optimiser imports 800 modules more

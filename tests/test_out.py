@@ -15,7 +15,7 @@ from minillmclf.compare import comparison, __main__ as compare
 from minillmclf import evaluate, files, labels, merge
 from minillmclf.folds import __main__ as folds
 from minillmclf.predict import __main__ as predict
-from minillmclf.pretrain import __main__ as pretrain
+from minillmclf.pretrain import __main__ as pretrain, pretraining
 from minillmclf.report import __main__ as report
 from minillmclf.predict import stream
 from minillmclf import train
@@ -179,7 +179,7 @@ def test_pretrain_killed_before_its_first_state_goes_on(tmp_path, call, monkeypa
     text, out = small.text_file(tmp_path / "text.txt", sentences=60), tmp_path / "new"
     given = (pretrain, "--objective", "mlm", "--text", text, *SIZES, "--out", out)
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain, "new_student", lambda *_: 1 / 0)
+        patch.setattr(pretraining, "new_student", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             call(*given)
     assert (out / "tokenizer.json").exists() and call(*given)[0] == 0

@@ -12,7 +12,7 @@ import torch
 from live import imported, loaded, may_refuse, tokenizer_of
 from small import FILLERS, PIECES, ROOT, bert_folder, flags, forked, text_file
 
-from minillmclf.pretrain import __main__ as pretrain
+from minillmclf.pretrain import __main__ as pretrain, pretraining
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import pool
 from minillmclf.cli.parser import run
@@ -54,16 +54,16 @@ def pretrained(arguments):
     """Run the command's pieces in this process -> (objective, tokenizer, mean loss before, and after)."""
     a = pretrain.parse(arguments)
     sentences, weights = read_sentences(a.text)
-    tokenizer, student, objective = pretrain.prepare(a, sentences, weights)
+    tokenizer, student, objective = pretraining.prepare(a, sentences, weights)
 
     def mean_loss():
         torch.manual_seed(0)                                   # the same words masked
         with torch.no_grad():
             return sum(objective.loss(sentences[start:start + 20])[0].item() for start in range(0, 200, 20)) / 10
     before = mean_loss()
-    progress, _ = pretrain.train(a, objective, sentences, weights)
+    progress, _ = pretraining.train(a, objective, sentences, weights)
     after = mean_loss()
-    pretrain.save(a, objective, tokenizer, progress["log"])
+    pretraining.save(a, objective, tokenizer, progress["log"])
     return objective, tokenizer, before, after
 
 
@@ -186,11 +186,11 @@ def test_a_run_killed_at_any_change_of_the_disk_goes_on_to_the_same_bytes(teache
 
 
 def test_stopped_it_saves_and_says_how_to_go_on(text, tmp_path, monkeypatch, capsys):
-    class Asked(pretrain.StopSignal):
+    class Asked(pretraining.StopSignal):
         def __enter__(self):
             super().__enter__().asked = True
             return self
-    monkeypatch.setattr(pretrain, "StopSignal", Asked)
+    monkeypatch.setattr(pretraining, "StopSignal", Asked)
     with pytest.raises(SystemExit) as end:
         run(lambda: pretrain.main(settings(tmp_path / "student", text, objective="mlm")))
     assert end.value.code == 130 and "same command goes on" in capsys.readouterr().out
@@ -272,7 +272,7 @@ def student_of(teacher_folder, pieces, **sizes):
     teacher, teacher_tokenizer = load_backbone(teacher_folder), load_tokenizer(teacher_folder)
     tokenizer = WordPiece.from_vocab(pieces)
     a = pretrain.parse(settings("unused", "unused", **sizes))
-    student = pretrain.new_student(a, tokenizer).eval()
+    student = pretraining.new_student(a, tokenizer).eval()
     start_from_teacher(student, teacher, tokenizer, teacher_tokenizer)
     return student, tokenizer, teacher, teacher_tokenizer
 
@@ -313,7 +313,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(teacher, text, t
     """Word by word, through two vocabularies: the student's is learned, so the same word may have other pieces."""
     a = pretrain.parse(settings(tmp_path / "out", text, teacher=teacher, layers=4, mlp_width=48))
     sentences, weights = read_sentences(a.text)
-    tokenizer, _, objective = pretrain.prepare(a, sentences, weights)
+    tokenizer, _, objective = pretraining.prepare(a, sentences, weights)
     other = objective.loss(sentences[:9])[1]
     objective.student, objective.tokenizer = objective.teacher, objective.teacher_tokenizer
     same = objective.loss(sentences[:9])[1]

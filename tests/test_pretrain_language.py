@@ -13,7 +13,7 @@ from live import imported, loaded, may_refuse, tokenizer_of
 from reference import make_mixture
 from small import TOPICS, flags, forked, text_file
 
-from minillmclf.pretrain import __main__ as pretrain
+from minillmclf.pretrain import __main__ as pretrain, pretraining
 from minillmclf.errors import InputError
 from minillmclf.models import export, fresh_weights, load_backbone, model_class
 from minillmclf.pretrain.corpus import hold_out, is_held_out, read_documents, read_pairs
@@ -203,8 +203,8 @@ def test_pairs_are_read_and_those_that_do_not_fit_left_out(tmp_path):
 def student_of(arch, tokenizer):
     """A random small network with large weights, and its objective."""
     a = pretrain.parse(settings(arch, "unused", "unused"))
-    student = fresh_weights(pretrain.new_student(a, tokenizer), 0, std=0.3).eval()
-    return student, pretrain.build_objective(a, student, tokenizer)
+    student = fresh_weights(pretraining.new_student(a, tokenizer), 0, std=0.3).eval()
+    return student, pretraining.build_task(a, student, tokenizer)
 
 
 def test_of_pairs_only_the_answer_and_its_end_are_learned(arch, tokenizer):
@@ -252,7 +252,7 @@ def test_what_is_held_out_is_measured_alike_every_time(arch, tokenizer):
     losses = []
     for seed in (5, 6):
         torch.manual_seed(seed)                                 # whatever was drawn before
-        losses.append(pretrain.held_out_loss(a, objective, [rows[:1], rows[1:]]))
+        losses.append(pretraining.held_out_loss(a, objective, [rows[:1], rows[1:]]))
     assert losses[0] == losses[1], "other spans were cut out, so two losses cannot be compared"
 
 
@@ -341,7 +341,7 @@ def test_vectors_of_texts_are_learned_beside_answers(pretrained, teacher, text, 
                                              for held in ((), ("held_out",))}
     a = pretrain.parse(command)
     student = load_backbone(more).eval()
-    objective = pretrain.build_objective(a, student, load_tokenizer(more))
+    objective = pretraining.build_task(a, student, load_tokenizer(more))
     texts, answers = ["the old rose", "salt, and very old bread again today"], [([5, 6, 7], [8]), ([9], [10, 11])]
     with torch.no_grad():
         found = objective.loss(list(zip(texts, answers)))[0]

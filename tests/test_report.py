@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from small import bert_folder, command, data_file, flags
 
-from minillmclf.report import __main__ as report
+from minillmclf.report import __main__ as report, page as pages, pictures
 from minillmclf import train
 from minillmclf.errors import InputError
 from minillmclf.cli.settings import Settings
@@ -167,8 +167,8 @@ def test_every_wide_thing_scrolls_in_its_own_box(made):
 
 def test_contrast_in_light_and_dark():
     from test_pictures import contrast
-    light, dark = (dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in re.findall(r":root \{ (--paper.*?) \}", report.STYLE))
-    assert "prefers-color-scheme: dark" in report.STYLE and light["paper"] != dark["paper"] and light.keys() == dark.keys()
+    light, dark = (dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in re.findall(r"(?s):root \{ (--paper.*?) \}", pages.STYLE))
+    assert "prefers-color-scheme: dark" in pages.STYLE and light["paper"] != dark["paper"] and light.keys() == dark.keys()
     for theme in (light, dark):
         for ink in ("ink", "soft", "mark"):
             for paper in ("paper", "band"):
@@ -181,7 +181,7 @@ def test_without_matplotlib_the_page_says_how_to_get_pictures(tmp_path, monkeypa
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    source = report.page(report.Run(folder))
+    source = pages.page(report.Run(folder))
     page = Page(source)
     assert not [tag for tag, _ in page.tags if tag == "img"] and source.count("pip install -e '.[plots]'") == 1
     assert len(page.headings) == 10 and ["1", "2.000", "1.500", "0.500"] in page.rows
@@ -194,18 +194,18 @@ def test_a_run_without_mistakes_keeps_its_pictures(tmp_path):
     examples = [Example(texts=("first", "second " * 200), label=labels[c], row=2) for c in truth]
     train.write_predictions(folder / "predictions.csv", examples, sure, labels)
     change(folder, results={"tiny": evaluate(sure, truth, labels)})
-    page = report.page(report.Run(folder))
+    page = pages.page(report.Run(folder))
     assert page.count("<p>No mistakes.</p>") == 2
-    assert page.count("<img") == (3 if report.drawable() else 0)
+    assert page.count("<img") == (3 if pictures.available() else 0)
 
 
 def test_two_texts_a_row_and_long_ones(tmp_path):
     folder, truth, probabilities = run_folder(tmp_path / "run")
     examples = [Example(texts=("short", "second " * 200), label=LABELS[c], row=2) for c in truth]
     train.write_predictions(folder / "predictions.csv", examples, probabilities, LABELS)
-    page = Page(report.page(report.Run(folder)))
+    page = Page(pages.page(report.Run(folder)))
     start = page.rows.index(["line", "text_a", "text_b", "true class", "answer", "probability", "of the true class"])
-    assert page.rows[start + 1][1] == "short" and len(page.rows[start + 1][2]) == report.LONGEST + 2
+    assert page.rows[start + 1][1] == "short" and len(page.rows[start + 1][2]) == pages.LONGEST + 2
 
 
 def swap(path, old, new):

@@ -230,7 +230,7 @@ def test_an_adapter_takes_the_names_of_its_bases_classes_if_they_are_as_many(nea
 # ------------------------------------------------------------------------------------- saved again
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_an_adapter_of_peft_that_was_loaded_can_be_saved(name, folders, tmp_path):  # noqa: F811
+def test_an_adapter_of_peft_that_was_loaded_can_be_saved(name, folders, tmp_path):
     write_adapter(tmp_path / "adapter", tuned(folders[name], use_dora=name == "gemma"),
                   str(folders[name]))
     model = Classifier.load(tmp_path / "adapter")
@@ -249,7 +249,6 @@ def test_an_adapter_of_peft_that_was_loaded_can_be_saved(name, folders, tmp_path
                                           ("t5", dict(use_dora=True)),
                                           ("roberta", dict(modules_to_save=["output.dense"],
                                                            target_modules=["key"]))])
-# noqa: F811
 def test_modules_are_saved_by_the_ending_of_their_names_as_peft_does(name, config, folders, peft,
                                                                      tmp_path):
     theirs = made_by_peft(peft, folders[name], tmp_path / "adapter", **config)

@@ -391,7 +391,7 @@ def test_padding_may_stand_behind_the_beginning(kind, exact):
 @pytest.mark.parametrize("tokens", [0, 3])
 @torch.no_grad()
 def test_a_beginning_may_be_used_again(kind, tokens):
-    model, tree, batch = wide(kind, tokens), Tree(MIXED), batch_of(PROMPTS)
+    model, tree = wide(kind, tokens), Tree(MIXED)
     kept = prefill(model, torch.tensor([BEGINNING]))
     before = [x.clone() for x in (*kept.keys, *kept.values, kept.mask)]
     assert kept.mask.shape == (1, tokens + 9) and kept.mask.all() and len(kept.keys) == len(kept.values) == 3

@@ -1,10 +1,10 @@
-"""Answers to a stream of rows, window by window: printed as they are ready, or in a file that a stopped run goes on with.
+"""Answers to a stream of rows, window by window: printed, or in a file that a later run continues.
 
-A window is WINDOW rows: they are read, sorted by length into batches (Classifier.over), answered, and written in their
-own order before the next is read. So memory does not grow with the rows; and as windows lie at fixed rows, a run that
-goes on where another has stopped makes the same batches, hence the same bytes.
-
-Here: the loop, its two ends (`Printed`, `Part`) and what tells a model from another. Not here: rows and answers (predict.py).
+A window is WINDOW rows: they are read, sorted by length into batches (Classifier.over), answered,
+and written in their own order before the next are read. So memory does not grow with the rows; and
+as windows begin at fixed rows, a run that continues another makes the same batches, hence the same
+bytes. Here: the loop, its two outputs (`Printed`, `Part`) and the identity of a model. Not here:
+rows and answers (rows.py).
 """
 import hashlib
 import json
@@ -17,32 +17,37 @@ from pathlib import Path
 from ..errors import InputError, Stopped
 from ..files import check_out, hold, look_at, read_json, write_text
 
-WINDOW = 4096                   # rows at a time; many batches, so that most of them hold texts of one length
-EVERY = 10                      # seconds between two lines on how far it is
+WINDOW = 4096                   # rows; many batches, so that most hold texts of one length
+EVERY = 10                      # seconds between two lines of progress
 STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-READ = (".json", ".safetensors", ".model", ".txt")       # what a model is read from
+MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
+OPEN_FILES_STAY = os.name == "nt"                # Windows moves and removes no open file
 
 
-def answer_all(windows, answer, end):
-    """Answer all windows. windows: (rows, sha256 of their file up to the last of them, or None)
-    each; answer(rows, is it the first window?) -> what is written, how many texts were cut; end: a
-    Printed or a Part."""
-    before, begun = end.rows, time.monotonic()
-    told = begun
+def answer_all(windows, answer, out):
+    """Answer all windows and add them to `out`, a Printed or a Part.
+
+    windows: (rows, sha256 of their file up to here, or None) each; answer(rows, first) -> the
+    answers as text, how many texts were cut.
+    """
+    before = out.rows
+    started = shown = time.monotonic()
     for rows, sha256 in windows:
         now = time.monotonic()
-        if end.rows > before and now - told >= EVERY:
-            print(f"{end.rows:,} rows, {(end.rows - before) / (now - begun):,.0f} rows/s", file=sys.stderr, flush=True)
-            told = now
+        if out.rows > before and now - shown >= EVERY:
+            print(f"{out.rows:,} rows, {(out.rows - before) / (now - started):,.0f} rows/s",
+                  file=sys.stderr, flush=True)
+            shown = now
         try:
-            written, cut = answer(rows, end.rows == 0)
-        except InputError as error:                        # it counts texts from the window's first
-            raise InputError(f"after {end.rows:,} rows: {error}" if end.rows else str(error)) from None
-        end.add(written, len(rows), sha256, cut)
+            text, cut = answer(rows, out.rows == 0)
+        except InputError as error:                      # it counts texts from the window's first
+            raise InputError(f"after {out.rows:,} rows: {error}" if out.rows
+                             else str(error)) from None
+        out.add(text, len(rows), sha256, cut)
 
 
 class Printed:
-    """Standard output: whoever reads it has each window's answers at once."""
+    """Answers on standard output, each window at once. rows, cut: how many so far."""
     rows = cut = 0
 
     def add(self, text, rows, sha256, cut):
@@ -53,21 +58,24 @@ class Printed:
 
 
 class Part:
-    """OUT.part, the answers so far, and OUT.part.json, the record of how many of them count.
+    """Answers in OUT.part, and in OUT.part.json a record of how many of them count.
 
-    with Part(out, made) as part: answer_all(part.to_do(read), answer, part)      at its end OUT.part becomes OUT
+    with Part(out, made) as part: answer_all(part.to_do(read), answer, part)
 
-    made: what the answers depend on beside the rows, {what: text}. The record holds it, and of the rows a hash. After each
-    full window the answers are brought to the disk, then the record: it never counts answers that are not there, and what
-    stands behind them is cut off by the run that goes on. made=None: no record, and of a run that fails nothing is left.
+    At its end OUT.part is renamed to OUT. made: what the answers depend on beside the rows,
+    {name: value}; the record holds it, and a hash of the rows. After each full window the answers
+    are flushed to the disk, then the record: it never counts answers that are not there, and a run
+    that continues cuts off what lies after those it counts. made=None: no record, and a run that
+    fails leaves nothing.
     """
 
     def __init__(self, out, made=None):
         self.out, self.made = Path(out), made
-        self.part, self.record = beside(out)
-        self.rows = self.bytes = self.cut = 0              # rows and bytes in the part, texts cut
-        self.kept, self.begun = 0, False                   # of the rows, how many are on record
-        self.written = hashlib.sha256()                    # of the part's bytes that count
+        self.part, self.record = part_files(out)
+        self.rows = self.bytes = self.cut = 0            # rows and bytes in the part, texts cut
+        self.hash = hashlib.sha256()                     # of these bytes
+        self.kept = 0                                    # rows on record
+        self.begun = False
 
     def __enter__(self):
         try:
@@ -75,8 +83,9 @@ class Part:
             self.file = os.fdopen(own_file(self.part), "r+b")
         except OSError as error:
             raise self.unwritten(error) from None
-        self.before = {s: signal.signal(s, signal.default_int_handler)       # as Ctrl-C: at once
-                       for s in STOPS if signal.getsignal(s) != signal.SIG_IGN}             # nohup
+        self.handlers = {number: signal.signal(number, signal.default_int_handler)   # as Ctrl-C
+                         for number in STOPS
+                         if signal.getsignal(number) != signal.SIG_IGN}              # nohup
         return self
 
     def __exit__(self, kind, error, trace):
@@ -86,15 +95,16 @@ class Part:
                 self.finish()
                 done = True
         finally:
-            for number, handler in self.before.items():
+            for number, handler in self.handlers.items():
                 signal.signal(number, handler)
-            if os.name == "nt":                            # there no open file is moved or removed
+            if OPEN_FILES_STAY:
                 self.file.close()
             if not done and not self.record.exists():
                 self.part.unlink(missing_ok=True)
             self.file.close()
         if kind is KeyboardInterrupt and self.kept:
-            raise Stopped(f"stopped; {self.kept:,} rows are in {self.part}, the same command goes on from there") from None
+            raise Stopped(f"stopped; {self.kept:,} rows are in {self.part}, the same command goes "
+                          "on from there") from None
 
     def to_do(self, read):
         """The windows of read() that no earlier run has answered."""
@@ -102,11 +112,11 @@ class Part:
             return read()
         found, why = self.earlier()
         windows = read()
-        if not why and passed(windows, found["rows"]) != found.get("sha256"):
+        if not why and skip(windows, found["rows"]) != found.get("sha256"):
             why = "is of other rows"
         if why:
             print(f"{self.part} {why}: starting anew", file=sys.stderr)
-            self.written = hashlib.sha256()
+            self.hash = hashlib.sha256()
             return read()
         self.on_record, self.rows, self.kept = found, found["rows"], found["rows"]
         self.bytes, self.cut = found["bytes"], found["cut"]
@@ -114,44 +124,42 @@ class Part:
         return windows
 
     def earlier(self):
-        """What is on record of an earlier run, and why it is of no use to this one, or None."""
+        """The record of an earlier run, and why this run cannot continue it, or None."""
         try:
             found = read_json(self.record)
         except InputError:
             return {}, "has a broken record"
-        made = found.get("made")
-        counts = [found.get(key) for key in ("rows", "bytes", "cut")]
-        good = all(type(count) is int and count >= 0 for count in counts)
-        if not good or not isinstance(made, dict) or made.keys() != self.made.keys():
+        made, counts = found.get("made"), [found.get(key) for key in ("rows", "bytes", "cut")]
+        if not all(type(count) is int and count >= 0 for count in counts) \
+                or not isinstance(made, dict) or made.keys() != self.made.keys():
             return found, "has another kind of record"
-        if other := [what for what in made if made[what] != self.made[what]]:
+        if other := [name for name in made if made[name] != self.made[name]]:
             return found, f"is of another {' and '.join(other)}"
-        if os.fstat(self.file.fileno()).st_size < found["bytes"]:
-            return found, "holds less than its record says"
         left = found["bytes"]
-        while left and (some := self.file.read(min(left, 2**20))):
-            self.written.update(some)
-            left -= len(some)
-        same = self.written.hexdigest() == found.get("written")
+        if os.fstat(self.file.fileno()).st_size < left:
+            return found, "holds less than its record says"
+        while left and (block := self.file.read(min(left, 2**20))):
+            self.hash.update(block)
+            left -= len(block)
+        same = self.hash.hexdigest() == found.get("written")
         return found, None if same else "holds other bytes than its record says"
 
     def add(self, text, rows, sha256, cut):
-        """Write a window's answers; they count once they are on record."""
+        """Write the answers of a window; a full one is put on record."""
         try:
             self.begin()
-            told = text.encode("utf-8", "backslashreplace")                    # as JSON has it
-            self.bytes += self.file.write(told)
-            self.written.update(told)
+            data = text.encode("utf-8", "backslashreplace")
+            self.bytes += self.file.write(data)
+            self.hash.update(data)
             self.file.flush()
             os.fsync(self.file.fileno())
         except OSError as error:
             raise self.unwritten(error) from None
         self.rows += rows
         self.cut += cut
-        if self.made is not None and rows == WINDOW:       # behind a shorter one, the last, nothing could go on
+        if self.made is not None and rows == WINDOW:     # a shorter one is the last
             self.on_record = {"rows": self.rows, "bytes": self.bytes, "cut": self.cut,
-                              "written": self.written.hexdigest(), "sha256": sha256,
-                              "made": self.made}
+                              "written": self.hash.hexdigest(), "sha256": sha256, "made": self.made}
             self.keep()
 
     def keep(self):
@@ -160,19 +168,19 @@ class Part:
         self.kept = self.on_record["rows"]
 
     def begin(self):
-        """The part, as far as the record counts; empty without."""
+        """Cut the part to what the record counts, before the first write."""
         if not self.begun:
             if not self.kept:
-                self.record.unlink(missing_ok=True)        # it must count no answers of another run
+                self.record.unlink(missing_ok=True)      # it counts answers of another run
             self.file.truncate(self.bytes)
             self.file.seek(self.bytes)
             self.begun = True
 
     def finish(self):
-        """Give the part its name. The record goes first: a kill in between leaves nothing over."""
+        """Give the part its name. The record goes first: a kill in between leaves no old record."""
         try:
-            self.begin()                                   # stopped here, a run has nothing to add
-            if os.name == "nt":
+            self.begin()                                 # there may have been nothing to add
+            if OPEN_FILES_STAY:
                 self.file.close()
             self.record.unlink(missing_ok=True)
             os.replace(self.part, self.out)
@@ -184,26 +192,28 @@ class Part:
             raise
 
     def unwritten(self, error):
-        remedy = f"free some space, the same command goes on after {self.kept:,} rows" if self.kept else \
-            "free some space or choose another place"
-        return InputError(f"{self.out}: could not be written ({error}); what was saved before is untouched: {remedy}")
+        remedy = "free some space or choose another place"
+        if self.kept:
+            remedy = f"free some space, the same command goes on after {self.kept:,} rows"
+        return InputError(f"{self.out}: could not be written ({error}); what was saved before is "
+                          f"untouched: {remedy}")
 
 
-def beside(out):
-    """Where answers lie while they are made, and the record of them."""
+def part_files(out):
+    """The file of unfinished answers, and its record."""
     return Path(f"{Path(out)}.part"), Path(f"{Path(out)}.part.json")
 
 
-def check_answers(out, overwrite, apart):
-    """files.check_out, for a Part."""
-    for path in beside(out):
-        look_at(path, apart)
-    return check_out(out, overwrite, apart)
+def check_answers(out, overwrite, sources):
+    """files.check_out for OUT and the two files of its Part."""
+    for path in part_files(out):
+        look_at(path, sources)
+    return check_out(out, overwrite, sources)
 
 
 def own_file(path):
-    """Open a file, there or new, to read and write, and lock it -> its handle. InputError for a
-    symbolic link and for all that is no ordinary file."""
+    """Open a file to read and write, new if it is not there, and lock it -> its handle. InputError
+    for a symbolic link and for whatever is no ordinary file."""
     if path.is_symlink() or path.exists() and not path.is_file():
         raise InputError(f"{path}: is no ordinary file: remove it, or choose another --out")
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -218,22 +228,21 @@ def own_file(path):
         raise
 
 
-def passed(windows, rows):
-    """Read windows up to so many rows -> sha256 of their file there, or None if no window ends there."""
-    for texts, sha256 in windows:
-        rows -= len(texts)
+def skip(windows, rows):
+    """Read windows up to so many rows -> sha256 of their file there, or None if none ends there."""
+    for window, sha256 in windows:
+        rows -= len(window)
         if rows <= 0:
             return sha256 if rows == 0 else None
     return None
 
 
 def identity(folders):
-    """A text that changes with a model's files: with the name, size or time of its settings,
-    weights or vocabulary."""
+    """A hash that changes with the name, size or time of any file a model is loaded from."""
     digest = hashlib.sha256()
     for folder in folders:
         for path in sorted(folder.rglob("*")):
-            if path.suffix in READ and path.is_file():
+            if path.suffix in MODEL_FILES and path.is_file():
                 name, stat = path.relative_to(folder), path.stat()
                 digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()

@@ -1,8 +1,7 @@
-"""Text to pretrain on: files with weights, read as sentences, as whole documents, or as prompts with their answers.
+"""Text to pretrain on: files with weights, read as sentences, documents, or prompts with answers;
+and one text in a hundred held out, which is measured on and never learned from.
 
-A file is named FILE or FILE:WEIGHT; what stands in a file of weight 3 is seen three times as often. One document in a
-hundred is held out, to be measured on and never learned from: which one follows from its own text (`is_held_out`), so
-that it is the same one in every run, and a text that stands there twice is not on both sides.
+A file is named FILE or FILE:WEIGHT; what is in a file of weight 3 is seen three times as often.
 """
 import hashlib
 import re
@@ -16,24 +15,8 @@ from ..text.table_files import read_table
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
-def documents(path):
-    """The documents of one file: lines of a .txt; else the text cells of a table (its train rows, if it has a split)."""
-    if path.suffix != ".txt":
-        table = read_table(path)
-        for (_, row), split in zip(table.rows, row_splits(table)):
-            if split == "train":
-                yield from (value for key, value in row.items()
-                            if key not in ("label", split_column(table)) and isinstance(value, str))
-        return
-    try:
-        with open(path, encoding="utf-8") as file:
-            yield from file
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-
-
 def weighted(specs):
-    """FILE[:WEIGHT], ... -> (path, weight), ..."""
+    """Yield (path, weight) of each FILE[:WEIGHT]."""
     for spec in specs:
         name, weight = re.fullmatch(r"(.*?)(?::(\d+(?:\.\d+)?))?", spec, re.DOTALL).groups()
         weight = float(weight or 1)
@@ -43,53 +26,81 @@ def weighted(specs):
         yield Path(name), weight
 
 
-def read_sentences(specs, shortest=4, longest=50):
-    """Sentences of `shortest` to `longest` words from the files -> list of sentences, list of weights."""
-    sentences, weights = [], []
+def read_items(specs, items_of, what):
+    """The items of several files, and the weight of each -> two lists. items_of(path): an iterable;
+    what: for the error where there are none."""
+    items, weights = [], []
     for path, weight in weighted(specs):
+        found = list(items_of(path))
+        items += found
+        weights += [weight] * len(found)
+    if not items:
+        raise InputError(f"{', '.join(specs)}: no {what} in them")
+    return items, weights
+
+
+def read_sentences(specs, shortest=4, longest=50):
+    """Sentences of `shortest` to `longest` words -> list of sentences, list of weights."""
+    def sentences(path):
         for document in documents(path):
-            found = [s for s in SENTENCE_END.split(" ".join(document.split())) if shortest <= len(s.split()) <= longest]
-            sentences += found
-            weights += [weight] * len(found)
-    if not sentences:
-        raise InputError(f"{', '.join(specs)}: no sentence of {shortest} to {longest} words in them")
-    return sentences, weights
+            for sentence in SENTENCE_END.split(" ".join(document.split())):
+                if shortest <= len(sentence.split()) <= longest:
+                    yield sentence
+    return read_items(specs, sentences, f"sentence of {shortest} to {longest} words")
 
 
 def read_documents(specs):
-    """Whole documents, without the white space around them -> list of documents, list of weights.
-
-    One that stands in a file several times is read once: its weight says how often it is seen.
-    """
-    found = [(text, weight) for path, weight in weighted(specs)
-             for text in dict.fromkeys(map(str.strip, documents(path))) if text]
-    if not found:
-        raise InputError(f"{', '.join(specs)}: no text in them")
-    return [text for text, _ in found], [weight for _, weight in found]
+    """Documents without the white space around them -> list of documents, list of weights. One that
+    is in a file several times is read once: its weight says how often it is seen."""
+    def texts(path):
+        return [text for text in dict.fromkeys(map(str.strip, documents(path))) if text]
+    return read_items(specs, texts, "text")
 
 
 def read_pairs(specs):
-    """Lines {"prompt": ..., "answer": ...} of .jsonl files -> list of (prompt, answer), list of weights."""
-    pairs, weights = [], []
-    for path, weight in weighted(specs):
+    """Lines {"prompt": ..., "answer": ...} -> list of (prompt, answer), list of weights."""
+    def pairs(path):
         for line, row in read_table(path).rows:
             pair = row.get("prompt"), row.get("answer")
             if not all(isinstance(text, str) and text.strip() for text in pair):
-                raise InputError(f"{path}, line {line}: should hold a \"prompt\" and an \"answer\", both texts and not empty")
-            pairs.append(pair)
-            weights.append(weight)
-    return pairs, weights
+                raise InputError(f'{path}, line {line}: should hold a "prompt" and an "answer", '
+                                 "both texts and not empty")
+            yield pair
+    return read_items(specs, pairs, "pair")
+
+
+def documents(path):
+    """Yield the lines of a .txt file, or the texts of the cells of a table (of its train rows, if
+    it has a split)."""
+    if path.suffix != ".txt":
+        table = read_table(path)
+        ignored = ("label", split_column(table))
+        for (_, row), split in zip(table.rows, row_splits(table)):
+            if split == "train":
+                yield from (value for key, value in row.items()
+                            if key not in ignored and isinstance(value, str))
+        return
+    try:
+        with open(path, encoding="utf-8") as file:
+            yield from file
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
 
 
 def is_held_out(text, share=0.01):
-    """Is this text one of those that are kept for measuring? About `share` of all texts are; by a hash, not by chance."""
+    """Is this one of the texts that are kept for measuring, about `share` of all? It follows from a
+    hash of the text, so it is the same in every run, and a text that is there twice is not on both
+    sides."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") < share * 2**32
 
 
 def hold_out(items, weights):
-    """-> (items to learn from, their weights), (held-out items, theirs). An item: a text, or a (prompt, answer)."""
-    learned, held = [], []
+    """-> (items to learn from, their weights), (held-out items, theirs). An item is a text, or a
+    (prompt, answer)."""
+    learned, held = ([], []), ([], [])
     for item, weight in zip(items, weights):
-        side = held if is_held_out(item if isinstance(item, str) else "\n".join(item)) else learned
-        side.append((item, weight))
-    return tuple(([item for item, _ in side], [weight for _, weight in side]) for side in (learned, held))
+        text = item if isinstance(item, str) else "\n".join(item)
+        side = held if is_held_out(text) else learned
+        side[0].append(item)
+        side[1].append(weight)
+    return learned, held

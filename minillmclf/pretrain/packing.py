@@ -1,10 +1,10 @@
-"""What a step of pretraining reads: sentences or pairs drawn at random, or documents packed into rows of one length.
+"""What a step of pretraining reads: items drawn at random, or documents packed into rows.
 
-    the old rose EOS a storm EOS soup and bread today EOS   ->   BOS the old rose EOS a   BOS storm EOS soup and bread ...
+    the old rose EOS a storm EOS soup EOS   ->   BOS the old rose EOS a   BOS storm EOS soup EOS
 
-Packing wastes no place on padding: documents stand one after the other, each ended by EOS, in another order every epoch,
-and are cut wherever a row is full (Raffel et al. 2019, 3.1.3). `batch(step)` depends on the seed and the step alone, so
-a run can be stopped and go on anywhere.
+Packing wastes nothing on padding: the documents, each ended by EOS, are joined in another order
+every epoch and cut wherever a row is full (Raffel et al. 2019, 3.1.3). `batch(step)` depends on the
+seed and the step alone, so a run can be stopped and go on anywhere.
 """
 import itertools
 import random
@@ -15,7 +15,7 @@ from ..errors import InputError
 
 
 class Draws:
-    """Batches of `size` items, each drawn as often as its weight says. An item may be anything."""
+    """Batches of `size` items, each item drawn as often as its weight says."""
 
     def __init__(self, items, weights, size, seed):
         self.items, self.size, self.seed = items, size, seed
@@ -23,36 +23,47 @@ class Draws:
 
     def batch(self, step):
         """-> list of `size` items."""
-        return random.Random(f"{self.seed}:{step}").choices(self.items, cum_weights=self.cumulative, k=self.size)
+        draw = random.Random(f"{self.seed}:{step}")
+        return draw.choices(self.items, cum_weights=self.cumulative, k=self.size)
 
 
 class SideBySide:
-    """Of two Draws of the same size, an item of the first with one of the second."""
+    """Of two Draws of one size, an item of the first with one of the second."""
 
     def __init__(self, first, second):
         self.first, self.second = first, second
 
     def batch(self, step):
-        """-> list of tuples."""
+        """-> list of pairs."""
         return list(zip(self.first.batch(step), self.second.batch(step)))
 
 
 class PackedRows:
-    """Batches of `size` rows of `length` tokens. documents: lists of ids; begin: an id to begin each row with, or None."""
+    """Batches of `size` rows of `length` tokens.
+
+    documents: lists of ids; begin: the id that each row begins with, or None.
+    """
 
     def __init__(self, documents, weights, size, length, seed, eos_id, begin=None):
         self.documents = [torch.tensor([*ids, eos_id], dtype=torch.int32) for ids in documents]
-        self.weights, self.size, self.length, self.seed, self.begin = weights, size, length, seed, begin
-        self.number, self.first, self.rows = -1, 0, torch.empty(0, length)      # epoch, its first step, its rows
+        self.weights, self.size, self.length, self.seed = weights, size, length, seed
+        self.begin = begin
+        self.number, self.first, self.rows = -1, 0, ()       # the epoch, its first step, its rows
 
     def epoch(self, number):
-        """The rows of one epoch, (N, length): a document of weight 2.5 stands there twice, every other epoch thrice."""
+        """The rows of an epoch, (N, length). A document of weight 2.5 is in it twice, in every
+        second epoch three times, on average."""
         draw = random.Random(f"{self.seed}:epoch {number}")
-        chosen = [ids for ids, weight in zip(self.documents, self.weights) for _ in range(int(weight + draw.random()))]
+        chosen = []
+        for ids, weight in zip(self.documents, self.weights):
+            chosen += [ids] * int(weight + draw.random())
         draw.shuffle(chosen)
-        tokens, own = torch.cat([self.documents[0][:0], *chosen]).long(), self.length - (self.begin is not None)
-        rows = tokens[:len(tokens) // own * own].view(-1, own)                  # what fills no row is left
-        return rows if self.begin is None else torch.cat([torch.full_like(rows[:, :1], self.begin), rows], dim=1)
+        tokens = torch.cat([self.documents[0][:0], *chosen]).long()
+        own = self.length - (self.begin is not None)
+        rows = tokens[:len(tokens) // own * own].view(-1, own)               # the rest is left out
+        if self.begin is None:
+            return rows
+        return torch.cat([torch.full_like(rows[:, :1], self.begin), rows], dim=1)
 
     def batch(self, step):
         """-> (size, length) ids. Steps may be asked for in rising order only."""
@@ -61,14 +72,20 @@ class PackedRows:
             self.number += 1
             self.rows = self.epoch(self.number)
             if len(self.rows) < self.size:
-                raise InputError(f"the texts fill only {len(self.rows)} rows of {self.length} tokens in an epoch, a batch "
-                                 f"has {self.size}: set --batch-size or --length lower, or give more text")
+                raise InputError(f"the texts fill only {len(self.rows)} rows of {self.length} "
+                                 f"tokens in an epoch, a batch has {self.size}: set --batch-size "
+                                 "or --length lower, or give more text")
         start = (step - self.first) * self.size
         return self.rows[start:start + self.size]
 
 
 def fitting(pairs, weights, tokenizer, length):
-    """The ids of those (prompt, answer) that, with BOS and EOS, are not longer than `length`, and their weights."""
-    encoded = [(tokenizer.ids(prompt), tokenizer.ids(answer)) for prompt, answer in pairs]
-    short = [place for place, (prompt, answer) in enumerate(encoded) if len(prompt) + len(answer) + 2 <= length]
-    return [encoded[place] for place in short], [weights[place] for place in short]
+    """The ids of those (prompt, answer) that have at most `length` tokens with BOS and EOS, and
+    their weights -> two lists."""
+    kept, kept_weights = [], []
+    for (prompt, answer), weight in zip(pairs, weights):
+        ids = tokenizer.ids(prompt), tokenizer.ids(answer)
+        if len(ids[0]) + len(ids[1]) + 2 <= length:
+            kept.append(ids)
+            kept_weights.append(weight)
+    return kept, kept_weights

@@ -1,10 +1,10 @@
 """Learning a SentencePiece vocabulary from text (Kudo and Richardson 2018), for a new LLaMA or T5.
 
-    llama   BPE, every text as it is; <unk> <s> </s>, then 256 pieces for bytes: no character is lost
-    t5      Unigram (Kudo 2018) on NFKC; <pad> </s> <unk>, and 100 sentinels <extra_id_N> after the pieces
+    llama   BPE, texts unchanged; <unk> <s> </s>, then 256 pieces for bytes: no character is lost
+    t5      Unigram (Kudo 2018) on NFKC; <pad> </s> <unk>, and after the pieces 100 <extra_id_N>
 
-The `sentencepiece` library does the counting. Here: what it is told, which text it sees, and the tokenizer that comes of
-it. Not here: cutting texts with the pieces (unigram.py); WordPiece (vocabulary.py).
+The `sentencepiece` library does the counting. Here: its options, the text it is given, and the
+resulting tokenizer. Not here: cutting texts (unigram.py, bpe.py), WordPiece (vocabulary.py).
 """
 import io
 import json
@@ -18,17 +18,20 @@ from ..errors import InputError
 from ..text.tokenizers.tokenizer import load_tokenizer
 
 SENTINELS = [f"<extra_id_{number}>" for number in range(100)]
-CHARACTERS = 15_000_000                # of text the pieces are learned on; more of it hardly changes them
+CHARACTERS = 15_000_000           # of text the pieces are learned from; more hardly changes them
 LLAMA = dict(model_type="bpe", byte_fallback=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
              normalization_rule_name="identity", remove_extra_whitespaces=False)
-T5 = dict(model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1, normalization_rule_name="nmt_nfkc")
-# arch -> what the library is told, the name of its file, tokenizer_config.json
-KINDS = {"llama": (LLAMA, "tokenizer.model", {"tokenizer_class": "LlamaTokenizer"}),
-         "t5": (T5, "spiece.model", {"tokenizer_class": "T5Tokenizer", "additional_special_tokens": SENTINELS})}
+T5 = dict(model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+          normalization_rule_name="nmt_nfkc")
+KINDS = {                         # arch -> options, name of the model file, tokenizer_config.json
+    "llama": (LLAMA, "tokenizer.model", {"tokenizer_class": "LlamaTokenizer"}),
+    "t5": (T5, "spiece.model", {"tokenizer_class": "T5Tokenizer",
+                                "additional_special_tokens": SENTINELS})}
 
 
 def sample(documents, weights, seed, characters=CHARACTERS):
-    """Lines of the documents, about as many as asked: a document of weight 3 comes three times as often as one of 1."""
+    """Yield lines of the documents, about as many characters as given; a document of weight 3 comes
+    three times as often as one of 1."""
     draw = random.Random(f"{seed}:vocabulary")
     total = sum(len(text) * weight for text, weight in zip(documents, weights))
     share = min(1.0, characters / max(total, 1))
@@ -38,21 +41,22 @@ def sample(documents, weights, seed, characters=CHARACTERS):
 
 
 def learn_sentencepiece(arch, documents, weights, size, seed=0):
-    """A Tokenizer of `size` pieces (t5: and the sentinels) learned on weighted documents; arch: a key of KINDS.
+    """A Tokenizer of `size` pieces (t5: and the sentinels) from weighted documents; arch: of KINDS.
 
-    The rarest characters, 1 in 10,000 of the text, get no piece: they would fill the vocabulary. Raises InputError
-    where `size` has no room for the other characters.
+    The rarest characters, 1 in 10,000 of the text, get no piece: they would fill the vocabulary.
+    InputError where `size` is too small for the other characters.
     """
-    told, name, config = KINDS[arch]
+    options, name, config = KINDS[arch]
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=sample(documents, weights, seed), model_writer=model, vocab_size=size,
-            hard_vocab_limit=False, character_coverage=0.9999, split_digits=True, max_sentence_length=10**6,
-            num_threads=1, minloglevel=2, **told)
+            hard_vocab_limit=False, character_coverage=0.9999, split_digits=True,
+            max_sentence_length=10**6, num_threads=1, minloglevel=2, **options)
     except (RuntimeError, OSError, ValueError) as error:
-        raise InputError(f"--vocab-size {size}: SentencePiece learns no vocabulary of it ({str(error).strip()[-200:]}): "
-                         f"give more text, or another size") from None
+        raise InputError(f"--vocab-size {size}: SentencePiece learns no vocabulary of "
+                         f"it ({str(error).strip()[-200:]}): give more text, or another "
+                         "size") from None
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / name).write_bytes(model.getvalue())
         (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -1,9 +1,9 @@
-"""Pretraining tasks, each a network, its tokenizer and a loss: masked words, the next word, missing spans.
+"""Pretraining tasks: masked words, the next word, missing spans. Each has a student, its tokenizer,
+and `loss(batch)` -> (scalar to minimise, its parts for the log, how many tokens were read).
 
-What one is given: texts (MaskedLM); rows of packed ids (B, T); or a list of (prompt ids, answer ids), an instruction
-mixture, of which only answers are to be learned (Chung et al. 2022, "Scaling Instruction-Finetuned Language Models").
-Here: how such a batch becomes what a loss of losses.py takes. Not here: where batches come from (pretrain/packing.py).
-`loss(batch)` -> (scalar to minimise, its parts for the log, how many tokens were read).
+A batch is a list of texts (MaskedLM); rows of packed ids (B, T); or a list of (prompt ids, answer
+ids), of which only the answers are learned (Chung et al. 2022, "Scaling Instruction-Finetuned
+Language Models"). Not here: where batches come from (packing.py), a teacher (distil.py).
 """
 import torch
 
@@ -11,81 +11,115 @@ from ..errors import InputError
 from ..models import T5
 from ..models.backbone import Decoder
 from ..text.batch import collate
-from .sentencepiece_trainer import SENTINELS
 from ..training.completion_loss import text_to_text_loss
 from .losses import causal_lm_loss, corrupt, corrupt_spans, masked_lm_loss
+from .sentencepiece_trainer import SENTINELS
 
 
-def padded(lists, pad_id):
-    """Lists of ids -> ids (B, T) and mask (B, T)."""
-    batch = collate([(ids, [0] * len(ids)) for ids in lists], range(len(lists)), pad_id)
-    return batch.ids, batch.mask
+def padded(tokenizer, encoded):
+    """A list of (ids, types) -> Batch."""
+    return collate(encoded, range(len(encoded)), tokenizer.pad_id)
 
 
-class MaskedLM:
-    """Loss: cross-entropy of the masked tokens of texts."""
+def encode(tokenizer, texts):
+    """Texts, as a classifier reads them -> Batch."""
+    return padded(tokenizer, [tokenizer.layout(tokenizer.ids(text)) for text in texts])
 
-    head = None
 
-    def __init__(self, student, tokenizer, where):
-        if student.lm_head is None or tokenizer.mask_id is None:
-            raise InputError(f"{where}: has no masked-LM head to train on")
+class Task:
+    """head: a module that learns beside the student and is not part of it, or None; begin: the id
+    that each packed row begins with, or None; name: of the loss in the log."""
+
+    head = begin = None
+
+    def __init__(self, student, tokenizer, fits, fault):
+        """fits: whether they can learn this task; fault: the error if not."""
+        if not fits:
+            raise InputError(fault)
         self.student, self.tokenizer = student, tokenizer
 
-    def loss(self, texts):
-        encoded = [self.tokenizer.layout(self.tokenizer.ids(text)) for text in texts]
-        batch = collate(encoded, range(len(texts)), self.tokenizer.pad_id)
-        ids, chosen = corrupt(batch.ids, batch.mask, self.tokenizer.special_ids, self.tokenizer.mask_id, len(self.tokenizer))
-        loss = masked_lm_loss(self.student, ids, batch.mask, batch.types, chosen, batch.ids)
-        return loss, {"masked_lm": float(loss.detach())}, int(batch.mask.sum())
+    def padded(self, lists):
+        """Lists of ids -> ids (B, T) and mask (B, T)."""
+        batch = padded(self.tokenizer, [(ids, [0] * len(ids)) for ids in lists])
+        return batch.ids, batch.mask
+
+    def result(self, loss, tokens):
+        return loss, {self.name: float(loss.detach())}, int(tokens)
 
 
-class CausalLM:
-    """Loss: cross-entropy of every token of a row, given those before it; of pairs, of the answer and EOS alone."""
+class MaskedLM(Task):
+    """Cross-entropy of the masked tokens of texts."""
 
-    head = None
+    name = "masked_lm"
 
     def __init__(self, student, tokenizer, where):
-        if not isinstance(student, Decoder) or not student.has_logits or tokenizer.eos_id is None:
-            raise InputError(f"{where}: should be a decoder with a language-model head, and have an end-of-text token")
-        self.student, self.tokenizer, self.begin = student, tokenizer, tokenizer.bos_id
+        """where: the folder that an error names."""
+        fits = student.lm_head is not None and tokenizer.mask_id is not None
+        super().__init__(student, tokenizer, fits, f"{where}: has no masked-LM head to train on")
+
+    def loss(self, texts):
+        tokenizer = self.tokenizer
+        batch = encode(tokenizer, texts)
+        ids, chosen = corrupt(batch.ids, batch.mask, tokenizer.special_ids, tokenizer.mask_id,
+                              len(tokenizer))
+        loss = masked_lm_loss(self.student, ids, batch.mask, batch.types, chosen, batch.ids)
+        return self.result(loss, batch.mask.sum())
+
+
+class CausalLM(Task):
+    """Cross-entropy of each token of a row, given those before it; of pairs, of answer and EOS."""
+
+    name = "causal_lm"
+
+    def __init__(self, student, tokenizer, where):
+        fits = isinstance(student, Decoder) and student.has_logits and tokenizer.eos_id is not None
+        super().__init__(student, tokenizer, fits, f"{where}: should be a decoder with a "
+                         "language-model head, and have an end-of-text token")
+        self.begin = tokenizer.bos_id
 
     def pairs(self, batch):
-        """[(prompt ids, answer ids)] -> ids, mask, and where an answer or its EOS stands, (B, T) each."""
-        prompts = [[*([] if self.begin is None else [self.begin]), *prompt] for prompt, _ in batch]
-        answers = [[*answer, self.tokenizer.eos_id] for _, answer in batch]
-        ids, mask = padded([a + b for a, b in zip(prompts, answers)], self.tokenizer.pad_id)
-        places = torch.arange(ids.shape[1])                                                     # (T,)
-        return ids, mask, places >= torch.tensor([[len(prompt)] for prompt in prompts])
+        """[(prompt ids, answer ids)] -> ids, mask, and where an answer or its EOS is, (B, T)."""
+        begin = [] if self.begin is None else [self.begin]
+        ids, mask = self.padded([[*begin, *prompt, *answer, self.tokenizer.eos_id]
+                                 for prompt, answer in batch])
+        starts = torch.tensor([[len(begin) + len(prompt)] for prompt, _ in batch])   # (B, 1)
+        return ids, mask, torch.arange(ids.shape[1]) >= starts
 
     def loss(self, batch):
-        ids, mask, counted = self.pairs(batch) if isinstance(batch, list) else (batch, torch.ones_like(batch), None)
-        loss = causal_lm_loss(self.student, ids, mask, counted)
-        return loss, {"causal_lm": float(loss.detach())}, int(mask.sum())
+        if isinstance(batch, list):
+            ids, mask, counted = self.pairs(batch)
+        else:
+            ids, mask, counted = batch, torch.ones_like(batch), None
+        return self.result(causal_lm_loss(self.student, ids, mask, counted), mask.sum())
 
 
-class SpanCorruption:
-    """Loss: cross-entropy of the spans cut out of a row; of pairs, of the answer, written to the prompt as source."""
+class SpanCorruption(Task):
+    """Cross-entropy of the spans cut out of a row; of pairs, of the answer to the prompt."""
 
-    head = None
+    name = "spans"
 
     def __init__(self, student, tokenizer, where):
         self.sentinels = [tokenizer.vocab[name] for name in SENTINELS if name in tokenizer.vocab]
-        if not isinstance(student, T5) or not student.has_logits or not self.sentinels:
-            raise InputError(f"{where}: should be a T5 with its language-model head, and have sentinels <extra_id_0>, ...")
-        self.student, self.tokenizer, self.begin = student, tokenizer, None
+        fits = isinstance(student, T5) and student.has_logits and self.sentinels
+        super().__init__(student, tokenizer, fits, f"{where}: should be a T5 with its "
+                         "language-model head, and have sentinels <extra_id_0>, ...")
 
     def spans(self, rows):
-        """(B, T) ids -> [(source ids, target ids)], other spans each time, as torch's random numbers fall."""
+        """(B, T) ids -> [(source ids, target ids)]; the spans follow torch's random numbers."""
         seeds = torch.randint(2**40, (len(rows),)).tolist()
-        return [corrupt_spans(row, self.sentinels, self.tokenizer.eos_id, seed) for row, seed in zip(rows.tolist(), seeds)]
+        return [corrupt_spans(row, self.sentinels, self.tokenizer.eos_id, seed)
+                for row, seed in zip(rows.tolist(), seeds)]
 
     def pairs(self, batch):
-        """[(prompt ids, answer ids)] -> the same, both ended by EOS."""
-        return [tuple([*ids, self.tokenizer.eos_id] for ids in pair) for pair in batch]
+        """[(prompt ids, answer ids)] -> the same, each ended by EOS."""
+        eos = [self.tokenizer.eos_id]
+        return [(prompt + eos, answer + eos) for prompt, answer in batch]
 
     def loss(self, batch):
-        texts = self.pairs(batch) if isinstance(batch, list) else self.spans(batch)
-        (ids, mask), (target, target_mask) = (padded(side, self.tokenizer.pad_id) for side in zip(*texts))
+        pairs = self.pairs(batch) if isinstance(batch, list) else self.spans(batch)
+        (ids, mask), (target, target_mask) = map(self.padded, zip(*pairs))   # (B, S), (B, T)
         loss = text_to_text_loss(self.student, ids, mask, target, target_mask)
-        return loss, {"spans": float(loss.detach())}, int(mask.sum() + target_mask.sum())
+        return self.result(loss, mask.sum() + target_mask.sum())
+
+
+TASKS = {"mlm": MaskedLM, "clm": CausalLM, "spans": SpanCorruption}      # by --objective

@@ -1,8 +1,8 @@
-"""Learning a WordPiece vocabulary from text: start from characters, join the most frequent neighbours, again and again.
+"""Learning a WordPiece vocabulary: start from characters, join the most frequent pair, repeat.
 
-This is byte-pair encoding's training (Sennrich et al. 2016) with BERT's spelling: a piece that does not begin a word is
-written `##piece`. Words come from WordPiece's own cleaning and splitting, so what is learned is what will be looked up.
-Here: the trainer. Not here: cutting words with the result (wordpiece.py).
+This is how byte-pair encoding is trained (Sennrich et al. 2016), with BERT's notation: a piece that
+does not begin a word is written `##piece`. Words are normalised and split as WordPiece does it, so
+what is learned is what will be looked up. Not here: cutting words with the result (wordpiece.py).
 """
 import heapq
 from collections import Counter, defaultdict
@@ -27,21 +27,25 @@ def spell(word):
 
 
 def alphabet_of(counts, size):
-    """The `size` most frequent characters; words with any other are left to [UNK], or they would eat the vocabulary."""
+    """The `size` most frequent characters. Words with others become [UNK]: rare characters would
+    fill the vocabulary."""
     characters = Counter()
     for word, count in counts.items():
         for char in word:
             characters[char] += count
-    return {char for char, _ in sorted(characters.items(), key=lambda item: (-item[1], item[0]))[:size]}
+    ranked = sorted(characters, key=lambda char: (-characters[char], char))
+    return set(ranked[:size])
 
 
 def learn_wordpiece(counts, size, alphabet=120):
-    """counts: word -> frequency; size: pieces wanted, specials included -> list of pieces, the vocabulary in id order."""
+    """counts: word -> frequency; size: pieces, specials included -> list of pieces in id order."""
     allowed = alphabet_of(counts, alphabet)
-    # In whole thousandths: sums of fractions (a text may weigh 0.1) would leave remains of pairs that are no more.
-    words = [(spell(word), round(1000 * count)) for word, count in sorted(counts.items()) if set(word) <= allowed]
+    # Counts in integer thousandths: sums of fractions (a text may weigh 0.1) would leave remainders
+    # for pairs that no longer occur.
+    words = [(spell(word), round(1000 * count)) for word, count in sorted(counts.items())
+             if set(word) <= allowed]
     pieces = dict.fromkeys(SPECIALS + sorted({piece for spelled, _ in words for piece in spelled}))
-    pairs, where = Counter(), defaultdict(set)          # neighbours -> frequency, -> words that hold them
+    pairs, where = Counter(), defaultdict(set)       # pair -> frequency, -> words that contain it
     for index, (spelled, count) in enumerate(words):
         for pair in zip(spelled, spelled[1:]):
             pairs[pair] += count
@@ -50,17 +54,23 @@ def learn_wordpiece(counts, size, alphabet=120):
     heapq.heapify(heap)
     while heap and len(pieces) < size:
         negative, pair = heapq.heappop(heap)
-        if -negative != pairs[pair]:                    # an old entry: its count has changed since it was pushed
+        if -negative != pairs[pair]:                 # an old entry: the count has changed since
             continue
-        pieces[pair[0] + pair[1].removeprefix("##")] = None
+        pieces[joined(pair)] = None
         for changed in join(pair, words, pairs, where):
             heapq.heappush(heap, (-pairs[changed], changed))
     return list(pieces)
 
 
+def joined(pair):
+    """("##a", "##b") -> "##ab"."""
+    return pair[0] + pair[1].removeprefix("##")
+
+
 def join(pair, words, pairs, where):
-    """Write `pair` as one piece in every word that holds it; keeps the counts right -> the pairs whose count changed."""
-    changed, joined = set(), pair[0] + pair[1].removeprefix("##")
+    """Write `pair` as one piece in each word that contains it, and update the counts -> the pairs
+    whose count has changed and is not 0."""
+    changed = set()
     for index in where.pop(pair):
         spelled, count = words[index]
         for old in zip(spelled, spelled[1:]):
@@ -69,7 +79,7 @@ def join(pair, words, pairs, where):
         merged, i = [], 0
         while i < len(spelled):
             here = tuple(spelled[i:i + 2]) == pair
-            merged.append(joined if here else spelled[i])
+            merged.append(joined(pair) if here else spelled[i])
             i += 2 if here else 1
         words[index] = (merged, count)
         for new in zip(merged, merged[1:]):

@@ -1,16 +1,16 @@
-"""Pictures of results: numbers in, a matplotlib Figure out. Needs the extra: pip install -e '.[plots]'
+"""Pictures of results: numbers in, a matplotlib Figure out. Needs: pip install -e '.[plots]'
 
-Here: accuracy against rows, quality against cost, confusions, calibration (the reliability diagram of Guo et al. 2017, "On
-Calibration of Modern Neural Networks"), the course of a training. Not here: how the numbers come about (training/metrics.py,
-compare.py), nor a page around the pictures (report.py).
+Here: accuracy by number of training rows, accuracy by cost, confusion matrix, reliability diagram
+(Guo et al. 2017, "On Calibration of Modern Neural Networks"), the course of a training. Not here:
+how the numbers are computed (training/metrics.py, compare/), nor the page (__main__.py).
 
-A figure's label is its alternative text, in words what the picture shows: `figure.get_label()`; `save` writes it into the
-file. Nothing is left behind in pyplot or in matplotlib's settings. Figures have a light background of their own, so that
-they can be read on a dark page too; no text is smaller than 9 points. Series differ in colour, marker and dash pattern, and
-the colours stay apart for eyes without red or green cones.
+A figure's label is its alternative text, the picture in words: `figure.get_label()`; `save` writes
+it into the file. Figures have a light background of their own, so they can be read on a dark page;
+no text is smaller than 9 points. Series differ in colour, marker and dashes, and the colours differ
+for red-green blind readers too. pyplot and the user's matplotlib settings are left unchanged.
 """
+import importlib
 import io
-import math
 import textwrap
 import unicodedata
 import warnings
@@ -24,340 +24,356 @@ from ..errors import InputError
 from ..files import replacing
 from ..training.metrics import calibration_error
 
-COLOURS = "#4A90D9", "#D55E00", "#000000", "#332288", "#5D3A00"       # farthest apart in simulated colour blindness
+COLOURS = "#4A90D9", "#D55E00", "#000000", "#332288", "#5D3A00"    # for colour-blind readers too
 MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.")
 GOOD, BAD, PAPER, INK = "#0072B2", "#D55E00", "#FCFCFC", "#1A1A1A"
-STYLE = {"font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9,
-         "legend.fontsize": 9, "figure.facecolor": PAPER, "savefig.facecolor": PAPER, "axes.facecolor": PAPER,
-         "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
-         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#DDDDDD",
-         "axes.axisbelow": True, "legend.frameon": False, "legend.handlelength": 3.5, "text.parse_math": False,
-         "svg.hashsalt": "minillmclf", "svg.fonttype": "none"}        # text stays text, in the browser's fonts
-COSTS = {"train_seconds": "training time (s)", "ms_per_text": "time for a text (ms)", "memory_mb": "peak memory (MB)",
-         "trainable": "trained parameters"}
-FORMATS = {".svg": "Description", ".png": "Description", ".pdf": "Subject"}       # suffix -> where alternative text goes
-NUMBERED, SHOWN = 12, 60          # classes up to which cells hold numbers; that are drawn at most
+STYLE = {
+    "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10, "xtick.labelsize": 9,
+    "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False, "legend.handlelength": 3.5,
+    "figure.facecolor": PAPER, "savefig.facecolor": PAPER, "axes.facecolor": PAPER,
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
+    "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.color": "#DDDDDD", "axes.axisbelow": True, "text.parse_math": False,
+    "svg.hashsalt": "minillmclf", "svg.fonttype": "none"}     # text stays text, in browser fonts
+COSTS = {"train_seconds": "training time (s)", "ms_per_text": "time for a text (ms)",
+         "memory_mb": "peak memory (MB)", "trainable": "trained parameters"}
+FORMATS = {                       # suffix -> the file's keys for the alternative text, for the date
+    ".svg": ("Description", "Date"), ".png": ("Description", None),
+    ".pdf": ("Subject", "CreationDate")}
+NUMBERED, SHOWN = 12, 60          # most classes with numbers in their cells; most classes drawn
+
+
+# ---------------------------------------------------------------- figures and files
+
+def matplotlib(part=""):
+    """matplotlib, or a part such as ".figure", imported when it is needed."""
+    try:
+        return importlib.import_module("matplotlib" + part)
+    except ImportError:
+        raise InputError("pictures need matplotlib, which is not installed: "
+                         "pip install -e '.[plots]'") from None
+
+
+def available():
+    """Is matplotlib installed?"""
+    try:
+        return bool(matplotlib(".figure"))
+    except InputError:
+        return False
 
 
 @contextmanager
-def any_script():
-    """with any_script(): ...   No warning for letters that matplotlib's font lacks."""
-    with warnings.catch_warnings():
+def style():
+    """with style(): ...   The style of all pictures; no warning for letters the font lacks."""
+    with matplotlib().rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield
 
 
-def width(text):
-    """How many Latin letters a text is as wide as: Chinese letters and emoji count twice."""
-    return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
-
-
 @contextmanager
 def drawing(width, height):
-    """with drawing(4, 3) as figure: ...   An empty Figure, in inches, in the style of all pictures here."""
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("pictures need matplotlib, which is not installed: pip install -e '.[plots]'") from None
-    with matplotlib.rc_context(STYLE), any_script():
-        figure = Figure(figsize=(width, height), layout="constrained")
+    """with drawing(4, 3) as figure: ...   An empty Figure of that size in inches."""
+    with style():
+        figure = matplotlib(".figure").Figure(figsize=(width, height), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-        FigureCanvasAgg(figure)
+        matplotlib(".backends.backend_agg").FigureCanvasAgg(figure)
         yield figure
 
 
 def save(figure, path):
-    """The figure as a file, whole or not at all; its suffix says how: .svg, .png (160 dots an inch) or .pdf."""
+    """Write the figure to a .svg, .png (160 dots an inch) or .pdf file, complete or not at all."""
     with replacing(path) as temporary:
         Path(temporary).write_bytes(render(figure, Path(path).suffix.lower(), path))
 
 
 def render(figure, suffix=".svg", name="a picture"):
-    """The figure as the bytes of such a file; the same data give the same bytes. name: what an error calls it."""
-    import matplotlib
+    """The figure as the bytes of a file; the same data give the same bytes. name: for errors."""
     if suffix not in FORMATS:
         raise InputError(f"{name}: unknown suffix '{suffix}': use {', '.join(FORMATS)}")
-    dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
+    description, date = FORMATS[suffix]
+    metadata = {description: figure.get_label()} | ({date: None} if date else {})
     out = io.BytesIO()
-    with matplotlib.rc_context(STYLE), any_script():
-        figure.savefig(out, format=suffix[1:], dpi=160, metadata={FORMATS[suffix]: figure.get_label(), **dates[suffix]})
+    with style():
+        figure.savefig(out, format=suffix[1:], dpi=160, metadata=metadata)
     return out.getvalue()
 
 
 def short(text, most=32):
-    """A name on one line, of `most` characters at most: a long one loses its middle, for names differ at their ends."""
+    """A name on one line of at most `most` characters; names differ at their ends, so a long one
+    loses its middle."""
     text = " ".join(str(text).split())
-    return text if len(text) <= most else text[:most // 2] + "…" + text[len(text) - (most - most // 2 - 1):]
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[len(text) - (most - half - 1):]}"
 
 
-def check_table(table, keys):
-    """Every row of a comparison's table has these keys, and an accuracy that is a number."""
-    if not table:
-        raise InputError("a picture of a comparison needs a row at least, the table has none")
-    for number, row in enumerate(table, 1):
-        missing = [key for key in (*keys, "accuracy") if key not in row]
-        if missing:
-            raise InputError(f"row {number} of the table: has no {', '.join(missing)}, only {', '.join(row)}")
-        if not isinstance(row["accuracy"], dict) or row["accuracy"].get("mean") is None:
-            raise InputError(f"row {number} of the table: accuracy should be {{mean, low, high}}, is "
-                             f"{row['accuracy']!r:.60}: give the rows of a table.json that minillmclf.compare has written")
+def width(text):
+    """The width of a text in Latin letters: Chinese letters and emoji count twice."""
+    return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
 
+
+def legend(figure, axes, place):
+    """A legend of what is drawn in `axes`, outside of them."""
+    figure.legend(*axes.get_legend_handles_labels(), loc=f"outside {place}")
+
+
+# ---------------------------------------------------------------- comparisons
 
 def interval(row):
-    """The accuracy of a row -> mean, and how far the interval goes below and above; 0 where there is none."""
-    mean, low, high = (row["accuracy"].get(key) for key in ("mean", "low", "high"))
-    return mean, max(0.0, mean - low) if low is not None else 0.0, max(0.0, high - mean) if high is not None else 0.0
-
-
-def rows_of(size):
-    """The size of a training set, 25 or "25" or "all" -> 25 or "all"."""
-    if str(size) != "all" and not (str(size).isdigit() and int(size) > 0):
-        raise InputError(f"size {size!r} in the table: should be a number of rows a class, or all")
-    return size if size == "all" else int(size)
+    """The accuracy of a row -> mean, and how far its interval reaches below and above."""
+    mean, low, high = (row["accuracy"][key] for key in ("mean", "low", "high"))
+    return mean, max(0.0, mean - low), max(0.0, high - mean)
 
 
 def learning_curve(table):
-    """Accuracy against training rows a class, a line a model, with its interval -> Figure.
+    """Accuracy by training rows a class, a line for each model, with intervals -> Figure.
 
-    table: of `compare`'s table.json: rows with `label` (whose line), `size` (rows a class, or "all") and `accuracy`
-    {mean, low, high}. "all" stands one doubling to the right of the largest number.
+    table: rows of compare, as in its table.json, with `label` (which line), `size` (rows a class,
+    or "all") and `accuracy` {mean, low, high}. "all" is drawn at twice the largest number.
     """
-    check_table(table, ["label", "size"])
     series = {}
     for row in table:
         series.setdefault(row["label"], []).append(row)
-    sizes = [rows_of(row["size"]) for row in table]
-    numbers = sorted({size for size in sizes if size != "all"})
-    place = {**{n: float(n) for n in numbers}, "all": 2.0 * max(numbers, default=1)}
+    sizes = {row["size"] for row in table}
+    numbers = sorted(sizes - {"all"})
+    places = {**{n: float(n) for n in numbers}, "all": 2.0 * max(numbers, default=1)}
     with drawing(5.2, 3.4 + 0.2 * len(series)) as figure:
         axes = figure.add_subplot()
-        for number, (label, rows) in enumerate(series.items()):
-            points = sorted((place[rows_of(r["size"])], *interval(r)) for r in rows)
+        for n, (label, rows) in enumerate(series.items()):
+            points = sorted((places[row["size"]], *interval(row)) for row in rows)
             x, y, below, above = np.array(points).T
-            aside = 1.2 ** ((number + 0.5) / len(series) - 0.5)          # or intervals would hide each other
-            axes.errorbar(x * aside, y, [below, above], label=short(label, 60), color=COLOURS[number % len(COLOURS)],
-                          marker=MARKERS[number % len(MARKERS)], linestyle=DASHES[number % len(DASHES)], capsize=3)
+            shift = 1.2 ** ((n + 0.5) / len(series) - 0.5)      # or intervals would hide each other
+            axes.errorbar(x * shift, y, [below, above], label=short(label, 60), capsize=3,
+                          color=COLOURS[n % len(COLOURS)], marker=MARKERS[n % len(MARKERS)],
+                          linestyle=DASHES[n % len(DASHES)])
         axes.set_xscale("log")
         used = numbers + ["all"] * ("all" in sizes)
-        axes.set_xticks([place[n] for n in used], [str(n) for n in used])
+        axes.set_xticks([places[size] for size in used], [str(size) for size in used])
         axes.set_xticks([], minor=True)
-        axes.set_xlabel("training rows a class (log scale)")
-        axes.set_ylabel("accuracy (share of rows)")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center")
-        ends = [f"{label}: " + ", ".join(f"{r['accuracy']['mean']:.3f} at {r['size']}" for r in rows)
-                for label, rows in series.items()]
-        figure.set_label("Accuracy against training rows a class. " + "; ".join(ends) + ".")
+        axes.set(xlabel="training rows a class (log scale)", ylabel="accuracy (share of rows)")
+        legend(figure, axes, "lower center")
+        lines = [f"{label}: " + ", ".join(f"{r['accuracy']['mean']:.3f} at {r['size']}"
+                                          for r in rows) for label, rows in series.items()]
+        figure.set_label(f"Accuracy against training rows a class. {'; '.join(lines)}.")
     return figure
 
 
 def pareto_front(points):
-    """points: (cost, quality) each -> set of the numbers of those that no other beats, which would be as cheap and better, or
-    as good and cheaper. Equal points are on it together."""
+    """Points (cost, quality) -> the set of numbers of those that no other point beats: as cheap and
+    better, or as good and cheaper. Equal points do not beat each other."""
     return {i for i, (cost, quality) in enumerate(points)
             if not any(c <= cost and q >= quality and (c, q) != (cost, quality) for c, q in points)}
 
 
 def cost(table, by="train_seconds"):
-    """Accuracy against what it costs, a numbered point a row, 1 the most accurate; the Pareto front is a line through full
-    points -> Figure.
+    """Accuracy by cost, a numbered point for each row, 1 the most accurate -> Figure.
 
-    table: as for `learning_curve`; by: train_seconds, ms_per_text, memory_mb or trainable. The axis is logarithmic: rows
-    that have no cost above 0 (a baseline trains no parameters) are named below the picture. Numbers with a key, not names
-    beside the points: sixteen names near each other hide the points.
+    table: as for `learning_curve`; by: a key of COSTS. The axis is logarithmic, so rows without a
+    cost above 0 (a baseline trains no parameters) are named below the picture. A line joins the
+    full points, the Pareto front. The names are in a key beside the picture: sixteen names among
+    the points would hide them.
     """
-    if by not in COSTS:
-        raise InputError(f"cost by {by!r}: known are {', '.join(COSTS)}")
-    check_table(table, ["label", "size", by])
-    sizes = len({row["size"] for row in table}) > 1
-    named = [(short(row["label"]) + (f" ({row['size']})" if sizes else ""), row) for row in table]
-    free = [name for name, row in named if not row[by] or not row[by] > 0]
-    shown = sorted(((name, row) for name, row in named if row[by] and row[by] > 0), key=lambda pair: -interval(pair[1])[0])
+    several_sizes = len({row["size"] for row in table}) > 1
+    shown, free = [], []
+    for row in table:
+        name = short(row["label"]) + (f" ({row['size']})" if several_sizes else "")
+        if row[by] and row[by] > 0:
+            shown.append((name, row[by], *interval(row)))
+        else:
+            free.append(name)
     if not shown:
         raise InputError(f"cost by {by}: no row of the table has a number above 0 there")
-    points = [(row[by], row["accuracy"]["mean"]) for _, row in shown]
+    shown.sort(key=lambda point: -point[2])
+    points = [(x, y) for _, x, y, *_ in shown]
     front = sorted(pareto_front(points), key=points.__getitem__)
     note = f"not shown, no number above 0 here: {', '.join(free)}" if free else ""
     with drawing(7.6, max(4.4, 1.2 + 0.2 * len(shown))) as figure:
-        axes = figure.add_subplot()
-        axes.set_xscale("log")
-        for number, ((_, row), (x, y)) in enumerate(zip(shown, points)):
-            ink, fill = (GOOD, GOOD) if number in front else (INK, PAPER)
-            axes.errorbar(x, y, np.array([interval(row)[1:]]).T, color=ink, marker="o", markersize=6, markerfacecolor=fill,
-                          capsize=2, elinewidth=0.8)
-        x, y = np.array([points[i] for i in front]).T
-        axes.plot(np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1], color=GOOD, linewidth=1.2, zorder=1,
-                  label="Pareto front: nothing here is both cheaper and better")
-        plain_log_axis(axes, [x for x, _ in points])
-        axes.margins(y=0.1)
-        axes.set_xlabel("\n".join([COSTS[by] + ", log scale", *textwrap.wrap(note, 60)]))
-        axes.set_ylabel("accuracy (share of rows)")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left")
-        key = "\n".join(f"{number:\u2007>2}  {name}" for number, (name, _) in enumerate(shown, 1))
-        figure.legend([axes.plot([], [], linestyle="none")[0]], [key], loc="outside right upper", handlelength=0, handletextpad=0)
+        axes = figure.add_subplot(xscale="log")
+        draw_points(axes, shown, front)
+        axes.set(xlabel="\n".join([COSTS[by] + ", log scale", *textwrap.wrap(note, 60)]),
+                 ylabel="accuracy (share of rows)")
+        legend(figure, axes, "upper left")
+        key = "\n".join(f"{n:\u2007>2}  {name}" for n, (name, *_) in enumerate(shown, 1))
+        figure.legend([axes.plot([], [], linestyle="none")[0]], [key], handlelength=0,
+                      loc="outside right upper", handletextpad=0)
         put_numbers(figure, axes, points)
-        best = [f"{shown[i][0]}, accuracy {points[i][1]:.3f} for {points[i][0]:,.4g}" for i in front]
-        figure.set_label(f"Accuracy against {COSTS[by]}. On the Pareto front: {'; '.join(best)}." + f" {note}." * bool(note))
+        best = [f"{shown[i][0]}, accuracy {shown[i][2]:.3f} for {shown[i][1]:,.4g}" for i in front]
+        figure.set_label(f"Accuracy against {COSTS[by]}. On the Pareto front: {'; '.join(best)}."
+                         + f" {note}." * bool(note))
     return figure
 
 
-def plain_log_axis(axes, values):
-    """A logarithmic x axis with room around the values and whole numbers at its ticks."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-    low, high = min(values), max(values)
-    room = max(1.5, (high / low) ** 0.1)
-    axes.set_xlim(low / room, high * room)
-    axes.xaxis.set_major_locator(LogLocator(subs=range(1, 10) if high / low < 5 else (1, 2, 5) if high / low < 300 else (1,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}" if value < 1e6 else f"{value / 1e6:,.10g} M"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+def draw_points(axes, shown, front):
+    """Points with intervals, and the Pareto front as steps. shown: (name, cost, mean, below, above)
+    each; front: the numbers of those on it, from cheap to dear."""
+    for n, (_, x, y, below, above) in enumerate(shown):
+        ink, fill = (GOOD, GOOD) if n in front else (INK, PAPER)
+        axes.errorbar(x, y, [[below], [above]], color=ink, marker="o", markersize=6,
+                      markerfacecolor=fill, capsize=2, elinewidth=0.8)
+    x, y = np.array([shown[i][1:3] for i in front]).T
+    axes.plot(np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1], color=GOOD, linewidth=1.2, zorder=1,
+              label="Pareto front: nothing here is both cheaper and better")
+    costs = [point[1] for point in shown]
+    low, high = min(costs), max(costs)
+    margin = max(1.5, (high / low) ** 0.1)
+    axes.set_xlim(low / margin, high * margin)
+    ticks = range(1, 10) if high / low < 5 else (1, 2, 5) if high / low < 300 else (1,)
+    axes.xaxis.set_major_locator(matplotlib(".ticker").LogLocator(subs=ticks))
+    axes.xaxis.set_major_formatter(                            # whole numbers, not powers of ten
+        lambda value, _: f"{value:,.10g}" if value < 1e6 else f"{value / 1e6:,.10g} M")
+    axes.xaxis.set_minor_formatter("")
+    axes.margins(y=0.1)
 
 
 def put_numbers(figure, axes, points):
-    """1, 2, ... beside the points (x, y), each where it hides the fewest points and numbers, as near as can be."""
-    figure.canvas.draw()                                    # the layout is settled here, and stays
+    """Write 1, 2, ... beside the points (x, y): each at the nearest of the places where it hides
+    the fewest points and numbers."""
+    figure.canvas.draw()                                       # settles the layout
     figure.set_layout_engine("none")
-    renderer, dot = figure.canvas.get_renderer(), figure.dpi / 72              # pixels of a typographic point
+    dot = figure.dpi / 72                                      # pixels of a typographic point
     centres = [axes.transData.transform(point) for point in points]
     taken = [(x - 4 * dot, y - 4 * dot, x + 4 * dot, y + 4 * dot) for x, y in centres]
-    places = [(far * right, far * up) for far in (10, 14, 19, 25) for right, up in
-              ((-0.7, 0.7), (-1, 0), (0.7, 0.7), (1, 0), (0.7, -0.7), (-0.7, -0.7), (0, 1), (0, -1))]
-    for number, (point, (x, y)) in enumerate(zip(points, centres), 1):
-        label = axes.annotate(str(number), point, (0, 0), textcoords="offset points", fontsize=9, ha="center", va="center")
-        size, choices = label.get_window_extent(renderer), []
-        for right, up in places:
-            box = (x + right * dot - size.width / 2, y + up * dot - size.height / 2,
-                   x + right * dot + size.width / 2, y + up * dot + size.height / 2)
-            hidden = sum(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken)
+    directions = [(-0.7, 0.7), (-1, 0), (0.7, 0.7), (1, 0), (0.7, -0.7), (-0.7, -0.7), (0, 1),
+                  (0, -1)]
+    offsets = [(far * x, far * y) for far in (10, 14, 19, 25) for x, y in directions]
+    for n, (point, (x, y)) in enumerate(zip(points, centres), 1):
+        label = axes.annotate(str(n), point, (0, 0), textcoords="offset points", fontsize=9,
+                              ha="center", va="center")
+        size, choices = label.get_window_extent(), []
+        for right, up in offsets:
+            left, bottom = x + right * dot - size.width / 2, y + up * dot - size.height / 2
+            box = (left, bottom, left + size.width, bottom + size.height)
+            hidden = sum(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3]
+                         for t in taken)
             choices.append((hidden, len(choices), (right, up), box))
-        _, _, place, box = min(choices)
-        label.set_position(place)
+        _, _, offset, box = min(choices)
+        label.set_position(offset)
         taken.append(box)
 
 
-def confusion(matrix, labels):
-    """Which class is taken for which: a row for each true class, shaded by the share of its rows -> Figure.
-
-    matrix: (C, C) counts, [true, answered]. Up to 12 classes each cell says its count and its share of the row; beyond
-    that the ten most frequent mistakes stand beside the shades. Of more than 60 classes, the 60 are
-    drawn that have the most mistakes, in their rows or as answers.
-    """
-    whole, known = np.asarray(matrix), labels
-    if whole.shape != (len(labels), len(labels)):
-        raise InputError(f"confusions: {len(labels)} labels need {len(labels)} x {len(labels)} counts, got {whole.shape}")
-    lines = [f"{n} x {short(labels[t])}\n      taken for {short(labels[a])}" for n, t, a in mistakes(whole)]
-    wrong = whole.sum(0) + whole.sum(1) - 2 * whole.diagonal()                 # (C,)
-    drawn = np.sort(np.argsort(-wrong, kind="stable")[:SHOWN])
-    matrix, labels = whole[np.ix_(drawn, drawn)], [labels[i] for i in drawn]
-    shares = matrix / np.maximum(whole[drawn].sum(1, keepdims=True), 1)        # (C, C); a class without rows: all 0
-    names, numbered = [short(label) for label in labels], len(labels) <= NUMBERED
-    margin = 0.6 + 0.08 * max(map(width, names))                              # inches that the names take
-    side = max(1.6, len(labels) * 0.56) if numbered else max(3.4, len(labels) * 0.155)
-    room = 0.05 * max(width(name) - len(name) for name in names)               # inches that matplotlib does not know of
-    wide, high = (side + margin + room + more for more in ((0.2, 0.3) if numbered else (5.6, 0.8)))
-    with drawing(wide, high) as figure:
-        figure.get_layout_engine().set(rect=(room / wide, room / high, 1 - room / wide, 1 - room / high))
-        from matplotlib.colors import PowerNorm
-        if numbered:
-            axes = figure.add_subplot()
-        else:
-            axes, beside = figure.subplots(1, 2, width_ratios=[side + margin + 1.2, 4.4])
-        image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))   # the root: rare mistakes show too
-        axes.set_xticks(range(len(labels)), names, rotation=90)
-        axes.set_yticks(range(len(labels)), names)
-        axes.grid(False)
-        axes.set_anchor("N")
-        which = f", the {SHOWN} most confused of {len(known)}" if len(known) > SHOWN else ""
-        axes.set_xlabel("answered class")
-        axes.set_ylabel("true class")
-        axes.set_title(which.removeprefix(", "))
-        if numbered:
-            for (row, column), count in np.ndenumerate(matrix):
-                axes.text(column, row, f"{count}\n{shares[row, column]:.0%}" if count else "0", ha="center", va="center",
-                          fontsize=9, color="white" if shares[row, column] > 0.4 else "black")
-        else:
-            figure.get_layout_engine().set(w_pad=0.15, h_pad=0.3)              # or the axis title leaves the page
-            figure.colorbar(image, ax=axes, shrink=0.6, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1],
-                            label="share of the true class's rows")
-            beside.text(0, 1, "\n".join(["Most frequent mistakes", "", *(lines or ["none"])]), va="top", fontsize=9,
-                        linespacing=1.3)
-            beside.axis("off")
-        right = whole.trace() / max(1, whole.sum())
-        worst = "; ".join(f"{n} x {known[t]} taken for {known[a]}" for n, t, a in mistakes(whole)) or "none"
-        figure.set_label(f"Confusions of {len(known)} classes{which}, {right:.1%} of {whole.sum()} rows right. "
-                         f"Most frequent mistakes: {worst}.")
-    return figure
-
+# ---------------------------------------------------------------- one run
 
 def mistakes(matrix, most=10):
-    """The most frequent mistakes in a table of confusions -> list of (rows, true class number, answered class number)."""
+    """The most frequent mistakes of a confusion matrix -> [(rows, true class, answered class)]."""
     matrix = np.asarray(matrix)
     wrong = {(int(t), int(a)): int(matrix[t, a]) for t, a in np.argwhere(matrix) if t != a}
     return [(n, t, a) for (t, a), n in Counter(wrong).most_common(most)]
 
 
-def reliability(confidences, right, bins=15):
-    """Is a model that says 80 % right in 80 of 100 rows? Accuracy in bins of confidence, and how full they are -> Figure.
+def confusion(matrix, labels):
+    """The confusion matrix, each row shaded by its shares -> Figure.
 
-    confidences: (N,) probability of each answer; right: (N,) is it the true class? The title says the expected calibration
-    error, the gaps of the bins weighted by their rows (training.metrics.calibration_error).
+    matrix: (C, C) counts, [true, answered]. Up to 12 classes, each cell has its count and its share
+    of the row; of more classes, the ten most frequent mistakes are listed beside the matrix. Of
+    more than 60 classes, those 60 are drawn that have the most mistakes, as truth or as answer.
     """
-    confidences, right = np.asarray(confidences, dtype=np.float64), np.asarray(right, dtype=bool)
-    if confidences.ndim != 1 or confidences.shape != right.shape or not len(right):
-        raise InputError(f"reliability: needs as many confidences as answers, got {confidences.shape} and {right.shape}")
-    if not ((confidences >= 0) & (confidences <= 1)).all():
-        raise InputError("reliability: a confidence is a probability, from 0 to 1")
-    which = np.minimum((confidences * bins).astype(int), bins - 1)             # (N,) as calibration_error has it
-    rows = np.bincount(which, minlength=bins)                                  # (bins,)
-    hits, said = (np.bincount(which, weights=w, minlength=bins) / np.maximum(rows, 1) for w in (right, confidences))
-    error, middle, full = calibration_error(confidences, right, bins), (np.arange(bins) + 0.5) / bins, rows > 0
+    counts, known = np.asarray(matrix), labels
+    wrong = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()            # (C,)
+    drawn = np.sort(np.argsort(-wrong, kind="stable")[:SHOWN])
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)            # (C, C), rows of 0 too
+    counts_drawn, shares = counts[np.ix_(drawn, drawn)], shares[np.ix_(drawn, drawn)]
+    names, numbered = [short(labels[i]) for i in drawn], len(drawn) <= NUMBERED
+    which = f"the {SHOWN} most confused of {len(known)}" if len(known) > SHOWN else ""
+    with matrix_figure(names, numbered) as (figure, axes, beside):
+        norm = matplotlib(".colors").PowerNorm(0.5, 0, 1)       # the root: rare mistakes show too
+        image = axes.imshow(shares, cmap="Blues", norm=norm)
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+        axes.grid(False)
+        axes.set(anchor="N", xlabel="answered class", ylabel="true class", title=which)
+        if numbered:
+            for (row, column), n in np.ndenumerate(counts_drawn):
+                share = shares[row, column]
+                axes.text(column, row, f"{n}\n{share:.0%}" if n else "0", ha="center", va="center",
+                          fontsize=9, color="white" if share > 0.4 else "black")
+        else:
+            figure.colorbar(image, ax=axes, shrink=0.6, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1],
+                            label="share of the true class's rows")
+            lines = [f"{n} x {short(labels[t])}\n      taken for {short(labels[a])}"
+                     for n, t, a in mistakes(counts)]
+            beside.text(0, 1, "\n".join(["Most frequent mistakes", "", *(lines or ["none"])]),
+                        va="top", fontsize=9, linespacing=1.3)
+        right = counts.trace() / max(1, counts.sum())
+        worst = [f"{n} x {known[t]} taken for {known[a]}" for n, t, a in mistakes(counts)]
+        figure.set_label(f"Confusions of {len(known)} classes{', ' * bool(which)}{which}, "
+                         f"{right:.1%} of {counts.sum()} rows right. Most frequent mistakes: "
+                         f"{'; '.join(worst) or 'none'}.")
+    return figure
+
+
+@contextmanager
+def matrix_figure(names, numbered):
+    """with matrix_figure(names, numbered) as (figure, axes, beside): ...   A figure that is large
+    enough for a matrix with these names; beside: axes for text, None if the cells have numbers."""
+    margin = 0.6 + 0.08 * max(map(width, names))                             # inches of the names
+    least, cell, more_width, more_height = (1.6, 0.56, 0.2, 0.3) if numbered else (
+        3.4, 0.155, 5.6, 0.8)
+    side = max(least, len(names) * cell)
+    extra = 0.05 * max(width(name) - len(name) for name in names)            # of wide letters,
+    wide = side + margin + extra + more_width                                # which matplotlib
+    high = side + margin + extra + more_height                               # takes for narrow
+    with drawing(wide, high) as figure:
+        layout = figure.get_layout_engine()
+        layout.set(rect=(extra / wide, extra / high, 1 - extra / wide, 1 - extra / high))
+        if numbered:
+            yield figure, figure.add_subplot(), None
+        else:
+            layout.set(w_pad=0.15, h_pad=0.3)                  # or the axis title is cut off
+            axes, beside = figure.subplots(1, 2, width_ratios=[side + margin + 1.2, 4.4])
+            beside.axis("off")
+            yield figure, axes, beside
+
+
+def reliability(confidences, right, bins=15):
+    """Is a model that says 80 % right in 80 of 100 rows? Accuracy and rows by confidence -> Figure.
+
+    confidences: (N,) probability of each answer; right: (N,) whether it is the true class. The
+    title has the expected calibration error (training.metrics.calibration_error).
+    """
+    confidences = np.asarray(confidences, dtype=np.float64)
+    right = np.asarray(right, dtype=bool)
+    which = np.minimum((confidences * bins).astype(int), bins - 1)           # (N,)
+    rows = np.bincount(which, minlength=bins)                                # (bins,)
+    hits, means = (np.bincount(which, weights=values, minlength=bins) / np.maximum(rows, 1)
+                   for values in (right, confidences))                       # (bins,) each
+    error = calibration_error(confidences, right, bins)
+    middle, full, thick = (np.arange(bins) + 0.5) / bins, rows > 0, 0.92 / bins
     with drawing(4, 4.9) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        above.bar(middle[full], hits[full], 0.92 / bins, color=GOOD, label="right answers")
-        above.bar(middle[full], (said - hits)[full], 0.92 / bins, bottom=hits[full], color="none", edgecolor=BAD, linewidth=1,
-                  hatch="////", label="gap to what the model said")
+        above.bar(middle[full], hits[full], thick, color=GOOD, label="right answers")
+        above.bar(middle[full], (means - hits)[full], thick, bottom=hits[full], color="none",
+                  edgecolor=BAD, linewidth=1, hatch="////", label="gap to what the model said")
         above.plot([0, 1], [0, 1], "--", color=INK, linewidth=1, label="well calibrated")
-        above.set_title(f"expected calibration error {error:.3f}")
-        above.set_ylabel("share of right answers")
-        above.set_xlim(0, 1)
-        above.set_ylim(0, 1)
-        below.bar(middle, rows, 0.92 / bins, color="#6B6B6B")
-        below.set_ylabel("rows")
-        below.set_xlabel("confidence: probability of the answer")
+        above.set(title=f"expected calibration error {error:.3f}", xlim=(0, 1), ylim=(0, 1),
+                  ylabel="share of right answers")
+        below.bar(middle, rows, thick, color="#6B6B6B")
+        below.set(ylabel="rows", xlabel="confidence: probability of the answer")
         figure.align_ylabels()
-        figure.legend(*above.get_legend_handles_labels(), loc="outside lower center")
-        figure.set_label(f"Reliability diagram of {len(right)} answers: {right.mean():.1%} are right, the mean confidence is "
-                         f"{confidences.mean():.1%}, the expected calibration error {error:.3f}.")
+        legend(figure, above, "lower center")
+        figure.set_label(f"Reliability diagram of {len(right)} answers: {right.mean():.1%} are "
+                         f"right, the mean confidence is {confidences.mean():.1%}, the expected "
+                         f"calibration error {error:.3f}.")
     return figure
 
 
 def training(history, metric="accuracy"):
-    """Losses above, a metric of the dev rows below, by epoch -> Figure.
+    """Losses and, below them, a metric of the dev rows, by epoch -> Figure.
 
-    history: lines of metrics.jsonl: dicts with epoch, train_loss, log_loss (of the dev rows) and the metric.
+    history: lines of metrics.jsonl, with epoch, train_loss, log_loss (of the dev rows) and metric.
     """
-    if not history:
-        raise InputError("the course of a training needs an epoch at least, the history has none")
-    for line in history:
-        missing = [key for key in ("epoch", "train_loss", "log_loss", metric) if key not in line]
-        if missing:
-            raise InputError(f"epoch {line.get('epoch', '?')} of the history: has no {', '.join(missing)}, only "
-                             f"{', '.join(line)}: give the lines of a run's metrics.jsonl")
-    epochs, train, dev, reached = ([math.nan if line[key] is None else line[key] for line in history]
-                                   for key in ("epoch", "train_loss", "log_loss", metric))
+    keys = ("epoch", "train_loss", "log_loss", metric)
+    epochs, *curves = ([line[key] for line in history] for key in keys)
+    names = "train loss", "dev log loss", f"dev {metric.replace('_', ' ')}"
     with drawing(4, 4.2) as figure:
-        from matplotlib.ticker import MaxNLocator
         above, below = figure.subplots(2, 1, sharex=True)
-        above.plot(epochs, train, "o-", color=COLOURS[0], label="train loss")
-        above.plot(epochs, dev, "s--", color=COLOURS[1], label="dev log loss")
-        above.set_ylabel("loss (nats a row)")
+        for curve, name, line, colour, axes in zip(curves, names, ("o-", "s--", "D-"), COLOURS,
+                                                   (above, above, below)):
+            axes.plot(epochs, curve, line, color=colour, label=name)
+        above.set(ylabel="loss (nats a row)")
         above.legend()
-        below.plot(epochs, reached, "D-", color=COLOURS[2])
-        below.set_ylabel(f"dev {metric.replace('_', ' ')}")
-        below.set_xlabel("epoch")
-        below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        below.set(xlabel="epoch", ylabel=names[2])
+        below.locator_params(axis="x", integer=True, min_n_ticks=1)
         figure.align_ylabels()
-        courses = [f"{name} from {values[0]:.3f} to {values[-1]:.3f}" for name, values in (
-            ("train loss", train), ("dev log loss", dev), (f"dev {metric.replace('_', ' ')}", reached))]
+        courses = [f"{name} from {curve[0]:.3f} to {curve[-1]:.3f}"
+                   for name, curve in zip(names, curves)]
         figure.set_label(f"Training over {len(history)} epochs: {', '.join(courses)}.")
     return figure

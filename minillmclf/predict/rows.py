@@ -1,0 +1,108 @@
+"""What predict reads and writes: rows of texts in windows, and their answers as JSON lines or CSV.
+
+A row is (texts, others): a tuple of texts, and a dict of the other columns of its file.
+"""
+import csv
+import io
+import itertools
+import json
+
+from . import stream
+from ..errors import InputError
+from ..files import short
+from ..text.data import read_text_windows, text_names
+from ..text.table_files import decoded, every_end
+
+
+class Columns:
+    """The names of an answer's columns. The other columns of the input keep their names.
+
+    After `choose`: others, texts, label, probabilities (in JSON), each (a column of CSV for each
+    class) and cut.
+    """
+
+    def __init__(self, labels, as_csv, show_cut):
+        self.labels, self.as_csv, self.show_cut = labels, as_csv, show_cut
+
+    def choose(self, columns, others=()):
+        """columns: the text columns that are read; others: those that are not, in order."""
+        self.others, usual = list(others), text_names(len(columns))
+        self.texts = list(columns) if set(others) & set(usual) else usual
+        taken = {*others, *self.texts}
+
+        def free(*names):
+            numbered = (f"{names[-1]}_{n}" for n in itertools.count(2))
+            name = next(name for name in itertools.chain(names, numbered) if name not in taken)
+            taken.add(name)
+            return name
+        self.label, self.probabilities = free("label", "predicted"), free("probabilities")
+        self.each, self.cut = [free(f"p_{name}") for name in self.labels], free("cut")
+
+
+def read_rows(path, text_columns, reading, columns):
+    """Yield the rows of a file in windows: (rows, sha256 of the file so far).
+
+    text_columns, reading: as for text.data.read_text_windows. The first window settles `columns`; a
+    column that begins later is an error if it has a name of the answer, or if answers are CSV.
+    """
+    first = True
+    for table, read, texts in read_text_windows(path, stream.WINDOW, text_columns, **reading):
+        others = [name for name in dict.fromkeys(table.columns) if name not in read]
+        if first:
+            columns.choose(read, others)
+        late = set(others) - set(columns.others)
+        own = {columns.label, columns.probabilities, columns.cut, *columns.texts}
+        if late and (columns.as_csv or late & own):
+            raise InputError(f"{path}: the column {short(min(late))} begins after row "
+                             f"{stream.WINDOW}: write it into the first row too")
+        records = [{name: value for name, value in record.items() if name not in read}
+                   for _, record in table.rows]
+        yield list(zip(texts, records)), table.sha256
+        first = False
+
+
+def read_lines(standard_input):
+    """Yield lines of standard input, each a text, in windows: (rows, None). An empty line is an
+    error, or answers would not line up."""
+    lines, before = every_end(decoded(standard_input.buffer, "standard input")), 0
+    while window := [line.rstrip("\r\n") for line in itertools.islice(lines, stream.WINDOW)]:
+        for number, line in enumerate(window, before + 1):
+            if not line.strip():
+                raise InputError(f"standard input: line {number} is empty: give a text on each "
+                                 "line")
+        yield [((line,), {}) for line in window], None
+        before += len(window)
+    if not before:
+        raise InputError("standard input: no lines: give a text on each line")
+
+
+def render(texts, others, answers, probabilities, cut, columns, first):
+    """The answers of a window as text.
+
+    texts, others, answers, probabilities: of each row; cut: for each row whether it was cut, or
+    None; first: with the header of a CSV file.
+    """
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    if first and columns.as_csv:
+        writer.writerow([*columns.others, *columns.texts, columns.label, *columns.each,
+                         *([columns.cut] if cut else [])])
+    for n, (row, other, answer, p) in enumerate(zip(texts, others, answers, probabilities)):
+        if columns.as_csv:
+            writer.writerow([*(cell(other.get(name)) for name in columns.others), *row, answer,
+                             *(f"{x:.6f}" for x in p), *([cell(cut[n])] if cut else [])])
+            continue
+        record = {**other, **dict(zip(columns.texts, row)), columns.label: answer}
+        record[columns.probabilities] = {name: round(float(x), 6)
+                                         for name, x in zip(columns.labels, p)}
+        if cut:
+            record[columns.cut] = cut[n]
+        out.write(json.dumps(record, ensure_ascii=False) + "\n")
+    return out.getvalue()
+
+
+def cell(value):
+    """A value of JSON as a cell of CSV: a text as it is, null as "", all else as JSON."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,250 @@
+"""A pretraining run: read text, make or load student and tokenizer, train, save.
+
+`a` is the command's flags throughout. Not here: the flags (__main__.py), what is minimised
+(tasks.py, distil.py), what a step reads (packing.py).
+"""
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from ..cli.parser import StopSignal
+from ..cli.progress import Progress
+from ..errors import InputError, Stopped
+from ..files import check_fields, check_folder, find_model, remove, write_text
+from ..models import fresh_weights, load_backbone, model_class, save_backbone
+from ..models.tensor_files import open_tensors
+from ..text.tokenizers.tokenizer import WordPiece, load_tokenizer
+from ..training.checkpoint import Store, seed_step
+from ..training.loop import autocast
+from ..training.optim import build_optimizer, lr_factor, set_lr
+from ..tuning.saved import fingerprint
+from .corpus import hold_out, read_documents, read_pairs, read_sentences, weighted
+from .distil import Distillation, TextVectors
+from .packing import Draws, PackedRows, SideBySide, fitting
+from .sentencepiece_trainer import learn_sentencepiece
+from .shapes import ARCH, CONFIGS
+from .tasks import TASKS
+from .vocabulary import count_words, learn_wordpiece
+
+CPU = torch.device("cpu")
+READERS = {"bert": (read_sentences, "sentences"), "llama": (read_documents, "documents"),
+           "t5": (read_documents, "documents")}
+HELD_OUT = 128                         # packed rows, or pairs, that are measured on
+FREE = ("out", "save_every", "threads", "overwrite")      # flags that do not change the result
+PROGRESS = {"step": (lambda v: isinstance(v, int), "a number of steps"),
+            "log": (lambda v: isinstance(v, list), "a list"),
+            "settings": (lambda v: isinstance(v, dict), "an object"),
+            "read?": (lambda v: isinstance(v, dict), "an object")}
+
+
+def pretrain(a):
+    """The command."""
+    if a.threads:
+        torch.set_num_threads(a.threads)
+    read, what = (read_pairs, "pairs") if a.pairs else READERS[ARCH[a.objective]]
+    items, weights = read(a.pairs or a.text)
+    print(f"{len(items):,} {what} from {len(a.pairs or a.text)} files")
+    tokenizer, student, task = prepare(a, items, weights)
+    parameters = sum(p.numel() for p in student.parameters())
+    print(f"{len(tokenizer):,} pieces, {parameters:,} parameters in the student")
+    progress, seconds = train(a, task, items, weights)
+    save(a, task, tokenizer, progress["log"])
+    print(f"saved in {a.out} after {progress['step']} steps ({seconds / 60:.0f} minutes now); last "
+          f"losses {progress['log'][-1] if progress['log'] else 'not known'}")
+
+
+# ---------------------------------------------------------------- what learns
+
+def files_read(a):
+    """Paths of the files of text."""
+    return [path for path, _ in weighted([*(a.text or ()), *(a.pairs or ())])]
+
+
+def prepare(a, items, weights):
+    """Tokenizer, student and task, new or from --start; a run that goes on has its vocabulary
+    already. InputError where other things are in --out, but for --overwrite, which starts anew."""
+    out = Path(a.out)
+    state, log = out / "state.safetensors", out / "pretrain.jsonl"
+    sources = [("--start", a.start and find_model(a.start)),
+               ("--teacher", a.teacher and find_model(a.teacher))]
+    sources += [("--text", path) for path in files_read(a)]
+    own = state.exists() or log.exists() and not (out / "config.json").exists()
+    check_folder(out, own, a.overwrite, sources)
+    if a.overwrite:
+        remove(state)
+    if a.start:
+        tokenizer = load_tokenizer(a.start)
+        student = frozen_body(a.start, a.seed) if a.head_only else load_backbone(a.start)
+    else:
+        if not state.exists():
+            write_text(log, "")                          # marks the folder as one of this command
+            learn_vocabulary(a, items, weights).save(a.out)
+        tokenizer = load_tokenizer(a.out)
+        student = new_student(a, tokenizer)
+    return tokenizer, student, build_task(a, student, tokenizer)
+
+
+def learn_vocabulary(a, texts, weights):
+    """A tokenizer of the architecture's kind."""
+    if ARCH[a.objective] != "bert":
+        return learn_sentencepiece(ARCH[a.objective], texts, weights, a.vocab_size, a.seed)
+    return WordPiece.from_vocab(learn_wordpiece(count_words(zip(texts, weights)), a.vocab_size))
+
+
+def new_student(a, tokenizer):
+    """An untrained network of the given size, and the config.json that describes it."""
+    config = CONFIGS[ARCH[a.objective]](a, tokenizer)
+    student = model_class(config).from_config(config, lm_head=a.objective != "distill")
+    student.source_config = config
+    return fresh_weights(student, a.seed)
+
+
+def frozen_body(path, seed):
+    """The frozen body of a checkpoint, and a trainable masked-LM head: its own, or a new one."""
+    model = load_backbone(path)
+    if model.lm_head is None and "lm_head" in model.ARCHITECTURES:
+        body, model = model, type(model).from_config(model.source_config, lm_head=True)
+        fresh_weights(model, seed)
+        model.load_state_dict(model.state_dict() | body.state_dict())
+        model.source_config = body.source_config
+    model.requires_grad_(False).get_submodule("lm_head").requires_grad_(True)
+    return model
+
+
+def build_task(a, student, tokenizer):
+    """What is minimised: a task of tasks.py, alone or with a teacher."""
+    if a.objective == "distill":
+        if a.teacher is None:
+            raise InputError("--objective distill needs --teacher DIR (checkpoints/README.md says "
+                             "how to bring MiniLM)")
+        return Distillation(student, tokenizer, a.teacher, a.seed, cut_out=a.start is None)
+    task = TASKS[a.objective](student, tokenizer, a.start or a.out)
+    return TextVectors(task, a.teacher, a.seed) if a.teacher else task
+
+
+# ---------------------------------------------------------------- what a step reads
+
+def batches(a, task, items, weights):
+    """-> (what gives each step its batch, a list of held-out batches: empty for sentences)."""
+    if ARCH[a.objective] == "bert":
+        return Draws(items, weights, a.batch_size, a.seed), []
+    (learned, weights), (held, _) = hold_out(items, weights)
+    if a.pairs:
+        learned, weights = fitting(learned, weights, task.tokenizer, a.length)
+        held, _ = fitting(held, held, task.tokenizer, a.length)
+        print(f"{len(learned) + len(held):,} pairs fit in --length {a.length}")
+    if not learned:
+        raise InputError(f"nothing to learn from: no pair fits in --length {a.length} tokens, or "
+                         "the only text is held out")
+    if a.pairs:
+        source = Draws(learned, weights, a.batch_size, a.seed)
+        if a.teacher:
+            texts = Draws(*read_sentences(a.text), a.batch_size, a.seed)
+            source = SideBySide(texts, source)
+    else:
+        def pack(texts, weights):
+            return PackedRows(map(task.tokenizer.ids, texts), weights, a.batch_size, a.length,
+                              a.seed, task.tokenizer.eos_id, task.begin)
+        source = pack(learned, weights)
+        held = pack(held, [1] * len(held)).epoch(0) if held else []
+    held = held[:HELD_OUT]
+    return source, [held[start:start + a.batch_size] for start in range(0, len(held), a.batch_size)]
+
+
+def held_out_loss(a, task, held):
+    """Mean loss of the held-out batches; each time the same spans are cut out of them."""
+    seed_step(a.seed, "held out")
+    with torch.no_grad(), autocast(a, CPU):
+        total = sum(task.loss(batch)[0].item() * len(batch) for batch in held)
+    return total / sum(map(len, held))
+
+
+# ---------------------------------------------------------------- the run
+
+def made_from(a, task):
+    """What the result depends on: {"settings": flags, "read": {what: hash of a file or folder}}."""
+    flags = {name: value for name, value in vars(a).items() if name not in FREE}
+    vocabulary = json.dumps(sorted(task.tokenizer.vocab.items()))
+    read = {"vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest()}
+    for path in files_read(a):
+        read[f"text in {path}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for flag in ("start", "teacher"):
+        if name := getattr(a, flag):
+            what = f"weights, config or tokenizer in --{flag} {name}"
+            read[what] = fingerprint(find_model(name))
+    return {"settings": json.loads(json.dumps(flags, default=str)), "read": read}
+
+
+def resume(a, task, store, model, optimizer):
+    """The progress of a run, its state loaded where there is one; InputError if that was made from
+    something else."""
+    made = made_from(a, task)
+    progress = store.load(model, optimizer) or {"step": 0, "log": [], **made}
+    check_fields(progress, PROGRESS, store.state)
+    before, now = progress["settings"], made["settings"]
+    changed = ", ".join(name for name in now if now[name] != before.get(name))
+    differ = [f"settings ({changed})"] if changed else []
+    read = progress.get("read", made["read"])
+    differ += [what for what, digest in made["read"].items() if read.get(what) != digest]
+    if differ:
+        raise InputError(f"{store.state}: belongs to a run with other {', '.join(differ)}: choose "
+                         "another --out or remove it")
+    return progress
+
+
+def train(a, task, items, weights):
+    """The loop: draw a batch, make a step, now and then save the state. -> progress, seconds."""
+    model = torch.nn.ModuleDict({"student": task.student})
+    if task.head is not None:
+        model["head"] = task.head
+    optimizer = build_optimizer(model, a.lr, weight_decay=0.01, by_size=ARCH[a.objective] == "t5")
+    store = Store(a.out)
+    progress = resume(a, task, store, model, optimizer)
+    source, held = batches(a, task, items, weights)
+    started, tokens, shown = time.monotonic(), 0, {}
+    model.eval()                                         # no dropout: a small student underfits
+    with Progress(mininterval=5) as show, StopSignal() as stop:
+        for step in range(progress["step"], a.steps):
+            batch = source.batch(step)
+            seed_step(a.seed, step)
+            set_lr(optimizer, lr_factor(step, a.steps, a.steps // 20, "linear"))
+            with autocast(a, CPU):
+                loss, parts, read = task.loss(batch)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            done, tokens = step + 1, tokens + read
+            due = done % a.save_every == 0 or done == a.steps
+            if held and due:
+                shown["held_out"] = round(held_out_loss(a, task, held), 4)
+            speed = f"{tokens / max(time.monotonic() - started, 1e-6):.0f}"
+            show(done, a.steps, loss=f"{loss.item():.3f}", **shown, tokens_s=speed)
+            if done % 100 == 0 or done == a.steps or held and due:
+                losses = {name: round(value, 4) for name, value in parts.items()}
+                progress["log"].append({"step": done, **losses, **(shown if due else {})})
+            if due or stop.asked:
+                progress["step"] = done
+                store.save(model, optimizer, progress)
+            if stop.asked:
+                again = "the same command" + " without --overwrite" * a.overwrite
+                raise Stopped(f"stopped after step {done} of {a.steps}; {again} goes on from there")
+    return progress, time.monotonic() - started
+
+
+def save(a, task, tokenizer, log):
+    """Write the checkpoint in fp16 and Hugging Face names, its tokenizer, and the log of losses."""
+    pooler = {}                                          # of BERT, saved with the body
+    if a.objective == "distill":
+        pooler = {f"bert.pooler.dense.{leaf}": p.detach()
+                  for leaf, p in task.head.dense.named_parameters()}
+    elif a.head_only:
+        with open_tensors(find_model(a.start) / "model.safetensors") as file:
+            pooler = {name: file.get_tensor(name) for name in file.keys() if ".pooler." in name}
+    save_backbone(task.student, a.out, torch.float16, pooler)
+    tokenizer.max_length = task.student.max_tokens
+    tokenizer.save(a.out)
+    write_text(Path(a.out) / "pretrain.jsonl", "".join(json.dumps(line) + "\n" for line in log))

@@ -1,0 +1,219 @@
+"""The page of a run: HTML from a `Run`. Every text goes through `text`, so none can be markup."""
+import base64
+import html
+import math
+import time
+from dataclasses import asdict
+from string import Template
+
+import numpy as np
+
+from . import pictures
+from ..cli.settings import Settings
+
+WORST = 20                        # rows in the list of the worst mistakes
+LONGEST = 600                     # characters of a text that are shown
+STYLE = """
+:root { --paper: #ffffff; --ink: #1a1a1a; --soft: #55595f; --line: #c8ccd1; --band: #f2f4f6;
+        --mark: #005a9c; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #15181c; --ink: #e8eaed; --soft: #b4bac2; --line: #444a52; --band: #20252b;
+          --mark: #8ec5ff; }
+}
+:root { color-scheme: light dark; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 60rem; padding: 1rem; background: var(--paper); color: var(--ink);
+       font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0.5rem 0; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 0.6rem; padding-top: 0.6rem;
+     border-top: 1px solid var(--line); }
+p, figcaption { color: var(--soft); margin: 0.4rem 0; }
+.box { overflow-x: auto; margin: 0.8rem 0; }
+table { border-collapse: collapse; font-size: 0.9rem; overflow-wrap: normal; }
+th, td { padding: 0.3rem 0.9rem 0.3rem 0; text-align: left; vertical-align: top;
+         border-bottom: 1px solid var(--line); }
+thead th { background: var(--band); }
+th:first-child, td:first-child { padding-left: 0.4rem; }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.text { min-width: 14rem; max-width: 34rem; overflow-wrap: anywhere; }
+tr.own { font-weight: bold; }
+figure { margin: 0.8rem 0; }
+img { display: block; height: auto; max-width: 100%; border-radius: 4px; }
+summary { cursor: pointer; color: var(--mark); }
+"""
+PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="$policy">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+<main>
+<h1>$title</h1>
+$body</main>
+</body>
+</html>
+""")
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+NO_PICTURES = ("<p>Without pictures, for matplotlib is not installed. To have them: pip install -e "
+               "'.[plots]' and make this page again, with --overwrite.</p>\n")
+
+
+def page(run):
+    """The complete page -> str."""
+    body = "" if pictures.available() else NO_PICTURES
+    for title, section in SECTIONS.items():
+        body += f"<section>\n<h2>{text(title)}</h2>\n{section(run)}</section>\n"
+    title = f"Run {text(run.folder.resolve().name)}"
+    return PAGE.substitute(policy=POLICY, title=title, style=STYLE, body=body)
+
+
+# ---------------------------------------------------------------- pieces of HTML
+
+def text(value):
+    return html.escape(str(value), quote=True)
+
+
+def table(header, rows, numbers=(), texts=(), bold=None):
+    """A table in a box that scrolls by itself. numbers, texts: the columns that hold such; bold:
+    number of a row. dir=auto: a text may run from right to left."""
+    kinds = ["number" if i in numbers else "text" if i in texts else "" for i in range(len(header))]
+
+    def cells(start, end, values):
+        return "".join(f'<{start} class="{kind}" dir="auto">{text(value)}</{end}>'
+                       for kind, value in zip(kinds, values))
+    lines = [f"<tr{' class=own' if i == bold else ''}>{cells('td', 'td', row)}</tr>\n"
+             for i, row in enumerate(rows)]
+    label = text(", ".join(header))
+    return (f'<div class="box" tabindex="0" role="region" aria-label="table: {label}"><table>\n'
+            f"<thead><tr>{cells('th scope=col', 'th', header)}</tr></thead>\n"
+            f"<tbody>{''.join(lines)}</tbody></table></div>\n")
+
+
+def picture(draw, *data):
+    """A picture in a box that scrolls; "" without matplotlib. On a narrow screen it keeps 80 % of
+    its width, so that its words can be read."""
+    if not pictures.available():
+        return ""
+    figure = draw(*data)
+    code = base64.b64encode(pictures.render(figure, ".svg")).decode("ascii")
+    least = f"{figure.get_figwidth() * 96 * 0.8:.0f}px"
+    return ('<div class="box" tabindex="0" role="region" aria-label="picture"><figure><img '
+            f'alt="{text(figure.get_label())}" style="min-width: {least}" '
+            f'src="data:image/svg+xml;base64,{code}"></figure></div>\n')
+
+
+# ---------------------------------------------------------------- sections: a Run in, HTML out
+
+def what(run):
+    settings, data, parameters, timing = (
+        run.record[key] for key in ("settings", "data", "parameters", "timing"))
+    rows = ", ".join(f"{split} {n}" for split, n in data["rows"].items())
+    memory = timing.get("peak_memory_mb")
+    written = time.localtime((run.folder / "run.json").stat().st_mtime)
+    facts = [
+        ("model", settings.get("model")),
+        ("data", f"{data.get('path')}: {rows} rows, {len(run.labels)} classes"),
+        ("method", f"{settings.get('method')}, readout {settings.get('readout')}"),
+        ("trained parameters", f"{parameters['trainable']:,} of {parameters['total']:,}"),
+        ("epochs", f"{len(run.history)}; best on dev: epoch {run.record['best_epoch']}, by "
+                   f"{settings['metric'].replace('_', ' ')}"),
+        ("training time", f"{timing['train_seconds']} s"
+                          + (f", peak memory {memory} MB" if memory else "")),
+        ("run.json written", time.strftime("%Y-%m-%d %H:%M", written))]
+    found = table(["what", "value"], facts, texts=[1])
+    warnings = "".join(f"<li>{text(w)}</li>\n" for w in run.record["doctor"]["warnings"])
+    if warnings:
+        found += f"<p>Warnings about the data:</p>\n<ul>\n{warnings}</ul>\n"
+    return found
+
+
+def results(run):
+    rows = [[name, *(f"{m[key]:.3f}" for key in ("accuracy", "macro_f1", "log_loss", "ece"))]
+            for name, m in run.results.items()]
+    header = ["model", "accuracy", "macro F1", "log loss", "ECE"]
+    return (f"<p>On {len(run.targets):,} {text(run.split)} rows. Accuracy and macro F1: more is "
+            "better; log loss and ECE (expected calibration error): less is better.</p>\n"
+            + table(header, rows, numbers=range(1, 5), bold=len(rows) - 1))
+
+
+def training(run):
+    metric = run.record["settings"]["metric"]
+    keys = list(dict.fromkeys(["train_loss", "log_loss", "accuracy", metric]))
+    rows = [[line["epoch"], *(f"{line[key]:.3f}" for key in keys)] for line in run.history]
+    header = ["epoch", "train loss", *(f"dev {key.replace('_', ' ')}" for key in keys[1:])]
+    best = [line["epoch"] for line in run.history].index(run.record["best_epoch"])
+    return (picture(pictures.training, run.history, metric)
+            + "<p>In bold: the epoch that was kept.</p>\n"
+            + table(header, rows, numbers=range(len(header)), bold=best))
+
+
+def confusions(run):
+    matrix = np.zeros((len(run.labels), len(run.labels)), dtype=int)         # (C, C)
+    np.add.at(matrix, (run.targets, run.answers), 1)
+    rows = [[n, run.labels[t], run.labels[a]] for n, t, a in pictures.mistakes(matrix)]
+    listed = "<p>No mistakes.</p>\n"
+    if rows:
+        listed = (f"<p>The most frequent mistakes, of {int(matrix.sum() - matrix.trace())} in all:"
+                  "</p>\n" + table(["rows", "true class", "answer"], rows, numbers=[0]))
+    return picture(pictures.confusion, matrix, run.labels) + listed
+
+
+def calibration(run):
+    confidence = run.probabilities[np.arange(len(run.answers)), run.answers]     # (N,)
+    right = run.targets == run.answers
+    return (f"<p>The model is right in {right.mean():.1%} of the rows and gives its answers a "
+            f"probability of {confidence.mean():.1%} on average.</p>\n"
+            + picture(pictures.reliability, confidence, right))
+
+
+def worst(run):
+    own = run.probabilities[np.arange(len(run.targets)), run.targets]            # (N,)
+    order = np.argsort(own, kind="stable")
+    rows = []
+    for i in order[run.targets[order] != run.answers[order]][:WORST]:
+        texts = [t if len(t) <= LONGEST else t[:LONGEST] + " …" for t in run.texts[i]]
+        target, answer = run.targets[i], run.answers[i]
+        rows.append([run.lines[i], *texts, run.labels[target], run.labels[answer],
+                     f"{run.probabilities[i, answer]:.3f}", f"{own[i]:.3f}"])
+    if not rows:
+        return "<p>No mistakes.</p>\n"
+    n = len(run.fields)
+    header = ["line", *run.fields, "true class", "answer", "probability", "of the true class"]
+    return ("<p>Wrong answers in whose rows the true class has the lowest probability. Some of "
+            "them may be wrong labels.</p>\n"
+            + table(header, rows, numbers=[0, n + 3, n + 4], texts=range(1, n + 1)))
+
+
+def classes(run):
+    rows = []
+    for i, label in enumerate(run.labels):
+        f1 = [f"{m['f1'].get(label, math.nan):.3f}" for m in run.results.values()]
+        rows.append([label, int((run.targets == i).sum()), *f1])
+    header = ["class", "rows", *run.results]
+    return table(header, rows, numbers=range(1, len(header)))
+
+
+def settings(run):
+    defaults, given = asdict(Settings()), run.record["settings"]
+    changed = [(key, value) for key, value in given.items() if value != defaults.get(key)]
+    header = ["setting", "value"]
+    return ("<p>Other than the defaults:</p>\n" + table(header, changed, texts=[1])
+            + "<details><summary>All settings</summary>\n"
+            + table(header, given.items(), texts=[1]) + "</details>\n")
+
+
+def versions(run):
+    rows, files = list(run.record["versions"].items()), run.record["data"].get("sha256")
+    if isinstance(files, dict):
+        rows += [(f"sha256 of {name}", value) for name, value in files.items()]
+    return table(["what", "version"], rows, texts=[1])
+
+
+SECTIONS = {"What was run": what, "Results": results, "Training": training,
+            "Which class is taken for which": confusions, "Calibration": calibration,
+            f"The {WORST} worst mistakes": worst, "F1 of each class": classes,
+            "Settings": settings, "Versions": versions}

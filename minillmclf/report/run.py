@@ -1,0 +1,136 @@
+"""A finished run, read from its folder: run.json, metrics.jsonl and predictions.csv of train. All
+that the page shows is checked here; no model and no data are read."""
+from pathlib import Path
+
+import numpy as np
+
+from ..cli.settings import renamed
+from ..errors import InputError
+from ..files import read_json
+from ..text.table_files import read_table
+from ..training.metrics import METRICS
+
+AGAIN = "train the run again with --overwrite"
+REQUIRED = {                                           # in run.json; a dot leads into an object
+    "settings": dict, "settings.metric": str, "data.labels": list, "data.rows": dict,
+    "doctor.warnings": list, "versions": dict, "parameters.trainable": int, "parameters.total": int,
+    "split": str, "results": dict, "best_epoch": int, "timing.train_seconds": (int, float)}
+
+
+class Run:
+    """The folder of a finished run.
+
+    record: run.json; labels, split, results: parts of it; history: the lines of metrics.jsonl.
+    Of the N rows of predictions.csv, lines: where each was in the data; fields: the names of its
+    texts, texts: (N, fields); targets, answers: (N,) class numbers; probabilities: (N, C).
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.record = read_record(self.folder)
+        self.labels, self.split = self.record["data"]["labels"], self.record["split"]
+        self.results = self.record["results"]
+        self.history = read_history(self.folder / "metrics.jsonl", self.record)
+        self.read_predictions(self.folder / "predictions.csv")
+
+    def read_predictions(self, path):
+        table = read_table(path, "double")
+        names = [f"p_{label}".strip() for label in self.labels]
+        self.fields = table.columns[1:-2 - len(names)]
+        expected = ("line", *self.fields, "label", "predicted", *names)
+        if table.columns != expected or not self.fields:
+            raise InputError(f"{path}: its columns are not line, text, label, predicted and a p_ "
+                             f"for each of the {len(names)} classes of run.json "
+                             f"({', '.join(self.labels)}): {AGAIN}")
+        self.lines, self.texts, classes, probabilities = [], [], [], []
+        for line, row in table.rows:
+            where = f"{path}, line {line}"
+            self.lines.append(row["line"])
+            self.texts.append([row[field] for field in self.fields])
+            classes.append([class_number(row[column], self.labels, where)
+                            for column in ("label", "predicted")])
+            probabilities.append([probability(row[name], f"{where}: {name}") for name in names])
+        self.targets, self.answers = np.array(classes).T                     # (N,) each
+        self.probabilities = np.array(probabilities)                         # (N, C)
+        accuracy = float((self.targets == self.answers).mean())
+        recorded = list(self.results.values())[-1]["accuracy"]
+        if abs(accuracy - recorded) > 1e-6:
+            raise InputError(f"{path}: {len(self.lines)} rows, of which {accuracy:.4f} are right, "
+                             f"but run.json says {recorded:.4f}: {AGAIN}")
+
+
+def read_record(folder):
+    """run.json of a finished run with one label a row, or InputError."""
+    path = folder / "run.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: holds no run.json: give the folder of a run that "
+                         "minillmclf.train has made")
+    record = read_json(path)
+    if isinstance(record.get("settings"), dict):
+        record["settings"] = renamed(record["settings"])
+    if record.get("finished") is False:
+        raise InputError(f"{folder}: this run is not finished: give its training command again, it "
+                         "goes on from there")
+    if entry(record, "settings.multi_label") == "on":
+        raise InputError(f"{folder}: report is for one label a row, and this run has several: look "
+                         "at it with minillmclf.evaluate")
+    faulty = [name for name, kind in REQUIRED.items() if not isinstance(entry(record, name), kind)]
+    if "results" not in faulty:
+        results = list(record["results"].values())
+        if not results or not all(map(is_metrics, results)):
+            faulty.append("results")
+    if faulty:
+        raise InputError(f"{path}: {', '.join(faulty)} missing, or not as minillmclf.train writes "
+                         "it: give the folder of a run that it has made")
+    return record
+
+
+def entry(record, name):
+    """"data.rows" -> record["data"]["rows"], or None."""
+    for key in name.split("."):
+        record = record.get(key) if isinstance(record, dict) else None
+    return record
+
+
+def is_metrics(metrics):
+    """Is it a dict as training.metrics.evaluate gives it, all of its values numbers?"""
+    f1 = entry(metrics, "f1")
+    if not isinstance(f1, dict):
+        return False
+    return all(is_number(value) for value in [*map(metrics.get, METRICS), *f1.values()])
+
+
+def is_number(value):
+    return isinstance(value, (int, float))
+
+
+def read_history(path, record):
+    """The lines of metrics.jsonl, each with all numbers that the page shows, or InputError."""
+    keys = ("epoch", "train_loss", "log_loss", "accuracy", record["settings"]["metric"])
+    rows = read_table(path).rows
+    for line, row in rows:
+        missing = [key for key in keys if not is_number(row.get(key))]
+        if missing:
+            raise InputError(f"{path}, line {line}: {', '.join(missing)} should be a number: "
+                             f"{AGAIN}")
+    best = record["best_epoch"]
+    if best not in [row["epoch"] for _, row in rows]:
+        raise InputError(f"{path}: has no epoch {best}, which run.json calls the best: {AGAIN}")
+    return [row for _, row in rows]
+
+
+def class_number(name, labels, where):
+    if name not in labels:
+        raise InputError(f"{where}: {name!r:.60} is not a class of run.json "
+                         f"({', '.join(labels)}): {AGAIN}")
+    return labels.index(name)
+
+
+def probability(text, what):
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise InputError(f"{what} should be a probability from 0 to 1, is {text!r:.60}: {AGAIN}")
+    return value
