@@ -128,11 +128,11 @@ class RunFolder:
                 self.clear(self.out)
                 os.replace(self.out / NEW, self.out / MOVING)
             self.move_up(self.out / MOVING)
-            if self.is_finished(self.out):
-                for name in STATES:
-                    remove(self.out / name)
-            for name in SAVED:
-                remove((self.out / name).with_name(f".{Path(name).name}.writing"))
+            late = [self.out / name for name in STATES if self.is_finished(self.out)]
+            late += [(self.out / name).with_name(f".{Path(name).name}.writing") for name in SAVED]
+            for path in late:
+                if path.exists():
+                    remove(path)
         parallel.barrier()
 
     def is_finished(self, folder):
@@ -150,7 +150,8 @@ class RunFolder:
             target = self.out / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
-        remove(source)
+        if source.exists():
+            remove(source)
 
     def clear(self, folder):
         """Remove the files of an earlier run, its record first."""
