@@ -5,7 +5,7 @@ This is torch's `fully_shard` (FSDP2; Rajbhandari et al. 2019, "ZeRO", stage 3).
 a DTensor; processes.full_tensor gathers it. Not here: tensor or pipeline parallelism.
 """
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import fully_shard
 
 from ...errors import InputError
 from ..recompute import blocks_of
@@ -25,4 +25,3 @@ def shard(model, optimizer="adamw"):
         part = fully_shard(part, mesh=mesh)
         part.set_force_sum_reduction_for_comms(True)      # gradients are summed, not averaged
         part.set_gradient_divide_factor(1.0)
-    register_fsdp_forward_method(model, "completion_loss")            # is called beside forward
