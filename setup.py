@@ -1,10 +1,11 @@
-"""Installation: pip install -e .    With what the tests compare against: pip install -e '.[test]'"""
+"""Installation: pip install -e .    With what the tests need: pip install -e '.[test]'"""
 from setuptools import find_packages, setup
 
 setup(
     name="minillmclf",
     version="0.1.0",
-    description="How a language model becomes a text classifier: by hand, in plain PyTorch, exact enough to use",
+    description="How a language model becomes a text classifier: by hand, in plain PyTorch, "
+                "exact enough to use",
     license="MIT",
     python_requires=">=3.10",
     packages=[*find_packages(include=["minillmclf", "minillmclf.*"]), "minillmclf.checkpoints"],
@@ -12,12 +13,14 @@ setup(
     package_data={"minillmclf": ["datasets/*.csv", "datasets/*.txt"],
                   "minillmclf.checkpoints": ["README.md", "mini-bert/*", "mini-llama/*",
                                              "mini-t5/*"]},
-    install_requires=["torch>=2.11,<2.14", "safetensors>=0.5", "numpy", "regex", "sentencepiece>=0.2", "tqdm",
-                      "bitsandbytes>=0.50,<0.51"],
-    # With upper bounds: the versions that the tests compare with (tests/live.py reads them here). A newer one may
-    # refuse what these do. transformers of these versions needs Python 3.11; below that nothing is compared.
+    install_requires=["torch>=2.11,<2.14", "safetensors>=0.5", "numpy", "regex",
+                      "sentencepiece>=0.2", "tqdm", "bitsandbytes>=0.50,<0.51"],
+    # With upper bounds: the versions that the tests compare with (tests/live.py reads them here).
+    # A newer one may refuse what these do. transformers of these versions needs Python 3.11; below
+    # that nothing is compared.
     extras_require={"plots": ["matplotlib>=3.8"],
-                    "test": ["pytest", "pytest-xdist", "matplotlib>=3.8", "hypothesis", "packaging", "protobuf",
+                    "test": ["pytest", "pytest-xdist", "ruff>=0.9,<1", "matplotlib>=3.8",
+                             "hypothesis", "packaging", "protobuf",
                              "tokenizers>=0.23.1,<0.24", "accelerate>=1.15,<1.16",
                              "transformers>=5.23,<5.25; python_version >= '3.11'",
                              "peft>=0.21,<0.22; python_version >= '3.11'"]},

@@ -1,4 +1,4 @@
-"""Small data sets that ship with the package: one file `<name>.csv` each, with the header `text,label,split`.
+"""Small data sets that ship with the package, a file `<name>.csv` each: text,label,split.
 
-`minillmclf.text.data.load_data("<name>")` reads one by its name from any working directory. No code lives here.
+`minillmclf.text.data.load_data("<name>")` reads one from any working directory.
 """
