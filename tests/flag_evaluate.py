@@ -175,7 +175,7 @@ def swap_judged(w):
         assert found["log_loss"] == near(log_loss(p, labels, model.labels)), how
     twice = w.train(data=w.three, preference="head", lr=1e-2, swap="predict")
     p = Classifier.load(twice.folder)
-    p.preference = {"kind": "head", "swap": "none"}
+    p.task.swap = "none"
     p = p.predict([texts for texts, _ in rows])
     assert told(w, model=twice.folder, swap="none")["log_loss"] == near(
         log_loss(p, labels, model.labels)

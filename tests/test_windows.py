@@ -199,9 +199,9 @@ def windows_seen(model):
     """Sizes of what goes through the body, a list that grows with every forward pass."""
     seen, real = [], model.backbone.states
 
-    def states(ids, mask, types=None, read=None):
+    def states(ids, mask, types=None, read=None, layout=None):
         seen.append(tuple(ids.shape))
-        return real(ids, mask, types, read)
+        return real(ids, mask, types, read, layout)
     model.backbone.states = states
     return seen
 

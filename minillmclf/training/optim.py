@@ -4,7 +4,6 @@ AdamW: Loshchilov and Hutter 2017. Lower rates for lower layers: Howard and Rude
 "discriminative fine-tuning". In 8 bits: Dettmers et al. 2021, "8-bit Optimizers via Block-wise
 Quantization"; paged: Dettmers et al. 2023 (QLoRA).
 """
-import importlib
 import math
 import re
 
@@ -50,7 +49,7 @@ def build_optimizer(model, lr, weight_decay, layer_decay=1.0, kind="adamw", by_s
     if kind == "adamw":
         return torch.optim.AdamW(groups, fused=True)
     try:
-        package = importlib.import_module("bitsandbytes").optim
+        from bitsandbytes import optim as package                       # optional, and slow
     except (ImportError, OSError, RuntimeError) as error:
         raise InputError(f"--optimizer {kind} needs the package bitsandbytes "
                          f"({str(error).splitlines()[0]}): pip install bitsandbytes, or take "

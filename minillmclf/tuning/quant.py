@@ -16,7 +16,6 @@ import logging
 import re
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 
 import torch
 import torch.nn.functional as F
@@ -144,7 +143,8 @@ def kernels():
     """bitsandbytes' functions. Imported when first used: that takes seconds."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)   # of unused kernels
     try:
-        return import_module("bitsandbytes.functional")
+        from bitsandbytes import functional
+        return functional
     except ImportError as error:
         raise InputError(f"4-bit layers compute with bitsandbytes, which is not there ({error}): "
                          f"pip install 'bitsandbytes>=0.50'") from None
