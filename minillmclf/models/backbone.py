@@ -30,8 +30,7 @@ class Backbone(nn.Module, Tables):
 
     KIND = "encoder"            # or "decoder", "encoder-decoder"
     ARCHITECTURES = {}          # "body", "lm_head", "classifier" -> the class in transformers
-    # module or tensor in the file -> here; None: dropped on purpose
-    NAMES = {}
+    NAMES = {}                  # module or tensor in the file -> here; None: dropped on purpose
     LM_NAMES = {}               # the same for a language-model head of its own
     TIES = {}                   # copy in the file -> the parameter here that it must equal
     LM_TIES = {}                # the same for copies in the language-model head

@@ -49,19 +49,16 @@ class CachedRows(Rows):
     def __init__(self, mask, cache, layout=None):
         super().__init__(mask, layout)
         earlier = self.mask[:, :0] if cache.mask is None else cache.mask
-        self.place_keys(torch.cat([earlier, self.mask], dim=1))
+        self.key_mask = torch.cat([earlier, self.mask], dim=1)     # (B, S), the T new places last
+        self.uniform = bool(self.key_mask.all())
+        self.key_position_ids = (self.key_mask.cumsum(1) - 1).clamp(min=0)
+        self.place_queries()
         self.cache, self.layer = cache, -1
         self.earlier = list(zip(cache.keys, cache.values))         # (k, v) of each layer so far
         cache.mask = self.key_mask
 
-    def place_keys(self, key_mask):
-        """key_mask: (B, S), which places of the cache, then of the T new ones, hold tokens."""
-        self.key_mask, self.uniform = key_mask, bool(key_mask.all())
-        self.key_position_ids = (key_mask.cumsum(1) - 1).clamp(min=0)
-        self.place_queries()
-
     def place_queries(self):
-        """Positions of the queries: those of the last T keys."""
+        """Set the positions of the queries, which are those of the last T keys."""
         self.position_ids = self.key_position_ids[:, -self.mask.shape[1]:]          # (B, T)
         self.positions = self.unpad(self.position_ids)                              # (N,)
         self.longest = int(self.key_position_ids.max()) + 1

@@ -7,8 +7,8 @@ files of LLaMA, Mistral and Gemma are sorted for halves. With the wrong pairs a 
 fluently for some words, then loses the thread.)
 
 For longer texts than those of pretraining, config.json may ask for slower rotations. "linear" slows
-all pairs down alike (Chen et al. 2023); "llama3" slows only those down that do not complete a turn
-within the old length (LLaMA 3.1).
+all pairs down alike (Chen et al. 2023), "llama3" only the pairs that do not complete a turn within
+the old length (LLaMA 3.1).
 
 Here: the rotation, and its old and its new form in config.json. Not here: yarn, longrope,
 dynamic NTK, partial rotation.

@@ -42,7 +42,7 @@ class Tree(nn.Module):
         before, tokens = zip(*edges)
         inner = sorted(set(before) - {-1})                  # edges that another edge follows
         node = {-1: 0} | {edge: number for number, edge in enumerate(inner, 1)}
-        # the edges up to each edge, itself included
+        # edge -> the edges from the prompt up to it, itself included
         upto = {edge: path[:depth] for path in self.paths for depth, edge in enumerate(path, 1)}
         sees = [[other in upto[edge] for other in inner] for edge in inner]
         numbers = {"tokens": tokens,                                  # (E,)
