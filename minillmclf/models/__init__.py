@@ -38,7 +38,7 @@ def model_class(config, where="config.json"):
 
 
 def load_backbone(path, dtype=torch.float32):
-    """A pretrained body from a Hugging Face folder -> model, in eval mode, with `.report`.
+    """A pretrained body from a Hugging Face folder -> model, in eval mode; `.report` as of `fill`.
 
     path: a folder, or the name of a shipped model; dtype: of the weights, whatever the file holds.
     model(ids, mask) -> hidden (B, T, D); model.logits(hidden) -> (..., V) where the checkpoint has
@@ -55,7 +55,7 @@ def load_backbone(path, dtype=torch.float32):
 class Unfilled(TorchFunctionMode):
     """with Unfilled(): ...   New layers draw no random numbers, because a file will fill them.
 
-    (To draw on the "meta" device, torch would load its compiler, which takes longer than all else.)
+    (Drawing on the "meta" device would make torch load its compiler, which is slow.)
     """
 
     DRAWN = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
@@ -67,8 +67,9 @@ class Unfilled(TorchFunctionMode):
 
 
 def build_backbone(checkpoint, lm_head):
-    """The architecture that a checkpoint's config.json describes, on the "meta" device, where it
-    takes no memory yet. lm_head: take a language-model head too, if the file has one.
+    """The model that a checkpoint's config.json describes, without memory yet (device "meta").
+
+    lm_head: build the language-model head too, if the file has one of its own.
     """
     where = checkpoint.folder / "config.json"
     cls = model_class(checkpoint.config, where)
@@ -87,7 +88,7 @@ def build_backbone(checkpoint, lm_head):
 
 
 def paths_of(checkpoint, table):
-    """{path here: name in the file} of the tensors that a table has a row for."""
+    """{path in the model: name in the file} of the tensors that a table has a row for."""
     found = {}
     for name in checkpoint.files:
         try:
@@ -100,13 +101,13 @@ def paths_of(checkpoint, table):
 def check_sizes(checkpoint, cls, config, where):
     """InputError, before anything is built, where config.json has other sizes than the tensors.
 
-    Compared are the rows and the width of the word embeddings, and the number of blocks. Blocks
-    that config.json does not count are told by `fill`, by name.
+    Compared are the shape of the word embeddings and the number of blocks. Blocks in the file that
+    config.json does not count are left to `fill`, which names them.
     """
     found = dict.fromkeys(cls.DEPTHS.values(), 0)
     for path, name in paths_of(checkpoint, Table(cls.NAMES, {}, cls.ALIASES)).items():
         shape = checkpoint.shapes[name]
-        stack, number, _ = re.fullmatch(r"(.*?)\.(\d+)\.(.*)|.*", path or "").groups()
+        stack, number = re.fullmatch(r"(.*?)\.(\d+)\..*|.*", path or "").groups()
         if stack in cls.DEPTHS:
             key = cls.DEPTHS[stack]
             found[key] = max(found[key], int(number) + 1)
@@ -125,7 +126,7 @@ def check_sizes(checkpoint, cls, config, where):
 def save_backbone(model, folder, dtype=torch.float32, more=None):
     """Write a body, with its language-model head if it has one, as a Hugging Face folder.
 
-    The tokenizer is not written. more: further tensors, by their names in the file (BERT's pooler).
+    The tokenizer is not written. more: {name in the file: tensor}, further ones (BERT's pooler).
     """
     kind = "lm_head" if model.has_logits else "body"
     config = {**model.source_config, "architectures": [model.ARCHITECTURES[kind]]}
@@ -135,20 +136,19 @@ def save_backbone(model, folder, dtype=torch.float32, more=None):
 def fresh_weights(model, seed, std=None):
     """Initialise a model: normal matrices and embeddings, zero biases, unit norms.
 
-    std: of all of them; None: what the family's `initial_std` says (T5), else 0.02, as for BERT.
+    std: of all matrices; None: that of the family's `initial_std` (T5), else 0.02, as for BERT.
     """
     generator, own = torch.Generator().manual_seed(seed), {}
     if std is None and hasattr(model, "initial_std"):
-        own = model.initial_std()                            # last part of a module's name -> std
+        own = model.initial_std()                            # last part of a path -> std
     with torch.no_grad():
         for path, module in model.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() >= 2:
-                    wide = own.get(path.rpartition(".")[2], std or 0.02)
-                    parameter.normal_(0.0, wide, generator=generator)
+                    its_std = own.get(path.rpartition(".")[2], std or 0.02)
+                    parameter.normal_(0.0, its_std, generator=generator)
                 elif name == "bias":
                     parameter.zero_()
                 else:
-                    # Gemma's norms multiply with 1 + weight
-                    parameter.fill_(getattr(module, "neutral", 1.0))
+                    parameter.fill_(getattr(module, "neutral", 1.0))         # GemmaNorm: 0.0
     return model

@@ -1,8 +1,7 @@
-"""What every architecture here offers: the contract of a backbone, and the tables of each family.
+"""The parent of every architecture: the contract of a backbone, and the tables of each family.
 
-A backbone reads token ids and gives one vector for each token. Where its checkpoint has a
-language-model head, `logits` turns such vectors into scores over the vocabulary. It knows nothing
-of classes: those are read in classify/.
+A backbone turns token ids into one vector for each token. With a language-model head, `logits`
+turns these into logits over the vocabulary. Classes belong to classify/.
 """
 from torch import nn
 
@@ -17,31 +16,31 @@ from .weights import Table
 class Backbone(nn.Module, Tables):
     """The parent of all families.
 
-    A family is built by `from_config` and reads text in three steps, which `states` joins:
+    A family is built by `from_config` and reads text in three steps, which `forward` joins:
     `embed(ids, rows, types)` -> x (N, D), `run(layers, x, rows, context)` -> x, `finish(x)` -> x.
     Its `__init__(c, lm_head)` takes the checked fields of a config.json and sets
 
-    config      these fields                                width       D
-    max_tokens  the longest text it can take, None: any     lm_head     its own language-model head
-    tied        without an own head, the word embeddings are the vocabulary's matrix
-    head_dropout  what its classification head in transformers applies
-    word_factor   factor of the vectors of words, before anything else reads them
+    config, width  these fields, and D
+    max_tokens     the most tokens of a text; None: any number
+    lm_head        its own language-model head, or None
+    tied           if lm_head is None: are the word embeddings the matrix of the logits?
+    head_dropout   the dropout rate of its classification head in transformers
+    word_factor    what `embed` multiplies word embeddings with (Gemma)
     """
 
     KIND = "encoder"            # or "decoder", "encoder-decoder"
     ARCHITECTURES = {}          # "body", "lm_head", "classifier" -> the class in transformers
-    # tensor in the file -> here; None: dropped on purpose. A row stands for weight and bias
-    NAMES = {}
+    NAMES = {}                  # module or tensor in the file -> here; None: dropped on purpose
     LM_NAMES = {}               # the same for a language-model head of its own
     TIES = {}                   # copy in the file -> the parameter here that it must equal
     LM_TIES = {}                # the same for copies in the language-model head
-    ALIASES = ()         # (beginning of names in a file, beginning in NAMES)
+    ALIASES = ()                # (prefix of names in some files, the prefix in NAMES)
     TRANSPOSED = ()             # modules whose weight lies in the file as (in, out)
     CLASSIFIER_PREFIX = ""      # before every name of NAMES, in a file with a classification head
-    FULL_PRECISION = ()         # linear layers that are never put into four bits
-    BLOCKS = "layers"           # where the blocks are that `last-N` counts
+    FULL_PRECISION = ()         # linear layers that are never quantised
+    BLOCKS = "layers"           # path of the blocks that the method `last-N` counts
     WIDTH = "hidden_size"       # the field with the width of vectors
-    DEPTHS = {"layers": "num_hidden_layers"}    # where a stack of blocks is -> how many
+    DEPTHS = {"layers": "num_hidden_layers"}    # path of blocks -> the field with their number
 
     max_tokens, tied, head_dropout, word_factor = None, False, 0.0, 1.0
 
@@ -73,7 +72,7 @@ class Backbone(nn.Module, Tables):
         """The rename table. A language-model head that the model does not take is dropped."""
         lm_names = self.LM_NAMES if self.lm_head is not None else dict.fromkeys(self.LM_NAMES)
         names = self.NAMES | lm_names
-        # an own head that is not tied is no copy
+        # a head that is loaded as such is no copy of the word embeddings
         copies = {file: ours for file, ours in self.LM_TIES.items()
                   if not names.get(file.removesuffix(".weight"))}
         if not self.has_logits:
@@ -85,17 +84,17 @@ class Backbone(nn.Module, Tables):
 
     @property
     def blocks(self):
-        """The stack of blocks that the vectors of a text come from."""
+        """The stack of blocks whose last output is what `forward` returns."""
         return self.get_submodule(self.BLOCKS)
 
     def rows(self, mask, layout=None):
-        """The rows of a batch, mask (B, T); behind a prefix, its keys and values are seen too."""
+        """mask (B, T) -> the Rows of a batch, which also see the keys and values of a prefix."""
         if self.prefix is None:
             return Rows(mask, layout)
         return CachedRows(mask, self.prefix.cache(len(mask)), layout)
 
     def prepare(self, ids, mask, types=None, layout=None):
-        """ids, mask, types: (B, T) -> what blocks work on: x (N, D), rows, context."""
+        """ids, mask, types: (B, T) -> the arguments of `run`: x (N, D), rows, context."""
         rows = self.rows(mask, layout)
         return self.embed(ids, rows, types), rows, None
 
@@ -104,7 +103,7 @@ class Backbone(nn.Module, Tables):
         return x
 
     def hidden(self, ids, rows, context=None):
-        """ids (B, T) and their rows -> (N, D), of a decoder. context: what `prompt` gives."""
+        """A decoder's ids (B, T) and their rows -> hidden (N, D). context: as of `prompt`."""
         return self.finish(self.run(self.blocks, self.embed(ids, rows), rows, context))
 
     def forward(self, ids, mask, types=None, layout=None):
@@ -117,7 +116,7 @@ class Backbone(nn.Module, Tables):
         return rows.pad(self.finish(self.run(self.blocks, x, rows, context)))
 
     def states(self, ids, mask, types=None, read=None, layout=None):
-        """What a classifier reads: as `forward`, but the families differ in no argument.
+        """What a classifier reads: `forward`, with the same arguments in every family.
 
         read: "first", "last" or a number n, if only that token of each row, or its last n, are
         wanted -> (B, 1, D) or (B, n, D); a row with fewer than n repeats its first.
@@ -129,7 +128,7 @@ class Backbone(nn.Module, Tables):
 
     @property
     def max_input_tokens(self):
-        """The longest text that it can take beside its prefix; None: any."""
+        """The most tokens of a text, beside the prefix; None: any number."""
         if self.max_tokens is None or self.prefix is None:
             return self.max_tokens
         return self.max_tokens - self.prefix.tokens
@@ -155,11 +154,11 @@ class Backbone(nn.Module, Tables):
 
     @property
     def has_logits(self):
-        """Can it score the vocabulary?"""
+        """Can it compute logits over the vocabulary?"""
         return self.lm_head is not None or self.tied
 
     def vocabulary(self):
-        """The matrix (V, D) that scores the vocabulary: an own one, or the word embeddings."""
+        """The matrix (V, D) of the logits: that of `lm_head`, or the word embeddings."""
         if not self.has_logits:
             raise InputError(f"this checkpoint has no language-model head: load one that was saved "
                              f"with it ({self.ARCHITECTURES['lm_head']})")
@@ -180,7 +179,7 @@ class Decoder(Backbone):
     LM_TIES = {"lm_head.weight": "word_embeddings.weight"}
 
     def own_head(self, wanted):
-        """The language-model head where it is not the word embeddings: no bias, no norm."""
+        """Set `tied` -> the language-model head, or None if it is tied or not wanted."""
         self.tied = self.config["tie_word_embeddings"]
         vocabulary = self.config["vocab_size"]
         return nn.Linear(self.width, vocabulary, bias=False) if wanted and not self.tied else None

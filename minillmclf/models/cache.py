@@ -1,9 +1,8 @@
 """Writing text, token by token: `generate`, and the keys and values that it keeps between steps.
 
-A decoder's earlier tokens never look at later ones, so their keys and values stay as they are when
-a token is added: they are kept, and each step computes the new token alone. The cache is attached
-from outside: a model asks its rows for the keys and values that queries look at, and `CachedRows`
-adds the earlier ones.
+A decoder's tokens never look at later ones, so a new token leaves all earlier keys and values as
+they are: a cache keeps them, and each step computes the new token alone. The models know nothing of
+it: they ask their rows for keys and values, and `CachedRows` adds the earlier ones.
 
 Not here: choosing among given answers (classify/). Sampling: Fan et al. 2018 (top-k), Holtzman et
 al. 2019 (top-p).
@@ -17,18 +16,18 @@ from .layers import Rows
 
 
 class Cache:
-    """The keys and values of every attention layer so far, and which of them are of tokens."""
+    """The keys and values that each attention layer has computed so far, and their mask."""
 
     def __init__(self):
-        self.keys, self.values = [], []             # for each layer (B, K, S, d)
+        self.keys, self.values = [], []             # (B, K, S, d) for each layer
         self.mask = None                            # (B, S)
 
     def put(self, layer, k, v):
-        """What a layer's queries look at from now on: all keys and values, (B, K, S, d) each."""
+        """Store all keys and values of a layer so far, k and v (B, K, S, d)."""
         self.keys[layer:layer + 1], self.values[layer:layer + 1] = [k], [v]
 
     def expand(self, count):
-        """The cache of one row -> a new one of `count` equal rows; no number is copied yet."""
+        """The cache of one row -> a new cache of `count` equal rows, without a copy."""
         wide = Cache()
         wide.keys, wide.values = ([x.expand(count, -1, -1, -1) for x in kept]
                                   for kept in (self.keys, self.values))
@@ -36,33 +35,30 @@ class Cache:
         return wide
 
     def keep(self, live):
-        """Forget all rows of the batch but `live`."""
+        """Drop all rows of the batch but those numbered in `live`."""
         self.keys, self.values = pick(self.keys, live), pick(self.values, live)
         self.mask = pick(self.mask, live)
 
 
 class CachedRows(Rows):
-    """Rows of new tokens, whose queries look at the tokens of a cache and at each other.
+    """Rows of new tokens, which look at the tokens of a cache and at each other.
 
-    mask: (B, T) of the new tokens alone. The n-th call of `keys_values` is that of the n-th layer.
+    mask: (B, T), of the new tokens alone. The n-th call of `keys_values` is made by layer n.
     """
 
     def __init__(self, mask, cache, layout=None):
         super().__init__(mask, layout)
         earlier = self.mask[:, :0] if cache.mask is None else cache.mask
-        self.place_keys(torch.cat([earlier, self.mask], dim=1))
+        self.key_mask = torch.cat([earlier, self.mask], dim=1)     # (B, S), the T new places last
+        self.uniform = bool(self.key_mask.all())
+        self.key_position_ids = (self.key_mask.cumsum(1) - 1).clamp(min=0)
+        self.place_queries()
         self.cache, self.layer = cache, -1
-        self.earlier = list(zip(cache.keys, cache.values))         # of each layer, before this pass
+        self.earlier = list(zip(cache.keys, cache.values))         # (k, v) of each layer so far
         cache.mask = self.key_mask
 
-    def place_keys(self, key_mask):
-        """Which of the cached and new places, (B, S), hold tokens; the new ones are the last T."""
-        self.key_mask, self.uniform = key_mask, bool(key_mask.all())
-        self.key_position_ids = (key_mask.cumsum(1) - 1).clamp(min=0)
-        self.place_queries()
-
     def place_queries(self):
-        """The new tokens have the positions of the last keys."""
+        """Set the positions of the queries, which are those of the last T keys."""
         self.position_ids = self.key_position_ids[:, -self.mask.shape[1]:]          # (B, T)
         self.positions = self.unpad(self.position_ids)                              # (N,)
         self.longest = int(self.key_position_ids.max()) + 1
@@ -76,21 +72,21 @@ class CachedRows(Rows):
         if self.layer < len(self.earlier):
             k, v = (torch.cat([old.to(new.dtype), new], dim=2)      # a prefix is trained in fp32
                     for old, new in zip(self.earlier[self.layer], (k, v)))
-        self.cache.put(self.layer, k, v)    # the same again for a layer that is computed twice
+        self.cache.put(self.layer, k, v)    # equal values if a layer is recomputed
         return k, v
 
 
 def pick(tensors, live):
-    """The rows `live` of a tensor, or of all tensors in nested collections; None stays None."""
+    """The rows numbered in `live` of a tensor, or of all tensors in a collection; None: None."""
     if isinstance(tensors, dict):
-        return {key: pick(part, live) for key, part in tensors.items()}
+        return {key: pick(tensor, live) for key, tensor in tensors.items()}
     if isinstance(tensors, (list, tuple)):
-        return type(tensors)(pick(part, live) for part in tensors)
+        return type(tensors)(pick(tensor, live) for tensor in tensors)
     return None if tensors is None else tensors[live]
 
 
 def start(model, count):
-    """The cache that `count` rows begin with: empty, or filled by the model's prefix."""
+    """A cache for `count` rows: empty, or with the keys and values of the model's prefix."""
     return Cache() if model.prefix is None else model.prefix.cache(count)
 
 
@@ -104,8 +100,8 @@ def prefill(model, ids):
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen. temperature 0 takes the likeliest; above 0 it is drawn from
-    softmax(logits / temperature), with top_k among the k likeliest only, with top_p among the
-    fewest that together have a probability of p. InputError for a number out of its bounds."""
+    softmax(logits / temperature): with top_k from the k likeliest only, with top_p from the
+    fewest that together have probability p. InputError for a number out of its bounds."""
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
@@ -121,8 +117,8 @@ class Sampling:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"top_p {self.top_p}: should lie above 0 and at most at 1")
 
-    def choose(self, logits, draws):
-        """logits (B, V) -> the next token of each row (B,). draws: a torch.Generator each."""
+    def choose(self, logits, generators):
+        """logits (B, V) -> the next token of each row (B,). generators: one for each row."""
         if self.temperature == 0:
             return logits.argmax(-1)
         logits = logits / self.temperature
@@ -130,12 +126,12 @@ class Sampling:
             least = logits.topk(min(self.top_k, logits.shape[-1])).values[:, -1:]
             logits = logits.masked_fill(logits < least, float("-inf"))
         if self.top_p is not None:
-            likeliest, order = logits.softmax(-1).sort(-1, descending=True)                # (B, V)
-            beyond = likeliest.cumsum(-1) - likeliest >= self.top_p   # those before suffice already
-            beyond = torch.zeros_like(beyond).scatter(-1, order, beyond)
-            logits = logits.masked_fill(beyond, float("-inf"))
-        chances = logits.softmax(-1).cpu()
-        new = [torch.multinomial(row, 1, generator=draw) for row, draw in zip(chances, draws)]
+            probs, order = logits.softmax(-1).sort(-1, descending=True)                    # (B, V)
+            dropped = probs.cumsum(-1) - probs >= self.top_p    # likelier ones reach top_p alone
+            dropped = torch.zeros_like(dropped).scatter(-1, order, dropped)
+            logits = logits.masked_fill(dropped, float("-inf"))
+        probs = logits.softmax(-1).cpu()
+        new = [torch.multinomial(row, 1, generator=each) for row, each in zip(probs, generators)]
         return torch.cat(new).to(logits.device)
 
 
@@ -147,7 +143,7 @@ def generate(model, ids, mask, max_new_tokens, eos_ids=None, cached=True, **samp
     `eos_ids`, which is part of the result (default: eos_token_id of config.json, one or several),
     or after `max_new_tokens`. sampling: temperature, top_k, top_p, seed, as in `Sampling`. Draws
     depend on `seed` and the number of the row alone, not on the other rows. cached=False computes
-    everything anew at each step: the same, slower.
+    all tokens anew at each step: the same result, slower.
     """
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens {max_new_tokens}: should be 1 or more")
@@ -156,8 +152,8 @@ def generate(model, ids, mask, max_new_tokens, eos_ids=None, cached=True, **samp
     model.eval()
     stops = set(eos_ids_of(model.source_config) if eos_ids is None else eos_ids)
     written = [[] for _ in ids]
-    draws = [torch.Generator().manual_seed(sampling.seed + row) for row in range(len(ids))]
-    live, cache = list(range(len(ids))), start(model, len(ids))
+    generators = [torch.Generator().manual_seed(sampling.seed + row) for row in range(len(ids))]
+    live, cache = list(range(len(ids))), start(model, len(ids))    # live: rows without a stop token
     ids, mask, context = model.prompt(ids, mask)
     check_positions(model, mask, max_new_tokens)
     step_ids, step_mask = ids, mask
@@ -165,16 +161,16 @@ def generate(model, ids, mask, max_new_tokens, eos_ids=None, cached=True, **samp
         rows = CachedRows(step_mask, cache) if cached else model.rows(mask)
         hidden = model.hidden(step_ids if cached else ids, rows, context)
         logits = model.logits(rows.last(hidden)).float()                                   # (B, V)
-        new = sampling.choose(logits, [draws[row] for row in live])                        # (B,)
+        new = sampling.choose(logits, [generators[row] for row in live])                   # (B,)
         for row, token in zip(live, new.tolist()):
             written[row].append(token)
-        going = [place for place, token in enumerate(new.tolist()) if token not in stops]
-        if not going:
+        unfinished = [place for place, token in enumerate(new.tolist()) if token not in stops]
+        if not unfinished:
             break
-        if len(going) < len(live):
-            live = [live[place] for place in going]
-            ids, mask, new, context = pick((ids, mask, new, context), going)
-            cache.keep(going)
+        if len(unfinished) < len(live):
+            live = [live[place] for place in unfinished]
+            ids, mask, new, context = pick((ids, mask, new, context), unfinished)
+            cache.keep(unfinished)
         step_ids = new.unsqueeze(1)                                                        # (B, 1)
         step_mask = torch.ones_like(step_ids)
         ids, mask = torch.cat([ids, step_ids], 1), torch.cat([mask, step_mask.to(mask.dtype)], 1)

@@ -1,11 +1,11 @@
 """Reading config.json without guessing.
 
-Every key is one of three kinds: a *field* that the model uses, a key whose value is *fixed* because
-only that value is built here, or an *inert* key that does not change the maths. Any other key may
-change the answer, so it is an error, unless --ignore-config-key names it: then it is left out, at
-the user's own risk, and what is saved no longer has it.
+Every key is one of three kinds: a *field* that the model uses, a *fixed* key with the only value
+that is built here, or an *inert* key that does not change the maths. Any other key may change the
+answer, so it is an error, unless --ignore-config-key names it: then, at the user's risk, the key is
+left out, of saved files too.
 
-What a config.json may hold stands in tables of each family (`Tables`); `read_config` checks them.
+Each family has tables of what its config.json may hold (`Tables`); `read_config` checks it.
 """
 import os
 import re
@@ -14,10 +14,11 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import IGNORED, check_fields, read_json, short
+from .tensor_files import listed
 
 REQUIRED = object()
 
-# Of any family; those from max_length on say how text is written. Many are of older transformers.
+# Inert in every family, many from older transformers; those from max_length on steer generation.
 INERT = frozenset("""
     architectures model_type transformers_version dtype torch_dtype _name_or_path name_or_path
     tokenizer_class id2label label2id num_labels _num_labels problem_type finetuning_task
@@ -37,21 +38,21 @@ INERT = frozenset("""
     exponential_decay_length_penalty suppress_tokens begin_suppress_tokens max_new_tokens prefix
     cache_implementation
 """.split())
-# of every family that says nothing else
+# fixed in every family whose own tables say nothing else
 FIXED = dict(is_decoder=False, is_encoder_decoder=False, add_cross_attention=False, pruned_heads={},
              cross_attention_hidden_size=None, tie_encoder_decoder=False, quantization_config=None)
 
 
-def each(kind, values):
+def all_of(kind, values):
     return all(isinstance(value, kind) for value in values)
 
 
-# what keys hold that are read outside the families, for `check_fields`; null says as much as no key
+# for `check_fields`: the keys that are read outside the families; null counts as missing
 COMMON = {
-    "architectures?": (lambda v: v is None or isinstance(v, list) and each(str, v),
+    "architectures?": (lambda v: v is None or isinstance(v, list) and all_of(str, v),
                        "a list of names"),
     "id2label?": (lambda v: v is None
-                  or isinstance(v, dict) and each((str, float, int), v.values()),
+                  or isinstance(v, dict) and all_of((str, float, int), v.values()),
                   "an object with a name for each number"),
     "label2id?": (lambda v: v is None or isinstance(v, dict), "an object"),
     "num_labels?": (lambda v: v is None or type(v) is int and 0 < v <= 10**5,
@@ -60,8 +61,8 @@ COMMON = {
     "dtype?": (lambda v: v is None or isinstance(v, str), "a name"),
     "torch_dtype?": (lambda v: v is None or isinstance(v, str), "a name"),
 }
-KINDS = {str: "a name", bool: "true or false", list: "a list", dict: "an object"}
-# fields that are no whole numbers: pattern -> (test, what it should be)
+KINDS = {str: "a name", bool: "true or false", list: "a list", dict: "an object"}  # default's type
+# numeric fields that may be fractions: pattern of the name -> (test, what they should be)
 NUMBERS = {
     r".*_eps(ilon)?": (lambda v: 1e-30 <= v <= 1, "a number from 1e-30 to 1"),
     r".*(dropout|pdrop).*": (lambda v: 0 <= v < 1, "a number from 0 to below 1"),
@@ -81,7 +82,7 @@ def read_model_config(folder):
 
 @contextmanager
 def ignoring(keys):
-    """with ignoring(["key"]): ...   Unknown keys of these names are left out of any config.json."""
+    """with ignoring(["key"]): ...   Leave these keys out of any config.json if they are unknown."""
     before = os.environ.get(IGNORED)
     os.environ[IGNORED] = ",".join([before or "", *map(str, keys)])
     try:
@@ -94,19 +95,19 @@ class Tables:
     """What a family's config.json may hold. Every family overrides some of these."""
 
     FIELDS = {}         # name -> default, or REQUIRED
-    FIXED = {}          # name -> the one value that is built, besides those of every family
-    INERT = ()          # keys that do not change the maths, besides those of every family
-    CHOICES = {}        # field -> the values that are supported; of a list: for each of its items
-    MULTIPLES = ()      # (field, the field that divides it); a third one, if given, lifts the rule
-    DERIVED = {}        # field -> function of the fields, where the file says null or nothing
-    RULES = ()          # functions of the fields -> what is wrong, or something false
+    FIXED = {}          # name -> the only value that is built; besides the FIXED above
+    INERT = ()          # keys that do not change the maths; besides the INERT above
+    CHOICES = {}        # field -> its supported values, or those of the items if it is a list
+    MULTIPLES = ()      # (field, field that divides it), or with a third that lifts the rule if set
+    DERIVED = {}        # field -> function of the fields, for a field that is null or missing
+    RULES = ()          # functions of the fields -> what is wrong, or a false value
 
 
 def read_config(config, family, where, **more):
     """A parsed config.json -> dict of the fields, and "ignored": unknown keys left out, if any.
 
-    family: a class with `Tables`; more: further rows of its table FIXED. Raises InputError with the
-    file (`where`), the keys and what is supported.
+    family: a class with `Tables`; more: further rows for its FIXED. InputError names the file
+    (`where`), the keys and what is supported.
     """
     fields, fixed = family.FIELDS, FIXED | family.FIXED | more
     known = {*fields, *fixed, *family.INERT, *INERT}
@@ -120,15 +121,14 @@ def read_config(config, family, where, **more):
             c[key] = derive(c) if c[key] is None else c[key]
         faults = [fault for rule in family.RULES if (fault := rule(c))]
     if faults:
-        more = [f"and {len(faults) - 6} more"] if len(faults) > 6 else []
         remedy = (". To go on without an unknown key, at your own risk: --ignore-config-key NAME"
                   if unknown - ignored else "")
-        raise InputError(f"{where}: " + "; ".join(faults[:6] + more) + remedy)
+        raise InputError(f"{where}: {listed(faults, 6)}{remedy}")
     return c | {"ignored": sorted(ignored)} if ignored else c
 
 
 def key_faults(config, fields, fixed, unknown):
-    """Yields what is wrong with single keys: unknown, of another kind, not built, missing."""
+    """Yield what is wrong with single keys: unknown, of a wrong type, not built, missing."""
     for key, value in config.items():
         if key in unknown:
             yield f"{short(key)[1:-1]} = {short(value)} (unknown: it may change the maths)"
@@ -142,20 +142,20 @@ def key_faults(config, fields, fixed, unknown):
 
 
 def value_faults(c, family):
-    """Yields what is wrong with fields of the right kind, by the tables CHOICES and MULTIPLES."""
+    """Yield what is wrong with fields of the right type, by the tables CHOICES and MULTIPLES."""
     for key, supported in family.CHOICES.items():
         for value in c[key] if isinstance(c[key], list) else [c[key]]:
             if not isinstance(value, str) or value not in supported:
                 yield not_supported(key, value, supported)
-    for whole, part, *instead in family.MULTIPLES:
-        lifted = any(c[key] is not None for key in instead)
+    for whole, part, *lifting in family.MULTIPLES:
+        lifted = any(c[key] is not None for key in lifting)
         if not lifted and c[part] is not None and c[whole] % c[part]:
             yield (f"{whole} {c[whole]} is not a multiple of {part} {c[part]}"
-                   + "".join(f", and {key} is not given" for key in instead))
+                   + "".join(f", and {key} is not given" for key in lifting))
 
 
 def wrong_kind(key, value, default):
-    """None if a value is of the kind that its field's name and default show, else what would be."""
+    """None if a value fits the name and the default of its field, else what it should be."""
     if default is None and value is None:
         return None
     for kind, words in KINDS.items():

@@ -2,18 +2,18 @@
 He et al. 2021).
 
 BERT adds a position to a word and then forgets which was which. DeBERTa keeps the two apart. How
-much a query at position i looks at a key at position j is a sum of three scores; P is the vector of
-the offset i - j, in one table for all layers:
+much a query at position i looks at a key at position j is a sum of three scores; r is the vector of
+the offset i - j, from one table for all layers:
 
     content to content    q_i . k_j             as in BERT
-    content to position   q_i . key(P)          "c2p": what a word looks for at this distance
-    position to content   query(P) . k_j        "p2c": which words are looked for at this distance
+    content to position   q_i . key(r)          "c2p": what a word looks for at this distance
+    position to content   query(r) . k_j        "p2c": which words are looked for at this distance
 
-all divided by sqrt(d * 3), because there are three of them (a model may have fewer). Near offsets
-have a row of the table each; with log buckets far ones share a row, more of them the farther they
-are. So no text is too long. The rest of a block is that of BERT.
+all divided by sqrt(d * 3), because there are three of them (a model may have fewer). Each near
+offset has its own row of the table. With log buckets far offsets share rows, the farther the more,
+so no text is too long. The rest of a block is that of BERT.
 
-Here: the body; also models that have absolute positions besides, or token types. Not here: the
+Here: the body, also with absolute positions or token types. Not here: the
 convolution of deberta-v2-xlarge, the enhanced mask decoder, v3's pretraining, the masked-LM head
 (encoder.py), classification heads (classify/head.py).
 """
@@ -31,24 +31,22 @@ from .layers import ACTIVATIONS
 
 def log_bucket(offset, buckets, most):
     """Offsets (any shape) -> signed buckets: up to buckets / 2 an offset is its own bucket, beyond
-    that buckets grow as its logarithm.
+    that the bucket grows with the logarithm of the offset.
 
-    most: at the offset most - 1 bucket number buckets - 1 is reached; farther ones get numbers
-    beyond it. In fp32, as models were trained: where the quotient should be a whole number, its
-    rounding decides between two buckets.
+    most: the offset most - 1 falls into bucket buckets - 1, farther ones into higher buckets. In
+    fp32, as in training: where the quotient should be a whole number, rounding decides the bucket.
     """
     middle = buckets // 2
     far = (offset.abs().clamp(min=middle).float() / middle).log()
-    whole = torch.tensor((most - 1) / middle, dtype=torch.float32).log()
-    far = torch.ceil(far / whole * (middle - 1)) + middle
+    farthest = torch.tensor((most - 1) / middle, dtype=torch.float32).log()
+    far = torch.ceil(far / farthest * (middle - 1)) + middle
     return torch.where(offset.abs() <= middle, offset, (far * offset.sign()).long())
 
 
 def table_row(offset, buckets, most):
     """Offsets query - key (any shape) -> rows of the table, 0 to 2 * span - 1; offset 0 is at span.
 
-    buckets: 0 for none, then there is a row for each offset and those from `most` on share the
-    outermost.
+    buckets: 0 for none. Then each offset has a row, and those from `most` on share the last one.
     """
     span = buckets or most
     bucket = log_bucket(offset, buckets, most) if buckets else offset
@@ -56,18 +54,18 @@ def table_row(offset, buckets, most):
 
 
 def disentangled_attention(q, k, v, positions, column, rows, dropout):
-    """As `attention`, with scores for words and for offsets.
+    """As `attention`, with the scores of offsets added.
 
     q: (M, H, d) of the queries; k, v: (N, H, d). positions: keys and queries of the P offsets in
-    use, (P, H, d) each, or None where the model has no such score. column: (B or 1, T, S), which
-    of the P offsets a query and a key have. -> (M, H*d)
+    use, (P, H, d) each, or None for a score that the model lacks. column: (B or 1, T, S), the
+    number of the offset, 0 to P - 1, between a query and a key. -> (M, H*d)
     """
     q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)        # (B, H, T, d), (B, H, S, d)
-    terms = 1 + sum(each is not None for each in positions)
-    scale = 1 / math.sqrt(q.shape[-1] * terms)
+    scores = 1 + sum(vectors is not None for vectors in positions)
+    scale = 1 / math.sqrt(q.shape[-1] * scores)
     # Scaled before the products: the sums of unscaled ones leave the range of fp16.
-    keys, queries = (None if each is None else each.transpose(0, 1) * scale          # (H, P, d)
-                     for each in positions)
+    keys, queries = (None if vectors is None else vectors.transpose(0, 1) * scale    # (H, P, d)
+                     for vectors in positions)
     column = column.unsqueeze(1).expand(len(q), q.shape[1], -1, -1)      # (B, H, T, S)
     bias = q.new_zeros(1, 1, 1, k.shape[2])
     if keys is not None:
@@ -83,8 +81,8 @@ def disentangled_attention(q, k, v, positions, column, rows, dropout):
 class DebertaLayer(BertLayer):
     """BERT's block with disentangled attention.
 
-    Offsets become keys and queries by the same matrices as words do (share_att_key, all of v3), or
-    by two of their own.
+    The matrices that make keys and queries of offsets are those of words (share_att_key, all of
+    v3), or two of their own.
     """
 
     def __init__(self, c):
@@ -94,7 +92,7 @@ class DebertaLayer(BertLayer):
         self.pos_key_proj, self.pos_query_proj = (nn.Linear(D, D) if has else None for has in own)
 
     def project_offsets(self, table):
-        """(P, D) -> keys and queries of the offsets, (P, H, d) each, or None without a score."""
+        """(P, D) -> keys and queries of the offsets, (P, H, d) each; None for a score it lacks."""
         key, query = self.pos_key_proj, self.pos_query_proj
         if self.shared:
             key, query = self.k_proj, self.q_proj
@@ -102,11 +100,11 @@ class DebertaLayer(BertLayer):
                 for term, proj in (("c2p", key), ("p2c", query))]
 
     def attend(self, x, rows, table, column):
-        """x: (N, D) -> (M, D). table: (P, D), the offsets in use; column: (B or 1, T, S)."""
+        """x: (N, D) -> (M, D). table: (P, D), vectors of the offsets; column: (B or 1, T, S)."""
         queries, p = rows.queries(x), self.attention_dropout if self.training else 0.0
-        positions = self.project_offsets(self.dropout(table))            # for all rows
-        seen = disentangled_attention(*self.project(x, queries), positions, column, rows, p)
-        return self.attention_norm(queries + self.dropout(self.o_proj(seen)))
+        positions = self.project_offsets(self.dropout(table))            # of all rows
+        mixed = disentangled_attention(*self.project(x, queries), positions, column, rows, p)
+        return self.attention_norm(queries + self.dropout(self.o_proj(mixed)))
 
     def forward(self, x, rows, table, column):
         """x: (N, D) -> (M, D)."""
@@ -123,7 +121,7 @@ def only(key, size):
 
 
 def offsets_known(c):
-    """The largest offset, as a config.json gives it."""
+    """How far offsets reach: a value of -1 means the number of positions."""
     most = c["max_relative_positions"]
     return most if most > 0 else c["max_position_embeddings"]
 
@@ -131,7 +129,7 @@ def offsets_known(c):
 class Deberta(Encoder):
     """The DeBERTa body: ids -> one vector for each token, and the masked-LM head if it has one."""
 
-    # transformers' defaults: silence about relative_attention means a model without it
+    # the defaults of transformers, where no relative_attention means false
     FIELDS = dict(
         vocab_size=REQUIRED, hidden_size=REQUIRED, num_hidden_layers=REQUIRED,
         num_attention_heads=REQUIRED, intermediate_size=REQUIRED, hidden_act="gelu",
@@ -142,7 +140,7 @@ class Deberta(Encoder):
         pooler_hidden_act="gelu", pooler_dropout=0.0, cls_dropout=None, pooler_hidden_size=None,
         embedding_size=None, attention_head_size=None)
     FIXED = dict(conv_kernel_size=0, tie_word_embeddings=True)
-    INERT = ("conv_act", "conv_groups")         # of the convolution, which is not there
+    INERT = ("conv_act", "conv_groups")         # of the convolution, which is not built
     CHOICES = {"hidden_act": ACTIVATIONS, "pooler_hidden_act": ACTIVATIONS,
                "norm_rel_ebd": ("none", "layer_norm"), "pos_att_type": ("c2p", "p2c")}
     MULTIPLES = (("hidden_size", "num_attention_heads"),)
@@ -185,8 +183,8 @@ class Deberta(Encoder):
         "deberta.embeddings.position_embeddings._weight": None,
         "mask_predictions.*": None,
     }
-    # One head under two names: Microsoft's, which transformers writes if "legacy" is false, and
-    # transformers' own. Both are read; of two names for one parameter the last is written.
+    # Two sets of names for one head: Microsoft's, which transformers writes if "legacy" is false,
+    # and that of transformers. Both are read; the set that stands last in LM_NAMES is written.
     MICROSOFT = {"lm_predictions.lm_head.dense": "lm_head.dense",
                  "lm_predictions.lm_head.LayerNorm": "lm_head.norm",
                  "lm_predictions.lm_head.bias": "lm_head.bias"}
@@ -218,7 +216,7 @@ class Deberta(Encoder):
         self.max_tokens = c["max_position_embeddings"] if absolute else None
         dropout = c["cls_dropout"]
         self.head_dropout = c["hidden_dropout_prob"] if dropout is None else dropout
-        if not absolute:                        # Microsoft's files may hold them all the same
+        if not absolute:                        # Microsoft's files may hold them, unused
             self.NAMES = self.NAMES | {"deberta.embeddings.position_embeddings": None}
         if not c["legacy"]:
             self.LM_NAMES = self.LEGACY | self.MICROSOFT
@@ -231,7 +229,7 @@ class Deberta(Encoder):
         return super().read({**config, "pos_att_type": terms}, where)
 
     def embed(self, ids, rows, types):
-        """ids (B, T) -> (N, D): word, and position and token type where there are, normalised."""
+        """ids (B, T) -> (N, D): word (+ position) (+ token type) embeddings, normalised."""
         x = self.word_embeddings(rows.unpad(ids))                                    # (N, D)
         if self.position_embeddings is not None:
             self.check_length(rows)
@@ -241,16 +239,17 @@ class Deberta(Encoder):
         return self.dropout(self.embedding_norm(x))
 
     def offsets(self, rows):
-        """The rows of the table that a batch needs, and which of them each query and key need.
+        """The P rows of the table that a batch needs, (P, D), normalised; and which of them each
+        pair of query and key needs, (B or 1, T, S).
 
-        -> (P, D), normalised, and (B or 1, T, S) of numbers below P. With a longest text of L
-        tokens there are at most 2L - 1 offsets, fewer if buckets join them.
+        Texts of at most L tokens have at most 2L - 1 offsets, fewer rows if buckets join them.
         """
-        distance, most = rows.distance(), rows.longest - 1
+        distance, farthest = rows.distance(), rows.longest - 1
         # On the CPU, so that the same logarithm chooses the buckets wherever the model is.
-        needed = table_row(torch.arange(-most, most + 1, device="cpu"), self.buckets, self.most)
-        needed, column = (each.to(distance.device) for each in needed.unique(return_inverse=True))
-        return self.rel_norm(self.rel_embeddings(needed)), column[distance + most]
+        offsets = torch.arange(-farthest, farthest + 1, device="cpu")                # (2L - 1,)
+        needed, place = table_row(offsets, self.buckets, self.most).unique(return_inverse=True)
+        table = self.rel_norm(self.rel_embeddings(needed.to(distance.device)))       # (P, D)
+        return table, place.to(distance.device)[distance + farthest]
 
     def run(self, layers, x, rows, context=None):
         """x: (N, D) through some of the blocks -> (N, D)."""

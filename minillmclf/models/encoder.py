@@ -1,4 +1,4 @@
-"""What encoders share besides the contract of backbone.py: token types and the masked-LM head."""
+"""What encoders add to the contract of backbone.py: token types and the masked-LM head."""
 import torch
 from torch import nn
 
@@ -8,7 +8,7 @@ from .layers import ACTIVATIONS
 
 
 class MaskedLMHead(nn.Module):
-    """hidden -> vocabulary: dense, activation, norm, then the word embeddings as last matrix."""
+    """hidden -> logits: linear layer, activation, norm, then the word embeddings as a matrix."""
 
     def __init__(self, c, activation):
         super().__init__()
@@ -23,10 +23,10 @@ class MaskedLMHead(nn.Module):
 
 
 class Encoder(Backbone):
-    """What encoders share: token types, and a masked-LM head that ends in the word embeddings."""
+    """The parent of the encoders."""
 
     def embed_types(self, types, ids, rows):
-        """types: (B, T) or None -> their vectors (N, D). InputError for a type there is not."""
+        """types: (B, T) or None -> their vectors (N, D). InputError for a type too many."""
         if types is None:
             types = torch.zeros_like(ids)
         used = rows.layout.token_types or int(types.max()) + 1
@@ -37,7 +37,7 @@ class Encoder(Backbone):
         return self.type_embeddings(rows.unpad(types))
 
     def vocabulary(self):
-        """(V, D), what the masked-LM head ends in: the word embeddings."""
+        """The last matrix of the masked-LM head (V, D): the word embeddings."""
         return super().vocabulary() if self.lm_head is None else self.word_embeddings.weight
 
     def logits(self, hidden):

@@ -2,17 +2,17 @@
 
 Gemma    norms multiply with 1 + weight, word embeddings with sqrt(D), the gate is a GELU (tanh
          form), the width of a head is free, the word embeddings are also the language-model head.
-Gemma 2  + what attention and MLP add is normalised once more; attention scores and the logits of
-         the vocabulary are capped softly; queries are scaled by a number of their own; every other
-         layer sees a window only.
-Gemma 3  + queries and keys are normalised head by head, and nothing is capped; five layers with a
-         window and a fast rotation are followed by one that sees all, with a slow one.
+Gemma 2  + the results of attention and MLP are normalised too before they are added; attention
+         scores and logits are softly capped; config.json gives the scale of queries; every other
+         layer has a window.
+Gemma 3  + queries and keys are normalised head by head, and nothing is capped; after five layers
+         with a window and a fast rotation comes one without a window, with a slow rotation.
 
-Trap: each of these changes leaves a model that still answers, only worse. A norm read as `weight`
-instead of `1 + weight` shows at once; a missing cap or window first shows on long texts.
+Trap: without one of these changes a model still answers, only worse. A norm with `weight` instead
+of `1 + weight` shows at once; a missing cap or window only shows on long texts.
 
-Here: the bodies, and the text part of Gemma 3 files that can also see. Not here: vision, attention
-to both sides.
+Here: the bodies, and the text part of Gemma 3 files with images. Not here: images, attention to
+later tokens. A line marked "differs" replaces one of the parent class.
 """
 import math
 
@@ -27,35 +27,34 @@ from .llama import Llama, LlamaLayer
 from .rotary import ROPE_KEYS, angles, read_two_ropes
 
 TANH_GELU = "gelu_pytorch_tanh"
-LAYER_TYPES = {"sliding_attention": "sees the window", "full_attention": "sees all before it"}
+LAYER_TYPES = {"sliding_attention": "has a window", "full_attention": "has none"}
 
 
 class GemmaNorm(nn.Module):
-    """RMSNorm that multiplies with 1 + weight: a weight of 0 changes nothing."""
+    """RMSNorm that multiplies with 1 + weight instead of weight."""
 
-    neutral = 0.0
+    neutral = 0.0                                    # the weight that changes nothing
 
     def __init__(self, width, eps):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.zeros(width)), eps
 
     def forward(self, x):
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))       # rounded after the product
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))       # rounded only at the end
         weight = 1 + self.weight.to(wide.dtype)
         return (root_mean_square_norm(wide, self.eps) * weight).to(x.dtype)
 
 
 def soft_cap(x, cap):
-    """Keeps x between -cap and cap, and almost as it is near 0. cap None: no bound."""
+    """x squeezed between -cap and cap, almost unchanged near 0. cap None: no bound."""
     return x if cap is None else cap * torch.tanh(x / cap)
 
 
 def capped_attention(q, k, v, seen, scale, cap, dropout):
     """softmax(soft_cap(q k^T * scale)) v, over the keys that `seen` (B or 1, 1, T, S) allows.
 
-    The scores are capped before the mask: a score of -inf would be finite again. Written out,
-    because the fused attention of torch has no cap. q: (B, H, T, d); k, v: (B, K, S, d)
-    -> (B, H, T, d)
+    Capped before the mask, because a cap makes -inf finite. Written out, because the fused
+    attention of torch has no cap. q: (B, H, T, d); k, v: (B, K, S, d) -> (B, H, T, d)
     """
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))  # (B, H, S, d)
     scores = soft_cap(q @ k.transpose(-2, -1) * scale, cap)                        # (B, H, T, S)
@@ -75,9 +74,9 @@ class Gemma(Llama):
     ARCHITECTURES = {kind: name.replace("Llama", "Gemma")
                      for kind, name in Llama.ARCHITECTURES.items()}
     NORM = GemmaNorm
-    GATE = "hidden_act"                           # the key that names the activation
+    ACTIVATION_KEY = "hidden_act"
     # the first files say "gelu", but the models were trained with the tanh form
-    GATE_MEANS = {"gelu": TANH_GELU}
+    ACTIVATION_ALIASES = {"gelu": TANH_GELU}
 
     @classmethod
     def read(cls, config, where):
@@ -85,9 +84,9 @@ class Gemma(Llama):
             value = short(config["use_bidirectional_attention"])
             raise InputError(f"{where}: use_bidirectional_attention = {value} is not supported: a "
                              "token sees what stands before it")
-        given = [config.get(cls.GATE) or TANH_GELU,
+        given = [config.get(cls.ACTIVATION_KEY) or TANH_GELU,
                  config.get("hidden_act"), config.get("hidden_activation")]
-        meant = {cls.GATE_MEANS.get(name, name) for name in map(str, filter(None, given))}
+        meant = {cls.ACTIVATION_ALIASES.get(name, name) for name in map(str, filter(None, given))}
         if len(meant) > 1:
             raise InputError(f"{where}: hidden_act and hidden_activation disagree: "
                              f"{short(', '.join(sorted(meant)))[1:-1]}")
@@ -99,7 +98,7 @@ class Gemma(Llama):
 
     def embed(self, ids, rows, types=None):
         x = self.word_embeddings(rows.unpad(ids))                                    # (N, D)
-        # in bf16 the factor is rounded too: 55.4 is 55.5
+        # the factor has the dtype of x too: in bf16 55.4 becomes 55.5
         return self.dropout(x * x.new_tensor(self.word_factor))
 
 
@@ -116,8 +115,8 @@ class Gemma2Layer(LlamaLayer):
         q, k, v = self.heads(x, rows, rotation)
         q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)                        # (B, H, T, d)
         p = self.attention_dropout if self.training else 0.0
-        found = capped_attention(q, k, v, rows.causal(self.window), self.scale, self.cap, p)
-        return self.o_proj(rows.merge_heads(found))                                  # differs
+        mixed = capped_attention(q, k, v, rows.causal(self.window), self.scale, self.cap, p)
+        return self.o_proj(rows.merge_heads(mixed))                                  # differs
 
     def attend(self, x, rows, rotation):
         added = self.attention(self.attention_norm(x), rows, rotation)
@@ -128,26 +127,26 @@ class Gemma2Layer(LlamaLayer):
 
 
 class Gemma2(Gemma):
-    """Gemma 2: local and global layers, post norms, soft caps."""
+    """Gemma 2: every other layer with a window, norms after attention and MLP, soft caps."""
 
     FIELDS = Gemma.FIELDS | dict(
         num_key_value_heads=4, query_pre_attn_scalar=256, sliding_window=4096, layer_types=[],
         attn_logit_softcapping=None, final_logit_softcapping=None)
-    CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}   # where not given
+    CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}   # null: no cap
     CHOICES = Gemma.CHOICES | {"layer_types": LAYER_TYPES}
     RULES = (*Gemma.RULES, lambda c: len(c["layer_types"]) not in (0, c["num_hidden_layers"])
              and f"layer_types names {len(c['layer_types'])} layers, num_hidden_layers is "
              f"{c['num_hidden_layers']}")
     ARCHITECTURES = {kind: name.replace("Llama", "Gemma2")
                      for kind, name in Llama.ARCHITECTURES.items()}
-    # the same name as LLaMA's second norm, but another place: it comes after attention
+    # post_attention_layernorm: after attention; in LLaMA's files, before the MLP
     NAMES = Llama.NAMES | {
         "model.layers.{}.post_attention_layernorm": "layers.{}.attention_post_norm",
         "model.layers.{}.pre_feedforward_layernorm": "layers.{}.mlp_norm",
         "model.layers.{}.post_feedforward_layernorm": "layers.{}.mlp_post_norm",
     }
-    GATE, GATE_MEANS = "hidden_activation", {}
-    LAYER, PATTERN = Gemma2Layer, 2               # every PATTERN-th layer sees all
+    ACTIVATION_KEY, ACTIVATION_ALIASES = "hidden_activation", {}
+    LAYER, PATTERN = Gemma2Layer, 2               # every PATTERN-th layer has no window
 
     @classmethod
     def read(cls, config, where):
@@ -159,13 +158,13 @@ class Gemma2(Gemma):
 
     @classmethod
     def pattern(cls, config, where):
-        """Every how many layers one sees all."""
+        """n, where every n-th layer has no window."""
         return cls.PATTERN
 
     def layer(self, number):
         c = self.config
-        local = c["layer_types"][number] == "sliding_attention"
-        window = c["sliding_window"] if local else math.inf
+        has_window = c["layer_types"][number] == "sliding_attention"
+        window = c["sliding_window"] if has_window else math.inf
         return self.LAYER(c, self.NORM, window, c["query_pre_attn_scalar"] ** -0.5)
 
     def logits(self, hidden):
@@ -182,19 +181,16 @@ class Gemma3Layer(Gemma2Layer):
 
     def project(self, x, queries):
         q, k, v = super().project(x, queries)
-        return self.q_norm(q), self.k_norm(k), v  # differs
+        return self.q_norm(q), self.k_norm(k), v                                # differs
 
     attention = LlamaLayer.attention              # differs: nothing is capped
 
 
 class Gemma3(Gemma2):
-    """Gemma 3: five local layers to a global one, two rotations.
-
-    Of a file that can also see, the text part is taken.
-    """
+    """Gemma 3: five layers with a window to one without, two rotations; text only."""
 
     FIELDS = {key: default for key, default in Gemma2.FIELDS.items() if key not in Gemma2.CAPS}
-    # what its files leave out
+    # defaults for what its files leave out
     FIELDS |= dict(vocab_size=262208, hidden_size=2304, intermediate_size=9216,
                    num_hidden_layers=26, num_attention_heads=8, max_position_embeddings=131072)
     FIXED = Gemma2.FIXED | dict.fromkeys(Gemma2.CAPS)
@@ -204,7 +200,7 @@ class Gemma3(Gemma2):
     ARCHITECTURES = {"body": "Gemma3TextModel", "lm_head": "Gemma3ForCausalLM",
                      "classifier": "Gemma3TextForSequenceClassification"}
     ALIASES = (("", "model."), ("language_model.model.", "model."),
-                      ("model.language_model.", "model."), ("language_model.", "model."))
+               ("model.language_model.", "model."), ("language_model.", "model."))
     NAMES = Gemma2.NAMES | {
         "model.layers.{}.self_attn.q_norm": "layers.{}.q_norm",
         "model.layers.{}.self_attn.k_norm": "layers.{}.k_norm",
@@ -219,7 +215,7 @@ class Gemma3(Gemma2):
 
     @classmethod
     def own_config(cls, config):
-        """The text part. Class names, end-of-text ids and the like of the file replace its own."""
+        """The text part of a config.json with images; outer keys (eos_token_id) replace its own."""
         if "text_config" not in config:
             return config
         inner = config["text_config"]
@@ -248,8 +244,8 @@ class Gemma3(Gemma2):
 
     def run(self, layers, x, rows, context=None):
         c = self.config
-        local, full = (angles(c["rope"][kind], c["head_dim"], rows.positions, x.dtype)
+        fast, slow = (angles(c["rope"][kind], c["head_dim"], rows.positions, x.dtype)
                        for kind in ("sliding_attention", "full_attention"))
         for layer in layers:
-            x = layer(x, rows, local if layer.window < math.inf else full)           # differs
+            x = layer(x, rows, fast if layer.window < math.inf else slow)            # differs
         return x

@@ -8,8 +8,8 @@ Trap: the files hold every matrix of a block as (in, out), because the layer was
 of width one ("Conv1D"). Square matrices load silently either way; TRANSPOSED turns them. Queries,
 keys and values come from one matrix.
 
-Here: the body, tied or untied. Not here: cross attention, the double-heads model; heads for classes
-(classify/head.py).
+Here: the body and its language-model head. Not here: cross-attention, the double-heads model,
+classification heads (classify/head.py).
 """
 from torch import nn
 
@@ -23,7 +23,7 @@ class GPT2Layer(nn.Module):
 
     def __init__(self, c, number):
         super().__init__()
-        D, F = c["n_embd"], c["n_inner"]
+        D, F = c["n_embd"], c["n_inner"]                     # F: inner width of the MLP
         self.attention_norm = nn.LayerNorm(D, eps=c["layer_norm_epsilon"])
         self.qkv_proj, self.o_proj = nn.Linear(D, 3 * D), nn.Linear(D, D)
         self.mlp_norm = nn.LayerNorm(D, eps=c["layer_norm_epsilon"])
@@ -36,16 +36,16 @@ class GPT2Layer(nn.Module):
             self.scale = self.scale / (number + 1)
 
     def attend(self, x, rows):
-        """x: (N, D) -> (M, D)."""
+        """x: (N, D) -> (M, D): x of the queries plus what they read from all tokens."""
         p = self.attention_dropout if self.training else 0.0
         qkv = self.qkv_proj(self.attention_norm(x))                                  # (N, 3*D)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(1)                   # (N, H, d)
-        seen = causal_attention(rows.queries(q), k, v, rows, dropout=p, scale=self.scale)
-        return rows.queries(x) + self.dropout(self.o_proj(seen))
+        mixed = causal_attention(rows.queries(q), k, v, rows, dropout=p, scale=self.scale)
+        return rows.queries(x) + self.dropout(self.o_proj(mixed))           # mixed: (M, D)
 
     def mlp(self, x):
-        """(M, D) -> (M, D)."""
-        inner = self.activation(self.up_proj(self.mlp_norm(x)))                      # (N, F)
+        """x: (M, D) -> (M, D)."""
+        inner = self.activation(self.up_proj(self.mlp_norm(x)))                      # (M, F)
         return x + self.dropout(self.down_proj(inner))
 
     def forward(self, x, rows):
@@ -61,7 +61,7 @@ class GPT2(Decoder):
         n_inner=None, activation_function="gelu_new", layer_norm_epsilon=1e-5, embd_pdrop=0.1,
         resid_pdrop=0.1, attn_pdrop=0.1, scale_attn_weights=True,
         scale_attn_by_inverse_layer_idx=False, tie_word_embeddings=True)
-    # reorder_and_upcast_attn asks for another order and rounding of the same maths
+    # reorder_and_upcast_attn only changes the order and the rounding of the maths
     INERT = ("n_ctx", "reorder_and_upcast_attn", "summary_type", "summary_use_proj",
              "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
              "predict_special_tokens")
@@ -71,7 +71,7 @@ class GPT2(Decoder):
     WIDTH, DEPTHS = "n_embd", {"layers": "n_layer"}
     ARCHITECTURES = {"body": "GPT2Model", "lm_head": "GPT2LMHeadModel",
                      "classifier": "GPT2ForSequenceClassification"}
-    ALIASES = (("", "transformer."),)           # the first files leave the prefix out
+    ALIASES = (("", "transformer."),)           # the first files have no prefix
     TRANSPOSED = ("qkv_proj", "o_proj", "up_proj", "down_proj")
     NAMES = {
         "transformer.wte": "word_embeddings",
@@ -79,7 +79,7 @@ class GPT2(Decoder):
         "transformer.h.{}.ln_1": "layers.{}.attention_norm",
         "transformer.h.{}.attn.c_attn": "layers.{}.qkv_proj",
         "transformer.h.{}.attn.c_proj": "layers.{}.o_proj",
-        "transformer.h.{}.attn.bias": None,            # no bias, but the causal mask
+        "transformer.h.{}.attn.bias": None,            # the causal mask, in spite of its name
         "transformer.h.{}.attn.masked_bias": None,
         "transformer.h.{}.ln_2": "layers.{}.mlp_norm",
         "transformer.h.{}.mlp.c_fc": "layers.{}.up_proj",

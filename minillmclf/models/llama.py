@@ -1,11 +1,11 @@
 """LLaMA 2 and 3 (Touvron et al. 2023; Grattafiori et al. 2024) and Mistral (Jiang et al. 2023).
 
-What differs from GPT-2: RMSNorm instead of layer norm; queries and keys are rotated (rotary.py)
-instead of learned positions; an MLP with a gate, down(silu(gate(x)) * up(x)) (Shazeer 2020,
-"SwiGLU"); several query heads may share a head of keys and values (GQA); biases are rare. Mistral
-is the same wiring with a window: a token sees itself and the window - 1 tokens before it.
+What differs from GPT-2: RMSNorm instead of layer norm; rotated queries and keys (rotary.py) instead
+of learned positions; an MLP with a gate, down(silu(gate(x)) * up(x)) (Shazeer 2020, "SwiGLU");
+several query heads may share a head of keys and values (GQA); most files have no biases. Mistral
+adds a window: a token sees itself and the window - 1 tokens before it.
 
-Here: the body, tied or untied. Not here: mixtures of experts; heads for classes (classify/head.py).
+Here: the body and its language-model head. Not here: mixtures of experts, classification heads.
 """
 import math
 
@@ -22,7 +22,8 @@ from .rotary import ROPE_KEYS, angles, read_rope, rotate
 class LlamaLayer(nn.Module):
     """One block: x = x + attention(norm(x)); x = x + mlp(norm(x)).
 
-    window: how many tokens a token sees, itself included; scale: factor of its attention scores.
+    norm: the class of its norms; window: how many tokens a token sees, itself included; scale:
+    what attention scores are multiplied with.
     """
 
     def __init__(self, c, norm, window, scale):
@@ -40,10 +41,9 @@ class LlamaLayer(nn.Module):
         self.attention_dropout = c["attention_dropout"]
 
     def project(self, x, queries):
-        """x: (N, D), queries: (M, D), some of x.
-        -> q (M, H, d), k and v (N, K, d)"""
-        each = self.q_proj(queries), self.k_proj(x), self.v_proj(x)
-        return (vectors.unflatten(-1, (-1, self.head_dim)) for vectors in each)
+        """x: (N, D); queries: (M, D), those of x -> q (M, H, d), k and v (N, K, d)."""
+        flat = self.q_proj(queries), self.k_proj(x), self.v_proj(x)
+        return (vectors.unflatten(-1, (-1, self.head_dim)) for vectors in flat)
 
     def heads(self, x, rows, rotation):
         """As `project`, with rotated queries and keys. rotation: cosines and sines (N, 1, d/2)."""
@@ -58,15 +58,15 @@ class LlamaLayer(nn.Module):
         return self.o_proj(causal_attention(q, k, v, rows, self.window, p, self.scale))
 
     def gated_mlp(self, x):
-        """(N, D), normalised -> (N, D)."""
+        """x: (M, D), normalised -> (M, D)."""
         return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
 
     def attend(self, x, rows, rotation):
-        """(N, D) -> (M, D)."""
+        """x: (N, D) -> (M, D)."""
         return rows.queries(x) + self.attention(self.attention_norm(x), rows, rotation)
 
     def mlp(self, x):
-        """(N, D) -> (N, D)."""
+        """x: (M, D) -> (M, D)."""
         return x + self.gated_mlp(self.mlp_norm(x))
 
     def forward(self, x, rows, rotation):
@@ -83,7 +83,7 @@ class Llama(Decoder):
         head_dim=None, hidden_act="silu", max_position_embeddings=2048, rms_norm_eps=1e-6,
         attention_bias=False, mlp_bias=False, attention_dropout=0.0, tie_word_embeddings=False)
     FIXED = dict(partial_rotary_factor=1.0, rope_interleaved=False)
-    # rotary.py reads the first, `read` the last; pretraining_tp cuts a product into parts
+    # rotary.py reads ROPE_KEYS, `read` layer_types; pretraining_tp only splits a product
     INERT = (*ROPE_KEYS, "pretraining_tp", "layer_types")
     CHOICES = {"hidden_act": ACTIVATIONS}
     MULTIPLES = (("hidden_size", "num_attention_heads", "head_dim"),
@@ -116,20 +116,20 @@ class Llama(Decoder):
         super().__init__()
         self.config, self.width, self.max_tokens = c, c["hidden_size"], c["max_position_embeddings"]
         self.word_embeddings = nn.Embedding(c["vocab_size"], self.width)
-        self.dropout = nn.Identity()                    # this family has none here
+        self.dropout = nn.Identity()                    # of embeddings; GPT-2 has one, LLaMA none
         self.layers = nn.ModuleList(self.layer(number) for number in range(c["num_hidden_layers"]))
         self.final_norm = self.NORM(self.width, c["rms_norm_eps"])
         self.lm_head = self.own_head(lm_head)
 
     def layer(self, number):
-        """Block `number`; here all are alike."""
+        """A new block number `number`; all are alike."""
         c = self.config
         window = c.get("sliding_window") or math.inf
         return LlamaLayer(c, self.NORM, window, c["head_dim"] ** -0.5)
 
     @classmethod
     def read(cls, config, where):
-        """The checked fields of a config.json, those with one possible value too."""
+        """The checked fields of a config.json, those of FIXED included."""
         c = cls.FIXED | super().read(config, where)
         kinds, count = config.get("layer_types"), c["num_hidden_layers"]
         if "layer_types" not in cls.FIELDS and kinds is not None:
@@ -158,7 +158,7 @@ class Llama(Decoder):
 
 
 class Mistral(Llama):
-    """Mistral: LLaMA with a window, so that a token's keys and values do not grow with the text."""
+    """Mistral: LLaMA with a window, so that a token reads no more keys in a longer text."""
 
     FIELDS = {key: default for key, default in Llama.FIELDS.items() if not key.endswith("_bias")}
     FIELDS |= dict(num_key_value_heads=8, max_position_embeddings=131072, sliding_window=None)
@@ -168,5 +168,5 @@ class Mistral(Llama):
 
     @classmethod
     def read(cls, config, where):
-        # null: no window; not given: 4096
+        # no window if it is null, 4096 if it is missing
         return super().read({"sliding_window": 4096, **config}, where)

@@ -6,11 +6,11 @@ pair; pair i is rotated by position * theta ** (-2i / d). (The paper pairs neigh
 files of LLaMA, Mistral and Gemma are sorted for halves. With the wrong pairs a model still writes
 fluently for some words, then loses the thread.)
 
-Two ways to reach longer texts than those of pretraining change the speeds. "linear" slows every
-pair down alike (Chen et al. 2023); "llama3" slows only the slow pairs, those that do not complete a
-turn within the old length (LLaMA 3.1).
+For longer texts than those of pretraining, config.json may ask for slower rotations. "linear" slows
+all pairs down alike (Chen et al. 2023), "llama3" only the pairs that do not complete a turn within
+the old length (LLaMA 3.1).
 
-Here: reading the old and the new form of config.json, speeds, rotation. Not here: yarn, longrope,
+Here: the rotation, and its old and its new form in config.json. Not here: yarn, longrope,
 dynamic NTK, partial rotation.
 """
 import math
@@ -30,22 +30,21 @@ ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 
 
 def read_rope(config, where, theta=10000.0):
-    """The rotation of a config.json -> {"rope_type", "rope_theta", numbers of its kind}.
+    """A config.json -> {"rope_type", "rope_theta", the numbers that KINDS lists for the type}.
 
-    Old files have rope_theta and, for a longer reach, rope_scaling {type or rope_type, factor,
-    ...}; new ones have rope_parameters {rope_type, rope_theta, ...}. theta: where the file gives
-    none. InputError if they disagree.
+    Old files have rope_theta and, for longer texts, rope_scaling {type or rope_type, factor, ...};
+    new files have rope_parameters {rope_type, rope_theta, ...}. theta: the rope_theta of a file
+    that gives none. InputError if the two forms disagree.
     """
     parts = [config.get("rope_parameters"), config.get("rope_scaling")]
     return join_rope([*parts, only_theta(config, "rope_theta")], where, theta)
 
 
 def read_two_ropes(config, where, theta, local_theta):
-    """As `read_rope` for Gemma 3, whose local layers rotate faster
-    -> {"full_attention", "sliding_attention"}.
+    """The two rotations of Gemma 3, each as of `read_rope`, by the types of its layers.
 
-    Old files have rope_theta and rope_scaling for the global layers, rope_local_base_freq for the
-    local ones; new ones have one object for each in rope_parameters.
+    Old files have rope_theta and rope_scaling for layers of full attention, rope_local_base_freq
+    for those with a window; new files have one object for each in rope_parameters.
     """
     both = config.get("rope_parameters") or {}
     if not isinstance(both, dict) or not both.keys() <= {"full_attention", "sliding_attention"}:
@@ -59,12 +58,12 @@ def read_two_ropes(config, where, theta, local_theta):
 
 
 def only_theta(config, key):
-    """A base that stands alone in config.json, in the form of rope_parameters."""
+    """The base that a key of config.json holds, in the form of rope_parameters."""
     return None if config.get(key) is None else {"rope_theta": config[key]}
 
 
 def join_rope(parts, where, theta):
-    """Several objects that describe one rotation -> one, checked. None and {} say nothing."""
+    """Merge several objects that describe one rotation (or are None or {}), and check them."""
     rope = {}
     for part in parts:
         if not isinstance(part or {}, dict):
@@ -96,32 +95,29 @@ def join_rope(parts, where, theta):
 
 
 def speeds(rope, width, device=None):
-    """Radians by which each pair of a head rotates from one position to the next -> (d/2,), fp32.
-
-    width: d.
-    """
-    pairs = torch.arange(0, width, 2, device=device).float() / width
-    turn = 1.0 / rope["rope_theta"] ** pairs                                     # (d/2,)
+    """Radians per position of each pair of a head of `width` numbers, (d/2,), fp32."""
+    exponents = torch.arange(0, width, 2, device=device).float() / width         # (d/2,), 2i / d
+    speed = 1.0 / rope["rope_theta"] ** exponents
     if rope["rope_type"] == "linear":
-        return turn / rope["factor"]
-    return llama3_speeds(turn, rope) if rope["rope_type"] == "llama3" else turn
+        return speed / rope["factor"]
+    return llama3_speeds(speed, rope) if rope["rope_type"] == "llama3" else speed
 
 
-def llama3_speeds(turn, rope):
+def llama3_speeds(speed, rope):
     """Pairs that turn less than low_freq_factor times within the old length are slowed down by
     `factor`, those that turn more than high_freq_factor times are left alone, the others blended.
     """
-    turns = rope["original_max_position_embeddings"] * turn / (2 * math.pi)      # (d/2,)
+    turns = rope["original_max_position_embeddings"] * speed / (2 * math.pi)     # (d/2,)
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     kept = ((turns - low) / (high - low)).clamp(0, 1)              # 0: slowed, 1: left alone
-    return kept * turn + (1 - kept) * turn / rope["factor"]
+    return kept * speed + (1 - kept) * speed / rope["factor"]
 
 
 def angles(rope, width, positions, dtype):
     """Cosines and sines for positions (N,) -> two (N, 1, d/2), the same for all heads.
 
-    Computed in fp32, and anew in each pass: in bf16 the positions 256 and 257 would be one, and a
-    stored buffer would be a value that no checkpoint fills.
+    Computed in fp32, because in bf16 position 257 is 256, and anew in each pass, because no
+    checkpoint would fill a stored buffer.
     """
     angle = positions.float()[:, None, None] * speeds(rope, width, positions.device)
     return angle.cos().to(dtype), angle.sin().to(dtype)

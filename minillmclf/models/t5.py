@@ -3,13 +3,13 @@ Unified Text-to-Text Transformer"), T5 1.1 and FLAN-T5 (Chung et al. 2022), UL2 
 
 An encoder reads the source, every token seeing every other. A decoder writes the target: a token
 sees those before it and, through cross-attention, the whole source. Blocks are pre-norm:
-x = x + attention(norm(x)); x = x + mlp(norm(x)). No position is added to a token. Instead a learned
-number for each head and distance is added to the attention scores (distances fall into buckets);
-the scores are not divided by sqrt(d). T5 1.1 has a gate in its MLP (Shazeer 2020).
+x = x + attention(norm(x)); x = x + mlp(norm(x)). Tokens have no position embeddings; instead, a
+learned number for each head and bucket of distances is added to the attention scores, which are not
+divided by sqrt(d). T5 1.1 has a gate in its MLP (Shazeer 2020).
 
 Here: both stacks and the language-model head. Not here: classification heads (classify/head.py),
-writing text (cache.py), span corruption (training/losses.py), float16: T5's states exceed its
-largest number, 65504.
+writing text (cache.py), span corruption (training/losses.py), float16 (T5's states exceed 65504).
+A line marked "differs" replaces one of the parent class.
 """
 import math
 
@@ -26,13 +26,13 @@ from .layers import ACTIVATIONS, RMSNorm, Rows
 def distance_buckets(distance, count, most):
     """Distances from 0 up -> buckets 0 .. count - 1.
 
-    Half of the buckets hold one distance each; the others grow with its logarithm. All distances
-    from `most` on are in the last.
+    Half of the buckets hold one distance each, the others ranges that grow on a log scale. The last
+    one holds all distances from `most` on.
     """
     exact = count // 2
     share = torch.log(distance.clamp(min=1).float() / exact) / math.log(most / exact)
-    wide = exact + (share * (count - exact)).long()
-    return torch.where(distance < exact, distance, wide.clamp(max=count - 1))
+    far = exact + (share * (count - exact)).long()
+    return torch.where(distance < exact, distance, far.clamp(max=count - 1))
 
 
 def biased_attention(q, k, v, bias, dropout):
@@ -45,25 +45,25 @@ def biased_attention(q, k, v, bias, dropout):
 
 
 class T5Attention(nn.Module):
-    """Queries of one text, keys and values of the same text or another; heads of any width."""
+    """Attention to the same text or to another; heads of any width."""
 
     def __init__(self, c):
         super().__init__()
         self.heads, self.p = c["num_heads"], c["dropout_rate"]
-        D, inner = c["d_model"], c["num_heads"] * c["d_kv"]                      # may differ
+        D, inner = c["d_model"], c["num_heads"] * c["d_kv"]                      # inner = H*d
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(D, inner, bias=False) for _ in range(3))
         self.o_proj = nn.Linear(inner, D, bias=False)
 
     def keys(self, x, rows):
         """x: (N, D) -> the keys and values that queries of `rows` look at, (B, H, S, d) each."""
-        each = self.k_proj(x), self.v_proj(x)
-        return rows.keys_values(*(vectors.unflatten(-1, (self.heads, -1)) for vectors in each))
+        flat = self.k_proj(x), self.v_proj(x)
+        return rows.keys_values(*(vectors.unflatten(-1, (self.heads, -1)) for vectors in flat))
 
     def forward(self, x, rows, k, v, bias):
-        """x: (M, D), the queries of `rows`; k, v: (B, H, S, d); bias as above. -> (M, D)"""
+        """x: (M, D), the queries of `rows`; k, v: (B, H, S, d); bias: added to scores. -> (M, D)"""
         q = rows.pad_heads(self.q_proj(x).unflatten(-1, (self.heads, -1)))       # (B, H, T, d)
-        seen = biased_attention(q, k, v, bias, self.p if self.training else 0.0)
-        return self.o_proj(rows.merge_heads(seen))
+        mixed = biased_attention(q, k, v, bias, self.p if self.training else 0.0)
+        return self.o_proj(rows.merge_heads(mixed))
 
 
 class T5Layer(nn.Module):
@@ -82,16 +82,16 @@ class T5Layer(nn.Module):
         """x: (N, D) -> (M, D)."""
         normed = self.attention_norm(x)
         k, v = self.attention.keys(normed, rows)                                 # (B, H, S, d)
-        seen = self.attention(rows.queries(normed), rows, k, v, bias)            # (M, D)
-        return rows.queries(x) + self.dropout(seen)
+        mixed = self.attention(rows.queries(normed), rows, k, v, bias)           # (M, D)
+        return rows.queries(x) + self.dropout(mixed)
 
     def expand(self, x):
-        """What the MLP holds inside: (N, D) -> (N, F)."""
+        """x: (M, D) -> the inner values of the MLP, (M, F)."""
         return self.activation(self.up_proj(x))
 
     def mlp(self, x):
-        """(M, D) -> (M, D)."""
-        inner = self.dropout(self.expand(self.mlp_norm(x)))                      # (N, F)
+        """x: (M, D) -> (M, D)."""
+        inner = self.dropout(self.expand(self.mlp_norm(x)))                      # (M, F)
         return x + self.dropout(self.down_proj(inner))
 
     def forward(self, x, rows, bias):
@@ -107,11 +107,11 @@ class GatedLayer(T5Layer):
         self.gate_proj = nn.Linear(c["d_model"], c["d_ff"], bias=False)
 
     def expand(self, x):
-        return self.activation(self.gate_proj(x)) * self.up_proj(x)              # differs: T5Layer
+        return self.activation(self.gate_proj(x)) * self.up_proj(x)              # differs
 
 
 class DecoderLayer(T5Layer):
-    """A block of the decoder: between self-attention and MLP, it looks at the source."""
+    """A block of the decoder: self-attention, cross-attention to the source, MLP."""
 
     def __init__(self, c):
         super().__init__(c)
@@ -122,16 +122,16 @@ class DecoderLayer(T5Layer):
         """x: (N, D) -> (M, D). source: its keys and values, (B, H, S, d) each; source_bias:
         (B, 1, 1, S) or None."""
         x = self.attend(x, rows, bias)
-        seen = self.cross_attention(self.cross_norm(x), rows, *source, source_bias)
-        return self.mlp(x + self.dropout(seen))                                  # differs: T5Layer
+        mixed = self.cross_attention(self.cross_norm(x), rows, *source, source_bias)   # (M, D)
+        return self.mlp(x + self.dropout(mixed))                                 # differs
 
 
 class GatedDecoderLayer(GatedLayer, DecoderLayer):
-    """The gate of the one, the cross-attention of the other."""
+    """A decoder's block with a gated MLP."""
 
 
 class EncoderStack(nn.Module):
-    """A stack of blocks, the one table of biases that they all share, and a norm at the end."""
+    """A stack of blocks with one table of biases for all of them, and a norm at the end."""
 
     def __init__(self, c, layer, count):
         super().__init__()
@@ -143,7 +143,7 @@ class EncoderStack(nn.Module):
         self.dropout = nn.Dropout(c["dropout_rate"])
 
     def bias(self, rows):
-        """(B or 1, H, T, S), added to all scores; half of the buckets are for later keys."""
+        """What is added to scores, (B or 1, H, T, S); half of the buckets are for later keys."""
         distance, half = rows.distance(), self.buckets // 2                      # (B or 1, T, S)
         bucket = distance_buckets(distance.abs(), half, self.most) + half * (distance < 0)
         bias = self.relative_bias(bucket).permute(0, 3, 1, 2)                    # (B or 1, H, T, S)
@@ -159,8 +159,7 @@ class EncoderStack(nn.Module):
 
 
 class DecoderStack(EncoderStack):
-    """The same with a look at the source; all buckets are for keys before the query, because none
-    after it is seen."""
+    """A stack with cross-attention; no key after the query is seen, so none has a bucket."""
 
     def bias(self, rows):
         distance = rows.distance().clamp(min=0)                                  # differs
@@ -179,17 +178,17 @@ class DecoderStack(EncoderStack):
 
 
 def attention_names(file, ours):
-    """The rows of one attention."""
+    """Rows of NAMES for one attention. file, ours: its prefix in the file, and here."""
     return {f"{file}.{letter}": f"{ours}.{letter}_proj" for letter in "qkvo"}
 
 
 def mlp_names(**names):
-    """The rows of the MLPs of both stacks: name in the file = name here."""
+    """Rows of NAMES for the MLPs of both stacks. names: name in the file = name here."""
     return {f"{stack}.block.{{}}.layer.{place}.DenseReluDense.{file}": f"{stack}.layers.{{}}.{ours}"
             for stack, place in (("encoder", 1), ("decoder", 2)) for file, ours in names.items()}
 
 
-BOTH_NAMES = {
+BOTH_NAMES = {                  # rows that T5 and GatedT5 share
     "shared": "word_embeddings",
     **attention_names("encoder.block.{}.layer.0.SelfAttention", "encoder.layers.{}.attention"),
     "encoder.block.{}.layer.0.layer_norm": "encoder.layers.{}.attention_norm",
@@ -202,10 +201,10 @@ BOTH_NAMES = {
     "decoder.block.{}.layer.1.layer_norm": "decoder.layers.{}.cross_norm",
     "decoder.block.{}.layer.2.layer_norm": "decoder.layers.{}.mlp_norm",
     "decoder.final_layer_norm": "decoder.final_norm",
-    # in block 0 alone
+    # stored in block 0, for all blocks
     "encoder.block.0.layer.0.SelfAttention.relative_attention_bias": "encoder.relative_bias",
     "decoder.block.0.layer.0.SelfAttention.relative_attention_bias": "decoder.relative_bias",
-    # in old files, never used
+    # in old files, unused
     "decoder.block.{}.layer.1.EncDecAttention.relative_attention_bias": None,
     "classification_head.dense": None,
     "classification_head.out_proj": None,
@@ -215,8 +214,8 @@ BOTH_NAMES = {
 class T5(Backbone):
     """T5 1.0: source and target ids -> one vector for each token of the target.
 
-    The vocabulary's matrix is that of the word embeddings, applied to states times D^-0.5; T5 1.1
-    and later have one of their own, applied to the states as they are.
+    Its logits come from the word embeddings and the states times D^-0.5; those of T5 1.1 and later
+    from a matrix of their own and the states as they are.
     """
 
     KIND = "encoder-decoder"
@@ -243,13 +242,13 @@ class T5(Backbone):
     ARCHITECTURES = {"body": "T5Model", "lm_head": "T5ForConditionalGeneration",
                      "classifier": "T5ForSequenceClassification"}
     CLASSIFIER_PREFIX, BLOCKS = "transformer.", "decoder.layers"
-    FULL_PRECISION = ("down_proj",)            # it makes T5's largest numbers
+    FULL_PRECISION = ("down_proj",)            # its results are T5's largest numbers
     ALIASES = ((CLASSIFIER_PREFIX, ""),)
     NAMES = BOTH_NAMES | mlp_names(wi="up_proj", wo="down_proj")
     LM_NAMES = {"lm_head": "lm_head"}
     TIES = dict.fromkeys(("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
                          "word_embeddings.weight")
-    LM_TIES = {"lm_head.weight": "word_embeddings.weight"}     # where tied and scaled
+    LM_TIES = {"lm_head.weight": "word_embeddings.weight"}     # if tied and scaled
     LAYERS = (T5Layer, DecoderLayer)
 
     def __init__(self, c, lm_head):
@@ -261,7 +260,7 @@ class T5(Backbone):
         self.decoder = DecoderStack(c, self.LAYERS[1], c["num_decoder_layers"])
         self.tied, scaled = c["tie_word_embeddings"], c["scale_decoder_outputs"]
         self.output_scale = self.width ** -0.5 if scaled else 1.0
-        # transformers 5 writes "tied" into every file: without a scale, lm_head.weight is no copy
+        # transformers 5 writes "tied" into all files; without a scale lm_head.weight is no copy
         copied = self.tied and scaled
         self.LM_TIES = T5.LM_TIES if copied else {}
         own = lm_head and not copied
@@ -269,7 +268,7 @@ class T5(Backbone):
 
     @classmethod
     def from_config(cls, config, lm_head=False, where="config.json"):
-        """As for every family -> T5 or GatedT5, as `feed_forward_proj` says."""
+        """As for every family; a T5 or a GatedT5, by `feed_forward_proj`."""
         name = config.get("feed_forward_proj", "relu")
         kind, activation = choose(FEED_FORWARD, name, "feed_forward_proj", where)
         config = {"scale_decoder_outputs": config.get("tie_word_embeddings", True), **config}
@@ -291,15 +290,15 @@ class T5(Backbone):
 
     def embed(self, ids, rows, types=None):
         """ids (B, T) -> (N, D). Both stacks share one table."""
-        x, kind = self.dropout(self.word_embeddings(rows.unpad(ids))), ids.device.type
-        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        if torch.float16 in (half, x.dtype):
+        x, device = self.dropout(self.word_embeddings(rows.unpad(ids))), ids.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        if torch.float16 in (dtype, x.dtype):
             raise InputError("T5's states may pass 65504, the largest float16: use bfloat16 or "
                              "float32")
         return x
 
     def read_source(self, ids, mask, layout=None):
-        """ids, mask: (B, S) -> memory (N, D) and its rows."""
+        """ids, mask: (B, S) -> the encoder's output, memory (N, D), and its rows."""
         rows = Rows(mask, layout)
         return self.encoder(self.embed(ids, rows), rows), rows
 
@@ -309,8 +308,8 @@ class T5(Backbone):
         return rows.pad(memory)
 
     def context(self, memory, rows):
-        """What the decoder needs of a source, computed once: its keys and values for each block,
-        and its padding mask. memory: (N, D), of the encoder; rows: those of the source."""
+        """What the decoder needs of a source, computed once: {block: its keys and values of the
+        source}, and the padding mask. memory: (N, D), of the encoder; rows: of the source."""
         sources = {layer: layer.cross_attention.keys(memory, rows) for layer in self.decoder.layers}
         return sources, rows.padding_mask
 
@@ -326,10 +325,9 @@ class T5(Backbone):
         return rows.pad(before.masked_fill(rows.positions == 0, start))
 
     def prepare(self, ids, mask, types=None, layout=None):
-        """A classifier reads the decoder's states, where source and target are the same text."""
-        memory, rows = self.read_source(ids, mask, layout), self.rows(mask, layout)
-        x = self.embed(self.shift_right(ids, mask, layout), rows)
-        return x, rows, self.context(*memory)
+        """For a classifier, which reads the decoder's states: the text is source and target."""
+        source, rows = self.read_source(ids, mask, layout), self.rows(mask, layout)
+        return self.embed(self.shift_right(ids, mask, layout), rows), rows, self.context(*source)
 
     def run(self, layers, x, rows, context):
         """x: (N, D) through some of the decoder's blocks -> (N, D). context: of the source."""
@@ -339,18 +337,16 @@ class T5(Backbone):
         return self.decoder.dropout(self.decoder.final_norm(x))
 
     def decode(self, decoder_ids, decoder_mask, memory, memory_mask):
-        """Target (B, T), memory (B, S, D) and its mask (B, S) -> (B, T, D), zeros at padding."""
+        """Target ids and mask (B, T), memory (B, S, D) and mask (B, S) -> hidden (B, T, D)."""
         rows, source = self.rows(decoder_mask), Rows(memory_mask)
         return rows.pad(self.hidden(decoder_ids, rows, self.context(source.unpad(memory), source)))
 
     def forward(self, ids, mask, decoder_ids, decoder_mask):
-        """Source ids and mask (B, S), target ids and mask (B, T), the target shifted right
-        -> (B, T, D)."""
+        """Source ids and mask (B, S), target ids, shifted right, and mask (B, T) -> (B, T, D)."""
         return self.decode(decoder_ids, decoder_mask, self.encode(ids, mask), mask)
 
     def prompt(self, ids, mask):
-        """Where writing begins: source ids and mask (B, S) -> start ids and their mask (B, 1),
-        context."""
+        """Source ids and mask (B, S) -> start token ids and their mask (B, 1), context."""
         start = ids.new_full((len(ids), 1), self.config["decoder_start_token_id"])
         return start, torch.ones_like(start), self.context(*self.read_source(ids, mask))
 
@@ -366,6 +362,7 @@ class GatedT5(T5):
     LAYERS = (GatedLayer, GatedDecoderLayer)
 
 
+# feed_forward_proj -> class, activation
 FEED_FORWARD = {"relu": (T5, "relu"), "gated-gelu": (GatedT5, "gelu_new"),
                 "gated-silu": (GatedT5, "silu"), "gelu": (T5, "gelu"),
                 "gated-relu": (GatedT5, "relu")}

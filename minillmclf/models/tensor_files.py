@@ -1,7 +1,7 @@
-"""Safetensors files on disk: one tensor, one file, or a folder whose tensors lie in several shards.
+"""Safetensors files: read a tensor, find the tensors of a model folder, write a model folder.
 
-Nothing is ever unpickled: a folder that holds only pytorch_model.bin is refused, with the way to
-convert it. File format: https://github.com/huggingface/safetensors
+Nothing is ever unpickled: for a folder with only pytorch_model.bin the error says how to convert
+it. File format: https://github.com/huggingface/safetensors
 """
 import json
 import os
@@ -17,7 +17,7 @@ from ..files import read_json, replacing, short, write_text
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
-# what a name that no row fits tells -> what its user can do
+# pattern of a tensor's name that is not in NAMES -> what is wrong, and what to do
 REMEDIES = (
     (r"_scale(_inv)?$|\.(qweight|qzeros|scales|g_idx|SCB|absmax)$", "the model was quantised in a "
      "way that is not read here: take the files that it was quantised from"),
@@ -28,7 +28,7 @@ REMEDIES = (
 
 
 def open_tensors(path):
-    """A memory-mapped safetensors file. InputError for a truncated file, or one of another kind."""
+    """A memory-mapped safetensors file. InputError for a file that is truncated or no such file."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{path}: is no ordinary file: a safetensors file is expected")
     try:
@@ -40,10 +40,9 @@ def open_tensors(path):
 
 
 def read_tensor(path, name):
-    """One tensor of a file, copied into memory of its own.
+    """A copy of one tensor of a file.
 
-    A model so needs its own size and one tensor more, and a file that is replaced later changes no
-    loaded model.
+    So a model that loads never holds more than one tensor twice, and does not change with its file.
     """
     with open_tensors(path) as file:
         return file.get_tensor(name).clone()
@@ -61,8 +60,8 @@ def write_tensors(path, tensors, metadata):
 def find_tensors(folder):
     """The tensors of a model folder -> {name: the file it is in}.
 
-    They lie in model.safetensors, or in the shards that the index names; a tensor in a shard that
-    the index does not name is no part of the model.
+    They lie in model.safetensors, or in shards with an index. A tensor that the index does not name
+    is no part of the model.
     """
     if (folder / SINGLE).exists():
         with open_tensors(folder / SINGLE) as file:
@@ -78,11 +77,11 @@ def find_tensors(folder):
 
 def find_shards(index):
     """An index file -> {name of a tensor: the shard it is in}, every shard checked."""
-    where, folder = read_json(index).get("weight_map"), index.parent
-    if (not isinstance(where, dict) or not where
-            or not all(isinstance(file, str) for file in where.values())):
+    shard_of, folder = read_json(index).get("weight_map"), index.parent
+    if (not isinstance(shard_of, dict) or not shard_of
+            or not all(isinstance(shard, str) for shard in shard_of.values())):
         raise InputError(f"{index}: has no weight_map: download the folder again")
-    shards, faults, held = sorted(set(where.values())), [], {}
+    shards, faults, held = sorted(set(shard_of.values())), [], {}       # held: {shard: its tensors}
     for shard in shards:
         if Path(shard).name != shard:
             faults.append(f"shard {short(shard)[1:-1]} lies outside the folder")
@@ -93,15 +92,15 @@ def find_shards(index):
     for shard in shards:
         with open_tensors(folder / shard) as file:
             held[shard] = set(file.keys())
-    absent = [name for name, shard in where.items() if name not in held[shard]]
+    absent = [name for name, shard in shard_of.items() if name not in held[shard]]
     if absent:
         raise InputError(f"{index}: names {len(absent)} tensors that its shards lack, "
                          f"{short(absent[0])} first: the index is stale, download the folder again")
-    return {name: folder / shard for name, shard in where.items()}
+    return {name: folder / shard for name, shard in shard_of.items()}
 
 
 def remedy_for(name):
-    """What to do about a tensor that is no part of the model."""
+    """What is wrong with a tensor that is no part of the model, and what to do."""
     return next(text for sign, text in REMEDIES if re.search(sign, name))
 
 
@@ -115,8 +114,8 @@ def write_checkpoint(folder, config, tensors, dtype=torch.float32, shard_bytes=S
                      keep=()):
     """Save config.json and model.safetensors, or shards of at most `shard_bytes` and their index.
 
-    dtype: of all floats but those named in `keep`. Each file is replaced completely or left as it
-    was; the files of an earlier model in the folder are removed at the end.
+    dtype: of all tensors of floats but those named in `keep`. Each file is replaced completely or
+    left as it was; the files of an earlier model in the folder are removed at the end.
     """
     folder = Path(folder)
     config = {**config, "dtype": str(dtype).removeprefix("torch.")}
@@ -137,15 +136,14 @@ def write_checkpoint(folder, config, tensors, dtype=torch.float32, shard_bytes=S
                  "weight_map": {name: file for file, names in zip(files, shards)
                                 for name in names}}
         write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    write_text(folder / "config.json", text)
+    write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     stale = {path for path in folder.glob("model-*-of-*.safetensors") if path.name not in files}
     for path in stale | {folder / (SINGLE if len(files) > 1 else INDEX)}:
         path.unlink(missing_ok=True)
 
 
 def cut_shards(tensors, itemsize, shard_bytes):
-    """Names in order, cut so that each shard has at most `shard_bytes`, or holds one tensor."""
+    """The names in lists, one for each shard of at most `shard_bytes` (or of one tensor)."""
     shards, size = [[]], 0
     for name, tensor in tensors.items():
         own = tensor.numel() * itemsize

@@ -1,15 +1,13 @@
 """Many continuations of a prompt in one forward pass: a tree after the prompt.
 
-    prompt -> " very" -> " good"       " very good", " very bad" and " bad" have four edges; the
-           |          -> " bad"        probability of an edge is read where it begins. So only the
-           -> " bad"                   end of the prompt and " very" are computed, not the leaves.
+    prompt -> " very" -> " good"       " very good", " very bad" and " bad" have four edges, of a
+           |          -> " bad"        token each. The probability of an edge is read at its start.
+           -> " bad"                   So the model reads the prompt and " very", not the leaves.
 
-Each node sees the prompt and its ancestors, at the position that its token would have in a text, so
-the numbers are those of one pass for each continuation. Miao et al. 2023 ("SpecInfer") call such a
-mask tree attention.
+Each node sees the prompt and its ancestors, and has the position that its token has in a text, so
+the result is that of one pass per continuation ("tree attention", Miao et al. 2023, "SpecInfer").
 
-Here: the tree, its mask, log-probabilities of its edges; a beginning that all rows share. Not here:
-what the continuations stand for (classify/label_text/readout.py).
+Not here: what the continuations stand for (classify/label_text/readout.py).
 """
 import torch
 from torch import nn
@@ -19,14 +17,14 @@ from ..text.batch import Layout
 from .cache import CachedRows, start
 from .last_token import FewQueries, read_few
 
-AT_ONCE = 2**24         # numbers over the vocabulary that are held at a time without gradients
+AT_ONCE = 2**24         # logits that are held at a time without gradients
 
 
 class Tree(nn.Module):
-    """L sequences of token ids with their shared beginnings merged: E edges, M inner nodes.
+    """L sequences of token ids, their shared beginnings merged into E edges and M inner nodes.
 
-    An edge adds a token. Its inner node, if anything follows it, is node 1 .. M; node 0 is the end
-    of the prompt. paths: the edges of each sequence.
+    An edge adds a token. If another edge follows it, it ends in an inner node, 1 .. M; node 0 is
+    the end of the prompt. paths: the edges of each sequence.
     """
 
     def __init__(self, sequences):
@@ -42,27 +40,29 @@ class Tree(nn.Module):
                 path.append(edges.setdefault((path[-1], token), len(edges)))
             self.paths.append(path[1:])
         before, tokens = zip(*edges)
-        inner = sorted(set(before) - {-1})                  # edges that something follows
+        inner = sorted(set(before) - {-1})                  # edges that another edge follows
         node = {-1: 0} | {edge: number for number, edge in enumerate(inner, 1)}
-        ways = {edge: path[:depth] for path in self.paths for depth, edge in enumerate(path, 1)}
-        sees = [[other in ways[edge] for other in inner] for edge in inner]
-        numbers = {"tokens": tokens, "begins": [node[edge] for edge in before],           # (E,)
-                   "fed": [tokens[edge] for edge in inner],                               # (M,)
-                   "depths": [len(ways[edge]) - 1 for edge in inner]}                     # (M,)
+        # edge -> the edges from the prompt up to it, itself included
+        upto = {edge: path[:depth] for path in self.paths for depth, edge in enumerate(path, 1)}
+        sees = [[other in upto[edge] for other in inner] for edge in inner]
+        numbers = {"tokens": tokens,                                  # (E,)
+                   "begins": [node[edge] for edge in before],         # (E,), nodes at their starts
+                   "fed": [tokens[edge] for edge in inner],           # (M,), tokens of the nodes
+                   "depths": [len(upto[edge]) - 1 for edge in inner]}                     # (M,)
         for name, values in numbers.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.long), persistent=False)
         sees = torch.tensor(sees, dtype=torch.bool).view(len(inner), len(inner))
-        self.register_buffer("sees", sees, persistent=False)                              # (M, M)
+        self.register_buffer("sees", sees, persistent=False)          # (M, M), node sees node
         steps = torch.zeros(len(sequences), len(edges))
         for number, path in enumerate(self.paths):
             steps[number, path] = 1.0
-        self.register_buffer("steps", steps, persistent=False)                            # (L, E)
+        self.register_buffer("steps", steps, persistent=False)        # (L, E), 1.0: on its path
 
     def hide(self, seen):
-        """Of the nodes, which are the last queries and keys of a causal mask (B, 1, T, S), each
-        sees only its ancestors and itself. -> the mask"""
+        """seen: (B, 1, T, S), a causal mask whose last M queries and keys are the nodes -> the
+        mask in which each of them sees no nodes but its ancestors and itself."""
         M = len(self.fed)
-        if M:
+        if M:                                                         # -0: would be all
             seen[:, :, -M:, -M:] &= self.sees
         return seen
 
@@ -80,7 +80,7 @@ class TreeRows(CachedRows):
         nodes = mask.new_ones(len(mask), M, dtype=torch.bool)
         super().__init__(torch.cat([mask.bool(), nodes], 1), cache)
         self.tree, prompts = tree, self.key_mask.sum(1, keepdim=True) - M                 # (B, 1)
-        # nodes do not follow one another: each is `depths` tokens after the prompt's end
+        # not the places of the nodes, but `depths` more than the first place after the prompt
         self.key_position_ids[:, self.key_mask.shape[1] - M:] = prompts + tree.depths
         self.place_queries()
 
@@ -92,7 +92,7 @@ class TreeRows(CachedRows):
 
 
 class TreeQueries(FewQueries):
-    """The ends of the prompts and the nodes: all of TreeRows that is read."""
+    """The queries of TreeRows that are read: the end of each prompt and the nodes."""
 
     def __init__(self, rows):
         super().__init__(rows, len(rows.tree.fed) + 1)
@@ -104,16 +104,15 @@ class TreeQueries(FewQueries):
 def log_probs(model, ids, mask, tree, cache=None, context=None):
     """Log-probability of each edge of a tree, given the prompt and the edges before it -> (B, E).
 
-    ids, mask: (B, T), what is read before an answer is written, with a token in every row, and
-    context, as `Backbone.prompt` gives them. cache: of B rows, what stands before these
-    (`prefill`). With gradients, where they are enabled.
+    ids, mask (B, T), with a token in every row, and context: as of `Backbone.prompt`. cache: of B
+    rows, what stands before these (`prefill`).
     """
     rows = TreeRows(mask, tree, start(model, len(ids)) if cache is None else cache)
     ids = torch.cat([ids, tree.fed.expand(len(ids), -1)], 1)
     states = read_few(model, model.embed(ids, rows), TreeQueries(rows), context)
-    size = states.shape[1] * len(model.vocabulary())                              # of (M + 1, V)
-    few = len(ids) if torch.is_grad_enabled() else max(1, AT_ONCE // size)
-    return torch.cat([edges_of(model.logits(part).float(), tree) for part in states.split(few)])
+    size = states.shape[1] * len(model.vocabulary())                   # logits of a row, (M + 1) V
+    count = len(ids) if torch.is_grad_enabled() else max(1, AT_ONCE // size)
+    return torch.cat([edges_of(model.logits(part).float(), tree) for part in states.split(count)])
 
 
 def edges_of(logits, tree):
@@ -128,6 +127,7 @@ def pad_right(ids, mask):
 
 
 def shared(ids, mask):
-    """How many first tokens all rows share; one of each row is left over. Padded on the right."""
+    """ids, mask: (B, T), padded on the right -> how many first tokens all rows share, but for
+    at least one token of each row."""
     alike = ((ids == ids[:1]) & mask.bool()).all(0).long().cumprod(0).sum()
     return int(torch.minimum(alike, mask.sum(1).min() - 1))

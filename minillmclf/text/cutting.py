@@ -2,8 +2,8 @@
 
 `fit` (prompt.py) decides how many tokens each text of a row keeps; `keep_end` decides which. BERT's
 authors kept the head; Sun et al. 2019 (arXiv:1905.05583) found head and tail together better on
-film reviews. All of it is arithmetic on lists of token ids, before special tokens are added; no
-token marks a gap. Not here: what a model does with the windows (classify/windows.py).
+film reviews. All functions work on token ids without special tokens, and no token marks a gap. Not
+here: what a model does with the windows (classify/windows.py).
 """
 from ..errors import InputError
 from ..files import short
@@ -13,17 +13,17 @@ KEEPS = ("head", "tail", "head+tail", "middle")
 
 
 def check_keep(keep):
-    """InputError for a word that is none of KEEPS. -> keep"""
+    """keep, if it is one of KEEPS; else InputError."""
     if keep not in KEEPS:
         raise InputError(f"keep {short(keep)} is not known; known: {', '.join(KEEPS)}")
     return keep
 
 
 def keep_end(ids, count, keep):
-    """`count` of the ids, in their order; all of them if there are no more than that.
+    """At most `count` of the ids, in their order.
 
-    keep: one of KEEPS. "head+tail" keeps half from each end, of an odd count one more at the head:
-    keep_end([1, 2, 3, 4, 5], 3, "head+tail") -> [1, 2, 5].
+    keep: one of KEEPS. "head+tail" keeps half at each end, and one more at the head if count is
+    odd: keep_end([1, 2, 3, 4, 5], 3, "head+tail") -> [1, 2, 5].
     """
     check_keep(keep)
     extra = max(0, len(ids) - count)                               # tokens to drop
@@ -34,14 +34,13 @@ def keep_end(ids, count, keep):
 
 
 def cut_to(parts, budget, keep="head"):
-    """Lists of ids -> (the same with at most `budget` tokens together, number of tokens cut)."""
+    """Lists of ids -> (lists with at most `budget` ids together, number of ids cut)."""
     fitted, cut = fit(parts, budget)
     return [keep_end(part, len(fits), keep) for part, fits in zip(parts, fitted)], cut
 
 
 def spans(length, size, overlap):
-    """Windows over `length` tokens -> [(start, end), ...], each of `size` tokens; if all tokens fit
-    into one window, it is shorter.
+    """Windows of `size` tokens over `length` tokens -> [(start, end), ...]; a shorter text is one.
 
     Neighbours share `overlap` tokens. The last window ends with the text and may share more:
     spans(10, 4, 1) -> [(0, 4), (3, 7), (6, 10)], spans(9, 4, 1) -> [(0, 4), (3, 7), (5, 9)].

@@ -1,11 +1,11 @@
 """Labelled data: a CSV, TSV or JSONL file, a folder of them, or a bundled name -> a Dataset.
 
-Here: text and label columns, names of classes and their order, train / dev / test. Not here: how
-rows are read (table_files.py), tokens (tokenizers/), batches (batch.py), the report (doctor.py).
+Here: text and label columns, names and order of the classes, splits. Not here: how rows are read
+(table_files.py), tokens (tokenizers/), batches (batch.py), checks of the data (doctor.py).
 
-Three rules. A class is its *name*, since two files rarely number classes alike. A row that cannot
-be read is an error that names its line; no row is dropped. Nothing is taken from test: a missing
-dev split is carved out of train.
+Three rules. A class is its *name*: two files rarely number classes alike. A row that cannot be read
+is an error that names its line; no row is dropped. Nothing is taken from test: a missing dev split
+is carved out of train.
 """
 import functools
 import hashlib
@@ -24,16 +24,16 @@ from .table_files import SEPARATORS, Table, read_table, read_windows
 
 BUNDLED = Path(__file__).resolve().parent.parent / "datasets"
 
-# The names that files may use, in any case.
+# split -> the names that files may use for it, in any case
 SPLITS = {"train": "train training", "test": "test testing",
           "dev": "dev val valid validation eval evaluation development"}
 SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names.split()}
 LAYOUTS = (("text",), ("text_a", "text_b"), ("premise", "hypothesis"),      # default text columns
            ("prompt", "response_a", "response_b"))
-HOT = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}      # in the column of a class
-LISTED = re.compile(r"""[\[({]\s*['"].*['"],?\s*[])}]|\[[-+\d.,\s]*]|\[[^][]*,[^][]*]""",
+BITS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}     # cells of a class's column
+LIST_AS_TEXT = re.compile(r"""[\[({]\s*['"].*['"],?\s*[])}]|\[[-+\d.,\s]*]|\[[^][]*,[^][]*]""",
                     re.DOTALL)                         # a list as a text: "['a', 'b']", "[a, b]"
-# Files of a folder that may hold rows but are not read: all of these, and others named as splits.
+# Suffixes of files that may hold rows but cannot be read; UNREAD_SPLIT: of those named as a split.
 UNREAD = ".parquet .arrow .feather .xls .xlsx .gz .zip .bz2 .xz".split()
 UNREAD_SPLIT = [*UNREAD, *".json .txt .ndjson .tab".split()]
 
@@ -42,21 +42,21 @@ UNREAD_SPLIT = [*UNREAD, *".json .txt .ndjson .tab".split()]
 class Example:
     """One row of a file."""
     texts: tuple[str, ...]        # one text, or several that are judged together
-    label: str | None             # as of `label_name` or `label_set`; None: not labelled
+    label: str | None             # as `label_name` or `label_set` makes it, or None
     row: int                      # the line where it starts, 1-based, the header being line 1
 
 
 @dataclass
 class Dataset:
-    """Three lists of Examples with the names of the classes."""
+    """The splits of a data set and the names of its classes."""
     name: str
     train: list[Example]
     dev: list[Example]
     test: list[Example]           # may be empty
     labels: list[str]             # the classes of train in natural order: class number -> name
     columns: tuple[str, ...]      # the text columns that were read
-    source: dict                  # for run.json: path, sha256 per file, kind of split, seed
-    multi_label: bool = False     # may a row have any number of labels? (`label_set`)
+    source: dict                  # path, sha256 of each file, kind of split, seed
+    multi_label: bool = False     # any number of labels for a row? (`label_set`)
     label_column: str = ""        # the label column that was read
 
 
@@ -66,9 +66,9 @@ def read_examples(path, text_columns=None, label_column=None, need_labels=True, 
                   quoting="auto") -> list[Example]:
     """All rows of one file (or Table), in file order; empty texts are allowed.
 
-    text_columns: "a,b" or a sequence of names; by default the first of LAYOUTS of which the file
-    has a column. label_column: by default `label`, else `winner`. need_labels=False: a row whose
-    label cannot be read has the label None. multi_label: as for `load_data`; quoting: as in
+    text_columns: "a,b" or a sequence of names; default: the first of LAYOUTS of which the file has
+    a column. label_column: by default `label`, else `winner`. need_labels=False: a label that is
+    missing or cannot be read becomes None. multi_label: as in `load_data`; quoting: as in
     table_files.py. Raises InputError.
     """
     table = path if isinstance(path, Table) else read_table(Path(path), quoting)
@@ -79,8 +79,8 @@ def read_examples(path, text_columns=None, label_column=None, need_labels=True, 
 def read_text_windows(path, size, text_columns=None, **how):
     """Unlabelled texts, `size` rows at a time -> (Table, its text columns, the texts of each row).
 
-    The first window decides the columns; how: as for `read_windows`. InputError also for a row
-    without any text.
+    The first window decides the columns; how: further arguments of `read_windows`. InputError also
+    for a row without any text.
     """
     for table in read_windows(Path(path), size, **how):
         text_columns, examples = examples_of(table, text_columns, "", False)
@@ -105,7 +105,7 @@ def text_names(count: int) -> list[str]:
 
 
 def names_of(columns) -> tuple[str, ...]:
-    """"a, b", or a sequence of names -> names of columns."""
+    """Names of columns from "a, b" or from a sequence."""
     names = columns.split(",") if isinstance(columns, str) else columns
     return tuple(name.strip() for name in names)
 
@@ -138,8 +138,8 @@ def choose_columns(table: Table, text_columns, label_column: str, need_labels: b
 
 
 def column_hint(table: Table, wanted: dict, option: str) -> str:
-    """What to do about a missing column. wanted: {option: names}; option: of the missing one."""
-    actual = {name.strip().casefold(): name for name in table.columns}         # Text, LABEL
+    """What to do about a missing column. wanted: {option: names}; option: that of the column."""
+    actual = {name.strip().casefold(): name for name in table.columns}         # finds Text, LABEL
     flags = []
     for flag, names in wanted.items():
         found = [name if name in table.columns else actual.get(name.casefold(), name)
@@ -156,7 +156,7 @@ def column_hint(table: Table, wanted: dict, option: str) -> str:
 
 
 def examples_of(table: Table, text_columns, label_column: str, need_labels=True, multi_label=False):
-    """Arguments as for `read_examples` -> the text columns, the rows as a list of Examples."""
+    """Arguments as of `read_examples` -> the text columns, a list of Examples."""
     columns = choose_columns(table, text_columns, label_column, need_labels)
     names = names_of(label_column)
     if len(names) > 1 and not multi_label:
@@ -177,7 +177,7 @@ def examples_of(table: Table, text_columns, label_column: str, need_labels=True,
 
 
 def text_of(value, where: str) -> str:
-    """A cell that must hold text. An InputError begins with `where`."""
+    """Check a cell that must hold text. An InputError begins with `where`."""
     if not isinstance(value, str):
         raise InputError(f"{where} must hold text, found {shown(value)}: write a string")
     if re.search("[\0\ud800-\udfff]", value):       # JSON can hold both: "\u0000" and "\ud83d"
@@ -200,7 +200,7 @@ def label_of(record, names, where: str, multi_label: bool) -> str:
     found = []
     for name in names:
         value = record.get(name)
-        number = HOT.get(str(value).strip().casefold())
+        number = BITS.get(str(value).strip().casefold())
         if number is None:
             raise InputError(f"{where} {short(name)} must hold 0 or 1, found {shown(value)}: "
                              "correct it, or leave the column out of --label-column")
@@ -218,7 +218,7 @@ def label_name(value, where: str) -> str:
         more = ' (several: ["a", "b"] with --multi-label)' * isinstance(value, list)
         raise InputError(f"{where} must hold a label, found {shown(value)}: write one name, such "
                          f'as "yes" or "no"{more}, or remove the row')
-    if LISTED.fullmatch(value.strip()):
+    if LIST_AS_TEXT.fullmatch(value.strip()):
         raise InputError(f'{where} holds a list as a text, {shown(value)}: write "a|b" with '
                          "--multi-label, or, of zeros and ones, a column for each class with "
                          "--label-column a,b,c")
@@ -251,7 +251,7 @@ def label_set(value, where: str) -> str:
 
 
 def names_in(label: str, multi_label=True) -> list[str]:
-    """"a|b" -> ["a", "b"], "" -> []. multi_label=False: the label is one name."""
+    """The names in a label: "a|b" -> ["a", "b"], "" -> []. multi_label=False: it is one name."""
     if not multi_label:
         return [label]
     return label.split("|") if label else []
@@ -271,7 +271,7 @@ def refuse_multi_hot(table: Table, label_column: str) -> None:
     lists = [re.split(r"[|,;\s]+", cell.strip()) if isinstance(cell, str) else cell
              for cell in cells]
     if all(isinstance(items, list) and 1 < len(items) == len(lists[0])
-           and all(str(item).strip().casefold() in HOT for item in items) for items in lists):
+           and all(str(item).strip().casefold() in BITS for item in items) for items in lists):
         raise InputError(f"{table.path}, line {table.rows[0][0]}: column {short(label_column)} "
                          f"holds {shown(cells[0])}, zeros and ones, and no names: write a column "
                          "for each class and name these, --label-column a,b,c")
@@ -284,9 +284,9 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, multi_
     """Read labelled data with its splits; columns as for `read_examples`.
 
     path_or_name: a file, split by its column `split` or else 80/10/10 by `seed` (`hold_out`); a
-    folder with train.*, and perhaps dev.* and test.*; a bundled name; or a Table. SPLITS has other
-    names of splits. A missing dev split is carved out of train, a missing test split is [].
-    InputError also for an empty text and for a class that train does not have.
+    folder with train.* and perhaps dev.* and test.* (or other names of SPLITS); a bundled name; or
+    a Table. A missing dev split is carved out of train, a missing test split is []. InputError also
+    for an empty text and for a class that train does not have.
 
     multi_label: a label cell names any number of classes, or none: "a|b", in JSONL also
     ["a", "b"]; or with label_column "a,b,c" each class has a column of 0 and 1. Otherwise "a|b" is
@@ -322,7 +322,7 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, multi_
 
 
 def read_tables(path_or_name, quoting: str) -> dict:
-    """-> {the split a file stands for: Table}, train first; {None: Table} for a single file."""
+    """{the split of a file: its Table}, train first; {None: Table} for a single file."""
     if isinstance(path_or_name, Table):
         return {None: path_or_name}
     path = find_data(path_or_name)
@@ -338,14 +338,14 @@ def find_data(path_or_name) -> Path:
     bundled = {file.stem: file for file in sorted(BUNDLED.glob("*.csv"))}
     if name in bundled:
         return bundled[name]
-    if name and os.path.exists(path):                  # False for names that no file can have
+    if name and os.path.exists(path):                  # False, no error, for an impossible name
         return path
     raise InputError(f"{short(name, 200)}: no such file, folder or bundled data set: check the "
                      f"path, or name one of the bundled ones: {', '.join(bundled)}")
 
 
 def split_files(folder: Path) -> dict[str, Path]:
-    """A folder -> {split: its file}. InputError for files that might hold rows but are not read."""
+    """A folder -> {split: its file}. InputError for files that may hold rows but are not read."""
     files = {}
     for file in sorted(folder.iterdir()):
         stem, suffix = file.stem.casefold(), file.suffix.lower()
@@ -356,7 +356,7 @@ def split_files(folder: Path) -> dict[str, Path]:
         if suffix not in SEPARATORS or stem.startswith("."):
             continue
         if stem.endswith("_meta") and stem.removesuffix("_meta") in SPLIT_OF:
-            continue                                               # about the rows, without texts
+            continue                                               # describes rows, holds none
         split = SPLIT_OF.get(stem)
         if split in files:
             raise InputError(f"{folder}: {files[split].name} and {file.name} both stand for "
@@ -391,7 +391,7 @@ def lines_of(examples) -> str:
 
 
 def classes_of(parts, paths, label_columns, multi_label) -> list[str]:
-    """The classes of train in natural order. InputError if they are too few, or not all there are.
+    """The classes of train in natural order. InputError if too few, or if dev or test has others.
 
     parts, paths: {split: its Examples, its file}; label_columns: a name for each label column.
     """
@@ -425,11 +425,11 @@ def classes_of(parts, paths, label_columns, multi_label) -> list[str]:
 def split_column(table: Table) -> str | None:
     """The column that names the split of a row: split, in any case."""
     found = [name for name in table.columns if name.strip().casefold() == "split"]
-    return max(found, default=None)                                # of Split and split, split
+    return max(found, default=None)                                # prefers split to Split
 
 
 def row_splits(table: Table, file_split: str | None = None) -> list[str]:
-    """train, dev or test for each row: as its column says, else that of the file, else train."""
+    """The split of each row: that in its column `split`, else that of its file, else train."""
     column = split_column(table)
     if column is None:
         return [file_split or "train"] * len(table.rows)
@@ -446,7 +446,7 @@ def row_splits(table: Table, file_split: str | None = None) -> list[str]:
 
 
 def text_key(texts: tuple[str, ...]) -> tuple[str, ...]:
-    """Equal for texts that differ only in case and white space."""
+    """A key that is equal for texts that differ only in case and white space."""
     return tuple(" ".join(text.casefold().split()) for text in texts)
 
 
@@ -454,9 +454,9 @@ def hold_out(examples, names, seed, multi_label=False) -> dict[str, list[Example
     """Take a tenth of the texts of each class for each split in `names`; the rest is "train".
 
     Texts are ordered by sha256(seed, text), so the order of the rows does not matter, and equal
-    texts fall in one split. A class with no more texts than `names` stays in train. Texts whose
-    rows have different labels form classes of their own; a row with several labels counts for the
-    rarest of them.
+    texts fall in one split. A class with no more texts than `names` stays in train. Texts that are
+    repeated with other labels form classes of their own; a row with several labels belongs to the
+    class of the rarest.
     """
     labels, classes, split_of = {}, {}, {}
     classes_of_rows = rarest_labels(examples) if multi_label else [e.label for e in examples]
@@ -476,8 +476,8 @@ def hold_out(examples, names, seed, multi_label=False) -> dict[str, list[Example
 
 
 def rarest_labels(examples) -> list[str]:
-    """The label of each row that the fewest rows have; "" for a row without labels. A share of the
-    rarest is the easiest to miss (Sechidis et al. 2011, "On the Stratification of Multi-label
+    """Of the labels of each row the one that the fewest rows have; "" for no label. Of a rare label
+    a split may easily get no row (Sechidis et al. 2011, "On the Stratification of Multi-label
     Data")."""
     rows = [names_in(example.label) for example in examples]
     counts = Counter(name for names in rows for name in names)

@@ -1,12 +1,12 @@
 """The data doctor: what to know about a data set before the first training step.
 
-Here: sizes, balance, repeated and leaked texts, lengths and truncation, names of classes that look
-alike, tokens that the tokenizer does not know; a warning for each fault, with its remedy. Not here:
-what makes a file unreadable (data.py).
+Here: sizes, balance, repeated texts, texts in two splits, lengths and truncation, class names that
+look alike, unknown tokens; a warning for each fault, with its remedy. Not here: what makes a file
+unreadable (data.py).
 
-Two texts are the same if they differ only in case and white space (`data.text_key`). A text that is
-repeated with another label is counted separately: at most one of its labels is right. With
-multi-label data each label is counted, and another set of labels is another label.
+Two texts are the same if they differ only in case and white space (`data.text_key`). Texts that are
+repeated with another label are counted apart: at most one of the labels is right. In multi-label
+data each label of a row counts, and "another label" is another set of labels.
 """
 import math
 import re
@@ -20,12 +20,12 @@ from itertools import chain
 from .data import Dataset, names_in, text_key
 
 SPLITS = ("train", "dev", "test")
-UNBALANCED = 5                    # warn if the largest class of train is more times the smallest
+UNBALANCED = 5                    # warn if largest / smallest class of train is more
 FEW = 5                           # warn if a class has fewer train rows
-UNKNOWN = 0.05                    # warn if this share of a split's tokens, or more, is unknown
-INVISIBLE = "[\u034f\u115f\u1160\u2800\ufe00-\ufe0f]"       # letters and marks that show nothing
-SOME_ROWS = 256                   # rows of a window that `UnknownTokens` looks at
-counted = partial(field, default_factory=dict)
+UNKNOWN = 0.05                    # warn if at least this share of a split's tokens is unknown
+INVISIBLE = "[\u034f\u115f\u1160\u2800\ufe00-\ufe0f]"       # characters that show nothing
+SOME_ROWS = 256                   # rows of a window that `UnknownTokens` counts, about
+new_dict = partial(field, default_factory=dict)
 
 
 @dataclass
@@ -33,24 +33,24 @@ class Report:
     """The counts. "Per split" is {"train": number, "dev": number, "test": number}."""
     name: str
     split: str                        # where the splits come from: "column", "files" or "random"
-    rows: dict = counted()            # per split
-    classes: dict = counted()         # label -> per split, and "share": its part of the train rows
+    rows: dict = new_dict()           # per split
+    classes: dict = new_dict()        # label -> per split, and "share": its part of the train rows
     imbalance: float | None = None    # largest / smallest class of train; None if one has no rows
-    repeated: dict = counted()        # per split: rows after the first of a text with one label
-    contradicting: dict = counted()   # per split: the same of a text with different labels
-    shared: dict = counted()          # "train/test" -> {"same_label", "conflicting"}: texts in both
-    empty: dict = counted()           # per split: rows with an empty text
-    lengths: dict = counted()         # split -> {"p50", "p90", "p99", "max"}, texts of a row summed
+    repeated: dict = new_dict()       # per split: rows after the first of a text, with one label
+    contradicting: dict = new_dict()  # per split: the same, with different labels
+    shared: dict = new_dict()         # "train/test" -> {"same_label", "conflicting"}: texts in both
+    empty: dict = new_dict()          # per split: rows with an empty text
+    lengths: dict = new_dict()        # split -> {"p50", "p90", "p99", "max"} of the lengths of rows
     unit: str = "words"               # of lengths: "tokens" (with special tokens), or "words"
     max_length: int | None = None
-    truncated: dict = counted()       # per split: rows longer than max_length
+    truncated: dict = new_dict()      # per split: rows longer than max_length
     warnings: list = field(default_factory=list)     # a sentence per fault, with its remedy
-    cardinality: dict = counted()     # multi-label only: split -> mean labels a row
-    unlabelled: dict = counted()      # multi-label only: per split, rows without a label
-    unknown: dict = counted()         # per split: `unknown_share` of its texts; {} if not counted
+    cardinality: dict = new_dict()    # multi-label only: split -> mean labels a row
+    unlabelled: dict = new_dict()     # multi-label only: per split, rows without a label
+    unknown: dict = new_dict()        # per split: `unknown_share` of its texts; {} if not counted
 
     def as_dict(self) -> dict:
-        """Plain dicts, lists, numbers and strings, for JSON."""
+        """The fields as plain dicts, lists, numbers and strings, for JSON."""
         return asdict(self)
 
     def lines(self) -> list[str]:
@@ -89,7 +89,7 @@ def escaped(text: str) -> str:
 
 
 def aligned(table) -> list[str]:
-    """Rows of cells -> lines: the first column to the left, the others to the right."""
+    """Rows of cells -> lines: the first column aligned left, the others right."""
     table = [[escaped(str(cell)) for cell in row] for row in table]
     first, *widths = [max(map(len, column)) for column in zip(*table)]
     return ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], widths)]).rstrip()
@@ -100,7 +100,7 @@ def aligned(table) -> list[str]:
 
 def examine(dataset: Dataset, lengths=None, max_length=None, remedy="raise max_length",
             unknown=None) -> Report:
-    """Count what `Report` lists.
+    """Fill a Report.
 
     lengths: {split: tokens of each row, special tokens included}; None: counted in words.
     max_length: the most tokens of a row that the model reads. remedy: what to do about longer rows.
@@ -153,19 +153,19 @@ def labels_of_texts(examples) -> dict:
 
 
 def repeats(texts: dict, contradicting: bool) -> int:
-    """Rows after the first of each text that has one label; contradicting: that has several."""
+    """Rows after the first of each text with one label; if contradicting, with several."""
     return sum(len(labels) - 1 for labels in texts.values()
                if (len(set(labels)) > 1) == contradicting)
 
 
 def shared(first: dict, second: dict) -> dict[str, int]:
-    """Texts that stand in both splits, with the same label and with others."""
+    """The numbers of texts in both splits, with the same label and with others."""
     same = [len({*first[text], *second[text]}) == 1 for text in first.keys() & second.keys()]
     return {"same_label": sum(same), "conflicting": len(same) - sum(same)}
 
 
 def percentiles(numbers) -> dict[str, int]:
-    """Nearest rank: the smallest length that p percent of the rows do not exceed."""
+    """The smallest numbers that 50, 90 and 99 percent do not exceed (nearest rank), and the max."""
     ranked = sorted(numbers)
     marks = {f"p{p}": ranked[math.ceil(p * len(ranked) / 100) - 1] for p in (50, 90, 99)}
     return marks | {"max": ranked[-1]}
@@ -223,12 +223,12 @@ def row_warnings(r: Report, remedy: str):
 
 
 def some(labels) -> str:
-    """The number of labels, and the first five of them."""
+    """How many labels, and the first five of them, for a message."""
     return f"{len(labels)} class(es) ({', '.join(labels[:5])}{', ...' * (len(labels) > 5)})"
 
 
 def look_alikes(labels):
-    """Names that a person takes for the same -> a list for each group of them."""
+    """Groups of names that look the same to a person, a list each."""
     alike = {}
     for label in labels:
         key = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", label).casefold())
@@ -248,7 +248,7 @@ def unknown_share(tokenizer, rows):
 
 
 def unknown_line(shares):
-    """{name of some rows: their `unknown_share`} -> a list: one warning, or none."""
+    """{what rows are called: their `unknown_share`} -> a list of one warning, or none."""
     many = [f"{share:.0%} of the tokens in {name}"
             for name, share in shares.items() if share >= UNKNOWN]
     if not many:
@@ -258,7 +258,7 @@ def unknown_line(shares):
 
 
 class UnknownTokens:
-    """watch(rows), called for each window of a stream, warns once if too many are unknown."""
+    """Called with each window of a stream, warns once if too many tokens are unknown."""
 
     def __init__(self, tokenizer):
         self.tokenizer, self.warned = tokenizer, False

@@ -1,13 +1,13 @@
-"""Several texts in one: a prompt and its answers with markers, and a budget of tokens for each.
+"""Several texts in one: a prompt and its answers, each after a marker, cut to a budget of tokens.
 
     [CLS] Prompt: Name a fruit. Answer A: An apple. Answer B: A chair. [SEP]
 
-(Each marker is a line of its own.) The markers are plain words, the same for all ten families: a
-pair has places for two texts, not three, and GPT-2 puts nothing at all between them. Markers and
-texts are tokenized one by one, so the budget is exact and no marker is ever cut.
+(Each marker has its own line.) The markers are plain words in all families, because a pair has only
+two texts, and GPT-2 puts nothing between them. Markers and texts are tokenized one by one, so the
+budget is exact and no marker is ever cut.
 
-Not here: two texts as a pair (tokenizer.layout); templates with a label (prompt.py); which end of
-a long text is kept (cutting.py).
+Not here: two texts as a pair (tokenizer.layout); templates (prompt.py); which end of a long text is
+kept (cutting.py).
 """
 from ..errors import InputError
 from ..files import short
@@ -20,8 +20,8 @@ TWO_ANSWERS = ("Prompt:\n", "\n\nAnswer A:\n", "\n\nAnswer B:\n")
 def lay_out(tokenizer, texts, markers, max_length, keep="head"):
     """Texts, each after its marker -> (ids, token types), [number of tokens cut from each text].
 
-    keep: which tokens of a long text remain (cutting.KEEPS). At most max_length tokens, special
-    tokens included; a text that is not empty keeps at least one. InputError if that is impossible.
+    keep: which tokens of a long text are kept (cutting.KEEPS). There are at most max_length ids,
+    special tokens included, and at least one of each text with tokens; else InputError.
     """
     marks = [tokenizer.ids(marker) for marker in markers]
     parts = [tokenizer.ids(text) for text in texts]
@@ -34,13 +34,13 @@ def lay_out(tokenizer, texts, markers, max_length, keep="head"):
         raise InputError(f"{len(texts)} texts with their markers take {needed} tokens at least, "
                          f"and {max_length} are allowed: raise --max-length, or take a model that "
                          "reads longer texts if this is all it can")
-    kept, ids = cut_to(parts, max_length - fixed, keep)[0], []
+    (kept, _), ids = cut_to(parts, max_length - fixed, keep), []
     for mark, part in zip(marks, kept):
         ids += mark + part
-    return tokenizer.layout(ids), [len(part) - len(rest) for part, rest in zip(parts, kept)]
+    return tokenizer.layout(ids), [len(part) - len(left) for part, left in zip(parts, kept)]
 
 
 def size(tokenizer, texts, markers):
-    """Tokens of the row that `lay_out` would make if nothing were cut."""
+    """The number of ids that `lay_out` would make if nothing were cut."""
     count = sum(len(tokenizer.ids(text)) for text in (*markers, *texts))
     return tokenizer.num_special_tokens(False) + count

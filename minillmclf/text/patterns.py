@@ -1,9 +1,7 @@
-"""Regular expressions that come from a file or a flag: each has a time limit.
+"""Regular expressions that come from a file or a flag, with a time limit.
 
-Such a pattern may be wrong, and some run for ever ("(a|aa)+$"), so compiling and searching end in
-an InputError then.
+For a pattern that is wrong, or that runs almost for ever ("(a|aa)+$"), there is an InputError.
 """
-
 import math
 import re
 import time
@@ -15,14 +13,14 @@ import regex
 from ..errors import InputError
 from ..files import short
 
-# of one search; a sane pattern takes less than 1e-6 seconds per character
+# of one search; a good pattern takes less than 1e-6 seconds per character
 MAX_SECONDS, SECONDS_PER_CHARACTER = 1.0, 1e-5
 MAX_STEPS = 10**6  # length of a pattern times the product of its repeat counts
 
 
 @dataclass
 class Clock:
-    """The time that several patterns share, for all their searches together."""
+    """The time that is left for all searches of several patterns together."""
 
     seconds: float = MAX_SECONDS
 
@@ -36,7 +34,7 @@ class Clock:
 
 
 class Pattern:
-    """A compiled pattern, with calls named as in `re`. Each raises InputError when time is up."""
+    """A compiled pattern with methods named as in `re`, which raise InputError when time is up."""
 
     def __init__(self, source, where, compiled, clock=None):
         self.source, self.where, self.compiled, self.clock = source, where, compiled, clock
@@ -66,9 +64,9 @@ class Pattern:
 def compile_pattern(source, where, flags=0, clock=None):
     """The Pattern of a regular expression in the syntax of the `regex` module, or InputError.
 
-    where: what errors call the place that it stands in. flags: regex.MULTILINE and others.
-    clock: a Clock, for patterns that share its time. These are patterns for layer names, which must
-    also be valid in Python's `re`, as PEFT reads them.
+    where: the place of the pattern, for errors. flags: regex.MULTILINE and others. clock: a Clock
+    that several patterns for layer names share; as PEFT reads these, they must be valid in Python's
+    `re` too.
     """
     try:
         repeats = math.prod(max(1, int(count)) for count in re.findall(r"\{(\d{1,9})\b", source))

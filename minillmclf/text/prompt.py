@@ -9,13 +9,13 @@
     Sentiment:
 
 A template is plain text: {label} stands for the label, {name} for a text, any other brace for
-itself. So a chat format is only a template: "<|user|>\\n{text}\\n<|assistant|>\\n{label}".
+itself. So a chat format is a template too: "<|user|>\\n{text}\\n<|assistant|>\\n{label}".
 
 The space before a label belongs to the label: " positive" is one common token of a byte-level or
 SentencePiece tokenizer, while a prompt that ends in a space ends in a token that is rare there.
 
-Here too: `fit`, one budget of tokens for several parts. Not here: which examples are shown and the
-default wordings (classify/label_text/), and what a model makes of a prompt.
+Here too: `fit`, a budget of tokens for several texts. Not here: which examples are shown, default
+wordings, and what a model does with a prompt (classify/label_text/).
 """
 import re
 
@@ -26,15 +26,14 @@ from ..files import short
 def fit(parts, budget):
     """Cut lists of ids at their ends, the longest first, to at most `budget` tokens together.
 
-    -> (parts, how many tokens were cut). A part is cut only once no other is longer, so none
-    vanishes; of equal ones the one that was shorter is cut first, as the `tokenizers` library
-    does ("longest_first").
+    -> (parts, how many tokens were cut). Only the longest part is cut, so none vanishes; of equal
+    parts the one that was shorter first, as in the `tokenizers` library ("longest_first").
     """
     lengths, left = [len(part) for part in parts], max(0, budget)
     cut = max(0, sum(lengths) - budget)
     shortest_first = sorted(range(len(parts)), key=lengths.__getitem__)
     for done, i in enumerate(shortest_first):
-        lengths[i] = min(lengths[i], left // (len(parts) - done))        # its share of what is left
+        lengths[i] = min(lengths[i], left // (len(parts) - done))        # equal share of the rest
         left -= lengths[i]
     return [part[:length] for part, length in zip(parts, lengths)], cut
 
@@ -44,8 +43,8 @@ class Template:
 
     text: holds each of `fields` in braces at least once, and {label} at most once. Without {label}
     the label comes last, after one space unless the text ends with white space. InputError for any
-    other {word}. The methods take texts: one string for each field, in the order of `fields`; they
-    are inserted as they are, braces and all.
+    other {word}. texts of the methods: a string for each field, in the order of `fields`, inserted
+    as it is, braces and all.
     """
 
     def __init__(self, text, fields=("text",)):
@@ -64,7 +63,7 @@ class Template:
         self._spaces = " " * (len(parts[place - 1]) - len(parts[place - 1].rstrip(" ")))
 
     def _check(self, names):
-        """InputError unless the names in braces are the fields, and {label} at most once."""
+        """InputError unless the names in braces are the fields and at most one {label}."""
         known = ", ".join(f"{{{name}}}" for name in self.fields)
         faults = [f"there is no field {{{name}}}: write {known} for the texts and {{label}} for "
                   "the label" for name in names if name not in (*self.fields, "label")]
@@ -85,7 +84,7 @@ class Template:
         return "".join(values[part] if place % 2 else part for place, part in enumerate(parts))
 
     def prompt(self, texts):
-        """All before the label, without spaces at its end: "Review: Great.\\nSentiment:"."""
+        """What stands before the label, without final spaces: "Review: Great.\\nSentiment:"."""
         return self._fill(self._before, texts).rstrip(" ")
 
     def continuation(self, label_text):
@@ -96,7 +95,7 @@ class Template:
         return self._spaces + label_text
 
     def tail(self, texts):
-        """All after the label."""
+        """What stands after the label."""
         return self._fill(self._after, texts)
 
     def example(self, texts, label_text):
@@ -113,7 +112,7 @@ class Prompt:
     """An instruction, shots, and the row to classify, with a blank line between them.
 
     shots: [(texts, label text), ...] in the order shown. mask: an encoder's mask token, which takes
-    the place of the label; what comes after the label is then read too. InputError as Template.
+    the place of the label; what stands after the label is then read too. InputError as in Template.
     """
 
     def __init__(self, template, instruction="", shots=(), mask=""):
@@ -124,25 +123,25 @@ class Prompt:
         self._front = "".join(block + "\n\n" for block in blocks)
 
     def render(self, texts):
-        """What the model reads: instruction, shots, and the row up to its label or with a mask."""
+        """What the model reads: instruction, shots, the row up to its label or with a mask."""
         prompt = self._front + self.template.prompt(texts)
         return prompt + self.mask + self.template.tail(texts) if self.mask else prompt
 
     def tail(self, texts):
-        """What comes after the label and is not in `render`."""
+        """What stands after the label and is not in `render`."""
         return "" if self.mask else self.template.tail(texts)
 
     def shown(self, texts):
-        """What the model reads, for people: with "..." for the label."""
+        """What the model reads, to be printed: "..." stands for the label."""
         after = self.template.tail(texts) if self.mask else ""
         return self._front + self.template.prompt(texts) + self.template.continuation("...") + after
 
     def size(self, texts, count):
-        """Tokens of the row without its label. count: a function, str -> number of tokens."""
+        """Tokens of the whole prompt but the label. count: a function, str -> number of tokens."""
         return count(self.render(texts) + self.tail(texts))
 
     def fitted(self, texts, count, budget):
-        """The texts, cut by `shorten` to a `size` of at most `budget`; were they cut?"""
+        """-> (the texts, cut by `shorten` to a `size` of at most `budget`; were they cut?)."""
         kept = shorten(texts, lambda shorter: self.size(shorter, count), budget)
         return kept, kept != tuple(texts)
 
@@ -150,10 +149,9 @@ class Prompt:
 def shorten(texts, size, budget, what="its texts"):
     """Cut strings at their ends, the longest first, until size(texts) <= budget. -> tuple of str
 
-    All are cut to the same cap of characters, found by bisection; then white space at the new end
-    goes as well. Size need not grow strictly with characters ("unhappines" may be more tokens than
-    "unhappiness"): the result fits, and with one character more it would not, though a still larger
-    cap might. InputError if not even one character of each fits.
+    A cap on their characters is found by bisection; white space at a new end is dropped too. Texts
+    of this cap fit, those of one more do not; a still larger cap might, because a longer text may
+    have fewer tokens ("unhappiness", "unhappines"). InputError if one character each is too much.
     """
     texts = tuple(texts)
 

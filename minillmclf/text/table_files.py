@@ -1,8 +1,8 @@
 """Table files: the rows of a CSV, TSV or JSONL file, all at once or in windows, read strictly.
 
-UTF-8; RFC 4180 quoting for CSV and TSV; one JSON object per line for JSONL (jsonlines.org). A row
-that cannot be read is an error that names its line; no row is ever dropped. Not here: what the
-columns mean (data.py).
+Files are in UTF-8; CSV and TSV are quoted by RFC 4180; JSONL has one JSON object per line
+(jsonlines.org). A row that cannot be read is an error that names its line; no row is ever dropped.
+Not here: what the columns mean (data.py).
 
 Bytes become lines (`decoded`), lines become rows (`Reading`), and rows are gathered into a `Table`
 (`read_windows`; `read_table` for the whole file). `quoting` is one of
@@ -27,8 +27,8 @@ from ..files import short
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 MEMORY = "rows in memory"         # the path of a Table that was not read from a file
-THOUSANDS = re.compile(r"\d,(000\b|\d{3}\b(?!\s*(,|$)))")    # 36,000; in "error 7,404" not
-DEEPEST = 100                     # nested lists and objects in a line of JSON
+THOUSANDS = re.compile(r"\d,(000\b|\d{3}\b(?!\s*(,|$)))")    # "36,000", not "error 7,404"
+DEEPEST = 100                     # levels of lists and objects in a line of JSON
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Table:
     path: Path
     columns: tuple[str, ...]
     rows: list[tuple[int, dict]]  # (line, {column: value}); values of JSONL keep their JSON type
-    sha256: str                   # of the bytes of the file, or up to the last of these rows
+    sha256: str                   # of the bytes of the file, up to the last of these rows
     separator: str | None = None  # of fields, as found in the file; None: JSONL
 
 
@@ -81,12 +81,12 @@ def read_windows(path: Path, size, quoting="auto"):
 def decoded(file, where, suffix="", read=None):
     """Lines of UTF-8 bytes -> lines of text with their ends, without a byte order mark.
 
-    where: what InputError names; read: a hash to update with the bytes read.
+    where: the name of the file in errors; read: a hash to update with the bytes read.
     """
     offset = 0
     for number, line in enumerate(file, 1):
         try:
-            text = line.decode("utf-8")             # no longer character contains the byte of \n
+            text = line.decode("utf-8")             # the byte of \n is no part of another character
         except UnicodeDecodeError as error:
             utf16 = number == 1 and line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
             raise InputError(
@@ -108,7 +108,7 @@ def every_end(lines):
 class Reading:
     """The rows of one file: for line, record in Reading(path, suffix).rows(file): ...
 
-    columns and the hash `read` describe what was read so far.
+    columns, and the hash `read`, are those of the rows read so far.
     """
 
     def __init__(self, path, suffix, quoting="auto"):
@@ -160,7 +160,7 @@ class Reading:
                                        f"{len(self.columns)}: {remedy}")
 
     def header(self, fields):
-        """The names of the columns; of several without a name each gets one."""
+        """The names of the columns; where several are empty, "column 1" and so on."""
         names = [name.strip() for name in fields]
         if names.count("") > 1:
             names = [name or f"column {place}" for place, name in enumerate(names, 1)]
@@ -173,7 +173,7 @@ class Reading:
     def records(self, lines):
         """Lines -> (line number, fields) of each record, the header included."""
         csv.field_size_limit(2**31 - 1)                            # the default is 131072
-        lines, current, first, line = every_end(lines), [], None, 1
+        lines, current, head, line = every_end(lines), [], None, 1
         start = self.find_separator(lines)
 
         def remembered(lines):
@@ -186,11 +186,11 @@ class Reading:
         try:
             for fields in reader:
                 if fields:
-                    first = first or (len(fields), "".join(current))
-                    if self.quoting == "auto" and self.swallowed(current, fields, *first):
+                    head = head or (len(fields), "".join(current))
+                    if self.quoting == "auto" and self.swallowed(current, fields, *head):
                         raise self.fault(
                             line, f"a quote opens a field of {len(current)} lines that look like "
-                            f"rows of {first[0]} fields each: write each inner quote twice (\"\"), "
+                            f"rows of {head[0]} fields each: write each inner quote twice (\"\"), "
                             "read a file without quoting by --quoting none, one whose texts are "
                             "such lines by --quoting double")
                     yield line, fields
@@ -203,10 +203,10 @@ class Reading:
                 "--quoting none") from error
 
     def find_separator(self, lines):
-        """Set self.separator from the first line that is not blank -> the lines up to there.
+        """Set self.separator from the first line that is not blank -> the lines up to that one.
 
-        A line "sep=;", which spreadsheets write, names it and becomes blank. Otherwise it is the
-        usual one of the suffix, or, if the line does not hold that, the first it holds of ; tab ,
+        A line "sep=;", which spreadsheets write, names it and becomes blank. Otherwise the line
+        shows it: the usual separator of the suffix if it holds it, else the first of ; tab ,
         """
         start = []
         for text in lines:
@@ -222,17 +222,17 @@ class Reading:
         return start
 
     def swallowed(self, lines, record, count, header):
-        """Does each line of a quoted record look like a row? count: fields of the header.
+        """Does each line of a quoted record look like a row, of `count` fields as the header?
 
-        Without quoting no text holds the separator. A comma before a space is punctuation, unless
-        the header has one; in 36,000 it is part of a number. Of two columns the last is empty in
-        no row, if it is not in the record: "Dear Sir,\\nwhere is it?" is a text.
+        It does not if a comma is followed by a space, unless so in the header, or is part of a
+        number (36,000); nor, with two columns, if the last field is empty but not in the record:
+        "Dear Sir,\\nwhere is it?" is a text.
         """
         space = self.separator + " "
-        loose = self.separator == "\t" or space in header
+        spaced = self.separator == "\t" or space in header
         for line in filter(str.strip, lines):
             fields = line.strip("\r\n").split(self.separator)
-            prose = not loose and (space in line or THOUSANDS.search(line))
+            prose = not spaced and (space in line or THOUSANDS.search(line))
             empty = count == 2 and not fields[-1].strip('" ') and record[-1].strip()
             if len(fields) != count or prose or empty:
                 return False
@@ -240,7 +240,7 @@ class Reading:
 
 
 def depth(value):
-    """How many lists and objects stand within each other."""
+    """How many levels of lists and objects a value has."""
     level, count = [value], 0
     while level:
         inner = []

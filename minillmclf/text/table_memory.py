@@ -1,4 +1,4 @@
-"""Rows or columns in memory as a Table, read as a JSONL file with these rows would be."""
+"""Rows or columns in memory -> the Table that a JSONL file with these rows would give."""
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +11,9 @@ COLUMNS = {1: ("text",), 2: ("text_a", "text_b"), 3: ("prompt", "response_a", "r
 
 
 def table_of(data):
-    """A list of (text, label), ((text_a, text_b), label) or dicts; a DataFrame or a dict of lists
-    -> Table. InputError names the row that is none of these."""
-    def plain(value):                     # what JSON cannot hold becomes neither text nor label
+    """A list of (text, label), ((text_a, text_b), label) or dicts, a DataFrame, or a dict of lists
+    -> Table. InputError names a row that is none of these."""
+    def plain(value):                     # no JSON: an object, refused as text or label
         return value.tolist() if hasattr(value, "tolist") else {type(value).__name__: str(value)}
     reading = Reading(Path(MEMORY), ".jsonl")
     lines = (json.dumps(row, default=plain, skipkeys=True) + "\n" for row in records(data))
@@ -24,7 +24,7 @@ def table_of(data):
 
 
 def records(data):
-    """The same as a list of {column: value}."""
+    """What `table_of` takes -> a list of {column: value}."""
     if isinstance(data, Mapping) or hasattr(data, "columns"):
         columns = {str(name): data[name] for name in getattr(data, "columns", data)}
         lengths = {name: len(values) if hasattr(values, "__len__") and not isinstance(values, str)
