@@ -9,7 +9,7 @@ T x T for each head, and without it none.
 When the backward pass begins there are no gradients yet, and when it ends no activations are left:
 so a step takes weights, moments and the *larger* of gradients and activations (`step_bytes`). A
 frozen block saves little, but while it is computed, all of its activations exist: those of at least
-one block are counted (`at_its_peak`).
+one block are counted (`peak_activations`).
 
 Not here: what Python and torch take themselves, 300 MB and more; and freed memory that the C
 library does not return: much on Linux where tensors are some MB large, unless the environment has
@@ -97,13 +97,13 @@ def held(backbone, method, trained, total):
     return weights + 8 * trained
 
 
-def step_bytes(always, trained, texts, accumulating=False):
+def step_bytes(always, trained, activations, accumulating=False):
     """The most bytes that a step takes.
 
-    always: bytes of `held`; trained: number of parameters; texts: bytes of activations;
+    always: bytes of `held`; trained: number of parameters; activations: bytes;
     accumulating: are there micro-batches? From the second on, gradients exist beside activations.
     """
-    return always + (4 * trained + texts if accumulating else max(4 * trained, texts))
+    return always + (4 * trained + activations if accumulating else max(4 * trained, activations))
 
 
 # ---------------------------------------------------------------- activations, measured
@@ -166,13 +166,13 @@ class AliveBytes(TorchDispatchMode):
         self.now -= count
 
 
-def most_in_forward(model, length, rows=1, precision="fp32"):
+def peak_in_forward(model, length, rows=1, precision="fp32"):
     """-> the most bytes of activations that exist at once in a forward pass, and how many blocks
     pass a gradient on."""
-    carrying = []
+    grad_blocks = []
 
     def note(block, inputs, out):
-        carrying.append(any(torch.is_tensor(t) and t.requires_grad for t in tree_leaves(out)))
+        grad_blocks.append(any(torch.is_tensor(t) and t.requires_grad for t in tree_leaves(out)))
     hooks = [block.register_forward_hook(note) for block in blocks_of(model)]
     try:
         with AliveBytes() as bytes_:
@@ -180,7 +180,7 @@ def most_in_forward(model, length, rows=1, precision="fp32"):
     finally:
         for hook in hooks:
             hook.remove()
-    return bytes_.most, sum(carrying)
+    return bytes_.most, sum(grad_blocks)
 
 
 @contextmanager
@@ -196,15 +196,15 @@ def all_trainable(model):
             parameter.requires_grad_(False)
 
 
-def at_its_peak(model, kept, kept_in_full, in_forward, carrying):
+def peak_activations(model, kept, kept_in_full, in_forward, grad_blocks):
     """Bytes of activations at the peak of a step of a partly frozen model.
 
     kept: what autograd saves; kept_in_full: what it would save if nothing were frozen; in_forward,
-    carrying: from `most_in_forward`. While the gradient of a frozen block is computed, all of its
+    grad_blocks: from `peak_in_forward`. While the gradient of a frozen block is computed, all its
     activations exist, though few of them are saved.
     """
     blocks = len(blocks_of(model))
-    inside = max(0, kept_in_full // blocks - kept // carrying) if carrying else 0
+    inside = max(0, kept_in_full // blocks - kept // grad_blocks) if grad_blocks else 0
     return max(in_forward, kept + inside)
 
 
@@ -213,17 +213,17 @@ def training_memory(backbone, head, method, length):
     the texts, bytes of activations of a text of `length` tokens). `step_bytes` adds them."""
     with tuned(backbone, head, method, length) as (model, trained, total):
         used = min(length, model.max_length)               # virtual tokens take the rest
-        text, once = kept_for_backward(model, used), 0
+        saved, fixed = kept_for_backward(model, used), 0
         if trained < total:
-            once = max(0, 2 * text - kept_for_backward(model, used, rows=2))   # DoRA's matrix sums
+            fixed = max(0, 2 * saved - kept_for_backward(model, used, rows=2))   # DoRA's sums
             with all_trainable(model):
-                in_full = kept_for_backward(model, used) - once
-            in_forward, carrying = most_in_forward(model, used)
-            if once:
-                in_forward = most_in_forward(model, used, rows=2)[0] - in_forward
-            text = at_its_peak(model, text - once, in_full, in_forward, carrying)
-        always = held(backbone, method, trained, total) + once
-        return trained, always, text * length // used // sequences_of(head)
+                in_full = kept_for_backward(model, used) - fixed
+            in_forward, grad_blocks = peak_in_forward(model, used)
+            if fixed:
+                in_forward = peak_in_forward(model, used, rows=2)[0] - in_forward
+            saved = peak_activations(model, saved - fixed, in_full, in_forward, grad_blocks)
+        always = held(backbone, method, trained, total) + fixed
+        return trained, always, saved * length // used // sequences_of(head)
 
 
 # ---------------------------------------------------------------- the switches of the loop
@@ -280,8 +280,8 @@ def step_keeps(model, step):
         plain = for_all_rows(kept)
         with all_trainable(model):
             in_full = for_all_rows(kept)
-        in_forward = {n: most_in_forward(model, step.length, n, step.precision) for n in (1, 2)}
-        peak = at_its_peak(model, plain, in_full, for_all_rows(lambda n: in_forward[n][0]),
+        in_forward = {n: peak_in_forward(model, step.length, n, step.precision) for n in (1, 2)}
+        peak = peak_activations(model, plain, in_full, for_all_rows(lambda n: in_forward[n][0]),
                            in_forward[1][1])
         extra = peak - plain
     if not step.checkpointing:
