@@ -1,17 +1,17 @@
-"""One kind of error for everything that a user can put right: InputError.
+"""InputError is the one kind of error for everything that a user can put right.
 
-Its text names the file, row or key, the numbers, and the remedy. The commands print it as one line
-and exit with code 2.
+Its message names the file, row or key, the numbers, and the remedy. The commands print it as one
+line and exit with code 2.
 """
 import difflib
 
 
 class InputError(ValueError):
-    """A file, a row, a setting ... is wrong. The message says which, and how to mend it."""
+    """A file, a row or a setting is wrong."""
 
 
 class Stopped(Exception):
-    """The run was asked to stop and has saved its state; the message says how to go on."""
+    """The run was asked to stop and has saved its state. The message says how to continue it."""
 
 
 MEANT = {                # what users of transformers and PEFT would type -> what it is called here
@@ -34,7 +34,7 @@ MEANT = {                # what users of transformers and PEFT would type -> wha
 
 
 def did_you_mean(word, known):
-    """"; did you mean X?" for the known word that this one means elsewhere or is like; or ""."""
+    """"; did you mean X?", X being the known word in MEANT or the one most alike; or ""."""
     plain = {name.lstrip("-").replace("-", "_").casefold(): name for name in map(str, known)}
     word = str(word)[:100].lstrip("-").replace("-", "_").casefold()
     meant = MEANT.get(word)

@@ -159,7 +159,7 @@ def saved(a):
 
 
 def checked(model, texts, batch_size):
-    """Print the task's checks of rows and answers -> their results."""
+    """Print the task's checks of rows and of answers -> their results, a dict."""
     answers = model.task.check_answers(model, texts, lambda rows: model.scores(rows, batch_size))
     found, lines = model.task.check_rows(model, texts)
     for line in lines + model.task.answer_lines(answers):
@@ -209,7 +209,7 @@ def prompted(a):
 
 
 def readings(a, model, data, name, seed):
-    """Each way to read the answers to one prompt, on the rows data.test -> metrics."""
+    """Evaluate each way to read the log-probabilities, on the rows data.test -> metrics."""
     from .classify.label_text import prompting
     from .training.metrics import evaluate
     task, rows, dev_rows = model.task, data.test, data.dev if a.split == "test" else []

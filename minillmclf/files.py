@@ -1,5 +1,5 @@
-"""Files: read whole or refused in one line; replaced whole or left as they were; and where the
-shipped models lie."""
+"""Files: reading JSON, checking --out, locks, writing a file completely or not at all, finding a
+model's folder."""
 import json
 import os
 import re
@@ -13,13 +13,13 @@ PACKAGE = Path(__file__).resolve().parent
 CHECKPOINTS = PACKAGE / "checkpoints"                            # where the package is installed
 CHECKPOINTS = CHECKPOINTS if CHECKPOINTS.is_dir() else PACKAGE.parent / "checkpoints"
 IGNORED = "MINILLMCLF_IGNORE_CONFIG_KEYS"   # environment: unknown keys of config.json to leave out
-NEW = ".new"                            # in OUT: a run that is to replace the one there
-MOST_DIGITS = 400                       # of a number in a file; Python refuses some thousands
+NEW = ".new"                            # folder in OUT: a run that will replace the one in OUT
+MOST_DIGITS = 400                       # of an integer in a file; Python's own limit is 4300
 
 
 def short(value, most=60):
-    """A value for a message: its repr, a path as it is, cut in the middle if it is long. Raises
-    nothing, whatever the value is."""
+    """A value for a message: its repr (a path as it is), without its middle if it is long. Never
+    raises."""
     try:
         text = str(value) if isinstance(value, os.PathLike) else repr(value)
     except (ValueError, RecursionError):    # a number of thousands of digits; lists in lists
@@ -31,8 +31,8 @@ def short(value, most=60):
 # ---------------------------------------------------------------- JSON
 
 def parse_json(text, where):
-    """The value of a JSON text; InputError, which names `where`, for what is not valid JSON, for
-    numbers that are not finite or absurdly long, and for half a surrogate pair in a string."""
+    """The value of a JSON text. InputError, beginning with `where`, for invalid JSON, for numbers
+    that are not finite or absurdly long, and for half a surrogate pair in a string."""
     def integer(digits):
         if len(digits) > MOST_DIGITS:
             raise ValueError(f"a number of {len(digits)} digits")
@@ -80,7 +80,7 @@ def read_json(path):
 
 
 def reason(error):
-    """An error of the system in words."""
+    """The text of an OSError without its number and path; another error as it is."""
     return getattr(error, "strerror", None) or error
 
 
@@ -108,10 +108,10 @@ def check_fields(record, table, where):
 # ---------------------------------------------------------------- what a command may write to
 
 def look_at(out, apart):
-    """What lies at `out`, for the two checks below -> Path, is there anything?
+    """The part that check_out and check_folder share -> Path, does it exist?
 
-    InputError for what cannot be a name, and where `out` is, is part of, or holds a file of what
-    the command reads: `apart`, a list of (option, path or None).
+    apart: list of (option, path or None) that the command reads. InputError where `out` is one of
+    these, lies in one, or is a folder with one of these files; and for an impossible name.
     """
     path = Path(out)
     try:
@@ -135,8 +135,8 @@ def look_at(out, apart):
 
 
 def named(flags):
-    """The files and folders that a command's flags (an argparse namespace) name -> [(option, path),
-    ...], as `apart` of the checks."""
+    """The existing files and folders that an argparse namespace names -> [(option, path), ...], for
+    the argument `apart` of the checks."""
     names = ("config", "data", "test", "sample", "model", "base", "template", "label_texts",
              "instruction", "neighbours")
     return [(f"--{name.replace('_', '-')}", path) for name in names
@@ -147,8 +147,7 @@ def named(flags):
 def check_out(out, overwrite=False, apart=()):
     """Raise InputError where a command must not write its file `out`. -> Path
 
-    overwrite: an ordinary file there may be replaced. apart: (option, path or None) of what the
-    command reads; `out` must never be one of these files or lie in one of these folders.
+    overwrite: an ordinary file there may be replaced; apart: as for `look_at`.
     """
     path, there = look_at(out, apart)
     if there and not path.is_file():
@@ -163,8 +162,8 @@ def check_out(out, overwrite=False, apart=()):
 def check_folder(out, own=False, overwrite=False, apart=()):
     """Raise InputError where a command must not write into its folder `out`. -> Path
 
-    own: what lies there is of an earlier run of this command; overwrite: its files may be replaced
-    all the same. apart: as for `check_out`, and a file that is read must not lie in the folder.
+    own: the folder holds an earlier run of this command, which may be continued; overwrite: any
+    files in it may be replaced; apart: as for `look_at`.
     """
     path, there = look_at(out, apart)
     if there and not path.is_dir():
@@ -182,8 +181,8 @@ def check_folder(out, own=False, overwrite=False, apart=()):
 # ---------------------------------------------------------------- locks
 
 def hold(handle, name):
-    """Lock an open file or folder until it is closed; InputError where another process has done so.
-    Without fcntl (Windows), and on disks that know no locks, nothing is locked."""
+    """Lock an open file or folder until it is closed; InputError where another process holds the
+    lock. Without fcntl (Windows), and on disks without locks, nothing is locked."""
     try:
         import fcntl
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -199,8 +198,8 @@ def hold(handle, name):
 def locked(folder):
     """with locked(folder): ...   No other process writes to this folder meanwhile.
 
-    The lock is on the folder itself and ends with the process, however that ends. A new folder to
-    which nothing was written is removed.
+    The lock is on the folder itself and ends with the process, even if that is killed. A new folder
+    that stays empty is removed.
     """
     if os.name == "nt":                                        # Windows opens no folders
         yield
@@ -228,11 +227,10 @@ def locked(folder):
 
 @contextmanager
 def replacing(path):
-    """with replacing(path) as temporary: ...   The new file takes its name once it is complete.
+    """with replacing(path) as temporary: ...   `temporary` is renamed to `path` at the end.
 
-    It is written in a hidden folder beside `path`, which the next write of `path` removes where a
-    process was killed. If anything goes wrong, what lay at `path` before is untouched, and
-    InputError says so.
+    It lies in a hidden folder beside `path`. If the process is killed, the next write of `path`
+    removes that folder. If anything fails, InputError, and an old file at `path` is untouched.
     """
     path = Path(path)
     scratch = path.with_name(f".{path.name}.writing")
@@ -253,7 +251,7 @@ def replacing(path):
 
 
 def flush(path):
-    """Bring a finished file to the disk, with the permissions that a new file has here."""
+    """Flush a finished file to the disk, with the permissions that the umask gives a new file."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
     umask = os.umask(0)
@@ -273,14 +271,14 @@ def write_json(path, value):
 
 
 def remove(path):
-    """Remove a file, a symbolic link, or a folder with all that is in it; raises nothing."""
+    """Remove a file, a symbolic link, or a folder with its contents. Never raises."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         try:
             path.unlink(missing_ok=True)
         except OSError:
-            pass                                               # a fault is raised by the next write
+            pass                                               # the next write there will raise it
 
 
 # ---------------------------------------------------------------- models
@@ -288,7 +286,7 @@ def remove(path):
 def find_model(name):
     """A model's folder: the name of one in checkpoints/ (mini-bert), or a path (./mini-bert).
 
-    checkpoints/mini-bert is the shipped one, too, where there is no such path.
+    Where there is no path checkpoints/mini-bert, this means the shipped model too.
     """
     path = Path(name)
     shipped = CHECKPOINTS / path.name

@@ -16,8 +16,8 @@ from .cli.settings import Settings, add_settings
 from .errors import InputError
 from .files import find_model
 
-ROW = 128                   # tokens in the text whose activations are measured for every method
-LONG = 512                  # and for the switches at most, unless --max-length asks for more
+ROW = 128                   # tokens of the text whose activations are measured for each method
+LONG = 512                  # the same for the switches, unless --max-length is given
 SPECIALS = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
 
 
@@ -30,7 +30,7 @@ def parse(arguments=None):
 
 
 def load(folder):
-    """-> the model, its checkpoint, its tokenizer or why there is none.
+    """-> (model, Checkpoint, tokenizer or the reason why there is none).
 
     The model is a Classifier where the folder has a classification head and a tokenizer, else a
     Backbone.
@@ -73,7 +73,7 @@ def architecture(backbone):
 
 
 def fates(model, checkpoint):
-    """Every tensor of the file -> [(its name, shape, type, what became of it), ...]."""
+    """What became of each tensor of the file -> [(its name, shape, type, fate), ...]."""
     table, report, found = model.table(), model.report, []
     for name, shape in checkpoint.shapes.items():
         if name in report.loaded:
@@ -99,8 +99,8 @@ def tensor_lines(found, every_layer):
 
 
 def new_head_lines(folder):
-    """What train drops and adds where it puts a new head on the body -> one line; none where it
-    refuses the folder."""
+    """Which tensors train drops and adds with a new head -> [one line]; [] where it refuses the
+    folder."""
     from .classify.classifier import Classifier
     from .models.weights import generic
     from .tuning.quant_files import open_checkpoint
@@ -128,7 +128,7 @@ def parts(model):
 
 
 def memory_lines(backbone, head):
-    """What it takes to load in each precision, and to train by each method."""
+    """Memory to load the model in each precision, and to train it by each method -> lines."""
     from .cli.memory import METHODS, size, training_memory
     total = sum(parameter.numel() for part in (backbone, head) for parameter in part.parameters())
     length = min(ROW, backbone.max_tokens or ROW)
@@ -149,7 +149,7 @@ def memory_lines(backbone, head):
 
 
 def switch_lines(backbone, head, a):
-    """What a step of --method takes, and what each switch of the loop saves of it."""
+    """Memory of a step of --method, and how much each switch of the loop saves -> lines."""
     from .cli.memory import size, switch_table
     given = {key: value for key, value in vars(a).items() if key in vars(Settings())}
     s = Settings(**{**given, "model": Settings.model}).check()
@@ -169,7 +169,7 @@ def switch_lines(backbone, head, a):
 
 
 def tokenizer_line(tokenizer, rows):
-    """Do the tokenizer's ids fit the embedding's rows?"""
+    """Do the tokenizer's ids fit the embedding's rows? -> line"""
     spare = rows - len(tokenizer)
     fit = f"{spare} rows of the embedding are never used"
     if spare == 0:

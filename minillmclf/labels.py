@@ -17,7 +17,7 @@ from .errors import InputError
 from .files import check_out, find_model, named, read_json, write_text
 from .text.data import load_data
 
-WORDS = ("template", "label_texts", "instruction", "end", "score_by")     # settings of train, too
+READOUT = ("template", "label_texts", "instruction", "end", "score_by")   # settings of train
 
 
 def parse(arguments=None):
@@ -31,14 +31,14 @@ def parse(arguments=None):
     p.add_argument("--text-column", help="name(s) of the text column(s) of --data, which are the "
                    "fields of the template")
     p.add_argument("--label-column", help="name of the label column of --data")
-    add_settings(p, ["quoting", *WORDS], grouped=False)
+    add_settings(p, ["quoting", *READOUT], grouped=False)
     p.add_argument("--out", help="also write the report to this JSON file")
     p.add_argument("--overwrite", action="store_true", help="replace the file of --out")
     return p.parse_args(arguments)
 
 
 def choose_labels(a):
-    """Names of the classes, and the fields of the template, or None where it names them itself."""
+    """-> (names of the classes, fields of the template), the fields None without --data."""
     if (a.labels is None) == (a.data is None):
         raise InputError("give the classes with --labels, or with --data the data that has them, "
                          "and not both")
@@ -53,7 +53,7 @@ def choose_labels(a):
 
 
 def report_of(a, labels, fields):
-    """The label doctor's report on the readout that training would build."""
+    """The label doctor's Report on the readout that training would build."""
     from .classify.build import check_labels               # torch takes seconds, --help should not
     from .classify.label_text.doctor import examine
     from .classify.label_text.options import build_labels, read_readout
@@ -63,7 +63,7 @@ def report_of(a, labels, fields):
     check_labels(labels, "--data" if a.data else "--labels")
     folder = find_model(a.model)
     model = model_class(read_json(folder / "config.json"), folder / "config.json")
-    options = {name: getattr(a, name, "") for name in WORDS} | {"fields": fields}
+    options = {name: getattr(a, name, "") for name in READOUT} | {"fields": fields}
     for name in ("template", "instruction"):
         options[name] = read_template(options[name])
     tokenizer = load_tokenizer(folder)

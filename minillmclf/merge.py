@@ -34,7 +34,7 @@ def parse(arguments=None):
 
 
 def merged(model, precision):
-    """The plain model, changed in place. precision: of a 4-bit base, "full" or "4bit"."""
+    """Merge the adapter into the base, in place. precision: "full" or "4bit" for a 4-bit base."""
     from .tuning.quant import Linear4bit, quantise_linears
     from .tuning.saved import merge_tuned
     kinds = {path.removesuffix(".base"): module.kind for path, module in model.named_modules()
@@ -69,7 +69,7 @@ def main(arguments=None):
     before = probabilities(model)
     answers = model.answers(before)
     merged(model, *precisions or [None]).save(out)
-    for record in ("tuned.json", "adapter_config.json", "run.json"):   # they would be read, too
+    for record in ("tuned.json", "adapter_config.json", "run.json"):   # of what lay in --out
         remove(out / record)
     saved = Classifier.load(out)
     after = probabilities(saved)

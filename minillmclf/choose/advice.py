@@ -21,14 +21,14 @@ WHY = {"encoder": "to classify, an encoder is fastest",
        "decoder": "a decoder writes and classifies",
        "encoder-decoder": "an encoder-decoder is made for text to text"}
 UNBALANCED = 5             # largest / smallest class
-FEW_CUT = 0.05             # a larger share of cut texts is worth a remark
+FEW_CUT = 0.05             # a larger share of cut texts is mentioned
 
 
 def near(row, best):
     """Is a row's dev score within one standard error of the best row's?
 
     The one-standard-error rule of Breiman et al. 1984 ("Classification and Regression Trees",
-    3.4.3); the error is that of a share of dev rows. Where it is not known (log loss, a comparison
+    3.4.3), with the standard error of a proportion. Where it is not known (log loss, a comparison
     of an older version) only an equal score is near.
     """
     score, rows, error = best["dev"], best.get("dev_rows"), 0.0
@@ -78,7 +78,7 @@ def by_rules(facts):
     model, flags, why = first_fit(facts)
     preference, several, long = data["preference"], data["texts"], model["median"] > model["limit"]
     rows = max(1, facts["rows_at_once"] // Settings().max_windows)
-    rules = [         # where it applies, unless one of these flags is set, flags, reason
+    rules = [         # (does it apply?, unless one of these flags is set, flags, reason)
         (purpose != "classify", (),
          {"readout": "labels"}, "label texts leave it a model that writes"),
         (several > 2 and not preference, ("readout",),

@@ -14,7 +14,7 @@ from ..text.doctor import SPLITS, unknown_share
 from ..cli.memory import METHODS, step_bytes, training_memory
 from ..tuning.quant_files import open_checkpoint
 
-USABLE = 0.8               # of the free memory: an estimate leaves out what is held only briefly
+USABLE = 0.8               # share of the free memory: estimates leave out short-lived tensors
 
 
 def data_facts(data):
@@ -28,7 +28,7 @@ def data_facts(data):
 
 
 def machine_facts():
-    """Cores, and memory in bytes, None where not known -> dict. room: what training may use."""
+    """Cores and bytes of memory (None: not known) -> dict. "room": free memory to train in."""
     memory = {"total": None, "free": None}
     if Path("/proc/meminfo").exists():
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
@@ -42,7 +42,7 @@ def machine_facts():
 
 
 def percentile(numbers, percent):
-    """Nearest rank: the smallest that `percent` of the numbers do not exceed."""
+    """Nearest rank: the smallest number that `percent` of the numbers do not exceed."""
     return sorted(numbers)[math.ceil(percent * len(numbers) / 100) - 1]
 
 
@@ -52,10 +52,10 @@ def rows_at_once(s):
 
 
 def model_facts(name, data, s, machine):
-    """Lengths in this model's tokens, and what each method takes -> dict.
+    """Lengths in this model's tokens, and the memory that each method takes -> dict.
 
-    A model that is larger than the free memory is not loaded: its weights are counted, but what a
-    step keeps of a text is not known.
+    A model that is larger than the free memory is not loaded: its weights are counted, but not its
+    activations.
     """
     folder = find_model(name)
     empty = Classifier.empty(open_checkpoint(folder), data.labels,
@@ -81,25 +81,25 @@ def model_facts(name, data, s, machine):
 
 
 def method_facts(method, backbone, head, length, s, room, loaded):
-    """What training by this method takes -> dict, with a reason where that is not known."""
+    """Memory to train by this method -> dict, with a "reason" where it is not known."""
     try:
         trained, always, text = training_memory(backbone, head, method, length)
     except InputError as error:
         return {"method": method, "reason": str(error).partition(":")[0]}
-    except NotImplementedError:                            # prefix runs the model, "meta" cannot
+    except NotImplementedError:                            # prefix runs the model
         return {"method": method, "reason": "not known: the model does not fit into memory"}
     rows = rows_at_once(s)
     needed = step_bytes(always, trained, rows * text, rows < s.batch_size)
     fits = None if room is None else needed <= USABLE * room
-    if fits and not loaded:                                # what a step keeps is not counted
+    if fits and not loaded:                                # activations are not counted
         fits = None
     return {"method": method, "trainable": trained, "bytes": needed, "at_least": not loaded,
             "fits": fits}
 
 
 def all_models(names, data, s, machine):
-    """model_facts of the models named, or of all in checkpoints/ -> (facts, a line for each of
-    these that is left out)."""
+    """model_facts of the named models, or of all in checkpoints/ -> (facts, a line for each model
+    that is left out)."""
     found, left_out = [], []
     for name in names or sorted(path.parent.name for path in CHECKPOINTS.glob("*/config.json")):
         try:

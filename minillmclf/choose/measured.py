@@ -1,4 +1,4 @@
-"""What python -m minillmclf.compare has measured on these data, from its folder."""
+"""Results of python -m minillmclf.compare on the same data, from its folder."""
 from pathlib import Path
 
 from ..cli.settings import Settings, renamed
@@ -45,11 +45,11 @@ def find_comparison(data):
 
 
 def comparison_facts(asked, data):
-    """The numbers of a comparison at its largest size -> dict, or None where there is none.
+    """The rows of a comparison at its largest size -> dict, or None where there is none.
 
-    asked: its folder, or None to look into runs/. best: the row with the best dev score; cheapest:
-    of the trained rows that are near it (advice.near), the one with the shortest training; fastest:
-    of all trained rows, the one with the least time for a text. Test scores choose nothing.
+    asked: its folder, or None to look into runs/. "best": the row with the best dev score;
+    "cheapest": the shortest training among trained rows near the best (advice.near); "fastest": the
+    trained row with the least time for a text. Test scores choose nothing.
     """
     if asked and not same_data(Path(asked), data):
         raise InputError(f"--comparison {asked}: was made of other data than {data}: name those "

@@ -1,4 +1,4 @@
-"""Gather the facts, advise, and print them: the page of python -m minillmclf.choose."""
+"""Gather facts, derive the advice, print both: the page of python -m minillmclf.choose."""
 import json
 
 from ..cli.settings import read_settings, refuse_multi_label
@@ -16,7 +16,7 @@ MEMORY = "  {:28} {:10} {:>13} {:>22} {:>12}   {}"
 
 
 def choose(a, given):
-    """The command. a: its flags; given: those of them that are settings -> exit code."""
+    """The command. a: its flags; given: those flags that are Settings -> exit code."""
     refuse_multi_label(read_settings(given), "choose")
     s = read_settings({**given, "readout": "labels"})              # takes any number of texts
     for name in a.models or ():
@@ -98,7 +98,7 @@ def machine_lines(facts):
 
 
 def comparison_lines(found):
-    """The rows of a comparison that decide -> lines."""
+    """The best, cheapest and fastest rows of a comparison -> lines."""
     if not found:
         return ["no comparison of these data in runs/: python -m minillmclf.compare measures"]
     best = found["best"]

@@ -7,14 +7,13 @@ CONSTANT = ("majority class", "class frequencies")     # baselines that do not r
 
 
 def baseline_warning(record):
-    """The record of a finished run -> a list of one line, or [] where the run beats them all.
-
-    A run must be better than the constant baselines, and at least as good as the others.
+    """The run.json of a finished run -> a list of one line, or [] where the run is good enough:
+    better than the constant baselines, and at least as good as the others.
     """
     s, results = Settings(**record["settings"]), record["results"]
     *baselines, own = results
     metric = s.metric
-    if metric == "ece":                                # says nothing about right and wrong
+    if metric == "ece":                                # ECE says nothing about right and wrong
         metric = "micro_f1" if s.multi_label == "on" else "accuracy"
     lost = []
     for name in baselines:
@@ -24,7 +23,7 @@ def baseline_warning(record):
     if not lost:
         return []
     usual, why = default_lr(s)
-    tries = [                                          # where it applies, what to try
+    tries = [                                          # (does it apply?, what to try)
         (s.weights == "random", "--weights pretrained"),
         (s.lr == usual, f"another --lr ({3 * usual:.2g} or {usual / 3:.2g}; "
                         f"the usual is {usual:g})"),

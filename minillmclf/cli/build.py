@@ -1,18 +1,18 @@
-"""From settings to a classifier: what train, evaluate, compare and inspect build, in one way."""
+"""From settings to a classifier, for train, evaluate, compare and inspect alike."""
 import re
 
 from ..errors import InputError
 from ..training.rates import lr_line
 
+# truncation_side -> which end of a text is kept (text/cutting.py)
 KEEP = {"right": "head", "left": "tail", "middle": "head+tail", "both": "middle"}
-#       truncation_side -> which end of a text is kept (text/cutting.py)
 
 
 # ---------------------------------------------------------------- the classifier
 
 def build(s, labels, fields=("text",)):
-    """The classifier that the settings describe, on its device, its method attached -> classifier,
-    numbers of trainable and of all parameters. fields: names of a row's texts in a template."""
+    """Build what the settings describe, on its device, with its tuning method -> (classifier,
+    trainable parameters, all parameters). fields: names of a row's texts in a template."""
     import torch
 
     from ..classify.classifier import Classifier
@@ -50,18 +50,18 @@ def model_lines(s, model, trainable, total):
 
 
 def check_saved(model, folder, texts):
-    """Load what was just saved: InputError unless it answers bit for bit as the model does."""
+    """Load what was just saved. InputError unless its probabilities equal the model's exactly."""
     from ..classify.classifier import Classifier
     try:
         again = Classifier.load(folder).to(next(model.parameters()).device)
     except InputError as error:
         fault = f"is refused when it is loaded again ({error})"
     else:
-        told, said = model.predict(texts), again.predict(texts)
+        before, after = model.predict(texts), again.predict(texts)
         same = (again.labels, again.task.settings()) == (model.labels, model.task.settings())
-        if same and (told == said).all():
+        if same and (before == after).all():
             return
-        apart = abs(told - said).max()
+        apart = abs(before - after).max()
         fault = f"answers otherwise when it is loaded again, by {apart:.2g} in a probability"
     raise InputError(f"{folder}: what was saved {fault}: the state of training is kept; give the "
                      "same command again; if that ends here too, look whether the base has changed")
@@ -70,8 +70,8 @@ def check_saved(model, folder, texts):
 # ---------------------------------------------------------------- parts of the settings
 
 def options_of(s, fields=("text",)):
-    """The part of the settings that says what the modules of a classifier are, as in
-    classify.build.Options. fields: the names of a row's texts in a template."""
+    """The settings that decide the modules of a classifier, as keywords of classify.build.Options.
+    fields: names of a row's texts in a template."""
     found = {"readout": s.readout, "pool": s.pool, "max_length": s.max_length or None,
              "keep": KEEP[s.truncation_side], "multi_label": s.multi_label == "on",
              "preference": {"kind": s.preference, "swap": s.swap}}
@@ -86,7 +86,7 @@ def options_of(s, fields=("text",)):
 
 
 def task_kind(s):
-    """The class of the task that the settings describe, before the data are read."""
+    """The settings' class of Task. It needs no data."""
     from ..classify.multilabel import MultiLabel
     from ..classify.preference import Preference
     from ..classify.task import SingleLabel
@@ -97,7 +97,7 @@ def task_kind(s):
 
 
 def task_of(settings, data):
-    """The task of a run, without its model. settings: a dict, as in its run.json."""
+    """The Task of a run, without its model. settings: a dict, as in its run.json."""
     from ..classify import build as modules
     described = {"fields": data.columns} if settings.get("readout") == "labels" else {}
     preference = {"kind": settings.get("preference"), "swap": settings.get("swap")}
@@ -106,7 +106,7 @@ def task_of(settings, data):
 
 
 def recipe_of(s):
-    """The part of the settings that says how to tune: the tuning config of tuning.tune."""
+    """The settings that decide how to tune, as the tuning config that tuning.tune takes."""
     from ..tuning import METHODS
     targets = s.targets or None
     if targets != "all-linear" and re.fullmatch(r"[\w.]+(,[\w.]+)*", s.targets):
@@ -115,5 +115,5 @@ def recipe_of(s):
               "use_rslora": s.use_rslora == "on", "bias": s.bias, "quantise": s.quantise,
               "size": s.adapter_size, "tokens": s.virtual_tokens,
               "projection": s.projection == "on"}
-    options = METHODS[s.method].options if s.method in METHODS else ()            # none: last-3
+    options = METHODS[s.method].options if s.method in METHODS else ()    # last-N has none
     return {"method": s.method, **{name: values[name] for name in options}}

@@ -1,4 +1,4 @@
-"""Under torchrun: the processes find each other, only one prints, and they end together.
+"""Under torchrun: the processes find each other, only one prints, and all end together.
 
   torchrun --nproc-per-node 2 -m minillmclf.train --data my.csv
 
@@ -15,10 +15,10 @@ from ..errors import Stopped
 
 @contextlib.contextmanager
 def distributed():
-    """with distributed(): the work of one of several processes; without torchrun nothing happens.
+    """with distributed(): ... is run in each process; without torchrun nothing else happens.
 
-    Only the main process prints. Where one process fails, it alone prints the error, and all end:
-    the others wait in vain for its numbers, and end without a word.
+    Only the main process prints. Where a process fails, it alone prints its error and all end: the
+    others wait for its tensors in vain, and end without a message.
     """
     started = {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ)
     if not started or os.environ["WORLD_SIZE"] == "1":
@@ -29,14 +29,14 @@ def distributed():
     try:
         with silenced(rank > 0):
             yield
-    except (SystemExit, Stopped) as end:                # in all of them: the main process prints it
+    except (SystemExit, Stopped) as end:                # raised in all: only the main one prints
         time.sleep(min(rank, 1))
         code = 130 if isinstance(end, Stopped) else end.code
         raise end if rank == 0 else SystemExit(code)
     except BaseException:
         if not is_first_to_fail(store):
-            time.sleep(1)                               # torchrun ends all when one ends: the other
-            sys.stdout.flush()                          # should print first
+            time.sleep(1)                               # let the first to fail print its error:
+            sys.stdout.flush()                          # torchrun ends all when one ends
             os._exit(2)                                 # a plain exit would wait for the others
         if rank > 0:
             print(file=sys.stderr)                      # below the main process's progress bar
@@ -46,7 +46,7 @@ def distributed():
 
 
 def join():
-    """Meet the other processes -> this one's rank, and a key-value store that all can read."""
+    """Meet the other processes -> this one's rank, and a key-value store that all share."""
     import torch
     import torch.distributed as dist
     on_gpu = torch.cuda.is_available()
@@ -60,7 +60,7 @@ def join():
 
 @contextlib.contextmanager
 def silenced(wanted):
-    """Whatever is printed inside goes nowhere, if wanted."""
+    """with silenced(wanted): ...   Where wanted, what is printed is dropped."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         with contextlib.redirect_stdout(nowhere if wanted else sys.stdout):
             with contextlib.redirect_stderr(nowhere if wanted else sys.stderr):
@@ -68,7 +68,7 @@ def silenced(wanted):
 
 
 def is_first_to_fail(store):
-    """Has no other process failed before?"""
+    """Is this the first process to fail?"""
     try:
         return store.add("failed", 1) == 1
     except RuntimeError:                                # the process that held the store is gone

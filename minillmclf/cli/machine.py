@@ -1,4 +1,4 @@
-"""On what a run is computed: one process or several, with how much memory, by which versions."""
+"""What a run is computed with: one process or several, memory, versions of libraries."""
 import functools
 import platform
 import sys
@@ -8,7 +8,7 @@ from .. import __version__
 
 
 def versions():
-    """What the numbers depend on besides the settings."""
+    """Versions and threads, which results depend on besides the settings."""
     import numpy
     import safetensors
     import torch
@@ -28,7 +28,7 @@ def peak_memory():
 
 
 def prepare(s, model):
-    """Make a built classifier ready for training: in several processes, and with less memory."""
+    """Replicate or shard a built classifier, and set up gradient checkpointing."""
     from ..training.parallel import processes as parallel
     from ..training.recompute import recompute_blocks
     parallel.replicate(model)
@@ -40,7 +40,7 @@ def prepare(s, model):
 
 
 def objective_of(s, model, targets):
-    """What training minimises. targets: of the training rows."""
+    """The loss function of the settings. targets: of the training rows."""
     from ..training.completion_loss import CompletionLoss
     if s.objective == "completion":
         return CompletionLoss(model.head.answer_lengths())
@@ -48,9 +48,9 @@ def objective_of(s, model, targets):
 
 
 def step_and_store(s, model, targets, folder, stop, say):
-    """What the loop is given -> its step and its store: plain, or those of several processes.
+    """-> take_step and Store for the loop: the plain ones, or those of several processes.
 
-    The step checks its first gradients, and says where a number that is not finite arose.
+    The step checks the first gradients, and says in which module a NaN or infinity arose.
     """
     from ..training import loop
     from ..training.checkpoint import Store
@@ -65,22 +65,22 @@ def step_and_store(s, model, targets, folder, stop, say):
 
 
 def features(s, model, encoded):
-    """with features(...): what a frozen model computes of a text is computed once, not in each
-    epoch; not in several processes."""
+    """with features(...): the hidden states of a frozen backbone are computed once, not in each
+    epoch. In several processes nothing is cached."""
     from ..training.features import cached_features
     from ..training.parallel import processes as parallel
     return nullcontext() if parallel.is_distributed() else cached_features(model, encoded, s)
 
 
 def logits_of(s, model, encoded):
-    """The logits (N, C) of encoded rows, which several processes share out."""
+    """The logits (N, C) of encoded rows; several processes divide the rows."""
     from ..training.parallel import processes as parallel
     return parallel.scores(model, encoded, s.eval_batch_size)
 
 
 def collect(model):
-    """Bring the model's weights together, where several processes hold them -> does this process
-    write the files? Of several one does."""
+    """Gather the model's weights, where several processes hold parts of them -> is this the process
+    that writes files?"""
     from ..training.parallel import processes as parallel
     parallel.gather(model)
     return parallel.is_main_process()

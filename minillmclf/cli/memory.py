@@ -1,18 +1,18 @@
 """How much memory does training take? An estimate for python -m minillmclf.inspect and .choose.
 
-Weights, moments and gradients are counted. What a step keeps between its forward and its backward
-pass, for long texts or large batches most of the memory, is measured: the forward pass is run, on
-one text and on two, as in training, and the tensors that autograd saves are added up; each further
-text adds what the second one added. Dropout is on: with it torch's attention keeps all its weights
-on a CPU, T x T for each head, and without it none of them.
+Weights, AdamW's moments and gradients are counted. Activations that the backward pass needs, most
+of the memory for long texts or large batches, are measured: the forward pass runs in training mode,
+on one text and on two, and the tensors that autograd saves are added up. Each further text adds
+what the second one added. Dropout is on: with it torch's attention on a CPU saves all its weights,
+T x T for each head, and without it none.
 
-When the backward pass begins there are no gradients yet, and when it ends nothing is kept: so a
-step takes its weights and moments and the *larger* of gradients and what is kept (`step_bytes`).
-Frozen blocks keep little, but while one of them computes, all of its inside is there: at least one
-block's worth is counted (`at_its_peak`).
+When the backward pass begins there are no gradients yet, and when it ends no activations are left:
+so a step takes weights, moments and the *larger* of gradients and activations (`step_bytes`). A
+frozen block saves little, but while it is computed, all of its activations exist: those of at least
+one block are counted (`peak_activations`).
 
-Not here: what Python and torch take themselves, 300 MB and more; and free memory that the C library
-does not give back: much on Linux where tensors are some MB large, unless the environment says
+Not here: what Python and torch take themselves, 300 MB and more; and freed memory that the C
+library does not return: much on Linux where tensors are some MB large, unless the environment has
 MALLOC_MMAP_THRESHOLD_=65536 (tests/reference/switches.py measures both).
 """
 import weakref
@@ -38,7 +38,7 @@ METHODS = ("full", "last-1", "head", "bitfit", "lora", "dora", "qlora", "houlsby
 
 
 def size(count):
-    """Bytes in three figures: 12.3 MB."""
+    """A number of bytes with three digits: 12.3 MB."""
     unit = next(u for u in UNITS if count < 999.5 * UNITS[u] or u == "TB")
     count /= UNITS[unit]
     return f"{count:.{max(0, 3 - len(str(int(count))))}f} {unit}"
@@ -46,22 +46,22 @@ def size(count):
 
 @dataclass(frozen=True)
 class Step:
-    """What of a training step decides how much it keeps."""
-    rows: int                     # texts on the device at a time: the batch, or a micro-batch
+    """The properties of a training step on which the size of its activations depends."""
+    rows: int                     # texts on the device at once: a batch, or a micro-batch
     length: int                   # tokens of each text, or of each of its windows
     checkpointing: bool = False
     precision: str = "fp32"
     windows: int = 0              # of a document; 0: it is cut to `length`
 
 
-# ---------------------------------------------------------------- what is there all the time
+# ---------------------------------------------------------------- weights and moments
 
 @contextmanager
 def tuned(backbone, head, method, length):
     """with tuned(...) as (model, trained, total): a classifier in training mode, tuned by a method.
 
-    trained, total: numbers of parameters; model.max_length: `length`, less what the method puts
-    before a text. The language-model head is left out where a classification head replaces it.
+    trained, total: numbers of parameters; model.max_length: `length`, less the virtual tokens of
+    the method. The language-model head is left out where a classification head replaces it.
     Afterwards backbone and head are as they were.
     """
     model = nn.ModuleDict({"backbone": backbone, "head": head})
@@ -97,25 +97,24 @@ def held(backbone, method, trained, total):
     return weights + 8 * trained
 
 
-def step_bytes(always, trained, texts, accumulating=False):
-    """The most that a step takes.
+def step_bytes(always, trained, activations, accumulating=False):
+    """The most bytes that a step takes.
 
-    always: bytes of `held`; trained: parameters; texts: bytes that are kept of its texts;
-    accumulating: micro-batches after the first find gradients there.
+    always: bytes of `held`; trained: number of parameters; activations: bytes;
+    accumulating: are there micro-batches? From the second on, gradients exist beside activations.
     """
-    return always + (4 * trained + texts if accumulating else max(4 * trained, texts))
+    return always + (4 * trained + activations if accumulating else max(4 * trained, activations))
 
 
-# ---------------------------------------------------------------- what a step keeps, measured
+# ---------------------------------------------------------------- activations, measured
 
 def sequences_of(head):
-    """Sequences that a row has for this head."""
+    """How many sequences a row has for this head."""
     return getattr(head, "SEQUENCES", 1)
 
 
 def forward(model, length, rows, precision):
-    """The logits of `rows` texts of `length` tokens; None on the device "meta", which computes
-    nothing."""
+    """The logits (B, C) of B = `rows` texts of `length` tokens; None on the device "meta"."""
     if any(parameter.is_meta for parameter in model.parameters()):
         return None
     ids = torch.tensor([new_words(model) + [0] * length] * (rows * sequences_of(model.head)))
@@ -125,9 +124,7 @@ def forward(model, length, rows, precision):
 
 
 def kept_for_backward(model, length, rows=1, precision="fp32"):
-    """Bytes that a forward pass keeps for the backward pass, without the weights.
-
-    model: has a backbone and a head, as a classifier.
+    """Bytes of activations that autograd saves in a forward pass. model: has a backbone and a head.
     """
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = {}
@@ -138,12 +135,12 @@ def kept_for_backward(model, length, rows=1, precision="fp32"):
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()          # a tensor saved by its own operation would never be freed
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        logits = forward(model, length, rows, precision)     # noqa: F841  keeps alive what is kept
+        logits = forward(model, length, rows, precision)     # noqa: F841  keeps the graph alive
     return sum(kept.values())
 
 
 class AliveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations within make -> now, most."""
+    """with AliveBytes() as count: ...   count.now, count.most: bytes of the tensors made inside."""
 
     def __init__(self):
         super().__init__()
@@ -169,13 +166,13 @@ class AliveBytes(TorchDispatchMode):
         self.now -= count
 
 
-def most_in_forward(model, length, rows=1, precision="fp32"):
-    """The most bytes of tensors at a time in a forward pass, without the weights; and how many
-    blocks hand a gradient on."""
-    carrying = []
+def peak_in_forward(model, length, rows=1, precision="fp32"):
+    """-> the most bytes of activations that exist at once in a forward pass, and how many blocks
+    pass a gradient on."""
+    grad_blocks = []
 
     def note(block, inputs, out):
-        carrying.append(any(torch.is_tensor(t) and t.requires_grad for t in tree_leaves(out)))
+        grad_blocks.append(any(torch.is_tensor(t) and t.requires_grad for t in tree_leaves(out)))
     hooks = [block.register_forward_hook(note) for block in blocks_of(model)]
     try:
         with AliveBytes() as bytes_:
@@ -183,12 +180,12 @@ def most_in_forward(model, length, rows=1, precision="fp32"):
     finally:
         for hook in hooks:
             hook.remove()
-    return bytes_.most, sum(carrying)
+    return bytes_.most, sum(grad_blocks)
 
 
 @contextmanager
 def all_trainable(model):
-    """Within: every parameter is trainable."""
+    """with all_trainable(model): ...   Inside, no parameter is frozen."""
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(True)
@@ -199,41 +196,41 @@ def all_trainable(model):
             parameter.requires_grad_(False)
 
 
-def at_its_peak(model, kept, kept_in_full, in_forward, carrying):
-    """Bytes at the peak of a step, where a part of the model is frozen.
+def peak_activations(model, kept, kept_in_full, in_forward, grad_blocks):
+    """Bytes of activations at the peak of a step of a partly frozen model.
 
-    kept: for its backward pass; kept_in_full: if all parameters were trainable; in_forward: of
-    `most_in_forward`; carrying: blocks that hand a gradient on. A block's whole inside is there
-    while its gradient is computed, even if its parameters are frozen and little of it is kept.
+    kept: what autograd saves; kept_in_full: what it would save if nothing were frozen; in_forward,
+    grad_blocks: from `peak_in_forward`. While the gradient of a frozen block is computed, all its
+    activations exist, though few of them are saved.
     """
     blocks = len(blocks_of(model))
-    inside = max(0, kept_in_full // blocks - kept // carrying) if carrying else 0
+    inside = max(0, kept_in_full // blocks - kept // grad_blocks) if grad_blocks else 0
     return max(in_forward, kept + inside)
 
 
 def training_memory(backbone, head, method, length):
-    """What a method takes in training, in fp32 with AdamW -> (trainable parameters, bytes that are
-    there whatever the texts are, bytes for a text of `length` tokens). `step_bytes` adds them."""
+    """Training by a method in fp32 with AdamW -> (trainable parameters, bytes that do not depend on
+    the texts, bytes of activations of a text of `length` tokens). `step_bytes` adds them."""
     with tuned(backbone, head, method, length) as (model, trained, total):
-        used = min(length, model.max_length)               # learned tokens before a text take some
-        text, once = kept_for_backward(model, used), 0
+        used = min(length, model.max_length)               # virtual tokens take the rest
+        saved, fixed = kept_for_backward(model, used), 0
         if trained < total:
-            once = max(0, 2 * text - kept_for_backward(model, used, rows=2))   # DoRA's matrix sums
+            fixed = max(0, 2 * saved - kept_for_backward(model, used, rows=2))   # DoRA's sums
             with all_trainable(model):
-                in_full = kept_for_backward(model, used) - once
-            in_forward, carrying = most_in_forward(model, used)
-            if once:
-                in_forward = most_in_forward(model, used, rows=2)[0] - in_forward
-            text = at_its_peak(model, text - once, in_full, in_forward, carrying)
-        always = held(backbone, method, trained, total) + once
-        return trained, always, text * length // used // sequences_of(head)
+                in_full = kept_for_backward(model, used) - fixed
+            in_forward, grad_blocks = peak_in_forward(model, used)
+            if fixed:
+                in_forward = peak_in_forward(model, used, rows=2)[0] - in_forward
+            saved = peak_activations(model, saved - fixed, in_full, in_forward, grad_blocks)
+        always = held(backbone, method, trained, total) + fixed
+        return trained, always, saved * length // used // sequences_of(head)
 
 
 # ---------------------------------------------------------------- the switches of the loop
 
 @contextmanager
 def checkpointed(model, but):
-    """Within: every block except `but` keeps its input only, as with --gradient-checkpointing."""
+    """Inside, every block except `but` saves only its input, as with --gradient-checkpointing."""
     blocks = [block for block in blocks_of(model) if block is not but]
     before = {block: vars(block).get("forward") for block in blocks}
     for block in blocks:
@@ -249,7 +246,7 @@ def checkpointed(model, but):
 
 @contextmanager
 def windowed(model, step):
-    """Within: the head reads documents of step.windows windows, as with --windows mean."""
+    """Inside, the head reads documents of step.windows windows, as with --windows mean."""
     before = model["head"]
     model["head"] = Windowed(before, model["backbone"].width, step.length, {
         "pool": "mean", "overlap": 0, "max_windows": step.windows,
@@ -261,12 +258,12 @@ def windowed(model, step):
 
 
 def step_keeps(model, step):
-    """Bytes that a Step takes for its texts. model: as `tuned` gives it.
+    """Bytes of activations of a Step. model: as `tuned` gives it.
 
-    Not all of it grows with the rows (with bf16 the weights are there again, in 16 bits), hence one
-    text and two. With checkpointing a step takes most when one of the two highest blocks has been
-    computed again: the inputs of all blocks are still kept then, and all of that block. (The
-    highest may keep less, where a head reads only one token of it.)
+    One text and two are measured, for a part does not grow with the rows: with bf16 a copy of the
+    weights. With checkpointing the peak comes when one of the two highest blocks is recomputed:
+    then the inputs of all blocks and all activations of this one exist. (The highest block may have
+    fewer, where a head reads only one token of it.)
     """
     length = step.length * max(1, step.windows)
 
@@ -278,28 +275,28 @@ def step_keeps(model, step):
         with windowed(model, step) if step.windows else nullcontext():
             return kept_for_backward(model, length, rows, step.precision)
 
-    passing = 0
+    extra = 0
     if not all(parameter.requires_grad for parameter in model.parameters()):
         plain = for_all_rows(kept)
         with all_trainable(model):
             in_full = for_all_rows(kept)
-        in_forward = {n: most_in_forward(model, step.length, n, step.precision) for n in (1, 2)}
-        peak = at_its_peak(model, plain, in_full, for_all_rows(lambda n: in_forward[n][0]),
+        in_forward = {n: peak_in_forward(model, step.length, n, step.precision) for n in (1, 2)}
+        peak = peak_activations(model, plain, in_full, for_all_rows(lambda n: in_forward[n][0]),
                            in_forward[1][1])
-        passing = peak - plain
+        extra = peak - plain
     if not step.checkpointing:
-        return for_all_rows(kept) + passing
+        return for_all_rows(kept) + extra
     most = 0
     for stack in stacks_of(model):
         for block in stack[-2:]:
             with checkpointed(model, block):
                 most = max(most, for_all_rows(kept))
-    return most + passing
+    return most + extra
 
 
 def switches(batch_size, length, method, classification=True):
-    """What can be done about a step that is too large -> [(flags, Step)]: first the step as it is,
-    last all switches together. classification: the head is one, which can read in windows."""
+    """Switches that make a step smaller -> [(flags, Step)]: first none of them, last all together.
+    classification: is it a classification head, which can read windows?"""
     step, half, quarter = Step(batch_size, length), max(8, length // 2), max(8, length // 4)
     micro, few = max(1, batch_size // 8), max(1, batch_size // 4)
     found = [("as it is", step),
@@ -317,7 +314,7 @@ def switches(batch_size, length, method, classification=True):
 
 
 def switch_table(backbone, head, method, batch_size, length):
-    """Each switch with what its step takes -> [(flags, Step, bytes)]."""
+    """The memory of a step with each of the `switches` -> [(flags, Step, bytes)]."""
     with tuned(backbone, head, method, length) as (model, trained, total):
         always, table = held(backbone, method, trained, total), []
         for flags, step in switches(batch_size, model.max_length, method, is_classification(head)):

@@ -18,9 +18,9 @@ from ..files import IGNORED, short
 MOST = 900                              # characters of a message
 TOO_LARGE = ("lower the number that is so large (a size, a length, --rank, --batch-size ...), or "
              "use a larger machine")
-# What the machine cannot do: kinds of errors, a pattern in their text, and the line to print, where
-# {} is the error's text. The first row that fits counts. An error that fits none is a fault of this
-# program and keeps its traceback.
+# Limits of the machine: (kinds of errors, a pattern in their text, the line to print, with {} for
+# the error's text). The first match counts. An error without a match is a fault of this program and
+# keeps its traceback.
 LIMITS = (
     (Exception, "Too many open files",
      "too many open files: allow more (ulimit -n 4096), or close other programs"),
@@ -43,14 +43,14 @@ LIMITS = (
 # ---------------------------------------------------------------- flags
 
 class IgnoreKey(argparse.Action):
-    """--ignore-config-key: noted in the environment, for this command and its processes."""
+    """--ignore-config-key: kept in the environment, which child processes inherit."""
 
     def __call__(self, parser, namespace, name, option=None):
         os.environ[IGNORED] = ",".join(filter(None, [os.environ.get(IGNORED), name]))
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with --version; a mistake is one line that says what was probably meant."""
+    """argparse with --version, and one line for a mistake, with the flag probably meant."""
 
     def __init__(self, *given, **more):
         super().__init__(*given, add_help=False,
@@ -93,7 +93,7 @@ class Parser(argparse.ArgumentParser):
 # ---------------------------------------------------------------- messages
 
 def one_line(message):
-    """A message without line breaks; of a very long one its beginning and its end, the remedy."""
+    """A message without line breaks; a very long one loses its middle, not the remedy."""
     text = " ".join(str(message).split("\n"))
     return text if len(text) <= MOST else f"{text[:MOST - 300]} ... {text[-290:]}"
 
@@ -111,10 +111,10 @@ def limit(error):
 
 
 class Output:
-    """A stream that may break, as with `| head -1` or a full disk; what is printed then is lost.
+    """A stream that may break (`| head -1`, a full disk). What is printed after that is lost.
 
-    spare: an open handle of the null device. lasting: the command goes on without the stream,
-    else it ends. error: what broke the stream, but for a reader that has gone.
+    spare: an open handle of the null device. lasting: does the command go on without the stream?
+    error: what broke the stream; None if its reader just ended.
     """
 
     def __init__(self, stream, spare, lasting=True):
@@ -134,7 +134,7 @@ class Output:
         try:
             do(*arguments)
         except OSError as error:
-            os.dup2(self.spare, self.stream.fileno())       # or Python would try again at exit
+            os.dup2(self.spare, self.stream.fileno())       # else Python tries again at exit
             gone = error.errno in (errno.EPIPE, errno.EIO)  # no reader; a terminal was closed
             if not self.lasting:
                 raise SystemExit(0) if gone else error
@@ -142,7 +142,7 @@ class Output:
 
 
 def open_streams():
-    """Open the null device where standard input, output or error is closed -> a handle of it."""
+    """Replace closed standard streams by the null device -> one more handle of the null device."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -159,9 +159,9 @@ def open_streams():
 def run(main, lasting=True):
     """Run a command's main() and exit; what it prints is UTF-8, whatever the terminal is set to.
 
-    lasting: the command has more to do than to print, and goes on where nobody reads that.
+    lasting: the command does more than print, so it goes on where nobody reads its output.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")       # waiting threads give up their core soon
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")       # waiting threads soon free their core
     spare, before = open_streams(), (sys.stdout, sys.stderr)
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     out = sys.stdout = Output(sys.stdout, spare, lasting)
@@ -179,7 +179,7 @@ def run(main, lasting=True):
 
 
 def exit_code(main):
-    """Run main() -> exit code; where it ends by an exception, print what is wrong."""
+    """Run main() -> exit code. An exception is printed as one line, if it is no fault of ours."""
     try:
         code = main()
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""How far a loop is: a bar on a terminal, else a plain line every 10 seconds."""
+"""Progress of a loop: a bar on a terminal, else a plain line every 10 seconds."""
 import sys
 import time
 
@@ -8,8 +8,8 @@ EVERY = 10              # seconds between two lines
 class Progress:
     """with Progress() as show: ... show(step, total, loss="0.312")   after step 1, 2, ...
 
-    It writes to standard error; quiet: nothing. options: tqdm's. `first` steps were made before
-    this loop began, `last` is the step that was shown last.
+    It writes to standard error, nothing if quiet. options: of tqdm. first: steps that were made
+    before this loop began; last: the latest step that was shown.
     """
 
     def __init__(self, quiet=False, **options):

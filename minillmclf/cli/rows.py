@@ -1,4 +1,4 @@
-"""The rows of a run: which are read, what the data doctor says of them, what is written of them."""
+"""The rows of a run: reading them, the data doctor's findings, encoding them, predictions.csv."""
 import csv
 import io
 import random
@@ -8,7 +8,7 @@ from ..files import short, write_text
 from ..text.data import load_data, text_names
 from .build import task_kind
 
-HOW = ("quoting",)        # settings of how files are read, beside the names of columns
+HOW = ("quoting",)        # settings that say how files are read, besides the columns' names
 
 
 def draw_rows(examples, per_class, seed):
@@ -24,8 +24,8 @@ def draw_rows(examples, per_class, seed):
 
 
 def load_dataset(s, table=None):
-    """The data of a run, with the columns and the training rows that are asked for. table: in
-    the place of s.data."""
+    """The Dataset of a run, with the columns and training rows that the settings ask for.
+    table: read instead of s.data."""
     data = load_data(table or s.data, s.text_column or None, s.label_column or None, s.seed,
                      task_kind(s).MULTI_LABEL, s.quoting)
     task_kind(s).check_columns(data.columns, s.readout)
@@ -35,7 +35,7 @@ def load_dataset(s, table=None):
 
 
 def diagnose(model, data):
-    """What the data doctor says, with lengths in the model's own tokens."""
+    """The data doctor's findings, with lengths in the model's own tokens."""
     from ..text.doctor import examine, unknown_share
     from ..tuning.prompt import new_words
     lengths = {split: [model.head.length(model.tokenizer, e.texts) for e in getattr(data, split)]
@@ -53,10 +53,10 @@ def diagnose(model, data):
 
 
 def write_predictions(path, examples, probabilities, labels, answers=None):
-    """predictions.csv: the line in the source, the texts, the label, the answer, p of each class.
+    """predictions.csv: line in the source, texts, label, answer, and the probability of each class.
 
-    answers: by default the likeliest classes. Texts are as they are in the data, even those that a
-    spreadsheet computes: =1+1.
+    probabilities: (N, C); answers: by default the likeliest classes. Texts are not changed, not
+    even =1+1, which a spreadsheet computes.
     """
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
@@ -70,7 +70,7 @@ def write_predictions(path, examples, probabilities, labels, answers=None):
 
 
 def encode(model, examples, training=False):
-    """One split for the loop -> Rows, how many texts were cut. training: as for model.encode."""
+    """Encode one split for the loop -> Rows, how many texts were cut."""
     from ..training.plan import Rows
     encoded, shortened = model.encode([e.texts for e in examples], training)
     return Rows(encoded, model.task.targets(examples)), shortened
@@ -84,9 +84,9 @@ def reading_of(s, data):
 
 
 def text_columns(model, asked):
-    """The text columns that a model reads of a file: those of --text-column (`asked`), else those
-    that it was trained on; None, the usual ones, where it does not know. InputError for another
-    number of them."""
+    """The text columns to read for a model: those of --text-column (`asked`), else those that it
+    was trained on. None stands for the usual ones, where it does not know. InputError for another
+    number of columns."""
     known = model.reading["text_column"] if model.reading else None
     names = [name.strip() for name in asked.split(",")] if asked else known
     if known and len(names) != len(known):
@@ -97,7 +97,7 @@ def text_columns(model, asked):
 
 
 def how_to_read(model, flags):
-    """How else a file is read, as flags say or the model remembers -> keywords for text.data."""
+    """The settings HOW, from flags or else from the model -> keywords of text.data's readers."""
     known = model.reading or {}
     found = {name: getattr(flags, name, None) or known.get(name) for name in HOW}
     return {name: value for name, value in found.items() if value}

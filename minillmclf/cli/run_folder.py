@@ -1,15 +1,15 @@
-"""Where a run is written, and what it may replace.
+"""Where a run is written, its folder OUT, and what it may replace.
 
-A run is made in its folder OUT. run.json is written first, with "finished": false; while it trains,
-state.safetensors and best.safetensors come; at the end the model, metrics.jsonl, predictions.csv
-and run.json with "finished": true; then the two states go. With --overwrite, where OUT holds a run
-or a model already, all this happens in OUT/.new, and what lies in OUT stays as it is until the new
-run is finished. Then its files are removed, run.json first; OUT/.new is renamed to OUT/.whole;
-and the files in it are moved up into OUT, config.json, tuned.json and run.json last. Each file is
-written beside its name, in .NAME.writing, and renamed (files.replacing). So a kill leaves one of
-these: an unfinished run in OUT or in OUT/.new, with which the same command goes on (without
---overwrite); a finished OUT/.new or a half-emptied OUT/.whole, which `settle` carries to its
-end before any command looks at OUT; or a state or a .writing too many, which `settle` removes.
+1. run.json is written first, with "finished": false.
+2. While the run trains, it writes state.safetensors and best.safetensors.
+3. At the end: the model, metrics.jsonl, predictions.csv, and run.json with "finished": true. Then
+   the two states are removed.
+With --overwrite, where OUT holds a run or a model, 1 to 3 happen in OUT/.new, and the files in OUT
+stay until 3 is done. Then they are removed, run.json first; OUT/.new is renamed to OUT/.whole, and
+its files are moved up into OUT, config.json, tuned.json and run.json last. Each file is written as
+.NAME.writing and then renamed (files.replacing). A killed process leaves an unfinished run in OUT
+or OUT/.new, which the same command (without --overwrite) continues; or a finished OUT/.new, a
+half-emptied OUT/.whole, states or a .writing, which `settle` moves up or removes.
 """
 import functools
 import os
@@ -33,7 +33,7 @@ RECORD = {"settings?": OBJECT, "finished?": (lambda v: isinstance(v, bool), "tru
 
 
 def read_record(folder):
-    """The run.json of a folder, its settings under today's names, or InputError."""
+    """The run.json of a folder, with old names of settings translated, or InputError."""
     record = check_fields(read_json(folder / "run.json"), RECORD, folder / "run.json")
     return record | ({"settings": renamed(record["settings"])} if "settings" in record else {})
 
@@ -41,7 +41,7 @@ def read_record(folder):
 # ---------------------------------------------------------------- is it the same run?
 
 def base_of(s):
-    """The fingerprint of the model that a run starts from, read again if a file has changed."""
+    """The fingerprint of the model that a run starts from, cached until a file changes."""
     folder = find_model(s.model).resolve()
     stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
     return read_base(folder, tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
@@ -55,8 +55,8 @@ def read_base(folder, stats):
 
 
 def differences(s, folder, data):
-    """How the run in a folder differs from the one that is asked for -> names of settings and the
-    like, none if it is the same run; and its record. InputError where there is none."""
+    """Compare the run in a folder with the one that is asked for -> what differs (names of settings
+    and inputs, [] if it is the same run), its record. InputError where there is no run."""
     record = read_record(folder)
     then = read_settings({}, folder / "run.json").decisive()
     differ = [name for name, value in s.decisive().items() if value != then[name]]
@@ -79,10 +79,9 @@ def place_of(s, out, data, overwrite):
 
 
 def open_run(s, out, data, overwrite=False):
-    """Look at what lies in OUT -> the record of the same run, if it is finished there, else None.
+    """Check that the run may be made in OUT -> its record if it is finished there, else None.
 
-    Another run, or a folder with other things in it, is an InputError: nothing is overwritten
-    unless that is asked for.
+    Without `overwrite`, InputError where OUT holds another run, or a model without a run.json.
     """
     for name in SAVED:
         look_at(out / name, [("--model", find_model(s.model)), ("--data", s.data)])
@@ -106,7 +105,7 @@ def open_run(s, out, data, overwrite=False):
 # ---------------------------------------------------------------- whose folder, and its end
 
 class RunFolder:
-    """OUT as this module describes it; folds has one with another record and other files."""
+    """OUT as this module describes it. A subclass in folds has another record and other files."""
     RECORD = "run.json"
 
     def __init__(self, out):
@@ -121,7 +120,7 @@ class RunFolder:
             yield
 
     def settle(self):
-        """Finish what an earlier process left half done, and let the other processes see it."""
+        """Finish what a killed process left half done. The other processes wait for it."""
         from ..training.parallel import processes as parallel
         if parallel.is_main_process():
             if self.is_finished(self.out / NEW):
@@ -142,7 +141,7 @@ class RunFolder:
             return False
 
     def move_up(self, source):
-        """Move all files of OUT/.whole into OUT; last those without which nobody loads the run."""
+        """Move all files of OUT/.whole into OUT. Without the last ones nobody loads the run."""
         late = ("config.json", "tuned.json", self.RECORD)
         paths = [path for path in source.rglob("*") if path.is_file()]
         for path in sorted(paths, key=lambda path: late.index(path.name) if path.name in late
@@ -160,8 +159,8 @@ class RunFolder:
                 path.unlink()
 
     def begin(self, place, record, overwrite):
-        """Clear the place where a run is made, unless it goes on there, and write its record. Only
-        now, when the model and the data are read: a run that cannot begin removes no earlier one.
+        """Clear the place of a run, unless it is continued there, and write its record. Called once
+        the model and the data are read, so that a run that cannot begin removes no earlier one.
         """
         from ..training.parallel import processes as parallel
         parallel.barrier()                     # until all processes have seen what lies in OUT

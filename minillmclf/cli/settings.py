@@ -1,7 +1,7 @@
 """The settings of a run: one flat dataclass, of which each field is a flag and a key of run.json.
 
-Here: what the settings are called, what --help says of them, and which values and combinations are
-refused. What is made of them stands in build.py.
+Here: names, defaults, --help, and which values and combinations are refused. What the settings
+build stands in build.py.
 """
 import argparse
 import json
@@ -14,7 +14,7 @@ from ..errors import InputError, did_you_mean
 from ..files import read_json, short
 from ..training.rates import default_lr
 
-SWITCH = "off on"                      # the choices of a flag that may stand alone, for on
+SWITCH = "off on"                      # choices of a flag that alone, without a value, means on
 METHODS = ("full", "head", "last-N", "bitfit", "houlsby", "pfeiffer", "lora", "dora", "qlora",
            "prefix", "prompt")
 OLD_NAMES = {                          # in run.json of the first version -> now
@@ -31,8 +31,8 @@ GROUPS = {"usual": "the usual settings", "weights": "which weights learn",
 
 
 def setting(default, group, text, choices="", shown=None):
-    """A field of Settings. group: of GROUPS; text: what --help says; choices: all values that it
-    takes, the default first, but for SWITCH; shown: what --help shows as the default."""
+    """A field of Settings. group: of GROUPS; text: for --help; choices: the allowed values, with
+    spaces between, the default first except for SWITCH; shown: the default as --help shows it."""
     return field(default=default, metadata={
         "group": group, "help": text, "choices": tuple(choices.split()),
         "shown": default if shown is None else shown})
@@ -119,7 +119,7 @@ class Settings:
     def check(self, given=()):
         """Raise InputError for values that make no sense, or that others make meaningless. -> self
 
-        given: names of settings that were asked for: a meaningless one is refused as a default too.
+        given: settings that the user set; a meaningless one is refused even at its default value.
         """
         for f in fields(self):
             refuse_unknown(flag(f.name), getattr(self, f.name), f.metadata["choices"])
@@ -145,14 +145,14 @@ class Settings:
     def decisive(self):
         """The settings that the result depends on: a run is continued only with the same ones.
 
-        Device, processes and memory change a result by rounding, and where dropout draws.
+        The others change a result by rounding and by dropout's random numbers only.
         """
         free = ("out", "save_every", "device", "parallel", "gradient_checkpointing",
-                "gradient_accumulation", "baselines")       # micro_batch_size says it, too
+                "gradient_accumulation", "baselines")       # becomes micro_batch_size
         return {name: value for name, value in asdict(self).items() if name not in free}
 
     def identity(self):
-        """`decisive` as the first version wrote it: by this a comparison knows its runs."""
+        """`decisive` under the first version's names, by which compare finds its finished runs."""
         old_names = {new: old for old, new in OLD_NAMES.items()}
         old_sides = {new: old for old, new in OLD_SIDES.items()}
         found = {old_names.get(name, name): value for name, value in self.decisive().items()}
@@ -169,7 +169,7 @@ RANGES = (
     ("above 0 and not above 1", lambda v: 0 < v <= 1, "layer_decay"),
     ("from 0 to 2**63 - 1", lambda v: 0 <= v < 2**63, "seed"),
     ("a finite number", math.isfinite, "lr alpha weight_decay focal_gamma clip"))
-GOES_WITH = (            # setting, its values with which these are read; else they mean nothing
+GOES_WITH = (            # (setting, values, names): names are read only with one of the values
     ("readout", ("labels",), "template label_texts instruction end score_by objective"),
     ("readout", ("head",), "pool preference truncation_side windows"),
     ("windows", ("mean", "max", "attention"), "overlap max_windows max_document"),
@@ -178,7 +178,7 @@ GOES_WITH = (            # setting, its values with which these are read; else t
     ("method", ("houlsby", "pfeiffer"), "adapter_size"),
     ("method", ("prefix", "prompt"), "virtual_tokens"),
     ("method", ("prefix",), "projection"),
-    ("method", METHODS[:1] + METHODS[2:9], "layer_decay"))      # of a head: one layer
+    ("method", METHODS[:1] + METHODS[2:9], "layer_decay"))      # not head: one layer
 SINGLE_LABEL = ("readout", "preference", "swap", "rows_per_class", "label_smoothing", "sampling",
                 "focal_gamma")
 CONTRADICTIONS = (
@@ -213,7 +213,7 @@ CONTRADICTIONS = (
 
 
 def refuse_unknown(name, value, known, more=""):
-    """InputError unless a value is one of the known ones; where none are known, any is."""
+    """InputError unless a value is among the known ones. An empty `known` allows any value."""
     if known and value not in known:
         raise InputError(f"{name} {short(value)[1:-1]}: known are {', '.join(known)}{more}"
                          + did_you_mean(value, known))
@@ -230,14 +230,14 @@ def is_default(s, name):
 
 
 def kind_of(method):
-    """A method as METHODS has it: last-3 is last-N; an unknown one as it is."""
+    """The entry of METHODS: "last-3" -> "last-N"; any other value as it is, but "last-N" -> ""."""
     if re.fullmatch(r"last-[1-9]\d*", method):
         return "last-N"
     return "" if method == "last-N" else method
 
 
 def idle(values):
-    """Which settings do others make meaningless? values: of all -> {name: what it goes with}"""
+    """The settings that others make meaningless -> {name: the flag that it goes with}."""
     found = {}
     for key, wanted, names in GOES_WITH:
         value = kind_of(values[key]) if key == "method" else values[key]
@@ -251,9 +251,9 @@ def idle(values):
 # ---------------------------------------------------------------- as flags
 
 def add_settings(parser, names=None, grouped=True):
-    """A flag for each field (or those named), under the headings of GROUPS, and hidden aliases.
+    """Add a flag for each field (or those in `names`), under the headings of GROUPS.
 
-    A flag that is not given leaves no trace in the namespace, so that --config can fill it.
+    A flag that is not given is missing from the namespace, so that --config can fill it.
     """
     groups = {}
     for f in fields(Settings):
@@ -266,8 +266,8 @@ def add_settings(parser, names=None, grouped=True):
 
 
 def add_flag(parser, f):
-    """The flag of one field, and its aliases, which --help does not show. Of the values that it
-    lists, the first is the default."""
+    """Add the flag of one field, and its aliases, which --help does not show. --help lists the
+    choices with the default first."""
     choices, words = f.metadata["choices"], f.metadata["help"]
     kind = rate if f.name == "lr" else type(f.default)
     options = {"dest": f.name, "choices": choices or None, "default": argparse.SUPPRESS,
@@ -290,14 +290,14 @@ def rate(text):
 
 
 def old_side(text):
-    """What --keep said is kept -> which side is cut off."""
+    """The value of the old --keep (which end is kept) -> truncation_side (which is cut off)."""
     return OLD_SIDES.get(text, text)
 
 
 # ---------------------------------------------------------------- from flags and files
 
 def renamed(values):
-    """Settings {name: value} under today's names; InputError where a setting has two of them."""
+    """Translate old names and aliases in {name: value}. InputError for a setting given twice."""
     found = {}
     for name, value in values.items():
         today = ALIASES.get(name, name)
@@ -310,8 +310,8 @@ def renamed(values):
 def read_settings(arguments, config=None):
     """Defaults, then the file's settings, then the flags -> Settings.
 
-    config: path of a run.json, or of a JSON object with settings. A learning rate that is not
-    given, or "auto", is filled in by the rule; gradient_accumulation becomes micro_batch_size.
+    config: path of a run.json, or of a JSON object with settings. A learning rate that is missing
+    or "auto" is set by default_lr; gradient_accumulation becomes micro_batch_size.
     """
     arguments, values, is_run = renamed(arguments), {}, False
     if config:
@@ -327,9 +327,9 @@ def read_settings(arguments, config=None):
     if "," in values.get("label_column", ""):
         values.setdefault("multi_label", "on")
     if values.get("multi_label") == "on":
-        values.setdefault("metric", "log_loss")          # the default, accuracy, is of one label
+        values.setdefault("metric", "log_loss")          # accuracy is for one label a row
     by_rule = "lr" not in values
-    if is_run:                                           # what it had no use for is not asked again
+    if is_run:                                           # leave out settings that it did not read
         for name in set(idle(vars(Settings(**values)))) - set(arguments):
             values.pop(name, None)
     s = with_contents(Settings(**values).check(arguments))
@@ -340,7 +340,7 @@ def read_settings(arguments, config=None):
 
 
 def with_types(values, where):
-    """Settings {name: value}, checked: known names, each of its field's type; without lr "auto"."""
+    """Check names and types of settings {name: value} -> the same, without lr "auto"."""
     known, found = {f.name: type(f.default) for f in fields(Settings)}, {}
     unknown = sorted(set(values) - set(known))
     if unknown:
@@ -358,7 +358,7 @@ def with_types(values, where):
 
 
 def with_contents(s):
-    """The settings with the contents of the files that they name, so that run.json holds them."""
+    """Replace names of files by the files' contents, so that run.json holds them -> Settings."""
     texts = s.label_texts
     if texts and not texts.lstrip().startswith("{"):
         texts = json.dumps(read_json(texts), ensure_ascii=False)
@@ -367,7 +367,7 @@ def with_contents(s):
 
 
 def refuse_multi_label(s, command):
-    """Raise InputError where a command is for one label a row, and the settings say otherwise."""
+    """Raise InputError for multi-label settings in a command that is for one label a row."""
     if s.multi_label == "on" or "," in s.label_column:
         raise InputError(f"{command} is for one label a row: --multi-label, or a column for each "
                          "class, goes with train, evaluate and predict")

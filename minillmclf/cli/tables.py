@@ -1,4 +1,4 @@
-"""Tables as CSV and as Markdown. How a file's rows are read: text/table_files.py."""
+"""Writing tables as CSV and as Markdown. Reading them: text/table_files.py."""
 import csv
 import io
 

@@ -1,4 +1,4 @@
-"""A comparison from its flags to its tables: what is possible, one split of the data, all runs."""
+"""A comparison: which configurations can be trained, one split of the data, all runs, tables."""
 import json
 import time
 from dataclasses import replace
@@ -35,7 +35,7 @@ def compare(a, overwrite):
     reads += [("--models", find_model(c.settings.model)) for c in configurations if not c.baseline]
     check_folder(out, (out / "cells").exists(), overwrite, reads)
     with locked(out):
-        (out / "cells").mkdir(parents=True, exist_ok=True)     # marks the folder as a comparison's
+        (out / "cells").mkdir(parents=True, exist_ok=True)     # the mark of a comparison's folder
         shared = {key: flags[key] for key in (*SHARED, "text_column") if key in flags}
         path, sha256 = one_split(read_settings(shared), out)
         configurations = [replace(c, settings=replace(c.settings, data=path))
@@ -72,7 +72,7 @@ def possible(configurations, labels):
 
 
 def obstacle(configuration, data):
-    """Why it cannot be trained on a Dataset, in one line, or "". No weights are read."""
+    """Why a configuration cannot be trained on a Dataset, or "". No weights are read."""
     s = configuration.settings
     try:
         building.task_kind(s).check_columns(data.columns, s.readout)
@@ -81,12 +81,12 @@ def obstacle(configuration, data):
         options = building.options_of(s, data.columns)
         model = Classifier.empty(open_checkpoint(s.model), data.labels, **options)
         recipe = building.recipe_of(s)
-        if s.method == "qlora":                            # four bits need weights
+        if s.method == "qlora":                            # it needs real weights
             recipe["method"] = "lora"
         tune(model, recipe, s.seed)
     except InputError as error:
         return str(error)
-    except NotImplementedError:                            # "meta" cannot tell: the run will
+    except NotImplementedError:                            # "meta" cannot compute it
         return ""
     return ""
 
@@ -94,8 +94,8 @@ def obstacle(configuration, data):
 def one_split(s, out):
     """One split of the data for all seeds -> (path of the data, {file name: sha256}).
 
-    Each run would split a file without a column `split` by its own seed; so such a file is written
-    to OUT/split.jsonl with the split of seed 0.
+    A run splits a file without a column `split` by its own seed. So such a file is written to
+    OUT/split.jsonl with the split of seed 0.
     """
     data, path = train.load_dataset(replace(s, readout="labels")), out / "split.jsonl"
     if data.source["split"] != "random":
@@ -103,7 +103,7 @@ def one_split(s, out):
     split = {e.row: name for name in ("train", "dev", "test") for e in getattr(data, name)}
     lines = [json.dumps({**row, "split": split[line]}, ensure_ascii=False) + "\n"
              for line, row in read_table(Path(s.data), s.quoting).rows]
-    text = "".join(lines).encode("utf-8", "backslashreplace").decode()  # half a surrogate: as JSON
+    text = "".join(lines).encode("utf-8", "backslashreplace").decode()  # half a surrogate pair
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
     return str(path), {path.name: read_table(path).sha256}
@@ -117,8 +117,8 @@ def title(configuration, labels):
 def run_all(runs, labels, sha256, metric):
     """Give each run its record, and print a line of progress for each.
 
-    The baselines come last: they use this process, and on Linux the peak memory of a process
-    starts at that of its parent, so the parent must stay small until the last model is trained.
+    The baselines run last, in this process: on Linux the peak memory of a process starts at that of
+    its parent, so the parent must stay small until the last model is trained.
     """
     spent, trained = [], sum(not run.configuration.baseline for run in runs)
     for place, run in enumerate(sorted(runs, key=lambda run: run.configuration.baseline), 1):
@@ -137,7 +137,7 @@ def run_all(runs, labels, sha256, metric):
 
 
 def duration(seconds):
-    """85 -> 1 min 25 s"""
+    """85 -> "1 min 25 s"."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -146,7 +146,7 @@ def duration(seconds):
 
 
 def write_tables(runs, labels, metric, left_out, out):
-    """table.md, table.csv, table.json and pictures in `out`; print the first."""
+    """Write table.md, table.csv, table.json and pictures to `out`; print table.md."""
     summary = summarise(runs, labels, metric)
     text = markdown(summary, left_out)
     write_text(out / "table.csv", csv_of_runs(runs, labels, summary))
@@ -157,7 +157,7 @@ def write_tables(runs, labels, metric, left_out, out):
 
 
 def draw(rows, out):
-    """Pictures of quality against cost and, of two sizes or more, the learning curve -> a note."""
+    """Save pictures: accuracy by cost and, for several sizes, a learning curve -> a note."""
     sizes = {row["size"] for row in rows}
     largest = "all" if "all" in sizes else max(sizes, default="all")
     trained = [row for row in rows if row["trainable"] and row["size"] == largest]

@@ -1,8 +1,7 @@
 """The configurations of a comparison: models x methods x readouts x settings, each once.
 
-A configuration is the settings of a row's runs, all but the seed and the number of training rows.
-`obstacle` says why one cannot be trained; the model is built on the "meta" device, so that no
-weights are read. Not here: training them (runs.py).
+A configuration is the settings that the runs of a table row share: all but the seed and the number
+of training rows. Not here: which can be trained (comparison.py), training them (runs.py).
 """
 import itertools
 from dataclasses import dataclass, field, fields
@@ -22,8 +21,8 @@ TYPES = {f.name: type(f.default) for f in fields(Settings)}
 
 @dataclass(frozen=True)
 class Configuration:
-    """model: as named on the command line, "mini-bert@lr=1e-4"; model_settings: "lr=1e-4";
-    sweep: {setting: value} of the sweep; method_settings: what follows the method's @."""
+    """model: as on the command line, "mini-bert@lr=1e-4"; model_settings: "lr=1e-4"; sweep:
+    {setting: value} of --sweep; method_settings: "rank=16" of "lora@rank=16"."""
     model: str
     settings: Settings
     model_settings: str = ""
@@ -36,12 +35,12 @@ class Configuration:
 
     @property
     def group(self):
-        """A sweep chooses one configuration of each group."""
+        """Configurations of one group differ in --sweep only; the best of them gets a row."""
         return self.model, self.settings.method, self.settings.readout, self.method_settings
 
     @property
     def swept(self):
-        """The values by which it differs from others of its model and method: "lr=0.001"."""
+        """The settings of its method and of --sweep: "rank=16,lr=0.001"."""
         pairs = [f"{key}={value}" for key, value in self.sweep.items()]
         return ",".join(filter(None, [self.method_settings, *pairs]))
 
@@ -91,8 +90,8 @@ def read_sweep(given):
 def combine(model, method, readout, swept, flags, readouts):
     """One configuration. readouts: all of the comparison; swept, flags: {setting: value}.
 
-    A model's own settings override the sweep's, these the method's own, these the flags. Flags
-    that only another method or readout of the comparison reads are left out.
+    Highest priority first: the model's own settings (after @), the sweep's, the method's, flags.
+    Flags that only another method or readout of the comparison reads are left out.
     """
     (name, own), (kind, tuned) = read_own(model), read_own(method, "--methods")
     if "method" in own:
@@ -154,8 +153,8 @@ def check_all_read(trained, sweep, flags):
 
 
 def labels_of(configurations):
-    """A short name for each group -> {group: label}, with the whole path where two models share a
-    name, and the method's own settings where it is there more than once."""
+    """A short name for each group -> {group: label}, with the whole path where two models have the
+    same name, and with the method's settings where these alone differ."""
     def label(c, name):
         alike = {one.method_settings for one in configurations if one.group[:3] == c.group[:3]}
         own = f"@{c.model_settings}" if c.model_settings else ""

@@ -1,11 +1,11 @@
 """One run of a comparison, trained in a process of its own, so that its peak memory is its own.
 
-The run's folder is one of train with one more file, cell.json: what the run was made from
-(settings, sha256 of the model and the data) and what came out. A finished run is kept while these
-are the same.
+The run's folder is that of train with one more file, cell.json: what the run was made from
+(settings, sha256 of the model and the data) and its results. A finished run is kept while it was
+made from the same.
 
-`python -m minillmclf.compare.runs RUN`, which runs start, prints the milliseconds that the saved
-classifier takes for one of its test texts.
+`python -m minillmclf.compare.runs RUN`, which `run_train` starts, prints the milliseconds that the
+saved classifier takes for one of its test texts.
 """
 import ctypes
 import hashlib
@@ -32,7 +32,7 @@ from ..training.metrics import evaluate
 from ..tuning.saved import fingerprint
 from .configurations import Configuration
 
-TIMED_TEXTS, TIMED_BATCH, TIMED_PASSES = 200, 32, 3
+TIMED_TEXTS, TIMED_BATCH, TIMED_PASSES = 200, 32, 3           # of `milliseconds`
 PR_SET_PDEATHSIG = 1            # Linux, prctl.h: a signal for this process when its parent ends
 METRICS = (lambda v: isinstance(v, dict) and all(type(v.get(name)) in (int, float) for name in (
     "accuracy", "macro_f1", "log_loss", "ece")), "an object with the metrics")
@@ -56,7 +56,7 @@ class Run:
 
 
 def folder_of(out, configuration, size, seed):
-    """A run's folder. Other settings are another run, and leave the earlier one where it is."""
+    """The folder of a run. Its name has a hash of the settings, so other settings get another."""
     s = configuration.settings
     decisive = json.dumps({**s.identity(), "model": configuration.model}, sort_keys=True)
     name = re.sub(r"[^\w.=-]", "_", Path(configuration.model.partition("@")[0]).name)[:40]
@@ -66,7 +66,7 @@ def folder_of(out, configuration, size, seed):
 
 
 def run_once(run, sha256):
-    """The record of a run, from its file where it is finished -> (record, was it trained now?)
+    """Train a run, unless it is finished already -> (its record, was it trained now?).
 
     sha256: of the data. The record, as in cell.json: {"state": "finished" or "not possible",
     "reason", "made_from", "settings", "dev" and "test" (metrics), "trainable", "memory_mb",
@@ -100,14 +100,14 @@ def write_record(path, record):
 def process(module, *arguments, printed, errors):
     """Run `python -m MODULE ARGUMENTS` -> exit code; its output goes to the files given.
 
-    Ctrl-C is handed on once, so that the run saves its state; then this raises Stopped. The child
-    has a session of its own: else it would get the terminal's Ctrl-C too, and the second signal
-    would end it before it has saved. Linux tells the child if this process is killed.
+    Ctrl-C is passed on once, so that the child saves its state; then this raises Stopped. The child
+    has a session of its own: else it would get the terminal's Ctrl-C too, and a second signal ends
+    it before it has saved. On Linux the child is stopped if this process is killed.
     """
-    libc, own = ctypes.CDLL(None) if sys.platform == "linux" else None, os.getpid()
+    libc, parent = ctypes.CDLL(None) if sys.platform == "linux" else None, os.getpid()
 
-    def follow():
-        if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM) or os.getppid() != own:
+    def end_with_parent():
+        if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM) or os.getppid() != parent:
             os._exit(1)
     root = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
@@ -115,7 +115,7 @@ def process(module, *arguments, printed, errors):
         child = subprocess.Popen(
             [sys.executable, "-m", module, *map(str, arguments)], stdin=subprocess.DEVNULL,
             stdout=stdout, stderr=stderr, env={**os.environ, "PYTHONPATH": paths},
-            start_new_session=True, preexec_fn=libc and follow)
+            start_new_session=True, preexec_fn=libc and end_with_parent)
         told = False
         try:
             while child.poll() is None:
@@ -133,7 +133,7 @@ def process(module, *arguments, printed, errors):
 
 
 def last_error(path):
-    """What was wrong, from a file of standard error: its last line with "error: ", or its last."""
+    """The last line with "error: " in a file of standard error, else its last line."""
     text = path.read_text(encoding="utf-8", errors="replace")
     lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
@@ -141,7 +141,7 @@ def last_error(path):
 
 
 def run_train(folder, overwrite, timed):
-    """Train with the settings of the folder's cell.json -> what came out, for the record."""
+    """Train with the settings in the folder's cell.json -> results, for the record."""
     files = {"printed": folder / "stdout.txt", "errors": folder / "stderr.txt"}
     again = ["--overwrite"] if overwrite else []
     code = process("minillmclf.train", "--config", folder / "cell.json", "--out", folder, *again,
@@ -165,7 +165,7 @@ def run_train(folder, overwrite, timed):
 
 
 def run_baseline(name, s, folder):
-    """The majority class or the bag of words, in this process -> what came out, for the record."""
+    """Fit a baseline in this process -> results, for the record."""
     data = train.load_dataset(replace(s, readout="labels"))    # takes any number of texts
     final = "test" if data.test else "dev"
     texts, targets = {}, {}
@@ -192,8 +192,8 @@ def run_baseline(name, s, folder):
 
 
 def milliseconds(predict, texts):
-    """What `predict` takes for one text, tokenization included: up to 200 texts in batches of 32,
-    once to warm up, then the median of 3 passes."""
+    """Time of `predict` for one text, tokenization included: up to 200 texts in batches of 32, one
+    pass to warm up, then the median of 3 passes."""
     texts, passes = texts[:TIMED_TEXTS], []
     for _ in range(1 + TIMED_PASSES):
         started = time.perf_counter()

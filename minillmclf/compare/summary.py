@@ -1,9 +1,9 @@
 """From finished runs to the numbers of a comparison: means with intervals, differences, costs.
 
-Intervals over seeds are Student's; with one seed they are drawn over test rows. The difference to
-the best row is drawn over the test rows that both share, seed by seed; the best row is the one with
-the best mean on these rows, which flatters it a little. Of a sweep only the configuration with the
-best dev metric gets a row: test scores choose nothing. How the numbers are shown: table.py.
+Intervals: Student's t over seeds; with one seed, a bootstrap over test rows. The difference to the
+best row is a paired bootstrap over test rows, seed by seed; the best row has the best mean on these
+rows, which flatters it a little. Of a sweep only the configuration with the best dev metric gets a
+table row: test scores choose nothing. How the numbers are shown: table.py.
 """
 from statistics import mean, median
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Predictions:
     probabilities: np.ndarray   # (N, C)
 
     def statistic(self, metric):
-        """A function from row numbers (some maybe twice) to the metric on these rows."""
+        """A function: indices of rows (some maybe repeated) -> the metric on these rows."""
         if metric == "accuracy":
             return lambda rows: float(self.right[rows].mean())
         if metric == "log_loss":
@@ -40,7 +40,7 @@ class Predictions:
 
 
 def read_predictions(path, accuracy=None):
-    """predictions.csv -> Predictions. InputError for other contents, or another accuracy."""
+    """predictions.csv -> Predictions. InputError for faulty contents, or another accuracy."""
     table, good = read_table(path, "double"), False
     rows = [row for _, row in table.rows]
     try:
@@ -58,14 +58,14 @@ def read_predictions(path, accuracy=None):
         raise InputError(f"{path}: holds other answers than were written: remove it, and its run "
                          "is made again")
     probabilities = np.clip(probabilities, ROUNDED, 1)
-    probabilities[np.arange(len(rows)), answers] += ROUNDED / 10      # what rounding made equal
+    probabilities[np.arange(len(rows)), answers] += ROUNDED / 10      # the answer wins ties
     return Predictions([(row["line"], row["label"]) for row in rows], labels, targets, right,
                        probabilities)
 
 
 def interval(metric, values, predictions):
-    """Mean over seeds -> {"mean", "low", "high"}. values: one of each seed; predictions: of the
-    first seed."""
+    """Mean over seeds with its 95 % interval -> {"mean", "low", "high"}. values: one for each seed;
+    predictions: of the first seed."""
     if len(values) > 1:
         middle, low, high = t_interval(values)
     else:
@@ -76,10 +76,10 @@ def interval(metric, values, predictions):
 
 
 def difference(metric, own, best):
-    """One row's score minus the best row's. own, best: {seed: Predictions} of each.
+    """One row's score minus the best row's. own, best: {seed: Predictions} of the two rows.
 
-    -> ({"mean", "low", "high"}, the p of McNemar's test for each seed); (None, []) if they share no
-    seed, or not the same test rows.
+    -> ({"mean", "low", "high"}, McNemar's p for each seed); (None, []) if they have no seed in
+    common, or different test rows.
     """
     pairs = [(own[seed], best[seed]) for seed in own if seed in best]
     rows = pairs[0][0].rows if pairs else None
@@ -155,7 +155,7 @@ def summarise(runs, labels, metric):
 
 
 def add_differences(compared, metric):
-    """Say in each row how far it is from the best. compared: (row, {seed: Predictions}) of each."""
+    """Add to each row its difference to the best. compared: [(row, {seed: Predictions}), ...]."""
     if not compared:
         return
     best, its = max(compared, key=lambda pair: METRICS[metric] * pair[0]["score"]["mean"])

@@ -1,4 +1,4 @@
-"""The tables of a comparison: Markdown, and CSV with a line for each run. Numbers: summary.py."""
+"""Tables of a comparison: Markdown, and CSV with a line for each run. Numbers: summary.py."""
 from ..cli.tables import csv_text, markdown_table
 from ..training.metrics import METRICS
 
@@ -24,7 +24,7 @@ def p_value(p):
 
 
 def gap(row):
-    """The difference to the best row, in words where there is none."""
+    """The difference to the best row as text."""
     if row["best"]:
         return "**best**"
     return spread(row["difference"], "+.3f") if row["difference"] else "not the same rows"
@@ -39,7 +39,7 @@ def learning_curves(rows, sizes, score):
 
 
 def details(rows, score):
-    """All that is known of rows of one size -> lines."""
+    """A table with all columns, of rows of one size -> lines."""
     names = ("model", "method", "readout", "settings")
     header = [*names, score, "to the best", "McNemar p", "log loss", "ECE", "trainable",
               "memory MB", "train s", "ms a text", "seeds"]
@@ -51,7 +51,7 @@ def details(rows, score):
 
 
 def markdown(summary, left_out=()):
-    """table.md. left_out: lines about what was not possible, from before the first run."""
+    """table.md. left_out: lines about the configurations that cannot be trained."""
     rows, out, metric = summary["rows"], [], summary["metric"].replace("_", " ")
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     score = f"{rows[0]['split']} {metric}" if rows else ""

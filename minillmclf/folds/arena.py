@@ -8,10 +8,10 @@ The columns of a .csv, .tsv or .jsonl file tell its layout:
   plain         prompt, response_a, response_b, winner (or label): a, b, tie, or model_a, model_b,
                 tie (bothbad)
 
-A row has several turns if its three texts are all JSON lists of strings or nulls; else the texts
-are taken as they are, for a response may be a list that a model wrote. A line "[turn 2]" precedes
-each turn; a single turn has none. Half of a surrogate pair, as "\\ud83d" alone, becomes U+FFFD, and
-a turn without a word becomes "(empty)", so that no row is lost. Not here: cutting long texts.
+If all three texts of a row are JSON lists of strings or nulls, these are its turns; else the texts
+are not parsed, for a model may have answered with a list. A line "[turn 2]" precedes each of
+several turns. Half of a surrogate pair, as "\\ud83d" alone, becomes U+FFFD, and a blank turn
+"(empty)", so that no row is lost. Not here: cutting long texts.
 """
 import json
 import math
@@ -33,15 +33,15 @@ REMEDY = "correct or remove the row"
 
 
 def is_arena(columns):
-    """Are these the columns of a battle, with a winner or without?"""
+    """Are these the columns of battles, with or without winners?"""
     return set(FIELDS) <= set(columns)
 
 
 def read_arena(path, need_labels=True, quoting="auto"):
     """All rows of a file -> Examples with texts (prompt, response_a, response_b), and their ids.
 
-    The label is "a", "b" or "tie"; without a winner None, or an InputError if need_labels. Ids: as
-    of `read_ids`. An InputError names the line of a row that cannot be read.
+    A label is "a", "b" or "tie"; where it cannot be read, None, or InputError if need_labels. An
+    InputError names the line of the row. Ids: those of `read_ids`.
     """
     table = read_table(Path(path), quoting)
     columns = short(list(table.columns), 300)
@@ -120,7 +120,7 @@ def join_turns(turns):
 
 
 def read_ids(table, column="id"):
-    """The names of a table's rows: the column's texts, all different, or else the line numbers."""
+    """The ids of a table's rows: the texts of `column`, all different; without it, line numbers."""
     if column not in table.columns:
         return [str(line) for line, _ in table.rows]
     seen = {}

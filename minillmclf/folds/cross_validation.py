@@ -1,4 +1,4 @@
-"""Cross-validation: train a model for each fold, predict the rows that it has not seen, average.
+"""Cross-validation: train a model for each fold, predict its held-out rows, average the test rows.
 
 Not here: which rows share a fold (split.py), reading files (reading.py), the form of a submission.
 """
@@ -36,8 +36,8 @@ LINE = "{:<24}{:>8}{:>10}{:>10}{:>8}"
 
 @dataclass
 class Plan:
-    """What is to be trained and predicted. runs: the (Settings, Dataset) of each fold; folds: the
-    fold of each row of the source; test and form: None without --test."""
+    """What to train and to predict. folds: the fold of each row of the source; runs: (Settings,
+    Dataset) for each fold; test and form: None without --test."""
     source: Source
     labels: list
     folds: list
@@ -47,7 +47,7 @@ class Plan:
 
 
 def cross_validate(a):
-    """The command, in one process of however many there are. a: its flags -> exit code."""
+    """The command, run by every process of torchrun. a: its flags -> exit code."""
     flags = {key: value for key, value in vars(a).items() if key not in FLAGS}
     s = read_settings(flags, a.config)
     refuse_multi_label(s, "folds")
@@ -80,7 +80,7 @@ def cross_validate(a):
 
 
 def make_plan(a, s, out):
-    """Read all files and share out the rows: mistakes show before the first hour of work."""
+    """Read all files and divide the rows into folds: mistakes show before anything is trained."""
     source = read_source(find_data(s.data), s, a.group)
     labels = natural_order({e.label for e in source.examples})
     if len(labels) < 2:
@@ -119,7 +119,7 @@ def fold_dataset(s, source, folds, fold, labels):
 
 
 def place_of(runs, out, overwrite):
-    """Where the folds are made: in OUT, but in OUT/.new while OUT holds folds to be replaced."""
+    """Where the folds are trained: OUT/.new where they replace folds in OUT, else OUT."""
     if overwrite:
         held = (out / "folds.json").exists() or any(out.glob("fold-*/run.json"))
         parallel.barrier()
@@ -127,7 +127,7 @@ def place_of(runs, out, overwrite):
             remove(out / NEW)
         parallel.barrier()
         return out / NEW if held else out
-    begun = []                                             # of each fold in .new: what differs
+    begun = []                                             # for each run in .new, how it differs
     try:
         for s, data in runs:
             folder = out / NEW / Path(s.out).name
@@ -154,10 +154,10 @@ class FoldsFolder(RunFolder):
 
 
 def train_and_predict(plan, place, overwrite):
-    """-> out-of-fold logits (N, C) in float64, and each model's logits of the test rows, a list."""
+    """-> out-of-fold logits (N, C) in float64, and a list of each model's test logits."""
     folders = [place / Path(s.out).name for s, _ in plan.runs]
-    for (s, data), folder in zip(plan.runs, folders):      # another run in any is found before
-        train.open_run(s, folder, data, False)             # one is trained
+    for (s, data), folder in zip(plan.runs, folders):      # InputError for another run there,
+        train.open_run(s, folder, data, False)             # before any fold is trained
     logits = torch.empty(len(plan.folds), len(plan.labels), dtype=torch.float64)
     folds, test_logits = torch.tensor(plan.folds), []
     for fold, ((s, data), folder) in enumerate(zip(plan.runs, folders)):
@@ -172,7 +172,7 @@ def train_and_predict(plan, place, overwrite):
 
 
 def train_fold(s, data, folder, overwrite, say):
-    """Train a fold's model, unless it is finished. overwrite: for the message after Ctrl-C."""
+    """Train a fold's model, unless it is finished. overwrite: only for the message after Ctrl-C."""
     if train.open_run(s, folder, data, False):
         print(f"{folder}: finished already")
     elif train.train_run(s, data, folder, False, say) is None:
@@ -183,8 +183,8 @@ def train_fold(s, data, folder, overwrite, say):
 def fold_logits(s, folder, name, texts):
     """A fold's saved model -> logits (N, C) of the texts, on the CPU in float64.
 
-    They are kept in scores-NAME.safetensors with a hash of the run and of the texts, and taken from
-    there next time. Each process holds all of the model here, with --parallel fsdp too.
+    They are cached in scores-NAME.safetensors with a hash of the run and of the texts. Each process
+    loads the whole model here, with --parallel fsdp too.
     """
     parallel.barrier()                                        # until the model is saved
     path, run_json = folder / f"scores-{name}.safetensors", (folder / "run.json").read_bytes()
@@ -203,7 +203,7 @@ def fold_logits(s, folder, name, texts):
 
 
 def cross_fitted(logits, targets, folds):
-    """Logits (N, C) -> the same, each fold's divided by the temperature of all *other* folds."""
+    """Divide the logits (N, C) of each fold by the temperature fitted to all *other* folds."""
     out, folds, targets = torch.empty_like(logits), torch.tensor(folds), torch.tensor(targets)
     for fold in folds.unique():
         held = folds == fold
@@ -212,8 +212,8 @@ def cross_fitted(logits, targets, folds):
 
 
 def judge(logits, targets, folds, labels):
-    """Out-of-fold logits (N, C) -> metrics of each fold ("folds"), their "mean" and "sd", of "all"
-    rows, and of all rows "calibrated" by `cross_fitted`."""
+    """Metrics of out-of-fold logits (N, C) -> {"folds": of each fold, "mean" and "sd" of these,
+    "all": of all rows, "calibrated": of all rows after `cross_fitted`}."""
     folds_of_rows, targets_of_rows = np.array(folds), np.array(targets)
 
     def measured(logits, rows):
@@ -228,20 +228,20 @@ def judge(logits, targets, folds, labels):
 
 
 def applied(fitted, found, asked):
-    """The Calibration of a submission: `fitted`, or one of temperature 1 where it does not lower
-    the log loss of rows that it was not fitted to, or where it was not asked for."""
+    """The Calibration of a submission: `fitted` if cross-fitted temperatures lower the log loss and
+    --temperature (`asked`) is auto, else temperature 1."""
     helps = found["calibrated"]["log_loss"] < found["all"]["log_loss"]
     return fitted if helps and asked == "auto" else replace(fitted, temperature=1.0)
 
 
 def fold_mean(logits, calibration):
-    """Each model's logits (N, C) of the same rows -> probabilities (N, C), the mean of the models'.
-    Where models differ, the mean is less sure than each of them."""
+    """List of the models' logits (N, C) -> mean of their probabilities (N, C). Where models differ,
+    the mean is less confident than each of them."""
     return (sum(calibration(one).softmax(-1) for one in logits) / len(logits)).numpy()
 
 
 def report(found, folds, fitted, used):
-    """The printed table -> lines. fitted, used: temperatures; `used` is 1 where none is applied."""
+    """The printed table -> lines. fitted, used: temperatures, `used` being 1 if not applied."""
     rows = {f"fold {i} ({folds.count(i - 1)} rows)": m for i, m in enumerate(found["folds"], 1)}
     rows |= {"sd over the folds": found["sd"], f"all {len(folds)} rows": found["all"],
              "all, calibrated": found["calibrated"]}
@@ -270,7 +270,7 @@ def oof_text(source, logits, folds, labels):
 
 
 def write_results(plan, record, logits, probabilities, place, out):
-    """oof.csv, submission.csv and folds.json in `place`. probabilities (N, C): of the test rows."""
+    """Write oof.csv, submission.csv, folds.json to `place`. probabilities (N, C): of test rows."""
     files = {"oof.csv": oof_text(plan.source, logits, plan.folds, plan.labels)}
     if plan.test:
         files["submission.csv"] = submission_text(plan.form, plan.test.ids, probabilities)

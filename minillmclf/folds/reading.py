@@ -1,4 +1,4 @@
-"""The rows to share out and the rows of --test, each with its id, its texts and its group."""
+"""Reading the rows of --data and of --test, each with its id, its texts and its group."""
 import json
 import os
 from dataclasses import dataclass, replace
@@ -16,8 +16,8 @@ from .submission import Form, read_form
 
 @dataclass
 class Source:
-    """One file. groups: a text for each row, equal for rows that belong together; columns: names of
-    an Example's texts; winners: {label: the column that names this winner}, {} with one column."""
+    """The rows of one file. groups: of each row, a key that rows of one group share; columns: names
+    of an Example's texts; winners: {label: its winner_ column}, {} where there are none."""
     path: Path
     examples: list
     ids: list
@@ -35,7 +35,7 @@ def find_data(name):
 
 
 def read_source(path, s, group="", id_column="id", labelled=True):
-    """A file -> Source. Of a labelled one, rows that its column `split` marks as test are left out.
+    """A file -> Source. If labelled, rows that its column `split` marks as test are left out.
     group: names of columns, "author,title"; "": rows with equal texts are a group."""
     table = read_table(path, s.quoting)
     arena = is_arena(table.columns) and not (s.text_column or s.label_column)
@@ -85,14 +85,14 @@ def read_groups(table, columns):
 
 
 def group_key(texts):
-    """One text for several, the same where they differ only in case and white space."""
+    """A key for a list of texts. Texts that differ only in case and white space have one key."""
     return json.dumps(text_key(texts))
 
 
 def read_test(a, s, labels, source):
     """--test and the form of its submission -> (Source, Form); (None, None) without --test.
 
-    source: the rows to train on, whose columns the test must have.
+    source: the rows of --data; --test must have the same columns.
     """
     if a.test is None:
         if a.sample is not None:

@@ -1,11 +1,11 @@
-"""Which rows are held out together: k folds with equal shares of every class; groups stay together.
+"""Assign rows to k folds, with equal shares of every class and without splitting a group.
 
 Here: a fold for each row (k-fold cross-validation: Stone 1974, "Cross-Validatory Choice and
 Assessment of Statistical Predictions"), and the dev rows of a fold's training part.
 
-Why groups: where a prompt, an author or an article stands in many rows, a model that remembers it
-scores well on held-out rows, and not on new data. Why shares: chance could leave a fold without
-rows of a rare class. Every order is that of sha256(seed, key): the folds are the same everywhere.
+Why groups: if a prompt, an author or an article is in many rows, a model that memorises it scores
+well on held-out rows, but not on new data. Why equal shares: by chance a fold could get no row of a
+rare class. Rows are ordered by sha256(seed, key): the folds are the same on every machine.
 """
 import hashlib
 import json
@@ -18,7 +18,7 @@ from ..text.data import Example, hold_out
 
 
 def share_out(labels, groups, k, seed):
-    """-> the fold, 0 to k - 1, of each row: `stratified` if no two rows share a group, else
+    """-> the fold, 0 to k - 1, of each row: `stratified` if all groups have one row, else
     `grouped`."""
     if len(set(groups)) == len(groups):
         return stratified(labels, k, seed, groups)
@@ -29,8 +29,8 @@ def stratified(labels, k, seed, keys=None):
     """-> the fold, 0 to k - 1, of each row. Two folds differ by at most one row of each class, and
     by at most one row in all.
 
-    labels: the class of each row; keys: a text for each row, all different, which decides its
-    place, so that the order of rows does not matter (default: their numbers, and it does). Raises
+    labels: the class of each row; keys: a different text for each row. Rows are ordered by their
+    keys, so their order in the file does not matter (default: row numbers, then it does). Raises
     InputError for a class with fewer than k rows.
     """
     check_folds(k, len(labels), "rows")
@@ -41,24 +41,24 @@ def stratified(labels, k, seed, keys=None):
     keys = range(len(labels)) if keys is None else keys
     order = sorted(range(len(labels)), key=lambda row: (labels[row], draw(seed, keys[row])))
     folds = [0] * len(labels)
-    for place, row in enumerate(order):            # dealt in turn; the next class goes on where the
-        folds[row] = place % k                     # last one ended, so that sizes are even too
+    for place, row in enumerate(order):            # dealt like cards; a class begins where
+        folds[row] = place % k                     # the one before ended, so sizes are even too
     return folds
 
 
 def grouped(labels, groups, k, seed):
     """-> the fold, 0 to k - 1, of each row; rows of one group share theirs.
 
-    labels, groups: the class and the group of each row. Greedy: the largest group first, each into
-    the fold where it adds least to the sum of squares of the folds' shares, of each class and of
-    all rows. The order of the rows does not matter; no bound is promised, for one group may be too
-    large. Raises InputError for fewer groups than folds, and for a class with a single group: its
-    rows could be held out or trained on, never both.
+    labels, groups: the class and the group of each row. Greedy: from the largest group on, each
+    goes into the fold where it adds least to the sum of squares of the folds' shares, of each class
+    and of all rows. The order of the rows does not matter. Shares may differ much, for one group
+    may be too large. Raises InputError for fewer groups than folds, and for a class in a single
+    group: its rows could be held out or trained on, never both.
     """
     check_folds(k, len(set(groups)), "groups")
     classes = sorted(set(labels))
     column = {label: number for number, label in enumerate(classes)}
-    counts = {}                                # group -> rows of each class, and of all (C + 1,)
+    counts = {}                               # group -> rows of each class, and in all (C + 1,)
     for label, group in zip(labels, groups):
         own = counts.setdefault(group, np.zeros(len(classes) + 1))
         own[[column[label], -1]] += 1
@@ -72,16 +72,16 @@ def grouped(labels, groups, k, seed):
     for group in sorted(counts, key=lambda group: (-counts[group][-1], draw(seed, group))):
         own = counts[group]
         added = ((2 * held + own) * own * weights).sum(1)      # (k,): (held + own)^2 - held^2
-        fold = int(np.argmin(np.round(added, 12)))             # of equal folds the first
+        fold = int(np.argmin(np.round(added, 12)))             # ties: the first fold
         fold_of[group] = fold
         held[fold] += own
     return [fold_of[group] for group in groups]
 
 
 def dev_rows(labels, groups, seed):
-    """-> the numbers of the rows, about a tenth of each class, that choose the best epoch.
+    """-> the indices of the dev rows, about a tenth of each class, which choose the best epoch.
 
-    A group gives all its rows or none; one whose classes no other group has stays in training
+    A group gives all its rows or none. A group with a class that no other has stays in training
     (text.data.hold_out).
     """
     rows = [Example((str(group),), label, row)
@@ -90,7 +90,7 @@ def dev_rows(labels, groups, seed):
 
 
 def check_folds(k, count, name):
-    """At least two folds, and something for each."""
+    """InputError unless k is at least 2 and at most `count`."""
     if k < 2:
         raise InputError(f"{k} folds: there must be at least 2")
     if count < k:
@@ -98,5 +98,5 @@ def check_folds(k, count, name):
 
 
 def draw(seed, key):
-    """A pseudo-random number, as bytes."""
+    """Pseudo-random bytes, to sort by."""
     return hashlib.sha256(json.dumps([seed, key]).encode()).digest()

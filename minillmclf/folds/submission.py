@@ -11,7 +11,7 @@ from .arena import LABELS, WINNERS, read_ids
 
 @dataclass
 class Form:
-    """columns: the header; classes: of each column its class number, None for the ids; ids: of the
+    """columns: the header; classes: the class number of each column, None for the ids; ids: of the
     rows, in order."""
     columns: list
     classes: list
@@ -50,7 +50,7 @@ def submission_text(form, ids, probabilities):
 
 
 def check_submission(text, form, where):
-    """Raise InputError at the first thing in a submission that is not as the form has it."""
+    """Raise InputError at the first difference between a submission and its form."""
     header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     if header != form.columns:
         raise InputError(f"{where}: the columns are {', '.join(header)}, should be "

@@ -78,8 +78,8 @@ def given_texts(a):
 
 
 def made_from(a, folders, columns, reading):
-    """What the answers to a file depend on beside its rows, for a run that goes on; None where the
-    rows cannot be read again. folders: of the model and its base."""
+    """What the answers to a file depend on besides its rows -> dict for stream.Part; None where the
+    rows cannot be read twice. folders: of the model and its base."""
     if not a.data or not Path(a.data).is_file():
         return None
     return {"model": stream.identity(folders), "text columns": ",".join(columns or ()),
@@ -89,7 +89,7 @@ def made_from(a, folders, columns, reading):
 
 
 def answerer(model, columns, batch_size):
-    """For `stream.answer_all`: a function that turns the rows of a window into text."""
+    """-> answer(rows, first), which `stream.answer_all` calls for each window."""
     warn_of_unknown = UnknownTokens(model.tokenizer)
 
     def answer(rows, first):

@@ -17,7 +17,7 @@ from ..text.table_files import decoded, every_end
 class Columns:
     """The names of an answer's columns. The other columns of the input keep their names.
 
-    After `choose`: others, texts, label, probabilities (in JSON), each (a column of CSV for each
+    `choose` sets others, texts, label, probabilities (of JSON), each (CSV: one column for each
     class) and cut.
     """
 
@@ -25,7 +25,7 @@ class Columns:
         self.labels, self.as_csv, self.show_cut = labels, as_csv, show_cut
 
     def choose(self, columns, others=()):
-        """columns: the text columns that are read; others: those that are not, in order."""
+        """columns: the input's text columns; others: its other columns, in order."""
         self.others, usual = list(others), text_names(len(columns))
         self.texts = list(columns) if set(others) & set(usual) else usual
         taken = {*others, *self.texts}
@@ -42,8 +42,8 @@ class Columns:
 def read_rows(path, text_columns, reading, columns):
     """Yield the rows of a file in windows: (rows, sha256 of the file so far).
 
-    text_columns, reading: as for text.data.read_text_windows. The first window settles `columns`; a
-    column that begins later is an error if it has a name of the answer, or if answers are CSV.
+    text_columns, reading: as for text.data.read_text_windows. The first window sets `columns`. A
+    column that begins later is an error if an answer has that name, or if answers are CSV.
     """
     first = True
     for table, read, texts in read_text_windows(path, stream.WINDOW, text_columns, **reading):
@@ -63,7 +63,7 @@ def read_rows(path, text_columns, reading, columns):
 
 def read_lines(standard_input):
     """Yield lines of standard input, each a text, in windows: (rows, None). An empty line is an
-    error, or answers would not line up."""
+    error: left out, it would shift the answers."""
     lines, before = every_end(decoded(standard_input.buffer, "standard input")), 0
     while window := [line.rstrip("\r\n") for line in itertools.islice(lines, stream.WINDOW)]:
         for number, line in enumerate(window, before + 1):
@@ -79,8 +79,8 @@ def read_lines(standard_input):
 def render(texts, others, answers, probabilities, cut, columns, first):
     """The answers of a window as text.
 
-    texts, others, answers, probabilities: of each row; cut: for each row whether it was cut, or
-    None; first: with the header of a CSV file.
+    texts, others, answers, probabilities: one for each row; cut: whether each row was cut, or None;
+    first: is it the first window, which has the header of a CSV file?
     """
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")

@@ -1,10 +1,10 @@
 """Answers to a stream of rows, window by window: printed, or in a file that a later run continues.
 
-A window is WINDOW rows: they are read, sorted by length into batches (Classifier.over), answered,
-and written in their own order before the next are read. So memory does not grow with the rows; and
-as windows begin at fixed rows, a run that continues another makes the same batches, hence the same
-bytes. Here: the loop, its two outputs (`Printed`, `Part`) and the identity of a model. Not here:
-rows and answers (rows.py).
+The WINDOW rows of a window are read, sorted by length into batches (Classifier.over), answered, and
+written in their own order before the next window is read. So memory does not grow with the rows.
+Windows begin at fixed rows, so a continued run makes the same batches, hence the same bytes. Here:
+the loop, its two outputs (`Printed`, `Part`) and the identity of a model. Not here: reading rows
+and formatting answers (rows.py).
 """
 import hashlib
 import json
@@ -21,14 +21,14 @@ WINDOW = 4096                   # rows; many batches, so that most hold texts of
 EVERY = 10                      # seconds between two lines of progress
 STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
-OPEN_FILES_STAY = os.name == "nt"                # Windows moves and removes no open file
+OPEN_FILES_STAY = os.name == "nt"                # Windows cannot rename or remove an open file
 
 
 def answer_all(windows, answer, out):
     """Answer all windows and add them to `out`, a Printed or a Part.
 
-    windows: (rows, sha256 of their file up to here, or None) each; answer(rows, first) -> the
-    answers as text, how many texts were cut.
+    windows: iterator of (rows, sha256 of the file so far, or None); answer(rows, first) -> (the
+    answers as text, how many texts were cut).
     """
     before = out.rows
     started = shown = time.monotonic()
@@ -40,14 +40,14 @@ def answer_all(windows, answer, out):
             shown = now
         try:
             text, cut = answer(rows, out.rows == 0)
-        except InputError as error:                      # it counts texts from the window's first
+        except InputError as error:                      # it counts rows from the window's first
             raise InputError(f"after {out.rows:,} rows: {error}" if out.rows
                              else str(error)) from None
         out.add(text, len(rows), sha256, cut)
 
 
 class Printed:
-    """Answers on standard output, each window at once. rows, cut: how many so far."""
+    """Answers on standard output. rows, cut: how many rows and cut texts so far."""
     rows = cut = 0
 
     def add(self, text, rows, sha256, cut):
@@ -62,10 +62,10 @@ class Part:
 
     with Part(out, made) as part: answer_all(part.to_do(read), answer, part)
 
-    At its end OUT.part is renamed to OUT. made: what the answers depend on beside the rows,
+    At its end OUT.part is renamed to OUT. made: what the answers depend on besides the rows,
     {name: value}; the record holds it, and a hash of the rows. After each full window the answers
-    are flushed to the disk, then the record: it never counts answers that are not there, and a run
-    that continues cuts off what lies after those it counts. made=None: no record, and a run that
+    are flushed to the disk, then the record, so that it never counts answers that are not there. A
+    continued run cuts off answers that it does not count. made=None: no record, and a run that
     fails leaves nothing.
     """
 
@@ -107,7 +107,7 @@ class Part:
                           "on from there") from None
 
     def to_do(self, read):
-        """The windows of read() that no earlier run has answered."""
+        """The windows of read() that an earlier run has not answered yet."""
         if self.made is None or not self.record.exists():
             return read()
         found, why = self.earlier()
@@ -124,7 +124,7 @@ class Part:
         return windows
 
     def earlier(self):
-        """The record of an earlier run, and why this run cannot continue it, or None."""
+        """-> the record of an earlier run, and the reason why it cannot be continued, or None."""
         try:
             found = read_json(self.record)
         except InputError:
@@ -145,7 +145,7 @@ class Part:
         return found, None if same else "holds other bytes than its record says"
 
     def add(self, text, rows, sha256, cut):
-        """Write the answers of a window; a full one is put on record."""
+        """Write the answers of a window. A full window is counted in the record."""
         try:
             self.begin()
             data = text.encode("utf-8", "backslashreplace")
@@ -163,12 +163,12 @@ class Part:
             self.keep()
 
     def keep(self):
-        """Bring the record to the disk."""
+        """Write the record."""
         write_text(self.record, json.dumps(self.on_record, indent=2, ensure_ascii=False) + "\n")
         self.kept = self.on_record["rows"]
 
     def begin(self):
-        """Cut the part to what the record counts, before the first write."""
+        """Before the first write, cut the part to the bytes that the record counts."""
         if not self.begun:
             if not self.kept:
                 self.record.unlink(missing_ok=True)      # it counts answers of another run
@@ -177,7 +177,7 @@ class Part:
             self.begun = True
 
     def finish(self):
-        """Give the part its name. The record goes first: a kill in between leaves no old record."""
+        """Rename the part to OUT. The record goes first: a kill in between leaves no old record."""
         try:
             self.begin()                                 # there may have been nothing to add
             if OPEN_FILES_STAY:
@@ -229,7 +229,7 @@ def own_file(path):
 
 
 def skip(windows, rows):
-    """Read windows up to so many rows -> sha256 of their file there, or None if none ends there."""
+    """Read windows of `rows` rows in all -> sha256 of the file there; None if no window ends so."""
     for window, sha256 in windows:
         rows -= len(window)
         if rows <= 0:

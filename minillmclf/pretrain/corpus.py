@@ -1,7 +1,7 @@
-"""Text to pretrain on: files with weights, read as sentences, documents, or prompts with answers;
-and one text in a hundred held out, which is measured on and never learned from.
+"""Text to pretrain on: files with weights, read as sentences, documents, or prompts with answers.
 
-A file is named FILE or FILE:WEIGHT; what is in a file of weight 3 is seen three times as often.
+A file is named FILE or FILE:WEIGHT; items of a file of weight 3 are seen three times as often. One
+text in a hundred is held out: the loss is measured on it, and it is never learned from.
 """
 import hashlib
 import re
@@ -27,8 +27,8 @@ def weighted(specs):
 
 
 def read_items(specs, items_of, what):
-    """The items of several files, and the weight of each -> two lists. items_of(path): an iterable;
-    what: for the error where there are none."""
+    """-> list of the items of several files, list of their weights. items_of(path): an iterable;
+    what: the items' name, for the error where there are none."""
     items, weights = [], []
     for path, weight in weighted(specs):
         found = list(items_of(path))
@@ -50,8 +50,8 @@ def read_sentences(specs, shortest=4, longest=50):
 
 
 def read_documents(specs):
-    """Documents without the white space around them -> list of documents, list of weights. One that
-    is in a file several times is read once: its weight says how often it is seen."""
+    """Stripped documents -> list of documents, list of weights. Repetitions in a file are left out:
+    the weight alone says how often a document is seen."""
     def texts(path):
         return [text for text in dict.fromkeys(map(str.strip, documents(path))) if text]
     return read_items(specs, texts, "text")
@@ -70,8 +70,8 @@ def read_pairs(specs):
 
 
 def documents(path):
-    """Yield the lines of a .txt file, or the texts of the cells of a table (of its train rows, if
-    it has a split)."""
+    """Yield the lines of a .txt file, or the texts in a table's cells (of its train rows, if it has
+    a column `split`)."""
     if path.suffix != ".txt":
         table = read_table(path)
         ignored = ("label", split_column(table))
@@ -88,15 +88,14 @@ def documents(path):
 
 
 def is_held_out(text, share=0.01):
-    """Is this one of the texts that are kept for measuring, about `share` of all? It follows from a
-    hash of the text, so it is the same in every run, and a text that is there twice is not on both
-    sides."""
+    """Is this text held out, as about `share` of all texts are? A hash of the text decides, so it
+    is the same in every run, and a text that occurs twice is not on both sides."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") < share * 2**32
 
 
 def hold_out(items, weights):
-    """-> (items to learn from, their weights), (held-out items, theirs). An item is a text, or a
-    (prompt, answer)."""
+    """-> (items to learn from, their weights), (held-out items, their weights). An item is a text
+    or a (prompt, answer)."""
     learned, held = ([], []), ([], [])
     for item, weight in zip(items, weights):
         text = item if isinstance(item, str) else "\n".join(item)

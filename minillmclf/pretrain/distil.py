@@ -1,10 +1,10 @@
-"""Distillation: a small student learns to give each word, and each text, the vector that a
-pretrained teacher gives it (DistilBERT, Sanh et al. 2019; TinyBERT, Jiao et al. 2020).
+"""Distillation: a small student learns the vectors that a pretrained teacher gives to words and to
+texts (DistilBERT, Sanh et al. 2019; TinyBERT, Jiao et al. 2020).
 
-`Distillation` is for a BERT, word by word; `TextVectors` teaches any student the vectors of texts
-beside a task of its own. The two may have different vocabularies, since hidden states are compared
-word by word. A student of the teacher's width starts from the teacher's embeddings and some of its
-layers, with the strongest neurons of their MLPs.
+`Distillation` trains a BERT on the teacher's vectors of words. Mean vectors of whole words are
+compared, so student and teacher may have different vocabularies. `TextVectors` trains any student
+on the vectors of texts, besides a task of its own. A student of the teacher's width starts from the
+teacher's embeddings and some of its layers, with the strongest neurons of their MLPs.
 """
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from ..text.tokenizers.tokenizer import load_tokenizer
 from .losses import cosine_distance, word_means
 from .tasks import encode, padded
 
-SAME = {                                     # keys of config.json that must agree -> the remedy
+SAME = {                         # keys of config.json that must agree -> the remedy if not
     "num_attention_heads": "set --heads {}", "max_position_embeddings": "choose another --teacher",
     "type_vocab_size": "choose another --teacher"}
 
@@ -25,9 +25,9 @@ SAME = {                                     # keys of config.json that must agr
 
 @torch.no_grad()
 def start_from_teacher(student, teacher, tokenizer, teacher_tokenizer):
-    """Give a student of the teacher's width the teacher's embeddings and evenly spaced layers of
-    it. A piece that the teacher does not know starts at the mean of the teacher's pieces for its
-    characters. Of each MLP the neurons with the largest |in| x |out| are kept."""
+    """Copy the teacher's embeddings and evenly spaced layers to a student of the same width. The
+    embedding of a piece that the teacher lacks is the mean of the teacher's pieces for it. Of each
+    MLP the neurons with the largest product of weight norms, in times out, are kept."""
     check_fits(student.config, teacher.config)
     known = teacher.word_embeddings.weight
     for piece, row in tokenizer.vocab.items():
@@ -51,8 +51,8 @@ def copy_parts(module, source, names):
 
 
 def check_fits(student, teacher):
-    """Compare two configs: the teacher must have as many heads and positions, and no fewer layers
-    and neurons."""
+    """Compare two configs: SAME must agree, and the teacher needs at least as many layers and MLP
+    neurons. InputError if not."""
     for flag, key in (("--layers", "num_hidden_layers"), ("--mlp-width", "intermediate_size")):
         if student[key] > teacher[key]:
             raise InputError(f"{flag} {student[key]}: the teacher has only {teacher[key]}")
@@ -63,7 +63,7 @@ def check_fits(student, teacher):
 
 
 def pieces_of(piece, tokenizer):
-    """Ids of the teacher's pieces for a piece of the student's: itself, or its parts."""
+    """Ids of the teacher's pieces for a piece of the student: the same piece, or its parts."""
     if piece in tokenizer.vocab:
         return [tokenizer.vocab[piece]]
     if piece.startswith("##"):
@@ -74,8 +74,8 @@ def pieces_of(piece, tokenizer):
 # ---------------------------------------------------------------- the losses
 
 def tokenise(tokenizer, texts):
-    """-> Batch, number of the word of each token that is not padding (N,), -1 for special tokens,
-    and the list of the words."""
+    """-> Batch, words' indices (N,) of the tokens that are not padding (-1: a special token), list
+    of the words."""
     encoded, owners, words = [], [], []
     for text in texts:
         ids, own = [], []
@@ -89,11 +89,11 @@ def tokenise(tokenizer, texts):
 
 
 class Distillation:
-    """Cosine distance to the teacher of each word, of the mean of each text, and of BERT's pooled
-    first token. A task as in tasks.py, whose batches are lists of texts."""
+    """Cosine distance to the teacher's vectors: of each word's mean, of each text's mean, and of
+    BERT's pooled first token. A task as in tasks.py, whose batches are lists of texts."""
 
     def __init__(self, student, tokenizer, teacher, seed, cut_out):
-        """teacher: its folder; cut_out: start the student as a part of the teacher."""
+        """teacher: its folder; cut_out: whether the student starts as a part of the teacher."""
         self.teacher, self.teacher_tokenizer = load_backbone(teacher), load_tokenizer(teacher)
         if student.width != self.teacher.width:
             raise InputError(f"--width {student.width}: the teacher's hidden states have "
@@ -124,12 +124,12 @@ class Distillation:
 
 
 class TextVectors:
-    """The loss of a task on pairs, plus that of as many texts: the cosine distance between the
-    hidden state of a text's last token, which a classification head will read, and the mean of the
+    """The loss of a task on pairs, plus a cosine distance on as many texts: between the student's
+    hidden state of the last token, which a classification head will read, and the mean of the
     teacher's hidden states.
 
-    A matrix between the two widths is learned and thrown away (Reimers and Gurevych 2020,
-    arXiv:2004.09813, without it).
+    A linear map between the two widths is learned and discarded (Reimers and Gurevych 2020,
+    arXiv:2004.09813, have none).
     """
 
     def __init__(self, task, teacher, seed):

@@ -36,9 +36,8 @@ def masked_lm_loss(model, ids, mask, types, chosen, targets):
 def causal_lm_loss(model, ids, mask, counted=None):
     """Mean cross-entropy of each token but a row's first, given those before it -> scalar.
 
-    ids, mask: (B, T); counted: (B, T), True at the tokens that are predicted; None: at all. It is
-    given by place, not by id: a padding id may stand in a text, and an end-of-text token is to be
-    learned even where it also pads.
+    ids, mask: (B, T); counted: (B, T), True at the tokens to predict; None: all. The mask tells
+    padding, not the id: an end-of-text token is learned even where it also pads.
     """
     target = mask[:, 1:].bool() & mask[:, :-1].bool()                        # (B, T - 1)
     if counted is not None:
@@ -52,9 +51,9 @@ def corrupt_spans(ids, sentinels, eos_id, seed, share=0.15, mean_length=3.0):
 
         a b c d e f g h  ->  a b <0> e f g <1> EOS   and   <0> c d <1> h EOS
 
-    ids: a list of 2 or more, without special tokens; sentinels: the ids that stand for the first
-    span, the second, ...; share: of the tokens that are cut out; mean_length: of a span. Kept and
-    cut pieces alternate, a kept one first.
+    ids: a list of 2 or more, without special tokens; sentinels: the ids that replace the first
+    span, the second, ...; share: part of the tokens that is cut out; mean_length: tokens of a span.
+    Kept and cut pieces alternate, beginning with a kept one.
     """
     cut = min(max(round(len(ids) * share), 1), len(ids) - 1)
     spans = min(max(round(cut / mean_length), 1), cut, len(ids) - cut, len(sentinels))
@@ -69,15 +68,15 @@ def corrupt_spans(ids, sentinels, eos_id, seed, share=0.15, mean_length=3.0):
 
 
 def pieces(total, count, draw):
-    """`count` random integers from 1 up that sum to `total`, all ways equally likely."""
+    """`count` random positive integers that sum to `total`, uniform over all such lists."""
     ends = [0, *sorted(draw.sample(range(1, total), count - 1)), total]
     return [end - start for start, end in zip(ends, ends[1:])]
 
 
 def word_means(hidden, words, count):
-    """Mean hidden state of each word -> (count, D).
+    """Mean hidden state of each word -> (W, D). count: W.
 
-    hidden: (N, D); words: (N,), the number of each token's word, -1 for special tokens.
+    hidden: (N, D); words: (N,), the index of each token's word, -1 for special tokens.
     """
     real = words >= 0
     sums = hidden.new_zeros(count, hidden.shape[-1]).index_add(0, words[real], hidden[real])

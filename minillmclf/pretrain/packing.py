@@ -1,10 +1,10 @@
-"""What a step of pretraining reads: items drawn at random, or documents packed into rows.
+"""The batches of pretraining: items drawn at random, or documents packed into rows.
 
     the old rose EOS a storm EOS soup EOS   ->   BOS the old rose EOS a   BOS storm EOS soup EOS
 
-Packing wastes nothing on padding: the documents, each ended by EOS, are joined in another order
-every epoch and cut wherever a row is full (Raffel et al. 2019, 3.1.3). `batch(step)` depends on the
-seed and the step alone, so a run can be stopped and go on anywhere.
+Packed rows need no padding: the documents, each ended by EOS, are joined in a new order in every
+epoch and cut wherever a row is full (Raffel et al. 2019, 3.1.3). `batch(step)` depends only on the
+seed and the step, so a run can be stopped and continued at any step.
 """
 import itertools
 import random
@@ -28,7 +28,7 @@ class Draws:
 
 
 class SideBySide:
-    """Of two Draws of one size, an item of the first with one of the second."""
+    """Pairs of an item of one Draws and an item of another Draws of the same size."""
 
     def __init__(self, first, second):
         self.first, self.second = first, second
@@ -51,8 +51,8 @@ class PackedRows:
         self.number, self.first, self.rows = -1, 0, ()       # the epoch, its first step, its rows
 
     def epoch(self, number):
-        """The rows of an epoch, (N, length). A document of weight 2.5 is in it twice, in every
-        second epoch three times, on average."""
+        """The rows of an epoch (N, length). A document of weight 2.5 is in it two or three times,
+        drawn at random."""
         draw = random.Random(f"{self.seed}:epoch {number}")
         chosen = []
         for ids, weight in zip(self.documents, self.weights):
@@ -80,8 +80,8 @@ class PackedRows:
 
 
 def fitting(pairs, weights, tokenizer, length):
-    """The ids of those (prompt, answer) that have at most `length` tokens with BOS and EOS, and
-    their weights -> two lists."""
+    """The pairs that have at most `length` tokens with BOS and EOS -> list of (prompt ids, answer
+    ids), list of weights."""
     kept, kept_weights = [], []
     for (prompt, answer), weight in zip(pairs, weights):
         ids = tokenizer.ids(prompt), tokenizer.ids(answer)

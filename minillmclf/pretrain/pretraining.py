@@ -1,7 +1,7 @@
 """A pretraining run: read text, make or load student and tokenizer, train, save.
 
-`a` is the command's flags throughout. Not here: the flags (__main__.py), what is minimised
-(tasks.py, distil.py), what a step reads (packing.py).
+`a` is the command's flags throughout. Not here: the flags (__main__.py), the losses (tasks.py,
+distil.py), the batches (packing.py).
 """
 import hashlib
 import json
@@ -32,7 +32,7 @@ from .vocabulary import count_words, learn_wordpiece
 CPU = torch.device("cpu")
 READERS = {"bert": (read_sentences, "sentences"), "llama": (read_documents, "documents"),
            "t5": (read_documents, "documents")}
-HELD_OUT = 128                         # packed rows, or pairs, that are measured on
+HELD_OUT = 128                         # packed rows, or pairs, of the held-out loss
 FREE = ("out", "save_every", "threads", "overwrite")      # flags that do not change the result
 PROGRESS = {"step": (lambda v: isinstance(v, int), "a number of steps"),
             "log": (lambda v: isinstance(v, list), "a list"),
@@ -56,7 +56,7 @@ def pretrain(a):
           f"losses {progress['log'][-1] if progress['log'] else 'not known'}")
 
 
-# ---------------------------------------------------------------- what learns
+# ---------------------------------------------------------------- the student and its task
 
 def files_read(a):
     """Paths of the files of text."""
@@ -64,8 +64,8 @@ def files_read(a):
 
 
 def prepare(a, items, weights):
-    """Tokenizer, student and task, new or from --start; a run that goes on has its vocabulary
-    already. InputError where other things are in --out, but for --overwrite, which starts anew."""
+    """-> tokenizer, student and task, new or from --start. A run that goes on has its vocabulary
+    already. InputError where --out holds other things, unless --overwrite starts anew."""
     out = Path(a.out)
     state, log = out / "state.safetensors", out / "pretrain.jsonl"
     sources = [("--start", a.start and find_model(a.start)),
@@ -88,7 +88,7 @@ def prepare(a, items, weights):
 
 
 def learn_vocabulary(a, texts, weights):
-    """A tokenizer of the architecture's kind."""
+    """A new tokenizer of the architecture's kind."""
     if ARCH[a.objective] != "bert":
         return learn_sentencepiece(ARCH[a.objective], texts, weights, a.vocab_size, a.seed)
     return WordPiece.from_vocab(learn_wordpiece(count_words(zip(texts, weights)), a.vocab_size))
@@ -103,7 +103,7 @@ def new_student(a, tokenizer):
 
 
 def frozen_body(path, seed):
-    """The frozen body of a checkpoint, and a trainable masked-LM head: its own, or a new one."""
+    """A checkpoint with its body frozen and a trainable masked-LM head: its own, or a new one."""
     model = load_backbone(path)
     if model.lm_head is None and "lm_head" in model.ARCHITECTURES:
         body, model = model, type(model).from_config(model.source_config, lm_head=True)
@@ -115,7 +115,7 @@ def frozen_body(path, seed):
 
 
 def build_task(a, student, tokenizer):
-    """What is minimised: a task of tasks.py, alone or with a teacher."""
+    """The task to train on: one of tasks.py, alone or with a teacher."""
     if a.objective == "distill":
         if a.teacher is None:
             raise InputError("--objective distill needs --teacher DIR (checkpoints/README.md says "
@@ -125,10 +125,10 @@ def build_task(a, student, tokenizer):
     return TextVectors(task, a.teacher, a.seed) if a.teacher else task
 
 
-# ---------------------------------------------------------------- what a step reads
+# ---------------------------------------------------------------- the batches
 
 def batches(a, task, items, weights):
-    """-> (what gives each step its batch, a list of held-out batches: empty for sentences)."""
+    """-> (source, whose batch(step) a step reads; a list of held-out batches, [] for sentences)."""
     if ARCH[a.objective] == "bert":
         return Draws(items, weights, a.batch_size, a.seed), []
     (learned, weights), (held, _) = hold_out(items, weights)
@@ -155,7 +155,7 @@ def batches(a, task, items, weights):
 
 
 def held_out_loss(a, task, held):
-    """Mean loss of the held-out batches; each time the same spans are cut out of them."""
+    """Mean loss of the held-out batches. The seed is fixed, so the same spans are cut out."""
     seed_step(a.seed, "held out")
     with torch.no_grad(), autocast(a, CPU):
         total = sum(task.loss(batch)[0].item() * len(batch) for batch in held)
@@ -165,7 +165,7 @@ def held_out_loss(a, task, held):
 # ---------------------------------------------------------------- the run
 
 def made_from(a, task):
-    """What the result depends on: {"settings": flags, "read": {what: hash of a file or folder}}."""
+    """What the result depends on -> {"settings": flags, "read": {input: hash of its files}}."""
     flags = {name: value for name, value in vars(a).items() if name not in FREE}
     vocabulary = json.dumps(sorted(task.tokenizer.vocab.items()))
     read = {"vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest()}
@@ -179,8 +179,8 @@ def made_from(a, task):
 
 
 def resume(a, task, store, model, optimizer):
-    """The progress of a run, its state loaded where there is one; InputError if that was made from
-    something else."""
+    """Load the saved state, if there is one -> the progress of the run. InputError if the state was
+    made from other settings or files."""
     made = made_from(a, task)
     progress = store.load(model, optimizer) or {"step": 0, "log": [], **made}
     check_fields(progress, PROGRESS, store.state)

@@ -3,8 +3,8 @@
     llama   BPE, texts unchanged; <unk> <s> </s>, then 256 pieces for bytes: no character is lost
     t5      Unigram (Kudo 2018) on NFKC; <pad> </s> <unk>, and after the pieces 100 <extra_id_N>
 
-The `sentencepiece` library does the counting. Here: its options, the text it is given, and the
-resulting tokenizer. Not here: cutting texts (unigram.py, bpe.py), WordPiece (vocabulary.py).
+The `sentencepiece` library does the counting. Here: its options and its input, and the resulting
+tokenizer. Not here: tokenizing texts (unigram.py, bpe.py), WordPiece (vocabulary.py).
 """
 import io
 import json
@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..text.tokenizers.tokenizer import load_tokenizer
 
 SENTINELS = [f"<extra_id_{number}>" for number in range(100)]
-CHARACTERS = 15_000_000           # of text the pieces are learned from; more hardly changes them
+CHARACTERS = 15_000_000           # of text to learn pieces from; more hardly changes them
 LLAMA = dict(model_type="bpe", byte_fallback=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
              normalization_rule_name="identity", remove_extra_whitespaces=False)
 T5 = dict(model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
@@ -30,8 +30,8 @@ KINDS = {                         # arch -> options, name of the model file, tok
 
 
 def sample(documents, weights, seed, characters=CHARACTERS):
-    """Yield lines of the documents, about as many characters as given; a document of weight 3 comes
-    three times as often as one of 1."""
+    """Yield lines of the documents, about `characters` of them in all. A document of weight 3 comes
+    three times as often as one of weight 1."""
     draw = random.Random(f"{seed}:vocabulary")
     total = sum(len(text) * weight for text, weight in zip(documents, weights))
     share = min(1.0, characters / max(total, 1))
@@ -43,8 +43,8 @@ def sample(documents, weights, seed, characters=CHARACTERS):
 def learn_sentencepiece(arch, documents, weights, size, seed=0):
     """A Tokenizer of `size` pieces (t5: and the sentinels) from weighted documents; arch: of KINDS.
 
-    The rarest characters, 1 in 10,000 of the text, get no piece: they would fill the vocabulary.
-    InputError where `size` is too small for the other characters.
+    The rarest characters, which are 1 in 10,000 of the text together, get no piece: they would fill
+    the vocabulary. InputError where `size` is too small for the other characters.
     """
     options, name, config = KINDS[arch]
     model = io.BytesIO()

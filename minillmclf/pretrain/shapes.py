@@ -1,8 +1,8 @@
 """What a new small model looks like: the config.json of a BERT, a LLaMA and a T5 of a given size.
 
-The usual sizes give files of less than 12 MB in fp16, tokenizer included, with a vocabulary of
-8,000 pieces: the word embeddings are two million of their five and a half million numbers. `a`: the
-command's flags (layers, width, heads, mlp_width, length).
+The usual sizes, with a vocabulary of 8,000 pieces, give files of less than 12 MB in fp16, tokenizer
+included: two of their five and a half million parameters are word embeddings. `a`: the command's
+flags (layers, width, heads, mlp_width, length).
 """
 
 ARCH = {"distill": "bert", "mlm": "bert", "clm": "llama", "spans": "t5"}     # of an objective
@@ -20,7 +20,7 @@ def bert_config(a, tokenizer):
 
 
 def llama_config(a, tokenizer):
-    """Two query heads share one of keys and values; the LM head is tied to the embeddings."""
+    """Two query heads share a KV head; the LM head is tied to the embeddings."""
     return dict(model_type="llama", vocab_size=len(tokenizer), hidden_size=a.width,
                 num_hidden_layers=a.layers, num_attention_heads=a.heads,
                 num_key_value_heads=a.heads if a.heads % 2 else a.heads // 2,

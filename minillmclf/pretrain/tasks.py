@@ -1,5 +1,5 @@
 """Pretraining tasks: masked words, the next word, missing spans. Each has a student, its tokenizer,
-and `loss(batch)` -> (scalar to minimise, its parts for the log, how many tokens were read).
+and `loss(batch)` -> (scalar loss, {name: its parts} for the log, number of tokens read).
 
 A batch is a list of texts (MaskedLM); rows of packed ids (B, T); or a list of (prompt ids, answer
 ids), of which only the answers are learned (Chung et al. 2022, "Scaling Instruction-Finetuned
@@ -22,24 +22,24 @@ def padded(tokenizer, encoded):
 
 
 def encode(tokenizer, texts):
-    """Texts, as a classifier reads them -> Batch."""
+    """Texts, with the special tokens of a classifier's input -> Batch."""
     return padded(tokenizer, [tokenizer.layout(tokenizer.ids(text)) for text in texts])
 
 
 class Task:
-    """head: a module that learns beside the student and is not part of it, or None; begin: the id
-    that each packed row begins with, or None; name: of the loss in the log."""
+    """head: a module that learns beside the student and is no part of it, or None; begin: the id
+    that each packed row begins with, or None; name: the loss's name in the log."""
 
     head = begin = None
 
     def __init__(self, student, tokenizer, fits, fault):
-        """fits: whether they can learn this task; fault: the error if not."""
+        """fits: can student and tokenizer learn this task? fault: the error message if not."""
         if not fits:
             raise InputError(fault)
         self.student, self.tokenizer = student, tokenizer
 
     def padded(self, lists):
-        """Lists of ids -> ids (B, T) and mask (B, T)."""
+        """B lists of ids -> ids (B, T) and mask (B, T)."""
         batch = padded(self.tokenizer, [(ids, [0] * len(ids)) for ids in lists])
         return batch.ids, batch.mask
 
@@ -67,7 +67,7 @@ class MaskedLM(Task):
 
 
 class CausalLM(Task):
-    """Cross-entropy of each token of a row, given those before it; of pairs, of answer and EOS."""
+    """Cross-entropy of the next token: of all in packed rows, or of pairs' answers and EOS."""
 
     name = "causal_lm"
 
@@ -78,7 +78,7 @@ class CausalLM(Task):
         self.begin = tokenizer.bos_id
 
     def pairs(self, batch):
-        """[(prompt ids, answer ids)] -> ids, mask, and where an answer or its EOS is, (B, T)."""
+        """[(prompt ids, answer ids)] -> ids, mask, is it of an answer or its EOS? (B, T) each."""
         begin = [] if self.begin is None else [self.begin]
         ids, mask = self.padded([[*begin, *prompt, *answer, self.tokenizer.eos_id]
                                  for prompt, answer in batch])
@@ -94,7 +94,7 @@ class CausalLM(Task):
 
 
 class SpanCorruption(Task):
-    """Cross-entropy of the spans cut out of a row; of pairs, of the answer to the prompt."""
+    """Cross-entropy of the spans cut out of packed rows, or of pairs' answers."""
 
     name = "spans"
 
@@ -105,7 +105,7 @@ class SpanCorruption(Task):
                          "language-model head, and have sentinels <extra_id_0>, ...")
 
     def spans(self, rows):
-        """(B, T) ids -> [(source ids, target ids)]; the spans follow torch's random numbers."""
+        """ids (B, T) -> [(source ids, target ids)]. torch's random numbers choose the spans."""
         seeds = torch.randint(2**40, (len(rows),)).tolist()
         return [corrupt_spans(row, self.sentinels, self.tokenizer.eos_id, seed)
                 for row, seed in zip(rows.tolist(), seeds)]

@@ -1,8 +1,8 @@
-"""Learning a WordPiece vocabulary: start from characters, join the most frequent pair, repeat.
+"""Learning a WordPiece vocabulary: start from characters, merge the most frequent pair, repeat.
 
 This is how byte-pair encoding is trained (Sennrich et al. 2016), with BERT's notation: a piece that
-does not begin a word is written `##piece`. Words are normalised and split as WordPiece does it, so
-what is learned is what will be looked up. Not here: cutting words with the result (wordpiece.py).
+does not begin a word is written `##piece`. Words are normalised and split as the tokenizer does it.
+Not here: cutting words into the learned pieces (wordpiece.py).
 """
 import heapq
 from collections import Counter, defaultdict
@@ -38,7 +38,7 @@ def alphabet_of(counts, size):
 
 
 def learn_wordpiece(counts, size, alphabet=120):
-    """counts: word -> frequency; size: pieces, specials included -> list of pieces in id order."""
+    """counts: {word: frequency}; size: pieces, specials included -> list of pieces in id order."""
     allowed = alphabet_of(counts, alphabet)
     # Counts in integer thousandths: sums of fractions (a text may weigh 0.1) would leave remainders
     # for pairs that no longer occur.
@@ -68,8 +68,8 @@ def joined(pair):
 
 
 def join(pair, words, pairs, where):
-    """Write `pair` as one piece in each word that contains it, and update the counts -> the pairs
-    whose count has changed and is not 0."""
+    """Merge `pair` in each word that contains it, and update `pairs` and `where` -> the pairs whose
+    count has changed and is not 0."""
     changed = set()
     for index in where.pop(pair):
         spelled, count = words[index]

@@ -78,8 +78,8 @@ def text(value):
 
 
 def table(header, rows, numbers=(), texts=(), bold=None):
-    """A table in a box that scrolls by itself. numbers, texts: the columns that hold such; bold:
-    number of a row. dir=auto: a text may run from right to left."""
+    """A table in a box that scrolls by itself. numbers, texts: indices of such columns; bold: index
+    of a row. dir=auto: a text may run from right to left."""
     kinds = ["number" if i in numbers else "text" if i in texts else "" for i in range(len(header))]
 
     def cells(start, end, values):
@@ -171,14 +171,14 @@ def calibration(run):
 
 
 def worst(run):
-    own = run.probabilities[np.arange(len(run.targets)), run.targets]            # (N,)
-    order = np.argsort(own, kind="stable")
+    of_target = run.probabilities[np.arange(len(run.targets)), run.targets]      # (N,)
+    order = np.argsort(of_target, kind="stable")
     rows = []
     for i in order[run.targets[order] != run.answers[order]][:WORST]:
         texts = [t if len(t) <= LONGEST else t[:LONGEST] + " …" for t in run.texts[i]]
         target, answer = run.targets[i], run.answers[i]
         rows.append([run.lines[i], *texts, run.labels[target], run.labels[answer],
-                     f"{run.probabilities[i, answer]:.3f}", f"{own[i]:.3f}"])
+                     f"{run.probabilities[i, answer]:.3f}", f"{of_target[i]:.3f}"])
     if not rows:
         return "<p>No mistakes.</p>\n"
     n = len(run.fields)

@@ -40,7 +40,7 @@ COSTS = {"train_seconds": "training time (s)", "ms_per_text": "time for a text (
 FORMATS = {                       # suffix -> the file's keys for the alternative text, for the date
     ".svg": ("Description", "Date"), ".png": ("Description", None),
     ".pdf": ("Subject", "CreationDate")}
-NUMBERED, SHOWN = 12, 60          # most classes with numbers in their cells; most classes drawn
+NUMBERED, SHOWN = 12, 60          # up to so many classes cells have numbers; so many are drawn
 
 
 # ---------------------------------------------------------------- figures and files
@@ -158,8 +158,8 @@ def learning_curve(table):
 
 
 def pareto_front(points):
-    """Points (cost, quality) -> the set of numbers of those that no other point beats: as cheap and
-    better, or as good and cheaper. Equal points do not beat each other."""
+    """Points (cost, quality) -> the set of indices of points that no other point beats: none is as
+    cheap and better, or as good and cheaper. Equal points do not beat each other."""
     return {i for i, (cost, quality) in enumerate(points)
             if not any(c <= cost and q >= quality and (c, q) != (cost, quality) for c, q in points)}
 
@@ -204,7 +204,7 @@ def cost(table, by="train_seconds"):
 
 def draw_points(axes, shown, front):
     """Points with intervals, and the Pareto front as steps. shown: (name, cost, mean, below, above)
-    each; front: the numbers of those on it, from cheap to dear."""
+    for each point; front: the indices of points on the front, from cheap to expensive."""
     for n, (_, x, y, below, above) in enumerate(shown):
         ink, fill = (GOOD, GOOD) if n in front else (INK, PAPER)
         axes.errorbar(x, y, [[below], [above]], color=ink, marker="o", markersize=6,
@@ -225,8 +225,8 @@ def draw_points(axes, shown, front):
 
 
 def put_numbers(figure, axes, points):
-    """Write 1, 2, ... beside the points (x, y): each at the nearest of the places where it hides
-    the fewest points and numbers."""
+    """Write 1, 2, ... beside the points (x, y), each where it hides the fewest points and numbers,
+    and as near as possible."""
     figure.canvas.draw()                                       # settles the layout
     figure.set_layout_engine("none")
     dot = figure.dpi / 72                                      # pixels of a typographic point

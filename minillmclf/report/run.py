@@ -1,5 +1,5 @@
-"""A finished run, read from its folder: run.json, metrics.jsonl and predictions.csv of train. All
-that the page shows is checked here; no model and no data are read."""
+"""A finished run, read from its folder: run.json, metrics.jsonl and predictions.csv of train.
+Everything that the page shows is checked here. No model and no data are read."""
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,8 @@ class Run:
     """The folder of a finished run.
 
     record: run.json; labels, split, results: parts of it; history: the lines of metrics.jsonl.
-    Of the N rows of predictions.csv, lines: where each was in the data; fields: the names of its
-    texts, texts: (N, fields); targets, answers: (N,) class numbers; probabilities: (N, C).
+    Of the N rows of predictions.csv, lines: line numbers in the data; fields: names of the text
+    columns; texts: N lists of texts; targets, answers: (N,) class numbers; probabilities: (N, C).
     """
 
     def __init__(self, folder):
@@ -93,7 +93,7 @@ def entry(record, name):
 
 
 def is_metrics(metrics):
-    """Is it a dict as training.metrics.evaluate gives it, all of its values numbers?"""
+    """Is it a dict as training.metrics.evaluate returns it?"""
     f1 = entry(metrics, "f1")
     if not isinstance(f1, dict):
         return False

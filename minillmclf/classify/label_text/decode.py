@@ -6,11 +6,10 @@ Retrieval", section 3.2).
            |              -> " bad"  0.2    ends with " very good", 0.6 * 0.3 = 0.18. " bad" has
            -> " bad"  0.4                   0.4 and was lost at the first step. Two beams keep it.
 
-Only as many beams as answers are sure to find the likeliest. Exact scoring (models/tree.py) always
-does, in one forward pass over all answers; decoding takes a pass for each token, over fewer tokens.
-
-Here: the search, and where its result is not the likeliest answer. Not here: which texts the
-answers are (readout.py); free text (models/cache.py); length normalisation.
+Beam search is sure to find the likeliest answer only with as many beams as answers. Exact scoring
+(models/tree.py) always finds it, in one forward pass over all answers; decoding takes a forward
+pass for each token. Not here: which texts the answers are (readout.py); free text
+(models/cache.py); length normalisation.
 """
 import math
 
@@ -26,10 +25,10 @@ def constrained(model, ids, mask, tree, beams=1):
     """Decode a sequence of the tree for each prompt -> (choices (B,), log_probs (B,)).
 
     model: a decoder or an encoder-decoder; ids, mask: (B, T), padded on either side; beams: paths
-    kept for each row, 1 is greedy. choices: numbers in tree.paths. log_probs: exact log-probability
-    of the chosen sequence, over the whole vocabulary: it is not renormalised among the allowed
-    tokens. InputError if a sequence begins another, if prompt and answer are too long for the
-    model, or if a score is NaN.
+    kept for each row, 1 is greedy. choices: indices into tree.paths; log_probs: of the chosen
+    sequences, over the whole vocabulary, not renormalised among the allowed tokens. InputError if
+    a sequence is the beginning of another, if prompt and answer are too long for the model, or if a
+    score is NaN.
     """
     if type(beams) is not int or beams < 1:
         raise InputError(f"beams {beams!r}: should be a whole number from 1 (greedy) up")
@@ -44,10 +43,10 @@ def constrained(model, ids, mask, tree, beams=1):
 
 
 def search(model, ids, mask, tree, beams):
-    """Beam search -> [(log-probability, number of the sequence), ...], the best for each row.
+    """Beam search -> [(log-probability, index of the sequence), ...], the best for each prompt.
 
-    A path is (log-probability, its last edge, row): the row of the latest forward pass that
-    computed it. Edge -1 is the end of the prompt.
+    The beam has a list of paths for each prompt: (log-probability, last edge, row of the forward
+    pass that computed it). Edge -1 stands for the end of the prompt.
     """
     after, ends = next_and_last(tree)
     ids, mask, context = model.prompt(ids, mask)
@@ -71,7 +70,7 @@ def search(model, ids, mask, tree, beams):
         if not unfinished:
             return [(paths[0][0], ends[paths[0][1]]) for paths in beam]
         edges, kept = map(list, zip(*unfinished))
-        if kept != list(range(len(states))):            # a row was dropped, or goes on in two ways
+        if kept != list(range(len(states))):       # some row was dropped or is continued twice
             cache.keep(kept)
             context = pick(context, kept)
         ids = tree.tokens[edges].unsqueeze(1)                                            # (n, 1)
@@ -79,10 +78,10 @@ def search(model, ids, mask, tree, beams):
 
 
 def longer(paths, computed, after, ends):
-    """Extend the unfinished paths of a row by each allowed edge -> paths, best first.
+    """Extend the unfinished paths of a prompt by each allowed edge -> paths, best first.
 
-    computed: an iterator over (row, log-probability of each edge) of a forward pass, one item for
-    each unfinished path of the batch, in order.
+    computed: an iterator over (row, log-probability of each edge), one item for each unfinished
+    path of the batch, in order.
     """
     found = []
     for path in paths:
@@ -105,7 +104,7 @@ def next_edges(model, states, tree):
 
 
 def next_and_last(tree):
-    """({edge, or -1: the edges that may follow}, {last edge of a sequence: its number})."""
+    """-> {edge or -1: edges that may follow it}, {last edge of a sequence: index of that one}."""
     after, ends = {}, {}
     for number, path in enumerate(tree.paths):
         ends[path[-1]] = number
@@ -123,8 +122,8 @@ def next_and_last(tree):
 def disagreements(choices, scores):
     """Rows where decoding missed the likeliest sequence -> [(row, chosen, best), ...].
 
-    choices: (B,), of `constrained`; scores: (B, L), exact scores of all sequences. A tie is no
-    miss, a NaN is one.
+    choices: (B,), from `constrained`; scores: (B, L), exact scores of all sequences. A tie does not
+    count as a miss, a NaN does.
     """
     best = scores.max(1)
     missed = ~(scores.gather(1, choices.unsqueeze(1)).squeeze(1) >= best.values)

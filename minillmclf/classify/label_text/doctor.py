@@ -1,11 +1,11 @@
-"""The label doctor: what the tokenizer alone tells about label texts, before they are scored.
+"""The label doctor: what the tokenizer alone tells about label texts, before any model runs.
 
     ' positive'  1  Ġpositive  3967        in its place, after "Sentiment:"
     'positive'   2  24561 1800             tokenized alone: other tokens, another probability
 
 Here: the tokens of each text in its place and alone, texts that begin alike, lengths, unknown
-tokens, the ends of the prompt; each fault with its remedy. Not here: what makes a readout
-impossible, which building it refuses (readout.py), and what a model makes of the texts.
+tokens, the ends of the prompt; each fault with its remedy. Not here: faults with which no readout
+can be built (readout.py).
 """
 import textwrap
 from collections import defaultdict
@@ -32,9 +32,9 @@ class LabelText:
     pieces: list
     ids: list
     alone: dict                   # form -> the ids of that form, tokenized without a prompt
-    in_use: list                  # the forms whose ids are the scored ones
+    in_use: list                  # the forms with exactly the scored ids
     unknown: bool                 # does it have an unknown token?
-    in_bytes: bool                # is one of its characters split into bytes?
+    in_bytes: bool                # is one of its characters split into byte tokens?
 
     @classmethod
     def of(cls, tokenizer, readout, pieces, number, label):
@@ -56,8 +56,8 @@ class Report:
     end: str | None               # the token that ends each label, as the vocabulary writes it
     score_by: str
     texts: list                   # a LabelText for each text, class by class
-    shared: list                  # {"piece", "id", "texts"}: of several classes, one first token
-    beginnings: list              # (text, text): the tokens of the first begin the second
+    shared: list                  # {"piece", "id", "texts"}: classes with the same first token
+    beginnings: list              # (a, b): the tokens of text b begin with those of text a
     lengths: dict                 # {"shortest", "longest", "mean"} number of tokens
     blank: dict                   # id -> piece: tokens of `alone` that are only white space
     prompt: dict                  # of an example: {"tokens": how many, "first", "last": 3 pieces}
@@ -116,8 +116,8 @@ class Report:
 def examine(tokenizer, readout, labels=None):
     """Look at a LabelReadout, SourceReadout or MaskReadout -> Report. No model is needed.
 
-    labels: names of the classes, in order; by default the first text of each. InputError where no
-    prompt could be encoded either.
+    labels: names of the classes, in order; by default the first text of each. InputError where the
+    example prompt cannot be encoded.
     """
     names = labels or [readout.texts[columns[0]] for columns in readout.columns]
     pieces = {i: piece for piece, i in tokenizer.vocab.items()}
@@ -139,7 +139,7 @@ def examine(tokenizer, readout, labels=None):
         warnings=[], notes=[])
     findings = text_findings(report, isinstance(readout, MaskReadout))
     findings += start_findings(tokenizer, prompt, pieces)
-    if not isinstance(readout, SourceReadout):                   # there nothing is before the label
+    if not isinstance(readout, SourceReadout):                    # its label has a text of its own
         findings += template_findings(readout.prompt.template, example)
     for kind, holds, sentence in findings:
         if holds:
@@ -148,7 +148,7 @@ def examine(tokenizer, readout, labels=None):
 
 
 def shared_first(texts):
-    """Texts of different classes with one first token -> [{"piece", "id", "texts"}], most first."""
+    """Texts of different classes with the same first token -> Report.shared, most texts first."""
     groups = defaultdict(list)
     for t in texts:
         groups[t.ids[0], t.pieces[0]].append(t)
@@ -158,7 +158,7 @@ def shared_first(texts):
 
 
 def beginnings(texts, ended):
-    """Pairs of which the first begins the second, but for an end token -> [(text, text), ...]"""
+    """Pairs (a, b) where b begins with the tokens of a -> list. ended: do all have an end token?"""
     bodies = [(t.text, t.ids[:-1] if ended else t.ids) for t in texts]
     return [(a, b) for (a, short), (b, long) in permutations(bodies, 2)
             if long[:len(short)] == short]
@@ -167,7 +167,7 @@ def beginnings(texts, ended):
 # ----------------------------------- findings: ("warnings" or "notes", does it hold?, a sentence)
 
 def text_findings(r, masked):
-    """Of the label texts. masked: are they in place of mask tokens?"""
+    """Findings about the label texts. masked: do they stand in place of mask tokens?"""
     unknown, in_bytes = ([t.text for t in r.texts if getattr(t, fault)]
                          for fault in ("unknown", "in_bytes"))
     pairs = "; ".join(f"{a!r} begins {b!r}" for a, b in r.beginnings[:3])
@@ -198,8 +198,8 @@ def text_findings(r, masked):
 
 
 def start_findings(tokenizer, prompt, pieces):
-    """Of the token that begins every text: is it there once? None is expected where it also ends
-    texts (GPT-2)."""
+    """Is the token that begins every text there exactly once? Not checked where the same token
+    also ends texts (GPT-2)."""
     start = tokenizer.cls_id if tokenizer.bos_id is None else tokenizer.bos_id
     if start is None or start == tokenizer.eos_id:
         return []
@@ -213,7 +213,7 @@ def start_findings(tokenizer, prompt, pieces):
 
 
 def template_findings(template, example):
-    """Of what comes directly before and after the label."""
+    """Findings about the characters directly before and after the label."""
     before, after = template.prompt(example)[-1:], template.tail(example)[:1]
     spaces = len(template.continuation("x")) - 1
     return [
@@ -248,7 +248,7 @@ def quoted(texts, most=5):
 
 
 def aligned(table, *widest):
-    """Rows of cells -> lines. widest: of each column but the last; a longer cell is cut."""
+    """Rows of cells -> lines. widest: characters of each column but the last; cells are cut."""
     rows = []
     for row in table:
         row = [visible(str(cell)) for cell in row]

@@ -3,9 +3,9 @@
     "a dull film. It was [MASK]."        ->  log p(" bad"), log p(" good") at the mask token
     "a dull film. It was [MASK][MASK]."  ->  for labels of two tokens: the sum of both log p
 
-The tokens of one label are predicted independently of each other, in one forward pass for each
-length, so their product is not the probability of the text, as it is for a decoder. The encoder
-needs its masked-LM head. Not here: decoders and encoder-decoders (readout.py).
+All labels of one length share a forward pass. Their tokens are predicted independently of each
+other, so the product is not the probability of the text, as it is for a decoder. The encoder needs
+its masked-LM head. Not here: decoders and encoder-decoders (readout.py).
 """
 import torch
 
@@ -39,7 +39,7 @@ class MaskReadout(LabelReadout):
         return tokenizer.layout(tokenizer.ids(text))[0]
 
     def lay_out(self, tokenizer, parts, max_length):
-        """As for decoders; the label is one mask token, whatever its length."""
+        """As for decoders, with one mask token in place of the label, whatever its length."""
         (ids, types), cut = super().lay_out(tokenizer, parts, max_length)
         if ids.count(self.mask_id) != 1:
             raise InputError(f"a text holds the tokenizer's own {tokenizer.mask_text}: it cannot "
@@ -57,7 +57,7 @@ class MaskReadout(LabelReadout):
         return torch.stack(scores, 1)                                               # (B, L)
 
     def fill(self, backbone, ids, mask, types, length):
-        """Log-probabilities (B, n, V) at n = `length` mask tokens, where the prompts have one."""
+        """Repeat each row's mask token n = `length` times -> log-probabilities there (B, n, V)."""
         place = (ids == self.mask_id).int().argmax(1, keepdim=True)                 # (B, 1)
         column = torch.arange(ids.shape[1] + length - 1, device=ids.device).expand(len(ids), -1)
         source = torch.where(column <= place, column, torch.maximum(column - length + 1, place))

@@ -29,7 +29,7 @@ def is_text(value):
     return isinstance(value, str)
 
 
-OPTIONS = {"template": (is_text, "a text"), "instruction": (is_text, "a text"),   # test, its words
+OPTIONS = {"template": (is_text, "a text"), "instruction": (is_text, "a text"),   # (test, wanted)
            "label_texts": (lambda value: isinstance(value, (dict, str)),
                            'an object {"label": ["text", ...]}'),
            "fields": (is_words, "names"), "shots": (is_shots, "[[texts, label text], ...]"),
@@ -37,8 +37,8 @@ OPTIONS = {"template": (is_text, "a text"), "instruction": (is_text, "a text"), 
 
 
 def read_readout(readout, options, labels):
-    """readout: "head" or "labels"; options: some of OPTIONS -> all options with their defaults, or
-    {} for a head. InputError for options that are unknown or make no sense."""
+    """Check some of OPTIONS and add the defaults of the others -> dict; {} for readout "head".
+    readout: "head" or "labels". InputError for options that are unknown or make no sense."""
     if readout not in ("head", "labels"):
         raise InputError(f"readout {short(readout)} is not known; known: head, labels")
     unknown = sorted(set(options) - set(OPTIONS if readout == "labels" else ()))
@@ -69,7 +69,7 @@ def read_readout(readout, options, labels):
 
 
 def prompt_of(described):
-    """The prompt that the options describe."""
+    """The Prompt that the options describe."""
     template = Template(described["template"], described["fields"])
     return Prompt(template, described["instruction"], described["shots"])
 

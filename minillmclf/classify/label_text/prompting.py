@@ -27,13 +27,13 @@ from .readout import text_scores
 from .shots import choose_shots, nearest_shots, shorten_shots
 from .wordings import wordings
 
-SHARE_OF_SHOTS = 0.75      # of a prompt's tokens, at most; the rest is for the row
-ORDERS = 5                 # of the shots, that `variance` tries
-ENCODER_TOKENS = 256       # of a text, at most, for its vector
+SHARE_OF_SHOTS = 0.75      # the most that shots take of a prompt's tokens; the rest is the row's
+ORDERS = 5                 # `variance` tries so many orders of the shots
+ENCODER_TOKENS = 256       # the most tokens that a text's vector is made of
 
 
 def change_prompt(model, **changes):
-    """Give a classifier of label texts another prompt or other label texts: see OPTIONS."""
+    """Give a classifier another prompt or other label texts. changes: of options.OPTIONS."""
     if not model.head.described:
         raise InputError("this classifier has a head, which cannot be asked: build it with "
                          'readout="labels"')
@@ -44,7 +44,7 @@ def change_prompt(model, **changes):
 
 
 def set_shots(model, examples):
-    """Put Examples before every row, cut to SHARE_OF_SHOTS -> how many were cut."""
+    """Put Examples before every row, cut to SHARE_OF_SHOTS -> how many of them were cut."""
     shots = [(list(e.texts), model.head.described["label_texts"][e.label][0]) for e in examples]
     head, cut = model.head, 0
     if shots:
@@ -77,8 +77,8 @@ def vectors_of(texts, folder):
 
 
 def with_nearest_shots(model, train, examples, number, folder):
-    """Encode each row after the `number` training rows nearest to it (Liu et al. 2022). -> encoded
-    rows, how many rows were cut, how many have shots that were cut"""
+    """Encode each row after the `number` training rows nearest to it (Liu et al. 2022) -> encoded
+    rows, how many rows were cut, how many rows had their shots cut."""
     vectors = vectors_of([e.texts for e in train], folder)
     queries = vectors_of([e.texts for e in examples], folder)
     encoded, rows_cut, shots_cut = [], 0, 0
@@ -92,7 +92,7 @@ def with_nearest_shots(model, train, examples, number, folder):
 
 
 def content_free(model):
-    """The encoded rows of texts without content: "N/A", "", and "[MASK]" where it is no token."""
+    """Encoded rows without content: "N/A", "", and "[MASK]" unless that is a token."""
     fields = len(model.head.described["fields"])
     texts = [text for text in CONTENT_FREE if text != "[MASK]" or text not in model.tokenizer.vocab]
     return [model.head.lay_out(model.tokenizer, (text,) * fields, model.max_length)[0]
@@ -100,14 +100,13 @@ def content_free(model):
 
 
 def readings(model, sums, empty):
-    """Log-probabilities (N, L) read in other ways than as they are -> {way: scores (N, C)}.
+    """Normalise log-probabilities (N, L) in several ways -> {way: scores (N, C)}.
 
-    empty: (1, L), those after the prompt with empty texts. PMI is the ratio to their probability
-    (Holtzman et al. 2021, "Surface Form Competition"); with one text a class it is contextual
-    calibration on "" alone.
+    empty: (1, L), log-probabilities after the prompt with empty texts. PMI divides by these
+    probabilities (Holtzman et al. 2021, "Surface Form Competition"); with one text a class it is
+    contextual calibration on "" alone.
     """
-    head = model.head
-    found = {}
+    head, found = model.head, {}
     for by in ("token", "char", "byte"):
         found[f"per {by}"] = head.by_class(head.normalized(sums, by))
     return found | {"PMI": head.by_class(sums - empty)}
@@ -132,14 +131,14 @@ def read_all(model, encoded, dev, dev_labels, shared_prompt, batch_size):
     """Read the answers to encoded rows in each way -> {name: scores (N, C)}, plain ones first.
 
     dev: encoded rows with class numbers dev_labels, or None. shared_prompt: do all rows have the
-    same shots? Rows that hold both orders of two answers (swap.py) are read in each order, as
-    prompts of their own, and averaged.
+    same shots? A row with two answers in both orders (swap.py) is read as two prompts, whose
+    scores are averaged.
     """
     found, targets = [], dev_labels
     for order in range(len(model.task.sequences(encoded[0]))):
         rows, dev_rows = ([model.task.sequences(row)[order] for row in part or []]
                           for part in (encoded, dev))
-        if order and dev:                                      # in swapped rows a is b, and b is a
+        if order and dev:                               # swapping answers swaps the classes a and b
             swapped = [swapped_label(model.labels[label]) for label in dev_labels]
             targets = [model.labels.index(label) for label in swapped]
         found.append(read_order(model, rows, dev_rows, targets, shared_prompt, batch_size))
@@ -169,14 +168,14 @@ def variance(model, data, examples, shots, seed, batch_size=64, say=print):
 
     Without shots there is one order.
     """
-    truth, found = [model.labels.index(e.label) for e in examples], []
+    targets, found = [model.labels.index(e.label) for e in examples], []
     for number, wording in enumerate(wordings(model.head.described["fields"]), 1):
         for order in range(ORDERS if shots else 1):
             change_prompt(model, template=wording, shots=[])
             show_shots(model, data.train, shots, seed, order)
             encoded, _ = model.encode([e.texts for e in examples])
             scores = read_all(model, encoded, None, None, True, batch_size)
-            row = {way: evaluate(scores[way].softmax(-1).numpy(), truth, model.labels)["accuracy"]
+            row = {way: evaluate(scores[way].softmax(-1).numpy(), targets, model.labels)["accuracy"]
                    for way in ("as it is", "contextual", "batch")}
             found.append({"wording": number, "template": wording, "order": order, **row})
             say(f"wording {number}, order {order}: "
@@ -193,8 +192,8 @@ def spread(found, way):
 
 @torch.inference_mode()
 def decoding_report(model, encoded, examples, beams, batch_size=64, most=5):
-    """Where constrained decoding chooses another label text than exact scoring -> lines. Rows that
-    hold both orders of two answers are read in the first."""
+    """Where constrained decoding chooses another label text than exact scoring -> lines. Of a row
+    with two answers in both orders, the first order is read."""
     encoded = [model.task.sequences(row)[0] for row in encoded]
     sums = text_scores(model, encoded, batch_size)
     choices = torch.empty(len(encoded), dtype=torch.long)

@@ -3,8 +3,8 @@ Schuetze 2021, "PET"; Brown et al. 2020).
 
     "Review: a dull film\\nSentiment:"  ->  log p(" negative" | prompt), log p(" positive" | prompt)
 
-A class has one or more label texts. Each is scored by all its tokens, not by its first alone, and
-the probabilities of a class's texts are added. The place of the label depends on the architecture:
+A class has one or more label texts. Each is scored by all its tokens, not by its first alone; the
+probabilities of a class's texts are added. The place of the label depends on the architecture:
 after the prompt (decoders), in a target of its own (encoder-decoders), or in place of mask tokens
 (encoders: masks.py). No weight is added, so the model can still write text.
 
@@ -26,7 +26,7 @@ from ...training.completion_loss import text_to_text_loss
 from ..readout import Readout
 
 ENDS, WAYS = ("auto", "none", "eos"), ("sum", "token", "char", "byte")
-SHARE_FROM = 16          # tokens; a shorter common beginning costs more to read apart than it saves
+SHARE_FROM = 16          # tokens; a shorter common beginning is not worth a forward pass of its own
 
 
 def ids_after(tokenizer, context, more):
@@ -43,19 +43,19 @@ class LabelReadout(Readout):
     """For decoders: the label follows the prompt.
 
     labels: names in class order; prompt: text.prompt.Prompt; label_texts: {label: [text, ...]}.
-    end: whether an end-of-text token is part of every label: "eos", "none", or "auto": where one
+    end: whether every label ends in an end-of-text token: "eos", "none", or "auto": only if one
     label begins another. score_by: log-probabilities are compared as they are ("sum"), or divided
     by the number of tokens, characters or bytes, which favours long labels.
     """
 
     PLACE = "behind the prompt"     # of the label
-    AUTO_END = None                 # what the end "auto" is, where all label texts have the same
+    AUTO_END = None                 # what end="auto" means; None: it depends on the label texts
     READS_AFTER_LABEL = False
 
     def __init__(self, tokenizer, labels, prompt, label_texts, end="auto", score_by="sum"):
         super().__init__()
         self.prompt, self.score_by = prompt, score_by
-        self.texts, self.columns = [], []           # all label texts; for each class, which are its
+        self.texts, self.columns = [], []           # all label texts; for each class, their indices
         for label in labels:
             first = len(self.texts)
             self.texts += label_texts[label]
@@ -82,7 +82,7 @@ class LabelReadout(Readout):
         return self.longest
 
     def continuation(self, text):
-        """A label text as it is tokenized in its place: " positive"."""
+        """A label text with the space that joins it to the prompt: " positive"."""
         return self.prompt.template.continuation(text)
 
     def label_ids(self, tokenizer, text):
@@ -115,7 +115,7 @@ class LabelReadout(Readout):
         return self.prompt.size(parts, self.counter(tokenizer)) + self.reserved
 
     def fitted(self, tokenizer, parts, max_length):
-        """The texts of a row, cut so that prompt and label fit into max_length; were they cut?"""
+        """Cut a row's texts so that prompt and label fit into max_length -> (texts, was any?)"""
         return self.prompt.fitted(parts, self.counter(tokenizer), max_length - self.reserved)
 
     def lay_out(self, tokenizer, parts, max_length):
@@ -154,10 +154,10 @@ class LabelReadout(Readout):
         return torch.stack([scores[:, columns].logsumexp(1) for columns in self.columns], 1)
 
     def share(self, backbone, ids, mask):
-        """Read once what all rows begin with -> ids and mask of the rest, a cache of it or None."""
+        """Read the rows' common beginning once -> ids and mask of the rest, its cache or None."""
         ids, mask = pad_right(ids, mask)
         tokens = self.shared_tokens
-        if tokens is None:                             # then what the rows of this batch share
+        if tokens is None:                             # outside of `reading`: compare this batch
             tokens = shared(ids, mask) if len(ids) > 1 else 0
         if tokens < SHARE_FROM:
             return ids, mask, None
@@ -168,7 +168,7 @@ class LabelReadout(Readout):
 
     @contextlib.contextmanager
     def reading(self, model, encoded):
-        """In this context what all encoded rows begin with is read once for all batches."""
+        """with head.reading(model, encoded): the rows' common beginning is read once for all."""
         sequences = [ids for row in encoded for ids, _ in model.task.sequences(row)]
         self.shared_tokens = common(sequences)
         try:
@@ -192,7 +192,7 @@ class LabelReadout(Readout):
         ids = torch.cat([ids, label_ids[:, :-1]], 1)               # the last token is never read
         mask = torch.cat([mask, real[:, 1:].to(mask.dtype)], 1)
         states = backbone.states(ids, mask, read=label_ids.shape[1])   # (B, n, D), the last n
-        states = states[real.flip(1).bool()]          # (M, D), each one before a label token
+        states = states[real.flip(1).bool()]          # (M, D), each predicts a label token
         logits = backbone.logits(states).float()                                    # (M, V)
         return F.cross_entropy(logits, label_ids[real.bool()], reduction="sum")
 
@@ -233,7 +233,7 @@ def common(rows):
     """How many ids all lists begin with; at least one of each is left over."""
     if not rows:
         return 0
-    return min(len(os.path.commonprefix(rows)), min(map(len, rows)) - 1)      # works on lists too
+    return min(len(os.path.commonprefix(rows)), min(map(len, rows)) - 1)      # it takes lists, too
 
 
 def check_ids(tokenizer, texts, paths):

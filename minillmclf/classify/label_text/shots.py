@@ -1,8 +1,8 @@
 """Which examples a prompt shows ("shots"), in which order, and how much of each.
 
-Here: a balanced draw by seed, for a model leans towards the class that it sees most and last (Zhao
-et al. 2021, arXiv:2102.09690); the order has a seed of its own, so that its effect can be measured.
-The examples nearest to a row (Liu et al. 2022, arXiv:2101.06804). One cap for long shots.
+A model leans towards the class that it sees most often and last (Zhao et al. 2021,
+arXiv:2102.09690): so the draw is balanced, and the order has a seed of its own to measure its
+effect. Also here: the examples nearest to a row (Liu et al. 2022, arXiv:2101.06804).
 """
 import random
 
@@ -17,7 +17,7 @@ def choose_shots(examples, labels, number, seed, order=0):
     rows allow.
 
     The seed also draws which classes get one more where `number` does not divide. A larger `number`
-    adds to the same examples. `order` shuffles what was drawn. InputError if `number` is below 0 or
+    keeps the examples of a smaller one. `order` shuffles them. InputError if `number` is below 0 or
     above the number of rows, or a class has none.
     """
     if number == 0:
@@ -31,7 +31,7 @@ def choose_shots(examples, labels, number, seed, order=0):
                              "ask for 0 shots")
     _check_number(number, sum(map(len, rows.values())))
     turns, chosen = draw.sample(list(labels), len(labels)), []
-    while len(chosen) < number:                            # one of each class that has any left
+    while len(chosen) < number:                            # one of each class with rows left
         for label in turns:
             if rows[label] and len(chosen) < number:
                 chosen.append(rows[label].pop())
@@ -64,9 +64,9 @@ def _check_number(number, rows):
 
 
 def shorten_shots(prompt, count, budget):
-    """Cut the shots of a Prompt to `budget` tokens, a row with empty texts included.
+    """Cut the texts of a Prompt's shots -> (Prompt, how many shots were cut).
 
-    -> (Prompt, how many shots were cut). count: a function, str -> number of tokens.
+    budget: tokens of the prompt with an empty row; count: a function, str -> number of tokens.
     """
     fields = len(prompt.template.fields)
 

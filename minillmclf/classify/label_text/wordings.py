@@ -20,8 +20,8 @@ WORDINGS = (                      # for any task; several, as the wording alone 
 
 
 def wordings(fields):
-    """WORDINGS for these fields: one takes the place of {text}; of several each has a line of its
-    own, "Text A: {premise}\\nText B: {claim}"."""
+    """WORDINGS for these fields. One field takes the place of {text}; several have a line each:
+    "Text A: {premise}\\nText B: {claim}"."""
     if len(fields) == 1:
         return tuple(wording.replace("{text}", f"{{{fields[0]}}}") for wording in WORDINGS)
     several = []
@@ -40,8 +40,8 @@ def default_template(fields):
 def read_template(value):
     """A template or instruction from the command line: the path of a file, or the text itself.
 
-    A file is kept as it is, but for one newline at its end. In a text \\n means a newline and \\t a
-    tab. InputError if a file cannot be read.
+    A file loses one newline at its end. In a text \\n means a newline, \\t a tab. InputError if a
+    file cannot be read.
     """
     if not os.path.isfile(value):
         return value.replace("\\n", "\n").replace("\\t", "\t")
