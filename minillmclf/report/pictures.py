@@ -9,7 +9,6 @@ it into the file. Figures have a light background of their own, so they can be r
 no text is smaller than 9 points. Series differ in colour, marker and dashes, and the colours differ
 for red-green blind readers too. pyplot and the user's matplotlib settings are left unchanged.
 """
-import importlib
 import io
 import textwrap
 import unicodedata
@@ -45,19 +44,23 @@ NUMBERED, SHOWN = 12, 60          # up to so many classes cells have numbers; so
 
 # ---------------------------------------------------------------- figures and files
 
-def matplotlib(part=""):
-    """matplotlib, or a part such as ".figure", imported when it is needed."""
+def matplotlib():
+    """matplotlib with the parts that are used here, imported when it is needed."""
     try:
-        return importlib.import_module("matplotlib" + part)
+        import matplotlib.backends.backend_agg
+        import matplotlib.colors
+        import matplotlib.figure
+        import matplotlib.ticker
     except ImportError:
         raise InputError("pictures need matplotlib, which is not installed: "
                          "pip install -e '.[plots]'") from None
+    return matplotlib
 
 
 def available():
     """Is matplotlib installed?"""
     try:
-        return bool(matplotlib(".figure"))
+        return bool(matplotlib())
     except InputError:
         return False
 
@@ -74,9 +77,9 @@ def style():
 def drawing(width, height):
     """with drawing(4, 3) as figure: ...   An empty Figure of that size in inches."""
     with style():
-        figure = matplotlib(".figure").Figure(figsize=(width, height), layout="constrained")
+        figure = matplotlib().figure.Figure(figsize=(width, height), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-        matplotlib(".backends.backend_agg").FigureCanvasAgg(figure)
+        matplotlib().backends.backend_agg.FigureCanvasAgg(figure)
         yield figure
 
 
@@ -217,7 +220,7 @@ def draw_points(axes, shown, front):
     margin = max(1.5, (high / low) ** 0.1)
     axes.set_xlim(low / margin, high * margin)
     ticks = range(1, 10) if high / low < 5 else (1, 2, 5) if high / low < 300 else (1,)
-    axes.xaxis.set_major_locator(matplotlib(".ticker").LogLocator(subs=ticks))
+    axes.xaxis.set_major_locator(matplotlib().ticker.LogLocator(subs=ticks))
     axes.xaxis.set_major_formatter(                            # whole numbers, not powers of ten
         lambda value, _: f"{value:,.10g}" if value < 1e6 else f"{value / 1e6:,.10g} M")
     axes.xaxis.set_minor_formatter("")
@@ -274,7 +277,7 @@ def confusion(matrix, labels):
     names, numbered = [short(labels[i]) for i in drawn], len(drawn) <= NUMBERED
     which = f"the {SHOWN} most confused of {len(known)}" if len(known) > SHOWN else ""
     with matrix_figure(names, numbered) as (figure, axes, beside):
-        norm = matplotlib(".colors").PowerNorm(0.5, 0, 1)       # the root: rare mistakes show too
+        norm = matplotlib().colors.PowerNorm(0.5, 0, 1)       # the root: rare mistakes show too
         image = axes.imshow(shares, cmap="Blues", norm=norm)
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
