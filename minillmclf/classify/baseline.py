@@ -44,8 +44,8 @@ def baselines(data, task, quick=False):
 
 
 def majority(train_labels, rows, classes):
-    """The frequencies of the classes in train, for every row -> probabilities (rows, classes)."""
-    shares = np.bincount(train_labels, minlength=classes) / len(train_labels)
+    """N class numbers -> the frequency of each class, repeated for each row: (rows, C)."""
+    shares = np.bincount(train_labels, minlength=classes) / len(train_labels)           # (C,)
     return np.tile(shares, (rows, 1))
 
 
