@@ -6,7 +6,7 @@ The core tour, in reading order:
   text/batch.py                  texts of several lengths become one tensor with a mask
   models/layers.py               the parts that most architectures share: norms, attention
   models/bert.py                 ids become vectors, a block at a time
-  models/weights.py              a checkpoint's tensors find their places, and every fault is named
+  models/weights.py              a checkpoint's tensors are checked and become parameters
   classify/head.py               vectors become logits
   classify/classifier.py         tokenizer, backbone and head are one model: load, predict, save
   training/losses.py             what training minimises
@@ -17,13 +17,13 @@ The core tour, in reading order:
 
 Beside the tour:
 
-  text/                          other tokenizers, data files, templates, the data doctor
+  text/                          other tokenizers, data files, templates, checks of the data
   models/                        GPT-2, LLaMA, Gemma, T5, DeBERTa, and how they generate
-  tuning/                        which weights learn: LoRA, four bits, bottlenecks, prefixes, PEFT
-  training/                      stop and go on, several processes, less memory, checks
+  tuning/                        which parameters are trained: LoRA, QLoRA, adapters, prefixes
+  training/                      resuming a stopped run, several processes, less memory, checks
   classify/                      label texts, multi-label, preference, long documents, calibration
   cli/                           what the commands share: settings, flags, the run folder
-  files.py errors.py             reading and writing files; one kind of error for a user's mistakes
+  files.py errors.py             reading and writing files; InputError, for a user's mistakes
 
 The commands, python -m minillmclf.<name>: train, evaluate, predict, report, compare, choose, folds,
 labels, inspect, merge, pretrain. From Python: fine_tune (from_python.py), Classifier,

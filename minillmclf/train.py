@@ -44,8 +44,8 @@ def parse(arguments=None):
     return p.parse_args(arguments)
 
 
-def is_shown(record, data):
-    """Does a finished run's record hold what show_record prints?"""
+def can_be_shown(record, data):
+    """Does a finished run's record hold all that show_record prints?"""
     try:
         show_record(record, data, "", say=str)
         return record["split"] in ("dev", "test")
@@ -54,27 +54,27 @@ def is_shown(record, data):
 
 
 def open_run(s, folder, data, overwrite=False):
-    """As cli.run_folder.open_run; InputError also where show_record could not print the record."""
+    """As cli.run_folder.open_run; InputError also for a record that show_record cannot print."""
     record = run_folder.open_run(s, folder, data, overwrite)
-    if record and not is_shown(record, data):
+    if record and not can_be_shown(record, data):
         raise InputError(f"{folder}/run.json: its results are not as train writes them: "
                          "--overwrite starts anew")
     return record
 
 
 def silent(line):
-    """Says nothing, where others print."""
+    """A `say` that prints nothing."""
 
 
 def learn(s, model, data, folder, say, on_epoch=None):
-    """The training itself, with its progress bar -> the loop's progress (None if it was stopped),
-    timing: of what this process did, for a run that goes on counts its own steps only."""
+    """Train, with a progress bar -> the progress of loop.fit, None if it was stopped; and how long
+    it took, without the steps that an earlier process took before the run was stopped."""
     from .training import loop
     from .training.plan import Rows
     rows = model.task.training_rows(data.train)
     train, dev = encode(model, rows, training=True)[0], encode(model, data.dev)[0]
-    chosen = random.Random(f"fitted:{s.seed}").sample(range(len(rows)), min(len(rows), FITTED_ROWS))
-    sample = Rows([train.encoded[row] for row in chosen], [train.labels[row] for row in chosen])
+    drawn = random.Random(f"fitted:{s.seed}").sample(range(len(rows)), min(len(rows), FITTED_ROWS))
+    sample = Rows([train.encoded[row] for row in drawn], [train.labels[row] for row in drawn])
     started = time.monotonic()
     bar = Progress(say is silent, dynamic_ncols=True, leave=False)
     with bar, StopSignal() as stop, features(s, model, [*train.encoded, *dev.encoded]):
@@ -88,7 +88,7 @@ def learn(s, model, data, folder, say, on_epoch=None):
         def after_epoch(line):
             logits = model.scores(sample.encoded, s.eval_batch_size)
             fitted = model.task.measure(model.probabilities(logits), sample.labels)
-            line[f"train_{s.metric}"] = fitted[s.metric]       # of the same rows in each epoch
+            line[f"train_{s.metric}"] = fitted[s.metric]           # on the same rows in each epoch
             say_above(epoch_line(line, s.metric, model.task.METRICS))
             if on_epoch:
                 on_epoch(dict(line))
@@ -102,38 +102,38 @@ def learn(s, model, data, folder, say, on_epoch=None):
 
 
 def timing_of(s, model, train, bar, seconds):
-    """How long the steps took that the bar has shown -> as in run.json."""
+    """The time of the steps that the bar has shown -> "timing" of run.json."""
     from .training.plan import plan_epochs
-    seconds = max(seconds, 1e-6)                           # a clock may stand still
+    seconds = max(seconds, 1e-6)                           # a coarse clock may measure 0
     steps = list(islice(chain.from_iterable(plan_epochs(model, train, s)), bar.first, bar.last))
     return {"train_seconds": round(seconds, 1),
             "seconds_per_step": round(seconds / max(1, len(steps)), 4),
             "examples_per_second": round(sum(map(len, steps)) / seconds, 1)}
 
 
-def epoch_line(line, metric, names):
-    """A line of the history in words: the loss, the metric on training rows, the metrics on dev."""
-    dev = "  ".join(f"{name} {line[name]:.3f}" for name in names)
-    return (f"epoch {line['epoch']:3d}  train loss {line['train_loss']:.3f}  "
-            f"{metric} {line[f'train_{metric}']:.3f}  dev {dev}")
+def epoch_line(epoch, metric, names):
+    """A dict of the history -> text: the loss, the metric on training rows, all metrics on dev."""
+    dev = "  ".join(f"{name} {epoch[name]:.3f}" for name in names)
+    return (f"epoch {epoch['epoch']:3d}  train loss {epoch['train_loss']:.3f}  "
+            f"{metric} {epoch[f'train_{metric}']:.3f}  dev {dev}")
 
 
 def finish(s, model, data, folder, record, progress, timing):
-    """Test, compare with the baselines, save everything."""
+    """Test, compare with the baselines, save the model and its results -> the finished record."""
     split = "test" if data.test else "dev"
     examples = getattr(data, split)
     rows, _ = encode(model, examples)
 
     def logits(encoded):
-        return logits_of(s, model, encoded)
+        return logits_of(s, model, encoded)                                         # (rows, C)
     probabilities = model.probabilities(logits(rows.encoded))
 
     def dev_probabilities():
         return model.probabilities(logits(encode(model, data.dev)[0].encoded))
     model.task = model.task.fitted(dev_probabilities, data.dev)
-    found = model.task.check_answers(model, [e.texts for e in examples], logits)
+    checks = model.task.check_answers(model, [e.texts for e in examples], logits)
     if not collect(model):
-        return record
+        return record                      # of several processes the main one alone writes files
     name, own = f"{Path(s.model).name}, {s.method}", model.task.evaluate(probabilities, rows.labels)
     timing |= {"peak_memory_mb": peak_memory()}
     model.save(folder)                     # before the baselines, which may run out of memory
@@ -142,13 +142,13 @@ def finish(s, model, data, folder, record, progress, timing):
                       model.answers(probabilities))
     results = {**model.task.baselines(data, quick=s.baselines == "off"), name: own}
     record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split,
-               "results": results, **found, "timing": timing}
+               "results": results, **checks, "timing": timing}
     write_json(folder / "run.json", record)
     return record
 
 
 def show_record(record, data, folder, say=print):
-    """Print a finished run: the final table, what speaks against it, and the folder."""
+    """Print a finished run: the table of results, the folder, and warnings about the baselines."""
     from .cli.baseline_warning import baseline_warning     # it loads numpy
     timing, split, task = record["timing"], record["split"], task_of(record["settings"], data)
     speed = ""
@@ -172,11 +172,11 @@ def show_record(record, data, folder, say=print):
 def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     """A run from the data to the saved model -> its record (run.json), None if it was stopped.
 
-    overwrite: start anew although the folder holds a run; say: called with each line to be read on
-    the way; on_epoch: called with a line of metrics.jsonl, a dict, after each epoch.
+    overwrite: replace a run in the folder, once this one is finished; say: called with each line
+    of output; on_epoch: called after each epoch with a dict, a line of metrics.jsonl.
     """
     own = run_folder.RunFolder(folder)
-    place = run_folder.place_of(s, folder, data, overwrite)
+    place = run_folder.place_of(s, folder, data, overwrite)      # the folder, or one inside it
     model, trainable, total = build(s, data.labels, data.columns)
     model.read_as(reading_of(s, data))
     prepare(s, model)
@@ -203,21 +203,17 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
 
 
 def whole_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
-    """The record of a run that is finished in the folder, else of `train_run`, which only this
-    process may do there."""
+    """The record of the run that is finished in the folder, else that of `train_run`. Meanwhile no
+    other process can use the folder."""
     with run_folder.RunFolder(folder).held():
         if finished := open_run(s, folder, data, overwrite):
             say(f"{folder}: this run is finished already (--overwrite starts it anew)")
         return finished or train_run(s, data, folder, overwrite, say, on_epoch)
 
 
+@distributed()
 def main(arguments=None):
-    with distributed():
-        return carry_out(arguments)
-
-
-def carry_out(arguments):
-    """The command, in one process of however many there are -> exit code."""
+    """The command, also as one of several processes -> exit code."""
     flags = vars(parse(arguments))
     config, overwrite = flags.pop("config"), flags.pop("overwrite")
     s = read_settings(flags, config)
@@ -228,7 +224,7 @@ def carry_out(arguments):
     if record is None:
         again = "The same command" + " without --overwrite" * overwrite
         raise Stopped(f"stopped; the state is saved in {folder}. {again} goes on from there.")
-    if record["finished"]:                         # in the main process, which alone writes
+    if record["finished"]:                         # in the main process
         show_record(record, data, folder)
     return 0
 

@@ -20,7 +20,7 @@ TOUR = ["text/tokenizers/wordpiece.py", "text/batch.py", "models/layers.py", "mo
         "training/loop.py", "training/metrics.py", "train.py"]
 LONGEST_TOUR = 1_700
 OPTIONAL = re.compile(r"preference|bradley|swap|multi.?label|several_labels|threshold|sliding|windowed|prefix_tuning|"
-                      r"virtual_tokens|soft prompt|torchrun|all_reduce|is_main_process|parallel|fsdp|ddp|cached|remember|"
+                      r"virtual_tokens|soft prompt|torchrun|all_reduce|is_main_process|(?<!Data)parallel|fsdp|ddp|cached|remember|"
                       r"last_token|recompute|checkpointing|4.?bit|quant", re.I)
 
 

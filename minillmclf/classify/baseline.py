@@ -1,10 +1,10 @@
-"""What any model has to beat: how frequent each class is, logistic regression on a bag of words,
-and, of two answers to a prompt, that the longer one wins.
+"""Baselines, which any model has to beat: the frequencies of the classes, logistic regression on a
+bag of words, and, for two answers to a prompt, "the longer answer wins".
 
-The bag counts words and pairs of neighbours, weighted by TF-IDF with the usual smoothing (Salton
-and Buckley 1988): (1 + log tf) * (1 + log((1 + rows) / (1 + df))), rows scaled to length 1. Only
-the terms in the most rows are kept, so that the weights and what L-BFGS remembers of them stay
-below 400 MB whatever the data.
+The features are words and pairs of neighbouring words, weighted by TF-IDF with the usual smoothing
+(Salton and Buckley 1988): (1 + log tf) * (1 + log((1 + rows) / (1 + df))), and each row is scaled
+to length 1. Only the most frequent terms are kept, so that weights and the history of L-BFGS stay
+below 400 MB for any data.
 """
 import math
 import re
@@ -16,12 +16,12 @@ import torch.nn.functional as F
 
 from .swap import is_preference, longer_answer
 
-MOST_TERMS, MOST_WEIGHTS = 100_000, 3_000_000      # terms; terms times classes
-HISTORY = 10                                       # steps that L-BFGS remembers, two vectors each
+MOST_TERMS, MOST_WEIGHTS = 100_000, 3_000_000      # V; V times C
+HISTORY = 10                                       # L-BFGS keeps two vectors for each of 10 steps
 
 
 def baselines(data, task, quick=False):
-    """Baselines on the model's own split -> {name: metrics on test, or dev if there is no test}.
+    """A Dataset -> {name of a baseline: its metrics on test, or on dev if there is no test}.
 
     quick: without the bag of words, which takes minutes on very many rows or classes.
     """
@@ -44,36 +44,36 @@ def baselines(data, task, quick=False):
 
 
 def majority(train_labels, rows, classes):
-    """The frequencies of the classes in train, for every row -> probabilities (rows, classes)."""
-    shares = np.bincount(train_labels, minlength=classes) / len(train_labels)
+    """N class numbers -> the frequency of each class, repeated for each row: (rows, C)."""
+    shares = np.bincount(train_labels, minlength=classes) / len(train_labels)           # (C,)
     return np.tile(shares, (rows, 1))
 
 
 def frequencies(train_targets, rows):
-    """Multi-label: targets (N, C) of 0 and 1 -> the share of rows with each class (rows, C)."""
+    """Multi-label targets (N, C) of 0 and 1 -> the share of rows with each class, (rows, C)."""
     return np.tile(np.mean(train_targets, axis=0), (rows, 1))
 
 
 def terms(texts):
-    """Lower-case words of a row and pairs of neighbours, each with the number of its text."""
-    parts = (texts,) if isinstance(texts, str) else texts
+    """The texts of a row -> its words and pairs of neighbours: "A cat sat" -> ["0:cat", "0:sat",
+    "0:cat 0:sat"], where 0 is the number of the text."""
     found = []
-    for number, part in enumerate(parts):
-        words = [f"{number}:{word}" for word in re.findall(r"\w\w+", part.lower())]
+    for number, text in enumerate((texts,) if isinstance(texts, str) else texts):
+        words = [f"{number}:{word}" for word in re.findall(r"\w\w+", text.lower())]
         found += words + [a + " " + b for a, b in zip(words, words[1:])]
     return found
 
 
 class BagOfWords:
-    """TF-IDF of words and word pairs -> logistic regression, fitted to the optimum by L-BFGS."""
+    """Logistic regression on the TF-IDF of V words and word pairs, fitted by L-BFGS."""
 
-    STRENGTHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)           # of the L2 penalty; dev chooses
+    STRENGTHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)           # of the L2 penalty; dev rows choose
 
     def __init__(self, classes):
         self.classes = classes
 
     def fit(self, texts, targets, dev_texts, dev_targets):
-        """Learn vocabulary and weights from train; choose the penalty by `merit` on dev. -> self"""
+        """Learn terms and weights from train; choose the strength by `merit` on dev. -> self"""
         frequency = Counter(term for text in texts for term in set(terms(text)))
         most = min(MOST_TERMS, MOST_WEIGHTS // self.classes)
         kept = frequency
@@ -88,15 +88,15 @@ class BagOfWords:
         return self
 
     def cost(self, logits, y):
-        """What is minimised: logits (N, C), y (N,) -> scalar."""
+        """logits (N, C), targets y (N,) -> the loss, a scalar."""
         return F.cross_entropy(logits, y)
 
     def merit(self, logits, y):
-        """What chooses the penalty: the number of right answers."""
+        """The number of right answers."""
         return int((logits.argmax(1) == y).sum())
 
     def features(self, texts):
-        """-> sparse (rows, vocabulary), rows of length 1."""
+        """Texts of N rows -> sparse (N, V)."""
         rows, columns, values = [], [], []
         for number, text in enumerate(texts):
             counts = {t: n for t, n in Counter(terms(text)).items() if t in self.index}
@@ -110,7 +110,7 @@ class BagOfWords:
                                        check_invariants=False).coalesce()
 
     def regress(self, x, y, strength):
-        """x, y -> (weights (vocabulary, C), bias (C,)) at the optimum of `cost` and the penalty."""
+        """x (N, V), y -> weights (V, C) and bias (C,), which minimise `cost` + the penalty."""
         w = torch.zeros(x.shape[1], self.classes, requires_grad=True)
         b = torch.zeros(self.classes, requires_grad=True)
         solver = torch.optim.LBFGS([w, b], max_iter=100, history_size=HISTORY,
@@ -125,26 +125,25 @@ class BagOfWords:
         return w.detach(), b.detach()
 
     def apply(self, x, weights):
-        """x, what `regress` gives -> logits (rows, C)."""
+        """x (N, V), the result of `regress` -> logits (N, C)."""
         return torch.sparse.mm(x, weights[0]) + weights[1]
 
     def predict(self, texts):
-        """-> probabilities (rows, C), numpy."""
+        """Texts of N rows -> probabilities, numpy (N, C)."""
         return self.apply(self.features(texts), self.weights).softmax(-1).numpy()
 
 
 class OneVersusRest(BagOfWords):
-    """Multi-label: the same features -> a logistic regression for each class. Targets are (N, C) of
-    0 and 1."""
+    """Multi-label: a logistic regression for each class. Targets are (N, C) of 0 and 1."""
 
     def cost(self, logits, y):
-        """The mean over rows, summed over classes: each class is fitted as if alone."""
+        """The loss is summed over classes, so each is fitted as if it were the only one."""
         return F.binary_cross_entropy_with_logits(logits, y, reduction="sum") / len(y)
 
     def merit(self, logits, y):
-        """Minus the log loss: thresholds come later and settle how many sets are right."""
+        """Minus the log loss: right answers cannot be counted before thresholds are fitted."""
         return -float(self.cost(logits, y))
 
     def predict(self, texts):
-        """-> probabilities (rows, C), numpy; a row's do not sum to one."""
+        """Texts of N rows -> probabilities, numpy (N, C), which do not sum to one."""
         return self.apply(self.features(texts), self.weights).double().sigmoid().numpy()

@@ -14,40 +14,40 @@ from .preference import preference_task
 from .task import SingleLabel
 from .windows import Windowed
 
-UNSAID = 512         # tokens of a row where neither the model nor its tokenizer says how many
+DEFAULT_LENGTH = 512       # tokens of a row if neither the model nor its tokenizer sets a limit
 
 
 @dataclass
 class Options:
     """How a classifier is built: the keyword arguments of Classifier.from_backbone.
 
-    readout="labels" reads a class as the log-probability of its label texts, and takes what
-    label_text/options.py has: template ("Review: {text}\\nSentiment:"), label_texts ({label: [text,
-    ...]}, default the names), fields, instruction, shots, end, score_by. `described` holds all of
-    these; it is {} for readout="head".
+    readout="labels" reads the logit of a class as the log-probability of its label texts. It takes
+    further arguments (label_text/options.py): template ("Review: {text}\\nSentiment:"), label_texts
+    ({label: [text, ...]}, default the names), fields, instruction, shots, end, score_by. They come
+    together in `described`, which is {} for readout="head".
     """
     pool: str = "family"                # the head that transformers has, or another of head.POOLS
     max_length: int | None = None       # tokens of a row, special ones included; None: the most
-    seed: int = 0                       # of new weights
-    pretrained: bool = True             # False: only the architecture and the tokenizer
-    quantise: str | None = None         # "nf4", "fp4": linear layers in four bits (tuning/quant.py)
-    keep: str = "head"                  # which end of a long text (text/cutting.py)
-    windows: dict | None = None         # reads long documents in windows (windows.check_windows)
-    preference: dict | None = None      # {"kind": "head", "swap": "both"} (preference.py)
-    multi_label: bool = False           # any number of classes a row (multilabel.py)
+    seed: int = 0                       # for newly initialised weights
+    pretrained: bool = True             # False: take only config.json and the tokenizer
+    quantise: str | None = None         # "nf4", "fp4": 4-bit linear layers (tuning/quant.py)
+    keep: str = "head"                  # which end of a long text is kept (text/cutting.py)
+    windows: dict | None = None         # for long documents (windows.check_windows)
+    preference: dict | None = None      # such as {"kind": "head", "swap": "both"} (preference.py)
+    multi_label: bool = False           # may a row have any number of labels? (multilabel.py)
     described: dict = field(default_factory=dict)
 
 
 def read_options(labels, given):
-    """{"readout": "head" or "labels", name: value} -> Options."""
+    """The arguments of Classifier.from_backbone, {name: value} -> Options."""
     own = {f.name for f in fields(Options)} - {"described"}
-    asked = {name: value for name, value in given.items() if name not in {*own, "readout"}}
-    described = read_readout(given.get("readout", "head"), asked, labels)
+    others = {name: value for name, value in given.items() if name not in {*own, "readout"}}
+    described = read_readout(given.get("readout", "head"), others, labels)
     return Options(described=described, **{name: given[name] for name in given if name in own})
 
 
 def from_backbone(cls, path, labels, given):
-    """A Classifier (cls) on a pretrained backbone; arguments as for Classifier.from_backbone."""
+    """A Classifier (cls) on a pretrained backbone. given: as for `read_options`."""
     check_labels(labels)
     checkpoint, options = open_checkpoint(path), read_options(labels, given)
     model = modules(cls, checkpoint, labels, options)
@@ -62,7 +62,7 @@ def from_backbone(cls, path, labels, given):
 
 
 def modules(cls, checkpoint, labels, options):
-    """A Classifier (cls) of the modules that a folder and Options describe, not yet filled."""
+    """A Classifier (cls) with no weights loaded. checkpoint: of the backbone; options: Options."""
     backbone = build_backbone(checkpoint, lm_head=bool(options.described))
     tokenizer = load_tokenizer(checkpoint.folder).refuse_second_bos()
     if len(tokenizer) > backbone.config["vocab_size"]:
@@ -89,22 +89,22 @@ def modules(cls, checkpoint, labels, options):
 
 
 def task_of(labels, described=None, preference=None, multi_label=False):
-    """The task of these options, which are as in Options."""
-    found = preference_task(preference, labels, described or {})
+    """The task of a classifier with these labels and Options."""
+    task = preference_task(preference, labels, described or {})
     if not multi_label:
-        return found or SingleLabel(labels)
-    if described or found:
+        return task or SingleLabel(labels)
+    if described or task:
         raise InputError("several classes a text go with a plain head: without label texts, "
                          "preference")
     return MultiLabel(labels)
 
 
 def text_length(asked, backbone, tokenizer, folder):
-    """Tokens of a row: as many as were asked for, or, for None, as model and tokenizer take, which
-    the tokenizer remembers. InputError for a number that leaves no place for a text, or that the
-    model has no positions for."""
+    """max_length of a classifier: `asked`, or, for None, what model and tokenizer can take, which
+    is also set on the tokenizer. InputError for a number that leaves no place for a text, or for
+    which the model has too few positions."""
     highest, least = backbone.max_tokens or math.inf, tokenizer.num_special_tokens(True) + 1
-    known = tokenizer.max_length or backbone.max_tokens or UNSAID
+    known = tokenizer.max_length or backbone.max_tokens or DEFAULT_LENGTH
     tokenizer.max_length = min(highest, known)
     if asked is not None and not (type(asked) is int and least <= asked <= highest):
         raise InputError(f"max_length {short(asked)}: must lie between {least} and the {highest} "

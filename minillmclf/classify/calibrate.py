@@ -1,15 +1,15 @@
-"""Calibration: correct logits that lean to a class, or that are too sure, after training.
+"""Calibration after training: correct logits that favour a class, or that are overconfident.
 
-Logits (N, C) are a head's, or the log-probabilities of label texts, which need not sum to one.
-Every method gives one map, (logits - bias) / temperature; what it is fitted to differs:
+Logits (N, C) of N rows come from a head, or are the log-probabilities of label texts, which need
+not sum to one. The correction is (logits - bias) / temperature; three methods fit it:
 
-    contextual    texts that say nothing, such as "N/A"    Zhao et al. 2021, "Calibrate Before Use"
-    batch         rows without labels                      Zhou et al. 2023, "Batch Calibration"
-    temperature   rows with labels, not those of training  Guo et al. 2017, "On Calibration of
-                                                           Modern Neural Networks"
+    contextual    to texts without content, as "N/A"  Zhao et al. 2021, "Calibrate Before Use"
+    batch         to rows without labels              Zhou et al. 2023, "Batch Calibration"
+    temperature   to rows with labels, not trained    Guo et al. 2017, "On Calibration of Modern
+                  on                                  Neural Networks"
 
-The first two move the bias and may change answers; a temperature changes only how sure they are.
-All is fitted in float64 and in logarithms. Not here: a scale for each class, isotonic regression.
+The first two fit the bias and may change answers; a temperature changes only their probabilities.
+Fitting is done in float64, on logarithms. Not here: a scale for each class, isotonic regression.
 """
 import math
 from dataclasses import asdict, dataclass
@@ -19,10 +19,10 @@ import torch
 from ..errors import InputError
 from ..files import short
 
-CONTENT_FREE = ("N/A", "", "[MASK]")       # inputs without content
-LOWEST, HIGHEST = 1 / 100, 100.0           # the temperatures that are tried
-LEAST = 1e-6                               # a temperature in a file: below, float32 overflows
-HALVINGS = 60                              # of the interval between them, beyond float64
+CONTENT_FREE = ("N/A", "", "[MASK]")       # the inputs of `contextual`
+LOWEST, HIGHEST = 1 / 100, 100.0           # the temperatures between which `temperature` searches
+LEAST = 1e-6                               # least temperature of a file; float32 overflows below
+HALVINGS = 60                              # of the search interval: more than float64 can resolve
 
 
 @dataclass
@@ -33,22 +33,21 @@ class Calibration:
     temperature: float = 1.0
 
     def __call__(self, logits):
-        """(N, C) -> (N, C), of the same dtype and device. InputError if they are not finite."""
+        """Logits (N, C) -> corrected logits (N, C). InputError for logits that are not finite."""
         if check_logits(logits).shape[1] != len(self.bias):
             raise InputError(f"scores of {logits.shape[1]} classes, but a calibration for "
                              f"{len(self.bias)}: fit anew")
-        exact = torch.promote_types(logits.dtype, torch.float32)        # 16 bits round the result
-        bias = torch.tensor(self.bias, dtype=exact, device=logits.device)
-        found = ((logits.to(exact) - bias) / self.temperature).to(logits.dtype)
+        wide = torch.promote_types(logits.dtype, torch.float32)         # 16 bits are too coarse
+        bias = torch.tensor(self.bias, dtype=wide, device=logits.device)            # (C,)
+        found = ((logits.to(wide) - bias) / self.temperature).to(logits.dtype)
         return check_logits(found, "calibrated scores")
 
     def as_dict(self):
-        """What `from_dict` reads, for a JSON file."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, d, classes, where):
-        """d: as `as_dict` gives it; classes: how many; where: the file and key for errors."""
+        """d: as from `as_dict`; classes: C; where: what errors call it. InputError for others."""
         if not isinstance(d, dict) or set(d) != {"bias", "temperature"}:
             raise InputError(f"{where} should have the keys bias and temperature and no other, not "
                              f"{short(d)}")
@@ -63,29 +62,30 @@ class Calibration:
 
 
 def contextual(logits):
-    """logits (M, C) of the M content-free inputs -> Calibration: their mean answer is the bias.
+    """Logits of the content-free inputs (N, C) -> Calibration, whose bias is the log of their mean
+    probabilities.
 
-    Subtracting it is Zhao's W = diag(p_cf)^-1, so a single content-free input comes out uniform.
-    Rows are made to sum to one *before* the mean; the paper's own code does it after.
-    """
+    To subtract it is Zhao's W = diag(p_cf)^-1: after it, a single content-free input gets uniform
+    probabilities. Rows are normalised *before* the mean; the code of the paper does it after."""
     return Calibration(log_mean_probability(logits, 1).tolist())
 
 
 def batch(logits):
-    """logits (N, C) of 2 rows or more without labels -> Calibration: their mean answer is the bias.
+    """Logits (N, C) of 2 rows or more -> Calibration, whose bias is the log of their mean
+    probabilities.
 
-    Afterwards the mean of p(y|x) / exp(bias) is 1 for every class. It assumes that the classes are
-    about equally frequent; where they are not, it removes their true frequency too.
+    This assumes that the classes are about equally frequent; where they are not, it also removes
+    the true frequencies.
     """
     return Calibration(log_mean_probability(logits, 2).tolist())
 
 
 def temperature(logits, targets):
-    """logits (N, C), targets: N class numbers -> Calibration of the least mean log loss, no bias.
+    """Logits (N, C), N class numbers -> Calibration with the temperature T of the lowest log loss.
 
-    The loss is convex in 1/T, so its slope, mean(expected logit - logit of the target), only rises:
-    halve the interval of log(1/T) until it is 0. Where all rows are right the search ends at 1/100
-    (at 100 where all are wrong). T stays 1 if no other is better.
+    The loss is convex in 1/T: its slope, mean(expected logit - logit of the target), only rises.
+    So the interval of log(1/T) is halved until the slope is 0. T ends at 1/100 where all rows are
+    right, at 100 where all are wrong. T stays 1 if no other is better.
     """
     logp = log_probabilities(logits, 1)                                             # (N, C)
     targets = check_targets(targets, *logp.shape)
@@ -105,13 +105,13 @@ def temperature(logits, targets):
 
 
 def log_mean_probability(logits, least):
-    """(N, C) -> (C,), the log of the mean over rows of softmax(row)."""
+    """Logits (N, C) -> (C,), the log of the mean over rows of softmax(row)."""
     logp = log_probabilities(logits, least)
     return logp.logsumexp(0) - math.log(len(logp))
 
 
 def log_probabilities(logits, least):
-    """(N, C) -> (N, C), rows whose exp sums to one, float64 on the CPU. InputError for fewer than
+    """Logits (N, C) -> log-probabilities (N, C), float64 on the CPU. InputError for fewer than
     `least` rows."""
     if len(check_logits(logits)) < least:
         raise InputError(f"calibration needs at least {least} rows of scores, not {len(logits)}: "
@@ -120,7 +120,7 @@ def log_probabilities(logits, least):
 
 
 def check_logits(logits, what="scores"):
-    """-> the logits, if they are floating-point numbers (N, C) and finite."""
+    """-> the logits. InputError unless they are finite floating-point numbers (N, C)."""
     if logits.dim() != 2 or not logits.is_floating_point():
         raise InputError(f"{what} should be floating-point numbers (N, C), not {logits.dtype} "
                          f"{tuple(logits.shape)}")
@@ -132,7 +132,7 @@ def check_logits(logits, what="scores"):
 
 
 def check_targets(targets, rows, classes):
-    """N class numbers -> (N,) on the CPU."""
+    """Class numbers, one for each of `rows` -> tensor (N,) on the CPU. InputError for others."""
     targets = torch.as_tensor(targets).cpu()
     if targets.shape != (rows,) or targets.is_floating_point():
         raise InputError(f"labels should be {rows} class numbers, one for each row of scores, not "
@@ -145,6 +145,6 @@ def check_targets(targets, rows, classes):
 
 
 def is_number(value):
-    """Is it a number of a JSON file that float32 can hold?"""
+    """Is a value of a JSON file a number that float32 can hold?"""
     most = torch.finfo(torch.float32).max
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= most

@@ -1,8 +1,8 @@
-"""A classifier: backbone + readout + tokenizer + task. Here it answers texts; build.py and saved.py
-make one from a folder and write one to a folder.
+"""A classifier: backbone + readout + tokenizer + task. Here: from texts to answers. build.py makes
+one from a backbone; saved.py saves and loads it.
 
-What `save` writes is a Hugging Face folder: transformers' AutoModelForSequenceClassification gives
-the same logits and the same label names, and what transformers saves, `load` reads.
+`save` writes a Hugging Face folder, for which transformers' AutoModelForSequenceClassification
+gives the same logits and label names; `load` reads what transformers saves.
 """
 import torch
 from torch import nn
@@ -17,12 +17,12 @@ from .readout import as_rows
 
 
 class Classifier(nn.Module):
-    """classifier(batch) -> logits (B, C); classifier.predict(texts) -> probabilities (N, C).
+    """classifier(batch) -> logits (B, C); classifier.predict(texts) -> probabilities (rows, C).
 
-    head: a readout (readout.py), which has `read(backbone, ids, mask, types, layout) -> logits`; task: what
-    depends on the kind of answer (task.py); labels: the names of the classes, in order; max_length:
-    tokens of a row, special ones included; reading: how the rows of the training data were read,
-    or None; base, tuning: the folder of the backbone and how it was tuned, if it was.
+    head: a readout, from the backbone's hidden states to logits (readout.py); task: what depends on
+    the kind of answer (task.py); labels: the names of the classes, in order; max_length: most
+    tokens of a row, special ones included; reading: see `read_as`; base: the folder of the
+    backbone; tuning: the tuning config, if a method of tuning/ was applied, else None.
     """
 
     def __init__(self, backbone, head, tokenizer, task, max_length=None):
@@ -38,45 +38,45 @@ class Classifier(nn.Module):
     def from_backbone(cls, path, labels, readout="head", **options):
         """A new classifier on a pretrained backbone. path: a Hugging Face folder or a shipped name;
         labels: names in class order; readout, options: see build.Options. The last layer of a head
-        is newly initialised, the same for the same seed."""
+        is newly initialised from the option seed."""
         return build.from_backbone(cls, path, labels, {"readout": readout, **options})
 
     @classmethod
     def empty(cls, checkpoint, labels, readout="head", **options):
-        """The same modules without weights, on the device "meta". checkpoint: an open folder."""
+        """As from_backbone, with no weights loaded. checkpoint: a models.weights.Checkpoint."""
         options = build.read_options(labels, {"readout": readout, **options})
         return build.modules(cls, checkpoint, labels, options)
 
     @classmethod
     def load(cls, path, base=None):
-        """A classifier from a run folder, a Hugging Face folder with a classification head, or an
-        adapter's folder, in eval mode. base: where an adapter's base lies now, if not where the
-        adapter says."""
+        """A classifier in eval mode, from a run folder, a Hugging Face folder with a classification
+        head, or the folder of an adapter. base: the folder of an adapter's base model, if it is no
+        longer where the adapter says."""
         return saved.load(cls, path, base)
 
     def save(self, path):
-        """Write config.json, model.safetensors and the tokenizer's files; of an adapter only what
-        was trained."""
+        """Write config.json, model.safetensors and the tokenizer's files, or, after a method like
+        LoRA, only what was trained."""
         saved.save(self, path)
 
     def settings(self):
-        """What config.json keeps of it that transformers has no place for."""
+        """What config.json has under "minillmclf", which transformers does not read."""
         return saved.settings_of(self)
 
     def restore(self, settings, where):
-        """Take over such settings, but those that shape the modules. -> self"""
+        """Take over such settings, except those that `build` reads. -> self"""
         self.task.restore(settings, where)
         return self.read_as(settings.get("reading"), f"{where}: reading")
 
     def read_as(self, reading, where="reading"):
-        """Remember how rows are read: {"text_column": names, "label_column": name, ...}, or None.
-        From then on a row has as many texts as there are names. -> self"""
+        """Set how rows of data are read: {"text_column": names, "label_column": name, ...} or None.
+        From then on a row must have as many texts as there are names. -> self"""
         self.reading = reading and check_fields(reading, saved.READING, where)
         return self
 
     def table(self, with_classes=True):
-        """How backbone and head lie in a file together. Without classes, the file's own last layer
-        is dropped."""
+        """The rename table of backbone and head. with_classes=False drops the last layer of a head
+        in the file, which belongs to other classes."""
         body = self.backbone.table()
         prefix = "" if self.head.described else self.backbone.CLASSIFIER_PREFIX
         names = {prefix + file: path and "backbone." + path for file, path in body.names.items()}
@@ -87,13 +87,13 @@ class Classifier(nn.Module):
     # ------------------------------------------------------------------- texts to logits
 
     def row(self, texts, training=False):
-        """A tuple of texts -> a row of token ids, was it cut? training: a row to learn from; some
-        tasks lay out a row that is to be answered in another way."""
+        """A tuple of texts -> (a row of token ids, was it cut?). training: will the row be learned
+        from? Some tasks lay out a row for prediction in another way."""
         return self.task.lay_out(self.head, self.tokenizer, texts, self.max_length, training)
 
     def encode(self, texts, training=False):
-        """A list of texts -> (rows of token ids, how many texts were cut to max_length). A text is
-        a string, or a tuple for a row of several; training: as for `row`."""
+        """A list of rows, each a string or a tuple of texts -> (rows of token ids, how many were
+        cut to max_length). training: as for `row`."""
         encoded, shortened = [], 0
         names = self.reading["text_column"] if self.reading else ()
         for number, row in enumerate(as_rows(texts, names, self.head.most_texts), 1):
@@ -106,16 +106,15 @@ class Classifier(nn.Module):
         return encoded, shortened
 
     def row_size(self, row):
-        """Places that a row of token ids takes in a batch."""
+        """The number of tokens of a row, padding between its sequences included."""
         return self.task.row_size(row)
 
     def collate(self, encoded, rows, labels=None):
-        """encoded: rows of token ids; rows: the numbers of some; labels: targets of all, or None
-        -> Batch."""
+        """Some rows of `encode` -> Batch; arguments as in text.batch.collate."""
         return self.task.collate(encoded, rows, self.tokenizer.pad_id, labels)
 
     def forward(self, batch, read=None):
-        """Batch -> logits (B, C). read: another method of the head; then -> what that gives."""
+        """Batch -> logits (B, C), or what `read` gives, another method of the head."""
         if read is not None:
             return read(self.backbone, batch.ids, batch.mask, batch.types)
         logits = self.head.read(self.backbone, batch.ids, batch.mask, batch.types, batch.layout)
@@ -123,8 +122,8 @@ class Classifier(nn.Module):
 
     @torch.inference_mode()
     def over(self, encoded, compute, columns, batch_size=64):
-        """compute(batch) -> (B, columns), over rows of token ids in batches sorted by length ->
-        (N, columns) on the CPU, in the order given. InputError for numbers that are not finite."""
+        """Rows of `encode` -> what compute, batch -> (B, columns), gives for them: (rows, columns)
+        on the CPU. Batches are sorted by length, the result is not. InputError if not finite."""
         rows = encoded if isinstance(encoded, (list, tuple)) else [None]
         if not all(isinstance(row, tuple) for row in rows):
             raise InputError("scores are of rows, model.encode(texts)[0], not of "
@@ -142,26 +141,26 @@ class Classifier(nn.Module):
         return out
 
     def scores(self, encoded, batch_size=64):
-        """Logits (N, C) of rows of token ids, on the CPU; calibrated, if the task is."""
+        """Rows of `encode` -> logits (rows, C) on the CPU, after the task's calibration if any."""
         return self.task.calibrated(self.over(encoded, self, len(self.labels), batch_size))
 
     # ------------------------------------------------------------------- logits to answers
 
     def probabilities(self, logits):
-        """Logits (N, C) -> probabilities, numpy (N, C)."""
+        """Logits (rows, C) -> probabilities, numpy (rows, C)."""
         return self.task.probabilities(logits)
 
     def answers(self, probabilities):
-        """Probabilities (N, C) -> the answer to each text, a list of strings."""
+        """Probabilities (rows, C) -> the answer to each row, a list of strings."""
         return self.task.answers(probabilities)
 
     def predict(self, texts, batch_size=64):
-        """Texts -> probabilities of the classes, numpy (N, C), columns in the order of `labels`."""
+        """Texts -> probabilities, numpy (rows, C), with the columns in the order of `labels`."""
         return self.probabilities(self.scores(self.encode(texts)[0], batch_size))
 
     def write(self, texts, max_new_tokens=16, **choice):
-        """What the language model itself writes after each text -> list of strings. choice: as for
-        `generate`."""
+        """Texts -> what the language model writes after each, a list of strings. choice: as for
+        models.generate."""
         encoded, _ = self.encode(texts, training=True)
         if not encoded:
             return []

@@ -1,8 +1,8 @@
 """Classification heads: the hidden states of a text -> one logit for each class.
 
-`pool` makes one vector of a text's T vectors. On top each family has its own small network, as
-transformers has it, so that checkpoints travel both ways. `PooledHead` is the plain alternative, a
-linear layer on any pooling; only this package reads it back. Pooling by "attention" learns which
+`pool` makes one vector of a text's T vectors. Each family has its own small network on top, the
+same as in transformers, so checkpoints go both ways. `PooledHead` is the plain alternative, a
+linear layer on any pooling; only this package can load it. The pooling "attention" learns which
 tokens count (Lin et al. 2017, "A Structured Self-Attentive Sentence Embedding", arXiv:1703.03130).
 """
 import torch
@@ -14,16 +14,16 @@ from .readout import Readout
 
 POOLINGS = ("first", "mean", "max", "last")
 POOLS = ("family", *POOLINGS, "attention")      # what a user may ask for
-MISTAKE = "position"        # the last place of a batch, padding or not: to be seen, not offered
+MISTAKE = "position"                            # a bug to study, see `pool`; not in --pool
 
 
 def pool(hidden, mask, how):
     """hidden (B, T, D), mask (B, T) -> (B, D): the first or last *real* token, or the mean or
-    maximum over real tokens.
+    maximum over real tokens. InputError for an unknown `how`.
 
-    Padding may stand on either side. how="position" takes [:, -1], as if nothing were padded: then
-    a text's answer depends on how long its batch mates are, and no error shows. It is a common
-    mistake, kept here to be seen. InputError for an unknown `how`.
+    Padding may stand on either side. how="position" takes [:, -1], as if nothing were padded: a
+    common mistake, kept for study. A text's logits then depend on the longest text of its batch,
+    and no error shows it.
     """
     if how == MISTAKE:
         return hidden[:, -1]
@@ -41,14 +41,14 @@ def pool(hidden, mask, how):
 
 
 def query(width, hidden=128):
-    """The layers U and v of `attention`; hidden: rows of U."""
+    """New layers for `attention`: U, from width to hidden, and v, from hidden to 1."""
     return nn.Linear(width, hidden, bias=False), nn.Linear(hidden, 1, bias=False)
 
 
 def attention(U, v, vectors, mask=None):
-    """Weights of T vectors: softmax over T of v . tanh(U h), computed in fp32 at least.
+    """The weight of each vector h: softmax over T of v . tanh(U h), computed in fp32 at least.
 
-    vectors (..., T, D), mask (..., T) or None for all -> (..., T), 0 at padding, sum 1.
+    vectors (..., T, D), mask (..., T) or None -> weights (..., T), 0 at padding, sum 1.
     """
     logits = v(torch.tanh(U(vectors))).squeeze(-1)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -57,14 +57,14 @@ def attention(U, v, vectors, mask=None):
 
 
 class Head(Readout):
-    """A readout of two steps: `features`, one vector of a text's T, and `classes`, its logits."""
+    """A readout in two steps: `features` makes one vector of a text, `classes` its logits."""
 
     LAST = (".out",)
-    pooling = "family"          # of POOLS
-    how = None                  # of POOLINGS, which vector `features` reads
+    pooling = "family"          # what the user asked for, one of POOLS
+    how = None                  # how tokens are pooled: one of POOLINGS, "attention" or MISTAKE
 
     def features(self, hidden, mask):
-        """hidden (B, T, D), mask (B, T) -> (B, D), what the last layer reads."""
+        """hidden (B, T, D), mask (B, T) -> (B, D), the input of the last layer."""
         return pool(hidden, mask, self.how)
 
     def classes(self, features):
@@ -76,8 +76,8 @@ class Head(Readout):
         return self.classes(self.features(hidden, mask))
 
     def states(self, backbone, ids, mask, types=None, layout=None):
-        """ids, mask, types: (B, T) and the mask's layout -> hidden and mask for `features`:
-        (B, T, D) and (B, T), or (B, 1, D) and (B, 1) where it reads one token only."""
+        """ids, mask, types: (B, T) and the mask's layout -> the arguments of `features`: hidden
+        (B, T, D) and mask (B, T), or (B, 1, D) and (B, 1) where it reads one token only."""
         if self.how not in ("first", "last"):
             return backbone.states(ids, mask, types, layout=layout), mask
         return backbone.states(ids, mask, types, self.how, layout), torch.ones_like(mask[:, :1])
@@ -88,7 +88,7 @@ class Head(Readout):
 
 
 class BertHead(Head):
-    """BERT's: first token -> dense -> tanh (the "pooler") -> dropout -> classes."""
+    """BERT: first token -> dense -> tanh (together the "pooler") -> dropout -> classes."""
 
     NAMES = {"bert.pooler.dense": "head.dense", "classifier": "head.out"}
     how = "first"
@@ -104,7 +104,7 @@ class BertHead(Head):
 
 
 class RobertaHead(BertHead):
-    """RoBERTa's: as BERT's, with a dropout before the dense layer too."""
+    """RoBERTa: as BERT, with dropout before the dense layer too."""
 
     NAMES = {"classifier.dense": "head.dense", "classifier.out_proj": "head.out"}
 
@@ -113,14 +113,14 @@ class RobertaHead(BertHead):
 
 
 class T5Head(RobertaHead):
-    """T5's: as RoBERTa's, on the decoder's state at the end-of-sequence token, a text's last."""
+    """T5: as RoBERTa, but on the decoder's last state, at the end-of-sequence token."""
 
     NAMES = {"classification_head.dense": "head.dense", "classification_head.out_proj": "head.out"}
     how = "last"
 
 
 class DebertaHead(BertHead):
-    """DeBERTa's: as RoBERTa's, with its own activation and, before the dense layer, dropout."""
+    """DeBERTa: as RoBERTa, with another activation, and another dropout before the dense layer."""
 
     NAMES = {"pooler.dense": "head.dense", "classifier": "head.out"}
 
@@ -135,7 +135,7 @@ class DebertaHead(BertHead):
 
 
 class ScoreHead(Head):
-    """The decoders': the last real token, which alone has seen the whole text -> classes."""
+    """Decoders: last real token, the only one that has seen the whole text -> classes."""
 
     NAMES = {"score": "head.out"}
     how = "last"
@@ -177,7 +177,7 @@ FAMILY_HEADS = {
 
 
 def build_head(model_type, backbone, classes, how="family"):
-    """how, of POOLS: "family" for the head that transformers has for this model_type."""
+    """A head of so many classes. how: of POOLS; "family": as transformers has it for model_type."""
     if how == "family":
         return FAMILY_HEADS[model_type](backbone, classes)
     if how not in (*POOLS, MISTAKE):

@@ -1,11 +1,11 @@
 """Multi-label: a row has any number of classes, each with a probability of its own.
 
-A class is answered where its probability, the sigmoid of its logit, reaches its threshold. 0.5 is
-right where only the number of wrong decisions counts. F1 ignores classes that are rightly left out,
-and of a rare class it is highest at a threshold well below 0.5 (Lipton et al. 2014, "Thresholding
-Classifiers to Maximize F1 Score"); so a threshold for each class is fitted to rows that nothing was
-learned from (Yang 2001, "A Study of Thresholding Strategies for Text Categorization", SCut). Few
-rows are fitted by chance too: test rows show what a threshold is worth.
+A row gets each class whose probability, the sigmoid of its logit, reaches the class's threshold. A
+threshold of 0.5 makes the fewest wrong decisions. But F1 does not count true negatives, and for a
+rare class it is highest at a threshold well below 0.5 (Lipton et al. 2014, "Thresholding
+Classifiers to Maximize F1 Score"). So the threshold of each class is fitted to dev rows (Yang 2001,
+"A Study of Thresholding Strategies for Text Categorization", SCut). On few rows it fits their noise
+too: test rows show what it is worth.
 
 Not here: classes that depend on one another (classifier chains).
 """
@@ -19,16 +19,16 @@ from ..training.multilabel import (MULTILABEL_METRICS, BinaryCrossEntropy, evalu
 from .baseline import OneVersusRest, frequencies
 from .task import SingleLabel
 
-HALF = 0.5                                          # the threshold where none is fitted
-AT_HALF = ("exact_match", "micro_f1", "macro_f1")   # metrics that thresholds change
+HALF = 0.5                                          # the threshold before any is fitted
+AT_HALF = ("exact_match", "micro_f1", "macro_f1")   # metrics that depend on thresholds
 
 
 def best_threshold(probabilities, targets):
-    """The threshold with the highest F1 of one class: (N,) and (N,) of 0 and 1 -> number.
+    """The threshold with the highest F1 of one class. probabilities (N,), targets (N,) of 0 and 1.
 
-    F1 changes only where the threshold passes a row, so it is enough to try one between every two
-    neighbours and one below all rows. Of equal ones it is the nearest to 0.5. A class that no row
-    has keeps 0.5.
+    F1 changes only where the threshold passes a probability, so it is enough to try the middle
+    between each two neighbours, and one below all. Among equally good ones the nearest to 0.5 is
+    taken; 0.5 for a class that no row has.
     """
     order = np.argsort(probabilities)[::-1]                        # (N,), the most probable first
     p = np.asarray(probabilities, dtype=np.float64)[order]
@@ -37,21 +37,21 @@ def best_threshold(probabilities, targets):
         return HALF
     last = np.append(p[:-1] > p[1:], True)                 # (N,), the last of equal probabilities
     below = np.append(p[1:], 0.0)
-    between = (p + below) / 2
-    between = np.where(between > below, between, p)          # neighbours in float64: one of the two
-    f1 = 2 * np.cumsum(true) / (np.arange(1, len(p) + 1) + true.sum())      # (N,) at each cut
-    best = between[last & (f1 == f1[last].max())]
+    middle = (p + below) / 2                                       # (N,), the thresholds to try
+    middle = np.where(middle > below, middle, p)           # no float64 lies between: take the upper
+    f1 = 2 * np.cumsum(true) / (np.arange(1, len(p) + 1) + true.sum())     # (N,), at each of them
+    best = middle[last & (f1 == f1[last].max())]
     return float(best[np.abs(best - HALF).argmin()])
 
 
 def fit_thresholds(probabilities, targets):
-    """The best threshold of each class on these rows: (N, C) both -> list of C numbers."""
+    """probabilities (N, C), targets (N, C) -> the best threshold of each class, C numbers."""
     columns = zip(np.asarray(probabilities).T, np.asarray(targets).T)
     return [best_threshold(p, t) for p, t in columns]
 
 
 def check_thresholds(thresholds, labels, where="thresholds"):
-    """-> the thresholds, if they are numbers from 0 to 1, one a class, and no name holds a bar."""
+    """InputError unless thresholds are C numbers from 0 to 1 and no label has a bar. -> a list"""
     good = isinstance(thresholds, (list, tuple)) and len(thresholds) == len(labels)
     if not good or not all(type(t) in (int, float) and 0 <= t <= 1 for t in thresholds):
         raise InputError(f"{where}: should be {len(labels)} numbers from 0 to 1, one for each "
@@ -64,13 +64,13 @@ def check_thresholds(thresholds, labels, where="thresholds"):
 
 
 def decide(probabilities, thresholds):
-    """(N, C) -> (N, C) bool, the classes of each row. In float64: rounded to float32, a threshold
-    between two rows could fall on one of them."""
+    """Probabilities (N, C), C thresholds -> (N, C) bool, has the row the class? In float64: in
+    float32 a threshold between two probabilities could be rounded to one of them."""
     return np.asarray(probabilities, np.float64) >= np.asarray(thresholds, np.float64)
 
 
 class MultiLabel(SingleLabel):
-    """Any number of classes a row. thresholds: one for each class, by default 0.5."""
+    """Any number of classes a row. thresholds: C numbers; None: all 0.5."""
 
     MULTI_LABEL, PROBLEM = True, "multi_label_classification"
     METRICS = tuple(MULTILABEL_METRICS)
@@ -88,22 +88,22 @@ class MultiLabel(SingleLabel):
                              "has a threshold")
 
     def probabilities(self, logits):
-        """In float64: in float32 the sigmoid is 1 for every logit above 17, and one wrong row would
-        have an infinite log loss."""
+        """Logits (N, C) -> probabilities, numpy (N, C). In float64: in float32 the sigmoid is 1 for
+        any logit above 17, and the log loss infinite if that answer is wrong."""
         return logits.double().sigmoid().numpy()
 
     def answers(self, probabilities):
-        """(N, C) -> for each row the names of its classes with bars between, "a|b", "" for none."""
+        """Probabilities (N, C) -> the names of each row's classes, such as "a|b", "" for none."""
         return ["|".join(name for name, yes in zip(self.labels, row) if yes)
                 for row in decide(probabilities, self.thresholds)]
 
     def targets(self, examples, name="the data"):
-        """Which classes each row has -> a list of C numbers, 0.0 or 1.0, a row."""
-        rows = [[0.0] * len(self.labels) for _ in examples]
-        for row, example in zip(rows, examples):
+        """Examples -> for each a list of C numbers, 1.0 for a class that it has, else 0.0."""
+        targets = [[0.0] * len(self.labels) for _ in examples]
+        for target, example in zip(targets, examples):
             for label in names_in(example.label):
-                row[self.number(label, example, name)] = 1.0
-        return rows
+                target[self.number(label, example, name)] = 1.0
+        return targets
 
     def loss(self, settings, targets):
         weigh = settings.class_weights == "balanced"
@@ -113,7 +113,7 @@ class MultiLabel(SingleLabel):
         return evaluate_multilabel(probabilities, targets, self.labels)
 
     def evaluate(self, probabilities, targets):
-        """Metrics at the thresholds; beside them, under "at_half", what they would be at 0.5."""
+        """Metrics at the thresholds; under "at_half" some of them with 0.5 for every threshold."""
         plain = self.measure(probabilities, targets)
         return evaluate_multilabel(probabilities, targets, self.labels, self.thresholds) | {
             "thresholds": dict(zip(self.labels, self.thresholds)),
@@ -123,7 +123,7 @@ class MultiLabel(SingleLabel):
         return MultiLabel(self.labels, fit_thresholds(probabilities(), self.targets(examples)))
 
     def table(self, results, name, examples, fitted=False):
-        """Each metric at 0.5 and at the thresholds; then the classes of the last model."""
+        """As SingleLabel.table, with some metrics both at 0.5 and at the fitted thresholds."""
         title = f"{name} ({len(examples)} rows)"
         wide = max(22, *map(len, [title, *results]))
         columns = "   at 0.5  fitted" + "  at 0.5  fitted" * 2 + "  log loss     ECE"
@@ -136,11 +136,11 @@ class MultiLabel(SingleLabel):
             lines.append("thresholds are fitted to these same rows: what they are worth shows on "
                          "others")
         model, last = list(results.items())[-1]
-        width = max(5, *map(len, self.labels))
+        wide = max(5, *map(len, self.labels))
         lines += ["", f"classes, {model}:",
-                  f"  {'':<{width}}  threshold  precision  recall     F1"]
+                  f"  {'':<{wide}}  threshold  precision  recall     F1"]
         for c in self.labels:
-            lines.append(f"  {c:<{width}}{last['thresholds'][c]:11.3f}{last['precision'][c]:11.3f}"
+            lines.append(f"  {c:<{wide}}{last['thresholds'][c]:11.3f}{last['precision'][c]:11.3f}"
                          f"{last['recall'][c]:8.3f}{last['f1'][c]:7.3f}")
         return lines
 

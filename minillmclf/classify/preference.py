@@ -2,16 +2,16 @@
 
     (prompt, a, b)  ->  log p(a), log p(b), log p(tie)      (B, 3), in the order of the labels
 
-PreferenceHead   one text with all three, and the family's head on it. It compares word with word,
-                 and may learn that what stands first wins (swap.py).
-BradleyTerry     each answer alone with the prompt -> its worth r; the two are compared (Bradley and
-                 Terry 1952; ties: Davidson 1970, "On Extending the Bradley-Terry Model to
-                 Accommodate Ties"). It cannot prefer a place. A reward model of RLHF is this
-                 without ties (Ouyang et al. 2022).
+PreferenceHead   All three texts are one sequence, which the family's head reads. It compares word
+                 with word, but may learn that the first answer wins (swap.py).
+BradleyTerry     Each answer is read alone with the prompt and gets a score r; the scores are
+                 compared (Bradley and Terry 1952; ties: Davidson 1970, "On Extending the
+                 Bradley-Terry Model to Accommodate Ties"). The order of the answers cannot matter.
+                 Without ties it is a reward model of RLHF (Ouyang et al. 2022).
 
-Label texts in a template with three fields are a third way. `Preference` is the task. A row that
-the backbone reads as two sequences is a `Pair`; a batch of them holds all first sequences, then all
-second ones. How three texts become one sequence is in text/parts.py.
+A third way is label texts in a template with three fields. `Preference` is the task. A row that
+the backbone reads as two sequences is a `Pair`; a batch of pairs holds all first sequences, then
+all second ones. text/parts.py makes one sequence of several texts.
 """
 from collections import Counter
 from typing import NamedTuple
@@ -32,7 +32,7 @@ KINDS, SWAPS = ("none", "head", "bradley-terry"), ("none", "train", "predict", "
 
 
 class Pair(NamedTuple):
-    """A row of two sequences, (ids, types) each, that the backbone reads one by one."""
+    """A row of two sequences, each (ids, types), that the backbone reads separately."""
     first: tuple
     second: tuple
 
@@ -40,7 +40,7 @@ class Pair(NamedTuple):
 # ------------------------------------------------------------------------------------- the heads
 
 class AroundHead(Head):
-    """A readout around a head of the family, `score`, whose tensors keep their names in files."""
+    """A readout with another head inside, `score`, whose tensors keep their names in files."""
 
     most_texts = 3
 
@@ -51,19 +51,19 @@ class AroundHead(Head):
                       for file, path in score.NAMES.items()}
 
     def forward(self, hidden, mask):
-        """(B, T, D) -> what the inner head gives."""
+        """hidden (B, T, D), mask (B, T) -> the logits of the inner head, (B, its classes)."""
         return self.score(hidden, mask)
 
     def lay_out(self, tokenizer, texts, max_length):
-        """(prompt, a, b) -> a row, was anything cut? `laid_out` gives a row and the tokens that are
-        cut of each text."""
+        """(prompt, a, b) -> a row, was it cut? `laid_out`, of a subclass, gives the row and how
+        many tokens of each text were cut."""
         row, cut = self.laid_out(tokenizer, texts, max_length)
         return row, any(cut)
 
 
 class PreferenceHead(AroundHead):
-    """All three texts in one, with markers -> the family's own head, of three classes. In
-    transformers it is an ordinary classifier of texts laid out in this way."""
+    """All three texts in one sequence, with markers between -> a head of the family, three classes.
+    For transformers it is an ordinary classifier of such sequences."""
 
     def __init__(self, score):
         super().__init__(score)
@@ -78,11 +78,11 @@ class PreferenceHead(AroundHead):
 
 
 def davidson(r_a, r_b, log_nu):
-    """Worths (B,) of two answers, log nu () -> log p(a), log p(b), log p(tie), (B, 3).
+    """Scores r_a, r_b (B,), log nu (1,) -> log p(a), log p(b), log p(tie), (B, 3).
 
     With w = exp(r):  p(a) = w_a / Z,  p(b) = w_b / Z,  p(tie) = nu sqrt(w_a w_b) / Z,  sum 1.
-    Divided by sqrt(w_a w_b) this is a softmax of (d / 2, -d / 2, log nu) with d = r_a - r_b. For
-    nu -> 0 it becomes Bradley and Terry's sigmoid(d). Exchanging a and b gives the same bits.
+    That is the softmax of (d / 2, -d / 2, log nu) with d = r_a - r_b. For nu -> 0, p(a) becomes
+    Bradley and Terry's sigmoid(d). If a and b are exchanged, so are their results, bit for bit.
     """
     half = (r_a - r_b) / 2                                                          # (B,)
     tie = log_nu.expand_as(half)
@@ -91,7 +91,7 @@ def davidson(r_a, r_b, log_nu):
 
 
 class Tie(nn.Module):
-    """log nu, learned: how readily two answers are called equal. It starts at 0: p = 1/3 each."""
+    """log nu, learned: the larger, the more ties. It starts at 0: 1/3 for each class if d = 0."""
 
     def __init__(self):
         super().__init__()
@@ -99,12 +99,12 @@ class Tie(nn.Module):
 
 
 class BradleyTerry(AroundHead):
-    """Each answer alone with its prompt -> the family's head, one output -> Davidson's formula.
-    Its rows are `Pair`s, (prompt, a) and (prompt, b)."""
+    """Each answer with the prompt -> a head of the family with one output r -> `davidson`. Its rows
+    are `Pair`s: (prompt, a) and (prompt, b)."""
 
     ARCHITECTURE = "MinillmclfBradleyTerry"
     LAST = (".out", ".tie")
-    SEQUENCES = 2                       # that a row has
+    SEQUENCES = 2                       # of a row
 
     def __init__(self, score, order):
         super().__init__(score)
@@ -113,13 +113,13 @@ class BradleyTerry(AroundHead):
         self.NAMES["minillmclf_tie"] = "head.tie"
 
     def laid_out(self, tokenizer, texts, max_length):
-        """Two sequences, each of at most max_length tokens; the prompt's cut is the longer one."""
+        """Both sequences have at most max_length tokens. The prompt may be cut more in one."""
         check_texts(texts)
         prompt, *answers = texts
-        rows = [parts.lay_out(tokenizer, (prompt, answer), parts.ONE_ANSWER, max_length, self.keep)
-                for answer in answers]
-        (first, (cut, cut_a)), (second, (cut_too, cut_b)) = rows
-        return Pair(first, second), [max(cut, cut_too), cut_a, cut_b]
+        found = [parts.lay_out(tokenizer, (prompt, answer), parts.ONE_ANSWER, max_length, self.keep)
+                 for answer in answers]
+        (first, (prompt_1, cut_a)), (second, (prompt_2, cut_b)) = found
+        return Pair(first, second), [max(prompt_1, prompt_2), cut_a, cut_b]
 
     def length(self, tokenizer, texts):
         """Tokens of the longer sequence."""
@@ -129,17 +129,17 @@ class BradleyTerry(AroundHead):
     def read(self, backbone, ids, mask, types=None, layout=None):
         """ids, mask, types: (2B, T), first all (prompt, a) -> log-probabilities (B, 3)."""
         r = self(*self.states(backbone, ids, mask, types, layout)).squeeze(1).float()   # (2B,)
-        found = davidson(*r.chunk(2), self.tie.bias)                            # (B, 3) a, b, tie
-        return found[:, np.argsort(self.order).tolist()]
+        a_b_tie = davidson(*r.chunk(2), self.tie.bias)                                  # (B, 3)
+        return a_b_tie[:, np.argsort(self.order).tolist()]      # columns in the order of the labels
 
 
 # ------------------------------------------------------------------------------------- the task
 
 class Preference(SingleLabel):
-    """The classes a, b and tie of rows (prompt, a, b). kind: of KINDS, "none" with label texts;
-    swap: of SWAPS, whether training and prediction see both orders."""
+    """Rows (prompt, a, b), classes a, b and tie. kind: of KINDS, "none" for label texts; swap: of
+    SWAPS, says where both orders of the answers are used: in training, in prediction."""
 
-    TEXTS, EXAMPLE = 3, "--data new.csv"                # three texts come from a file
+    TEXTS, EXAMPLE = 3, "--data new.csv"                # predict takes three texts from a file only
 
     def __init__(self, labels, kind="none", swap="none"):
         super().__init__(labels)
@@ -160,26 +160,26 @@ class Preference(SingleLabel):
         row, cut = head.lay_out(tokenizer, texts, max_length)
         if training or self.swap not in ("predict", "both"):
             return row, cut
-        second, cut_too = head.lay_out(tokenizer, swapped(texts), max_length)
-        return Pair(row, second), cut or cut_too
+        second, second_cut = head.lay_out(tokenizer, swapped(texts), max_length)
+        return Pair(row, second), cut or second_cut
 
     def sequences(self, row):
         return list(row) if isinstance(row, Pair) else [row]
 
     def row_size(self, row):
-        """Both sequences are padded to the longer one."""
+        """Both sequences of a row are padded to the longer one."""
         sequences = self.sequences(row)
         return len(sequences) * max(map(row_size, sequences))
 
     def collate(self, encoded, rows, pad_id=0, labels=None):
-        """Pairs -> a Batch with ids, mask, types (2B, T): the first sequence of all B rows, then
-        the second."""
+        """As text.batch.collate. Of pairs ids, mask and types are (2B, T): the first sequence of
+        each row, then the second of each."""
         chosen = [self.sequences(encoded[row]) for row in rows]
         counts = {len(sequences) for sequences in chosen}
         if len(counts) > 1:
             raise InputError("rows of 1 and of 2 sequences do not go into one batch: encode all of "
                              "them in the same way")
-        together = [sequence for place in range(*counts) for sequence in (s[place] for s in chosen)]
+        together = [sequences[n] for n in range(*counts) for sequences in chosen]
         batch = collate(together, range(len(together)), pad_id)
         if labels is not None:
             batch.labels = torch.tensor([labels[row] for row in rows])
@@ -190,7 +190,7 @@ class Preference(SingleLabel):
         return with_swapped(examples) if self.swap in ("train", "both") else examples
 
     def merge(self, logits, rows):
-        """(2B, 3) of rows in both orders -> the mean (B, 3)."""
+        """Logits (2B, 3) of rows in both orders -> their mean (B, 3); (B, 3) stays as it is."""
         return logits if len(logits) == rows else averaged(logits, self.labels)
 
     def check_rows(self, model, texts):
@@ -213,9 +213,9 @@ class Preference(SingleLabel):
 
 
 def preference_task(asked, labels, described):
-    """{"kind": of KINDS, "swap": of SWAPS}, each of which may be absent, or None -> Preference, or
-    None where nothing is asked for. described: the readout's, {} for a head. InputError for what
-    does not go together."""
+    """The option preference, {"kind": of KINDS, "swap": of SWAPS} or parts of it or None ->
+    Preference, or None if both are "none". described: of the readout, {} for a head. InputError for
+    options that do not go together."""
     if not isinstance(asked or {}, dict) or set(asked or {}) - {"kind", "swap"}:
         raise InputError(f"preference should be an object with kind and swap, is {short(asked)}")
     kind, swap = ((asked or {}).get(key) or "none" for key in ("kind", "swap"))
@@ -242,8 +242,8 @@ def preference_task(asked, labels, described):
 
 
 def use_swap(model, swap):
-    """From now on a saved classifier averages over both orders ("predict") or not ("none"); None
-    leaves it as it is."""
+    """Set whether a saved classifier averages over both orders ("predict") or not ("none"); None
+    changes nothing."""
     if swap is None:
         return
     before = model.task
@@ -256,7 +256,7 @@ def use_swap(model, swap):
 
 
 def cut_parts(model, texts):
-    """In how many rows the prompt, a and b are cut -> {"prompt": n, "a": n, "b": n, "of": rows}."""
+    """Rows of three texts -> {"prompt": n, "a": n, "b": n, "of": rows}, in how many each is cut."""
     head, counts = model.head, Counter(prompt=0, a=0, b=0)
     for row in texts:
         if head.described:                                  # label texts are cut in characters
@@ -264,10 +264,10 @@ def cut_parts(model, texts):
             cuts = [len(text) - len(kept) for text, kept in zip(row, fitted)]
         else:
             cuts = head.laid_out(model.tokenizer, row, model.max_length)[1]
-        counts.update({name: tokens > 0 for name, tokens in zip(counts, cuts)})
+        counts.update({name: cut > 0 for name, cut in zip(counts, cuts)})
     return {**counts, "of": len(texts)}
 
 
 def cut_line(counts):
-    """What `cut_parts` has counted, as a line."""
+    """The result of `cut_parts` -> a line to print."""
     return "shortened: the prompt in {prompt} of {of} rows, a in {a}, b in {b}".format(**counts)

@@ -1,9 +1,9 @@
 """A classifier in a folder: what `save` writes and `load` reads.
 
-A classifier with a head becomes a folder of AutoModelForSequenceClassification, one with label
-texts of AutoModelForCausalLM, AutoModelForSeq2SeqLM or AutoModelForMaskedLM. What transformers has
-no place for stands in config.json under "minillmclf". A method that keeps what it trains beside the
-base (tuning/) writes that alone.
+A classifier with a head becomes a folder for AutoModelForSequenceClassification, one with label
+texts a folder for AutoModelForCausalLM, AutoModelForSeq2SeqLM or AutoModelForMaskedLM. Settings
+that transformers does not have are in config.json under "minillmclf". After a tuning method that
+leaves the base unchanged, only what was trained is saved (tuning/).
 """
 from ..errors import InputError
 from ..files import find_model, short
@@ -25,17 +25,17 @@ PROBLEMS = ("single_label_classification", "multi_label_classification")
 
 
 def settings_of(model):
-    """What a folder keeps of a classifier beside its weights and what transformers writes."""
-    found = {**ALWAYS, "max_length": model.max_length}
-    found |= model.head.settings() | model.task.settings()
-    found |= {"reading": model.reading} if model.reading else {}
+    """A classifier -> the settings that stand under "minillmclf" in config.json."""
+    settings = {**ALWAYS, "max_length": model.max_length}
+    settings |= model.head.settings() | model.task.settings()
+    settings |= {"reading": model.reading} if model.reading else {}
     if "ignored" in model.backbone.config:              # keys of config.json, ignored on request
-        found["ignored"] = model.backbone.config["ignored"]
-    return found
+        settings["ignored"] = model.backbone.config["ignored"]
+    return settings
 
 
 def read_settings(config, where):
-    """A config.json -> (labels, its settings in full, {name: option} of build.Options)."""
+    """A config.json -> (labels, settings as of `settings_of`, arguments of build.read_options)."""
     settings, problem = config.get("minillmclf", {}), config.get("problem_type")
     good = isinstance(settings, dict) and set(settings) <= {*ALWAYS, *SOMETIMES} \
         and isinstance(settings.get("readout", {}), dict) \
@@ -70,7 +70,7 @@ def labels_of(config, where):
 
 
 def load(cls, path, base=None):
-    """A Classifier (cls) from a folder of any of these kinds, in eval mode."""
+    """As Classifier.load. cls: Classifier."""
     folder = find_model(path)
     if (folder / TUNED).exists():
         return load_tuned(folder, cls.from_backbone, base)
@@ -84,8 +84,8 @@ def load(cls, path, base=None):
     try:
         model = modules(cls, checkpoint, labels, read_options(labels, options))
     except InputError as error:
-        told = str(checkpoint.folder) in str(error)
-        raise InputError(str(error) if told else f"{where}: {error}") from None
+        named = str(checkpoint.folder) in str(error)
+        raise InputError(str(error) if named else f"{where}: {error}") from None
     last = [file for file, path in model.head.NAMES.items() if path.endswith(".out")]
     if last and last[0] + ".weight" not in checkpoint:
         raise InputError(f"{path}: no classification head in it (no tensor {last[0]}.weight): "
@@ -95,7 +95,7 @@ def load(cls, path, base=None):
 
 
 def save(model, path):
-    """Write a classifier; each file is replaced as a whole or left as it was."""
+    """As Classifier.save. Each file is replaced completely or left as it was."""
     if model.tuning is not None and model.tuning["method"] in BESIDE_BASE:
         return save_tuned(model, path)
     tensors, quantised = export_4bit(model, model.table())
@@ -109,5 +109,5 @@ def save(model, path):
         config.pop(key, None)
     config |= {"quantization_config": quantised} if quantised else {}
     model.tokenizer.save(path)
-    own = [name for name in tensors if ".weight." in name]             # keep their types
-    write_checkpoint(path, config, tensors, keep=own)
+    parts_of_4bit = [name for name in tensors if ".weight." in name]
+    write_checkpoint(path, config, tensors, keep=parts_of_4bit)        # keep: their dtypes

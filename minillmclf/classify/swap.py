@@ -3,9 +3,9 @@
     (prompt, a, b) -> "a"      (prompt, b, a) -> "b"      one judgement; a model may say "a" to both
 
 People prefer what they see first, and so do models (Zheng et al. 2023, arXiv:2306.05685, "position
-bias"). Against it: training rows with a and b exchanged, label and all, and the mean of the answers
-to both orders. How much there is: `inconsistency`. Texts are exchanged before they become ids, so
-this serves heads and label texts alike. Here too: the baseline that the longer answer wins.
+bias"). `inconsistency` measures this bias. Two things reduce it: each training row once more with a
+and b exchanged, and the mean of the probabilities of both orders. Texts are exchanged before they
+become ids, so all this works for heads and label texts. Here too: the baseline "longer answer".
 """
 from collections import Counter
 from dataclasses import replace
@@ -19,7 +19,7 @@ NAMES = (("a", "b", "tie"), ("model_a", "model_b", "tie"), ("A", "B", "tie"))
 
 
 def order_of(labels):
-    """The class numbers of a, b and tie: ["a", "b", "tie"] -> [0, 1, 2]. InputError for others."""
+    """["a", "b", "tie"] -> [0, 1, 2], class numbers of a, b, tie. InputError for other labels."""
     names = next((names for names in NAMES if sorted(names) == sorted(labels)), None)
     if names is None:
         known = ", or ".join(" ".join(names) for names in NAMES)
@@ -29,7 +29,7 @@ def order_of(labels):
 
 
 def is_preference(data):
-    """Are the rows of a Dataset (prompt, a, b), and its classes a, b and tie?"""
+    """Has a Dataset rows (prompt, a, b) and the classes a, b and tie?"""
     return len(data.columns) == 3 and any(set(names) == set(data.labels) for names in NAMES)
 
 
@@ -48,7 +48,7 @@ def swapped(texts):
 
 
 def swapped_label(label):
-    """"model_a" -> "model_b" and back; a tie stays one."""
+    """"model_a" -> "model_b", "model_b" -> "model_a", "tie" -> "tie"."""
     names = next((names for names in NAMES if label in names), None)
     if names is None:
         raise InputError(f"label {label!r} is no side of a preference: "
@@ -58,8 +58,8 @@ def swapped_label(label):
 
 
 def exchanged(columns, labels):
-    """Logits or probabilities (N, 3) of swapped rows -> of the rows as they were: the columns of a
-    and b change places."""
+    """Logits or probabilities (N, 3) -> the same, with the columns of a and b exchanged: those of
+    swapped rows become those of the rows themselves."""
     a, b, tie = order_of(labels)
     source = [0, 0, 0]
     source[a], source[b], source[tie] = b, a, tie
@@ -67,21 +67,21 @@ def exchanged(columns, labels):
 
 
 def with_swapped(examples):
-    """Training rows -> these, and each once more with a and b exchanged in texts and label."""
+    """Examples -> these, and each once more with a and b exchanged in texts and label."""
     return [*examples, *(replace(e, texts=swapped(e.texts), label=swapped_label(e.label))
                          for e in examples)]
 
 
 def averaged(logits, labels):
-    """Logits (2B, 3) of rows and then of the same rows swapped -> log of the mean probability
-    (B, 3): p(a) = (p(a | a, b) + p(b | b, a)) / 2."""
+    """Logits (2B, 3), of B rows and then of the same rows swapped -> the log of their mean
+    probabilities (B, 3): p(a) = (p(a | a, b) + p(b | b, a)) / 2."""
     first, second = logits.log_softmax(-1).chunk(2)                                 # (B, 3) each
     return torch.logaddexp(first, exchanged(second, labels)).log_softmax(-1)
 
 
 def swap_inconsistency(probabilities, swapped):
-    """How much the answers depend on the order of the texts: {"answers_changed": share of the rows,
-    "mean_difference": mean |p - p'|}. swapped: of swapped rows, `exchanged` back; (N, 3) both."""
+    """How much the answers depend on the order of the texts -> {"answers_changed": share of rows,
+    "mean_difference": mean |p - q|}. p: probabilities (N, 3); q: of swapped rows, `exchanged`."""
     p = np.asarray(probabilities, dtype=np.float64)
     q = np.asarray(swapped, dtype=np.float64)
     return {"answers_changed": float((p.argmax(1) != q.argmax(1)).mean()),
@@ -89,18 +89,18 @@ def swap_inconsistency(probabilities, swapped):
 
 
 def inconsistency(model, texts, logits):
-    """`swap_inconsistency` of a classifier on rows of three texts, before any averaging.
-    logits: rows of `encode` -> (N, 3)."""
+    """`swap_inconsistency` of a classifier on rows of three texts, each read in one order only.
+    logits: a function, rows of `encode` -> (N, 3)."""
     p, q = (logits(model.encode(rows, training=True)[0]).softmax(-1)
             for rows in (texts, [swapped(row) for row in texts]))
     return swap_inconsistency(p, exchanged(q, model.labels))
 
 
 def longer_answer(train, texts, labels):
-    """"The longer answer wins", as often as in train -> probabilities (N, 3).
+    """A baseline: the longer answer wins, with the frequency that this has in train -> (N, 3).
 
-    train: Examples; texts: rows of three. Lengths are in characters. Answers of one length share
-    what is no tie. Each count begins at one, so that none is zero.
+    train: Examples; texts: N rows of three. Lengths are in characters. For answers of equal length,
+    a and b are equally probable. Each count begins at 1, so that no probability is 0.
     """
     counts = Counter(map(outcome, train))
     won, lost, tied = (counts[name] + 1 for name in ("longer", "shorter", "tie"))
@@ -117,8 +117,8 @@ def longer_answer(train, texts, labels):
 
 
 def outcome(example):
-    """What a labelled row says of lengths: "longer", "shorter" or "tie"; "equal" or "equal tie" for
-    two answers of one length."""
+    """Did the longer answer win? "longer", "shorter" or "tie"; if both have the same length,
+    "equal" (one won) or "equal tie"."""
     check_texts(example.texts)
     _, a, b = map(len, example.texts)
     if a == b:

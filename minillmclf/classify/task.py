@@ -1,8 +1,8 @@
 """What depends on the kind of answer: targets, loss, probabilities, answers, metrics, tables.
 
-`SingleLabel` is the usual case, one class a row. `MultiLabel` (multilabel.py) and `Preference`
-(preference.py) are subclasses that override what is different there. The rest of the package calls
-these methods and never asks which task it has; build.py chooses.
+`SingleLabel` is the usual case, one class a row. Its subclasses `MultiLabel` (multilabel.py) and
+`Preference` (preference.py) override what differs. The rest of the package calls these methods and
+never asks which task it has; build.py chooses.
 """
 from collections import Counter
 
@@ -22,10 +22,10 @@ class SingleLabel:
 
     MULTI_LABEL = False                                 # may a row have any number of labels?
     PROBLEM = "single_label_classification"             # problem_type in config.json
-    TEXTS = 2                                           # of a row that a head reads, at most
+    TEXTS = 2                                           # texts of a row that a head reads, at most
     METRICS = tuple(METRICS)                            # in the order printed
-    EXAMPLE = '"a text"'                                # argument of predict, as an example
-    FREQUENCIES, BAG = "majority class", BagOfWords     # the baselines (baseline.py)
+    EXAMPLE = '"a text"'                                # an argument of the command predict
+    FREQUENCIES, BAG = "majority class", BagOfWords     # a name and a class of baseline.py
 
     def __init__(self, labels):
         self.labels, self.calibration = list(labels), None
@@ -33,7 +33,7 @@ class SingleLabel:
 
     @classmethod
     def check_columns(cls, columns, readout):
-        """InputError unless the task can have these text columns. readout: "head" or "labels"."""
+        """InputError unless rows may have these text columns. readout: "head" or "labels"."""
         if len(columns) > 2 and readout == "head":
             raise InputError(
                 f"a head reads one text or two of a row, not {len(columns)}: name these in the "
@@ -45,30 +45,30 @@ class SingleLabel:
     row_size, collate = staticmethod(row_size), staticmethod(collate)
 
     def head(self, model_type, backbone, how):
-        """The head that reads this task's answers; arguments as for head.build_head."""
+        """A new head for this task; arguments as for head.build_head."""
         return build_head(model_type, backbone, len(self.labels), how)
 
     def lay_out(self, head, tokenizer, texts, max_length, training=False):
-        """A row's texts -> a row of token ids, was it cut? training: a row to learn from."""
+        """As Classifier.row, whose arguments they are."""
         return head.lay_out(tokenizer, texts, max_length)
 
     def sequences(self, row):
-        """The sequences (ids, types) of a row, which the backbone reads one by one."""
+        """A row of token ids -> a list of (ids, types), the sequences that the backbone reads."""
         return [row]
 
     def merge(self, logits, rows):
-        """Logits of a batch's sequences -> of its rows (B, C), B = rows."""
+        """Logits of the sequences of a batch -> logits (B, C) of its rows. rows: B."""
         return logits
 
     def calibrate(self, calibration, where="calibration"):
-        """Correct logits from now on. calibration: a Calibration, its dict, or None."""
+        """Set the calibration of logits. calibration: a Calibration, its `as_dict`, or None."""
         if isinstance(calibration, Calibration) or calibration is None:
             self.calibration = calibration
         else:
             self.calibration = Calibration.from_dict(calibration, len(self.labels), where)
 
     def calibrated(self, logits):
-        """Logits (N, C) -> the same, corrected if the task has a calibration."""
+        """Logits (N, C) -> logits (N, C), corrected if there is a calibration."""
         return logits if self.calibration is None else self.calibration(logits)
 
     def probabilities(self, logits):
@@ -76,28 +76,28 @@ class SingleLabel:
         return logits.softmax(-1).numpy()
 
     def answers(self, probabilities):
-        """(N, C) -> the answer to each row, a list of names."""
+        """Probabilities (N, C) -> the answer to each row, a list of names."""
         return [self.labels[best] for best in probabilities.argmax(1)]
 
     # ---------------------------------------------------------------- training and metrics
 
     def training_rows(self, examples):
-        """The examples to train on, made of those of the data."""
+        """The training examples of the data -> those that the model learns from."""
         return examples
 
     def targets(self, examples, name="the data"):
-        """The class number of each row. name: of the data, for errors."""
+        """Examples -> a list of class numbers. name: what errors call the data."""
         return [self.number(example.label, example, name) for example in examples]
 
     def number(self, label, example, name):
-        """The number of a class. InputError if the model does not have it."""
+        """The class number of a label. InputError if the model does not have it."""
         if label not in self.numbers:
             raise InputError(f"{name}, line {example.row}: label {label!r} is not one of the "
                              f"model's: {', '.join(self.labels)}")
         return self.numbers[label]
 
     def loss(self, settings, targets):
-        """What training minimises, of training/losses.py. targets: those of the training rows."""
+        """The objective of training (training/losses.py). targets: of the training rows."""
         weights = None
         if settings.class_weights == "balanced":            # rows / (classes x rows of the class)
             counts = torch.bincount(torch.tensor(targets), minlength=len(self.labels)).float()
@@ -105,32 +105,32 @@ class SingleLabel:
         return CrossEntropy(weights, settings.label_smoothing, settings.focal_gamma)
 
     def measure(self, probabilities, targets):
-        """(N, C), N targets -> {name: number} of an epoch, METRICS among them."""
+        """Probabilities (N, C), N targets -> {metric: number} of an epoch, at least METRICS."""
         return evaluate(probabilities, targets, self.labels)
 
     def evaluate(self, probabilities, targets):
-        """(N, C), N targets -> all metrics of a finished model."""
+        """Probabilities (N, C), N targets -> all metrics of a finished model."""
         return self.measure(probabilities, targets)
 
     def fitted(self, probabilities, examples):
-        """This task with what is fitted to dev examples. probabilities: () -> their (N, C)."""
+        """-> the task, with what is fitted to dev examples. probabilities: () -> theirs, (N, C)."""
         return self
 
     def baselines(self, data, quick=False):
-        """What a model has to beat -> {name: metrics}. quick: only those that cost nothing."""
+        """What a model has to beat -> {name: metrics}. quick: without the slow ones."""
         return baselines(data, self, quick)
 
     def frequencies(self, targets, rows):
-        """How frequent each class is among the targets, for every row -> (rows, C)."""
+        """The frequencies of the classes among the targets, repeated for each row -> (rows, C)."""
         return majority(targets, rows, len(self.labels))
 
     # ---------------------------------------------------------------- what is printed
 
     def table(self, results, name, examples, fitted=False):
-        """A line for each model, then F1 of each class for the last one -> list of lines.
+        """A line for each model, then the F1 of each class for the last model -> list of lines.
 
-        results: {model: metrics} on the examples; name: of these; fitted: were thresholds fitted
-        to these same rows?
+        results: {model: metrics} on the examples; name: the split that they are; fitted: was the
+        task fitted to these same examples?
         """
         lines = [f"{name} ({len(examples)} rows)     accuracy  macro F1  log loss     ECE"]
         lines += [f"{model:<22}{m['accuracy']:8.3f}{m['macro_f1']:10.3f}{m['log_loss']:10.3f}"
@@ -144,28 +144,28 @@ class SingleLabel:
         return lines
 
     def mistakes(self, probabilities, targets, most=5):
-        """The most frequent mistakes, as text."""
+        """The pairs (target, answer) that are most often confused, as text."""
         wrong = Counter((t, a) for t, a in zip(targets, probabilities.argmax(1)) if t != a)
         lines = [f"  {count:4d} x {self.labels[t]} taken for {self.labels[a]}"
                  for (t, a), count in wrong.most_common(most)]
         return "\n".join(["Most frequent confusions:", *(lines or ["  none"])])
 
     def check_rows(self, model, texts):
-        """A check of rows before they are used -> its result, a dict, and lines that tell it."""
+        """Check the texts of all rows before training -> {name: result}, lines to print."""
         return {}, []
 
     def check_answers(self, model, texts, logits):
-        """A check of the answers -> its result. logits: a function of rows of `encode`."""
+        """Check a trained model's answers -> {name: result}. logits: rows of `encode` -> (N, C)."""
         return {}
 
     def answer_lines(self, record):
-        """Lines that tell the result of `check_answers`, which is in the record."""
+        """Lines to print about the result of `check_answers`. record: of run.json."""
         return []
 
     # ---------------------------------------------------------------- files
 
     def settings(self):
-        """What a folder keeps of the task."""
+        """What config.json keeps of the task."""
         return {"calibration": self.calibration and self.calibration.as_dict()}
 
     def restore(self, settings, where):

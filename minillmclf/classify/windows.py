@@ -1,19 +1,19 @@
-"""Long documents in sliding windows: each window is a text for the backbone and the head, and the
-logits of a document's windows are pooled.
+"""Long documents in sliding windows: backbone and head read each window as a text of its own, and
+the logits of a document's windows are pooled.
 
-A row of a batch holds a document's windows one after another, each of max_length tokens with its
-own special tokens; only a document of a single window may be shorter. `Windows.read` cuts the row
-into windows again. Of a pair the longer text is cut; the other stands in each window.
+A row of a batch holds the windows of a document one after another, each of max_length tokens with
+its own special tokens; only a single window may be shorter. `Windows.read` cuts the row into its
+windows again. Of two texts, the longer one is cut into windows; the other is in each of them.
 
 mean        the mean of the windows' logits: every passage has a vote
 max         the highest logit of each class: one passage is enough (multiple instance learning)
-attention   features h_w of the windows, weighed by a_w = softmax over w of v . tanh(U h_w), then
-            the head's last layer once (Ilse, Tomczak, Welling 2018, arXiv:1802.04712, without gate)
+attention   the mean of the windows' features h_w, weighted by softmax over w of v . tanh(U h_w),
+            then the head's last layer (Ilse, Tomczak, Welling 2018, arXiv:1802.04712, without gate)
 
-In evaluation a few windows at a time go through the backbone, so memory does not grow with a
-document. In training the activations of a step's windows stay until the backward pass; a longer
-document shows max_windows of its windows, drawn anew in each step, and may miss the passage that
-matters. Not here: attention across windows (Longformer, BigBird).
+In evaluation the backbone reads a few windows at a time, so memory does not grow with a document.
+In training the activations of all windows of a step stay until the backward pass. So of a longer
+document max_windows windows are drawn in each step, and the passage that matters may not be among
+them. Not here: attention across windows (Longformer, BigBird).
 """
 import torch
 from torch import nn
@@ -24,12 +24,13 @@ from ..text.cutting import cut_to, keep_end, spans
 from .head import Head, attention, query
 
 WAYS = ("mean", "max", "attention")
-AT_ONCE = 8               # windows that go through the backbone together at least
-NUMBERS = {"overlap": 0, "max_windows": 1, "max_document": 1}       # name -> the least value
+AT_ONCE = 8               # windows that the backbone reads at a time, or more in a larger batch
+NUMBERS = {"overlap": 0, "max_windows": 1, "max_document": 1}       # option -> its least value
 
 
 def check_windows(described, where="windows"):
-    """-> {"pool": "mean", "overlap": 32, "max_windows": 8, "max_document": 8192}, checked."""
+    """InputError unless it is like {"pool": "mean", "overlap": 32, "max_windows": 8,
+    "max_document": 8192}. -> the same"""
     if not isinstance(described, dict) or set(described) != {"pool", *NUMBERS}:
         raise InputError(f"{where} {short(described)}: should be an object with pool, "
                          f"{', '.join(NUMBERS)}")
@@ -45,14 +46,14 @@ def check_windows(described, where="windows"):
 class Windowed(Head):
     """A head that reads documents in windows of `size` tokens with another head.
 
-    head: that other head; width: D of its features; described: as in `check_windows`. The layers of
-    the other head are its own too, under the same names, so that files are as without windows; what
-    attention learns is `windows.U` and `windows.v`.
+    head: that other head; width: D; described: as in `check_windows`. The layers of the other head
+    have the same names here, so files are as without windows. The parameters of attention are
+    `windows.U` and `windows.v`.
     """
 
     def __init__(self, head, width, size, described):
         super().__init__()
-        self.one = (head,)                          # in a tuple: its layers are registered below
+        self.one = (head,)             # in a tuple, so that its layers are not registered twice
         for name, layer in head.named_children():
             self.add_module(name, layer)
         self.windows = Windows(width, size, **check_windows(described))
@@ -94,10 +95,10 @@ class Windows(nn.Module):
         return {"pool": self.pool, **{name: getattr(self, name) for name in NUMBERS}}
 
     def lay_out(self, tokenizer, parts, max_length, keep):
-        """Ids of one text or two, without special tokens -> (ids, types) of all windows in a row,
-        was a token lost?
+        """Parts, the ids of one text or two without special tokens -> (ids, types) of all windows
+        one after another, was a token lost?
 
-        A document of more than max_document tokens, special ones included, is cut to it before.
+        First a document is cut to max_document tokens, special ones included.
         """
         if max_length != self.size:
             raise InputError(f"this model takes {max_length} tokens beside what was tuned, but "
@@ -105,36 +106,35 @@ class Windows(nn.Module):
                              f"{max_length}")
         special = tokenizer.num_special_tokens(len(parts) == 2)
         parts, lost = cut_to(parts, self.max_document - special, keep)
-        space, long = self.size - special, max(range(len(parts)), key=lambda n: len(parts[n]))
+        space, longer = self.size - special, max(range(len(parts)), key=lambda n: len(parts[n]))
         if sum(map(len, parts)) > space and len(parts) == 2:
-            other = parts[1 - long]
-            parts[1 - long] = keep_end(other, space // 2, keep)        # at most half of a window
-            lost += len(other) - len(parts[1 - long])
-            space -= len(parts[1 - long])
+            shorter = parts[1 - longer]
+            parts[1 - longer] = keep_end(shorter, space // 2, keep)    # at most half of a window
+            lost += len(shorter) - len(parts[1 - longer])
+            space -= len(parts[1 - longer])
         ids, types = [], []
-        for start, end in spans(len(parts[long]), space, self.overlap):
-            window = [part[start:end] if n == long else part for n, part in enumerate(parts)]
+        for start, end in spans(len(parts[longer]), space, self.overlap):
+            window = [part[start:end] if n == longer else part for n, part in enumerate(parts)]
             more_ids, more_types = tokenizer.layout(*window)
             ids, types = ids + more_ids, types + more_types
         check_whole([len(ids)], self.size)
         return (ids, types), lost > 0
 
     def read(self, head, backbone, ids, mask, types=None):
-        """ids, mask, types: (B, T), rows as `lay_out` makes them, padded on either side -> logits
-        (B, C)."""
+        """ids, mask, types: (B, T), rows of `lay_out`, padded on either side -> logits (B, C)."""
         at_once = max(len(ids), AT_ONCE)
         ids, mask, types, counts = cut_rows(ids, mask, types, self.size)    # (W, size), W windows
         if self.training:
             ids, mask, types, counts = self.draw(ids, mask, types, counts)
         compute = head.features if self.pool == "attention" else head
-        found = None        # one tensor: a small one kept of each part would hold its memory open
+        found = None        # (W, C or D); many small tensors would keep more memory in use
         for start in range(0, len(ids), at_once):
             part = slice(start, start + at_once)
             i, m, t = (x if x is None else x[part] for x in (ids, mask, types))
-            new = compute(*head.states(backbone, i, m, t))
+            new = compute(*head.states(backbone, i, m, t))                  # (at_once, C or D)
             found = new.new_empty(len(ids), new.shape[1]) if found is None else found
             found[part] = new
-        documents = found.split(counts)             # B of (windows, C); for attention (windows, D)
+        documents = found.split(counts)                     # B tensors (its windows, C or D)
         if self.pool == "attention":
             pooled = [self.weights(features) @ features for features in documents]
             return head.classes(torch.stack(pooled))                        # (B, D) -> (B, C)
@@ -143,11 +143,11 @@ class Windows(nn.Module):
         return torch.stack([logits.amax(0) for logits in documents])                        # (B, C)
 
     def weights(self, features):
-        """One document's windows (windows, D) -> the weight of each (windows,), sum 1."""
+        """The features of one document's W windows (W, D) -> their weights (W,), sum 1."""
         return attention(self.U, self.v, features)
 
     def draw(self, ids, mask, types, counts):
-        """At most max_windows of each document's windows, in order; torch's generator draws."""
+        """Draw at most max_windows windows of each document and keep their order -> as cut_rows."""
         chosen, start = [], 0
         for count in counts:
             order = torch.randperm(count) if count > self.max_windows else torch.arange(count)
@@ -159,7 +159,7 @@ class Windows(nn.Module):
 
 
 def check_whole(lengths, size):
-    """InputError for a row of more than one window that does not consist of whole ones."""
+    """InputError for a row of more than `size` tokens that is not made of whole windows."""
     odd = next((length for length in lengths if length > size and length % size), None)
     if odd:
         raise InputError(f"a row of {odd} tokens is no whole number of windows of {size}: encode "
@@ -167,20 +167,18 @@ def check_whole(lengths, size):
 
 
 def cut_rows(ids, mask, types, size):
-    """(B, T) -> ids, mask, types of W windows, (W, size), and how many each row has, a list of B.
-
-    Where all rows are single windows they stay as they are, with their padding.
-    """
+    """ids, mask, types: (B, T) -> ids, mask, types of all windows, (W, size), and counts, how many
+    windows each row has. Where each row is one window, all stay as they are."""
     lengths = mask.sum(1)                                                           # (B,)
     check_whole(lengths.tolist(), size)
     counts = (lengths + size - 1) // size
     if int(counts.max()) <= 1:
         return ids, mask, types, [1] * len(ids)
-    longest = lengths.clamp(max=size).repeat_interleave(counts)                     # (W,)
-    new_mask = torch.arange(size, device=mask.device) < longest.unsqueeze(1)        # (W, size)
+    new_lengths = lengths.clamp(max=size).repeat_interleave(counts)                 # (W,)
+    new_mask = torch.arange(size, device=mask.device) < new_lengths.unsqueeze(1)    # (W, size)
 
     def move(old):
-        """Both masks name the same tokens in the same order: row by row, from left to right."""
+        """(B, T) -> (W, size). Both masks mark the same tokens in the same order."""
         new = torch.zeros_like(new_mask, dtype=old.dtype)
         new[new_mask] = old[mask.bool()]
         return new

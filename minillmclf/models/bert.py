@@ -1,8 +1,8 @@
 """Encoders: BERT (Devlin et al. 2018) and RoBERTa (Liu et al. 2019).
 
 Every token sees every other token of its text, left and right. The block is the original post-norm
-one: x = norm(x + attention(x)); x = norm(x + mlp(x)). RoBERTa is the same wiring with two other
-numbers: its positions begin at pad_id + 1, and it has one token type.
+one: x = norm(x + attention(x)); x = norm(x + mlp(x)). RoBERTa differs in two numbers: its positions
+begin at pad_id + 1, and it has one token type.
 
 Not here: the masked-LM head (encoder.py); pooling and classification heads (classify/head.py).
 """
@@ -29,19 +29,19 @@ class BertLayer(nn.Module):
         self.attention_dropout = c["attention_probs_dropout_prob"]
 
     def project(self, x, queries):
-        """x: (N, D), queries: (M, D), some of x -> q, k, v (N or M, H, d)."""
+        """x: (N, D), queries: (M, D), some rows of x -> q (M, H, d), k and v (N, H, d)."""
         each = self.q_proj(queries), self.k_proj(x), self.v_proj(x)
         return (vectors.unflatten(-1, (self.heads, -1)) for vectors in each)
 
     def attend(self, x, rows):
-        """x: (N, D) -> (M, D)."""
+        """x: (N, D), rows: layers.Rows -> (M, D)."""
         queries, p = rows.queries(x), self.attention_dropout if self.training else 0.0
-        seen = attention(*self.project(x, queries), rows, p)                         # (M, D)
-        return self.attention_norm(queries + self.dropout(self.o_proj(seen)))
+        found = attention(*self.project(x, queries), rows, p)                        # (M, D)
+        return self.attention_norm(queries + self.dropout(self.o_proj(found)))
 
     def mlp(self, x):
         """(M, D) -> (M, D)."""
-        inner = self.activation(self.up_proj(x))                                     # (N, F)
+        inner = self.activation(self.up_proj(x))                                     # (M, F)
         return self.mlp_norm(x + self.dropout(self.down_proj(inner)))
 
     def forward(self, x, rows):
@@ -52,8 +52,8 @@ class BertLayer(nn.Module):
 class Bert(Encoder):
     """The BERT body: ids -> one vector for each token, and the masked-LM head if the file has one.
 
-    `forward` (backbone.py) joins `embed` and `run`: rows.pad(run(layers, embed(ids, rows), rows)).
-    """
+    `forward` (backbone.py) joins `embed` and `run`: rows.pad(run(layers, embed(...), rows)). The
+    tables are explained in config.py (FIELDS to MULTIPLES) and backbone.py (the others)."""
 
     FIELDS = dict(
         vocab_size=REQUIRED, hidden_size=REQUIRED, num_hidden_layers=REQUIRED,
@@ -108,21 +108,21 @@ class Bert(Encoder):
         self.head_dropout = c["hidden_dropout_prob"] if dropout is None else dropout
 
     def embed(self, ids, rows, types):
-        """ids (B, T) -> (N, D): word + position + token type, normalised."""
+        """ids, types: (B, T) -> (N, D), the norm of word + token type + position."""
         self.check_length(rows)
         x = self.word_embeddings(rows.unpad(ids)) + self.embed_types(types, ids, rows)   # (N, D)
         x = x + self.position_embeddings(rows.positions + self.position_offset)
         return self.dropout(self.embedding_norm(x))
 
     def run(self, layers, x, rows, context=None):
-        """x: (N, D) through some of the blocks -> (N, D)."""
+        """x: (N, D) -> (N, D), after these blocks."""
         for layer in layers:
             x = layer(x, rows)
         return x
 
 
 class Roberta(Bert):
-    """RoBERTa: BERT with positions that begin at pad_id + 1 and its own tensor names."""
+    """RoBERTa: BERT with positions from pad_id + 1 on, and with its own names of tensors."""
 
     FIELDS = {**Bert.FIELDS, "pad_token_id": 1}
     RULES = (lambda c: c["pad_token_id"] + 1 >= c["max_position_embeddings"]

@@ -1,13 +1,13 @@
 """Maths that several architectures share: padding, masks, attention, RMSNorm, activations.
 
-Shapes use one alphabet everywhere: B rows of a batch, T tokens of a padded row, S tokens that may
-be looked at, N real tokens of the whole batch, M those of them that are queries (usually all), H
-heads, K heads of keys and values, d width of a head, D width of the model, C classes, V vocabulary.
+Shapes use one alphabet everywhere: B rows of a batch, T tokens of a padded row, S keys of a padded
+row (usually T), N real tokens of the whole batch, M queries among them (usually N), H heads, K
+heads of keys and values, d width of a head, D width of the model, C classes, V vocabulary.
 
-Padding is handled in one class, `Rows`. A model first removes it: (B, T) becomes (N, D). Norms,
-linear layers and MLPs then see real tokens only, so padding can neither leak into a result nor cost
-time. Attention alone needs rows: it pads queries, keys and values to (B, H, T, d) and removes the
-padding from its result again.
+Padding is handled in one class, `Rows`. A model first removes it: token ids (B, T) become vectors
+(N, D). Norms, linear layers and MLPs see real tokens only, so padding can neither leak into a
+result nor cost time. Attention alone needs rows: it pads queries, keys and values to (B, H, T, d),
+and removes the padding from its result again.
 
 Attention: Vaswani et al. 2017, "Attention Is All You Need", section 3.2. Heads that share keys and
 values: Ainslie et al. 2023 (GQA). RMSNorm: Zhang and Sennrich 2019.
@@ -30,14 +30,14 @@ ACTIVATIONS = {                                    # by their names in config.js
 
 
 class Rows:
-    """Which tokens of a padded batch are real, and which of them may look at which.
+    """Where the real tokens of a padded batch stand, and which keys each query may attend to.
 
-    mask: (B, T), 1 where a token is, with padding on either side. layout: text.batch.Layout of the
-    mask, worked out here if it is None. InputError for a row without a token.
+    mask: (B, T), 1 where a token is, with padding on either side. layout: its text.batch.Layout, or
+    None. InputError for a row without a token.
 
-    positions: (N,), the position of each token in its row. position_ids: (B, T), those of the
-    queries; key_mask, key_position_ids: (B, S), which keys are tokens, and their positions; here
-    the same tokens. longest: how many positions are in use.
+    positions: (N,), the position of each token in its row. position_ids: (B, T), the positions of
+    the queries; key_mask, key_position_ids: (B, S), which keys are tokens, and their positions.
+    Here both are all tokens; subclasses differ. longest: tokens of the longest row.
     """
 
     def __init__(self, mask, layout=None):
@@ -47,8 +47,8 @@ class Rows:
         self.position_ids = layout.position_ids
         self.positions = self.unpad(self.position_ids)                          # (N,)
         self.key_mask, self.key_position_ids = self.mask, self.position_ids
-        self.uniform = self.full                       # one (1, T, S) mask then fits all rows
-        self.causal_masks = {}
+        self.uniform = self.full         # are all rows alike, so that one (1, T, S) mask fits all?
+        self.causal_masks = {}           # window -> mask, the same in each layer
 
     def unpad(self, x):
         """(B, T, ...) -> (N, ...), the real tokens of all rows end to end."""
@@ -62,11 +62,11 @@ class Rows:
         return x.unflatten(0, self.mask.shape)
 
     def last(self, x):
-        """(N, ...) -> (B, ...), of each row the last."""
+        """(N, ...) -> (B, ...), the last token of each row."""
         return x[self.lengths.cumsum(0) - 1]
 
     def queries(self, x):
-        """(N, ...) -> (M, ...), the tokens that are queries; here all."""
+        """(N, ...) -> (M, ...), the tokens that are queries: here all of them, M = N."""
         return x
 
     def pad_heads(self, x):
@@ -78,14 +78,11 @@ class Rows:
         return self.unpad(x.transpose(1, 2).flatten(2))
 
     def keys_values(self, k, v):
-        """k, v: (N, K, d) -> the keys and values that the queries look at, (B, K, S, d) each."""
+        """k, v: (N, K, d) -> the keys and values that attention reads, (B, K, S, d) each."""
         return self.pad_heads(k), self.pad_heads(v)
 
     def distance(self):
-        """(B, T, S): how many tokens a key stands before a query; below 0 if it stands after it.
-
-        B is 1 if all rows are alike.
-        """
+        """(B, T, S), position of the query - position of the key; (1, T, S) if rows are uniform."""
         rows = slice(0, 1) if self.uniform else slice(None)
         return self.position_ids[rows, :, None] - self.key_position_ids[rows, None, :]
 
@@ -93,38 +90,36 @@ class Rows:
     def padding_mask(self):
         """(B, 1, 1, S), True where a key is a token; None if all are.
 
-        A padded query sees the real keys of its row, so no softmax is ever empty.
+        A query at padding sees the real keys of its row, so no softmax is over nothing.
         """
         return None if self.uniform else self.key_mask[:, None, None, :]
 
     def causal(self, window=math.inf):
-        """(B, 1, T, S), True where a query may look: at itself and the window - 1 tokens before it.
+        """(B, 1, T, S), True for the keys that a query sees: itself and the window - 1 before it.
 
-        A padded query has the position of a real neighbour and sees what that one sees.
+        A query at padding has the position of a real neighbour and sees what that one sees.
         """
         if window not in self.causal_masks:
             self.causal_masks[window] = self.causal_mask(window)
         return self.causal_masks[window]
 
     def causal_mask(self, window):
-        """The mask that `causal` keeps for a window."""
+        """Compute what `causal` returns."""
         distance = self.distance()
         seen = (distance >= 0) & (distance < window) & self.key_mask[:len(distance), None, :]
         return seen.unsqueeze(1)
 
     def is_triangle(self, window):
-        """Is the causal mask a plain triangle? Attention needs no mask then, and half the work.
-
-        It is one where padding stands after all tokens of its row: no token ever sees it.
-        """
+        """May a plain triangle replace the causal mask? It halves the work of attention. It may if
+        rows are padded on the right, where no token sees padding, and if no window cuts them."""
         return self.layout.right_padded and window >= self.mask.shape[1]
 
 
 def attention(q, k, v, rows, dropout=0.0):
-    """softmax(q k^T / sqrt(d)) v, where each token looks at the real tokens of its own row.
+    """softmax(q k^T / sqrt(d)) v, where each query sees the real tokens of its own row.
 
-    q: (M, H, d) of the queries; k, v: (N, H, d) of all tokens; dropout: probability on the
-    attention weights, 0.0 outside training. -> (M, H*d)
+    q: (M, H, d); k, v: (N, H, d); dropout: probability that an attention weight becomes 0, 0.0
+    outside training. -> (M, H*d)
     """
     q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)        # (B, H, T, d), (B, H, S, d)
     return rows.merge_heads(F.scaled_dot_product_attention(
@@ -134,8 +129,8 @@ def attention(q, k, v, rows, dropout=0.0):
 def causal_attention(q, k, v, rows, window=math.inf, dropout=0.0, scale=None):
     """As `attention`, but a token sees only itself and the window - 1 tokens before it.
 
-    q: (M, H, d); k, v: (N, K, d). With K < H, H/K query heads in turn share a head of keys and
-    values. scale: factor of q k^T, 1 / sqrt(d) if None. -> (M, H*d)
+    q: (M, H, d); k, v: (N, K, d). If K < H, the first H/K heads of queries share the first head of
+    keys and values, and so on. scale: factor of q k^T, 1 / sqrt(d) if None. -> (M, H*d)
     """
     q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)        # (B, H, T, d), (B, K, S, d)
     triangle = rows.is_triangle(window)
@@ -145,9 +140,9 @@ def causal_attention(q, k, v, rows, window=math.inf, dropout=0.0, scale=None):
 
 
 def attention_by_hand(q, k, v, rows, seen=None, scale=None):
-    """What the two functions above compute, a step a line and slower; a test holds them equal.
+    """What the two functions above compute, step by step but slower; a test holds them equal.
 
-    seen: (B, 1, T, S), True where a query may look; None: at all real tokens of its row.
+    seen: (B, 1, T, S), True for the keys that a query sees; None: all real tokens of its row.
     """
     q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)                 # (B, H, T, d), ...
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))  # (B, H, S, d)
@@ -159,7 +154,7 @@ def attention_by_hand(q, k, v, rows, seen=None, scale=None):
 
 
 def root_mean_square_norm(x, eps):
-    """x / sqrt(mean(x^2) + eps) over the last dimension, in fp32 at least, in the dtype of x."""
+    """x / sqrt(mean(x^2) + eps) over the last dimension, in fp32 at least -> the dtype of x."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 

@@ -1,10 +1,10 @@
 """Checkpoints in and out: tensors under Hugging Face names <-> the parameters of our modules.
 
-A rename table is data: {name in the file: path here}, `{}` for a layer's number, None for "dropped
-on purpose". A row may name a module, and then stands for its weight and its bias. Loading uses the
-table forwards, saving backwards. All is checked before it is used, and all faults are reported at
-once: every tensor has a row, every parameter is filled, shapes agree, ties are equal.
-Not here: the files themselves (tensor_files.py).
+A rename table is data, {name in the file: path of the parameter in the model}, with `{}` for the
+number of a layer and None for a tensor that is dropped on purpose. A row may also name a module: it
+stands for the weight and the bias. Loading reads the table from left to right, saving from right to
+left. Loading checks that every tensor has a row, every parameter is filled, shapes agree and tied
+tensors are equal, and reports all faults at once. Not here: the files (tensor_files.py).
 """
 import os
 import re
@@ -20,19 +20,19 @@ from .tensor_files import find_tensors, listed, open_tensors, read_tensor, remed
 
 WRAPPED = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")  # DataParallel, torch.compile
 READABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-# ending of a name in the file -> of the parameter here; gamma and beta: before 2019
+# end of a name in the file -> end of the path; gamma and beta are older names of norms
 LEAVES = {".weight": ".weight", ".bias": ".bias", ".gamma": ".weight", ".beta": ".bias", "": ""}
-OWN_HEADS = {"minillmclf_*": None}       # rows of the heads that only this package writes
+OWN_HEADS = {"minillmclf_*": None}       # drops a head of this package that the model does not have
 
 
 @dataclass
 class Table:
-    """How the tensors of a model lie in a file.
+    """The rename table of a model, with what else is known of its files.
 
-    names: name in the file -> path here, or None; "x.*" drops whatever begins with "x.". ties: name
-    in the file -> the parameter here that it must equal. aliases: (beginning in a file,
-    beginning in `names`), for files that name it differently. transposed: modules whose weight lies
-    in the file as (in, out), not as (out, in). title: what errors call this table.
+    names: name in the file -> path or None; a row "x.*" drops all that begins with "x.". ties: name
+    in the file -> path of the parameter that it must equal. aliases: pairs of prefixes, (in a file,
+    in `names`), for files that use another prefix. transposed: modules whose weight is (in, out) in
+    the file, not (out, in). title: what errors call this table.
     """
     names: dict
     ties: dict = field(default_factory=dict)
@@ -40,14 +40,14 @@ class Table:
     transposed: tuple = ()
     title: str = "the rename table"
 
-    def candidates(self, name):
-        """The names that a tensor of a file may have in `names` and `ties`."""
+    def aliases_of(self, name):
+        """A name in the file, as it is and with each prefix exchanged that `aliases` lists."""
         more = (new + name[len(old):] for old, new in self.aliases if name.startswith(old))
         return [name, *more]
 
     def path(self, name):
-        """The path here of a file's tensor; None if it is dropped; KeyError if no row fits."""
-        for alias in self.candidates(name):
+        """The path of a tensor in the file; None if it is dropped; KeyError if no row fits."""
+        for alias in self.aliases_of(name):
             for pattern, layer in ((alias, ""), generic(alias)):
                 for leaf, ours in LEAVES.items():
                     row = pattern.removesuffix(leaf)
@@ -59,12 +59,12 @@ class Table:
         raise KeyError(name)
 
     def tied_to(self, name):
-        """The parameter here that a file's tensor is a copy of; None if it is no copy."""
-        found = (self.ties[alias] for alias in self.candidates(name) if alias in self.ties)
+        """The path of the parameter that a tensor in the file is a copy of, or None."""
+        found = (self.ties[alias] for alias in self.aliases_of(name) if alias in self.ties)
         return next(found, None)
 
     def file_names(self, paths):
-        """{path of a module or parameter here: its name in the file}, of those that have one."""
+        """Paths of modules or parameters -> {path: name in the file}, of those that have one."""
         rows = {ours: file for file, ours in self.names.items() if ours is not None}
         found = {}
         for path in paths:
@@ -76,13 +76,13 @@ class Table:
         return found
 
     def is_transposed(self, path):
-        """Does this parameter lie transposed in the file?"""
+        """Is the parameter at `path` transposed in the file?"""
         module, _, leaf = path.rpartition(".")
         return leaf == "weight" and module.rpartition(".")[2] in self.transposed
 
 
 def generic(name):
-    """"layers.3.q_proj.bias" -> ("layers.{}.q_proj.bias", "3"); without a number: the name, ""."""
+    """"layers.3.q_proj.bias" -> ("layers.{}.q_proj.bias", "3"); "norm.bias" -> ("norm.bias", "")"""
     layer = re.search(r"\.(\d+)\.", name)
     if layer is None:
         return name, ""
@@ -91,15 +91,15 @@ def generic(name):
 
 @dataclass
 class Report:
-    """Where every tensor went. loaded, tied: {name in the file: path here}; dropped: names in the
-    file; fresh: newly initialised parameters, which the file does not have."""
+    """What became of every tensor. loaded, tied: {name in the file: path}; dropped: names in the
+    file; fresh: paths of newly initialised parameters, which the file does not have."""
     loaded: dict = field(default_factory=dict)
     tied: dict = field(default_factory=dict)
     dropped: list = field(default_factory=list)
     fresh: list = field(default_factory=list)
 
     def line(self):
-        """How many of each, on one line; `inspect` has the names."""
+        """The numbers of tensors, in one line; the command `inspect` prints the names."""
         counts = {"tied": self.tied, "dropped": self.dropped, "new": self.fresh}
         more = (f", {len(names)} {word}" for word, names in counts.items() if names)
         return f"{len(self.loaded)} tensors loaded" + "".join(more)
@@ -108,8 +108,8 @@ class Report:
 class Checkpoint:
     """A model folder, by its path or a shipped name: its config.json and its tensors.
 
-    files: {name of a tensor: the file it is in}; stored: {name: its name there}, which may tell how
-    the model was wrapped; shapes, dtypes: of each tensor.
+    files: {name of a tensor: its file}; stored: {name: the name in that file}, which differs where
+    the model was saved inside a wrapper; shapes, dtypes: {name: of the tensor}.
     """
 
     def __init__(self, folder):
@@ -120,11 +120,11 @@ class Checkpoint:
         if len(self.stored) < len(found):
             raise InputError(f"{self.folder}: holds tensors twice, as they are and behind module. "
                              f"or _orig_mod. (DataParallel, torch.compile): save it unwrapped")
-        self.files = {name: found[own] for name, own in self.stored.items()}
+        self.files = {name: found[stored] for name, stored in self.stored.items()}
         self.shapes, self.dtypes = {}, {}
         for path in sorted(set(self.files.values())):
             with open_tensors(path) as file:
-                for name in (name for name, where in self.files.items() if where == path):
+                for name in (name for name, own in self.files.items() if own == path):
                     view = file.get_slice(self.stored[name])
                     self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), view.get_dtype()
 
@@ -132,7 +132,7 @@ class Checkpoint:
         return name in self.files
 
     def tensor(self, name):
-        """One tensor, in memory of its own."""
+        """Read one tensor; it does not share memory with the file."""
         return read_tensor(self.files[name], self.stored[name])
 
 
@@ -143,11 +143,11 @@ def place(model, path, tensor):
 
 
 def fill(model, checkpoint, table, fresh=(), dtype=torch.float32, place=place):
-    """Put a checkpoint's tensors into `model` by its rename table -> Report.
+    """Load a checkpoint's tensors into `model` by its rename table -> Report.
 
-    fresh: patterns (regex) of parameters that the file may lack. place(model, path, tensor): what
-    is done with each tensor. A model on the "meta" device, without memory, gets each tensor as it
-    is read, so none exists twice. InputError with every fault; `model` is then unusable.
+    fresh: regular expressions for the paths that the file may lack. place(model, path, tensor):
+    puts one tensor in. `model` may be on the "meta" device: then no tensor is in memory twice.
+    InputError names every fault; `model` is then unusable.
     """
     parameters, report, faults, filled = dict(model.named_parameters()), Report(), [], {}
     remedy = "download the files again, or save the model again"
@@ -180,20 +180,21 @@ def fill(model, checkpoint, table, fresh=(), dtype=torch.float32, place=place):
 
 
 def shape_fault(name, shape, ours, parameter, transposed):
-    """[] or [what is wrong] with the shape of a file's tensor."""
+    """A tensor of the file, for the parameter at path `ours` -> [] or [the fault of its shape]."""
     expected = tuple(parameter.shape[::-1] if transposed else parameter.shape)
     return [] if shape == expected else [f"{name!r} is {shape}, {ours} is {expected}"]
 
 
 def place_tensors(model, checkpoint, report, table, dtype, place):
-    """Fill in the values -> faults: tensors that are no finite floats, ties that are not equal."""
+    """Read the loaded tensors and place them -> faults: values that are not finite floats, tied
+    tensors that differ."""
     faults = []
     for name, ours in report.loaded.items():
         if checkpoint.dtypes[name] not in READABLE:
             faults.append(f"{name!r} holds {checkpoint.dtypes[name]}, floats are expected")
             continue
         tensor = checkpoint.tensor(name).to(dtype)
-        # NaN passes through min and max
+        # min and max are NaN where any value is
         if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
             faults.append(f"{name!r} holds values that are not finite in "
                           f"{str(dtype).removeprefix('torch.')}")
@@ -208,10 +209,8 @@ def place_tensors(model, checkpoint, report, table, dtype, place):
 
 
 def export(model, table):
-    """The model's parameters under their names in the file: the table backwards -> {name: tensor}.
-
-    A parameter without a row is a KeyError: it would be lost.
-    """
+    """The model's parameters -> {name in the file: tensor}. KeyError for one without a row, which
+    would be lost."""
     parameters = {path: parameter.detach() for path, parameter in model.named_parameters()}
     names, tensors = table.file_names(parameters), {}
     for path, tensor in parameters.items():

@@ -1,8 +1,8 @@
 """From lists of token ids to tensors: which rows share a batch, and how they are padded.
 
-Rows of similar length share a batch, so there is little padding. Every epoch still mixes the rows
-anew: they are shuffled, sorted by length within large chunks only, and the batches are shuffled.
-A row is (ids, types), two lists.
+Rows of similar length share a batch, so there is little padding. Each epoch has new batches: rows
+are shuffled, then sorted by length inside large chunks, and the batches are shuffled again.
+A row is a pair of lists, (ids, types): token ids and token types.
 """
 import random
 from dataclasses import dataclass, replace
@@ -14,14 +14,13 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of a padded batch (B, T) stand.
+    """Where the tokens of a padded batch (B, T) stand. It is computed once for all layers, on the
+    CPU, which would have to wait for each number that it reads from a GPU.
 
-    It is worked out once, on the CPU: to read a number from a GPU, the CPU must wait for it.
-
-    mask: (B, T) bool; lengths: (B,) tokens of each row; places: (N,) where each token stands in the
-    flattened batch; position_ids: (B, T), 0, 1, 2, ... along the tokens of each row. full: there is
-    no padding; right_padded: no padding stands before a token; longest: tokens of the longest row;
-    token_types: how many types the batch uses, None if it is not known.
+    mask: (B, T) bool, True where a token is; lengths: (B,), tokens of each row; places: (N,), index
+    of each token in the flattened batch; position_ids: (B, T), 0, 1, 2, ... along the tokens of a
+    row. full: there is no padding; right_padded: padding stands after the tokens only; longest:
+    tokens of the longest row; token_types: the highest token type + 1, None if it is not known.
     """
     mask: torch.Tensor
     lengths: torch.Tensor
@@ -34,7 +33,7 @@ class Layout:
 
     @classmethod
     def of(cls, mask, types=None):
-        """The layout of a mask (B, T), on its device. InputError for a row without a token."""
+        """mask, types: (B, T) -> Layout, on their device. InputError for a row without a token."""
         device, mask = mask.device, mask.bool().cpu()
         lengths = mask.sum(1)
         if not lengths.all():
@@ -48,7 +47,6 @@ class Layout:
                    token_types=None if types is None else int(types.max()) + 1).to(device)
 
     def to(self, device):
-        """The same layout on another device."""
         return replace(self, mask=self.mask.to(device), lengths=self.lengths.to(device),
                        places=self.places.to(device), position_ids=self.position_ids.to(device))
 
@@ -56,7 +54,7 @@ class Layout:
 @dataclass
 class Batch:
     """ids, mask, types: (B, T) int64, mask 1 where a token is; labels: (B,) class numbers or None;
-    rows: which row of the data each one is; layout: of the mask, None if it is not known."""
+    rows: B row numbers in the data; layout: Layout of the mask, or None."""
     ids: torch.Tensor
     mask: torch.Tensor
     types: torch.Tensor
@@ -65,41 +63,39 @@ class Batch:
     layout: Layout | None = None
 
     def to(self, device):
-        """The same batch on another device."""
         moved = {name: value.to(device) for name, value in vars(self).items()
                  if isinstance(value, (torch.Tensor, Layout))}
         return replace(self, **moved)
 
 
 def row_size(row):
-    """Places that a row takes in a batch, where nothing pads it."""
+    """Number of tokens of a row."""
     return len(row[0])
 
 
 def collate(encoded, rows, pad_id=0, labels=None):
-    """encoded: (ids, types) for each row of the data; rows: which of them -> Batch, padded on the right.
+    """Some rows of the data -> Batch, padded on the right.
 
-    pad_id may be any id, since padding is known by the mask alone.
+    encoded: all rows; rows: B row numbers; labels: class numbers of all rows. The mask alone tells
+    padding from tokens, so pad_id may be any id.
     """
     chosen = [encoded[row] for row in rows]
-    width = max(map(row_size, chosen))
-    ids = torch.full((len(rows), width), pad_id or 0)                        # (B, T)
-    types, mask = torch.zeros_like(ids), torch.zeros_like(ids)
-    for place, (tokens, kinds) in enumerate(chosen):
-        ids[place, :len(tokens)] = torch.tensor(tokens)
-        types[place, :len(kinds)] = torch.tensor(kinds)
-        mask[place, :len(tokens)] = 1
-    picked = None if labels is None else torch.tensor([labels[row] for row in rows])
-    return Batch(ids, mask, types, picked, list(rows), Layout.of(mask, types))
+    ids = torch.full((len(rows), max(map(row_size, chosen))), pad_id or 0)   # (B, T)
+    types, mask = torch.zeros_like(ids), torch.zeros_like(ids)               # (B, T)
+    for i, (row_ids, row_types) in enumerate(chosen):
+        ids[i, :len(row_ids)] = torch.tensor(row_ids)
+        types[i, :len(row_types)] = torch.tensor(row_types)
+        mask[i, :len(row_ids)] = 1
+    targets = None if labels is None else torch.tensor([labels[row] for row in rows])    # (B,)
+    return Batch(ids, mask, types, targets, list(rows), Layout.of(mask, types))
 
 
 def make_batches(lengths, size, seed=None, tokens=None, chunk=50):
-    """Rows grouped by length -> list of lists of row numbers.
+    """Group the rows by length -> batches, lists of row numbers.
 
-    lengths: tokens of each row. size: most rows of a batch. tokens: most padded tokens of a batch
-    (rows x longest row), None for any; a single longer row is a batch of its own. seed: None sorts
-    all rows by length, for evaluation; otherwise rows are shuffled, sorted within chunks of `chunk`
-    batches, and the batches are shuffled.
+    lengths: tokens of each row. size: most rows of a batch. tokens: most tokens of a batch, padding
+    included, or None; a longer row is a batch of its own. seed: None sorts all rows by length, for
+    evaluation; else rows are shuffled and sorted inside chunks of `chunk` batches.
     """
     if size < 1:
         raise InputError(f"batch size {size}: should be 1 or more")
@@ -118,7 +114,7 @@ def make_batches(lengths, size, seed=None, tokens=None, chunk=50):
 
 
 def cut(order, lengths, size, tokens):
-    """Rows in order -> batches of at most `size` rows and, if given, `tokens` padded tokens."""
+    """Cut a list of row numbers into batches; arguments as in `make_batches`."""
     batches, current, longest = [], [], 0
     for row in order:
         longest = max(longest, lengths[row])

@@ -2,10 +2,9 @@
 
 The loop sees `model(batch) -> logits (B, C)` and an objective (losses.py). The store keeps the
 run's files (checkpoint.py): a run may be killed at any moment, and the next call with the same
-settings goes on from the last state on disk. It ends bit for bit where an uninterrupted run ends,
-because everything random in a step follows from (seed, step).
-
-What is not here attaches from outside: a step is a function, which others may wrap.
+settings resumes it from the last state on disk. The result is the same, bit for bit, as without the
+interruption, because everything random in a step follows from (seed, step).
+Optional features are attached from outside: a step is a function, which others may wrap.
 """
 import math
 from collections.abc import Callable
@@ -27,15 +26,15 @@ class Diverged(InputError):
 
 @dataclass
 class Hooks:
-    """Callbacks: on_step(step, number of steps, loss), on_epoch(line of the history)."""
+    """Callbacks: on_step(step, number of steps, loss), on_epoch(history[-1])."""
     on_step: Callable = lambda *_: None
     on_epoch: Callable = lambda *_: None
 
 
 def take_step(model, optimizer, train, rows, settings, objective=None):
-    """One optimiser step on a batch -> its mean loss.
+    """One optimiser step on a batch -> its mean loss, a number.
 
-    rows: the row numbers of the batch in `train`; objective: as losses.CrossEntropy, the default.
+    train: plan.Rows; rows: the row numbers of the batch; objective: of the kind of CrossEntropy.
     """
     objective = objective or CrossEntropy(None, settings.label_smoothing, settings.focal_gamma)
     count = objective.count(torch.tensor([train.labels[row] for row in rows]))
@@ -46,10 +45,10 @@ def take_step(model, optimizer, train, rows, settings, objective=None):
 
 
 def add_gradients(model, train, rows, settings, objective, count):
-    """Add the gradient of (summed loss of `rows`) / count -> that quotient, a number.
+    """Add the gradient of (summed loss of `rows`) / count to the parameters -> that loss, a number.
 
-    It takes micro_batch_size rows at a time (0: all). `count` is that of the full batch, so the
-    micro-batches add up to the gradient of the full batch.
+    A micro-batch has micro_batch_size rows (0: all). `count` is that of the full batch, so the
+    gradients of the micro-batches add up to that of the full batch.
     """
     device, total = next(model.parameters()).device, 0.0
     size = settings.micro_batch_size or len(rows)
@@ -63,13 +62,13 @@ def add_gradients(model, train, rows, settings, objective, count):
 
 
 def autocast(settings, device):
-    """The context that sets the precision of a forward pass."""
+    """The context of a forward pass in the precision of the settings, "bf16" or "fp32"."""
     return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
 
 
 def update(model, optimizer, settings, loss):
-    """Clip the gradient and take the optimiser's step. Raises Diverged and leaves the weights as
-    they are where the gradient is not finite. loss: a number for that message."""
+    """Clip the gradient and take the optimiser's step. A gradient that is not finite raises
+    Diverged, and the weights stay as they are. loss: a number for that message."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     norm = float(torch.nn.utils.clip_grad_norm_(trainable, settings.clip or math.inf))
     if not math.isfinite(norm):
@@ -80,10 +79,10 @@ def update(model, optimizer, settings, loss):
 
 def fit(model, train, dev, settings, store, step=take_step, hooks=Hooks()):
     """Train on `train`, choose the best epoch on `dev` -> progress: "history", a dict per epoch,
-    and "best". Returns None if the store says that a stop was asked for.
+    and "best"; None if the user stopped the run.
 
-    model: Classifier, which ends with the weights of its best epoch; train, dev: Rows; store: where
-    the run's files lie (checkpoint.Store); step: called as take_step, without the objective.
+    model: a Classifier, which has the weights of its best epoch at the end; train, dev: plan.Rows;
+    store: checkpoint.Store; step: called as take_step, without the objective.
     """
     s = settings
     optimizer = build_optimizer(model, s.lr, s.weight_decay, s.layer_decay, s.optimizer)
@@ -92,7 +91,7 @@ def fit(model, train, dev, settings, store, step=take_step, hooks=Hooks()):
     warmup, number = round(s.warmup * plan.steps), progress["step"] - len(progress["losses"])
     for epoch in range(len(progress["history"]), plan.epochs):
         model.train()
-        for rows in plan[epoch]:
+        for rows in plan[epoch]:                           # row numbers of a batch
             number += 1
             if number <= progress["step"]:                 # taken before the run was interrupted
                 continue
@@ -116,7 +115,7 @@ def fit(model, train, dev, settings, store, step=take_step, hooks=Hooks()):
 
 
 def finish_epoch(model, dev, settings, store, progress):
-    """Evaluate on dev, add a line to the history, and save the weights if they are the best."""
+    """Evaluate on dev, add a dict to the history, and save the weights if they are the best."""
     metric, losses, epoch = settings.metric, progress["losses"], len(progress["history"]) + 1
     try:
         probabilities = model.probabilities(model.scores(dev.encoded, settings.eval_batch_size))
@@ -134,6 +133,6 @@ def finish_epoch(model, dev, settings, store, progress):
 
 
 def epochs_since_best(progress, metric):
-    """How many epochs ago the best score was first reached; a tie is no progress."""
-    scores = [line[metric] for line in progress["history"]]
-    return len(scores) - 1 - scores.index(progress["best"][metric])
+    """How many epochs ago the best value of the metric was first reached."""
+    values = [line[metric] for line in progress["history"]]
+    return len(values) - 1 - values.index(progress["best"][metric])

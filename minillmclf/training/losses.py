@@ -1,8 +1,8 @@
 """What fine-tuning minimises: cross-entropy over the classes, plain, weighted, smoothed or focal.
 
-A loss here is a sum over the rows of a batch; `count` says what to divide it by to get the mean. So
-a batch can be cut into micro-batches: divide each sum by the count of the full batch. The mean of
-the micro-batches' means is another number where they differ in size or in weight.
+A loss here is a sum over the rows of a batch; `count` says what to divide it by to get the mean. A
+batch may be cut into micro-batches: divide the sum of each by the count of the full batch. To
+average their means instead is wrong where micro-batches differ in size or in weight.
 """
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ import torch.nn.functional as F
 def class_loss(logits, targets, weights=None, smoothing=0.0):
     """Cross-entropy of logits (B, C) and targets (B,), summed over the rows -> scalar.
 
-    weights: (C,), how much a row of each class counts, or None; smoothing: the share of a target
-    that is spread over all classes.
+    weights: (C,), the weight of a row of each class, or None; smoothing: label smoothing, the share
+    of a target that is spread over all classes.
     """
     return F.cross_entropy(logits.float(), targets, weight=weights, label_smoothing=smoothing,
                            reduction="sum")
@@ -23,32 +23,32 @@ def class_loss(logits, targets, weights=None, smoothing=0.0):
 def focal_loss(logits, targets, weights=None, gamma=2.0):
     """Cross-entropy times (1 - p)^gamma, p the target's probability, summed over rows -> scalar.
 
-    Rows that are already right count little, which leaves more weight to rare and hard ones
-    (Lin et al. 2017, "Focal Loss for Dense Object Detection"). gamma 0 is cross-entropy.
+    Rows with p near 1 count little, so rare and hard rows count more (Lin et al. 2017, "Focal Loss
+    for Dense Object Detection"). With gamma 0 it is cross-entropy.
     """
     log_p = logits.float().log_softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1)      # (B,)
-    wrong = (1 - log_p.exp()).clamp(min=1e-12)     # 0 ** gamma, gamma < 1, has no finite gradient
-    losses = -wrong ** gamma * log_p
+    factor = (1 - log_p.exp()).clamp(min=1e-12)    # 0 ** gamma, gamma < 1, has no finite gradient
+    losses = -factor ** gamma * log_p                                                     # (B,)
     return (losses if weights is None else losses * weights[targets]).sum()
 
 
 def class_count(targets, weights=None):
-    """What a summed loss is divided by: the number of rows, or the weights of their classes."""
+    """targets (B,) -> scalar: B, or the sum of the weights (C,) of the targets."""
     return torch.tensor(float(len(targets))) if weights is None else weights[targets].sum()
 
 
 @dataclass
 class CrossEntropy:
-    """The objective of training: the loss of a batch, and what it counts.
+    """The objective of training. objective(model, batch) / objective.count(targets) is a mean loss.
 
-    weights: (C,) or None; smoothing: of class_loss; focal_gamma: of focal_loss, 0 for class_loss.
-    """
+    weights: (C,) or None; smoothing: for class_loss; focal_gamma: 0, or gamma of focal_loss, which
+    then replaces class_loss."""
     weights: torch.Tensor | None = None
     smoothing: float = 0.0
     focal_gamma: float = 0.0
 
     def count(self, targets):
-        """What the summed loss of rows with these targets (B,) is divided by -> scalar."""
+        """Targets (B,) -> scalar, the divisor of their summed loss."""
         return class_count(targets, self.weights_on(targets.device))
 
     def __call__(self, model, batch):

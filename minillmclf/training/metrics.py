@@ -1,23 +1,24 @@
-"""How good are the answers? Metrics of probabilities (N, C) and targets (N,), class numbers.
+"""How good are the answers? Metrics of probabilities (N, C) and targets (N,) of N rows.
 
 Expected calibration error (ECE): Guo et al. 2017, "On Calibration of Modern Neural Networks".
 """
 import numpy as np
 
-METRICS = {"accuracy": 1, "macro_f1": 1, "log_loss": -1, "ece": -1}   # name -> 1 if more is better
+METRICS = {"accuracy": 1, "macro_f1": 1, "log_loss": -1, "ece": -1}     # -1: lower is better
 
 
 def evaluate(probabilities, targets, labels):
-    """-> dict of METRICS, and f1, {class: number}.
+    """Probabilities (N, C), targets (N,) class numbers, C labels -> {metric: number} and "f1",
+    {class: number}.
 
-    macro_f1 is the mean over the classes that occur in the targets or in the answers, as in
-    scikit-learn. The f1 of a class that occurs in neither is written as 0.
+    As in scikit-learn, macro_f1 is the mean over the classes that occur in the targets or in the
+    answers. The f1 of any other class is given as 0.
     """
     probabilities, targets = np.asarray(probabilities, dtype=np.float64), np.asarray(targets)
     answers = probabilities.argmax(1)                                             # (N,)
     f1 = [class_f1(answers == c, targets == c) for c in range(len(labels))]
     of_target = probabilities[np.arange(len(targets)), targets]                   # (N,)
-    occurring = np.union1d(answers, targets)
+    occurring = np.union1d(answers, targets)                                      # class numbers
     return {"accuracy": float((answers == targets).mean()),
             "macro_f1": float(np.mean([f1[c] for c in occurring])),
             "log_loss": float(-np.log(np.clip(of_target, 1e-15, 1.0)).mean()),
@@ -26,34 +27,32 @@ def evaluate(probabilities, targets, labels):
 
 
 def by_name(labels, numbers):
-    """A number for each class -> {class: number with 6 decimals}."""
+    """C names, C numbers -> {name: number with 6 decimals}."""
     return {name: round(float(number), 6) for name, number in zip(labels, numbers)}
 
 
 def class_f1(answered, true):
-    """2 TP / (2 TP + FP + FN) of boolean arrays; 0 where the class occurs in neither."""
-    hits, misses = (answered & true).sum(), (answered != true).sum()
-    return float(2 * hits / (2 * hits + misses)) if hits + misses else 0.0
+    """2 TP / (2 TP + FP + FN) of boolean arrays (N,); 0 where the class occurs in neither."""
+    hits, errors = (answered & true).sum(), (answered != true).sum()
+    return float(2 * hits / (2 * hits + errors)) if hits + errors else 0.0
 
 
 def calibration_error(confidence, right, bins=15):
-    """ECE: mean |confidence - accuracy| over equal bins of confidence, weighted by their size.
+    """ECE: mean |confidence - accuracy| over bins of equal width, weighted by their rows.
 
-    confidence: (N,), the probability of each answer; right: (N,), whether it is right.
+    confidence: (N,), the probability of each answer; right: (N,) bool, is that answer right?
     """
-    which = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(confidence[which == b].sum() - right[which == b].sum()) for b in range(bins)]
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)                # (N,)
+    gaps = [abs(confidence[bin_of == b].sum() - right[bin_of == b].sum()) for b in range(bins)]
     return float(sum(gaps) / len(confidence))
 
 
 def gain(metric, new, old):
-    """How much better `new` is than `old`, two dicts of metrics; negative if it is worse.
-
-    Of a metric that METRICS does not name, more is better.
-    """
+    """How much better `new` is than `old`, two dicts of metrics; negative if it is worse. A metric
+    that is not in METRICS is better if it is higher."""
     return METRICS.get(metric, 1) * (new[metric] - old[metric])
 
 
 def better(metric, new, old):
-    """Is `new` better than `old` (None: there is none yet)? The log loss breaks ties."""
+    """Is `new` better than `old`, a dict or None? The log loss breaks ties."""
     return old is None or (gain(metric, new, old) or gain("log_loss", new, old)) > 0

@@ -1,8 +1,8 @@
-"""AdamW and its learning rates: which parameters are decayed, and how the rate rises and falls.
+"""AdamW and its learning rates: weight decay for some parameters, layer-wise rates, a schedule.
 
 AdamW: Loshchilov and Hutter 2017. Lower rates for lower layers: Howard and Ruder 2018,
-"discriminative fine-tuning". In 8 bits: Dettmers et al. 2021, "8-bit Optimizers via Block-wise
-Quantization"; paged: Dettmers et al. 2023 (QLoRA).
+"discriminative fine-tuning". AdamW in 8 bits: Dettmers et al. 2021 (arXiv:2110.02861); paged:
+Dettmers et al. 2023 (QLoRA).
 """
 import math
 import re
@@ -25,9 +25,9 @@ def depth_of(name, layers):
 def parameter_groups(model, lr, weight_decay, layer_decay=1.0, by_size=False):
     """The trainable parameters in groups -> [{"params", "lr", "base_lr", "weight_decay"}, ...].
 
-    Matrices are decayed, biases and norms are not. A layer learns `layer_decay` times as fast as
-    the layer above it. by_size: a tensor's lr is multiplied by its root mean square (Shazeer and
-    Stern 2018, "Adafactor"). A newly initialised T5 wants that: its embeddings are 16 times as
+    Weight decay is for matrices, not for biases and norms. The lr of a layer is layer_decay times
+    that of the layer above it. by_size multiplies a tensor's lr by its root mean square (Shazeer
+    and Stern 2018, "Adafactor"). A newly initialised T5 needs that: its embeddings are 16 times as
     large as its matrices, and no single lr suits both.
     """
     layers = max((depth_of(name, -1) for name, _ in model.named_parameters()), default=0)
@@ -35,12 +35,12 @@ def parameter_groups(model, lr, weight_decay, layer_decay=1.0, by_size=False):
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = weight_decay if parameter.dim() >= 2 else 0.0
-            own = lr * layer_decay ** (layers + 1 - depth_of(name, layers))
+            base_lr = lr * layer_decay ** (layers + 1 - depth_of(name, layers))
             if by_size:
-                own *= max(parameter.detach().float().square().mean().sqrt().item(), 1e-3)
-            groups.setdefault((own, decay), []).append(parameter)
-    return [{"params": parameters, "lr": own, "base_lr": own, "weight_decay": decay}
-            for (own, decay), parameters in groups.items()]
+                base_lr *= max(parameter.detach().float().square().mean().sqrt().item(), 1e-3)
+            groups.setdefault((base_lr, decay), []).append(parameter)
+    return [{"params": parameters, "lr": base_lr, "base_lr": base_lr, "weight_decay": decay}
+            for (base_lr, decay), parameters in groups.items()]
 
 
 def build_optimizer(model, lr, weight_decay, layer_decay=1.0, kind="adamw", by_size=False):
@@ -58,8 +58,8 @@ def build_optimizer(model, lr, weight_decay, layer_decay=1.0, kind="adamw", by_s
 
 
 def lr_factor(step, total, warmup, schedule):
-    """The factor of the learning rate at `step` (from 0): it rises over `warmup` steps to 1, then
-    falls to 0 at step `total`. schedule: "linear" or "cosine"; "constant" does not fall."""
+    """The factor of the learning rate at `step` (from 0): it rises to 1 over `warmup` steps, then
+    falls to 0 at step `total`. schedule: "linear", "cosine", or "constant", which does not fall."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
     done = (step - warmup) / max(1, total - warmup)                     # 0 ... 1
@@ -68,6 +68,5 @@ def lr_factor(step, total, warmup, schedule):
 
 
 def set_lr(optimizer, factor):
-    """Set each group's learning rate to its base rate times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor

@@ -4,23 +4,22 @@
 
 `normalizer` does the first step, `WordPieceModel` the other two. Not here: special tokens and files
 (tokenizer.py), learning a vocabulary (pretrain/vocabulary.py).
-Sources: Devlin et al. 2018 (BERT) and its `tokenization.py`; where the `tokenizers` library differs
-from that, we follow the library. One difference remains: the library's Unicode tables date from
-2015, ours are those of the running Python, so about 500 characters of rare scripts differ.
+Sources: Devlin et al. 2018 (BERT) and its `tokenization.py`. Where the `tokenizers` library differs
+from these, the library is followed, but its Unicode tables date from 2015, and those of the running
+Python are used here: about 500 characters of rare scripts differ.
 """
-
 import unicodedata
 
 # Chinese is written without spaces, so every ideograph becomes a word; Korean and kana do not.
-# The sixth block of Unicode begins at 2B820, but at 2B920 in the library, which we must follow.
+# Extension E begins at 2B820 in Unicode, but at 2B920 in the library, which is followed here.
 IDEOGRAPHS = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F),
               (0x2B740, 0x2B81F), (0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
 SPACES = ("Zs", "Zl", "Zp")
-CONTROL = ("Cc", "Cf", "Co")  # control, format, private use; unassigned (Cn) may become an emoji
+CONTROL = ("Cc", "Cf", "Co")  # control, format, private use; not Cn, which holds future emoji
 
 
 class CharacterTable(dict):
-    """Code point -> replacement, for `str.translate`; `rewrite(char)` is called once for each."""
+    """Code point -> replacement, for `str.translate`; `rewrite` is called once for a character."""
 
     def __init__(self, rewrite):
         super().__init__()
@@ -32,41 +31,37 @@ class CharacterTable(dict):
 
 
 def normalizer(lower=True, strip_accents=None, chinese=True):
-    """A function text -> clean text.
+    """-> a function, text -> clean text: any space becomes " ", and control characters are dropped.
 
-    It writes every kind of space as " " and drops control characters; if so set, it sets
-    ideographs apart (chinese), removes accents (strip_accents; None: as `lower`) and capitals.
+    lower: letters become lower-case. strip_accents: "é" becomes "e"; None means as `lower`.
+    chinese: a space is put before and after each ideograph.
     """
     strip_accents = lower if strip_accents is None else strip_accents
 
     def rewrite(char):
-        apart = chinese and is_ideograph(char)
+        ideograph = any(first <= ord(char) <= last for first, last in IDEOGRAPHS)
         char = clean(char)
-        if strip_accents:  # NFD takes "é" apart into "e" and an accent, a mark of category Mn
+        if strip_accents:  # NFD splits "é" into "e" and an accent, a mark of category Mn
             parts = unicodedata.normalize("NFD", char)
             char = "".join(part for part in parts if unicodedata.category(part) != "Mn")
         if lower:
             char = "".join(part.lower() for part in char)
-        return f" {char} " if apart else char
+        return f" {char} " if chinese and ideograph else char
 
     table = CharacterTable(rewrite)
     return lambda text: text.translate(table)
 
 
 def clean(char):
-    """The character, or " " for any space, or "" for a control character."""
+    """The character itself, " " for a space, "" for a control or replacement character."""
     category = unicodedata.category(char)
     if char in "\t\n\r" or category in SPACES:
         return " "
     return "" if char == "\ufffd" or category in CONTROL else char
 
 
-def is_ideograph(char):
-    return any(first <= ord(char) <= last for first, last in IDEOGRAPHS)
-
-
 def is_punctuation(char):
-    """Every ASCII sign (also $ + ~, which Unicode calls symbols), and Unicode's categories P*."""
+    """Is it of Unicode's categories P*, or an ASCII symbol? Unicode itself puts $ + ~ elsewhere."""
     if char.isascii():
         return char.isprintable() and not char.isalnum() and char != " "
     return unicodedata.category(char).startswith("P")
@@ -76,7 +71,7 @@ class WordPieceModel:
     """Clean text -> words -> piece ids.
 
     vocab: piece -> id; a piece that continues a word begins with `prefix`.
-    unk: the piece for a word that cannot be cut, or has more than `longest` characters.
+    unk: the piece for a word that no pieces make up, or that has more than `longest` characters.
     """
 
     def __init__(self, vocab, unk="[UNK]", prefix="##", longest=100):
@@ -85,14 +80,14 @@ class WordPieceModel:
         self.set_apart = CharacterTable(lambda c: f" {c} " if is_punctuation(c) else c)
 
     def words(self, text):
-        """Split at spaces; every punctuation character is a word: "can't" -> ["can", "'", "t"]."""
+        """Text -> words. A punctuation character is a word: "can't" -> ["can", "'", "t"]."""
         return text.translate(self.set_apart).split()
 
     def ids(self, text):
         return [i for word in self.words(text) for i in self.word_ids(word)]
 
     def word_ids(self, word):
-        """The longest piece that fits, again and again; if none fits, the whole word is unknown."""
+        """Cut off the longest known piece until nothing is left; if none is known, -> [unk_id]."""
         if len(word) > self.longest:
             return [self.unk_id]
         ids, start = [], 0
@@ -108,5 +103,5 @@ class WordPieceModel:
         return ids
 
     def join(self, pieces):
-        """The text of pieces: words with a space between, since pieces hold no spaces."""
+        """Pieces -> text, with one space between words."""
         return " ".join(pieces).replace(" " + self.prefix, "")
