@@ -13,7 +13,7 @@ from .processes import is_distributed, world_size
 
 
 def shard(model, optimizer="adamw"):
-    """Shard a model's parameters among the processes, in place. optimizer: of build_optimizer."""
+    """Shard a model's parameters among the processes. optimizer: its name in build_optimizer."""
     if not is_distributed():
         raise InputError("--parallel fsdp shares a model among processes, and this is one: start "
                          "it with torchrun --nproc-per-node N -m minillmclf.train ...")
@@ -25,4 +25,4 @@ def shard(model, optimizer="adamw"):
         part = fully_shard(part, mesh=mesh)
         part.set_force_sum_reduction_for_comms(True)      # gradients are summed, not averaged
         part.set_gradient_divide_factor(1.0)
-    register_fsdp_forward_method(model, "completion_loss")            # is called beside forward
+    register_fsdp_forward_method(model, "completion_loss")            # called besides forward
