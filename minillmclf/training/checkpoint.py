@@ -2,8 +2,8 @@
 
 state.safetensors holds the trainable parameters and what the optimiser keeps for each; step,
 history and best score are JSON in its metadata. best.safetensors holds the weights of the best
-epoch. Each file is replaced in one step, so no half a state ever lies on disk. Random numbers need
-no state: those of a step follow from (seed, step), see `seed_step`.
+epoch. Each file is replaced atomically, so the one on disk is always complete. No random state is
+saved: the random numbers of a step follow from (seed, step), see `seed_step`.
 """
 import hashlib
 import json
@@ -51,7 +51,7 @@ class Store:
     """Saves and loads the state and the best weights of a run, in `folder`.
 
     stop: an object whose `asked` says that the run is to save its state and end; None: never.
-    `write` and `place` are what changes where a tensor is not in one piece (parallel/).
+    A subclass for sharded tensors overrides `write` and `place` (parallel/processes.py).
     """
 
     def __init__(self, folder, stop=None):
@@ -99,8 +99,8 @@ class Store:
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise InputError(f"{path}: {short(error, 200)} in what the optimiser kept: "
                              f"{ANEW}") from None
-        kept = {frozenset(state) for state in optimizer.state.values()}
-        if not hasattr(optimizer, "init_state") and len(kept) > 1:
+        key_sets = {frozenset(state) for state in optimizer.state.values()}
+        if not hasattr(optimizer, "init_state") and len(key_sets) > 1:
             raise InputError(f"{path}: a part of what the optimiser kept is missing: {ANEW}")
         return progress
 
@@ -111,12 +111,12 @@ class Store:
             return {"step": 0, "history": [], "best": None, "losses": []}
         check_fields(progress, PROGRESS, self.state)
         history, best = progress["history"], progress["best"]
-        began = history[-1]["step"] if history else 0                   # the epoch under way
-        found = best and 1 <= best["epoch"] <= len(history)
+        began = history[-1]["step"] if history else 0         # where the current epoch began
+        listed = best and 1 <= best["epoch"] <= len(history)
         numbers = [line.get(name) for line in history for name in (metric, "log_loss")]
         fits = (progress["step"] == began + len(progress["losses"])
                 and bool(history) == bool(best) and all(map(is_number, numbers))
-                and (not best or found and history[best["epoch"] - 1][metric] == best.get(metric)))
+                and (not best or listed and history[best["epoch"] - 1][metric] == best.get(metric)))
         if not fits:
             raise InputError(f"{self.state}: its steps, losses and best epoch do not fit together: "
                              "--overwrite starts anew")
@@ -138,7 +138,7 @@ class Store:
         model.eval()
 
     def write(self, path, tensors, metadata):
-        """Write tensors to a file: each with memory of its own, as the format wants."""
+        """Write tensors to a file; those that share memory are cloned, as safetensors needs it."""
         written, seen = {}, set()
         for name, tensor in tensors.items():
             tensor = tensor.detach().cpu().contiguous()
@@ -149,7 +149,7 @@ class Store:
         write_tensors(path, written, metadata)
 
     def place(self, tensor, parameter):
-        """A tensor of a file, on the device of its parameter."""
+        """A tensor from a file, moved to the device of its parameter."""
         return tensor.to(parameter.device)
 
 
@@ -159,10 +159,10 @@ def trainable(model):
 
 
 def read_tensors(path, expected, state=False):
-    """A file of training -> {name: tensor}, {key: value} of its metadata.
+    """state or best.safetensors -> {name: tensor}, {key: value} of its metadata.
 
-    expected: {name: tensor}. InputError unless the file has these names, in these shapes and types;
-    a state has others beside them, of the optimiser, and its progress. All numbers must be finite.
+    InputError unless the file has the names, shapes and types of expected, {name: tensor}, and only
+    finite numbers; a state must also have a progress, and may have tensors of the optimiser.
     """
     try:
         with open_tensors(path) as file:
@@ -188,7 +188,7 @@ def read_tensors(path, expected, state=False):
 
 
 def prepare(optimizer):
-    """Let an optimiser of bitsandbytes lay out its state, whose types and memory it chooses."""
+    """Let an optimiser of bitsandbytes create its state, whose types and devices it chooses."""
     if hasattr(optimizer, "init_state"):
         for number, group in enumerate(optimizer.param_groups):
             for place, parameter in enumerate(group["params"]):
@@ -196,14 +196,14 @@ def prepare(optimizer):
 
 
 def put(state, moment, value, parameter):
-    """Fill in the tensor that `prepare` laid out, else keep the given tensor, or number, itself."""
+    """Copy a value into the tensor that `prepare` created, else store the value itself."""
     if torch.is_tensor(state.get(moment)):
         state[moment].copy_(value)
         return
     if torch.is_tensor(value):
         if value.dim():
             fits = value.shape == parameter.shape and value.dtype == parameter.dtype
-        else:                                                                       # a count
+        else:                                                          # the number of steps
             fits = value.dtype in (parameter.dtype, torch.float32)
         if not fits:
             raise ValueError(f"{moment} of shape {tuple(value.shape)} in {value.dtype}, not "

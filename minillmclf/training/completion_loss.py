@@ -1,7 +1,7 @@
-"""The loss of instruction tuning: the next token, of the answers alone (Wei et al. 2022, "FLAN").
+"""The loss of instruction tuning: next-token cross-entropy of the answer (Wei et al. 2022, "FLAN").
 
-The whole vocabulary competes; with losses.CrossEntropy only the label texts do. Both need a model
-that reads label texts (classify/label_text/).
+Its softmax is over the whole vocabulary, that of losses.CrossEntropy over the label texts. Both
+need a model that reads label texts (classify/label_text/).
 """
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 @dataclass
 class CompletionLoss:
-    """An objective as losses.CrossEntropy, whose mean is over tokens.
+    """An objective like losses.CrossEntropy, but its mean is over answer tokens.
 
     lengths: tokens of each class's answer, its end included.
     """

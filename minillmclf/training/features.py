@@ -1,12 +1,12 @@
 """Cached features: where only a head learns, a frozen body is run once for each text.
 
-All texts go through the body before the first step; from then on its output is looked up, by the
-text's tokens. A run ends as it would without (up to rounding: texts share batches with others), and
-since the features are computed in a fixed order, an interrupted run goes on bit for bit.
+All texts go through the body before the first step; later its output is looked up by the tokens of
+a text. Results stay the same up to rounding, for texts are batched differently. The features are
+computed in a fixed order, so an interrupted run continues bit for bit.
 
-It is done only where it changes nothing. A frozen body's dropout does act in training here, as in
-transformers, and differs in each step: so a BERT with dropout 0.1 is not cached, while LLaMA,
-Mistral and Gemma, which have none, are. Nor are windows, label texts, or more than MAX_BYTES.
+Features are cached only where that changes nothing. A frozen body keeps its dropout in training, as
+in transformers, and its output then differs in each step: so a BERT with dropout 0.1 is not cached,
+but LLaMA, Mistral and Gemma, without any, are. Windows, label texts and > MAX_BYTES are not cached.
 """
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -21,7 +21,7 @@ MAX_BYTES = 2**30                           # of features
 def cached_features(model, encoded, settings):
     """with cached_features(...): the body's outputs for these rows are cached, if `can_cache`.
 
-    model: Classifier; encoded: rows as text/batch.py has them. Afterwards the body is as it was.
+    model: Classifier; encoded: rows, see text/batch.py. On leaving, the body is restored.
     """
     if not can_cache(model, encoded, settings):
         yield
@@ -54,8 +54,8 @@ def has_dropout(body):
 
 
 class FeatureCache:
-    """Stands for Backbone.states. Until `close` it calls that and keeps one vector per text; then
-    it looks texts up, and calls it only for batches with an unknown text."""
+    """Replaces Backbone.states. Until `close` it calls that and keeps one vector per text; then it
+    looks texts up, and calls Backbone.states only for batches with an unknown text."""
 
     def __init__(self, states):
         self.states, self.places, self.vectors, self.closed = states, {}, [], False
@@ -77,9 +77,8 @@ class FeatureCache:
 
 
 def keys_of(ids, mask, types, read):
-    """16 bytes for each text, a hash of its tokens, its types, and the place that is read; padding
-    does not count."""
+    """A hash for each text, 16 bytes, of its tokens without padding, their types, and `read`."""
     types = torch.zeros_like(ids) if types is None else types
-    rows, real = torch.stack([ids, types], 2).cpu().numpy(), mask.bool().cpu().numpy()
-    return [blake2b(row[at].tobytes() + str(read).encode(), digest_size=16).digest()
-            for row, at in zip(rows, real)]
+    rows, masks = torch.stack([ids, types], 2).cpu().numpy(), mask.bool().cpu().numpy()
+    return [blake2b(row[real].tobytes() + str(read).encode(), digest_size=16).digest()
+            for row, real in zip(rows, masks)]

@@ -1,8 +1,7 @@
 """Multi-label training: its loss, the weights of that loss, and its metrics.
 
 A row may have several classes, or none: its targets are C numbers, 0 or 1, and each class is a
-yes-or-no question of its own. Which classes are answered, and at which threshold, is decided in
-classify/multilabel.py.
+yes-or-no question of its own. The thresholds, and the answers by them: classify/multilabel.py.
 """
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ MULTILABEL_METRICS = {"exact_match": 1, "micro_f1": 1, "macro_f1": 1, "log_loss"
 
 @dataclass
 class BinaryCrossEntropy:
-    """An objective as losses.CrossEntropy, for targets (B, C): binary cross-entropy of each class.
+    """An objective like losses.CrossEntropy, for targets (B, C): binary cross-entropy per class.
 
     It is transformers' problem_type multi_label_classification; the mean is over rows x classes.
     weights: (C,), the factor of a class's loss in rows that have the class, or None.
@@ -40,8 +39,8 @@ class BinaryCrossEntropy:
 def positive_weights(targets, labels):
     """Rows without a class / rows with it: targets (N, C) of 0 and 1 -> (C,).
 
-    With these weights both answers count alike in the loss of each class. InputError for a class
-    that all rows have, or none: its weight would be 0, or infinite.
+    With these weights the rows with a class and those without it count alike in its loss.
+    InputError for a class that all rows have, or none: its weight would be 0, or infinite.
     """
     targets = torch.as_tensor(targets)
     rows, positives = len(targets), targets.sum(0)                               # (C,)
@@ -66,11 +65,11 @@ def evaluate_multilabel(probabilities, targets, labels, thresholds=0.5):
     answers = probabilities >= np.asarray(thresholds, dtype=np.float64)          # (N, C)
     f1 = [class_f1(answered, true) for answered, true in zip(answers.T, targets.T)]
     right, answered, true = (answers & targets).sum(0), answers.sum(0), targets.sum(0)   # (C,)
-    of_target = np.where(targets, probabilities, 1 - probabilities)
+    p_target = np.where(targets, probabilities, 1 - probabilities)
     return {"exact_match": float((answers == targets).all(1).mean()),
             "micro_f1": class_f1(answers, targets),
             "macro_f1": float(np.mean(f1)),
-            "log_loss": float(-np.log(np.clip(of_target, 1e-15, 1.0)).mean()),
+            "log_loss": float(-np.log(np.clip(p_target, 1e-15, 1.0)).mean()),
             "ece": calibration_error(probabilities.ravel(), targets.ravel()),
             "precision": by_name(labels, right / np.maximum(answered, 1)),       # 0: never answered
             "recall": by_name(labels, right / np.maximum(true, 1)),              # 0: in no row

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ..text.batch import make_batches
 
-COUNTED = 10_000        # epochs whose steps are counted one by one
+COUNTED = 10_000        # at most so many epochs have their steps counted one by one
 
 
 @dataclass
@@ -20,10 +20,10 @@ def plan_epochs(model, train, settings):
 
 
 class Plan:
-    """plan[epoch] -> the batches of an epoch, a list of lists of row numbers, made when asked for.
+    """plan[epoch] -> the batches of an epoch, a list of lists of row numbers, computed on demand.
 
     sizes: the tokens of each row, padding between its parts included (Classifier.row_size);
-    targets: class numbers. epochs: how many epochs there are; steps: in all of them. Where
+    targets: class numbers. epochs: the number of epochs; steps: that of all epochs together. Where
     --batch-tokens makes epochs differ, steps are counted over the first COUNTED epochs and
     extrapolated.
     """
@@ -49,19 +49,19 @@ class Plan:
 def balanced_rows(targets, seed):
     """Balanced sampling: as many rows as there are, equally many of each class -> row numbers.
 
-    Rows of small classes are repeated, but none is drawn again before all of its class have been.
-    A model that learns from such epochs takes all classes for equally likely: where they are not,
-    its probabilities need a calibration.
+    Rows of small classes repeat, but no row does before all rows of its class have been drawn.
+    A model trained on such epochs treats all classes as equally likely: where they are not, its
+    probabilities need calibration.
     """
-    draw, rows = random.Random(f"balanced:{seed}"), {}
+    rng, rows = random.Random(f"balanced:{seed}"), {}                # rows: by class
     for row, target in enumerate(targets):
         rows.setdefault(target, []).append(row)
     classes = sorted(rows)
-    draw.shuffle(classes)
+    rng.shuffle(classes)
     chosen, left = [], {target: [] for target in rows}       # left: rows not drawn yet, by class
     for place in range(len(targets)):
         target = classes[place % len(classes)]
         if not left[target]:
-            left[target] = draw.sample(rows[target], len(rows[target]))
+            left[target] = rng.sample(rows[target], len(rows[target]))
         chosen.append(left[target].pop())
     return chosen

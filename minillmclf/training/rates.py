@@ -1,6 +1,6 @@
 """The default learning rate of a method, by the width of the model; --lr overrides it.
 
-A wider matrix moves its output more for the same step of each number, so rates fall with width.
+For equal steps of its entries a wider matrix moves its output more, so rates fall with width.
 The sources, for AdamW:
 
   full, last-N      3e-4 up to width 384: the small BERTs of Turc et al. 2019 were tuned with 3e-4
@@ -21,15 +21,15 @@ Label texts and heads are tuned at the same rates.
 from ..errors import InputError
 from ..files import find_model, read_json
 
-WIDTHS = ("hidden_size", "d_model", "n_embd")          # what families call it in config.json
+WIDTHS = ("hidden_size", "d_model", "n_embd")          # its key in config.json, by family
 BY_WIDTH = ((384, 3e-4, 3e-3), (512, 1e-4, 2e-3), (768, 3e-5, 1e-3), (1024, 2e-5, 1e-3),
-            (float("inf"), 1e-5, 1e-3))                # up to this width: full, head
+            (float("inf"), 1e-5, 1e-3))                # (up to this width, full, head)
 BY_METHOD = {"houlsby": 1e-3, "pfeiffer": 1e-3, "bitfit": 1e-3, "prefix": 5e-3, "prompt": 1e-2}
 T5_LEAST = 1e-4
 
 
 def default_lr(s):
-    """Settings -> the learning rate, why. A model that cannot be read counts as narrow here."""
+    """Settings -> the learning rate, why. A model that cannot be read counts as one of width 0."""
     try:
         config = read_json(find_model(s.model) / "config.json")
     except InputError:

@@ -1,12 +1,12 @@
-"""Activation checkpointing: keep a block's input only, and compute it again for its gradient.
+"""Activation checkpointing: keep only a block's input, and run the block again for gradients.
 
-The memory for activations falls from about 15 to 35 vectors per token and block to one; a step
+Activations then take one vector per token and block instead of about 15 to 35; a step
 takes about a third longer. Gradients are the same: the random state is restored, so dropout drops
 the same neurons twice. Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
 
-Not here: a choice of blocks (all are checkpointed). Of torch's two implementations the older
-("reentrant") gives no gradient to a block whose input needs none, so with frozen embeddings LoRA
-would learn nothing; it is not used.
+Not here: a choice of blocks (all are checkpointed), and the older of torch's two implementations:
+"reentrant" gives no gradient to a block whose input needs none, so LoRA would learn nothing on
+frozen embeddings.
 """
 import torch
 from torch import nn
@@ -43,11 +43,11 @@ class Recomputed:
     def __call__(self, *arguments):
         if not torch.is_grad_enabled():
             return self.forward(*arguments)
-        rows = [getattr(a, "rows", a) for a in arguments if isinstance(a, Rows)]     # with their keys
-        prefixed = [(each, each.layer) for each in rows if hasattr(each, "layer")]
+        rows = [getattr(a, "rows", a) for a in arguments if isinstance(a, Rows)]
+        prefixed = [(each, each.layer) for each in rows if hasattr(each, "layer")]    # CachedRows
 
         def run(*arguments):
-            for rows, layer in prefixed:         # they count layers: back to where this block began
-                rows.layer = layer
+            for cached, layer in prefixed:        # each layer raises it: back to this block's first
+                cached.layer = layer
             return self.forward(*arguments)
         return checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=True)

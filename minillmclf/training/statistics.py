@@ -58,9 +58,9 @@ def t_interval(values, level=0.95):
 
 
 def bootstrap(statistic, rows, draws=1000, seed=0, level=0.95):
-    """The percentile interval of a number that is computed from test rows -> (low, high).
+    """The percentile interval of a statistic of test rows -> (low, high).
 
-    statistic: takes row numbers (rows,), drawn with replacement, and returns a number. If that is
+    statistic: takes row numbers (rows,), drawn with replacement, and returns a number. If this is
     the difference of two models on these rows, the interval is a paired one.
     """
     random = np.random.default_rng(seed)
@@ -72,9 +72,9 @@ def bootstrap(statistic, rows, draws=1000, seed=0, level=0.95):
 def mcnemar(first, second):
     """Are two classifiers right equally often? -> p, exact and two-sided.
 
-    first, second: boolean (N,), right on each row. Only the n rows on which one is right and the
-    other wrong tell: if both were equally good, either would be right there with probability 1/2.
-    p is the probability of a split at least as uneven: twice a tail of Binomial(n, 1/2), at most 1.
+    first, second: boolean (N,), True where it is right. Only the n rows count on which one is right
+    and the other wrong: of two equally good ones either is right there with probability 1/2. p is
+    the probability of a split at least as uneven: twice a tail of Binomial(n, 1/2), at most 1.
     """
     first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())

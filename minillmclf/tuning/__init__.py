@@ -1,16 +1,16 @@
-"""Which weights are trained? A tuning config names a method and its numbers; `tune` carries it out.
+"""Which weights are trained? A tuning config names a method and its options; `tune` applies it.
 
   full              everything
   head              the head alone
-  last-N            the head, the N highest blocks (of an encoder-decoder: of its decoder) and the
-                    norm above them
+  last-N            the head, the last N blocks (in an encoder-decoder: of the decoder) and the
+                    norm after them
   bitfit            biases and the head
   lora dora qlora   small updates of frozen matrices (lora.py); qlora: of 4-bit matrices (quant.py)
   houlsby pfeiffer  bottlenecks after frozen layers (bottleneck.py)
   prefix prompt     keys and values, or new words, before every text (prefix.py, prompt.py)
 
 A head is always trained in full: a newly initialised one that is frozen would stay random.
-Classifiers that answer with label texts have none.
+A classifier that answers with label texts has no head.
 """
 import re
 from collections.abc import Callable
@@ -57,9 +57,9 @@ def attach_prompt(model, config, seed):
 
 
 def last_blocks(model, config):
-    stack, number = blocks_of(model)
-    first = number - int(config["method"].removeprefix("last-"))
-    chosen = [f"{stack}.{block}." for block in range(first, number)]
+    stack, count = blocks_of(model)
+    first = count - int(config["method"].removeprefix("last-"))
+    chosen = [f"{stack}.{block}." for block in range(first, count)]
     chosen.append(stack.removesuffix("layers") + "final_norm.")
     return [name for name, _ in model.named_parameters() if name.startswith(tuple(chosen))]
 
@@ -68,9 +68,9 @@ def last_blocks(model, config):
 class Method:
     """A way of tuning.
 
-    trainable(model, config) -> names of the parameters that are trained beside the head's; options:
-    the keys of its config beside "method"; attach(model, config, seed) puts in what it adds, and
-    detach(model) is the inverse.
+    trainable(model, config) -> names of the parameters that it trains besides the head's;
+    options: the keys of its config besides "method"; attach(model, config, seed) adds its new
+    modules, and detach(model) removes them.
     """
     trainable: Callable = lambda model, config: ()
     options: tuple = ()
@@ -119,7 +119,7 @@ def trainable_names(model, method, bias="none"):
 
 
 def choose_weights(model, method, bias="none"):
-    """Set requires_grad on all parameters of a classifier -> how many are (trainable, there)."""
+    """Set requires_grad on all parameters of a classifier -> numbers of them (trainable, total)."""
     trainable = trainable_names(model, method, bias)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
@@ -130,10 +130,10 @@ def choose_weights(model, method, bias="none"):
 
 
 def tune(model, config, seed=0):
-    """Carry out a tuning config on a classifier -> (trainable, total) numbers of parameters.
+    """Apply a tuning config to a classifier -> (trainable, total) numbers of parameters.
 
-    config: {"method": ..., and the options of its Method}; `model.tuning` keeps it. New weights
-    follow from the seed. Raises InputError for an unknown method or numbers that do not fit.
+    config: {"method": ..., and the options of its Method}; `model.tuning` keeps it. The seed
+    decides new weights. Raises InputError for an unknown method or numbers that do not fit.
     """
     find_method(config["method"], model).attach(model, config, seed)
     model.tuning = config

@@ -9,10 +9,10 @@ houlsby    after o_proj of every attention (a decoder's cross-attention too) and
            every MLP: before the residual sum, as in the paper. Where a family normalises a
            sublayer's output, the norm comes after. The paper trains the norms too.
 pfeiffer   after down_proj only. In the original, `down` reads the MLP's output after residual sum
-           and norm; here it reads the MLP's output alone, so adapters of the one mean nothing to
-           the other.
+           and norm; here it reads the MLP's output alone, so adapters trained with the one do not
+           work in the other.
 
-A dropout of the sublayer comes after the adapter. Not here: fusing several adapters, files.
+The dropout of a sublayer acts after the adapter. Not here: fusing several adapters, files.
 """
 import torch
 from torch import nn
@@ -28,7 +28,7 @@ PLACES = {"houlsby": ("o_proj", "down_proj"), "pfeiffer": ("down_proj",)}
 
 
 class Bottleneck(nn.Module):
-    """y = base(x); y + up(gelu(down(y))). `down` starts as normal(0, 0.01), all else as zero."""
+    """y = base(x); y + up(gelu(down(y))). down.weight starts as normal(0, 0.01), the rest as 0."""
 
     def __init__(self, base, size, generator):
         super().__init__()
@@ -54,11 +54,10 @@ class Bottleneck(nn.Module):
 
 
 def wrap(model, place, size, seed=0):
-    """Put a bottleneck after each linear layer of `place`, in place -> the paths.
+    """Put a bottleneck after each linear layer that `place` names in PLACES -> the paths.
 
-    place: houlsby or pfeiffer; size: width in the middle. The first values follow from the seed.
-    Freezes the wrapped layers' own weights, nothing else. Raises InputError before anything has
-    changed.
+    size: width in the middle. The seed decides the first values. Freezes the wrapped layers' own
+    weights, nothing else. Raises InputError before anything has changed.
     """
     leaves = choose(PLACES, place, "place", "adapter")
     layers, paths = linears(model), find_targets(model, list(leaves))
@@ -81,12 +80,12 @@ def unwrap(model):
 
 
 def wrapped(model):
-    """{path: Bottleneck} of a model that has some."""
+    """{path: Bottleneck}; InputError for a model without one."""
     return selection.wrapped(model, Bottleneck, "bottleneck")
 
 
 def trainable_parameters(model, norms=False):
-    """{path: parameter} of the bottlenecks; norms: of the body's norms too."""
+    """{path: parameter} of the bottlenecks; norms: also those of the body's norms."""
     own = tuple(f"{path}.{part}." for path in wrapped(model) for part in ("down", "up"))
     found = {}
     for name, parameter in model.named_parameters():

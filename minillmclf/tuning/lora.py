@@ -6,7 +6,7 @@ instead of in * out. B starts at zero, so training starts at the base model. s =
 `use_rslora` alpha / sqrt(r) (Kalajdzievski 2023). `wrap` puts such updates around a model's linear
 layers; `merge` is its inverse. train() and eval() never merge.
 
-Not here: how layers are named (selection.py), adapters in files (peft/), 4-bit matrices (quant.py),
+Not here: the choice of layers (selection.py), adapters in files (peft/), 4-bit matrices (quant.py),
 LoRA on embeddings, several adapters at once.
 """
 import math
@@ -25,8 +25,8 @@ from .selection import base_weight, check_plain, find_targets, linears, per_path
 DEFAULT_TARGETS = dict.fromkeys(                                     # as PEFT's
     ("bert", "roberta", "deberta-v2", "llama", "mistral", "gemma", "gemma2", "gemma3",
      "gemma3_text", "t5"), ("q_proj", "v_proj")) | {"gpt2": ("qkv_proj",)}
-MOST_ALPHA = 10.0**6  # far above any that is used; 1e308 makes answers infinite
-NAME = "default"      # of the adapter, as in PEFT: part of its parameters' names
+MOST_ALPHA = 10.0**6  # far above any in use; a huge one makes the answers infinite
+NAME = "default"      # an adapter's name, as in PEFT; it is part of parameter names
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class LoraConfig:
 
     @property
     def scale(self):
-        """s. Trap: alpha alone trains as well, but with an update r times as large as meant."""
+        """s. Trap: without the divisor it trains as well, but with an update r times too large."""
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
 class LoraLinear(nn.Module):
-    """y = base(x) + (dropout(x) A^T) (s B)^T. A starts uniform within 1 / sqrt(in), B zero."""
+    """y = base(x) + (dropout(x) A^T) (s B)^T. A starts uniform in +-1/sqrt(in), B as 0."""
 
     def __init__(self, base, config, generator):
         super().__init__()
@@ -78,10 +78,10 @@ class LoraLinear(nn.Module):
         """(..., in) -> (..., out)."""
         y = self.base(x)
         x = F.dropout(x.to(self.A.dtype), self.config.dropout, self.training)
-        return y + self.updated(x).to(y.dtype)
+        return y + self.low_rank(x).to(y.dtype)
 
-    def updated(self, x):
-        """What s B A makes of x, (..., in) -> (..., r) -> (..., out)."""
+    def low_rank(self, x):
+        """s B A x, (..., in) -> (..., r) -> (..., out)."""
         return x @ self.A.T @ (self.config.scale * self.B).T
 
     def update(self):
@@ -94,17 +94,17 @@ class LoraLinear(nn.Module):
 
     @property
     def weight(self):
-        """(out, in), the one matrix that does what base and adapter do, dropout apart."""
+        """(out, in), the one matrix that equals base and adapter, without dropout."""
         W = base_weight(self.base)
         return self.tuned(W).to(W.dtype)
 
 
 class DoraLinear(LoraLinear):
-    """LoRA for the direction of W's rows, and m (out) for their lengths.
+    """LoRA for the direction of W's rows, and m (out,) for their lengths.
 
-    W' = m (W + s B A) / |W + s B A|, and m starts as the lengths of W's rows. The divisor counts as
-    a constant in the backward pass (section 4.3 of the paper: cheaper, nearly as good). The price
-    is W + s B A in every forward, (out, in) numbers for each layer.
+    W' = m (W + s B A) / |W + s B A|, and m starts as the lengths of W's rows. The backward pass
+    treats the divisor as a constant (section 4.3 of the paper: cheaper, nearly as good). Every
+    forward pass of a layer computes W + s B A, (out, in).
     """
 
     def __init__(self, base, config, generator):
@@ -117,7 +117,7 @@ class DoraLinear(LoraLinear):
 
     @torch.no_grad()
     def lengths(self, W):
-        """|W + s B A| of each row, (out,), a constant. Never 0: rows of zeros are divided too."""
+        """|W + s B A| of each row, (out,), without gradient; never 0, for `tuned` divides by it."""
         rows = W + self.update()
         return torch.linalg.norm(rows, dim=1).clamp(min=torch.finfo(rows.dtype).tiny)
 
@@ -125,21 +125,21 @@ class DoraLinear(LoraLinear):
         return (self.m / self.lengths(W))[:, None] * (W + self.update())
 
     def forward(self, x):
-        """(..., in) -> (..., out). Dropout acts on the input of W' - W alone; the bias stays."""
+        """(..., in) -> (..., out). Only the input of W' - W gets dropout; the bias is kept."""
         y = self.base(x)
         W, bias = base_weight(self.base).to(self.A.dtype), self.base.bias
         if self.training and self.config.dropout:
             x = F.dropout(x.to(self.A.dtype), self.config.dropout)
-            straight = F.linear(x, W)                                                   # (..., out)
+            Wx = F.linear(x, W)                                                         # (..., out)
         else:
-            straight = y if bias is None else y - bias     # the same numbers, without a product
+            Wx = y if bias is None else y - bias           # the same, without a second matmul
         factor = self.m / self.lengths(W)                                                   # (out,)
-        more = (factor - 1) * straight + factor * self.updated(x.to(self.A.dtype))
-        return y + more.to(y.dtype)
+        change = (factor - 1) * Wx + factor * self.low_rank(x.to(self.A.dtype))
+        return y + change.to(y.dtype)
 
 
 def wrap(model, targets, config, ranks=None, alphas=None, seed=0):
-    """Put an adapter around each target, in place -> the paths. A follows from the seed.
+    """Wrap each target in an adapter -> the paths. The seed decides A.
 
     targets: as in `find_targets`; ranks, alphas: {regular expression for a path or its end: value}
     for layers that differ from `config`. Freezes the targets' own weights, nothing else. Raises
@@ -158,9 +158,9 @@ def wrap(model, targets, config, ranks=None, alphas=None, seed=0):
 
 @torch.no_grad()
 def merge(model, dequantise=False):
-    """Add the adapters to their matrices and put the linear layers back in place -> the paths.
+    """Add each update to its matrix and unwrap the linear layer -> the paths.
 
-    Inverse of `wrap`. dequantise: 4-bit layers become plain ones; else they are an InputError.
+    Inverse of `wrap`. dequantise: make 4-bit layers plain ones; without it they are an InputError.
     """
     layers = wrapped(model)
     for path, layer in layers.items():
@@ -179,7 +179,7 @@ def merge(model, dequantise=False):
 
 
 def wrapped(model):
-    """{path: LoraLinear} of a model that has some."""
+    """{path: LoraLinear}; InputError for a model without one."""
     return selection.wrapped(model, LoraLinear, "LoRA")
 
 

@@ -1,13 +1,13 @@
 """Prefix tuning: Li and Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation".
 
-Before every text stand P tokens without a text: in every layer their keys and values are learned,
-not computed. So a prefix is a cache (models/cache.py) that is filled before a text begins. The base
-stays as it is; attention costs a little more. An encoder-decoder has a prefix before its decoder's
-self-attention only. The P tokens have the positions 0 .. P - 1: texts may have P tokens fewer.
+P virtual tokens stand before every text: their keys and values in every layer are parameters. So a
+prefix is a KV cache (models/cache.py) that is filled before a text begins. The base stays as it is;
+attention costs a little more. In an encoder-decoder only the decoder's self-attention has a prefix.
+The P tokens have the positions 0 .. P - 1, so the longest text is P tokens shorter.
 
-Unlike LoRA, a prefix changes the answers from its start; `detach_prefix` gives the base back, bit
-for bit. Here too: the paper's re-parameterisation, in which a small network makes the keys and
-values while they are trained. Not here: files; new "words" before a text (prompt.py).
+Unlike LoRA, a new prefix changes the answers; `detach_prefix` restores the base bit for bit. Here
+too: the paper's re-parameterisation, in which a small network computes the keys and values during
+training. Not here: files (peft/); new "words" before a text (prompt.py).
 """
 import torch
 from torch import nn
@@ -20,9 +20,9 @@ from ..models.cache import Cache
 class Prefix(nn.Module):
     """Learned keys and values of P tokens, laid out as PEFT's PrefixEncoder does: (P, L*2*K*d).
 
-    The numbers of a token, in a row: layer by layer, a layer's keys before its values, head by
-    head. They are `embedding`, or what the network `transform` makes of `embedding` (P, K*d).
-    shape: L layers, K heads, d width; tokens: P; projection: with the network.
+    A row holds one token: for each layer its keys, then its values, head by head. The rows are
+    `embedding`, or with projection the output of the network `transform` for `embedding` (P, K*d).
+    shape: (L, K, d) with L layers; tokens: P.
     """
 
     def __init__(self, shape, tokens, projection=False, seed=0):
@@ -30,7 +30,7 @@ class Prefix(nn.Module):
         self.shape, self.tokens, self.transform = shape, tokens, None
         layers, heads, width = shape
         vector, row = heads * width, layers * 2 * heads * width
-        with torch.random.fork_rng(devices=()):                 # the seed decides, and only here
+        with torch.random.fork_rng(devices=()):                 # torch's generator stays as it is
             torch.default_generator.manual_seed(seed)
             self.embedding = nn.Embedding(tokens, vector if projection else row, device="cpu")
             if projection:
@@ -40,28 +40,28 @@ class Prefix(nn.Module):
                 nn.init.normal_(self.embedding.weight, 0.0, 0.02)
 
     def numbers(self):
-        """(P, L*2*K*d), PEFT's `prompt_embeddings`: after training, all that is needed."""
+        """(P, L*2*K*d), PEFT's `prompt_embeddings`: all that is needed after training."""
         numbers = self.embedding.weight
         return numbers if self.transform is None else self.transform(numbers)
 
     @torch.no_grad()
     def load(self, numbers):
-        """Take over numbers (P, L*2*K*d), as of `numbers()`, into a prefix without a projection."""
+        """Set the numbers (P, L*2*K*d) of a prefix without a projection."""
         self.embedding.weight.copy_(numbers)
 
     def cache(self, batch):
-        """A new Cache for `batch` rows with the P tokens in every layer."""
+        """A new Cache for a batch of `batch` texts, with the P tokens in every layer."""
         layers, heads, width = self.shape
-        numbers = self.numbers().view(self.tokens, layers, 2, heads, width).permute(1, 2, 3, 0, 4)
+        numbers = self.numbers().view(self.tokens, layers, 2, heads, width)        # (P, L, 2, K, d)
         cache = Cache()
-        for layer, (k, v) in enumerate(numbers):                                    # (K, P, d) each
+        for layer, (k, v) in enumerate(numbers.permute(1, 2, 3, 0, 4)):             # (K, P, d) each
             cache.put(layer, k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1))
         cache.mask = torch.ones(batch, self.tokens, dtype=torch.bool, device=numbers.device)
         return cache
 
 
 class Recorder(nn.Module):
-    """A prefix of no tokens: after a forward pass, its cache holds the keys of every layer."""
+    """A prefix without tokens: after a forward pass its cache holds the keys of every layer."""
 
     tokens = 0
 
@@ -81,13 +81,13 @@ def body(model):
 
 
 def put_before(backbone, prefix):
-    """Let `prefix` (None: none) stand before every text -> what stood there until now."""
+    """Set the prefix of a backbone, or None -> the former one."""
     former, backbone.prefix = backbone.prefix, prefix
     return former
 
 
 def check_tokens(backbone, tokens):
-    """How long a text may be after `tokens` more tokens, None: any. InputError if none fits."""
+    """The longest text that fits after `tokens` tokens; None: any. InputError if none fits."""
     longest = backbone.max_input_tokens
     if type(tokens) is not int or tokens < 1:
         raise InputError(f"{short(tokens)} tokens before a text: must be a whole number from 1, "
@@ -99,22 +99,22 @@ def check_tokens(backbone, tokens):
 
 
 def shorten_texts(model, tokens):
-    """Lower a classifier's max_length where `tokens` more before each text would not fit."""
+    """Lower a classifier's max_length to what fits after `tokens` tokens."""
     model.max_length = min(model.max_length, check_tokens(model.backbone, tokens)
                            or model.max_length)
 
 
 @torch.no_grad()
 def shape_of(backbone):
-    """(L, K, d): attention layers that take a prefix, their heads of keys, the width of a head.
+    """(L, K, d): the number of attention layers that take a prefix, KV heads, head width.
 
-    One token goes through the model, and the shapes of its keys are read off.
+    It runs one token through the model and reads the shapes of the keys.
     """
     recorder, was_training = Recorder(), backbone.training
-    one = torch.zeros(1, 1, dtype=torch.long, device=next(backbone.parameters()).device)
+    ids = torch.zeros(1, 1, dtype=torch.long, device=next(backbone.parameters()).device)
     former = put_before(backbone, recorder)
     try:
-        backbone.eval().states(one, torch.ones_like(one))
+        backbone.eval().states(ids, torch.ones_like(ids))
     finally:
         put_before(backbone, former)
         backbone.train(was_training)
@@ -125,7 +125,7 @@ def shape_of(backbone):
 def attach_prefix(model, tokens, projection=False, seed=0):
     """Put a new prefix of `tokens` tokens before all texts of a classifier or backbone -> Prefix.
 
-    Deterministic by seed. Raises InputError before anything has changed.
+    The seed decides its numbers. Raises InputError before anything has changed.
     """
     backbone = body(model)
     if backbone.prefix is not None:

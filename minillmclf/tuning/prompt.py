@@ -1,17 +1,17 @@
 """Prompt tuning: Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning".
 
-P new "words" stand before every text. Only their vectors are trained, D numbers each: the base
-stays as it is. They are tokens like others: each costs as much as a word, each takes a position,
-and pooling sees them: "first" reads the first of them, "last" the text's last word, as in PEFT.
+P new "words" stand before every text. Only their vectors (P, D) are trained; the base stays as it
+is. They are tokens like others: each costs as much as a word and takes a position, and the pooling
+"first" reads the first of them, "last" the last word of the text, as in PEFT.
 
 So two things are attached. The word embeddings get P more rows (`PromptEmbedding`), whose ids
 follow the vocabulary's; a classifier's `encode` puts these ids before every text (`Prompted`).
 
-Trap: Gemma multiplies all vectors of words with sqrt(D), and those that PEFT saves for a Gemma of
-transformers 5 are the ones after this step; divide them by sqrt(D).
+Trap: Gemma multiplies word vectors by sqrt(D). For a Gemma of transformers 5, PEFT saves the new
+vectors after this step, so peft/model.py divides them by sqrt(D).
 
-Unlike LoRA, a prompt changes the answers from its start; `detach_prompt` gives the base back, bit
-for bit. Not here: files; keys and values for each layer (prefix.py).
+Unlike LoRA, a new prompt changes the answers; `detach_prompt` restores the base bit for bit. Not
+here: files (peft/); keys and values for each layer (prefix.py).
 """
 import torch
 from torch import nn
@@ -29,18 +29,18 @@ class PromptEmbedding(nn.Module):
 
     @property
     def weight(self):
-        """(V, D), the base's matrix: where it scores the vocabulary too, no new word is in it."""
+        """(V, D), the base's matrix: a tied language-model head has no logits for new words."""
         return self.base.weight
 
     def forward(self, ids):
         """ids (...), below V + P -> (..., D)."""
-        new = ids - len(self.weight)                                        # from 0 up: a new word
-        words, vectors = self.base(ids.where(new < 0, 0)), self.vectors[new.clamp(min=0)]
-        return words.where((new < 0).unsqueeze(-1), vectors.to(words.dtype))
+        row = ids - len(self.weight)                               # of `vectors`; < 0: an old word
+        old, new = self.base(ids.where(row < 0, 0)), self.vectors[row.clamp(min=0)]     # (..., D)
+        return old.where((row < 0).unsqueeze(-1), new.to(old.dtype))
 
 
 class Prompted:
-    """Stands for a classifier's `encode` and puts new words before every sequence of its rows."""
+    """Replaces a classifier's `encode` to put new words before every sequence of its rows."""
 
     def __init__(self, encode, words):
         self.encode, self.words = encode, words
@@ -51,7 +51,7 @@ class Prompted:
         return list(map(self.extend, rows)), shortened
 
     def extend(self, row):
-        """A row (ids, types), or one of several such sequences -> with the new words, of type 0."""
+        """Put the new words, of type 0, before (ids, types) or before each of several of these."""
         if isinstance(row[0], tuple):
             return type(row)(*map(self.extend, row))
         ids, types = row
@@ -69,9 +69,9 @@ def new_words(model):
 def attach_prompt(model, tokens, seed=0):
     """Add `tokens` new words to a classifier or a backbone -> their ids, a list.
 
-    A classifier's `encode` puts them before every text from now on; with a backbone the caller
-    does. They start as normal numbers with the standard deviation of the embeddings. Deterministic
-    by seed. Raises InputError before anything has changed.
+    From now on a classifier's `encode` puts them before every text; for a backbone the caller must.
+    Their vectors start as normal numbers, by the seed, with the standard deviation of the
+    embeddings. Raises InputError before anything has changed.
     """
     backbone = body(model)
     words = backbone.word_embeddings

@@ -2,7 +2,7 @@
 
 Quantising: cut the weights into blocks of 64, divide each block by its largest absolute value
 (absmax), and write down the nearest of 16 numbers, two to a byte. The 16 numbers of NF4 are
-quantiles of the normal distribution, for weights are about normal; those of FP4 have a sign, two
+quantiles of the normal distribution, as weights are about normal; those of FP4 have a sign, two
 bits of exponent and one of fraction. An absmax costs 32/64 bits a weight; "double quantisation"
 turns it into a byte of its own: 4.127 bits in all.
 
@@ -23,7 +23,7 @@ from torch import nn
 
 from ..errors import InputError
 
-NESTED = 256                                     # so many absmax share one fp32 number
+NESTED = 256                                     # this many absmax share one nested_absmax
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 TINY = 1e-38                                     # stands in for the absmax of a block of zeros
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -77,7 +77,7 @@ def in_rows(x, size):
 
 
 def nearest(x, code):
-    """The index of the number of `code` nearest to each of x, uint8; on a border, the lower one."""
+    """For each of x the index of its nearest number in `code`, uint8; on a tie the lower number."""
     ascending, order = code.to(x.device).sort(stable=True)
     borders = (ascending[1:] + ascending[:-1]) / 2
     return order.to(torch.uint8)[torch.bucketize(x, borders, out_int32=True)]
@@ -94,10 +94,10 @@ def quantise(x, kind="nf4", blocksize=64, double=True):
     rows = in_rows(x.detach().flatten().float(), blocksize)             # (blocks, blocksize)
     absmax = rows.abs().amax(1)                                         # (blocks,)
     scaled = rows * (1 / absmax.clamp(min=TINY))[:, None]               # in [-1, 1]
-    if x.numel() % blocksize:                   # in the last block bitsandbytes divides: other bits
+    if x.numel() % blocksize:                   # a last block cut short: bitsandbytes divides
         absmax[-1] = absmax[-1].clamp(min=TINY)
         scaled[-1] = rows[-1] / absmax[-1]
-    even = x.numel() + x.numel() % 2                                    # filled up with a 0.0
+    even = x.numel() + x.numel() % 2                                    # padded with a 0.0
     codes = nearest(scaled, CODES[kind]).flatten()[:even]
     packed = (codes[::2] << 4 | codes[1::2])[:, None]                   # (n/2, 1)
     statistics = quantise_absmax(absmax) if double else (absmax,)
@@ -108,13 +108,13 @@ def quantise(x, kind="nf4", blocksize=64, double=True):
 def quantise_absmax(absmax):
     """(blocks,) fp32 -> bytes (blocks,), nested_absmax (blocks/256,), offset ().
 
-    All absmax are above 0: without their mean, the offset, half of the map would never be used.
+    No absmax is below 0: if their mean (offset) were kept, half of the map would never be used.
     """
     offset = absmax.mean()
     rows = in_rows(absmax - offset, NESTED)                             # (blocks/256, 256)
     nested = rows.abs().amax(1)
     scaled = (rows * (1 / nested)[:, None]).nan_to_num(nan=-1.0).clamp(-1, 1)      # NaN: all equal
-    # The CPU kernel looks numbers up in a table of 2^16 steps, which errs once in 600 times.
+    # As the CPU kernel: it rounds to 2^16 steps first, which picks another code once in 600 times.
     steps = ((scaled + 1) * 0.5 * 65535 + 0.5).int()
     codes = nearest(steps.float() * 2 / 65535 - 1, dynamic_map())
     return codes.flatten()[:len(absmax)], nested, offset
@@ -140,8 +140,8 @@ def bits_per_parameter(blocksize=64, double=True):
 # --------------------------------------------------------------------------------- on the kernels
 
 def kernels():
-    """bitsandbytes' functions. Imported when first used: that takes seconds."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)   # of unused kernels
+    """bitsandbytes' functions, imported at first use, since this takes seconds."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)   # unused kernels
     try:
         from bitsandbytes import functional
         return functional
@@ -158,7 +158,7 @@ def fast_dequantise(q, dtype):
         nested = bnb.QuantState(q.nested_absmax, code=code, blocksize=NESTED, dtype=torch.float32)
     # Read as one long row of an even length. Where a matrix' width is no multiple of the blocksize,
     # the AVX-512 kernel of 0.50.2 takes the absmax of other blocks without a warning: at width 96
-    # the error is 0.28 instead of 0.09. And odd lengths take another, slow way in there.
+    # the error is 0.28 instead of 0.09. Odd lengths take a slow path in the kernel.
     row = torch.Size([2 * len(q.packed)])
     state = bnb.QuantState(q.absmax, row, None, q.blocksize, q.kind, dtype, q.offset, nested)
     values = bnb.dequantize_4bit(q.packed, state).flatten()
@@ -166,8 +166,8 @@ def fast_dequantise(q, dtype):
 
 
 class FrozenLinear(torch.autograd.Function):
-    """x W^T + b with gradients for x and b. W is made from its four bits in both directions and
-    kept in neither: only the packed weight stays in memory between them."""
+    """x W^T + b with gradients for x and b. The forward and the backward pass each dequantise W and
+    drop it: between them only the packed weight is in memory."""
 
     @staticmethod
     def forward(ctx, x, bias, q):
@@ -176,12 +176,12 @@ class FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        for_x = for_bias = None
+        grad_x = grad_bias = None
         if ctx.needs_input_grad[0]:
-            for_x = grad @ fast_dequantise(ctx.q, grad.dtype)                           # (..., in)
+            grad_x = grad @ fast_dequantise(ctx.q, grad.dtype)                          # (..., in)
         if ctx.needs_input_grad[1]:
-            for_bias = grad.reshape(-1, grad.shape[-1]).sum(0)                             # (out,)
-        return for_x, for_bias, None
+            grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)                            # (out,)
+        return grad_x, grad_bias, None
 
 
 def name_of(dtype):
@@ -220,8 +220,8 @@ class Linear4bit(nn.Module):
         return dequantise(self.quantised)
 
     def forward(self, x):
-        """(..., in) -> (..., out), in float32 or bfloat16: a fifth of QLoRA's 7B runs failed in
-        float16."""
+        """(..., in) -> (..., out), in float32 or bfloat16. In float16 a fifth of the 7B runs of the
+        QLoRA paper failed."""
         device = x.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
@@ -235,8 +235,8 @@ class Linear4bit(nn.Module):
         return FrozenLinear.apply(x.to(dtype), bias, self.quantised)
 
     def _apply(self, fn, recurse=True):
-        """model.to(device) moves everything; model.to(dtype) changes the bias alone: statistics
-        rounded to bfloat16 would be another weight."""
+        """model.to(device) moves everything; model.to(dtype) changes the bias alone, since rounding
+        the buffers would change the weight."""
         kept = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         device = self.weight.device
@@ -261,9 +261,9 @@ def plain_linear(layer, weight):
 class Quantiser:
     """Puts a file's tensors into a model, the weights of its chosen linear layers in four bits.
 
-    A loader calls `quantiser(model, path, tensor)` for each tensor as it reads it. Of a model on
-    the "meta" device, no more than one layer then ever exists in full. chosen(path) -> bool, for
-    the path of a linear layer; heads and all other modules keep their precision.
+    A loader calls `quantiser(model, path, tensor)` for each tensor as it reads it. So if the model
+    is on the "meta" device, at most one layer at a time is in full precision. chosen(path) -> bool,
+    for the path of a linear layer; heads and all other modules keep their precision.
     """
 
     def __init__(self, chosen=lambda path: True, kind="nf4"):
@@ -276,15 +276,15 @@ class Quantiser:
         owner, leaf = path.rpartition(".")[::2]
         module = model.get_submodule(owner)
         if leaf == "weight" and self.takes(owner, module):
-            small = Linear4bit.from_linear(tensor, module.bias, self.kind)
-            model.set_submodule(owner, small.train(module.training))
+            layer = Linear4bit.from_linear(tensor, module.bias, self.kind)
+            model.set_submodule(owner, layer.train(module.training))
             self.replaced.append(owner)
         else:
             setattr(module, leaf, nn.Parameter(tensor))
 
     def report(self, model):
-        """-> (paths in four bits, paths of all else with weights). InputError if nothing was
-        chosen: the model would be as large as before."""
+        """-> (paths in four bits, paths of all other modules with parameters). InputError if no
+        layer was chosen: the model would be as large as before."""
         others = [path for path, module in model.named_modules()
                   if not isinstance(module, Linear4bit) and list(module.parameters(recurse=False))]
         if not self.replaced:
@@ -294,7 +294,7 @@ class Quantiser:
 
 
 def quantise_linears(model, chosen=lambda path: True, kind="nf4"):
-    """Put the chosen linear layers of a filled model into four bits -> as Quantiser.report."""
+    """Put the chosen linear layers of a loaded model into four bits -> as Quantiser.report."""
     quantiser = Quantiser(chosen, kind)
     paths = [path for path, module in model.named_modules() if quantiser.takes(path, module)]
     for path in paths:
@@ -304,7 +304,7 @@ def quantise_linears(model, chosen=lambda path: True, kind="nf4"):
 
 @torch.no_grad()
 def dequantise_linears(model):
-    """Put all 4-bit layers of a model into full precision; the numbers stay those of four bits."""
+    """Replace all 4-bit layers of a model by plain ones with the same, rounded weights."""
     layers = [(path, m) for path, m in model.named_modules() if isinstance(m, Linear4bit)]
     for path, layer in layers:
         model.set_submodule(path, plain_linear(layer, layer.dequantised()))

@@ -1,10 +1,9 @@
 """4-bit layers in files, laid out as transformers and bitsandbytes write them.
 
-A layer `x` with a 4-bit weight has in the file, beside `x.weight` (n/2, 1) in bytes,
-x.weight.absmax, x.weight.quant_map (the 16 numbers), with double quantisation
-x.weight.nested_absmax and x.weight.nested_quant_map, and as a JSON object in bytes
-x.weight.quant_state.bitsandbytes__nf4: kind, blocksize, dtype, shape. config.json has
-quantization_config.
+A 4-bit layer `x` is stored as x.weight (n/2, 1) uint8, x.weight.absmax, x.weight.quant_map (the 16
+numbers) and x.weight.quant_state.bitsandbytes__nf4, the bytes of a JSON object with kind,
+blocksize, dtype and shape. Double quantisation adds x.weight.nested_absmax and
+x.weight.nested_quant_map. config.json gets a quantization_config.
 """
 import json
 import math
@@ -18,11 +17,11 @@ from ..files import check_fields, find_model, parse_json, short
 from ..models.config import read_model_config
 from ..models.tensor_files import listed, read_tensor
 from ..models.weights import Checkpoint, export, fill
-from .quant import (BLOCKSIZES, CODES, FLOATS, NESTED, Linear4bit, Quantised, Quantiser, dynamic_map,
-                    name_of)
+from .quant import (BLOCKSIZES, CODES, FLOATS, NESTED, Linear4bit, Quantised, Quantiser,
+                    dynamic_map, name_of)
 
 STATE = "weight.quant_state.bitsandbytes__"
-# quantization_config: key -> the values that change nothing here; None: any value
+# quantization_config: key -> the supported values; None: any value, as it changes nothing here
 SUPPORTED = {
     "quant_method": ("bitsandbytes", None), "load_in_4bit": (True,), "_load_in_4bit": (True,),
     "load_in_8bit": (False,), "_load_in_8bit": (False,), "bnb_4bit_quant_type": tuple(CODES),
@@ -49,7 +48,7 @@ NESTED_FIELDS = {
 
 
 def to_file(layer):
-    """A 4-bit weight -> {what follows the module's name in a file: tensor}."""
+    """A Linear4bit -> {name in a file, after that of the layer: tensor}."""
     q = layer.quantised
     state = {"quant_type": q.kind, "blocksize": q.blocksize, "dtype": name_of(q.dtype),
              "shape": list(q.shape)}
@@ -65,7 +64,7 @@ def to_file(layer):
 
 
 def from_file(tensors, bias=None, where="a 4-bit layer"):
-    """The inverse of `to_file`, also for what transformers has written -> Linear4bit.
+    """The inverse of `to_file`, also for files of transformers -> Linear4bit.
 
     where: the file and the module, for errors. Raises InputError if something is missing, corrupt
     or does not fit.
@@ -93,7 +92,7 @@ def from_file(tensors, bias=None, where="a 4-bit layer"):
 
 
 def read_state(tensors, where):
-    """The object with kind, blocksize, dtype and shape; a file has it as the bytes of a tensor."""
+    """The JSON object with kind, blocksize, dtype and shape, from the bytes of a tensor."""
     name = next((name for name in tensors if name.startswith(STATE)), None)
     if name is None:
         raise InputError(f"{where}: {STATE}* is missing, which says how it was quantised: download "
@@ -109,7 +108,7 @@ def read_state(tensors, where):
 
 
 def check_tensor(tensors, name, dtype, shape, values, where):
-    """InputError unless there is such a tensor, finite, and with these values if not None."""
+    """InputError unless this tensor is there and finite, and has these `values` if not None."""
     if name not in tensors:
         raise InputError(f"{where}: {name} is missing: a 4-bit weight cannot be read without it")
     found = tensors[name]
@@ -124,10 +123,10 @@ def check_tensor(tensors, name, dtype, shape, values, where):
 # ------------------------------------------------------------------------------- whole checkpoints
 
 class FourBitCheckpoint(Checkpoint):
-    """A folder some of whose linear layers have four bits.
+    """A model folder in which some linear layers have four bits.
 
-    `packed` holds the names of their tensors, {layer: {what follows it: name in the file}}; `files`
-    only those of the other tensors.
+    packed: {4-bit layer: {end of a tensor's name, after that of the layer: the whole name}}.
+    `files` has the other tensors only, `all_files` both.
     """
 
     def __init__(self, folder):
@@ -137,23 +136,23 @@ class FourBitCheckpoint(Checkpoint):
         layers = [name[:name.index(STATE) - 1] for name in self.files if STATE in name]
         self.packed = {layer: {name.removeprefix(layer + "."): name for name in self.files
                                if f"{name}.".startswith(layer + ".weight.")} for layer in layers}
-        self.held = dict(self.files)
+        self.all_files = dict(self.files)
         for parts in self.packed.values():
             for name in parts.values():
                 del self.files[name], self.shapes[name], self.dtypes[name]
 
     def __contains__(self, name):
-        return name in self.held
+        return name in self.all_files
 
     def layer(self, name, bias):
         """The 4-bit layer of this name; bias: its parameter, or None."""
-        parts = {part: read_tensor(self.held[file], self.stored[file])
-                 for part, file in self.packed[name].items()}
+        parts = {part: read_tensor(self.all_files[whole], self.stored[whole])
+                 for part, whole in self.packed[name].items()}
         return from_file(parts, bias, f"{self.folder}: {name}")
 
 
 def check_quantised(settings, where):
-    """InputError unless a quantization_config describes 4-bit layers as they are built here."""
+    """InputError unless a quantization_config describes 4-bit layers that are supported here."""
     wrong = []
     for key, value in settings.items():
         allowed = SUPPORTED.get(key, (None,))
@@ -166,7 +165,7 @@ def check_quantised(settings, where):
 
 
 def open_checkpoint(folder):
-    """A model folder, with or without 4-bit layers."""
+    """The Checkpoint of a model folder, with or without 4-bit layers."""
     quantised = read_model_config(find_model(folder)).get("quantization_config")
     return Checkpoint(folder) if quantised is None else FourBitCheckpoint(folder)
 
@@ -196,11 +195,11 @@ def read_into(model, checkpoint, table, fresh=(), **options):
 
 
 def load_weights(model, checkpoint, table, fresh=(), quantise=None):
-    """Fill a classifier from a folder of either kind -> Report, the linear layers that are not put
-    into four bits.
+    """Fill a classifier from either kind of checkpoint -> (Report, the paths that `quantise` left
+    as they were, [] if it did nothing).
 
     fresh: patterns of paths that need not be in the file; quantise: "nf4" or "fp4" for the linear
-    layers of the backbone, as they are read, unless they have four bits in the file.
+    layers of the backbone as they are read; None, or a 4-bit file: nothing is quantised.
     """
     if not quantise or hasattr(checkpoint, "packed"):
         return read_into(model, checkpoint, table, fresh), []

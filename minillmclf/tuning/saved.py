@@ -1,9 +1,9 @@
 """A tuned classifier on disk, where only what was trained is kept: OUT/tuned.json and OUT/adapter/.
 
-tuned.json says which base, in what precision, which tuning config ("recipe"), which classes.
-adapter/ holds what was trained: LoRA, DoRA, prefix and prompt as PEFT lays them out (peft/);
-bottlenecks, which PEFT does not know, under our own names. The base's files are compared when such
-a folder is loaded: on another base an adapter gives other answers, without an error.
+tuned.json names the base, its precision, the tuning config ("recipe") and the classes. adapter/
+holds what was trained: LoRA, DoRA, prefix and prompt in PEFT's layout (peft/); bottlenecks, which
+PEFT does not know, under our own names. Loading compares the base's files with those of the
+training: on another base an adapter gives wrong answers, without an error.
 """
 import hashlib
 import json
@@ -28,8 +28,8 @@ from .quant import CODES, dequantise_linears
 
 TUNED, ADAPTER = "tuned.json", "adapter"
 TENSORS = Path(ADAPTER) / peft.TENSORS
-OF_TOKENIZERS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json",
-                 "added_tokens.json")
+TOKENIZER_FILES = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json",
+                   "added_tokens.json")
 SAMPLE = 2**20                                      # bytes that are read at a time
 RENAMED = {"rank_stabilised": "use_rslora"}         # keys of earlier versions' tuning configs
 
@@ -57,7 +57,7 @@ def or_none(test):
     return lambda value: value is None or test(value)
 
 
-# what files say of a classifier: key -> (test, what it should be); details are checked in use
+# A classifier in files: key -> (test, what it should be). Details are checked where they are used.
 OBJECT = (or_none(is_object), "an object")
 SETTINGS = {
     "labels?": (is_names, "a list of names"), "pool?": (or_none(is_word), "a word"),
@@ -75,11 +75,11 @@ RECORD = SETTINGS | {
 # ---------------------------------------------------------------------------------------- the base
 
 def sums(folder):
-    """{name of a file: sha256 of its content} of configuration, weights and tokenizer."""
+    """{file name: sha256 of the content} of a model's config.json, weights and tokenizer."""
     folder = Path(folder)
     tokenizer = [name for name in READERS if (folder / name).exists()][:1]
     names = {"config.json", *(path.name for path in Checkpoint(folder).files.values()), *tokenizer,
-             *(name for name in OF_TOKENIZERS if (folder / name).exists())}
+             *(name for name in TOKENIZER_FILES if (folder / name).exists())}
     found = {}
     for name in sorted(names):
         digest = hashlib.sha256()
@@ -98,7 +98,7 @@ def fingerprint(folder):
 def changed(folder, kept):
     """The names of a base's files that differ from what they were.
 
-    kept: `sums` of then, or the text of earlier versions, of config.json and both ends of weights.
+    kept: the former `sums`; in earlier versions one hash, of config.json and both ends of weights.
     """
     if isinstance(kept, dict):
         found = sums(folder)
@@ -114,10 +114,10 @@ def changed(folder, kept):
 
 
 def base_record(base, folder):
-    """How tuned.json names its base: a shipped one by its name; one below the parent of the runs'
-    folder relative to the run, so that both may be moved; else in full."""
+    """How tuned.json names its base: a shipped one by its name; one near the run by a path relative
+    to it, so that both may be moved together; any other by its full path."""
     base, folder = Path(base).resolve(), Path(folder).resolve()
-    folder = Path(*(part for part in folder.parts if part != NEW))  # a run that is moved at its end
+    folder = Path(*(part for part in folder.parts if part != NEW))  # where a run ends up
     near = next(path for path in (*folder.parents[1::-1], folder) if path != path.parent)
     if base.parent == CHECKPOINTS:
         return {"base": base.name}
@@ -165,7 +165,7 @@ def base_of(folder):
 # --------------------------------------------------------------------------------- our own folders
 
 def save_tuned(model, folder):
-    """Write what was trained of a classifier; the folder has no base in it."""
+    """Write the trained parameters of a classifier and tuned.json, without the base."""
     folder, base, tuning = Path(folder), find_model(model.base), model.tuning
     if tuning["method"] in BOTTLENECKS:
         names = trainable_names(model, tuning["method"])
@@ -215,7 +215,7 @@ def load_tuned(folder, build, base=None):
 
 
 def build_as(build, base, labels, settings, where, **more):
-    """A classifier as `settings` describe it, those of Classifier.settings, read from `where`."""
+    """A classifier with these `settings` (Classifier.settings), read from the file `where`."""
     try:
         with ignoring(settings.get("ignored") or []):
             model = build(base, labels, pool=settings.get("pool") or "family",
@@ -229,7 +229,7 @@ def build_as(build, base, labels, settings, where, **more):
 
 
 def read_bottlenecks(path, size):
-    """The tensors of bottlenecks and head. The width is checked before anything of it is built."""
+    """The tensors of bottlenecks and head; InputError unless the bottlenecks have this width."""
     tensors = read_floats(path)
     sizes = {len(tensor) for name, tensor in tensors.items()
              if name.endswith(".down.weight") and tensor.dim() == 2}
@@ -276,8 +276,7 @@ def load_peft(folder, build, base=None):
 
 
 def guess_labels(tensors, folder, base):
-    """The names of the base's classes, if they are as many as the last layer of the head has rows;
-    else LABEL_0, LABEL_1, ..."""
+    """The base's class names if the adapter's head has as many rows, else LABEL_0, LABEL_1, ..."""
     last = [t for name, t in tensors.items() if re.fullmatch(
         r"(.*\.)?(classifier|score|out_proj)\.weight", name, re.S)]
     if len(last) != 1 or not last[0].dim():
@@ -292,9 +291,9 @@ def guess_labels(tensors, folder, base):
 # ----------------------------------------------------------------------------------------- merging
 
 def merge_tuned(model, dequantise=False):
-    """Add what LoRA or DoRA has learned to the base's matrices, in place -> a plain classifier.
+    """Add what LoRA or DoRA has learned to the base's matrices -> the model, a plain classifier.
 
-    dequantise: a 4-bit base becomes one in full precision, all of it; else such a base is refused.
+    dequantise: put a whole 4-bit base into full precision; without it such a base is refused.
     """
     method = (model.tuning or {}).get("method", "full")
     if method not in UPDATES:

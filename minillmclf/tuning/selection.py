@@ -13,12 +13,12 @@ from ..text.patterns import Clock, compile_pattern
 
 
 def base_weight(base):
-    """The matrix (out, in) of a linear layer; of a 4-bit one, the numbers that it stands for."""
+    """The matrix (out, in) of a linear layer; that of a 4-bit layer is dequantised."""
     return base.dequantised() if hasattr(base, "dequantised") else base.weight
 
 
 def linears(model):
-    """{path: module} of the linear layers, in order; a wrapped one appears once, as its wrapper."""
+    """{path: module} of the linear layers, in order; a wrapped one appears as its wrapper."""
     found = {}
     for path, module in model.named_modules():
         if path and hasattr(module, "in_features") and path.rpartition(".")[0] not in found:
@@ -32,13 +32,13 @@ def in_head(path):
 
 
 def matching(pattern, paths, where="targets"):
-    """Those of the paths that the regular expression matches from end to end."""
+    """The paths that the regular expression matches as a whole."""
     compiled = compile_pattern(pattern, where, clock=Clock())
     return [path for path in paths if compiled.fullmatch(path)]
 
 
 def find_targets(model, targets):
-    """The paths of the linear layers that `targets` means, in the model's order.
+    """The paths of the linear layers that `targets` selects, in the model's order.
 
     targets: a list of leaf names or endings of paths, "all-linear", or a regular expression for
     whole paths. A layer of a head is taken only where a list names it ("head.dense"). Raises
@@ -64,7 +64,7 @@ def find_targets(model, targets):
 
 def per_path(paths, default, patterns):
     """{path: value}: the value of the first pattern that matches the path or its end, else the
-    default. InputError for a pattern that decides about no path."""
+    default. InputError for a pattern that decides no value."""
     patterns, clock = patterns or {}, Clock()
     if len(patterns) > len(paths):
         raise InputError(f"{len(patterns)} patterns for ranks or alphas, but {len(paths)} targets: "
@@ -83,7 +83,7 @@ def per_path(paths, default, patterns):
 
 
 def check_plain(layers, paths, wrapper):
-    """InputError unless these are linear layers, of floats or of 4 bits, that nothing wraps yet."""
+    """InputError unless these are linear layers, plain or 4-bit, that nothing wraps yet."""
     for path in paths:
         if not (isinstance(layers[path], nn.Linear) or hasattr(layers[path], "dequantised")):
             raise InputError(f"{path} is a {type(layers[path]).__name__}, it takes no {wrapper}: "
@@ -91,7 +91,7 @@ def check_plain(layers, paths, wrapper):
 
 
 def wrapped(model, kind, name):
-    """{path: module} of the wrappers of a class; InputError where there is none."""
+    """{path: module} of the modules of this class; InputError if there is none."""
     found = {path: module for path, module in model.named_modules() if isinstance(module, kind)}
     if not found:
         raise InputError(f"this model has no {name} adapters: wrap it first")
@@ -99,8 +99,8 @@ def wrapped(model, kind, name):
 
 
 def trainable_biases(model, which):
-    """The names of the biases that a setting means: "none", "all" outside a classification head,
-    "lora_only": those of layers that LoRA wraps."""
+    """The names of the biases to train. which: "none"; "all", outside the classification head;
+    "lora_only", those of layers that LoRA wraps."""
     if which not in ("none", "all", "lora_only"):
         raise InputError(f"bias {short(which)} is not known; known: none, all, lora_only")
     biases = [name for name, _ in model.named_parameters() if name.split(".")[-1] == "bias"]

@@ -2,7 +2,7 @@
 
     "low lower"  ->  "low", " lower"  ->  l o w / Ġ l o w e r  ->  low / Ġlow er
 
-The letters of a word are its bytes, so no text is ever unknown: each of the 256 bytes is a piece.
+Merging starts from a word's bytes. Each of the 256 bytes is a piece, so no text is unknown.
 LLaMA-2, Mistral and Gemma merge characters instead (unigram.py), with the same `BytePairModel`.
 Not here: special tokens and files (tokenizer.py), learning the merges.
 Sources: Sennrich et al. 2016 (merges); Radford et al. 2019 and GPT-2's `encoder.py` (bytes, SPLIT).
@@ -12,7 +12,7 @@ import heapq
 
 import regex
 
-# English endings, then letters, digits, other signs (each with one space before it), then spaces.
+# English contractions, runs of letters, digits or other signs, each with one space before; spaces.
 # `(?!\S)`: a run of spaces leaves its last one to the word that follows.
 SPLIT = regex.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
@@ -34,12 +34,12 @@ BYTES = {letter: byte for byte, letter in LETTERS.items()}
 
 
 def pre_tokenizer(prefix_space=False, use_regex=True):
-    """A function text -> words, cut at GPT-2's pattern; a word keeps the space before it.
+    """A function text -> words that cuts by GPT-2's pattern; a word keeps the space before it.
 
     prefix_space: put a space before a text that has none, so its first word is like any other.
-    use_regex: False leaves the text in one part, for files that bring another pattern.
+    use_regex: False returns the text uncut, for files that cut by a pattern of their own.
     """
-    def cut(text, first=True):
+    def cut(text, first=True):  # first: unused here, see steps.py
         if prefix_space and not text.startswith(" "):
             text = " " + text
         return SPLIT.findall(text) if use_regex else [text]
@@ -55,9 +55,9 @@ class BytePairModel:
     """Word -> piece ids.
 
     vocab: piece -> id.
-    merges: [(left, right), ...], the most important first; its place in the list is its rank.
-    letters: a function word -> list of pieces, from which merging starts.
-    whole_words: a word that is a piece is taken as it is (`ignore_merges` in a tokenizer.json).
+    merges: [(left, right), ...]; a pair's index is its rank, and the lowest rank merges first.
+    letters: a function word -> the list of pieces that merging starts from.
+    whole_words: a word that is itself a piece is not merged (`ignore_merges` in a tokenizer.json).
     """
 
     def __init__(self, vocab, merges, letters=letters_of, whole_words=False):
@@ -73,11 +73,11 @@ class BytePairModel:
 
 
 def merge(letters, ranks):
-    """Merge neighbours, the pair of lowest rank first, of equals the leftmost, as long as any can.
+    """Merge neighbours until no pair has a rank: the lowest first, the leftmost among equals.
 
-    The plain way looks through all pairs for each merge: n^2 steps for n letters, hours for a page
-    without spaces. Here the parts form a linked list and the candidate pairs a heap, so a merge
-    costs log n. A pair whose parts have changed since it was pushed is skipped when it comes up.
+    A search of all pairs for each merge takes n^2 steps for n letters: hours for a page without
+    spaces. Here the parts form a linked list and the mergeable pairs a heap: log n steps a merge.
+    A popped pair is skipped if one of its parts has been merged since it was pushed.
     """
     end = len(letters)
     parts = [*letters, None]                 # None: merged into the part on its left, or the end
@@ -106,14 +106,14 @@ def merge(letters, ranks):
 
 
 def join(pieces):
-    """The text of pieces; bytes that form no whole character become "\ufffd".
+    """The text of pieces; invalid UTF-8 becomes "\ufffd".
 
     An added token that is not written in byte letters stands for itself.
     """
-    coded = []
+    encoded = []
     for piece in pieces:
         if all(letter in BYTES for letter in piece):
-            coded.append(bytes(BYTES[letter] for letter in piece))
+            encoded.append(bytes(BYTES[letter] for letter in piece))
         else:
-            coded.append(piece.encode("utf-8"))
-    return b"".join(coded).decode("utf-8", errors="replace")
+            encoded.append(piece.encode("utf-8"))
+    return b"".join(encoded).decode("utf-8", errors="replace")

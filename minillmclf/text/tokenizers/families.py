@@ -1,13 +1,13 @@
-"""What the families of models take for granted about special tokens: their names and layout.
+"""The special tokens of each model family: their usual names, and their layout around a text.
 
     T5: a </s>     LLaMA: <s> a     BERT: [CLS] a [SEP] b [SEP]     RoBERTa: <s> a </s></s> b </s>
 
-What a tokenizer.json or tokenizer_config.json says comes first. Here: one row per family; layouts,
-and the `post_processor` of a tokenizer.json, which describes them. Not here: reading files
-(files.py). Source: the tokenizers that the models were published with.
+These are defaults: tokenizer.json and tokenizer_config.json override them. Here: one row per
+family; layouts, read from and written to the `post_processor` of a tokenizer.json. Not here:
+reading files (files.py). Source: the tokenizers that the models were published with.
 
-A layout is a list of (part, token type id). A part is "A" or "B", the ids of a text, or a list of
-special ids. A tokenizer has two: that of one text and that of a pair.
+A layout is a list of (part, token type id). A part is "A" or "B", for the ids of a text, or a list
+of special ids. A tokenizer has two layouts, one for a single text and one for a pair.
 """
 
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ from .steps import steps_of
 
 @dataclass(frozen=True)
 class Family:
-    """tokens: role -> usual token. kind: of its files, where there is no tokenizer.json.
+    """tokens: role -> usual token. vocab_file: its kind, where there is no tokenizer.json.
 
-    layouts: of one text and of a pair, with roles for ids; ":1" is token type 1. None: the flags
+    layouts: for one text and for a pair, in roles; ":1" marks token type 1. None: the flags
     add_bos_token and add_eos_token of tokenizer_config.json decide.
-    written: the type of the post_processor in its tokenizer.json.
-    one_bos: near chance with no BOS or with two, and no error, so there is always exactly one.
+    post_type: the type of the post_processor in its tokenizer.json.
+    one_bos: always exactly one BOS; without it, or with two, accuracy silently falls to chance.
     """
 
     tokens: dict
-    kind: str
+    vocab_file: str
     layouts: tuple | None = None
-    written: str | None = "TemplateProcessing"
+    post_type: str | None = "TemplateProcessing"
     one_bos: bool = False
 
 
@@ -51,7 +51,7 @@ FAMILIES = {"BertTokenizer": BERT, "DistilBertTokenizer": BERT, "ElectraTokenize
             "RobertaTokenizer": ROBERTA, "BartTokenizer": ROBERTA, "GPT2Tokenizer": GPT2,
             "T5Tokenizer": T5, "DebertaV2Tokenizer": DEBERTA, "LlamaTokenizer": LLAMA,
             "GemmaTokenizer": GEMMA}
-# without a tokenizer_class: the first family whose pieces are all in the vocabulary
+# Without a tokenizer_class: the first family here whose pieces are all in the vocabulary.
 SIGNS = ((("[UNK]",), BERT), (("<bos>", "<eos>", "<0x00>"), GEMMA), (("<extra_id_0>",), T5),
          (("<s>", "</s>", "<0x00>"), LLAMA), (("<s>", "</s>"), ROBERTA), ((), GPT2))
 
@@ -72,7 +72,7 @@ def content(token):
 
 
 def find_roles(vocab, config, source):
-    """{"cls": "[CLS]", ...}: as the config says, else the usual token if the vocabulary has it."""
+    """{"cls": "[CLS]", ...}: the config's token, else the family's if it is in the vocabulary."""
     usual = find_family(vocab, config).tokens
     roles = {role: token for role, token in usual.items() if token in vocab}
     for role in ROLES:
@@ -86,18 +86,18 @@ def find_roles(vocab, config, source):
 
 
 def family_layouts(family, roles, vocab, config, source):
-    """The two layouts of a family. InputError if a special token of them is not in `vocab`."""
-    written = family.layouts
-    if written is None:
+    """The two layouts of a family. InputError if `vocab` lacks one of their special tokens."""
+    templates = family.layouts
+    if templates is None:
         bos = "bos" if config.get("add_bos_token", True) else ""
         eos = "eos" if config.get("add_eos_token") else ""
         second_bos = "bos:1" if bos and not family.one_bos else ""
         second_eos = "eos:1" if eos else ""
-        written = f"{bos} A {eos}", f"{bos} A {eos} {second_bos} B:1 {second_eos}"
+        templates = f"{bos} A {eos}", f"{bos} A {eos} {second_bos} B:1 {second_eos}"
     layouts = []
-    for layout in written:
+    for template in templates:
         layouts.append([])
-        for word in layout.split():
+        for word in template.split():
             part, _, type_id = word.partition(":")
             if part not in ("A", "B"):
                 if part not in roles:
@@ -111,15 +111,15 @@ def family_layouts(family, roles, vocab, config, source):
 
 
 def read_layouts(post, source):
-    """The two layouts of a post_processor that `schema` has checked."""
-    found = [step for step in steps_of(post, "post_processor", source)
+    """The two layouts of a post_processor that schema.py has checked."""
+    steps = [step for step in steps_of(post, "post_processor", source)
              if step["type"] != "ByteLevel"]  # it adds no token
-    if len(found) > 1:
-        raise InputError(f"{source}: post_processor has {len(found)} steps that add tokens, only "
+    if len(steps) > 1:
+        raise InputError(f"{source}: post_processor has {len(steps)} steps that add tokens, only "
                          "one is supported")
-    if not found:
+    if not steps:
         return [("A", 0)], [("A", 0), ("B", 1)]
-    post = found[0]
+    post = steps[0]
     if post["type"] != "TemplateProcessing":
         cls, sep = [post["cls"][1]], [post["sep"][1]]
         single = [(cls, 0), ("A", 0), (sep, 0)]
@@ -145,10 +145,10 @@ def read_layouts(post, source):
 
 def write_layouts(layouts, family, roles, vocab, config):
     """The post_processor with these layouts, of the type that the family's tokenizer.json has."""
-    if family.written is None:
+    if family.post_type is None:
         return None
-    if family.written != "TemplateProcessing":
-        post = {"type": family.written}
+    if family.post_type != "TemplateProcessing":
+        post = {"type": family.post_type}
         post |= {role: [roles[role], vocab[roles[role]]] for role in ("sep", "cls")}
         if family is ROBERTA:
             prefix_space = bool(config.get("add_prefix_space"))
@@ -168,10 +168,10 @@ def write_layouts(layouts, family, roles, vocab, config):
 
 
 def has_one_bos(layouts, roles, vocab):
-    """Has each of the layouts exactly one BOS, at the front?
+    """Does each layout have exactly one BOS, at its front?
 
-    transformers writes Gemma's tokenizer.json without any unless add_bos_token is true, and a pair
-    with two.
+    transformers writes Gemma's tokenizer.json without a BOS unless add_bos_token is true, and then
+    with two for a pair.
     """
     bos = [vocab.get(roles.get("bos"))]
     return all(layout[0][0] == bos and sum(part == bos for part, _ in layout) == 1

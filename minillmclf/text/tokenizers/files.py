@@ -5,9 +5,9 @@
     vocab.json, merges.txt                      GPT-2, RoBERTa
     spiece.model, spm.model, tokenizer.model    T5; DeBERTa-v3; LLaMA, Mistral, Gemma
 
-Special tokens stand in tokenizer_config.json and its older companions special_tokens_map.json and
-added_tokens.json. Not here: what a family takes for granted (families.py), what a file may hold
-(schema.py), the content of a .model file (model_file.py), the use of it all (tokenizer.py).
+Special tokens stand in tokenizer_config.json, or in the older special_tokens_map.json and
+added_tokens.json. Not here: the defaults of a family (families.py), what a file may hold
+(schema.py), the content of a .model file (model_file.py), text -> ids (tokenizer.py).
 The formats are those of the `tokenizers` and `transformers` libraries.
 """
 
@@ -30,24 +30,24 @@ class Description(NamedTuple):
     """All that a Tokenizer is built from. source: the file that errors name."""
 
     document: dict         # as in a tokenizer.json, checked
-    roles: dict            # "cls" -> "[CLS]", of the special tokens that the checkpoint has
-    layouts: list          # of one text and of a pair, see families.py
-    settings: dict         # of the document, under their names in tokenizer_config.json
+    roles: dict            # {"cls": "[CLS]", ...}, the special tokens that the checkpoint has
+    layouts: list          # for one text and for a pair, see families.py
+    settings: dict         # what the document repeats of tokenizer_config.json, by its keys
     max_length: int | None
     one_bos: bool          # there must be exactly one BOS, see families.py
-    inputs: list           # the names of what a model is given: "input_ids", ...
+    inputs: list           # names of the model's inputs: "input_ids", ...
     source: str
 
 
 def describe(document, config, source):
-    """The Description of a dict as in a tokenizer.json and one as in a tokenizer_config.json.
+    """The Description from the contents of tokenizer.json and tokenizer_config.json, two dicts.
 
     A document without a post_processor gets that of its family. InputError if the two are
-    malformed, not implemented, or contradict each other.
+    malformed, not supported, or contradict each other.
     """
     check_document(document, source)
     document.setdefault("version", "1.0")
-    document |= {"truncation": None, "padding": None}  # batches decide about these
+    document |= {"truncation": None, "padding": None}  # decided per batch
     added = added_tokens(document, config, source)
     vocab = vocab_of(document) | {text: token["id"] for text, token in added.items()}
     ids = set(vocab.values())
@@ -69,7 +69,7 @@ def describe(document, config, source):
 
 
 def find_layouts(document, family, roles, vocab, config, source):
-    """The layouts of a document, or those of its family, which are then written to it."""
+    """The document's layouts, or else its family's, which are then written into the document."""
     if family.one_bos and config.get("add_bos_token") is False:
         raise InputError(f"{source}: add_bos_token is false in tokenizer_config.json, but a model "
                          "of this family needs exactly one BOS before a text; remove the key")
@@ -79,23 +79,23 @@ def find_layouts(document, family, roles, vocab, config, source):
             return layouts
         eos = [vocab.get(roles.get("eos"))]
         if eos in [part for layout in layouts for part, _ in layout]:
-            config = config | {"add_eos_token": True}
+            config = config | {"add_eos_token": True}  # keep its EOS
     layouts = family_layouts(family, roles, vocab, config, source)
     document["post_processor"] = write_layouts(layouts, family, roles, vocab, config)
     return layouts
 
 
 def check_agreement(settings, layouts, roles, vocab, config, source):
-    """InputError if a layout has ids that no piece has, or the config says other than the document.
+    """InputError if a layout has an unknown id, or if config and document disagree.
 
     Versions of transformers differ in which of the two they follow.
     """
     single, pair = layouts
     ids = set(vocab.values())
-    strange = [i for part, _ in single + pair if part not in ("A", "B") for i in part
+    unknown = [i for part, _ in single + pair if part not in ("A", "B") for i in part
                if i not in ids]
-    if strange:
-        raise InputError(f"{source}: post_processor puts id {strange[0]} around a text, which is "
+    if unknown:
+        raise InputError(f"{source}: post_processor puts id {unknown[0]} around a text, which is "
                          f"no piece's; the highest id is {max(ids)}: fetch the file again")
     bos, eos = ([vocab.get(roles.get(role))] for role in ("bos", "eos"))
     found = settings | {"add_bos_token": single[0][0] == bos, "add_eos_token": single[-1][0] == eos}
@@ -106,19 +106,19 @@ def check_agreement(settings, layouts, roles, vocab, config, source):
 
 
 def settings_of(document):
-    """The settings that tokenizer_config.json repeats."""
-    kind, normal, cut = (document.get(key) for key in ("model", "normalizer", "pre_tokenizer"))
-    if kind["type"] == "WordPiece":
+    """The document's settings that tokenizer_config.json repeats, by its keys."""
+    model, normal, cut = (document.get(key) for key in ("model", "normalizer", "pre_tokenizer"))
+    if model["type"] == "WordPiece":
         lower, accents = normal["lowercase"], normal.get("strip_accents")
         return {"do_lower_case": lower, "strip_accents": lower if accents is None else accents,
                 "tokenize_chinese_chars": normal["handle_chinese_chars"]}
-    if kind["type"] == "BPE" and not kind.get("byte_fallback"):
+    if model["type"] == "BPE" and not model.get("byte_fallback"):
         return {"add_prefix_space": steps_of(cut, "pre_tokenizer")[-1]["add_prefix_space"]}
     return {}
 
 
 def vocab_of(document):
-    """{piece: id}, added tokens included. Unigram has a list of [piece, score], others a dict."""
+    """{piece: id}, added tokens included. A Unigram document lists [piece, score] by id."""
     vocab = document["model"]["vocab"]
     if isinstance(vocab, list):
         vocab = {piece: i for i, (piece, _) in enumerate(vocab)}
@@ -128,7 +128,7 @@ def vocab_of(document):
 # ------------------------------------------------------------------------------- the added tokens
 
 def added_tokens(document, config, source):
-    """{text: token} of the tokens to be found literally in a text: of the document, the config."""
+    """{text: token}: the tokens to match literally in a text, from document and config."""
     added = {token["content"]: token for token in document.get("added_tokens") or []}
     vocab = vocab_of({"model": document["model"]})
     for i, token in config.get("added_tokens_decoder", {}).items():
@@ -147,7 +147,7 @@ def added_tokens(document, config, source):
 
 
 def with_special_tokens(added, roles, vocab, config, source):
-    """The list of added tokens by id, with the special ones that the config or its class names."""
+    """The added tokens, sorted by id, with the special tokens of the config or its class."""
     family, special = named_family(config), {}
     for role, text in roles.items():
         given = config.get(f"{role}_token")
@@ -180,7 +180,7 @@ def with_special_tokens(added, roles, vocab, config, source):
 # ------------------------------------------------------------------------------------- the files
 
 def read_folder(folder):
-    """The Description of the tokenizer in a folder: of the first of READERS that is there."""
+    """The Description of a folder's tokenizer, from the first file of READERS that exists."""
     config = read_config(folder)
     for name, read in READERS.items():
         path = os.path.join(folder, name)
@@ -191,13 +191,13 @@ def read_folder(folder):
 
 
 def read_config(folder):
-    """tokenizer_config.json; a null flag says as little as a missing key."""
+    """The content of tokenizer_config.json, without flags that are null."""
     def read(name, schema):
         path = os.path.join(folder, name)
         return check(files.read_json(path), schema, path) if os.path.isfile(path) else {}
 
     config = read("tokenizer_config.json", CONFIG)
-    if "added_tokens_decoder" not in config:  # older: the same is in two other files
+    if "added_tokens_decoder" not in config:  # older checkpoints: in two other files
         config |= read("special_tokens_map.json", CONFIG)
         added = read("added_tokens.json", {"*": ID})
         config["added_tokens_decoder"] = {str(i): {"content": text} for text, i in added.items()}
@@ -223,7 +223,7 @@ def read_tokenizer_json(path, config):
 
 
 def read_vocab_txt(path, config):
-    """BERT: a piece a line, the line number is the id."""
+    """BERT: one piece per line; the line number, from 0, is the id."""
     vocab = {piece: i for i, piece in enumerate(read_lines(path))}
     cased = any(piece != piece.lower() for piece in vocab if not piece.startswith("["))
     use_class("BertTokenizer", "vocab.txt", config, path)
@@ -244,7 +244,7 @@ def wordpiece_document(vocab, lower, strip_accents=None, chinese=True, unk="[UNK
 
 
 def read_vocab_json(path, config):
-    """GPT-2 and RoBERTa: {piece: id}, and a merge a line, the most important first."""
+    """GPT-2 and RoBERTa: {piece: id}; merges.txt has one merge per line, the lowest rank first."""
     vocab = files.read_json(path)
     lines = read_lines(os.path.join(os.path.dirname(path), "merges.txt"))
     merges = [line for line in lines if line and not line.startswith("#version")]
@@ -259,21 +259,21 @@ def read_vocab_json(path, config):
                       "merges": merges}}
 
 
-def read_model(usual, path, config):
-    """A SentencePiece file, with the tokens that its family adds. usual: its tokenizer_class."""
+def read_model(default_class, path, config):
+    """A SentencePiece .model file, with the added tokens of its family."""
     for key in ("split_by_punct", "sp_model_kwargs"):
         if config.get(key):
             raise InputError(f"{path}: {key} in tokenizer_config.json is not supported with a "
                              ".model file; save the tokenizer once with transformers, which writes "
                              "a tokenizer.json")
-    # only LLaMA drops the space after a special token, where `legacy` is false
-    later_prefix = usual != "LlamaTokenizer" or config.get("legacy") is not False
+    # only LLaMA with `legacy` false puts no space before text that follows a special token
+    later_prefix = default_class != "LlamaTokenizer" or config.get("legacy") is not False
     sections, tokens = model_file.read_sections(
         path, config.get("add_prefix_space"), config.get("do_lower_case", False), later_prefix)
     vocab = vocab_of(sections)
-    if usual == "LlamaTokenizer" and "<bos>" in vocab:
-        usual = "GemmaTokenizer"
-    name, more = use_class(usual, ".model", config, path), []
+    if default_class == "LlamaTokenizer" and "<bos>" in vocab:
+        default_class = "GemmaTokenizer"
+    name, more = use_class(default_class, ".model", config, path), []
     if name == "T5Tokenizer":  # its sentinels count down: <extra_id_0> has the last id
         more = [f"<extra_id_{n}>" for n in reversed(range(config.get("extra_ids", 100)))]
     elif name == "DebertaV2Tokenizer":
@@ -293,23 +293,23 @@ READERS = {"tokenizer.json": read_tokenizer_json, "vocab.txt": read_vocab_txt,
            "tokenizer.model": functools.partial(read_model, "LlamaTokenizer")}
 
 
-def use_class(usual, kind, config, source):
-    """Set the tokenizer_class of a config that has none. -> the class. kind: of the file."""
-    config["tokenizer_class"] = config.get("tokenizer_class") or usual
+def use_class(default, vocab_file, config, source):
+    """Set a missing tokenizer_class to `default` -> the class without "Fast"."""
+    config["tokenizer_class"] = config.get("tokenizer_class") or default
     name = config["tokenizer_class"].removesuffix("Fast")
-    known = [known for known, family in FAMILIES.items() if family.kind == kind]
+    known = [each for each, family in FAMILIES.items() if family.vocab_file == vocab_file]
     if name not in known:
         raise InputError(f"{source}: tokenizer_class {short(name)} is not supported without a "
                          f"tokenizer.json, only {', '.join(known)}; save the tokenizer once with "
                          "transformers, which writes that file")
-    if kind != ".model" and (config.get("add_bos_token") or config.get("add_eos_token")):
+    if vocab_file != ".model" and (config.get("add_bos_token") or config.get("add_eos_token")):
         raise InputError(f"{source}: add_bos_token and add_eos_token are supported in a "
                          "tokenizer.json only")
     return name
 
 
 def read_lines(path):
-    """The lines of a text file without the spaces at their ends."""
+    """The lines of a UTF-8 file, without trailing whitespace."""
     try:
         with open(path, encoding="utf-8", newline="\n") as file:
             return [line.rstrip() for line in file]

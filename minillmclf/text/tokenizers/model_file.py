@@ -1,6 +1,6 @@
 """A SentencePiece .model file (spiece.model, tokenizer.model) as the sections of a tokenizer.json.
 
-Source: `sentencepiece_model.proto` of the `sentencepiece` library, whose field numbers stand here.
+Source of all field numbers: `sentencepiece_model.proto` of the `sentencepiece` library.
 Not here: the special tokens of a family and their layout (families.py, files.py).
 """
 
@@ -13,20 +13,20 @@ from .protobuf import read_fields
 from .steps import META, TRIM
 from .unigram import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
-LONGEST = 1000  # characters of a piece; SentencePiece learns none of more than 16 unless told
-UNIGRAM, BPE = 1, 2
+LONGEST = 1000  # the most characters of a piece; when training, SentencePiece's default is 16
+UNIGRAM, BPE = 1, 2                   # values of model_type
 PIECE, TRAINER, NORMALIZER = 1, 2, 3  # parts of a file
-# (part, number of a field) -> its name and what it is if absent
+# (part, field number) -> (name of the setting, default)
 SETTINGS = {(TRAINER, 3): ("model_type", UNIGRAM), (TRAINER, 35): ("byte_fallback", False),
             (TRAINER, 24): ("treat_whitespace_as_suffix", False),
-            (NORMALIZER, 2): ("precompiled_charsmap", b""),  # a table of rewritings, as NFKC
+            (NORMALIZER, 2): ("precompiled_charsmap", b""),  # a table of replacements, as NFKC
             (NORMALIZER, 3): ("add_dummy_prefix", True),
             (NORMALIZER, 4): ("remove_extra_whitespaces", True),
             (NORMALIZER, 5): ("escape_whitespaces", True)}
 
 
 def read_model(path):
-    """([(piece, score, type), ...] in the order of ids, {name of a setting: value})."""
+    """([(piece, score, type), ...] in the order of their ids, {setting: value})."""
     pieces, settings = [], dict(SETTINGS.values())
     try:
         with open(path, "rb") as file:
@@ -59,15 +59,15 @@ def read_sections(path, prefix=None, lower=False, later_prefix=True):
     """(sections of a tokenizer.json, the special pieces of the file as added tokens).
 
     prefix: put a space before a text; None: as the file says. lower: lower-case the text first.
-    later_prefix: put a space also before text that follows a special token.
+    later_prefix: if `prefix`, also put one before text that follows a special token.
     """
     pieces, settings = read_model(path)
     unused = sum(kind == UNUSED for _, _, kind in pieces)
-    type_name, fallback = settings["model_type"], settings["byte_fallback"]
+    model_type, fallback = settings["model_type"], settings["byte_fallback"]
     suffix, escape = settings["treat_whitespace_as_suffix"], settings["escape_whitespaces"]
-    known = type_name == UNIGRAM or type_name == BPE and fallback
+    known = model_type == UNIGRAM or model_type == BPE and fallback
     if not known or suffix or not escape or unused:
-        raise InputError(f"{path}: model_type {type_name}, byte_fallback {fallback}, "
+        raise InputError(f"{path}: model_type {model_type}, byte_fallback {fallback}, "
                          f"treat_whitespace_as_suffix {suffix}, escape_whitespaces {escape}, "
                          f"{unused} unused pieces: only type 1 (Unigram), or 2 (BPE) with "
                          "byte_fallback True, and False, True and 0 are supported")
@@ -77,19 +77,20 @@ def read_sections(path, prefix=None, lower=False, later_prefix=True):
         coded = base64.b64encode(settings["precompiled_charsmap"]).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": coded})
     if settings["remove_extra_whitespaces"]:
-        steps += [replacing("Regex", TRIM, ""), replacing("Regex", " {2,}", " ")]
+        steps += [replace_step("Regex", TRIM, ""), replace_step("Regex", " {2,}", " ")]
     cut = None
     if prefix and not later_prefix:
         cut = {"type": "Metaspace", "replacement": META, "prepend_scheme": "first", "split": False}
     else:
-        steps += [{"type": "Prepend", "prepend": META}] * prefix + [replacing("String", " ", META)]
-    decoders = [replacing("String", META, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
+        steps += [{"type": "Prepend", "prepend": META}] * prefix
+        steps.append(replace_step("String", " ", META))
+    decoders = [replace_step("String", META, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
     decoders += [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] * prefix
     sections = {"normalizer": {"type": "Sequence", "normalizers": steps} if steps else None,
                 "pre_tokenizer": cut,
                 "decoder": {"type": "Sequence", "decoders": decoders},
-                "model": model_section(pieces, type_name, fallback)}
-    # user-defined pieces are looked for in the normalised text, where "▁▁" is two spaces
+                "model": model_section(pieces, model_type, fallback)}
+    # user-defined pieces are matched in the normalised text, where "▁▁" is two spaces
     tokens = [{"id": i, "content": piece, "special": kind != USER_DEFINED, "single_word": False,
                "lstrip": False, "rstrip": False,
                "normalized": kind == USER_DEFINED and not prefix}
@@ -98,15 +99,13 @@ def read_sections(path, prefix=None, lower=False, later_prefix=True):
     return sections, tokens
 
 
-def replacing(kind, pattern, content):
+def replace_step(kind, pattern, content):
     return {"type": "Replace", "pattern": {kind: pattern}, "content": content}
 
 
 def model_section(pieces, model_type, byte_fallback):
-    """The "model" of a tokenizer.json.
-
-    The merges of BPE are not in the file: each way to make a piece of two others is a merge, ranked
-    by the score of the piece; of one piece, the shortest left part comes first.
+    """The "model" of a tokenizer.json. A .model file has no merges for BPE: every two pieces that
+    form a piece are a merge, ranked by that piece's score; for one piece, the shortest left first.
     """
     unk_id = next((i for i, (_, _, kind) in enumerate(pieces) if kind == UNKNOWN), None)
     if model_type == UNIGRAM:

@@ -5,52 +5,52 @@ A field is a tag (its number and the kind of its value) and a value. See protobu
 
 import struct
 
-WHOLE, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5
+VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5  # kinds of values (wire types)
 
 
 def read_fields(message):
-    """[(number, value), ...] of a message: whole numbers as int, everything else as bytes.
+    """[(number, value), ...] of a message: varints as int, all other values as bytes.
 
     ValueError or IndexError if the message is malformed.
     """
-    fields, place = [], 0
+    fields, position = [], 0
 
-    def read_whole():
-        nonlocal place
+    def read_varint():
+        nonlocal position
         value = 0
-        for shift in range(0, 70, 7):  # 7 bits a byte, the lowest first; the top bit: more follow
-            byte = message[place]
-            value, place = value | (byte & 127) << shift, place + 1
+        for shift in range(0, 70, 7):  # 7 bits per byte, lowest first; top bit: more follow
+            byte = message[position]
+            value, position = value | (byte & 127) << shift, position + 1
             if byte < 128:
                 return value
-        raise ValueError(f"a number of more than 64 bits at byte {place}")
+        raise ValueError(f"a number of more than 64 bits at byte {position}")
 
-    while place < len(message):
-        number, kind = divmod(read_whole(), 8)
-        if kind == WHOLE:
-            fields.append((number, read_whole()))
+    while position < len(message):
+        number, kind = divmod(read_varint(), 8)
+        if kind == VARINT:
+            fields.append((number, read_varint()))
             continue
         sizes = {EIGHT_BYTES: 8, FOUR_BYTES: 4}
-        size = read_whole() if kind == BYTES else sizes.get(kind, len(message))
-        if place + size > len(message):
+        size = read_varint() if kind == BYTES else sizes.get(kind, len(message))
+        if position + size > len(message):
             raise ValueError(f"it ends in the middle of field {number}")
-        fields.append((number, message[place:place + size]))
-        place += size
+        fields.append((number, message[position:position + size]))
+        position += size
     return fields
 
 
 def field(number, value):
-    """The bytes of a field: a whole number, a float of four bytes, or bytes."""
+    """The bytes of a field whose value is a whole number, a four-byte float or bytes."""
     if isinstance(value, bytes):
-        return whole(number << 3 | BYTES) + whole(len(value)) + value
+        return varint(number << 3 | BYTES) + varint(len(value)) + value
     if isinstance(value, float):
-        return whole(number << 3 | FOUR_BYTES) + struct.pack("<f", value)
-    return whole(number << 3 | WHOLE) + whole(value)
+        return varint(number << 3 | FOUR_BYTES) + struct.pack("<f", value)
+    return varint(number << 3 | VARINT) + varint(value)
 
 
-def whole(number):
-    coded = bytearray()
+def varint(number):
+    encoded = bytearray()
     while number > 127:
-        coded.append(number & 127 | 128)
+        encoded.append(number & 127 | 128)
         number >>= 7
-    return bytes([*coded, number])
+    return bytes([*encoded, number])

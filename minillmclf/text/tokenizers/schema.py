@@ -1,4 +1,4 @@
-"""What the JSON files of a tokenizer may hold: tables, and `check`, which reads them.
+"""What the JSON files of a tokenizer may hold: tables, and `check`, which applies them.
 
 A value that the tables do not allow would change ids or crash later, so it is an error. The formats
 are those of the `tokenizers` library (tokenizer.json) and transformers (tokenizer_config.json).
@@ -41,7 +41,7 @@ def or_null(schema):
 TEXT = is_text, "text"
 BOOL = (lambda value: isinstance(value, bool)), "true or false"
 FLAG = or_null(BOOL)
-ANY = (lambda value: True), "any value"  # of a key that changes no id
+ANY = (lambda value: True), "any value"  # for keys that change no id
 ID = is_id, "a whole number from 0 up"
 INDEX = or_null(((lambda value: type(value) is int), "a whole number"))
 SCORE = (lambda value: is_list(value, lambda _: True, 2) and is_text(value[0])
@@ -123,7 +123,7 @@ COMPONENTS = {
 def check(value, schema, source, place=""):
     """InputError unless `value` is as the schema says. -> value
 
-    place: the keys that lead to it, for the error. source: the file.
+    place: the path of keys to the value; source: the file. Errors name both.
     """
     def fail(should_be):
         raise InputError(f"{source}: {place} = {short(value)} (should be {should_be}): fetch the "
@@ -142,7 +142,7 @@ def check(value, schema, source, place=""):
         inner = schema[0] if isinstance(schema, list) else schema["*"]
         test = inner[0] if isinstance(inner, tuple) else lambda entry: False
         for key, entry in enumerate(value) if isinstance(schema, list) else value.items():
-            if not test(entry):  # here and not inside: there are 250,000 pieces
+            if not test(entry):  # a call for each of 250,000 pieces would be slow
                 check(entry, inner, source, f"{place}[{short(key)}]")
     else:
         for key, inner in schema.items():
@@ -156,7 +156,7 @@ def check(value, schema, source, place=""):
 
 
 def check_type(value, schemas, source, place):
-    """InputError unless an object has one of these types, {type: schema}, and no other keys."""
+    """InputError unless `schemas`, {type: schema}, has value["type"] and allows all of its keys."""
     kind = value["type"]
     if kind not in schemas:
         raise InputError(f"{source}: {place}.type {short(kind)} is not supported here, only "
@@ -170,10 +170,10 @@ def check_type(value, schemas, source, place):
 
 
 def check_document(document, source):
-    """InputError unless a dict as in a tokenizer.json describes what we implement."""
+    """InputError unless the content of a tokenizer.json, a dict, is supported."""
     check(document, {"model": {"type?": TEXT}}, source)
     model = document["model"]
-    # the oldest files leave it out
+    # the oldest files leave the type out
     kind = model.setdefault("type", "BPE" if "merges" in model else "WordPiece")
     if kind == "BPE" and model.get("byte_fallback"):  # it merges characters, not bytes
         kind = "BPE with byte_fallback"
@@ -194,9 +194,9 @@ def check_document(document, source):
 
 
 def read_merges(model, byte_pieces, source):
-    """The merges of a "model" as pairs: older files write "a b", newer ones ["a", "b"].
+    """The merges of a "model" as (left, right): older files write "a b", newer ones ["a", "b"].
 
-    InputError unless the vocabulary has a piece for each byte, and the pieces of each merge.
+    InputError unless the vocabulary has a piece for each byte and all pieces of each merge.
     """
     vocab, merges = model["vocab"], []
     missing = [piece for piece, byte in byte_pieces.items() if piece not in vocab

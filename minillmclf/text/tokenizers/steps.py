@@ -7,8 +7,8 @@ A normalizer changes a text, a pre_tokenizer cuts it into words:
 
 Here: the steps of byte-level BPE and SentencePiece. Not here: BERT's own steps (wordpiece.py), and
 which step goes with which algorithm (schema.py). The format is that of the `tokenizers` library.
-One difference remains, in "Precompiled": the library replaces a letter together with its marks and
-so loses the marks ("ﬁ" + acute becomes "fi"); we do as SentencePiece, which trained the models.
+One difference remains, in "Precompiled": that library replaces a letter together with its combining
+marks and so loses them ("ﬁ" + acute becomes "fi"). SentencePiece and this file keep them.
 """
 
 import base64
@@ -31,15 +31,15 @@ SPACES += "".join(map(chr, range(0x2000, 0x200B)))
 META = "▁"  # U+2581 stands for a space in the pieces of SentencePiece
 CHILDREN = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers",
             "post_processor": "processors"}
-GROWTH = 100  # times longer a normalizer may make a text; NFKC makes it at most 18 times longer
-MARKS = regex.compile(r"[\p{M}\uff9e\uff9f]{32,}")  # the last two are marks in NFKD only
+GROWTH = 100  # a normalizer may make a text so many times longer; NFKC: up to 18 times
+MARKS = regex.compile(r"[\p{M}\uff9e\uff9f]{32,}")  # long runs; the last two: in NFKD only
 TRIM = rf"\A +|[ {META}]+\z"
-# a pattern and an equal one that reads each run of spaces once: n steps, not n^2, for n spaces
+# pattern -> an equivalent one that takes n steps, not n^2, for a run of n spaces
 LINEAR = {TRIM: rf"\A[ {META}]+\z|\A +|(?<![ {META}])[ {META}]+\z"}
 
 
 def steps_of(component, place, source="tokenizer.json"):
-    """The steps of a component in order: none for null, those of a Sequence one by one.
+    """The steps of a component in order: none for null, a Sequence is flattened.
 
     place: "normalizer", "pre_tokenizer" or "post_processor". source: the file that errors name.
     """
@@ -86,7 +86,7 @@ def normalizer(component, source="tokenizer.json"):
 def pre_tokenizer(component, source="tokenizer.json"):
     """A function (text, first) -> words that does all steps of a pre_tokenizer in order.
 
-    first: the text begins here; False after a special token ("</s> and so on").
+    first: False if the text follows a special token, as in "</s> and so on".
     """
     steps = [pre_tokenizer_step(step, f"{source}: pre_tokenizer.{step['type']}")
              for step in steps_of(component, "pre_tokenizer")]
@@ -120,13 +120,13 @@ def normalizer_step(step, where):
         pattern, content = pattern_of(step, where), step["content"]
         if "String" in step["pattern"]:
             return lambda text: text.replace(step["pattern"]["String"], content)
-        return lambda text: pattern.sub(lambda match: content, text)  # a backslash is just that
+        return lambda text: pattern.sub(lambda match: content, text)  # no escapes in content
     if kind == "Prepend":
         return lambda text: step["prepend"] + text if text else text
     if kind == "Strip":
         left, right = (SPACES if step[side] else "" for side in ("strip_left", "strip_right"))
         return lambda text: text.lstrip(left).rstrip(right)
-    if kind == "Lowercase":  # one by one: "ΟΔΟΣ".lower() ends in "ς", the library writes "σ"
+    if kind == "Lowercase":  # per character: "ΟΔΟΣ".lower() ends in "ς", the library writes "σ"
         return lambda text: "".join(map(str.lower, text))
     return functools.partial(unicode_form, kind)
 
@@ -134,8 +134,8 @@ def normalizer_step(step, where):
 def unicode_form(form, text):
     """A text in a Unicode normal form: "NFC", "NFD", "NFKC" or "NFKD".
 
-    Python sorts the marks on a letter by insertion, n^2 steps for n of them. So a long run of marks
-    is decomposed and sorted before; the result is the same.
+    Python takes n^2 steps to sort the n combining marks of a letter. So a long run of marks is
+    decomposed and sorted beforehand; the result is the same.
     """
     def sort(match):
         decomposed = "NFKD" if "K" in form else "NFD"
@@ -146,7 +146,7 @@ def unicode_form(form, text):
 
 
 def precompiled(step, where):
-    """SentencePiece's table of rewritings (NFKC and more), through its library."""
+    """A function text -> text that applies SentencePiece's table of replacements, as NFKC."""
     try:
         rules = base64.b64decode(step["precompiled_charsmap"])
         check_trie(rules)
@@ -160,11 +160,11 @@ def precompiled(step, where):
 
 
 def check_trie(rules):
-    """ValueError if a table of rewritings leads outside itself: SentencePiece would read there.
+    """ValueError if a table of replacements points outside itself: SentencePiece would read there.
 
-    rules: four bytes, the length of the trie; the trie, units of 32 bits as the library Darts-clone
-    writes them; texts that end in NUL. The upper bits of a unit are the distance to its children;
-    bit 8 says that one of them is a leaf, which holds a place among the texts.
+    rules: the length of the trie (4 bytes); the trie, 32-bit units as the library Darts-clone
+    writes them; texts, each ending in NUL. The upper bits of a unit are the offset of its children;
+    bit 8 says that one child is a leaf, which holds an offset into the texts.
     """
     length = int.from_bytes(rules[:4], "little")
     texts = rules[4 + length:]
@@ -196,7 +196,7 @@ def pre_tokenizer_step(step, where):
 
 
 def splitter(pattern, behavior):
-    """Cut at each match: it is a word of its own, the end of the word before, or a beginning."""
+    """Cut at each match. It is a word ("Isolated"), or belongs to the word before or after it."""
     def cut(text, first):
         spans = [match.span() for match in pattern.finditer(text) if match.group()]
         starts, ends = [start for start, _ in spans], [end for _, end in spans]
@@ -207,7 +207,7 @@ def splitter(pattern, behavior):
 
 
 def metaspace(step):
-    """A "▁" for each space and one at the front, where none is; with `split` each begins a word.
+    """Write "▁" for each space and one at the front if none is there; `split`: cut before each "▁".
 
     prepend_scheme: at the front of every text ("always"), of a text that begins here ("first"), or
     "never". Older files have add_prefix_space instead.

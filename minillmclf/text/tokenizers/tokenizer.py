@@ -29,12 +29,12 @@ BLANK = re.compile(f"[{steps.SPACES}]*")
 def load_tokenizer(path):
     """The Tokenizer in the folder of a checkpoint (its path, or a shipped name).
 
-    Read is the first that is there: tokenizer.json; vocab.txt (BERT); vocab.json with merges.txt
-    (RoBERTa, GPT-2); spiece.model (T5); spm.model (DeBERTa); tokenizer.model (LLaMA, Mistral,
-    Gemma). Special tokens and model_max_length come from tokenizer_config.json and the older
-    special_tokens_map.json and added_tokens.json. What these do not say is as the family has it:
-    for vocab.txt BERT, uncased if no piece has a capital; for vocab.json RoBERTa if "<s>" and
-    "</s>" are in it, else GPT-2; for tokenizer.model Gemma if "<bos>" is in it, else LLaMA.
+    It reads the first of these that exists: tokenizer.json; vocab.txt (BERT); vocab.json with
+    merges.txt (RoBERTa, GPT-2); spiece.model (T5); spm.model (DeBERTa); tokenizer.model (LLaMA,
+    Mistral, Gemma). Special tokens and model_max_length come from tokenizer_config.json and the
+    older special_tokens_map.json and added_tokens.json, else from the family: for vocab.txt BERT,
+    uncased if no piece has a capital; for vocab.json RoBERTa if it has "<s>" and "</s>", else
+    GPT-2; for tokenizer.model Gemma if it has "<bos>", else LLaMA.
     InputError if the folder or its files are absent, malformed or contradict each other.
     """
     try:
@@ -51,10 +51,10 @@ class Tokenizer:
     """Text -> ids and back, as a `Description` says.
 
     vocab: piece -> id, added tokens included.
-    special_ids: the ids that are no text.
+    special_ids: the ids of special tokens, which `decode` leaves out.
     pad_id, cls_id, sep_id, unk_id, mask_id, bos_id, eos_id: None where there is no such token.
-    max_length: tokens that the checkpoint was made for, special tokens included; None if unknown.
-    inputs: the names of what a model is given: "input_ids", "token_type_ids", "attention_mask".
+    max_length: the longest input of the checkpoint, special tokens included; None if unknown.
+    inputs: the names of the model's inputs: "input_ids", "token_type_ids", "attention_mask".
     """
 
     def __init__(self, description):
@@ -72,7 +72,7 @@ class Tokenizer:
         self.single, self.pair = description.layouts
         self.one_bos = description.one_bos
         self.steps = build(document, source)
-        # most added tokens are looked for in the text as it is ("[SEP]"), others once normalised
+        # most added tokens are matched in the raw text ("[SEP]"), others in the normalised text
         literal, normalised = {}, {}
         for token in added:
             if token["normalized"]:
@@ -82,11 +82,11 @@ class Tokenizer:
         self.literal, self.normalised = AddedTokens(literal), AddedTokens(normalised)
 
     def __len__(self):
-        """The rows that an embedding needs: the highest id + 1."""
+        """The highest id + 1: the rows that an embedding needs."""
         return max(self.pieces) + 1
 
     def parts(self, text):
-        """(part, id, first): normalised text with id None, and added tokens with theirs, in order.
+        """Yield (part, id, first): normalised text with id None, added tokens with their ids.
 
         first: the text begins with this part.
         """
@@ -112,7 +112,7 @@ class Tokenizer:
         return words
 
     def ids(self, text):
-        """Ids of a text, no special tokens around it; "[SEP]" in the text is the id of [SEP]."""
+        """Ids of a text without special tokens around it; "[SEP]" in it becomes the id of [SEP]."""
         ids, ids_of = [], self.steps.ids
         for part, added, first in self.parts(text):
             if added is None:
@@ -129,7 +129,7 @@ class Tokenizer:
     def refuse_second_bos(self):
         """From now on `layout` adds no second BOS to a text that begins with one. -> self
 
-        Until then ids are those of transformers, which doubles it.
+        By default there are two, as in transformers.
         """
         self.one_bos = self.single[0][0] == [self.bos_id]
         return self
@@ -154,7 +154,7 @@ class Tokenizer:
         return ids, types
 
     def begin(self, a):
-        """Ids of a prompt, which goes on: with the special tokens before it, not those after."""
+        """Ids of a prompt to be continued: with the special tokens before it, none after it."""
         parts = [part for part, _ in self.single]
         after = sum(len(part) for part in parts[parts.index("A") + 1:])
         ids = self.layout(a)[0]
@@ -176,8 +176,8 @@ class Tokenizer:
     def decode(self, ids, keep_specials=False):
         """The text of ids.
 
-        Byte-level BPE: the very text. SentencePiece: the normalised text without the space put
-        before it. WordPiece: words with a space between, since ids hold no spaces.
+        Byte-level BPE: the exact text. SentencePiece: the normalised text without the space put
+        before it. WordPiece: words with one space between them, since ids hold no spaces.
         """
         kept = [i for i in ids if keep_specials or i not in self.special_ids]
         for i in kept:
@@ -208,7 +208,7 @@ class WordPiece(Tokenizer):
 
     @classmethod
     def from_vocab(cls, pieces, lower=True):
-        """pieces: in the order of their ids, with [UNK], [CLS] and [SEP]. lower: no capitals."""
+        """pieces: by id, with [UNK], [CLS] and [SEP]. lower: lower-case every text first."""
         vocab = {piece: i for i, piece in enumerate(pieces)}
         if len(vocab) < len(pieces):
             raise InputError(f"from_vocab: {len(pieces) - len(vocab)} of {len(pieces)} pieces "
@@ -218,15 +218,15 @@ class WordPiece(Tokenizer):
 
 
 class AddedTokens:
-    """Tokens to be found as they stand in a text. tokens: {text: a dict as in tokenizer.json}."""
+    """Tokens that are matched literally in a text. tokens: {text: its dict in tokenizer.json}."""
 
     def __init__(self, tokens):
         self.tokens = tokens
         longest_first = sorted(filter(None, tokens), key=len, reverse=True)
-        self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # no match
+        self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # never
 
     def split(self, text):
-        """("I", None), ("<mask>", 50264), (" it", None): text between tokens; tokens with ids."""
+        """Yield text with None, tokens with ids: ("I", None), ("<mask>", 50264), (" it", None)."""
         start = 0
         for match in self.pattern.finditer(text):
             token, before = self.tokens[match.group()], text[start:match.start()]
@@ -241,13 +241,13 @@ class AddedTokens:
 
 
 class Steps(NamedTuple):
-    """The steps of a document as functions. A part is what the algorithm is given at once."""
+    """The steps of a document as functions. A part is what one call of the algorithm is given."""
 
     normalise: Callable  # text -> text
     cut: Callable        # (text, does the text begin here?) -> parts
-    ids: Callable        # part -> ids, which must not be changed
+    ids: Callable        # part -> ids; never change this list, it is cached
     join: Callable       # pieces -> text
-    words: Callable = lambda part: [part]  # part -> words; other than WordPiece do not split it
+    words: Callable = lambda part: [part]  # part -> words; only WordPiece splits
 
 
 def build(document, source):
@@ -268,10 +268,10 @@ def build(document, source):
         algorithm = bpe.BytePairModel(model["vocab"], merges,
                                       whole_words=model.get("ignore_merges", False))
         return Steps(normalise, cut, remember(algorithm.ids), bpe.join)
-    one, spaced = (cut(normalise(text), True) for text in ("a", "  a"))
-    join = functools.partial(unigram.join, prefixed=one[0].startswith(steps.META),
-                             collapsed=one == spaced)
-    if model["type"] == "Unigram":  # it takes long parts at once: none is remembered
+    plain, spaced = (cut(normalise(text), True) for text in ("a", "  a"))
+    join = functools.partial(unigram.join, prefixed=plain[0].startswith(steps.META),
+                             collapsed=plain == spaced)
+    if model["type"] == "Unigram":  # not cached: a part is long
         special = {token["content"] for token in document["added_tokens"]}
         ids = unigram.unigram_model(model["vocab"], model["unk_id"],
                                     model.get("byte_fallback", False), special, source)

@@ -1,13 +1,13 @@
-"""The algorithms of SentencePiece, in whose pieces "▁" stands for a space.
+"""The algorithms of SentencePiece. In its pieces "▁" stands for a space.
 
     "▁Hello▁world"  ->  ▁Hello ▁world            "▁☃"  ->  ▁ <0xE2> <0x98> <0x83>
 
 T5 and DeBERTa-v3 cut by likelihood (Unigram), LLaMA-2, Mistral and Gemma by merges (BPE).
-Unigram is left to the `sentencepiece` library, which breaks near ties by the rounding of its
-float32 sums. BPE is that of bpe.py: the library has one rank per piece, a tokenizer.json one per
-pair, and not every ranking of pairs is one of pieces.
+Unigram is computed by the `sentencepiece` library, since near ties depend on the rounding of its
+float32 sums. BPE is computed by bpe.py: a tokenizer.json ranks pairs, but the library ranks pieces,
+and not every ranking of pairs can be written as one of pieces.
 Sources: Kudo 2018 (Unigram); Kudo and Richardson 2018; `sentencepiece_model.proto`.
-Not here: spaces, NFKC and other steps before (steps.py); reading .model files (model_file.py).
+Not here: the steps before, as spaces and NFKC (steps.py); reading .model files (model_file.py).
 """
 
 import re
@@ -18,7 +18,7 @@ from ...errors import InputError
 from .protobuf import field
 from .steps import META
 
-# types of a piece, as sentencepiece_model.proto numbers them
+# types of pieces in sentencepiece_model.proto
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 BYTE_PIECES = {f"<0x{byte:02X}>": byte for byte in range(256)}
 WORDS = re.compile(f"{META}*[^{META}]+|{META}+")  # a word keeps the spaces before it
@@ -26,16 +26,16 @@ CROSSING = re.compile(f"[^{META}]{META}")         # a space after a letter: the 
 
 
 def unigram_model(pieces, unk_id, byte_fallback, special, source):
-    """A function text -> ids: of all ways to cut a text, the one with the highest sum of scores.
+    """A function text -> ids of the pieces of this text with the highest sum of scores.
 
     pieces: [(piece, score), ...] in the order of their ids; a score is a log-probability.
-    unk_id: of the piece for characters that are in no piece; with byte_fallback their bytes are
-    written instead. special: pieces not to be found inside a text, such as "</s>".
+    unk_id: the id for characters that no piece holds; with byte_fallback they become the pieces of
+    their bytes instead. special: pieces that are never matched in a text, such as "</s>".
     """
     if unk_id is None or not 0 <= unk_id < len(pieces):
         raise InputError(f"{source}: model.unk_id is {unk_id} for {len(pieces)} pieces; name the "
                          "unknown piece")
-    model = []  # a .model file
+    model = []  # the fields of a .model file
     for i, (piece, score) in enumerate(pieces):
         kind = CONTROL if piece in special else NORMAL
         if i == unk_id:
@@ -55,7 +55,7 @@ def unigram_model(pieces, unk_id, byte_fallback, special, source):
 
 
 def letters_of(vocab):
-    """A function word -> its characters; one that is no piece is written as its bytes, <0xE2>."""
+    """A function word -> its characters; one that is no piece becomes its bytes, as <0xE2>."""
     def letters(word):
         found = []
         for char in word:
@@ -67,7 +67,7 @@ def letters_of(vocab):
 def word_cutter(merges):
     """A function text -> words that can be merged one by one.
 
-    If a piece crosses words, the merges of one word reach into the next: the text is one word.
+    If any merge crosses from one word into the next, the whole text stays one word.
     """
     if any(CROSSING.search(left + right) for left, right in merges):
         return lambda text: [text]
@@ -75,7 +75,7 @@ def word_cutter(merges):
 
 
 def join(pieces, prefixed, collapsed):
-    """The text of pieces; a byte that is no part of a character becomes "\ufffd".
+    """The text of pieces; each invalid UTF-8 byte becomes "\ufffd".
 
     prefixed: one space was put before the text, so one is dropped. collapsed: all spaces at the
     front of the text were dropped, so all are.
@@ -86,7 +86,7 @@ def join(pieces, prefixed, collapsed):
             pieces[n] = piece.removeprefix(META)
         if pieces[n] or not collapsed:
             break
-    coded = b"".join(bytes([BYTE_PIECES[piece]]) if piece in BYTE_PIECES
-                     else piece.replace(META, " ").encode() for piece in pieces)
-    text = coded.decode("utf-8", errors="surrogateescape")
+    encoded = b"".join(bytes([BYTE_PIECES[piece]]) if piece in BYTE_PIECES
+                       else piece.replace(META, " ").encode() for piece in pieces)
+    text = encoded.decode("utf-8", errors="surrogateescape")
     return re.sub("[\ud800-\udfff]", "\ufffd", text)

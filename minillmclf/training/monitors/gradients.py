@@ -1,9 +1,9 @@
 """A check of the first steps: does what is trainable get gradients, and does what is frozen stay?
 
-Such faults are silent: a loss that falls through the head alone looks like learning. A gradient
-that is zero at one step may be in order (LoRA's A, while B is still 0), so zeros count only if they
-stay. Only the first three steps of a process are checked; later ones cost nothing. Numbers that are
-not finite: nonfinite.py.
+Such faults are silent: a loss that falls through the head alone looks like learning. A gradient of
+zeros may be right at one step (LoRA's A, while B is 0), so it is a fault only if it stays. Only the
+first three steps of a process are checked; later ones cost nothing. Where a NaN arises:
+nonfinite.py.
 """
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ CHECKED_STEPS = 3
 
 
 def check_first_steps(step, say):
-    """A step for the loop: as `step`, but the findings about the first steps go to say(line)."""
+    """Wrap a step of the loop: findings about the first steps are passed to say(line)."""
     check = None
 
     def checked(model, optimizer, *more):
@@ -31,17 +31,17 @@ def check_first_steps(step, say):
 
 @dataclass
 class Gradients:
-    """lines: to print; faults: those that tell of something wrong; zero: names of trainable tensors
-    whose gradient is all zeros."""
+    """lines: to print; faults: those of the lines that are warnings; zero: names of the trainable
+    tensors whose gradient is all zeros."""
     lines: list
     faults: list
     zero: list
 
 
 def examine_gradients(model, earlier=None):
-    """Look at the gradients of a model after a backward pass -> Gradients.
+    """Examine the gradients of a model after a backward pass -> Gradients.
 
-    earlier: those of the step before; a gradient that was zero then and is zero now is a fault.
+    earlier: the Gradients of the step before; a gradient of zeros then and now is a fault.
     """
     named = list(model.named_parameters())
     trained = [name for name, p in named if p.requires_grad]
@@ -74,12 +74,12 @@ def examine_gradients(model, earlier=None):
 
 
 def shortened(names):
-    """The first three of many names."""
+    """The first three names, as text."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 class FirstSteps:
-    """`after_step()` -> lines to print, for three steps; nothing later.
+    """`after_step()` -> lines to print; [] after the third step.
 
     Raises InputError if the optimiser holds other tensors than the model, or a frozen one changes.
     """
@@ -103,7 +103,7 @@ class FirstSteps:
             return []
         if self.steps == CHECKED_STEPS:
             return self.compare()
-        if self.gradients is not None and not self.gradients.zero:
+        if self.gradients is not None and not self.gradients.zero:      # reported one step ago
             return []
         found = self.gradients = examine_gradients(self.model, self.gradients)
         return [] if self.steps == 1 and found.zero and not found.faults else found.lines
@@ -137,12 +137,12 @@ class FirstSteps:
 
 
 def sample(names, count=4):
-    """`count` of the names at even distances, the first and the last among them."""
+    """`count` evenly spaced names, with the first and the last."""
     if len(names) <= count:
         return names
     return [names[round(i * (len(names) - 1) / (count - 1))] for i in range(count)]
 
 
 def checksum(tensor):
-    """The sum in float64, as a number (NaN where the tensor holds one)."""
+    """The sum of a tensor in float64."""
     return full_tensor(tensor.detach()).sum(dtype=torch.float64).item()

@@ -1,8 +1,8 @@
-"""Where did the first NaN or Inf arise? When training has diverged, a second pass, with a hook on
-every module, finds out.
+"""Where did the first NaN or Inf arise? After training has diverged, a second forward pass with a
+hook on every module finds out.
 
-A NaN spreads to all that is computed from it, so what counts is the first module in the order of
-computing. In half precision it is often one large number in one layer (T5 in fp16). Not here: the
+A NaN spreads to all that is computed from it, so the first module that outputs one is named. In
+half precision the cause is often one large number in one layer (T5 in fp16). Not here: the
 backward pass.
 """
 import torch
@@ -12,7 +12,7 @@ from ..parallel.processes import full_tensor
 
 
 def locate_divergence(step):
-    """A step for the loop: as `step`, but the error Diverged says where it arose, too."""
+    """Wrap a step of the loop: its error Diverged also says where the first NaN or Inf arose."""
     def located(model, optimizer, train, rows, settings, *more):
         try:
             return step(model, optimizer, train, rows, settings, *more)
@@ -23,7 +23,7 @@ def locate_divergence(step):
 
 
 def first_nonfinite_of(model, train, rows, settings):
-    """`first_nonfinite` of a batch, one micro-batch at a time -> the end of a sentence."""
+    """`first_nonfinite` for each micro-batch of a batch -> the end of an error message."""
     device, size = next(model.parameters()).device, settings.micro_batch_size or len(rows)
     for start in range(0, len(rows), size):
         batch = model.collate(train.encoded, rows[start:start + size], train.labels).to(device)
@@ -36,7 +36,7 @@ def first_nonfinite_of(model, train, rows, settings):
 
 @torch.no_grad()
 def first_nonfinite(model, batch):
-    """Where the first number that is not finite arises in model(batch) -> a line; None: nowhere."""
+    """A line that says where model(batch) outputs its first NaN or Inf; None if nowhere."""
     found, hooks = [], []
 
     def hook_of(name):
@@ -56,12 +56,12 @@ def first_nonfinite(model, batch):
 
 
 def describe(name, module, inputs, outputs):
-    """[] if a module's outputs are finite, else [a line]: the module, the share of such numbers,
-    and a weight that is not finite or the largest number among its inputs."""
+    """[] if a module's outputs are finite, else [a line]: the module, the share of its output that
+    is not, and either a weight that is not finite or the largest number among its inputs."""
     broken = [t for t in outputs if not t.isfinite().all()]
     if not broken:
         return []
-    if not all(t.isfinite().all() for t in inputs):                  # no earlier module put it out
+    if not all(t.isfinite().all() for t in inputs):                  # yet no module output it
         around = name.rpartition(".")[0] or "the model"
         return [f"first not finite: what {name} is given; it arose in {around} itself"]
     share = 1 - broken[0].isfinite().float().mean().item()

@@ -13,7 +13,7 @@ from .processes import is_distributed, world_size
 
 
 def shard(model, optimizer="adamw"):
-    """Shard a model's parameters among the processes, in place. optimizer: of build_optimizer."""
+    """Shard a model's parameters among the processes. optimizer: its name in build_optimizer."""
     if not is_distributed():
         raise InputError("--parallel fsdp shares a model among processes, and this is one: start "
                          "it with torchrun --nproc-per-node N -m minillmclf.train ...")

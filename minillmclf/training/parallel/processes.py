@@ -1,13 +1,13 @@
 """Data-parallel training under torchrun: several processes train one model.
 
 Every process plans the same steps and takes its share of each batch; the gradients are summed.
-Since a loss is divided by the count of the full batch, that sum is the gradient of one process (up
-to rounding; with dropout the draws differ). Here: what torch.distributed offers, in the few forms
-that are needed, and the step and the store that the loop is given (loop.fit).
+Since each loss is divided by the count of the full batch, that sum is the gradient that a single
+process would compute (up to rounding; dropout draws differ). Here: the few functions of
+torch.distributed that are needed, and the step and the store for loop.fit.
 
 In this file each process holds the full model (--parallel ddp). torch's DistributedDataParallel
-overlaps the sum with the backward pass, which is faster on many machines, but it averages, and
-hides where that happens. Sharded models: fsdp.py. Starting and ending processes: cli/launch.py.
+overlaps the sum with the backward pass, which is faster on many machines, but it averages, out of
+sight. Sharded models: fsdp.py. Starting and ending processes: cli/launch.py.
 """
 import functools
 import math
@@ -40,7 +40,7 @@ def is_main_process():
 
 
 def barrier():
-    """Wait until all processes have come here."""
+    """Wait until all processes are here."""
     if is_distributed():
         dist.barrier()
 
@@ -59,12 +59,12 @@ def is_sharded(tensor):
 
 
 def full_tensor(tensor):
-    """A tensor, gathered where it is sharded: all processes must call this together."""
+    """The whole tensor, gathered if it is sharded: then all processes must call this together."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def replicate(model):
-    """Give all processes the main process's trainable weights; they share out evaluation, too."""
+    """Copy the main process's trainable weights to all processes; let them split evaluation."""
     if is_distributed():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -73,7 +73,7 @@ def replicate(model):
 
 
 def scores(model, encoded, batch_size=64):
-    """Classifier.scores, each process with its share of the texts -> (N, C), in every process."""
+    """Classifier.scores, but each process computes its share of the texts -> all, (N, C)."""
     compute = type(model).scores
     if not is_distributed():
         return compute(model, encoded, batch_size)
@@ -82,18 +82,18 @@ def scores(model, encoded, batch_size=64):
     own = compute(model, own + encoded[:1] * missing, batch_size)       # (N / processes, C)
     shares = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(shares, own)
-    return torch.stack(shares, 1).flatten(0, 1)[:len(encoded)]      # in turn, as they were dealt
+    return torch.stack(shares, 1).flatten(0, 1)[:len(encoded)]       # back in their order
 
 
 def take_step(model, optimizer, train, rows, settings, objective):
-    """loop.take_step, in which each process computes its share of the rows."""
+    """loop.take_step, but each process computes its share of the rows."""
     if not is_main_process():                           # no two processes drop the same neurons
         seed_step(torch.initial_seed(), rank())
     count = objective.count(torch.tensor([train.labels[row] for row in rows]))
     optimizer.zero_grad(set_to_none=True)
     own, missing = share(rows, settings.micro_batch_size)
     loss = loop.add_gradients(model, train, own, settings, objective, count) if own else 0.0
-    for _ in range(missing):                             # divided by infinity, a row adds nothing
+    for _ in range(missing):                             # a count of infinity: gradient 0
         loss += loop.add_gradients(model, train, rows[:1], settings, objective, math.inf)
     loss = all_reduce(loss)
     gradients = [p.grad for p in model.parameters()
@@ -105,8 +105,8 @@ def take_step(model, optimizer, train, rows, settings, objective):
 
 
 def share(rows, micro_batch_size):
-    """This process's rows, and how many micro-batches more another process has: all must make
-    equally many forward passes."""
+    """This process's rows, and how many micro-batches it lacks: all must make equally many forward
+    passes."""
     own, longest = rows[rank()::world_size()], math.ceil(len(rows) / world_size())
     size = micro_batch_size or longest
     return own, math.ceil(longest / size) - math.ceil(len(own) / size)
@@ -139,8 +139,8 @@ class SharedStore(Store):
 
 
 def gather(model):
-    """Undo `replicate`, and fsdp.shard: the main process gets the full model, in the CPU's memory
-    if it was sharded."""
+    """Undo `replicate` and fsdp.shard: the main process gets the full model. If it was sharded,
+    it is then on the CPU, and the other processes have no parameters left."""
     vars(model).pop("scores", None)
     if not any(is_sharded(parameter) for parameter in model.parameters()):
         return
@@ -151,5 +151,5 @@ def gather(model):
             module.register_parameter(name, full if is_main_process() else None)
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, buffer.cpu())
-        module._forward_pre_hooks.clear()             # with which FSDP gathers a block's parameters
+        module._forward_pre_hooks.clear()             # by which FSDP gathers parameters
         module._forward_hooks.clear()

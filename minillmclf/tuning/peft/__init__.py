@@ -8,7 +8,7 @@ Names are those of transformers, for a layer x of the base:
 
 A prefix or a prompt (prefix.py, prompt.py) is one tensor, `prompt_embeddings` (P, ...), and its
 head is called base_model.classifier.weight. PEFT cannot compute a prefix of an encoder-decoder that
-stands before its decoder alone, as ours does: such a folder is read here only.
+stands before its decoder alone, as ours does, so only this package can read such a folder.
 
 Trap: PEFT saves no `pooler` of DeBERTa and no `classification_head` of T5 unless told to, without a
 warning: the next model gets random ones. Here the head is always saved, and an adapter that lacks
@@ -16,8 +16,8 @@ one is refused (model.py).
 
 Files of microsoft/LoRA (`...query.lora_A`, no config) are read once an adapter_config.json with
 peft_type, r, lora_alpha and target_modules lies beside them. Not here: other methods (AdaLoRA,
-IA3), several adapters at once, LoRA on embeddings, starts that change the base (PiSSA, LoftQ), a
-prefix with its network, pickles.
+IA3), several adapters at once, LoRA on embeddings, initialisations that change the base (PiSSA,
+LoftQ), the network of a prefix, pickles.
 
 config.py: adapter_config.json; files.py: folders; model.py: tensors to a classifier and back.
 Reference: https://huggingface.co/docs/peft/developer_guides/checkpoint

@@ -4,7 +4,7 @@ Each key that changes the answers has a row in a table. Keys known to change not
 Any other key with a value is an error that names it: an option that somebody invents next year must
 not be overlooked. A *record* is such a file after the check: PEFT's keys, defaults filled in.
 
-Which layers are meant follows PEFT's rules, for the names that transformers gives them.
+Target layers are chosen by PEFT's rules, among the names of layers in transformers.
 Reference: https://huggingface.co/docs/peft/package_reference/lora
 """
 import re
@@ -17,7 +17,7 @@ CONFIG = "adapter_config.json"
 INERT = set("""peft_type peft_version task_type auto_mapping revision inference_mode fan_in_fan_out
     megatron_core qalora_group_size eva_config token_dim num_transformer_submodules num_layers
     num_attention_heads init_weights encoder_hidden_size prefix_projection prompt_tuning_init
-    prompt_tuning_init_text tokenizer_name_or_path""".split())        # or seen from the tensors
+    prompt_tuning_init_text tokenizer_name_or_path""".split())       # some are read off the tensors
 
 
 def is_name(value):
@@ -54,7 +54,7 @@ COUNT = (is_count, "a whole number from 1")
 SWITCH = (lambda v: type(v) is bool, "true or false")
 NAMES = (all_are(is_name, list), "names")
 PATTERN = (either(is_text, NAMES[0]), "names or a pattern")
-# peft_type -> {key: (default, test, what it should be)}; a default that fails the test: required
+# peft_type -> {key: (default, test, what it should be)}; if the default fails, the key is required
 BOTH = {"modules_to_save": ([], *NAMES),
         "base_model_name_or_path": (None, lambda v: v is None or is_text(v), "a path")}
 LORA = {
@@ -108,34 +108,34 @@ def read_config(config):
 
 # ------------------------------------------------------------------------------------ which layers
 
-def hits(which, names, where):
-    """The names that are in a list or end in one of it, or that a regular expression matches."""
-    if isinstance(which, str):
-        return selection.matching(which, names, f"{CONFIG}: {where}")
-    return [name for name in names if any(f".{name}".endswith(f".{end}") for end in which)]
+def matches(targets, names, where):
+    """The names that `targets` selects: a regular expression, or a list of names or their ends."""
+    if isinstance(targets, str):
+        return selection.matching(targets, names, f"{CONFIG}: {where}")
+    return [name for name in names if any(f".{name}".endswith(f".{end}") for end in targets)]
 
 
 def outside(names, modules):
-    """The names that are not of or in one of these modules: PEFT saves those in full instead."""
+    """The names of layers that lie outside these modules, which PEFT saves in full instead."""
     return [name for name in names if not any(f".{m}." in f".{name}." for m in modules)]
 
 
 def saved_with(name, modules):
-    """Does a parameter lie in a module whose path ends so, as PEFT saves them? "norm" means
-    input_layernorm too."""
+    """Does this parameter lie in a module that PEFT would save in full: one whose path ends in one
+    of `modules`? "norm" means input_layernorm too."""
     inside = name.split(".")[:-1]
     return any(".".join(inside[:n]).endswith(tuple(modules)) for n in range(1, len(inside) + 1))
 
 
-def meant(record, names):
-    """Those of these linear layers that the record's targets mean."""
+def target_layers(record, names):
+    """Those of the linear layers `names` that the record wants LoRA on."""
     targets, layers, patterns = (record[key] for key in ("target_modules", "layers_to_transform",
                                                          "layers_pattern"))
-    excluded = set(hits(record["exclude_modules"], names, "exclude_modules"))
+    excluded = set(matches(record["exclude_modules"], names, "exclude_modules"))
     names = outside([name for name in names if name not in excluded], record["modules_to_save"])
     if targets == "all-linear":                     # T5's head too, unless it is saved in full
         return [name for name in names if name not in ("score", "classifier", "lm_head")]
-    names = hits(targets, names, "target_modules")
+    names = matches(targets, names, "target_modules")
     if layers == [] or isinstance(targets, str):
         return names
     patterns = [patterns] if isinstance(patterns, str) else patterns or [r"[^.]*"]
@@ -148,14 +148,14 @@ def meant(record, names):
 
 
 def describe(layers, linears, saved):
-    """A record's part about LoRA. layers: {name in transformers: LoraLinear}; linears: the names of
+    """The LORA fields of a record. layers: {name in transformers: LoraLinear}; linears: names of
     all linear layers; saved: modules that are saved in full."""
     configs = {file: layer.config for file, layer in layers.items()}
     one = next(iter(configs.values()))
     rank = Counter(each.rank for each in configs.values()).most_common(1)[0][0]
     alpha = Counter(each.alpha for each in configs.values()).most_common(1)[0][0]
     leaves = sorted({file.rpartition(".")[2] for file in configs})
-    exact = set(outside(hits(leaves, linears, ""), saved)) == set(configs)
+    exact = set(outside(matches(leaves, linears, ""), saved)) == set(configs)
     return {key: default for key, (default, *_) in LORA.items()} | {
         "r": rank, "lora_alpha": alpha, "lora_dropout": one.dropout, "use_rslora": one.use_rslora,
         "use_dora": one.use_dora, "target_modules": leaves if exact else sorted(configs),

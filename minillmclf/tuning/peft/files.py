@@ -12,22 +12,22 @@ from .config import CONFIG, method_of, read_config
 from .model import bare, collect, raise_faults, split
 
 TENSORS, OURS = "adapter_model.safetensors", "minillmclf.json"
-OWN = ("labels", "pool", "max_length", "readout")      # they decide the answers; PEFT has no place
-TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": None}    # with label texts
+OWN = ("labels", "pool", "max_length", "readout")      # they change answers; PEFT has no such keys
+TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": None}   # label texts
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def name_prefix(record):
-    """What PEFT puts before the name of every tensor but `prompt_embeddings`."""
+    """PEFT's prefix for the names of all tensors but `prompt_embeddings`."""
     return "base_model.model." if record["peft_type"] == "LORA" else "base_model."
 
 
 # ----------------------------------------------------------------------------------------- reading
 
 def read_adapter(folder):
-    """A folder as PEFT writes it -> (record, {name of a tensor without PEFT's prefix: tensor}).
+    """A folder in PEFT's layout -> (record, {name without PEFT's prefix: tensor}).
 
-    record: as in config.py, and labels, pool, max_length, readout if this package wrote it. Raises
+    record: see config.py; if this package wrote the folder, with the keys OWN too. Raises
     InputError with every fault found.
     """
     folder = Path(folder)
@@ -77,7 +77,7 @@ def read_floats(path, prefix=""):
 
 
 def part_faults(record, tensors):
-    """What is wrong with the tensors: an A without its B, a magnitude too many, a shape."""
+    """The faults among the tensors: an A without its B, a magnitude too many, a wrong shape."""
     layers, others = split(tensors)
     if record["peft_type"] != "LORA":
         numbers = others.get("prompt_embeddings", torch.empty(0))
@@ -109,19 +109,19 @@ def write_adapter(folder, model, base=None, bias="none", saved=()):
     """
     folder, (record, tensors, more) = Path(folder), collect(model, base, bias, saved)
     prefix, own = name_prefix(record), {"labels": model.labels, **model.settings()}
-    named = {file if file == "prompt_embeddings" else prefix + file:
-             tensors[file].detach().cpu().contiguous() for file in sorted(tensors)}
+    named = {name if name == "prompt_embeddings" else prefix + name:
+             tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     write_tensors(folder / TENSORS, named, {"format": "pt"})
     write_text(folder / OURS, json.dumps(own, indent=2, ensure_ascii=False) + "\n")
     config = {key: None if value == [] else value for key, value in record.items()}
     config |= {"task_type": task_type(model, record), "inference_mode": True, **more}
     text = json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True)
-    write_text(folder / CONFIG, text + "\n")           # last: it makes the folder an adapter
+    write_text(folder / CONFIG, text + "\n")           # last: now the folder is complete
     return record | {key: own[key] for key in OWN}
 
 
 def task_type(model, record):
-    """PEFT's word for what the model does. Its prefix of an encoder-decoder is another: None."""
+    """PEFT's task_type; None for a prefix of an encoder-decoder, which PEFT places elsewhere."""
     kind = model.backbone.KIND
     if method_of(record) == "prefix" and kind == "encoder-decoder":
         return None

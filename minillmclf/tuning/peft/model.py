@@ -1,9 +1,9 @@
 """From the tensors of a PEFT adapter to a classifier, and back.
 
-Names go through the model's rename table (models/weights.py), forwards and backwards. An adapter is
-worth nothing without what else was trained: a head that is in neither the base nor the adapter
-would stay random. So all that the config means must be in the file, all that is in the file must
-have a place, and every newly initialised weight must be filled: else nothing is changed.
+Names go through the model's rename table (models/weights.py), both ways: below, `file` is a name in
+the file, `path` one in the model. A head that is in neither the base nor the adapter would stay
+random. So all that the config names must be in the file, all that is in the file must have a place,
+and every newly initialised weight must be filled: else nothing is changed.
 """
 import re
 
@@ -14,20 +14,20 @@ from ...files import short
 from ...models.tensor_files import listed
 from ...models.weights import Report, shape_fault
 from .. import lora, prefix, prompt, selection
-from .config import describe, meant, method_of, saved_with
+from .config import describe, method_of, saved_with, target_layers
 
-# a part of a layer: in the file -> here
+# a parameter of a LoRA layer: name in the file -> name in the model
 PARTS = {"lora_A": "lora_A", "lora_B": "lora_B", "lora_magnitude_vector": "magnitude"}
 LAYER = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
 ADDED = re.compile(r"backbone\.prefix\.|.*\.word_embeddings\.vectors|.*\.(lora_[AB]|magnitude)\.")
-# of a tuning config -> of a record
+# key of a tuning config -> key of a record
 TUNING = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "use_rslora": "use_rslora",
           "targets": "target_modules", "bias": "bias", "saved": "modules_to_save",
           "tokens": "num_virtual_tokens"}
 
 
 def raise_faults(where, faults):
-    """InputError with the first of the faults, if there are any; `where` is what has them."""
+    """InputError if there are faults, with the first of them; `where`: the file that has them."""
     if faults:
         raise InputError(f"{where}: {len(faults)} faults: {listed(faults)}")
 
@@ -50,13 +50,13 @@ def split(tensors):
 
 
 def base_parameters(model):
-    """{path as if nothing were wrapped: parameter} of all that no tuning method has added."""
+    """{path in the model without wrappers: parameter}, without those that a method has added."""
     return {path.replace(".base.", "."): p for path, p in model.named_parameters()
             if not ADDED.match(path)}
 
 
 def transposed(table, path, tensor):
-    """From the file's layout to ours or back: a matrix of GPT-2 is transposed."""
+    """A tensor from the file's layout to ours or back: transposed if it is a GPT-2 matrix."""
     return tensor.T if table.is_transposed(path) else tensor
 
 
@@ -65,43 +65,43 @@ def transposed(table, path, tensor):
 def apply_adapter(model, record, tensors):
     """Attach to a classifier what the record says and fill in all tensors -> Report.
 
-    What the adapter holds is what is trained if training goes on; `model.tuning` says how it was
-    made, so that the classifier can be saved. Raises InputError with the faults before anything has
-    changed: a layer, a shape or a place that is missing, a weight that would stay random.
+    If training goes on, it trains what the adapter holds. `model.tuning` is set, so that the
+    classifier can be saved. Raises InputError before anything has changed, for a layer without
+    tensors, a tensor without a place, a wrong shape or a weight that would stay random.
     """
     layers, others = split(tensors)
-    is_lora, numbers = record["peft_type"] == "LORA", None
+    is_lora = record["peft_type"] == "LORA"
     if is_lora:
         places, faults = place_layers(model, record, layers, others)
     else:
         places, numbers = {}, others.pop("prompt_embeddings")
         faults = prompt_faults(model, record, numbers)
-    fills, more = place_others(model, record, others, places.values())
-    faults += more
-    own = {"labels": model.labels, **model.settings()}
+    fills, other_faults = place_others(model, record, others, places.values())
+    faults += other_faults
+    settings = {"labels": model.labels, **model.settings()}
     for key in ("labels", "pool", "readout"):
-        if key in record and record[key] != own[key]:
+        if key in record and record[key] != settings[key]:
             faults.append(f"{key} of the adapter: {short(record[key], 200)}, of the model: "
-                          f"{short(own[key], 200)}")
+                          f"{short(settings[key], 200)}")
     raise_faults("adapter", faults)
     with torch.no_grad():
-        own = wrap_layers(model, record, layers, places) if is_lora else \
+        added = wrap_layers(model, record, layers, places) if is_lora else \
             attach_before_texts(model, record, numbers)
         parameters = base_parameters(model)
         for file, path in fills.items():
             parameters[path].copy_(transposed(model.table(), path, others[file]))
     model.requires_grad_(False)
-    for path in own.values():
+    for path in added.values():
         model.get_parameter(path).requires_grad_(True)
     for path in fills.values():
         parameters[path].requires_grad_(True)
     model.tuning = {ours: record[key] for ours, key in TUNING.items() if key in record}
     model.tuning["method"] = method_of(record)
-    return Report(loaded=own | fills)
+    return Report(loaded=added | fills)
 
 
 def wrap_layers(model, record, layers, places):
-    """Wrap the layers and fill A, B and m -> {name in the file: path here}."""
+    """Wrap the layers and fill A, B and m -> {file: path}."""
     config = lora.LoraConfig(*(record[key] for key in ("r", "lora_alpha", "lora_dropout",
                                                        "use_rslora", "use_dora")))
 
@@ -110,16 +110,16 @@ def wrap_layers(model, record, layers, places):
         return {re.escape(places[layer]): v for layer, v in values.items() if v != default}
     lora.wrap(model, list(places.values()), config, differing(config.rank, record["rank_pattern"]),
               differing(config.alpha, record["alpha_pattern"]))
-    own = {}
+    filled = {}
     for layer, path in places.items():
         for part, tensor in layers[layer].items():
-            own[f"{layer}.{part}"] = f"{path}.{PARTS[part]}.{lora.NAME}"
-            model.get_parameter(own[f"{layer}.{part}"]).copy_(tensor)
-    return own
+            filled[f"{layer}.{part}"] = f"{path}.{PARTS[part]}.{lora.NAME}"
+            model.get_parameter(filled[f"{layer}.{part}"]).copy_(tensor)
+    return filled
 
 
 def attach_before_texts(model, record, numbers):
-    """Put the prefix or the prompt before every text -> {name in the file: path here}."""
+    """Put the prefix or the prompt before every text -> {file: path}."""
     tokens = record["num_virtual_tokens"]
     prefix.shorten_texts(model, tokens)
     if method_of(record) == "prefix":
@@ -141,15 +141,15 @@ def prompt_faults(model, record, numbers):
 
 
 def place_layers(model, record, layers, others):
-    """Where the LoRA layers of a file belong -> {layer in the file: path here}, faults."""
+    """Find the layers that get LoRA -> {file: path}, faults."""
     linears, table = selection.linears(model), model.table()
     names = {file: path for path, file in table.file_names(linears).items()}
-    for old, new in table.aliases:           # around a body alone, PEFT leaves e.g. "bert." out
+    for old, new in table.aliases:           # for a model without a head PEFT omits e.g. "bert."
         aliases = {old + file[len(new):]: path for file, path in names.items()
                    if file.startswith(new)}
         if set(layers) <= set(aliases) and not set(layers) <= set(names):
             names = aliases
-    expected = meant(record, [file for file in names if f"{file}.weight" not in others])
+    expected = target_layers(record, [file for file in names if f"{file}.weight" not in others])
     faults = [f"targets {short(record['target_modules'])} mean {file}, the file has nothing for it"
               for file in expected if file not in layers]
     for file in layers:
@@ -169,7 +169,7 @@ def place_layers(model, record, layers, others):
 
 
 def place_others(model, record, others, wrapped):
-    """Where biases and modules trained in full belong -> {name in the file: path here}, faults.
+    """Find the places of biases and of modules trained in full -> {file: path}, faults.
 
     wrapped: the paths of the layers that get LoRA.
     """
@@ -180,6 +180,7 @@ def place_others(model, record, others, wrapped):
     biases = [f"{path}.bias" for path in wrapped if f"{path}.bias" in parameters] \
         if bias == "lora_only" else selection.trainable_biases(model, bias)
     saved = [path for path, file in names.items() if saved_with(file, record["modules_to_save"])]
+    tied = model.head.described and model.backbone.tied
     expected, fills, faults = {*new, *saved, *biases}, {}, []
     for file, tensor in others.items():
         try:
@@ -190,7 +191,7 @@ def place_others(model, record, others, wrapped):
             why = f"fills {path} a second time"
         elif path not in parameters:
             why = f"{tuple(tensor.shape)} has no place in this model"
-        elif model.head.described and model.backbone.tied and path == "backbone.word_embeddings.weight":
+        elif tied and path == "backbone.word_embeddings.weight":
             why = "learned, but the language-model head did not: here both are one matrix"
         elif not (path in expected or selection.in_head(path) or "word_embeddings" in path):
             why = "is in the file, but the config names no such module in modules_to_save or bias"
@@ -210,7 +211,7 @@ def place_others(model, record, others, wrapped):
 # ---------------------------------------------------------------------------------- out of a model
 
 def collect(model, base, bias, saved):
-    """The adapter of a classifier -> record, {name in transformers: tensor}, more of PEFT's config.
+    """The adapter of a classifier -> record, {file: tensor}, further keys of PEFT's config.
 
     base, bias, saved: as for `write_adapter`.
     """
@@ -246,7 +247,7 @@ def collect(model, base, bias, saved):
 
 
 def before_texts(model):
-    """A prefix or a prompt -> its part of a record, its numbers (P, ...), its shape; else None."""
+    """Of a prefix or a prompt: (fields of a record, numbers (P, ...), config keys); else None."""
     standing, words = model.backbone.prefix, model.backbone.word_embeddings
     is_prefix, is_prompt = standing is not None, isinstance(words, prompt.PromptEmbedding)
     if is_prefix + is_prompt + any(isinstance(m, lora.LoraLinear) for m in model.modules()) > 1:
@@ -276,7 +277,6 @@ def check_saved(layers, parameters, in_full):
 
 
 def head_module(file):
-    """bert.pooler.dense.weight -> pooler, classifier.dense.weight -> classifier, score.weight ->
-    score."""
+    """For modules_to_save: bert.pooler.dense.weight -> pooler, score.weight -> score."""
     parts = file.split(".")[:-1]
     return parts[-2] if len(parts) > 1 else parts[0]
