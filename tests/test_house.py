@@ -13,7 +13,7 @@ PACKAGE = ROOT / "minillmclf"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # A file imports from its own folder and from those before it. Commands, which stand last, may import one another.
 ORDER = ["errors", "files", "text", "models", "tuning", "training", "classify", "cli"]
-LONGEST_FUNCTION, MOST_PARAMETERS, LARGEST_PACKAGE = 45, 7, 12_000
+LONGEST_FUNCTION, MOST_PARAMETERS = 45, 7
 # Read in this order, they are one way from text to a trained classifier.
 TOUR = ["text/tokenizers/wordpiece.py", "text/batch.py", "models/layers.py", "models/bert.py", "models/weights.py",
         "classify/head.py", "classify/classifier.py", "training/losses.py", "training/optim.py",
@@ -110,7 +110,3 @@ def test_the_tour_is_the_table_of_contents():
     text = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
     places = [text.find(name) for name in TOUR]
     assert -1 not in places and places == sorted(places), "minillmclf/__init__.py lists the tour in its order"
-
-
-def test_the_package_is_small():
-    assert sum(path.read_text(encoding="utf-8").count("\n") for path in FILES) <= LARGEST_PACKAGE
