@@ -67,9 +67,9 @@ def silent(line):
 
 
 def learn(s, model, data, folder, say, on_epoch=None):
-    """Train, with a progress bar -> the progress of loop.fit, None if it was stopped; and how long
-    it took, without the steps that an earlier process took before the run was stopped."""
-    from .training import loop
+    """Train, with a progress bar -> what loop.fit returns, and the timing of the steps that this
+    process took. s: cli.settings.Settings; data: train, dev, test rows; say: prints a line."""
+    from .training import loop                             # it loads torch, which takes seconds
     from .training.plan import Rows
     rows = model.task.training_rows(data.train)
     train, dev = encode(model, rows, training=True)[0], encode(model, data.dev)[0]
@@ -102,7 +102,7 @@ def learn(s, model, data, folder, say, on_epoch=None):
 
 
 def timing_of(s, model, train, bar, seconds):
-    """The time of the steps that the bar has shown -> "timing" of run.json."""
+    """seconds: for the steps of this process, which the bar has shown -> "timing" of run.json."""
     from .training.plan import plan_epochs
     seconds = max(seconds, 1e-6)                           # a coarse clock may measure 0
     steps = list(islice(chain.from_iterable(plan_epochs(model, train, s)), bar.first, bar.last))
@@ -130,7 +130,7 @@ def finish(s, model, data, folder, record, progress, timing):
 
     def dev_probabilities():
         return model.probabilities(logits(encode(model, data.dev)[0].encoded))
-    model.task = model.task.fitted(dev_probabilities, data.dev)
+    model.task = model.task.fitted(dev_probabilities, data.dev)    # such as a cut-off per label
     checks = model.task.check_answers(model, [e.texts for e in examples], logits)
     if not collect(model):
         return record                      # of several processes the main one alone writes files
@@ -175,8 +175,8 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     overwrite: replace a run in the folder, once this one is finished; say: called with each line
     of output; on_epoch: called after each epoch with a dict, a line of metrics.jsonl.
     """
-    own = run_folder.RunFolder(folder)
-    place = run_folder.place_of(s, folder, data, overwrite)      # the folder, or one inside it
+    run_files = run_folder.RunFolder(folder)
+    place = run_folder.place_of(s, folder, data, overwrite)     # the folder, or a new one inside it
     model, trainable, total = build(s, data.labels, data.columns)
     model.read_as(reading_of(s, data))
     prepare(s, model)
@@ -185,7 +185,7 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     cut, lines = model.task.check_rows(model, [e.texts for e in data.train + data.dev + data.test])
     if lines:
         say("\n" + "\n".join(lines))
-    if model.head.described:
+    if model.head.described:                 # it reads label texts
         from .classify.label_text.doctor import examine
         say("\n" + "\n".join(examine(model.tokenizer, model.head, model.labels).lines()))
     say("\n" + "\n".join(model_lines(s, model, trainable, total)))
@@ -193,12 +193,12 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
               "data": {**data.source, "rows": report.rows, "labels": data.labels},
               "doctor": report.as_dict(), **cut, "versions": versions(),
               "parameters": {"trainable": trainable, "total": total}}
-    own.begin(place, record, overwrite)
+    run_files.begin(place, record, overwrite)
     progress, timing = learn(s, model, data, place, say, on_epoch)
     if progress is None:
         return None
     record = finish(s, model, data, place, record, progress, timing)
-    own.settle()
+    run_files.settle()         # moves the finished run from `place` into the folder
     return record
 
 
@@ -224,7 +224,7 @@ def main(arguments=None):
     if record is None:
         again = "The same command" + " without --overwrite" * overwrite
         raise Stopped(f"stopped; the state is saved in {folder}. {again} goes on from there.")
-    if record["finished"]:                         # in the main process
+    if record["finished"]:                         # true in the main process only
         show_record(record, data, folder)
     return 0
 

@@ -60,11 +60,11 @@ class Classifier(nn.Module):
         saved.save(self, path)
 
     def settings(self):
-        """What config.json has under "minillmclf", which transformers does not read."""
+        """-> the dict under "minillmclf" in config.json, which transformers does not read."""
         return saved.settings_of(self)
 
     def restore(self, settings, where):
-        """Take over such settings, except those that `build` reads. -> self"""
+        """Apply what `settings` returned, except what build.py reads. where: for errors. -> self"""
         self.task.restore(settings, where)
         return self.read_as(settings.get("reading"), f"{where}: reading")
 
@@ -75,8 +75,8 @@ class Classifier(nn.Module):
         return self
 
     def table(self, with_classes=True):
-        """The rename table of backbone and head. with_classes=False drops the last layer of a head
-        in the file, which belongs to other classes."""
+        """The rename table of backbone and head. with_classes=False drops the last layer of the
+        file's head, which is for other classes."""
         body = self.backbone.table()
         prefix = "" if self.head.described else self.backbone.CLASSIFIER_PREFIX
         names = {prefix + file: path and "backbone." + path for file, path in body.names.items()}
@@ -87,8 +87,8 @@ class Classifier(nn.Module):
     # ------------------------------------------------------------------- texts to logits
 
     def row(self, texts, training=False):
-        """A tuple of texts -> (a row of token ids, was it cut?). training: will the row be learned
-        from? Some tasks lay out a row for prediction in another way."""
+        """A tuple of texts -> (a row of token ids, was it cut?). training: is it a row to train
+        on? Some tasks encode a row in another way for prediction."""
         return self.task.lay_out(self.head, self.tokenizer, texts, self.max_length, training)
 
     def encode(self, texts, training=False):
@@ -114,7 +114,7 @@ class Classifier(nn.Module):
         return self.task.collate(encoded, rows, self.tokenizer.pad_id, labels)
 
     def forward(self, batch, read=None):
-        """Batch -> logits (B, C), or what `read` gives, another method of the head."""
+        """Batch -> logits (B, C). read: a method of the head to call in place of head.read."""
         if read is not None:
             return read(self.backbone, batch.ids, batch.mask, batch.types)
         logits = self.head.read(self.backbone, batch.ids, batch.mask, batch.types, batch.layout)
@@ -122,10 +122,10 @@ class Classifier(nn.Module):
 
     @torch.inference_mode()
     def over(self, encoded, compute, columns, batch_size=64):
-        """Rows of `encode` -> what compute, batch -> (B, columns), gives for them: (rows, columns)
-        on the CPU. Batches are sorted by length, the result is not. InputError if not finite."""
-        rows = encoded if isinstance(encoded, (list, tuple)) else [None]
-        if not all(isinstance(row, tuple) for row in rows):
+        """Apply compute, Batch -> (B, columns), to rows of `encode` -> (rows, columns) on the CPU,
+        in the order of `encoded`. InputError for a result that is not finite."""
+        given = encoded if isinstance(encoded, (list, tuple)) else [None]
+        if not all(isinstance(row, tuple) for row in given):
             raise InputError("scores are of rows, model.encode(texts)[0], not of "
                              f"{short(encoded)}: give texts to predict")
         self.eval()
@@ -159,8 +159,8 @@ class Classifier(nn.Module):
         return self.probabilities(self.scores(self.encode(texts)[0], batch_size))
 
     def write(self, texts, max_new_tokens=16, **choice):
-        """Texts -> what the language model writes after each, a list of strings. choice: as for
-        models.generate."""
+        """Texts -> what the language model writes after each, a list of strings. choice: options
+        of models.generate."""
         encoded, _ = self.encode(texts, training=True)
         if not encoded:
             return []

@@ -13,13 +13,13 @@ from ..models.layers import ACTIVATIONS
 from .readout import Readout
 
 POOLINGS = ("first", "mean", "max", "last")
-POOLS = ("family", *POOLINGS, "attention")      # what a user may ask for
+POOLS = ("family", *POOLINGS, "attention")      # values of --pool; "family": see build_head
 MISTAKE = "position"                            # a bug to study, see `pool`; not in --pool
 
 
 def pool(hidden, mask, how):
     """hidden (B, T, D), mask (B, T) -> (B, D): the first or last *real* token, or the mean or
-    maximum over real tokens. InputError for an unknown `how`.
+    maximum over real tokens. how: one of POOLINGS.
 
     Padding may stand on either side. how="position" takes [:, -1], as if nothing were padded: a
     common mistake, kept for study. A text's logits then depend on the longest text of its batch,
@@ -29,10 +29,10 @@ def pool(hidden, mask, how):
         return hidden[:, -1]
     real = mask.bool()
     if how in ("first", "last"):
-        places = torch.arange(mask.shape[1], device=mask.device)
-        last = places.where(real, -1).argmax(1)                                     # (B,)
-        where = last if how == "last" else real.int().argmax(1)
-        return hidden[torch.arange(len(hidden), device=hidden.device), where]
+        columns = torch.arange(mask.shape[1], device=mask.device)                   # (T,)
+        last = columns.where(real, -1).argmax(1)                                    # (B,)
+        chosen = last if how == "last" else real.int().argmax(1)                    # (B,)
+        return hidden[torch.arange(len(hidden), device=hidden.device), chosen]
     if how == "mean":
         return (hidden * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True)
     if how == "max":
@@ -41,7 +41,7 @@ def pool(hidden, mask, how):
 
 
 def query(width, hidden=128):
-    """New layers for `attention`: U, from width to hidden, and v, from hidden to 1."""
+    """Newly initialised U, from width to hidden, and v, from hidden to 1, for `attention`."""
     return nn.Linear(width, hidden, bias=False), nn.Linear(hidden, 1, bias=False)
 
 
@@ -50,7 +50,7 @@ def attention(U, v, vectors, mask=None):
 
     vectors (..., T, D), mask (..., T) or None -> weights (..., T), 0 at padding, sum 1.
     """
-    logits = v(torch.tanh(U(vectors))).squeeze(-1)
+    logits = v(torch.tanh(U(vectors))).squeeze(-1)                                  # (..., T)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logits = logits if mask is None else logits.masked_fill(~mask.bool(), float("-inf"))
     return logits.softmax(-1).to(vectors.dtype)
@@ -59,7 +59,7 @@ def attention(U, v, vectors, mask=None):
 class Head(Readout):
     """A readout in two steps: `features` makes one vector of a text, `classes` its logits."""
 
-    LAST = (".out",)
+    LAST = (".out",)            # layers that depend on the classes (readout.py)
     pooling = "family"          # what the user asked for, one of POOLS
     how = None                  # how tokens are pooled: one of POOLINGS, "attention" or MISTAKE
 
@@ -77,7 +77,7 @@ class Head(Readout):
 
     def states(self, backbone, ids, mask, types=None, layout=None):
         """ids, mask, types: (B, T) and the mask's layout -> the arguments of `features`: hidden
-        (B, T, D) and mask (B, T), or (B, 1, D) and (B, 1) where it reads one token only."""
+        (B, T, D) and mask (B, T), or (B, 1, D) and (B, 1) if the head reads one token."""
         if self.how not in ("first", "last"):
             return backbone.states(ids, mask, types, layout=layout), mask
         return backbone.states(ids, mask, types, self.how, layout), torch.ones_like(mask[:, :1])
@@ -113,14 +113,14 @@ class RobertaHead(BertHead):
 
 
 class T5Head(RobertaHead):
-    """T5: as RoBERTa, but on the decoder's last state, at the end-of-sequence token."""
+    """T5: as RoBERTa, but on the last token of the decoder, the end-of-sequence token."""
 
     NAMES = {"classification_head.dense": "head.dense", "classification_head.out_proj": "head.out"}
     how = "last"
 
 
 class DebertaHead(BertHead):
-    """DeBERTa: as RoBERTa, with another activation, and another dropout before the dense layer."""
+    """DeBERTa: as RoBERTa, but its config.json sets the activation and the first dropout."""
 
     NAMES = {"pooler.dense": "head.dense", "classifier": "head.out"}
 
@@ -177,7 +177,7 @@ FAMILY_HEADS = {
 
 
 def build_head(model_type, backbone, classes, how="family"):
-    """A head of so many classes. how: of POOLS; "family": as transformers has it for model_type."""
+    """-> Head. classes: their number; how: one of POOLS; "family": that of transformers."""
     if how == "family":
         return FAMILY_HEADS[model_type](backbone, classes)
     if how not in (*POOLS, MISTAKE):

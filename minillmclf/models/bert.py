@@ -14,7 +14,7 @@ from .layers import ACTIVATIONS, attention
 
 
 class BertLayer(nn.Module):
-    """One block: attention over the text, then an MLP at each token."""
+    """One block: attention over the text, then an MLP at each token. c: fields of config.json."""
 
     def __init__(self, c):
         super().__init__()
@@ -29,19 +29,19 @@ class BertLayer(nn.Module):
         self.attention_dropout = c["attention_probs_dropout_prob"]
 
     def project(self, x, queries):
-        """x: (N, D), queries: (M, D), some rows of x -> q (M, H, d), k and v (N, H, d)."""
-        each = self.q_proj(queries), self.k_proj(x), self.v_proj(x)
-        return (vectors.unflatten(-1, (self.heads, -1)) for vectors in each)
+        """x: (N, D), queries: (M, D), its query tokens -> q (M, H, d), k and v (N, H, d)."""
+        projected = self.q_proj(queries), self.k_proj(x), self.v_proj(x)
+        return (vectors.unflatten(-1, (self.heads, -1)) for vectors in projected)
 
     def attend(self, x, rows):
         """x: (N, D), rows: layers.Rows -> (M, D)."""
-        queries, p = rows.queries(x), self.attention_dropout if self.training else 0.0
-        found = attention(*self.project(x, queries), rows, p)                        # (M, D)
-        return self.attention_norm(queries + self.dropout(self.o_proj(found)))
+        queries, dropout = rows.queries(x), self.attention_dropout if self.training else 0.0
+        attended = attention(*self.project(x, queries), rows, dropout)               # (M, D)
+        return self.attention_norm(queries + self.dropout(self.o_proj(attended)))
 
     def mlp(self, x):
         """(M, D) -> (M, D)."""
-        inner = self.activation(self.up_proj(x))                                     # (M, F)
+        inner = self.activation(self.up_proj(x))                       # (M, intermediate_size)
         return self.mlp_norm(x + self.dropout(self.down_proj(inner)))
 
     def forward(self, x, rows):
@@ -65,7 +65,7 @@ class Bert(Encoder):
     MULTIPLES = (("hidden_size", "num_attention_heads"),)
     ARCHITECTURES = {"body": "BertModel", "lm_head": "BertForMaskedLM",
                      "classifier": "BertForSequenceClassification"}
-    ALIASES = (("", "bert."),)          # a file of the body alone may leave it out
+    ALIASES = (("", "bert."),)          # a file of the body alone may have no "bert."
     NAMES = {
         "bert.embeddings.word_embeddings": "word_embeddings",
         "bert.embeddings.position_embeddings": "position_embeddings",
@@ -80,7 +80,7 @@ class Bert(Encoder):
         "bert.encoder.layer.{}.intermediate.dense": "layers.{}.up_proj",
         "bert.encoder.layer.{}.output.dense": "layers.{}.down_proj",
         "bert.encoder.layer.{}.output.LayerNorm": "layers.{}.mlp_norm",
-        "bert.pooler.dense": None,
+        "bert.pooler.dense": None,              # None: not part of the body; a head may load it
         "classifier": None,
         "cls.seq_relationship": None,
     }
@@ -115,7 +115,7 @@ class Bert(Encoder):
         return self.dropout(self.embedding_norm(x))
 
     def run(self, layers, x, rows, context=None):
-        """x: (N, D) -> (N, D), after these blocks."""
+        """x: (N, D) -> (M, D), the output of the last layer. context: not used by encoders."""
         for layer in layers:
             x = layer(x, rows)
         return x

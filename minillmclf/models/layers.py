@@ -1,8 +1,8 @@
 """Maths that several architectures share: padding, masks, attention, RMSNorm, activations.
 
 Shapes use one alphabet everywhere: B rows of a batch, T tokens of a padded row, S keys of a padded
-row (usually T), N real tokens of the whole batch, M queries among them (usually N), H heads, K
-heads of keys and values, d width of a head, D width of the model, C classes, V vocabulary.
+row (usually T), N real tokens of the whole batch, M queries, chosen among them (usually all N), H
+heads, K heads of keys and values, d width of a head, D width of the model, C classes, V vocabulary.
 
 Padding is handled in one class, `Rows`. A model first removes it: token ids (B, T) become vectors
 (N, D). Norms, linear layers and MLPs see real tokens only, so padding can neither leak into a
@@ -37,7 +37,7 @@ class Rows:
 
     positions: (N,), the position of each token in its row. position_ids: (B, T), the positions of
     the queries; key_mask, key_position_ids: (B, S), which keys are tokens, and their positions.
-    Here both are all tokens; subclasses differ. longest: tokens of the longest row.
+    Here queries and keys are all tokens; subclasses differ. longest: tokens of the longest row.
     """
 
     def __init__(self, mask, layout=None):
@@ -82,7 +82,7 @@ class Rows:
         return self.pad_heads(k), self.pad_heads(v)
 
     def distance(self):
-        """(B, T, S), position of the query - position of the key; (1, T, S) if rows are uniform."""
+        """(B, T, S), position of query minus position of key; (1, T, S) if rows are uniform."""
         rows = slice(0, 1) if self.uniform else slice(None)
         return self.position_ids[rows, :, None] - self.key_position_ids[rows, None, :]
 
@@ -90,14 +90,14 @@ class Rows:
     def padding_mask(self):
         """(B, 1, 1, S), True where a key is a token; None if all are.
 
-        A query at padding sees the real keys of its row, so no softmax is over nothing.
+        A query at padding sees the real keys of its row: a softmax over no keys would be NaN.
         """
         return None if self.uniform else self.key_mask[:, None, None, :]
 
     def causal(self, window=math.inf):
         """(B, 1, T, S), True for the keys that a query sees: itself and the window - 1 before it.
 
-        A query at padding has the position of a real neighbour and sees what that one sees.
+        A query at padding has the position of the token beside the padding, and sees the same keys.
         """
         if window not in self.causal_masks:
             self.causal_masks[window] = self.causal_mask(window)
@@ -110,8 +110,8 @@ class Rows:
         return seen.unsqueeze(1)
 
     def is_triangle(self, window):
-        """May a plain triangle replace the causal mask? It halves the work of attention. It may if
-        rows are padded on the right, where no token sees padding, and if no window cuts them."""
+        """Can is_causal=True replace the mask, at half the work? It can if all padding is on the
+        right, where no token sees it, and if no row is longer than the window."""
         return self.layout.right_padded and window >= self.mask.shape[1]
 
 
@@ -140,11 +140,11 @@ def causal_attention(q, k, v, rows, window=math.inf, dropout=0.0, scale=None):
 
 
 def attention_by_hand(q, k, v, rows, seen=None, scale=None):
-    """What the two functions above compute, step by step but slower; a test holds them equal.
+    """What the two functions above compute, step by step but slower; a test compares them.
 
     seen: (B, 1, T, S), True for the keys that a query sees; None: all real tokens of its row.
     """
-    q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)                 # (B, H, T, d), ...
+    q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)        # (B, H, T, d), (B, K, S, d)
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))  # (B, H, S, d)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     scores = q @ k.transpose(-2, -1) * scale                              # (B, H, T, S)
@@ -155,8 +155,8 @@ def attention_by_hand(q, k, v, rows, seen=None, scale=None):
 
 def root_mean_square_norm(x, eps):
     """x / sqrt(mean(x^2) + eps) over the last dimension, in fp32 at least -> the dtype of x."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    upcast = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (upcast * torch.rsqrt(upcast.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 class RMSNorm(nn.Module):

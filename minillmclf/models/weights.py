@@ -1,9 +1,9 @@
 """Checkpoints in and out: tensors under Hugging Face names <-> the parameters of our modules.
 
 A rename table is data, {name in the file: path of the parameter in the model}, with `{}` for the
-number of a layer and None for a tensor that is dropped on purpose. A row may also name a module: it
-stands for the weight and the bias. Loading reads the table from left to right, saving from right to
-left. Loading checks that every tensor has a row, every parameter is filled, shapes agree and tied
+number of a layer and None for a tensor that is dropped on purpose. A row may also name a module,
+for its weight and its bias. Loading reads the table from left to right, saving from right to left.
+Loading checks that every tensor has a row, every parameter is filled, shapes agree and tied
 tensors are equal, and reports all faults at once. Not here: the files (tensor_files.py).
 """
 import os
@@ -19,10 +19,10 @@ from .config import read_model_config
 from .tensor_files import find_tensors, listed, open_tensors, read_tensor, remedy_for
 
 WRAPPED = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")  # DataParallel, torch.compile
-READABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-# end of a name in the file -> end of the path; gamma and beta are older names of norms
+READABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")   # dtypes, as safetensors names them
+# end of a name in the file -> end of the path; gamma and beta: old names in norms
 LEAVES = {".weight": ".weight", ".bias": ".bias", ".gamma": ".weight", ".beta": ".bias", "": ""}
-OWN_HEADS = {"minillmclf_*": None}       # drops a head of this package that the model does not have
+OWN_HEADS = {"minillmclf_*": None}       # our heads' tensors are dropped where no row names them
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Table:
     title: str = "the rename table"
 
     def aliases_of(self, name):
-        """A name in the file, as it is and with each prefix exchanged that `aliases` lists."""
+        """A name in the file -> a list: the name, then the name under each alias of its prefix."""
         more = (new + name[len(old):] for old, new in self.aliases if name.startswith(old))
         return [name, *more]
 
@@ -49,11 +49,11 @@ class Table:
         """The path of a tensor in the file; None if it is dropped; KeyError if no row fits."""
         for alias in self.aliases_of(name):
             for pattern, layer in ((alias, ""), generic(alias)):
-                for leaf, ours in LEAVES.items():
+                for leaf, own_leaf in LEAVES.items():
                     row = pattern.removesuffix(leaf)
                     if pattern.endswith(leaf) and row in self.names:
                         target = self.names[row]
-                        return target and (target + ours).replace("{}", layer)
+                        return target and (target + own_leaf).replace("{}", layer)
         if any(name.startswith(row[:-1]) for row in self.names if row.endswith("*")):
             return None
         raise KeyError(name)
@@ -65,14 +65,14 @@ class Table:
 
     def file_names(self, paths):
         """Paths of modules or parameters -> {path: name in the file}, of those that have one."""
-        rows = {ours: file for file, ours in self.names.items() if ours is not None}
+        by_path = {ours: file for file, ours in self.names.items() if ours is not None}
         found = {}
         for path in paths:
             pattern, layer = generic(path)
-            module, leaf = os.path.splitext(pattern)
-            row = rows.get(pattern) or module in rows and rows[module] + leaf
-            if row:
-                found[path] = row.replace("{}", layer)
+            module, leaf = os.path.splitext(pattern)         # "norm.bias" -> "norm", ".bias"
+            name = by_path.get(pattern) or module in by_path and by_path[module] + leaf
+            if name:
+                found[path] = name.replace("{}", layer)
         return found
 
     def is_transposed(self, path):
@@ -108,8 +108,8 @@ class Report:
 class Checkpoint:
     """A model folder, by its path or a shipped name: its config.json and its tensors.
 
-    files: {name of a tensor: its file}; stored: {name: the name in that file}, which differs where
-    the model was saved inside a wrapper; shapes, dtypes: {name: of the tensor}.
+    files: {name of a tensor: its file}; stored: {name: the name in that file}, with the prefix of a
+    wrapper if the model was saved inside one; shapes, dtypes: {name: shape}, {name: dtype}.
     """
 
     def __init__(self, folder):
@@ -124,7 +124,7 @@ class Checkpoint:
         self.shapes, self.dtypes = {}, {}
         for path in sorted(set(self.files.values())):
             with open_tensors(path) as file:
-                for name in (name for name, own in self.files.items() if own == path):
+                for name in (name for name, holder in self.files.items() if holder == path):
                     view = file.get_slice(self.stored[name])
                     self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), view.get_dtype()
 
@@ -180,14 +180,14 @@ def fill(model, checkpoint, table, fresh=(), dtype=torch.float32, place=place):
 
 
 def shape_fault(name, shape, ours, parameter, transposed):
-    """A tensor of the file, for the parameter at path `ours` -> [] or [the fault of its shape]."""
+    """-> [a fault] if the tensor `name` has another shape than the parameter at `ours`, else []."""
     expected = tuple(parameter.shape[::-1] if transposed else parameter.shape)
     return [] if shape == expected else [f"{name!r} is {shape}, {ours} is {expected}"]
 
 
 def place_tensors(model, checkpoint, report, table, dtype, place):
-    """Read the loaded tensors and place them -> faults: values that are not finite floats, tied
-    tensors that differ."""
+    """Read and place the tensors that report.loaded lists -> a list of faults: values that are not
+    finite floats, tied tensors that differ."""
     faults = []
     for name, ours in report.loaded.items():
         if checkpoint.dtypes[name] not in READABLE:
@@ -209,8 +209,8 @@ def place_tensors(model, checkpoint, report, table, dtype, place):
 
 
 def export(model, table):
-    """The model's parameters -> {name in the file: tensor}. KeyError for one without a row, which
-    would be lost."""
+    """The model's parameters -> {name in the file: tensor}. KeyError for a parameter without a
+    row: the file would lack it."""
     parameters = {path: parameter.detach() for path, parameter in model.named_parameters()}
     names, tensors = table.file_names(parameters), {}
     for path, tensor in parameters.items():

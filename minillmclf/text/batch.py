@@ -14,8 +14,8 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of a padded batch (B, T) stand. It is computed once for all layers, on the
-    CPU, which would have to wait for each number that it reads from a GPU.
+    """Where the tokens of a padded batch (B, T) stand. It is computed once for all layers, and
+    on the CPU: code that reads a number from a GPU has to wait for it.
 
     mask: (B, T) bool, True where a token is; lengths: (B,), tokens of each row; places: (N,), index
     of each token in the flattened batch; position_ids: (B, T), 0, 1, 2, ... along the tokens of a
@@ -77,7 +77,7 @@ def collate(encoded, rows, pad_id=0, labels=None):
     """Some rows of the data -> Batch, padded on the right.
 
     encoded: all rows; rows: B row numbers; labels: class numbers of all rows. The mask alone tells
-    padding from tokens, so pad_id may be any id.
+    padding from tokens, so pad_id may be any id; None means 0.
     """
     chosen = [encoded[row] for row in rows]
     ids = torch.full((len(rows), max(map(row_size, chosen))), pad_id or 0)   # (B, T)
@@ -93,9 +93,9 @@ def collate(encoded, rows, pad_id=0, labels=None):
 def make_batches(lengths, size, seed=None, tokens=None, chunk=50):
     """Group the rows by length -> batches, lists of row numbers.
 
-    lengths: tokens of each row. size: most rows of a batch. tokens: most tokens of a batch, padding
-    included, or None; a longer row is a batch of its own. seed: None sorts all rows by length, for
-    evaluation; else rows are shuffled and sorted inside chunks of `chunk` batches.
+    lengths: tokens of each row. size: the most rows in a batch. tokens: the most tokens in a batch,
+    with padding, or None; a longer row is a batch of its own. seed: None sorts all rows by length,
+    for evaluation; otherwise rows are shuffled, then sorted inside chunks of chunk * size rows.
     """
     if size < 1:
         raise InputError(f"batch size {size}: should be 1 or more")

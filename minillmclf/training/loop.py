@@ -21,7 +21,7 @@ from .plan import plan_epochs
 
 
 class Diverged(InputError):
-    """Training has diverged: a gradient, or an answer, is not finite."""
+    """Training has diverged: a gradient or a probability is not finite."""
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Hooks:
 def take_step(model, optimizer, train, rows, settings, objective=None):
     """One optimiser step on a batch -> its mean loss, a number.
 
-    train: plan.Rows; rows: the row numbers of the batch; objective: of the kind of CrossEntropy.
+    train: plan.Rows; rows: the row numbers of the batch; objective: such as CrossEntropy.
     """
     objective = objective or CrossEntropy(None, settings.label_smoothing, settings.focal_gamma)
     count = objective.count(torch.tensor([train.labels[row] for row in rows]))
@@ -78,8 +78,8 @@ def update(model, optimizer, settings, loss):
 
 
 def fit(model, train, dev, settings, store, step=take_step, hooks=Hooks()):
-    """Train on `train`, choose the best epoch on `dev` -> progress: "history", a dict per epoch,
-    and "best"; None if the user stopped the run.
+    """Train on `train`, choose the best epoch on `dev` -> progress, or None if the user stopped.
+    progress: "history", a dict per epoch; "best"; "step"; "losses" of the unfinished epoch.
 
     model: a Classifier, which has the weights of its best epoch at the end; train, dev: plan.Rows;
     store: checkpoint.Store; step: called as take_step, without the objective.
@@ -92,7 +92,7 @@ def fit(model, train, dev, settings, store, step=take_step, hooks=Hooks()):
     for epoch in range(len(progress["history"]), plan.epochs):
         model.train()
         for rows in plan[epoch]:                           # row numbers of a batch
-            number += 1
+            number += 1            # of the step; before the loop: steps of finished epochs
             if number <= progress["step"]:                 # taken before the run was interrupted
                 continue
             seed_step(s.seed, number)
@@ -115,24 +115,24 @@ def fit(model, train, dev, settings, store, step=take_step, hooks=Hooks()):
 
 
 def finish_epoch(model, dev, settings, store, progress):
-    """Evaluate on dev, add a dict to the history, and save the weights if they are the best."""
+    """Evaluate on dev, add the results to the history, save the weights if they are the best."""
     metric, losses, epoch = settings.metric, progress["losses"], len(progress["history"]) + 1
     try:
         probabilities = model.probabilities(model.scores(dev.encoded, settings.eval_batch_size))
     except InputError:
         raise Diverged(f"epoch {epoch}: the answers to the dev rows are not finite: training has "
                        "diverged; lower --lr or set --precision fp32") from None
-    line = {"epoch": epoch, "step": progress["step"], "train_loss": sum(losses) / len(losses),
-            **model.task.measure(probabilities, dev.labels)}
+    entry = {"epoch": epoch, "step": progress["step"], "train_loss": sum(losses) / len(losses),
+             **model.task.measure(probabilities, dev.labels)}
     progress["losses"] = []
-    progress["history"].append(line)
+    progress["history"].append(entry)
     best = progress["best"] and progress["history"][progress["best"]["epoch"] - 1]
-    if better(metric, line, best):
-        progress["best"] = {"epoch": epoch, metric: line[metric]}
+    if better(metric, entry, best):
+        progress["best"] = {"epoch": epoch, metric: entry[metric]}
         store.save_best(model, epoch)
 
 
 def epochs_since_best(progress, metric):
     """How many epochs ago the best value of the metric was first reached."""
-    values = [line[metric] for line in progress["history"]]
+    values = [entry[metric] for entry in progress["history"]]
     return len(values) - 1 - values.index(progress["best"][metric])

@@ -27,13 +27,13 @@ def focal_loss(logits, targets, weights=None, gamma=2.0):
     for Dense Object Detection"). With gamma 0 it is cross-entropy.
     """
     log_p = logits.float().log_softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1)      # (B,)
-    factor = (1 - log_p.exp()).clamp(min=1e-12)    # 0 ** gamma, gamma < 1, has no finite gradient
+    factor = (1 - log_p.exp()).clamp(min=1e-12)    # 0 ** gamma: infinite gradient if gamma < 1
     losses = -factor ** gamma * log_p                                                     # (B,)
     return (losses if weights is None else losses * weights[targets]).sum()
 
 
 def class_count(targets, weights=None):
-    """targets (B,) -> scalar: B, or the sum of the weights (C,) of the targets."""
+    """targets (B,) -> scalar, for a mean loss: B, or the sum of the weights (C,) of the targets."""
     return torch.tensor(float(len(targets))) if weights is None else weights[targets].sum()
 
 

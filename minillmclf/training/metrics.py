@@ -8,8 +8,8 @@ METRICS = {"accuracy": 1, "macro_f1": 1, "log_loss": -1, "ece": -1}     # -1: lo
 
 
 def evaluate(probabilities, targets, labels):
-    """Probabilities (N, C), targets (N,) class numbers, C labels -> {metric: number} and "f1",
-    {class: number}.
+    """Probabilities (N, C), class numbers (N,), C labels -> {metric: number}, with "f1":
+    {label: number}. N: rows of the data.
 
     As in scikit-learn, macro_f1 is the mean over the classes that occur in the targets or in the
     answers. The f1 of any other class is given as 0.
@@ -17,17 +17,17 @@ def evaluate(probabilities, targets, labels):
     probabilities, targets = np.asarray(probabilities, dtype=np.float64), np.asarray(targets)
     answers = probabilities.argmax(1)                                             # (N,)
     f1 = [class_f1(answers == c, targets == c) for c in range(len(labels))]
-    of_target = probabilities[np.arange(len(targets)), targets]                   # (N,)
+    target_probabilities = probabilities[np.arange(len(targets)), targets]         # (N,)
     occurring = np.union1d(answers, targets)                                      # class numbers
     return {"accuracy": float((answers == targets).mean()),
             "macro_f1": float(np.mean([f1[c] for c in occurring])),
-            "log_loss": float(-np.log(np.clip(of_target, 1e-15, 1.0)).mean()),
+            "log_loss": float(-np.log(np.clip(target_probabilities, 1e-15, 1.0)).mean()),
             "ece": calibration_error(probabilities.max(1), answers == targets),
             "f1": by_name(labels, f1)}
 
 
 def by_name(labels, numbers):
-    """C names, C numbers -> {name: number with 6 decimals}."""
+    """C names, C numbers -> {name: number, to 6 decimals}."""
     return {name: round(float(number), 6) for name, number in zip(labels, numbers)}
 
 

@@ -25,11 +25,11 @@ def depth_of(name, layers):
 def parameter_groups(model, lr, weight_decay, layer_decay=1.0, by_size=False):
     """The trainable parameters in groups -> [{"params", "lr", "base_lr", "weight_decay"}, ...].
 
-    Weight decay is for matrices, not for biases and norms. The lr of a layer is layer_decay times
-    that of the layer above it. by_size multiplies a tensor's lr by its root mean square (Shazeer
-    and Stern 2018, "Adafactor"). A newly initialised T5 needs that: its embeddings are 16 times as
-    large as its matrices, and no single lr suits both.
+    Weight decay is for matrices only. The lr of a layer is layer_decay times that of the one above.
+    by_size multiplies a tensor's lr by its root mean square (Shazeer and Stern 2018, "Adafactor"):
+    a newly initialised T5 has embeddings 16 times as large as its matrices, and no one lr suits it.
     """
+    # the number of blocks: with -1, depth_of gives 0 for the head, and 1 or more for blocks
     layers = max((depth_of(name, -1) for name, _ in model.named_parameters()), default=0)
     groups = {}
     for name, parameter in model.named_parameters():
@@ -49,7 +49,7 @@ def build_optimizer(model, lr, weight_decay, layer_decay=1.0, kind="adamw", by_s
     if kind == "adamw":
         return torch.optim.AdamW(groups, fused=True)
     try:
-        from bitsandbytes import optim as package                       # optional, and slow
+        from bitsandbytes import optim as package                       # optional, slow to load
     except (ImportError, OSError, RuntimeError) as error:
         raise InputError(f"--optimizer {kind} needs the package bitsandbytes "
                          f"({str(error).splitlines()[0]}): pip install bitsandbytes, or take "

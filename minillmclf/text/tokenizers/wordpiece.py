@@ -5,21 +5,21 @@
 `normalizer` does the first step, `WordPieceModel` the other two. Not here: special tokens and files
 (tokenizer.py), learning a vocabulary (pretrain/vocabulary.py).
 Sources: Devlin et al. 2018 (BERT) and its `tokenization.py`. Where the `tokenizers` library differs
-from these, the library is followed, but its Unicode tables date from 2015, and those of the running
-Python are used here: about 500 characters of rare scripts differ.
+from these, the library is followed. Its Unicode tables date from 2015; here those of the running
+Python are used, so about 500 characters of rare scripts are treated differently.
 """
 import unicodedata
 
-# Chinese is written without spaces, so every ideograph becomes a word; Korean and kana do not.
+# Chinese is written without spaces, so each ideograph becomes a word; Hangul and kana do not.
 # Extension E begins at 2B820 in Unicode, but at 2B920 in the library, which is followed here.
 IDEOGRAPHS = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F),
               (0x2B740, 0x2B81F), (0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
-SPACES = ("Zs", "Zl", "Zp")
+SPACES = ("Zs", "Zl", "Zp")   # Unicode categories: space, line and paragraph separators
 CONTROL = ("Cc", "Cf", "Co")  # control, format, private use; not Cn, which holds future emoji
 
 
 class CharacterTable(dict):
-    """Code point -> replacement, for `str.translate`; `rewrite` is called once for a character."""
+    """For `str.translate`: code point -> rewrite(character), computed at its first use and kept."""
 
     def __init__(self, rewrite):
         super().__init__()
@@ -33,7 +33,7 @@ class CharacterTable(dict):
 def normalizer(lower=True, strip_accents=None, chinese=True):
     """-> a function, text -> clean text: any space becomes " ", and control characters are dropped.
 
-    lower: letters become lower-case. strip_accents: "é" becomes "e"; None means as `lower`.
+    lower: letters become lower-case. strip_accents: "é" becomes "e"; None: if `lower` is set.
     chinese: a space is put before and after each ideograph.
     """
     strip_accents = lower if strip_accents is None else strip_accents
@@ -87,7 +87,7 @@ class WordPieceModel:
         return [i for word in self.words(text) for i in self.word_ids(word)]
 
     def word_ids(self, word):
-        """Cut off the longest known piece until nothing is left; if none is known, -> [unk_id]."""
+        """Cut off the longest piece in vocab until nothing is left; if none fits, -> [unk_id]."""
         if len(word) > self.longest:
             return [self.unk_id]
         ids, start = [], 0
