@@ -27,7 +27,7 @@ class Options:
     together in `described`, which is {} for readout="head".
     """
     pool: str = "family"                # the head that transformers has, or another of head.POOLS
-    max_length: int | None = None       # tokens of a row, special ones included; None: the most
+    max_length: int | None = None       # tokens of a row, special ones included; None: the limit
     seed: int = 0                       # for newly initialised weights
     pretrained: bool = True             # False: take only config.json and the tokenizer
     quantise: str | None = None         # "nf4", "fp4": 4-bit linear layers (tuning/quant.py)
@@ -69,7 +69,7 @@ def modules(cls, checkpoint, labels, options):
         raise InputError(f"{checkpoint.folder}: the tokenizer's ids go to {len(tokenizer) - 1}, "
                          f"the embedding has only {backbone.config['vocab_size']} rows: these "
                          "files do not belong together")
-    size = text_length(options.max_length, backbone, tokenizer, checkpoint.folder)
+    max_length = text_length(options.max_length, backbone, tokenizer, checkpoint.folder)
     task = task_of(labels, options.described, options.preference, options.multi_label)
     if options.described:
         if (options.keep, options.windows) != ("head", None):
@@ -84,8 +84,8 @@ def modules(cls, checkpoint, labels, options):
             if head.most_texts > 2:
                 raise InputError("windows go with one text or two: --preference reads a prompt "
                                  "with two answers")
-            head = Windowed(head, backbone.width, size, options.windows)
-    return cls(backbone, head, tokenizer, task, size)
+            head = Windowed(head, backbone.width, max_length, options.windows)
+    return cls(backbone, head, tokenizer, task, max_length)
 
 
 def task_of(labels, described=None, preference=None, multi_label=False):
@@ -100,9 +100,9 @@ def task_of(labels, described=None, preference=None, multi_label=False):
 
 
 def text_length(asked, backbone, tokenizer, folder):
-    """max_length of a classifier: `asked`, or, for None, what model and tokenizer can take, which
-    is also set on the tokenizer. InputError for a number that leaves no place for a text, or for
-    which the model has too few positions."""
+    """max_length of a classifier: `asked`, or if it is None, the limit of model and tokenizer. Sets
+    the tokenizer to that limit in any case. InputError if `asked` leaves no place for a text, or is
+    more than the model's positions."""
     highest, least = backbone.max_tokens or math.inf, tokenizer.num_special_tokens(True) + 1
     known = tokenizer.max_length or backbone.max_tokens or DEFAULT_LENGTH
     tokenizer.max_length = min(highest, known)

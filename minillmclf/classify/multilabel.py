@@ -35,11 +35,11 @@ def best_threshold(probabilities, targets):
     true = np.asarray(targets)[order]
     if not true.any():
         return HALF
-    last = np.append(p[:-1] > p[1:], True)                 # (N,), the last of equal probabilities
-    below = np.append(p[1:], 0.0)
+    last = np.append(p[:-1] > p[1:], True)                 # (N,), no equal one follows
+    below = np.append(p[1:], 0.0)                                  # (N,), the next lower one
     middle = (p + below) / 2                                       # (N,), the thresholds to try
     middle = np.where(middle > below, middle, p)           # no float64 lies between: take the upper
-    f1 = 2 * np.cumsum(true) / (np.arange(1, len(p) + 1) + true.sum())     # (N,), at each of them
+    f1 = 2 * np.cumsum(true) / (np.arange(1, len(p) + 1) + true.sum())  # (N,), 2TP / (found + true)
     best = middle[last & (f1 == f1[last].max())]
     return float(best[np.abs(best - HALF).argmin()])
 
@@ -51,7 +51,7 @@ def fit_thresholds(probabilities, targets):
 
 
 def check_thresholds(thresholds, labels, where="thresholds"):
-    """InputError unless thresholds are C numbers from 0 to 1 and no label has a bar. -> a list"""
+    """InputError unless thresholds are C numbers from 0 to 1 and no label has a "|". -> floats"""
     good = isinstance(thresholds, (list, tuple)) and len(thresholds) == len(labels)
     if not good or not all(type(t) in (int, float) and 0 <= t <= 1 for t in thresholds):
         raise InputError(f"{where}: should be {len(labels)} numbers from 0 to 1, one for each "

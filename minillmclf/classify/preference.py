@@ -172,10 +172,10 @@ class Preference(SingleLabel):
         return len(sequences) * max(map(row_size, sequences))
 
     def collate(self, encoded, rows, pad_id=0, labels=None):
-        """As text.batch.collate. Of pairs ids, mask and types are (2B, T): the first sequence of
-        each row, then the second of each."""
+        """As text.batch.collate. For pairs, ids, mask and types are (2B, T): all first sequences,
+        then all second ones."""
         chosen = [self.sequences(encoded[row]) for row in rows]
-        counts = {len(sequences) for sequences in chosen}
+        counts = {len(sequences) for sequences in chosen}            # {1} or {2}
         if len(counts) > 1:
             raise InputError("rows of 1 and of 2 sequences do not go into one batch: encode all of "
                              "them in the same way")
@@ -213,7 +213,7 @@ class Preference(SingleLabel):
 
 
 def preference_task(asked, labels, described):
-    """The option preference, {"kind": of KINDS, "swap": of SWAPS} or parts of it or None ->
+    """asked: the option preference, {"kind": of KINDS, "swap": of SWAPS}; "none" if missing ->
     Preference, or None if both are "none". described: of the readout, {} for a head. InputError for
     options that do not go together."""
     if not isinstance(asked or {}, dict) or set(asked or {}) - {"kind", "swap"}:
@@ -256,7 +256,7 @@ def use_swap(model, swap):
 
 
 def cut_parts(model, texts):
-    """Rows of three texts -> {"prompt": n, "a": n, "b": n, "of": rows}, in how many each is cut."""
+    """Rows of three texts -> {"prompt": n, "a": n, "b": n, "of": rows}; n: rows where it is cut."""
     head, counts = model.head, Counter(prompt=0, a=0, b=0)
     for row in texts:
         if head.described:                                  # label texts are cut in characters

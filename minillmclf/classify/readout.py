@@ -58,15 +58,15 @@ class Readout(nn.Module):
                 for file, path in self.NAMES.items()}
 
     def reading(self, model, encoded):
-        """A context in which all of these rows are read, so that they can share work."""
+        """A context in which the model reads all rows `encoded`; a subclass shares work in it."""
         return contextlib.nullcontext()
 
 
 def as_rows(texts, names, most):
     """A user's list of texts, each a string or a tuple of strings -> yields a tuple for each.
 
-    names: the text columns of the training data, of which a row has all; if they are not known, (),
-    a row has at most `most` texts. InputError for a single string, a mapping, a table or a set."""
+    names: the text columns of the training data; a row needs a text for each. Without names, (), a
+    row has at most `most` texts. InputError for a single string, a mapping, a table or a set."""
     wrong = isinstance(texts, (str, bytes, bytearray, Mapping, set, frozenset))
     try:
         rows = None if wrong or hasattr(texts, "columns") else iter(texts)

@@ -17,10 +17,10 @@ from .label_text.options import is_words
 
 READING = {"text_column": (lambda v: is_words(v) and len(v) > 0, "a list of names"),
            "label_column?": (lambda v: isinstance(v, str), "a name"),
-           "quoting?": (lambda v: isinstance(v, str), "a word")}
+           "quoting?": (lambda v: isinstance(v, str), "a word")}      # ?: may be missing
 ALWAYS = {"pool": None, "max_length": None, "readout": {}, "keep": "head", "windows": None,
-          "calibration": None, "preference": {}}
-SOMETIMES = ("thresholds", "reading", "ignored")
+          "calibration": None, "preference": {}}      # keys of "minillmclf" -> defaults
+SOMETIMES = ("thresholds", "reading", "ignored")      # further keys, written only if set
 PROBLEMS = ("single_label_classification", "multi_label_classification")
 
 
@@ -35,7 +35,7 @@ def settings_of(model):
 
 
 def read_settings(config, where):
-    """A config.json -> (labels, settings as of `settings_of`, arguments of build.read_options)."""
+    """A config.json -> (labels, settings as in `settings_of`, arguments of build.read_options)."""
     settings, problem = config.get("minillmclf", {}), config.get("problem_type")
     good = isinstance(settings, dict) and set(settings) <= {*ALWAYS, *SOMETIMES} \
         and isinstance(settings.get("readout", {}), dict) \
@@ -86,7 +86,7 @@ def load(cls, path, base=None):
     except InputError as error:
         named = str(checkpoint.folder) in str(error)
         raise InputError(str(error) if named else f"{where}: {error}") from None
-    last = [file for file, path in model.head.NAMES.items() if path.endswith(".out")]
+    last = [file for file, ours in model.head.NAMES.items() if ours.endswith(".out")]
     if last and last[0] + ".weight" not in checkpoint:
         raise InputError(f"{path}: no classification head in it (no tensor {last[0]}.weight): "
                          f"fine-tune it first with python -m minillmclf.train --model {path}")
@@ -110,4 +110,4 @@ def save(model, path):
     config |= {"quantization_config": quantised} if quantised else {}
     model.tokenizer.save(path)
     parts_of_4bit = [name for name in tensors if ".weight." in name]
-    write_checkpoint(path, config, tensors, keep=parts_of_4bit)        # keep: their dtypes
+    write_checkpoint(path, config, tensors, keep=parts_of_4bit)     # in their dtypes

@@ -49,7 +49,7 @@ class SingleLabel:
         return build_head(model_type, backbone, len(self.labels), how)
 
     def lay_out(self, head, tokenizer, texts, max_length, training=False):
-        """As Classifier.row, whose arguments they are."""
+        """A tuple of texts -> (a row of token ids, was it cut?), as Classifier.row."""
         return head.lay_out(tokenizer, texts, max_length)
 
     def sequences(self, row):
@@ -57,7 +57,7 @@ class SingleLabel:
         return [row]
 
     def merge(self, logits, rows):
-        """Logits of the sequences of a batch -> logits (B, C) of its rows. rows: B."""
+        """Logits of the sequences of a batch -> logits (B, C) of its rows. rows: their number B."""
         return logits
 
     def calibrate(self, calibration, where="calibration"):
@@ -105,7 +105,7 @@ class SingleLabel:
         return CrossEntropy(weights, settings.label_smoothing, settings.focal_gamma)
 
     def measure(self, probabilities, targets):
-        """Probabilities (N, C), N targets -> {metric: number} of an epoch, at least METRICS."""
+        """Probabilities (N, C), N targets -> {metric: number}, at least METRICS."""
         return evaluate(probabilities, targets, self.labels)
 
     def evaluate(self, probabilities, targets):
@@ -113,7 +113,7 @@ class SingleLabel:
         return self.measure(probabilities, targets)
 
     def fitted(self, probabilities, examples):
-        """-> the task, with what is fitted to dev examples. probabilities: () -> theirs, (N, C)."""
+        """A task fitted to dev examples; here self. probabilities: a function, () -> (N, C)."""
         return self
 
     def baselines(self, data, quick=False):
@@ -129,8 +129,8 @@ class SingleLabel:
     def table(self, results, name, examples, fitted=False):
         """A line for each model, then the F1 of each class for the last model -> list of lines.
 
-        results: {model: metrics} on the examples; name: the split that they are; fitted: was the
-        task fitted to these same examples?
+        results: {model: metrics} on the examples; name: of their split; fitted: was the task fitted
+        to these same examples?
         """
         lines = [f"{name} ({len(examples)} rows)     accuracy  macro F1  log loss     ECE"]
         lines += [f"{model:<22}{m['accuracy']:8.3f}{m['macro_f1']:10.3f}{m['log_loss']:10.3f}"
@@ -155,11 +155,11 @@ class SingleLabel:
         return {}, []
 
     def check_answers(self, model, texts, logits):
-        """Check a trained model's answers -> {name: result}. logits: rows of `encode` -> (N, C)."""
+        """Check a model's answers -> {name: result}. logits: a function, encoded rows -> (N, C)."""
         return {}
 
     def answer_lines(self, record):
-        """Lines to print about the result of `check_answers`. record: of run.json."""
+        """Lines to print about the result of `check_answers`. record: the dict in run.json."""
         return []
 
     # ---------------------------------------------------------------- files
@@ -169,5 +169,5 @@ class SingleLabel:
         return {"calibration": self.calibration and self.calibration.as_dict()}
 
     def restore(self, settings, where):
-        """Take over such settings. where: the file that errors name."""
+        """Take over what `settings` returned. where: the file that errors name."""
         self.calibrate(settings.get("calibration"), f"{where}: calibration")

@@ -11,9 +11,9 @@ attention   the mean of the windows' features h_w, weighted by softmax over w of
             then the head's last layer (Ilse, Tomczak, Welling 2018, arXiv:1802.04712, without gate)
 
 In evaluation the backbone reads a few windows at a time, so memory does not grow with a document.
-In training the activations of all windows of a step stay until the backward pass. So of a longer
-document max_windows windows are drawn in each step, and the passage that matters may not be among
-them. Not here: attention across windows (Longformer, BigBird).
+In training the activations of all windows of a step stay until the backward pass. So of a
+document with more than max_windows windows, only so many are drawn in each step, and the passage
+that matters may not be among them. Not here: attention across windows (Longformer, BigBird).
 """
 import torch
 from torch import nn
@@ -24,13 +24,13 @@ from ..text.cutting import cut_to, keep_end, spans
 from .head import Head, attention, query
 
 WAYS = ("mean", "max", "attention")
-AT_ONCE = 8               # windows that the backbone reads at a time, or more in a larger batch
+AT_ONCE = 8               # windows that the backbone reads at a time; B, if that is more
 NUMBERS = {"overlap": 0, "max_windows": 1, "max_document": 1}       # option -> its least value
 
 
 def check_windows(described, where="windows"):
-    """InputError unless it is like {"pool": "mean", "overlap": 32, "max_windows": 8,
-    "max_document": 8192}. -> the same"""
+    """InputError unless `described` is like {"pool": "mean", "overlap": 32,
+    "max_windows": 8, "max_document": 8192}. -> described"""
     if not isinstance(described, dict) or set(described) != {"pool", *NUMBERS}:
         raise InputError(f"{where} {short(described)}: should be an object with pool, "
                          f"{', '.join(NUMBERS)}")
@@ -127,7 +127,7 @@ class Windows(nn.Module):
         if self.training:
             ids, mask, types, counts = self.draw(ids, mask, types, counts)
         compute = head.features if self.pool == "attention" else head
-        found = None        # (W, C or D); many small tensors would keep more memory in use
+        found = None        # (W, C or D), one tensor: many small ones would take more memory
         for start in range(0, len(ids), at_once):
             part = slice(start, start + at_once)
             i, m, t = (x if x is None else x[part] for x in (ids, mask, types))

@@ -7,9 +7,9 @@
 With --overwrite, where OUT holds a run or a model, 1 to 3 happen in OUT/.new, and the files in OUT
 stay until 3 is done. Then they are removed, run.json first; OUT/.new is renamed to OUT/.whole, and
 its files are moved up into OUT, config.json, tuned.json and run.json last. Each file is written as
-.NAME.writing and then renamed (files.replacing). A killed process leaves an unfinished run in OUT
-or OUT/.new, which the same command (without --overwrite) continues; or a finished OUT/.new, a
-half-emptied OUT/.whole, states or a .writing, which `settle` moves up or removes.
+.NAME.writing and then renamed (files.replacing). A process may be killed at any moment. If OUT or
+OUT/.new holds an unfinished run, the same command (without --overwrite) continues it. `settle`
+moves up a finished OUT/.new or a half-emptied OUT/.whole, and removes old states and .writing.
 """
 import functools
 import os
@@ -48,7 +48,7 @@ def base_of(s):
                                    for name, stat in stats))
 
 
-@functools.lru_cache
+@functools.lru_cache                    # `stats` is only a part of the cache's key
 def read_base(folder, stats):
     from ..tuning.saved import fingerprint
     return fingerprint(folder)
@@ -58,8 +58,8 @@ def differences(s, folder, data):
     """Compare the run in a folder with the one that is asked for -> what differs (names of settings
     and inputs, [] if it is the same run), its record. InputError where there is no run."""
     record = read_record(folder)
-    then = read_settings({}, folder / "run.json").decisive()
-    differ = [name for name, value in s.decisive().items() if value != then[name]]
+    earlier = read_settings({}, folder / "run.json").decisive()
+    differ = [name for name, value in s.decisive().items() if value != earlier[name]]
     if record.get("data", {}).get("sha256") != data.source["sha256"]:
         differ.append("sha256 of the data")
     if not differ and "base" in record and record["base"] != base_of(s):
@@ -74,7 +74,7 @@ def place_of(s, out, data, overwrite):
         return out / NEW if held else out
     try:
         return out if differences(s, out / NEW, data)[0] else out / NEW
-    except InputError:                                     # there is none, or a broken one
+    except InputError:                                     # no run there, or a broken one
         return out
 
 
@@ -83,7 +83,7 @@ def open_run(s, out, data, overwrite=False):
 
     Without `overwrite`, InputError where OUT holds another run, or a model without a run.json.
     """
-    for name in SAVED:
+    for name in SAVED:                      # InputError if one is the model or the data itself
         look_at(out / name, [("--model", find_model(s.model)), ("--data", s.data)])
     if overwrite or place_of(s, out, data, overwrite) != out:
         return None
@@ -102,7 +102,7 @@ def open_run(s, out, data, overwrite=False):
     return record if record.get("finished") else None
 
 
-# ---------------------------------------------------------------- whose folder, and its end
+# ---------------------------------------------------------------- the folder during a run
 
 class RunFolder:
     """OUT as this module describes it. A subclass in folds has another record and other files."""
@@ -120,16 +120,16 @@ class RunFolder:
             yield
 
     def settle(self):
-        """Finish what a killed process left half done. The other processes wait for it."""
+        """Finish what a killed process left half done: the main process does, the others wait."""
         from ..training.parallel import processes as parallel
         if parallel.is_main_process():
             if self.is_finished(self.out / NEW):
                 self.clear(self.out)
                 os.replace(self.out / NEW, self.out / MOVING)
             self.move_up(self.out / MOVING)
-            late = [self.out / name for name in STATES if self.is_finished(self.out)]
-            late += [(self.out / name).with_name(f".{Path(name).name}.writing") for name in SAVED]
-            for path in late:
+            left = [self.out / name for name in STATES if self.is_finished(self.out)]
+            left += [(self.out / name).with_name(f".{Path(name).name}.writing") for name in SAVED]
+            for path in left:
                 if path.exists():
                     remove(path)
         parallel.barrier()
@@ -141,7 +141,7 @@ class RunFolder:
             return False
 
     def move_up(self, source):
-        """Move all files of OUT/.whole into OUT. Without the last ones nobody loads the run."""
+        """Move all files of OUT/.whole into OUT; a folder without the late ones is not loaded."""
         late = ("config.json", "tuned.json", self.RECORD)
         paths = [path for path in source.rglob("*") if path.is_file()]
         for path in sorted(paths, key=lambda path: late.index(path.name) if path.name in late

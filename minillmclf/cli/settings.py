@@ -148,7 +148,7 @@ class Settings:
         The others change a result by rounding and by dropout's random numbers only.
         """
         free = ("out", "save_every", "device", "parallel", "gradient_checkpointing",
-                "gradient_accumulation", "baselines")       # becomes micro_batch_size
+                "gradient_accumulation", "baselines")    # accumulation: as micro_batch_size
         return {name: value for name, value in asdict(self).items() if name not in free}
 
     def identity(self):
@@ -178,7 +178,7 @@ GOES_WITH = (            # (setting, values, names): names are read only with on
     ("method", ("houlsby", "pfeiffer"), "adapter_size"),
     ("method", ("prefix", "prompt"), "virtual_tokens"),
     ("method", ("prefix",), "projection"),
-    ("method", METHODS[:1] + METHODS[2:9], "layer_decay"))      # not head: one layer
+    ("method", METHODS[:1] + METHODS[2:9], "layer_decay"))      # not head, prefix, prompt
 SINGLE_LABEL = ("readout", "preference", "swap", "rows_per_class", "label_smoothing", "sampling",
                 "focal_gamma")
 CONTRADICTIONS = (
@@ -230,7 +230,7 @@ def is_default(s, name):
 
 
 def kind_of(method):
-    """The entry of METHODS: "last-3" -> "last-N"; any other value as it is, but "last-N" -> ""."""
+    """The entry of METHODS: "last-3" -> "last-N"; "last-N" itself -> "", the others as they are."""
     if re.fullmatch(r"last-[1-9]\d*", method):
         return "last-N"
     return "" if method == "last-N" else method
@@ -244,7 +244,7 @@ def idle(values):
         if key in found or value not in wanted:
             either = " or ".join(filter(None, [", ".join(wanted[:-1]), wanted[-1]]))
             reason = found.get(key, f"{flag(key)} {either}")
-            found = {**dict.fromkeys(names.split(), reason), **found}
+            found = {**dict.fromkeys(names.split(), reason), **found}     # the first reason stays
     return found
 
 
@@ -328,15 +328,15 @@ def read_settings(arguments, config=None):
         values.setdefault("multi_label", "on")
     if values.get("multi_label") == "on":
         values.setdefault("metric", "log_loss")          # accuracy is for one label a row
-    by_rule = "lr" not in values
-    if is_run:                                           # leave out settings that it did not read
+    lr_is_auto = "lr" not in values
+    if is_run:                                        # leave out settings that the run did not read
         for name in set(idle(vars(Settings(**values)))) - set(arguments):
             values.pop(name, None)
     s = with_contents(Settings(**values).check(arguments))
     if s.gradient_accumulation > 1:
         s = replace(s, micro_batch_size=math.ceil(s.batch_size / s.gradient_accumulation))
     s = replace(s, gradient_accumulation=0)
-    return replace(s, lr=default_lr(s)[0]) if by_rule else s
+    return replace(s, lr=default_lr(s)[0]) if lr_is_auto else s
 
 
 def with_types(values, where):

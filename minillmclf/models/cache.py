@@ -2,7 +2,7 @@
 
 A decoder's tokens never look at later ones, so a new token leaves all earlier keys and values as
 they are: a cache keeps them, and each step computes the new token alone. The models know nothing of
-it: they ask their rows for keys and values, and `CachedRows` adds the earlier ones.
+it: they ask a `Rows` for keys and values, and its subclass `CachedRows` adds the earlier ones.
 
 Not here: choosing among given answers (classify/). Sampling: Fan et al. 2018 (top-k), Holtzman et
 al. 2019 (top-p).
@@ -23,16 +23,16 @@ class Cache:
         self.mask = None                            # (B, S)
 
     def put(self, layer, k, v):
-        """Store all keys and values of a layer so far, k and v (B, K, S, d)."""
+        """Replace the keys and values of a layer, or append a new layer's: (B, K, S, d) each."""
         self.keys[layer:layer + 1], self.values[layer:layer + 1] = [k], [v]
 
     def expand(self, count):
         """The cache of one row -> a new cache of `count` equal rows, without a copy."""
-        wide = Cache()
-        wide.keys, wide.values = ([x.expand(count, -1, -1, -1) for x in kept]
-                                  for kept in (self.keys, self.values))
-        wide.mask = self.mask.expand(count, -1)
-        return wide
+        new = Cache()
+        new.keys, new.values = ([x.expand(count, -1, -1, -1) for x in kept]
+                                for kept in (self.keys, self.values))
+        new.mask = self.mask.expand(count, -1)
+        return new
 
     def keep(self, live):
         """Drop all rows of the batch but those numbered in `live`."""
@@ -48,8 +48,8 @@ class CachedRows(Rows):
 
     def __init__(self, mask, cache, layout=None):
         super().__init__(mask, layout)
-        earlier = self.mask[:, :0] if cache.mask is None else cache.mask
-        self.key_mask = torch.cat([earlier, self.mask], dim=1)     # (B, S), the T new places last
+        old_mask = self.mask[:, :0] if cache.mask is None else cache.mask
+        self.key_mask = torch.cat([old_mask, self.mask], dim=1)    # (B, S), the T new places last
         self.uniform = bool(self.key_mask.all())
         self.key_position_ids = (self.key_mask.cumsum(1) - 1).clamp(min=0)
         self.place_queries()
@@ -72,7 +72,7 @@ class CachedRows(Rows):
         if self.layer < len(self.earlier):
             k, v = (torch.cat([old.to(new.dtype), new], dim=2)      # a prefix is trained in fp32
                     for old, new in zip(self.earlier[self.layer], (k, v)))
-        self.cache.put(self.layer, k, v)    # equal values if a layer is recomputed
+        self.cache.put(self.layer, k, v)    # the same again where recompute.py repeats a block
         return k, v
 
 

@@ -83,7 +83,7 @@ class Llama(Decoder):
         head_dim=None, hidden_act="silu", max_position_embeddings=2048, rms_norm_eps=1e-6,
         attention_bias=False, mlp_bias=False, attention_dropout=0.0, tie_word_embeddings=False)
     FIXED = dict(partial_rotary_factor=1.0, rope_interleaved=False)
-    # rotary.py reads ROPE_KEYS, `read` layer_types; pretraining_tp only splits a product
+    # rotary.py reads ROPE_KEYS, `read` layer_types; pretraining_tp only splits up a matmul
     INERT = (*ROPE_KEYS, "pretraining_tp", "layer_types")
     CHOICES = {"hidden_act": ACTIVATIONS}
     MULTIPLES = (("hidden_size", "num_attention_heads", "head_dim"),
@@ -149,7 +149,7 @@ class Llama(Decoder):
         return self.dropout(self.word_embeddings(rows.unpad(ids)))
 
     def run(self, layers, x, rows, context=None):
-        """x: (N, D) through some of the blocks -> (N, D)."""
+        """x: (N, D) through some of the blocks -> (M, D)."""
         c = self.config
         rotation = angles(c["rope"], c["head_dim"], rows.positions, x.dtype)     # 2x (N, 1, d/2)
         for layer in layers:

@@ -159,7 +159,7 @@ class EncoderStack(nn.Module):
 
 
 class DecoderStack(EncoderStack):
-    """A stack with cross-attention; no key after the query is seen, so none has a bucket."""
+    """A stack with cross-attention. No later key is seen, so all buckets are for earlier ones."""
 
     def bias(self, rows):
         distance = rows.distance().clamp(min=0)                                  # differs
@@ -167,7 +167,7 @@ class DecoderStack(EncoderStack):
         return self.relative_bias(bucket).permute(0, 3, 1, 2).masked_fill(~rows.causal(), -math.inf)
 
     def run(self, layers, x, rows, sources, source_mask):
-        """x: (N, D) through some of the blocks -> (N, D). sources: {block: its k and v of the
+        """x: (N, D) through some of the blocks -> (M, D). sources: {block: its k and v of the
         source}; source_mask: (B, 1, 1, S), or None if nothing is padded."""
         bias, source_bias = self.bias(rows), None
         if source_mask is not None:
@@ -204,7 +204,7 @@ BOTH_NAMES = {                  # rows that T5 and GatedT5 share
     # stored in block 0, for all blocks
     "encoder.block.0.layer.0.SelfAttention.relative_attention_bias": "encoder.relative_bias",
     "decoder.block.0.layer.0.SelfAttention.relative_attention_bias": "decoder.relative_bias",
-    # in old files, unused
+    # unused, in old files; then a head, which classify/ reads
     "decoder.block.{}.layer.1.EncDecAttention.relative_attention_bias": None,
     "classification_head.dense": None,
     "classification_head.out_proj": None,
@@ -214,8 +214,8 @@ BOTH_NAMES = {                  # rows that T5 and GatedT5 share
 class T5(Backbone):
     """T5 1.0: source and target ids -> one vector for each token of the target.
 
-    Its logits come from the word embeddings and the states times D^-0.5; those of T5 1.1 and later
-    from a matrix of their own and the states as they are.
+    Its logits are (D^-0.5 * states) times the word embeddings. T5 1.1 and later multiply the states
+    as they are with a matrix of their own.
     """
 
     KIND = "encoder-decoder"
@@ -330,7 +330,7 @@ class T5(Backbone):
         return self.embed(self.shift_right(ids, mask, layout), rows), rows, self.context(*source)
 
     def run(self, layers, x, rows, context):
-        """x: (N, D) through some of the decoder's blocks -> (N, D). context: of the source."""
+        """x: (N, D) through some of the decoder's blocks -> (M, D). context: as of `context`."""
         return self.decoder.run(layers, x, rows, *context)
 
     def finish(self, x):

@@ -105,13 +105,13 @@ class Store:
         return progress
 
     def resume(self, model, optimizer, metric):
-        """`load` for the loop -> the progress of a run, or that of a new one."""
+        """`load`, with more checks -> the progress of the saved run, or of a new one."""
         progress = self.load(model, optimizer)
         if progress is None:
             return {"step": 0, "history": [], "best": None, "losses": []}
         check_fields(progress, PROGRESS, self.state)
         history, best = progress["history"], progress["best"]
-        began = history[-1]["step"] if history else 0         # where the current epoch began
+        began = history[-1]["step"] if history else 0         # the step before this epoch
         listed = best and 1 <= best["epoch"] <= len(history)
         numbers = [line.get(name) for line in history for name in (metric, "log_loss")]
         fits = (progress["step"] == began + len(progress["losses"])
@@ -161,7 +161,7 @@ def trainable(model):
 def read_tensors(path, expected, state=False):
     """state or best.safetensors -> {name: tensor}, {key: value} of its metadata.
 
-    InputError unless the file has the names, shapes and types of expected, {name: tensor}, and only
+    InputError unless the file has the names, shapes, dtypes of expected, {name: tensor}, and only
     finite numbers; a state must also have a progress, and may have tensors of the optimiser.
     """
     try:
@@ -188,7 +188,7 @@ def read_tensors(path, expected, state=False):
 
 
 def prepare(optimizer):
-    """Let an optimiser of bitsandbytes create its state, whose types and devices it chooses."""
+    """Let an optimiser of bitsandbytes create its state, whose dtypes and devices it chooses."""
     if hasattr(optimizer, "init_state"):
         for number, group in enumerate(optimizer.param_groups):
             for place, parameter in enumerate(group["params"]):

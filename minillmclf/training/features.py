@@ -1,12 +1,12 @@
-"""Cached features: where only a head learns, a frozen body is run once for each text.
+"""Cached features: where only a head learns, a frozen backbone is run once for each text.
 
-All texts go through the body before the first step; later its output is looked up by the tokens of
-a text. Results stay the same up to rounding, for texts are batched differently. The features are
+All texts go through the backbone before the first step; later its output is looked up by a text's
+tokens. Results stay the same up to rounding, for texts are batched differently. The features are
 computed in a fixed order, so an interrupted run continues bit for bit.
 
-Features are cached only where that changes nothing. A frozen body keeps its dropout in training, as
-in transformers, and its output then differs in each step: so a BERT with dropout 0.1 is not cached,
-but LLaMA, Mistral and Gemma, without any, are. Windows, label texts and > MAX_BYTES are not cached.
+Features are cached only where that changes nothing. A frozen backbone keeps its dropout in
+training, as in transformers. So a BERT with dropout 0.1 is not cached: its output differs in each
+step. LLaMA, Mistral and Gemma are. Never cached: windows, label texts, more than MAX_BYTES.
 """
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -14,14 +14,14 @@ from hashlib import blake2b
 import torch
 
 
-MAX_BYTES = 2**30                           # of features
+MAX_BYTES = 2**30                           # of features, 4 bytes a number
 
 
 @contextmanager
 def cached_features(model, encoded, settings):
-    """with cached_features(...): the body's outputs for these rows are cached, if `can_cache`.
+    """with cached_features(...): the backbone's outputs for these rows are cached, if `can_cache`.
 
-    model: Classifier; encoded: rows, see text/batch.py. On leaving, the body is restored.
+    model: Classifier; encoded: rows, see text/batch.py. On leaving, the backbone is restored.
     """
     if not can_cache(model, encoded, settings):
         yield
@@ -33,29 +33,29 @@ def cached_features(model, encoded, settings):
         cache.close()
         yield
     finally:
-        del model.backbone.states
+        del model.backbone.states           # the cache: the method of the class is back
 
 
 def can_cache(model, encoded, settings):
-    """Is the body's output for a row the same in every step, and one vector?"""
-    body, head = model.backbone, model.head
+    """Is the backbone's output for a row the same in every step, and one vector?"""
+    backbone, head = model.backbone, model.head
     one_vector = head.how in ("first", "last")
-    if not one_vector or settings.precision != "fp32" or has_dropout(body):
+    if not one_vector or settings.precision != "fp32" or has_dropout(backbone):
         return False
-    if any(parameter.requires_grad for parameter in body.parameters()):
+    if any(parameter.requires_grad for parameter in backbone.parameters()):
         return False
-    return 4 * body.width * sum(len(model.task.sequences(row)) for row in encoded) <= MAX_BYTES
+    return 4 * backbone.width * sum(len(model.task.sequences(row)) for row in encoded) <= MAX_BYTES
 
 
-def has_dropout(body):
-    """Does any dropout act in a body in training?"""
+def has_dropout(backbone):
+    """Does any dropout act in a backbone in training?"""
     return any(getattr(module, name, 0) > 0
-               for module in body.modules() for name in ("p", "attention_dropout"))
+               for module in backbone.modules() for name in ("p", "attention_dropout"))
 
 
 class FeatureCache:
-    """Replaces Backbone.states. Until `close` it calls that and keeps one vector per text; then it
-    looks texts up, and calls Backbone.states only for batches with an unknown text."""
+    """Replaces Backbone.states. Until `close` it calls the original and keeps one vector per text;
+    then it looks texts up, and calls the original only for batches with an unknown text."""
 
     def __init__(self, states):
         self.states, self.places, self.vectors, self.closed = states, {}, [], False

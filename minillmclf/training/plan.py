@@ -23,14 +23,14 @@ class Plan:
     """plan[epoch] -> the batches of an epoch, a list of lists of row numbers, computed on demand.
 
     sizes: the tokens of each row, padding between its parts included (Classifier.row_size);
-    targets: class numbers. epochs: the number of epochs; steps: that of all epochs together. Where
-    --batch-tokens makes epochs differ, steps are counted over the first COUNTED epochs and
+    targets: class numbers. epochs: the number of epochs; steps: the steps of all epochs together.
+    With --batch-tokens epochs differ in steps: these are counted over the first COUNTED epochs and
     extrapolated.
     """
 
     def __init__(self, sizes, targets, settings):
         self.sizes, self.targets, self.settings = sizes, targets, settings
-        self.epochs = max(settings.epochs, -(-settings.min_steps // len(self[0])))
+        self.epochs = max(settings.epochs, -(-settings.min_steps // len(self[0])))   # rounded up
         counted = min(self.epochs, COUNTED) if settings.batch_tokens else 1
         self.steps = sum(len(self[epoch]) for epoch in range(counted)) * self.epochs // counted
 

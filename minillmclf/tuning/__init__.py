@@ -21,7 +21,7 @@ from . import bottleneck, lora, prefix, prompt, selection
 
 UPDATES, BOTTLENECKS = ("lora", "dora", "qlora"), ("houlsby", "pfeiffer")
 BESIDE_BASE = (*UPDATES, *BOTTLENECKS, "prefix", "prompt")    # saved without the base (saved.py)
-LORA = ("rank", "alpha", "dropout", "use_rslora", "targets", "bias")
+LORA = ("rank", "alpha", "dropout", "use_rslora", "targets", "bias")      # options of UPDATES
 
 
 def attach_lora(model, config, seed):

@@ -47,7 +47,7 @@ class LoraConfig:
 
     @property
     def scale(self):
-        """s. Trap: without the divisor it trains as well, but with an update r times too large."""
+        """s. Trap: without the divisor training works too, with an update r times too large."""
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
@@ -102,9 +102,9 @@ class LoraLinear(nn.Module):
 class DoraLinear(LoraLinear):
     """LoRA for the direction of W's rows, and m (out,) for their lengths.
 
-    W' = m (W + s B A) / |W + s B A|, and m starts as the lengths of W's rows. The backward pass
-    treats the divisor as a constant (section 4.3 of the paper: cheaper, nearly as good). Every
-    forward pass of a layer computes W + s B A, (out, in).
+    W' = m (W + s B A) / |W + s B A|, row by row; m starts as the lengths of W's rows. The backward
+    pass treats the divisor as a constant (section 4.3 of the paper: cheaper, nearly as good).
+    Every forward pass of a layer computes W + s B A, (out, in).
     """
 
     def __init__(self, base, config, generator):

@@ -81,7 +81,7 @@ def body(model):
 
 
 def put_before(backbone, prefix):
-    """Set the prefix of a backbone, or None -> the former one."""
+    """Set the prefix of a backbone (None: take it off) -> the former one."""
     former, backbone.prefix = backbone.prefix, prefix
     return former
 
@@ -133,9 +133,9 @@ def attach_prefix(model, tokens, projection=False, seed=0):
                          "detach it first")
     check_tokens(backbone, tokens)
     prefix = Prefix(shape_of(backbone), tokens, projection, seed)
-    W = backbone.word_embeddings.weight
+    W = backbone.word_embeddings.weight         # 16 bits would round small steps away: fp32 or more
     put_before(backbone, prefix.to(W.device, torch.promote_types(W.dtype, torch.float32)))
-    return prefix                                             # 16 bits would round small steps away
+    return prefix
 
 
 def detach_prefix(model):

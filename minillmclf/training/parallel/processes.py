@@ -6,8 +6,8 @@ process would compute (up to rounding; dropout draws differ). Here: the few func
 torch.distributed that are needed, and the step and the store for loop.fit.
 
 In this file each process holds the full model (--parallel ddp). torch's DistributedDataParallel
-overlaps the sum with the backward pass, which is faster on many machines, but it averages, out of
-sight. Sharded models: fsdp.py. Starting and ending processes: cli/launch.py.
+overlaps the sum with the backward pass, which is faster on many machines, but it averages the
+gradients, and hides how. Sharded models: fsdp.py. Starting and ending processes: cli/launch.py.
 """
 import functools
 import math
@@ -78,11 +78,11 @@ def scores(model, encoded, batch_size=64):
     if not is_distributed():
         return compute(model, encoded, batch_size)
     own = encoded[rank()::world_size()]
-    missing = math.ceil(len(encoded) / world_size()) - len(own)
+    missing = math.ceil(len(encoded) / world_size()) - len(own)     # shares must be equally long
     own = compute(model, own + encoded[:1] * missing, batch_size)       # (N / processes, C)
     shares = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(shares, own)
-    return torch.stack(shares, 1).flatten(0, 1)[:len(encoded)]       # back in their order
+    return torch.stack(shares, 1).flatten(0, 1)[:len(encoded)]       # in the order of the texts
 
 
 def take_step(model, optimizer, train, rows, settings, objective):
@@ -129,7 +129,7 @@ class SharedStore(Store):
     def place(self, tensor, parameter):
         tensor = super().place(tensor, parameter)
         if not is_sharded(parameter) or tensor.shape != parameter.shape:
-            return tensor
+            return tensor                       # not sharded, or a number of steps
         return torch.distributed.tensor.distribute_tensor(           # fsdp.py has imported that
             tensor, parameter.device_mesh, parameter.placements)
 
