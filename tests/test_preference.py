@@ -471,6 +471,15 @@ def test_a_saved_head_may_average_or_not(folders, tmp_path, capsys):
         use_swap(model, "predict")
 
 
+def test_the_calibration_stays_where_the_swap_changes(folders):
+    model = classifier(folders["gpt2"], HEAD)
+    model.task.calibrate({"bias": [0.3, -0.2, 0.1], "temperature": 2.0})
+    kept = model.task.calibration
+    for way in ("predict", "none"):
+        use_swap(model, way)
+        assert model.task.swap == way and model.task.calibration == kept, way
+
+
 def test_the_command_that_asks_a_language_model_reads_both_orders(folders, tmp_path, capsys):
     data, found = arena_file(tmp_path / "arena.csv"), {}
     texts = json.dumps({"a": "rose", "b": "soup", "tie": "rain"})
