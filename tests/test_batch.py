@@ -222,3 +222,15 @@ def test_rows_of_one_and_of_two_sequences_do_not_mix():
     one, two = ([5], [0]), Pair(([5], [0]), ([6], [0]))
     with pytest.raises(InputError, match="rows of 1 and of 2 sequences"):
         Preference(["a", "b", "tie"]).collate([one, two], range(2))
+
+
+def test_the_steps_of_a_run_are_counted_in_all_its_epochs():
+    from minillmclf.cli.settings import Settings
+    from minillmclf.training.plan import Plan
+    draw = random.Random(0)
+    sizes = [draw.choice((3, 5, 9, 20, 31)) for _ in range(2000)]
+    s = Settings(model="x", epochs=7, batch_size=16, batch_tokens=64)
+    plan = Plan(sizes, [0] * len(sizes), s)
+    counts = [len(batches) for batches in plan]
+    assert len(set(counts)) > 1, "all epochs have equally many steps, so this shows nothing"
+    assert plan.steps == sum(counts) != counts[0] * 7

@@ -155,6 +155,9 @@ def test_facts_are_those_of_the_data_and_of_the_estimator(place, capsys):
         assert way["bytes"] == pytest.approx(held + 8 * kept, rel=1e-3), f"{way['method']}: another estimate than inspect's"
     few = json.loads(asked(place, capsys, "--json", "--micro-batch-size", "2"))["models"][0]["methods"]
     assert all(a["bytes"] < b["bytes"] for a, b in zip(few, it["methods"])), "fewer rows at a time keep less"
+    for way in few:                       # from the second two rows on, gradients are held too
+        trained, held, kept = training_memory(body, head, way["method"], it["p95"])
+        assert way["bytes"] == pytest.approx(held + 4 * trained + 2 * kept, rel=1e-3), way
     short = json.loads(asked(place, capsys, "--json", "--max-length", "5"))["models"][0]
     assert short["limit"] == short["length"] == 5 and short["over"] > 0.5
 
@@ -199,6 +202,8 @@ def test_kinds_are_those_of_the_families():
 
 def test_a_percentile_is_the_nearest_rank():
     assert [the_facts.percentile(range(1, 21), p) for p in (50, 95, 100)] == [10, 19, 20] and the_facts.percentile([7], 95) == 7
+    eleven = [the_facts.percentile(range(1, 12), p) for p in (50, 95)]   # ranks 5.5 and 10.45
+    assert eleven == [6, 11], "between two ranks it is the upper one"
 
 
 def test_a_path_with_blanks_stays_one_argument():

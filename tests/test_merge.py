@@ -60,6 +60,21 @@ def test_merging_into_four_bits_is_said_with_what_it_costs(runs, tmp_path, capsy
     assert (answers(tmp_path / "merged") - answers(runs["qlora"])).abs().max() > 1e-5
 
 
+def test_the_rows_that_change_their_class_are_counted(runs, tmp_path, capsys, monkeypatch):
+    plain = merge.merged
+
+    def turned(model, *more):
+        """A merge after which the unlikeliest class of before is the likeliest."""
+        out = plain(model, *more).head.out
+        with torch.no_grad():
+            out.weight.neg_()
+            out.bias.neg_()
+        return model
+    monkeypatch.setattr(merge, "merged", turned)
+    code, out, error = call(capsys, "--model", runs["lora"], "--out", tmp_path / "merged")
+    assert code == 0 and "on 9 rows" in out and " 9 rows change their class" in out, (out, error)
+
+
 def test_what_was_whole_before_a_merge_into_four_bits_is_whole_after_it(tmp_path):
     """T5's down_proj keeps its precision in a 4-bit base, so also in what is merged from it."""
     kind, config = CONFIGS["t5"]

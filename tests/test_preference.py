@@ -145,6 +145,18 @@ def test_training_rows_are_doubled_with_their_labels_and_no_other_row():
         with_swapped([Example(("p", "x", "y"), "draw", 2)])
 
 
+@pytest.mark.parametrize("way", preference.SWAPS)
+def test_each_swap_says_where_both_orders_are_used(way, folders):
+    model = classifier(folders["gpt2"], {"kind": "head", "swap": way})
+    task, examples = model.task, [Example(ROWS[0], "a", 2)]
+    assert len(task.training_rows(examples)) == (2 if way in ("train", "both") else 1)
+    learned, read = (model.encode(ROWS[:1], training=now)[0][0] for now in (True, False))
+    orders = 2 if way in ("predict", "both") else 1
+    assert len(task.sequences(learned)) == 1 and len(task.sequences(read)) == orders
+    said, = task.answer_lines({"swap": {"answers_changed": 0.5, "mean_difference": 0.1}})
+    assert said.endswith("(before averaging)") == (orders == 2), said
+
+
 def test_averaging_by_hand():
     first, second = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.6, 0.3, 0.1]])     # second: b stood first
     found = averaged(torch.cat([first.log() + 5, second.log()]), LABELS).exp()
@@ -469,6 +481,15 @@ def test_a_saved_head_may_average_or_not(folders, tmp_path, capsys):
     model = classifier(folders["bert"], None, labels=["x", "y"])
     with pytest.raises(InputError, match="--swap predict needs two answers"):
         use_swap(model, "predict")
+
+
+def test_the_calibration_stays_where_the_swap_changes(folders):
+    model = classifier(folders["gpt2"], HEAD)
+    model.task.calibrate({"bias": [0.3, -0.2, 0.1], "temperature": 2.0})
+    kept = model.task.calibration
+    for way in ("predict", "none"):
+        use_swap(model, way)
+        assert model.task.swap == way and model.task.calibration == kept, way
 
 
 def test_the_command_that_asks_a_language_model_reads_both_orders(folders, tmp_path, capsys):

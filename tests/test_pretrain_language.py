@@ -348,6 +348,16 @@ def test_vectors_of_texts_are_learned_beside_answers(pretrained, teacher, text, 
         alone = [objective.loss([one])[0] - objective.loss([one[1]])[0] for one in zip(texts, answers)]
         only = objective.loss(answers)[0]
     assert found.item() == pytest.approx((only + sum(alone) / 2).item(), rel=1e-4), "padding or batch mates take part"
+    teaching, words = objective.teacher, objective.teacher_tokenizer
+    for one in zip(texts, answers):
+        with torch.no_grad():
+            seen = torch.tensor([words.layout(words.ids(one[0]))[0]])
+            states = teaching(seen, torch.ones_like(seen))
+            own = torch.tensor([objective.tokenizer.layout(objective.tokenizer.ids(one[0]))[0]])
+            last = objective.head(student.states(own, torch.ones_like(own))[:, -1])
+            expected = 1 - F.cosine_similarity(last, states.mean(1)).item()
+            told = objective.loss([one])[1]["text"]
+        assert told == pytest.approx(expected, abs=1e-5), "last token of one, mean of the other"
 
 
 def test_the_mixture_asks_as_the_readout_does(pretrained):

@@ -395,3 +395,18 @@ def test_the_key_names_of_earlier_versions_are_read(near):
     again = Classifier.load(place / "run")
     assert torch.equal(scores(again), expected)
     assert again.tuning["use_rslora"] is False and "rank_stabilised" not in again.tuning
+
+
+WINDOWS = {"pool": "mean", "overlap": 1, "max_windows": 2, "max_document": 40}
+
+
+@pytest.mark.parametrize("method", ["lora", "houlsby"])
+@pytest.mark.parametrize("built", [{"keep": "tail"}, {"windows": WINDOWS}, {"pool": "max"}],
+                         ids=["keep", "windows", "pool"])
+def test_a_tuned_run_reads_long_texts_as_before(built, method, base, tmp_path):
+    run_of(base, tmp_path / "run", method, max_length=8, **built)
+    again = Classifier.load(tmp_path / "run")
+    plain = Classifier.from_backbone(base, LABELS, max_length=8, **built)
+    assert again.settings() == plain.settings(), "it is not built as it was"
+    text = " ".join([f"the rose and soup {word}" for word in ("rain", "salt", "wind", "tree")])
+    assert again.encode([text]) == plain.encode([text]), "a long text is read otherwise"

@@ -441,6 +441,14 @@ def test_a_saved_run_predicts_and_is_judged_the_same(trained, tmp_path, capsys):
     refused(lambda: evaluate_command.main(flags(model=run, data=foreign)), foreign, "line 2", "'lost'", "refund")
 
 
+def test_only_the_run_s_own_dev_rows_are_said_to_have_fitted_the_thresholds(trained, capsys):
+    run, data, _ = trained
+    for more, said in ([], False), (["--split", "dev"], True), \
+            (["--split", "dev", "--data", str(data)], False):
+        assert evaluate_command.main(["--model", str(run), *more]) == 0
+        assert ("are fitted to these same rows" in capsys.readouterr().out) == said, more
+
+
 def test_an_adapter_keeps_its_thresholds_also_when_merged(tmp_path):
     base = bert_folder(tmp_path / "base", dropout=0.0)
     rng = random.Random(0)

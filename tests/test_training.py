@@ -754,3 +754,12 @@ def test_what_does_not_go_together_is_refused(asked):
 def test_the_loop_minimises_the_focal_loss_when_asked(folder):
     losses = [step_in_pieces(folder, size, focal_gamma=gamma)[2] for size, gamma in ((0, 0.0), (0, 2.0), (3, 2.0))]
     assert losses[1] < losses[0] and losses[2] == pytest.approx(losses[1], rel=1e-5), losses
+
+
+def test_class_weights_count_in_the_focal_loss_too():
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 2, 1, 0])
+    weights = torch.tensor([0.5, 1.0, 4.0])
+    batch = type("Batch", (), {"labels": labels})
+    found = objectives.CrossEntropy(weights, focal_gamma=2.0)(lambda batch: logits, batch)
+    p = logits.softmax(1)[torch.arange(6), labels]
+    assert torch.allclose(found, -(weights[labels] * (1 - p) ** 2 * p.log()).sum(), rtol=1e-5)

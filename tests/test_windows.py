@@ -239,6 +239,17 @@ def test_a_training_step_sees_max_windows_drawn_anew(folder):
     assert (drawn.mean(0) - each.mean(0)).abs().max() < 0.2 * each.std(0).max(), "on the average a draw is not the whole text"
 
 
+def test_the_windows_drawn_for_a_text_are_its_own():
+    rule = windows.Windows(8, SIZE, "mean", 0, max_windows=2, max_document=1000)
+    counts = [4, 2, 5, 1]
+    ids = torch.tensor([[text] * SIZE for text, count in enumerate(counts) for _ in range(count)])
+    for seed in range(5):
+        torch.manual_seed(seed)
+        drawn, mask, types, found = rule.draw(ids, torch.ones_like(ids), None, counts)
+        assert found == [2, 2, 2, 1] and drawn[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3]
+        assert types is None and mask.shape == drawn.shape
+
+
 def late_word(rows, seed=0):
     """Texts of 45 words that begin with the same 33: only one of the last twelve tells the class -> texts, labels."""
     rng, names, made = random.Random(seed), list(small.TOPICS), []
