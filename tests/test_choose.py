@@ -218,3 +218,13 @@ def test_mistakes_are_one_line_and_help_needs_no_torch(place):
         assert code == 2 and not out and fault in error and error.count("\n") == 1, error
     program = "import sys; import minillmclf.choose.__main__, minillmclf.choose.advice; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment()).returncode == 0, "torch was loaded"
+
+
+@pytest.mark.parametrize("labels", [("a", "b", "tie"), ("model_a", "model_b", "tie")])
+def test_a_preference_is_seen_by_each_spelling_of_its_classes(labels, tmp_path):
+    rows = [{"prompt": f"name a fruit {i}", "response_a": "an apple", "response_b": f"chair {i}",
+             "label": labels[i % 3]} for i in range(30)]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = load_data(path, "prompt,response_a,response_b")
+    assert the_facts.data_facts(data)["preference"] is True

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..classify.classifier import Classifier
+from ..classify.swap import is_preference
 from ..errors import InputError
 from ..files import CHECKPOINTS, find_model
 from ..models import load_backbone
@@ -24,7 +25,7 @@ def data_facts(data):
     return {"rows": {name: len(getattr(data, name)) for name in SPLITS}, "labels": data.labels,
             "rarest": rarest, "rarest_rows": rows[rarest],
             "imbalance": max(rows.values()) / rows[rarest], "texts": len(data.columns),
-            "preference": len(data.columns) == 3 and {"a", "b", "tie"} == set(data.labels)}
+            "preference": is_preference(data)}
 
 
 def machine_facts():
