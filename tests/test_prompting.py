@@ -677,3 +677,16 @@ def test_a_head_is_not_asked(place):
     model = Classifier.from_backbone(place / "gpt2", LABELS)
     with pytest.raises(InputError):
         change_prompt(model, shots=[])
+
+
+def test_shots_leave_the_longest_label_its_tokens(place, data, monkeypatch):
+    model, budgets, real = built(place, "gpt2"), [], prompting.shorten_shots
+
+    def watched_shorten(prompt, count, budget):
+        budgets.append(budget)
+        return real(prompt, count, budget)
+    monkeypatch.setattr(prompting, "shorten_shots", watched_shorten)
+    prompting.show_shots(model, data.train, 3, 0)
+    longest = max(map(len, model.head.tree.paths))
+    budget = int(prompting.SHARE_OF_SHOTS * (model.max_length - longest))
+    assert budgets == [budget] and budget != int(prompting.SHARE_OF_SHOTS * model.max_length)

@@ -21,6 +21,7 @@ class Readout(nn.Module):
     ARCHITECTURE = None         # its name in config.json if transformers has no such model
     described = {}              # the options of label texts; empty for a head
     most_texts = 2              # texts of a row, at most
+    SEQUENCES = 1               # of a row, for the backbone to read
     pooling = how = None        # how a head pools (head.Head)
     keep = "head"               # which end of a long text is kept (text/cutting.py)
 

@@ -108,16 +108,11 @@ def step_bytes(always, trained, activations, accumulating=False):
 
 # ---------------------------------------------------------------- activations, measured
 
-def sequences_of(head):
-    """How many sequences a row has for this head."""
-    return getattr(head, "SEQUENCES", 1)
-
-
 def forward(model, length, rows, precision):
     """The logits (B, C) of B = `rows` texts of `length` tokens; None on the device "meta"."""
     if any(parameter.is_meta for parameter in model.parameters()):
         return None
-    ids = torch.tensor([new_words(model) + [0] * length] * (rows * sequences_of(model.head)))
+    ids = torch.tensor([new_words(model) + [0] * length] * (rows * model.head.SEQUENCES))
     mask = torch.ones_like(ids)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         return model.head.read(model.backbone, ids, mask)
@@ -223,7 +218,7 @@ def training_memory(backbone, head, method, length):
                 in_forward = peak_in_forward(model, used, rows=2)[0] - in_forward
             saved = peak_activations(model, saved - fixed, in_full, in_forward, grad_blocks)
         always = held(backbone, method, trained, total) + fixed
-        return trained, always, saved * length // used // sequences_of(head)
+        return trained, always, saved * length // used // head.SEQUENCES
 
 
 # ---------------------------------------------------------------- the switches of the loop
