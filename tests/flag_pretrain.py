@@ -95,7 +95,7 @@ def started(w):
         assert any(name.startswith("bert.encoder") for name in moved) != only
 
 
-@shows("pretrain", "--text", "--pairs")
+@shows("pretrain", "--text", "--pairs", "--vector-weight")
 def learned_from(w):
     """The texts themselves, how often they are seen, and answers to prompts."""
     other = w.new(".txt")
@@ -111,6 +111,11 @@ def learned_from(w):
     )
     told = made(w, objective="clm", start=w.llama, pairs=pairs, text=None, vocab_size=310)
     assert "126 pairs" in told.printed
+    mixed = dict(objective="clm", start=w.llama, pairs=pairs, vocab_size=310, length=32)
+    assert apart(made(w, **mixed), made(w, **{**mixed, "text": None})) > 0
+    mixed["teacher"] = bert_folder(w.new(), layers=2, positions=512, dropout=0.0)
+    weighed = [made(w, **mixed, vector_weight=weight) for weight in (0.1, 10)]
+    assert apart(*weighed) > 0
 
 
 def places(w, **more):

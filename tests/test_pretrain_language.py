@@ -21,6 +21,7 @@ from minillmclf.text.data import load_data
 from minillmclf.pretrain.packing import Draws, PackedRows, fitting
 from minillmclf.pretrain.sentencepiece_trainer import SENTINELS, learn_sentencepiece, sample
 from minillmclf.text.tokenizers.tokenizer import load_tokenizer
+from minillmclf.training.checkpoint import seed_step
 from minillmclf.pretrain.shapes import CONFIGS
 
 SIZES = {"llama": 310, "t5": 90}                                # pieces; 256 of LLaMA's are bytes
@@ -336,28 +337,54 @@ def test_vectors_of_texts_are_learned_beside_answers(pretrained, teacher, text, 
     command = settings(arch, more, text, pairs=pairs, start=out, teacher=teacher, steps=250)
     pretrain.main(command)
     log = [json.loads(line) for line in (more / "pretrain.jsonl").read_text().splitlines()]
-    assert log[-1]["text"] < 0.8 * log[0]["text"] and log[-1]["held_out"] < log[0]["held_out"], log
-    assert {tuple(line) for line in log} <= {("step", name, "text", *held) for name in ("causal_lm", "spans")
-                                             for held in ((), ("held_out",))}
-    a = pretrain.parse(command)
+    for name in ("vectors", "held_out", "held_out_text"):
+        assert log[-1][name] < (0.8 if name == "vectors" else 1) * log[0][name], log
+    assert {tuple(line) for line in log} == {
+        ("step", "answers", "text", "vectors", "held_out", "held_out_text")}
+    a = pretrain.parse([*command, "--vector-weight", "0.25"])
     student = load_backbone(more).eval()
-    objective = pretraining.build_task(a, student, load_tokenizer(more))
-    texts, answers = ["the old rose", "salt, and very old bread again today"], [([5, 6, 7], [8]), ([9], [10, 11])]
+    mixture = pretraining.build_task(a, student, load_tokenizer(more))
+    source, _ = pretraining.batches(a, mixture, *read_pairs(a.pairs))
+    batch = source.batch(0)
+    tokens = sum(len(prompt) + len(answer) for prompt, answer in batch["answers"])
+    assert 0.5 < batch["text"].numel() / tokens < 2, "about as many tokens of text as of pairs"
+    seed_step(0, 0)
     with torch.no_grad():
-        found = objective.loss(list(zip(texts, answers)))[0]
-        alone = [objective.loss([one])[0] - objective.loss([one[1]])[0] for one in zip(texts, answers)]
-        only = objective.loss(answers)[0]
-    assert found.item() == pytest.approx((only + sum(alone) / 2).item(), rel=1e-4), "padding or batch mates take part"
-    teaching, words = objective.teacher, objective.teacher_tokenizer
-    for one in zip(texts, answers):
+        found, parts, _ = mixture.loss(batch)
+        seed_step(0, 0)
+        answers, rows = (mixture.task.loss(batch[name])[0].item() for name in ("answers", "text"))
+    distance = mixture.vectors.distance(batch["vectors"])[0].item()
+    assert found.item() == pytest.approx(answers + rows + 0.25 * distance, rel=1e-5)
+    assert parts == pytest.approx({"answers": answers, "text": rows, "vectors": distance}, rel=1e-5)
+    vectors = mixture.vectors
+    teaching, words = vectors.teacher, vectors.teacher_tokenizer
+    texts = ["the old rose", "salt, and very old bread again today"]
+    told = [vectors.distance([one])[0].item() for one in texts]
+    assert vectors.distance(texts)[0].item() == pytest.approx(sum(told) / 2, rel=1e-4), "padding"
+    for one, distance in zip(texts, told):
         with torch.no_grad():
-            seen = torch.tensor([words.layout(words.ids(one[0]))[0]])
+            seen = torch.tensor([words.layout(words.ids(one))[0]])
             states = teaching(seen, torch.ones_like(seen))
-            own = torch.tensor([objective.tokenizer.layout(objective.tokenizer.ids(one[0]))[0]])
-            last = objective.head(student.states(own, torch.ones_like(own))[:, -1])
+            own = torch.tensor([vectors.tokenizer.layout(vectors.tokenizer.ids(one))[0]])
+            last = vectors.head(student.states(own, torch.ones_like(own))[:, -1])
             expected = 1 - F.cosine_similarity(last, states.mean(1)).item()
-            told = objective.loss([one])[1]["text"]
-        assert told == pytest.approx(expected, abs=1e-5), "last token of one, mean of the other"
+        assert distance == pytest.approx(expected, abs=1e-5), "last token of one, mean of the other"
+
+
+def test_text_and_answers_need_no_teacher(pretrained, text, tmp_path, capsys):
+    """Both losses are learned from one step; a weight of vectors without a teacher is refused."""
+    arch, out = pretrained
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"prompt": f"the {n}", "answer": "old"}) + "\n"
+                             for n in range(300)))
+    command = settings(arch, tmp_path / "more", text, pairs=pairs, start=out, steps=2)
+    pretrain.main(command)
+    (line,) = [json.loads(line) for line in (tmp_path / "more/pretrain.jsonl").open()]
+    assert set(line) == {"step", "answers", "text", "held_out", "held_out_text"}
+    for more, says in ((["--vector-weight", "1"], "--vector-weight"),
+                       (["--vector-weight", "0"], "more than 0")):
+        with pytest.raises(InputError, match=says):
+            pretrain.parse([*command, *more])
 
 
 def test_the_mixture_asks_as_the_readout_does(pretrained):
@@ -386,8 +413,7 @@ def test_mistakes_are_named(pretrained, text, tmp_path):
             (settings(other, "x", text, start=out), "should be a "),
             (settings(arch, out, text, lr=0.1), "belongs to a run with other settings"),
             (settings(arch, "x", None), "give --text, or --pairs"),
-            (settings(arch, "x", text, pairs=pairs, start=out), "--text beside --pairs"),
-            (settings(arch, "x", text, teacher=out), "--text beside --pairs"),
+            (settings(arch, "x", text, teacher=out), "--pairs beside it"),
             (settings(arch, "x", None, pairs=pairs), "--pairs needs .* --start"),
             (settings(arch, "x", None, pairs=pairs, start=out, objective="mlm"), "--pairs needs --objective clm or spans"),
             (settings(arch, tmp_path / "y", None, pairs=pairs, start=out, length=3), "no pair fits in --length 3"),

@@ -16,7 +16,7 @@ from .shapes import ARCH, SHAPES
 SIZES = {"layers": "blocks (spans: of each stack)", "width": "D", "heads": "of attention",
          "mlp_width": "inside an MLP"}
 POSITIVE = ("vocab_size", "layers", "width", "heads", "mlp_width", "steps", "batch_size", "length",
-            "lr", "save_every", "threads")
+            "lr", "save_every", "threads", "vector_weight")
 
 
 def parse(arguments=None):
@@ -35,7 +35,10 @@ def parse(arguments=None):
                         "learned")
     p.add_argument("--objective", choices=list(ARCH), default="distill")
     p.add_argument("--teacher", help="folder of the teacher (distill; clm and spans with --pairs "
-                                     "and --text)")
+                                     "and --text: its vectors are learned too)")
+    p.add_argument("--vector-weight", type=float, metavar="W",
+                   help="clm, spans: of the distance to the teacher's vectors, in the sum with the "
+                        "losses of text and answers, 1 each (default: 1)")
     p.add_argument("--start", help="folder of a checkpoint to go on from, instead of a new model "
                                    "(its vocabulary stays)")
     p.add_argument("--head-only", action="store_true",
@@ -73,9 +76,10 @@ def check(a):
     both = bool(a.text and a.pairs)
     faults = (
         (not (a.text or a.pairs), "there is nothing to learn from: give --text, or --pairs"),
-        (a.objective != "distill" and bool(a.teacher) != both,
-         "--text beside --pairs is for the vectors that a --teacher gives these texts: all three, "
-         "or one of --text and --pairs alone"),
+        (a.objective != "distill" and a.teacher and not both,
+         "--teacher gives its vectors of the texts: it needs --text, and --pairs beside it"),
+        (a.vector_weight is not None and not (both and a.teacher),
+         "--vector-weight weighs the teacher's vectors: it needs --teacher, --text and --pairs"),
         (a.head_only and (a.objective != "mlm" or not a.start),
          "--head-only needs --objective mlm, and --start with the body that stays as it is"),
         (a.pairs and (ARCH[a.objective] == "bert" or not a.start),

@@ -124,31 +124,49 @@ class Distillation:
 
 
 class TextVectors:
-    """The loss of a task on pairs, plus a cosine distance on as many texts: between the student's
-    hidden state of the last token, which a classification head will read, and the mean of the
-    teacher's hidden states.
+    """Cosine distance between the student's hidden state at a text's last token, which a
+    classification head will read, and the mean of the teacher's hidden states.
 
     A linear map between the two widths is learned and discarded (Reimers and Gurevych 2020,
     arXiv:2004.09813, have none).
     """
 
-    def __init__(self, task, teacher, seed):
-        """task: a CausalLM or SpanCorruption of tasks.py; teacher: folder of a BERT."""
-        self.task, self.student, self.tokenizer = task, task.student, task.tokenizer
+    def __init__(self, student, tokenizer, teacher, seed):
+        """teacher: folder of a BERT."""
+        self.student, self.tokenizer = student, tokenizer
         self.teacher, self.teacher_tokenizer = load_backbone(teacher), load_tokenizer(teacher)
-        matrix = nn.Linear(self.student.width, self.teacher.width, bias=False)
-        self.head = fresh_weights(matrix, seed)
+        self.head = fresh_weights(nn.Linear(student.width, self.teacher.width, bias=False), seed)
 
-    def loss(self, batch):
-        """batch: list of (text, pair), or of pairs alone, for the task alone."""
-        if isinstance(batch[0][0], list):
-            return self.task.loss(batch)
-        texts, pairs = zip(*batch)
-        loss, parts, tokens = self.task.loss(list(pairs))
+    def distance(self, texts):
+        """-> scalar, number of the student's tokens."""
         seen, own = encode(self.teacher_tokenizer, texts), encode(self.tokenizer, texts)
         with torch.no_grad():
             target = pool(self.teacher(seen.ids, seen.mask), seen.mask, "mean")  # (B, D')
         last = pool(self.student.states(own.ids, own.mask), own.mask, "last")    # (B, D)
-        distance = cosine_distance(self.head(last), target)
-        parts = parts | {"text": float(distance.detach())}
-        return loss + distance, parts, tokens + int(own.mask.sum())
+        return cosine_distance(self.head(last), target), int(own.mask.sum())
+
+
+class Mixture:
+    """The losses of a task on pairs and on packed rows of text, and the distance of TextVectors, in
+    one step: a model that learns to answer goes on learning to speak. A task as in tasks.py, whose
+    batches are those of SideBySide, or one of them alone (held-out ones)."""
+
+    def __init__(self, task, vectors=None, vector_weight=1.0):
+        """task: a CausalLM or SpanCorruption; vectors: a TextVectors, or None."""
+        self.task, self.vectors, self.vector_weight = task, vectors, vector_weight
+        self.student, self.tokenizer, self.begin = task.student, task.tokenizer, task.begin
+        self.head = vectors and vectors.head
+
+    def loss(self, batch):
+        if not isinstance(batch, dict):
+            return self.task.loss(batch)
+        total, logged, read = 0.0, {}, 0
+        for name in ("answers", "text"):
+            loss, parts, tokens = self.task.loss(batch[name])
+            total, read = total + loss, read + tokens
+            logged[name] = parts[self.task.name]
+        if self.vectors:
+            distance, tokens = self.vectors.distance(batch["vectors"])
+            total, read = total + self.vector_weight * distance, read + tokens
+            logged["vectors"] = float(distance.detach())
+        return total, logged, read

@@ -7,6 +7,8 @@ import random
 import torch
 import torch.nn.functional as F
 
+PART = 512                             # tokens whose logits are in memory at once: 16 MB at V 8,000
+
 
 def corrupt(ids, mask, special_ids, mask_id, vocab_size, share=0.15):
     """Choose `share` of the tokens; of those 80 % become [MASK], 10 % a random token, 10 % stay.
@@ -42,8 +44,12 @@ def causal_lm_loss(model, ids, mask, counted=None):
     target = mask[:, 1:].bool() & mask[:, :-1].bool()                        # (B, T - 1)
     if counted is not None:
         target &= counted[:, 1:].bool()
-    logits = model.logits(model(ids, mask)[:, :-1][target])                  # (M, V)
-    return F.cross_entropy(logits.float(), ids[:, 1:][target])
+    hidden, wanted = model(ids, mask)[:, :-1][target], ids[:, 1:][target]    # (M, D) and (M,)
+    if not len(wanted):
+        return hidden.sum()
+    losses = [F.cross_entropy(model.logits(states).float(), tokens, reduction="sum")
+              for states, tokens in zip(hidden.split(PART), wanted.split(PART))]
+    return sum(losses) / len(wanted)
 
 
 def corrupt_spans(ids, sentinels, eos_id, seed, share=0.15, mean_length=3.0):

@@ -28,14 +28,15 @@ class Draws:
 
 
 class SideBySide:
-    """Pairs of an item of one Draws and an item of another Draws of the same size."""
+    """A batch of several sources in every step."""
 
-    def __init__(self, first, second):
-        self.first, self.second = first, second
+    def __init__(self, sources):
+        """sources: {name: Draws or PackedRows}."""
+        self.sources = sources
 
     def batch(self, step):
-        """-> list of pairs."""
-        return list(zip(self.first.batch(step), self.second.batch(step)))
+        """-> {name: batch}."""
+        return {name: source.batch(step) for name, source in self.sources.items()}
 
 
 class PackedRows:

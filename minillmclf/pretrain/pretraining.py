@@ -22,7 +22,7 @@ from ..training.loop import autocast
 from ..training.optim import build_optimizer, lr_factor, set_lr
 from ..tuning.saved import fingerprint
 from .corpus import hold_out, read_documents, read_pairs, read_sentences, weighted
-from .distil import Distillation, TextVectors
+from .distil import Distillation, Mixture, TextVectors
 from .packing import Draws, PackedRows, SideBySide, fitting
 from .sentencepiece_trainer import learn_sentencepiece
 from .shapes import ARCH, CONFIGS
@@ -122,36 +122,68 @@ def build_task(a, student, tokenizer):
                              "how to bring MiniLM)")
         return Distillation(student, tokenizer, a.teacher, a.seed, cut_out=a.start is None)
     task = TASKS[a.objective](student, tokenizer, a.start or a.out)
-    return TextVectors(task, a.teacher, a.seed) if a.teacher else task
+    if not (a.text and a.pairs):
+        return task
+    vectors = TextVectors(student, tokenizer, a.teacher, a.seed) if a.teacher else None
+    return Mixture(task, vectors, 1.0 if a.vector_weight is None else a.vector_weight)
 
 
 # ---------------------------------------------------------------- the batches
 
 def batches(a, task, items, weights):
-    """-> (source, whose batch(step) a step reads; a list of held-out batches, [] for sentences)."""
+    """-> (source, whose batch(step) a step reads; {name of a held-out loss: its batches}).
+
+    items, weights: sentences, documents or pairs. With --text beside --pairs, a step reads both.
+    """
     if ARCH[a.objective] == "bert":
-        return Draws(items, weights, a.batch_size, a.seed), []
-    (learned, weights), (held, _) = hold_out(items, weights)
-    if a.pairs:
-        learned, weights = fitting(learned, weights, task.tokenizer, a.length)
-        held, _ = fitting(held, held, task.tokenizer, a.length)
-        print(f"{len(learned) + len(held):,} pairs fit in --length {a.length}")
+        return Draws(items, weights, a.batch_size, a.seed), {}
+    if not a.pairs:
+        source, held = packed(a, task, items, weights, a.batch_size)
+        return source, {"held_out": held}
+    source, held, length = drawn_pairs(a, task, items, weights)
+    if not a.text:
+        return source, {"held_out": held}
+    rows = max(round(a.batch_size * length / a.length), 1)           # as many tokens as the pairs
+    text, held_text = packed(a, task, *read_documents(a.text), rows)
+    sources = {"answers": source, "text": text}
+    if a.teacher:
+        sources["vectors"] = Draws(*read_sentences(a.text), a.batch_size, a.seed)
+    return SideBySide(sources), {"held_out": held, "held_out_text": held_text}
+
+
+def packed(a, task, texts, weights, size):
+    """-> PackedRows of `size` rows, held-out batches."""
+    (learned, weights), (held, _) = hold_out(texts, weights)
+    check_learned(a, learned)
+
+    def pack(texts, weights):
+        return PackedRows(map(task.tokenizer.ids, texts), weights, size, a.length, a.seed,
+                          task.tokenizer.eos_id, task.begin)
+    rows = pack(held, [1] * len(held)).epoch(0) if held else []
+    return pack(learned, weights), in_batches(rows, a.batch_size)
+
+
+def drawn_pairs(a, task, pairs, weights):
+    """-> Draws, held-out batches, mean number of tokens of a pair."""
+    (learned, weights), (held, _) = hold_out(pairs, weights)
+    learned, weights = fitting(learned, weights, task.tokenizer, a.length)
+    held, _ = fitting(held, held, task.tokenizer, a.length)
+    print(f"{len(learned) + len(held):,} pairs fit in --length {a.length}")
+    check_learned(a, learned)
+    length = sum(len(prompt) + len(answer) for prompt, answer in learned) / len(learned)
+    return Draws(learned, weights, a.batch_size, a.seed), in_batches(held, a.batch_size), length
+
+
+def check_learned(a, learned):
     if not learned:
         raise InputError(f"nothing to learn from: no pair fits in --length {a.length} tokens, or "
                          "the only text is held out")
-    if a.pairs:
-        source = Draws(learned, weights, a.batch_size, a.seed)
-        if a.teacher:
-            texts = Draws(*read_sentences(a.text), a.batch_size, a.seed)
-            source = SideBySide(texts, source)
-    else:
-        def pack(texts, weights):
-            return PackedRows(map(task.tokenizer.ids, texts), weights, a.batch_size, a.length,
-                              a.seed, task.tokenizer.eos_id, task.begin)
-        source = pack(learned, weights)
-        held = pack(held, [1] * len(held)).epoch(0) if held else []
+
+
+def in_batches(held, size):
+    """The first HELD_OUT items, in lists of `size`."""
     held = held[:HELD_OUT]
-    return source, [held[start:start + a.batch_size] for start in range(0, len(held), a.batch_size)]
+    return [held[start:start + size] for start in range(0, len(held), size)]
 
 
 def held_out_loss(a, task, held):
@@ -204,6 +236,7 @@ def train(a, task, items, weights):
     store = Store(a.out)
     progress = resume(a, task, store, model, optimizer)
     source, held = batches(a, task, items, weights)
+    held = {name: some for name, some in held.items() if some}
     started, tokens, shown = time.monotonic(), 0, {}
     model.eval()                                         # no dropout: a small student underfits
     with Progress(mininterval=5) as show, StopSignal() as stop:
@@ -219,11 +252,12 @@ def train(a, task, items, weights):
             optimizer.step()
             done, tokens = step + 1, tokens + read
             due = done % a.save_every == 0 or done == a.steps
-            if held and due:
-                shown["held_out"] = round(held_out_loss(a, task, held), 4)
+            if due:
+                shown = {name: round(held_out_loss(a, task, some), 4)
+                         for name, some in held.items()}
             speed = f"{tokens / max(time.monotonic() - started, 1e-6):.0f}"
             show(done, a.steps, loss=f"{loss.item():.3f}", **shown, tokens_s=speed)
-            if done % 100 == 0 or done == a.steps or held and due:
+            if done % 100 == 0 or done == a.steps or shown and due:
                 losses = {name: round(value, 4) for name, value in parts.items()}
                 progress["log"].append({"step": done, **losses, **(shown if due else {})})
             if due or stop.asked:
