@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .cli.parser import Parser, run
-from .cli.rows import how_to_read, load_dataset, text_columns
+from .cli.rows import reading_options, load_dataset, text_columns
 from .cli.settings import add_settings, read_settings
 from .errors import InputError
 from .files import check_fields, check_out, find_model, named, read_json, write_text
@@ -75,8 +75,8 @@ def main(arguments=None):
     if given and a.method is None:
         raise InputError(f"--{given[0].replace('_', '-')} goes with --method prompt")
     if a.out:
-        check_out(a.out, a.overwrite, apart(a))
-    name, rows, metrics = prompted(a) if a.method == "prompt" else saved(a)
+        check_out(a.out, a.overwrite, paths_read(a))
+    name, rows, metrics = evaluate_prompted(a) if a.method == "prompt" else evaluate_saved(a)
     if a.out:
         record = {"model": str(a.model), "data": name, "rows": len(rows), **metrics}
         write_text(a.out, json.dumps(record, indent=2) + "\n")
@@ -85,7 +85,7 @@ def main(arguments=None):
 
 # ------------------------------------------------------------------------------------- the rows
 
-def own_record(folder):
+def read_run_record(folder):
     """The run.json of a run folder, which names its data, or InputError."""
     record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
     if "settings" not in record or "data" not in record or record["settings"].get("data") == MEMORY:
@@ -94,21 +94,21 @@ def own_record(folder):
     return check_fields(record, {"settings": part, "data": part}, folder / "run.json")
 
 
-def apart(a):
+def paths_read(a):
     """What the command reads, for files.check_out; without --data also the data of the run."""
     folder = find_model(a.model)
     own = a.data is None and not getattr(a, "method", None)
-    data = str(own_record(folder)["settings"].get("data")) if own else None
+    data = str(read_run_record(folder)["settings"].get("data")) if own else None
     return [*named(a), ("the run of --model", data)]
 
 
 def choose_rows(a, folder, model):
     """The rows to evaluate, read as the model's training rows were -> Examples, their name."""
-    columns, how = text_columns(model, a.text_column), how_to_read(model, a)
+    columns, how = text_columns(model, a.text_column), reading_options(model, a)
     how["multi_label"], name = model.task.MULTI_LABEL, a.data
     label = a.label_column or (model.reading or {}).get("label_column") or None
     if a.data is None:
-        record, s = own_record(folder), read_settings({}, folder / "run.json")
+        record, s = read_run_record(folder), read_settings({}, folder / "run.json")
         columns, name = columns if model.reading else a.text_column or s.text_column or None, s.data
         data = load_data(name, columns, label or s.label_column or None, s.seed, **how)
         if data.source["sha256"] != record["data"].get("sha256"):  # train rows may be test rows now
@@ -134,13 +134,13 @@ def choose_rows(a, folder, model):
 
 # ------------------------------------------------------------------------------------- two ways
 
-def saved(a):
+def evaluate_saved(a):
     """Evaluate a saved classifier -> the name of the rows, the rows, their metrics."""
     from .classify.classifier import Classifier
     from .classify.preference import use_swap
     folder = find_model(a.model)
     if a.data is None:
-        own_record(folder)                                 # errors come before a model is loaded
+        read_run_record(folder)                                 # errors come before a model is loaded
     model = Classifier.load(folder, a.base)
     if a.out and model.base:
         check_out(a.out, a.overwrite, [("the base of --model", find_model(model.base))])
@@ -155,10 +155,10 @@ def saved(a):
     most = model.head.limit(model.max_length)[1]
     mistakes = model.task.mistakes(probabilities, targets)
     print(f"\n{shortened} of {len(rows)} texts cut to {most} tokens. {mistakes}".rstrip())
-    return name, rows, metrics | checked(model, texts, a.batch_size)
+    return name, rows, metrics | print_checks(model, texts, a.batch_size)
 
 
-def checked(model, texts, batch_size):
+def print_checks(model, texts, batch_size):
     """Print the task's checks of rows and of answers -> their results, a dict."""
     answers = model.task.check_answers(model, texts, lambda rows: model.scores(rows, batch_size))
     found, lines = model.task.check_rows(model, texts)
@@ -167,7 +167,7 @@ def checked(model, texts, batch_size):
     return answers | found
 
 
-def check_prompted(a):
+def check_prompt_flags(a):
     """InputError for flags that do not go together."""
     if a.data is None or a.split == "train":
         raise InputError("--method prompt needs --data with a dev or test split")
@@ -185,10 +185,10 @@ def check_prompted(a):
                              "own and the same shots for all rows")
 
 
-def prompted(a):
+def evaluate_prompted(a):
     """Evaluate a language model with prompts -> the name of the rows, the rows, their metrics."""
-    from .cli.build import build
-    check_prompted(a)
+    from .cli.build import build_classifier
+    check_prompt_flags(a)
     flags = (*PROMPT_SETTINGS, "text_column", "label_column", "swap", "quoting")
     given = {flag: getattr(a, flag) for flag in flags if getattr(a, flag, None) is not None}
     s = read_settings({**given, "model": a.model, "data": a.data, "readout": "labels",
@@ -200,15 +200,15 @@ def prompted(a):
     name = f"{data.source['path']}, {a.split}"
     if not rows:
         raise InputError(f"{name}: no such rows: choose another --split")
-    model, _, _ = build(s, data.labels, data.columns)
+    model, _, _ = build_classifier(s, data.labels, data.columns)
     if a.beams and model.backbone.KIND == "encoder":
         raise InputError("--beams: an encoder fills in its masks at once, there is nothing to "
                          "decode step by step")
-    evaluated = wordings if a.variance else readings
+    evaluated = evaluate_wordings if a.variance else evaluate_readings
     return name, rows, evaluated(a, model, replace(data, test=rows), name, s.seed)
 
 
-def readings(a, model, data, name, seed):
+def evaluate_readings(a, model, data, name, seed):
     """Evaluate each way to read the log-probabilities, on the rows data.test -> metrics."""
     from .classify.label_text import prompting
     from .training.metrics import evaluate
@@ -241,11 +241,11 @@ def readings(a, model, data, name, seed):
         print("\n".join(prompting.decoding_report(model, encoded, rows, a.beams, a.batch_size)))
     settings = {"readout": model.head.described, "max_length": model.max_length, "seed": seed,
                 "shots": a.shots, "neighbours": a.neighbours}
-    checks = {} if a.neighbours else checked(model, texts, a.batch_size)
+    checks = {} if a.neighbours else print_checks(model, texts, a.batch_size)
     return {"settings": settings, "results": results, **checks}
 
 
-def wordings(a, model, data, name, seed):
+def evaluate_wordings(a, model, data, name, seed):
     """How much accuracy depends on the wording and on the order of the shots -> metrics."""
     from .classify.label_text import prompting
     model.task.targets(data.test, name)                    # InputError for a label it does not have

@@ -16,9 +16,9 @@ from .cli.settings import Settings, add_settings
 from .errors import InputError
 from .files import find_model
 
-ROW = 128                   # tokens of the text whose activations are measured for each method
-LONG = 512                  # the same for the switches, unless --max-length is given
-SPECIALS = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
+METHOD_LENGTH = 128                   # tokens of the text whose activations are measured for each method
+SWITCH_LENGTH = 512                  # the same for the switches, unless --max-length is given
+SPECIAL_TOKENS = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
 
 
 def parse(arguments=None):
@@ -29,7 +29,7 @@ def parse(arguments=None):
     return add_settings(p, ["method", "batch_size", "max_length"]).parse_args(arguments)
 
 
-def load(folder):
+def load_model(folder):
     """-> (model, Checkpoint, tokenizer or the reason why there is none).
 
     The model is a Classifier where the folder has a classification head and a tokenizer, else a
@@ -55,7 +55,7 @@ def load(folder):
     return load_backbone(folder), checkpoint, tokenizer
 
 
-def architecture(backbone):
+def architecture_line(backbone):
     """Family, depth, width, vocabulary and length, in one line."""
     config = backbone.source_config
     stacks = [name for name, _ in backbone.named_modules() if name.split(".")[-1] == "layers"]
@@ -72,7 +72,7 @@ def architecture(backbone):
             f"vocabulary {backbone.config['vocab_size']:,}, {length}, {head}")
 
 
-def fates(model, checkpoint):
+def tensor_fates(model, checkpoint):
     """What became of each tensor of the file -> [(its name, shape, type, fate), ...]."""
     table, report, found = model.table(), model.report, []
     for name, shape in checkpoint.shapes.items():
@@ -118,7 +118,7 @@ def new_head_lines(folder):
     return [f"train, with a new head: dropped {', '.join(old) or 'none'}; new {', '.join(new)}"]
 
 
-def parts(model):
+def part_sizes(model):
     """{part of the model: parameters}: embeddings, the blocks together, norms, heads."""
     sizes = Counter()
     for name, parameter in model.named_parameters():
@@ -129,20 +129,20 @@ def parts(model):
 
 def memory_lines(backbone, head):
     """Memory to load the model in each precision, and to train it by each method -> lines."""
-    from .cli.memory import METHODS, size, training_memory
+    from .cli.memory import MEASURED_METHODS, format_bytes, training_memory
     total = sum(parameter.numel() for part in (backbone, head) for parameter in part.parameters())
-    length = min(ROW, backbone.max_tokens or ROW)
-    lines = [f"  to load: {size(4 * total)} in fp32, {size(2 * total)} in bf16 or fp16",
+    length = min(METHOD_LENGTH, backbone.max_tokens or METHOD_LENGTH)
+    lines = [f"  to load: {format_bytes(4 * total)} in fp32, {format_bytes(2 * total)} in bf16 or fp16",
              "  to train in fp32 with AdamW, a step takes weights and moments and the larger of "
              "gradients and tokens (with --micro-batch-size both):",
              f"    {'':27} {'parameters that learn':>21} {'weights, moments':>17} "
              f"{'gradients':>10} {'1,000 tokens of a batch':>24}"]
-    for method in METHODS:
+    for method in MEASURED_METHODS:
         start = f"    --method {method:18}"
         try:
             trained, held, text = training_memory(backbone, head, method, length)
-            lines.append(f"{start} {trained:>21,} {size(held):>17} {size(4 * trained):>10} "
-                         f"{size(text * 1000 / length):>24}")
+            lines.append(f"{start} {trained:>21,} {format_bytes(held):>17} {format_bytes(4 * trained):>10} "
+                         f"{format_bytes(text * 1000 / length):>24}")
         except InputError as error:
             lines.append(f"{start} {str(error).partition(':')[0]}")
     return lines
@@ -150,21 +150,21 @@ def memory_lines(backbone, head):
 
 def switch_lines(backbone, head, a):
     """Memory of a step of --method, and how much each switch of the loop saves -> lines."""
-    from .cli.memory import size, switch_table
+    from .cli.memory import format_bytes, switch_table
     given = {key: value for key, value in vars(a).items() if key in vars(Settings())}
     s = Settings(**{**given, "model": Settings.model}).check()
-    longest = backbone.max_tokens or s.max_length or LONG
+    longest = backbone.max_tokens or s.max_length or SWITCH_LENGTH
     if s.max_length > longest:
         raise InputError(f"--max-length {s.max_length}: this model takes {longest} tokens")
     table = switch_table(backbone, head, s.method, s.batch_size,
-                         s.max_length or min(LONG, longest))
+                         s.max_length or min(SWITCH_LENGTH, longest))
     (_, step, plain), wide = table[0], max(len(flags) for flags, *_ in table)
     lines = [f"  a step of --method {s.method} --batch-size {s.batch_size}, all texts of "
              f"{step.length} tokens, and its switches:",
              f"    {'':{wide}} {'estimate':>9} {'saved':>9}"]
     for flags, _, needed in table:
-        saved = "" if needed == plain else "-" * (needed > plain) + size(abs(plain - needed))
-        lines.append(f"    {flags:{wide}} {size(needed):>9} {saved:>9}".rstrip())
+        saved = "" if needed == plain else "-" * (needed > plain) + format_bytes(abs(plain - needed))
+        lines.append(f"    {flags:{wide}} {format_bytes(needed):>9} {saved:>9}".rstrip())
     return lines
 
 
@@ -177,7 +177,7 @@ def tokenizer_line(tokenizer, rows):
     elif spare < 0:
         fit = (f"ERROR: the embedding has only {rows:,} rows, ids from {rows:,} on would fail: "
                "these files do not belong together")
-    ids = {role: getattr(tokenizer, role + "_id") for role in SPECIALS}
+    ids = {role: getattr(tokenizer, role + "_id") for role in SPECIAL_TOKENS}
     named = [f"{role} {number}" for role, number in ids.items() if number is not None]
     return (f"tokenizer: ids 0 to {len(tokenizer) - 1:,}, {fit}; "
             f"{', '.join(named) or 'no special tokens'}")
@@ -187,22 +187,22 @@ def main(arguments=None):
     a = parse(arguments)
     from .classify.head import build_head
     folder = find_model(a.model)
-    model, checkpoint, tokenizer = load(folder)
+    model, checkpoint, tokenizer = load_model(folder)
     backbone = getattr(model, "backbone", model)
-    print(f"{folder}\n{architecture(backbone)}")
+    print(f"{folder}\n{architecture_line(backbone)}")
     if model is not backbone:
         how = ""
         if model.head.described:
             how = f", read as label texts behind {model.head.described['template']!r}"
         print(f"classes: {', '.join(model.labels)}{how}; "
               f"texts are cut to {model.max_length} tokens")
-    found, report = fates(model, checkpoint), model.report
+    found, report = tensor_fates(model, checkpoint), model.report
     print(f"\n{len(found)} tensors in {len(set(checkpoint.files.values()))} file(s): "
           f"{len(report.loaded)} loaded, {len(report.tied)} tied, {len(report.dropped)} dropped on "
           f"purpose; {len(report.fresh)} parameters not in the file")
     print("\n".join([*tensor_lines(found, a.layers), *new_head_lines(folder)]))
     print(f"\n{sum(p.numel() for p in model.parameters()):,} parameters")
-    print("\n".join(f"  {count:>15,}  {part}" for part, count in parts(model).items()))
+    print("\n".join(f"  {count:>15,}  {part}" for part, count in part_sizes(model).items()))
     tuned = getattr(model, "tuning", None)
     if model is backbone:
         print("\nmemory, with a classification head of two classes")

@@ -12,7 +12,7 @@ is printed: the largest difference of a probability, and how many rows change th
 from .cli.parser import Parser, run
 from .cli.settings import add_settings
 from .errors import InputError
-from .evaluate import apart, choose_rows
+from .evaluate import paths_read, choose_rows
 from .files import check_folder, find_model, remove
 
 
@@ -33,7 +33,7 @@ def parse(arguments=None):
     return p.parse_args(arguments)
 
 
-def merged(model, precision):
+def merge_adapter(model, precision):
     """Merge the adapter into the base, in place. precision: "full" or "4bit" for a 4-bit base."""
     from .tuning.quant import Linear4bit, quantise_linears
     from .tuning.saved import merge_tuned
@@ -53,7 +53,7 @@ def main(arguments=None):
     a = parse(arguments)
     from .classify.classifier import Classifier
     folder = find_model(a.model)
-    out = check_folder(a.out, False, a.overwrite, apart(a))
+    out = check_folder(a.out, False, a.overwrite, paths_read(a))
     precisions = [base for base in a.base if base in ("full", "4bit")]
     places = [base for base in a.base if base not in ("full", "4bit")]
     if len(precisions) > 1 or len(places) > 1:
@@ -68,7 +68,7 @@ def main(arguments=None):
         return model.probabilities(model.scores(encoded, a.batch_size))
     before = probabilities(model)
     answers = model.answers(before)
-    merged(model, *precisions or [None]).save(out)
+    merge_adapter(model, *precisions or [None]).save(out)
     for record in ("tuned.json", "adapter_config.json", "run.json"):   # of what lay in --out
         remove(out / record)
     saved = Classifier.load(out)

@@ -994,7 +994,7 @@ def test_help_is_quick_and_complete():
     for name in vars(Settings()):
         flag = "--" + name.replace("_", "-")
         assert f"  {flag} " in helps["train"], f"train --help does not explain {flag}"
-        assert (f"  {flag} " in helps["compare"]) == (name not in compare.OWN or name == "out"), flag
+        assert (f"  {flag} " in helps["compare"]) == (name not in compare.DECIDED_SETTINGS or name == "out"), flag
     own = {"train": "--config --overwrite", "compare": "--models --learning-curve --seeds --out",
            "evaluate": "--model --data --split --text-column --label-column --batch-size --out",
            "predict": "text --model --pair --data --text-column --out --format --batch-size"}

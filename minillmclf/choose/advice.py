@@ -7,7 +7,7 @@ import math
 import shlex
 from pathlib import Path
 
-from ..cli.settings import Settings, flag, renamed
+from ..cli.settings import Settings, flag, with_current_names
 
 RULE_OF_THUMB = """\
 the rule of thumb
@@ -21,10 +21,10 @@ WHY = {"encoder": "to classify, an encoder is fastest",
        "decoder": "a decoder writes and classifies",
        "encoder-decoder": "an encoder-decoder is made for text to text"}
 UNBALANCED = 5             # largest / smallest class
-FEW_CUT = 0.05             # a larger share of cut texts is mentioned
+FEW_CUT_SHARE = 0.05             # a larger share of cut texts is mentioned
 
 
-def near(row, best):
+def is_near(row, best):
     """Is a row's dev score within one standard error of the best row's?
 
     The one-standard-error rule of Breiman et al. 1984 ("Classification and Regression Trees",
@@ -52,17 +52,17 @@ def measured_flags(comparison, row):
     if row["readout"] != "head":
         flags["readout"] = row["readout"]
     pairs = f"{own},{row['settings']}".split(",")
-    return flags | renamed(dict(pair.split("=", 1) for pair in pairs if "=" in pair))
+    return flags | with_current_names(dict(pair.split("=", 1) for pair in pairs if "=" in pair))
 
 
 def advise(facts):
     """-> (flags of python -m minillmclf.train, a dict; the reasons, a list)."""
     comparison = facts["comparison"]
     if not comparison:
-        return by_rules(facts)
+        return advise_by_rules(facts)
     row, best = comparison["cheapest"], comparison["best"]
     if row is None:
-        flags, why = by_rules(facts)
+        flags, why = advise_by_rules(facts)
         label = best["label"]
         return flags, [f"all that was trained is worse on dev than the best ({label})", *why]
     why = "it was the best of the comparison on dev"
@@ -72,10 +72,10 @@ def advise(facts):
     return measured_flags(comparison, row), [why]
 
 
-def by_rules(facts):
+def advise_by_rules(facts):
     """The advice without a comparison, as `advise`."""
     data, purpose = facts["data"], facts["purpose"]
-    model, flags, why = first_fit(facts)
+    model, flags, why = first_fitting_model(facts)
     preference, several, long = data["preference"], data["texts"], model["median"] > model["limit"]
     rows = max(1, facts["rows_at_once"] // Settings().max_windows)
     rules = [         # (does it apply?, unless one of these flags is set, flags, reason)
@@ -85,7 +85,7 @@ def by_rules(facts):
          {"readout": "labels"}, f"label texts take {several} texts a row"),
         (preference, ("readout",),
          {"preference": "bradley-terry"}, "two answers to a prompt are compared"),
-        (model["over"] > FEW_CUT and not long, ("readout",),
+        (model["over"] > FEW_CUT_SHARE and not long, ("readout",),
          {"truncation_side": "middle"},
          f"{model['over']:.0%} of the texts are cut: keep both ends"),
         (long, ("readout", "preference"), {"windows": "mean", "micro_batch_size": rows},
@@ -100,7 +100,7 @@ def by_rules(facts):
     return flags, why
 
 
-def first_fit(facts):
+def first_fitting_model(facts):
     """The first model of the right kind that fits into memory, by the first method -> (its facts,
     flags, reasons)."""
     kind = KIND_FOR[facts["purpose"]]

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..files import CHECKPOINTS, find_model
 from ..models import load_backbone
 from ..text.doctor import SPLITS, unknown_share
-from ..cli.memory import METHODS, step_bytes, training_memory
+from ..cli.memory import MEASURED_METHODS, step_bytes, training_memory
 from ..tuning.quant_files import open_checkpoint
 
 USABLE = 0.8               # share of the free memory: estimates leave out short-lived tensors
@@ -77,7 +77,7 @@ def model_facts(name, data, s, machine):
                          for split, rows in splits.items()},
              "label_tokens": sum(len(empty.tokenizer.ids(label)) for label in data.labels)}
     found["methods"] = [method_facts(method, backbone, head, found["length"], s, machine["room"],
-                                     loaded) for method in METHODS]
+                                     loaded) for method in MEASURED_METHODS]
     return found
 
 
@@ -98,7 +98,7 @@ def method_facts(method, backbone, head, length, s, room, loaded):
             "fits": fits}
 
 
-def all_models(names, data, s, machine):
+def all_model_facts(names, data, s, machine):
     """model_facts of the named models, or of all in checkpoints/ -> (facts, a line for each model
     that is left out)."""
     found, left_out = [], []

@@ -22,7 +22,7 @@ from dataclasses import fields
 from ..cli.parser import Parser, run
 from ..cli.settings import Settings, add_settings, refuse_multi_label
 from ..errors import InputError
-from .configurations import BASELINES, OWN, SHIPPED_MODELS, DEFAULT_METHODS
+from .configurations import BASELINES, DECIDED_SETTINGS, SHIPPED_MODELS, DEFAULT_METHODS
 
 
 def parse(arguments=None):
@@ -44,7 +44,7 @@ def parse(arguments=None):
                    help="folder of the comparison [runs/compare]")
     p.add_argument("--overwrite", action="store_true",
                    help="write into a folder that holds other things")
-    names = [f.name for f in fields(Settings) if f.name not in OWN]
+    names = [f.name for f in fields(Settings) if f.name not in DECIDED_SETTINGS]
     return add_settings(p, names).parse_args(arguments)
 
 

@@ -7,16 +7,16 @@ import itertools
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from ..cli.settings import METHODS, Settings, flag, idle, kind_of, read_settings, renamed
+from ..cli.settings import METHODS, Settings, flag, unread_settings, method_kind, read_settings, with_current_names
 from ..errors import InputError, did_you_mean
 from ..files import find_model, short
 
 BASELINES = ("majority", "bag-of-words")
 SHIPPED_MODELS = ("mini-bert", "mini-llama", "mini-t5")
 DEFAULT_METHODS = ("full", "lora", "qlora", "head")
-OWN = ("model", "out", "rows_per_class", "seed")           # settings that the comparison decides
-SHARED = ("data", "label_column", "multi_label", "quoting")     # those that all runs share
-TYPES = {f.name: type(f.default) for f in fields(Settings)}
+DECIDED_SETTINGS = ("model", "out", "rows_per_class", "seed")           # settings that the comparison decides
+SHARED_SETTINGS = ("data", "label_column", "multi_label", "quoting")     # those that all runs share
+SETTING_TYPES = {f.name: type(f.default) for f in fields(Settings)}
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Configuration:
     method_settings: str = ""
 
     @property
-    def baseline(self):
+    def is_baseline(self):
         return self.model in BASELINES
 
     @property
@@ -39,15 +39,15 @@ class Configuration:
         return self.model, self.settings.method, self.settings.readout, self.method_settings
 
     @property
-    def swept(self):
+    def row_settings(self):
         """The settings of its method and of --sweep: "rank=16,lr=0.001"."""
         pairs = [f"{key}={value}" for key, value in self.sweep.items()]
         return ",".join(filter(None, [self.method_settings, *pairs]))
 
     @property
-    def suffix(self):
+    def label_suffix(self):
         """What its label says after the model: ", lora, labels"."""
-        words = [] if self.baseline else ["", self.settings.method]
+        words = [] if self.is_baseline else ["", self.settings.method]
         if self.settings.readout == "labels":
             words.append("labels")
         return ", ".join(words)
@@ -56,17 +56,17 @@ class Configuration:
 def read_pair(pair, where):
     """"lr=1e-4" -> ("lr", 0.0001). An InputError begins with `where`."""
     key, _, value = pair.partition("=")
-    (key, value), = renamed({key: value}).items()
-    if key not in TYPES or key in OWN + SHARED:
+    (key, value), = with_current_names({key: value}).items()
+    if key not in SETTING_TYPES or key in DECIDED_SETTINGS + SHARED_SETTINGS:
         raise InputError(f"{where}: {key!r} is not a setting of a model")
     try:
-        return key, TYPES[key](value)
+        return key, SETTING_TYPES[key](value)
     except ValueError:
-        kind = TYPES[key].__name__
+        kind = SETTING_TYPES[key].__name__
         raise InputError(f"{where}: {key} should be a {kind}, is {value!r}") from None
 
 
-def read_own(text, option="--models"):
+def read_own_settings(text, option="--models"):
     """"mini-bert@lr=1e-4,pool=mean" -> ("mini-bert", {"lr": 1e-4, "pool": "mean"})."""
     name, _, own = text.partition("@")
     return name, dict(read_pair(pair, f"{option} {text}") for pair in own.split(",") if pair)
@@ -87,17 +87,17 @@ def read_sweep(given):
     return [dict(zip(values, chosen)) for chosen in itertools.product(*values.values())]
 
 
-def combine(model, method, readout, swept, flags, readouts):
+def make_configuration(model, method, readout, swept, flags, readouts):
     """One configuration. readouts: all of the comparison; swept, flags: {setting: value}.
 
     Highest priority first: the model's own settings (after @), the sweep's, the method's, flags.
     Flags that only another method or readout of the comparison reads are left out.
     """
-    (name, own), (kind, tuned) = read_own(model), read_own(method, "--methods")
+    (name, own), (kind, tuned) = read_own_settings(model), read_own_settings(method, "--methods")
     if "method" in own:
         tuned = {}
     given = {**flags, **tuned, "method": kind, "readout": readout, **swept, **own, "model": name}
-    unread = idle({**vars(Settings()), **given})               # name -> the flag that it goes with
+    unread = unread_settings({**vars(Settings()), **given})               # name -> the flag that it goes with
     for key in sorted(tuned):
         if unread.get(key, "").startswith("--method"):
             raise InputError(f"--methods {kind}: reads no {key}: leave it out")
@@ -113,18 +113,18 @@ def combine(model, method, readout, swept, flags, readouts):
     return Configuration(model, s, ",".join(shown), sweep, ",".join(over))
 
 
-def expand(models, methods, readouts, sweep, flags):
+def make_configurations(models, methods, readouts, sweep, flags):
     """All configurations, in the order of the table. sweep: as read_sweep gives it."""
     for method in methods:
         name = method.partition("@")[0]
-        if kind_of(name) not in METHODS:
+        if method_kind(name) not in METHODS:
             raise InputError(f"--methods {short(name)}: known are {', '.join(METHODS)}"
                              + did_you_mean(name, METHODS))
     used = {*readouts}
     for model in models:
         if model not in BASELINES:
-            used.add(read_own(model)[1].get("readout", readouts[0]))
-    shared = {key: value for key, value in flags.items() if key in (*SHARED, "text_column")}
+            used.add(read_own_settings(model)[1].get("readout", readouts[0]))
+    shared = {key: value for key, value in flags.items() if key in (*SHARED_SETTINGS, "text_column")}
     found, trained = [], []
     for model in models:
         if model in BASELINES:
@@ -132,7 +132,7 @@ def expand(models, methods, readouts, sweep, flags):
             continue
         find_model(model.partition("@")[0])
         for method, readout, swept in itertools.product(methods, readouts, sweep):
-            one = combine(model, method, readout, swept, flags, used)
+            one = make_configuration(model, method, readout, swept, flags, used)
             if not any(one.settings == other.settings for other in trained):
                 trained.append(one)
                 found.append(one)
@@ -146,7 +146,7 @@ def check_all_read(trained, sweep, flags):
     for key in sweep[0] if sweep else ():
         if not any(key in one.sweep for one in trained):
             raise InputError(f"--sweep {key}: {why}")
-    unread = [idle(vars(one.settings)) for one in trained]
+    unread = [unread_settings(vars(one.settings)) for one in trained]
     for key in flags:
         if unread and all(key in settings for settings in unread):
             raise InputError(f"{flag(key)}: {why}")
@@ -158,7 +158,7 @@ def labels_of(configurations):
     def label(c, name):
         alike = {one.method_settings for one in configurations if one.group[:3] == c.group[:3]}
         own = f"@{c.model_settings}" if c.model_settings else ""
-        return name + own + c.suffix + (f" {c.method_settings}" if len(alike) > 1 else "")
+        return name + own + c.label_suffix + (f" {c.method_settings}" if len(alike) > 1 else "")
     paths = {c.group: label(c, c.model.partition("@")[0]) for c in configurations}
     names = {c.group: label(c, Path(c.model.partition("@")[0]).name) for c in configurations}
     shown = list(names.values())

@@ -34,11 +34,11 @@ from .configurations import Configuration
 
 TIMED_TEXTS, TIMED_BATCH, TIMED_PASSES = 200, 32, 3           # of `milliseconds`
 PR_SET_PDEATHSIG = 1            # Linux, prctl.h: a signal for this process when its parent ends
-METRICS = (lambda v: isinstance(v, dict) and all(type(v.get(name)) in (int, float) for name in (
+METRICS_FIELD = (lambda v: isinstance(v, dict) and all(type(v.get(name)) in (int, float) for name in (
     "accuracy", "macro_f1", "log_loss", "ece")), "an object with the metrics")
-COST = (lambda v: v is None or type(v) in (int, float) and v >= 0, "a number, or null")
-RECORD = {"split": (lambda v: v in ("dev", "test"), "dev or test"), "dev": METRICS, "test": METRICS,
-          "trainable": COST, "memory_mb": COST, "train_seconds": COST, "ms_per_text": COST}
+COST_FIELD = (lambda v: v is None or type(v) in (int, float) and v >= 0, "a number, or null")
+RECORD_FIELDS = {"split": (lambda v: v in ("dev", "test"), "dev or test"), "dev": METRICS_FIELD, "test": METRICS_FIELD,
+          "trainable": COST_FIELD, "memory_mb": COST_FIELD, "train_seconds": COST_FIELD, "ms_per_text": COST_FIELD}
 
 
 @dataclass
@@ -51,16 +51,16 @@ class Run:
     record: dict | None = None
 
     @property
-    def finished(self):
+    def is_finished(self):
         return self.record["state"] == "finished"
 
 
 def folder_of(out, configuration, size, seed):
     """The folder of a run. Its name has a hash of the settings, so other settings get another."""
     s = configuration.settings
-    decisive = json.dumps({**s.identity(), "model": configuration.model}, sort_keys=True)
+    decisive = json.dumps({**s.decisive_under_old_names(), "model": configuration.model}, sort_keys=True)
     name = re.sub(r"[^\w.=-]", "_", Path(configuration.model.partition("@")[0]).name)[:40]
-    parts = [name] if configuration.baseline else [name, s.method, s.readout]
+    parts = [name] if configuration.is_baseline else [name, s.method, s.readout]
     digest = hashlib.sha256(decisive.encode()).hexdigest()[:8]
     return Path(out) / "cells" / "-".join([*parts, str(size), str(seed), digest])
 
@@ -75,17 +75,17 @@ def run_once(run, sha256):
     c, folder, path = run.configuration, run.folder, run.folder / "cell.json"
     rows = 0 if run.size == "all" else run.size
     s = replace(c.settings, seed=run.seed, rows_per_class=rows, out=str(folder))
-    made_from = {"settings": s.identity(), "data": sha256}
-    if not c.baseline:
+    made_from = {"settings": s.decisive_under_old_names(), "data": sha256}
+    if not c.is_baseline:
         made_from["model"] = fingerprint(find_model(s.model))
     earlier = read_json(path) if path.exists() else {}
     same = earlier.get("made_from") == made_from
     finished = earlier.get("state") == "finished"
     if same and finished and (folder / "predictions.csv").exists():
-        return check_fields(earlier, RECORD, path), False
+        return check_fields(earlier, RECORD_FIELDS, path), False
     record = {"state": "begun", "made_from": made_from, "settings": asdict(s)}
     write_record(path, record)                             # train reads its settings from here
-    if c.baseline:
+    if c.is_baseline:
         record |= run_baseline(c.model, s, folder)
     else:
         record |= run_train(folder, overwrite=finished or not same, timed=run.seed == 0)
@@ -97,7 +97,7 @@ def write_record(path, record):
     write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
-def process(module, *arguments, printed, errors):
+def run_module(module, *arguments, printed, errors):
     """Run `python -m MODULE ARGUMENTS` -> exit code; its output goes to the files given.
 
     Ctrl-C is passed on once, so that the child saves its state; then this raises Stopped. The child
@@ -144,7 +144,7 @@ def run_train(folder, overwrite, timed):
     """Train with the settings in the folder's cell.json -> results, for the record."""
     files = {"printed": folder / "stdout.txt", "errors": folder / "stderr.txt"}
     again = ["--overwrite"] if overwrite else []
-    code = process("minillmclf.train", "--config", folder / "cell.json", "--out", folder, *again,
+    code = run_module("minillmclf.train", "--config", folder / "cell.json", "--out", folder, *again,
                    **files)
     if code:
         killed = f"ended by signal {-code}, as for want of memory"
@@ -153,7 +153,7 @@ def run_train(folder, overwrite, timed):
     record, ms = read_json(folder / "run.json"), None
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     dev, = [epoch for epoch in map(json.loads, lines) if epoch["epoch"] == record["best_epoch"]]
-    if timed and process("minillmclf.compare.runs", folder, **files) == 0:
+    if timed and run_module("minillmclf.compare.runs", folder, **files) == 0:
         ms = float(files["printed"].read_text())
     for file in files.values():
         file.unlink()
@@ -188,10 +188,10 @@ def run_baseline(name, s, folder):
     return {"state": "finished", "split": final, "dev": metrics["dev"], "dev_rows": len(data.dev),
             "test": metrics[final], "trainable": parameters, "memory_mb": None,
             "train_seconds": round(seconds, 1),
-            "ms_per_text": milliseconds(predict, texts[final])}
+            "ms_per_text": milliseconds_per_text(predict, texts[final])}
 
 
-def milliseconds(predict, texts):
+def milliseconds_per_text(predict, texts):
     """Time of `predict` for one text, tokenization included: up to 200 texts in batches of 32, one
     pass to warm up, then the median of 3 passes."""
     texts, passes = texts[:TIMED_TEXTS], []
@@ -208,7 +208,7 @@ def main(arguments=None):
     s = read_settings({}, folder / "run.json")
     data = train.load_dataset(s)
     model = Classifier.load(folder).to(device_of(s))
-    print(milliseconds(model.predict, [e.texts for e in data.test or data.dev]))
+    print(milliseconds_per_text(model.predict, [e.texts for e in data.test or data.dev]))
     return 0
 
 

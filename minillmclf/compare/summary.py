@@ -15,8 +15,8 @@ from ..text.table_files import read_table
 from ..training.metrics import METRICS, evaluate
 from ..training.statistics import bootstrap, mcnemar, t_interval
 
-BOUNDED = ("accuracy", "macro_f1", "ece")                  # at most 1
-ROUNDED = 5e-7              # half of the last digit of a probability in predictions.csv
+AT_MOST_ONE = ("accuracy", "macro_f1", "ece")                  # at most 1
+ROUNDING_ERROR = 5e-7              # half of the last digit of a probability in predictions.csv
 
 
 @dataclass
@@ -57,13 +57,13 @@ def read_predictions(path, accuracy=None):
     if not good:
         raise InputError(f"{path}: holds other answers than were written: remove it, and its run "
                          "is made again")
-    probabilities = np.clip(probabilities, ROUNDED, 1)
-    probabilities[np.arange(len(rows)), answers] += ROUNDED / 10      # the answer wins ties
+    probabilities = np.clip(probabilities, ROUNDING_ERROR, 1)
+    probabilities[np.arange(len(rows)), answers] += ROUNDING_ERROR / 10      # the answer wins ties
     return Predictions([(row["line"], row["label"]) for row in rows], labels, targets, right,
                        probabilities)
 
 
-def interval(metric, values, predictions):
+def interval_over_seeds(metric, values, predictions):
     """Mean over seeds with its 95 % interval -> {"mean", "low", "high"}. values: one for each seed;
     predictions: of the first seed."""
     if len(values) > 1:
@@ -72,10 +72,10 @@ def interval(metric, values, predictions):
         middle = values[0]
         low, high = bootstrap(predictions.statistic(metric), len(predictions.rows))
     return {"mean": middle, "low": max(low, 0.0),
-            "high": min(high, 1.0) if metric in BOUNDED else high}
+            "high": min(high, 1.0) if metric in AT_MOST_ONE else high}
 
 
-def difference(metric, own, best):
+def difference_to_best(metric, own, best):
     """One row's score minus the best row's. own, best: {seed: Predictions} of the two rows.
 
     -> ({"mean", "low", "high"}, McNemar's p for each seed); (None, []) if they have no seed in
@@ -94,7 +94,7 @@ def difference(metric, own, best):
             [mcnemar(a.right, b.right) for a, b in pairs])
 
 
-def row_of(runs, label, metric, predictions):
+def table_row(runs, label, metric, predictions):
     """The finished runs of one configuration at one size -> a row of the table."""
     records, c = [run.record for run in runs], runs[0].configuration
     test = {name: [record["test"][name] for record in records] for name in METRICS}
@@ -103,11 +103,11 @@ def row_of(runs, label, metric, predictions):
         costs[key] = [record[key] for record in records if record[key] is not None]
     name = label.removesuffix(f" {c.method_settings}") if c.method_settings else label
     return {
-        "model": name.removesuffix(c.suffix), "method": "" if c.baseline else c.settings.method,
-        "readout": "" if c.baseline else c.settings.readout, "label": label, "settings": c.swept,
+        "model": name.removesuffix(c.label_suffix), "method": "" if c.is_baseline else c.settings.method,
+        "readout": "" if c.is_baseline else c.settings.readout, "label": label, "settings": c.row_settings,
         "size": runs[0].size, "split": records[0]["split"], "metric": metric,
-        "score": interval(metric, test[metric], predictions),
-        "accuracy": interval("accuracy", test["accuracy"], predictions),
+        "score": interval_over_seeds(metric, test[metric], predictions),
+        "accuracy": interval_over_seeds("accuracy", test["accuracy"], predictions),
         **{name: mean(test[name]) for name in ("macro_f1", "log_loss", "ece")},
         "dev": dev_mean(runs, metric), "dev_rows": records[0].get("dev_rows"),
         "trainable": records[0]["trainable"], "memory_mb": max(costs["memory_mb"], default=None),
@@ -130,11 +130,11 @@ def summarise(runs, labels, metric):
         groups, compared = {}, []               # groups: group -> settings of the sweep -> runs
         for run in [run for run in runs if run.size == size]:
             c = run.configuration
-            if run.finished:
-                groups.setdefault(c.group, {}).setdefault(c.swept, []).append(run)
+            if run.is_finished:
+                groups.setdefault(c.group, {}).setdefault(c.row_settings, []).append(run)
             else:
                 summary["left_out"].append({
-                    "label": labels[c.group], "settings": c.swept, "size": size, "seed": run.seed,
+                    "label": labels[c.group], "settings": c.row_settings, "size": size, "seed": run.seed,
                     "reason": run.record["reason"]})
         for group, found in groups.items():
             dev = {swept: dev_mean(seeds, metric) for swept, seeds in found.items()}
@@ -148,7 +148,7 @@ def summarise(runs, labels, metric):
                                                       run.record["test"]["accuracy"])
                            for run in found[chosen]}
             first = next(iter(predictions.values()))
-            compared.append((row_of(found[chosen], labels[group], metric, first), predictions))
+            compared.append((table_row(found[chosen], labels[group], metric, first), predictions))
         add_differences(compared, metric)
         summary["rows"] += [row for row, _ in compared]
     return summary
@@ -160,6 +160,6 @@ def add_differences(compared, metric):
         return
     best, its = max(compared, key=lambda pair: METRICS[metric] * pair[0]["score"]["mean"])
     for row, own in compared:
-        gap, p = (None, []) if row is best else difference(metric, own, its)
+        gap, p = (None, []) if row is best else difference_to_best(metric, own, its)
         row |= {"best": row is best, "difference": gap,
                 "mcnemar": median(p) if p else None, "mcnemar_seeds": p}

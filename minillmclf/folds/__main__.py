@@ -24,7 +24,7 @@ command is given again; finished folds stay.
 """
 from ..cli.parser import Parser, run
 from ..cli.settings import add_settings
-from ..cli.launch import distributed
+from ..cli.launch import in_all_processes
 
 
 def parse(arguments=None):
@@ -46,7 +46,7 @@ def parse(arguments=None):
 
 
 def main(arguments=None):
-    with distributed():
+    with in_all_processes():
         a = parse(arguments)
         from .cross_validation import cross_validate   # torch takes seconds, --help should not
         return cross_validate(a)

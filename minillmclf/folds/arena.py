@@ -26,8 +26,8 @@ from ..text.table_files import read_table
 FIELDS = ("prompt", "response_a", "response_b")
 LABELS = ("a", "b", "tie")
 WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")       # columns, in the order of LABELS
-MARKS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
-NAMES = {"a": "a", "b": "b", "tie": "tie", "model_a": "a", "model_b": "b", "tie (bothbad)": "tie"}
+WINNER_MARKS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
+WINNER_NAMES = {"a": "a", "b": "b", "tie": "tie", "model_a": "a", "model_b": "b", "tie (bothbad)": "tie"}
 EMPTY = "(empty)"
 REMEDY = "correct or remove the row"
 
@@ -69,16 +69,16 @@ def read_winner(record, columns, where):
     """The label of a row. An InputError begins with `where`."""
     if set(WINNERS) & set(columns):
         cells = [str(record.get(name)).strip() for name in WINNERS]
-        marks = [MARKS.get(cell) for cell in cells]
+        marks = [WINNER_MARKS.get(cell) for cell in cells]
         if None in marks or sum(marks) != 1:
             raise InputError(f"{where} '{', '.join(WINNERS)}' must hold one 1 and two 0, found "
                              f"{', '.join(cells):.60}: {REMEDY}")
         return LABELS[marks.index(1)]
     column = "winner" if "winner" in columns else "label"
     value = record.get(column)
-    label = NAMES.get(value.strip().casefold()) if isinstance(value, str) else None
+    label = WINNER_NAMES.get(value.strip().casefold()) if isinstance(value, str) else None
     if label is None:
-        raise InputError(f"{where} '{column}' must hold {', '.join(NAMES)}, found "
+        raise InputError(f"{where} '{column}' must hold {', '.join(WINNER_NAMES)}, found "
                          f"{json.dumps(value)[:40]}: {REMEDY}")
     return label
 

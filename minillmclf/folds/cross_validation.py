@@ -15,7 +15,7 @@ from ..classify.calibrate import temperature
 from ..classify.classifier import Classifier
 from ..cli.build import device_of
 from ..cli.rows import draw_rows
-from ..cli.run_folder import RunFolder, differences
+from ..cli.run_folder import RunFolder, compare_with_run
 from ..cli.settings import read_settings, refuse_multi_label
 from ..cli.tables import csv_text
 from ..errors import InputError, Stopped
@@ -25,13 +25,13 @@ from ..text.data import Dataset, natural_order
 from ..training.metrics import evaluate
 from ..training.parallel import processes as parallel
 from .reading import Source, find_data, read_source, read_test
-from .split import dev_rows, share_out
-from .submission import Form, check_submission, submission_text
+from .split import choose_dev_rows, assign_folds
+from .submission import SubmissionForm, check_submission, submission_text
 
 FLAGS = ("folds", "group", "test", "sample", "temperature", "config", "overwrite")
 RESULTS = ("folds.json", "oof.csv", "submission.csv")
-SHOWN = ("accuracy", "macro_f1", "log_loss", "ece")
-LINE = "{:<24}{:>8}{:>10}{:>10}{:>8}"
+SHOWN_METRICS = ("accuracy", "macro_f1", "log_loss", "ece")
+LINE_FORMAT = "{:<24}{:>8}{:>10}{:>10}{:>8}"
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Plan:
     folds: list
     runs: list
     test: Source | None
-    form: Form | None
+    form: SubmissionForm | None
 
 
 def cross_validate(a):
@@ -60,20 +60,20 @@ def cross_validate(a):
         check_out(out / name, True, reads)
     plan = make_plan(a, s, out)
     folder = FoldsFolder(out)
-    with folder.held():
-        place = place_of(plan.runs, out, a.overwrite)
+    with folder.lock():
+        place = folds_training_folder(plan.runs, out, a.overwrite)
         logits, test_logits = train_and_predict(plan, place, a.overwrite)
         targets = [plan.labels.index(e.label) for e in plan.source.examples]
-        found = judge(logits, targets, plan.folds, plan.labels)
+        found = evaluate_folds(logits, targets, plan.folds, plan.labels)
         fitted = temperature(logits, targets)
-        used = applied(fitted, found, a.temperature)
+        used = submission_calibration(fitted, found, a.temperature)
         record = {"settings": vars(s) | {"out": str(out)}, "k": a.folds, "group": a.group,
                   "labels": plan.labels, "finished": True, "temperature": used.temperature,
                   "fitted_temperature": fitted.temperature, **found}
-        write_results(plan, record, logits, fold_mean(test_logits, used) if plan.test else None,
+        write_results(plan, record, logits, mean_probabilities(test_logits, used) if plan.test else None,
                       place, out)
-        folder.settle()
-    print("\n" + "\n".join(report(found, plan.folds, fitted.temperature, used.temperature)))
+        folder.move_into_place()
+    print("\n" + "\n".join(report_lines(found, plan.folds, fitted.temperature, used.temperature)))
     submission = f", submission.csv ({len(plan.form.ids)} rows, checked)" if plan.test else ""
     print(f"\nsaved in {out}: oof.csv, folds.json{submission}")
     return 0
@@ -87,7 +87,7 @@ def make_plan(a, s, out):
         raise InputError(f"{source.path}: {len(source.examples)} rows to train on, of "
                          f"{len(labels)} classes: add rows of two classes or more")
     test, form = read_test(a, s, labels, source)
-    folds = share_out([e.label for e in source.examples], source.groups, a.folds, s.seed)
+    folds = assign_folds([e.label for e in source.examples], source.groups, a.folds, s.seed)
     runs = [(replace(s, out=str(out / f"fold-{fold + 1}")),
              fold_dataset(s, source, folds, fold, labels)) for fold in range(a.folds)]
     return Plan(source, labels, folds, runs, test, form)
@@ -96,7 +96,7 @@ def make_plan(a, s, out):
 def fold_dataset(s, source, folds, fold, labels):
     """The data of one fold: test is the held-out fold; dev is taken from the rest, by groups."""
     own = [i for i, f in enumerate(folds) if f != fold]
-    chosen = dev_rows([source.examples[i].label for i in own], [source.groups[i] for i in own],
+    chosen = choose_dev_rows([source.examples[i].label for i in own], [source.groups[i] for i in own],
                       f"{s.seed}:{fold}")
     dev = {own[i] for i in chosen}
     parts = [[source.examples[i] for i in own if i not in dev],
@@ -118,7 +118,7 @@ def fold_dataset(s, source, folds, fold, labels):
         "seed": s.seed, "dev_from_train": True})
 
 
-def place_of(runs, out, overwrite):
+def folds_training_folder(runs, out, overwrite):
     """Where the folds are trained: OUT/.new where they replace folds in OUT, else OUT."""
     if overwrite:
         held = (out / "folds.json").exists() or any(out.glob("fold-*/run.json"))
@@ -132,7 +132,7 @@ def place_of(runs, out, overwrite):
         for s, data in runs:
             folder = out / NEW / Path(s.out).name
             if (folder / "run.json").exists():
-                begun.append(differences(s, folder, data)[0])
+                begun.append(compare_with_run(s, folder, data)[0])
     except InputError:
         return out
     return out / NEW if begun and not any(begun) else out
@@ -140,15 +140,15 @@ def place_of(runs, out, overwrite):
 
 class FoldsFolder(RunFolder):
     """OUT as cli/run_folder.py has it, with runs in fold-1, ... and folds.json as the record."""
-    RECORD = "folds.json"
+    RECORD_FILE = "folds.json"
 
-    def clear(self, folder):
+    def remove_files(self, folder):
         """Remove the files of earlier folds, their record first."""
         results = [folder / name for name in RESULTS]
         for path in [*results, *folder.glob("fold-*/scores-*.safetensors")]:
             remove(path)
         for fold in folder.glob("fold-*"):
-            super().clear(fold)
+            super().remove_files(fold)
             if not any(fold.iterdir()):
                 fold.rmdir()
 
@@ -157,7 +157,7 @@ def train_and_predict(plan, place, overwrite):
     """-> out-of-fold logits (N, C) in float64, and a list of each model's test logits."""
     folders = [place / Path(s.out).name for s, _ in plan.runs]
     for (s, data), folder in zip(plan.runs, folders):      # InputError for another run there,
-        train.open_run(s, folder, data, False)             # before any fold is trained
+        train.finished_record(s, folder, data, False)             # before any fold is trained
     logits = torch.empty(len(plan.folds), len(plan.labels), dtype=torch.float64)
     folds, test_logits = torch.tensor(plan.folds), []
     for fold, ((s, data), folder) in enumerate(zip(plan.runs, folders)):
@@ -173,7 +173,7 @@ def train_and_predict(plan, place, overwrite):
 
 def train_fold(s, data, folder, overwrite, say):
     """Train a fold's model, unless it is finished. overwrite: only for the message after Ctrl-C."""
-    if train.open_run(s, folder, data, False):
+    if train.finished_record(s, folder, data, False):
         print(f"{folder}: finished already")
     elif train.train_run(s, data, folder, False, say) is None:
         raise Stopped(f"stopped; the state is saved in {folder}. "
@@ -202,7 +202,7 @@ def fold_logits(s, folder, name, texts):
     return logits.double()
 
 
-def cross_fitted(logits, targets, folds):
+def cross_fitted_logits(logits, targets, folds):
     """Divide the logits (N, C) of each fold by the temperature fitted to all *other* folds."""
     out, folds, targets = torch.empty_like(logits), torch.tensor(folds), torch.tensor(targets)
     for fold in folds.unique():
@@ -211,7 +211,7 @@ def cross_fitted(logits, targets, folds):
     return out
 
 
-def judge(logits, targets, folds, labels):
+def evaluate_folds(logits, targets, folds, labels):
     """Metrics of out-of-fold logits (N, C) -> {"folds": of each fold, "mean" and "sd" of these,
     "all": of all rows, "calibrated": of all rows after `cross_fitted`}."""
     folds_of_rows, targets_of_rows = np.array(folds), np.array(targets)
@@ -221,32 +221,32 @@ def judge(logits, targets, folds, labels):
     each = [measured(logits, folds_of_rows == fold) for fold in range(max(folds) + 1)]
     every = slice(None)
     return {"folds": each,
-            "mean": {name: float(np.mean([m[name] for m in each])) for name in SHOWN},
-            "sd": {name: float(np.std([m[name] for m in each], ddof=1)) for name in SHOWN},
+            "mean": {name: float(np.mean([m[name] for m in each])) for name in SHOWN_METRICS},
+            "sd": {name: float(np.std([m[name] for m in each], ddof=1)) for name in SHOWN_METRICS},
             "all": measured(logits, every),
-            "calibrated": measured(cross_fitted(logits, targets, folds), every)}
+            "calibrated": measured(cross_fitted_logits(logits, targets, folds), every)}
 
 
-def applied(fitted, found, asked):
+def submission_calibration(fitted, found, asked):
     """The Calibration of a submission: `fitted` if cross-fitted temperatures lower the log loss and
     --temperature (`asked`) is auto, else temperature 1."""
     helps = found["calibrated"]["log_loss"] < found["all"]["log_loss"]
     return fitted if helps and asked == "auto" else replace(fitted, temperature=1.0)
 
 
-def fold_mean(logits, calibration):
+def mean_probabilities(logits, calibration):
     """List of the models' logits (N, C) -> mean of their probabilities (N, C). Where models differ,
     the mean is less confident than each of them."""
     return (sum(calibration(one).softmax(-1) for one in logits) / len(logits)).numpy()
 
 
-def report(found, folds, fitted, used):
+def report_lines(found, folds, fitted, used):
     """The printed table -> lines. fitted, used: temperatures, `used` being 1 if not applied."""
     rows = {f"fold {i} ({folds.count(i - 1)} rows)": m for i, m in enumerate(found["folds"], 1)}
     rows |= {"sd over the folds": found["sd"], f"all {len(folds)} rows": found["all"],
              "all, calibrated": found["calibrated"]}
-    lines = [LINE.format("out of fold", "accuracy", "macro F1", "log loss", "ECE")]
-    lines += [LINE.format(name, *(f"{m[key]:.3f}" for key in SHOWN)) for name, m in rows.items()]
+    lines = [LINE_FORMAT.format("out of fold", "accuracy", "macro F1", "log loss", "ECE")]
+    lines += [LINE_FORMAT.format(name, *(f"{m[key]:.3f}" for key in SHOWN_METRICS)) for name, m in rows.items()]
     before, after = found["all"]["log_loss"], found["calibrated"]["log_loss"]
     if used == fitted:
         verdict = "applied"

@@ -4,14 +4,14 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..cli.build import task_kind
+from ..cli.build import task_class
 from ..errors import InputError
 from ..files import short
 from ..text.data import (BUNDLED, names_of, read_examples, refuse_blank, row_splits, split_column,
                          text_key, usual_texts)
 from ..text.table_files import read_table
 from .arena import FIELDS, LABELS, WINNERS, is_arena, read_arena, read_ids
-from .submission import Form, read_form
+from .submission import SubmissionForm, read_form
 
 
 @dataclass
@@ -45,7 +45,7 @@ def read_source(path, s, group="", id_column="id", labelled=True):
         examples = read_examples(path, s.text_column or None, s.label_column or None, labelled,
                                  quoting=s.quoting)
         columns = names_of(s.text_column) if s.text_column else usual_texts(table)
-    kind = task_kind(s)
+    kind = task_class(s)
     if arena and s.readout == "head" and kind.TEXTS < 3:
         examples = [replace(e, texts=(f"{e.texts[0]}\n\n{e.texts[1]}", e.texts[2]))
                     for e in examples]
@@ -106,7 +106,7 @@ def read_test(a, s, labels, source):
                          f"{', '.join(source.columns)}: the same are needed")
     if not sample:
         header = [source.winners.get(label, f"p_{label}") for label in labels]
-        return test, Form(["id", *header], [None, *range(len(labels))], test.ids)
+        return test, SubmissionForm(["id", *header], [None, *range(len(labels))], test.ids)
     if id_column not in read_table(Path(a.test), s.quoting).columns:
         raise InputError(f"{a.test}: no column '{id_column}', by which {a.sample} names its rows: "
                          "add it")

@@ -17,15 +17,15 @@ from ..errors import InputError
 from ..text.data import Example, hold_out
 
 
-def share_out(labels, groups, k, seed):
+def assign_folds(labels, groups, k, seed):
     """-> the fold, 0 to k - 1, of each row: `stratified` if all groups have one row, else
     `grouped`."""
     if len(set(groups)) == len(groups):
-        return stratified(labels, k, seed, groups)
-    return grouped(labels, groups, k, seed)
+        return stratified_folds(labels, k, seed, groups)
+    return grouped_folds(labels, groups, k, seed)
 
 
-def stratified(labels, k, seed, keys=None):
+def stratified_folds(labels, k, seed, keys=None):
     """-> the fold, 0 to k - 1, of each row. Two folds differ by at most one row of each class, and
     by at most one row in all.
 
@@ -39,14 +39,14 @@ def stratified(labels, k, seed, keys=None):
             raise InputError(f"class {label!r} has {rows} rows for {k} folds: take fewer folds, or "
                              "add rows of it")
     keys = range(len(labels)) if keys is None else keys
-    order = sorted(range(len(labels)), key=lambda row: (labels[row], draw(seed, keys[row])))
+    order = sorted(range(len(labels)), key=lambda row: (labels[row], sort_key(seed, keys[row])))
     folds = [0] * len(labels)
     for place, row in enumerate(order):            # dealt like cards; a class begins where
         folds[row] = place % k                     # the one before ended, so sizes are even too
     return folds
 
 
-def grouped(labels, groups, k, seed):
+def grouped_folds(labels, groups, k, seed):
     """-> the fold, 0 to k - 1, of each row; rows of one group share theirs.
 
     labels, groups: the class and the group of each row. Greedy: from the largest group on, each
@@ -69,7 +69,7 @@ def grouped(labels, groups, k, seed):
                              "column, or add rows of it")
     weights = 1 / sum(counts.values()) ** 2                                         # (C + 1,)
     held, fold_of = np.zeros((k, len(classes) + 1)), {}
-    for group in sorted(counts, key=lambda group: (-counts[group][-1], draw(seed, group))):
+    for group in sorted(counts, key=lambda group: (-counts[group][-1], sort_key(seed, group))):
         own = counts[group]
         added = ((2 * held + own) * own * weights).sum(1)      # (k,): (held + own)^2 - held^2
         fold = int(np.argmin(np.round(added, 12)))             # ties: the first fold
@@ -78,7 +78,7 @@ def grouped(labels, groups, k, seed):
     return [fold_of[group] for group in groups]
 
 
-def dev_rows(labels, groups, seed):
+def choose_dev_rows(labels, groups, seed):
     """-> the indices of the dev rows, about a tenth of each class, which choose the best epoch.
 
     A group gives all its rows or none. A group with a class that no other has stays in training
@@ -97,6 +97,6 @@ def check_folds(k, count, name):
         raise InputError(f"{count} {name} for {k} folds: take fewer folds, or more rows")
 
 
-def draw(seed, key):
+def sort_key(seed, key):
     """Pseudo-random bytes, to sort by."""
     return hashlib.sha256(json.dumps([seed, key]).encode()).digest()

@@ -10,7 +10,7 @@ from .arena import LABELS, WINNERS, read_ids
 
 
 @dataclass
-class Form:
+class SubmissionForm:
     """columns: the header; classes: the class number of each column, None for the ids; ids: of the
     rows, in order."""
     columns: list
@@ -38,7 +38,7 @@ def read_form(sample, id_column, labels, arena, test):
         raise InputError(f"{sample.path}: {len(unknown)} of {len(ids)} ids are not in {test.path}, "
                          f"{len(missing)} of its {len(known)} are missing "
                          f"({(unknown + missing)[0]!r:.60}, ...): take a sample for these rows")
-    return Form(list(sample.columns), classes, ids)
+    return SubmissionForm(list(sample.columns), classes, ids)
 
 
 def submission_text(form, ids, probabilities):
@@ -58,12 +58,12 @@ def check_submission(text, form, where):
     if len(rows) != len(form.ids):
         raise InputError(f"{where}: {len(rows)} rows, should be {len(form.ids)}")
     for line, (row, name) in enumerate(zip(rows, form.ids), 2):
-        fault = fault_in(row, name, form)
+        fault = row_fault(row, name, form)
         if fault:
             raise InputError(f"{where}, line {line}: {fault}")
 
 
-def fault_in(row, name, form):
+def row_fault(row, name, form):
     """What is wrong with the row of this id, or None."""
     if len(row) != len(form.columns):
         return f"{len(row)} fields, should be {len(form.columns)}"

@@ -18,8 +18,8 @@ from ..errors import InputError, Stopped
 from ..files import check_out, hold, look_at, read_json, write_text
 
 WINDOW = 4096                   # rows; many batches, so that most hold texts of one length
-EVERY = 10                      # seconds between two lines of progress
-STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+LINE_SECONDS = 10                      # seconds between two lines of progress
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
 OPEN_FILES_STAY = os.name == "nt"                # Windows cannot rename or remove an open file
 
@@ -34,7 +34,7 @@ def answer_all(windows, answer, out):
     started = shown = time.monotonic()
     for rows, sha256 in windows:
         now = time.monotonic()
-        if out.rows > before and now - shown >= EVERY:
+        if out.rows > before and now - shown >= LINE_SECONDS:
             print(f"{out.rows:,} rows, {(out.rows - before) / (now - started):,.0f} rows/s",
                   file=sys.stderr, flush=True)
             shown = now
@@ -46,7 +46,7 @@ def answer_all(windows, answer, out):
         out.add(text, len(rows), sha256, cut)
 
 
-class Printed:
+class PrintedAnswers:
     """Answers on standard output. rows, cut: how many rows and cut texts so far."""
     rows = cut = 0
 
@@ -57,10 +57,10 @@ class Printed:
         self.cut += cut
 
 
-class Part:
+class PartFile:
     """Answers in OUT.part, and in OUT.part.json a record of how many of them count.
 
-    with Part(out, made) as part: answer_all(part.to_do(read), answer, part)
+    with PartFile(out, made_from) as part: answer_all(part.unanswered(read), answer, part)
 
     At its end OUT.part is renamed to OUT. made: what the answers depend on besides the rows,
     {name: value}; the record holds it, and a hash of the rows. After each full window the answers
@@ -69,22 +69,22 @@ class Part:
     fails leaves nothing.
     """
 
-    def __init__(self, out, made=None):
-        self.out, self.made = Path(out), made
+    def __init__(self, out, made_from=None):
+        self.out, self.made_from = Path(out), made_from
         self.part, self.record = part_files(out)
         self.rows = self.bytes = self.cut = 0            # rows and bytes in the part, texts cut
         self.hash = hashlib.sha256()                     # of these bytes
-        self.kept = 0                                    # rows on record
-        self.begun = False
+        self.rows_on_record = 0                                    # rows on record
+        self.is_cut = False
 
     def __enter__(self):
         try:
             self.part.parent.mkdir(parents=True, exist_ok=True)
-            self.file = os.fdopen(own_file(self.part), "r+b")
+            self.file = os.fdopen(open_locked(self.part), "r+b")
         except OSError as error:
-            raise self.unwritten(error) from None
+            raise self.write_error(error) from None
         self.handlers = {number: signal.signal(number, signal.default_int_handler)   # as Ctrl-C
-                         for number in STOPS
+                         for number in STOP_SIGNALS
                          if signal.getsignal(number) != signal.SIG_IGN}              # nohup
         return self
 
@@ -92,7 +92,7 @@ class Part:
         done = False
         try:
             if kind is None:
-                self.finish()
+                self.rename_to_out()
                 done = True
         finally:
             for number, handler in self.handlers.items():
@@ -102,28 +102,28 @@ class Part:
             if not done and not self.record.exists():
                 self.part.unlink(missing_ok=True)
             self.file.close()
-        if kind is KeyboardInterrupt and self.kept:
-            raise Stopped(f"stopped; {self.kept:,} rows are in {self.part}, the same command goes "
+        if kind is KeyboardInterrupt and self.rows_on_record:
+            raise Stopped(f"stopped; {self.rows_on_record:,} rows are in {self.part}, the same command goes "
                           "on from there") from None
 
-    def to_do(self, read):
+    def unanswered(self, read):
         """The windows of read() that an earlier run has not answered yet."""
-        if self.made is None or not self.record.exists():
+        if self.made_from is None or not self.record.exists():
             return read()
-        found, why = self.earlier()
+        found, why = self.read_earlier_record()
         windows = read()
-        if not why and skip(windows, found["rows"]) != found.get("sha256"):
+        if not why and skip_windows(windows, found["rows"]) != found.get("sha256"):
             why = "is of other rows"
         if why:
             print(f"{self.part} {why}: starting anew", file=sys.stderr)
             self.hash = hashlib.sha256()
             return read()
-        self.on_record, self.rows, self.kept = found, found["rows"], found["rows"]
+        self.on_record, self.rows, self.rows_on_record = found, found["rows"], found["rows"]
         self.bytes, self.cut = found["bytes"], found["cut"]
         print(f"going on after {self.rows:,} rows of an earlier run", file=sys.stderr)
         return windows
 
-    def earlier(self):
+    def read_earlier_record(self):
         """-> the record of an earlier run, and the reason why it cannot be continued, or None."""
         try:
             found = read_json(self.record)
@@ -131,9 +131,9 @@ class Part:
             return {}, "has a broken record"
         made, counts = found.get("made"), [found.get(key) for key in ("rows", "bytes", "cut")]
         if not all(type(count) is int and count >= 0 for count in counts) \
-                or not isinstance(made, dict) or made.keys() != self.made.keys():
+                or not isinstance(made, dict) or made.keys() != self.made_from.keys():
             return found, "has another kind of record"
-        if other := [name for name in made if made[name] != self.made[name]]:
+        if other := [name for name in made if made[name] != self.made_from[name]]:
             return found, f"is of another {' and '.join(other)}"
         left = found["bytes"]
         if os.fstat(self.file.fileno()).st_size < left:
@@ -147,54 +147,54 @@ class Part:
     def add(self, text, rows, sha256, cut):
         """Write the answers of a window. A full window is counted in the record."""
         try:
-            self.begin()
+            self.cut_to_record()
             data = text.encode("utf-8", "backslashreplace")
             self.bytes += self.file.write(data)
             self.hash.update(data)
             self.file.flush()
             os.fsync(self.file.fileno())
         except OSError as error:
-            raise self.unwritten(error) from None
+            raise self.write_error(error) from None
         self.rows += rows
         self.cut += cut
-        if self.made is not None and rows == WINDOW:     # a shorter one is the last
+        if self.made_from is not None and rows == WINDOW:     # a shorter one is the last
             self.on_record = {"rows": self.rows, "bytes": self.bytes, "cut": self.cut,
-                              "written": self.hash.hexdigest(), "sha256": sha256, "made": self.made}
-            self.keep()
+                              "written": self.hash.hexdigest(), "sha256": sha256, "made": self.made_from}
+            self.write_record()
 
-    def keep(self):
+    def write_record(self):
         """Write the record."""
         write_text(self.record, json.dumps(self.on_record, indent=2, ensure_ascii=False) + "\n")
-        self.kept = self.on_record["rows"]
+        self.rows_on_record = self.on_record["rows"]
 
-    def begin(self):
+    def cut_to_record(self):
         """Before the first write, cut the part to the bytes that the record counts."""
-        if not self.begun:
-            if not self.kept:
+        if not self.is_cut:
+            if not self.rows_on_record:
                 self.record.unlink(missing_ok=True)      # it counts answers of another run
             self.file.truncate(self.bytes)
             self.file.seek(self.bytes)
-            self.begun = True
+            self.is_cut = True
 
-    def finish(self):
+    def rename_to_out(self):
         """Rename the part to OUT. The record goes first: a kill in between leaves no old record."""
         try:
-            self.begin()                                 # there may have been nothing to add
+            self.cut_to_record()                                 # there may have been nothing to add
             if OPEN_FILES_STAY:
                 self.file.close()
             self.record.unlink(missing_ok=True)
             os.replace(self.part, self.out)
         except BaseException as error:
-            if self.kept:
-                self.keep()
+            if self.rows_on_record:
+                self.write_record()
             if isinstance(error, OSError):
-                raise self.unwritten(error) from None
+                raise self.write_error(error) from None
             raise
 
-    def unwritten(self, error):
+    def write_error(self, error):
         remedy = "free some space or choose another place"
-        if self.kept:
-            remedy = f"free some space, the same command goes on after {self.kept:,} rows"
+        if self.rows_on_record:
+            remedy = f"free some space, the same command goes on after {self.rows_on_record:,} rows"
         return InputError(f"{self.out}: could not be written ({error}); what was saved before is "
                           f"untouched: {remedy}")
 
@@ -204,14 +204,14 @@ def part_files(out):
     return Path(f"{Path(out)}.part"), Path(f"{Path(out)}.part.json")
 
 
-def check_answers(out, overwrite, sources):
+def check_answer_files(out, overwrite, sources):
     """files.check_out for OUT and the two files of its Part."""
     for path in part_files(out):
         look_at(path, sources)
     return check_out(out, overwrite, sources)
 
 
-def own_file(path):
+def open_locked(path):
     """Open a file to read and write, new if it is not there, and lock it -> its handle. InputError
     for a symbolic link and for whatever is no ordinary file."""
     if path.is_symlink() or path.exists() and not path.is_file():
@@ -228,7 +228,7 @@ def own_file(path):
         raise
 
 
-def skip(windows, rows):
+def skip_windows(windows, rows):
     """Read windows of `rows` rows in all -> sha256 of the file there; None if no window ends so."""
     for window, sha256 in windows:
         rows -= len(window)
@@ -237,7 +237,7 @@ def skip(windows, rows):
     return None
 
 
-def identity(folders):
+def model_identity(folders):
     """A hash that changes with the name, size or time of any file a model is loaded from."""
     digest = hashlib.sha256()
     for folder in folders:

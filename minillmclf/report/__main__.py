@@ -16,8 +16,8 @@ from pathlib import Path
 from ..cli.parser import Parser, run
 from ..errors import InputError
 from ..files import check_out, write_text
-from .page import page
-from .run import Run
+from .page import render_page
+from .run import FinishedRun
 
 
 def parse(arguments=None):
@@ -35,7 +35,7 @@ def main(arguments=None):
     if out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--out {out}: a page is an .html file: give it such a name")
     check_out(out, a.overwrite)
-    write_text(out, page(Run(a.run)))
+    write_text(out, render_page(FinishedRun(a.run)))
     print(f"saved in {out}")
     return 0
 
