@@ -1,4 +1,4 @@
-"""Results of python -m minillmclf.compare on the same data, from its folder."""
+"""What python -m minillmclf.compare has measured on the same data, read from its folder."""
 from pathlib import Path
 
 from ..cli.settings import Settings, with_current_names
@@ -16,13 +16,13 @@ TEXT = (lambda v: isinstance(v, str), "a text")
 COST = (lambda v: v is None or is_number(v), "a number, or null")
 SPREAD = (lambda v: isinstance(v, dict) and all(is_number(v.get(name)) for name in (
     "mean", "low", "high")), "an object with mean, low and high")
-ROW_FIELDS = {                             # of table.json, as `check_fields` takes it
+ROW_FIELDS = {                      # of a row in table.json, as files.check_fields takes them
     **dict.fromkeys(("label", "model", "method", "readout", "split", "settings"), TEXT),
     "score": SPREAD, "metric": (lambda v: isinstance(v, str) and v in METRICS, "a metric"),
     "size": (lambda v: v == "all" or type(v) is int, "a number, or all"), "dev_rows?": COST,
     "dev": (is_number, "a number"), "train_seconds": COST, "ms_per_text": COST,
     "best": (lambda v: type(v) is bool, "true or false")}
-SETTINGS_FIELDS = {                        # of settings.json
+SETTINGS_FIELDS = {                 # of settings.json
     "models?": (lambda v: v is None or isinstance(v, list) and all(isinstance(name, str)
                 for name in v), "a list of names"),
     **{f"{name}?": (lambda v, kind=type(default): type(v) is kind or
@@ -33,8 +33,9 @@ SETTINGS_FIELDS = {                        # of settings.json
 def has_same_data(folder, data):
     """Was this comparison made of the same data?"""
     path = folder / "settings.json"
-    made = check_fields(with_current_names(read_json(path)), SETTINGS_FIELDS, path).get("data", Settings().data)
-    return made == data or Path(made).resolve() == Path(data).resolve()
+    settings = check_fields(with_current_names(read_json(path)), SETTINGS_FIELDS, path)
+    own = settings.get("data", Settings().data)
+    return own == data or Path(own).resolve() == Path(data).resolve()
 
 
 def find_comparison(data):
@@ -45,11 +46,11 @@ def find_comparison(data):
 
 
 def comparison_facts(asked, data):
-    """The rows of a comparison at its largest size -> dict, or None where there is none.
+    """What a comparison says at its largest training size -> dict, or None if there is none.
 
     asked: its folder, or None to look into runs/. "best": the row with the best dev score;
-    "cheapest": the shortest training among trained rows near the best (advice.near); "fastest": the
-    trained row with the least time for a text. Test scores choose nothing.
+    "cheapest": of the trained rows near the best (advice.is_near), the one with the shortest
+    training; "fastest": the trained row with the least time a text. Test scores choose nothing.
     """
     if asked and not has_same_data(Path(asked), data):
         raise InputError(f"--comparison {asked}: was made of other data than {data}: name those "
@@ -57,7 +58,7 @@ def comparison_facts(asked, data):
     folder = Path(asked) if asked else find_comparison(data)
     if folder is None:
         return None
-    path = folder / "table.json"
+    settings, path = read_json(folder / "settings.json"), folder / "table.json"
     rows = read_json(path).get("rows")
     if not isinstance(rows, list) or not rows:
         raise InputError(f"{path}: has no rows: make it with python -m minillmclf.compare")
@@ -72,7 +73,6 @@ def comparison_facts(asked, data):
     trained = [row for row in rows if row["method"] and row["train_seconds"] is not None]
     close = [row for row in trained if is_near(row, best)]
     timed = [row for row in trained if row["ms_per_text"] is not None]
-    return {"folder": str(folder), "settings": with_current_names(read_json(folder / "settings.json")),
-            "best": best,
+    return {"folder": str(folder), "settings": with_current_names(settings), "best": best,
             "cheapest": min(close, key=lambda row: row["train_seconds"], default=None),
             "fastest": min(timed, key=lambda row: row["ms_per_text"], default=None)}

@@ -1,4 +1,4 @@
-"""Gather facts, derive the advice, print both: the page of python -m minillmclf.choose."""
+"""What python -m minillmclf.choose prints: the facts, and the advice that follows from them."""
 import json
 
 from ..cli.settings import read_settings, refuse_multi_label
@@ -16,9 +16,9 @@ MEMORY_LINE = "  {:28} {:10} {:>13} {:>22} {:>12}   {}"
 
 
 def choose(a, given):
-    """The command. a: its flags; given: those flags that are Settings -> exit code."""
+    """Run the command. a: its flags; given: {name: value} of those of Settings -> exit code."""
     refuse_multi_label(read_settings(given), "choose")
-    s = read_settings({**given, "readout": "labels"})              # takes any number of texts
+    s = read_settings({**given, "readout": "labels"})           # labels: any number of texts a row
     for name in a.models or ():
         find_model(name)
     data, comparison = load_dataset(s), comparison_facts(a.comparison, s.data)
@@ -35,8 +35,7 @@ def choose(a, given):
         return 0
     left_out = [f"  {line}"[:WIDTH] for line in left_out]
     parts = [[RULE_OF_THUMB], data_lines(facts["data"], models) + left_out, machine_lines(facts),
-             comparison_lines(comparison),
-             ["start with: " + command, f"  because {'; '.join(why)}"]]
+             comparison_lines(comparison), [f"start with: {command}", f"  because {'; '.join(why)}"]]
     print("\n\n".join("\n".join(part) for part in parts))
     return 0
 
@@ -77,38 +76,39 @@ def machine_lines(facts):
     """Cores and memory, and what each method needs for each model -> lines."""
     machine, memory, card = facts["machine"], facts["machine"]["memory"], "no GPU"
     if gpu := machine["gpu"]:
-        card = f"GPU {gpu['name']}, free {format_bytes(gpu['free'])} of {format_bytes(gpu['total'])}"
+        free, total = (format_bytes(gpu[name]) for name in ("free", "total"))
+        card = f"GPU {gpu['name']}, free {free} of {total}"
     lines = ["what this machine says",
              f"  {machine['cores']} cores; memory {size_or_not_known(memory['total'])}, free "
              f"{size_or_not_known(memory['free'])}; {card}",
              f"  to train in fp32 with AdamW, {facts['rows_at_once']} texts at a time (NO: takes "
              f"more than {USABLE:.0%} of what is free)",
-             MEMORY_LINE.format("model", "method", "tokens a text", "trainable parameters", "memory",
-                           "fits")]
+             MEMORY_LINE.format("model", "method", "tokens a text", "trainable parameters",
+                                "memory", "fits")]
     for m in facts["models"]:
-        for way in m["methods"]:
-            start = [m["name"][-28:], way["method"], f"{m['length']:,}"]
-            if "reason" in way:
-                lines.append("  {:28} {:10} {:>13} {}".format(*start, way["reason"])[:WIDTH])
+        for method in m["methods"]:
+            start = [m["name"][-28:], method["method"], f"{m['length']:,}"]
+            if "reason" in method:
+                lines.append("  {:28} {:10} {:>13} {}".format(*start, method["reason"])[:WIDTH])
                 continue
-            fits = {True: "yes", False: "NO", None: "not known"}[way["fits"]]
-            needed = "> " * way["at_least"] + format_bytes(way["bytes"])
-            lines.append(MEMORY_LINE.format(*start, f"{way['trainable']:,}", needed, fits))
+            fits = {True: "yes", False: "NO", None: "not known"}[method["fits"]]
+            needed = "> " * method["at_least"] + format_bytes(method["bytes"])
+            lines.append(MEMORY_LINE.format(*start, f"{method['trainable']:,}", needed, fits))
     return lines
 
 
-def comparison_lines(found):
+def comparison_lines(comparison):
     """The best, cheapest and fastest rows of a comparison -> lines."""
-    if not found:
+    if not comparison:
         return ["no comparison of these data in runs/: python -m minillmclf.compare measures"]
-    best = found["best"]
+    best = comparison["best"]
     metric = f"{best['split']} {best['metric'].replace('_', ' ')}"
-    lines = [f"what {found['folder']} has measured (chosen by dev; {metric} with its interval, and "
-             "dev)"]
+    lines = [f"what {comparison['folder']} has measured (chosen by dev; {metric} with its "
+             "interval, and dev)"]
     names = {"best": "best on dev:", "cheapest": "shortest training near the best:",
              "fastest": "fastest:"}
     for key, name in names.items():
-        if row := found[key]:
+        if row := comparison[key]:
             score, costs = row["score"], [f"dev {row['dev']:.3f}"]
             if row["train_seconds"] is not None:
                 costs.append(f"trained in {row['train_seconds']:,.0f} s")

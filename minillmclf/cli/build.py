@@ -11,8 +11,8 @@ KEPT_END = {"right": "head", "left": "tail", "middle": "head+tail", "both": "mid
 # ---------------------------------------------------------------- the classifier
 
 def build_classifier(s, labels, fields=("text",)):
-    """Build a classifier on its device and add its tuning method -> (classifier, number of trainable
-    parameters, of all). fields: the names by which a template calls a row's texts."""
+    """Build a classifier on its device, add its tuning method -> (classifier, number of parameters
+    that are trainable, of all). fields: the names by which a template calls a row's texts."""
     import torch
 
     from ..classify.classifier import Classifier

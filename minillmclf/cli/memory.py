@@ -87,8 +87,7 @@ def is_classification_head(head):
 
 
 def state_bytes(backbone, method, trained, total):
-    """Bytes of weights (fp32; qlora: linear layers in 4 bits) and of AdamW's two moments. trained,
-    total: numbers of parameters."""
+    """Bytes of the weights in fp32 (qlora: linear layers in 4 bits) and of AdamW's two moments."""
     weights = 4 * total
     if method == "qlora":
         in_4_bits = sum(m.weight.numel() for name, m in backbone.named_modules()
@@ -204,8 +203,7 @@ def peak_activations(model, kept, kept_in_full, in_forward, grad_blocks):
 
 def training_memory(backbone, head, method, length):
     """Training by a method in fp32 with AdamW -> (number of trainable parameters, bytes that do not
-    depend on the texts, bytes of activations for each text of `length` tokens), for `step_bytes`.
-    """
+    depend on the texts, bytes of activations of a text of `length` tokens), for `step_bytes`."""
     with tuned_classifier(backbone, head, method, length) as (model, trained, total):
         used = min(length, model.max_length)               # virtual tokens take the rest
         saved, fixed = saved_activation_bytes(model, used), 0

@@ -358,8 +358,7 @@ def check_types(values, where):
 
 
 def read_named_files(s):
-    """Put the contents of files in place of their names, so that run.json holds them -> Settings.
-    """
+    """Replace names of files by what the files hold, so that run.json has it -> Settings."""
     texts = s.label_texts
     if texts and not texts.lstrip().startswith("{"):
         texts = json.dumps(read_json(texts), ensure_ascii=False)

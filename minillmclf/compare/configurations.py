@@ -1,4 +1,4 @@
-"""The configurations of a comparison: models x methods x readouts x settings, each once.
+"""The configurations of a comparison: models x methods x readouts x settings, none twice.
 
 A configuration is the settings that the runs of a table row share: all but the seed and the number
 of training rows. Not here: which can be trained (comparison.py), training them (runs.py).
@@ -7,21 +7,22 @@ import itertools
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from ..cli.settings import METHODS, Settings, flag, unread_settings, method_kind, read_settings, with_current_names
+from ..cli.settings import (METHODS, Settings, flag, method_kind, read_settings, unread_settings,
+                            with_current_names)
 from ..errors import InputError, did_you_mean
 from ..files import find_model, short
 
 BASELINES = ("majority", "bag-of-words")
 SHIPPED_MODELS = ("mini-bert", "mini-llama", "mini-t5")
 DEFAULT_METHODS = ("full", "lora", "qlora", "head")
-DECIDED_SETTINGS = ("model", "out", "rows_per_class", "seed")           # settings that the comparison decides
-SHARED_SETTINGS = ("data", "label_column", "multi_label", "quoting")     # those that all runs share
+DECIDED_SETTINGS = ("model", "out", "rows_per_class", "seed")    # the comparison decides these
+SHARED_SETTINGS = ("data", "label_column", "multi_label", "quoting")         # all runs share these
 SETTING_TYPES = {f.name: type(f.default) for f in fields(Settings)}
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """model: as on the command line, "mini-bert@lr=1e-4"; model_settings: "lr=1e-4"; sweep:
+    """model: as on the command line, "mini-bert@lr=1e-4"; model_settings: "lr=1e-4" of it; sweep:
     {setting: value} of --sweep; method_settings: "rank=16" of "lora@rank=16"."""
     model: str
     settings: Settings
@@ -46,7 +47,7 @@ class Configuration:
 
     @property
     def label_suffix(self):
-        """What its label says after the model: ", lora, labels"."""
+        """What the label of its row says after the model: ", lora, labels"."""
         words = [] if self.is_baseline else ["", self.settings.method]
         if self.settings.readout == "labels":
             words.append("labels")
@@ -73,7 +74,7 @@ def read_own_settings(text, option="--models"):
 
 
 def read_sweep(given):
-    """["lr=1e-4,3e-4", "rank=4,8"] -> [{"lr": ..., "rank": ...}, ...], their product."""
+    """["lr=1e-4,3e-4", "rank=4,8"] -> [{"lr": 1e-4, "rank": 4}, ...]: all four combinations."""
     values = {}
     for text in given:
         key, _, listed = text.partition("=")
@@ -91,16 +92,17 @@ def make_configuration(model, method, readout, swept, flags, readouts):
     """One configuration. readouts: all of the comparison; swept, flags: {setting: value}.
 
     Highest priority first: the model's own settings (after @), the sweep's, the method's, flags.
-    Flags that only another method or readout of the comparison reads are left out.
-    """
-    (name, own), (kind, tuned) = read_own_settings(model), read_own_settings(method, "--methods")
+    Flags that only another method or readout of the comparison reads are left out."""
+    name, own = read_own_settings(model)
+    method, of_method = read_own_settings(method, "--methods")
     if "method" in own:
-        tuned = {}
-    given = {**flags, **tuned, "method": kind, "readout": readout, **swept, **own, "model": name}
-    unread = unread_settings({**vars(Settings()), **given})               # name -> the flag that it goes with
-    for key in sorted(tuned):
+        of_method = {}
+    row = {"method": method, "readout": readout}
+    given = flags | of_method | row | swept | own | {"model": name}
+    unread = unread_settings(vars(Settings()) | given)         # name -> the flag that it goes with
+    for key in sorted(of_method):
         if unread.get(key, "").startswith("--method"):
-            raise InputError(f"--methods {kind}: reads no {key}: leave it out")
+            raise InputError(f"--methods {method}: reads no {key}: leave it out")
     for key, goes_with in unread.items():
         mistake = key in own and "readout" in own              # read_settings refuses it
         if goes_with.startswith("--method") or len(readouts) > 1 and not mistake:
@@ -108,23 +110,21 @@ def make_configuration(model, method, readout, swept, flags, readouts):
     s = read_settings(given)
     pairs = [pair for pair in model.partition("@")[2].split(",") if pair]
     shown = [pair for pair in pairs if pair.partition("=")[0] not in ("method", "readout")]
-    over = [f"{key}={value}" for key, value in tuned.items() if not {key} & {*swept, *own}]
+    used = [f"{key}={value}" for key, value in of_method.items() if key not in swept | own]
     sweep = {key: value for key, value in swept.items() if key not in own and key in given}
-    return Configuration(model, s, ",".join(shown), sweep, ",".join(over))
+    return Configuration(model, s, ",".join(shown), sweep, ",".join(used))
 
 
 def make_configurations(models, methods, readouts, sweep, flags):
-    """All configurations, in the order of the table. sweep: as read_sweep gives it."""
+    """All configurations, in the order of the table. sweep: from `read_sweep`."""
     for method in methods:
         name = method.partition("@")[0]
         if method_kind(name) not in METHODS:
             raise InputError(f"--methods {short(name)}: known are {', '.join(METHODS)}"
                              + did_you_mean(name, METHODS))
-    used = {*readouts}
-    for model in models:
-        if model not in BASELINES:
-            used.add(read_own_settings(model)[1].get("readout", readouts[0]))
-    shared = {key: value for key, value in flags.items() if key in (*SHARED_SETTINGS, "text_column")}
+    own = [read_own_settings(model)[1] for model in models if model not in BASELINES]
+    all_readouts = {*readouts, *(settings.get("readout", readouts[0]) for settings in own)}
+    shared = {key: flags[key] for key in (*SHARED_SETTINGS, "text_column") if key in flags}
     found, trained = [], []
     for model in models:
         if model in BASELINES:
@@ -132,7 +132,7 @@ def make_configurations(models, methods, readouts, sweep, flags):
             continue
         find_model(model.partition("@")[0])
         for method, readout, swept in itertools.product(methods, readouts, sweep):
-            one = make_configuration(model, method, readout, swept, flags, used)
+            one = make_configuration(model, method, readout, swept, flags, all_readouts)
             if not any(one.settings == other.settings for other in trained):
                 trained.append(one)
                 found.append(one)
@@ -141,7 +141,7 @@ def make_configurations(models, methods, readouts, sweep, flags):
 
 
 def check_all_read(trained, sweep, flags):
-    """Raise InputError for a value of the sweep, or a flag, that no configuration reads."""
+    """Raise InputError for a setting of the sweep, or a flag, that no configuration reads."""
     why = "no method and readout of this comparison reads it: leave it out"
     for key in sweep[0] if sweep else ():
         if not any(key in one.sweep for one in trained):
@@ -153,12 +153,12 @@ def check_all_read(trained, sweep, flags):
 
 
 def labels_of(configurations):
-    """A short name for each group -> {group: label}, with the whole path where two models have the
-    same name, and with the method's settings where these alone differ."""
+    """A short name for each group -> {group: label}. It has the model's whole path if two models
+    have the same name, and the method's settings if two groups differ in these alone."""
     def label(c, name):
-        alike = {one.method_settings for one in configurations if one.group[:3] == c.group[:3]}
+        variants = {one.method_settings for one in configurations if one.group[:3] == c.group[:3]}
         own = f"@{c.model_settings}" if c.model_settings else ""
-        return name + own + c.label_suffix + (f" {c.method_settings}" if len(alike) > 1 else "")
+        return name + own + c.label_suffix + (f" {c.method_settings}" if len(variants) > 1 else "")
     paths = {c.group: label(c, c.model.partition("@")[0]) for c in configurations}
     names = {c.group: label(c, Path(c.model.partition("@")[0]).name) for c in configurations}
     shown = list(names.values())
