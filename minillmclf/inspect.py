@@ -16,8 +16,8 @@ from .cli.settings import Settings, add_settings
 from .errors import InputError
 from .files import find_model
 
-METHOD_LENGTH = 128                   # tokens of the text whose activations are measured for each method
-SWITCH_LENGTH = 512                  # the same for the switches, unless --max-length is given
+METHOD_LENGTH = 128         # tokens of the text by which the methods' memory is measured
+SWITCH_LENGTH = 512         # and the switches' memory, unless --max-length is given
 SPECIAL_TOKENS = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
 
 
@@ -32,7 +32,7 @@ def parse(arguments=None):
 def load_model(folder):
     """-> (model, Checkpoint, tokenizer or the reason why there is none).
 
-    The model is a Classifier where the folder has a classification head and a tokenizer, else a
+    The model is a Classifier if the folder has a classification head and a tokenizer, else a
     Backbone.
     """
     from .classify.classifier import Classifier
@@ -74,7 +74,7 @@ def architecture_line(backbone):
 
 def tensor_fates(model, checkpoint):
     """What became of each tensor of the file -> [(its name, shape, type, fate), ...]."""
-    table, report, found = model.table(), model.report, []
+    table, report, tensors = model.table(), model.report, []
     for name, shape in checkpoint.shapes.items():
         if name in report.loaded:
             ours = report.loaded[name]
@@ -83,23 +83,24 @@ def tensor_fates(model, checkpoint):
             fate = f"equal to {report.tied[name]}, tied"
         else:
             fate = "dropped on purpose" if name in report.dropped else "part of a 4-bit weight"
-        found.append((name, " x ".join(map(str, shape)) or "1", checkpoint.dtypes[name], fate))
-    return found
+        tensors.append((name, " x ".join(map(str, shape)) or "1", checkpoint.dtypes[name], fate))
+    return tensors
 
 
-def tensor_lines(found, every_layer):
-    """A line for each tensor, or for each kind of tensor with how many layers have it."""
+def tensor_lines(tensors, every_layer):
+    """A line for each tensor, or for each kind of tensor with the number of layers that have it.
+    tensors: from `tensor_fates`."""
     from .models.weights import generic
     if not every_layer:
-        found = [(generic(name)[0], *more, generic(fate)[0]) for name, *more, fate in found]
-    kinds = Counter(found)
+        tensors = [(generic(name)[0], *more, generic(fate)[0]) for name, *more, fate in tensors]
+    kinds = Counter(tensors)
     wide = max(len(name) for name, *_ in kinds)
     return [f"  {name:{wide}}  {shape:>13} {dtype:4} {f'x {count}' if count > 1 else '':5} {fate}"
             for (name, shape, dtype, fate), count in kinds.items()]
 
 
 def new_head_lines(folder):
-    """Which tensors train drops and adds with a new head -> [one line]; [] where it refuses the
+    """Which tensors train drops and adds for a new head -> [one line]; [] if train refuses the
     folder."""
     from .classify.classifier import Classifier
     from .models.weights import generic
@@ -108,18 +109,17 @@ def new_head_lines(folder):
         checkpoint = open_checkpoint(folder)
         model = Classifier.empty(checkpoint, ["0", "1"])
         table = model.table(with_classes=False)
-        path = {name: table.path(name) for name in checkpoint.files
-                if not table.tied_to(name)}
+        paths = {name: table.path(name) for name in checkpoint.files if not table.tied_to(name)}
     except (InputError, KeyError):
         return []
-    old = {generic(name)[0]: None for name, ours in path.items() if ours is None}
+    old = {generic(name)[0]: None for name, path in paths.items() if path is None}
     new = [f"head.{name}" for name, _ in model.head.named_parameters()]
-    new = [name for name in new if name not in path.values()]
+    new = [name for name in new if name not in paths.values()]
     return [f"train, with a new head: dropped {', '.join(old) or 'none'}; new {', '.join(new)}"]
 
 
 def part_sizes(model):
-    """{part of the model: parameters}: embeddings, the blocks together, norms, heads."""
+    """-> {part of the model: number of parameters}: embeddings, all blocks, norms, heads."""
     sizes = Counter()
     for name, parameter in model.named_parameters():
         block = re.match(r"(.*?)\.\d+\.", name)
@@ -129,10 +129,10 @@ def part_sizes(model):
 
 def memory_lines(backbone, head):
     """Memory to load the model in each precision, and to train it by each method -> lines."""
-    from .cli.memory import MEASURED_METHODS, format_bytes, training_memory
+    from .cli.memory import MEASURED_METHODS, size_text, training_memory
     total = sum(parameter.numel() for part in (backbone, head) for parameter in part.parameters())
     length = min(METHOD_LENGTH, backbone.max_tokens or METHOD_LENGTH)
-    lines = [f"  to load: {format_bytes(4 * total)} in fp32, {format_bytes(2 * total)} in bf16 or fp16",
+    lines = [f"  to load: {size_text(4 * total)} in fp32, {size_text(2 * total)} in bf16 or fp16",
              "  to train in fp32 with AdamW, a step takes weights and moments and the larger of "
              "gradients and tokens (with --micro-batch-size both):",
              f"    {'':27} {'parameters that learn':>21} {'weights, moments':>17} "
@@ -140,17 +140,17 @@ def memory_lines(backbone, head):
     for method in MEASURED_METHODS:
         start = f"    --method {method:18}"
         try:
-            trained, held, text = training_memory(backbone, head, method, length)
-            lines.append(f"{start} {trained:>21,} {format_bytes(held):>17} {format_bytes(4 * trained):>10} "
-                         f"{format_bytes(text * 1000 / length):>24}")
+            trained, state, of_text = training_memory(backbone, head, method, length)
+            lines.append(f"{start} {trained:>21,} {size_text(state):>17} "
+                         f"{size_text(4 * trained):>10} {size_text(of_text * 1000 / length):>24}")
         except InputError as error:
             lines.append(f"{start} {str(error).partition(':')[0]}")
     return lines
 
 
 def switch_lines(backbone, head, a):
-    """Memory of a step of --method, and how much each switch of the loop saves -> lines."""
-    from .cli.memory import format_bytes, switch_table
+    """Memory of a step of --method, and how much of it each switch saves -> lines."""
+    from .cli.memory import size_text, switch_table
     given = {key: value for key, value in vars(a).items() if key in vars(Settings())}
     s = Settings(**{**given, "model": Settings.model}).check()
     longest = backbone.max_tokens or s.max_length or SWITCH_LENGTH
@@ -163,13 +163,13 @@ def switch_lines(backbone, head, a):
              f"{step.length} tokens, and its switches:",
              f"    {'':{wide}} {'estimate':>9} {'saved':>9}"]
     for flags, _, needed in table:
-        saved = "" if needed == plain else "-" * (needed > plain) + format_bytes(abs(plain - needed))
-        lines.append(f"    {flags:{wide}} {format_bytes(needed):>9} {saved:>9}".rstrip())
+        saved = "" if needed == plain else "-" * (needed > plain) + size_text(abs(plain - needed))
+        lines.append(f"    {flags:{wide}} {size_text(needed):>9} {saved:>9}".rstrip())
     return lines
 
 
 def tokenizer_line(tokenizer, rows):
-    """Do the tokenizer's ids fit the embedding's rows? -> line"""
+    """Do the tokenizer's ids fit the embedding? -> a line. rows: of the embedding."""
     spare = rows - len(tokenizer)
     fit = f"{spare} rows of the embedding are never used"
     if spare == 0:
@@ -196,11 +196,11 @@ def main(arguments=None):
             how = f", read as label texts behind {model.head.described['template']!r}"
         print(f"classes: {', '.join(model.labels)}{how}; "
               f"texts are cut to {model.max_length} tokens")
-    found, report = tensor_fates(model, checkpoint), model.report
-    print(f"\n{len(found)} tensors in {len(set(checkpoint.files.values()))} file(s): "
+    tensors, report = tensor_fates(model, checkpoint), model.report
+    print(f"\n{len(tensors)} tensors in {len(set(checkpoint.files.values()))} file(s): "
           f"{len(report.loaded)} loaded, {len(report.tied)} tied, {len(report.dropped)} dropped on "
           f"purpose; {len(report.fresh)} parameters not in the file")
-    print("\n".join([*tensor_lines(found, a.layers), *new_head_lines(folder)]))
+    print("\n".join([*tensor_lines(tensors, a.layers), *new_head_lines(folder)]))
     print(f"\n{sum(p.numel() for p in model.parameters()):,} parameters")
     print("\n".join(f"  {count:>15,}  {part}" for part, count in part_sizes(model).items()))
     tuned = getattr(model, "tuning", None)

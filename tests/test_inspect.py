@@ -74,8 +74,8 @@ def test_parts_and_memory_are_those_of_the_model(name, capsys):
         model.lm_head = None
     whole = sum(p.numel() for part in (model, head) for p in part.parameters())
     assert methods["full"][0] == whole, f"{name}: full training teaches every parameter"
-    assert methods["full"][1] == memory.format_bytes(12 * whole), "weights and two moments of AdamW, 4 bytes each"
-    assert methods["head"][1] == memory.format_bytes(4 * whole + 8 * sum(p.numel() for p in head.parameters()))
+    assert methods["full"][1] == memory.size_text(12 * whole), "weights and two moments of AdamW, 4 bytes each"
+    assert methods["head"][1] == memory.size_text(4 * whole + 8 * sum(p.numel() for p in head.parameters()))
     assert methods["head"][0] < methods["lora"][0] < methods["full"][0]
 
 
@@ -180,7 +180,7 @@ def test_mistakes_are_one_line(tmp_path):
 
 
 def test_sizes_are_for_people():
-    assert [memory.format_bytes(n) for n in (0, 999, 1000, 12_345, 999_499, 999_500, 4_400_000_000)] == \
+    assert [memory.size_text(n) for n in (0, 999, 1000, 12_345, 999_499, 999_500, 4_400_000_000)] == \
         ["0.00 B", "999 B", "1.00 kB", "12.3 kB", "999 kB", "1.00 MB", "4.40 GB"]
 
 
@@ -255,7 +255,7 @@ def test_every_switch_takes_less_than_the_step_as_it_is(method, tmp_path):
     (flags, step, whole), *others = memory.switch_table(body, head, method, 16, 128)
     assert flags == "as it is" and step.rows == 16 and len(others) == (6 if method == "prompt" else 7)
     for flags, _, needed in others:
-        assert needed < whole, f"{method} {flags}: {memory.format_bytes(needed)}, as it is {memory.format_bytes(whole)}"
+        assert needed < whole, f"{method} {flags}: {memory.size_text(needed)}, as it is {memory.size_text(whole)}"
     assert min(others, key=lambda other: other[2]) == others[-1], "all together take least"
     after = body.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[name], value) for name, value in before.items())
@@ -282,7 +282,7 @@ def test_what_checkpointing_keeps_is_what_autograd_saves(tmp_path):
     recompute_blocks(again)
     held = 16 * sum(p.numel() for p in again.parameters())
     most = peak_of_tensors(again, rows, length)
-    assert abs(held + said - most) <= 0.15 * most, f"estimated {memory.format_bytes(held + said)}, tensors take {memory.format_bytes(most)}"
+    assert abs(held + said - most) <= 0.15 * most, f"estimated {memory.size_text(held + said)}, tensors take {memory.size_text(most)}"
 
 
 @pytest.mark.parametrize("step, pieces", [
@@ -296,7 +296,7 @@ def test_what_a_switch_leaves_is_estimated_within_20_percent(step, pieces, tmp_p
     again = Classifier.from_backbone(folder, ["a", "b"])
     tune(again, tuning_config(Settings()))
     most = peak_of_tensors(again, step.rows, step.length, pieces, step.precision)
-    assert abs(said - most) <= 0.2 * most, f"{step}: estimated {memory.format_bytes(said)}, tensors take {memory.format_bytes(most)}"
+    assert abs(said - most) <= 0.2 * most, f"{step}: estimated {memory.size_text(said)}, tensors take {memory.size_text(most)}"
 
 
 def test_the_switches_are_printed_with_what_they_save(capsys):

@@ -29,7 +29,7 @@ def data_facts(data):
 
 
 def machine_facts():
-    """Cores, bytes of memory (None: not known) -> dict. "room": free on the GPU, or else the CPU."""
+    """Cores and bytes of memory (None: not known) -> dict. "room": free on the GPU, else on CPU."""
     memory = {"total": None, "free": None}
     if Path("/proc/meminfo").exists():
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())

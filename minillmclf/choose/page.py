@@ -4,7 +4,7 @@ import json
 from ..cli.settings import read_settings, refuse_multi_label
 from ..files import find_model
 from ..text.doctor import unknown_line
-from ..cli.memory import format_bytes
+from ..cli.memory import size_text
 from ..cli.rows import load_dataset
 from .advice import FEW_CUT_SHARE, RULE_OF_THUMB, UNBALANCED, advise, command_of
 from .facts import USABLE, all_model_facts, data_facts, machine_facts, rows_at_once
@@ -35,7 +35,8 @@ def choose(a, given):
         return 0
     left_out = [f"  {line}"[:WIDTH] for line in left_out]
     parts = [[RULE_OF_THUMB], data_lines(facts["data"], models) + left_out, machine_lines(facts),
-             comparison_lines(comparison), [f"start with: {command}", f"  because {'; '.join(why)}"]]
+             comparison_lines(comparison),
+             ["start with: " + command, f"  because {'; '.join(why)}"]]
     print("\n\n".join("\n".join(part) for part in parts))
     return 0
 
@@ -69,15 +70,14 @@ def data_lines(data, models):
 
 
 def size_or_not_known(count):
-    return "not known" if count is None else format_bytes(count)
+    return "not known" if count is None else size_text(count)
 
 
 def machine_lines(facts):
     """Cores and memory, and what each method needs for each model -> lines."""
     machine, memory, card = facts["machine"], facts["machine"]["memory"], "no GPU"
     if gpu := machine["gpu"]:
-        free, total = (format_bytes(gpu[name]) for name in ("free", "total"))
-        card = f"GPU {gpu['name']}, free {free} of {total}"
+        card = f"GPU {gpu['name']}, free {size_text(gpu['free'])} of {size_text(gpu['total'])}"
     lines = ["what this machine says",
              f"  {machine['cores']} cores; memory {size_or_not_known(memory['total'])}, free "
              f"{size_or_not_known(memory['free'])}; {card}",
@@ -92,7 +92,7 @@ def machine_lines(facts):
                 lines.append("  {:28} {:10} {:>13} {}".format(*start, method["reason"])[:WIDTH])
                 continue
             fits = {True: "yes", False: "NO", None: "not known"}[method["fits"]]
-            needed = "> " * method["at_least"] + format_bytes(method["bytes"])
+            needed = "> " * method["at_least"] + size_text(method["bytes"])
             lines.append(MEMORY_LINE.format(*start, f"{method['trainable']:,}", needed, fits))
     return lines
 

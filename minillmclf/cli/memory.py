@@ -37,7 +37,7 @@ MEASURED_METHODS = ("full", "last-1", "head", "bitfit", "lora", "dora", "qlora",
                     "pfeiffer", "prefix", "prompt")
 
 
-def format_bytes(count):
+def size_text(count):
     """A number of bytes with three digits: 12345678 -> "12.3 MB"."""
     unit = next(u for u in UNITS if count < 999.5 * UNITS[u] or u == "TB")
     count /= UNITS[unit]

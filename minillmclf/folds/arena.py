@@ -9,7 +9,7 @@ The columns of a .csv, .tsv or .jsonl file tell which layout it has:
                 tie (bothbad)
 
 If all three texts of a row are JSON lists of strings or nulls, these are its turns; else no text is
-parsed, for a model may have answered with a list. Before each of several turns stands a line such as
+parsed, for a model may have answered with a list. Before each of several turns stands a line like
 "[turn 2]". Half of a surrogate pair, as "\\ud83d" alone, becomes U+FFFD, and a blank turn becomes
 "(empty)", so that no row is lost. Not here: cutting long texts.
 """
@@ -125,8 +125,7 @@ def read_ids(table, column="id"):
         return [str(line) for line, _ in table.rows]
     seen = {}                                              # id -> its line
     for line, record in table.rows:
-        value = record.get(column)
-        name = str(value).strip()
+        value, name = record.get(column), str(record.get(column)).strip()
         is_number = isinstance(value, (int, float)) and math.isfinite(value)
         if name in seen or not (is_number or isinstance(value, str)):
             again = f" as line {seen[name]} does" if name in seen else ""

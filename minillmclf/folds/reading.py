@@ -16,8 +16,8 @@ from .submission import SubmissionForm, read_form
 
 @dataclass
 class Source:
-    """The rows of one file. groups: of each row, a key that rows of one group share; columns: names
-    of an Example's texts; winners: {label: its winner_ column}, {} where there are none."""
+    """The rows of one file. groups: a key for each row, the same for rows of one group; columns:
+    names of an Example's texts; winners: {label: its winner_ column}, {} if there are none."""
     path: Path
     examples: list
     ids: list
@@ -29,14 +29,14 @@ class Source:
 
 
 def find_data(name):
-    """The file of --data, by its path or as a bundled set."""
+    """The file that --data names: a path, or the name of a bundled set."""
     bundled = BUNDLED / f"{name}.csv"
     return bundled if Path(name).name == name and os.path.isfile(bundled) else Path(name)
 
 
 def read_source(path, s, group="", id_column="id", labelled=True):
-    """A file -> Source. If labelled, rows that its column `split` marks as test are left out.
-    group: names of columns, "author,title"; "": rows with equal texts are a group."""
+    """A file -> Source. labelled: it must have labels, and rows marked test in its column `split`
+    are left out. group: names of columns, "author,title"; "": equal texts are a group."""
     table = read_table(path, s.quoting)
     arena = is_arena(table.columns) and not (s.text_column or s.label_column)
     if arena:
@@ -85,12 +85,12 @@ def read_groups(table, columns):
 
 
 def group_key(texts):
-    """A key for a list of texts. Texts that differ only in case and white space have one key."""
+    """A key for a list of texts. Texts that differ in case and white space only have one key."""
     return json.dumps(text_key(texts))
 
 
 def read_test(a, s, labels, source):
-    """--test and the form of its submission -> (Source, Form); (None, None) without --test.
+    """Read --test, and --sample -> (Source, SubmissionForm); (None, None) without --test.
 
     source: the rows of --data; --test must have the same columns.
     """

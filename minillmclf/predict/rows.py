@@ -17,8 +17,8 @@ from ..text.table_files import decoded, every_end
 class AnswerColumns:
     """The names of an answer's columns. The other columns of the input keep their names.
 
-    `choose` sets others, texts, label, probabilities (of JSON), each (CSV: one column for each
-    class) and cut.
+    `choose_names` sets the attributes others, texts, label, cut, probabilities (in JSON) and
+    per_class (in CSV: a column of probabilities for each class).
     """
 
     def __init__(self, labels, as_csv, show_cut):
@@ -62,8 +62,8 @@ def read_rows(path, text_columns, reading, columns):
 
 
 def read_lines(standard_input):
-    """Yield lines of standard input, each a text, in windows: (rows, None). An empty line is an
-    error: left out, it would shift the answers."""
+    """Yield the lines of standard input, each a text, in windows: (rows, None). An empty line is an
+    error: to leave it out would shift the answers."""
     lines, before = every_end(decoded(standard_input.buffer, "standard input")), 0
     while window := [line.rstrip("\r\n") for line in itertools.islice(lines, stream.WINDOW)]:
         for number, line in enumerate(window, before + 1):
@@ -77,7 +77,7 @@ def read_lines(standard_input):
 
 
 def render_answers(texts, others, answers, probabilities, cut, columns, first):
-    """The answers of a window as text.
+    """The answers of a window, as the text to write.
 
     texts, others, answers, probabilities: one for each row; cut: whether each row was cut, or None;
     first: is it the first window, which has the header of a CSV file?
@@ -102,7 +102,7 @@ def render_answers(texts, others, answers, probabilities, cut, columns, first):
 
 
 def csv_cell(value):
-    """A value of JSON as a cell of CSV: a text as it is, null as "", all else as JSON."""
+    """A value of JSON -> a cell of CSV: a text as it is, null as "", all else as JSON."""
     if value is None or isinstance(value, str):
         return value or ""
     return json.dumps(value, ensure_ascii=False)

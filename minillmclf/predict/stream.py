@@ -1,13 +1,12 @@
 """Answers to a stream of rows, window by window: printed, or in a file that a later run continues.
 
-The WINDOW rows of a window are read, sorted by length into batches (Classifier.over), answered, and
-written in their own order before the next window is read. So memory does not grow with the rows.
-Windows begin at fixed rows, so a continued run makes the same batches, hence the same bytes. Here:
-the loop, its two outputs (`Printed`, `Part`) and the identity of a model. Not here: reading rows
-and formatting answers (rows.py).
+A window is WINDOW rows. They are read, sorted by length into batches (Classifier.over), answered,
+and written in their own order before the next window is read. So memory does not grow with the
+rows. Windows begin at fixed rows, so a continued run makes the same batches, and the same bytes.
+Here: the loop, its two outputs (`PrintedAnswers`, `PartFile`) and a fingerprint of a model. Not
+here: reading rows and formatting answers (rows.py).
 """
 import hashlib
-import json
 import os
 import signal
 import sys
@@ -15,20 +14,20 @@ import time
 from pathlib import Path
 
 from ..errors import InputError, Stopped
-from ..files import check_out, hold, look_at, read_json, write_text
+from ..files import check_out, hold, look_at, read_json, write_json
 
-WINDOW = 4096                   # rows; many batches, so that most hold texts of one length
-LINE_SECONDS = 10                      # seconds between two lines of progress
+WINDOW = 4096                   # rows: many batches, so that in most the texts are equally long
+LINE_SECONDS = 10               # between two lines of progress
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
 OPEN_FILES_STAY = os.name == "nt"                # Windows cannot rename or remove an open file
 
 
 def answer_all(windows, answer, out):
-    """Answer all windows and add them to `out`, a Printed or a Part.
+    """Answer all windows and add the answers to `out`, a PrintedAnswers or a PartFile.
 
     windows: iterator of (rows, sha256 of the file so far, or None); answer(rows, first) -> (the
-    answers as text, how many texts were cut).
+    answers as text, how many texts were cut); first: is it the first window?
     """
     before = out.rows
     started = shown = time.monotonic()
@@ -40,14 +39,14 @@ def answer_all(windows, answer, out):
             shown = now
         try:
             text, cut = answer(rows, out.rows == 0)
-        except InputError as error:                      # it counts rows from the window's first
+        except InputError as error:                      # it counts rows from the window's start
             raise InputError(f"after {out.rows:,} rows: {error}" if out.rows
                              else str(error)) from None
         out.add(text, len(rows), sha256, cut)
 
 
 class PrintedAnswers:
-    """Answers on standard output. rows, cut: how many rows and cut texts so far."""
+    """Answers on standard output. rows, cut: the numbers of rows and of cut texts so far."""
     rows = cut = 0
 
     def add(self, text, rows, sha256, cut):
@@ -62,11 +61,11 @@ class PartFile:
 
     with PartFile(out, made_from) as part: answer_all(part.unanswered(read), answer, part)
 
-    At its end OUT.part is renamed to OUT. made: what the answers depend on besides the rows,
-    {name: value}; the record holds it, and a hash of the rows. After each full window the answers
-    are flushed to the disk, then the record, so that it never counts answers that are not there. A
-    continued run cuts off answers that it does not count. made=None: no record, and a run that
-    fails leaves nothing.
+    At the end OUT.part is renamed to OUT. made_from: {name: value} of what the answers depend on
+    besides the rows; the record holds it, and a hash of the rows. After each full window first the
+    answers are flushed to the disk, then the record, so that it never counts answers that are not
+    there. A continued run cuts off answers that the record does not count. made_from=None: there is
+    no record, and a run that fails leaves nothing.
     """
 
     def __init__(self, out, made_from=None):
@@ -74,8 +73,8 @@ class PartFile:
         self.part, self.record = part_files(out)
         self.rows = self.bytes = self.cut = 0            # rows and bytes in the part, texts cut
         self.hash = hashlib.sha256()                     # of these bytes
-        self.rows_on_record = 0                                    # rows on record
-        self.is_cut = False
+        self.rows_on_record = 0
+        self.is_cut = False                              # to the bytes that the record counts?
 
     def __enter__(self):
         try:
@@ -103,46 +102,46 @@ class PartFile:
                 self.part.unlink(missing_ok=True)
             self.file.close()
         if kind is KeyboardInterrupt and self.rows_on_record:
-            raise Stopped(f"stopped; {self.rows_on_record:,} rows are in {self.part}, the same command goes "
-                          "on from there") from None
+            raise Stopped(f"stopped; {self.rows_on_record:,} rows are in {self.part}, the same "
+                          "command goes on from there") from None
 
     def unanswered(self, read):
         """The windows of read() that an earlier run has not answered yet."""
         if self.made_from is None or not self.record.exists():
             return read()
-        found, why = self.read_earlier_record()
+        record, why = self.read_earlier_record()
         windows = read()
-        if not why and skip_windows(windows, found["rows"]) != found.get("sha256"):
+        if not why and skip_windows(windows, record["rows"]) != record.get("sha256"):
             why = "is of other rows"
         if why:
             print(f"{self.part} {why}: starting anew", file=sys.stderr)
             self.hash = hashlib.sha256()
             return read()
-        self.on_record, self.rows, self.rows_on_record = found, found["rows"], found["rows"]
-        self.bytes, self.cut = found["bytes"], found["cut"]
+        self.on_record, self.rows, self.rows_on_record = record, record["rows"], record["rows"]
+        self.bytes, self.cut = record["bytes"], record["cut"]
         print(f"going on after {self.rows:,} rows of an earlier run", file=sys.stderr)
         return windows
 
     def read_earlier_record(self):
         """-> the record of an earlier run, and the reason why it cannot be continued, or None."""
         try:
-            found = read_json(self.record)
+            record = read_json(self.record)
         except InputError:
             return {}, "has a broken record"
-        made, counts = found.get("made"), [found.get(key) for key in ("rows", "bytes", "cut")]
+        made, counts = record.get("made"), [record.get(key) for key in ("rows", "bytes", "cut")]
         if not all(type(count) is int and count >= 0 for count in counts) \
                 or not isinstance(made, dict) or made.keys() != self.made_from.keys():
-            return found, "has another kind of record"
+            return record, "has another kind of record"
         if other := [name for name in made if made[name] != self.made_from[name]]:
-            return found, f"is of another {' and '.join(other)}"
-        left = found["bytes"]
+            return record, f"is of another {' and '.join(other)}"
+        left = record["bytes"]
         if os.fstat(self.file.fileno()).st_size < left:
-            return found, "holds less than its record says"
+            return record, "holds less than its record says"
         while left and (block := self.file.read(min(left, 2**20))):
             self.hash.update(block)
             left -= len(block)
-        same = self.hash.hexdigest() == found.get("written")
-        return found, None if same else "holds other bytes than its record says"
+        same = self.hash.hexdigest() == record.get("written")
+        return record, None if same else "holds other bytes than its record says"
 
     def add(self, text, rows, sha256, cut):
         """Write the answers of a window. A full window is counted in the record."""
@@ -158,17 +157,17 @@ class PartFile:
         self.rows += rows
         self.cut += cut
         if self.made_from is not None and rows == WINDOW:     # a shorter one is the last
-            self.on_record = {"rows": self.rows, "bytes": self.bytes, "cut": self.cut,
-                              "written": self.hash.hexdigest(), "sha256": sha256, "made": self.made_from}
+            self.on_record = {
+                "rows": self.rows, "bytes": self.bytes, "cut": self.cut,
+                "written": self.hash.hexdigest(), "sha256": sha256, "made": self.made_from}
             self.write_record()
 
     def write_record(self):
-        """Write the record."""
-        write_text(self.record, json.dumps(self.on_record, indent=2, ensure_ascii=False) + "\n")
+        write_json(self.record, self.on_record)
         self.rows_on_record = self.on_record["rows"]
 
     def cut_to_record(self):
-        """Before the first write, cut the part to the bytes that the record counts."""
+        """Before the first write, cut the part file to the bytes that the record counts."""
         if not self.is_cut:
             if not self.rows_on_record:
                 self.record.unlink(missing_ok=True)      # it counts answers of another run
@@ -177,9 +176,9 @@ class PartFile:
             self.is_cut = True
 
     def rename_to_out(self):
-        """Rename the part to OUT. The record goes first: a kill in between leaves no old record."""
+        """Rename the part file to OUT. The record goes first: a kill in between leaves none."""
         try:
-            self.cut_to_record()                                 # there may have been nothing to add
+            self.cut_to_record()                         # there may have been nothing to add
             if OPEN_FILES_STAY:
                 self.file.close()
             self.record.unlink(missing_ok=True)
@@ -200,12 +199,12 @@ class PartFile:
 
 
 def part_files(out):
-    """The file of unfinished answers, and its record."""
+    """-> the paths of the part file of OUT, and of its record."""
     return Path(f"{Path(out)}.part"), Path(f"{Path(out)}.part.json")
 
 
 def check_answer_files(out, overwrite, sources):
-    """files.check_out for OUT and the two files of its Part."""
+    """files.check_out for OUT and for its two `part_files`."""
     for path in part_files(out):
         look_at(path, sources)
     return check_out(out, overwrite, sources)
@@ -229,7 +228,7 @@ def open_locked(path):
 
 
 def skip_windows(windows, rows):
-    """Read windows of `rows` rows in all -> sha256 of the file there; None if no window ends so."""
+    """Read windows up to `rows` rows -> sha256 of the file so far; None if no window ends there."""
     for window, sha256 in windows:
         rows -= len(window)
         if rows <= 0:

@@ -3,10 +3,10 @@
   python -m minillmclf.report --run runs/mini-bert-tickets-full-0
   python -m minillmclf.report --run runs/mine --out mine.html
 
-What was run, the results beside the baselines, the course of the training, which class is taken for
-which, calibration, the worst mistakes, F1 of each class, settings and versions. The page is one
-file: no script, nothing from the network. The pictures need matplotlib (pip install -e '.[plots]');
-without it the page has tables and texts only.
+The page shows what was run, the results beside the baselines, the course of the training, which
+class is taken for which, calibration, the worst mistakes, F1 of each class, settings and versions.
+It is one file: no script, nothing from the network. The pictures need matplotlib (pip install -e
+'.[plots]'); without it the page has tables and texts only.
 
 Reads run.json, metrics.jsonl and predictions.csv of a run folder, as train writes them.
 """

@@ -1,4 +1,4 @@
-"""The page of a run: HTML from a `Run`. Every text goes through `text`, so none can be markup."""
+"""The page of a FinishedRun as HTML. All texts go through `escape_text`: none can be markup."""
 import base64
 import html
 import math
@@ -11,8 +11,8 @@ import numpy as np
 from . import pictures
 from ..cli.settings import Settings
 
-WORST_ROWS = 20                        # rows in the list of the worst mistakes
-LONGEST_TEXT = 600                     # characters of a text that are shown
+WORST_ROWS = 20                   # rows in the list of the worst mistakes
+LONGEST_TEXT = 600                # characters of a text that are shown
 STYLE = """
 :root { --paper: #ffffff; --ink: #1a1a1a; --soft: #55595f; --line: #c8ccd1; --band: #f2f4f6;
         --mark: #005a9c; }
@@ -63,7 +63,7 @@ NO_PICTURES = ("<p>Without pictures, for matplotlib is not installed. To have th
 
 
 def render_page(run):
-    """The complete page -> str."""
+    """The complete page of a FinishedRun -> str."""
     body = "" if pictures.has_matplotlib() else NO_PICTURES
     for title, section in SECTIONS.items():
         body += f"<section>\n<h2>{escape_text(title)}</h2>\n{section(run)}</section>\n"
@@ -78,8 +78,8 @@ def escape_text(value):
 
 
 def html_table(header, rows, numbers=(), texts=(), bold=None):
-    """A table in a box that scrolls by itself. numbers, texts: indices of such columns; bold: index
-    of a row. dir=auto: a text may run from right to left."""
+    """A table in a box that scrolls by itself. numbers, texts: indices of columns with these; bold:
+    index of a row. dir=auto: a text may run from right to left."""
     kinds = ["number" if i in numbers else "text" if i in texts else "" for i in range(len(header))]
 
     def cells(start, end, values):
@@ -94,8 +94,8 @@ def html_table(header, rows, numbers=(), texts=(), bold=None):
 
 
 def html_picture(draw, *data):
-    """A picture in a box that scrolls; "" without matplotlib. On a narrow screen it keeps 80 % of
-    its width, so that its words can be read."""
+    """A picture in a box that scrolls; "" without matplotlib. draw(*data) -> Figure. On a narrow
+    screen the picture keeps 80 % of its width, so that its words can be read."""
     if not pictures.has_matplotlib():
         return ""
     figure = draw(*data)
@@ -106,7 +106,7 @@ def html_picture(draw, *data):
             f'src="data:image/svg+xml;base64,{code}"></figure></div>\n')
 
 
-# ---------------------------------------------------------------- sections: a Run in, HTML out
+# ---------------------------------------------------------------- sections: FinishedRun -> HTML
 
 def overview(run):
     settings, data, parameters, timing = (
@@ -124,19 +124,19 @@ def overview(run):
         ("training time", f"{timing['train_seconds']} s"
                           + (f", peak memory {memory} MB" if memory else "")),
         ("run.json written", time.strftime("%Y-%m-%d %H:%M", written))]
-    found = html_table(["what", "value"], facts, texts=[1])
+    section = html_table(["what", "value"], facts, texts=[1])
     warnings = "".join(f"<li>{escape_text(w)}</li>\n" for w in run.record["doctor"]["warnings"])
     if warnings:
-        found += f"<p>Warnings about the data:</p>\n<ul>\n{warnings}</ul>\n"
-    return found
+        section += f"<p>Warnings about the data:</p>\n<ul>\n{warnings}</ul>\n"
+    return section
 
 
 def results_table(run):
     rows = [[name, *(f"{m[key]:.3f}" for key in ("accuracy", "macro_f1", "log_loss", "ece"))]
             for name, m in run.results.items()]
     header = ["model", "accuracy", "macro F1", "log loss", "ECE"]
-    return (f"<p>On {len(run.targets):,} {escape_text(run.split)} rows. Accuracy and macro F1: more is "
-            "better; log loss and ECE (expected calibration error): less is better.</p>\n"
+    return (f"<p>On {len(run.targets):,} {escape_text(run.split)} rows. Accuracy and macro F1: more "
+            "is better; log loss and ECE (expected calibration error): less is better.</p>\n"
             + html_table(header, rows, numbers=range(1, 5), bold=len(rows) - 1))
 
 

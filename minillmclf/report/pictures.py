@@ -2,10 +2,10 @@
 
 Here: accuracy by number of training rows, accuracy by cost, confusion matrix, reliability diagram
 (Guo et al. 2017, "On Calibration of Modern Neural Networks"), the course of a training. Not here:
-how the numbers are computed (training/metrics.py, compare/), nor the page (__main__.py).
+how the numbers are computed (training/metrics.py, compare/), and the page (page.py).
 
-A figure's label is its alternative text, the picture in words: `figure.get_label()`; `save` writes
-it into the file. Figures have a light background of their own, so they can be read on a dark page;
+A figure's label is its alternative text, the picture in words: `figure.get_label()`. `save_figure`
+writes it into the file. Figures have a light background, so they can be read on a dark page too;
 no text is smaller than 9 points. Series differ in colour, marker and dashes, and the colours differ
 for red-green blind readers too. pyplot and the user's matplotlib settings are left unchanged.
 """
@@ -36,16 +36,16 @@ STYLE = {
     "svg.hashsalt": "minillmclf", "svg.fonttype": "none"}     # text stays text, in browser fonts
 COSTS = {"train_seconds": "training time (s)", "ms_per_text": "time for a text (ms)",
          "memory_mb": "peak memory (MB)", "trainable": "trained parameters"}
-FORMATS = {                       # suffix -> the file's keys for the alternative text, for the date
+FORMATS = {     # suffix -> the keys that a file of this kind has for alternative text and for date
     ".svg": ("Description", "Date"), ".png": ("Description", None),
     ".pdf": ("Subject", "CreationDate")}
-MOST_NUMBERED, MOST_DRAWN = 12, 60          # up to so many classes cells have numbers; so many are drawn
+MOST_NUMBERED, MOST_DRAWN = 12, 60      # classes of a confusion matrix: with numbers; drawn at all
 
 
 # ---------------------------------------------------------------- figures and files
 
 def load_matplotlib():
-    """matplotlib with the parts that are used here, imported when it is needed."""
+    """-> the module matplotlib with the parts that are used here, imported when they are needed."""
     try:
         import matplotlib.backends.backend_agg
         import matplotlib.colors
@@ -67,7 +67,7 @@ def has_matplotlib():
 
 @contextmanager
 def picture_style():
-    """with style(): ...   The style of all pictures; no warning for letters the font lacks."""
+    """with picture_style(): ...   STYLE holds; no warning for letters that the font lacks."""
     with load_matplotlib().rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield
@@ -75,7 +75,7 @@ def picture_style():
 
 @contextmanager
 def new_figure(width, height):
-    """with drawing(4, 3) as figure: ...   An empty Figure of that size in inches."""
+    """with new_figure(4, 3) as figure: ...   An empty Figure of that size in inches."""
     with picture_style():
         figure = load_matplotlib().figure.Figure(figsize=(width, height), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
@@ -122,7 +122,7 @@ def add_legend(figure, axes, place):
 # ---------------------------------------------------------------- comparisons
 
 def accuracy_interval(row):
-    """The accuracy of a row -> mean, and how far its interval reaches below and above."""
+    """The accuracy of a row -> its mean, and how far its interval reaches below and above it."""
     mean, low, high = (row["accuracy"][key] for key in ("mean", "low", "high"))
     return mean, max(0.0, mean - low), max(0.0, high - mean)
 
@@ -130,8 +130,8 @@ def accuracy_interval(row):
 def learning_curve_figure(table):
     """Accuracy by training rows a class, a line for each model, with intervals -> Figure.
 
-    table: rows of compare, as in its table.json, with `label` (which line), `size` (rows a class,
-    or "all") and `accuracy` {mean, low, high}. "all" is drawn at twice the largest number.
+    table: the rows of compare's table.json, with `label` (which line), `size` (rows a class, or
+    "all") and `accuracy` {mean, low, high}. "all" is drawn at twice the largest number.
     """
     series = {}
     for row in table:
@@ -170,10 +170,10 @@ def pareto_front(points):
 def cost_figure(table, by="train_seconds"):
     """Accuracy by cost, a numbered point for each row, 1 the most accurate -> Figure.
 
-    table: as for `learning_curve`; by: a key of COSTS. The axis is logarithmic, so rows without a
-    cost above 0 (a baseline trains no parameters) are named below the picture. A line joins the
-    full points, the Pareto front. The names are in a key beside the picture: sixteen names among
-    the points would hide them.
+    table: as for `learning_curve_figure`; by: a key of COSTS. The axis is logarithmic, so rows
+    without a cost above 0 (a baseline trains no parameters) are named below the picture. Filled
+    points are the Pareto front, and a line joins them. The names stand beside the picture: sixteen
+    names among the points would hide these.
     """
     several_sizes = len({row["size"] for row in table}) > 1
     shown, free = [], []
@@ -256,7 +256,7 @@ def put_numbers(figure, axes, points):
 # ---------------------------------------------------------------- one run
 
 def frequent_mistakes(matrix, most=10):
-    """The most frequent mistakes of a confusion matrix -> [(rows, true class, answered class)]."""
+    """The most frequent mistakes of a confusion matrix (C, C) -> [(rows, true class, answer)]."""
     matrix = np.asarray(matrix)
     wrong = {(int(t), int(a)): int(matrix[t, a]) for t, a in np.argwhere(matrix) if t != a}
     return [(n, t, a) for (t, a), n in Counter(wrong).most_common(most)]
@@ -269,15 +269,15 @@ def confusion_figure(matrix, labels):
     of the row; of more classes, the ten most frequent mistakes are listed beside the matrix. Of
     more than 60 classes, those 60 are drawn that have the most mistakes, as truth or as answer.
     """
-    counts, known = np.asarray(matrix), labels
+    counts = np.asarray(matrix)                                              # (C, C)
     wrong = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()            # (C,)
     drawn = np.sort(np.argsort(-wrong, kind="stable")[:MOST_DRAWN])
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)            # (C, C), rows of 0 too
     counts_drawn, shares = counts[np.ix_(drawn, drawn)], shares[np.ix_(drawn, drawn)]
     names, numbered = [short_name(labels[i]) for i in drawn], len(drawn) <= MOST_NUMBERED
-    which = f"the {MOST_DRAWN} most confused of {len(known)}" if len(known) > MOST_DRAWN else ""
+    which = f"the {MOST_DRAWN} most confused of {len(labels)}" if len(labels) > MOST_DRAWN else ""
     with matrix_figure(names, numbered) as (figure, axes, beside):
-        norm = load_matplotlib().colors.PowerNorm(0.5, 0, 1)       # the root: rare mistakes show too
+        norm = load_matplotlib().colors.PowerNorm(0.5, 0, 1)    # the root: rare mistakes show too
         image = axes.imshow(shares, cmap="Blues", norm=norm)
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
@@ -296,8 +296,8 @@ def confusion_figure(matrix, labels):
             beside.text(0, 1, "\n".join(["Most frequent mistakes", "", *(lines or ["none"])]),
                         va="top", fontsize=9, linespacing=1.3)
         right = counts.trace() / max(1, counts.sum())
-        worst = [f"{n} x {known[t]} taken for {known[a]}" for n, t, a in frequent_mistakes(counts)]
-        figure.set_label(f"Confusions of {len(known)} classes{', ' * bool(which)}{which}, "
+        worst = [f"{n} x {labels[t]} taken for {labels[a]}" for n, t, a in frequent_mistakes(counts)]
+        figure.set_label(f"Confusions of {len(labels)} classes{', ' * bool(which)}{which}, "
                          f"{right:.1%} of {counts.sum()} rows right. Most frequent mistakes: "
                          f"{'; '.join(worst) or 'none'}.")
     return figure
@@ -307,13 +307,13 @@ def confusion_figure(matrix, labels):
 def matrix_figure(names, numbered):
     """with matrix_figure(names, numbered) as (figure, axes, beside): ...   A figure that is large
     enough for a matrix with these names; beside: axes for text, None if the cells have numbers."""
-    margin = 0.6 + 0.08 * max(map(letter_width, names))                             # inches of the names
+    margin = 0.6 + 0.08 * max(map(letter_width, names))             # inches for the names
     least, cell, more_width, more_height = (1.6, 0.56, 0.2, 0.3) if numbered else (
         3.4, 0.155, 5.6, 0.8)
     side = max(least, len(names) * cell)
-    extra = 0.05 * max(letter_width(name) - len(name) for name in names)            # of wide letters,
-    wide = side + margin + extra + more_width                                # which matplotlib
-    high = side + margin + extra + more_height                               # takes for narrow
+    extra = 0.05 * max(letter_width(name) - len(name) for name in names)    # for wide letters,
+    wide = side + margin + extra + more_width                               # which matplotlib
+    high = side + margin + extra + more_height                              # takes for narrow ones
     with new_figure(wide, high) as figure:
         layout = figure.get_layout_engine()
         layout.set(rect=(extra / wide, extra / high, 1 - extra / wide, 1 - extra / high))

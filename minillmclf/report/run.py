@@ -1,5 +1,5 @@
 """A finished run, read from its folder: run.json, metrics.jsonl and predictions.csv of train.
-Everything that the page shows is checked here. No model and no data are read."""
+All that the page shows is checked here. Neither a model nor data are read."""
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,14 @@ from ..text.table_files import read_table
 from ..training.metrics import METRICS
 
 REMEDY = "train the run again with --overwrite"
-REQUIRED = {                                           # in run.json; a dot leads into an object
+REQUIRED = {                  # key of run.json -> its type; "data.rows" is the key rows in data
     "settings": dict, "settings.metric": str, "data.labels": list, "data.rows": dict,
     "doctor.warnings": list, "versions": dict, "parameters.trainable": int, "parameters.total": int,
     "split": str, "results": dict, "best_epoch": int, "timing.train_seconds": (int, float)}
 
 
 class FinishedRun:
-    """The folder of a finished run.
+    """What the folder of a finished run holds.
 
     record: run.json; labels, split, results: parts of it; history: the lines of metrics.jsonl.
     Of the N rows of predictions.csv, lines: line numbers in the data; fields: names of the text
@@ -49,7 +49,7 @@ class FinishedRun:
             self.texts.append([row[field] for field in self.fields])
             classes.append([class_number(row[column], self.labels, where)
                             for column in ("label", "predicted")])
-            probabilities.append([read_probability(row[name], f"{where}: {name}") for name in names])
+            probabilities.append([read_probability(row[n], f"{where}: {n}") for n in names])
         self.targets, self.answers = np.array(classes).T                     # (N,) each
         self.probabilities = np.array(probabilities)                         # (N, C)
         accuracy = float((self.targets == self.answers).mean())
@@ -60,7 +60,7 @@ class FinishedRun:
 
 
 def read_record(folder):
-    """run.json of a finished run with one label a row, or InputError."""
+    """The run.json of a finished run with one label a row, or InputError."""
     path = folder / "run.json"
     if not path.is_file():
         raise InputError(f"{folder}: holds no run.json: give the folder of a run that "
@@ -74,9 +74,10 @@ def read_record(folder):
     if nested_value(record, "settings.multi_label") == "on":
         raise InputError(f"{folder}: report is for one label a row, and this run has several: look "
                          "at it with minillmclf.evaluate")
-    faulty = [name for name, kind in REQUIRED.items() if not isinstance(nested_value(record, name), kind)]
+    faulty = [name for name, kind in REQUIRED.items()
+              if not isinstance(nested_value(record, name), kind)]
     if "results" not in faulty:
-        results = list(record["results"].values())
+        results = record["results"].values()
         if not results or not all(map(is_metrics, results)):
             faulty.append("results")
     if faulty:
