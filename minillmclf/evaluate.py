@@ -4,14 +4,14 @@
   python -m minillmclf.evaluate --model runs/mine --data other.csv --out other.json
   python -m minillmclf.evaluate --model checkpoints/gpt2 --method prompt --data tickets --shots 8
 
-Without --data, the data of the run itself. Of a bundled set, a folder, or a file with a split
-column, the rows of --split are used; of any other file, all rows. Prints accuracy, macro F1, log
-loss, ECE, F1 of each class and the most frequent confusions; of a multi-label model, what its
+Without --data, the data that the run was trained on. Of a bundled set, a folder, or a file with a
+split column, the rows of --split are used; of any other file, all rows. Prints accuracy, macro F1,
+log loss, ECE, F1 of each class and the most frequent confusions; for a multi-label model, what its
 thresholds are worth (classify/multilabel.py).
 
---method prompt evaluates a language model that was not trained, with --template, --label-texts,
---instruction, and --shots of the training rows. Prints each way to read its log-probabilities,
-plain and calibrated.
+--method prompt evaluates a language model without training, by --template, --label-texts,
+--instruction, and --shots of the training rows. Prints the metrics for each way to read its
+log-probabilities, plain and calibrated.
 """
 import argparse
 import json

@@ -4,9 +4,9 @@
   python -m minillmclf.inspect path/to/a/folder --layers
   python -m minillmclf.inspect mini-bert --method lora --batch-size 16 --max-length 512
 
-Prints the architecture; every tensor of the file with its place in our model (renamed, transposed,
-tied, dropped on purpose) and every parameter that the file has not; parameters of each part; memory
-to load and to train by each method; and whether the tokenizer's ids fit the embedding's rows.
+Prints the architecture; every tensor of the file and where it went in our model (renamed,
+transposed, tied, dropped on purpose); how many parameters each part has; memory to load the model
+and to train it by each method; and whether the tokenizer's ids fit the embedding's rows.
 """
 import re
 from collections import Counter

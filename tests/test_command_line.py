@@ -79,7 +79,7 @@ def error_of(call, capsys):
 
 
 def test_the_commands_are_listed_and_a_name_runs_one(monkeypatch, capsys):
-    assert list(__main__.commands()) == COMMANDS, "a command is a file whose first line says so"
+    assert list(__main__.find_commands()) == COMMANDS, "a command is a file whose first line says so"
     monkeypatch.setattr(sys, "argv", ["minillmclf"])
     assert __main__.main() == 0
     out = capsys.readouterr().out

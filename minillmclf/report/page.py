@@ -135,8 +135,8 @@ def results_table(run):
     rows = [[name, *(f"{m[key]:.3f}" for key in ("accuracy", "macro_f1", "log_loss", "ece"))]
             for name, m in run.results.items()]
     header = ["model", "accuracy", "macro F1", "log loss", "ECE"]
-    return (f"<p>On {len(run.targets):,} {escape_text(run.split)} rows. Accuracy and macro F1: more "
-            "is better; log loss and ECE (expected calibration error): less is better.</p>\n"
+    return (f"<p>On {len(run.targets):,} {escape_text(run.split)} rows. Accuracy and macro F1: "
+            "more is better; log loss and ECE (expected calibration error): less is better.</p>\n"
             + html_table(header, rows, numbers=range(1, 5), bold=len(rows) - 1))
 
 

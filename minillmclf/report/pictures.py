@@ -115,7 +115,7 @@ def letter_width(text):
 
 
 def add_legend(figure, axes, place):
-    """A legend of what is drawn in `axes`, outside of them."""
+    """Add a legend of what is drawn in `axes`, outside of them."""
     figure.legend(*axes.get_legend_handles_labels(), loc=f"outside {place}")
 
 
@@ -269,7 +269,7 @@ def confusion_figure(matrix, labels):
     of the row; of more classes, the ten most frequent mistakes are listed beside the matrix. Of
     more than 60 classes, those 60 are drawn that have the most mistakes, as truth or as answer.
     """
-    counts = np.asarray(matrix)                                              # (C, C)
+    counts, mistakes = np.asarray(matrix), frequent_mistakes(matrix)         # (C, C), a list
     wrong = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()            # (C,)
     drawn = np.sort(np.argsort(-wrong, kind="stable")[:MOST_DRAWN])
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)            # (C, C), rows of 0 too
@@ -292,11 +292,11 @@ def confusion_figure(matrix, labels):
             figure.colorbar(image, ax=axes, shrink=0.6, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1],
                             label="share of the true class's rows")
             lines = [f"{n} x {short_name(labels[t])}\n      taken for {short_name(labels[a])}"
-                     for n, t, a in frequent_mistakes(counts)]
+                     for n, t, a in mistakes]
             beside.text(0, 1, "\n".join(["Most frequent mistakes", "", *(lines or ["none"])]),
                         va="top", fontsize=9, linespacing=1.3)
         right = counts.trace() / max(1, counts.sum())
-        worst = [f"{n} x {labels[t]} taken for {labels[a]}" for n, t, a in frequent_mistakes(counts)]
+        worst = [f"{n} x {labels[t]} taken for {labels[a]}" for n, t, a in mistakes]
         figure.set_label(f"Confusions of {len(labels)} classes{', ' * bool(which)}{which}, "
                          f"{right:.1%} of {counts.sum()} rows right. Most frequent mistakes: "
                          f"{'; '.join(worst) or 'none'}.")

@@ -71,11 +71,10 @@ def read_record(folder):
     if record.get("finished") is False:
         raise InputError(f"{folder}: this run is not finished: give its training command again, it "
                          "goes on from there")
-    if nested_value(record, "settings.multi_label") == "on":
+    if entry_of(record, "settings.multi_label") == "on":
         raise InputError(f"{folder}: report is for one label a row, and this run has several: look "
                          "at it with minillmclf.evaluate")
-    faulty = [name for name, kind in REQUIRED.items()
-              if not isinstance(nested_value(record, name), kind)]
+    faulty = [key for key, kind in REQUIRED.items() if not isinstance(entry_of(record, key), kind)]
     if "results" not in faulty:
         results = record["results"].values()
         if not results or not all(map(is_metrics, results)):
@@ -86,7 +85,7 @@ def read_record(folder):
     return record
 
 
-def nested_value(record, name):
+def entry_of(record, name):
     """"data.rows" -> record["data"]["rows"], or None."""
     for key in name.split("."):
         record = record.get(key) if isinstance(record, dict) else None
@@ -95,7 +94,7 @@ def nested_value(record, name):
 
 def is_metrics(metrics):
     """Is it a dict as training.metrics.evaluate returns it?"""
-    f1 = nested_value(metrics, "f1")
+    f1 = entry_of(metrics, "f1")
     if not isinstance(f1, dict):
         return False
     return all(is_number(value) for value in [*map(metrics.get, METRICS), *f1.values()])
