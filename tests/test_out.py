@@ -319,7 +319,7 @@ def test_another_swap_starts_anew(tmp_path, capsys, monkeypatch):
     model.save(tmp_path / "model")
     data, out = tmp_path / "data.csv", tmp_path / "a.csv"
     data.write_text("prompt,response_a,response_b\nx,a rose,soup\ny,rain,a tree\nz,soil,salt\n")
-    calls, real = [], predict.render
+    calls, real = [], predict.render_answers
 
     def stops(*given):
         calls.append(1)
@@ -328,7 +328,7 @@ def test_another_swap_starts_anew(tmp_path, capsys, monkeypatch):
         return real(*given)
     command = ["--model", str(tmp_path / "model"), "--data", str(data), "--out", str(out)]
     with monkeypatch.context() as patch, pytest.raises(stream.Stopped):
-        patch.setattr(predict, "render", stops)
+        patch.setattr(predict, "render_answers", stops)
         predict.main([*command, "--swap", "none"])
     assert predict.main([*command, "--swap", "predict"]) == 0
     assert "is of another swap: starting anew" in capsys.readouterr().err

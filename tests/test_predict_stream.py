@@ -349,7 +349,7 @@ def test_a_record_counts_no_answers_of_another_run(ask, data, expected, windows,
         shutil.copytree(tmp_path, cut)
         raise KeyboardInterrupt
     with monkeypatch.context() as patch:
-        patch.setattr(stream, "write_text", power_cut)
+        patch.setattr(stream, "write_json", power_cut)
         assert ask("--data", data, "--out", out)[0] == 130
     assert (cut / "answers.csv.part").stat().st_size > 0
     assert ask("--data", cut / "first.csv", "--out", cut / "answers.csv")[0] == 0

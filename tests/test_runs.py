@@ -278,7 +278,7 @@ def test_a_comparison_that_is_killed_takes_its_process_along(tmp_path):
                       "def told(number, frame):\n    pathlib.Path(sys.argv[1]).write_text('told'); sys.exit()\n"
                       "signal.signal(signal.SIGTERM, told)\npathlib.Path(sys.argv[1]).write_text('up')\ntime.sleep(60)\n")
     program = ("import sys; from pathlib import Path; from minillmclf.compare import runs; t = Path(sys.argv[1]); "
-               "runs.process('waits', t / 'note', printed=t / 'out', errors=t / 'err')")
+               "runs.run_module('waits', t / 'note', printed=t / 'out', errors=t / 'err')")
     parent = subprocess.Popen([sys.executable, "-c", program, tmp_path], cwd=small.ROOT, env=small.environment() | {
         "PYTHONPATH": f"{small.ROOT}{os.pathsep}{tmp_path}"})
     wait_for(lambda: note.exists() and note.read_text() == "up")

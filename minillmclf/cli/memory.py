@@ -207,7 +207,7 @@ def training_memory(backbone, head, method, length):
     with tuned_classifier(backbone, head, method, length) as (model, trained, total):
         used = min(length, model.max_length)               # virtual tokens take the rest
         saved, fixed = saved_activation_bytes(model, used), 0
-        if trained < total:                                # fixed: such as the sums B A of DoRA
+        if trained < total:                                # fixed: such as DoRA's sums W + BA
             fixed = max(0, 2 * saved - saved_activation_bytes(model, used, rows=2))
             with all_trainable(model):
                 in_full = saved_activation_bytes(model, used) - fixed

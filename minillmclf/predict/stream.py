@@ -176,7 +176,7 @@ class PartFile:
             self.is_cut = True
 
     def rename_to_out(self):
-        """Rename the part file to OUT. The record goes first: a kill in between leaves none."""
+        """Rename the part file to OUT. The record is removed first: no kill leaves an old one."""
         try:
             self.cut_to_record()                         # there may have been nothing to add
             if OPEN_FILES_STAY:
