@@ -26,14 +26,14 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
     """
     from .classify.classifier import Classifier            # it loads torch
     table = None if isinstance(data, (str, os.PathLike)) else table_of(data)
-    config, say = settings.pop("config", None), say or train.silent
+    config, say = settings.pop("config", None), say or train.say_nothing
     settings |= {"model": model, "data": MEMORY if table else data, "out": out}
     given = {name: as_flag(value) for name, value in settings.items() if value is not None}
     s = read_settings(given, config)
     rows = train.load_dataset(s, table)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(s.out or scratch)
-        record = train.whole_run(s, rows, folder, overwrite, say, on_epoch)
+        record = train.train_unless_finished(s, rows, folder, overwrite, say, on_epoch)
         if record is None:
             kept = f"saved in {s.out}; the same call goes on" if s.out else "nothing is kept"
             raise KeyboardInterrupt(f"stopped: {kept}")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from minillmclf import inspect, train
 from minillmclf.compare.comparison import obstacle
-from minillmclf.compare.configurations import expand, read_sweep
+from minillmclf.compare.configurations import make_configurations, read_sweep
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import POOLINGS, attention, query
 from minillmclf.errors import InputError
@@ -504,7 +504,7 @@ def test_commands_pool_by_attention(tmp_path, capsys):
     capsys.readouterr()
     inspect.main([str(tmp_path / "run")])
     assert "head.U.weight" in (said := capsys.readouterr().out) and "head.v.weight" in said
-    found = expand([f"{body}@pool=attention"], ["full", "lora", "prefix"], ["head"], read_sweep([]),
+    found = make_configurations([f"{body}@pool=attention"], ["full", "lora", "prefix"], ["head"], read_sweep([]),
                    {"data": str(data)})
     rows = train.load_dataset(found[0].settings)
     assert [c.settings.pool for c in found] == ["attention"] * 3

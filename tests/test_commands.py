@@ -206,7 +206,7 @@ def test_an_overwritten_run_stays_until_the_new_one_is_whole(place, tmp_path, mo
     (out / "notes.txt").write_text("mine")
     before = files(out)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "learn", lambda *_: (None, 0.0))         # as if Ctrl-C came at once
+        patch.setattr(train, "fit_with_progress", lambda *_: (None, 0.0))         # as if Ctrl-C came at once
         code, said, _ = call(train, *arguments(place, out, "--overwrite", lr=1e-3))
     assert code == 130 and "The same command without --overwrite goes on" in said
     assert before.items() <= files(out).items(), "a new run that is not whole has changed the one before"
@@ -994,7 +994,7 @@ def test_help_is_quick_and_complete():
     for name in vars(Settings()):
         flag = "--" + name.replace("_", "-")
         assert f"  {flag} " in helps["train"], f"train --help does not explain {flag}"
-        assert (f"  {flag} " in helps["compare"]) == (name not in compare.OWN or name == "out"), flag
+        assert (f"  {flag} " in helps["compare"]) == (name not in compare.DECIDED_SETTINGS or name == "out"), flag
     own = {"train": "--config --overwrite", "compare": "--models --learning-curve --seeds --out",
            "evaluate": "--model --data --split --text-column --label-column --batch-size --out",
            "predict": "text --model --pair --data --text-column --out --format --batch-size"}

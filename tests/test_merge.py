@@ -61,7 +61,7 @@ def test_merging_into_four_bits_is_said_with_what_it_costs(runs, tmp_path, capsy
 
 
 def test_the_rows_that_change_their_class_are_counted(runs, tmp_path, capsys, monkeypatch):
-    plain = merge.merged
+    plain = merge.merge_adapter
 
     def turned(model, *more):
         """A merge after which the unlikeliest class of before is the likeliest."""
@@ -70,7 +70,7 @@ def test_the_rows_that_change_their_class_are_counted(runs, tmp_path, capsys, mo
             out.weight.neg_()
             out.bias.neg_()
         return model
-    monkeypatch.setattr(merge, "merged", turned)
+    monkeypatch.setattr(merge, "merge_adapter", turned)
     code, out, error = call(capsys, "--model", runs["lora"], "--out", tmp_path / "merged")
     assert code == 0 and "on 9 rows" in out and " 9 rows change their class" in out, (out, error)
 
@@ -85,7 +85,7 @@ def test_what_was_whole_before_a_merge_into_four_bits_is_whole_after_it(tmp_path
     model = Classifier.from_backbone(tmp_path, ["a", "b"], quantise="nf4")
     before = {path for path, module in model.named_modules() if isinstance(module, Linear4bit)}
     tune(model, dict(method="qlora", rank=2, alpha=2.0, dropout=0.0, use_rslora=False, targets=None, bias="none"))
-    merge.merged(model, "4bit")
+    merge.merge_adapter(model, "4bit")
     after = {path for path, module in model.named_modules() if isinstance(module, Linear4bit)}
     assert before == after and before, f"in four bits before or after only: {sorted(before ^ after)[:4]}"
 

@@ -18,14 +18,14 @@ from minillmclf import evaluate, train
 from minillmclf.folds import __main__ as folds
 from minillmclf.predict import __main__ as predict
 from minillmclf.compare.comparison import obstacle
-from minillmclf.compare.configurations import expand, read_sweep
+from minillmclf.compare.configurations import make_configurations, read_sweep
 from minillmclf.classify import preference, swap
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.preference import cut_line, cut_parts, davidson, use_swap
 from minillmclf.classify.swap import (averaged, exchanged, inconsistency, longer_answer, order_of,
                                       swap_inconsistency, swapped, swapped_label, with_swapped)
 from minillmclf.errors import InputError
-from minillmclf.cli.memory import kept_for_backward
+from minillmclf.cli.memory import saved_activation_bytes
 from minillmclf.models import fresh_weights, model_class, save_backbone
 from minillmclf.cli.settings import Settings
 from minillmclf.text import parts
@@ -533,7 +533,7 @@ def test_folds_read_the_three_texts_as_they_are(folders, tmp_path):
 
 def test_a_comparison_may_vary_the_preference(folders, tmp_path):
     data, model = str(arena_file(tmp_path / "arena.csv")), str(folders["bert"])
-    found = expand([f"{model}@preference=head", f"{model}@preference=bradley-terry", model], ["full"], ["head"],
+    found = make_configurations([f"{model}@preference=head", f"{model}@preference=bradley-terry", model], ["full"], ["head"],
                    read_sweep(["swap=none,both"]), {"data": data})
     rows = train.load_dataset(found[0].settings)
     assert [obstacle(c, rows) and obstacle(c, rows).split(":")[0] for c in found] == [
@@ -542,5 +542,5 @@ def test_a_comparison_may_vary_the_preference(folders, tmp_path):
 
 
 def test_what_a_step_keeps_counts_both_sequences(folders):
-    one, two = (kept_for_backward(classifier(folders["bert"], asked).train(), 20, rows) for asked, rows in ((HEAD, 2), (APART, 1)))
+    one, two = (saved_activation_bytes(classifier(folders["bert"], asked).train(), 20, rows) for asked, rows in ((HEAD, 2), (APART, 1)))
     assert abs(one - two) < 0.05 * one, f"a row of two answers keeps {two} bytes, two rows keep {one}"

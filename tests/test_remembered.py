@@ -256,7 +256,7 @@ def test_texts_that_were_cut_are_told(body, tmp_path, call, monkeypatch):
     assert said == "3 of 5 texts cut to 8 tokens\n"
     assert call(predict, "--model", model, "a rose")[2] == "", "nothing was cut, nothing is said"
     out.unlink()
-    calls, real = [], predict.render
+    calls, real = [], predict.render_answers
 
     def stops(*given):
         calls.append(1)
@@ -264,7 +264,7 @@ def test_texts_that_were_cut_are_told(body, tmp_path, call, monkeypatch):
             raise KeyboardInterrupt
         return real(*given)
     with monkeypatch.context() as patch:
-        patch.setattr(predict, "render", stops)
+        patch.setattr(predict, "render_answers", stops)
         assert call(predict, "--model", model, "--data", data, "--out", out)[0] == 130
     said = call(predict, "--model", model, "--data", data, "--out", out)[2]
     assert "going on after 2 rows" in said

@@ -421,7 +421,7 @@ def test_answers_that_were_begun_under_another_swap_are_not_gone_on_with(
     first, second, judge, tmp_path, monkeypatch, call
 ):
     monkeypatch.setattr(stream, "WINDOW", 4)
-    columns, real, seen = "prompt,response_a,response_b", predict.render, []
+    columns, real, seen = "prompt,response_a,response_b", predict.render_answers, []
 
     def render(texts, *rest):
         seen.append(len(texts))
@@ -450,12 +450,12 @@ def test_answers_that_were_begun_under_another_swap_are_not_gone_on_with(
         "both ways answer alike, so this compares nothing"
     )
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(predict, "render", render)
+    monkeypatch.setattr(predict, "render_answers", render)
     try:
         assert ask(first, tmp_path / "out.csv")[0] == 130 and (tmp_path / "out.csv.part").exists()
     finally:
         signal.signal(signal.SIGINT, before)
-        monkeypatch.setattr(predict, "render", real)
+        monkeypatch.setattr(predict, "render_answers", real)
     code, _, said = ask(second, tmp_path / "out.csv")
     assert code == 0 and "going on" not in said and "swap" in said, said
     assert (tmp_path / "out.csv").read_text() == other
@@ -464,9 +464,9 @@ def test_answers_that_were_begun_under_another_swap_are_not_gone_on_with(
 def test_the_speed_of_answers_that_are_gone_on_with_counts_new_rows_alone(
     judge, tmp_path, monkeypatch, call
 ):
-    now, real = [0.0], predict.render
+    now, real = [0.0], predict.render_answers
     monkeypatch.setattr(stream, "WINDOW", 4)
-    monkeypatch.setattr(stream, "EVERY", 0)
+    monkeypatch.setattr(stream, "LINE_SECONDS", 0)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     def render(texts, *rest):
@@ -475,7 +475,7 @@ def test_the_speed_of_answers_that_are_gone_on_with_counts_new_rows_alone(
             signal.raise_signal(signal.SIGINT)
         return real(texts, *rest)
 
-    monkeypatch.setattr(predict, "render", render)
+    monkeypatch.setattr(predict, "render_answers", render)
     given = (
         "--model",
         judge / "model",

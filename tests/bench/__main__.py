@@ -146,9 +146,9 @@ def said(record):
 def draw_scaling(out, rows):
     if "scaling" in rows:
         from .alone import picture
-        from minillmclf.report.pictures import save
+        from minillmclf.report.pictures import save_figure
         try:
-            save(picture(rows["scaling"]["points"]), out / "scaling.svg")
+            save_figure(picture(rows["scaling"]["points"]), out / "scaling.svg")
         except InputError as error:
             print(f"no scaling.svg: {error}")
 
