@@ -10,7 +10,10 @@ import functools
 import json
 import os
 import random
+import resource
+import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -143,13 +146,33 @@ def forked(module, arguments, **kill):
       move=N       SIGKILL where the N-th file would be put in its place or removed: what is on disk until then stays,
                    and the temporary file beside it. Disk changes at these places only, so N = 1, 2, 3 ... are all the
                    states that a power cut can leave
-    Exit code -9 means SIGKILL. moves: how many files were put in place or removed, None after a SIGKILL.
+      limit=N      no file may grow beyond N bytes, as on a full disk
+    and cwd, the folder that the process starts in. Exit code -9 means SIGKILL. moves: how many files were put in place or removed, None after a SIGKILL.
     """
-    job = {"module": module, "arguments": list(map(str, arguments)), "kill": kill}
+    return tuple(ask({"module": module, "arguments": list(map(str, arguments)), "kill": kill}))
+
+
+def forked_program(path, *arguments, processes=1):
+    """Run `python PATH arguments` in a fork of the killer -> (exit code, stdout, stderr).
+
+    processes: as many at once, each told what torchrun tells it; the exit code is the first that is not 0.
+    """
+    places = [{"RANK": "0"}]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        places = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} for rank in range(processes)]
+    return tuple(ask({"program": str(path), "arguments": list(map(str, arguments)), "places": places})[:3])
+
+
+def ask(job):
+    """Hand a job to the killer -> what came of it."""
     print(json.dumps(job), file=killer().stdin, flush=True)
     answer = killer().stdout.readline()
     assert answer, "the killer itself has died"
-    return tuple(json.loads(answer))
+    return json.loads(answer)
 
 
 def signal_at(places, calls, number):
@@ -168,21 +191,29 @@ def signal_at(places, calls, number):
     return lambda: count
 
 
-def child(job, folder):
-    """One run, in a forked process that ends here."""
+def child(job, folder, place):
+    """One run, in a forked process that ends here. place: environment variables that it has."""
     import importlib
 
     from minillmclf.cli.parser import run
     from minillmclf.training import loop
-    kill, code = job["kill"], 1
+    kill, code = job.get("kill", {}), 1
     signal.alarm(600)                                         # no run may hang the tests
+    os.environ.update(place)
+    os.chdir(kill.get("cwd", ROOT))
+    if "limit" in kill:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (kill["limit"], resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     for stream, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_APPEND), stream)
     signal_at([(loop, "take_step")], [kill.get("step")], signal.SIGKILL)
     signal_at([(loop, "take_step")], kill.get("interrupt", []), signal.SIGINT)
     moves = signal_at([(os, "replace"), (os, "unlink")], [kill.get("move")], signal.SIGKILL)
     try:
-        run(lambda: importlib.import_module(module_of(job["module"])).main(job["arguments"]))
+        if "program" in job:
+            sys.argv = [job["program"], *job["arguments"]]
+            runpy.run_path(job["program"], run_name="__main__")
+        else:
+            run(lambda: importlib.import_module(module_of(job["module"])).main(job["arguments"]))
     except SystemExit as end:
         code = end.code or 0
     except Exception:
@@ -211,10 +242,15 @@ def serve():
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for line in sys.stdin:
-            pid = os.fork()
-            if pid == 0:
-                child(json.loads(line), folder)
-            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            job, pids = json.loads(line), []
+            for name in ("stdout", "stderr"):
+                (folder / name).write_bytes(b"")
+            for place in job.get("places", [{}]):
+                pids.append(os.fork())
+                if pids[-1] == 0:
+                    child(job, folder, place)
+            codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+            code = next(filter(None, codes), 0)
             out, error = ((folder / name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
             moves = None if code < 0 else int((folder / "moves").read_text())
             print(json.dumps([code, out, error, moves]), flush=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ROUNDED, fp32
 from safetensors.torch import load_file
-from small import ROOT, bert_folder, data_file, environment, flags, forked
+from small import ROOT, bert_folder, data_file, environment, flags, forked, forked_program
 
 from minillmclf.cli.settings import Settings
 from minillmclf.errors import InputError
@@ -66,13 +66,18 @@ def alone(asked, tmp_path_factory):
 
 def in_one_process(asked, out):
     """The same command in one process, undisturbed -> (exit code, stderr)."""
-    done = subprocess.run([sys.executable, asked["model"].parent / "disturbed.py", "nothing", "0", *flags(**asked, out=out)],
-                          cwd=ROOT, env=environment() | {"RANK": "0"}, capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stderr
+    script = asked["model"].parent / "disturbed.py"
+    code, _, error = forked_program(script, "nothing", 0, *flags(**asked, out=out))
+    return code, error
+
+
+def two(*program):
+    """The same of two processes, told what torchrun tells them -> (exit code, stdout, stderr)."""
+    return forked_program(*program, processes=2)
 
 
 def torchrun(*command):
-    """Two processes of a command -> (exit code of torchrun, stdout, stderr)."""
+    """Two processes of a command under torchrun itself -> (exit code of torchrun, stdout, stderr)."""
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                            *map(str, command)], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout, done.stderr
@@ -101,7 +106,7 @@ def test_two_processes_are_one(asked, alone, tmp_path, kind):
     moved = load_file(alone / "model.safetensors")
     assert max((start[n] - moved[n]).abs().max() for n in start if n in moved) > 1e-3, "nothing was learned: no comparison"
     script = asked["model"].parent / "disturbed.py"
-    code, out, error = torchrun(script, "nothing", 0, *flags(**asked, out=tmp_path / "run", parallel=kind))
+    code, out, error = two(script, "nothing", 0, *flags(**asked, out=tmp_path / "run", parallel=kind))
     assert code == 0, error
     check_equal(tmp_path / "run", alone)
     assert out.count("gradients: ") == out.count("best epoch") == 1, f"printed by other than one process: {out}"
@@ -130,7 +135,7 @@ def test_they_stop_together_and_one_goes_on(asked, alone, tmp_path):
     """A signal that reaches one process only; the state of shared tensors is whole, so one process can go on with it."""
     arguments = flags(**asked, out=tmp_path / "run")
     script = asked["model"].parent / "disturbed.py"
-    code, out, error = torchrun(script, "signal", 4, *arguments, "--parallel", "fsdp")
+    code, out, error = two(script, "signal", 4, *arguments, "--parallel", "fsdp")
     assert code != 0 and out.count("goes on from there") == 1, out + error
     assert json.loads(open_tensors(tmp_path / "run" / "state.safetensors").metadata()["progress"])["step"] == 4
     code, error = in_one_process(asked, tmp_path / "run")
@@ -147,7 +152,9 @@ def test_an_error_in_one_process_ends_all_with_its_line(asked, tmp_path):
 
 
 def test_a_mistake_of_all_is_told_once(asked, tmp_path):
-    code, out, error = torchrun("-m", "minillmclf.train", *flags(**{**asked, "method": "none"}, out=tmp_path / "run"))
+    program = tmp_path / "train.py"
+    program.write_text("from minillmclf import train\nfrom minillmclf.cli.parser import run\nrun(train.main)\n")
+    code, out, error = two(program, *flags(**{**asked, "method": "none"}, out=tmp_path / "run"))
     assert code != 0 and len([line for line in error.splitlines() if line.startswith("error: ")]) == 1, error
 
 
