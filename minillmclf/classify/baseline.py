@@ -132,7 +132,7 @@ class BagOfWords:
                                        check_invariants=False).coalesce()
 
     def regress(self, x, transposed, y, strength):
-        """x (N, V), x.t(), y -> weights (V, C) and bias (C,), which minimise `cost` + the penalty."""
+        """x (N, V), x.t(), y -> weights (V, C), bias (C,), which minimise `cost` + the penalty."""
         w = torch.zeros(x.shape[1], self.classes, requires_grad=True)
         b = torch.zeros(self.classes, requires_grad=True)
         solver = torch.optim.LBFGS([w, b], max_iter=100, history_size=HISTORY,
