@@ -236,6 +236,7 @@ def child(job, folder, place):
         if "program" in job:
             sys.argv = [job["program"], *job["arguments"]]
             runpy.run_path(job["program"], run_name="__main__")
+            code = 0
         else:
             run(lambda: importlib.import_module(module_of(job["module"])).main(job["arguments"]))
     except SystemExit as end:
