@@ -8,7 +8,6 @@ import errno
 import io
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -925,16 +924,14 @@ def test_train_from_another_folder_where_files_may_not_grow(place, tmp_path):
     shutil.copy(place / "data.csv", tmp_path / "data.csv")
     given = ["--model", "bert", "--data", "data.csv", "--out", "run", *QUICK, "--save-every", 5]   # after epoch 1
 
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    done = process("train", *given, cwd=tmp_path, preexec_fn=limit)
-    lines = done.stderr.decode().replace("\r", "\n").splitlines()
-    assert done.returncode == 2 and "Traceback" not in done.stderr.decode(), done.stderr.decode()
+    code, _, error, _ = small.forked("train", given, cwd=str(tmp_path), limit=100_000)
+    lines = error.replace("\r", "\n").splitlines()
+    assert code == 2 and "Traceback" not in error, error
     assert lines[-1].startswith("error: run/state.safetensors: could not be written"), lines[-1]
     whole(tmp_path / "run")
     assert (tmp_path / "run" / "best.safetensors").exists(), "the first file, under the limit, should be there"
-    done = process("train", *given, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr.decode()
+    code, _, error, _ = small.forked("train", given, cwd=str(tmp_path))
+    assert code == 0, error
     for name in LEARNED:
         assert (tmp_path / "run" / name).read_bytes() == (place / "finished" / name).read_bytes(), \
             f"a run disturbed by a full disk, in another process and folder, should end with the same {name}"
