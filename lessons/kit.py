@@ -46,7 +46,8 @@ class Recorder:
         if self.update:
             self.folder.mkdir(exist_ok=True)
             save(figure, self.folder / f"{name}.svg")
-            stored.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            lines = ",\n".join(map(json.dumps, found))                # a line for each axes
+            stored.write_text(f"[{lines}]\n", encoding="utf-8")
         elif not (stored.exists() and stored.with_suffix(".svg").exists()):
             self.faults.append(f"figure {name} is not there: run with --update")
         elif drift := drifted(json.loads(stored.read_text(encoding="utf-8")), found, rtol):
@@ -55,7 +56,7 @@ class Recorder:
 
 @contextmanager
 def recording(folder, update=False):
-    """with recording(folder) as recorder: ...   fig(...) compares with what lies there, or writes."""
+    """with recording(folder) as recorder: ...   fig() compares with the files there, or writes."""
     global RECORDER
     before, RECORDER = RECORDER, Recorder(folder, update)
     try:
@@ -95,11 +96,11 @@ def plotted(figure):
     return [{"text": [axes.get_title(), axes.get_xlabel(), axes.get_ylabel()],
              "lines": [numbers(line.get_xydata()) for line in axes.lines],
              "images": [numbers(image.get_array()) for image in axes.images],
-             "bars": [numbers(bar.get_extents().bounds if not hasattr(bar, "get_bbox")
-                              else bar.get_bbox().bounds) for bar in axes.patches],
+             "bars": [numbers(bar.get_bbox().bounds) for bar in axes.patches
+                      if hasattr(bar, "get_bbox")],
              "points": [numbers(each.get_offsets()) for each in axes.collections],
              "areas": [numbers(path.vertices) for each in axes.collections
-                       for path in each.get_paths()],
+                       if each.get_array() is None for path in each.get_paths()],
              "values": [numbers(each.get_array()) for each in axes.collections
                         if each.get_array() is not None]} for axes in figure.axes]
 
