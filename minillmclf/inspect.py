@@ -74,7 +74,7 @@ def architecture(backbone):
 
 def fates(model, checkpoint):
     """What became of each tensor of the file -> [(its name, shape, type, fate), ...]."""
-    table, report, found = model.table(), model.report, []
+    table, report, found = model.rename_table(), model.report, []
     for name, shape in checkpoint.shapes.items():
         if name in report.loaded:
             ours = report.loaded[name]
@@ -89,9 +89,9 @@ def fates(model, checkpoint):
 
 def tensor_lines(found, every_layer):
     """A line for each tensor, or for each kind of tensor with how many layers have it."""
-    from .models.weights import generic
+    from .models.weights import split_layer_number
     if not every_layer:
-        found = [(generic(name)[0], *more, generic(fate)[0]) for name, *more, fate in found]
+        found = [(split_layer_number(name)[0], *more, split_layer_number(fate)[0]) for name, *more, fate in found]
     kinds = Counter(found)
     wide = max(len(name) for name, *_ in kinds)
     return [f"  {name:{wide}}  {shape:>13} {dtype:4} {f'x {count}' if count > 1 else '':5} {fate}"
@@ -102,17 +102,17 @@ def new_head_lines(folder):
     """Which tensors train drops and adds with a new head -> [one line]; [] where it refuses the
     folder."""
     from .classify.classifier import Classifier
-    from .models.weights import generic
+    from .models.weights import split_layer_number
     from .tuning.quant_files import open_checkpoint
     try:
         checkpoint = open_checkpoint(folder)
         model = Classifier.empty(checkpoint, ["0", "1"])
-        table = model.table(with_classes=False)
-        path = {name: table.path(name) for name in checkpoint.files
+        table = model.rename_table(with_classes=False)
+        path = {name: table.path_of(name) for name in checkpoint.files
                 if not table.tied_to(name)}
     except (InputError, KeyError):
         return []
-    old = {generic(name)[0]: None for name, ours in path.items() if ours is None}
+    old = {split_layer_number(name)[0]: None for name, ours in path.items() if ours is None}
     new = [f"head.{name}" for name, _ in model.head.named_parameters()]
     new = [name for name in new if name not in path.values()]
     return [f"train, with a new head: dropped {', '.join(old) or 'none'}; new {', '.join(new)}"]
@@ -199,7 +199,7 @@ def main(arguments=None):
     found, report = fates(model, checkpoint), model.report
     print(f"\n{len(found)} tensors in {len(set(checkpoint.files.values()))} file(s): "
           f"{len(report.loaded)} loaded, {len(report.tied)} tied, {len(report.dropped)} dropped on "
-          f"purpose; {len(report.fresh)} parameters not in the file")
+          f"purpose; {len(report.newly_initialised)} parameters not in the file")
     print("\n".join([*tensor_lines(found, a.layers), *new_head_lines(folder)]))
     print(f"\n{sum(p.numel() for p in model.parameters()):,} parameters")
     print("\n".join(f"  {count:>15,}  {part}" for part, count in parts(model).items()))

@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import (NEW, check_fields, find_model, locked, look_at, read_json, remove, short,
+from ..files import (NEW_RUN, check_fields, find_model, lock_folder, check_out_path, read_json, remove_path, short,
                      write_json)
 from .settings import read_settings, renamed
 
@@ -71,9 +71,9 @@ def place_of(s, out, data, overwrite):
     """Where the run is made: in OUT, or in OUT/.new where it is to replace what lies in OUT."""
     if overwrite:
         held = (out / "run.json").exists() or (out / "config.json").exists()
-        return out / NEW if held else out
+        return out / NEW_RUN if held else out
     try:
-        return out if differences(s, out / NEW, data)[0] else out / NEW
+        return out if differences(s, out / NEW_RUN, data)[0] else out / NEW_RUN
     except InputError:                                     # no run there, or a broken one
         return out
 
@@ -84,7 +84,7 @@ def open_run(s, out, data, overwrite=False):
     Without `overwrite`, InputError where OUT holds another run, or a model without a run.json.
     """
     for name in SAVED:                      # InputError if one is the model or the data itself
-        look_at(out / name, [("--model", find_model(s.model)), ("--data", s.data)])
+        check_out_path(out / name, [("--model", find_model(s.model)), ("--data", s.data)])
     if overwrite or place_of(s, out, data, overwrite) != out:
         return None
     if not (out / "run.json").exists():
@@ -115,7 +115,7 @@ class RunFolder:
     def held(self):
         """with folder.held(): ...   No other process writes to OUT, and it is settled."""
         from ..training.parallel import processes as parallel
-        with locked(self.out) if parallel.is_main_process() else nullcontext():
+        with lock_folder(self.out) if parallel.is_main_process() else nullcontext():
             self.settle()
             yield
 
@@ -123,15 +123,15 @@ class RunFolder:
         """Finish what a killed process left half done: the main process does, the others wait."""
         from ..training.parallel import processes as parallel
         if parallel.is_main_process():
-            if self.is_finished(self.out / NEW):
+            if self.is_finished(self.out / NEW_RUN):
                 self.clear(self.out)
-                os.replace(self.out / NEW, self.out / MOVING)
+                os.replace(self.out / NEW_RUN, self.out / MOVING)
             self.move_up(self.out / MOVING)
             left = [self.out / name for name in STATES if self.is_finished(self.out)]
             left += [(self.out / name).with_name(f".{Path(name).name}.writing") for name in SAVED]
             for path in left:
                 if path.exists():
-                    remove(path)
+                    remove_path(path)
         parallel.barrier()
 
     def is_finished(self, folder):
@@ -150,7 +150,7 @@ class RunFolder:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
         if source.exists():
-            remove(source)
+            remove_path(source)
 
     def clear(self, folder):
         """Remove the files of an earlier run, its record first."""
@@ -166,7 +166,7 @@ class RunFolder:
         parallel.barrier()                     # until all processes have seen what lies in OUT
         if parallel.is_main_process():
             if overwrite or not (place / self.RECORD).exists():
-                remove(self.out / NEW)
+                remove_path(self.out / NEW_RUN)
                 self.clear(place)
             write_json(place / self.RECORD, record)
         parallel.barrier()

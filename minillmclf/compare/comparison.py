@@ -9,7 +9,7 @@ from ..classify.classifier import Classifier
 from ..cli import build as building
 from ..cli.settings import Settings, read_settings
 from ..errors import InputError
-from ..files import check_folder, find_model, locked, write_text
+from ..files import check_out_folder, find_model, lock_folder, write_text
 from ..report import pictures
 from ..text.table_files import read_table
 from ..tuning import tune
@@ -33,8 +33,8 @@ def compare(a, overwrite):
     out = Path(a.out)
     reads = [("--data", flags.get("data"))]
     reads += [("--models", find_model(c.settings.model)) for c in configurations if not c.baseline]
-    check_folder(out, (out / "cells").exists(), overwrite, reads)
-    with locked(out):
+    check_out_folder(out, (out / "cells").exists(), overwrite, reads)
+    with lock_folder(out):
         (out / "cells").mkdir(parents=True, exist_ok=True)     # the mark of a comparison's folder
         shared = {key: flags[key] for key in (*SHARED, "text_column") if key in flags}
         path, sha256 = one_split(read_settings(shared), out)

@@ -7,13 +7,13 @@ from torch import nn
 
 from ..errors import InputError
 from .cache import CachedRows
-from .config import Tables, read_config
-from .last_token import FewQueries, read_few
+from .config import ConfigTables, read_config
+from .last_token import FewQueries, run_few_queries
 from .layers import Rows
-from .weights import Table
+from .weights import RenameTable
 
 
-class Backbone(nn.Module, Tables):
+class Backbone(nn.Module, ConfigTables):
     """The parent of all families.
 
     A family is built by `from_config` and reads text in three steps, which `forward` joins:
@@ -39,10 +39,10 @@ class Backbone(nn.Module, Tables):
     CLASSIFIER_PREFIX = ""      # before every name of NAMES, in a file with a classification head
     FULL_PRECISION = ()         # linear layers that are never quantised
     BLOCKS = "layers"           # path of the blocks that the method `last-N` counts
-    WIDTH = "hidden_size"       # the field with the width of vectors
-    DEPTHS = {"layers": "num_hidden_layers"}    # path of blocks -> the field with their number
+    WIDTH_FIELD = "hidden_size"  # the field with the width of vectors
+    DEPTH_FIELDS = {"layers": "num_hidden_layers"}  # path of blocks -> the field with their number
 
-    max_tokens, tied, head_dropout, word_factor = None, False, 0.0, 1.0
+    max_tokens, tied, head_dropout, embedding_scale = None, False, 0.0, 1.0
 
     def __init__(self):
         super().__init__()
@@ -56,7 +56,7 @@ class Backbone(nn.Module, Tables):
         return config
 
     @classmethod
-    def read(cls, config, where):
+    def config_fields(cls, config, where):
         """The checked fields of a config.json; `where` names the file in errors."""
         return read_config(config, cls, where)
 
@@ -66,9 +66,9 @@ class Backbone(nn.Module, Tables):
 
         lm_head: the file has a language-model head of its own. InputError for what is not built.
         """
-        return cls(cls.read(config, where), lm_head)
+        return cls(cls.config_fields(config, where), lm_head)
 
-    def table(self):
+    def rename_table(self):
         """The rename table. A language-model head that the model does not take is dropped."""
         lm_names = self.LM_NAMES if self.lm_head is not None else dict.fromkeys(self.LM_NAMES)
         names = self.NAMES | lm_names
@@ -77,17 +77,17 @@ class Backbone(nn.Module, Tables):
                   if not names.get(file.removesuffix(".weight"))}
         if not self.has_logits:
             names, copies = names | dict.fromkeys(copies), {}
-        return Table(names, self.TIES | copies, self.ALIASES, self.TRANSPOSED,
-                     type(self).__name__)
+        return RenameTable(names, self.TIES | copies, self.ALIASES, self.TRANSPOSED,
+                           type(self).__name__)
 
     # ------------------------------------------------------------------------- reading text
 
     @property
     def blocks(self):
         """The stack of blocks whose last output is what `forward` returns."""
-        return self.get_submodule(self.BLOCKS)
+        return self.get_submodule(self.BLOCKS_PATH)
 
-    def rows(self, mask, layout=None):
+    def make_rows(self, mask, layout=None):
         """mask (B, T) -> the Rows of a batch, which also see the keys and values of a prefix."""
         if self.prefix is None:
             return Rows(mask, layout)
@@ -95,14 +95,14 @@ class Backbone(nn.Module, Tables):
 
     def prepare(self, ids, mask, types=None, layout=None):
         """ids, mask, types: (B, T) -> the arguments of `run`: x (N, D), rows, context."""
-        rows = self.rows(mask, layout)
+        rows = self.make_rows(mask, layout)
         return self.embed(ids, rows, types), rows, None
 
     def finish(self, x):
         """What follows the last block: (N, D) -> (N, D)."""
         return x
 
-    def hidden(self, ids, rows, context=None):
+    def hidden_states(self, ids, rows, context=None):
         """A decoder's ids (B, T) and their rows -> hidden (N, D). context: as of `prompt`."""
         return self.finish(self.run(self.blocks, self.embed(ids, rows), rows, context))
 
@@ -124,7 +124,7 @@ class Backbone(nn.Module, Tables):
         if read is None:
             return Backbone.forward(self, ids, mask, types, layout)
         x, rows, context = self.prepare(ids, mask, types, layout)
-        return read_few(self, x, FewQueries(rows, read), context)
+        return run_few_queries(self, x, FewQueries(rows, read), context)
 
     @property
     def max_input_tokens(self):
@@ -147,7 +147,7 @@ class Backbone(nn.Module, Tables):
 
     # ------------------------------------------------------------------------- language model
 
-    def prompt(self, ids, mask):
+    def prepare_prompt(self, ids, mask):
         """What is read before an answer is written -> ids (B, T), mask (B, T), context."""
         raise InputError(f"{type(self).__name__} reads text and writes none: generate needs a "
                          "decoder or an encoder-decoder")
@@ -157,7 +157,7 @@ class Backbone(nn.Module, Tables):
         """Can it compute logits over the vocabulary?"""
         return self.lm_head is not None or self.tied
 
-    def vocabulary(self):
+    def output_embeddings(self):
         """The matrix (V, D) of the logits: that of `lm_head`, or the word embeddings."""
         if not self.has_logits:
             raise InputError(f"this checkpoint has no language-model head: load one that was saved "
@@ -166,7 +166,7 @@ class Backbone(nn.Module, Tables):
 
     def logits(self, hidden):
         """hidden (..., D) -> logits over the vocabulary (..., V)."""
-        return hidden @ self.vocabulary().T
+        return hidden @ self.output_embeddings().T
 
 
 class Decoder(Backbone):
@@ -178,7 +178,7 @@ class Decoder(Backbone):
     LM_NAMES = {"lm_head": "lm_head"}
     LM_TIES = {"lm_head.weight": "word_embeddings.weight"}
 
-    def own_head(self, wanted):
+    def build_lm_head(self, wanted):
         """Set `tied` -> the language-model head, or None if it is tied or not wanted."""
         self.tied = self.config["tie_word_embeddings"]
         vocabulary = self.config["vocab_size"]
@@ -187,5 +187,5 @@ class Decoder(Backbone):
     def finish(self, x):
         return self.final_norm(x)
 
-    def prompt(self, ids, mask):
+    def prepare_prompt(self, ids, mask):
         return ids, mask, None

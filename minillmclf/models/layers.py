@@ -41,27 +41,27 @@ class Rows:
     """
 
     def __init__(self, mask, layout=None):
-        layout = Layout.of(mask) if layout is None else layout
-        self.layout, self.mask, self.full = layout, layout.mask, layout.full
+        layout = Layout.from_mask(mask) if layout is None else layout
+        self.layout, self.mask, self.no_padding = layout, layout.mask, layout.no_padding
         self.lengths, self.longest = layout.lengths, layout.longest
         self.position_ids = layout.position_ids
         self.positions = self.unpad(self.position_ids)                          # (N,)
         self.key_mask, self.key_position_ids = self.mask, self.position_ids
-        self.uniform = self.full         # are all rows alike, so that one (1, T, S) mask fits all?
+        self.uniform = self.no_padding   # are all rows alike, so that one (1, T, S) mask fits all?
         self.causal_masks = {}           # window -> mask, the same in each layer
 
     def unpad(self, x):
         """(B, T, ...) -> (N, ...), the real tokens of all rows end to end."""
         x = x.flatten(0, 1)
-        return x if self.full else x.index_select(0, self.layout.places)
+        return x if self.no_padding else x.index_select(0, self.layout.flat_indices)
 
     def pad(self, x):
         """(N, ...) -> (B, T, ...), zeros where there is no token."""
-        if not self.full:
-            x = x.new_zeros(self.mask.numel(), *x.shape[1:]).index_copy(0, self.layout.places, x)
+        if not self.no_padding:
+            x = x.new_zeros(self.mask.numel(), *x.shape[1:]).index_copy(0, self.layout.flat_indices, x)
         return x.unflatten(0, self.mask.shape)
 
-    def last(self, x):
+    def last_tokens(self, x):
         """(N, ...) -> (B, ...), the last token of each row."""
         return x[self.lengths.cumsum(0) - 1]
 
@@ -94,16 +94,16 @@ class Rows:
         """
         return None if self.uniform else self.key_mask[:, None, None, :]
 
-    def causal(self, window=math.inf):
+    def causal_mask(self, window=math.inf):
         """(B, 1, T, S), True for the keys that a query sees: itself and the window - 1 before it.
 
         A query at padding has the position of the token beside the padding, and sees the same keys.
         """
         if window not in self.causal_masks:
-            self.causal_masks[window] = self.causal_mask(window)
+            self.causal_masks[window] = self.compute_causal_mask(window)
         return self.causal_masks[window]
 
-    def causal_mask(self, window):
+    def compute_causal_mask(self, window):
         """Compute what `causal` returns."""
         distance = self.distance()
         seen = (distance >= 0) & (distance < window) & self.key_mask[:len(distance), None, :]
@@ -135,7 +135,7 @@ def causal_attention(q, k, v, rows, window=math.inf, dropout=0.0, scale=None):
     q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)        # (B, H, T, d), (B, K, S, d)
     triangle = rows.is_triangle(window)
     return rows.merge_heads(F.scaled_dot_product_attention(
-        q, k, v, attn_mask=None if triangle else rows.causal(window), is_causal=triangle,
+        q, k, v, attn_mask=None if triangle else rows.causal_mask(window), is_causal=triangle,
         dropout_p=dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1]))
 
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from ..errors import InputError, Stopped
-from ..files import check_out, hold, look_at, read_json, write_text
+from ..files import check_out_file, lock_handle, check_out_path, read_json, write_text
 
 WINDOW = 4096                   # rows; many batches, so that most hold texts of one length
 EVERY = 10                      # seconds between two lines of progress
@@ -207,8 +207,8 @@ def part_files(out):
 def check_answers(out, overwrite, sources):
     """files.check_out for OUT and the two files of its Part."""
     for path in part_files(out):
-        look_at(path, sources)
-    return check_out(out, overwrite, sources)
+        check_out_path(path, sources)
+    return check_out_file(out, overwrite, sources)
 
 
 def own_file(path):
@@ -219,7 +219,7 @@ def own_file(path):
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     handle = os.open(path, flags, 0o666)
     try:
-        hold(handle, path)
+        lock_handle(handle, path)
         if not path.exists() or not os.path.samestat(os.fstat(handle), os.stat(path)):
             raise InputError(f"{path}: another process has just ended: give the command again")
         return handle

@@ -24,15 +24,15 @@ class Layout:
     """
     mask: torch.Tensor
     lengths: torch.Tensor
-    places: torch.Tensor
+    flat_indices: torch.Tensor
     position_ids: torch.Tensor
-    full: bool
+    no_padding: bool
     right_padded: bool
     longest: int
     token_types: int | None = None
 
     @classmethod
-    def of(cls, mask, types=None):
+    def from_mask(cls, mask, types=None):
         """mask, types: (B, T) -> Layout, on their device. InputError for a row without a token."""
         device, mask = mask.device, mask.bool().cpu()
         lengths = mask.sum(1)
@@ -40,15 +40,15 @@ class Layout:
             empty = (lengths == 0).nonzero().flatten().tolist()
             raise InputError(f"batch row {empty[0]} holds no token ({len(empty)} such of "
                              f"{len(mask)}): give it a text")
-        return cls(mask=mask, lengths=lengths, places=mask.flatten().nonzero().squeeze(1),
-                   position_ids=(mask.cumsum(1) - 1).clamp(min=0), full=bool(mask.all()),
+        return cls(mask=mask, lengths=lengths, flat_indices=mask.flatten().nonzero().squeeze(1),
+                   position_ids=(mask.cumsum(1) - 1).clamp(min=0), no_padding=bool(mask.all()),
                    right_padded=bool((mask[:, 1:] <= mask[:, :-1]).all()),
                    longest=int(lengths.max()),
                    token_types=None if types is None else int(types.max()) + 1).to(device)
 
     def to(self, device):
         return replace(self, mask=self.mask.to(device), lengths=self.lengths.to(device),
-                       places=self.places.to(device), position_ids=self.position_ids.to(device))
+                       flat_indices=self.flat_indices.to(device), position_ids=self.position_ids.to(device))
 
 
 @dataclass
@@ -87,7 +87,7 @@ def collate(encoded, rows, pad_id=0, labels=None):
         types[i, :len(row_types)] = torch.tensor(row_types)
         mask[i, :len(row_ids)] = 1
     targets = None if labels is None else torch.tensor([labels[row] for row in rows])    # (B,)
-    return Batch(ids, mask, types, targets, list(rows), Layout.of(mask, types))
+    return Batch(ids, mask, types, targets, list(rows), Layout.from_mask(mask, types))
 
 
 def make_batches(lengths, size, seed=None, tokens=None, chunk=50):
@@ -102,18 +102,18 @@ def make_batches(lengths, size, seed=None, tokens=None, chunk=50):
     order = list(range(len(lengths)))
     if seed is None:
         order.sort(key=lambda row: lengths[row])
-        return cut(order, lengths, size, tokens)
+        return cut_batches(order, lengths, size, tokens)
     shuffle = random.Random(seed).shuffle
     shuffle(order)
     chunked = []
     for start in range(0, len(order), size * chunk):
         chunked += sorted(order[start:start + size * chunk], key=lambda row: lengths[row])
-    batches = cut(chunked, lengths, size, tokens)
+    batches = cut_batches(chunked, lengths, size, tokens)
     shuffle(batches)
     return batches
 
 
-def cut(order, lengths, size, tokens):
+def cut_batches(order, lengths, size, tokens):
     """Cut a list of row numbers into batches; arguments as in `make_batches`."""
     batches, current, longest = [], [], 0
     for row in order:

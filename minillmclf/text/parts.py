@@ -11,13 +11,13 @@ kept (cutting.py).
 """
 from ..errors import InputError
 from ..files import short
-from .cutting import cut_to
+from .cutting import truncate_all
 
 ONE_ANSWER = ("Prompt:\n", "\n\nAnswer:\n")
 TWO_ANSWERS = ("Prompt:\n", "\n\nAnswer A:\n", "\n\nAnswer B:\n")
 
 
-def lay_out(tokenizer, texts, markers, max_length, keep="head"):
+def join_parts(tokenizer, texts, markers, max_length, keep="head"):
     """Texts, each after its marker -> (ids, token types), [number of tokens cut from each text].
 
     keep: which tokens of a long text are kept (cutting.KEEPS). There are at most max_length ids,
@@ -34,13 +34,13 @@ def lay_out(tokenizer, texts, markers, max_length, keep="head"):
         raise InputError(f"{len(texts)} texts with their markers take {needed} tokens at least, "
                          f"and {max_length} are allowed: raise --max-length, or take a model that "
                          "reads longer texts if this is all it can")
-    (kept, _), ids = cut_to(parts, max_length - fixed, keep), []
+    (kept, _), ids = truncate_all(parts, max_length - fixed, keep), []
     for mark, part in zip(marks, kept):
         ids += mark + part
-    return tokenizer.layout(ids), [len(part) - len(left) for part, left in zip(parts, kept)]
+    return tokenizer.add_special_tokens(ids), [len(part) - len(left) for part, left in zip(parts, kept)]
 
 
-def size(tokenizer, texts, markers):
-    """The number of ids that `lay_out` would make if nothing were cut."""
+def joined_size(tokenizer, texts, markers):
+    """The number of ids that `join_parts` would make if nothing were cut."""
     count = sum(len(tokenizer.ids(text)) for text in (*markers, *texts))
     return tokenizer.num_special_tokens(False) + count
