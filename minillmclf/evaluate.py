@@ -225,8 +225,8 @@ def readings(a, model, data, name, seed):
     else:
         shorter = prompting.show_shots(model, data.train, a.shots, seed)
         first = model.head.fitted(model.tokenizer, texts[0], model.max_length)[0]
-        print(f"{model.head.prompt.display_text(first)}\n\n{a.shots} shots, {shorter} of them shortened. "
-              "Above: the first prompt, and where the label goes.\n")
+        print(f"{model.head.prompt.display_text(first)}\n\n{a.shots} shots, {shorter} of them "
+              "shortened. Above: the first prompt, and where the label goes.\n")
         encoded, cut = model.encode(texts)
         if dev_rows:
             dev = model.encode([row.texts for row in dev_rows])[0]

@@ -12,7 +12,7 @@ from .errors import InputError
 PACKAGE = Path(__file__).resolve().parent
 CHECKPOINTS = PACKAGE / "checkpoints"                            # where the package is installed
 CHECKPOINTS = CHECKPOINTS if CHECKPOINTS.is_dir() else PACKAGE.parent / "checkpoints"
-IGNORED_KEYS = "MINILLMCLF_IGNORE_CONFIG_KEYS"  # environment: unknown keys of config.json to leave out
+IGNORED_KEYS = "MINILLMCLF_IGNORE_CONFIG_KEYS"  # environment: unknown config.json keys to leave out
 NEW_RUN = ".new"                        # folder in OUT: a run that will replace the one in OUT
 MOST_DIGITS = 400                       # of an integer in a file; Python's own limit is 4300
 

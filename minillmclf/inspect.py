@@ -91,7 +91,8 @@ def tensor_lines(found, every_layer):
     """A line for each tensor, or for each kind of tensor with how many layers have it."""
     from .models.weights import split_layer_number
     if not every_layer:
-        found = [(split_layer_number(name)[0], *more, split_layer_number(fate)[0]) for name, *more, fate in found]
+        found = [(split_layer_number(name)[0], *more, split_layer_number(fate)[0])
+                 for name, *more, fate in found]
     kinds = Counter(found)
     wide = max(len(name) for name, *_ in kinds)
     return [f"  {name:{wide}}  {shape:>13} {dtype:4} {f'x {count}' if count > 1 else '':5} {fate}"

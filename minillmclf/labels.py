@@ -17,7 +17,7 @@ from .errors import InputError
 from .files import check_out_file, find_model, input_paths, read_json, write_text
 from .text.data import load_data
 
-READOUT_SETTINGS = ("template", "label_texts", "instruction", "end", "score_by")  # settings of train
+READOUT_SETTINGS = ("template", "label_texts", "instruction", "end", "score_by")   # of train
 
 
 def parse(arguments=None):

@@ -116,7 +116,8 @@ class BradleyTerry(AroundHead):
         """Both sequences have at most max_length tokens. The prompt may be cut more in one."""
         check_texts(texts)
         prompt, *answers = texts
-        found = [parts.join_parts(tokenizer, (prompt, answer), parts.ONE_ANSWER, max_length, self.keep)
+        markers, keep = parts.ONE_ANSWER, self.keep
+        found = [parts.join_parts(tokenizer, (prompt, answer), markers, max_length, keep)
                  for answer in answers]
         (first, (prompt_1, cut_a)), (second, (prompt_2, cut_b)) = found
         return Pair(first, second), [max(prompt_1, prompt_2), cut_a, cut_b]

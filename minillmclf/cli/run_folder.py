@@ -17,8 +17,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import (NEW_RUN, check_fields, find_model, lock_folder, check_out_path, read_json, remove_path, short,
-                     write_json)
+from ..files import (NEW_RUN, check_fields, check_out_path, find_model, lock_folder, read_json,
+                     remove_path, short, write_json)
 from .settings import read_settings, renamed
 
 MOVING = ".whole"                       # in OUT: a finished new run, while its files are moved up

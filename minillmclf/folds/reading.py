@@ -7,8 +7,8 @@ from pathlib import Path
 from ..cli.build import task_kind
 from ..errors import InputError
 from ..files import short
-from ..text.data import (BUNDLED, split_names, read_examples, refuse_blank, row_splits, split_column,
-                         text_key, default_text_columns)
+from ..text.data import (BUNDLED, default_text_columns, read_examples, refuse_blank, row_splits,
+                         split_column, split_names, text_key)
 from ..text.table_files import read_table
 from .arena import FIELDS, LABELS, WINNERS, is_arena, read_arena, read_ids
 from .submission import Form, read_form

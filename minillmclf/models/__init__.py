@@ -38,9 +38,10 @@ def model_class(config, where="config.json"):
 
 
 def load_backbone(path, dtype=torch.float32):
-    """A pretrained body from a Hugging Face folder -> model, in eval mode; `.report` as of `load_parameters`.
+    """A pretrained body from a Hugging Face folder -> model, in eval mode.
 
     path: a folder, or the name of a shipped model; dtype: of the weights, whatever the file holds.
+    model.report: the LoadReport of its tensors.
     model(ids, mask) -> hidden (B, T, D); model.logits(hidden) -> (..., V) where the checkpoint has
     a language-model head. Raises InputError naming the file and every fault.
     """
@@ -130,7 +131,8 @@ def save_backbone(model, folder, dtype=torch.float32, more=None):
     """
     kind = "lm_head" if model.has_logits else "body"
     config = {**model.source_config, "architectures": [model.ARCHITECTURES[kind]]}
-    write_checkpoint(folder, config, export_tensors(model, model.rename_table()) | (more or {}), dtype)
+    tensors = export_tensors(model, model.rename_table()) | (more or {})
+    write_checkpoint(folder, config, tensors, dtype)
 
 
 def initialise_weights(model, seed, std=None):

@@ -38,7 +38,7 @@ class Backbone(nn.Module, ConfigTables):
     TRANSPOSED = ()             # modules whose weight lies in the file as (in, out)
     CLASSIFIER_PREFIX = ""      # before every name of NAMES, in a file with a classification head
     FULL_PRECISION = ()         # linear layers that are never quantised
-    BLOCKS = "layers"           # path of the blocks that the method `last-N` counts
+    BLOCKS_PATH = "layers"      # path of the blocks that the method `last-N` counts
     WIDTH_FIELD = "hidden_size"  # the field with the width of vectors
     DEPTH_FIELDS = {"layers": "num_hidden_layers"}  # path of blocks -> the field with their number
 

@@ -153,7 +153,7 @@ def generate(model, ids, mask, max_new_tokens, eos_ids=None, cached=True, **samp
     stops = set(eos_ids_in(model.source_config) if eos_ids is None else eos_ids)
     written = [[] for _ in ids]
     generators = [torch.Generator().manual_seed(sampling.seed + row) for row in range(len(ids))]
-    live, cache = list(range(len(ids))), new_cache(model, len(ids))  # live: rows without a stop token
+    live, cache = list(range(len(ids))), new_cache(model, len(ids))   # live: unfinished rows
     ids, mask, context = model.prepare_prompt(ids, mask)
     check_positions(model, mask, max_new_tokens)
     step_ids, step_mask = ids, mask

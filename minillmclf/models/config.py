@@ -88,7 +88,9 @@ def ignoring_config_keys(keys):
     try:
         yield
     finally:
-        os.environ.pop(IGNORED_KEYS) if before is None else os.environ.update({IGNORED_KEYS: before})
+        os.environ.pop(IGNORED_KEYS)
+        if before is not None:
+            os.environ[IGNORED_KEYS] = before
 
 
 class ConfigTables:

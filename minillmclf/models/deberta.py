@@ -247,7 +247,8 @@ class Deberta(Encoder):
         distance, farthest = rows.distance(), rows.longest - 1
         # On the CPU, so that the same logarithm chooses the buckets wherever the model is.
         offsets = torch.arange(-farthest, farthest + 1, device="cpu")                # (2L - 1,)
-        needed, place = table_rows(offsets, self.buckets, self.max_distance).unique(return_inverse=True)
+        table_row = table_rows(offsets, self.buckets, self.max_distance)             # (2L - 1,)
+        needed, place = table_row.unique(return_inverse=True)            # (P,), (2L - 1,)
         table = self.rel_norm(self.rel_embeddings(needed.to(distance.device)))       # (P, D)
         return table, place.to(distance.device)[distance + farthest]
 

@@ -58,7 +58,8 @@ class Rows:
     def pad(self, x):
         """(N, ...) -> (B, T, ...), zeros where there is no token."""
         if not self.no_padding:
-            x = x.new_zeros(self.mask.numel(), *x.shape[1:]).index_copy(0, self.layout.flat_indices, x)
+            padded = x.new_zeros(self.mask.numel(), *x.shape[1:])                # (B*T, ...)
+            x = padded.index_copy(0, self.layout.flat_indices, x)
         return x.unflatten(0, self.mask.shape)
 
     def last_tokens(self, x):

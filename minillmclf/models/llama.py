@@ -117,7 +117,7 @@ class Llama(Decoder):
         self.config, self.width, self.max_tokens = c, c["hidden_size"], c["max_position_embeddings"]
         self.word_embeddings = nn.Embedding(c["vocab_size"], self.width)
         self.dropout = nn.Identity()                    # of embeddings; GPT-2 has one, LLaMA none
-        self.layers = nn.ModuleList(self.build_layer(number) for number in range(c["num_hidden_layers"]))
+        self.layers = nn.ModuleList(map(self.build_layer, range(c["num_hidden_layers"])))
         self.final_norm = self.NORM(self.width, c["rms_norm_eps"])
         self.lm_head = self.build_lm_head(lm_head)
 

@@ -164,7 +164,8 @@ class DecoderStack(EncoderStack):
     def attention_bias(self, rows):
         distance = rows.distance().clamp(min=0)                                  # differs
         bucket = distance_buckets(distance, self.buckets, self.max_distance)
-        return self.relative_bias(bucket).permute(0, 3, 1, 2).masked_fill(~rows.causal_mask(), -math.inf)
+        bias = self.relative_bias(bucket).permute(0, 3, 1, 2)                    # (B or 1, H, T, S)
+        return bias.masked_fill(~rows.causal_mask(), -math.inf)
 
     def run(self, layers, x, rows, sources, source_mask):
         """x: (N, D) through some of the blocks -> (M, D). sources: {block: its k and v of the
@@ -241,7 +242,7 @@ class T5(Backbone):
     DEPTH_FIELDS = {"encoder.layers": "num_layers", "decoder.layers": "num_decoder_layers"}
     ARCHITECTURES = {"body": "T5Model", "lm_head": "T5ForConditionalGeneration",
                      "classifier": "T5ForSequenceClassification"}
-    CLASSIFIER_PREFIX, BLOCKS = "transformer.", "decoder.layers"
+    CLASSIFIER_PREFIX, BLOCKS_PATH = "transformer.", "decoder.layers"
     FULL_PRECISION = ("down_proj",)            # its results are T5's largest numbers
     ALIASES = ((CLASSIFIER_PREFIX, ""),)
     NAMES = SHARED_NAMES | mlp_names(wi="up_proj", wo="down_proj")
@@ -310,7 +311,8 @@ class T5(Backbone):
     def decoder_context(self, memory, rows):
         """What the decoder needs of a source, computed once: {block: its keys and values of the
         source}, and the padding mask. memory: (N, D), of the encoder; rows: of the source."""
-        sources = {layer: layer.cross_attention.keys_values(memory, rows) for layer in self.decoder.layers}
+        sources = {layer: layer.cross_attention.keys_values(memory, rows)
+                   for layer in self.decoder.layers}
         return sources, rows.padding_mask
 
     # ------------------------------------------------------------------------- target
@@ -326,11 +328,12 @@ class T5(Backbone):
 
     def prepare(self, ids, mask, types=None, layout=None):
         """For a classifier, which reads the decoder's states: the text is source and target."""
-        source, rows = self.read_source(ids, mask, layout), self.make_rows(mask, layout)
-        return self.embed(self.shift_right(ids, mask, layout), rows), rows, self.decoder_context(*source)
+        context = self.decoder_context(*self.read_source(ids, mask, layout))
+        rows = self.make_rows(mask, layout)
+        return self.embed(self.shift_right(ids, mask, layout), rows), rows, context
 
     def run(self, layers, x, rows, context):
-        """x: (N, D) through some of the decoder's blocks -> (M, D). context: as of `context`."""
+        """x: (N, D) through some of the decoder's blocks -> (M, D). context: of `decoder_context`."""
         return self.decoder.run(layers, x, rows, *context)
 
     def finish(self, x):
@@ -339,7 +342,8 @@ class T5(Backbone):
     def decode(self, decoder_ids, decoder_mask, memory, memory_mask):
         """Target ids and mask (B, T), memory (B, S, D) and mask (B, S) -> hidden (B, T, D)."""
         rows, source = self.make_rows(decoder_mask), Rows(memory_mask)
-        return rows.pad(self.hidden_states(decoder_ids, rows, self.decoder_context(source.unpad(memory), source)))
+        context = self.decoder_context(source.unpad(memory), source)
+        return rows.pad(self.hidden_states(decoder_ids, rows, context))
 
     def forward(self, ids, mask, decoder_ids, decoder_mask):
         """Source ids and mask (B, S), target ids, shifted right, and mask (B, T) -> (B, T, D)."""

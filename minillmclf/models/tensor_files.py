@@ -72,7 +72,8 @@ def find_tensors(folder):
         raise InputError(f"{folder}: only .bin files, which are pickles and never opened here; "
                          "convert once with transformers: "
                          "AutoModel.from_pretrained(DIR).save_pretrained(DIR)")
-    raise InputError(f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE} is there: download or save it again")
+    raise InputError(f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE} is there: download or save "
+                     "it again")
 
 
 def find_shards(index):

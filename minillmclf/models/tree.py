@@ -45,10 +45,10 @@ class TokenTree(nn.Module):
         # edge -> the edges from the prompt up to it, itself included
         upto = {edge: path[:depth] for path in self.paths for depth, edge in enumerate(path, 1)}
         sees = [[other in upto[edge] for other in inner] for edge in inner]
-        numbers = {"edge_tokens": tokens,                                  # (E,)
-                   "edge_starts": [node[edge] for edge in before],         # (E,), nodes at their starts
-                   "node_tokens": [tokens[edge] for edge in inner],           # (M,), tokens of the nodes
-                   "node_depths": [len(upto[edge]) - 1 for edge in inner]}                     # (M,)
+        numbers = {"edge_tokens": tokens,                              # (E,)
+                   "edge_starts": [node[edge] for edge in before],     # (E,), the nodes there
+                   "node_tokens": [tokens[edge] for edge in inner],    # (M,)
+                   "node_depths": [len(upto[edge]) - 1 for edge in inner]}                   # (M,)
         for name, values in numbers.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.long), persistent=False)
         sees = torch.tensor(sees, dtype=torch.bool).view(len(inner), len(inner))
@@ -112,7 +112,8 @@ def tree_log_probs(model, ids, mask, tree, cache=None, context=None):
     states = run_few_queries(model, model.embed(ids, rows), TreeQueries(rows), context)
     size = states.shape[1] * len(model.output_embeddings())            # logits of a row, (M + 1) V
     count = len(ids) if torch.is_grad_enabled() else max(1, MAX_LOGITS // size)
-    return torch.cat([edge_log_probs(model.logits(part).float(), tree) for part in states.split(count)])
+    return torch.cat([edge_log_probs(model.logits(part).float(), tree)
+                      for part in states.split(count)])
 
 
 def edge_log_probs(logits, tree):

@@ -18,7 +18,8 @@ from ..files import find_model, short
 from .config import read_model_config
 from .tensor_files import find_tensors, join_faults, open_tensors, read_tensor, remedy_for
 
-WRAPPER_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")  # DataParallel, torch.compile
+# of DataParallel and torch.compile
+WRAPPER_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 READABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")   # dtypes, as safetensors names them
 # end of a name in the file -> end of the path; gamma and beta: old names in norms
 LEAVES = {".weight": ".weight", ".bias": ".bias", ".gamma": ".weight", ".beta": ".bias", "": ""}
@@ -142,7 +143,8 @@ def set_parameter(model, path, tensor):
     setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))
 
 
-def load_parameters(model, checkpoint, table, optional=(), dtype=torch.float32, place=set_parameter):
+def load_parameters(model, checkpoint, table, optional=(), dtype=torch.float32,
+                    place=set_parameter):
     """Load a checkpoint's tensors into `model` by its rename table -> Report.
 
     fresh: regular expressions for the paths that the file may lack. place(model, path, tensor):
@@ -172,10 +174,12 @@ def load_parameters(model, checkpoint, table, optional=(), dtype=torch.float32, 
             faults += shape_fault(name, shape, ours, parameters[ours], table.is_transposed(ours))
     report.newly_initialised = [path for path in parameters if path not in filled]
     faults += [f"nothing in the file fills {path} {tuple(parameters[path].shape)}"
-               for path in report.newly_initialised if not any(re.match(pattern, path) for pattern in optional)]
+               for path in report.newly_initialised
+               if not any(re.match(pattern, path) for pattern in optional)]
     faults = faults or place_tensors(model, checkpoint, report, table, dtype, place)
     if faults:
-        raise InputError(f"{checkpoint.folder}: {len(faults)} faults: {join_faults(faults)}: {remedy}")
+        raise InputError(f"{checkpoint.folder}: {len(faults)} faults: "
+                         f"{join_faults(faults)}: {remedy}")
     return report
 
 

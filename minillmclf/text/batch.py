@@ -47,8 +47,9 @@ class Layout:
                    token_types=None if types is None else int(types.max()) + 1).to(device)
 
     def to(self, device):
-        return replace(self, mask=self.mask.to(device), lengths=self.lengths.to(device),
-                       flat_indices=self.flat_indices.to(device), position_ids=self.position_ids.to(device))
+        moved = {name: value.to(device) for name, value in vars(self).items()
+                 if isinstance(value, torch.Tensor)}
+        return replace(self, **moved)
 
 
 @dataclass

@@ -28,9 +28,9 @@ BUNDLED = Path(__file__).resolve().parent.parent / "datasets"
 SPLIT_ALIASES = {"train": "train training", "test": "test testing",
                  "dev": "dev val valid validation eval evaluation development"}
 SPLIT_OF = {name: split for split, names in SPLIT_ALIASES.items() for name in names.split()}
-DEFAULT_COLUMNS = (("text",), ("text_a", "text_b"), ("premise", "hypothesis"),  # default text columns
+DEFAULT_COLUMNS = (("text",), ("text_a", "text_b"), ("premise", "hypothesis"),
                    ("prompt", "response_a", "response_b"))
-ZERO_OR_ONE = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}  # cells of a class's column
+ZERO_OR_ONE = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}   # cells of a class
 LIST_AS_TEXT = re.compile(r"""[\[({]\s*['"].*['"],?\s*[])}]|\[[-+\d.,\s]*]|\[[^][]*,[^][]*]""",
                     re.DOTALL)                         # a list as a text: "['a', 'b']", "[a, b]"
 # Suffixes of files that may hold rows but cannot be read; UNREAD_SPLIT: of those named as a split.
@@ -90,7 +90,8 @@ def read_text_chunks(path, size, text_columns=None, **how):
 
 def default_text_columns(table: Table) -> tuple[str, ...]:
     """The text columns where none are named."""
-    return next((names for names in DEFAULT_COLUMNS if set(names) & set(table.columns)), DEFAULT_COLUMNS[0])
+    found = (names for names in DEFAULT_COLUMNS if set(names) & set(table.columns))
+    return next(found, DEFAULT_COLUMNS[0])
 
 
 def default_label_column(table: Table) -> str:
@@ -155,7 +156,7 @@ def column_hint(table: Table, wanted: dict, option: str) -> str:
     return f"name one with {option}" + no_header * bool(separator)
 
 
-def make_examples(table: Table, text_columns, label_column: str, need_labels=True, multi_label=False):
+def make_examples(table: Table, text_columns, label_column, need_labels=True, multi_label=False):
     """Arguments as of `read_examples` -> the text columns, a list of Examples."""
     columns = choose_columns(table, text_columns, label_column, need_labels)
     names = split_names(label_column)
@@ -271,7 +272,8 @@ def refuse_multi_hot(table: Table, label_column: str) -> None:
     lists = [re.split(r"[|,;\s]+", cell.strip()) if isinstance(cell, str) else cell
              for cell in cells]
     if all(isinstance(items, list) and 1 < len(items) == len(lists[0])
-           and all(str(item).strip().casefold() in ZERO_OR_ONE for item in items) for items in lists):
+           and all(str(item).strip().casefold() in ZERO_OR_ONE for item in items)
+           for items in lists):
         raise InputError(f"{table.path}, line {table.rows[0][0]}: column {short(label_column)} "
                          f"holds {as_json(cells[0])}, zeros and ones, and no names: write a column "
                          "for each class and name these, --label-column a,b,c")
@@ -381,8 +383,8 @@ def refuse_blank(path, examples, columns=()) -> None:
                              f"fill them (line {line_numbers(blank)})")
     blank = [example for example in examples if not any(map(str.strip, example.texts))]
     if blank:
-        raise InputError(f"{path}: {len(blank)} empty texts (line {line_numbers(blank)}): remove or "
-                         "fill them")
+        raise InputError(f"{path}: {len(blank)} empty texts (line {line_numbers(blank)}): remove "
+                         "or fill them")
 
 
 def line_numbers(examples) -> str:

@@ -38,7 +38,7 @@ class DataReport:
     imbalance: float | None = None    # largest / smallest class of train; None if one has no rows
     repeated: dict = new_dict()       # per split: rows after the first of a text, with one label
     contradicting: dict = new_dict()  # per split: the same, with different labels
-    count_shared: dict = new_dict()         # "train/test" -> {"same_label", "conflicting"}: texts in both
+    shared: dict = new_dict()         # "train/test" -> {"same_label", "conflicting"}: texts in both
     empty: dict = new_dict()          # per split: rows with an empty text
     lengths: dict = new_dict()        # split -> {"p50", "p90", "p99", "max"} of the lengths of rows
     unit: str = "words"               # of lengths: "tokens" (with special tokens), or "words"
@@ -57,7 +57,8 @@ class DataReport:
         """Aligned ASCII lines to print; other characters in names are escaped."""
         classes = [[label, *(counts[s] for s in SPLITS), f"{counts['share']:.1%}"]
                    for label, counts in self.classes.items()]
-        rows = [[title, *(counts.get(s, "-") for s in SPLITS)] for title, counts in self.rows_to_print()]
+        rows = [[title, *(counts.get(s, "-") for s in SPLITS)]
+                for title, counts in self.rows_to_print()]
         ratio = "unknown" if self.imbalance is None else f"{self.imbalance:.1f}"
         return [
             f"data set {escape(self.name)}, split by {self.split}", "",
@@ -106,8 +107,9 @@ def examine_data(dataset: Dataset, lengths=None, max_length=None, remedy="raise 
     max_length: the most tokens of a row that the model reads. remedy: what to do about longer rows.
     unknown: {split: its `unknown_share`}. ValueError if `lengths` does not fit the rows.
     """
-    r = DataReport(dataset.name, dataset.source["split"], unit="words" if lengths is None else "tokens",
-                   max_length=max_length, unknown=unknown or {})
+    unit = "words" if lengths is None else "tokens"
+    r = DataReport(dataset.name, dataset.source["split"], unit=unit, max_length=max_length,
+                   unknown=unknown or {})
     r.classes, texts = {label: {} for label in dataset.labels}, {}
     for s in SPLITS:
         rows = getattr(dataset, s)
@@ -181,25 +183,27 @@ def class_warnings(r: DataReport):
                f"{min(train, key=train.get)}: judge by macro-F1, and weight the classes or add "
                "rows")
     if few := [label for label in train if train[label] < FEW_ROWS]:
-        yield (f"{describe_some(few)} with fewer than {FEW_ROWS} train rows: add rows, or merge them with other "
-               "classes")
+        yield (f"{name_some(few)} with fewer than {FEW_ROWS} train rows: add rows, or merge "
+               "them with other classes")
     if r.unlabelled:
         labelled = r.rows["train"] - r.unlabelled["train"]
         if round(r.cardinality.get("train", 0) * r.rows["train"]) == labelled:
             yield ("no train row seems to have two labels: if some have, write a bar between their "
                    "names, a|b")
         if always := [label for label in train if train[label] == r.rows["train"] > 0]:
-            yield f"{describe_some(always)} in every train row: no row says what it is not, so leave it out"
+            yield (f"{name_some(always)} in every train row: no row says what it is not, so leave "
+                   "it out")
     elif barred := [label for label in train if "|" in label]:
-        yield (f"{describe_some(barred)} with a bar in the name: if it stands between several labels of a "
-               "row, --multi-label")
+        yield (f"{name_some(barred)} with a bar in the name: if it stands between several labels "
+               "of a row, --multi-label")
     for labels in look_alikes(train):
-        yield (f"{describe_some(labels)} whose names differ only by case, Unicode form, spaces or invisible "
-               "characters: if they are one class, write its name in one way")
+        yield (f"{name_some(labels)} whose names differ only by case, Unicode form, spaces or "
+               "invisible characters: if they are one class, write its name in one way")
     for s in ("dev", "test"):
         unseen = [label for label, counts in r.classes.items() if not counts[s]]
         if unseen and r.rows[s]:
-            yield f"{describe_some(unseen)} without a {s} row: {s} scores say nothing of them, so add rows"
+            yield (f"{name_some(unseen)} without a {s} row: {s} scores say nothing of them, so add "
+                   "rows")
 
 
 def row_warnings(r: DataReport, remedy: str):
@@ -222,7 +226,7 @@ def row_warnings(r: DataReport, remedy: str):
                    f"flatter its scores: remove them from {pair.split('/')[0]}")
 
 
-def describe_some(labels) -> str:
+def name_some(labels) -> str:
     """How many labels, and the first five of them, for a message."""
     return f"{len(labels)} class(es) ({', '.join(labels[:5])}{', ...' * (len(labels) > 5)})"
 

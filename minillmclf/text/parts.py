@@ -37,7 +37,8 @@ def join_parts(tokenizer, texts, markers, max_length, keep="head"):
     (kept, _), ids = truncate_all(parts, max_length - fixed, keep), []
     for mark, part in zip(marks, kept):
         ids += mark + part
-    return tokenizer.add_special_tokens(ids), [len(part) - len(left) for part, left in zip(parts, kept)]
+    cut = [len(part) - len(left) for part, left in zip(parts, kept)]
+    return tokenizer.add_special_tokens(ids), cut
 
 
 def joined_size(tokenizer, texts, markers):

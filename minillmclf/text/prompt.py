@@ -14,8 +14,8 @@ itself. So a chat format is a template too: "<|user|>\\n{text}\\n<|assistant|>\\
 The space before a label belongs to the label: " positive" is one common token of a byte-level or
 SentencePiece tokenizer, while a prompt that ends in a space ends in a token that is rare there.
 
-Here too: `cut_longest`, a budget of tokens for several texts. Not here: which examples are shown, default
-wordings, and what a model does with a prompt (classify/label_text/).
+Here too: `cut_longest`, a budget of tokens for several texts. Not here: which examples are shown,
+default wordings, and what a model does with a prompt (classify/label_text/).
 """
 import re
 
@@ -141,7 +141,7 @@ class Prompt:
         return count(self.render(texts) + self.tail(texts))
 
     def fit_texts(self, texts, count, budget):
-        """-> (the texts, cut by `shorten_texts` to a `size` of at most `budget`; were they cut?)."""
+        """-> (the texts, cut so that `num_tokens` is at most `budget`; were they cut?)."""
         kept = shorten_texts(texts, lambda shorter: self.num_tokens(shorter, count), budget)
         return kept, kept != tuple(texts)
 

@@ -159,8 +159,8 @@ def check_quantised(settings, where):
         if allowed is not None and value not in allowed:
             wrong.append(f"{short(key)[1:-1]} = {short(value)}")
     if wrong or not settings.get("load_in_4bit", settings.get("_load_in_4bit")):
-        raise InputError(f"{where}: quantization_config has {join_faults(wrong) or 'no load_in_4bit'}: "
-                         "only 4-bit layers of bitsandbytes are supported, take the files that "
+        raise InputError(f"{where}: quantization_config has "
+                         f"{join_faults(wrong) or 'no load_in_4bit'}: only 4-bit layers of bitsandbytes are supported, take the files that "
                          "this model was quantised from")
 
 
@@ -181,7 +181,8 @@ def read_into(model, checkpoint, table, fresh=(), **options):
                              f"{error}") from None
         if path:
             paths[layer] = path
-    report = load_parameters(model, checkpoint, table, [*fresh, *map(re.escape, paths.values())], **options)
+    optional = [*fresh, *map(re.escape, paths.values())]
+    report = load_parameters(model, checkpoint, table, optional, **options)
     for layer, path in paths.items():
         owner = path.removesuffix(".weight")
         old = model.get_submodule(owner)

@@ -162,9 +162,9 @@ def mark_special_tokens(added, roles, vocab, config, source):
         for token in given.values() if isinstance(given, dict) else given:
             special.setdefault(token_text(token), {})
             if token_text(token) not in vocab:
-                raise InputError(f"{source}: {key} has {short(token_text(token))}, which is neither "
-                                 f"in the vocabulary of {len(vocab)} pieces nor an added token; "
-                                 "add it, or leave it out of the config")
+                raise InputError(f"{source}: {key} has {short(token_text(token))}, which is "
+                                 f"neither in the vocabulary of {len(vocab)} pieces nor an added "
+                                 "token; add it, or leave it out of the config")
     for text, flags in special.items():
         added[text] = {"id": vocab[text], "normalized": False, **flags, **added.get(text, {}),
                        "content": text, "special": True}

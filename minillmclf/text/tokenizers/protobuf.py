@@ -48,6 +48,11 @@ def encode_field(number, value):
     return encode_varint(number << 3 | VARINT) + encode_varint(value)
 
 
+def encode_fields(fields):
+    """The bytes of a message. fields: {number: value}."""
+    return b"".join(encode_field(number, value) for number, value in fields.items())
+
+
 def encode_varint(number):
     encoded = bytearray()
     while number > 127:

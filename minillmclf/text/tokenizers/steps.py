@@ -151,7 +151,7 @@ def precompiled_step(step, where):
         rules = base64.b64decode(step["precompiled_charsmap"])
         check_trie(rules)
         return sentencepiece.SentencePieceNormalizer(
-            model_proto=encode_field(3, encode_field(2, rules)),  # a .model file with nothing but the table
+            model_proto=encode_field(3, encode_field(2, rules)),   # a file with the table alone
             add_dummy_prefix=False, escape_whitespaces=False,
             remove_extra_whitespaces=False).normalize
     except (RuntimeError, ValueError) as error:

@@ -15,7 +15,7 @@ import re
 import sentencepiece
 
 from ...errors import InputError
-from .protobuf import encode_field
+from .protobuf import encode_field, encode_fields
 from .steps import META
 
 # types of pieces in sentencepiece_model.proto
@@ -42,11 +42,13 @@ def unigram_model(pieces, unk_id, byte_fallback, special, source):
             kind = UNKNOWN
         elif kind == NORMAL and byte_fallback and piece in BYTE_PIECES:
             kind = BYTE
-        model.append(encode_field(1, encode_field(1, piece.encode()) + encode_field(2, float(score)) + encode_field(3, kind)))
+        fields = {1: piece.encode(), 2: float(score), 3: kind}
+        model.append(encode_field(1, encode_fields(fields)))
     unknown = pieces[unk_id][0].encode()
-    model.append(encode_field(2, encode_field(35, byte_fallback) + encode_field(40, unk_id) + encode_field(45, unknown)))
+    fields = {35: byte_fallback, 40: unk_id, 45: unknown}
+    model.append(encode_field(2, encode_fields(fields)))
     # no add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces: steps.py does these
-    model.append(encode_field(3, encode_field(3, 0) + encode_field(4, 0) + encode_field(5, 0)))
+    model.append(encode_field(3, encode_fields({3: 0, 4: 0, 5: 0})))
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=b"".join(model)).encode
     except RuntimeError as error:
