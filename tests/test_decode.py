@@ -262,7 +262,7 @@ def renormalised_at_each_step(patch):
 @wrong
 def cache_rows_not_reordered(patch):
     keep = Cache.keep_rows
-    patch.setattr(Cache, "keep", lambda self, live: keep(self, [n % len(self.mask) for n in range(len(live))]))
+    patch.setattr(Cache, "keep_rows", lambda self, live: keep(self, [n % len(self.mask) for n in range(len(live))]))
 
 
 @wrong

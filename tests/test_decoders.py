@@ -338,7 +338,7 @@ def test_the_loss_is_that_of_transformers(name, stored):
 def reads(patch, cls, **changes):
     """Let `cls` read other numbers from config.json than stand there; a change may be a function of the fields."""
     read = cls.config_fields.__func__
-    patch.setattr(cls, "read", classmethod(lambda c, *given: (fields := read(c, *given)) | {
+    patch.setattr(cls, "config_fields", classmethod(lambda c, *given: (fields := read(c, *given)) | {
         key: change(fields) if callable(change) else change for key, change in changes.items()}))
 
 
@@ -392,7 +392,7 @@ def neighbours_rotated(patch):
 
 def rotated_backwards_for_keys(patch):
     heads = LlamaLayer.rotated_heads
-    patch.setattr(LlamaLayer, "heads", lambda self, x, rows, turn: (
+    patch.setattr(LlamaLayer, "rotated_heads", lambda self, x, rows, turn: (
         heads(self, x, rows, turn)[0], heads(self, x, rows, (turn[0], -turn[1]))[1], heads(self, x, rows, turn)[2]))
 
 
@@ -422,17 +422,17 @@ def own_head_ignored(patch):
 
 def window_one_wider(patch):
     causal = Rows.causal_mask
-    patch.setattr(Rows, "causal", lambda self, window=math.inf: causal(self, window + 1))
+    patch.setattr(Rows, "causal_mask", lambda self, window=math.inf: causal(self, window + 1))
 
 
 def window_one_narrower(patch):
     causal = Rows.causal_mask
-    patch.setattr(Rows, "causal", lambda self, window=math.inf: causal(self, window - 1))
+    patch.setattr(Rows, "causal_mask", lambda self, window=math.inf: causal(self, window - 1))
 
 
 def no_window(patch):
     causal = Rows.causal_mask
-    patch.setattr(Rows, "causal", lambda self, window=math.inf: causal(self))
+    patch.setattr(Rows, "causal_mask", lambda self, window=math.inf: causal(self))
 
 
 def weight_for_one_plus_weight(patch):
@@ -507,7 +507,7 @@ def normalised_after_the_rotation(patch):
     def wrong(self, x, rows, turn):
         q, k, v = LlamaLayer.project(self, x, x)
         return self.q_norm(llama.rotate(q, *turn)), self.k_norm(llama.rotate(k, *turn)), v
-    patch.setattr(Gemma3Layer, "heads", wrong)
+    patch.setattr(Gemma3Layer, "rotated_heads", wrong)
 
 
 GPTS, ROTATED = ("gpt2_lm", "gpt2_classifier"), tuple(name for name in STORED if "gpt2" not in name)

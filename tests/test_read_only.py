@@ -245,7 +245,7 @@ def changed(**wrong):
 
 
 def the_window_is_forgotten(monkeypatch, model):
-    monkeypatch.setattr(FewQueries, "causal", lambda self, window=None: Rows.causal_mask(self))
+    monkeypatch.setattr(FewQueries, "causal_mask", lambda self, window=None: Rows.causal_mask(self))
 
 
 def the_final_norm_is_forgotten(monkeypatch, model):

@@ -235,25 +235,25 @@ def other_scale(patch):
 
 
 def own_head_ignored(patch):
-    patch.setattr(T5, "vocabulary", lambda self: self.word_embeddings.weight)
+    patch.setattr(T5, "output_embeddings", lambda self: self.word_embeddings.weight)
 
 
 def decoder_with_both_directions(patch):
     def wrong(self, rows):
         return t5.EncoderStack.bias(self, rows).masked_fill(~rows.causal_mask(), -math.inf)
-    patch.setattr(t5.DecoderStack, "bias", wrong)
+    patch.setattr(t5.DecoderStack, "attention_bias", wrong)
 
 
 def encoder_with_one_direction(patch):
     def wrong(self, rows):
         bucket = distance_buckets(rows.distance().clamp(min=0), self.buckets, self.max_distance)
         return self.relative_bias(bucket).permute(0, 3, 1, 2).masked_fill(~rows.mask[:, None, None], -math.inf)
-    patch.setattr(t5.EncoderStack, "bias", wrong)
+    patch.setattr(t5.EncoderStack, "attention_bias", wrong)
 
 
 def directions_exchanged(patch):
     behind = Rows.distance
-    patch.setattr(t5.EncoderStack, "bias", lambda self, rows: encoder_bias_of(self, -behind(rows), rows))
+    patch.setattr(t5.EncoderStack, "attention_bias", lambda self, rows: encoder_bias_of(self, -behind(rows), rows))
 
 
 def encoder_bias_of(stack, behind, rows):
@@ -286,7 +286,7 @@ def bias_only_in_the_first_block(patch):
 
 
 def gates_exchanged(patch):
-    patch.setattr(t5.GatedLayer, "expand", lambda self, x: self.activation(self.up_proj(x)) * self.gate_proj(x))
+    patch.setattr(t5.GatedLayer, "mlp_inner", lambda self, x: self.activation(self.up_proj(x)) * self.gate_proj(x))
 
 
 def post_norm(patch):
@@ -318,17 +318,17 @@ def no_last_norm(patch):
 
 def source_mask_ignored(patch):
     context = T5.decoder_context
-    patch.setattr(T5, "context", lambda self, memory, rows: (context(self, memory, rows)[0], None))
+    patch.setattr(T5, "decoder_context", lambda self, memory, rows: (context(self, memory, rows)[0], None))
 
 
 def encoder_mask_ignored(patch):
     def wrong(self, rows):
         return encoder_bias_of(self, rows.distance(), Rows(torch.ones_like(rows.mask)))
-    patch.setattr(t5.EncoderStack, "bias", wrong)
+    patch.setattr(t5.EncoderStack, "attention_bias", wrong)
 
 
 def decoder_not_causal(patch):
-    patch.setattr(Rows, "causal", lambda self, window=None: self.mask[:, None, None, :])
+    patch.setattr(Rows, "causal_mask", lambda self, window=None: self.mask[:, None, None, :])
 
 
 def cross_attention_over_itself(patch):

@@ -491,12 +491,12 @@ def place_nodes(rows, where):
 
 @wrong()
 def siblings_are_seen(patch, model):
-    patch.setattr(TokenTree, "hide", lambda self, seen: seen)
+    patch.setattr(TokenTree, "hide_branches", lambda self, seen: seen)
 
 
 @wrong()
 def ancestors_are_not_seen(patch, model):
-    changed_rows(patch, lambda rows: setattr(rows.tree, "sees", torch.eye(len(rows.tree.node_tokens), dtype=torch.bool)))
+    changed_rows(patch, lambda rows: setattr(rows.tree, "node_mask", torch.eye(len(rows.tree.node_tokens), dtype=torch.bool)))
 
 
 @wrong()
@@ -557,12 +557,12 @@ def normalised_over_the_labels_alone(patch, model):
 
 @wrong()
 def first_token_alone(patch, model):
-    patch.setattr(TokenTree, "sums", lambda self, edges: edges @ (self.steps * (self.edge_starts == 0)).to(edges.dtype).T)
+    patch.setattr(TokenTree, "sum_paths", lambda self, edges: edges @ (self.on_path * (self.edge_starts == 0)).to(edges.dtype).T)
 
 
 @wrong()
 def mean_of_the_tokens(patch, model):
-    patch.setattr(TokenTree, "sums", lambda self, edges: edges @ (self.steps / self.steps.sum(1, keepdim=True)).to(edges.dtype).T)
+    patch.setattr(TokenTree, "sum_paths", lambda self, edges: edges @ (self.on_path / self.on_path.sum(1, keepdim=True)).to(edges.dtype).T)
 
 
 def error(model, expected):

@@ -25,7 +25,7 @@ class Backbone(nn.Module, ConfigTables):
     lm_head        its own language-model head, or None
     tied           if lm_head is None: are the word embeddings the matrix of the logits?
     head_dropout   the dropout rate of its classification head in transformers
-    word_factor    what `embed` multiplies word embeddings with (Gemma)
+    embedding_scale  what `embed` multiplies word embeddings with (Gemma)
     """
 
     KIND = "encoder"            # or "decoder", "encoder-decoder"
@@ -39,8 +39,8 @@ class Backbone(nn.Module, ConfigTables):
     CLASSIFIER_PREFIX = ""      # before every name of NAMES, in a file with a classification head
     FULL_PRECISION = ()         # linear layers that are never quantised
     BLOCKS_PATH = "layers"      # path of the blocks that the method `last-N` counts
-    WIDTH_FIELD = "hidden_size"  # the field with the width of vectors
-    DEPTH_FIELDS = {"layers": "num_hidden_layers"}  # path of blocks -> the field with their number
+    WIDTH_FIELD = "hidden_size"                      # the field with the width of vectors
+    DEPTH_FIELDS = {"layers": "num_hidden_layers"}   # path of blocks -> the field with their number
 
     max_tokens, tied, head_dropout, embedding_scale = None, False, 0.0, 1.0
 

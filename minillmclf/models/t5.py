@@ -333,7 +333,7 @@ class T5(Backbone):
         return self.embed(self.shift_right(ids, mask, layout), rows), rows, context
 
     def run(self, layers, x, rows, context):
-        """x: (N, D) through some of the decoder's blocks -> (M, D). context: of `decoder_context`."""
+        """x: (N, D) through some of the decoder's blocks -> (M, D). context: `decoder_context`."""
         return self.decoder.run(layers, x, rows, *context)
 
     def finish(self, x):

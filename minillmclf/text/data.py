@@ -79,7 +79,7 @@ def read_examples(path, text_columns=None, label_column=None, need_labels=True, 
 def read_text_chunks(path, size, text_columns=None, **how):
     """Unlabelled texts, `size` rows at a time -> (Table, its text columns, the texts of each row).
 
-    The first window decides the columns; how: further arguments of `read_chunks`. InputError also
+    The first chunk decides the columns; how: further arguments of `read_chunks`. InputError also
     for a row without any text.
     """
     for table in read_chunks(Path(path), size, **how):

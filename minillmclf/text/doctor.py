@@ -24,7 +24,7 @@ MAX_IMBALANCE = 5                 # warn if largest / smallest class of train is
 FEW_ROWS = 5                      # warn if a class has fewer train rows
 MANY_UNKNOWN = 0.05               # warn if at least this share of a split's tokens is unknown
 INVISIBLE = "[\u034f\u115f\u1160\u2800\ufe00-\ufe0f]"       # characters that show nothing
-SOME_ROWS = 256                   # rows of a window that `UnknownTokens` counts, about
+SOME_ROWS = 256                   # about so many rows of a chunk are counted by `UnknownTokens`
 new_dict = partial(field, default_factory=dict)
 
 
@@ -262,7 +262,7 @@ def unknown_warning(shares):
 
 
 class UnknownTokens:
-    """Called with each window of a stream, warns once if too many tokens are unknown."""
+    """Called with each chunk of a file; it warns once if too many tokens are unknown."""
 
     def __init__(self, tokenizer):
         self.tokenizer, self.warned = tokenizer, False

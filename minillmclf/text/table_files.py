@@ -1,4 +1,4 @@
-"""Table files: the rows of a CSV, TSV or JSONL file, all at once or in windows, read strictly.
+"""Table files: the rows of a CSV, TSV or JSONL file, all at once or in chunks, read strictly.
 
 Files are in UTF-8; CSV and TSV are quoted by RFC 4180; JSONL has one JSON object per line
 (jsonlines.org). A row that cannot be read is an error that names its line; no row is ever dropped.
@@ -33,7 +33,7 @@ MAX_DEPTH = 100                   # levels of lists and objects in a line of JSO
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a file, or a window of them."""
+    """The rows of a file, or a chunk of them."""
     path: Path
     columns: tuple[str, ...]
     rows: list[tuple[int, dict]]  # (line, {column: value}); values of JSONL keep their JSON type
@@ -50,8 +50,8 @@ def read_table(path: Path, quoting="auto") -> Table:
 def read_chunks(path: Path, size, quoting="auto"):
     """Yield the file as Tables of `size` rows, the last with the rest; size None: one Table.
 
-    Memory grows with the window, not with the file. The columns of a JSONL window are the keys of
-    all rows up to its end. InputError for a file without rows, and for a faulty row when its window
+    Memory grows with the chunk, not with the file. The columns of a chunk of JSONL are the keys of
+    all rows up to its end. InputError for a file without rows, and for a faulty row when its chunk
     is read.
     """
     suffix = path.suffix.lower()
@@ -66,9 +66,9 @@ def read_chunks(path: Path, size, quoting="auto"):
             raise OSError(0, "it is no ordinary file")
         with open(path, "rb") as file:
             rows, empty = reading.rows(file), True
-            while window := list(islice(rows, size)):
+            while chunk := list(islice(rows, size)):
                 empty = False
-                yield Table(path, tuple(reading.columns), window, reading.file_hash.hexdigest(),
+                yield Table(path, tuple(reading.columns), chunk, reading.file_hash.hexdigest(),
                             reading.separator)
     except OSError as error:
         raise InputError(f"{short(path, 200)}: cannot be read ({error.strerror}): check the "
@@ -78,10 +78,10 @@ def read_chunks(path: Path, size, quoting="auto"):
         raise InputError(f"{path}: {fault}: add rows")
 
 
-def decode_lines(file, where, suffix="", read=None):
+def decode_lines(file, where, suffix="", file_hash=None):
     """Lines of UTF-8 bytes -> lines of text with their ends, without a byte order mark.
 
-    where: the name of the file in errors; read: a hash to update with the bytes read.
+    where: the name of the file in errors; file_hash: to update with the bytes read.
     """
     offset = 0
     for number, line in enumerate(file, 1):
@@ -93,8 +93,8 @@ def decode_lines(file, where, suffix="", read=None):
                 f"{where}, line {number}: not UTF-8 at byte offset {offset + error.start}: convert "
                 f"the file, for example with iconv -f {'UTF-16' if utf16 else 'WINDOWS-1252'} "
                 f"-t UTF-8 old{suffix} > new{suffix}") from error
-        if read is not None:
-            read.update(line)
+        if file_hash is not None:
+            file_hash.update(line)
         yield text.removeprefix("\ufeff") if number == 1 else text
         offset += len(line)
 
@@ -106,9 +106,9 @@ def split_at_returns(lines):
 
 
 class TableReader:
-    """The rows of one file: for line, record in Reading(path, suffix).rows(file): ...
+    """The rows of one file: for line, record in TableReader(path, suffix).rows(file): ...
 
-    columns, and the hash `read`, are those of the rows read so far.
+    columns, and `file_hash`, are those of the rows read so far.
     """
 
     def __init__(self, path, suffix, quoting="auto"):

@@ -160,8 +160,9 @@ def check_quantised(settings, where):
             wrong.append(f"{short(key)[1:-1]} = {short(value)}")
     if wrong or not settings.get("load_in_4bit", settings.get("_load_in_4bit")):
         raise InputError(f"{where}: quantization_config has "
-                         f"{join_faults(wrong) or 'no load_in_4bit'}: only 4-bit layers of bitsandbytes are supported, take the files that "
-                         "this model was quantised from")
+                         f"{join_faults(wrong) or 'no load_in_4bit'}: only 4-bit layers of "
+                         "bitsandbytes are supported, take the files that this model was quantised "
+                         "from")
 
 
 def open_checkpoint(folder):
