@@ -108,9 +108,9 @@ def check_fields(record, table, where):
 # ---------------------------------------------------------------- what a command may write to
 
 def check_out_path(out, inputs):
-    """The part that check_out and check_folder share -> Path, does it exist?
+    """What check_out_file and check_out_folder share -> (Path, does it exist?).
 
-    apart: list of (option, path or None) that the command reads. InputError where `out` is one of
+    inputs: list of (option, path or None) that the command reads. InputError where `out` is one of
     these, lies in one, or is a folder with one of these files; and for an impossible name.
     """
     path = Path(out)
@@ -136,7 +136,7 @@ def check_out_path(out, inputs):
 
 def input_paths(flags):
     """The existing files and folders that an argparse namespace names -> [(option, path), ...], for
-    the argument `apart` of the checks."""
+    the argument `inputs` of the checks."""
     names = ("config", "data", "test", "sample", "model", "base", "template", "label_texts",
              "instruction", "neighbours")
     return [(f"--{name.replace('_', '-')}", path) for name in names
@@ -147,7 +147,7 @@ def input_paths(flags):
 def check_out_file(out, overwrite=False, inputs=()):
     """Raise InputError where a command must not write its file `out`. -> Path
 
-    overwrite: an ordinary file there may be replaced; apart: as for `check_out_path`.
+    overwrite: an ordinary file there may be replaced; inputs: as for `check_out_path`.
     """
     path, there = check_out_path(out, inputs)
     if there and not path.is_file():
@@ -163,7 +163,7 @@ def check_out_folder(out, own=False, overwrite=False, inputs=()):
     """Raise InputError where a command must not write into its folder `out`. -> Path
 
     own: the folder holds an earlier run of this command, which may be continued; overwrite: any
-    files in it may be replaced; apart: as for `check_out_path`.
+    files in it may be replaced; inputs: as for `check_out_path`.
     """
     path, there = check_out_path(out, inputs)
     if there and not path.is_dir():
@@ -181,8 +181,8 @@ def check_out_folder(out, own=False, overwrite=False, inputs=()):
 # ---------------------------------------------------------------- locks
 
 def lock_handle(handle, name):
-    """Lock an open file or folder until it is closed; InputError where another process holds the
-    lock. Without fcntl (Windows), and on disks without locks, nothing is locked."""
+    """Lock an open file or folder until `handle` is closed; InputError if another process holds
+    the lock. Without fcntl (Windows), and on disks without locks, nothing is locked."""
     try:
         import fcntl
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -196,7 +196,7 @@ def lock_handle(handle, name):
 
 @contextmanager
 def lock_folder(folder):
-    """with locked(folder): ...   No other process writes to this folder meanwhile.
+    """with lock_folder(folder): ...   No other process writes to this folder meanwhile.
 
     The lock is on the folder itself and ends with the process, even if that is killed. A new folder
     that stays empty is removed.
@@ -227,10 +227,10 @@ def lock_folder(folder):
 
 @contextmanager
 def replacing_file(path):
-    """with replacing(path) as temporary: ...   `temporary` is renamed to `path` at the end.
+    """with replacing_file(path) as temporary: ...   `temporary` is renamed to `path` at the end.
 
-    It lies in a hidden folder beside `path`. If the process is killed, the next write of `path`
-    removes that folder. If anything fails, InputError, and an old file at `path` is untouched.
+    `temporary` lies in a hidden folder beside `path`. If the process is killed, the next write of
+    `path` removes that folder. If anything fails, InputError, and an old file at `path` is untouched.
     """
     path = Path(path)
     scratch = path.with_name(f".{path.name}.writing")
@@ -286,7 +286,7 @@ def remove_path(path):
 def find_model(name):
     """A model's folder: the name of one in checkpoints/ (mini-bert), or a path (./mini-bert).
 
-    Where there is no path checkpoints/mini-bert, this means the shipped model too.
+    checkpoints/mini-bert means the shipped model too, unless it is a path that exists.
     """
     path = Path(name)
     shipped = CHECKPOINTS / path.name

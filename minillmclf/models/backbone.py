@@ -21,11 +21,13 @@ class Backbone(nn.Module, ConfigTables):
     Its `__init__(c, lm_head)` takes the checked fields of a config.json and sets
 
     config, width  these fields, and D
-    max_tokens     the most tokens of a text; None: any number
+    max_tokens     the most tokens of a text; None: no limit
     lm_head        its own language-model head, or None
     tied           if lm_head is None: are the word embeddings the matrix of the logits?
     head_dropout   the dropout rate of its classification head in transformers
     embedding_scale  what `embed` multiplies word embeddings with (Gemma)
+
+    context: what T5's decoder reads of the source (T5.decoder_context); None in other families.
     """
 
     KIND = "encoder"            # or "decoder", "encoder-decoder"
@@ -103,7 +105,7 @@ class Backbone(nn.Module, ConfigTables):
         return x
 
     def hidden_states(self, ids, rows, context=None):
-        """A decoder's ids (B, T) and their rows -> hidden (N, D). context: as of `prompt`."""
+        """A decoder's ids (B, T) and their rows -> hidden (N, D)."""
         return self.finish(self.run(self.blocks, self.embed(ids, rows), rows, context))
 
     def forward(self, ids, mask, types=None, layout=None):
@@ -118,8 +120,8 @@ class Backbone(nn.Module, ConfigTables):
     def states(self, ids, mask, types=None, read=None, layout=None):
         """What a classifier reads: `forward`, with the same arguments in every family.
 
-        read: "first", "last" or a number n, if only that token of each row, or its last n, are
-        wanted -> (B, 1, D) or (B, n, D); a row with fewer than n repeats its first.
+        read: None for all tokens -> (B, T, D); "first" or "last" for one of each row -> (B, 1, D);
+        n for its last n -> (B, n, D), where a shorter row repeats its first token.
         """
         if read is None:
             return Backbone.forward(self, ids, mask, types, layout)
@@ -128,7 +130,7 @@ class Backbone(nn.Module, ConfigTables):
 
     @property
     def max_input_tokens(self):
-        """The most tokens of a text, beside the prefix; None: any number."""
+        """The most tokens of a text, those of the prefix not counted; None: no limit."""
         if self.max_tokens is None or self.prefix is None:
             return self.max_tokens
         return self.max_tokens - self.prefix.tokens
@@ -138,7 +140,7 @@ class Backbone(nn.Module, ConfigTables):
         return "" if self.prefix is None else f" beside its prefix of {self.prefix.tokens} tokens"
 
     def check_length(self, rows):
-        """InputError if a text, with what stands before it, needs more positions than there are."""
+        """InputError if a text and its prefix need more positions than there are."""
         extra = rows.longest - self.max_tokens
         if extra > 0:
             most = self.max_input_tokens
@@ -148,7 +150,7 @@ class Backbone(nn.Module, ConfigTables):
     # ------------------------------------------------------------------------- language model
 
     def prepare_prompt(self, ids, mask):
-        """What is read before an answer is written -> ids (B, T), mask (B, T), context."""
+        """ids, mask: (B, T) -> ids, mask (B, T) that `generate` continues, and context."""
         raise InputError(f"{type(self).__name__} reads text and writes none: generate needs a "
                          "decoder or an encoder-decoder")
 

@@ -148,7 +148,7 @@ def value_faults(c, family):
     for key, supported in family.CHOICES.items():
         for value in c[key] if isinstance(c[key], list) else [c[key]]:
             if not isinstance(value, str) or value not in supported:
-                yield unsupported(key, value, supported)
+                yield list_supported(key, value, supported)
     for whole, part, *lifting in family.MULTIPLES:
         lifted = any(c[key] is not None for key in lifting)
         if not lifted and c[part] is not None and c[whole] % c[part]:
@@ -172,12 +172,12 @@ def wrong_kind(key, value, default):
     return None if type(value) is int and value >= least else f"a whole number from {least} up"
 
 
-def unsupported(key, value, supported):
+def list_supported(key, value, supported):
     return f"{key} = {short(value)} is not supported; supported: {', '.join(map(str, supported))}"
 
 
 def look_up(table, name, key, where):
     """table[name], or an InputError that lists what there is."""
     if not isinstance(name, str) or name not in table:
-        raise InputError(f"{where}: {unsupported(key, name, table)}")
+        raise InputError(f"{where}: {list_supported(key, name, table)}")
     return table[name]

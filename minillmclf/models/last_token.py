@@ -13,7 +13,7 @@ class FewQueries(Rows):
     """Rows with n queries each, while all tokens have keys and values.
 
     which: "first", "last", or a number n for each row's last n tokens; a row with fewer than n
-    repeats its first one.
+    repeats its first one. query_indices: (B * n,), where the queries stand among the N tokens.
     """
 
     def __init__(self, rows, which):
@@ -39,7 +39,7 @@ class FewQueries(Rows):
 
 
 def run_few_queries(model, x, few, context=None):
-    """Runs the blocks of a model, the last one for few queries.
+    """Run the blocks of a model, the last one for few queries.
 
     x: (N, D), from `model.embed`; few: FewQueries; context: as in `model.run`. -> (B, n, D)
     """

@@ -1,7 +1,7 @@
 """Maths that several architectures share: padding, masks, attention, RMSNorm, activations.
 
 Shapes use one alphabet everywhere: B rows of a batch, T tokens of a padded row, S keys of a padded
-row (usually T), N real tokens of the whole batch, M queries, chosen among them (usually all N), H
+row (usually T), N real tokens of the whole batch, M of them that are queries (usually all N), H
 heads, K heads of keys and values, d width of a head, D width of the model, C classes, V vocabulary.
 
 Padding is handled in one class, `Rows`. A model first removes it: token ids (B, T) become vectors
@@ -37,7 +37,7 @@ class Rows:
 
     positions: (N,), the position of each token in its row. position_ids: (B, T), the positions of
     the queries; key_mask, key_position_ids: (B, S), which keys are tokens, and their positions.
-    Here queries and keys are all tokens; subclasses differ. longest: tokens of the longest row.
+    Here all tokens are both; subclasses have fewer queries or more keys. longest: of all rows.
     """
 
     def __init__(self, mask, layout=None):
@@ -105,7 +105,7 @@ class Rows:
         return self.causal_masks[window]
 
     def compute_causal_mask(self, window):
-        """Compute what `causal` returns."""
+        """Compute what `causal_mask` returns."""
         distance = self.distance()
         seen = (distance >= 0) & (distance < window) & self.key_mask[:len(distance), None, :]
         return seen.unsqueeze(1)

@@ -83,7 +83,7 @@ class Llama(Decoder):
         head_dim=None, hidden_act="silu", max_position_embeddings=2048, rms_norm_eps=1e-6,
         attention_bias=False, mlp_bias=False, attention_dropout=0.0, tie_word_embeddings=False)
     FIXED = dict(partial_rotary_factor=1.0, rope_interleaved=False)
-    # rotary.py reads ROPE_KEYS, `read` layer_types; pretraining_tp only splits up a matmul
+    # rotary.py reads ROPE_KEYS, `config_fields` layer_types; pretraining_tp only splits up a matmul
     INERT = (*ROPE_KEYS, "pretraining_tp", "layer_types")
     CHOICES = {"hidden_act": ACTIVATIONS}
     MULTIPLES = (("hidden_size", "num_attention_heads", "head_dim"),
@@ -122,7 +122,7 @@ class Llama(Decoder):
         self.lm_head = self.build_lm_head(lm_head)
 
     def build_layer(self, number):
-        """A new block number `number`; all are alike."""
+        """A new block; `number` makes no difference here, but in Gemma 2."""
         c = self.config
         window = c.get("sliding_window") or math.inf
         return LlamaLayer(c, self.NORM, window, c["head_dim"] ** -0.5)

@@ -2,7 +2,7 @@
 
     prompt -> " very" -> " good"       " very good", " very bad" and " bad" have four edges, of a
            |          -> " bad"        token each. The probability of an edge is read at its start.
-           -> " bad"                   So the model reads the prompt and " very", not the leaves.
+           -> " bad"                   So the model reads the prompt and " very", but no leaf.
 
 Each node sees the prompt and its ancestors, and has the position that its token has in a text, so
 the result is that of one pass per continuation ("tree attention", Miao et al. 2023, "SpecInfer").
@@ -17,7 +17,7 @@ from ..text.batch import Layout
 from .cache import CachedRows, new_cache
 from .last_token import FewQueries, run_few_queries
 
-MAX_LOGITS = 2**24      # logits that are held at a time without gradients
+MAX_LOGITS = 2**24      # in memory at a time, if no gradients are needed
 
 
 class TokenTree(nn.Module):
@@ -80,7 +80,7 @@ class TreeRows(CachedRows):
         nodes = mask.new_ones(len(mask), M, dtype=torch.bool)
         super().__init__(torch.cat([mask.bool(), nodes], 1), cache)
         self.tree, prompts = tree, self.key_mask.sum(1, keepdim=True) - M                 # (B, 1)
-        # not the places of the nodes, but `depths` more than the first place after the prompt
+        # position of a node: that of the first token after the prompt, plus the node's depth
         self.key_position_ids[:, self.key_mask.shape[1] - M:] = prompts + tree.node_depths
         self.set_query_positions()
 
@@ -104,8 +104,8 @@ class TreeQueries(FewQueries):
 def tree_log_probs(model, ids, mask, tree, cache=None, context=None):
     """Log-probability of each edge of a tree, given the prompt and the edges before it -> (B, E).
 
-    ids, mask (B, T), with a token in every row, and context: as of `Backbone.prompt`. cache: of B
-    rows, what stands before these (`prefill`).
+    ids, mask (B, T), with a token in every row, and context: of `Backbone.prepare_prompt`.
+    cache: keys and values of B rows that stand before these (`prefill`).
     """
     rows = TreeRows(mask, tree, new_cache(model, len(ids)) if cache is None else cache)
     ids = torch.cat([ids, tree.node_tokens.expand(len(ids), -1)], 1)

@@ -93,14 +93,14 @@ def split_layer_number(name):
 @dataclass
 class LoadReport:
     """What became of every tensor. loaded, tied: {name in the file: path}; dropped: names in the
-    file; fresh: paths of newly initialised parameters, which the file does not have."""
+    file; newly_initialised: paths of the parameters that the file does not have."""
     loaded: dict = field(default_factory=dict)
     tied: dict = field(default_factory=dict)
     dropped: list = field(default_factory=list)
     newly_initialised: list = field(default_factory=list)
 
     def summary(self):
-        """The numbers of tensors, in one line; the command `inspect` prints the names."""
+        """How many tensors, in one line; the command `inspect` prints their names."""
         counts = {"tied": self.tied, "dropped": self.dropped, "new": self.newly_initialised}
         more = (f", {len(names)} {word}" for word, names in counts.items() if names)
         return f"{len(self.loaded)} tensors loaded" + "".join(more)
@@ -145,9 +145,9 @@ def set_parameter(model, path, tensor):
 
 def load_parameters(model, checkpoint, table, optional=(), dtype=torch.float32,
                     place=set_parameter):
-    """Load a checkpoint's tensors into `model` by its rename table -> Report.
+    """Load a checkpoint's tensors into `model` by its rename table -> LoadReport.
 
-    fresh: regular expressions for the paths that the file may lack. place(model, path, tensor):
+    optional: regular expressions for the paths that the file may lack. place(model, path, tensor):
     puts one tensor in. `model` may be on the "meta" device: then no tensor is in memory twice.
     InputError names every fault; `model` is then unusable.
     """

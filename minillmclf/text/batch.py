@@ -14,13 +14,13 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of a padded batch (B, T) stand. It is computed once for all layers, and
-    on the CPU: code that reads a number from a GPU has to wait for it.
+    """Where the tokens of a padded batch (B, T) stand. A layout is computed once for all layers,
+    and on the CPU: a program that reads a number from a GPU waits until the GPU has finished.
 
-    mask: (B, T) bool, True where a token is; lengths: (B,), tokens of each row; places: (N,), index
-    of each token in the flattened batch; position_ids: (B, T), 0, 1, 2, ... along the tokens of a
-    row. full: there is no padding; right_padded: padding stands after the tokens only; longest:
-    tokens of the longest row; token_types: the highest token type + 1, None if it is not known.
+    mask: (B, T) bool, True where a token is; lengths: (B,), tokens of each row; flat_indices: (N,),
+    index of each token in the flattened batch; position_ids: (B, T), 0, 1, 2, ... along the tokens
+    of a row. right_padded: padding stands after the tokens only; longest: tokens of the longest
+    row; token_types: the highest token type + 1, None if it is not known.
     """
     mask: torch.Tensor
     lengths: torch.Tensor
@@ -77,8 +77,8 @@ def row_size(row):
 def collate(encoded, rows, pad_id=0, labels=None):
     """Some rows of the data -> Batch, padded on the right.
 
-    encoded: all rows; rows: B row numbers; labels: class numbers of all rows. The mask alone tells
-    padding from tokens, so pad_id may be any id; None means 0.
+    encoded: all rows; rows: B row numbers; labels: class numbers of all rows. Only the mask says
+    what is padding, so pad_id may be any id; None means 0.
     """
     chosen = [encoded[row] for row in rows]
     ids = torch.full((len(rows), max(map(row_size, chosen))), pad_id or 0)   # (B, T)

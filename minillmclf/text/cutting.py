@@ -13,7 +13,7 @@ TRUNCATION_SIDES = ("head", "tail", "head+tail", "middle")
 
 
 def check_side(keep):
-    """keep, if it is one of KEEPS; else InputError."""
+    """-> keep, if it is one of TRUNCATION_SIDES; else InputError."""
     if keep not in TRUNCATION_SIDES:
         raise InputError(f"keep {short(keep)} is not known; known: {', '.join(TRUNCATION_SIDES)}")
     return keep
@@ -22,8 +22,8 @@ def check_side(keep):
 def truncate(ids, count, keep):
     """At most `count` of the ids, in their order.
 
-    keep: one of KEEPS. "head+tail" keeps half at each end, and one more at the head if count is
-    odd: keep_end([1, 2, 3, 4, 5], 3, "head+tail") -> [1, 2, 5].
+    keep: one of TRUNCATION_SIDES. "head+tail" keeps half at each end, and one more at the head if
+    count is odd: truncate([1, 2, 3, 4, 5], 3, "head+tail") -> [1, 2, 5].
     """
     check_side(keep)
     extra = max(0, len(ids) - count)                               # tokens to drop
@@ -35,8 +35,8 @@ def truncate(ids, count, keep):
 
 def truncate_all(parts, budget, keep="head"):
     """Lists of ids -> (lists with at most `budget` ids together, number of ids cut)."""
-    fitted, cut = cut_longest(parts, budget)
-    return [truncate(part, len(fits), keep) for part, fits in zip(parts, fitted)], cut
+    shorter, cut = cut_longest(parts, budget)
+    return [truncate(part, len(head), keep) for part, head in zip(parts, shorter)], cut
 
 
 def window_spans(length, size, overlap):

@@ -2,12 +2,12 @@
 
     [CLS] Prompt: Name a fruit. Answer A: An apple. Answer B: A chair. [SEP]
 
-(Each marker has its own line.) The markers are plain words in all families, because a pair has only
-two texts, and GPT-2 puts nothing between them. Markers and texts are tokenized one by one, so the
+(Each marker has its own line.) The markers are plain words, because a tokenizer joins at most two
+texts, and GPT-2 puts nothing between them. Markers and texts are tokenized one by one, so the
 budget is exact and no marker is ever cut.
 
-Not here: two texts as a pair (tokenizer.layout); templates (prompt.py); which end of a long text is
-kept (cutting.py).
+Not here: two texts as a pair (Tokenizer.add_special_tokens); templates (prompt.py); which end of a
+long text is kept (cutting.py).
 """
 from ..errors import InputError
 from ..files import short
@@ -20,8 +20,8 @@ TWO_ANSWERS = ("Prompt:\n", "\n\nAnswer A:\n", "\n\nAnswer B:\n")
 def join_parts(tokenizer, texts, markers, max_length, keep="head"):
     """Texts, each after its marker -> (ids, token types), [number of tokens cut from each text].
 
-    keep: which tokens of a long text are kept (cutting.KEEPS). There are at most max_length ids,
-    special tokens included, and at least one of each text with tokens; else InputError.
+    keep: one of cutting.TRUNCATION_SIDES. There are at most max_length ids, special tokens
+    included, and at least one of each text that has tokens; else InputError.
     """
     marks = [tokenizer.ids(marker) for marker in markers]
     parts = [tokenizer.ids(text) for text in texts]
@@ -42,6 +42,6 @@ def join_parts(tokenizer, texts, markers, max_length, keep="head"):
 
 
 def joined_size(tokenizer, texts, markers):
-    """The number of ids that `join_parts` would make if nothing were cut."""
+    """How many ids `join_parts` gives if it cuts nothing."""
     count = sum(len(tokenizer.ids(text)) for text in (*markers, *texts))
     return tokenizer.num_special_tokens(False) + count

@@ -4,7 +4,7 @@
     a </s> b </s>   (T5)                      <s> a   (LLaMA, Mistral)            <bos> a   (Gemma)
 
 A text goes through four steps, which a tokenizer.json describes: added tokens such as [MASK] are
-taken out, a normalizer changes the text, a pre_tokenizer cuts it into words, and the algorithm cuts
+cut out, a normalizer changes the rest, a pre_tokenizer cuts it into words, and the algorithm cuts
 the words into pieces. Here: `load_tokenizer` and `Tokenizer`. Not here: the algorithms
 (wordpiece.py, bpe.py, unigram.py), the other steps (steps.py), reading files (files.py), padding
 and truncation, which belong to batches.
@@ -88,7 +88,7 @@ class Tokenizer:
     def split_added(self, text):
         """Yield (part, id, first): normalised text with id None, added tokens with their ids.
 
-        first: the text begins with this part.
+        first: does the text begin with this part?
         """
         first = True
         for raw, added in self.literal_tokens.split(text):
@@ -127,7 +127,7 @@ class Tokenizer:
         return [self.pieces[i] for i in self.ids(text)]
 
     def refuse_second_bos(self):
-        """From now on `layout` adds no second BOS to a text that begins with one. -> self
+        """From now on no second BOS is added to a text that begins with one. -> self
 
         By default there are two, as in transformers.
         """
@@ -154,7 +154,7 @@ class Tokenizer:
         return ids, types
 
     def prompt_ids(self, a):
-        """Ids of a prompt to be continued: with the special tokens before it, none after it."""
+        """Ids of a prompt to be continued: special tokens stand before it, none after it."""
         parts = [part for part, _ in self.single_layout]
         after = sum(len(part) for part in parts[parts.index("A") + 1:])
         ids = self.add_special_tokens(a)[0]
@@ -166,7 +166,7 @@ class Tokenizer:
         return self.roles["mask"]
 
     def num_special_tokens(self, pair):
-        """How many special tokens `layout` adds to one text (pair False) or to two."""
+        """How many tokens `add_special_tokens` adds to one text (pair False) or to two."""
         return len(self.add_special_tokens([], [] if pair else None)[0])
 
     def encode(self, text, pair=None):
@@ -241,7 +241,7 @@ class AddedTokens:
 
 
 class Steps(NamedTuple):
-    """The steps of a document as functions. A part is what one call of the algorithm is given."""
+    """The steps of a tokenizer.json as functions. A part is the input of one `ids` call."""
 
     normalise: Callable  # text -> text
     cut: Callable        # (text, does the text begin here?) -> parts
@@ -286,4 +286,4 @@ def build_steps(document, source):
 
 
 def cache_results(function):
-    return functools.lru_cache(2**16)(function)  # language repeats itself
+    return functools.lru_cache(2**16)(function)  # most words of a text are frequent ones
