@@ -229,8 +229,8 @@ def lock_folder(folder):
 def replacing_file(path):
     """with replacing_file(path) as temporary: ...   `temporary` is renamed to `path` at the end.
 
-    `temporary` lies in a hidden folder beside `path`. If the process is killed, the next write of
-    `path` removes that folder. If anything fails, InputError, and an old file at `path` is untouched.
+    `temporary` lies in a hidden folder beside `path`; if the process is killed, the next write of
+    `path` removes that folder. If anything fails, there is an InputError, and `path` is unchanged.
     """
     path = Path(path)
     scratch = path.with_name(f".{path.name}.writing")
