@@ -127,7 +127,7 @@ def test_a_layout_is_what_the_mask_says(mask):
     layout, mask = Layout.from_mask(torch.tensor(mask), torch.tensor(mask)), torch.tensor(mask)
     assert layout.mask.dtype == torch.bool and layout.mask.tolist() == mask.bool().tolist()
     assert layout.lengths.tolist() == [sum(row) for row in mask.tolist()] and layout.longest == max(layout.lengths)
-    assert mask.flatten()[layout.flat_indices].tolist() == [1] * int(mask.sum()) and layout.token_types == 2
+    assert mask.flatten()[layout.indices].tolist() == [1] * int(mask.sum()) and layout.token_types == 2
     for row, positions in zip(mask.bool(), layout.position_ids):
         assert positions[row].tolist() == list(range(int(row.sum())))
     assert layout.no_padding == bool(mask.all())

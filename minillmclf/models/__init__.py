@@ -38,10 +38,9 @@ def model_class(config, where="config.json"):
 
 
 def load_backbone(path, dtype=torch.float32):
-    """A pretrained body from a Hugging Face folder -> model, in eval mode.
+    """A pretrained body from a Hugging Face folder -> model, in eval mode, with a `.report`.
 
     path: a folder, or the name of a shipped model; dtype: of the weights, whatever the file holds.
-    model.report: the LoadReport of its tensors.
     model(ids, mask) -> hidden (B, T, D); model.logits(hidden) -> (..., V) where the checkpoint has
     a language-model head. Raises InputError naming the file and every fault.
     """
@@ -129,8 +128,8 @@ def save_backbone(model, folder, dtype=torch.float32, more=None):
 
     The tokenizer is not written. more: {name in the file: tensor}, further ones (BERT's pooler).
     """
-    kind = "lm_head" if model.has_logits else "body"
-    config = {**model.source_config, "architectures": [model.ARCHITECTURES[kind]]}
+    name = model.ARCHITECTURES["lm_head" if model.has_logits else "body"]
+    config = {**model.source_config, "architectures": [name]}
     tensors = export_tensors(model, model.rename_table()) | (more or {})
     write_checkpoint(folder, config, tensors, dtype)
 

@@ -82,15 +82,14 @@ def read_model_config(folder):
 
 @contextmanager
 def ignoring_config_keys(keys):
-    """with ignoring(["key"]): ...   Leave these keys out of any config.json if they are unknown."""
+    """with ignoring_config_keys(["key"]): ...   These keys are left out where they are unknown."""
     before = os.environ.get(IGNORED_KEYS)
     os.environ[IGNORED_KEYS] = ",".join([before or "", *map(str, keys)])
     try:
         yield
     finally:
         os.environ.pop(IGNORED_KEYS)
-        if before is not None:
-            os.environ[IGNORED_KEYS] = before
+        os.environ.update({} if before is None else {IGNORED_KEYS: before})
 
 
 class ConfigTables:

@@ -33,7 +33,7 @@ def log_buckets(offset, buckets, max_distance):
     """Offsets (any shape) -> signed buckets: up to buckets / 2 an offset is its own bucket, beyond
     that the bucket grows with the logarithm of the offset.
 
-    most: the offset most - 1 falls into bucket buckets - 1, farther ones into higher buckets. In
+    Offset max_distance - 1 falls into bucket buckets - 1, farther ones into higher buckets. In
     fp32, as in training: where the quotient should be a whole number, rounding decides the bucket.
     """
     middle = buckets // 2
@@ -46,7 +46,7 @@ def log_buckets(offset, buckets, max_distance):
 def table_rows(offset, buckets, max_distance):
     """Offsets query - key (any shape) -> rows of the table, 0 to 2 * span - 1; offset 0 is at span.
 
-    buckets: 0 for none. Then each offset has a row, and those from `most` on share the last one.
+    buckets: 0 for none. Then each offset has a row; those from max_distance on share the last one.
     """
     span = buckets or max_distance
     bucket = log_buckets(offset, buckets, max_distance) if buckets else offset
@@ -81,8 +81,7 @@ def disentangled_attention(q, k, v, positions, column, rows, dropout):
 class DebertaLayer(BertLayer):
     """BERT's block with disentangled attention.
 
-    The matrices that make keys and queries of offsets are those of words (share_att_key, all of
-    v3), or two of their own.
+    Keys and queries of offsets come from the matrices of words (share_att_key) or from two more.
     """
 
     def __init__(self, c):

@@ -53,13 +53,12 @@ class Rows:
     def unpad(self, x):
         """(B, T, ...) -> (N, ...), the real tokens of all rows end to end."""
         x = x.flatten(0, 1)
-        return x if self.no_padding else x.index_select(0, self.layout.flat_indices)
+        return x if self.no_padding else x.index_select(0, self.layout.indices)
 
     def pad(self, x):
         """(N, ...) -> (B, T, ...), zeros where there is no token."""
         if not self.no_padding:
-            padded = x.new_zeros(self.mask.numel(), *x.shape[1:])                # (B*T, ...)
-            x = padded.index_copy(0, self.layout.flat_indices, x)
+            x = x.new_zeros(self.mask.numel(), *x.shape[1:]).index_copy(0, self.layout.indices, x)
         return x.unflatten(0, self.mask.shape)
 
     def last_tokens(self, x):

@@ -27,7 +27,7 @@ def distance_buckets(distance, count, max_distance):
     """Distances from 0 up -> buckets 0 .. count - 1.
 
     Half of the buckets hold one distance each, the others ranges that grow on a log scale. The last
-    one holds all distances from `most` on.
+    one holds all distances from `max_distance` on.
     """
     exact = count // 2
     share = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
@@ -215,8 +215,7 @@ SHARED_NAMES = {                # rows that T5 and GatedT5 share
 class T5(Backbone):
     """T5 1.0: source and target ids -> one vector for each token of the target.
 
-    Its logits are (D^-0.5 * states) times the word embeddings. T5 1.1 and later multiply the states
-    as they are with a matrix of their own.
+    Its logits are (D^-0.5 * states) times the word embeddings; T5 1.1 has a matrix of its own.
     """
 
     KIND = "encoder-decoder"
@@ -311,9 +310,8 @@ class T5(Backbone):
     def decoder_context(self, memory, rows):
         """What the decoder needs of a source, computed once: {block: its keys and values of the
         source}, and the padding mask. memory: (N, D), of the encoder; rows: of the source."""
-        sources = {layer: layer.cross_attention.keys_values(memory, rows)
-                   for layer in self.decoder.layers}
-        return sources, rows.padding_mask
+        return {layer: layer.cross_attention.keys_values(memory, rows)
+                for layer in self.decoder.layers}, rows.padding_mask
 
     # ------------------------------------------------------------------------- target
 

@@ -40,10 +40,8 @@ def open_tensors(path):
 
 
 def read_tensor(path, name):
-    """A copy of one tensor of a file.
-
-    So a model that loads never holds more than one tensor twice, and does not change with its file.
-    """
+    """A copy of one tensor of a file, so that a model does not change when its file does. Only one
+    tensor at a time is in memory twice."""
     with open_tensors(path) as file:
         return file.get_tensor(name).clone()
 

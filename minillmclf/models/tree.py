@@ -128,7 +128,7 @@ def pad_right(ids, mask):
 
 
 def num_shared_tokens(ids, mask):
-    """ids, mask: (B, T), padded on the right -> how many first tokens all rows share, but for
-    at least one token of each row."""
+    """ids, mask: (B, T), padded on the right -> how many first tokens all rows share: at most all
+    but one of the shortest row."""
     alike = ((ids == ids[:1]) & mask.bool()).all(0).long().cumprod(0).sum()
     return int(torch.minimum(alike, mask.sum(1).min() - 1))

@@ -18,8 +18,7 @@ from ..files import find_model, short
 from .config import read_model_config
 from .tensor_files import find_tensors, join_faults, open_tensors, read_tensor, remedy_for
 
-# of DataParallel and torch.compile
-WRAPPER_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
+WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")  # DataParallel, torch.compile
 READABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")   # dtypes, as safetensors names them
 # end of a name in the file -> end of the path; gamma and beta: old names in norms
 LEAVES = {".weight": ".weight", ".bias": ".bias", ".gamma": ".weight", ".beta": ".bias", "": ""}
@@ -117,7 +116,7 @@ class Checkpoint:
         self.folder = find_model(folder)
         self.config = read_model_config(self.folder)
         found = find_tensors(self.folder)
-        self.stored_names = {WRAPPER_PREFIXES.sub("", name): name for name in found}
+        self.stored_names = {WRAPPERS.sub("", name): name for name in found}
         if len(self.stored_names) < len(found):
             raise InputError(f"{self.folder}: holds tensors twice, as they are and behind module. "
                              f"or _orig_mod. (DataParallel, torch.compile): save it unwrapped")
@@ -137,19 +136,18 @@ class Checkpoint:
         return read_tensor(self.files[name], self.stored_names[name])
 
 
-def set_parameter(model, path, tensor):
+def set_tensor(model, path, tensor):
     """Make `tensor` the parameter at `path`."""
     module, _, leaf = path.rpartition(".")
     setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))
 
 
-def load_parameters(model, checkpoint, table, optional=(), dtype=torch.float32,
-                    place=set_parameter):
+def load_parameters(model, checkpoint, table, optional=(), dtype=torch.float32, place=set_tensor):
     """Load a checkpoint's tensors into `model` by its rename table -> LoadReport.
 
-    optional: regular expressions for the paths that the file may lack. place(model, path, tensor):
-    puts one tensor in. `model` may be on the "meta" device: then no tensor is in memory twice.
-    InputError names every fault; `model` is then unusable.
+    optional: regular expressions for the paths that the file may lack. place(model, path, tensor)
+    sets one parameter. With a `model` on the device "meta" no tensor is in memory twice. InputError
+    names every fault; `model` is then unusable.
     """
     parameters, report, faults, filled = dict(model.named_parameters()), LoadReport(), [], {}
     remedy = "download the files again, or save the model again"
@@ -172,10 +170,9 @@ def load_parameters(model, checkpoint, table, optional=(), dtype=torch.float32,
         else:
             report.loaded[name], filled[ours] = ours, name
             faults += shape_fault(name, shape, ours, parameters[ours], table.is_transposed(ours))
-    report.newly_initialised = [path for path in parameters if path not in filled]
+    report.newly_initialised = unfilled = [path for path in parameters if path not in filled]
     faults += [f"nothing in the file fills {path} {tuple(parameters[path].shape)}"
-               for path in report.newly_initialised
-               if not any(re.match(pattern, path) for pattern in optional)]
+               for path in unfilled if not any(re.match(pattern, path) for pattern in optional)]
     faults = faults or place_tensors(model, checkpoint, report, table, dtype, place)
     if faults:
         raise InputError(f"{checkpoint.folder}: {len(faults)} faults: "

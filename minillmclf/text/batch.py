@@ -17,14 +17,14 @@ class Layout:
     """Where the tokens of a padded batch (B, T) stand. A layout is computed once for all layers,
     and on the CPU: a program that reads a number from a GPU waits until the GPU has finished.
 
-    mask: (B, T) bool, True where a token is; lengths: (B,), tokens of each row; flat_indices: (N,),
+    mask: (B, T) bool, True where a token is; lengths: (B,), tokens of each row; indices: (N,),
     index of each token in the flattened batch; position_ids: (B, T), 0, 1, 2, ... along the tokens
     of a row. right_padded: padding stands after the tokens only; longest: tokens of the longest
     row; token_types: the highest token type + 1, None if it is not known.
     """
     mask: torch.Tensor
     lengths: torch.Tensor
-    flat_indices: torch.Tensor
+    indices: torch.Tensor
     position_ids: torch.Tensor
     no_padding: bool
     right_padded: bool
@@ -40,16 +40,15 @@ class Layout:
             empty = (lengths == 0).nonzero().flatten().tolist()
             raise InputError(f"batch row {empty[0]} holds no token ({len(empty)} such of "
                              f"{len(mask)}): give it a text")
-        return cls(mask=mask, lengths=lengths, flat_indices=mask.flatten().nonzero().squeeze(1),
+        return cls(mask=mask, lengths=lengths, indices=mask.flatten().nonzero().squeeze(1),
                    position_ids=(mask.cumsum(1) - 1).clamp(min=0), no_padding=bool(mask.all()),
                    right_padded=bool((mask[:, 1:] <= mask[:, :-1]).all()),
                    longest=int(lengths.max()),
                    token_types=None if types is None else int(types.max()) + 1).to(device)
 
     def to(self, device):
-        moved = {name: value.to(device) for name, value in vars(self).items()
-                 if isinstance(value, torch.Tensor)}
-        return replace(self, **moved)
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items()
+                                if isinstance(value, torch.Tensor)})
 
 
 @dataclass

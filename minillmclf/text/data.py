@@ -30,7 +30,7 @@ SPLIT_ALIASES = {"train": "train training", "test": "test testing",
 SPLIT_OF = {name: split for split, names in SPLIT_ALIASES.items() for name in names.split()}
 DEFAULT_COLUMNS = (("text",), ("text_a", "text_b"), ("premise", "hypothesis"),
                    ("prompt", "response_a", "response_b"))
-ZERO_OR_ONE = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}   # cells of a class
+ZERO_ONE = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}   # cells of a class
 LIST_AS_TEXT = re.compile(r"""[\[({]\s*['"].*['"],?\s*[])}]|\[[-+\d.,\s]*]|\[[^][]*,[^][]*]""",
                     re.DOTALL)                         # a list as a text: "['a', 'b']", "[a, b]"
 # Suffixes of files that may hold rows but cannot be read; UNREAD_SPLIT: of those named as a split.
@@ -201,7 +201,7 @@ def read_label(record, names, where: str, multi_label: bool) -> str:
     found = []
     for name in names:
         value = record.get(name)
-        number = ZERO_OR_ONE.get(str(value).strip().casefold())
+        number = ZERO_ONE.get(str(value).strip().casefold())
         if number is None:
             raise InputError(f"{where} {short(name)} must hold 0 or 1, found {as_json(value)}: "
                              "correct it, or leave the column out of --label-column")
@@ -272,7 +272,7 @@ def refuse_multi_hot(table: Table, label_column: str) -> None:
     lists = [re.split(r"[|,;\s]+", cell.strip()) if isinstance(cell, str) else cell
              for cell in cells]
     if all(isinstance(items, list) and 1 < len(items) == len(lists[0])
-           and all(str(item).strip().casefold() in ZERO_OR_ONE for item in items)
+           and all(str(item).strip().casefold() in ZERO_ONE for item in items)
            for items in lists):
         raise InputError(f"{table.path}, line {table.rows[0][0]}: column {short(label_column)} "
                          f"holds {as_json(cells[0])}, zeros and ones, and no names: write a column "

@@ -6,8 +6,7 @@
 texts, and GPT-2 puts nothing between them. Markers and texts are tokenized one by one, so the
 budget is exact and no marker is ever cut.
 
-Not here: two texts as a pair (Tokenizer.add_special_tokens); templates (prompt.py); which end of a
-long text is kept (cutting.py).
+Not here: pairs (Tokenizer.add_special_tokens), templates (prompt.py), cutting (cutting.py).
 """
 from ..errors import InputError
 from ..files import short

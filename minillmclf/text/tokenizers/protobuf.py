@@ -1,7 +1,5 @@
-"""Fields of a protobuf message, as much of the format as SentencePiece's .model files need.
-
-A field is a tag (its number and the kind of its value) and a value. See protobuf.dev, "Encoding".
-"""
+"""Fields of a protobuf message, as SentencePiece's .model files need them. A field is a tag (its
+number and the kind of its value) and a value. See protobuf.dev, "Encoding"."""
 
 import struct
 
@@ -49,7 +47,7 @@ def encode_field(number, value):
 
 
 def encode_fields(fields):
-    """The bytes of a message. fields: {number: value}."""
+    """{number: value, ...} -> the bytes of a message."""
     return b"".join(encode_field(number, value) for number, value in fields.items())
 
 
