@@ -106,7 +106,7 @@ def test_cached_rows_see_what_whole_rows_see(lengths, side, window, steps):
         rows = Rows(whole)
         assert torch.equal(step.causal_mask(window).expand(len(lengths), 1, 1, -1)[:, 0, 0],
                            rows.causal_mask(window).expand(len(lengths), -1, -1, -1)[:, 0, -1])
-        assert torch.equal(step.positions, rows.last_tokens(rows.positions)), "a position is a count of real tokens"
+        assert torch.equal(step.positions, rows.final_tokens(rows.positions)), "a position is a count of real tokens"
 
 
 WRONG = {}

@@ -768,7 +768,7 @@ def test_a_folder_gives_the_same_bits_again_and_to_transformers_the_same_logits(
             expected = theirs.eval()(input_ids=ids, decoder_input_ids=torch.tensor([[0]])).logits[:, 0]
             begin, mask, context = ours.prepare_prompt(ids, torch.ones_like(ids))
             rows = ours.make_rows(mask)
-            found = ours.logits(rows.last_tokens(ours.hidden_states(begin, rows, context)))
+            found = ours.logits(rows.final_tokens(ours.hidden_states(begin, rows, context)))
         else:
             expected, found = theirs.eval()(input_ids=ids).logits, ours.logits(ours(ids, torch.ones_like(ids)))
     assert apart(found, expected) <= 2e-5, f"{name}: transformers gives other logits"

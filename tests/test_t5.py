@@ -240,7 +240,7 @@ def own_head_ignored(patch):
 
 def decoder_with_both_directions(patch):
     def wrong(self, rows):
-        return t5.EncoderStack.bias(self, rows).masked_fill(~rows.causal_mask(), -math.inf)
+        return t5.EncoderStack.attention_bias(self, rows).masked_fill(~rows.causal_mask(), -math.inf)
     patch.setattr(t5.DecoderStack, "attention_bias", wrong)
 
 

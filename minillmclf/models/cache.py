@@ -160,7 +160,7 @@ def generate(model, ids, mask, max_new_tokens, eos_ids=None, cached=True, **samp
     for _ in range(max_new_tokens):
         rows = CachedRows(step_mask, cache) if cached else model.make_rows(mask)
         hidden = model.hidden_states(step_ids if cached else ids, rows, context)
-        logits = model.logits(rows.last_tokens(hidden)).float()                            # (B, V)
+        logits = model.logits(rows.final_tokens(hidden)).float()                            # (B, V)
         new = sampling.next_tokens(logits, [generators[row] for row in live])              # (B,)
         for row, token in zip(live, new.tolist()):
             written[row].append(token)

@@ -61,7 +61,7 @@ class Rows:
             x = x.new_zeros(self.mask.numel(), *x.shape[1:]).index_copy(0, self.layout.indices, x)
         return x.unflatten(0, self.mask.shape)
 
-    def last_tokens(self, x):
+    def final_tokens(self, x):
         """(N, ...) -> (B, ...), the last token of each row."""
         return x[self.lengths.cumsum(0) - 1]
 

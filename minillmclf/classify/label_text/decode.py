@@ -58,7 +58,7 @@ def search(model, ids, mask, tree, beams):
     beam, cache = [[(0.0, -1, row)] for row in range(len(ids))], new_cache(model, len(ids))
     while True:
         rows = CachedRows(mask, cache)
-        states = rows.last_tokens(model.hidden_states(ids, rows, context))  # (n, D), one a path
+        states = rows.final_tokens(model.hidden_states(ids, rows, context))  # (n, D), one a path
         computed = enumerate(next_edges(model, states, tree).tolist())
         beam = [longer(paths, computed, after, ends) for paths in beam]
         for number, paths in enumerate(beam):
