@@ -53,7 +53,7 @@ def exact(monkeypatch):
 
 
 def log_probs_one_by_one(model, ids, mask, sequences):
-    """What `tree.sums(log_probs(...))` computes, with one forward for each sequence and no tree -> (B, L)."""
+    """What `tree.sum_paths(tree_log_probs(...))` computes, with one forward for each sequence and no tree -> (B, L)."""
     ids, mask, context = model.prepare_prompt(ids, mask)
     sums = []
     for sequence in sequences:
