@@ -264,10 +264,10 @@ def the_residual_is_of_another_token(monkeypatch, model):
     monkeypatch.setattr(block, "attend", wrong)
 
 
-the_other_end = changed(chosen=lambda self, rows: (
+the_other_end = changed(query_indices=lambda self, rows: (
     rows.lengths.cumsum(0) - {"last": rows.lengths, "first": 1}[self.which]))
-one_row_too_far = changed(chosen=lambda self, rows: self.query_indices.roll(-1))
-as_in_padded_rows = changed(chosen=lambda self, rows: (torch.arange(len(rows.mask)) * rows.mask.shape[1] + (
+one_row_too_far = changed(query_indices=lambda self, rows: self.query_indices.roll(-1))
+as_in_padded_rows = changed(query_indices=lambda self, rows: (torch.arange(len(rows.mask)) * rows.mask.shape[1] + (
     rows.mask.shape[1] - 1 if self.which == "last" else 0)).clamp(max=int(rows.lengths.sum()) - 1))
 positions_from_nought = changed(position_ids=lambda self, rows: torch.zeros_like(self.position_ids))
 padding_is_seen = changed(uniform=lambda self, rows: True)

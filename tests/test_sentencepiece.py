@@ -263,9 +263,9 @@ def test_a_second_bos_is_seen(ours):
 
 @pytest.mark.parametrize("name, where, attribute, wrong", [
     ("llama", unigram, "WORDS", re.compile("▁|[^▁]+")),
-    ("llama", bpe, "merge", lambda letters, ranks: list(letters)),
-    ("t5", steps, "precompiled", lambda step, where: str),  # no NFKC; only NFC
-    ("t5", steps, "precompiled", lambda step, where: functools.partial(steps.unicode_form, "NFC")),
+    ("llama", bpe, "merge_pairs", lambda letters, ranks: list(letters)),
+    ("t5", steps, "precompiled_step", lambda step, where: str),  # no NFKC; only NFC
+    ("t5", steps, "precompiled_step", lambda step, where: functools.partial(steps.unicode_form, "NFC")),
 ])
 def test_a_wrong_algorithm_is_seen(name, where, attribute, wrong, ours, monkeypatch):
     monkeypatch.setattr(where, attribute, wrong)

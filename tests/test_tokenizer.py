@@ -254,7 +254,7 @@ def test_a_wrong_setting_is_seen(name, change, ours):
 
 
 @pytest.mark.parametrize("name, where, attribute, wrong", [
-    ("gpt2", bpe, "merge", merge_in_text_order),
+    ("gpt2", bpe, "merge_pairs", merge_in_text_order),
     ("gpt2", bpe, "SPLIT", re.compile(r"\S+|\s+")),
     ("uncased", wordpiece, "CONTROL", ("Cc", "Cf", "Co", "Cn")),  # unassigned characters dropped with the controls
     ("uncased", wordpiece, "CONTROL", ("Cc",)),
