@@ -24,7 +24,7 @@ from .cli.parser import Parser, run
 from .cli.rows import reading_options, load_dataset, text_columns
 from .cli.settings import add_settings, read_settings
 from .errors import InputError
-from .files import check_fields, check_out, find_model, named, read_json, write_text
+from .files import check_fields, check_out_file, find_model, input_paths, read_json, write_text
 from .text.data import load_data, read_examples, refuse_blank, row_splits, split_column
 from .text.table_files import MEMORY, read_table
 
@@ -75,7 +75,7 @@ def main(arguments=None):
     if given and a.method is None:
         raise InputError(f"--{given[0].replace('_', '-')} goes with --method prompt")
     if a.out:
-        check_out(a.out, a.overwrite, paths_read(a))
+        check_out_file(a.out, a.overwrite, paths_read(a))
     name, rows, metrics = evaluate_prompted(a) if a.method == "prompt" else evaluate_saved(a)
     if a.out:
         record = {"model": str(a.model), "data": name, "rows": len(rows), **metrics}
@@ -99,7 +99,7 @@ def paths_read(a):
     folder = find_model(a.model)
     needs_run = a.data is None and not getattr(a, "method", None)        # the data of the run
     data = str(read_run_record(folder)["settings"].get("data")) if needs_run else None
-    return [*named(a), ("the run of --model", data)]
+    return [*input_paths(a), ("the run of --model", data)]
 
 
 def choose_rows(a, folder, model):
@@ -143,7 +143,7 @@ def evaluate_saved(a):
         read_run_record(folder)                            # errors come before a model is loaded
     model = Classifier.load(folder, a.base)
     if a.out and model.base:
-        check_out(a.out, a.overwrite, [("the base of --model", find_model(model.base))])
+        check_out_file(a.out, a.overwrite, [("the base of --model", find_model(model.base))])
     rows, name = choose_rows(a, folder, model)
     use_swap(model, a.swap)
     texts, targets = [row.texts for row in rows], model.task.targets(rows, name)
@@ -225,8 +225,8 @@ def evaluate_readings(a, model, data, name, seed):
     else:
         shorter = prompting.show_shots(model, data.train, a.shots, seed)
         first = model.head.fitted(model.tokenizer, texts[0], model.max_length)[0]
-        print(f"{model.head.prompt.shown(first)}\n\n{a.shots} shots, {shorter} of them shortened. "
-              "Above: the first prompt, and where the label goes.\n")
+        print(f"{model.head.prompt.display_text(first)}\n\n{a.shots} shots, {shorter} of them "
+              "shortened. Above: the first prompt, and where the label goes.\n")
         encoded, cut = model.encode(texts)
         if dev_rows:
             dev = model.encode([row.texts for row in dev_rows])[0]

@@ -74,7 +74,7 @@ def architecture_line(backbone):
 
 def tensor_fates(model, checkpoint):
     """What became of each tensor of the file -> [(its name, shape, type, fate), ...]."""
-    table, report, tensors = model.table(), model.report, []
+    table, report, tensors = model.rename_table(), model.report, []
     for name, shape in checkpoint.shapes.items():
         if name in report.loaded:
             ours = report.loaded[name]
@@ -90,9 +90,10 @@ def tensor_fates(model, checkpoint):
 def tensor_lines(tensors, every_layer):
     """A line for each tensor, or for each kind of tensor with the number of layers that have it.
     tensors: from `tensor_fates`."""
-    from .models.weights import generic
+    from .models.weights import split_layer_number
     if not every_layer:
-        tensors = [(generic(name)[0], *more, generic(fate)[0]) for name, *more, fate in tensors]
+        tensors = [(split_layer_number(name)[0], *more, split_layer_number(fate)[0])
+                 for name, *more, fate in tensors]
     kinds = Counter(tensors)
     wide = max(len(name) for name, *_ in kinds)
     return [f"  {name:{wide}}  {shape:>13} {dtype:4} {f'x {count}' if count > 1 else '':5} {fate}"
@@ -103,16 +104,16 @@ def new_head_lines(folder):
     """Which tensors train drops and adds for a new head -> [one line]; [] if train refuses the
     folder."""
     from .classify.classifier import Classifier
-    from .models.weights import generic
+    from .models.weights import split_layer_number
     from .tuning.quant_files import open_checkpoint
     try:
         checkpoint = open_checkpoint(folder)
         model = Classifier.empty(checkpoint, ["0", "1"])
-        table = model.table(with_classes=False)
-        paths = {name: table.path(name) for name in checkpoint.files if not table.tied_to(name)}
+        table = model.rename_table(with_classes=False)
+        paths = {name: table.path_of(name) for name in checkpoint.files if not table.tied_to(name)}
     except (InputError, KeyError):
         return []
-    old = {generic(name)[0]: None for name, path in paths.items() if path is None}
+    old = {split_layer_number(name)[0]: None for name, path in paths.items() if path is None}
     new = [f"head.{name}" for name, _ in model.head.named_parameters()]
     new = [name for name in new if name not in paths.values()]
     return [f"train, with a new head: dropped {', '.join(old) or 'none'}; new {', '.join(new)}"]
@@ -199,7 +200,7 @@ def main(arguments=None):
     tensors, report = tensor_fates(model, checkpoint), model.report
     print(f"\n{len(tensors)} tensors in {len(set(checkpoint.files.values()))} file(s): "
           f"{len(report.loaded)} loaded, {len(report.tied)} tied, {len(report.dropped)} dropped on "
-          f"purpose; {len(report.fresh)} parameters not in the file")
+          f"purpose; {len(report.newly_initialised)} parameters not in the file")
     print("\n".join([*tensor_lines(tensors, a.layers), *new_head_lines(folder)]))
     print(f"\n{sum(p.numel() for p in model.parameters()):,} parameters")
     print("\n".join(f"  {count:>15,}  {part}" for part, count in part_sizes(model).items()))

@@ -13,7 +13,7 @@ from .cli.parser import Parser, run
 from .cli.settings import add_settings
 from .errors import InputError
 from .evaluate import paths_read, choose_rows
-from .files import check_folder, find_model, remove
+from .files import check_out_folder, find_model, remove_path
 
 
 def parse(arguments=None):
@@ -53,14 +53,14 @@ def main(arguments=None):
     a = parse(arguments)
     from .classify.classifier import Classifier
     folder = find_model(a.model)
-    out = check_folder(a.out, False, a.overwrite, paths_read(a))
+    out = check_out_folder(a.out, False, a.overwrite, paths_read(a))
     precisions = [base for base in a.base if base in ("full", "4bit")]
     folders = [base for base in a.base if base not in ("full", "4bit")]
     if len(precisions) > 1 or len(folders) > 1:
         raise InputError(f"--base {', '.join(a.base)}: give full or 4bit once, and one folder")
     model = Classifier.load(folder, *folders)
     if model.base:
-        check_folder(out, False, a.overwrite, [("the base of --model", find_model(model.base))])
+        check_out_folder(out, False, a.overwrite, [("the base of --model", find_model(model.base))])
     rows, name = choose_rows(a, folder, model)
     encoded, _ = model.encode([row.texts for row in rows])
 
@@ -70,7 +70,7 @@ def main(arguments=None):
     answers = model.answers(before)
     merge_adapter(model, *precisions or [None]).save(out)
     for name in ("tuned.json", "adapter_config.json", "run.json"):     # of an older model in --out
-        remove(out / name)
+        remove_path(out / name)
     saved = Classifier.load(out)
     after = probabilities(saved)
     changed = sum(one != other for one, other in zip(answers, saved.answers(after)))

@@ -61,14 +61,14 @@ def bert_folder(folder, layers=2, width=32, mlp=48, positions=64, dropout=0.1, l
     """Write a BERT with random weights as a Hugging Face folder -> its path. Its vocabulary is
     PIECES; weights are ten times as large as usual, so that every part of the network shows in the
     answers."""
-    from minillmclf.models import Bert, fresh_weights, save_backbone
+    from minillmclf.models import Bert, initialise_weights, save_backbone
     from minillmclf.text.tokenizers.tokenizer import WordPiece
     config = dict(model_type="bert", vocab_size=len(PIECES), hidden_size=width,
                   num_hidden_layers=layers, num_attention_heads=4, intermediate_size=mlp,
                   hidden_act="gelu", type_vocab_size=2,
                   max_position_embeddings=positions, layer_norm_eps=1e-12, pad_token_id=0,
                   hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
-    model = fresh_weights(Bert.from_config(config, lm_head=lm_head), seed=0, std=0.2)
+    model = initialise_weights(Bert.from_config(config, lm_head=lm_head), seed=0, std=0.2)
     model.source_config = config
     save_backbone(model, folder)
     WordPiece.from_vocab(PIECES).save(folder)

@@ -53,7 +53,7 @@ def test_what_train_drops_and_adds_has_its_names(name, capsys):
     name = MODELS / name if (MODELS / name).exists() else name
     built = Classifier.from_backbone(name, ["no", "yes"]).report
     line = re.search("^train, with a new head: dropped (.*); new (.*)$", report(capsys, name), re.M)
-    assert line and line[2].split(", ") == built.fresh
+    assert line and line[2].split(", ") == built.newly_initialised
     assert {re.sub(r"\.\d+\.", ".{}.", dropped) for dropped in built.dropped} == set(line[1].split(", "))
 
 

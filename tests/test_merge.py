@@ -11,7 +11,7 @@ from test_families import CONFIGS
 from minillmclf import merge, train
 from minillmclf.classify.classifier import Classifier
 from minillmclf.cli.parser import run
-from minillmclf.models import fresh_weights, model_class, save_backbone
+from minillmclf.models import initialise_weights, model_class, save_backbone
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import tune
 from minillmclf.tuning.quant import Linear4bit
@@ -78,7 +78,7 @@ def test_the_rows_that_change_their_class_are_counted(runs, tmp_path, capsys, mo
 def test_what_was_whole_before_a_merge_into_four_bits_is_whole_after_it(tmp_path):
     """T5's down_proj keeps its precision in a 4-bit base, so also in what is merged from it."""
     kind, config = CONFIGS["t5"]
-    body = fresh_weights(model_class({"model_type": kind}).from_config({"model_type": kind, **config}), 0)
+    body = initialise_weights(model_class({"model_type": kind}).from_config({"model_type": kind, **config}), 0)
     body.source_config = {"model_type": kind, **config}
     save_backbone(body, tmp_path)
     WordPiece.from_vocab(PIECES).save(tmp_path)

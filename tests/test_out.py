@@ -130,7 +130,7 @@ def test_a_name_that_cannot_be(place, call, out):
 
 def test_what_cannot_be_read_is_no_clash(tmp_path):
     strange = [("--data", "x" * 5000), ("--data", "a\0b"), ("--data", None)]
-    assert files.check_out(tmp_path / "new", False, strange) == tmp_path / "new"
+    assert files.check_out_file(tmp_path / "new", False, strange) == tmp_path / "new"
 
 
 # ------------------------------------------------------------------------------------------ folders
@@ -264,12 +264,12 @@ def test_two_runs_into_one_file_are_told(place, call, tmp_path):
 
 def test_a_lock_on_a_file_that_has_its_name_already(tmp_path, monkeypatch):
     """The other run ends between opening the part and locking it: what is locked is its OUT."""
-    part, real = tmp_path / "a.part", files.hold
+    part, real = tmp_path / "a.part", files.lock_handle
 
     def late(handle, name):
         os.replace(part, tmp_path / "a")
         real(handle, name)
-    monkeypatch.setattr(stream, "hold", late)
+    monkeypatch.setattr(stream, "lock_handle", late)
     refused(lambda: stream.open_locked(part), "give the command again")
 
 

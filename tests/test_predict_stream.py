@@ -25,8 +25,8 @@ from minillmclf.predict import __main__ as predict, stream
 from minillmclf.classify.classifier import Classifier
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
-from minillmclf.models import fresh_weights
-from minillmclf.text.table_files import read_table, read_windows
+from minillmclf.models import initialise_weights
+from minillmclf.text.table_files import read_table, read_chunks
 
 LABELS = list(small.TOPICS)
 TEXTS = [text for text, _ in small.texts_of(random.Random(1), 22)]        # five windows of four, and two rows
@@ -39,7 +39,7 @@ def models(tmp_path_factory):
     made = {"one": Classifier.from_backbone(body, LABELS), "several": Classifier.from_backbone(body, LABELS, multi_label=True),
             "preference": Classifier.from_backbone(body, ["a", "b", "tie"], preference={"kind": "head"})}
     for name, model in made.items():
-        fresh_weights(model.head, seed=0, std=1.0)
+        initialise_weights(model.head, seed=0, std=1.0)
         if name != "preference":                                    # so that texts are answered differently
             model.head.out.bias.data -= model.scores(model.encode(TEXTS)[0]).mean(0)
         model.save(folder / name)
@@ -105,7 +105,7 @@ FILES = {
 def test_windows_hold_the_rows_of_the_table(tmp_path, name, content, size):
     path = tmp_path / name
     path.write_bytes(content.encode())
-    table, parts = read_table(path), list(read_windows(path, size))
+    table, parts = read_table(path), list(read_chunks(path, size))
     assert [row for part in parts for row in part.rows] == table.rows, "a row got lost or changed at a window's edge"
     assert {len(part.rows) for part in parts[:-1]} <= {size} and parts[-1].columns == table.columns
     assert len(table.rows) % size == 0 or parts[-1].sha256 == table.sha256
@@ -120,9 +120,9 @@ def test_any_csv_is_read_alike_both_ways(tmp_path_factory, parts, size):
         table = read_table(path)
     except InputError:
         with pytest.raises(InputError):
-            list(read_windows(path, size))
+            list(read_chunks(path, size))
     else:
-        assert [row for part in read_windows(path, size) for row in part.rows] == table.rows
+        assert [row for part in read_chunks(path, size) for row in part.rows] == table.rows
 
 
 FAULTS = {

@@ -15,7 +15,7 @@ from conftest import refused
 from minillmclf import evaluate, train
 from minillmclf.predict import __main__ as predict, stream
 from minillmclf.classify.classifier import Classifier
-from minillmclf.models import fresh_weights
+from minillmclf.models import initialise_weights
 
 LABELS = list(small.TOPICS)
 QUICK = small.flags(epochs=1, batch_size=8, lr=3e-3, max_length=16)
@@ -57,7 +57,7 @@ def read_rows(path):
 def model_of(body, folder, **how):
     """A saved classifier that answers differently to different texts."""
     model = Classifier.from_backbone(body, LABELS, **how)
-    fresh_weights(model.head, seed=0, std=1.0)
+    initialise_weights(model.head, seed=0, std=1.0)
     model.save(folder)
     return folder
 

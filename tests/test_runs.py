@@ -20,7 +20,7 @@ from minillmclf.pretrain import __main__ as pretrain
 from minillmclf import train
 from minillmclf.cli.parser import BreakableStream, StopSignal, limit_message, one_line, run
 from minillmclf.errors import InputError
-from minillmclf.files import locked
+from minillmclf.files import lock_folder
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import make_batches, row_size
 from minillmclf.training.checkpoint import PROGRESS
@@ -130,7 +130,7 @@ def test_what_a_kill_at_the_end_left_is_removed(place, call, tmp_path):
 
 def test_two_runs_do_not_share_a_folder(place, call, tmp_path):
     (tmp_path / "run").mkdir()
-    with locked(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         code, _, err = call(asked(place, tmp_path / "run"))
     assert code == 2 and "another process is writing to this folder" in err and not contents(tmp_path)
     assert call(asked(place, tmp_path / "run", epochs=1))[0] == 0, "the lock should end with its process"

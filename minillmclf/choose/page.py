@@ -3,7 +3,7 @@ import json
 
 from ..cli.settings import read_settings, refuse_multi_label
 from ..files import find_model
-from ..text.doctor import unknown_line
+from ..text.doctor import unknown_warning
 from ..cli.memory import size_text
 from ..cli.rows import load_dataset
 from .advice import FEW_CUT_SHARE, RULE_OF_THUMB, UNBALANCED, advise, command_of
@@ -62,7 +62,7 @@ def data_lines(data, models):
             m["name"][-28:], m["kind"], *numbers, f"{m['over']:.1%}",
             f"{classes} x {m['label_tokens'] / classes:.1f} = {m['label_tokens']}"))
     for m in models:
-        lines += [f"  {m['name'][-28:]}: {line}" for line in unknown_line(m["unknown"])]
+        lines += [f"  {m['name'][-28:]}: {line}" for line in unknown_warning(m["unknown"])]
     if any(m["over"] > FEW_CUT_SHARE for m in models):
         lines.append("  longer texts are cut: --windows mean reads them whole, "
                      "--truncation-side middle keeps both ends")

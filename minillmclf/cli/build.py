@@ -40,7 +40,7 @@ def device_of(s):
 
 def model_lines(s, model, trainable, total):
     """What was built, and the learning rate -> lines to print."""
-    loaded = model.report.line() if s.weights == "pretrained" else "random weights"
+    loaded = model.report.summary() if s.weights == "pretrained" else "random weights"
     lines = [f"{s.model}: {loaded}; {trainable:,} of {total:,} parameters trainable; {lr_line(s)}"]
     if model.quantise:
         kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.kept_whole})

@@ -13,7 +13,7 @@ import threading
 import minillmclf
 
 from ..errors import InputError, Stopped, did_you_mean
-from ..files import IGNORED, short
+from ..files import IGNORED_KEYS, short
 
 LONGEST = 900                           # characters of a message
 TOO_LARGE = ("lower the number that is so large (a size, a length, --rank, --batch-size ...), or "
@@ -46,7 +46,7 @@ class IgnoreKey(argparse.Action):
     """--ignore-config-key: kept in the environment, which child processes inherit."""
 
     def __call__(self, parser, namespace, name, option=None):
-        os.environ[IGNORED] = ",".join(filter(None, [os.environ.get(IGNORED), name]))
+        os.environ[IGNORED_KEYS] = ",".join(filter(None, [os.environ.get(IGNORED_KEYS), name]))
 
 
 class Parser(argparse.ArgumentParser):

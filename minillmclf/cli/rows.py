@@ -6,7 +6,7 @@ import random
 
 from ..errors import InputError
 from ..files import short, write_text
-from ..text.data import load_data, text_names
+from ..text.data import load_data, text_column_names
 from .build import task_class
 
 READING_SETTINGS = ("quoting",)        # how files are read, besides the names of columns
@@ -37,7 +37,7 @@ def load_dataset(s, table=None):
 
 def diagnose_data(model, data):
     """The data doctor's Report; lengths are counted in the model's own tokens."""
-    from ..text.doctor import examine, unknown_share
+    from ..text.doctor import examine_data, unknown_share
     from ..tuning.prompt import new_words
     lengths = {split: [model.head.length(model.tokenizer, e.texts) for e in getattr(data, split)]
                for split in ("train", "dev", "test")}
@@ -50,7 +50,7 @@ def diagnose_data(model, data):
         if ways and model.head.most_texts == 2 and not new_words(model):
             ways.insert(0, "--windows mean reads them whole")
         remedy = "the model takes no more" + ": " * bool(ways) + ", ".join(ways)
-    return examine(data, lengths, max_tokens, remedy, unknown)
+    return examine_data(data, lengths, max_tokens, remedy, unknown)
 
 
 def write_predictions(path, examples, probabilities, labels, answers=None):
@@ -61,7 +61,7 @@ def write_predictions(path, examples, probabilities, labels, answers=None):
     """
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
-    names = text_names(len(examples[0].texts))
+    names = text_column_names(len(examples[0].texts))
     writer.writerow(["line", *names, "label", "predicted", *(f"p_{name}" for name in labels)])
     answers = answers or [labels[p.argmax()] for p in probabilities]
     for e, answer, p in zip(examples, answers, probabilities):

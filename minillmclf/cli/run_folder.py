@@ -16,8 +16,8 @@ import os
 from contextlib import contextmanager, nullcontext
 
 from ..errors import InputError
-from ..files import (NEW, check_fields, find_model, locked, look_at, read_json, remove, short,
-                     write_json)
+from ..files import (NEW_RUN, check_fields, check_out_path, find_model, lock_folder, read_json,
+                     remove_path, short, write_json)
 from .settings import read_settings, with_current_names
 
 MOVING_FOLDER = ".whole"                # in OUT: a finished new run, while its files are moved up
@@ -68,9 +68,9 @@ def training_folder(s, out, data, overwrite):
     """The folder to train in: OUT, or OUT/.new if the run is to replace what lies in OUT."""
     if overwrite:
         is_taken = (out / "run.json").exists() or (out / "config.json").exists()
-        return out / NEW if is_taken else out
+        return out / NEW_RUN if is_taken else out
     try:
-        return out if compare_with_run(s, out / NEW, data)[0] else out / NEW
+        return out if compare_with_run(s, out / NEW_RUN, data)[0] else out / NEW_RUN
     except InputError:                                     # no run there, or a broken one
         return out
 
@@ -81,7 +81,7 @@ def finished_record(s, out, data, overwrite=False):
     Without `overwrite`, InputError if OUT holds another run, or a model without a run.json.
     """
     for name in RUN_FILES:                  # InputError if one is the model or the data itself
-        look_at(out / name, [("--model", find_model(s.model)), ("--data", s.data)])
+        check_out_path(out / name, [("--model", find_model(s.model)), ("--data", s.data)])
     if overwrite or training_folder(s, out, data, overwrite) != out:
         return None
     if not (out / "run.json").exists():
@@ -112,7 +112,7 @@ class RunFolder:
     def lock(self):
         """with folder.lock(): ...   No other process writes to OUT. First `move_into_place`."""
         from ..training.parallel import processes as parallel
-        with locked(self.out) if parallel.is_main_process() else nullcontext():
+        with lock_folder(self.out) if parallel.is_main_process() else nullcontext():
             self.move_into_place()
             yield
 
@@ -121,14 +121,14 @@ class RunFolder:
         The main process does it, the others wait."""
         from ..training.parallel import processes as parallel
         if parallel.is_main_process():
-            if self.is_finished(self.out / NEW):
+            if self.is_finished(self.out / NEW_RUN):
                 self.remove_files(self.out)
-                os.replace(self.out / NEW, self.out / MOVING_FOLDER)
+                os.replace(self.out / NEW_RUN, self.out / MOVING_FOLDER)
             self.move_up(self.out / MOVING_FOLDER)
             for name in STATE_FILES if self.is_finished(self.out) else ():
-                remove(self.out / name)
+                remove_path(self.out / name)
             for path in [self.out / name for name in RUN_FILES]:
-                remove(path.with_name(f".{path.name}.writing"))
+                remove_path(path.with_name(f".{path.name}.writing"))
         parallel.barrier()
 
     def is_finished(self, folder):
@@ -147,7 +147,7 @@ class RunFolder:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
         if source.exists():
-            remove(source)
+            remove_path(source)
 
     def remove_files(self, folder):
         """Remove the files of an earlier run, its record first."""
@@ -164,7 +164,7 @@ class RunFolder:
         parallel.barrier()                     # until all processes have seen what lies in OUT
         if parallel.is_main_process():
             if overwrite or not (place / self.RECORD_FILE).exists():
-                remove(self.out / NEW)
+                remove_path(self.out / NEW_RUN)
                 self.remove_files(place)
             write_json(place / self.RECORD_FILE, record)
         parallel.barrier()

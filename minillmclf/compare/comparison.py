@@ -9,7 +9,7 @@ from ..classify.classifier import Classifier
 from ..cli import build as building
 from ..cli.settings import Settings, read_settings
 from ..errors import InputError
-from ..files import check_folder, find_model, locked, write_json, write_text
+from ..files import check_out_folder, find_model, lock_folder, write_json, write_text
 from ..report import pictures
 from ..text.table_files import read_table
 from ..tuning import tune
@@ -33,8 +33,8 @@ def compare(a, overwrite):
     out = Path(a.out)
     models = [find_model(c.settings.model) for c in configurations if not c.is_baseline]
     reads = [("--data", flags.get("data")), *(("--models", folder) for folder in models)]
-    check_folder(out, (out / "cells").exists(), overwrite, reads)
-    with locked(out):
+    check_out_folder(out, (out / "cells").exists(), overwrite, reads)
+    with lock_folder(out):
         (out / "cells").mkdir(parents=True, exist_ok=True)     # which check_folder looks for
         shared = {key: flags[key] for key in (*SHARED_SETTINGS, "text_column") if key in flags}
         path, sha256 = write_split(read_settings(shared), out)

@@ -19,7 +19,7 @@ from ..cli.run_folder import RunFolder, compare_with_run
 from ..cli.settings import read_settings, refuse_multi_label
 from ..cli.tables import csv_text
 from ..errors import InputError, Stopped
-from ..files import NEW, check_folder, check_out, find_model, remove, write_text
+from ..files import NEW_RUN, check_out_folder, check_out_file, find_model, remove_path, write_text
 from ..models.tensor_files import open_tensors, write_tensors
 from ..text.data import Dataset, natural_order
 from ..training.metrics import evaluate
@@ -55,9 +55,9 @@ def cross_validate(a):
     out = Path(s.out or f"runs/{name}")
     reads = [("--data", find_data(s.data)), ("--test", a.test), ("--sample", a.sample),
              ("--model", find_model(s.model))]
-    check_folder(out, any(out.glob("fold-*")), a.overwrite, reads)
+    check_out_folder(out, any(out.glob("fold-*")), a.overwrite, reads)
     for name in RESULTS:
-        check_out(out / name, True, reads)
+        check_out_file(out / name, True, reads)
     plan = make_plan(a, s, out)
     folder = FoldsFolder(out)
     with folder.lock():
@@ -124,18 +124,18 @@ def folds_training_folder(runs, out, overwrite):
         is_taken = (out / "folds.json").exists() or any(out.glob("fold-*/run.json"))
         parallel.barrier()
         if parallel.is_main_process():
-            remove(out / NEW)
+            remove_path(out / NEW_RUN)
         parallel.barrier()
-        return out / NEW if is_taken else out
+        return out / NEW_RUN if is_taken else out
     differing = []                          # for each run in OUT/.new, the settings that differ
     try:
         for s, data in runs:
-            folder = out / NEW / Path(s.out).name
+            folder = out / NEW_RUN / Path(s.out).name
             if (folder / "run.json").exists():
                 differing.append(compare_with_run(s, folder, data)[0])
     except InputError:
         return out
-    return out / NEW if differing and not any(differing) else out
+    return out / NEW_RUN if differing and not any(differing) else out
 
 
 class FoldsFolder(RunFolder):
@@ -146,7 +146,7 @@ class FoldsFolder(RunFolder):
         """Remove the files of earlier folds, their record first."""
         results = [folder / name for name in RESULTS]
         for path in [*results, *folder.glob("fold-*/scores-*.safetensors")]:
-            remove(path)
+            remove_path(path)
         for fold in folder.glob("fold-*"):
             super().remove_files(fold)
             if not any(fold.iterdir()):

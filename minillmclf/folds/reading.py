@@ -7,8 +7,8 @@ from pathlib import Path
 from ..cli.build import task_class
 from ..errors import InputError
 from ..files import short
-from ..text.data import (BUNDLED, names_of, read_examples, refuse_blank, row_splits, split_column,
-                         text_key, usual_texts)
+from ..text.data import (BUNDLED, default_text_columns, read_examples, refuse_blank, row_splits,
+                         split_column, split_names, text_key)
 from ..text.table_files import read_table
 from .arena import FIELDS, LABELS, WINNERS, is_arena, read_arena, read_ids
 from .submission import SubmissionForm, read_form
@@ -44,7 +44,7 @@ def read_source(path, s, group="", id_column="id", labelled=True):
     else:
         examples = read_examples(path, s.text_column or None, s.label_column or None, labelled,
                                  quoting=s.quoting)
-        columns = names_of(s.text_column) if s.text_column else usual_texts(table)
+        columns = split_names(s.text_column) if s.text_column else default_text_columns(table)
     kind = task_class(s)
     if arena and s.readout == "head" and kind.TEXTS < 3:
         examples = [replace(e, texts=(f"{e.texts[0]}\n\n{e.texts[1]}", e.texts[2]))
@@ -68,7 +68,7 @@ def read_source(path, s, group="", id_column="id", labelled=True):
 
 def read_groups(table, columns):
     """"author,title" -> the group of each row. InputError for a missing column or an empty cell."""
-    names = names_of(columns)
+    names = split_names(columns)
     for name in names:
         if name not in table.columns:
             raise InputError(f"{table.path}: --group: no column {short(name)} in "

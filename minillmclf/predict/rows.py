@@ -10,8 +10,8 @@ import json
 from . import stream
 from ..errors import InputError
 from ..files import short
-from ..text.data import read_text_windows, text_names
-from ..text.table_files import decoded, every_end
+from ..text.data import read_text_chunks, text_column_names
+from ..text.table_files import decode_lines, split_at_returns
 
 
 class AnswerColumns:
@@ -26,7 +26,7 @@ class AnswerColumns:
 
     def choose_names(self, columns, others=()):
         """columns: the input's text columns; others: its other columns, in order."""
-        self.others, usual = list(others), text_names(len(columns))
+        self.others, usual = list(others), text_column_names(len(columns))
         self.texts = list(columns) if set(others) & set(usual) else usual
         taken = {*others, *self.texts}
 
@@ -46,7 +46,7 @@ def read_rows(path, text_columns, reading, columns):
     column that begins later is an error if an answer has that name, or if answers are CSV.
     """
     first = True
-    for table, read, texts in read_text_windows(path, stream.WINDOW, text_columns, **reading):
+    for table, read, texts in read_text_chunks(path, stream.WINDOW, text_columns, **reading):
         others = [name for name in dict.fromkeys(table.columns) if name not in read]
         if first:
             columns.choose_names(read, others)
@@ -64,7 +64,7 @@ def read_rows(path, text_columns, reading, columns):
 def read_lines(standard_input):
     """Yield the lines of standard input, each a text, in windows: (rows, None). An empty line is an
     error: to leave it out would shift the answers."""
-    lines, before = every_end(decoded(standard_input.buffer, "standard input")), 0
+    lines, before = split_at_returns(decode_lines(standard_input.buffer, "standard input")), 0
     while window := [line.rstrip("\r\n") for line in itertools.islice(lines, stream.WINDOW)]:
         for number, line in enumerate(window, before + 1):
             if not line.strip():

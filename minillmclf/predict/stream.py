@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from ..errors import InputError, Stopped
-from ..files import check_out, hold, look_at, read_json, write_json
+from ..files import check_out_file, lock_handle, check_out_path, read_json, write_json
 
 WINDOW = 4096                   # rows: many batches, so that in most the texts are equally long
 LINE_SECONDS = 10               # between two lines of progress
@@ -206,8 +206,8 @@ def part_files(out):
 def check_answer_files(out, overwrite, sources):
     """files.check_out for OUT and for its two `part_files`."""
     for path in part_files(out):
-        look_at(path, sources)
-    return check_out(out, overwrite, sources)
+        check_out_path(path, sources)
+    return check_out_file(out, overwrite, sources)
 
 
 def open_locked(path):
@@ -218,7 +218,7 @@ def open_locked(path):
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     handle = os.open(path, flags, 0o666)
     try:
-        hold(handle, path)
+        lock_handle(handle, path)
         if not path.exists() or not os.path.samestat(os.fstat(handle), os.stat(path)):
             raise InputError(f"{path}: another process has just ended: give the command again")
         return handle

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..cli.parser import Parser, run
 from ..errors import InputError
-from ..files import check_out, write_text
+from ..files import check_out_file, write_text
 from .page import render_page
 from .run import FinishedRun
 
@@ -34,7 +34,7 @@ def main(arguments=None):
     out = Path(a.out or Path(a.run) / "report.html")
     if out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--out {out}: a page is an .html file: give it such a name")
-    check_out(out, a.overwrite)
+    check_out_file(out, a.overwrite)
     write_text(out, render_page(FinishedRun(a.run)))
     print(f"saved in {out}")
     return 0

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..files import replacing
+from ..files import replacing_file
 from ..training.metrics import calibration_error
 
 COLOURS = "#4A90D9", "#D55E00", "#000000", "#332288", "#5D3A00"    # for colour-blind readers too
@@ -85,7 +85,7 @@ def new_figure(width, height):
 
 def save_figure(figure, path):
     """Write the figure to a .svg, .png (160 dots an inch) or .pdf file, complete or not at all."""
-    with replacing(path) as temporary:
+    with replacing_file(path) as temporary:
         Path(temporary).write_bytes(figure_bytes(figure, Path(path).suffix.lower(), path))
 
 

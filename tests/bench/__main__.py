@@ -30,7 +30,7 @@ from .tables import LIBRARIES, SEEDS, commit, machine, markdown
 from .timing import LEAST, measure, paired
 from minillmclf.cli.parser import Parser, run
 from minillmclf.errors import InputError, Stopped
-from minillmclf.files import check_folder, read_json, write_text
+from minillmclf.files import check_out_folder, read_json, write_text
 
 ROUNDS = 3                                        # with each data seed
 ALONE = ("memory", "start", "scaling")
@@ -102,7 +102,7 @@ def open_table(a, out):
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))).hexdigest()[:12]
     made_from = {"quick": a.quick, "seeds": 2 if a.quick else SEEDS, "rounds": a.rounds, "code": code,
                  "machine": machine(a.threads)}
-    path = check_folder(out, (out / "table.json").exists(), a.overwrite) / "table.json"
+    path = check_out_folder(out, (out / "table.json").exists(), a.overwrite) / "table.json"
     if a.overwrite or not path.exists():
         return {"made_from": made_from, "commit": commit(), "date": f"{datetime.now():%Y-%m-%d %H:%M}", "rows": {}}
     table = read_json(path)
