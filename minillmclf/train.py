@@ -70,11 +70,11 @@ def learn(s, model, data, folder, say, on_epoch=None):
     """Train, with a progress bar -> what loop.fit returns, and the timing of the steps that this
     process took. s: cli.settings.Settings; data: train, dev, test rows; say: prints a line."""
     from .training import loop                             # it loads torch, which takes seconds
-    from .training.plan import Rows
+    from .training.plan import Split
     rows = model.task.training_rows(data.train)
     train, dev = encode(model, rows, training=True)[0], encode(model, data.dev)[0]
     drawn = random.Random(f"fitted:{s.seed}").sample(range(len(rows)), min(len(rows), FITTED_ROWS))
-    sample = Rows([train.encoded[row] for row in drawn], [train.labels[row] for row in drawn])
+    sample = Split([train.encoded[row] for row in drawn], [train.labels[row] for row in drawn])
     started = time.monotonic()
     bar = Progress(say is silent, dynamic_ncols=True, leave=False)
     with bar, StopSignal() as stop, features(s, model, [*train.encoded, *dev.encoded]):

@@ -23,7 +23,7 @@ from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training.loop import take_step
 from minillmclf.training.losses import class_loss
 from minillmclf.training.optim import build_optimizer
-from minillmclf.tuning import choose_weights
+from minillmclf.tuning import set_trainable
 
 COMMON = dict(vocab_size=len(PIECES), pad_token_id=0, bos_token_id=2, eos_token_id=3)
 BERT = COMMON | dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40,
@@ -190,7 +190,7 @@ def test_what_should_learn_learns_and_nothing_else(name, method, folders):
     rows = texts_of(random.Random(0), 12)
     data = type("Data", (), {"encoded": model.encode([text for text, _ in rows])[0],
                              "labels": [LABELS.index(label) for _, label in rows]})
-    trained, total = choose_weights(model, method)
+    trained, total = set_trainable(model, method)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = build_optimizer(model, 5e-3, 0.0)
     first = class_loss(model.scores(data.encoded), torch.tensor(data.labels))

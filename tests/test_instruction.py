@@ -30,11 +30,11 @@ from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import Batch
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training.loop import take_step
-from minillmclf.training.plan import Rows
+from minillmclf.training.plan import Split
 from minillmclf.training.completion_loss import CompletionLoss
 from minillmclf.training.losses import CrossEntropy
 from minillmclf.training.optim import build_optimizer
-from minillmclf.tuning import BESIDE_BASE, lora, prefix, prompt, selection, trainable_names, tune
+from minillmclf.tuning import ADAPTER_METHODS, lora, prefix, prompt, selection, trainable_names, tune
 from minillmclf.tuning.peft import apply_adapter, read_adapter
 from minillmclf.tuning.saved import merge_tuned
 
@@ -80,7 +80,7 @@ def build(folder, label_texts=WORDS, end="eos", **more):
 def rows_of(model, count=12):
     """A few labelled rows, for the loop."""
     rows = texts_of(random.Random(0), count)
-    return Rows(model.encode([text for text, _ in rows])[0], [LABELS.index(label) for _, label in rows])
+    return Split(model.encode([text for text, _ in rows])[0], [LABELS.index(label) for _, label in rows])
 
 
 def batch(rows, side="right", pad=0):
@@ -214,7 +214,7 @@ def test_micro_batches_add_up_to_the_batch(name, which, bases, exact):
         found = first_difference(gradient(model, objective, rows, size), whole, 1e-9, relative=True)
         assert found is None, f"{name}, {which}, {size} rows at a time: {found}"
     if which == "completion":
-        pieces = [Rows(rows.encoded[i:i + 3], rows.labels[i:i + 3]) for i in (0, 3, 6)]
+        pieces = [Split(rows.encoded[i:i + 3], rows.labels[i:i + 3]) for i in (0, 3, 6)]
         each = [gradient(model, objective, piece, 0) for piece in pieces]
         means = {n: sum(part.get(n, torch.zeros(())) for part in each) / 3 for n in whole}
         assert first_difference(means, whole, 1e-2, relative=True), "a mean of means is the same: this compares nothing"
@@ -300,7 +300,7 @@ def test_a_text_as_long_as_the_model_takes_is_learned_with_its_label(name, metho
     tune(model, recipe(method), seed=1)
     encoded, shortened = model.encode(["the old rose " * 40, "soup"])
     assert shortened == 1
-    loss = mean_loss(model, objective_of(model, "completion"), batch(Rows(encoded, [2, 0])))
+    loss = mean_loss(model, objective_of(model, "completion"), batch(Split(encoded, [2, 0])))
     assert 0 < loss < 1e3, f"{name}, {method}: {loss}"
 
 
@@ -345,13 +345,13 @@ def test_a_method_learns_and_comes_back(name, method, which, tuned):
     assert changed <= learn, f"frozen tensors changed: {sorted(changed - learn)}"
     assert learn <= changed, f"these learn nothing: {sorted(learn - changed)}"
     assert not any(n.startswith("head.") for n in learn), "label texts have no weights"
-    assert (folder / "adapter").exists() == (method in BESIDE_BASE)
+    assert (folder / "adapter").exists() == (method in ADAPTER_METHODS)
     again = Classifier.load(folder)
     assert torch.equal(scores(again), scores(model)), "what was saved answers otherwise"
     rows = rows_of(again)
     assert mean_loss(again, objective_of(again, which), batch(rows)) == last, "training would go on from another loss"
     assert (again.labels, again.head.described, again.head.pooling) == (model.labels, model.head.described, None)
-    if method in BESIDE_BASE:
+    if method in ADAPTER_METHODS:
         assert {n for n, p in again.named_parameters() if p.requires_grad} == learn, "training would go on with other weights"
 
 
@@ -360,7 +360,7 @@ def test_the_vocabulary_is_neither_in_four_bits_nor_wrapped(name, bases):
     """all-linear means the body: a head of ten thousand rows for a few label texts is no place for an update."""
     model = build(bases[name], quantise="nf4")
     tune(model, recipe("qlora"), seed=1)
-    wrapped, linears = lora.wrapped(model), selection.linears(model)
+    wrapped, linears = lora.find_wrapped(model), selection.find_linears(model)
     assert {path for path in linears if path not in wrapped} == {path for path in linears if "lm_head" in path}
     for path, layer in wrapped.items():
         kept = any(part in path.split(".") for part in model.backbone.FULL_PRECISION)
@@ -386,7 +386,7 @@ def test_what_was_learned_is_written_and_ended(name, method, bases):
     """Nothing holds `write` to the label texts. The end was learned too, so it stops there by itself."""
     model = build(bases[name])
     texts = texts_of(random.Random(1), 6)
-    rows = Rows(model.encode([text for text, _ in texts])[0], [LABELS.index(label) for _, label in texts])
+    rows = Split(model.encode([text for text, _ in texts])[0], [LABELS.index(label) for _, label in texts])
     expected = [WORDS[label] for _, label in texts]
     assert model.write([text for text, _ in texts]) != expected, "before training it writes that already"
     tune(model, recipe(method), seed=1)
@@ -408,7 +408,7 @@ def test_switched_off_the_base_is_back_bit_for_bit(name, method, bases):
     assert not torch.equal(scores(model), answers), "the adapter does nothing, so this compares nothing"
     assert model.write(TEXTS[:4]) == model.write(TEXTS[:4], cached=False), f"{name}, {method}: a cache changes what is written"
     if method in ("lora", "dora"):
-        for path, layer in lora.wrapped(model).items():
+        for path, layer in lora.find_wrapped(model).items():
             model.set_submodule(path, layer.base)
         found = logits(model), scores(model)
     else:
@@ -770,7 +770,7 @@ def test_three_texts_of_a_row_are_read_in_their_places(bases):
     one = build(bases["gpt2"])
     assert torch.equal(scores(model, [("rose", "soup", "rain")]), scores(one, ["rose. a soup. my rain"])), "another text is read"
     assert (scores(model, [("rose", "soup", "rain")]) - scores(model, [("rose", "rain", "soup")])).abs().max() > 1e-3
-    fit(model, objective_of(model, "completion"), Rows(model.encode([("rose", "soup", "rain")] * 2)[0], [0, 0]), 2)
+    fit(model, objective_of(model, "completion"), Split(model.encode([("rose", "soup", "rain")] * 2)[0], [0, 0]), 2)
     with pytest.raises(InputError, match="needs 3 text"):
         model.encode([("rose", "soup")])
     with pytest.raises(InputError, match="text 1: a text is a string, or a tuple of 2"):

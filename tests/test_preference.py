@@ -33,7 +33,7 @@ from minillmclf.text.batch import Batch
 from minillmclf.text.data import Example
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training.loop import take_step
-from minillmclf.training.plan import Rows
+from minillmclf.training.plan import Split
 from minillmclf.training.optim import build_optimizer
 from minillmclf.tuning import tune
 
@@ -389,7 +389,7 @@ def battles(rows, seed, good="rose"):
 
 
 def rows_of(model, examples):
-    return Rows(model.encode([e.texts for e in examples], training=True)[0], [LABELS.index(e.label) for e in examples])
+    return Split(model.encode([e.texts for e in examples], training=True)[0], [LABELS.index(e.label) for e in examples])
 
 
 @pytest.mark.parametrize("name, asked, steps", [("bert", APART, 30), ("gpt2", APART, 30), ("t5", APART, 30),

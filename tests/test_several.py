@@ -32,7 +32,7 @@ from minillmclf.text.batch import collate
 from minillmclf.text.data import (Example, hold_out, label_set, names_in, natural_order,
                                   read_examples)
 from minillmclf.training.loop import take_step
-from minillmclf.training.plan import Rows
+from minillmclf.training.plan import Split
 from minillmclf.training.metrics import evaluate
 from minillmclf.training.multilabel import BinaryCrossEntropy, evaluate_multilabel, positive_weights
 from minillmclf.training.optim import build_optimizer
@@ -232,7 +232,7 @@ def tiny(folder, **more):
 
 def rows_of(model):
     examples = [Example((text,), label, line) for line, (text, label) in enumerate(zip(TEXTS, SETS), 2)]
-    return Rows(model.encode(TEXTS)[0], model.task.targets(examples))
+    return Split(model.encode(TEXTS)[0], model.task.targets(examples))
 
 
 def test_transformers_has_the_same_scores_and_the_same_loss(tmp_path):

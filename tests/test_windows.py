@@ -23,7 +23,7 @@ from minillmclf.text.cutting import spans
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training.checkpoint import Store
 from minillmclf.training.loop import fit
-from minillmclf.training.plan import Rows
+from minillmclf.training.plan import Split
 from minillmclf.tuning import tune
 
 SIZE, OVERLAP = 12, 3
@@ -267,7 +267,7 @@ def test_a_class_that_hangs_on_a_late_word_is_learned_in_windows_only(tmp_path, 
     small.bert_folder(tmp_path, layers=1, dropout=0.0)
     model = build(tmp_path, pool, size=16, overlap=2, head="mean")
     tune(model, {"method": "full"})
-    data = [Rows(model.encode(texts)[0], list(labels)) for texts, labels in (late_word(384), late_word(60, seed=1))]
+    data = [Split(model.encode(texts)[0], list(labels)) for texts, labels in (late_word(384), late_word(60, seed=1))]
     progress = fit(model, *data, Settings(epochs=5, batch_size=24, lr=1e-2), Store(tmp_path))
     accuracy = progress["best"]["accuracy"]
     if pool:

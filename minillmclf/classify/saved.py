@@ -8,7 +8,7 @@ leaves the base unchanged, only what was trained is saved (tuning/).
 from ..errors import InputError
 from ..files import find_model, short
 from ..models.tensor_files import write_checkpoint
-from ..tuning import BESIDE_BASE, peft
+from ..tuning import ADAPTER_METHODS, peft
 from ..tuning.quant_files import export_4bit, load_weights, open_checkpoint
 from ..tuning.saved import TUNED, load_peft, load_tuned, save_tuned
 from .build import check_labels, modules, read_options
@@ -96,7 +96,7 @@ def load(cls, path, base=None):
 
 def save(model, path):
     """As Classifier.save. Each file is replaced completely or left as it was."""
-    if model.tuning is not None and model.tuning["method"] in BESIDE_BASE:
+    if model.tuning is not None and model.tuning["method"] in ADAPTER_METHODS:
         return save_tuned(model, path)
     tensors, quantised = export_4bit(model, model.table())
     label_texts = bool(model.head.described)

@@ -37,7 +37,7 @@ def load_dataset(s, table=None):
 def diagnose(model, data):
     """The data doctor's findings, with lengths in the model's own tokens."""
     from ..text.doctor import examine, unknown_share
-    from ..tuning.prompt import new_words
+    from ..tuning.prompt import new_word_ids
     lengths = {split: [model.head.length(model.tokenizer, e.texts) for e in getattr(data, split)]
                for split in ("train", "dev", "test")}
     setting, most = model.head.limit(model.max_length)
@@ -46,7 +46,7 @@ def diagnose(model, data):
     remedy = f"raise {setting}"
     if setting == "max_length" and most >= (model.backbone.max_input_tokens or most + 1):
         ways = [] if model.head.described else ["--truncation-side middle keeps both ends"]
-        if ways and model.head.most_texts == 2 and not new_words(model):
+        if ways and model.head.most_texts == 2 and not new_word_ids(model):
             ways.insert(0, "--windows mean reads them whole")
         remedy = "the model takes no more" + ": " * bool(ways) + ", ".join(ways)
     return examine(data, lengths, most, remedy, unknown)
@@ -71,9 +71,9 @@ def write_predictions(path, examples, probabilities, labels, answers=None):
 
 def encode(model, examples, training=False):
     """Encode one split for the loop -> Rows, how many texts were cut."""
-    from ..training.plan import Rows
+    from ..training.plan import Split
     encoded, shortened = model.encode([e.texts for e in examples], training)
-    return Rows(encoded, model.task.targets(examples)), shortened
+    return Split(encoded, model.task.targets(examples)), shortened
 
 
 def reading_of(s, data):

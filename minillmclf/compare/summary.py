@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError
 from ..text.table_files import read_table
 from ..training.metrics import METRICS, evaluate
-from ..training.statistics import bootstrap, mcnemar, t_interval
+from ..training.statistics import bootstrap_interval, mcnemar_p, t_interval
 
 BOUNDED = ("accuracy", "macro_f1", "ece")                  # at most 1
 ROUNDED = 5e-7              # half of the last digit of a probability in predictions.csv
@@ -70,7 +70,7 @@ def interval(metric, values, predictions):
         middle, low, high = t_interval(values)
     else:
         middle = values[0]
-        low, high = bootstrap(predictions.statistic(metric), len(predictions.rows))
+        low, high = bootstrap_interval(predictions.statistic(metric), len(predictions.rows))
     return {"mean": middle, "low": max(low, 0.0),
             "high": min(high, 1.0) if metric in BOUNDED else high}
 
@@ -89,9 +89,9 @@ def difference(metric, own, best):
 
     def gap(which):
         return mean(a(which) - b(which) for a, b in scores)
-    low, high = bootstrap(gap, len(rows))
+    low, high = bootstrap_interval(gap, len(rows))
     return ({"mean": gap(np.arange(len(rows))), "low": low, "high": high},
-            [mcnemar(a.right, b.right) for a, b in pairs])
+            [mcnemar_p(a.right, b.right) for a, b in pairs])
 
 
 def row_of(runs, label, metric, predictions):

@@ -196,7 +196,7 @@ def fold_logits(s, folder, name, texts):
         if kept.shape[:1] == (len(texts),) and kept.dim() == 2 and kept.isfinite().all():
             return kept
     model = Classifier.load(folder).to(device_of(s))
-    logits = parallel.scores(model, model.encode(texts)[0], s.eval_batch_size).contiguous()
+    logits = parallel.shared_logits(model, model.encode(texts)[0], s.eval_batch_size).contiguous()
     if parallel.is_main_process():
         write_tensors(path, {"scores": logits}, key)
     return logits.double()

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..files import check_fields, parse_json, short
 from ..models.tensor_files import open_tensors, write_tensors
 
-ANEW = "remove it or choose another --out (train and folds: --overwrite starts anew)"
+START_ANEW = "remove it or choose another --out (train and folds: --overwrite starts anew)"
 
 
 def seed_step(seed, step):
@@ -24,7 +24,7 @@ def seed_step(seed, step):
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def is_count(value):
+def is_index(value):
     """Is it an integer, 0 or more?"""
     return type(value) is int and value >= 0
 
@@ -35,15 +35,15 @@ def is_number(value):
 
 def is_history(value):
     return isinstance(value, list) and all(
-        isinstance(line, dict) and is_count(line.get("step")) for line in value)
+        isinstance(line, dict) and is_index(line.get("step")) for line in value)
 
 
-STEP = {"step": (is_count, "a number of steps")}
-PROGRESS = {**STEP,                                  # of the loop: key -> (test, what it should be)
+STEP_FIELD = {"step": (is_index, "a number of steps")}
+PROGRESS_FIELDS = {**STEP_FIELD,                                  # of the loop: key -> (test, what it should be)
             "losses": (lambda v: isinstance(v, list) and all(map(is_number, v)),
                        "a list of numbers"),
             "history": (is_history, "a list with the step of each epoch"),
-            "best": (lambda v: v is None or isinstance(v, dict) and is_count(v.get("epoch")),
+            "best": (lambda v: v is None or isinstance(v, dict) and is_index(v.get("epoch")),
                      "the best epoch, or null")}
 
 
@@ -64,8 +64,8 @@ class Store:
 
     def save(self, model, optimizer, progress):
         """Write the state. progress: a dict that JSON can hold, with the number of the step."""
-        names = {id(parameter): name for name, parameter in trainable(model).items()}
-        tensors = {f"model.{name}": p for name, p in trainable(model).items()}
+        names = {id(parameter): name for name, parameter in trainable_parameters(model).items()}
+        tensors = {f"model.{name}": p for name, p in trainable_parameters(model).items()}
         numbers = {}                                   # bitsandbytes counts steps as plain numbers
         for parameter, moments in optimizer.state.items():
             for key, value in moments.items():
@@ -81,11 +81,11 @@ class Store:
         path = self.state
         if not path.exists():
             return None
-        parameters = trainable(model)
+        parameters = trainable_parameters(model)
         expected = {f"model.{name}": p for name, p in parameters.items()}
         tensors, metadata = read_tensors(path, expected, state=True)
-        progress = check_fields(metadata["progress"], STEP, path)
-        prepare(optimizer)
+        progress = check_fields(metadata["progress"], STEP_FIELD, path)
+        create_state(optimizer)
         try:
             with torch.no_grad():
                 for name, parameter in parameters.items():
@@ -95,13 +95,13 @@ class Store:
                     parameter = parameters[name]
                     if torch.is_tensor(value):
                         value = self.place(value, parameter)
-                    put(optimizer.state[parameter], moment, value, parameter)
+                    set_moment(optimizer.state[parameter], moment, value, parameter)
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise InputError(f"{path}: {short(error, 200)} in what the optimiser kept: "
-                             f"{ANEW}") from None
+                             f"{START_ANEW}") from None
         key_sets = {frozenset(state) for state in optimizer.state.values()}
         if not hasattr(optimizer, "init_state") and len(key_sets) > 1:
-            raise InputError(f"{path}: a part of what the optimiser kept is missing: {ANEW}")
+            raise InputError(f"{path}: a part of what the optimiser kept is missing: {START_ANEW}")
         return progress
 
     def resume(self, model, optimizer, metric):
@@ -109,7 +109,7 @@ class Store:
         progress = self.load(model, optimizer)
         if progress is None:
             return {"step": 0, "history": [], "best": None, "losses": []}
-        check_fields(progress, PROGRESS, self.state)
+        check_fields(progress, PROGRESS_FIELDS, self.state)
         history, best = progress["history"], progress["best"]
         began = history[-1]["step"] if history else 0         # the step before this epoch
         listed = best and 1 <= best["epoch"] <= len(history)
@@ -126,11 +126,11 @@ class Store:
         return progress
 
     def save_best(self, model, epoch):
-        self.write(self.best, trainable(model), {"epoch": str(epoch)})
+        self.write(self.best, trainable_parameters(model), {"epoch": str(epoch)})
 
     def load_best(self, model):
         """Put the weights of the best epoch back, and set the model to evaluation."""
-        parameters = trainable(model)
+        parameters = trainable_parameters(model)
         tensors, _ = read_tensors(self.best, parameters)
         with torch.no_grad():
             for name, tensor in tensors.items():
@@ -153,7 +153,7 @@ class Store:
         return tensor.to(parameter.device)
 
 
-def trainable(model):
+def trainable_parameters(model):
     """{name: parameter} of what is trained and saved."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -170,7 +170,7 @@ def read_tensors(path, expected, state=False):
             metadata = {key: parse_json(value, path)
                         for key, value in (file.metadata() or {}).items() if key != "format"}
     except InputError as error:
-        raise InputError(f"{error}; {ANEW}") from None
+        raise InputError(f"{error}; {START_ANEW}") from None
     found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()
              if not (state and name.startswith("optimizer."))}
     differ = {name for name, tensor in expected.items()
@@ -178,16 +178,16 @@ def read_tensors(path, expected, state=False):
     differ |= found.keys() - expected.keys()
     if differ or state and "progress" not in metadata:
         raise InputError(f"{path}: not a training state of this run ({len(differ)} parameters "
-                         f"differ): {ANEW}")
+                         f"differ): {START_ANEW}")
     broken = [name for name, tensor in tensors.items()
               if tensor.is_floating_point() and not tensor.float().isfinite().all()]
     if broken:
         raise InputError(f"{path}: {len(broken)} of its tensors are not finite, {broken[0]} first: "
-                         f"{ANEW}")
+                         f"{START_ANEW}")
     return tensors, metadata
 
 
-def prepare(optimizer):
+def create_state(optimizer):
     """Let an optimiser of bitsandbytes create its state, whose dtypes and devices it chooses."""
     if hasattr(optimizer, "init_state"):
         for number, group in enumerate(optimizer.param_groups):
@@ -195,8 +195,8 @@ def prepare(optimizer):
                 optimizer.init_state(group, parameter, number, place)
 
 
-def put(state, moment, value, parameter):
-    """Copy a value into the tensor that `prepare` created, else store the value itself."""
+def set_moment(state, moment, value, parameter):
+    """Copy a value into the tensor that `create_state` created, else store the value itself."""
     if torch.is_tensor(state.get(moment)):
         state[moment].copy_(value)
         return

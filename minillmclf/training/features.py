@@ -64,7 +64,7 @@ class FeatureCache:
         self.vectors, self.closed = torch.cat(self.vectors), True             # (texts, D)
 
     def __call__(self, ids, mask, types=None, read=None, layout=None):
-        keys = keys_of(ids, mask, types, read)
+        keys = text_keys(ids, mask, types, read)
         if self.closed and all(key in self.places for key in keys):
             return self.vectors[[self.places[key] for key in keys]].unsqueeze(1)    # (B, 1, D)
         states = self.states(ids, mask, types, read, layout)
@@ -76,7 +76,7 @@ class FeatureCache:
         return states
 
 
-def keys_of(ids, mask, types, read):
+def text_keys(ids, mask, types, read):
     """A hash for each text, 16 bytes, of its tokens without padding, their types, and `read`."""
     types = torch.zeros_like(ids) if types is None else types
     rows, masks = torch.stack([ids, types], 2).cpu().numpy(), mask.bool().cpu().numpy()

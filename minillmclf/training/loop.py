@@ -15,7 +15,7 @@ import torch
 from ..errors import InputError
 from .checkpoint import seed_step
 from .losses import CrossEntropy
-from .metrics import better
+from .metrics import is_better
 from .optim import build_optimizer, lr_factor, set_lr
 from .plan import plan_epochs
 
@@ -40,7 +40,7 @@ def take_step(model, optimizer, train, rows, settings, objective=None):
     count = objective.count(torch.tensor([train.labels[row] for row in rows]))
     optimizer.zero_grad(set_to_none=True)
     loss = add_gradients(model, train, rows, settings, objective, count)
-    update(model, optimizer, settings, loss)
+    update_weights(model, optimizer, settings, loss)
     return loss
 
 
@@ -66,7 +66,7 @@ def autocast(settings, device):
     return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
 
 
-def update(model, optimizer, settings, loss):
+def update_weights(model, optimizer, settings, loss):
     """Clip the gradient and take the optimiser's step. A gradient that is not finite raises
     Diverged, and the weights stay as they are. loss: a number for that message."""
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -127,7 +127,7 @@ def finish_epoch(model, dev, settings, store, progress):
     progress["losses"] = []
     progress["history"].append(entry)
     best = progress["best"] and progress["history"][progress["best"]["epoch"] - 1]
-    if better(metric, entry, best):
+    if is_better(metric, entry, best):
         progress["best"] = {"epoch": epoch, metric: entry[metric]}
         store.save_best(model, epoch)
 

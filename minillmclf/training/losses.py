@@ -32,7 +32,7 @@ def focal_loss(logits, targets, weights=None, gamma=2.0):
     return (losses if weights is None else losses * weights[targets]).sum()
 
 
-def class_count(targets, weights=None):
+def class_divisor(targets, weights=None):
     """targets (B,) -> scalar, for a mean loss: B, or the sum of the weights (C,) of the targets."""
     return torch.tensor(float(len(targets))) if weights is None else weights[targets].sum()
 
@@ -49,7 +49,7 @@ class CrossEntropy:
 
     def count(self, targets):
         """Targets (B,) -> scalar, the divisor of their summed loss."""
-        return class_count(targets, self.weights_on(targets.device))
+        return class_divisor(targets, self.weights_on(targets.device))
 
     def __call__(self, model, batch):
         """The summed loss of a batch -> scalar."""

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from ..text.batch import make_batches
 
-COUNTED = 10_000        # at most so many epochs have their steps counted one by one
+EPOCHS_COUNTED = 10_000        # at most so many epochs have their steps counted one by one
 
 
 @dataclass
-class Rows:
+class Split:
     """One split of the data as the loop takes it: encoded texts, and the target of each."""
     encoded: list
     labels: list
@@ -31,7 +31,7 @@ class Plan:
     def __init__(self, sizes, targets, settings):
         self.sizes, self.targets, self.settings = sizes, targets, settings
         self.epochs = max(settings.epochs, -(-settings.min_steps // len(self[0])))   # rounded up
-        counted = min(self.epochs, COUNTED) if settings.batch_tokens else 1
+        counted = min(self.epochs, EPOCHS_COUNTED) if settings.batch_tokens else 1
         self.steps = sum(len(self[epoch]) for epoch in range(counted)) * self.epochs // counted
 
     def __getitem__(self, epoch):

@@ -15,26 +15,26 @@ from torch.utils.checkpoint import checkpoint
 from ..models.layers import Rows
 
 
-def stacks_of(model):
+def block_stacks(model):
     """The stacks of blocks of a model, one or two: each ModuleList named `layers`."""
     return [module for name, module in model.named_modules()
             if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] == "layers"]
 
 
-def blocks_of(model):
+def all_blocks(model):
     """All blocks of a model, low to high."""
-    return [block for stack in stacks_of(model) for block in stack]
+    return [block for stack in block_stacks(model) for block in stack]
 
 
 def recompute_blocks(model):
     """From now on every block is computed again in the backward pass -> the number of blocks."""
-    blocks = blocks_of(model)
+    blocks = all_blocks(model)
     for block in blocks:
-        block.forward = Recomputed(block.forward)
+        block.forward = RecomputedForward(block.forward)
     return len(blocks)
 
 
-class Recomputed:
+class RecomputedForward:
     """A block's forward that keeps its arguments instead of its activations."""
 
     def __init__(self, forward):

@@ -2,8 +2,8 @@
 for two classifiers.
 
 Two kinds of chance are distinguished. Another seed gives another model: `t_interval` over seeds
-(Student 1908). Another test set gives another score of the same model: `bootstrap` over rows (Efron
-and Tibshirani 1993, chapter 13). `mcnemar` asks whether two models err on equally many rows
+(Student 1908). Another test set gives another score of the same model: `bootstrap_interval` over rows (Efron
+and Tibshirani 1993, chapter 13). `mcnemar_p` asks whether two models err on equally many rows
 (McNemar 1947), in its exact form (Dietterich 1998, "Approximate Statistical Tests for Comparing
 Supervised Classification Learning Algorithms"). Not here: corrections for many comparisons.
 """
@@ -57,7 +57,7 @@ def t_interval(values, level=0.95):
     return mean, mean - half, mean + half
 
 
-def bootstrap(statistic, rows, draws=1000, seed=0, level=0.95):
+def bootstrap_interval(statistic, rows, draws=1000, seed=0, level=0.95):
     """The percentile interval of a statistic of test rows -> (low, high).
 
     statistic: takes row numbers (rows,), drawn with replacement, and returns a number. If this is
@@ -69,7 +69,7 @@ def bootstrap(statistic, rows, draws=1000, seed=0, level=0.95):
     return float(low), float(high)
 
 
-def mcnemar(first, second):
+def mcnemar_p(first, second):
     """Are two classifiers right equally often? -> p, exact and two-sided.
 
     first, second: boolean (N,), True where it is right. Only the n rows count on which one is right

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from ..errors import InputError
 from . import bottleneck, lora, prefix, prompt, selection
 
-UPDATES, BOTTLENECKS = ("lora", "dora", "qlora"), ("houlsby", "pfeiffer")
-BESIDE_BASE = (*UPDATES, *BOTTLENECKS, "prefix", "prompt")    # saved without the base (saved.py)
-LORA = ("rank", "alpha", "dropout", "use_rslora", "targets", "bias")      # options of UPDATES
+LORA_METHODS, BOTTLENECK_METHODS = ("lora", "dora", "qlora"), ("houlsby", "pfeiffer")
+ADAPTER_METHODS = (*LORA_METHODS, *BOTTLENECK_METHODS, "prefix", "prompt")    # saved without the base (saved.py)
+LORA_OPTIONS = ("rank", "alpha", "dropout", "use_rslora", "targets", "bias")      # options of UPDATES
 
 
 def attach_lora(model, config, seed):
@@ -56,8 +56,8 @@ def attach_prompt(model, config, seed):
     prompt.attach_prompt(model, config["tokens"], seed=seed)
 
 
-def last_blocks(model, config):
-    stack, count = blocks_of(model)
+def last_block_parameters(model, config):
+    stack, count = block_stack(model)
     first = count - int(config["method"].removeprefix("last-"))
     chosen = [f"{stack}.{block}." for block in range(first, count)]
     chosen.append(stack.removesuffix("layers") + "final_norm.")
@@ -81,13 +81,13 @@ class Method:
 METHODS = {
     "full": Method(lambda model, config: dict(model.named_parameters())),
     "head": Method(),
-    "last-N": Method(last_blocks),
-    "bitfit": Method(lambda model, config: selection.bitfit(model)),
+    "last-N": Method(last_block_parameters),
+    "bitfit": Method(lambda model, config: selection.bitfit_parameters(model)),
     "houlsby": Method(bottleneck_parameters, ("size",), attach_bottlenecks, bottleneck.unwrap),
     "pfeiffer": Method(bottleneck_parameters, ("size",), attach_bottlenecks, bottleneck.unwrap),
-    "lora": Method(lora_parameters, LORA, attach_lora, lora.merge),
-    "dora": Method(lora_parameters, LORA, attach_lora, lora.merge),
-    "qlora": Method(lora_parameters, (*LORA, "quantise"), attach_lora, lora.merge),
+    "lora": Method(lora_parameters, LORA_OPTIONS, attach_lora, lora.merge),
+    "dora": Method(lora_parameters, LORA_OPTIONS, attach_lora, lora.merge),
+    "qlora": Method(lora_parameters, (*LORA_OPTIONS, "quantise"), attach_lora, lora.merge),
     "prefix": Method(lambda model, config: prefix.trainable_parameters(model),
                      ("tokens", "projection"), attach_prefix, prefix.detach_prefix),
     "prompt": Method(lambda model, config: prompt.trainable_parameters(model),
@@ -95,7 +95,7 @@ METHODS = {
 }
 
 
-def blocks_of(model):
+def block_stack(model):
     """(path of the stack of blocks that last-N counts, how many blocks it has)."""
     stack = "backbone." + model.backbone.BLOCKS
     return stack, len(model.get_submodule(stack))
@@ -103,7 +103,7 @@ def blocks_of(model):
 
 def find_method(name, model):
     """The Method of this name; "last-3" is last-N. InputError for an unknown one."""
-    last, (_, blocks) = re.fullmatch(r"last-(\d+)", name), blocks_of(model)
+    last, (_, blocks) = re.fullmatch(r"last-(\d+)", name), block_stack(model)
     if last and 1 <= int(last[1]) <= blocks:
         return METHODS["last-N"]
     if name not in METHODS or name == "last-N":
@@ -118,7 +118,7 @@ def trainable_names(model, method, bias="none"):
     return {*chosen, *(name for name, _ in model.named_parameters() if name.startswith("head."))}
 
 
-def choose_weights(model, method, bias="none"):
+def set_trainable(model, method, bias="none"):
     """Set requires_grad on all parameters of a classifier -> numbers of them (trainable, total)."""
     trainable = trainable_names(model, method, bias)
     for name, parameter in model.named_parameters():
@@ -137,7 +137,7 @@ def tune(model, config, seed=0):
     """
     find_method(config["method"], model).attach(model, config, seed)
     model.tuning = config
-    trainable, total = choose_weights(model, config["method"], config.get("bias", "none"))
+    trainable, total = set_trainable(model, config["method"], config.get("bias", "none"))
     if not trainable:
         raise InputError(f"--method {config['method']}: nothing would learn: with label texts "
                          "there is no head, and this method leaves the rest of "

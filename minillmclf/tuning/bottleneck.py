@@ -22,9 +22,9 @@ from ..files import short
 from ..models.config import choose
 from ..models.layers import ACTIVATIONS
 from . import selection
-from .selection import base_weight, check_plain, find_targets, in_head, linears
+from .selection import base_weight, check_unwrapped, find_targets, in_head, find_linears
 
-PLACES = {"houlsby": ("o_proj", "down_proj"), "pfeiffer": ("down_proj",)}
+WRAPPED_LAYERS = {"houlsby": ("o_proj", "down_proj"), "pfeiffer": ("down_proj",)}
 
 
 class Bottleneck(nn.Module):
@@ -59,12 +59,12 @@ def wrap(model, place, size, seed=0):
     size: width in the middle. The seed decides the first values. Freezes the wrapped layers' own
     weights, nothing else. Raises InputError before anything has changed.
     """
-    leaves = choose(PLACES, place, "place", "adapter")
-    layers, paths = linears(model), find_targets(model, list(leaves))
+    leaves = choose(WRAPPED_LAYERS, place, "place", "adapter")
+    layers, paths = find_linears(model), find_targets(model, list(leaves))
     if type(size) is not int or size < 1:
         raise InputError(f"adapter size {short(size)}: must be a whole number from 1, usually D / "
                          "16")
-    check_plain(layers, paths, "bottleneck")
+    check_unwrapped(layers, paths, "bottleneck")
     generator = torch.Generator().manual_seed(seed)
     for path in paths:
         model.set_submodule(path, Bottleneck(layers[path], size, generator))
@@ -73,20 +73,20 @@ def wrap(model, place, size, seed=0):
 
 def unwrap(model):
     """Take the bottlenecks out again -> the paths. Inverse of `wrap`: what they learned is lost."""
-    layers = wrapped(model)
+    layers = find_wrapped(model)
     for path, layer in layers.items():
         model.set_submodule(path, layer.base)
     return list(layers)
 
 
-def wrapped(model):
+def find_wrapped(model):
     """{path: Bottleneck}; InputError for a model without one."""
-    return selection.wrapped(model, Bottleneck, "bottleneck")
+    return selection.find_modules(model, Bottleneck, "bottleneck")
 
 
 def trainable_parameters(model, norms=False):
     """{path: parameter} of the bottlenecks; norms: also those of the body's norms."""
-    own = tuple(f"{path}.{part}." for path in wrapped(model) for part in ("down", "up"))
+    own = tuple(f"{path}.{part}." for path in find_wrapped(model) for part in ("down", "up"))
     found = {}
     for name, parameter in model.named_parameters():
         is_norm = name.rpartition(".")[0].endswith("norm") and not in_head(name)

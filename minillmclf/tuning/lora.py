@@ -20,13 +20,13 @@ from ..errors import InputError
 from ..files import short
 from . import selection
 from .quant import plain_linear
-from .selection import base_weight, check_plain, find_targets, linears, per_path
+from .selection import base_weight, check_unwrapped, find_targets, find_linears, values_by_path
 
 DEFAULT_TARGETS = dict.fromkeys(                                     # as PEFT's
     ("bert", "roberta", "deberta-v2", "llama", "mistral", "gemma", "gemma2", "gemma3",
      "gemma3_text", "t5"), ("q_proj", "v_proj")) | {"gpt2": ("qkv_proj",)}
-MOST_ALPHA = 10.0**6  # far above any in use; a huge one makes the answers infinite
-NAME = "default"      # an adapter's name, as in PEFT; it is part of parameter names
+MAX_ALPHA = 10.0**6  # far above any in use; a huge one makes the answers infinite
+ADAPTER_NAME = "default"      # an adapter's name, as in PEFT; it is part of parameter names
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class LoraConfig:
 
     def __post_init__(self):
         if not (type(self.rank) is int and self.rank >= 1 and isinstance(self.alpha, (int, float))
-                and 0 < self.alpha <= MOST_ALPHA and 0 <= self.dropout < 1):
+                and 0 < self.alpha <= MAX_ALPHA and 0 <= self.dropout < 1):
             raise InputError(f"rank {short(self.rank)}, alpha {short(self.alpha)}, dropout "
                              f"{short(self.dropout)}: rank must be a whole number from 1, alpha "
-                             f"above 0 and at most {MOST_ALPHA:g}, dropout from 0 to below 1")
+                             f"above 0 and at most {MAX_ALPHA:g}, dropout from 0 to below 1")
 
     @property
     def scale(self):
@@ -62,17 +62,17 @@ class LoraLinear(nn.Module):
         nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
         dtype = torch.promote_types(W.dtype, torch.float32)   # 16 bits would round small steps away
         B = W.new_zeros(self.out_features, config.rank, dtype=dtype)
-        self.lora_A = nn.ParameterDict({NAME: A.to(W.device, dtype)})                      # (r, in)
-        self.lora_B = nn.ParameterDict({NAME: B})                                         # (out, r)
+        self.lora_A = nn.ParameterDict({ADAPTER_NAME: A.to(W.device, dtype)})                      # (r, in)
+        self.lora_B = nn.ParameterDict({ADAPTER_NAME: B})                                         # (out, r)
         self.train(base.training)                   # else a model in eval mode would get dropout
 
     @property
     def A(self):
-        return self.lora_A[NAME]
+        return self.lora_A[ADAPTER_NAME]
 
     @property
     def B(self):
-        return self.lora_B[NAME]
+        return self.lora_B[ADAPTER_NAME]
 
     def forward(self, x):
         """(..., in) -> (..., out)."""
@@ -109,11 +109,11 @@ class DoraLinear(LoraLinear):
 
     def __init__(self, base, config, generator):
         super().__init__(base, config, generator)
-        self.magnitude = nn.ParameterDict({NAME: self.lengths(base_weight(base))})          # (out,)
+        self.magnitude = nn.ParameterDict({ADAPTER_NAME: self.lengths(base_weight(base))})          # (out,)
 
     @property
     def m(self):
-        return self.magnitude[NAME]
+        return self.magnitude[ADAPTER_NAME]
 
     @torch.no_grad()
     def lengths(self, W):
@@ -145,11 +145,11 @@ def wrap(model, targets, config, ranks=None, alphas=None, seed=0):
     for layers that differ from `config`. Freezes the targets' own weights, nothing else. Raises
     InputError before anything has changed.
     """
-    layers, paths = linears(model), find_targets(model, targets)
-    ranks, alphas = per_path(paths, config.rank, ranks), per_path(paths, config.alpha, alphas)
+    layers, paths = find_linears(model), find_targets(model, targets)
+    ranks, alphas = values_by_path(paths, config.rank, ranks), values_by_path(paths, config.alpha, alphas)
     configs = {path: replace(config, rank=ranks[path], alpha=alphas[path]) for path in paths}
     kind = DoraLinear if config.use_dora else LoraLinear
-    check_plain(layers, paths, kind.__name__)
+    check_unwrapped(layers, paths, kind.__name__)
     generator = torch.Generator().manual_seed(seed)
     for path in paths:
         model.set_submodule(path, kind(layers[path], configs[path], generator))
@@ -162,7 +162,7 @@ def merge(model, dequantise=False):
 
     Inverse of `wrap`. dequantise: make 4-bit layers plain ones; without it they are an InputError.
     """
-    layers = wrapped(model)
+    layers = find_wrapped(model)
     for path, layer in layers.items():
         if hasattr(layer.base, "dequantised") and not dequantise:
             raise InputError(f"{path} has 4 bits a number, and rounding the sum to them again "
@@ -178,12 +178,12 @@ def merge(model, dequantise=False):
     return list(layers)
 
 
-def wrapped(model):
+def find_wrapped(model):
     """{path: LoraLinear}; InputError for a model without one."""
-    return selection.wrapped(model, LoraLinear, "LoRA")
+    return selection.find_modules(model, LoraLinear, "LoRA")
 
 
 def trainable_parameters(model):
     """{path: parameter} of the adapters: every A and B, and the magnitudes of DoRA."""
-    return {f"{path}.{name}": parameter for path, layer in wrapped(model).items()
+    return {f"{path}.{name}": parameter for path, layer in find_wrapped(model).items()
             for name, parameter in layer.named_parameters() if not name.startswith("base.")}

@@ -60,7 +60,7 @@ class Prefix(nn.Module):
         return cache
 
 
-class Recorder(nn.Module):
+class KeyRecorder(nn.Module):
     """A prefix without tokens: after a forward pass its cache holds the keys of every layer."""
 
     tokens = 0
@@ -75,12 +75,12 @@ class Recorder(nn.Module):
 
 # ------------------------------------------------------------------------------------ the backbone
 
-def body(model):
+def backbone_of(model):
     """The backbone of a classifier, or the backbone itself."""
     return getattr(model, "backbone", model)
 
 
-def put_before(backbone, prefix):
+def set_prefix(backbone, prefix):
     """Set the prefix of a backbone (None: take it off) -> the former one."""
     former, backbone.prefix = backbone.prefix, prefix
     return former
@@ -105,18 +105,18 @@ def shorten_texts(model, tokens):
 
 
 @torch.no_grad()
-def shape_of(backbone):
+def prefix_shape(backbone):
     """(L, K, d): the number of attention layers that take a prefix, KV heads, head width.
 
     It runs one token through the model and reads the shapes of the keys.
     """
-    recorder, was_training = Recorder(), backbone.training
+    recorder, was_training = KeyRecorder(), backbone.training
     ids = torch.zeros(1, 1, dtype=torch.long, device=next(backbone.parameters()).device)
-    former = put_before(backbone, recorder)
+    former = set_prefix(backbone, recorder)
     try:
         backbone.eval().states(ids, torch.ones_like(ids))
     finally:
-        put_before(backbone, former)
+        set_prefix(backbone, former)
         backbone.train(was_training)
     (_, heads, _, width), = {k.shape for k in recorder.seen.keys}  # all layers are alike
     return len(recorder.seen.keys), heads, width
@@ -127,25 +127,25 @@ def attach_prefix(model, tokens, projection=False, seed=0):
 
     The seed decides its numbers. Raises InputError before anything has changed.
     """
-    backbone = body(model)
+    backbone = backbone_of(model)
     if backbone.prefix is not None:
         raise InputError(f"this model has a prefix of {backbone.prefix.tokens} tokens already: "
                          "detach it first")
     check_tokens(backbone, tokens)
-    prefix = Prefix(shape_of(backbone), tokens, projection, seed)
+    prefix = Prefix(prefix_shape(backbone), tokens, projection, seed)
     W = backbone.word_embeddings.weight         # 16 bits would round small steps away: fp32 or more
-    put_before(backbone, prefix.to(W.device, torch.promote_types(W.dtype, torch.float32)))
+    set_prefix(backbone, prefix.to(W.device, torch.promote_types(W.dtype, torch.float32)))
     return prefix
 
 
 def detach_prefix(model):
     """Take the prefix off again -> Prefix. The base is as it was."""
     trainable_parameters(model)                                 # InputError for a model without one
-    return put_before(body(model), None)
+    return set_prefix(backbone_of(model), None)
 
 
 def trainable_parameters(model):
     """{path: parameter} of the prefix."""
-    if body(model).prefix is None:
+    if backbone_of(model).prefix is None:
         raise InputError("this model has no prefix: attach one first")
     return {path: p for path, p in model.named_parameters() if "prefix" in path.split(".")}

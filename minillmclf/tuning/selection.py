@@ -17,7 +17,7 @@ def base_weight(base):
     return base.dequantised() if hasattr(base, "dequantised") else base.weight
 
 
-def linears(model):
+def find_linears(model):
     """{path: module} of the linear layers, in order; a wrapped one appears as its wrapper."""
     found = {}
     for path, module in model.named_modules():
@@ -31,7 +31,7 @@ def in_head(path):
     return not {"head", "lm_head"}.isdisjoint(path.split("."))
 
 
-def matching(pattern, paths, where="targets"):
+def matching_paths(pattern, paths, where="targets"):
     """The paths that the regular expression matches as a whole."""
     compiled = compile_pattern(pattern, where, clock=Clock())
     return [path for path in paths if compiled.fullmatch(path)]
@@ -44,12 +44,12 @@ def find_targets(model, targets):
     whole paths. A layer of a head is taken only where a list names it ("head.dense"). Raises
     InputError for a name that matches nothing.
     """
-    paths = list(linears(model))
+    paths = list(find_linears(model))
     body = [path for path in paths if not in_head(path)]
     if targets == "all-linear":
         hits = {targets: body}
     elif isinstance(targets, str):
-        hits = {targets: matching(targets, body)}
+        hits = {targets: matching_paths(targets, body)}
     else:
         hits = {name: [path for path in (paths if in_head(name) else body)
                        if f".{path}".endswith(f".{name}")] for name in targets}
@@ -62,7 +62,7 @@ def find_targets(model, targets):
     return [path for path in paths if any(path in found for found in hits.values())]
 
 
-def per_path(paths, default, patterns):
+def values_by_path(paths, default, patterns):
     """{path: value}: the value of the first pattern that matches the path or its end, else the
     default. InputError for a pattern that decides no value."""
     patterns, clock = patterns or {}, Clock()
@@ -82,7 +82,7 @@ def per_path(paths, default, patterns):
     return values
 
 
-def check_plain(layers, paths, wrapper):
+def check_unwrapped(layers, paths, wrapper):
     """InputError unless these are linear layers, plain or 4-bit, that nothing wraps yet."""
     for path in paths:
         if not (isinstance(layers[path], nn.Linear) or hasattr(layers[path], "dequantised")):
@@ -90,7 +90,7 @@ def check_plain(layers, paths, wrapper):
                              "undo that first")
 
 
-def wrapped(model, kind, name):
+def find_modules(model, kind, name):
     """{path: module} of the modules of this class; InputError if there is none."""
     found = {path: module for path, module in model.named_modules() if isinstance(module, kind)}
     if not found:
@@ -109,7 +109,7 @@ def trainable_biases(model, which):
     return [name for name in biases if which == "all" and "head" not in name.split(".")]
 
 
-def bitfit(model):
+def bitfit_parameters(model):
     """The names of the parameters that BitFit trains; InputError for a family without biases."""
     names = trainable_biases(model, "all")
     if not names:

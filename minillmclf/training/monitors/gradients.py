@@ -21,7 +21,7 @@ def check_first_steps(step, say):
 
     def checked(model, optimizer, *more):
         nonlocal check
-        check = check or FirstSteps(model, optimizer)
+        check = check or FirstStepsCheck(model, optimizer)
         loss = step(model, optimizer, *more)
         for line in check.after_step():
             say(line)
@@ -30,7 +30,7 @@ def check_first_steps(step, say):
 
 
 @dataclass
-class Gradients:
+class GradientReport:
     """lines: to print; faults: those of the lines that are warnings; zero: names of the trainable
     tensors whose gradient is all zeros."""
     lines: list
@@ -65,20 +65,20 @@ def examine_gradients(model, earlier=None):
         (broken, trained, "trainable tensors have a gradient that is not finite"),
         (leaking, frozen, "frozen tensors have a gradient although they are frozen: it costs "
                           "memory and is not used")]
-    faults = [f"WARNING: gradients: {len(names)} of {len(group)} {what} ({shortened(names)})"
+    faults = [f"WARNING: gradients: {len(names)} of {len(group)} {what} ({first_names(names)})"
               for names, group, what in findings if names]
-    zeros = f", {len(zero)} of zeros so far ({shortened(zero)})" if zero else ""
+    zeros = f", {len(zero)} of zeros so far ({first_names(zero)})" if zero else ""
     lines = faults or [f"gradients: {len(trained)} trainable tensors, all with a gradient{zeros}; "
                        f"{len(frozen)} frozen, none with one"]
-    return Gradients(lines, faults, zero)
+    return GradientReport(lines, faults, zero)
 
 
-def shortened(names):
+def first_names(names):
     """The first three names, as text."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-class FirstSteps:
+class FirstStepsCheck:
     """`after_step()` -> lines to print; [] after the third step.
 
     Raises InputError if the optimiser holds other tensors than the model, or a frozen one changes.
@@ -91,9 +91,9 @@ class FirstSteps:
         lost = [name for name, p in named.items() if p.requires_grad and id(p) not in held]
         if lost or held - {id(p) for p in named.values()}:
             raise InputError("the optimiser does not hold these trainable tensors "
-                             f"({shortened(lost)}): it was built before the model was moved or "
+                             f"({first_names(lost)}): it was built before the model was moved or "
                              "changed; build it last")
-        frozen = sample([name for name, p in named.items() if not p.requires_grad])
+        frozen = evenly_spaced([name for name, p in named.items() if not p.requires_grad])
         self.before = {name: checksum(p) for name, p in named.items()
                        if p.requires_grad or name in frozen}
 
@@ -114,12 +114,12 @@ class FirstSteps:
         changed = {name for name, value in self.before.items() if checksum(named[name]) != value}
         wrong = sorted(name for name in changed if not named[name].requires_grad)
         if wrong:
-            raise InputError(f"after three steps frozen tensors have changed ({shortened(wrong)}): "
+            raise InputError(f"after three steps frozen tensors have changed ({first_names(wrong)}): "
                              "something writes to them besides the optimiser; the result would not "
                              "be what was asked for")
         trained = [name for name in self.before if named[name].requires_grad]
         if trained and not changed:
-            return [f"WARNING: after three steps none of {shortened(trained)} has changed: --lr is "
+            return [f"WARNING: after three steps none of {first_names(trained)} has changed: --lr is "
                     "too small for them"]
         groups = self.optimizer.param_groups
         lr_of = {id(p): group["lr"] for group in groups for p in group["params"]}
@@ -133,10 +133,10 @@ class FirstSteps:
         if not still:
             return []
         return [f"WARNING: after three steps {len(still)} of {len(trained)} trainable tensors have "
-                f"not changed ({shortened(still)}): the optimiser does not reach them"]
+                f"not changed ({first_names(still)}): the optimiser does not reach them"]
 
 
-def sample(names, count=4):
+def evenly_spaced(names, count=4):
     """`count` evenly spaced names, with the first and the last."""
     if len(names) <= count:
         return names

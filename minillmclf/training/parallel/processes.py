@@ -63,16 +63,16 @@ def full_tensor(tensor):
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def replicate(model):
+def replicate_model(model):
     """Copy the main process's trainable weights to all processes; let them split evaluation."""
     if is_distributed():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 dist.broadcast(parameter.data, 0)
-        model.scores = functools.partial(scores, model)
+        model.scores = functools.partial(shared_logits, model)
 
 
-def scores(model, encoded, batch_size=64):
+def shared_logits(model, encoded, batch_size=64):
     """Classifier.scores, but each process computes its share of the texts -> all, (N, C)."""
     compute = type(model).scores
     if not is_distributed():
@@ -91,7 +91,7 @@ def take_step(model, optimizer, train, rows, settings, objective):
         seed_step(torch.initial_seed(), rank())
     count = objective.count(torch.tensor([train.labels[row] for row in rows]))
     optimizer.zero_grad(set_to_none=True)
-    own, missing = share(rows, settings.micro_batch_size)
+    own, missing = own_share(rows, settings.micro_batch_size)
     loss = loop.add_gradients(model, train, own, settings, objective, count) if own else 0.0
     for _ in range(missing):                             # a count of infinity: gradient 0
         loss += loop.add_gradients(model, train, rows[:1], settings, objective, math.inf)
@@ -100,11 +100,11 @@ def take_step(model, optimizer, train, rows, settings, objective):
                  if p.grad is not None and not is_sharded(p.grad)]     # FSDP has summed its own
     for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
         work.wait()
-    loop.update(model, optimizer, settings, loss)
+    loop.update_weights(model, optimizer, settings, loss)
     return loss
 
 
-def share(rows, micro_batch_size):
+def own_share(rows, micro_batch_size):
     """This process's rows, and how many micro-batches it lacks: all must make equally many forward
     passes."""
     own, longest = rows[rank()::world_size()], math.ceil(len(rows) / world_size())
@@ -138,8 +138,8 @@ class SharedStore(Store):
         super().load_best(model)
 
 
-def gather(model):
-    """Undo `replicate` and fsdp.shard: the main process gets the full model. If it was sharded,
+def gather_model(model):
+    """Undo `replicate_model` and fsdp.shard: the main process gets the full model. If it was sharded,
     it is then on the CPU, and the other processes have no parameters left."""
     vars(model).pop("scores", None)
     if not any(is_sharded(parameter) for parameter in model.parameters()):

@@ -23,8 +23,8 @@ config.py: adapter_config.json; files.py: folders; model.py: tensors to a classi
 Reference: https://huggingface.co/docs/peft/developer_guides/checkpoint
 """
 from .config import CONFIG, method_of
-from .files import OURS, TENSORS, read_adapter, write_adapter
+from .files import OWN_FILE, TENSORS, read_adapter, write_adapter
 from .model import apply_adapter
 
-__all__ = ["CONFIG", "OURS", "TENSORS", "apply_adapter", "method_of", "read_adapter",
+__all__ = ["CONFIG", "OWN_FILE", "TENSORS", "apply_adapter", "method_of", "read_adapter",
            "write_adapter"]

@@ -14,14 +14,14 @@ from ...files import short
 from ...models.tensor_files import listed
 from ...models.weights import Report, shape_fault
 from .. import lora, prefix, prompt, selection
-from .config import describe, method_of, saved_with, target_layers
+from .config import lora_fields, method_of, is_saved_in_full, target_layers
 
 # a parameter of a LoRA layer: name in the file -> name in the model
-PARTS = {"lora_A": "lora_A", "lora_B": "lora_B", "lora_magnitude_vector": "magnitude"}
+LORA_PARTS = {"lora_A": "lora_A", "lora_B": "lora_B", "lora_magnitude_vector": "magnitude"}
 LAYER = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
-ADDED = re.compile(r"backbone\.prefix\.|.*\.word_embeddings\.vectors|.*\.(lora_[AB]|magnitude)\.")
+ADDED_PATHS = re.compile(r"backbone\.prefix\.|.*\.word_embeddings\.vectors|.*\.(lora_[AB]|magnitude)\.")
 # key of a tuning config -> key of a record
-TUNING = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "use_rslora": "use_rslora",
+TUNING_KEYS = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "use_rslora": "use_rslora",
           "targets": "target_modules", "bias": "bias", "saved": "modules_to_save",
           "tokens": "num_virtual_tokens"}
 
@@ -32,12 +32,12 @@ def raise_faults(where, faults):
         raise InputError(f"{where}: {len(faults)} faults: {listed(faults)}")
 
 
-def bare(name):
+def short_name(name):
     """A name from a file, for a message, without quotes."""
     return short(name, 200)[1:-1]
 
 
-def split(tensors):
+def split_tensors(tensors):
     """-> {layer: {"lora_A": (r, in), "lora_B": (out, r), ...}}, {name in the base: tensor}."""
     layers, others = {}, {}
     for name, tensor in tensors.items():
@@ -52,10 +52,10 @@ def split(tensors):
 def base_parameters(model):
     """{path in the model without wrappers: parameter}, without those that a method has added."""
     return {path.replace(".base.", "."): p for path, p in model.named_parameters()
-            if not ADDED.match(path)}
+            if not ADDED_PATHS.match(path)}
 
 
-def transposed(table, path, tensor):
+def other_layout(table, path, tensor):
     """A tensor from the file's layout to ours or back: transposed if it is a GPT-2 matrix."""
     return tensor.T if table.is_transposed(path) else tensor
 
@@ -69,7 +69,7 @@ def apply_adapter(model, record, tensors):
     classifier can be saved. Raises InputError before anything has changed, for a layer without
     tensors, a tensor without a place, a wrong shape or a weight that would stay random.
     """
-    layers, others = split(tensors)
+    layers, others = split_tensors(tensors)
     is_lora = record["peft_type"] == "LORA"
     if is_lora:
         places, faults = place_layers(model, record, layers, others)
@@ -86,16 +86,16 @@ def apply_adapter(model, record, tensors):
     raise_faults("adapter", faults)
     with torch.no_grad():
         added = wrap_layers(model, record, layers, places) if is_lora else \
-            attach_before_texts(model, record, numbers)
+            attach_virtual_tokens(model, record, numbers)
         parameters = base_parameters(model)
         for file, path in fills.items():
-            parameters[path].copy_(transposed(model.table(), path, others[file]))
+            parameters[path].copy_(other_layout(model.table(), path, others[file]))
     model.requires_grad_(False)
     for path in added.values():
         model.get_parameter(path).requires_grad_(True)
     for path in fills.values():
         parameters[path].requires_grad_(True)
-    model.tuning = {ours: record[key] for ours, key in TUNING.items() if key in record}
+    model.tuning = {ours: record[key] for ours, key in TUNING_KEYS.items() if key in record}
     model.tuning["method"] = method_of(record)
     return Report(loaded=added | fills)
 
@@ -106,19 +106,19 @@ def wrap_layers(model, record, layers, places):
                                                        "use_rslora", "use_dora")))
 
     def differing(default, patterns):
-        values = selection.per_path(layers, default, patterns)
+        values = selection.values_by_path(layers, default, patterns)
         return {re.escape(places[layer]): v for layer, v in values.items() if v != default}
     lora.wrap(model, list(places.values()), config, differing(config.rank, record["rank_pattern"]),
               differing(config.alpha, record["alpha_pattern"]))
     filled = {}
     for layer, path in places.items():
         for part, tensor in layers[layer].items():
-            filled[f"{layer}.{part}"] = f"{path}.{PARTS[part]}.{lora.NAME}"
+            filled[f"{layer}.{part}"] = f"{path}.{LORA_PARTS[part]}.{lora.ADAPTER_NAME}"
             model.get_parameter(filled[f"{layer}.{part}"]).copy_(tensor)
     return filled
 
 
-def attach_before_texts(model, record, numbers):
+def attach_virtual_tokens(model, record, numbers):
     """Put the prefix or the prompt before every text -> {file: path}."""
     tokens = record["num_virtual_tokens"]
     prefix.shorten_texts(model, tokens)
@@ -132,7 +132,7 @@ def attach_before_texts(model, record, numbers):
 
 def prompt_faults(model, record, numbers):
     """[] or [what is wrong] with the shape of a prefix or a prompt."""
-    layers, heads, width = prefix.shape_of(model.backbone)
+    layers, heads, width = prefix.prefix_shape(model.backbone)
     is_prefix = method_of(record) == "prefix"
     columns = layers * 2 * heads * width if is_prefix else model.backbone.width
     shape = (record["num_virtual_tokens"], columns)
@@ -142,7 +142,7 @@ def prompt_faults(model, record, numbers):
 
 def place_layers(model, record, layers, others):
     """Find the layers that get LoRA -> {file: path}, faults."""
-    linears, table = selection.linears(model), model.table()
+    linears, table = selection.find_linears(model), model.table()
     names = {file: path for path, file in table.file_names(linears).items()}
     for old, new in table.aliases:           # for a model without a head PEFT omits e.g. "bert."
         aliases = {old + file[len(new):]: path for file, path in names.items()
@@ -156,10 +156,10 @@ def place_layers(model, record, layers, others):
         if file not in expected:
             why = "but the config does not mean it" if file in names else \
                 "this model has no such linear layer"
-            faults.append(f"{bare(file)} is in the file, {why}")
+            faults.append(f"{short_name(file)} is in the file, {why}")
     if faults:
         return {}, faults
-    for file, rank in selection.per_path(layers, record["r"], record["rank_pattern"]).items():
+    for file, rank in selection.values_by_path(layers, record["r"], record["rank_pattern"]).items():
         base = linears[names[file]]
         shapes = {"lora_A": (rank, base.in_features), "lora_B": (base.out_features, rank),
                   "lora_magnitude_vector": (base.out_features,)}
@@ -179,7 +179,7 @@ def place_others(model, record, others, wrapped):
         [path for path in parameters if selection.in_head(path)]
     biases = [f"{path}.bias" for path in wrapped if f"{path}.bias" in parameters] \
         if bias == "lora_only" else selection.trainable_biases(model, bias)
-    saved = [path for path, file in names.items() if saved_with(file, record["modules_to_save"])]
+    saved = [path for path, file in names.items() if is_saved_in_full(file, record["modules_to_save"])]
     tied = model.head.described and model.backbone.tied
     expected, fills, faults = {*new, *saved, *biases}, {}, []
     for file, tensor in others.items():
@@ -210,19 +210,19 @@ def place_others(model, record, others, wrapped):
 
 # ---------------------------------------------------------------------------------- out of a model
 
-def collect(model, base, bias, saved):
+def collect_adapter(model, base, bias, saved):
     """The adapter of a classifier -> record, {file: tensor}, further keys of PEFT's config.
 
     base, bias, saved: as for `write_adapter`.
     """
-    before = before_texts(model)
-    layers = {} if before else lora.wrapped(model)
+    before = collect_virtual_tokens(model)
+    layers = {} if before else lora.find_wrapped(model)
     table, parameters = model.table(), base_parameters(model)
-    names = table.file_names([*selection.linears(model), *parameters])
+    names = table.file_names([*selection.find_linears(model), *parameters])
     head = [path for path in parameters if path.startswith("head.")]
     biases = [] if before else [name.replace(".base.", ".")
                                 for name in selection.trainable_biases(model, bias)]
-    in_full = {path for path in parameters if saved_with(names.get(path, ""), saved)}
+    in_full = {path for path in parameters if is_saved_in_full(names.get(path, ""), saved)}
     in_full |= {*head, *biases}
     check_saved(layers, parameters, in_full)
     saved = sorted({*saved, *(head_module(names[path]) for path in head)})
@@ -231,22 +231,22 @@ def collect(model, base, bias, saved):
         file = names[path]
         if path in biases and path.removesuffix(".bias") in layers:
             file = file.removesuffix("bias") + "base_layer.bias"
-        tensors[file] = transposed(table, path, parameters[path])
+        tensors[file] = other_layout(table, path, parameters[path])
     if before:
         own, tensors["prompt_embeddings"], more = before
         return record | own, tensors, more
     for path, layer in layers.items():
-        for part, ours in PARTS.items():
+        for part, ours in LORA_PARTS.items():
             if hasattr(layer, ours):
                 leaf = "" if part == "lora_magnitude_vector" else ".weight"
-                tensors[f"{names[path]}.{part}{leaf}"] = getattr(layer, ours)[lora.NAME]
-    linears = [names[path] for path in selection.linears(model) if path in names]
-    record |= describe({names[path]: layer for path, layer in layers.items()}, linears, saved)
+                tensors[f"{names[path]}.{part}{leaf}"] = getattr(layer, ours)[lora.ADAPTER_NAME]
+    linears = [names[path] for path in selection.find_linears(model) if path in names]
+    record |= lora_fields({names[path]: layer for path, layer in layers.items()}, linears, saved)
     more = {"fan_in_fan_out": any(table.is_transposed(f"{path}.weight") for path in layers)}
     return record | {"peft_type": "LORA", "bias": bias}, tensors, more
 
 
-def before_texts(model):
+def collect_virtual_tokens(model):
     """Of a prefix or a prompt: (fields of a record, numbers (P, ...), config keys); else None."""
     standing, words = model.backbone.prefix, model.backbone.word_embeddings
     is_prefix, is_prompt = standing is not None, isinstance(words, prompt.PromptEmbedding)
@@ -256,7 +256,7 @@ def before_texts(model):
     if not (is_prefix or is_prompt):
         return None
     numbers = standing.numbers() if is_prefix else words.vectors * model.backbone.word_factor
-    layers, heads, width = prefix.shape_of(model.backbone)
+    layers, heads, width = prefix.prefix_shape(model.backbone)
     shape = {"num_layers": layers, "num_attention_heads": heads, "num_transformer_submodules": 1,
              "token_dim": heads * width if is_prefix else model.backbone.width}
     return {"peft_type": "PREFIX_TUNING" if is_prefix else "PROMPT_TUNING",
