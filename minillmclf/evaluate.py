@@ -137,7 +137,7 @@ def choose_rows(a, folder, model):
 def saved(a):
     """Evaluate a saved classifier -> the name of the rows, the rows, their metrics."""
     from .classify.classifier import Classifier
-    from .classify.preference import use_swap
+    from .classify.preference import set_swap
     folder = find_model(a.model)
     if a.data is None:
         own_record(folder)                                 # errors come before a model is loaded
@@ -145,7 +145,7 @@ def saved(a):
     if a.out and model.base:
         check_out(a.out, a.overwrite, [("the base of --model", find_model(model.base))])
     rows, name = choose_rows(a, folder, model)
-    use_swap(model, a.swap)
+    set_swap(model, a.swap)
     texts, targets = [row.texts for row in rows], model.task.targets(rows, name)
     encoded, shortened = model.encode(texts)
     probabilities = model.probabilities(model.scores(encoded, a.batch_size))
@@ -215,22 +215,22 @@ def readings(a, model, data, name, seed):
     task, rows, dev_rows = model.task, data.test, data.dev if a.split == "test" else []
     texts, targets, dev = [row.texts for row in rows], model.task.targets(rows, name), []
     if a.neighbours:
-        encoded, cut, shorter = prompting.with_nearest_shots(model, data.train, rows, a.shots,
+        encoded, cut, shorter = prompting.encode_with_nearest_shots(model, data.train, rows, a.shots,
                                                              a.neighbours)
         print(f"{a.shots} shots, each row's nearest by {a.neighbours}; shortened before {shorter} "
               f"of {len(rows)} rows\n")
         if dev_rows:
-            dev = prompting.with_nearest_shots(model, data.train, dev_rows, a.shots,
+            dev = prompting.encode_with_nearest_shots(model, data.train, dev_rows, a.shots,
                                                a.neighbours)[0]
     else:
-        shorter = prompting.show_shots(model, data.train, a.shots, seed)
+        shorter = prompting.set_balanced_shots(model, data.train, a.shots, seed)
         first = model.head.fitted(model.tokenizer, texts[0], model.max_length)[0]
         print(f"{model.head.prompt.shown(first)}\n\n{a.shots} shots, {shorter} of them shortened. "
               "Above: the first prompt, and where the label goes.\n")
         encoded, cut = model.encode(texts)
         if dev_rows:
             dev = model.encode([row.texts for row in dev_rows])[0]
-    ways = prompting.read_all(model, encoded, dev, task.targets(dev_rows, name), not a.neighbours,
+    ways = prompting.read_answers(model, encoded, dev, task.targets(dev_rows, name), not a.neighbours,
                               a.batch_size)
     results = {way: evaluate(scores.softmax(-1).numpy(), targets, data.labels)
                for way, scores in ways.items()}
@@ -238,7 +238,7 @@ def readings(a, model, data, name, seed):
     print("\n".join(table[:table.index("")]))                       # without F1 of each class
     print(f"\n{cut} of {len(rows)} rows cut to {model.max_length} tokens")
     if a.beams:
-        print("\n".join(prompting.decoding_report(model, encoded, rows, a.beams, a.batch_size)))
+        print("\n".join(prompting.report_decoding(model, encoded, rows, a.beams, a.batch_size)))
     settings = {"readout": model.head.described, "max_length": model.max_length, "seed": seed,
                 "shots": a.shots, "neighbours": a.neighbours}
     checks = {} if a.neighbours else checked(model, texts, a.batch_size)
@@ -249,9 +249,9 @@ def wordings(a, model, data, name, seed):
     """How much accuracy depends on the wording and on the order of the shots -> metrics."""
     from .classify.label_text import prompting
     model.task.targets(data.test, name)                    # InputError for a label it does not have
-    found = prompting.variance(model.eval(), data, data.test, a.shots, seed,
+    found = prompting.vary_prompt(model.eval(), data, data.test, a.shots, seed,
                                batch_size=a.batch_size)
-    spreads = {way: prompting.spread(found, way) for way in ("as it is", "contextual", "batch")}
+    spreads = {way: prompting.summarize_accuracy(found, way) for way in ("as it is", "contextual", "batch")}
     print(f"\n{name} ({len(data.test)} rows): accuracy over {len(found)} prompts\n"
           f"{'':<22}    mean     min     max      sd")
     for way, values in spreads.items():

@@ -186,8 +186,8 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     if lines:
         say("\n" + "\n".join(lines))
     if model.head.described:                 # it reads label texts
-        from .classify.label_text.doctor import examine
-        say("\n" + "\n".join(examine(model.tokenizer, model.head, model.labels).lines()))
+        from .classify.label_text.doctor import examine_labels
+        say("\n" + "\n".join(examine_labels(model.tokenizer, model.head, model.labels).lines()))
     say("\n" + "\n".join(model_lines(s, model, trainable, total)))
     record = {"settings": asdict(s), "finished": False, "base": run_folder.base_of(s),
               "data": {**data.source, "rows": report.rows, "labels": data.labels},

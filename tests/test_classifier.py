@@ -20,7 +20,7 @@ from minillmclf import inspect, train
 from minillmclf.compare.comparison import obstacle
 from minillmclf.compare.configurations import expand, read_sweep
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.head import POOLINGS, attention, query
+from minillmclf.classify.head import POOLINGS, attention_weights, attention_layers
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone, save_backbone
 from minillmclf.text.batch import Batch, collate
@@ -422,16 +422,16 @@ def worded(tmp_path_factory):
 
 
 def test_attention_by_hand():
-    U, v = query(2, hidden=3)
+    U, v = attention_layers(2, hidden=3)
     with torch.no_grad():
         U.weight.copy_(torch.tensor([[0.5, 0.0], [0.0, 0.0], [0.0, 0.0]]).atanh())
         v.weight.copy_(torch.tensor([[9.0, 1.0, 1.0]]).log())     # scores ln 9 / 2 = ln 3, and 0
     vectors = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [99.0, 99.0]]])
     mask = torch.tensor([[1, 1, 0]])
-    weights = attention(U, v, vectors, mask)
+    weights = attention_weights(U, v, vectors, mask)
     assert torch.allclose(weights, torch.tensor([[0.75, 0.25, 0.0]]), atol=1e-6)
     assert weights[0, 2] == 0
-    half = attention(U.bfloat16(), v.bfloat16(), vectors.bfloat16(), mask)
+    half = attention_weights(U.bfloat16(), v.bfloat16(), vectors.bfloat16(), mask)
     scores = v(torch.tanh(U(vectors.bfloat16()))).squeeze(-1)[:, :2].float()
     assert torch.equal(half[:, :2], scores.softmax(-1).bfloat16()), "no softmax in fp32"
 
@@ -448,8 +448,8 @@ def test_attention_sees_neither_padding_nor_batch_mates(name, worded, monkeypatc
     for ids, mask, types in (given, padded, [x.roll(9, 1) for x in padded]):
         apart = (model(Batch(ids, mask, types, None, batch.rows)) - alone).abs().max()
         assert apart <= 1e-10, f"{name}: {apart:.2g} apart"
-    monkeypatch.setattr("minillmclf.classify.head.attention",
-                        lambda U, v, x, mask: attention(U, v, x))
+    monkeypatch.setattr("minillmclf.classify.head.attention_weights",
+                        lambda U, v, x, mask: attention_weights(U, v, x))
     apart = (model(batch) - alone).abs().max()
     assert apart > 1e-3, "this test cannot tell whether the mask is looked at"
 

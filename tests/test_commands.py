@@ -1030,7 +1030,7 @@ def test_a_bag_of_words_keeps_the_terms_in_the_most_rows(monkeypatch):
     texts, labels = ["good film good", "good cast", "bad film", "bad bad cast", "bad plot"] * 4, [1, 1, 0, 0, 0] * 4
     whole = baseline.BagOfWords(2).fit(texts, labels, texts, labels)
     assert len(whole.index) == 12 and whole.predict(["good"]).argmax() == 1
-    monkeypatch.setattr(baseline, "MOST_WEIGHTS", 8)
+    monkeypatch.setattr(baseline, "MAX_WEIGHTS", 8)
     four = baseline.BagOfWords(2).fit(texts, labels, texts, labels)
     assert sorted(four.index) == ["0:bad", "0:cast", "0:film", "0:good"], "8 weights are 4 terms of 2 classes"
     assert four.weights[0].shape == (4, 2) and four.predict(["good", "bad"]).argmax(1).tolist() == [1, 0]

@@ -287,8 +287,8 @@ def test_a_shared_beginning_that_is_read_once_is_learned_from_by_all(method, bas
     prefill = labels_file.prefill
     monkeypatch.setattr(labels_file, "prefill", lambda backbone, ids: read.append(ids.shape[1]) or prefill(backbone, ids))
     once = gradient(model, CrossEntropy(), rows, 0)
-    assert read and read[0] >= labels_file.SHARE_FROM, "nothing was shared, so this compares nothing"
-    monkeypatch.setattr(labels_file, "SHARE_FROM", 10**9)
+    assert read and read[0] >= labels_file.MIN_SHARED_TOKENS, "nothing was shared, so this compares nothing"
+    monkeypatch.setattr(labels_file, "MIN_SHARED_TOKENS", 10**9)
     found = first_difference(once, gradient(model, CrossEntropy(), rows, 0), 1e-9, relative=True)
     assert found is None, f"{method}: {found}"
 

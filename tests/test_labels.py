@@ -22,7 +22,7 @@ from minillmclf.classify.label_text import readout as labels_file
 from minillmclf.classify.calibrate import Calibration
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.label_text.prompting import change_prompt
-from minillmclf.classify.label_text.readout import LabelReadout, common, ids_after, text_scores
+from minillmclf.classify.label_text.readout import LabelReadout, common_length, ids_after, text_log_probs
 from minillmclf.errors import InputError
 from minillmclf.models import fresh_weights, load_backbone, model_class, save_backbone
 from minillmclf.text.batch import collate
@@ -205,7 +205,7 @@ def test_probabilities_are_those_of_one_forward_for_each_text(name, label_texts,
     assert model.head.end == ("eos" if end else "none"), f"{name}: labels that begin alike have an end, and T5's"
     sums, lengths = brute_force(name, TOKENIZERS[name], theirs(name), model.tokenizer, label_texts, end)
     encoded, cut = model.encode(TEXTS)
-    found = text_scores(model, encoded)
+    found = text_log_probs(model, encoded)
     assert not cut and len({len(ids) for ids, _ in encoded}) > 3, "ragged, and whole"
     bound = fp32(width=48, depth=6) * (sums.abs() / lengths).max()                                       # a token
     assert ((found - sums).abs() / lengths).max() <= bound, f"{name}: {apart(found, sums):.1g} apart from transformers"
@@ -435,7 +435,7 @@ def test_synonyms_add_their_probabilities(name, folders):
     assert (gain >= -1e-5).all(), f"{name}: a synonym lowers the score of its class"
     assert gain.max() > 0.1, f"{name}: one text is so much likelier than the other that this tests nothing"
     assert apart(found[:, 1], alone[:, other]) < 1e-4, f"{name}: a synonym of one class changes another"
-    sums = text_scores(model, model.encode(TEXTS)[0])
+    sums = text_log_probs(model, model.encode(TEXTS)[0])
     assert model.head.texts == [words[one], words[two], words[other]] and apart(sums, alone[:, [one, two, other]]) < 1e-4
 
 
@@ -446,7 +446,7 @@ def test_scores_are_divided_as_asked(name, folders):
     texts = {"a": ["good day"], "b": ["dull", "so 😀 é"], "c": ["neutral"]} if name != "t5" else \
         {"a": ["good day"], "b": ["dull", "so é"], "c": ["neutral"]}
     ways = {way: asking(folders(name), texts, template_for(name), score_by=way) for way in ("sum", "token", "char", "byte")}
-    sums = text_scores(ways["sum"], ways["sum"].encode(TEXTS)[0]).double()
+    sums = text_log_probs(ways["sum"], ways["sum"].encode(TEXTS)[0]).double()
     flat = [text for several in texts.values() for text in several]
     odd = flat[2]
     tokens = list(map(len, pieces_of(ways["sum"]).values()))
@@ -455,7 +455,7 @@ def test_scores_are_divided_as_asked(name, folders):
     for way, model in ways.items():
         by_hand = of_classes(sums / torch.tensor(lengths[way]), texts)
         assert apart(scores_of(model), by_hand) < 2e-5, f"{name}: score_by {way}"
-        assert apart(text_scores(model, model.encode(TEXTS)[0]), sums) < 1e-4, "text_scores are always sums"
+        assert apart(text_log_probs(model, model.encode(TEXTS)[0]), sums) < 1e-4, "text_scores are always sums"
     assert len({tuple(found) for found in lengths.values()}) == 4, "or two ways are not told apart here"
     default = asking(folders(name), texts, template_for(name))
     assert torch.equal(scores_of(default), scores_of(ways["sum"])), "as they are, where nothing is said"
@@ -533,8 +533,8 @@ def test_each_call_shares_what_its_own_rows_share(long_folders):
     for texts in (MANY[:1], ["soup soup"] * 3, ["soup", "soup and bread"], MANY[:3]):
         encoded, _ = model.encode(texts)
         assert apart(model.scores(encoded, batch_size=2), row_by_row(model, encoded)) <= 2e-5 * model.head.longest, texts
-    assert common([[1, 2, 3], [1, 2, 3]]) == 2 and common([[1, 2], [1, 2, 3]]) == 1 and common([[5], [6, 1]]) == 0
-    assert common([[7, 8, 9]]) == 2, "a token of each row is left over"
+    assert common_length([[1, 2, 3], [1, 2, 3]]) == 2 and common_length([[1, 2], [1, 2, 3]]) == 1 and common_length([[5], [6, 1]]) == 0
+    assert common_length([[7, 8, 9]]) == 2, "a token of each row is left over"
 
 
 @pytest.mark.parametrize("name", ["gpt2", "mistral", "gemma3"])
@@ -567,7 +567,7 @@ def test_learning_shares_within_a_batch(name, long_folders):
 def test_where_a_prompt_is_read_from_both_sides_nothing_is_shared(name, folders):
     model = asking(folders(name), template=template_for(name), instruction="a big old tree near the garden. " * 2)
     encoded, _ = model.encode(MANY)
-    assert common([ids for ids, _ in encoded]) > 16
+    assert common_length([ids for ids, _ in encoded]) > 16
     alone, read = row_by_row(model, encoded), counted(model)
     assert apart(model.scores(encoded, batch_size=7), alone) <= 2e-5 * model.head.longest, name
     assert sum(read) >= sum(len(ids) for ids, _ in encoded), f"{name}: an encoder reads each row whole"
@@ -578,7 +578,7 @@ def test_the_loss_of_answers_is_minus_their_score(name, folders):
     model = asking(folders(name), ALIKE, template_for(name), end="none" if name in MASKED else "eos")
     encoded, answers = model.encode(TEXTS)[0], [0, 1, 2, 1, 0]
     first = [own[0] for own in model.head.columns]
-    sums = text_scores(model, encoded)
+    sums = text_log_probs(model, encoded)
     expected = -sum(sums[row, first[answer]].item() for row, answer in enumerate(answers))
     with torch.no_grad():
         found = CompletionLoss(model.head.answer_lengths())(model, collate(encoded, range(5), labels=answers)).item()

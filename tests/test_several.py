@@ -25,7 +25,7 @@ from minillmclf.predict import __main__ as predict
 from minillmclf.report import __main__ as report
 from minillmclf import evaluate as evaluate_command
 from minillmclf.classify import multilabel as several
-from minillmclf.classify.baseline import OneVersusRest, frequencies
+from minillmclf.classify.baseline import OneVersusRest, multilabel_frequencies
 from minillmclf.cli.settings import Settings, read_settings
 from minillmclf.text import doctor
 from minillmclf.text.batch import collate
@@ -217,7 +217,7 @@ def test_one_regression_for_each_class():
     both, one = bag.regress(x, y, 1e-3), alone.regress(x, y[:, :1], 1e-3)
     assert torch.allclose(both[0][:, :1], one[0], atol=2e-2) and torch.allclose(both[1][:1], one[1], atol=2e-2), \
         "another class takes part in the regression of the first"
-    assert frequencies(truth, 2).tolist() == [[0.6, 0.6]] * 2
+    assert multilabel_frequencies(truth, 2).tolist() == [[0.6, 0.6]] * 2
 
 
 # ---------------------------------------------------------------- the loss

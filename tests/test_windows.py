@@ -86,7 +86,7 @@ def by_hand(model, plain, text, pool):
 
 # ------------------------------------------------------------------------------------------------ the same classifier
 
-@pytest.mark.parametrize("pool", windows.WAYS)
+@pytest.mark.parametrize("pool", windows.WINDOW_POOLS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_one_window_is_the_plain_classifier_bit_for_bit(stored, name, pool):
     texts = ["a new rose", "the old tree", "rain", "again"] * 3                              # more rows than AT_ONCE
@@ -106,7 +106,7 @@ def test_one_window_is_the_plain_classifier_bit_for_bit(stored, name, pool):
     assert theirs and first_difference(own, theirs, 0.0) is None, f"{name}, {pool}: {first_difference(own, theirs, 0.0)}"
 
 
-@pytest.mark.parametrize("pool", windows.WAYS)
+@pytest.mark.parametrize("pool", windows.WINDOW_POOLS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_long_texts_are_pooled_as_by_hand_whatever_stands_beside_them(stored, name, pool):
     model, plain = build(stored(name), pool), build(stored(name), None)
@@ -136,7 +136,7 @@ def test_every_token_of_a_document_reaches_the_body(length, size, data):
     tokenizer, part = Numbers(), list(range(10, 10 + length))
     (ids, types), lost = windows.Windows(8, size, "mean", overlap, 4, 500).lay_out(tokenizer, [part], size, "head")
     batch = collate([(ids, types), ([1, 10, 2], [0] * 3)], [0, 1])
-    rows, mask, _, counts = windows.cut_rows(batch.ids, batch.mask, batch.types, size)
+    rows, mask, _, counts = windows.cut_into_windows(batch.ids, batch.mask, batch.types, size)
     seen = [row[keep.bool()].tolist() for row, keep in zip(rows, mask)][:counts[0]]
     assert not lost and {token for row in seen for token in row} == {1, 2, *part}, "tokens are missing"
     assert all(row[0] == 1 and row[-1] == 2 and row[1:-1] == list(range(row[1], row[1] + len(row) - 2)) for row in seen), \
@@ -214,7 +214,7 @@ def test_few_windows_at_a_time_go_through_the_body_however_long_the_text(folder)
         count, before = len(pieces_of(model, text)), len(seen)
         model.scores(model.encode([text, "a rose"])[0])
         rows = [shape[0] for shape in seen[before:]]
-        assert max(rows) <= windows.AT_ONCE and {shape[1] for shape in seen[before:]} == {SIZE}, seen[before:]
+        assert max(rows) <= windows.WINDOWS_AT_ONCE and {shape[1] for shape in seen[before:]} == {SIZE}, seen[before:]
         assert sum(rows) == count + 1, f"{sum(rows)} of {count + 1} windows were looked at"
 
 

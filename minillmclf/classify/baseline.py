@@ -16,11 +16,11 @@ import torch.nn.functional as F
 
 from .swap import is_preference, longer_answer
 
-MOST_TERMS, MOST_WEIGHTS = 100_000, 3_000_000      # V; V times C
-HISTORY = 10                                       # L-BFGS keeps two vectors for each of 10 steps
+MAX_TERMS, MAX_WEIGHTS = 100_000, 3_000_000      # V; V times C
+LBFGS_HISTORY = 10                                       # L-BFGS keeps two vectors for each of 10 steps
 
 
-def baselines(data, task, quick=False):
+def run_baselines(data, task, quick=False):
     """A Dataset -> {name of a baseline: its metrics on test, or on dev if there is no test}.
 
     quick: without the bag of words, which takes minutes on very many rows or classes.
@@ -43,18 +43,18 @@ def baselines(data, task, quick=False):
     return found
 
 
-def majority(train_labels, rows, classes):
+def class_frequencies(train_labels, rows, classes):
     """N class numbers -> the frequency of each class, repeated for each row: (rows, C)."""
     shares = np.bincount(train_labels, minlength=classes) / len(train_labels)           # (C,)
     return np.tile(shares, (rows, 1))
 
 
-def frequencies(train_targets, rows):
+def multilabel_frequencies(train_targets, rows):
     """Multi-label targets (N, C) of 0 and 1 -> the share of rows with each class, (rows, C)."""
     return np.tile(np.mean(train_targets, axis=0), (rows, 1))
 
 
-def terms(texts):
+def terms_of(texts):
     """The texts of a row -> its words and pairs of neighbours: "A cat sat" -> ["0:cat", "0:sat",
     "0:cat 0:sat"], where 0 is the number of the text."""
     found = []
@@ -74,8 +74,8 @@ class BagOfWords:
 
     def fit(self, texts, targets, dev_texts, dev_targets):
         """Learn terms and weights from train; choose the strength by `merit` on dev. -> self"""
-        frequency = Counter(term for text in texts for term in set(terms(text)))
-        most = min(MOST_TERMS, MOST_WEIGHTS // self.classes)
+        frequency = Counter(term for text in texts for term in set(terms_of(text)))
+        most = min(MAX_TERMS, MAX_WEIGHTS // self.classes)
         kept = frequency
         if len(frequency) > most:
             kept = sorted(frequency, key=lambda term: (-frequency[term], term))[:most]
@@ -99,7 +99,7 @@ class BagOfWords:
         """Texts of N rows -> sparse (N, V)."""
         rows, columns, values = [], [], []
         for number, text in enumerate(texts):
-            counts = {t: n for t, n in Counter(terms(text)).items() if t in self.index}
+            counts = {t: n for t, n in Counter(terms_of(text)).items() if t in self.index}
             weighted = {t: (1 + math.log(n)) * self.idf[t] for t, n in counts.items()}
             length = math.sqrt(sum(v * v for v in weighted.values())) or 1.0
             rows += [number] * len(weighted)
@@ -113,7 +113,7 @@ class BagOfWords:
         """x (N, V), y -> weights (V, C) and bias (C,), which minimise `cost` + the penalty."""
         w = torch.zeros(x.shape[1], self.classes, requires_grad=True)
         b = torch.zeros(self.classes, requires_grad=True)
-        solver = torch.optim.LBFGS([w, b], max_iter=100, history_size=HISTORY,
+        solver = torch.optim.LBFGS([w, b], max_iter=100, history_size=LBFGS_HISTORY,
                                    line_search_fn="strong_wolfe")
 
         def loss():

@@ -8,13 +8,13 @@ from ..models import build_backbone, fresh_weights
 from ..text.cutting import check_keep
 from ..text.tokenizers.tokenizer import load_tokenizer
 from ..tuning.quant_files import load_weights, open_checkpoint
-from .label_text.options import build_labels, read_readout
+from .label_text.options import build_label_readout, read_label_options
 from .multilabel import MultiLabel
 from .preference import preference_task
 from .task import SingleLabel
 from .windows import Windowed
 
-DEFAULT_LENGTH = 512       # tokens of a row if neither the model nor its tokenizer sets a limit
+DEFAULT_MAX_LENGTH = 512       # tokens of a row if neither the model nor its tokenizer sets a limit
 
 
 @dataclass
@@ -42,7 +42,7 @@ def read_options(labels, given):
     """The arguments of Classifier.from_backbone, {name: value} -> Options."""
     own = {f.name for f in fields(Options)} - {"described"}
     others = {name: value for name, value in given.items() if name not in {*own, "readout"}}
-    described = read_readout(given.get("readout", "head"), others, labels)
+    described = read_label_options(given.get("readout", "head"), others, labels)
     return Options(described=described, **{name: given[name] for name in given if name in own})
 
 
@@ -50,7 +50,7 @@ def from_backbone(cls, path, labels, given):
     """A Classifier (cls) on a pretrained backbone. given: as for `read_options`."""
     check_labels(labels)
     checkpoint, options = open_checkpoint(path), read_options(labels, given)
-    model = modules(cls, checkpoint, labels, options)
+    model = build_unfilled(cls, checkpoint, labels, options)
     model.base, model.quantise = str(path), options.quantise
     fresh_weights(model.head, options.seed)
     if not options.pretrained:
@@ -61,7 +61,7 @@ def from_backbone(cls, path, labels, given):
     return model.eval()
 
 
-def modules(cls, checkpoint, labels, options):
+def build_unfilled(cls, checkpoint, labels, options):
     """A Classifier (cls) with no weights loaded. checkpoint: of the backbone; options: Options."""
     backbone = build_backbone(checkpoint, lm_head=bool(options.described))
     tokenizer = load_tokenizer(checkpoint.folder).refuse_second_bos()
@@ -69,14 +69,14 @@ def modules(cls, checkpoint, labels, options):
         raise InputError(f"{checkpoint.folder}: the tokenizer's ids go to {len(tokenizer) - 1}, "
                          f"the embedding has only {backbone.config['vocab_size']} rows: these "
                          "files do not belong together")
-    max_length = text_length(options.max_length, backbone, tokenizer, checkpoint.folder)
-    task = task_of(labels, options.described, options.preference, options.multi_label)
+    max_length = choose_max_length(options.max_length, backbone, tokenizer, checkpoint.folder)
+    task = build_task(labels, options.described, options.preference, options.multi_label)
     if options.described:
         if (options.keep, options.windows) != ("head", None):
             raise InputError("keep and windows go with the readout head: label texts cut a text "
                              "before its template")
         backbone.vocabulary()                           # InputError without a language-model head
-        head = build_labels(backbone, tokenizer, labels, options.described)
+        head = build_label_readout(backbone, tokenizer, labels, options.described)
     else:
         head = task.head(backbone.source_config["model_type"], backbone, options.pool)
         head.keep = check_keep(options.keep)
@@ -88,7 +88,7 @@ def modules(cls, checkpoint, labels, options):
     return cls(backbone, head, tokenizer, task, max_length)
 
 
-def task_of(labels, described=None, preference=None, multi_label=False):
+def build_task(labels, described=None, preference=None, multi_label=False):
     """The task of a classifier with these labels and Options."""
     task = preference_task(preference, labels, described or {})
     if not multi_label:
@@ -99,12 +99,12 @@ def task_of(labels, described=None, preference=None, multi_label=False):
     return MultiLabel(labels)
 
 
-def text_length(asked, backbone, tokenizer, folder):
+def choose_max_length(asked, backbone, tokenizer, folder):
     """max_length of a classifier: `asked`, or if it is None, the limit of model and tokenizer. Sets
     the tokenizer to that limit in any case. InputError if `asked` leaves no place for a text, or is
     more than the model's positions."""
     highest, least = backbone.max_tokens or math.inf, tokenizer.num_special_tokens(True) + 1
-    known = tokenizer.max_length or backbone.max_tokens or DEFAULT_LENGTH
+    known = tokenizer.max_length or backbone.max_tokens or DEFAULT_MAX_LENGTH
     tokenizer.max_length = min(highest, known)
     if asked is not None and not (type(asked) is int and least <= asked <= highest):
         raise InputError(f"max_length {short(asked)}: must lie between {least} and the {highest} "

@@ -19,9 +19,9 @@ import torch
 from ..errors import InputError
 from ..files import short
 
-CONTENT_FREE = ("N/A", "", "[MASK]")       # the inputs of `contextual`
-LOWEST, HIGHEST = 1 / 100, 100.0           # the temperatures between which `temperature` searches
-LEAST = 1e-6                               # least temperature of a file; float32 overflows below
+CONTENT_FREE = ("N/A", "", "[MASK]")       # the inputs of `fit_contextual`
+LOWEST, HIGHEST = 1 / 100, 100.0           # the temperatures between which `fit_temperature` searches
+LOWEST_IN_FILE = 1e-6                               # least temperature of a file; float32 overflows below
 HALVINGS = 60                              # of the search interval: more than float64 can resolve
 
 
@@ -30,7 +30,7 @@ class Calibration:
     """logits -> (logits - bias) / temperature. bias: C log-probabilities; temperature: above 0."""
 
     bias: list[float]
-    temperature: float = 1.0
+    fit_temperature: float = 1.0
 
     def __call__(self, logits):
         """Logits (N, C) -> corrected logits (N, C). InputError for logits that are not finite."""
@@ -55,13 +55,13 @@ class Calibration:
         if not isinstance(bias, list) or len(bias) != classes or not all(map(is_number, bias)):
             raise InputError(f"{where}: bias should be {classes} finite numbers, one for each "
                              f"class, not {short(bias)}")
-        if not is_number(temperature) or temperature < LEAST:
+        if not is_number(temperature) or temperature < LOWEST_IN_FILE:
             raise InputError(f"{where}: temperature should be a finite number above 0, not "
-                             f"{short(temperature)} ({LEAST} is the least)")
+                             f"{short(temperature)} ({LOWEST_IN_FILE} is the least)")
         return cls([float(b) for b in bias], float(temperature))
 
 
-def contextual(logits):
+def fit_contextual(logits):
     """Logits of the content-free inputs (N, C) -> Calibration, whose bias is the log of their mean
     probabilities.
 
@@ -70,7 +70,7 @@ def contextual(logits):
     return Calibration(log_mean_probability(logits, 1).tolist())
 
 
-def batch(logits):
+def fit_batch(logits):
     """Logits (N, C) of 2 rows or more -> Calibration, whose bias is the log of their mean
     probabilities.
 
@@ -80,7 +80,7 @@ def batch(logits):
     return Calibration(log_mean_probability(logits, 2).tolist())
 
 
-def temperature(logits, targets):
+def fit_temperature(logits, targets):
     """Logits (N, C), N class numbers -> Calibration with the temperature T of the lowest log loss.
 
     The loss is convex in 1/T: its slope, mean(expected logit - logit of the target), only rises.

@@ -45,7 +45,7 @@ class Classifier(nn.Module):
     def empty(cls, checkpoint, labels, readout="head", **options):
         """As from_backbone, with no weights loaded. checkpoint: a models.weights.Checkpoint."""
         options = build.read_options(labels, {"readout": readout, **options})
-        return build.modules(cls, checkpoint, labels, options)
+        return build.build_unfilled(cls, checkpoint, labels, options)
 
     @classmethod
     def load(cls, path, base=None):

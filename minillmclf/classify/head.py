@@ -14,7 +14,7 @@ from .readout import Readout
 
 POOLINGS = ("first", "mean", "max", "last")
 POOLS = ("family", *POOLINGS, "attention")      # values of --pool; "family": see build_head
-MISTAKE = "position"                            # a bug to study, see `pool`; not in --pool
+WRONG_POOLING = "position"                            # a bug to study, see `pool`; not in --pool
 
 
 def pool(hidden, mask, how):
@@ -25,7 +25,7 @@ def pool(hidden, mask, how):
     common mistake, kept for study. A text's logits then depend on the longest text of its batch,
     and no error shows it.
     """
-    if how == MISTAKE:
+    if how == WRONG_POOLING:
         return hidden[:, -1]
     real = mask.bool()
     if how in ("first", "last"):
@@ -40,12 +40,12 @@ def pool(hidden, mask, how):
     raise InputError(f"pooling {how!r} is not known; known: {', '.join(POOLINGS)}")
 
 
-def query(width, hidden=128):
-    """Newly initialised U, from width to hidden, and v, from hidden to 1, for `attention`."""
+def attention_layers(width, hidden=128):
+    """Newly initialised U, from width to hidden, and v, from hidden to 1, for `attention_weights`."""
     return nn.Linear(width, hidden, bias=False), nn.Linear(hidden, 1, bias=False)
 
 
-def attention(U, v, vectors, mask=None):
+def attention_weights(U, v, vectors, mask=None):
     """The weight of each vector h: softmax over T of v . tanh(U h), computed in fp32 at least.
 
     vectors (..., T, D), mask (..., T) or None -> weights (..., T), 0 at padding, sum 1.
@@ -160,12 +160,12 @@ class PooledHead(Head):
         self.dropout = nn.Dropout(backbone.head_dropout)
         self.out = nn.Linear(backbone.width, classes)
         if how == "attention":
-            self.U, self.v = query(backbone.width)
+            self.U, self.v = attention_layers(backbone.width)
             self.NAMES = self.NAMES | {"minillmclf_pool.U": "head.U", "minillmclf_pool.v": "head.v"}
 
     def features(self, hidden, mask):
         if self.how == "attention":
-            weights = attention(self.U, self.v, hidden, mask)                       # (B, T)
+            weights = attention_weights(self.U, self.v, hidden, mask)                       # (B, T)
             return (weights.unsqueeze(1) @ hidden).squeeze(1)                       # (B, D)
         return pool(hidden, mask, self.how)
 
@@ -180,6 +180,6 @@ def build_head(model_type, backbone, classes, how="family"):
     """-> Head. classes: their number; how: one of POOLS; "family": that of transformers."""
     if how == "family":
         return FAMILY_HEADS[model_type](backbone, classes)
-    if how not in (*POOLS, MISTAKE):
+    if how not in (*POOLS, WRONG_POOLING):
         raise InputError(f"pooling {how!r} is not known; known: {', '.join(POOLS)}")
     return PooledHead(backbone, classes, how)

@@ -16,11 +16,11 @@ from ..files import short
 from ..text.data import names_in
 from ..training.multilabel import (MULTILABEL_METRICS, BinaryCrossEntropy, evaluate_multilabel,
                                    positive_weights)
-from .baseline import OneVersusRest, frequencies
+from .baseline import OneVersusRest, multilabel_frequencies
 from .task import SingleLabel
 
-HALF = 0.5                                          # the threshold before any is fitted
-AT_HALF = ("exact_match", "micro_f1", "macro_f1")   # metrics that depend on thresholds
+DEFAULT_THRESHOLD = 0.5                                          # the threshold before any is fitted
+THRESHOLD_METRICS = ("exact_match", "micro_f1", "macro_f1")   # metrics that depend on thresholds
 
 
 def best_threshold(probabilities, targets):
@@ -34,14 +34,14 @@ def best_threshold(probabilities, targets):
     p = np.asarray(probabilities, dtype=np.float64)[order]
     true = np.asarray(targets)[order]
     if not true.any():
-        return HALF
+        return DEFAULT_THRESHOLD
     last = np.append(p[:-1] > p[1:], True)                 # (N,), no equal one follows
     below = np.append(p[1:], 0.0)                                  # (N,), the next lower one
     middle = (p + below) / 2                                       # (N,), the thresholds to try
     middle = np.where(middle > below, middle, p)           # no float64 lies between: take the upper
     f1 = 2 * np.cumsum(true) / (np.arange(1, len(p) + 1) + true.sum())  # (N,), 2TP / (found + true)
     best = middle[last & (f1 == f1[last].max())]
-    return float(best[np.abs(best - HALF).argmin()])
+    return float(best[np.abs(best - DEFAULT_THRESHOLD).argmin()])
 
 
 def fit_thresholds(probabilities, targets):
@@ -75,11 +75,11 @@ class MultiLabel(SingleLabel):
     MULTI_LABEL, PROBLEM = True, "multi_label_classification"
     METRICS = tuple(MULTILABEL_METRICS)
     FREQUENCIES, BAG = "class frequencies", OneVersusRest
-    frequencies = staticmethod(frequencies)
+    multilabel_frequencies = staticmethod(multilabel_frequencies)
 
     def __init__(self, labels, thresholds=None):
         super().__init__(labels)
-        thresholds = [HALF] * len(labels) if thresholds is None else thresholds
+        thresholds = [DEFAULT_THRESHOLD] * len(labels) if thresholds is None else thresholds
         self.thresholds = check_thresholds(thresholds, self.labels)
 
     def calibrate(self, calibration, where="calibration"):
@@ -117,7 +117,7 @@ class MultiLabel(SingleLabel):
         plain = self.measure(probabilities, targets)
         return evaluate_multilabel(probabilities, targets, self.labels, self.thresholds) | {
             "thresholds": dict(zip(self.labels, self.thresholds)),
-            "at_half": {name: plain[name] for name in AT_HALF}}
+            "at_half": {name: plain[name] for name in THRESHOLD_METRICS}}
 
     def fitted(self, probabilities, examples):
         return MultiLabel(self.labels, fit_thresholds(probabilities(), self.targets(examples)))
@@ -130,7 +130,7 @@ class MultiLabel(SingleLabel):
         lines = [f"{'':<{wide}}  exact match       micro F1        macro F1",
                  f"{title:<{wide}}{columns}"]
         for model, m in results.items():
-            pairs = "".join(f"{m['at_half'][metric]:9.3f}{m[metric]:7.3f}" for metric in AT_HALF)
+            pairs = "".join(f"{m['at_half'][metric]:9.3f}{m[metric]:7.3f}" for metric in THRESHOLD_METRICS)
             lines.append(f"{model:<{wide}}{pairs}{m['log_loss']:10.3f}{m['ece']:8.3f}")
         if fitted:
             lines.append("thresholds are fitted to these same rows: what they are worth shows on "

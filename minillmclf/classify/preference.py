@@ -25,7 +25,7 @@ from ..files import short
 from ..text import parts
 from ..text.batch import collate, row_size
 from .head import Head, build_head
-from .swap import averaged, check_texts, inconsistency, order_of, swapped, with_swapped
+from .swap import average_orders, check_texts, measure_inconsistency, side_numbers, swap_texts, add_swapped
 from .task import SingleLabel
 
 KINDS, SWAPS = ("none", "head", "bradley-terry"), ("none", "train", "predict", "both")
@@ -39,7 +39,7 @@ class Pair(NamedTuple):
 
 # ------------------------------------------------------------------------------------- the heads
 
-class AroundHead(Head):
+class HeadWrapper(Head):
     """A readout with another head inside, `score`, whose tensors keep their names in files."""
 
     most_texts = 3
@@ -61,7 +61,7 @@ class AroundHead(Head):
         return row, any(cut)
 
 
-class PreferenceHead(AroundHead):
+class PreferenceHead(HeadWrapper):
     """All three texts in one sequence, with markers between -> a head of the family, three classes.
     For transformers it is an ordinary classifier of such sequences."""
 
@@ -98,7 +98,7 @@ class Tie(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
 
-class BradleyTerry(AroundHead):
+class BradleyTerry(HeadWrapper):
     """Each answer with the prompt -> a head of the family with one output r -> `davidson`. Its rows
     are `Pair`s: (prompt, a) and (prompt, b)."""
 
@@ -143,7 +143,7 @@ class Preference(SingleLabel):
 
     def __init__(self, labels, kind="none", swap="none"):
         super().__init__(labels)
-        self.kind, self.swap, self.order = kind, swap, order_of(labels)
+        self.kind, self.swap, self.order = kind, swap, side_numbers(labels)
 
     @classmethod
     def check_columns(cls, columns, readout):
@@ -160,7 +160,7 @@ class Preference(SingleLabel):
         row, cut = head.lay_out(tokenizer, texts, max_length)
         if training or self.swap not in ("predict", "both"):
             return row, cut
-        second, second_cut = head.lay_out(tokenizer, swapped(texts), max_length)
+        second, second_cut = head.lay_out(tokenizer, swap_texts(texts), max_length)
         return Pair(row, second), cut or second_cut
 
     def sequences(self, row):
@@ -187,18 +187,18 @@ class Preference(SingleLabel):
         return batch
 
     def training_rows(self, examples):
-        return with_swapped(examples) if self.swap in ("train", "both") else examples
+        return add_swapped(examples) if self.swap in ("train", "both") else examples
 
     def merge(self, logits, rows):
         """Logits (2B, 3) of rows in both orders -> their mean (B, 3); (B, 3) stays as it is."""
-        return logits if len(logits) == rows else averaged(logits, self.labels)
+        return logits if len(logits) == rows else average_orders(logits, self.labels)
 
     def check_rows(self, model, texts):
-        counts = cut_parts(model, texts)
-        return {"cut": counts}, [cut_line(counts)]
+        counts = count_cuts(model, texts)
+        return {"cut": counts}, [describe_cuts(counts)]
 
     def check_answers(self, model, texts, logits):
-        return {"swap": inconsistency(model, texts, logits)}
+        return {"swap": measure_inconsistency(model, texts, logits)}
 
     def answer_lines(self, record):
         if "swap" not in record:                            # of an earlier version
@@ -241,7 +241,7 @@ def preference_task(asked, labels, described):
     return Preference(labels, kind, swap)
 
 
-def use_swap(model, swap):
+def set_swap(model, swap):
     """Set whether a saved classifier averages over both orders ("predict") or not ("none"); None
     changes nothing."""
     if swap is None:
@@ -255,7 +255,7 @@ def use_swap(model, swap):
         task.calibration, model.task = before.calibration, task
 
 
-def cut_parts(model, texts):
+def count_cuts(model, texts):
     """Rows of three texts -> {"prompt": n, "a": n, "b": n, "of": rows}; n: rows where it is cut."""
     head, counts = model.head, Counter(prompt=0, a=0, b=0)
     for row in texts:
@@ -268,6 +268,6 @@ def cut_parts(model, texts):
     return {**counts, "of": len(texts)}
 
 
-def cut_line(counts):
-    """The result of `cut_parts` -> a line to print."""
+def describe_cuts(counts):
+    """The result of `count_cuts` -> a line to print."""
     return "shortened: the prompt in {prompt} of {of} rows, a in {a}, b in {b}".format(**counts)

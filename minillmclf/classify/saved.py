@@ -11,22 +11,22 @@ from ..models.tensor_files import write_checkpoint
 from ..tuning import ADAPTER_METHODS, peft
 from ..tuning.quant_files import export_4bit, load_weights, open_checkpoint
 from ..tuning.saved import TUNED, load_peft, load_tuned, save_tuned
-from .build import check_labels, modules, read_options
-from .head import MISTAKE, POOLS
-from .label_text.options import is_words
+from .build import check_labels, build_unfilled, read_options
+from .head import WRONG_POOLING, POOLS
+from .label_text.options import is_strings
 
-READING = {"text_column": (lambda v: is_words(v) and len(v) > 0, "a list of names"),
+READING = {"text_column": (lambda v: is_strings(v) and len(v) > 0, "a list of names"),
            "label_column?": (lambda v: isinstance(v, str), "a name"),
            "quoting?": (lambda v: isinstance(v, str), "a word")}      # ?: may be missing
-ALWAYS = {"pool": None, "max_length": None, "readout": {}, "keep": "head", "windows": None,
+DEFAULTS = {"pool": None, "max_length": None, "readout": {}, "keep": "head", "windows": None,
           "calibration": None, "preference": {}}      # keys of "minillmclf" -> defaults
-SOMETIMES = ("thresholds", "reading", "ignored")      # further keys, written only if set
-PROBLEMS = ("single_label_classification", "multi_label_classification")
+OPTIONAL_KEYS = ("thresholds", "reading", "ignored")      # further keys, written only if set
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
 
 
 def settings_of(model):
     """A classifier -> the settings that stand under "minillmclf" in config.json."""
-    settings = {**ALWAYS, "max_length": model.max_length}
+    settings = {**DEFAULTS, "max_length": model.max_length}
     settings |= model.head.settings() | model.task.settings()
     settings |= {"reading": model.reading} if model.reading else {}
     if "ignored" in model.backbone.config:              # keys of config.json, ignored on request
@@ -37,20 +37,20 @@ def settings_of(model):
 def read_settings(config, where):
     """A config.json -> (labels, settings as in `settings_of`, arguments of build.read_options)."""
     settings, problem = config.get("minillmclf", {}), config.get("problem_type")
-    good = isinstance(settings, dict) and set(settings) <= {*ALWAYS, *SOMETIMES} \
+    good = isinstance(settings, dict) and set(settings) <= {*DEFAULTS, *OPTIONAL_KEYS} \
         and isinstance(settings.get("readout", {}), dict) \
-        and not set(settings.get("readout", {})) & (set(ALWAYS) - {"readout"})
-    if not good or settings.get("pool") not in (None, *POOLS, MISTAKE):
+        and not set(settings.get("readout", {})) & (set(DEFAULTS) - {"readout"})
+    if not good or settings.get("pool") not in (None, *POOLS, WRONG_POOLING):
         raise InputError(f"{where}: minillmclf = {settings!r:.80} is not known; pool is "
                          f"{', '.join(POOLS)}")
-    if problem not in (None, *PROBLEMS):
+    if problem not in (None, *PROBLEM_TYPES):
         raise InputError(f"{where}: problem_type {short(problem)} is not supported; supported: "
-                         f"{', '.join(PROBLEMS)}")
-    multi_label = problem == PROBLEMS[1]
+                         f"{', '.join(PROBLEM_TYPES)}")
+    multi_label = problem == PROBLEM_TYPES[1]
     if settings.get("thresholds") is not None and not multi_label:
         raise InputError(f"{where}: minillmclf has thresholds, which go with problem_type "
-                         f"{PROBLEMS[1]}, not {problem!r}")
-    settings = ALWAYS | settings
+                         f"{PROBLEM_TYPES[1]}, not {problem!r}")
+    settings = DEFAULTS | settings
     options = {key: settings[key] for key in ("max_length", "keep", "windows", "preference")}
     options |= {"pool": settings["pool"] or "family", "multi_label": multi_label}
     return labels_of(config, where), settings, options | settings["readout"]
@@ -82,7 +82,7 @@ def load(cls, path, base=None):
     where = checkpoint.folder / "config.json"
     labels, settings, options = read_settings(checkpoint.config, where)
     try:
-        model = modules(cls, checkpoint, labels, read_options(labels, options))
+        model = build_unfilled(cls, checkpoint, labels, read_options(labels, options))
     except InputError as error:
         named = str(checkpoint.folder) in str(error)
         raise InputError(str(error) if named else f"{where}: {error}") from None

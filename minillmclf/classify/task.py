@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..text.batch import collate, row_size
 from ..training.losses import CrossEntropy
 from ..training.metrics import METRICS, evaluate
-from .baseline import BagOfWords, baselines, majority
+from .baseline import BagOfWords, run_baselines, class_frequencies
 from .calibrate import Calibration
 from .head import build_head
 
@@ -118,11 +118,11 @@ class SingleLabel:
 
     def baselines(self, data, quick=False):
         """What a model has to beat -> {name: metrics}. quick: without the slow ones."""
-        return baselines(data, self, quick)
+        return run_baselines(data, self, quick)
 
     def frequencies(self, targets, rows):
         """The frequencies of the classes among the targets, repeated for each row -> (rows, C)."""
-        return majority(targets, rows, len(self.labels))
+        return class_frequencies(targets, rows, len(self.labels))
 
     # ---------------------------------------------------------------- what is printed
 

@@ -21,25 +21,25 @@ from torch import nn
 from ..errors import InputError
 from ..files import short
 from ..text.cutting import cut_to, keep_end, spans
-from .head import Head, attention, query
+from .head import Head, attention_weights, attention_layers
 
-WAYS = ("mean", "max", "attention")
-AT_ONCE = 8               # windows that the backbone reads at a time; B, if that is more
-NUMBERS = {"overlap": 0, "max_windows": 1, "max_document": 1}       # option -> its least value
+WINDOW_POOLS = ("mean", "max", "attention")
+WINDOWS_AT_ONCE = 8               # windows that the backbone reads at a time; B, if that is more
+LEAST_VALUES = {"overlap": 0, "max_windows": 1, "max_document": 1}       # option -> its least value
 
 
 def check_windows(described, where="windows"):
     """InputError unless `described` is like {"pool": "mean", "overlap": 32,
     "max_windows": 8, "max_document": 8192}. -> described"""
-    if not isinstance(described, dict) or set(described) != {"pool", *NUMBERS}:
+    if not isinstance(described, dict) or set(described) != {"pool", *LEAST_VALUES}:
         raise InputError(f"{where} {short(described)}: should be an object with pool, "
-                         f"{', '.join(NUMBERS)}")
+                         f"{', '.join(LEAST_VALUES)}")
     for name, value in described.items():
-        if name == "pool" and value not in WAYS:
-            raise InputError(f"{where}: pool {short(value)} is not known; known: {', '.join(WAYS)}")
-        if name in NUMBERS and (type(value) is not int or value < NUMBERS[name]):
+        if name == "pool" and value not in WINDOW_POOLS:
+            raise InputError(f"{where}: pool {short(value)} is not known; known: {', '.join(WINDOW_POOLS)}")
+        if name in LEAST_VALUES and (type(value) is not int or value < LEAST_VALUES[name]):
             raise InputError(f"{where}: {name} {short(value)}: should be a whole number from "
-                             f"{NUMBERS[name]} up")
+                             f"{LEAST_VALUES[name]} up")
     return described
 
 
@@ -88,11 +88,11 @@ class Windows(nn.Module):
         self.size, self.pool, self.overlap = size, pool, overlap
         self.max_windows, self.max_document = max_windows, max_document
         if pool == "attention":
-            self.U, self.v = query(width)
+            self.U, self.v = attention_layers(width)
 
     def as_dict(self):
         """What `check_windows` takes."""
-        return {"pool": self.pool, **{name: getattr(self, name) for name in NUMBERS}}
+        return {"pool": self.pool, **{name: getattr(self, name) for name in LEAST_VALUES}}
 
     def lay_out(self, tokenizer, parts, max_length, keep):
         """Parts, the ids of one text or two without special tokens -> (ids, types) of all windows
@@ -117,13 +117,13 @@ class Windows(nn.Module):
             window = [part[start:end] if n == longer else part for n, part in enumerate(parts)]
             more_ids, more_types = tokenizer.layout(*window)
             ids, types = ids + more_ids, types + more_types
-        check_whole([len(ids)], self.size)
+        check_row_lengths([len(ids)], self.size)
         return (ids, types), lost > 0
 
     def read(self, head, backbone, ids, mask, types=None):
         """ids, mask, types: (B, T), rows of `lay_out`, padded on either side -> logits (B, C)."""
-        at_once = max(len(ids), AT_ONCE)
-        ids, mask, types, counts = cut_rows(ids, mask, types, self.size)    # (W, size), W windows
+        at_once = max(len(ids), WINDOWS_AT_ONCE)
+        ids, mask, types, counts = cut_into_windows(ids, mask, types, self.size)    # (W, size), W windows
         if self.training:
             ids, mask, types, counts = self.draw(ids, mask, types, counts)
         compute = head.features if self.pool == "attention" else head
@@ -144,7 +144,7 @@ class Windows(nn.Module):
 
     def weights(self, features):
         """The features of one document's W windows (W, D) -> their weights (W,), sum 1."""
-        return attention(self.U, self.v, features)
+        return attention_weights(self.U, self.v, features)
 
     def draw(self, ids, mask, types, counts):
         """Draw at most max_windows windows of each document and keep their order -> as cut_rows."""
@@ -158,7 +158,7 @@ class Windows(nn.Module):
         return ids, mask, types, list(map(len, chosen))
 
 
-def check_whole(lengths, size):
+def check_row_lengths(lengths, size):
     """InputError for a row of more than `size` tokens that is not made of whole windows."""
     odd = next((length for length in lengths if length > size and length % size), None)
     if odd:
@@ -166,11 +166,11 @@ def check_whole(lengths, size):
                          "it with this classifier, and leave special tokens out of the text")
 
 
-def cut_rows(ids, mask, types, size):
+def cut_into_windows(ids, mask, types, size):
     """ids, mask, types: (B, T) -> ids, mask, types of all windows, (W, size), and counts, how many
     windows each row has. Where each row is one window, all stay as they are."""
     lengths = mask.sum(1)                                                           # (B,)
-    check_whole(lengths.tolist(), size)
+    check_row_lengths(lengths.tolist(), size)
     counts = (lengths + size - 1) // size
     if int(counts.max()) <= 1:
         return ids, mask, types, [1] * len(ids)

@@ -102,7 +102,7 @@ def task_of(settings, data):
     described = {"fields": data.columns} if settings.get("readout") == "labels" else {}
     preference = {"kind": settings.get("preference"), "swap": settings.get("swap")}
     multi_label = settings.get("multi_label") == "on"
-    return modules.task_of(data.labels, described, preference, multi_label)
+    return modules.build_task(data.labels, described, preference, multi_label)
 
 
 def recipe_of(s):

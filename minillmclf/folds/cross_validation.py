@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .. import train
-from ..classify.calibrate import temperature
+from ..classify.calibrate import fit_temperature
 from ..classify.classifier import Classifier
 from ..cli.build import device_of
 from ..cli.rows import draw_rows
@@ -65,7 +65,7 @@ def cross_validate(a):
         logits, test_logits = train_and_predict(plan, place, a.overwrite)
         targets = [plan.labels.index(e.label) for e in plan.source.examples]
         found = judge(logits, targets, plan.folds, plan.labels)
-        fitted = temperature(logits, targets)
+        fitted = fit_temperature(logits, targets)
         used = applied(fitted, found, a.temperature)
         record = {"settings": vars(s) | {"out": str(out)}, "k": a.folds, "group": a.group,
                   "labels": plan.labels, "finished": True, "temperature": used.temperature,
@@ -207,7 +207,7 @@ def cross_fitted(logits, targets, folds):
     out, folds, targets = torch.empty_like(logits), torch.tensor(folds), torch.tensor(targets)
     for fold in folds.unique():
         held = folds == fold
-        out[held] = temperature(logits[~held], targets[~held])(logits[held])
+        out[held] = fit_temperature(logits[~held], targets[~held])(logits[held])
     return out
 
 

@@ -114,9 +114,9 @@ def main(arguments=None):
         stream.check_answers(a.out, a.overwrite, sources)            # before the model is loaded
     from ..classify.classifier import Classifier                     # torch takes seconds
     from ..cli.rows import how_to_read, text_columns
-    from ..classify.preference import use_swap
+    from ..classify.preference import set_swap
     model = Classifier.load(folder, a.base)
-    use_swap(model, a.swap)
+    set_swap(model, a.swap)
     chosen, reading = text_columns(model, a.text_column), how_to_read(model, a)
     columns = Columns(model.labels, a.format == "csv", a.show_cut)
     answer = answerer(model, columns, a.batch_size)

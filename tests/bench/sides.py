@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.label_text.readout import text_scores
+from minillmclf.classify.label_text.readout import text_log_probs
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import collate, make_batches
 from minillmclf.training.loop import take_step
@@ -275,7 +275,7 @@ class OurScores(Side):
         self.model = model
 
     def infer(self):
-        return text_scores(self.model, self.data.rows.encoded, self.data.size)
+        return text_log_probs(self.model, self.data.rows.encoded, self.data.size)
 
 
 class TheirScores(Side):

@@ -21,7 +21,7 @@ from ...models.tree import AT_ONCE
 
 
 @torch.inference_mode()
-def constrained(model, ids, mask, tree, beams=1):
+def decode_constrained(model, ids, mask, tree, beams=1):
     """Decode a sequence of the tree for each prompt -> (choices (B,), log_probs (B,)).
 
     model: a decoder or an encoder-decoder; ids, mask: (B, T), padded on either side; beams: paths
@@ -35,20 +35,20 @@ def constrained(model, ids, mask, tree, beams=1):
     was_training = model.training
     model.eval()
     try:
-        found = search(model, ids, mask, tree, beams)
+        found = beam_search(model, ids, mask, tree, beams)
     finally:
         model.train(was_training)
     log_probs, choices = zip(*found)
     return torch.tensor(choices, device=ids.device), torch.tensor(log_probs, device=ids.device)
 
 
-def search(model, ids, mask, tree, beams):
+def beam_search(model, ids, mask, tree, beams):
     """Beam search -> [(log-probability, index of the sequence), ...], the best for each prompt.
 
     The beam has a list of paths for each prompt: (log-probability, last edge, row of the forward
     pass that computed it). Edge -1 stands for the end of the prompt.
     """
-    after, ends = next_and_last(tree)
+    after, ends = following_edges(tree)
     ids, mask, context = model.prompt(ids, mask)
     prompt, answer = int(mask.sum(1).max()), max(map(len, tree.paths))
     most = model.max_input_tokens
@@ -59,8 +59,8 @@ def search(model, ids, mask, tree, beams):
     while True:
         rows = CachedRows(mask, cache)
         states = rows.last(model.hidden(ids, rows, context))           # (n, D), one for each path
-        computed = enumerate(next_edges(model, states, tree).tolist())
-        beam = [longer(paths, computed, after, ends) for paths in beam]
+        computed = enumerate(edge_log_probs(model, states, tree).tolist())
+        beam = [extend_paths(paths, computed, after, ends) for paths in beam]
         for number, paths in enumerate(beam):
             if any(math.isnan(log_prob) for log_prob, _, _ in paths):
                 raise InputError(f"batch row {number}: an answer's score is NaN: compute in "
@@ -77,7 +77,7 @@ def search(model, ids, mask, tree, beams):
         mask = torch.ones_like(ids)
 
 
-def longer(paths, computed, after, ends):
+def extend_paths(paths, computed, after, ends):
     """Extend the unfinished paths of a prompt by each allowed edge -> paths, best first.
 
     computed: an iterator over (row, log-probability of each edge), one item for each unfinished
@@ -94,7 +94,7 @@ def longer(paths, computed, after, ends):
     return sorted(found, key=lambda path: -path[0])                   # ties keep their order
 
 
-def next_edges(model, states, tree):
+def edge_log_probs(model, states, tree):
     """Log-probability of each edge's token after each state (n, D) -> (n, E)."""
     found = []
     for part in states.split(max(1, AT_ONCE // len(model.vocabulary()))):
@@ -103,7 +103,7 @@ def next_edges(model, states, tree):
     return torch.cat(found)
 
 
-def next_and_last(tree):
+def following_edges(tree):
     """-> {edge or -1: edges that may follow it}, {last edge of a sequence: index of that one}."""
     after, ends = {}, {}
     for number, path in enumerate(tree.paths):
@@ -119,10 +119,10 @@ def next_and_last(tree):
     return after, ends
 
 
-def disagreements(choices, scores):
+def find_misses(choices, scores):
     """Rows where decoding missed the likeliest sequence -> [(row, chosen, best), ...].
 
-    choices: (B,), from `constrained`; scores: (B, L), exact scores of all sequences. A tie does not
+    choices: (B,), from `decode_constrained`; scores: (B, L), exact scores of all sequences. A tie does not
     count as a miss, a NaN does.
     """
     best = scores.max(1)

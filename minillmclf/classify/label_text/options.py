@@ -6,14 +6,14 @@ from ...errors import InputError
 from ...files import short
 from ...text.prompt import Prompt, Template
 from .masks import MaskReadout
-from .readout import ENDS, WAYS, LabelReadout, SourceReadout
+from .readout import ENDS, SCORE_BY, LabelReadout, SourceReadout
 from .wordings import default_template, read_label_texts
 
 READOUTS = {"decoder": LabelReadout, "encoder-decoder": SourceReadout,   # by Backbone.KIND
             "encoder": MaskReadout}
 
 
-def is_words(value):
+def is_strings(value):
     """Is it a list of strings?"""
     return isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value)
 
@@ -22,7 +22,7 @@ def is_shots(value):
     """Is it [(text or texts, label text), ...]?"""
     return isinstance(value, (list, tuple)) and all(
         isinstance(shot, (list, tuple)) and len(shot) == 2 and isinstance(shot[1], str)
-        and (isinstance(shot[0], str) or is_words(shot[0])) for shot in value)
+        and (isinstance(shot[0], str) or is_strings(shot[0])) for shot in value)
 
 
 def is_text(value):
@@ -32,11 +32,11 @@ def is_text(value):
 OPTIONS = {"template": (is_text, "a text"), "instruction": (is_text, "a text"),   # (test, wanted)
            "label_texts": (lambda value: isinstance(value, (dict, str)),
                            'an object {"label": ["text", ...]}'),
-           "fields": (is_words, "names"), "shots": (is_shots, "[[texts, label text], ...]"),
+           "fields": (is_strings, "names"), "shots": (is_shots, "[[texts, label text], ...]"),
            "end": (is_text, "a word"), "score_by": (is_text, "a word")}
 
 
-def read_readout(readout, options, labels):
+def read_label_options(readout, options, labels):
     """Check some of OPTIONS and add the defaults of the others -> dict; {} for readout "head".
     readout: "head" or "labels". InputError for options that are unknown or make no sense."""
     if readout not in ("head", "labels"):
@@ -51,9 +51,9 @@ def read_readout(readout, options, labels):
         if value and not test(value):
             raise InputError(f"{name} of the readout should be {words}, is {short(value)}")
     end, score_by = options.get("end") or "auto", options.get("score_by") or "sum"
-    if end not in ENDS or score_by not in WAYS:
+    if end not in ENDS or score_by not in SCORE_BY:
         raise InputError(f"end {short(end)}, score_by {short(score_by)}: known are "
-                         f"{', '.join(ENDS)}, and {', '.join(WAYS)}")
+                         f"{', '.join(ENDS)}, and {', '.join(SCORE_BY)}")
     template = options.get("template")
     pair = template is not None and "{text_a}" in template
     fields = list(options.get("fields") or (("text_a", "text_b") if pair else ("text",)))
@@ -64,19 +64,19 @@ def read_readout(readout, options, labels):
                  "label_texts": read_label_texts(options.get("label_texts") or "", labels),
                  "instruction": options.get("instruction") or "", "shots": shots, "end": end,
                  "score_by": score_by}
-    prompt_of(described)                                    # InputError for a faulty template
+    build_prompt(described)                                    # InputError for a faulty template
     return described
 
 
-def prompt_of(described):
+def build_prompt(described):
     """The Prompt that the options describe."""
     template = Template(described["template"], described["fields"])
     return Prompt(template, described["instruction"], described["shots"])
 
 
-def build_labels(backbone, tokenizer, labels, described):
-    """The readout of label texts for an architecture, from what `read_readout` returns."""
-    head = READOUTS[backbone.KIND](tokenizer, labels, prompt_of(described),
+def build_label_readout(backbone, tokenizer, labels, described):
+    """The readout of label texts for an architecture, from what `read_label_options` returns."""
+    head = READOUTS[backbone.KIND](tokenizer, labels, build_prompt(described),
                                    described["label_texts"], described["end"],
                                    described["score_by"])
     head.described, head.most_texts = described, len(described["fields"])

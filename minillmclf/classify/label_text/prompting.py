@@ -18,17 +18,17 @@ from ...text.batch import collate, make_batches, row_size
 from ...text.prompt import Prompt
 from ...text.tokenizers.tokenizer import load_tokenizer
 from ...training.metrics import evaluate
-from ..calibrate import CONTENT_FREE, Calibration, batch, contextual, temperature
+from ..calibrate import CONTENT_FREE, Calibration, fit_batch, fit_contextual, fit_temperature
 from ..head import pool
-from ..swap import averaged, swapped_label
-from .decode import constrained, disagreements
-from .options import build_labels, read_readout
-from .readout import text_scores
+from ..swap import average_orders, swap_label
+from .decode import decode_constrained, find_misses
+from .options import build_label_readout, read_label_options
+from .readout import text_log_probs
 from .shots import choose_shots, nearest_shots, shorten_shots
 from .wordings import wordings
 
 SHARE_OF_SHOTS = 0.75      # the most that shots take of a prompt's tokens; the rest is the row's
-ORDERS = 5                 # `variance` tries so many orders of the shots
+ORDERS = 5                 # `vary_prompt` tries so many orders of the shots
 ENCODER_TOKENS = 256       # the most tokens that a text's vector is made of
 
 
@@ -38,8 +38,8 @@ def change_prompt(model, **changes):
         raise InputError("this classifier has a head, which cannot be asked: build it with "
                          'readout="labels"')
     options = {key: value for key, value in model.head.described.items() if key != "readout"}
-    described = read_readout("labels", options | changes, model.labels)
-    head = build_labels(model.backbone, model.tokenizer, model.labels, described)
+    described = read_label_options("labels", options | changes, model.labels)
+    head = build_label_readout(model.backbone, model.tokenizer, model.labels, described)
     model.head = head.to(next(model.parameters()).device)
 
 
@@ -56,13 +56,13 @@ def set_shots(model, examples):
     return cut
 
 
-def show_shots(model, train, number, seed, order=0):
+def set_balanced_shots(model, train, number, seed, order=0):
     """Put `number` training rows, balanced, before every row -> how many of them were cut."""
     return set_shots(model, choose_shots(train, model.labels, number, seed, order))
 
 
 @torch.inference_mode()
-def vectors_of(texts, folder):
+def text_vectors(texts, folder):
     """A vector of length 1 for each row of texts: the mean of an encoder's last hidden states.
     -> numpy (N, D)"""
     encoder, tokenizer = load_backbone(folder), load_tokenizer(folder)
@@ -76,11 +76,11 @@ def vectors_of(texts, folder):
     return F.normalize(out, dim=-1).numpy()
 
 
-def with_nearest_shots(model, train, examples, number, folder):
+def encode_with_nearest_shots(model, train, examples, number, folder):
     """Encode each row after the `number` training rows nearest to it (Liu et al. 2022) -> encoded
     rows, how many rows were cut, how many rows had their shots cut."""
-    vectors = vectors_of([e.texts for e in train], folder)
-    queries = vectors_of([e.texts for e in examples], folder)
+    vectors = text_vectors([e.texts for e in train], folder)
+    queries = text_vectors([e.texts for e in examples], folder)
     encoded, rows_cut, shots_cut = [], 0, 0
     for example, query in zip(examples, queries):
         shots_cut += set_shots(model, nearest_shots(vectors, query, train, number)) > 0
@@ -91,7 +91,7 @@ def with_nearest_shots(model, train, examples, number, folder):
     return encoded, rows_cut, shots_cut
 
 
-def content_free(model):
+def encode_content_free(model):
     """Encoded rows without content: "N/A", "", and "[MASK]" unless that is a token."""
     fields = len(model.head.described["fields"])
     texts = [text for text in CONTENT_FREE if text != "[MASK]" or text not in model.tokenizer.vocab]
@@ -99,7 +99,7 @@ def content_free(model):
             for text in texts]
 
 
-def readings(model, sums, empty):
+def normalize_in_each_way(model, sums, empty):
     """Normalise log-probabilities (N, L) in several ways -> {way: scores (N, C)}.
 
     empty: (1, L), log-probabilities after the prompt with empty texts. PMI divides by these
@@ -112,22 +112,22 @@ def readings(model, sums, empty):
     return found | {"PMI": head.by_class(sums - empty)}
 
 
-def calibrations(scores, free, dev, dev_labels):
+def fit_calibrations(scores, free, dev, dev_labels):
     """Fit calibrations of scores (N, C) -> {name: Calibration}. free: scores of content-free rows
     (M, C), or None; dev: scores of dev rows, or None, with class numbers dev_labels."""
-    found = {} if free is None else {"contextual": contextual(free)}
+    found = {} if free is None else {"contextual": fit_contextual(free)}
     if len(scores) > 1:
-        found["batch"] = batch(scores)
+        found["batch"] = fit_batch(scores)
     if dev is not None:
-        found["temperature"] = temperature(dev, dev_labels)
+        found["temperature"] = fit_temperature(dev, dev_labels)
         if "batch" in found:
             bias = found["batch"]
-            after = temperature(bias(dev), dev_labels).temperature
+            after = fit_temperature(bias(dev), dev_labels).temperature
             found["batch, temperature"] = Calibration(bias.bias, after)
     return found
 
 
-def read_all(model, encoded, dev, dev_labels, shared_prompt, batch_size):
+def read_answers(model, encoded, dev, dev_labels, shared_prompt, batch_size):
     """Read the answers to encoded rows in each way -> {name: scores (N, C)}, plain ones first.
 
     dev: encoded rows with class numbers dev_labels, or None. shared_prompt: do all rows have the
@@ -139,31 +139,31 @@ def read_all(model, encoded, dev, dev_labels, shared_prompt, batch_size):
         rows, dev_rows = ([model.task.sequences(row)[order] for row in part or []]
                           for part in (encoded, dev))
         if order and dev:                               # swapping answers swaps the classes a and b
-            swapped = [swapped_label(model.labels[label]) for label in dev_labels]
+            swapped = [swap_label(model.labels[label]) for label in dev_labels]
             targets = [model.labels.index(label) for label in swapped]
-        found.append(read_order(model, rows, dev_rows, targets, shared_prompt, batch_size))
+        found.append(read_one_order(model, rows, dev_rows, targets, shared_prompt, batch_size))
     if len(found) == 1:
         return found[0]
-    return {name: averaged(torch.cat([each[name] for each in found]), model.labels)
+    return {name: average_orders(torch.cat([each[name] for each in found]), model.labels)
             for name in found[0]}
 
 
-def read_order(model, encoded, dev, dev_labels, shared_prompt, batch_size):
-    """`read_all` for rows of one sequence each."""
+def read_one_order(model, encoded, dev, dev_labels, shared_prompt, batch_size):
+    """`read_answers` for rows of one sequence each."""
     head, free, ways = model.head, None, {}
-    sums = text_scores(model, encoded, batch_size)
+    sums = text_log_probs(model, encoded, batch_size)
     plain = head.by_class(sums)
     if shared_prompt:
-        free_sums = text_scores(model, content_free(model), batch_size)
+        free_sums = text_log_probs(model, encode_content_free(model), batch_size)
         free = head.by_class(free_sums)
-        ways = readings(model, sums, free_sums[[CONTENT_FREE.index("")]])
-    dev_scores = head.by_class(text_scores(model, dev, batch_size)) if dev else None
-    for name, calibration in calibrations(plain, free, dev_scores, dev_labels).items():
+        ways = normalize_in_each_way(model, sums, free_sums[[CONTENT_FREE.index("")]])
+    dev_scores = head.by_class(text_log_probs(model, dev, batch_size)) if dev else None
+    for name, calibration in fit_calibrations(plain, free, dev_scores, dev_labels).items():
         ways[name] = calibration(plain)
     return {"as it is": plain, **ways}
 
 
-def variance(model, data, examples, shots, seed, batch_size=64, say=print):
+def vary_prompt(model, data, examples, shots, seed, batch_size=64, say=print):
     """Accuracy of each wording with each order of the shots, plain and calibrated -> list of dicts.
 
     Without shots there is one order.
@@ -172,9 +172,9 @@ def variance(model, data, examples, shots, seed, batch_size=64, say=print):
     for number, wording in enumerate(wordings(model.head.described["fields"]), 1):
         for order in range(ORDERS if shots else 1):
             change_prompt(model, template=wording, shots=[])
-            show_shots(model, data.train, shots, seed, order)
+            set_balanced_shots(model, data.train, shots, seed, order)
             encoded, _ = model.encode([e.texts for e in examples])
-            scores = read_all(model, encoded, None, None, True, batch_size)
+            scores = read_answers(model, encoded, None, None, True, batch_size)
             row = {way: evaluate(scores[way].softmax(-1).numpy(), targets, model.labels)["accuracy"]
                    for way in ("as it is", "contextual", "batch")}
             found.append({"wording": number, "template": wording, "order": order, **row})
@@ -183,25 +183,25 @@ def variance(model, data, examples, shots, seed, batch_size=64, say=print):
     return found
 
 
-def spread(found, way):
-    """Mean, minimum, maximum and standard deviation of an accuracy over what `variance` found."""
+def summarize_accuracy(found, way):
+    """Mean, minimum, maximum and standard deviation of an accuracy over what `vary_prompt` found."""
     values = [row[way] for row in found]
     return {"mean": statistics.mean(values), "min": min(values), "max": max(values),
             "sd": statistics.pstdev(values)}
 
 
 @torch.inference_mode()
-def decoding_report(model, encoded, examples, beams, batch_size=64, most=5):
+def report_decoding(model, encoded, examples, beams, batch_size=64, most=5):
     """Where constrained decoding chooses another label text than exact scoring -> lines. Of a row
     with two answers in both orders, the first order is read."""
     encoded = [model.task.sequences(row)[0] for row in encoded]
-    sums = text_scores(model, encoded, batch_size)
+    sums = text_log_probs(model, encoded, batch_size)
     choices = torch.empty(len(encoded), dtype=torch.long)
     device = next(model.parameters()).device
     for rows in make_batches(list(map(row_size, encoded)), batch_size):
         b = collate(encoded, rows, model.tokenizer.pad_id).to(device)
-        choices[rows] = constrained(model.backbone, b.ids, b.mask, model.head.tree, beams)[0].cpu()
-    missed, texts = disagreements(choices, sums), model.head.texts
+        choices[rows] = decode_constrained(model.backbone, b.ids, b.mask, model.head.tree, beams)[0].cpu()
+    missed, texts = find_misses(choices, sums), model.head.texts
     lines = [f"decoding with {beams} beam{'s' * (beams > 1)} misses the likeliest label text in "
              f"{len(missed)} of {len(encoded)} rows"]
     for row, chosen, best in missed[:most]:

@@ -25,8 +25,8 @@ from ...models.tree import Tree, log_probs, pad_right, shared
 from ...training.completion_loss import text_to_text_loss
 from ..readout import Readout
 
-ENDS, WAYS = ("auto", "none", "eos"), ("sum", "token", "char", "byte")
-SHARE_FROM = 16          # tokens; a shorter common beginning is not worth a forward pass of its own
+ENDS, SCORE_BY = ("auto", "none", "eos"), ("sum", "token", "char", "byte")
+MIN_SHARED_TOKENS = 16          # tokens; a shorter common beginning is not worth a forward pass of its own
 
 
 def ids_after(tokenizer, context, more):
@@ -159,7 +159,7 @@ class LabelReadout(Readout):
         tokens = self.shared_tokens
         if tokens is None:                             # outside of `reading`: compare this batch
             tokens = shared(ids, mask) if len(ids) > 1 else 0
-        if tokens < SHARE_FROM:
+        if tokens < MIN_SHARED_TOKENS:
             return ids, mask, None
         cache = self.shared_cache or prefill(backbone, ids[:1, :tokens])
         if self.shared_tokens is not None:
@@ -170,7 +170,7 @@ class LabelReadout(Readout):
     def reading(self, model, encoded):
         """with head.reading(model, encoded): the rows' common beginning is read once for all."""
         sequences = [ids for row in encoded for ids, _ in model.task.sequences(row)]
-        self.shared_tokens = common(sequences)
+        self.shared_tokens = common_length(sequences)
         try:
             yield
         finally:
@@ -222,14 +222,14 @@ class SourceReadout(LabelReadout):
         return text_to_text_loss(backbone, ids, mask, label_ids, real) * real.sum()
 
 
-def text_scores(model, encoded, batch_size=64):
+def text_log_probs(model, encoded, batch_size=64):
     """A classifier's log-probability of each label text -> (N, L). Rows have one sequence each."""
     def compute(batch):
         return model(batch, model.head.text_scores)
     return model.over(encoded, compute, len(model.head.texts), batch_size)
 
 
-def common(rows):
+def common_length(rows):
     """How many ids all lists begin with; at least one of each is left over."""
     if not rows:
         return 0

@@ -29,7 +29,7 @@ def choose_shots(examples, labels, number, seed, order=0):
         if not rows[label]:
             raise InputError(f"class {label!r} has 0 of {len(examples)} rows: add rows of it, or "
                              "ask for 0 shots")
-    _check_number(number, sum(map(len, rows.values())))
+    check_number(number, sum(map(len, rows.values())))
     turns, chosen = draw.sample(list(labels), len(labels)), []
     while len(chosen) < number:                            # one of each class with rows left
         for label in turns:
@@ -50,14 +50,14 @@ def nearest_shots(vectors, query, examples, number):
     if not (np.isfinite(vectors).all() and np.isfinite(query).all()):
         raise InputError("a vector of a text is not finite: the model that gave it overflows, use "
                          "another or float32")
-    _check_number(number, len(examples))
+    check_number(number, len(examples))
     lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)                       # (N,)
     cosines = vectors @ query / np.where(lengths > 0, lengths, 1.0)                         # (N,)
     nearest = np.argsort(-cosines, kind="stable")[:number]
     return [examples[i] for i in nearest[::-1]]
 
 
-def _check_number(number, rows):
+def check_number(number, rows):
     if not 0 <= number <= rows:
         raise InputError(f"{number} shots asked for, {rows} rows to choose from: ask for 0 to "
                          f"{rows}")
