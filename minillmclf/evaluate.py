@@ -148,19 +148,19 @@ def saved(a):
     set_swap(model, a.swap)
     texts, targets = [row.texts for row in rows], model.task.targets(rows, name)
     encoded, shortened = model.encode(texts)
-    probabilities = model.probabilities(model.scores(encoded, a.batch_size))
+    probabilities = model.probabilities(model.compute_logits(encoded, a.batch_size))
     metrics = model.task.evaluate(probabilities, targets)
     own_dev = a.data is None and a.split == "dev"
-    print("\n".join(model.task.table({folder.name: metrics}, name, rows, fitted=own_dev)))
-    most = model.head.limit(model.max_length)[1]
-    mistakes = model.task.mistakes(probabilities, targets)
+    print("\n".join(model.task.metric_lines({folder.name: metrics}, name, rows, fitted=own_dev)))
+    most = model.head.length_limit(model.max_length)[1]
+    mistakes = model.task.confusion_text(probabilities, targets)
     print(f"\n{shortened} of {len(rows)} texts cut to {most} tokens. {mistakes}".rstrip())
     return name, rows, metrics | checked(model, texts, a.batch_size)
 
 
 def checked(model, texts, batch_size):
     """Print the task's checks of rows and of answers -> their results, a dict."""
-    answers = model.task.check_answers(model, texts, lambda rows: model.scores(rows, batch_size))
+    answers = model.task.check_answers(model, texts, lambda rows: model.compute_logits(rows, batch_size))
     found, lines = model.task.check_rows(model, texts)
     for line in lines + model.task.answer_lines(answers):
         print(line)
@@ -224,7 +224,7 @@ def readings(a, model, data, name, seed):
                                                a.neighbours)[0]
     else:
         shorter = prompting.set_balanced_shots(model, data.train, a.shots, seed)
-        first = model.head.fitted(model.tokenizer, texts[0], model.max_length)[0]
+        first = model.head.fit_texts(model.tokenizer, texts[0], model.max_length)[0]
         print(f"{model.head.prompt.shown(first)}\n\n{a.shots} shots, {shorter} of them shortened. "
               "Above: the first prompt, and where the label goes.\n")
         encoded, cut = model.encode(texts)
@@ -234,12 +234,12 @@ def readings(a, model, data, name, seed):
                               a.batch_size)
     results = {way: evaluate(scores.softmax(-1).numpy(), targets, data.labels)
                for way, scores in ways.items()}
-    table = task.table(task.baselines(data, quick=True) | results, name, rows)
+    table = task.metric_lines(task.baselines(data, quick=True) | results, name, rows)
     print("\n".join(table[:table.index("")]))                       # without F1 of each class
     print(f"\n{cut} of {len(rows)} rows cut to {model.max_length} tokens")
     if a.beams:
         print("\n".join(prompting.report_decoding(model, encoded, rows, a.beams, a.batch_size)))
-    settings = {"readout": model.head.described, "max_length": model.max_length, "seed": seed,
+    settings = {"readout": model.head.label_options, "max_length": model.max_length, "seed": seed,
                 "shots": a.shots, "neighbours": a.neighbours}
     checks = {} if a.neighbours else checked(model, texts, a.batch_size)
     return {"settings": settings, "results": results, **checks}

@@ -71,10 +71,10 @@ def learn(s, model, data, folder, say, on_epoch=None):
     process took. s: cli.settings.Settings; data: train, dev, test rows; say: prints a line."""
     from .training import loop                             # it loads torch, which takes seconds
     from .training.plan import Split
-    rows = model.task.training_rows(data.train)
+    rows = model.task.training_examples(data.train)
     train, dev = encode(model, rows, training=True)[0], encode(model, data.dev)[0]
     drawn = random.Random(f"fitted:{s.seed}").sample(range(len(rows)), min(len(rows), FITTED_ROWS))
-    sample = Split([train.encoded[row] for row in drawn], [train.labels[row] for row in drawn])
+    sample = Split([train.encoded[row] for row in drawn], [train.targets[row] for row in drawn])
     started = time.monotonic()
     bar = Progress(say is silent, dynamic_ncols=True, leave=False)
     with bar, StopSignal() as stop, features(s, model, [*train.encoded, *dev.encoded]):
@@ -86,13 +86,13 @@ def learn(s, model, data, folder, say, on_epoch=None):
             bar(step, total, loss=f"{loss:.3f}")
 
         def after_epoch(line):
-            logits = model.scores(sample.encoded, s.eval_batch_size)
-            fitted = model.task.measure(model.probabilities(logits), sample.labels)
+            logits = model.compute_logits(sample.encoded, s.eval_batch_size)
+            fitted = model.task.measure(model.probabilities(logits), sample.targets)
             line[f"train_{s.metric}"] = fitted[s.metric]           # on the same rows in each epoch
             say_above(epoch_line(line, s.metric, model.task.METRICS))
             if on_epoch:
                 on_epoch(dict(line))
-        step, store = step_and_store(s, model, train.labels, folder, stop, say_above)
+        step, store = step_and_store(s, model, train.targets, folder, stop, say_above)
         hooks = loop.Hooks(after_step, after_epoch)
         progress = loop.fit(model, train, dev, s, store, step, hooks)
     if progress is not None and writes_files():
@@ -130,11 +130,11 @@ def finish(s, model, data, folder, record, progress, timing):
 
     def dev_probabilities():
         return model.probabilities(logits(encode(model, data.dev)[0].encoded))
-    model.task = model.task.fitted(dev_probabilities, data.dev)    # such as a cut-off per label
+    model.task = model.task.fit_to_dev(dev_probabilities, data.dev)    # such as a cut-off per label
     checks = model.task.check_answers(model, [e.texts for e in examples], logits)
     if not collect(model):
         return record                      # of several processes the main one alone writes files
-    name, own = f"{Path(s.model).name}, {s.method}", model.task.evaluate(probabilities, rows.labels)
+    name, own = f"{Path(s.model).name}, {s.method}", model.task.evaluate(probabilities, rows.targets)
     timing |= {"peak_memory_mb": peak_memory()}
     model.save(folder)                     # before the baselines, which may run out of memory
     check_saved(model, folder, [e.texts for e in examples[:3]])
@@ -154,7 +154,7 @@ def show_record(record, data, folder, say=print):
     speed = ""
     if "examples_per_second" in timing:
         speed = f"{timing['examples_per_second']:.0f} examples a second, "
-    lines = task.table(record["results"], split, getattr(data, split), fitted=split == "dev")
+    lines = task.metric_lines(record["results"], split, getattr(data, split), fitted=split == "dev")
     say("\n" + "\n".join(lines))
     for line in task.answer_lines(record):
         say("\n" + line)
@@ -164,7 +164,7 @@ def show_record(record, data, folder, say=print):
         f"peak memory {timing['peak_memory_mb']} MB")
     if folder:
         say(f"saved in {folder}; try:  python -m minillmclf.predict --model {folder} "
-            f"{task.EXAMPLE}")
+            f"{task.PREDICT_EXAMPLE}")
     for line in baseline_warning(record):
         say(line)
 
@@ -178,14 +178,14 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     run_files = run_folder.RunFolder(folder)
     place = run_folder.place_of(s, folder, data, overwrite)     # the folder, or a new one inside it
     model, trainable, total = build(s, data.labels, data.columns)
-    model.read_as(reading_of(s, data))
+    model.set_reading(reading_of(s, data))
     prepare(s, model)
     report = diagnose(model, data)
     say("\n".join(report.lines()))
     cut, lines = model.task.check_rows(model, [e.texts for e in data.train + data.dev + data.test])
     if lines:
         say("\n" + "\n".join(lines))
-    if model.head.described:                 # it reads label texts
+    if model.head.label_options:                 # it reads label texts
         from .classify.label_text.doctor import examine_labels
         say("\n" + "\n".join(examine_labels(model.tokenizer, model.head, model.labels).lines()))
     say("\n" + "\n".join(model_lines(s, model, trainable, total)))

@@ -41,7 +41,7 @@ def with_words(words, ids, mask, types=None):
     new_ids, new_types, new_mask = (torch.zeros(len(ids), P + ids.shape[1], dtype=torch.long) for _ in range(3))
     for number, real in enumerate(mask.bool()):
         kinds = torch.zeros_like(ids[number]) if types is None else types[number]
-        row, kinds = prompted.extend((ids[number][real].tolist(), kinds[real].tolist()))
+        row, kinds = prompted.add_words((ids[number][real].tolist(), kinds[real].tolist()))
         place = slice(0, len(row)) if real[0] else slice(new_ids.shape[1] - len(row), None)
         new_ids[number, place], new_types[number, place] = torch.tensor(row), torch.tensor(kinds)
         new_mask[number, place] = 1

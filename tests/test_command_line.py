@@ -537,7 +537,7 @@ def test_a_head_that_pools_by_position_can_be_saved_and_loaded(place, tmp_path):
     model.save(tmp_path / "model")
     again = Classifier.load(tmp_path / "model")
     assert (
-        again.head.pooling == "position"
+        again.head.pool_option == "position"
         and (again.predict(["a rose", "soup"]) == model.predict(["a rose", "soup"])).all()
     )
 

@@ -43,7 +43,7 @@ def some_rows(model, count=8):
 
 def backward(model):
     rows = some_rows(model)
-    batch = collate(rows.encoded, range(8), labels=rows.labels)
+    batch = collate(rows.encoded, range(8), labels=rows.targets)
     nn.functional.cross_entropy(model(batch), batch.labels).backward()
     return model
 

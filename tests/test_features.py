@@ -139,10 +139,10 @@ def test_texts_are_told_apart_and_unknown_ones_are_read(folder):
     model = classifier(folder)
     known, other = some_rows(model, 6).encoded, some_rows(model, 5, seed=9).encoded
     turned = [(ids, [1] * len(ids)) for ids, _ in known]                            # other token types
-    plain = [model.scores(rows) for rows in (known, other, turned, known + other)]
+    plain = [model.compute_logits(rows) for rows in (known, other, turned, known + other)]
     with cached_features(model, known, Settings()):
         assert "states" in vars(model.backbone)
-        found = [model.scores(rows) for rows in (known, other, turned, known + other)]
+        found = [model.compute_logits(rows) for rows in (known, other, turned, known + other)]
     for a, b in zip(found, plain):
         assert torch.allclose(a, b, atol=1e-5, rtol=0)
     assert (plain[0] - plain[2]).abs().max() > 1e-3, "token types change nothing, so this compares nothing"

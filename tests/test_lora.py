@@ -192,21 +192,21 @@ def dropout_on_all(self, x):
 
 
 def attached_lengths(self, W):
-    return torch.linalg.norm(W + self.update(), dim=1)
+    return torch.linalg.norm(W + self.update_matrix(), dim=1)
 
 
 def column_lengths(self, W):
-    rows = W + self.update()
+    rows = W + self.update_matrix()
     return torch.linalg.norm(rows.detach(), dim=0 if len(W) == len(W.T) else 1)
 
 
 def unscaled_divisor(self, W):
-    return torch.linalg.norm((W + self.update() / self.config.scale).detach(), dim=1)
+    return torch.linalg.norm((W + self.update_matrix() / self.config.scale).detach(), dim=1)
 
 
 def scaled_bias(self, x):
     W = self.base.weight
-    factor = self.m / self.lengths(W)
+    factor = self.m / self.row_norms(W)
     return factor * (self.base(x) + x @ self.A.T @ (self.config.scale * self.B).T)
 
 
@@ -216,9 +216,9 @@ WRONG = {
                                       {"use_rslora": True}),
     "A and B exchanged": (LoraLinear, "forward", exchanged, {}),
     "dropout on the base's input too": (LoraLinear, "forward", dropout_on_all, {"dropout": 0.4}),
-    "DoRA's divisor not held constant": (DoraLinear, "lengths", attached_lengths, {"use_dora": True}),
-    "DoRA's lengths of columns": (DoraLinear, "lengths", column_lengths, {"use_dora": True}),
-    "DoRA's divisor without s": (DoraLinear, "lengths", unscaled_divisor, {"use_dora": True}),
+    "DoRA's divisor not held constant": (DoraLinear, "row_norms", attached_lengths, {"use_dora": True}),
+    "DoRA's lengths of columns": (DoraLinear, "row_norms", column_lengths, {"use_dora": True}),
+    "DoRA's divisor without s": (DoraLinear, "row_norms", unscaled_divisor, {"use_dora": True}),
     "DoRA's factor on the bias": (DoraLinear, "forward", scaled_bias, {"use_dora": True}),
 }
 

@@ -40,7 +40,7 @@ def recipe(method):
 
 
 def scores(model):
-    return model.scores(model.encode(TEXTS)[0])
+    return model.compute_logits(model.encode(TEXTS)[0])
 
 
 def train(model, steps=10):
@@ -105,7 +105,7 @@ import torch
 from safetensors.torch import save_file
 from minillmclf.classify.classifier import Classifier
 texts, folders, out = json.load(open(sys.argv[1]))
-save_file({folder: (lambda m: m.scores(m.encode(texts)[0]))(Classifier.load(folder)) for folder in folders}, out)
+save_file({folder: (lambda m: m.compute_logits(m.encode(texts)[0]))(Classifier.load(folder)) for folder in folders}, out)
 """
 
 

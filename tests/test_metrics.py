@@ -152,12 +152,12 @@ def test_features_are_tf_idf_rows_of_length_one():
     assert bag.features(["unknown"]).to_dense().abs().sum() == 0
 
 
-@pytest.mark.parametrize("strength", BagOfWords.STRENGTHS)
+@pytest.mark.parametrize("strength", BagOfWords.PENALTIES)
 def test_the_gradient_at_the_optimum_is_next_to_nothing(strength):
     texts, labels = separable(60, 3)
     bag = BagOfWords(2).fit(texts, labels, texts, labels)
     x, y = bag.features(texts).to_dense(), torch.tensor(labels)
-    w, b = bag.regress(bag.features(texts), y, strength)
+    w, b = bag.fit_weights(bag.features(texts), y, strength)
     p, target = torch.softmax(x @ w + b, dim=1), torch.eye(2)[y]
     gradient = torch.cat([(x.T @ (p - target) / len(y) + 2 * strength * w).flatten(), (p - target).mean(0)])
     at_start = torch.cat([(x.T @ (0.5 - target) / len(y)).flatten(), (0.5 - target).mean(0)])
@@ -177,7 +177,7 @@ def test_macro_f1_is_over_the_classes_that_occur():
 
 def test_the_table_names_classes_without_rows():
     rows = [Example(("text",), label, line) for line, label in enumerate("aba", 2)]
-    lines = SingleLabel(["a", "b", "c"]).table({"model": evaluate(np.eye(3)[[0, 1, 1]], [0, 1, 0], ["a", "b", "c"])}, "test", rows)
+    lines = SingleLabel(["a", "b", "c"]).metric_lines({"model": evaluate(np.eye(3)[[0, 1, 1]], [0, 1, 0], ["a", "b", "c"])}, "test", rows)
     assert lines[0].startswith("test (3 rows)")
     assert [line for line in lines if "no rows" in line] == ["  c  0.000  (no rows of it here)"]
 

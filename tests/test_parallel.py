@@ -182,7 +182,7 @@ def test_two_processes_drop_other_neurons(monkeypatch):
     """Each process seeds its own dropout; the main process has the seed of a run alone."""
     seeds = []
     monkeypatch.setattr(parallel.loop, "add_gradients", lambda *_: seeds.append(torch.initial_seed()) or 0.0)
-    monkeypatch.setattr(parallel.loop, "update", lambda *_: None)
+    monkeypatch.setattr(parallel.loop, "update_weights", lambda *_: None)
     monkeypatch.setattr(parallel, "all_reduce", lambda number: number)
     model, rows = torch.nn.Linear(2, 2), Split([None] * 2, [0, 1])
     for rank in range(2):

@@ -54,7 +54,7 @@ def bases(folders):  # noqa: F811
 
 
 def scores(model):
-    return model.scores(model.encode(TEXTS)[0])
+    return model.compute_logits(model.encode(TEXTS)[0])
 
 
 def stir(model, seed=5):

@@ -65,7 +65,7 @@ def classifier(folder, asked, labels=LABELS, **more):
 
 
 def answers(model, rows=ROWS):
-    return model.scores(model.encode(rows)[0]).softmax(-1)
+    return model.compute_logits(model.encode(rows)[0]).softmax(-1)
 
 
 # ------------------------------------------------------------------------------------------------ the formula
@@ -149,7 +149,7 @@ def test_training_rows_are_doubled_with_their_labels_and_no_other_row():
 def test_each_swap_says_where_both_orders_are_used(way, folders):
     model = classifier(folders["gpt2"], {"kind": "head", "swap": way})
     task, examples = model.task, [Example(ROWS[0], "a", 2)]
-    assert len(task.training_rows(examples)) == (2 if way in ("train", "both") else 1)
+    assert len(task.training_examples(examples)) == (2 if way in ("train", "both") else 1)
     learned, read = (model.encode(ROWS[:1], training=now)[0][0] for now in (True, False))
     orders = 2 if way in ("predict", "both") else 1
     assert len(task.sequences(learned)) == 1 and len(task.sequences(read)) == orders
@@ -183,7 +183,7 @@ def test_the_order_of_the_answers_changes_nothing(name, asked, labels, folders):
     a, b, tie = (p[:, labels.index(side)] for side in LABELS)
     assert abs(a[2] - b[2]) < 1e-6, f"{name}: of two equal answers one is preferred"
     assert (a[:2] - b[:2]).abs().min() > 1e-4 and tie.min() > 0, f"{name}: nothing is preferred, so this compares nothing"
-    once = measure_inconsistency(model, ROWS, model.scores)
+    once = measure_inconsistency(model, ROWS, model.compute_logits)
     assert (once["mean_difference"] > 1e-3) == (asked is BOTH_WAYS), f"{name}: {once}: one head is biased, the other cannot be"
 
 
@@ -243,7 +243,7 @@ def test_long_answers_are_cut_and_none_vanishes(folders):
         (row,), cut = model.encode([long])
         assert cut == 1 and all(len(ids) == 64 for ids, _ in model.task.sequences(row)), f"{asked}: not the whole room is used"
         assert any(model.tokenizer.ids("storm")[0] in ids for ids, _ in model.task.sequences(row)), f"{asked}: the end of an answer, which often decides, is gone"
-        assert model.head.length(model.tokenizer, long) > 300
+        assert model.head.count_tokens(model.tokenizer, long) > 300
         counts = count_cuts(model, [long, *ROWS])
         assert counts == {"prompt": 0, "a": 1, "b": 1, "of": 4}, f"{asked}: {counts}"
         assert describe_cuts(counts) == "shortened: the prompt in 0 of 4 rows, a in 1, b in 1"
@@ -263,16 +263,16 @@ def test_micro_batches_have_the_gradient_of_the_whole(folders):
 
 # Each is a mistake that is easily made, and the test that has to see it.
 WRONG = {
-    "texts are exchanged, labels not": (swap, "swapped_label", lambda label: label,
+    "texts are exchanged, labels not": (swap, "swap_label", lambda label: label,
                                         lambda _: test_training_rows_are_doubled_with_their_labels_and_no_other_row()),
     "the mean without the exchange of columns": (
-        preference, "averaged", lambda scores, labels: torch.logaddexp(*scores.log_softmax(-1).chunk(2)).log_softmax(-1),
+        preference, "average_orders", lambda scores, labels: torch.logaddexp(*scores.log_softmax(-1).chunk(2)).log_softmax(-1),
         lambda folders: test_the_order_of_the_answers_changes_nothing("bert", BOTH_WAYS, LABELS, folders)),
     "the mean of twice the same order": (
-        preference, "swapped", lambda texts: texts,
+        preference, "swap_texts", lambda texts: texts,
         lambda folders: test_the_order_of_the_answers_changes_nothing("bert", BOTH_WAYS, LABELS, folders)),
     "the mean of scores, not of probabilities": (
-        preference, "averaged", lambda scores, labels: scores.chunk(2)[0] + swap_columns(scores.chunk(2)[1], labels),
+        preference, "average_orders", lambda scores, labels: scores.chunk(2)[0] + swap_columns(scores.chunk(2)[1], labels),
         lambda folders: test_label_texts_are_read_in_both_orders_too("gpt2", folders)),
     "a tie that depends on one worth": (
         preference, "davidson", lambda r_a, r_b, log_nu: torch.stack([r_a, r_b, log_nu + r_a], 1).log_softmax(1),
@@ -281,7 +281,7 @@ WRONG = {
         preference, "davidson", lambda r_a, r_b, log_nu: torch.stack([r_a, r_b, log_nu.expand_as(r_a)], 1).log_softmax(1),
         lambda folders: test_the_two_answers_are_read_apart("bert", folders)),
     "classes in the order a, b, tie whatever their names": (
-        preference, "order_of", lambda labels: [0, 1, 2],
+        preference, "side_numbers", lambda labels: [0, 1, 2],
         lambda folders: test_the_order_of_the_answers_changes_nothing("bert", APART, ["tie", "b", "a"], folders)),
 }
 
@@ -485,7 +485,7 @@ def test_a_saved_head_may_average_or_not(folders, tmp_path, capsys):
 
 def test_the_calibration_stays_where_the_swap_changes(folders):
     model = classifier(folders["gpt2"], HEAD)
-    model.task.calibrate({"bias": [0.3, -0.2, 0.1], "temperature": 2.0})
+    model.task.set_calibration({"bias": [0.3, -0.2, 0.1], "temperature": 2.0})
     kept = model.task.calibration
     for way in ("predict", "none"):
         set_swap(model, way)

@@ -221,7 +221,7 @@ PREFIX_FAULTS = {
                                            for family in families])
 def test_wrong_prefixes_are_noticed(fault, family, monkeypatch):
     if fault == "only the first layer":
-        monkeypatch.setattr(Prefix, "numbers", lambda self, right=Prefix.numbers: right(self).clone())
+        monkeypatch.setattr(Prefix, "embeddings", lambda self, right=Prefix.embeddings: right(self).clone())
     PREFIX_FAULTS[fault][0](monkeypatch)
     with torch.no_grad():
         assert prefix_error(family) > 1e-3, f"a prefix with {fault} passes for a right one"
@@ -237,7 +237,7 @@ WRONG_PROMPTS = {
 @pytest.mark.parametrize("family", ["bert", "deberta", "gpt2", "llama", "gemma2", "t5"])
 @pytest.mark.parametrize("how", WRONG_PROMPTS)
 def test_wrong_prompts_are_noticed(how, family, monkeypatch):
-    monkeypatch.setattr(PromptedEncode, "extend", WRONG_PROMPTS[how])
+    monkeypatch.setattr(PromptedEncode, "add_words", WRONG_PROMPTS[how])
     assert prompt_error(family) > 1e-3, f"a prompt {how} passes for a right one"
 
 
@@ -258,7 +258,7 @@ def test_attention_behind_a_prefix_by_hand(causal):
     torch.manual_seed(0)
     prefix, mask = Prefix((1, K, d), P), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
     prefix.load(torch.randn(P, 2 * K * d))
-    before_k, before_v = prefix.numbers().unflatten(1, (2, K, d)).unbind(1)                  # (P, K, d)
+    before_k, before_v = prefix.embeddings().unflatten(1, (2, K, d)).unbind(1)                  # (P, K, d)
     q, k, v = (torch.randn(6, heads, d) for heads in (H, K, K))                              # packed
     rows = CachedRows(mask, prefix.cache(2))
     found = (causal_attention(q, k, v, rows, window) if causal else
@@ -367,7 +367,7 @@ def test_a_projection_can_be_dropped_after_training():
     attach_prefix(model, 3, projection=True)
     disturb(model, 0.5)
     with torch.no_grad():
-        expected, numbers = model(*batch), model.backbone.prefix.numbers()
+        expected, numbers = model(*batch), model.backbone.prefix.embeddings()
         detach_prefix(model)
         attach_prefix(model, 3).load(numbers)
         assert torch.equal(model(*batch), expected)
@@ -615,10 +615,10 @@ def copied(model, encoder, method, scale):
     prefix.embedding.load_state_dict(encoder.embedding.state_dict())
     if method == "projection":
         prefix.transform.load_state_dict(encoder.transform.state_dict())
-    assert torch.allclose(prefix.numbers(), encoder(torch.arange(4)), atol=1e-6), "other numbers than in PEFT"
+    assert torch.allclose(prefix.embeddings(), encoder(torch.arange(4)), atol=1e-6), "other numbers than in PEFT"
     if isinstance(model, T5):                      # PEFT hands its layers out in another order
         layers = prefix.shape[0]
-        numbers = prefix.numbers().unflatten(1, (layers, -1))
+        numbers = prefix.embeddings().unflatten(1, (layers, -1))
         detach_prefix(model)
         attach_prefix(model, 4).load(numbers[:, [2 * layer % layers for layer in range(layers)]].flatten(1))
     return lambda ids, mask: (ids, mask, None)

@@ -148,7 +148,7 @@ def by_hand(model, name, rows, dev):
 
 def sums_of_empty(model, texts):
     """As sums_of, for texts that `encode` would refuse as blank."""
-    return text_log_probs(model, [model.head.lay_out(model.tokenizer, (text,), model.max_length)[0] for text in texts])
+    return text_log_probs(model, [model.head.encode_row(model.tokenizer, (text,), model.max_length)[0] for text in texts])
 
 
 # ------------------------------------------------------------------------------------------------ 1. the table
@@ -302,7 +302,7 @@ def test_too_many_shots_are_shortened_and_the_row_keeps_its_place(name, room, pl
     for (texts, label), example in zip(shown, whole, strict=True):
         assert texts[0] and example.texts[0].startswith(texts[0]) and label == TEXTS[name][example.label][0], (texts, example)
     assert model.head.prompt.instruction == INSTRUCTION and out.startswith(INSTRUCTION + "\n\nText: ")
-    longest = 0 if name == "t5" else model.head.longest
+    longest = 0 if name == "t5" else model.head.longest_label
     assert max(len(ids) for ids, _ in encoded) + longest <= room, "a row does not fit"
     whole_rows = [model.tokenizer.ids(model.head.prompt.render(texts)) for texts in texts_of(data.test)]
     kept = [tuple(ids[:len(row)]) == tuple(row) or row == ids[1:1 + len(row)] for (ids, _), row in zip(encoded, whole_rows)]
@@ -345,7 +345,7 @@ def test_the_prompt_shown_is_cut_as_the_encoded_one(place, ask, watched, tmp_pat
 def test_an_instruction_may_take_most_of_the_room_where_there_are_no_shots(place, data, ask):
     long = " ".join(small.FILLERS)
     model = built(place, "gpt2", instruction=long)
-    room = len(model.tokenizer.ids(model.head.prompt.render([""]))) + model.head.longest + 15
+    room = len(model.tokenizer.ids(model.head.prompt.render([""]))) + model.head.longest_label + 15
     built(place, "gpt2", instruction=long, max_length=room).predict(texts_of(data.test))       # refuses nothing
     ask("gpt2", "--instruction", long, "--max-length", room)
 
@@ -402,7 +402,7 @@ def test_each_row_is_asked_behind_its_own_neighbours(name, place, data, ask, wat
     assert (ways["as it is"] - added(sums_of_rows(model, encoded), TEXTS[name])).abs().max() < 1e-4
     different = {tuple(texts_of(shots)) for shots in neighbours_by_hand(place, data, data.test, 2)}
     assert len(different) > 3, "nearly all rows have the same neighbours, so this compares little"
-    assert model.head.described["shots"] == [], "the shots of the last row should not stay"
+    assert model.head.label_options["shots"] == [], "the shots of the last row should not stay"
 
 
 def sums_of_rows(model, encoded):
@@ -413,7 +413,7 @@ def sums_of_rows(model, encoded):
 def test_shots_of_neighbours_are_shortened_too(place, data):
     model = built(place, "gpt2", max_length=150)
     encoded, cut, _ = prompting.encode_with_nearest_shots(model, data.train, data.test, 4, place / "encoder")
-    assert max(len(ids) for ids, _ in encoded) + model.head.longest <= 150
+    assert max(len(ids) for ids, _ in encoded) + model.head.longest_label <= 150
     for row, (ids, _) in zip(data.test, encoded):
         prompt = model.tokenizer.decode(ids)
         assert prompt.count("Text: ") == 5 and prompt.endswith("Label:"), prompt
@@ -514,8 +514,8 @@ ONE_TEXT = {"garden": ["thé"], "kitchen": ["oil"], "weather": ["fog"]}
 def pmi_and_contextual(model, rows):
     """The shares of the classes (N, C) after PMI, and after contextual calibration on the empty text alone."""
     sums, empty = sums_of(model, rows), sums_of_empty(model, [""])
-    fair = fit_contextual(model.head.by_class(empty))(model.head.by_class(sums))
-    return prompting.normalize_in_each_way(model, sums, empty)["PMI"].softmax(1), fair.softmax(1), model.head.by_class(sums).softmax(1)
+    fair = fit_contextual(model.head.add_by_class(empty))(model.head.add_by_class(sums))
+    return prompting.normalize_in_each_way(model, sums, empty)["PMI"].softmax(1), fair.softmax(1), model.head.add_by_class(sums).softmax(1)
 
 
 def test_with_one_text_a_class_pmi_is_contextual_calibration_on_the_empty_text(place, data):
@@ -542,7 +542,7 @@ def test_the_share_of_a_class_after_pmi_by_hand(place, data):
 def test_texts_without_content(name, texts, place, data):
     words = TEXTS.get(name, {label: [label] for label in LABELS})
     model = built(place, name, choose_shots(data.train, LABELS, 1, 0), texts=words)
-    expected = [model.head.lay_out(model.tokenizer, (text,), model.max_length)[0] for text in texts]
+    expected = [model.head.encode_row(model.tokenizer, (text,), model.max_length)[0] for text in texts]
     assert prompting.encode_content_free(model) == expected, "[MASK] is a text only for a tokenizer that has no such token"
     if name == "gpt2":
         assert [model.tokenizer.decode(ids).splitlines()[-2] for ids, _ in expected] == ["Text: N/A", "Text: ", "Text: [MASK]"]
@@ -639,17 +639,17 @@ CHANGES = {"template": "Say: {text}\nIt is {label}", "instruction": INSTRUCTION,
 @pytest.mark.parametrize("key", CHANGES)
 def test_asking_changes_what_it_is_told_alone(key, place, data):
     model = built(place, "gpt2", choose_shots(data.train, LABELS, 1, 0), instruction="Answer.", score_by="token")
-    before, weights = dict(model.head.described), {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
+    before, weights = dict(model.head.label_options), {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
     body, old = model.backbone, model.predict(texts_of(data.test))
     change_prompt(model, **{key: CHANGES[key]})
-    changed = {name for name in before if model.head.described[name] != before[name]}
-    assert changed == {key} and set(model.head.described) == set(before), f"{key} was to be changed, not {changed}"
+    changed = {name for name in before if model.head.label_options[name] != before[name]}
+    assert changed == {key} and set(model.head.label_options) == set(before), f"{key} was to be changed, not {changed}"
     assert model.backbone is body and all(torch.equal(weights[name], t) for name, t in body.state_dict().items())
-    asked = {name: value for name, value in model.head.described.items() if name not in ("readout", "fields", "label_texts")}
-    anew = asking(place / "gpt2", model.head.described["label_texts"], labels=LABELS, **asked)
+    asked = {name: value for name, value in model.head.label_options.items() if name not in ("readout", "fields", "label_texts")}
+    anew = asking(place / "gpt2", model.head.label_options["label_texts"], labels=LABELS, **asked)
     encoded = model.encode(texts_of(data.test))[0]
     assert encoded == anew.encode(texts_of(data.test))[0], "the prompts should be those of a classifier built anew"
-    assert torch.equal(model.scores(encoded), anew.scores(encoded)), "the scores should be those of a classifier built anew"
+    assert torch.equal(model.compute_logits(encoded), anew.compute_logits(encoded)), "the scores should be those of a classifier built anew"
     assert abs(old - model.predict(texts_of(data.test))).max() > 1e-4, f"{key}: nothing changed"
 
 
@@ -667,10 +667,10 @@ def test_asking_back_gives_the_first_answers(place, data):
     ({"shots": [(["a", "b"], "thé")]}, "needs 1 text")])
 def test_asking_for_what_there_is_not_changes_nothing(changes, words, place, data):
     model = built(place, "gpt2")
-    before, first = dict(model.head.described), model.predict(texts_of(data.test))
+    before, first = dict(model.head.label_options), model.predict(texts_of(data.test))
     with pytest.raises(InputError, match=re.escape(words)):
         change_prompt(model, **changes)
-    assert model.head.described == before and (model.predict(texts_of(data.test)) == first).all(), "half of a refused change stays"
+    assert model.head.label_options == before and (model.predict(texts_of(data.test)) == first).all(), "half of a refused change stays"
 
 
 def test_a_head_is_not_asked(place):

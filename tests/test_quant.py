@@ -376,7 +376,7 @@ def test_a_model_is_quantised_as_it_is_read(name):
     """The loader is written out here: what it must do is call the Quantiser for each tensor of the file."""
     checkpoint, quantiser = Checkpoint(MODELS / name), Quantiser()
     model = build_backbone(checkpoint, lm_head=True)
-    table = model.table()
+    table = model.rename_table()
     for file in (n for n in checkpoint.files if n not in table.ties):
         ours = table.path(file)
         if ours is None:
@@ -384,9 +384,9 @@ def test_a_model_is_quantised_as_it_is_read(name):
         tensor = checkpoint.tensor(file)
         quantiser(model, ours, (tensor.T if table.is_transposed(ours) else tensor).contiguous())
         full = [path for path, module in model.named_modules()
-                if quantiser.takes(path, module) and not module.weight.is_meta]
+                if quantiser.is_chosen(path, module) and not module.weight.is_meta]
         assert not full, f"{full} lie in memory in full"
-    replaced, _ = quantiser.report(model)
+    replaced, _ = quantiser.list_paths(model)
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers())), "something was not filled"
     assert not any("head" in path or "norm" in path for path in replaced)
     afterwards = load_backbone(MODELS / name)

@@ -99,7 +99,7 @@ def difference(model, side, tolerance=1e-7):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_scores_and_gradients_are_those_of_all_tokens(name, side):
     model = build(name)
-    assert model.head.how == ("last" if name in LAST else "first")
+    assert model.head.pooling == ("last" if name in LAST else "first")
     found = difference(model, side)
     assert found is None, f"{name}, padded {side}: {found}"
     assert (model.head.read(model.backbone, *inputs(model, side)).std(0) > 0.01).all(), \

@@ -301,7 +301,7 @@ def wait_for(holds, seconds=30):
     ({"epochs": 3, "batch_tokens": 12}, 3, None), ({"epochs": 3, "sampling": "balanced"}, 3, 15)])
 def test_the_plan_is_made_an_epoch_at_a_time(asked, epochs, steps):
     rows, s = Split([([1] * (row % 5 + 1), None) for row in range(20)], [0, 1] * 10), Settings(batch_size=4, **asked)
-    plan = Plan([row_size(row) for row in rows.encoded], rows.labels, s)
+    plan = Plan([row_size(row) for row in rows.encoded], rows.targets, s)
     assert plan.epochs == epochs and plan.steps == (steps or sum(map(len, plan)))
     if s.sampling == "none":
         lengths = list(map(row_size, rows.encoded))

@@ -40,7 +40,7 @@ def run_of(base, folder, method="lora", **more):
 
 
 def scores(model):
-    return model.scores(model.encode(TEXTS)[0])
+    return model.compute_logits(model.encode(TEXTS)[0])
 
 
 def told(run):

@@ -138,7 +138,7 @@ def test_class_loss_by_hand():
 
 def test_balanced_weights_give_every_class_the_same_say():
     labels = [0] * 6 + [1] * 3 + [2] * 1
-    weights = SingleLabel(["a", "b", "c"]).loss(Settings(class_weights="balanced"), labels).weights
+    weights = SingleLabel(["a", "b", "c"]).build_objective(Settings(class_weights="balanced"), labels).weights
     assert weights.tolist() == pytest.approx([10 / 18, 10 / 9, 10 / 3])
     assert sum(weights[label].item() for label in labels) == pytest.approx(len(labels)), "the weights' mean is not 1"
 
@@ -402,9 +402,9 @@ def test_evaluation_drops_nothing_and_keeps_the_order_of_rows(dropping):
     assert len(set(map(len, map(str.split, texts)))) > 4, "the texts should differ in length, so that they are sorted"
     encoded = model.encode(texts)[0]
     model.train()
-    together = model.scores(encoded, batch_size=6)
-    assert torch.equal(together, model.train().scores(encoded, batch_size=6)), "two evaluations differ: dropout is on"
-    alone = torch.cat([model.scores([one]) for one in encoded])
+    together = model.compute_logits(encoded, batch_size=6)
+    assert torch.equal(together, model.train().compute_logits(encoded, batch_size=6)), "two evaluations differ: dropout is on"
+    alone = torch.cat([model.compute_logits([one]) for one in encoded])
     assert len({tuple(row) for row in alone.mul(1e4).round().tolist()}) == len(texts), "texts give equal scores"
     assert torch.allclose(together, alone, atol=1e-5), "scores come in another order than the texts"
     model.train()
@@ -738,9 +738,9 @@ def test_a_balanced_epoch_has_all_classes_alike_and_no_row_too_often():
 def test_the_plan_draws_balanced_epochs_only_when_asked():
     train = Split([([1] * (row % 5 + 1), None) for row in range(40)], [0] * 36 + [1] * 4)
     for sampling, rare in (("none", 4), ("balanced", 20)):
-        for epoch in Plan([len(ids) for ids, _ in train.encoded], train.labels,
+        for epoch in Plan([len(ids) for ids, _ in train.encoded], train.targets,
                           Settings(batch_size=8, epochs=2, sampling=sampling)):
-            assert sum(train.labels[row] for batch in epoch for row in batch) == rare
+            assert sum(train.targets[row] for batch in epoch for row in batch) == rare
             assert all(len(batch) <= 8 for batch in epoch) and sum(map(len, epoch)) == 40
 
 

@@ -29,16 +29,16 @@ def run_baselines(data, task, quick=False):
     rows = {split: getattr(data, split) for split in ("train", "dev", final)}
     texts = {split: [example.texts for example in rows[split]] for split in rows}
     targets = {split: task.targets(rows[split]) for split in rows}
-    models = {task.FREQUENCIES: lambda asked: task.frequencies(targets["train"], len(asked))}
+    models = {task.FREQUENCY_BASELINE: lambda asked: task.predict_frequencies(targets["train"], len(asked))}
     if not quick:
-        bag = task.BAG(len(task.labels))
+        bag = task.BAG_OF_WORDS(len(task.labels))
         bag.fit(texts["train"], targets["train"], texts["dev"], targets["dev"])
         models["bag of words"] = bag.predict
     if is_preference(data):
         models["longer answer"] = lambda asked: longer_answer(rows["train"], asked, task.labels)
     found = {}
     for name, predict in models.items():
-        own = task.fitted(lambda: predict(texts["dev"]), rows["dev"])
+        own = task.fit_to_dev(lambda: predict(texts["dev"]), rows["dev"])
         found[name] = own.evaluate(predict(texts[final]), targets[final])
     return found
 
@@ -67,13 +67,13 @@ def terms_of(texts):
 class BagOfWords:
     """Logistic regression on the TF-IDF of V words and word pairs, fitted by L-BFGS."""
 
-    STRENGTHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)           # of the L2 penalty; dev rows choose
+    PENALTIES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)           # of the L2 penalty; dev rows choose
 
     def __init__(self, classes):
         self.classes = classes
 
     def fit(self, texts, targets, dev_texts, dev_targets):
-        """Learn terms and weights from train; choose the strength by `merit` on dev. -> self"""
+        """Learn terms and weights from train; choose the strength by `dev_score` on dev. -> self"""
         frequency = Counter(term for text in texts for term in set(terms_of(text)))
         most = min(MAX_TERMS, MAX_WEIGHTS // self.classes)
         kept = frequency
@@ -82,16 +82,16 @@ class BagOfWords:
         self.index = {term: i for i, term in enumerate(sorted(kept))}
         self.idf = {term: 1 + math.log((1 + len(texts)) / (1 + n)) for term, n in frequency.items()}
         x, y, dev = self.features(texts), torch.tensor(targets), self.features(dev_texts)
-        fitted = [self.regress(x, y, strength) for strength in self.STRENGTHS]
-        merits = [self.merit(self.apply(dev, w), torch.tensor(dev_targets)) for w in fitted]
+        fitted = [self.fit_weights(x, y, strength) for strength in self.PENALTIES]
+        merits = [self.dev_score(self.logits(dev, w), torch.tensor(dev_targets)) for w in fitted]
         self.weights = fitted[merits.index(max(merits))]
         return self
 
-    def cost(self, logits, y):
+    def loss(self, logits, y):
         """logits (N, C), targets y (N,) -> the loss, a scalar."""
         return F.cross_entropy(logits, y)
 
-    def merit(self, logits, y):
+    def dev_score(self, logits, y):
         """The number of right answers."""
         return int((logits.argmax(1) == y).sum())
 
@@ -109,8 +109,8 @@ class BagOfWords:
         return torch.sparse_coo_tensor([rows, columns], values, shape,
                                        check_invariants=False).coalesce()
 
-    def regress(self, x, y, strength):
-        """x (N, V), y -> weights (V, C) and bias (C,), which minimise `cost` + the penalty."""
+    def fit_weights(self, x, y, strength):
+        """x (N, V), y -> weights (V, C) and bias (C,), which minimise `loss` + the penalty."""
         w = torch.zeros(x.shape[1], self.classes, requires_grad=True)
         b = torch.zeros(self.classes, requires_grad=True)
         solver = torch.optim.LBFGS([w, b], max_iter=100, history_size=LBFGS_HISTORY,
@@ -118,32 +118,32 @@ class BagOfWords:
 
         def loss():
             solver.zero_grad()
-            value = self.cost(torch.sparse.mm(x, w) + b, y) + strength * (w ** 2).sum()
+            value = self.loss(torch.sparse.mm(x, w) + b, y) + strength * (w ** 2).sum()
             value.backward()
             return value
         solver.step(loss)
         return w.detach(), b.detach()
 
-    def apply(self, x, weights):
-        """x (N, V), the result of `regress` -> logits (N, C)."""
+    def logits(self, x, weights):
+        """x (N, V), the result of `fit_weights` -> logits (N, C)."""
         return torch.sparse.mm(x, weights[0]) + weights[1]
 
     def predict(self, texts):
         """Texts of N rows -> probabilities, numpy (N, C)."""
-        return self.apply(self.features(texts), self.weights).softmax(-1).numpy()
+        return self.logits(self.features(texts), self.weights).softmax(-1).numpy()
 
 
 class OneVersusRest(BagOfWords):
     """Multi-label: a logistic regression for each class. Targets are (N, C) of 0 and 1."""
 
-    def cost(self, logits, y):
+    def loss(self, logits, y):
         """The loss is summed over classes, so each is fitted as if it were the only one."""
         return F.binary_cross_entropy_with_logits(logits, y, reduction="sum") / len(y)
 
-    def merit(self, logits, y):
+    def dev_score(self, logits, y):
         """Minus the log loss: right answers cannot be counted before thresholds are fitted."""
-        return -float(self.cost(logits, y))
+        return -float(self.loss(logits, y))
 
     def predict(self, texts):
         """Texts of N rows -> probabilities, numpy (N, C), which do not sum to one."""
-        return self.apply(self.features(texts), self.weights).double().sigmoid().numpy()
+        return self.logits(self.features(texts), self.weights).double().sigmoid().numpy()

@@ -24,7 +24,7 @@ class Options:
     readout="labels" reads the logit of a class as the log-probability of its label texts. It takes
     further arguments (label_text/options.py): template ("Review: {text}\\nSentiment:"), label_texts
     ({label: [text, ...]}, default the names), fields, instruction, shots, end, score_by. They come
-    together in `described`, which is {} for readout="head".
+    together in `label_options`, which is {} for readout="head".
     """
     pool: str = "family"                # the head that transformers has, or another of head.POOLS
     max_length: int | None = None       # tokens of a row, special ones included; None: the limit
@@ -35,7 +35,7 @@ class Options:
     windows: dict | None = None         # for long documents (windows.check_windows)
     preference: dict | None = None      # such as {"kind": "head", "swap": "both"} (preference.py)
     multi_label: bool = False           # may a row have any number of labels? (multilabel.py)
-    described: dict = field(default_factory=dict)
+    label_options: dict = field(default_factory=dict)
 
 
 def read_options(labels, given):
@@ -43,7 +43,7 @@ def read_options(labels, given):
     own = {f.name for f in fields(Options)} - {"described"}
     others = {name: value for name, value in given.items() if name not in {*own, "readout"}}
     described = read_label_options(given.get("readout", "head"), others, labels)
-    return Options(described=described, **{name: given[name] for name in given if name in own})
+    return Options(label_options=described, **{name: given[name] for name in given if name in own})
 
 
 def from_backbone(cls, path, labels, given):
@@ -56,32 +56,32 @@ def from_backbone(cls, path, labels, given):
     if not options.pretrained:
         fresh_weights(model.backbone.to_empty(device="cpu"), options.seed)
         return model.eval()
-    model.report, model.kept_whole = load_weights(
-        model, checkpoint, model.table(with_classes=False), ["head\\."], options.quantise)
+    model.report, model.not_quantised = load_weights(
+        model, checkpoint, model.rename_table(with_classes=False), ["head\\."], options.quantise)
     return model.eval()
 
 
 def build_unfilled(cls, checkpoint, labels, options):
     """A Classifier (cls) with no weights loaded. checkpoint: of the backbone; options: Options."""
-    backbone = build_backbone(checkpoint, lm_head=bool(options.described))
+    backbone = build_backbone(checkpoint, lm_head=bool(options.label_options))
     tokenizer = load_tokenizer(checkpoint.folder).refuse_second_bos()
     if len(tokenizer) > backbone.config["vocab_size"]:
         raise InputError(f"{checkpoint.folder}: the tokenizer's ids go to {len(tokenizer) - 1}, "
                          f"the embedding has only {backbone.config['vocab_size']} rows: these "
                          "files do not belong together")
     max_length = choose_max_length(options.max_length, backbone, tokenizer, checkpoint.folder)
-    task = build_task(labels, options.described, options.preference, options.multi_label)
-    if options.described:
+    task = build_task(labels, options.label_options, options.preference, options.multi_label)
+    if options.label_options:
         if (options.keep, options.windows) != ("head", None):
             raise InputError("keep and windows go with the readout head: label texts cut a text "
                              "before its template")
         backbone.vocabulary()                           # InputError without a language-model head
-        head = build_label_readout(backbone, tokenizer, labels, options.described)
+        head = build_label_readout(backbone, tokenizer, labels, options.label_options)
     else:
-        head = task.head(backbone.source_config["model_type"], backbone, options.pool)
+        head = task.build_head(backbone.source_config["model_type"], backbone, options.pool)
         head.keep = check_keep(options.keep)
         if options.windows is not None:
-            if head.most_texts > 2:
+            if head.max_texts > 2:
                 raise InputError("windows go with one text or two: --preference reads a prompt "
                                  "with two answers")
             head = Windowed(head, backbone.width, max_length, options.windows)

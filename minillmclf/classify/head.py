@@ -57,41 +57,41 @@ def attention_weights(U, v, vectors, mask=None):
 
 
 class Head(Readout):
-    """A readout in two steps: `features` makes one vector of a text, `classes` its logits."""
+    """A readout in two steps: `features` makes one vector of a text, `class_logits` its logits."""
 
-    LAST = (".out",)            # layers that depend on the classes (readout.py)
-    pooling = "family"          # what the user asked for, one of POOLS
-    how = None                  # how tokens are pooled: one of POOLINGS, "attention" or MISTAKE
+    CLASS_LAYERS = (".out",)            # layers that depend on the classes (readout.py)
+    pool_option = "family"          # what the user asked for, one of POOLS
+    pooling = None                  # how tokens are pooled: one of POOLINGS, "attention" or MISTAKE
 
     def features(self, hidden, mask):
         """hidden (B, T, D), mask (B, T) -> (B, D), the input of the last layer."""
-        return pool(hidden, mask, self.how)
+        return pool(hidden, mask, self.pooling)
 
-    def classes(self, features):
+    def class_logits(self, features):
         """(B, D) -> logits (B, C)."""
         return self.out(self.dropout(features))
 
     def forward(self, hidden, mask):
         """hidden (B, T, D), mask (B, T) -> logits (B, C)."""
-        return self.classes(self.features(hidden, mask))
+        return self.class_logits(self.features(hidden, mask))
 
-    def states(self, backbone, ids, mask, types=None, layout=None):
+    def states_to_pool(self, backbone, ids, mask, types=None, layout=None):
         """ids, mask, types: (B, T) and the mask's layout -> the arguments of `features`: hidden
         (B, T, D) and mask (B, T), or (B, 1, D) and (B, 1) if the head reads one token."""
-        if self.how not in ("first", "last"):
+        if self.pooling not in ("first", "last"):
             return backbone.states(ids, mask, types, layout=layout), mask
-        return backbone.states(ids, mask, types, self.how, layout), torch.ones_like(mask[:, :1])
+        return backbone.states(ids, mask, types, self.pooling, layout), torch.ones_like(mask[:, :1])
 
     def read(self, backbone, ids, mask, types=None, layout=None):
         """ids, mask, types: (B, T) and the mask's layout -> logits (B, C)."""
-        return self(*self.states(backbone, ids, mask, types, layout))
+        return self(*self.states_to_pool(backbone, ids, mask, types, layout))
 
 
 class BertHead(Head):
     """BERT: first token -> dense -> tanh (together the "pooler") -> dropout -> classes."""
 
     NAMES = {"bert.pooler.dense": "head.dense", "classifier": "head.out"}
-    how = "first"
+    pooling = "first"
 
     def __init__(self, backbone, classes):
         super().__init__()
@@ -100,7 +100,7 @@ class BertHead(Head):
         self.out = nn.Linear(backbone.width, classes)
 
     def features(self, hidden, mask):
-        return torch.tanh(self.dense(pool(hidden, mask, self.how)))
+        return torch.tanh(self.dense(pool(hidden, mask, self.pooling)))
 
 
 class RobertaHead(BertHead):
@@ -109,14 +109,14 @@ class RobertaHead(BertHead):
     NAMES = {"classifier.dense": "head.dense", "classifier.out_proj": "head.out"}
 
     def features(self, hidden, mask):
-        return torch.tanh(self.dense(self.dropout(pool(hidden, mask, self.how))))
+        return torch.tanh(self.dense(self.dropout(pool(hidden, mask, self.pooling))))
 
 
 class T5Head(RobertaHead):
     """T5: as RoBERTa, but on the last token of the decoder, the end-of-sequence token."""
 
     NAMES = {"classification_head.dense": "head.dense", "classification_head.out_proj": "head.out"}
-    how = "last"
+    pooling = "last"
 
 
 class DebertaHead(BertHead):
@@ -130,7 +130,7 @@ class DebertaHead(BertHead):
         self.activation = ACTIVATIONS[backbone.config["pooler_hidden_act"]]
 
     def features(self, hidden, mask):
-        first = pool(hidden, mask, self.how)                                        # (B, D)
+        first = pool(hidden, mask, self.pooling)                                        # (B, D)
         return self.activation(self.dense(self.pooler_dropout(first)))
 
 
@@ -138,13 +138,13 @@ class ScoreHead(Head):
     """Decoders: last real token, the only one that has seen the whole text -> classes."""
 
     NAMES = {"score": "head.out"}
-    how = "last"
+    pooling = "last"
 
     def __init__(self, backbone, classes):
         super().__init__()
         self.out = nn.Linear(backbone.width, classes, bias=False)
 
-    def classes(self, features):
+    def class_logits(self, features):
         return self.out(features)
 
 
@@ -156,7 +156,7 @@ class PooledHead(Head):
 
     def __init__(self, backbone, classes, how):
         super().__init__()
-        self.how = self.pooling = how
+        self.pooling = self.pool_option = how
         self.dropout = nn.Dropout(backbone.head_dropout)
         self.out = nn.Linear(backbone.width, classes)
         if how == "attention":
@@ -164,10 +164,10 @@ class PooledHead(Head):
             self.NAMES = self.NAMES | {"minillmclf_pool.U": "head.U", "minillmclf_pool.v": "head.v"}
 
     def features(self, hidden, mask):
-        if self.how == "attention":
+        if self.pooling == "attention":
             weights = attention_weights(self.U, self.v, hidden, mask)                       # (B, T)
             return (weights.unsqueeze(1) @ hidden).squeeze(1)                       # (B, D)
-        return pool(hidden, mask, self.how)
+        return pool(hidden, mask, self.pooling)
 
 
 FAMILY_HEADS = {

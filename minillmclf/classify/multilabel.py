@@ -72,9 +72,9 @@ def decide(probabilities, thresholds):
 class MultiLabel(SingleLabel):
     """Any number of classes a row. thresholds: C numbers; None: all 0.5."""
 
-    MULTI_LABEL, PROBLEM = True, "multi_label_classification"
+    MULTI_LABEL, PROBLEM_TYPE = True, "multi_label_classification"
     METRICS = tuple(MULTILABEL_METRICS)
-    FREQUENCIES, BAG = "class frequencies", OneVersusRest
+    FREQUENCY_BASELINE, BAG_OF_WORDS = "class frequencies", OneVersusRest
     multilabel_frequencies = staticmethod(multilabel_frequencies)
 
     def __init__(self, labels, thresholds=None):
@@ -82,7 +82,7 @@ class MultiLabel(SingleLabel):
         thresholds = [DEFAULT_THRESHOLD] * len(labels) if thresholds is None else thresholds
         self.thresholds = check_thresholds(thresholds, self.labels)
 
-    def calibrate(self, calibration, where="calibration"):
+    def set_calibration(self, calibration, where="calibration"):
         if calibration is not None:
             raise InputError(f"{where}: a calibration is for one class a text; of several, each "
                              "has a threshold")
@@ -102,10 +102,10 @@ class MultiLabel(SingleLabel):
         targets = [[0.0] * len(self.labels) for _ in examples]
         for target, example in zip(targets, examples):
             for label in names_in(example.label):
-                target[self.number(label, example, name)] = 1.0
+                target[self.class_number(label, example, name)] = 1.0
         return targets
 
-    def loss(self, settings, targets):
+    def build_objective(self, settings, targets):
         weigh = settings.class_weights == "balanced"
         return BinaryCrossEntropy(positive_weights(targets, self.labels) if weigh else None)
 
@@ -119,10 +119,10 @@ class MultiLabel(SingleLabel):
             "thresholds": dict(zip(self.labels, self.thresholds)),
             "at_half": {name: plain[name] for name in THRESHOLD_METRICS}}
 
-    def fitted(self, probabilities, examples):
+    def fit_to_dev(self, probabilities, examples):
         return MultiLabel(self.labels, fit_thresholds(probabilities(), self.targets(examples)))
 
-    def table(self, results, name, examples, fitted=False):
+    def metric_lines(self, results, name, examples, fitted=False):
         """As SingleLabel.table, with some metrics both at 0.5 and at the fitted thresholds."""
         title = f"{name} ({len(examples)} rows)"
         wide = max(22, *map(len, [title, *results]))
@@ -144,14 +144,14 @@ class MultiLabel(SingleLabel):
                          f"{last['recall'][c]:8.3f}{last['f1'][c]:7.3f}")
         return lines
 
-    def mistakes(self, probabilities, targets, most=5):
+    def confusion_text(self, probabilities, targets, most=5):
         return ""
 
     def settings(self):
         return {"calibration": None, "thresholds": self.thresholds}
 
-    def restore(self, settings, where):
-        super().restore(settings, where)
+    def restore_settings(self, settings, where):
+        super().restore_settings(settings, where)
         if settings.get("thresholds") is not None:
             self.thresholds = check_thresholds(settings["thresholds"], self.labels,
                                                f"{where}: thresholds")

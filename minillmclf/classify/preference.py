@@ -42,11 +42,11 @@ class Pair(NamedTuple):
 class HeadWrapper(Head):
     """A readout with another head inside, `score`, whose tensors keep their names in files."""
 
-    most_texts = 3
+    max_texts = 3
 
     def __init__(self, score):
         super().__init__()
-        self.score, self.how, self.pooling = score, score.how, score.pooling
+        self.score, self.pooling, self.pool_option = score, score.pooling, score.pool_option
         self.NAMES = {file: path.replace("head.", "head.score.", 1)
                       for file, path in score.NAMES.items()}
 
@@ -54,10 +54,10 @@ class HeadWrapper(Head):
         """hidden (B, T, D), mask (B, T) -> the logits of the inner head, (B, its classes)."""
         return self.score(hidden, mask)
 
-    def lay_out(self, tokenizer, texts, max_length):
-        """(prompt, a, b) -> a row, was it cut? `laid_out`, of a subclass, gives the row and how
+    def encode_row(self, tokenizer, texts, max_length):
+        """(prompt, a, b) -> a row, was it cut? `encode_with_cuts`, of a subclass, gives the row and how
         many tokens of each text were cut."""
-        row, cut = self.laid_out(tokenizer, texts, max_length)
+        row, cut = self.encode_with_cuts(tokenizer, texts, max_length)
         return row, any(cut)
 
 
@@ -69,11 +69,11 @@ class PreferenceHead(HeadWrapper):
         super().__init__(score)
         self.ARCHITECTURE = score.ARCHITECTURE
 
-    def laid_out(self, tokenizer, texts, max_length):
+    def encode_with_cuts(self, tokenizer, texts, max_length):
         check_texts(texts)
         return parts.lay_out(tokenizer, texts, parts.TWO_ANSWERS, max_length, self.keep)
 
-    def length(self, tokenizer, texts):
+    def count_tokens(self, tokenizer, texts):
         return parts.size(tokenizer, texts, parts.TWO_ANSWERS)
 
 
@@ -103,8 +103,8 @@ class BradleyTerry(HeadWrapper):
     are `Pair`s: (prompt, a) and (prompt, b)."""
 
     ARCHITECTURE = "MinillmclfBradleyTerry"
-    LAST = (".out", ".tie")
-    SEQUENCES = 2                       # of a row
+    CLASS_LAYERS = (".out", ".tie")
+    SEQUENCES_PER_ROW = 2                       # of a row
 
     def __init__(self, score, order):
         super().__init__(score)
@@ -112,7 +112,7 @@ class BradleyTerry(HeadWrapper):
         self.tie, self.order = Tie(), order
         self.NAMES["minillmclf_tie"] = "head.tie"
 
-    def laid_out(self, tokenizer, texts, max_length):
+    def encode_with_cuts(self, tokenizer, texts, max_length):
         """Both sequences have at most max_length tokens. The prompt may be cut more in one."""
         check_texts(texts)
         prompt, *answers = texts
@@ -121,14 +121,14 @@ class BradleyTerry(HeadWrapper):
         (first, (prompt_1, cut_a)), (second, (prompt_2, cut_b)) = found
         return Pair(first, second), [max(prompt_1, prompt_2), cut_a, cut_b]
 
-    def length(self, tokenizer, texts):
+    def count_tokens(self, tokenizer, texts):
         """Tokens of the longer sequence."""
         return max(parts.size(tokenizer, (texts[0], answer), parts.ONE_ANSWER)
                    for answer in texts[1:])
 
     def read(self, backbone, ids, mask, types=None, layout=None):
         """ids, mask, types: (2B, T), first all (prompt, a) -> log-probabilities (B, 3)."""
-        r = self(*self.states(backbone, ids, mask, types, layout)).squeeze(1).float()   # (2B,)
+        r = self(*self.states_to_pool(backbone, ids, mask, types, layout)).squeeze(1).float()   # (2B,)
         a_b_tie = davidson(*r.chunk(2), self.tie.bias)                                  # (B, 3)
         return a_b_tie[:, np.argsort(self.order).tolist()]      # columns in the order of the labels
 
@@ -139,7 +139,7 @@ class Preference(SingleLabel):
     """Rows (prompt, a, b), classes a, b and tie. kind: of KINDS, "none" for label texts; swap: of
     SWAPS, says where both orders of the answers are used: in training, in prediction."""
 
-    TEXTS, EXAMPLE = 3, "--data new.csv"                # predict takes three texts from a file only
+    MAX_TEXTS, PREDICT_EXAMPLE = 3, "--data new.csv"                # predict takes three texts from a file only
 
     def __init__(self, labels, kind="none", swap="none"):
         super().__init__(labels)
@@ -151,16 +151,16 @@ class Preference(SingleLabel):
             raise InputError(f"--text-column {','.join(columns)}: --preference and --swap need "
                              "three, a prompt and two answers")
 
-    def head(self, model_type, backbone, how):
+    def build_head(self, model_type, backbone, how):
         if self.kind == "bradley-terry":
             return BradleyTerry(build_head(model_type, backbone, 1, how), self.order)
         return PreferenceHead(build_head(model_type, backbone, 3, how))
 
-    def lay_out(self, head, tokenizer, texts, max_length, training=False):
-        row, cut = head.lay_out(tokenizer, texts, max_length)
+    def encode_row(self, head, tokenizer, texts, max_length, training=False):
+        row, cut = head.encode_row(tokenizer, texts, max_length)
         if training or self.swap not in ("predict", "both"):
             return row, cut
-        second, second_cut = head.lay_out(tokenizer, swap_texts(texts), max_length)
+        second, second_cut = head.encode_row(tokenizer, swap_texts(texts), max_length)
         return Pair(row, second), cut or second_cut
 
     def sequences(self, row):
@@ -186,10 +186,10 @@ class Preference(SingleLabel):
         batch.rows = list(rows)
         return batch
 
-    def training_rows(self, examples):
+    def training_examples(self, examples):
         return add_swapped(examples) if self.swap in ("train", "both") else examples
 
-    def merge(self, logits, rows):
+    def merge_sequences(self, logits, rows):
         """Logits (2B, 3) of rows in both orders -> their mean (B, 3); (B, 3) stays as it is."""
         return logits if len(logits) == rows else average_orders(logits, self.labels)
 
@@ -248,7 +248,7 @@ def set_swap(model, swap):
         return
     before = model.task
     asked = {"kind": getattr(before, "kind", "none"), "swap": swap}
-    task = preference_task(asked, model.labels, model.head.described)
+    task = preference_task(asked, model.labels, model.head.label_options)
     if task is None and isinstance(before, Preference):
         task = SingleLabel(model.labels)
     if task is not None:
@@ -259,11 +259,11 @@ def count_cuts(model, texts):
     """Rows of three texts -> {"prompt": n, "a": n, "b": n, "of": rows}; n: rows where it is cut."""
     head, counts = model.head, Counter(prompt=0, a=0, b=0)
     for row in texts:
-        if head.described:                                  # label texts are cut in characters
-            fitted = head.fitted(model.tokenizer, row, model.max_length)[0]
+        if head.label_options:                                  # label texts are cut in characters
+            fitted = head.fit_texts(model.tokenizer, row, model.max_length)[0]
             cuts = [len(text) - len(kept) for text, kept in zip(row, fitted)]
         else:
-            cuts = head.laid_out(model.tokenizer, row, model.max_length)[1]
+            cuts = head.encode_with_cuts(model.tokenizer, row, model.max_length)[1]
         counts.update({name: cut > 0 for name, cut in zip(counts, cuts)})
     return {**counts, "of": len(texts)}
 

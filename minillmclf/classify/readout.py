@@ -17,22 +17,22 @@ class Readout(nn.Module):
     """The texts of a row -> token ids -> (by `read`) logits."""
 
     NAMES = {}                  # rename table (models/weights.py): name in a file -> path
-    LAST = ()                   # ends of the paths whose parameters depend on the classes
+    CLASS_LAYERS = ()                   # ends of the paths whose parameters depend on the classes
     ARCHITECTURE = None         # its name in config.json if transformers has no such model
-    described = {}              # the options of label texts; empty for a head
-    most_texts = 2              # texts of a row, at most
-    SEQUENCES = 1               # of a row, for the backbone to read
-    pooling = how = None        # how a head pools (head.Head)
+    label_options = {}              # the options of label texts; empty for a head
+    max_texts = 2              # texts of a row, at most
+    SEQUENCES_PER_ROW = 1               # of a row, for the backbone to read
+    pool_option = pooling = None        # how a head pools (head.Head)
     keep = "head"               # which end of a long text is kept (text/cutting.py)
 
-    def lay_out(self, tokenizer, texts, max_length):
+    def encode_row(self, tokenizer, texts, max_length):
         """The texts of a row -> (ids, token types), was it cut to max_length tokens?"""
-        parts = self.parts(tokenizer, texts)
+        parts = self.text_ids(tokenizer, texts)
         special = tokenizer.num_special_tokens(len(parts) == 2)
         ids, cut = cut_to(parts, max_length - special, self.keep)
         return tokenizer.layout(*ids), cut > 0
 
-    def parts(self, tokenizer, texts):
+    def text_ids(self, tokenizer, texts):
         """The texts of a row -> the ids of each. InputError for a row without a token."""
         parts = [tokenizer.ids(text) for text in texts]
         if not any(parts):
@@ -40,25 +40,25 @@ class Readout(nn.Module):
                              "tokenizer drops")
         return parts
 
-    def length(self, tokenizer, texts):
+    def count_tokens(self, tokenizer, texts):
         """The number of tokens of a row before it is cut."""
         special = tokenizer.num_special_tokens(len(texts) == 2)
         return special + sum(len(tokenizer.ids(text)) for text in texts)
 
-    def limit(self, max_length):
+    def length_limit(self, max_length):
         """-> name and value of the setting that limits the tokens of a row."""
         return "max_length", max_length
 
     def settings(self):
         """What config.json keeps of a readout."""
-        return {"pool": self.pooling, "keep": self.keep, "readout": self.described}
+        return {"pool": self.pool_option, "keep": self.keep, "readout": self.label_options}
 
-    def file_names(self, with_classes=True):
+    def tensor_names(self, with_classes=True):
         """NAMES; with_classes=False drops the layers that depend on the classes (LAST)."""
-        return {file: path if with_classes or not path.endswith(self.LAST) else None
+        return {file: path if with_classes or not path.endswith(self.CLASS_LAYERS) else None
                 for file, path in self.NAMES.items()}
 
-    def reading(self, model, encoded):
+    def shared_work(self, model, encoded):
         """A context in which the model reads all rows `encoded`; a subclass shares work in it."""
         return contextlib.nullcontext()
 

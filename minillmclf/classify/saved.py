@@ -90,21 +90,21 @@ def load(cls, path, base=None):
     if last and last[0] + ".weight" not in checkpoint:
         raise InputError(f"{path}: no classification head in it (no tensor {last[0]}.weight): "
                          f"fine-tune it first with python -m minillmclf.train --model {path}")
-    model.report, _ = load_weights(model, checkpoint, model.table())
-    return model.restore(settings, where).eval()
+    model.report, _ = load_weights(model, checkpoint, model.rename_table())
+    return model.restore_settings(settings, where).eval()
 
 
 def save(model, path):
     """As Classifier.save. Each file is replaced completely or left as it was."""
     if model.tuning is not None and model.tuning["method"] in ADAPTER_METHODS:
         return save_tuned(model, path)
-    tensors, quantised = export_4bit(model, model.table())
-    label_texts = bool(model.head.described)
+    tensors, quantised = export_4bit(model, model.rename_table())
+    label_texts = bool(model.head.label_options)
     kind = model.backbone.ARCHITECTURES["lm_head" if label_texts else "classifier"]
     config = {**model.config, "architectures": [model.head.ARCHITECTURE or kind],
               "id2label": {str(i): name for i, name in enumerate(model.labels)},
               "label2id": {name: i for i, name in enumerate(model.labels)},
-              "minillmclf": model.settings(), "problem_type": model.task.PROBLEM}
+              "minillmclf": model.settings(), "problem_type": model.task.PROBLEM_TYPE}
     for key in ("num_labels", *(["problem_type"] if label_texts else [])):
         config.pop(key, None)
     config |= {"quantization_config": quantised} if quantised else {}

@@ -53,28 +53,28 @@ class Windowed(Head):
 
     def __init__(self, head, width, size, described):
         super().__init__()
-        self.one = (head,)             # in a tuple, so that its layers are not registered twice
+        self.inner = (head,)             # in a tuple, so that its layers are not registered twice
         for name, layer in head.named_children():
             self.add_module(name, layer)
         self.windows = Windows(width, size, **check_windows(described))
         self.NAMES, self.ARCHITECTURE = head.NAMES, head.ARCHITECTURE
-        self.pooling, self.keep = head.pooling, head.keep
+        self.pool_option, self.keep = head.pool_option, head.keep
         if described["pool"] == "attention":
             self.NAMES = {**head.NAMES, "minillmclf_windows.U": "head.windows.U",
                           "minillmclf_windows.v": "head.windows.v"}
             self.ARCHITECTURE = "MinillmclfWindowClassifier"
 
-    def lay_out(self, tokenizer, texts, max_length):
-        return self.windows.lay_out(tokenizer, self.parts(tokenizer, texts), max_length, self.keep)
+    def encode_row(self, tokenizer, texts, max_length):
+        return self.windows.encode_windows(tokenizer, self.text_ids(tokenizer, texts), max_length, self.keep)
 
-    def limit(self, max_length):
+    def length_limit(self, max_length):
         return "max_document", self.windows.max_document
 
     def settings(self):
         return super().settings() | {"windows": self.windows.as_dict()}
 
     def read(self, backbone, ids, mask, types=None, layout=None):
-        return self.windows.read(self.one[0], backbone, ids, mask, types)
+        return self.windows.read(self.inner[0], backbone, ids, mask, types)
 
 
 class Windows(nn.Module):
@@ -94,7 +94,7 @@ class Windows(nn.Module):
         """What `check_windows` takes."""
         return {"pool": self.pool, **{name: getattr(self, name) for name in LEAST_VALUES}}
 
-    def lay_out(self, tokenizer, parts, max_length, keep):
+    def encode_windows(self, tokenizer, parts, max_length, keep):
         """Parts, the ids of one text or two without special tokens -> (ids, types) of all windows
         one after another, was a token lost?
 
@@ -121,32 +121,32 @@ class Windows(nn.Module):
         return (ids, types), lost > 0
 
     def read(self, head, backbone, ids, mask, types=None):
-        """ids, mask, types: (B, T), rows of `lay_out`, padded on either side -> logits (B, C)."""
+        """ids, mask, types: (B, T), rows of `encode_row`, padded on either side -> logits (B, C)."""
         at_once = max(len(ids), WINDOWS_AT_ONCE)
         ids, mask, types, counts = cut_into_windows(ids, mask, types, self.size)    # (W, size), W windows
         if self.training:
-            ids, mask, types, counts = self.draw(ids, mask, types, counts)
+            ids, mask, types, counts = self.draw_windows(ids, mask, types, counts)
         compute = head.features if self.pool == "attention" else head
         found = None        # (W, C or D), one tensor: many small ones would take more memory
         for start in range(0, len(ids), at_once):
             part = slice(start, start + at_once)
             i, m, t = (x if x is None else x[part] for x in (ids, mask, types))
-            new = compute(*head.states(backbone, i, m, t))                  # (at_once, C or D)
+            new = compute(*head.states_to_pool(backbone, i, m, t))                  # (at_once, C or D)
             found = new.new_empty(len(ids), new.shape[1]) if found is None else found
             found[part] = new
         documents = found.split(counts)                     # B tensors (its windows, C or D)
         if self.pool == "attention":
-            pooled = [self.weights(features) @ features for features in documents]
-            return head.classes(torch.stack(pooled))                        # (B, D) -> (B, C)
+            pooled = [self.window_weights(features) @ features for features in documents]
+            return head.class_logits(torch.stack(pooled))                        # (B, D) -> (B, C)
         if self.pool == "mean":
             return torch.stack([logits.mean(0) for logits in documents])                    # (B, C)
         return torch.stack([logits.amax(0) for logits in documents])                        # (B, C)
 
-    def weights(self, features):
+    def window_weights(self, features):
         """The features of one document's W windows (W, D) -> their weights (W,), sum 1."""
         return attention_weights(self.U, self.v, features)
 
-    def draw(self, ids, mask, types, counts):
+    def draw_windows(self, ids, mask, types, counts):
         """Draw at most max_windows windows of each document and keep their order -> as cut_rows."""
         chosen, start = [], 0
         for count in counts:

@@ -43,7 +43,7 @@ def model_lines(s, model, trainable, total):
     loaded = model.report.line() if s.weights == "pretrained" else "random weights"
     lines = [f"{s.model}: {loaded}; {trainable:,} of {total:,} parameters trainable; {describe_lr(s)}"]
     if model.quantise:
-        kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.kept_whole})
+        kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.not_quantised})
         lines.append(f"in four bits ({model.quantise}): the body's linear layers; kept whole: "
                      f"{', '.join(kinds)}")
     return lines

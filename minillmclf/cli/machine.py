@@ -44,7 +44,7 @@ def objective_of(s, model, targets):
     from ..training.completion_loss import CompletionLoss
     if s.objective == "completion":
         return CompletionLoss(model.head.answer_lengths())
-    return model.task.loss(s, targets)
+    return model.task.build_objective(s, targets)
 
 
 def step_and_store(s, model, targets, folder, stop, say):

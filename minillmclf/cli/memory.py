@@ -112,7 +112,7 @@ def forward(model, length, rows, precision):
     """The logits (B, C) of B = `rows` texts of `length` tokens; None on the device "meta"."""
     if any(parameter.is_meta for parameter in model.parameters()):
         return None
-    ids = torch.tensor([new_word_ids(model) + [0] * length] * (rows * model.head.SEQUENCES))
+    ids = torch.tensor([new_word_ids(model) + [0] * length] * (rows * model.head.SEQUENCES_PER_ROW))
     mask = torch.ones_like(ids)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         return model.head.read(model.backbone, ids, mask)
@@ -218,7 +218,7 @@ def training_memory(backbone, head, method, length):
                 in_forward = peak_in_forward(model, used, rows=2)[0] - in_forward
             saved = peak_activations(model, saved - fixed, in_full, in_forward, grad_blocks)
         always = held(backbone, method, trained, total) + fixed
-        return trained, always, saved * length // used // head.SEQUENCES
+        return trained, always, saved * length // used // head.SEQUENCES_PER_ROW
 
 
 # ---------------------------------------------------------------- the switches of the loop

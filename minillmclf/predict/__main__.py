@@ -96,10 +96,10 @@ def answerer(model, columns, batch_size):
         texts = [row for row, _ in rows]
         warn_of_unknown(texts)
         encoded, shortened = model.encode(texts)
-        probabilities = model.probabilities(model.scores(encoded, batch_size))   # (N, C)
+        probabilities = model.probabilities(model.compute_logits(encoded, batch_size))   # (N, C)
         cut = None
         if columns.show_cut:
-            cut = [shortened > 0 and model.row(row)[1] for row in texts]
+            cut = [shortened > 0 and model.encode_row(row)[1] for row in texts]
         others = [other for _, other in rows]
         answers = model.answers(probabilities)
         return render(texts, others, answers, probabilities, cut, columns, first), shortened
@@ -138,7 +138,7 @@ def main(arguments=None):
         stream.answer_all(read(), answer, out)
     if out.cut:
         hint = "" if a.show_cut else " (--show-cut tells which)"
-        print(f"{out.cut} of {out.rows} texts cut to {model.head.limit(model.max_length)[1]} "
+        print(f"{out.cut} of {out.rows} texts cut to {model.head.length_limit(model.max_length)[1]} "
               f"tokens{hint}", file=sys.stderr)
     return 0
 

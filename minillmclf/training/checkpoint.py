@@ -51,7 +51,7 @@ class Store:
     """Saves and loads the state and the best weights of a run, in `folder`.
 
     stop: an object whose `asked` says that the run is to save its state and end; None: never.
-    A subclass for sharded tensors overrides `write` and `place` (parallel/processes.py).
+    A subclass for sharded tensors overrides `write` and `move_like` (parallel/processes.py).
     """
 
     def __init__(self, folder, stop=None):
@@ -89,12 +89,12 @@ class Store:
         try:
             with torch.no_grad():
                 for name, parameter in parameters.items():
-                    parameter.copy_(self.place(tensors.pop(f"model.{name}"), parameter))
+                    parameter.copy_(self.move_like(tensors.pop(f"model.{name}"), parameter))
                 for key, value in (tensors | metadata.get("numbers", {})).items():
                     _, moment, name = key.split(".", 2)
                     parameter = parameters[name]
                     if torch.is_tensor(value):
-                        value = self.place(value, parameter)
+                        value = self.move_like(value, parameter)
                     set_moment(optimizer.state[parameter], moment, value, parameter)
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise InputError(f"{path}: {short(error, 200)} in what the optimiser kept: "
@@ -134,7 +134,7 @@ class Store:
         tensors, _ = read_tensors(self.best, parameters)
         with torch.no_grad():
             for name, tensor in tensors.items():
-                parameters[name].copy_(self.place(tensor, parameters[name]))
+                parameters[name].copy_(self.move_like(tensor, parameters[name]))
         model.eval()
 
     def write(self, path, tensors, metadata):
@@ -148,7 +148,7 @@ class Store:
             written[name] = tensor
         write_tensors(path, written, metadata)
 
-    def place(self, tensor, parameter):
+    def move_like(self, tensor, parameter):
         """A tensor from a file, moved to the device of its parameter."""
         return tensor.to(parameter.device)
 

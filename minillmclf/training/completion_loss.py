@@ -17,7 +17,7 @@ class CompletionLoss:
     """
     lengths: list[int]
 
-    def count(self, targets):
+    def divisor(self, targets):
         """The number of answer tokens of rows with these targets (B,) -> scalar."""
         return torch.tensor(self.lengths, dtype=torch.float, device=targets.device)[targets].sum()
 

@@ -29,8 +29,8 @@ def cached_features(model, encoded, settings):
     cache = FeatureCache(model.backbone.states)
     model.backbone.states = cache
     try:
-        model.scores(encoded, settings.eval_batch_size)
-        cache.close()
+        model.compute_logits(encoded, settings.eval_batch_size)
+        cache.finish_filling()
         yield
     finally:
         del model.backbone.states           # the cache: the method of the class is back
@@ -39,7 +39,7 @@ def cached_features(model, encoded, settings):
 def can_cache(model, encoded, settings):
     """Is the backbone's output for a row the same in every step, and one vector?"""
     backbone, head = model.backbone, model.head
-    one_vector = head.how in ("first", "last")
+    one_vector = head.pooling in ("first", "last")
     if not one_vector or settings.precision != "fp32" or has_dropout(backbone):
         return False
     if any(parameter.requires_grad for parameter in backbone.parameters()):
@@ -54,24 +54,24 @@ def has_dropout(backbone):
 
 
 class FeatureCache:
-    """Replaces Backbone.states. Until `close` it calls the original and keeps one vector per text;
+    """Replaces Backbone.states. Until `finish_filling` it calls the original and keeps one vector per text;
     then it looks texts up, and calls the original only for batches with an unknown text."""
 
     def __init__(self, states):
-        self.states, self.places, self.vectors, self.closed = states, {}, [], False
+        self.states, self.indices, self.vectors, self.is_filled = states, {}, [], False
 
-    def close(self):
-        self.vectors, self.closed = torch.cat(self.vectors), True             # (texts, D)
+    def finish_filling(self):
+        self.vectors, self.is_filled = torch.cat(self.vectors), True             # (texts, D)
 
     def __call__(self, ids, mask, types=None, read=None, layout=None):
         keys = text_keys(ids, mask, types, read)
-        if self.closed and all(key in self.places for key in keys):
-            return self.vectors[[self.places[key] for key in keys]].unsqueeze(1)    # (B, 1, D)
+        if self.is_filled and all(key in self.indices for key in keys):
+            return self.vectors[[self.indices[key] for key in keys]].unsqueeze(1)    # (B, 1, D)
         states = self.states(ids, mask, types, read, layout)
-        if not self.closed and read is not None:
+        if not self.is_filled and read is not None:
             for key, vector in zip(keys, states):                            # (1, D) each
-                if key not in self.places:
-                    self.places[key] = len(self.vectors)
+                if key not in self.indices:
+                    self.indices[key] = len(self.vectors)
                     self.vectors.append(vector)
         return states
 

@@ -37,7 +37,7 @@ def take_step(model, optimizer, train, rows, settings, objective=None):
     train: plan.Rows; rows: the row numbers of the batch; objective: such as CrossEntropy.
     """
     objective = objective or CrossEntropy(None, settings.label_smoothing, settings.focal_gamma)
-    count = objective.count(torch.tensor([train.labels[row] for row in rows]))
+    count = objective.divisor(torch.tensor([train.targets[row] for row in rows]))
     optimizer.zero_grad(set_to_none=True)
     loss = add_gradients(model, train, rows, settings, objective, count)
     update_weights(model, optimizer, settings, loss)
@@ -47,13 +47,13 @@ def take_step(model, optimizer, train, rows, settings, objective=None):
 def add_gradients(model, train, rows, settings, objective, count):
     """Add the gradient of (summed loss of `rows`) / count to the parameters -> that loss, a number.
 
-    A micro-batch has micro_batch_size rows (0: all). `count` is that of the full batch, so the
+    A micro-batch has micro_batch_size rows (0: all). `divisor` is that of the full batch, so the
     gradients of the micro-batches add up to that of the full batch.
     """
     device, total = next(model.parameters()).device, 0.0
     size = settings.micro_batch_size or len(rows)
     for start in range(0, len(rows), size):
-        batch = model.collate(train.encoded, rows[start:start + size], train.labels).to(device)
+        batch = model.collate(train.encoded, rows[start:start + size], train.targets).to(device)
         with autocast(settings, device):
             loss = objective(model, batch) / count
         loss.backward()
@@ -118,12 +118,12 @@ def finish_epoch(model, dev, settings, store, progress):
     """Evaluate on dev, add the results to the history, save the weights if they are the best."""
     metric, losses, epoch = settings.metric, progress["losses"], len(progress["history"]) + 1
     try:
-        probabilities = model.probabilities(model.scores(dev.encoded, settings.eval_batch_size))
+        probabilities = model.probabilities(model.compute_logits(dev.encoded, settings.eval_batch_size))
     except InputError:
         raise Diverged(f"epoch {epoch}: the answers to the dev rows are not finite: training has "
                        "diverged; lower --lr or set --precision fp32") from None
     entry = {"epoch": epoch, "step": progress["step"], "train_loss": sum(losses) / len(losses),
-             **model.task.measure(probabilities, dev.labels)}
+             **model.task.measure(probabilities, dev.targets)}
     progress["losses"] = []
     progress["history"].append(entry)
     best = progress["best"] and progress["history"][progress["best"]["epoch"] - 1]

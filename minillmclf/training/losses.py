@@ -1,6 +1,6 @@
 """What fine-tuning minimises: cross-entropy over the classes, plain, weighted, smoothed or focal.
 
-A loss here is a sum over the rows of a batch; `count` says what to divide it by to get the mean. A
+A loss here is a sum over the rows of a batch; `divisor` says what to divide it by to get the mean. A
 batch may be cut into micro-batches: divide the sum of each by the count of the full batch. To
 average their means instead is wrong where micro-batches differ in size or in weight.
 """
@@ -47,7 +47,7 @@ class CrossEntropy:
     smoothing: float = 0.0
     focal_gamma: float = 0.0
 
-    def count(self, targets):
+    def divisor(self, targets):
         """Targets (B,) -> scalar, the divisor of their summed loss."""
         return class_divisor(targets, self.weights_on(targets.device))
 

@@ -24,7 +24,7 @@ class BinaryCrossEntropy:
     """
     weights: torch.Tensor | None = None
 
-    def count(self, targets):
+    def divisor(self, targets):
         """What the summed loss of rows with these targets (B, C) is divided by -> scalar."""
         return torch.tensor(float(targets.numel()))
 

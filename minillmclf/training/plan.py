@@ -11,12 +11,12 @@ EPOCHS_COUNTED = 10_000        # at most so many epochs have their steps counted
 class Split:
     """One split of the data as the loop takes it: encoded texts, and the target of each."""
     encoded: list
-    labels: list
+    targets: list
 
 
 def plan_epochs(model, train, settings):
     """The batches of all epochs of `train`, a Rows -> Plan."""
-    return Plan([model.row_size(row) for row in train.encoded], train.labels, settings)
+    return Plan([model.row_size(row) for row in train.encoded], train.targets, settings)
 
 
 class Plan:

@@ -78,25 +78,25 @@ class LoraLinear(nn.Module):
         """(..., in) -> (..., out)."""
         y = self.base(x)
         x = F.dropout(x.to(self.A.dtype), self.config.dropout, self.training)
-        return y + self.low_rank(x).to(y.dtype)
+        return y + self.apply_update(x).to(y.dtype)
 
-    def low_rank(self, x):
+    def apply_update(self, x):
         """s B A x, (..., in) -> (..., r) -> (..., out)."""
         return x @ self.A.T @ (self.config.scale * self.B).T
 
-    def update(self):
+    def update_matrix(self):
         """s B A, (out, in)."""
         return self.config.scale * (self.B @ self.A)
 
-    def tuned(self, W):
+    def updated_weight(self, W):
         """W with what was learned, (out, in)."""
-        return W + self.update()
+        return W + self.update_matrix()
 
     @property
     def weight(self):
         """(out, in), the one matrix that equals base and adapter, without dropout."""
         W = base_weight(self.base)
-        return self.tuned(W).to(W.dtype)
+        return self.updated_weight(W).to(W.dtype)
 
 
 class DoraLinear(LoraLinear):
@@ -109,20 +109,20 @@ class DoraLinear(LoraLinear):
 
     def __init__(self, base, config, generator):
         super().__init__(base, config, generator)
-        self.magnitude = nn.ParameterDict({ADAPTER_NAME: self.lengths(base_weight(base))})          # (out,)
+        self.magnitude = nn.ParameterDict({ADAPTER_NAME: self.row_norms(base_weight(base))})          # (out,)
 
     @property
     def m(self):
         return self.magnitude[ADAPTER_NAME]
 
     @torch.no_grad()
-    def lengths(self, W):
-        """|W + s B A| of each row, (out,), without gradient; never 0, for `tuned` divides by it."""
-        rows = W + self.update()
+    def row_norms(self, W):
+        """|W + s B A| of each row, (out,), without gradient; never 0, for `updated_weight` divides by it."""
+        rows = W + self.update_matrix()
         return torch.linalg.norm(rows, dim=1).clamp(min=torch.finfo(rows.dtype).tiny)
 
-    def tuned(self, W):
-        return (self.m / self.lengths(W))[:, None] * (W + self.update())
+    def updated_weight(self, W):
+        return (self.m / self.row_norms(W))[:, None] * (W + self.update_matrix())
 
     def forward(self, x):
         """(..., in) -> (..., out). Only the input of W' - W gets dropout; the bias is kept."""
@@ -133,8 +133,8 @@ class DoraLinear(LoraLinear):
             Wx = F.linear(x, W)                                                         # (..., out)
         else:
             Wx = y if bias is None else y - bias           # the same, without a second matmul
-        factor = self.m / self.lengths(W)                                                   # (out,)
-        change = (factor - 1) * Wx + factor * self.low_rank(x.to(self.A.dtype))
+        factor = self.m / self.row_norms(W)                                                   # (out,)
+        change = (factor - 1) * Wx + factor * self.apply_update(x.to(self.A.dtype))
         return y + change.to(y.dtype)
 
 

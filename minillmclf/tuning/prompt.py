@@ -48,12 +48,12 @@ class PromptedEncode:
     def __call__(self, texts, training=False):
         """As Classifier.encode -> (rows, how many were cut)."""
         rows, shortened = self.encode(texts, training)
-        return list(map(self.extend, rows)), shortened
+        return list(map(self.add_words, rows)), shortened
 
-    def extend(self, row):
+    def add_words(self, row):
         """Put the new words, of type 0, before (ids, types) or before each of several of these."""
         if isinstance(row[0], tuple):
-            return type(row)(*map(self.extend, row))
+            return type(row)(*map(self.add_words, row))
         ids, types = row
         return self.words + ids, [0] * len(self.words) + types
 

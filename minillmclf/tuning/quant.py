@@ -269,20 +269,20 @@ class Quantiser:
     def __init__(self, chosen=lambda path: True, kind="nf4"):
         self.chosen, self.kind, self.replaced = chosen, kind, []
 
-    def takes(self, path, module):
+    def is_chosen(self, path, module):
         return isinstance(module, nn.Linear) and not HEAD_PATHS.search(path) and self.chosen(path)
 
     def __call__(self, model, path, tensor):
         owner, leaf = path.rpartition(".")[::2]
         module = model.get_submodule(owner)
-        if leaf == "weight" and self.takes(owner, module):
+        if leaf == "weight" and self.is_chosen(owner, module):
             layer = Linear4bit.from_linear(tensor, module.bias, self.kind)
             model.set_submodule(owner, layer.train(module.training))
             self.replaced.append(owner)
         else:
             setattr(module, leaf, nn.Parameter(tensor))
 
-    def report(self, model):
+    def list_paths(self, model):
         """-> (paths in four bits, paths of all other modules with parameters). InputError if no
         layer was chosen: the model would be as large as before."""
         others = [path for path, module in model.named_modules()
@@ -296,10 +296,10 @@ class Quantiser:
 def quantise_linears(model, chosen=lambda path: True, kind="nf4"):
     """Put the chosen linear layers of a loaded model into four bits -> as Quantiser.report."""
     quantiser = Quantiser(chosen, kind)
-    paths = [path for path, module in model.named_modules() if quantiser.takes(path, module)]
+    paths = [path for path, module in model.named_modules() if quantiser.is_chosen(path, module)]
     for path in paths:
         quantiser(model, path + ".weight", model.get_submodule(path).weight.detach())
-    return quantiser.report(model)
+    return quantiser.list_paths(model)
 
 
 @torch.no_grad()

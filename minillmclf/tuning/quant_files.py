@@ -144,7 +144,7 @@ class FourBitCheckpoint(Checkpoint):
     def __contains__(self, name):
         return name in self.all_files
 
-    def layer(self, name, bias):
+    def read_layer(self, name, bias):
         """The 4-bit layer of this name; bias: its parameter, or None."""
         parts = {part: read_tensor(self.all_files[whole], self.stored[whole])
                  for part, whole in self.packed[name].items()}
@@ -185,7 +185,7 @@ def fill_from(model, checkpoint, table, fresh=(), **options):
     for layer, path in paths.items():
         owner = path.removesuffix(".weight")
         old = model.get_submodule(owner)
-        new, shape = checkpoint.layer(layer, old.bias), (old.out_features, old.in_features)
+        new, shape = checkpoint.read_layer(layer, old.bias), (old.out_features, old.in_features)
         if new.shape != shape:
             raise InputError(f"{checkpoint.folder}: {layer} is {new.shape}, {owner} is {shape}")
         model.set_submodule(owner, new)
@@ -206,7 +206,7 @@ def load_weights(model, checkpoint, table, fresh=(), quantise=None):
     kept = {*model.backbone.FULL_PRECISION, "lm_head"}
     quantiser = Quantiser(lambda path: not kept & set(path.split(".")), quantise)
     report = fill_from(model, checkpoint, table, fresh, place=quantiser)
-    return report, quantiser.report(model)[1]
+    return report, quantiser.list_paths(model)[1]
 
 
 def export_4bit(model, table):

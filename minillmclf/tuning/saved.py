@@ -225,7 +225,7 @@ def build_from(build, base, labels, settings, where, **more):
                           **more, **settings.get("readout") or {})
     except TypeError as error:
         raise InputError(f"{where}: {error}: save it again") from None
-    return model.restore(settings, where)
+    return model.restore_settings(settings, where)
 
 
 def read_bottlenecks(path, size):

@@ -78,7 +78,7 @@ class Ours(Side):
 
     def infer(self):
         """Scores of its rows (N, C)."""
-        return self.model.scores([self.data.rows.encoded[row] for row in self.own()], self.data.size)
+        return self.model.compute_logits([self.data.rows.encoded[row] for row in self.own()], self.data.size)
 
     @torch.no_grad()
     def scores_in_training(self):
@@ -90,12 +90,12 @@ class Ours(Side):
         """The gradients of one batch's loss, in the parameters."""
         self.model.train()
         self.model.zero_grad(set_to_none=True)
-        batch = collate(self.data.rows.encoded, rows, labels=self.data.rows.labels)
-        (self.objective(self.model, batch) / self.objective.count(batch.labels)).backward()
+        batch = collate(self.data.rows.encoded, rows, labels=self.data.rows.targets)
+        (self.objective(self.model, batch) / self.objective.divisor(batch.labels)).backward()
 
     def gradients(self):
         """{name of a parameter as transformers and PEFT have it: its gradient}, of those that learn."""
-        table, found = self.model.table(), {}
+        table, found = self.model.rename_table(), {}
         for path, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 layer, adapter, rest = path.partition(".lora_")
@@ -139,7 +139,7 @@ class Theirs(Side):
     def collate(self, rows):
         """ids, mask (B, T), labels (B,) of these rows."""
         ids, mask = padded([self.data.rows.encoded[row][0] for row in rows], self.pad)
-        return ids, mask, torch.tensor([self.data.rows.labels[row] for row in rows])
+        return ids, mask, torch.tensor([self.data.rows.targets[row] for row in rows])
 
     def loss(self, rows):
         ids, mask, labels = self.collate(rows)
@@ -217,7 +217,7 @@ class TheirLabel(Theirs):
         if self.tuned:
             ids, mask, labels = self.collate(rows)
             return F.cross_entropy(self.at_the_end(ids, mask), self.words[labels])
-        labels = [int(self.words[self.data.rows.labels[row]]) for row in rows]
+        labels = [int(self.words[self.data.rows.targets[row]]) for row in rows]
         ids, mask = padded([self.data.rows.encoded[row][0] + [label] for row, label in zip(rows, labels)])
         targets = torch.full_like(ids, -100)
         targets[torch.arange(len(ids)), mask.sum(1) - 1] = torch.tensor(labels)

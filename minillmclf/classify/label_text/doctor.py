@@ -37,7 +37,7 @@ class LabelText:
     in_bytes: bool                # is one of its characters split into byte tokens?
 
     @classmethod
-    def of(cls, tokenizer, readout, pieces, number, label):
+    def from_readout(cls, tokenizer, readout, pieces, number, label):
         """The text of this number in a readout. pieces: id -> piece."""
         text, ids = readout.texts[number], readout.tree.tokens[readout.tree.paths[number]].tolist()
         body = ids[:-1] if readout.end == "eos" else ids
@@ -119,14 +119,14 @@ def examine_labels(tokenizer, readout, labels=None):
     labels: names of the classes, in order; by default the first text of each. InputError where the
     example prompt cannot be encoded.
     """
-    names = labels or [readout.texts[columns[0]] for columns in readout.columns]
+    names = labels or [readout.texts[columns[0]] for columns in readout.class_texts]
     pieces = {i: piece for piece, i in tokenizer.vocab.items()}
-    texts = [LabelText.of(tokenizer, readout, pieces, number, name)
-             for name, columns in zip(names, readout.columns) for number in columns]
+    texts = [LabelText.from_readout(tokenizer, readout, pieces, number, name)
+             for name, columns in zip(names, readout.class_texts) for number in columns]
     lengths = [len(t.ids) for t in texts]
     alone = sorted({i for t in texts for ids in t.alone.values() for i in ids})
     example = (EXAMPLE,) * len(readout.prompt.template.fields)
-    prompt = readout.lay_out(tokenizer, example, NO_LIMIT)[0][0]
+    prompt = readout.encode_row(tokenizer, example, NO_LIMIT)[0][0]
     report = LabelReport(
         readout.PLACE, pieces[tokenizer.eos_id] if readout.end == "eos" else None, readout.score_by,
         texts, group_by_first(texts), find_beginnings(texts, readout.end == "eos"),

@@ -32,31 +32,31 @@ class MaskReadout(LabelReadout):
         self.mask_id = tokenizer.mask_id
 
     @property
-    def reserved(self):
-        return self.longest - 1                                     # one mask is in the prompt
+    def reserved_tokens(self):
+        return self.longest_label - 1                                     # one mask is in the prompt
 
-    def ids(self, tokenizer, text):
+    def prompt_ids(self, tokenizer, text):
         return tokenizer.layout(tokenizer.ids(text))[0]
 
-    def lay_out(self, tokenizer, parts, max_length):
+    def encode_row(self, tokenizer, parts, max_length):
         """As for decoders, with one mask token in place of the label, whatever its length."""
-        (ids, types), cut = super().lay_out(tokenizer, parts, max_length)
+        (ids, types), cut = super().encode_row(tokenizer, parts, max_length)
         if ids.count(self.mask_id) != 1:
             raise InputError(f"a text holds the tokenizer's own {tokenizer.mask_text}: it cannot "
                              "be told from the label's place, remove it")
         return (ids, types), cut
 
-    def text_scores(self, backbone, ids, mask, types=None):
+    def text_log_probs(self, backbone, ids, mask, types=None):
         scores = [None] * len(self.texts)
         for length in sorted(set(map(len, self.tree.paths))):
-            log_probs = self.fill(backbone, ids, mask, types, length)               # (B, n, V)
+            log_probs = self.mask_log_probs(backbone, ids, mask, types, length)               # (B, n, V)
             places = torch.arange(length, device=ids.device)                        # (n,)
             for number, path in enumerate(self.tree.paths):
                 if len(path) == length:
                     scores[number] = log_probs[:, places, self.tree.tokens[path]].sum(1)
         return torch.stack(scores, 1)                                               # (B, L)
 
-    def fill(self, backbone, ids, mask, types, length):
+    def mask_log_probs(self, backbone, ids, mask, types, length):
         """Repeat each row's mask token n = `length` times -> log-probabilities there (B, n, V)."""
         place = (ids == self.mask_id).int().argmax(1, keepdim=True)                 # (B, 1)
         column = torch.arange(ids.shape[1] + length - 1, device=ids.device).expand(len(ids), -1)
@@ -69,6 +69,6 @@ class MaskReadout(LabelReadout):
 
     def completion_loss(self, backbone, ids, mask, labels):
         """-log p of each row's label at its mask tokens, summed: the masked-language-model loss."""
-        first = torch.tensor([columns[0] for columns in self.columns], device=labels.device)
-        scores = self.text_scores(backbone, ids, mask)                              # (B, L)
+        first = torch.tensor([columns[0] for columns in self.class_texts], device=labels.device)
+        scores = self.text_log_probs(backbone, ids, mask)                              # (B, L)
         return -scores.gather(1, first[labels].unsqueeze(1)).sum()

@@ -79,5 +79,5 @@ def build_label_readout(backbone, tokenizer, labels, described):
     head = READOUTS[backbone.KIND](tokenizer, labels, build_prompt(described),
                                    described["label_texts"], described["end"],
                                    described["score_by"])
-    head.described, head.most_texts = described, len(described["fields"])
+    head.label_options, head.max_texts = described, len(described["fields"])
     return head

@@ -34,10 +34,10 @@ ENCODER_TOKENS = 256       # the most tokens that a text's vector is made of
 
 def change_prompt(model, **changes):
     """Give a classifier another prompt or other label texts. changes: of options.OPTIONS."""
-    if not model.head.described:
+    if not model.head.label_options:
         raise InputError("this classifier has a head, which cannot be asked: build it with "
                          'readout="labels"')
-    options = {key: value for key, value in model.head.described.items() if key != "readout"}
+    options = {key: value for key, value in model.head.label_options.items() if key != "readout"}
     described = read_label_options("labels", options | changes, model.labels)
     head = build_label_readout(model.backbone, model.tokenizer, model.labels, described)
     model.head = head.to(next(model.parameters()).device)
@@ -45,12 +45,12 @@ def change_prompt(model, **changes):
 
 def set_shots(model, examples):
     """Put Examples before every row, cut to SHARE_OF_SHOTS -> how many of them were cut."""
-    shots = [(list(e.texts), model.head.described["label_texts"][e.label][0]) for e in examples]
+    shots = [(list(e.texts), model.head.label_options["label_texts"][e.label][0]) for e in examples]
     head, cut = model.head, 0
     if shots:
         prompt, cut = shorten_shots(Prompt(head.prompt.template, head.prompt.instruction, shots),
-                                    head.counter(model.tokenizer),
-                                    int(SHARE_OF_SHOTS * (model.max_length - head.reserved)))
+                                    head.token_counter(model.tokenizer),
+                                    int(SHARE_OF_SHOTS * (model.max_length - head.reserved_tokens)))
         shots = [(list(texts), label_text) for texts, label_text in prompt.shots]
     change_prompt(model, shots=shots)
     return cut
@@ -84,7 +84,7 @@ def encode_with_nearest_shots(model, train, examples, number, folder):
     encoded, rows_cut, shots_cut = [], 0, 0
     for example, query in zip(examples, queries):
         shots_cut += set_shots(model, nearest_shots(vectors, query, train, number)) > 0
-        row, cut = model.row(example.texts)
+        row, cut = model.encode_row(example.texts)
         encoded.append(row)
         rows_cut += cut
     change_prompt(model, shots=[])
@@ -93,9 +93,9 @@ def encode_with_nearest_shots(model, train, examples, number, folder):
 
 def encode_content_free(model):
     """Encoded rows without content: "N/A", "", and "[MASK]" unless that is a token."""
-    fields = len(model.head.described["fields"])
+    fields = len(model.head.label_options["fields"])
     texts = [text for text in CONTENT_FREE if text != "[MASK]" or text not in model.tokenizer.vocab]
-    return [model.head.lay_out(model.tokenizer, (text,) * fields, model.max_length)[0]
+    return [model.head.encode_row(model.tokenizer, (text,) * fields, model.max_length)[0]
             for text in texts]
 
 
@@ -108,8 +108,8 @@ def normalize_in_each_way(model, sums, empty):
     """
     head, found = model.head, {}
     for by in ("token", "char", "byte"):
-        found[f"per {by}"] = head.by_class(head.normalized(sums, by))
-    return found | {"PMI": head.by_class(sums - empty)}
+        found[f"per {by}"] = head.add_by_class(head.normalize_lengths(sums, by))
+    return found | {"PMI": head.add_by_class(sums - empty)}
 
 
 def fit_calibrations(scores, free, dev, dev_labels):
@@ -152,12 +152,12 @@ def read_one_order(model, encoded, dev, dev_labels, shared_prompt, batch_size):
     """`read_answers` for rows of one sequence each."""
     head, free, ways = model.head, None, {}
     sums = text_log_probs(model, encoded, batch_size)
-    plain = head.by_class(sums)
+    plain = head.add_by_class(sums)
     if shared_prompt:
         free_sums = text_log_probs(model, encode_content_free(model), batch_size)
-        free = head.by_class(free_sums)
+        free = head.add_by_class(free_sums)
         ways = normalize_in_each_way(model, sums, free_sums[[CONTENT_FREE.index("")]])
-    dev_scores = head.by_class(text_log_probs(model, dev, batch_size)) if dev else None
+    dev_scores = head.add_by_class(text_log_probs(model, dev, batch_size)) if dev else None
     for name, calibration in fit_calibrations(plain, free, dev_scores, dev_labels).items():
         ways[name] = calibration(plain)
     return {"as it is": plain, **ways}
@@ -169,7 +169,7 @@ def vary_prompt(model, data, examples, shots, seed, batch_size=64, say=print):
     Without shots there is one order.
     """
     targets, found = [model.labels.index(e.label) for e in examples], []
-    for number, wording in enumerate(wordings(model.head.described["fields"]), 1):
+    for number, wording in enumerate(wordings(model.head.label_options["fields"]), 1):
         for order in range(ORDERS if shots else 1):
             change_prompt(model, template=wording, shots=[])
             set_balanced_shots(model, data.train, shots, seed, order)

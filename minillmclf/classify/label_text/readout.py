@@ -55,11 +55,11 @@ class LabelReadout(Readout):
     def __init__(self, tokenizer, labels, prompt, label_texts, end="auto", score_by="sum"):
         super().__init__()
         self.prompt, self.score_by = prompt, score_by
-        self.texts, self.columns = [], []           # all label texts; for each class, their indices
+        self.texts, self.class_texts = [], []           # all label texts; for each class, their indices
         for label in labels:
             first = len(self.texts)
             self.texts += label_texts[label]
-            self.columns.append(list(range(first, len(self.texts))))
+            self.class_texts.append(list(range(first, len(self.texts))))
         if prompt.template.text_after_label and not self.READS_AFTER_LABEL:
             raise InputError(f"template {prompt.template.text!r}: a field stands after {{label}}, "
                              "where this model cannot look when it writes the label: put it before")
@@ -73,13 +73,13 @@ class LabelReadout(Readout):
                              "none: choose label texts of which none begins another, and end "
                              "'none'")
         self.tree = Tree([path + [tokenizer.eos_id] * (self.end == "eos") for path in paths])
-        self.longest = max(map(len, self.tree.paths))
+        self.longest_label = max(map(len, self.tree.paths))
         self.shared_tokens = self.shared_cache = None
 
     @property
-    def reserved(self):
+    def reserved_tokens(self):
         """Tokens of max_length that are kept free for a label."""
-        return self.longest
+        return self.longest_label
 
     def continuation(self, text):
         """A label text with the space that joins it to the prompt: " positive"."""
@@ -97,7 +97,7 @@ class LabelReadout(Readout):
                              "label")
         return found[0]
 
-    def ids(self, tokenizer, text):
+    def prompt_ids(self, tokenizer, text):
         """The ids of a prompt, with the special tokens before a text and none after it."""
         ids = tokenizer.begin(tokenizer.ids(text))
         if tokenizer.bos_id is not None and ids[:2] == [tokenizer.bos_id] * 2:
@@ -106,22 +106,22 @@ class LabelReadout(Readout):
                              "template")
         return ids
 
-    def counter(self, tokenizer):
+    def token_counter(self, tokenizer):
         """A function that counts the tokens of a prompt, a string."""
-        return lambda text: len(self.ids(tokenizer, text))
+        return lambda text: len(self.prompt_ids(tokenizer, text))
 
-    def length(self, tokenizer, parts):
+    def count_tokens(self, tokenizer, parts):
         """Tokens of a row and its longest label before anything is cut."""
-        return self.prompt.size(parts, self.counter(tokenizer)) + self.reserved
+        return self.prompt.size(parts, self.token_counter(tokenizer)) + self.reserved_tokens
 
-    def fitted(self, tokenizer, parts, max_length):
+    def fit_texts(self, tokenizer, parts, max_length):
         """Cut a row's texts so that prompt and label fit into max_length -> (texts, was any?)"""
-        return self.prompt.fitted(parts, self.counter(tokenizer), max_length - self.reserved)
+        return self.prompt.fitted(parts, self.token_counter(tokenizer), max_length - self.reserved_tokens)
 
-    def lay_out(self, tokenizer, parts, max_length):
-        """The texts of a row -> (ids, token types), were they cut? max_length: as for `fitted`."""
-        parts, cut = self.fitted(tokenizer, parts, max_length)
-        ids = self.ids(tokenizer, self.prompt.render(parts))
+    def encode_row(self, tokenizer, parts, max_length):
+        """The texts of a row -> (ids, token types), were they cut? max_length: as for `fit_texts`."""
+        parts, cut = self.fit_texts(tokenizer, parts, max_length)
+        ids = self.prompt_ids(tokenizer, self.prompt.render(parts))
         if not ids:
             raise InputError("the prompt holds no token: give the template a word beside its "
                              "fields")
@@ -129,18 +129,18 @@ class LabelReadout(Readout):
 
     def read(self, backbone, ids, mask, types=None, layout=None):
         """Prompts (B, T) -> scores of the classes (B, C): log-probabilities, not normalised."""
-        sums = self.text_scores(backbone, ids, mask, types)
-        return self.by_class(self.normalized(sums, self.score_by))
+        sums = self.text_log_probs(backbone, ids, mask, types)
+        return self.add_by_class(self.normalize_lengths(sums, self.score_by))
 
-    def text_scores(self, backbone, ids, mask, types=None):
+    def text_log_probs(self, backbone, ids, mask, types=None):
         """Log-probability of each label text, summed over its tokens -> (B, L)."""
         ids, mask, context = backbone.prompt(ids, mask)
         cache = None
         if context is None:                                               # a decoder
-            ids, mask, cache = self.share(backbone, ids, mask)
+            ids, mask, cache = self.share_beginning(backbone, ids, mask)
         return self.tree.sums(log_probs(backbone, ids, mask, self.tree, cache, context))
 
-    def normalized(self, sums, by):
+    def normalize_lengths(self, sums, by):
         """Log-probabilities (B, L) -> the same ("sum"), or per token, character or byte."""
         if by == "sum":
             return sums
@@ -149,15 +149,15 @@ class LabelReadout(Readout):
                    "byte": [len(text.encode()) for text in self.texts]}[by]
         return sums / torch.tensor(lengths, dtype=sums.dtype, device=sums.device)
 
-    def by_class(self, scores):
+    def add_by_class(self, scores):
         """Scores of label texts (B, L) -> of classes (B, C): a class's probabilities are added."""
-        return torch.stack([scores[:, columns].logsumexp(1) for columns in self.columns], 1)
+        return torch.stack([scores[:, columns].logsumexp(1) for columns in self.class_texts], 1)
 
-    def share(self, backbone, ids, mask):
+    def share_beginning(self, backbone, ids, mask):
         """Read the rows' common beginning once -> ids and mask of the rest, its cache or None."""
         ids, mask = pad_right(ids, mask)
         tokens = self.shared_tokens
-        if tokens is None:                             # outside of `reading`: compare this batch
+        if tokens is None:                             # outside of `shared_work`: compare this batch
             tokens = shared(ids, mask) if len(ids) > 1 else 0
         if tokens < MIN_SHARED_TOKENS:
             return ids, mask, None
@@ -167,7 +167,7 @@ class LabelReadout(Readout):
         return ids[:, tokens:], mask[:, tokens:], cache.expand(len(ids))
 
     @contextlib.contextmanager
-    def reading(self, model, encoded):
+    def shared_work(self, model, encoded):
         """with head.reading(model, encoded): the rows' common beginning is read once for all."""
         sequences = [ids for row in encoded for ids, _ in model.task.sequences(row)]
         self.shared_tokens = common_length(sequences)
@@ -176,9 +176,9 @@ class LabelReadout(Readout):
         finally:
             self.shared_tokens = self.shared_cache = None
 
-    def targets(self, labels):
+    def target_ids(self, labels):
         """Class numbers (B,) -> ids (B, n) and mask (B, n) of each class's first label text."""
-        paths = [self.tree.paths[self.columns[label][0]] for label in labels.tolist()]
+        paths = [self.tree.paths[self.class_texts[label][0]] for label in labels.tolist()]
         ids = pad_sequence([self.tree.tokens[path] for path in paths], batch_first=True)
         lengths = torch.tensor([[len(path)] for path in paths], device=ids.device)        # (B, 1)
         return ids, (torch.arange(ids.shape[1], device=ids.device) < lengths).to(ids.dtype)
@@ -188,7 +188,7 @@ class LabelReadout(Readout):
 
         The loss covers label tokens by place, not by id: an end token counts even if it also pads.
         """
-        label_ids, real = self.targets(labels)                                      # (B, n)
+        label_ids, real = self.target_ids(labels)                                      # (B, n)
         ids = torch.cat([ids, label_ids[:, :-1]], 1)               # the last token is never read
         mask = torch.cat([mask, real[:, 1:].to(mask.dtype)], 1)
         states = backbone.states(ids, mask, read=label_ids.shape[1])   # (B, n, D), the last n
@@ -198,7 +198,7 @@ class LabelReadout(Readout):
 
     def answer_lengths(self):
         """Tokens of each class's first label text, with its end token if it has one -> list (C,)"""
-        return [len(self.tree.paths[columns[0]]) for columns in self.columns]
+        return [len(self.tree.paths[columns[0]]) for columns in self.class_texts]
 
 
 class SourceReadout(LabelReadout):
@@ -206,7 +206,7 @@ class SourceReadout(LabelReadout):
 
     PLACE = "in an answer of their own"
     AUTO_END = "eos"
-    reserved = 0
+    reserved_tokens = 0
 
     def continuation(self, text):
         return text
@@ -214,19 +214,19 @@ class SourceReadout(LabelReadout):
     def label_ids(self, tokenizer, text):
         return tokenizer.ids(text)
 
-    def ids(self, tokenizer, text):
+    def prompt_ids(self, tokenizer, text):
         return tokenizer.layout(tokenizer.ids(text))[0]
 
     def completion_loss(self, backbone, ids, mask, labels):
-        label_ids, real = self.targets(labels)
+        label_ids, real = self.target_ids(labels)
         return text_to_text_loss(backbone, ids, mask, label_ids, real) * real.sum()
 
 
 def text_log_probs(model, encoded, batch_size=64):
     """A classifier's log-probability of each label text -> (N, L). Rows have one sequence each."""
     def compute(batch):
-        return model(batch, model.head.text_scores)
-    return model.over(encoded, compute, len(model.head.texts), batch_size)
+        return model(batch, model.head.text_log_probs)
+    return model.compute_in_batches(encoded, compute, len(model.head.texts), batch_size)
 
 
 def common_length(rows):

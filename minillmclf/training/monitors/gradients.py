@@ -102,13 +102,13 @@ class FirstStepsCheck:
         if self.steps > CHECKED_STEPS:
             return []
         if self.steps == CHECKED_STEPS:
-            return self.compare()
+            return self.compare_weights()
         if self.gradients is not None and not self.gradients.zero:      # reported one step ago
             return []
         found = self.gradients = examine_gradients(self.model, self.gradients)
         return [] if self.steps == 1 and found.zero and not found.faults else found.lines
 
-    def compare(self):
+    def compare_weights(self):
         """After three steps: have all trainable tensors changed, and no frozen one of a sample?"""
         named = dict(self.model.named_parameters())
         changed = {name for name, value in self.before.items() if checksum(named[name]) != value}

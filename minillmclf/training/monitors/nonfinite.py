@@ -26,7 +26,7 @@ def find_in_batch(model, train, rows, settings):
     """`find_nonfinite` for each micro-batch of a batch -> the end of an error message."""
     device, size = next(model.parameters()).device, settings.micro_batch_size or len(rows)
     for start in range(0, len(rows), size):
-        batch = model.collate(train.encoded, rows[start:start + size], train.labels).to(device)
+        batch = model.collate(train.encoded, rows[start:start + size], train.targets).to(device)
         with autocast(settings, device):
             found = find_nonfinite(model, batch)
         if found:

@@ -69,12 +69,12 @@ def replicate_model(model):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 dist.broadcast(parameter.data, 0)
-        model.scores = functools.partial(shared_logits, model)
+        model.compute_logits = functools.partial(shared_logits, model)
 
 
 def shared_logits(model, encoded, batch_size=64):
     """Classifier.scores, but each process computes its share of the texts -> all, (N, C)."""
-    compute = type(model).scores
+    compute = type(model).compute_logits
     if not is_distributed():
         return compute(model, encoded, batch_size)
     own = encoded[rank()::world_size()]
@@ -89,7 +89,7 @@ def take_step(model, optimizer, train, rows, settings, objective):
     """loop.take_step, but each process computes its share of the rows."""
     if not is_main_process():                           # no two processes drop the same neurons
         seed_step(torch.initial_seed(), rank())
-    count = objective.count(torch.tensor([train.labels[row] for row in rows]))
+    count = objective.divisor(torch.tensor([train.targets[row] for row in rows]))
     optimizer.zero_grad(set_to_none=True)
     own, missing = own_share(rows, settings.micro_batch_size)
     loss = loop.add_gradients(model, train, own, settings, objective, count) if own else 0.0
@@ -126,8 +126,8 @@ class SharedStore(Store):
         if is_main_process():
             super().write(path, tensors, metadata)
 
-    def place(self, tensor, parameter):
-        tensor = super().place(tensor, parameter)
+    def move_like(self, tensor, parameter):
+        tensor = super().move_like(tensor, parameter)
         if not is_sharded(parameter) or tensor.shape != parameter.shape:
             return tensor                       # not sharded, or a number of steps
         return torch.distributed.tensor.distribute_tensor(           # fsdp.py has imported that
@@ -141,7 +141,7 @@ class SharedStore(Store):
 def gather_model(model):
     """Undo `replicate_model` and fsdp.shard: the main process gets the full model. If it was sharded,
     it is then on the CPU, and the other processes have no parameters left."""
-    vars(model).pop("scores", None)
+    vars(model).pop("compute_logits", None)
     if not any(is_sharded(parameter) for parameter in model.parameters()):
         return
     for module in model.modules():

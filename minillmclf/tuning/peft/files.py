@@ -125,4 +125,4 @@ def task_type(model, record):
     kind = model.backbone.KIND
     if method_of(record) == "prefix" and kind == "encoder-decoder":
         return None
-    return LABEL_TEXT_TASKS[kind] if model.head.described else "SEQ_CLS"
+    return LABEL_TEXT_TASKS[kind] if model.head.label_options else "SEQ_CLS"

@@ -89,7 +89,7 @@ def apply_adapter(model, record, tensors):
             attach_virtual_tokens(model, record, numbers)
         parameters = base_parameters(model)
         for file, path in fills.items():
-            parameters[path].copy_(other_layout(model.table(), path, others[file]))
+            parameters[path].copy_(other_layout(model.rename_table(), path, others[file]))
     model.requires_grad_(False)
     for path in added.values():
         model.get_parameter(path).requires_grad_(True)
@@ -142,7 +142,7 @@ def prompt_faults(model, record, numbers):
 
 def place_layers(model, record, layers, others):
     """Find the layers that get LoRA -> {file: path}, faults."""
-    linears, table = selection.find_linears(model), model.table()
+    linears, table = selection.find_linears(model), model.rename_table()
     names = {file: path for path, file in table.file_names(linears).items()}
     for old, new in table.aliases:           # for a model without a head PEFT omits e.g. "bert."
         aliases = {old + file[len(new):]: path for file, path in names.items()
@@ -173,14 +173,14 @@ def place_others(model, record, others, wrapped):
 
     wrapped: the paths of the layers that get LoRA.
     """
-    table, parameters = model.table(), base_parameters(model)
+    table, parameters = model.rename_table(), base_parameters(model)
     names, bias = table.file_names(parameters), record.get("bias", "none")
     new = model.report.fresh if hasattr(model, "report") else \
         [path for path in parameters if selection.in_head(path)]
     biases = [f"{path}.bias" for path in wrapped if f"{path}.bias" in parameters] \
         if bias == "lora_only" else selection.trainable_biases(model, bias)
     saved = [path for path, file in names.items() if is_saved_in_full(file, record["modules_to_save"])]
-    tied = model.head.described and model.backbone.tied
+    tied = model.head.label_options and model.backbone.tied
     expected, fills, faults = {*new, *saved, *biases}, {}, []
     for file, tensor in others.items():
         try:
@@ -217,7 +217,7 @@ def collect_adapter(model, base, bias, saved):
     """
     before = collect_virtual_tokens(model)
     layers = {} if before else lora.find_wrapped(model)
-    table, parameters = model.table(), base_parameters(model)
+    table, parameters = model.rename_table(), base_parameters(model)
     names = table.file_names([*selection.find_linears(model), *parameters])
     head = [path for path in parameters if path.startswith("head.")]
     biases = [] if before else [name.replace(".base.", ".")
@@ -255,7 +255,7 @@ def collect_virtual_tokens(model):
                          "holds one adapter")
     if not (is_prefix or is_prompt):
         return None
-    numbers = standing.numbers() if is_prefix else words.vectors * model.backbone.word_factor
+    numbers = standing.embeddings() if is_prefix else words.vectors * model.backbone.word_factor
     layers, heads, width = prefix.prefix_shape(model.backbone)
     shape = {"num_layers": layers, "num_attention_heads": heads, "num_transformer_submodules": 1,
              "token_dim": heads * width if is_prefix else model.backbone.width}
