@@ -130,7 +130,7 @@ def finish(s, model, data, folder, record, progress, timing):
 
     def dev_probabilities():
         return model.probabilities(logits(encode(model, data.dev)[0].encoded))
-    model.task = model.task.fit_to_dev(dev_probabilities, data.dev)    # such as a cut-off per label
+    model.task = model.task.fit_to_dev(dev_probabilities, data.dev)  # such as a cut-off per label
     checks = model.task.check_answers(model, [e.texts for e in examples], logits)
     if not collect(model):
         return record                      # of several processes the main one alone writes files
@@ -185,7 +185,7 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     cut, lines = model.task.check_rows(model, [e.texts for e in data.train + data.dev + data.test])
     if lines:
         say("\n" + "\n".join(lines))
-    if model.head.label_options:                 # it reads label texts
+    if model.head.label_options:             # it reads label texts
         from .classify.label_text.doctor import examine_labels
         say("\n" + "\n".join(examine_labels(model.tokenizer, model.head, model.labels).lines()))
     say("\n" + "\n".join(model_lines(s, model, trainable, total)))

@@ -59,7 +59,7 @@ def test_contextual_is_the_diagonal_matrix_of_the_paper():
 
 def test_after_batch_calibration_no_class_is_preferred_on_the_batch():
     scores = synthetic(200, seed=3)[0] + torch.tensor([4.0, 0, 0, -3])
-    calibrated = fit_batch(scores)(scores - scores.logsumexp(1, keepdim=True))             # log (p(y|x) / mean p(y))
+    calibrated = fit_batch(scores)(scores - scores.logsumexp(1, keepdim=True))         # log (p(y|x) / mean p(y))
     assert calibrated.exp().mean(0).tolist() == pytest.approx([1] * 4), "the mean of p(y|x) / exp(bias) should be 1"
 
 
@@ -145,7 +145,7 @@ def test_overconfident_scores_get_a_better_log_loss_and_ece():
     assert before["log_loss"] == pytest.approx(log_loss(*test), abs=1e-6), "the first line should change nothing"
     assert after["log_loss"] < 0.7 * before["log_loss"] and after["ece"] < 0.5 * before["ece"]
     assert after["accuracy"] == before["accuracy"] and after["f1"] == before["f1"]
-    hotter = Calibration([0.0] * 4, 1 / fit_temperature(*dev).temperature)     # multiplied in place of divided
+    hotter = Calibration([0.0] * 4, 1 / fit_temperature(*dev).temperature)  # multiplied in place of divided
     assert compare(*test, "abcd", {"wrong": hotter})["wrong"]["log_loss"] > before["log_loss"]
 
 

@@ -392,7 +392,7 @@ def test_evaluate_gives_the_runs_own_numbers(place, call, tmp_path):
 
 def test_the_best_epoch_is_what_is_saved(place, call, tmp_path, monkeypatch):
     from minillmclf.training import loop
-    monkeypatch.setattr(loop, "is_better", lambda metric, new, old: old is None)      # the first is the best
+    monkeypatch.setattr(loop, "is_better", lambda metric, new, old: old is None)   # the first is the best
     assert trained(place, call, tmp_path / "run")["best_epoch"] == 1
     assert call(evaluate, "--model", tmp_path / "run", "--split", "dev", "--out", tmp_path / "dev.json")[0] == 0
     first, last = [line["log_loss"] for line in epochs_of(tmp_path / "run")]

@@ -258,7 +258,7 @@ def test_attention_behind_a_prefix_by_hand(causal):
     torch.manual_seed(0)
     prefix, mask = Prefix((1, K, d), P), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
     prefix.load(torch.randn(P, 2 * K * d))
-    before_k, before_v = prefix.embeddings().unflatten(1, (2, K, d)).unbind(1)                  # (P, K, d)
+    before_k, before_v = prefix.embeddings().unflatten(1, (2, K, d)).unbind(1)               # (P, K, d)
     q, k, v = (torch.randn(6, heads, d) for heads in (H, K, K))                              # packed
     rows = CachedRows(mask, prefix.cache(2))
     found = (causal_attention(q, k, v, rows, window) if causal else

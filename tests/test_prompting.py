@@ -379,7 +379,7 @@ def test_vectors_have_length_one_and_mind_no_company(place, data):
     alone = torch.cat([torch.from_numpy(prompting.text_vectors([row], place / "encoder")) for row in rows])
     assert abs(alone.numpy() - found).max() < 1e-5, "batch mates change a vector"
     assert abs(vectors_by_hand(place, [row[0] for row in rows]).numpy() - found).max() < 1e-5
-    long = prompting.text_vectors([("rose " * 500,), ("soup", "bread")], place / "encoder")        # of 64 positions
+    long = prompting.text_vectors([("rose " * 500,), ("soup", "bread")], place / "encoder")      # of 64 positions
     assert abs((long ** 2).sum(1) - 1).max() < 1e-5, "a text longer than the encoder takes should be cut"
     assert abs(long[1] - vectors_by_hand(place, ["soup bread"])[0].numpy()).max() < 1e-5, "all texts of a row count"
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 
 from .swap import is_preference, longer_answer
 
-MAX_TERMS, MAX_WEIGHTS = 100_000, 3_000_000      # V; V times C
-LBFGS_HISTORY = 10                                       # L-BFGS keeps two vectors for each of 10 steps
+MAX_TERMS, MAX_WEIGHTS = 100_000, 3_000_000        # V; V times C
+LBFGS_HISTORY = 10                                 # L-BFGS keeps two vectors for each of 10 steps
 
 
 def run_baselines(data, task, quick=False):

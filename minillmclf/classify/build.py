@@ -14,7 +14,7 @@ from .preference import preference_task
 from .task import SingleLabel
 from .windows import Windowed
 
-DEFAULT_MAX_LENGTH = 512       # tokens of a row if neither the model nor its tokenizer sets a limit
+DEFAULT_MAX_LENGTH = 512   # tokens of a row if neither the model nor its tokenizer sets a limit
 
 
 @dataclass

@@ -21,7 +21,7 @@ from ..files import short
 
 CONTENT_FREE = ("N/A", "", "[MASK]")       # the inputs of `fit_contextual`
 LOWEST, HIGHEST = 1 / 100, 100.0           # the temperatures between which `fit_temperature` searches
-LOWEST_IN_FILE = 1e-6                               # least temperature of a file; float32 overflows below
+LOWEST_IN_FILE = 1e-6                      # least temperature of a file; float32 overflows below
 HALVINGS = 60                              # of the search interval: more than float64 can resolve
 
 

@@ -14,7 +14,7 @@ from .readout import Readout
 
 POOLINGS = ("first", "mean", "max", "last")
 POOLS = ("family", *POOLINGS, "attention")      # values of --pool; "family": see build_head
-WRONG_POOLING = "position"                            # a bug to study, see `pool`; not in --pool
+WRONG_POOLING = "position"                      # a bug to study, see `pool`; not in --pool
 
 
 def pool(hidden, mask, how):
@@ -59,9 +59,9 @@ def attention_weights(U, v, vectors, mask=None):
 class Head(Readout):
     """A readout in two steps: `features` makes one vector of a text, `class_logits` its logits."""
 
-    CLASS_LAYERS = (".out",)            # layers that depend on the classes (readout.py)
-    pool_option = "family"          # what the user asked for, one of POOLS
-    pooling = None                  # how tokens are pooled: one of POOLINGS, "attention" or MISTAKE
+    CLASS_LAYERS = (".out",)    # layers that depend on the classes (readout.py)
+    pool_option = "family"      # what the user asked for, one of POOLS
+    pooling = None              # how tokens are pooled: one of POOLINGS, "attention" or MISTAKE
 
     def features(self, hidden, mask):
         """hidden (B, T, D), mask (B, T) -> (B, D), the input of the last layer."""
@@ -130,7 +130,7 @@ class DebertaHead(BertHead):
         self.activation = ACTIVATIONS[backbone.config["pooler_hidden_act"]]
 
     def features(self, hidden, mask):
-        first = pool(hidden, mask, self.pooling)                                        # (B, D)
+        first = pool(hidden, mask, self.pooling)                                    # (B, D)
         return self.activation(self.dense(self.pooler_dropout(first)))
 
 
@@ -165,7 +165,7 @@ class PooledHead(Head):
 
     def features(self, hidden, mask):
         if self.pooling == "attention":
-            weights = attention_weights(self.U, self.v, hidden, mask)                       # (B, T)
+            weights = attention_weights(self.U, self.v, hidden, mask)               # (B, T)
             return (weights.unsqueeze(1) @ hidden).squeeze(1)                       # (B, D)
         return pool(hidden, mask, self.pooling)
 

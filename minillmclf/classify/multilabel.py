@@ -19,8 +19,8 @@ from ..training.multilabel import (MULTILABEL_METRICS, BinaryCrossEntropy, evalu
 from .baseline import OneVersusRest, multilabel_frequencies
 from .task import SingleLabel
 
-DEFAULT_THRESHOLD = 0.5                                          # the threshold before any is fitted
-THRESHOLD_METRICS = ("exact_match", "micro_f1", "macro_f1")   # metrics that depend on thresholds
+DEFAULT_THRESHOLD = 0.5                             # the threshold before any is fitted
+THRESHOLD_METRICS = ("exact_match", "micro_f1", "macro_f1")  # metrics that depend on thresholds
 
 
 def best_threshold(probabilities, targets):

@@ -25,7 +25,8 @@ from ..files import short
 from ..text import parts
 from ..text.batch import collate, row_size
 from .head import Head, build_head
-from .swap import average_orders, check_texts, measure_inconsistency, side_numbers, swap_texts, add_swapped
+from .swap import (add_swapped, average_orders, check_texts, measure_inconsistency, side_numbers,
+                   swap_texts)
 from .task import SingleLabel
 
 KINDS, SWAPS = ("none", "head", "bradley-terry"), ("none", "train", "predict", "both")
@@ -104,7 +105,7 @@ class BradleyTerry(HeadWrapper):
 
     ARCHITECTURE = "MinillmclfBradleyTerry"
     CLASS_LAYERS = (".out", ".tie")
-    SEQUENCES_PER_ROW = 2                       # of a row
+    SEQUENCES_PER_ROW = 2               # of a row
 
     def __init__(self, score, order):
         super().__init__(score)
@@ -128,7 +129,7 @@ class BradleyTerry(HeadWrapper):
 
     def read(self, backbone, ids, mask, types=None, layout=None):
         """ids, mask, types: (2B, T), first all (prompt, a) -> log-probabilities (B, 3)."""
-        r = self(*self.states_to_pool(backbone, ids, mask, types, layout)).squeeze(1).float()   # (2B,)
+        r = self(*self.states_to_pool(backbone, ids, mask, types, layout)).squeeze(1).float()  # (2B,)
         a_b_tie = davidson(*r.chunk(2), self.tie.bias)                                  # (B, 3)
         return a_b_tie[:, np.argsort(self.order).tolist()]      # columns in the order of the labels
 
@@ -139,7 +140,7 @@ class Preference(SingleLabel):
     """Rows (prompt, a, b), classes a, b and tie. kind: of KINDS, "none" for label texts; swap: of
     SWAPS, says where both orders of the answers are used: in training, in prediction."""
 
-    MAX_TEXTS, PREDICT_EXAMPLE = 3, "--data new.csv"                # predict takes three texts from a file only
+    MAX_TEXTS, PREDICT_EXAMPLE = 3, "--data new.csv"    # predict takes three texts from a file only
 
     def __init__(self, labels, kind="none", swap="none"):
         super().__init__(labels)
@@ -259,7 +260,7 @@ def count_cuts(model, texts):
     """Rows of three texts -> {"prompt": n, "a": n, "b": n, "of": rows}; n: rows where it is cut."""
     head, counts = model.head, Counter(prompt=0, a=0, b=0)
     for row in texts:
-        if head.label_options:                                  # label texts are cut in characters
+        if head.label_options:                              # label texts are cut in characters
             fitted = head.fit_texts(model.tokenizer, row, model.max_length)[0]
             cuts = [len(text) - len(kept) for text, kept in zip(row, fitted)]
         else:

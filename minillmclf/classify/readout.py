@@ -17,12 +17,12 @@ class Readout(nn.Module):
     """The texts of a row -> token ids -> (by `read`) logits."""
 
     NAMES = {}                  # rename table (models/weights.py): name in a file -> path
-    CLASS_LAYERS = ()                   # ends of the paths whose parameters depend on the classes
+    CLASS_LAYERS = ()           # ends of the paths whose parameters depend on the classes
     ARCHITECTURE = None         # its name in config.json if transformers has no such model
-    label_options = {}              # the options of label texts; empty for a head
-    max_texts = 2              # texts of a row, at most
-    SEQUENCES_PER_ROW = 1               # of a row, for the backbone to read
-    pool_option = pooling = None        # how a head pools (head.Head)
+    label_options = {}          # the options of label texts; empty for a head
+    max_texts = 2               # texts of a row, at most
+    SEQUENCES_PER_ROW = 1       # of a row, for the backbone to read
+    pool_option = pooling = None  # how a head pools (head.Head)
     keep = "head"               # which end of a long text is kept (text/cutting.py)
 
     def encode_row(self, tokenizer, texts, max_length):

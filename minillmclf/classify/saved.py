@@ -11,8 +11,8 @@ from ..models.tensor_files import write_checkpoint
 from ..tuning import ADAPTER_METHODS, peft
 from ..tuning.quant_files import export_4bit, load_weights, open_checkpoint
 from ..tuning.saved import TUNED, load_peft, load_tuned, save_tuned
-from .build import check_labels, build_unfilled, read_options
-from .head import WRONG_POOLING, POOLS
+from .build import build_unfilled, check_labels, read_options
+from .head import POOLS, WRONG_POOLING
 from .label_text.options import is_strings
 
 READING = {"text_column": (lambda v: is_strings(v) and len(v) > 0, "a list of names"),
@@ -20,7 +20,7 @@ READING = {"text_column": (lambda v: is_strings(v) and len(v) > 0, "a list of na
            "quoting?": (lambda v: isinstance(v, str), "a word")}      # ?: may be missing
 DEFAULTS = {"pool": None, "max_length": None, "readout": {}, "keep": "head", "windows": None,
           "calibration": None, "preference": {}}      # keys of "minillmclf" -> defaults
-OPTIONAL_KEYS = ("thresholds", "reading", "ignored")      # further keys, written only if set
+OPTIONAL_KEYS = ("thresholds", "reading", "ignored")  # further keys, written only if set
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
 
 

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..text.batch import collate, row_size
 from ..training.losses import CrossEntropy
 from ..training.metrics import METRICS, evaluate
-from .baseline import BagOfWords, run_baselines, class_frequencies
+from .baseline import BagOfWords, class_frequencies, run_baselines
 from .calibrate import Calibration
 from .head import build_head
 
@@ -21,11 +21,11 @@ class SingleLabel:
     """One class a row: softmax and cross-entropy. labels: the names of the classes, in order."""
 
     MULTI_LABEL = False                                 # may a row have any number of labels?
-    PROBLEM_TYPE = "single_label_classification"             # problem_type in config.json
-    MAX_TEXTS = 2                                           # texts of a row that a head reads, at most
+    PROBLEM_TYPE = "single_label_classification"        # problem_type in config.json
+    MAX_TEXTS = 2                                       # texts of a row that a head reads, at most
     METRICS = tuple(METRICS)                            # in the order printed
-    PREDICT_EXAMPLE = '"a text"'                                # an argument of the command predict
-    FREQUENCY_BASELINE, BAG_OF_WORDS = "majority class", BagOfWords     # a name and a class of baseline.py
+    PREDICT_EXAMPLE = '"a text"'                        # an argument of the command predict
+    FREQUENCY_BASELINE, BAG_OF_WORDS = "majority class", BagOfWords  # a name and a class of baseline.py
 
     def __init__(self, labels):
         self.labels, self.calibration = list(labels), None

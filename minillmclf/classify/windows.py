@@ -21,11 +21,11 @@ from torch import nn
 from ..errors import InputError
 from ..files import short
 from ..text.cutting import cut_to, keep_end, spans
-from .head import Head, attention_weights, attention_layers
+from .head import Head, attention_layers, attention_weights
 
 WINDOW_POOLS = ("mean", "max", "attention")
-WINDOWS_AT_ONCE = 8               # windows that the backbone reads at a time; B, if that is more
-LEAST_VALUES = {"overlap": 0, "max_windows": 1, "max_document": 1}       # option -> its least value
+WINDOWS_AT_ONCE = 8       # windows that the backbone reads at a time; B, if that is more
+LEAST_VALUES = {"overlap": 0, "max_windows": 1, "max_document": 1}  # option -> its least value
 
 
 def check_windows(described, where="windows"):
@@ -53,7 +53,7 @@ class Windowed(Head):
 
     def __init__(self, head, width, size, described):
         super().__init__()
-        self.inner = (head,)             # in a tuple, so that its layers are not registered twice
+        self.inner = (head,)           # in a tuple, so that its layers are not registered twice
         for name, layer in head.named_children():
             self.add_module(name, layer)
         self.windows = Windows(width, size, **check_windows(described))
@@ -123,7 +123,7 @@ class Windows(nn.Module):
     def read(self, head, backbone, ids, mask, types=None):
         """ids, mask, types: (B, T), rows of `encode_row`, padded on either side -> logits (B, C)."""
         at_once = max(len(ids), WINDOWS_AT_ONCE)
-        ids, mask, types, counts = cut_into_windows(ids, mask, types, self.size)    # (W, size), W windows
+        ids, mask, types, counts = cut_into_windows(ids, mask, types, self.size)  # (W, size), W windows
         if self.training:
             ids, mask, types, counts = self.draw_windows(ids, mask, types, counts)
         compute = head.features if self.pool == "attention" else head
@@ -131,13 +131,13 @@ class Windows(nn.Module):
         for start in range(0, len(ids), at_once):
             part = slice(start, start + at_once)
             i, m, t = (x if x is None else x[part] for x in (ids, mask, types))
-            new = compute(*head.states_to_pool(backbone, i, m, t))                  # (at_once, C or D)
+            new = compute(*head.states_to_pool(backbone, i, m, t))          # (at_once, C or D)
             found = new.new_empty(len(ids), new.shape[1]) if found is None else found
             found[part] = new
         documents = found.split(counts)                     # B tensors (its windows, C or D)
         if self.pool == "attention":
             pooled = [self.window_weights(features) @ features for features in documents]
-            return head.class_logits(torch.stack(pooled))                        # (B, D) -> (B, C)
+            return head.class_logits(torch.stack(pooled))                   # (B, D) -> (B, C)
         if self.pool == "mean":
             return torch.stack([logits.mean(0) for logits in documents])                    # (B, C)
         return torch.stack([logits.amax(0) for logits in documents])                        # (B, C)

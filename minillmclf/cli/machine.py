@@ -33,7 +33,7 @@ def prepare(s, model):
     from ..training.recompute import recompute_blocks
     parallel.replicate_model(model)
     if s.parallel == "fsdp":
-        from ..training.parallel.fsdp import shard_model         # older versions of torch have none
+        from ..training.parallel.fsdp import shard_model   # older versions of torch have none
         shard_model(model, s.optimizer)
     if s.gradient_checkpointing == "on":
         recompute_blocks(model)

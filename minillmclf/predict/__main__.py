@@ -96,7 +96,7 @@ def answerer(model, columns, batch_size):
         texts = [row for row, _ in rows]
         warn_of_unknown(texts)
         encoded, shortened = model.encode(texts)
-        probabilities = model.probabilities(model.compute_logits(encoded, batch_size))   # (N, C)
+        probabilities = model.probabilities(model.compute_logits(encoded, batch_size))  # (N, C)
         cut = None
         if columns.show_cut:
             cut = [shortened > 0 and model.encode_row(row)[1] for row in texts]

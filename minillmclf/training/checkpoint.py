@@ -39,7 +39,7 @@ def is_history(value):
 
 
 STEP_FIELD = {"step": (is_index, "a number of steps")}
-PROGRESS_FIELDS = {**STEP_FIELD,                                  # of the loop: key -> (test, what it should be)
+PROGRESS_FIELDS = {**STEP_FIELD,                     # of the loop: key -> (test, what it should be)
             "losses": (lambda v: isinstance(v, list) and all(map(is_number, v)),
                        "a list of numbers"),
             "history": (is_history, "a list with the step of each epoch"),

@@ -61,12 +61,12 @@ class FeatureCache:
         self.states, self.indices, self.vectors, self.is_filled = states, {}, [], False
 
     def finish_filling(self):
-        self.vectors, self.is_filled = torch.cat(self.vectors), True             # (texts, D)
+        self.vectors, self.is_filled = torch.cat(self.vectors), True          # (texts, D)
 
     def __call__(self, ids, mask, types=None, read=None, layout=None):
         keys = text_keys(ids, mask, types, read)
         if self.is_filled and all(key in self.indices for key in keys):
-            return self.vectors[[self.indices[key] for key in keys]].unsqueeze(1)    # (B, 1, D)
+            return self.vectors[[self.indices[key] for key in keys]].unsqueeze(1)   # (B, 1, D)
         states = self.states(ids, mask, types, read, layout)
         if not self.is_filled and read is not None:
             for key, vector in zip(keys, states):                            # (1, D) each

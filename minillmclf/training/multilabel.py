@@ -71,6 +71,6 @@ def evaluate_multilabel(probabilities, targets, labels, thresholds=0.5):
             "macro_f1": float(np.mean(f1)),
             "log_loss": float(-np.log(np.clip(p_target, 1e-15, 1.0)).mean()),
             "ece": calibration_error(probabilities.ravel(), targets.ravel()),
-            "precision": by_label(labels, right / np.maximum(answered, 1)),       # 0: never answered
-            "recall": by_label(labels, right / np.maximum(true, 1)),              # 0: in no row
+            "precision": by_label(labels, right / np.maximum(answered, 1)),      # 0: never answered
+            "recall": by_label(labels, right / np.maximum(true, 1)),             # 0: in no row
             "f1": by_label(labels, f1)}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ..text.batch import make_batches
 
-EPOCHS_COUNTED = 10_000        # at most so many epochs have their steps counted one by one
+EPOCHS_COUNTED = 10_000  # at most so many epochs have their steps counted one by one
 
 
 @dataclass

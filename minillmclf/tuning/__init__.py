@@ -20,8 +20,8 @@ from ..errors import InputError
 from . import bottleneck, lora, prefix, prompt, selection
 
 LORA_METHODS, BOTTLENECK_METHODS = ("lora", "dora", "qlora"), ("houlsby", "pfeiffer")
-ADAPTER_METHODS = (*LORA_METHODS, *BOTTLENECK_METHODS, "prefix", "prompt")    # saved without the base (saved.py)
-LORA_OPTIONS = ("rank", "alpha", "dropout", "use_rslora", "targets", "bias")      # options of UPDATES
+ADAPTER_METHODS = (*LORA_METHODS, *BOTTLENECK_METHODS, "prefix", "prompt")  # saved without the base (saved.py)
+LORA_OPTIONS = ("rank", "alpha", "dropout", "use_rslora", "targets", "bias")  # options of UPDATES
 
 
 def attach_lora(model, config, seed):

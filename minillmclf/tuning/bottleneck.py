@@ -22,7 +22,7 @@ from ..files import short
 from ..models.config import choose
 from ..models.layers import ACTIVATIONS
 from . import selection
-from .selection import base_weight, check_unwrapped, find_targets, in_head, find_linears
+from .selection import base_weight, check_unwrapped, find_linears, find_targets, in_head
 
 WRAPPED_LAYERS = {"houlsby": ("o_proj", "down_proj"), "pfeiffer": ("down_proj",)}
 

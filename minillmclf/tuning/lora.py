@@ -20,13 +20,13 @@ from ..errors import InputError
 from ..files import short
 from . import selection
 from .quant import plain_linear
-from .selection import base_weight, check_unwrapped, find_targets, find_linears, values_by_path
+from .selection import base_weight, check_unwrapped, find_linears, find_targets, values_by_path
 
 DEFAULT_TARGETS = dict.fromkeys(                                     # as PEFT's
     ("bert", "roberta", "deberta-v2", "llama", "mistral", "gemma", "gemma2", "gemma3",
      "gemma3_text", "t5"), ("q_proj", "v_proj")) | {"gpt2": ("qkv_proj",)}
-MAX_ALPHA = 10.0**6  # far above any in use; a huge one makes the answers infinite
-ADAPTER_NAME = "default"      # an adapter's name, as in PEFT; it is part of parameter names
+MAX_ALPHA = 10.0**6   # far above any in use; a huge one makes the answers infinite
+ADAPTER_NAME = "default"  # an adapter's name, as in PEFT; it is part of parameter names
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class LoraLinear(nn.Module):
         nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
         dtype = torch.promote_types(W.dtype, torch.float32)   # 16 bits would round small steps away
         B = W.new_zeros(self.out_features, config.rank, dtype=dtype)
-        self.lora_A = nn.ParameterDict({ADAPTER_NAME: A.to(W.device, dtype)})                      # (r, in)
-        self.lora_B = nn.ParameterDict({ADAPTER_NAME: B})                                         # (out, r)
+        self.lora_A = nn.ParameterDict({ADAPTER_NAME: A.to(W.device, dtype)})              # (r, in)
+        self.lora_B = nn.ParameterDict({ADAPTER_NAME: B})                                 # (out, r)
         self.train(base.training)                   # else a model in eval mode would get dropout
 
     @property
@@ -109,7 +109,7 @@ class DoraLinear(LoraLinear):
 
     def __init__(self, base, config, generator):
         super().__init__(base, config, generator)
-        self.magnitude = nn.ParameterDict({ADAPTER_NAME: self.row_norms(base_weight(base))})          # (out,)
+        self.magnitude = nn.ParameterDict({ADAPTER_NAME: self.row_norms(base_weight(base))})  # (out,)
 
     @property
     def m(self):
@@ -133,7 +133,7 @@ class DoraLinear(LoraLinear):
             Wx = F.linear(x, W)                                                         # (..., out)
         else:
             Wx = y if bias is None else y - bias           # the same, without a second matmul
-        factor = self.m / self.row_norms(W)                                                   # (out,)
+        factor = self.m / self.row_norms(W)                                                 # (out,)
         change = (factor - 1) * Wx + factor * self.apply_update(x.to(self.A.dtype))
         return y + change.to(y.dtype)
 

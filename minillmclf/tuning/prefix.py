@@ -52,7 +52,7 @@ class Prefix(nn.Module):
     def cache(self, batch):
         """A new Cache for a batch of `batch` texts, with the P tokens in every layer."""
         layers, heads, width = self.shape
-        numbers = self.embeddings().view(self.tokens, layers, 2, heads, width)        # (P, L, 2, K, d)
+        numbers = self.embeddings().view(self.tokens, layers, 2, heads, width)     # (P, L, 2, K, d)
         cache = Cache()
         for layer, (k, v) in enumerate(numbers.permute(1, 2, 3, 0, 4)):             # (K, P, d) each
             cache.put(layer, k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1))

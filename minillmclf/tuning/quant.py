@@ -23,11 +23,11 @@ from torch import nn
 
 from ..errors import InputError
 
-NESTED_BLOCKSIZE = 256                                     # this many absmax share one nested_absmax
+NESTED_BLOCKSIZE = 256                           # this many absmax share one nested_absmax
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-TINY_ABSMAX = 1e-38                                     # stands in for the absmax of a block of zeros
+TINY_ABSMAX = 1e-38                              # stands in for the absmax of a block of zeros
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HEAD_PATHS = re.compile(r"(^|\.)(head|lm_head)(\.|$)")        # heads keep their precision
+HEAD_PATHS = re.compile(r"(^|\.)(head|lm_head)(\.|$)")   # heads keep their precision
 CODES = {                                        # what each of the 16 half-bytes means
     "nf4": torch.tensor([  # the normal distribution's quantiles, 8 below and 8 above 0, / largest
         -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -91,9 +91,9 @@ def quantise(x, kind="nf4", blocksize=64, double=True):
     if x.dtype not in FLOATS.values() or x.numel() == 0 or not x.isfinite().all():
         raise InputError(f"a {x.dtype} tensor {tuple(x.shape)} cannot be quantised: finite numbers "
                          f"are expected, at least one, in {', '.join(FLOATS)}")
-    rows = in_blocks(x.detach().flatten().float(), blocksize)             # (blocks, blocksize)
+    rows = in_blocks(x.detach().flatten().float(), blocksize)           # (blocks, blocksize)
     absmax = rows.abs().amax(1)                                         # (blocks,)
-    scaled = rows * (1 / absmax.clamp(min=TINY_ABSMAX))[:, None]               # in [-1, 1]
+    scaled = rows * (1 / absmax.clamp(min=TINY_ABSMAX))[:, None]        # in [-1, 1]
     if x.numel() % blocksize:                   # a last block cut short: bitsandbytes divides
         absmax[-1] = absmax[-1].clamp(min=TINY_ABSMAX)
         scaled[-1] = rows[-1] / absmax[-1]
@@ -111,7 +111,7 @@ def quantise_absmax(absmax):
     No absmax is below 0: if their mean (offset) were kept, half of the map would never be used.
     """
     offset = absmax.mean()
-    rows = in_blocks(absmax - offset, NESTED_BLOCKSIZE)                             # (blocks/256, 256)
+    rows = in_blocks(absmax - offset, NESTED_BLOCKSIZE)                 # (blocks/256, 256)
     nested = rows.abs().amax(1)
     scaled = (rows * (1 / nested)[:, None]).nan_to_num(nan=-1.0).clamp(-1, 1)      # NaN: all equal
     # As the CPU kernel: it rounds to 2^16 steps first, which picks another code once in 600 times.

@@ -18,7 +18,7 @@ from ..models.config import read_model_config
 from ..models.tensor_files import listed, read_tensor
 from ..models.weights import Checkpoint, export, fill
 from .quant import (BLOCKSIZES, CODES, FLOATS, NESTED_BLOCKSIZE, Linear4bit, Quantised, Quantiser,
-                    dynamic_map, dtype_name)
+                    dtype_name, dynamic_map)
 
 STATE_NAME = "weight.quant_state.bitsandbytes__"
 # quantization_config: key -> the supported values; None: any value, as it changes nothing here

@@ -19,7 +19,7 @@ from ..models.config import ignoring
 from ..models.tensor_files import write_tensors
 from ..models.weights import Checkpoint
 from ..text.tokenizers.files import READERS
-from . import ADAPTER_METHODS, BOTTLENECK_METHODS, METHODS, LORA_METHODS, set_trainable, lora, peft
+from . import ADAPTER_METHODS, BOTTLENECK_METHODS, LORA_METHODS, METHODS, lora, peft, set_trainable
 from . import trainable_names
 from .peft.config import is_positive
 from .peft.files import read_floats
@@ -30,8 +30,8 @@ TUNED, ADAPTER = "tuned.json", "adapter"
 TENSORS = Path(ADAPTER) / peft.TENSORS
 TOKENIZER_FILES = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json",
                    "added_tokens.json")
-CHUNK_BYTES = 2**20                                      # bytes that are read at a time
-RENAMED_KEYS = {"rank_stabilised": "use_rslora"}         # keys of earlier versions' tuning configs
+CHUNK_BYTES = 2**20                                 # bytes that are read at a time
+RENAMED_KEYS = {"rank_stabilised": "use_rslora"}    # keys of earlier versions' tuning configs
 
 
 def is_object(value):

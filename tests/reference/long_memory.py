@@ -27,7 +27,7 @@ if way == "all at once":
 texts = [" ".join(["a"] * tokens)] * 8
 encoded, _ = model.encode(texts)
 short = model.encode(["a"] * 2)[0]
-model.compute_logits(short)                                                    # libraries load what they need
+model.compute_logits(short)                                            # libraries load what they need
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 before, began = peak(), time.time()
 model.compute_logits(encoded)

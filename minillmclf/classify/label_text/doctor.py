@@ -16,7 +16,7 @@ from .masks import MaskReadout
 from .readout import SourceReadout
 
 WIDTH = 100               # columns of a printed line
-MAX_LINES, FEWER_LINES = 30, 10        # up to ALL texts have a line each; of more, SOME have
+MAX_LINES, FEWER_LINES = 30, 10  # up to ALL texts have a line each; of more, SOME have
 EXAMPLE, NO_LIMIT = "an example of a text", 10**9
 FORMS = {"as it is": lambda text: text,
          "space before": lambda text: " " + text,
@@ -57,7 +57,7 @@ class LabelReport:
     score_by: str
     texts: list                   # a LabelText for each text, class by class
     shared: list                  # {"piece", "id", "texts"}: classes with the same first token
-    find_beginnings: list              # (a, b): the tokens of text b begin with those of text a
+    find_beginnings: list         # (a, b): the tokens of text b begin with those of text a
     lengths: dict                 # {"shortest", "longest", "mean"} number of tokens
     blank: dict                   # id -> piece: tokens of `alone` that are only white space
     prompt: dict                  # of an example: {"tokens": how many, "first", "last": 3 pieces}

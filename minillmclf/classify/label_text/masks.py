@@ -33,7 +33,7 @@ class MaskReadout(LabelReadout):
 
     @property
     def reserved_tokens(self):
-        return self.longest_label - 1                                     # one mask is in the prompt
+        return self.longest_label - 1                               # one mask is in the prompt
 
     def prompt_ids(self, tokenizer, text):
         return tokenizer.layout(tokenizer.ids(text))[0]
@@ -49,7 +49,7 @@ class MaskReadout(LabelReadout):
     def text_log_probs(self, backbone, ids, mask, types=None):
         scores = [None] * len(self.texts)
         for length in sorted(set(map(len, self.tree.paths))):
-            log_probs = self.mask_log_probs(backbone, ids, mask, types, length)               # (B, n, V)
+            log_probs = self.mask_log_probs(backbone, ids, mask, types, length)     # (B, n, V)
             places = torch.arange(length, device=ids.device)                        # (n,)
             for number, path in enumerate(self.tree.paths):
                 if len(path) == length:
@@ -70,5 +70,5 @@ class MaskReadout(LabelReadout):
     def completion_loss(self, backbone, ids, mask, labels):
         """-log p of each row's label at its mask tokens, summed: the masked-language-model loss."""
         first = torch.tensor([columns[0] for columns in self.class_texts], device=labels.device)
-        scores = self.text_log_probs(backbone, ids, mask)                              # (B, L)
+        scores = self.text_log_probs(backbone, ids, mask)                           # (B, L)
         return -scores.gather(1, first[labels].unsqueeze(1)).sum()

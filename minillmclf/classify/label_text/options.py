@@ -64,7 +64,7 @@ def read_label_options(readout, options, labels):
                  "label_texts": read_label_texts(options.get("label_texts") or "", labels),
                  "instruction": options.get("instruction") or "", "shots": shots, "end": end,
                  "score_by": score_by}
-    build_prompt(described)                                    # InputError for a faulty template
+    build_prompt(described)                                 # InputError for a faulty template
     return described
 
 

@@ -26,7 +26,7 @@ from ...training.completion_loss import text_to_text_loss
 from ..readout import Readout
 
 ENDS, SCORE_BY = ("auto", "none", "eos"), ("sum", "token", "char", "byte")
-MIN_SHARED_TOKENS = 16          # tokens; a shorter common beginning is not worth a forward pass of its own
+MIN_SHARED_TOKENS = 16   # tokens; a shorter common beginning is not worth a forward pass of its own
 
 
 def ids_after(tokenizer, context, more):
@@ -55,7 +55,7 @@ class LabelReadout(Readout):
     def __init__(self, tokenizer, labels, prompt, label_texts, end="auto", score_by="sum"):
         super().__init__()
         self.prompt, self.score_by = prompt, score_by
-        self.texts, self.class_texts = [], []           # all label texts; for each class, their indices
+        self.texts, self.class_texts = [], []       # all label texts; for each class, their indices
         for label in labels:
             first = len(self.texts)
             self.texts += label_texts[label]
@@ -188,7 +188,7 @@ class LabelReadout(Readout):
 
         The loss covers label tokens by place, not by id: an end token counts even if it also pads.
         """
-        label_ids, real = self.target_ids(labels)                                      # (B, n)
+        label_ids, real = self.target_ids(labels)                                   # (B, n)
         ids = torch.cat([ids, label_ids[:, :-1]], 1)               # the last token is never read
         mask = torch.cat([mask, real[:, 1:].to(mask.dtype)], 1)
         states = backbone.states(ids, mask, read=label_ids.shape[1])   # (B, n, D), the last n

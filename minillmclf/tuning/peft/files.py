@@ -9,11 +9,11 @@ from ...errors import InputError
 from ...files import read_json, short, write_text
 from ...models.tensor_files import open_tensors, write_tensors
 from .config import CONFIG, method_of, read_config
-from .model import short_name, collect_adapter, raise_faults, split_tensors
+from .model import collect_adapter, raise_faults, short_name, split_tensors
 
 TENSORS, OWN_FILE = "adapter_model.safetensors", "minillmclf.json"
-OWN_KEYS = ("labels", "pool", "max_length", "readout")      # they change answers; PEFT has no such keys
-LABEL_TEXT_TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": None}   # label texts
+OWN_KEYS = ("labels", "pool", "max_length", "readout")  # they change answers; PEFT has no such keys
+LABEL_TEXT_TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": None}  # label texts
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 

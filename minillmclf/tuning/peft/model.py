@@ -14,7 +14,7 @@ from ...files import short
 from ...models.tensor_files import listed
 from ...models.weights import Report, shape_fault
 from .. import lora, prefix, prompt, selection
-from .config import lora_fields, method_of, is_saved_in_full, target_layers
+from .config import is_saved_in_full, lora_fields, method_of, target_layers
 
 # a parameter of a LoRA layer: name in the file -> name in the model
 LORA_PARTS = {"lora_A": "lora_A", "lora_B": "lora_B", "lora_magnitude_vector": "magnitude"}
