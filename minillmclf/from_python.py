@@ -17,10 +17,10 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
 
     model: a Hugging Face folder, or a shipped name. data: a path or a bundled name; a list of
     (text, label), ((text_a, text_b), label) or dicts; a DataFrame or a dict of lists, with the
-    columns of a file. out: the run folder, where a stopped run is continued and a finished one
+    columns of a file. out: the run folder, where a stopped run goes on and a finished one is
     loaded; None: no file is left behind. on_epoch: called after each epoch with a dict: epoch,
     step, train_loss, the metrics of dev. say: called with each line that the command prints.
-    settings: the command's flags, with _ for -, with values that `flag_value` takes; None: not given.
+    settings: the command's flags, with _ for -; values: as for `flag_value`; None: not given.
 
     Raises InputError for wrong data and settings; KeyboardInterrupt once Ctrl-C saved the state.
     """
@@ -42,8 +42,8 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
 
 
 def flag_value(value):
-    """The value of a flag: True -> "on", ["a", "b"] -> "a,b", {"a": "b"} -> JSON."""
-    value = value.tolist() if hasattr(value, "tolist") else value          # a number of numpy
+    """A value as a flag takes it: True -> "on", ["a", "b"] -> "a,b", {"a": "b"} -> JSON."""
+    value = value.tolist() if hasattr(value, "tolist") else value          # of numpy or torch
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, (list, tuple)):

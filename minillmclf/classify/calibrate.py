@@ -30,7 +30,7 @@ class Calibration:
     """logits -> (logits - bias) / temperature. bias: C log-probabilities; temperature: above 0."""
 
     bias: list[float]
-    fit_temperature: float = 1.0
+    temperature: float = 1.0
 
     def __call__(self, logits):
         """Logits (N, C) -> corrected logits (N, C). InputError for logits that are not finite."""

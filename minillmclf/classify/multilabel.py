@@ -75,7 +75,7 @@ class MultiLabel(SingleLabel):
     MULTI_LABEL, PROBLEM_TYPE = True, "multi_label_classification"
     METRICS = tuple(MULTILABEL_METRICS)
     FREQUENCY_BASELINE, BAG_OF_WORDS = "class frequencies", OneVersusRest
-    multilabel_frequencies = staticmethod(multilabel_frequencies)
+    predict_frequencies = staticmethod(multilabel_frequencies)
 
     def __init__(self, labels, thresholds=None):
         super().__init__(labels)

@@ -25,7 +25,7 @@ def seed_step(seed, step):
 
 
 def is_index(value):
-    """Is it an integer, 0 or more?"""
+    """Is it a whole number from 0?"""
     return type(value) is int and value >= 0
 
 
@@ -39,7 +39,7 @@ def is_history(value):
 
 
 STEP_FIELD = {"step": (is_index, "a number of steps")}
-PROGRESS_FIELDS = {**STEP_FIELD,                     # of the loop: key -> (test, what it should be)
+PROGRESS_FIELDS = {**STEP_FIELD,                       # key -> (test, what it should be)
             "losses": (lambda v: isinstance(v, list) and all(map(is_number, v)),
                        "a list of numbers"),
             "history": (is_history, "a list with the step of each epoch"),
@@ -50,7 +50,7 @@ PROGRESS_FIELDS = {**STEP_FIELD,                     # of the loop: key -> (test
 class Store:
     """Saves and loads the state and the best weights of a run, in `folder`.
 
-    stop: an object whose `asked` says that the run is to save its state and end; None: never.
+    stop: an object whose attribute `asked` becomes True once the user wants to stop; None: never.
     A subclass for sharded tensors overrides `write` and `move_like` (parallel/processes.py).
     """
 
@@ -59,25 +59,25 @@ class Store:
         self.best = Path(folder) / "best.safetensors"
         self.stop = stop
 
-    def stop_asked(self):
+    def is_stop_asked(self):
         return bool(self.stop and self.stop.asked)
 
     def save(self, model, optimizer, progress):
-        """Write the state. progress: a dict that JSON can hold, with the number of the step."""
+        """Write the state. progress: as loop.fit describes it, a dict that JSON can hold."""
         names = {id(parameter): name for name, parameter in trainable_parameters(model).items()}
         tensors = {f"model.{name}": p for name, p in trainable_parameters(model).items()}
         numbers = {}                                   # bitsandbytes counts steps as plain numbers
         for parameter, moments in optimizer.state.items():
             for key, value in moments.items():
-                kept = tensors if torch.is_tensor(value) else numbers
-                kept[f"optimizer.{key}.{names[id(parameter)]}"] = value
+                group = tensors if torch.is_tensor(value) else numbers
+                group[f"optimizer.{key}.{names[id(parameter)]}"] = value
         metadata = {"progress": json.dumps(progress)}
         if numbers:
             metadata["numbers"] = json.dumps(numbers)
         self.write(self.state, tensors, metadata)
 
     def load(self, model, optimizer):
-        """Put the saved state into model and optimiser -> its progress; None without a file."""
+        """Put the saved state into model and optimiser -> progress, or None without a file."""
         path = self.state
         if not path.exists():
             return None
@@ -105,16 +105,16 @@ class Store:
         return progress
 
     def resume(self, model, optimizer, metric):
-        """`load`, with more checks -> the progress of the saved run, or of a new one."""
+        """`load`, with a check of the saved numbers -> progress, of a new run if nothing is saved."""
         progress = self.load(model, optimizer)
         if progress is None:
             return {"step": 0, "history": [], "best": None, "losses": []}
         check_fields(progress, PROGRESS_FIELDS, self.state)
         history, best = progress["history"], progress["best"]
-        began = history[-1]["step"] if history else 0         # the step before this epoch
+        started = history[-1]["step"] if history else 0       # the last step before this epoch
         listed = best and 1 <= best["epoch"] <= len(history)
         numbers = [line.get(name) for line in history for name in (metric, "log_loss")]
-        fits = (progress["step"] == began + len(progress["losses"])
+        fits = (progress["step"] == started + len(progress["losses"])
                 and bool(history) == bool(best) and all(map(is_number, numbers))
                 and (not best or listed and history[best["epoch"] - 1][metric] == best.get(metric)))
         if not fits:
@@ -159,10 +159,10 @@ def trainable_parameters(model):
 
 
 def read_tensors(path, expected, state=False):
-    """state or best.safetensors -> {name: tensor}, {key: value} of its metadata.
+    """A file of a Store -> {name: tensor}, {key: value} of its metadata.
 
-    InputError unless the file has the names, shapes, dtypes of expected, {name: tensor}, and only
-    finite numbers; a state must also have a progress, and may have tensors of the optimiser.
+    expected: {name: tensor}, the names, shapes and dtypes that it must have; its numbers must be
+    finite. A state (state=True) must also have a progress, and may have tensors of the optimiser.
     """
     try:
         with open_tensors(path) as file:
@@ -188,15 +188,15 @@ def read_tensors(path, expected, state=False):
 
 
 def create_state(optimizer):
-    """Let an optimiser of bitsandbytes create its state, whose dtypes and devices it chooses."""
+    """Let an optimiser of bitsandbytes create its state: it chooses the dtypes and devices."""
     if hasattr(optimizer, "init_state"):
         for number, group in enumerate(optimizer.param_groups):
-            for place, parameter in enumerate(group["params"]):
-                optimizer.init_state(group, parameter, number, place)
+            for index, parameter in enumerate(group["params"]):
+                optimizer.init_state(group, parameter, number, index)
 
 
 def set_moment(state, moment, value, parameter):
-    """Copy a value into the tensor that `create_state` created, else store the value itself."""
+    """Set state[moment], of the optimiser. A tensor that `create_state` made is filled in place."""
     if torch.is_tensor(state.get(moment)):
         state[moment].copy_(value)
         return

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 class CompletionLoss:
     """An objective like losses.CrossEntropy, but its mean is over answer tokens.
 
-    lengths: tokens of each class's answer, its end included.
+    lengths: the number of tokens of each class's answer, its end token included.
     """
     lengths: list[int]
 

@@ -2,11 +2,11 @@
 
 All texts go through the backbone before the first step; later its output is looked up by a text's
 tokens. Results stay the same up to rounding, for texts are batched differently. The features are
-computed in a fixed order, so an interrupted run continues bit for bit.
+computed in a fixed order, so an interrupted run resumes bit for bit.
 
 Features are cached only where that changes nothing. A frozen backbone keeps its dropout in
-training, as in transformers. So a BERT with dropout 0.1 is not cached: its output differs in each
-step. LLaMA, Mistral and Gemma are. Never cached: windows, label texts, more than MAX_BYTES.
+training, as in transformers. So the output of a BERT with dropout 0.1 differs in each step and is
+not cached; that of a LLaMA is. Never cached: windows, label texts, more than MAX_BYTES.
 """
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -33,11 +33,11 @@ def cached_features(model, encoded, settings):
         cache.finish_filling()
         yield
     finally:
-        del model.backbone.states           # the cache: the method of the class is back
+        del model.backbone.states           # only the cache: the class still has its method
 
 
 def can_cache(model, encoded, settings):
-    """Is the backbone's output for a row the same in every step, and one vector?"""
+    """Is the backbone's output the same in every step, one vector for each sequence?"""
     backbone, head = model.backbone, model.head
     one_vector = head.pooling in ("first", "last")
     if not one_vector or settings.precision != "fp32" or has_dropout(backbone):
@@ -54,8 +54,8 @@ def has_dropout(backbone):
 
 
 class FeatureCache:
-    """Replaces Backbone.states. Until `finish_filling` it calls the original and keeps one vector per text;
-    then it looks texts up, and calls the original only for batches with an unknown text."""
+    """Replaces Backbone.states. Until `finish_filling` it calls the original and keeps one vector
+    per text; then it looks texts up, and calls the original for batches with an unknown text."""
 
     def __init__(self, states):
         self.states, self.indices, self.vectors, self.is_filled = states, {}, [], False
@@ -77,7 +77,7 @@ class FeatureCache:
 
 
 def text_keys(ids, mask, types, read):
-    """A hash for each text, 16 bytes, of its tokens without padding, their types, and `read`."""
+    """A hash of 16 bytes for each text: of its ids without padding, their types, and `read`."""
     types = torch.zeros_like(ids) if types is None else types
     rows, masks = torch.stack([ids, types], 2).cpu().numpy(), mask.bool().cpu().numpy()
     return [blake2b(row[real].tobytes() + str(read).encode(), digest_size=16).digest()

@@ -8,8 +8,8 @@ METRICS = {"accuracy": 1, "macro_f1": 1, "log_loss": -1, "ece": -1}     # -1: lo
 
 
 def evaluate(probabilities, targets, labels):
-    """Probabilities (N, C), class numbers (N,), C labels -> {metric: number}, with "f1":
-    {label: number}. N: rows of the data.
+    """Probabilities (N, C), class numbers (N,), C labels -> {metric: number}, and under "f1"
+    {label: number}.
 
     As in scikit-learn, macro_f1 is the mean over the classes that occur in the targets or in the
     answers. The f1 of any other class is given as 0.
@@ -32,7 +32,7 @@ def by_label(labels, numbers):
 
 
 def class_f1(answered, true):
-    """2 TP / (2 TP + FP + FN) of boolean arrays (N,); 0 where the class occurs in neither."""
+    """F1, 2 TP / (2 TP + FP + FN), of boolean arrays (N,); 0 if the class occurs in neither."""
     hits, errors = (answered & true).sum(), (answered != true).sum()
     return float(2 * hits / (2 * hits + errors)) if hits + errors else 0.0
 

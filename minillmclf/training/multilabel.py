@@ -25,7 +25,7 @@ class BinaryCrossEntropy:
     weights: torch.Tensor | None = None
 
     def divisor(self, targets):
-        """What the summed loss of rows with these targets (B, C) is divided by -> scalar."""
+        """Targets (B, C) -> scalar, the divisor of the summed loss of rows with these targets."""
         return torch.tensor(float(targets.numel()))
 
     def __call__(self, model, batch):
@@ -37,7 +37,7 @@ class BinaryCrossEntropy:
 
 
 def positive_weights(targets, labels):
-    """Rows without a class / rows with it: targets (N, C) of 0 and 1 -> (C,).
+    """Targets (N, C) of 0 and 1 -> (C,): (rows without a class) / (rows with it).
 
     With these weights the rows with a class and those without it count alike in its loss.
     InputError for a class that all rows have, or none: its weight would be 0, or infinite.

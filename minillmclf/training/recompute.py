@@ -27,7 +27,7 @@ def all_blocks(model):
 
 
 def recompute_blocks(model):
-    """From now on every block is computed again in the backward pass -> the number of blocks."""
+    """Let every block be computed again in the backward pass -> the number of blocks."""
     blocks = all_blocks(model)
     for block in blocks:
         block.forward = RecomputedForward(block.forward)
@@ -47,7 +47,7 @@ class RecomputedForward:
         prefixed = [(each, each.layer) for each in rows if hasattr(each, "layer")]    # CachedRows
 
         def run(*arguments):
-            for cached, layer in prefixed:        # each layer raises it: back to this block's first
+            for cached, layer in prefixed:        # the first run has raised it: set it back
                 cached.layer = layer
             return self.forward(*arguments)
         return checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=True)

@@ -57,7 +57,7 @@ class LabelReport:
     score_by: str
     texts: list                   # a LabelText for each text, class by class
     shared: list                  # {"piece", "id", "texts"}: classes with the same first token
-    find_beginnings: list         # (a, b): the tokens of text b begin with those of text a
+    beginnings: list         # (a, b): the tokens of text b begin with those of text a
     lengths: dict                 # {"shortest", "longest", "mean"} number of tokens
     blank: dict                   # id -> piece: tokens of `alone` that are only white space
     prompt: dict                  # of an example: {"tokens": how many, "first", "last": 3 pieces}

@@ -13,17 +13,17 @@ from ..parallel.processes import full_tensor
 
 def locate_divergence(step):
     """Wrap a step of the loop: its error Diverged also says where the first NaN or Inf arose."""
-    def located(model, optimizer, train, rows, settings, *more):
+    def step_and_locate(model, optimizer, train, rows, settings, *more):
         try:
             return step(model, optimizer, train, rows, settings, *more)
         except Diverged as error:
             found = find_in_batch(model, train, rows, settings)
             raise Diverged(f"{error}; {found}") from None
-    return located
+    return step_and_locate
 
 
 def find_in_batch(model, train, rows, settings):
-    """`find_nonfinite` for each micro-batch of a batch -> the end of an error message."""
+    """Search each micro-batch by `find_nonfinite` -> the end of an error message."""
     device, size = next(model.parameters()).device, settings.micro_batch_size or len(rows)
     for start in range(0, len(rows), size):
         batch = model.collate(train.encoded, rows[start:start + size], train.targets).to(device)
@@ -57,7 +57,7 @@ def find_nonfinite(model, batch):
 
 def describe_nonfinite(name, module, inputs, outputs):
     """[] if a module's outputs are finite, else [a line]: the module, the share of its output that
-    is not, and either a weight that is not finite or the largest number among its inputs."""
+    is not finite, and a weight that is not, or else the largest number among its inputs."""
     broken = [t for t in outputs if not t.isfinite().all()]
     if not broken:
         return []

@@ -1,5 +1,5 @@
 """Sharded models under torchrun (--parallel fsdp): each process holds a shard of every tensor, and
-the full parameters of a block only while it computes.
+the full parameters of a block only while that block computes.
 
 This is torch's `fully_shard` (FSDP2; Rajbhandari et al. 2019, "ZeRO", stage 3). A sharded tensor is
 a DTensor; processes.full_tensor gathers it. Not here: tensor or pipeline parallelism.
