@@ -105,7 +105,7 @@ class Store:
         return progress
 
     def resume(self, model, optimizer, metric):
-        """`load`, with a check of the saved numbers -> progress, of a new run if nothing is saved."""
+        """`load`, and check the saved numbers -> progress, of a new run if nothing is saved."""
         progress = self.load(model, optimizer)
         if progress is None:
             return {"step": 0, "history": [], "best": None, "losses": []}

@@ -118,13 +118,12 @@ def finish_epoch(model, dev, settings, store, progress):
     """Evaluate on dev, add the results to the history, save the weights if they are the best."""
     metric, losses, epoch = settings.metric, progress["losses"], len(progress["history"]) + 1
     try:
-        probabilities = model.probabilities(                                            # (N, C)
-            model.compute_logits(dev.encoded, settings.eval_batch_size))
+        logits = model.compute_logits(dev.encoded, settings.eval_batch_size)            # (N, C)
     except InputError:
         raise Diverged(f"epoch {epoch}: the answers to the dev rows are not finite: training has "
                        "diverged; lower --lr or set --precision fp32") from None
     entry = {"epoch": epoch, "step": progress["step"], "train_loss": sum(losses) / len(losses),
-             **model.task.measure(probabilities, dev.targets)}
+             **model.task.measure(model.probabilities(logits), dev.targets)}
     progress["losses"] = []
     progress["history"].append(entry)
     best = progress["best"] and progress["history"][progress["best"]["epoch"] - 1]

@@ -7,7 +7,7 @@
   bitfit            biases and the head
   lora dora qlora   small updates of frozen matrices (lora.py); qlora: of 4-bit matrices (quant.py)
   houlsby pfeiffer  bottlenecks after frozen layers (bottleneck.py)
-  prefix prompt     keys and values, or new words, before every text (prefix.py, prompt.py)
+  prefix prompt     new keys and values, or new words, before every text (prefix.py, prompt.py)
 
 A head is always trained in full: a newly initialised one that is frozen would stay random.
 A classifier that answers with label texts has no head.
@@ -20,8 +20,8 @@ from ..errors import InputError
 from . import bottleneck, lora, prefix, prompt, selection
 
 LORA_METHODS, BOTTLENECK_METHODS = ("lora", "dora", "qlora"), ("houlsby", "pfeiffer")
-ADAPTER_METHODS = (*LORA_METHODS, *BOTTLENECK_METHODS, "prefix", "prompt")  # saved without the base (saved.py)
-LORA_OPTIONS = ("rank", "alpha", "dropout", "use_rslora", "targets", "bias")  # options of UPDATES
+ADAPTER_METHODS = (*LORA_METHODS, *BOTTLENECK_METHODS, "prefix", "prompt")   # saved.py: no base
+LORA_OPTIONS = ("rank", "alpha", "dropout", "use_rslora", "targets", "bias")
 
 
 def attach_lora(model, config, seed):
@@ -59,9 +59,9 @@ def attach_prompt(model, config, seed):
 def last_block_parameters(model, config):
     stack, count = block_stack(model)
     first = count - int(config["method"].removeprefix("last-"))
-    chosen = [f"{stack}.{block}." for block in range(first, count)]
-    chosen.append(stack.removesuffix("layers") + "final_norm.")
-    return [name for name, _ in model.named_parameters() if name.startswith(tuple(chosen))]
+    prefixes = [f"{stack}.{block}." for block in range(first, count)]
+    prefixes.append(stack.removesuffix("layers") + "final_norm.")
+    return [name for name, _ in model.named_parameters() if name.startswith(tuple(prefixes))]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ METHODS = {
 
 
 def block_stack(model):
-    """(path of the stack of blocks that last-N counts, how many blocks it has)."""
+    """The stack of blocks from which last-N takes the last -> its path, its number of blocks."""
     stack = "backbone." + model.backbone.BLOCKS
     return stack, len(model.get_submodule(stack))
 
@@ -113,13 +113,13 @@ def find_method(name, model):
 
 
 def trainable_names(model, method, bias="none"):
-    """The names of the parameters that a method trains, once it has attached what it adds."""
+    """The names of the parameters that a method trains, once its new modules are attached."""
     chosen = find_method(method, model).trainable(model, {"method": method, "bias": bias})
     return {*chosen, *(name for name, _ in model.named_parameters() if name.startswith("head."))}
 
 
 def set_trainable(model, method, bias="none"):
-    """Set requires_grad on all parameters of a classifier -> numbers of them (trainable, total)."""
+    """Set requires_grad of all parameters of a classifier -> (trainable, total), their numbers."""
     trainable = trainable_names(model, method, bias)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
@@ -132,7 +132,7 @@ def set_trainable(model, method, bias="none"):
 def tune(model, config, seed=0):
     """Apply a tuning config to a classifier -> (trainable, total) numbers of parameters.
 
-    config: {"method": ..., and the options of its Method}; `model.tuning` keeps it. The seed
+    config: {"method": ..., and the options of its Method}; it becomes `model.tuning`. The seed
     decides new weights. Raises InputError for an unknown method or numbers that do not fit.
     """
     find_method(config["method"], model).attach(model, config, seed)

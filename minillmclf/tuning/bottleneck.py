@@ -7,10 +7,10 @@ linear, so unlike LoRA it cannot be merged into the matrix: it stays, and costs 
 
 houlsby    after o_proj of every attention (a decoder's cross-attention too) and after down_proj of
            every MLP: before the residual sum, as in the paper. Where a family normalises a
-           sublayer's output, the norm comes after. The paper trains the norms too.
+           sublayer's output, it does so after the adapter. The paper trains the norms too.
 pfeiffer   after down_proj only. In the original, `down` reads the MLP's output after residual sum
-           and norm; here it reads the MLP's output alone, so adapters trained with the one do not
-           work in the other.
+           and norm; here it reads the MLP's output alone. So adapters trained there do not work
+           here.
 
 The dropout of a sublayer acts after the adapter. Not here: fusing several adapters, files.
 """
@@ -54,9 +54,9 @@ class Bottleneck(nn.Module):
 
 
 def wrap(model, place, size, seed=0):
-    """Put a bottleneck after each linear layer that `place` names in PLACES -> the paths.
+    """Put a bottleneck after each layer of WRAPPED_LAYERS[place] -> the paths of these layers.
 
-    size: width in the middle. The seed decides the first values. Freezes the wrapped layers' own
+    size: the width in the middle. The seed decides the first values. Freezes the layers' own
     weights, nothing else. Raises InputError before anything has changed.
     """
     leaves = choose(WRAPPED_LAYERS, place, "place", "adapter")
@@ -72,7 +72,7 @@ def wrap(model, place, size, seed=0):
 
 
 def unwrap(model):
-    """Take the bottlenecks out again -> the paths. Inverse of `wrap`: what they learned is lost."""
+    """Inverse of `wrap`: take the bottlenecks out -> the paths. What they learned is lost."""
     layers = find_wrapped(model)
     for path, layer in layers.items():
         model.set_submodule(path, layer.base)
@@ -85,7 +85,7 @@ def find_wrapped(model):
 
 
 def trainable_parameters(model, norms=False):
-    """{path: parameter} of the bottlenecks; norms: also those of the body's norms."""
+    """{path: parameter} of the bottlenecks, and with norms=True of the backbone's norms."""
     own = tuple(f"{path}.{part}." for path in find_wrapped(model) for part in ("down", "up"))
     found = {}
     for name, parameter in model.named_parameters():

@@ -6,8 +6,7 @@ instead of in * out. B starts at zero, so training starts at the base model. s =
 `use_rslora` alpha / sqrt(r) (Kalajdzievski 2023). `wrap` puts such updates around a model's linear
 layers; `merge` is its inverse. train() and eval() never merge.
 
-Not here: the choice of layers (selection.py), adapters in files (peft/), 4-bit matrices (quant.py),
-LoRA on embeddings, several adapters at once.
+Not here: the choice of layers (selection.py), files (peft/), 4-bit matrices (quant.py), embeddings.
 """
 import math
 from dataclasses import dataclass, replace
@@ -25,8 +24,8 @@ from .selection import base_weight, check_unwrapped, find_linears, find_targets,
 DEFAULT_TARGETS = dict.fromkeys(                                     # as PEFT's
     ("bert", "roberta", "deberta-v2", "llama", "mistral", "gemma", "gemma2", "gemma3",
      "gemma3_text", "t5"), ("q_proj", "v_proj")) | {"gpt2": ("qkv_proj",)}
-MAX_ALPHA = 10.0**6   # far above any in use; a huge one makes the answers infinite
-ADAPTER_NAME = "default"  # an adapter's name, as in PEFT; it is part of parameter names
+MAX_ALPHA = 10.0**6       # far above any in use; a huge one makes the logits infinite
+ADAPTER_NAME = "default"  # of each adapter, as in PEFT; it is part of parameter names
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class LoraLinear(nn.Module):
         B = W.new_zeros(self.out_features, config.rank, dtype=dtype)
         self.lora_A = nn.ParameterDict({ADAPTER_NAME: A.to(W.device, dtype)})              # (r, in)
         self.lora_B = nn.ParameterDict({ADAPTER_NAME: B})                                 # (out, r)
-        self.train(base.training)                   # else a model in eval mode would get dropout
+        self.train(base.training)                   # a new module is in training mode: dropout
 
     @property
     def A(self):
@@ -89,7 +88,7 @@ class LoraLinear(nn.Module):
         return self.config.scale * (self.B @ self.A)
 
     def updated_weight(self, W):
-        """W with what was learned, (out, in)."""
+        """W (out, in) -> W plus what was learned, (out, in)."""
         return W + self.update_matrix()
 
     @property
@@ -109,7 +108,7 @@ class DoraLinear(LoraLinear):
 
     def __init__(self, base, config, generator):
         super().__init__(base, config, generator)
-        self.magnitude = nn.ParameterDict({ADAPTER_NAME: self.row_norms(base_weight(base))})  # (out,)
+        self.magnitude = nn.ParameterDict({ADAPTER_NAME: self.row_norms(base_weight(base))})
 
     @property
     def m(self):
@@ -117,7 +116,7 @@ class DoraLinear(LoraLinear):
 
     @torch.no_grad()
     def row_norms(self, W):
-        """|W + s B A| of each row, (out,), without gradient; never 0, for `updated_weight` divides by it."""
+        """|W + s B A| of each row, (out,), without gradient; never 0, as others divide by it."""
         rows = W + self.update_matrix()
         return torch.linalg.norm(rows, dim=1).clamp(min=torch.finfo(rows.dtype).tiny)
 
@@ -125,7 +124,7 @@ class DoraLinear(LoraLinear):
         return (self.m / self.row_norms(W))[:, None] * (W + self.update_matrix())
 
     def forward(self, x):
-        """(..., in) -> (..., out). Only the input of W' - W gets dropout; the bias is kept."""
+        """(..., in) -> (..., out). Dropout acts on the input of W' - W alone; the bias stays."""
         y = self.base(x)
         W, bias = base_weight(self.base).to(self.A.dtype), self.base.bias
         if self.training and self.config.dropout:
@@ -146,13 +145,14 @@ def wrap(model, targets, config, ranks=None, alphas=None, seed=0):
     InputError before anything has changed.
     """
     layers, paths = find_linears(model), find_targets(model, targets)
-    ranks, alphas = values_by_path(paths, config.rank, ranks), values_by_path(paths, config.alpha, alphas)
+    ranks = values_by_path(paths, config.rank, ranks)
+    alphas = values_by_path(paths, config.alpha, alphas)
     configs = {path: replace(config, rank=ranks[path], alpha=alphas[path]) for path in paths}
-    kind = DoraLinear if config.use_dora else LoraLinear
-    check_unwrapped(layers, paths, kind.__name__)
+    wrapper = DoraLinear if config.use_dora else LoraLinear
+    check_unwrapped(layers, paths, wrapper.__name__)
     generator = torch.Generator().manual_seed(seed)
     for path in paths:
-        model.set_submodule(path, kind(layers[path], configs[path], generator))
+        model.set_submodule(path, wrapper(layers[path], configs[path], generator))
     return paths
 
 

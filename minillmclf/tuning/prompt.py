@@ -1,11 +1,11 @@
 """Prompt tuning: Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning".
 
-P new "words" stand before every text. Only their vectors (P, D) are trained; the base stays as it
-is. They are tokens like others: each costs as much as a word and takes a position, and the pooling
-"first" reads the first of them, "last" the last word of the text, as in PEFT.
+P new "words" stand before every text. Only their vectors (P, D) are trained; the base stays frozen.
+They are tokens like others: each costs as much as a word and takes a position. As in PEFT, the
+pooling "first" reads the first of them, and "last" the last word of the text.
 
-So two things are attached. The word embeddings get P more rows (`PromptEmbedding`), whose ids
-follow the vocabulary's; a classifier's `encode` puts these ids before every text (`PromptedEncode`).
+So two things are attached. The word embeddings get P more rows, whose ids follow the vocabulary's
+(`PromptEmbedding`); a classifier's `encode` puts these ids before every text (`PromptedEncode`).
 
 Trap: Gemma multiplies word vectors by sqrt(D). For a Gemma of transformers 5, PEFT saves the new
 vectors after this step, so peft/model.py divides them by sqrt(D).
@@ -21,7 +21,7 @@ from .prefix import backbone_of, check_tokens
 
 
 class PromptEmbedding(nn.Module):
-    """Word embeddings with P words more: id V + i is row i of `vectors` (P, D)."""
+    """Word embeddings `base` and P more words: id V + i is row i of `vectors` (P, D)."""
 
     def __init__(self, base, vectors):
         super().__init__()
@@ -51,7 +51,7 @@ class PromptedEncode:
         return list(map(self.add_words, rows)), shortened
 
     def add_words(self, row):
-        """Put the new words, of type 0, before (ids, types) or before each of several of these."""
+        """Put the new words, of type 0, before (ids, types), or before both of a Pair of these."""
         if isinstance(row[0], tuple):
             return type(row)(*map(self.add_words, row))
         ids, types = row
@@ -59,7 +59,7 @@ class PromptedEncode:
 
 
 def new_word_ids(model):
-    """The ids of a model's new words, a list (P,); [] without a prompt."""
+    """The ids of a model's new words, a list of P; [] without a prompt."""
     words = getattr(backbone_of(model), "word_embeddings", None)
     if not isinstance(words, PromptEmbedding):
         return []
@@ -98,7 +98,7 @@ def detach_prompt(model):
 
 
 def trainable_parameters(model):
-    """{path: parameter} of the new words: one, (P, D)."""
+    """{path: parameter} of the new words' vectors: one parameter, (P, D)."""
     words = backbone_of(model).word_embeddings
     if not isinstance(words, PromptEmbedding):
         raise InputError("this model has no prompt: attach one first")

@@ -1,13 +1,13 @@
 """Four bits a weight: a frozen linear layer in an eighth of fp32's memory that passes gradients on.
 
 Quantising: cut the weights into blocks of 64, divide each block by its largest absolute value
-(absmax), and write down the nearest of 16 numbers, two to a byte. The 16 numbers of NF4 are
+(absmax), and store for each the nearest of 16 numbers, two to a byte. The 16 numbers of NF4 are
 quantiles of the normal distribution, as weights are about normal; those of FP4 have a sign, two
 bits of exponent and one of fraction. An absmax costs 32/64 bits a weight; "double quantisation"
 turns it into a byte of its own: 4.127 bits in all.
 
 `quantise` and `dequantise` are plain torch and equal bitsandbytes' CPU kernels to the bit;
-`Linear4bit` quantises with the one and computes on the kernels. Not here: 4-bit layers in files
+`Linear4bit` quantises by `quantise` and computes on the kernels. Not here: 4-bit layers in files
 (quant_files.py), the adapters trained beside them (lora.py), 8-bit layers.
 Dettmers et al. 2023, "QLoRA", sections 2 and 3; the 8-bit map: Dettmers et al. 2022, "8-bit
 Optimizers via Block-wise Quantization".
@@ -23,7 +23,7 @@ from torch import nn
 
 from ..errors import InputError
 
-NESTED_BLOCKSIZE = 256                           # this many absmax share one nested_absmax
+NESTED_BLOCKSIZE = 256                           # so many absmax share one nested_absmax
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 TINY_ABSMAX = 1e-38                              # stands in for the absmax of a block of zeros
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,8 +43,8 @@ CODES = {                                        # what each of the 16 half-byte
 
 @cache
 def dynamic_map(device="cpu"):
-    """The 256 numbers of the 8-bit dynamic type, ascending: 0, 1, and 2^i steps of both signs in
-    each decade 10^(i-6). So small numbers keep their magnitude, large ones more digits."""
+    """The 256 numbers of the 8-bit dynamic type, ascending: 0, 1, and for i = 0 ... 6 2^i steps of
+    each sign in the decade 10^(i-6). So small numbers keep their magnitude, large ones digits."""
     values = [torch.tensor([0.0, 1.0], device="cpu")]
     for i in range(7):
         edges = torch.linspace(0.1, 1, 2**i + 1, dtype=torch.float32, device="cpu")
@@ -77,14 +77,14 @@ def in_blocks(x, size):
 
 
 def nearest_codes(x, code):
-    """For each of x the index of its nearest number in `code`, uint8; on a tie the lower number."""
+    """For each number of x the index of the nearest in `code`, uint8; of two, of the lower one."""
     ascending, order = code.to(x.device).sort(stable=True)
     borders = (ascending[1:] + ascending[:-1]) / 2
     return order.to(torch.uint8)[torch.bucketize(x, borders, out_int32=True)]
 
 
 def quantise(x, kind="nf4", blocksize=64, double=True):
-    """A float tensor of any shape -> Quantised. InputError for what is not known or not finite."""
+    """A float tensor of any shape -> Quantised. InputError for other options or numbers."""
     if kind not in CODES or blocksize not in BLOCKSIZES:
         raise InputError(f"4-bit kind {kind!r}, blocksize {blocksize}: known are "
                          f"{', '.join(CODES)} with {BLOCKSIZES}")
@@ -108,7 +108,7 @@ def quantise(x, kind="nf4", blocksize=64, double=True):
 def quantise_absmax(absmax):
     """(blocks,) fp32 -> bytes (blocks,), nested_absmax (blocks/256,), offset ().
 
-    No absmax is below 0: if their mean (offset) were kept, half of the map would never be used.
+    No absmax is below 0: unless their mean (offset) is subtracted, half of the map is never used.
     """
     offset = absmax.mean()
     rows = in_blocks(absmax - offset, NESTED_BLOCKSIZE)                 # (blocks/256, 256)
@@ -152,10 +152,10 @@ def import_kernels():
 
 def fast_dequantise(q, dtype):
     """What `dequantise` computes, by bitsandbytes' kernel, on the device of the weights."""
-    bnb, nested = import_kernels(), None
+    bnb, nested, code = import_kernels(), None, dynamic_map(q.absmax.device)
     if q.offset is not None:
-        code = dynamic_map(q.absmax.device)
-        nested = bnb.QuantState(q.nested_absmax, code=code, blocksize=NESTED_BLOCKSIZE, dtype=torch.float32)
+        nested = bnb.QuantState(q.nested_absmax, code=code, blocksize=NESTED_BLOCKSIZE,
+                                dtype=torch.float32)
     # Read as one long row of an even length. Where a matrix' width is no multiple of the blocksize,
     # the AVX-512 kernel of 0.50.2 takes the absmax of other blocks without a warning: at width 96
     # the error is 0.28 instead of 0.09. Odd lengths take a slow path in the kernel.
@@ -237,10 +237,10 @@ class Linear4bit(nn.Module):
     def _apply(self, fn, recurse=True):
         """model.to(device) moves everything; model.to(dtype) changes the bias alone, since rounding
         the buffers would change the weight."""
-        kept = dict(self.named_buffers(recurse=False))
+        buffers = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         device = self.weight.device
-        for name, buffer in kept.items():
+        for name, buffer in buffers.items():
             setattr(self, name, buffer.to(device))
         return self
 
@@ -250,7 +250,7 @@ class Linear4bit(nn.Module):
 
 
 def plain_linear(layer, weight):
-    """A frozen nn.Linear with this weight and the bias of a 4-bit layer, to replace it."""
+    """A frozen nn.Linear with this weight and the bias of `layer`, a 4-bit one, to replace it."""
     plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     plain.weight, plain.bias = nn.Parameter(weight, requires_grad=False), layer.bias
     return plain.train(layer.training)
@@ -259,11 +259,11 @@ def plain_linear(layer, weight):
 # --------------------------------------------------------------------------------------- in models
 
 class Quantiser:
-    """Puts a file's tensors into a model, the weights of its chosen linear layers in four bits.
+    """Puts tensors into a model, those of the chosen linear layers in four bits.
 
     A loader calls `quantiser(model, path, tensor)` for each tensor as it reads it. So if the model
-    is on the "meta" device, at most one layer at a time is in full precision. chosen(path) -> bool,
-    for the path of a linear layer; heads and all other modules keep their precision.
+    is on the "meta" device, at most one layer at a time is in full precision. chosen: a function,
+    path of a linear layer -> bool. Heads and all other modules keep their precision.
     """
 
     def __init__(self, chosen=lambda path: True, kind="nf4"):
@@ -294,7 +294,7 @@ class Quantiser:
 
 
 def quantise_linears(model, chosen=lambda path: True, kind="nf4"):
-    """Put the chosen linear layers of a loaded model into four bits -> as Quantiser.report."""
+    """Put the chosen linear layers of a model into four bits -> as Quantiser.list_paths."""
     quantiser = Quantiser(chosen, kind)
     paths = [path for path, module in model.named_modules() if quantiser.is_chosen(path, module)]
     for path in paths:

@@ -48,7 +48,7 @@ NESTED_FIELDS = {
 
 
 def layer_to_tensors(layer):
-    """A Linear4bit -> {name in a file, after that of the layer: tensor}."""
+    """A Linear4bit -> {name: tensor}; in a file the layer's name stands before each name."""
     q = layer.quantised
     state = {"quant_type": q.kind, "blocksize": q.blocksize, "dtype": dtype_name(q.dtype),
              "shape": list(q.shape)}
@@ -95,8 +95,8 @@ def read_state(tensors, where):
     """The JSON object with kind, blocksize, dtype and shape, from the bytes of a tensor."""
     name = next((name for name in tensors if name.startswith(STATE_NAME)), None)
     if name is None:
-        raise InputError(f"{where}: {STATE_NAME}* is missing, which says how it was quantised: download "
-                         "the file again")
+        raise InputError(f"{where}: {STATE_NAME}* is missing, which says how it was quantised: "
+                         "download the file again")
     where = f"{where}: {name}"
     try:
         text = bytes(tensors[name].tolist()).decode()
@@ -113,8 +113,8 @@ def check_tensor(tensors, name, dtype, shape, values, where):
         raise InputError(f"{where}: {name} is missing: a 4-bit weight cannot be read without it")
     found = tensors[name]
     if found.dtype != dtype or tuple(found.shape) != shape or not found.isfinite().all():
-        raise InputError(f"{where}: {name} is {dtype_name(found.dtype)} {tuple(found.shape)}, should "
-                         f"be finite {dtype_name(dtype)} {shape}: download the file again")
+        raise InputError(f"{where}: {name} is {dtype_name(found.dtype)} {tuple(found.shape)}, "
+                         f"should be finite {dtype_name(dtype)} {shape}: download the file again")
     if values is not None and not torch.allclose(found.cpu(), values, rtol=0, atol=1e-6):
         raise InputError(f"{where}: {name} has other values than here, its bytes mean other "
                          "numbers: quantise anew")
@@ -125,8 +125,8 @@ def check_tensor(tensors, name, dtype, shape, values, where):
 class FourBitCheckpoint(Checkpoint):
     """A model folder in which some linear layers have four bits.
 
-    packed: {4-bit layer: {end of a tensor's name, after that of the layer: the whole name}}.
-    `files` has the other tensors only, `all_files` both.
+    packed: {4-bit layer: {name as in `layer_to_tensors`: name in the file}}. `files` has all
+    other tensors, `all_files` all.
     """
 
     def __init__(self, folder):
@@ -171,7 +171,7 @@ def open_checkpoint(folder):
 
 
 def fill_from(model, checkpoint, table, fresh=(), **options):
-    """models.weights.fill for either kind of checkpoint -> Report."""
+    """As models.weights.fill, for a checkpoint with or without 4-bit layers -> Report."""
     paths = {}
     for layer in getattr(checkpoint, "packed", {}):
         try:
@@ -195,16 +195,16 @@ def fill_from(model, checkpoint, table, fresh=(), **options):
 
 
 def load_weights(model, checkpoint, table, fresh=(), quantise=None):
-    """Fill a classifier from either kind of checkpoint -> (Report, the paths that `quantise` left
-    as they were, [] if it did nothing).
+    """Fill a classifier from a checkpoint -> Report, the paths that were not quantised; [] if none
+    was to be.
 
     fresh: patterns of paths that need not be in the file; quantise: "nf4" or "fp4" for the linear
     layers of the backbone as they are read; None, or a 4-bit file: nothing is quantised.
     """
     if not quantise or hasattr(checkpoint, "packed"):
         return fill_from(model, checkpoint, table, fresh), []
-    kept = {*model.backbone.FULL_PRECISION, "lm_head"}
-    quantiser = Quantiser(lambda path: not kept & set(path.split(".")), quantise)
+    excluded = {*model.backbone.FULL_PRECISION, "lm_head"}
+    quantiser = Quantiser(lambda path: not excluded & set(path.split(".")), quantise)
     report = fill_from(model, checkpoint, table, fresh, place=quantiser)
     return report, quantiser.list_paths(model)[1]
 

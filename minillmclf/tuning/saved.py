@@ -1,8 +1,8 @@
 """A tuned classifier on disk, where only what was trained is kept: OUT/tuned.json and OUT/adapter/.
 
-tuned.json names the base, its precision, the tuning config ("recipe") and the classes. adapter/
+tuned.json names the base, its precision, the tuning config (key "recipe") and the classes. adapter/
 holds what was trained: LoRA, DoRA, prefix and prompt in PEFT's layout (peft/); bottlenecks, which
-PEFT does not know, under our own names. Loading compares the base's files with those of the
+PEFT does not know, under our own names. Loading compares the base's files with those at the time of
 training: on another base an adapter gives wrong answers, without an error.
 """
 import hashlib
@@ -80,14 +80,14 @@ def hash_files(folder):
     tokenizer = [name for name in READERS if (folder / name).exists()][:1]
     names = {"config.json", *(path.name for path in Checkpoint(folder).files.values()), *tokenizer,
              *(name for name in TOKENIZER_FILES if (folder / name).exists())}
-    found = {}
+    hashes = {}
     for name in sorted(names):
         digest = hashlib.sha256()
         with open(folder / name, "rb") as file:
             while block := file.read(CHUNK_BYTES):
                 digest.update(block)
-        found[name] = digest.hexdigest()
-    return found
+        hashes[name] = digest.hexdigest()
+    return hashes
 
 
 def fingerprint(folder):
@@ -95,14 +95,14 @@ def fingerprint(folder):
     return hashlib.sha256(json.dumps(hash_files(folder), sort_keys=True).encode()).hexdigest()
 
 
-def changed_files(folder, kept):
-    """The names of a base's files that differ from what they were.
+def changed_files(folder, saved):
+    """The names of a base's files that have changed since `saved`, the hashes at that time.
 
-    kept: the former `hash_files`; in earlier versions one hash, of config.json and both ends of weights.
+    saved: of `hash_files`; of earlier versions one hash, of config.json and both ends of weights.
     """
-    if isinstance(kept, dict):
-        found = hash_files(folder)
-        return [name for name in sorted({*found, *kept}) if found.get(name) != kept.get(name)]
+    if isinstance(saved, dict):
+        now = hash_files(folder)
+        return [name for name in sorted({*now, *saved}) if now.get(name) != saved.get(name)]
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("model*.safetensors")):
         with open(path, "rb") as file:
@@ -110,14 +110,14 @@ def changed_files(folder, kept):
             for place in (0, max(0, size - CHUNK_BYTES)):
                 file.seek(place)
                 digest.update(f"{path.name} {size}".encode() + file.read(CHUNK_BYTES))
-    return [] if digest.hexdigest() == kept else ["config.json or weights"]
+    return [] if digest.hexdigest() == saved else ["config.json or weights"]
 
 
 def base_record(base, folder):
     """How tuned.json names its base: a shipped one by its name; one near the run by a path relative
     to it, so that both may be moved together; any other by its full path."""
     base, folder = Path(base).resolve(), Path(folder).resolve()
-    folder = Path(*(part for part in folder.parts if part != NEW))  # where a run ends up
+    folder = Path(*(part for part in folder.parts if part != NEW))  # a finished run is moved there
     near = next(path for path in (*folder.parents[1::-1], folder) if path != path.parent)
     if base.parent == CHECKPOINTS:
         return {"base": base.name}
@@ -175,8 +175,8 @@ def save_tuned(model, folder):
     else:
         peft.write_adapter(folder / ADAPTER, model, str(base.resolve()),
                            tuning.get("bias", "none"), tuning.get("saved", []))
-    record = {**base_record(base, folder), "fingerprint": hash_files(base), "quantise": model.quantise,
-              "recipe": tuning, "labels": model.labels, **model.settings()}
+    record = {**base_record(base, folder), "quantise": model.quantise, "recipe": tuning,
+              "fingerprint": hash_files(base), "labels": model.labels, **model.settings()}
     write_text(folder / TUNED, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -297,8 +297,8 @@ def merge_tuned(model, dequantise=False):
     """
     method = (model.tuning or {}).get("method", "full")
     if method not in LORA_METHODS:
-        why = f"what {method} has learned is no change of matrices" if method in ADAPTER_METHODS else \
-            "this is a whole model already"
+        why = "this is a whole model already" if method not in ADAPTER_METHODS else \
+            f"what {method} has learned is no change of matrices"
         raise InputError(f"only lora, dora and qlora can be merged, and {why}: use the folder as "
                          "it is")
     lora.merge(model, dequantise)

@@ -1,4 +1,4 @@
-"""Linear layers and biases, chosen by name; a name that matches nothing is an error.
+"""Linear layers and biases are chosen by name; a name that matches nothing is an error.
 
 Here too: BitFit (Ben Zaken et al. 2022), which trains biases alone. Not here: what is put around a
 layer (lora.py, bottleneck.py).
@@ -19,11 +19,11 @@ def base_weight(base):
 
 def find_linears(model):
     """{path: module} of the linear layers, in order; a wrapped one appears as its wrapper."""
-    found = {}
+    linears = {}
     for path, module in model.named_modules():
-        if path and hasattr(module, "in_features") and path.rpartition(".")[0] not in found:
-            found[path] = module
-    return found
+        if path and hasattr(module, "in_features") and path.rpartition(".")[0] not in linears:
+            linears[path] = module
+    return linears
 
 
 def in_head(path):
@@ -63,8 +63,8 @@ def find_targets(model, targets):
 
 
 def values_by_path(paths, default, patterns):
-    """{path: value}: the value of the first pattern that matches the path or its end, else the
-    default. InputError for a pattern that decides no value."""
+    """{path: value}: that of the first pattern, {regular expression: value}, that matches the path
+    or its end, else the default. InputError for a pattern that decides no value."""
     patterns, clock = patterns or {}, Clock()
     if len(patterns) > len(paths):
         raise InputError(f"{len(patterns)} patterns for ranks or alphas, but {len(paths)} targets: "
@@ -83,7 +83,7 @@ def values_by_path(paths, default, patterns):
 
 
 def check_unwrapped(layers, paths, wrapper):
-    """InputError unless these are linear layers, plain or 4-bit, that nothing wraps yet."""
+    """InputError unless the layers at `paths` are linear, plain or 4-bit, and have no wrapper."""
     for path in paths:
         if not (isinstance(layers[path], nn.Linear) or hasattr(layers[path], "dequantised")):
             raise InputError(f"{path} is a {type(layers[path]).__name__}, it takes no {wrapper}: "
@@ -91,16 +91,16 @@ def check_unwrapped(layers, paths, wrapper):
 
 
 def find_modules(model, kind, name):
-    """{path: module} of the modules of this class; InputError if there is none."""
-    found = {path: module for path, module in model.named_modules() if isinstance(module, kind)}
-    if not found:
+    """{path: module} of the modules of the class `kind`; InputError if there is none."""
+    modules = {path: module for path, module in model.named_modules() if isinstance(module, kind)}
+    if not modules:
         raise InputError(f"this model has no {name} adapters: wrap it first")
-    return found
+    return modules
 
 
 def trainable_biases(model, which):
-    """The names of the biases to train. which: "none"; "all", outside the classification head;
-    "lora_only", those of layers that LoRA wraps."""
+    """The names of the biases to train. which: "none"; "all", all outside the classification head;
+    "lora_only", those of the layers that LoRA wraps."""
     if which not in ("none", "all", "lora_only"):
         raise InputError(f"bias {short(which)} is not known; known: none, all, lora_only")
     biases = [name for name, _ in model.named_parameters() if name.split(".")[-1] == "bias"]

@@ -1,9 +1,8 @@
 """adapter_config.json, the part of a PEFT adapter that says what its numbers mean.
 
 Each key that changes the answers has a row in a table. Keys known to change nothing are ignored.
-Any other key with a value is an error that names it: an option that somebody invents next year must
-not be overlooked. A *record* is such a file after the check: PEFT's keys, defaults filled in.
-
+Any other key with a value is an error that names it: an option of a later PEFT must not be
+overlooked. A *record* is such a file after the check: PEFT's keys, defaults filled in.
 Target layers are chosen by PEFT's rules, among the names of layers in transformers.
 Reference: https://huggingface.co/docs/peft/package_reference/lora
 """
@@ -37,7 +36,7 @@ def is_layer(value):
 
 
 def all_pass(test, kind):
-    """A test for a list of values, or for a dict with such values."""
+    """-> a test of a list, or of a dict: do all of its values pass `test`? kind: list or dict."""
     return lambda value: isinstance(value, kind) and all(
         map(test, value.values() if kind is dict else value))
 
@@ -75,12 +74,13 @@ LORA_FIELDS = {
                           "a start that leaves the base's matrices alone; convert it to plain LoRA "
                           "with PEFT")}
 PROMPT_FIELDS = {"num_virtual_tokens": (None, *COUNT)} | COMMON_FIELDS
-FIELDS = {"LORA": LORA_FIELDS | COMMON_FIELDS, "PREFIX_TUNING": PROMPT_FIELDS, "PROMPT_TUNING": PROMPT_FIELDS}
+FIELDS = {"LORA": LORA_FIELDS | COMMON_FIELDS,
+          **dict.fromkeys(("PREFIX_TUNING", "PROMPT_TUNING"), PROMPT_FIELDS)}
 METHODS = {"LORA": "lora", "PREFIX_TUNING": "prefix", "PROMPT_TUNING": "prompt"}
 
 
 def method_of(record):
-    """lora, dora, prefix or prompt."""
+    """-> "lora", "dora", "prefix" or "prompt"."""
     return "dora" if record.get("use_dora") else METHODS[record["peft_type"]]
 
 
@@ -116,19 +116,19 @@ def match_targets(targets, names, where):
 
 
 def drop_inside(names, modules):
-    """The names of layers that lie outside these modules, which PEFT saves in full instead."""
+    """The names of layers without those inside `modules`, which PEFT saves in full instead."""
     return [name for name in names if not any(f".{m}." in f".{name}." for m in modules)]
 
 
 def is_saved_in_full(name, modules):
-    """Does this parameter lie in a module that PEFT would save in full: one whose path ends in one
+    """Does this parameter lie in a module that PEFT would save in full, one whose path ends in one
     of `modules`? "norm" means input_layernorm too."""
     inside = name.split(".")[:-1]
     return any(".".join(inside[:n]).endswith(tuple(modules)) for n in range(1, len(inside) + 1))
 
 
 def target_layers(record, names):
-    """Those of the linear layers `names` that the record wants LoRA on."""
+    """Those of `names`, all linear layers, that get LoRA by the record."""
     targets, layers, patterns = (record[key] for key in ("target_modules", "layers_to_transform",
                                                          "layers_pattern"))
     excluded = set(match_targets(record["exclude_modules"], names, "exclude_modules"))
@@ -142,13 +142,13 @@ def target_layers(record, names):
     layers = [layers] if isinstance(layers, int) else layers
 
     def layer_of(name):
-        found = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name) for pattern in patterns)
-        return next((int(match[1]) for match in found if match), None)
+        matches = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name) for pattern in patterns)
+        return next((int(match[1]) for match in matches if match), None)
     return [name for name in names if layer_of(name) in layers]
 
 
 def lora_fields(layers, linears, saved):
-    """The LORA fields of a record. layers: {name in transformers: LoraLinear}; linears: names of
+    """The values of LORA_FIELDS. layers: {name in transformers: LoraLinear}; linears: the names of
     all linear layers; saved: modules that are saved in full."""
     configs = {file: layer.config for file, layer in layers.items()}
     one = next(iter(configs.values()))

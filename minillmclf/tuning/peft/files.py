@@ -13,7 +13,7 @@ from .model import collect_adapter, raise_faults, short_name, split_tensors
 
 TENSORS, OWN_FILE = "adapter_model.safetensors", "minillmclf.json"
 OWN_KEYS = ("labels", "pool", "max_length", "readout")  # they change answers; PEFT has no such keys
-LABEL_TEXT_TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": None}  # label texts
+LABEL_TEXT_TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": None}
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -27,7 +27,7 @@ def name_prefix(record):
 def read_adapter(folder):
     """A folder in PEFT's layout -> (record, {name without PEFT's prefix: tensor}).
 
-    record: see config.py; if this package wrote the folder, with the keys OWN too. Raises
+    record: see config.py; if this package wrote the folder, it has the OWN_KEYS too. Raises
     InputError with every fault found.
     """
     folder = Path(folder)
@@ -45,7 +45,7 @@ def read_adapter(folder):
 
 
 def read_tensors(folder, prefix):
-    """{name: tensor}, without PEFT's prefix and without its inner copies of saved modules."""
+    """{name without PEFT's prefix: tensor}, without the copies that PEFT keeps of saved modules."""
     path = folder / TENSORS
     if not path.exists() and (folder / "adapter_model.bin").exists():
         raise InputError(f"{folder}: only adapter_model.bin, which is a pickle and never opened "
@@ -61,8 +61,8 @@ def read_tensors(folder, prefix):
 
 
 def read_floats(path, prefix=""):
-    """The tensors of a file {name without prefix: tensor}; InputError unless all are finite floats
-    in float32's range."""
+    """A file -> {name without prefix: tensor}; InputError unless all numbers are floats, finite in
+    float32."""
     with open_tensors(path) as file:
         tensors = {name.removeprefix(prefix): file.get_tensor(name).clone() for name in file.keys()}
     faults = []
@@ -80,9 +80,9 @@ def tensor_faults(record, tensors):
     """The faults among the tensors: an A without its B, a magnitude too many, a wrong shape."""
     layers, others = split_tensors(tensors)
     if record["peft_type"] != "LORA":
-        numbers = others.get("prompt_embeddings", torch.empty(0))
-        fits = numbers.dim() == 2 and len(numbers) == record["num_virtual_tokens"] and not layers
-        return [] if fits else [f"'prompt_embeddings' is {tuple(numbers.shape)}, should have "
+        rows = others.get("prompt_embeddings", torch.empty(0))
+        fits = rows.dim() == 2 and len(rows) == record["num_virtual_tokens"] and not layers
+        return [] if fits else [f"'prompt_embeddings' is {tuple(rows.shape)}, should have "
                                 f"{record['num_virtual_tokens']} rows"]
     expected = ["lora_A", "lora_B", *["lora_magnitude_vector"] * record["use_dora"]]
     faults = [f"{short(name, 200)} is no tensor of LoRA on a linear layer" for name in others
@@ -93,8 +93,8 @@ def tensor_faults(record, tensors):
             faults.append(f"{short_name(layer)} has {', '.join(sorted(parts))}, should have "
                           f"{', '.join(expected)}")
         elif A.dim() != 2 or B.dim() != 2 or len(A) != B.shape[1]:
-            faults.append(f"{short_name(layer)}: lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} "
-                          "should be (r, in) and (out, r)")
+            faults.append(f"{short_name(layer)}: lora_A {tuple(A.shape)} and lora_B "
+                          f"{tuple(B.shape)} should be (r, in) and (out, r)")
     return faults if layers else [*faults, f"no tensor of LoRA in {TENSORS}"]
 
 
@@ -121,7 +121,7 @@ def write_adapter(folder, model, base=None, bias="none", saved=()):
 
 
 def task_type(model, record):
-    """PEFT's task_type; None for a prefix of an encoder-decoder, which PEFT places elsewhere."""
+    """PEFT's task_type; None for a prefix of an encoder-decoder, which PEFT puts elsewhere."""
     kind = model.backbone.KIND
     if method_of(record) == "prefix" and kind == "encoder-decoder":
         return None
