@@ -40,10 +40,10 @@ class Options:
 
 def read_options(labels, given):
     """The arguments of Classifier.from_backbone, {name: value} -> Options."""
-    own = {f.name for f in fields(Options)} - {"described"}
+    own = {f.name for f in fields(Options)} - {"label_options"}
     others = {name: value for name, value in given.items() if name not in {*own, "readout"}}
-    described = read_label_options(given.get("readout", "head"), others, labels)
-    return Options(label_options=described, **{name: given[name] for name in given if name in own})
+    label_options = read_label_options(given.get("readout", "head"), others, labels)
+    return Options(label_options=label_options, **{name: given[name] for name in given if name in own})
 
 
 def from_backbone(cls, path, labels, given):
@@ -88,12 +88,12 @@ def build_unfilled(cls, checkpoint, labels, options):
     return cls(backbone, head, tokenizer, task, max_length)
 
 
-def build_task(labels, described=None, preference=None, multi_label=False):
+def build_task(labels, label_options=None, preference=None, multi_label=False):
     """The task of a classifier with these labels and Options."""
-    task = preference_task(preference, labels, described or {})
+    task = preference_task(preference, labels, label_options or {})
     if not multi_label:
         return task or SingleLabel(labels)
-    if described or task:
+    if label_options or task:
         raise InputError("several classes a text go with a plain head: without label texts, "
                          "preference")
     return MultiLabel(labels)

@@ -213,9 +213,9 @@ class Preference(SingleLabel):
         return super().settings() | {"preference": {"kind": self.kind, "swap": self.swap}}
 
 
-def preference_task(asked, labels, described):
+def preference_task(asked, labels, label_options):
     """asked: the option preference, {"kind": of KINDS, "swap": of SWAPS}; "none" if missing ->
-    Preference, or None if both are "none". described: of the readout, {} for a head. InputError for
+    Preference, or None if both are "none". label_options: of the readout, {} for a head. InputError for
     options that do not go together."""
     if not isinstance(asked or {}, dict) or set(asked or {}) - {"kind", "swap"}:
         raise InputError(f"preference should be an object with kind and swap, is {short(asked)}")
@@ -225,16 +225,16 @@ def preference_task(asked, labels, described):
                          f"{', '.join(KINDS)}, and {', '.join(SWAPS)}")
     if (kind, swap) == ("none", "none"):
         return None
-    fields = described.get("fields", ())
+    fields = label_options.get("fields", ())
     refused = [
-        (described and kind != "none", f"--preference {kind} goes with --readout head; label texts "
+        (label_options and kind != "none", f"--preference {kind} goes with --readout head; label texts "
          "need only a template with three fields"),
-        (described and len(fields) != 3, f"--swap {swap} exchanges the second and the third text "
+        (label_options and len(fields) != 3, f"--swap {swap} exchanges the second and the third text "
          f"of a row, and these have {', '.join(fields)}: name a prompt and two answers with "
          "--text-column"),
         (kind == "bradley-terry" and swap != "none", f"--swap {swap} changes nothing beside "
          "--preference bradley-terry, which reads each answer alone"),
-        (not described and kind == "none", f"--swap {swap} needs two answers to exchange: set "
+        (not label_options and kind == "none", f"--swap {swap} needs two answers to exchange: set "
          "--preference head, or --readout labels")]
     for holds, message in refused:
         if holds:

@@ -28,38 +28,38 @@ WINDOWS_AT_ONCE = 8       # windows that the backbone reads at a time; B, if tha
 LEAST_VALUES = {"overlap": 0, "max_windows": 1, "max_document": 1}  # option -> its least value
 
 
-def check_windows(described, where="windows"):
-    """InputError unless `described` is like {"pool": "mean", "overlap": 32,
-    "max_windows": 8, "max_document": 8192}. -> described"""
-    if not isinstance(described, dict) or set(described) != {"pool", *LEAST_VALUES}:
-        raise InputError(f"{where} {short(described)}: should be an object with pool, "
+def check_windows(options, where="windows"):
+    """InputError unless `options` is like {"pool": "mean", "overlap": 32,
+    "max_windows": 8, "max_document": 8192}. -> options"""
+    if not isinstance(options, dict) or set(options) != {"pool", *LEAST_VALUES}:
+        raise InputError(f"{where} {short(options)}: should be an object with pool, "
                          f"{', '.join(LEAST_VALUES)}")
-    for name, value in described.items():
+    for name, value in options.items():
         if name == "pool" and value not in WINDOW_POOLS:
             raise InputError(f"{where}: pool {short(value)} is not known; known: {', '.join(WINDOW_POOLS)}")
         if name in LEAST_VALUES and (type(value) is not int or value < LEAST_VALUES[name]):
             raise InputError(f"{where}: {name} {short(value)}: should be a whole number from "
                              f"{LEAST_VALUES[name]} up")
-    return described
+    return options
 
 
 class Windowed(Head):
     """A head that reads documents in windows of `size` tokens with another head.
 
-    head: that other head; width: D; described: as in `check_windows`. The layers of the other head
+    head: that other head; width: D; options: as in `check_windows`. The layers of the other head
     have the same names here, so files are as without windows. The parameters of attention are
     `windows.U` and `windows.v`.
     """
 
-    def __init__(self, head, width, size, described):
+    def __init__(self, head, width, size, options):
         super().__init__()
         self.inner = (head,)           # in a tuple, so that its layers are not registered twice
         for name, layer in head.named_children():
             self.add_module(name, layer)
-        self.windows = Windows(width, size, **check_windows(described))
+        self.windows = Windows(width, size, **check_windows(options))
         self.NAMES, self.ARCHITECTURE = head.NAMES, head.ARCHITECTURE
         self.pool_option, self.keep = head.pool_option, head.keep
-        if described["pool"] == "attention":
+        if options["pool"] == "attention":
             self.NAMES = {**head.NAMES, "minillmclf_windows.U": "head.windows.U",
                           "minillmclf_windows.v": "head.windows.v"}
             self.ARCHITECTURE = "MinillmclfWindowClassifier"

@@ -59,25 +59,25 @@ def read_label_options(readout, options, labels):
     fields = list(options.get("fields") or (("text_a", "text_b") if pair else ("text",)))
     shots = [[[texts] if isinstance(texts, str) else list(texts), label_text]
              for texts, label_text in options.get("shots") or []]
-    described = {"readout": "labels", "template": template or default_template(fields),
+    options = {"readout": "labels", "template": template or default_template(fields),
                  "fields": fields,
                  "label_texts": read_label_texts(options.get("label_texts") or "", labels),
                  "instruction": options.get("instruction") or "", "shots": shots, "end": end,
                  "score_by": score_by}
-    build_prompt(described)                                 # InputError for a faulty template
-    return described
+    build_prompt(options)                                 # InputError for a faulty template
+    return options
 
 
-def build_prompt(described):
+def build_prompt(options):
     """The Prompt that the options describe."""
-    template = Template(described["template"], described["fields"])
-    return Prompt(template, described["instruction"], described["shots"])
+    template = Template(options["template"], options["fields"])
+    return Prompt(template, options["instruction"], options["shots"])
 
 
-def build_label_readout(backbone, tokenizer, labels, described):
+def build_label_readout(backbone, tokenizer, labels, options):
     """The readout of label texts for an architecture, from what `read_label_options` returns."""
-    head = READOUTS[backbone.KIND](tokenizer, labels, build_prompt(described),
-                                   described["label_texts"], described["end"],
-                                   described["score_by"])
-    head.label_options, head.max_texts = described, len(described["fields"])
+    head = READOUTS[backbone.KIND](tokenizer, labels, build_prompt(options),
+                                   options["label_texts"], options["end"],
+                                   options["score_by"])
+    head.label_options, head.max_texts = options, len(options["fields"])
     return head

@@ -38,8 +38,8 @@ def change_prompt(model, **changes):
         raise InputError("this classifier has a head, which cannot be asked: build it with "
                          'readout="labels"')
     options = {key: value for key, value in model.head.label_options.items() if key != "readout"}
-    described = read_label_options("labels", options | changes, model.labels)
-    head = build_label_readout(model.backbone, model.tokenizer, model.labels, described)
+    label_options = read_label_options("labels", options | changes, model.labels)
+    head = build_label_readout(model.backbone, model.tokenizer, model.labels, label_options)
     model.head = head.to(next(model.parameters()).device)
 
 
