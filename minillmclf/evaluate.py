@@ -160,7 +160,8 @@ def saved(a):
 
 def checked(model, texts, batch_size):
     """Print the task's checks of rows and of answers -> their results, a dict."""
-    answers = model.task.check_answers(model, texts, lambda rows: model.compute_logits(rows, batch_size))
+    answers = model.task.check_answers(
+        model, texts, lambda rows: model.compute_logits(rows, batch_size))
     found, lines = model.task.check_rows(model, texts)
     for line in lines + model.task.answer_lines(answers):
         print(line)
@@ -215,13 +216,13 @@ def readings(a, model, data, name, seed):
     task, rows, dev_rows = model.task, data.test, data.dev if a.split == "test" else []
     texts, targets, dev = [row.texts for row in rows], model.task.targets(rows, name), []
     if a.neighbours:
-        encoded, cut, shorter = prompting.encode_with_nearest_shots(model, data.train, rows, a.shots,
-                                                             a.neighbours)
+        encoded, cut, shorter = prompting.encode_with_nearest_shots(
+            model, data.train, rows, a.shots, a.neighbours)
         print(f"{a.shots} shots, each row's nearest by {a.neighbours}; shortened before {shorter} "
               f"of {len(rows)} rows\n")
         if dev_rows:
             dev = prompting.encode_with_nearest_shots(model, data.train, dev_rows, a.shots,
-                                               a.neighbours)[0]
+                                                      a.neighbours)[0]
     else:
         shorter = prompting.set_balanced_shots(model, data.train, a.shots, seed)
         first = model.head.fit_texts(model.tokenizer, texts[0], model.max_length)[0]
@@ -230,8 +231,8 @@ def readings(a, model, data, name, seed):
         encoded, cut = model.encode(texts)
         if dev_rows:
             dev = model.encode([row.texts for row in dev_rows])[0]
-    ways = prompting.read_answers(model, encoded, dev, task.targets(dev_rows, name), not a.neighbours,
-                              a.batch_size)
+    ways = prompting.read_answers(model, encoded, dev, task.targets(dev_rows, name),
+                                  not a.neighbours, a.batch_size)
     results = {way: evaluate(scores.softmax(-1).numpy(), targets, data.labels)
                for way, scores in ways.items()}
     table = task.metric_lines(task.baselines(data, quick=True) | results, name, rows)
@@ -250,8 +251,8 @@ def wordings(a, model, data, name, seed):
     from .classify.label_text import prompting
     model.task.targets(data.test, name)                    # InputError for a label it does not have
     found = prompting.vary_prompt(model.eval(), data, data.test, a.shots, seed,
-                               batch_size=a.batch_size)
-    spreads = {way: prompting.summarize_accuracy(found, way) for way in ("as it is", "contextual", "batch")}
+                                  batch_size=a.batch_size)
+    spreads = {way: prompting.summarize(found, way) for way in ("as it is", "contextual", "batch")}
     print(f"\n{name} ({len(data.test)} rows): accuracy over {len(found)} prompts\n"
           f"{'':<22}    mean     min     max      sd")
     for way, values in spreads.items():

@@ -56,7 +56,7 @@ def report_of(a, labels, fields):
     """The label doctor's Report on the readout that training would build."""
     from .classify.build import check_labels               # torch takes seconds, --help should not
     from .classify.label_text.doctor import examine_labels
-    from .classify.label_text.options import build_label_readout, read_label_options
+    from .classify.label_text.options import label_readout, read_label_options
     from .classify.label_text.wordings import read_template
     from .models import model_class
     from .text.tokenizers.tokenizer import load_tokenizer
@@ -67,7 +67,7 @@ def report_of(a, labels, fields):
     for name in ("template", "instruction"):
         options[name] = read_template(options[name])
     tokenizer = load_tokenizer(folder)
-    readout = build_label_readout(model, tokenizer, labels, read_label_options("labels", options, labels))
+    readout = label_readout(model, tokenizer, labels, read_label_options("labels", options, labels))
     return examine_labels(tokenizer, readout, labels)
 
 

@@ -134,7 +134,8 @@ def finish(s, model, data, folder, record, progress, timing):
     checks = model.task.check_answers(model, [e.texts for e in examples], logits)
     if not collect(model):
         return record                      # of several processes the main one alone writes files
-    name, own = f"{Path(s.model).name}, {s.method}", model.task.evaluate(probabilities, rows.targets)
+    name = f"{Path(s.model).name}, {s.method}"
+    own = model.task.evaluate(probabilities, rows.targets)
     timing |= {"peak_memory_mb": peak_memory()}
     model.save(folder)                     # before the baselines, which may run out of memory
     check_saved(model, folder, [e.texts for e in examples[:3]])

@@ -22,7 +22,7 @@ from minillmclf.compare.configurations import expand, read_sweep
 from minillmclf.classify import preference, swap
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.preference import describe_cuts, count_cuts, davidson, set_swap
-from minillmclf.classify.swap import (average_orders, swap_columns, measure_inconsistency, longer_answer, side_numbers,
+from minillmclf.classify.swap import (average_orders, swap_columns, position_bias, longer_answer, side_numbers,
                                       compare_orders, swap_texts, swap_label, add_swapped)
 from minillmclf.errors import InputError
 from minillmclf.cli.memory import kept_for_backward
@@ -183,7 +183,7 @@ def test_the_order_of_the_answers_changes_nothing(name, asked, labels, folders):
     a, b, tie = (p[:, labels.index(side)] for side in LABELS)
     assert abs(a[2] - b[2]) < 1e-6, f"{name}: of two equal answers one is preferred"
     assert (a[:2] - b[:2]).abs().min() > 1e-4 and tie.min() > 0, f"{name}: nothing is preferred, so this compares nothing"
-    once = measure_inconsistency(model, ROWS, model.compute_logits)
+    once = position_bias(model, ROWS, model.compute_logits)
     assert (once["mean_difference"] > 1e-3) == (asked is BOTH_WAYS), f"{name}: {once}: one head is biased, the other cannot be"
 
 

@@ -29,23 +29,24 @@ def run_baselines(data, task, quick=False):
     rows = {split: getattr(data, split) for split in ("train", "dev", final)}
     texts = {split: [example.texts for example in rows[split]] for split in rows}
     targets = {split: task.targets(rows[split]) for split in rows}
-    models = {task.FREQUENCY_BASELINE: lambda asked: task.predict_frequencies(targets["train"], len(asked))}
+    models = {task.FREQUENCY_BASELINE:              # texts of N rows -> probabilities (N, C)
+              lambda texts: task.predict_frequencies(targets["train"], len(texts))}
     if not quick:
         bag = task.BAG_OF_WORDS(len(task.labels))
         bag.fit(texts["train"], targets["train"], texts["dev"], targets["dev"])
         models["bag of words"] = bag.predict
     if is_preference(data):
-        models["longer answer"] = lambda asked: longer_answer(rows["train"], asked, task.labels)
-    found = {}
+        models["longer answer"] = lambda texts: longer_answer(rows["train"], texts, task.labels)
+    metrics = {}
     for name, predict in models.items():
-        own = task.fit_to_dev(lambda: predict(texts["dev"]), rows["dev"])
-        found[name] = own.evaluate(predict(texts[final]), targets[final])
-    return found
+        fitted = task.fit_to_dev(lambda: predict(texts["dev"]), rows["dev"])
+        metrics[name] = fitted.evaluate(predict(texts[final]), targets[final])
+    return metrics
 
 
-def class_frequencies(train_labels, rows, classes):
+def class_frequencies(train_targets, rows, classes):
     """N class numbers -> the frequency of each class, repeated for each row: (rows, C)."""
-    shares = np.bincount(train_labels, minlength=classes) / len(train_labels)           # (C,)
+    shares = np.bincount(train_targets, minlength=classes) / len(train_targets)         # (C,)
     return np.tile(shares, (rows, 1))
 
 
@@ -57,34 +58,32 @@ def multilabel_frequencies(train_targets, rows):
 def terms_of(texts):
     """The texts of a row -> its words and pairs of neighbours: "A cat sat" -> ["0:cat", "0:sat",
     "0:cat 0:sat"], where 0 is the number of the text."""
-    found = []
+    terms = []
     for number, text in enumerate((texts,) if isinstance(texts, str) else texts):
         words = [f"{number}:{word}" for word in re.findall(r"\w\w+", text.lower())]
-        found += words + [a + " " + b for a, b in zip(words, words[1:])]
-    return found
+        terms += words + [a + " " + b for a, b in zip(words, words[1:])]
+    return terms
 
 
 class BagOfWords:
     """Logistic regression on the TF-IDF of V words and word pairs, fitted by L-BFGS."""
 
-    PENALTIES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)           # of the L2 penalty; dev rows choose
+    PENALTIES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)           # factors of the L2 norm; dev rows choose
 
     def __init__(self, classes):
         self.classes = classes
 
     def fit(self, texts, targets, dev_texts, dev_targets):
-        """Learn terms and weights from train; choose the strength by `dev_score` on dev. -> self"""
+        """Learn terms and weights from train; choose the penalty by `dev_score` on dev. -> self"""
         frequency = Counter(term for text in texts for term in set(terms_of(text)))
         most = min(MAX_TERMS, MAX_WEIGHTS // self.classes)
-        kept = frequency
-        if len(frequency) > most:
-            kept = sorted(frequency, key=lambda term: (-frequency[term], term))[:most]
-        self.index = {term: i for i, term in enumerate(sorted(kept))}
+        vocabulary = sorted(frequency, key=lambda term: (-frequency[term], term))[:most]
+        self.index = {term: i for i, term in enumerate(sorted(vocabulary))}
         self.idf = {term: 1 + math.log((1 + len(texts)) / (1 + n)) for term, n in frequency.items()}
         x, y, dev = self.features(texts), torch.tensor(targets), self.features(dev_texts)
-        fitted = [self.fit_weights(x, y, strength) for strength in self.PENALTIES]
-        merits = [self.dev_score(self.logits(dev, w), torch.tensor(dev_targets)) for w in fitted]
-        self.weights = fitted[merits.index(max(merits))]
+        fitted = [self.fit_weights(x, y, penalty) for penalty in self.PENALTIES]
+        scores = [self.dev_score(self.logits(dev, w), torch.tensor(dev_targets)) for w in fitted]
+        self.weights = fitted[scores.index(max(scores))]
         return self
 
     def loss(self, logits, y):
@@ -109,23 +108,23 @@ class BagOfWords:
         return torch.sparse_coo_tensor([rows, columns], values, shape,
                                        check_invariants=False).coalesce()
 
-    def fit_weights(self, x, y, strength):
-        """x (N, V), y -> weights (V, C) and bias (C,), which minimise `loss` + the penalty."""
+    def fit_weights(self, x, y, penalty):
+        """x (N, V), y -> weights w (V, C) and bias (C,), which minimise loss + penalty * |w|^2."""
         w = torch.zeros(x.shape[1], self.classes, requires_grad=True)
         b = torch.zeros(self.classes, requires_grad=True)
         solver = torch.optim.LBFGS([w, b], max_iter=100, history_size=LBFGS_HISTORY,
                                    line_search_fn="strong_wolfe")
 
-        def loss():
+        def compute_loss():
             solver.zero_grad()
-            value = self.loss(torch.sparse.mm(x, w) + b, y) + strength * (w ** 2).sum()
-            value.backward()
-            return value
-        solver.step(loss)
+            loss = self.loss(torch.sparse.mm(x, w) + b, y) + penalty * (w ** 2).sum()
+            loss.backward()
+            return loss
+        solver.step(compute_loss)
         return w.detach(), b.detach()
 
     def logits(self, x, weights):
-        """x (N, V), the result of `fit_weights` -> logits (N, C)."""
+        """x (N, V), what `fit_weights` returns -> logits (N, C)."""
         return torch.sparse.mm(x, weights[0]) + weights[1]
 
     def predict(self, texts):

@@ -8,7 +8,7 @@ from ..models import build_backbone, fresh_weights
 from ..text.cutting import check_keep
 from ..text.tokenizers.tokenizer import load_tokenizer
 from ..tuning.quant_files import load_weights, open_checkpoint
-from .label_text.options import build_label_readout, read_label_options
+from .label_text.options import label_readout, read_label_options
 from .multilabel import MultiLabel
 from .preference import preference_task
 from .task import SingleLabel
@@ -21,7 +21,7 @@ DEFAULT_MAX_LENGTH = 512   # tokens of a row if neither the model nor its tokeni
 class Options:
     """How a classifier is built: the keyword arguments of Classifier.from_backbone.
 
-    readout="labels" reads the logit of a class as the log-probability of its label texts. It takes
+    With readout="labels" the logit of a class is the log-probability of its label texts. This takes
     further arguments (label_text/options.py): template ("Review: {text}\\nSentiment:"), label_texts
     ({label: [text, ...]}, default the names), fields, instruction, shots, end, score_by. They come
     together in `label_options`, which is {} for readout="head".
@@ -42,8 +42,8 @@ def read_options(labels, given):
     """The arguments of Classifier.from_backbone, {name: value} -> Options."""
     own = {f.name for f in fields(Options)} - {"label_options"}
     others = {name: value for name, value in given.items() if name not in {*own, "readout"}}
-    label_options = read_label_options(given.get("readout", "head"), others, labels)
-    return Options(label_options=label_options, **{name: given[name] for name in given if name in own})
+    others = read_label_options(given.get("readout", "head"), others, labels)
+    return Options(label_options=others, **{name: given[name] for name in given if name in own})
 
 
 def from_backbone(cls, path, labels, given):
@@ -62,7 +62,7 @@ def from_backbone(cls, path, labels, given):
 
 
 def build_unfilled(cls, checkpoint, labels, options):
-    """A Classifier (cls) with no weights loaded. checkpoint: of the backbone; options: Options."""
+    """A Classifier (cls) without loaded weights. checkpoint: of the backbone; options: Options."""
     backbone = build_backbone(checkpoint, lm_head=bool(options.label_options))
     tokenizer = load_tokenizer(checkpoint.folder).refuse_second_bos()
     if len(tokenizer) > backbone.config["vocab_size"]:
@@ -76,7 +76,7 @@ def build_unfilled(cls, checkpoint, labels, options):
             raise InputError("keep and windows go with the readout head: label texts cut a text "
                              "before its template")
         backbone.vocabulary()                           # InputError without a language-model head
-        head = build_label_readout(backbone, tokenizer, labels, options.label_options)
+        head = label_readout(backbone, tokenizer, labels, options.label_options)
     else:
         head = task.build_head(backbone.source_config["model_type"], backbone, options.pool)
         head.keep = check_keep(options.keep)
@@ -89,7 +89,7 @@ def build_unfilled(cls, checkpoint, labels, options):
 
 
 def build_task(labels, label_options=None, preference=None, multi_label=False):
-    """The task of a classifier with these labels and Options."""
+    """The task of a classifier with these labels. The other arguments: as in Options."""
     task = preference_task(preference, labels, label_options or {})
     if not multi_label:
         return task or SingleLabel(labels)
@@ -100,9 +100,9 @@ def build_task(labels, label_options=None, preference=None, multi_label=False):
 
 
 def choose_max_length(asked, backbone, tokenizer, folder):
-    """max_length of a classifier: `asked`, or if it is None, the limit of model and tokenizer. Sets
-    the tokenizer to that limit in any case. InputError if `asked` leaves no place for a text, or is
-    more than the model's positions."""
+    """max_length of a classifier: `asked`; if None, the limit of model and tokenizer, which is set
+    as tokenizer.max_length in any case. InputError if `asked` leaves no place for a text or is more
+    than the model's positions."""
     highest, least = backbone.max_tokens or math.inf, tokenizer.num_special_tokens(True) + 1
     known = tokenizer.max_length or backbone.max_tokens or DEFAULT_MAX_LENGTH
     tokenizer.max_length = min(highest, known)

@@ -17,7 +17,7 @@ from .readout import as_rows
 
 
 class Classifier(nn.Module):
-    """classifier(batch) -> logits (B, C); classifier.predict(texts) -> probabilities (rows, C).
+    """classifier(batch) -> logits (B, C); classifier.predict(texts) -> probabilities (N, C).
 
     head: a readout, from the backbone's hidden states to logits (readout.py); task: what depends on
     the kind of answer (task.py); labels: the names of the classes, in order; max_length: most
@@ -28,9 +28,8 @@ class Classifier(nn.Module):
     def __init__(self, backbone, head, tokenizer, task, max_length=None):
         super().__init__()
         self.backbone, self.head, self.tokenizer, self.task = backbone, head, tokenizer, task
-        self.labels, self.config = task.labels, backbone.source_config
-        self.max_length, self.reading = max_length, None
-        self.base = self.tuning = None
+        self.labels, self.config, self.max_length = task.labels, backbone.source_config, max_length
+        self.reading = self.base = self.tuning = None
 
     # ------------------------------------------------------------------- folders
 
@@ -43,7 +42,7 @@ class Classifier(nn.Module):
 
     @classmethod
     def empty(cls, checkpoint, labels, readout="head", **options):
-        """As from_backbone, with no weights loaded. checkpoint: a models.weights.Checkpoint."""
+        """As from_backbone, without loaded weights. checkpoint: a models.weights.Checkpoint."""
         options = build.read_options(labels, {"readout": readout, **options})
         return build.build_unfilled(cls, checkpoint, labels, options)
 
@@ -60,7 +59,7 @@ class Classifier(nn.Module):
         saved.save(self, path)
 
     def settings(self):
-        """-> the dict under "minillmclf" in config.json, which transformers does not read."""
+        """-> the dict that config.json has under "minillmclf", which transformers ignores."""
         return saved.settings_of(self)
 
     def restore_settings(self, settings, where):
@@ -75,8 +74,8 @@ class Classifier(nn.Module):
         return self
 
     def rename_table(self, with_classes=True):
-        """The rename table of backbone and head. with_classes=False drops the last layer of the
-        file's head, which is for other classes."""
+        """The rename table of backbone and head. with_classes=False leaves out the last layer of a
+        head in the file, which is for other classes."""
         body = self.backbone.table()
         prefix = "" if self.head.label_options else self.backbone.CLASSIFIER_PREFIX
         names = {prefix + file: path and "backbone." + path for file, path in body.names.items()}
@@ -87,8 +86,8 @@ class Classifier(nn.Module):
     # ------------------------------------------------------------------- texts to logits
 
     def encode_row(self, texts, training=False):
-        """A tuple of texts -> (a row of token ids, was it cut?). training: is it a row to train
-        on? Some tasks encode a row in another way for prediction."""
+        """A tuple of texts -> (a row of token ids, was it cut?). training: is the row to be trained
+        on? Some tasks encode a row differently for prediction."""
         return self.task.encode_row(self.head, self.tokenizer, texts, self.max_length, training)
 
     def encode(self, texts, training=False):
@@ -122,10 +121,10 @@ class Classifier(nn.Module):
 
     @torch.inference_mode()
     def compute_in_batches(self, encoded, compute, columns, batch_size=64):
-        """Apply compute, Batch -> (B, columns), to rows of `encode` -> (rows, columns) on the CPU,
+        """Apply compute, Batch -> (B, columns), to N rows of `encode` -> (N, columns) on the CPU,
         in the order of `encoded`. InputError for a result that is not finite."""
-        given = encoded if isinstance(encoded, (list, tuple)) else [None]
-        if not all(isinstance(row, tuple) for row in given):
+        checked = encoded if isinstance(encoded, (list, tuple)) else [None]
+        if not all(isinstance(row, tuple) for row in checked):
             raise InputError("scores are of rows, model.encode(texts)[0], not of "
                              f"{short(encoded)}: give texts to predict")
         self.eval()
@@ -141,21 +140,22 @@ class Classifier(nn.Module):
         return out
 
     def compute_logits(self, encoded, batch_size=64):
-        """Rows of `encode` -> logits (rows, C) on the CPU, after the task's calibration if any."""
-        return self.task.apply_calibration(self.compute_in_batches(encoded, self, len(self.labels), batch_size))
+        """N rows of `encode` -> logits (N, C) on the CPU, after the task's calibration if any."""
+        logits = self.compute_in_batches(encoded, self, len(self.labels), batch_size)
+        return self.task.apply_calibration(logits)
 
     # ------------------------------------------------------------------- logits to answers
 
     def probabilities(self, logits):
-        """Logits (rows, C) -> probabilities, numpy (rows, C)."""
+        """Logits (N, C) -> probabilities, numpy (N, C)."""
         return self.task.probabilities(logits)
 
     def answers(self, probabilities):
-        """Probabilities (rows, C) -> the answer to each row, a list of strings."""
+        """Probabilities (N, C) -> the answer to each row, a list of N strings."""
         return self.task.answers(probabilities)
 
     def predict(self, texts, batch_size=64):
-        """Texts -> probabilities, numpy (rows, C), with the columns in the order of `labels`."""
+        """N texts -> probabilities, numpy (N, C), with the columns in the order of `labels`."""
         return self.probabilities(self.compute_logits(self.encode(texts)[0], batch_size))
 
     def generate(self, texts, max_new_tokens=16, **choice):
@@ -165,5 +165,5 @@ class Classifier(nn.Module):
         if not encoded:
             return []
         batch = self.collate(encoded, range(len(encoded))).to(next(self.parameters()).device)
-        found = generate(self.backbone, batch.ids, batch.mask, max_new_tokens, **choice)
-        return [self.tokenizer.decode(new) for new in found]
+        new_ids = generate(self.backbone, batch.ids, batch.mask, max_new_tokens, **choice)
+        return [self.tokenizer.decode(ids) for ids in new_ids]

@@ -1,7 +1,7 @@
 """Classification heads: the hidden states of a text -> one logit for each class.
 
 `pool` makes one vector of a text's T vectors. Each family has its own small network on top, the
-same as in transformers, so checkpoints go both ways. `PooledHead` is the plain alternative, a
+same as in transformers, so files can be exchanged. `PooledHead` is the plain alternative, a
 linear layer on any pooling; only this package can load it. The pooling "attention" learns which
 tokens count (Lin et al. 2017, "A Structured Self-Attentive Sentence Embedding", arXiv:1703.03130).
 """
@@ -14,12 +14,12 @@ from .readout import Readout
 
 POOLINGS = ("first", "mean", "max", "last")
 POOLS = ("family", *POOLINGS, "attention")      # values of --pool; "family": see build_head
-WRONG_POOLING = "position"                      # a bug to study, see `pool`; not in --pool
+WRONG_POOLING = "position"                      # a bug to study, see `pool`; no value of --pool
 
 
 def pool(hidden, mask, how):
-    """hidden (B, T, D), mask (B, T) -> (B, D): the first or last *real* token, or the mean or
-    maximum over real tokens. how: one of POOLINGS.
+    """hidden (B, T, D), mask (B, T) -> (B, D): that of the first or last *real* token, or the mean
+    or maximum over real tokens. how: one of POOLINGS.
 
     Padding may stand on either side. how="position" takes [:, -1], as if nothing were padded: a
     common mistake, kept for study. A text's logits then depend on the longest text of its batch,
@@ -31,8 +31,8 @@ def pool(hidden, mask, how):
     if how in ("first", "last"):
         columns = torch.arange(mask.shape[1], device=mask.device)                   # (T,)
         last = columns.where(real, -1).argmax(1)                                    # (B,)
-        chosen = last if how == "last" else real.int().argmax(1)                    # (B,)
-        return hidden[torch.arange(len(hidden), device=hidden.device), chosen]
+        column = last if how == "last" else real.int().argmax(1)                    # (B,)
+        return hidden[torch.arange(len(hidden), device=hidden.device), column]
     if how == "mean":
         return (hidden * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True)
     if how == "max":
@@ -41,12 +41,12 @@ def pool(hidden, mask, how):
 
 
 def attention_layers(width, hidden=128):
-    """Newly initialised U, from width to hidden, and v, from hidden to 1, for `attention_weights`."""
+    """U, from width to hidden, and v, from hidden to 1: newly initialised layers of attention."""
     return nn.Linear(width, hidden, bias=False), nn.Linear(hidden, 1, bias=False)
 
 
 def attention_weights(U, v, vectors, mask=None):
-    """The weight of each vector h: softmax over T of v . tanh(U h), computed in fp32 at least.
+    """The weight of each vector h: the softmax over T of v . tanh(U h), in fp32 at least.
 
     vectors (..., T, D), mask (..., T) or None -> weights (..., T), 0 at padding, sum 1.
     """
@@ -59,9 +59,9 @@ def attention_weights(U, v, vectors, mask=None):
 class Head(Readout):
     """A readout in two steps: `features` makes one vector of a text, `class_logits` its logits."""
 
-    CLASS_LAYERS = (".out",)    # layers that depend on the classes (readout.py)
+    CLASS_LAYERS = (".out",)    # ends of the paths of layers that depend on the classes
     pool_option = "family"      # what the user asked for, one of POOLS
-    pooling = None              # how tokens are pooled: one of POOLINGS, "attention" or MISTAKE
+    pooling = None              # of tokens: one of POOLINGS, "attention" or WRONG_POOLING
 
     def features(self, hidden, mask):
         """hidden (B, T, D), mask (B, T) -> (B, D), the input of the last layer."""
@@ -76,14 +76,14 @@ class Head(Readout):
         return self.class_logits(self.features(hidden, mask))
 
     def states_to_pool(self, backbone, ids, mask, types=None, layout=None):
-        """ids, mask, types: (B, T) and the mask's layout -> the arguments of `features`: hidden
+        """ids, mask, types (B, T) and text.batch.Layout -> the arguments of `features`: hidden
         (B, T, D) and mask (B, T), or (B, 1, D) and (B, 1) if the head reads one token."""
         if self.pooling not in ("first", "last"):
             return backbone.states(ids, mask, types, layout=layout), mask
         return backbone.states(ids, mask, types, self.pooling, layout), torch.ones_like(mask[:, :1])
 
     def read(self, backbone, ids, mask, types=None, layout=None):
-        """ids, mask, types: (B, T) and the mask's layout -> logits (B, C)."""
+        """ids, mask, types (B, T) and text.batch.Layout -> logits (B, C)."""
         return self(*self.states_to_pool(backbone, ids, mask, types, layout))
 
 
@@ -120,7 +120,7 @@ class T5Head(RobertaHead):
 
 
 class DebertaHead(BertHead):
-    """DeBERTa: as RoBERTa, but its config.json sets the activation and the first dropout."""
+    """DeBERTa: as RoBERTa, with the activation and the first dropout that config.json sets."""
 
     NAMES = {"pooler.dense": "head.dense", "classifier": "head.out"}
 
@@ -177,7 +177,7 @@ FAMILY_HEADS = {
 
 
 def build_head(model_type, backbone, classes, how="family"):
-    """-> Head. classes: their number; how: one of POOLS; "family": that of transformers."""
+    """-> Head. classes: their number; how: one of POOLS; "family": the head of transformers."""
     if how == "family":
         return FAMILY_HEADS[model_type](backbone, classes)
     if how not in (*POOLS, WRONG_POOLING):

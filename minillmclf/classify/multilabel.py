@@ -35,7 +35,7 @@ def best_threshold(probabilities, targets):
     true = np.asarray(targets)[order]
     if not true.any():
         return DEFAULT_THRESHOLD
-    last = np.append(p[:-1] > p[1:], True)                 # (N,), no equal one follows
+    last = np.append(p[:-1] > p[1:], True)                 # (N,), is it the last of its equals?
     below = np.append(p[1:], 0.0)                                  # (N,), the next lower one
     middle = (p + below) / 2                                       # (N,), the thresholds to try
     middle = np.where(middle > below, middle, p)           # no float64 lies between: take the upper
@@ -51,7 +51,7 @@ def fit_thresholds(probabilities, targets):
 
 
 def check_thresholds(thresholds, labels, where="thresholds"):
-    """InputError unless thresholds are C numbers from 0 to 1 and no label has a "|". -> floats"""
+    """-> thresholds, C floats. InputError unless they lie from 0 to 1 and no label has a "|"."""
     good = isinstance(thresholds, (list, tuple)) and len(thresholds) == len(labels)
     if not good or not all(type(t) in (int, float) and 0 <= t <= 1 for t in thresholds):
         raise InputError(f"{where}: should be {len(labels)} numbers from 0 to 1, one for each "
@@ -64,7 +64,7 @@ def check_thresholds(thresholds, labels, where="thresholds"):
 
 
 def decide(probabilities, thresholds):
-    """Probabilities (N, C), C thresholds -> (N, C) bool, has the row the class? In float64: in
+    """Probabilities (N, C), C thresholds -> (N, C) bool, does the row get the class? In float64: in
     float32 a threshold between two probabilities could be rounded to one of them."""
     return np.asarray(probabilities, np.float64) >= np.asarray(thresholds, np.float64)
 
@@ -123,14 +123,14 @@ class MultiLabel(SingleLabel):
         return MultiLabel(self.labels, fit_thresholds(probabilities(), self.targets(examples)))
 
     def metric_lines(self, results, name, examples, fitted=False):
-        """As SingleLabel.table, with some metrics both at 0.5 and at the fitted thresholds."""
+        """As SingleLabel.metric_lines, some metrics both at 0.5 and at the fitted thresholds."""
         title = f"{name} ({len(examples)} rows)"
         wide = max(22, *map(len, [title, *results]))
         columns = "   at 0.5  fitted" + "  at 0.5  fitted" * 2 + "  log loss     ECE"
         lines = [f"{'':<{wide}}  exact match       micro F1        macro F1",
                  f"{title:<{wide}}{columns}"]
         for model, m in results.items():
-            pairs = "".join(f"{m['at_half'][metric]:9.3f}{m[metric]:7.3f}" for metric in THRESHOLD_METRICS)
+            pairs = "".join(f"{m['at_half'][key]:9.3f}{m[key]:7.3f}" for key in THRESHOLD_METRICS)
             lines.append(f"{model:<{wide}}{pairs}{m['log_loss']:10.3f}{m['ece']:8.3f}")
         if fitted:
             lines.append("thresholds are fitted to these same rows: what they are worth shows on "

@@ -10,8 +10,8 @@ BradleyTerry     Each answer is read alone with the prompt and gets a score r; t
                  Without ties it is a reward model of RLHF (Ouyang et al. 2022).
 
 A third way is label texts in a template with three fields. `Preference` is the task. A row that
-the backbone reads as two sequences is a `Pair`; a batch of pairs holds all first sequences, then
-all second ones. text/parts.py makes one sequence of several texts.
+the backbone reads as two sequences is a `Pair`; a batch of pairs has all first sequences, then all
+second ones. text/parts.py makes one sequence of several texts.
 """
 from collections import Counter
 from typing import NamedTuple
@@ -25,8 +25,7 @@ from ..files import short
 from ..text import parts
 from ..text.batch import collate, row_size
 from .head import Head, build_head
-from .swap import (add_swapped, average_orders, check_texts, measure_inconsistency, side_numbers,
-                   swap_texts)
+from .swap import add_swapped, average_orders, check_texts, position_bias, side_numbers, swap_texts
 from .task import SingleLabel
 
 KINDS, SWAPS = ("none", "head", "bradley-terry"), ("none", "train", "predict", "both")
@@ -41,7 +40,7 @@ class Pair(NamedTuple):
 # ------------------------------------------------------------------------------------- the heads
 
 class HeadWrapper(Head):
-    """A readout with another head inside, `score`, whose tensors keep their names in files."""
+    """A head around another, `score`, whose tensors keep their names in files."""
 
     max_texts = 3
 
@@ -56,8 +55,7 @@ class HeadWrapper(Head):
         return self.score(hidden, mask)
 
     def encode_row(self, tokenizer, texts, max_length):
-        """(prompt, a, b) -> a row, was it cut? `encode_with_cuts`, of a subclass, gives the row and how
-        many tokens of each text were cut."""
+        """(prompt, a, b) -> a row, was it cut? encode_with_cuts: a row, tokens cut of each text."""
         row, cut = self.encode_with_cuts(tokenizer, texts, max_length)
         return row, any(cut)
 
@@ -117,9 +115,9 @@ class BradleyTerry(HeadWrapper):
         """Both sequences have at most max_length tokens. The prompt may be cut more in one."""
         check_texts(texts)
         prompt, *answers = texts
-        found = [parts.lay_out(tokenizer, (prompt, answer), parts.ONE_ANSWER, max_length, self.keep)
-                 for answer in answers]
-        (first, (prompt_1, cut_a)), (second, (prompt_2, cut_b)) = found
+        pair = [parts.lay_out(tokenizer, (prompt, answer), parts.ONE_ANSWER, max_length, self.keep)
+                for answer in answers]
+        (first, (prompt_1, cut_a)), (second, (prompt_2, cut_b)) = pair
         return Pair(first, second), [max(prompt_1, prompt_2), cut_a, cut_b]
 
     def count_tokens(self, tokenizer, texts):
@@ -129,7 +127,8 @@ class BradleyTerry(HeadWrapper):
 
     def read(self, backbone, ids, mask, types=None, layout=None):
         """ids, mask, types: (2B, T), first all (prompt, a) -> log-probabilities (B, 3)."""
-        r = self(*self.states_to_pool(backbone, ids, mask, types, layout)).squeeze(1).float()  # (2B,)
+        states, mask = self.states_to_pool(backbone, ids, mask, types, layout)
+        r = self(states, mask).squeeze(1).float()                                       # (2B,)
         a_b_tie = davidson(*r.chunk(2), self.tie.bias)                                  # (B, 3)
         return a_b_tie[:, np.argsort(self.order).tolist()]      # columns in the order of the labels
 
@@ -180,8 +179,8 @@ class Preference(SingleLabel):
         if len(counts) > 1:
             raise InputError("rows of 1 and of 2 sequences do not go into one batch: encode all of "
                              "them in the same way")
-        together = [sequences[n] for n in range(*counts) for sequences in chosen]
-        batch = collate(together, range(len(together)), pad_id)
+        sequences = [row[n] for n in range(*counts) for row in chosen]
+        batch = collate(sequences, range(len(sequences)), pad_id)
         if labels is not None:
             batch.labels = torch.tensor([labels[row] for row in rows])
         batch.rows = list(rows)
@@ -199,15 +198,15 @@ class Preference(SingleLabel):
         return {"cut": counts}, [describe_cuts(counts)]
 
     def check_answers(self, model, texts, logits):
-        return {"swap": measure_inconsistency(model, texts, logits)}
+        return {"swap": position_bias(model, texts, logits)}
 
     def answer_lines(self, record):
         if "swap" not in record:                            # of an earlier version
             return []
         note = " (before averaging)" if self.swap in ("predict", "both") else ""
-        found = record["swap"]
-        return [f"a and b exchanged: {found['answers_changed']:.1%} of the answers change, "
-                f"probabilities by {found['mean_difference']:.3f} on average{note}"]
+        swap = record["swap"]
+        return [f"a and b exchanged: {swap['answers_changed']:.1%} of the answers change, "
+                f"probabilities by {swap['mean_difference']:.3f} on average{note}"]
 
     def settings(self):
         return super().settings() | {"preference": {"kind": self.kind, "swap": self.swap}}
@@ -215,8 +214,8 @@ class Preference(SingleLabel):
 
 def preference_task(asked, labels, label_options):
     """asked: the option preference, {"kind": of KINDS, "swap": of SWAPS}; "none" if missing ->
-    Preference, or None if both are "none". label_options: of the readout, {} for a head. InputError for
-    options that do not go together."""
+    Preference, or None if both are "none". label_options: {} for a head. InputError for options
+    that do not go together."""
     if not isinstance(asked or {}, dict) or set(asked or {}) - {"kind", "swap"}:
         raise InputError(f"preference should be an object with kind and swap, is {short(asked)}")
     kind, swap = ((asked or {}).get(key) or "none" for key in ("kind", "swap"))
@@ -226,17 +225,17 @@ def preference_task(asked, labels, label_options):
     if (kind, swap) == ("none", "none"):
         return None
     fields = label_options.get("fields", ())
-    refused = [
-        (label_options and kind != "none", f"--preference {kind} goes with --readout head; label texts "
-         "need only a template with three fields"),
-        (label_options and len(fields) != 3, f"--swap {swap} exchanges the second and the third text "
-         f"of a row, and these have {', '.join(fields)}: name a prompt and two answers with "
+    conflicts = [
+        (label_options and kind != "none", f"--preference {kind} goes with --readout head; label "
+         "texts need only a template with three fields"),
+        (label_options and len(fields) != 3, f"--swap {swap} exchanges the second and the third "
+         f"text of a row, and these have {', '.join(fields)}: name a prompt and two answers with "
          "--text-column"),
         (kind == "bradley-terry" and swap != "none", f"--swap {swap} changes nothing beside "
          "--preference bradley-terry, which reads each answer alone"),
         (not label_options and kind == "none", f"--swap {swap} needs two answers to exchange: set "
          "--preference head, or --readout labels")]
-    for holds, message in refused:
+    for holds, message in conflicts:
         if holds:
             raise InputError(message)
     return Preference(labels, kind, swap)
@@ -257,12 +256,12 @@ def set_swap(model, swap):
 
 
 def count_cuts(model, texts):
-    """Rows of three texts -> {"prompt": n, "a": n, "b": n, "of": rows}; n: rows where it is cut."""
+    """Rows of three texts -> {"prompt": n, "a": n, "b": n, "of": rows}; n rows have it cut."""
     head, counts = model.head, Counter(prompt=0, a=0, b=0)
     for row in texts:
         if head.label_options:                              # label texts are cut in characters
-            fitted = head.fit_texts(model.tokenizer, row, model.max_length)[0]
-            cuts = [len(text) - len(kept) for text, kept in zip(row, fitted)]
+            shorter = head.fit_texts(model.tokenizer, row, model.max_length)[0]
+            cuts = [len(text) - len(kept) for text, kept in zip(row, shorter)]
         else:
             cuts = head.encode_with_cuts(model.tokenizer, row, model.max_length)[1]
         counts.update({name: cut > 0 for name, cut in zip(counts, cuts)})

@@ -1,6 +1,6 @@
 """A readout turns the hidden states of a backbone into logits: a head (head.py), or label texts.
 
-Here: how a row of the data becomes token ids, and what a model folder keeps of a readout. A
+Here: how a row of the data becomes token ids, and what a model folder stores of a readout. A
 subclass adds `read(backbone, ids, mask, types, layout) -> logits (B, C)`.
 """
 import contextlib
@@ -19,10 +19,10 @@ class Readout(nn.Module):
     NAMES = {}                  # rename table (models/weights.py): name in a file -> path
     CLASS_LAYERS = ()           # ends of the paths whose parameters depend on the classes
     ARCHITECTURE = None         # its name in config.json if transformers has no such model
-    label_options = {}          # the options of label texts; empty for a head
+    label_options = {}          # see label_text/options.py; empty for a head
     max_texts = 2               # texts of a row, at most
-    SEQUENCES_PER_ROW = 1       # of a row, for the backbone to read
-    pool_option = pooling = None  # how a head pools (head.Head)
+    SEQUENCES_PER_ROW = 1       # that the backbone reads
+    pool_option = pooling = None    # see head.Head
     keep = "head"               # which end of a long text is kept (text/cutting.py)
 
     def encode_row(self, tokenizer, texts, max_length):
@@ -46,25 +46,25 @@ class Readout(nn.Module):
         return special + sum(len(tokenizer.ids(text)) for text in texts)
 
     def length_limit(self, max_length):
-        """-> name and value of the setting that limits the tokens of a row."""
+        """-> the name and the value of the setting that limits the tokens of a row."""
         return "max_length", max_length
 
     def settings(self):
-        """What config.json keeps of a readout."""
+        """-> the part of Classifier.settings that describes the readout."""
         return {"pool": self.pool_option, "keep": self.keep, "readout": self.label_options}
 
     def tensor_names(self, with_classes=True):
-        """NAMES; with_classes=False drops the layers that depend on the classes (LAST)."""
+        """-> NAMES; with_classes=False maps what depends on the classes to None: not loaded."""
         return {file: path if with_classes or not path.endswith(self.CLASS_LAYERS) else None
                 for file, path in self.NAMES.items()}
 
     def shared_work(self, model, encoded):
-        """A context in which the model reads all rows `encoded`; a subclass shares work in it."""
+        """A context in which `model` reads all rows `encoded`: a subclass may share work there."""
         return contextlib.nullcontext()
 
 
 def as_rows(texts, names, most):
-    """A user's list of texts, each a string or a tuple of strings -> yields a tuple for each.
+    """A user's list of texts, each a string or a tuple of strings -> an iterator over tuples.
 
     names: the text columns of the training data; a row needs a text for each. Without names, (), a
     row has at most `most` texts. InputError for a single string, a mapping, a table or a set."""

@@ -3,7 +3,7 @@
 A classifier with a head becomes a folder for AutoModelForSequenceClassification, one with label
 texts a folder for AutoModelForCausalLM, AutoModelForSeq2SeqLM or AutoModelForMaskedLM. Settings
 that transformers does not have are in config.json under "minillmclf". After a tuning method that
-leaves the base unchanged, only what was trained is saved (tuning/).
+leaves the base unchanged, only what was trained is saved (tuning/saved.py).
 """
 from ..errors import InputError
 from ..files import find_model, short
@@ -19,7 +19,7 @@ READING = {"text_column": (lambda v: is_strings(v) and len(v) > 0, "a list of na
            "label_column?": (lambda v: isinstance(v, str), "a name"),
            "quoting?": (lambda v: isinstance(v, str), "a word")}      # ?: may be missing
 DEFAULTS = {"pool": None, "max_length": None, "readout": {}, "keep": "head", "windows": None,
-          "calibration": None, "preference": {}}      # keys of "minillmclf" -> defaults
+            "calibration": None, "preference": {}}      # keys of "minillmclf" -> defaults
 OPTIONAL_KEYS = ("thresholds", "reading", "ignored")  # further keys, written only if set
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
 
@@ -35,12 +35,12 @@ def settings_of(model):
 
 
 def read_settings(config, where):
-    """A config.json -> (labels, settings as in `settings_of`, arguments of build.read_options)."""
+    """A config.json -> labels, settings as of `settings_of`, the arguments of from_backbone."""
     settings, problem = config.get("minillmclf", {}), config.get("problem_type")
-    good = isinstance(settings, dict) and set(settings) <= {*DEFAULTS, *OPTIONAL_KEYS} \
+    is_known = isinstance(settings, dict) and set(settings) <= {*DEFAULTS, *OPTIONAL_KEYS} \
         and isinstance(settings.get("readout", {}), dict) \
         and not set(settings.get("readout", {})) & (set(DEFAULTS) - {"readout"})
-    if not good or settings.get("pool") not in (None, *POOLS, WRONG_POOLING):
+    if not is_known or settings.get("pool") not in (None, *POOLS, WRONG_POOLING):
         raise InputError(f"{where}: minillmclf = {settings!r:.80} is not known; pool is "
                          f"{', '.join(POOLS)}")
     if problem not in (None, *PROBLEM_TYPES):
@@ -84,9 +84,9 @@ def load(cls, path, base=None):
     try:
         model = build_unfilled(cls, checkpoint, labels, read_options(labels, options))
     except InputError as error:
-        named = str(checkpoint.folder) in str(error)
-        raise InputError(str(error) if named else f"{where}: {error}") from None
-    last = [file for file, ours in model.head.NAMES.items() if ours.endswith(".out")]
+        has_folder = str(checkpoint.folder) in str(error)
+        raise InputError(str(error) if has_folder else f"{where}: {error}") from None
+    last = [file for file, path in model.head.NAMES.items() if path.endswith(".out")]
     if last and last[0] + ".weight" not in checkpoint:
         raise InputError(f"{path}: no classification head in it (no tensor {last[0]}.weight): "
                          f"fine-tune it first with python -m minillmclf.train --model {path}")

@@ -22,10 +22,10 @@ class SingleLabel:
 
     MULTI_LABEL = False                                 # may a row have any number of labels?
     PROBLEM_TYPE = "single_label_classification"        # problem_type in config.json
-    MAX_TEXTS = 2                                       # texts of a row that a head reads, at most
+    MAX_TEXTS = 2                                       # of a row that a head reads
     METRICS = tuple(METRICS)                            # in the order printed
     PREDICT_EXAMPLE = '"a text"'                        # an argument of the command predict
-    FREQUENCY_BASELINE, BAG_OF_WORDS = "majority class", BagOfWords  # a name and a class of baseline.py
+    FREQUENCY_BASELINE, BAG_OF_WORDS = "majority class", BagOfWords      # name, class (baseline.py)
 
     def __init__(self, labels):
         self.labels, self.calibration = list(labels), None
@@ -49,7 +49,7 @@ class SingleLabel:
         return build_head(model_type, backbone, len(self.labels), how)
 
     def encode_row(self, head, tokenizer, texts, max_length, training=False):
-        """A tuple of texts -> (a row of token ids, was it cut?), as Classifier.row."""
+        """A tuple of texts -> (a row of token ids, was it cut?), as Classifier.encode_row."""
         return head.encode_row(tokenizer, texts, max_length)
 
     def sequences(self, row):
@@ -82,7 +82,7 @@ class SingleLabel:
     # ---------------------------------------------------------------- training and metrics
 
     def training_examples(self, examples):
-        """The training examples of the data -> those that the model learns from."""
+        """The training split of the data -> the examples that the model learns from."""
         return examples
 
     def targets(self, examples, name="the data"):
@@ -90,7 +90,7 @@ class SingleLabel:
         return [self.class_number(example.label, example, name) for example in examples]
 
     def class_number(self, label, example, name):
-        """The class number of a label. InputError if the model does not have it."""
+        """The class number of a label. InputError if the model does not have that label."""
         if label not in self.class_numbers:
             raise InputError(f"{name}, line {example.row}: label {label!r} is not one of the "
                              f"model's: {', '.join(self.labels)}")
@@ -105,19 +105,19 @@ class SingleLabel:
         return CrossEntropy(weights, settings.label_smoothing, settings.focal_gamma)
 
     def measure(self, probabilities, targets):
-        """Probabilities (N, C), N targets -> {metric: number}, at least METRICS."""
+        """Probabilities (N, C), N targets -> {metric: number}, METRICS and perhaps more."""
         return evaluate(probabilities, targets, self.labels)
 
     def evaluate(self, probabilities, targets):
-        """Probabilities (N, C), N targets -> all metrics of a finished model."""
+        """Probabilities (N, C), N targets -> {metric: number} of a finished model: all of them."""
         return self.measure(probabilities, targets)
 
     def fit_to_dev(self, probabilities, examples):
-        """A task fitted to dev examples; here self. probabilities: a function, () -> (N, C)."""
+        """-> a task fitted to dev examples, here self. probabilities: a function, () -> (N, C)."""
         return self
 
     def baselines(self, data, quick=False):
-        """What a model has to beat -> {name: metrics}. quick: without the slow ones."""
+        """What a model has to beat -> {name: metrics}. quick: without slow baselines."""
         return run_baselines(data, self, quick)
 
     def predict_frequencies(self, targets, rows):
@@ -144,7 +144,7 @@ class SingleLabel:
         return lines
 
     def confusion_text(self, probabilities, targets, most=5):
-        """The pairs (target, answer) that are most often confused, as text."""
+        """The most frequent pairs of a target and a wrong answer, as text."""
         wrong = Counter((t, a) for t, a in zip(targets, probabilities.argmax(1)) if t != a)
         lines = [f"  {count:4d} x {self.labels[t]} taken for {self.labels[a]}"
                  for (t, a), count in wrong.most_common(most)]
@@ -165,9 +165,9 @@ class SingleLabel:
     # ---------------------------------------------------------------- files
 
     def settings(self):
-        """What config.json keeps of the task."""
+        """-> the part of Classifier.settings that describes the task."""
         return {"calibration": self.calibration and self.calibration.as_dict()}
 
     def restore_settings(self, settings, where):
-        """Take over what `settings` returned. where: the file that errors name."""
+        """Apply what `settings` returned. where: the file that errors name."""
         self.set_calibration(settings.get("calibration"), f"{where}: calibration")

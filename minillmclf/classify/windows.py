@@ -2,8 +2,8 @@
 the logits of a document's windows are pooled.
 
 A row of a batch holds the windows of a document one after another, each of max_length tokens with
-its own special tokens; only a single window may be shorter. `Windows.read` cuts the row into its
-windows again. Of two texts, the longer one is cut into windows; the other is in each of them.
+its own special tokens; only a document's single window may be shorter. `Windows.read` cuts the row
+into its windows again. Of two texts the longer is cut into windows, and the other is in each.
 
 mean        the mean of the windows' logits: every passage has a vote
 max         the highest logit of each class: one passage is enough (multiple instance learning)
@@ -29,14 +29,15 @@ LEAST_VALUES = {"overlap": 0, "max_windows": 1, "max_document": 1}  # option -> 
 
 
 def check_windows(options, where="windows"):
-    """InputError unless `options` is like {"pool": "mean", "overlap": 32,
-    "max_windows": 8, "max_document": 8192}. -> options"""
+    """-> options, such as {"pool": "mean", "overlap": 32, "max_windows": 8, "max_document": 8192}.
+    InputError for unknown keys or wrong values."""
     if not isinstance(options, dict) or set(options) != {"pool", *LEAST_VALUES}:
         raise InputError(f"{where} {short(options)}: should be an object with pool, "
                          f"{', '.join(LEAST_VALUES)}")
     for name, value in options.items():
         if name == "pool" and value not in WINDOW_POOLS:
-            raise InputError(f"{where}: pool {short(value)} is not known; known: {', '.join(WINDOW_POOLS)}")
+            raise InputError(f"{where}: pool {short(value)} is not known; known: "
+                             f"{', '.join(WINDOW_POOLS)}")
         if name in LEAST_VALUES and (type(value) is not int or value < LEAST_VALUES[name]):
             raise InputError(f"{where}: {name} {short(value)}: should be a whole number from "
                              f"{LEAST_VALUES[name]} up")
@@ -46,9 +47,8 @@ def check_windows(options, where="windows"):
 class Windowed(Head):
     """A head that reads documents in windows of `size` tokens with another head.
 
-    head: that other head; width: D; options: as in `check_windows`. The layers of the other head
-    have the same names here, so files are as without windows. The parameters of attention are
-    `windows.U` and `windows.v`.
+    head: that other head; width: D; options: as in `check_windows`. The layers of `head` keep their
+    names here, so files are as without windows. Attention has parameters `windows.U`, `windows.v`.
     """
 
     def __init__(self, head, width, size, options):
@@ -65,7 +65,8 @@ class Windowed(Head):
             self.ARCHITECTURE = "MinillmclfWindowClassifier"
 
     def encode_row(self, tokenizer, texts, max_length):
-        return self.windows.encode_windows(tokenizer, self.text_ids(tokenizer, texts), max_length, self.keep)
+        parts = self.text_ids(tokenizer, texts)
+        return self.windows.encode_windows(tokenizer, parts, max_length, self.keep)
 
     def length_limit(self, max_length):
         return "max_document", self.windows.max_document
@@ -91,15 +92,12 @@ class Windows(nn.Module):
             self.U, self.v = attention_layers(width)
 
     def as_dict(self):
-        """What `check_windows` takes."""
+        """-> the options that `check_windows` takes."""
         return {"pool": self.pool, **{name: getattr(self, name) for name in LEAST_VALUES}}
 
     def encode_windows(self, tokenizer, parts, max_length, keep):
-        """Parts, the ids of one text or two without special tokens -> (ids, types) of all windows
-        one after another, was a token lost?
-
-        First a document is cut to max_document tokens, special ones included.
-        """
+        """parts: the ids of one text or two -> (ids, types) of all windows one after another, was a
+        token lost? First the document is cut to max_document tokens, special ones included."""
         if max_length != self.size:
             raise InputError(f"this model takes {max_length} tokens beside what was tuned, but "
                              f"windows of {self.size} were asked for: set --max-length "
@@ -121,20 +119,20 @@ class Windows(nn.Module):
         return (ids, types), lost > 0
 
     def read(self, head, backbone, ids, mask, types=None):
-        """ids, mask, types: (B, T), rows of `encode_row`, padded on either side -> logits (B, C)."""
+        """ids, mask, types (B, T), rows padded on either side -> logits (B, C)."""
         at_once = max(len(ids), WINDOWS_AT_ONCE)
-        ids, mask, types, counts = cut_into_windows(ids, mask, types, self.size)  # (W, size), W windows
+        ids, mask, types, counts = cut_into_windows(ids, mask, types, self.size)      # (W, size)
         if self.training:
             ids, mask, types, counts = self.draw_windows(ids, mask, types, counts)
         compute = head.features if self.pool == "attention" else head
-        found = None        # (W, C or D), one tensor: many small ones would take more memory
+        results = None  # (W, C or D) of W windows; many small tensors would take more memory
         for start in range(0, len(ids), at_once):
             part = slice(start, start + at_once)
             i, m, t = (x if x is None else x[part] for x in (ids, mask, types))
             new = compute(*head.states_to_pool(backbone, i, m, t))          # (at_once, C or D)
-            found = new.new_empty(len(ids), new.shape[1]) if found is None else found
-            found[part] = new
-        documents = found.split(counts)                     # B tensors (its windows, C or D)
+            results = new.new_empty(len(ids), new.shape[1]) if results is None else results
+            results[part] = new
+        documents = results.split(counts)                   # B tensors (its windows, C or D)
         if self.pool == "attention":
             pooled = [self.window_weights(features) @ features for features in documents]
             return head.class_logits(torch.stack(pooled))                   # (B, D) -> (B, C)
@@ -147,7 +145,7 @@ class Windows(nn.Module):
         return attention_weights(self.U, self.v, features)
 
     def draw_windows(self, ids, mask, types, counts):
-        """Draw at most max_windows windows of each document and keep their order -> as cut_rows."""
+        """Draw at most max_windows windows of each document, in order -> as cut_into_windows."""
         chosen, start = [], 0
         for count in counts:
             order = torch.randperm(count) if count > self.max_windows else torch.arange(count)
@@ -167,8 +165,8 @@ def check_row_lengths(lengths, size):
 
 
 def cut_into_windows(ids, mask, types, size):
-    """ids, mask, types: (B, T) -> ids, mask, types of all windows, (W, size), and counts, how many
-    windows each row has. Where each row is one window, all stay as they are."""
+    """ids, mask, types (B, T) -> those of all W windows (W, size), and the number of each row's
+    windows. Where each row is one window, all stay as they are."""
     lengths = mask.sum(1)                                                           # (B,)
     check_row_lengths(lengths.tolist(), size)
     counts = (lengths + size - 1) // size

@@ -2,7 +2,7 @@
 import re
 
 from ..errors import InputError
-from ..training.rates import describe_lr
+from ..training.rates import lr_text
 
 # truncation_side -> which end of a text is kept (text/cutting.py)
 KEEP = {"right": "head", "left": "tail", "middle": "head+tail", "both": "middle"}
@@ -41,7 +41,7 @@ def device_of(s):
 def model_lines(s, model, trainable, total):
     """What was built, and with which learning rate it is trained -> lines."""
     loaded = model.report.line() if s.weights == "pretrained" else "random weights"
-    lines = [f"{s.model}: {loaded}; {trainable:,} of {total:,} parameters trainable; {describe_lr(s)}"]
+    lines = [f"{s.model}: {loaded}; {trainable:,} of {total:,} parameters trainable; {lr_text(s)}"]
     if model.quantise:
         kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.not_quantised})
         lines.append(f"in four bits ({model.quantise}): the body's linear layers; kept whole: "

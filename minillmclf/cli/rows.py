@@ -38,8 +38,8 @@ def diagnose(model, data):
     """The data doctor's findings, with lengths in the model's own tokens."""
     from ..text.doctor import examine, unknown_share
     from ..tuning.prompt import new_word_ids
-    lengths = {split: [model.head.count_tokens(model.tokenizer, e.texts) for e in getattr(data, split)]
-               for split in ("train", "dev", "test")}
+    lengths = {split: [model.head.count_tokens(model.tokenizer, row.texts)
+                       for row in getattr(data, split)] for split in ("train", "dev", "test")}
     setting, most = model.head.length_limit(model.max_length)
     unknown = {split: unknown_share(model.tokenizer, [e.texts for e in getattr(data, split)])
                for split in lengths}

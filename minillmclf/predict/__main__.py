@@ -138,8 +138,8 @@ def main(arguments=None):
         stream.answer_all(read(), answer, out)
     if out.cut:
         hint = "" if a.show_cut else " (--show-cut tells which)"
-        print(f"{out.cut} of {out.rows} texts cut to {model.head.length_limit(model.max_length)[1]} "
-              f"tokens{hint}", file=sys.stderr)
+        limit = model.head.length_limit(model.max_length)[1]
+        print(f"{out.cut} of {out.rows} texts cut to {limit} tokens{hint}", file=sys.stderr)
     return 0
 
 

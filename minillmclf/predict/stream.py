@@ -1,6 +1,6 @@
 """Answers to a stream of rows, window by window: printed, or in a file that a later run continues.
 
-The WINDOW rows of a window are read, sorted by length into batches (Classifier.compute_in_batches), answered, and
+The WINDOW rows of a window are read, sorted by length into batches, answered, and
 written in their own order before the next window is read. So memory does not grow with the rows.
 Windows begin at fixed rows, so a continued run makes the same batches, hence the same bytes. Here:
 the loop, its two outputs (`Printed`, `Part`) and the identity of a model. Not here: reading rows

@@ -40,11 +40,11 @@ def is_history(value):
 
 STEP_FIELD = {"step": (is_index, "a number of steps")}
 PROGRESS_FIELDS = {**STEP_FIELD,                       # key -> (test, what it should be)
-            "losses": (lambda v: isinstance(v, list) and all(map(is_number, v)),
-                       "a list of numbers"),
-            "history": (is_history, "a list with the step of each epoch"),
-            "best": (lambda v: v is None or isinstance(v, dict) and is_index(v.get("epoch")),
-                     "the best epoch, or null")}
+                   "losses": (lambda v: isinstance(v, list) and all(map(is_number, v)),
+                              "a list of numbers"),
+                   "history": (is_history, "a list with the step of each epoch"),
+                   "best": (lambda v: v is None or isinstance(v, dict) and is_index(v.get("epoch")),
+                            "the best epoch, or null")}
 
 
 class Store:

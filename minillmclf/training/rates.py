@@ -44,7 +44,7 @@ def default_lr(s):
     return rates.get(s.method, full), f"{s.method} at width {width}"
 
 
-def describe_lr(s):
+def lr_text(s):
     """The learning rate of a run and why, in words."""
     usual, why = default_lr(s)
     if s.lr == usual:

@@ -7,7 +7,7 @@ Retrieval", section 3.2).
            -> " bad"  0.4                   0.4 and was lost at the first step. Two beams keep it.
 
 Beam search is sure to find the likeliest answer only with as many beams as answers. Exact scoring
-(models/tree.py) always finds it, in one forward pass over all answers; decoding takes a forward
+(models/tree.py) always finds it, in one forward pass over all answers; decoding takes one forward
 pass for each token. Not here: which texts the answers are (readout.py); free text
 (models/cache.py); length normalisation.
 """
@@ -35,10 +35,10 @@ def decode_constrained(model, ids, mask, tree, beams=1):
     was_training = model.training
     model.eval()
     try:
-        found = beam_search(model, ids, mask, tree, beams)
+        best = beam_search(model, ids, mask, tree, beams)
     finally:
         model.train(was_training)
-    log_probs, choices = zip(*found)
+    log_probs, choices = zip(*best)
     return torch.tensor(choices, device=ids.device), torch.tensor(log_probs, device=ids.device)
 
 
@@ -69,10 +69,10 @@ def beam_search(model, ids, mask, tree, beams):
         unfinished = [(edge, row) for paths in beam for _, edge, row in paths if edge not in ends]
         if not unfinished:
             return [(paths[0][0], ends[paths[0][1]]) for paths in beam]
-        edges, kept = map(list, zip(*unfinished))
-        if kept != list(range(len(states))):       # some row was dropped or is continued twice
-            cache.keep(kept)
-            context = pick(context, kept)
+        edges, sources = map(list, zip(*unfinished))
+        if sources != list(range(len(states))):    # some row was dropped or is continued twice
+            cache.keep(sources)
+            context = pick(context, sources)
         ids = tree.tokens[edges].unsqueeze(1)                                            # (n, 1)
         mask = torch.ones_like(ids)
 
@@ -83,28 +83,28 @@ def extend_paths(paths, computed, after, ends):
     computed: an iterator over (row, log-probability of each edge), one item for each unfinished
     path of the batch, in order.
     """
-    found = []
+    extended = []
     for path in paths:
         log_prob, edge, _ = path
         if edge in ends:
-            found.append(path)
+            extended.append(path)
         else:
             row, log_probs = next(computed)
-            found += [(log_prob + log_probs[new], new, row) for new in after[edge]]
-    return sorted(found, key=lambda path: -path[0])                   # ties keep their order
+            extended += [(log_prob + log_probs[new], new, row) for new in after[edge]]
+    return sorted(extended, key=lambda path: -path[0])                   # ties keep their order
 
 
 def edge_log_probs(model, states, tree):
-    """Log-probability of each edge's token after each state (n, D) -> (n, E)."""
-    found = []
+    """States (n, D) -> the log-probability of the token of each of E edges after them, (n, E)."""
+    log_probs = []
     for part in states.split(max(1, AT_ONCE // len(model.vocabulary()))):
         logits = model.logits(part).float()                                              # (., V)
-        found.append(logits[:, tree.tokens] - logits.logsumexp(-1, keepdim=True))
-    return torch.cat(found)
+        log_probs.append(logits[:, tree.tokens] - logits.logsumexp(-1, keepdim=True))
+    return torch.cat(log_probs)
 
 
 def following_edges(tree):
-    """-> {edge or -1: edges that may follow it}, {last edge of a sequence: index of that one}."""
+    """-> {edge or -1: edges that may follow it}, {last edge of a sequence: its number}."""
     after, ends = {}, {}
     for number, path in enumerate(tree.paths):
         ends[path[-1]] = number
@@ -122,8 +122,8 @@ def following_edges(tree):
 def find_misses(choices, scores):
     """Rows where decoding missed the likeliest sequence -> [(row, chosen, best), ...].
 
-    choices: (B,), from `decode_constrained`; scores: (B, L), exact scores of all sequences. A tie does not
-    count as a miss, a NaN does.
+    choices: (N,), from `decode_constrained`; scores: (N, L), exact log-probabilities of all
+    sequences. A tie does not count as a miss, a NaN does.
     """
     best = scores.max(1)
     missed = ~(scores.gather(1, choices.unsqueeze(1)).squeeze(1) >= best.values)

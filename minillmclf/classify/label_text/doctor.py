@@ -16,7 +16,7 @@ from .masks import MaskReadout
 from .readout import SourceReadout
 
 WIDTH = 100               # columns of a printed line
-MAX_LINES, FEWER_LINES = 30, 10  # up to ALL texts have a line each; of more, SOME have
+MAX_LINES, FEWER_LINES = 30, 10    # lines for texts: one each if there are up to 30, else 10
 EXAMPLE, NO_LIMIT = "an example of a text", 10**9
 FORMS = {"as it is": lambda text: text,
          "space before": lambda text: " " + text,
@@ -26,7 +26,7 @@ FORMS = {"as it is": lambda text: text,
 
 @dataclass
 class LabelText:
-    """A label text as it is scored. ids, pieces: its tokens, with the end token if it has one."""
+    """A label text as it is scored. ids, pieces: of its tokens, with the end token if any."""
     label: str
     text: str                     # with the space that joins it to the prompt, if any: " positive"
     pieces: list
@@ -71,11 +71,11 @@ class LabelReport:
     def lines(self):
         """The report as aligned lines of at most WIDTH columns, ready to print."""
         end = f"each ended by {self.end}" if self.end else "no end token"
-        lines = [f"{len(self.texts)} label texts {self.place}, {end}"]
-        shown = self.shown_texts()
+        lines, shown = [f"{len(self.texts)} label texts {self.place}, {end}"], self.shown_texts()
         used, alone = [["class", "text", "tokens", "pieces", "ids"]], [["text", *FORMS]]
         for t in shown:
-            used.append([t.label, repr(t.text), len(t.ids), " ".join(t.pieces), first_ids(t.ids, 4)])
+            pieces = " ".join(t.pieces)
+            used.append([t.label, repr(t.text), len(t.ids), pieces, first_ids(t.ids, 4)])
             alone.append([repr(t.text.lstrip(" "))] + [
                 first_ids(ids, 2) + " *" * (form in t.in_use) for form, ids in t.alone.items()])
         lines += align_columns(used, 12, 22, 6, 22)
@@ -97,12 +97,12 @@ class LabelReport:
         sentences += [f"note: {note}" for note in self.notes]
         for sentence in sentences:
             lines += textwrap.wrap(sentence, WIDTH, subsequent_indent="  ", break_long_words=False)
-        counts = [f"{len(found)} {kind}{'s' * (len(found) != 1)}"
-                  for kind, found in (("warning", self.warnings), ("note", self.notes))]
+        counts = [f"{len(sentences)} {kind}{'s' * (len(sentences) != 1)}"
+                  for kind, sentences in (("warning", self.warnings), ("note", self.notes))]
         return lines + [", ".join(counts) if self.warnings or self.notes else "no findings"]
 
     def shown_texts(self):
-        """The texts that have a line: all; or of many those with a fault, then the longest."""
+        """The texts that get a line: all; of many, those with a fault first, then the longest."""
         if len(self.texts) <= MAX_LINES:
             return self.texts
         begins = {short for short, _ in self.beginnings}
@@ -114,7 +114,7 @@ class LabelReport:
 # ------------------------------------------------------------------------------ what is counted
 
 def examine_labels(tokenizer, readout, labels=None):
-    """Look at a LabelReadout, SourceReadout or MaskReadout -> Report. No model is needed.
+    """Look at a LabelReadout, SourceReadout or MaskReadout -> LabelReport. No model is needed.
 
     labels: names of the classes, in order; by default the first text of each. InputError where the
     example prompt cannot be encoded.
@@ -148,7 +148,7 @@ def examine_labels(tokenizer, readout, labels=None):
 
 
 def group_by_first(texts):
-    """Texts of different classes with the same first token -> Report.shared, most texts first."""
+    """Texts of different classes with the same first token -> LabelReport.shared, largest first."""
     groups = defaultdict(list)
     for t in texts:
         groups[t.ids[0], t.pieces[0]].append(t)
@@ -158,7 +158,7 @@ def group_by_first(texts):
 
 
 def find_beginnings(texts, ended):
-    """Pairs (a, b) where b begins with the tokens of a -> list. ended: do all have an end token?"""
+    """-> [(a, b), ...], b begins with the tokens of a. ended: do all texts have an end token?"""
     bodies = [(t.text, t.ids[:-1] if ended else t.ids) for t in texts]
     return [(a, b) for (a, short), (b, long) in permutations(bodies, 2)
             if long[:len(short)] == short]
@@ -176,8 +176,8 @@ def text_findings(r, masked):
     alike = sum(len(group["texts"]) for group in r.shared)
     return [
         ("warnings", unknown,
-         f"{quote_texts(unknown)} with unknown tokens, which any other rare word has too: choose other "
-         "words"),
+         f"{quote_texts(unknown)} with unknown tokens, which any other rare word has too: choose "
+         "other words"),
         ("notes", pairs and masked,
          f"{pairs}: each is read from mask tokens of its own number"),
         ("notes", pairs and not masked and r.end,
@@ -193,8 +193,8 @@ def text_findings(r, masked):
          f"{alike} texts begin with the same token as one of another class: they are scored whole "
          "here, a tool that looks at first tokens would confuse them"),
         ("notes", in_bytes,
-         f"{quote_texts(in_bytes)} with characters spelled in bytes: more tokens than it looks, seldom "
-         "seen ones")]
+         f"{quote_texts(in_bytes)} with characters spelled in bytes: more tokens than it looks, "
+         "seldom seen ones")]
 
 
 def start_findings(tokenizer, prompt, pieces):
@@ -237,12 +237,12 @@ def escape_control(text):
 
 
 def first_ids(ids, most):
-    """"3967", or "24561 1800 +3" where there are more than `most`."""
+    """-> "3967", or "24561 1800 +3" where there are 3 more than `most`."""
     return " ".join(map(str, ids[:most])) + f" +{len(ids) - most}" * (len(ids) > most)
 
 
 def quote_texts(texts, most=5):
-    """"' a', ' b' and 3 more"."""
+    """-> "' a', ' b' and 3 more"."""
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return ", ".join(map(repr, texts[:most])) + more
 

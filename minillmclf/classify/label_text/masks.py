@@ -3,7 +3,7 @@
     "a dull film. It was [MASK]."        ->  log p(" bad"), log p(" good") at the mask token
     "a dull film. It was [MASK][MASK]."  ->  for labels of two tokens: the sum of both log p
 
-All labels of one length share a forward pass. Their tokens are predicted independently of each
+All labels of one length share a forward pass. A label's tokens are predicted independently of each
 other, so the product is not the probability of the text, as it is for a decoder. The encoder needs
 its masked-LM head. Not here: decoders and encoder-decoders (readout.py).
 """
@@ -47,17 +47,17 @@ class MaskReadout(LabelReadout):
         return (ids, types), cut
 
     def text_log_probs(self, backbone, ids, mask, types=None):
-        scores = [None] * len(self.texts)
+        text_log_probs = [None] * len(self.texts)
         for length in sorted(set(map(len, self.tree.paths))):
             log_probs = self.mask_log_probs(backbone, ids, mask, types, length)     # (B, n, V)
             places = torch.arange(length, device=ids.device)                        # (n,)
             for number, path in enumerate(self.tree.paths):
                 if len(path) == length:
-                    scores[number] = log_probs[:, places, self.tree.tokens[path]].sum(1)
-        return torch.stack(scores, 1)                                               # (B, L)
+                    text_log_probs[number] = log_probs[:, places, self.tree.tokens[path]].sum(1)
+        return torch.stack(text_log_probs, 1)                                       # (B, L)
 
     def mask_log_probs(self, backbone, ids, mask, types, length):
-        """Repeat each row's mask token n = `length` times -> log-probabilities there (B, n, V)."""
+        """Log-probabilities (B, n, V) where each row's mask token stands n = `length` times."""
         place = (ids == self.mask_id).int().argmax(1, keepdim=True)                 # (B, 1)
         column = torch.arange(ids.shape[1] + length - 1, device=ids.device).expand(len(ids), -1)
         source = torch.where(column <= place, column, torch.maximum(column - length + 1, place))
@@ -70,5 +70,5 @@ class MaskReadout(LabelReadout):
     def completion_loss(self, backbone, ids, mask, labels):
         """-log p of each row's label at its mask tokens, summed: the masked-language-model loss."""
         first = torch.tensor([columns[0] for columns in self.class_texts], device=labels.device)
-        scores = self.text_log_probs(backbone, ids, mask)                           # (B, L)
-        return -scores.gather(1, first[labels].unsqueeze(1)).sum()
+        log_probs = self.text_log_probs(backbone, ids, mask)                        # (B, L)
+        return -log_probs.gather(1, first[labels].unsqueeze(1)).sum()

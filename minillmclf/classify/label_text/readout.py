@@ -6,7 +6,7 @@ Schuetze 2021, "PET"; Brown et al. 2020).
 A class has one or more label texts. Each is scored by all its tokens, not by its first alone; the
 probabilities of a class's texts are added. The place of the label depends on the architecture:
 after the prompt (decoders), in a target of its own (encoder-decoders), or in place of mask tokens
-(encoders: masks.py). No weight is added, so the model can still write text.
+(encoders: masks.py). No weight is added, so the model can still write text. L: number of all texts.
 
 Not here: templates (text/prompt.py), the tree that scores all label texts in one forward pass
 (models/tree.py), decoding (decode.py), calibration (calibrate.py).
@@ -55,7 +55,7 @@ class LabelReadout(Readout):
     def __init__(self, tokenizer, labels, prompt, label_texts, end="auto", score_by="sum"):
         super().__init__()
         self.prompt, self.score_by = prompt, score_by
-        self.texts, self.class_texts = [], []       # all label texts; for each class, their indices
+        self.texts, self.class_texts = [], []       # all label texts; their indices by class
         for label in labels:
             first = len(self.texts)
             self.texts += label_texts[label]
@@ -65,8 +65,8 @@ class LabelReadout(Readout):
                              "where this model cannot look when it writes the label: put it before")
         paths = [self.label_ids(tokenizer, text) for text in self.texts]
         check_ids(tokenizer, self.texts, paths)
-        begins = any(a != b and b[:len(a)] == a for a in paths for b in paths)
-        auto_end = self.AUTO_END or ("eos" if begins else "none")
+        nested = any(a != b and b[:len(a)] == a for a in paths for b in paths)
+        auto_end = self.AUTO_END or ("eos" if nested else "none")
         self.end = auto_end if end == "auto" else end
         if self.end == "eos" and tokenizer.eos_id is None:
             raise InputError("labels must end in an end-of-text token here, and this tokenizer has "
@@ -82,11 +82,11 @@ class LabelReadout(Readout):
         return self.longest_label
 
     def continuation(self, text):
-        """A label text with the space that joins it to the prompt: " positive"."""
+        """A label text after the space that joins it to the prompt: " positive"."""
         return self.prompt.template.continuation(text)
 
     def label_ids(self, tokenizer, text):
-        """The ids of a label text in its place, which must not depend on the row before it."""
+        """The ids of a label text in its place, which must not depend on the text before it."""
         template, found = self.prompt.template, []
         for word in ("word", "word."):
             context = template.prompt((word,) * len(template.fields))
@@ -98,7 +98,7 @@ class LabelReadout(Readout):
         return found[0]
 
     def prompt_ids(self, tokenizer, text):
-        """The ids of a prompt, with the special tokens before a text and none after it."""
+        """The ids of a prompt, with the special tokens that begin a text and none that end it."""
         ids = tokenizer.begin(tokenizer.ids(text))
         if tokenizer.bos_id is not None and ids[:2] == [tokenizer.bos_id] * 2:
             raise InputError(f"the prompt {text[:40]!r} begins with the token that is put before "
@@ -106,20 +106,20 @@ class LabelReadout(Readout):
                              "template")
         return ids
 
-    def token_counter(self, tokenizer):
+    def counter(self, tokenizer):
         """A function that counts the tokens of a prompt, a string."""
         return lambda text: len(self.prompt_ids(tokenizer, text))
 
     def count_tokens(self, tokenizer, parts):
-        """Tokens of a row and its longest label before anything is cut."""
-        return self.prompt.size(parts, self.token_counter(tokenizer)) + self.reserved_tokens
+        """The number of tokens of a row with the longest label, before anything is cut."""
+        return self.prompt.size(parts, self.counter(tokenizer)) + self.reserved_tokens
 
     def fit_texts(self, tokenizer, parts, max_length):
-        """Cut a row's texts so that prompt and label fit into max_length -> (texts, was any?)"""
-        return self.prompt.fitted(parts, self.token_counter(tokenizer), max_length - self.reserved_tokens)
+        """Cut a row's texts so that prompt and label fit into max_length -> texts, was any cut?"""
+        return self.prompt.fitted(parts, self.counter(tokenizer), max_length - self.reserved_tokens)
 
     def encode_row(self, tokenizer, parts, max_length):
-        """The texts of a row -> (ids, token types), were they cut? max_length: as for `fit_texts`."""
+        """The texts of a row -> (ids, token types), was any cut? max_length: as for `fit_texts`."""
         parts, cut = self.fit_texts(tokenizer, parts, max_length)
         ids = self.prompt_ids(tokenizer, self.prompt.render(parts))
         if not ids:
@@ -128,36 +128,36 @@ class LabelReadout(Readout):
         return (ids, [0] * len(ids)), cut
 
     def read(self, backbone, ids, mask, types=None, layout=None):
-        """Prompts (B, T) -> scores of the classes (B, C): log-probabilities, not normalised."""
-        sums = self.text_log_probs(backbone, ids, mask, types)
-        return self.add_by_class(self.normalize_lengths(sums, self.score_by))
+        """Prompts (B, T) -> logits (B, C): the classes' log-probabilities, not normalised."""
+        log_probs = self.text_log_probs(backbone, ids, mask, types)                     # (B, L)
+        return self.add_by_class(self.normalize_lengths(log_probs, self.score_by))
 
     def text_log_probs(self, backbone, ids, mask, types=None):
-        """Log-probability of each label text, summed over its tokens -> (B, L)."""
+        """-> the log-probability of each label text, summed over its tokens, (B, L)."""
         ids, mask, context = backbone.prompt(ids, mask)
         cache = None
         if context is None:                                               # a decoder
             ids, mask, cache = self.share_beginning(backbone, ids, mask)
         return self.tree.sums(log_probs(backbone, ids, mask, self.tree, cache, context))
 
-    def normalize_lengths(self, sums, by):
-        """Log-probabilities (B, L) -> the same ("sum"), or per token, character or byte."""
+    def normalize_lengths(self, log_probs, by):
+        """Log-probabilities (B, L) -> (B, L), per token, char or byte; unchanged for by="sum"."""
         if by == "sum":
-            return sums
+            return log_probs
         lengths = {"token": [len(path) for path in self.tree.paths],
                    "char": [len(text) for text in self.texts],
                    "byte": [len(text.encode()) for text in self.texts]}[by]
-        return sums / torch.tensor(lengths, dtype=sums.dtype, device=sums.device)
+        return log_probs / torch.tensor(lengths, dtype=log_probs.dtype, device=log_probs.device)
 
-    def add_by_class(self, scores):
-        """Scores of label texts (B, L) -> of classes (B, C): a class's probabilities are added."""
-        return torch.stack([scores[:, columns].logsumexp(1) for columns in self.class_texts], 1)
+    def add_by_class(self, log_probs):
+        """Log-probabilities of texts (B, L) -> of classes (B, C): the probabilities are added."""
+        return torch.stack([log_probs[:, texts].logsumexp(1) for texts in self.class_texts], 1)
 
     def share_beginning(self, backbone, ids, mask):
         """Read the rows' common beginning once -> ids and mask of the rest, its cache or None."""
         ids, mask = pad_right(ids, mask)
         tokens = self.shared_tokens
-        if tokens is None:                             # outside of `shared_work`: compare this batch
+        if tokens is None:                           # outside of `shared_work`: compare this batch
             tokens = shared(ids, mask) if len(ids) > 1 else 0
         if tokens < MIN_SHARED_TOKENS:
             return ids, mask, None
@@ -168,7 +168,7 @@ class LabelReadout(Readout):
 
     @contextlib.contextmanager
     def shared_work(self, model, encoded):
-        """with head.reading(model, encoded): the rows' common beginning is read once for all."""
+        """with head.shared_work(model, encoded): the rows' common beginning is read just once."""
         sequences = [ids for row in encoded for ids, _ in model.task.sequences(row)]
         self.shared_tokens = common_length(sequences)
         try:
@@ -192,12 +192,12 @@ class LabelReadout(Readout):
         ids = torch.cat([ids, label_ids[:, :-1]], 1)               # the last token is never read
         mask = torch.cat([mask, real[:, 1:].to(mask.dtype)], 1)
         states = backbone.states(ids, mask, read=label_ids.shape[1])   # (B, n, D), the last n
-        states = states[real.flip(1).bool()]          # (M, D), each predicts a label token
-        logits = backbone.logits(states).float()                                    # (M, V)
+        states = states[real.flip(1).bool()]          # (N, D), each predicts a label token
+        logits = backbone.logits(states).float()                                    # (N, V)
         return F.cross_entropy(logits, label_ids[real.bool()], reduction="sum")
 
     def answer_lengths(self):
-        """Tokens of each class's first label text, with its end token if it has one -> list (C,)"""
+        """-> C numbers, the tokens of each class's first label text with its end token if any."""
         return [len(self.tree.paths[columns[0]]) for columns in self.class_texts]
 
 
@@ -230,14 +230,14 @@ def text_log_probs(model, encoded, batch_size=64):
 
 
 def common_length(rows):
-    """How many ids all lists begin with; at least one of each is left over."""
+    """How many ids all rows have in common at their start; at least one of each is left over."""
     if not rows:
         return 0
     return min(len(os.path.commonprefix(rows)), min(map(len, rows)) - 1)      # it takes lists, too
 
 
 def check_ids(tokenizer, texts, paths):
-    """InputError for a label text of unknown tokens alone, or two that are the same tokens."""
+    """InputError for a label text of unknown tokens alone, or for two with the same tokens."""
     text_of = {}
     for text, path in zip(texts, paths):
         if all(i == tokenizer.unk_id or not tokenizer.decode([i], keep_specials=True).strip()

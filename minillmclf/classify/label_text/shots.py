@@ -17,8 +17,8 @@ def choose_shots(examples, labels, number, seed, order=0):
     rows allow.
 
     The seed also draws which classes get one more where `number` does not divide. A larger `number`
-    keeps the examples of a smaller one. `order` shuffles them. InputError if `number` is below 0 or
-    above the number of rows, or a class has none.
+    keeps the examples of a smaller one. `order` seeds a shuffle. InputError if `number` is below 0
+    or above the number of rows, or a class has none.
     """
     if number == 0:
         return []
@@ -43,8 +43,8 @@ def nearest_shots(vectors, query, examples, number):
     """The `number` Examples of highest cosine with the query, the nearest last: next to the row.
 
     vectors: (N, D), one for each of N examples; query: (D,). A vector of zeros has cosine 0; of
-    equal ones the earlier counts as nearer. InputError if `number` is below 0 or above N, or a
-    vector is not finite.
+    equally near ones the earlier counts as nearer. InputError if `number` is below 0 or above N, or
+    a vector is not finite.
     """
     vectors, query = np.asarray(vectors, dtype=np.float64), np.asarray(query, dtype=np.float64)
     if not (np.isfinite(vectors).all() and np.isfinite(query).all()):

@@ -61,7 +61,7 @@ def examine_gradients(model, earlier=None):
         (missing, trained, "trainable tensors have no gradient: the loss does not depend on them, "
                            "or a part of the model cuts gradients off"),
         (zero_twice, trained, "trainable tensors have a gradient of zeros at two steps in a "
-                              "row: nothing reaches them"),
+         "row: nothing reaches them"),
         (broken, trained, "trainable tensors have a gradient that is not finite"),
         (leaking, frozen, "frozen tensors have a gradient although they are frozen: it costs "
                           "memory and is not used")]

@@ -55,7 +55,7 @@ NAMES = (all_pass(is_name, list), "names")
 PATTERN = (any_passes(is_text, NAMES[0]), "names or a pattern")
 # peft_type -> {key: (default, test, what it should be)}; if the default fails, the key is required
 COMMON_FIELDS = {"modules_to_save": ([], *NAMES),
-        "base_model_name_or_path": (None, lambda v: v is None or is_text(v), "a path")}
+                 "base_model_name_or_path": (None, lambda v: v is None or is_text(v), "a path")}
 LORA_FIELDS = {
     "r": (None, *COUNT),
     "lora_alpha": (None, is_alpha, f"a number above 0, at most {lora.MAX_ALPHA:g}"),

@@ -221,7 +221,7 @@ def collect_adapter(model, base, bias, saved):
     names = table.file_names([*selection.find_linears(model), *parameters])
     head = [path for path in parameters if path.startswith("head.")]
     biases = [] if virtual else [name.replace(".base.", ".")
-                                for name in selection.trainable_biases(model, bias)]
+                                 for name in selection.trainable_biases(model, bias)]
     in_full = {path for path in parameters if is_saved_in_full(names.get(path, ""), saved)}
     in_full |= {*head, *biases}
     check_saved(layers, parameters, in_full)
