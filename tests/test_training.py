@@ -106,7 +106,7 @@ def test_the_mean_of_the_pieces_means_is_seen_to_be_wrong(folder, weights, sizes
         model = classifier(folder).train()
         data, starts = some_rows(model, 7), range(0, 7, size)
         for first in starts:
-            batch = collate(data.encoded, list(range(7))[first:first + size], 0, data.labels)
+            batch = collate(data.encoded, list(range(7))[first:first + size], 0, data.targets)
             (F.cross_entropy(model(batch), batch.labels, weights) / len(starts)).backward()
         wrong = {n: p.grad for n, p in model.named_parameters()}
         difference = largest_difference(wrong, right)
