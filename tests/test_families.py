@@ -189,14 +189,14 @@ def test_what_should_learn_learns_and_nothing_else(name, method, folders):
     model = classifier(folders[name])
     rows = texts_of(random.Random(0), 12)
     data = type("Data", (), {"encoded": model.encode([text for text, _ in rows])[0],
-                             "labels": [LABELS.index(label) for _, label in rows]})
+                             "targets": [LABELS.index(label) for _, label in rows]})
     trained, total = set_trainable(model, method)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = build_optimizer(model, 5e-3, 0.0)
-    first = class_loss(model.compute_logits(data.encoded), torch.tensor(data.labels))
+    first = class_loss(model.compute_logits(data.encoded), torch.tensor(data.targets))
     for _ in range(15):
         take_step(model.train(), optimizer, data, list(range(12)), Settings(), None)
-    last = class_loss(model.compute_logits(data.encoded), torch.tensor(data.labels))
+    last = class_loss(model.compute_logits(data.encoded), torch.tensor(data.targets))
     assert last < 0.95 * first, f"{name}: nothing is learned by {method}: the loss goes from {first:.3f} to {last:.3f}"
     learning = {n for n, p in model.named_parameters() if p.requires_grad}
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}

@@ -119,13 +119,13 @@ def following_edges(tree):
     return after, ends
 
 
-def find_misses(choices, scores):
+def find_misses(choices, log_probs):
     """Rows where decoding missed the likeliest sequence -> [(row, chosen, best), ...].
 
-    choices: (N,), from `decode_constrained`; scores: (N, L), exact log-probabilities of all
+    choices: (N,), from `decode_constrained`; log_probs: (N, L), exact log-probabilities of all
     sequences. A tie does not count as a miss, a NaN does.
     """
-    best = scores.max(1)
-    missed = ~(scores.gather(1, choices.unsqueeze(1)).squeeze(1) >= best.values)
+    best = log_probs.max(1)
+    missed = ~(log_probs.gather(1, choices.unsqueeze(1)).squeeze(1) >= best.values)
     return [(row, int(choices[row]), int(best.indices[row]))
             for row in missed.nonzero().flatten().tolist()]

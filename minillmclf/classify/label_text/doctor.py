@@ -119,7 +119,7 @@ def examine_labels(tokenizer, readout, labels=None):
     labels: names of the classes, in order; by default the first text of each. InputError where the
     example prompt cannot be encoded.
     """
-    names = labels or [readout.texts[columns[0]] for columns in readout.class_texts]
+    names = labels or [readout.texts[numbers[0]] for numbers in readout.class_texts]
     pieces = {i: piece for piece, i in tokenizer.vocab.items()}
     texts = [LabelText.from_readout(tokenizer, readout, pieces, number, name)
              for name, columns in zip(names, readout.class_texts) for number in columns]
