@@ -47,7 +47,7 @@ def train(model, steps=10):
     """A few steps on a small set -> names of the parameters that learn."""
     rows = texts_of(random.Random(0), 12)
     data = type("Data", (), {"encoded": model.encode([text for text, _ in rows])[0],
-                             "labels": [LABELS.index(label) for _, label in rows]})
+                             "targets": [LABELS.index(label) for _, label in rows]})
     optimizer = build_optimizer(model, 5e-3, 0.0)
     for _ in range(steps):
         take_step(model.train(), optimizer, data, list(range(12)), Settings(), None)

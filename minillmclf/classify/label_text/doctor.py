@@ -122,7 +122,7 @@ def examine_labels(tokenizer, readout, labels=None):
     names = labels or [readout.texts[numbers[0]] for numbers in readout.class_texts]
     pieces = {i: piece for piece, i in tokenizer.vocab.items()}
     texts = [LabelText.from_readout(tokenizer, readout, pieces, number, name)
-             for name, columns in zip(names, readout.class_texts) for number in columns]
+             for name, numbers in zip(names, readout.class_texts) for number in numbers]
     lengths = [len(t.ids) for t in texts]
     alone = sorted({i for t in texts for ids in t.alone.values() for i in ids})
     example = (EXAMPLE,) * len(readout.prompt.template.fields)

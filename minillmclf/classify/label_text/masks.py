@@ -69,6 +69,6 @@ class MaskReadout(LabelReadout):
 
     def completion_loss(self, backbone, ids, mask, labels):
         """-log p of each row's label at its mask tokens, summed: the masked-language-model loss."""
-        first = torch.tensor([columns[0] for columns in self.class_texts], device=labels.device)
+        first = torch.tensor([numbers[0] for numbers in self.class_texts], device=labels.device)
         log_probs = self.text_log_probs(backbone, ids, mask)                        # (B, L)
         return -log_probs.gather(1, first[labels].unsqueeze(1)).sum()

@@ -198,7 +198,7 @@ class LabelReadout(Readout):
 
     def answer_lengths(self):
         """-> C numbers, the tokens of each class's first label text with its end token if any."""
-        return [len(self.tree.paths[columns[0]]) for columns in self.class_texts]
+        return [len(self.tree.paths[numbers[0]]) for numbers in self.class_texts]
 
 
 class SourceReadout(LabelReadout):
