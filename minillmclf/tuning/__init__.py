@@ -20,7 +20,7 @@ from ..errors import InputError
 from . import bottleneck, lora, prefix, prompt, selection
 
 LORA_METHODS, BOTTLENECK_METHODS = ("lora", "dora", "qlora"), ("houlsby", "pfeiffer")
-ADAPTER_METHODS = (*LORA_METHODS, *BOTTLENECK_METHODS, "prefix", "prompt")   # saved.py: no base
+ADAPTER_METHODS = (*LORA_METHODS, *BOTTLENECK_METHODS, "prefix", "prompt")  # saved without base
 LORA_OPTIONS = ("rank", "alpha", "dropout", "use_rslora", "targets", "bias")
 
 

@@ -26,7 +26,7 @@ from ...training.completion_loss import text_to_text_loss
 from ..readout import Readout
 
 ENDS, SCORE_BY = ("auto", "none", "eos"), ("sum", "token", "char", "byte")
-MIN_SHARED_TOKENS = 16   # tokens; a shorter common beginning is not worth a forward pass of its own
+MIN_SHARED_TOKENS = 16   # a shorter common beginning is not worth a forward pass of its own
 
 
 def ids_after(tokenizer, context, more):
