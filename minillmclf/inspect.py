@@ -74,7 +74,7 @@ def architecture(backbone):
 
 def fates(model, checkpoint):
     """What became of each tensor of the file -> [(its name, shape, type, fate), ...]."""
-    table, report, found = model.rename_table(), model.report, []
+    table, report, found = model.table(), model.report, []
     for name, shape in checkpoint.shapes.items():
         if name in report.loaded:
             ours = report.loaded[name]
@@ -107,7 +107,7 @@ def new_head_lines(folder):
     try:
         checkpoint = open_checkpoint(folder)
         model = Classifier.empty(checkpoint, ["0", "1"])
-        table = model.rename_table(with_classes=False)
+        table = model.table(with_classes=False)
         path = {name: table.path(name) for name in checkpoint.files
                 if not table.tied_to(name)}
     except (InputError, KeyError):

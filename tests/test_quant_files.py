@@ -102,7 +102,7 @@ def test_qlora_is_that_of_peft_on_bitsandbytes(name, tmp_path):
     for out in (scores, expected):
         out.square().sum().backward()
     found = {f"{path}.{part}": grad for path, part, grad in gradients(theirs)}
-    names = ours.rename_table().file_names([path.rpartition(".lora")[0] for path in lora.trainable_parameters(ours)])
+    names = ours.table().file_names([path.rpartition(".lora")[0] for path in lora.trainable_parameters(ours)])
     for path, parameter in lora.trainable_parameters(ours).items():
         layer, _, part = path.rpartition(".lora")
         grad = found[f"{names[layer]}.lora{part.partition('.')[0]}"]
@@ -122,7 +122,7 @@ def assert_same_weights(name, theirs, ours):
     """Every 4-bit layer of transformers' model stands for the numbers of ours, bit for bit."""
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit as Theirs
-    table, count = ours.rename_table(), 0
+    table, count = ours.table(), 0
     for path, layer in theirs.named_modules():
         if isinstance(layer, Theirs):
             mine = ours.get_submodule(table.path(path + ".weight").removesuffix(".weight"))

@@ -57,7 +57,7 @@ def from_backbone(cls, path, labels, given):
         fresh_weights(model.backbone.to_empty(device="cpu"), options.seed)
         return model.eval()
     model.report, model.not_quantised = load_weights(
-        model, checkpoint, model.rename_table(with_classes=False), ["head\\."], options.quantise)
+        model, checkpoint, model.table(with_classes=False), ["head\\."], options.quantise)
     return model.eval()
 
 

@@ -73,7 +73,7 @@ class Classifier(nn.Module):
         self.reading = reading and check_fields(reading, saved.READING, where)
         return self
 
-    def rename_table(self, with_classes=True):
+    def table(self, with_classes=True):
         """The rename table of backbone and head. with_classes=False leaves out the last layer of a
         head in the file, which is for other classes."""
         body = self.backbone.table()

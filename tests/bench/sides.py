@@ -95,7 +95,7 @@ class Ours(Side):
 
     def gradients(self):
         """{name of a parameter as transformers and PEFT have it: its gradient}, of those that learn."""
-        table, found = self.model.rename_table(), {}
+        table, found = self.model.table(), {}
         for path, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 layer, adapter, rest = path.partition(".lora_")

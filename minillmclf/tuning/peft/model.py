@@ -88,7 +88,7 @@ def apply_adapter(model, record, tensors):
             attach_virtual_tokens(model, record, rows)
         parameters = base_parameters(model)
         for file, path in fills.items():
-            parameters[path].copy_(other_layout(model.rename_table(), path, others[file]))
+            parameters[path].copy_(other_layout(model.table(), path, others[file]))
     model.requires_grad_(False)
     for path in added.values():
         model.get_parameter(path).requires_grad_(True)
@@ -141,7 +141,7 @@ def prompt_faults(model, record, rows):
 
 def place_layers(model, record, layers, others):
     """Find the layers that get LoRA -> {file: path}, faults. layers, others: of split_tensors."""
-    linears, table = selection.find_linears(model), model.rename_table()
+    linears, table = selection.find_linears(model), model.table()
     names = {file: path for path, file in table.file_names(linears).items()}
     for old, new in table.aliases:           # for a model without a head PEFT omits e.g. "bert."
         aliases = {old + file[len(new):]: path for file, path in names.items()
@@ -172,7 +172,7 @@ def place_others(model, record, others, wrapped):
 
     wrapped: the paths of the layers that get LoRA.
     """
-    table, parameters = model.rename_table(), base_parameters(model)
+    table, parameters = model.table(), base_parameters(model)
     names, bias = table.file_names(parameters), record.get("bias", "none")
     new = model.report.fresh if hasattr(model, "report") else \
         [path for path in parameters if selection.in_head(path)]
@@ -217,7 +217,7 @@ def collect_adapter(model, base, bias, saved):
     """
     virtual = collect_virtual_tokens(model)
     layers = {} if virtual else lora.find_wrapped(model)
-    table, parameters = model.rename_table(), base_parameters(model)
+    table, parameters = model.table(), base_parameters(model)
     names = table.file_names([*selection.find_linears(model), *parameters])
     head = [path for path in parameters if path.startswith("head.")]
     biases = [] if virtual else [name.replace(".base.", ".")
