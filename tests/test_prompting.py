@@ -81,7 +81,7 @@ def arguments(place, name, *flags, path=None):
 
 @pytest.fixture
 def watched(monkeypatch):
-    """watched("read_all") -> a list that grows by (arguments, result) with each call of that function of prompting.py."""
+    """watched("read_answers") -> a list that grows by (arguments, result) with each call of that function of prompting.py."""
     def watched(name):
         calls, real = [], getattr(prompting, name)
 
@@ -156,7 +156,7 @@ def sums_of_empty(model, texts):
 @every_model
 @pytest.mark.parametrize("shots", [0, 3])
 def test_every_row_of_the_table_is_its_own_formula(name, shots, place, data, ask, watched):
-    calls = watched("read_all")
+    calls = watched("read_answers")
     out, found = ask(name, "--shots", shots)
     results = found["results"]
     assert list(results) == WAYS, "each way to read the answers should be a row, in this order"
@@ -219,7 +219,7 @@ def relabelled(place, folder, split):
 
 @writers
 def test_no_label_of_the_judged_rows_is_seen(name, place, ask, watched, tmp_path):
-    scores, fits = watched("read_all"), watched("calibrations")
+    scores, fits = watched("read_answers"), watched("fit_calibrations")
     before = ask(name, "--shots", 3)[1]["results"]
     after = ask(name, "--shots", 3, path=relabelled(place, tmp_path, "test"))[1]["results"]
     assert before["as it is"] != after["as it is"], "the labels were not turned, so this compares nothing"
@@ -231,7 +231,7 @@ def test_no_label_of_the_judged_rows_is_seen(name, place, ask, watched, tmp_path
 
 @writers
 def test_a_temperature_is_fitted_on_dev(name, place, ask, watched, tmp_path):
-    fits = watched("calibrations")
+    fits = watched("fit_calibrations")
     ask(name)
     ask(name, path=relabelled(place, tmp_path, "dev"))
     (_, before), (_, after) = fits
@@ -242,7 +242,7 @@ def test_a_temperature_is_fitted_on_dev(name, place, ask, watched, tmp_path):
 
 @writers
 def test_dev_rows_are_judged_without_a_temperature_of_theirs(name, place, data, ask, watched):
-    calls, fits = watched("read_all"), watched("calibrations")
+    calls, fits = watched("read_answers"), watched("fit_calibrations")
     _, found = ask(name, "--split", "dev", "--shots", 3)
     assert list(found["results"]) == WAYS[:7] and found["rows"] == 9 and found["data"].endswith(", dev")
     assert list(fits[0][1]) == ["contextual", "batch"], "a temperature fitted to the judged rows would flatter itself"
@@ -292,7 +292,7 @@ def printed_prompt(out):
 
 @pytest.mark.parametrize("name, room", [("gpt2", 230), ("t5", 190), ("bert", 200)])
 def test_too_many_shots_are_shortened_and_the_row_keeps_its_place(name, room, place, data, ask, watched):
-    calls = watched("read_all")
+    calls = watched("read_answers")
     out, found = ask(name, "--shots", 6, "--max-length", room, "--instruction", INSTRUCTION)
     model, encoded = calls[0][0][0], calls[0][0][1]
     whole = choose_shots(data.train, LABELS, 6, 0)
@@ -312,7 +312,7 @@ def test_too_many_shots_are_shortened_and_the_row_keeps_its_place(name, room, pl
 
 @writers
 def test_the_prompt_shown_is_the_prompt_encoded(name, ask, watched):
-    calls = watched("read_all")
+    calls = watched("read_answers")
     for flags in ([], ["--shots", 3], ["--shots", 6, "--max-length", 230, "--instruction", INSTRUCTION]):
         out, _ = ask(name, *flags)
         (model, encoded, *_), _ = calls.pop()
@@ -336,7 +336,7 @@ def long_row_first(place, folder):
 
 
 def test_the_prompt_shown_is_cut_as_the_encoded_one(place, ask, watched, tmp_path):
-    calls = watched("read_all")
+    calls = watched("read_answers")
     out, _ = ask("gpt2", "--max-length", 100, path=long_row_first(place, tmp_path))
     (model, encoded, *_), _ = calls.pop()
     assert model.tokenizer.decode(encoded[0][0]) == printed_prompt(out)
@@ -386,7 +386,7 @@ def test_vectors_have_length_one_and_mind_no_company(place, data):
 
 @writers
 def test_each_row_is_asked_behind_its_own_neighbours(name, place, data, ask, watched):
-    calls = watched("read_all")
+    calls = watched("read_answers")
     out, found = ask(name, "--shots", 2, "--neighbours", place / "encoder")
     assert list(found["results"]) == ["as it is", "batch", "temperature", "batch, temperature"], \
         "without a prompt that all rows share there is no empty one to compare with"
@@ -429,7 +429,7 @@ CALIBRATED = ("as it is", "contextual", "batch")
 @writers
 @pytest.mark.parametrize("shots", [0, 3])
 def test_five_wordings_and_five_orders(name, shots, place, data, ask, watched):
-    calls = watched("show_shots")
+    calls = watched("set_balanced_shots")
     out, found = ask(name, "--variance", "--shots", shots, "--rows", 6)
     orders = 5 if shots else 1
     assert [(p["wording"], p["order"]) for p in found["prompts"]] == [(w, o) for w in range(1, 6) for o in range(orders)]
@@ -557,7 +557,7 @@ def test_all_texts_of_a_row_are_without_content(place):
 # ------------------------------------------------------------------------------------------------ 9. some rows only
 
 def test_a_seed_draws_the_judged_rows(place, data, ask, watched):
-    calls, drawn = watched("read_all"), []
+    calls, drawn = watched("read_answers"), []
     for seed in (0, 0, 1):
         out, found = ask("gpt2", "--rows", 5, "--seed", seed)
         (model, encoded, dev, *_), _ = calls[-1]
