@@ -188,7 +188,7 @@ def find(source, name, file="the file"):
     for part in name.split("."):
         for each in getattr(node, "body", ()):
             targets = getattr(each, "targets", [getattr(each, "target", None)])
-            if getattr(each, "name", None) == part or part in [getattr(t, "id", 0) for t in targets]:
+            if part in [getattr(each, "name", None), *(getattr(t, "id", None) for t in targets)]:
                 node = each
                 break
         else:
