@@ -163,14 +163,15 @@ def page_of_code(site, path):
 
 def page_of_text(site, path):
     """A page of Markdown -> its HTML, with the table of contents below the first heading."""
-    markdown = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    markdown = MarkdownIt("commonmark", {"html": True, "typographer": True})
+    markdown.enable(["table", "strikethrough", "smartquotes"])
     markdown.use(dollarmath_plugin, allow_digits=False, allow_space=False)
     for rule in (fence, table_open, table_close, heading_open, paragraph_open, code_inline,
                  math_inline, math_block):
         markdown.add_render_rule(rule.__name__, rule)
     env = {"site": site, "path": path}
     tokens = markdown.parse(path.read_text(encoding="utf-8"), env)
-    prepare(tokens, site, path)
+    prepare(tokens, site, path, markdown)
     pair_predictions(tokens, env)
     if re.match(r"\d\d_", path.name):
         insert_exercises(tokens, site, path)
@@ -187,7 +188,7 @@ def contents(document):
         f'{"".join(rows)}</ol></nav>' if len(rows) > 1 else ""
 
 
-def prepare(tokens, site, path):
+def prepare(tokens, site, path, markdown):
     """Set links, formulas, figures and headings, while the line of each is known."""
     document, line, figures = site.documents[path], 1, 0
     for at, token in enumerate(tokens):
@@ -207,9 +208,10 @@ def prepare(tokens, site, path):
         if token.type == "heading_open":
             tokens[at].meta["anchor"] = anchor = anchor_of(tokens[at + 1].content, document.ids)
             document.ids.add(anchor)
-            words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", tokens[at + 1].content)
-            words = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(words, quote=False))
-            document.headings.append((int(token.tag[1]), anchor, words.replace("\\", "")))
+            words = markdown.renderer.renderInline(tokens[at + 1].children, markdown.options,
+                                                   {"site": site, "path": path})
+            words = re.sub(r"</?a\b[^>]*>", "", words)
+            document.headings.append((int(token.tag[1]), anchor, words))
 
 
 def anchor_of(heading, taken):
@@ -336,13 +338,12 @@ def table_close(self, tokens, at, options, env):
 
 def heading_open(self, tokens, at, options, env):
     """A heading with its anchor; its number stands in a span of its own."""
-    words = tokens[at + 1].children[0]
-    number = re.match(r"(\d+\.|Lesson \d+:) ", words.content)
-    span = ""
-    if number and words.type == "text":
-        words.content = words.content[number.end():]
-        span = f'<span class="number">{number[1]}</span> '
-    return f'<{tokens[at].tag} id="{tokens[at].meta["anchor"]}">{span}'
+    words, number = tokens[at + 1].children[0], ""
+    found = re.match(r"(\d+\.|Lesson \d+)(:?) (.)", words.content)
+    if found and words.type == "text":
+        words.content = found[3].upper() + words.content[found.end():]
+        number = f'<span class="number">{found[1]}<span class="colon">{found[2]}</span></span> '
+    return f'<{tokens[at].tag} id="{tokens[at].meta["anchor"]}">{number}'
 
 
 def paragraph_open(self, tokens, at, options, env):

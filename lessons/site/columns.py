@@ -76,7 +76,18 @@ def rows(code):
             made.append((starts[number], number, []))
         if number not in hidden:
             made[-1][2].append(number)
-    return [row for row in made if row[0] or any(lines[n - 1].strip() for n in row[2])]
+    return joined(made, lines)
+
+
+def joined(made, lines):
+    """Rows without code lend their note to the next row."""
+    kept = []
+    for text, begin, numbers in made:
+        if kept and not any(lines[n - 1].strip() for n in kept[-1][2]):
+            before, begin, _ = kept.pop()
+            text = "\n\n".join(filter(None, (before, text)))
+        kept.append((text, begin, numbers))
+    return kept
 
 
 def note_html(text):
