@@ -392,16 +392,16 @@ def insert_exercises(tokens, site, path):
     """Below the text of each exercise: its points, and its hints to open one by one.
 
     The text of exercise 2.1 begins with a heading or a paragraph that begins with 2.1, and ends
-    before the next exercise or heading. An exercise without a text stands at the end.
+    before the next heading or numbered paragraph. One without a text stands at the end.
     """
     rows = {row.id: row for row in exercises(path, path.parent, site.root)}
     starts, ends = {}, [len(tokens)]
     for at, token in enumerate(tokens):
         if token.type in ("heading_open", "paragraph_open") and token.level == 0:
-            found = re.match(r"\W*(\d+\.\d+)\b", tokens[at + 1].content)
-            if found and found[1] in rows and found[1] not in starts:
-                starts[found[1]] = at
-            if token.type == "heading_open" or found and found[1] in rows:
+            found = re.match(r"(?:\*\*)?(\d+\.\d*)\W", tokens[at + 1].content)
+            if found and found[1] in rows:
+                starts.setdefault(found[1], at)
+            if token.type == "heading_open" or found:
                 ends.append(at)
     places = {key: min(end for end in ends if end > starts.get(key, len(tokens) - 1))
               for key in rows}

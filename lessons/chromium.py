@@ -127,7 +127,7 @@ class Browser:
     def keys(self, *names):
         """Press keys: Tab, Enter, Escape, a space, or the letters of a text."""
         for name in names:
-            key = {"key": name, "windowsVirtualKeyCode": KEYS.get(name, ord(name[0]))}
+            key = {"key": name, "windowsVirtualKeyCode": KEYS.get(name, 0)}
             text = {"Enter": "\r"}.get(name, name if len(name) == 1 else "")
             self.send("Input.dispatchKeyEvent", type="keyDown", text=text, **key)
             self.send("Input.dispatchKeyEvent", type="keyUp", **key)

@@ -211,8 +211,9 @@ def svg(text, direction, name):
         there = middle + side * depths[box.rank] / 2
         return (there, box.centre) if direction == "LR" else (box.centre, there)
     parts = [line_of(arrow, point, direction) for arrow in arrows]
-    parts += [box_svg(box, *point(box, 0), depths[box.rank] if direction == "LR" else 0)
-              for box in boxes]
+    for box in boxes:                        # as deep as its rank, so that the sides align
+        size = {across: box.size(across), along: depths[box.rank]}
+        parts.append(box_svg(box, *point(box, 0), size["x"], size["y"]))
     breadth = max(box.centre + box.size(across) / 2 for rank in ranks for box in rank) + 2
     width, height = (length, breadth) if direction == "LR" else (breadth, length)
     words = [f"{' '.join(a.source.lines)} to {' '.join(a.target.lines)}" for a in arrows]
@@ -248,9 +249,7 @@ def line_of(arrow, point, direction):
     return f'<path{dotted} d="{curve}"/><polygon points="{head}"/>{text}'
 
 
-def box_svg(box, x, y, least):
-    """A box around x, y; least: its width at least, that of its rank, so that sides align."""
-    width, height = max(least, box.size("x")), box.size("y")
+def box_svg(box, x, y, width, height):
     top = y - (len(box.lines) - 1) * LINE / 2 + 5
     lines = "".join(f'<text x="{x:.1f}" y="{top + number * LINE:.1f}">{escape(line)}</text>'
                     for number, line in enumerate(box.lines))
