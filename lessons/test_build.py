@@ -6,7 +6,6 @@ the real one. They are skipped where no Chromium is installed.
 import re
 from html.parser import HTMLParser
 from itertools import product
-from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
@@ -39,7 +38,8 @@ class Box:
 '''
 LESSON = '''# Lesson 1: a made-up one
 
-**Question.** What is $x^2$ for `minillmclf/twice.py`? See [the end](#exercises) and [home](../README.md).
+**Question.** What is $x^2$ for `minillmclf/twice.py`?
+See [the end](#exercises) and [home](../README.md).
 
 ## 1. By hand
 $$
@@ -161,11 +161,11 @@ def test_a_lesson_has_all_its_parts(made):
     ("[home](../README.md)", "[x](../none.md)", r"01_made.md:3: there is no file ../none.md"),
     ("[the end](#exercises)", "[x](#nowhere)", r"01_made.md:3: .*has no heading #nowhere"),
     ("$x^2$", r"$\\nonsense$", r"01_made.md:3: cannot set \\nonsense"),
-    ("answer=0.83", "answer=so", r"01_made.md:10: predict needs answer=NUMBER"),
-    ("```text out\n0.8312~2e-3\n```", "## 2.\n", r"01_made.md:10: no output follows"),
+    ("answer=0.83", "answer=so", r"01_made.md:11: predict needs answer=NUMBER"),
+    ("```text out\n0.8312~2e-3\n```", "## 2.\n", r"01_made.md:11: no output follows"),
     ("figures/01_line.svg", "figures/none.svg", r"01_made.md:\d+: there is no SVG file"),
     ("twice.py:double\n", "twice.py:treble\n", r"01_made.md:\d+: .*does not define treble"),
-    ("show=minillmclf/twice", "show=minillmclf/none", r"01_made.md:\d+: .*no file minillmclf/none")])
+    ("show=minillmclf/twice", "show=minillmclf/none", r"01_made.md:\d+: .*there is no file")])
 def test_a_fault_is_named_with_file_and_line(tmp_path, old, new, message):
     assert old in LESSON
     lesson = LESSON.replace(old, new.replace("\\\\", "\\")).replace("CODE", "x = 1\n")
@@ -210,13 +210,22 @@ def test_a_flowchart_is_read():
 
 @pytest.mark.parametrize("text, line", [
     ("graph LR\na --> b", 0), ("flowchart LR\nsubgraph x", 1), ("flowchart LR\na --> b\na{b}", 2),
-    ("flowchart LR\nclassDef a fill:#f00", 1), ("flowchart LR\na --- b", 1), ("flowchart LR\nend", 1),
+    ("flowchart LR\nclassDef a fill:#f00", 1), ("flowchart LR\na --- b", 1),
+    ("flowchart LR\nend", 1),
     ("flowchart LR\na ==> b", 1), ("flowchart LR\na --> a", 1), ("flowchart LR", 0), ("", 0),
     ("sequenceDiagram\na->>b: x", 0), ("flowchart LR\na -->", 1), ("flowchart LR\nstyle a x", 1)])
 def test_what_a_flowchart_may_not_hold_is_refused(text, line):
     with pytest.raises(FlowchartError) as error:
         draw(text)
     assert error.value.line == line
+
+
+def test_a_text_on_an_arrow_is_never_cut():
+    drawn = draw("flowchart TD\na -->|a rather long text| b")
+    for one in re.findall(r"<svg.*?</svg>", drawn, re.S):
+        left, width = map(float, re.search(r'viewBox="([-\d]+) 0 (\d+) ', one).groups())
+        x = float(re.search(r'class="on-line" x="([\d.]+)"', one)[1])
+        assert left <= x - 60 and x + 60 <= left + width
 
 
 def test_boxes_do_not_overlap_and_texts_are_escaped():
@@ -287,7 +296,7 @@ def test_all_colours_of_text_can_be_read_in_both_schemes():
     used = set(re.findall(r"(?<![-\w])(?:color|fill): var\(--(\w+)\)", style)) - {*grounds}
     assert {"ink", "faint", "accent", "keyword", "string"} <= used
     assert "rule" not in used, "a colour for lines only"
-    assert set(re.findall(r"#[0-9a-f]{3,8}\b", style)) == {c for pair in colours.values() for c in pair}
+    assert set(re.findall(r"#[0-9a-f]{3,8}\b", style)) == set().union(*colours.values())
     weak = [(name, ground, scheme) for name, ground, scheme in product(used, grounds, (0, 1))
             if contrast(colours[name][scheme], colours[ground][scheme]) < 4.5]
     assert weak == []
@@ -317,8 +326,11 @@ MEASURE = """(() => {
     const [low, high] = [light(colour), light(ground(e))].sort((a, b) => a - b);
     if ((high + 0.05) / (low + 0.05) < 4.5) weak.add(`${e.className} ${node.data.slice(0, 30)}`);
   }
+  const stuck = [...document.querySelectorAll("main *")].filter((e) => e.tabIndex < 0 &&
+    e.scrollWidth > e.clientWidth && /auto|scroll/.test(getComputedStyle(e).overflowX));
   const page = document.documentElement;
-  return {weak: [...weak], wide: Math.max(page.scrollWidth, document.body.scrollWidth),
+  return {weak: [...weak], stuck: stuck.map((e) => e.className || e.tagName),
+          wide: Math.max(page.scrollWidth, document.body.scrollWidth),
           ground: getComputedStyle(document.body).backgroundColor};
 })()"""
 
@@ -341,6 +353,7 @@ def test_each_page_in_both_schemes_on_a_phone(site, request, browser):
         browser.look(width=360, height=740, scheme="dark")
         dark = browser.run(MEASURE)
         found = {"errors": browser.errors[:], "weak": light["weak"] + dark["weak"],
+                 "not reached by Tab": light["stuck"],
                  "wide": [w for w in (light["wide"], dark["wide"]) if w > 360],
                  "one scheme": ["same ground"] * (light["ground"] == dark["ground"])}
         faults += [f"{path.relative_to(folder)}: {name}: {values}"
@@ -366,7 +379,8 @@ def test_the_switch_works_by_keyboard_and_is_kept(made, browser):
     focus(browser, "#switch")
     browser.keys("Enter")
     after = browser.run(MEASURE)["ground"]
-    assert before != after and browser.run("document.getElementById('switch').textContent") == "Light"
+    assert before != after
+    assert browser.run("document.getElementById('switch').textContent") == "Light"
     browser.open((made / "lessons/01_made.html").as_uri())
     assert browser.run(MEASURE)["ground"] == after, "the next page has the same scheme"
     browser.run("localStorage.clear()")

@@ -1,4 +1,5 @@
-"""What the site is made of: the style, the script, the page's frame, and two drawers in Python.
+"""What the site is made of.
 
-columns.py sets a quotation in two columns, flowchart.py draws a diagram; build.py uses both.
+markdown.py makes a page, with columns.py for quotations and flowchart.py for diagrams; page.html is
+the frame, style.css the look, page.js the switch and the questions. build.py puts it together.
 """

@@ -100,7 +100,7 @@ def note_html(text):
             parts.append(f"<h3>{rule[1]}</h3>")
             words = (rule[2] or "").strip("\n")
         shaped = re.search(r"^(  +|- )", words, re.M)
-        parts.append(f'<pre tabindex="0">{dedent(words)}</pre>' if shaped
+        parts.append(f'<pre>{dedent(words)}</pre>' if shaped
                      else f"<p>{words}</p>" if words else "")
     return "".join(parts)
 
@@ -127,5 +127,5 @@ def two_columns(code, first=1, anchors=False):
             f'<span id="L{n + first - 1}">{html[n - 1]}</span>' if anchors and n != begin
             else html[n - 1] for n in numbers)
         parts.append(f'<div class="note"{mark}>{note_html(text) if text else ""}</div>'
-                     f'<pre class="code" tabindex="0"><code>{shown}</code></pre>')
+                     f'<pre class="code"><code>{shown}</code></pre>')
     return f'<div class="columns">{"".join(parts)}</div>'

@@ -17,7 +17,7 @@ ARROW = re.compile(r"\s*(?:(-\.)\s*([^.]+?)\s*\.->|(-\.->)|--\s+([^-|]+?)\s+-->|
                    r"(?:\s*\|([^|]+)\|)?\s*")
 BOX = re.compile(r"(\w+)(?:\[([^\[\](){}]+)\]|\(([^\[\](){}]+)\))?")
 RESERVED = {"subgraph", "end", "classDef", "class", "style", "click", "linkStyle", "direction"}
-LETTER, LINE = 8.4, 20                        # of the text, in pixels
+LETTER, LINE = 7.6, 20                        # of the text, in pixels
 COMMENT = ("<!-- Drawn by lessons/site/flowchart.py: mermaid's flowchart LR and TD, boxes [] and "
            "(), arrows solid and dotted with texts, no subgraphs and no styles. -->")
 
@@ -42,7 +42,7 @@ class Box:
 
     def size(self, across):
         """Of the box, in pixels; a dummy is a lane of 24 pixels."""
-        width = max((len(line) for line in self.lines), default=0) * LETTER + 24
+        width = max((len(line) for line in self.lines), default=0) * LETTER + 20
         height = max(1, len(self.lines)) * LINE + 18 if self.lines else 24
         return height if across == "y" else width
 
@@ -55,6 +55,8 @@ class Arrow:
     dotted: bool = False
     back: bool = False                                    # leads to a lower rank
     path: list = field(default_factory=list)              # boxes and dummies, in order of ranks
+    share: float = 0.5                                    # of the way, where its text stands
+    text_at: tuple = (0.0, 0.0)
 
 
 # ---------------------------------------------------------------- reading
@@ -158,7 +160,7 @@ def place(ranks, across):
         """Push boxes apart that overlap, and keep the mean where it was."""
         wanted = sum(box.centre for box in rank) / len(rank)
         for one, other in zip(rank, rank[1:]):
-            gap = (one.size(across) + other.size(across)) / 2 + 18
+            gap = (one.size(across) + other.size(across)) / 2 + 16
             other.centre = max(other.centre, one.centre + gap)
         shift = wanted - sum(box.centre for box in rank) / len(rank)
         for box in rank:
@@ -201,8 +203,11 @@ def svg(text, direction, name):
     depths = [max(box.size(along) for box in rank) for rank in ranks]
     for number, depth in enumerate(depths):
         starts.append(at)
-        words = [len(a.text) for a in arrows if a.text and label_gap(a) == number]
-        at += depth + max([44, *(LETTER * n + 40 if direction == "LR" else 52 for n in words)])
+        named = [arrow for arrow in arrows if arrow.text and label_gap(arrow) == number]
+        widest = max((len(arrow.text) for arrow in named), default=0)
+        at += depth + 36 + (LETTER * widest if direction == "LR" else LINE * len(named))
+        for count, arrow in enumerate(named, 1):       # one above the other, not over each other
+            arrow.share = 0.5 if direction == "LR" else count / (len(named) + 1)
     length = starts[-1] + depths[-1] + 2
 
     def point(box, side):
@@ -216,10 +221,13 @@ def svg(text, direction, name):
         parts.append(box_svg(box, *point(box, 0), size["x"], size["y"]))
     breadth = max(box.centre + box.size(across) / 2 for rank in ranks for box in rank) + 2
     width, height = (length, breadth) if direction == "LR" else (breadth, length)
+    halves = [(a.text_at[0], LETTER * len(a.text) / 2) for a in arrows if a.text]
+    left = min([0, *(x - half for x, half in halves)])
+    width = max([width, *(x + half for x, half in halves)]) - left
     words = [f"{' '.join(a.source.lines)} to {' '.join(a.target.lines)}" for a in arrows]
     return (f'<svg class="flowchart" role="img" aria-label="{escape(name)}: '
-            f'{escape("; ".join(words))}" viewBox="0 0 {width:.0f} {height:.0f}" '
-            f'width="{width:.0f}">{"".join(parts)}</svg>')
+            f'{escape("; ".join(words))}" viewBox="{left:.0f} 0 {width:.0f} {height:.0f}" '
+            f'width="{width:.0f}" style="min-width: {0.68 * width:.0f}px">{"".join(parts)}</svg>')
 
 
 def label_gap(arrow):
@@ -241,10 +249,13 @@ def line_of(arrow, point, direction):
     head = f"{x + back:.1f},{y - wing} {x:.1f},{y:.1f} {x + back:.1f},{y + wing}" \
         if direction == "LR" else \
         f"{x - wing},{y + back:.1f} {x:.1f},{y:.1f} {x + wing},{y + back:.1f}"
-    middle = len(arrow.path) // 2 - (len(arrow.path) % 2 == 0) if len(arrow.path) > 2 else 0
-    (x, y), (u, v) = corners[2 * middle], corners[2 * middle + 1]
-    text = f'<text class="on-line" x="{(x + u) / 2:.1f}" y="{(y + v) / 2 + 4:.1f}">' \
-           f"{escape(arrow.text)}</text>" if arrow.text else ""
+    middle = 2 * ((len(arrow.path) - 1) // 2)
+    (x, y), (u, v), t = *corners[middle:middle + 2], arrow.share
+    slow, fast = 3 * t ** 2 - 2 * t ** 3, 1.5 * t - 1.5 * t ** 2 + t ** 3     # of the curve, at t
+    right, down = (fast, slow) if direction == "LR" else (slow, fast)
+    arrow.text_at = x + right * (u - x), y + down * (v - y) + 4
+    text = '<text class="on-line" x="{:.1f}" y="{:.1f}">{}</text>'.format(
+        *arrow.text_at, escape(arrow.text)) if arrow.text else ""
     dotted = ' class="dotted"' if arrow.dotted else ""
     return f'<path{dotted} d="{curve}"/><polygon points="{head}"/>{text}'
 
@@ -254,4 +265,4 @@ def box_svg(box, x, y, width, height):
     lines = "".join(f'<text x="{x:.1f}" y="{top + number * LINE:.1f}">{escape(line)}</text>'
                     for number, line in enumerate(box.lines))
     return (f'<rect x="{x - width / 2:.1f}" y="{y - height / 2:.1f}" width="{width:.1f}" '
-            f'height="{height:.1f}" rx="{height / 2 if box.round else 3:.0f}"/>{lines}')
+            f'height="{height:.1f}" rx="{15 if box.round else 3}"/>{lines}')

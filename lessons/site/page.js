@@ -54,9 +54,20 @@ function setUpQuestion(form, number) {
   }
 }
 
+// What is wider than its box can be reached with Tab and moved with the arrow keys.
+function reachWide() {
+  for (const box of document.querySelectorAll("pre, .table, .formula, .diagram > div")) {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+  }
+}
+
 document.addEventListener("DOMContentLoaded", () => {
   setUpSwitch();
   document.querySelectorAll("form.predict").forEach(setUpQuestion);
+  reachWide();
+  addEventListener("resize", reachWide);
+  document.addEventListener("toggle", reachWide, true);
   document.addEventListener("keydown", (event) => {
     const menu = document.querySelector(".menu");
     if (event.key === "Escape" && menu.open) {
