@@ -4,6 +4,7 @@ The runner puts both into each lesson's namespace. At Python's prompt and in a n
 
     from lessons.kit import fig, parity
 """
+import io
 import json
 import math
 import sys
@@ -75,8 +76,10 @@ def fig(name, figure, rtol=1e-3):
     if RECORDER is not None:
         RECORDER.take(name, figure, rtol)
     elif "ipykernel" in sys.modules:
-        from IPython.display import display
-        display(figure)
+        from IPython.display import SVG, display
+        picture = io.BytesIO()
+        save(figure, picture)
+        display(SVG(picture.getvalue().decode()))
     else:
         save(figure, f"{name}.svg")
         print(f"written: {name}.svg")
@@ -88,7 +91,8 @@ def save(figure, path):
     """The same figure gives the same bytes: no date, and no random names in the file."""
     import matplotlib
     with matplotlib.rc_context({"svg.hashsalt": "minillmclf", "svg.fonttype": "none"}):
-        figure.savefig(path, metadata={"Date": None, "Description": figure.get_label() or None})
+        words = {"Date": None, "Description": figure.get_label() or None}
+        figure.savefig(path, format="svg", metadata=words)
 
 
 def plotted(figure):
