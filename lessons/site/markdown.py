@@ -101,7 +101,10 @@ def figure(site, image, path, number):
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.S)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1figure-{number}-", svg)
     words = escape(" ".join(image.content.split()))
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{words}" ', 1)
+    # On a phone it is two thirds as wide, no less, and moves in its box.
+    width = re.match(r'<svg[^>]* width="([\d.]+)pt"', svg)
+    least = f'style="min-width: {float(width[1]) * 4 / 3 * 0.68:.0f}px" ' if width else ""
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{words}" {least}', 1)
     return f'<figure><div class="drawing">{svg}</div><figcaption>{words}</figcaption></figure>'
 
 
@@ -245,7 +248,10 @@ def math_block(self, tokens, at, options, env):
 
 
 def formula(text, display, where):
-    """LaTeX -> MathML; a command that is not known is an error."""
+    """LaTeX -> MathML; a command that is not known or a brace that stands alone is an error."""
+    braces = re.findall(r"(?<!\\)[{}]", text)
+    if braces.count("{") != braces.count("}"):
+        raise InputError(f"{where}: cannot set ${text.strip()}$: a brace has no partner")
     try:
         html = latex2mathml.converter.convert(text.strip(), display=display)
     except Exception as error:               # its errors have no common class

@@ -56,7 +56,7 @@ function setUpQuestion(form, number) {
 
 // What is wider than its box can be reached with Tab and moved with the arrow keys.
 function reachWide() {
-  for (const box of document.querySelectorAll("pre, .table, .formula, .diagram > div")) {
+  for (const box of document.querySelectorAll("pre, .table, .formula, .diagram > div, .drawing")) {
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
   }
