@@ -91,7 +91,7 @@ def joined(made, lines):
 
 
 def note_html(text):
-    """A docstring's text: paragraphs, indented lines as they are, `code` in backticks."""
+    """A docstring's text: paragraphs, lists and indented blocks as they are, `code`."""
     parts = []
     for paragraph in re.split(r"\n\s*\n", text.strip("\n")):
         words = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(paragraph, quote=False))
@@ -99,7 +99,7 @@ def note_html(text):
         if rule:                             # "# --- 1. A text becomes ids ----------"
             parts.append(f"<h3>{rule[1]}</h3>")
             words = (rule[2] or "").strip("\n")
-        shaped = re.search(r"^(  +|- )", words, re.M)
+        shaped = re.match(r"  |- ", words)
         parts.append(f'<pre>{dedent(words)}</pre>' if shaped
                      else f"<p>{words}</p>" if words else "")
     return "".join(parts)

@@ -36,7 +36,7 @@ def page_of_text(site, path):
     markdown = MarkdownIt("commonmark", {"html": True, "typographer": True})
     markdown.enable(["table", "strikethrough", "smartquotes"])
     markdown.use(dollarmath_plugin, allow_digits=False, allow_space=False)
-    for rule in (fence, table_open, table_close, heading_open, paragraph_open, code_inline,
+    for rule in (fence, table_open, table_close, td_open, heading_open, paragraph_open, code_inline,
                  math_inline, math_block):
         markdown.add_render_rule(rule.__name__, rule)
     env = {"site": site, "path": path}
@@ -207,6 +207,13 @@ def table_open(self, tokens, at, options, env):
 
 def table_close(self, tokens, at, options, env):
     return "</table></div>\n"
+
+
+def td_open(self, tokens, at, options, env):
+    """A cell of a table; a short one, as a number with its range, stays on one line."""
+    if len(tokens[at + 1].content) < 22:
+        tokens[at].attrJoin("class", "short")
+    return self.renderToken(tokens, at, options, env)
 
 
 def heading_open(self, tokens, at, options, env):
