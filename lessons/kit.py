@@ -75,7 +75,16 @@ def fig(name, figure, rtol=1e-3):
     figure = figure.figure
     if RECORDER is not None:
         RECORDER.take(name, figure, rtol)
-    elif "ipykernel" in sys.modules:
+    else:
+        show(name, figure)
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close(figure)
+
+
+def show(name, figure):
+    """In a notebook, the figure below the cell; elsewhere, a file NAME.svg."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if hasattr(shell, "kernel"):
         from IPython.display import SVG, display
         picture = io.BytesIO()
         save(figure, picture)
@@ -83,8 +92,6 @@ def fig(name, figure, rtol=1e-3):
     else:
         save(figure, f"{name}.svg")
         print(f"written: {name}.svg")
-    if "matplotlib.pyplot" in sys.modules:
-        sys.modules["matplotlib.pyplot"].close(figure)
 
 
 def save(figure, path):

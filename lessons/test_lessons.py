@@ -1,4 +1,4 @@
-"""Every lesson: its cells print what stands below them, its quotations and figures are up to date."""
+"""Every lesson: cells print what stands below them, quotations and figures are up to date."""
 import ast
 import re
 from code import InteractiveConsole
