@@ -43,7 +43,8 @@ class Site:
         self.root = Path(root).resolve()
         lessons = self.root / "lessons"
         self.groups = {
-            "Start": [self.root / "README.md", self.root / "checkpoints/README.md"],
+            "Start": [self.root / "README.md", lessons / "README.md",
+                      self.root / "checkpoints/README.md"],
             "Lessons": [lessons / "in_one_file.py", *sorted(lessons.glob("[0-9][0-9]_*.md"))],
             "Reference": sorted((lessons / "reference").glob("*.md")),
             "Measurements": sorted((lessons / "measurements").glob("*.md"),

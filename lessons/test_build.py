@@ -316,11 +316,13 @@ MEASURE = """(() => {
       if (c.length < 4 || c[3] > 0) return c;
     }
   };
-  const weak = new Set();
+  const weak = new Set(), seen = new Set();
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (let node; (node = walker.nextNode());) {
     const e = node.parentElement;
     if (!node.data.trim() || e.closest(".drawing, script")) continue;
+    if (e.closest("pre.code") && seen.has(e.className)) continue;      // one token of each kind
+    if (e.closest("pre.code")) seen.add(e.className);
     const style = getComputedStyle(e);
     const colour = rgb(e.closest("svg") ? style.fill : style.color);
     const [low, high] = [light(colour), light(ground(e))].sort((a, b) => a - b);
