@@ -2,13 +2,12 @@
 import os
 import shutil
 import socket
-import subprocess
-import sys
 
 import pytest
 
 from lessons.conftest import MadeUp
-from lessons.page import ROOT
+from lessons.run import main
+from minillmclf.cli.parser import run
 
 WHOLE = """
 Text before.
@@ -200,25 +199,26 @@ def test_what_does_not_ship_is_skipped_with_its_reason(made_up):
 
 
 def test_commands_of_a_page(made_up):
-    command = cell("python -m minillmclf.train \\\n  --model no-such", "sh run exit=2")
+    command = cell("python -m minillmclf.labels \\\n  --no-such", "sh run exit=2")
     lesson = made_up(command)
     assert lesson.faults(update=True) == []
-    assert "error: no-such: no such model folder" in lesson.text and lesson.faults() == []
+    assert "```text out\nerror: unknown flag --no-such" in lesson.text and lesson.faults() == []
     lesson.replace(" exit=2", "")
     assert "exit code 2, not 0" in lesson.faults()[0]
     assert "takes one command" in made_up(cell("ls /", "sh run")).faults()[0]
 
 
-def test_the_command_prints_the_lesson_and_ends_with_1_at_a_fault(made_up):
+def test_the_command_prints_the_lesson_and_ends_with_1_at_a_fault(made_up, capsys):
     lesson = made_up(cell("print(2 + 2)", out="5") + cell("x = 2"))
 
     def call(*given):
-        return subprocess.run([sys.executable, "-m", "lessons.run", *map(str, given)], cwd=ROOT,
-                              capture_output=True, text=True)
-    done = call(lesson.path)
-    assert done.returncode == 1 and "   3  print(2 + 2)\n    | 4\n" in done.stdout
-    assert f"{lesson.path}:3: drifted output\n    - 5\n    + 4\n" in done.stdout
-    assert "2 cells and quotations, 0 skipped, 1 faults" in done.stdout
-    assert call(lesson.path, "--update").returncode == call(lesson.path).returncode == 0
-    done = call("99")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "no lesson 99" in done.stderr
+        with pytest.raises(SystemExit) as end:
+            run(lambda: main(list(map(str, given))))
+        return end.value.code, *capsys.readouterr()
+    code, out, _ = call(lesson.path)
+    assert code == 1 and "   3  print(2 + 2)\n    | 4\n" in out
+    assert f"{lesson.path}:3: drifted output\n    - 5\n    + 4\n" in out
+    assert "2 cells and quotations, 0 skipped, 1 faults" in out
+    assert [call(lesson.path, "--update")[0], call(lesson.path)[0]] == [0, 0]
+    code, _, errors = call("99")
+    assert (code, errors.count("\n")) == (2, 1) and "error: no lesson 99: there are" in errors

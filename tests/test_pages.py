@@ -44,7 +44,7 @@ def anchors(path):
 def broken_links(path, text):
     """The links of a page that lead nowhere; addresses of the network are not looked at."""
     broken = []
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose(text))):
         file, _, anchor = target.partition("#")
         there = (path.parent / file).resolve() if file else path
         if "://" not in target and (not there.exists() or anchor and anchor not in anchors(there)):
