@@ -21,9 +21,9 @@ from ..page import span
 def coloured(text, language):
     """Source text -> a list of its lines in HTML, with the classes of Pygments."""
     try:
-        lexer = get_lexer_by_name(language or "text", stripnl=False, ensurenl=False)
+        lexer = get_lexer_by_name(language or "text", stripnl=False)
     except ClassNotFound:
-        lexer = get_lexer_by_name("text", stripnl=False, ensurenl=False)
+        lexer = get_lexer_by_name("text", stripnl=False)
     return highlight(text.rstrip("\n"), lexer, HtmlFormatter(nowrap=True)).rstrip("\n").split("\n")
 
 

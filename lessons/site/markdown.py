@@ -238,7 +238,8 @@ def paragraph_open(self, tokens, at, options, env):
 def code_inline(self, tokens, at, options, env):
     """Code in a line; the path of a Python file of the repository is a link."""
     text, site = tokens[at].content, env["site"]
-    html = f"<code>{escape(text).replace('/', '/<wbr>')}</code>"    # a line may end after a /
+    short = ' class="short"' if len(text) < 22 else ""              # stays on one line
+    html = f"<code{short}>{escape(text).replace('/', '/<wbr>')}</code>"
     inside = sum(token.nesting for token in tokens[:at] if token.type.startswith("link_"))
     if inside or not re.fullmatch(r"[\w./]+/\w+\.py", text) or not (site.root / text).is_file():
         return html
