@@ -202,12 +202,12 @@ class Bigram(Decoder):
             chances[token, 0] = 1 - sum(following.values())            # 0 stands for the rest of the vocabulary
         self.table = chances.log()
 
-    def hidden(self, ids, rows, context=None):
+    def hidden_states(self, ids, rows, context=None):
         one = rows.unpad(ids)[:, None, None].float()                   # one head of width 1, for the cache to have rows
         rows.keys_values(one, one)
         return self.table[rows.unpad(ids)]
 
-    def vocabulary(self):
+    def output_embeddings(self):
         return self.table
 
     def logits(self, hidden):
