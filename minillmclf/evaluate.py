@@ -252,7 +252,8 @@ def evaluate_wordings(a, model, data, name, seed):
     model.task.targets(data.test, name)                    # InputError for a label it does not have
     prompts = prompting.vary_prompt(model.eval(), data, data.test, a.shots, seed,
                                      batch_size=a.batch_size)
-    spreads = {way: prompting.summarize(prompts, way) for way in ("as it is", "contextual", "batch")}
+    ways = ("as it is", "contextual", "batch")
+    spreads = {way: prompting.summarize(prompts, way) for way in ways}
     print(f"\n{name} ({len(data.test)} rows): accuracy over {len(prompts)} prompts\n"
           f"{'':<22}    mean     min     max      sd")
     for way, values in spreads.items():

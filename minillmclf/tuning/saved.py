@@ -117,7 +117,7 @@ def base_record(base, folder):
     """How tuned.json names its base: a shipped one by its name; one near the run by a path relative
     to it, so that both may be moved together; any other by its full path."""
     base, folder = Path(base).resolve(), Path(folder).resolve()
-    folder = Path(*(part for part in folder.parts if part != NEW_RUN))  # a finished run is moved there
+    folder = Path(*(part for part in folder.parts if part != NEW_RUN))   # where it will be moved
     near = next(path for path in (*folder.parents[1::-1], folder) if path != path.parent)
     if base.parent == CHECKPOINTS:
         return {"base": base.name}
