@@ -105,7 +105,8 @@ class Store:
         return progress
 
     def resume(self, model, optimizer, metric):
-        """`load`, with more checks -> the progress of the saved run, or of a new one."""
+        """`load`, with more checks -> the progress of the saved run, or of a new one. metric: of
+        the best epoch; None without dev rows."""
         progress = self.load(model, optimizer)
         if progress is None:
             return {"step": 0, "history": [], "best": None, "losses": []}
@@ -113,10 +114,11 @@ class Store:
         history, best = progress["history"], progress["best"]
         began = history[-1]["step"] if history else 0         # the step before this epoch
         listed = best and 1 <= best["epoch"] <= len(history)
-        numbers = [line.get(name) for line in history for name in (metric, "log_loss")]
+        names = (metric, "log_loss") if metric else ()
+        numbers = [line.get(name) for line in history for name in names]
         fits = (progress["step"] == began + len(progress["losses"])
                 and bool(history) == bool(best) and all(map(is_number, numbers))
-                and (not best or listed and history[best["epoch"] - 1][metric] == best.get(metric)))
+                and (not best or listed and history[best["epoch"] - 1].get(metric) == best.get(metric)))
         if not fits:
             raise InputError(f"{self.state}: its steps, losses and best epoch do not fit together: "
                              "--overwrite starts anew")
