@@ -44,7 +44,7 @@ class Exercise:
     the signature of the right one}; hint_for: {what is wrong: index of the hint that helps}.
     """
     tolerance = 1e-5
-    seconds = 20
+    seconds = 10
     gigabytes = 2
     preload = ()
     variants = {}

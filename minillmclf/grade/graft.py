@@ -4,6 +4,7 @@ Nothing in the files is executed or marked.
 """
 import ast
 import io
+import re
 import textwrap
 import tokenize
 
@@ -76,28 +77,42 @@ def last_line(lines, node):
 def without_variants(source, where="the cases"):
     """A file of cases without its known-wrong variants, each of which is nearly the solution.
 
-    Their names stay; functions at the top of the file that no class calls lose their bodies.
+    Their names stay. What stands at the top of the file and is used by no class is left out.
     """
     tree, lines = ast.parse(source), source.splitlines(keepends=True)
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    for node in reversed([each for one in classes for each in one.body]):
-        if isinstance(node, ast.Assign) and node.targets[0].id == "variants":
-            indent = " " * node.col_offset
-            names = "".join(f"{indent}    {ast.literal_eval(key)!r}: None,\n"
-                            for key in node.value.keys)
-            lines[node.lineno - 1:node.end_lineno] = [f"{indent}variants = {{\n{names}{indent}}}\n"]
-    source = "".join(lines)
-    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    kept, waiting = set(), [each for one in classes for each in one.body
-                            if isinstance(each, ast.FunctionDef)]
+    parts = [each for node in tree.body if isinstance(node, ast.ClassDef) for each in node.body]
+    gone = [node for node in tree.body if defined(node) and not defined(node) & needed(tree, parts)]
+    variants = [node for node in parts if defined(node) == {"variants"}]
+    for node in sorted([*gone, *variants], key=lambda node: -node.lineno):
+        indent, new = " " * node.col_offset, []
+        if node in variants:
+            if not isinstance(node.value, ast.Dict):
+                raise InputError(f"{where}, line {node.lineno}: variants should be a dict, written "
+                                 "out")
+            names = [f"{indent}    {ast.literal_eval(key)!r}: None,\n" for key in node.value.keys]
+            new = [f"{indent}variants = {{\n", *names, f"{indent}}}\n"]
+        first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))])
+        lines[first - 1:node.end_lineno] = new
+    return re.sub(r"\n{4,}", "\n\n\n", "".join(lines))
+
+
+def defined(node):
+    """The names that a statement at the top of a file or class gives a meaning; no imports."""
+    if isinstance(node, ast.FunctionDef):
+        return {node.name}
+    targets = getattr(node, "targets", [getattr(node, "target", None)])
+    return {each.id for target in targets if target for each in ast.walk(target)
+            if isinstance(each, ast.Name)}
+
+
+def needed(tree, parts):
+    """The names that the statements of classes use, directly or not, but for their variants."""
+    found, waiting = set(), [each for each in parts if defined(each) != {"variants"}]
     while waiting:
         used = {each.id for each in ast.walk(waiting.pop()) if isinstance(each, ast.Name)}
-        new = (used & functions) - kept
-        kept |= new
-        waiting += [find(source, name, where) for name in new]
-    for name in sorted(functions - kept):
-        source = cut(source, name, "a known-wrong variant: answers/ has its outputs")
-    return source
+        waiting += [node for node in tree.body if defined(node) & (used - found)]
+        found |= used
+    return found
 
 
 def graft(reference, submission, name, where="the submission"):

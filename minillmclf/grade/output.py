@@ -11,9 +11,12 @@ WIDTH = 100
 RECORD = "runs/grade.json"
 
 
-def lines_of(result, hints=0):
-    """A result -> its lines: points, then what is wrong, what it looks like, and a hint."""
-    head = f"{result.id:<5}{result.title:<38} {f'{result.points}/{result.of}':>5}   "
+def lines_of(result, hints=0, wide=0):
+    """A result -> its lines: points, then what is wrong, what it looks like, and a hint.
+
+    wide: characters of the longest title.
+    """
+    head = f"{result.id:<5}{result.title:<{wide}} {f'{result.points}/{result.of}':>5}   "
     told = []
     if result.state == NOT_STARTED:
         told = [f"not started ({result.message})"]
@@ -37,8 +40,9 @@ def page(results, rows, book=None):
     hints = {row.id: len(row.hints) for row in rows}
     lesson_of = {row.id: int(row.lesson) for row in rows}
     lines, last = [], []
+    wide = max((len(result.title) for result in results), default=0)
     for result in results:
-        lines += lines_of(result, hints[result.id])
+        lines += lines_of(result, hints[result.id], wide)
     for lesson in dict.fromkeys(lesson_of[result.id] for result in results):
         own = [each for each in results if lesson_of[each.id] == lesson]
         last.append(f"lesson {lesson}: {total(own)}")

@@ -4,6 +4,7 @@ A job comes on standard input, the reply goes to standard output, both as lesson
 packs them. The grader starts it in a temporary copy of the clone (workplace.py).
 """
 import importlib
+import inspect
 import json
 import os
 import sys
@@ -54,18 +55,19 @@ def answer(exercise, function, case, encode, root):
 
 
 def functions_of_modules():
-    """What the watched modules hold: to see what was replaced."""
+    """What the watched modules and torch.Tensor hold: to see what was replaced."""
     modules = {name: sys.modules[name] for name in WATCHED if name in sys.modules}
-    modules["torch.Tensor"] = sys.modules["torch"].Tensor
-    kinds = (types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorType, type)
-    return {(name, key): value for name, module in modules.items()
-            for key, value in list(vars(module).items()) if isinstance(value, kinds)}
+    kinds = (types.FunctionType, types.BuiltinFunctionType, type)
+    found = {f"{name}.{key}": value for name, module in modules.items()
+             for key, value in list(vars(module).items()) if isinstance(value, kinds)}
+    tensor = sys.modules["torch"].Tensor
+    return found | {f"torch.Tensor.{key}": inspect.getattr_static(tensor, key)
+                    for key in dir(tensor)}
 
 
 def replaced(before):
     after = functions_of_modules()
-    return [f"{module}.{key}" for (module, key), value in before.items()
-            if after.get((module, key)) is not value]
+    return [name for name, value in before.items() if after.get(name) is not value]
 
 
 def streams():
