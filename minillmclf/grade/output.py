@@ -19,7 +19,7 @@ def lines_of(result, hints=0, wide=0):
     head = f"{result.id:<5}{result.title:<{wide}} {f'{result.points}/{result.of}':>5}   "
     told = []
     if result.state == NOT_STARTED:
-        told = [f"not started ({result.message})"]
+        told = [f"not started: {result.message.partition(': ')[2]}"]
     elif result.state == REFUSED:
         told = [f"refused: {result.message}"]
     elif result.state != PASSED:
