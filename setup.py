@@ -1,5 +1,12 @@
-"""Installation: pip install -e .    With what the tests need: pip install -e '.[test]'"""
+"""Installation: pip install -e .    With what the tests need: pip install -e '.[test]'
+
+The lessons run with what the core needs, and matplotlib; as pages and notebooks: '.[lessons]'
+"""
 from setuptools import find_packages, setup
+
+LESSONS = ["matplotlib>=3.8", "markdown-it-py>=3,<5", "mdit-py-plugins>=0.4,<1",
+           "Pygments>=2.17,<3", "latex2mathml>=3.77,<4", "nbformat>=5.9,<6", "nbclient>=0.8,<1",
+           "ipykernel>=6.25,<8"]
 
 setup(
     name="minillmclf",
@@ -14,13 +21,15 @@ setup(
                   "minillmclf.checkpoints": ["README.md", "mini-bert/*", "mini-llama/*",
                                              "mini-t5/*"]},
     install_requires=["torch>=2.11,<2.14", "safetensors>=0.5", "numpy", "regex",
-                      "sentencepiece>=0.2", "tqdm", "bitsandbytes>=0.50,<0.51"],
+                      "sentencepiece>=0.2", "tqdm", "bitsandbytes>=0.50,<0.51",
+                      "tomli>=2; python_version < '3.11'"],
     # With upper bounds: the versions that the tests compare with (tests/live.py reads them here).
     # A newer one may refuse what these do. transformers of these versions needs Python 3.11; below
     # that nothing is compared.
     extras_require={"plots": ["matplotlib>=3.8"],
-                    "test": ["pytest", "pytest-xdist", "ruff>=0.9,<1", "matplotlib>=3.8",
-                             "hypothesis", "packaging", "protobuf",
+                    "lessons": LESSONS,
+                    "test": [*LESSONS, "pytest", "pytest-xdist", "ruff>=0.9,<1", "hypothesis",
+                             "packaging", "protobuf",
                              "tokenizers>=0.23.1,<0.24", "accelerate>=1.15,<1.16",
                              "transformers>=5.23,<5.25; python_version >= '3.11'",
                              "peft>=0.21,<0.22; python_version >= '3.11'"]},

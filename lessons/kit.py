@@ -4,6 +4,7 @@ The runner puts both into each lesson's namespace. At Python's prompt and in a n
 
     from lessons.kit import fig, parity
 """
+import io
 import json
 import math
 import sys
@@ -46,7 +47,8 @@ class Recorder:
         if self.update:
             self.folder.mkdir(exist_ok=True)
             save(figure, self.folder / f"{name}.svg")
-            stored.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            lines = ",\n".join(map(json.dumps, found))                # a line for each axes
+            stored.write_text(f"[{lines}]\n", encoding="utf-8")
         elif not (stored.exists() and stored.with_suffix(".svg").exists()):
             self.faults.append(f"figure {name} is not there: run with --update")
         elif drift := drifted(json.loads(stored.read_text(encoding="utf-8")), found, rtol):
@@ -55,7 +57,7 @@ class Recorder:
 
 @contextmanager
 def recording(folder, update=False):
-    """with recording(folder) as recorder: ...   fig(...) compares with what lies there, or writes."""
+    """with recording(folder) as recorder: ...   fig() compares with the files there, or writes."""
     global RECORDER
     before, RECORDER = RECORDER, Recorder(folder, update)
     try:
@@ -73,21 +75,31 @@ def fig(name, figure, rtol=1e-3):
     figure = figure.figure
     if RECORDER is not None:
         RECORDER.take(name, figure, rtol)
-    elif "ipykernel" in sys.modules:
-        from IPython.display import display
-        display(figure)
+    else:
+        show(name, figure)
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close(figure)
+
+
+def show(name, figure):
+    """In a notebook, the figure below the cell; elsewhere, a file NAME.svg."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if hasattr(shell, "kernel"):
+        from IPython.display import SVG, display
+        picture = io.BytesIO()
+        save(figure, picture)
+        display(SVG(picture.getvalue().decode()))
     else:
         save(figure, f"{name}.svg")
         print(f"written: {name}.svg")
-    if "matplotlib.pyplot" in sys.modules:
-        sys.modules["matplotlib.pyplot"].close(figure)
 
 
 def save(figure, path):
     """The same figure gives the same bytes: no date, and no random names in the file."""
     import matplotlib
     with matplotlib.rc_context({"svg.hashsalt": "minillmclf", "svg.fonttype": "none"}):
-        figure.savefig(path, metadata={"Date": None, "Description": figure.get_label() or None})
+        words = {"Date": None, "Description": figure.get_label() or None}
+        figure.savefig(path, format="svg", metadata=words)
 
 
 def plotted(figure):
@@ -95,11 +107,11 @@ def plotted(figure):
     return [{"text": [axes.get_title(), axes.get_xlabel(), axes.get_ylabel()],
              "lines": [numbers(line.get_xydata()) for line in axes.lines],
              "images": [numbers(image.get_array()) for image in axes.images],
-             "bars": [numbers(bar.get_extents().bounds if not hasattr(bar, "get_bbox")
-                              else bar.get_bbox().bounds) for bar in axes.patches],
+             "bars": [numbers(bar.get_bbox().bounds) for bar in axes.patches
+                      if hasattr(bar, "get_bbox")],
              "points": [numbers(each.get_offsets()) for each in axes.collections],
              "areas": [numbers(path.vertices) for each in axes.collections
-                       for path in each.get_paths()],
+                       if each.get_array() is None for path in each.get_paths()],
              "values": [numbers(each.get_array()) for each in axes.collections
                         if each.get_array() is not None]} for axes in figure.axes]
 

@@ -22,12 +22,18 @@ def refuse(event, arguments):
             raise OSError("a lesson may not use the network")
 
 
-@contextmanager
-def blocked():
+def block():
+    """Block this process -> was it blocked before?"""
     if not STATE["hooked"]:                       # a hook stays until the process ends
         sys.addaudithook(refuse)
     before = STATE["blocked"]
     STATE.update(hooked=True, blocked=True)
+    return before
+
+
+@contextmanager
+def blocked():
+    before = block()
     try:
         yield
     finally:
@@ -43,4 +49,4 @@ def environment(folder, root):
 
 
 if __name__ == "sitecustomize":
-    blocked().__enter__()
+    block()

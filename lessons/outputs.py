@@ -33,7 +33,7 @@ def near(number, came, tolerance):
 
 def alike(expected, came):
     """Have two lines the same words, and numbers in the same places?"""
-    (words, numbers), (others, found) = parts(expected), parts(came)
+    (words, numbers), others = parts(expected), parts(came)[0]
     if len(words) != len(others):
         return False
     for place, (word, other) in enumerate(zip(words, others)):
@@ -56,26 +56,24 @@ def same(expected, came):
 def difference(expected, came):
     """None, or the lines that differ: "-" stands before what was expected, "+" before what came."""
     old, new = expected.splitlines(), came.splitlines()
-    if len(old) == len(new) and all(map(same, old, new)):
-        return None if expected[-1:] == came[-1:] else "no line break at the end, or one too many"
-    return "\n".join(difflib.ndiff(refresh(old, new, True), new)) if len(old) == len(new) \
-        else "\n".join(difflib.ndiff(old, new))
+    if len(old) == len(new):
+        old = [found if same(line, found) else line for line, found in zip(old, new)]
+    return None if old == new else "\n".join(
+        line.rstrip("\n") for line in difflib.ndiff(old, new) if line[0] != "?")
 
 
-def refresh(old, new, compared=False):
-    """Lines that came, with the tolerances of the lines that were expected in their places.
+def refreshed(expected, came):
+    """What came, with the tolerances of what was expected.
 
     A line within its tolerances stays as it was, so that a page changes only where it must.
-    compared: return the expected lines instead, but those that passed as they came.
     """
-    if compared:
-        return [came if same(line, came) else line for line, came in zip(old, new)]
-    result, shape = list(new), [[re.sub(r"\s+", " ", NUMBER.sub("0", line)) for line in lines]
-                                for lines in (old, new)]
-    for i, j, size in difflib.SequenceMatcher(None, *shape, autojunk=False).get_matching_blocks():
+    old, new = expected.splitlines(), came.splitlines()
+    shapes = [[" ".join(NUMBER.sub("0", line).split()) for line in lines] for lines in (old, new)]
+    result = list(new)
+    for i, j, size in difflib.SequenceMatcher(None, *shapes, False).get_matching_blocks():
         for line, place in zip(old[i:i + size], range(j, j + size)):
             result[place] = line if same(line, new[place]) else stated(line, new[place])
-    return result
+    return "".join(line + "\n" for line in result)
 
 
 def stated(expected, came):

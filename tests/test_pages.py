@@ -17,7 +17,8 @@ REFERENCE = sorted((ROOT / "lessons" / "reference").glob("*.md"))
 LESSONS = sorted((ROOT / "lessons").glob("[0-9][0-9]_*.md"))
 CARDS = sorted((ROOT / "checkpoints").glob("README.md")) + [
     ROOT / "checkpoints" / name / "README.md" for name in ("mini-bert", "mini-llama", "mini-t5")]
-PAGES = [README, *LESSONS, *REFERENCE, *MEASURED, *CARDS]
+COURSE = ROOT / "lessons" / "README.md"
+PAGES = [README, COURSE, *LESSONS, *REFERENCE, *MEASURED, *CARDS]
 # in backticks with a slash, and no path of the repository: what a reader makes, fetches or has
 ELSEWHERE = re.compile(r"runs/|merged/|adapter/$|shared/weights$|checkpoints/mine|microsoft/")
 # flags of pytest, torchrun, hf and pip, and of every command, which argparse does not list
@@ -43,7 +44,7 @@ def anchors(path):
 def broken_links(path, text):
     """The links of a page that lead nowhere; addresses of the network are not looked at."""
     broken = []
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose(text))):
         file, _, anchor = target.partition("#")
         there = (path.parent / file).resolve() if file else path
         if "://" not in target and (not there.exists() or anchor and anchor not in anchors(there)):
@@ -60,7 +61,7 @@ def missing_paths(path, text):
 
 
 def missing_modules(text):
-    named = set(re.findall(r"-m ((?:minillmclf|tests)\.[a-z_]\w*)", text))
+    named = set(re.findall(r"-m ((?:minillmclf|tests|lessons)\.[a-z_]\w*)", text))
     places = {name: ROOT / name.replace(".", "/") for name in named}
     return [name for name, place in places.items()
             if not place.with_suffix(".py").exists() and not (place / "__main__.py").exists()]
@@ -70,7 +71,7 @@ def commands(text):
     """Each command line of a page's sh blocks -> (the command's name, its flags)."""
     for kind, block in FENCE.findall(text):
         for line in block.replace("\\\n", " ").splitlines() if kind.startswith("sh") else ():
-            found = re.search(r"-m (?:minillmclf|tests)\.(\w+)(.*)", line.partition(" #")[0])
+            found = re.search(r"-m (?:minillmclf|tests|lessons)\.(\w+)(.*)", line.partition(" #")[0])
             if found:
                 yield found[1], re.findall(r"(?<!\S)--[a-z][\w-]*", found[2])
 
@@ -89,13 +90,20 @@ def run(*arguments):
                           check=True, cwd=ROOT, env=environment).stdout
 
 
+def of_the_course():
+    """The name of each command of the course -> its module."""
+    files = [path for path in (ROOT / "lessons").glob("*.py")
+             if "Parser(prog=\"python -m lessons." in path.read_text(encoding="utf-8")]
+    return {path.stem: f"lessons.{path.stem}" for path in files}
+
+
 @cache
 def parsers():
     """The name of each command -> the flags that its --help lists."""
     listed = re.findall(r"^  (\w+) ", run("minillmclf"), re.M)
     names = {name: f"minillmclf.{name}" for name in listed}
     helps = {name: run(module, "--help")
-             for name, module in {**names, "bench": "tests.bench"}.items()}
+             for name, module in {**names, "bench": "tests.bench", **of_the_course()}.items()}
     return {name: set(re.findall(r"^  (?:-\w, )?(--[a-z][\w-]*)", text, re.M))
             for name, text in helps.items()}
 
@@ -116,7 +124,7 @@ def test_each_command_line_has_flags_that_its_command_knows(path):
     assert unknown == []
 
 
-@pytest.mark.parametrize("path", [README, *LESSONS, *REFERENCE], ids=name_of)
+@pytest.mark.parametrize("path", [README, COURSE, *LESSONS, *REFERENCE], ids=name_of)
 def test_each_flag_in_the_text_is_known_to_a_command(path):
     known = set.union(*parsers().values()) | OTHERS
     text = path.read_text(encoding="utf-8")
@@ -138,7 +146,8 @@ def test_each_other_name_of_a_flag_is_listed():
 
 def test_each_flag_of_a_command_is_on_the_page_of_commands():
     page = flags_in((ROOT / "lessons" / "reference" / "commands.md").read_text(encoding="utf-8"))
-    assert set.union(*parsers().values()) - page == set()
+    known = [flags for name, flags in parsers().items() if name not in of_the_course()]
+    assert set.union(*known) - page == set()
 
 
 def test_the_readme_is_short_and_sets_up_in_two_commands():
@@ -148,9 +157,9 @@ def test_the_readme_is_short_and_sets_up_in_two_commands():
     assert len(block) == 2
 
 
-@pytest.mark.parametrize("path", [README, *LESSONS, *REFERENCE, *MEASURED], ids=name_of)
+@pytest.mark.parametrize("path", [README, COURSE, *LESSONS, *REFERENCE, *MEASURED], ids=name_of)
 def test_lines_are_at_most_100_columns_but_in_tables_and_output(path):
-    text = re.sub(r"^```text\n.*?^```", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
+    text = re.sub(r"^```text(?: out)?\n.*?^```", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
     wide = [line for line in text.splitlines() if len(line) > 100 and not line.startswith("|")]
     assert wide == []
 
