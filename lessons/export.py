@@ -31,7 +31,7 @@ except ImportError:
     if not SOURCE:
         raise SystemExit("write the address of the project's git repository into SOURCE")
     if not CLONE.exists():
-        subprocess.run(["git", "clone", "--depth", "1", SOURCE, CLONE], check=True)
+        subprocess.run(["git", "clone", "-q", "--depth", "1", SOURCE, CLONE], check=True)
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", f"{{CLONE}}[plots]"],
                    check=True)
     sys.path.insert(0, str(CLONE))

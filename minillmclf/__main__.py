@@ -9,20 +9,20 @@ from .cli.parser import Parser, run
 from .errors import InputError, did_you_mean
 
 
-def commands():
-    """Each command's name -> what it is for, as the first line of its file says."""
-    found, here = {}, Path(__file__).parent
+def find_commands():
+    """-> {name of a command: its purpose, from the first line of its file}, sorted."""
+    purposes, here = {}, Path(__file__).parent
     for path in [*here.glob("[!_]*.py"), *here.glob("*/__main__.py")]:
         name = path.parent.name if path.stem == "__main__" else path.stem
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
         usage, _, purpose = docstring.partition("\n")[0].partition(": ")
         if re.match(rf"python -m minillmclf\.{name}\b", usage):
-            found[name] = purpose
-    return dict(sorted(found.items()))
+            purposes[name] = purpose
+    return dict(sorted(purposes.items()))
 
 
 def main():
-    known = commands()
+    known = find_commands()
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         name, *sys.argv[1:] = sys.argv[1:]
         if name not in known:

@@ -14,7 +14,7 @@ class Stopped(Exception):
     """The run was asked to stop and has saved its state. The message says how to continue it."""
 
 
-MEANT = {                # what users of transformers and PEFT would type -> what it is called here
+OUR_NAMES = {            # what users of transformers and PEFT would type -> what it is called here
     "learning_rate": "lr", "num_train_epochs": "epochs", "num_epochs": "epochs",
     "model_name_or_path": "model", "pretrained_model": "model", "output_dir": "out",
     "per_device_train_batch_size": "batch_size", "train_batch_size": "batch_size",
@@ -37,6 +37,6 @@ def did_you_mean(word, known):
     """"; did you mean X?", X being the known word in MEANT or the one most alike; or ""."""
     plain = {name.lstrip("-").replace("-", "_").casefold(): name for name in map(str, known)}
     word = str(word)[:100].lstrip("-").replace("-", "_").casefold()
-    meant = MEANT.get(word)
+    meant = OUR_NAMES.get(word)
     near = [meant] if meant in plain else difflib.get_close_matches(word, plain, 1, 0.6)
     return f"; did you mean {plain[near[0]]}?" if near else ""

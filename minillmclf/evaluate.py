@@ -4,14 +4,14 @@
   python -m minillmclf.evaluate --model runs/mine --data other.csv --out other.json
   python -m minillmclf.evaluate --model checkpoints/gpt2 --method prompt --data tickets --shots 8
 
-Without --data, the data of the run itself. Of a bundled set, a folder, or a file with a split
-column, the rows of --split are used; of any other file, all rows. Prints accuracy, macro F1, log
-loss, ECE, F1 of each class and the most frequent confusions; of a multi-label model, what its
+Without --data, the data that the run was trained on. Of a bundled set, a folder, or a file with a
+split column, the rows of --split are used; of any other file, all rows. Prints accuracy, macro F1,
+log loss, ECE, F1 of each class and the most frequent confusions; for a multi-label model, what its
 thresholds are worth (classify/multilabel.py).
 
---method prompt evaluates a language model that was not trained, with --template, --label-texts,
---instruction, and --shots of the training rows. Prints each way to read its log-probabilities,
-plain and calibrated.
+--method prompt evaluates a language model without training, by --template, --label-texts,
+--instruction, and --shots of the training rows. Prints the metrics for each way to read its
+log-probabilities, plain and calibrated.
 """
 import argparse
 import json
@@ -21,10 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from .cli.parser import Parser, run
-from .cli.rows import how_to_read, load_dataset, text_columns
+from .cli.rows import reading_options, load_dataset, text_columns
 from .cli.settings import add_settings, read_settings
 from .errors import InputError
-from .files import check_fields, check_out, find_model, named, read_json, write_text
+from .files import check_fields, check_out_file, find_model, input_paths, read_json, write_text
 from .text.data import load_data, read_examples, refuse_blank, row_splits, split_column
 from .text.table_files import MEMORY, read_table
 
@@ -75,8 +75,8 @@ def main(arguments=None):
     if given and a.method is None:
         raise InputError(f"--{given[0].replace('_', '-')} goes with --method prompt")
     if a.out:
-        check_out(a.out, a.overwrite, apart(a))
-    name, rows, metrics = prompted(a) if a.method == "prompt" else saved(a)
+        check_out_file(a.out, a.overwrite, paths_read(a))
+    name, rows, metrics = evaluate_prompted(a) if a.method == "prompt" else evaluate_saved(a)
     if a.out:
         record = {"model": str(a.model), "data": name, "rows": len(rows), **metrics}
         write_text(a.out, json.dumps(record, indent=2) + "\n")
@@ -85,90 +85,90 @@ def main(arguments=None):
 
 # ------------------------------------------------------------------------------------- the rows
 
-def own_record(folder):
-    """The run.json of a run folder, which names its data, or InputError."""
+def read_run_record(folder):
+    """The run.json of a run folder. InputError if there is none, or it does not name its data."""
     record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
     if "settings" not in record or "data" not in record or record["settings"].get("data") == MEMORY:
         raise InputError(f"{folder}: holds no run.json that names its data: give --data")
-    part = (lambda value: isinstance(value, dict), "an object")
-    return check_fields(record, {"settings": part, "data": part}, folder / "run.json")
+    is_object = (lambda value: isinstance(value, dict), "an object")
+    return check_fields(record, {"settings": is_object, "data": is_object}, folder / "run.json")
 
 
-def apart(a):
-    """What the command reads, for files.check_out; without --data also the data of the run."""
+def paths_read(a):
+    """What the command reads -> [(flag, path), ...] for files.check_out. merge calls it too."""
     folder = find_model(a.model)
-    own = a.data is None and not getattr(a, "method", None)
-    data = str(own_record(folder)["settings"].get("data")) if own else None
-    return [*named(a), ("the run of --model", data)]
+    needs_run = a.data is None and not getattr(a, "method", None)        # the data of the run
+    data = str(read_run_record(folder)["settings"].get("data")) if needs_run else None
+    return [*input_paths(a), ("the run of --model", data)]
 
 
 def choose_rows(a, folder, model):
-    """The rows to evaluate, read as the model's training rows were -> Examples, their name."""
-    columns, how = text_columns(model, a.text_column), how_to_read(model, a)
-    how["multi_label"], name = model.task.MULTI_LABEL, a.data
+    """The rows to evaluate, read as the model's training rows were -> (Examples, their name)."""
+    columns, options = text_columns(model, a.text_column), reading_options(model, a)
+    options["multi_label"], name = model.task.MULTI_LABEL, a.data
     label = a.label_column or (model.reading or {}).get("label_column") or None
     if a.data is None:
-        record, s = own_record(folder), read_settings({}, folder / "run.json")
+        record, s = read_run_record(folder), read_settings({}, folder / "run.json")
         columns, name = columns if model.reading else a.text_column or s.text_column or None, s.data
-        data = load_data(name, columns, label or s.label_column or None, s.seed, **how)
+        data = load_data(name, columns, label or s.label_column or None, s.seed, **options)
         if data.source["sha256"] != record["data"].get("sha256"):  # train rows may be test rows now
             raise InputError(f"{name}: has changed since {folder} was trained on it: name the rows "
                              "to judge with --data")
     elif os.path.isfile(a.data):
-        table = read_table(Path(a.data), how.get("quoting", "auto"))
-        rows, part = read_examples(table, columns, label, **how), "all rows"
+        table = read_table(Path(a.data), options.get("quoting", "auto"))
+        rows, part = read_examples(table, columns, label, **options), "all rows"
         if split_column(table):
             part = a.split
             rows = [row for row, split in zip(rows, row_splits(table)) if split == part]
         refuse_blank(a.data, rows)
-        data = None if rows else load_data(table, columns, label, **how)       # dev out of train
         if rows:
             return rows, f"{name}, {part}"
+        data = load_data(table, columns, label, **options)     # takes dev rows from train
     else:
-        data = load_data(a.data, columns, label, **how)
+        data = load_data(a.data, columns, label, **options)
     rows = getattr(data, a.split)
     if not rows:
         raise InputError(f"{name}: has no {a.split} rows: choose another --split")
     return rows, f"{name}, {a.split}"
 
 
-# ------------------------------------------------------------------------------------- two ways
+# ------------------------------------------------------- a saved classifier, or a prompted model
 
-def saved(a):
-    """Evaluate a saved classifier -> the name of the rows, the rows, their metrics."""
+def evaluate_saved(a):
+    """Evaluate a saved classifier -> (the name of the rows, the rows, a dict of metrics)."""
     from .classify.classifier import Classifier
     from .classify.preference import use_swap
     folder = find_model(a.model)
     if a.data is None:
-        own_record(folder)                                 # errors come before a model is loaded
+        read_run_record(folder)                            # errors come before a model is loaded
     model = Classifier.load(folder, a.base)
     if a.out and model.base:
-        check_out(a.out, a.overwrite, [("the base of --model", find_model(model.base))])
+        check_out_file(a.out, a.overwrite, [("the base of --model", find_model(model.base))])
     rows, name = choose_rows(a, folder, model)
     use_swap(model, a.swap)
     texts, targets = [row.texts for row in rows], model.task.targets(rows, name)
     encoded, shortened = model.encode(texts)
-    probabilities = model.probabilities(model.scores(encoded, a.batch_size))
+    probabilities = model.probabilities(model.scores(encoded, a.batch_size))           # (N, C)
     metrics = model.task.evaluate(probabilities, targets)
     own_dev = a.data is None and a.split == "dev"
     print("\n".join(model.task.table({folder.name: metrics}, name, rows, fitted=own_dev)))
-    most = model.head.limit(model.max_length)[1]
+    max_tokens = model.head.limit(model.max_length)[1]
     mistakes = model.task.mistakes(probabilities, targets)
-    print(f"\n{shortened} of {len(rows)} texts cut to {most} tokens. {mistakes}".rstrip())
-    return name, rows, metrics | checked(model, texts, a.batch_size)
+    print(f"\n{shortened} of {len(rows)} texts cut to {max_tokens} tokens. {mistakes}".rstrip())
+    return name, rows, metrics | print_checks(model, texts, a.batch_size)
 
 
-def checked(model, texts, batch_size):
-    """Print the task's checks of rows and of answers -> their results, a dict."""
+def print_checks(model, texts, batch_size):
+    """Print what the task checks in rows and in answers -> its findings, a dict."""
     answers = model.task.check_answers(model, texts, lambda rows: model.scores(rows, batch_size))
-    found, lines = model.task.check_rows(model, texts)
+    rows, lines = model.task.check_rows(model, texts)
     for line in lines + model.task.answer_lines(answers):
         print(line)
-    return answers | found
+    return answers | rows
 
 
-def check_prompted(a):
-    """InputError for flags that do not go together."""
+def check_prompt_flags(a):
+    """Raise InputError for flags that do not go with --method prompt, or with one another."""
     if a.data is None or a.split == "train":
         raise InputError("--method prompt needs --data with a dev or test split")
     if a.base is not None:
@@ -185,10 +185,10 @@ def check_prompted(a):
                              "own and the same shots for all rows")
 
 
-def prompted(a):
-    """Evaluate a language model with prompts -> the name of the rows, the rows, their metrics."""
-    from .cli.build import build
-    check_prompted(a)
+def evaluate_prompted(a):
+    """Evaluate a language model with prompts -> (the name of the rows, the rows, a dict)."""
+    from .cli.build import build_classifier
+    check_prompt_flags(a)
     flags = (*PROMPT_SETTINGS, "text_column", "label_column", "swap", "quoting")
     given = {flag: getattr(a, flag) for flag in flags if getattr(a, flag, None) is not None}
     s = read_settings({**given, "model": a.model, "data": a.data, "readout": "labels",
@@ -200,16 +200,16 @@ def prompted(a):
     name = f"{data.source['path']}, {a.split}"
     if not rows:
         raise InputError(f"{name}: no such rows: choose another --split")
-    model, _, _ = build(s, data.labels, data.columns)
+    model, _, _ = build_classifier(s, data.labels, data.columns)
     if a.beams and model.backbone.KIND == "encoder":
         raise InputError("--beams: an encoder fills in its masks at once, there is nothing to "
                          "decode step by step")
-    evaluated = wordings if a.variance else readings
-    return name, rows, evaluated(a, model, replace(data, test=rows), name, s.seed)
+    evaluate = evaluate_wordings if a.variance else evaluate_readings
+    return name, rows, evaluate(a, model, replace(data, test=rows), name, s.seed)
 
 
-def readings(a, model, data, name, seed):
-    """Evaluate each way to read the log-probabilities, on the rows data.test -> metrics."""
+def evaluate_readings(a, model, data, name, seed):
+    """Evaluate each way to read the log-probabilities, on the rows data.test -> dict for --out."""
     from .classify.label_text import prompting
     from .training.metrics import evaluate
     task, rows, dev_rows = model.task, data.test, data.dev if a.split == "test" else []
@@ -225,15 +225,15 @@ def readings(a, model, data, name, seed):
     else:
         shorter = prompting.show_shots(model, data.train, a.shots, seed)
         first = model.head.fitted(model.tokenizer, texts[0], model.max_length)[0]
-        print(f"{model.head.prompt.shown(first)}\n\n{a.shots} shots, {shorter} of them shortened. "
-              "Above: the first prompt, and where the label goes.\n")
+        print(f"{model.head.prompt.display_text(first)}\n\n{a.shots} shots, {shorter} of them "
+              "shortened. Above: the first prompt, and where the label goes.\n")
         encoded, cut = model.encode(texts)
         if dev_rows:
             dev = model.encode([row.texts for row in dev_rows])[0]
-    ways = prompting.read_all(model, encoded, dev, task.targets(dev_rows, name), not a.neighbours,
-                              a.batch_size)
-    results = {way: evaluate(scores.softmax(-1).numpy(), targets, data.labels)
-               for way, scores in ways.items()}
+    readings = prompting.read_all(model, encoded, dev, task.targets(dev_rows, name),
+                                  not a.neighbours, a.batch_size)
+    results = {way: evaluate(logits.softmax(-1).numpy(), targets, data.labels)         # (N, C)
+               for way, logits in readings.items()}
     table = task.table(task.baselines(data, quick=True) | results, name, rows)
     print("\n".join(table[:table.index("")]))                       # without F1 of each class
     print(f"\n{cut} of {len(rows)} rows cut to {model.max_length} tokens")
@@ -241,22 +241,22 @@ def readings(a, model, data, name, seed):
         print("\n".join(prompting.decoding_report(model, encoded, rows, a.beams, a.batch_size)))
     settings = {"readout": model.head.described, "max_length": model.max_length, "seed": seed,
                 "shots": a.shots, "neighbours": a.neighbours}
-    checks = {} if a.neighbours else checked(model, texts, a.batch_size)
+    checks = {} if a.neighbours else print_checks(model, texts, a.batch_size)
     return {"settings": settings, "results": results, **checks}
 
 
-def wordings(a, model, data, name, seed):
-    """How much accuracy depends on the wording and on the order of the shots -> metrics."""
+def evaluate_wordings(a, model, data, name, seed):
+    """How much accuracy depends on the wording, and on the order of the shots -> dict for --out."""
     from .classify.label_text import prompting
     model.task.targets(data.test, name)                    # InputError for a label it does not have
-    found = prompting.variance(model.eval(), data, data.test, a.shots, seed,
-                               batch_size=a.batch_size)
-    spreads = {way: prompting.spread(found, way) for way in ("as it is", "contextual", "batch")}
-    print(f"\n{name} ({len(data.test)} rows): accuracy over {len(found)} prompts\n"
+    prompts = prompting.variance(model.eval(), data, data.test, a.shots, seed,
+                                 batch_size=a.batch_size)
+    spreads = {way: prompting.spread(prompts, way) for way in ("as it is", "contextual", "batch")}
+    print(f"\n{name} ({len(data.test)} rows): accuracy over {len(prompts)} prompts\n"
           f"{'':<22}    mean     min     max      sd")
     for way, values in spreads.items():
         print(f"{way:<22}" + "".join(f"{values[key]:8.3f}" for key in ("mean", "min", "max", "sd")))
-    return {"prompts": found, "spread": spreads}
+    return {"prompts": prompts, "spread": spreads}
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from .errors import InputError
 PACKAGE = Path(__file__).resolve().parent
 CHECKPOINTS = PACKAGE / "checkpoints"                            # where the package is installed
 CHECKPOINTS = CHECKPOINTS if CHECKPOINTS.is_dir() else PACKAGE.parent / "checkpoints"
-IGNORED = "MINILLMCLF_IGNORE_CONFIG_KEYS"   # environment: unknown keys of config.json to leave out
-NEW = ".new"                            # folder in OUT: a run that will replace the one in OUT
+IGNORED_KEYS = "MINILLMCLF_IGNORE_CONFIG_KEYS"  # environment: unknown config.json keys to leave out
+NEW_RUN = ".new"                        # folder in OUT: a run that will replace the one in OUT
 MOST_DIGITS = 400                       # of an integer in a file; Python's own limit is 4300
 
 
@@ -72,14 +72,14 @@ def read_json(path):
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not valid JSON ({error}): save or fetch it again") from None
     except (OSError, ValueError) as error:                     # ValueError: a null byte in the path
-        raise InputError(f"{short(path, 300)}: cannot be read ({reason(error)})") from None
+        raise InputError(f"{short(path, 300)}: cannot be read ({error_text(error)})") from None
     value = parse_json(text, path)
     if not isinstance(value, dict):
         raise InputError(f"{path}: should hold a JSON object, holds a {type(value).__name__}")
     return value
 
 
-def reason(error):
+def error_text(error):
     """The text of an OSError without its number and path; another error as it is."""
     return getattr(error, "strerror", None) or error
 
@@ -107,10 +107,10 @@ def check_fields(record, table, where):
 
 # ---------------------------------------------------------------- what a command may write to
 
-def look_at(out, apart):
-    """The part that check_out and check_folder share -> Path, does it exist?
+def check_out_path(out, inputs):
+    """What check_out_file and check_out_folder share -> (Path, does it exist?).
 
-    apart: list of (option, path or None) that the command reads. InputError where `out` is one of
+    inputs: list of (option, path or None) that the command reads. InputError where `out` is one of
     these, lies in one, or is a folder with one of these files; and for an impossible name.
     """
     path = Path(out)
@@ -119,8 +119,8 @@ def look_at(out, apart):
         there = path.exists() or path.is_symlink()
     except (OSError, ValueError, RuntimeError) as error:       # too long; a null byte; a loop
         raise InputError(f"--out {short(path, 200)}: cannot be a file's name "
-                         f"({reason(error)})") from None
-    for option, read in apart:
+                         f"({error_text(error)})") from None
+    for option, read in inputs:
         try:
             read = read and Path(read).resolve()
             clash = read and (read in (here, *here.parents) or read.is_file() and (
@@ -134,9 +134,9 @@ def look_at(out, apart):
     return path, there
 
 
-def named(flags):
+def input_paths(flags):
     """The existing files and folders that an argparse namespace names -> [(option, path), ...], for
-    the argument `apart` of the checks."""
+    the argument `inputs` of the checks."""
     names = ("config", "data", "test", "sample", "model", "base", "template", "label_texts",
              "instruction", "neighbours")
     return [(f"--{name.replace('_', '-')}", path) for name in names
@@ -144,12 +144,12 @@ def named(flags):
             for path in (value, CHECKPOINTS / value) if os.path.exists(path)]
 
 
-def check_out(out, overwrite=False, apart=()):
+def check_out_file(out, overwrite=False, inputs=()):
     """Raise InputError where a command must not write its file `out`. -> Path
 
-    overwrite: an ordinary file there may be replaced; apart: as for `look_at`.
+    overwrite: an ordinary file there may be replaced; inputs: as for `check_out_path`.
     """
-    path, there = look_at(out, apart)
+    path, there = check_out_path(out, inputs)
     if there and not path.is_file():
         raise InputError(f"--out {short(path, 200)}: could not be written (it is no ordinary "
                          "file): name a new file")
@@ -159,13 +159,13 @@ def check_out(out, overwrite=False, apart=()):
     return path
 
 
-def check_folder(out, own=False, overwrite=False, apart=()):
+def check_out_folder(out, own=False, overwrite=False, inputs=()):
     """Raise InputError where a command must not write into its folder `out`. -> Path
 
     own: the folder holds an earlier run of this command, which may be continued; overwrite: any
-    files in it may be replaced; apart: as for `look_at`.
+    files in it may be replaced; inputs: as for `check_out_path`.
     """
-    path, there = look_at(out, apart)
+    path, there = check_out_path(out, inputs)
     if there and not path.is_dir():
         raise InputError(f"--out {short(path, 200)}: could not be written (it is no folder): "
                          "choose another --out")
@@ -180,9 +180,9 @@ def check_folder(out, own=False, overwrite=False, apart=()):
 
 # ---------------------------------------------------------------- locks
 
-def hold(handle, name):
-    """Lock an open file or folder until it is closed; InputError where another process holds the
-    lock. Without fcntl (Windows), and on disks without locks, nothing is locked."""
+def lock_handle(handle, name):
+    """Lock an open file or folder until `handle` is closed; InputError if another process holds
+    the lock. Without fcntl (Windows), and on disks without locks, nothing is locked."""
     try:
         import fcntl
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,8 +195,8 @@ def hold(handle, name):
 
 
 @contextmanager
-def locked(folder):
-    """with locked(folder): ...   No other process writes to this folder meanwhile.
+def lock_folder(folder):
+    """with lock_folder(folder): ...   No other process writes to this folder meanwhile.
 
     The lock is on the folder itself and ends with the process, even if that is killed. A new folder
     that stays empty is removed.
@@ -212,10 +212,10 @@ def locked(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
     except (OSError, ValueError) as error:
-        raise InputError(f"--out {short(folder, 300)}: could not be written ({reason(error)}): "
+        raise InputError(f"--out {short(folder, 300)}: could not be written ({error_text(error)}): "
                          "choose another --out") from None
     try:
-        hold(handle, folder)
+        lock_handle(handle, folder)
         yield
     finally:
         os.close(handle)
@@ -226,11 +226,11 @@ def locked(folder):
 # ---------------------------------------------------------------- writing
 
 @contextmanager
-def replacing(path):
-    """with replacing(path) as temporary: ...   `temporary` is renamed to `path` at the end.
+def replacing_file(path):
+    """with replacing_file(path) as temporary: ...   `temporary` is renamed to `path` at the end.
 
-    It lies in a hidden folder beside `path`. If the process is killed, the next write of `path`
-    removes that folder. If anything fails, InputError, and an old file at `path` is untouched.
+    `temporary` lies in a hidden folder beside `path`; if the process is killed, the next write of
+    `path` removes that folder. If anything fails, there is an InputError, and `path` is unchanged.
     """
     path = Path(path)
     scratch = path.with_name(f".{path.name}.writing")
@@ -238,19 +238,19 @@ def replacing(path):
         if path.exists() and not path.is_file():
             raise OSError("it is no ordinary file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove(scratch)
+        remove_path(scratch)
         scratch.mkdir()
         yield scratch / path.name
-        flush(scratch / path.name)
+        flush_to_disk(scratch / path.name)
         os.replace(scratch / path.name, path)
     except (OSError, UnicodeEncodeError) as error:
         raise InputError(f"{short(path, 300)}: could not be written ({error}); what was saved "
                          "before is untouched: free some space or choose another place") from None
     finally:
-        remove(scratch)
+        remove_path(scratch)
 
 
-def flush(path):
+def flush_to_disk(path):
     """Flush a finished file to the disk, with the permissions that the umask gives a new file."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
@@ -261,7 +261,7 @@ def flush(path):
 
 def write_text(path, text):
     """Write a text file, complete or not at all."""
-    with replacing(path) as temporary:
+    with replacing_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -270,7 +270,7 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def remove(path):
+def remove_path(path):
     """Remove a file, a symbolic link, or a folder with its contents. Never raises."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -286,7 +286,7 @@ def remove(path):
 def find_model(name):
     """A model's folder: the name of one in checkpoints/ (mini-bert), or a path (./mini-bert).
 
-    Where there is no path checkpoints/mini-bert, this means the shipped model too.
+    checkpoints/mini-bert means the shipped model too, unless it is a path that exists.
     """
     path = Path(name)
     shipped = CHECKPOINTS / path.name

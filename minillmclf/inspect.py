@@ -4,9 +4,9 @@
   python -m minillmclf.inspect path/to/a/folder --layers
   python -m minillmclf.inspect mini-bert --method lora --batch-size 16 --max-length 512
 
-Prints the architecture; every tensor of the file with its place in our model (renamed, transposed,
-tied, dropped on purpose) and every parameter that the file has not; parameters of each part; memory
-to load and to train by each method; and whether the tokenizer's ids fit the embedding's rows.
+Prints the architecture; every tensor of the file and where it went in our model (renamed,
+transposed, tied, dropped on purpose); how many parameters each part has; memory to load the model
+and to train it by each method; and whether the tokenizer's ids fit the embedding's rows.
 """
 import re
 from collections import Counter
@@ -16,9 +16,9 @@ from .cli.settings import Settings, add_settings
 from .errors import InputError
 from .files import find_model
 
-ROW = 128                   # tokens of the text whose activations are measured for each method
-LONG = 512                  # the same for the switches, unless --max-length is given
-SPECIALS = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
+METHOD_LENGTH = 128         # tokens of the text by which the methods' memory is measured
+SWITCH_LENGTH = 512         # and the switches' memory, unless --max-length is given
+SPECIAL_TOKENS = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
 
 
 def parse(arguments=None):
@@ -29,10 +29,10 @@ def parse(arguments=None):
     return add_settings(p, ["method", "batch_size", "max_length"]).parse_args(arguments)
 
 
-def load(folder):
+def load_model(folder):
     """-> (model, Checkpoint, tokenizer or the reason why there is none).
 
-    The model is a Classifier where the folder has a classification head and a tokenizer, else a
+    The model is a Classifier if the folder has a classification head and a tokenizer, else a
     Backbone.
     """
     from .classify.classifier import Classifier
@@ -55,7 +55,7 @@ def load(folder):
     return load_backbone(folder), checkpoint, tokenizer
 
 
-def architecture(backbone):
+def architecture_line(backbone):
     """Family, depth, width, vocabulary and length, in one line."""
     config = backbone.source_config
     stacks = [name for name, _ in backbone.named_modules() if name.split(".")[-1] == "layers"]
@@ -72,9 +72,9 @@ def architecture(backbone):
             f"vocabulary {backbone.config['vocab_size']:,}, {length}, {head}")
 
 
-def fates(model, checkpoint):
+def tensor_fates(model, checkpoint):
     """What became of each tensor of the file -> [(its name, shape, type, fate), ...]."""
-    table, report, found = model.table(), model.report, []
+    table, report, tensors = model.rename_table(), model.report, []
     for name, shape in checkpoint.shapes.items():
         if name in report.loaded:
             ours = report.loaded[name]
@@ -83,43 +83,44 @@ def fates(model, checkpoint):
             fate = f"equal to {report.tied[name]}, tied"
         else:
             fate = "dropped on purpose" if name in report.dropped else "part of a 4-bit weight"
-        found.append((name, " x ".join(map(str, shape)) or "1", checkpoint.dtypes[name], fate))
-    return found
+        tensors.append((name, " x ".join(map(str, shape)) or "1", checkpoint.dtypes[name], fate))
+    return tensors
 
 
-def tensor_lines(found, every_layer):
-    """A line for each tensor, or for each kind of tensor with how many layers have it."""
-    from .models.weights import generic
+def tensor_lines(tensors, every_layer):
+    """A line for each tensor, or for each kind of tensor with the number of layers that have it.
+    tensors: from `tensor_fates`."""
+    from .models.weights import split_layer_number
     if not every_layer:
-        found = [(generic(name)[0], *more, generic(fate)[0]) for name, *more, fate in found]
-    kinds = Counter(found)
+        tensors = [(split_layer_number(name)[0], *more, split_layer_number(fate)[0])
+                 for name, *more, fate in tensors]
+    kinds = Counter(tensors)
     wide = max(len(name) for name, *_ in kinds)
     return [f"  {name:{wide}}  {shape:>13} {dtype:4} {f'x {count}' if count > 1 else '':5} {fate}"
             for (name, shape, dtype, fate), count in kinds.items()]
 
 
 def new_head_lines(folder):
-    """Which tensors train drops and adds with a new head -> [one line]; [] where it refuses the
+    """Which tensors train drops and adds for a new head -> [one line]; [] if train refuses the
     folder."""
     from .classify.classifier import Classifier
-    from .models.weights import generic
+    from .models.weights import split_layer_number
     from .tuning.quant_files import open_checkpoint
     try:
         checkpoint = open_checkpoint(folder)
         model = Classifier.empty(checkpoint, ["0", "1"])
-        table = model.table(with_classes=False)
-        path = {name: table.path(name) for name in checkpoint.files
-                if not table.tied_to(name)}
+        table = model.rename_table(with_classes=False)
+        paths = {name: table.path_of(name) for name in checkpoint.files if not table.tied_to(name)}
     except (InputError, KeyError):
         return []
-    old = {generic(name)[0]: None for name, ours in path.items() if ours is None}
+    old = {split_layer_number(name)[0]: None for name, path in paths.items() if path is None}
     new = [f"head.{name}" for name, _ in model.head.named_parameters()]
-    new = [name for name in new if name not in path.values()]
+    new = [name for name in new if name not in paths.values()]
     return [f"train, with a new head: dropped {', '.join(old) or 'none'}; new {', '.join(new)}"]
 
 
-def parts(model):
-    """{part of the model: parameters}: embeddings, the blocks together, norms, heads."""
+def part_sizes(model):
+    """-> {part of the model: number of parameters}: embeddings, all blocks, norms, heads."""
     sizes = Counter()
     for name, parameter in model.named_parameters():
         block = re.match(r"(.*?)\.\d+\.", name)
@@ -129,47 +130,47 @@ def parts(model):
 
 def memory_lines(backbone, head):
     """Memory to load the model in each precision, and to train it by each method -> lines."""
-    from .cli.memory import METHODS, size, training_memory
+    from .cli.memory import MEASURED_METHODS, size_text, training_memory
     total = sum(parameter.numel() for part in (backbone, head) for parameter in part.parameters())
-    length = min(ROW, backbone.max_tokens or ROW)
-    lines = [f"  to load: {size(4 * total)} in fp32, {size(2 * total)} in bf16 or fp16",
+    length = min(METHOD_LENGTH, backbone.max_tokens or METHOD_LENGTH)
+    lines = [f"  to load: {size_text(4 * total)} in fp32, {size_text(2 * total)} in bf16 or fp16",
              "  to train in fp32 with AdamW, a step takes weights and moments and the larger of "
              "gradients and tokens (with --micro-batch-size both):",
              f"    {'':27} {'parameters that learn':>21} {'weights, moments':>17} "
              f"{'gradients':>10} {'1,000 tokens of a batch':>24}"]
-    for method in METHODS:
+    for method in MEASURED_METHODS:
         start = f"    --method {method:18}"
         try:
-            trained, held, text = training_memory(backbone, head, method, length)
-            lines.append(f"{start} {trained:>21,} {size(held):>17} {size(4 * trained):>10} "
-                         f"{size(text * 1000 / length):>24}")
+            trained, state, of_text = training_memory(backbone, head, method, length)
+            lines.append(f"{start} {trained:>21,} {size_text(state):>17} "
+                         f"{size_text(4 * trained):>10} {size_text(of_text * 1000 / length):>24}")
         except InputError as error:
             lines.append(f"{start} {str(error).partition(':')[0]}")
     return lines
 
 
 def switch_lines(backbone, head, a):
-    """Memory of a step of --method, and how much each switch of the loop saves -> lines."""
-    from .cli.memory import size, switch_table
+    """Memory of a step of --method, and how much of it each switch saves -> lines."""
+    from .cli.memory import size_text, switch_table
     given = {key: value for key, value in vars(a).items() if key in vars(Settings())}
     s = Settings(**{**given, "model": Settings.model}).check()
-    longest = backbone.max_tokens or s.max_length or LONG
+    longest = backbone.max_tokens or s.max_length or SWITCH_LENGTH
     if s.max_length > longest:
         raise InputError(f"--max-length {s.max_length}: this model takes {longest} tokens")
     table = switch_table(backbone, head, s.method, s.batch_size,
-                         s.max_length or min(LONG, longest))
+                         s.max_length or min(SWITCH_LENGTH, longest))
     (_, step, plain), wide = table[0], max(len(flags) for flags, *_ in table)
     lines = [f"  a step of --method {s.method} --batch-size {s.batch_size}, all texts of "
              f"{step.length} tokens, and its switches:",
              f"    {'':{wide}} {'estimate':>9} {'saved':>9}"]
     for flags, _, needed in table:
-        saved = "" if needed == plain else "-" * (needed > plain) + size(abs(plain - needed))
-        lines.append(f"    {flags:{wide}} {size(needed):>9} {saved:>9}".rstrip())
+        saved = "" if needed == plain else "-" * (needed > plain) + size_text(abs(plain - needed))
+        lines.append(f"    {flags:{wide}} {size_text(needed):>9} {saved:>9}".rstrip())
     return lines
 
 
 def tokenizer_line(tokenizer, rows):
-    """Do the tokenizer's ids fit the embedding's rows? -> line"""
+    """Do the tokenizer's ids fit the embedding? -> a line. rows: of the embedding."""
     spare = rows - len(tokenizer)
     fit = f"{spare} rows of the embedding are never used"
     if spare == 0:
@@ -177,7 +178,7 @@ def tokenizer_line(tokenizer, rows):
     elif spare < 0:
         fit = (f"ERROR: the embedding has only {rows:,} rows, ids from {rows:,} on would fail: "
                "these files do not belong together")
-    ids = {role: getattr(tokenizer, role + "_id") for role in SPECIALS}
+    ids = {role: getattr(tokenizer, role + "_id") for role in SPECIAL_TOKENS}
     named = [f"{role} {number}" for role, number in ids.items() if number is not None]
     return (f"tokenizer: ids 0 to {len(tokenizer) - 1:,}, {fit}; "
             f"{', '.join(named) or 'no special tokens'}")
@@ -187,22 +188,22 @@ def main(arguments=None):
     a = parse(arguments)
     from .classify.head import build_head
     folder = find_model(a.model)
-    model, checkpoint, tokenizer = load(folder)
+    model, checkpoint, tokenizer = load_model(folder)
     backbone = getattr(model, "backbone", model)
-    print(f"{folder}\n{architecture(backbone)}")
+    print(f"{folder}\n{architecture_line(backbone)}")
     if model is not backbone:
         how = ""
         if model.head.described:
             how = f", read as label texts behind {model.head.described['template']!r}"
         print(f"classes: {', '.join(model.labels)}{how}; "
               f"texts are cut to {model.max_length} tokens")
-    found, report = fates(model, checkpoint), model.report
-    print(f"\n{len(found)} tensors in {len(set(checkpoint.files.values()))} file(s): "
+    tensors, report = tensor_fates(model, checkpoint), model.report
+    print(f"\n{len(tensors)} tensors in {len(set(checkpoint.files.values()))} file(s): "
           f"{len(report.loaded)} loaded, {len(report.tied)} tied, {len(report.dropped)} dropped on "
-          f"purpose; {len(report.fresh)} parameters not in the file")
-    print("\n".join([*tensor_lines(found, a.layers), *new_head_lines(folder)]))
+          f"purpose; {len(report.newly_initialised)} parameters not in the file")
+    print("\n".join([*tensor_lines(tensors, a.layers), *new_head_lines(folder)]))
     print(f"\n{sum(p.numel() for p in model.parameters()):,} parameters")
-    print("\n".join(f"  {count:>15,}  {part}" for part, count in parts(model).items()))
+    print("\n".join(f"  {count:>15,}  {part}" for part, count in part_sizes(model).items()))
     tuned = getattr(model, "tuning", None)
     if model is backbone:
         print("\nmemory, with a classification head of two classes")

@@ -14,10 +14,10 @@ import json
 from .cli.parser import Parser, run
 from .cli.settings import add_settings
 from .errors import InputError
-from .files import check_out, find_model, named, read_json, write_text
+from .files import check_out_file, find_model, input_paths, read_json, write_text
 from .text.data import load_data
 
-READOUT = ("template", "label_texts", "instruction", "end", "score_by")   # settings of train
+READOUT_SETTINGS = ("template", "label_texts", "instruction", "end", "score_by")   # of train
 
 
 def parse(arguments=None):
@@ -31,7 +31,7 @@ def parse(arguments=None):
     p.add_argument("--text-column", help="name(s) of the text column(s) of --data, which are the "
                    "fields of the template")
     p.add_argument("--label-column", help="name of the label column of --data")
-    add_settings(p, ["quoting", *READOUT], grouped=False)
+    add_settings(p, ["quoting", *READOUT_SETTINGS], grouped=False)
     p.add_argument("--out", help="also write the report to this JSON file")
     p.add_argument("--overwrite", action="store_true", help="replace the file of --out")
     return p.parse_args(arguments)
@@ -52,7 +52,7 @@ def choose_labels(a):
     return a.labels, None
 
 
-def report_of(a, labels, fields):
+def build_report(a, labels, fields):
     """The label doctor's Report on the readout that training would build."""
     from .classify.build import check_labels               # torch takes seconds, --help should not
     from .classify.label_text.doctor import examine
@@ -63,7 +63,7 @@ def report_of(a, labels, fields):
     check_labels(labels, "--data" if a.data else "--labels")
     folder = find_model(a.model)
     model = model_class(read_json(folder / "config.json"), folder / "config.json")
-    options = {name: getattr(a, name, "") for name in READOUT} | {"fields": fields}
+    options = {name: getattr(a, name, "") for name in READOUT_SETTINGS} | {"fields": fields}
     for name in ("template", "instruction"):
         options[name] = read_template(options[name])
     tokenizer = load_tokenizer(folder)
@@ -74,8 +74,8 @@ def report_of(a, labels, fields):
 def main(arguments=None):
     a = parse(arguments)
     if a.out:
-        check_out(a.out, a.overwrite, named(a))
-    report = report_of(a, *choose_labels(a))
+        check_out_file(a.out, a.overwrite, input_paths(a))
+    report = build_report(a, *choose_labels(a))
     print("\n".join(report.lines()))
     if a.out:
         record = {"model": str(a.model), **report.as_dict()}

@@ -4,16 +4,16 @@
   python -m minillmclf.merge --model runs/my-qlora --out merged/mine --base full
   python -m minillmclf.merge --model runs/my-qlora --out merged/mine --base 4bit
 
-The result is an ordinary Hugging Face folder, as fast as the base. Of a 4-bit base, --base full
-takes the weights in full precision, and --base 4bit rounds the sums to four bits once more, which
-changes answers. How much the merged model differs, on the rows that it was tested on or on --data,
-is printed: the largest difference of a probability, and how many rows change their class.
+The result is an ordinary Hugging Face folder, as fast as the base. If the base has 4 bits a weight,
+--base full writes the sums in full precision, and --base 4bit rounds them to four bits again, which
+changes answers. Printed is how the merged model differs on the rows that it was tested on, or on
+--data: the largest difference of a probability, and how many rows change their class.
 """
 from .cli.parser import Parser, run
 from .cli.settings import add_settings
 from .errors import InputError
-from .evaluate import apart, choose_rows
-from .files import check_folder, find_model, remove
+from .evaluate import paths_read, choose_rows
+from .files import check_out_folder, find_model, remove_path
 
 
 def parse(arguments=None):
@@ -33,8 +33,8 @@ def parse(arguments=None):
     return p.parse_args(arguments)
 
 
-def merged(model, precision):
-    """Merge the adapter into the base, in place. precision: "full" or "4bit" for a 4-bit base."""
+def merge_adapter(model, precision):
+    """Merge an adapter into its base, in place. precision: "full" or "4bit" if that has 4 bits."""
     from .tuning.quant import Linear4bit, quantise_linears
     from .tuning.saved import merge_tuned
     kinds = {path.removesuffix(".base"): module.kind for path, module in model.named_modules()
@@ -53,14 +53,14 @@ def main(arguments=None):
     a = parse(arguments)
     from .classify.classifier import Classifier
     folder = find_model(a.model)
-    out = check_folder(a.out, False, a.overwrite, apart(a))
+    out = check_out_folder(a.out, False, a.overwrite, paths_read(a))
     precisions = [base for base in a.base if base in ("full", "4bit")]
-    places = [base for base in a.base if base not in ("full", "4bit")]
-    if len(precisions) > 1 or len(places) > 1:
+    folders = [base for base in a.base if base not in ("full", "4bit")]
+    if len(precisions) > 1 or len(folders) > 1:
         raise InputError(f"--base {', '.join(a.base)}: give full or 4bit once, and one folder")
-    model = Classifier.load(folder, *places)
+    model = Classifier.load(folder, *folders)
     if model.base:
-        check_folder(out, False, a.overwrite, [("the base of --model", find_model(model.base))])
+        check_out_folder(out, False, a.overwrite, [("the base of --model", find_model(model.base))])
     rows, name = choose_rows(a, folder, model)
     encoded, _ = model.encode([row.texts for row in rows])
 
@@ -68,9 +68,9 @@ def main(arguments=None):
         return model.probabilities(model.scores(encoded, a.batch_size))
     before = probabilities(model)
     answers = model.answers(before)
-    merged(model, *precisions or [None]).save(out)
-    for record in ("tuned.json", "adapter_config.json", "run.json"):   # of what lay in --out
-        remove(out / record)
+    merge_adapter(model, *precisions or [None]).save(out)
+    for name in ("tuned.json", "adapter_config.json", "run.json"):     # of an older model in --out
+        remove_path(out / name)
     saved = Classifier.load(out)
     after = probabilities(saved)
     changed = sum(one != other for one, other in zip(answers, saved.answers(after)))

@@ -8,9 +8,9 @@ A BERT on your own CSV; LoRA on a decoder; instruction tuning; long documents:
   python -m minillmclf.train --data long.csv --windows mean --micro-batch-size 4
 
 Without arguments: the shipped checkpoint mini-bert on the bundled set tickets.
-Of listed values the first is the default; a flag with [off] alone means on.
-The run folder holds run.json, metrics.jsonl, predictions.csv and the model. The
-same command goes on with a run that was stopped.
+Where a flag lists its values, the first is the default; a flag with [off] is
+switched on when given alone. The run folder holds run.json, metrics.jsonl,
+predictions.csv and the model. The same command continues a stopped run.
 """
 import json
 import random
@@ -20,18 +20,18 @@ from itertools import chain, islice
 from pathlib import Path
 
 from .cli import run_folder
-from .cli.build import build, check_saved, model_lines, task_of
-from .cli.launch import distributed
-from .cli.machine import (collect, features, logits_of, peak_memory, prepare, step_and_store,
-                          versions, writes_files)
+from .cli.build import build_classifier, build_task, check_saved, model_lines
+from .cli.launch import in_all_processes
+from .cli.machine import (cache_frozen_features, gather_weights, library_versions, logits_of,
+                          peak_memory_mb, prepare_for_training, step_and_store, writes_files)
 from .cli.parser import Parser, StopSignal, run
 from .cli.progress import Progress
-from .cli.rows import diagnose, encode, load_dataset, reading_of, write_predictions
+from .cli.rows import diagnose_data, encode_split, load_dataset, reading_of, write_predictions
 from .cli.settings import add_settings, read_settings
 from .errors import InputError, Stopped
 from .files import write_json, write_text
 
-FITTED_ROWS = 200              # training rows, drawn by the seed, measured after each epoch
+TRAIN_SAMPLE_ROWS = 200        # after each epoch the metric is measured on so many training rows
 
 
 def parse(arguments=None):
@@ -44,40 +44,37 @@ def parse(arguments=None):
     return p.parse_args(arguments)
 
 
-def can_be_shown(record, data):
-    """Does a finished run's record hold all that show_record prints?"""
+def finished_record(s, folder, data, overwrite=False):
+    """As run_folder.finished_record, but InputError for a record that show_record cannot print."""
+    record = run_folder.finished_record(s, folder, data, overwrite)
     try:
-        show_record(record, data, "", say=str)
-        return record["split"] in ("dev", "test")
+        if record:
+            show_record(record, data, "", say=str)
+            if record["split"] not in ("dev", "test"):
+                raise ValueError("no such split")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-        return False
-
-
-def open_run(s, folder, data, overwrite=False):
-    """As cli.run_folder.open_run; InputError also for a record that show_record cannot print."""
-    record = run_folder.open_run(s, folder, data, overwrite)
-    if record and not can_be_shown(record, data):
         raise InputError(f"{folder}/run.json: its results are not as train writes them: "
-                         "--overwrite starts anew")
+                         "--overwrite starts anew") from None
     return record
 
 
-def silent(line):
+def say_nothing(line):
     """A `say` that prints nothing."""
 
 
-def learn(s, model, data, folder, say, on_epoch=None):
-    """Train, with a progress bar -> what loop.fit returns, and the timing of the steps that this
-    process took. s: cli.settings.Settings; data: train, dev, test rows; say: prints a line."""
+def fit_with_progress(s, model, data, folder, say, on_epoch=None):
+    """Train, with a progress bar -> what loop.fit returns (None if stopped), and `timing_of` the
+    steps. s: cli.settings.Settings; data: text.data.Dataset; say: a function that prints a line."""
     from .training import loop                             # it loads torch, which takes seconds
     from .training.plan import Rows
     rows = model.task.training_rows(data.train)
-    train, dev = encode(model, rows, training=True)[0], encode(model, data.dev)[0]
-    drawn = random.Random(f"fitted:{s.seed}").sample(range(len(rows)), min(len(rows), FITTED_ROWS))
-    sample = Rows([train.encoded[row] for row in drawn], [train.labels[row] for row in drawn])
+    train, dev = encode_split(model, rows, training=True)[0], encode_split(model, data.dev)[0]
+    count = min(len(rows), TRAIN_SAMPLE_ROWS)
+    chosen = random.Random(f"fitted:{s.seed}").sample(range(len(rows)), count)
+    sample = Rows([train.encoded[i] for i in chosen], [train.labels[i] for i in chosen])
     started = time.monotonic()
-    bar = Progress(say is silent, dynamic_ncols=True, leave=False)
-    with bar, StopSignal() as stop, features(s, model, [*train.encoded, *dev.encoded]):
+    bar = Progress(say is say_nothing, dynamic_ncols=True, leave=False)
+    with bar, StopSignal() as stop, cache_frozen_features(s, model, [*train.encoded, *dev.encoded]):
         def say_above(line):
             bar.clear()
             say(line)
@@ -87,8 +84,8 @@ def learn(s, model, data, folder, say, on_epoch=None):
 
         def after_epoch(line):
             logits = model.scores(sample.encoded, s.eval_batch_size)
-            fitted = model.task.measure(model.probabilities(logits), sample.labels)
-            line[f"train_{s.metric}"] = fitted[s.metric]           # on the same rows in each epoch
+            metrics = model.task.measure(model.probabilities(logits), sample.labels)
+            line[f"train_{s.metric}"] = metrics[s.metric]          # on the same rows in each epoch
             say_above(epoch_line(line, s.metric, model.task.METRICS))
             if on_epoch:
                 on_epoch(dict(line))
@@ -102,45 +99,48 @@ def learn(s, model, data, folder, say, on_epoch=None):
 
 
 def timing_of(s, model, train, bar, seconds):
-    """seconds: for the steps of this process, which the bar has shown -> "timing" of run.json."""
+    """-> "timing" of run.json. seconds: how long the steps took that this process's bar showed."""
     from .training.plan import plan_epochs
     seconds = max(seconds, 1e-6)                           # a coarse clock may measure 0
-    steps = list(islice(chain.from_iterable(plan_epochs(model, train, s)), bar.first, bar.last))
+    all_steps = chain.from_iterable(plan_epochs(model, train, s))      # a step is a list of rows
+    steps = list(islice(all_steps, bar.steps_before, bar.last_step))
     return {"train_seconds": round(seconds, 1),
             "seconds_per_step": round(seconds / max(1, len(steps)), 4),
             "examples_per_second": round(sum(map(len, steps)) / seconds, 1)}
 
 
 def epoch_line(epoch, metric, names):
-    """A dict of the history -> text: the loss, the metric on training rows, all metrics on dev."""
+    """A line of metrics.jsonl, as text. metric: shown for training rows; names: metrics of dev."""
     dev = "  ".join(f"{name} {epoch[name]:.3f}" for name in names)
     return (f"epoch {epoch['epoch']:3d}  train loss {epoch['train_loss']:.3f}  "
             f"{metric} {epoch[f'train_{metric}']:.3f}  dev {dev}")
 
 
-def finish(s, model, data, folder, record, progress, timing):
-    """Test, compare with the baselines, save the model and its results -> the finished record."""
+def evaluate_and_save(s, model, data, folder, record, progress, timing):
+    """Test the model, save it, compare it with the baselines -> the finished record. record: the
+    run.json so far; progress, timing: what `fit_with_progress` returns."""
     split = "test" if data.test else "dev"
     examples = getattr(data, split)
-    rows, _ = encode(model, examples)
+    rows, _ = encode_split(model, examples)
 
     def logits(encoded):
-        return logits_of(s, model, encoded)                                         # (rows, C)
-    probabilities = model.probabilities(logits(rows.encoded))
+        return logits_of(s, model, encoded)                                            # (N, C)
+    probabilities = model.probabilities(logits(rows.encoded))                          # (N, C)
 
     def dev_probabilities():
-        return model.probabilities(logits(encode(model, data.dev)[0].encoded))
+        return model.probabilities(logits(encode_split(model, data.dev)[0].encoded))
     model.task = model.task.fitted(dev_probabilities, data.dev)    # such as a cut-off per label
     checks = model.task.check_answers(model, [e.texts for e in examples], logits)
-    if not collect(model):
-        return record                      # of several processes the main one alone writes files
-    name, own = f"{Path(s.model).name}, {s.method}", model.task.evaluate(probabilities, rows.labels)
-    timing |= {"peak_memory_mb": peak_memory()}
+    gather_weights(model)
+    if not writes_files():
+        return record                      # of several processes only the main one goes on
+    timing |= {"peak_memory_mb": peak_memory_mb()}
     model.save(folder)                     # before the baselines, which may run out of memory
     check_saved(model, folder, [e.texts for e in examples[:3]])
     write_predictions(folder / "predictions.csv", examples, probabilities, model.labels,
                       model.answers(probabilities))
-    results = {**model.task.baselines(data, quick=s.baselines == "off"), name: own}
+    results = model.task.baselines(data, quick=s.baselines == "off")
+    results[f"{Path(s.model).name}, {s.method}"] = model.task.evaluate(probabilities, rows.labels)
     record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split,
                "results": results, **checks, "timing": timing}
     write_json(folder / "run.json", record)
@@ -150,7 +150,7 @@ def finish(s, model, data, folder, record, progress, timing):
 def show_record(record, data, folder, say=print):
     """Print a finished run: the table of results, the folder, and warnings about the baselines."""
     from .cli.baseline_warning import baseline_warning     # it loads numpy
-    timing, split, task = record["timing"], record["split"], task_of(record["settings"], data)
+    timing, split, task = record["timing"], record["split"], build_task(record["settings"], data)
     speed = ""
     if "examples_per_second" in timing:
         speed = f"{timing['examples_per_second']:.0f} examples a second, "
@@ -176,11 +176,11 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     of output; on_epoch: called after each epoch with a dict, a line of metrics.jsonl.
     """
     run_files = run_folder.RunFolder(folder)
-    place = run_folder.place_of(s, folder, data, overwrite)     # the folder, or a new one inside it
-    model, trainable, total = build(s, data.labels, data.columns)
+    place = run_folder.training_folder(s, folder, data, overwrite)     # `folder`, or one inside it
+    model, trainable, total = build_classifier(s, data.labels, data.columns)
     model.read_as(reading_of(s, data))
-    prepare(s, model)
-    report = diagnose(model, data)
+    prepare_for_training(s, model)
+    report = diagnose_data(model, data)
     say("\n".join(report.lines()))
     cut, lines = model.task.check_rows(model, [e.texts for e in data.train + data.dev + data.test])
     if lines:
@@ -189,29 +189,29 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
         from .classify.label_text.doctor import examine
         say("\n" + "\n".join(examine(model.tokenizer, model.head, model.labels).lines()))
     say("\n" + "\n".join(model_lines(s, model, trainable, total)))
-    record = {"settings": asdict(s), "finished": False, "base": run_folder.base_of(s),
+    record = {"settings": asdict(s), "finished": False, "base": run_folder.base_fingerprint(s),
               "data": {**data.source, "rows": report.rows, "labels": data.labels},
-              "doctor": report.as_dict(), **cut, "versions": versions(),
+              "doctor": report.as_dict(), **cut, "versions": library_versions(),
               "parameters": {"trainable": trainable, "total": total}}
-    run_files.begin(place, record, overwrite)
-    progress, timing = learn(s, model, data, place, say, on_epoch)
+    run_files.start(place, record, overwrite)
+    progress, timing = fit_with_progress(s, model, data, place, say, on_epoch)
     if progress is None:
         return None
-    record = finish(s, model, data, place, record, progress, timing)
-    run_files.settle()         # moves the finished run from `place` into the folder
+    record = evaluate_and_save(s, model, data, place, record, progress, timing)
+    run_files.move_into_place()         # from `place` into the folder
     return record
 
 
-def whole_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
-    """The record of the run that is finished in the folder, else that of `train_run`. Meanwhile no
-    other process can use the folder."""
-    with run_folder.RunFolder(folder).held():
-        if finished := open_run(s, folder, data, overwrite):
+def train_unless_finished(s, data, folder, overwrite=False, say=print, on_epoch=None):
+    """The record of the run that is finished in the folder, else that of `train_run`. No other
+    process can use the folder meanwhile."""
+    with run_folder.RunFolder(folder).lock():
+        if finished := finished_record(s, folder, data, overwrite):
             say(f"{folder}: this run is finished already (--overwrite starts it anew)")
         return finished or train_run(s, data, folder, overwrite, say, on_epoch)
 
 
-@distributed()
+@in_all_processes()
 def main(arguments=None):
     """The command, also as one of several processes -> exit code."""
     flags = vars(parse(arguments))
@@ -220,7 +220,7 @@ def main(arguments=None):
     folder = Path(s.out or "runs/{}-{}-{}-{}".format(Path(s.model).name, Path(s.data).stem,
                                                      s.method, s.seed))
     data = load_dataset(s)
-    record = whole_run(s, data, folder, overwrite)
+    record = train_unless_finished(s, data, folder, overwrite)
     if record is None:
         again = "The same command" + " without --overwrite" * overwrite
         raise Stopped(f"stopped; the state is saved in {folder}. {again} goes on from there.")

@@ -124,15 +124,15 @@ def test_collate_without_labels_and_the_move_to_a_device():
 
 @pytest.mark.parametrize("mask", [[[1, 1, 1], [1, 0, 0]], [[0, 1, 1], [1, 1, 1]], [[1, 1], [1, 1]], [[1, 0, 1], [1, 1, 0]]])
 def test_a_layout_is_what_the_mask_says(mask):
-    layout, mask = Layout.of(torch.tensor(mask), torch.tensor(mask)), torch.tensor(mask)
+    layout, mask = Layout.from_mask(torch.tensor(mask), torch.tensor(mask)), torch.tensor(mask)
     assert layout.mask.dtype == torch.bool and layout.mask.tolist() == mask.bool().tolist()
     assert layout.lengths.tolist() == [sum(row) for row in mask.tolist()] and layout.longest == max(layout.lengths)
-    assert mask.flatten()[layout.places].tolist() == [1] * int(mask.sum()) and layout.token_types == 2
+    assert mask.flatten()[layout.indices].tolist() == [1] * int(mask.sum()) and layout.token_types == 2
     for row, positions in zip(mask.bool(), layout.position_ids):
         assert positions[row].tolist() == list(range(int(row.sum())))
-    assert layout.full == bool(mask.all())
+    assert layout.no_padding == bool(mask.all())
     assert layout.right_padded == all(row == sorted(row, reverse=True) for row in mask.tolist())
-    assert Layout.of(mask).token_types is None
+    assert Layout.from_mask(mask).token_types is None
 
 
 class Waits(TorchDispatchMode):

@@ -9,7 +9,7 @@ from conftest import MODELS, refused
 from small import ROOT, bert_folder, command, data_file, environment
 
 from minillmclf.choose import facts as the_facts, measured, page, __main__ as choose
-from minillmclf.choose.advice import advise, command_of, measured_flags, near
+from minillmclf.choose.advice import advise, command_of, measured_flags, is_near
 from minillmclf.classify.head import build_head
 from minillmclf.cli.memory import training_memory
 from minillmclf.models import load_backbone
@@ -108,9 +108,9 @@ def test_where_nothing_trained_comes_near_a_baseline_the_rules_advise_and_it_is_
 
 def test_near_is_within_one_standard_error_of_the_best_on_dev():
     best = row("a", dev=0.8)                                     # sqrt(0.8 x 0.2 / 100) = 0.04
-    assert near(row("b", dev=0.761), best) and not near(row("b", dev=0.759), best) and near(best, best)
-    assert not near(row("b", dev=0.79), {**best, "dev_rows": None}), "of an older comparison the number of dev rows is not known"
-    assert not near(row("b", dev=0.81, metric="log_loss"), {**best, "metric": "log_loss"})
+    assert is_near(row("b", dev=0.761), best) and not is_near(row("b", dev=0.759), best) and is_near(best, best)
+    assert not is_near(row("b", dev=0.79), {**best, "dev_rows": None}), "of an older comparison the number of dev rows is not known"
+    assert not is_near(row("b", dev=0.81, metric="log_loss"), {**best, "metric": "log_loss"})
 
 
 def test_the_best_log_loss_is_the_smallest(tmp_path):

@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 
 from minillmclf import inspect, train
 from minillmclf.compare.comparison import obstacle
-from minillmclf.compare.configurations import expand, read_sweep
+from minillmclf.compare.configurations import make_configurations, read_sweep
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import POOLINGS, attention, query
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone, save_backbone
 from minillmclf.text.batch import Batch, collate
-from minillmclf.text.prompt import fit
+from minillmclf.text.prompt import cut_longest
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import tune
 
@@ -127,7 +127,7 @@ def test_we_read_what_transformers_saves(name, names, transformers, tmp_path):
     for texts, logits in zip((SINGLE, PAIRS), expected):
         found = differs(scores(model, texts, 2), logits)
         assert found is None, f"{name}: we answer otherwise for {texts}, {found}"
-    assert not model.report.dropped and not model.report.fresh, model.report.line()
+    assert not model.report.dropped and not model.report.newly_initialised, model.report.summary()
 
 
 @pytest.mark.parametrize("kind", ["body", "classifier"])
@@ -164,8 +164,8 @@ def test_an_old_last_layer_is_dropped_with_a_word_and_the_rest_kept(name, last, 
     assert not model.training and not old.training, "dropout would be on"
     assert model.labels == ["no", "yes"] and scores(model, SINGLE).shape == (len(SINGLE), 2)
     assert sorted(model.report.dropped) == [last + ".bias", last + ".weight"]
-    assert model.report.fresh == ["head.out.weight", "head.out.bias"]
-    assert model.report.line() == f"{len(model.report.loaded)} tensors loaded, 2 dropped, 2 new"
+    assert model.report.newly_initialised == ["head.out.weight", "head.out.bias"]
+    assert model.report.summary() == f"{len(model.report.loaded)} tensors loaded, 2 dropped, 2 new"
     kept = {path: p for path, p in old.named_parameters() if not path.startswith("head.out")}
     assert first_difference(parameters, kept, 0.0) is None, "a trained tensor changed on the way"
 
@@ -185,7 +185,7 @@ def test_a_body_with_a_language_model_head_gets_a_whole_new_head(folder):
     lm = folder("bert_masked_lm")
     WordPiece.from_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "a", "b"]).save(lm)
     model = Classifier.from_backbone(lm, ["x", "y"], seed=4)
-    assert model.report.fresh == ["head.dense.weight", "head.dense.bias", "head.out.weight", "head.out.bias"]
+    assert model.report.newly_initialised == ["head.dense.weight", "head.dense.bias", "head.out.weight", "head.out.bias"]
     assert model.report.dropped and all(tensor.startswith("cls.predictions.") for tensor in model.report.dropped)
     with pytest.raises(InputError, match="no classification head in it .no tensor classifier.weight.: fine-tune"):
         Classifier.load(lm)
@@ -278,7 +278,7 @@ def test_dropout_stands_where_transformers_has_it(name, own, transformers, folde
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_a_budget_is_used_up_and_no_short_part_is_cut_for_a_longer_one(lengths, budget):
     parts = [list(range(length)) for length in lengths]
-    kept, cut = fit(parts, budget)
+    kept, cut = cut_longest(parts, budget)
     assert sum(map(len, kept)) == min(sum(lengths), budget) and cut == sum(lengths) - sum(map(len, kept))
     assert all(part == whole[:len(part)] for part, whole in zip(kept, parts)), "a part loses its end only"
     for part, whole in zip(kept, parts):
@@ -489,7 +489,7 @@ def test_attention_of_every_family_is_saved_with_windows_and_without(name, worde
         dropped = {name.rpartition(".")[0] for name in base.report.dropped if "minillmclf" in name}
         of = ("pool", "windows")[:1 + number]
         assert dropped == {"minillmclf_head"} | {f"minillmclf_{x}.{y}" for x in of for y in "Uv"}
-        assert not load_backbone(tmp_path / str(number)).report.fresh
+        assert not load_backbone(tmp_path / str(number)).report.newly_initialised
 
 
 def test_commands_pool_by_attention(tmp_path, capsys):
@@ -504,7 +504,7 @@ def test_commands_pool_by_attention(tmp_path, capsys):
     capsys.readouterr()
     inspect.main([str(tmp_path / "run")])
     assert "head.U.weight" in (said := capsys.readouterr().out) and "head.v.weight" in said
-    found = expand([f"{body}@pool=attention"], ["full", "lora", "prefix"], ["head"], read_sweep([]),
+    found = make_configurations([f"{body}@pool=attention"], ["full", "lora", "prefix"], ["head"], read_sweep([]),
                    {"data": str(data)})
     rows = train.load_dataset(found[0].settings)
     assert [c.settings.pool for c in found] == ["attention"] * 3

@@ -19,10 +19,10 @@ from minillmclf import __main__, __version__, train
 from minillmclf.compare import __main__ as compare
 from minillmclf.folds import __main__ as folds
 from minillmclf.cli.baseline_warning import baseline_warning
-from minillmclf.compare.configurations import expand, read_sweep
+from minillmclf.compare.configurations import make_configurations, read_sweep
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import POOLINGS, build_head, pool
-from minillmclf.cli.build import KEEP
+from minillmclf.cli.build import KEPT_END
 from minillmclf.cli.parser import run
 from minillmclf.errors import did_you_mean
 from minillmclf.cli.settings import (ALIASES, GOES_WITH, GROUPS, METHODS, OLD_SIDES, Settings, flag,
@@ -80,7 +80,7 @@ def error_of(call, capsys):
 
 
 def test_the_commands_are_listed_and_a_name_runs_one(monkeypatch, capsys):
-    assert list(__main__.commands()) == COMMANDS, "a command is a file whose first line says so"
+    assert list(__main__.find_commands()) == COMMANDS, "a command is a file whose first line says so"
     monkeypatch.setattr(sys, "argv", ["minillmclf"])
     assert __main__.main() == 0
     out = capsys.readouterr().out
@@ -191,9 +191,9 @@ def test_another_name_is_a_hidden_flag_and_a_key(name, own, tmp_path, capsys):
 def test_what_is_kept_of_a_text_is_what_is_not_cut_off():
     for keep, side in OLD_SIDES.items():
         assert train.parse(["--keep", keep]).truncation_side == side
-        assert KEEP[side] == keep
-        assert read_settings({"keep": keep}).identity()["keep"] == keep
-    assert "keep" not in Settings().decisive() and "multi_label" not in Settings().identity()
+        assert KEPT_END[side] == keep
+        assert read_settings({"keep": keep}).decisive_under_old_names()["keep"] == keep
+    assert "keep" not in Settings().decisive_settings() and "multi_label" not in Settings().decisive_under_old_names()
 
 
 def test_a_bare_switch_means_on():
@@ -279,7 +279,7 @@ def test_an_old_run_json_with_settings_that_were_ignored_loads(tmp_path):
 
 def test_compare_refuses_a_flag_that_nothing_reads(place):
     def made(*methods, **given):
-        return expand([str(place / "bert")], methods, ["head"], read_sweep([]), given)
+        return make_configurations([str(place / "bert")], methods, ["head"], read_sweep([]), given)
 
     assert [c.settings.rank for c in made("full", "lora", rank=4)] == [8, 4]
     refused(
@@ -498,7 +498,7 @@ def test_the_advice_on_long_texts_can_be_followed(tmp_path):
     data = load_data(str(small.data_file(tmp_path / "data.csv")))
 
     def warned(**more):
-        report = train.diagnose(Classifier.from_backbone(base, data.labels, **more), data)
+        report = train.diagnose_data(Classifier.from_backbone(base, data.labels, **more), data)
         return next(w for w in report.warnings if "truncated" in w)
 
     assert warned(max_length=7).endswith("raise max_length")

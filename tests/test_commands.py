@@ -8,7 +8,6 @@ import errno
 import io
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -206,7 +205,7 @@ def test_an_overwritten_run_stays_until_the_new_one_is_whole(place, tmp_path, mo
     (out / "notes.txt").write_text("mine")
     before = files(out)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "learn", lambda *_: (None, 0.0))         # as if Ctrl-C came at once
+        patch.setattr(train, "fit_with_progress", lambda *_: (None, 0.0))         # as if Ctrl-C came at once
         code, said, _ = call(train, *arguments(place, out, "--overwrite", lr=1e-3))
     assert code == 130 and "The same command without --overwrite goes on" in said
     assert before.items() <= files(out).items(), "a new run that is not whole has changed the one before"
@@ -925,16 +924,14 @@ def test_train_from_another_folder_where_files_may_not_grow(place, tmp_path):
     shutil.copy(place / "data.csv", tmp_path / "data.csv")
     given = ["--model", "bert", "--data", "data.csv", "--out", "run", *QUICK, "--save-every", 5]   # after epoch 1
 
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    done = process("train", *given, cwd=tmp_path, preexec_fn=limit)
-    lines = done.stderr.decode().replace("\r", "\n").splitlines()
-    assert done.returncode == 2 and "Traceback" not in done.stderr.decode(), done.stderr.decode()
+    code, _, error, _ = small.forked("train", given, cwd=str(tmp_path), limit=100_000)
+    lines = error.replace("\r", "\n").splitlines()
+    assert code == 2 and "Traceback" not in error, error
     assert lines[-1].startswith("error: run/state.safetensors: could not be written"), lines[-1]
     whole(tmp_path / "run")
     assert (tmp_path / "run" / "best.safetensors").exists(), "the first file, under the limit, should be there"
-    done = process("train", *given, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr.decode()
+    code, _, error, _ = small.forked("train", given, cwd=str(tmp_path))
+    assert code == 0, error
     for name in LEARNED:
         assert (tmp_path / "run" / name).read_bytes() == (place / "finished" / name).read_bytes(), \
             f"a run disturbed by a full disk, in another process and folder, should end with the same {name}"
@@ -994,7 +991,7 @@ def test_help_is_quick_and_complete():
     for name in vars(Settings()):
         flag = "--" + name.replace("_", "-")
         assert f"  {flag} " in helps["train"], f"train --help does not explain {flag}"
-        assert (f"  {flag} " in helps["compare"]) == (name not in compare.OWN or name == "out"), flag
+        assert (f"  {flag} " in helps["compare"]) == (name not in compare.DECIDED_SETTINGS or name == "out"), flag
     own = {"train": "--config --overwrite", "compare": "--models --learning-curve --seeds --out",
            "evaluate": "--model --data --split --text-column --label-column --batch-size --out",
            "predict": "text --model --pair --data --text-column --out --format --batch-size"}

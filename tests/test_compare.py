@@ -19,13 +19,13 @@ import small
 
 from minillmclf.compare import comparison, configurations, runs, __main__ as compare
 from minillmclf.compare.comparison import obstacle
-from minillmclf.compare.configurations import expand, labels_of, read_sweep
+from minillmclf.compare.configurations import make_configurations, labels_of, read_sweep
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError, Stopped
 from minillmclf.cli.settings import Settings
 from minillmclf.compare.runs import Run
-from minillmclf.compare.summary import difference, interval, read_predictions, summarise
-from minillmclf.compare.table import csv_of_runs, markdown
+from minillmclf.compare.summary import difference_to_best, interval_over_seeds, read_predictions, summarise
+from minillmclf.compare.table import csv_of_runs, comparison_markdown
 from minillmclf.train import write_predictions
 from minillmclf.training.metrics import METRICS, evaluate
 from minillmclf.training.statistics import bootstrap, mcnemar, t_interval
@@ -64,7 +64,7 @@ def started(monkeypatch):
         printed.write_text(out)
         errors.write_text(err)
         return code
-    monkeypatch.setattr(runs, "process", process)
+    monkeypatch.setattr(runs, "run_module", process)
     return calls
 
 
@@ -189,7 +189,7 @@ def test_mistakes_are_named_before_any_work(place, call, started, tmp_path, monk
 # ---------------------------------------------------------------- what is combined
 
 def combined(place, *models, methods=("full",), readouts=("head",), sweep=(), **flags):
-    return expand([str(place / m) if (place / m.partition("@")[0]).exists() else m for m in models], methods, readouts,
+    return make_configurations([str(place / m) if (place / m.partition("@")[0]).exists() else m for m in models], methods, readouts,
                   read_sweep(sweep), flags)
 
 
@@ -203,7 +203,7 @@ def test_the_product_and_what_goes_over_it(place):
 
 def test_a_method_may_have_settings_of_its_own(place):
     found = combined(place, "bert", "lm@method=head", "lm@rank=2", methods=["full", "lora@lr=3e-3,rank=16", "lora@rank=4"], lr=1e-4)
-    assert [(c.settings.method, c.settings.lr, c.settings.rank, c.swept) for c in found] == [
+    assert [(c.settings.method, c.settings.lr, c.settings.rank, c.row_settings) for c in found] == [
         ("full", 1e-4, 8, ""), ("lora", 3e-3, 16, "lr=0.003,rank=16"), ("lora", 1e-4, 4, "rank=4"), ("head", 1e-4, 8, ""),
         ("full", 1e-4, 8, ""), ("lora", 3e-3, 2, "lr=0.003"), ("lora", 1e-4, 2, "")]
     assert list(labels_of(found).values())[:3] == ["bert, full", "bert, lora lr=0.003,rank=16", "bert, lora rank=4"]
@@ -226,11 +226,11 @@ def test_flags_reach_only_the_readout_that_reads_them(place):
 
 def test_a_sweep_is_a_product_of_what_each_method_reads(place):
     found = combined(place, "bert", methods=["head", "lora"], sweep=["lr=1e-4,3e-4", "rank=4,8"])
-    assert [(c.settings.method, c.swept) for c in found] == [
+    assert [(c.settings.method, c.row_settings) for c in found] == [
         ("head", "lr=0.0001"), ("head", "lr=0.0003"), ("lora", "lr=0.0001,rank=4"), ("lora", "lr=0.0001,rank=8"),
         ("lora", "lr=0.0003,rank=4"), ("lora", "lr=0.0003,rank=8")]
     fixed, *more = combined(place, "bert@lr=1e-2", "bert", sweep=["lr=1e-4,3e-4"])
-    assert (fixed.settings.lr, fixed.swept) == (1e-2, "") and [c.settings.lr for c in more] == [1e-4, 3e-4]
+    assert (fixed.settings.lr, fixed.row_settings) == (1e-2, "") and [c.settings.lr for c in more] == [1e-4, 3e-4]
 
 
 def test_models_of_one_name_are_kept_apart(place, tmp_path):
@@ -316,7 +316,7 @@ def test_a_file_without_splits_is_split_once_for_all_seeds(place, call, started,
 
 def test_a_real_process_tells_its_own_memory_and_its_mistake(place, tmp_path):
     printed, errors = tmp_path / "printed", tmp_path / "errors"
-    assert runs.process("minillmclf.train", "--model", "nowhere", printed=printed, errors=errors) == 2
+    assert runs.run_module("minillmclf.train", "--model", "nowhere", printed=printed, errors=errors) == 2
     assert runs.last_error(errors).startswith("nowhere: no such model folder")
     errors.write_text("Traceback\n  1 step\r 2 steps\nRuntimeError: out of memory\n")
     assert runs.last_error(errors) == "RuntimeError: out of memory"
@@ -325,19 +325,19 @@ def test_a_real_process_tells_its_own_memory_and_its_mistake(place, tmp_path):
 
 
 def test_a_comparison_that_was_stopped_goes_on(place, call, started, tmp_path, monkeypatch):
-    forks = runs.process
+    forks = runs.run_module
 
     def stopped(module, *arguments, printed, errors):
         if module == "minillmclf.train" and len(trainings(started)) == 1:      # the second cell
             raise Stopped("stopped; the same command goes on from there")
         return forks(module, *arguments, printed=printed, errors=errors)
     given = ["--models", place / "bert", "--seeds", "2", "--data", place / "data.csv", "--out", tmp_path / "out", *QUICK]
-    monkeypatch.setattr(runs, "process", stopped)
+    monkeypatch.setattr(runs, "run_module", stopped)
     code, out, err = call(*given)
     assert code == 130 and "same command goes on" in out and "Traceback" not in err
     first, = [p for p in (tmp_path / "out" / "cells").iterdir() if record(p)["state"] == "finished"]
     before = files(first)
-    monkeypatch.setattr(runs, "process", forks)
+    monkeypatch.setattr(runs, "run_module", forks)
     code, out, err = call(*given)
     assert code == 0, err
     assert files(first) == before and len(trainings(started)) == 2, "the finished cell is kept, one more is run"
@@ -363,7 +363,7 @@ def test_a_signal_ends_the_real_process_and_leaves_no_orphan(tmp_path, monkeypat
     thread.start()
     begun = time.monotonic()
     with pytest.raises(Stopped, match="same command goes on"):
-        runs.process("waits", note, printed=tmp_path / "out", errors=tmp_path / "err")
+        runs.run_module("waits", note, printed=tmp_path / "out", errors=tmp_path / "err")
     thread.join()
     assert note.read_text() == "told " and time.monotonic() - begun < 30, "told once, and waited for"
 
@@ -376,7 +376,7 @@ def test_milliseconds_by_a_clock_of_our_own(monkeypatch):
         asked.append(len(texts))
         clock[0] += next(cost) * len(texts) / 1000
     monkeypatch.setattr(runs.time, "perf_counter", lambda: clock[0])
-    assert runs.milliseconds(predict, ["a text"] * 500) == pytest.approx(3.0), "the median of 2, 5 and 3, not the warm-up"
+    assert runs.milliseconds_per_text(predict, ["a text"] * 500) == pytest.approx(3.0), "the median of 2, 5 and 3, not the warm-up"
     assert asked == [32, 32, 32, 32, 32, 32, 8] * 4
 
 
@@ -440,11 +440,11 @@ def test_one_seed_has_an_interval_over_test_rows(tmp_path):
     made, labels = fake_runs(tmp_path, {"good": 0.9}, seeds=1)
     row, = summarise(made, labels, "macro_f1")["rows"]
     answers = read_predictions(made[0].folder / "predictions.csv")
-    assert row["accuracy"] == interval("accuracy", [made[0].record["test"]["accuracy"]], answers)
+    assert row["accuracy"] == interval_over_seeds("accuracy", [made[0].record["test"]["accuracy"]], answers)
     low, high = bootstrap(lambda rows: answers.right[rows].mean(), 40)
     assert (row["accuracy"]["low"], row["accuracy"]["high"]) == (low, high) and low < row["accuracy"]["mean"] < high
     assert row["score"]["low"] < row["score"]["mean"] < row["score"]["high"], "macro F1 has one too"
-    assert "bootstrap over test rows" in markdown(summarise(made, labels, "macro_f1"))
+    assert "bootstrap over test rows" in comparison_markdown(summarise(made, labels, "macro_f1"))
 
 
 def test_other_test_rows_are_not_compared(tmp_path):
@@ -452,8 +452,8 @@ def test_other_test_rows_are_not_compared(tmp_path):
     one, other = [{run.seed: read_predictions(run.folder / "predictions.csv") for run in made
                    if run.configuration.model == name} for name in "ab"]
     other[1].rows = other[1].rows[::-1]
-    assert difference("accuracy", one, other) == (None, []) and difference("accuracy", {0: one[0]}, {1: one[1]}) == (None, [])
-    assert len(difference("accuracy", one, {1: one[1]})[1]) == 1, "a seed that one of them lacks is left out"
+    assert difference_to_best("accuracy", one, other) == (None, []) and difference_to_best("accuracy", {0: one[0]}, {1: one[1]}) == (None, [])
+    assert len(difference_to_best("accuracy", one, {1: one[1]})[1]) == 1, "a seed that one of them lacks is left out"
 
 
 def test_answers_that_rounding_made_equal_keep_the_class_that_was_said(tmp_path):
@@ -475,7 +475,7 @@ def test_a_sweep_is_decided_on_dev_alone(tmp_path):
     assert [(x["settings"], x["chosen"], x["dev"]) for x in summary["sweep"]] == [
         ("lr=0", False, pytest.approx(0.3)), ("lr=1", True, pytest.approx(0.6))]
     assert summarise(made, labels, "log_loss")["rows"][0]["settings"] == "lr=0", "of a loss the smaller is better"
-    text, lines = markdown(summary), csv_of_runs(made, labels, summary).splitlines()
+    text, lines = comparison_markdown(summary), csv_of_runs(made, labels, summary).splitlines()
     assert "| 1.000 [" not in text and "chosen on dev rows only" in text and "| lr=1 | 0.600 | 2 | chosen |" in text
     told = [line["accuracy"] for line in csv.DictReader(lines)]
     assert told[:2] == ["", ""] and all(told[2:]), "table.csv shows a test score of a candidate that was not chosen"
@@ -486,13 +486,13 @@ def test_the_learning_curve_has_a_column_a_size(tmp_path):
     made = small_ones + fake_runs(tmp_path / "all", {"good": 0.9, "poor": 0.5})[0]
     summary = summarise(made, labels, "accuracy")
     assert [row["size"] for row in summary["rows"]] == [10, 10, "all", "all"]
-    lines = markdown(summary).splitlines()
+    lines = comparison_markdown(summary).splitlines()
     assert lines[0] == "| test accuracy | 10 rows a class | all rows a class |" and lines[2].startswith("| good, full | 0.")
     json.dumps(summary, allow_nan=False)
 
 
 def test_the_times_that_are_told():
-    assert [comparison.duration(s) for s in (0.4, 59.9, 85, 3600, 7384)] == ["0 s", "59 s", "1 min 25 s", "1 h 0 min", "2 h 3 min"]
+    assert [comparison.duration_text(s) for s in (0.4, 59.9, 85, 3600, 7384)] == ["0 s", "59 s", "1 min 25 s", "1 h 0 min", "2 h 3 min"]
     with pytest.raises(InputError, match="not a setting"):
         configurations.read_pair("speed=3", "--sweep speed=3")
 
@@ -503,16 +503,16 @@ def test_pictures_stand_beside_the_table_where_matplotlib_is(tmp_path, monkeypat
     rows = [{"model": m, "method": "full", "readout": "head", "label": m, "size": size, "accuracy": {"mean": 0.5, "low": 0.4, "high": 0.6},
              "trainable": n, "train_seconds": 1.0 + n, "log_loss": 1.0, "ece": 0.1, "memory_mb": 9, "ms_per_text": 1.0, "seeds": 2}
             for m, n in (("a", 5), ("majority", 0)) for size in (10, "all")]
-    assert comparison.draw(rows, tmp_path) == ", cost.svg, curve.svg"
+    assert comparison.draw_pictures(rows, tmp_path) == ", cost.svg, curve.svg"
     assert all((tmp_path / name).read_text().lstrip().startswith("<?xml") for name in ("cost.svg", "curve.svg"))
     one = tmp_path / "one"
     one.mkdir()
-    assert comparison.draw([row for row in rows if row["size"] == 10], one) == ", cost.svg", "a curve needs two sizes"
+    assert comparison.draw_pictures([row for row in rows if row["size"] == 10], one) == ", cost.svg", "a curve needs two sizes"
 
     def absent(*_):
         raise InputError("matplotlib is not installed")
-    monkeypatch.setattr(pictures, "cost", absent)
-    assert comparison.draw(rows, tmp_path) == "; no pictures: matplotlib is not installed"
+    monkeypatch.setattr(pictures, "cost_figure", absent)
+    assert comparison.draw_pictures(rows, tmp_path) == "; no pictures: matplotlib is not installed"
 
 
 UNEVEN = (("train", 48, 1, 0.15), ("dev", 24, 6, 0.5), ("test", 18, 3, 0.1))   # rows, seed, noise

@@ -435,7 +435,7 @@ def test_tickets(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     dataset = load_data("tickets")
     assert dataset.name == "tickets" and dataset.source["split"] == "column" and dataset.columns == ("text",)
-    report = doctor.examine(dataset)
+    report = doctor.examine_data(dataset)
     assert not any(sum(n.values()) for n in report.shared.values()), f"tickets leaks between splits: {report.shared}"
 
 
@@ -473,7 +473,7 @@ def made(train, dev=(), test=(), labels="ab") -> Dataset:
 def test_doctor_counts_by_hand():
     dataset = made([("x", "a"), ("X ", "a"), ("y", "a"), ("y", "b"), ("z  z", "b"), ("", "a")],
                    [("Z z", "b"), ("y", "a")], [("x", "b"), ("new", "a"), (" ", "b")])
-    report = doctor.examine(dataset)
+    report = doctor.examine_data(dataset)
     assert report.rows == {"train": 6, "dev": 2, "test": 3}
     assert report.classes == {"a": {"train": 4, "dev": 1, "test": 1, "share": 4 / 6},
                               "b": {"train": 2, "dev": 1, "test": 2, "share": 2 / 6}}
@@ -494,16 +494,16 @@ def test_doctor_counts_by_hand():
 
 def test_doctor_is_silent_on_clean_data():
     train = [(f"train {i}", "ab"[i % 2]) for i in range(20)]
-    report = doctor.examine(made(train, [("d0", "a"), ("d1", "b")], []), max_length=10)
+    report = doctor.examine_data(made(train, [("d0", "a"), ("d1", "b")], []), max_length=10)
     assert report.warnings == [], "a warning without a fault"
     assert "over 10 words: truncated      0    0     0" in report.lines(), "truncated rows are printed, also when 0"
-    assert not any("truncated" in line for line in doctor.examine(made(train)).lines()), "no max_length, no truncation"
+    assert not any("truncated" in line for line in doctor.examine_data(made(train)).lines()), "no max_length, no truncation"
 
 
 @pytest.mark.parametrize("large, warned", [(25, False), (26, True)])
 def test_doctor_imbalance(large, warned):
     rows = [(f"a{i}", "a") for i in range(large)] + [(f"b{i}", "b") for i in range(5)]
-    report = doctor.examine(made(rows))
+    report = doctor.examine_data(made(rows))
     assert report.imbalance == large / 5 and any("macro-F1" in w for w in report.warnings) == warned
     assert f"largest / smallest class of train: {large / 5:.1f}" in report.lines()
     assert not any("fewer than" in w for w in report.warnings), "five rows are not fewer than five"
@@ -511,7 +511,7 @@ def test_doctor_imbalance(large, warned):
 
 def test_doctor_classes_without_rows():
     rows = [(f"a{i}", "a") for i in range(9)] + [(f"b{i}", "b") for i in range(4)]
-    report = doctor.examine(made(rows, [("d", "a")], [], labels="abc"))
+    report = doctor.examine_data(made(rows, [("d", "a")], [], labels="abc"))
     assert report.imbalance is None, "a class without a train row has no ratio"
     text = "\n".join(report.warnings)
     assert "2 class(es) (b, c) with fewer than 5" in text and "2 class(es) (b, c) without a dev row" in text
@@ -520,25 +520,25 @@ def test_doctor_classes_without_rows():
 
 def test_doctor_lengths():
     train = [(f"t {i}", "ab"[i % 2]) for i in range(100)]
-    report = doctor.examine(made(train), lengths={"train": list(range(1, 101)), "dev": [], "test": []}, max_length=90)
+    report = doctor.examine_data(made(train), lengths={"train": list(range(1, 101)), "dev": [], "test": []}, max_length=90)
     assert report.lengths == {"train": {"p50": 50, "p90": 90, "p99": 99, "max": 100}} and report.unit == "tokens"
     assert report.truncated == {"train": 10, "dev": 0, "test": 0}, "a row of max_length tokens is not truncated"
     assert any("10 train row(s) exceed 90 tokens and get truncated: raise" in w for w in report.warnings)
     assert "tokens, p50                   50    -     -" in report.lines()
-    words = doctor.examine(made([(("one two", "three"), "a"), (("x", ""), "b")]), max_length=2)
+    words = doctor.examine_data(made([(("one two", "three"), "a"), (("x", ""), "b")]), max_length=2)
     assert words.unit == "words" and words.lengths["train"]["max"] == 3, "the texts of a row count together"
     assert words.truncated["train"] == 1 and any("counted in words" in w for w in words.warnings)
-    odd = doctor.examine(made(train[:3]), lengths={"train": [30, 10, 20]}).lengths["train"]
+    odd = doctor.examine_data(made(train[:3]), lengths={"train": [30, 10, 20]}).lengths["train"]
     assert odd == {"p50": 20, "p90": 30, "p99": 30, "max": 30}, "a percentile is the nearest rank from above"
     with pytest.raises(ValueError, match=r"lengths\['train'\] has 3 numbers for 100 rows"):
-        doctor.examine(made(train), lengths={"train": [1, 2, 3]})
-    json.dumps(doctor.examine(made(train), lengths={"train": np.arange(100)}, max_length=50).as_dict())
+        doctor.examine_data(made(train), lengths={"train": [1, 2, 3]})
+    json.dumps(doctor.examine_data(made(train), lengths={"train": np.arange(100)}, max_length=50).as_dict())
 
 
 def test_doctor_lines_are_ascii_and_aligned():
     names = ["\u00fcber", "a\nb", "all", "a rather long name of a class"]
     rows = [(f"{name} {i}", name) for name in names for i in range(6 if name == "all" else 1)]
-    report = doctor.examine(made(rows, labels=names))
+    report = doctor.examine_data(made(rows, labels=names))
     lines = report.lines()
     assert all(line.isascii() and "\n" not in line for line in lines), "a line is not plain ASCII"
     table = lines[2:2 + 2 + len(names)]
@@ -554,7 +554,7 @@ def test_real_folders():
         pytest.skip("no folder shared/data beside the checkout")
     for folder in folders:
         dataset = load_data(folder, "prompt,response_a,response_b" if folder.name.startswith("pref_") else None)
-        report = doctor.examine(dataset, max_length=512)
+        report = doctor.examine_data(dataset, max_length=512)
         assert report.rows["train"] > 1000 and not any(report.empty.values()), f"{folder.name} is read otherwise"
         assert sum(n["train"] for n in report.classes.values()) == report.rows["train"]
         assert all(line.isascii() for line in report.lines())

@@ -16,8 +16,8 @@ from minillmclf.cli.settings import read_settings
 from minillmclf.text import doctor
 from minillmclf.folds.arena import read_arena, read_ids
 from minillmclf.folds.reading import read_source
-from minillmclf.text.data import load_data, read_examples, read_text_windows, row_splits
-from minillmclf.text.prompt import fit
+from minillmclf.text.data import load_data, read_examples, read_text_chunks, row_splits
+from minillmclf.text.prompt import cut_longest
 from minillmclf.text.table_files import read_table
 
 
@@ -61,7 +61,7 @@ SWALLOWS = {
 def test_a_quote_swallows_no_row(tmp_path, name):
     text, line, rows = SWALLOWS[name]
     path = write(tmp_path / name, text)
-    for read in (lambda: read_table(path), lambda: list(read_text_windows(path, 1, "text"))):
+    for read in (lambda: read_table(path), lambda: list(read_text_chunks(path, 1, "text"))):
         refused(read, path, f"line {line}:", "quot", "twice", "--quoting none")
     found = rows_of(path, "none")
     assert [row for row in found if row in rows] == rows, "--quoting none reads other rows"
@@ -228,7 +228,7 @@ def test_names_with_brackets_stay_names(tmp_path):
 
 
 def warnings_of(path, **how):
-    return "\n".join(doctor.examine(load_data(path, **how)).warnings)
+    return "\n".join(doctor.examine_data(load_data(path, **how)).warnings)
 
 
 def test_the_doctor_on_bars_and_classes_of_all_rows(tmp_path):
@@ -263,7 +263,7 @@ def test_numbers_and_truth_values_are_names(tmp_path, value, name):
 @pytest.mark.parametrize("value", ['""', "null", "NaN", "true", "[]", "{}", "1e999"])
 def test_labels_of_files_to_predict_are_not_asked_for(tmp_path, value):
     path = jsonl(tmp_path / "f.jsonl", f'{{"id": 1, "text": "x", "label": {value}}}', '{"id": 2, "text": "y", "label": "a"}')
-    assert [texts for *_, rows in read_text_windows(path, 10) for texts in rows] == [("x",), ("y",)]
+    assert [texts for *_, rows in read_text_chunks(path, 10) for texts in rows] == [("x",), ("y",)]
     assert [e.texts for e in read_source(path, read_settings({}), labelled=False).examples] == [("x",), ("y",)]
     battle = '{"id": %d, "prompt": "p", "response_a": "x", "response_b": "y", "winner": %s}'
     path = jsonl(tmp_path / "arena.jsonl", battle % (1, value), battle % (2, '"a"'))
@@ -291,7 +291,7 @@ def test_another_separator_is_read_with_a_note(tmp_path, capsys, name, text):
 
 def test_files_that_are_as_usual_draw_no_note(tmp_path, capsys):
     read_examples(write(tmp_path / "f.csv", "text,label\none; two,a\n"))
-    list(read_text_windows(write(tmp_path / "g.csv", "text\none; two, three\n".replace(",", "")), 5))
+    list(read_text_chunks(write(tmp_path / "g.csv", "text\none; two, three\n".replace(",", "")), 5))
     load_data("tickets")
     assert capsys.readouterr().err == ""
 
@@ -321,7 +321,7 @@ def test_a_hundred_thousand_columns(tmp_path):
 
 def test_fit_takes_no_step_for_each_token_that_is_dropped():
     started = time.process_time()
-    kept, cut = fit([range(3_000_000), range(2_000_000)], 100)
+    kept, cut = cut_longest([range(3_000_000), range(2_000_000)], 100)
     assert [len(part) for part in kept] == [50, 50] and cut == 4_999_900
     assert time.process_time() - started < 1
 
@@ -334,7 +334,7 @@ def test_fit_cuts_the_longest_first():
         left = list(sizes)
         for _ in range(max(0, sum(sizes) - budget)):
             left[max(range(len(left)), key=lambda i: (left[i], -sizes[i], -i))] -= 1
-        parts, cut = fit([list(range(size)) for size in sizes], budget)
+        parts, cut = cut_longest([list(range(size)) for size in sizes], budget)
         assert ([len(part) for part in parts], cut) == (left, sum(sizes) - sum(left)), f"{sizes} in {budget}"
 
 
@@ -385,8 +385,8 @@ def test_unknown_tokens_are_counted():
     none = Words()
     none.unk_id = None
     assert doctor.unknown_share(none, rows) == 0.0, "a tokenizer of bytes knows all"
-    assert doctor.unknown_line({"train": 0.049, "dev": 0.0}) == []
-    line, = doctor.unknown_line({"train": 0.05, "dev": 0.01, "test": 0.41})
+    assert doctor.unknown_warning({"train": 0.049, "dev": 0.0}) == []
+    line, = doctor.unknown_warning({"train": 0.05, "dev": 0.01, "test": 0.41})
     assert line.startswith("5% of the tokens in train, 41% of the tokens in test are unknown")
 
 

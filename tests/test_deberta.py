@@ -26,10 +26,10 @@ from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import DebertaHead, build_head
 from minillmclf.classify.task import SingleLabel
 from minillmclf.errors import InputError
-from minillmclf.models import (backbone, build_backbone, deberta, export, fill, fresh_weights, load_backbone,
+from minillmclf.models import (backbone, build_backbone, deberta, export_tensors, load_parameters, initialise_weights, load_backbone,
                                save_backbone)
-from minillmclf.models.deberta import (Deberta, DebertaLayer, disentangled_attention, log_bucket,
-                                       table_row)
+from minillmclf.models.deberta import (Deberta, DebertaLayer, disentangled_attention, log_buckets,
+                                       table_rows)
 from minillmclf.models.layers import Rows
 from minillmclf.models.weights import Checkpoint
 from minillmclf.text.tokenizers.tokenizer import WordPiece
@@ -55,7 +55,7 @@ def load(folder):
     with torch.device("meta"):
         head = build_head("deberta-v2", body, len(labels))
     model = Classifier(body, head, None, SingleLabel(labels))
-    model.report = fill(model, checkpoint, model.table())
+    model.report = load_parameters(model, checkpoint, model.rename_table())
     return model.eval(), body
 
 
@@ -107,7 +107,7 @@ def test_the_stored_batches_show_what_could_be_wrong(stored):
     for name, batch in stored.items():
         lengths, (model, body) = batch["mask"].sum(1), load(MODELS / name)
         assert len(set(lengths.tolist())) >= 3, f"{name}: padding could be wrong unseen, lengths are {lengths}"
-        assert lengths.max() > body.most > body.buckets, f"{name}: no text is longer than the table of offsets"
+        assert lengths.max() > body.max_distance > body.buckets, f"{name}: no text is longer than the table of offsets"
         assert batch["types"].any(), f"{name}: without pairs, ignored token types would not show"
         for norm in (module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)):
             assert (norm.weight - 1).abs().mean() > 0.1, f"{name}: weights of 1 hide a norm that is left out"
@@ -195,7 +195,7 @@ def keys_of_offsets_by_the_queries_matrix(patch):
 
 
 def no_log_buckets(patch):
-    patch.setattr(deberta, "log_bucket", lambda offset, buckets, most: offset)
+    patch.setattr(deberta, "log_buckets", lambda offset, buckets, most: offset)
 
 
 def rounded_down(patch):
@@ -203,11 +203,11 @@ def rounded_down(patch):
 
 
 def last_bucket_one_too_far(patch):
-    patch.setattr(deberta, "log_bucket", lambda offset, buckets, most: log_bucket(offset, buckets, most + 1))
+    patch.setattr(deberta, "log_buckets", lambda offset, buckets, most: log_buckets(offset, buckets, most + 1))
 
 
 def far_offsets_wrap_around(patch):
-    patch.setattr(deberta, "table_row", lambda offset, buckets, most: (offset + most).remainder(2 * most))
+    patch.setattr(deberta, "table_rows", lambda offset, buckets, most: (offset + most).remainder(2 * most))
 
 
 def padding_counts_as_distance(patch):
@@ -305,7 +305,7 @@ def disentangled_attention_by_hand(q, k, v, table_k, table_q, rows, heads, bucke
         for i in row:
             scores = []
             for j in row:
-                P = int(table_row(torch.tensor(i - j), buckets, most))
+                P = int(table_rows(torch.tensor(i - j), buckets, most))
                 pairs = [(q[i], k[j])]                                                   # (H, d) each
                 pairs += [(q[i], tables[0][P])] if table_k is not None else []
                 pairs += [(tables[1][P], k[j])] if table_q is not None else []
@@ -328,7 +328,7 @@ def test_the_fast_attention_is_that_by_hand(lengths, side, heads, buckets, most,
     tables = torch.randn(2, 2 * (buckets or most), 8, generator=draw, dtype=torch.float64) * 3
     table_k, table_q = (table if term in terms else None for term, table in zip(("c2p", "p2c"), tables))
     slow = disentangled_attention_by_hand(q, k, v, table_k, table_q, rows, heads, buckets, most)
-    all_rows = table_row(rows.distance(), buckets, most)               # the whole table is projected, every row of it
+    all_rows = table_rows(rows.distance(), buckets, most)              # the whole table is projected, every row of it
     q, k, v, table_k, table_q = (x if x is None else x.unflatten(1, (heads, -1)) for x in (q, k, v, table_k, table_q))
     fast = disentangled_attention(q, k, v, (table_k, table_q), all_rows, rows, 0.0)
     assert (fast - slow).abs().max() <= 1e-12, "the fast attention is not the one that the explicit steps define"
@@ -341,7 +341,7 @@ def test_only_the_offsets_in_use_are_projected_and_they_are_the_right_ones(bucke
         rows = Rows(batch_of([[1] * length for length in lengths], side, 0)[1])
         table, column = model.offsets(rows)
         assert len(table) <= min(2 * max(lengths) - 1, 2 * (buckets or most)), "more is projected than is used"
-        whole = model.rel_norm(model.rel_embeddings.weight)[table_row(rows.distance(), buckets, most)]
+        whole = model.rel_norm(model.rel_embeddings.weight)[table_rows(rows.distance(), buckets, most)]
         assert (table[column] - whole).abs().max() <= 1e-6, f"a pair has the vector of another offset: {lengths}"
 
 
@@ -354,13 +354,13 @@ def test_log_buckets_are_their_formula():
                                  + middle, n))
     for buckets, most in ((256, 512), (8, 20), (32, 128)):
         offsets = torch.arange(-1500, 1501)
-        found = log_bucket(offsets, buckets, most)
+        found = log_buckets(offsets, buckets, most)
         assert found.tolist() == [by_hand(n, buckets, most) for n in offsets.tolist()]
         assert torch.equal(found, -found.flip(0)), "left and right are not alike"
         assert (found.diff() >= 0).all(), "a farther token is in a nearer bucket"
-    assert log_bucket(torch.tensor([0, 1, -128, 129, 511, 512]), 256, 512).tolist() == [0, 1, -128, 129, 255, 256]
-    assert table_row(torch.tensor([-900, -512, -511, 0, 511, 900]), 256, 512).tolist() == [0, 0, 1, 256, 511, 511]
-    assert table_row(torch.tensor([-20, -9, 0, 8, 9, 20]), 0, 9).tolist() == [0, 0, 9, 17, 17, 17]
+    assert log_buckets(torch.tensor([0, 1, -128, 129, 511, 512]), 256, 512).tolist() == [0, 1, -128, 129, 255, 256]
+    assert table_rows(torch.tensor([-900, -512, -511, 0, 511, 900]), 256, 512).tolist() == [0, 0, 1, 256, 511, 511]
+    assert table_rows(torch.tensor([-20, -9, 0, 8, 9, 20]), 0, 9).tolist() == [0, 0, 9, 17, 17, 17]
 
 
 def test_log_buckets_are_those_of_transformers(transformers):
@@ -370,13 +370,13 @@ def test_log_buckets_are_those_of_transformers(transformers):
     for buckets, most in ((256, 512), (256, 1024), (128, 512), (32, 128), (8, 20), (7, 20), (2, 9), (3, 9), (64, 512)):
         with may_refuse():
             theirs = make_log_bucket_position(offsets, buckets, most).long()
-        assert torch.equal(log_bucket(offsets, buckets, most), theirs), f"{buckets} buckets to {most}: another bucket"
+        assert torch.equal(log_buckets(offsets, buckets, most), theirs), f"{buckets} buckets to {most}: another bucket"
 
 
 def test_fp16_sums_that_would_overflow_stay_finite():
     rows, big = Rows(torch.tensor([[1, 1, 1], [1, 0, 0]])), torch.full((4, 64), 40.0, dtype=torch.float16)
     assert (big @ big.T).isinf().all(), "this test cannot tell where the scale is applied"
-    column = table_row(rows.distance(), 0, 2)
+    column = table_rows(rows.distance(), 0, 2)
     one = big.unsqueeze(1)
     found = disentangled_attention(one, one, one, (one, one), column, rows, 0.0)
     assert (found == 40).all(), "a score is infinite before it is scaled: NaN in fp16"
@@ -446,7 +446,7 @@ def test_dropout_acts_in_training_only_and_on_the_offsets_too():
     off = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0, "num_hidden_layers": 1}
     ids, mask = torch.arange(8).view(1, 8), torch.ones(1, 8)
     for key in list(off)[:2]:
-        model = fresh_weights(Deberta.from_config(TINY | off | {key: 0.5}), 0, 0.5)
+        model = initialise_weights(Deberta.from_config(TINY | off | {key: 0.5}), 0, 0.5)
         assert not torch.equal(model.train()(ids, mask), model(ids, mask)), f"{key} does nothing in training"
         assert torch.equal(model.eval()(ids, mask), model(ids, mask)), f"{key} acts in evaluation"
     calls = []
@@ -478,10 +478,10 @@ def rewritten(folder, tensors, config):
 def test_what_is_saved_is_what_was_loaded(name, tmp_path):
     model, body = load(MODELS / name)
     file = load_file(MODELS / name / "model.safetensors")
-    assert not model.report.dropped and not model.report.fresh, model.report.line()
-    written = export(model, model.table())
+    assert not model.report.dropped and not model.report.newly_initialised, model.report.summary()
+    written = export_tensors(model, model.rename_table())
     assert set(written) == set(file) and all(torch.equal(written[key], file[key]) for key in file)
-    bare = {key.removeprefix("deberta."): tensor for key, tensor in export(body, body.table()).items()}
+    bare = {key.removeprefix("deberta."): tensor for key, tensor in export_tensors(body, body.rename_table()).items()}
     again = load_backbone(rewritten(tmp_path / "bare", bare, body.source_config))
     assert torch.equal(states(again, [[5, 6, 7]])[0], states(body, [[5, 6, 7]])[0]), "names without the prefix"
 
@@ -502,7 +502,7 @@ def test_a_file_as_microsoft_released_it_is_read_and_its_masked_lm_head_found(tm
     released["pos_att_type"] = "p2c|c2p"
     folder = rewritten(tmp_path / "released", body | head | rest, released)
     model = load_backbone(folder)
-    assert sorted(model.report.dropped) == sorted(rest), model.report.line()
+    assert sorted(model.report.dropped) == sorted(rest), model.report.summary()
     rewritten(tmp_path / "named", body | head, released | {"legacy": False})
     save_backbone(model, tmp_path / "ours")            # its config.json does not say legacy = false: as cls.predictions
     ids, mask = batch_of([[4, 5, 6], list(range(7, 40))], "right", 0)
@@ -517,7 +517,7 @@ def test_a_file_as_microsoft_released_it_is_read_and_its_masked_lm_head_found(tm
             found = first_difference({"logits": ours}, {"logits": logits}, FP32, relative=True)
             assert found is None, f"{name}: transformers scores otherwise, {found}"
     headless = build_backbone(Checkpoint(folder), lm_head=False)
-    fill(headless, Checkpoint(folder), headless.table())
+    load_parameters(headless, Checkpoint(folder), headless.rename_table())
     with pytest.raises(InputError, match="no masked-LM head"):
         headless.logits(torch.zeros(1, D))
 
@@ -540,7 +540,7 @@ def test_a_classifier_travels_both_ways(tmp_path, transformers):
         theirs.save_pretrained(tmp_path / "theirs")
     WordPiece.from_vocab(PIECES).save(tmp_path / "theirs")
     model = Classifier.load(tmp_path / "theirs")
-    assert model.labels == names and not model.report.dropped and not model.report.fresh, model.report.line()
+    assert model.labels == names and not model.report.dropped and not model.report.newly_initialised, model.report.summary()
     for ours, reference in ((model.head.dropout, theirs.dropout), (model.head.pooler_dropout, theirs.pooler.dropout)):
         assert 0 < ours.p == reference.p, "another dropout than in transformers"
     texts = ["the garden was old and very big", "soup", ("a rose?", "with new soil, some rain today.")]

@@ -21,7 +21,7 @@ from minillmclf.errors import InputError
 from minillmclf.models import save_backbone
 from minillmclf.models.backbone import Decoder
 from minillmclf.models.cache import Cache
-from minillmclf.models.tree import Tree, log_probs
+from minillmclf.models.tree import TokenTree, tree_log_probs
 from minillmclf.tuning.prefix import attach_prefix
 
 END = 1
@@ -36,11 +36,11 @@ SETS = {"labels": LABELS, "single tokens": SINGLE, "77 labels": MANY}
 
 def edges_of(model, ids, mask, sequences):
     """[{beginning of a sequence: log-probability of its last token}, ...] for each row."""
-    tree = Tree(sequences)
+    tree = TokenTree(sequences)
     where = {tuple(label[:n + 1]): edge for label, path in zip(sequences, tree.paths) for n, edge in enumerate(path)}
-    ids, mask, context = model.prompt(ids, mask)
+    ids, mask, context = model.prepare_prompt(ids, mask)
     with torch.no_grad():
-        found = log_probs(model, ids, mask, tree, context=context).tolist()
+        found = tree_log_probs(model, ids, mask, tree, context=context).tolist()
     return [{beginning: row[edge] for beginning, edge in where.items()} for row in found]
 
 
@@ -91,10 +91,10 @@ def test_greedy_and_beams_are_a_plain_search(kind, side):
     for name, sequences in SETS.items():
         edges = edges_of(model, *batch, sequences)
         greedy = [plain_greedy(row, sequences) for row in edges]
-        agree(constrained(model, *batch, Tree(sequences)), greedy, f"{kind}, {name}, greedy")
+        agree(constrained(model, *batch, TokenTree(sequences)), greedy, f"{kind}, {name}, greedy")
         for beams in (2, 3):
             expected = [plain_beam(row, sequences, beams) for row in edges]
-            agree(constrained(model, *batch, Tree(sequences), beams), expected, f"{kind}, {name}, {beams} beams")
+            agree(constrained(model, *batch, TokenTree(sequences), beams), expected, f"{kind}, {name}, {beams} beams")
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -104,7 +104,7 @@ def test_as_many_beams_as_sequences_are_exact_scoring(kind):
         scores = exact(model, *batch, sequences)
         expected = list(zip(scores.argmax(1).tolist(), scores.amax(1).tolist()))
         for beams in (len(sequences), len(sequences) + 5):
-            found = constrained(model, *batch, Tree(sequences), beams)
+            found = constrained(model, *batch, TokenTree(sequences), beams)
             agree(found, expected, f"{kind}, {name}, {beams} beams")
             assert disagreements(found[0], scores) == []
 
@@ -117,7 +117,7 @@ def test_the_search_has_something_to_lose():
         model, batch = build("llama", seed), batch_of(PROMPTS)
         scores = exact(model, *batch, LABELS)
         for beams in lost:
-            choices, sums = constrained(model, *batch, Tree(LABELS), beams)
+            choices, sums = constrained(model, *batch, TokenTree(LABELS), beams)
             answers |= set(choices.tolist())
             missed = disagreements(choices, scores)
             pairs = enumerate(zip(choices.tolist(), scores.argmax(1).tolist()))
@@ -131,7 +131,7 @@ def test_the_search_has_something_to_lose():
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_row_is_answered_as_if_it_were_alone(kind):
-    model, tree = build(kind), Tree(LABELS)
+    model, tree = build(kind), TokenTree(LABELS)
     for beams in (1, 3):
         alone = [constrained(model, *batch_of([prompt]), tree, beams) for prompt in PROMPTS]
         for order in (PROMPTS, PROMPTS[::-1]):
@@ -144,41 +144,41 @@ def test_a_row_is_answered_as_if_it_were_alone(kind):
 @pytest.mark.parametrize("kind", ["gpt2", "mistral", "t5"])
 def test_a_prefix_stands_before_it(kind):
     model, batch = build(kind), batch_of(PROMPTS)
-    bare = constrained(model, *batch, Tree(LABELS), 2)[1]
+    bare = constrained(model, *batch, TokenTree(LABELS), 2)[1]
     with torch.no_grad():
         attach_prefix(model, 3).embedding.weight.mul_(50)
     edges = edges_of(model, *batch, LABELS)
     for beams in (1, 2):
         expected = [plain_beam(row, LABELS, beams) for row in edges]
-        found = constrained(model, *batch, Tree(LABELS), beams)
+        found = constrained(model, *batch, TokenTree(LABELS), beams)
         agree(found, expected, f"{kind} with a prefix, {beams} beams")
     assert (found[1] - bare).abs().max() > 0.01, "the prefix changes nothing, so this compares nothing"
 
 
 def test_only_new_tokens_are_computed():
     model, read = build("llama"), []
-    hidden = model.hidden
-    model.hidden = lambda ids, rows, context: read.append(tuple(ids.shape)) or hidden(ids, rows, context)
-    constrained(model, *batch_of(PROMPTS), Tree([[7, 9, END], [7, 5, END]]), 2)
+    hidden = model.hidden_states
+    model.hidden_states = lambda ids, rows, context: read.append(tuple(ids.shape)) or hidden(ids, rows, context)
+    constrained(model, *batch_of(PROMPTS), TokenTree([[7, 9, END], [7, 5, END]]), 2)
     assert read == [(4, 11), (4, 1), (8, 1)], f"the prompt once, then a token for each path that goes on: {read}"
     read.clear()
-    constrained(model, *batch_of(PROMPTS), Tree(SINGLE), 3)
+    constrained(model, *batch_of(PROMPTS), TokenTree(SINGLE), 3)
     assert read == [(4, 11)], "the only token of an answer is never read"
 
 
 def test_a_large_vocabulary_is_scored_in_parts(monkeypatch):
     model, batch, sizes = build("llama"), batch_of(PROMPTS), []
-    whole = constrained(model, *batch, Tree(LABELS), 3)
-    monkeypatch.setattr(decode, "AT_ONCE", 2 * 61 + 1)
+    whole = constrained(model, *batch, TokenTree(LABELS), 3)
+    monkeypatch.setattr(decode, "MAX_LOGITS", 2 * 61 + 1)
     logits = model.logits
     model.logits = lambda hidden: sizes.append(len(hidden)) or logits(hidden)
-    parts = constrained(model, *batch, Tree(LABELS), 3)
+    parts = constrained(model, *batch, TokenTree(LABELS), 3)
     assert max(sizes) == 2, f"more than two rows of 61 numbers at once: {sizes}"
     assert torch.equal(whole[0], parts[0]) and torch.allclose(whole[1], parts[1], atol=1e-5)
 
 
 def test_the_model_is_left_as_it_was():
-    model, tree = build("gpt2", embd_pdrop=0.5).train(), Tree(LABELS)
+    model, tree = build("gpt2", embd_pdrop=0.5).train(), TokenTree(LABELS)
     assert torch.equal(*(constrained(model, *batch_of(PROMPTS), tree)[1] for _ in range(2))), "dropout acts"
     assert model.training, "a model in training is in training afterwards"
     with pytest.raises(IndexError):
@@ -220,7 +220,7 @@ WORDS = [[VERY, GOOD], [VERY, BAD], [BAD]]
 
 
 def test_greedy_follows_a_good_beginning_to_a_bad_answer():
-    model, batch, tree = Bigram(TABLE), batch_of([[PROMPT], [PROMPT]]), Tree(WORDS)
+    model, batch, tree = Bigram(TABLE), batch_of([[PROMPT], [PROMPT]]), TokenTree(WORDS)
     scores = exact(model, *batch, WORDS)
     assert torch.allclose(scores.exp(), torch.tensor([0.18, 0.12, 0.4]).expand(2, 3))
     choices, sums = constrained(model, *batch, tree)
@@ -253,22 +253,22 @@ def renormalised_at_each_step(patch):
 
     def broken(model, states, tree):
         found = whole(model, states, tree)
-        for place in tree.begins.unique():
-            found[:, tree.begins == place] = found[:, tree.begins == place].log_softmax(-1)
+        for place in tree.edge_starts.unique():
+            found[:, tree.edge_starts == place] = found[:, tree.edge_starts == place].log_softmax(-1)
         return found
     patch.setattr(decode, "next_edges", broken)
 
 
 @wrong
 def cache_rows_not_reordered(patch):
-    keep = Cache.keep
-    patch.setattr(Cache, "keep", lambda self, live: keep(self, [n % len(self.mask) for n in range(len(live))]))
+    keep = Cache.keep_rows
+    patch.setattr(Cache, "keep_rows", lambda self, live: keep(self, [n % len(self.mask) for n in range(len(live))]))
 
 
 @wrong
 def source_rows_not_reordered(patch):
-    pick = decode.pick
-    patch.setattr(decode, "pick", lambda context, live: context if context is None else
+    pick = decode.pick_rows
+    patch.setattr(decode, "pick_rows", lambda context, live: context if context is None else
                   pick(context, [n % len(next(iter(context[0].values()))[0]) for n in range(len(live))]))
 
 
@@ -286,19 +286,19 @@ def test_a_wrong_search_is_noticed(name, monkeypatch):
     kinds, batch = ("llama", "t5"), batch_of(PROMPTS)
     expected = {kind: [plain_beam(row, LABELS, 3) for row in edges_of(build(kind), *batch, LABELS)] for kind in kinds}
     for kind in kinds:
-        agree(constrained(build(kind), *batch, Tree(LABELS), 3), expected[kind], kind)
+        agree(constrained(build(kind), *batch, TokenTree(LABELS), 3), expected[kind], kind)
     WRONG[name](monkeypatch)
     with pytest.raises(AssertionError):
         for kind in kinds:
-            agree(constrained(build(kind), *batch, Tree(LABELS), 3), expected[kind], kind)
+            agree(constrained(build(kind), *batch, TokenTree(LABELS), 3), expected[kind], kind)
 
 
 def test_renormalising_would_choose_another_answer(monkeypatch):
     """0.6 * 0.1 loses against 0.4; with 0.1 counted as 1, because nothing else is allowed there, it would win."""
     model, batch = Bigram({PROMPT: {VERY: 0.6, BAD: 0.4}, VERY: {GOOD: 0.1}}), batch_of([[PROMPT]])
-    assert constrained(model, *batch, Tree([[VERY, GOOD], [BAD]]), 2)[0].tolist() == [1]
+    assert constrained(model, *batch, TokenTree([[VERY, GOOD], [BAD]]), 2)[0].tolist() == [1]
     renormalised_at_each_step(monkeypatch)
-    assert constrained(model, *batch, Tree([[VERY, GOOD], [BAD]]), 2)[0].tolist() == [0]
+    assert constrained(model, *batch, TokenTree([[VERY, GOOD], [BAD]]), 2)[0].tolist() == [0]
 
 
 # ------------------------------------------------------------------------------------------------ what is refused
@@ -308,20 +308,20 @@ def test_a_label_that_begins_another_needs_an_end():
     for sequences, fault in (([[7, 9], [5], [7, 9, 30]], "sequence 0 .* beginning of sequence 2.*end every label with"),
                              ([[7, 9, 30, 2], [7]], "sequence 1 .* beginning of sequence 0")):
         with pytest.raises(InputError, match=fault):
-            constrained(model, *batch, Tree(sequences))
+            constrained(model, *batch, TokenTree(sequences))
     ended = [[7, 9, END], [5, END], [7, 9, 30, END]]
-    assert set(constrained(model, *batch, Tree(ended))[0].tolist()) <= {0, 1, 2}, "with a terminator both can be answered"
+    assert set(constrained(model, *batch, TokenTree(ended))[0].tolist()) <= {0, 1, 2}, "with a terminator both can be answered"
 
 
 @pytest.mark.parametrize("beams", [0, -1, 1.5, True])
 def test_senseless_beams_are_named(beams):
     with pytest.raises(InputError, match=f"beams {beams}: "):
-        constrained(build("llama"), *batch_of(PROMPTS), Tree(LABELS), beams)
+        constrained(build("llama"), *batch_of(PROMPTS), TokenTree(LABELS), beams)
 
 
 def test_an_answer_must_fit_behind_the_prompt():
     """Whichever is chosen: whether a text is too long must not hang on what the model answers."""
-    model, tree = build("gpt2"), Tree([[7, 9, 5, END], [12]])
+    model, tree = build("gpt2"), TokenTree([[7, 9, 5, END], [12]])
     with pytest.raises(InputError, match="62 tokens and an answer of 4 are more than the 64 positions"):
         constrained(model, *batch_of([[5] * 62]), tree)
     constrained(model, *batch_of([[5] * 61]), tree)
@@ -335,7 +335,7 @@ def test_nan_is_no_answer():
     logits = model.logits
     model.logits = lambda hidden: logits(hidden).index_fill(0, torch.tensor(1), math.nan)
     with pytest.raises(InputError, match="batch row 1: .* NaN"):
-        constrained(model, *batch_of(PROMPTS[1:3]), Tree(LABELS))
+        constrained(model, *batch_of(PROMPTS[1:3]), TokenTree(LABELS))
 
 
 # ------------------------------------------------------------------------------------------------ transformers
@@ -344,7 +344,7 @@ def test_nan_is_no_answer():
 def test_greedy_is_that_of_transformers(kind):
     transformers = imported("transformers")
     model, prompts = build(kind), PROMPTS + [[n, 60 - n, 3] for n in range(8)]
-    choices, _ = constrained(model, *batch_of(prompts), Tree(LABELS))
+    choices, _ = constrained(model, *batch_of(prompts), TokenTree(LABELS))
     with tempfile.TemporaryDirectory() as folder:
         save_backbone(model, folder)
         load = getattr(transformers, CLASSES[kind]).from_pretrained

@@ -25,7 +25,7 @@ from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import build_head
 from minillmclf.classify.task import SingleLabel
 from minillmclf.errors import InputError
-from minillmclf.models import (build_backbone, fresh_weights, gemma, gpt2, layers, llama,
+from minillmclf.models import (build_backbone, initialise_weights, gemma, gpt2, layers, llama,
                                load_backbone, rotary, save_backbone)
 from minillmclf.models.gemma import Gemma, Gemma2, Gemma2Layer, Gemma3, Gemma3Layer, GemmaNorm
 from minillmclf.models.config import REQUIRED
@@ -33,7 +33,7 @@ from minillmclf.models.gpt2 import GPT2
 from minillmclf.models.layers import RMSNorm, Rows, attention_by_hand, causal_attention
 from minillmclf.models.llama import Llama, LlamaLayer, Mistral
 from minillmclf.models.tensor_files import write_checkpoint
-from minillmclf.models.weights import Checkpoint, export, fill
+from minillmclf.models.weights import Checkpoint, export_tensors, load_parameters
 from minillmclf.pretrain.losses import causal_lm_loss
 
 CLASSIFIERS = ("gpt2_classifier", "gemma_classifier")
@@ -52,7 +52,7 @@ def load(folder):
         return model, model
     body, labels = build_backbone(checkpoint, lm_head=False), list("abcdef")[:checkpoint.shapes["score.weight"][0]]
     model = Classifier(body, build_head(checkpoint.config["model_type"], body, len(labels)), None, SingleLabel(labels), 9)
-    model.report = fill(model, checkpoint, model.table())
+    model.report = load_parameters(model, checkpoint, model.rename_table())
     return model.eval(), body
 
 
@@ -66,7 +66,7 @@ def compute(folder, batch, dtype=torch.float32):
     """What our model in `folder` computes for a batch: (every step, logits, loss; gradients by our paths; its table)."""
     model, body = load(folder)
     model.to(dtype)
-    ids, mask, table = batch["ids"], batch["mask"], model.table()
+    ids, mask, table = batch["ids"], batch["mask"], model.rename_table()
     steps = trace(body, ids, mask)
     steps["norm"] = steps["hidden"][mask.bool()].detach()
     if model is body:
@@ -85,7 +85,7 @@ def compare(found, expected, tolerance):
     in parts of a step's largest number."""
     ours, gradients, table = found
     steps = ["embeddings", *sorted(name for name in expected if name.startswith("layer ")), "norm", "logits", "loss"]
-    wanted = {table.path(name.removeprefix("gradient of ")): gradient
+    wanted = {table.path_of(name.removeprefix("gradient of ")): gradient
               for name, gradient in expected.items() if name.startswith("gradient of ")}
     assert len(wanted) > 10, "gradients of every kind are compared"
     return (first_difference(ours, {name: expected[name] for name in steps}, tolerance, relative=True)
@@ -147,7 +147,7 @@ def gpt2_numbers(draw):
 
 def rope_numbers(draw):
     """One rotation, as transformers' rope_parameters."""
-    theta, kind = {"rope_theta": draw(st.sampled_from([7.0, 100.0, 1e4]))}, draw(st.sampled_from(sorted(rotary.KINDS)))
+    theta, kind = {"rope_theta": draw(st.sampled_from([7.0, 100.0, 1e4]))}, draw(st.sampled_from(sorted(rotary.ROPE_NUMBERS)))
     numbers = {"default": {}, "linear": {"factor": draw(st.sampled_from([2.0, 8.0]))}, "llama3": dict(
         factor=8.0, low_freq_factor=draw(st.sampled_from([0.5, 1.0])), high_freq_factor=draw(st.sampled_from([2.0, 4.0])),
         original_max_position_embeddings=draw(st.sampled_from([8, 32])))}
@@ -312,7 +312,7 @@ def test_what_is_saved_is_read_here_and_by_transformers(name, tmp_path, stored):
     assert apart <= FP32, f"{name}: transformers reads another model from our files, {apart:.2g} apart"
     if model is not body:
         kind = body.ARCHITECTURES["classifier"]
-        write_checkpoint(tmp_path, body.source_config | {"architectures": [kind]}, export(model, model.table()))
+        write_checkpoint(tmp_path, body.source_config | {"architectures": [kind]}, export_tensors(model, model.rename_table()))
         theirs = loaded(getattr(transformers, kind).from_pretrained, tmp_path)
         with may_refuse():
             theirs = theirs(input_ids=ids, attention_mask=mask).logits
@@ -337,8 +337,8 @@ def test_the_loss_is_that_of_transformers(name, stored):
 
 def reads(patch, cls, **changes):
     """Let `cls` read other numbers from config.json than stand there; a change may be a function of the fields."""
-    read = cls.read.__func__
-    patch.setattr(cls, "read", classmethod(lambda c, *given: (fields := read(c, *given)) | {
+    read = cls.config_fields.__func__
+    patch.setattr(cls, "config_fields", classmethod(lambda c, *given: (fields := read(c, *given)) | {
         key: change(fields) if callable(change) else change for key, change in changes.items()}))
 
 
@@ -377,7 +377,7 @@ def keys_for_queries(patch):
 
 def post_norm(patch):
     def wrong(self, x, rows):
-        q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.rotated_heads, -1)).unbind(1)
         x = self.attention_norm(x + self.o_proj(causal_attention(q, k, v, rows, scale=self.scale)))
         return self.mlp_norm(x + self.down_proj(self.activation(self.up_proj(x))))
     patch.setattr(gpt2.GPT2Layer, "forward", wrong)
@@ -391,8 +391,8 @@ def neighbours_rotated(patch):
 
 
 def rotated_backwards_for_keys(patch):
-    heads = LlamaLayer.heads
-    patch.setattr(LlamaLayer, "heads", lambda self, x, rows, turn: (
+    heads = LlamaLayer.rotated_heads
+    patch.setattr(LlamaLayer, "rotated_heads", lambda self, x, rows, turn: (
         heads(self, x, rows, turn)[0], heads(self, x, rows, (turn[0], -turn[1]))[1], heads(self, x, rows, turn)[2]))
 
 
@@ -421,18 +421,18 @@ def own_head_ignored(patch):
 
 
 def window_one_wider(patch):
-    causal = Rows.causal
-    patch.setattr(Rows, "causal", lambda self, window=math.inf: causal(self, window + 1))
+    causal = Rows.causal_mask
+    patch.setattr(Rows, "causal_mask", lambda self, window=math.inf: causal(self, window + 1))
 
 
 def window_one_narrower(patch):
-    causal = Rows.causal
-    patch.setattr(Rows, "causal", lambda self, window=math.inf: causal(self, window - 1))
+    causal = Rows.causal_mask
+    patch.setattr(Rows, "causal_mask", lambda self, window=math.inf: causal(self, window - 1))
 
 
 def no_window(patch):
-    causal = Rows.causal
-    patch.setattr(Rows, "causal", lambda self, window=math.inf: causal(self))
+    causal = Rows.causal_mask
+    patch.setattr(Rows, "causal_mask", lambda self, window=math.inf: causal(self))
 
 
 def weight_for_one_plus_weight(patch):
@@ -507,7 +507,7 @@ def normalised_after_the_rotation(patch):
     def wrong(self, x, rows, turn):
         q, k, v = LlamaLayer.project(self, x, x)
         return self.q_norm(llama.rotate(q, *turn)), self.k_norm(llama.rotate(k, *turn)), v
-    patch.setattr(Gemma3Layer, "heads", wrong)
+    patch.setattr(Gemma3Layer, "rotated_heads", wrong)
 
 
 GPTS, ROTATED = ("gpt2_lm", "gpt2_classifier"), tuple(name for name in STORED if "gpt2" not in name)
@@ -618,11 +618,11 @@ def random_rows(lengths, side, heads, groups, width, seed):
 def test_attention_is_attention_by_hand(lengths, side, heads, groups, width, scale, window, seed):
     rows, q, k, v = random_rows(lengths, side, heads, groups, width, seed)
     fast = causal_attention(q, k, v, rows, window, scale=scale)
-    slow = attention_by_hand(q, k, v, rows, rows.causal(window), scale)
+    slow = attention_by_hand(q, k, v, rows, rows.causal_mask(window), scale)
     assert (fast - slow).abs().max() <= 1e-12, "the fast attention is not the one that the explicit steps define"
     scale = width ** -0.5 if scale is None else scale
     for cap, apart in ((None, 1e-12), (1e6, 1e-6)):
-        capped = gemma.capped_attention(rows.pad_heads(q), *rows.keys_values(k, v), rows.causal(window), scale, cap, 0.0)
+        capped = gemma.capped_attention(rows.pad_heads(q), *rows.keys_values(k, v), rows.causal_mask(window), scale, cap, 0.0)
         assert (rows.merge_heads(capped) - slow).abs().max() <= apart, f"attention with the cap {cap} is not attention"
 
 
@@ -635,14 +635,14 @@ def test_attention_without_a_mask_is_attention_with_one(mask, plain, window):
     rows = Rows(torch.tensor(mask))
     assert rows.is_triangle(window) == (plain and window >= 4), "a window that is shorter than the texts needs a mask"
     q, k, v = torch.randn(3, int(rows.mask.sum()), 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    slow = attention_by_hand(q, k, v, rows, rows.causal(window))
+    slow = attention_by_hand(q, k, v, rows, rows.causal_mask(window))
     apart = (causal_attention(q, k, v, rows, window) - slow).abs().max()
     assert apart < 1e-12, f"{apart:.2g} apart"
 
 
 def test_what_a_window_of_three_sees():
     rows = Rows(batch_of([[1] * 5, [1] * 2], "left", 0)[1])
-    seen = rows.causal(3)[:, 0].int().tolist()
+    seen = rows.causal_mask(3)[:, 0].int().tolist()
     assert seen[0] == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
     assert seen[1][3:] == [[0, 0, 0, 1, 0], [0, 0, 0, 1, 1]], "padding on the left is no token before the first"
 
@@ -655,20 +655,20 @@ def test_a_rotation_is_that_of_its_formula_and_tells_distances_only(rope):
     draw = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 4, 3, 6, generator=draw, dtype=torch.float64)
     places = torch.tensor([0, 1, 5, 40])
-    turned = rotary.rotate(x, *rotary.angles(rope, 6, places, x.dtype))
+    turned = rotary.rotate(x, *rotary.cos_sin(rope, 6, places, x.dtype))
     pairs, speed = torch.complex(x[..., :3], x[..., 3:]), 10.0 ** (-torch.arange(3) / 3) / rope.get("factor", 1.0)
     by_hand = pairs * torch.polar(torch.ones(4, 1, 3).double(), (places[:, None, None] * speed).double())
     assert (turned - torch.cat((by_hand.real, by_hand.imag), -1)).abs().max() <= 1e-5, "not theta ** (-2i / d) a position"
-    products = [(rotary.rotate(x, *rotary.angles(rope, 6, places + far, x.dtype))
-                 * rotary.rotate(y, *rotary.angles(rope, 6, places + far + 2, x.dtype))).sum(-1) for far in (0, 17)]
+    products = [(rotary.rotate(x, *rotary.cos_sin(rope, 6, places + far, x.dtype))
+                 * rotary.rotate(y, *rotary.cos_sin(rope, 6, places + far + 2, x.dtype))).sum(-1) for far in (0, 17)]
     assert (products[0] - products[1]).abs().max() <= 1e-4, "a product should depend on the distance alone"
 
 
 def test_llama3_keeps_fast_pairs_and_slows_slow_ones():
     rope = dict(rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                 original_max_position_embeddings=8192)
-    plain = rotary.speeds({"rope_type": "default", "rope_theta": 500000.0}, 128)
-    ratio, turns = rotary.speeds(rope, 128) / plain, plain * 8192 / (2 * math.pi)
+    plain = rotary.rotation_speeds({"rope_type": "default", "rope_theta": 500000.0}, 128)
+    ratio, turns = rotary.rotation_speeds(rope, 128) / plain, plain * 8192 / (2 * math.pi)
     assert (ratio[turns > 4] == 1).all() and torch.allclose(ratio[turns < 1], torch.tensor(1 / 8))
     between = ratio[(turns > 1) & (turns < 4)]
     assert len(between) > 3 and (between.diff() < 0).all() and between.min() > 1 / 8 and between.max() < 1
@@ -680,7 +680,7 @@ def test_no_rotation_is_a_parameter_or_a_buffer():
 
 
 def test_fresh_norms_of_gemma_multiply_with_one():
-    model = fresh_weights(Gemma.from_config(plain("gemma")), 0)
+    model = initialise_weights(Gemma.from_config(plain("gemma")), 0)
     assert not model.layers[0].attention_norm.weight.any() and not model.final_norm.weight.any()
     x = torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(model.final_norm(x), RMSNorm(12, 1e-6)(x)), "1 + 0 times the normalised vector"
@@ -717,7 +717,7 @@ def test_dropout_acts_in_training_only():
         (Llama, "llama"), (Mistral, "mistral"), (Gemma, "gemma"), (Gemma2, "gemma2"), (Gemma3, "gemma3_text"))]
     ids, mask = torch.arange(8).view(1, 8), torch.ones(1, 8)
     for cls, config, key in cases:
-        model = fresh_weights(cls.from_config(config | {key: 0.5}), 0, 0.5)
+        model = initialise_weights(cls.from_config(config | {key: 0.5}), 0, 0.5)
         assert not torch.equal(model.train()(ids, mask), model(ids, mask)), f"{cls.__name__}: {key} does nothing in training"
         assert torch.equal(model.eval()(ids, mask), model(ids, mask)), f"{cls.__name__}: {key} acts in evaluation"
 
@@ -787,7 +787,7 @@ def test_the_text_part_of_files_that_also_see(spelling, tmp_path):
 def test_a_text_part_that_leaves_all_sizes_out_has_those_of_transformers():
     with may_refuse():
         theirs = imported("transformers").Gemma3TextConfig().to_dict()
-    ours = Gemma3.read({"model_type": "gemma3_text"}, "config.json")
+    ours = Gemma3.config_fields({"model_type": "gemma3_text"}, "config.json")
     for key in Gemma3.FIELDS:
         expected = theirs.get(key, theirs["hidden_activation"])
         assert ours[key] == expected, f"{key} is {ours[key]!r} here, {expected!r} in transformers"
@@ -815,7 +815,7 @@ def test_defaults_are_those_of_transformers(kind, cls):
     ({"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh"}, "gelu_pytorch_tanh"),
     ({"hidden_act": "gelu_pytorch_tanh", "hidden_activation": None}, "gelu_pytorch_tanh")])
 def test_the_gate_of_gemma_goes_by_two_names(given, found):
-    assert Gemma.read(plain("gemma") | given, "config.json")["hidden_act"] == found
+    assert Gemma.config_fields(plain("gemma") | given, "config.json")["hidden_act"] == found
 
 
 # ------------------------------------------------------------------------------------------------ what is refused

@@ -16,7 +16,7 @@ from small import PIECES, TOPICS, texts_of
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
-from minillmclf.models import MODELS, fresh_weights, model_class, save_backbone
+from minillmclf.models import MODELS, initialise_weights, model_class, save_backbone
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import collate
 from minillmclf.text.tokenizers.tokenizer import WordPiece
@@ -73,7 +73,7 @@ def folders(tmp_path_factory):
     for name, (kind, config) in CONFIGS.items():
         folder = tmp_path_factory.mktemp(name)
         config = {"model_type": kind, **config}
-        model = spread(fresh_weights(model_class(config).from_config(config), 0))
+        model = spread(initialise_weights(model_class(config).from_config(config), 0))
         model.source_config = config
         save_backbone(model, folder)
         WordPiece.from_vocab(PIECES).save(folder)
@@ -123,7 +123,7 @@ def test_a_classifier_travels_to_transformers_and_back(name, folders, tmp_path):
         theirs.save_pretrained(tmp_path / "theirs")
     ours.tokenizer.save(tmp_path / "theirs")
     back = Classifier.load(tmp_path / "theirs")
-    assert not back.report.fresh and not back.report.dropped, f"{name}: {back.report.line()}"
+    assert not back.report.newly_initialised and not back.report.dropped, f"{name}: {back.report.summary()}"
     found = first_difference({"scores": back.scores(back.encode(TEXTS)[0])}, {"scores": their_scores(theirs, back)}, FP32,
                              relative=True)
     assert found is None, f"{name}: we answer otherwise from what transformers saved: {found}"
@@ -137,13 +137,13 @@ def test_a_classifier_comes_back_from_its_own_folder(name, folders, tmp_path):
     ours = classifier(folders[name])
     ours.save(tmp_path)
     again = Classifier.load(tmp_path)
-    assert not again.report.fresh and not again.report.dropped, f"{name}: {again.report.line()}"
+    assert not again.report.newly_initialised and not again.report.dropped, f"{name}: {again.report.summary()}"
     assert torch.equal(again.scores(again.encode(TEXTS)[0]), ours.scores(ours.encode(TEXTS)[0]))
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"] == [ours.backbone.ARCHITECTURES["classifier"]]
     body = Classifier.from_backbone(tmp_path, ["a", "b"])
-    assert body.report.fresh == [f"head.out.{leaf}" for leaf, _ in ours.head.out.named_parameters()], \
-        f"{name}: from a classifier all but its last layer goes on: {body.report.line()}"
+    assert body.report.newly_initialised == [f"head.out.{leaf}" for leaf, _ in ours.head.out.named_parameters()], \
+        f"{name}: from a classifier all but its last layer goes on: {body.report.summary()}"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -152,7 +152,7 @@ def test_any_pooling_comes_back_too(name, how, folders, tmp_path):
     ours = Classifier.from_backbone(folders[name], LABELS, pool=how)
     ours.save(tmp_path)
     again = Classifier.load(tmp_path)
-    assert again.head.pooling == how and not again.report.fresh
+    assert again.head.pooling == how and not again.report.newly_initialised
     assert torch.equal(again.scores(again.encode(TEXTS)[0]), ours.scores(ours.encode(TEXTS)[0]))
 
 
@@ -206,7 +206,7 @@ def test_what_should_learn_learns_and_nothing_else(name, method, folders):
     assert trained == sum(p.numel() for p in model.parameters() if p.requires_grad) and total >= trained
     if method == "last-1":
         blocks = [n for n in learning if n.startswith("backbone.")]
-        assert blocks and all(f"{model.backbone.BLOCKS}.1." in n or "final_norm" in n for n in blocks), blocks
+        assert blocks and all(f"{model.backbone.BLOCKS_PATH}.1." in n or "final_norm" in n for n in blocks), blocks
 
 
 def test_a_model_type_that_is_not_built_is_named(folders, tmp_path):

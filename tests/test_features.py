@@ -8,7 +8,7 @@ from small import PIECES, TOPICS, bert_folder, texts_of
 from test_families import CONFIGS, spread
 
 from minillmclf.classify.classifier import Classifier
-from minillmclf.models import fresh_weights, model_class, save_backbone
+from minillmclf.models import initialise_weights, model_class, save_backbone
 from minillmclf.cli.settings import Settings
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training import features
@@ -29,7 +29,7 @@ def body(name, **dropout):
     kind, config = CONFIGS[name]
     config = {"model_type": kind, **config}
     given = dict.fromkeys((key for key in DROPOUTS if key in model_class(config).FIELDS), 0.0) | dropout
-    model = spread(fresh_weights(model_class(config).from_config(config | given), 0))
+    model = spread(initialise_weights(model_class(config).from_config(config | given), 0))
     model.source_config = config | given
     return model
 
@@ -66,7 +66,7 @@ def run(model, folder, stop=None, **settings):
     """Train a classifier -> (its history, what has learned, how many tokens went through the first block)."""
     folder.mkdir(exist_ok=True)
     tokens = []
-    block = model.backbone.get_submodule(model.backbone.BLOCKS)[0]
+    block = model.backbone.get_submodule(model.backbone.BLOCKS_PATH)[0]
     hook = block.register_forward_pre_hook(lambda m, given: tokens.append(len(given[0])))
     s = Settings(**{"epochs": 3, "batch_size": 7, "lr": 2e-3, "eval_batch_size": 5, **settings})
     train, dev = some_rows(model, 18), some_rows(model, 8, seed=1)

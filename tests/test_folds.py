@@ -27,8 +27,8 @@ from minillmclf.errors import InputError
 from minillmclf.cli.settings import Settings, read_settings
 from minillmclf.folds.arena import WINNERS
 from minillmclf.folds.reading import read_source
-from minillmclf.folds.split import dev_rows, grouped, share_out, stratified
-from minillmclf.folds.submission import Form, check_submission, submission_text
+from minillmclf.folds.split import choose_dev_rows, grouped_folds, assign_folds, stratified_folds
+from minillmclf.folds.submission import SubmissionForm, check_submission, submission_text
 
 QUICK = small.flags(epochs=2, batch_size=8, lr=3e-3, folds=3)
 LABELS = list(small.TOPICS)
@@ -50,14 +50,14 @@ def labelled(draw):
 @given(labelled())
 def test_stratified_bounds(case):
     k, labels, seed = case
-    found = stratified(labels, k, seed)
+    found = stratified_folds(labels, k, seed)
     assert len(found) == len(labels) and set(found) == set(range(k)), "each row should be in one of k folds, none of them empty"
     for label in set(labels):
         counts = [sum(f == fold and name == label for f, name in zip(found, labels)) for fold in range(k)]
         assert max(counts) - min(counts) <= 1, f"class {label} has {counts} rows in the folds"
     sizes = [found.count(fold) for fold in range(k)]
     assert max(sizes) - min(sizes) <= 1, f"the folds have {sizes} rows"
-    assert stratified(labels, k, seed) == found, "the same seed should give the same folds"
+    assert stratified_folds(labels, k, seed) == found, "the same seed should give the same folds"
 
 
 @FAST
@@ -70,18 +70,18 @@ def test_order_of_rows_is_irrelevant(case, rng):
 
     def moved(values):
         return [values[i] for i in order]
-    assert stratified(moved(labels), k, seed, moved(keys)) == moved(stratified(labels, k, seed, keys))
+    assert stratified_folds(moved(labels), k, seed, moved(keys)) == moved(stratified_folds(labels, k, seed, keys))
     try:
-        found = grouped(labels, groups, k, seed)
+        found = grouped_folds(labels, groups, k, seed)
     except InputError:
         return
-    assert grouped(moved(labels), moved(groups), k, seed) == moved(found)
+    assert grouped_folds(moved(labels), moved(groups), k, seed) == moved(found)
 
 
 def test_seeds_differ():
     labels, keys = ["a", "b"] * 20, [str(i) for i in range(40)]
-    assert len({tuple(stratified(labels, 4, seed, keys)) for seed in range(5)}) == 5
-    assert len({tuple(grouped(labels, keys, 4, seed)) for seed in range(5)}) == 5
+    assert len({tuple(stratified_folds(labels, 4, seed, keys)) for seed in range(5)}) == 5
+    assert len({tuple(grouped_folds(labels, keys, 4, seed)) for seed in range(5)}) == 5
 
 
 @st.composite
@@ -98,7 +98,7 @@ def in_groups(draw):
 @given(in_groups())
 def test_groups_are_never_split(case):
     k, labels, groups, seed = case
-    found = grouped(labels, groups, k, seed)
+    found = grouped_folds(labels, groups, k, seed)
     assert len(found) == len(labels) and set(found) == set(range(k)), "no fold should be empty where there are k groups or more"
     where = collections.defaultdict(set)
     for group, fold in zip(groups, found):
@@ -114,7 +114,7 @@ def test_groups_of_a_class_are_spread():
     rng = random.Random(0)
     rows = [("rare" if g < 10 else "often", f"g{g}") for g in range(60) for _ in range(rng.randint(1, 4))]
     labels, groups = zip(*rows)
-    found = grouped(labels, groups, 5, 0)
+    found = grouped_folds(labels, groups, 5, 0)
     sizes = [found.count(fold) for fold in range(5)]
     rare = [sum(f == fold and label == "rare" for f, label in zip(found, labels)) for fold in range(5)]
     assert max(sizes) - min(sizes) <= 2 and max(rare) - min(rare) <= 2, (sizes, rare)
@@ -124,7 +124,7 @@ def test_groups_of_a_class_are_spread():
 @given(in_groups())
 def test_dev_rows_keep_groups_whole(case):
     _, labels, groups, seed = case
-    dev = set(dev_rows(labels, groups, seed))
+    dev = set(choose_dev_rows(labels, groups, seed))
     for group in set(groups):
         rows = {i for i, g in enumerate(groups) if g == group}
         assert rows <= dev or not rows & dev, f"group {group} stands in dev and in train"
@@ -133,17 +133,17 @@ def test_dev_rows_keep_groups_whole(case):
 
 def test_one_row_a_group_is_stratified():
     labels, keys = ["a", "b"] * 9, [str(i) for i in range(18)]
-    assert share_out(labels, keys, 3, 0) == stratified(labels, 3, 0, keys)
-    assert share_out(labels, keys[:9] * 2, 3, 0) == grouped(labels, keys[:9] * 2, 3, 0)
+    assert assign_folds(labels, keys, 3, 0) == stratified_folds(labels, 3, 0, keys)
+    assert assign_folds(labels, keys[:9] * 2, 3, 0) == grouped_folds(labels, keys[:9] * 2, 3, 0)
 
 
 @pytest.mark.parametrize("call, words", [
-    (lambda: stratified(["a"] * 9 + ["b"] * 2, 3, 0), ["'b'", "2 rows", "3 folds"]),
-    (lambda: stratified(["a", "b"] * 9, 1, 0), ["1 folds", "at least 2"]),
-    (lambda: stratified(["a"], 2, 0), ["1 rows", "2 folds"]),
-    (lambda: grouped(["a", "b"] * 9, ["x", "y"] * 9, 3, 0), ["2 groups", "3 folds"]),
-    (lambda: grouped(["a", "b", "c", "c"], ["x", "y", "z", "z"], 2, 0), ["class 'a'", "one group"]),
-    (lambda: grouped(["a", "a", "b", "b"], ["x", "y", "y", "y"], 2, 0), ["class 'b'", "one group"])])
+    (lambda: stratified_folds(["a"] * 9 + ["b"] * 2, 3, 0), ["'b'", "2 rows", "3 folds"]),
+    (lambda: stratified_folds(["a", "b"] * 9, 1, 0), ["1 folds", "at least 2"]),
+    (lambda: stratified_folds(["a"], 2, 0), ["1 rows", "2 folds"]),
+    (lambda: grouped_folds(["a", "b"] * 9, ["x", "y"] * 9, 3, 0), ["2 groups", "3 folds"]),
+    (lambda: grouped_folds(["a", "b", "c", "c"], ["x", "y", "z", "z"], 2, 0), ["class 'a'", "one group"]),
+    (lambda: grouped_folds(["a", "a", "b", "b"], ["x", "y", "y", "y"], 2, 0), ["class 'b'", "one group"])])
 def test_splits_refuse(call, words):
     with pytest.raises(InputError) as error:
         call()
@@ -244,7 +244,7 @@ def test_cross_fitting_leaves_the_held_out_fold_alone():
     truth = scores.argmax(1).tolist()
     truth[1::5] = [(t + 1) % 3 for t in truth[1::5]]
     other = [(t + 1) % 3 if fold == 0 else t for t, fold in zip(truth, which)]
-    before, after = (cross_validation.cross_fitted(scores, labels, which) for labels in (truth, other))
+    before, after = (cross_validation.cross_fitted_logits(scores, labels, which) for labels in (truth, other))
     changed = [not torch.equal(a, b) for a, b in zip(before, after)]
     assert changed == [fold != 0 for fold in which], "a fold's temperature should depend on all other folds, and not on its own rows"
 
@@ -314,13 +314,13 @@ def test_a_temperature_that_harms_is_not_applied():
     """Two folds that are wrong in opposite ways: what suits one harms the other."""
     sure = torch.tensor([[9.0, 0.0]] * 8)
     scores, targets = torch.cat([sure, sure]).double(), [0] * 8 + [0, 1] * 4
-    found = cross_validation.judge(scores, targets, [0] * 8 + [1] * 8, ["a", "b"])
+    found = cross_validation.evaluate_folds(scores, targets, [0] * 8 + [1] * 8, ["a", "b"])
     assert found["calibrated"]["log_loss"] > found["all"]["log_loss"], "the case should be one where it harms"
     fitted = temperature(scores, targets)
-    assert fitted.temperature != 1 and cross_validation.applied(fitted, found, "auto").temperature == 1
-    assert "NOT applied: it does not lower" in cross_validation.report(found, [0] * 8 + [1] * 8, fitted.temperature, 1.0)[-1]
+    assert fitted.temperature != 1 and cross_validation.submission_calibration(fitted, found, "auto").temperature == 1
+    assert "NOT applied: it does not lower" in cross_validation.report_lines(found, [0] * 8 + [1] * 8, fitted.temperature, 1.0)[-1]
     better = found | {"calibrated": {"log_loss": found["all"]["log_loss"] - 0.1}}
-    assert cross_validation.applied(fitted, better, "auto") == fitted and cross_validation.applied(fitted, better, "off").temperature == 1
+    assert cross_validation.submission_calibration(fitted, better, "auto") == fitted and cross_validation.submission_calibration(fitted, better, "off").temperature == 1
 
 
 def test_temperature_off_is_the_plain_mean(place, call, tmp_path, monkeypatch):
@@ -404,7 +404,7 @@ def test_memory_is_worth_nothing(place, call, tmp_path, monkeypatch, group, leak
     data = write(tmp_path / "data.csv", ("text", "topic", "label"), rows)
     Memory(monkeypatch, lambda texts: texts[0].casefold().split()[0] if group else texts[0].casefold())
     if leaking:
-        monkeypatch.setattr(cross_validation, "share_out", lambda labels, groups, k, seed: stratified(labels, k, seed))
+        monkeypatch.setattr(cross_validation, "assign_folds", lambda labels, groups, k, seed: stratified_folds(labels, k, seed))
         monkeypatch.setattr(cross_validation, "fold_dataset", leaky_dataset)
     code, out, err = call("--model", place / "bert", "--data", data, "--out", tmp_path / "out", *QUICK, "--group", group)
     assert code == 0, err
@@ -424,7 +424,7 @@ def leaky_dataset(s, source, which, fold, labels):
 
 # ---------------------------------------------------------------- the submission
 
-FORM = Form(["id", "p_b", "p_a"], [None, 1, 0], ["x", "y"])
+FORM = SubmissionForm(["id", "p_b", "p_a"], [None, 1, 0], ["x", "y"])
 GOOD = "id,p_b,p_a\nx,0.25,0.75\ny,1.0,0\n"
 BAD = {
     "columns swapped": (GOOD.replace("p_b,p_a", "p_a,p_b"), ["columns", "p_a, p_b"]),
@@ -459,7 +459,7 @@ def test_bad_submissions(text, words):
 
 def test_nothing_is_written_over_by_a_bad_submission(place, call, tmp_path, monkeypatch):
     before = files(place / "out")
-    monkeypatch.setattr(cross_validation, "fold_mean", lambda scores, calibration: np.full((12, 3), np.nan))
+    monkeypatch.setattr(cross_validation, "mean_probabilities", lambda scores, calibration: np.full((12, 3), np.nan))
     code, _, err = call(*arguments(place, place / "out"))
     assert code == 2 and "submission.csv, line 2" in err and "finite" in err and err.count("\n") == 1
     assert files(place / "out") == before

@@ -17,8 +17,8 @@ from live import imported, loaded, may_refuse
 
 import minillmclf
 from minillmclf.errors import InputError
-from minillmclf.models import fresh_weights, load_backbone, model_class, save_backbone
-from minillmclf.models.cache import Cache, CachedRows, Sampling, eos_ids_of, generate
+from minillmclf.models import initialise_weights, load_backbone, model_class, save_backbone
+from minillmclf.models.cache import Cache, CachedRows, Sampling, eos_ids_in, generate
 from minillmclf.models.layers import Rows
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -46,7 +46,7 @@ PROMPTS = [[7, 3, 9, 30, 2, 8, 41], [5], [17, 55, 4], [20, 21, 22, 23, 24, 25, 2
 def build(kind, seed=0, **changes):
     """A tiny model of this model_type with wide weights, in eval mode."""
     config = {"model_type": kind, "eos_token_id": 1, "pad_token_id": 0} | CONFIGS[kind] | changes
-    model = fresh_weights(model_class(config).from_config(config), seed, std=0.3)
+    model = initialise_weights(model_class(config).from_config(config), seed, std=0.3)
     model.source_config = config
     return model.eval()
 
@@ -87,7 +87,7 @@ def test_a_row_is_continued_as_if_it_were_alone(kind):
 def test_grouped_keys_stay_grouped():
     model, kept = build("llama"), Cache()
     ids, mask = batch_of(PROMPTS)
-    model.hidden(ids, CachedRows(mask, kept), None)
+    model.hidden_states(ids, CachedRows(mask, kept), None)
     assert [k.shape for k in kept.keys] == [(4, 2, 11, 8)] * 3, "4 query heads share 2 heads of keys: more are wasted memory"
     assert [v.shape for v in kept.values] == [(4, 2, 11, 8)] * 3
 
@@ -104,9 +104,9 @@ def test_cached_rows_see_what_whole_rows_see(lengths, side, window, steps):
         new = torch.ones(len(lengths), 1, dtype=torch.long)
         whole, step, = torch.cat([whole, new], 1), CachedRows(new, kept)
         rows = Rows(whole)
-        assert torch.equal(step.causal(window).expand(len(lengths), 1, 1, -1)[:, 0, 0],
-                           rows.causal(window).expand(len(lengths), -1, -1, -1)[:, 0, -1])
-        assert torch.equal(step.positions, rows.last(rows.positions)), "a position is a count of real tokens"
+        assert torch.equal(step.causal_mask(window).expand(len(lengths), 1, 1, -1)[:, 0, 0],
+                           rows.causal_mask(window).expand(len(lengths), -1, -1, -1)[:, 0, -1])
+        assert torch.equal(step.positions, rows.final_tokens(rows.positions)), "a position is a count of real tokens"
 
 
 WRONG = {}
@@ -187,8 +187,8 @@ def test_rows_end_at_any_of_several_tokens_and_the_others_go_on(kind, cached):
 
 
 def test_the_end_comes_from_the_config():
-    assert eos_ids_of({"eos_token_id": [1, 106]}) == [1, 106] and eos_ids_of({"eos_token_id": 0}) == [0]
-    assert eos_ids_of({}) == eos_ids_of({"eos_token_id": None}) == []
+    assert eos_ids_in({"eos_token_id": [1, 106]}) == [1, 106] and eos_ids_in({"eos_token_id": 0}) == [0]
+    assert eos_ids_in({}) == eos_ids_in({"eos_token_id": None}) == []
     model = build("llama")
     free = generate(model, *batch_of(PROMPTS[:1]), 9)[0]
     model.source_config["eos_token_id"] = [59, free[3]]
@@ -238,7 +238,7 @@ def test_the_choice_is_that_of_transformers():
             return row.argmax(-1, keepdim=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch, "multinomial", note)
-            Sampling(temperature, top_k, top_p).choose(logits, [None] * 50)
+            Sampling(temperature, top_k, top_p).next_tokens(logits, [None] * 50)
         apart = (torch.stack(seen) - chances).abs().max()
         assert apart < 1e-6, f"temperature {temperature}, top_k {top_k}, top_p {top_p}: chances are {apart:.1g} apart"
 
@@ -248,7 +248,7 @@ def test_the_choice_is_that_of_transformers():
 def test_draws_follow_the_chances_and_the_seed():
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     draws = torch.Generator().manual_seed(1)
-    counts = Counter(int(Sampling(1.0).choose(logits, [draws])) for _ in range(4000))
+    counts = Counter(int(Sampling(1.0).next_tokens(logits, [draws])) for _ in range(4000))
     chances = logits.softmax(-1)[0]
     for token, chance in enumerate(chances.tolist()):
         assert abs(counts[token] / 4000 - chance) < 4 * (chance * (1 - chance) / 4000) ** 0.5, f"token {token}: {counts}"

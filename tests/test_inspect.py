@@ -19,7 +19,7 @@ from minillmclf.models import load_backbone
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import Batch
 from minillmclf.training.recompute import recompute_blocks
-from minillmclf.cli.build import recipe_of
+from minillmclf.cli.build import tuning_config
 from minillmclf.tuning import tune
 from minillmclf.tuning.prompt import new_words
 
@@ -53,7 +53,7 @@ def test_what_train_drops_and_adds_has_its_names(name, capsys):
     name = MODELS / name if (MODELS / name).exists() else name
     built = Classifier.from_backbone(name, ["no", "yes"]).report
     line = re.search("^train, with a new head: dropped (.*); new (.*)$", report(capsys, name), re.M)
-    assert line and line[2].split(", ") == built.fresh
+    assert line and line[2].split(", ") == built.newly_initialised
     assert {re.sub(r"\.\d+\.", ".{}.", dropped) for dropped in built.dropped} == set(line[1].split(", "))
 
 
@@ -66,7 +66,7 @@ def test_parts_and_memory_are_those_of_the_model(name, capsys):
     methods = {m: (int(n.replace(",", "")), held, more) for m, n, held, more in re.findall(
         r"--method (\S+) +([\d,]+) +([\d.]+ .?B) +([\d.]+ .?B)", out)}
     told = {line.split()[1] for line in out.splitlines() if line.startswith("    --method")}
-    assert told == set(memory.METHODS) and methods.keys() >= told - {"bitfit"}, f"{name}: {told - methods.keys()}"
+    assert told == set(memory.MEASURED_METHODS) and methods.keys() >= told - {"bitfit"}, f"{name}: {told - methods.keys()}"
     model = load_backbone(MODELS / name)
     head = build_head(model.source_config["model_type"], model, len(model.source_config["id2label"])
                       if "classes:" in out else 2)
@@ -74,8 +74,8 @@ def test_parts_and_memory_are_those_of_the_model(name, capsys):
         model.lm_head = None
     whole = sum(p.numel() for part in (model, head) for p in part.parameters())
     assert methods["full"][0] == whole, f"{name}: full training teaches every parameter"
-    assert methods["full"][1] == memory.size(12 * whole), "weights and two moments of AdamW, 4 bytes each"
-    assert methods["head"][1] == memory.size(4 * whole + 8 * sum(p.numel() for p in head.parameters()))
+    assert methods["full"][1] == memory.size_text(12 * whole), "weights and two moments of AdamW, 4 bytes each"
+    assert methods["head"][1] == memory.size_text(4 * whole + 8 * sum(p.numel() for p in head.parameters()))
     assert methods["head"][0] < methods["lora"][0] < methods["full"][0]
 
 
@@ -83,7 +83,7 @@ def test_trying_every_method_leaves_the_model_as_it_was():
     model = load_backbone(MODELS / "llama_lm")
     before = {name: (parameter, parameter.clone()) for name, parameter in model.named_parameters()}
     head = build_head("llama", model, 2)
-    for method in memory.METHODS:
+    for method in memory.MEASURED_METHODS:
         if method != "bitfit":
             memory.training_memory(model, head, method, 8)
     after = dict(model.named_parameters())
@@ -114,7 +114,7 @@ def test_what_is_kept_for_the_backward_pass_is_counted():
         def forward(self, hidden, mask):
             return hidden.sum()
     def kept(body, head, length):
-        return memory.kept_for_backward(torch.nn.ModuleDict({"backbone": body, "head": head}), length)
+        return memory.saved_activation_bytes(torch.nn.ModuleDict({"backbone": body, "head": head}), length)
     found = kept(Body(), Sum(), 10)
     assert found == 4 * 10 * (8 + 16), f"{found} bytes for 10 tokens"
     body = load_backbone(MODELS / "bert_classifier").train()
@@ -161,7 +161,7 @@ def test_a_tokenizer_that_does_not_fit_is_said(rows, said, tmp_path, capsys):
 def test_a_folder_with_an_adapter_names_its_base_and_four_bits_are_accounted_for(tmp_path, capsys):
     base = bert_folder(tmp_path / "base")
     model = Classifier.from_backbone(base, ["a", "b"])
-    tune(model, recipe_of(Settings(method="lora")))
+    tune(model, tuning_config(Settings(method="lora")))
     model.save(tmp_path / "run")
     with pytest.raises(InputError, match=f"holds an adapter, its model is {base}: inspect that, or merge"):
         inspect.main([str(tmp_path / "run")])
@@ -180,7 +180,7 @@ def test_mistakes_are_one_line(tmp_path):
 
 
 def test_sizes_are_for_people():
-    assert [memory.size(n) for n in (0, 999, 1000, 12_345, 999_499, 999_500, 4_400_000_000)] == \
+    assert [memory.size_text(n) for n in (0, 999, 1000, 12_345, 999_499, 999_500, 4_400_000_000)] == \
         ["0.00 B", "999 B", "1.00 kB", "12.3 kB", "999 kB", "1.00 MB", "4.40 GB"]
 
 
@@ -215,7 +215,7 @@ def estimate_and_peak(folder, kind, method, rows, length):
     body = load_backbone(folder).train()
     trained, held, text = memory.training_memory(body, build_head(kind, body, 2), method, length)
     model = Classifier.from_backbone(folder, ["a", "b"], quantise="nf4" if method == "qlora" else None)
-    tune(model, recipe_of(Settings(method=method)))
+    tune(model, tuning_config(Settings(method=method)))
     return memory.step_bytes(held, trained, rows * text), peak_of_tensors(model, rows, length)
 
 
@@ -255,7 +255,7 @@ def test_every_switch_takes_less_than_the_step_as_it_is(method, tmp_path):
     (flags, step, whole), *others = memory.switch_table(body, head, method, 16, 128)
     assert flags == "as it is" and step.rows == 16 and len(others) == (6 if method == "prompt" else 7)
     for flags, _, needed in others:
-        assert needed < whole, f"{method} {flags}: {memory.size(needed)}, as it is {memory.size(whole)}"
+        assert needed < whole, f"{method} {flags}: {memory.size_text(needed)}, as it is {memory.size_text(whole)}"
     assert min(others, key=lambda other: other[2]) == others[-1], "all together take least"
     after = body.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[name], value) for name, value in before.items())
@@ -267,22 +267,22 @@ def test_what_checkpointing_keeps_is_what_autograd_saves(tmp_path):
     rows, length = 4, 128
     folder = bert_folder(tmp_path, **BODY)
     body = load_backbone(folder)
-    with memory.tuned(body, build_head("bert", body, 2), "full", length) as (model, _, _):
-        said = memory.step_keeps(model, memory.Step(rows, length, checkpointing=True))
-        plain = memory.kept_for_backward(model, length, rows)
-        assert memory.step_keeps(model, memory.Step(rows, length)) == plain, "one text and two tell what four keep"
+    with memory.tuned_classifier(body, build_head("bert", body, 2), "full", length) as (model, _, _):
+        said = memory.step_activation_bytes(model, memory.Step(rows, length, checkpointing=True))
+        plain = memory.saved_activation_bytes(model, length, rows)
+        assert memory.step_activation_bytes(model, memory.Step(rows, length)) == plain, "one text and two tell what four keep"
         recompute_blocks(model)
-        inputs = memory.kept_for_backward(model, length, rows)
+        inputs = memory.saved_activation_bytes(model, length, rows)
     block, hidden = said - inputs, 4 * rows * length * BODY["width"]
     assert inputs >= BODY["layers"] * hidden, "the input of each block, at least, is kept"
     assert inputs < said < plain and 0.9 * plain < inputs + BODY["layers"] * block < 1.4 * plain, \
         f"{said} bytes: {inputs} for all inputs, {block} for a block, and {plain} as it is"
     again = Classifier.from_backbone(folder, ["a", "b"])
-    tune(again, recipe_of(Settings()))
+    tune(again, tuning_config(Settings()))
     recompute_blocks(again)
     held = 16 * sum(p.numel() for p in again.parameters())
     most = peak_of_tensors(again, rows, length)
-    assert abs(held + said - most) <= 0.15 * most, f"estimated {memory.size(held + said)}, tensors take {memory.size(most)}"
+    assert abs(held + said - most) <= 0.15 * most, f"estimated {memory.size_text(held + said)}, tensors take {memory.size_text(most)}"
 
 
 @pytest.mark.parametrize("step, pieces", [
@@ -291,12 +291,12 @@ def test_what_a_switch_leaves_is_estimated_within_20_percent(step, pieces, tmp_p
     """With dropout: what passes by while the backward pass computes is more then, and is not in the estimate."""
     folder = bert_folder(tmp_path, **BODY)
     body = load_backbone(folder)
-    with memory.tuned(body, build_head("bert", body, 2), "full", 128) as (model, trained, total):
-        said = memory.held(body, "full", trained, total) + memory.step_keeps(model, step)
+    with memory.tuned_classifier(body, build_head("bert", body, 2), "full", 128) as (model, trained, total):
+        said = memory.state_bytes(body, "full", trained, total) + memory.step_activation_bytes(model, step)
     again = Classifier.from_backbone(folder, ["a", "b"])
-    tune(again, recipe_of(Settings()))
+    tune(again, tuning_config(Settings()))
     most = peak_of_tensors(again, step.rows, step.length, pieces, step.precision)
-    assert abs(said - most) <= 0.2 * most, f"{step}: estimated {memory.size(said)}, tensors take {memory.size(most)}"
+    assert abs(said - most) <= 0.2 * most, f"{step}: estimated {memory.size_text(said)}, tensors take {memory.size_text(most)}"
 
 
 def test_the_switches_are_printed_with_what_they_save(capsys):

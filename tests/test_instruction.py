@@ -25,7 +25,7 @@ from minillmclf.predict import __main__ as predict
 from minillmclf.classify.label_text import readout as labels_file
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
-from minillmclf.models import fresh_weights, generate, model_class, save_backbone
+from minillmclf.models import initialise_weights, generate, model_class, save_backbone
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import Batch
 from minillmclf.text.tokenizers.tokenizer import WordPiece
@@ -58,7 +58,7 @@ def lm_folder(folder, name, lm_head=True, pad="[PAD]", **changes):
     """A body with its language-model head, and a tokenizer that ends texts with [SEP]. -> folder"""
     kind, config = CONFIGS[name]
     config = {"model_type": kind, **config, **STILL.get(kind, {}), "pad_token_id": PIECES.index(pad), **changes}
-    model = spread(fresh_weights(model_class(config).from_config(config, lm_head=lm_head), 0))
+    model = spread(initialise_weights(model_class(config).from_config(config, lm_head=lm_head), 0))
     model.source_config = config
     save_backbone(model, folder)
     WordPiece.from_vocab(PIECES).save(folder)
@@ -248,7 +248,7 @@ def test_completion_has_the_whole_vocabulary_compete(bases):
     objectives = {name: objective_of(model, name) for name in ("completion", "classes")}
     before = {name: mean_loss(model, each, given) for name, each in objectives.items()}
     with torch.no_grad():
-        model.backbone.vocabulary()[PIECES.index("knife")] *= 20
+        model.backbone.output_embeddings()[PIECES.index("knife")] *= 20
     after = {name: mean_loss(model, each, given) for name, each in objectives.items()}
     assert abs(after["classes"] - before["classes"]) < 1e-5, "a word that is no label moves the loss of Classes"
     assert after["completion"] > before["completion"] + 0.1, f"Completion does not see it: {before}, {after}"
@@ -365,10 +365,10 @@ def test_the_vocabulary_is_neither_in_four_bits_nor_wrapped(name, bases):
     for path, layer in wrapped.items():
         kept = any(part in path.split(".") for part in model.backbone.FULL_PRECISION)
         assert hasattr(layer.base, "dequantised") != kept, f"{path}: {layer.base}"
-    vocabulary, words = model.backbone.vocabulary(), model.backbone.word_embeddings.weight
+    vocabulary, words = model.backbone.output_embeddings(), model.backbone.word_embeddings.weight
     for what, matrix in {"head": vocabulary, "embeddings": words}.items():
         assert matrix.is_floating_point() and not matrix.requires_grad, f"{name}: the {what} should be as they were, and frozen"
-    assert torch.equal(vocabulary, build(bases[name]).backbone.vocabulary()), f"{name}: the head was rounded"
+    assert torch.equal(vocabulary, build(bases[name]).backbone.output_embeddings()), f"{name}: the head was rounded"
 
 
 # ------------------------------------------------------------------------------------------------ it still writes

@@ -69,7 +69,7 @@ def test_the_tokens_are_those_that_are_scored(small, name):
     report = examine(tokenizer, readout, list(texts))
     assert [t.label for t in report.texts] == ["wet", "wet", "dry"]
     for t, path in zip(report.texts, readout.tree.paths):
-        assert t.ids == readout.tree.tokens[path].tolist(), f"{name}: {t.text!r} is scored by other tokens than shown"
+        assert t.ids == readout.tree.edge_tokens[path].tolist(), f"{name}: {t.text!r} is scored by other tokens than shown"
         assert t.pieces == [piece for i in t.ids for piece, j in tokenizer.vocab.items() if i == j]
         body = t.ids[:-1] if report.end else t.ids
         word = t.text.strip()

@@ -24,7 +24,7 @@ from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.label_text.prompting import change_prompt
 from minillmclf.classify.label_text.readout import LabelReadout, common, ids_after, text_scores
 from minillmclf.errors import InputError
-from minillmclf.models import fresh_weights, load_backbone, model_class, save_backbone
+from minillmclf.models import initialise_weights, load_backbone, model_class, save_backbone
 from minillmclf.text.batch import collate
 from minillmclf.text.tokenizers.bpe import byte_letters
 from minillmclf.text.tokenizers.tokenizer import WordPiece, load_tokenizer
@@ -80,7 +80,7 @@ def folder_of(name, tokenizer, folder, lm_head=True, **changes):
     places = {"n_positions": 160} if kind == "gpt2" else {} if kind == "t5" else {"max_position_embeddings": 160}
     config = {"model_type": kind, **config, "vocab_size": vocabulary, **places, **changes}
     config |= {"pad_token_id": 1} if tokenizer == "roberta" else {}
-    model = spread(fresh_weights(model_class(config).from_config(config, lm_head=lm_head), 0))
+    model = spread(initialise_weights(model_class(config).from_config(config, lm_head=lm_head), 0))
     model.source_config = config
     save_backbone(model, folder)
     return folder
@@ -133,7 +133,7 @@ def scores_of(model, texts=TEXTS, **more):
 def pieces_of(model):
     """Each label text's tokens as the vocabulary writes them."""
     pieces = {number: piece for piece, number in model.tokenizer.vocab.items()}
-    return {text: [pieces[model.head.tree.tokens[edge].item()] for edge in path]
+    return {text: [pieces[model.head.tree.edge_tokens[edge].item()] for edge in path]
             for text, path in zip(model.head.texts, model.head.tree.paths)}
 
 
@@ -146,7 +146,7 @@ def apart(found, expected):
 @pytest.mark.parametrize("name", MASKED)
 def test_a_masked_language_model_has_a_vocabulary(name, folders):
     body = load_backbone(folders(name))
-    assert body.vocabulary() is body.word_embeddings.weight, "its head ends in the word embeddings"
+    assert body.output_embeddings() is body.word_embeddings.weight, "its head ends in the word embeddings"
 
 
 # ------------------------------------------------------------------------------------------------ 1. brute force
@@ -247,11 +247,11 @@ def first_tokens_compete(patch):
     def only_first(backbone, ids, mask, tree, cache, context):
         hidden = backbone(ids, mask) if cache is None else None
         last = backbone.logits(hidden[torch.arange(len(ids)), mask.sum(1) - 1])
-        first = torch.stack([last[:, tree.tokens[path[0]]] for path in tree.paths], 1)
-        out = torch.zeros(len(ids), len(tree.tokens))
+        first = torch.stack([last[:, tree.edge_tokens[path[0]]] for path in tree.paths], 1)
+        out = torch.zeros(len(ids), len(tree.edge_tokens))
         out[:, [path[0] for path in tree.paths]] = first.log_softmax(1)
         return out
-    patch.setattr(labels_file, "log_probs", only_first)
+    patch.setattr(labels_file, "tree_log_probs", only_first)
 
 
 def best_synonym(patch):
@@ -260,7 +260,7 @@ def best_synonym(patch):
 
 
 def behind_the_end_of_a_text(patch):
-    patch.setattr(LabelReadout, "ids", lambda self, tokenizer, text: tokenizer.layout(tokenizer.ids(text))[0])
+    patch.setattr(LabelReadout, "ids", lambda self, tokenizer, text: tokenizer.add_special_tokens(tokenizer.ids(text))[0])
 
 
 def mean_of_tokens(patch):
@@ -503,12 +503,12 @@ def test_a_shared_prompt_is_read_once(name, long_folders):
     alone = row_by_row(model, encoded)
     rows = [ids for ids, _ in encoded]
     shared = next(place for place in range(999) if len({ids[place] for ids in rows}) > 1)
-    assert shared > 60 and len(model.head.tree.fed) > 2, "or there is little to share"
+    assert shared > 60 and len(model.head.tree.node_tokens) > 2, "or there is little to share"
     read = counted(model)
     found = model.scores(encoded, batch_size=7)
     assert apart(found, alone) <= 1e-5 * 2 * model.head.longest, f"{name}: {apart(found, alone):.1g} apart from row by row"
     assert alone.std(0).min() > 0.02
-    expected = shared + sum(len(ids) - shared for ids in rows) + len(rows) * len(model.head.tree.fed)
+    expected = shared + sum(len(ids) - shared for ids in rows) + len(rows) * len(model.head.tree.node_tokens)
     assert sum(read) == expected, f"{name}: the shared beginning is not read just once"
     assert read.count(shared) == 1 and len(read) == 1 + 5, "one pass for it, and one for each of the batches"
 
@@ -608,7 +608,7 @@ def test_no_token_stands_between_prompt_and_label(kind, first, folders):
     tokenizer, prompt = model.tokenizer, "review: soup\nmood:"
     ids = model.encode(["soup"])[0][0][0]
     assert ids == ([] if first is None else [tokenizer.vocab[first]]) + tokenizer.ids(prompt), kind
-    assert tokenizer.begin(tokenizer.ids(prompt)) == ids
+    assert tokenizer.prompt_ids(tokenizer.ids(prompt)) == ids
 
 
 # ------------------------------------------------------------------------------------------------ 8. too long
@@ -645,7 +645,7 @@ def test_the_text_alone_is_cut_in_other_places_too(name, folders):
     model = asking(folders(name), APART, template, max_length=60)
     (ids, _), = model.encode([LENGTHY])[0]
     tokenizer, room = model.tokenizer, 60 - (0 if name == "t5" else model.head.longest - 1)
-    before = tokenizer.begin(tokenizer.ids("review: soup and"))
+    before = tokenizer.prompt_ids(tokenizer.ids("review: soup and"))
     behind = tokenizer.ids("\nmood:" if name == "t5" else f"\nmood: {tokenizer.mask_text}, it was.")
     behind += [1 if name == "t5" else tokenizer.vocab["</s>" if name == "roberta" else "[SEP]"]]
     assert ids[:len(before)] == before and room - 3 <= len(ids) <= room, f"{name}: {len(ids)} tokens where {room} have room"
@@ -668,7 +668,7 @@ def test_an_instruction_and_shots_stand_before_each_text(name, folders):
     tokenizer, tail = model.tokenizer, ", it was." if name in MASKED else ""
     front = f"Say it.\n\nreview: a tree\nmood: positive{tail}\n\nreview: rain\nmood: dull{tail}\n\n"
     whole = f"{front}review: soup\nmood:" + (f" {tokenizer.mask_text}{tail}" if tail else "")
-    frame = tokenizer.begin if name == "mistral" else lambda ids: tokenizer.layout(ids)[0]
+    frame = tokenizer.prompt_ids if name == "mistral" else lambda ids: tokenizer.add_special_tokens(ids)[0]
     assert model.encode(["soup"]) == ([(frame(tokenizer.ids(whole)), [0] * len(frame(tokenizer.ids(whole))))], 0)
 
 
@@ -755,7 +755,7 @@ def test_a_folder_gives_the_same_bits_again_and_to_transformers_the_same_logits(
     again = Classifier.load(tmp_path)
     assert again.encode(TEXTS) == model.encode(TEXTS) and again.labels == LABELS and again.max_length == 140
     assert (again.predict(TEXTS) == model.predict(TEXTS)).all(), f"{name}: other probabilities from its own folder"
-    assert not again.report.fresh and not again.report.dropped, f"{name}: {again.report.line()}"
+    assert not again.report.newly_initialised and not again.report.dropped, f"{name}: {again.report.summary()}"
     assert again.head.described == model.head.described
     transformers = imported("transformers")
     kind = "MaskedLM" if name in MASKED else "Seq2SeqLM" if name in ANSWERING else "CausalLM"
@@ -766,9 +766,9 @@ def test_a_folder_gives_the_same_bits_again_and_to_transformers_the_same_logits(
     with torch.no_grad(), may_refuse():
         if kind == "Seq2SeqLM":
             expected = theirs.eval()(input_ids=ids, decoder_input_ids=torch.tensor([[0]])).logits[:, 0]
-            begin, mask, context = ours.prompt(ids, torch.ones_like(ids))
-            rows = ours.rows(mask)
-            found = ours.logits(rows.last(ours.hidden(begin, rows, context)))
+            begin, mask, context = ours.prepare_prompt(ids, torch.ones_like(ids))
+            rows = ours.make_rows(mask)
+            found = ours.logits(rows.final_tokens(ours.hidden_states(begin, rows, context)))
         else:
             expected, found = theirs.eval()(input_ids=ids).logits, ours.logits(ours(ids, torch.ones_like(ids)))
     assert apart(found, expected) <= 2e-5, f"{name}: transformers gives other logits"

@@ -18,7 +18,7 @@ from torch import nn
 
 from minillmclf.classify.head import build_head
 from minillmclf.errors import InputError
-from minillmclf.models import fresh_weights
+from minillmclf.models import initialise_weights
 from minillmclf.models.bert import Bert, Roberta
 from minillmclf.models.deberta import Deberta
 from minillmclf.models.gemma import Gemma, Gemma2
@@ -56,7 +56,7 @@ class Whole(nn.Module):
         kind, config = FAMILIES[family]
         self.backbone = kind.from_config(config)
         self.head = build_head(family, self.backbone, 3)
-        fresh_weights(self, seed, std=0.2)
+        initialise_weights(self, seed, std=0.2)
 
     def forward(self, ids, mask):
         return self.head(self.backbone.states(ids, mask), mask)

@@ -11,7 +11,7 @@ from test_families import CONFIGS
 from minillmclf import merge, train
 from minillmclf.classify.classifier import Classifier
 from minillmclf.cli.parser import run
-from minillmclf.models import fresh_weights, model_class, save_backbone
+from minillmclf.models import initialise_weights, model_class, save_backbone
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import tune
 from minillmclf.tuning.quant import Linear4bit
@@ -61,7 +61,7 @@ def test_merging_into_four_bits_is_said_with_what_it_costs(runs, tmp_path, capsy
 
 
 def test_the_rows_that_change_their_class_are_counted(runs, tmp_path, capsys, monkeypatch):
-    plain = merge.merged
+    plain = merge.merge_adapter
 
     def turned(model, *more):
         """A merge after which the unlikeliest class of before is the likeliest."""
@@ -70,7 +70,7 @@ def test_the_rows_that_change_their_class_are_counted(runs, tmp_path, capsys, mo
             out.weight.neg_()
             out.bias.neg_()
         return model
-    monkeypatch.setattr(merge, "merged", turned)
+    monkeypatch.setattr(merge, "merge_adapter", turned)
     code, out, error = call(capsys, "--model", runs["lora"], "--out", tmp_path / "merged")
     assert code == 0 and "on 9 rows" in out and " 9 rows change their class" in out, (out, error)
 
@@ -78,14 +78,14 @@ def test_the_rows_that_change_their_class_are_counted(runs, tmp_path, capsys, mo
 def test_what_was_whole_before_a_merge_into_four_bits_is_whole_after_it(tmp_path):
     """T5's down_proj keeps its precision in a 4-bit base, so also in what is merged from it."""
     kind, config = CONFIGS["t5"]
-    body = fresh_weights(model_class({"model_type": kind}).from_config({"model_type": kind, **config}), 0)
+    body = initialise_weights(model_class({"model_type": kind}).from_config({"model_type": kind, **config}), 0)
     body.source_config = {"model_type": kind, **config}
     save_backbone(body, tmp_path)
     WordPiece.from_vocab(PIECES).save(tmp_path)
     model = Classifier.from_backbone(tmp_path, ["a", "b"], quantise="nf4")
     before = {path for path, module in model.named_modules() if isinstance(module, Linear4bit)}
     tune(model, dict(method="qlora", rank=2, alpha=2.0, dropout=0.0, use_rslora=False, targets=None, bias="none"))
-    merge.merged(model, "4bit")
+    merge.merge_adapter(model, "4bit")
     after = {path for path, module in model.named_modules() if isinstance(module, Linear4bit)}
     assert before == after and before, f"in four bits before or after only: {sorted(before ^ after)[:4]}"
 

@@ -1,19 +1,17 @@
 """Every method on every family: what it promises at the start, what learns and what does not, and what comes back from disk.
 
-Each cell is run for real: a tiny model of the family (tests/test_families.py), ten steps, saved, read by another process.
+Each cell is run for real: a tiny model of the family (tests/test_families.py), four steps, saved, read by another process.
 """
 
 import copy
 import json
 import random
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from conftest import shaken
-from small import environment, texts_of
+from small import forked_program, texts_of
 from test_families import CONFIGS, FP32, LABELS, TEXTS, classifier, folders, spread  # noqa: F401  (folders: a fixture)
 
 from minillmclf.classify.classifier import Classifier
@@ -43,7 +41,7 @@ def scores(model):
     return model.scores(model.encode(TEXTS)[0])
 
 
-def train(model, steps=10):
+def train(model, steps=4):
     """A few steps on a small set -> names of the parameters that learn."""
     rows = texts_of(random.Random(0), 12)
     data = type("Data", (), {"encoded": model.encode([text for text, _ in rows])[0],
@@ -113,9 +111,9 @@ def test_what_was_saved_answers_alike_in_another_process(tuned, tmp_path):
     from safetensors.torch import load_file
     cells = {str(tuned(*cell)[-1]): (cell, scores(tuned(*cell)[0])) for cell in CELLS}
     (tmp_path / "job.json").write_text(json.dumps([TEXTS, list(cells), str(tmp_path / "out.safetensors")]))
-    ran = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "job.json")], capture_output=True, text=True,
-                         env=environment())
-    assert ran.returncode == 0, ran.stderr[-2000:]
+    (tmp_path / "script.py").write_text(SCRIPT)
+    code, _, error = forked_program(tmp_path / "script.py", tmp_path / "job.json")
+    assert code == 0, error[-2000:]
     found = load_file(tmp_path / "out.safetensors")
     wrong = {cell: (found[folder] - expected).abs().max().item() for folder, (cell, expected) in cells.items()
              if not torch.equal(found[folder], expected)}

@@ -20,9 +20,9 @@ from minillmclf import inspect, load_tokenizer, train
 from minillmclf.predict import __main__ as predict
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
-from minillmclf.files import IGNORED
+from minillmclf.files import IGNORED_KEYS
 from minillmclf.models import load_backbone
-from minillmclf.models.config import INERT, ignoring
+from minillmclf.models.config import INERT, ignoring_config_keys
 from minillmclf.tuning import tune
 from minillmclf.tuning.quant_files import from_file, to_file
 
@@ -175,11 +175,11 @@ def test_a_mistral_without_a_window_has_full_attention(folder):
 
 
 def test_an_unknown_key_can_be_left_out_at_ones_own_risk(small, tmp_path, monkeypatch):
-    monkeypatch.setenv(IGNORED, "")
+    monkeypatch.setenv(IGNORED_KEYS, "")
     refused(
         small, "talking_head = True (unknown: it may change the maths)", "--ignore-config-key NAME"
     )
-    with ignoring(["talking_head"]):
+    with ignoring_config_keys(["talking_head"]):
         model = Classifier.from_backbone(small, ["no", "yes"])
         tuned = Classifier.from_backbone(small, ["no", "yes"])
     tune(
@@ -194,13 +194,13 @@ def test_an_unknown_key_can_be_left_out_at_ones_own_risk(small, tmp_path, monkey
             "bias": "none",
         },
     )
-    assert os.environ[IGNORED] == ""
+    assert os.environ[IGNORED_KEYS] == ""
     for number, made in enumerate((model, tuned)):
         made.save(tmp_path / f"saved {number}")
         again = Classifier.load(tmp_path / f"saved {number}")  # without being told a second time
         assert (again.predict(["the old rose"]) == made.eval().predict(["the old rose"])).all()
     assert "talking_head" not in json.loads((tmp_path / "saved 0" / "config.json").read_text())
-    with ignoring(["hidden_size", "talking_head", "is_decoder"]):
+    with ignoring_config_keys(["hidden_size", "talking_head", "is_decoder"]):
         assert load_backbone(small).width == 32, "a known key counts, whatever is ignored"
 
 
@@ -219,14 +219,14 @@ def test_every_command_takes_the_flag(small, tmp_path, monkeypatch, capsys):
             for word, label in (("rose", "a"), ("soup", "b"))
         )
     )
-    monkeypatch.setenv(IGNORED, "")
+    monkeypatch.setenv(IGNORED_KEYS, "")
     with pytest.raises(InputError, match="talking_head"):
         inspect.main([str(small)])
     assert (
         inspect.main([str(small), *flag]) == 0
-        and os.environ[IGNORED].split(",")[-1] == "talking_head"
+        and os.environ[IGNORED_KEYS].split(",")[-1] == "talking_head"
     )
-    monkeypatch.setenv(IGNORED, "")
+    monkeypatch.setenv(IGNORED_KEYS, "")
     train.main(
         [
             "--model",
@@ -242,7 +242,7 @@ def test_every_command_takes_the_flag(small, tmp_path, monkeypatch, capsys):
             *flag,
         ]
     )
-    monkeypatch.setenv(IGNORED, "")
+    monkeypatch.setenv(IGNORED_KEYS, "")
     assert (
         predict.main(["--model", str(out), "late parcel"]) == 0
     ), "a saved run is asked for nothing"

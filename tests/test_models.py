@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import POOLINGS, BertHead, pool
 from minillmclf.errors import InputError
-from minillmclf.models import bert, fresh_weights, layers, load_backbone
+from minillmclf.models import bert, initialise_weights, layers, load_backbone
 from minillmclf.models.bert import Bert, Roberta
 from minillmclf.models.layers import Rows, attention, attention_by_hand
 from minillmclf.pretrain.losses import masked_lm_loss
@@ -158,8 +158,8 @@ def erf_gelu(patch):
 
 
 def other_eps(patch):
-    read = Bert.read.__func__
-    patch.setattr(Bert, "read", classmethod(lambda cls, *given: read(cls, *given) | {"layer_norm_eps": 1e-12}))
+    read = Bert.config_fields.__func__
+    patch.setattr(Bert, "config_fields", classmethod(lambda cls, *given: read(cls, *given) | {"layer_norm_eps": 1e-12}))
 
 
 def positions_from_zero(patch):
@@ -364,7 +364,7 @@ def test_dropout_acts_in_training_only():
     sizes = dict(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     off = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
     for key in off:
-        model = fresh_weights(Bert.from_config(sizes | off | {key: 0.5}), 0, 0.5)
+        model = initialise_weights(Bert.from_config(sizes | off | {key: 0.5}), 0, 0.5)
         ids, mask = torch.arange(8).view(1, 8), torch.ones(1, 8)
         assert not torch.equal(model.train()(ids, mask), model(ids, mask)), f"{key} does nothing in training"
         assert torch.equal(model.eval()(ids, mask), model(ids, mask)), f"{key} acts in evaluation"
@@ -395,7 +395,7 @@ def test_514_rows_of_roberta_serve_512_tokens():
     config = dict(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4,
                   max_position_embeddings=514, type_vocab_size=1, pad_token_id=1)
     model = Roberta.from_config(config)
-    (states(fresh_weights(model, 0).eval(), [[3] * 512])[0] @ torch.arange(4.0).square()).sum().backward()
+    (states(initialise_weights(model, 0).eval(), [[3] * 512])[0] @ torch.arange(4.0).square()).sum().backward()
     used = model.position_embeddings.weight.grad.abs().sum(1).nonzero().flatten().tolist()
     assert used == list(range(2, 514)), f"512 tokens should use the rows 2 to 513, they use {used[0]} to {used[-1]}"
     with pytest.raises(InputError, match="513 tokens .* 512 positions"):

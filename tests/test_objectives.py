@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from live import imported, loaded, may_refuse
 from test_families import CONFIGS, spread
 
-from minillmclf.models import fresh_weights, model_class, save_backbone
+from minillmclf.models import initialise_weights, model_class, save_backbone
 from minillmclf.pretrain.losses import causal_lm_loss, corrupt, corrupt_spans, masked_lm_loss, pieces
 from minillmclf.training.completion_loss import text_to_text_loss
 
@@ -26,7 +26,7 @@ def build(name):
     """A tiny model with its language-model head."""
     kind, config = CONFIGS[name]
     config = {"model_type": kind, **config}
-    model = spread(fresh_weights(model_class(config).from_config(config, lm_head=True), 0))
+    model = spread(initialise_weights(model_class(config).from_config(config, lm_head=True), 0))
     model.source_config = config
     return model
 

@@ -130,7 +130,7 @@ def test_a_name_that_cannot_be(place, call, out):
 
 def test_what_cannot_be_read_is_no_clash(tmp_path):
     strange = [("--data", "x" * 5000), ("--data", "a\0b"), ("--data", None)]
-    assert files.check_out(tmp_path / "new", False, strange) == tmp_path / "new"
+    assert files.check_out_file(tmp_path / "new", False, strange) == tmp_path / "new"
 
 
 # ------------------------------------------------------------------------------------------ folders
@@ -252,7 +252,7 @@ def test_the_part_of_answers_is_no_link_and_no_data(place, call, tmp_path):
 
 def test_two_runs_into_one_file_are_told(place, call, tmp_path):
     out = tmp_path / "a.csv"
-    with pytest.raises(KeyboardInterrupt), stream.Part(out) as part:
+    with pytest.raises(KeyboardInterrupt), stream.PartFile(out) as part:
         part.add("one\n", 1, None, 0)
         code, said = call(predict, "--model", place / "full", "--out", out, "a rose")
         assert code == 2 and "another process is writing to this file" in said, said
@@ -264,23 +264,23 @@ def test_two_runs_into_one_file_are_told(place, call, tmp_path):
 
 def test_a_lock_on_a_file_that_has_its_name_already(tmp_path, monkeypatch):
     """The other run ends between opening the part and locking it: what is locked is its OUT."""
-    part, real = tmp_path / "a.part", files.hold
+    part, real = tmp_path / "a.part", files.lock_handle
 
     def late(handle, name):
         os.replace(part, tmp_path / "a")
         real(handle, name)
-    monkeypatch.setattr(stream, "hold", late)
-    refused(lambda: stream.own_file(part), "give the command again")
+    monkeypatch.setattr(stream, "lock_handle", late)
+    refused(lambda: stream.open_locked(part), "give the command again")
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
 def test_a_hangup_stops_as_a_termination_does(tmp_path):
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
-        with pytest.raises(KeyboardInterrupt), stream.Part(tmp_path / "a"):
+        with pytest.raises(KeyboardInterrupt), stream.PartFile(tmp_path / "a"):
             signal.raise_signal(signal.SIGHUP)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)                            # under nohup
-        with stream.Part(tmp_path / "b"):
+        with stream.PartFile(tmp_path / "b"):
             signal.raise_signal(signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and (tmp_path / "b").exists()
     finally:
@@ -295,18 +295,18 @@ def test_answers_that_cannot_get_their_name_stay_on_record(tmp_path, monkeypatch
         raise fault
     made = {"model": "x"}
     ends = (InputError, KeyboardInterrupt)
-    with pytest.raises(ends), stream.Part(tmp_path / "a", made) as part:
+    with pytest.raises(ends), stream.PartFile(tmp_path / "a", made) as part:
         part.add("one\n", 1, "sha", 0)
         real = os.replace
         monkeypatch.setattr(os, "replace", lambda a, b: (fails if b == part.out else real)(a, b))
     monkeypatch.setattr(os, "replace", real)
     assert json.loads((tmp_path / "a.part.json").read_text())["rows"] == 1
-    with pytest.raises(ends), stream.Part(tmp_path / "a", made) as part:       # with nothing new to add
-        assert part.to_do(lambda: iter([(["one"], "sha")])) and part.kept == 1
+    with pytest.raises(ends), stream.PartFile(tmp_path / "a", made) as part:       # with nothing new to add
+        assert part.unanswered(lambda: iter([(["one"], "sha")])) and part.rows_on_record == 1
         monkeypatch.setattr(os, "replace", lambda a, b: (fails if b == part.out else real)(a, b))
     monkeypatch.setattr(os, "replace", real)
-    with stream.Part(tmp_path / "a", made) as part:
-        rest = list(part.to_do(lambda: iter([(["one"], "sha"), (["two"], "more")])))
+    with stream.PartFile(tmp_path / "a", made) as part:
+        rest = list(part.unanswered(lambda: iter([(["one"], "sha"), (["two"], "more")])))
         part.add("two\n", len(rest), "more", 0)
     assert (tmp_path / "a").read_text() == "one\ntwo\n"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
@@ -319,7 +319,7 @@ def test_another_swap_starts_anew(tmp_path, capsys, monkeypatch):
     model.save(tmp_path / "model")
     data, out = tmp_path / "data.csv", tmp_path / "a.csv"
     data.write_text("prompt,response_a,response_b\nx,a rose,soup\ny,rain,a tree\nz,soil,salt\n")
-    calls, real = [], predict.render
+    calls, real = [], predict.render_answers
 
     def stops(*given):
         calls.append(1)
@@ -328,7 +328,7 @@ def test_another_swap_starts_anew(tmp_path, capsys, monkeypatch):
         return real(*given)
     command = ["--model", str(tmp_path / "model"), "--data", str(data), "--out", str(out)]
     with monkeypatch.context() as patch, pytest.raises(stream.Stopped):
-        patch.setattr(predict, "render", stops)
+        patch.setattr(predict, "render_answers", stops)
         predict.main([*command, "--swap", "none"])
     assert predict.main([*command, "--swap", "predict"]) == 0
     assert "is of another swap: starting anew" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from small import PIECES
 
 from minillmclf.errors import InputError
 from minillmclf.text import parts
-from minillmclf.text.cutting import KEEPS
+from minillmclf.text.cutting import TRUNCATION_SIDES
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 
 TOKENIZER = WordPiece.from_vocab(PIECES)
@@ -15,14 +15,14 @@ FIXED = 2 + sum(map(len, MARKS))
 
 
 def row_of(texts, max_length, keep="head"):
-    (ids, types), cut = parts.lay_out(TOKENIZER, texts, parts.TWO_ANSWERS, max_length, keep)
+    (ids, types), cut = parts.join_parts(TOKENIZER, texts, parts.TWO_ANSWERS, max_length, keep)
     assert set(types) == {0} and len(ids) == len(types), "a marked text is one text, of one type"
     return ids, cut
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 60), min_size=3, max_size=3).filter(any), st.integers(FIXED + 3, FIXED + 80),
-       st.sampled_from(KEEPS))
+       st.sampled_from(TRUNCATION_SIDES))
 def test_no_part_vanishes_and_every_marker_stands_whole(sizes, max_length, keep):
     words = ("rose", "soup", "rain")
     ids, cut = row_of([" ".join([word] * size) for word, size in zip(words, sizes)], max_length, keep)
@@ -54,4 +54,4 @@ def test_what_does_not_fit_or_holds_nothing_is_told():
 
 def test_size_is_what_is_laid_out_when_nothing_is_cut():
     texts = ["the rose was near", "soup", "rain and wind"]
-    assert parts.size(TOKENIZER, texts, parts.TWO_ANSWERS) == len(row_of(texts, 500)[0])
+    assert parts.joined_size(TOKENIZER, texts, parts.TWO_ANSWERS) == len(row_of(texts, 500)[0])

@@ -31,13 +31,13 @@ def history(epochs=3):
 def figures():
     """One of each kind, easy and hard."""
     rng = np.random.default_rng(0)
-    yield pictures.learning_curve([row("a", 0.5, 10), row("a", 0.6), row("b", 0.7, 10), row("b", 0.8, 25)])
-    yield pictures.cost(crowd())
+    yield pictures.learning_curve_figure([row("a", 0.5, 10), row("a", 0.6), row("b", 0.7, 10), row("b", 0.8, 25)])
+    yield pictures.cost_figure(crowd())
     for classes in (2, 12, 13, 77):
-        yield pictures.confusion(rng.integers(0, 9, (classes, classes)), [f"MANY wide letters, as in WWWW, {i}" for i in range(classes)])
+        yield pictures.confusion_figure(rng.integers(0, 9, (classes, classes)), [f"MANY wide letters, as in WWWW, {i}" for i in range(classes)])
     confidence = rng.uniform(0.1, 1, 200)
-    yield pictures.reliability(confidence, rng.uniform(size=200) < confidence)
-    yield pictures.training(history())
+    yield pictures.reliability_figure(confidence, rng.uniform(size=200) < confidence)
+    yield pictures.training_figure(history())
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_axes_are_named_and_the_picture_is_told_in_words(drawn):
 def test_nothing_is_left_in_matplotlib(drawn):
     import matplotlib
     before = dict(matplotlib.rcParams)
-    pictures.render(pictures.training(history()))
+    pictures.figure_bytes(pictures.training_figure(history()))
     assert dict(matplotlib.rcParams) == before, "the style of the pictures leaks into the user's own"
     if "matplotlib.pyplot" in sys.modules:
         assert not sys.modules["matplotlib.pyplot"].get_fignums(), "a figure is kept alive by pyplot"
@@ -98,7 +98,7 @@ def test_learning_curve_shows_means_and_intervals(drawn):
 
 
 def test_a_line_goes_from_few_rows_to_many(drawn):
-    figure = pictures.learning_curve([row("a", 0.5, 25), row("a", 0.4, 5)])
+    figure = pictures.learning_curve_figure([row("a", 0.5, 25), row("a", 0.4, 5)])
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["5", "25"]
     assert figure.axes[0].containers[0][0].get_ydata() == pytest.approx([0.4, 0.5]), "a line goes from few rows to many"
 
@@ -109,7 +109,7 @@ def test_pareto_front_by_hand():
 
 
 def test_the_front_is_drawn_as_steps(drawn):
-    axes = pictures.cost([row("a", 0.5, memory_mb=10.0), row("b", 0.8, memory_mb=20.0), row("c", 0.6, memory_mb=30.0)], "memory_mb").axes[0]
+    axes = pictures.cost_figure([row("a", 0.5, memory_mb=10.0), row("b", 0.8, memory_mb=20.0), row("c", 0.6, memory_mb=30.0)], "memory_mb").axes[0]
     line = next(line for line in axes.lines if line.get_label().startswith("Pareto front"))
     assert line.get_xydata().tolist() == [[10, 0.5], [20, 0.5], [20, 0.8]], "as good as a until b is reached, and no further"
 
@@ -117,34 +117,34 @@ def test_the_front_is_drawn_as_steps(drawn):
 def test_cost_numbers_do_not_overlap_and_name_every_row(drawn):
     from matplotlib.text import Annotation
     for seed in range(2):
-        figure = pictures.cost(crowd(seed))
+        figure = pictures.cost_figure(crowd(seed))
         boxes = [a.get_window_extent() for a in figure.axes[0].findobj(Annotation)]
         assert len(boxes) == 16
         clashes = sum(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
         assert clashes == 0, f"seed {seed}: {clashes} pairs of numbers lie over each other"
         key = figure.legends[1].get_texts()[0].get_text().splitlines()
         best = [r["label"] for r in sorted(crowd(seed), key=lambda r: -r["accuracy"]["mean"])]
-        assert [line.split("  ")[1] for line in key] == [pictures.short(name) for name in best]
+        assert [line.split("  ")[1] for line in key] == [pictures.short_name(name) for name in best]
 
 
 def test_rows_without_a_cost_are_named_not_dropped_silently(drawn):
-    figure = pictures.cost(crowd(), "trainable")
+    figure = pictures.cost_figure(crowd(), "trainable")
     assert "majority, bag of words" in figure.axes[0].get_xlabel() and "majority, bag of words" in figure.get_label()
     assert figure.axes[0].get_xscale() == "log"
     with pytest.raises(InputError, match="no row of the table has a number above 0"):
-        pictures.cost(crowd(), "ms_per_text")
+        pictures.cost_figure(crowd(), "ms_per_text")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pictures.cost(crowd(), "memory_mb")                    # all the same cost
+        pictures.cost_figure(crowd(), "memory_mb")                    # all the same cost
 
 
 def test_confusion_says_counts_and_shares(drawn):
-    figure = pictures.confusion([[3, 1], [0, 0]], ["yes", "$no$"])
+    figure = pictures.confusion_figure([[3, 1], [0, 0]], ["yes", "$no$"])
     cells = [t.get_text() for t in figure.axes[0].texts]
     assert cells == ["3\n75%", "1\n25%", "0", "0"], "a class without rows has no shares, and no division by zero"
     assert figure.axes[0].images[0].get_array().tolist() == [[0.75, 0.25], [0, 0]]
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["yes", "$no$"]
-    pictures.render(figure, ".png")                            # "$" begins no formula
+    pictures.figure_bytes(figure, ".png")                            # "$" begins no formula
     assert "75.0% of 4 rows right" in figure.get_label() and "1 x yes taken for $no$" in figure.get_label()
 
 
@@ -152,12 +152,12 @@ def test_many_classes_have_no_numbers_but_the_worst_pairs(drawn):
     matrix = np.diag([5] * 77)
     for i in range(12):
         matrix[i, i + 1] = 20 - i
-    figure = pictures.confusion(matrix, [f"c{i}" for i in range(77)])
+    figure = pictures.confusion_figure(matrix, [f"c{i}" for i in range(77)])
     axes, beside = figure.axes[:2]
     assert not axes.texts, "numbers in 5929 cells cannot be read"
     listed = beside.texts[0].get_text()
     assert "20 x c0\n      taken for c1" in listed and listed.count("taken for") == 10 and "c10\n" not in listed
-    assert pictures.mistakes(matrix)[0] == (20, 0, 1)
+    assert pictures.frequent_mistakes(matrix)[0] == (20, 0, 1)
 
 
 def test_reliability_agrees_with_the_metric(drawn):
@@ -165,7 +165,7 @@ def test_reliability_agrees_with_the_metric(drawn):
     confidence = np.concatenate([rng.uniform(0, 1, 300), np.arange(16) / 15])          # the edges of the bins too
     right = rng.uniform(size=316) < confidence ** 2
     for bins in (15, 10):
-        figure = pictures.reliability(confidence, right, bins)
+        figure = pictures.reliability_figure(confidence, right, bins)
         above, below = figure.axes
         hits, gaps = ([bar.get_height() for bar in c] for c in above.containers)
         rows = np.array([bar.get_height() for bar in below.containers[0]])
@@ -177,10 +177,10 @@ def test_reliability_agrees_with_the_metric(drawn):
 
 
 def test_training_shows_each_epoch(drawn):
-    above, below = pictures.training(history(4), "macro_f1").axes
+    above, below = pictures.training_figure(history(4), "macro_f1").axes
     assert [line.get_ydata().tolist() for line in above.lines] == [[h[k] for h in history(4)] for k in ("train_loss", "log_loss")]
     assert below.lines[0].get_ydata().tolist() == [0.3] * 4 and below.get_ylabel() == "dev macro f1"
-    pictures.render(pictures.training(history(1)))             # one epoch is a point
+    pictures.figure_bytes(pictures.training_figure(history(1)))             # one epoch is a point
 
 
 def luminance(colour):
@@ -216,8 +216,8 @@ def test_colours_stand_out_and_stay_apart_without_red_or_green_cones():
 
 @pytest.mark.parametrize("suffix, start", [(".svg", b"<?xml"), (".png", b"\x89PNG"), (".pdf", b"%PDF")])
 def test_save(drawn, tmp_path, suffix, start):
-    pictures.save(pictures.training(history()), tmp_path / f"a{suffix}")
-    found, again = (tmp_path / f"a{suffix}").read_bytes(), pictures.render(pictures.training(history()), suffix)
+    pictures.save_figure(pictures.training_figure(history()), tmp_path / f"a{suffix}")
+    found, again = (tmp_path / f"a{suffix}").read_bytes(), pictures.figure_bytes(pictures.training_figure(history()), suffix)
     assert found.startswith(start) and found == again, "the same data should give the same bytes"
     assert suffix == ".pdf" or b"Training over 3 epochs" in found, "the alternative text is not in the file"
     assert [p.name for p in tmp_path.iterdir()] == [f"a{suffix}"]
@@ -225,7 +225,7 @@ def test_save(drawn, tmp_path, suffix, start):
 
 def test_an_unknown_suffix_writes_nothing(drawn, tmp_path):
     with pytest.raises(InputError, match=r"a.gif: unknown suffix '.gif': use .svg, .png, .pdf"):
-        pictures.save(drawn[-1], tmp_path / "a.gif")
+        pictures.save_figure(drawn[-1], tmp_path / "a.gif")
     assert not list(tmp_path.iterdir())
 
 
@@ -234,7 +234,7 @@ def test_without_matplotlib_there_is_one_clear_line(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"pip install -e '\.\[plots\]'") as error:
-        pictures.training(history())
+        pictures.training_figure(history())
     assert "\n" not in str(error.value)
 
 
@@ -242,7 +242,7 @@ def test_of_very_many_classes_the_most_confused_are_drawn(drawn):
     matrix = np.diag([5] * 700)
     for i in range(100, 170):
         matrix[i, i + 1] = i
-    figure = pictures.confusion(matrix, [f"c{i}" for i in range(700)])
+    figure = pictures.confusion_figure(matrix, [f"c{i}" for i in range(700)])
     axes = figure.axes[0]
     shown = [label.get_text() for label in axes.get_yticklabels()]
     assert shown == [f"c{i}" for i in range(110, 170)], "those with the most mistakes, in their order"
@@ -253,7 +253,7 @@ def test_of_very_many_classes_the_most_confused_are_drawn(drawn):
 
 def test_names_in_any_script_are_text_and_warn_of_nothing(drawn, recwarn):
     names = ["退款申请", "تأخير", "delivery 😀"]
-    source = pictures.render(pictures.confusion(np.eye(3, dtype=int), names)).decode("utf-8")
+    source = pictures.figure_bytes(pictures.confusion_figure(np.eye(3, dtype=int), names)).decode("utf-8")
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
     for name in names:
         assert f">{name}</text>" in source, "a browser should draw the name with a font that has its letters"

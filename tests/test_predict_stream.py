@@ -25,8 +25,8 @@ from minillmclf.predict import __main__ as predict, stream
 from minillmclf.classify.classifier import Classifier
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
-from minillmclf.models import fresh_weights
-from minillmclf.text.table_files import read_table, read_windows
+from minillmclf.models import initialise_weights
+from minillmclf.text.table_files import read_table, read_chunks
 
 LABELS = list(small.TOPICS)
 TEXTS = [text for text, _ in small.texts_of(random.Random(1), 22)]        # five windows of four, and two rows
@@ -39,7 +39,7 @@ def models(tmp_path_factory):
     made = {"one": Classifier.from_backbone(body, LABELS), "several": Classifier.from_backbone(body, LABELS, multi_label=True),
             "preference": Classifier.from_backbone(body, ["a", "b", "tie"], preference={"kind": "head"})}
     for name, model in made.items():
-        fresh_weights(model.head, seed=0, std=1.0)
+        initialise_weights(model.head, seed=0, std=1.0)
         if name != "preference":                                    # so that texts are answered differently
             model.head.out.bias.data -= model.scores(model.encode(TEXTS)[0]).mean(0)
         model.save(folder / name)
@@ -68,14 +68,14 @@ def windows(monkeypatch):
     """windows.stop = 3 stops the run as the third window is to be written; windows.seen: the texts of those before. Ctrl-C
     counts here even where the tests themselves run in the background, for which a shell lets it be ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    state, real = SimpleNamespace(stop=None, seen=[], number=signal.SIGINT), predict.render
+    state, real = SimpleNamespace(stop=None, seen=[], number=signal.SIGINT), predict.render_answers
 
     def render(texts, *rest):
         if len(state.seen) + 1 == state.stop:
             signal.raise_signal(state.number)
         state.seen.append([text for text, *_ in texts])
         return real(texts, *rest)
-    monkeypatch.setattr(predict, "render", render)
+    monkeypatch.setattr(predict, "render_answers", render)
     yield state
     signal.signal(signal.SIGINT, before)
 
@@ -105,7 +105,7 @@ FILES = {
 def test_windows_hold_the_rows_of_the_table(tmp_path, name, content, size):
     path = tmp_path / name
     path.write_bytes(content.encode())
-    table, parts = read_table(path), list(read_windows(path, size))
+    table, parts = read_table(path), list(read_chunks(path, size))
     assert [row for part in parts for row in part.rows] == table.rows, "a row got lost or changed at a window's edge"
     assert {len(part.rows) for part in parts[:-1]} <= {size} and parts[-1].columns == table.columns
     assert len(table.rows) % size == 0 or parts[-1].sha256 == table.sha256
@@ -120,9 +120,9 @@ def test_any_csv_is_read_alike_both_ways(tmp_path_factory, parts, size):
         table = read_table(path)
     except InputError:
         with pytest.raises(InputError):
-            list(read_windows(path, size))
+            list(read_chunks(path, size))
     else:
-        assert [row for part in read_windows(path, size) for row in part.rows] == table.rows
+        assert [row for part in read_chunks(path, size) for row in part.rows] == table.rows
 
 
 FAULTS = {
@@ -225,7 +225,7 @@ def test_standard_input_that_ends_badly_leaves_no_file(ask, tmp_path, monkeypatc
 
 
 def test_how_far_it_is(ask, data, monkeypatch):
-    monkeypatch.setattr(stream, "EVERY", 0)
+    monkeypatch.setattr(stream, "LINE_SECONDS", 0)
     said = ask("--data", data)[2].splitlines()
     assert [line.split(" rows, ")[0] for line in said] == ["4", "8", "12", "16", "20"] and said[0].endswith(" rows/s")
 
@@ -349,7 +349,7 @@ def test_a_record_counts_no_answers_of_another_run(ask, data, expected, windows,
         shutil.copytree(tmp_path, cut)
         raise KeyboardInterrupt
     with monkeypatch.context() as patch:
-        patch.setattr(stream, "write_text", power_cut)
+        patch.setattr(stream, "write_json", power_cut)
         assert ask("--data", data, "--out", out)[0] == 130
     assert (cut / "answers.csv.part").stat().st_size > 0
     assert ask("--data", cut / "first.csv", "--out", cut / "answers.csv")[0] == 0
@@ -378,7 +378,7 @@ def test_whatever_a_power_cut_leaves(ask, expected, data, tmp_path, monkeypatch)
 
 
 def test_out_that_is_a_folder(ask, data, tmp_path):
-    refused(lambda: stream.check_answers(tmp_path, True, []), tmp_path,
+    refused(lambda: stream.check_answer_files(tmp_path, True, []), tmp_path,
             "could not be written", "no ordinary file")
     before = names(tmp_path.parent)
     assert ask("--data", data, "--out", tmp_path)[0] == 2 and names(tmp_path) == {"data.csv"} and names(tmp_path.parent) == before
@@ -405,7 +405,7 @@ def test_a_short_window_is_not_on_record(ask, data, tmp_path, monkeypatch):
     def no_place(*_):
         raise InputError("could not be put in place")
     with monkeypatch.context() as patch:
-        patch.setattr(stream.Part, "finish", no_place)
+        patch.setattr(stream.PartFile, "rename_to_out", no_place)
         assert ask("--data", data, "--out", out)[0] == 2
     write_rows(data, [[text] for text in [*TEXTS, *TEXTS]])
     assert "going on after 20 rows" in ask("--data", data, "--out", out)[2]

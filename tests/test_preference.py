@@ -18,15 +18,15 @@ from minillmclf import evaluate, train
 from minillmclf.folds import __main__ as folds
 from minillmclf.predict import __main__ as predict
 from minillmclf.compare.comparison import obstacle
-from minillmclf.compare.configurations import expand, read_sweep
+from minillmclf.compare.configurations import make_configurations, read_sweep
 from minillmclf.classify import preference, swap
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.preference import cut_line, cut_parts, davidson, use_swap
 from minillmclf.classify.swap import (averaged, exchanged, inconsistency, longer_answer, order_of,
                                       swap_inconsistency, swapped, swapped_label, with_swapped)
 from minillmclf.errors import InputError
-from minillmclf.cli.memory import kept_for_backward
-from minillmclf.models import fresh_weights, model_class, save_backbone
+from minillmclf.cli.memory import saved_activation_bytes
+from minillmclf.models import initialise_weights, model_class, save_backbone
 from minillmclf.cli.settings import Settings
 from minillmclf.text import parts
 from minillmclf.text.batch import Batch
@@ -51,7 +51,7 @@ def folders(tmp_path_factory):
     for name in FAMILIES:
         kind, config = CONFIGS[name]
         made[name], config = tmp_path_factory.mktemp(name), {"model_type": kind, **config}
-        model = spread(fresh_weights(model_class(config).from_config(config), 0))
+        model = spread(initialise_weights(model_class(config).from_config(config), 0))
         model.source_config = config
         save_backbone(model, made[name])
         WordPiece.from_vocab(PIECES).save(made[name])
@@ -210,7 +210,7 @@ def test_the_two_answers_are_read_apart(name, folders):
     for prompt, a, b in ROWS[:2]:
         r = []
         for answer in (a, b):
-            ids, types = parts.lay_out(model.tokenizer, (prompt, answer), parts.ONE_ANSWER, 64)[0]
+            ids, types = parts.join_parts(model.tokenizer, (prompt, answer), parts.ONE_ANSWER, 64)[0]
             ids, types = torch.tensor([ids]), torch.tensor([types])
             r.append(model.head(model.backbone.states(ids, ids >= 0, types), ids >= 0)[0, 0])
         worth = [r[0].exp(), r[1].exp()]
@@ -304,10 +304,10 @@ def test_it_comes_back_bit_for_bit(name, asked, pool, folders, tmp_path):
     model = classifier(folders[name], asked, pool=pool)
     model.save(tmp_path)
     again = Classifier.load(tmp_path)
-    assert again.settings()["preference"] == model.settings()["preference"] == {"swap": "none", **asked} and not again.report.fresh
+    assert again.settings()["preference"] == model.settings()["preference"] == {"swap": "none", **asked} and not again.report.newly_initialised
     assert torch.equal(answers(again), answers(model)), f"{name}: {asked} answers otherwise from its folder"
     other = Classifier.from_backbone(tmp_path, ["x", "y"])
-    assert all(path.startswith(("head.out", "head.dense")) for path in other.report.fresh), "its body is no body any more"
+    assert all(path.startswith(("head.out", "head.dense")) for path in other.report.newly_initialised), "its body is no body any more"
 
 
 @pytest.mark.parametrize("method", ["lora", "houlsby", "prompt", "prefix"])
@@ -396,7 +396,7 @@ def rows_of(model, examples):
                                                 ("bert", HEAD, 100), ("gpt2", HEAD, 60)])
 def test_the_good_word_is_learned(name, asked, steps, folders):
     model = Classifier.from_backbone(folders[name], LABELS, preference=asked)
-    fresh_weights(model, 0, std=0.15)
+    initialise_weights(model, 0, std=0.15)
     data, fresh = rows_of(model, with_swapped(battles(48, 0))), battles(60, 1)
     model(model.collate(data.encoded, range(24))).logsumexp(0).square().sum().backward()
     idle = [path for path, p in model.named_parameters() if p.requires_grad and p.grad is not None and p.grad.abs().max() < 1e-7]
@@ -533,7 +533,7 @@ def test_folds_read_the_three_texts_as_they_are(folders, tmp_path):
 
 def test_a_comparison_may_vary_the_preference(folders, tmp_path):
     data, model = str(arena_file(tmp_path / "arena.csv")), str(folders["bert"])
-    found = expand([f"{model}@preference=head", f"{model}@preference=bradley-terry", model], ["full"], ["head"],
+    found = make_configurations([f"{model}@preference=head", f"{model}@preference=bradley-terry", model], ["full"], ["head"],
                    read_sweep(["swap=none,both"]), {"data": data})
     rows = train.load_dataset(found[0].settings)
     assert [obstacle(c, rows) and obstacle(c, rows).split(":")[0] for c in found] == [
@@ -542,5 +542,5 @@ def test_a_comparison_may_vary_the_preference(folders, tmp_path):
 
 
 def test_what_a_step_keeps_counts_both_sequences(folders):
-    one, two = (kept_for_backward(classifier(folders["bert"], asked).train(), 20, rows) for asked, rows in ((HEAD, 2), (APART, 1)))
+    one, two = (saved_activation_bytes(classifier(folders["bert"], asked).train(), 20, rows) for asked, rows in ((HEAD, 2), (APART, 1)))
     assert abs(one - two) < 0.05 * one, f"a row of two answers keeps {two} bytes, two rows keep {one}"

@@ -23,7 +23,7 @@ from minillmclf.classify.head import PooledHead, build_head
 from minillmclf.classify.preference import Pair
 from minillmclf.classify.task import SingleLabel
 from minillmclf.errors import InputError
-from minillmclf.models import build_backbone, fill, fresh_weights, load_backbone
+from minillmclf.models import build_backbone, load_parameters, initialise_weights, load_backbone
 from minillmclf.models.bert import Bert, Roberta
 from minillmclf.models.cache import CachedRows, generate
 from minillmclf.models.deberta import Deberta
@@ -75,7 +75,7 @@ class Whole(nn.Module):
         kind, config, model_type = FAMILIES[family]
         self.backbone = kind.from_config(config)
         self.head = build_head(model_type, self.backbone, 3)
-        fresh_weights(self, 0, std=0.3)
+        initialise_weights(self, 0, std=0.3)
         if not self.backbone.has_logits:
             self.backbone.tied = True              # these lack a head of their own; any matrix will do to write with
         self.backbone.source_config = config
@@ -378,7 +378,7 @@ def test_the_vocabulary_does_not_grow():
     hidden = model(*padded([[5, 6]], left=False))
     before = model.logits(hidden)
     attach_prompt(model, 3)
-    assert torch.equal(model.logits(hidden), before) and model.vocabulary().shape == (50, 16)
+    assert torch.equal(model.logits(hidden), before) and model.output_embeddings().shape == (50, 16)
 
 
 def test_prefix_and_prompt_together():
@@ -575,7 +575,7 @@ def read_back(folder):
     body = build_backbone(checkpoint, lm_head=False)
     head = build_head(checkpoint.config["model_type"], body, 2)
     model = Classifier(body, head, None, SingleLabel(["a", "b"]), 9)
-    fill(model, checkpoint, model.table())
+    load_parameters(model, checkpoint, model.rename_table())
     return model.eval()
 
 

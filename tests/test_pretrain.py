@@ -82,7 +82,7 @@ def masked(text, tmp_path_factory):
 def a_batch(tokenizer):
     """Five texts of different lengths, two of them pairs."""
     texts = [("the old rose",), ("soup and bread again today",), ("a storm", "wind and rain"), ("x",), ("salt", "knife.")]
-    return collate([tokenizer.layout(*map(tokenizer.ids, parts)) for parts in texts], range(5), tokenizer.pad_id)
+    return collate([tokenizer.add_special_tokens(*map(tokenizer.ids, parts)) for parts in texts], range(5), tokenizer.pad_id)
 
 
 # ---- the whole command
@@ -128,7 +128,7 @@ def test_a_distilled_folder_loads_here_and_in_transformers(distilled):
 def test_a_classifier_starts_from_the_distilled_pooler(distilled):
     out, objective, *_ = distilled
     model = Classifier.from_backbone(out, ["a", "b"])
-    assert model.report.fresh == ["head.out.weight", "head.out.bias"]
+    assert model.report.newly_initialised == ["head.out.weight", "head.out.bias"]
     assert torch.equal(model.head.dense.weight, objective.head.dense.weight.half().float())
 
 
@@ -142,8 +142,8 @@ def test_a_frozen_body_gets_a_masked_lm_head(distilled, text, tmp_path):
         assert all(torch.equal(then.get_tensor(name), now.get_tensor(name)) for name in old.files), "the body or pooler has changed"
         assert {name for name in new.files if name not in old.files} == {f"cls.predictions.{part}" for part in (
             "bias", "transform.dense.weight", "transform.dense.bias", "transform.LayerNorm.weight", "transform.LayerNorm.bias")}
-    assert Classifier.from_backbone(tmp_path / "lm", ["a", "b"]).report.fresh == ["head.out.weight", "head.out.bias"]
-    assert Classifier.from_backbone(tmp_path / "lm", ["a", "b"], readout="labels").report.fresh == []
+    assert Classifier.from_backbone(tmp_path / "lm", ["a", "b"]).report.newly_initialised == ["head.out.weight", "head.out.bias"]
+    assert Classifier.from_backbone(tmp_path / "lm", ["a", "b"], readout="labels").report.newly_initialised == []
 
 
 def test_a_masked_lm_folder_loads_as_bert_for_masked_lm(masked):

@@ -15,7 +15,7 @@ from small import TOPICS, flags, forked, text_file
 
 from minillmclf.pretrain import __main__ as pretrain, pretraining
 from minillmclf.errors import InputError
-from minillmclf.models import export, fresh_weights, load_backbone, model_class
+from minillmclf.models import export_tensors, initialise_weights, load_backbone, model_class
 from minillmclf.pretrain.corpus import hold_out, is_held_out, read_documents, read_pairs
 from minillmclf.text.data import load_data
 from minillmclf.pretrain.packing import Draws, PackedRows, fitting
@@ -73,11 +73,11 @@ def test_t5_starts_as_wide_as_in_transformers(changes):
     torch.manual_seed(0)
     with may_refuse():
         theirs = transformers.T5ForConditionalGeneration(transformers.T5Config(**config))
-    ours = fresh_weights(model_class({"model_type": "t5"}).from_config({"model_type": "t5", **config}, lm_head=True), 0)
+    ours = initialise_weights(model_class({"model_type": "t5"}).from_config({"model_type": "t5", **config}, lm_head=True), 0)
     expected = theirs.state_dict()
-    for name, tensor in export(ours, ours.table()).items():
+    for name, tensor in export_tensors(ours, ours.rename_table()).items():
         assert tensor.std().item() == pytest.approx(expected[name].std().item(), rel=0.15), f"{name} starts otherwise"
-    again = fresh_weights(model_class({"model_type": "t5"}).from_config({"model_type": "t5", **config}), 0, std=0.3)
+    again = initialise_weights(model_class({"model_type": "t5"}).from_config({"model_type": "t5", **config}), 0, std=0.3)
     assert again.word_embeddings.weight.std().item() == pytest.approx(0.3, rel=0.05), "an explicit std is not followed"
 
 
@@ -87,13 +87,13 @@ def test_special_pieces_stand_where_the_family_has_them(arch, tokenizer):
     if arch == "llama":
         assert (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 1, 2, None)
         assert len(tokenizer) == SIZES[arch]
-        assert tokenizer.layout([9])[0] == [1, 9]
+        assert tokenizer.add_special_tokens([9])[0] == [1, 9]
     else:
         assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.unk_id, tokenizer.bos_id) == (0, 1, 2, None)
         assert len(tokenizer) == SIZES[arch] + 100
         assert tokenizer.vocab["<extra_id_0>"] == len(tokenizer) - 1, "T5 counts its sentinels down"
         assert tokenizer.vocab["<extra_id_99>"] == len(tokenizer) - 100
-        assert tokenizer.layout([9])[0] == [9, 1]
+        assert tokenizer.add_special_tokens([9])[0] == [9, 1]
 
 
 def test_a_saved_vocabulary_gives_the_ids_of_transformers(arch, tokenizer, text, tmp_path):
@@ -204,7 +204,7 @@ def test_pairs_are_read_and_those_that_do_not_fit_left_out(tmp_path):
 def student_of(arch, tokenizer):
     """A random small network with large weights, and its objective."""
     a = pretrain.parse(settings(arch, "unused", "unused"))
-    student = fresh_weights(pretraining.new_student(a, tokenizer), 0, std=0.3).eval()
+    student = initialise_weights(pretraining.new_student(a, tokenizer), 0, std=0.3).eval()
     return student, pretraining.build_task(a, student, tokenizer)
 
 
@@ -363,9 +363,9 @@ def test_vectors_of_texts_are_learned_beside_answers(pretrained, teacher, text, 
     assert vectors.distance(texts)[0].item() == pytest.approx(sum(told) / 2, rel=1e-4), "padding"
     for one, distance in zip(texts, told):
         with torch.no_grad():
-            seen = torch.tensor([words.layout(words.ids(one))[0]])
+            seen = torch.tensor([words.add_special_tokens(words.ids(one))[0]])
             states = teaching(seen, torch.ones_like(seen))
-            own = torch.tensor([vectors.tokenizer.layout(vectors.tokenizer.ids(one))[0]])
+            own = torch.tensor([vectors.tokenizer.add_special_tokens(vectors.tokenizer.ids(one))[0]])
             last = vectors.head(student.states(own, torch.ones_like(own))[:, -1])
             expected = 1 - F.cosine_similarity(last, states.mean(1)).item()
         assert distance == pytest.approx(expected, abs=1e-5), "last token of one, mean of the other"

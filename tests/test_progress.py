@@ -37,7 +37,7 @@ def test_a_line_every_ten_seconds_at_most_with_the_speed_of_this_process(clock, 
     assert stderr.getvalue().splitlines() == [
         "step 1,040 of 2,000  loss 1.040  tokens_s 77  4 steps a second",
         "step 1,080 of 2,000  loss 1.080  tokens_s 77  4 steps a second"]
-    assert (show.first, show.last) == (1000, 1100)
+    assert (show.steps_before, show.last_step) == (1000, 1100)
 
 
 def test_a_short_run_and_a_quiet_one_leave_no_line(clock, monkeypatch):
@@ -51,7 +51,7 @@ def test_a_short_run_and_a_quiet_one_leave_no_line(clock, monkeypatch):
     assert stderr.getvalue() == ""
     with Progress() as show:
         pass
-    assert (show.first, show.last) == (0, 0)
+    assert (show.steps_before, show.last_step) == (0, 0)
 
 
 def test_on_a_terminal_a_bar_that_begins_where_the_run_goes_on(monkeypatch):

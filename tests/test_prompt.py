@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minillmclf.errors import InputError
 from minillmclf.text.data import Example
-from minillmclf.text.prompt import Prompt, Template, shorten
+from minillmclf.text.prompt import Prompt, Template, shorten_texts
 from minillmclf.classify.label_text.wordings import (WORDINGS, default_template, read_label_texts,
                                                      read_template, wordings)
 
@@ -55,12 +55,12 @@ def test_what_joins_the_label_to_the_prompt(text, prompt, answer):
 
 def test_what_stands_behind_the_label():
     chat = Template("<|user|>\n{text}\n<|assistant|>\n{label}<|end|>\n")
-    assert chat.tail(["x"]) == "<|end|>\n" and not chat.text_after_label, "fixed words behind the label are no text"
+    assert chat.tail(["x"]) == "<|end|>\n" and not chat.has_text_after_label, "fixed words behind the label are no text"
     assert chat.example(["x"], "yes") == "<|user|>\nx\n<|assistant|>\nyes<|end|>", "white space at the end is stripped"
     masked = Template(MASKED)
     assert (masked.prompt(["x"]), masked.continuation("good"), masked.tail(["x"])) == ("It was", " good", ". x")
-    assert masked.text_after_label, "a decoder would never see the text of this one"
-    assert Template("{text}{label}{text}").text_after_label and not Template(REVIEW).text_after_label
+    assert masked.has_text_after_label, "a decoder would never see the text of this one"
+    assert Template("{text}{label}{text}").has_text_after_label and not Template(REVIEW).has_text_after_label
 
 
 @settings(max_examples=200, deadline=None)
@@ -161,12 +161,12 @@ long_texts = st.tuples(st.text("ab é", max_size=60), st.text("ab é", max_size=
 def test_fitted_never_passes_the_budget_and_cuts_no_more_than_it_must(prompt, texts, by, budget):
     count, untouched = COUNTS[by], prompt.render(texts) + prompt.tail(texts)
     try:
-        kept, cut = prompt.fitted(texts, count, budget)
+        kept, cut = prompt.fit_texts(texts, count, budget)
     except InputError:
         shortest = tuple(text[:1].rstrip() if len(text) > 1 else text for text in texts)
-        assert prompt.size(shortest, count) > budget, "refused, though one character of each fits"
+        assert prompt.num_tokens(shortest, count) > budget, "refused, though one character of each fits"
         return
-    assert prompt.size(kept, count) <= budget, "what is fitted does not fit"
+    assert prompt.num_tokens(kept, count) <= budget, "what is fitted does not fit"
     assert cut == (count(untouched) > budget), "a row that fits was cut, or one that does not was not"
     assert all(text.startswith(short) for text, short in zip(texts, kept)), "something else than the end was cut"
     if not cut:
@@ -179,14 +179,14 @@ def test_fitted_never_passes_the_budget_and_cuts_no_more_than_it_must(prompt, te
 def largest_cap(prompt, texts, count, budget):
     """The slow way: one cap after the other, from above."""
     for cap in range(60, 0, -1):
-        if prompt.size(tuple(text if len(text) <= cap else text[:cap].rstrip() for text in texts), count) <= budget:
+        if prompt.num_tokens(tuple(text if len(text) <= cap else text[:cap].rstrip() for text in texts), count) <= budget:
             return cap
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.text("abc", max_size=60), st.text("abc", max_size=60), st.integers(30, 150))
 def test_a_short_text_is_not_cut_while_a_longer_one_is_left(a, b, budget):
-    (x, y), cut = Prompt(Template(PAIR, ("a", "b"))).fitted((a, b), len, budget)
+    (x, y), cut = Prompt(Template(PAIR, ("a", "b"))).fit_texts((a, b), len, budget)
     if len(x) < len(a):
         assert len(x) >= len(y), f"{len(a)} and {len(b)} characters became {len(x)} and {len(y)}"
     if len(y) < len(b):
@@ -196,7 +196,7 @@ def test_a_short_text_is_not_cut_while_a_longer_one_is_left(a, b, budget):
 def test_instruction_shots_label_and_fixed_words_are_never_cut():
     prompt = Prompt(Template(REVIEW), "Judge this review.", SHOTS)
     fixed = len(prompt.render([""]))
-    (kept,), cut = prompt.fitted(["z" * 500], len, fixed + 7)
+    (kept,), cut = prompt.fit_texts(["z" * 500], len, fixed + 7)
     assert (kept, cut) == ("z" * 7, True)
     assert prompt.render([kept]) == prompt.render(["QQ"]).replace("QQ", "z" * 7), "more than the text has changed"
     cut_from_the_left = prompt.render(["z" * 500])[-fixed - 7:]            # what a tokenizer's truncation would leave
@@ -207,21 +207,21 @@ def test_a_fixed_part_that_leaves_no_room_is_an_error_with_numbers():
     prompt = Prompt(Template(REVIEW), "Judge this review.", SHOTS)
     fixed = len(prompt.render([""]))
     for budget in (fixed, fixed - 1, 0, -5):
-        refused(lambda: prompt.fitted(["zzz"], len, budget), fixed, budget, "fewer shots", "shorter instruction")
-    assert prompt.fitted(["zzz"], len, fixed + 1) == (("z",), True), "1 character has room"
-    refused(lambda: prompt.fitted([""], len, fixed - 1), fixed)
-    assert prompt.fitted([""], len, fixed) == (("",), False)
+        refused(lambda: prompt.fit_texts(["zzz"], len, budget), fixed, budget, "fewer shots", "shorter instruction")
+    assert prompt.fit_texts(["zzz"], len, fixed + 1) == (("z",), True), "1 character has room"
+    refused(lambda: prompt.fit_texts([""], len, fixed - 1), fixed)
+    assert prompt.fit_texts([""], len, fixed) == (("",), False)
 
 
 def test_a_text_behind_the_label_counts_and_is_cut_as_well():
     prompt = Prompt(Template(MASKED))
-    assert prompt.fitted(["z" * 50], len, len("It was" + ". ") + 4) == (("zzzz",), True)
+    assert prompt.fit_texts(["z" * 50], len, len("It was" + ". ") + 4) == (("zzzz",), True)
 
 
 def test_a_row_that_fits_is_counted_once_and_a_long_one_log_n_times():
     def asked(budget):
         asks = []
-        Prompt(Template("{text}")).fitted(["z" * 1000], lambda text: asks.append(text) or len(text), budget)
+        Prompt(Template("{text}")).fit_texts(["z" * 1000], lambda text: asks.append(text) or len(text), budget)
         return len(asks)
     assert asked(1000) == 1
     assert max(asked(budget) for budget in (1, 2, 499, 777, 999)) <= 12, "not a bisection"
@@ -231,11 +231,11 @@ def test_shorten_finds_what_a_search_one_by_one_finds():
     for limit in range(1, 40):
         for edge in range(limit):
             if edge:
-                kept = shorten(["z" * limit], lambda texts: len(texts[0]), edge)
+                kept = shorten_texts(["z" * limit], lambda texts: len(texts[0]), edge)
                 assert kept == ("z" * edge,), (limit, edge)
             else:
-                refused(lambda: shorten(["z" * limit], lambda texts: len(texts[0]), 0), "0 are allowed")
-    refused(lambda: shorten([""], lambda texts: 1, 0), "takes 1 tokens without its texts")
+                refused(lambda: shorten_texts(["z" * limit], lambda texts: len(texts[0]), 0), "0 are allowed")
+    refused(lambda: shorten_texts([""], lambda texts: 1, 0), "takes 1 tokens without its texts")
 
 
 # ----------------------------------------------------------------------------------------------------- wordings
@@ -250,7 +250,7 @@ def test_wordings_are_templates_for_any_fields():
             t = Template(wording, fields)
             prompt = t.prompt([f"<{name}>" for name in fields])
             assert re.findall("<(.*?)>", prompt) == list(fields), f"each text once, in order: {prompt!r}"
-            assert t.continuation("x") == " x" and not t.text_after_label and "\n\n" not in prompt, "a blank line parts the shots"
+            assert t.continuation("x") == " x" and not t.has_text_after_label and "\n\n" not in prompt, "a blank line parts the shots"
     assert default_template(("premise", "claim")) == "Text A: {premise}\nText B: {claim}\nLabel: {label}"
 
 

@@ -376,9 +376,9 @@ def test_a_model_is_quantised_as_it_is_read(name):
     """The loader is written out here: what it must do is call the Quantiser for each tensor of the file."""
     checkpoint, quantiser = Checkpoint(MODELS / name), Quantiser()
     model = build_backbone(checkpoint, lm_head=True)
-    table = model.table()
+    table = model.rename_table()
     for file in (n for n in checkpoint.files if n not in table.ties):
-        ours = table.path(file)
+        ours = table.path_of(file)
         if ours is None:
             continue
         tensor = checkpoint.tensor(file)

@@ -13,7 +13,7 @@ from test_families import CONFIGS, LABELS, TEXTS, folders, spread, their_scores 
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
-from minillmclf.models import fresh_weights, model_class, save_backbone
+from minillmclf.models import initialise_weights, model_class, save_backbone
 from minillmclf.text.batch import collate
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import choose_weights, lora, tune
@@ -45,7 +45,7 @@ def test_a_four_bit_classifier_comes_back_from_disk(name, folders, tmp_path):  #
     assert config["quantization_config"]["bnb_4bit_quant_type"] == "nf4" and config["quantization_config"]["load_in_4bit"]
     again = Classifier.load(tmp_path)
     assert sum(isinstance(module, Linear4bit) for module in again.modules()) == count > 0
-    assert torch.equal(scores(again), scores(model)) and not again.report.fresh
+    assert torch.equal(scores(again), scores(model)) and not again.report.newly_initialised
     body = Classifier.from_backbone(tmp_path, ["a", "b"], quantise="nf4")
     assert sum(isinstance(module, Linear4bit) for module in body.modules()) == count, "a 4-bit folder is a base too"
     tune(body, dict(method="qlora", rank=2, alpha=2.0, dropout=0.0, use_rslora=False, targets="all-linear", bias="none"))
@@ -58,7 +58,7 @@ def wide(name, folder):
     kind, config = CONFIGS[name]
     config = {"model_type": kind, **config} | {key: WIDE[key] for key in WIDE if key in config}
     config |= {key: 0.0 for key in model_class(config).FIELDS if "drop" in key}
-    body = spread(fresh_weights(model_class(config).from_config(config), 0), std=0.1)
+    body = spread(initialise_weights(model_class(config).from_config(config), 0), std=0.1)
     body.source_config = config
     save_backbone(body, folder)
     WordPiece.from_vocab(PIECES).save(folder)
@@ -102,7 +102,7 @@ def test_qlora_is_that_of_peft_on_bitsandbytes(name, tmp_path):
     for out in (scores, expected):
         out.square().sum().backward()
     found = {f"{path}.{part}": grad for path, part, grad in gradients(theirs)}
-    names = ours.table().file_names([path.rpartition(".lora")[0] for path in lora.trainable_parameters(ours)])
+    names = ours.rename_table().file_names([path.rpartition(".lora")[0] for path in lora.trainable_parameters(ours)])
     for path, parameter in lora.trainable_parameters(ours).items():
         layer, _, part = path.rpartition(".lora")
         grad = found[f"{names[layer]}.lora{part.partition('.')[0]}"]
@@ -122,10 +122,10 @@ def assert_same_weights(name, theirs, ours):
     """Every 4-bit layer of transformers' model stands for the numbers of ours, bit for bit."""
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit as Theirs
-    table, count = ours.table(), 0
+    table, count = ours.rename_table(), 0
     for path, layer in theirs.named_modules():
         if isinstance(layer, Theirs):
-            mine = ours.get_submodule(table.path(path + ".weight").removesuffix(".weight"))
+            mine = ours.get_submodule(table.path_of(path + ".weight").removesuffix(".weight"))
             assert torch.equal(dequantize_4bit(layer.weight.data, layer.weight.quant_state), mine.dequantised()), f"{name}: {path}"
             count += 1
     assert count == sum(isinstance(module, Linear4bit) for module in ours.modules()), f"{name}: another number of 4-bit layers"
@@ -196,4 +196,4 @@ def test_spoilt_four_bit_files_are_named(change, fault, folders, tmp_path):  # n
 def test_a_plain_checkpoint_is_opened_as_one(folders, tmp_path):  # noqa: F811
     assert not hasattr(open_checkpoint(folders["bert"]), "packed")
     shutil.copytree(folders["bert"], tmp_path / "copy")
-    assert Classifier.from_backbone(tmp_path / "copy", LABELS).report.fresh
+    assert Classifier.from_backbone(tmp_path / "copy", LABELS).report.newly_initialised

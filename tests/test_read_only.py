@@ -13,7 +13,7 @@ from test_families import CONFIGS, spread
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.head import build_head, pool
-from minillmclf.models import backbone, fresh_weights, model_class
+from minillmclf.models import backbone, initialise_weights, model_class
 from minillmclf.models.last_token import FewQueries
 from minillmclf.models.layers import Rows
 from minillmclf.text.batch import collate
@@ -38,7 +38,7 @@ def build(name, method="full", how="family", dropout=None):
     config = {"model_type": kind, **config}
     drops = [key for key in model_class(config).FIELDS if "dropout" in key or key.endswith("pdrop")]
     config |= {key: dropout for key in drops if dropout is not None and key not in ("classifier_dropout", "cls_dropout")}
-    body = fresh_weights(model_class(config).from_config(config), 0)
+    body = initialise_weights(model_class(config).from_config(config), 0)
     body.source_config = config
     model = torch.nn.ModuleDict({"backbone": body, "head": build_head(kind, body, 3, how)})
     model.config, model.max_length = config, 40
@@ -189,7 +189,7 @@ def rows_seen(modules):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_last_block_sees_a_row_of_each_text(name, how):
     model = build(name, how=how)
-    blocks = model.backbone.get_submodule(model.backbone.BLOCKS)
+    blocks = model.backbone.get_submodule(model.backbone.BLOCKS_PATH)
     leaves = {f"{number} {path}": module for number, block in enumerate(blocks) for path, module in block.named_modules()
               if isinstance(module, torch.nn.Linear)}
     with rows_seen(leaves) as seen:
@@ -245,7 +245,7 @@ def changed(**wrong):
 
 
 def the_window_is_forgotten(monkeypatch, model):
-    monkeypatch.setattr(FewQueries, "causal", lambda self, window=None: Rows.causal(self))
+    monkeypatch.setattr(FewQueries, "causal_mask", lambda self, window=None: Rows.causal_mask(self))
 
 
 def the_final_norm_is_forgotten(monkeypatch, model):
@@ -264,10 +264,10 @@ def the_residual_is_of_another_token(monkeypatch, model):
     monkeypatch.setattr(block, "attend", wrong)
 
 
-the_other_end = changed(chosen=lambda self, rows: (
+the_other_end = changed(query_indices=lambda self, rows: (
     rows.lengths.cumsum(0) - {"last": rows.lengths, "first": 1}[self.which]))
-one_row_too_far = changed(chosen=lambda self, rows: self.chosen.roll(-1))
-as_in_padded_rows = changed(chosen=lambda self, rows: (torch.arange(len(rows.mask)) * rows.mask.shape[1] + (
+one_row_too_far = changed(query_indices=lambda self, rows: self.query_indices.roll(-1))
+as_in_padded_rows = changed(query_indices=lambda self, rows: (torch.arange(len(rows.mask)) * rows.mask.shape[1] + (
     rows.mask.shape[1] - 1 if self.which == "last" else 0)).clamp(max=int(rows.lengths.sum()) - 1))
 positions_from_nought = changed(position_ids=lambda self, rows: torch.zeros_like(self.position_ids))
 padding_is_seen = changed(uniform=lambda self, rows: True)

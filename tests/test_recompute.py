@@ -12,7 +12,7 @@ from test_families import CONFIGS, spread
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
-from minillmclf.models import fresh_weights, model_class
+from minillmclf.models import initialise_weights, model_class
 from minillmclf.cli.settings import Settings
 from minillmclf.training.checkpoint import Store, seed_step
 from minillmclf.training.loop import take_step
@@ -34,7 +34,7 @@ def body(name, dropout=0.2):
     kind, config = CONFIGS[name]
     config = {"model_type": kind, **config}
     with_dropout = {**config, **{key: dropout for key in DROPOUTS if key in model_class(config).FIELDS}}
-    return spread(fresh_weights(model_class(config).from_config(with_dropout), 0)).train()
+    return spread(initialise_weights(model_class(config).from_config(with_dropout), 0)).train()
 
 
 def gradients(model, seed=3):

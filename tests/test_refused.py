@@ -199,7 +199,7 @@ def test_answers_that_were_changed_are_made_anew(made, tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "WINDOW", 4)
     asked = ["--model", place / "run", "--data", place / "data.csv", "--batch-size", "4", "--out"]
     predict.main([*asked, tmp_path / "whole.csv"])
-    real = stream.Part.add
+    real = stream.PartFile.add
 
     def add(self, *given):
         real(self, *given)
@@ -207,7 +207,7 @@ def test_answers_that_were_changed_are_made_anew(made, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(Exception, match="stopped"):
-        patch.setattr(stream.Part, "add", add)
+        patch.setattr(stream.PartFile, "add", add)
         predict.main([*asked, tmp_path / "a.csv"])
     part = tmp_path / "a.csv.part"
     part.write_bytes(part.read_bytes().replace(b"garden", b"GARDEN", 1))

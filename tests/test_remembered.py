@@ -15,7 +15,7 @@ from conftest import refused
 from minillmclf import evaluate, train
 from minillmclf.predict import __main__ as predict, stream
 from minillmclf.classify.classifier import Classifier
-from minillmclf.models import fresh_weights
+from minillmclf.models import initialise_weights
 
 LABELS = list(small.TOPICS)
 QUICK = small.flags(epochs=1, batch_size=8, lr=3e-3, max_length=16)
@@ -57,7 +57,7 @@ def read_rows(path):
 def model_of(body, folder, **how):
     """A saved classifier that answers differently to different texts."""
     model = Classifier.from_backbone(body, LABELS, **how)
-    fresh_weights(model.head, seed=0, std=1.0)
+    initialise_weights(model.head, seed=0, std=1.0)
     model.save(folder)
     return folder
 
@@ -256,7 +256,7 @@ def test_texts_that_were_cut_are_told(body, tmp_path, call, monkeypatch):
     assert said == "3 of 5 texts cut to 8 tokens\n"
     assert call(predict, "--model", model, "a rose")[2] == "", "nothing was cut, nothing is said"
     out.unlink()
-    calls, real = [], predict.render
+    calls, real = [], predict.render_answers
 
     def stops(*given):
         calls.append(1)
@@ -264,7 +264,7 @@ def test_texts_that_were_cut_are_told(body, tmp_path, call, monkeypatch):
             raise KeyboardInterrupt
         return real(*given)
     with monkeypatch.context() as patch:
-        patch.setattr(predict, "render", stops)
+        patch.setattr(predict, "render_answers", stops)
         assert call(predict, "--model", model, "--data", data, "--out", out)[0] == 130
     said = call(predict, "--model", model, "--data", data, "--out", out)[2]
     assert "going on after 2 rows" in said

@@ -181,7 +181,7 @@ def test_without_matplotlib_the_page_says_how_to_get_pictures(tmp_path, monkeypa
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    source = pages.page(report.Run(folder))
+    source = pages.render_page(report.FinishedRun(folder))
     page = Page(source)
     assert not [tag for tag, _ in page.tags if tag == "img"] and source.count("pip install -e '.[plots]'") == 1
     assert len(page.headings) == 10 and ["1", "2.000", "1.500", "0.500"] in page.rows
@@ -194,18 +194,18 @@ def test_a_run_without_mistakes_keeps_its_pictures(tmp_path):
     examples = [Example(texts=("first", "second " * 200), label=labels[c], row=2) for c in truth]
     train.write_predictions(folder / "predictions.csv", examples, sure, labels)
     change(folder, results={"tiny": evaluate(sure, truth, labels)})
-    page = pages.page(report.Run(folder))
+    page = pages.render_page(report.FinishedRun(folder))
     assert page.count("<p>No mistakes.</p>") == 2
-    assert page.count("<img") == (3 if pictures.available() else 0)
+    assert page.count("<img") == (3 if pictures.has_matplotlib() else 0)
 
 
 def test_two_texts_a_row_and_long_ones(tmp_path):
     folder, truth, probabilities = run_folder(tmp_path / "run")
     examples = [Example(texts=("short", "second " * 200), label=LABELS[c], row=2) for c in truth]
     train.write_predictions(folder / "predictions.csv", examples, probabilities, LABELS)
-    page = Page(pages.page(report.Run(folder)))
+    page = Page(pages.render_page(report.FinishedRun(folder)))
     start = page.rows.index(["line", "text_a", "text_b", "true class", "answer", "probability", "of the true class"])
-    assert page.rows[start + 1][1] == "short" and len(page.rows[start + 1][2]) == pages.LONGEST + 2
+    assert page.rows[start + 1][1] == "short" and len(page.rows[start + 1][2]) == pages.LONGEST_TEXT + 2
 
 
 def swap(path, old, new):
@@ -256,7 +256,7 @@ def test_a_page_never_takes_the_place_of_a_file_of_the_run(tmp_path):
     folder, _, _ = run_folder(tmp_path / "run")
     with pytest.raises(InputError, match="a page is an .html file"):
         report.main(["--run", str(folder), "--out", str(folder / "run.json")])
-    assert report.Run(folder)
+    assert report.FinishedRun(folder)
 
 
 def test_the_command_on_a_real_run(tmp_path):

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from minillmclf.compare import runs
 from minillmclf.pretrain import __main__ as pretrain
 from minillmclf import train
-from minillmclf.cli.parser import Output, StopSignal, limit, one_line, run
+from minillmclf.cli.parser import BreakableStream, StopSignal, limit_message, one_line, run
 from minillmclf.errors import InputError
-from minillmclf.files import locked
+from minillmclf.files import lock_folder
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import make_batches, row_size
 from minillmclf.training.checkpoint import PROGRESS
@@ -130,7 +130,7 @@ def test_what_a_kill_at_the_end_left_is_removed(place, call, tmp_path):
 
 def test_two_runs_do_not_share_a_folder(place, call, tmp_path):
     (tmp_path / "run").mkdir()
-    with locked(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         code, _, err = call(asked(place, tmp_path / "run"))
     assert code == 2 and "another process is writing to this folder" in err and not contents(tmp_path)
     assert call(asked(place, tmp_path / "run", epochs=1))[0] == 0, "the lock should end with its process"
@@ -205,7 +205,7 @@ def test_what_the_machine_cannot_do_is_one_line(fails, words, capsys):
 
 @pytest.mark.parametrize("error", [AssertionError("x"), AttributeError("x"), KeyError("x"), RuntimeError("shapes differ"), TypeError("x")])
 def test_a_mistake_of_ours_keeps_its_traceback(error):
-    assert limit(error) is None
+    assert limit_message(error) is None
 
     def fails():
         raise error
@@ -236,10 +236,10 @@ def test_a_closed_pipe_stops_printing_only():
     reader, writer = os.pipe()
     os.close(reader)
     spare = os.open(os.devnull, os.O_WRONLY)
-    for lasting in (True, False):
+    for needs_reader in (False, True):
         with open(os.dup(writer), "w", buffering=1) as stream:
-            out = Output(stream, spare, lasting)
-            if lasting:
+            out = BreakableStream(stream, spare, needs_reader)
+            if not needs_reader:
                 print("a line", file=out, flush=True)
                 print("another", file=out, flush=True)
                 assert out.error is None
@@ -278,7 +278,7 @@ def test_a_comparison_that_is_killed_takes_its_process_along(tmp_path):
                       "def told(number, frame):\n    pathlib.Path(sys.argv[1]).write_text('told'); sys.exit()\n"
                       "signal.signal(signal.SIGTERM, told)\npathlib.Path(sys.argv[1]).write_text('up')\ntime.sleep(60)\n")
     program = ("import sys; from pathlib import Path; from minillmclf.compare import runs; t = Path(sys.argv[1]); "
-               "runs.process('waits', t / 'note', printed=t / 'out', errors=t / 'err')")
+               "runs.run_module('waits', t / 'note', printed=t / 'out', errors=t / 'err')")
     parent = subprocess.Popen([sys.executable, "-c", program, tmp_path], cwd=small.ROOT, env=small.environment() | {
         "PYTHONPATH": f"{small.ROOT}{os.pathsep}{tmp_path}"})
     wait_for(lambda: note.exists() and note.read_text() == "up")
@@ -312,7 +312,7 @@ def test_the_plan_is_made_an_epoch_at_a_time(asked, epochs, steps):
 def test_a_broken_cell_is_one_line(tmp_path, monkeypatch):
     from minillmclf.compare.configurations import Configuration
     s = Settings()
-    made = {"settings": s.identity(), "data": {}}
+    made = {"settings": s.decisive_under_old_names(), "data": {}}
     (tmp_path / "predictions.csv").write_text("")
     for broken in ({}, {"split": "test", "dev": 3}):
         (tmp_path / "cell.json").write_text(json.dumps({"state": "finished", "made_from": made, **broken}))

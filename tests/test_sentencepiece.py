@@ -153,7 +153,7 @@ def test_published_ids(name, known, single, pair, rows):
     tokenizer, library, special = real(name)
     for text, ids in known.items():
         assert tokenizer.ids(text) == ids, f"{name} lost the published ids of {text!r}"
-    assert tokenizer.layout([7, 8])[0] == single and tokenizer.layout([7, 8], [9])[0] == pair
+    assert tokenizer.add_special_tokens([7, 8])[0] == single and tokenizer.add_special_tokens([7, 8], [9])[0] == pair
     text_like = {i for i in special.values() if tokenizer.pieces[i].startswith("[REFERENCE_DOC")}  # user-defined
     assert tokenizer.special_ids == set(special.values()) - text_like
     assert len(tokenizer) == rows, f"{name} needs another number of embedding rows"
@@ -166,7 +166,7 @@ def test_roles_layout_and_inputs(ours):
         "the sentinels do not count down from the last id"
     assert (deberta.pad_id, deberta.cls_id, deberta.sep_id, deberta.unk_id) == (0, 1, 2, 3)
     assert deberta.mask_id == len(deberta) - 1 == 466 and deberta.special_ids == {0, 1, 2, 3, 466}
-    assert deberta.layout([7], [8, 9]) == ([1, 7, 2, 8, 9, 2], [0, 0, 0, 1, 1, 1])
+    assert deberta.add_special_tokens([7], [8, 9]) == ([1, 7, 2, 8, 9, 2], [0, 0, 0, 1, 1, 1])
     assert (llama.unk_id, llama.bos_id, llama.eos_id, llama.pad_id, llama.cls_id) == (0, 1, 2, None, None)
     assert (gemma.pad_id, gemma.eos_id, gemma.bos_id, gemma.unk_id) == (0, 1, 2, 3)
     assert 6 not in gemma.special_ids, "a user-defined piece of Gemma is text, not a special token"
@@ -263,9 +263,9 @@ def test_a_second_bos_is_seen(ours):
 
 @pytest.mark.parametrize("name, where, attribute, wrong", [
     ("llama", unigram, "WORDS", re.compile("▁|[^▁]+")),
-    ("llama", bpe, "merge", lambda letters, ranks: list(letters)),
-    ("t5", steps, "precompiled", lambda step, where: str),  # no NFKC; only NFC
-    ("t5", steps, "precompiled", lambda step, where: functools.partial(steps.unicode_form, "NFC")),
+    ("llama", bpe, "merge_pairs", lambda letters, ranks: list(letters)),
+    ("t5", steps, "precompiled_step", lambda step, where: str),  # no NFKC; only NFC
+    ("t5", steps, "precompiled_step", lambda step, where: functools.partial(steps.unicode_form, "NFC")),
 ])
 def test_a_wrong_algorithm_is_seen(name, where, attribute, wrong, ours, monkeypatch):
     monkeypatch.setattr(where, attribute, wrong)
@@ -293,17 +293,17 @@ def test_a_very_long_word_costs_no_square(word, ours, monkeypatch):
         assert tokenizer.decode(tokenizer.ids(word)) == word
         assert len(pushes) <= 3 * len(word) * 3, f"{len(pushes)} pairs for {len(word)} letters: not linear"
     letters, ranks = word.replace(" ", "▁")[:200], ranks_of(ours["llama"])
-    assert bpe.merge(letters, ranks) == naive_merge(letters, ranks), "heap and plain merge differ"
+    assert bpe.merge_pairs(letters, ranks) == naive_merge(letters, ranks), "heap and plain merge differ"
 
 
 def test_merging_words_apart_is_merging_the_whole(ours):
     llama, ranks = ours["llama"], ranks_of(ours["llama"])
     assert unigram.word_cutter(ranks)("▁a▁b") == ["▁a", "▁b"], \
         "a piece of the fixture crosses words: the words would be merged as one"
-    letters_of = unigram.letters_of(llama.vocab)
+    letters_of = unigram.letter_splitter(llama.vocab)
     for text in STORED["texts"]:
         if not any(token["content"] in text for token in llama.description.document["added_tokens"]):
-            whole = bpe.merge(letters_of(llama.steps.normalise(text)), ranks)
+            whole = bpe.merge_pairs(letters_of(llama.steps.normalise(text)), ranks)
             assert whole == llama.tokens(text), f"merges cross the words of {text!r}"
     document = json.loads(json.dumps(ours["llama"].description.document))
     document["model"]["vocab"] |= {"e▁": 9000, "e▁f": 9001}
@@ -322,7 +322,7 @@ def test_a_unigram_piece_that_crosses_words(ours):
 @MANY
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(0, 2**40) | st.binary(max_size=300)), max_size=6))
 def test_protobuf_fields_are_read_as_written(written):
-    assert protobuf.read_fields(b"".join(protobuf.field(n, value) for n, value in written)) == written
+    assert protobuf.read_fields(b"".join(protobuf.encode_field(n, value) for n, value in written)) == written
 
 
 STEPS = [{"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
@@ -380,7 +380,7 @@ def rewritten_alike(document, text):
         if step["type"] == "Precompiled":
             with may_refuse():
                 theirs = tokenizers.normalizers.Precompiled(steps.base64.b64decode(step["precompiled_charsmap"]))
-            return theirs.normalize_str(text) == steps.precompiled(step, "here")(text)
+            return theirs.normalize_str(text) == steps.precompiled_step(step, "here")(text)
     return True
 
 
@@ -563,11 +563,11 @@ def test_bos_and_eos_as_the_config_says(ours, tmp_path):
             ({"add_eos_token": True}, [1, 7, 2], [1, 7, 2, 1, 8, 2]),
             ({"add_bos_token": False, "add_eos_token": True}, [7, 2], [7, 2, 8, 2])]):
         tokenizer = load_tokenizer(model_folder(tmp_path / str(number), "llama", flags))
-        assert tokenizer.layout([7])[0] == single and tokenizer.layout([7], [8])[0] == pair, f"{flags} not followed"
+        assert tokenizer.add_special_tokens([7])[0] == single and tokenizer.add_special_tokens([7], [8])[0] == pair, f"{flags} not followed"
     ours["llama"].save(tmp_path / "json")
     config = json.loads((tmp_path / "json" / "tokenizer_config.json").read_text(encoding="utf-8"))
     write(tmp_path / "json", {"tokenizer_config.json": config | {"add_bos_token": True, "add_eos_token": False}})
-    assert load_tokenizer(tmp_path / "json").layout([7])[0] == [1, 7]
+    assert load_tokenizer(tmp_path / "json").add_special_tokens([7])[0] == [1, 7]
     for flag, fault in (({"add_bos_token": False}, "has add_bos_token True, but tokenizer_config.json False"),
                         ({"add_eos_token": True}, "has add_eos_token False, but tokenizer_config.json True; set both alike")):
         write(tmp_path / "json", {"tokenizer_config.json": config | flag})
@@ -599,7 +599,7 @@ def test_gemma_has_exactly_one_bos(ours, tmp_path):
     gemma = ours["gemma"]
     film = gemma.ids("the film")
     assert gemma.encode("<bos>the film") == gemma.encode("the film") == [2, *film], "BOS of a chat template was doubled"
-    assert gemma.layout(film, film) == ([2, *film, *film], [0] * (1 + len(film)) + [1] * len(film))
+    assert gemma.add_special_tokens(film, film) == ([2, *film, *film], [0] * (1 + len(film)) + [1] * len(film))
     for text, pair in (("the <bos> film", None), ("<bos><bos>the", None), ("the", "<bos>film")):
         with pytest.raises(InputError, match="<bos> stands inside a text"):
             gemma.encode(text, pair)
@@ -622,7 +622,7 @@ def test_gemma_has_exactly_one_bos(ours, tmp_path):
     with pytest.raises(InputError, match="exactly one BOS"):
         load_tokenizer(model_folder(tmp_path / "none as model", "gemma", {"add_bos_token": False}))
     eos = load_tokenizer(model_folder(tmp_path / "eos", "gemma", {"add_eos_token": True}))
-    assert eos.layout([7], [8])[0] == [2, 7, 1, 8, 1] and eos.layout([7])[0] == [2, 7, 1]
+    assert eos.add_special_tokens([7], [8])[0] == [2, 7, 1, 8, 1] and eos.add_special_tokens([7])[0] == [2, 7, 1]
 
 
 def test_gemma_as_transformers_saves_it_has_a_bos(ours, tmp_path):
@@ -641,7 +641,7 @@ def test_gemma_as_transformers_saves_it_has_a_bos(ours, tmp_path):
 
 def packed(*pieces, trainer=b"", normal=b""):
     """A .model file. pieces: (text, score, type)."""
-    field = protobuf.field
+    field = protobuf.encode_field
     rows = b"".join(field(1, field(1, text.encode()) + field(2, score) + field(3, kind)) for text, score, kind in pieces)
     return rows + field(2, trainer) + field(3, normal)
 

@@ -29,7 +29,7 @@ from minillmclf.classify.baseline import OneVersusRest, frequencies
 from minillmclf.cli.settings import Settings, read_settings
 from minillmclf.text import doctor
 from minillmclf.text.batch import collate
-from minillmclf.text.data import (Example, hold_out, label_set, names_in, natural_order,
+from minillmclf.text.data import (Example, hold_out, label_set, split_label, natural_order,
                                   read_examples)
 from minillmclf.training.loop import take_step
 from minillmclf.training.plan import Rows
@@ -54,7 +54,7 @@ def csv_file(path, rows, header=("text", "label", "split")):
                                          ("10|9|x", "9|10|x"), ([2, 1.0], "1|2"), (3, "3")])
 def test_a_cell_names_a_set(value, made):
     assert label_set(value, "here") == made
-    assert names_in(made) == (made.split("|") if made else [])
+    assert split_label(made) == (made.split("|") if made else [])
     assert label_set(made, "here") == made, "what is written is read as the same set"
 
 
@@ -71,7 +71,7 @@ def test_order_and_spaces_in_a_cell_play_no_part(names, rng):
     listed = sorted(names)
     rng.shuffle(listed)
     made = label_set(" | ".join(listed), "here")
-    assert made == label_set(listed, "here") and names_in(made) == natural_order(names)
+    assert made == label_set(listed, "here") and split_label(made) == natural_order(names)
 
 
 def test_files_are_read_with_sets_and_without(tmp_path):
@@ -111,7 +111,7 @@ def test_rows_are_held_out_by_their_rarest_label():
     parts = hold_out(rows, ("dev", "test"), 0, multi_label=True)
     assert sorted(e.row for part in parts.values() for e in part) == list(range(150))
     for split in ("dev", "test"):
-        assert sum("c" in names_in(e.label) for e in parts[split]) == 3, "a tenth of the 30 rows with the rarest label"
+        assert sum("c" in split_label(e.label) for e in parts[split]) == 3, "a tenth of the 30 rows with the rarest label"
         assert sum(e.label == "" for e in parts[split]) == 2 and len(parts[split]) == 15
     shuffled = rows[:]
     random.Random(0).shuffle(shuffled)
@@ -124,7 +124,7 @@ def test_rows_are_held_out_by_their_rarest_label():
 def test_the_doctor_counts_each_label(tmp_path):
     rows = [(f"text {i}", label, split) for i, (label, split) in enumerate(
         [("a|b", "train")] * 6 + [("a", "train")] * 3 + [("", "train")] + [("b", "dev"), ("a|b", "dev")] + [("", "test"), ("a", "test")])]
-    report = doctor.examine(load_data(csv_file(tmp_path / "f.csv", rows), multi_label=True))
+    report = doctor.examine_data(load_data(csv_file(tmp_path / "f.csv", rows), multi_label=True))
     assert report.classes == {"a": {"train": 9, "dev": 1, "test": 1, "share": 0.9}, "b": {"train": 6, "dev": 2, "test": 0, "share": 0.6}}
     assert report.cardinality == {"train": 1.5, "dev": 1.5, "test": 0.5} and report.unlabelled == {"train": 1, "dev": 0, "test": 1}
     shown = "\n".join(report.lines())
@@ -135,7 +135,7 @@ def test_the_doctor_counts_each_label(tmp_path):
 
 def test_the_doctor_asks_whether_the_bar_is_missing(tmp_path):
     rows = [("x", "a,b", "train"), ("y", "a", "train"), ("z", "", "train"), ("w", "a", "dev")]
-    report = doctor.examine(load_data(csv_file(tmp_path / "f.csv", rows), multi_label=True))
+    report = doctor.examine_data(load_data(csv_file(tmp_path / "f.csv", rows), multi_label=True))
     assert any("no train row seems to have two labels" in line for line in report.warnings)
 
 

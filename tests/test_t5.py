@@ -27,7 +27,7 @@ from minillmclf.models import build_backbone, layers, load_backbone, save_backbo
 from minillmclf.models.cache import Cache, CachedRows
 from minillmclf.models.layers import Rows, root_mean_square_norm
 from minillmclf.models.t5 import T5, GatedT5, biased_attention, distance_buckets
-from minillmclf.models.weights import Checkpoint, fill
+from minillmclf.models.weights import Checkpoint, load_parameters
 
 STORED = ("t5_lm", "flan_lm", "ul2_classifier")
 FP32 = fp32(width=24, depth=8)    # two embeddings, five blocks, head
@@ -136,7 +136,7 @@ def test_the_three_kinds_are_what_they_should_be(stored):
     assert kinds["t5_lm"].lm_head is None and kinds["t5_lm"].tied and kinds["t5_lm"].output_scale == 24 ** -0.5
     assert kinds["flan_lm"].lm_head is not None, "transformers 5 writes tie_word_embeddings true beside an own head"
     assert kinds["flan_lm"].output_scale == 1.0 and "gradient of lm_head.weight" in stored["flan_lm"]
-    assert not torch.equal(kinds["flan_lm"].vocabulary(), kinds["flan_lm"].word_embeddings.weight)
+    assert not torch.equal(kinds["flan_lm"].output_embeddings(), kinds["flan_lm"].word_embeddings.weight)
 
 
 def numbers(draw):
@@ -231,33 +231,33 @@ def erf_gelu(patch):
 
 
 def other_scale(patch):
-    patch.setattr(T5, "logits", lambda self, hidden: hidden @ self.vocabulary().T * (24 ** -0.5 / self.output_scale))
+    patch.setattr(T5, "logits", lambda self, hidden: hidden @ self.output_embeddings().T * (24 ** -0.5 / self.output_scale))
 
 
 def own_head_ignored(patch):
-    patch.setattr(T5, "vocabulary", lambda self: self.word_embeddings.weight)
+    patch.setattr(T5, "output_embeddings", lambda self: self.word_embeddings.weight)
 
 
 def decoder_with_both_directions(patch):
     def wrong(self, rows):
-        return t5.EncoderStack.bias(self, rows).masked_fill(~rows.causal(), -math.inf)
-    patch.setattr(t5.DecoderStack, "bias", wrong)
+        return t5.EncoderStack.attention_bias(self, rows).masked_fill(~rows.causal_mask(), -math.inf)
+    patch.setattr(t5.DecoderStack, "attention_bias", wrong)
 
 
 def encoder_with_one_direction(patch):
     def wrong(self, rows):
-        bucket = distance_buckets(rows.distance().clamp(min=0), self.buckets, self.most)
+        bucket = distance_buckets(rows.distance().clamp(min=0), self.buckets, self.max_distance)
         return self.relative_bias(bucket).permute(0, 3, 1, 2).masked_fill(~rows.mask[:, None, None], -math.inf)
-    patch.setattr(t5.EncoderStack, "bias", wrong)
+    patch.setattr(t5.EncoderStack, "attention_bias", wrong)
 
 
 def directions_exchanged(patch):
     behind = Rows.distance
-    patch.setattr(t5.EncoderStack, "bias", lambda self, rows: encoder_bias_of(self, -behind(rows), rows))
+    patch.setattr(t5.EncoderStack, "attention_bias", lambda self, rows: encoder_bias_of(self, -behind(rows), rows))
 
 
 def encoder_bias_of(stack, behind, rows):
-    bucket = distance_buckets(behind.abs(), stack.buckets // 2, stack.most) + stack.buckets // 2 * (behind < 0)
+    bucket = distance_buckets(behind.abs(), stack.buckets // 2, stack.max_distance) + stack.buckets // 2 * (behind < 0)
     return stack.relative_bias(bucket).permute(0, 3, 1, 2).masked_fill(~rows.mask[:, None, None], -math.inf)
 
 
@@ -286,12 +286,12 @@ def bias_only_in_the_first_block(patch):
 
 
 def gates_exchanged(patch):
-    patch.setattr(t5.GatedLayer, "expand", lambda self, x: self.activation(self.up_proj(x)) * self.gate_proj(x))
+    patch.setattr(t5.GatedLayer, "mlp_inner", lambda self, x: self.activation(self.up_proj(x)) * self.gate_proj(x))
 
 
 def post_norm(patch):
     def wrong(self, x, rows, bias):
-        k, v = self.attention.keys(x, rows)
+        k, v = self.attention.keys_values(x, rows)
         return self.attention_norm(x + self.attention(x, rows, k, v, bias))
     patch.setattr(t5.T5Layer, "attend", wrong)
 
@@ -308,7 +308,7 @@ def other_eps(patch):
 
 def no_last_norm(patch):
     def wrong(self, x, rows):
-        bias = self.bias(rows)
+        bias = self.attention_bias(rows)
         for layer in self.layers:
             x = layer(x, rows, bias)
         self.final_norm(x)
@@ -317,25 +317,25 @@ def no_last_norm(patch):
 
 
 def source_mask_ignored(patch):
-    context = T5.context
-    patch.setattr(T5, "context", lambda self, memory, rows: (context(self, memory, rows)[0], None))
+    context = T5.decoder_context
+    patch.setattr(T5, "decoder_context", lambda self, memory, rows: (context(self, memory, rows)[0], None))
 
 
 def encoder_mask_ignored(patch):
     def wrong(self, rows):
         return encoder_bias_of(self, rows.distance(), Rows(torch.ones_like(rows.mask)))
-    patch.setattr(t5.EncoderStack, "bias", wrong)
+    patch.setattr(t5.EncoderStack, "attention_bias", wrong)
 
 
 def decoder_not_causal(patch):
-    patch.setattr(Rows, "causal", lambda self, window=None: self.mask[:, None, None, :])
+    patch.setattr(Rows, "causal_mask", lambda self, window=None: self.mask[:, None, None, :])
 
 
 def cross_attention_over_itself(patch):
     def wrong(self, x, rows, bias, source, source_bias):
         x = self.attend(x, rows, bias)
         seen = self.cross_norm(x)
-        k, v = self.cross_attention.keys(seen, rows)
+        k, v = self.cross_attention.keys_values(seen, rows)
         return self.mlp(x + self.cross_attention(seen, rows, k, v, bias))
     patch.setattr(t5.DecoderLayer, "forward", wrong)
 
@@ -460,7 +460,7 @@ def test_token_by_token_is_the_same_as_at_once(name, side):
     body = load_backbone(MODELS / name, torch.float64)
     pairs = random_pairs([(9, 20), (21, 20), (3, 20)])
     ids, mask = batch_of([source for source, _ in pairs], side)
-    start, start_mask, context = body.prompt(ids, mask)
+    start, start_mask, context = body.prepare_prompt(ids, mask)
     assert start.tolist() == [[0]] * 3 and start_mask.tolist() == [[1]] * 3, "writing begins with the start token"
     assert list(context[0]) == list(body.decoder.layers)
     assert context[0][body.decoder.layers[0]][0].shape[:3] == (3, 3, 21), "k: (B, H, S, d)"
@@ -468,7 +468,7 @@ def test_token_by_token_is_the_same_as_at_once(name, side):
     whole, cache = body(ids, mask, target, torch.ones_like(target)), Cache()
     for place in range(target.shape[1]):
         rows = CachedRows(torch.ones(3, 1), cache)
-        one = body.hidden(target[:, place:place + 1], rows, context)                # (B, D)
+        one = body.hidden_states(target[:, place:place + 1], rows, context)         # (B, D)
         assert (one - whole[:, place]).abs().max() <= 1e-12, f"{name}: step {place} with a cache differs"
 
 
@@ -518,10 +518,10 @@ def test_the_bias_is_one_table_for_all_blocks_and_of_each_direction():
         body.encoder.relative_bias.weight[:] = torch.arange(8.0)[:, None]            # a bias that tells its bucket
         body.decoder.relative_bias.weight[:] = torch.arange(8.0)[:, None]
     rows = Rows(torch.ones(1, 4))
-    assert body.encoder.bias(rows)[0, 0].tolist() == [[0, 5, 6, 6], [1, 0, 5, 6], [2, 1, 0, 5], [2, 2, 1, 0]]
+    assert body.encoder.attention_bias(rows)[0, 0].tolist() == [[0, 5, 6, 6], [1, 0, 5, 6], [2, 1, 0, 5], [2, 2, 1, 0]]
     none = -math.inf
     one_way = [[0, none, none, none], [1, 0, none, none], [2, 1, 0, none], [3, 2, 1, 0]]
-    assert body.decoder.bias(rows)[0, 1].tolist() == one_way
+    assert body.decoder.attention_bias(rows)[0, 1].tolist() == one_way
 
 
 def test_dropout_acts_in_training_only(monkeypatch):
@@ -622,7 +622,7 @@ def test_without_a_head_the_config_decides(tmp_path):
 def test_an_own_head_that_is_not_taken_is_dropped():
     checkpoint = Checkpoint(MODELS / "flan_lm")
     body = build_backbone(checkpoint, lm_head=False)
-    report = fill(body, checkpoint, body.table())
+    report = load_parameters(body, checkpoint, body.rename_table())
     assert report.dropped == ["lm_head.weight"] and not report.tied, "lm_head.weight never was a copy in FLAN-T5"
 
 
@@ -746,7 +746,7 @@ def test_a_language_model_becomes_a_classifier(name, tmp_path):
     folder = copied(name, tmp_path)
     write_tokenizer(folder)
     model = Classifier.from_backbone(folder, ["yes", "no"])
-    assert model.report.fresh and all(path.startswith("head.") for path in model.report.fresh)
+    assert model.report.newly_initialised and all(path.startswith("head.") for path in model.report.newly_initialised)
     model.save(tmp_path / "saved")
     expected, labels = scores_of_transformers(tmp_path / "saved")
     ours = model.scores(model.encode(TEXTS)[0])

@@ -88,7 +88,7 @@ def reference_ids(reference, text, pair=None):
 
 
 def our_ids(tokenizer, text, pair=None):
-    return tokenizer.layout(tokenizer.ids(text), None if pair is None else tokenizer.ids(pair))
+    return tokenizer.add_special_tokens(tokenizer.ids(text), None if pair is None else tokenizer.ids(pair))
 
 
 # ---------------------------------------------------------------------------------------------------- the texts
@@ -254,7 +254,7 @@ def test_a_wrong_setting_is_seen(name, change, ours):
 
 
 @pytest.mark.parametrize("name, where, attribute, wrong", [
-    ("gpt2", bpe, "merge", merge_in_text_order),
+    ("gpt2", bpe, "merge_pairs", merge_in_text_order),
     ("gpt2", bpe, "SPLIT", re.compile(r"\S+|\s+")),
     ("uncased", wordpiece, "CONTROL", ("Cc", "Cf", "Co", "Cn")),  # unassigned characters dropped with the controls
     ("uncased", wordpiece, "CONTROL", ("Cc",)),
@@ -283,7 +283,7 @@ def test_merge_is_the_slow_explicit_form(letters, seed):
         pieces.append(left + right)
     shuffled = dict(zip(ranks, rng.sample(sorted(ranks.values()), len(ranks))))
     for order in (ranks, shuffled):
-        assert bpe.merge(letters, order) == naive_merge(letters, order), f"heap and plain merge differ for {order}"
+        assert bpe.merge_pairs(letters, order) == naive_merge(letters, order), f"heap and plain merge differ for {order}"
 
 
 @pytest.mark.parametrize("word", ["lower" * 2000, "z" * 10_000, "the" * 3334])
@@ -301,15 +301,15 @@ def test_a_very_long_word_costs_no_square(word, ours, monkeypatch):
     model = bpe.BytePairModel(ours["gpt2"].vocab, [tuple(merge.split(" ")) for merge in STORED["merges"]])
     with monkeypatch.context() as patched:
         patched.setattr(bpe, "heapq", Counting)
-        pieces = bpe.merge(word, model.ranks)
+        pieces = bpe.merge_pairs(word, model.ranks)
     assert "".join(pieces) == word
     assert len(pushes) <= 3 * len(word), f"{len(pushes)} pairs were offered for {len(word)} letters: not linear"
-    assert bpe.merge(word[:300], model.ranks) == naive_merge(word[:300], model.ranks)
+    assert bpe.merge_pairs(word[:300], model.ranks) == naive_merge(word[:300], model.ranks)
 
 
 def test_the_byte_table_is_invertible_and_as_published():
-    assert len(bpe.BYTES) == 256
-    assert [bpe.LETTERS[byte] for byte in (*b" \nA", 173)] == ["Ġ", "Ċ", "A", "Ń"]
+    assert len(bpe.BYTE_OF) == 256
+    assert [bpe.LETTER_OF[byte] for byte in (*b" \nA", 173)] == ["Ġ", "Ċ", "A", "Ń"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -338,9 +338,9 @@ def test_decode(ours):
 
 def test_layout_overhead_and_special_ids(ours):
     bert, roberta, gpt2 = ours["uncased"], ours["roberta"], ours["gpt2"]
-    assert bert.layout([7, 8], [9]) == ([2, 7, 8, 3, 9, 3], [0, 0, 0, 0, 1, 1])
-    assert roberta.layout([7, 8], [9]) == ([0, 7, 8, 2, 2, 9, 2], [0] * 7)
-    assert gpt2.layout([7, 8], [9])[0] == [7, 8, 9]
+    assert bert.add_special_tokens([7, 8], [9]) == ([2, 7, 8, 3, 9, 3], [0, 0, 0, 0, 1, 1])
+    assert roberta.add_special_tokens([7, 8], [9]) == ([0, 7, 8, 2, 2, 9, 2], [0] * 7)
+    assert gpt2.add_special_tokens([7, 8], [9])[0] == [7, 8, 9]
     assert [t.num_special_tokens(pair) for t in (bert, roberta, gpt2) for pair in (False, True)] == [2, 3, 2, 4, 0, 0]
     assert (bert.pad_id, bert.unk_id, bert.cls_id, bert.sep_id, bert.mask_id) == (0, 1, 2, 3, 4)
     assert (gpt2.pad_id, gpt2.cls_id, gpt2.sep_id, gpt2.mask_id, gpt2.unk_id) == (None, None, None, None, 556)

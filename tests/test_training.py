@@ -671,7 +671,7 @@ def test_masked_lm_loss_is_that_of_transformers(tmp_path):
     folder = bert_folder(tmp_path / "bert", lm_head=True)
     model, tokenizer = load_backbone(folder), load_tokenizer(folder)
     texts = [text for text, _ in texts_of(random.Random(5), 12)]
-    encoded = [tokenizer.layout(tokenizer.ids(text)) for text in texts]
+    encoded = [tokenizer.add_special_tokens(tokenizer.ids(text)) for text in texts]
     batch = collate(encoded, range(12), tokenizer.pad_id)
     torch.manual_seed(2)
     ids, chosen = pretraining.corrupt(batch.ids, batch.mask, tokenizer.special_ids, tokenizer.mask_id, len(tokenizer))

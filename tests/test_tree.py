@@ -16,8 +16,8 @@ from test_generate import CLASSES, CONFIGS, PROMPTS, build
 
 from minillmclf.errors import InputError
 from minillmclf.models import save_backbone, tree as tree_file
-from minillmclf.models.cache import Cache, prefill, start
-from minillmclf.models.tree import Tree, TreeQueries, TreeRows, log_probs, pad_right, shared
+from minillmclf.models.cache import Cache, prefill, new_cache
+from minillmclf.models.tree import TokenTree, TreeQueries, TreeRows, tree_log_probs, pad_right, num_shared_tokens
 from minillmclf.training.recompute import recompute_blocks
 from minillmclf.tuning.prefix import attach_prefix
 
@@ -53,13 +53,13 @@ def exact(monkeypatch):
 
 
 def log_probs_one_by_one(model, ids, mask, sequences):
-    """What `tree.sums(log_probs(...))` computes, with one forward for each sequence and no tree -> (B, L)."""
-    ids, mask, context = model.prompt(ids, mask)
+    """What `tree.sum_paths(tree_log_probs(...))` computes, with one forward for each sequence and no tree -> (B, L)."""
+    ids, mask, context = model.prepare_prompt(ids, mask)
     sums = []
     for sequence in sequences:
         more = torch.tensor(sequence, device=ids.device).expand(len(ids), -1)                     # (B, n)
-        rows = model.rows(torch.cat([mask.bool(), torch.ones_like(more).bool()], 1))
-        x = model.hidden(torch.cat([ids, more], 1), rows, context)                                # (N, D)
+        rows = model.make_rows(torch.cat([mask.bool(), torch.ones_like(more).bool()], 1))
+        x = model.hidden_states(torch.cat([ids, more], 1), rows, context)                         # (N, D)
         places = rows.lengths.cumsum(0)[:, None] - len(sequence) - 1 + torch.arange(len(sequence), device=x.device)
         found = model.logits(x[places]).float().log_softmax(-1).gather(2, more.unsqueeze(2))       # (B, n, 1)
         sums.append(found.sum((1, 2)))
@@ -78,17 +78,17 @@ def wide(kind, tokens=0, **changes):
 
 def in_one(model, ids, mask, labels):
     """(B, L) with a tree."""
-    tree, (ids, mask, context) = Tree(labels), model.prompt(ids, mask)
-    return tree.sums(log_probs(model, ids, mask, tree, context=context))
+    tree, (ids, mask, context) = TokenTree(labels), model.prepare_prompt(ids, mask)
+    return tree.sum_paths(tree_log_probs(model, ids, mask, tree, context=context))
 
 
 def behind(model, ids, mask, labels, read=prefill):
     """(B, L) with a tree, and with the beginning of all rows read once."""
-    tree, (ids, mask) = Tree(labels), pad_right(ids, mask)
-    count = shared(ids, mask)
+    tree, (ids, mask) = TokenTree(labels), pad_right(ids, mask)
+    count = num_shared_tokens(ids, mask)
     assert count > 0, "the rows begin with different tokens, so this tests nothing"
     cache = read(model, ids[:1, :count]).expand(len(ids))
-    return tree.sums(log_probs(model, ids[:, count:], mask[:, count:], tree, cache))
+    return tree.sum_paths(tree_log_probs(model, ids[:, count:], mask[:, count:], tree, cache))
 
 
 def apart(found, expected):
@@ -101,27 +101,27 @@ def apart(found, expected):
 
 def test_the_tree_of_the_docstring():
     very, good, bad = 3, 4, 5
-    tree = Tree([[very, good], [very, bad], [bad]])
-    assert tree.tokens.tolist() == [very, good, bad, bad], "an edge for each token that follows a beginning"
-    assert tree.begins.tolist() == [0, 1, 1, 0], "the last `bad` follows the prompt, the others follow `very`"
-    assert tree.fed.tolist() == [very] and tree.depths.tolist() == [0], "nothing follows the leaves: they are not read"
-    assert tree.steps.tolist() == [[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
-    assert tree.sums(torch.tensor([[1.0, 2.0, 4.0, 8.0]])).tolist() == [[3.0, 5.0, 8.0]]
+    tree = TokenTree([[very, good], [very, bad], [bad]])
+    assert tree.edge_tokens.tolist() == [very, good, bad, bad], "an edge for each token that follows a beginning"
+    assert tree.edge_starts.tolist() == [0, 1, 1, 0], "the last `bad` follows the prompt, the others follow `very`"
+    assert tree.node_tokens.tolist() == [very] and tree.node_depths.tolist() == [0], "nothing follows the leaves: they are not read"
+    assert tree.on_path.tolist() == [[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
+    assert tree.sum_paths(torch.tensor([[1.0, 2.0, 4.0, 8.0]])).tolist() == [[3.0, 5.0, 8.0]]
     assert not tree.state_dict(), "a tree follows from the labels: it is no part of a checkpoint"
 
 
 def test_a_node_sees_itself_and_its_ancestors():
-    tree = Tree([[1, 2, 3, 0], [1, 2, 4, 0], [1, 5, 0], [2, 2, 0]])
+    tree = TokenTree([[1, 2, 3, 0], [1, 2, 4, 0], [1, 5, 0], [2, 2, 0]])
     lines = [(1,), (1, 2), (1, 2, 3), (1, 2, 4), (1, 5), (2,), (2, 2)]
-    assert tree.fed.tolist() == [line[-1] for line in lines]
-    assert tree.depths.tolist() == [len(line) - 1 for line in lines]
-    assert tree.sees.tolist() == [[line[:len(other)] == other for other in lines] for line in lines]
+    assert tree.node_tokens.tolist() == [line[-1] for line in lines]
+    assert tree.node_depths.tolist() == [len(line) - 1 for line in lines]
+    assert tree.node_mask.tolist() == [[line[:len(other)] == other for other in lines] for line in lines]
 
 
 @pytest.mark.parametrize("name", ["single tokens", "a lone token"])
 def test_nothing_is_read_behind_the_prompt_for_single_tokens(name):
-    tree = Tree(SETS[name])
-    assert len(tree.fed) == 0 and tree.sees.shape == (0, 0) and tree.begins.eq(0).all()
+    tree = TokenTree(SETS[name])
+    assert len(tree.node_tokens) == 0 and tree.node_mask.shape == (0, 0) and tree.edge_starts.eq(0).all()
 
 
 @pytest.mark.parametrize("labels, fault", [
@@ -129,7 +129,7 @@ def test_nothing_is_read_behind_the_prompt_for_single_tokens(name):
     ([[3], [], [4, 5], []], "4 continuations, 2 of them empty")])
 def test_a_label_without_tokens_is_named(labels, fault):
     with pytest.raises(InputError, match=fault):
-        Tree(labels)
+        TokenTree(labels)
 
 
 # ------------------------------------------------------------------------------------------------ the scores
@@ -265,14 +265,14 @@ def test_the_order_of_labels_changes_nothing(kind, exact):
 def test_few_rows_at_a_time_are_scored_as_all(kind, rows, monkeypatch, exact):
     model, batch, sizes = wide(kind), batch_of(PROMPTS), []
     expected, logits = in_one(model, *batch, MIXED), model.logits
-    monkeypatch.setattr(tree_file, "AT_ONCE", rows * (len(Tree(MIXED).fed) + 1) * 61)
+    monkeypatch.setattr(tree_file, "MAX_LOGITS", rows * (len(TokenTree(MIXED).node_tokens) + 1) * 61)
     monkeypatch.setattr(model, "logits", lambda hidden: sizes.append(len(hidden)) or logits(hidden))
     assert apart(in_one(model, *batch, MIXED), expected) <= 1e-9, f"{kind}: scored {rows} rows at a time, the scores differ"
     assert sizes == ([3, 1] if rows == 3 else [1] * 4), "at least one row at a time, and not more than fit"
 
 
 def test_learning_scores_all_rows_at_once(monkeypatch):
-    monkeypatch.setattr(tree_file, "AT_ONCE", 1)
+    monkeypatch.setattr(tree_file, "MAX_LOGITS", 1)
     model, sizes = build("llama"), []
     logits = model.logits
     monkeypatch.setattr(model, "logits", lambda hidden: sizes.append(len(hidden)) or logits(hidden))
@@ -315,7 +315,7 @@ def test_nothing_is_computed_in_vain(kind, name, learning, monkeypatch):
 @torch.no_grad()
 def test_a_shared_beginning_is_read_once(kind, monkeypatch):
     model = build(kind)
-    counts, B, inner = counted(monkeypatch, model), len(TEXTS), len(Tree(MIXED).fed)
+    counts, B, inner = counted(monkeypatch, model), len(TEXTS), len(TokenTree(MIXED).node_tokens)
     behind(model, *batch_of(TEXTS, "left"), MIXED)
     expected = len(BEGINNING) + sum(map(len, PROMPTS)) + B * inner
     assert counts == {"read": expected, "scored": B * (inner + 1)}, f"{kind}: the beginning should be read for one row alone"
@@ -324,7 +324,7 @@ def test_a_shared_beginning_is_read_once(kind, monkeypatch):
 def test_nodes_take_the_positions_of_a_text():
     """GPT-2 has 64 positions: side by side in a tree, labels may have more tokens together, but none alone."""
     model, batch, label = build("gpt2"), batch_of(PROMPTS), [5, 6] * 30
-    assert len(Tree(SETS["77 labels"]).fed) > 64 and in_one(model, *batch, SETS["77 labels"]).isfinite().all()
+    assert len(TokenTree(SETS["77 labels"]).node_tokens) > 64 and in_one(model, *batch, SETS["77 labels"]).isfinite().all()
     assert in_one(model, *batch, [label[:54]]).isfinite().all(), "the 11th to the 63rd position: all but the leaf are read"
     with pytest.raises(InputError, match="a text of 65 tokens is longer than the 64 positions"):
         in_one(model, *batch, [label[:55]])
@@ -347,7 +347,7 @@ def test_what_rows_share_leaves_each_a_token(rows, count, side):
     ids, mask = pad_right(*batch_of(rows, side))
     right = batch_of(rows)
     assert torch.equal(ids * mask, right[0]) and torch.equal(mask, right[1]), "the tokens move to the left, in their order"
-    assert shared(ids, mask) == shared(ids, mask.bool()) == count, f"{rows}: {count} tokens, so that one is left in each"
+    assert num_shared_tokens(ids, mask) == num_shared_tokens(ids, mask.bool()) == count, f"{rows}: {count} tokens, so that one is left in each"
 
 
 def test_tokens_on_both_sides_of_padding_move_too():
@@ -379,23 +379,23 @@ def test_an_encoder_decoder_answers_behind_a_prefix(exact):
 @every_decoder
 @torch.no_grad()
 def test_padding_may_stand_behind_the_beginning(kind, exact):
-    model, tree = wide(kind), Tree(MIXED)
+    model, tree = wide(kind), TokenTree(MIXED)
     expected = log_probs_one_by_one(model, *batch_of(TEXTS), MIXED)
     for side in ("left", "right"):
         cache = prefill(model, torch.tensor([BEGINNING])).expand(4)
-        found = log_probs(model, *batch_of(PROMPTS, side, pad=10**6), tree, cache)
-        assert apart(tree.sums(found), expected) <= 1e-9, f"{kind}: padding on the {side} of what follows is seen"
+        found = tree_log_probs(model, *batch_of(PROMPTS, side, pad=10**6), tree, cache)
+        assert apart(tree.sum_paths(found), expected) <= 1e-9, f"{kind}: padding on the {side} of what follows is seen"
 
 
 @every_decoder
 @pytest.mark.parametrize("tokens", [0, 3])
 @torch.no_grad()
 def test_a_beginning_may_be_used_again(kind, tokens):
-    model, tree = wide(kind, tokens), Tree(MIXED)
+    model, tree = wide(kind, tokens), TokenTree(MIXED)
     kept = prefill(model, torch.tensor([BEGINNING]))
     before = [x.clone() for x in (*kept.keys, *kept.values, kept.mask)]
     assert kept.mask.shape == (1, tokens + 9) and kept.mask.all() and len(kept.keys) == len(kept.values) == 3
-    first, other, again = (log_probs(model, *batch_of(prompts), tree, kept.expand(len(prompts)))
+    first, other, again = (tree_log_probs(model, *batch_of(prompts), tree, kept.expand(len(prompts)))
                            for prompts in (PROMPTS, PROMPTS[:2], PROMPTS))
     assert torch.equal(first, again) and apart(other, first[:2]) < 1e-5, f"{kind}: the second use is not the first"
     after = (*kept.keys, *kept.values, kept.mask)
@@ -418,7 +418,7 @@ def test_a_cache_of_many_rows_copies_nothing():
 
 
 def test_rows_start_with_the_prefix_or_with_nothing():
-    empty, filled = start(build("llama"), 3), start(wide("llama", 5), 3)
+    empty, filled = new_cache(build("llama"), 3), new_cache(wide("llama", 5), 3)
     assert empty.keys == [] and empty.mask is None
     assert filled.mask.shape == (3, 5) and [k.shape for k in filled.keys] == [(3, 2, 5, 8)] * 3
 
@@ -485,35 +485,35 @@ def changed_rows(patch, change):
 
 def place_nodes(rows, where):
     """Put the nodes of a tree at positions `where`, (B, M)."""
-    rows.key_position_ids[:, rows.key_mask.shape[1] - len(rows.tree.fed):] = where
-    rows.place_queries()
+    rows.key_position_ids[:, rows.key_mask.shape[1] - len(rows.tree.node_tokens):] = where
+    rows.set_query_positions()
 
 
 @wrong()
 def siblings_are_seen(patch, model):
-    patch.setattr(Tree, "hide", lambda self, seen: seen)
+    patch.setattr(TokenTree, "hide_branches", lambda self, seen: seen)
 
 
 @wrong()
 def ancestors_are_not_seen(patch, model):
-    changed_rows(patch, lambda rows: setattr(rows.tree, "sees", torch.eye(len(rows.tree.fed), dtype=torch.bool)))
+    changed_rows(patch, lambda rows: setattr(rows.tree, "node_mask", torch.eye(len(rows.tree.node_tokens), dtype=torch.bool)))
 
 
 @wrong()
 def positions_by_order(patch, model):
-    changed_rows(patch, lambda rows: place_nodes(rows, rows.key_mask.sum(1, keepdim=True) - len(rows.tree.fed)
-                                                 + torch.arange(len(rows.tree.fed))))
+    changed_rows(patch, lambda rows: place_nodes(rows, rows.key_mask.sum(1, keepdim=True) - len(rows.tree.node_tokens)
+                                                 + torch.arange(len(rows.tree.node_tokens))))
 
 
 @wrong()
 def positions_one_too_far(patch, model):
-    changed_rows(patch, lambda rows: place_nodes(rows, rows.key_position_ids[:, -len(rows.tree.fed):] + 1))
+    changed_rows(patch, lambda rows: place_nodes(rows, rows.key_position_ids[:, -len(rows.tree.node_tokens):] + 1))
 
 
 @wrong(*DECODERS)
 def positions_without_the_beginning(patch, model):
-    changed_rows(patch, lambda rows: place_nodes(rows, rows.mask.sum(1, keepdim=True) - len(rows.tree.fed)
-                                                 + rows.tree.depths))
+    changed_rows(patch, lambda rows: place_nodes(rows, rows.mask.sum(1, keepdim=True) - len(rows.tree.node_tokens)
+                                                 + rows.tree.node_depths))
 
 
 @wrong(*DECODERS)                                  # what T5's decoder reads is never padded
@@ -527,42 +527,42 @@ def root_read_one_token_too_early(patch, model):
 
     def broken(self, rows):
         made(self, rows)
-        self.chosen = self.chosen.view(self.mask.shape).clone()
-        self.chosen[:, 0] -= (rows.lengths > self.mask.shape[1]).long()
-        self.position_ids, self.chosen = rows.positions[self.chosen], self.chosen.flatten()
+        self.query_indices = self.query_indices.view(self.mask.shape).clone()
+        self.query_indices[:, 0] -= (rows.lengths > self.mask.shape[1]).long()
+        self.position_ids, self.query_indices = rows.positions[self.query_indices], self.query_indices.flatten()
     patch.setattr(TreeQueries, "__init__", broken)
 
 
 @wrong()
 def root_read_of_another_row(patch, model):
-    def broken(*given, read=tree_file.read_few):
+    def broken(*given, read=tree_file.run_few_queries):
         x = read(*given)                                                                      # (B, M + 1, D)
         return torch.cat([x[:, :1].roll(1, 0), x[:, 1:]], 1)
-    patch.setattr(tree_file, "read_few", broken)
+    patch.setattr(tree_file, "run_few_queries", broken)
 
 
 @wrong()
 def logits_without_a_normaliser(patch, model):
-    patch.setattr(tree_file, "edges_of", lambda logits, tree: logits[:, tree.begins, tree.tokens])
+    patch.setattr(tree_file, "edge_log_probs", lambda logits, tree: logits[:, tree.edge_starts, tree.edge_tokens])
 
 
 @wrong()
 def normalised_over_the_labels_alone(patch, model):
     def edges_of(logits, tree):
-        edges = logits[:, tree.begins, tree.tokens]                                           # (B, E)
-        rivals = tree.begins[:, None] == tree.begins                                          # (E, E)
+        edges = logits[:, tree.edge_starts, tree.edge_tokens]                                 # (B, E)
+        rivals = tree.edge_starts[:, None] == tree.edge_starts                                # (E, E)
         return edges - edges[:, None].masked_fill(~rivals, float("-inf")).logsumexp(-1)
-    patch.setattr(tree_file, "edges_of", edges_of)
+    patch.setattr(tree_file, "edge_log_probs", edges_of)
 
 
 @wrong()
 def first_token_alone(patch, model):
-    patch.setattr(Tree, "sums", lambda self, edges: edges @ (self.steps * (self.begins == 0)).to(edges.dtype).T)
+    patch.setattr(TokenTree, "sum_paths", lambda self, edges: edges @ (self.on_path * (self.edge_starts == 0)).to(edges.dtype).T)
 
 
 @wrong()
 def mean_of_the_tokens(patch, model):
-    patch.setattr(Tree, "sums", lambda self, edges: edges @ (self.steps / self.steps.sum(1, keepdim=True)).to(edges.dtype).T)
+    patch.setattr(TokenTree, "sum_paths", lambda self, edges: edges @ (self.on_path / self.on_path.sum(1, keepdim=True)).to(edges.dtype).T)
 
 
 def error(model, expected):

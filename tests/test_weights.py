@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
-from minillmclf.models import fresh_weights, load_backbone, save_backbone, tensor_files
+from minillmclf.models import initialise_weights, load_backbone, save_backbone, tensor_files
 from minillmclf.models.bert import Bert, Roberta
 from minillmclf.models.tensor_files import write_checkpoint, write_tensors
-from minillmclf.models.weights import Checkpoint, Table, export, fill
+from minillmclf.models.weights import Checkpoint, RenameTable, export_tensors, load_parameters
 
 STORED = ("bert_classifier", "roberta_classifier", "bert_masked_lm", "roberta_masked_lm")
 
@@ -115,10 +115,10 @@ def test_a_tensor_that_is_not_finite_is_refused(folder, value):
 def test_every_tensor_is_accounted_for(name):
     report, names = load_backbone(MODELS / name).report, set(tensors_of(name))
     assert set(report.loaded) | set(report.dropped) | set(report.tied) == names, f"{name}: a tensor went unreported"
-    assert not report.fresh and len(report.loaded) + len(report.dropped) == len(names)
+    assert not report.newly_initialised and len(report.loaded) + len(report.dropped) == len(names)
     heads = {n for n in names if "classifier" in n or "pooler" in n}
     assert set(report.dropped) == heads, f"{name}: the body should drop the classifier and nothing else"
-    assert f"{len(report.loaded)} tensors loaded" in report.line()
+    assert f"{len(report.loaded)} tensors loaded" in report.summary()
 
 
 def test_each_parameter_holds_the_tensor_of_its_own_name():
@@ -128,12 +128,12 @@ def test_each_parameter_holds_the_tensor_of_its_own_name():
              "intermediate.dense": "up_proj", "output.dense": "down_proj", "output.LayerNorm": "mlp_norm"}
     for cls in (Bert, Roberta):
         for (file, ours), leaf in itertools.product(pairs.items(), ("weight", "bias")):
-            found = Table(cls.NAMES).path(f"{cls.ALIASES[0][1]}encoder.layer.11.{file}.{leaf}")
+            found = RenameTable(cls.NAMES).path_of(f"{cls.ALIASES[0][1]}encoder.layer.11.{file}.{leaf}")
             assert found == f"layers.11.{ours}.{leaf}", f"{cls.__name__}: {file} went to {found}"
     with pytest.raises(KeyError):
-        Table(Bert.NAMES, aliases=Bert.ALIASES).path("bert.encoder.layer.0.output.dense.scale")
+        RenameTable(Bert.NAMES, aliases=Bert.ALIASES).path_of("bert.encoder.layer.0.output.dense.scale")
     with pytest.raises(KeyError):
-        Table(Bert.NAMES, aliases=Bert.ALIASES).path("roberta.encoder.layer.0.output.dense.bias")
+        RenameTable(Bert.NAMES, aliases=Bert.ALIASES).path_of("roberta.encoder.layer.0.output.dense.bias")
 
 
 def test_fresh_parameters_are_allowed_by_pattern_only(folder):
@@ -142,10 +142,10 @@ def test_fresh_parameters_are_allowed_by_pattern_only(folder):
     model = Bert.from_config(checkpoint.config)
     names = Bert.NAMES | {"cls.predictions.bias": None, "cls.predictions.transform.dense": None}
     with pytest.raises(InputError, match="2 faults: nothing in the file fills embedding_norm.weight .*norm.bias"):
-        fill(model, checkpoint, Table(names), fresh=["layers", "norm"])              # a pattern begins where the name begins
-    report = fill(model, checkpoint, Table(names), fresh=[".*_norm"])
-    assert len(report.fresh) == 10 and all("_norm." in name for name in report.fresh)
-    assert report.line().endswith(", 10 new")
+        load_parameters(model, checkpoint, RenameTable(names), optional=["layers", "norm"])  # a pattern begins where the name begins
+    report = load_parameters(model, checkpoint, RenameTable(names), optional=[".*_norm"])
+    assert len(report.newly_initialised) == 10 and all("_norm." in name for name in report.newly_initialised)
+    assert report.summary().endswith(", 10 new")
 
 
 # ------------------------------------------------------------------------------------------------ other spellings
@@ -355,9 +355,9 @@ def test_half_precision_is_written_as_asked_and_said_in_the_config(dtype, tmp_pa
 def test_export_and_fill_are_inverse_for_more_than_ten_layers(tmp_path):
     config = dict(model_type="roberta", vocab_size=9, hidden_size=4, num_hidden_layers=12, num_attention_heads=1,
                   intermediate_size=3)
-    model = fresh_weights(Roberta.from_config(config, lm_head=True), 5, 0.5)
+    model = initialise_weights(Roberta.from_config(config, lm_head=True), 5, 0.5)
     model.source_config = config
-    assert len(export(model, model.table())) == len(list(model.parameters()))
+    assert len(export_tensors(model, model.rename_table())) == len(list(model.parameters()))
     save_backbone(model, tmp_path)
     assert same(load_backbone(tmp_path), model) is None, "layer 1 and layer 11 must not be mixed up"
 
@@ -366,7 +366,7 @@ def test_export_and_fill_are_inverse_for_more_than_ten_layers(tmp_path):
 
 def test_a_large_model_is_written_in_shards_that_are_one_checkpoint(tmp_path):
     model = load_backbone(MODELS / "bert_masked_lm")
-    tensors = export(model, model.table())
+    tensors = export_tensors(model, model.rename_table())
     write_checkpoint(tmp_path, model.source_config, tensors, shard_bytes=20_000)
     files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert len(files) > 2 and files == [f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
@@ -384,7 +384,7 @@ def test_a_large_model_is_written_in_shards_that_are_one_checkpoint(tmp_path):
 def test_shards_are_read_by_transformers(tmp_path):
     transformers = imported("transformers")
     model = load_backbone(MODELS / "bert_masked_lm")
-    write_checkpoint(tmp_path, model.source_config, export(model, model.table()), shard_bytes=20_000)
+    write_checkpoint(tmp_path, model.source_config, export_tensors(model, model.rename_table()), shard_bytes=20_000)
     theirs, loading = loaded(transformers.BertForMaskedLM.from_pretrained, tmp_path, output_loading_info=True)
     assert not any(loading.values()), f"transformers does not find all it expects: {loading}"
     with may_refuse():
@@ -394,9 +394,9 @@ def test_shards_are_read_by_transformers(tmp_path):
 
 def test_what_an_earlier_save_left_is_not_read_again(tmp_path):
     """A folder's weights are those of the last save, whether that wrote one file, more shards or fewer."""
-    one, two = (fresh_weights(load_backbone(MODELS / "bert_masked_lm"), seed) for seed in (1, 2))
+    one, two = (initialise_weights(load_backbone(MODELS / "bert_masked_lm"), seed) for seed in (1, 2))
     for model, shard_bytes in ((one, 10**9), (two, 20_000), (one, 40_000), (two, 10**9), (one, 20_000)):
-        write_checkpoint(tmp_path, model.source_config, export(model, model.table()), shard_bytes=shard_bytes)
+        write_checkpoint(tmp_path, model.source_config, export_tensors(model, model.rename_table()), shard_bytes=shard_bytes)
         assert same(load_backbone(tmp_path), model) is None, f"shards of {shard_bytes}: an earlier save was read"
         left = [p.name for p in tmp_path.glob("model*")]
         assert ("model.safetensors" in left) == (len(left) == 1), f"two saves lie side by side: {left}"
@@ -423,9 +423,9 @@ def test_loading_takes_one_model_and_one_tensor(dtype, shards, tmp_path):
     """150 MB in 12 layers: a second copy would be 2.0 models, the file kept open beside it 1.5 or 2.0."""
     config = dict(model_type="bert", vocab_size=2000, hidden_size=512, num_hidden_layers=12, num_attention_heads=4,
                   intermediate_size=2048)
-    model = fresh_weights(Bert.from_config(config), 0)
+    model = initialise_weights(Bert.from_config(config), 0)
     total = sum(p.numel() for p in model.parameters()) * dtype.itemsize
-    write_checkpoint(tmp_path, config, export(model, model.table()), dtype, shard_bytes=-(-total // shards) + 10**6)
+    write_checkpoint(tmp_path, config, export_tensors(model, model.rename_table()), dtype, shard_bytes=-(-total // shards) + 10**6)
     ran = subprocess.run([sys.executable, "-c", PEAK, str(MODELS / "bert_masked_lm"), str(tmp_path)], capture_output=True,
                          text=True, cwd=Path(__file__).parents[1])
     assert ran.returncode == 0, ran.stderr

@@ -19,7 +19,7 @@ from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
 from minillmclf.cli.settings import Settings, read_settings
 from minillmclf.text.batch import collate
-from minillmclf.text.cutting import spans
+from minillmclf.text.cutting import window_spans
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training.checkpoint import Store
 from minillmclf.training.loop import fit
@@ -68,8 +68,8 @@ def batch_of(model, texts):
 def pieces_of(model, text):
     """The windows of one text, each as (ids, types): cut and laid out here, by hand."""
     ids = model.tokenizer.ids(text)
-    return [model.tokenizer.layout(ids[start:end])
-            for start, end in spans(len(ids), SIZE - model.tokenizer.num_special_tokens(False), OVERLAP)]
+    return [model.tokenizer.add_special_tokens(ids[start:end])
+            for start, end in window_spans(len(ids), SIZE - model.tokenizer.num_special_tokens(False), OVERLAP)]
 
 
 def by_hand(model, plain, text, pool):
@@ -150,7 +150,7 @@ class Numbers:
     def num_special_tokens(self, pair):
         return 3 if pair else 2
 
-    def layout(self, a, b=None):
+    def add_special_tokens(self, a, b=None):
         ids = [1, *a, 2] + ([] if b is None else [*b, 2])
         return ids, [0] * (len(a) + 2) + [1] * (len(ids) - len(a) - 2)
 
@@ -164,8 +164,8 @@ def test_of_a_pair_the_longer_text_is_cut_into_windows_and_the_other_stands_in_e
         assert not lost and len(rows) == 6 and {t for row in rows for t in row} >= set(long), "tokens are missing"
         for row in rows:
             text = [t for t in row if t >= 100]
-            assert row == Numbers().layout(*(text if part is long else short for part in parts))[0], f"{row} is no pair"
-        assert types[:13] == Numbers().layout(*(long[:7] if part is long else short for part in parts))[1]
+            assert row == Numbers().add_special_tokens(*(text if part is long else short for part in parts))[0], f"{row} is no pair"
+        assert types[:13] == Numbers().add_special_tokens(*(long[:7] if part is long else short for part in parts))[1]
     (ids, _), lost = made.lay_out(Numbers(), [long, list(range(50, 70))], 13, "tail")
     assert lost and ids[:13] == [1, *range(100, 105), 2, *range(65, 70), 2], f"not half of the room, or not its tail: {ids[:13]}"
 

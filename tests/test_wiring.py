@@ -27,7 +27,7 @@ from minillmclf.choose import __main__ as choose
 from minillmclf import evaluate, inspect, labels, train
 from minillmclf.predict import __main__ as predict, stream
 from minillmclf.classify.classifier import Classifier
-from minillmclf.models import fresh_weights, load_backbone, model_class, save_backbone
+from minillmclf.models import initialise_weights, load_backbone, model_class, save_backbone
 from minillmclf.text.batch import collate
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import tune
@@ -81,7 +81,7 @@ def test_positions_above_256_are_exact_in_16_bits(kind, more):
     """
     config = ROTARY | {"model_type": kind} | more
     exact = (
-        spread(fresh_weights(model_class(config).from_config(config), 0), std=0.5)
+        spread(initialise_weights(model_class(config).from_config(config), 0), std=0.5)
         .to(torch.bfloat16)
         .double()
     )
@@ -107,7 +107,7 @@ def classifier_of(tmp_path, name, pool="family", **more):
     """A classifier on a tiny body of this family. more: values of its config.json."""
     kind, config = CONFIGS[name]
     config = {"model_type": kind, **config, **dict.fromkeys(DROPOUTS[kind], 0.0), **more}
-    body = fresh_weights(model_class(config).from_config(config), 0)
+    body = initialise_weights(model_class(config).from_config(config), 0)
     body.source_config = config
     save_backbone(body, tmp_path)
     WordPiece.from_vocab(PIECES).save(tmp_path)
@@ -257,7 +257,7 @@ def test_the_index_of_a_model_in_shards_counts_the_bytes_that_were_written(
     from minillmclf.models import tensor_files, weights
 
     body = load_backbone(MODELS / "llama_lm")
-    tensors = weights.export(body, body.table())
+    tensors = weights.export_tensors(body, body.rename_table())
     tensor_files.write_checkpoint(tmp_path, body.source_config, tensors, dtype, shard_bytes=6_000)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     held = [
@@ -402,7 +402,7 @@ def judge(tmp_path_factory):
     folder = tmp_path_factory.mktemp("judge")
     body = small.bert_folder(folder / "bert", layers=1)
     model = Classifier.from_backbone(body, SIDES, preference={"kind": "head"})
-    fresh_weights(model.head, seed=0, std=1.0)
+    initialise_weights(model.head, seed=0, std=1.0)
     model.save(folder / "model")
     texts = [text for text, _ in small.texts_of(random.Random(1), 42)]
     table(
@@ -421,7 +421,7 @@ def test_answers_that_were_begun_under_another_swap_are_not_gone_on_with(
     first, second, judge, tmp_path, monkeypatch, call
 ):
     monkeypatch.setattr(stream, "WINDOW", 4)
-    columns, real, seen = "prompt,response_a,response_b", predict.render, []
+    columns, real, seen = "prompt,response_a,response_b", predict.render_answers, []
 
     def render(texts, *rest):
         seen.append(len(texts))
@@ -450,12 +450,12 @@ def test_answers_that_were_begun_under_another_swap_are_not_gone_on_with(
         "both ways answer alike, so this compares nothing"
     )
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(predict, "render", render)
+    monkeypatch.setattr(predict, "render_answers", render)
     try:
         assert ask(first, tmp_path / "out.csv")[0] == 130 and (tmp_path / "out.csv.part").exists()
     finally:
         signal.signal(signal.SIGINT, before)
-        monkeypatch.setattr(predict, "render", real)
+        monkeypatch.setattr(predict, "render_answers", real)
     code, _, said = ask(second, tmp_path / "out.csv")
     assert code == 0 and "going on" not in said and "swap" in said, said
     assert (tmp_path / "out.csv").read_text() == other
@@ -464,9 +464,9 @@ def test_answers_that_were_begun_under_another_swap_are_not_gone_on_with(
 def test_the_speed_of_answers_that_are_gone_on_with_counts_new_rows_alone(
     judge, tmp_path, monkeypatch, call
 ):
-    now, real = [0.0], predict.render
+    now, real = [0.0], predict.render_answers
     monkeypatch.setattr(stream, "WINDOW", 4)
-    monkeypatch.setattr(stream, "EVERY", 0)
+    monkeypatch.setattr(stream, "LINE_SECONDS", 0)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     def render(texts, *rest):
@@ -475,7 +475,7 @@ def test_the_speed_of_answers_that_are_gone_on_with_counts_new_rows_alone(
             signal.raise_signal(signal.SIGINT)
         return real(texts, *rest)
 
-    monkeypatch.setattr(predict, "render", render)
+    monkeypatch.setattr(predict, "render_answers", render)
     given = (
         "--model",
         judge / "model",
@@ -605,7 +605,7 @@ def writer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("writer")
     kind, config = CONFIGS["gpt2"]
     config = {"model_type": kind, **config, "n_positions": 128}
-    body = spread(fresh_weights(model_class(config).from_config(config), 0), seed=3, std=0.5)
+    body = spread(initialise_weights(model_class(config).from_config(config), 0), seed=3, std=0.5)
     body.source_config = config
     save_backbone(body, folder / "gpt2")
     WordPiece.from_vocab(PIECES).save(folder / "gpt2")
@@ -775,7 +775,7 @@ def test_windows_of_every_family_are_its_answers_put_together(name, pool, folder
             ids = tokenizer.ids(text)
             starts = [*range(0, max(0, len(ids) - room), room - overlap), max(0, len(ids) - room)]
             batches = [
-                collate([tokenizer.layout(ids[start : start + room])], [0]) for start in starts
+                collate([tokenizer.add_special_tokens(ids[start : start + room])], [0]) for start in starts
             ]
             if pool == "attention":
                 h = torch.cat(
@@ -811,7 +811,7 @@ def test_of_a_long_text_every_family_reads_the_end_that_is_kept(name, keep, fold
             "middle": ids[(len(ids) - room) // 2 :][:room],
         }
         (row,), cut = model.encode([text])
-        found = {way: answer(model, model.tokenizer.layout(part)) for way, part in kept.items()}
+        found = {way: answer(model, model.tokenizer.add_special_tokens(part)) for way, part in kept.items()}
         assert cut == 1 and near(answer(model, row), found.pop(keep))
         apart = min((answer(model, row) - other).abs().max() for other in found.values())
         assert apart > 1e-4, "the ends answer alike"

@@ -5,9 +5,9 @@
       --comparison runs/compare
 
 Prints a rule of thumb; the data (rows, classes, lengths in each model's own tokens); this machine
-(memory to train each model by each method, on texts as long as the 95th percentile); what
-python -m minillmclf.compare has measured on these data, if it has; and a command to start with
-(its rules: advice.py). It trains nothing. --json prints all of it for programs.
+(memory to train each model by each method, on texts as long as the 95th percentile); what an
+earlier python -m minillmclf.compare has measured on these data; and a command to start with (by the
+rules in advice.py). It trains nothing. --json prints all of it for programs.
 """
 from ..cli.parser import Parser, run
 from ..cli.settings import add_settings

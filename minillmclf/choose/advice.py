@@ -1,13 +1,13 @@
 """From facts about data, machine and models to a command to start with.
 
-Each rule is a condition, flags and a reason; nothing is scored or learned. What a comparison has
-measured on the same data precedes every rule of thumb. The facts: facts.py and measured.py.
+A rule is a condition, flags and a reason; nothing is scored or learned. What a comparison has
+measured on the same data counts more than any rule. The facts: facts.py and measured.py.
 """
 import math
 import shlex
 from pathlib import Path
 
-from ..cli.settings import Settings, flag, renamed
+from ..cli.settings import Settings, flag, with_current_names
 
 RULE_OF_THUMB = """\
 the rule of thumb
@@ -20,16 +20,16 @@ KIND_FOR = {"classify": "encoder", "generate": "decoder", "text-to-text": "encod
 WHY = {"encoder": "to classify, an encoder is fastest",
        "decoder": "a decoder writes and classifies",
        "encoder-decoder": "an encoder-decoder is made for text to text"}
-UNBALANCED = 5             # largest / smallest class
-FEW_CUT = 0.05             # a larger share of cut texts is mentioned
+UNBALANCED = 5             # above this ratio of largest to smallest class, weights are advised
+FEW_CUT_SHARE = 0.05       # if a larger share of the texts is cut, something is advised
 
 
-def near(row, best):
+def is_near(row, best):
     """Is a row's dev score within one standard error of the best row's?
 
     The one-standard-error rule of Breiman et al. 1984 ("Classification and Regression Trees",
-    3.4.3), with the standard error of a proportion. Where it is not known (log loss, a comparison
-    of an older version) only an equal score is near.
+    3.4.3), with the standard error of a proportion. If the error is not known (log loss, or a
+    comparison by an older version), only an equal score is near.
     """
     score, rows, error = best["dev"], best.get("dev_rows"), 0.0
     if rows and best["metric"] in ("accuracy", "macro_f1"):
@@ -39,30 +39,30 @@ def near(row, best):
 
 def measured_flags(comparison, row):
     """The settings of a comparison's row, as flags of python -m minillmclf.train."""
-    asked = comparison["settings"]
+    given = comparison["settings"]                         # the flags of the comparison
     name, _, own = row["model"].partition("@")
-    for named in asked.get("models", []):
-        path = named.partition("@")[0]
+    for model in given.get("models", []):
+        path = model.partition("@")[0]
         if Path(path).name == name:
             name = path
             break
     flags = {"model": name, "method": row["method"]}
-    flags |= {key: value for key, value in asked.items()
+    flags |= {key: value for key, value in given.items()
               if key in vars(Settings()) and key not in ("out", "data", "seed")}
     if row["readout"] != "head":
         flags["readout"] = row["readout"]
     pairs = f"{own},{row['settings']}".split(",")
-    return flags | renamed(dict(pair.split("=", 1) for pair in pairs if "=" in pair))
+    return flags | with_current_names(dict(pair.split("=", 1) for pair in pairs if "=" in pair))
 
 
 def advise(facts):
     """-> (flags of python -m minillmclf.train, a dict; the reasons, a list)."""
     comparison = facts["comparison"]
     if not comparison:
-        return by_rules(facts)
+        return advise_by_rules(facts)
     row, best = comparison["cheapest"], comparison["best"]
     if row is None:
-        flags, why = by_rules(facts)
+        flags, why = advise_by_rules(facts)
         label = best["label"]
         return flags, [f"all that was trained is worse on dev than the best ({label})", *why]
     why = "it was the best of the comparison on dev"
@@ -72,20 +72,20 @@ def advise(facts):
     return measured_flags(comparison, row), [why]
 
 
-def by_rules(facts):
-    """The advice without a comparison, as `advise`."""
+def advise_by_rules(facts):
+    """The advice without a comparison -> the same as `advise`."""
     data, purpose = facts["data"], facts["purpose"]
-    model, flags, why = first_fit(facts)
-    preference, several, long = data["preference"], data["texts"], model["median"] > model["limit"]
+    model, flags, why = first_fitting_model(facts)
+    preference, texts, long = data["preference"], data["texts"], model["median"] > model["limit"]
     rows = max(1, facts["rows_at_once"] // Settings().max_windows)
     rules = [         # (does it apply?, unless one of these flags is set, flags, reason)
         (purpose != "classify", (),
          {"readout": "labels"}, "label texts leave it a model that writes"),
-        (several > 2 and not preference, ("readout",),
-         {"readout": "labels"}, f"label texts take {several} texts a row"),
+        (texts > 2 and not preference, ("readout",),
+         {"readout": "labels"}, f"label texts take {texts} texts a row"),
         (preference, ("readout",),
          {"preference": "bradley-terry"}, "two answers to a prompt are compared"),
-        (model["over"] > FEW_CUT and not long, ("readout",),
+        (model["over"] > FEW_CUT_SHARE and not long, ("readout",),
          {"truncation_side": "middle"},
          f"{model['over']:.0%} of the texts are cut: keep both ends"),
         (long, ("readout", "preference"), {"windows": "mean", "micro_batch_size": rows},
@@ -100,9 +100,9 @@ def by_rules(facts):
     return flags, why
 
 
-def first_fit(facts):
-    """The first model of the right kind that fits into memory, by the first method -> (its facts,
-    flags, reasons)."""
+def first_fitting_model(facts):
+    """The first model of the right kind that fits into memory -> (its facts, flags with the first
+    method that fits, reasons)."""
     kind = KIND_FOR[facts["purpose"]]
     models = [model for model in facts["models"] if model["kind"] == kind]
     why = [WHY[kind] if models else f"there is no {kind} among the models"]
@@ -111,9 +111,9 @@ def first_fit(facts):
         why.append("how much memory is free is not known here")
         return models[0], {"model": models[0]["name"], "method": "full"}, why
     for model in models:
-        fits = {way["method"] for way in model["methods"] if way.get("fits")}
+        fitting = {method["method"] for method in model["methods"] if method.get("fits")}
         for method in ("full", "lora", "qlora"):
-            if method in fits:
+            if method in fitting:
                 why.append("training in full fits" if method == "full" else
                            f"{method} fits, full does not")
                 return model, {"model": model["name"], "method": method}, why

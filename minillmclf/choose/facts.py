@@ -1,4 +1,4 @@
-"""Facts about the data, the machine and the models: what `advise` looks at and --json prints."""
+"""Facts about the data, the machine and the models: `advise` reads them, --json prints them."""
 import math
 import os
 from collections import Counter
@@ -12,10 +12,10 @@ from ..errors import InputError
 from ..files import CHECKPOINTS, find_model
 from ..models import load_backbone
 from ..text.doctor import SPLITS, unknown_share
-from ..cli.memory import METHODS, step_bytes, training_memory
+from ..cli.memory import MEASURED_METHODS, step_bytes, training_memory
 from ..tuning.quant_files import open_checkpoint
 
-USABLE = 0.8               # share of the free memory: estimates leave out short-lived tensors
+USABLE = 0.8               # share of the free memory; the rest is for short-lived tensors
 
 
 def data_facts(data):
@@ -29,7 +29,7 @@ def data_facts(data):
 
 
 def machine_facts():
-    """Cores and bytes of memory (None: not known) -> dict. "room": free memory to train in."""
+    """Cores and bytes of memory (None: not known) -> dict. "room": free on the GPU, else on CPU."""
     memory = {"total": None, "free": None}
     if Path("/proc/meminfo").exists():
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
@@ -43,20 +43,20 @@ def machine_facts():
 
 
 def percentile(numbers, percent):
-    """Nearest rank: the smallest number that `percent` of the numbers do not exceed."""
+    """The smallest of the numbers that is not below `percent` % of them (nearest rank)."""
     return sorted(numbers)[math.ceil(percent * len(numbers) / 100) - 1]
 
 
 def rows_at_once(s):
-    """Rows that a step holds on the device at a time."""
+    """How many rows of a step are on the device at a time."""
     return min(s.micro_batch_size or s.batch_size, s.batch_size)
 
 
 def model_facts(name, data, s, machine):
     """Lengths in this model's tokens, and the memory that each method takes -> dict.
 
-    A model that is larger than the free memory is not loaded: its weights are counted, but not its
-    activations.
+    A model that is larger than the free memory is not loaded: then its weights are counted, but not
+    its activations.
     """
     folder = find_model(name)
     empty = Classifier.empty(open_checkpoint(folder), data.labels,
@@ -70,27 +70,27 @@ def model_facts(name, data, s, machine):
     if loaded:
         backbone, head = load_backbone(folder), head.to_empty(device="cpu")
     limit, p95 = empty.max_length, percentile(lengths, 95)
-    found = {"name": str(name), "kind": backbone.KIND, "median": percentile(lengths, 50),
+    facts = {"name": str(name), "kind": backbone.KIND, "median": percentile(lengths, 50),
              "p95": p95, "limit": limit, "over": sum(n > limit for n in lengths) / len(lengths),
              "length": min(p95, limit),
              "unknown": {split: unknown_share(empty.tokenizer, rows)
                          for split, rows in splits.items()},
              "label_tokens": sum(len(empty.tokenizer.ids(label)) for label in data.labels)}
-    found["methods"] = [method_facts(method, backbone, head, found["length"], s, machine["room"],
-                                     loaded) for method in METHODS]
-    return found
+    facts["methods"] = [method_facts(method, backbone, head, facts["length"], s, machine["room"],
+                                     loaded) for method in MEASURED_METHODS]
+    return facts
 
 
 def method_facts(method, backbone, head, length, s, room, loaded):
-    """Memory to train by this method -> dict, with a "reason" where it is not known."""
+    """Memory to train by a method -> dict, with a "reason" if it is not known. room: free bytes."""
     try:
-        trained, always, text = training_memory(backbone, head, method, length)
+        trained, state, of_text = training_memory(backbone, head, method, length)
     except InputError as error:
         return {"method": method, "reason": str(error).partition(":")[0]}
     except NotImplementedError:                            # prefix runs the model
         return {"method": method, "reason": "not known: the model does not fit into memory"}
     rows = rows_at_once(s)
-    needed = step_bytes(always, trained, rows * text, rows < s.batch_size)
+    needed = step_bytes(state, trained, rows * of_text, rows < s.batch_size)
     fits = None if room is None else needed <= USABLE * room
     if fits and not loaded:                                # activations are not counted
         fits = None
@@ -98,18 +98,18 @@ def method_facts(method, backbone, head, length, s, room, loaded):
             "fits": fits}
 
 
-def all_models(names, data, s, machine):
-    """model_facts of the named models, or of all in checkpoints/ -> (facts, a line for each model
+def all_model_facts(names, data, s, machine):
+    """`model_facts` of the named models, or of all in checkpoints/ -> (list, a line for each model
     that is left out)."""
-    found, left_out = [], []
+    facts, left_out = [], []
     for name in names or sorted(path.parent.name for path in CHECKPOINTS.glob("*/config.json")):
         try:
-            found.append(model_facts(name, data, s, machine))
+            facts.append(model_facts(name, data, s, machine))
         except InputError as error:
             if names:
                 raise
             left_out.append(f"{name}: left out: {error}")
-    if not found:
+    if not facts:
         raise InputError("no model to choose from: name one with --models "
                          f"({CHECKPOINTS / 'README.md'} says how to bring one)")
-    return found, left_out
+    return facts, left_out

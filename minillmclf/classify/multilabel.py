@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import short
-from ..text.data import names_in
+from ..text.data import split_label
 from ..training.multilabel import (MULTILABEL_METRICS, BinaryCrossEntropy, evaluate_multilabel,
                                    positive_weights)
 from .baseline import OneVersusRest, frequencies
@@ -101,7 +101,7 @@ class MultiLabel(SingleLabel):
         """Examples -> for each a list of C numbers, 1.0 for a class that it has, else 0.0."""
         targets = [[0.0] * len(self.labels) for _ in examples]
         for target, example in zip(targets, examples):
-            for label in names_in(example.label):
+            for label in split_label(example.label):
                 target[self.number(label, example, name)] = 1.0
         return targets
 

@@ -71,10 +71,10 @@ class PreferenceHead(AroundHead):
 
     def laid_out(self, tokenizer, texts, max_length):
         check_texts(texts)
-        return parts.lay_out(tokenizer, texts, parts.TWO_ANSWERS, max_length, self.keep)
+        return parts.join_parts(tokenizer, texts, parts.TWO_ANSWERS, max_length, self.keep)
 
     def length(self, tokenizer, texts):
-        return parts.size(tokenizer, texts, parts.TWO_ANSWERS)
+        return parts.joined_size(tokenizer, texts, parts.TWO_ANSWERS)
 
 
 def davidson(r_a, r_b, log_nu):
@@ -116,14 +116,15 @@ class BradleyTerry(AroundHead):
         """Both sequences have at most max_length tokens. The prompt may be cut more in one."""
         check_texts(texts)
         prompt, *answers = texts
-        found = [parts.lay_out(tokenizer, (prompt, answer), parts.ONE_ANSWER, max_length, self.keep)
+        markers, keep = parts.ONE_ANSWER, self.keep
+        found = [parts.join_parts(tokenizer, (prompt, answer), markers, max_length, keep)
                  for answer in answers]
         (first, (prompt_1, cut_a)), (second, (prompt_2, cut_b)) = found
         return Pair(first, second), [max(prompt_1, prompt_2), cut_a, cut_b]
 
     def length(self, tokenizer, texts):
         """Tokens of the longer sequence."""
-        return max(parts.size(tokenizer, (texts[0], answer), parts.ONE_ANSWER)
+        return max(parts.joined_size(tokenizer, (texts[0], answer), parts.ONE_ANSWER)
                    for answer in texts[1:])
 
     def read(self, backbone, ids, mask, types=None, layout=None):

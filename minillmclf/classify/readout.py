@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..files import short
-from ..text.cutting import cut_to
+from ..text.cutting import truncate_all
 
 
 class Readout(nn.Module):
@@ -29,8 +29,8 @@ class Readout(nn.Module):
         """The texts of a row -> (ids, token types), was it cut to max_length tokens?"""
         parts = self.parts(tokenizer, texts)
         special = tokenizer.num_special_tokens(len(parts) == 2)
-        ids, cut = cut_to(parts, max_length - special, self.keep)
-        return tokenizer.layout(*ids), cut > 0
+        ids, cut = truncate_all(parts, max_length - special, self.keep)
+        return tokenizer.add_special_tokens(*ids), cut > 0
 
     def parts(self, tokenizer, texts):
         """The texts of a row -> the ids of each. InputError for a row without a token."""

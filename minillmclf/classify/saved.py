@@ -90,7 +90,7 @@ def load(cls, path, base=None):
     if last and last[0] + ".weight" not in checkpoint:
         raise InputError(f"{path}: no classification head in it (no tensor {last[0]}.weight): "
                          f"fine-tune it first with python -m minillmclf.train --model {path}")
-    model.report, _ = load_weights(model, checkpoint, model.table())
+    model.report, _ = load_weights(model, checkpoint, model.rename_table())
     return model.restore(settings, where).eval()
 
 
@@ -98,7 +98,7 @@ def save(model, path):
     """As Classifier.save. Each file is replaced completely or left as it was."""
     if model.tuning is not None and model.tuning["method"] in BESIDE_BASE:
         return save_tuned(model, path)
-    tensors, quantised = export_4bit(model, model.table())
+    tensors, quantised = export_4bit(model, model.rename_table())
     label_texts = bool(model.head.described)
     kind = model.backbone.ARCHITECTURES["lm_head" if label_texts else "classifier"]
     config = {**model.config, "architectures": [model.head.ARCHITECTURE or kind],

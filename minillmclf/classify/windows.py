@@ -20,7 +20,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..files import short
-from ..text.cutting import cut_to, keep_end, spans
+from ..text.cutting import truncate_all, truncate, window_spans
 from .head import Head, attention, query
 
 WAYS = ("mean", "max", "attention")
@@ -105,17 +105,17 @@ class Windows(nn.Module):
                              f"windows of {self.size} were asked for: set --max-length "
                              f"{max_length}")
         special = tokenizer.num_special_tokens(len(parts) == 2)
-        parts, lost = cut_to(parts, self.max_document - special, keep)
+        parts, lost = truncate_all(parts, self.max_document - special, keep)
         space, longer = self.size - special, max(range(len(parts)), key=lambda n: len(parts[n]))
         if sum(map(len, parts)) > space and len(parts) == 2:
             shorter = parts[1 - longer]
-            parts[1 - longer] = keep_end(shorter, space // 2, keep)    # at most half of a window
+            parts[1 - longer] = truncate(shorter, space // 2, keep)    # at most half of a window
             lost += len(shorter) - len(parts[1 - longer])
             space -= len(parts[1 - longer])
         ids, types = [], []
-        for start, end in spans(len(parts[longer]), space, self.overlap):
+        for start, end in window_spans(len(parts[longer]), space, self.overlap):
             window = [part[start:end] if n == longer else part for n, part in enumerate(parts)]
-            more_ids, more_types = tokenizer.layout(*window)
+            more_ids, more_types = tokenizer.add_special_tokens(*window)
             ids, types = ids + more_ids, types + more_types
         check_whole([len(ids)], self.size)
         return (ids, types), lost > 0

@@ -1,4 +1,4 @@
-"""A warning below a finished run that is no better than its baselines, with what to try next."""
+"""A warning about a finished run that is no better than its baselines, with what to try next."""
 from ..training.metrics import gain
 from ..training.rates import default_lr
 from .settings import Settings
@@ -7,13 +7,13 @@ CONSTANT = ("majority class", "class frequencies")     # baselines that do not r
 
 
 def baseline_warning(record):
-    """The run.json of a finished run -> a list of one line, or [] where the run is good enough:
-    better than the constant baselines, and at least as good as the others.
+    """record: run.json of a finished run -> [a line]; [] if the run is good enough, that is better
+    than the constant baselines and at least as good as the others.
     """
     s, results = Settings(**record["settings"]), record["results"]
     *baselines, own = results
     metric = s.metric
-    if metric == "ece":                                # ECE says nothing about right and wrong
+    if metric == "ece":                                # ECE does not count right answers
         metric = "micro_f1" if s.multi_label == "on" else "accuracy"
     lost = []
     for name in baselines:

@@ -4,15 +4,15 @@ import re
 from ..errors import InputError
 from ..training.rates import lr_line
 
-# truncation_side -> which end of a text is kept (text/cutting.py)
-KEEP = {"right": "head", "left": "tail", "middle": "head+tail", "both": "middle"}
+# truncation_side -> what is kept of a text (text/cutting.py)
+KEPT_END = {"right": "head", "left": "tail", "middle": "head+tail", "both": "middle"}
 
 
 # ---------------------------------------------------------------- the classifier
 
-def build(s, labels, fields=("text",)):
-    """Build what the settings describe, on its device, with its tuning method -> (classifier,
-    trainable parameters, all parameters). fields: names of a row's texts in a template."""
+def build_classifier(s, labels, fields=("text",)):
+    """Build a classifier on its device, add its tuning method -> (classifier, number of parameters
+    that are trainable, of all). fields: the names by which a template calls a row's texts."""
     import torch
 
     from ..classify.classifier import Classifier
@@ -21,12 +21,12 @@ def build(s, labels, fields=("text",)):
         raise InputError("--method qlora --weights random: there is nothing to learn in random "
                          "weights that are frozen")
     model = Classifier.from_backbone(
-        s.model, labels, **options_of(s, fields), seed=s.seed,
+        s.model, labels, **classifier_options(s, fields), seed=s.seed,
         pretrained=s.weights == "pretrained", quantise=s.quantise if s.method == "qlora" else None)
-    trainable, total = tune(model, recipe_of(s), s.seed)
+    trainable, total = tune(model, tuning_config(s), s.seed)
     device = device_of(s)
     try:
-        torch.zeros(1, device=device).item()               # fails where a device is only a name
+        torch.zeros(1, device=device).item()               # fails if there is no such device
         return model.to(device), trainable, total
     except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"--device {s.device}: {str(error).splitlines()[0]}") from None
@@ -39,8 +39,8 @@ def device_of(s):
 
 
 def model_lines(s, model, trainable, total):
-    """What was built, and with which learning rate it is trained -> lines."""
-    loaded = model.report.line() if s.weights == "pretrained" else "random weights"
+    """What was built, and the learning rate -> lines to print."""
+    loaded = model.report.summary() if s.weights == "pretrained" else "random weights"
     lines = [f"{s.model}: {loaded}; {trainable:,} of {total:,} parameters trainable; {lr_line(s)}"]
     if model.quantise:
         kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.kept_whole})
@@ -61,43 +61,43 @@ def check_saved(model, folder, texts):
         same = (again.labels, again.task.settings()) == (model.labels, model.task.settings())
         if same and (before == after).all():
             return
-        apart = abs(before - after).max()
-        fault = f"answers otherwise when it is loaded again, by {apart:.2g} in a probability"
+        distance = abs(before - after).max()
+        fault = f"answers otherwise when it is loaded again, by {distance:.2g} in a probability"
     raise InputError(f"{folder}: what was saved {fault}: the state of training is kept; give the "
                      "same command again; if that ends here too, look whether the base has changed")
 
 
 # ---------------------------------------------------------------- parts of the settings
 
-def options_of(s, fields=("text",)):
-    """The settings that decide the modules of a classifier, as keywords of classify.build.Options.
-    fields: names of a row's texts in a template."""
-    found = {"readout": s.readout, "pool": s.pool, "max_length": s.max_length or None,
-             "keep": KEEP[s.truncation_side], "multi_label": s.multi_label == "on",
-             "preference": {"kind": s.preference, "swap": s.swap}}
+def classifier_options(s, fields=("text",)):
+    """The settings that decide a classifier's modules -> keywords of classify.build.Options.
+    fields: the names by which a template calls a row's texts."""
+    options = {"readout": s.readout, "pool": s.pool, "max_length": s.max_length or None,
+               "keep": KEPT_END[s.truncation_side], "multi_label": s.multi_label == "on",
+               "preference": {"kind": s.preference, "swap": s.swap}}
     if s.windows != "none":
-        found["windows"] = {"pool": s.windows, "overlap": s.overlap, "max_windows": s.max_windows,
-                            "max_document": s.max_document}
+        options["windows"] = {"pool": s.windows, "overlap": s.overlap,
+                              "max_windows": s.max_windows, "max_document": s.max_document}
     if s.readout == "labels":
         end = "eos" if (s.objective, s.end) == ("completion", "auto") else s.end
-        found |= {"template": s.template, "label_texts": s.label_texts, "fields": list(fields),
-                  "instruction": s.instruction, "end": end, "score_by": s.score_by}
-    return found
+        options |= {"template": s.template, "label_texts": s.label_texts, "fields": list(fields),
+                    "instruction": s.instruction, "end": end, "score_by": s.score_by}
+    return options
 
 
-def task_kind(s):
-    """The settings' class of Task. It needs no data."""
+def task_class(s):
+    """The class of Task that the settings ask for."""
     from ..classify.multilabel import MultiLabel
     from ..classify.preference import Preference
     from ..classify.task import SingleLabel
     if s.multi_label == "on":
         return MultiLabel
-    compared = s.preference != "none" or s.swap != "none" and s.readout == "labels"
-    return Preference if compared else SingleLabel
+    compares = s.preference != "none" or s.swap != "none" and s.readout == "labels"
+    return Preference if compares else SingleLabel
 
 
-def task_of(settings, data):
-    """The Task of a run, without its model. settings: a dict, as in its run.json."""
+def build_task(settings, data):
+    """The Task of a run, made without its model. settings: a dict, as in its run.json."""
     from ..classify import build as modules
     described = {"fields": data.columns} if settings.get("readout") == "labels" else {}
     preference = {"kind": settings.get("preference"), "swap": settings.get("swap")}
@@ -105,8 +105,8 @@ def task_of(settings, data):
     return modules.task_of(data.labels, described, preference, multi_label)
 
 
-def recipe_of(s):
-    """The settings that decide how to tune, as the tuning config that tuning.tune takes."""
+def tuning_config(s):
+    """The settings that decide how to tune -> the tuning config, a dict that tuning.tune takes."""
     from ..tuning import METHODS
     targets = s.targets or None
     if targets != "all-linear" and re.fullmatch(r"[\w.]+(,[\w.]+)*", s.targets):

@@ -1,4 +1,4 @@
-"""Under torchrun: the processes find each other, only one prints, and all end together.
+"""Several processes under torchrun: they find each other, only one prints, and all end together.
 
   torchrun --nproc-per-node 2 -m minillmclf.train --data my.csv
 
@@ -14,22 +14,22 @@ from ..errors import Stopped
 
 
 @contextlib.contextmanager
-def distributed():
-    """with distributed(): ... is run in each process; without torchrun nothing else happens.
+def in_all_processes():
+    """with in_all_processes(): ...   Each process runs the block; without torchrun there is one.
 
-    Only the main process prints. Where a process fails, it alone prints its error and all end: the
-    others wait for its tensors in vain, and end without a message.
+    Only the main process prints. When a process fails, it alone prints its error, and all end: the
+    others would wait for its tensors for ever.
     """
     started = {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ)
     if not started or os.environ["WORLD_SIZE"] == "1":
         yield
         return
     import torch.distributed as dist
-    rank, store = join()
+    rank, store = join_processes()
     try:
-        with silenced(rank > 0):
+        with silence_output(rank > 0):
             yield
-    except (SystemExit, Stopped) as end:                # raised in all: only the main one prints
+    except (SystemExit, Stopped) as end:                # raised in all: the main one tells why
         time.sleep(min(rank, 1))
         code = 130 if isinstance(end, Stopped) else end.code
         raise end if rank == 0 else SystemExit(code)
@@ -45,8 +45,8 @@ def distributed():
     dist.destroy_process_group()
 
 
-def join():
-    """Meet the other processes -> this one's rank, and a key-value store that all share."""
+def join_processes():
+    """Connect to the other processes -> this one's rank, and a key-value store that all share."""
     import torch
     import torch.distributed as dist
     on_gpu = torch.cuda.is_available()
@@ -59,8 +59,8 @@ def join():
 
 
 @contextlib.contextmanager
-def silenced(wanted):
-    """with silenced(wanted): ...   Where wanted, what is printed is dropped."""
+def silence_output(wanted):
+    """with silence_output(wanted): ...   If wanted, nothing that the block prints is shown."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         with contextlib.redirect_stdout(nowhere if wanted else sys.stdout):
             with contextlib.redirect_stderr(nowhere if wanted else sys.stderr):
@@ -71,5 +71,5 @@ def is_first_to_fail(store):
     """Is this the first process to fail?"""
     try:
         return store.add("failed", 1) == 1
-    except RuntimeError:                                # the process that held the store is gone
+    except RuntimeError:                                # the main process, with the store, ended
         return False

@@ -1,4 +1,4 @@
-"""What a run is computed with: one process or several, memory, versions of libraries."""
+"""What a run needs of its machine: one process or several, memory, versions of libraries."""
 import functools
 import platform
 import sys
@@ -7,8 +7,8 @@ from contextlib import nullcontext
 from .. import __version__
 
 
-def versions():
-    """Versions and threads, which results depend on besides the settings."""
+def library_versions():
+    """Versions, and the number of threads: results depend on these besides the settings."""
     import numpy
     import safetensors
     import torch
@@ -17,7 +17,7 @@ def versions():
             "safetensors": safetensors.__version__, "threads": torch.get_num_threads()}
 
 
-def peak_memory():
+def peak_memory_mb():
     """The most memory that this process has held so far, in MB; None on Windows."""
     try:
         import resource
@@ -27,7 +27,7 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
 
-def prepare(s, model):
+def prepare_for_training(s, model):
     """Replicate or shard a built classifier, and set up gradient checkpointing."""
     from ..training.parallel import processes as parallel
     from ..training.recompute import recompute_blocks
@@ -40,7 +40,7 @@ def prepare(s, model):
 
 
 def objective_of(s, model, targets):
-    """The loss function of the settings. targets: of the training rows."""
+    """The loss function that the settings ask for. targets: of the training rows."""
     from ..training.completion_loss import CompletionLoss
     if s.objective == "completion":
         return CompletionLoss(model.head.answer_lengths())
@@ -48,9 +48,9 @@ def objective_of(s, model, targets):
 
 
 def step_and_store(s, model, targets, folder, stop, say):
-    """-> take_step and Store for the loop: the plain ones, or those of several processes.
+    """-> what loop.fit takes: a function for a step and a Store, for one process or for several.
 
-    The step checks the first gradients, and says in which module a NaN or infinity arose.
+    The function checks the first gradients and says in which module a NaN or infinity arose.
     """
     from ..training import loop
     from ..training.checkpoint import Store
@@ -64,9 +64,9 @@ def step_and_store(s, model, targets, folder, stop, say):
     return check_first_steps(locate_divergence(step), say), store(folder, stop)
 
 
-def features(s, model, encoded):
-    """with features(...): the hidden states of a frozen backbone are computed once, not in each
-    epoch. In several processes nothing is cached."""
+def cache_frozen_features(s, model, encoded):
+    """with cache_frozen_features(...): the hidden states of a frozen backbone are computed once,
+    not in each epoch. In several processes nothing is cached."""
     from ..training.features import cached_features
     from ..training.parallel import processes as parallel
     return nullcontext() if parallel.is_distributed() else cached_features(model, encoded, s)
@@ -78,12 +78,10 @@ def logits_of(s, model, encoded):
     return parallel.scores(model, encoded, s.eval_batch_size)
 
 
-def collect(model):
-    """Gather the model's weights, where several processes hold parts of them -> is this the process
-    that writes files?"""
+def gather_weights(model):
+    """Gather the model's weights, where several processes hold parts of them."""
     from ..training.parallel import processes as parallel
     parallel.gather(model)
-    return parallel.is_main_process()
 
 
 def writes_files():

@@ -1,18 +1,18 @@
 """How much memory does training take? An estimate for python -m minillmclf.inspect and .choose.
 
-Weights, AdamW's moments and gradients are counted. Activations that the backward pass needs, most
-of the memory for long texts or large batches, are measured: the forward pass runs in training mode,
-on one text and on two, and the tensors that autograd saves are added up. Each further text adds
-what the second one added. Dropout is on: with it torch's attention on a CPU saves all its weights,
-T x T for each head, and without it none.
+Weights, AdamW's moments and gradients are counted. The activations that the backward pass needs,
+most of the memory for long texts or large batches, are measured: the forward pass runs in training
+mode, on one text and on two, and the tensors that autograd saves are added up. Each further text is
+taken to add what the second one added. Dropout is on: with it, torch's attention on a CPU saves its
+weights, T x T for each head; without it, none.
 
-When the backward pass begins there are no gradients yet, and when it ends no activations are left:
-so a step takes weights, moments and the *larger* of gradients and activations (`step_bytes`). A
-frozen block saves little, but while it is computed, all of its activations exist: those of at least
-one block are counted (`peak_activations`).
+When the backward pass begins there are no gradients yet, and when it ends no activations are left.
+So a step takes weights, moments and the *larger* of gradients and activations (`step_bytes`).
+Autograd saves little of a frozen block, but while the block is computed, all its activations exist:
+so the activations of at least one whole block are counted (`peak_activations`).
 
-Not here: what Python and torch take themselves, 300 MB and more; and freed memory that the C
-library does not return: much on Linux where tensors are some MB large, unless the environment has
+Not counted: what Python and torch take themselves, 300 MB and more; and freed memory that the C
+library keeps, much on Linux if tensors are some MB large, unless the environment has
 MALLOC_MMAP_THRESHOLD_=65536 (tests/reference/switches.py measures both).
 """
 import weakref
@@ -29,16 +29,16 @@ from ..training.recompute import Recomputed, blocks_of, stacks_of
 from ..tuning import METHODS as TUNING, tune
 from ..tuning.prompt import new_words
 from ..tuning.quant import HEADS, bits_per_parameter
-from .build import recipe_of
+from .build import tuning_config
 from .settings import Settings
 
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-METHODS = ("full", "last-1", "head", "bitfit", "lora", "dora", "qlora", "houlsby", "pfeiffer",
-           "prefix", "prompt")
+MEASURED_METHODS = ("full", "last-1", "head", "bitfit", "lora", "dora", "qlora", "houlsby",
+                    "pfeiffer", "prefix", "prompt")
 
 
-def size(count):
-    """A number of bytes with three digits: 12.3 MB."""
+def size_text(count):
+    """A number of bytes with three digits: 12345678 -> "12.3 MB"."""
     unit = next(u for u in UNITS if count < 999.5 * UNITS[u] or u == "TB")
     count /= UNITS[unit]
     return f"{count:.{max(0, 3 - len(str(int(count))))}f} {unit}"
@@ -57,59 +57,57 @@ class Step:
 # ---------------------------------------------------------------- weights and moments
 
 @contextmanager
-def tuned(backbone, head, method, length):
-    """with tuned(...) as (model, trained, total): a classifier in training mode, tuned by a method.
+def tuned_classifier(backbone, head, method, length):
+    """with tuned_classifier(...) as (model, trained, total): ...   A classifier in training mode,
+    with a tuning method; at the end backbone and head are again as they were.
 
     trained, total: numbers of parameters; model.max_length: `length`, less the virtual tokens of
-    the method. The language-model head is left out where a classification head replaces it.
-    Afterwards backbone and head are as they were.
+    the method. A classification head takes the place of the language-model head.
     """
     model = nn.ModuleDict({"backbone": backbone, "head": head})
     modes, lm_head = {m: m.training for m in model.modules()}, backbone.lm_head
-    if is_classification(head):
+    if is_classification_head(head):
         backbone.lm_head = None
     model.config, model.max_length = backbone.source_config, length
-    recipe = recipe_of(Settings(method="lora" if method == "qlora" else method))
-    trained, total = tune(model, recipe)
+    config = tuning_config(Settings(method="lora" if method == "qlora" else method))
+    trained, total = tune(model, config)
     try:
         yield model.train(), trained, total
     finally:
-        if recipe["method"] in TUNING:
-            TUNING[recipe["method"]].detach(model)
+        if config["method"] in TUNING:
+            TUNING[config["method"]].detach(model)
         backbone.lm_head = lm_head
         for module, training in modes.items():
             module.training = training
 
 
-def is_classification(head):
+def is_classification_head(head):
     """Is it a classification head, not label texts?"""
     return "head.out" in head.NAMES.values()
 
 
-def held(backbone, method, trained, total):
+def state_bytes(backbone, method, trained, total):
     """Bytes of the weights in fp32 (qlora: linear layers in 4 bits) and of AdamW's two moments."""
     weights = 4 * total
     if method == "qlora":
-        packed = sum(m.weight.numel() for name, m in backbone.named_modules()
-                     if isinstance(m, nn.Linear) and not HEADS.search(name)
-                     and name.rpartition(".")[2] not in backbone.FULL_PRECISION)
-        weights -= round(packed * (4 - bits_per_parameter() / 8))
+        in_4_bits = sum(m.weight.numel() for name, m in backbone.named_modules()
+                        if isinstance(m, nn.Linear) and not HEADS.search(name)
+                        and name.rpartition(".")[2] not in backbone.FULL_PRECISION)
+        weights -= round(in_4_bits * (4 - bits_per_parameter() / 8))
     return weights + 8 * trained
 
 
-def step_bytes(always, trained, activations, accumulating=False):
-    """The most bytes that a step takes.
-
-    always: bytes of `held`; trained: number of parameters; activations: bytes;
-    accumulating: are there micro-batches? From the second on, gradients exist beside activations.
-    """
-    return always + (4 * trained + activations if accumulating else max(4 * trained, activations))
+def step_bytes(state, trained, activations, accumulating=False):
+    """The most bytes that a step takes. state: `state_bytes`; trained: number of parameters;
+    activations: bytes; accumulating: are there micro-batches? From the second on, the gradients of
+    the earlier ones exist beside its activations."""
+    return state + (4 * trained + activations if accumulating else max(4 * trained, activations))
 
 
 # ---------------------------------------------------------------- activations, measured
 
-def forward(model, length, rows, precision):
-    """The logits (B, C) of B = `rows` texts of `length` tokens; None on the device "meta"."""
+def dummy_logits(model, length, rows, precision):
+    """The logits (B, C) of B = `rows` made-up texts of `length` tokens; None on device "meta"."""
     if any(parameter.is_meta for parameter in model.parameters()):
         return None
     ids = torch.tensor([new_words(model) + [0] * length] * (rows * model.head.SEQUENCES))
@@ -118,28 +116,28 @@ def forward(model, length, rows, precision):
         return model.head.read(model.backbone, ids, mask)
 
 
-def kept_for_backward(model, length, rows=1, precision="fp32"):
-    """Bytes of activations that autograd saves in a forward pass. model: has a backbone and a head.
-    """
+def saved_activation_bytes(model, length, rows=1, precision="fp32"):
+    """Bytes of activations that autograd saves in a forward pass of `rows` texts."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept = {}
+    saved = {}                          # address -> bytes
 
     def count(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()          # a tensor saved by its own operation would never be freed
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        logits = forward(model, length, rows, precision)     # noqa: F841  keeps the graph alive
-    return sum(kept.values())
+        logits = dummy_logits(model, length, rows, precision)     # noqa: F841  keeps the graph alive
+    return sum(saved.values())
 
 
 class AliveBytes(TorchDispatchMode):
-    """with AliveBytes() as count: ...   count.now, count.most: bytes of the tensors made inside."""
+    """with AliveBytes() as count: ...   Bytes of the tensors that the block makes and still holds:
+    count.now, and their highest number so far, count.peak."""
 
     def __init__(self):
         super().__init__()
-        self.alive, self.now, self.most = set(), 0, 0
+        self.alive, self.now, self.peak = set(), 0, 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
@@ -153,7 +151,7 @@ class AliveBytes(TorchDispatchMode):
                     self.alive.add(key)
                     self.now += storage.nbytes()
                     weakref.finalize(storage, self.free, key, storage.nbytes())
-        self.most = max(self.most, self.now)
+        self.peak = max(self.peak, self.now)
         return out
 
     def free(self, key, count):
@@ -162,20 +160,20 @@ class AliveBytes(TorchDispatchMode):
 
 
 def peak_in_forward(model, length, rows=1, precision="fp32"):
-    """-> the most bytes of activations that exist at once in a forward pass, and how many blocks
-    pass a gradient on."""
+    """-> the most bytes of activations that exist at once in a forward pass, and the number of
+    blocks whose outputs need a gradient."""
     grad_blocks = []
 
     def note(block, inputs, out):
         grad_blocks.append(any(torch.is_tensor(t) and t.requires_grad for t in tree_leaves(out)))
     hooks = [block.register_forward_hook(note) for block in blocks_of(model)]
     try:
-        with AliveBytes() as bytes_:
-            forward(model, length, rows, precision)
+        with AliveBytes() as count:
+            dummy_logits(model, length, rows, precision)
     finally:
         for hook in hooks:
             hook.remove()
-    return bytes_.most, sum(grad_blocks)
+    return count.peak, sum(grad_blocks)
 
 
 @contextmanager
@@ -192,7 +190,7 @@ def all_trainable(model):
 
 
 def peak_activations(model, kept, kept_in_full, in_forward, grad_blocks):
-    """Bytes of activations at the peak of a step of a partly frozen model.
+    """Bytes of activations at the peak of a step, if some of the model's weights are frozen.
 
     kept: what autograd saves; kept_in_full: what it would save if nothing were frozen; in_forward,
     grad_blocks: from `peak_in_forward`. While the gradient of a frozen block is computed, all its
@@ -204,28 +202,29 @@ def peak_activations(model, kept, kept_in_full, in_forward, grad_blocks):
 
 
 def training_memory(backbone, head, method, length):
-    """Training by a method in fp32 with AdamW -> (trainable parameters, bytes that do not depend on
-    the texts, bytes of activations of a text of `length` tokens). `step_bytes` adds them."""
-    with tuned(backbone, head, method, length) as (model, trained, total):
+    """Training by a method in fp32 with AdamW -> (number of trainable parameters, bytes that do not
+    depend on the texts, bytes of activations of a text of `length` tokens), for `step_bytes`."""
+    with tuned_classifier(backbone, head, method, length) as (model, trained, total):
         used = min(length, model.max_length)               # virtual tokens take the rest
-        saved, fixed = kept_for_backward(model, used), 0
-        if trained < total:
-            fixed = max(0, 2 * saved - kept_for_backward(model, used, rows=2))   # DoRA's sums
+        saved, fixed = saved_activation_bytes(model, used), 0
+        if trained < total:                                # fixed: such as DoRA's sums W + BA
+            fixed = max(0, 2 * saved - saved_activation_bytes(model, used, rows=2))
             with all_trainable(model):
-                in_full = kept_for_backward(model, used) - fixed
+                in_full = saved_activation_bytes(model, used) - fixed
             in_forward, grad_blocks = peak_in_forward(model, used)
             if fixed:
                 in_forward = peak_in_forward(model, used, rows=2)[0] - in_forward
             saved = peak_activations(model, saved - fixed, in_full, in_forward, grad_blocks)
-        always = held(backbone, method, trained, total) + fixed
-        return trained, always, saved * length // used // head.SEQUENCES
+        state = state_bytes(backbone, method, trained, total) + fixed
+        return trained, state, saved * length // used // head.SEQUENCES
 
 
 # ---------------------------------------------------------------- the switches of the loop
 
 @contextmanager
-def checkpointed(model, but):
-    """Inside, every block except `but` saves only its input, as with --gradient-checkpointing."""
+def checkpoint_blocks(model, but):
+    """with checkpoint_blocks(model, but): ...   Every block except `but` saves only its input, as
+    with --gradient-checkpointing."""
     blocks = [block for block in blocks_of(model) if block is not but]
     before = {block: vars(block).get("forward") for block in blocks}
     for block in blocks:
@@ -240,8 +239,8 @@ def checkpointed(model, but):
 
 
 @contextmanager
-def windowed(model, step):
-    """Inside, the head reads documents of step.windows windows, as with --windows mean."""
+def use_windows(model, step):
+    """with use_windows(model, step): ...   The head reads documents of step.windows windows."""
     before = model["head"]
     model["head"] = Windowed(before, model["backbone"].width, step.length, {
         "pool": "mean", "overlap": 0, "max_windows": step.windows,
@@ -252,13 +251,13 @@ def windowed(model, step):
         model["head"] = before
 
 
-def step_keeps(model, step):
-    """Bytes of activations of a Step. model: as `tuned` gives it.
+def step_activation_bytes(model, step):
+    """Bytes of activations of a Step. model: from `tuned_classifier`.
 
-    One text and two are measured, for a part does not grow with the rows: with bf16 a copy of the
-    weights. With checkpointing the peak comes when one of the two highest blocks is recomputed:
+    One text and two are measured, because a part does not grow with the rows: with bf16, a copy of
+    the weights. With checkpointing the peak comes when one of the two highest blocks is recomputed:
     then the inputs of all blocks and all activations of this one exist. (The highest block may have
-    fewer, where a head reads only one token of it.)
+    fewer than the one below, if a head reads only one token of it.)
     """
     length = step.length * max(1, step.windows)
 
@@ -267,8 +266,8 @@ def step_keeps(model, step):
         return one + (step.rows - 1) * (two - one)
 
     def kept(rows):
-        with windowed(model, step) if step.windows else nullcontext():
-            return kept_for_backward(model, length, rows, step.precision)
+        with use_windows(model, step) if step.windows else nullcontext():
+            return saved_activation_bytes(model, length, rows, step.precision)
 
     extra = 0
     if not all(parameter.requires_grad for parameter in model.parameters()):
@@ -277,21 +276,21 @@ def step_keeps(model, step):
             in_full = for_all_rows(kept)
         in_forward = {n: peak_in_forward(model, step.length, n, step.precision) for n in (1, 2)}
         peak = peak_activations(model, plain, in_full, for_all_rows(lambda n: in_forward[n][0]),
-                           in_forward[1][1])
+                                in_forward[1][1])
         extra = peak - plain
     if not step.checkpointing:
         return for_all_rows(kept) + extra
     most = 0
     for stack in stacks_of(model):
         for block in stack[-2:]:
-            with checkpointed(model, block):
+            with checkpoint_blocks(model, block):
                 most = max(most, for_all_rows(kept))
     return most + extra
 
 
-def switches(batch_size, length, method, classification=True):
-    """Switches that make a step smaller -> [(flags, Step)]: first none of them, last all together.
-    classification: is it a classification head, which can read windows?"""
+def memory_switches(batch_size, length, method, classification=True):
+    """Switches that make a step smaller -> [(flags, Step)]. The first entry has none of them, the
+    last several together. classification: is it a classification head, which can read windows?"""
     step, half, quarter = Step(batch_size, length), max(8, length // 2), max(8, length // 4)
     micro, few = max(1, batch_size // 8), max(1, batch_size // 4)
     found = [("as it is", step),
@@ -309,11 +308,12 @@ def switches(batch_size, length, method, classification=True):
 
 
 def switch_table(backbone, head, method, batch_size, length):
-    """The memory of a step with each of the `switches` -> [(flags, Step, bytes)]."""
-    with tuned(backbone, head, method, length) as (model, trained, total):
-        always, table = held(backbone, method, trained, total), []
-        for flags, step in switches(batch_size, model.max_length, method, is_classification(head)):
-            accumulating = "--micro-batch-size" in flags
-            table.append((flags, step, step_bytes(always, trained, step_keeps(model, step),
-                                                  accumulating)))
+    """The memory of a step with each of the `memory_switches` -> [(flags, Step, bytes)]."""
+    with tuned_classifier(backbone, head, method, length) as (model, trained, total):
+        state, table = state_bytes(backbone, method, trained, total), []
+        for flags, step in memory_switches(batch_size, model.max_length, method,
+                                           is_classification_head(head)):
+            needed = step_bytes(state, trained, step_activation_bytes(model, step),
+                                accumulating="--micro-batch-size" in flags)
+            table.append((flags, step, needed))
         return table

@@ -13,14 +13,14 @@ import threading
 import minillmclf
 
 from ..errors import InputError, Stopped, did_you_mean
-from ..files import IGNORED, short
+from ..files import IGNORED_KEYS, short
 
-MOST = 900                              # characters of a message
+LONGEST = 900                           # characters of a message
 TOO_LARGE = ("lower the number that is so large (a size, a length, --rank, --batch-size ...), or "
              "use a larger machine")
-# Limits of the machine: (kinds of errors, a pattern in their text, the line to print, with {} for
-# the error's text). The first match counts. An error without a match is a fault of this program and
-# keeps its traceback.
+# Limits of the machine: (classes of errors, a regex for their text, the line to print, in which {}
+# becomes the error's text). The first match counts. An error without a match is a fault of this
+# program and keeps its traceback.
 LIMITS = (
     (Exception, "Too many open files",
      "too many open files: allow more (ulimit -n 4096), or close other programs"),
@@ -46,11 +46,11 @@ class IgnoreKey(argparse.Action):
     """--ignore-config-key: kept in the environment, which child processes inherit."""
 
     def __call__(self, parser, namespace, name, option=None):
-        os.environ[IGNORED] = ",".join(filter(None, [os.environ.get(IGNORED), name]))
+        os.environ[IGNORED_KEYS] = ",".join(filter(None, [os.environ.get(IGNORED_KEYS), name]))
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with --version, and one line for a mistake, with the flag probably meant."""
+    """argparse with --version; a mistake is told in one line, with the flag that was meant."""
 
     def __init__(self, *given, **more):
         super().__init__(*given, add_help=False,
@@ -95,11 +95,11 @@ class Parser(argparse.ArgumentParser):
 def one_line(message):
     """A message without line breaks; a very long one loses its middle, not the remedy."""
     text = " ".join(str(message).split("\n"))
-    return text if len(text) <= MOST else f"{text[:MOST - 300]} ... {text[-290:]}"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST - 300]} ... {text[-290:]}"
 
 
-def limit(error):
-    """The line of LIMITS about an error, or None."""
+def limit_message(error):
+    """The line to print for an error by LIMITS, or None."""
     text = str(error).split("\n")[0]
     if isinstance(error, OSError) and error.strerror:
         name = error.filename if isinstance(error.filename, (str, bytes)) else b""
@@ -110,38 +110,38 @@ def limit(error):
     return None
 
 
-class Output:
+class BreakableStream:
     """A stream that may break (`| head -1`, a full disk). What is printed after that is lost.
 
-    spare: an open handle of the null device. lasting: does the command go on without the stream?
+    spare: a handle of the null device. needs_reader: does the command end when the stream breaks?
     error: what broke the stream; None if its reader just ended.
     """
 
-    def __init__(self, stream, spare, lasting=True):
-        self.stream, self.spare, self.lasting, self.error = stream, spare, lasting, None
+    def __init__(self, stream, spare, needs_reader=False):
+        self.stream, self.spare, self.needs_reader, self.error = stream, spare, needs_reader, None
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
 
     def write(self, text):
-        self.guarded(self.stream.write, text)
+        self.try_to(self.stream.write, text)
         return len(text)
 
     def flush(self):
-        self.guarded(self.stream.flush)
+        self.try_to(self.stream.flush)
 
-    def guarded(self, do, *arguments):
+    def try_to(self, do, *arguments):
         try:
             do(*arguments)
         except OSError as error:
-            os.dup2(self.spare, self.stream.fileno())       # else Python tries again at exit
+            os.dup2(self.spare, self.stream.fileno())       # else Python writes again at exit
             gone = error.errno in (errno.EPIPE, errno.EIO)  # no reader; a terminal was closed
-            if not self.lasting:
+            if self.needs_reader:
                 raise SystemExit(0) if gone else error
             self.error = None if gone else error
 
 
-def open_streams():
+def replace_closed_streams():
     """Replace closed standard streams by the null device -> one more handle of the null device."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -156,21 +156,21 @@ def open_streams():
 
 # ---------------------------------------------------------------- how a command runs and ends
 
-def run(main, lasting=True):
+def run(main, needs_reader=False):
     """Run a command's main() and exit; what it prints is UTF-8, whatever the terminal is set to.
 
-    lasting: the command does more than print, so it goes on where nobody reads its output.
+    needs_reader: the command only prints, so it ends when nobody reads its output any more.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")       # waiting threads soon free their core
-    spare, before = open_streams(), (sys.stdout, sys.stderr)
+    spare, before = replace_closed_streams(), (sys.stdout, sys.stderr)
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-    out = sys.stdout = Output(sys.stdout, spare, lasting)
-    sys.stderr = Output(sys.stderr, spare)
+    out = sys.stdout = BreakableStream(sys.stdout, spare, needs_reader)
+    sys.stderr = BreakableStream(sys.stderr, spare)
     try:
         code = exit_code(main)
         out.flush()
         if out.error is not None:                                  # `... > file` on a full disk
-            print(f"error: standard output: {limit(out.error)}", file=sys.stderr)
+            print(f"error: standard output: {limit_message(out.error)}", file=sys.stderr)
         sys.exit(code or 2 * (out.error is not None))
     finally:
         sys.stderr.flush()
@@ -179,7 +179,7 @@ def run(main, lasting=True):
 
 
 def exit_code(main):
-    """Run main() -> exit code. An exception is printed as one line, if it is no fault of ours."""
+    """Run main() -> exit code. An InputError, and an error of LIMITS, is printed as one line."""
     try:
         code = main()
         sys.stdout.flush()
@@ -191,7 +191,7 @@ def exit_code(main):
         print("\nstopped", file=sys.stderr)
         return 130
     except Exception as error:
-        line = str(error) if isinstance(error, InputError) else limit(error)
+        line = str(error) if isinstance(error, InputError) else limit_message(error)
         if line is None:
             raise
         print(f"error: {one_line(line)}", file=sys.stderr)
@@ -202,7 +202,7 @@ class StopSignal:
     """with StopSignal() as stop: ... if stop.asked: save and leave
 
     Ctrl-C, SIGTERM and SIGHUP (a closed terminal) set stop.asked, which the loop reads between two
-    steps; a second Ctrl-C stops at once. SIGHUP is left alone where nohup has it ignored.
+    steps; a second Ctrl-C stops at once. SIGHUP stays ignored under nohup.
     """
 
     def __enter__(self):

@@ -1,21 +1,21 @@
-"""Progress of a loop: a bar on a terminal, else a plain line every 10 seconds."""
+"""The progress of a loop: a bar on a terminal, else a plain line every 10 seconds."""
 import sys
 import time
 
-EVERY = 10              # seconds between two lines
+LINE_SECONDS = 10       # between two lines
 
 
 class Progress:
     """with Progress() as show: ... show(step, total, loss="0.312")   after step 1, 2, ...
 
-    It writes to standard error, nothing if quiet. options: of tqdm. first: steps that were made
-    before this loop began; last: the latest step that was shown.
+    It writes to standard error; if quiet, nothing. options: of tqdm. steps_before: number of steps
+    that an earlier run has made; last_step: the latest step that was shown.
     """
 
     def __init__(self, quiet=False, **options):
         self.quiet, self.options, self.bar = quiet, options, None
-        self.first = self.last = 0
-        self.started = self.printed = time.monotonic()
+        self.steps_before = self.last_step = 0
+        self.started_at = self.printed_at = time.monotonic()
 
     def __enter__(self):
         return self
@@ -25,17 +25,17 @@ class Progress:
             self.bar.close()
 
     def __call__(self, step, total, **shown):
-        if not self.last:
-            self.first = step - 1
+        if not self.last_step:
+            self.steps_before = step - 1
             if not self.quiet and sys.stderr.isatty():
                 from tqdm import tqdm
-                self.bar = tqdm(total=total, initial=self.first, unit="step", **self.options)
-        self.last, now = step, time.monotonic()
+                self.bar = tqdm(total=total, initial=self.steps_before, unit="step", **self.options)
+        self.last_step, now = step, time.monotonic()
         if self.bar is not None:
             self.bar.set_postfix(shown, refresh=False)
             self.bar.update(step - self.bar.n)
-        elif not self.quiet and now - self.printed >= EVERY:
-            self.printed, speed = now, (step - self.first) / (now - self.started)
+        elif not self.quiet and now - self.printed_at >= LINE_SECONDS:
+            self.printed_at, speed = now, (step - self.steps_before) / (now - self.started_at)
             words = "".join(f"  {name} {value}" for name, value in shown.items())
             print(f"step {step:,} of {total:,}{words}  {speed:.3g} steps a second",
                   file=sys.stderr, flush=True)

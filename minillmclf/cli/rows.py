@@ -1,92 +1,92 @@
-"""The rows of a run: reading them, the data doctor's findings, encoding them, predictions.csv."""
+"""The rows of a run: read them, let the data doctor look, encode them, write predictions.csv."""
 import csv
 import io
+import math
 import random
 
 from ..errors import InputError
 from ..files import short, write_text
-from ..text.data import load_data, text_names
-from .build import task_kind
+from ..text.data import load_data, text_column_names
+from .build import task_class
 
-HOW = ("quoting",)        # settings that say how files are read, besides the columns' names
+READING_SETTINGS = ("quoting",)        # how files are read, besides the names of columns
 
 
 def draw_rows(examples, per_class, seed):
     """`per_class` rows of each class, drawn by the seed; a class with fewer gives all it has."""
     order = sorted(examples, key=lambda e: (e.label, e.texts))
     random.Random(f"rows:{seed}").shuffle(order)
-    taken, kept = {}, []
+    seen, drawn = {}, []
     for example in order:
-        taken[example.label] = taken.get(example.label, 0) + 1
-        if taken[example.label] <= per_class:
-            kept.append(example)
-    return kept
+        seen[example.label] = seen.get(example.label, 0) + 1
+        if seen[example.label] <= per_class:
+            drawn.append(example)
+    return drawn
 
 
 def load_dataset(s, table=None):
-    """The Dataset of a run, with the columns and training rows that the settings ask for.
-    table: read instead of s.data."""
+    """The Dataset of a run: columns and number of training rows are those of the settings.
+    table: a Table in memory, instead of the file s.data."""
     data = load_data(table or s.data, s.text_column or None, s.label_column or None, s.seed,
-                     task_kind(s).MULTI_LABEL, s.quoting)
-    task_kind(s).check_columns(data.columns, s.readout)
+                     task_class(s).MULTI_LABEL, s.quoting)
+    task_class(s).check_columns(data.columns, s.readout)
     if s.rows_per_class:
         data.train = draw_rows(data.train, s.rows_per_class, s.seed)
     return data
 
 
-def diagnose(model, data):
-    """The data doctor's findings, with lengths in the model's own tokens."""
-    from ..text.doctor import examine, unknown_share
+def diagnose_data(model, data):
+    """The data doctor's Report; lengths are counted in the model's own tokens."""
+    from ..text.doctor import examine_data, unknown_share
     from ..tuning.prompt import new_words
     lengths = {split: [model.head.length(model.tokenizer, e.texts) for e in getattr(data, split)]
                for split in ("train", "dev", "test")}
-    setting, most = model.head.limit(model.max_length)
+    setting, max_tokens = model.head.limit(model.max_length)
     unknown = {split: unknown_share(model.tokenizer, [e.texts for e in getattr(data, split)])
                for split in lengths}
     remedy = f"raise {setting}"
-    if setting == "max_length" and most >= (model.backbone.max_input_tokens or most + 1):
+    if setting == "max_length" and max_tokens >= (model.backbone.max_input_tokens or math.inf):
         ways = [] if model.head.described else ["--truncation-side middle keeps both ends"]
         if ways and model.head.most_texts == 2 and not new_words(model):
             ways.insert(0, "--windows mean reads them whole")
         remedy = "the model takes no more" + ": " * bool(ways) + ", ".join(ways)
-    return examine(data, lengths, most, remedy, unknown)
+    return examine_data(data, lengths, max_tokens, remedy, unknown)
 
 
 def write_predictions(path, examples, probabilities, labels, answers=None):
-    """predictions.csv: line in the source, texts, label, answer, and the probability of each class.
+    """Write predictions.csv: line in the source, texts, label, answer, probability of each class.
 
-    probabilities: (N, C); answers: by default the likeliest classes. Texts are not changed, not
-    even =1+1, which a spreadsheet computes.
+    probabilities: (N, C); answers: default the likeliest classes. Texts are written as they are,
+    even one like =1+1, which a spreadsheet would compute.
     """
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
-    names = text_names(len(examples[0].texts))
+    names = text_column_names(len(examples[0].texts))
     writer.writerow(["line", *names, "label", "predicted", *(f"p_{name}" for name in labels)])
     answers = answers or [labels[p.argmax()] for p in probabilities]
-    for example, answer, p in zip(examples, answers, probabilities):
-        row = [example.row, *example.texts, example.label, answer]
-        writer.writerow([*row, *(f"{x:.6f}" for x in p)])
+    for e, answer, p in zip(examples, answers, probabilities):
+        writer.writerow([e.row, *e.texts, e.label, answer, *(f"{x:.6f}" for x in p)])
     write_text(path, out.getvalue())
 
 
-def encode(model, examples, training=False):
-    """Encode one split for the loop -> Rows, how many texts were cut."""
+def encode_split(model, examples, training=False):
+    """Encode one split for the loop -> (plan.Rows, how many texts were cut)."""
     from ..training.plan import Rows
     encoded, shortened = model.encode([e.texts for e in examples], training)
     return Rows(encoded, model.task.targets(examples)), shortened
 
 
 def reading_of(s, data):
-    """How the rows of a run are read, for its model to remember (Classifier.read_as)."""
+    """How the rows of a run are read -> dict, which its model saves (Classifier.read_as)."""
     label = s.label_column or data.label_column
-    more = {name: getattr(s, name) for name in HOW}
+    more = {name: getattr(s, name) for name in READING_SETTINGS}
     return {"text_column": list(data.columns), "label_column": label, **more}
 
 
 def text_columns(model, asked):
     """The text columns to read for a model: those of --text-column (`asked`), else those that it
-    was trained on. None stands for the usual ones, where it does not know. InputError for another
-    number of columns."""
+    was trained on; None, which means the default columns, if neither is known. InputError for
+    another number of columns than it was trained on."""
     known = model.reading["text_column"] if model.reading else None
     names = [name.strip() for name in asked.split(",")] if asked else known
     if known and len(names) != len(known):
@@ -96,8 +96,8 @@ def text_columns(model, asked):
     return names or (None if fields in (["text"], ["text_a", "text_b"]) else fields)
 
 
-def how_to_read(model, flags):
-    """The settings HOW, from flags or else from the model -> keywords of text.data's readers."""
+def reading_options(model, flags):
+    """The READING_SETTINGS, of the flags or else the model -> keywords of text.data's readers."""
     known = model.reading or {}
-    found = {name: getattr(flags, name, None) or known.get(name) for name in HOW}
+    found = {name: getattr(flags, name, None) or known.get(name) for name in READING_SETTINGS}
     return {name: value for name, value in found.items() if value}

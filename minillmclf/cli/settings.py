@@ -1,7 +1,7 @@
-"""The settings of a run: one flat dataclass, of which each field is a flag and a key of run.json.
+"""The settings of a run: one flat dataclass. Each field is a flag, and a key of run.json.
 
-Here: names, defaults, --help, and which values and combinations are refused. What the settings
-build stands in build.py.
+Here: names, defaults, --help, and which values and combinations are refused. Not here: what is
+built from the settings (build.py).
 """
 import argparse
 import json
@@ -14,13 +14,13 @@ from ..errors import InputError, did_you_mean
 from ..files import read_json, short
 from ..training.rates import default_lr
 
-SWITCH = "off on"                      # choices of a flag that alone, without a value, means on
+SWITCH = "off on"                      # choices of a flag that means on when it has no value
 METHODS = ("full", "head", "last-N", "bitfit", "houlsby", "pfeiffer", "lora", "dora", "qlora",
            "prefix", "prompt")
 OLD_NAMES = {                          # in run.json of the first version -> now
     "several_labels": "multi_label", "rank_stabilised": "use_rslora", "keep": "truncation_side",
     "checkpointing": "gradient_checkpointing", "focal": "focal_gamma"}
-OLD_SIDES = {"head": "right", "tail": "left", "head+tail": "middle", "middle": "both"}  # of keep
+OLD_SIDES = {"head": "right", "tail": "left", "head+tail": "middle", "middle": "both"}  # for keep
 ALIASES = {                            # other names that flags, --config and fine_tune take
     **OLD_NAMES, "learning_rate": "lr", "num_train_epochs": "epochs", "warmup_ratio": "warmup",
     "per_device_train_batch_size": "batch_size", "max_grad_norm": "clip", "lora_r": "rank",
@@ -31,8 +31,8 @@ GROUPS = {"usual": "the usual settings", "weights": "which weights learn",
 
 
 def setting(default, group, text, choices="", shown=None):
-    """A field of Settings. group: of GROUPS; text: for --help; choices: the allowed values, with
-    spaces between, the default first except for SWITCH; shown: the default as --help shows it."""
+    """A field of Settings. group: a key of GROUPS; text: for --help; choices: the allowed values,
+    spaces between them, the default first (or SWITCH); shown: the default as --help shows it."""
     return field(default=default, metadata={
         "group": group, "help": text, "choices": tuple(choices.split()),
         "shown": default if shown is None else shown})
@@ -117,49 +117,49 @@ class Settings:
     baselines: str = setting("on", "data", "off leaves out the bag of words, which is slow", SWITCH)
 
     def check(self, given=()):
-        """Raise InputError for values that make no sense, or that others make meaningless. -> self
+        """Raise InputError for a value that is wrong, or that nothing reads. -> self
 
-        given: settings that the user set; a meaningless one is refused even at its default value.
+        given: names that the user set: one that nothing reads is refused even at its default.
         """
         for f in fields(self):
             refuse_unknown(flag(f.name), getattr(self, f.name), f.metadata["choices"])
-        if kind_of(self.method) not in METHODS:
+        if method_kind(self.method) not in METHODS:
             refuse_unknown("--method", self.method, METHODS,
                            ", with N from 1 to the model's blocks")
         for words, holds, names in RANGES:
             for name in names.split():
                 if not holds(getattr(self, name)):
                     raise InputError(f"{flag(name)} {getattr(self, name)}: should be {words}")
-        for name, wanted in idle(vars(self)).items():
+        for name, wanted in unread_settings(vars(self)).items():
             if name in given or not is_default(self, name):
                 raise InputError(f"{flag(name)} goes with {wanted}")
         for contradict, words in CONTRADICTIONS:
             if contradict(self):
                 raise InputError(words.format(**vars(self)))
-        for name in SINGLE_LABEL if self.multi_label == "on" else ():
+        for name in SINGLE_LABEL_ONLY if self.multi_label == "on" else ():
             if not is_default(self, name):
                 raise InputError(f"{flag(name)} {getattr(self, name)} is for one label a row: "
                                  "leave it out, or say --multi-label off")
         return self
 
-    def decisive(self):
-        """The settings that the result depends on: a run is continued only with the same ones.
+    def decisive_settings(self):
+        """{name: value} of what the result depends on: a run is continued only with the same.
 
-        The others change a result by rounding and by dropout's random numbers only.
+        The other settings change a result by rounding and by dropout's random numbers only.
         """
-        free = ("out", "save_every", "device", "parallel", "gradient_checkpointing",
+        others = ("out", "save_every", "device", "parallel", "gradient_checkpointing",
                 "gradient_accumulation", "baselines")    # accumulation: as micro_batch_size
-        return {name: value for name, value in asdict(self).items() if name not in free}
+        return {name: value for name, value in asdict(self).items() if name not in others}
 
-    def identity(self):
-        """`decisive` under the first version's names, by which compare finds its finished runs."""
+    def decisive_under_old_names(self):
+        """The same with the first version's names: compare finds its finished runs by these."""
         old_names = {new: old for old, new in OLD_NAMES.items()}
         old_sides = {new: old for old, new in OLD_SIDES.items()}
-        found = {old_names.get(name, name): value for name, value in self.decisive().items()}
-        return found | {"keep": old_sides[self.truncation_side]}
+        settings = {old_names.get(n, n): value for n, value in self.decisive_settings().items()}
+        return settings | {"keep": old_sides[self.truncation_side]}
 
 
-RANGES = (
+RANGES = (               # (what a value should be, the test of it, names)
     ("1 or more", lambda v: v >= 1, "epochs batch_size eval_batch_size save_every rank "
      "adapter_size virtual_tokens max_windows max_document"),
     ("0 or more", lambda v: v >= 0, "rows_per_class max_length overlap min_steps batch_tokens "
@@ -179,9 +179,9 @@ GOES_WITH = (            # (setting, values, names): names are read only with on
     ("method", ("prefix", "prompt"), "virtual_tokens"),
     ("method", ("prefix",), "projection"),
     ("method", METHODS[:1] + METHODS[2:9], "layer_decay"))      # not head, prefix, prompt
-SINGLE_LABEL = ("readout", "preference", "swap", "rows_per_class", "label_smoothing", "sampling",
-                "focal_gamma")
-CONTRADICTIONS = (
+SINGLE_LABEL_ONLY = ("readout", "preference", "swap", "rows_per_class", "label_smoothing",
+                     "sampling", "focal_gamma")
+CONTRADICTIONS = (       # (is it one?, the error)
     (lambda s: s.windows != "none" and s.method == "prompt",
      "--method prompt puts its words before a whole row, not before each of its windows: "
      "--windows none"),
@@ -213,7 +213,7 @@ CONTRADICTIONS = (
 
 
 def refuse_unknown(name, value, known, more=""):
-    """InputError unless a value is among the known ones. An empty `known` allows any value."""
+    """InputError unless a value is among the known ones. An empty `known` allows all values."""
     if known and value not in known:
         raise InputError(f"{name} {short(value)[1:-1]}: known are {', '.join(known)}{more}"
                          + did_you_mean(value, known))
@@ -229,23 +229,23 @@ def is_default(s, name):
     return getattr(s, name) == getattr(Settings, name)
 
 
-def kind_of(method):
-    """The entry of METHODS: "last-3" -> "last-N"; "last-N" itself -> "", the others as they are."""
+def method_kind(method):
+    """The entry of METHODS for a method: "last-3" -> "last-N", "lora" -> "lora"; "last-N" -> ""."""
     if re.fullmatch(r"last-[1-9]\d*", method):
         return "last-N"
     return "" if method == "last-N" else method
 
 
-def idle(values):
-    """The settings that others make meaningless -> {name: the flag that it goes with}."""
-    found = {}
+def unread_settings(values):
+    """All settings {name: value} -> {name of one that is not read: the flag that it goes with}."""
+    unread = {}
     for key, wanted, names in GOES_WITH:
-        value = kind_of(values[key]) if key == "method" else values[key]
-        if key in found or value not in wanted:
+        value = method_kind(values[key]) if key == "method" else values[key]
+        if key in unread or value not in wanted:
             either = " or ".join(filter(None, [", ".join(wanted[:-1]), wanted[-1]]))
-            reason = found.get(key, f"{flag(key)} {either}")
-            found = {**dict.fromkeys(names.split(), reason), **found}     # the first reason stays
-    return found
+            reason = unread.get(key, f"{flag(key)} {either}")
+            unread = {**dict.fromkeys(names.split(), reason), **unread}   # the first reason stays
+    return unread
 
 
 # ---------------------------------------------------------------- as flags
@@ -269,7 +269,7 @@ def add_flag(parser, f):
     """Add the flag of one field, and its aliases, which --help does not show. --help lists the
     choices with the default first."""
     choices, words = f.metadata["choices"], f.metadata["help"]
-    kind = rate if f.name == "lr" else type(f.default)
+    kind = learning_rate if f.name == "lr" else type(f.default)
     options = {"dest": f.name, "choices": choices or None, "default": argparse.SUPPRESS,
                "metavar": "N" if kind is int else "X"}
     if " ".join(choices) == SWITCH:
@@ -280,68 +280,68 @@ def add_flag(parser, f):
         words += f" [{f.metadata['shown']}]"
     parser.add_argument(flag(f.name), type=kind, help=words, **options)
     for alias in (name for name, own in ALIASES.items() if own == f.name):
-        kind = old_side if alias == "keep" else kind
+        kind = side_from_keep if alias == "keep" else kind
         parser.add_argument(flag(alias), type=kind, help=argparse.SUPPRESS, **options)
 
 
-def rate(text):
+def learning_rate(text):
     """A learning rate as it is typed: a number, or auto."""
     return text if text == "auto" else float(text)
 
 
-def old_side(text):
+def side_from_keep(text):
     """The value of the old --keep (which end is kept) -> truncation_side (which is cut off)."""
     return OLD_SIDES.get(text, text)
 
 
 # ---------------------------------------------------------------- from flags and files
 
-def renamed(values):
+def with_current_names(values):
     """Translate old names and aliases in {name: value}. InputError for a setting given twice."""
-    found = {}
+    renamed = {}
     for name, value in values.items():
-        today = ALIASES.get(name, name)
-        if today in found:
-            raise InputError(f"{name} is given twice, under another name too: {today} is enough")
-        found[today] = old_side(value) if name == "keep" and isinstance(value, str) else value
-    return found
+        new = ALIASES.get(name, name)
+        if new in renamed:
+            raise InputError(f"{name} is given twice, under another name too: {new} is enough")
+        renamed[new] = side_from_keep(value) if name == "keep" and isinstance(value, str) else value
+    return renamed
 
 
 def read_settings(arguments, config=None):
-    """Defaults, then the file's settings, then the flags -> Settings.
+    """Flags {name: value}, over the settings of a file, over the defaults -> Settings.
 
     config: path of a run.json, or of a JSON object with settings. A learning rate that is missing
     or "auto" is set by default_lr; gradient_accumulation becomes micro_batch_size.
     """
-    arguments, values, is_run = renamed(arguments), {}, False
+    arguments, values, is_run = with_current_names(arguments), {}, False
     if config:
         record = read_json(config)
         values, is_run = record.get("settings", record), "settings" in record
         if not isinstance(values, dict):
             raise InputError(f"{config}: settings should be an object, is {short(values)}")
-        values = renamed(values)
+        values = with_current_names(values)
         values.pop("out", None)
         if "gradient_accumulation" in arguments:
             values.pop("micro_batch_size", None)
-    values = with_types(values | arguments, config or "settings")
+    values = check_types(values | arguments, config or "settings")
     if "," in values.get("label_column", ""):
         values.setdefault("multi_label", "on")
     if values.get("multi_label") == "on":
         values.setdefault("metric", "log_loss")          # accuracy is for one label a row
     lr_is_auto = "lr" not in values
-    if is_run:                                        # leave out settings that the run did not read
-        for name in set(idle(vars(Settings(**values)))) - set(arguments):
+    if is_run:                             # run.json holds all settings, also those never read
+        for name in set(unread_settings(vars(Settings(**values)))) - set(arguments):
             values.pop(name, None)
-    s = with_contents(Settings(**values).check(arguments))
+    s = read_named_files(Settings(**values).check(arguments))
     if s.gradient_accumulation > 1:
         s = replace(s, micro_batch_size=math.ceil(s.batch_size / s.gradient_accumulation))
     s = replace(s, gradient_accumulation=0)
     return replace(s, lr=default_lr(s)[0]) if lr_is_auto else s
 
 
-def with_types(values, where):
-    """Check names and types of settings {name: value} -> the same, without lr "auto"."""
-    known, found = {f.name: type(f.default) for f in fields(Settings)}, {}
+def check_types(values, where):
+    """Check names and types of settings {name: value} -> them, without lr "auto". 1 may be 1.0."""
+    known, checked = {f.name: type(f.default) for f in fields(Settings)}, {}
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise InputError(f"{where}: unknown setting(s) {', '.join(map(short, unknown[:6]))}"
@@ -353,12 +353,12 @@ def with_types(values, where):
             continue
         if type(value) is not known[name]:
             raise InputError(f"{where}: {name} should be {known[name].__name__}, is {short(value)}")
-        found[name] = value
-    return found
+        checked[name] = value
+    return checked
 
 
-def with_contents(s):
-    """Replace names of files by the files' contents, so that run.json holds them -> Settings."""
+def read_named_files(s):
+    """Replace names of files by what the files hold, so that run.json has it -> Settings."""
     texts = s.label_texts
     if texts and not texts.lstrip().startswith("{"):
         texts = json.dumps(read_json(texts), ensure_ascii=False)

@@ -4,17 +4,17 @@
   python -m minillmclf.compare --models mini-bert minilm --methods full lora head \\
       --sweep lr=1e-4,3e-4 rank=4,8 --seeds 3
 
-Without arguments: the shipped models, by head and by label texts, in full, by LoRA, QLoRA and head
-alone, on tickets. A model is a folder or a shipped name, or one of the two baselines. A model, and
-a method, may have settings of its own after @ with commas between: mini-bert@weights=random,
-lora@lr=3e-3,rank=16. Each model is combined with every method, every readout and every value of
---sweep; what is not possible is left out, with the reason.
+Without arguments: the baselines and the shipped models, the latter with a head and with label
+texts, trained in full, by LoRA, by QLoRA and the head alone, on tickets. A model is a folder, a
+shipped name, or one of the two baselines. After @ a model, or a method, may have settings of its
+own, with commas between: mini-bert@weights=random, lora@lr=3e-3,rank=16. Each model is combined
+with every method, readout and value of --sweep; what is not possible is left out, with the reason.
 
-Each run trains in a process of its own, in a folder in OUT/cells. A comparison that was stopped
-goes on when the same command is given again; a finished run is kept while its settings, its model
-and its data are the same. OUT gets table.md, table.csv (a line for each run) and table.json: test
-scores with intervals, differences to the best row, costs; in the JSON under "rows", beside "sweep"
-(the dev score of every configuration), "not_made" and "left_out" (what was not possible, and why).
+Each run trains in a process of its own, in a folder in OUT/cells. A stopped comparison goes on when
+the same command is given again; a finished run is kept while its settings, its model and its data
+are the same. OUT gets table.md, table.csv (a line for each run) and table.json ("rows"): test
+scores with intervals, differences to the best row, costs. table.json also has "sweep" (the dev
+score of every configuration), "not_made" and "left_out" (what was not possible, and why).
 """
 import argparse
 from dataclasses import fields
@@ -22,7 +22,7 @@ from dataclasses import fields
 from ..cli.parser import Parser, run
 from ..cli.settings import Settings, add_settings, refuse_multi_label
 from ..errors import InputError
-from .configurations import BASELINES, OWN, SHIPPED_MODELS, DEFAULT_METHODS
+from .configurations import BASELINES, DECIDED_SETTINGS, DEFAULT_METHODS, SHIPPED_MODELS
 
 
 def parse(arguments=None):
@@ -44,7 +44,7 @@ def parse(arguments=None):
                    help="folder of the comparison [runs/compare]")
     p.add_argument("--overwrite", action="store_true",
                    help="write into a folder that holds other things")
-    names = [f.name for f in fields(Settings) if f.name not in OWN]
+    names = [f.name for f in fields(Settings) if f.name not in DECIDED_SETTINGS]
     return add_settings(p, names).parse_args(arguments)
 
 
@@ -61,7 +61,7 @@ def at_least_one(text):
     return int(text)
 
 
-def check(a):
+def check_flags(a):
     """Raise InputError for flags that contradict each other; fill in the default comparison."""
     given = {key: getattr(a, key) for key in ("multi_label", "label_column") if hasattr(a, key)}
     refuse_multi_label(Settings(**given), "compare")
@@ -84,7 +84,7 @@ def check(a):
 def main(arguments=None):
     a = parse(arguments)
     overwrite = vars(a).pop("overwrite")
-    check(a)
+    check_flags(a)
     from .comparison import compare                    # torch takes seconds, --help should not
     return compare(a, overwrite)
 

@@ -1,4 +1,4 @@
-"""A comparison: which configurations can be trained, one split of the data, all runs, tables."""
+"""A comparison: find what can be trained, split the data once, train all runs, write tables."""
 import json
 import time
 from dataclasses import replace
@@ -9,35 +9,35 @@ from ..classify.classifier import Classifier
 from ..cli import build as building
 from ..cli.settings import Settings, read_settings
 from ..errors import InputError
-from ..files import check_folder, find_model, locked, write_text
+from ..files import check_out_folder, find_model, lock_folder, write_json, write_text
 from ..report import pictures
 from ..text.table_files import read_table
 from ..tuning import tune
 from ..tuning.quant_files import open_checkpoint
-from .configurations import SHARED, expand, labels_of, read_sweep
+from .configurations import SHARED_SETTINGS, make_configurations, labels_of, read_sweep
 from .runs import Run, folder_of, run_once
 from .summary import summarise
-from .table import csv_of_runs, markdown
+from .table import csv_of_runs, comparison_markdown
 
 FLAGS = ("models", "methods", "readouts", "sweep", "learning_curve", "seeds", "out")
 
 
 def compare(a, overwrite):
-    """The command, from its checked flags on -> exit code."""
+    """Run the command. a: its flags, checked -> exit code."""
     flags = {key: value for key, value in vars(a).items() if key not in FLAGS}
     methods = a.methods or [flags.get("method", "full")]
     readouts = a.readouts or [flags.get("readout", "head")]
-    configurations = expand(a.models, methods, readouts, read_sweep(a.sweep), flags)
+    configurations = make_configurations(a.models, methods, readouts, read_sweep(a.sweep), flags)
     labels = labels_of(configurations)
-    configurations, left_out = possible(configurations, labels)
+    configurations, left_out = trainable_configurations(configurations, labels)
     out = Path(a.out)
-    reads = [("--data", flags.get("data"))]
-    reads += [("--models", find_model(c.settings.model)) for c in configurations if not c.baseline]
-    check_folder(out, (out / "cells").exists(), overwrite, reads)
-    with locked(out):
-        (out / "cells").mkdir(parents=True, exist_ok=True)     # the mark of a comparison's folder
-        shared = {key: flags[key] for key in (*SHARED, "text_column") if key in flags}
-        path, sha256 = one_split(read_settings(shared), out)
+    models = [find_model(c.settings.model) for c in configurations if not c.is_baseline]
+    reads = [("--data", flags.get("data")), *(("--models", folder) for folder in models)]
+    check_out_folder(out, (out / "cells").exists(), overwrite, reads)
+    with lock_folder(out):
+        (out / "cells").mkdir(parents=True, exist_ok=True)     # which check_folder looks for
+        shared = {key: flags[key] for key in (*SHARED_SETTINGS, "text_column") if key in flags}
+        path, sha256 = write_split(read_settings(shared), out)
         configurations = [replace(c, settings=replace(c.settings, data=path))
                           for c in configurations]
         runs = [Run(c, size, seed, folder_of(out, c, size, seed))
@@ -47,13 +47,13 @@ def compare(a, overwrite):
         metric = flags.get("metric", Settings().metric)
         run_all(runs, labels, sha256, metric)
         write_tables(runs, labels, metric, left_out, out)
-        asked = {key: getattr(a, key) for key in FLAGS} | flags
-        asked["learning_curve"] = list(map(str, a.learning_curve))
-        write_text(out / "settings.json", json.dumps(asked, indent=2) + "\n")
+        given = {key: getattr(a, key) for key in FLAGS} | flags
+        given["learning_curve"] = list(map(str, a.learning_curve))
+        write_text(out / "settings.json", json.dumps(given, indent=2) + "\n")
     return 0
 
 
-def possible(configurations, labels):
+def trainable_configurations(configurations, labels):
     """-> (the configurations that can be trained, a line for each of the others). InputError if
     none is left."""
     kept, left_out, data = [], [], {}
@@ -61,9 +61,9 @@ def possible(configurations, labels):
         columns = c.settings.text_column
         if columns not in data:                            # labels: takes any number of texts
             data[columns] = train.load_dataset(replace(c.settings, readout="labels"))
-        reason = "" if c.baseline else obstacle(c, data[columns])
+        reason = "" if c.is_baseline else obstacle(c, data[columns])
         if reason:
-            left_out.append(f"{title(c, labels)}: not possible: {reason}")
+            left_out.append(f"{configuration_title(c, labels)}: not possible: {reason}")
         else:
             kept.append(c)
     if not kept:
@@ -72,30 +72,30 @@ def possible(configurations, labels):
 
 
 def obstacle(configuration, data):
-    """Why a configuration cannot be trained on a Dataset, or "". No weights are read."""
+    """Why a configuration cannot be trained on a Dataset; "" if it can. No weights are read."""
     s = configuration.settings
     try:
-        building.task_kind(s).check_columns(data.columns, s.readout)
+        building.task_class(s).check_columns(data.columns, s.readout)
         if s.method == "qlora" and s.weights == "random":
             raise InputError("qlora: there is nothing to learn in random weights that are frozen")
-        options = building.options_of(s, data.columns)
+        options = building.classifier_options(s, data.columns)
         model = Classifier.empty(open_checkpoint(s.model), data.labels, **options)
-        recipe = building.recipe_of(s)
+        config = building.tuning_config(s)
         if s.method == "qlora":                            # it needs real weights
-            recipe["method"] = "lora"
-        tune(model, recipe, s.seed)
+            config["method"] = "lora"
+        tune(model, config, s.seed)
     except InputError as error:
         return str(error)
-    except NotImplementedError:                            # "meta" cannot compute it
+    except NotImplementedError:                            # not computed on the device "meta"
         return ""
     return ""
 
 
-def one_split(s, out):
-    """One split of the data for all seeds -> (path of the data, {file name: sha256}).
+def write_split(s, out):
+    """Make all seeds use the same split -> (path of the data, {file name: sha256}).
 
-    A run splits a file without a column `split` by its own seed. So such a file is written to
-    OUT/split.jsonl with the split of seed 0.
+    A run splits a file without a column `split` by its own seed. So the rows of such a file are
+    written to OUT/split.jsonl, with that column, as seed 0 splits them.
     """
     data, path = train.load_dataset(replace(s, readout="labels")), out / "split.jsonl"
     if data.source["split"] != "random":
@@ -103,40 +103,41 @@ def one_split(s, out):
     split = {e.row: name for name in ("train", "dev", "test") for e in getattr(data, name)}
     lines = [json.dumps({**row, "split": split[line]}, ensure_ascii=False) + "\n"
              for line, row in read_table(Path(s.data), s.quoting).rows]
-    text = "".join(lines).encode("utf-8", "backslashreplace").decode()  # half a surrogate pair
+    text = "".join(lines).encode("utf-8", "backslashreplace").decode()  # of half a surrogate pair
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
     return str(path), {path.name: read_table(path).sha256}
 
 
-def title(configuration, labels):
-    """A configuration in a message: "mini-bert, lora, lr=0.001"."""
-    return ", ".join(filter(None, [labels[configuration.group], configuration.swept]))
+def configuration_title(configuration, labels):
+    """A configuration as messages name it: "mini-bert, lora, lr=0.001"."""
+    return ", ".join(filter(None, [labels[configuration.group], configuration.row_settings]))
 
 
 def run_all(runs, labels, sha256, metric):
-    """Give each run its record, and print a line of progress for each.
+    """Train each run, which gets its record, and print a line of progress.
 
     The baselines run last, in this process: on Linux the peak memory of a process starts at that of
-    its parent, so the parent must stay small until the last model is trained.
+    its parent, so this process must stay small until the last model is trained.
     """
-    spent, trained = [], sum(not run.configuration.baseline for run in runs)
-    for place, run in enumerate(sorted(runs, key=lambda run: run.configuration.baseline), 1):
+    spent, trained = [], sum(not run.configuration.is_baseline for run in runs)
+    for place, run in enumerate(sorted(runs, key=lambda run: run.configuration.is_baseline), 1):
         started = time.monotonic()
         run.record, is_new = run_once(run, sha256)
         seconds, took = time.monotonic() - started, "finished before"
         if is_new:
             spent.append(seconds)
-            took = duration(seconds)
-        result = (f"dev {metric} {run.record['dev'][metric]:.3f}" if run.finished else
+            took = duration_text(seconds)
+        result = (f"dev {metric} {run.record['dev'][metric]:.3f}" if run.is_finished else
                   f"not possible: {run.record['reason']}")
         if spent and place < trained:
-            took += f"; about {duration(sum(spent) / len(spent) * (trained - place))} left"
-        print(f"[{place} of {len(runs)}] {title(run.configuration, labels)}, {run.size} rows a "
-              f"class, seed {run.seed}: {result}, {took}", flush=True)
+            took += f"; about {duration_text(sum(spent) / len(spent) * (trained - place))} left"
+        title = configuration_title(run.configuration, labels)
+        print(f"[{place} of {len(runs)}] {title}, {run.size} rows a class, seed {run.seed}: "
+              f"{result}, {took}", flush=True)
 
 
-def duration(seconds):
+def duration_text(seconds):
     """85 -> "1 min 25 s"."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -148,25 +149,24 @@ def duration(seconds):
 def write_tables(runs, labels, metric, left_out, out):
     """Write table.md, table.csv, table.json and pictures to `out`; print table.md."""
     summary = summarise(runs, labels, metric)
-    text = markdown(summary, left_out)
+    text = comparison_markdown(summary, left_out)
     write_text(out / "table.csv", csv_of_runs(runs, labels, summary))
     write_text(out / "table.md", text)
-    record = json.dumps(summary | {"not_made": left_out}, indent=2, ensure_ascii=False)
-    write_text(out / "table.json", record + "\n")
-    print(f"\n{text}\nsaved in {out}{draw(summary['rows'], out)}")
+    write_json(out / "table.json", summary | {"not_made": left_out})
+    print(f"\n{text}\nsaved in {out}{draw_pictures(summary['rows'], out)}")
 
 
-def draw(rows, out):
-    """Save pictures: accuracy by cost and, for several sizes, a learning curve -> a note."""
+def draw_pictures(rows, out):
+    """Save pictures: accuracy by cost; for several sizes, a learning curve -> a text about it."""
     sizes = {row["size"] for row in rows}
     largest = "all" if "all" in sizes else max(sizes, default="all")
     trained = [row for row in rows if row["trainable"] and row["size"] == largest]
     try:
-        made = {"cost.svg": pictures.cost(trained)} if trained else {}
+        made = {"cost.svg": pictures.cost_figure(trained)} if trained else {}
         if len(sizes) > 1:
-            made["curve.svg"] = pictures.learning_curve(rows)
+            made["curve.svg"] = pictures.learning_curve_figure(rows)
     except InputError as error:
         return f"; no pictures: {error}"
     for name, figure in made.items():
-        pictures.save(figure, out / name)
+        pictures.save_figure(figure, out / name)
     return "".join(f", {name}" for name in made)

@@ -1,4 +1,4 @@
-"""The configurations of a comparison: models x methods x readouts x settings, each once.
+"""The configurations of a comparison: models x methods x readouts x settings, none twice.
 
 A configuration is the settings that the runs of a table row share: all but the seed and the number
 of training rows. Not here: which can be trained (comparison.py), training them (runs.py).
@@ -7,21 +7,22 @@ import itertools
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from ..cli.settings import METHODS, Settings, flag, idle, kind_of, read_settings, renamed
+from ..cli.settings import (METHODS, Settings, flag, method_kind, read_settings, unread_settings,
+                            with_current_names)
 from ..errors import InputError, did_you_mean
 from ..files import find_model, short
 
 BASELINES = ("majority", "bag-of-words")
 SHIPPED_MODELS = ("mini-bert", "mini-llama", "mini-t5")
 DEFAULT_METHODS = ("full", "lora", "qlora", "head")
-OWN = ("model", "out", "rows_per_class", "seed")           # settings that the comparison decides
-SHARED = ("data", "label_column", "multi_label", "quoting")     # those that all runs share
-TYPES = {f.name: type(f.default) for f in fields(Settings)}
+DECIDED_SETTINGS = ("model", "out", "rows_per_class", "seed")    # the comparison decides these
+SHARED_SETTINGS = ("data", "label_column", "multi_label", "quoting")         # all runs share these
+SETTING_TYPES = {f.name: type(f.default) for f in fields(Settings)}
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """model: as on the command line, "mini-bert@lr=1e-4"; model_settings: "lr=1e-4"; sweep:
+    """model: as on the command line, "mini-bert@lr=1e-4"; model_settings: "lr=1e-4" of it; sweep:
     {setting: value} of --sweep; method_settings: "rank=16" of "lora@rank=16"."""
     model: str
     settings: Settings
@@ -30,7 +31,7 @@ class Configuration:
     method_settings: str = ""
 
     @property
-    def baseline(self):
+    def is_baseline(self):
         return self.model in BASELINES
 
     @property
@@ -39,15 +40,15 @@ class Configuration:
         return self.model, self.settings.method, self.settings.readout, self.method_settings
 
     @property
-    def swept(self):
+    def row_settings(self):
         """The settings of its method and of --sweep: "rank=16,lr=0.001"."""
         pairs = [f"{key}={value}" for key, value in self.sweep.items()]
         return ",".join(filter(None, [self.method_settings, *pairs]))
 
     @property
-    def suffix(self):
-        """What its label says after the model: ", lora, labels"."""
-        words = [] if self.baseline else ["", self.settings.method]
+    def label_suffix(self):
+        """What the label of its row says after the model: ", lora, labels"."""
+        words = [] if self.is_baseline else ["", self.settings.method]
         if self.settings.readout == "labels":
             words.append("labels")
         return ", ".join(words)
@@ -56,24 +57,24 @@ class Configuration:
 def read_pair(pair, where):
     """"lr=1e-4" -> ("lr", 0.0001). An InputError begins with `where`."""
     key, _, value = pair.partition("=")
-    (key, value), = renamed({key: value}).items()
-    if key not in TYPES or key in OWN + SHARED:
+    (key, value), = with_current_names({key: value}).items()
+    if key not in SETTING_TYPES or key in DECIDED_SETTINGS + SHARED_SETTINGS:
         raise InputError(f"{where}: {key!r} is not a setting of a model")
     try:
-        return key, TYPES[key](value)
+        return key, SETTING_TYPES[key](value)
     except ValueError:
-        kind = TYPES[key].__name__
+        kind = SETTING_TYPES[key].__name__
         raise InputError(f"{where}: {key} should be a {kind}, is {value!r}") from None
 
 
-def read_own(text, option="--models"):
+def read_own_settings(text, option="--models"):
     """"mini-bert@lr=1e-4,pool=mean" -> ("mini-bert", {"lr": 1e-4, "pool": "mean"})."""
     name, _, own = text.partition("@")
     return name, dict(read_pair(pair, f"{option} {text}") for pair in own.split(",") if pair)
 
 
 def read_sweep(given):
-    """["lr=1e-4,3e-4", "rank=4,8"] -> [{"lr": ..., "rank": ...}, ...], their product."""
+    """["lr=1e-4,3e-4", "rank=4,8"] -> [{"lr": 1e-4, "rank": 4}, ...]: all four combinations."""
     values = {}
     for text in given:
         key, _, listed = text.partition("=")
@@ -87,20 +88,21 @@ def read_sweep(given):
     return [dict(zip(values, chosen)) for chosen in itertools.product(*values.values())]
 
 
-def combine(model, method, readout, swept, flags, readouts):
+def make_configuration(model, method, readout, swept, flags, readouts):
     """One configuration. readouts: all of the comparison; swept, flags: {setting: value}.
 
     Highest priority first: the model's own settings (after @), the sweep's, the method's, flags.
-    Flags that only another method or readout of the comparison reads are left out.
-    """
-    (name, own), (kind, tuned) = read_own(model), read_own(method, "--methods")
+    Flags that only another method or readout of the comparison reads are left out."""
+    name, own = read_own_settings(model)
+    method, of_method = read_own_settings(method, "--methods")
     if "method" in own:
-        tuned = {}
-    given = {**flags, **tuned, "method": kind, "readout": readout, **swept, **own, "model": name}
-    unread = idle({**vars(Settings()), **given})               # name -> the flag that it goes with
-    for key in sorted(tuned):
+        of_method = {}
+    row = {"method": method, "readout": readout}
+    given = flags | of_method | row | swept | own | {"model": name}
+    unread = unread_settings(vars(Settings()) | given)         # name -> the flag that it goes with
+    for key in sorted(of_method):
         if unread.get(key, "").startswith("--method"):
-            raise InputError(f"--methods {kind}: reads no {key}: leave it out")
+            raise InputError(f"--methods {method}: reads no {key}: leave it out")
     for key, goes_with in unread.items():
         mistake = key in own and "readout" in own              # read_settings refuses it
         if goes_with.startswith("--method") or len(readouts) > 1 and not mistake:
@@ -108,23 +110,21 @@ def combine(model, method, readout, swept, flags, readouts):
     s = read_settings(given)
     pairs = [pair for pair in model.partition("@")[2].split(",") if pair]
     shown = [pair for pair in pairs if pair.partition("=")[0] not in ("method", "readout")]
-    over = [f"{key}={value}" for key, value in tuned.items() if not {key} & {*swept, *own}]
+    used = [f"{key}={value}" for key, value in of_method.items() if key not in swept | own]
     sweep = {key: value for key, value in swept.items() if key not in own and key in given}
-    return Configuration(model, s, ",".join(shown), sweep, ",".join(over))
+    return Configuration(model, s, ",".join(shown), sweep, ",".join(used))
 
 
-def expand(models, methods, readouts, sweep, flags):
-    """All configurations, in the order of the table. sweep: as read_sweep gives it."""
+def make_configurations(models, methods, readouts, sweep, flags):
+    """All configurations, in the order of the table. sweep: from `read_sweep`."""
     for method in methods:
         name = method.partition("@")[0]
-        if kind_of(name) not in METHODS:
+        if method_kind(name) not in METHODS:
             raise InputError(f"--methods {short(name)}: known are {', '.join(METHODS)}"
                              + did_you_mean(name, METHODS))
-    used = {*readouts}
-    for model in models:
-        if model not in BASELINES:
-            used.add(read_own(model)[1].get("readout", readouts[0]))
-    shared = {key: value for key, value in flags.items() if key in (*SHARED, "text_column")}
+    own = [read_own_settings(model)[1] for model in models if model not in BASELINES]
+    all_readouts = {*readouts, *(settings.get("readout", readouts[0]) for settings in own)}
+    shared = {key: flags[key] for key in (*SHARED_SETTINGS, "text_column") if key in flags}
     found, trained = [], []
     for model in models:
         if model in BASELINES:
@@ -132,7 +132,7 @@ def expand(models, methods, readouts, sweep, flags):
             continue
         find_model(model.partition("@")[0])
         for method, readout, swept in itertools.product(methods, readouts, sweep):
-            one = combine(model, method, readout, swept, flags, used)
+            one = make_configuration(model, method, readout, swept, flags, all_readouts)
             if not any(one.settings == other.settings for other in trained):
                 trained.append(one)
                 found.append(one)
@@ -141,24 +141,24 @@ def expand(models, methods, readouts, sweep, flags):
 
 
 def check_all_read(trained, sweep, flags):
-    """Raise InputError for a value of the sweep, or a flag, that no configuration reads."""
+    """Raise InputError for a setting of the sweep, or a flag, that no configuration reads."""
     why = "no method and readout of this comparison reads it: leave it out"
     for key in sweep[0] if sweep else ():
         if not any(key in one.sweep for one in trained):
             raise InputError(f"--sweep {key}: {why}")
-    unread = [idle(vars(one.settings)) for one in trained]
+    unread = [unread_settings(vars(one.settings)) for one in trained]
     for key in flags:
         if unread and all(key in settings for settings in unread):
             raise InputError(f"{flag(key)}: {why}")
 
 
 def labels_of(configurations):
-    """A short name for each group -> {group: label}, with the whole path where two models have the
-    same name, and with the method's settings where these alone differ."""
+    """A short name for each group -> {group: label}. It has the model's whole path if two models
+    have the same name, and the method's settings if two groups differ in these alone."""
     def label(c, name):
-        alike = {one.method_settings for one in configurations if one.group[:3] == c.group[:3]}
+        variants = {one.method_settings for one in configurations if one.group[:3] == c.group[:3]}
         own = f"@{c.model_settings}" if c.model_settings else ""
-        return name + own + c.suffix + (f" {c.method_settings}" if len(alike) > 1 else "")
+        return name + own + c.label_suffix + (f" {c.method_settings}" if len(variants) > 1 else "")
     paths = {c.group: label(c, c.model.partition("@")[0]) for c in configurations}
     names = {c.group: label(c, Path(c.model.partition("@")[0]).name) for c in configurations}
     shown = list(names.values())

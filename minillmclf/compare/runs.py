@@ -1,11 +1,11 @@
 """One run of a comparison, trained in a process of its own, so that its peak memory is its own.
 
 The run's folder is that of train with one more file, cell.json: what the run was made from
-(settings, sha256 of the model and the data) and its results. A finished run is kept while it was
-made from the same.
+(settings, sha256 of the model and the data) and its results. A finished run is not trained again
+while these are the same.
 
-`python -m minillmclf.compare.runs RUN`, which `run_train` starts, prints the milliseconds that the
-saved classifier takes for one of its test texts.
+`python -m minillmclf.compare.runs FOLDER`, which `run_train` starts, prints the milliseconds that
+the run's saved classifier takes for one of its test texts.
 """
 import ctypes
 import hashlib
@@ -27,23 +27,25 @@ from ..cli.build import device_of
 from ..cli.parser import StopSignal, run
 from ..cli.settings import read_settings
 from ..errors import Stopped
-from ..files import check_fields, find_model, read_json, write_text
+from ..files import check_fields, find_model, read_json, write_json
 from ..training.metrics import evaluate
 from ..tuning.saved import fingerprint
 from .configurations import Configuration
 
-TIMED_TEXTS, TIMED_BATCH, TIMED_PASSES = 200, 32, 3           # of `milliseconds`
+TIMED_TEXTS, TIMED_BATCH, TIMED_PASSES = 200, 32, 3           # of `milliseconds_per_text`
 PR_SET_PDEATHSIG = 1            # Linux, prctl.h: a signal for this process when its parent ends
-METRICS = (lambda v: isinstance(v, dict) and all(type(v.get(name)) in (int, float) for name in (
+IS_METRICS = (lambda v: isinstance(v, dict) and all(type(v.get(name)) in (int, float) for name in (
     "accuracy", "macro_f1", "log_loss", "ece")), "an object with the metrics")
-COST = (lambda v: v is None or type(v) in (int, float) and v >= 0, "a number, or null")
-RECORD = {"split": (lambda v: v in ("dev", "test"), "dev or test"), "dev": METRICS, "test": METRICS,
-          "trainable": COST, "memory_mb": COST, "train_seconds": COST, "ms_per_text": COST}
+IS_COST = (lambda v: v is None or type(v) in (int, float) and v >= 0, "a number, or null")
+COSTS = ("trainable", "memory_mb", "train_seconds", "ms_per_text")
+RECORD_FIELDS = {                              # of cell.json, as files.check_fields takes them
+    "split": (lambda v: v in ("dev", "test"), "dev or test"), "dev": IS_METRICS, "test": IS_METRICS,
+    **dict.fromkeys(COSTS, IS_COST)}
 
 
 @dataclass
 class Run:
-    """size: training rows per class, or "all"; record: what `run_once` returns."""
+    """size: training rows a class, or "all"; record: None until `run_once` has returned it."""
     configuration: Configuration
     size: int | str
     seed: int
@@ -51,58 +53,54 @@ class Run:
     record: dict | None = None
 
     @property
-    def finished(self):
+    def is_finished(self):
         return self.record["state"] == "finished"
 
 
 def folder_of(out, configuration, size, seed):
-    """The folder of a run. Its name has a hash of the settings, so other settings get another."""
+    """The folder of a run. Its name ends with a hash of the settings."""
     s = configuration.settings
-    decisive = json.dumps({**s.identity(), "model": configuration.model}, sort_keys=True)
+    decisive = {**s.decisive_under_old_names(), "model": configuration.model}
     name = re.sub(r"[^\w.=-]", "_", Path(configuration.model.partition("@")[0]).name)[:40]
-    parts = [name] if configuration.baseline else [name, s.method, s.readout]
-    digest = hashlib.sha256(decisive.encode()).hexdigest()[:8]
+    parts = [name] if configuration.is_baseline else [name, s.method, s.readout]
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
     return Path(out) / "cells" / "-".join([*parts, str(size), str(seed), digest])
 
 
 def run_once(run, sha256):
     """Train a run, unless it is finished already -> (its record, was it trained now?).
 
-    sha256: of the data. The record, as in cell.json: {"state": "finished" or "not possible",
+    sha256: of the data. The record, which cell.json holds: {"state": "finished" or "not possible",
     "reason", "made_from", "settings", "dev" and "test" (metrics), "trainable", "memory_mb",
     "train_seconds", "ms_per_text" (of seed 0 only)}. Raises Stopped.
     """
     c, folder, path = run.configuration, run.folder, run.folder / "cell.json"
     rows = 0 if run.size == "all" else run.size
     s = replace(c.settings, seed=run.seed, rows_per_class=rows, out=str(folder))
-    made_from = {"settings": s.identity(), "data": sha256}
-    if not c.baseline:
+    made_from = {"settings": s.decisive_under_old_names(), "data": sha256}
+    if not c.is_baseline:
         made_from["model"] = fingerprint(find_model(s.model))
     earlier = read_json(path) if path.exists() else {}
     same = earlier.get("made_from") == made_from
     finished = earlier.get("state") == "finished"
     if same and finished and (folder / "predictions.csv").exists():
-        return check_fields(earlier, RECORD, path), False
+        return check_fields(earlier, RECORD_FIELDS, path), False
     record = {"state": "begun", "made_from": made_from, "settings": asdict(s)}
-    write_record(path, record)                             # train reads its settings from here
-    if c.baseline:
+    write_json(path, record)                               # train reads its settings from here
+    if c.is_baseline:
         record |= run_baseline(c.model, s, folder)
     else:
         record |= run_train(folder, overwrite=finished or not same, timed=run.seed == 0)
-    write_record(path, record)
+    write_json(path, record)
     return record, True
 
 
-def write_record(path, record):
-    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+def run_module(module, *arguments, printed, errors):
+    """Run `python -m MODULE ARGUMENTS` -> exit code. printed, errors: files for its two outputs.
 
-
-def process(module, *arguments, printed, errors):
-    """Run `python -m MODULE ARGUMENTS` -> exit code; its output goes to the files given.
-
-    Ctrl-C is passed on once, so that the child saves its state; then this raises Stopped. The child
-    has a session of its own: else it would get the terminal's Ctrl-C too, and a second signal ends
-    it before it has saved. On Linux the child is stopped if this process is killed.
+    Ctrl-C is passed on once, so that the child saves its state; then Stopped is raised. The child
+    has a session of its own: else it would get the terminal's Ctrl-C too, and a second signal would
+    end it before it has saved. On Linux the child is stopped if this process is killed.
     """
     libc, parent = ctypes.CDLL(None) if sys.platform == "linux" else None, os.getpid()
 
@@ -116,12 +114,12 @@ def process(module, *arguments, printed, errors):
             [sys.executable, "-m", module, *map(str, arguments)], stdin=subprocess.DEVNULL,
             stdout=stdout, stderr=stderr, env={**os.environ, "PYTHONPATH": paths},
             start_new_session=True, preexec_fn=libc and end_with_parent)
-        told = False
+        passed_on = False
         try:
             while child.poll() is None:
                 time.sleep(0.05)
-                if stop.asked and not told:
-                    told = True
+                if stop.asked and not passed_on:
+                    passed_on = True
                     child.terminate()                      # train treats SIGTERM like Ctrl-C
         finally:
             if child.poll() is None:                       # a second Ctrl-C
@@ -144,7 +142,7 @@ def run_train(folder, overwrite, timed):
     """Train with the settings in the folder's cell.json -> results, for the record."""
     files = {"printed": folder / "stdout.txt", "errors": folder / "stderr.txt"}
     again = ["--overwrite"] if overwrite else []
-    code = process("minillmclf.train", "--config", folder / "cell.json", "--out", folder, *again,
+    code = run_module("minillmclf.train", "--config", folder / "cell.json", "--out", folder, *again,
                    **files)
     if code:
         killed = f"ended by signal {-code}, as for want of memory"
@@ -153,7 +151,7 @@ def run_train(folder, overwrite, timed):
     record, ms = read_json(folder / "run.json"), None
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     dev, = [epoch for epoch in map(json.loads, lines) if epoch["epoch"] == record["best_epoch"]]
-    if timed and process("minillmclf.compare.runs", folder, **files) == 0:
+    if timed and run_module("minillmclf.compare.runs", folder, **files) == 0:
         ms = float(files["printed"].read_text())
     for file in files.values():
         file.unlink()
@@ -166,7 +164,7 @@ def run_train(folder, overwrite, timed):
 
 def run_baseline(name, s, folder):
     """Fit a baseline in this process -> results, for the record."""
-    data = train.load_dataset(replace(s, readout="labels"))    # takes any number of texts
+    data = train.load_dataset(replace(s, readout="labels"))    # labels: any number of texts a row
     final = "test" if data.test else "dev"
     texts, targets = {}, {}
     for split in ("train", "dev", final):
@@ -188,12 +186,12 @@ def run_baseline(name, s, folder):
     return {"state": "finished", "split": final, "dev": metrics["dev"], "dev_rows": len(data.dev),
             "test": metrics[final], "trainable": parameters, "memory_mb": None,
             "train_seconds": round(seconds, 1),
-            "ms_per_text": milliseconds(predict, texts[final])}
+            "ms_per_text": milliseconds_per_text(predict, texts[final])}
 
 
-def milliseconds(predict, texts):
-    """Time of `predict` for one text, tokenization included: up to 200 texts in batches of 32, one
-    pass to warm up, then the median of 3 passes."""
+def milliseconds_per_text(predict, texts):
+    """Time of `predict` for a text, tokenization included: up to 200 texts in batches of 32, first
+    a pass to warm up, then the median of 3 passes."""
     texts, passes = texts[:TIMED_TEXTS], []
     for _ in range(1 + TIMED_PASSES):
         started = time.perf_counter()
@@ -208,7 +206,7 @@ def main(arguments=None):
     s = read_settings({}, folder / "run.json")
     data = train.load_dataset(s)
     model = Classifier.load(folder).to(device_of(s))
-    print(milliseconds(model.predict, [e.texts for e in data.test or data.dev]))
+    print(milliseconds_per_text(model.predict, [e.texts for e in data.test or data.dev]))
     return 0
 
 

@@ -1,9 +1,9 @@
 """From finished runs to the numbers of a comparison: means with intervals, differences, costs.
 
-Intervals: Student's t over seeds; with one seed, a bootstrap over test rows. The difference to the
-best row is a paired bootstrap over test rows, seed by seed; the best row has the best mean on these
-rows, which flatters it a little. Of a sweep only the configuration with the best dev metric gets a
-table row: test scores choose nothing. How the numbers are shown: table.py.
+Intervals: Student's t over seeds; with one seed, a bootstrap over test rows. The interval of the
+difference to the best row: a paired bootstrap over test rows. The best row is the one with the best
+mean on these same rows, which flatters it a little. Of a sweep only the configuration with the best
+dev metric gets a table row: test scores choose nothing. How the numbers are shown: table.py.
 """
 from statistics import mean, median
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from ..text.table_files import read_table
 from ..training.metrics import METRICS, evaluate
 from ..training.statistics import bootstrap, mcnemar, t_interval
 
-BOUNDED = ("accuracy", "macro_f1", "ece")                  # at most 1
-ROUNDED = 5e-7              # half of the last digit of a probability in predictions.csv
+AT_MOST_ONE = ("accuracy", "macro_f1", "ece")                  # at most 1
+ROUNDING_ERROR = 5e-7       # half of the last digit of a probability in predictions.csv
 
 
 @dataclass
 class Predictions:
-    """A run's predictions.csv. rows: (line, label) of each; labels: the classes."""
+    """A run's predictions.csv. rows: (line, label) of each of N rows; labels: the C classes."""
     rows: list
     labels: list
     targets: np.ndarray         # (N,) class numbers
@@ -29,7 +29,7 @@ class Predictions:
     probabilities: np.ndarray   # (N, C)
 
     def statistic(self, metric):
-        """A function: indices of rows (some maybe repeated) -> the metric on these rows."""
+        """-> a function: indices of rows, some maybe repeated -> the metric on these rows."""
         if metric == "accuracy":
             return lambda rows: float(self.right[rows].mean())
         if metric == "log_loss":
@@ -40,8 +40,8 @@ class Predictions:
 
 
 def read_predictions(path, accuracy=None):
-    """predictions.csv -> Predictions. InputError for faulty contents, or another accuracy."""
-    table, good = read_table(path, "double"), False
+    """predictions.csv -> Predictions. InputError if it is faulty, or has another accuracy."""
+    table, is_good = read_table(path, "double"), False
     rows = [row for _, row in table.rows]
     try:
         names = table.columns[table.columns.index("predicted") + 1:]
@@ -50,64 +50,63 @@ def read_predictions(path, accuracy=None):
         targets = np.array([labels.index(row["label"]) for row in rows])
         answers = np.array([labels.index(row["predicted"]) for row in rows])
         right = answers == targets
-        good = ((probabilities >= 0) & (probabilities <= 1)).all() and (
+        is_good = ((probabilities >= 0) & (probabilities <= 1)).all() and (
             accuracy is None or abs(right.mean() - accuracy) <= 1e-6)
     except (ValueError, KeyError):
         pass
-    if not good:
+    if not is_good:
         raise InputError(f"{path}: holds other answers than were written: remove it, and its run "
                          "is made again")
-    probabilities = np.clip(probabilities, ROUNDED, 1)
-    probabilities[np.arange(len(rows)), answers] += ROUNDED / 10      # the answer wins ties
+    probabilities = np.clip(probabilities, ROUNDING_ERROR, 1)
+    probabilities[np.arange(len(rows)), answers] += ROUNDING_ERROR / 10      # the answer wins ties
     return Predictions([(row["line"], row["label"]) for row in rows], labels, targets, right,
                        probabilities)
 
 
-def interval(metric, values, predictions):
+def interval_over_seeds(metric, values, predictions):
     """Mean over seeds with its 95 % interval -> {"mean", "low", "high"}. values: one for each seed;
-    predictions: of the first seed."""
+    predictions: of the first seed, read only if there is no other."""
     if len(values) > 1:
-        middle, low, high = t_interval(values)
+        average, low, high = t_interval(values)
     else:
-        middle = values[0]
+        average = values[0]
         low, high = bootstrap(predictions.statistic(metric), len(predictions.rows))
-    return {"mean": middle, "low": max(low, 0.0),
-            "high": min(high, 1.0) if metric in BOUNDED else high}
+    return {"mean": average, "low": max(low, 0.0),
+            "high": min(high, 1.0) if metric in AT_MOST_ONE else high}
 
 
-def difference(metric, own, best):
-    """One row's score minus the best row's. own, best: {seed: Predictions} of the two rows.
-
-    -> ({"mean", "low", "high"}, McNemar's p for each seed); (None, []) if they have no seed in
-    common, or different test rows.
-    """
+def difference_to_best(metric, own, best):
+    """One table row's score minus the best one's -> ({"mean", "low", "high"}, McNemar's p for each
+    seed); (None, []) if the two have no seed in common, or different test rows. own, best: {seed:
+    Predictions} of the two."""
     pairs = [(own[seed], best[seed]) for seed in own if seed in best]
     rows = pairs[0][0].rows if pairs else None
     if not pairs or any(a.rows != rows or b.rows != rows for a, b in pairs):
         return None, []
-    scores = [(a.statistic(metric), b.statistic(metric)) for a, b in pairs]
+    statistics = [(a.statistic(metric), b.statistic(metric)) for a, b in pairs]
 
-    def gap(which):
-        return mean(a(which) - b(which) for a, b in scores)
-    low, high = bootstrap(gap, len(rows))
-    return ({"mean": gap(np.arange(len(rows))), "low": low, "high": high},
+    def mean_difference(indices):
+        return mean(a(indices) - b(indices) for a, b in statistics)
+    low, high = bootstrap(mean_difference, len(rows))
+    return ({"mean": mean_difference(np.arange(len(rows))), "low": low, "high": high},
             [mcnemar(a.right, b.right) for a, b in pairs])
 
 
-def row_of(runs, label, metric, predictions):
-    """The finished runs of one configuration at one size -> a row of the table."""
+def table_row(runs, label, metric, predictions):
+    """The finished runs of a configuration, one size, all seeds -> a row of the table, a dict."""
     records, c = [run.record for run in runs], runs[0].configuration
     test = {name: [record["test"][name] for record in records] for name in METRICS}
-    costs = {}
-    for key in ("memory_mb", "train_seconds", "ms_per_text"):
-        costs[key] = [record[key] for record in records if record[key] is not None]
+    costs = {key: [record[key] for record in records if record[key] is not None]
+             for key in ("memory_mb", "train_seconds", "ms_per_text")}
     name = label.removesuffix(f" {c.method_settings}") if c.method_settings else label
     return {
-        "model": name.removesuffix(c.suffix), "method": "" if c.baseline else c.settings.method,
-        "readout": "" if c.baseline else c.settings.readout, "label": label, "settings": c.swept,
-        "size": runs[0].size, "split": records[0]["split"], "metric": metric,
-        "score": interval(metric, test[metric], predictions),
-        "accuracy": interval("accuracy", test["accuracy"], predictions),
+        "model": name.removesuffix(c.label_suffix),
+        "method": "" if c.is_baseline else c.settings.method,
+        "readout": "" if c.is_baseline else c.settings.readout, "label": label,
+        "settings": c.row_settings, "size": runs[0].size, "split": records[0]["split"],
+        "metric": metric,
+        "score": interval_over_seeds(metric, test[metric], predictions),
+        "accuracy": interval_over_seeds("accuracy", test["accuracy"], predictions),
         **{name: mean(test[name]) for name in ("macro_f1", "log_loss", "ece")},
         "dev": dev_mean(runs, metric), "dev_rows": records[0].get("dev_rows"),
         "trainable": records[0]["trainable"], "memory_mb": max(costs["memory_mb"], default=None),
@@ -127,28 +126,29 @@ def summarise(runs, labels, metric):
     """
     summary = {"metric": metric, "rows": [], "sweep": [], "left_out": []}
     for size in dict.fromkeys(run.size for run in runs):
-        groups, compared = {}, []               # groups: group -> settings of the sweep -> runs
+        groups, compared = {}, []               # groups: group -> row_settings -> runs
         for run in [run for run in runs if run.size == size]:
             c = run.configuration
-            if run.finished:
-                groups.setdefault(c.group, {}).setdefault(c.swept, []).append(run)
+            if run.is_finished:
+                groups.setdefault(c.group, {}).setdefault(c.row_settings, []).append(run)
             else:
                 summary["left_out"].append({
-                    "label": labels[c.group], "settings": c.swept, "size": size, "seed": run.seed,
-                    "reason": run.record["reason"]})
-        for group, found in groups.items():
-            dev = {swept: dev_mean(seeds, metric) for swept, seeds in found.items()}
-            chosen = max(dev, key=lambda swept: METRICS[metric] * dev[swept])
-            for swept, seeds in found.items():
+                    "label": labels[c.group], "settings": c.row_settings, "size": size,
+                    "seed": run.seed, "reason": run.record["reason"]})
+        for group, variants in groups.items():
+            dev = {settings: dev_mean(seeds, metric) for settings, seeds in variants.items()}
+            chosen = max(dev, key=lambda settings: METRICS[metric] * dev[settings])
+            for settings, seeds in variants.items():
                 if seeds[0].configuration.sweep:
                     summary["sweep"].append({
-                        "label": labels[group], "settings": swept, "size": size,
-                        "dev": dev[swept], "seeds": len(seeds), "chosen": swept == chosen})
+                        "label": labels[group], "settings": settings, "size": size,
+                        "dev": dev[settings], "seeds": len(seeds), "chosen": settings == chosen})
             predictions = {run.seed: read_predictions(run.folder / "predictions.csv",
                                                       run.record["test"]["accuracy"])
-                           for run in found[chosen]}
+                           for run in variants[chosen]}
             first = next(iter(predictions.values()))
-            compared.append((row_of(found[chosen], labels[group], metric, first), predictions))
+            row = table_row(variants[chosen], labels[group], metric, first)
+            compared.append((row, predictions))
         add_differences(compared, metric)
         summary["rows"] += [row for row, _ in compared]
     return summary
@@ -158,8 +158,8 @@ def add_differences(compared, metric):
     """Add to each row its difference to the best. compared: [(row, {seed: Predictions}), ...]."""
     if not compared:
         return
-    best, its = max(compared, key=lambda pair: METRICS[metric] * pair[0]["score"]["mean"])
+    best, answers = max(compared, key=lambda pair: METRICS[metric] * pair[0]["score"]["mean"])
     for row, own in compared:
-        gap, p = (None, []) if row is best else difference(metric, own, its)
+        gap, p = (None, []) if row is best else difference_to_best(metric, own, answers)
         row |= {"best": row is best, "difference": gap,
                 "mcnemar": median(p) if p else None, "mcnemar_seeds": p}

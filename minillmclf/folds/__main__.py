@@ -5,26 +5,26 @@
 
 Takes a labelled .csv, .tsv or .jsonl file, and all settings of train. Files with prompt, response_a
 and response_b are read as battles of an arena (folds/arena.py). With --preference, or in a template
-with --readout labels, these three are read as they are; a plain head reads two texts, so for it
-the prompt is joined to the first response: ("prompt, blank line, response_a", "response_b").
+with --readout labels, these are three texts. A plain head reads two texts, so for it the prompt is
+joined to the first response: ("prompt, blank line, response_a", "response_b").
 
-The folds get equal shares of each class. Equal texts, or rows that agree in the columns of --group,
-stay together. OUT/fold-1, ... are runs of train whose test rows are the held-out fold; the epoch is
-chosen on dev rows from the fold's own training part. A run that was stopped goes on when the same
-command is given again; finished folds stay.
+The folds get equal shares of each class. Rows with equal texts, or that agree in the columns of
+--group, stay together. OUT/fold-1, ... are runs of train: the held-out fold is their test rows, and
+dev rows from the other folds choose the epoch. A stopped run goes on when the same command is given
+again; finished folds stay.
 
   OUT/oof.csv          each row once, with the probabilities of the model that has not seen it
                        ("out of fold")
-  OUT/folds.json       metrics of each fold and of all rows, and of these after a temperature that
-                       is fitted to the other folds' rows
-  OUT/submission.csv   for the rows of --test: the mean of the models' probabilities, after a
+  OUT/folds.json       metrics of each fold and of all rows; the same after division by a
+                       temperature that is fitted to the other folds' rows
+  OUT/submission.csv   the mean of the models' probabilities for the rows of --test, after a
                        temperature fitted to all out-of-fold rows, if temperatures lower the log
-                       loss of rows that they were not fitted to; in the columns and rows of
-                       --sample, checked; else id and the winner columns of the data, or p_CLASS
+                       loss of rows that they were not fitted to. Its columns and rows are those of
+                       --sample; without it, id and the winner columns of the data, or p_CLASS
 """
 from ..cli.parser import Parser, run
 from ..cli.settings import add_settings
-from ..cli.launch import distributed
+from ..cli.launch import in_all_processes
 
 
 def parse(arguments=None):
@@ -46,7 +46,7 @@ def parse(arguments=None):
 
 
 def main(arguments=None):
-    with distributed():
+    with in_all_processes():
         a = parse(arguments)
         from .cross_validation import cross_validate   # torch takes seconds, --help should not
         return cross_validate(a)

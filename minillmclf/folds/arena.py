@@ -1,6 +1,6 @@
 """Battles of an arena: a prompt, the responses of two models, and the winner: a, b or a tie.
 
-The columns of a .csv, .tsv or .jsonl file tell its layout:
+The columns of a .csv, .tsv or .jsonl file tell which layout it has:
 
   competition   id, model_a, model_b, prompt, response_a, response_b, winner_model_a,
                 winner_model_b, winner_tie (Kaggle, "LLM Classification Finetuning"): a text is a
@@ -8,9 +8,9 @@ The columns of a .csv, .tsv or .jsonl file tell its layout:
   plain         prompt, response_a, response_b, winner (or label): a, b, tie, or model_a, model_b,
                 tie (bothbad)
 
-If all three texts of a row are JSON lists of strings or nulls, these are its turns; else the texts
-are not parsed, for a model may have answered with a list. A line "[turn 2]" precedes each of
-several turns. Half of a surrogate pair, as "\\ud83d" alone, becomes U+FFFD, and a blank turn
+If all three texts of a row are JSON lists of strings or nulls, these are its turns; else no text is
+parsed, for a model may have answered with a list. Before each of several turns stands a line like
+"[turn 2]". Half of a surrogate pair, as "\\ud83d" alone, becomes U+FFFD, and a blank turn becomes
 "(empty)", so that no row is lost. Not here: cutting long texts.
 """
 import json
@@ -26,8 +26,9 @@ from ..text.table_files import read_table
 FIELDS = ("prompt", "response_a", "response_b")
 LABELS = ("a", "b", "tie")
 WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")       # columns, in the order of LABELS
-MARKS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
-NAMES = {"a": "a", "b": "b", "tie": "tie", "model_a": "a", "model_b": "b", "tie (bothbad)": "tie"}
+WINNER_MARKS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
+WINNER_NAMES = {"a": "a", "b": "b", "tie": "tie", "model_a": "a", "model_b": "b",
+                "tie (bothbad)": "tie"}
 EMPTY = "(empty)"
 REMEDY = "correct or remove the row"
 
@@ -40,9 +41,8 @@ def is_arena(columns):
 def read_arena(path, need_labels=True, quoting="auto"):
     """All rows of a file -> Examples with texts (prompt, response_a, response_b), and their ids.
 
-    A label is "a", "b" or "tie"; where it cannot be read, None, or InputError if need_labels. An
-    InputError names the line of the row. Ids: those of `read_ids`.
-    """
+    A label is "a", "b" or "tie"; one that cannot be read is None, or an InputError if need_labels.
+    The error names the row's line. Ids: from `read_ids`."""
     table = read_table(Path(path), quoting)
     columns = short(list(table.columns), 300)
     for name in FIELDS:
@@ -66,19 +66,19 @@ def read_arena(path, need_labels=True, quoting="auto"):
 
 
 def read_winner(record, columns, where):
-    """The label of a row. An InputError begins with `where`."""
+    """The label of a row: "a", "b" or "tie". An InputError begins with `where`."""
     if set(WINNERS) & set(columns):
         cells = [str(record.get(name)).strip() for name in WINNERS]
-        marks = [MARKS.get(cell) for cell in cells]
+        marks = [WINNER_MARKS.get(cell) for cell in cells]
         if None in marks or sum(marks) != 1:
             raise InputError(f"{where} '{', '.join(WINNERS)}' must hold one 1 and two 0, found "
                              f"{', '.join(cells):.60}: {REMEDY}")
         return LABELS[marks.index(1)]
     column = "winner" if "winner" in columns else "label"
     value = record.get(column)
-    label = NAMES.get(value.strip().casefold()) if isinstance(value, str) else None
+    label = WINNER_NAMES.get(value.strip().casefold()) if isinstance(value, str) else None
     if label is None:
-        raise InputError(f"{where} '{column}' must hold {', '.join(NAMES)}, found "
+        raise InputError(f"{where} '{column}' must hold {', '.join(WINNER_NAMES)}, found "
                          f"{json.dumps(value)[:40]}: {REMEDY}")
     return label
 
@@ -97,7 +97,7 @@ def read_texts(record, where):
 
 
 def read_turns(cell):
-    """A cell as a list of turns, strings or None; None if it is something else."""
+    """A cell as a list of turns, each a string or None; None if the cell is no such list."""
     if isinstance(cell, str) and cell.lstrip().startswith("["):
         try:
             cell = json.loads(cell, strict=False)          # some lists hold bare line breaks
@@ -120,14 +120,14 @@ def join_turns(turns):
 
 
 def read_ids(table, column="id"):
-    """The ids of a table's rows: the texts of `column`, all different; without it, line numbers."""
+    """The ids of a table's rows: those in `column`, all different; without it, line numbers."""
     if column not in table.columns:
         return [str(line) for line, _ in table.rows]
-    seen = {}
+    seen = {}                                              # id -> its line
     for line, record in table.rows:
-        value = record.get(column)
-        name, number = str(value).strip(), isinstance(value, (int, float)) and math.isfinite(value)
-        if name in seen or not (number or isinstance(value, str)):
+        value, name = record.get(column), str(record.get(column)).strip()
+        is_number = isinstance(value, (int, float)) and math.isfinite(value)
+        if name in seen or not (is_number or isinstance(value, str)):
             again = f" as line {seen[name]} does" if name in seen else ""
             raise InputError(f"{table.path}, line {line}: column '{column}' says {short(value)}"
                              f"{again}: give each row an id of its own, a text or a number")

@@ -1,6 +1,6 @@
-"""Cross-validation: train a model for each fold, predict its held-out rows, average the test rows.
+"""Cross-validation: a model for each fold predicts the fold's held-out rows, and the test rows.
 
-Not here: which rows share a fold (split.py), reading files (reading.py), the form of a submission.
+Not here: which rows share a fold (split.py), reading files (reading.py), submission.csv's form.
 """
 import hashlib
 import json
@@ -15,39 +15,39 @@ from ..classify.calibrate import temperature
 from ..classify.classifier import Classifier
 from ..cli.build import device_of
 from ..cli.rows import draw_rows
-from ..cli.run_folder import RunFolder, differences
+from ..cli.run_folder import RunFolder, compare_with_run
 from ..cli.settings import read_settings, refuse_multi_label
 from ..cli.tables import csv_text
 from ..errors import InputError, Stopped
-from ..files import NEW, check_folder, check_out, find_model, remove, write_text
+from ..files import NEW_RUN, check_out_folder, check_out_file, find_model, remove_path, write_text
 from ..models.tensor_files import open_tensors, write_tensors
 from ..text.data import Dataset, natural_order
 from ..training.metrics import evaluate
 from ..training.parallel import processes as parallel
 from .reading import Source, find_data, read_source, read_test
-from .split import dev_rows, share_out
-from .submission import Form, check_submission, submission_text
+from .split import choose_dev_rows, assign_folds
+from .submission import SubmissionForm, check_submission, submission_text
 
 FLAGS = ("folds", "group", "test", "sample", "temperature", "config", "overwrite")
 RESULTS = ("folds.json", "oof.csv", "submission.csv")
-SHOWN = ("accuracy", "macro_f1", "log_loss", "ece")
-LINE = "{:<24}{:>8}{:>10}{:>10}{:>8}"
+SHOWN_METRICS = ("accuracy", "macro_f1", "log_loss", "ece")
+LINE_FORMAT = "{:<24}{:>8}{:>10}{:>10}{:>8}"
 
 
 @dataclass
 class Plan:
-    """What to train and to predict. folds: the fold of each row of the source; runs: (Settings,
-    Dataset) for each fold; test and form: None without --test."""
+    """What to train and to predict. source: the rows of --data; folds: the fold of each of them;
+    runs: (Settings, Dataset) for each fold; test and form: None without --test."""
     source: Source
     labels: list
     folds: list
     runs: list
     test: Source | None
-    form: Form | None
+    form: SubmissionForm | None
 
 
 def cross_validate(a):
-    """The command, run by every process of torchrun. a: its flags -> exit code."""
+    """Run the command, in every process of torchrun. a: its flags -> exit code."""
     flags = {key: value for key, value in vars(a).items() if key not in FLAGS}
     s = read_settings(flags, a.config)
     refuse_multi_label(s, "folds")
@@ -55,51 +55,51 @@ def cross_validate(a):
     out = Path(s.out or f"runs/{name}")
     reads = [("--data", find_data(s.data)), ("--test", a.test), ("--sample", a.sample),
              ("--model", find_model(s.model))]
-    check_folder(out, any(out.glob("fold-*")), a.overwrite, reads)
+    check_out_folder(out, any(out.glob("fold-*")), a.overwrite, reads)
     for name in RESULTS:
-        check_out(out / name, True, reads)
+        check_out_file(out / name, True, reads)
     plan = make_plan(a, s, out)
     folder = FoldsFolder(out)
-    with folder.held():
-        place = place_of(plan.runs, out, a.overwrite)
+    with folder.lock():
+        place = folds_training_folder(plan.runs, out, a.overwrite)
         logits, test_logits = train_and_predict(plan, place, a.overwrite)
         targets = [plan.labels.index(e.label) for e in plan.source.examples]
-        found = judge(logits, targets, plan.folds, plan.labels)
+        metrics = evaluate_folds(logits, targets, plan.folds, plan.labels)
         fitted = temperature(logits, targets)
-        used = applied(fitted, found, a.temperature)
+        used = submission_calibration(fitted, metrics, a.temperature)
         record = {"settings": vars(s) | {"out": str(out)}, "k": a.folds, "group": a.group,
                   "labels": plan.labels, "finished": True, "temperature": used.temperature,
-                  "fitted_temperature": fitted.temperature, **found}
-        write_results(plan, record, logits, fold_mean(test_logits, used) if plan.test else None,
-                      place, out)
-        folder.settle()
-    print("\n" + "\n".join(report(found, plan.folds, fitted.temperature, used.temperature)))
+                  "fitted_temperature": fitted.temperature, **metrics}
+        probabilities = mean_probabilities(test_logits, used) if plan.test else None
+        write_results(plan, record, logits, probabilities, place, out)
+        folder.move_into_place()
+    print("\n" + "\n".join(report_lines(metrics, plan.folds, fitted.temperature, used.temperature)))
     submission = f", submission.csv ({len(plan.form.ids)} rows, checked)" if plan.test else ""
     print(f"\nsaved in {out}: oof.csv, folds.json{submission}")
     return 0
 
 
 def make_plan(a, s, out):
-    """Read all files and divide the rows into folds: mistakes show before anything is trained."""
+    """Read all files and divide the rows into folds, so that mistakes show before training."""
     source = read_source(find_data(s.data), s, a.group)
     labels = natural_order({e.label for e in source.examples})
     if len(labels) < 2:
         raise InputError(f"{source.path}: {len(source.examples)} rows to train on, of "
                          f"{len(labels)} classes: add rows of two classes or more")
     test, form = read_test(a, s, labels, source)
-    folds = share_out([e.label for e in source.examples], source.groups, a.folds, s.seed)
+    folds = assign_folds([e.label for e in source.examples], source.groups, a.folds, s.seed)
     runs = [(replace(s, out=str(out / f"fold-{fold + 1}")),
              fold_dataset(s, source, folds, fold, labels)) for fold in range(a.folds)]
     return Plan(source, labels, folds, runs, test, form)
 
 
 def fold_dataset(s, source, folds, fold, labels):
-    """The data of one fold: test is the held-out fold; dev is taken from the rest, by groups."""
-    own = [i for i, f in enumerate(folds) if f != fold]
-    chosen = dev_rows([source.examples[i].label for i in own], [source.groups[i] for i in own],
-                      f"{s.seed}:{fold}")
-    dev = {own[i] for i in chosen}
-    parts = [[source.examples[i] for i in own if i not in dev],
+    """The data of one fold: its rows are test; dev rows are taken from the others, by groups."""
+    others = [i for i, f in enumerate(folds) if f != fold]
+    chosen = choose_dev_rows([source.examples[i].label for i in others],
+                             [source.groups[i] for i in others], f"{s.seed}:{fold}")
+    dev = {others[i] for i in chosen}
+    parts = [[source.examples[i] for i in others if i not in dev],
              [source.examples[i] for i in sorted(dev)],
              [e for e, f in zip(source.examples, folds) if f == fold]]
     missing = sorted(set(labels) - {e.label for e in parts[0]})
@@ -118,46 +118,46 @@ def fold_dataset(s, source, folds, fold, labels):
         "seed": s.seed, "dev_from_train": True})
 
 
-def place_of(runs, out, overwrite):
-    """Where the folds are trained: OUT/.new where they replace folds in OUT, else OUT."""
+def folds_training_folder(runs, out, overwrite):
+    """Where to train the folds: in OUT/.new if they are to replace folds in OUT, else in OUT."""
     if overwrite:
-        held = (out / "folds.json").exists() or any(out.glob("fold-*/run.json"))
+        is_taken = (out / "folds.json").exists() or any(out.glob("fold-*/run.json"))
         parallel.barrier()
         if parallel.is_main_process():
-            remove(out / NEW)
+            remove_path(out / NEW_RUN)
         parallel.barrier()
-        return out / NEW if held else out
-    begun = []                                             # for each run in .new, how it differs
+        return out / NEW_RUN if is_taken else out
+    differing = []                          # for each run in OUT/.new, the settings that differ
     try:
         for s, data in runs:
-            folder = out / NEW / Path(s.out).name
+            folder = out / NEW_RUN / Path(s.out).name
             if (folder / "run.json").exists():
-                begun.append(differences(s, folder, data)[0])
+                differing.append(compare_with_run(s, folder, data)[0])
     except InputError:
         return out
-    return out / NEW if begun and not any(begun) else out
+    return out / NEW_RUN if differing and not any(differing) else out
 
 
 class FoldsFolder(RunFolder):
-    """OUT as cli/run_folder.py has it, with runs in fold-1, ... and folds.json as the record."""
-    RECORD = "folds.json"
+    """OUT, as in cli/run_folder.py, but with runs in fold-1, ... and folds.json as the record."""
+    RECORD_FILE = "folds.json"
 
-    def clear(self, folder):
+    def remove_files(self, folder):
         """Remove the files of earlier folds, their record first."""
         results = [folder / name for name in RESULTS]
         for path in [*results, *folder.glob("fold-*/scores-*.safetensors")]:
-            remove(path)
+            remove_path(path)
         for fold in folder.glob("fold-*"):
-            super().clear(fold)
+            super().remove_files(fold)
             if not any(fold.iterdir()):
                 fold.rmdir()
 
 
 def train_and_predict(plan, place, overwrite):
-    """-> out-of-fold logits (N, C) in float64, and a list of each model's test logits."""
+    """-> out-of-fold logits (N, C) in float64, and a list: each model's logits of the test rows."""
     folders = [place / Path(s.out).name for s, _ in plan.runs]
     for (s, data), folder in zip(plan.runs, folders):      # InputError for another run there,
-        train.open_run(s, folder, data, False)             # before any fold is trained
+        train.finished_record(s, folder, data)             # before any fold is trained
     logits = torch.empty(len(plan.folds), len(plan.labels), dtype=torch.float64)
     folds, test_logits = torch.tensor(plan.folds), []
     for fold, ((s, data), folder) in enumerate(zip(plan.runs, folders)):
@@ -172,8 +172,8 @@ def train_and_predict(plan, place, overwrite):
 
 
 def train_fold(s, data, folder, overwrite, say):
-    """Train a fold's model, unless it is finished. overwrite: only for the message after Ctrl-C."""
-    if train.open_run(s, folder, data, False):
+    """Train a fold's model, unless it is finished. overwrite: was it given? (for the message)"""
+    if train.finished_record(s, folder, data):
         print(f"{folder}: finished already")
     elif train.train_run(s, data, folder, False, say) is None:
         raise Stopped(f"stopped; the state is saved in {folder}. "
@@ -181,10 +181,10 @@ def train_fold(s, data, folder, overwrite, say):
 
 
 def fold_logits(s, folder, name, texts):
-    """A fold's saved model -> logits (N, C) of the texts, on the CPU in float64.
+    """The logits (N, C) of the texts by a fold's saved model, on the CPU in float64.
 
     They are cached in scores-NAME.safetensors with a hash of the run and of the texts. Each process
-    loads the whole model here, with --parallel fsdp too.
+    loads the whole model here, even with --parallel fsdp.
     """
     parallel.barrier()                                        # until the model is saved
     path, run_json = folder / f"scores-{name}.safetensors", (folder / "run.json").read_bytes()
@@ -192,9 +192,9 @@ def fold_logits(s, folder, name, texts):
     if path.exists():
         with open_tensors(path) as file:
             same = file.metadata() == key and "scores" in file.keys()
-            kept = file.get_tensor("scores").double() if same else torch.empty(0)
-        if kept.shape[:1] == (len(texts),) and kept.dim() == 2 and kept.isfinite().all():
-            return kept
+            cached = file.get_tensor("scores").double() if same else torch.empty(0)
+        if cached.shape[:1] == (len(texts),) and cached.dim() == 2 and cached.isfinite().all():
+            return cached
     model = Classifier.load(folder).to(device_of(s))
     logits = parallel.scores(model, model.encode(texts)[0], s.eval_batch_size).contiguous()
     if parallel.is_main_process():
@@ -202,52 +202,52 @@ def fold_logits(s, folder, name, texts):
     return logits.double()
 
 
-def cross_fitted(logits, targets, folds):
-    """Divide the logits (N, C) of each fold by the temperature fitted to all *other* folds."""
+def cross_fitted_logits(logits, targets, folds):
+    """The logits (N, C) of each fold, divided by the temperature fitted to all *other* folds."""
     out, folds, targets = torch.empty_like(logits), torch.tensor(folds), torch.tensor(targets)
     for fold in folds.unique():
-        held = folds == fold
-        out[held] = temperature(logits[~held], targets[~held])(logits[held])
+        rows = folds == fold                                                # (N,)
+        out[rows] = temperature(logits[~rows], targets[~rows])(logits[rows])
     return out
 
 
-def judge(logits, targets, folds, labels):
+def evaluate_folds(logits, targets, folds, labels):
     """Metrics of out-of-fold logits (N, C) -> {"folds": of each fold, "mean" and "sd" of these,
-    "all": of all rows, "calibrated": of all rows after `cross_fitted`}."""
-    folds_of_rows, targets_of_rows = np.array(folds), np.array(targets)
+    "all": of all rows, "calibrated": of all rows, with `cross_fitted_logits`}."""
+    fold_of_row, target_of_row = np.array(folds), np.array(targets)         # (N,) each
 
-    def measured(logits, rows):
-        return evaluate(logits.softmax(-1).numpy()[rows], targets_of_rows[rows], labels)
-    each = [measured(logits, folds_of_rows == fold) for fold in range(max(folds) + 1)]
-    every = slice(None)
+    def measure(logits, rows):
+        return evaluate(logits.softmax(-1).numpy()[rows], target_of_row[rows], labels)
+    each = [measure(logits, fold_of_row == fold) for fold in range(max(folds) + 1)]
     return {"folds": each,
-            "mean": {name: float(np.mean([m[name] for m in each])) for name in SHOWN},
-            "sd": {name: float(np.std([m[name] for m in each], ddof=1)) for name in SHOWN},
-            "all": measured(logits, every),
-            "calibrated": measured(cross_fitted(logits, targets, folds), every)}
+            "mean": {name: float(np.mean([m[name] for m in each])) for name in SHOWN_METRICS},
+            "sd": {name: float(np.std([m[name] for m in each], ddof=1)) for name in SHOWN_METRICS},
+            "all": measure(logits, slice(None)),
+            "calibrated": measure(cross_fitted_logits(logits, targets, folds), slice(None))}
 
 
-def applied(fitted, found, asked):
+def submission_calibration(fitted, metrics, flag):
     """The Calibration of a submission: `fitted` if cross-fitted temperatures lower the log loss and
-    --temperature (`asked`) is auto, else temperature 1."""
-    helps = found["calibrated"]["log_loss"] < found["all"]["log_loss"]
-    return fitted if helps and asked == "auto" else replace(fitted, temperature=1.0)
+    --temperature (`flag`) is auto, else one with temperature 1. metrics: of `evaluate_folds`."""
+    helps = metrics["calibrated"]["log_loss"] < metrics["all"]["log_loss"]
+    return fitted if helps and flag == "auto" else replace(fitted, temperature=1.0)
 
 
-def fold_mean(logits, calibration):
-    """List of the models' logits (N, C) -> mean of their probabilities (N, C). Where models differ,
-    the mean is less confident than each of them."""
+def mean_probabilities(logits, calibration):
+    """A list of the models' logits (N, C) -> the mean of their probabilities (N, C). Where models
+    disagree, the mean is less confident than they are."""
     return (sum(calibration(one).softmax(-1) for one in logits) / len(logits)).numpy()
 
 
-def report(found, folds, fitted, used):
-    """The printed table -> lines. fitted, used: temperatures, `used` being 1 if not applied."""
-    rows = {f"fold {i} ({folds.count(i - 1)} rows)": m for i, m in enumerate(found["folds"], 1)}
-    rows |= {"sd over the folds": found["sd"], f"all {len(folds)} rows": found["all"],
-             "all, calibrated": found["calibrated"]}
-    lines = [LINE.format("out of fold", "accuracy", "macro F1", "log loss", "ECE")]
-    lines += [LINE.format(name, *(f"{m[key]:.3f}" for key in SHOWN)) for name, m in rows.items()]
-    before, after = found["all"]["log_loss"], found["calibrated"]["log_loss"]
+def report_lines(metrics, folds, fitted, used):
+    """The printed table -> lines. fitted, used: temperatures; `used` is 1 if none is applied."""
+    rows = {f"fold {i} ({folds.count(i - 1)} rows)": m for i, m in enumerate(metrics["folds"], 1)}
+    rows |= {"sd over the folds": metrics["sd"], f"all {len(folds)} rows": metrics["all"],
+             "all, calibrated": metrics["calibrated"]}
+    lines = [LINE_FORMAT.format("out of fold", "accuracy", "macro F1", "log loss", "ECE")]
+    lines += [LINE_FORMAT.format(name, *(f"{m[key]:.3f}" for key in SHOWN_METRICS))
+              for name, m in rows.items()]
+    before, after = metrics["all"]["log_loss"], metrics["calibrated"]["log_loss"]
     if used == fitted:
         verdict = "applied"
     elif after < before:
@@ -260,7 +260,7 @@ def report(found, folds, fitted, used):
 
 
 def oof_text(source, logits, folds, labels):
-    """oof.csv: id, line in the source, fold, label, predicted label, probability of each class."""
+    """oof.csv as text: id, line in the source, fold, label, predicted label, probabilities."""
     rows = []
     for i, (example, p) in enumerate(zip(source.examples, logits.softmax(-1).numpy())):
         rows.append([source.ids[i], example.row, folds[i] + 1, example.label, labels[p.argmax()],
@@ -270,7 +270,7 @@ def oof_text(source, logits, folds, labels):
 
 
 def write_results(plan, record, logits, probabilities, place, out):
-    """Write oof.csv, submission.csv, folds.json to `place`. probabilities (N, C): of test rows."""
+    """Write oof.csv, submission.csv, folds.json to `place`. probabilities: (N, C) of test rows."""
     files = {"oof.csv": oof_text(plan.source, logits, plan.folds, plan.labels)}
     if plan.test:
         files["submission.csv"] = submission_text(plan.form, plan.test.ids, probabilities)

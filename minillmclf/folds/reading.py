@@ -4,20 +4,20 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..cli.build import task_kind
+from ..cli.build import task_class
 from ..errors import InputError
 from ..files import short
-from ..text.data import (BUNDLED, names_of, read_examples, refuse_blank, row_splits, split_column,
-                         text_key, usual_texts)
+from ..text.data import (BUNDLED, default_text_columns, read_examples, refuse_blank, row_splits,
+                         split_column, split_names, text_key)
 from ..text.table_files import read_table
 from .arena import FIELDS, LABELS, WINNERS, is_arena, read_arena, read_ids
-from .submission import Form, read_form
+from .submission import SubmissionForm, read_form
 
 
 @dataclass
 class Source:
-    """The rows of one file. groups: of each row, a key that rows of one group share; columns: names
-    of an Example's texts; winners: {label: its winner_ column}, {} where there are none."""
+    """The rows of one file. groups: a key for each row, the same for rows of one group; columns:
+    names of an Example's texts; winners: {label: its winner_ column}, {} if there are none."""
     path: Path
     examples: list
     ids: list
@@ -29,14 +29,14 @@ class Source:
 
 
 def find_data(name):
-    """The file of --data, by its path or as a bundled set."""
+    """The file that --data names: a path, or the name of a bundled set."""
     bundled = BUNDLED / f"{name}.csv"
     return bundled if Path(name).name == name and os.path.isfile(bundled) else Path(name)
 
 
 def read_source(path, s, group="", id_column="id", labelled=True):
-    """A file -> Source. If labelled, rows that its column `split` marks as test are left out.
-    group: names of columns, "author,title"; "": rows with equal texts are a group."""
+    """A file -> Source. labelled: it must have labels, and rows marked test in its column `split`
+    are left out. group: names of columns, "author,title"; "": equal texts are a group."""
     table = read_table(path, s.quoting)
     arena = is_arena(table.columns) and not (s.text_column or s.label_column)
     if arena:
@@ -44,8 +44,8 @@ def read_source(path, s, group="", id_column="id", labelled=True):
     else:
         examples = read_examples(path, s.text_column or None, s.label_column or None, labelled,
                                  quoting=s.quoting)
-        columns = names_of(s.text_column) if s.text_column else usual_texts(table)
-    kind = task_kind(s)
+        columns = split_names(s.text_column) if s.text_column else default_text_columns(table)
+    kind = task_class(s)
     if arena and s.readout == "head" and kind.TEXTS < 3:
         examples = [replace(e, texts=(f"{e.texts[0]}\n\n{e.texts[1]}", e.texts[2]))
                     for e in examples]
@@ -68,7 +68,7 @@ def read_source(path, s, group="", id_column="id", labelled=True):
 
 def read_groups(table, columns):
     """"author,title" -> the group of each row. InputError for a missing column or an empty cell."""
-    names = names_of(columns)
+    names = split_names(columns)
     for name in names:
         if name not in table.columns:
             raise InputError(f"{table.path}: --group: no column {short(name)} in "
@@ -85,12 +85,12 @@ def read_groups(table, columns):
 
 
 def group_key(texts):
-    """A key for a list of texts. Texts that differ only in case and white space have one key."""
+    """A key for a list of texts. Texts that differ in case and white space only have one key."""
     return json.dumps(text_key(texts))
 
 
 def read_test(a, s, labels, source):
-    """--test and the form of its submission -> (Source, Form); (None, None) without --test.
+    """Read --test, and --sample -> (Source, SubmissionForm); (None, None) without --test.
 
     source: the rows of --data; --test must have the same columns.
     """
@@ -106,7 +106,7 @@ def read_test(a, s, labels, source):
                          f"{', '.join(source.columns)}: the same are needed")
     if not sample:
         header = [source.winners.get(label, f"p_{label}") for label in labels]
-        return test, Form(["id", *header], [None, *range(len(labels))], test.ids)
+        return test, SubmissionForm(["id", *header], [None, *range(len(labels))], test.ids)
     if id_column not in read_table(Path(a.test), s.quoting).columns:
         raise InputError(f"{a.test}: no column '{id_column}', by which {a.sample} names its rows: "
                          "add it")

@@ -1,11 +1,11 @@
-"""Assign rows to k folds, with equal shares of every class and without splitting a group.
+"""Assign rows to k folds, with equal shares of every class, and no group in two folds.
 
 Here: a fold for each row (k-fold cross-validation: Stone 1974, "Cross-Validatory Choice and
 Assessment of Statistical Predictions"), and the dev rows of a fold's training part.
 
-Why groups: if a prompt, an author or an article is in many rows, a model that memorises it scores
+Why groups: if many rows share a prompt, an author or an article, a model that memorises it scores
 well on held-out rows, but not on new data. Why equal shares: by chance a fold could get no row of a
-rare class. Rows are ordered by sha256(seed, key): the folds are the same on every machine.
+rare class. Rows are ordered by sha256(seed, key), so the folds are the same on every machine.
 """
 import hashlib
 import json
@@ -17,20 +17,20 @@ from ..errors import InputError
 from ..text.data import Example, hold_out
 
 
-def share_out(labels, groups, k, seed):
-    """-> the fold, 0 to k - 1, of each row: `stratified` if all groups have one row, else
-    `grouped`."""
+def assign_folds(labels, groups, k, seed):
+    """-> the fold, 0 to k - 1, of each row: `stratified_folds` if every group is a single row, else
+    `grouped_folds`."""
     if len(set(groups)) == len(groups):
-        return stratified(labels, k, seed, groups)
-    return grouped(labels, groups, k, seed)
+        return stratified_folds(labels, k, seed, groups)
+    return grouped_folds(labels, groups, k, seed)
 
 
-def stratified(labels, k, seed, keys=None):
+def stratified_folds(labels, k, seed, keys=None):
     """-> the fold, 0 to k - 1, of each row. Two folds differ by at most one row of each class, and
     by at most one row in all.
 
-    labels: the class of each row; keys: a different text for each row. Rows are ordered by their
-    keys, so their order in the file does not matter (default: row numbers, then it does). Raises
+    labels: the class of each row; keys: a text for each row, all different (default: row numbers).
+    Rows are ordered by their keys, so with texts their order in the file does not matter. Raises
     InputError for a class with fewer than k rows.
     """
     check_folds(k, len(labels), "rows")
@@ -39,26 +39,26 @@ def stratified(labels, k, seed, keys=None):
             raise InputError(f"class {label!r} has {rows} rows for {k} folds: take fewer folds, or "
                              "add rows of it")
     keys = range(len(labels)) if keys is None else keys
-    order = sorted(range(len(labels)), key=lambda row: (labels[row], draw(seed, keys[row])))
+    order = sorted(range(len(labels)), key=lambda row: (labels[row], sort_key(seed, keys[row])))
     folds = [0] * len(labels)
-    for place, row in enumerate(order):            # dealt like cards; a class begins where
-        folds[row] = place % k                     # the one before ended, so sizes are even too
+    for place, row in enumerate(order):            # dealt like cards. A class goes on where the
+        folds[row] = place % k                     # last one ended, so sizes are even too
     return folds
 
 
-def grouped(labels, groups, k, seed):
+def grouped_folds(labels, groups, k, seed):
     """-> the fold, 0 to k - 1, of each row; rows of one group share theirs.
 
-    labels, groups: the class and the group of each row. Greedy: from the largest group on, each
-    goes into the fold where it adds least to the sum of squares of the folds' shares, of each class
-    and of all rows. The order of the rows does not matter. Shares may differ much, for one group
-    may be too large. Raises InputError for fewer groups than folds, and for a class in a single
-    group: its rows could be held out or trained on, never both.
+    labels, groups: the class and the group of each row. Greedy: the largest group comes first, and
+    each goes into the fold where it least increases the sum of squares of the folds' shares, shares
+    of each class and of all rows. The order of the rows does not matter. Shares may differ much, if
+    a group is very large. Raises InputError for fewer groups than folds, and for a class in a
+    single group: the fold that tests it would train without it.
     """
     check_folds(k, len(set(groups)), "groups")
     classes = sorted(set(labels))
     column = {label: number for number, label in enumerate(classes)}
-    counts = {}                               # group -> rows of each class, and in all (C + 1,)
+    counts = {}                               # group -> (C + 1,) rows of each class, and in all
     for label, group in zip(labels, groups):
         own = counts.setdefault(group, np.zeros(len(classes) + 1))
         own[[column[label], -1]] += 1
@@ -68,21 +68,21 @@ def grouped(labels, groups, k, seed):
                              "without it or be the only one to be tested on it; group by another "
                              "column, or add rows of it")
     weights = 1 / sum(counts.values()) ** 2                                         # (C + 1,)
-    held, fold_of = np.zeros((k, len(classes) + 1)), {}
-    for group in sorted(counts, key=lambda group: (-counts[group][-1], draw(seed, group))):
+    totals, fold_of = np.zeros((k, len(classes) + 1)), {}      # totals: rows so far in each fold
+    for group in sorted(counts, key=lambda group: (-counts[group][-1], sort_key(seed, group))):
         own = counts[group]
-        added = ((2 * held + own) * own * weights).sum(1)      # (k,): (held + own)^2 - held^2
+        added = ((2 * totals + own) * own * weights).sum(1)    # (k,) (totals + own)^2 - totals^2
         fold = int(np.argmin(np.round(added, 12)))             # ties: the first fold
         fold_of[group] = fold
-        held[fold] += own
+        totals[fold] += own
     return [fold_of[group] for group in groups]
 
 
-def dev_rows(labels, groups, seed):
-    """-> the indices of the dev rows, about a tenth of each class, which choose the best epoch.
+def choose_dev_rows(labels, groups, seed):
+    """-> the indices of the dev rows, about a tenth of each class. They choose the best epoch.
 
-    A group gives all its rows or none. A group with a class that no other has stays in training
-    (text.data.hold_out).
+    All rows of a group are chosen, or none. A group stays in training if no other has one of its
+    classes (text.data.hold_out).
     """
     rows = [Example((str(group),), label, row)
             for row, (label, group) in enumerate(zip(labels, groups))]
@@ -97,6 +97,6 @@ def check_folds(k, count, name):
         raise InputError(f"{count} {name} for {k} folds: take fewer folds, or more rows")
 
 
-def draw(seed, key):
-    """Pseudo-random bytes, to sort by."""
+def sort_key(seed, key):
+    """Pseudo-random bytes that depend on nothing else, to sort by."""
     return hashlib.sha256(json.dumps([seed, key]).encode()).digest()

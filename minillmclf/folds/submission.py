@@ -1,4 +1,4 @@
-"""A submission file: the columns and rows of a competition's sample, checked before writing."""
+"""A submission file: it has the columns and rows of a competition's sample, and is checked."""
 import csv
 import io
 import math
@@ -10,24 +10,24 @@ from .arena import LABELS, WINNERS, read_ids
 
 
 @dataclass
-class Form:
-    """columns: the header; classes: the class number of each column, None for the ids; ids: of the
-    rows, in order."""
+class SubmissionForm:
+    """What a submission should look like. columns: the header; classes: the class number of each
+    column, None for the one of ids; ids: of the rows, in order."""
     columns: list
     classes: list
     ids: list
 
 
 def read_form(sample, id_column, labels, arena, test):
-    """A sample submission -> Form. Raises InputError unless it has a column for each class and an
-    id for each row of the test."""
-    number = {}
+    """A sample submission -> SubmissionForm. Raises InputError unless it has a column for each
+    class and an id for each row of `test`. sample: a Table; arena: are the rows battles?"""
+    class_of = {}
     for i, label in enumerate(labels):
-        number |= {label: i, f"p_{label}": i}
+        class_of |= {label: i, f"p_{label}": i}
     if arena:
         winners = zip(WINNERS, LABELS)
-        number |= {column: labels.index(label) for column, label in winners if label in labels}
-    classes = [None if name == id_column else number.get(name, name) for name in sample.columns]
+        class_of |= {column: labels.index(label) for column, label in winners if label in labels}
+    classes = [None if name == id_column else class_of.get(name, name) for name in sample.columns]
     if sorted(map(str, classes)) != sorted(["None", *map(str, range(len(labels)))]):
         raise InputError(f"{sample.path}: has the columns {', '.join(sample.columns)}, which "
                          f"should be {id_column} and one for each of the {len(labels)} classes "
@@ -38,11 +38,11 @@ def read_form(sample, id_column, labels, arena, test):
         raise InputError(f"{sample.path}: {len(unknown)} of {len(ids)} ids are not in {test.path}, "
                          f"{len(missing)} of its {len(known)} are missing "
                          f"({(unknown + missing)[0]!r:.60}, ...): take a sample for these rows")
-    return Form(list(sample.columns), classes, ids)
+    return SubmissionForm(list(sample.columns), classes, ids)
 
 
 def submission_text(form, ids, probabilities):
-    """submission.csv. ids: of the rows of probabilities (N, C)."""
+    """submission.csv as text. probabilities: (N, C); ids: of these N rows."""
     row_of, rows = dict(zip(ids, probabilities)), []
     for name in form.ids:
         rows.append([name if c is None else f"{row_of[name][c]:.10f}" for c in form.classes])
@@ -50,7 +50,7 @@ def submission_text(form, ids, probabilities):
 
 
 def check_submission(text, form, where):
-    """Raise InputError at the first difference between a submission and its form."""
+    """Raise InputError for the first fault in the text of a submission. where: for the error."""
     header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     if header != form.columns:
         raise InputError(f"{where}: the columns are {', '.join(header)}, should be "
@@ -58,12 +58,12 @@ def check_submission(text, form, where):
     if len(rows) != len(form.ids):
         raise InputError(f"{where}: {len(rows)} rows, should be {len(form.ids)}")
     for line, (row, name) in enumerate(zip(rows, form.ids), 2):
-        fault = fault_in(row, name, form)
+        fault = row_fault(row, name, form)
         if fault:
             raise InputError(f"{where}, line {line}: {fault}")
 
 
-def fault_in(row, name, form):
+def row_fault(row, name, form):
     """What is wrong with the row of this id, or None."""
     if len(row) != len(form.columns):
         return f"{len(row)} fields, should be {len(form.columns)}"

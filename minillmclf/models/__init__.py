@@ -18,14 +18,14 @@ from ..errors import InputError
 from ..files import short
 from .bert import Bert, Roberta
 from .cache import generate as generate
-from .config import choose
+from .config import look_up
 from .deberta import Deberta
 from .gemma import Gemma, Gemma2, Gemma3
 from .gpt2 import GPT2
 from .llama import Llama, Mistral
 from .t5 import T5
 from .tensor_files import write_checkpoint
-from .weights import OWN_HEADS, Checkpoint, Table, export, fill
+from .weights import OWN_HEADS, Checkpoint, RenameTable, export_tensors, load_parameters
 
 MODELS = {"bert": Bert, "roberta": Roberta, "deberta-v2": Deberta, "gpt2": GPT2, "llama": Llama,
           "mistral": Mistral, "gemma": Gemma, "gemma2": Gemma2, "gemma3_text": Gemma3,
@@ -34,11 +34,11 @@ MODELS = {"bert": Bert, "roberta": Roberta, "deberta-v2": Deberta, "gpt2": GPT2,
 
 def model_class(config, where="config.json"):
     """The class for a parsed config.json. InputError for a model_type that is not supported."""
-    return choose(MODELS, config.get("model_type"), "model_type", where)
+    return look_up(MODELS, config.get("model_type"), "model_type", where)
 
 
 def load_backbone(path, dtype=torch.float32):
-    """A pretrained body from a Hugging Face folder -> model, in eval mode; `.report` as of `fill`.
+    """A pretrained body from a Hugging Face folder -> model, in eval mode, with a `.report`.
 
     path: a folder, or the name of a shipped model; dtype: of the weights, whatever the file holds.
     model(ids, mask) -> hidden (B, T, D); model.logits(hidden) -> (..., V) where the checkpoint has
@@ -46,22 +46,22 @@ def load_backbone(path, dtype=torch.float32):
     """
     checkpoint = Checkpoint(path)
     model = build_backbone(checkpoint, lm_head=True)
-    table = model.table()
+    table = model.rename_table()
     table = replace(table, names=OWN_HEADS | table.names)
-    model.report = fill(model, checkpoint, table, dtype=dtype)
+    model.report = load_parameters(model, checkpoint, table, dtype=dtype)
     return model.eval()
 
 
-class Unfilled(TorchFunctionMode):
+class NoRandomInit(TorchFunctionMode):
     """with Unfilled(): ...   New layers draw no random numbers, because a file will fill them.
 
     (Drawing on the "meta" device would make torch load its compiler, which is slow.)
     """
 
-    DRAWN = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+    RANDOM_INITS = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in self.DRAWN:
+        if function in self.RANDOM_INITS:
             return [*args, *(kwargs or {}).values()][0]                 # the tensor, as it is
         return function(*args, **(kwargs or {}))
 
@@ -75,9 +75,9 @@ def build_backbone(checkpoint, lm_head):
     cls = model_class(checkpoint.config, where)
     config = cls.own_config(checkpoint.config)
     check_sizes(checkpoint, cls, config, where)
-    lm_head = lm_head and any(paths_of(checkpoint, Table(cls.LM_NAMES, {}, cls.ALIASES)))
+    lm_head = lm_head and any(names_by_path(checkpoint, RenameTable(cls.LM_NAMES, {}, cls.ALIASES)))
     try:
-        with torch.device("meta"), Unfilled():
+        with torch.device("meta"), NoRandomInit():
             model = cls.from_config(config, lm_head=lm_head, where=where)
     except RuntimeError as error:                                       # too many bytes to count
         words = str(error).splitlines()[0]
@@ -87,12 +87,12 @@ def build_backbone(checkpoint, lm_head):
     return model
 
 
-def paths_of(checkpoint, table):
+def names_by_path(checkpoint, table):
     """{path in the model: name in the file} of the tensors that a table has a row for."""
     found = {}
     for name in checkpoint.files:
         try:
-            found[table.path(name)] = name
+            found[table.path_of(name)] = name
         except KeyError:
             continue
     return found
@@ -102,20 +102,20 @@ def check_sizes(checkpoint, cls, config, where):
     """InputError, before anything is built, where config.json has other sizes than the tensors.
 
     Compared are the shape of the word embeddings and the number of blocks. Blocks in the file that
-    config.json does not count are left to `fill`, which names them.
+    config.json does not count are left to `load_parameters`, which names them.
     """
-    found = dict.fromkeys(cls.DEPTHS.values(), 0)
-    for path, name in paths_of(checkpoint, Table(cls.NAMES, {}, cls.ALIASES)).items():
+    found = dict.fromkeys(cls.DEPTH_FIELDS.values(), 0)
+    for path, name in names_by_path(checkpoint, RenameTable(cls.NAMES, {}, cls.ALIASES)).items():
         shape = checkpoint.shapes[name]
         stack, number = re.fullmatch(r"(.*?)\.(\d+)\..*|.*", path or "").groups()
-        if stack in cls.DEPTHS:
-            key = cls.DEPTHS[stack]
+        if stack in cls.DEPTH_FIELDS:
+            key = cls.DEPTH_FIELDS[stack]
             found[key] = max(found[key], int(number) + 1)
         elif path == "word_embeddings.weight" and len(shape) == 2:
-            found["vocab_size"], found[cls.WIDTH] = shape
+            found["vocab_size"], found[cls.WIDTH_FIELD] = shape
     faults = []
     for key, size in found.items():
-        claimed, is_depth = config.get(key), key in cls.DEPTHS.values()
+        claimed, is_depth = config.get(key), key in cls.DEPTH_FIELDS.values()
         if type(claimed) is int and (claimed > size or claimed < size and not is_depth):
             faults.append(f"{key} = {short(claimed)}, the tensors have {size}")
     if faults:
@@ -128,12 +128,13 @@ def save_backbone(model, folder, dtype=torch.float32, more=None):
 
     The tokenizer is not written. more: {name in the file: tensor}, further ones (BERT's pooler).
     """
-    kind = "lm_head" if model.has_logits else "body"
-    config = {**model.source_config, "architectures": [model.ARCHITECTURES[kind]]}
-    write_checkpoint(folder, config, export(model, model.table()) | (more or {}), dtype)
+    name = model.ARCHITECTURES["lm_head" if model.has_logits else "body"]
+    config = {**model.source_config, "architectures": [name]}
+    tensors = export_tensors(model, model.rename_table()) | (more or {})
+    write_checkpoint(folder, config, tensors, dtype)
 
 
-def fresh_weights(model, seed, std=None):
+def initialise_weights(model, seed, std=None):
     """Initialise a model: normal matrices and embeddings, zero biases, unit norms.
 
     std: of all matrices; None: that of the family's `initial_std` (T5), else 0.02, as for BERT.

@@ -7,13 +7,13 @@ from torch import nn
 
 from ..errors import InputError
 from .cache import CachedRows
-from .config import Tables, read_config
-from .last_token import FewQueries, read_few
+from .config import ConfigTables, read_config
+from .last_token import FewQueries, run_few_queries
 from .layers import Rows
-from .weights import Table
+from .weights import RenameTable
 
 
-class Backbone(nn.Module, Tables):
+class Backbone(nn.Module, ConfigTables):
     """The parent of all families.
 
     A family is built by `from_config` and reads text in three steps, which `forward` joins:
@@ -21,11 +21,13 @@ class Backbone(nn.Module, Tables):
     Its `__init__(c, lm_head)` takes the checked fields of a config.json and sets
 
     config, width  these fields, and D
-    max_tokens     the most tokens of a text; None: any number
+    max_tokens     the most tokens of a text; None: no limit
     lm_head        its own language-model head, or None
     tied           if lm_head is None: are the word embeddings the matrix of the logits?
     head_dropout   the dropout rate of its classification head in transformers
-    word_factor    what `embed` multiplies word embeddings with (Gemma)
+    embedding_scale  what `embed` multiplies word embeddings with (Gemma)
+
+    context: what T5's decoder reads of the source (T5.decoder_context); None in other families.
     """
 
     KIND = "encoder"            # or "decoder", "encoder-decoder"
@@ -38,11 +40,11 @@ class Backbone(nn.Module, Tables):
     TRANSPOSED = ()             # modules whose weight lies in the file as (in, out)
     CLASSIFIER_PREFIX = ""      # before every name of NAMES, in a file with a classification head
     FULL_PRECISION = ()         # linear layers that are never quantised
-    BLOCKS = "layers"           # path of the blocks that the method `last-N` counts
-    WIDTH = "hidden_size"       # the field with the width of vectors
-    DEPTHS = {"layers": "num_hidden_layers"}    # path of blocks -> the field with their number
+    BLOCKS_PATH = "layers"      # path of the blocks that the method `last-N` counts
+    WIDTH_FIELD = "hidden_size"                      # the field with the width of vectors
+    DEPTH_FIELDS = {"layers": "num_hidden_layers"}   # path of blocks -> the field with their number
 
-    max_tokens, tied, head_dropout, word_factor = None, False, 0.0, 1.0
+    max_tokens, tied, head_dropout, embedding_scale = None, False, 0.0, 1.0
 
     def __init__(self):
         super().__init__()
@@ -56,7 +58,7 @@ class Backbone(nn.Module, Tables):
         return config
 
     @classmethod
-    def read(cls, config, where):
+    def config_fields(cls, config, where):
         """The checked fields of a config.json; `where` names the file in errors."""
         return read_config(config, cls, where)
 
@@ -66,9 +68,9 @@ class Backbone(nn.Module, Tables):
 
         lm_head: the file has a language-model head of its own. InputError for what is not built.
         """
-        return cls(cls.read(config, where), lm_head)
+        return cls(cls.config_fields(config, where), lm_head)
 
-    def table(self):
+    def rename_table(self):
         """The rename table. A language-model head that the model does not take is dropped."""
         lm_names = self.LM_NAMES if self.lm_head is not None else dict.fromkeys(self.LM_NAMES)
         names = self.NAMES | lm_names
@@ -77,17 +79,17 @@ class Backbone(nn.Module, Tables):
                   if not names.get(file.removesuffix(".weight"))}
         if not self.has_logits:
             names, copies = names | dict.fromkeys(copies), {}
-        return Table(names, self.TIES | copies, self.ALIASES, self.TRANSPOSED,
-                     type(self).__name__)
+        return RenameTable(names, self.TIES | copies, self.ALIASES, self.TRANSPOSED,
+                           type(self).__name__)
 
     # ------------------------------------------------------------------------- reading text
 
     @property
     def blocks(self):
         """The stack of blocks whose last output is what `forward` returns."""
-        return self.get_submodule(self.BLOCKS)
+        return self.get_submodule(self.BLOCKS_PATH)
 
-    def rows(self, mask, layout=None):
+    def make_rows(self, mask, layout=None):
         """mask (B, T) -> the Rows of a batch, which also see the keys and values of a prefix."""
         if self.prefix is None:
             return Rows(mask, layout)
@@ -95,15 +97,15 @@ class Backbone(nn.Module, Tables):
 
     def prepare(self, ids, mask, types=None, layout=None):
         """ids, mask, types: (B, T) -> the arguments of `run`: x (N, D), rows, context."""
-        rows = self.rows(mask, layout)
+        rows = self.make_rows(mask, layout)
         return self.embed(ids, rows, types), rows, None
 
     def finish(self, x):
         """What follows the last block: (N, D) -> (N, D)."""
         return x
 
-    def hidden(self, ids, rows, context=None):
-        """A decoder's ids (B, T) and their rows -> hidden (N, D). context: as of `prompt`."""
+    def hidden_states(self, ids, rows, context=None):
+        """A decoder's ids (B, T) and their rows -> hidden (N, D)."""
         return self.finish(self.run(self.blocks, self.embed(ids, rows), rows, context))
 
     def forward(self, ids, mask, types=None, layout=None):
@@ -118,17 +120,17 @@ class Backbone(nn.Module, Tables):
     def states(self, ids, mask, types=None, read=None, layout=None):
         """What a classifier reads: `forward`, with the same arguments in every family.
 
-        read: "first", "last" or a number n, if only that token of each row, or its last n, are
-        wanted -> (B, 1, D) or (B, n, D); a row with fewer than n repeats its first.
+        read: None for all tokens -> (B, T, D); "first" or "last" for one of each row -> (B, 1, D);
+        n for its last n -> (B, n, D), where a shorter row repeats its first token.
         """
         if read is None:
             return Backbone.forward(self, ids, mask, types, layout)
         x, rows, context = self.prepare(ids, mask, types, layout)
-        return read_few(self, x, FewQueries(rows, read), context)
+        return run_few_queries(self, x, FewQueries(rows, read), context)
 
     @property
     def max_input_tokens(self):
-        """The most tokens of a text, beside the prefix; None: any number."""
+        """The most tokens of a text, those of the prefix not counted; None: no limit."""
         if self.max_tokens is None or self.prefix is None:
             return self.max_tokens
         return self.max_tokens - self.prefix.tokens
@@ -138,7 +140,7 @@ class Backbone(nn.Module, Tables):
         return "" if self.prefix is None else f" beside its prefix of {self.prefix.tokens} tokens"
 
     def check_length(self, rows):
-        """InputError if a text, with what stands before it, needs more positions than there are."""
+        """InputError if a text and its prefix need more positions than there are."""
         extra = rows.longest - self.max_tokens
         if extra > 0:
             most = self.max_input_tokens
@@ -147,8 +149,8 @@ class Backbone(nn.Module, Tables):
 
     # ------------------------------------------------------------------------- language model
 
-    def prompt(self, ids, mask):
-        """What is read before an answer is written -> ids (B, T), mask (B, T), context."""
+    def prepare_prompt(self, ids, mask):
+        """ids, mask: (B, T) -> ids, mask (B, T) that `generate` continues, and context."""
         raise InputError(f"{type(self).__name__} reads text and writes none: generate needs a "
                          "decoder or an encoder-decoder")
 
@@ -157,7 +159,7 @@ class Backbone(nn.Module, Tables):
         """Can it compute logits over the vocabulary?"""
         return self.lm_head is not None or self.tied
 
-    def vocabulary(self):
+    def output_embeddings(self):
         """The matrix (V, D) of the logits: that of `lm_head`, or the word embeddings."""
         if not self.has_logits:
             raise InputError(f"this checkpoint has no language-model head: load one that was saved "
@@ -166,7 +168,7 @@ class Backbone(nn.Module, Tables):
 
     def logits(self, hidden):
         """hidden (..., D) -> logits over the vocabulary (..., V)."""
-        return hidden @ self.vocabulary().T
+        return hidden @ self.output_embeddings().T
 
 
 class Decoder(Backbone):
@@ -178,7 +180,7 @@ class Decoder(Backbone):
     LM_NAMES = {"lm_head": "lm_head"}
     LM_TIES = {"lm_head.weight": "word_embeddings.weight"}
 
-    def own_head(self, wanted):
+    def build_lm_head(self, wanted):
         """Set `tied` -> the language-model head, or None if it is tied or not wanted."""
         self.tied = self.config["tie_word_embeddings"]
         vocabulary = self.config["vocab_size"]
@@ -187,5 +189,5 @@ class Decoder(Backbone):
     def finish(self, x):
         return self.final_norm(x)
 
-    def prompt(self, ids, mask):
+    def prepare_prompt(self, ids, mask):
         return ids, mask, None

@@ -34,10 +34,10 @@ class Cache:
         new.mask = self.mask.expand(count, -1)
         return new
 
-    def keep(self, live):
+    def keep_rows(self, live):
         """Drop all rows of the batch but those numbered in `live`."""
-        self.keys, self.values = pick(self.keys, live), pick(self.values, live)
-        self.mask = pick(self.mask, live)
+        self.keys, self.values = pick_rows(self.keys, live), pick_rows(self.values, live)
+        self.mask = pick_rows(self.mask, live)
 
 
 class CachedRows(Rows):
@@ -52,12 +52,12 @@ class CachedRows(Rows):
         self.key_mask = torch.cat([old_mask, self.mask], dim=1)    # (B, S), the T new places last
         self.uniform = bool(self.key_mask.all())
         self.key_position_ids = (self.key_mask.cumsum(1) - 1).clamp(min=0)
-        self.place_queries()
+        self.set_query_positions()
         self.cache, self.layer = cache, -1
         self.earlier = list(zip(cache.keys, cache.values))         # (k, v) of each layer so far
         cache.mask = self.key_mask
 
-    def place_queries(self):
+    def set_query_positions(self):
         """Set the positions of the queries, which are those of the last T keys."""
         self.position_ids = self.key_position_ids[:, -self.mask.shape[1]:]          # (B, T)
         self.positions = self.unpad(self.position_ids)                              # (N,)
@@ -76,24 +76,24 @@ class CachedRows(Rows):
         return k, v
 
 
-def pick(tensors, live):
+def pick_rows(tensors, live):
     """The rows numbered in `live` of a tensor, or of all tensors in a collection; None: None."""
     if isinstance(tensors, dict):
-        return {key: pick(tensor, live) for key, tensor in tensors.items()}
+        return {key: pick_rows(tensor, live) for key, tensor in tensors.items()}
     if isinstance(tensors, (list, tuple)):
-        return type(tensors)(pick(tensor, live) for tensor in tensors)
+        return type(tensors)(pick_rows(tensor, live) for tensor in tensors)
     return None if tensors is None else tensors[live]
 
 
-def start(model, count):
+def new_cache(model, count):
     """A cache for `count` rows: empty, or with the keys and values of the model's prefix."""
     return Cache() if model.prefix is None else model.prefix.cache(count)
 
 
 def prefill(model, ids):
     """A decoder reads ids (1, T) once -> the Cache of what it has read, for `expand`."""
-    cache = start(model, 1)
-    model.hidden(ids, CachedRows(torch.ones_like(ids), cache))
+    cache = new_cache(model, 1)
+    model.hidden_states(ids, CachedRows(torch.ones_like(ids), cache))
     return cache
 
 
@@ -117,7 +117,7 @@ class Sampling:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"top_p {self.top_p}: should lie above 0 and at most at 1")
 
-    def choose(self, logits, generators):
+    def next_tokens(self, logits, generators):
         """logits (B, V) -> the next token of each row (B,). generators: one for each row."""
         if self.temperature == 0:
             return logits.argmax(-1)
@@ -150,18 +150,18 @@ def generate(model, ids, mask, max_new_tokens, eos_ids=None, cached=True, **samp
     sampling = Sampling(**sampling)
     was_training = model.training
     model.eval()
-    stops = set(eos_ids_of(model.source_config) if eos_ids is None else eos_ids)
+    stops = set(eos_ids_in(model.source_config) if eos_ids is None else eos_ids)
     written = [[] for _ in ids]
     generators = [torch.Generator().manual_seed(sampling.seed + row) for row in range(len(ids))]
-    live, cache = list(range(len(ids))), start(model, len(ids))    # live: rows without a stop token
-    ids, mask, context = model.prompt(ids, mask)
+    live, cache = list(range(len(ids))), new_cache(model, len(ids))   # live: unfinished rows
+    ids, mask, context = model.prepare_prompt(ids, mask)
     check_positions(model, mask, max_new_tokens)
     step_ids, step_mask = ids, mask
     for _ in range(max_new_tokens):
-        rows = CachedRows(step_mask, cache) if cached else model.rows(mask)
-        hidden = model.hidden(step_ids if cached else ids, rows, context)
-        logits = model.logits(rows.last(hidden)).float()                                   # (B, V)
-        new = sampling.choose(logits, [generators[row] for row in live])                   # (B,)
+        rows = CachedRows(step_mask, cache) if cached else model.make_rows(mask)
+        hidden = model.hidden_states(step_ids if cached else ids, rows, context)
+        logits = model.logits(rows.final_tokens(hidden)).float()                            # (B, V)
+        new = sampling.next_tokens(logits, [generators[row] for row in live])              # (B,)
         for row, token in zip(live, new.tolist()):
             written[row].append(token)
         unfinished = [place for place, token in enumerate(new.tolist()) if token not in stops]
@@ -169,8 +169,8 @@ def generate(model, ids, mask, max_new_tokens, eos_ids=None, cached=True, **samp
             break
         if len(unfinished) < len(live):
             live = [live[place] for place in unfinished]
-            ids, mask, new, context = pick((ids, mask, new, context), unfinished)
-            cache.keep(unfinished)
+            ids, mask, new, context = pick_rows((ids, mask, new, context), unfinished)
+            cache.keep_rows(unfinished)
         step_ids = new.unsqueeze(1)                                                        # (B, 1)
         step_mask = torch.ones_like(step_ids)
         ids, mask = torch.cat([ids, step_ids], 1), torch.cat([mask, step_mask.to(mask.dtype)], 1)
@@ -178,7 +178,7 @@ def generate(model, ids, mask, max_new_tokens, eos_ids=None, cached=True, **samp
     return written
 
 
-def eos_ids_of(config):
+def eos_ids_in(config):
     """eos_token_id of a config.json, as a list: it may be one id, several or none."""
     ends = config.get("eos_token_id")
     return [] if ends is None else ends if isinstance(ends, list) else [ends]

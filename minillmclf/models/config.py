@@ -5,7 +5,7 @@ that is built here, or an *inert* key that does not change the maths. Any other 
 answer, so it is an error, unless --ignore-config-key names it: then, at the user's risk, the key is
 left out, of saved files too.
 
-Each family has tables of what its config.json may hold (`Tables`); `read_config` checks it.
+Each family has tables of what its config.json may hold (`ConfigTables`); `read_config` checks it.
 """
 import os
 import re
@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import IGNORED, check_fields, read_json, short
-from .tensor_files import listed
+from ..files import IGNORED_KEYS, check_fields, read_json, short
+from .tensor_files import join_faults
 
 REQUIRED = object()
 
@@ -43,16 +43,16 @@ FIXED = dict(is_decoder=False, is_encoder_decoder=False, add_cross_attention=Fal
              cross_attention_hidden_size=None, tie_encoder_decoder=False, quantization_config=None)
 
 
-def all_of(kind, values):
+def all_instances(kind, values):
     return all(isinstance(value, kind) for value in values)
 
 
 # for `check_fields`: the keys that are read outside the families; null counts as missing
-COMMON = {
-    "architectures?": (lambda v: v is None or isinstance(v, list) and all_of(str, v),
+COMMON_KEYS = {
+    "architectures?": (lambda v: v is None or isinstance(v, list) and all_instances(str, v),
                        "a list of names"),
     "id2label?": (lambda v: v is None
-                  or isinstance(v, dict) and all_of((str, float, int), v.values()),
+                  or isinstance(v, dict) and all_instances((str, float, int), v.values()),
                   "an object with a name for each number"),
     "label2id?": (lambda v: v is None or isinstance(v, dict), "an object"),
     "num_labels?": (lambda v: v is None or type(v) is int and 0 < v <= 10**5,
@@ -63,7 +63,7 @@ COMMON = {
 }
 KINDS = {str: "a name", bool: "true or false", list: "a list", dict: "an object"}  # default's type
 # numeric fields that may be fractions: pattern of the name -> (test, what they should be)
-NUMBERS = {
+NUMBER_RANGES = {
     r".*_eps(ilon)?": (lambda v: 1e-30 <= v <= 1, "a number from 1e-30 to 1"),
     r".*(dropout|pdrop).*": (lambda v: 0 <= v < 1, "a number from 0 to below 1"),
     r".*softcapping": (lambda v: 1e-3 <= v <= 1e6, "a number from 0.001 to 1000000, or null"),
@@ -77,21 +77,22 @@ def read_model_config(folder):
         raise InputError(f"{where}: is not there: name the folder of a whole model; what was "
                          "trained beside a base is first merged with it: "
                          "python -m minillmclf.merge")
-    return check_fields(read_json(where), COMMON, where)
+    return check_fields(read_json(where), COMMON_KEYS, where)
 
 
 @contextmanager
-def ignoring(keys):
-    """with ignoring(["key"]): ...   Leave these keys out of any config.json if they are unknown."""
-    before = os.environ.get(IGNORED)
-    os.environ[IGNORED] = ",".join([before or "", *map(str, keys)])
+def ignoring_config_keys(keys):
+    """with ignoring_config_keys(["key"]): ...   These keys are left out where they are unknown."""
+    before = os.environ.get(IGNORED_KEYS)
+    os.environ[IGNORED_KEYS] = ",".join([before or "", *map(str, keys)])
     try:
         yield
     finally:
-        os.environ.pop(IGNORED) if before is None else os.environ.update({IGNORED: before})
+        os.environ.pop(IGNORED_KEYS)
+        os.environ.update({} if before is None else {IGNORED_KEYS: before})
 
 
-class Tables:
+class ConfigTables:
     """What a family's config.json may hold. Every family overrides some of these."""
 
     FIELDS = {}         # name -> default, or REQUIRED
@@ -106,13 +107,13 @@ class Tables:
 def read_config(config, family, where, **more):
     """A parsed config.json -> dict of the fields, and "ignored": unknown keys left out, if any.
 
-    family: a class with `Tables`; more: further rows for its FIXED. InputError names the file
+    family: a class with `ConfigTables`; more: further rows for its FIXED. InputError names the file
     (`where`), the keys and what is supported.
     """
     fields, fixed = family.FIELDS, FIXED | family.FIXED | more
     known = {*fields, *fixed, *family.INERT, *INERT}
     unknown = {key for key in config if key not in known and not key.startswith("unsloth_")}
-    ignored = unknown & set(os.environ.get(IGNORED, "").split(","))
+    ignored = unknown & set(os.environ.get(IGNORED_KEYS, "").split(","))
     faults = list(key_faults(config, fields, fixed, unknown - ignored))
     c = {key: config.get(key, default) for key, default in fields.items()}
     faults = faults or list(value_faults(c, family))
@@ -123,7 +124,7 @@ def read_config(config, family, where, **more):
     if faults:
         remedy = (". To go on without an unknown key, at your own risk: --ignore-config-key NAME"
                   if unknown - ignored else "")
-        raise InputError(f"{where}: {listed(faults, 6)}{remedy}")
+        raise InputError(f"{where}: {join_faults(faults, 6)}{remedy}")
     return c | {"ignored": sorted(ignored)} if ignored else c
 
 
@@ -146,7 +147,7 @@ def value_faults(c, family):
     for key, supported in family.CHOICES.items():
         for value in c[key] if isinstance(c[key], list) else [c[key]]:
             if not isinstance(value, str) or value not in supported:
-                yield not_supported(key, value, supported)
+                yield list_supported(key, value, supported)
     for whole, part, *lifting in family.MULTIPLES:
         lifted = any(c[key] is not None for key in lifting)
         if not lifted and c[part] is not None and c[whole] % c[part]:
@@ -161,7 +162,7 @@ def wrong_kind(key, value, default):
     for kind, words in KINDS.items():
         if isinstance(default, kind):
             return None if isinstance(value, kind) else words
-    for pattern, (test, words) in NUMBERS.items():
+    for pattern, (test, words) in NUMBER_RANGES.items():
         if re.fullmatch(pattern, key):
             return None if type(value) in (int, float) and test(value) else words
     least = 0 if key.endswith("token_id") else min(default, 1) if type(default) is int else 1
@@ -170,12 +171,12 @@ def wrong_kind(key, value, default):
     return None if type(value) is int and value >= least else f"a whole number from {least} up"
 
 
-def not_supported(key, value, supported):
+def list_supported(key, value, supported):
     return f"{key} = {short(value)} is not supported; supported: {', '.join(map(str, supported))}"
 
 
-def choose(table, name, key, where):
+def look_up(table, name, key, where):
     """table[name], or an InputError that lists what there is."""
     if not isinstance(name, str) or name not in table:
-        raise InputError(f"{where}: {not_supported(key, name, table)}")
+        raise InputError(f"{where}: {list_supported(key, name, table)}")
     return table[name]

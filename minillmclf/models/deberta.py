@@ -29,27 +29,27 @@ from .encoder import Encoder, MaskedLMHead
 from .layers import ACTIVATIONS
 
 
-def log_bucket(offset, buckets, most):
+def log_buckets(offset, buckets, max_distance):
     """Offsets (any shape) -> signed buckets: up to buckets / 2 an offset is its own bucket, beyond
     that the bucket grows with the logarithm of the offset.
 
-    most: the offset most - 1 falls into bucket buckets - 1, farther ones into higher buckets. In
+    Offset max_distance - 1 falls into bucket buckets - 1, farther ones into higher buckets. In
     fp32, as in training: where the quotient should be a whole number, rounding decides the bucket.
     """
     middle = buckets // 2
     far = (offset.abs().clamp(min=middle).float() / middle).log()
-    farthest = torch.tensor((most - 1) / middle, dtype=torch.float32).log()
+    farthest = torch.tensor((max_distance - 1) / middle, dtype=torch.float32).log()
     far = torch.ceil(far / farthest * (middle - 1)) + middle
     return torch.where(offset.abs() <= middle, offset, (far * offset.sign()).long())
 
 
-def table_row(offset, buckets, most):
+def table_rows(offset, buckets, max_distance):
     """Offsets query - key (any shape) -> rows of the table, 0 to 2 * span - 1; offset 0 is at span.
 
-    buckets: 0 for none. Then each offset has a row, and those from `most` on share the last one.
+    buckets: 0 for none. Then each offset has a row; those from max_distance on share the last one.
     """
-    span = buckets or most
-    bucket = log_bucket(offset, buckets, most) if buckets else offset
+    span = buckets or max_distance
+    bucket = log_buckets(offset, buckets, max_distance) if buckets else offset
     return (bucket + span).clamp(0, 2 * span - 1)
 
 
@@ -81,8 +81,7 @@ def disentangled_attention(q, k, v, positions, column, rows, dropout):
 class DebertaLayer(BertLayer):
     """BERT's block with disentangled attention.
 
-    The matrices that make keys and queries of offsets are those of words (share_att_key, all of
-    v3), or two of their own.
+    Keys and queries of offsets come from the matrices of words (share_att_key) or from two more.
     """
 
     def __init__(self, c):
@@ -111,7 +110,7 @@ class DebertaLayer(BertLayer):
         return self.mlp(self.attend(x, rows, table, column))
 
 
-def only(key, size):
+def size_rule(key, size):
     """A rule for `Tables.RULES`: a field is null or the one size that is built."""
     def rule(c):
         if c[key] not in (None, size(c)):
@@ -120,7 +119,7 @@ def only(key, size):
     return rule
 
 
-def offsets_known(c):
+def max_offset(c):
     """How far offsets reach: a value of -1 means the number of positions."""
     most = c["max_relative_positions"]
     return most if most > 0 else c["max_position_embeddings"]
@@ -147,14 +146,14 @@ class Deberta(Encoder):
     RULES = (
         lambda c: not c["relative_attention"] and "relative_attention = false (only true is built; "
         "where it is missing, it is false)",
-        only("embedding_size", lambda c: c["hidden_size"]),
-        only("pooler_hidden_size", lambda c: c["hidden_size"]),
-        only("attention_head_size", lambda c: c["hidden_size"] // c["num_attention_heads"]),
+        size_rule("embedding_size", lambda c: c["hidden_size"]),
+        size_rule("pooler_hidden_size", lambda c: c["hidden_size"]),
+        size_rule("attention_head_size", lambda c: c["hidden_size"] // c["num_attention_heads"]),
         lambda c: (c["position_buckets"] == 1
-                   or offsets_known(c) - 1 <= c["position_buckets"] // 2)
-        and f"position_buckets = {c['position_buckets']} with {offsets_known(c)} relative "
+                   or max_offset(c) - 1 <= c["position_buckets"] // 2)
+        and f"position_buckets = {c['position_buckets']} with {max_offset(c)} relative "
         "positions: there must be 2 or more buckets, and half of them fewer than "
-        f"{offsets_known(c) - 1}")
+        f"{max_offset(c) - 1}")
     ARCHITECTURES = {"body": "DebertaV2Model", "lm_head": "DebertaV2ForMaskedLM",
                      "classifier": "DebertaV2ForSequenceClassification"}
     ALIASES = (("", "deberta."),)        # a file of the body alone may leave the prefix out
@@ -185,13 +184,13 @@ class Deberta(Encoder):
     }
     # Two sets of names for one head: Microsoft's, which transformers writes if "legacy" is false,
     # and that of transformers. Both are read; the set that stands last in LM_NAMES is written.
-    MICROSOFT = {"lm_predictions.lm_head.dense": "lm_head.dense",
-                 "lm_predictions.lm_head.LayerNorm": "lm_head.norm",
-                 "lm_predictions.lm_head.bias": "lm_head.bias"}
-    LEGACY = {"cls.predictions.transform.dense": "lm_head.dense",
-              "cls.predictions.transform.LayerNorm": "lm_head.norm",
-              "cls.predictions.bias": "lm_head.bias"}
-    LM_NAMES = MICROSOFT | LEGACY
+    MICROSOFT_NAMES = {"lm_predictions.lm_head.dense": "lm_head.dense",
+                       "lm_predictions.lm_head.LayerNorm": "lm_head.norm",
+                       "lm_predictions.lm_head.bias": "lm_head.bias"}
+    LEGACY_NAMES = {"cls.predictions.transform.dense": "lm_head.dense",
+                    "cls.predictions.transform.LayerNorm": "lm_head.norm",
+                    "cls.predictions.bias": "lm_head.bias"}
+    LM_NAMES = MICROSOFT_NAMES | LEGACY_NAMES
     LM_TIES = {"cls.predictions.decoder.weight": "word_embeddings.weight",
                "cls.predictions.decoder.bias": "lm_head.bias"}
 
@@ -200,7 +199,7 @@ class Deberta(Encoder):
         self.config, self.width = c, c["hidden_size"]
         D, eps = self.width, c["layer_norm_eps"]
         absolute, types = c["position_biased_input"], c["type_vocab_size"]
-        self.buckets, self.most = max(c["position_buckets"], 0), offsets_known(c)
+        self.buckets, self.max_distance = max(c["position_buckets"], 0), max_offset(c)
         self.word_embeddings = nn.Embedding(c["vocab_size"], D)
         self.position_embeddings = None
         if absolute:
@@ -208,7 +207,7 @@ class Deberta(Encoder):
         self.type_embeddings = nn.Embedding(types, D) if types else None
         self.embedding_norm = nn.LayerNorm(D, eps=eps)
         self.dropout = nn.Dropout(c["hidden_dropout_prob"])
-        self.rel_embeddings = nn.Embedding(2 * (self.buckets or self.most), D)
+        self.rel_embeddings = nn.Embedding(2 * (self.buckets or self.max_distance), D)
         norm = c["norm_rel_ebd"] == "layer_norm"
         self.rel_norm = nn.LayerNorm(D, eps=eps) if norm else nn.Identity()
         self.layers = nn.ModuleList(DebertaLayer(c) for _ in range(c["num_hidden_layers"]))
@@ -219,14 +218,14 @@ class Deberta(Encoder):
         if not absolute:                        # Microsoft's files may hold them, unused
             self.NAMES = self.NAMES | {"deberta.embeddings.position_embeddings": None}
         if not c["legacy"]:
-            self.LM_NAMES = self.LEGACY | self.MICROSOFT
+            self.LM_NAMES = self.LEGACY_NAMES | self.MICROSOFT_NAMES
 
     @classmethod
-    def read(cls, config, where):
+    def config_fields(cls, config, where):
         terms = config.get("pos_att_type") or []
         if isinstance(terms, str):
             terms = [term.strip() for term in terms.lower().split("|")]
-        return super().read({**config, "pos_att_type": terms}, where)
+        return super().config_fields({**config, "pos_att_type": terms}, where)
 
     def embed(self, ids, rows, types):
         """ids (B, T) -> (N, D): word (+ position) (+ token type) embeddings, normalised."""
@@ -247,7 +246,8 @@ class Deberta(Encoder):
         distance, farthest = rows.distance(), rows.longest - 1
         # On the CPU, so that the same logarithm chooses the buckets wherever the model is.
         offsets = torch.arange(-farthest, farthest + 1, device="cpu")                # (2L - 1,)
-        needed, place = table_row(offsets, self.buckets, self.most).unique(return_inverse=True)
+        table_row = table_rows(offsets, self.buckets, self.max_distance)             # (2L - 1,)
+        needed, place = table_row.unique(return_inverse=True)            # (P,), (2L - 1,)
         table = self.rel_norm(self.rel_embeddings(needed.to(distance.device)))       # (P, D)
         return table, place.to(distance.device)[distance + farthest]
 

@@ -36,9 +36,9 @@ class Encoder(Backbone):
                              f"numbered from 0")
         return self.type_embeddings(rows.unpad(types))
 
-    def vocabulary(self):
+    def output_embeddings(self):
         """The last matrix of the masked-LM head (V, D): the word embeddings."""
-        return super().vocabulary() if self.lm_head is None else self.word_embeddings.weight
+        return super().output_embeddings() if self.lm_head is None else self.word_embeddings.weight
 
     def logits(self, hidden):
         """hidden (..., D) -> logits over the vocabulary (..., V); needs a masked-LM head."""

@@ -24,7 +24,7 @@ from ..files import short
 from .config import wrong_kind
 from .layers import root_mean_square_norm
 from .llama import Llama, LlamaLayer
-from .rotary import ROPE_KEYS, angles, read_two_ropes
+from .rotary import ROPE_KEYS, cos_sin, read_two_ropes
 
 TANH_GELU = "gelu_pytorch_tanh"
 LAYER_TYPES = {"sliding_attention": "has a window", "full_attention": "has none"}
@@ -79,7 +79,7 @@ class Gemma(Llama):
     ACTIVATION_ALIASES = {"gelu": TANH_GELU}
 
     @classmethod
-    def read(cls, config, where):
+    def config_fields(cls, config, where):
         if config.get("use_bidirectional_attention"):
             value = short(config["use_bidirectional_attention"])
             raise InputError(f"{where}: use_bidirectional_attention = {value} is not supported: a "
@@ -90,16 +90,16 @@ class Gemma(Llama):
         if len(meant) > 1:
             raise InputError(f"{where}: hidden_act and hidden_activation disagree: "
                              f"{short(', '.join(sorted(meant)))[1:-1]}")
-        return super().read(config | {"hidden_act": meant.pop()}, where)
+        return super().config_fields(config | {"hidden_act": meant.pop()}, where)
 
     @property
-    def word_factor(self):
+    def embedding_scale(self):
         return self.width ** 0.5
 
     def embed(self, ids, rows, types=None):
         x = self.word_embeddings(rows.unpad(ids))                                    # (N, D)
         # the factor has the dtype of x too: in bf16 55.4 becomes 55.5
-        return self.dropout(x * x.new_tensor(self.word_factor))
+        return self.dropout(x * x.new_tensor(self.embedding_scale))
 
 
 class Gemma2Layer(LlamaLayer):
@@ -112,10 +112,10 @@ class Gemma2Layer(LlamaLayer):
         self.cap = c["attn_logit_softcapping"]
 
     def attention(self, x, rows, rotation):
-        q, k, v = self.heads(x, rows, rotation)
+        q, k, v = self.rotated_heads(x, rows, rotation)
         q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)                        # (B, H, T, d)
         p = self.attention_dropout if self.training else 0.0
-        mixed = capped_attention(q, k, v, rows.causal(self.window), self.scale, self.cap, p)
+        mixed = capped_attention(q, k, v, rows.causal_mask(self.window), self.scale, self.cap, p)
         return self.o_proj(rows.merge_heads(mixed))                                  # differs
 
     def attend(self, x, rows, rotation):
@@ -146,26 +146,26 @@ class Gemma2(Gemma):
         "model.layers.{}.post_feedforward_layernorm": "layers.{}.mlp_post_norm",
     }
     ACTIVATION_KEY, ACTIVATION_ALIASES = "hidden_activation", {}
-    LAYER, PATTERN = Gemma2Layer, 2               # every PATTERN-th layer has no window
+    LAYER_CLASS, FULL_EVERY = Gemma2Layer, 2      # every PATTERN-th layer has no window
 
     @classmethod
-    def read(cls, config, where):
-        c, pattern = super().read(cls.CAPS | config, where), cls.pattern(config, where)
+    def config_fields(cls, config, where):
+        c, pattern = super().config_fields(cls.CAPS | config, where), cls.full_every(config, where)
         if not c["layer_types"]:
             c["layer_types"] = ["full_attention" if number % pattern == 0 else "sliding_attention"
                                 for number in range(1, c["num_hidden_layers"] + 1)]
         return c
 
     @classmethod
-    def pattern(cls, config, where):
+    def full_every(cls, config, where):
         """n, where every n-th layer has no window."""
-        return cls.PATTERN
+        return cls.FULL_EVERY
 
-    def layer(self, number):
+    def build_layer(self, number):
         c = self.config
         has_window = c["layer_types"][number] == "sliding_attention"
         window = c["sliding_window"] if has_window else math.inf
-        return self.LAYER(c, self.NORM, window, c["query_pre_attn_scalar"] ** -0.5)
+        return self.LAYER_CLASS(c, self.NORM, window, c["query_pre_attn_scalar"] ** -0.5)
 
     def logits(self, hidden):
         """hidden (..., D) -> logits over the vocabulary (..., V), capped."""
@@ -208,10 +208,10 @@ class Gemma3(Gemma2):
         "multi_modal_projector.*": None, "model.multi_modal_projector.*": None,
     }
     LM_TIES = Gemma2.LM_TIES | {"language_model.lm_head.weight": "word_embeddings.weight"}
-    LAYER, PATTERN = Gemma3Layer, 6
-    VISION = ("text_config", "vision_config", "mm_tokens_per_image", "boi_token_index",
-              "eoi_token_index", "image_token_index", "boi_token_id", "eoi_token_id",
-              "image_token_id")
+    LAYER_CLASS, FULL_EVERY = Gemma3Layer, 6
+    VISION_KEYS = ("text_config", "vision_config", "mm_tokens_per_image", "boi_token_index",
+                   "eoi_token_index", "image_token_index", "boi_token_id", "eoi_token_id",
+                   "image_token_id")
 
     @classmethod
     def own_config(cls, config):
@@ -219,24 +219,24 @@ class Gemma3(Gemma2):
         if "text_config" not in config:
             return config
         inner = config["text_config"]
-        outer = {key: value for key, value in config.items() if key not in cls.VISION}
+        outer = {key: value for key, value in config.items() if key not in cls.VISION_KEYS}
         if not isinstance(inner, dict) or inner.get("model_type", "gemma3_text") != "gemma3_text":
             raise InputError(f"config.json: text_config = {short(inner)} should describe a "
                              "gemma3_text")
         return inner | outer | {"model_type": "gemma3_text"}
 
     @classmethod
-    def pattern(cls, config, where):
+    def full_every(cls, config, where):
         found = {}
         for key in ("sliding_window_pattern", "_sliding_window_pattern"):
             if config.get(key) is not None:
-                if fault := wrong_kind(key, config[key], cls.PATTERN):
+                if fault := wrong_kind(key, config[key], cls.FULL_EVERY):
                     raise InputError(f"{where}: {key} = {short(config[key])} (should be {fault})")
                 found[key] = config[key]
         if len(set(found.values())) > 1:
             raise InputError(f"{where}: sliding_window_pattern and _sliding_window_pattern "
                              f"disagree: {found}")
-        return next(iter(found.values()), cls.PATTERN)
+        return next(iter(found.values()), cls.FULL_EVERY)
 
     @classmethod
     def read_rotation(cls, config, where):
@@ -244,7 +244,7 @@ class Gemma3(Gemma2):
 
     def run(self, layers, x, rows, context=None):
         c = self.config
-        fast, slow = (angles(c["rope"][kind], c["head_dim"], rows.positions, x.dtype)
+        fast, slow = (cos_sin(c["rope"][kind], c["head_dim"], rows.positions, x.dtype)
                        for kind in ("sliding_attention", "full_attention"))
         for layer in layers:
             x = layer(x, rows, fast if layer.window < math.inf else slow)            # differs

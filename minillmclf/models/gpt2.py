@@ -68,7 +68,7 @@ class GPT2(Decoder):
     CHOICES = {"activation_function": ACTIVATIONS}
     MULTIPLES = (("n_embd", "n_head"),)
     DERIVED = {"n_inner": lambda c: 4 * c["n_embd"]}
-    WIDTH, DEPTHS = "n_embd", {"layers": "n_layer"}
+    WIDTH_FIELD, DEPTH_FIELDS = "n_embd", {"layers": "n_layer"}
     ARCHITECTURES = {"body": "GPT2Model", "lm_head": "GPT2LMHeadModel",
                      "classifier": "GPT2ForSequenceClassification"}
     ALIASES = (("", "transformer."),)           # the first files have no prefix
@@ -96,7 +96,7 @@ class GPT2(Decoder):
         self.dropout = nn.Dropout(c["embd_pdrop"])
         self.layers = nn.ModuleList(GPT2Layer(c, number) for number in range(c["n_layer"]))
         self.final_norm = nn.LayerNorm(self.width, eps=c["layer_norm_epsilon"])
-        self.lm_head = self.own_head(lm_head)
+        self.lm_head = self.build_lm_head(lm_head)
 
     def embed(self, ids, rows, types=None):
         """ids (B, T) -> (N, D). Positions count real tokens, wherever the padding stands."""

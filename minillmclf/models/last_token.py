@@ -13,7 +13,7 @@ class FewQueries(Rows):
     """Rows with n queries each, while all tokens have keys and values.
 
     which: "first", "last", or a number n for each row's last n tokens; a row with fewer than n
-    repeats its first one.
+    repeats its first one. query_indices: (B * n,), where the queries stand among the N tokens.
     """
 
     def __init__(self, rows, which):
@@ -22,14 +22,14 @@ class FewQueries(Rows):
         starts = ends - rows.lengths.unsqueeze(1)
         back = torch.arange(n, 0, -1, device=ends.device)                        # (n,): n, ..., 1
         chosen = starts if which == "first" else (ends - back).maximum(starts)   # (B, n), below N
-        self.rows, self.which, self.chosen = rows, which, chosen.flatten()       # (B * n,)
-        self.mask, self.full, self.causal_masks = torch.ones_like(chosen).bool(), True, {}
-        self.position_ids = rows.positions[self.chosen].view(chosen.shape)      # (B, n)
+        self.rows, self.which, self.query_indices = rows, which, chosen.flatten()  # (B * n,)
+        self.mask, self.no_padding, self.causal_masks = torch.ones_like(chosen).bool(), True, {}
+        self.position_ids = rows.positions[self.query_indices].view(chosen.shape)  # (B, n)
         self.positions, self.longest, self.uniform = rows.positions, rows.longest, rows.uniform
         self.key_mask, self.key_position_ids = rows.key_mask, rows.key_position_ids
 
     def queries(self, x):
-        return x.index_select(0, self.chosen)
+        return x.index_select(0, self.query_indices)
 
     def keys_values(self, k, v):
         return self.rows.keys_values(k, v)
@@ -38,8 +38,8 @@ class FewQueries(Rows):
         return False                                   # query i of a row is not its token i
 
 
-def read_few(model, x, few, context=None):
-    """Runs the blocks of a model, the last one for few queries.
+def run_few_queries(model, x, few, context=None):
+    """Run the blocks of a model, the last one for few queries.
 
     x: (N, D), from `model.embed`; few: FewQueries; context: as in `model.run`. -> (B, n, D)
     """

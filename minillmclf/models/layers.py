@@ -1,7 +1,7 @@
 """Maths that several architectures share: padding, masks, attention, RMSNorm, activations.
 
 Shapes use one alphabet everywhere: B rows of a batch, T tokens of a padded row, S keys of a padded
-row (usually T), N real tokens of the whole batch, M queries, chosen among them (usually all N), H
+row (usually T), N real tokens of the whole batch, M of them that are queries (usually all N), H
 heads, K heads of keys and values, d width of a head, D width of the model, C classes, V vocabulary.
 
 Padding is handled in one class, `Rows`. A model first removes it: token ids (B, T) become vectors
@@ -37,31 +37,31 @@ class Rows:
 
     positions: (N,), the position of each token in its row. position_ids: (B, T), the positions of
     the queries; key_mask, key_position_ids: (B, S), which keys are tokens, and their positions.
-    Here queries and keys are all tokens; subclasses differ. longest: tokens of the longest row.
+    Here all tokens are both; subclasses have fewer queries or more keys. longest: of all rows.
     """
 
     def __init__(self, mask, layout=None):
-        layout = Layout.of(mask) if layout is None else layout
-        self.layout, self.mask, self.full = layout, layout.mask, layout.full
+        layout = Layout.from_mask(mask) if layout is None else layout
+        self.layout, self.mask, self.no_padding = layout, layout.mask, layout.no_padding
         self.lengths, self.longest = layout.lengths, layout.longest
         self.position_ids = layout.position_ids
         self.positions = self.unpad(self.position_ids)                          # (N,)
         self.key_mask, self.key_position_ids = self.mask, self.position_ids
-        self.uniform = self.full         # are all rows alike, so that one (1, T, S) mask fits all?
+        self.uniform = self.no_padding   # are all rows alike, so that one (1, T, S) mask fits all?
         self.causal_masks = {}           # window -> mask, the same in each layer
 
     def unpad(self, x):
         """(B, T, ...) -> (N, ...), the real tokens of all rows end to end."""
         x = x.flatten(0, 1)
-        return x if self.full else x.index_select(0, self.layout.places)
+        return x if self.no_padding else x.index_select(0, self.layout.indices)
 
     def pad(self, x):
         """(N, ...) -> (B, T, ...), zeros where there is no token."""
-        if not self.full:
-            x = x.new_zeros(self.mask.numel(), *x.shape[1:]).index_copy(0, self.layout.places, x)
+        if not self.no_padding:
+            x = x.new_zeros(self.mask.numel(), *x.shape[1:]).index_copy(0, self.layout.indices, x)
         return x.unflatten(0, self.mask.shape)
 
-    def last(self, x):
+    def final_tokens(self, x):
         """(N, ...) -> (B, ...), the last token of each row."""
         return x[self.lengths.cumsum(0) - 1]
 
@@ -94,17 +94,17 @@ class Rows:
         """
         return None if self.uniform else self.key_mask[:, None, None, :]
 
-    def causal(self, window=math.inf):
+    def causal_mask(self, window=math.inf):
         """(B, 1, T, S), True for the keys that a query sees: itself and the window - 1 before it.
 
         A query at padding has the position of the token beside the padding, and sees the same keys.
         """
         if window not in self.causal_masks:
-            self.causal_masks[window] = self.causal_mask(window)
+            self.causal_masks[window] = self.compute_causal_mask(window)
         return self.causal_masks[window]
 
-    def causal_mask(self, window):
-        """Compute what `causal` returns."""
+    def compute_causal_mask(self, window):
+        """Compute what `causal_mask` returns."""
         distance = self.distance()
         seen = (distance >= 0) & (distance < window) & self.key_mask[:len(distance), None, :]
         return seen.unsqueeze(1)
@@ -135,7 +135,7 @@ def causal_attention(q, k, v, rows, window=math.inf, dropout=0.0, scale=None):
     q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)        # (B, H, T, d), (B, K, S, d)
     triangle = rows.is_triangle(window)
     return rows.merge_heads(F.scaled_dot_product_attention(
-        q, k, v, attn_mask=None if triangle else rows.causal(window), is_causal=triangle,
+        q, k, v, attn_mask=None if triangle else rows.causal_mask(window), is_causal=triangle,
         dropout_p=dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1]))
 
 

@@ -16,7 +16,7 @@ from ..files import short
 from .backbone import Decoder
 from .config import REQUIRED
 from .layers import ACTIVATIONS, RMSNorm, causal_attention
-from .rotary import ROPE_KEYS, angles, read_rope, rotate
+from .rotary import ROPE_KEYS, cos_sin, read_rope, rotate
 
 
 class LlamaLayer(nn.Module):
@@ -45,7 +45,7 @@ class LlamaLayer(nn.Module):
         flat = self.q_proj(queries), self.k_proj(x), self.v_proj(x)
         return (vectors.unflatten(-1, (-1, self.head_dim)) for vectors in flat)
 
-    def heads(self, x, rows, rotation):
+    def rotated_heads(self, x, rows, rotation):
         """As `project`, with rotated queries and keys. rotation: cosines and sines (N, 1, d/2)."""
         q, k, v = self.project(x, rows.queries(x))
         cos, sin = rotation
@@ -53,7 +53,7 @@ class LlamaLayer(nn.Module):
 
     def attention(self, x, rows, rotation):
         """x: (N, D), normalised -> (M, D)."""
-        q, k, v = self.heads(x, rows, rotation)
+        q, k, v = self.rotated_heads(x, rows, rotation)
         p = self.attention_dropout if self.training else 0.0
         return self.o_proj(causal_attention(q, k, v, rows, self.window, p, self.scale))
 
@@ -83,7 +83,7 @@ class Llama(Decoder):
         head_dim=None, hidden_act="silu", max_position_embeddings=2048, rms_norm_eps=1e-6,
         attention_bias=False, mlp_bias=False, attention_dropout=0.0, tie_word_embeddings=False)
     FIXED = dict(partial_rotary_factor=1.0, rope_interleaved=False)
-    # rotary.py reads ROPE_KEYS, `read` layer_types; pretraining_tp only splits up a matmul
+    # rotary.py reads ROPE_KEYS, `config_fields` layer_types; pretraining_tp only splits up a matmul
     INERT = (*ROPE_KEYS, "pretraining_tp", "layer_types")
     CHOICES = {"hidden_act": ACTIVATIONS}
     MULTIPLES = (("hidden_size", "num_attention_heads", "head_dim"),
@@ -117,20 +117,20 @@ class Llama(Decoder):
         self.config, self.width, self.max_tokens = c, c["hidden_size"], c["max_position_embeddings"]
         self.word_embeddings = nn.Embedding(c["vocab_size"], self.width)
         self.dropout = nn.Identity()                    # of embeddings; GPT-2 has one, LLaMA none
-        self.layers = nn.ModuleList(self.layer(number) for number in range(c["num_hidden_layers"]))
+        self.layers = nn.ModuleList(map(self.build_layer, range(c["num_hidden_layers"])))
         self.final_norm = self.NORM(self.width, c["rms_norm_eps"])
-        self.lm_head = self.own_head(lm_head)
+        self.lm_head = self.build_lm_head(lm_head)
 
-    def layer(self, number):
-        """A new block number `number`; all are alike."""
+    def build_layer(self, number):
+        """A new block; `number` makes no difference here, but in Gemma 2."""
         c = self.config
         window = c.get("sliding_window") or math.inf
         return LlamaLayer(c, self.NORM, window, c["head_dim"] ** -0.5)
 
     @classmethod
-    def read(cls, config, where):
+    def config_fields(cls, config, where):
         """The checked fields of a config.json, those of FIXED included."""
-        c = cls.FIXED | super().read(config, where)
+        c = cls.FIXED | super().config_fields(config, where)
         kinds, count = config.get("layer_types"), c["num_hidden_layers"]
         if "layer_types" not in cls.FIELDS and kinds is not None:
             kind = "sliding_attention" if c.get("sliding_window") else "full_attention"
@@ -151,7 +151,7 @@ class Llama(Decoder):
     def run(self, layers, x, rows, context=None):
         """x: (N, D) through some of the blocks -> (M, D)."""
         c = self.config
-        rotation = angles(c["rope"], c["head_dim"], rows.positions, x.dtype)     # 2x (N, 1, d/2)
+        rotation = cos_sin(c["rope"], c["head_dim"], rows.positions, x.dtype)    # 2x (N, 1, d/2)
         for layer in layers:
             x = layer(x, rows, rotation)
         return x
@@ -167,6 +167,6 @@ class Mistral(Llama):
                      for kind, name in Llama.ARCHITECTURES.items()}
 
     @classmethod
-    def read(cls, config, where):
+    def config_fields(cls, config, where):
         # no window if it is null, 4096 if it is missing
-        return super().read({"sliding_window": 4096, **config}, where)
+        return super().config_fields({"sliding_window": 4096, **config}, where)

@@ -19,9 +19,9 @@ import torch
 
 from ..errors import InputError
 from ..files import short
-from .config import choose
+from .config import look_up
 
-KINDS = {                                          # rope_type -> the numbers that it needs
+ROPE_NUMBERS = {                                   # rope_type -> the numbers that it needs
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
@@ -37,7 +37,7 @@ def read_rope(config, where, theta=10000.0):
     that gives none. InputError if the two forms disagree.
     """
     parts = [config.get("rope_parameters"), config.get("rope_scaling")]
-    return join_rope([*parts, only_theta(config, "rope_theta")], where, theta)
+    return merge_ropes([*parts, theta_object(config, "rope_theta")], where, theta)
 
 
 def read_two_ropes(config, where, theta, local_theta):
@@ -51,18 +51,18 @@ def read_two_ropes(config, where, theta, local_theta):
         raise InputError(f"{where}: rope_parameters = {short(both)}: should hold one object for "
                          f"full_attention and one for sliding_attention")
     full = [both.get("full_attention"), config.get("rope_scaling"),
-            only_theta(config, "rope_theta")]
-    sliding = [both.get("sliding_attention"), only_theta(config, "rope_local_base_freq")]
-    return {"full_attention": join_rope(full, where, theta),
-            "sliding_attention": join_rope(sliding, where, local_theta)}
+            theta_object(config, "rope_theta")]
+    sliding = [both.get("sliding_attention"), theta_object(config, "rope_local_base_freq")]
+    return {"full_attention": merge_ropes(full, where, theta),
+            "sliding_attention": merge_ropes(sliding, where, local_theta)}
 
 
-def only_theta(config, key):
+def theta_object(config, key):
     """The base that a key of config.json holds, in the form of rope_parameters."""
     return None if config.get(key) is None else {"rope_theta": config[key]}
 
 
-def join_rope(parts, where, theta):
+def merge_ropes(parts, where, theta):
     """Merge several objects that describe one rotation (or are None or {}), and check them."""
     rope = {}
     for part in parts:
@@ -76,7 +76,7 @@ def join_rope(parts, where, theta):
                                  f"twice, as {short(rope[key])} and as {short(value)}: remove the "
                                  "wrong one")
     rope = {"rope_type": "default", "rope_theta": theta} | rope
-    needed = {"rope_theta", *choose(KINDS, rope["rope_type"], "rope_type", where)}
+    needed = {"rope_theta", *look_up(ROPE_NUMBERS, rope["rope_type"], "rope_type", where)}
     if rope.pop("partial_rotary_factor", 1) != 1:
         raise InputError(f"{where}: partial_rotary_factor other than 1 is not supported: whole "
                          "heads are rotated")
@@ -94,7 +94,7 @@ def join_rope(parts, where, theta):
     return rope
 
 
-def speeds(rope, width, device=None):
+def rotation_speeds(rope, width, device=None):
     """Radians per position of each pair of a head of `width` numbers, (d/2,), fp32."""
     exponents = torch.arange(0, width, 2, device=device).float() / width         # (d/2,), 2i / d
     speed = 1.0 / rope["rope_theta"] ** exponents
@@ -113,13 +113,13 @@ def llama3_speeds(speed, rope):
     return kept * speed + (1 - kept) * speed / rope["factor"]
 
 
-def angles(rope, width, positions, dtype):
+def cos_sin(rope, width, positions, dtype):
     """Cosines and sines for positions (N,) -> two (N, 1, d/2), the same for all heads.
 
     Computed in fp32, because in bf16 position 257 is 256, and anew in each pass, because no
     checkpoint would fill a stored buffer.
     """
-    angle = positions.float()[:, None, None] * speeds(rope, width, positions.device)
+    angle = positions.float()[:, None, None] * rotation_speeds(rope, width, positions.device)
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 

@@ -19,18 +19,18 @@ from torch import nn
 
 from ..errors import InputError
 from .backbone import Backbone
-from .config import REQUIRED, choose, read_config
+from .config import REQUIRED, look_up, read_config
 from .layers import ACTIVATIONS, RMSNorm, Rows
 
 
-def distance_buckets(distance, count, most):
+def distance_buckets(distance, count, max_distance):
     """Distances from 0 up -> buckets 0 .. count - 1.
 
     Half of the buckets hold one distance each, the others ranges that grow on a log scale. The last
-    one holds all distances from `most` on.
+    one holds all distances from `max_distance` on.
     """
     exact = count // 2
-    share = torch.log(distance.clamp(min=1).float() / exact) / math.log(most / exact)
+    share = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
     far = exact + (share * (count - exact)).long()
     return torch.where(distance < exact, distance, far.clamp(max=count - 1))
 
@@ -49,12 +49,12 @@ class T5Attention(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.heads, self.p = c["num_heads"], c["dropout_rate"]
+        self.heads, self.attention_dropout = c["num_heads"], c["dropout_rate"]
         D, inner = c["d_model"], c["num_heads"] * c["d_kv"]                      # inner = H*d
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(D, inner, bias=False) for _ in range(3))
         self.o_proj = nn.Linear(inner, D, bias=False)
 
-    def keys(self, x, rows):
+    def keys_values(self, x, rows):
         """x: (N, D) -> the keys and values that queries of `rows` look at, (B, H, S, d) each."""
         flat = self.k_proj(x), self.v_proj(x)
         return rows.keys_values(*(vectors.unflatten(-1, (self.heads, -1)) for vectors in flat))
@@ -62,7 +62,7 @@ class T5Attention(nn.Module):
     def forward(self, x, rows, k, v, bias):
         """x: (M, D), the queries of `rows`; k, v: (B, H, S, d); bias: added to scores. -> (M, D)"""
         q = rows.pad_heads(self.q_proj(x).unflatten(-1, (self.heads, -1)))       # (B, H, T, d)
-        mixed = biased_attention(q, k, v, bias, self.p if self.training else 0.0)
+        mixed = biased_attention(q, k, v, bias, self.attention_dropout if self.training else 0.0)
         return self.o_proj(rows.merge_heads(mixed))
 
 
@@ -81,17 +81,17 @@ class T5Layer(nn.Module):
     def attend(self, x, rows, bias):
         """x: (N, D) -> (M, D)."""
         normed = self.attention_norm(x)
-        k, v = self.attention.keys(normed, rows)                                 # (B, H, S, d)
+        k, v = self.attention.keys_values(normed, rows)                          # (B, H, S, d)
         mixed = self.attention(rows.queries(normed), rows, k, v, bias)           # (M, D)
         return rows.queries(x) + self.dropout(mixed)
 
-    def expand(self, x):
+    def mlp_inner(self, x):
         """x: (M, D) -> the inner values of the MLP, (M, F)."""
         return self.activation(self.up_proj(x))
 
     def mlp(self, x):
         """x: (M, D) -> (M, D)."""
-        inner = self.dropout(self.expand(self.mlp_norm(x)))                      # (M, F)
+        inner = self.dropout(self.mlp_inner(self.mlp_norm(x)))                   # (M, F)
         return x + self.dropout(self.down_proj(inner))
 
     def forward(self, x, rows, bias):
@@ -106,7 +106,7 @@ class GatedLayer(T5Layer):
         super().__init__(c)
         self.gate_proj = nn.Linear(c["d_model"], c["d_ff"], bias=False)
 
-    def expand(self, x):
+    def mlp_inner(self, x):
         return self.activation(self.gate_proj(x)) * self.up_proj(x)              # differs
 
 
@@ -136,23 +136,23 @@ class EncoderStack(nn.Module):
     def __init__(self, c, layer, count):
         super().__init__()
         self.buckets = c["relative_attention_num_buckets"]
-        self.most = c["relative_attention_max_distance"]
+        self.max_distance = c["relative_attention_max_distance"]
         self.relative_bias = nn.Embedding(self.buckets, c["num_heads"])
         self.layers = nn.ModuleList(layer(c) for _ in range(count))
         self.final_norm = RMSNorm(c["d_model"], c["layer_norm_epsilon"])
         self.dropout = nn.Dropout(c["dropout_rate"])
 
-    def bias(self, rows):
+    def attention_bias(self, rows):
         """What is added to scores, (B or 1, H, T, S); half of the buckets are for later keys."""
         distance, half = rows.distance(), self.buckets // 2                      # (B or 1, T, S)
-        bucket = distance_buckets(distance.abs(), half, self.most) + half * (distance < 0)
+        bucket = distance_buckets(distance.abs(), half, self.max_distance) + half * (distance < 0)
         bias = self.relative_bias(bucket).permute(0, 3, 1, 2)                    # (B or 1, H, T, S)
         mask = rows.padding_mask
         return bias if mask is None else bias.masked_fill(~mask, -math.inf)
 
     def forward(self, x, rows):
         """x: (N, D) -> (N, D)."""
-        bias = self.bias(rows)
+        bias = self.attention_bias(rows)
         for layer in self.layers:
             x = layer(x, rows, bias)
         return self.dropout(self.final_norm(x))
@@ -161,15 +161,16 @@ class EncoderStack(nn.Module):
 class DecoderStack(EncoderStack):
     """A stack with cross-attention. No later key is seen, so all buckets are for earlier ones."""
 
-    def bias(self, rows):
+    def attention_bias(self, rows):
         distance = rows.distance().clamp(min=0)                                  # differs
-        bucket = distance_buckets(distance, self.buckets, self.most)
-        return self.relative_bias(bucket).permute(0, 3, 1, 2).masked_fill(~rows.causal(), -math.inf)
+        bucket = distance_buckets(distance, self.buckets, self.max_distance)
+        bias = self.relative_bias(bucket).permute(0, 3, 1, 2)                    # (B or 1, H, T, S)
+        return bias.masked_fill(~rows.causal_mask(), -math.inf)
 
     def run(self, layers, x, rows, sources, source_mask):
         """x: (N, D) through some of the blocks -> (M, D). sources: {block: its k and v of the
         source}; source_mask: (B, 1, 1, S), or None if nothing is padded."""
-        bias, source_bias = self.bias(rows), None
+        bias, source_bias = self.attention_bias(rows), None
         if source_mask is not None:
             source_bias = x.new_zeros(source_mask.shape).masked_fill(~source_mask, -math.inf)
         for layer in layers:
@@ -188,7 +189,7 @@ def mlp_names(**names):
             for stack, place in (("encoder", 1), ("decoder", 2)) for file, ours in names.items()}
 
 
-BOTH_NAMES = {                  # rows that T5 and GatedT5 share
+SHARED_NAMES = {                # rows that T5 and GatedT5 share
     "shared": "word_embeddings",
     **attention_names("encoder.block.{}.layer.0.SelfAttention", "encoder.layers.{}.attention"),
     "encoder.block.{}.layer.0.layer_norm": "encoder.layers.{}.attention_norm",
@@ -214,8 +215,7 @@ BOTH_NAMES = {                  # rows that T5 and GatedT5 share
 class T5(Backbone):
     """T5 1.0: source and target ids -> one vector for each token of the target.
 
-    Its logits are (D^-0.5 * states) times the word embeddings. T5 1.1 and later multiply the states
-    as they are with a matrix of their own.
+    Its logits are (D^-0.5 * states) times the word embeddings; T5 1.1 has a matrix of its own.
     """
 
     KIND = "encoder-decoder"
@@ -237,27 +237,27 @@ class T5(Backbone):
         lambda c: c["decoder_start_token_id"] >= c["vocab_size"]
         and f"decoder_start_token_id {c['decoder_start_token_id']} should lie below vocab_size "
         f"{c['vocab_size']}")
-    WIDTH = "d_model"
-    DEPTHS = {"encoder.layers": "num_layers", "decoder.layers": "num_decoder_layers"}
+    WIDTH_FIELD = "d_model"
+    DEPTH_FIELDS = {"encoder.layers": "num_layers", "decoder.layers": "num_decoder_layers"}
     ARCHITECTURES = {"body": "T5Model", "lm_head": "T5ForConditionalGeneration",
                      "classifier": "T5ForSequenceClassification"}
-    CLASSIFIER_PREFIX, BLOCKS = "transformer.", "decoder.layers"
+    CLASSIFIER_PREFIX, BLOCKS_PATH = "transformer.", "decoder.layers"
     FULL_PRECISION = ("down_proj",)            # its results are T5's largest numbers
     ALIASES = ((CLASSIFIER_PREFIX, ""),)
-    NAMES = BOTH_NAMES | mlp_names(wi="up_proj", wo="down_proj")
+    NAMES = SHARED_NAMES | mlp_names(wi="up_proj", wo="down_proj")
     LM_NAMES = {"lm_head": "lm_head"}
     TIES = dict.fromkeys(("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
                          "word_embeddings.weight")
     LM_TIES = {"lm_head.weight": "word_embeddings.weight"}     # if tied and scaled
-    LAYERS = (T5Layer, DecoderLayer)
+    LAYER_CLASSES = (T5Layer, DecoderLayer)
 
     def __init__(self, c, lm_head):
         super().__init__()
         self.config, self.width, self.head_dropout = c, c["d_model"], c["classifier_dropout"]
         self.word_embeddings = nn.Embedding(c["vocab_size"], self.width)
         self.dropout = nn.Dropout(c["dropout_rate"])
-        self.encoder = EncoderStack(c, self.LAYERS[0], c["num_layers"])
-        self.decoder = DecoderStack(c, self.LAYERS[1], c["num_decoder_layers"])
+        self.encoder = EncoderStack(c, self.LAYER_CLASSES[0], c["num_layers"])
+        self.decoder = DecoderStack(c, self.LAYER_CLASSES[1], c["num_decoder_layers"])
         self.tied, scaled = c["tie_word_embeddings"], c["scale_decoder_outputs"]
         self.output_scale = self.width ** -0.5 if scaled else 1.0
         # transformers 5 writes "tied" into all files; without a scale lm_head.weight is no copy
@@ -270,7 +270,7 @@ class T5(Backbone):
     def from_config(cls, config, lm_head=False, where="config.json"):
         """As for every family; a T5 or a GatedT5, by `feed_forward_proj`."""
         name = config.get("feed_forward_proj", "relu")
-        kind, activation = choose(FEED_FORWARD, name, "feed_forward_proj", where)
+        kind, activation = look_up(FEED_FORWARD, name, "feed_forward_proj", where)
         config = {"scale_decoder_outputs": config.get("tie_word_embeddings", True), **config}
         c = read_config(config, cls, where, dense_act_fn=activation,
                         is_gated_act=name.startswith("gated-"))
@@ -307,11 +307,11 @@ class T5(Backbone):
         memory, rows = self.read_source(ids, mask)
         return rows.pad(memory)
 
-    def context(self, memory, rows):
+    def decoder_context(self, memory, rows):
         """What the decoder needs of a source, computed once: {block: its keys and values of the
         source}, and the padding mask. memory: (N, D), of the encoder; rows: of the source."""
-        sources = {layer: layer.cross_attention.keys(memory, rows) for layer in self.decoder.layers}
-        return sources, rows.padding_mask
+        return {layer: layer.cross_attention.keys_values(memory, rows)
+                for layer in self.decoder.layers}, rows.padding_mask
 
     # ------------------------------------------------------------------------- target
 
@@ -326,11 +326,12 @@ class T5(Backbone):
 
     def prepare(self, ids, mask, types=None, layout=None):
         """For a classifier, which reads the decoder's states: the text is source and target."""
-        source, rows = self.read_source(ids, mask, layout), self.rows(mask, layout)
-        return self.embed(self.shift_right(ids, mask, layout), rows), rows, self.context(*source)
+        context = self.decoder_context(*self.read_source(ids, mask, layout))
+        rows = self.make_rows(mask, layout)
+        return self.embed(self.shift_right(ids, mask, layout), rows), rows, context
 
     def run(self, layers, x, rows, context):
-        """x: (N, D) through some of the decoder's blocks -> (M, D). context: as of `context`."""
+        """x: (N, D) through some of the decoder's blocks -> (M, D). context: `decoder_context`."""
         return self.decoder.run(layers, x, rows, *context)
 
     def finish(self, x):
@@ -338,17 +339,18 @@ class T5(Backbone):
 
     def decode(self, decoder_ids, decoder_mask, memory, memory_mask):
         """Target ids and mask (B, T), memory (B, S, D) and mask (B, S) -> hidden (B, T, D)."""
-        rows, source = self.rows(decoder_mask), Rows(memory_mask)
-        return rows.pad(self.hidden(decoder_ids, rows, self.context(source.unpad(memory), source)))
+        rows, source = self.make_rows(decoder_mask), Rows(memory_mask)
+        context = self.decoder_context(source.unpad(memory), source)
+        return rows.pad(self.hidden_states(decoder_ids, rows, context))
 
     def forward(self, ids, mask, decoder_ids, decoder_mask):
         """Source ids and mask (B, S), target ids, shifted right, and mask (B, T) -> (B, T, D)."""
         return self.decode(decoder_ids, decoder_mask, self.encode(ids, mask), mask)
 
-    def prompt(self, ids, mask):
+    def prepare_prompt(self, ids, mask):
         """Source ids and mask (B, S) -> start token ids and their mask (B, 1), context."""
         start = ids.new_full((len(ids), 1), self.config["decoder_start_token_id"])
-        return start, torch.ones_like(start), self.context(*self.read_source(ids, mask))
+        return start, torch.ones_like(start), self.decoder_context(*self.read_source(ids, mask))
 
     def logits(self, hidden):
         """hidden (..., D) -> logits over the vocabulary (..., V)."""
@@ -358,8 +360,8 @@ class T5(Backbone):
 class GatedT5(T5):
     """T5 1.1, FLAN-T5 and UL2: as T5, with gated MLPs."""
 
-    NAMES = BOTH_NAMES | mlp_names(wi_0="gate_proj", wi_1="up_proj", wo="down_proj")
-    LAYERS = (GatedLayer, GatedDecoderLayer)
+    NAMES = SHARED_NAMES | mlp_names(wi_0="gate_proj", wi_1="up_proj", wo="down_proj")
+    LAYER_CLASSES = (GatedLayer, GatedDecoderLayer)
 
 
 # feed_forward_proj -> class, activation

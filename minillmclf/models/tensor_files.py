@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import InputError
-from ..files import read_json, replacing, short, write_text
+from ..files import read_json, replacing_file, short, write_text
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
 # pattern of a tensor's name that is not in NAMES -> what is wrong, and what to do
 REMEDIES = (
@@ -40,17 +40,15 @@ def open_tensors(path):
 
 
 def read_tensor(path, name):
-    """A copy of one tensor of a file.
-
-    So a model that loads never holds more than one tensor twice, and does not change with its file.
-    """
+    """A copy of one tensor of a file, so that a model does not change when its file does. Only one
+    tensor at a time is in memory twice."""
     with open_tensors(path) as file:
         return file.get_tensor(name).clone()
 
 
 def write_tensors(path, tensors, metadata):
     """Write one safetensors file completely, or leave an earlier one as it was."""
-    with replacing(path) as temporary:
+    with replacing_file(path) as temporary:
         try:
             save_file(tensors, str(temporary), metadata=metadata)
         except SafetensorError as error:
@@ -63,16 +61,17 @@ def find_tensors(folder):
     They lie in model.safetensors, or in shards with an index. A tensor that the index does not name
     is no part of the model.
     """
-    if (folder / SINGLE).exists():
-        with open_tensors(folder / SINGLE) as file:
-            return dict.fromkeys(file.keys(), folder / SINGLE)
-    if (folder / INDEX).exists():
-        return find_shards(folder / INDEX)
+    if (folder / SINGLE_FILE).exists():
+        with open_tensors(folder / SINGLE_FILE) as file:
+            return dict.fromkeys(file.keys(), folder / SINGLE_FILE)
+    if (folder / INDEX_FILE).exists():
+        return find_shards(folder / INDEX_FILE)
     if list(folder.glob("*.bin")):
         raise InputError(f"{folder}: only .bin files, which are pickles and never opened here; "
                          "convert once with transformers: "
                          "AutoModel.from_pretrained(DIR).save_pretrained(DIR)")
-    raise InputError(f"{folder}: neither {SINGLE} nor {INDEX} is there: download or save it again")
+    raise InputError(f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE} is there: download or save "
+                     "it again")
 
 
 def find_shards(index):
@@ -88,7 +87,7 @@ def find_shards(index):
         elif not os.path.isfile(folder / shard):
             faults.append(f"shard {short(shard)[1:-1]} is not there")
     if faults:
-        raise InputError(f"{index}: {listed(faults)}: download the folder again")
+        raise InputError(f"{index}: {join_faults(faults)}: download the folder again")
     for shard in shards:
         with open_tensors(folder / shard) as file:
             held[shard] = set(file.keys())
@@ -104,7 +103,7 @@ def remedy_for(name):
     return next(text for sign, text in REMEDIES if re.search(sign, name))
 
 
-def listed(faults, most=8):
+def join_faults(faults, most=8):
     """The first faults in one line, and how many more there are."""
     more = [f"and {len(faults) - most} more"] if len(faults) > most else []
     return "; ".join(faults[:most] + more)
@@ -121,7 +120,7 @@ def write_checkpoint(folder, config, tensors, dtype=torch.float32, shard_bytes=S
     config = {**config, "dtype": str(dtype).removeprefix("torch.")}
     config.pop("torch_dtype", None)
     shards = cut_shards(tensors, dtype.itemsize, shard_bytes)
-    files = [SINGLE]
+    files = [SINGLE_FILE]
     if len(shards) > 1:
         files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors"
                  for number in range(1, len(shards) + 1)]
@@ -135,10 +134,10 @@ def write_checkpoint(folder, config, tensors, dtype=torch.float32, shard_bytes=S
         index = {"metadata": {"total_size": total * dtype.itemsize, "total_parameters": total},
                  "weight_map": {name: file for file, names in zip(files, shards)
                                 for name in names}}
-        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+        write_text(folder / INDEX_FILE, json.dumps(index, indent=2) + "\n")
     write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     stale = {path for path in folder.glob("model-*-of-*.safetensors") if path.name not in files}
-    for path in stale | {folder / (SINGLE if len(files) > 1 else INDEX)}:
+    for path in stale | {folder / (SINGLE_FILE if len(files) > 1 else INDEX_FILE)}:
         path.unlink(missing_ok=True)
 
 

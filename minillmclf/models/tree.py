@@ -2,7 +2,7 @@
 
     prompt -> " very" -> " good"       " very good", " very bad" and " bad" have four edges, of a
            |          -> " bad"        token each. The probability of an edge is read at its start.
-           -> " bad"                   So the model reads the prompt and " very", not the leaves.
+           -> " bad"                   So the model reads the prompt and " very", but no leaf.
 
 Each node sees the prompt and its ancestors, and has the position that its token has in a text, so
 the result is that of one pass per continuation ("tree attention", Miao et al. 2023, "SpecInfer").
@@ -14,13 +14,13 @@ from torch import nn
 
 from ..errors import InputError
 from ..text.batch import Layout
-from .cache import CachedRows, start
-from .last_token import FewQueries, read_few
+from .cache import CachedRows, new_cache
+from .last_token import FewQueries, run_few_queries
 
-AT_ONCE = 2**24         # logits that are held at a time without gradients
+MAX_LOGITS = 2**24      # in memory at a time, if no gradients are needed
 
 
-class Tree(nn.Module):
+class TokenTree(nn.Module):
     """L sequences of token ids, their shared beginnings merged into E edges and M inner nodes.
 
     An edge adds a token. If another edge follows it, it ends in an inner node, 1 .. M; node 0 is
@@ -45,47 +45,47 @@ class Tree(nn.Module):
         # edge -> the edges from the prompt up to it, itself included
         upto = {edge: path[:depth] for path in self.paths for depth, edge in enumerate(path, 1)}
         sees = [[other in upto[edge] for other in inner] for edge in inner]
-        numbers = {"tokens": tokens,                                  # (E,)
-                   "begins": [node[edge] for edge in before],         # (E,), nodes at their starts
-                   "fed": [tokens[edge] for edge in inner],           # (M,), tokens of the nodes
-                   "depths": [len(upto[edge]) - 1 for edge in inner]}                     # (M,)
+        numbers = {"edge_tokens": tokens,                              # (E,)
+                   "edge_starts": [node[edge] for edge in before],     # (E,), the nodes there
+                   "node_tokens": [tokens[edge] for edge in inner],    # (M,)
+                   "node_depths": [len(upto[edge]) - 1 for edge in inner]}                   # (M,)
         for name, values in numbers.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.long), persistent=False)
         sees = torch.tensor(sees, dtype=torch.bool).view(len(inner), len(inner))
-        self.register_buffer("sees", sees, persistent=False)          # (M, M), node sees node
+        self.register_buffer("node_mask", sees, persistent=False)          # (M, M), node sees node
         steps = torch.zeros(len(sequences), len(edges))
         for number, path in enumerate(self.paths):
             steps[number, path] = 1.0
-        self.register_buffer("steps", steps, persistent=False)        # (L, E), 1.0: on its path
+        self.register_buffer("on_path", steps, persistent=False)        # (L, E), 1.0: on its path
 
-    def hide(self, seen):
+    def hide_branches(self, seen):
         """seen: (B, 1, T, S), a causal mask whose last M queries and keys are the nodes -> the
         mask in which each of them sees no nodes but its ancestors and itself."""
-        M = len(self.fed)
+        M = len(self.node_tokens)
         if M:                                                         # -0: would be all
-            seen[:, :, -M:, -M:] &= self.sees
+            seen[:, :, -M:, -M:] &= self.node_mask
         return seen
 
-    def sums(self, edges):
+    def sum_paths(self, edges):
         """Log-probabilities of edges (B, E) -> of whole sequences (B, L)."""
-        return edges @ self.steps.to(edges.dtype).T
+        return edges @ self.on_path.to(edges.dtype).T
 
 
 class TreeRows(CachedRows):
     """Rows of prompts, mask (B, T), each followed by the inner nodes of a tree."""
 
     def __init__(self, mask, tree, cache):
-        Layout.of(mask)                                      # refuses a row without a prompt
-        M = len(tree.fed)
+        Layout.from_mask(mask)                               # refuses a row without a prompt
+        M = len(tree.node_tokens)
         nodes = mask.new_ones(len(mask), M, dtype=torch.bool)
         super().__init__(torch.cat([mask.bool(), nodes], 1), cache)
         self.tree, prompts = tree, self.key_mask.sum(1, keepdim=True) - M                 # (B, 1)
-        # not the places of the nodes, but `depths` more than the first place after the prompt
-        self.key_position_ids[:, self.key_mask.shape[1] - M:] = prompts + tree.depths
-        self.place_queries()
+        # position of a node: that of the first token after the prompt, plus the node's depth
+        self.key_position_ids[:, self.key_mask.shape[1] - M:] = prompts + tree.node_depths
+        self.set_query_positions()
 
-    def causal_mask(self, window):
-        return self.tree.hide(super().causal_mask(window))
+    def compute_causal_mask(self, window):
+        return self.tree.hide_branches(super().compute_causal_mask(window))
 
     def is_triangle(self, window):
         return False
@@ -95,29 +95,30 @@ class TreeQueries(FewQueries):
     """The queries of TreeRows that are read: the end of each prompt and the nodes."""
 
     def __init__(self, rows):
-        super().__init__(rows, len(rows.tree.fed) + 1)
+        super().__init__(rows, len(rows.tree.node_tokens) + 1)
 
-    def causal_mask(self, window):
-        return self.rows.tree.hide(super().causal_mask(window))
+    def compute_causal_mask(self, window):
+        return self.rows.tree.hide_branches(super().compute_causal_mask(window))
 
 
-def log_probs(model, ids, mask, tree, cache=None, context=None):
+def tree_log_probs(model, ids, mask, tree, cache=None, context=None):
     """Log-probability of each edge of a tree, given the prompt and the edges before it -> (B, E).
 
-    ids, mask (B, T), with a token in every row, and context: as of `Backbone.prompt`. cache: of B
-    rows, what stands before these (`prefill`).
+    ids, mask (B, T), with a token in every row, and context: of `Backbone.prepare_prompt`.
+    cache: keys and values of B rows that stand before these (`prefill`).
     """
-    rows = TreeRows(mask, tree, start(model, len(ids)) if cache is None else cache)
-    ids = torch.cat([ids, tree.fed.expand(len(ids), -1)], 1)
-    states = read_few(model, model.embed(ids, rows), TreeQueries(rows), context)
-    size = states.shape[1] * len(model.vocabulary())                   # logits of a row, (M + 1) V
-    count = len(ids) if torch.is_grad_enabled() else max(1, AT_ONCE // size)
-    return torch.cat([edges_of(model.logits(part).float(), tree) for part in states.split(count)])
+    rows = TreeRows(mask, tree, new_cache(model, len(ids)) if cache is None else cache)
+    ids = torch.cat([ids, tree.node_tokens.expand(len(ids), -1)], 1)
+    states = run_few_queries(model, model.embed(ids, rows), TreeQueries(rows), context)
+    size = states.shape[1] * len(model.output_embeddings())            # logits of a row, (M + 1) V
+    count = len(ids) if torch.is_grad_enabled() else max(1, MAX_LOGITS // size)
+    return torch.cat([edge_log_probs(model.logits(part).float(), tree)
+                      for part in states.split(count)])
 
 
-def edges_of(logits, tree):
+def edge_log_probs(logits, tree):
     """logits (B, M + 1, V) at the nodes of a tree -> log-probabilities of its edges (B, E)."""
-    return logits[:, tree.begins, tree.tokens] - logits.logsumexp(-1)[:, tree.begins]
+    return logits[:, tree.edge_starts, tree.edge_tokens] - logits.logsumexp(-1)[:, tree.edge_starts]
 
 
 def pad_right(ids, mask):
@@ -126,8 +127,8 @@ def pad_right(ids, mask):
     return ids.gather(1, order), mask.gather(1, order)
 
 
-def shared(ids, mask):
-    """ids, mask: (B, T), padded on the right -> how many first tokens all rows share, but for
-    at least one token of each row."""
+def num_shared_tokens(ids, mask):
+    """ids, mask: (B, T), padded on the right -> how many first tokens all rows share: at most all
+    but one of the shortest row."""
     alike = ((ids == ids[:1]) & mask.bool()).all(0).long().cumprod(0).sum()
     return int(torch.minimum(alike, mask.sum(1).min() - 1))

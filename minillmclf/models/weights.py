@@ -16,9 +16,9 @@ from torch import nn
 from ..errors import InputError
 from ..files import find_model, short
 from .config import read_model_config
-from .tensor_files import find_tensors, listed, open_tensors, read_tensor, remedy_for
+from .tensor_files import find_tensors, join_faults, open_tensors, read_tensor, remedy_for
 
-WRAPPED = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")  # DataParallel, torch.compile
+WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")  # DataParallel, torch.compile
 READABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")   # dtypes, as safetensors names them
 # end of a name in the file -> end of the path; gamma and beta: old names in norms
 LEAVES = {".weight": ".weight", ".bias": ".bias", ".gamma": ".weight", ".beta": ".bias", "": ""}
@@ -26,7 +26,7 @@ OWN_HEADS = {"minillmclf_*": None}       # our heads' tensors are dropped where 
 
 
 @dataclass
-class Table:
+class RenameTable:
     """The rename table of a model, with what else is known of its files.
 
     names: name in the file -> path or None; a row "x.*" drops all that begins with "x.". ties: name
@@ -45,10 +45,10 @@ class Table:
         more = (new + name[len(old):] for old, new in self.aliases if name.startswith(old))
         return [name, *more]
 
-    def path(self, name):
+    def path_of(self, name):
         """The path of a tensor in the file; None if it is dropped; KeyError if no row fits."""
         for alias in self.aliases_of(name):
-            for pattern, layer in ((alias, ""), generic(alias)):
+            for pattern, layer in ((alias, ""), split_layer_number(alias)):
                 for leaf, own_leaf in LEAVES.items():
                     row = pattern.removesuffix(leaf)
                     if pattern.endswith(leaf) and row in self.names:
@@ -68,7 +68,7 @@ class Table:
         by_path = {ours: file for file, ours in self.names.items() if ours is not None}
         found = {}
         for path in paths:
-            pattern, layer = generic(path)
+            pattern, layer = split_layer_number(path)
             module, leaf = os.path.splitext(pattern)         # "norm.bias" -> "norm", ".bias"
             name = by_path.get(pattern) or module in by_path and by_path[module] + leaf
             if name:
@@ -81,7 +81,7 @@ class Table:
         return leaf == "weight" and module.rpartition(".")[2] in self.transposed
 
 
-def generic(name):
+def split_layer_number(name):
     """"layers.3.q_proj.bias" -> ("layers.{}.q_proj.bias", "3"); "norm.bias" -> ("norm.bias", "")"""
     layer = re.search(r"\.(\d+)\.", name)
     if layer is None:
@@ -90,17 +90,17 @@ def generic(name):
 
 
 @dataclass
-class Report:
+class LoadReport:
     """What became of every tensor. loaded, tied: {name in the file: path}; dropped: names in the
-    file; fresh: paths of newly initialised parameters, which the file does not have."""
+    file; newly_initialised: paths of the parameters that the file does not have."""
     loaded: dict = field(default_factory=dict)
     tied: dict = field(default_factory=dict)
     dropped: list = field(default_factory=list)
-    fresh: list = field(default_factory=list)
+    newly_initialised: list = field(default_factory=list)
 
-    def line(self):
-        """The numbers of tensors, in one line; the command `inspect` prints the names."""
-        counts = {"tied": self.tied, "dropped": self.dropped, "new": self.fresh}
+    def summary(self):
+        """How many tensors, in one line; the command `inspect` prints their names."""
+        counts = {"tied": self.tied, "dropped": self.dropped, "new": self.newly_initialised}
         more = (f", {len(names)} {word}" for word, names in counts.items() if names)
         return f"{len(self.loaded)} tensors loaded" + "".join(more)
 
@@ -116,16 +116,16 @@ class Checkpoint:
         self.folder = find_model(folder)
         self.config = read_model_config(self.folder)
         found = find_tensors(self.folder)
-        self.stored = {WRAPPED.sub("", name): name for name in found}
-        if len(self.stored) < len(found):
+        self.stored_names = {WRAPPERS.sub("", name): name for name in found}
+        if len(self.stored_names) < len(found):
             raise InputError(f"{self.folder}: holds tensors twice, as they are and behind module. "
                              f"or _orig_mod. (DataParallel, torch.compile): save it unwrapped")
-        self.files = {name: found[stored] for name, stored in self.stored.items()}
+        self.files = {name: found[stored] for name, stored in self.stored_names.items()}
         self.shapes, self.dtypes = {}, {}
         for path in sorted(set(self.files.values())):
             with open_tensors(path) as file:
                 for name in (name for name, holder in self.files.items() if holder == path):
-                    view = file.get_slice(self.stored[name])
+                    view = file.get_slice(self.stored_names[name])
                     self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), view.get_dtype()
 
     def __contains__(self, name):
@@ -133,30 +133,30 @@ class Checkpoint:
 
     def tensor(self, name):
         """Read one tensor; it does not share memory with the file."""
-        return read_tensor(self.files[name], self.stored[name])
+        return read_tensor(self.files[name], self.stored_names[name])
 
 
-def place(model, path, tensor):
+def set_tensor(model, path, tensor):
     """Make `tensor` the parameter at `path`."""
     module, _, leaf = path.rpartition(".")
     setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))
 
 
-def fill(model, checkpoint, table, fresh=(), dtype=torch.float32, place=place):
-    """Load a checkpoint's tensors into `model` by its rename table -> Report.
+def load_parameters(model, checkpoint, table, optional=(), dtype=torch.float32, place=set_tensor):
+    """Load a checkpoint's tensors into `model` by its rename table -> LoadReport.
 
-    fresh: regular expressions for the paths that the file may lack. place(model, path, tensor):
-    puts one tensor in. `model` may be on the "meta" device: then no tensor is in memory twice.
-    InputError names every fault; `model` is then unusable.
+    optional: regular expressions for the paths that the file may lack. place(model, path, tensor)
+    sets one parameter. With a `model` on the device "meta" no tensor is in memory twice. InputError
+    names every fault; `model` is then unusable.
     """
-    parameters, report, faults, filled = dict(model.named_parameters()), Report(), [], {}
+    parameters, report, faults, filled = dict(model.named_parameters()), LoadReport(), [], {}
     remedy = "download the files again, or save the model again"
     for name, shape in checkpoint.shapes.items():
         if table.tied_to(name):
             report.tied[name] = table.tied_to(name)
             continue
         try:
-            ours = table.path(name)
+            ours = table.path_of(name)
         except KeyError:
             faults.append(f"{short(name, 120)} {shape} is no tensor of {table.title}")
             remedy = remedy_for(name)
@@ -170,12 +170,13 @@ def fill(model, checkpoint, table, fresh=(), dtype=torch.float32, place=place):
         else:
             report.loaded[name], filled[ours] = ours, name
             faults += shape_fault(name, shape, ours, parameters[ours], table.is_transposed(ours))
-    report.fresh = [path for path in parameters if path not in filled]
+    report.newly_initialised = unfilled = [path for path in parameters if path not in filled]
     faults += [f"nothing in the file fills {path} {tuple(parameters[path].shape)}"
-               for path in report.fresh if not any(re.match(pattern, path) for pattern in fresh)]
+               for path in unfilled if not any(re.match(pattern, path) for pattern in optional)]
     faults = faults or place_tensors(model, checkpoint, report, table, dtype, place)
     if faults:
-        raise InputError(f"{checkpoint.folder}: {len(faults)} faults: {listed(faults)}: {remedy}")
+        raise InputError(f"{checkpoint.folder}: {len(faults)} faults: "
+                         f"{join_faults(faults)}: {remedy}")
     return report
 
 
@@ -208,7 +209,7 @@ def place_tensors(model, checkpoint, report, table, dtype, place):
     return faults
 
 
-def export(model, table):
+def export_tensors(model, table):
     """The model's parameters -> {name in the file: tensor}. KeyError for a parameter without a
     row: the file would lack it."""
     parameters = {path: parameter.detach() for path, parameter in model.named_parameters()}

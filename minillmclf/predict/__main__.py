@@ -4,12 +4,12 @@
   python -m minillmclf.predict --model runs/mine --data new.csv --out answers.csv
   cat lines.txt | python -m minillmclf.predict --model runs/mine > answers.jsonl
 
-Answers carry the texts (text, or text_a, text_b, ...), the label (of several "a|b", of none "")
-and the probability of each class, in the order of the input: JSON lines, or CSV where --out ends in
-.csv (or with --format csv). The other columns of --data come first, as they were, and keep their
-names. Where one of these is a name of the answer, the text columns keep their own names too, the
-answered label is called predicted, and any other name gets a number (p_yes_2). Cells are as in any
-data file: one that begins with =, +, - or @ is not changed, so let no spreadsheet compute it.
+Answers come in the order of the input. Each has the texts (text, or text_a, text_b, ...), the label
+(several labels as "a|b", none as "") and the probability of each class: JSON lines, or CSV if --out
+ends in .csv (or with --format csv). The other columns of --data come first and keep their names. If
+one of them is named like a part of the answer, the text columns keep their own names too, the label
+is called predicted, and any other name gets a number (p_yes_2). Cells are written as they are, even
+if they begin with =, +, - or @: let no spreadsheet compute them.
 
 A model remembers its text columns and reads the same ones of --data; --text-column names others.
 How many texts were cut is told on standard error.
@@ -31,7 +31,7 @@ from ..cli.settings import add_settings
 from ..errors import InputError
 from ..files import find_model
 from ..text.doctor import UnknownTokens
-from .rows import Columns, read_lines, read_rows, render
+from .rows import AnswerColumns, read_lines, read_rows, render_answers
 
 
 def parse(arguments=None):
@@ -62,7 +62,7 @@ def parse(arguments=None):
 
 
 def given_texts(a):
-    """The texts among the arguments -> rows as `read_rows` yields them; None without any."""
+    """The texts on the command line -> rows as `read_rows` yields them; None without any."""
     for text in [*a.text, a.pair or ""]:
         if any("\ud800" <= char <= "\udfff" for char in text):       # bytes that were not decoded
             raise InputError("a text on the command line is not UTF-8: convert it with iconv")
@@ -78,18 +78,18 @@ def given_texts(a):
 
 
 def made_from(a, folders, columns, reading):
-    """What the answers to a file depend on besides its rows -> dict for stream.Part; None where the
-    rows cannot be read twice. folders: of the model and its base."""
+    """What the answers to a file depend on besides its rows -> dict for stream.PartFile; None if
+    the rows cannot be read twice. folders: of the model and its base."""
     if not a.data or not Path(a.data).is_file():
         return None
-    return {"model": stream.identity(folders), "text columns": ",".join(columns or ()),
+    return {"model": stream.model_identity(folders), "text columns": ",".join(columns or ()),
             "swap": a.swap or "", "format": a.format, "batch size": str(a.batch_size),
             "kind of file": Path(a.data).suffix.lower(), "window": stream.WINDOW,
             "version": __version__, "cut column": a.show_cut, "way to read": json.dumps(reading)}
 
 
 def answerer(model, columns, batch_size):
-    """-> answer(rows, first), which `stream.answer_all` calls for each window."""
+    """-> the function answer(rows, first) that `stream.answer_all` calls for each window."""
     warn_of_unknown = UnknownTokens(model.tokenizer)
 
     def answer(rows, first):
@@ -102,7 +102,7 @@ def answerer(model, columns, batch_size):
             cut = [shortened > 0 and model.row(row)[1] for row in texts]
         others = [other for _, other in rows]
         answers = model.answers(probabilities)
-        return render(texts, others, answers, probabilities, cut, columns, first), shortened
+        return render_answers(texts, others, answers, probabilities, cut, columns, first), shortened
     return answer
 
 
@@ -111,30 +111,30 @@ def main(arguments=None):
     folder, texts = find_model(a.model), given_texts(a)
     sources = [("--data", a.data), ("--model", folder)]
     if a.out:
-        stream.check_answers(a.out, a.overwrite, sources)            # before the model is loaded
+        stream.check_answer_files(a.out, a.overwrite, sources)       # before the model is loaded
     from ..classify.classifier import Classifier                     # torch takes seconds
-    from ..cli.rows import how_to_read, text_columns
+    from ..cli.rows import reading_options, text_columns
     from ..classify.preference import use_swap
     model = Classifier.load(folder, a.base)
     use_swap(model, a.swap)
-    chosen, reading = text_columns(model, a.text_column), how_to_read(model, a)
-    columns = Columns(model.labels, a.format == "csv", a.show_cut)
+    chosen, reading = text_columns(model, a.text_column), reading_options(model, a)
+    columns = AnswerColumns(model.labels, a.format == "csv", a.show_cut)
     answer = answerer(model, columns, a.batch_size)
 
     def read():
         if a.data:
             return read_rows(a.data, chosen, reading, columns)
-        columns.choose(range(len(texts[0][0]) if texts else 1))
+        columns.choose_names(range(len(texts[0][0]) if texts else 1))
         return iter([(texts, None)]) if texts else read_lines(sys.stdin)
     if a.out:
         base = [find_model(model.base)] if model.base else []
         sources += [("the base of --model", path) for path in base]
-        stream.check_answers(a.out, a.overwrite, sources)
-        with stream.Part(a.out, made_from(a, [folder, *base], chosen, reading)) as out:
-            stream.answer_all(out.to_do(read), answer, out)
+        stream.check_answer_files(a.out, a.overwrite, sources)
+        with stream.PartFile(a.out, made_from(a, [folder, *base], chosen, reading)) as out:
+            stream.answer_all(out.unanswered(read), answer, out)
         print(f"{out.rows} answers in {a.out}", file=sys.stderr)
     else:
-        out = stream.Printed()
+        out = stream.PrintedAnswers()
         stream.answer_all(read(), answer, out)
     if out.cut:
         hint = "" if a.show_cut else " (--show-cut tells which)"
@@ -144,4 +144,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    run(main, lasting=False)
+    run(main, needs_reader=True)

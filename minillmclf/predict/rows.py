@@ -10,23 +10,23 @@ import json
 from . import stream
 from ..errors import InputError
 from ..files import short
-from ..text.data import read_text_windows, text_names
-from ..text.table_files import decoded, every_end
+from ..text.data import read_text_chunks, text_column_names
+from ..text.table_files import decode_lines, split_at_returns
 
 
-class Columns:
+class AnswerColumns:
     """The names of an answer's columns. The other columns of the input keep their names.
 
-    `choose` sets others, texts, label, probabilities (of JSON), each (CSV: one column for each
-    class) and cut.
+    `choose_names` sets the attributes others, texts, label, cut, probabilities (in JSON) and
+    per_class (in CSV: a column of probabilities for each class).
     """
 
     def __init__(self, labels, as_csv, show_cut):
         self.labels, self.as_csv, self.show_cut = labels, as_csv, show_cut
 
-    def choose(self, columns, others=()):
+    def choose_names(self, columns, others=()):
         """columns: the input's text columns; others: its other columns, in order."""
-        self.others, usual = list(others), text_names(len(columns))
+        self.others, usual = list(others), text_column_names(len(columns))
         self.texts = list(columns) if set(others) & set(usual) else usual
         taken = {*others, *self.texts}
 
@@ -36,7 +36,7 @@ class Columns:
             taken.add(name)
             return name
         self.label, self.probabilities = free("label", "predicted"), free("probabilities")
-        self.each, self.cut = [free(f"p_{name}") for name in self.labels], free("cut")
+        self.per_class, self.cut = [free(f"p_{name}") for name in self.labels], free("cut")
 
 
 def read_rows(path, text_columns, reading, columns):
@@ -46,10 +46,10 @@ def read_rows(path, text_columns, reading, columns):
     column that begins later is an error if an answer has that name, or if answers are CSV.
     """
     first = True
-    for table, read, texts in read_text_windows(path, stream.WINDOW, text_columns, **reading):
+    for table, read, texts in read_text_chunks(path, stream.WINDOW, text_columns, **reading):
         others = [name for name in dict.fromkeys(table.columns) if name not in read]
         if first:
-            columns.choose(read, others)
+            columns.choose_names(read, others)
         late = set(others) - set(columns.others)
         own = {columns.label, columns.probabilities, columns.cut, *columns.texts}
         if late and (columns.as_csv or late & own):
@@ -62,9 +62,9 @@ def read_rows(path, text_columns, reading, columns):
 
 
 def read_lines(standard_input):
-    """Yield lines of standard input, each a text, in windows: (rows, None). An empty line is an
-    error: left out, it would shift the answers."""
-    lines, before = every_end(decoded(standard_input.buffer, "standard input")), 0
+    """Yield the lines of standard input, each a text, in windows: (rows, None). An empty line is an
+    error: to leave it out would shift the answers."""
+    lines, before = split_at_returns(decode_lines(standard_input.buffer, "standard input")), 0
     while window := [line.rstrip("\r\n") for line in itertools.islice(lines, stream.WINDOW)]:
         for number, line in enumerate(window, before + 1):
             if not line.strip():
@@ -76,8 +76,8 @@ def read_lines(standard_input):
         raise InputError("standard input: no lines: give a text on each line")
 
 
-def render(texts, others, answers, probabilities, cut, columns, first):
-    """The answers of a window as text.
+def render_answers(texts, others, answers, probabilities, cut, columns, first):
+    """The answers of a window, as the text to write.
 
     texts, others, answers, probabilities: one for each row; cut: whether each row was cut, or None;
     first: is it the first window, which has the header of a CSV file?
@@ -85,12 +85,12 @@ def render(texts, others, answers, probabilities, cut, columns, first):
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     if first and columns.as_csv:
-        writer.writerow([*columns.others, *columns.texts, columns.label, *columns.each,
+        writer.writerow([*columns.others, *columns.texts, columns.label, *columns.per_class,
                          *([columns.cut] if cut else [])])
     for n, (row, other, answer, p) in enumerate(zip(texts, others, answers, probabilities)):
         if columns.as_csv:
-            writer.writerow([*(cell(other.get(name)) for name in columns.others), *row, answer,
-                             *(f"{x:.6f}" for x in p), *([cell(cut[n])] if cut else [])])
+            writer.writerow([*(csv_cell(other.get(name)) for name in columns.others), *row, answer,
+                             *(f"{x:.6f}" for x in p), *([csv_cell(cut[n])] if cut else [])])
             continue
         record = {**other, **dict(zip(columns.texts, row)), columns.label: answer}
         record[columns.probabilities] = {name: round(float(x), 6)
@@ -101,8 +101,8 @@ def render(texts, others, answers, probabilities, cut, columns, first):
     return out.getvalue()
 
 
-def cell(value):
-    """A value of JSON as a cell of CSV: a text as it is, null as "", all else as JSON."""
+def csv_cell(value):
+    """A value of JSON -> a cell of CSV: a text as it is, null as "", all else as JSON."""
     if value is None or isinstance(value, str):
         return value or ""
     return json.dumps(value, ensure_ascii=False)

@@ -1,13 +1,12 @@
 """Answers to a stream of rows, window by window: printed, or in a file that a later run continues.
 
-The WINDOW rows of a window are read, sorted by length into batches (Classifier.over), answered, and
-written in their own order before the next window is read. So memory does not grow with the rows.
-Windows begin at fixed rows, so a continued run makes the same batches, hence the same bytes. Here:
-the loop, its two outputs (`Printed`, `Part`) and the identity of a model. Not here: reading rows
-and formatting answers (rows.py).
+A window is WINDOW rows. They are read, sorted by length into batches (Classifier.over), answered,
+and written in their own order before the next window is read. So memory does not grow with the
+rows. Windows begin at fixed rows, so a continued run makes the same batches, and the same bytes.
+Here: the loop, its two outputs (`PrintedAnswers`, `PartFile`) and a fingerprint of a model. Not
+here: reading rows and formatting answers (rows.py).
 """
 import hashlib
-import json
 import os
 import signal
 import sys
@@ -15,39 +14,39 @@ import time
 from pathlib import Path
 
 from ..errors import InputError, Stopped
-from ..files import check_out, hold, look_at, read_json, write_text
+from ..files import check_out_file, lock_handle, check_out_path, read_json, write_json
 
-WINDOW = 4096                   # rows; many batches, so that most hold texts of one length
-EVERY = 10                      # seconds between two lines of progress
-STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+WINDOW = 4096                   # rows: many batches, so that in most the texts are equally long
+LINE_SECONDS = 10               # between two lines of progress
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
 OPEN_FILES_STAY = os.name == "nt"                # Windows cannot rename or remove an open file
 
 
 def answer_all(windows, answer, out):
-    """Answer all windows and add them to `out`, a Printed or a Part.
+    """Answer all windows and add the answers to `out`, a PrintedAnswers or a PartFile.
 
     windows: iterator of (rows, sha256 of the file so far, or None); answer(rows, first) -> (the
-    answers as text, how many texts were cut).
+    answers as text, how many texts were cut); first: is it the first window?
     """
     before = out.rows
     started = shown = time.monotonic()
     for rows, sha256 in windows:
         now = time.monotonic()
-        if out.rows > before and now - shown >= EVERY:
+        if out.rows > before and now - shown >= LINE_SECONDS:
             print(f"{out.rows:,} rows, {(out.rows - before) / (now - started):,.0f} rows/s",
                   file=sys.stderr, flush=True)
             shown = now
         try:
             text, cut = answer(rows, out.rows == 0)
-        except InputError as error:                      # it counts rows from the window's first
+        except InputError as error:                      # it counts rows from the window's start
             raise InputError(f"after {out.rows:,} rows: {error}" if out.rows
                              else str(error)) from None
         out.add(text, len(rows), sha256, cut)
 
 
-class Printed:
-    """Answers on standard output. rows, cut: how many rows and cut texts so far."""
+class PrintedAnswers:
+    """Answers on standard output. rows, cut: the numbers of rows and of cut texts so far."""
     rows = cut = 0
 
     def add(self, text, rows, sha256, cut):
@@ -57,34 +56,34 @@ class Printed:
         self.cut += cut
 
 
-class Part:
+class PartFile:
     """Answers in OUT.part, and in OUT.part.json a record of how many of them count.
 
-    with Part(out, made) as part: answer_all(part.to_do(read), answer, part)
+    with PartFile(out, made_from) as part: answer_all(part.unanswered(read), answer, part)
 
-    At its end OUT.part is renamed to OUT. made: what the answers depend on besides the rows,
-    {name: value}; the record holds it, and a hash of the rows. After each full window the answers
-    are flushed to the disk, then the record, so that it never counts answers that are not there. A
-    continued run cuts off answers that it does not count. made=None: no record, and a run that
-    fails leaves nothing.
+    At the end OUT.part is renamed to OUT. made_from: {name: value} of what the answers depend on
+    besides the rows; the record holds it, and a hash of the rows. After each full window first the
+    answers are flushed to the disk, then the record, so that it never counts answers that are not
+    there. A continued run cuts off answers that the record does not count. made_from=None: there is
+    no record, and a run that fails leaves nothing.
     """
 
-    def __init__(self, out, made=None):
-        self.out, self.made = Path(out), made
+    def __init__(self, out, made_from=None):
+        self.out, self.made_from = Path(out), made_from
         self.part, self.record = part_files(out)
         self.rows = self.bytes = self.cut = 0            # rows and bytes in the part, texts cut
         self.hash = hashlib.sha256()                     # of these bytes
-        self.kept = 0                                    # rows on record
-        self.begun = False
+        self.rows_on_record = 0
+        self.is_cut = False                              # to the bytes that the record counts?
 
     def __enter__(self):
         try:
             self.part.parent.mkdir(parents=True, exist_ok=True)
-            self.file = os.fdopen(own_file(self.part), "r+b")
+            self.file = os.fdopen(open_locked(self.part), "r+b")
         except OSError as error:
-            raise self.unwritten(error) from None
+            raise self.write_error(error) from None
         self.handlers = {number: signal.signal(number, signal.default_int_handler)   # as Ctrl-C
-                         for number in STOPS
+                         for number in STOP_SIGNALS
                          if signal.getsignal(number) != signal.SIG_IGN}              # nohup
         return self
 
@@ -92,7 +91,7 @@ class Part:
         done = False
         try:
             if kind is None:
-                self.finish()
+                self.rename_to_out()
                 done = True
         finally:
             for number, handler in self.handlers.items():
@@ -102,116 +101,116 @@ class Part:
             if not done and not self.record.exists():
                 self.part.unlink(missing_ok=True)
             self.file.close()
-        if kind is KeyboardInterrupt and self.kept:
-            raise Stopped(f"stopped; {self.kept:,} rows are in {self.part}, the same command goes "
-                          "on from there") from None
+        if kind is KeyboardInterrupt and self.rows_on_record:
+            raise Stopped(f"stopped; {self.rows_on_record:,} rows are in {self.part}, the same "
+                          "command goes on from there") from None
 
-    def to_do(self, read):
+    def unanswered(self, read):
         """The windows of read() that an earlier run has not answered yet."""
-        if self.made is None or not self.record.exists():
+        if self.made_from is None or not self.record.exists():
             return read()
-        found, why = self.earlier()
+        record, why = self.read_earlier_record()
         windows = read()
-        if not why and skip(windows, found["rows"]) != found.get("sha256"):
+        if not why and skip_windows(windows, record["rows"]) != record.get("sha256"):
             why = "is of other rows"
         if why:
             print(f"{self.part} {why}: starting anew", file=sys.stderr)
             self.hash = hashlib.sha256()
             return read()
-        self.on_record, self.rows, self.kept = found, found["rows"], found["rows"]
-        self.bytes, self.cut = found["bytes"], found["cut"]
+        self.on_record, self.rows, self.rows_on_record = record, record["rows"], record["rows"]
+        self.bytes, self.cut = record["bytes"], record["cut"]
         print(f"going on after {self.rows:,} rows of an earlier run", file=sys.stderr)
         return windows
 
-    def earlier(self):
+    def read_earlier_record(self):
         """-> the record of an earlier run, and the reason why it cannot be continued, or None."""
         try:
-            found = read_json(self.record)
+            record = read_json(self.record)
         except InputError:
             return {}, "has a broken record"
-        made, counts = found.get("made"), [found.get(key) for key in ("rows", "bytes", "cut")]
+        made, counts = record.get("made"), [record.get(key) for key in ("rows", "bytes", "cut")]
         if not all(type(count) is int and count >= 0 for count in counts) \
-                or not isinstance(made, dict) or made.keys() != self.made.keys():
-            return found, "has another kind of record"
-        if other := [name for name in made if made[name] != self.made[name]]:
-            return found, f"is of another {' and '.join(other)}"
-        left = found["bytes"]
+                or not isinstance(made, dict) or made.keys() != self.made_from.keys():
+            return record, "has another kind of record"
+        if other := [name for name in made if made[name] != self.made_from[name]]:
+            return record, f"is of another {' and '.join(other)}"
+        left = record["bytes"]
         if os.fstat(self.file.fileno()).st_size < left:
-            return found, "holds less than its record says"
+            return record, "holds less than its record says"
         while left and (block := self.file.read(min(left, 2**20))):
             self.hash.update(block)
             left -= len(block)
-        same = self.hash.hexdigest() == found.get("written")
-        return found, None if same else "holds other bytes than its record says"
+        same = self.hash.hexdigest() == record.get("written")
+        return record, None if same else "holds other bytes than its record says"
 
     def add(self, text, rows, sha256, cut):
         """Write the answers of a window. A full window is counted in the record."""
         try:
-            self.begin()
+            self.cut_to_record()
             data = text.encode("utf-8", "backslashreplace")
             self.bytes += self.file.write(data)
             self.hash.update(data)
             self.file.flush()
             os.fsync(self.file.fileno())
         except OSError as error:
-            raise self.unwritten(error) from None
+            raise self.write_error(error) from None
         self.rows += rows
         self.cut += cut
-        if self.made is not None and rows == WINDOW:     # a shorter one is the last
-            self.on_record = {"rows": self.rows, "bytes": self.bytes, "cut": self.cut,
-                              "written": self.hash.hexdigest(), "sha256": sha256, "made": self.made}
-            self.keep()
+        if self.made_from is not None and rows == WINDOW:     # a shorter one is the last
+            self.on_record = {
+                "rows": self.rows, "bytes": self.bytes, "cut": self.cut,
+                "written": self.hash.hexdigest(), "sha256": sha256, "made": self.made_from}
+            self.write_record()
 
-    def keep(self):
-        """Write the record."""
-        write_text(self.record, json.dumps(self.on_record, indent=2, ensure_ascii=False) + "\n")
-        self.kept = self.on_record["rows"]
+    def write_record(self):
+        write_json(self.record, self.on_record)
+        self.rows_on_record = self.on_record["rows"]
 
-    def begin(self):
-        """Before the first write, cut the part to the bytes that the record counts."""
-        if not self.begun:
-            if not self.kept:
+    def cut_to_record(self):
+        """Before the first write, cut the part file to the bytes that the record counts."""
+        if not self.is_cut:
+            if not self.rows_on_record:
                 self.record.unlink(missing_ok=True)      # it counts answers of another run
             self.file.truncate(self.bytes)
             self.file.seek(self.bytes)
-            self.begun = True
+            self.is_cut = True
 
-    def finish(self):
-        """Rename the part to OUT. The record goes first: a kill in between leaves no old record."""
+    def rename_to_out(self):
+        """Rename the part file to OUT. The record is removed first: no kill leaves an old one."""
         try:
-            self.begin()                                 # there may have been nothing to add
+            self.cut_to_record()                         # there may have been nothing to add
             if OPEN_FILES_STAY:
                 self.file.close()
             self.record.unlink(missing_ok=True)
             os.replace(self.part, self.out)
         except BaseException as error:
-            if self.kept:
-                self.keep()
+            if self.rows_on_record:
+                self.write_record()
             if isinstance(error, OSError):
-                raise self.unwritten(error) from None
+                raise self.write_error(error) from None
             raise
 
-    def unwritten(self, error):
+    def write_error(self, error):
         remedy = "free some space or choose another place"
-        if self.kept:
-            remedy = f"free some space, the same command goes on after {self.kept:,} rows"
+        if self.rows_on_record:
+            remedy = f"free some space, the same command goes on after {self.rows_on_record:,} rows"
         return InputError(f"{self.out}: could not be written ({error}); what was saved before is "
                           f"untouched: {remedy}")
 
 
 def part_files(out):
-    """The file of unfinished answers, and its record."""
+    """-> the paths of the part file of OUT, and of its record."""
     return Path(f"{Path(out)}.part"), Path(f"{Path(out)}.part.json")
 
 
-def check_answers(out, overwrite, sources):
-    """files.check_out for OUT and the two files of its Part."""
+def check_answer_files(out, overwrite, sources):
+    """files.check_out for OUT and for its two `part_files`."""
     for path in part_files(out):
-        look_at(path, sources)
-    return check_out(out, overwrite, sources)
+        check_out_path(path, sources)
+    return check_out_file(out, overwrite, sources)
 
 
-def own_file(path):
+def open_locked(path):
     """Open a file to read and write, new if it is not there, and lock it -> its handle. InputError
     for a symbolic link and for whatever is no ordinary file."""
     if path.is_symlink() or path.exists() and not path.is_file():
@@ -219,7 +218,7 @@ def own_file(path):
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     handle = os.open(path, flags, 0o666)
     try:
-        hold(handle, path)
+        lock_handle(handle, path)
         if not path.exists() or not os.path.samestat(os.fstat(handle), os.stat(path)):
             raise InputError(f"{path}: another process has just ended: give the command again")
         return handle
@@ -228,8 +227,8 @@ def own_file(path):
         raise
 
 
-def skip(windows, rows):
-    """Read windows of `rows` rows in all -> sha256 of the file there; None if no window ends so."""
+def skip_windows(windows, rows):
+    """Read windows up to `rows` rows -> sha256 of the file so far; None if no window ends there."""
     for window, sha256 in windows:
         rows -= len(window)
         if rows <= 0:
@@ -237,7 +236,7 @@ def skip(windows, rows):
     return None
 
 
-def identity(folders):
+def model_identity(folders):
     """A hash that changes with the name, size or time of any file a model is loaded from."""
     digest = hashlib.sha256()
     for folder in folders:

@@ -10,7 +10,7 @@ import argparse
 
 from ..cli.parser import Parser, run
 from ..errors import InputError
-from ..files import locked, short
+from ..files import lock_folder, short
 from .shapes import ARCH, SHAPES
 
 SIZES = {"layers": "blocks (spans: of each stack)", "width": "D", "heads": "of attention",
@@ -94,7 +94,7 @@ def check(a):
 def main(arguments=None):
     a = parse(arguments)
     from .pretraining import pretrain                # torch takes seconds, --help should not
-    with locked(a.out):
+    with lock_folder(a.out):
         pretrain(a)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..classify.head import BertHead, pool
 from ..errors import InputError
-from ..models import fresh_weights, load_backbone
+from ..models import initialise_weights, load_backbone
 from ..text.tokenizers.tokenizer import load_tokenizer
 from .losses import cosine_distance, word_means
 from .tasks import encode, padded
@@ -83,7 +83,7 @@ def tokenise(tokenizer, texts):
             ids += pieces
             own += [len(words)] * len(pieces)
             words.append(word)
-        encoded.append(tokenizer.layout(ids))
+        encoded.append(tokenizer.add_special_tokens(ids))
         owners += [-1, *own, -1]
     return padded(tokenizer, encoded), torch.tensor(owners), words
 
@@ -101,7 +101,7 @@ class Distillation:
         if cut_out:
             start_from_teacher(student, self.teacher, tokenizer, self.teacher_tokenizer)
         self.student, self.tokenizer = student, tokenizer
-        self.head = fresh_weights(BertHead(student, classes=1), seed)        # the pooled token
+        self.head = initialise_weights(BertHead(student, classes=1), seed)   # the pooled token
 
     def loss(self, texts):
         batch, owners, words = tokenise(self.tokenizer, texts)
@@ -135,7 +135,7 @@ class TextVectors:
         """teacher: folder of a BERT."""
         self.student, self.tokenizer = student, tokenizer
         self.teacher, self.teacher_tokenizer = load_backbone(teacher), load_tokenizer(teacher)
-        self.head = fresh_weights(nn.Linear(student.width, self.teacher.width, bias=False), seed)
+        self.head = initialise_weights(nn.Linear(student.width, self.teacher.width, bias=False), seed)
 
     def distance(self, texts):
         """-> scalar, number of the student's tokens."""

@@ -13,8 +13,8 @@ import torch
 from ..cli.parser import StopSignal
 from ..cli.progress import Progress
 from ..errors import InputError, Stopped
-from ..files import check_fields, check_folder, find_model, remove, write_text
-from ..models import fresh_weights, load_backbone, model_class, save_backbone
+from ..files import check_fields, check_out_folder, find_model, remove_path, write_text
+from ..models import initialise_weights, load_backbone, model_class, save_backbone
 from ..models.tensor_files import open_tensors
 from ..text.tokenizers.tokenizer import WordPiece, load_tokenizer
 from ..training.checkpoint import Store, seed_step
@@ -72,9 +72,9 @@ def prepare(a, items, weights):
                ("--teacher", a.teacher and find_model(a.teacher))]
     sources += [("--text", path) for path in files_read(a)]
     own = state.exists() or log.exists() and not (out / "config.json").exists()
-    check_folder(out, own, a.overwrite, sources)
+    check_out_folder(out, own, a.overwrite, sources)
     if a.overwrite:
-        remove(state)
+        remove_path(state)
     if a.start:
         tokenizer = load_tokenizer(a.start)
         student = frozen_body(a.start, a.seed) if a.head_only else load_backbone(a.start)
@@ -99,7 +99,7 @@ def new_student(a, tokenizer):
     config = CONFIGS[ARCH[a.objective]](a, tokenizer)
     student = model_class(config).from_config(config, lm_head=a.objective != "distill")
     student.source_config = config
-    return fresh_weights(student, a.seed)
+    return initialise_weights(student, a.seed)
 
 
 def frozen_body(path, seed):
@@ -107,7 +107,7 @@ def frozen_body(path, seed):
     model = load_backbone(path)
     if model.lm_head is None and "lm_head" in model.ARCHITECTURES:
         body, model = model, type(model).from_config(model.source_config, lm_head=True)
-        fresh_weights(model, seed)
+        initialise_weights(model, seed)
         model.load_state_dict(model.state_dict() | body.state_dict())
         model.source_config = body.source_config
     model.requires_grad_(False).get_submodule("lm_head").requires_grad_(True)

@@ -23,7 +23,7 @@ def padded(tokenizer, encoded):
 
 def encode(tokenizer, texts):
     """Texts, with the special tokens of a classifier's input -> Batch."""
-    return padded(tokenizer, [tokenizer.layout(tokenizer.ids(text)) for text in texts])
+    return padded(tokenizer, [tokenizer.add_special_tokens(tokenizer.ids(text)) for text in texts])
 
 
 class Task:

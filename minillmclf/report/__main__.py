@@ -3,10 +3,10 @@
   python -m minillmclf.report --run runs/mini-bert-tickets-full-0
   python -m minillmclf.report --run runs/mine --out mine.html
 
-What was run, the results beside the baselines, the course of the training, which class is taken for
-which, calibration, the worst mistakes, F1 of each class, settings and versions. The page is one
-file: no script, nothing from the network. The pictures need matplotlib (pip install -e '.[plots]');
-without it the page has tables and texts only.
+The page shows what was run, the results beside the baselines, the course of the training, which
+class is taken for which, calibration, the worst mistakes, F1 of each class, settings and versions.
+It is one file: no script, nothing from the network. The pictures need matplotlib (pip install -e
+'.[plots]'); without it the page has tables and texts only.
 
 Reads run.json, metrics.jsonl and predictions.csv of a run folder, as train writes them.
 """
@@ -15,9 +15,9 @@ from pathlib import Path
 
 from ..cli.parser import Parser, run
 from ..errors import InputError
-from ..files import check_out, write_text
-from .page import page
-from .run import Run
+from ..files import check_out_file, write_text
+from .page import render_page
+from .run import FinishedRun
 
 
 def parse(arguments=None):
@@ -34,8 +34,8 @@ def main(arguments=None):
     out = Path(a.out or Path(a.run) / "report.html")
     if out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--out {out}: a page is an .html file: give it such a name")
-    check_out(out, a.overwrite)
-    write_text(out, page(Run(a.run)))
+    check_out_file(out, a.overwrite)
+    write_text(out, render_page(FinishedRun(a.run)))
     print(f"saved in {out}")
     return 0
 

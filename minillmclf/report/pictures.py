@@ -2,10 +2,10 @@
 
 Here: accuracy by number of training rows, accuracy by cost, confusion matrix, reliability diagram
 (Guo et al. 2017, "On Calibration of Modern Neural Networks"), the course of a training. Not here:
-how the numbers are computed (training/metrics.py, compare/), nor the page (__main__.py).
+how the numbers are computed (training/metrics.py, compare/), and the page (page.py).
 
-A figure's label is its alternative text, the picture in words: `figure.get_label()`; `save` writes
-it into the file. Figures have a light background of their own, so they can be read on a dark page;
+A figure's label is its alternative text, the picture in words: `figure.get_label()`. `save_figure`
+writes it into the file. Figures have a light background, so they can be read on a dark page too;
 no text is smaller than 9 points. Series differ in colour, marker and dashes, and the colours differ
 for red-green blind readers too. pyplot and the user's matplotlib settings are left unchanged.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..files import replacing
+from ..files import replacing_file
 from ..training.metrics import calibration_error
 
 COLOURS = "#4A90D9", "#D55E00", "#000000", "#332288", "#5D3A00"    # for colour-blind readers too
@@ -36,16 +36,16 @@ STYLE = {
     "svg.hashsalt": "minillmclf", "svg.fonttype": "none"}     # text stays text, in browser fonts
 COSTS = {"train_seconds": "training time (s)", "ms_per_text": "time for a text (ms)",
          "memory_mb": "peak memory (MB)", "trainable": "trained parameters"}
-FORMATS = {                       # suffix -> the file's keys for the alternative text, for the date
+FORMATS = {     # suffix -> the keys that a file of this kind has for alternative text and for date
     ".svg": ("Description", "Date"), ".png": ("Description", None),
     ".pdf": ("Subject", "CreationDate")}
-NUMBERED, SHOWN = 12, 60          # up to so many classes cells have numbers; so many are drawn
+MOST_NUMBERED, MOST_DRAWN = 12, 60      # classes of a confusion matrix: with numbers; drawn at all
 
 
 # ---------------------------------------------------------------- figures and files
 
-def matplotlib():
-    """matplotlib with the parts that are used here, imported when it is needed."""
+def load_matplotlib():
+    """-> the module matplotlib with the parts that are used here, imported when they are needed."""
     try:
         import matplotlib.backends.backend_agg
         import matplotlib.colors
@@ -57,51 +57,51 @@ def matplotlib():
     return matplotlib
 
 
-def available():
+def has_matplotlib():
     """Is matplotlib installed?"""
     try:
-        return bool(matplotlib())
+        return bool(load_matplotlib())
     except InputError:
         return False
 
 
 @contextmanager
-def style():
-    """with style(): ...   The style of all pictures; no warning for letters the font lacks."""
-    with matplotlib().rc_context(STYLE), warnings.catch_warnings():
+def picture_style():
+    """with picture_style(): ...   STYLE holds; no warning for letters that the font lacks."""
+    with load_matplotlib().rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield
 
 
 @contextmanager
-def drawing(width, height):
-    """with drawing(4, 3) as figure: ...   An empty Figure of that size in inches."""
-    with style():
-        figure = matplotlib().figure.Figure(figsize=(width, height), layout="constrained")
+def new_figure(width, height):
+    """with new_figure(4, 3) as figure: ...   An empty Figure of that size in inches."""
+    with picture_style():
+        figure = load_matplotlib().figure.Figure(figsize=(width, height), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-        matplotlib().backends.backend_agg.FigureCanvasAgg(figure)
+        load_matplotlib().backends.backend_agg.FigureCanvasAgg(figure)
         yield figure
 
 
-def save(figure, path):
+def save_figure(figure, path):
     """Write the figure to a .svg, .png (160 dots an inch) or .pdf file, complete or not at all."""
-    with replacing(path) as temporary:
-        Path(temporary).write_bytes(render(figure, Path(path).suffix.lower(), path))
+    with replacing_file(path) as temporary:
+        Path(temporary).write_bytes(figure_bytes(figure, Path(path).suffix.lower(), path))
 
 
-def render(figure, suffix=".svg", name="a picture"):
+def figure_bytes(figure, suffix=".svg", name="a picture"):
     """The figure as the bytes of a file; the same data give the same bytes. name: for errors."""
     if suffix not in FORMATS:
         raise InputError(f"{name}: unknown suffix '{suffix}': use {', '.join(FORMATS)}")
     description, date = FORMATS[suffix]
     metadata = {description: figure.get_label()} | ({date: None} if date else {})
     out = io.BytesIO()
-    with style():
+    with picture_style():
         figure.savefig(out, format=suffix[1:], dpi=160, metadata=metadata)
     return out.getvalue()
 
 
-def short(text, most=32):
+def short_name(text, most=32):
     """A name on one line of at most `most` characters; names differ at their ends, so a long one
     loses its middle."""
     text = " ".join(str(text).split())
@@ -109,29 +109,29 @@ def short(text, most=32):
     return text if len(text) <= most else f"{text[:half]}…{text[len(text) - (most - half - 1):]}"
 
 
-def width(text):
+def letter_width(text):
     """The width of a text in Latin letters: Chinese letters and emoji count twice."""
     return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
 
 
-def legend(figure, axes, place):
-    """A legend of what is drawn in `axes`, outside of them."""
+def add_legend(figure, axes, place):
+    """Add a legend of what is drawn in `axes`, outside of them."""
     figure.legend(*axes.get_legend_handles_labels(), loc=f"outside {place}")
 
 
 # ---------------------------------------------------------------- comparisons
 
-def interval(row):
-    """The accuracy of a row -> mean, and how far its interval reaches below and above."""
+def accuracy_interval(row):
+    """The accuracy of a row -> its mean, and how far its interval reaches below and above it."""
     mean, low, high = (row["accuracy"][key] for key in ("mean", "low", "high"))
     return mean, max(0.0, mean - low), max(0.0, high - mean)
 
 
-def learning_curve(table):
+def learning_curve_figure(table):
     """Accuracy by training rows a class, a line for each model, with intervals -> Figure.
 
-    table: rows of compare, as in its table.json, with `label` (which line), `size` (rows a class,
-    or "all") and `accuracy` {mean, low, high}. "all" is drawn at twice the largest number.
+    table: the rows of compare's table.json, with `label` (which line), `size` (rows a class, or
+    "all") and `accuracy` {mean, low, high}. "all" is drawn at twice the largest number.
     """
     series = {}
     for row in table:
@@ -139,13 +139,13 @@ def learning_curve(table):
     sizes = {row["size"] for row in table}
     numbers = sorted(sizes - {"all"})
     places = {**{n: float(n) for n in numbers}, "all": 2.0 * max(numbers, default=1)}
-    with drawing(5.2, 3.4 + 0.2 * len(series)) as figure:
+    with new_figure(5.2, 3.4 + 0.2 * len(series)) as figure:
         axes = figure.add_subplot()
         for n, (label, rows) in enumerate(series.items()):
-            points = sorted((places[row["size"]], *interval(row)) for row in rows)
+            points = sorted((places[row["size"]], *accuracy_interval(row)) for row in rows)
             x, y, below, above = np.array(points).T
             shift = 1.2 ** ((n + 0.5) / len(series) - 0.5)      # or intervals would hide each other
-            axes.errorbar(x * shift, y, [below, above], label=short(label, 60), capsize=3,
+            axes.errorbar(x * shift, y, [below, above], label=short_name(label, 60), capsize=3,
                           color=COLOURS[n % len(COLOURS)], marker=MARKERS[n % len(MARKERS)],
                           linestyle=DASHES[n % len(DASHES)])
         axes.set_xscale("log")
@@ -153,7 +153,7 @@ def learning_curve(table):
         axes.set_xticks([places[size] for size in used], [str(size) for size in used])
         axes.set_xticks([], minor=True)
         axes.set(xlabel="training rows a class (log scale)", ylabel="accuracy (share of rows)")
-        legend(figure, axes, "lower center")
+        add_legend(figure, axes, "lower center")
         lines = [f"{label}: " + ", ".join(f"{r['accuracy']['mean']:.3f} at {r['size']}"
                                           for r in rows) for label, rows in series.items()]
         figure.set_label(f"Accuracy against training rows a class. {'; '.join(lines)}.")
@@ -167,20 +167,20 @@ def pareto_front(points):
             if not any(c <= cost and q >= quality and (c, q) != (cost, quality) for c, q in points)}
 
 
-def cost(table, by="train_seconds"):
+def cost_figure(table, by="train_seconds"):
     """Accuracy by cost, a numbered point for each row, 1 the most accurate -> Figure.
 
-    table: as for `learning_curve`; by: a key of COSTS. The axis is logarithmic, so rows without a
-    cost above 0 (a baseline trains no parameters) are named below the picture. A line joins the
-    full points, the Pareto front. The names are in a key beside the picture: sixteen names among
-    the points would hide them.
+    table: as for `learning_curve_figure`; by: a key of COSTS. The axis is logarithmic, so rows
+    without a cost above 0 (a baseline trains no parameters) are named below the picture. Filled
+    points are the Pareto front, and a line joins them. The names stand beside the picture: sixteen
+    names among the points would hide these.
     """
     several_sizes = len({row["size"] for row in table}) > 1
     shown, free = [], []
     for row in table:
-        name = short(row["label"]) + (f" ({row['size']})" if several_sizes else "")
+        name = short_name(row["label"]) + (f" ({row['size']})" if several_sizes else "")
         if row[by] and row[by] > 0:
-            shown.append((name, row[by], *interval(row)))
+            shown.append((name, row[by], *accuracy_interval(row)))
         else:
             free.append(name)
     if not shown:
@@ -189,12 +189,12 @@ def cost(table, by="train_seconds"):
     points = [(x, y) for _, x, y, *_ in shown]
     front = sorted(pareto_front(points), key=points.__getitem__)
     note = f"not shown, no number above 0 here: {', '.join(free)}" if free else ""
-    with drawing(7.6, max(4.4, 1.2 + 0.2 * len(shown))) as figure:
+    with new_figure(7.6, max(4.4, 1.2 + 0.2 * len(shown))) as figure:
         axes = figure.add_subplot(xscale="log")
         draw_points(axes, shown, front)
         axes.set(xlabel="\n".join([COSTS[by] + ", log scale", *textwrap.wrap(note, 60)]),
                  ylabel="accuracy (share of rows)")
-        legend(figure, axes, "upper left")
+        add_legend(figure, axes, "upper left")
         key = "\n".join(f"{n:\u2007>2}  {name}" for n, (name, *_) in enumerate(shown, 1))
         figure.legend([axes.plot([], [], linestyle="none")[0]], [key], handlelength=0,
                       loc="outside right upper", handletextpad=0)
@@ -220,7 +220,7 @@ def draw_points(axes, shown, front):
     margin = max(1.5, (high / low) ** 0.1)
     axes.set_xlim(low / margin, high * margin)
     ticks = range(1, 10) if high / low < 5 else (1, 2, 5) if high / low < 300 else (1,)
-    axes.xaxis.set_major_locator(matplotlib().ticker.LogLocator(subs=ticks))
+    axes.xaxis.set_major_locator(load_matplotlib().ticker.LogLocator(subs=ticks))
     axes.xaxis.set_major_formatter(                            # whole numbers, not powers of ten
         lambda value, _: f"{value:,.10g}" if value < 1e6 else f"{value / 1e6:,.10g} M")
     axes.xaxis.set_minor_formatter("")
@@ -255,29 +255,29 @@ def put_numbers(figure, axes, points):
 
 # ---------------------------------------------------------------- one run
 
-def mistakes(matrix, most=10):
-    """The most frequent mistakes of a confusion matrix -> [(rows, true class, answered class)]."""
+def frequent_mistakes(matrix, most=10):
+    """The most frequent mistakes of a confusion matrix (C, C) -> [(rows, true class, answer)]."""
     matrix = np.asarray(matrix)
     wrong = {(int(t), int(a)): int(matrix[t, a]) for t, a in np.argwhere(matrix) if t != a}
     return [(n, t, a) for (t, a), n in Counter(wrong).most_common(most)]
 
 
-def confusion(matrix, labels):
+def confusion_figure(matrix, labels):
     """The confusion matrix, each row shaded by its shares -> Figure.
 
     matrix: (C, C) counts, [true, answered]. Up to 12 classes, each cell has its count and its share
     of the row; of more classes, the ten most frequent mistakes are listed beside the matrix. Of
     more than 60 classes, those 60 are drawn that have the most mistakes, as truth or as answer.
     """
-    counts, known = np.asarray(matrix), labels
+    counts, mistakes = np.asarray(matrix), frequent_mistakes(matrix)         # (C, C), a list
     wrong = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()            # (C,)
-    drawn = np.sort(np.argsort(-wrong, kind="stable")[:SHOWN])
+    drawn = np.sort(np.argsort(-wrong, kind="stable")[:MOST_DRAWN])
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)            # (C, C), rows of 0 too
     counts_drawn, shares = counts[np.ix_(drawn, drawn)], shares[np.ix_(drawn, drawn)]
-    names, numbered = [short(labels[i]) for i in drawn], len(drawn) <= NUMBERED
-    which = f"the {SHOWN} most confused of {len(known)}" if len(known) > SHOWN else ""
+    names, numbered = [short_name(labels[i]) for i in drawn], len(drawn) <= MOST_NUMBERED
+    which = f"the {MOST_DRAWN} most confused of {len(labels)}" if len(labels) > MOST_DRAWN else ""
     with matrix_figure(names, numbered) as (figure, axes, beside):
-        norm = matplotlib().colors.PowerNorm(0.5, 0, 1)       # the root: rare mistakes show too
+        norm = load_matplotlib().colors.PowerNorm(0.5, 0, 1)    # the root: rare mistakes show too
         image = axes.imshow(shares, cmap="Blues", norm=norm)
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
@@ -291,13 +291,13 @@ def confusion(matrix, labels):
         else:
             figure.colorbar(image, ax=axes, shrink=0.6, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1],
                             label="share of the true class's rows")
-            lines = [f"{n} x {short(labels[t])}\n      taken for {short(labels[a])}"
-                     for n, t, a in mistakes(counts)]
+            lines = [f"{n} x {short_name(labels[t])}\n      taken for {short_name(labels[a])}"
+                     for n, t, a in mistakes]
             beside.text(0, 1, "\n".join(["Most frequent mistakes", "", *(lines or ["none"])]),
                         va="top", fontsize=9, linespacing=1.3)
         right = counts.trace() / max(1, counts.sum())
-        worst = [f"{n} x {known[t]} taken for {known[a]}" for n, t, a in mistakes(counts)]
-        figure.set_label(f"Confusions of {len(known)} classes{', ' * bool(which)}{which}, "
+        worst = [f"{n} x {labels[t]} taken for {labels[a]}" for n, t, a in mistakes]
+        figure.set_label(f"Confusions of {len(labels)} classes{', ' * bool(which)}{which}, "
                          f"{right:.1%} of {counts.sum()} rows right. Most frequent mistakes: "
                          f"{'; '.join(worst) or 'none'}.")
     return figure
@@ -307,14 +307,14 @@ def confusion(matrix, labels):
 def matrix_figure(names, numbered):
     """with matrix_figure(names, numbered) as (figure, axes, beside): ...   A figure that is large
     enough for a matrix with these names; beside: axes for text, None if the cells have numbers."""
-    margin = 0.6 + 0.08 * max(map(width, names))                             # inches of the names
+    margin = 0.6 + 0.08 * max(map(letter_width, names))             # inches for the names
     least, cell, more_width, more_height = (1.6, 0.56, 0.2, 0.3) if numbered else (
         3.4, 0.155, 5.6, 0.8)
     side = max(least, len(names) * cell)
-    extra = 0.05 * max(width(name) - len(name) for name in names)            # of wide letters,
-    wide = side + margin + extra + more_width                                # which matplotlib
-    high = side + margin + extra + more_height                               # takes for narrow
-    with drawing(wide, high) as figure:
+    extra = 0.05 * max(letter_width(name) - len(name) for name in names)    # for wide letters,
+    wide = side + margin + extra + more_width                               # which matplotlib
+    high = side + margin + extra + more_height                              # takes for narrow ones
+    with new_figure(wide, high) as figure:
         layout = figure.get_layout_engine()
         layout.set(rect=(extra / wide, extra / high, 1 - extra / wide, 1 - extra / high))
         if numbered:
@@ -326,7 +326,7 @@ def matrix_figure(names, numbered):
             yield figure, axes, beside
 
 
-def reliability(confidences, right, bins=15):
+def reliability_figure(confidences, right, bins=15):
     """Is a model that says 80 % right in 80 of 100 rows? Accuracy and rows by confidence -> Figure.
 
     confidences: (N,) probability of each answer; right: (N,) whether it is the true class. The
@@ -340,7 +340,7 @@ def reliability(confidences, right, bins=15):
                    for values in (right, confidences))                       # (bins,) each
     error = calibration_error(confidences, right, bins)
     middle, full, thick = (np.arange(bins) + 0.5) / bins, rows > 0, 0.92 / bins
-    with drawing(4, 4.9) as figure:
+    with new_figure(4, 4.9) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         above.bar(middle[full], hits[full], thick, color=GOOD, label="right answers")
         above.bar(middle[full], (means - hits)[full], thick, bottom=hits[full], color="none",
@@ -351,14 +351,14 @@ def reliability(confidences, right, bins=15):
         below.bar(middle, rows, thick, color="#6B6B6B")
         below.set(ylabel="rows", xlabel="confidence: probability of the answer")
         figure.align_ylabels()
-        legend(figure, above, "lower center")
+        add_legend(figure, above, "lower center")
         figure.set_label(f"Reliability diagram of {len(right)} answers: {right.mean():.1%} are "
                          f"right, the mean confidence is {confidences.mean():.1%}, the expected "
                          f"calibration error {error:.3f}.")
     return figure
 
 
-def training(history, metric="accuracy"):
+def training_figure(history, metric="accuracy"):
     """Losses and, below them, a metric of the dev rows, by epoch -> Figure.
 
     history: lines of metrics.jsonl, with epoch, train_loss, log_loss (of the dev rows) and metric.
@@ -366,7 +366,7 @@ def training(history, metric="accuracy"):
     keys = ("epoch", "train_loss", "log_loss", metric)
     epochs, *curves = ([line[key] for line in history] for key in keys)
     names = "train loss", "dev log loss", f"dev {metric.replace('_', ' ')}"
-    with drawing(4, 4.2) as figure:
+    with new_figure(4, 4.2) as figure:
         above, below = figure.subplots(2, 1, sharex=True)
         for curve, name, line, colour, axes in zip(curves, names, ("o-", "s--", "D-"), COLOURS,
                                                    (above, above, below)):

@@ -14,25 +14,25 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of a padded batch (B, T) stand. It is computed once for all layers, and
-    on the CPU: code that reads a number from a GPU has to wait for it.
+    """Where the tokens of a padded batch (B, T) stand. A layout is computed once for all layers,
+    and on the CPU: a program that reads a number from a GPU waits until the GPU has finished.
 
-    mask: (B, T) bool, True where a token is; lengths: (B,), tokens of each row; places: (N,), index
-    of each token in the flattened batch; position_ids: (B, T), 0, 1, 2, ... along the tokens of a
-    row. full: there is no padding; right_padded: padding stands after the tokens only; longest:
-    tokens of the longest row; token_types: the highest token type + 1, None if it is not known.
+    mask: (B, T) bool, True where a token is; lengths: (B,), tokens of each row; indices: (N,),
+    index of each token in the flattened batch; position_ids: (B, T), 0, 1, 2, ... along the tokens
+    of a row. right_padded: padding stands after the tokens only; longest: tokens of the longest
+    row; token_types: the highest token type + 1, None if it is not known.
     """
     mask: torch.Tensor
     lengths: torch.Tensor
-    places: torch.Tensor
+    indices: torch.Tensor
     position_ids: torch.Tensor
-    full: bool
+    no_padding: bool
     right_padded: bool
     longest: int
     token_types: int | None = None
 
     @classmethod
-    def of(cls, mask, types=None):
+    def from_mask(cls, mask, types=None):
         """mask, types: (B, T) -> Layout, on their device. InputError for a row without a token."""
         device, mask = mask.device, mask.bool().cpu()
         lengths = mask.sum(1)
@@ -40,15 +40,15 @@ class Layout:
             empty = (lengths == 0).nonzero().flatten().tolist()
             raise InputError(f"batch row {empty[0]} holds no token ({len(empty)} such of "
                              f"{len(mask)}): give it a text")
-        return cls(mask=mask, lengths=lengths, places=mask.flatten().nonzero().squeeze(1),
-                   position_ids=(mask.cumsum(1) - 1).clamp(min=0), full=bool(mask.all()),
+        return cls(mask=mask, lengths=lengths, indices=mask.flatten().nonzero().squeeze(1),
+                   position_ids=(mask.cumsum(1) - 1).clamp(min=0), no_padding=bool(mask.all()),
                    right_padded=bool((mask[:, 1:] <= mask[:, :-1]).all()),
                    longest=int(lengths.max()),
                    token_types=None if types is None else int(types.max()) + 1).to(device)
 
     def to(self, device):
-        return replace(self, mask=self.mask.to(device), lengths=self.lengths.to(device),
-                       places=self.places.to(device), position_ids=self.position_ids.to(device))
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items()
+                                if isinstance(value, torch.Tensor)})
 
 
 @dataclass
@@ -76,8 +76,8 @@ def row_size(row):
 def collate(encoded, rows, pad_id=0, labels=None):
     """Some rows of the data -> Batch, padded on the right.
 
-    encoded: all rows; rows: B row numbers; labels: class numbers of all rows. The mask alone tells
-    padding from tokens, so pad_id may be any id; None means 0.
+    encoded: all rows; rows: B row numbers; labels: class numbers of all rows. Only the mask says
+    what is padding, so pad_id may be any id; None means 0.
     """
     chosen = [encoded[row] for row in rows]
     ids = torch.full((len(rows), max(map(row_size, chosen))), pad_id or 0)   # (B, T)
@@ -87,7 +87,7 @@ def collate(encoded, rows, pad_id=0, labels=None):
         types[i, :len(row_types)] = torch.tensor(row_types)
         mask[i, :len(row_ids)] = 1
     targets = None if labels is None else torch.tensor([labels[row] for row in rows])    # (B,)
-    return Batch(ids, mask, types, targets, list(rows), Layout.of(mask, types))
+    return Batch(ids, mask, types, targets, list(rows), Layout.from_mask(mask, types))
 
 
 def make_batches(lengths, size, seed=None, tokens=None, chunk=50):
@@ -102,18 +102,18 @@ def make_batches(lengths, size, seed=None, tokens=None, chunk=50):
     order = list(range(len(lengths)))
     if seed is None:
         order.sort(key=lambda row: lengths[row])
-        return cut(order, lengths, size, tokens)
+        return cut_batches(order, lengths, size, tokens)
     shuffle = random.Random(seed).shuffle
     shuffle(order)
     chunked = []
     for start in range(0, len(order), size * chunk):
         chunked += sorted(order[start:start + size * chunk], key=lambda row: lengths[row])
-    batches = cut(chunked, lengths, size, tokens)
+    batches = cut_batches(chunked, lengths, size, tokens)
     shuffle(batches)
     return batches
 
 
-def cut(order, lengths, size, tokens):
+def cut_batches(order, lengths, size, tokens):
     """Cut a list of row numbers into batches; arguments as in `make_batches`."""
     batches, current, longest = [], [], 0
     for row in order:

@@ -1,31 +1,31 @@
 """Long texts: which of their tokens are kept, and where windows over them lie.
 
-`fit` (prompt.py) decides how many tokens each text of a row keeps; `keep_end` decides which. BERT's
-authors kept the head; Sun et al. 2019 (arXiv:1905.05583) found head and tail together better on
-film reviews. All functions work on token ids without special tokens, and no token marks a gap. Not
-here: what a model does with the windows (classify/windows.py).
+`cut_longest` (prompt.py) decides how many tokens each text of a row keeps; `truncate` decides
+which. BERT's authors kept the head; Sun et al. 2019 (arXiv:1905.05583) found head and tail together
+better on film reviews. All token ids are without special tokens, and no token marks a gap.
+Not here: what a model does with the windows (classify/windows.py).
 """
 from ..errors import InputError
 from ..files import short
-from .prompt import fit
+from .prompt import cut_longest
 
-KEEPS = ("head", "tail", "head+tail", "middle")
+TRUNCATION_SIDES = ("head", "tail", "head+tail", "middle")
 
 
-def check_keep(keep):
-    """keep, if it is one of KEEPS; else InputError."""
-    if keep not in KEEPS:
-        raise InputError(f"keep {short(keep)} is not known; known: {', '.join(KEEPS)}")
+def check_side(keep):
+    """-> keep, if it is one of TRUNCATION_SIDES; else InputError."""
+    if keep not in TRUNCATION_SIDES:
+        raise InputError(f"keep {short(keep)} is not known; known: {', '.join(TRUNCATION_SIDES)}")
     return keep
 
 
-def keep_end(ids, count, keep):
+def truncate(ids, count, keep):
     """At most `count` of the ids, in their order.
 
-    keep: one of KEEPS. "head+tail" keeps half at each end, and one more at the head if count is
-    odd: keep_end([1, 2, 3, 4, 5], 3, "head+tail") -> [1, 2, 5].
+    keep: one of TRUNCATION_SIDES. "head+tail" keeps half at each end, and one more at the head if
+    count is odd: truncate([1, 2, 3, 4, 5], 3, "head+tail") -> [1, 2, 5].
     """
-    check_keep(keep)
+    check_side(keep)
     extra = max(0, len(ids) - count)                               # tokens to drop
     if keep == "middle":
         return ids[extra // 2:len(ids) - (extra - extra // 2)]
@@ -33,13 +33,13 @@ def keep_end(ids, count, keep):
     return ids[:head] + ids[head + extra:]
 
 
-def cut_to(parts, budget, keep="head"):
+def truncate_all(parts, budget, keep="head"):
     """Lists of ids -> (lists with at most `budget` ids together, number of ids cut)."""
-    fitted, cut = fit(parts, budget)
-    return [keep_end(part, len(fits), keep) for part, fits in zip(parts, fitted)], cut
+    shorter, cut = cut_longest(parts, budget)
+    return [truncate(part, len(head), keep) for part, head in zip(parts, shorter)], cut
 
 
-def spans(length, size, overlap):
+def window_spans(length, size, overlap):
     """Windows of `size` tokens over `length` tokens -> [(start, end), ...]; a shorter text is one.
 
     Neighbours share `overlap` tokens. The last window ends with the text and may share more:

@@ -20,17 +20,17 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import short
-from .table_files import SEPARATORS, Table, read_table, read_windows
+from .table_files import SEPARATORS, Table, read_table, read_chunks
 
 BUNDLED = Path(__file__).resolve().parent.parent / "datasets"
 
 # split -> the names that files may use for it, in any case
-SPLITS = {"train": "train training", "test": "test testing",
-          "dev": "dev val valid validation eval evaluation development"}
-SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names.split()}
-LAYOUTS = (("text",), ("text_a", "text_b"), ("premise", "hypothesis"),      # default text columns
-           ("prompt", "response_a", "response_b"))
-BITS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}     # cells of a class's column
+SPLIT_ALIASES = {"train": "train training", "test": "test testing",
+                 "dev": "dev val valid validation eval evaluation development"}
+SPLIT_OF = {name: split for split, names in SPLIT_ALIASES.items() for name in names.split()}
+DEFAULT_COLUMNS = (("text",), ("text_a", "text_b"), ("premise", "hypothesis"),
+                   ("prompt", "response_a", "response_b"))
+ZERO_ONE = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}   # cells of a class
 LIST_AS_TEXT = re.compile(r"""[\[({]\s*['"].*['"],?\s*[])}]|\[[-+\d.,\s]*]|\[[^][]*,[^][]*]""",
                     re.DOTALL)                         # a list as a text: "['a', 'b']", "[a, b]"
 # Suffixes of files that may hold rows but cannot be read; UNREAD_SPLIT: of those named as a split.
@@ -72,54 +72,55 @@ def read_examples(path, text_columns=None, label_column=None, need_labels=True, 
     table_files.py. Raises InputError.
     """
     table = path if isinstance(path, Table) else read_table(Path(path), quoting)
-    label_column = label_column or usual_label(table)
-    return examples_of(table, text_columns, label_column, need_labels, multi_label)[1]
+    label_column = label_column or default_label_column(table)
+    return make_examples(table, text_columns, label_column, need_labels, multi_label)[1]
 
 
-def read_text_windows(path, size, text_columns=None, **how):
+def read_text_chunks(path, size, text_columns=None, **how):
     """Unlabelled texts, `size` rows at a time -> (Table, its text columns, the texts of each row).
 
-    The first window decides the columns; how: further arguments of `read_windows`. InputError also
+    The first chunk decides the columns; how: further arguments of `read_chunks`. InputError also
     for a row without any text.
     """
-    for table in read_windows(Path(path), size, **how):
-        text_columns, examples = examples_of(table, text_columns, "", False)
+    for table in read_chunks(Path(path), size, **how):
+        text_columns, examples = make_examples(table, text_columns, "", False)
         refuse_blank(path, examples)
         yield table, text_columns, [example.texts for example in examples]
 
 
-def usual_texts(table: Table) -> tuple[str, ...]:
+def default_text_columns(table: Table) -> tuple[str, ...]:
     """The text columns where none are named."""
-    return next((names for names in LAYOUTS if set(names) & set(table.columns)), LAYOUTS[0])
+    found = (names for names in DEFAULT_COLUMNS if set(names) & set(table.columns))
+    return next(found, DEFAULT_COLUMNS[0])
 
 
-def usual_label(table: Table) -> str:
+def default_label_column(table: Table) -> str:
     """The label column where none is named."""
     return "winner" if "winner" in table.columns and "label" not in table.columns else "label"
 
 
-def text_names(count: int) -> list[str]:
+def text_column_names(count: int) -> list[str]:
     """Column names for the texts of a row in files written here: text, or text_a, text_b, ..."""
     letters = "abcdefghijklmnopqrstuvwxyz"[:count]
     return ["text"] if count == 1 else [f"text_{letter}" for letter in letters]
 
 
-def names_of(columns) -> tuple[str, ...]:
+def split_names(columns) -> tuple[str, ...]:
     """Names of columns from "a, b" or from a sequence."""
     names = columns.split(",") if isinstance(columns, str) else columns
     return tuple(name.strip() for name in names)
 
 
 @functools.cache
-def note(line):
+def print_note(line):
     """Print a line on standard error, once in a process."""
     print(f"note: {line}", file=sys.stderr, flush=True)
 
 
 def choose_columns(table: Table, text_columns, label_column: str, need_labels: bool):
     """The text columns to read -> tuple. InputError if these or the label columns are wrong."""
-    columns = names_of(usual_texts(table) if text_columns is None else text_columns)
-    labels, known = names_of(label_column), set(table.columns)
+    columns = split_names(default_text_columns(table) if text_columns is None else text_columns)
+    labels, known = split_names(label_column), set(table.columns)
     if not columns or len(set(columns)) < len(columns) or set(columns) & set(labels):
         raise InputError(f"--text-column {short(','.join(columns))}: name columns, each once, "
                          f"other than {short(label_column)}")
@@ -133,7 +134,7 @@ def choose_columns(table: Table, text_columns, label_column: str, need_labels: b
                              f"{short(list(table.columns), 300)}: "
                              f"{column_hint(table, wanted, option)}")
     if table.separator != SEPARATORS.get(table.path.suffix.lower()):
-        note(f"{table.path}: {table.separator!r} stands between its fields, and is read so")
+        print_note(f"{table.path}: {table.separator!r} stands between its fields, and is read so")
     return columns
 
 
@@ -155,20 +156,20 @@ def column_hint(table: Table, wanted: dict, option: str) -> str:
     return f"name one with {option}" + no_header * bool(separator)
 
 
-def examples_of(table: Table, text_columns, label_column: str, need_labels=True, multi_label=False):
+def make_examples(table: Table, text_columns, label_column, need_labels=True, multi_label=False):
     """Arguments as of `read_examples` -> the text columns, a list of Examples."""
     columns = choose_columns(table, text_columns, label_column, need_labels)
-    names = names_of(label_column)
+    names = split_names(label_column)
     if len(names) > 1 and not multi_label:
         raise InputError(f"--label-column {short(label_column)}: a column for each class goes with "
                          "--multi-label")
     labelled, examples = label_column and set(names) <= set(table.columns), []
     for row, record in table.rows:
         where, label = f"{table.path}, line {row}: column", None
-        texts = tuple(text_of(record.get(name), f"{where} '{name}'") for name in columns)
+        texts = tuple(check_text(record.get(name), f"{where} '{name}'") for name in columns)
         try:
             if labelled:
-                label = label_of(record, names, where, multi_label)
+                label = read_label(record, names, where, multi_label)
         except InputError:
             if need_labels:
                 raise
@@ -176,23 +177,23 @@ def examples_of(table: Table, text_columns, label_column: str, need_labels=True,
     return columns, examples
 
 
-def text_of(value, where: str) -> str:
+def check_text(value, where: str) -> str:
     """Check a cell that must hold text. An InputError begins with `where`."""
     if not isinstance(value, str):
-        raise InputError(f"{where} must hold text, found {shown(value)}: write a string")
+        raise InputError(f"{where} must hold text, found {as_json(value)}: write a string")
     if re.search("[\0\ud800-\udfff]", value):       # JSON can hold both: "\u0000" and "\ud83d"
         raise InputError(f"{where} holds a null byte or half of a surrogate pair: remove it")
     return value
 
 
-def shown(value) -> str:
+def as_json(value) -> str:
     """A cell for a message, as in JSON."""
     return json.dumps(value)[:40]
 
 
 # ------------------------------------------------------------------------------------- labels
 
-def label_of(record, names, where: str, multi_label: bool) -> str:
+def read_label(record, names, where: str, multi_label: bool) -> str:
     """The label of a row. names: the label column, or a column for each class with 0 or 1 in it."""
     if len(names) == 1:
         read = label_set if multi_label else label_name
@@ -200,9 +201,9 @@ def label_of(record, names, where: str, multi_label: bool) -> str:
     found = []
     for name in names:
         value = record.get(name)
-        number = BITS.get(str(value).strip().casefold())
+        number = ZERO_ONE.get(str(value).strip().casefold())
         if number is None:
-            raise InputError(f"{where} {short(name)} must hold 0 or 1, found {shown(value)}: "
+            raise InputError(f"{where} {short(name)} must hold 0 or 1, found {as_json(value)}: "
                              "correct it, or leave the column out of --label-column")
         found += [name] * number
     return label_set(found, f"{where}s of --label-column")
@@ -216,13 +217,13 @@ def label_name(value, where: str) -> str:
         return json.dumps(int(value) if whole else value)
     if not isinstance(value, str) or value.strip().casefold() in ("", "nan", "null"):
         more = ' (several: ["a", "b"] with --multi-label)' * isinstance(value, list)
-        raise InputError(f"{where} must hold a label, found {shown(value)}: write one name, such "
+        raise InputError(f"{where} must hold a label, found {as_json(value)}: write one name, such "
                          f'as "yes" or "no"{more}, or remove the row')
     if LIST_AS_TEXT.fullmatch(value.strip()):
-        raise InputError(f'{where} holds a list as a text, {shown(value)}: write "a|b" with '
+        raise InputError(f'{where} holds a list as a text, {as_json(value)}: write "a|b" with '
                          "--multi-label, or, of zeros and ones, a column for each class with "
                          "--label-column a,b,c")
-    return text_of(value.strip(), where)
+    return check_text(value.strip(), where)
 
 
 def label_set(value, where: str) -> str:
@@ -250,7 +251,7 @@ def label_set(value, where: str) -> str:
     return "|".join(natural_order(names))
 
 
-def names_in(label: str, multi_label=True) -> list[str]:
+def split_label(label: str, multi_label=True) -> list[str]:
     """The names in a label: "a|b" -> ["a", "b"], "" -> []. multi_label=False: it is one name."""
     if not multi_label:
         return [label]
@@ -271,9 +272,10 @@ def refuse_multi_hot(table: Table, label_column: str) -> None:
     lists = [re.split(r"[|,;\s]+", cell.strip()) if isinstance(cell, str) else cell
              for cell in cells]
     if all(isinstance(items, list) and 1 < len(items) == len(lists[0])
-           and all(str(item).strip().casefold() in BITS for item in items) for items in lists):
+           and all(str(item).strip().casefold() in ZERO_ONE for item in items)
+           for items in lists):
         raise InputError(f"{table.path}, line {table.rows[0][0]}: column {short(label_column)} "
-                         f"holds {shown(cells[0])}, zeros and ones, and no names: write a column "
+                         f"holds {as_json(cells[0])}, zeros and ones, and no names: write a column "
                          "for each class and name these, --label-column a,b,c")
 
 
@@ -294,11 +296,11 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, multi_
     """
     tables = read_tables(path_or_name, quoting)
     first = next(iter(tables.values()))
-    label_column = label_column or usual_label(first)
+    label_column = label_column or default_label_column(first)
     refuse_multi_hot(first, label_column)
     parts = {"train": [], "dev": [], "test": []}
     for file_split, table in tables.items():           # train is first: it decides the columns
-        text_columns, examples = examples_of(table, text_columns, label_column, True, multi_label)
+        text_columns, examples = make_examples(table, text_columns, label_column, True, multi_label)
         refuse_blank(table.path, examples, text_columns)
         for example, split in zip(examples, row_splits(table, file_split)):
             parts[split].append(example)
@@ -312,7 +314,7 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, multi_
                          "where both are needed: add rows of each class with different texts, or "
                          "mark their split")
     paths = {split: tables.get(split, first).path for split in parts}
-    labels = classes_of(parts, paths, names_of(label_column), multi_label)
+    labels = find_classes(parts, paths, split_names(label_column), multi_label)
     source = {"path": str(getattr(path_or_name, "path", path_or_name)),
               "sha256": {table.path.name: table.sha256 for table in tables.values()},
               "split": kind, "seed": seed, "dev_from_train": dev_from_train}
@@ -378,24 +380,24 @@ def refuse_blank(path, examples, columns=()) -> None:
         blank = [example for example in examples if not example.texts[place].strip()]
         if blank:
             raise InputError(f"{path}: column '{name}' is empty in {len(blank)} row(s): remove or "
-                             f"fill them (line {lines_of(blank)})")
+                             f"fill them (line {line_numbers(blank)})")
     blank = [example for example in examples if not any(map(str.strip, example.texts))]
     if blank:
-        raise InputError(f"{path}: {len(blank)} empty texts (line {lines_of(blank)}): remove or "
-                         "fill them")
+        raise InputError(f"{path}: {len(blank)} empty texts (line {line_numbers(blank)}): remove "
+                         "or fill them")
 
 
-def lines_of(examples) -> str:
+def line_numbers(examples) -> str:
     rows = [str(example.row) for example in examples[:10]]
     return ", ".join(rows) + ", ..." * (len(examples) > 10)
 
 
-def classes_of(parts, paths, label_columns, multi_label) -> list[str]:
+def find_classes(parts, paths, label_columns, multi_label) -> list[str]:
     """The classes of train in natural order. InputError if too few, or if dev or test has others.
 
     parts, paths: {split: its Examples, its file}; label_columns: a name for each label column.
     """
-    counts = Counter(name for e in parts["train"] for name in names_in(e.label, multi_label))
+    counts = Counter(name for e in parts["train"] for name in split_label(e.label, multi_label))
     labels = natural_order(counts)
     for name in label_columns:
         if len(label_columns) > 1 and name not in counts:
@@ -409,7 +411,7 @@ def classes_of(parts, paths, label_columns, multi_label) -> list[str]:
                          "rows of another")
     for split, examples in parts.items():
         for example in examples:
-            for name in names_in(example.label, multi_label):
+            for name in split_label(example.label, multi_label):
                 if name not in counts:
                     known = ", ".join(map(short, labels[:20]))
                     known += f" and {len(labels) - 20} more" * (len(labels) > 20)
@@ -479,6 +481,6 @@ def rarest_labels(examples) -> list[str]:
     """Of the labels of each row the one that the fewest rows have; "" for no label. Of a rare label
     a split may easily get no row (Sechidis et al. 2011, "On the Stratification of Multi-label
     Data")."""
-    rows = [names_in(example.label) for example in examples]
+    rows = [split_label(example.label) for example in examples]
     counts = Counter(name for names in rows for name in names)
     return [min(names, key=lambda name: (counts[name], name), default="") for names in rows]

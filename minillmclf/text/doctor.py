@@ -17,19 +17,19 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 
-from .data import Dataset, names_in, text_key
+from .data import Dataset, split_label, text_key
 
 SPLITS = ("train", "dev", "test")
-UNBALANCED = 5                    # warn if largest / smallest class of train is more
-FEW = 5                           # warn if a class has fewer train rows
-UNKNOWN = 0.05                    # warn if at least this share of a split's tokens is unknown
+MAX_IMBALANCE = 5                 # warn if largest / smallest class of train is more
+FEW_ROWS = 5                      # warn if a class has fewer train rows
+MANY_UNKNOWN = 0.05               # warn if at least this share of a split's tokens is unknown
 INVISIBLE = "[\u034f\u115f\u1160\u2800\ufe00-\ufe0f]"       # characters that show nothing
-SOME_ROWS = 256                   # rows of a window that `UnknownTokens` counts, about
+SOME_ROWS = 256                   # about so many rows of a chunk are counted by `UnknownTokens`
 new_dict = partial(field, default_factory=dict)
 
 
 @dataclass
-class Report:
+class DataReport:
     """The counts. "Per split" is {"train": number, "dev": number, "test": number}."""
     name: str
     split: str                        # where the splits come from: "column", "files" or "random"
@@ -57,19 +57,20 @@ class Report:
         """Aligned ASCII lines to print; other characters in names are escaped."""
         classes = [[label, *(counts[s] for s in SPLITS), f"{counts['share']:.1%}"]
                    for label, counts in self.classes.items()]
-        rows = [[title, *(counts.get(s, "-") for s in SPLITS)] for title, counts in self.counts()]
+        rows = [[title, *(counts.get(s, "-") for s in SPLITS)]
+                for title, counts in self.rows_to_print()]
         ratio = "unknown" if self.imbalance is None else f"{self.imbalance:.1f}"
         return [
-            f"data set {escaped(self.name)}, split by {self.split}", "",
-            *aligned([["class", *SPLITS, "of train"],
-                      ["all", *(self.rows[s] for s in SPLITS), ""], *classes]), "",
+            f"data set {escape(self.name)}, split by {self.split}", "",
+            *align([["class", *SPLITS, "of train"],
+                    ["all", *(self.rows[s] for s in SPLITS), ""], *classes]), "",
             f"largest / smallest class of train: {ratio}", "",
-            *aligned([["rows", *SPLITS], *rows]), "",
+            *align([["rows", *SPLITS], *rows]), "",
             *(f"texts in both {pair.replace('/', ' and ')}: {count['same_label']} with the same "
               f"label, {count['conflicting']} with another" for pair, count in self.shared.items()),
-            *(f"WARNING: {escaped(warning)}" for warning in self.warnings)]
+            *(f"WARNING: {escape(warning)}" for warning in self.warnings)]
 
-    def counts(self) -> list[tuple[str, dict]]:
+    def rows_to_print(self) -> list[tuple[str, dict]]:
         """What `lines` prints per split -> [(title, {split: number}), ...]."""
         found = [("repeated, same label", self.repeated),
                  ("repeated, other label", self.contradicting), ("empty text", self.empty)]
@@ -84,13 +85,13 @@ class Report:
         return found
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     return text.encode("unicode_escape").decode("ascii")
 
 
-def aligned(table) -> list[str]:
+def align(table) -> list[str]:
     """Rows of cells -> lines: the first column aligned left, the others right."""
-    table = [[escaped(str(cell)) for cell in row] for row in table]
+    table = [[escape(str(cell)) for cell in row] for row in table]
     first, *widths = [max(map(len, column)) for column in zip(*table)]
     return ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], widths)]).rstrip()
             for row in table]
@@ -98,16 +99,17 @@ def aligned(table) -> list[str]:
 
 # ------------------------------------------------------------------------------------- counting
 
-def examine(dataset: Dataset, lengths=None, max_length=None, remedy="raise max_length",
-            unknown=None) -> Report:
+def examine_data(dataset: Dataset, lengths=None, max_length=None, remedy="raise max_length",
+                 unknown=None) -> DataReport:
     """Fill a Report.
 
     lengths: {split: tokens of each row, special tokens included}; None: counted in words.
     max_length: the most tokens of a row that the model reads. remedy: what to do about longer rows.
     unknown: {split: its `unknown_share`}. ValueError if `lengths` does not fit the rows.
     """
-    r = Report(dataset.name, dataset.source["split"], unit="words" if lengths is None else "tokens",
-               max_length=max_length, unknown=unknown or {})
+    unit = "words" if lengths is None else "tokens"
+    r = DataReport(dataset.name, dataset.source["split"], unit=unit, max_length=max_length,
+                   unknown=unknown or {})
     r.classes, texts = {label: {} for label in dataset.labels}, {}
     for s in SPLITS:
         rows = getattr(dataset, s)
@@ -117,14 +119,14 @@ def examine(dataset: Dataset, lengths=None, max_length=None, remedy="raise max_l
             sizes = list(map(int, lengths.get(s, ())))
         if len(sizes) != len(rows):
             raise ValueError(f"lengths['{s}'] has {len(sizes)} numbers for {len(rows)} rows")
-        names = [names_in(e.label, dataset.multi_label) for e in rows]
+        names = [split_label(e.label, dataset.multi_label) for e in rows]
         found = Counter(chain.from_iterable(names))
         for label, counts in r.classes.items():
             counts[s] = found[label]
         texts[s] = labels_of_texts(rows)
         r.rows[s] = len(rows)
-        r.repeated[s] = repeats(texts[s], contradicting=False)
-        r.contradicting[s] = repeats(texts[s], contradicting=True)
+        r.repeated[s] = count_repeats(texts[s], contradicting=False)
+        r.contradicting[s] = count_repeats(texts[s], contradicting=True)
         r.empty[s] = sum(not all(map(str.strip, e.texts)) for e in rows)
         if rows:
             r.lengths[s] = percentiles(sizes)
@@ -135,12 +137,12 @@ def examine(dataset: Dataset, lengths=None, max_length=None, remedy="raise max_l
         if dataset.multi_label and rows:
             r.cardinality[s] = sum(map(len, names)) / len(rows)
     for a, b in (("train", "dev"), ("train", "test"), ("dev", "test")):
-        r.shared[f"{a}/{b}"] = shared(texts[a], texts[b])
+        r.shared[f"{a}/{b}"] = count_shared(texts[a], texts[b])
     for counts in r.classes.values():
         counts["share"] = counts["train"] / max(1, len(dataset.train))
     sizes = [counts["train"] for counts in r.classes.values()]
     r.imbalance = max(sizes) / min(sizes) if min(sizes, default=0) else None
-    r.warnings = [*class_warnings(r), *row_warnings(r, remedy), *unknown_line(r.unknown)]
+    r.warnings = [*class_warnings(r), *row_warnings(r, remedy), *unknown_warning(r.unknown)]
     return r
 
 
@@ -152,13 +154,13 @@ def labels_of_texts(examples) -> dict:
     return labels
 
 
-def repeats(texts: dict, contradicting: bool) -> int:
+def count_repeats(texts: dict, contradicting: bool) -> int:
     """Rows after the first of each text with one label; if contradicting, with several."""
     return sum(len(labels) - 1 for labels in texts.values()
                if (len(set(labels)) > 1) == contradicting)
 
 
-def shared(first: dict, second: dict) -> dict[str, int]:
+def count_shared(first: dict, second: dict) -> dict[str, int]:
     """The numbers of texts in both splits, with the same label and with others."""
     same = [len({*first[text], *second[text]}) == 1 for text in first.keys() & second.keys()]
     return {"same_label": sum(same), "conflicting": len(same) - sum(same)}
@@ -173,36 +175,38 @@ def percentiles(numbers) -> dict[str, int]:
 
 # ------------------------------------------------------------------------------------- warnings
 
-def class_warnings(r: Report):
+def class_warnings(r: DataReport):
     """Yield a sentence for each fault of the classes."""
     train = {label: counts["train"] for label, counts in r.classes.items()}
-    if r.imbalance is not None and r.imbalance > UNBALANCED:
+    if r.imbalance is not None and r.imbalance > MAX_IMBALANCE:
         yield (f"{max(train, key=train.get)} has {r.imbalance:.1f} times the train rows of "
                f"{min(train, key=train.get)}: judge by macro-F1, and weight the classes or add "
                "rows")
-    if few := [label for label in train if train[label] < FEW]:
-        yield (f"{some(few)} with fewer than {FEW} train rows: add rows, or merge them with other "
-               "classes")
+    if few := [label for label in train if train[label] < FEW_ROWS]:
+        yield (f"{name_some(few)} with fewer than {FEW_ROWS} train rows: add rows, or merge "
+               "them with other classes")
     if r.unlabelled:
         labelled = r.rows["train"] - r.unlabelled["train"]
         if round(r.cardinality.get("train", 0) * r.rows["train"]) == labelled:
             yield ("no train row seems to have two labels: if some have, write a bar between their "
                    "names, a|b")
         if always := [label for label in train if train[label] == r.rows["train"] > 0]:
-            yield f"{some(always)} in every train row: no row says what it is not, so leave it out"
+            yield (f"{name_some(always)} in every train row: no row says what it is not, so leave "
+                   "it out")
     elif barred := [label for label in train if "|" in label]:
-        yield (f"{some(barred)} with a bar in the name: if it stands between several labels of a "
-               "row, --multi-label")
+        yield (f"{name_some(barred)} with a bar in the name: if it stands between several labels "
+               "of a row, --multi-label")
     for labels in look_alikes(train):
-        yield (f"{some(labels)} whose names differ only by case, Unicode form, spaces or invisible "
-               "characters: if they are one class, write its name in one way")
+        yield (f"{name_some(labels)} whose names differ only by case, Unicode form, spaces or "
+               "invisible characters: if they are one class, write its name in one way")
     for s in ("dev", "test"):
         unseen = [label for label, counts in r.classes.items() if not counts[s]]
         if unseen and r.rows[s]:
-            yield f"{some(unseen)} without a {s} row: {s} scores say nothing of them, so add rows"
+            yield (f"{name_some(unseen)} without a {s} row: {s} scores say nothing of them, so add "
+                   "rows")
 
 
-def row_warnings(r: Report, remedy: str):
+def row_warnings(r: DataReport, remedy: str):
     """Yield a sentence for each fault of the rows."""
     words = "" if r.unit == "tokens" else " (counted in words; in tokens more will)"
     contradiction = "repeat a text that has two labels or more: keep the right one"
@@ -222,7 +226,7 @@ def row_warnings(r: Report, remedy: str):
                    f"flatter its scores: remove them from {pair.split('/')[0]}")
 
 
-def some(labels) -> str:
+def name_some(labels) -> str:
     """How many labels, and the first five of them, for a message."""
     return f"{len(labels)} class(es) ({', '.join(labels[:5])}{', ...' * (len(labels) > 5)})"
 
@@ -247,10 +251,10 @@ def unknown_share(tokenizer, rows):
     return sum(ids.count(tokenizer.unk_id) for ids in found) / max(1, sum(map(len, found)))
 
 
-def unknown_line(shares):
+def unknown_warning(shares):
     """{what rows are called: their `unknown_share`} -> a list of one warning, or none."""
     many = [f"{share:.0%} of the tokens in {name}"
-            for name, share in shares.items() if share >= UNKNOWN]
+            for name, share in shares.items() if share >= MANY_UNKNOWN]
     if not many:
         return []
     return [f"{', '.join(many)} are unknown to this model's tokenizer, and all look the same to "
@@ -258,7 +262,7 @@ def unknown_line(shares):
 
 
 class UnknownTokens:
-    """Called with each window of a stream, warns once if too many tokens are unknown."""
+    """Called with each chunk of a file; it warns once if too many tokens are unknown."""
 
     def __init__(self, tokenizer):
         self.tokenizer, self.warned = tokenizer, False
@@ -266,6 +270,6 @@ class UnknownTokens:
     def __call__(self, rows):
         if not self.warned:
             some_rows = rows[::1 + len(rows) // SOME_ROWS]
-            for line in unknown_line({"the texts": unknown_share(self.tokenizer, some_rows)}):
+            for line in unknown_warning({"the texts": unknown_share(self.tokenizer, some_rows)}):
                 self.warned = True
                 print(f"WARNING: {line}", file=sys.stderr, flush=True)

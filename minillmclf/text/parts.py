@@ -2,26 +2,25 @@
 
     [CLS] Prompt: Name a fruit. Answer A: An apple. Answer B: A chair. [SEP]
 
-(Each marker has its own line.) The markers are plain words in all families, because a pair has only
-two texts, and GPT-2 puts nothing between them. Markers and texts are tokenized one by one, so the
+(Each marker has its own line.) The markers are plain words, because a tokenizer joins at most two
+texts, and GPT-2 puts nothing between them. Markers and texts are tokenized one by one, so the
 budget is exact and no marker is ever cut.
 
-Not here: two texts as a pair (tokenizer.layout); templates (prompt.py); which end of a long text is
-kept (cutting.py).
+Not here: pairs (Tokenizer.add_special_tokens), templates (prompt.py), cutting (cutting.py).
 """
 from ..errors import InputError
 from ..files import short
-from .cutting import cut_to
+from .cutting import truncate_all
 
 ONE_ANSWER = ("Prompt:\n", "\n\nAnswer:\n")
 TWO_ANSWERS = ("Prompt:\n", "\n\nAnswer A:\n", "\n\nAnswer B:\n")
 
 
-def lay_out(tokenizer, texts, markers, max_length, keep="head"):
+def join_parts(tokenizer, texts, markers, max_length, keep="head"):
     """Texts, each after its marker -> (ids, token types), [number of tokens cut from each text].
 
-    keep: which tokens of a long text are kept (cutting.KEEPS). There are at most max_length ids,
-    special tokens included, and at least one of each text with tokens; else InputError.
+    keep: one of cutting.TRUNCATION_SIDES. There are at most max_length ids, special tokens
+    included, and at least one of each text that has tokens; else InputError.
     """
     marks = [tokenizer.ids(marker) for marker in markers]
     parts = [tokenizer.ids(text) for text in texts]
@@ -34,13 +33,14 @@ def lay_out(tokenizer, texts, markers, max_length, keep="head"):
         raise InputError(f"{len(texts)} texts with their markers take {needed} tokens at least, "
                          f"and {max_length} are allowed: raise --max-length, or take a model that "
                          "reads longer texts if this is all it can")
-    (kept, _), ids = cut_to(parts, max_length - fixed, keep), []
+    (kept, _), ids = truncate_all(parts, max_length - fixed, keep), []
     for mark, part in zip(marks, kept):
         ids += mark + part
-    return tokenizer.layout(ids), [len(part) - len(left) for part, left in zip(parts, kept)]
+    cut = [len(part) - len(left) for part, left in zip(parts, kept)]
+    return tokenizer.add_special_tokens(ids), cut
 
 
-def size(tokenizer, texts, markers):
-    """The number of ids that `lay_out` would make if nothing were cut."""
+def joined_size(tokenizer, texts, markers):
+    """How many ids `join_parts` gives if it cuts nothing."""
     count = sum(len(tokenizer.ids(text)) for text in (*markers, *texts))
     return tokenizer.num_special_tokens(False) + count

@@ -14,8 +14,8 @@ itself. So a chat format is a template too: "<|user|>\\n{text}\\n<|assistant|>\\
 The space before a label belongs to the label: " positive" is one common token of a byte-level or
 SentencePiece tokenizer, while a prompt that ends in a space ends in a token that is rare there.
 
-Here too: `fit`, a budget of tokens for several texts. Not here: which examples are shown, default
-wordings, and what a model does with a prompt (classify/label_text/).
+Here too: `cut_longest`, a budget of tokens for several texts. Not here: which examples are shown,
+default wordings, and what a model does with a prompt (classify/label_text/).
 """
 import re
 
@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..files import short
 
 
-def fit(parts, budget):
+def cut_longest(parts, budget):
     """Cut lists of ids at their ends, the longest first, to at most `budget` tokens together.
 
     -> (parts, how many tokens were cut). Only the longest part is cut, so none vanishes; of equal
@@ -103,7 +103,7 @@ class Template:
         return (self.prompt(texts) + self.continuation(label_text) + self.tail(texts)).rstrip()
 
     @property
-    def text_after_label(self):
+    def has_text_after_label(self):
         """Does a text come after the label? A decoder has not read it when it writes the label."""
         return len(self._after) > 1
 
@@ -131,22 +131,22 @@ class Prompt:
         """What stands after the label and is not in `render`."""
         return "" if self.mask else self.template.tail(texts)
 
-    def shown(self, texts):
+    def display_text(self, texts):
         """What the model reads, to be printed: "..." stands for the label."""
         after = self.template.tail(texts) if self.mask else ""
         return self._front + self.template.prompt(texts) + self.template.continuation("...") + after
 
-    def size(self, texts, count):
+    def num_tokens(self, texts, count):
         """Tokens of the whole prompt but the label. count: a function, str -> number of tokens."""
         return count(self.render(texts) + self.tail(texts))
 
-    def fitted(self, texts, count, budget):
-        """-> (the texts, cut by `shorten` to a `size` of at most `budget`; were they cut?)."""
-        kept = shorten(texts, lambda shorter: self.size(shorter, count), budget)
+    def fit_texts(self, texts, count, budget):
+        """-> (the texts, cut so that `num_tokens` is at most `budget`; were they cut?)."""
+        kept = shorten_texts(texts, lambda shorter: self.num_tokens(shorter, count), budget)
         return kept, kept != tuple(texts)
 
 
-def shorten(texts, size, budget, what="its texts"):
+def shorten_texts(texts, size, budget, what="its texts"):
     """Cut strings at their ends, the longest first, until size(texts) <= budget. -> tuple of str
 
     A cap on their characters is found by bisection; white space at a new end is dropped too. Texts

@@ -1,11 +1,11 @@
-"""Table files: the rows of a CSV, TSV or JSONL file, all at once or in windows, read strictly.
+"""Table files: the rows of a CSV, TSV or JSONL file, all at once or in chunks, read strictly.
 
 Files are in UTF-8; CSV and TSV are quoted by RFC 4180; JSONL has one JSON object per line
 (jsonlines.org). A row that cannot be read is an error that names its line; no row is ever dropped.
 Not here: what the columns mean (data.py).
 
-Bytes become lines (`decoded`), lines become rows (`Reading`), and rows are gathered into a `Table`
-(`read_windows`; `read_table` for the whole file). `quoting` is one of
+Bytes become lines (`decode_lines`), lines become rows (`TableReader`), and rows become a `Table`
+(`read_chunks`; `read_table` for the whole file). `quoting` is one of
 
   auto     RFC 4180, but a quoted field that seems to have swallowed rows is an error
   double   RFC 4180 without that check
@@ -28,12 +28,12 @@ from ..files import short
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 MEMORY = "rows in memory"         # the path of a Table that was not read from a file
 THOUSANDS = re.compile(r"\d,(000\b|\d{3}\b(?!\s*(,|$)))")    # "36,000", not "error 7,404"
-DEEPEST = 100                     # levels of lists and objects in a line of JSON
+MAX_DEPTH = 100                   # levels of lists and objects in a line of JSON
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a file, or a window of them."""
+    """The rows of a file, or a chunk of them."""
     path: Path
     columns: tuple[str, ...]
     rows: list[tuple[int, dict]]  # (line, {column: value}); values of JSONL keep their JSON type
@@ -43,22 +43,22 @@ class Table:
 
 def read_table(path: Path, quoting="auto") -> Table:
     """Read one .csv, .tsv or .jsonl file; blank lines are skipped. InputError names the line."""
-    [table] = read_windows(path, None, quoting)
+    [table] = read_chunks(path, None, quoting)
     return table
 
 
-def read_windows(path: Path, size, quoting="auto"):
+def read_chunks(path: Path, size, quoting="auto"):
     """Yield the file as Tables of `size` rows, the last with the rest; size None: one Table.
 
-    Memory grows with the window, not with the file. The columns of a JSONL window are the keys of
-    all rows up to its end. InputError for a file without rows, and for a faulty row when its window
+    Memory grows with the chunk, not with the file. The columns of a chunk of JSONL are the keys of
+    all rows up to its end. InputError for a file without rows, and for a faulty row when its chunk
     is read.
     """
     suffix = path.suffix.lower()
     if suffix not in SEPARATORS:
         raise InputError(f"{short(path, 200)}: unknown suffix {short(suffix)}: use a .csv, .tsv or "
                          ".jsonl file")
-    reading = Reading(path, suffix, quoting)
+    reading = TableReader(path, suffix, quoting)
     try:
         if "\0" in str(path):
             raise OSError(0, "a null byte in its name")
@@ -66,9 +66,9 @@ def read_windows(path: Path, size, quoting="auto"):
             raise OSError(0, "it is no ordinary file")
         with open(path, "rb") as file:
             rows, empty = reading.rows(file), True
-            while window := list(islice(rows, size)):
+            while chunk := list(islice(rows, size)):
                 empty = False
-                yield Table(path, tuple(reading.columns), window, reading.read.hexdigest(),
+                yield Table(path, tuple(reading.columns), chunk, reading.file_hash.hexdigest(),
                             reading.separator)
     except OSError as error:
         raise InputError(f"{short(path, 200)}: cannot be read ({error.strerror}): check the "
@@ -78,10 +78,10 @@ def read_windows(path: Path, size, quoting="auto"):
         raise InputError(f"{path}: {fault}: add rows")
 
 
-def decoded(file, where, suffix="", read=None):
+def decode_lines(file, where, suffix="", file_hash=None):
     """Lines of UTF-8 bytes -> lines of text with their ends, without a byte order mark.
 
-    where: the name of the file in errors; read: a hash to update with the bytes read.
+    where: the name of the file in errors; file_hash: to update with the bytes read.
     """
     offset = 0
     for number, line in enumerate(file, 1):
@@ -93,32 +93,32 @@ def decoded(file, where, suffix="", read=None):
                 f"{where}, line {number}: not UTF-8 at byte offset {offset + error.start}: convert "
                 f"the file, for example with iconv -f {'UTF-16' if utf16 else 'WINDOWS-1252'} "
                 f"-t UTF-8 old{suffix} > new{suffix}") from error
-        if read is not None:
-            read.update(line)
+        if file_hash is not None:
+            file_hash.update(line)
         yield text.removeprefix("\ufeff") if number == 1 else text
         offset += len(line)
 
 
-def every_end(lines):
+def split_at_returns(lines):
     """Split lines also at a lone \\r, the line end of old Mac files."""
     for line in lines:
         yield from io.StringIO(line, newline="")
 
 
-class Reading:
-    """The rows of one file: for line, record in Reading(path, suffix).rows(file): ...
+class TableReader:
+    """The rows of one file: for line, record in TableReader(path, suffix).rows(file): ...
 
-    columns, and the hash `read`, are those of the rows read so far.
+    columns, and `file_hash`, are those of the rows read so far.
     """
 
     def __init__(self, path, suffix, quoting="auto"):
         self.path, self.suffix, self.quoting = path, suffix, quoting
         self.separator = SEPARATORS[suffix]
-        self.columns, self.read = [], hashlib.sha256()
+        self.columns, self.file_hash = [], hashlib.sha256()
 
     def rows(self, file):
         """Lines of bytes -> (line number, {column: value}) of each row."""
-        lines = decoded(file, self.path, self.suffix, self.read)
+        lines = decode_lines(file, self.path, self.suffix, self.file_hash)
         return self.json_rows(lines) if self.suffix == ".jsonl" else self.csv_rows(lines)
 
     def fault(self, line, text):
@@ -136,8 +136,8 @@ class Reading:
                 record = json.loads(source)
                 if not isinstance(record, dict):
                     raise ValueError(f"found a {type(record).__name__}")
-                if source.count("[") + source.count("{") > DEEPEST and depth(record) > DEEPEST:
-                    raise ValueError(f"more than {DEEPEST} lists and objects within each other")
+                if source.count("[") + source.count("{") > MAX_DEPTH and depth(record) > MAX_DEPTH:
+                    raise ValueError(f"more than {MAX_DEPTH} lists and objects within each other")
             except (ValueError, RecursionError) as error:
                 fault = f"not a JSON object ({error}): write one per line"
                 raise self.fault(line, fault) from error
@@ -173,7 +173,7 @@ class Reading:
     def records(self, lines):
         """Lines -> (line number, fields) of each record, the header included."""
         csv.field_size_limit(2**31 - 1)                            # the default is 131072
-        lines, current, head, line = every_end(lines), [], None, 1
+        lines, current, head, line = split_at_returns(lines), [], None, 1
         start = self.find_separator(lines)
 
         def remembered(lines):
@@ -187,7 +187,7 @@ class Reading:
             for fields in reader:
                 if fields:
                     head = head or (len(fields), "".join(current))
-                    if self.quoting == "auto" and self.swallowed(current, fields, *head):
+                    if self.quoting == "auto" and self.swallows_rows(current, fields, *head):
                         raise self.fault(
                             line, f"a quote opens a field of {len(current)} lines that look like "
                             f"rows of {head[0]} fields each: write each inner quote twice (\"\"), "
@@ -221,7 +221,7 @@ class Reading:
                 break
         return start
 
-    def swallowed(self, lines, record, count, header):
+    def swallows_rows(self, lines, record, count, header):
         """Does each line of a quoted record look like a row, of `count` fields as the header?
 
         It does not if a comma is followed by a space, unless so in the header, or is part of a

@@ -5,26 +5,26 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import short
-from .table_files import MEMORY, Reading, Table
+from .table_files import MEMORY, TableReader, Table
 
 COLUMNS = {1: ("text",), 2: ("text_a", "text_b"), 3: ("prompt", "response_a", "response_b")}
 
 
-def table_of(data):
+def table_from_memory(data):
     """A list of (text, label), ((text_a, text_b), label) or dicts, a DataFrame, or a dict of lists
     -> Table. InputError names a row that is none of these."""
     def plain(value):                     # no JSON: an object, refused as text or label
         return value.tolist() if hasattr(value, "tolist") else {type(value).__name__: str(value)}
-    reading = Reading(Path(MEMORY), ".jsonl")
-    lines = (json.dumps(row, default=plain, skipkeys=True) + "\n" for row in records(data))
+    reading = TableReader(Path(MEMORY), ".jsonl")
+    lines = (json.dumps(row, default=plain, skipkeys=True) + "\n" for row in read_records(data))
     rows = list(reading.rows(map(str.encode, lines)))
     if not rows:
         raise InputError(f"{MEMORY}: there are none: add rows")
-    return Table(reading.path, tuple(reading.columns), rows, reading.read.hexdigest())
+    return Table(reading.path, tuple(reading.columns), rows, reading.file_hash.hexdigest())
 
 
-def records(data):
-    """What `table_of` takes -> a list of {column: value}."""
+def read_records(data):
+    """What `table_from_memory` takes -> a list of {column: value}."""
     if isinstance(data, Mapping) or hasattr(data, "columns"):
         columns = {str(name): data[name] for name in getattr(data, "columns", data)}
         lengths = {name: len(values) if hasattr(values, "__len__") and not isinstance(values, str)
@@ -36,10 +36,10 @@ def records(data):
     if isinstance(data, (bytes, set, frozenset)) or not hasattr(data, "__iter__"):
         raise InputError("data should be a path, a list of (text, label), or columns, is a "
                          f"{type(data).__name__}")
-    return [record(row, f"{MEMORY}, line {line}") for line, row in enumerate(data, 1)]
+    return [read_record(row, f"{MEMORY}, line {line}") for line, row in enumerate(data, 1)]
 
 
-def record(row, where):
+def read_record(row, where):
     """One row of a list -> {column: value}."""
     if isinstance(row, Mapping):
         return {str(name): value for name, value in row.items()}

@@ -97,7 +97,7 @@ METHODS = {
 
 def blocks_of(model):
     """(path of the stack of blocks that last-N counts, how many blocks it has)."""
-    stack = "backbone." + model.backbone.BLOCKS
+    stack = "backbone." + model.backbone.BLOCKS_PATH
     return stack, len(model.get_submodule(stack))
 
 

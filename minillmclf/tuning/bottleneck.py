@@ -19,7 +19,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..files import short
-from ..models.config import choose
+from ..models.config import look_up
 from ..models.layers import ACTIVATIONS
 from . import selection
 from .selection import base_weight, check_plain, find_targets, in_head, linears
@@ -59,7 +59,7 @@ def wrap(model, place, size, seed=0):
     size: width in the middle. The seed decides the first values. Freezes the wrapped layers' own
     weights, nothing else. Raises InputError before anything has changed.
     """
-    leaves = choose(PLACES, place, "place", "adapter")
+    leaves = look_up(PLACES, place, "place", "adapter")
     layers, paths = linears(model), find_targets(model, list(leaves))
     if type(size) is not int or size < 1:
         raise InputError(f"adapter size {short(size)}: must be a whole number from 1, usually D / "

@@ -15,8 +15,8 @@ from torch import nn
 from ..errors import InputError
 from ..files import check_fields, find_model, parse_json, short
 from ..models.config import read_model_config
-from ..models.tensor_files import listed, read_tensor
-from ..models.weights import Checkpoint, export, fill
+from ..models.tensor_files import join_faults, read_tensor
+from ..models.weights import Checkpoint, export_tensors, load_parameters
 from .quant import (BLOCKSIZES, CODES, FLOATS, NESTED, Linear4bit, Quantised, Quantiser,
                     dynamic_map, name_of)
 
@@ -146,7 +146,7 @@ class FourBitCheckpoint(Checkpoint):
 
     def layer(self, name, bias):
         """The 4-bit layer of this name; bias: its parameter, or None."""
-        parts = {part: read_tensor(self.all_files[whole], self.stored[whole])
+        parts = {part: read_tensor(self.all_files[whole], self.stored_names[whole])
                  for part, whole in self.packed[name].items()}
         return from_file(parts, bias, f"{self.folder}: {name}")
 
@@ -159,9 +159,10 @@ def check_quantised(settings, where):
         if allowed is not None and value not in allowed:
             wrong.append(f"{short(key)[1:-1]} = {short(value)}")
     if wrong or not settings.get("load_in_4bit", settings.get("_load_in_4bit")):
-        raise InputError(f"{where}: quantization_config has {listed(wrong) or 'no load_in_4bit'}: "
-                         "only 4-bit layers of bitsandbytes are supported, take the files that "
-                         "this model was quantised from")
+        raise InputError(f"{where}: quantization_config has "
+                         f"{join_faults(wrong) or 'no load_in_4bit'}: only 4-bit layers of "
+                         "bitsandbytes are supported, take the files that this model was quantised "
+                         "from")
 
 
 def open_checkpoint(folder):
@@ -175,13 +176,14 @@ def read_into(model, checkpoint, table, fresh=(), **options):
     paths = {}
     for layer in getattr(checkpoint, "packed", {}):
         try:
-            path = table.path(layer + ".weight")
+            path = table.path_of(layer + ".weight")
         except KeyError as error:
             raise InputError(f"{checkpoint.folder}: {table.title} has no row for the 4-bit layer "
                              f"{error}") from None
         if path:
             paths[layer] = path
-    report = fill(model, checkpoint, table, [*fresh, *map(re.escape, paths.values())], **options)
+    optional = [*fresh, *map(re.escape, paths.values())]
+    report = load_parameters(model, checkpoint, table, optional, **options)
     for layer, path in paths.items():
         owner = path.removesuffix(".weight")
         old = model.get_submodule(owner)
@@ -190,7 +192,7 @@ def read_into(model, checkpoint, table, fresh=(), **options):
             raise InputError(f"{checkpoint.folder}: {layer} is {new.shape}, {owner} is {shape}")
         model.set_submodule(owner, new)
         report.loaded[layer + ".weight"] = path
-        report.fresh.remove(path)
+        report.newly_initialised.remove(path)
     return report
 
 
@@ -211,7 +213,7 @@ def load_weights(model, checkpoint, table, fresh=(), quantise=None):
 
 def export_4bit(model, table):
     """models.weights.export with 4-bit layers -> ({name: tensor}, quantization_config or None)."""
-    tensors, settings, not_quantised = export(model, table), None, []
+    tensors, settings, not_quantised = export_tensors(model, table), None, []
     linears = {path: layer for path, layer in model.named_modules()
                if isinstance(layer, (nn.Linear, Linear4bit))}
     for path, name in table.file_names(linears).items():

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..files import CHECKPOINTS, NEW, check_fields, find_model, read_json, short, write_text
-from ..models.config import ignoring
+from ..files import CHECKPOINTS, NEW_RUN, check_fields, find_model, read_json, short, write_text
+from ..models.config import ignoring_config_keys
 from ..models.tensor_files import write_tensors
 from ..models.weights import Checkpoint
 from ..text.tokenizers.files import READERS
@@ -117,7 +117,7 @@ def base_record(base, folder):
     """How tuned.json names its base: a shipped one by its name; one near the run by a path relative
     to it, so that both may be moved together; any other by its full path."""
     base, folder = Path(base).resolve(), Path(folder).resolve()
-    folder = Path(*(part for part in folder.parts if part != NEW))  # where a run ends up
+    folder = Path(*(part for part in folder.parts if part != NEW_RUN))  # where a run ends up
     near = next(path for path in (*folder.parents[1::-1], folder) if path != path.parent)
     if base.parent == CHECKPOINTS:
         return {"base": base.name}
@@ -217,7 +217,7 @@ def load_tuned(folder, build, base=None):
 def build_as(build, base, labels, settings, where, **more):
     """A classifier with these `settings` (Classifier.settings), read from the file `where`."""
     try:
-        with ignoring(settings.get("ignored") or []):
+        with ignoring_config_keys(settings.get("ignored") or []):
             model = build(base, labels, pool=settings.get("pool") or "family",
                           max_length=settings.get("max_length"), keep=settings.get("keep", "head"),
                           windows=settings.get("windows"), preference=settings.get("preference"),

@@ -30,7 +30,7 @@ from .tables import LIBRARIES, SEEDS, commit, machine, markdown
 from .timing import LEAST, measure, paired
 from minillmclf.cli.parser import Parser, run
 from minillmclf.errors import InputError, Stopped
-from minillmclf.files import check_folder, read_json, write_text
+from minillmclf.files import check_out_folder, read_json, write_text
 
 ROUNDS = 3                                        # with each data seed
 ALONE = ("memory", "start", "scaling")
@@ -102,7 +102,7 @@ def open_table(a, out):
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))).hexdigest()[:12]
     made_from = {"quick": a.quick, "seeds": 2 if a.quick else SEEDS, "rounds": a.rounds, "code": code,
                  "machine": machine(a.threads)}
-    path = check_folder(out, (out / "table.json").exists(), a.overwrite) / "table.json"
+    path = check_out_folder(out, (out / "table.json").exists(), a.overwrite) / "table.json"
     if a.overwrite or not path.exists():
         return {"made_from": made_from, "commit": commit(), "date": f"{datetime.now():%Y-%m-%d %H:%M}", "rows": {}}
     table = read_json(path)
@@ -146,9 +146,9 @@ def said(record):
 def draw_scaling(out, rows):
     if "scaling" in rows:
         from .alone import picture
-        from minillmclf.report.pictures import save
+        from minillmclf.report.pictures import save_figure
         try:
-            save(picture(rows["scaling"]["points"]), out / "scaling.svg")
+            save_figure(picture(rows["scaling"]["points"]), out / "scaling.svg")
         except InputError as error:
             print(f"no scaling.svg: {error}")
 

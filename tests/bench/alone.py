@@ -232,9 +232,9 @@ def picture(points):
     """A panel for each axis, a line for each side -> Figure."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    from minillmclf.report.pictures import COLOURS, DASHES, MARKERS, drawing
+    from minillmclf.report.pictures import COLOURS, DASHES, MARKERS, new_figure
     sides = {"ours": "minillmclf", "T": "transformers, tuned"}
-    with drawing(7.2, 6.0) as figure:
+    with new_figure(7.2, 6.0) as figure:
         panels = figure.subplots(2, 2).flatten()
         for panel, axis in zip(panels, dict.fromkeys(p["axis"] for p in points)):
             own = [p for p in points if p["axis"] == axis]

@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minillmclf.models import fresh_weights, model_class, save_backbone
+from minillmclf.models import initialise_weights, model_class, save_backbone
 from minillmclf.text.batch import make_batches
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training.plan import Rows
@@ -112,7 +112,7 @@ def body(place, model, layers, width, lm_head=False):
     folder = Path(place) / f"{model}-{layers}-{width}{'-lm' * lm_head}"
     if not (folder / "tokenizer.json").exists():
         settings = config(model, layers, width)
-        made = fresh_weights(model_class(settings).from_config(settings, lm_head=lm_head), seed=0, std=0.03)
+        made = initialise_weights(model_class(settings).from_config(settings, lm_head=lm_head), seed=0, std=0.03)
         made.source_config = settings
         save_backbone(made, folder)
         WordPiece.from_vocab(PIECES).save(folder)

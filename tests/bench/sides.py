@@ -95,7 +95,7 @@ class Ours(Side):
 
     def gradients(self):
         """{name of a parameter as transformers and PEFT have it: its gradient}, of those that learn."""
-        table, found = self.model.table(), {}
+        table, found = self.model.rename_table(), {}
         for path, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 layer, adapter, rest = path.partition(".lora_")
@@ -263,7 +263,7 @@ def label_token(hf, case, place):
     folder, saved = body(place, case.model, case.layers, case.width, lm_head=True), Path(place) / "ours"
     model = classifier(case, folder, readout="labels", template=TEMPLATE)
     model.save(saved)
-    words = [int(model.head.tree.tokens[path[0]]) for path in model.head.tree.paths]
+    words = [int(model.head.tree.edge_tokens[path[0]]) for path in model.head.tree.paths]
     return {"ours": Ours(model, CompletionLoss(model.head.answer_lengths())),
             **{name: reference(hf, "AutoModelForCausalLM", case, folder, saved, name == "T", words) for name in "DT"}}
 
@@ -334,6 +334,6 @@ def label_scoring(hf, case, place):
     folder = body(place, case.model, case.layers, case.width, lm_head=True)
     texts = label_texts(case.labels, random.Random(case.labels))
     model = Classifier.from_backbone(folder, texts, readout="labels", template=TEMPLATE, end="none")
-    labels = [model.head.tree.tokens[path].tolist() for path in model.head.tree.paths]
+    labels = [model.head.tree.edge_tokens[path].tolist() for path in model.head.tree.paths]
     theirs = hf.transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return {"ours": OurScores(model), "D": TheirScores(theirs, labels, pairs), "T": TheirScores(theirs, labels, cached)}

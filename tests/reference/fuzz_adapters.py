@@ -21,7 +21,7 @@ from test_families import CONFIGS, LABELS, TEXTS, spread
 from minillmclf.classify.calibrate import Calibration
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.multilabel import MultiLabel
-from minillmclf.models import fresh_weights, model_class, save_backbone
+from minillmclf.models import initialise_weights, model_class, save_backbone
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import METHODS, tune
 
@@ -65,7 +65,7 @@ def build(folder):
     for family in dict.fromkeys(family for family, *_ in GOOD):
         kind, config = CONFIGS[family]
         model = spread(
-            fresh_weights(model_class({"model_type": kind, **config}).from_config(config), 0)
+            initialise_weights(model_class({"model_type": kind, **config}).from_config(config), 0)
         )
         model.source_config = {"model_type": kind, **config}
         save_backbone(model, folder / f"base-{family}")

@@ -22,8 +22,8 @@ from fuzzing import change_bytes, change_json, change_place, main
 from small import TOPICS, bert_folder, texts_of
 
 from minillmclf.errors import InputError
-from minillmclf.text.data import load_data, read_examples, read_text_windows
-from minillmclf.text.doctor import examine
+from minillmclf.text.data import load_data, read_examples, read_text_chunks
+from minillmclf.text.doctor import examine_data
 from minillmclf.text.table_files import SEPARATORS, read_table
 
 CELLS = (
@@ -249,7 +249,7 @@ def read(path, whole, quoting, model):
         if rows is not None and len(rows) != count:
             return f"{len(rows)} examples of {count} rows"
         windows = tried(
-            lambda: [texts for *_, texts in read_text_windows(path, 4, columns, quoting=quoting)]
+            lambda: [texts for *_, texts in read_text_chunks(path, 4, columns, quoting=quoting)]
         )
         if windows is not None and sum(map(len, windows)) != count:
             return f"{sum(map(len, windows))} rows in windows of {count}"
@@ -261,7 +261,7 @@ def read(path, whole, quoting, model):
             held = len(data.train) + len(data.dev) + len(data.test)
             if place == path and held != count:
                 return f"{held} rows in splits of {count}"
-            "\n".join(examine(data).lines()).encode()
+            "\n".join(examine_data(data).lines()).encode()
     if model is not None:
         from minillmclf.predict import __main__ as predict
 

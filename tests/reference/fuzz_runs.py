@@ -101,7 +101,7 @@ def process(module, *arguments, printed, errors):
 
 
 def prepare(folder):
-    runs.process, stream.WINDOW = process, 4
+    runs.run_module, stream.WINDOW = process, 4
     base, data = bert_folder(folder / "base", layers=1), data_file(folder / "data.csv", 24, 6, 6)
     common = [
         "--data",
@@ -128,18 +128,18 @@ def prepare(folder):
     asked = ["--model", str(folder / "train"), "--data", str(data), "--batch-size", "4"]
     predict.main([*asked, "--out", str(folder / "whole.csv")])
     (folder / "predict").mkdir()
-    real = stream.Part.add
+    real = stream.PartFile.add
 
     def add(self, *given):
         real(self, *given)
         if self.rows == 12:
             raise KeyboardInterrupt
 
-    stream.Part.add = add
+    stream.PartFile.add = add
     try:
         predict.main([*asked, "--out", str(folder / "predict" / "a.csv")])
     except Stopped:
-        stream.Part.add = real
+        stream.PartFile.add = real
     return {
         "folder": folder,
         "own": own,

@@ -29,7 +29,7 @@ import transformers
 from tests.bench.sides import PAIRS, cached, padded, pairs, picked
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.label_text.readout import text_scores
-from minillmclf.models import fresh_weights, model_class, save_backbone
+from minillmclf.models import initialise_weights, model_class, save_backbone
 from test_tree import log_probs_one_by_one
 from minillmclf.text.batch import collate
 from minillmclf.text.tokenizers.tokenizer import load_tokenizer
@@ -87,7 +87,7 @@ def task(tokenizer, count, shots, rows):
 def write_model(name, folder):
     """A model with random weights and its tokenizer, a HF folder. At std 0.05, fp32 T5 is 1e-3 off its float64 scores."""
     config = CONFIGS[name]
-    model = fresh_weights(model_class(config).from_config(config, lm_head=True), seed=0, std=0.03)
+    model = initialise_weights(model_class(config).from_config(config, lm_head=True), seed=0, std=0.03)
     model.source_config = config
     save_backbone(model, folder)
     shutil.copytree(TOKENIZER, folder, dirs_exist_ok=True)
@@ -134,7 +134,7 @@ def variants(name, folder, reference, case):
     encoded, cut = classifier.encode(rows_of)
     assert not cut, f"{cut} rows are longer than the model: the case is not what it says"
     tree = classifier.head.tree
-    labels = [tree.tokens[path].tolist() for path in tree.paths]
+    labels = [tree.edge_tokens[path].tolist() for path in tree.paths]
     apart, kept = (t5_pairs, t5_cached) if name == "t5" else (pairs, cached)
     prompts = [ids for ids, _ in encoded]
     ways = {"ours": lambda: text_scores(classifier, encoded), "a": lambda: one_by_one(classifier, encoded, labels),

@@ -25,7 +25,7 @@ from small import PIECES  # noqa: E402
 from test_families import CONFIGS, LABELS, TEXTS, spread, their_scores  # noqa: E402
 
 from minillmclf.classify.classifier import Classifier  # noqa: E402
-from minillmclf.models import fresh_weights, model_class, save_backbone  # noqa: E402
+from minillmclf.models import initialise_weights, model_class, save_backbone  # noqa: E402
 from minillmclf.text.tokenizers.tokenizer import WordPiece  # noqa: E402
 
 STORED = ROOT / "tests" / "fixtures" / "adapters"
@@ -43,7 +43,7 @@ def make_base(name, scratch):
     sizes = {"n_embd": 16, "n_positions": 40} if kind == "gpt2" else {
         "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 40}
     config = {"model_type": kind, **config, **sizes}
-    body = spread(fresh_weights(model_class(config).from_config(config), 0))
+    body = spread(initialise_weights(model_class(config).from_config(config), 0))
     body.source_config = config
     save_backbone(body, scratch)
     WordPiece.from_vocab(PIECES).save(scratch)

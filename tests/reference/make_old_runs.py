@@ -47,7 +47,7 @@ from conftest import shaken  # noqa: E402
 
 from minillmclf import Classifier  # noqa: E402
 from minillmclf.classify.label_text.prompting import change_prompt
-from minillmclf.models import fresh_weights, model_class, save_backbone  # noqa: E402
+from minillmclf.models import initialise_weights, model_class, save_backbone  # noqa: E402
 from minillmclf.cli.settings import Settings  # noqa: E402
 from minillmclf.text.tokenizers.tokenizer import WordPiece, load_tokenizer  # noqa: E402
 from minillmclf.training import checkpoint, loop  # noqa: E402
@@ -170,7 +170,7 @@ def make_bases():
             (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
         (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 400}))
         config = config | {"vocab_size": len(load_tokenizer(folder))}
-        model = fresh_weights(model_class(config).from_config(config, lm_head=True), 0)
+        model = initialise_weights(model_class(config).from_config(config, lm_head=True), 0)
         draw = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for path, parameter in model.named_parameters():
@@ -363,7 +363,7 @@ def make_by_python():
     made["four-bits"] = model = Classifier.from_backbone(
         "bases/roberta", sorted(small.TOPICS), seed=4, quantise="nf4"
     )
-    fresh_weights(model.head, 4, std=0.3)
+    initialise_weights(model.head, 4, std=0.3)
     shots = [("rain and cloud", "wind"), ("the bread", "soup")]
     words = {"kitchen": ["soup", "knife"], "weather": ["wind"]}
     for name in ("gpt2", "bert"):

@@ -88,11 +88,11 @@ def estimate(folder, method):
 
 
 def main():
-    from minillmclf.models import fresh_weights, save_backbone
+    from minillmclf.models import initialise_weights, save_backbone
     from minillmclf.models.bert import Bert
     from minillmclf.text.tokenizers.tokenizer import WordPiece
     with tempfile.TemporaryDirectory() as folder:
-        model = fresh_weights(Bert.from_config(CONFIG), 0)
+        model = initialise_weights(Bert.from_config(CONFIG), 0)
         model.source_config = CONFIG
         save_backbone(model, folder)
         WordPiece.from_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]).save(Path(folder))

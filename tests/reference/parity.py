@@ -24,7 +24,7 @@ def main(folder):
     for layer in model.layers:
         layer.register_forward_hook(lambda module, given, out: ours.append(out))     # (N, D)
     model(batch.input_ids, batch.attention_mask, batch.get("token_type_ids"))
-    print(f"{folder}: {model.report.line()}")
+    print(f"{folder}: {model.report.summary()}")
     for number, (a, b) in enumerate(zip(ours, theirs[1:]), 1):
         print(f"layer {number:2d}  largest difference {(a - b[real]).abs().max().item():.1e}")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from minillmclf.models import Deberta, fresh_weights, save_backbone
+from minillmclf.models import Deberta, initialise_weights, save_backbone
 from minillmclf.pretrain.corpus import read_documents
 from minillmclf.pretrain.sentencepiece_trainer import sample
 
@@ -53,7 +53,7 @@ def main(arguments=None):
         max_relative_positions=-1, norm_rel_ebd="layer_norm", share_att_key=True,
         pos_att_type=["p2c", "c2p"], position_biased_input=False, pad_token_id=0,
         pooler_dropout=0.0, pooler_hidden_act="gelu", legacy=True)
-    model = fresh_weights(Deberta.from_config(config, lm_head=True), a.seed)
+    model = initialise_weights(Deberta.from_config(config, lm_head=True), a.seed)
     model.source_config = config
     save_backbone(model, a.out)
     (a.out / "spm.model").write_bytes(spm)

@@ -71,9 +71,9 @@ def build(folder):
     import torch
 
     from minillmclf import Classifier
-    from minillmclf.models import fresh_weights
+    from minillmclf.models import initialise_weights
     model = Classifier.from_backbone("mini-bert", ["refund", "damaged", "question", "praise"])
-    fresh_weights(model.head, seed=0, std=0.2)
+    initialise_weights(model.head, seed=0, std=0.2)
     with torch.no_grad():
         assert model.predict(["where is it?", "it is broken"]).std() > 0.01, "all classes alike: this would compare little"
     model.save(folder)

@@ -16,8 +16,8 @@ import math
 import torch
 
 from ...errors import InputError
-from ...models.cache import CachedRows, pick, start
-from ...models.tree import AT_ONCE
+from ...models.cache import CachedRows, pick_rows, new_cache
+from ...models.tree import MAX_LOGITS
 
 
 @torch.inference_mode()
@@ -49,16 +49,16 @@ def search(model, ids, mask, tree, beams):
     pass that computed it). Edge -1 stands for the end of the prompt.
     """
     after, ends = next_and_last(tree)
-    ids, mask, context = model.prompt(ids, mask)
+    ids, mask, context = model.prepare_prompt(ids, mask)
     prompt, answer = int(mask.sum(1).max()), max(map(len, tree.paths))
     most = model.max_input_tokens
     if most is not None and prompt + answer - 1 > most:             # the last token is not read
         raise InputError(f"a prompt of {prompt} tokens and an answer of {answer} are more than the "
                          f"{most} positions of this model{model.prefix_note()}: shorten the prompt")
-    beam, cache = [[(0.0, -1, row)] for row in range(len(ids))], start(model, len(ids))
+    beam, cache = [[(0.0, -1, row)] for row in range(len(ids))], new_cache(model, len(ids))
     while True:
         rows = CachedRows(mask, cache)
-        states = rows.last(model.hidden(ids, rows, context))           # (n, D), one for each path
+        states = rows.final_tokens(model.hidden_states(ids, rows, context))  # (n, D), one a path
         computed = enumerate(next_edges(model, states, tree).tolist())
         beam = [longer(paths, computed, after, ends) for paths in beam]
         for number, paths in enumerate(beam):
@@ -71,9 +71,9 @@ def search(model, ids, mask, tree, beams):
             return [(paths[0][0], ends[paths[0][1]]) for paths in beam]
         edges, kept = map(list, zip(*unfinished))
         if kept != list(range(len(states))):       # some row was dropped or is continued twice
-            cache.keep(kept)
-            context = pick(context, kept)
-        ids = tree.tokens[edges].unsqueeze(1)                                            # (n, 1)
+            cache.keep_rows(kept)
+            context = pick_rows(context, kept)
+        ids = tree.edge_tokens[edges].unsqueeze(1)                                       # (n, 1)
         mask = torch.ones_like(ids)
 
 
@@ -97,9 +97,9 @@ def longer(paths, computed, after, ends):
 def next_edges(model, states, tree):
     """Log-probability of each edge's token after each state (n, D) -> (n, E)."""
     found = []
-    for part in states.split(max(1, AT_ONCE // len(model.vocabulary()))):
+    for part in states.split(max(1, MAX_LOGITS // len(model.output_embeddings()))):
         logits = model.logits(part).float()                                              # (., V)
-        found.append(logits[:, tree.tokens] - logits.logsumexp(-1, keepdim=True))
+        found.append(logits[:, tree.edge_tokens] - logits.logsumexp(-1, keepdim=True))
     return torch.cat(found)
 
 

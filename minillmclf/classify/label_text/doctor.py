@@ -39,7 +39,8 @@ class LabelText:
     @classmethod
     def of(cls, tokenizer, readout, pieces, number, label):
         """The text of this number in a readout. pieces: id -> piece."""
-        text, ids = readout.texts[number], readout.tree.tokens[readout.tree.paths[number]].tolist()
+        text, path = readout.texts[number], readout.tree.paths[number]
+        ids = readout.tree.edge_tokens[path].tolist()
         body = ids[:-1] if readout.end == "eos" else ids
         alone = {form: tokenizer.ids(change(text)) for form, change in FORMS.items()}
         return cls(

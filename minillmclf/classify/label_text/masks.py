@@ -36,7 +36,7 @@ class MaskReadout(LabelReadout):
         return self.longest - 1                                     # one mask is in the prompt
 
     def ids(self, tokenizer, text):
-        return tokenizer.layout(tokenizer.ids(text))[0]
+        return tokenizer.add_special_tokens(tokenizer.ids(text))[0]
 
     def lay_out(self, tokenizer, parts, max_length):
         """As for decoders, with one mask token in place of the label, whatever its length."""
@@ -53,7 +53,7 @@ class MaskReadout(LabelReadout):
             places = torch.arange(length, device=ids.device)                        # (n,)
             for number, path in enumerate(self.tree.paths):
                 if len(path) == length:
-                    scores[number] = log_probs[:, places, self.tree.tokens[path]].sum(1)
+                    scores[number] = log_probs[:, places, self.tree.edge_tokens[path]].sum(1)
         return torch.stack(scores, 1)                                               # (B, L)
 
     def fill(self, backbone, ids, mask, types, length):

@@ -68,7 +68,7 @@ def vectors_of(texts, folder):
     encoder, tokenizer = load_backbone(folder), load_tokenizer(folder)
     most = min(encoder.max_tokens or ENCODER_TOKENS, ENCODER_TOKENS)
     most -= tokenizer.num_special_tokens(False)
-    encoded = [tokenizer.layout(tokenizer.ids(" ".join(row))[:most]) for row in texts]
+    encoded = [tokenizer.add_special_tokens(tokenizer.ids(" ".join(row))[:most]) for row in texts]
     out = torch.empty(len(encoded), encoder.width)
     for rows in make_batches([len(ids) for ids, _ in encoded], 64):
         b = collate(encoded, rows, tokenizer.pad_id)

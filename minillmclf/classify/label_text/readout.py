@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ...errors import InputError
 from ...files import short
 from ...models.cache import prefill
-from ...models.tree import Tree, log_probs, pad_right, shared
+from ...models.tree import TokenTree, tree_log_probs, pad_right, num_shared_tokens
 from ...training.completion_loss import text_to_text_loss
 from ..readout import Readout
 
@@ -60,7 +60,7 @@ class LabelReadout(Readout):
             first = len(self.texts)
             self.texts += label_texts[label]
             self.columns.append(list(range(first, len(self.texts))))
-        if prompt.template.text_after_label and not self.READS_AFTER_LABEL:
+        if prompt.template.has_text_after_label and not self.READS_AFTER_LABEL:
             raise InputError(f"template {prompt.template.text!r}: a field stands after {{label}}, "
                              "where this model cannot look when it writes the label: put it before")
         paths = [self.label_ids(tokenizer, text) for text in self.texts]
@@ -72,7 +72,7 @@ class LabelReadout(Readout):
             raise InputError("labels must end in an end-of-text token here, and this tokenizer has "
                              "none: choose label texts of which none begins another, and end "
                              "'none'")
-        self.tree = Tree([path + [tokenizer.eos_id] * (self.end == "eos") for path in paths])
+        self.tree = TokenTree([path + [tokenizer.eos_id] * (self.end == "eos") for path in paths])
         self.longest = max(map(len, self.tree.paths))
         self.shared_tokens = self.shared_cache = None
 
@@ -99,7 +99,7 @@ class LabelReadout(Readout):
 
     def ids(self, tokenizer, text):
         """The ids of a prompt, with the special tokens before a text and none after it."""
-        ids = tokenizer.begin(tokenizer.ids(text))
+        ids = tokenizer.prompt_ids(tokenizer.ids(text))
         if tokenizer.bos_id is not None and ids[:2] == [tokenizer.bos_id] * 2:
             raise InputError(f"the prompt {text[:40]!r} begins with the token that is put before "
                              "every text: two of them spoil the answers, leave it out of the "
@@ -112,11 +112,11 @@ class LabelReadout(Readout):
 
     def length(self, tokenizer, parts):
         """Tokens of a row and its longest label before anything is cut."""
-        return self.prompt.size(parts, self.counter(tokenizer)) + self.reserved
+        return self.prompt.num_tokens(parts, self.counter(tokenizer)) + self.reserved
 
     def fitted(self, tokenizer, parts, max_length):
         """Cut a row's texts so that prompt and label fit into max_length -> (texts, was any?)"""
-        return self.prompt.fitted(parts, self.counter(tokenizer), max_length - self.reserved)
+        return self.prompt.fit_texts(parts, self.counter(tokenizer), max_length - self.reserved)
 
     def lay_out(self, tokenizer, parts, max_length):
         """The texts of a row -> (ids, token types), were they cut? max_length: as for `fitted`."""
@@ -134,11 +134,11 @@ class LabelReadout(Readout):
 
     def text_scores(self, backbone, ids, mask, types=None):
         """Log-probability of each label text, summed over its tokens -> (B, L)."""
-        ids, mask, context = backbone.prompt(ids, mask)
+        ids, mask, context = backbone.prepare_prompt(ids, mask)
         cache = None
         if context is None:                                               # a decoder
             ids, mask, cache = self.share(backbone, ids, mask)
-        return self.tree.sums(log_probs(backbone, ids, mask, self.tree, cache, context))
+        return self.tree.sum_paths(tree_log_probs(backbone, ids, mask, self.tree, cache, context))
 
     def normalized(self, sums, by):
         """Log-probabilities (B, L) -> the same ("sum"), or per token, character or byte."""
@@ -158,7 +158,7 @@ class LabelReadout(Readout):
         ids, mask = pad_right(ids, mask)
         tokens = self.shared_tokens
         if tokens is None:                             # outside of `reading`: compare this batch
-            tokens = shared(ids, mask) if len(ids) > 1 else 0
+            tokens = num_shared_tokens(ids, mask) if len(ids) > 1 else 0
         if tokens < SHARE_FROM:
             return ids, mask, None
         cache = self.shared_cache or prefill(backbone, ids[:1, :tokens])
@@ -179,7 +179,7 @@ class LabelReadout(Readout):
     def targets(self, labels):
         """Class numbers (B,) -> ids (B, n) and mask (B, n) of each class's first label text."""
         paths = [self.tree.paths[self.columns[label][0]] for label in labels.tolist()]
-        ids = pad_sequence([self.tree.tokens[path] for path in paths], batch_first=True)
+        ids = pad_sequence([self.tree.edge_tokens[path] for path in paths], batch_first=True)
         lengths = torch.tensor([[len(path)] for path in paths], device=ids.device)        # (B, 1)
         return ids, (torch.arange(ids.shape[1], device=ids.device) < lengths).to(ids.dtype)
 
@@ -215,7 +215,7 @@ class SourceReadout(LabelReadout):
         return tokenizer.ids(text)
 
     def ids(self, tokenizer, text):
-        return tokenizer.layout(tokenizer.ids(text))[0]
+        return tokenizer.add_special_tokens(tokenizer.ids(text))[0]
 
     def completion_loss(self, backbone, ids, mask, labels):
         label_ids, real = self.targets(labels)

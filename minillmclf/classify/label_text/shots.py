@@ -9,7 +9,7 @@ import random
 import numpy as np
 
 from ...errors import InputError
-from ...text.prompt import Prompt, shorten
+from ...text.prompt import Prompt, shorten_texts
 
 
 def choose_shots(examples, labels, number, seed, order=0):
@@ -78,7 +78,7 @@ def shorten_shots(prompt, count, budget):
     def size(texts):
         return with_texts(texts).size([""] * fields, count)
     texts = tuple(text for shot, _ in prompt.shots for text in shot)
-    kept = shorten(texts, size, budget, f"the texts of its {len(prompt.shots)} shots")
+    kept = shorten_texts(texts, size, budget, f"the texts of its {len(prompt.shots)} shots")
     if kept == texts:
         return prompt, 0
     shorter = with_texts(kept)

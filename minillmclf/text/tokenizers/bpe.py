@@ -29,8 +29,8 @@ def byte_letters():
     return letters | {byte: chr(256 + n) for n, byte in enumerate(others)}
 
 
-LETTERS = byte_letters()
-BYTES = {letter: byte for byte, letter in LETTERS.items()}
+LETTER_OF = byte_letters()
+BYTE_OF = {letter: byte for byte, letter in LETTER_OF.items()}
 
 
 def pre_tokenizer(prefix_space=False, use_regex=True):
@@ -48,7 +48,7 @@ def pre_tokenizer(prefix_space=False, use_regex=True):
 
 def letters_of(word):
     """["Ġ", "Ã", "©"] for " é": the characters that stand for the bytes of a word."""
-    return [LETTERS[byte] for byte in word.encode("utf-8")]
+    return [LETTER_OF[byte] for byte in word.encode("utf-8")]
 
 
 class BytePairModel:
@@ -69,10 +69,10 @@ class BytePairModel:
         letters = self.letters(word)
         if self.whole_words and "".join(letters) in self.vocab:
             return [self.vocab["".join(letters)]]
-        return [self.vocab[piece] for piece in merge(letters, self.ranks)]
+        return [self.vocab[piece] for piece in merge_pairs(letters, self.ranks)]
 
 
-def merge(letters, ranks):
+def merge_pairs(letters, ranks):
     """Merge neighbours until no pair has a rank: the lowest first, the leftmost among equals.
 
     A search of all pairs for each merge takes n^2 steps for n letters: hours for a page without
@@ -105,15 +105,15 @@ def merge(letters, ranks):
     return [part for part in parts if part is not None]
 
 
-def join(pieces):
+def join_pieces(pieces):
     """The text of pieces; invalid UTF-8 becomes "\ufffd".
 
     An added token that is not written in byte letters stands for itself.
     """
     encoded = []
     for piece in pieces:
-        if all(letter in BYTES for letter in piece):
-            encoded.append(bytes(BYTES[letter] for letter in piece))
+        if all(letter in BYTE_OF for letter in piece):
+            encoded.append(bytes(BYTE_OF[letter] for letter in piece))
         else:
             encoded.append(piece.encode("utf-8"))
     return b"".join(encoded).decode("utf-8", errors="replace")

@@ -52,21 +52,21 @@ FAMILIES = {"BertTokenizer": BERT, "DistilBertTokenizer": BERT, "ElectraTokenize
             "T5Tokenizer": T5, "DebertaV2Tokenizer": DEBERTA, "LlamaTokenizer": LLAMA,
             "GemmaTokenizer": GEMMA}
 # Without a tokenizer_class: the first family here whose pieces are all in the vocabulary.
-SIGNS = ((("[UNK]",), BERT), (("<bos>", "<eos>", "<0x00>"), GEMMA), (("<extra_id_0>",), T5),
-         (("<s>", "</s>", "<0x00>"), LLAMA), (("<s>", "</s>"), ROBERTA), ((), GPT2))
+FAMILY_SIGNS = ((("[UNK]",), BERT), (("<bos>", "<eos>", "<0x00>"), GEMMA), (("<extra_id_0>",), T5),
+                (("<s>", "</s>", "<0x00>"), LLAMA), (("<s>", "</s>"), ROBERTA), ((), GPT2))
 
 
-def named_family(config):
+def family_of_class(config):
     """The Family of the tokenizer_class, or None."""
     return FAMILIES.get((config.get("tokenizer_class") or "").removesuffix("Fast"))
 
 
 def find_family(vocab, config):
-    return named_family(config) or next(
-        family for signs, family in SIGNS if all(piece in vocab for piece in signs))
+    return family_of_class(config) or next(
+        family for signs, family in FAMILY_SIGNS if all(piece in vocab for piece in signs))
 
 
-def content(token):
+def token_text(token):
     """The text of a special token, given as "[SEP]" or as {"content": "[SEP]", ...}."""
     return token["content"] if isinstance(token, dict) else token
 
@@ -77,7 +77,7 @@ def find_roles(vocab, config, source):
     roles = {role: token for role, token in usual.items() if token in vocab}
     for role in ROLES:
         if f"{role}_token" in config:
-            roles[role] = content(config[f"{role}_token"])
+            roles[role] = token_text(config[f"{role}_token"])
             if roles[role] is not None and roles[role] not in vocab:
                 raise InputError(f"{source}: {role}_token {short(roles[role])} is neither in the "
                                  f"vocabulary of {len(vocab)} pieces nor an added token; add it, "

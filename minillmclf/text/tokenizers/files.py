@@ -20,8 +20,8 @@ from ... import files
 from ...errors import InputError
 from ...files import short
 from . import model_file
-from .families import (DEBERTA, FAMILIES, ROBERTA, content, family_layouts, find_family,
-                       find_roles, has_one_bos, named_family, read_layouts, write_layouts)
+from .families import (DEBERTA, FAMILIES, ROBERTA, token_text, family_layouts, find_family,
+                       find_roles, has_one_bos, family_of_class, read_layouts, write_layouts)
 from .schema import ADDED_TOKEN, CONFIG, CONFIG_FLAGS, ID, check, check_document, check_type
 from .steps import steps_of
 
@@ -48,16 +48,16 @@ def describe(document, config, source):
     check_document(document, source)
     document.setdefault("version", "1.0")
     document |= {"truncation": None, "padding": None}  # decided per batch
-    added = added_tokens(document, config, source)
+    added = read_added_tokens(document, config, source)
     vocab = vocab_of(document) | {text: token["id"] for text, token in added.items()}
     ids = set(vocab.values())
     if len(ids) < len(vocab) or not vocab:
         raise InputError(f"{source}: {len(vocab)} pieces with {len(ids)} different ids; each piece "
                          "needs one of its own, from 0 up: fetch the file again")
     family, roles = find_family(vocab, config), find_roles(vocab, config, source)
-    document["added_tokens"] = with_special_tokens(added, roles, vocab, config, source)
+    document["added_tokens"] = mark_special_tokens(added, roles, vocab, config, source)
     layouts = find_layouts(document, family, roles, vocab, config, source)
-    settings = settings_of(document)
+    settings = document_settings(document)
     check_agreement(settings, layouts, roles, vocab, config, source)
     inputs = ["input_ids", "attention_mask"]
     if family is DEBERTA or document["model"]["type"] == "WordPiece":
@@ -105,7 +105,7 @@ def check_agreement(settings, layouts, roles, vocab, config, source):
                              f"{config[key]}; set both alike")
 
 
-def settings_of(document):
+def document_settings(document):
     """The document's settings that tokenizer_config.json repeats, by its keys."""
     model, normal, cut = (document.get(key) for key in ("model", "normalizer", "pre_tokenizer"))
     if model["type"] == "WordPiece":
@@ -127,7 +127,7 @@ def vocab_of(document):
 
 # ------------------------------------------------------------------------------- the added tokens
 
-def added_tokens(document, config, source):
+def read_added_tokens(document, config, source):
     """{text: token}: the tokens to match literally in a text, from document and config."""
     added = {token["content"]: token for token in document.get("added_tokens") or []}
     vocab = vocab_of({"model": document["model"]})
@@ -146,9 +146,9 @@ def added_tokens(document, config, source):
     return added
 
 
-def with_special_tokens(added, roles, vocab, config, source):
+def mark_special_tokens(added, roles, vocab, config, source):
     """The added tokens, sorted by id, with the special tokens of the config or its class."""
-    family, special = named_family(config), {}
+    family, special = family_of_class(config), {}
     for role, text in roles.items():
         given = config.get(f"{role}_token")
         if isinstance(given, dict):
@@ -160,11 +160,11 @@ def with_special_tokens(added, roles, vocab, config, source):
     for key in ("additional_special_tokens", "extra_special_tokens"):
         given = config.get(key) or []
         for token in given.values() if isinstance(given, dict) else given:
-            special.setdefault(content(token), {})
-            if content(token) not in vocab:
-                raise InputError(f"{source}: {key} has {short(content(token))}, which is neither "
-                                 f"in the vocabulary of {len(vocab)} pieces nor an added token; "
-                                 "add it, or leave it out of the config")
+            special.setdefault(token_text(token), {})
+            if token_text(token) not in vocab:
+                raise InputError(f"{source}: {key} has {short(token_text(token))}, which is "
+                                 f"neither in the vocabulary of {len(vocab)} pieces nor an added "
+                                 "token; add it, or leave it out of the config")
     for text, flags in special.items():
         added[text] = {"id": vocab[text], "normalized": False, **flags, **added.get(text, {}),
                        "content": text, "special": True}
@@ -226,11 +226,11 @@ def read_vocab_txt(path, config):
     """BERT: one piece per line; the line number, from 0, is the id."""
     vocab = {piece: i for i, piece in enumerate(read_lines(path))}
     cased = any(piece != piece.lower() for piece in vocab if not piece.startswith("["))
-    use_class("BertTokenizer", "vocab.txt", config, path)
+    set_class("BertTokenizer", "vocab.txt", config, path)
     return wordpiece_document(vocab, config.get("do_lower_case", not cased),
                               config.get("strip_accents"),
                               config.get("tokenize_chinese_chars", True),
-                              content(config.get("unk_token", "[UNK]")))
+                              token_text(config.get("unk_token", "[UNK]")))
 
 
 def wordpiece_document(vocab, lower, strip_accents=None, chinese=True, unk="[UNK]"):
@@ -249,7 +249,7 @@ def read_vocab_json(path, config):
     lines = read_lines(os.path.join(os.path.dirname(path), "merges.txt"))
     merges = [line for line in lines if line and not line.startswith("#version")]
     roberta = "<s>" in vocab and "</s>" in vocab
-    use_class("RobertaTokenizer" if roberta else "GPT2Tokenizer", "vocab.json", config, path)
+    set_class("RobertaTokenizer" if roberta else "GPT2Tokenizer", "vocab.json", config, path)
     byte_level = {"type": "ByteLevel", "add_prefix_space": config.get("add_prefix_space", False),
                   "trim_offsets": True, "use_regex": True}
     return {"normalizer": None, "pre_tokenizer": byte_level, "decoder": byte_level,
@@ -259,7 +259,7 @@ def read_vocab_json(path, config):
                       "merges": merges}}
 
 
-def read_model(default_class, path, config):
+def read_sentencepiece(default_class, path, config):
     """A SentencePiece .model file, with the added tokens of its family."""
     for key in ("split_by_punct", "sp_model_kwargs"):
         if config.get(key):
@@ -273,7 +273,7 @@ def read_model(default_class, path, config):
     vocab = vocab_of(sections)
     if default_class == "LlamaTokenizer" and "<bos>" in vocab:
         default_class = "GemmaTokenizer"
-    name, more = use_class(default_class, ".model", config, path), []
+    name, more = set_class(default_class, ".model", config, path), []
     if name == "T5Tokenizer":  # its sentinels count down: <extra_id_0> has the last id
         more = [f"<extra_id_{n}>" for n in reversed(range(config.get("extra_ids", 100)))]
     elif name == "DebertaV2Tokenizer":
@@ -288,12 +288,12 @@ def read_model(default_class, path, config):
 
 READERS = {"tokenizer.json": read_tokenizer_json, "vocab.txt": read_vocab_txt,
            "vocab.json": read_vocab_json,
-           "spiece.model": functools.partial(read_model, "T5Tokenizer"),
-           "spm.model": functools.partial(read_model, "DebertaV2Tokenizer"),
-           "tokenizer.model": functools.partial(read_model, "LlamaTokenizer")}
+           "spiece.model": functools.partial(read_sentencepiece, "T5Tokenizer"),
+           "spm.model": functools.partial(read_sentencepiece, "DebertaV2Tokenizer"),
+           "tokenizer.model": functools.partial(read_sentencepiece, "LlamaTokenizer")}
 
 
-def use_class(default, vocab_file, config, source):
+def set_class(default, vocab_file, config, source):
     """Set a missing tokenizer_class to `default` -> the class without "Fast"."""
     config["tokenizer_class"] = config.get("tokenizer_class") or default
     name = config["tokenizer_class"].removesuffix("Fast")

@@ -1,7 +1,5 @@
-"""Fields of a protobuf message, as much of the format as SentencePiece's .model files need.
-
-A field is a tag (its number and the kind of its value) and a value. See protobuf.dev, "Encoding".
-"""
+"""Fields of a protobuf message, as SentencePiece's .model files need them. A field is a tag (its
+number and the kind of its value) and a value. See protobuf.dev, "Encoding"."""
 
 import struct
 
@@ -39,16 +37,21 @@ def read_fields(message):
     return fields
 
 
-def field(number, value):
+def encode_field(number, value):
     """The bytes of a field whose value is a whole number, a four-byte float or bytes."""
     if isinstance(value, bytes):
-        return varint(number << 3 | BYTES) + varint(len(value)) + value
+        return encode_varint(number << 3 | BYTES) + encode_varint(len(value)) + value
     if isinstance(value, float):
-        return varint(number << 3 | FOUR_BYTES) + struct.pack("<f", value)
-    return varint(number << 3 | VARINT) + varint(value)
+        return encode_varint(number << 3 | FOUR_BYTES) + struct.pack("<f", value)
+    return encode_varint(number << 3 | VARINT) + encode_varint(value)
 
 
-def varint(number):
+def encode_fields(fields):
+    """{number: value, ...} -> the bytes of a message."""
+    return b"".join(encode_field(number, value) for number, value in fields.items())
+
+
+def encode_varint(number):
     encoded = bytearray()
     while number > 127:
         encoded.append(number & 127 | 128)

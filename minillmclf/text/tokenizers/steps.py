@@ -24,7 +24,7 @@ from ...errors import InputError
 from ...files import short
 from ..patterns import compile_pattern
 from . import bpe
-from .protobuf import field
+from .protobuf import encode_field
 
 SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
 SPACES += "".join(map(chr, range(0x2000, 0x200B)))
@@ -115,7 +115,7 @@ def normalizer_step(step, where):
     """The function text -> text of one step. where: the file and step that errors name."""
     kind = step["type"]
     if kind == "Precompiled":
-        return precompiled(step, where)
+        return precompiled_step(step, where)
     if kind == "Replace":
         pattern, content = pattern_of(step, where), step["content"]
         if "String" in step["pattern"]:
@@ -145,13 +145,13 @@ def unicode_form(form, text):
     return unicodedata.normalize(form, text if text.isascii() else MARKS.sub(sort, text))
 
 
-def precompiled(step, where):
+def precompiled_step(step, where):
     """A function text -> text that applies SentencePiece's table of replacements, as NFKC."""
     try:
         rules = base64.b64decode(step["precompiled_charsmap"])
         check_trie(rules)
         return sentencepiece.SentencePieceNormalizer(
-            model_proto=field(3, field(2, rules)),  # a .model file with nothing but the table
+            model_proto=encode_field(3, encode_field(2, rules)),   # a file with the table alone
             add_dummy_prefix=False, escape_whitespaces=False,
             remove_extra_whitespaces=False).normalize
     except (RuntimeError, ValueError) as error:
@@ -190,7 +190,7 @@ def pre_tokenizer_step(step, where):
     if kind == "Split":
         return splitter(pattern_of(step, where), step["behavior"])
     if kind == "Metaspace":
-        return metaspace(step)
+        return metaspace_step(step)
     spaces = regex.compile(f"[{SPACES}]+")  # WhitespaceSplit
     return lambda text, first: spaces.split(text)
 
@@ -206,7 +206,7 @@ def splitter(pattern, behavior):
     return cut
 
 
-def metaspace(step):
+def metaspace_step(step):
     """Write "▁" for each space and one at the front if none is there; `split`: cut before each "▁".
 
     prepend_scheme: at the front of every text ("always"), of a text that begins here ("first"), or

@@ -4,7 +4,7 @@
     a </s> b </s>   (T5)                      <s> a   (LLaMA, Mistral)            <bos> a   (Gemma)
 
 A text goes through four steps, which a tokenizer.json describes: added tokens such as [MASK] are
-taken out, a normalizer changes the text, a pre_tokenizer cuts it into words, and the algorithm cuts
+cut out, a normalizer changes the rest, a pre_tokenizer cuts it into words, and the algorithm cuts
 the words into pieces. Here: `load_tokenizer` and `Tokenizer`. Not here: the algorithms
 (wordpiece.py, bpe.py, unigram.py), the other steps (steps.py), reading files (files.py), padding
 and truncation, which belong to batches.
@@ -69,9 +69,9 @@ class Tokenizer:
         added = document["added_tokens"]
         self.special_ids = {token["id"] for token in added if token["special"]}
         self.special_ids |= {self.vocab[token] for token in self.roles.values()}
-        self.single, self.pair = description.layouts
+        self.single_layout, self.pair_layout = description.layouts
         self.one_bos = description.one_bos
-        self.steps = build(document, source)
+        self.steps = build_steps(document, source)
         # most added tokens are matched in the raw text ("[SEP]"), others in the normalised text
         literal, normalised = {}, {}
         for token in added:
@@ -79,23 +79,23 @@ class Tokenizer:
                 normalised[self.steps.normalise(token["content"])] = token
             else:
                 literal[token["content"]] = token
-        self.literal, self.normalised = AddedTokens(literal), AddedTokens(normalised)
+        self.literal_tokens, self.normalised_tokens = AddedTokens(literal), AddedTokens(normalised)
 
     def __len__(self):
         """The highest id + 1: the rows that an embedding needs."""
         return max(self.pieces) + 1
 
-    def parts(self, text):
+    def split_added(self, text):
         """Yield (part, id, first): normalised text with id None, added tokens with their ids.
 
-        first: the text begins with this part.
+        first: does the text begin with this part?
         """
         first = True
-        for raw, added in self.literal.split(text):
+        for raw, added in self.literal_tokens.split(text):
             if added is not None:
                 yield raw, added, first
             else:
-                for part, added in self.normalised.split(self.steps.normalise(raw)):
+                for part, added in self.normalised_tokens.split(self.steps.normalise(raw)):
                     yield part, added, first
                     first = False
             first = False
@@ -103,7 +103,7 @@ class Tokenizer:
     def words(self, text):
         """[(word, its ids), ...] in order, after normalisation; an added token is one word."""
         words = []
-        for part, added, first in self.parts(text):
+        for part, added, first in self.split_added(text):
             if added is None:
                 for word in self.steps.cut(part, first):
                     words += [(w, list(self.steps.ids(w))) for w in self.steps.words(word)]
@@ -114,7 +114,7 @@ class Tokenizer:
     def ids(self, text):
         """Ids of a text without special tokens around it; "[SEP]" in it becomes the id of [SEP]."""
         ids, ids_of = [], self.steps.ids
-        for part, added, first in self.parts(text):
+        for part, added, first in self.split_added(text):
             if added is None:
                 for word in self.steps.cut(part, first):
                     ids += ids_of(word)
@@ -127,14 +127,14 @@ class Tokenizer:
         return [self.pieces[i] for i in self.ids(text)]
 
     def refuse_second_bos(self):
-        """From now on `layout` adds no second BOS to a text that begins with one. -> self
+        """From now on no second BOS is added to a text that begins with one. -> self
 
         By default there are two, as in transformers.
         """
-        self.one_bos = self.single[0][0] == [self.bos_id]
+        self.one_bos = self.single_layout[0][0] == [self.bos_id]
         return self
 
-    def layout(self, a, b=None):
+    def add_special_tokens(self, a, b=None):
         """(ids, token type ids) of one text or a pair with its special tokens. a, b: lists of ids.
 
         Gemma, and any family after `refuse_second_bos`: exactly one BOS. One at the front of the
@@ -147,17 +147,17 @@ class Tokenizer:
                                  "text, and layout puts one before it; a model may fail silently "
                                  "with two: remove it from the text")
         ids, types = [], []
-        for part, type_id in self.single if b is None else self.pair:
+        for part, type_id in self.single_layout if b is None else self.pair_layout:
             part = {"A": a, "B": b}[part] if isinstance(part, str) else part
             ids += part
             types += [type_id] * len(part)
         return ids, types
 
-    def begin(self, a):
-        """Ids of a prompt to be continued: with the special tokens before it, none after it."""
-        parts = [part for part, _ in self.single]
+    def prompt_ids(self, a):
+        """Ids of a prompt to be continued: special tokens stand before it, none after it."""
+        parts = [part for part, _ in self.single_layout]
         after = sum(len(part) for part in parts[parts.index("A") + 1:])
-        ids = self.layout(a)[0]
+        ids = self.add_special_tokens(a)[0]
         return ids[:len(ids) - after]
 
     @property
@@ -166,12 +166,12 @@ class Tokenizer:
         return self.roles["mask"]
 
     def num_special_tokens(self, pair):
-        """How many special tokens `layout` adds to one text (pair False) or to two."""
-        return len(self.layout([], [] if pair else None)[0])
+        """How many tokens `add_special_tokens` adds to one text (pair False) or to two."""
+        return len(self.add_special_tokens([], [] if pair else None)[0])
 
     def encode(self, text, pair=None):
         """Ids of a text, or of a text and its pair, with special tokens."""
-        return self.layout(self.ids(text), None if pair is None else self.ids(pair))[0]
+        return self.add_special_tokens(self.ids(text), None if pair is None else self.ids(pair))[0]
 
     def decode(self, ids, keep_specials=False):
         """The text of ids.
@@ -241,7 +241,7 @@ class AddedTokens:
 
 
 class Steps(NamedTuple):
-    """The steps of a document as functions. A part is what one call of the algorithm is given."""
+    """The steps of a tokenizer.json as functions. A part is the input of one `ids` call."""
 
     normalise: Callable  # text -> text
     cut: Callable        # (text, does the text begin here?) -> parts
@@ -250,7 +250,7 @@ class Steps(NamedTuple):
     words: Callable = lambda part: [part]  # part -> words; only WordPiece splits
 
 
-def build(document, source):
+def build_steps(document, source):
     """The Steps of a checked document."""
     model, normal = document["model"], document.get("normalizer")
     if model["type"] == "WordPiece":
@@ -259,17 +259,17 @@ def build(document, source):
         algorithm = wordpiece.WordPieceModel(
             model["vocab"], model["unk_token"], model["continuing_subword_prefix"],
             model["max_input_chars_per_word"])
-        return Steps(normalise, lambda text, first: text.split(), remember(algorithm.ids),
+        return Steps(normalise, lambda text, first: text.split(), cache_results(algorithm.ids),
                      algorithm.join, algorithm.words)
     normalise = steps.normalizer(normal, source)
     cut = steps.pre_tokenizer(document.get("pre_tokenizer"), source)
     if model["type"] == "BPE" and not model.get("byte_fallback"):
-        merges = read_merges(model, bpe.BYTES, source)
+        merges = read_merges(model, bpe.BYTE_OF, source)
         algorithm = bpe.BytePairModel(model["vocab"], merges,
                                       whole_words=model.get("ignore_merges", False))
-        return Steps(normalise, cut, remember(algorithm.ids), bpe.join)
+        return Steps(normalise, cut, cache_results(algorithm.ids), bpe.join_pieces)
     plain, spaced = (cut(normalise(text), True) for text in ("a", "  a"))
-    join = functools.partial(unigram.join, prefixed=plain[0].startswith(steps.META),
+    join = functools.partial(unigram.join_pieces, prefixed=plain[0].startswith(steps.META),
                              collapsed=plain == spaced)
     if model["type"] == "Unigram":  # not cached: a part is long
         special = {token["content"] for token in document["added_tokens"]}
@@ -277,13 +277,13 @@ def build(document, source):
                                     model.get("byte_fallback", False), special, source)
         return Steps(normalise, cut, ids, join)
     merges = read_merges(model, unigram.BYTE_PIECES, source)
-    algorithm = bpe.BytePairModel(model["vocab"], merges, unigram.letters_of(model["vocab"]))
+    algorithm = bpe.BytePairModel(model["vocab"], merges, unigram.letter_splitter(model["vocab"]))
     split = unigram.word_cutter(merges)
 
     def cut_words(text, first):
         return [word for part in cut(text, first) for word in split(part)]
-    return Steps(normalise, cut_words, remember(algorithm.ids), join)
+    return Steps(normalise, cut_words, cache_results(algorithm.ids), join)
 
 
-def remember(function):
-    return functools.lru_cache(2**16)(function)  # language repeats itself
+def cache_results(function):
+    return functools.lru_cache(2**16)(function)  # most words of a text are frequent ones

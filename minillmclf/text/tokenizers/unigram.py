@@ -15,7 +15,7 @@ import re
 import sentencepiece
 
 from ...errors import InputError
-from .protobuf import field
+from .protobuf import encode_field, encode_fields
 from .steps import META
 
 # types of pieces in sentencepiece_model.proto
@@ -42,11 +42,13 @@ def unigram_model(pieces, unk_id, byte_fallback, special, source):
             kind = UNKNOWN
         elif kind == NORMAL and byte_fallback and piece in BYTE_PIECES:
             kind = BYTE
-        model.append(field(1, field(1, piece.encode()) + field(2, float(score)) + field(3, kind)))
+        fields = {1: piece.encode(), 2: float(score), 3: kind}
+        model.append(encode_field(1, encode_fields(fields)))
     unknown = pieces[unk_id][0].encode()
-    model.append(field(2, field(35, byte_fallback) + field(40, unk_id) + field(45, unknown)))
+    fields = {35: byte_fallback, 40: unk_id, 45: unknown}
+    model.append(encode_field(2, encode_fields(fields)))
     # no add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces: steps.py does these
-    model.append(field(3, field(3, 0) + field(4, 0) + field(5, 0)))
+    model.append(encode_field(3, encode_fields({3: 0, 4: 0, 5: 0})))
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=b"".join(model)).encode
     except RuntimeError as error:
@@ -54,7 +56,7 @@ def unigram_model(pieces, unk_id, byte_fallback, special, source):
                          f"({error})") from None
 
 
-def letters_of(vocab):
+def letter_splitter(vocab):
     """A function word -> its characters; one that is no piece becomes its bytes, as <0xE2>."""
     def letters(word):
         found = []
@@ -74,7 +76,7 @@ def word_cutter(merges):
     return WORDS.findall
 
 
-def join(pieces, prefixed, collapsed):
+def join_pieces(pieces, prefixed, collapsed):
     """The text of pieces; each invalid UTF-8 byte becomes "\ufffd".
 
     prefixed: one space was put before the text, so one is dropped. collapsed: all spaces at the

@@ -40,7 +40,7 @@ def normalizer(lower=True, strip_accents=None, chinese=True):
 
     def rewrite(char):
         ideograph = any(first <= ord(char) <= last for first, last in IDEOGRAPHS)
-        char = clean(char)
+        char = clean_character(char)
         if strip_accents:  # NFD splits "é" into "e" and an accent, a mark of category Mn
             parts = unicodedata.normalize("NFD", char)
             char = "".join(part for part in parts if unicodedata.category(part) != "Mn")
@@ -52,7 +52,7 @@ def normalizer(lower=True, strip_accents=None, chinese=True):
     return lambda text: text.translate(table)
 
 
-def clean(char):
+def clean_character(char):
     """The character itself, " " for a space, "" for a control or replacement character."""
     category = unicodedata.category(char)
     if char in "\t\n\r" or category in SPACES:
@@ -77,11 +77,11 @@ class WordPieceModel:
     def __init__(self, vocab, unk="[UNK]", prefix="##", longest=100):
         self.vocab, self.unk_id, self.prefix, self.longest = vocab, vocab[unk], prefix, longest
         self.longest_piece = max(map(len, vocab))
-        self.set_apart = CharacterTable(lambda c: f" {c} " if is_punctuation(c) else c)
+        self.spaced_punctuation = CharacterTable(lambda c: f" {c} " if is_punctuation(c) else c)
 
     def words(self, text):
         """Text -> words. A punctuation character is a word: "can't" -> ["can", "'", "t"]."""
-        return text.translate(self.set_apart).split()
+        return text.translate(self.spaced_punctuation).split()
 
     def ids(self, text):
         return [i for word in self.words(text) for i in self.word_ids(word)]

@@ -11,8 +11,8 @@ import torch
 
 from ...errors import InputError
 from ...files import short
-from ...models.tensor_files import listed
-from ...models.weights import Report, shape_fault
+from ...models.tensor_files import join_faults
+from ...models.weights import LoadReport, shape_fault
 from .. import lora, prefix, prompt, selection
 from .config import describe, method_of, saved_with, target_layers
 
@@ -29,7 +29,7 @@ TUNING = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "use_rs
 def raise_faults(where, faults):
     """InputError if there are faults, with the first of them; `where`: the file that has them."""
     if faults:
-        raise InputError(f"{where}: {len(faults)} faults: {listed(faults)}")
+        raise InputError(f"{where}: {len(faults)} faults: {join_faults(faults)}")
 
 
 def bare(name):
@@ -89,7 +89,7 @@ def apply_adapter(model, record, tensors):
             attach_before_texts(model, record, numbers)
         parameters = base_parameters(model)
         for file, path in fills.items():
-            parameters[path].copy_(transposed(model.table(), path, others[file]))
+            parameters[path].copy_(transposed(model.rename_table(), path, others[file]))
     model.requires_grad_(False)
     for path in added.values():
         model.get_parameter(path).requires_grad_(True)
@@ -97,7 +97,7 @@ def apply_adapter(model, record, tensors):
         parameters[path].requires_grad_(True)
     model.tuning = {ours: record[key] for ours, key in TUNING.items() if key in record}
     model.tuning["method"] = method_of(record)
-    return Report(loaded=added | fills)
+    return LoadReport(loaded=added | fills)
 
 
 def wrap_layers(model, record, layers, places):
@@ -126,7 +126,7 @@ def attach_before_texts(model, record, numbers):
         prefix.attach_prefix(model, tokens).load(numbers)
         return {"prompt_embeddings": "backbone.prefix.embedding.weight"}
     prompt.attach_prompt(model, tokens)
-    model.backbone.word_embeddings.vectors.copy_(numbers / model.backbone.word_factor)
+    model.backbone.word_embeddings.vectors.copy_(numbers / model.backbone.embedding_scale)
     return {"prompt_embeddings": "backbone.word_embeddings.vectors"}
 
 
@@ -142,7 +142,7 @@ def prompt_faults(model, record, numbers):
 
 def place_layers(model, record, layers, others):
     """Find the layers that get LoRA -> {file: path}, faults."""
-    linears, table = selection.linears(model), model.table()
+    linears, table = selection.linears(model), model.rename_table()
     names = {file: path for path, file in table.file_names(linears).items()}
     for old, new in table.aliases:           # for a model without a head PEFT omits e.g. "bert."
         aliases = {old + file[len(new):]: path for file, path in names.items()
@@ -173,9 +173,9 @@ def place_others(model, record, others, wrapped):
 
     wrapped: the paths of the layers that get LoRA.
     """
-    table, parameters = model.table(), base_parameters(model)
+    table, parameters = model.rename_table(), base_parameters(model)
     names, bias = table.file_names(parameters), record.get("bias", "none")
-    new = model.report.fresh if hasattr(model, "report") else \
+    new = model.report.newly_initialised if hasattr(model, "report") else \
         [path for path in parameters if selection.in_head(path)]
     biases = [f"{path}.bias" for path in wrapped if f"{path}.bias" in parameters] \
         if bias == "lora_only" else selection.trainable_biases(model, bias)
@@ -184,7 +184,7 @@ def place_others(model, record, others, wrapped):
     expected, fills, faults = {*new, *saved, *biases}, {}, []
     for file, tensor in others.items():
         try:
-            path = table.path(file)
+            path = table.path_of(file)
         except KeyError:
             path = None
         if path in fills.values():
@@ -217,7 +217,7 @@ def collect(model, base, bias, saved):
     """
     before = before_texts(model)
     layers = {} if before else lora.wrapped(model)
-    table, parameters = model.table(), base_parameters(model)
+    table, parameters = model.rename_table(), base_parameters(model)
     names = table.file_names([*selection.linears(model), *parameters])
     head = [path for path in parameters if path.startswith("head.")]
     biases = [] if before else [name.replace(".base.", ".")
@@ -255,7 +255,7 @@ def before_texts(model):
                          "holds one adapter")
     if not (is_prefix or is_prompt):
         return None
-    numbers = standing.numbers() if is_prefix else words.vectors * model.backbone.word_factor
+    numbers = standing.numbers() if is_prefix else words.vectors * model.backbone.embedding_scale
     layers, heads, width = prefix.shape_of(model.backbone)
     shape = {"num_layers": layers, "num_attention_heads": heads, "num_transformer_submodules": 1,
              "token_dim": heads * width if is_prefix else model.backbone.width}
