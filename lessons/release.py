@@ -1,4 +1,4 @@
-"""python -m lessons.release --upto 3 OUT/: a copy of this clone to hand out, with functions to write.
+"""python -m lessons.release --upto 3 OUT/: a copy of this clone for students, with gaps to fill.
 
 Bodies of the functions that are exercises of lessons up to 3 are cut out. Signature, decorators and
 docstring stay. With --since 2, those of lessons 0 and 1 are shipped solved; later lessons' always
@@ -16,7 +16,7 @@ from lessons import page
 from lessons.exercises.tables import tables
 from minillmclf.cli.parser import Parser, run
 from minillmclf.errors import InputError
-from minillmclf.files import check_folder, write_json
+from minillmclf.files import check_out_folder, write_json
 from minillmclf.grade.graft import cut, without_variants
 
 LESSONS = Path(__file__).resolve().parent
@@ -164,7 +164,7 @@ def main(arguments=None):
     p.add_argument("--since", type=int, default=0, metavar="N",
                    help="the first lesson to cut (default 0); earlier ones are shipped solved")
     a = p.parse_args(arguments)
-    out = check_folder(a.out)
+    out = check_out_folder(a.out)
     if out.resolve().is_relative_to(page.ROOT):
         raise InputError(f"{a.out}: lies in the clone that is released: name a folder outside")
     rows = release(page.ROOT, out, a.upto, a.since)

@@ -79,7 +79,7 @@ class Exercise:
 
 
 class Draw:
-    """Seeded random tensors. They are made of whole numbers, so that no machine rounds otherwise."""
+    """Seeded random tensors. Made of whole numbers: no machine rounds them otherwise."""
 
     def __init__(self, seed):
         self.generator = torch.Generator().manual_seed(random.Random(seed).getrandbits(62))
@@ -112,8 +112,8 @@ class Draw:
 def encode(value, tensors):
     """A value -> JSON value; tensors are put into the dict `tensors` (numpy arrays).
 
-    TypeError for anything but torch.Tensor itself, numbers, texts, None, lists and dicts: a subclass
-    may claim what it likes.
+    TypeError for anything but torch.Tensor itself, numbers, texts, None, lists and dicts: a
+    subclass may claim what it likes.
     """
     kind = type(value)
     if kind in (torch.Tensor, torch.nn.Parameter):

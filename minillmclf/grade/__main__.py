@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..cli.parser import Parser, run
 from ..errors import InputError
-from ..files import check_out
+from ..files import check_out_file
 from . import grading, output
 
 
@@ -45,7 +45,7 @@ def parse(arguments=None):
     if a.hint is not None and len(a.exercise) != 1:
         raise InputError("--hint: name one exercise: python -m minillmclf.grade 2.1 --hint 1")
     for file in filter(None, (a.json, a.junit)):
-        check_out(file, a.overwrite)
+        check_out_file(file, a.overwrite)
     return a
 
 

@@ -32,7 +32,8 @@ def scope(rows, asked):
                  and int(word) == int(row.lesson)]
         if not named:
             known = ", ".join(row.id for row in rows)
-            raise InputError(f"{word[:40]}: no such lesson or exercise; there are {known or 'none'}")
+            raise InputError(f"{word[:40]}: no such lesson or exercise; there are "
+                             f"{known or 'none'}")
         found += [row for row in named if row not in found]
     return found or rows
 

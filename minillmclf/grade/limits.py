@@ -1,9 +1,9 @@
 """What the code of an exercise may not do: limits of its process, set after torch is loaded.
 
 Three layers. rlimits: processor time, memory, size of files, processes. Landlock, where the Linux
-kernel has it: files outside the allowed folders can be neither read nor written, programs cannot be
-started and TCP connections cannot be opened, by native code either. An audit hook: each attempt that
-goes through Python is named, and ends the process.
+kernel has it: nothing outside the allowed folders can be read, no file written, no program started,
+no TCP connection opened, by native code either. An audit hook: each attempt that goes through
+Python is named, and ends the process.
 
 It is no prison for a program that wants to harm the machine: for strangers' code take a container.
 """

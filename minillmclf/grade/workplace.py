@@ -90,8 +90,9 @@ def environment(folder):
     """Of a worker: the copy stands first on its path, and no clone stands there."""
     kept = {name: value for name, value in os.environ.items() if name in (
         "PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "VIRTUAL_ENV")}
-    return {**kept, "PYTHONPATH": os.pathsep.join([str(folder), *path_entries()]), "OMP_NUM_THREADS": "1",
-            "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"}
+    path = os.pathsep.join([str(folder), *path_entries()])
+    return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",
+            "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"}
 
 
 # ---------------------------------------------------------------- the process
