@@ -137,7 +137,7 @@ def choose_rows(a, folder, model):
 def evaluate_saved(a):
     """Evaluate a saved classifier -> (the name of the rows, the rows, a dict of metrics)."""
     from .classify.classifier import Classifier
-    from .classify.preference import use_swap
+    from .classify.preference import set_swap
     folder = find_model(a.model)
     if a.data is None:
         read_run_record(folder)                            # errors come before a model is loaded
@@ -145,22 +145,23 @@ def evaluate_saved(a):
     if a.out and model.base:
         check_out_file(a.out, a.overwrite, [("the base of --model", find_model(model.base))])
     rows, name = choose_rows(a, folder, model)
-    use_swap(model, a.swap)
+    set_swap(model, a.swap)
     texts, targets = [row.texts for row in rows], model.task.targets(rows, name)
     encoded, shortened = model.encode(texts)
-    probabilities = model.probabilities(model.scores(encoded, a.batch_size))           # (N, C)
+    probabilities = model.probabilities(model.compute_logits(encoded, a.batch_size))        # (N, C)
     metrics = model.task.evaluate(probabilities, targets)
     own_dev = a.data is None and a.split == "dev"
-    print("\n".join(model.task.table({folder.name: metrics}, name, rows, fitted=own_dev)))
-    max_tokens = model.head.limit(model.max_length)[1]
-    mistakes = model.task.mistakes(probabilities, targets)
+    print("\n".join(model.task.metric_lines({folder.name: metrics}, name, rows, fitted=own_dev)))
+    max_tokens = model.head.length_limit(model.max_length)[1]
+    mistakes = model.task.confusion_text(probabilities, targets)
     print(f"\n{shortened} of {len(rows)} texts cut to {max_tokens} tokens. {mistakes}".rstrip())
     return name, rows, metrics | print_checks(model, texts, a.batch_size)
 
 
 def print_checks(model, texts, batch_size):
     """Print what the task checks in rows and in answers -> its findings, a dict."""
-    answers = model.task.check_answers(model, texts, lambda rows: model.scores(rows, batch_size))
+    answers = model.task.check_answers(
+        model, texts, lambda rows: model.compute_logits(rows, batch_size))
     rows, lines = model.task.check_rows(model, texts)
     for line in lines + model.task.answer_lines(answers):
         print(line)
@@ -215,31 +216,31 @@ def evaluate_readings(a, model, data, name, seed):
     task, rows, dev_rows = model.task, data.test, data.dev if a.split == "test" else []
     texts, targets, dev = [row.texts for row in rows], model.task.targets(rows, name), []
     if a.neighbours:
-        encoded, cut, shorter = prompting.with_nearest_shots(model, data.train, rows, a.shots,
-                                                             a.neighbours)
+        encoded, cut, shorter = prompting.encode_with_nearest_shots(
+            model, data.train, rows, a.shots, a.neighbours)
         print(f"{a.shots} shots, each row's nearest by {a.neighbours}; shortened before {shorter} "
               f"of {len(rows)} rows\n")
         if dev_rows:
-            dev = prompting.with_nearest_shots(model, data.train, dev_rows, a.shots,
-                                               a.neighbours)[0]
+            dev = prompting.encode_with_nearest_shots(model, data.train, dev_rows, a.shots,
+                                                      a.neighbours)[0]
     else:
-        shorter = prompting.show_shots(model, data.train, a.shots, seed)
-        first = model.head.fitted(model.tokenizer, texts[0], model.max_length)[0]
+        shorter = prompting.set_balanced_shots(model, data.train, a.shots, seed)
+        first = model.head.fit_texts(model.tokenizer, texts[0], model.max_length)[0]
         print(f"{model.head.prompt.display_text(first)}\n\n{a.shots} shots, {shorter} of them "
               "shortened. Above: the first prompt, and where the label goes.\n")
         encoded, cut = model.encode(texts)
         if dev_rows:
             dev = model.encode([row.texts for row in dev_rows])[0]
-    readings = prompting.read_all(model, encoded, dev, task.targets(dev_rows, name),
+    readings = prompting.read_answers(model, encoded, dev, task.targets(dev_rows, name),
                                   not a.neighbours, a.batch_size)
     results = {way: evaluate(logits.softmax(-1).numpy(), targets, data.labels)         # (N, C)
                for way, logits in readings.items()}
-    table = task.table(task.baselines(data, quick=True) | results, name, rows)
+    table = task.metric_lines(task.baselines(data, quick=True) | results, name, rows)
     print("\n".join(table[:table.index("")]))                       # without F1 of each class
     print(f"\n{cut} of {len(rows)} rows cut to {model.max_length} tokens")
     if a.beams:
-        print("\n".join(prompting.decoding_report(model, encoded, rows, a.beams, a.batch_size)))
-    settings = {"readout": model.head.described, "max_length": model.max_length, "seed": seed,
+        print("\n".join(prompting.report_decoding(model, encoded, rows, a.beams, a.batch_size)))
+    settings = {"readout": model.head.label_options, "max_length": model.max_length, "seed": seed,
                 "shots": a.shots, "neighbours": a.neighbours}
     checks = {} if a.neighbours else print_checks(model, texts, a.batch_size)
     return {"settings": settings, "results": results, **checks}
@@ -249,9 +250,10 @@ def evaluate_wordings(a, model, data, name, seed):
     """How much accuracy depends on the wording, and on the order of the shots -> dict for --out."""
     from .classify.label_text import prompting
     model.task.targets(data.test, name)                    # InputError for a label it does not have
-    prompts = prompting.variance(model.eval(), data, data.test, a.shots, seed,
-                                 batch_size=a.batch_size)
-    spreads = {way: prompting.spread(prompts, way) for way in ("as it is", "contextual", "batch")}
+    prompts = prompting.vary_prompt(model.eval(), data, data.test, a.shots, seed,
+                                     batch_size=a.batch_size)
+    ways = ("as it is", "contextual", "batch")
+    spreads = {way: prompting.summarize(prompts, way) for way in ways}
     print(f"\n{name} ({len(data.test)} rows): accuracy over {len(prompts)} prompts\n"
           f"{'':<22}    mean     min     max      sd")
     for way, values in spreads.items():

@@ -17,10 +17,10 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
 
     model: a Hugging Face folder, or a shipped name. data: a path or a bundled name; a list of
     (text, label), ((text_a, text_b), label) or dicts; a DataFrame or a dict of lists, with the
-    columns of a file. out: the run folder, where a stopped run is continued and a finished one
+    columns of a file. out: the run folder, where a stopped run goes on and a finished one is
     loaded; None: no file is left behind. on_epoch: called after each epoch with a dict: epoch,
     step, train_loss, the metrics of dev. say: called with each line that the command prints.
-    settings: the command's flags, with _ for -, with values that `as_flag` takes; None: not given.
+    settings: the command's flags, with _ for -; values: as for `flag_value`; None: not given.
 
     Raises InputError for wrong data and settings; KeyboardInterrupt once Ctrl-C saved the state.
     """
@@ -28,7 +28,7 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
     table = None if isinstance(data, (str, os.PathLike)) else table_from_memory(data)
     config, say = settings.pop("config", None), say or train.say_nothing
     settings |= {"model": model, "data": MEMORY if table else data, "out": out}
-    given = {name: as_flag(value) for name, value in settings.items() if value is not None}
+    given = {name: flag_value(value) for name, value in settings.items() if value is not None}
     s = read_settings(given, config)
     rows = train.load_dataset(s, table)
     with tempfile.TemporaryDirectory() as scratch:
@@ -41,9 +41,9 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
         return Classifier.load(folder).to(device_of(s))
 
 
-def as_flag(value):
-    """The value of a flag: True -> "on", ["a", "b"] -> "a,b", {"a": "b"} -> JSON."""
-    value = value.tolist() if hasattr(value, "tolist") else value          # a number of numpy
+def flag_value(value):
+    """A value as a flag takes it: True -> "on", ["a", "b"] -> "a,b", {"a": "b"} -> JSON."""
+    value = value.tolist() if hasattr(value, "tolist") else value          # of numpy or torch
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, (list, tuple)):

@@ -193,8 +193,8 @@ def main(arguments=None):
     print(f"{folder}\n{architecture_line(backbone)}")
     if model is not backbone:
         how = ""
-        if model.head.described:
-            how = f", read as label texts behind {model.head.described['template']!r}"
+        if model.head.label_options:
+            how = f", read as label texts behind {model.head.label_options['template']!r}"
         print(f"classes: {', '.join(model.labels)}{how}; "
               f"texts are cut to {model.max_length} tokens")
     tensors, report = tensor_fates(model, checkpoint), model.report

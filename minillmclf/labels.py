@@ -55,8 +55,8 @@ def choose_labels(a):
 def build_report(a, labels, fields):
     """The label doctor's Report on the readout that training would build."""
     from .classify.build import check_labels               # torch takes seconds, --help should not
-    from .classify.label_text.doctor import examine
-    from .classify.label_text.options import build_labels, read_readout
+    from .classify.label_text.doctor import examine_labels
+    from .classify.label_text.options import label_readout, read_label_options
     from .classify.label_text.wordings import read_template
     from .models import model_class
     from .text.tokenizers.tokenizer import load_tokenizer
@@ -67,8 +67,8 @@ def build_report(a, labels, fields):
     for name in ("template", "instruction"):
         options[name] = read_template(options[name])
     tokenizer = load_tokenizer(folder)
-    readout = build_labels(model, tokenizer, labels, read_readout("labels", options, labels))
-    return examine(tokenizer, readout, labels)
+    readout = label_readout(model, tokenizer, labels, read_label_options("labels", options, labels))
+    return examine_labels(tokenizer, readout, labels)
 
 
 def main(arguments=None):

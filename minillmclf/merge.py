@@ -65,7 +65,7 @@ def main(arguments=None):
     encoded, _ = model.encode([row.texts for row in rows])
 
     def probabilities(model):
-        return model.probabilities(model.scores(encoded, a.batch_size))
+        return model.probabilities(model.compute_logits(encoded, a.batch_size))
     before = probabilities(model)
     answers = model.answers(before)
     merge_adapter(model, *precisions or [None]).save(out)

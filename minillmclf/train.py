@@ -66,12 +66,12 @@ def fit_with_progress(s, model, data, folder, say, on_epoch=None):
     """Train, with a progress bar -> what loop.fit returns (None if stopped), and `timing_of` the
     steps. s: cli.settings.Settings; data: text.data.Dataset; say: a function that prints a line."""
     from .training import loop                             # it loads torch, which takes seconds
-    from .training.plan import Rows
-    rows = model.task.training_rows(data.train)
+    from .training.plan import Split
+    rows = model.task.training_examples(data.train)
     train, dev = encode_split(model, rows, training=True)[0], encode_split(model, data.dev)[0]
     count = min(len(rows), TRAIN_SAMPLE_ROWS)
     chosen = random.Random(f"fitted:{s.seed}").sample(range(len(rows)), count)
-    sample = Rows([train.encoded[i] for i in chosen], [train.labels[i] for i in chosen])
+    sample = Split([train.encoded[i] for i in chosen], [train.targets[i] for i in chosen])
     started = time.monotonic()
     bar = Progress(say is say_nothing, dynamic_ncols=True, leave=False)
     with bar, StopSignal() as stop, cache_frozen_features(s, model, [*train.encoded, *dev.encoded]):
@@ -83,13 +83,13 @@ def fit_with_progress(s, model, data, folder, say, on_epoch=None):
             bar(step, total, loss=f"{loss:.3f}")
 
         def after_epoch(line):
-            logits = model.scores(sample.encoded, s.eval_batch_size)
-            metrics = model.task.measure(model.probabilities(logits), sample.labels)
+            logits = model.compute_logits(sample.encoded, s.eval_batch_size)
+            metrics = model.task.measure(model.probabilities(logits), sample.targets)
             line[f"train_{s.metric}"] = metrics[s.metric]          # on the same rows in each epoch
             say_above(epoch_line(line, s.metric, model.task.METRICS))
             if on_epoch:
                 on_epoch(dict(line))
-        step, store = step_and_store(s, model, train.labels, folder, stop, say_above)
+        step, store = step_and_store(s, model, train.targets, folder, stop, say_above)
         hooks = loop.Hooks(after_step, after_epoch)
         progress = loop.fit(model, train, dev, s, store, step, hooks)
     if progress is not None and writes_files():
@@ -129,7 +129,7 @@ def evaluate_and_save(s, model, data, folder, record, progress, timing):
 
     def dev_probabilities():
         return model.probabilities(logits(encode_split(model, data.dev)[0].encoded))
-    model.task = model.task.fitted(dev_probabilities, data.dev)    # such as a cut-off per label
+    model.task = model.task.fit_to_dev(dev_probabilities, data.dev)  # such as a cut-off per label
     checks = model.task.check_answers(model, [e.texts for e in examples], logits)
     gather_weights(model)
     if not writes_files():
@@ -140,7 +140,7 @@ def evaluate_and_save(s, model, data, folder, record, progress, timing):
     write_predictions(folder / "predictions.csv", examples, probabilities, model.labels,
                       model.answers(probabilities))
     results = model.task.baselines(data, quick=s.baselines == "off")
-    results[f"{Path(s.model).name}, {s.method}"] = model.task.evaluate(probabilities, rows.labels)
+    results[f"{Path(s.model).name}, {s.method}"] = model.task.evaluate(probabilities, rows.targets)
     record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split,
                "results": results, **checks, "timing": timing}
     write_json(folder / "run.json", record)
@@ -154,7 +154,7 @@ def show_record(record, data, folder, say=print):
     speed = ""
     if "examples_per_second" in timing:
         speed = f"{timing['examples_per_second']:.0f} examples a second, "
-    lines = task.table(record["results"], split, getattr(data, split), fitted=split == "dev")
+    lines = task.metric_lines(record["results"], split, getattr(data, split), fitted=split == "dev")
     say("\n" + "\n".join(lines))
     for line in task.answer_lines(record):
         say("\n" + line)
@@ -164,7 +164,7 @@ def show_record(record, data, folder, say=print):
         f"peak memory {timing['peak_memory_mb']} MB")
     if folder:
         say(f"saved in {folder}; try:  python -m minillmclf.predict --model {folder} "
-            f"{task.EXAMPLE}")
+            f"{task.PREDICT_EXAMPLE}")
     for line in baseline_warning(record):
         say(line)
 
@@ -178,16 +178,16 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     run_files = run_folder.RunFolder(folder)
     place = run_folder.training_folder(s, folder, data, overwrite)     # `folder`, or one inside it
     model, trainable, total = build_classifier(s, data.labels, data.columns)
-    model.read_as(reading_of(s, data))
+    model.set_reading(reading_of(s, data))
     prepare_for_training(s, model)
     report = diagnose_data(model, data)
     say("\n".join(report.lines()))
     cut, lines = model.task.check_rows(model, [e.texts for e in data.train + data.dev + data.test])
     if lines:
         say("\n" + "\n".join(lines))
-    if model.head.described:                 # it reads label texts
-        from .classify.label_text.doctor import examine
-        say("\n" + "\n".join(examine(model.tokenizer, model.head, model.labels).lines()))
+    if model.head.label_options:             # it reads label texts
+        from .classify.label_text.doctor import examine_labels
+        say("\n" + "\n".join(examine_labels(model.tokenizer, model.head, model.labels).lines()))
     say("\n" + "\n".join(model_lines(s, model, trainable, total)))
     record = {"settings": asdict(s), "finished": False, "base": run_folder.base_fingerprint(s),
               "data": {**data.source, "rows": report.rows, "labels": data.labels},

@@ -40,17 +40,17 @@ def wrap_lora(model, targets, rank, alpha, ranks=None, alphas=None, seed=0, **mo
 
 
 def with_words(words, ids, mask, types=None):
-    """ids, mask, types (B, T), padded on either side -> the same (B, P + T): what `Prompted` makes
+    """ids, mask, types (B, T), padded on either side -> the same (B, P + T): what `PromptedEncode` makes
     of each row."""
     import torch
 
-    from minillmclf.tuning.prompt import Prompted
-    prompted, P = Prompted(None, words), len(words)
+    from minillmclf.tuning.prompt import PromptedEncode
+    prompted, P = PromptedEncode(None, words), len(words)
     new_ids, new_types, new_mask = (torch.zeros(len(ids), P + ids.shape[1], dtype=torch.long)
                                     for _ in range(3))
     for number, real in enumerate(mask.bool()):
         kinds = torch.zeros_like(ids[number]) if types is None else types[number]
-        row, kinds = prompted.extend((ids[number][real].tolist(), kinds[real].tolist()))
+        row, kinds = prompted.add_words((ids[number][real].tolist(), kinds[real].tolist()))
         place = slice(0, len(row)) if real[0] else slice(new_ids.shape[1] - len(row), None)
         new_ids[number, place], new_types[number, place] = torch.tensor(row), torch.tensor(kinds)
         new_mask[number, place] = 1

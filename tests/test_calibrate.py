@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillmclf.classify.calibrate import CONTENT_FREE, Calibration, batch, contextual, temperature
+from minillmclf.classify.calibrate import CONTENT_FREE, Calibration, fit_batch, fit_contextual, fit_temperature
 from minillmclf.errors import InputError
 from minillmclf.training.metrics import evaluate
 
@@ -34,7 +34,7 @@ def compare(scores, labels, names, calibrations):
 
 # ---- bias ----
 
-@pytest.mark.parametrize("fit", [contextual, batch])
+@pytest.mark.parametrize("fit", [fit_contextual, fit_batch])
 def test_the_bias_by_hand(fit):
     assert fit(HALVES).bias == pytest.approx([LOG(0.7), LOG(0.3)])
     assert fit(HALVES).temperature == 1
@@ -46,7 +46,7 @@ def test_a_text_without_content_comes_out_uniform():
     assert CONTENT_FREE == ("N/A", "", "[MASK]")
     for scores in ([[3.0, -1.0, 0.5]], [[-700.0, -20.0, -21.0]], [[1e4, -1e4, 0.0]]):
         scores = torch.tensor(scores, dtype=torch.float64)
-        assert contextual(scores)(scores).softmax(1)[0].tolist() == pytest.approx([1 / 3] * 3, abs=1e-12)
+        assert fit_contextual(scores)(scores).softmax(1)[0].tolist() == pytest.approx([1 / 3] * 3, abs=1e-12)
 
 
 def test_contextual_is_the_diagonal_matrix_of_the_paper():
@@ -54,19 +54,19 @@ def test_contextual_is_the_diagonal_matrix_of_the_paper():
     w = torch.diag(1 / free.softmax(1).mean(0))                            # (C, C)
     expected = rows.softmax(1) @ w
     expected = expected / expected.sum(1, keepdim=True)
-    assert torch.allclose(contextual(free)(rows).softmax(1), expected, atol=1e-12)
+    assert torch.allclose(fit_contextual(free)(rows).softmax(1), expected, atol=1e-12)
 
 
 def test_after_batch_calibration_no_class_is_preferred_on_the_batch():
     scores = synthetic(200, seed=3)[0] + torch.tensor([4.0, 0, 0, -3])
-    calibrated = batch(scores)(scores - scores.logsumexp(1, keepdim=True))             # log (p(y|x) / mean p(y))
+    calibrated = fit_batch(scores)(scores - scores.logsumexp(1, keepdim=True))         # log (p(y|x) / mean p(y))
     assert calibrated.exp().mean(0).tolist() == pytest.approx([1] * 4), "the mean of p(y|x) / exp(bias) should be 1"
 
 
 def test_batch_calibration_mends_answers_that_a_prompt_has_biased():
     scores, labels = synthetic(1000, seed=4)
     biased = scores + torch.tensor([3.0, 0, 0, 0])
-    found = compare(biased, labels, "abcd", {"batch": batch(biased)})
+    found = compare(biased, labels, "abcd", {"batch": fit_batch(biased)})
     assert found["batch"]["accuracy"] > found["as they are"]["accuracy"] + 0.1
     assert found["batch"]["log_loss"] < found["as they are"]["log_loss"]
 
@@ -86,7 +86,7 @@ def summed_before_normalising(scores):
 @pytest.mark.parametrize("wrong", [mean_of_scores, most_likely_only, summed_before_normalising])
 def test_a_wrong_bias_is_told_from_the_right_one(wrong):
     scores = synthetic(50, seed=5)[0] + torch.linspace(-3, 3, 50, dtype=torch.float64)[:, None]
-    right, other = torch.tensor(batch(scores).bias), wrong(scores)
+    right, other = torch.tensor(fit_batch(scores).bias), wrong(scores)
     assert (right.softmax(0) - other.softmax(0)).abs().max() > 0.02, "these rows cannot tell the two apart"
     logp, other = scores.log_softmax(1), other - other.logsumexp(0) + right.logsumexp(0)
     assert ((logp - right).exp().mean(0) - 1).abs().max() < 1e-6
@@ -98,7 +98,7 @@ def test_a_wrong_bias_is_told_from_the_right_one(wrong):
 def test_the_temperature_by_hand():
     # Three rows of four are right, each with logit gap 6: the best p is 3/4, so 6 / T = log 3.
     scores = torch.tensor([[6.0, 0.0]] * 4)
-    found = temperature(scores, [0, 0, 0, 1])
+    found = fit_temperature(scores, [0, 0, 0, 1])
     assert found.temperature == pytest.approx(6 / LOG(3)) and found.bias == [0, 0]
     assert found(scores).softmax(1)[0].tolist() == pytest.approx([0.75, 0.25])
 
@@ -106,7 +106,7 @@ def test_the_temperature_by_hand():
 @pytest.mark.parametrize("sharper", [0.2, 1.0, 5.0])
 def test_the_slope_at_the_temperature_is_nothing_and_a_fine_grid_finds_no_better(sharper):
     scores, labels = synthetic(sharper=sharper, seed=6)
-    t = temperature(scores, labels).temperature
+    t = fit_temperature(scores, labels).temperature
     sharpness = torch.tensor(1 / t, dtype=torch.float64, requires_grad=True)
     torch.nn.functional.cross_entropy(scores * sharpness, labels).backward()
     assert abs(sharpness.grad) < 1e-9 * scores.abs().mean()
@@ -121,39 +121,39 @@ def test_the_slope_at_the_temperature_is_nothing_and_a_fine_grid_finds_no_better
                 max_size=8), st.sampled_from([0.01, 1.0, 200.0]))
 def test_no_temperature_harms_the_rows_it_was_fitted_to_or_changes_an_answer(rows, unit):
     scores, labels = torch.tensor([row for row, _ in rows]).double() * unit, torch.tensor([label for _, label in rows])
-    found = temperature(scores, labels)
+    found = fit_temperature(scores, labels)
     assert 0.00999 < found.temperature < 100.001
     assert log_loss(scores, labels, found.temperature) <= log_loss(scores, labels) + 1e-12
     assert torch.equal(found(scores).argmax(1), scores.argmax(1))
-    assert found == temperature(scores, labels), "the same rows give another temperature"
+    assert found == fit_temperature(scores, labels), "the same rows give another temperature"
 
 
 def test_where_no_temperature_is_best_the_search_ends_at_its_bounds():
     scores = torch.tensor([[5.0, 0, 0], [0, 5, 0], [0, 0, 5]])
     for unit in (1, 4):                        # 4: long before 1/100 the loss is less than float64 can hold
-        assert temperature(unit * scores, [0, 1, 2]).temperature == pytest.approx(0.01), "all right: sharper is better"
-    assert temperature(scores, [1, 2, 0]).temperature == pytest.approx(100), "all wrong: flatter is better"
-    assert temperature(torch.full((4, 3), -7.0), [0, 1, 2, 0]).temperature == 1, "even scores stay as they are"
-    assert temperature(scores * 1e4, [0, 1, 2]).temperature == 1, "a loss of 0 cannot become less"
+        assert fit_temperature(unit * scores, [0, 1, 2]).temperature == pytest.approx(0.01), "all right: sharper is better"
+    assert fit_temperature(scores, [1, 2, 0]).temperature == pytest.approx(100), "all wrong: flatter is better"
+    assert fit_temperature(torch.full((4, 3), -7.0), [0, 1, 2, 0]).temperature == 1, "even scores stay as they are"
+    assert fit_temperature(scores * 1e4, [0, 1, 2]).temperature == 1, "a loss of 0 cannot become less"
 
 
 def test_overconfident_scores_get_a_better_log_loss_and_ece():
     dev, test = synthetic(600, sharper=4.0, seed=7), synthetic(600, sharper=4.0, seed=8)
-    found = compare(*test, ["a", "b", "c", "d"], {"temperature": temperature(*dev)})
+    found = compare(*test, ["a", "b", "c", "d"], {"temperature": fit_temperature(*dev)})
     before, after = found["as they are"], found["temperature"]
     assert list(found) == ["as they are", "temperature"]
     assert before["log_loss"] == pytest.approx(log_loss(*test), abs=1e-6), "the first line should change nothing"
     assert after["log_loss"] < 0.7 * before["log_loss"] and after["ece"] < 0.5 * before["ece"]
     assert after["accuracy"] == before["accuracy"] and after["f1"] == before["f1"]
-    hotter = Calibration([0.0] * 4, 1 / temperature(*dev).temperature)     # multiplied in place of divided
+    hotter = Calibration([0.0] * 4, 1 / fit_temperature(*dev).temperature)  # multiplied in place of divided
     assert compare(*test, "abcd", {"wrong": hotter})["wrong"]["log_loss"] > before["log_loss"]
 
 
 def test_bias_first_then_temperature():
     scores, labels = synthetic(500, sharper=3.0, seed=9)
     biased = scores + torch.tensor([0.0, 6, 0, 0])
-    first = batch(biased)
-    both = Calibration(first.bias, temperature(first(biased), labels).temperature)
+    first = fit_batch(biased)
+    both = Calibration(first.bias, fit_temperature(first(biased), labels).temperature)
     assert torch.allclose(both(biased), first(biased) / both.temperature, atol=1e-6)
     found = compare(biased, labels, "abcd", {"bias": first, "both": both})
     assert found["both"]["log_loss"] < found["bias"]["log_loss"] < found["as they are"]["log_loss"]
@@ -161,8 +161,8 @@ def test_bias_first_then_temperature():
 
 # ---- all of them ----
 
-FITS = {"contextual": lambda scores, labels: contextual(scores), "batch": lambda scores, labels: batch(scores),
-        "temperature": temperature}
+FITS = {"contextual": lambda scores, labels: fit_contextual(scores), "batch": lambda scores, labels: fit_batch(scores),
+        "temperature": fit_temperature}
 
 
 @pytest.mark.parametrize("name", FITS)
@@ -203,7 +203,7 @@ def test_dtype_is_kept_and_half_precision_is_rounded_only_once():
 def test_scores_that_are_not_finite_are_refused_by_their_row(bad):
     scores = torch.zeros(4, 3)
     scores[2, 1] = bad
-    calls = [lambda: contextual(scores), lambda: batch(scores), lambda: temperature(scores, [0] * 4),
+    calls = [lambda: fit_contextual(scores), lambda: fit_batch(scores), lambda: fit_temperature(scores, [0] * 4),
              lambda: Calibration([0.0] * 3)(scores)]
     for call in calls:
         with pytest.raises(InputError, match=r"row 2 \(from 0\) is \[0.0, -?(inf|nan), 0.0\]"):
@@ -211,16 +211,16 @@ def test_scores_that_are_not_finite_are_refused_by_their_row(bad):
 
 
 @pytest.mark.parametrize("call, said", [
-    (lambda: contextual(torch.zeros(0, 3)), "at least 1 rows of scores, not 0"),
-    (lambda: batch(torch.zeros(0, 3)), "at least 2 rows of scores, not 0"),
-    (lambda: batch(torch.zeros(1, 3)), "at least 2 rows of scores, not 1"),
-    (lambda: temperature(torch.zeros(0, 3), []), "at least 1 rows of scores, not 0"),
-    (lambda: contextual(torch.zeros(3)), r"\(N, C\), not torch.float32 \(3,\)"),
-    (lambda: contextual(torch.zeros(2, 3).long()), "floating-point numbers"),
-    (lambda: temperature(torch.zeros(2, 3), [0]), "2 class numbers"),
-    (lambda: temperature(torch.zeros(2, 3), [0, 3]), r"row 1 \(from 0\) has class 3.*0 to 2"),
-    (lambda: temperature(torch.zeros(2, 3), [-100, 0]), r"row 0 \(from 0\) has class -100"),
-    (lambda: temperature(torch.zeros(2, 3), [0.0, 1.0]), "2 class numbers"),
+    (lambda: fit_contextual(torch.zeros(0, 3)), "at least 1 rows of scores, not 0"),
+    (lambda: fit_batch(torch.zeros(0, 3)), "at least 2 rows of scores, not 0"),
+    (lambda: fit_batch(torch.zeros(1, 3)), "at least 2 rows of scores, not 1"),
+    (lambda: fit_temperature(torch.zeros(0, 3), []), "at least 1 rows of scores, not 0"),
+    (lambda: fit_contextual(torch.zeros(3)), r"\(N, C\), not torch.float32 \(3,\)"),
+    (lambda: fit_contextual(torch.zeros(2, 3).long()), "floating-point numbers"),
+    (lambda: fit_temperature(torch.zeros(2, 3), [0]), "2 class numbers"),
+    (lambda: fit_temperature(torch.zeros(2, 3), [0, 3]), r"row 1 \(from 0\) has class 3.*0 to 2"),
+    (lambda: fit_temperature(torch.zeros(2, 3), [-100, 0]), r"row 0 \(from 0\) has class -100"),
+    (lambda: fit_temperature(torch.zeros(2, 3), [0.0, 1.0]), "2 class numbers"),
     (lambda: Calibration([0.0])(torch.zeros(2, 3)), "3 classes, but a calibration for 1"),
     (lambda: Calibration([0.0] * 2, 0.01)(torch.full((2, 2), 1e3).half()), "calibrated scores: row 0.*float32"),
 ])
@@ -231,7 +231,7 @@ def test_what_cannot_be_calibrated_is_refused(call, said):
 
 
 def test_through_json_and_back():
-    for found in (batch(HALVES), temperature(*synthetic(50)), Calibration([0, -1e4], 3)):
+    for found in (fit_batch(HALVES), fit_temperature(*synthetic(50)), Calibration([0, -1e4], 3)):
         read = json.loads(json.dumps(found.as_dict()))
         assert Calibration.from_dict(read, len(found.bias), "config.json") == found
 

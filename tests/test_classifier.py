@@ -20,7 +20,7 @@ from minillmclf import inspect, train
 from minillmclf.compare.comparison import obstacle
 from minillmclf.compare.configurations import make_configurations, read_sweep
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.head import POOLINGS, attention, query
+from minillmclf.classify.head import POOLINGS, attention_weights, attention_layers
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone, save_backbone
 from minillmclf.text.batch import Batch, collate
@@ -52,7 +52,7 @@ def folder(tmp_path):
 
 
 def scores(model, texts, batch_size=64):
-    return model.scores(model.encode(texts)[0], batch_size)
+    return model.compute_logits(model.encode(texts)[0], batch_size)
 
 
 @torch.inference_mode()
@@ -217,13 +217,13 @@ def test_a_pooled_head_comes_back_exactly(name, how, tmp_path):
     torch.nn.init.normal_(model.head.out.weight, generator=torch.Generator().manual_seed(0))
     model.save(tmp_path)
     again = Classifier.load(tmp_path)
-    assert (again.head.pooling, again.max_length, again.labels, again.head.how) == (how, 17, ["x", "y"], how)
+    assert (again.head.pool_option, again.max_length, again.labels, again.head.pooling) == (how, 17, ["x", "y"], how)
     found = differs(scores(again, SINGLE + PAIRS), scores(model, SINGLE + PAIRS), 0.0)
     assert found is None, f"{how}: other answers after loading, {found}"
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["MinillmclfPooledClassifier"]
     others = [other for other in POOLINGS if other != how]
     for other in others:
-        model.head.how = other
+        model.head.pooling = other
         assert differs(scores(model, SINGLE), scores(again, SINGLE), 1e-3), f"{how} and {other} give the same answers"
 
 
@@ -372,7 +372,7 @@ def test_a_body_is_taken_out_of_a_folder_with_a_pooled_head(folder, tmp_path):
     body = load_backbone(tmp_path / "pooled")
     assert "minillmclf_head.weight" in body.report.dropped, "the pooled head was not reported as dropped"
     again = Classifier.from_backbone(tmp_path / "pooled", ["c", "d", "e"])
-    assert again.labels == ["c", "d", "e"] and again.head.pooling == "family"
+    assert again.labels == ["c", "d", "e"] and again.head.pool_option == "family"
 
 
 def test_a_text_of_which_nothing_is_left_is_refused(folder):
@@ -422,16 +422,16 @@ def worded(tmp_path_factory):
 
 
 def test_attention_by_hand():
-    U, v = query(2, hidden=3)
+    U, v = attention_layers(2, hidden=3)
     with torch.no_grad():
         U.weight.copy_(torch.tensor([[0.5, 0.0], [0.0, 0.0], [0.0, 0.0]]).atanh())
         v.weight.copy_(torch.tensor([[9.0, 1.0, 1.0]]).log())     # scores ln 9 / 2 = ln 3, and 0
     vectors = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [99.0, 99.0]]])
     mask = torch.tensor([[1, 1, 0]])
-    weights = attention(U, v, vectors, mask)
+    weights = attention_weights(U, v, vectors, mask)
     assert torch.allclose(weights, torch.tensor([[0.75, 0.25, 0.0]]), atol=1e-6)
     assert weights[0, 2] == 0
-    half = attention(U.bfloat16(), v.bfloat16(), vectors.bfloat16(), mask)
+    half = attention_weights(U.bfloat16(), v.bfloat16(), vectors.bfloat16(), mask)
     scores = v(torch.tanh(U(vectors.bfloat16()))).squeeze(-1)[:, :2].float()
     assert torch.equal(half[:, :2], scores.softmax(-1).bfloat16()), "no softmax in fp32"
 
@@ -448,8 +448,8 @@ def test_attention_sees_neither_padding_nor_batch_mates(name, worded, monkeypatc
     for ids, mask, types in (given, padded, [x.roll(9, 1) for x in padded]):
         apart = (model(Batch(ids, mask, types, None, batch.rows)) - alone).abs().max()
         assert apart <= 1e-10, f"{name}: {apart:.2g} apart"
-    monkeypatch.setattr("minillmclf.classify.head.attention",
-                        lambda U, v, x, mask: attention(U, v, x))
+    monkeypatch.setattr("minillmclf.classify.head.attention_weights",
+                        lambda U, v, x, mask: attention_weights(U, v, x))
     apart = (model(batch) - alone).abs().max()
     assert apart > 1e-3, "this test cannot tell whether the mask is looked at"
 
@@ -466,7 +466,7 @@ def test_the_query_learns_with_every_method_and_comes_back_exactly(method, worde
         layer.weight.data += 0.5 * layer.weight.grad.sign()
     model.save(tmp_path)
     again = Classifier.load(tmp_path)
-    assert (again.head.pooling, again.head.how) == ("attention", "attention")
+    assert (again.head.pool_option, again.head.pooling) == ("attention", "attention")
     assert again.max_length == model.max_length
     assert differs(scores(again, SINGLE + PAIRS), scores(model, SINGLE + PAIRS), 0.0) is None
     if method == "full":
@@ -499,7 +499,7 @@ def test_commands_pool_by_attention(tmp_path, capsys):
     model = Classifier.load(tmp_path / "run")
     line = (tmp_path / "run" / "predictions.csv").read_text().splitlines()[1].split(",")
     text = next(row.split(",")[0] for row in data.read_text().splitlines() if row.endswith("test"))
-    assert model.head.pooling == "attention"
+    assert model.head.pool_option == "attention"
     assert line[-3:] == [f"{p:.6f}" for p in model.predict([text])[0]]
     capsys.readouterr()
     inspect.main([str(tmp_path / "run")])

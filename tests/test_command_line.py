@@ -27,7 +27,7 @@ from minillmclf.cli.parser import run
 from minillmclf.errors import did_you_mean
 from minillmclf.cli.settings import (ALIASES, GOES_WITH, GROUPS, METHODS, OLD_SIDES, Settings, flag,
                                      read_settings)
-from minillmclf.training.rates import default_lr, lr_line
+from minillmclf.training.rates import default_lr, lr_text
 from minillmclf.tuning import METHODS as TUNING
 
 COMMANDS = [
@@ -316,13 +316,13 @@ def test_rates_by_method_and_width(tmp_path, method, width, kind, rate):
     key = {"t5": "d_model"}.get(kind, "hidden_size")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, key: width}))
     s = read_settings({"model": str(tmp_path), "method": method})
-    assert s.lr == rate and f"({method}, width {width})" in lr_line(s)
+    assert s.lr == rate and f"({method}, width {width})" in lr_text(s)
     assert read_settings({"model": str(tmp_path), "method": method, "lr": "auto"}).lr == rate
     asked = read_settings({"model": str(tmp_path), "method": method, "lr": 7e-4})
     assert (
         asked.lr == 7e-4
         and f"0.0007 (as given; {rate:g} is usual for {method} at width {width})"
-        in lr_line(asked)
+        in lr_text(asked)
     )
 
 
@@ -538,7 +538,7 @@ def test_a_head_that_pools_by_position_can_be_saved_and_loaded(place, tmp_path):
     model.save(tmp_path / "model")
     again = Classifier.load(tmp_path / "model")
     assert (
-        again.head.pooling == "position"
+        again.head.pool_option == "position"
         and (again.predict(["a rose", "soup"]) == model.predict(["a rose", "soup"])).all()
     )
 

@@ -288,7 +288,7 @@ def test_method_freezes_the_rest(place, call, tmp_path, method, layers):
 def test_pool_mean_is_kept_for_later(place, call, tmp_path):
     trained(place, call, tmp_path / "run", pool="mean")
     model = Classifier.load(tmp_path / "run")
-    assert model.head.pooling == "mean" and "minillmclf_head.weight" in weights(tmp_path / "run")
+    assert model.head.pool_option == "mean" and "minillmclf_head.weight" in weights(tmp_path / "run")
     assert not any("pooler" in name for name in weights(tmp_path / "run"))
     assert call(evaluate, "--model", tmp_path / "run")[0] == 0
 
@@ -391,7 +391,7 @@ def test_evaluate_gives_the_runs_own_numbers(place, call, tmp_path):
 
 def test_the_best_epoch_is_what_is_saved(place, call, tmp_path, monkeypatch):
     from minillmclf.training import loop
-    monkeypatch.setattr(loop, "better", lambda metric, new, old: old is None)      # the first is the best
+    monkeypatch.setattr(loop, "is_better", lambda metric, new, old: old is None)   # the first is the best
     assert trained(place, call, tmp_path / "run")["best_epoch"] == 1
     assert call(evaluate, "--model", tmp_path / "run", "--split", "dev", "--out", tmp_path / "dev.json")[0] == 0
     first, last = [line["log_loss"] for line in epochs_of(tmp_path / "run")]
@@ -1027,7 +1027,7 @@ def test_a_bag_of_words_keeps_the_terms_in_the_most_rows(monkeypatch):
     texts, labels = ["good film good", "good cast", "bad film", "bad bad cast", "bad plot"] * 4, [1, 1, 0, 0, 0] * 4
     whole = baseline.BagOfWords(2).fit(texts, labels, texts, labels)
     assert len(whole.index) == 12 and whole.predict(["good"]).argmax() == 1
-    monkeypatch.setattr(baseline, "MOST_WEIGHTS", 8)
+    monkeypatch.setattr(baseline, "MAX_WEIGHTS", 8)
     four = baseline.BagOfWords(2).fit(texts, labels, texts, labels)
     assert sorted(four.index) == ["0:bad", "0:cast", "0:film", "0:good"], "8 weights are 4 terms of 2 classes"
     assert four.weights[0].shape == (4, 2) and four.predict(["good", "bad"]).argmax(1).tolist() == [1, 0]

@@ -28,7 +28,7 @@ from minillmclf.compare.summary import difference_to_best, interval_over_seeds, 
 from minillmclf.compare.table import csv_of_runs, comparison_markdown
 from minillmclf.train import write_predictions
 from minillmclf.training.metrics import METRICS, evaluate
-from minillmclf.training.statistics import bootstrap, mcnemar, t_interval
+from minillmclf.training.statistics import bootstrap_interval, mcnemar_p, t_interval
 
 QUICK = ["--epochs", "1", "--batch-size", "8"]
 
@@ -408,11 +408,11 @@ def test_differences_to_the_best_row_are_paired(tmp_path):
     good, poor = summarise(made, labels, "accuracy")["rows"]
     answers = {run.folder.name: read_predictions(run.folder / "predictions.csv") for run in made}
     gap = np.mean([answers[f"poor-{s}"].right.astype(float) - answers[f"good-{s}"].right for s in (0, 1)], axis=0)
-    low, high = bootstrap(lambda rows: gap[rows].mean(), 40)
+    low, high = bootstrap_interval(lambda rows: gap[rows].mean(), 40)
     assert good["best"] and good["difference"] is None and good["mcnemar"] is None and not poor["best"]
     assert poor["difference"] == pytest.approx({"mean": gap.mean(), "low": low, "high": high}) and high < 0
     assert poor["difference"]["mean"] == pytest.approx(poor["accuracy"]["mean"] - good["accuracy"]["mean"])
-    p = [mcnemar(answers[f"poor-{s}"].right, answers[f"good-{s}"].right) for s in (0, 1)]
+    p = [mcnemar_p(answers[f"poor-{s}"].right, answers[f"good-{s}"].right) for s in (0, 1)]
     assert poor["mcnemar_seeds"] == p and poor["mcnemar"] == statistics.median(p) < 0.05
     assert (good["memory_mb"], good["train_seconds"], good["ms_per_text"], good["trainable"]) == (101, 2.5, 0.5, 5)
 
@@ -441,7 +441,7 @@ def test_one_seed_has_an_interval_over_test_rows(tmp_path):
     row, = summarise(made, labels, "macro_f1")["rows"]
     answers = read_predictions(made[0].folder / "predictions.csv")
     assert row["accuracy"] == interval_over_seeds("accuracy", [made[0].record["test"]["accuracy"]], answers)
-    low, high = bootstrap(lambda rows: answers.right[rows].mean(), 40)
+    low, high = bootstrap_interval(lambda rows: answers.right[rows].mean(), 40)
     assert (row["accuracy"]["low"], row["accuracy"]["high"]) == (low, high) and low < row["accuracy"]["mean"] < high
     assert row["score"]["low"] < row["score"]["mean"] < row["score"]["high"], "macro F1 has one too"
     assert "bootstrap over test rows" in comparison_markdown(summarise(made, labels, "macro_f1"))

@@ -16,7 +16,7 @@ from test_generate import CLASSES, CONFIGS, PROMPTS, build
 from test_tree import log_probs_one_by_one
 
 from minillmclf.classify.label_text import decode
-from minillmclf.classify.label_text.decode import constrained, disagreements
+from minillmclf.classify.label_text.decode import decode_constrained, find_misses
 from minillmclf.errors import InputError
 from minillmclf.models import save_backbone
 from minillmclf.models.backbone import Decoder
@@ -75,7 +75,7 @@ def exact(model, ids, mask, sequences):
 
 
 def agree(found, expected, name):
-    """found: of `constrained`; expected: [(number, sum), ...]."""
+    """found: of `decode_constrained`; expected: [(number, sum), ...]."""
     choices, sums = found
     assert choices.tolist() == [number for number, _ in expected], f"{name}: other answers than a plain search finds"
     apart = max(abs(a - b) for a, (_, b) in zip(sums.tolist(), expected))
@@ -91,10 +91,10 @@ def test_greedy_and_beams_are_a_plain_search(kind, side):
     for name, sequences in SETS.items():
         edges = edges_of(model, *batch, sequences)
         greedy = [plain_greedy(row, sequences) for row in edges]
-        agree(constrained(model, *batch, TokenTree(sequences)), greedy, f"{kind}, {name}, greedy")
+        agree(decode_constrained(model, *batch, TokenTree(sequences)), greedy, f"{kind}, {name}, greedy")
         for beams in (2, 3):
             expected = [plain_beam(row, sequences, beams) for row in edges]
-            agree(constrained(model, *batch, TokenTree(sequences), beams), expected, f"{kind}, {name}, {beams} beams")
+            agree(decode_constrained(model, *batch, TokenTree(sequences), beams), expected, f"{kind}, {name}, {beams} beams")
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -104,9 +104,9 @@ def test_as_many_beams_as_sequences_are_exact_scoring(kind):
         scores = exact(model, *batch, sequences)
         expected = list(zip(scores.argmax(1).tolist(), scores.amax(1).tolist()))
         for beams in (len(sequences), len(sequences) + 5):
-            found = constrained(model, *batch, TokenTree(sequences), beams)
+            found = decode_constrained(model, *batch, TokenTree(sequences), beams)
             agree(found, expected, f"{kind}, {name}, {beams} beams")
-            assert disagreements(found[0], scores) == []
+            assert find_misses(found[0], scores) == []
 
 
 def test_the_search_has_something_to_lose():
@@ -117,9 +117,9 @@ def test_the_search_has_something_to_lose():
         model, batch = build("llama", seed), batch_of(PROMPTS)
         scores = exact(model, *batch, LABELS)
         for beams in lost:
-            choices, sums = constrained(model, *batch, TokenTree(LABELS), beams)
+            choices, sums = decode_constrained(model, *batch, TokenTree(LABELS), beams)
             answers |= set(choices.tolist())
-            missed = disagreements(choices, scores)
+            missed = find_misses(choices, scores)
             pairs = enumerate(zip(choices.tolist(), scores.argmax(1).tolist()))
             assert missed == [(row, chosen, best) for row, (chosen, best) in pairs if chosen != best]
             lost[beams] += len(missed)
@@ -133,9 +133,9 @@ def test_the_search_has_something_to_lose():
 def test_a_row_is_answered_as_if_it_were_alone(kind):
     model, tree = build(kind), TokenTree(LABELS)
     for beams in (1, 3):
-        alone = [constrained(model, *batch_of([prompt]), tree, beams) for prompt in PROMPTS]
+        alone = [decode_constrained(model, *batch_of([prompt]), tree, beams) for prompt in PROMPTS]
         for order in (PROMPTS, PROMPTS[::-1]):
-            choices, sums = constrained(model, *batch_of(order, "left", pad=60), tree, beams)
+            choices, sums = decode_constrained(model, *batch_of(order, "left", pad=60), tree, beams)
             for prompt, choice, total in zip(order, choices, sums):
                 one, its_sum = alone[PROMPTS.index(prompt)]
                 assert choice == one[0] and abs(total - its_sum[0]) < 1e-4, f"{kind}: batch mates change an answer"
@@ -144,13 +144,13 @@ def test_a_row_is_answered_as_if_it_were_alone(kind):
 @pytest.mark.parametrize("kind", ["gpt2", "mistral", "t5"])
 def test_a_prefix_stands_before_it(kind):
     model, batch = build(kind), batch_of(PROMPTS)
-    bare = constrained(model, *batch, TokenTree(LABELS), 2)[1]
+    bare = decode_constrained(model, *batch, TokenTree(LABELS), 2)[1]
     with torch.no_grad():
         attach_prefix(model, 3).embedding.weight.mul_(50)
     edges = edges_of(model, *batch, LABELS)
     for beams in (1, 2):
         expected = [plain_beam(row, LABELS, beams) for row in edges]
-        found = constrained(model, *batch, TokenTree(LABELS), beams)
+        found = decode_constrained(model, *batch, TokenTree(LABELS), beams)
         agree(found, expected, f"{kind} with a prefix, {beams} beams")
     assert (found[1] - bare).abs().max() > 0.01, "the prefix changes nothing, so this compares nothing"
 
@@ -159,32 +159,32 @@ def test_only_new_tokens_are_computed():
     model, read = build("llama"), []
     hidden = model.hidden_states
     model.hidden_states = lambda ids, rows, context: read.append(tuple(ids.shape)) or hidden(ids, rows, context)
-    constrained(model, *batch_of(PROMPTS), TokenTree([[7, 9, END], [7, 5, END]]), 2)
+    decode_constrained(model, *batch_of(PROMPTS), TokenTree([[7, 9, END], [7, 5, END]]), 2)
     assert read == [(4, 11), (4, 1), (8, 1)], f"the prompt once, then a token for each path that goes on: {read}"
     read.clear()
-    constrained(model, *batch_of(PROMPTS), TokenTree(SINGLE), 3)
+    decode_constrained(model, *batch_of(PROMPTS), TokenTree(SINGLE), 3)
     assert read == [(4, 11)], "the only token of an answer is never read"
 
 
 def test_a_large_vocabulary_is_scored_in_parts(monkeypatch):
     model, batch, sizes = build("llama"), batch_of(PROMPTS), []
-    whole = constrained(model, *batch, TokenTree(LABELS), 3)
+    whole = decode_constrained(model, *batch, TokenTree(LABELS), 3)
     monkeypatch.setattr(decode, "MAX_LOGITS", 2 * 61 + 1)
     logits = model.logits
     model.logits = lambda hidden: sizes.append(len(hidden)) or logits(hidden)
-    parts = constrained(model, *batch, TokenTree(LABELS), 3)
+    parts = decode_constrained(model, *batch, TokenTree(LABELS), 3)
     assert max(sizes) == 2, f"more than two rows of 61 numbers at once: {sizes}"
     assert torch.equal(whole[0], parts[0]) and torch.allclose(whole[1], parts[1], atol=1e-5)
 
 
 def test_the_model_is_left_as_it_was():
     model, tree = build("gpt2", embd_pdrop=0.5).train(), TokenTree(LABELS)
-    assert torch.equal(*(constrained(model, *batch_of(PROMPTS), tree)[1] for _ in range(2))), "dropout acts"
+    assert torch.equal(*(decode_constrained(model, *batch_of(PROMPTS), tree)[1] for _ in range(2))), "dropout acts"
     assert model.training, "a model in training is in training afterwards"
     with pytest.raises(IndexError):
-        constrained(model, *batch_of([[999]]), tree)
+        decode_constrained(model, *batch_of([[999]]), tree)
     assert model.training, "and after an error, too"
-    constrained(model.eval(), *batch_of(PROMPTS), tree)
+    decode_constrained(model.eval(), *batch_of(PROMPTS), tree)
     assert not model.training
 
 
@@ -202,12 +202,12 @@ class Bigram(Decoder):
             chances[token, 0] = 1 - sum(following.values())            # 0 stands for the rest of the vocabulary
         self.table = chances.log()
 
-    def hidden(self, ids, rows, context=None):
+    def hidden_states(self, ids, rows, context=None):
         one = rows.unpad(ids)[:, None, None].float()                   # one head of width 1, for the cache to have rows
         rows.keys_values(one, one)
         return self.table[rows.unpad(ids)]
 
-    def vocabulary(self):
+    def output_embeddings(self):
         return self.table
 
     def logits(self, hidden):
@@ -223,17 +223,17 @@ def test_greedy_follows_a_good_beginning_to_a_bad_answer():
     model, batch, tree = Bigram(TABLE), batch_of([[PROMPT], [PROMPT]]), TokenTree(WORDS)
     scores = exact(model, *batch, WORDS)
     assert torch.allclose(scores.exp(), torch.tensor([0.18, 0.12, 0.4]).expand(2, 3))
-    choices, sums = constrained(model, *batch, tree)
+    choices, sums = decode_constrained(model, *batch, tree)
     assert choices.tolist() == [0, 0] and torch.allclose(sums.exp(), torch.tensor(0.18)), "greedy answers 'very good'"
-    assert disagreements(choices, scores) == [(0, 0, 2), (1, 0, 2)], "and that this is not the likeliest is reported"
-    choices, sums = constrained(model, *batch, tree, 2)
+    assert find_misses(choices, scores) == [(0, 0, 2), (1, 0, 2)], "and that this is not the likeliest is reported"
+    choices, sums = decode_constrained(model, *batch, tree, 2)
     assert choices.tolist() == [2, 2] and torch.allclose(sums.exp(), torch.tensor(0.4)), "two beams keep 'bad'"
-    assert disagreements(choices, scores) == []
+    assert find_misses(choices, scores) == []
 
 
 def test_disagreements_names_the_rows():
     scores = torch.tensor([[-1.0, -2.0, -3.0], [-5.0, -4.0, -4.0], [-3.0, -9.0, -2.0], [math.nan, -1.0, -2.0]])
-    assert disagreements(torch.tensor([0, 2, 1, 1]), scores) == [(2, 1, 2), (3, 1, 0)], "NaN is a miss, a tie none"
+    assert find_misses(torch.tensor([0, 2, 1, 1]), scores) == [(2, 1, 2), (3, 1, 0)], "NaN is a miss, a tie none"
 
 
 # ------------------------------------------------------------------------------------------------ known-wrong variants
@@ -249,14 +249,14 @@ def wrong(function):
 @wrong
 def renormalised_at_each_step(patch):
     """Probabilities among the tokens that are allowed: a token without a rival counts nothing."""
-    whole = decode.next_edges
+    whole = decode.edge_log_probs
 
     def broken(model, states, tree):
         found = whole(model, states, tree)
         for place in tree.edge_starts.unique():
             found[:, tree.edge_starts == place] = found[:, tree.edge_starts == place].log_softmax(-1)
         return found
-    patch.setattr(decode, "next_edges", broken)
+    patch.setattr(decode, "edge_log_probs", broken)
 
 
 @wrong
@@ -274,11 +274,11 @@ def source_rows_not_reordered(patch):
 
 @wrong
 def ended_paths_are_dropped(patch):
-    longer = decode.longer
+    longer = decode.extend_paths
 
     def broken(paths, each, after, ends):
         return longer([path for path in paths if path[1] not in ends], each, after, ends) or paths
-    patch.setattr(decode, "longer", broken)
+    patch.setattr(decode, "extend_paths", broken)
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -286,19 +286,19 @@ def test_a_wrong_search_is_noticed(name, monkeypatch):
     kinds, batch = ("llama", "t5"), batch_of(PROMPTS)
     expected = {kind: [plain_beam(row, LABELS, 3) for row in edges_of(build(kind), *batch, LABELS)] for kind in kinds}
     for kind in kinds:
-        agree(constrained(build(kind), *batch, TokenTree(LABELS), 3), expected[kind], kind)
+        agree(decode_constrained(build(kind), *batch, TokenTree(LABELS), 3), expected[kind], kind)
     WRONG[name](monkeypatch)
     with pytest.raises(AssertionError):
         for kind in kinds:
-            agree(constrained(build(kind), *batch, TokenTree(LABELS), 3), expected[kind], kind)
+            agree(decode_constrained(build(kind), *batch, TokenTree(LABELS), 3), expected[kind], kind)
 
 
 def test_renormalising_would_choose_another_answer(monkeypatch):
     """0.6 * 0.1 loses against 0.4; with 0.1 counted as 1, because nothing else is allowed there, it would win."""
     model, batch = Bigram({PROMPT: {VERY: 0.6, BAD: 0.4}, VERY: {GOOD: 0.1}}), batch_of([[PROMPT]])
-    assert constrained(model, *batch, TokenTree([[VERY, GOOD], [BAD]]), 2)[0].tolist() == [1]
+    assert decode_constrained(model, *batch, TokenTree([[VERY, GOOD], [BAD]]), 2)[0].tolist() == [1]
     renormalised_at_each_step(monkeypatch)
-    assert constrained(model, *batch, TokenTree([[VERY, GOOD], [BAD]]), 2)[0].tolist() == [0]
+    assert decode_constrained(model, *batch, TokenTree([[VERY, GOOD], [BAD]]), 2)[0].tolist() == [0]
 
 
 # ------------------------------------------------------------------------------------------------ what is refused
@@ -308,26 +308,26 @@ def test_a_label_that_begins_another_needs_an_end():
     for sequences, fault in (([[7, 9], [5], [7, 9, 30]], "sequence 0 .* beginning of sequence 2.*end every label with"),
                              ([[7, 9, 30, 2], [7]], "sequence 1 .* beginning of sequence 0")):
         with pytest.raises(InputError, match=fault):
-            constrained(model, *batch, TokenTree(sequences))
+            decode_constrained(model, *batch, TokenTree(sequences))
     ended = [[7, 9, END], [5, END], [7, 9, 30, END]]
-    assert set(constrained(model, *batch, TokenTree(ended))[0].tolist()) <= {0, 1, 2}, "with a terminator both can be answered"
+    assert set(decode_constrained(model, *batch, TokenTree(ended))[0].tolist()) <= {0, 1, 2}, "with a terminator both can be answered"
 
 
 @pytest.mark.parametrize("beams", [0, -1, 1.5, True])
 def test_senseless_beams_are_named(beams):
     with pytest.raises(InputError, match=f"beams {beams}: "):
-        constrained(build("llama"), *batch_of(PROMPTS), TokenTree(LABELS), beams)
+        decode_constrained(build("llama"), *batch_of(PROMPTS), TokenTree(LABELS), beams)
 
 
 def test_an_answer_must_fit_behind_the_prompt():
     """Whichever is chosen: whether a text is too long must not hang on what the model answers."""
     model, tree = build("gpt2"), TokenTree([[7, 9, 5, END], [12]])
     with pytest.raises(InputError, match="62 tokens and an answer of 4 are more than the 64 positions"):
-        constrained(model, *batch_of([[5] * 62]), tree)
-    constrained(model, *batch_of([[5] * 61]), tree)
+        decode_constrained(model, *batch_of([[5] * 62]), tree)
+    decode_constrained(model, *batch_of([[5] * 61]), tree)
     attach_prefix(model, 3)
     with pytest.raises(InputError, match="more than the 61 positions of this model beside its prefix of 3 tokens"):
-        constrained(model, *batch_of([[5] * 61]), tree)
+        decode_constrained(model, *batch_of([[5] * 61]), tree)
 
 
 def test_nan_is_no_answer():
@@ -335,7 +335,7 @@ def test_nan_is_no_answer():
     logits = model.logits
     model.logits = lambda hidden: logits(hidden).index_fill(0, torch.tensor(1), math.nan)
     with pytest.raises(InputError, match="batch row 1: .* NaN"):
-        constrained(model, *batch_of(PROMPTS[1:3]), TokenTree(LABELS))
+        decode_constrained(model, *batch_of(PROMPTS[1:3]), TokenTree(LABELS))
 
 
 # ------------------------------------------------------------------------------------------------ transformers
@@ -344,7 +344,7 @@ def test_nan_is_no_answer():
 def test_greedy_is_that_of_transformers(kind):
     transformers = imported("transformers")
     model, prompts = build(kind), PROMPTS + [[n, 60 - n, 3] for n in range(8)]
-    choices, _ = constrained(model, *batch_of(prompts), TokenTree(LABELS))
+    choices, _ = decode_constrained(model, *batch_of(prompts), TokenTree(LABELS))
     with tempfile.TemporaryDirectory() as folder:
         save_backbone(model, folder)
         load = getattr(transformers, CLASSES[kind]).from_pretrained

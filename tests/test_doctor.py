@@ -13,10 +13,10 @@ from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import collate
 from minillmclf.training.monitors import gradients as doctor
 from minillmclf.training.checkpoint import Store, seed_step
-from minillmclf.training.monitors.gradients import FirstSteps, check_first_steps, examine_gradients
+from minillmclf.training.monitors.gradients import FirstStepsCheck, check_first_steps, examine_gradients
 from minillmclf.training.loop import fit, take_step
-from minillmclf.training.plan import Rows
-from minillmclf.training.monitors.nonfinite import first_nonfinite, locate_divergence
+from minillmclf.training.plan import Split
+from minillmclf.training.monitors.nonfinite import find_nonfinite, locate_divergence
 from minillmclf.training.optim import build_optimizer
 
 LABELS = sorted(TOPICS)
@@ -38,19 +38,19 @@ def classifier(folder, learning="full"):
 
 def some_rows(model, count=8):
     texts, labels = zip(*texts_of(random.Random(0), count))
-    return Rows(model.encode(texts)[0], [LABELS.index(label) for label in labels])
+    return Split(model.encode(texts)[0], [LABELS.index(label) for label in labels])
 
 
 def backward(model):
     rows = some_rows(model)
-    batch = collate(rows.encoded, range(8), labels=rows.labels)
+    batch = collate(rows.encoded, range(8), labels=rows.targets)
     nn.functional.cross_entropy(model(batch), batch.labels).backward()
     return model
 
 
 def train(model, optimizer, count=4):
     """What the doctor says after each of `count` steps."""
-    checkup, rows, said = FirstSteps(model, optimizer), some_rows(model), []
+    checkup, rows, said = FirstStepsCheck(model, optimizer), some_rows(model), []
     for step in range(count):
         seed_step(0, step)
         take_step(model, optimizer, rows, list(range(8)), Settings(), None)
@@ -117,7 +117,7 @@ def test_an_optimizer_of_other_tensors_is_refused(folder):
     optimizer = build_optimizer(model, 1e-3, 0.0)
     model.head.out.weight = nn.Parameter(model.head.out.weight.detach().clone())
     with pytest.raises(InputError, match="does not hold these trainable tensors .head.out.weight."):
-        FirstSteps(model, optimizer)
+        FirstStepsCheck(model, optimizer)
 
 
 def test_a_frozen_tensor_that_changes_is_an_error(folder):
@@ -143,7 +143,7 @@ def test_weights_that_stay_as_they_are_are_told(folder):
 
 def test_it_costs_nothing_later(folder, monkeypatch):
     model = classifier(folder)
-    checkup = FirstSteps(model, build_optimizer(model, 1e-3, 0.0))
+    checkup = FirstStepsCheck(model, build_optimizer(model, 1e-3, 0.0))
     checkup.steps = 3
     monkeypatch.setattr(doctor, "examine_gradients", None)
     monkeypatch.setattr(doctor, "checksum", None)
@@ -165,7 +165,7 @@ def batch_of(model):
 
 def test_finite_numbers_everywhere(folder):
     model = classifier(folder)
-    assert first_nonfinite(model, batch_of(model)) is None
+    assert find_nonfinite(model, batch_of(model)) is None
     assert not any(module._forward_hooks for module in model.modules()), "hooks were left behind"
 
 
@@ -174,7 +174,7 @@ def test_the_module_with_a_broken_weight_is_named(folder, value):
     model = classifier(folder)
     with torch.no_grad():
         model.backbone.layers[1].up_proj.bias[3] = value
-    found = first_nonfinite(model, batch_of(model))
+    found = find_nonfinite(model, batch_of(model))
     assert "the output of backbone.layers.1.up_proj (2.1% of its numbers; its bias is not finite)" in found
 
 
@@ -182,7 +182,7 @@ def test_the_module_that_overflows_is_named_with_what_it_was_given(folder):
     model = classifier(folder)
     layer = model.backbone.layers[0]
     layer.up_proj.forward = lambda x: (x.new_full((len(x), layer.up_proj.out_features), 3e38) * 10)
-    found = first_nonfinite(model, batch_of(model))
+    found = find_nonfinite(model, batch_of(model))
     assert "the output of backbone.layers.0.up_proj (100.0% of its numbers; the largest number that it was given is" in found
 
 
@@ -190,7 +190,7 @@ def test_what_arises_between_modules_is_laid_to_the_module_around(folder):
     model = classifier(folder)
     layer = model.backbone.layers[1]
     layer.activation = lambda x: x / 0
-    found = first_nonfinite(model, batch_of(model))
+    found = find_nonfinite(model, batch_of(model))
     assert found == "first not finite: what backbone.layers.1.down_proj is given; it arose in backbone.layers.1 itself"
 
 

@@ -23,7 +23,7 @@ from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training.loop import take_step
 from minillmclf.training.losses import class_loss
 from minillmclf.training.optim import build_optimizer
-from minillmclf.tuning import choose_weights
+from minillmclf.tuning import set_trainable
 
 COMMON = dict(vocab_size=len(PIECES), pad_token_id=0, bos_token_id=2, eos_token_id=3)
 BERT = COMMON | dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40,
@@ -113,7 +113,7 @@ def test_a_classifier_travels_to_transformers_and_back(name, folders, tmp_path):
     theirs, loading = loaded(load, tmp_path / "ours", output_loading_info=True)
     assert not any(loading.values()), f"{name}: transformers does not find all it expects: {loading}"
     assert type(theirs).__name__ == ours.backbone.ARCHITECTURES["classifier"]
-    scores = ours.scores(ours.encode(TEXTS)[0])
+    scores = ours.compute_logits(ours.encode(TEXTS)[0])
     found = first_difference({"scores": their_scores(theirs, ours)}, {"scores": scores}, FP32, relative=True)
     assert found is None, f"{name}: transformers answers otherwise from what we saved: {found}"
     assert (scores.amax(0) - scores.amin(0)).min() > 0.01, f"{name}: all texts get the same answer, so this compares nothing"
@@ -124,7 +124,7 @@ def test_a_classifier_travels_to_transformers_and_back(name, folders, tmp_path):
     ours.tokenizer.save(tmp_path / "theirs")
     back = Classifier.load(tmp_path / "theirs")
     assert not back.report.newly_initialised and not back.report.dropped, f"{name}: {back.report.summary()}"
-    found = first_difference({"scores": back.scores(back.encode(TEXTS)[0])}, {"scores": their_scores(theirs, back)}, FP32,
+    found = first_difference({"scores": back.compute_logits(back.encode(TEXTS)[0])}, {"scores": their_scores(theirs, back)}, FP32,
                              relative=True)
     assert found is None, f"{name}: we answer otherwise from what transformers saved: {found}"
     assert back.labels == LABELS, f"{name}: the names of the classes changed on the way"
@@ -138,7 +138,7 @@ def test_a_classifier_comes_back_from_its_own_folder(name, folders, tmp_path):
     ours.save(tmp_path)
     again = Classifier.load(tmp_path)
     assert not again.report.newly_initialised and not again.report.dropped, f"{name}: {again.report.summary()}"
-    assert torch.equal(again.scores(again.encode(TEXTS)[0]), ours.scores(ours.encode(TEXTS)[0]))
+    assert torch.equal(again.compute_logits(again.encode(TEXTS)[0]), ours.compute_logits(ours.encode(TEXTS)[0]))
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"] == [ours.backbone.ARCHITECTURES["classifier"]]
     body = Classifier.from_backbone(tmp_path, ["a", "b"])
@@ -152,8 +152,8 @@ def test_any_pooling_comes_back_too(name, how, folders, tmp_path):
     ours = Classifier.from_backbone(folders[name], LABELS, pool=how)
     ours.save(tmp_path)
     again = Classifier.load(tmp_path)
-    assert again.head.pooling == how and not again.report.newly_initialised
-    assert torch.equal(again.scores(again.encode(TEXTS)[0]), ours.scores(ours.encode(TEXTS)[0]))
+    assert again.head.pool_option == how and not again.report.newly_initialised
+    assert torch.equal(again.compute_logits(again.encode(TEXTS)[0]), ours.compute_logits(ours.encode(TEXTS)[0]))
 
 
 # ------------------------------------------------------------------------------------------------ padding
@@ -189,14 +189,14 @@ def test_what_should_learn_learns_and_nothing_else(name, method, folders):
     model = classifier(folders[name])
     rows = texts_of(random.Random(0), 12)
     data = type("Data", (), {"encoded": model.encode([text for text, _ in rows])[0],
-                             "labels": [LABELS.index(label) for _, label in rows]})
-    trained, total = choose_weights(model, method)
+                             "targets": [LABELS.index(label) for _, label in rows]})
+    trained, total = set_trainable(model, method)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = build_optimizer(model, 5e-3, 0.0)
-    first = class_loss(model.scores(data.encoded), torch.tensor(data.labels))
+    first = class_loss(model.compute_logits(data.encoded), torch.tensor(data.targets))
     for _ in range(15):
         take_step(model.train(), optimizer, data, list(range(12)), Settings(), None)
-    last = class_loss(model.scores(data.encoded), torch.tensor(data.labels))
+    last = class_loss(model.compute_logits(data.encoded), torch.tensor(data.targets))
     assert last < 0.95 * first, f"{name}: nothing is learned by {method}: the loss goes from {first:.3f} to {last:.3f}"
     learning = {n for n, p in model.named_parameters() if p.requires_grad}
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}

@@ -13,9 +13,9 @@ from minillmclf.cli.settings import Settings
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training import features
 from minillmclf.training.checkpoint import Store
-from minillmclf.training.features import cached_features, can_cache, has_dropout, keys_of
+from minillmclf.training.features import cached_features, can_cache, has_dropout, text_keys
 from minillmclf.training.loop import fit
-from minillmclf.training.plan import Rows
+from minillmclf.training.plan import Split
 from minillmclf.tuning import tune
 
 LABELS = sorted(TOPICS)
@@ -47,7 +47,7 @@ def folder(tmp_path):
 
 def some_rows(model, rows, seed=0):
     texts, labels = zip(*texts_of(random.Random(seed), rows))
-    return Rows(model.encode(texts)[0], [LABELS.index(label) for label in labels])
+    return Split(model.encode(texts)[0], [LABELS.index(label) for label in labels])
 
 
 class StopAt:
@@ -139,10 +139,10 @@ def test_texts_are_told_apart_and_unknown_ones_are_read(folder):
     model = classifier(folder)
     known, other = some_rows(model, 6).encoded, some_rows(model, 5, seed=9).encoded
     turned = [(ids, [1] * len(ids)) for ids, _ in known]                            # other token types
-    plain = [model.scores(rows) for rows in (known, other, turned, known + other)]
+    plain = [model.compute_logits(rows) for rows in (known, other, turned, known + other)]
     with cached_features(model, known, Settings()):
         assert "states" in vars(model.backbone)
-        found = [model.scores(rows) for rows in (known, other, turned, known + other)]
+        found = [model.compute_logits(rows) for rows in (known, other, turned, known + other)]
     for a, b in zip(found, plain):
         assert torch.allclose(a, b, atol=1e-5, rtol=0)
     assert (plain[0] - plain[2]).abs().max() > 1e-3, "token types change nothing, so this compares nothing"
@@ -152,10 +152,10 @@ def test_keys_are_of_the_text_alone():
     ids, right, left = torch.tensor([[5, 6, 0]]), torch.tensor([[1, 1, 0]]), torch.tensor([[0, 1, 1]])
     same = [(ids, right, None, "last"), (ids.roll(1), left, torch.zeros_like(ids), "last"),
             (torch.tensor([[5, 6]]), torch.ones(1, 2), None, "last")]
-    assert len({keys_of(*given)[0] for given in same}) == 1, "padding tells a text from itself"
+    assert len({text_keys(*given)[0] for given in same}) == 1, "padding tells a text from itself"
     others = [same[0], (ids, right, None, "first"), (ids, torch.ones_like(ids), None, "last"),
               (ids, right, torch.tensor([[0, 1, 0]]), "last"), (ids, right, torch.tensor([[1, 0, 0]]), "last")]
-    assert len({keys_of(*given)[0] for given in others}) == len(others), "two texts have one key"
+    assert len({text_keys(*given)[0] for given in others}) == len(others), "two texts have one key"
 
 
 def test_the_body_is_as_it_was_after_an_error(folder):

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from minillmclf.folds import cross_validation, __main__ as folds
 from minillmclf import train
-from minillmclf.classify.calibrate import temperature
+from minillmclf.classify.calibrate import fit_temperature
 from minillmclf.classify.classifier import Classifier
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
@@ -227,10 +227,10 @@ def test_metrics_and_temperature_by_hand(place):
     assert [m["accuracy"] for m in record["folds"]] == pytest.approx(accuracies)
     assert record["sd"]["accuracy"] == pytest.approx(statistics.stdev(accuracies))
     assert record["mean"]["accuracy"] == pytest.approx(statistics.mean(accuracies))
-    assert record["fitted_temperature"] == pytest.approx(temperature(torch.tensor(own), truth.tolist()).temperature, rel=1e-3)
+    assert record["fitted_temperature"] == pytest.approx(fit_temperature(torch.tensor(own), truth.tolist()).temperature, rel=1e-3)
     honest = own.copy()
     for f in (1, 2, 3):                                    # the temperature of fold f knows nothing of its rows
-        t = temperature(torch.tensor(own[fold != f]), truth[fold != f].tolist()).temperature
+        t = fit_temperature(torch.tensor(own[fold != f]), truth[fold != f].tolist()).temperature
         honest[fold == f] = torch.tensor(own[fold == f] / t).log_softmax(1).numpy()
     assert record["calibrated"]["log_loss"] == pytest.approx(loss(honest, every), abs=1e-3)
     greedy = torch.tensor(own / record["fitted_temperature"]).log_softmax(1).numpy()
@@ -316,7 +316,7 @@ def test_a_temperature_that_harms_is_not_applied():
     scores, targets = torch.cat([sure, sure]).double(), [0] * 8 + [0, 1] * 4
     found = cross_validation.evaluate_folds(scores, targets, [0] * 8 + [1] * 8, ["a", "b"])
     assert found["calibrated"]["log_loss"] > found["all"]["log_loss"], "the case should be one where it harms"
-    fitted = temperature(scores, targets)
+    fitted = fit_temperature(scores, targets)
     assert fitted.temperature != 1 and cross_validation.submission_calibration(fitted, found, "auto").temperature == 1
     assert "NOT applied: it does not lower" in cross_validation.report_lines(found, [0] * 8 + [1] * 8, fitted.temperature, 1.0)[-1]
     better = found | {"calibrated": {"log_loss": found["all"]["log_loss"] - 0.1}}

@@ -18,7 +18,7 @@ import small
 import minillmclf
 from minillmclf import Classifier, InputError, evaluate, fine_tune, train
 from minillmclf.cli.parser import run
-from minillmclf.from_python import as_flag, table_from_memory
+from minillmclf.from_python import flag_value, table_from_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = {"epochs": 2, "batch_size": 8, "lr": 3e-3}
@@ -200,7 +200,7 @@ def test_wrong_settings_are_refused_with_what_was_meant(settings, words):
 
 
 def test_values_of_python_stand_for_what_a_flag_takes():
-    assert [as_flag(value) for value in (True, False, ["a", "b"], {"a": "ä"}, np.float64(0.5), Path("x"), 3, "s")] == [
+    assert [flag_value(value) for value in (True, False, ["a", "b"], {"a": "ä"}, np.float64(0.5), Path("x"), 3, "s")] == [
         "on", "off", "a,b", '{"a": "\\u00e4"}', 0.5, "x", 3, "s"]
     rows = table_from_memory({"text": ["a", "b"], "label": np.array([1, 0]), "when": [object, {1}]}).rows
     assert [(line, row["text"], row["label"], type(row["label"])) for line, row in rows] == [(1, "a", 1, int), (2, "b", 0, int)]

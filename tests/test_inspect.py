@@ -21,7 +21,7 @@ from minillmclf.text.batch import Batch
 from minillmclf.training.recompute import recompute_blocks
 from minillmclf.cli.build import tuning_config
 from minillmclf.tuning import tune
-from minillmclf.tuning.prompt import new_words
+from minillmclf.tuning.prompt import new_word_ids
 
 STORED = sorted(path.name for path in MODELS.iterdir() if path.is_dir())
 
@@ -191,7 +191,7 @@ def peak_of_tensors(model, rows, length, pieces=1, precision="fp32"):
     """
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     ids = torch.randint(5, 60, (rows, length), generator=torch.Generator().manual_seed(0))
-    ids = torch.cat([torch.tensor(new_words(model), dtype=torch.long).expand(rows, -1), ids], 1)
+    ids = torch.cat([torch.tensor(new_word_ids(model), dtype=torch.long).expand(rows, -1), ids], 1)
     batch = Batch(ids, torch.ones_like(ids), torch.zeros_like(ids), None, list(range(rows)))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         for _ in range(2):

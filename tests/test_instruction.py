@@ -30,11 +30,11 @@ from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import Batch
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training.loop import take_step
-from minillmclf.training.plan import Rows
+from minillmclf.training.plan import Split
 from minillmclf.training.completion_loss import CompletionLoss
 from minillmclf.training.losses import CrossEntropy
 from minillmclf.training.optim import build_optimizer
-from minillmclf.tuning import BESIDE_BASE, lora, prefix, prompt, selection, trainable_names, tune
+from minillmclf.tuning import ADAPTER_METHODS, lora, prefix, prompt, selection, trainable_names, tune
 from minillmclf.tuning.peft import apply_adapter, read_adapter
 from minillmclf.tuning.saved import merge_tuned
 
@@ -80,17 +80,17 @@ def build(folder, label_texts=WORDS, end="eos", **more):
 def rows_of(model, count=12):
     """A few labelled rows, for the loop."""
     rows = texts_of(random.Random(0), count)
-    return Rows(model.encode([text for text, _ in rows])[0], [LABELS.index(label) for _, label in rows])
+    return Split(model.encode([text for text, _ in rows])[0], [LABELS.index(label) for _, label in rows])
 
 
 def batch(rows, side="right", pad=0):
     """All rows as one batch, padded on either side."""
     ids, mask = batch_of([ids for ids, _ in rows.encoded], side, pad)
-    return Batch(ids, mask, torch.zeros_like(ids), torch.tensor(rows.labels), list(range(len(ids))))
+    return Batch(ids, mask, torch.zeros_like(ids), torch.tensor(rows.targets), list(range(len(ids))))
 
 
 def scores(model, texts=TEXTS):
-    return model.scores(model.encode(texts)[0])
+    return model.compute_logits(model.encode(texts)[0])
 
 
 def objective_of(model, name):
@@ -99,14 +99,14 @@ def objective_of(model, name):
 
 @torch.no_grad()
 def mean_loss(model, objective, given):
-    return (objective(model, given) / objective.count(given.labels)).item()
+    return (objective(model, given) / objective.divisor(given.labels)).item()
 
 
 def fit(model, objective, rows, steps, lr=5e-3):
     """A few steps on all rows at once; the model ends in eval mode."""
     optimizer = build_optimizer(model, lr, 0.0)
     for _ in range(steps):
-        take_step(model.train(), optimizer, rows, list(range(len(rows.labels))), Settings(readout="labels"), objective)
+        take_step(model.train(), optimizer, rows, list(range(len(rows.targets))), Settings(readout="labels"), objective)
     return model.eval()
 
 
@@ -142,7 +142,7 @@ def their_loss(theirs, prompts, answers):
 
 def answers_of(model, rows, words=WORDS, end=(END,)):
     """The ids of each row's answer, said by the tokenizer alone."""
-    return [model.tokenizer.ids(words[LABELS[label]]) + list(end) for label in rows.labels]
+    return [model.tokenizer.ids(words[LABELS[label]]) + list(end) for label in rows.targets]
 
 
 def prompts_of(rows):
@@ -162,7 +162,7 @@ def test_the_completion_loss_is_that_of_transformers(name, side, bases):
     expected, tokens = their_loss(theirs, prompts_of(rows), answers_of(model, rows))
     assert len({len(ids) for ids in prompts_of(rows)}) > 3 and model.head.answer_lengths() == [3, 2, 4], \
         "rows of one length compare nothing"
-    assert completion.count(given.labels) == tokens == sum(map(len, answers_of(model, rows))), \
+    assert completion.divisor(given.labels) == tokens == sum(map(len, answers_of(model, rows))), \
         "a label's tokens and its end count, nothing else does"
     assert_close(mean_loss(model, completion, given), expected, f"{name}, padded on the {side}: another loss than transformers'")
     wrong = {"without the end": answers_of(model, rows, end=()), "of the end alone": [[END]] * 7}
@@ -184,7 +184,7 @@ def test_an_end_token_that_also_pads_is_learned(name, side, tmp_path):
     given = batch(rows, side, pad=model.tokenizer.pad_id)
     expected, tokens = their_loss(theirs, prompts_of(rows), answers_of(model, rows))
     completion = objective_of(model, "completion")
-    assert completion.count(given.labels) == tokens
+    assert completion.divisor(given.labels) == tokens
     assert_close(mean_loss(model, completion, given), expected, f"{name}: the end token is not counted")
     blind = their_loss(theirs, prompts_of(rows), answers_of(model, rows, end=()))[0]
     assert abs(blind - expected) > 1e-2, "masked by its id the loss would be the same, so this compares nothing"
@@ -199,7 +199,7 @@ def exact(monkeypatch):
 def gradient(model, objective, rows, micro_batch_size):
     """{name: gradient} of one step that changes nothing, and the loss that it tells."""
     still = torch.optim.SGD(model.parameters(), lr=0.0)
-    loss = take_step(model, still, rows, list(range(len(rows.labels))),
+    loss = take_step(model, still, rows, list(range(len(rows.targets))),
                      Settings(readout="labels", clip=0.0, micro_batch_size=micro_batch_size), objective)
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None} | {"loss": torch.tensor(loss)}
 
@@ -214,7 +214,7 @@ def test_micro_batches_add_up_to_the_batch(name, which, bases, exact):
         found = first_difference(gradient(model, objective, rows, size), whole, 1e-9, relative=True)
         assert found is None, f"{name}, {which}, {size} rows at a time: {found}"
     if which == "completion":
-        pieces = [Rows(rows.encoded[i:i + 3], rows.labels[i:i + 3]) for i in (0, 3, 6)]
+        pieces = [Split(rows.encoded[i:i + 3], rows.targets[i:i + 3]) for i in (0, 3, 6)]
         each = [gradient(model, objective, piece, 0) for piece in pieces]
         means = {n: sum(part.get(n, torch.zeros(())) for part in each) / 3 for n in whole}
         assert first_difference(means, whole, 1e-2, relative=True), "a mean of means is the same: this compares nothing"
@@ -231,11 +231,11 @@ def test_classes_let_only_the_label_texts_compete(name, bases):
     for prompt_ids in prompts_of(rows):
         found = [their_loss(theirs, [prompt_ids], [model.tokenizer.ids(WORDS[label]) + [END]]) for label in LABELS]
         logs.append([-loss * tokens for loss, tokens in found])
-    expected = F.cross_entropy(torch.tensor(logs), torch.tensor(rows.labels)).item()
+    expected = F.cross_entropy(torch.tensor(logs), torch.tensor(rows.targets)).item()
     found = mean_loss(model, CrossEntropy(), batch(rows))
     assert_close(found, expected, f"{name}: not the cross-entropy over the label texts")
     whole = mean_loss(model, objective_of(model, "completion"), batch(rows))
-    assert_close(whole, -sum(row[label] for row, label in zip(logs, rows.labels)) / sum(
+    assert_close(whole, -sum(row[label] for row, label in zip(logs, rows.targets)) / sum(
         len(answer) for answer in answers_of(model, rows)), f"{name}: not the mean over the answers' tokens")
     assert abs(whole - found) > 0.1, f"{name}: two objectives, one number: {whole:.3f}"
 
@@ -287,8 +287,8 @@ def test_a_shared_beginning_that_is_read_once_is_learned_from_by_all(method, bas
     prefill = labels_file.prefill
     monkeypatch.setattr(labels_file, "prefill", lambda backbone, ids: read.append(ids.shape[1]) or prefill(backbone, ids))
     once = gradient(model, CrossEntropy(), rows, 0)
-    assert read and read[0] >= labels_file.SHARE_FROM, "nothing was shared, so this compares nothing"
-    monkeypatch.setattr(labels_file, "SHARE_FROM", 10**9)
+    assert read and read[0] >= labels_file.MIN_SHARED_TOKENS, "nothing was shared, so this compares nothing"
+    monkeypatch.setattr(labels_file, "MIN_SHARED_TOKENS", 10**9)
     found = first_difference(once, gradient(model, CrossEntropy(), rows, 0), 1e-9, relative=True)
     assert found is None, f"{method}: {found}"
 
@@ -300,7 +300,7 @@ def test_a_text_as_long_as_the_model_takes_is_learned_with_its_label(name, metho
     tune(model, recipe(method), seed=1)
     encoded, shortened = model.encode(["the old rose " * 40, "soup"])
     assert shortened == 1
-    loss = mean_loss(model, objective_of(model, "completion"), batch(Rows(encoded, [2, 0])))
+    loss = mean_loss(model, objective_of(model, "completion"), batch(Split(encoded, [2, 0])))
     assert 0 < loss < 1e3, f"{name}, {method}: {loss}"
 
 
@@ -309,8 +309,8 @@ def test_the_doctor_counts_as_cut_what_is_cut(name, bases):
     model = build(bases[name], max_length=24)
     for words in range(10, 30):
         texts = ("rose " * words,)
-        said, cut = model.head.length(model.tokenizer, texts) > model.max_length, model.encode([texts])[1]
-        assert said == bool(cut), f"{name}, {words} words: cut {cut}, {model.head.length(model.tokenizer, texts)} tokens of 24"
+        said, cut = model.head.count_tokens(model.tokenizer, texts) > model.max_length, model.encode([texts])[1]
+        assert said == bool(cut), f"{name}, {words} words: cut {cut}, {model.head.count_tokens(model.tokenizer, texts)} tokens of 24"
 
 
 # ------------------------------------------------------------------------------------------------ methods x families
@@ -345,13 +345,13 @@ def test_a_method_learns_and_comes_back(name, method, which, tuned):
     assert changed <= learn, f"frozen tensors changed: {sorted(changed - learn)}"
     assert learn <= changed, f"these learn nothing: {sorted(learn - changed)}"
     assert not any(n.startswith("head.") for n in learn), "label texts have no weights"
-    assert (folder / "adapter").exists() == (method in BESIDE_BASE)
+    assert (folder / "adapter").exists() == (method in ADAPTER_METHODS)
     again = Classifier.load(folder)
     assert torch.equal(scores(again), scores(model)), "what was saved answers otherwise"
     rows = rows_of(again)
     assert mean_loss(again, objective_of(again, which), batch(rows)) == last, "training would go on from another loss"
-    assert (again.labels, again.head.described, again.head.pooling) == (model.labels, model.head.described, None)
-    if method in BESIDE_BASE:
+    assert (again.labels, again.head.label_options, again.head.pool_option) == (model.labels, model.head.label_options, None)
+    if method in ADAPTER_METHODS:
         assert {n for n, p in again.named_parameters() if p.requires_grad} == learn, "training would go on with other weights"
 
 
@@ -360,7 +360,7 @@ def test_the_vocabulary_is_neither_in_four_bits_nor_wrapped(name, bases):
     """all-linear means the body: a head of ten thousand rows for a few label texts is no place for an update."""
     model = build(bases[name], quantise="nf4")
     tune(model, recipe("qlora"), seed=1)
-    wrapped, linears = lora.wrapped(model), selection.linears(model)
+    wrapped, linears = lora.find_wrapped(model), selection.find_linears(model)
     assert {path for path in linears if path not in wrapped} == {path for path in linears if "lm_head" in path}
     for path, layer in wrapped.items():
         kept = any(part in path.split(".") for part in model.backbone.FULL_PRECISION)
@@ -383,15 +383,15 @@ def logits(model, side="right"):
 @pytest.mark.parametrize("name, method", [("gpt2", "full"), ("gpt2", "lora"), ("llama", "dora"), ("llama", "houlsby"),
                                           ("gemma2", "full"), ("t5", "lora"), ("flan-t5", "full")])
 def test_what_was_learned_is_written_and_ended(name, method, bases):
-    """Nothing holds `write` to the label texts. The end was learned too, so it stops there by itself."""
+    """Nothing holds `generate` to the label texts. The end was learned too, so it stops there by itself."""
     model = build(bases[name])
     texts = texts_of(random.Random(1), 6)
-    rows = Rows(model.encode([text for text, _ in texts])[0], [LABELS.index(label) for _, label in texts])
+    rows = Split(model.encode([text for text, _ in texts])[0], [LABELS.index(label) for _, label in texts])
     expected = [WORDS[label] for _, label in texts]
-    assert model.write([text for text, _ in texts]) != expected, "before training it writes that already"
+    assert model.generate([text for text, _ in texts]) != expected, "before training it writes that already"
     tune(model, recipe(method), seed=1)
     fit(model, objective_of(model, "completion"), rows, 60, 2e-2)
-    assert model.write([text for text, _ in texts]) == expected, f"{name}, {method}: not what it has learned"
+    assert model.generate([text for text, _ in texts]) == expected, f"{name}, {method}: not what it has learned"
     for side in ("right", "left"):
         given = batch(rows, side)
         written = generate(model.backbone, given.ids, given.mask, 12)
@@ -406,9 +406,9 @@ def test_switched_off_the_base_is_back_bit_for_bit(name, method, bases):
     tune(model, recipe(method), seed=1)
     fit(model, objective_of(model, "completion"), rows_of(model), 3)
     assert not torch.equal(scores(model), answers), "the adapter does nothing, so this compares nothing"
-    assert model.write(TEXTS[:4]) == model.write(TEXTS[:4], cached=False), f"{name}, {method}: a cache changes what is written"
+    assert model.generate(TEXTS[:4]) == model.generate(TEXTS[:4], cached=False), f"{name}, {method}: a cache changes what is written"
     if method in ("lora", "dora"):
-        for path, layer in lora.wrapped(model).items():
+        for path, layer in lora.find_wrapped(model).items():
             model.set_submodule(path, layer.base)
         found = logits(model), scores(model)
     else:
@@ -443,7 +443,7 @@ def peft():
 def lm_logits(model, rows):
     """Ours -> (N, V), what the language model says at the tokens of each row's answer."""
     given = batch(rows)
-    more, real = model.head.targets(given.labels)
+    more, real = model.head.target_ids(given.labels)
     if model.backbone.KIND == "encoder-decoder":
         hidden = model.backbone(given.ids, given.mask, model.backbone.shift_right(more, real), real)
         return model.backbone.logits(hidden)[real.bool()]
@@ -614,7 +614,7 @@ def test_merged_it_is_a_plain_folder(name, method, which, tuned, tmp_path):
     exact = Classifier.load(tuned(name, method, which)[-1]).double()
     wide, merged = scores(exact), scores(merge_tuned(exact))
     assert (merged - wide).abs().max() <= ROUNDED * wide.abs().max(), f"{name}: in float64 merging is exact"
-    assert torch.equal(scores(again), scores(model)) and again.head.described == model.head.described
+    assert torch.equal(scores(again), scores(model)) and again.head.label_options == model.head.label_options
     same_logits(in_transformers(tmp_path), again, rows_of(again, 6), f"{name}: transformers reads the merged folder otherwise")
 
 
@@ -770,7 +770,7 @@ def test_three_texts_of_a_row_are_read_in_their_places(bases):
     one = build(bases["gpt2"])
     assert torch.equal(scores(model, [("rose", "soup", "rain")]), scores(one, ["rose. a soup. my rain"])), "another text is read"
     assert (scores(model, [("rose", "soup", "rain")]) - scores(model, [("rose", "rain", "soup")])).abs().max() > 1e-3
-    fit(model, objective_of(model, "completion"), Rows(model.encode([("rose", "soup", "rain")] * 2)[0], [0, 0]), 2)
+    fit(model, objective_of(model, "completion"), Split(model.encode([("rose", "soup", "rain")] * 2)[0], [0, 0]), 2)
     with pytest.raises(InputError, match="needs 3 text"):
         model.encode([("rose", "soup")])
     with pytest.raises(InputError, match="text 1: a text is a string, or a tuple of 2"):

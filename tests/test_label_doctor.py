@@ -9,7 +9,7 @@ import pytest
 from small import PIECES, command
 
 from minillmclf import labels as labels_command
-from minillmclf.classify.label_text.doctor import ALL, SOME, WIDTH, examine
+from minillmclf.classify.label_text.doctor import MAX_LINES, FEWER_LINES, WIDTH, examine_labels
 from minillmclf.classify.label_text.options import READOUTS
 from minillmclf.errors import InputError
 from minillmclf.text.prompt import Prompt, Template
@@ -57,7 +57,7 @@ def built(tokenizer, kind, texts, template=TEMPLATE, end="auto", score_by="sum",
 
 
 def report_of(tokenizer, kind, texts, **asked):
-    return examine(tokenizer, built(tokenizer, kind, texts, **asked), list(texts))
+    return examine_labels(tokenizer, built(tokenizer, kind, texts, **asked), list(texts))
 
 
 # ------------------------------------------------------------------------------------------------ the tokens
@@ -66,7 +66,7 @@ def report_of(tokenizer, kind, texts, **asked):
 def test_the_tokens_are_those_that_are_scored(small, name):
     tokenizer, texts = small[name], {"wet": ["rain", "river"], "dry": ["the word"]}
     readout = built(tokenizer, KINDS[name], texts)
-    report = examine(tokenizer, readout, list(texts))
+    report = examine_labels(tokenizer, readout, list(texts))
     assert [t.label for t in report.texts] == ["wet", "wet", "dry"]
     for t, path in zip(report.texts, readout.tree.paths):
         assert t.ids == readout.tree.edge_tokens[path].tolist(), f"{name}: {t.text!r} is scored by other tokens than shown"
@@ -101,7 +101,7 @@ def test_in_place_of_the_label_behind_a_line_end_no_form_cut_alone_is_in_use(sma
 
 def test_without_names_a_class_is_called_by_its_first_text(small):
     readout = built(small["gpt2"], "decoder", {"a": ["rain", "river"], "b": "word"})
-    assert [t.label for t in examine(small["gpt2"], readout).texts] == ["rain", "rain", "word"]
+    assert [t.label for t in examine_labels(small["gpt2"], readout).texts] == ["rain", "rain", "word"]
 
 
 # ------------------------------------------------------------------------------------------------ the findings
@@ -206,15 +206,15 @@ def words(count, seed=0):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "wordpiece", "t5"])
 def test_many_labels_are_a_page_and_no_line_is_wide(small, name):
-    few, long = words(ALL), "very long words of many sorts that are too long for a line of this page 🙂"
+    few, long = words(MAX_LINES), "very long words of many sorts that are too long for a line of this page 🙂"
     many = words(77) | {"odd": long}
     lines = report_of(small[name], KINDS[name], few).lines()
     assert all(any(line.startswith(f"  {label} ") for line in lines) for label in few), "up to ALL texts each has its line"
     report = report_of(small[name], KINDS[name], many)
     lines = report.lines()
     rows = [line for line in lines if line.startswith(("  class_", "  odd"))]
-    assert len(rows) == SOME and rows[-1].startswith("  odd"), "the longest are shown, in the order of the classes"
-    assert f"  and {78 - SOME} more, less conspicuous" in lines and len(lines) < 60, f"{len(lines)} lines"
+    assert len(rows) == FEWER_LINES and rows[-1].startswith("  odd"), "the longest are shown, in the order of the classes"
+    assert f"  and {78 - FEWER_LINES} more, less conspicuous" in lines and len(lines) < 60, f"{len(lines)} lines"
     assert max(map(len, lines)) <= WIDTH, max(lines, key=len)
     assert len(report.as_dict()["texts"]) == 78, "the dict holds all"
 

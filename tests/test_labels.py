@@ -22,7 +22,7 @@ from minillmclf.classify.label_text import readout as labels_file
 from minillmclf.classify.calibrate import Calibration
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.label_text.prompting import change_prompt
-from minillmclf.classify.label_text.readout import LabelReadout, common, ids_after, text_scores
+from minillmclf.classify.label_text.readout import LabelReadout, common_length, ids_after, text_log_probs
 from minillmclf.errors import InputError
 from minillmclf.models import initialise_weights, load_backbone, model_class, save_backbone
 from minillmclf.text.batch import collate
@@ -127,7 +127,7 @@ def template_for(name):
 
 
 def scores_of(model, texts=TEXTS, **more):
-    return model.scores(model.encode(texts)[0], **more)
+    return model.compute_logits(model.encode(texts)[0], **more)
 
 
 def pieces_of(model):
@@ -205,12 +205,12 @@ def test_probabilities_are_those_of_one_forward_for_each_text(name, label_texts,
     assert model.head.end == ("eos" if end else "none"), f"{name}: labels that begin alike have an end, and T5's"
     sums, lengths = brute_force(name, TOKENIZERS[name], theirs(name), model.tokenizer, label_texts, end)
     encoded, cut = model.encode(TEXTS)
-    found = text_scores(model, encoded)
+    found = text_log_probs(model, encoded)
     assert not cut and len({len(ids) for ids, _ in encoded}) > 3, "ragged, and whole"
     bound = fp32(width=48, depth=6) * (sums.abs() / lengths).max()                                       # a token
     assert ((found - sums).abs() / lengths).max() <= bound, f"{name}: {apart(found, sums):.1g} apart from transformers"
     classes = of_classes(sums, label_texts)
-    assert apart(model.scores(encoded), classes) <= bound * lengths.max(), f"{name}: a class is not the sum of its texts"
+    assert apart(model.compute_logits(encoded), classes) <= bound * lengths.max(), f"{name}: a class is not the sum of its texts"
     assert apart(torch.from_numpy(model.predict(TEXTS)), classes.softmax(1)) <= bound * lengths.max(), name
     assert classes.std(0).min() > 0.02 and (classes.amax(1) - classes.amin(1)).min() > 0.05, "or this compares little"
 
@@ -226,7 +226,7 @@ def test_in_double_precision_the_scores_are_the_same(name, folders, theirs, monk
     with torch.no_grad():
         made = collate(model.encode(texts)[0], range(2))
         batch = made.ids, made.mask, made.types
-        found, classes = model.head.text_scores(model.backbone, *batch), model.head.read(model.backbone, *batch)
+        found, classes = model.head.text_log_probs(model.backbone, *batch), model.head.read(model.backbone, *batch)
     each = ((found - sums).abs() / lengths).max()
     bound = fp32(width=1, depth=6) * (sums.abs() / lengths).max()  # transformers takes some steps, no products, in fp32
     assert found.dtype == torch.float64 and each <= bound, f"{name}: {each:.1g} a token apart"
@@ -255,17 +255,17 @@ def first_tokens_compete(patch):
 
 
 def best_synonym(patch):
-    patch.setattr(LabelReadout, "by_class",
-                  lambda self, scores: torch.stack([scores[:, own].amax(1) for own in self.columns], 1))
+    patch.setattr(LabelReadout, "add_by_class",
+                  lambda self, scores: torch.stack([scores[:, own].amax(1) for own in self.class_texts], 1))
 
 
 def behind_the_end_of_a_text(patch):
-    patch.setattr(LabelReadout, "ids", lambda self, tokenizer, text: tokenizer.add_special_tokens(tokenizer.ids(text))[0])
+    patch.setattr(LabelReadout, "prompt_ids", lambda self, tokenizer, text: tokenizer.add_special_tokens(tokenizer.ids(text))[0])
 
 
 def mean_of_tokens(patch):
-    normalized = LabelReadout.normalized
-    patch.setattr(LabelReadout, "normalized", lambda self, sums, by: normalized(self, sums, "token"))
+    normalized = LabelReadout.normalize_lengths
+    patch.setattr(LabelReadout, "normalize_lengths", lambda self, sums, by: normalized(self, sums, "token"))
 
 
 # each begins with another token
@@ -435,7 +435,7 @@ def test_synonyms_add_their_probabilities(name, folders):
     assert (gain >= -1e-5).all(), f"{name}: a synonym lowers the score of its class"
     assert gain.max() > 0.1, f"{name}: one text is so much likelier than the other that this tests nothing"
     assert apart(found[:, 1], alone[:, other]) < 1e-4, f"{name}: a synonym of one class changes another"
-    sums = text_scores(model, model.encode(TEXTS)[0])
+    sums = text_log_probs(model, model.encode(TEXTS)[0])
     assert model.head.texts == [words[one], words[two], words[other]] and apart(sums, alone[:, [one, two, other]]) < 1e-4
 
 
@@ -446,7 +446,7 @@ def test_scores_are_divided_as_asked(name, folders):
     texts = {"a": ["good day"], "b": ["dull", "so 😀 é"], "c": ["neutral"]} if name != "t5" else \
         {"a": ["good day"], "b": ["dull", "so é"], "c": ["neutral"]}
     ways = {way: asking(folders(name), texts, template_for(name), score_by=way) for way in ("sum", "token", "char", "byte")}
-    sums = text_scores(ways["sum"], ways["sum"].encode(TEXTS)[0]).double()
+    sums = text_log_probs(ways["sum"], ways["sum"].encode(TEXTS)[0]).double()
     flat = [text for several in texts.values() for text in several]
     odd = flat[2]
     tokens = list(map(len, pieces_of(ways["sum"]).values()))
@@ -455,7 +455,7 @@ def test_scores_are_divided_as_asked(name, folders):
     for way, model in ways.items():
         by_hand = of_classes(sums / torch.tensor(lengths[way]), texts)
         assert apart(scores_of(model), by_hand) < 2e-5, f"{name}: score_by {way}"
-        assert apart(text_scores(model, model.encode(TEXTS)[0]), sums) < 1e-4, "text_scores are always sums"
+        assert apart(text_log_probs(model, model.encode(TEXTS)[0]), sums) < 1e-4, "text_scores are always sums"
     assert len({tuple(found) for found in lengths.values()}) == 4, "or two ways are not told apart here"
     default = asking(folders(name), texts, template_for(name))
     assert torch.equal(scores_of(default), scores_of(ways["sum"])), "as they are, where nothing is said"
@@ -505,8 +505,8 @@ def test_a_shared_prompt_is_read_once(name, long_folders):
     shared = next(place for place in range(999) if len({ids[place] for ids in rows}) > 1)
     assert shared > 60 and len(model.head.tree.node_tokens) > 2, "or there is little to share"
     read = counted(model)
-    found = model.scores(encoded, batch_size=7)
-    assert apart(found, alone) <= 1e-5 * 2 * model.head.longest, f"{name}: {apart(found, alone):.1g} apart from row by row"
+    found = model.compute_logits(encoded, batch_size=7)
+    assert apart(found, alone) <= 1e-5 * 2 * model.head.longest_label, f"{name}: {apart(found, alone):.1g} apart from row by row"
     assert alone.std(0).min() > 0.02
     expected = shared + sum(len(ids) - shared for ids in rows) + len(rows) * len(model.head.tree.node_tokens)
     assert sum(read) == expected, f"{name}: the shared beginning is not read just once"
@@ -516,15 +516,15 @@ def test_a_shared_prompt_is_read_once(name, long_folders):
 def test_nothing_shared_is_remembered(long_folders):
     model = asking(long_folders("llama"), instruction=INSTRUCTION, shots=SHOTS)
     encoded, _ = model.encode(MANY)
-    before = model.scores(encoded, batch_size=7)
+    before = model.compute_logits(encoded, batch_size=7)
     assert model.head.shared_tokens is None and model.head.shared_cache is None
     with torch.no_grad():
         next(p for p in model.backbone.layers[0].parameters() if p.dim() == 2).mul_(1.3)
-    after = model.scores(encoded, batch_size=7)
+    after = model.compute_logits(encoded, batch_size=7)
     assert apart(after, before) > 1e-2, "keys and values of the old weights are still in use"
-    assert apart(after, row_by_row(model, encoded)) <= 2e-5 * model.head.longest
+    assert apart(after, row_by_row(model, encoded)) <= 2e-5 * model.head.longest_label
     with pytest.raises(ZeroDivisionError):
-        model.over(encoded, lambda batch: (model(batch), 1 / 0), 3)
+        model.compute_in_batches(encoded, lambda batch: (model(batch), 1 / 0), 3)
     assert model.head.shared_tokens is None and model.head.shared_cache is None, "after an error too"
 
 
@@ -532,9 +532,9 @@ def test_each_call_shares_what_its_own_rows_share(long_folders):
     model = asking(long_folders("llama"), instruction=INSTRUCTION)
     for texts in (MANY[:1], ["soup soup"] * 3, ["soup", "soup and bread"], MANY[:3]):
         encoded, _ = model.encode(texts)
-        assert apart(model.scores(encoded, batch_size=2), row_by_row(model, encoded)) <= 2e-5 * model.head.longest, texts
-    assert common([[1, 2, 3], [1, 2, 3]]) == 2 and common([[1, 2], [1, 2, 3]]) == 1 and common([[5], [6, 1]]) == 0
-    assert common([[7, 8, 9]]) == 2, "a token of each row is left over"
+        assert apart(model.compute_logits(encoded, batch_size=2), row_by_row(model, encoded)) <= 2e-5 * model.head.longest_label, texts
+    assert common_length([[1, 2, 3], [1, 2, 3]]) == 2 and common_length([[1, 2], [1, 2, 3]]) == 1 and common_length([[5], [6, 1]]) == 0
+    assert common_length([[7, 8, 9]]) == 2, "a token of each row is left over"
 
 
 @pytest.mark.parametrize("name", ["gpt2", "mistral", "gemma3"])
@@ -567,9 +567,9 @@ def test_learning_shares_within_a_batch(name, long_folders):
 def test_where_a_prompt_is_read_from_both_sides_nothing_is_shared(name, folders):
     model = asking(folders(name), template=template_for(name), instruction="a big old tree near the garden. " * 2)
     encoded, _ = model.encode(MANY)
-    assert common([ids for ids, _ in encoded]) > 16
+    assert common_length([ids for ids, _ in encoded]) > 16
     alone, read = row_by_row(model, encoded), counted(model)
-    assert apart(model.scores(encoded, batch_size=7), alone) <= 2e-5 * model.head.longest, name
+    assert apart(model.compute_logits(encoded, batch_size=7), alone) <= 2e-5 * model.head.longest_label, name
     assert sum(read) >= sum(len(ids) for ids, _ in encoded), f"{name}: an encoder reads each row whole"
 
 
@@ -577,8 +577,8 @@ def test_where_a_prompt_is_read_from_both_sides_nothing_is_shared(name, folders)
 def test_the_loss_of_answers_is_minus_their_score(name, folders):
     model = asking(folders(name), ALIKE, template_for(name), end="none" if name in MASKED else "eos")
     encoded, answers = model.encode(TEXTS)[0], [0, 1, 2, 1, 0]
-    first = [own[0] for own in model.head.columns]
-    sums = text_scores(model, encoded)
+    first = [own[0] for own in model.head.class_texts]
+    sums = text_log_probs(model, encoded)
     expected = -sum(sums[row, first[answer]].item() for row, answer in enumerate(answers))
     with torch.no_grad():
         found = CompletionLoss(model.head.answer_lengths())(model, collate(encoded, range(5), labels=answers)).item()
@@ -620,7 +620,7 @@ def test_the_text_alone_is_cut(folders):
     asked = dict(instruction="Say it.", shots=[("a tree", "positive")], template="review: {text}\nmood was: {label}")
     front, behind = "Say it.\n\nreview: a tree\nmood was: positive\n\nreview: ", "\nmood was:"
     whole = asking(folders("gpt2"), ALIKE, **asked)
-    least = len(whole.tokenizer.ids(front + "s" + behind)) + whole.head.longest
+    least = len(whole.tokenizer.ids(front + "s" + behind)) + whole.head.longest_label
     for max_length in (least, least + 1, least + 17, 160):
         model = asking(folders("gpt2"), ALIKE, max_length=max_length, **asked)
         encoded, cut = model.encode([LENGTHY, "s"])
@@ -628,10 +628,10 @@ def test_the_text_alone_is_cut(folders):
         assert cut == 1 and text.startswith(front) and text.endswith(behind), f"{max_length}: {text!r}"
         kept = text[len(front):-len(behind)]
         assert kept and LENGTHY.startswith(kept), f"{max_length}: {kept!r} is not the beginning of the text"
-        assert max_length - 2 <= len(encoded[0][0]) + model.head.longest <= max_length, "a space may be dropped at the cut"
+        assert max_length - 2 <= len(encoded[0][0]) + model.head.longest_label <= max_length, "a space may be dropped at the cut"
         assert model.tokenizer.decode(encoded[1][0]) == front + "s" + behind
-        assert model.scores(encoded).isfinite().all()
-        assert model.head.length(model.tokenizer, ("s",)) == least and model.head.length(model.tokenizer, (LENGTHY,)) > 160
+        assert model.compute_logits(encoded).isfinite().all()
+        assert model.head.count_tokens(model.tokenizer, ("s",)) == least and model.head.count_tokens(model.tokenizer, (LENGTHY,)) > 160
     model = asking(folders("gpt2"), ALIKE, max_length=least - 1, **asked)
     fixed = len(model.tokenizer.ids(front + behind))
     fault = rf"^text 1: the prompt takes {fixed} tokens without its texts, and {fixed} are allowed"
@@ -644,7 +644,7 @@ def test_the_text_alone_is_cut_in_other_places_too(name, folders):
     template = "review: {text}\nmood: {label}, it was." if name != "t5" else "review: {text}\nmood: "
     model = asking(folders(name), APART, template, max_length=60)
     (ids, _), = model.encode([LENGTHY])[0]
-    tokenizer, room = model.tokenizer, 60 - (0 if name == "t5" else model.head.longest - 1)
+    tokenizer, room = model.tokenizer, 60 - (0 if name == "t5" else model.head.longest_label - 1)
     before = tokenizer.prompt_ids(tokenizer.ids("review: soup and"))
     behind = tokenizer.ids("\nmood:" if name == "t5" else f"\nmood: {tokenizer.mask_text}, it was.")
     behind += [1 if name == "t5" else tokenizer.vocab["</s>" if name == "roberta" else "[SEP]"]]
@@ -678,7 +678,7 @@ def test_of_several_texts_the_longest_is_cut_first(folders):
     model = asking(folders("gpt2"), {"a": ["good"], "b": ["dull"]}, template, fields=fields, max_length=90)
     rows = [("why is it so", LENGTHY, "it was"), (LENGTHY, LENGTHY, "x"), ("a", "b", LENGTHY), (LENGTHY,) * 3]
     encoded, cut = model.encode(rows)
-    assert cut == 4 and model.scores(encoded).isfinite().all()
+    assert cut == 4 and model.compute_logits(encoded).isfinite().all()
     for (ids, _), row in zip(encoded, rows):
         text = model.tokenizer.decode(ids)
         assert text[0] == "[" and text.endswith(") better:") and len(ids) + 1 <= 90
@@ -740,7 +740,7 @@ def test_a_blank_text_is_named(folders):
 
 def test_an_encoder_writes_no_answers_of_its_own(folders):
     with pytest.raises(InputError, match="reads text and writes none"):
-        asking(folders("bert"), template=MASKED_TEMPLATE).write(TEXTS)
+        asking(folders("bert"), template=MASKED_TEMPLATE).generate(TEXTS)
 
 
 # ------------------------------------------------------------------------------------------------ 10. folders
@@ -756,7 +756,7 @@ def test_a_folder_gives_the_same_bits_again_and_to_transformers_the_same_logits(
     assert again.encode(TEXTS) == model.encode(TEXTS) and again.labels == LABELS and again.max_length == 140
     assert (again.predict(TEXTS) == model.predict(TEXTS)).all(), f"{name}: other probabilities from its own folder"
     assert not again.report.newly_initialised and not again.report.dropped, f"{name}: {again.report.summary()}"
-    assert again.head.described == model.head.described
+    assert again.head.label_options == model.head.label_options
     transformers = imported("transformers")
     kind = "MaskedLM" if name in MASKED else "Seq2SeqLM" if name in ANSWERING else "CausalLM"
     load = getattr(transformers, f"AutoModelFor{kind}").from_pretrained
@@ -778,22 +778,22 @@ def test_a_folder_gives_the_same_bits_again_and_to_transformers_the_same_logits(
 def test_what_a_model_writes_unasked_is_text(name, folders, tmp_path):
     model = asking(folders(name), APART)
     model.save(tmp_path)
-    written = model.write(TEXTS, 5)
-    assert written == Classifier.load(tmp_path).write(TEXTS, 5) and list(map(type, written)) == [str] * 5
-    assert written == [model.write([text], 5)[0] for text in TEXTS], "batch mates change what is written"
+    written = model.generate(TEXTS, 5)
+    assert written == Classifier.load(tmp_path).generate(TEXTS, 5) and list(map(type, written)) == [str] * 5
+    assert written == [model.generate([text], 5)[0] for text in TEXTS], "batch mates change what is written"
 
 
 def test_a_calibration_comes_back_and_is_used(folders, tmp_path):
     model = asking(folders("gpt2"))
     raw = scores_of(model)
-    model.task.calibrate(Calibration([-3.0, 1.0, 0.5], 2.0))
+    model.task.set_calibration(Calibration([-3.0, 1.0, 0.5], 2.0))
     expected = ((raw - torch.tensor([-3.0, 1.0, 0.5])) / 2).softmax(1)
     assert apart(torch.from_numpy(model.predict(TEXTS)), expected) < 1e-6
     assert apart(expected, raw.softmax(1)) > 0.05
     model.save(tmp_path)
     again = Classifier.load(tmp_path)
     assert (again.predict(TEXTS) == model.predict(TEXTS)).all() and again.task.calibration == model.task.calibration
-    again.task.calibrate(None)
+    again.task.set_calibration(None)
     assert torch.equal(scores_of(again), raw)
 
 

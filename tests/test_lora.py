@@ -192,21 +192,21 @@ def dropout_on_all(self, x):
 
 
 def attached_lengths(self, W):
-    return torch.linalg.norm(W + self.update(), dim=1)
+    return torch.linalg.norm(W + self.update_matrix(), dim=1)
 
 
 def column_lengths(self, W):
-    rows = W + self.update()
+    rows = W + self.update_matrix()
     return torch.linalg.norm(rows.detach(), dim=0 if len(W) == len(W.T) else 1)
 
 
 def unscaled_divisor(self, W):
-    return torch.linalg.norm((W + self.update() / self.config.scale).detach(), dim=1)
+    return torch.linalg.norm((W + self.update_matrix() / self.config.scale).detach(), dim=1)
 
 
 def scaled_bias(self, x):
     W = self.base.weight
-    factor = self.m / self.lengths(W)
+    factor = self.m / self.row_norms(W)
     return factor * (self.base(x) + x @ self.A.T @ (self.config.scale * self.B).T)
 
 
@@ -216,9 +216,9 @@ WRONG = {
                                       {"use_rslora": True}),
     "A and B exchanged": (LoraLinear, "forward", exchanged, {}),
     "dropout on the base's input too": (LoraLinear, "forward", dropout_on_all, {"dropout": 0.4}),
-    "DoRA's divisor not held constant": (DoraLinear, "lengths", attached_lengths, {"use_dora": True}),
-    "DoRA's lengths of columns": (DoraLinear, "lengths", column_lengths, {"use_dora": True}),
-    "DoRA's divisor without s": (DoraLinear, "lengths", unscaled_divisor, {"use_dora": True}),
+    "DoRA's divisor not held constant": (DoraLinear, "row_norms", attached_lengths, {"use_dora": True}),
+    "DoRA's lengths of columns": (DoraLinear, "row_norms", column_lengths, {"use_dora": True}),
+    "DoRA's divisor without s": (DoraLinear, "row_norms", unscaled_divisor, {"use_dora": True}),
     "DoRA's factor on the bias": (DoraLinear, "forward", scaled_bias, {"use_dora": True}),
 }
 
@@ -488,7 +488,7 @@ def test_ranks_and_alphas_by_pattern():
     model = Whole("bert")
     wrap_lora(model, ["q_proj", "v_proj"], rank=2, alpha=4, ranks={"v_proj": 5, r"layers\.1\.[qv]_proj": 3},
               alphas={r"layers\.0\..*": 1.5}, use_rslora=True)
-    numbers = {path[len("backbone.layers."):]: layer.config for path, layer in lora.wrapped(model).items()}
+    numbers = {path[len("backbone.layers."):]: layer.config for path, layer in lora.find_wrapped(model).items()}
     assert {path: (n.rank, n.alpha) for path, n in numbers.items()} == {
         "0.q_proj": (2, 1.5), "0.v_proj": (5, 1.5), "1.q_proj": (3, 4), "1.v_proj": (5, 4)}, "the first fit must decide"
     assert numbers["1.q_proj"].scale == 4 / math.sqrt(3) and LoraConfig(4, 6).scale == 1.5
@@ -519,7 +519,7 @@ def test_wrap_on_the_meta_device(dora):
 def test_which_biases_learn():
     model = Whole("bert")
     everything = {name for name, _ in model.backbone.named_parameters("backbone") if name.endswith(".bias")}
-    assert set(selection.bitfit(model)) == everything and len(everything) == 2 * 8 + 1, "BitFit is every bias of the body"
+    assert set(selection.bitfit_parameters(model)) == everything and len(everything) == 2 * 8 + 1, "BitFit is every bias of the body"
     wrap_lora(model, ["q_proj"], rank=2, alpha=2)
     assert selection.trainable_biases(model, "none") == []
     assert selection.trainable_biases(model, "lora_only") == [f"backbone.layers.{n}.q_proj.base.bias" for n in range(2)]
@@ -532,7 +532,7 @@ def test_which_biases_learn():
 def test_families_without_biases_refuse_bitfit(family):
     """T5 has a `relative_bias.weight` in its attention and a bias in its head: neither is meant."""
     with pytest.raises(InputError, match="has none"):
-        selection.bitfit(Whole(family))
+        selection.bitfit_parameters(Whole(family))
 
 
 @pytest.mark.parametrize("dora", [False, True])

@@ -20,11 +20,11 @@ from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import collate
 from minillmclf.training.loop import take_step
 from minillmclf.training.optim import build_optimizer
-from minillmclf.tuning import BESIDE_BASE, METHODS as ALL_METHODS, UPDATES, choose_weights, tune
+from minillmclf.tuning import ADAPTER_METHODS, METHODS as ALL_METHODS, LORA_METHODS, set_trainable, tune
 from minillmclf.tuning.saved import merge_tuned
 
 METHODS = ("full", "last-1", "head", "bitfit", "lora", "dora", "qlora", "houlsby", "pfeiffer", "prefix", "prompt")
-IDENTITY = (*UPDATES, "houlsby", "pfeiffer", "full", "last-1", "head", "bitfit")       # leave the answers as they are at first
+IDENTITY = (*LORA_METHODS, "houlsby", "pfeiffer", "full", "last-1", "head", "bitfit")  # leave the answers as they are at first
 NO_BIASES = ("mistral", "gemma", "gemma2", "gemma3", "t5", "flan-t5", "ul2")
 NUMBERS = dict(rank=3, alpha=6.0, dropout=0.0, use_rslora=False, targets="all-linear", bias="none", quantise="nf4",
                size=4, tokens=3, projection=False)
@@ -38,14 +38,14 @@ def recipe(method):
 
 
 def scores(model):
-    return model.scores(model.encode(TEXTS)[0])
+    return model.compute_logits(model.encode(TEXTS)[0])
 
 
 def train(model, steps=4):
     """A few steps on a small set -> names of the parameters that learn."""
     rows = texts_of(random.Random(0), 12)
     data = type("Data", (), {"encoded": model.encode([text for text, _ in rows])[0],
-                             "labels": [LABELS.index(label) for _, label in rows]})
+                             "targets": [LABELS.index(label) for _, label in rows]})
     optimizer = build_optimizer(model, 5e-3, 0.0)
     for _ in range(steps):
         take_step(model.train(), optimizer, data, list(range(12)), Settings(), None)
@@ -91,10 +91,10 @@ def test_a_method_trains_what_it_says_and_nothing_else(name, method, tuned):
     assert changed <= learn, f"{name}, {method}: frozen tensors changed: {sorted(changed - learn)}"
     assert learn <= changed, f"{name}, {method}: these learn nothing: {sorted(learn - changed)}"
     assert any(n.startswith("head.") for n in learn), "a fresh head must learn"
-    if method in BESIDE_BASE:
-        assert sum(p.numel() for p in model.parameters() if p.requires_grad) < 0.5 * choose_weights(
+    if method in ADAPTER_METHODS:
+        assert sum(p.numel() for p in model.parameters() if p.requires_grad) < 0.5 * set_trainable(
             Classifier.from_backbone(model.base, LABELS), "full")[0], f"{name}, {method}: most of the model learns"
-        choose_weights(model, method)
+        set_trainable(model, method)
 
 
 SCRIPT = """
@@ -103,7 +103,7 @@ import torch
 from safetensors.torch import save_file
 from minillmclf.classify.classifier import Classifier
 texts, folders, out = json.load(open(sys.argv[1]))
-save_file({folder: (lambda m: m.scores(m.encode(texts)[0]))(Classifier.load(folder)) for folder in folders}, out)
+save_file({folder: (lambda m: m.compute_logits(m.encode(texts)[0]))(Classifier.load(folder)) for folder in folders}, out)
 """
 
 

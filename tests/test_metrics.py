@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillmclf.classify.baseline import BagOfWords, majority, terms
+from minillmclf.classify.baseline import BagOfWords, class_frequencies, terms_of
 from minillmclf.classify.task import SingleLabel
 from minillmclf.text.data import Example
 from minillmclf.training.metrics import METRICS, calibration_error, class_f1, evaluate
@@ -42,7 +42,7 @@ def test_closed_forms():
 
 def test_one_class_answered_for_all_looks_good_in_accuracy_only():
     truth = [0] * 95 + [1] * 5
-    found = evaluate(majority(truth, 100, 2), truth, ["most", "few"])
+    found = evaluate(class_frequencies(truth, 100, 2), truth, ["most", "few"])
     assert found["accuracy"] == 0.95 and found["macro_f1"] == pytest.approx(2 * 95 / (2 * 95 + 5) / 2)
 
 
@@ -98,20 +98,20 @@ def test_against_scikit_learn():
 # ---- baselines
 
 def test_majority_gives_the_frequencies_of_train():
-    p = majority([0, 0, 2, 0], rows=3, classes=4)
+    p = class_frequencies([0, 0, 2, 0], rows=3, classes=4)
     assert p.tolist() == [[0.75, 0, 0.25, 0]] * 3
 
 
 def test_terms_are_words_and_neighbours():
     words, neighbours = ["0:the", "0:cat", "0:sat", "0:cat"], ["0:the 0:cat", "0:cat 0:sat", "0:sat 0:cat"]
-    assert terms("The CAT sat, a cat!") == words + neighbours, "lower case, two letters or more"
-    assert terms("") == [] and terms(("", "x y")) == []
+    assert terms_of("The CAT sat, a cat!") == words + neighbours, "lower case, two letters or more"
+    assert terms_of("") == [] and terms_of(("", "x y")) == []
 
 
 def test_the_two_texts_of_a_pair_are_kept_apart():
-    assert terms(("cat sat",)) == terms("cat sat")
-    assert not set(terms(("cat sat", "dog"))) & set(terms(("dog", "cat sat")))
-    assert "0:sat 1:dog" not in terms(("cat sat", "dog")), "no neighbours across the border"
+    assert terms_of(("cat sat",)) == terms_of("cat sat")
+    assert not set(terms_of(("cat sat", "dog"))) & set(terms_of(("dog", "cat sat")))
+    assert "0:sat 1:dog" not in terms_of(("cat sat", "dog")), "no neighbours across the border"
     # Which text comes first is all that tells the classes apart.
     pairs = [(a, b) for a in ("red hat", "blue hat") for b in ("old ship", "new ship")]
     texts, labels = pairs + [(b, a) for a, b in pairs], [0] * 4 + [1] * 4
@@ -131,7 +131,7 @@ def test_the_bag_separates_what_words_separate_and_beats_the_majority():
     dev, test = separable(30, 1), separable(60, 2)
     bag = BagOfWords(2).fit(texts, labels, *dev)
     found = evaluate(bag.predict(test[0]), test[1], "ab")
-    most = evaluate(majority(labels, 60, 2), test[1], "ab")
+    most = evaluate(class_frequencies(labels, 60, 2), test[1], "ab")
     assert found["accuracy"] == 1 > most["accuracy"] and found["log_loss"] < most["log_loss"]
     p = bag.predict(["nothing known here", "storm"])
     assert p.sum(1).tolist() == pytest.approx([1, 1]) and p[1, 0] > 0.9
@@ -152,12 +152,12 @@ def test_features_are_tf_idf_rows_of_length_one():
     assert bag.features(["unknown"]).to_dense().abs().sum() == 0
 
 
-@pytest.mark.parametrize("strength", BagOfWords.STRENGTHS)
+@pytest.mark.parametrize("strength", BagOfWords.PENALTIES)
 def test_the_gradient_at_the_optimum_is_next_to_nothing(strength):
     texts, labels = separable(60, 3)
     bag = BagOfWords(2).fit(texts, labels, texts, labels)
     x, y = bag.features(texts).to_dense(), torch.tensor(labels)
-    w, b = bag.regress(bag.features(texts), y, strength)
+    w, b = bag.fit_weights(bag.features(texts), y, strength)
     p, target = torch.softmax(x @ w + b, dim=1), torch.eye(2)[y]
     gradient = torch.cat([(x.T @ (p - target) / len(y) + 2 * strength * w).flatten(), (p - target).mean(0)])
     at_start = torch.cat([(x.T @ (0.5 - target) / len(y)).flatten(), (0.5 - target).mean(0)])
@@ -177,7 +177,7 @@ def test_macro_f1_is_over_the_classes_that_occur():
 
 def test_the_table_names_classes_without_rows():
     rows = [Example(("text",), label, line) for line, label in enumerate("aba", 2)]
-    lines = SingleLabel(["a", "b", "c"]).table({"model": evaluate(np.eye(3)[[0, 1, 1]], [0, 1, 0], ["a", "b", "c"])}, "test", rows)
+    lines = SingleLabel(["a", "b", "c"]).metric_lines({"model": evaluate(np.eye(3)[[0, 1, 1]], [0, 1, 0], ["a", "b", "c"])}, "test", rows)
     assert lines[0].startswith("test (3 rows)")
     assert [line for line in lines if "no rows" in line] == ["  c  0.000  (no rows of it here)"]
 

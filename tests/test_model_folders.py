@@ -24,7 +24,7 @@ from minillmclf.files import IGNORED_KEYS
 from minillmclf.models import load_backbone
 from minillmclf.models.config import INERT, ignoring_config_keys
 from minillmclf.tuning import tune
-from minillmclf.tuning.quant_files import from_file, to_file
+from minillmclf.tuning.quant_files import layer_from_tensors, layer_to_tensors
 
 IDS = torch.tensor([[5, 9, 3, 7, 2], [8, 4, 6, 1, 1]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
@@ -505,7 +505,7 @@ def stored_layer(tmp_path):
     model = Classifier.from_backbone(
         bert_folder(tmp_path / "bert", width=64, mlp=64), ["no", "yes"], quantise="nf4"
     )
-    return to_file(model.backbone.layers[0].q_proj)
+    return layer_to_tensors(model.backbone.layers[0].q_proj)
 
 
 @pytest.mark.parametrize(
@@ -530,7 +530,7 @@ def stored_layer(tmp_path):
 def test_the_state_of_a_four_bit_layer_is_checked(key, value, words, tmp_path):
     tensors = stored_layer(tmp_path)
     name = next(name for name in tensors if "quant_state" in name)
-    assert torch.equal(from_file(tensors).weight, tensors["weight"])
+    assert torch.equal(layer_from_tensors(tensors).weight, tensors["weight"])
     text = bytes(tensors[name].tolist()).decode()
     text = (
         re.sub(f'"{key}": (\\[[^]]*\\]|[^,}}]*)', lambda _: f'"{key}": {value}', text)
@@ -538,7 +538,7 @@ def test_the_state_of_a_four_bit_layer_is_checked(key, value, words, tmp_path):
         else text[:-1] + f', "{key}": {value}}}'
     )
     with pytest.raises(InputError, match=f"here: weight.quant_state.*{words}") as caught:
-        from_file(
+        layer_from_tensors(
             tensors | {name: torch.tensor(list(text.encode()), dtype=torch.uint8)}, where="here"
         )
     assert len(str(caught.value)) < 400
@@ -550,7 +550,7 @@ def test_the_state_of_a_four_bit_layer_is_checked(key, value, words, tmp_path):
 def test_the_numbers_of_a_four_bit_layer_are_finite(part, value, tmp_path):
     tensors = stored_layer(tmp_path)
     with pytest.raises(InputError, match="here: .*finite"):
-        from_file(tensors | {part: torch.full_like(tensors[part], value)}, where="here")
+        layer_from_tensors(tensors | {part: torch.full_like(tensors[part], value)}, where="here")
 
 
 # ------------------------------------------------------------ one BOS

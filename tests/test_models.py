@@ -104,7 +104,7 @@ def test_stored_logits_come_from_the_texts_too(stored):
         ids = [ids for ids, _ in model.encode(texts)[0]]
         assert ids == [row[m.bool()].tolist() for row, m in zip(stored[name]["ids"], stored[name]["mask"])], \
             f"{name}: our tokenizer gives other ids than transformers'"
-        scores = model.scores(model.encode(texts)[0], batch_size=2)
+        scores = model.compute_logits(model.encode(texts)[0], batch_size=2)
         found = first_difference({"scores": scores}, {"scores": stored[name]["logits"]}, FP32, relative=True)
         assert found is None, f"{name}: batches sorted by length give other scores or another order, {found}"
 

@@ -506,7 +506,7 @@ def test_the_numbers_of_several_labels_are_those_of_scikit_learn(tmp_path):
     texts = [text for text, _ in small.texts_of(random.Random(4), 30)]
     with torch.no_grad():
         model.head.out.weight.normal_(0, 1.0, generator=torch.Generator().manual_seed(1))
-        model.head.out.bias -= model.scores(model.encode(texts)[0]).mean(0)
+        model.head.out.bias -= model.compute_logits(model.encode(texts)[0]).mean(0)
     thresholds = [0.4, 0.5, 0.6]
     model.task = MultiLabel(LABELS, thresholds)
     model.save(tmp_path / "model")

@@ -15,7 +15,7 @@ from minillmclf.errors import InputError
 from minillmclf.models.tensor_files import open_tensors
 from minillmclf.training.checkpoint import seed_step
 from minillmclf.training.losses import CrossEntropy
-from minillmclf.training.plan import Rows
+from minillmclf.training.plan import Split
 from minillmclf.training.parallel import fsdp, processes as parallel
 
 # A command, in float64, of which process 1 alone is disturbed as its N-th step begins. AdamW
@@ -186,11 +186,11 @@ def test_fsdp_needs_several_processes(asked, tmp_path):
 
 def test_alone_nothing_changes():
     rows = [5, 3, 8, 1, 9]
-    assert parallel.share(rows, 0) == (rows, 0) and parallel.share(rows, 2) == (rows, 0)
+    assert parallel.own_share(rows, 0) == (rows, 0) and parallel.own_share(rows, 2) == (rows, 0)
     assert parallel.all_reduce(0.1) == 0.1 and parallel.is_main_process()
     assert not parallel.is_distributed()
     with pytest.raises(InputError, match="one: start it with torchrun"):
-        fsdp.shard(torch.nn.Linear(2, 2))
+        fsdp.shard_model(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("count, size, most", [
@@ -201,7 +201,7 @@ def test_shares_are_all_rows_once_in_equally_many_micro_batches(monkeypatch, cou
     dealt, passes = [], []
     for rank in range(size):
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-        own, missing = parallel.share(rows, most)
+        own, missing = parallel.own_share(rows, most)
         dealt += own
         passes.append(-(-len(own) // (most or max(1, len(own)))) + missing)
     assert len(set(passes)) == 1, f"unequal numbers of passes: {passes}"
@@ -213,9 +213,9 @@ def test_two_processes_drop_other_neurons(monkeypatch):
     seeds = []
     monkeypatch.setattr(parallel.loop, "add_gradients",
                         lambda *_: seeds.append(torch.initial_seed()) or 0.0)
-    monkeypatch.setattr(parallel.loop, "update", lambda *_: None)
+    monkeypatch.setattr(parallel.loop, "update_weights", lambda *_: None)
     monkeypatch.setattr(parallel, "all_reduce", lambda number: number)
-    model, rows = torch.nn.Linear(2, 2), Rows([None] * 2, [0, 1])
+    model, rows = torch.nn.Linear(2, 2), Split([None] * 2, [0, 1])
     for rank in range(2):
         seed_step(7, 1)
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)

@@ -54,7 +54,7 @@ def bases(folders):  # noqa: F811
 
 
 def scores(model):
-    return model.scores(model.encode(TEXTS)[0])
+    return model.compute_logits(model.encode(TEXTS)[0])
 
 
 def stir(model, seed=5):
@@ -197,7 +197,7 @@ def test_peft_may_say_in_many_ways_which_layers(way, bases, peft, tmp_path):
     found = first_difference({"scores": scores(ours)}, {"scores": peft_scores(theirs, ours)}, FP32, relative=True)
     assert found is None, f"{way}: we answer otherwise: {found}"
     layers = [path for path, module in theirs.named_modules() if hasattr(module, "lora_A")]
-    assert len(layers) == len(lora.wrapped(ours)), f"{way}: other layers than {layers}"
+    assert len(layers) == len(lora.find_wrapped(ours)), f"{way}: other layers than {layers}"
     write_adapter(tmp_path / "ours", ours, saved=record["modules_to_save"])
     written, stored = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "ours", tmp_path))
     assert set(written) == set(stored) and all(torch.equal(written[n], stored[n]) for n in stored), \
@@ -210,7 +210,7 @@ def test_lora_on_a_layer_of_the_head(peft, tmp_path):
     theirs = made_by_peft(peft, base, tmp_path, target_modules="all-linear", modules_to_save=None)
     ours = Classifier.load(base)
     apply_adapter(ours, *read_adapter(tmp_path))
-    assert "head.dense" in lora.wrapped(ours)
+    assert "head.dense" in lora.find_wrapped(ours)
     assert first_difference({"scores": scores(ours)}, {"scores": peft_scores(theirs, ours)}, FP32, relative=True) is None
 
 
@@ -594,7 +594,7 @@ def test_a_published_adapter_of_microsoft_has_a_place_for_every_tensor(tmp_path)
         body.source_config = config
         model = Classifier(body, build_head("roberta", body, 3), None, SingleLabel(["a", "b", "c"]), 512)
     report = apply_adapter(model, *read_adapter(tmp_path))
-    assert len(report.loaded) == 52 and len(lora.wrapped(model)) == 24
+    assert len(report.loaded) == 52 and len(lora.find_wrapped(model)) == 24
     assert report.loaded["roberta.encoder.layer.11.attention.self.value.lora_B"] == \
         "backbone.layers.11.v_proj.lora_B.default"
     assert report.loaded["classifier.dense.weight"] == "head.dense.weight"

@@ -41,7 +41,7 @@ def models(tmp_path_factory):
     for name, model in made.items():
         initialise_weights(model.head, seed=0, std=1.0)
         if name != "preference":                                    # so that texts are answered differently
-            model.head.out.bias.data -= model.scores(model.encode(TEXTS)[0]).mean(0)
+            model.head.out.bias.data -= model.compute_logits(model.encode(TEXTS)[0]).mean(0)
         model.save(folder / name)
     return folder
 

@@ -21,9 +21,9 @@ from minillmclf.compare.comparison import obstacle
 from minillmclf.compare.configurations import make_configurations, read_sweep
 from minillmclf.classify import preference, swap
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.preference import cut_line, cut_parts, davidson, use_swap
-from minillmclf.classify.swap import (averaged, exchanged, inconsistency, longer_answer, order_of,
-                                      swap_inconsistency, swapped, swapped_label, with_swapped)
+from minillmclf.classify.preference import describe_cuts, count_cuts, davidson, set_swap
+from minillmclf.classify.swap import (average_orders, swap_columns, position_bias, longer_answer, side_numbers,
+                                      compare_orders, swap_texts, swap_label, add_swapped)
 from minillmclf.errors import InputError
 from minillmclf.cli.memory import saved_activation_bytes
 from minillmclf.models import initialise_weights, model_class, save_backbone
@@ -33,7 +33,7 @@ from minillmclf.text.batch import Batch
 from minillmclf.text.data import Example
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training.loop import take_step
-from minillmclf.training.plan import Rows
+from minillmclf.training.plan import Split
 from minillmclf.training.optim import build_optimizer
 from minillmclf.tuning import tune
 
@@ -65,7 +65,7 @@ def classifier(folder, asked, labels=LABELS, **more):
 
 
 def answers(model, rows=ROWS):
-    return model.scores(model.encode(rows)[0]).softmax(-1)
+    return model.compute_logits(model.encode(rows)[0]).softmax(-1)
 
 
 # ------------------------------------------------------------------------------------------------ the formula
@@ -113,43 +113,43 @@ def test_the_tie_parameter_learns_the_share_of_ties():
 # ------------------------------------------------------------------------------------------------ swapping
 
 def test_which_class_is_which():
-    assert order_of(["tie", "b", "a"]) == [2, 1, 0] and order_of(["model_a", "model_b", "tie"]) == [0, 1, 2]
-    assert order_of(["A", "B", "tie"]) == [0, 1, 2]
+    assert side_numbers(["tie", "b", "a"]) == [2, 1, 0] and side_numbers(["model_a", "model_b", "tie"]) == [0, 1, 2]
+    assert side_numbers(["A", "B", "tie"]) == [0, 1, 2]
     for labels in (["a", "b"], ["a", "b", "draw"], ["a", "B", "tie"], ["a", "b", "tie", "tie2"]):
         with pytest.raises(InputError, match="a preference has three"):
-            order_of(labels)
+            side_numbers(labels)
 
 
-@given(st.tuples(st.text(), st.text(), st.text()), st.sampled_from(sum(swap.NAMES, ())))
+@given(st.tuples(st.text(), st.text(), st.text()), st.sampled_from(sum(swap.SIDE_NAMES, ())))
 def test_swapping_twice_is_nothing(texts, label):
-    assert swapped(swapped(texts)) == texts and swapped(texts)[0] == texts[0]
-    assert swapped_label(swapped_label(label)) == label and (swapped_label(label) == label) == (label == "tie")
+    assert swap_texts(swap_texts(texts)) == texts and swap_texts(texts)[0] == texts[0]
+    assert swap_label(swap_label(label)) == label and (swap_label(label) == label) == (label == "tie")
 
 
 @pytest.mark.parametrize("labels", [["a", "b", "tie"], ["tie", "b", "a"], ["b", "tie", "a"]])
 def test_columns_are_exchanged_by_the_names_of_the_classes(labels):
     p = np.array([[0.5, 0.3, 0.2]])
-    turned = exchanged(p, labels)
+    turned = swap_columns(p, labels)
     for name in labels:
-        assert turned[0, labels.index(swapped_label(name))] == p[0, labels.index(name)], f"{labels}: p of {name} is lost"
-    assert (exchanged(turned, labels) == p).all(), "exchanging twice is nothing"
+        assert turned[0, labels.index(swap_label(name))] == p[0, labels.index(name)], f"{labels}: p of {name} is lost"
+    assert (swap_columns(turned, labels) == p).all(), "exchanging twice is nothing"
 
 
 def test_training_rows_are_doubled_with_their_labels_and_no_other_row():
     rows = [Example(("p", "x", "y"), "model_a", 2), Example(("q", "u", "v"), "tie", 3)]
-    both = with_swapped(rows)
+    both = add_swapped(rows)
     assert both[:2] == rows and both[2:] == [Example(("p", "y", "x"), "model_b", 2), Example(("q", "v", "u"), "tie", 3)]
     with pytest.raises(InputError, match="needs three texts, a prompt and two answers, not 2"):
-        with_swapped([Example(("x", "y"), "a", 2)])
+        add_swapped([Example(("x", "y"), "a", 2)])
     with pytest.raises(InputError, match="label 'draw' is no side"):
-        with_swapped([Example(("p", "x", "y"), "draw", 2)])
+        add_swapped([Example(("p", "x", "y"), "draw", 2)])
 
 
 @pytest.mark.parametrize("way", preference.SWAPS)
 def test_each_swap_says_where_both_orders_are_used(way, folders):
     model = classifier(folders["gpt2"], {"kind": "head", "swap": way})
     task, examples = model.task, [Example(ROWS[0], "a", 2)]
-    assert len(task.training_rows(examples)) == (2 if way in ("train", "both") else 1)
+    assert len(task.training_examples(examples)) == (2 if way in ("train", "both") else 1)
     learned, read = (model.encode(ROWS[:1], training=now)[0][0] for now in (True, False))
     orders = 2 if way in ("predict", "both") else 1
     assert len(task.sequences(learned)) == 1 and len(task.sequences(read)) == orders
@@ -159,18 +159,18 @@ def test_each_swap_says_where_both_orders_are_used(way, folders):
 
 def test_averaging_by_hand():
     first, second = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.6, 0.3, 0.1]])     # second: b stood first
-    found = averaged(torch.cat([first.log() + 5, second.log()]), LABELS).exp()
+    found = average_orders(torch.cat([first.log() + 5, second.log()]), LABELS).exp()
     assert torch.allclose(found, torch.tensor([[0.5, 0.4, 0.1]])), f"not (p(a | a, b) + p(b | b, a)) / 2: {found}"
-    turned = averaged(torch.cat([second.log(), first.log()]), LABELS).exp()
-    assert torch.equal(turned, exchanged(found, LABELS)), "after averaging the order still matters"
+    turned = average_orders(torch.cat([second.log(), first.log()]), LABELS).exp()
+    assert torch.equal(turned, swap_columns(found, LABELS)), "after averaging the order still matters"
 
 
 def test_swap_inconsistency_by_hand():
     p = np.array([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1]])
     q = np.array([[0.7, 0.2, 0.1], [0.3, 0.6, 0.1]])
-    found = swap_inconsistency(p, q)
+    found = compare_orders(p, q)
     assert found["answers_changed"] == 0.5 and found["mean_difference"] == pytest.approx(0.4 / 6)
-    assert swap_inconsistency(p, p) == {"answers_changed": 0.0, "mean_difference": 0.0}
+    assert compare_orders(p, p) == {"answers_changed": 0.0, "mean_difference": 0.0}
 
 
 @pytest.mark.parametrize("labels", [["a", "b", "tie"], ["tie", "b", "a"]])
@@ -178,12 +178,12 @@ def test_swap_inconsistency_by_hand():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_order_of_the_answers_changes_nothing(name, asked, labels, folders):
     model = classifier(folders[name], asked, labels)
-    p, q = answers(model), exchanged(answers(model, [swapped(row) for row in ROWS]), labels)
+    p, q = answers(model), swap_columns(answers(model, [swap_texts(row) for row in ROWS]), labels)
     assert (p - q).abs().max() < 1e-6, f"{name}: p(a | a, b) and p(b | b, a) are {(p - q).abs().max():.2g} apart"
     a, b, tie = (p[:, labels.index(side)] for side in LABELS)
     assert abs(a[2] - b[2]) < 1e-6, f"{name}: of two equal answers one is preferred"
     assert (a[:2] - b[:2]).abs().min() > 1e-4 and tie.min() > 0, f"{name}: nothing is preferred, so this compares nothing"
-    once = inconsistency(model, ROWS, model.scores)
+    once = position_bias(model, ROWS, model.compute_logits)
     assert (once["mean_difference"] > 1e-3) == (asked is BOTH_WAYS), f"{name}: {once}: one head is biased, the other cannot be"
 
 
@@ -193,8 +193,8 @@ def test_label_texts_are_read_in_both_orders_too(name, folders):
                  instruction="was the rose near a tree and the soup very old today again")
     once = Classifier.from_backbone(folders[name], LABELS, "labels", **asked)
     both = Classifier.from_backbone(folders[name], LABELS, "labels", preference={"swap": "predict"}, **asked)
-    turned = [swapped(row) for row in ROWS]
-    expected = (answers(once) + exchanged(answers(once, turned), LABELS)) / 2
+    turned = [swap_texts(row) for row in ROWS]
+    expected = (answers(once) + swap_columns(answers(once, turned), LABELS)) / 2
     assert (answers(both) - expected).abs().max() < 1e-6, "not the mean over both prompts"
     assert (answers(both, ROWS[:1]) - expected[:1]).abs().max() < 1e-6, "one row alone gets another answer"
     assert (answers(both) - answers(once)).abs().max() > 1e-3, "one order answers as both do, so this compares nothing"
@@ -243,10 +243,10 @@ def test_long_answers_are_cut_and_none_vanishes(folders):
         (row,), cut = model.encode([long])
         assert cut == 1 and all(len(ids) == 64 for ids, _ in model.task.sequences(row)), f"{asked}: not the whole room is used"
         assert any(model.tokenizer.ids("storm")[0] in ids for ids, _ in model.task.sequences(row)), f"{asked}: the end of an answer, which often decides, is gone"
-        assert model.head.length(model.tokenizer, long) > 300
-        counts = cut_parts(model, [long, *ROWS])
+        assert model.head.count_tokens(model.tokenizer, long) > 300
+        counts = count_cuts(model, [long, *ROWS])
         assert counts == {"prompt": 0, "a": 1, "b": 1, "of": 4}, f"{asked}: {counts}"
-        assert cut_line(counts) == "shortened: the prompt in 0 of 4 rows, a in 1, b in 1"
+        assert describe_cuts(counts) == "shortened: the prompt in 0 of 4 rows, a in 1, b in 1"
         with pytest.raises(InputError, match="text 1: a preference needs three texts"):
             model.encode([("the rose", "soup")])
 
@@ -263,16 +263,16 @@ def test_micro_batches_have_the_gradient_of_the_whole(folders):
 
 # Each is a mistake that is easily made, and the test that has to see it.
 WRONG = {
-    "texts are exchanged, labels not": (swap, "swapped_label", lambda label: label,
+    "texts are exchanged, labels not": (swap, "swap_label", lambda label: label,
                                         lambda _: test_training_rows_are_doubled_with_their_labels_and_no_other_row()),
     "the mean without the exchange of columns": (
-        preference, "averaged", lambda scores, labels: torch.logaddexp(*scores.log_softmax(-1).chunk(2)).log_softmax(-1),
+        preference, "average_orders", lambda scores, labels: torch.logaddexp(*scores.log_softmax(-1).chunk(2)).log_softmax(-1),
         lambda folders: test_the_order_of_the_answers_changes_nothing("bert", BOTH_WAYS, LABELS, folders)),
     "the mean of twice the same order": (
-        preference, "swapped", lambda texts: texts,
+        preference, "swap_texts", lambda texts: texts,
         lambda folders: test_the_order_of_the_answers_changes_nothing("bert", BOTH_WAYS, LABELS, folders)),
     "the mean of scores, not of probabilities": (
-        preference, "averaged", lambda scores, labels: scores.chunk(2)[0] + exchanged(scores.chunk(2)[1], labels),
+        preference, "average_orders", lambda scores, labels: scores.chunk(2)[0] + swap_columns(scores.chunk(2)[1], labels),
         lambda folders: test_label_texts_are_read_in_both_orders_too("gpt2", folders)),
     "a tie that depends on one worth": (
         preference, "davidson", lambda r_a, r_b, log_nu: torch.stack([r_a, r_b, log_nu + r_a], 1).log_softmax(1),
@@ -281,7 +281,7 @@ WRONG = {
         preference, "davidson", lambda r_a, r_b, log_nu: torch.stack([r_a, r_b, log_nu.expand_as(r_a)], 1).log_softmax(1),
         lambda folders: test_the_two_answers_are_read_apart("bert", folders)),
     "classes in the order a, b, tie whatever their names": (
-        preference, "order_of", lambda labels: [0, 1, 2],
+        preference, "side_numbers", lambda labels: [0, 1, 2],
         lambda folders: test_the_order_of_the_answers_changes_nothing("bert", APART, ["tie", "b", "a"], folders)),
 }
 
@@ -324,7 +324,7 @@ def test_it_is_tuned_beside_its_base_and_comes_back(asked, method, folders, tmp_
     model.eval().save(tmp_path)
     again = Classifier.load(tmp_path)
     assert torch.equal(answers(again), answers(model)), f"{method}: what was learned is not all in the folder"
-    p, q = answers(model), exchanged(answers(model, [swapped(row) for row in ROWS]), LABELS)
+    p, q = answers(model), swap_columns(answers(model, [swap_texts(row) for row in ROWS]), LABELS)
     assert (p - q).abs().max() < 1e-6, f"{method}: what stands before a text does so for one of the two only"
 
 
@@ -389,7 +389,7 @@ def battles(rows, seed, good="rose"):
 
 
 def rows_of(model, examples):
-    return Rows(model.encode([e.texts for e in examples], training=True)[0], [LABELS.index(e.label) for e in examples])
+    return Split(model.encode([e.texts for e in examples], training=True)[0], [LABELS.index(e.label) for e in examples])
 
 
 @pytest.mark.parametrize("name, asked, steps", [("bert", APART, 30), ("gpt2", APART, 30), ("t5", APART, 30),
@@ -397,7 +397,7 @@ def rows_of(model, examples):
 def test_the_good_word_is_learned(name, asked, steps, folders):
     model = Classifier.from_backbone(folders[name], LABELS, preference=asked)
     initialise_weights(model, 0, std=0.15)
-    data, fresh = rows_of(model, with_swapped(battles(48, 0))), battles(60, 1)
+    data, fresh = rows_of(model, add_swapped(battles(48, 0))), battles(60, 1)
     model(model.collate(data.encoded, range(24))).logsumexp(0).square().sum().backward()
     idle = [path for path, p in model.named_parameters() if p.requires_grad and p.grad is not None and p.grad.abs().max() < 1e-7]
     assert not [path for path in idle if path.startswith("head.")], f"{name}, {asked}: never learn: {idle}"
@@ -418,8 +418,8 @@ def test_the_longer_answer_by_hand():
     found = longer_answer(rows, [row(9, 2, "a").texts, row(2, 9, "a").texts, row(4, 4, "a").texts], ["tie", "b", "a"])
     expected = [[2 / 7, 2 / 7, 3 / 7], [2 / 7, 3 / 7, 2 / 7], [2 / 4, 1 / 4, 1 / 4]]       # each count begins at one
     assert np.allclose(found, expected), found
-    turned = longer_answer(with_swapped(rows), [row(2, 9, "a").texts], LABELS)
-    assert np.allclose(turned, exchanged(longer_answer(with_swapped(rows), [row(9, 2, "a").texts], LABELS), LABELS))
+    turned = longer_answer(add_swapped(rows), [row(2, 9, "a").texts], LABELS)
+    assert np.allclose(turned, swap_columns(longer_answer(add_swapped(rows), [row(9, 2, "a").texts], LABELS), LABELS))
 
 
 # ------------------------------------------------------------------------------------------------ commands
@@ -468,7 +468,7 @@ def test_a_saved_head_may_average_or_not(folders, tmp_path, capsys):
     model.save(tmp_path / "model")
     texts, found = [e.texts for e in battles(42, 5)], {}
     for way in ("none", "predict"):
-        use_swap(model, way)
+        set_swap(model, way)
         expected, file = answers(model, texts), tmp_path / f"{way}.jsonl"
         predict.main(["--model", str(tmp_path / "model"), "--data", str(data), "--swap", way, "--out", str(file)])
         said = [list(json.loads(line)["probabilities"].values()) for line in file.read_text().splitlines()]
@@ -480,15 +480,15 @@ def test_a_saved_head_may_average_or_not(folders, tmp_path, capsys):
     assert found["none"]["swap"] == found["predict"]["swap"], "the inconsistency is told before averaging"
     model = classifier(folders["bert"], None, labels=["x", "y"])
     with pytest.raises(InputError, match="--swap predict needs two answers"):
-        use_swap(model, "predict")
+        set_swap(model, "predict")
 
 
 def test_the_calibration_stays_where_the_swap_changes(folders):
     model = classifier(folders["gpt2"], HEAD)
-    model.task.calibrate({"bias": [0.3, -0.2, 0.1], "temperature": 2.0})
+    model.task.set_calibration({"bias": [0.3, -0.2, 0.1], "temperature": 2.0})
     kept = model.task.calibration
     for way in ("predict", "none"):
-        use_swap(model, way)
+        set_swap(model, way)
         assert model.task.swap == way and model.task.calibration == kept, way
 
 
@@ -504,12 +504,12 @@ def test_the_command_that_asks_a_language_model_reads_both_orders(folders, tmp_p
     once = Classifier.from_backbone(folders["gpt2"], LABELS, "labels", fields=["prompt", "response_a", "response_b"],
                                     label_texts={"a": ["rose"], "b": ["soup"], "tie": ["rain"]})
     rows = [e for e in battles(42, 5)][33:]
-    p, q = answers(once, [e.texts for e in rows]), answers(once, [swapped(e.texts) for e in rows])
+    p, q = answers(once, [e.texts for e in rows]), answers(once, [swap_texts(e.texts) for e in rows])
     truth = torch.tensor([LABELS.index(e.label) for e in rows])
-    for way, probabilities in (("none", p), ("predict", (p + exchanged(q, LABELS)) / 2)):
+    for way, probabilities in (("none", p), ("predict", (p + swap_columns(q, LABELS)) / 2)):
         loss = -probabilities[torch.arange(9), truth].log().mean().item()
         assert found[way]["results"]["as it is"]["log_loss"] == pytest.approx(loss, abs=1e-4), f"--swap {way}: another answer"
-    assert found["predict"]["swap"] == pytest.approx(swap_inconsistency(p, exchanged(q, LABELS)), abs=1e-5)
+    assert found["predict"]["swap"] == pytest.approx(compare_orders(p, swap_columns(q, LABELS)), abs=1e-5)
     assert found["none"]["results"]["temperature"] != found["predict"]["results"]["temperature"]
 
 

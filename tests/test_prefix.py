@@ -34,9 +34,9 @@ from minillmclf.models.llama import Llama, Mistral
 from minillmclf.models.t5 import T5
 from minillmclf.models.weights import Checkpoint
 from minillmclf.tuning import prefix as prefix_tuning, prompt as prompt_tuning
-from minillmclf.tuning.prefix import (Prefix, Recorder, attach_prefix, detach_prefix,
-                                      check_tokens, shape_of)
-from minillmclf.tuning.prompt import Prompted, attach_prompt, detach_prompt, new_words
+from minillmclf.tuning.prefix import (Prefix, KeyRecorder, attach_prefix, detach_prefix,
+                                      check_tokens, prefix_shape)
+from minillmclf.tuning.prompt import PromptedEncode, attach_prompt, detach_prompt, new_word_ids
 
 BERT = dict(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=4, intermediate_size=24,
             max_position_embeddings=24, type_vocab_size=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -82,7 +82,7 @@ class Whole(nn.Module):
         self.eval()
 
     def forward(self, ids, mask, types=None):
-        ids, mask, types = with_words(new_words(self), ids, mask, types)
+        ids, mask, types = with_words(new_word_ids(self), ids, mask, types)
         return self.head(self.backbone.states(ids, mask, types), mask)
 
 
@@ -123,7 +123,7 @@ def read(body, ids):
 
 def kept_of(body, ids):
     """The numbers (T, L*2*K*d), as in Prefix, that a text (T,) leaves in all layers."""
-    recorder = body.prefix = Recorder()
+    recorder = body.prefix = KeyRecorder()
     read(body, ids)
     body.prefix = None
     pairs = zip(recorder.seen.keys, recorder.seen.values)                                # (1, K, T, d) each
@@ -148,7 +148,7 @@ def test_a_prefix_of_a_text_is_that_text(family, P, T):
 def attach_words(model, ids):
     """A prompt that begins as these words -> its ids."""
     words = attach_prompt(model, len(ids))
-    embeddings = prefix_tuning.body(model).word_embeddings
+    embeddings = prefix_tuning.backbone_of(model).word_embeddings
     embeddings.vectors.data.copy_(embeddings.weight[ids])
     return words
 
@@ -221,7 +221,7 @@ PREFIX_FAULTS = {
                                            for family in families])
 def test_wrong_prefixes_are_noticed(fault, family, monkeypatch):
     if fault == "only the first layer":
-        monkeypatch.setattr(Prefix, "numbers", lambda self, right=Prefix.numbers: right(self).clone())
+        monkeypatch.setattr(Prefix, "embeddings", lambda self, right=Prefix.embeddings: right(self).clone())
     PREFIX_FAULTS[fault][0](monkeypatch)
     with torch.no_grad():
         assert prefix_error(family) > 1e-3, f"a prefix with {fault} passes for a right one"
@@ -237,12 +237,12 @@ WRONG_PROMPTS = {
 @pytest.mark.parametrize("family", ["bert", "deberta", "gpt2", "llama", "gemma2", "t5"])
 @pytest.mark.parametrize("how", WRONG_PROMPTS)
 def test_wrong_prompts_are_noticed(how, family, monkeypatch):
-    monkeypatch.setattr(Prompted, "extend", WRONG_PROMPTS[how])
+    monkeypatch.setattr(PromptedEncode, "add_words", WRONG_PROMPTS[how])
     assert prompt_error(family) > 1e-3, f"a prompt {how} passes for a right one"
 
 
 def test_the_new_words_stand_before_each_sequence_of_a_row():
-    prompted = Prompted(lambda texts, once: ([([5, 6], [0, 1]), Pair(([1, 2, 3], [0, 0, 1]), ([4], [1]))], 1), [50, 51])
+    prompted = PromptedEncode(lambda texts, once: ([([5, 6], [0, 1]), Pair(([1, 2, 3], [0, 0, 1]), ([4], [1]))], 1), [50, 51])
     rows, shortened = prompted(["a", "b"])
     assert rows[0] == ([50, 51, 5, 6], [0, 0, 0, 1]) and shortened == 1
     assert rows[1] == Pair(([50, 51, 1, 2, 3], [0, 0, 0, 0, 1]), ([50, 51, 4], [0, 0, 1]))
@@ -258,7 +258,7 @@ def test_attention_behind_a_prefix_by_hand(causal):
     torch.manual_seed(0)
     prefix, mask = Prefix((1, K, d), P), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
     prefix.load(torch.randn(P, 2 * K * d))
-    before_k, before_v = prefix.numbers().unflatten(1, (2, K, d)).unbind(1)                  # (P, K, d)
+    before_k, before_v = prefix.embeddings().unflatten(1, (2, K, d)).unbind(1)               # (P, K, d)
     q, k, v = (torch.randn(6, heads, d) for heads in (H, K, K))                              # packed
     rows = CachedRows(mask, prefix.cache(2))
     found = (causal_attention(q, k, v, rows, window) if causal else
@@ -306,7 +306,7 @@ def test_padding_and_batch_mates_change_nothing(family, method):
         assert (left - alone).abs().max() < 1e-9, "padding on the left changes an answer"
         detach_prompt(model) if method == "prompt" else detach_prefix(model)
         assert torch.equal(model(*padded(rows, left=False)), base), "detached, the base must be back bit for bit"
-    assert set(model.state_dict()) == names and not new_words(model) and model.backbone.prefix is None
+    assert set(model.state_dict()) == names and not new_word_ids(model) and model.backbone.prefix is None
 
 
 @every_family
@@ -367,7 +367,7 @@ def test_a_projection_can_be_dropped_after_training():
     attach_prefix(model, 3, projection=True)
     disturb(model, 0.5)
     with torch.no_grad():
-        expected, numbers = model(*batch), model.backbone.prefix.numbers()
+        expected, numbers = model(*batch), model.backbone.prefix.embeddings()
         detach_prefix(model)
         attach_prefix(model, 3).load(numbers)
         assert torch.equal(model(*batch), expected)
@@ -447,7 +447,7 @@ def test_a_text_continued_from_its_kept_beginning(family):
 @every_family
 def test_shapes_are_found_and_counted(family):
     model = Whole(family).train()
-    assert shape_of(model.backbone) == SHAPES[family] and model.training and model.backbone.prefix is None
+    assert prefix_shape(model.backbone) == SHAPES[family] and model.training and model.backbone.prefix is None
     total = sum(p.numel() for p in model.parameters())
     layers, heads, width = SHAPES[family]
     for projection in (False, True):
@@ -463,7 +463,7 @@ def test_shapes_are_found_and_counted(family):
 def test_the_published_count():
     base = dict(BERT, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=4)
     body = Bert.from_config(base)
-    assert shape_of(body) == (12, 12, 64)
+    assert prefix_shape(body) == (12, 12, 64)
     head = PooledHead(body, 2, "mean")
     count = sum(p.numel() for p in attach_prefix(body, 20).parameters())
     assert count == 368_640 and count + sum(p.numel() for p in head.parameters()) == 370_178
@@ -605,7 +605,7 @@ def copied(model, encoder, method, scale):
     """Attach a prefix or a prompt with PEFT's numbers -> what extends a text."""
     if method == "prompt":
         words = attach_prompt(model, 4)
-        prefix_tuning.body(model).word_embeddings.vectors.copy_(encoder.embedding.weight / scale)
+        prefix_tuning.backbone_of(model).word_embeddings.vectors.copy_(encoder.embedding.weight / scale)
         return lambda ids, mask: with_words(words, ids, mask)
     prefix = attach_prefix(model, 4, projection=method == "projection")
     if method == "projection":                     # PEFT's may have another width inside
@@ -615,10 +615,10 @@ def copied(model, encoder, method, scale):
     prefix.embedding.load_state_dict(encoder.embedding.state_dict())
     if method == "projection":
         prefix.transform.load_state_dict(encoder.transform.state_dict())
-    assert torch.allclose(prefix.numbers(), encoder(torch.arange(4)), atol=1e-6), "other numbers than in PEFT"
+    assert torch.allclose(prefix.embeddings(), encoder(torch.arange(4)), atol=1e-6), "other numbers than in PEFT"
     if isinstance(model, T5):                      # PEFT hands its layers out in another order
         layers = prefix.shape[0]
-        numbers = prefix.numbers().unflatten(1, (layers, -1))
+        numbers = prefix.embeddings().unflatten(1, (layers, -1))
         detach_prefix(model)
         attach_prefix(model, 4).load(numbers[:, [2 * layer % layers for layer in range(layers)]].flatten(1))
     return lambda ids, mask: (ids, mask, None)
@@ -647,8 +647,8 @@ def stored_error(name, task, method, folder, dtype=torch.float64):
     save_file({file: by_formula(file, shape) for file, shape in base["shapes"].items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(base["config"]))
     model = read_back(folder).to(dtype)
-    body = prefix_tuning.body(model)
-    layers, heads, width = shape_of(body)
+    body = prefix_tuning.backbone_of(model)
+    layers, heads, width = prefix_shape(body)
     one, total = heads * width, 2 * layers * heads * width
     encoder = nn.Module()
     encoder.embedding = nn.Embedding(4, {"prompt": body.width, "prefix": total, "projection": one}[method])

@@ -17,10 +17,10 @@ from test_labels import asking, folder_of
 
 from minillmclf import evaluate
 from minillmclf.classify.label_text import prompting
-from minillmclf.classify.calibrate import Calibration, batch, contextual, temperature
+from minillmclf.classify.calibrate import Calibration, fit_batch, fit_contextual, fit_temperature
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.label_text.decode import constrained, disagreements
-from minillmclf.classify.label_text.readout import text_scores
+from minillmclf.classify.label_text.decode import decode_constrained, find_misses
+from minillmclf.classify.label_text.readout import text_log_probs
 from minillmclf.classify.label_text.prompting import change_prompt
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
@@ -81,7 +81,7 @@ def arguments(place, name, *flags, path=None):
 
 @pytest.fixture
 def watched(monkeypatch):
-    """watched("read_all") -> a list that grows by (arguments, result) with each call of that function of prompting.py."""
+    """watched("read_answers") -> a list that grows by (arguments, result) with each call of that function of prompting.py."""
     def watched(name):
         calls, real = [], getattr(prompting, name)
 
@@ -107,7 +107,7 @@ def texts_of(rows):
 
 def sums_of(model, rows):
     """Log-probabilities of all label texts (N, L). rows: Examples, or texts."""
-    return text_scores(model, model.encode([getattr(row, "texts", row) for row in rows])[0])
+    return text_log_probs(model, model.encode([getattr(row, "texts", row) for row in rows])[0])
 
 
 def truth_of(rows):
@@ -139,16 +139,16 @@ def by_hand(model, name, rows, dev):
     plain = added(sums, texts)
     lengths = {"per token": [tokens_of(model, name, text) for text in flat], "per char": [len(text) for text in flat],
                "per byte": [len(text.encode("utf-8")) for text in flat]}
-    fair = batch(plain)
-    both = Calibration(fair.bias, temperature(fair(dev_scores), truth_of(dev)).temperature)
+    fair = fit_batch(plain)
+    both = Calibration(fair.bias, fit_temperature(fair(dev_scores), truth_of(dev)).temperature)
     return {"as it is": plain, **{way: added(sums / torch.tensor(counts).float(), texts) for way, counts in lengths.items()},
-            "PMI": added(sums - free[1], texts), "contextual": contextual(free_scores)(plain), "batch": fair(plain),
-            "temperature": temperature(dev_scores, truth_of(dev))(plain), "batch, temperature": both(plain)}
+            "PMI": added(sums - free[1], texts), "contextual": fit_contextual(free_scores)(plain), "batch": fair(plain),
+            "temperature": fit_temperature(dev_scores, truth_of(dev))(plain), "batch, temperature": both(plain)}
 
 
 def sums_of_empty(model, texts):
     """As sums_of, for texts that `encode` would refuse as blank."""
-    return text_scores(model, [model.head.lay_out(model.tokenizer, (text,), model.max_length)[0] for text in texts])
+    return text_log_probs(model, [model.head.encode_row(model.tokenizer, (text,), model.max_length)[0] for text in texts])
 
 
 # ------------------------------------------------------------------------------------------------ 1. the table
@@ -156,7 +156,7 @@ def sums_of_empty(model, texts):
 @every_model
 @pytest.mark.parametrize("shots", [0, 3])
 def test_every_row_of_the_table_is_its_own_formula(name, shots, place, data, ask, watched):
-    calls = watched("read_all")
+    calls = watched("read_answers")
     out, found = ask(name, "--shots", shots)
     results = found["results"]
     assert list(results) == WAYS, "each way to read the answers should be a row, in this order"
@@ -219,7 +219,7 @@ def relabelled(place, folder, split):
 
 @writers
 def test_no_label_of_the_judged_rows_is_seen(name, place, ask, watched, tmp_path):
-    scores, fits = watched("read_all"), watched("calibrations")
+    scores, fits = watched("read_answers"), watched("fit_calibrations")
     before = ask(name, "--shots", 3)[1]["results"]
     after = ask(name, "--shots", 3, path=relabelled(place, tmp_path, "test"))[1]["results"]
     assert before["as it is"] != after["as it is"], "the labels were not turned, so this compares nothing"
@@ -231,7 +231,7 @@ def test_no_label_of_the_judged_rows_is_seen(name, place, ask, watched, tmp_path
 
 @writers
 def test_a_temperature_is_fitted_on_dev(name, place, ask, watched, tmp_path):
-    fits = watched("calibrations")
+    fits = watched("fit_calibrations")
     ask(name)
     ask(name, path=relabelled(place, tmp_path, "dev"))
     (_, before), (_, after) = fits
@@ -242,7 +242,7 @@ def test_a_temperature_is_fitted_on_dev(name, place, ask, watched, tmp_path):
 
 @writers
 def test_dev_rows_are_judged_without_a_temperature_of_theirs(name, place, data, ask, watched):
-    calls, fits = watched("read_all"), watched("calibrations")
+    calls, fits = watched("read_answers"), watched("fit_calibrations")
     _, found = ask(name, "--split", "dev", "--shots", 3)
     assert list(found["results"]) == WAYS[:7] and found["rows"] == 9 and found["data"].endswith(", dev")
     assert list(fits[0][1]) == ["contextual", "batch"], "a temperature fitted to the judged rows would flatter itself"
@@ -275,7 +275,7 @@ def test_shots_are_training_rows_with_their_own_labels_in_balance(name, data, as
 def test_another_order_is_the_same_shots(place, data):
     model, shown = built(place, "gpt2"), []
     for order in range(4):
-        assert prompting.show_shots(model, data.train, 3, 0, order) == 0
+        assert prompting.set_balanced_shots(model, data.train, 3, 0, order) == 0
         shown.append(model.head.prompt.shots)
     assert all(set(shots) == set(shown[0]) for shots in shown) and len(set(shown)) > 1, shown
 
@@ -292,7 +292,7 @@ def printed_prompt(out):
 
 @pytest.mark.parametrize("name, room", [("gpt2", 230), ("t5", 190), ("bert", 200)])
 def test_too_many_shots_are_shortened_and_the_row_keeps_its_place(name, room, place, data, ask, watched):
-    calls = watched("read_all")
+    calls = watched("read_answers")
     out, found = ask(name, "--shots", 6, "--max-length", room, "--instruction", INSTRUCTION)
     model, encoded = calls[0][0][0], calls[0][0][1]
     whole = choose_shots(data.train, LABELS, 6, 0)
@@ -302,7 +302,7 @@ def test_too_many_shots_are_shortened_and_the_row_keeps_its_place(name, room, pl
     for (texts, label), example in zip(shown, whole, strict=True):
         assert texts[0] and example.texts[0].startswith(texts[0]) and label == TEXTS[name][example.label][0], (texts, example)
     assert model.head.prompt.instruction == INSTRUCTION and out.startswith(INSTRUCTION + "\n\nText: ")
-    longest = 0 if name == "t5" else model.head.longest
+    longest = 0 if name == "t5" else model.head.longest_label
     assert max(len(ids) for ids, _ in encoded) + longest <= room, "a row does not fit"
     whole_rows = [model.tokenizer.ids(model.head.prompt.render(texts)) for texts in texts_of(data.test)]
     kept = [tuple(ids[:len(row)]) == tuple(row) or row == ids[1:1 + len(row)] for (ids, _), row in zip(encoded, whole_rows)]
@@ -312,7 +312,7 @@ def test_too_many_shots_are_shortened_and_the_row_keeps_its_place(name, room, pl
 
 @writers
 def test_the_prompt_shown_is_the_prompt_encoded(name, ask, watched):
-    calls = watched("read_all")
+    calls = watched("read_answers")
     for flags in ([], ["--shots", 3], ["--shots", 6, "--max-length", 230, "--instruction", INSTRUCTION]):
         out, _ = ask(name, *flags)
         (model, encoded, *_), _ = calls.pop()
@@ -336,7 +336,7 @@ def long_row_first(place, folder):
 
 
 def test_the_prompt_shown_is_cut_as_the_encoded_one(place, ask, watched, tmp_path):
-    calls = watched("read_all")
+    calls = watched("read_answers")
     out, _ = ask("gpt2", "--max-length", 100, path=long_row_first(place, tmp_path))
     (model, encoded, *_), _ = calls.pop()
     assert model.tokenizer.decode(encoded[0][0]) == printed_prompt(out)
@@ -345,7 +345,7 @@ def test_the_prompt_shown_is_cut_as_the_encoded_one(place, ask, watched, tmp_pat
 def test_an_instruction_may_take_most_of_the_room_where_there_are_no_shots(place, data, ask):
     long = " ".join(small.FILLERS)
     model = built(place, "gpt2", instruction=long)
-    room = len(model.tokenizer.ids(model.head.prompt.render([""]))) + model.head.longest + 15
+    room = len(model.tokenizer.ids(model.head.prompt.render([""]))) + model.head.longest_label + 15
     built(place, "gpt2", instruction=long, max_length=room).predict(texts_of(data.test))       # refuses nothing
     ask("gpt2", "--instruction", long, "--max-length", room)
 
@@ -374,19 +374,19 @@ def neighbours_by_hand(place, data, rows, number):
 
 def test_vectors_have_length_one_and_mind_no_company(place, data):
     rows = texts_of(data.train + data.dev)
-    found = prompting.vectors_of(rows, place / "encoder")
+    found = prompting.text_vectors(rows, place / "encoder")
     assert abs((found ** 2).sum(1) - 1).max() < 1e-5, "a cosine is a product of vectors of length 1"
-    alone = torch.cat([torch.from_numpy(prompting.vectors_of([row], place / "encoder")) for row in rows])
+    alone = torch.cat([torch.from_numpy(prompting.text_vectors([row], place / "encoder")) for row in rows])
     assert abs(alone.numpy() - found).max() < 1e-5, "batch mates change a vector"
     assert abs(vectors_by_hand(place, [row[0] for row in rows]).numpy() - found).max() < 1e-5
-    long = prompting.vectors_of([("rose " * 500,), ("soup", "bread")], place / "encoder")        # of 64 positions
+    long = prompting.text_vectors([("rose " * 500,), ("soup", "bread")], place / "encoder")      # of 64 positions
     assert abs((long ** 2).sum(1) - 1).max() < 1e-5, "a text longer than the encoder takes should be cut"
     assert abs(long[1] - vectors_by_hand(place, ["soup bread"])[0].numpy()).max() < 1e-5, "all texts of a row count"
 
 
 @writers
 def test_each_row_is_asked_behind_its_own_neighbours(name, place, data, ask, watched):
-    calls = watched("read_all")
+    calls = watched("read_answers")
     out, found = ask(name, "--shots", 2, "--neighbours", place / "encoder")
     assert list(found["results"]) == ["as it is", "batch", "temperature", "batch, temperature"], \
         "without a prompt that all rows share there is no empty one to compare with"
@@ -397,23 +397,23 @@ def test_each_row_is_asked_behind_its_own_neighbours(name, place, data, ask, wat
             one = built(place, name, shots)
             assert one.encode([row.texts])[0][0][0] == ids, f"{row.texts}: not behind {texts_of(shots)}, the nearest last"
             alone.append(sums_of(one, [row]))
-        together = text_scores(model, part)
+        together = text_log_probs(model, part)
         assert (together - torch.cat(alone)).abs().max() < 1e-4, f"{name}: in one batch other scores than one by one"
     assert (ways["as it is"] - added(sums_of_rows(model, encoded), TEXTS[name])).abs().max() < 1e-4
     different = {tuple(texts_of(shots)) for shots in neighbours_by_hand(place, data, data.test, 2)}
     assert len(different) > 3, "nearly all rows have the same neighbours, so this compares little"
-    assert model.head.described["shots"] == [], "the shots of the last row should not stay"
+    assert model.head.label_options["shots"] == [], "the shots of the last row should not stay"
 
 
 def sums_of_rows(model, encoded):
     """Each encoded row in a batch of its own (N, L)."""
-    return torch.cat([text_scores(model, [row]) for row in encoded])
+    return torch.cat([text_log_probs(model, [row]) for row in encoded])
 
 
 def test_shots_of_neighbours_are_shortened_too(place, data):
     model = built(place, "gpt2", max_length=150)
-    encoded, cut, _ = prompting.with_nearest_shots(model, data.train, data.test, 4, place / "encoder")
-    assert max(len(ids) for ids, _ in encoded) + model.head.longest <= 150
+    encoded, cut, _ = prompting.encode_with_nearest_shots(model, data.train, data.test, 4, place / "encoder")
+    assert max(len(ids) for ids, _ in encoded) + model.head.longest_label <= 150
     for row, (ids, _) in zip(data.test, encoded):
         prompt = model.tokenizer.decode(ids)
         assert prompt.count("Text: ") == 5 and prompt.endswith("Label:"), prompt
@@ -429,7 +429,7 @@ CALIBRATED = ("as it is", "contextual", "batch")
 @writers
 @pytest.mark.parametrize("shots", [0, 3])
 def test_five_wordings_and_five_orders(name, shots, place, data, ask, watched):
-    calls = watched("show_shots")
+    calls = watched("set_balanced_shots")
     out, found = ask(name, "--variance", "--shots", shots, "--rows", 6)
     orders = 5 if shots else 1
     assert [(p["wording"], p["order"]) for p in found["prompts"]] == [(w, o) for w in range(1, 6) for o in range(orders)]
@@ -449,20 +449,20 @@ def test_five_wordings_and_five_orders(name, shots, place, data, ask, watched):
 @writers
 def test_an_accuracy_of_a_wording_is_that_of_its_prompt(name, place, data):
     model, truth, texts = built(place, name), truth_of(data.test), TEXTS[name]
-    found = prompting.variance(model, data, data.test, 3, 0, say=lambda line: None)
+    found = prompting.vary_prompt(model, data, data.test, 3, 0, say=lambda line: None)
     for row in found[::6]:
         one = built(place, name, choose_shots(data.train, LABELS, 3, 0, row["order"]), template=row["template"])
         plain = added(sums_of(one, data.test), texts)
-        free = contextual(added(sums_of_empty(one, ["N/A", "", "[MASK]"]), texts))
-        for way, scores in zip(CALIBRATED, (plain, free(plain), batch(plain)(plain))):
+        free = fit_contextual(added(sums_of_empty(one, ["N/A", "", "[MASK]"]), texts))
+        for way, scores in zip(CALIBRATED, (plain, free(plain), fit_batch(plain)(plain))):
             right = statistics.mean(int(a == t) for a, t in zip(scores.argmax(1).tolist(), truth))
             assert row[way] == pytest.approx(right), f"{name}, {row}: {way} is {right} by hand"
 
 
 def test_an_order_changes_the_order_alone(place, data, monkeypatch):
-    seen, real = [], prompting.read_all
-    monkeypatch.setattr(prompting, "read_all", lambda model, *given: seen.append(model.head.prompt) or real(model, *given))
-    prompting.variance(built(place, "gpt2", instruction=INSTRUCTION), data, data.test[:3], 3, 0, say=lambda line: None)
+    seen, real = [], prompting.read_answers
+    monkeypatch.setattr(prompting, "read_answers", lambda model, *given: seen.append(model.head.prompt) or real(model, *given))
+    prompting.vary_prompt(built(place, "gpt2", instruction=INSTRUCTION), data, data.test[:3], 3, 0, say=lambda line: None)
     for number, wording in enumerate(WORDINGS):
         prompts = seen[5 * number:5 * number + 5]
         assert {p.template.text for p in prompts} == {wording} and {p.instruction for p in prompts} == {INSTRUCTION}
@@ -481,8 +481,8 @@ def test_rows_that_decoding_misses_are_counted(name, beams, place, data, ask):
     sums, choices = sums_of(model, data.test), []
     for ids, _ in model.encode(texts_of(data.test))[0]:                                 # each row alone
         ids = torch.tensor([ids])
-        choices.append(int(constrained(model.backbone, ids, torch.ones_like(ids), model.head.tree, beams)[0]))
-    apart = disagreements(torch.tensor(choices), sums)
+        choices.append(int(decode_constrained(model.backbone, ids, torch.ones_like(ids), model.head.tree, beams)[0]))
+    apart = find_misses(torch.tensor(choices), sums)
     said = f"decoding with {beams} beam{'s' if beams > 1 else ''} misses the likeliest label text in {len(apart)} of 12 rows\n"
     assert said in out, f"{said}, not {out[-600:]}"
     shown = out[out.index(said) + len(said):].splitlines()
@@ -497,7 +497,7 @@ def test_rows_that_decoding_misses_are_counted(name, beams, place, data, ask):
 
 def test_greedy_decoding_has_something_to_miss(place, data):
     model = built(place, "t5")
-    lines = prompting.decoding_report(model, model.encode(texts_of(data.test))[0], data.test, 1)
+    lines = prompting.report_decoding(model, model.encode(texts_of(data.test))[0], data.test, 1)
     assert len(lines) > 1, "no row is missed, so the count shows nothing"
 
 
@@ -514,8 +514,8 @@ ONE_TEXT = {"garden": ["thé"], "kitchen": ["oil"], "weather": ["fog"]}
 def pmi_and_contextual(model, rows):
     """The shares of the classes (N, C) after PMI, and after contextual calibration on the empty text alone."""
     sums, empty = sums_of(model, rows), sums_of_empty(model, [""])
-    fair = contextual(model.head.by_class(empty))(model.head.by_class(sums))
-    return prompting.readings(model, sums, empty)["PMI"].softmax(1), fair.softmax(1), model.head.by_class(sums).softmax(1)
+    fair = fit_contextual(model.head.add_by_class(empty))(model.head.add_by_class(sums))
+    return prompting.normalize_in_each_way(model, sums, empty)["PMI"].softmax(1), fair.softmax(1), model.head.add_by_class(sums).softmax(1)
 
 
 def test_with_one_text_a_class_pmi_is_contextual_calibration_on_the_empty_text(place, data):
@@ -542,22 +542,22 @@ def test_the_share_of_a_class_after_pmi_by_hand(place, data):
 def test_texts_without_content(name, texts, place, data):
     words = TEXTS.get(name, {label: [label] for label in LABELS})
     model = built(place, name, choose_shots(data.train, LABELS, 1, 0), texts=words)
-    expected = [model.head.lay_out(model.tokenizer, (text,), model.max_length)[0] for text in texts]
-    assert prompting.content_free(model) == expected, "[MASK] is a text only for a tokenizer that has no such token"
+    expected = [model.head.encode_row(model.tokenizer, (text,), model.max_length)[0] for text in texts]
+    assert prompting.encode_content_free(model) == expected, "[MASK] is a text only for a tokenizer that has no such token"
     if name == "gpt2":
         assert [model.tokenizer.decode(ids).splitlines()[-2] for ids, _ in expected] == ["Text: N/A", "Text: ", "Text: [MASK]"]
 
 
 def test_all_texts_of_a_row_are_without_content(place):
     model = built(place, "gpt2", template="A: {text_a}\nB: {text_b}\nLabel:")
-    prompts = [model.tokenizer.decode(ids) for ids, _ in prompting.content_free(model)]
+    prompts = [model.tokenizer.decode(ids) for ids, _ in prompting.encode_content_free(model)]
     assert prompts == [f"A: {text}\nB: {text}\nLabel:" for text in ("N/A", "", "[MASK]")]
 
 
 # ------------------------------------------------------------------------------------------------ 9. some rows only
 
 def test_a_seed_draws_the_judged_rows(place, data, ask, watched):
-    calls, drawn = watched("read_all"), []
+    calls, drawn = watched("read_answers"), []
     for seed in (0, 0, 1):
         out, found = ask("gpt2", "--rows", 5, "--seed", seed)
         (model, encoded, dev, *_), _ = calls[-1]
@@ -639,17 +639,17 @@ CHANGES = {"template": "Say: {text}\nIt is {label}", "instruction": INSTRUCTION,
 @pytest.mark.parametrize("key", CHANGES)
 def test_asking_changes_what_it_is_told_alone(key, place, data):
     model = built(place, "gpt2", choose_shots(data.train, LABELS, 1, 0), instruction="Answer.", score_by="token")
-    before, weights = dict(model.head.described), {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
+    before, weights = dict(model.head.label_options), {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
     body, old = model.backbone, model.predict(texts_of(data.test))
     change_prompt(model, **{key: CHANGES[key]})
-    changed = {name for name in before if model.head.described[name] != before[name]}
-    assert changed == {key} and set(model.head.described) == set(before), f"{key} was to be changed, not {changed}"
+    changed = {name for name in before if model.head.label_options[name] != before[name]}
+    assert changed == {key} and set(model.head.label_options) == set(before), f"{key} was to be changed, not {changed}"
     assert model.backbone is body and all(torch.equal(weights[name], t) for name, t in body.state_dict().items())
-    asked = {name: value for name, value in model.head.described.items() if name not in ("readout", "fields", "label_texts")}
-    anew = asking(place / "gpt2", model.head.described["label_texts"], labels=LABELS, **asked)
+    asked = {name: value for name, value in model.head.label_options.items() if name not in ("readout", "fields", "label_texts")}
+    anew = asking(place / "gpt2", model.head.label_options["label_texts"], labels=LABELS, **asked)
     encoded = model.encode(texts_of(data.test))[0]
     assert encoded == anew.encode(texts_of(data.test))[0], "the prompts should be those of a classifier built anew"
-    assert torch.equal(model.scores(encoded), anew.scores(encoded)), "the scores should be those of a classifier built anew"
+    assert torch.equal(model.compute_logits(encoded), anew.compute_logits(encoded)), "the scores should be those of a classifier built anew"
     assert abs(old - model.predict(texts_of(data.test))).max() > 1e-4, f"{key}: nothing changed"
 
 
@@ -667,10 +667,10 @@ def test_asking_back_gives_the_first_answers(place, data):
     ({"shots": [(["a", "b"], "thé")]}, "needs 1 text")])
 def test_asking_for_what_there_is_not_changes_nothing(changes, words, place, data):
     model = built(place, "gpt2")
-    before, first = dict(model.head.described), model.predict(texts_of(data.test))
+    before, first = dict(model.head.label_options), model.predict(texts_of(data.test))
     with pytest.raises(InputError, match=re.escape(words)):
         change_prompt(model, **changes)
-    assert model.head.described == before and (model.predict(texts_of(data.test)) == first).all(), "half of a refused change stays"
+    assert model.head.label_options == before and (model.predict(texts_of(data.test)) == first).all(), "half of a refused change stays"
 
 
 def test_a_head_is_not_asked(place):
@@ -686,7 +686,7 @@ def test_shots_leave_the_longest_label_its_tokens(place, data, monkeypatch):
         budgets.append(budget)
         return real(prompt, count, budget)
     monkeypatch.setattr(prompting, "shorten_shots", watched_shorten)
-    prompting.show_shots(model, data.train, 3, 0)
+    prompting.set_balanced_shots(model, data.train, 3, 0)
     longest = max(map(len, model.head.tree.paths))
     budget = int(prompting.SHARE_OF_SHOTS * (model.max_length - longest))
     assert budgets == [budget] and budget != int(prompting.SHARE_OF_SHOTS * model.max_length)

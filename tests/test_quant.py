@@ -28,7 +28,7 @@ from minillmclf.models import Checkpoint, build_backbone, load_backbone
 from minillmclf.tuning import quant
 from minillmclf.tuning.quant import (CODES, Linear4bit, Quantiser, bits_per_parameter, dequantise,
                                      dynamic_map, fast_dequantise, quantise, quantise_linears)
-from minillmclf.tuning.quant_files import from_file, to_file
+from minillmclf.tuning.quant_files import layer_from_tensors, layer_to_tensors
 
 INSTALLED = importlib.util.find_spec("bitsandbytes") is not None
 needs_kernels = pytest.mark.skipif(not INSTALLED, reason="compares with bitsandbytes itself")
@@ -132,15 +132,15 @@ def mean_stays(patch):
 def no_grid(patch):
     """The nearest 8-bit number itself instead of the one that the kernel's table finds."""
     def exact(absmax):
-        rows = quant.in_rows(absmax - absmax.mean(), 256)
+        rows = quant.in_blocks(absmax - absmax.mean(), 256)
         nested = rows.abs().amax(1)
-        return quant.nearest(rows / nested[:, None], dynamic_map()).flatten()[:len(absmax)], nested, absmax.mean()
+        return quant.nearest_codes(rows / nested[:, None], dynamic_map()).flatten()[:len(absmax)], nested, absmax.mean()
     patch.setattr(quant, "quantise_absmax", exact)
 
 
 def other_blocks(patch):
-    right = quant.in_rows
-    patch.setattr(quant, "in_rows", lambda x, size: right(x, size).view(-1, 2 * size).repeat_interleave(2, 0)[:, :size]
+    right = quant.in_blocks
+    patch.setattr(quant, "in_blocks", lambda x, size: right(x, size).view(-1, 2 * size).repeat_interleave(2, 0)[:, :size]
                   if size == 64 else right(x, size))
 
 
@@ -262,12 +262,12 @@ def test_autocast_and_a_change_of_dtype_leave_the_statistics_alone():
 @pytest.mark.parametrize("kind, double", [("nf4", True), ("nf4", False), ("fp4", True)])
 def test_a_round_trip_through_a_file(tmp_path, kind, double):
     layer, _ = linear(kind=kind, double=double)
-    pair = {f"{i}.{name}": tensor for i in "ab" for name, tensor in to_file(Linear4bit.from_linear(
+    pair = {f"{i}.{name}": tensor for i in "ab" for name, tensor in layer_to_tensors(Linear4bit.from_linear(
         layer.dequantised() * (1 + (i == "b")), kind=kind, double=double)).items()}
     save_file(pair, tmp_path / "x.safetensors")                 # two layers: safetensors refuses memory that is shared
     read = {n.removeprefix("a."): t for n, t in load_file(tmp_path / "x.safetensors").items() if n.startswith("a.")}
-    back = from_file(read)
-    again = to_file(back)
+    back = layer_from_tensors(read)
+    again = layer_to_tensors(back)
     assert again.keys() == read.keys() and all(torch.equal(again[n], read[n]) for n in read), "a second save differs"
     assert torch.equal(back.dequantised(), dequantise(quantise(layer.dequantised(), kind, double=double)))
 
@@ -280,11 +280,11 @@ def test_the_tensors_are_those_that_bitsandbytes_writes(kind, double, dtype):
     weight = normal(48, 128).to(dtype)
     packed, state = quantize_4bit(weight, quant_type=kind, compress_statistics=double)
     theirs = {"weight": packed} | {"weight." + name: tensor for name, tensor in state.as_dict(packed=True).items()}
-    ours = to_file(Linear4bit.from_linear(weight, kind=kind, double=double))
+    ours = layer_to_tensors(Linear4bit.from_linear(weight, kind=kind, double=double))
     assert ours.keys() == theirs.keys()
     for name in theirs:
         assert ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name]), f"{name} differs"
-    assert torch.equal(from_file(theirs).dequantised(), dequantize_4bit(packed, state)), "we read other numbers"
+    assert torch.equal(layer_from_tensors(theirs).dequantised(), dequantize_4bit(packed, state)), "we read other numbers"
     read = QuantState.from_dict({n: t for n, t in ours.items() if n != "weight"}, device="cpu")
     assert torch.equal(dequantize_4bit(ours["weight"], read), dequantize_4bit(packed, state)), "they read other numbers"
 
@@ -325,12 +325,12 @@ def test_files_of_transformers_are_read_and_written(of_transformers, tmp_path):
     from bitsandbytes.functional import dequantize_4bit
     for name, tensors in layers.items():
         theirs = model.get_submodule(name).weight
-        layer = from_file(tensors, rest.get(name + ".bias"), f"{small}: {name}")
+        layer = layer_from_tensors(tensors, rest.get(name + ".bias"), f"{small}: {name}")
         expected = dequantize_4bit(theirs.data, theirs.quant_state)
         assert torch.equal(layer.dequantised(), expected), f"{name}: we read other weights"
-        ours = to_file(Linear4bit.from_linear(weights[name + ".weight"]))
+        ours = layer_to_tensors(Linear4bit.from_linear(weights[name + ".weight"]))
         assert all(torch.equal(ours[n], t) for n, t in tensors.items()), f"{name}: we would write another file"
-        shifted = to_file(Linear4bit.from_linear(weights[name + ".weight"] * 2))
+        shifted = layer_to_tensors(Linear4bit.from_linear(weights[name + ".weight"] * 2))
         written |= {f"{name}.{suffix}": tensor for suffix, tensor in shifted.items()}
     save_file(written, tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "config.json").write_text((small / "config.json").read_text())
@@ -384,9 +384,9 @@ def test_a_model_is_quantised_as_it_is_read(name):
         tensor = checkpoint.tensor(file)
         quantiser(model, ours, (tensor.T if table.is_transposed(ours) else tensor).contiguous())
         full = [path for path, module in model.named_modules()
-                if quantiser.takes(path, module) and not module.weight.is_meta]
+                if quantiser.is_chosen(path, module) and not module.weight.is_meta]
         assert not full, f"{full} lie in memory in full"
-    replaced, _ = quantiser.report(model)
+    replaced, _ = quantiser.list_paths(model)
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers())), "something was not filled"
     assert not any("head" in path or "norm" in path for path in replaced)
     afterwards = load_backbone(MODELS / name)
@@ -400,7 +400,7 @@ def test_a_model_is_quantised_as_it_is_read(name):
 # ------------------------------------------------------------------------------------------------ errors
 
 def broken(change):
-    tensors = to_file(Linear4bit.from_linear(normal(40, 96)))
+    tensors = layer_to_tensors(Linear4bit.from_linear(normal(40, 96)))
     change(tensors)
     return tensors
 
@@ -443,7 +443,7 @@ BROKEN = {
 @pytest.mark.parametrize("message", BROKEN)
 def test_a_broken_file_is_one_clear_line(message):
     with pytest.raises(InputError, match=message) as caught:
-        from_file(broken(BROKEN[message]), where="model.safetensors: layers.3.q_proj")
+        layer_from_tensors(broken(BROKEN[message]), where="model.safetensors: layers.3.q_proj")
     assert "\n" not in str(caught.value) and str(caught.value).startswith("model.safetensors: layers.3.q_proj: ")
 
 

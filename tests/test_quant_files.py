@@ -16,7 +16,7 @@ from minillmclf.errors import InputError
 from minillmclf.models import initialise_weights, model_class, save_backbone
 from minillmclf.text.batch import collate
 from minillmclf.text.tokenizers.tokenizer import WordPiece
-from minillmclf.tuning import choose_weights, lora, tune
+from minillmclf.tuning import set_trainable, lora, tune
 from minillmclf.tuning.peft import write_adapter
 from minillmclf.tuning.quant import Linear4bit
 from minillmclf.tuning.quant_files import open_checkpoint
@@ -26,7 +26,7 @@ FAMILIES = ("bert", "roberta", "deberta-v3", "gpt2", "llama", "mistral", "gemma2
 
 
 def scores(model):
-    return model.scores(model.encode(TEXTS)[0])
+    return model.compute_logits(model.encode(TEXTS)[0])
 
 
 def four_bit(folder, **options):
@@ -39,7 +39,7 @@ def four_bit(folder, **options):
 def test_a_four_bit_classifier_comes_back_from_disk(name, folders, tmp_path):  # noqa: F811
     model = four_bit(folders[name])
     count = sum(isinstance(module, Linear4bit) for module in model.modules())
-    choose_weights(model, "head")
+    set_trainable(model, "head")
     model.save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["quantization_config"]["bnb_4bit_quant_type"] == "nf4" and config["quantization_config"]["load_in_4bit"]

@@ -19,7 +19,7 @@ from minillmclf.models.layers import Rows
 from minillmclf.text.batch import collate
 from minillmclf.training.recompute import recompute_blocks
 from minillmclf.tuning import tune
-from minillmclf.tuning.prompt import new_words
+from minillmclf.tuning.prompt import new_word_ids
 from minillmclf.tuning.quant import quantise_linears
 
 LENGTHS = (9, 1, 14, 5)                                   # longer than any window of CONFIGS, and as short as can be
@@ -64,7 +64,7 @@ def inputs(model, side):
     texts = [(text * 14)[:14] for text in TEXTS] if side == "full" else TEXTS
     ids, mask = batch_of(texts, "right" if side == "full" else side, 0, 14 if side == "full" else 17)
     types = ids % 2 if model.config["model_type"] == "bert" else None
-    return with_words(new_words(model), ids, mask, types)
+    return with_words(new_word_ids(model), ids, mask, types)
 
 
 def result(model, scores):
@@ -99,7 +99,7 @@ def difference(model, side, tolerance=1e-7):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_scores_and_gradients_are_those_of_all_tokens(name, side):
     model = build(name)
-    assert model.head.how == ("last" if name in LAST else "first")
+    assert model.head.pooling == ("last" if name in LAST else "first")
     found = difference(model, side)
     assert found is None, f"{name}, padded {side}: {found}"
     assert (model.head.read(model.backbone, *inputs(model, side)).std(0) > 0.01).all(), \

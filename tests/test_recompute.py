@@ -16,10 +16,10 @@ from minillmclf.models import initialise_weights, model_class
 from minillmclf.cli.settings import Settings
 from minillmclf.training.checkpoint import Store, seed_step
 from minillmclf.training.loop import take_step
-from minillmclf.training.plan import Rows
+from minillmclf.training.plan import Split
 from minillmclf.training.optim import build_optimizer
-from minillmclf.training.recompute import blocks_of, recompute_blocks
-from minillmclf.tuning import choose_weights
+from minillmclf.training.recompute import all_blocks, recompute_blocks
+from minillmclf.tuning import set_trainable
 from minillmclf.tuning.prefix import attach_prefix
 
 LABELS = sorted(TOPICS)
@@ -51,7 +51,7 @@ def compare(model, name):
     """The same gradients before and after `recompute_blocks`?"""
     plain, loss = gradients(model)[1], gradients(model)[0]
     assert any("layers." in n for n in plain), "no block has a gradient: this compares nothing"
-    assert recompute_blocks(model) == len(blocks_of(model)) >= 2
+    assert recompute_blocks(model) == len(all_blocks(model)) >= 2
     again, grads = gradients(model)
     assert again == pytest.approx(loss, rel=1e-6), f"{name}: recomputation changes the loss"
     assert grads.keys() == plain.keys(), f"{name}: other tensors have gradients: {grads.keys() ^ plain.keys()}"
@@ -138,9 +138,9 @@ def folder(tmp_path_factory):
 
 def classifier(folder):
     model = Classifier.from_backbone(folder, LABELS)
-    choose_weights(model, "full")
+    set_trainable(model, "full")
     texts, labels = zip(*texts_of(random.Random(0), 8))
-    return model.train(), Rows(model.encode(texts)[0], [LABELS.index(label) for label in labels])
+    return model.train(), Split(model.encode(texts)[0], [LABELS.index(label) for label in labels])
 
 
 def steps(model, optimizer, rows, numbers):

@@ -284,7 +284,7 @@ WRONG = ["refund", b"refund", None, 5, {"text": "a"}, {"a", "b"}, frozenset("a")
 @pytest.mark.parametrize("wrong", WRONG, ids=[type(wrong).__name__ for wrong in WRONG])
 def test_what_is_no_list_of_texts_is_refused(body, tmp_path, wrong):
     model = Classifier.load(model_of(body, tmp_path / "m"))
-    for ask in (model.predict, model.encode, model.write):
+    for ask in (model.predict, model.encode, model.generate):
         refused(lambda: ask(wrong), "list of texts", type(wrong).__name__, "[text]")
 
 
@@ -311,7 +311,7 @@ def test_pandas_columns_are_texts_and_tables_are_none(body, tmp_path):
 def test_scores_are_of_rows(body, tmp_path):
     model = Classifier.load(model_of(body, tmp_path / "m"))
     for wrong in ("refund", ["a", "b"], model.encode(["a"]), None):
-        refused(lambda: model.scores(wrong), "model.encode(texts)[0]", "predict")
+        refused(lambda: model.compute_logits(wrong), "model.encode(texts)[0]", "predict")
 
 
 # -------------------------------------------------------------------------------- not finite

@@ -23,8 +23,8 @@ from minillmclf.errors import InputError
 from minillmclf.files import lock_folder
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import make_batches, row_size
-from minillmclf.training.checkpoint import PROGRESS
-from minillmclf.training.plan import Plan, Rows
+from minillmclf.training.checkpoint import PROGRESS_FIELDS
+from minillmclf.training.plan import Plan, Split
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def change(path, **values):
     save_file(tensors, path, metadata | {"progress": json.dumps(progress)})
 
 
-@pytest.mark.parametrize("values", [*({key: "gone"} for key in PROGRESS), *({key: "x"} for key in PROGRESS), {"step": -1},
+@pytest.mark.parametrize("values", [*({key: "gone"} for key in PROGRESS_FIELDS), *({key: "x"} for key in PROGRESS_FIELDS), {"step": -1},
                                     {"step": 10**9}, {"history": [3]}, {"losses": []}, {"best": None}, {"best": {"epoch": 1}}],
                          ids=str)
 def test_a_broken_state_is_one_line(place, call, tmp_path, values):
@@ -300,8 +300,8 @@ def wait_for(holds, seconds=30):
     ({"epochs": 10**12}, 10**12, 5 * 10**12), ({"epochs": 3, "min_steps": 10**12 + 1}, 2 * 10**11 + 1, 10**12 + 5),
     ({"epochs": 3, "batch_tokens": 12}, 3, None), ({"epochs": 3, "sampling": "balanced"}, 3, 15)])
 def test_the_plan_is_made_an_epoch_at_a_time(asked, epochs, steps):
-    rows, s = Rows([([1] * (row % 5 + 1), None) for row in range(20)], [0, 1] * 10), Settings(batch_size=4, **asked)
-    plan = Plan([row_size(row) for row in rows.encoded], rows.labels, s)
+    rows, s = Split([([1] * (row % 5 + 1), None) for row in range(20)], [0, 1] * 10), Settings(batch_size=4, **asked)
+    plan = Plan([row_size(row) for row in rows.encoded], rows.targets, s)
     assert plan.epochs == epochs and plan.steps == (steps or sum(map(len, plan)))
     if s.sampling == "none":
         lengths = list(map(row_size, rows.encoded))

@@ -18,7 +18,7 @@ from minillmclf.files import CHECKPOINTS
 from minillmclf.text.patterns import Clock
 from minillmclf.tuning import selection, tune
 from minillmclf.tuning.peft import write_adapter
-from minillmclf.tuning.saved import base_of, fingerprint, merge_tuned, sums
+from minillmclf.tuning.saved import base_of, fingerprint, merge_tuned, hash_files
 
 LORA = dict(method="lora", rank=3, alpha=6.0, dropout=0.0, use_rslora=False, targets=None,
             bias="none")
@@ -40,7 +40,7 @@ def run_of(base, folder, method="lora", **more):
 
 
 def scores(model):
-    return model.scores(model.encode(TEXTS)[0])
+    return model.compute_logits(model.encode(TEXTS)[0])
 
 
 def told(run):
@@ -366,7 +366,7 @@ def test_numbers_of_eight_bits_are_refused_by_name(near):
 def test_what_the_record_of_a_run_holds(near):
     place, _ = near
     record = json.loads((place / "run" / "tuned.json").read_text())
-    assert record["fingerprint"] == sums(place / "base") and set(record["fingerprint"]) == {
+    assert record["fingerprint"] == hash_files(place / "base") and set(record["fingerprint"]) == {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     config = (place / "base" / "config.json").read_bytes()
     assert record["fingerprint"]["config.json"] == hashlib.sha256(config).hexdigest()

@@ -25,14 +25,14 @@ from minillmclf.predict import __main__ as predict
 from minillmclf.report import __main__ as report
 from minillmclf import evaluate as evaluate_command
 from minillmclf.classify import multilabel as several
-from minillmclf.classify.baseline import OneVersusRest, frequencies
+from minillmclf.classify.baseline import OneVersusRest, multilabel_frequencies
 from minillmclf.cli.settings import Settings, read_settings
 from minillmclf.text import doctor
 from minillmclf.text.batch import collate
 from minillmclf.text.data import (Example, hold_out, label_set, split_label, natural_order,
                                   read_examples)
 from minillmclf.training.loop import take_step
-from minillmclf.training.plan import Rows
+from minillmclf.training.plan import Split
 from minillmclf.training.metrics import evaluate
 from minillmclf.training.multilabel import BinaryCrossEntropy, evaluate_multilabel, positive_weights
 from minillmclf.training.optim import build_optimizer
@@ -214,10 +214,10 @@ def test_one_regression_for_each_class():
     assert ((bag.predict(texts) >= 0.5) == np.array(truth)).all()
     alone = OneVersusRest(1).fit(texts, [row[:1] for row in truth], texts, [row[:1] for row in truth])
     x, y = bag.features(texts), torch.tensor(truth)
-    both, one = bag.regress(x, y, 1e-3), alone.regress(x, y[:, :1], 1e-3)
+    both, one = bag.fit_weights(x, y, 1e-3), alone.regress(x, y[:, :1], 1e-3)
     assert torch.allclose(both[0][:, :1], one[0], atol=2e-2) and torch.allclose(both[1][:1], one[1], atol=2e-2), \
         "another class takes part in the regression of the first"
-    assert frequencies(truth, 2).tolist() == [[0.6, 0.6]] * 2
+    assert multilabel_frequencies(truth, 2).tolist() == [[0.6, 0.6]] * 2
 
 
 # ---------------------------------------------------------------- the loss
@@ -232,7 +232,7 @@ def tiny(folder, **more):
 
 def rows_of(model):
     examples = [Example((text,), label, line) for line, (text, label) in enumerate(zip(TEXTS, SETS), 2)]
-    return Rows(model.encode(TEXTS)[0], model.task.targets(examples))
+    return Split(model.encode(TEXTS)[0], model.task.targets(examples))
 
 
 def test_transformers_has_the_same_scores_and_the_same_loss(tmp_path):
@@ -242,12 +242,12 @@ def test_transformers_has_the_same_scores_and_the_same_loss(tmp_path):
     theirs = loaded(transformers.AutoModelForSequenceClassification.from_pretrained, tmp_path / "saved").eval()
     assert theirs.config.problem_type == "multi_label_classification", "it would be guessed, perhaps wrongly"
     rows = rows_of(model)
-    batch = collate(rows.encoded, range(4), labels=rows.labels)
+    batch = collate(rows.encoded, range(4), labels=rows.targets)
     assert batch.mask.sum(1).unique().numel() > 2, "rows of one length need no padding"
     objective = BinaryCrossEntropy()
     with torch.no_grad(), may_refuse():
         found = theirs(batch.ids, batch.mask, token_type_ids=batch.types, labels=batch.labels)
-        ours = objective(model, batch) / objective.count(batch.labels)
+        ours = objective(model, batch) / objective.divisor(batch.labels)
         scores = model(batch)
     assert torch.allclose(scores, found.logits, atol=1e-5)
     assert ours.item() == pytest.approx(found.loss.item(), rel=1e-5)
@@ -293,7 +293,7 @@ def test_pieces_of_a_batch_add_up_to_its_gradient(tmp_path, weights):
                          Settings(**{**vars(s), "micro_batch_size": size}), BinaryCrossEntropy(weights))
         found[size] = step, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model = tiny(tmp_path / "whole")
-    batch = collate(rows_of(model).encoded, range(4), labels=rows_of(model).labels)
+    batch = collate(rows_of(model).encoded, range(4), labels=rows_of(model).targets)
     expected = F.binary_cross_entropy_with_logits(model(batch), batch.labels, pos_weight=weights)
     expected.backward()
     for size, (loss, gradients) in found.items():
@@ -361,7 +361,7 @@ def test_sure_scores_are_no_ones(tmp_path):
 
 def test_what_does_not_go_with_several_classes(tmp_path):
     model = tiny(tmp_path / "base")
-    refused(lambda: model.task.calibrate({"bias": [0.0] * 3, "temperature": 2.0}), "calibration", "threshold")
+    refused(lambda: model.task.set_calibration({"bias": [0.0] * 3, "temperature": 2.0}), "calibration", "threshold")
     refused(lambda: Classifier.from_backbone(tmp_path / "base", ["a", "b", "tie"], multi_label=True, preference={"kind": "head"}),
             "several classes a text", "preference")
     model.save(tmp_path / "saved")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillmclf.errors import InputError
-from minillmclf.training.statistics import (bootstrap, mcnemar, student_cdf, student_quantile,
+from minillmclf.training.statistics import (bootstrap_interval, mcnemar_p, student_cdf, student_quantile,
                                             t_interval)
 
 # The 97.5 % point of Student's t, as printed in every table.
@@ -58,25 +58,25 @@ def test_against_scipy():
             assert student_quantile(p, freedom) == pytest.approx(stats.t.ppf(p, freedom), rel=1e-8)
     for fewer, n in ((0, 1), (3, 10), (5, 10), (40, 100)):
         first = [True] * fewer + [False] * (n - fewer)
-        assert mcnemar(first, [not x for x in first]) == pytest.approx(stats.binomtest(fewer, n).pvalue)
+        assert mcnemar_p(first, [not x for x in first]) == pytest.approx(stats.binomtest(fewer, n).pvalue)
 
 
 def test_the_bootstrap_is_near_the_normal_interval_of_a_share():
     right = np.arange(400) < 300
-    low, high = bootstrap(lambda rows: right[rows].mean(), 400, draws=4000)
+    low, high = bootstrap_interval(lambda rows: right[rows].mean(), 400, draws=4000)
     half = 1.96 * math.sqrt(0.75 * 0.25 / 400)                                 # 0.0424
     assert (low, high) == pytest.approx((0.75 - half, 0.75 + half), abs=0.005)
-    assert (low, high) == bootstrap(lambda rows: right[rows].mean(), 400, draws=4000), "the same seed, other draws"
-    assert (low, high) != bootstrap(lambda rows: right[rows].mean(), 400, draws=4000, seed=1)
-    narrow = bootstrap(lambda rows: right[rows].mean(), 400, draws=4000, level=0.5)
+    assert (low, high) == bootstrap_interval(lambda rows: right[rows].mean(), 400, draws=4000), "the same seed, other draws"
+    assert (low, high) != bootstrap_interval(lambda rows: right[rows].mean(), 400, draws=4000, seed=1)
+    narrow = bootstrap_interval(lambda rows: right[rows].mean(), 400, draws=4000, level=0.5)
     assert low < narrow[0] < narrow[1] < high
 
 
 def test_the_bootstrap_of_two_rows_by_hand():
     """Of two rows, 0 and 1, draws are 00, 01, 10, 11: means 0, 1/2, 1/2, 1; a quarter of them each at both ends."""
-    assert bootstrap(lambda rows: rows.mean(), 2) == (0, 1)
-    assert bootstrap(lambda rows: rows.mean(), 2, level=0.4) == (0.5, 0.5)
-    assert bootstrap(lambda rows: 7.0, 5) == (7, 7)
+    assert bootstrap_interval(lambda rows: rows.mean(), 2) == (0, 1)
+    assert bootstrap_interval(lambda rows: rows.mean(), 2, level=0.4) == (0.5, 0.5)
+    assert bootstrap_interval(lambda rows: 7.0, 5) == (7, 7)
 
 
 def test_a_paired_difference_is_surer_than_two_intervals():
@@ -84,9 +84,9 @@ def test_a_paired_difference_is_surer_than_two_intervals():
     one = rng.random(300) < 0.7
     other = one.copy()
     other[np.flatnonzero(one)[:9]] = False                                      # wrong on nine rows more, else the same
-    low, high = bootstrap(lambda rows: one[rows].mean() - other[rows].mean(), 300)
+    low, high = bootstrap_interval(lambda rows: one[rows].mean() - other[rows].mean(), 300)
     assert 0 < low < 0.03 < high, "nine rows of 300, all to one side, are no chance"
-    alone = bootstrap(lambda rows: one[rows].mean(), 300)
+    alone = bootstrap_interval(lambda rows: one[rows].mean(), 300)
     assert alone[1] - alone[0] > 2 * (high - low)
 
 
@@ -94,7 +94,7 @@ def test_mcnemar_by_hand():
     def p(only_first, only_second, both=5, neither=4):
         first = [True] * only_first + [False] * only_second + [True] * both + [False] * neither
         second = [False] * only_first + [True] * only_second + [True] * both + [False] * neither
-        return mcnemar(first, second)
+        return mcnemar_p(first, second)
     assert p(0, 5) == 2 / 2 ** 5
     assert p(1, 9) == pytest.approx(2 * (1 + 10) / 2 ** 10)
     assert p(2, 8) == pytest.approx(2 * (1 + 10 + 45) / 2 ** 10)
@@ -110,5 +110,5 @@ def test_mcnemar_against_all_throws_of_the_coin(rows):
     first, second = zip(*rows)
     n, wins = sum(a != b for a, b in rows), sum(a and not b for a, b in rows)
     uneven = sum(abs(2 * bin(throw).count("1") - n) >= abs(2 * wins - n) for throw in range(2 ** n))
-    assert mcnemar(first, second) == pytest.approx(uneven / 2 ** n)
-    assert mcnemar(first, second) == mcnemar(second, first)
+    assert mcnemar_p(first, second) == pytest.approx(uneven / 2 ** n)
+    assert mcnemar_p(first, second) == mcnemar_p(second, first)

@@ -725,7 +725,7 @@ def test_a_classifier_travels_both_ways(tmp_path):
     theirs = copied("ul2_classifier", tmp_path)
     write_tokenizer(theirs)
     model = Classifier.load(theirs)
-    ours = model.scores(model.encode(TEXTS)[0], batch_size=3)
+    ours = model.compute_logits(model.encode(TEXTS)[0], batch_size=3)
     expected, labels = scores_of_transformers(theirs)
     assert labels == model.labels and (ours - expected).abs().max() <= FP32 * expected.abs().max(), \
         "what transformers saved is read otherwise"
@@ -733,12 +733,12 @@ def test_a_classifier_travels_both_ways(tmp_path):
         model.head.out.weight += 1.0
     model.save(tmp_path / "saved")
     changed, labels = scores_of_transformers(tmp_path / "saved")
-    ours = model.scores(model.encode(TEXTS)[0])
+    ours = model.compute_logits(model.encode(TEXTS)[0])
     assert labels == model.labels and (ours - changed).abs().max() <= FP32 * changed.abs().max(), \
         "what we saved is read otherwise"
     assert (changed - expected).abs().max() > 1e-2, "the change was not saved"
     again = Classifier.load(tmp_path / "saved")
-    assert torch.equal(again.scores(again.encode(TEXTS)[0]), ours), "what we saved, we read otherwise"
+    assert torch.equal(again.compute_logits(again.encode(TEXTS)[0]), ours), "what we saved, we read otherwise"
 
 
 @pytest.mark.parametrize("name", ["t5_lm", "flan_lm"])
@@ -749,5 +749,5 @@ def test_a_language_model_becomes_a_classifier(name, tmp_path):
     assert model.report.newly_initialised and all(path.startswith("head.") for path in model.report.newly_initialised)
     model.save(tmp_path / "saved")
     expected, labels = scores_of_transformers(tmp_path / "saved")
-    ours = model.scores(model.encode(TEXTS)[0])
+    ours = model.compute_logits(model.encode(TEXTS)[0])
     assert labels == ["yes", "no"] and (ours - expected).abs().max() <= FP32 * expected.abs().max(), f"{name}: read otherwise"

@@ -27,9 +27,9 @@ from minillmclf.pretrain import losses as pretraining
 from minillmclf.training import loop, losses as objectives, optim
 from minillmclf.training.checkpoint import Store, seed_step
 from minillmclf.training.loop import fit, take_step
-from minillmclf.training.plan import Plan, Rows, balanced_rows, plan_epochs
-from minillmclf.training.metrics import better
-from minillmclf.tuning import choose_weights
+from minillmclf.training.plan import Plan, Split, balanced_rows, plan_epochs
+from minillmclf.training.metrics import is_better
+from minillmclf.tuning import set_trainable
 
 LABELS = sorted(TOPICS)
 
@@ -53,13 +53,13 @@ def data(tmp_path_factory):
 
 def classifier(folder, method="full", seed=0):
     model = Classifier.from_backbone(folder, LABELS, seed=seed)
-    choose_weights(model, method)
+    set_trainable(model, method)
     return model
 
 
 def some_rows(model, rows, seed=0):
     texts, labels = zip(*texts_of(random.Random(seed), rows))
-    return Rows(model.encode(texts)[0], [LABELS.index(label) for label in labels])
+    return Split(model.encode(texts)[0], [LABELS.index(label) for label in labels])
 
 
 def weights_of(model):
@@ -106,7 +106,7 @@ def test_the_mean_of_the_pieces_means_is_seen_to_be_wrong(folder, weights, sizes
         model = classifier(folder).train()
         data, starts = some_rows(model, 7), range(0, 7, size)
         for first in starts:
-            batch = collate(data.encoded, list(range(7))[first:first + size], 0, data.labels)
+            batch = collate(data.encoded, list(range(7))[first:first + size], 0, data.targets)
             (F.cross_entropy(model(batch), batch.labels, weights) / len(starts)).backward()
         wrong = {n: p.grad for n, p in model.named_parameters()}
         difference = largest_difference(wrong, right)
@@ -120,7 +120,7 @@ def test_class_loss_is_the_mean_that_torch_computes(weights, smoothing):
     torch.manual_seed(1)
     scores, labels = torch.randn(9, 4) * 3, torch.randint(4, (9,))
     weights = weights and torch.tensor(weights)
-    total, count = objectives.class_loss(scores, labels, weights, smoothing), objectives.class_count(labels, weights)
+    total, count = objectives.class_loss(scores, labels, weights, smoothing), objectives.class_divisor(labels, weights)
     expected = F.cross_entropy(scores, labels, weights, label_smoothing=smoothing)
     assert (total / count).item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -128,9 +128,9 @@ def test_class_loss_is_the_mean_that_torch_computes(weights, smoothing):
 def test_class_loss_by_hand():
     scores, labels = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]]), torch.tensor([0, 1])
     weights = torch.tensor([1.0, 2.0])
-    total, count = objectives.class_loss(scores, labels), objectives.class_count(labels)
+    total, count = objectives.class_loss(scores, labels), objectives.class_divisor(labels)
     assert (total.item(), count.item()) == (pytest.approx(math.log(2) + math.log(4)), 2)
-    total, count = objectives.class_loss(scores, labels, weights), objectives.class_count(labels, weights)
+    total, count = objectives.class_loss(scores, labels, weights), objectives.class_divisor(labels, weights)
     assert (total.item(), count.item()) == (pytest.approx(math.log(2) + 2 * math.log(4)), 3)
     smooth = math.log(2) + 0.9 * math.log(4) + 0.1 * (math.log(4) + math.log(4 / 3)) / 2
     assert objectives.class_loss(scores, labels, None, 0.1).item() == pytest.approx(smooth)
@@ -138,7 +138,7 @@ def test_class_loss_by_hand():
 
 def test_balanced_weights_give_every_class_the_same_say():
     labels = [0] * 6 + [1] * 3 + [2] * 1
-    weights = SingleLabel(["a", "b", "c"]).loss(Settings(class_weights="balanced"), labels).weights
+    weights = SingleLabel(["a", "b", "c"]).build_objective(Settings(class_weights="balanced"), labels).weights
     assert weights.tolist() == pytest.approx([10 / 18, 10 / 9, 10 / 3])
     assert sum(weights[label].item() for label in labels) == pytest.approx(len(labels)), "the weights' mean is not 1"
 
@@ -257,7 +257,7 @@ def expected_sizes(config, classes):
                                            ("last-2", (0, 2, 1))])
 def test_methods_train_what_they_say_and_nothing_else(dropping, method, share):
     model = classifier(dropping)
-    trainable, total = choose_weights(model, method)
+    trainable, total = set_trainable(model, method)
     sizes = expected_sizes(model.config, len(LABELS))
     assert trainable == sum(n * size for n, size in zip(share, sizes))
     assert total == sizes[0] + 2 * sizes[1] + sizes[2]
@@ -275,13 +275,13 @@ def test_methods_train_what_they_say_and_nothing_else(dropping, method, share):
 
 def test_choosing_again_undoes_the_choice_before(folder):
     model = classifier(folder, "head")
-    assert choose_weights(model, "full") == (sum(p.numel() for p in model.parameters()),) * 2
+    assert set_trainable(model, "full") == (sum(p.numel() for p in model.parameters()),) * 2
 
 
 @pytest.mark.parametrize("method", ["", "last-0", "last-3", "last-", "last-1.5", "FULL"])
 def test_unknown_methods_are_refused(folder, method):
     with pytest.raises(InputError, match=r"--method .*full, head, last-N, .* with N from 1 to the model's 2"):
-        choose_weights(classifier(folder), method)
+        set_trainable(classifier(folder), method)
 
 
 # ---- epochs: the best one, stopping early, evaluation
@@ -325,13 +325,13 @@ def test_better_knows_which_way_a_metric_points():
     for metric, up in (("accuracy", True), ("macro_f1", True), ("log_loss", False), ("ece", False)):
         def one(value, loss=0.5):
             return {"log_loss": loss, metric: value}
-        assert better(metric, one(0.0), None)
-        assert better(metric, one(0.6), one(0.5)) == up and better(metric, one(0.4), one(0.5)) != up
-        assert not better(metric, one(0.5), one(0.5))
+        assert is_better(metric, one(0.0), None)
+        assert is_better(metric, one(0.6), one(0.5)) == up and is_better(metric, one(0.4), one(0.5)) != up
+        assert not is_better(metric, one(0.5), one(0.5))
         if metric != "log_loss":
-            assert better(metric, one(0.5, 0.4), one(0.5))
-            assert not better(metric, one(0.5, 0.6), one(0.5))
-            assert better(metric, one(0.6, 0.9), one(0.5)) == up, "loss decides ties only"
+            assert is_better(metric, one(0.5, 0.4), one(0.5))
+            assert not is_better(metric, one(0.5, 0.6), one(0.5))
+            assert is_better(metric, one(0.6, 0.9), one(0.5)) == up, "loss decides ties only"
 
 
 def test_of_equal_epochs_that_with_the_smallest_log_loss_is_kept(folder, tmp_path, monkeypatch):
@@ -402,9 +402,9 @@ def test_evaluation_drops_nothing_and_keeps_the_order_of_rows(dropping):
     assert len(set(map(len, map(str.split, texts)))) > 4, "the texts should differ in length, so that they are sorted"
     encoded = model.encode(texts)[0]
     model.train()
-    together = model.scores(encoded, batch_size=6)
-    assert torch.equal(together, model.train().scores(encoded, batch_size=6)), "two evaluations differ: dropout is on"
-    alone = torch.cat([model.scores([one]) for one in encoded])
+    together = model.compute_logits(encoded, batch_size=6)
+    assert torch.equal(together, model.train().compute_logits(encoded, batch_size=6)), "two evaluations differ: dropout is on"
+    alone = torch.cat([model.compute_logits([one]) for one in encoded])
     assert len({tuple(row) for row in alone.mul(1e4).round().tolist()}) == len(texts), "texts give equal scores"
     assert torch.allclose(together, alone, atol=1e-5), "scores come in another order than the texts"
     model.train()
@@ -736,11 +736,11 @@ def test_a_balanced_epoch_has_all_classes_alike_and_no_row_too_often():
 
 
 def test_the_plan_draws_balanced_epochs_only_when_asked():
-    train = Rows([([1] * (row % 5 + 1), None) for row in range(40)], [0] * 36 + [1] * 4)
+    train = Split([([1] * (row % 5 + 1), None) for row in range(40)], [0] * 36 + [1] * 4)
     for sampling, rare in (("none", 4), ("balanced", 20)):
-        for epoch in Plan([len(ids) for ids, _ in train.encoded], train.labels,
+        for epoch in Plan([len(ids) for ids, _ in train.encoded], train.targets,
                           Settings(batch_size=8, epochs=2, sampling=sampling)):
-            assert sum(train.labels[row] for batch in epoch for row in batch) == rare
+            assert sum(train.targets[row] for batch in epoch for row in batch) == rare
             assert all(len(batch) <= 8 for batch in epoch) and sum(map(len, epoch)) == 40
 
 

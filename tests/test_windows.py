@@ -23,7 +23,7 @@ from minillmclf.text.cutting import window_spans
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training.checkpoint import Store
 from minillmclf.training.loop import fit
-from minillmclf.training.plan import Rows
+from minillmclf.training.plan import Split
 from minillmclf.tuning import tune
 
 SIZE, OVERLAP = 12, 3
@@ -86,7 +86,7 @@ def by_hand(model, plain, text, pool):
 
 # ------------------------------------------------------------------------------------------------ the same classifier
 
-@pytest.mark.parametrize("pool", windows.WAYS)
+@pytest.mark.parametrize("pool", windows.WINDOW_POOLS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_one_window_is_the_plain_classifier_bit_for_bit(stored, name, pool):
     texts = ["a new rose", "the old tree", "rain", "again"] * 3                              # more rows than AT_ONCE
@@ -106,7 +106,7 @@ def test_one_window_is_the_plain_classifier_bit_for_bit(stored, name, pool):
     assert theirs and first_difference(own, theirs, 0.0) is None, f"{name}, {pool}: {first_difference(own, theirs, 0.0)}"
 
 
-@pytest.mark.parametrize("pool", windows.WAYS)
+@pytest.mark.parametrize("pool", windows.WINDOW_POOLS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_long_texts_are_pooled_as_by_hand_whatever_stands_beside_them(stored, name, pool):
     model, plain = build(stored(name), pool), build(stored(name), None)
@@ -122,7 +122,7 @@ def test_long_texts_are_pooled_as_by_hand_whatever_stands_beside_them(stored, na
                                          torch.tensor(values)])
         ways = {"padded right": model(right), "padded left": model(left),
                 "alone": torch.cat([model(collate(rows, [row])) for row in range(len(rows))]),
-                "sorted, two at a time": model.scores(rows, 2)}
+                "sorted, two at a time": model.compute_logits(rows, 2)}
     for way, found in ways.items():
         apart = (found - expected).abs().max()
         assert apart <= 1e-5 * expected.abs().max().clamp(min=1), f"{name}, {pool}, {way}: {apart:.2g} from the hand's"
@@ -134,9 +134,9 @@ def test_long_texts_are_pooled_as_by_hand_whatever_stands_beside_them(stored, na
 def test_every_token_of_a_document_reaches_the_body(length, size, data):
     overlap = data.draw(st.integers(0, size - 3))
     tokenizer, part = Numbers(), list(range(10, 10 + length))
-    (ids, types), lost = windows.Windows(8, size, "mean", overlap, 4, 500).lay_out(tokenizer, [part], size, "head")
+    (ids, types), lost = windows.Windows(8, size, "mean", overlap, 4, 500).encode_windows(tokenizer, [part], size, "head")
     batch = collate([(ids, types), ([1, 10, 2], [0] * 3)], [0, 1])
-    rows, mask, _, counts = windows.cut_rows(batch.ids, batch.mask, batch.types, size)
+    rows, mask, _, counts = windows.cut_into_windows(batch.ids, batch.mask, batch.types, size)
     seen = [row[keep.bool()].tolist() for row, keep in zip(rows, mask)][:counts[0]]
     assert not lost and {token for row in seen for token in row} == {1, 2, *part}, "tokens are missing"
     assert all(row[0] == 1 and row[-1] == 2 and row[1:-1] == list(range(row[1], row[1] + len(row) - 2)) for row in seen), \
@@ -159,14 +159,14 @@ def test_of_a_pair_the_longer_text_is_cut_into_windows_and_the_other_stands_in_e
     made = windows.Windows(8, 13, "mean", 2, 4, 500)
     long, short = list(range(100, 130)), [5, 6, 7]
     for parts in ([long, short], [short, long]):
-        (ids, types), lost = made.lay_out(Numbers(), parts, 13, "head")
+        (ids, types), lost = made.encode_windows(Numbers(), parts, 13, "head")
         rows = [ids[start:start + 13] for start in range(0, len(ids), 13)]
         assert not lost and len(rows) == 6 and {t for row in rows for t in row} >= set(long), "tokens are missing"
         for row in rows:
             text = [t for t in row if t >= 100]
             assert row == Numbers().add_special_tokens(*(text if part is long else short for part in parts))[0], f"{row} is no pair"
         assert types[:13] == Numbers().add_special_tokens(*(long[:7] if part is long else short for part in parts))[1]
-    (ids, _), lost = made.lay_out(Numbers(), [long, list(range(50, 70))], 13, "tail")
+    (ids, _), lost = made.encode_windows(Numbers(), [long, list(range(50, 70))], 13, "tail")
     assert lost and ids[:13] == [1, *range(100, 105), 2, *range(65, 70), 2], f"not half of the room, or not its tail: {ids[:13]}"
 
 
@@ -188,7 +188,7 @@ def test_attention_weighs_and_learns(folder):
     torch.nn.init.normal_(model.head.windows.U.weight, generator=torch.Generator().manual_seed(2))
     torch.nn.init.normal_(model.head.windows.v.weight, generator=torch.Generator().manual_seed(3))
     for features in states:
-        weights = model.head.windows.weights(features)
+        weights = model.head.windows.window_weights(features)
         assert weights.shape == (len(features),) and torch.allclose(weights.sum(), torch.tensor(1.0)), weights
     assert weights.max() > 2 / 9, "nine windows count alike: nothing is weighed"
     model.train()(batch_of(model, TEXTS))[:, 0].sum().backward()
@@ -212,9 +212,9 @@ def test_few_windows_at_a_time_go_through_the_body_however_long_the_text(folder)
     for copies in (1, 8):
         text = " ".join([LONG] * copies)
         count, before = len(pieces_of(model, text)), len(seen)
-        model.scores(model.encode([text, "a rose"])[0])
+        model.compute_logits(model.encode([text, "a rose"])[0])
         rows = [shape[0] for shape in seen[before:]]
-        assert max(rows) <= windows.AT_ONCE and {shape[1] for shape in seen[before:]} == {SIZE}, seen[before:]
+        assert max(rows) <= windows.WINDOWS_AT_ONCE and {shape[1] for shape in seen[before:]} == {SIZE}, seen[before:]
         assert sum(rows) == count + 1, f"{sum(rows)} of {count + 1} windows were looked at"
 
 
@@ -245,7 +245,7 @@ def test_the_windows_drawn_for_a_text_are_its_own():
     ids = torch.tensor([[text] * SIZE for text, count in enumerate(counts) for _ in range(count)])
     for seed in range(5):
         torch.manual_seed(seed)
-        drawn, mask, types, found = rule.draw(ids, torch.ones_like(ids), None, counts)
+        drawn, mask, types, found = rule.draw_windows(ids, torch.ones_like(ids), None, counts)
         assert found == [2, 2, 2, 1] and drawn[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3]
         assert types is None and mask.shape == drawn.shape
 
@@ -267,7 +267,7 @@ def test_a_class_that_hangs_on_a_late_word_is_learned_in_windows_only(tmp_path, 
     small.bert_folder(tmp_path, layers=1, dropout=0.0)
     model = build(tmp_path, pool, size=16, overlap=2, head="mean")
     tune(model, {"method": "full"})
-    data = [Rows(model.encode(texts)[0], list(labels)) for texts, labels in (late_word(384), late_word(60, seed=1))]
+    data = [Split(model.encode(texts)[0], list(labels)) for texts, labels in (late_word(384), late_word(60, seed=1))]
     progress = fit(model, *data, Settings(epochs=5, batch_size=24, lr=1e-2), Store(tmp_path))
     accuracy = progress["best"]["accuracy"]
     if pool:
@@ -294,11 +294,11 @@ def test_a_saved_run_answers_bit_for_bit(folder, tmp_path, pool, method):
     again = Classifier.load(tmp_path)
     assert again.head.windows.as_dict() == dict(pool=pool, overlap=5, max_windows=2, max_document=70) and again.head.keep == "tail"
     assert again.encode(TEXTS) == model.encode(TEXTS), "texts are cut otherwise"
-    answers = model.scores(model.encode(TEXTS)[0])
-    assert torch.equal(again.scores(again.encode(TEXTS)[0]), answers), "other answers"
+    answers = model.compute_logits(model.encode(TEXTS)[0])
+    assert torch.equal(again.compute_logits(again.encode(TEXTS)[0]), answers), "other answers"
     if method in ("lora", "prefix"):
         alone = Classifier.load(tmp_path / "adapter")
-        assert torch.equal(alone.scores(alone.encode(TEXTS)[0]), answers), "the folder of PEFT answers otherwise"
+        assert torch.equal(alone.compute_logits(alone.encode(TEXTS)[0]), answers), "the folder of PEFT answers otherwise"
     if method == "full":
         config = json.loads((tmp_path / "config.json").read_text())
         kind = "MinillmclfWindowClassifier" if pool == "attention" else "BertForSequenceClassification"

@@ -613,7 +613,7 @@ def writer(tmp_path_factory):
     rows = list(zip(words[::3], words[1::3], words[2::3]))  # 120
     model = asked(folder / "gpt2")
     p, q = (
-        model.scores(model.encode(texts)[0]).double().log_softmax(1)
+        model.compute_logits(model.encode(texts)[0]).double().log_softmax(1)
         for texts in (rows, exchanged(rows))
     )
     draw = torch.Generator().manual_seed(3)
@@ -675,7 +675,7 @@ def test_a_temperature_of_both_orders_is_fitted_with_the_labels_of_each(writer, 
     model = asked(folder)
     sides = torch.tensor(TURN)[truth]  # of the exchanged rows
     logp = [
-        model.scores(model.encode(texts)[0]).double().log_softmax(1)
+        model.compute_logits(model.encode(texts)[0]).double().log_softmax(1)
         for texts in (rows, exchanged(rows))
     ]
 
@@ -786,7 +786,7 @@ def test_windows_of_every_family_are_its_answers_put_together(name, pool, folder
                 )
                 read = ours.head.windows
                 a = (torch.tanh(h @ read.U.weight.T) @ read.v.weight[0]).softmax(0)
-                expected = plain.head.classes((a @ h)[None])[0]
+                expected = plain.head.class_logits((a @ h)[None])[0]
             else:
                 scores = torch.cat([plain(b) for b in batches])
                 expected = scores.mean(0) if pool == "mean" else scores.max(0).values
@@ -860,7 +860,7 @@ def test_every_family_compares_two_answers(name, folders):  # noqa: F811
         for one in model.task.sequences(encoded):
             b = collate([one], [0])
             with torch.no_grad():
-                hidden, mask = model.head.states(model.backbone, b.ids, b.mask, b.types)
+                hidden, mask = model.head.states_to_pool(model.backbone, b.ids, b.mask, b.types)
                 r.append(model.head.score(hidden, mask)[0, 0])
         assert abs((row[0] - row[1]) - (r[0] - r[1])) < 1e-4, (
             f"{name}: {texts[0]!r}"

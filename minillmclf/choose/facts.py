@@ -62,7 +62,7 @@ def model_facts(name, data, s, machine):
     empty = Classifier.empty(open_checkpoint(folder), data.labels,
                              max_length=s.max_length or None)
     splits = {split: [example.texts for example in getattr(data, split)] for split in SPLITS}
-    lengths = [empty.head.length(empty.tokenizer, texts)
+    lengths = [empty.head.count_tokens(empty.tokenizer, texts)
                for rows in splits.values() for texts in rows]
     weights = 4 * sum(p.numel() for p in empty.parameters())
     free = machine["memory"]["free"]

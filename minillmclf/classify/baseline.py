@@ -17,11 +17,11 @@ import torch.nn.functional as F
 
 from .swap import is_preference, longer_answer
 
-MOST_TERMS, MOST_WEIGHTS = 100_000, 3_000_000      # V; V times C
-HISTORY = 10                                       # L-BFGS keeps two vectors for each of 10 steps
+MAX_TERMS, MAX_WEIGHTS = 100_000, 3_000_000        # V; V times C
+LBFGS_HISTORY = 10                                 # L-BFGS keeps two vectors for each of 10 steps
 
 
-def baselines(data, task, quick=False):
+def run_baselines(data, task, quick=False):
     """A Dataset -> {name of a baseline: its metrics on test, or on dev if there is no test}.
 
     quick: without the bag of words, which takes minutes on very many rows or classes.
@@ -30,39 +30,40 @@ def baselines(data, task, quick=False):
     rows = {split: getattr(data, split) for split in ("train", "dev", final)}
     texts = {split: [example.texts for example in rows[split]] for split in rows}
     targets = {split: task.targets(rows[split]) for split in rows}
-    models = {task.FREQUENCIES: lambda asked: task.frequencies(targets["train"], len(asked))}
+    models = {task.FREQUENCY_BASELINE:              # texts of N rows -> probabilities (N, C)
+              lambda texts: task.predict_frequencies(targets["train"], len(texts))}
     if not quick:
-        bag = task.BAG(len(task.labels))
+        bag = task.BAG_OF_WORDS(len(task.labels))
         bag.fit(texts["train"], targets["train"], texts["dev"], targets["dev"])
         models["bag of words"] = bag.predict
     if is_preference(data):
-        models["longer answer"] = lambda asked: longer_answer(rows["train"], asked, task.labels)
-    found = {}
+        models["longer answer"] = lambda texts: longer_answer(rows["train"], texts, task.labels)
+    metrics = {}
     for name, predict in models.items():
-        own = task.fitted(lambda: predict(texts["dev"]), rows["dev"])
-        found[name] = own.evaluate(predict(texts[final]), targets[final])
-    return found
+        fitted = task.fit_to_dev(lambda: predict(texts["dev"]), rows["dev"])
+        metrics[name] = fitted.evaluate(predict(texts[final]), targets[final])
+    return metrics
 
 
-def majority(train_labels, rows, classes):
+def class_frequencies(train_targets, rows, classes):
     """N class numbers -> the frequency of each class, repeated for each row: (rows, C)."""
-    shares = np.bincount(train_labels, minlength=classes) / len(train_labels)           # (C,)
+    shares = np.bincount(train_targets, minlength=classes) / len(train_targets)         # (C,)
     return np.tile(shares, (rows, 1))
 
 
-def frequencies(train_targets, rows):
+def multilabel_frequencies(train_targets, rows):
     """Multi-label targets (N, C) of 0 and 1 -> the share of rows with each class, (rows, C)."""
     return np.tile(np.mean(train_targets, axis=0), (rows, 1))
 
 
-def terms(texts):
+def terms_of(texts):
     """The texts of a row -> its words and pairs of neighbours: "A cat sat" -> ["0:cat", "0:sat",
     "0:cat 0:sat"], where 0 is the number of the text."""
-    found = []
+    terms = []
     for number, text in enumerate((texts,) if isinstance(texts, str) else texts):
         words = [f"{number}:{word}" for word in re.findall(r"\w\w+", text.lower())]
-        found += words + [a + " " + b for a, b in zip(words, words[1:])]
-    return found
+        terms += words + [a + " " + b for a, b in zip(words, words[1:])]
+    return terms
 
 
 def rows_of(x):
@@ -88,32 +89,30 @@ class Product(torch.autograd.Function):
 class BagOfWords:
     """Logistic regression on the TF-IDF of V words and word pairs, fitted by L-BFGS."""
 
-    STRENGTHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)           # of the L2 penalty; dev rows choose
+    PENALTIES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)           # factors of the L2 norm; dev rows choose
 
     def __init__(self, classes):
         self.classes = classes
 
     def fit(self, texts, targets, dev_texts, dev_targets):
-        """Learn terms and weights from train; choose the strength by `merit` on dev. -> self"""
-        frequency = Counter(term for text in texts for term in set(terms(text)))
-        most = min(MOST_TERMS, MOST_WEIGHTS // self.classes)
-        kept = frequency
-        if len(frequency) > most:
-            kept = sorted(frequency, key=lambda term: (-frequency[term], term))[:most]
-        self.index = {term: i for i, term in enumerate(sorted(kept))}
+        """Learn terms and weights from train; choose the penalty by `dev_score` on dev. -> self"""
+        frequency = Counter(term for text in texts for term in set(terms_of(text)))
+        most = min(MAX_TERMS, MAX_WEIGHTS // self.classes)
+        vocabulary = sorted(frequency, key=lambda term: (-frequency[term], term))[:most]
+        self.index = {term: i for i, term in enumerate(sorted(vocabulary))}
         self.idf = {term: 1 + math.log((1 + len(texts)) / (1 + n)) for term, n in frequency.items()}
         x, y, dev = self.features(texts), torch.tensor(targets), self.features(dev_texts)
         by_row, by_term = rows_of(x), rows_of(x.t())
-        fitted = [self.regress(by_row, by_term, y, strength) for strength in self.STRENGTHS]
-        merits = [self.merit(self.apply(dev, w), torch.tensor(dev_targets)) for w in fitted]
-        self.weights = fitted[merits.index(max(merits))]
+        fitted = [self.fit_weights(by_row, by_term, y, penalty) for penalty in self.PENALTIES]
+        scores = [self.dev_score(self.logits(dev, w), torch.tensor(dev_targets)) for w in fitted]
+        self.weights = fitted[scores.index(max(scores))]
         return self
 
-    def cost(self, logits, y):
+    def loss(self, logits, y):
         """logits (N, C), targets y (N,) -> the loss, a scalar."""
         return F.cross_entropy(logits, y)
 
-    def merit(self, logits, y):
+    def dev_score(self, logits, y):
         """The number of right answers."""
         return int((logits.argmax(1) == y).sum())
 
@@ -121,7 +120,7 @@ class BagOfWords:
         """Texts of N rows -> sparse (N, V)."""
         rows, columns, values = [], [], []
         for number, text in enumerate(texts):
-            counts = {t: n for t, n in Counter(terms(text)).items() if t in self.index}
+            counts = {t: n for t, n in Counter(terms_of(text)).items() if t in self.index}
             weighted = {t: (1 + math.log(n)) * self.idf[t] for t, n in counts.items()}
             length = math.sqrt(sum(v * v for v in weighted.values())) or 1.0
             rows += [number] * len(weighted)
@@ -131,42 +130,42 @@ class BagOfWords:
         return torch.sparse_coo_tensor([rows, columns], values, shape,
                                        check_invariants=False).coalesce()
 
-    def regress(self, x, transposed, y, strength):
-        """x (N, V), x.t(), y -> weights (V, C), bias (C,), which minimise `cost` + the penalty."""
+    def fit_weights(self, x, transposed, y, penalty):
+        """x (N, V), x.t(), y -> weights w (V, C) and bias (C,) of least loss + penalty * |w|^2."""
         w = torch.zeros(x.shape[1], self.classes, requires_grad=True)
         b = torch.zeros(self.classes, requires_grad=True)
-        solver = torch.optim.LBFGS([w, b], max_iter=100, history_size=HISTORY,
+        solver = torch.optim.LBFGS([w, b], max_iter=100, history_size=LBFGS_HISTORY,
                                    line_search_fn="strong_wolfe")
 
-        def loss():
+        def compute_loss():
             solver.zero_grad()
             logits = Product.apply(x, transposed, w) + b
-            value = self.cost(logits, y) + strength * (w ** 2).sum()
-            value.backward()
-            return value
-        solver.step(loss)
+            loss = self.loss(logits, y) + penalty * (w ** 2).sum()
+            loss.backward()
+            return loss
+        solver.step(compute_loss)
         return w.detach(), b.detach()
 
-    def apply(self, x, weights):
-        """x (N, V), the result of `regress` -> logits (N, C)."""
+    def logits(self, x, weights):
+        """x (N, V), what `fit_weights` returns -> logits (N, C)."""
         return torch.sparse.mm(x, weights[0]) + weights[1]
 
     def predict(self, texts):
         """Texts of N rows -> probabilities, numpy (N, C)."""
-        return self.apply(self.features(texts), self.weights).softmax(-1).numpy()
+        return self.logits(self.features(texts), self.weights).softmax(-1).numpy()
 
 
 class OneVersusRest(BagOfWords):
     """Multi-label: a logistic regression for each class. Targets are (N, C) of 0 and 1."""
 
-    def cost(self, logits, y):
+    def loss(self, logits, y):
         """The loss is summed over classes, so each is fitted as if it were the only one."""
         return F.binary_cross_entropy_with_logits(logits, y, reduction="sum") / len(y)
 
-    def merit(self, logits, y):
+    def dev_score(self, logits, y):
         """Minus the log loss: right answers cannot be counted before thresholds are fitted."""
-        return -float(self.cost(logits, y))
+        return -float(self.loss(logits, y))
 
     def predict(self, texts):
         """Texts of N rows -> probabilities, numpy (N, C), which do not sum to one."""
-        return self.apply(self.features(texts), self.weights).double().sigmoid().numpy()
+        return self.logits(self.features(texts), self.weights).double().sigmoid().numpy()

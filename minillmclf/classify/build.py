@@ -8,23 +8,23 @@ from ..models import build_backbone, initialise_weights
 from ..text.cutting import check_side
 from ..text.tokenizers.tokenizer import load_tokenizer
 from ..tuning.quant_files import load_weights, open_checkpoint
-from .label_text.options import build_labels, read_readout
+from .label_text.options import label_readout, read_label_options
 from .multilabel import MultiLabel
 from .preference import preference_task
 from .task import SingleLabel
 from .windows import Windowed
 
-DEFAULT_LENGTH = 512       # tokens of a row if neither the model nor its tokenizer sets a limit
+DEFAULT_MAX_LENGTH = 512   # tokens of a row if neither the model nor its tokenizer sets a limit
 
 
 @dataclass
 class Options:
     """How a classifier is built: the keyword arguments of Classifier.from_backbone.
 
-    readout="labels" reads the logit of a class as the log-probability of its label texts. It takes
+    With readout="labels" the logit of a class is the log-probability of its label texts. This takes
     further arguments (label_text/options.py): template ("Review: {text}\\nSentiment:"), label_texts
     ({label: [text, ...]}, default the names), fields, instruction, shots, end, score_by. They come
-    together in `described`, which is {} for readout="head".
+    together in `label_options`, which is {} for readout="head".
     """
     pool: str = "family"                # the head that transformers has, or another of head.POOLS
     max_length: int | None = None       # tokens of a row, special ones included; None: the limit
@@ -35,76 +35,76 @@ class Options:
     windows: dict | None = None         # for long documents (windows.check_windows)
     preference: dict | None = None      # such as {"kind": "head", "swap": "both"} (preference.py)
     multi_label: bool = False           # may a row have any number of labels? (multilabel.py)
-    described: dict = field(default_factory=dict)
+    label_options: dict = field(default_factory=dict)
 
 
 def read_options(labels, given):
     """The arguments of Classifier.from_backbone, {name: value} -> Options."""
-    own = {f.name for f in fields(Options)} - {"described"}
+    own = {f.name for f in fields(Options)} - {"label_options"}
     others = {name: value for name, value in given.items() if name not in {*own, "readout"}}
-    described = read_readout(given.get("readout", "head"), others, labels)
-    return Options(described=described, **{name: given[name] for name in given if name in own})
+    others = read_label_options(given.get("readout", "head"), others, labels)
+    return Options(label_options=others, **{name: given[name] for name in given if name in own})
 
 
 def from_backbone(cls, path, labels, given):
     """A Classifier (cls) on a pretrained backbone. given: as for `read_options`."""
     check_labels(labels)
     checkpoint, options = open_checkpoint(path), read_options(labels, given)
-    model = modules(cls, checkpoint, labels, options)
+    model = build_unfilled(cls, checkpoint, labels, options)
     model.base, model.quantise = str(path), options.quantise
     initialise_weights(model.head, options.seed)
     if not options.pretrained:
         initialise_weights(model.backbone.to_empty(device="cpu"), options.seed)
         return model.eval()
-    model.report, model.kept_whole = load_weights(
+    model.report, model.not_quantised = load_weights(
         model, checkpoint, model.rename_table(with_classes=False), ["head\\."], options.quantise)
     return model.eval()
 
 
-def modules(cls, checkpoint, labels, options):
-    """A Classifier (cls) with no weights loaded. checkpoint: of the backbone; options: Options."""
-    backbone = build_backbone(checkpoint, lm_head=bool(options.described))
+def build_unfilled(cls, checkpoint, labels, options):
+    """A Classifier (cls) without loaded weights. checkpoint: of the backbone; options: Options."""
+    backbone = build_backbone(checkpoint, lm_head=bool(options.label_options))
     tokenizer = load_tokenizer(checkpoint.folder).refuse_second_bos()
     if len(tokenizer) > backbone.config["vocab_size"]:
         raise InputError(f"{checkpoint.folder}: the tokenizer's ids go to {len(tokenizer) - 1}, "
                          f"the embedding has only {backbone.config['vocab_size']} rows: these "
                          "files do not belong together")
-    max_length = text_length(options.max_length, backbone, tokenizer, checkpoint.folder)
-    task = task_of(labels, options.described, options.preference, options.multi_label)
-    if options.described:
+    max_length = choose_max_length(options.max_length, backbone, tokenizer, checkpoint.folder)
+    task = build_task(labels, options.label_options, options.preference, options.multi_label)
+    if options.label_options:
         if (options.keep, options.windows) != ("head", None):
             raise InputError("keep and windows go with the readout head: label texts cut a text "
                              "before its template")
         backbone.output_embeddings()                    # InputError without a language-model head
-        head = build_labels(backbone, tokenizer, labels, options.described)
+        head = label_readout(backbone, tokenizer, labels, options.label_options)
     else:
-        head = task.head(backbone.source_config["model_type"], backbone, options.pool)
+        head = task.build_head(backbone.source_config["model_type"], backbone, options.pool)
         head.keep = check_side(options.keep)
         if options.windows is not None:
-            if head.most_texts > 2:
+            if head.max_texts > 2:
                 raise InputError("windows go with one text or two: --preference reads a prompt "
                                  "with two answers")
             head = Windowed(head, backbone.width, max_length, options.windows)
     return cls(backbone, head, tokenizer, task, max_length)
 
 
-def task_of(labels, described=None, preference=None, multi_label=False):
-    """The task of a classifier with these labels and Options."""
-    task = preference_task(preference, labels, described or {})
+def build_task(labels, label_options=None, preference=None, multi_label=False):
+    """The task of a classifier with these labels. The other arguments: as in Options."""
+    task = preference_task(preference, labels, label_options or {})
     if not multi_label:
         return task or SingleLabel(labels)
-    if described or task:
+    if label_options or task:
         raise InputError("several classes a text go with a plain head: without label texts, "
                          "preference")
     return MultiLabel(labels)
 
 
-def text_length(asked, backbone, tokenizer, folder):
-    """max_length of a classifier: `asked`, or if it is None, the limit of model and tokenizer. Sets
-    the tokenizer to that limit in any case. InputError if `asked` leaves no place for a text, or is
-    more than the model's positions."""
+def choose_max_length(asked, backbone, tokenizer, folder):
+    """max_length of a classifier: `asked`; if None, the limit of model and tokenizer, which is set
+    as tokenizer.max_length in any case. InputError if `asked` leaves no place for a text or is more
+    than the model's positions."""
     highest, least = backbone.max_tokens or math.inf, tokenizer.num_special_tokens(True) + 1
-    known = tokenizer.max_length or backbone.max_tokens or DEFAULT_LENGTH
+    known = tokenizer.max_length or backbone.max_tokens or DEFAULT_MAX_LENGTH
     tokenizer.max_length = min(highest, known)
     if asked is not None and not (type(asked) is int and least <= asked <= highest):
         raise InputError(f"max_length {short(asked)}: must lie between {least} and the {highest} "

@@ -3,10 +3,10 @@
 Logits (N, C) of N rows come from a head, or are the log-probabilities of label texts, which need
 not sum to one. The correction is (logits - bias) / temperature; three methods fit it:
 
-    contextual    to texts without content, as "N/A"  Zhao et al. 2021, "Calibrate Before Use"
-    batch         to rows without labels              Zhou et al. 2023, "Batch Calibration"
-    temperature   to rows with labels, not trained    Guo et al. 2017, "On Calibration of Modern
-                  on                                  Neural Networks"
+    contextual    on texts without content, as "N/A"  Zhao et al. 2021, "Calibrate Before Use"
+    batch         on rows without labels              Zhou et al. 2023, "Batch Calibration"
+    temperature   on rows with labels that are not    Guo et al. 2017, "On Calibration of Modern
+                  trained on                          Neural Networks"
 
 The first two fit the bias and may change answers; a temperature changes only their probabilities.
 Fitting is done in float64, on logarithms. Not here: a scale for each class, isotonic regression.
@@ -19,9 +19,9 @@ import torch
 from ..errors import InputError
 from ..files import short
 
-CONTENT_FREE = ("N/A", "", "[MASK]")       # the inputs of `contextual`
-LOWEST, HIGHEST = 1 / 100, 100.0           # the temperatures between which `temperature` searches
-LEAST = 1e-6                               # least temperature of a file; float32 overflows below
+CONTENT_FREE = ("N/A", "", "[MASK]")       # the inputs of `fit_contextual`
+LOWEST, HIGHEST = 1 / 100, 100.0           # between them `fit_temperature` searches
+LOWEST_IN_FILE = 1e-6                      # least temperature of a file; float32 overflows below
 HALVINGS = 60                              # of the search interval: more than float64 can resolve
 
 
@@ -39,15 +39,15 @@ class Calibration:
                              f"{len(self.bias)}: fit anew")
         wide = torch.promote_types(logits.dtype, torch.float32)         # 16 bits are too coarse
         bias = torch.tensor(self.bias, dtype=wide, device=logits.device)            # (C,)
-        found = ((logits.to(wide) - bias) / self.temperature).to(logits.dtype)
-        return check_logits(found, "calibrated scores")
+        corrected = ((logits.to(wide) - bias) / self.temperature).to(logits.dtype)
+        return check_logits(corrected, "calibrated scores")
 
     def as_dict(self):
         return asdict(self)
 
     @classmethod
     def from_dict(cls, d, classes, where):
-        """d: as from `as_dict`; classes: C; where: what errors call it. InputError for others."""
+        """d: of `as_dict`; classes: C; where: the name of d in errors. InputError for others."""
         if not isinstance(d, dict) or set(d) != {"bias", "temperature"}:
             raise InputError(f"{where} should have the keys bias and temperature and no other, not "
                              f"{short(d)}")
@@ -55,22 +55,22 @@ class Calibration:
         if not isinstance(bias, list) or len(bias) != classes or not all(map(is_number, bias)):
             raise InputError(f"{where}: bias should be {classes} finite numbers, one for each "
                              f"class, not {short(bias)}")
-        if not is_number(temperature) or temperature < LEAST:
+        if not is_number(temperature) or temperature < LOWEST_IN_FILE:
             raise InputError(f"{where}: temperature should be a finite number above 0, not "
-                             f"{short(temperature)} ({LEAST} is the least)")
+                             f"{short(temperature)} ({LOWEST_IN_FILE} is the least)")
         return cls([float(b) for b in bias], float(temperature))
 
 
-def contextual(logits):
+def fit_contextual(logits):
     """Logits of the content-free inputs (N, C) -> Calibration, whose bias is the log of their mean
     probabilities.
 
-    To subtract it is Zhao's W = diag(p_cf)^-1: after it, a single content-free input gets uniform
+    To subtract it is Zhao's W = diag(p_cf)^-1: it gives a single content-free input uniform
     probabilities. Rows are normalised *before* the mean; the code of the paper does it after."""
     return Calibration(log_mean_probability(logits, 1).tolist())
 
 
-def batch(logits):
+def fit_batch(logits):
     """Logits (N, C) of 2 rows or more -> Calibration, whose bias is the log of their mean
     probabilities.
 
@@ -80,12 +80,12 @@ def batch(logits):
     return Calibration(log_mean_probability(logits, 2).tolist())
 
 
-def temperature(logits, targets):
+def fit_temperature(logits, targets):
     """Logits (N, C), N class numbers -> Calibration with the temperature T of the lowest log loss.
 
     The loss is convex in 1/T: its slope, mean(expected logit - logit of the target), only rises.
-    So the interval of log(1/T) is halved until the slope is 0. T ends at 1/100 where all rows are
-    right, at 100 where all are wrong. T stays 1 if no other is better.
+    So the interval of log(1/T) is halved until the slope is 0. T is 1/100 if all rows are right,
+    100 if all are wrong, and 1 if no other T is better.
     """
     logp = log_probabilities(logits, 1)                                             # (N, C)
     targets = check_targets(targets, *logp.shape)
@@ -120,7 +120,7 @@ def log_probabilities(logits, least):
 
 
 def check_logits(logits, what="scores"):
-    """-> the logits. InputError unless they are finite floating-point numbers (N, C)."""
+    """-> logits. InputError unless they are finite floating-point numbers (N, C), called `what`."""
     if logits.dim() != 2 or not logits.is_floating_point():
         raise InputError(f"{what} should be floating-point numbers (N, C), not {logits.dtype} "
                          f"{tuple(logits.shape)}")
@@ -132,7 +132,7 @@ def check_logits(logits, what="scores"):
 
 
 def check_targets(targets, rows, classes):
-    """Class numbers, one for each of `rows` -> tensor (N,) on the CPU. InputError for others."""
+    """Class numbers of N = `rows` rows -> tensor (N,) on the CPU. InputError for others."""
     targets = torch.as_tensor(targets).cpu()
     if targets.shape != (rows,) or targets.is_floating_point():
         raise InputError(f"labels should be {rows} class numbers, one for each row of scores, not "

@@ -17,20 +17,19 @@ from .readout import as_rows
 
 
 class Classifier(nn.Module):
-    """classifier(batch) -> logits (B, C); classifier.predict(texts) -> probabilities (rows, C).
+    """classifier(batch) -> logits (B, C); classifier.predict(texts) -> probabilities (N, C).
 
     head: a readout, from the backbone's hidden states to logits (readout.py); task: what depends on
     the kind of answer (task.py); labels: the names of the classes, in order; max_length: most
-    tokens of a row, special ones included; reading: see `read_as`; base: the folder of the
+    tokens of a row, special ones included; reading: see `set_reading`; base: the folder of the
     backbone; tuning: the tuning config, if a method of tuning/ was applied, else None.
     """
 
     def __init__(self, backbone, head, tokenizer, task, max_length=None):
         super().__init__()
         self.backbone, self.head, self.tokenizer, self.task = backbone, head, tokenizer, task
-        self.labels, self.config = task.labels, backbone.source_config
-        self.max_length, self.reading = max_length, None
-        self.base = self.tuning = None
+        self.labels, self.config, self.max_length = task.labels, backbone.source_config, max_length
+        self.reading = self.base = self.tuning = None
 
     # ------------------------------------------------------------------- folders
 
@@ -43,9 +42,9 @@ class Classifier(nn.Module):
 
     @classmethod
     def empty(cls, checkpoint, labels, readout="head", **options):
-        """As from_backbone, with no weights loaded. checkpoint: a models.weights.Checkpoint."""
+        """As from_backbone, without loaded weights. checkpoint: a models.weights.Checkpoint."""
         options = build.read_options(labels, {"readout": readout, **options})
-        return build.modules(cls, checkpoint, labels, options)
+        return build.build_unfilled(cls, checkpoint, labels, options)
 
     @classmethod
     def load(cls, path, base=None):
@@ -60,45 +59,45 @@ class Classifier(nn.Module):
         saved.save(self, path)
 
     def settings(self):
-        """-> the dict under "minillmclf" in config.json, which transformers does not read."""
+        """-> the dict that config.json has under "minillmclf", which transformers ignores."""
         return saved.settings_of(self)
 
-    def restore(self, settings, where):
+    def restore_settings(self, settings, where):
         """Apply what `settings` returned, except what build.py reads. where: for errors. -> self"""
-        self.task.restore(settings, where)
-        return self.read_as(settings.get("reading"), f"{where}: reading")
+        self.task.restore_settings(settings, where)
+        return self.set_reading(settings.get("reading"), f"{where}: reading")
 
-    def read_as(self, reading, where="reading"):
+    def set_reading(self, reading, where="reading"):
         """Set how rows of data are read: {"text_column": names, "label_column": name, ...} or None.
         From then on a row must have as many texts as there are names. -> self"""
         self.reading = reading and check_fields(reading, saved.READING, where)
         return self
 
     def rename_table(self, with_classes=True):
-        """The rename table of backbone and head. with_classes=False drops the last layer of the
-        file's head, which is for other classes."""
+        """The rename table of backbone and head. with_classes=False leaves out the last layer of a
+        head in the file, which is for other classes."""
         body = self.backbone.rename_table()
-        prefix = "" if self.head.described else self.backbone.CLASSIFIER_PREFIX
+        prefix = "" if self.head.label_options else self.backbone.CLASSIFIER_PREFIX
         names = {prefix + file: path and "backbone." + path for file, path in body.names.items()}
-        names = OWN_HEADS | names | self.head.file_names(with_classes)
+        names = OWN_HEADS | names | self.head.tensor_names(with_classes)
         ties = {prefix + file: "backbone." + path for file, path in body.ties.items()}
         return RenameTable(names, ties, (*body.aliases, ("", prefix)), body.transposed, body.title)
 
     # ------------------------------------------------------------------- texts to logits
 
-    def row(self, texts, training=False):
-        """A tuple of texts -> (a row of token ids, was it cut?). training: is it a row to train
-        on? Some tasks encode a row in another way for prediction."""
-        return self.task.lay_out(self.head, self.tokenizer, texts, self.max_length, training)
+    def encode_row(self, texts, training=False):
+        """A tuple of texts -> (a row of token ids, was it cut?). training: is the row to be trained
+        on? Some tasks encode a row differently for prediction."""
+        return self.task.encode_row(self.head, self.tokenizer, texts, self.max_length, training)
 
     def encode(self, texts, training=False):
         """A list of rows, each a string or a tuple of texts -> (rows of token ids, how many were
-        cut to max_length). training: as for `row`."""
+        cut to max_length). training: as for `encode_row`."""
         encoded, shortened = [], 0
         names = self.reading["text_column"] if self.reading else ()
-        for number, row in enumerate(as_rows(texts, names, self.head.most_texts), 1):
+        for number, row in enumerate(as_rows(texts, names, self.head.max_texts), 1):
             try:
-                row, cut = self.row(row, training)
+                row, cut = self.encode_row(row, training)
             except InputError as error:
                 raise InputError(f"text {number}: {error}") from None
             encoded.append(row)
@@ -118,19 +117,19 @@ class Classifier(nn.Module):
         if read is not None:
             return read(self.backbone, batch.ids, batch.mask, batch.types)
         logits = self.head.read(self.backbone, batch.ids, batch.mask, batch.types, batch.layout)
-        return self.task.merge(logits, len(batch.rows))
+        return self.task.merge_sequences(logits, len(batch.rows))
 
     @torch.inference_mode()
-    def over(self, encoded, compute, columns, batch_size=64):
-        """Apply compute, Batch -> (B, columns), to rows of `encode` -> (rows, columns) on the CPU,
+    def compute_in_batches(self, encoded, compute, columns, batch_size=64):
+        """Apply compute, Batch -> (B, columns), to N rows of `encode` -> (N, columns) on the CPU,
         in the order of `encoded`. InputError for a result that is not finite."""
-        given = encoded if isinstance(encoded, (list, tuple)) else [None]
-        if not all(isinstance(row, tuple) for row in given):
+        checked = encoded if isinstance(encoded, (list, tuple)) else [None]
+        if not all(isinstance(row, tuple) for row in checked):
             raise InputError("scores are of rows, model.encode(texts)[0], not of "
                              f"{short(encoded)}: give texts to predict")
         self.eval()
         device, out = next(self.parameters()).device, torch.empty(len(encoded), columns)
-        with self.head.reading(self, encoded):
+        with self.head.shared_work(self, encoded):
             for rows in make_batches(list(map(self.row_size, encoded)), batch_size):
                 out[rows] = compute(self.collate(encoded, rows).to(device)).float().cpu()
         broken = (~out.isfinite()).any(1).nonzero().flatten().tolist()
@@ -140,30 +139,31 @@ class Classifier(nn.Module):
                              "large: fetch or train it again")
         return out
 
-    def scores(self, encoded, batch_size=64):
-        """Rows of `encode` -> logits (rows, C) on the CPU, after the task's calibration if any."""
-        return self.task.calibrated(self.over(encoded, self, len(self.labels), batch_size))
+    def compute_logits(self, encoded, batch_size=64):
+        """N rows of `encode` -> logits (N, C) on the CPU, after the task's calibration if any."""
+        logits = self.compute_in_batches(encoded, self, len(self.labels), batch_size)
+        return self.task.apply_calibration(logits)
 
     # ------------------------------------------------------------------- logits to answers
 
     def probabilities(self, logits):
-        """Logits (rows, C) -> probabilities, numpy (rows, C)."""
+        """Logits (N, C) -> probabilities, numpy (N, C)."""
         return self.task.probabilities(logits)
 
     def answers(self, probabilities):
-        """Probabilities (rows, C) -> the answer to each row, a list of strings."""
+        """Probabilities (N, C) -> the answer to each row, a list of N strings."""
         return self.task.answers(probabilities)
 
     def predict(self, texts, batch_size=64):
-        """Texts -> probabilities, numpy (rows, C), with the columns in the order of `labels`."""
-        return self.probabilities(self.scores(self.encode(texts)[0], batch_size))
+        """N texts -> probabilities, numpy (N, C), with the columns in the order of `labels`."""
+        return self.probabilities(self.compute_logits(self.encode(texts)[0], batch_size))
 
-    def write(self, texts, max_new_tokens=16, **choice):
+    def generate(self, texts, max_new_tokens=16, **choice):
         """Texts -> what the language model writes after each, a list of strings. choice: options
         of models.generate."""
         encoded, _ = self.encode(texts, training=True)
         if not encoded:
             return []
         batch = self.collate(encoded, range(len(encoded))).to(next(self.parameters()).device)
-        found = generate(self.backbone, batch.ids, batch.mask, max_new_tokens, **choice)
-        return [self.tokenizer.decode(new) for new in found]
+        new_ids = generate(self.backbone, batch.ids, batch.mask, max_new_tokens, **choice)
+        return [self.tokenizer.decode(ids) for ids in new_ids]

@@ -1,7 +1,7 @@
 """Classification heads: the hidden states of a text -> one logit for each class.
 
 `pool` makes one vector of a text's T vectors. Each family has its own small network on top, the
-same as in transformers, so checkpoints go both ways. `PooledHead` is the plain alternative, a
+same as in transformers, so files can be exchanged. `PooledHead` is the plain alternative, a
 linear layer on any pooling; only this package can load it. The pooling "attention" learns which
 tokens count (Lin et al. 2017, "A Structured Self-Attentive Sentence Embedding", arXiv:1703.03130).
 """
@@ -14,25 +14,25 @@ from .readout import Readout
 
 POOLINGS = ("first", "mean", "max", "last")
 POOLS = ("family", *POOLINGS, "attention")      # values of --pool; "family": see build_head
-MISTAKE = "position"                            # a bug to study, see `pool`; not in --pool
+WRONG_POOLING = "position"                      # a bug to study, see `pool`; no value of --pool
 
 
 def pool(hidden, mask, how):
-    """hidden (B, T, D), mask (B, T) -> (B, D): the first or last *real* token, or the mean or
-    maximum over real tokens. how: one of POOLINGS.
+    """hidden (B, T, D), mask (B, T) -> (B, D): that of the first or last *real* token, or the mean
+    or maximum over real tokens. how: one of POOLINGS.
 
     Padding may stand on either side. how="position" takes [:, -1], as if nothing were padded: a
     common mistake, kept for study. A text's logits then depend on the longest text of its batch,
     and no error shows it.
     """
-    if how == MISTAKE:
+    if how == WRONG_POOLING:
         return hidden[:, -1]
     real = mask.bool()
     if how in ("first", "last"):
         columns = torch.arange(mask.shape[1], device=mask.device)                   # (T,)
         last = columns.where(real, -1).argmax(1)                                    # (B,)
-        chosen = last if how == "last" else real.int().argmax(1)                    # (B,)
-        return hidden[torch.arange(len(hidden), device=hidden.device), chosen]
+        column = last if how == "last" else real.int().argmax(1)                    # (B,)
+        return hidden[torch.arange(len(hidden), device=hidden.device), column]
     if how == "mean":
         return (hidden * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True)
     if how == "max":
@@ -40,13 +40,13 @@ def pool(hidden, mask, how):
     raise InputError(f"pooling {how!r} is not known; known: {', '.join(POOLINGS)}")
 
 
-def query(width, hidden=128):
-    """Newly initialised U, from width to hidden, and v, from hidden to 1, for `attention`."""
+def attention_layers(width, hidden=128):
+    """U, from width to hidden, and v, from hidden to 1: newly initialised layers of attention."""
     return nn.Linear(width, hidden, bias=False), nn.Linear(hidden, 1, bias=False)
 
 
-def attention(U, v, vectors, mask=None):
-    """The weight of each vector h: softmax over T of v . tanh(U h), computed in fp32 at least.
+def attention_weights(U, v, vectors, mask=None):
+    """The weight of each vector h: the softmax over T of v . tanh(U h), in fp32 at least.
 
     vectors (..., T, D), mask (..., T) or None -> weights (..., T), 0 at padding, sum 1.
     """
@@ -57,41 +57,41 @@ def attention(U, v, vectors, mask=None):
 
 
 class Head(Readout):
-    """A readout in two steps: `features` makes one vector of a text, `classes` its logits."""
+    """A readout in two steps: `features` makes one vector of a text, `class_logits` its logits."""
 
-    LAST = (".out",)            # layers that depend on the classes (readout.py)
-    pooling = "family"          # what the user asked for, one of POOLS
-    how = None                  # how tokens are pooled: one of POOLINGS, "attention" or MISTAKE
+    CLASS_LAYERS = (".out",)    # ends of the paths of layers that depend on the classes
+    pool_option = "family"      # what the user asked for, one of POOLS
+    pooling = None              # of tokens: one of POOLINGS, "attention" or WRONG_POOLING
 
     def features(self, hidden, mask):
         """hidden (B, T, D), mask (B, T) -> (B, D), the input of the last layer."""
-        return pool(hidden, mask, self.how)
+        return pool(hidden, mask, self.pooling)
 
-    def classes(self, features):
+    def class_logits(self, features):
         """(B, D) -> logits (B, C)."""
         return self.out(self.dropout(features))
 
     def forward(self, hidden, mask):
         """hidden (B, T, D), mask (B, T) -> logits (B, C)."""
-        return self.classes(self.features(hidden, mask))
+        return self.class_logits(self.features(hidden, mask))
 
-    def states(self, backbone, ids, mask, types=None, layout=None):
-        """ids, mask, types: (B, T) and the mask's layout -> the arguments of `features`: hidden
+    def states_to_pool(self, backbone, ids, mask, types=None, layout=None):
+        """ids, mask, types (B, T) and text.batch.Layout -> the arguments of `features`: hidden
         (B, T, D) and mask (B, T), or (B, 1, D) and (B, 1) if the head reads one token."""
-        if self.how not in ("first", "last"):
+        if self.pooling not in ("first", "last"):
             return backbone.states(ids, mask, types, layout=layout), mask
-        return backbone.states(ids, mask, types, self.how, layout), torch.ones_like(mask[:, :1])
+        return backbone.states(ids, mask, types, self.pooling, layout), torch.ones_like(mask[:, :1])
 
     def read(self, backbone, ids, mask, types=None, layout=None):
-        """ids, mask, types: (B, T) and the mask's layout -> logits (B, C)."""
-        return self(*self.states(backbone, ids, mask, types, layout))
+        """ids, mask, types (B, T) and text.batch.Layout -> logits (B, C)."""
+        return self(*self.states_to_pool(backbone, ids, mask, types, layout))
 
 
 class BertHead(Head):
     """BERT: first token -> dense -> tanh (together the "pooler") -> dropout -> classes."""
 
     NAMES = {"bert.pooler.dense": "head.dense", "classifier": "head.out"}
-    how = "first"
+    pooling = "first"
 
     def __init__(self, backbone, classes):
         super().__init__()
@@ -100,7 +100,7 @@ class BertHead(Head):
         self.out = nn.Linear(backbone.width, classes)
 
     def features(self, hidden, mask):
-        return torch.tanh(self.dense(pool(hidden, mask, self.how)))
+        return torch.tanh(self.dense(pool(hidden, mask, self.pooling)))
 
 
 class RobertaHead(BertHead):
@@ -109,18 +109,18 @@ class RobertaHead(BertHead):
     NAMES = {"classifier.dense": "head.dense", "classifier.out_proj": "head.out"}
 
     def features(self, hidden, mask):
-        return torch.tanh(self.dense(self.dropout(pool(hidden, mask, self.how))))
+        return torch.tanh(self.dense(self.dropout(pool(hidden, mask, self.pooling))))
 
 
 class T5Head(RobertaHead):
     """T5: as RoBERTa, but on the last token of the decoder, the end-of-sequence token."""
 
     NAMES = {"classification_head.dense": "head.dense", "classification_head.out_proj": "head.out"}
-    how = "last"
+    pooling = "last"
 
 
 class DebertaHead(BertHead):
-    """DeBERTa: as RoBERTa, but its config.json sets the activation and the first dropout."""
+    """DeBERTa: as RoBERTa, with the activation and the first dropout that config.json sets."""
 
     NAMES = {"pooler.dense": "head.dense", "classifier": "head.out"}
 
@@ -130,7 +130,7 @@ class DebertaHead(BertHead):
         self.activation = ACTIVATIONS[backbone.config["pooler_hidden_act"]]
 
     def features(self, hidden, mask):
-        first = pool(hidden, mask, self.how)                                        # (B, D)
+        first = pool(hidden, mask, self.pooling)                                    # (B, D)
         return self.activation(self.dense(self.pooler_dropout(first)))
 
 
@@ -138,13 +138,13 @@ class ScoreHead(Head):
     """Decoders: last real token, the only one that has seen the whole text -> classes."""
 
     NAMES = {"score": "head.out"}
-    how = "last"
+    pooling = "last"
 
     def __init__(self, backbone, classes):
         super().__init__()
         self.out = nn.Linear(backbone.width, classes, bias=False)
 
-    def classes(self, features):
+    def class_logits(self, features):
         return self.out(features)
 
 
@@ -156,18 +156,18 @@ class PooledHead(Head):
 
     def __init__(self, backbone, classes, how):
         super().__init__()
-        self.how = self.pooling = how
+        self.pooling = self.pool_option = how
         self.dropout = nn.Dropout(backbone.head_dropout)
         self.out = nn.Linear(backbone.width, classes)
         if how == "attention":
-            self.U, self.v = query(backbone.width)
+            self.U, self.v = attention_layers(backbone.width)
             self.NAMES = self.NAMES | {"minillmclf_pool.U": "head.U", "minillmclf_pool.v": "head.v"}
 
     def features(self, hidden, mask):
-        if self.how == "attention":
-            weights = attention(self.U, self.v, hidden, mask)                       # (B, T)
+        if self.pooling == "attention":
+            weights = attention_weights(self.U, self.v, hidden, mask)               # (B, T)
             return (weights.unsqueeze(1) @ hidden).squeeze(1)                       # (B, D)
-        return pool(hidden, mask, self.how)
+        return pool(hidden, mask, self.pooling)
 
 
 FAMILY_HEADS = {
@@ -177,9 +177,9 @@ FAMILY_HEADS = {
 
 
 def build_head(model_type, backbone, classes, how="family"):
-    """-> Head. classes: their number; how: one of POOLS; "family": that of transformers."""
+    """-> Head. classes: their number; how: one of POOLS; "family": the head of transformers."""
     if how == "family":
         return FAMILY_HEADS[model_type](backbone, classes)
-    if how not in (*POOLS, MISTAKE):
+    if how not in (*POOLS, WRONG_POOLING):
         raise InputError(f"pooling {how!r} is not known; known: {', '.join(POOLS)}")
     return PooledHead(backbone, classes, how)

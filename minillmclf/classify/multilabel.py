@@ -16,11 +16,11 @@ from ..files import short
 from ..text.data import split_label
 from ..training.multilabel import (MULTILABEL_METRICS, BinaryCrossEntropy, evaluate_multilabel,
                                    positive_weights)
-from .baseline import OneVersusRest, frequencies
+from .baseline import OneVersusRest, multilabel_frequencies
 from .task import SingleLabel
 
-HALF = 0.5                                          # the threshold before any is fitted
-AT_HALF = ("exact_match", "micro_f1", "macro_f1")   # metrics that depend on thresholds
+DEFAULT_THRESHOLD = 0.5                             # the threshold before any is fitted
+THRESHOLD_METRICS = ("exact_match", "micro_f1", "macro_f1")  # metrics that depend on thresholds
 
 
 def best_threshold(probabilities, targets):
@@ -34,14 +34,14 @@ def best_threshold(probabilities, targets):
     p = np.asarray(probabilities, dtype=np.float64)[order]
     true = np.asarray(targets)[order]
     if not true.any():
-        return HALF
-    last = np.append(p[:-1] > p[1:], True)                 # (N,), no equal one follows
+        return DEFAULT_THRESHOLD
+    last = np.append(p[:-1] > p[1:], True)                 # (N,), is it the last of its equals?
     below = np.append(p[1:], 0.0)                                  # (N,), the next lower one
     middle = (p + below) / 2                                       # (N,), the thresholds to try
     middle = np.where(middle > below, middle, p)           # no float64 lies between: take the upper
     f1 = 2 * np.cumsum(true) / (np.arange(1, len(p) + 1) + true.sum())  # (N,), 2TP / (found + true)
     best = middle[last & (f1 == f1[last].max())]
-    return float(best[np.abs(best - HALF).argmin()])
+    return float(best[np.abs(best - DEFAULT_THRESHOLD).argmin()])
 
 
 def fit_thresholds(probabilities, targets):
@@ -51,7 +51,7 @@ def fit_thresholds(probabilities, targets):
 
 
 def check_thresholds(thresholds, labels, where="thresholds"):
-    """InputError unless thresholds are C numbers from 0 to 1 and no label has a "|". -> floats"""
+    """-> thresholds, C floats. InputError unless they lie from 0 to 1 and no label has a "|"."""
     good = isinstance(thresholds, (list, tuple)) and len(thresholds) == len(labels)
     if not good or not all(type(t) in (int, float) and 0 <= t <= 1 for t in thresholds):
         raise InputError(f"{where}: should be {len(labels)} numbers from 0 to 1, one for each "
@@ -64,7 +64,7 @@ def check_thresholds(thresholds, labels, where="thresholds"):
 
 
 def decide(probabilities, thresholds):
-    """Probabilities (N, C), C thresholds -> (N, C) bool, has the row the class? In float64: in
+    """Probabilities (N, C), C thresholds -> (N, C) bool, does the row get the class? In float64: in
     float32 a threshold between two probabilities could be rounded to one of them."""
     return np.asarray(probabilities, np.float64) >= np.asarray(thresholds, np.float64)
 
@@ -72,17 +72,17 @@ def decide(probabilities, thresholds):
 class MultiLabel(SingleLabel):
     """Any number of classes a row. thresholds: C numbers; None: all 0.5."""
 
-    MULTI_LABEL, PROBLEM = True, "multi_label_classification"
+    MULTI_LABEL, PROBLEM_TYPE = True, "multi_label_classification"
     METRICS = tuple(MULTILABEL_METRICS)
-    FREQUENCIES, BAG = "class frequencies", OneVersusRest
-    frequencies = staticmethod(frequencies)
+    FREQUENCY_BASELINE, BAG_OF_WORDS = "class frequencies", OneVersusRest
+    predict_frequencies = staticmethod(multilabel_frequencies)
 
     def __init__(self, labels, thresholds=None):
         super().__init__(labels)
-        thresholds = [HALF] * len(labels) if thresholds is None else thresholds
+        thresholds = [DEFAULT_THRESHOLD] * len(labels) if thresholds is None else thresholds
         self.thresholds = check_thresholds(thresholds, self.labels)
 
-    def calibrate(self, calibration, where="calibration"):
+    def set_calibration(self, calibration, where="calibration"):
         if calibration is not None:
             raise InputError(f"{where}: a calibration is for one class a text; of several, each "
                              "has a threshold")
@@ -102,10 +102,10 @@ class MultiLabel(SingleLabel):
         targets = [[0.0] * len(self.labels) for _ in examples]
         for target, example in zip(targets, examples):
             for label in split_label(example.label):
-                target[self.number(label, example, name)] = 1.0
+                target[self.class_number(label, example, name)] = 1.0
         return targets
 
-    def loss(self, settings, targets):
+    def build_objective(self, settings, targets):
         weigh = settings.class_weights == "balanced"
         return BinaryCrossEntropy(positive_weights(targets, self.labels) if weigh else None)
 
@@ -117,20 +117,20 @@ class MultiLabel(SingleLabel):
         plain = self.measure(probabilities, targets)
         return evaluate_multilabel(probabilities, targets, self.labels, self.thresholds) | {
             "thresholds": dict(zip(self.labels, self.thresholds)),
-            "at_half": {name: plain[name] for name in AT_HALF}}
+            "at_half": {name: plain[name] for name in THRESHOLD_METRICS}}
 
-    def fitted(self, probabilities, examples):
+    def fit_to_dev(self, probabilities, examples):
         return MultiLabel(self.labels, fit_thresholds(probabilities(), self.targets(examples)))
 
-    def table(self, results, name, examples, fitted=False):
-        """As SingleLabel.table, with some metrics both at 0.5 and at the fitted thresholds."""
+    def metric_lines(self, results, name, examples, fitted=False):
+        """As SingleLabel.metric_lines, some metrics both at 0.5 and at the fitted thresholds."""
         title = f"{name} ({len(examples)} rows)"
         wide = max(22, *map(len, [title, *results]))
         columns = "   at 0.5  fitted" + "  at 0.5  fitted" * 2 + "  log loss     ECE"
         lines = [f"{'':<{wide}}  exact match       micro F1        macro F1",
                  f"{title:<{wide}}{columns}"]
         for model, m in results.items():
-            pairs = "".join(f"{m['at_half'][metric]:9.3f}{m[metric]:7.3f}" for metric in AT_HALF)
+            pairs = "".join(f"{m['at_half'][key]:9.3f}{m[key]:7.3f}" for key in THRESHOLD_METRICS)
             lines.append(f"{model:<{wide}}{pairs}{m['log_loss']:10.3f}{m['ece']:8.3f}")
         if fitted:
             lines.append("thresholds are fitted to these same rows: what they are worth shows on "
@@ -144,14 +144,14 @@ class MultiLabel(SingleLabel):
                          f"{last['recall'][c]:8.3f}{last['f1'][c]:7.3f}")
         return lines
 
-    def mistakes(self, probabilities, targets, most=5):
+    def confusion_text(self, probabilities, targets, most=5):
         return ""
 
     def settings(self):
         return {"calibration": None, "thresholds": self.thresholds}
 
-    def restore(self, settings, where):
-        super().restore(settings, where)
+    def restore_settings(self, settings, where):
+        super().restore_settings(settings, where)
         if settings.get("thresholds") is not None:
             self.thresholds = check_thresholds(settings["thresholds"], self.labels,
                                                f"{where}: thresholds")

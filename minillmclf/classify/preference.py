@@ -10,8 +10,8 @@ BradleyTerry     Each answer is read alone with the prompt and gets a score r; t
                  Without ties it is a reward model of RLHF (Ouyang et al. 2022).
 
 A third way is label texts in a template with three fields. `Preference` is the task. A row that
-the backbone reads as two sequences is a `Pair`; a batch of pairs holds all first sequences, then
-all second ones. text/parts.py makes one sequence of several texts.
+the backbone reads as two sequences is a `Pair`; a batch of pairs has all first sequences, then all
+second ones. text/parts.py makes one sequence of several texts.
 """
 from collections import Counter
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from ..files import short
 from ..text import parts
 from ..text.batch import collate, row_size
 from .head import Head, build_head
-from .swap import averaged, check_texts, inconsistency, order_of, swapped, with_swapped
+from .swap import add_swapped, average_orders, check_texts, position_bias, side_numbers, swap_texts
 from .task import SingleLabel
 
 KINDS, SWAPS = ("none", "head", "bradley-terry"), ("none", "train", "predict", "both")
@@ -39,14 +39,14 @@ class Pair(NamedTuple):
 
 # ------------------------------------------------------------------------------------- the heads
 
-class AroundHead(Head):
-    """A readout with another head inside, `score`, whose tensors keep their names in files."""
+class HeadWrapper(Head):
+    """A head around another, `score`, whose tensors keep their names in files."""
 
-    most_texts = 3
+    max_texts = 3
 
     def __init__(self, score):
         super().__init__()
-        self.score, self.how, self.pooling = score, score.how, score.pooling
+        self.score, self.pooling, self.pool_option = score, score.pooling, score.pool_option
         self.NAMES = {file: path.replace("head.", "head.score.", 1)
                       for file, path in score.NAMES.items()}
 
@@ -54,14 +54,13 @@ class AroundHead(Head):
         """hidden (B, T, D), mask (B, T) -> the logits of the inner head, (B, its classes)."""
         return self.score(hidden, mask)
 
-    def lay_out(self, tokenizer, texts, max_length):
-        """(prompt, a, b) -> a row, was it cut? `laid_out`, of a subclass, gives the row and how
-        many tokens of each text were cut."""
-        row, cut = self.laid_out(tokenizer, texts, max_length)
+    def encode_row(self, tokenizer, texts, max_length):
+        """(prompt, a, b) -> a row, was it cut? encode_with_cuts: a row, tokens cut of each text."""
+        row, cut = self.encode_with_cuts(tokenizer, texts, max_length)
         return row, any(cut)
 
 
-class PreferenceHead(AroundHead):
+class PreferenceHead(HeadWrapper):
     """All three texts in one sequence, with markers between -> a head of the family, three classes.
     For transformers it is an ordinary classifier of such sequences."""
 
@@ -69,11 +68,11 @@ class PreferenceHead(AroundHead):
         super().__init__(score)
         self.ARCHITECTURE = score.ARCHITECTURE
 
-    def laid_out(self, tokenizer, texts, max_length):
+    def encode_with_cuts(self, tokenizer, texts, max_length):
         check_texts(texts)
         return parts.join_parts(tokenizer, texts, parts.TWO_ANSWERS, max_length, self.keep)
 
-    def length(self, tokenizer, texts):
+    def count_tokens(self, tokenizer, texts):
         return parts.joined_size(tokenizer, texts, parts.TWO_ANSWERS)
 
 
@@ -98,13 +97,13 @@ class Tie(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
 
-class BradleyTerry(AroundHead):
+class BradleyTerry(HeadWrapper):
     """Each answer with the prompt -> a head of the family with one output r -> `davidson`. Its rows
     are `Pair`s: (prompt, a) and (prompt, b)."""
 
     ARCHITECTURE = "MinillmclfBradleyTerry"
-    LAST = (".out", ".tie")
-    SEQUENCES = 2                       # of a row
+    CLASS_LAYERS = (".out", ".tie")
+    SEQUENCES_PER_ROW = 2               # of a row
 
     def __init__(self, score, order):
         super().__init__(score)
@@ -112,24 +111,25 @@ class BradleyTerry(AroundHead):
         self.tie, self.order = Tie(), order
         self.NAMES["minillmclf_tie"] = "head.tie"
 
-    def laid_out(self, tokenizer, texts, max_length):
+    def encode_with_cuts(self, tokenizer, texts, max_length):
         """Both sequences have at most max_length tokens. The prompt may be cut more in one."""
         check_texts(texts)
         prompt, *answers = texts
         markers, keep = parts.ONE_ANSWER, self.keep
-        found = [parts.join_parts(tokenizer, (prompt, answer), markers, max_length, keep)
-                 for answer in answers]
-        (first, (prompt_1, cut_a)), (second, (prompt_2, cut_b)) = found
+        pair = [parts.join_parts(tokenizer, (prompt, answer), markers, max_length, keep)
+                for answer in answers]
+        (first, (prompt_1, cut_a)), (second, (prompt_2, cut_b)) = pair
         return Pair(first, second), [max(prompt_1, prompt_2), cut_a, cut_b]
 
-    def length(self, tokenizer, texts):
+    def count_tokens(self, tokenizer, texts):
         """Tokens of the longer sequence."""
         return max(parts.joined_size(tokenizer, (texts[0], answer), parts.ONE_ANSWER)
                    for answer in texts[1:])
 
     def read(self, backbone, ids, mask, types=None, layout=None):
         """ids, mask, types: (2B, T), first all (prompt, a) -> log-probabilities (B, 3)."""
-        r = self(*self.states(backbone, ids, mask, types, layout)).squeeze(1).float()   # (2B,)
+        states, mask = self.states_to_pool(backbone, ids, mask, types, layout)
+        r = self(states, mask).squeeze(1).float()                                       # (2B,)
         a_b_tie = davidson(*r.chunk(2), self.tie.bias)                                  # (B, 3)
         return a_b_tie[:, np.argsort(self.order).tolist()]      # columns in the order of the labels
 
@@ -140,11 +140,11 @@ class Preference(SingleLabel):
     """Rows (prompt, a, b), classes a, b and tie. kind: of KINDS, "none" for label texts; swap: of
     SWAPS, says where both orders of the answers are used: in training, in prediction."""
 
-    TEXTS, EXAMPLE = 3, "--data new.csv"                # predict takes three texts from a file only
+    MAX_TEXTS, PREDICT_EXAMPLE = 3, "--data new.csv"    # predict takes three texts from a file only
 
     def __init__(self, labels, kind="none", swap="none"):
         super().__init__(labels)
-        self.kind, self.swap, self.order = kind, swap, order_of(labels)
+        self.kind, self.swap, self.order = kind, swap, side_numbers(labels)
 
     @classmethod
     def check_columns(cls, columns, readout):
@@ -152,16 +152,16 @@ class Preference(SingleLabel):
             raise InputError(f"--text-column {','.join(columns)}: --preference and --swap need "
                              "three, a prompt and two answers")
 
-    def head(self, model_type, backbone, how):
+    def build_head(self, model_type, backbone, how):
         if self.kind == "bradley-terry":
             return BradleyTerry(build_head(model_type, backbone, 1, how), self.order)
         return PreferenceHead(build_head(model_type, backbone, 3, how))
 
-    def lay_out(self, head, tokenizer, texts, max_length, training=False):
-        row, cut = head.lay_out(tokenizer, texts, max_length)
+    def encode_row(self, head, tokenizer, texts, max_length, training=False):
+        row, cut = head.encode_row(tokenizer, texts, max_length)
         if training or self.swap not in ("predict", "both"):
             return row, cut
-        second, second_cut = head.lay_out(tokenizer, swapped(texts), max_length)
+        second, second_cut = head.encode_row(tokenizer, swap_texts(texts), max_length)
         return Pair(row, second), cut or second_cut
 
     def sequences(self, row):
@@ -180,43 +180,43 @@ class Preference(SingleLabel):
         if len(counts) > 1:
             raise InputError("rows of 1 and of 2 sequences do not go into one batch: encode all of "
                              "them in the same way")
-        together = [sequences[n] for n in range(*counts) for sequences in chosen]
-        batch = collate(together, range(len(together)), pad_id)
+        sequences = [row[n] for n in range(*counts) for row in chosen]
+        batch = collate(sequences, range(len(sequences)), pad_id)
         if labels is not None:
             batch.labels = torch.tensor([labels[row] for row in rows])
         batch.rows = list(rows)
         return batch
 
-    def training_rows(self, examples):
-        return with_swapped(examples) if self.swap in ("train", "both") else examples
+    def training_examples(self, examples):
+        return add_swapped(examples) if self.swap in ("train", "both") else examples
 
-    def merge(self, logits, rows):
+    def merge_sequences(self, logits, rows):
         """Logits (2B, 3) of rows in both orders -> their mean (B, 3); (B, 3) stays as it is."""
-        return logits if len(logits) == rows else averaged(logits, self.labels)
+        return logits if len(logits) == rows else average_orders(logits, self.labels)
 
     def check_rows(self, model, texts):
-        counts = cut_parts(model, texts)
-        return {"cut": counts}, [cut_line(counts)]
+        counts = count_cuts(model, texts)
+        return {"cut": counts}, [describe_cuts(counts)]
 
     def check_answers(self, model, texts, logits):
-        return {"swap": inconsistency(model, texts, logits)}
+        return {"swap": position_bias(model, texts, logits)}
 
     def answer_lines(self, record):
         if "swap" not in record:                            # of an earlier version
             return []
         note = " (before averaging)" if self.swap in ("predict", "both") else ""
-        found = record["swap"]
-        return [f"a and b exchanged: {found['answers_changed']:.1%} of the answers change, "
-                f"probabilities by {found['mean_difference']:.3f} on average{note}"]
+        swap = record["swap"]
+        return [f"a and b exchanged: {swap['answers_changed']:.1%} of the answers change, "
+                f"probabilities by {swap['mean_difference']:.3f} on average{note}"]
 
     def settings(self):
         return super().settings() | {"preference": {"kind": self.kind, "swap": self.swap}}
 
 
-def preference_task(asked, labels, described):
+def preference_task(asked, labels, label_options):
     """asked: the option preference, {"kind": of KINDS, "swap": of SWAPS}; "none" if missing ->
-    Preference, or None if both are "none". described: of the readout, {} for a head. InputError for
-    options that do not go together."""
+    Preference, or None if both are "none". label_options: {} for a head. InputError for options
+    that do not go together."""
     if not isinstance(asked or {}, dict) or set(asked or {}) - {"kind", "swap"}:
         raise InputError(f"preference should be an object with kind and swap, is {short(asked)}")
     kind, swap = ((asked or {}).get(key) or "none" for key in ("kind", "swap"))
@@ -225,50 +225,50 @@ def preference_task(asked, labels, described):
                          f"{', '.join(KINDS)}, and {', '.join(SWAPS)}")
     if (kind, swap) == ("none", "none"):
         return None
-    fields = described.get("fields", ())
-    refused = [
-        (described and kind != "none", f"--preference {kind} goes with --readout head; label texts "
-         "need only a template with three fields"),
-        (described and len(fields) != 3, f"--swap {swap} exchanges the second and the third text "
-         f"of a row, and these have {', '.join(fields)}: name a prompt and two answers with "
+    fields = label_options.get("fields", ())
+    conflicts = [
+        (label_options and kind != "none", f"--preference {kind} goes with --readout head; label "
+         "texts need only a template with three fields"),
+        (label_options and len(fields) != 3, f"--swap {swap} exchanges the second and the third "
+         f"text of a row, and these have {', '.join(fields)}: name a prompt and two answers with "
          "--text-column"),
         (kind == "bradley-terry" and swap != "none", f"--swap {swap} changes nothing beside "
          "--preference bradley-terry, which reads each answer alone"),
-        (not described and kind == "none", f"--swap {swap} needs two answers to exchange: set "
+        (not label_options and kind == "none", f"--swap {swap} needs two answers to exchange: set "
          "--preference head, or --readout labels")]
-    for holds, message in refused:
+    for holds, message in conflicts:
         if holds:
             raise InputError(message)
     return Preference(labels, kind, swap)
 
 
-def use_swap(model, swap):
+def set_swap(model, swap):
     """Set whether a saved classifier averages over both orders ("predict") or not ("none"); None
     changes nothing."""
     if swap is None:
         return
     before = model.task
     asked = {"kind": getattr(before, "kind", "none"), "swap": swap}
-    task = preference_task(asked, model.labels, model.head.described)
+    task = preference_task(asked, model.labels, model.head.label_options)
     if task is None and isinstance(before, Preference):
         task = SingleLabel(model.labels)
     if task is not None:
         task.calibration, model.task = before.calibration, task
 
 
-def cut_parts(model, texts):
-    """Rows of three texts -> {"prompt": n, "a": n, "b": n, "of": rows}; n: rows where it is cut."""
+def count_cuts(model, texts):
+    """Rows of three texts -> {"prompt": n, "a": n, "b": n, "of": rows}; n rows have it cut."""
     head, counts = model.head, Counter(prompt=0, a=0, b=0)
     for row in texts:
-        if head.described:                                  # label texts are cut in characters
-            fitted = head.fitted(model.tokenizer, row, model.max_length)[0]
-            cuts = [len(text) - len(kept) for text, kept in zip(row, fitted)]
+        if head.label_options:                              # label texts are cut in characters
+            shorter = head.fit_texts(model.tokenizer, row, model.max_length)[0]
+            cuts = [len(text) - len(kept) for text, kept in zip(row, shorter)]
         else:
-            cuts = head.laid_out(model.tokenizer, row, model.max_length)[1]
+            cuts = head.encode_with_cuts(model.tokenizer, row, model.max_length)[1]
         counts.update({name: cut > 0 for name, cut in zip(counts, cuts)})
     return {**counts, "of": len(texts)}
 
 
-def cut_line(counts):
-    """The result of `cut_parts` -> a line to print."""
+def describe_cuts(counts):
+    """The result of `count_cuts` -> a line to print."""
     return "shortened: the prompt in {prompt} of {of} rows, a in {a}, b in {b}".format(**counts)

@@ -1,6 +1,6 @@
 """A readout turns the hidden states of a backbone into logits: a head (head.py), or label texts.
 
-Here: how a row of the data becomes token ids, and what a model folder keeps of a readout. A
+Here: how a row of the data becomes token ids, and what a model folder stores of a readout. A
 subclass adds `read(backbone, ids, mask, types, layout) -> logits (B, C)`.
 """
 import contextlib
@@ -17,22 +17,22 @@ class Readout(nn.Module):
     """The texts of a row -> token ids -> (by `read`) logits."""
 
     NAMES = {}                  # rename table (models/weights.py): name in a file -> path
-    LAST = ()                   # ends of the paths whose parameters depend on the classes
+    CLASS_LAYERS = ()           # ends of the paths whose parameters depend on the classes
     ARCHITECTURE = None         # its name in config.json if transformers has no such model
-    described = {}              # the options of label texts; empty for a head
-    most_texts = 2              # texts of a row, at most
-    SEQUENCES = 1               # of a row, for the backbone to read
-    pooling = how = None        # how a head pools (head.Head)
+    label_options = {}          # see label_text/options.py; empty for a head
+    max_texts = 2               # texts of a row, at most
+    SEQUENCES_PER_ROW = 1       # that the backbone reads
+    pool_option = pooling = None    # see head.Head
     keep = "head"               # which end of a long text is kept (text/cutting.py)
 
-    def lay_out(self, tokenizer, texts, max_length):
+    def encode_row(self, tokenizer, texts, max_length):
         """The texts of a row -> (ids, token types), was it cut to max_length tokens?"""
-        parts = self.parts(tokenizer, texts)
+        parts = self.text_ids(tokenizer, texts)
         special = tokenizer.num_special_tokens(len(parts) == 2)
         ids, cut = truncate_all(parts, max_length - special, self.keep)
         return tokenizer.add_special_tokens(*ids), cut > 0
 
-    def parts(self, tokenizer, texts):
+    def text_ids(self, tokenizer, texts):
         """The texts of a row -> the ids of each. InputError for a row without a token."""
         parts = [tokenizer.ids(text) for text in texts]
         if not any(parts):
@@ -40,31 +40,31 @@ class Readout(nn.Module):
                              "tokenizer drops")
         return parts
 
-    def length(self, tokenizer, texts):
+    def count_tokens(self, tokenizer, texts):
         """The number of tokens of a row before it is cut."""
         special = tokenizer.num_special_tokens(len(texts) == 2)
         return special + sum(len(tokenizer.ids(text)) for text in texts)
 
-    def limit(self, max_length):
-        """-> name and value of the setting that limits the tokens of a row."""
+    def length_limit(self, max_length):
+        """-> the name and the value of the setting that limits the tokens of a row."""
         return "max_length", max_length
 
     def settings(self):
-        """What config.json keeps of a readout."""
-        return {"pool": self.pooling, "keep": self.keep, "readout": self.described}
+        """-> the part of Classifier.settings that describes the readout."""
+        return {"pool": self.pool_option, "keep": self.keep, "readout": self.label_options}
 
-    def file_names(self, with_classes=True):
-        """NAMES; with_classes=False drops the layers that depend on the classes (LAST)."""
-        return {file: path if with_classes or not path.endswith(self.LAST) else None
+    def tensor_names(self, with_classes=True):
+        """-> NAMES; with_classes=False maps what depends on the classes to None: not loaded."""
+        return {file: path if with_classes or not path.endswith(self.CLASS_LAYERS) else None
                 for file, path in self.NAMES.items()}
 
-    def reading(self, model, encoded):
-        """A context in which the model reads all rows `encoded`; a subclass shares work in it."""
+    def shared_work(self, model, encoded):
+        """A context in which `model` reads all rows `encoded`: a subclass may share work there."""
         return contextlib.nullcontext()
 
 
 def as_rows(texts, names, most):
-    """A user's list of texts, each a string or a tuple of strings -> yields a tuple for each.
+    """A user's list of texts, each a string or a tuple of strings -> an iterator over tuples.
 
     names: the text columns of the training data; a row needs a text for each. Without names, (), a
     row has at most `most` texts. InputError for a single string, a mapping, a table or a set."""

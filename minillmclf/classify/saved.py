@@ -3,30 +3,30 @@
 A classifier with a head becomes a folder for AutoModelForSequenceClassification, one with label
 texts a folder for AutoModelForCausalLM, AutoModelForSeq2SeqLM or AutoModelForMaskedLM. Settings
 that transformers does not have are in config.json under "minillmclf". After a tuning method that
-leaves the base unchanged, only what was trained is saved (tuning/).
+leaves the base unchanged, only what was trained is saved (tuning/saved.py).
 """
 from ..errors import InputError
 from ..files import find_model, short
 from ..models.tensor_files import write_checkpoint
-from ..tuning import BESIDE_BASE, peft
+from ..tuning import ADAPTER_METHODS, peft
 from ..tuning.quant_files import export_4bit, load_weights, open_checkpoint
 from ..tuning.saved import TUNED, load_peft, load_tuned, save_tuned
-from .build import check_labels, modules, read_options
-from .head import MISTAKE, POOLS
-from .label_text.options import is_words
+from .build import build_unfilled, check_labels, read_options
+from .head import POOLS, WRONG_POOLING
+from .label_text.options import is_strings
 
-READING = {"text_column": (lambda v: is_words(v) and len(v) > 0, "a list of names"),
+READING = {"text_column": (lambda v: is_strings(v) and len(v) > 0, "a list of names"),
            "label_column?": (lambda v: isinstance(v, str), "a name"),
            "quoting?": (lambda v: isinstance(v, str), "a word")}      # ?: may be missing
-ALWAYS = {"pool": None, "max_length": None, "readout": {}, "keep": "head", "windows": None,
-          "calibration": None, "preference": {}}      # keys of "minillmclf" -> defaults
-SOMETIMES = ("thresholds", "reading", "ignored")      # further keys, written only if set
-PROBLEMS = ("single_label_classification", "multi_label_classification")
+DEFAULTS = {"pool": None, "max_length": None, "readout": {}, "keep": "head", "windows": None,
+            "calibration": None, "preference": {}}      # keys of "minillmclf" -> defaults
+OPTIONAL_KEYS = ("thresholds", "reading", "ignored")  # further keys, written only if set
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
 
 
 def settings_of(model):
     """A classifier -> the settings that stand under "minillmclf" in config.json."""
-    settings = {**ALWAYS, "max_length": model.max_length}
+    settings = {**DEFAULTS, "max_length": model.max_length}
     settings |= model.head.settings() | model.task.settings()
     settings |= {"reading": model.reading} if model.reading else {}
     if "ignored" in model.backbone.config:              # keys of config.json, ignored on request
@@ -35,22 +35,22 @@ def settings_of(model):
 
 
 def read_settings(config, where):
-    """A config.json -> (labels, settings as in `settings_of`, arguments of build.read_options)."""
+    """A config.json -> labels, settings as of `settings_of`, the arguments of from_backbone."""
     settings, problem = config.get("minillmclf", {}), config.get("problem_type")
-    good = isinstance(settings, dict) and set(settings) <= {*ALWAYS, *SOMETIMES} \
+    is_known = isinstance(settings, dict) and set(settings) <= {*DEFAULTS, *OPTIONAL_KEYS} \
         and isinstance(settings.get("readout", {}), dict) \
-        and not set(settings.get("readout", {})) & (set(ALWAYS) - {"readout"})
-    if not good or settings.get("pool") not in (None, *POOLS, MISTAKE):
+        and not set(settings.get("readout", {})) & (set(DEFAULTS) - {"readout"})
+    if not is_known or settings.get("pool") not in (None, *POOLS, WRONG_POOLING):
         raise InputError(f"{where}: minillmclf = {settings!r:.80} is not known; pool is "
                          f"{', '.join(POOLS)}")
-    if problem not in (None, *PROBLEMS):
+    if problem not in (None, *PROBLEM_TYPES):
         raise InputError(f"{where}: problem_type {short(problem)} is not supported; supported: "
-                         f"{', '.join(PROBLEMS)}")
-    multi_label = problem == PROBLEMS[1]
+                         f"{', '.join(PROBLEM_TYPES)}")
+    multi_label = problem == PROBLEM_TYPES[1]
     if settings.get("thresholds") is not None and not multi_label:
         raise InputError(f"{where}: minillmclf has thresholds, which go with problem_type "
-                         f"{PROBLEMS[1]}, not {problem!r}")
-    settings = ALWAYS | settings
+                         f"{PROBLEM_TYPES[1]}, not {problem!r}")
+    settings = DEFAULTS | settings
     options = {key: settings[key] for key in ("max_length", "keep", "windows", "preference")}
     options |= {"pool": settings["pool"] or "family", "multi_label": multi_label}
     return labels_of(config, where), settings, options | settings["readout"]
@@ -82,29 +82,29 @@ def load(cls, path, base=None):
     where = checkpoint.folder / "config.json"
     labels, settings, options = read_settings(checkpoint.config, where)
     try:
-        model = modules(cls, checkpoint, labels, read_options(labels, options))
+        model = build_unfilled(cls, checkpoint, labels, read_options(labels, options))
     except InputError as error:
-        named = str(checkpoint.folder) in str(error)
-        raise InputError(str(error) if named else f"{where}: {error}") from None
-    last = [file for file, ours in model.head.NAMES.items() if ours.endswith(".out")]
+        has_folder = str(checkpoint.folder) in str(error)
+        raise InputError(str(error) if has_folder else f"{where}: {error}") from None
+    last = [file for file, path in model.head.NAMES.items() if path.endswith(".out")]
     if last and last[0] + ".weight" not in checkpoint:
         raise InputError(f"{path}: no classification head in it (no tensor {last[0]}.weight): "
                          f"fine-tune it first with python -m minillmclf.train --model {path}")
     model.report, _ = load_weights(model, checkpoint, model.rename_table())
-    return model.restore(settings, where).eval()
+    return model.restore_settings(settings, where).eval()
 
 
 def save(model, path):
     """As Classifier.save. Each file is replaced completely or left as it was."""
-    if model.tuning is not None and model.tuning["method"] in BESIDE_BASE:
+    if model.tuning is not None and model.tuning["method"] in ADAPTER_METHODS:
         return save_tuned(model, path)
     tensors, quantised = export_4bit(model, model.rename_table())
-    label_texts = bool(model.head.described)
+    label_texts = bool(model.head.label_options)
     kind = model.backbone.ARCHITECTURES["lm_head" if label_texts else "classifier"]
     config = {**model.config, "architectures": [model.head.ARCHITECTURE or kind],
               "id2label": {str(i): name for i, name in enumerate(model.labels)},
               "label2id": {name: i for i, name in enumerate(model.labels)},
-              "minillmclf": model.settings(), "problem_type": model.task.PROBLEM}
+              "minillmclf": model.settings(), "problem_type": model.task.PROBLEM_TYPE}
     for key in ("num_labels", *(["problem_type"] if label_texts else [])):
         config.pop(key, None)
     config |= {"quantization_config": quantised} if quantised else {}

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..text.batch import collate, row_size
 from ..training.losses import CrossEntropy
 from ..training.metrics import METRICS, evaluate
-from .baseline import BagOfWords, baselines, majority
+from .baseline import BagOfWords, class_frequencies, run_baselines
 from .calibrate import Calibration
 from .head import build_head
 
@@ -21,15 +21,15 @@ class SingleLabel:
     """One class a row: softmax and cross-entropy. labels: the names of the classes, in order."""
 
     MULTI_LABEL = False                                 # may a row have any number of labels?
-    PROBLEM = "single_label_classification"             # problem_type in config.json
-    TEXTS = 2                                           # texts of a row that a head reads, at most
+    PROBLEM_TYPE = "single_label_classification"        # problem_type in config.json
+    MAX_TEXTS = 2                                       # of a row that a head reads
     METRICS = tuple(METRICS)                            # in the order printed
-    EXAMPLE = '"a text"'                                # an argument of the command predict
-    FREQUENCIES, BAG = "majority class", BagOfWords     # a name and a class of baseline.py
+    PREDICT_EXAMPLE = '"a text"'                        # an argument of the command predict
+    FREQUENCY_BASELINE, BAG_OF_WORDS = "majority class", BagOfWords      # name, class (baseline.py)
 
     def __init__(self, labels):
         self.labels, self.calibration = list(labels), None
-        self.numbers = {label: number for number, label in enumerate(self.labels)}
+        self.class_numbers = {label: number for number, label in enumerate(self.labels)}
 
     @classmethod
     def check_columns(cls, columns, readout):
@@ -44,30 +44,30 @@ class SingleLabel:
 
     row_size, collate = staticmethod(row_size), staticmethod(collate)
 
-    def head(self, model_type, backbone, how):
+    def build_head(self, model_type, backbone, how):
         """A new head for this task; arguments as for head.build_head."""
         return build_head(model_type, backbone, len(self.labels), how)
 
-    def lay_out(self, head, tokenizer, texts, max_length, training=False):
-        """A tuple of texts -> (a row of token ids, was it cut?), as Classifier.row."""
-        return head.lay_out(tokenizer, texts, max_length)
+    def encode_row(self, head, tokenizer, texts, max_length, training=False):
+        """A tuple of texts -> (a row of token ids, was it cut?), as Classifier.encode_row."""
+        return head.encode_row(tokenizer, texts, max_length)
 
     def sequences(self, row):
         """A row of token ids -> a list of (ids, types), the sequences that the backbone reads."""
         return [row]
 
-    def merge(self, logits, rows):
+    def merge_sequences(self, logits, rows):
         """Logits of the sequences of a batch -> logits (B, C) of its rows. rows: their number B."""
         return logits
 
-    def calibrate(self, calibration, where="calibration"):
+    def set_calibration(self, calibration, where="calibration"):
         """Set the calibration of logits. calibration: a Calibration, its `as_dict`, or None."""
         if isinstance(calibration, Calibration) or calibration is None:
             self.calibration = calibration
         else:
             self.calibration = Calibration.from_dict(calibration, len(self.labels), where)
 
-    def calibrated(self, logits):
+    def apply_calibration(self, logits):
         """Logits (N, C) -> logits (N, C), corrected if there is a calibration."""
         return logits if self.calibration is None else self.calibration(logits)
 
@@ -81,22 +81,22 @@ class SingleLabel:
 
     # ---------------------------------------------------------------- training and metrics
 
-    def training_rows(self, examples):
-        """The training examples of the data -> those that the model learns from."""
+    def training_examples(self, examples):
+        """The training split of the data -> the examples that the model learns from."""
         return examples
 
     def targets(self, examples, name="the data"):
         """Examples -> a list of class numbers. name: what errors call the data."""
-        return [self.number(example.label, example, name) for example in examples]
+        return [self.class_number(example.label, example, name) for example in examples]
 
-    def number(self, label, example, name):
-        """The class number of a label. InputError if the model does not have it."""
-        if label not in self.numbers:
+    def class_number(self, label, example, name):
+        """The class number of a label. InputError if the model does not have that label."""
+        if label not in self.class_numbers:
             raise InputError(f"{name}, line {example.row}: label {label!r} is not one of the "
                              f"model's: {', '.join(self.labels)}")
-        return self.numbers[label]
+        return self.class_numbers[label]
 
-    def loss(self, settings, targets):
+    def build_objective(self, settings, targets):
         """The objective of training (training/losses.py). targets: of the training rows."""
         weights = None
         if settings.class_weights == "balanced":            # rows / (classes x rows of the class)
@@ -105,28 +105,28 @@ class SingleLabel:
         return CrossEntropy(weights, settings.label_smoothing, settings.focal_gamma)
 
     def measure(self, probabilities, targets):
-        """Probabilities (N, C), N targets -> {metric: number}, at least METRICS."""
+        """Probabilities (N, C), N targets -> {metric: number}, METRICS and perhaps more."""
         return evaluate(probabilities, targets, self.labels)
 
     def evaluate(self, probabilities, targets):
-        """Probabilities (N, C), N targets -> all metrics of a finished model."""
+        """Probabilities (N, C), N targets -> {metric: number} of a finished model: all of them."""
         return self.measure(probabilities, targets)
 
-    def fitted(self, probabilities, examples):
-        """A task fitted to dev examples; here self. probabilities: a function, () -> (N, C)."""
+    def fit_to_dev(self, probabilities, examples):
+        """-> a task fitted to dev examples, here self. probabilities: a function, () -> (N, C)."""
         return self
 
     def baselines(self, data, quick=False):
-        """What a model has to beat -> {name: metrics}. quick: without the slow ones."""
-        return baselines(data, self, quick)
+        """What a model has to beat -> {name: metrics}. quick: without slow baselines."""
+        return run_baselines(data, self, quick)
 
-    def frequencies(self, targets, rows):
+    def predict_frequencies(self, targets, rows):
         """The frequencies of the classes among the targets, repeated for each row -> (rows, C)."""
-        return majority(targets, rows, len(self.labels))
+        return class_frequencies(targets, rows, len(self.labels))
 
     # ---------------------------------------------------------------- what is printed
 
-    def table(self, results, name, examples, fitted=False):
+    def metric_lines(self, results, name, examples, fitted=False):
         """A line for each model, then the F1 of each class for the last model -> list of lines.
 
         results: {model: metrics} on the examples; name: of their split; fitted: was the task fitted
@@ -143,8 +143,8 @@ class SingleLabel:
             lines.append(f"  {label:<{wide}}  {last['f1'][label]:.3f}{note}")
         return lines
 
-    def mistakes(self, probabilities, targets, most=5):
-        """The pairs (target, answer) that are most often confused, as text."""
+    def confusion_text(self, probabilities, targets, most=5):
+        """The most frequent pairs of a target and a wrong answer, as text."""
         wrong = Counter((t, a) for t, a in zip(targets, probabilities.argmax(1)) if t != a)
         lines = [f"  {count:4d} x {self.labels[t]} taken for {self.labels[a]}"
                  for (t, a), count in wrong.most_common(most)]
@@ -165,9 +165,9 @@ class SingleLabel:
     # ---------------------------------------------------------------- files
 
     def settings(self):
-        """What config.json keeps of the task."""
+        """-> the part of Classifier.settings that describes the task."""
         return {"calibration": self.calibration and self.calibration.as_dict()}
 
-    def restore(self, settings, where):
-        """Take over what `settings` returned. where: the file that errors name."""
-        self.calibrate(settings.get("calibration"), f"{where}: calibration")
+    def restore_settings(self, settings, where):
+        """Apply what `settings` returned. where: the file that errors name."""
+        self.set_calibration(settings.get("calibration"), f"{where}: calibration")

@@ -2,8 +2,8 @@
 the logits of a document's windows are pooled.
 
 A row of a batch holds the windows of a document one after another, each of max_length tokens with
-its own special tokens; only a single window may be shorter. `Windows.read` cuts the row into its
-windows again. Of two texts, the longer one is cut into windows; the other is in each of them.
+its own special tokens; only a document's single window may be shorter. `Windows.read` cuts the row
+into its windows again. Of two texts the longer is cut into windows, and the other is in each.
 
 mean        the mean of the windows' logits: every passage has a vote
 max         the highest logit of each class: one passage is enough (multiple instance learning)
@@ -21,60 +21,61 @@ from torch import nn
 from ..errors import InputError
 from ..files import short
 from ..text.cutting import truncate_all, truncate, window_spans
-from .head import Head, attention, query
+from .head import Head, attention_layers, attention_weights
 
-WAYS = ("mean", "max", "attention")
-AT_ONCE = 8               # windows that the backbone reads at a time; B, if that is more
-NUMBERS = {"overlap": 0, "max_windows": 1, "max_document": 1}       # option -> its least value
+WINDOW_POOLS = ("mean", "max", "attention")
+WINDOWS_AT_ONCE = 8       # windows that the backbone reads at a time; B, if that is more
+LEAST_VALUES = {"overlap": 0, "max_windows": 1, "max_document": 1}  # option -> its least value
 
 
-def check_windows(described, where="windows"):
-    """InputError unless `described` is like {"pool": "mean", "overlap": 32,
-    "max_windows": 8, "max_document": 8192}. -> described"""
-    if not isinstance(described, dict) or set(described) != {"pool", *NUMBERS}:
-        raise InputError(f"{where} {short(described)}: should be an object with pool, "
-                         f"{', '.join(NUMBERS)}")
-    for name, value in described.items():
-        if name == "pool" and value not in WAYS:
-            raise InputError(f"{where}: pool {short(value)} is not known; known: {', '.join(WAYS)}")
-        if name in NUMBERS and (type(value) is not int or value < NUMBERS[name]):
+def check_windows(options, where="windows"):
+    """-> options, such as {"pool": "mean", "overlap": 32, "max_windows": 8, "max_document": 8192}.
+    InputError for unknown keys or wrong values."""
+    if not isinstance(options, dict) or set(options) != {"pool", *LEAST_VALUES}:
+        raise InputError(f"{where} {short(options)}: should be an object with pool, "
+                         f"{', '.join(LEAST_VALUES)}")
+    for name, value in options.items():
+        if name == "pool" and value not in WINDOW_POOLS:
+            raise InputError(f"{where}: pool {short(value)} is not known; known: "
+                             f"{', '.join(WINDOW_POOLS)}")
+        if name in LEAST_VALUES and (type(value) is not int or value < LEAST_VALUES[name]):
             raise InputError(f"{where}: {name} {short(value)}: should be a whole number from "
-                             f"{NUMBERS[name]} up")
-    return described
+                             f"{LEAST_VALUES[name]} up")
+    return options
 
 
 class Windowed(Head):
     """A head that reads documents in windows of `size` tokens with another head.
 
-    head: that other head; width: D; described: as in `check_windows`. The layers of the other head
-    have the same names here, so files are as without windows. The parameters of attention are
-    `windows.U` and `windows.v`.
+    head: that other head; width: D; options: as in `check_windows`. The layers of `head` keep their
+    names here, so files are as without windows. Attention has parameters `windows.U`, `windows.v`.
     """
 
-    def __init__(self, head, width, size, described):
+    def __init__(self, head, width, size, options):
         super().__init__()
-        self.one = (head,)             # in a tuple, so that its layers are not registered twice
+        self.inner = (head,)           # in a tuple, so that its layers are not registered twice
         for name, layer in head.named_children():
             self.add_module(name, layer)
-        self.windows = Windows(width, size, **check_windows(described))
+        self.windows = Windows(width, size, **check_windows(options))
         self.NAMES, self.ARCHITECTURE = head.NAMES, head.ARCHITECTURE
-        self.pooling, self.keep = head.pooling, head.keep
-        if described["pool"] == "attention":
+        self.pool_option, self.keep = head.pool_option, head.keep
+        if options["pool"] == "attention":
             self.NAMES = {**head.NAMES, "minillmclf_windows.U": "head.windows.U",
                           "minillmclf_windows.v": "head.windows.v"}
             self.ARCHITECTURE = "MinillmclfWindowClassifier"
 
-    def lay_out(self, tokenizer, texts, max_length):
-        return self.windows.lay_out(tokenizer, self.parts(tokenizer, texts), max_length, self.keep)
+    def encode_row(self, tokenizer, texts, max_length):
+        parts = self.text_ids(tokenizer, texts)
+        return self.windows.encode_windows(tokenizer, parts, max_length, self.keep)
 
-    def limit(self, max_length):
+    def length_limit(self, max_length):
         return "max_document", self.windows.max_document
 
     def settings(self):
         return super().settings() | {"windows": self.windows.as_dict()}
 
     def read(self, backbone, ids, mask, types=None, layout=None):
-        return self.windows.read(self.one[0], backbone, ids, mask, types)
+        return self.windows.read(self.inner[0], backbone, ids, mask, types)
 
 
 class Windows(nn.Module):
@@ -88,18 +89,15 @@ class Windows(nn.Module):
         self.size, self.pool, self.overlap = size, pool, overlap
         self.max_windows, self.max_document = max_windows, max_document
         if pool == "attention":
-            self.U, self.v = query(width)
+            self.U, self.v = attention_layers(width)
 
     def as_dict(self):
-        """What `check_windows` takes."""
-        return {"pool": self.pool, **{name: getattr(self, name) for name in NUMBERS}}
+        """-> the options that `check_windows` takes."""
+        return {"pool": self.pool, **{name: getattr(self, name) for name in LEAST_VALUES}}
 
-    def lay_out(self, tokenizer, parts, max_length, keep):
-        """Parts, the ids of one text or two without special tokens -> (ids, types) of all windows
-        one after another, was a token lost?
-
-        First a document is cut to max_document tokens, special ones included.
-        """
+    def encode_windows(self, tokenizer, parts, max_length, keep):
+        """parts: the ids of one text or two -> (ids, types) of all windows one after another, was a
+        token lost? First the document is cut to max_document tokens, special ones included."""
         if max_length != self.size:
             raise InputError(f"this model takes {max_length} tokens beside what was tuned, but "
                              f"windows of {self.size} were asked for: set --max-length "
@@ -117,37 +115,37 @@ class Windows(nn.Module):
             window = [part[start:end] if n == longer else part for n, part in enumerate(parts)]
             more_ids, more_types = tokenizer.add_special_tokens(*window)
             ids, types = ids + more_ids, types + more_types
-        check_whole([len(ids)], self.size)
+        check_row_lengths([len(ids)], self.size)
         return (ids, types), lost > 0
 
     def read(self, head, backbone, ids, mask, types=None):
-        """ids, mask, types: (B, T), rows of `lay_out`, padded on either side -> logits (B, C)."""
-        at_once = max(len(ids), AT_ONCE)
-        ids, mask, types, counts = cut_rows(ids, mask, types, self.size)    # (W, size), W windows
+        """ids, mask, types (B, T), rows padded on either side -> logits (B, C)."""
+        at_once = max(len(ids), WINDOWS_AT_ONCE)
+        ids, mask, types, counts = cut_into_windows(ids, mask, types, self.size)      # (W, size)
         if self.training:
-            ids, mask, types, counts = self.draw(ids, mask, types, counts)
+            ids, mask, types, counts = self.draw_windows(ids, mask, types, counts)
         compute = head.features if self.pool == "attention" else head
-        found = None        # (W, C or D), one tensor: many small ones would take more memory
+        results = None  # (W, C or D) of W windows; many small tensors would take more memory
         for start in range(0, len(ids), at_once):
             part = slice(start, start + at_once)
             i, m, t = (x if x is None else x[part] for x in (ids, mask, types))
-            new = compute(*head.states(backbone, i, m, t))                  # (at_once, C or D)
-            found = new.new_empty(len(ids), new.shape[1]) if found is None else found
-            found[part] = new
-        documents = found.split(counts)                     # B tensors (its windows, C or D)
+            new = compute(*head.states_to_pool(backbone, i, m, t))          # (at_once, C or D)
+            results = new.new_empty(len(ids), new.shape[1]) if results is None else results
+            results[part] = new
+        documents = results.split(counts)                   # B tensors (its windows, C or D)
         if self.pool == "attention":
-            pooled = [self.weights(features) @ features for features in documents]
-            return head.classes(torch.stack(pooled))                        # (B, D) -> (B, C)
+            pooled = [self.window_weights(features) @ features for features in documents]
+            return head.class_logits(torch.stack(pooled))                   # (B, D) -> (B, C)
         if self.pool == "mean":
             return torch.stack([logits.mean(0) for logits in documents])                    # (B, C)
         return torch.stack([logits.amax(0) for logits in documents])                        # (B, C)
 
-    def weights(self, features):
+    def window_weights(self, features):
         """The features of one document's W windows (W, D) -> their weights (W,), sum 1."""
-        return attention(self.U, self.v, features)
+        return attention_weights(self.U, self.v, features)
 
-    def draw(self, ids, mask, types, counts):
-        """Draw at most max_windows windows of each document and keep their order -> as cut_rows."""
+    def draw_windows(self, ids, mask, types, counts):
+        """Draw at most max_windows windows of each document, in order -> as cut_into_windows."""
         chosen, start = [], 0
         for count in counts:
             order = torch.randperm(count) if count > self.max_windows else torch.arange(count)
@@ -158,7 +156,7 @@ class Windows(nn.Module):
         return ids, mask, types, list(map(len, chosen))
 
 
-def check_whole(lengths, size):
+def check_row_lengths(lengths, size):
     """InputError for a row of more than `size` tokens that is not made of whole windows."""
     odd = next((length for length in lengths if length > size and length % size), None)
     if odd:
@@ -166,11 +164,11 @@ def check_whole(lengths, size):
                          "it with this classifier, and leave special tokens out of the text")
 
 
-def cut_rows(ids, mask, types, size):
-    """ids, mask, types: (B, T) -> ids, mask, types of all windows, (W, size), and counts, how many
-    windows each row has. Where each row is one window, all stay as they are."""
+def cut_into_windows(ids, mask, types, size):
+    """ids, mask, types (B, T) -> those of all W windows (W, size), and the number of each row's
+    windows. Where each row is one window, all stay as they are."""
     lengths = mask.sum(1)                                                           # (B,)
-    check_whole(lengths.tolist(), size)
+    check_row_lengths(lengths.tolist(), size)
     counts = (lengths + size - 1) // size
     if int(counts.max()) <= 1:
         return ids, mask, types, [1] * len(ids)

@@ -1,5 +1,5 @@
 """A warning about a finished run that is no better than its baselines, with what to try next."""
-from ..training.metrics import gain
+from ..training.metrics import improvement
 from ..training.rates import default_lr
 from .settings import Settings
 
@@ -17,7 +17,7 @@ def baseline_warning(record):
         metric = "micro_f1" if s.multi_label == "on" else "accuracy"
     lost = []
     for name in baselines:
-        gained = gain(metric, results[own], results[name])
+        gained = improvement(metric, results[own], results[name])
         if gained < 0 or gained == 0 and name in CONSTANT:
             lost.append(name)
     if not lost:

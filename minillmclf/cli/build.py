@@ -2,7 +2,7 @@
 import re
 
 from ..errors import InputError
-from ..training.rates import lr_line
+from ..training.rates import lr_text
 
 # truncation_side -> what is kept of a text (text/cutting.py)
 KEPT_END = {"right": "head", "left": "tail", "middle": "head+tail", "both": "middle"}
@@ -41,9 +41,9 @@ def device_of(s):
 def model_lines(s, model, trainable, total):
     """What was built, and the learning rate -> lines to print."""
     loaded = model.report.summary() if s.weights == "pretrained" else "random weights"
-    lines = [f"{s.model}: {loaded}; {trainable:,} of {total:,} parameters trainable; {lr_line(s)}"]
+    lines = [f"{s.model}: {loaded}; {trainable:,} of {total:,} parameters trainable; {lr_text(s)}"]
     if model.quantise:
-        kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.kept_whole})
+        kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.not_quantised})
         lines.append(f"in four bits ({model.quantise}): the body's linear layers; kept whole: "
                      f"{', '.join(kinds)}")
     return lines
@@ -102,7 +102,7 @@ def build_task(settings, data):
     described = {"fields": data.columns} if settings.get("readout") == "labels" else {}
     preference = {"kind": settings.get("preference"), "swap": settings.get("swap")}
     multi_label = settings.get("multi_label") == "on"
-    return modules.task_of(data.labels, described, preference, multi_label)
+    return modules.build_task(data.labels, described, preference, multi_label)
 
 
 def tuning_config(s):

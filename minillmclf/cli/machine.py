@@ -31,10 +31,10 @@ def prepare_for_training(s, model):
     """Replicate or shard a built classifier, and set up gradient checkpointing."""
     from ..training.parallel import processes as parallel
     from ..training.recompute import recompute_blocks
-    parallel.replicate(model)
+    parallel.replicate_model(model)
     if s.parallel == "fsdp":
-        from ..training.parallel.fsdp import shard         # older versions of torch have none
-        shard(model, s.optimizer)
+        from ..training.parallel.fsdp import shard_model   # older versions of torch have none
+        shard_model(model, s.optimizer)
     if s.gradient_checkpointing == "on":
         recompute_blocks(model)
 
@@ -44,7 +44,7 @@ def objective_of(s, model, targets):
     from ..training.completion_loss import CompletionLoss
     if s.objective == "completion":
         return CompletionLoss(model.head.answer_lengths())
-    return model.task.loss(s, targets)
+    return model.task.build_objective(s, targets)
 
 
 def step_and_store(s, model, targets, folder, stop, say):
@@ -75,13 +75,13 @@ def cache_frozen_features(s, model, encoded):
 def logits_of(s, model, encoded):
     """The logits (N, C) of encoded rows; several processes divide the rows."""
     from ..training.parallel import processes as parallel
-    return parallel.scores(model, encoded, s.eval_batch_size)
+    return parallel.shared_logits(model, encoded, s.eval_batch_size)
 
 
 def gather_weights(model):
     """Gather the model's weights, where several processes hold parts of them."""
     from ..training.parallel import processes as parallel
-    parallel.gather(model)
+    parallel.gather_model(model)
 
 
 def writes_files():

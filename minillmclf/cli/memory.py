@@ -25,10 +25,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..classify.windows import Windowed
-from ..training.recompute import Recomputed, blocks_of, stacks_of
+from ..training.recompute import RecomputedForward, all_blocks, block_stacks
 from ..tuning import METHODS as TUNING, tune
-from ..tuning.prompt import new_words
-from ..tuning.quant import HEADS, bits_per_parameter
+from ..tuning.prompt import new_word_ids
+from ..tuning.quant import HEAD_PATHS, bits_per_parameter
 from .build import tuning_config
 from .settings import Settings
 
@@ -91,7 +91,7 @@ def state_bytes(backbone, method, trained, total):
     weights = 4 * total
     if method == "qlora":
         in_4_bits = sum(m.weight.numel() for name, m in backbone.named_modules()
-                        if isinstance(m, nn.Linear) and not HEADS.search(name)
+                        if isinstance(m, nn.Linear) and not HEAD_PATHS.search(name)
                         and name.rpartition(".")[2] not in backbone.FULL_PRECISION)
         weights -= round(in_4_bits * (4 - bits_per_parameter() / 8))
     return weights + 8 * trained
@@ -110,7 +110,7 @@ def dummy_logits(model, length, rows, precision):
     """The logits (B, C) of B = `rows` made-up texts of `length` tokens; None on device "meta"."""
     if any(parameter.is_meta for parameter in model.parameters()):
         return None
-    ids = torch.tensor([new_words(model) + [0] * length] * (rows * model.head.SEQUENCES))
+    ids = torch.tensor([new_word_ids(model) + [0] * length] * (rows * model.head.SEQUENCES_PER_ROW))
     mask = torch.ones_like(ids)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         return model.head.read(model.backbone, ids, mask)
@@ -166,7 +166,7 @@ def peak_in_forward(model, length, rows=1, precision="fp32"):
 
     def note(block, inputs, out):
         grad_blocks.append(any(torch.is_tensor(t) and t.requires_grad for t in tree_leaves(out)))
-    hooks = [block.register_forward_hook(note) for block in blocks_of(model)]
+    hooks = [block.register_forward_hook(note) for block in all_blocks(model)]
     try:
         with AliveBytes() as count:
             dummy_logits(model, length, rows, precision)
@@ -196,7 +196,7 @@ def peak_activations(model, kept, kept_in_full, in_forward, grad_blocks):
     grad_blocks: from `peak_in_forward`. While the gradient of a frozen block is computed, all its
     activations exist, though few of them are saved.
     """
-    blocks = len(blocks_of(model))
+    blocks = len(all_blocks(model))
     inside = max(0, kept_in_full // blocks - kept // grad_blocks) if grad_blocks else 0
     return max(in_forward, kept + inside)
 
@@ -216,7 +216,7 @@ def training_memory(backbone, head, method, length):
                 in_forward = peak_in_forward(model, used, rows=2)[0] - in_forward
             saved = peak_activations(model, saved - fixed, in_full, in_forward, grad_blocks)
         state = state_bytes(backbone, method, trained, total) + fixed
-        return trained, state, saved * length // used // head.SEQUENCES
+        return trained, state, saved * length // used // head.SEQUENCES_PER_ROW
 
 
 # ---------------------------------------------------------------- the switches of the loop
@@ -225,10 +225,10 @@ def training_memory(backbone, head, method, length):
 def checkpoint_blocks(model, but):
     """with checkpoint_blocks(model, but): ...   Every block except `but` saves only its input, as
     with --gradient-checkpointing."""
-    blocks = [block for block in blocks_of(model) if block is not but]
+    blocks = [block for block in all_blocks(model) if block is not but]
     before = {block: vars(block).get("forward") for block in blocks}
     for block in blocks:
-        block.forward = Recomputed(block.forward)
+        block.forward = RecomputedForward(block.forward)
     try:
         yield
     finally:
@@ -281,7 +281,7 @@ def step_activation_bytes(model, step):
     if not step.checkpointing:
         return for_all_rows(kept) + extra
     most = 0
-    for stack in stacks_of(model):
+    for stack in block_stacks(model):
         for block in stack[-2:]:
             with checkpoint_blocks(model, block):
                 most = max(most, for_all_rows(kept))

@@ -38,16 +38,16 @@ def load_dataset(s, table=None):
 def diagnose_data(model, data):
     """The data doctor's Report; lengths are counted in the model's own tokens."""
     from ..text.doctor import examine_data, unknown_share
-    from ..tuning.prompt import new_words
-    lengths = {split: [model.head.length(model.tokenizer, e.texts) for e in getattr(data, split)]
-               for split in ("train", "dev", "test")}
-    setting, max_tokens = model.head.limit(model.max_length)
+    from ..tuning.prompt import new_word_ids
+    lengths = {split: [model.head.count_tokens(model.tokenizer, row.texts)
+                       for row in getattr(data, split)] for split in ("train", "dev", "test")}
+    setting, max_tokens = model.head.length_limit(model.max_length)
     unknown = {split: unknown_share(model.tokenizer, [e.texts for e in getattr(data, split)])
                for split in lengths}
     remedy = f"raise {setting}"
     if setting == "max_length" and max_tokens >= (model.backbone.max_input_tokens or math.inf):
-        ways = [] if model.head.described else ["--truncation-side middle keeps both ends"]
-        if ways and model.head.most_texts == 2 and not new_words(model):
+        ways = [] if model.head.label_options else ["--truncation-side middle keeps both ends"]
+        if ways and model.head.max_texts == 2 and not new_word_ids(model):
             ways.insert(0, "--windows mean reads them whole")
         remedy = "the model takes no more" + ": " * bool(ways) + ", ".join(ways)
     return examine_data(data, lengths, max_tokens, remedy, unknown)
@@ -70,14 +70,14 @@ def write_predictions(path, examples, probabilities, labels, answers=None):
 
 
 def encode_split(model, examples, training=False):
-    """Encode one split for the loop -> (plan.Rows, how many texts were cut)."""
-    from ..training.plan import Rows
+    """Encode one split for the loop -> (plan.Split, how many texts were cut)."""
+    from ..training.plan import Split
     encoded, shortened = model.encode([e.texts for e in examples], training)
-    return Rows(encoded, model.task.targets(examples)), shortened
+    return Split(encoded, model.task.targets(examples)), shortened
 
 
 def reading_of(s, data):
-    """How the rows of a run are read -> dict, which its model saves (Classifier.read_as)."""
+    """How the rows of a run are read -> dict, which its model saves (Classifier.set_reading)."""
     label = s.label_column or data.label_column
     more = {name: getattr(s, name) for name in READING_SETTINGS}
     return {"text_column": list(data.columns), "label_column": label, **more}
@@ -92,7 +92,7 @@ def text_columns(model, asked):
     if known and len(names) != len(known):
         raise InputError(f"--text-column {short(asked)}: names {len(names)}, and this model was "
                          f"trained on {len(known)} text(s) a row ({', '.join(known)}): name all")
-    fields = model.head.described.get("fields", ["text"])
+    fields = model.head.label_options.get("fields", ["text"])
     return names or (None if fields in (["text"], ["text_a", "text_b"]) else fields)
 
 

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from .. import train
-from ..classify.baseline import BagOfWords, majority
+from ..classify.baseline import BagOfWords, class_frequencies
 from ..classify.classifier import Classifier
 from ..cli.build import device_of
 from ..cli.parser import StopSignal, run
@@ -177,7 +177,7 @@ def run_baseline(name, s, folder):
         predict, parameters = bag.predict, sum(w.numel() for w in bag.weights)
     else:
         def predict(texts):
-            return majority(targets["train"], len(texts), len(data.labels))
+            return class_frequencies(targets["train"], len(texts), len(data.labels))
     seconds = time.perf_counter() - started
     train.write_predictions(folder / "predictions.csv", getattr(data, final),
                             predict(texts[final]), data.labels)

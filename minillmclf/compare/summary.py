@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError
 from ..text.table_files import read_table
 from ..training.metrics import METRICS, evaluate
-from ..training.statistics import bootstrap, mcnemar, t_interval
+from ..training.statistics import bootstrap_interval, mcnemar_p, t_interval
 
 AT_MOST_ONE = ("accuracy", "macro_f1", "ece")                  # at most 1
 ROUNDING_ERROR = 5e-7       # half of the last digit of a probability in predictions.csv
@@ -70,7 +70,7 @@ def interval_over_seeds(metric, values, predictions):
         average, low, high = t_interval(values)
     else:
         average = values[0]
-        low, high = bootstrap(predictions.statistic(metric), len(predictions.rows))
+        low, high = bootstrap_interval(predictions.statistic(metric), len(predictions.rows))
     return {"mean": average, "low": max(low, 0.0),
             "high": min(high, 1.0) if metric in AT_MOST_ONE else high}
 
@@ -87,9 +87,9 @@ def difference_to_best(metric, own, best):
 
     def mean_difference(indices):
         return mean(a(indices) - b(indices) for a, b in statistics)
-    low, high = bootstrap(mean_difference, len(rows))
+    low, high = bootstrap_interval(mean_difference, len(rows))
     return ({"mean": mean_difference(np.arange(len(rows))), "low": low, "high": high},
-            [mcnemar(a.right, b.right) for a, b in pairs])
+            [mcnemar_p(a.right, b.right) for a, b in pairs])
 
 
 def table_row(runs, label, metric, predictions):

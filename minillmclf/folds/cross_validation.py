@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .. import train
-from ..classify.calibrate import temperature
+from ..classify.calibrate import fit_temperature
 from ..classify.classifier import Classifier
 from ..cli.build import device_of
 from ..cli.rows import draw_rows
@@ -65,7 +65,7 @@ def cross_validate(a):
         logits, test_logits = train_and_predict(plan, place, a.overwrite)
         targets = [plan.labels.index(e.label) for e in plan.source.examples]
         metrics = evaluate_folds(logits, targets, plan.folds, plan.labels)
-        fitted = temperature(logits, targets)
+        fitted = fit_temperature(logits, targets)
         used = submission_calibration(fitted, metrics, a.temperature)
         record = {"settings": vars(s) | {"out": str(out)}, "k": a.folds, "group": a.group,
                   "labels": plan.labels, "finished": True, "temperature": used.temperature,
@@ -196,7 +196,7 @@ def fold_logits(s, folder, name, texts):
         if cached.shape[:1] == (len(texts),) and cached.dim() == 2 and cached.isfinite().all():
             return cached
     model = Classifier.load(folder).to(device_of(s))
-    logits = parallel.scores(model, model.encode(texts)[0], s.eval_batch_size).contiguous()
+    logits = parallel.shared_logits(model, model.encode(texts)[0], s.eval_batch_size).contiguous()
     if parallel.is_main_process():
         write_tensors(path, {"scores": logits}, key)
     return logits.double()
@@ -207,7 +207,7 @@ def cross_fitted_logits(logits, targets, folds):
     out, folds, targets = torch.empty_like(logits), torch.tensor(folds), torch.tensor(targets)
     for fold in folds.unique():
         rows = folds == fold                                                # (N,)
-        out[rows] = temperature(logits[~rows], targets[~rows])(logits[rows])
+        out[rows] = fit_temperature(logits[~rows], targets[~rows])(logits[rows])
     return out
 
 

@@ -46,7 +46,7 @@ def read_source(path, s, group="", id_column="id", labelled=True):
                                  quoting=s.quoting)
         columns = split_names(s.text_column) if s.text_column else default_text_columns(table)
     kind = task_class(s)
-    if arena and s.readout == "head" and kind.TEXTS < 3:
+    if arena and s.readout == "head" and kind.MAX_TEXTS < 3:
         examples = [replace(e, texts=(f"{e.texts[0]}\n\n{e.texts[1]}", e.texts[2]))
                     for e in examples]
         columns = ("text_a", "text_b")

@@ -96,10 +96,10 @@ def answerer(model, columns, batch_size):
         texts = [row for row, _ in rows]
         warn_of_unknown(texts)
         encoded, shortened = model.encode(texts)
-        probabilities = model.probabilities(model.scores(encoded, batch_size))   # (N, C)
+        probabilities = model.probabilities(model.compute_logits(encoded, batch_size))  # (N, C)
         cut = None
         if columns.show_cut:
-            cut = [shortened > 0 and model.row(row)[1] for row in texts]
+            cut = [shortened > 0 and model.encode_row(row)[1] for row in texts]
         others = [other for _, other in rows]
         answers = model.answers(probabilities)
         return render_answers(texts, others, answers, probabilities, cut, columns, first), shortened
@@ -114,9 +114,9 @@ def main(arguments=None):
         stream.check_answer_files(a.out, a.overwrite, sources)       # before the model is loaded
     from ..classify.classifier import Classifier                     # torch takes seconds
     from ..cli.rows import reading_options, text_columns
-    from ..classify.preference import use_swap
+    from ..classify.preference import set_swap
     model = Classifier.load(folder, a.base)
-    use_swap(model, a.swap)
+    set_swap(model, a.swap)
     chosen, reading = text_columns(model, a.text_column), reading_options(model, a)
     columns = AnswerColumns(model.labels, a.format == "csv", a.show_cut)
     answer = answerer(model, columns, a.batch_size)
@@ -138,8 +138,8 @@ def main(arguments=None):
         stream.answer_all(read(), answer, out)
     if out.cut:
         hint = "" if a.show_cut else " (--show-cut tells which)"
-        print(f"{out.cut} of {out.rows} texts cut to {model.head.limit(model.max_length)[1]} "
-              f"tokens{hint}", file=sys.stderr)
+        limit = model.head.length_limit(model.max_length)[1]
+        print(f"{out.cut} of {out.rows} texts cut to {limit} tokens{hint}", file=sys.stderr)
     return 0
 
 

@@ -1,6 +1,6 @@
 """Answers to a stream of rows, window by window: printed, or in a file that a later run continues.
 
-A window is WINDOW rows. They are read, sorted by length into batches (Classifier.over), answered,
+A window is WINDOW rows. They are read, sorted by length into batches, answered,
 and written in their own order before the next window is read. So memory does not grow with the
 rows. Windows begin at fixed rows, so a continued run makes the same batches, and the same bytes.
 Here: the loop, its two outputs (`PrintedAnswers`, `PartFile`) and a fingerprint of a model. Not

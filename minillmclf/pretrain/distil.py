@@ -135,7 +135,8 @@ class TextVectors:
         """teacher: folder of a BERT."""
         self.student, self.tokenizer = student, tokenizer
         self.teacher, self.teacher_tokenizer = load_backbone(teacher), load_tokenizer(teacher)
-        self.head = initialise_weights(nn.Linear(student.width, self.teacher.width, bias=False), seed)
+        matrix = nn.Linear(student.width, self.teacher.width, bias=False)
+        self.head = initialise_weights(matrix, seed)
 
     def distance(self, texts):
         """-> scalar, number of the student's tokens."""

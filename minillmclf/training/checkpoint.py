@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..files import check_fields, parse_json, short
 from ..models.tensor_files import open_tensors, write_tensors
 
-ANEW = "remove it or choose another --out (train and folds: --overwrite starts anew)"
+START_ANEW = "remove it or choose another --out (train and folds: --overwrite starts anew)"
 
 
 def seed_step(seed, step):
@@ -31,8 +31,8 @@ def seed_step(seed, step):
         torch.cuda.manual_seed_all(number)
 
 
-def is_count(value):
-    """Is it an integer, 0 or more?"""
+def is_index(value):
+    """Is it a whole number from 0?"""
     return type(value) is int and value >= 0
 
 
@@ -42,23 +42,23 @@ def is_number(value):
 
 def is_history(value):
     return isinstance(value, list) and all(
-        isinstance(line, dict) and is_count(line.get("step")) for line in value)
+        isinstance(line, dict) and is_index(line.get("step")) for line in value)
 
 
-STEP = {"step": (is_count, "a number of steps")}
-PROGRESS = {**STEP,                                  # of the loop: key -> (test, what it should be)
-            "losses": (lambda v: isinstance(v, list) and all(map(is_number, v)),
-                       "a list of numbers"),
-            "history": (is_history, "a list with the step of each epoch"),
-            "best": (lambda v: v is None or isinstance(v, dict) and is_count(v.get("epoch")),
-                     "the best epoch, or null")}
+STEP_FIELD = {"step": (is_index, "a number of steps")}
+PROGRESS_FIELDS = {**STEP_FIELD,                       # key -> (test, what it should be)
+                   "losses": (lambda v: isinstance(v, list) and all(map(is_number, v)),
+                              "a list of numbers"),
+                   "history": (is_history, "a list with the step of each epoch"),
+                   "best": (lambda v: v is None or isinstance(v, dict) and is_index(v.get("epoch")),
+                            "the best epoch, or null")}
 
 
 class Store:
     """Saves and loads the state and the best weights of a run, in `folder`.
 
-    stop: an object whose `asked` says that the run is to save its state and end; None: never.
-    A subclass for sharded tensors overrides `write` and `place` (parallel/processes.py).
+    stop: an object whose attribute `asked` becomes True once the user wants to stop; None: never.
+    A subclass for sharded tensors overrides `write` and `move_like` (parallel/processes.py).
     """
 
     def __init__(self, folder, stop=None):
@@ -66,62 +66,62 @@ class Store:
         self.best = Path(folder) / "best.safetensors"
         self.stop = stop
 
-    def stop_asked(self):
+    def is_stop_asked(self):
         return bool(self.stop and self.stop.asked)
 
     def save(self, model, optimizer, progress):
-        """Write the state. progress: a dict that JSON can hold, with the number of the step."""
-        names = {id(parameter): name for name, parameter in trainable(model).items()}
-        tensors = {f"model.{name}": p for name, p in trainable(model).items()}
+        """Write the state. progress: as loop.fit describes it, a dict that JSON can hold."""
+        names = {id(parameter): name for name, parameter in trainable_parameters(model).items()}
+        tensors = {f"model.{name}": p for name, p in trainable_parameters(model).items()}
         numbers = {}                                   # bitsandbytes counts steps as plain numbers
         for parameter, moments in optimizer.state.items():
             for key, value in moments.items():
-                kept = tensors if torch.is_tensor(value) else numbers
-                kept[f"optimizer.{key}.{names[id(parameter)]}"] = value
+                group = tensors if torch.is_tensor(value) else numbers
+                group[f"optimizer.{key}.{names[id(parameter)]}"] = value
         metadata = {"progress": json.dumps(progress)}
         if numbers:
             metadata["numbers"] = json.dumps(numbers)
         self.write(self.state, tensors, metadata)
 
     def load(self, model, optimizer):
-        """Put the saved state into model and optimiser -> its progress; None without a file."""
+        """Put the saved state into model and optimiser -> progress, or None without a file."""
         path = self.state
         if not path.exists():
             return None
-        parameters = trainable(model)
+        parameters = trainable_parameters(model)
         expected = {f"model.{name}": p for name, p in parameters.items()}
         tensors, metadata = read_tensors(path, expected, state=True)
-        progress = check_fields(metadata["progress"], STEP, path)
-        prepare(optimizer)
+        progress = check_fields(metadata["progress"], STEP_FIELD, path)
+        create_state(optimizer)
         try:
             with torch.no_grad():
                 for name, parameter in parameters.items():
-                    parameter.copy_(self.place(tensors.pop(f"model.{name}"), parameter))
+                    parameter.copy_(self.move_like(tensors.pop(f"model.{name}"), parameter))
                 for key, value in (tensors | metadata.get("numbers", {})).items():
                     _, moment, name = key.split(".", 2)
                     parameter = parameters[name]
                     if torch.is_tensor(value):
-                        value = self.place(value, parameter)
-                    put(optimizer.state[parameter], moment, value, parameter)
+                        value = self.move_like(value, parameter)
+                    set_moment(optimizer.state[parameter], moment, value, parameter)
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise InputError(f"{path}: {short(error, 200)} in what the optimiser kept: "
-                             f"{ANEW}") from None
+                             f"{START_ANEW}") from None
         key_sets = {frozenset(state) for state in optimizer.state.values()}
         if not hasattr(optimizer, "init_state") and len(key_sets) > 1:
-            raise InputError(f"{path}: a part of what the optimiser kept is missing: {ANEW}")
+            raise InputError(f"{path}: a part of what the optimiser kept is missing: {START_ANEW}")
         return progress
 
     def resume(self, model, optimizer, metric):
-        """`load`, with more checks -> the progress of the saved run, or of a new one."""
+        """`load`, and check the saved numbers -> progress, of a new run if nothing is saved."""
         progress = self.load(model, optimizer)
         if progress is None:
             return {"step": 0, "history": [], "best": None, "losses": []}
-        check_fields(progress, PROGRESS, self.state)
+        check_fields(progress, PROGRESS_FIELDS, self.state)
         history, best = progress["history"], progress["best"]
-        began = history[-1]["step"] if history else 0         # the step before this epoch
+        started = history[-1]["step"] if history else 0       # the last step before this epoch
         listed = best and 1 <= best["epoch"] <= len(history)
         numbers = [line.get(name) for line in history for name in (metric, "log_loss")]
-        fits = (progress["step"] == began + len(progress["losses"])
+        fits = (progress["step"] == started + len(progress["losses"])
                 and bool(history) == bool(best) and all(map(is_number, numbers))
                 and (not best or listed and history[best["epoch"] - 1][metric] == best.get(metric)))
         if not fits:
@@ -133,15 +133,15 @@ class Store:
         return progress
 
     def save_best(self, model, epoch):
-        self.write(self.best, trainable(model), {"epoch": str(epoch)})
+        self.write(self.best, trainable_parameters(model), {"epoch": str(epoch)})
 
     def load_best(self, model):
         """Put the weights of the best epoch back, and set the model to evaluation."""
-        parameters = trainable(model)
+        parameters = trainable_parameters(model)
         tensors, _ = read_tensors(self.best, parameters)
         with torch.no_grad():
             for name, tensor in tensors.items():
-                parameters[name].copy_(self.place(tensor, parameters[name]))
+                parameters[name].copy_(self.move_like(tensor, parameters[name]))
         model.eval()
 
     def write(self, path, tensors, metadata):
@@ -155,21 +155,21 @@ class Store:
             written[name] = tensor
         write_tensors(path, written, metadata)
 
-    def place(self, tensor, parameter):
+    def move_like(self, tensor, parameter):
         """A tensor from a file, moved to the device of its parameter."""
         return tensor.to(parameter.device)
 
 
-def trainable(model):
+def trainable_parameters(model):
     """{name: parameter} of what is trained and saved."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def read_tensors(path, expected, state=False):
-    """state or best.safetensors -> {name: tensor}, {key: value} of its metadata.
+    """A file of a Store -> {name: tensor}, {key: value} of its metadata.
 
-    InputError unless the file has the names, shapes, dtypes of expected, {name: tensor}, and only
-    finite numbers; a state must also have a progress, and may have tensors of the optimiser.
+    expected: {name: tensor}, the names, shapes and dtypes that it must have; its numbers must be
+    finite. A state (state=True) must also have a progress, and may have tensors of the optimiser.
     """
     try:
         with open_tensors(path) as file:
@@ -177,7 +177,7 @@ def read_tensors(path, expected, state=False):
             metadata = {key: parse_json(value, path)
                         for key, value in (file.metadata() or {}).items() if key != "format"}
     except InputError as error:
-        raise InputError(f"{error}; {ANEW}") from None
+        raise InputError(f"{error}; {START_ANEW}") from None
     found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()
              if not (state and name.startswith("optimizer."))}
     differ = {name for name, tensor in expected.items()
@@ -185,25 +185,25 @@ def read_tensors(path, expected, state=False):
     differ |= found.keys() - expected.keys()
     if differ or state and "progress" not in metadata:
         raise InputError(f"{path}: not a training state of this run ({len(differ)} parameters "
-                         f"differ): {ANEW}")
+                         f"differ): {START_ANEW}")
     broken = [name for name, tensor in tensors.items()
               if tensor.is_floating_point() and not tensor.float().isfinite().all()]
     if broken:
         raise InputError(f"{path}: {len(broken)} of its tensors are not finite, {broken[0]} first: "
-                         f"{ANEW}")
+                         f"{START_ANEW}")
     return tensors, metadata
 
 
-def prepare(optimizer):
-    """Let an optimiser of bitsandbytes create its state, whose dtypes and devices it chooses."""
+def create_state(optimizer):
+    """Let an optimiser of bitsandbytes create its state: it chooses the dtypes and devices."""
     if hasattr(optimizer, "init_state"):
         for number, group in enumerate(optimizer.param_groups):
-            for place, parameter in enumerate(group["params"]):
-                optimizer.init_state(group, parameter, number, place)
+            for index, parameter in enumerate(group["params"]):
+                optimizer.init_state(group, parameter, number, index)
 
 
-def put(state, moment, value, parameter):
-    """Copy a value into the tensor that `prepare` created, else store the value itself."""
+def set_moment(state, moment, value, parameter):
+    """Set state[moment], of the optimiser. A tensor that `create_state` made is filled in place."""
     if torch.is_tensor(state.get(moment)):
         state[moment].copy_(value)
         return

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 class CompletionLoss:
     """An objective like losses.CrossEntropy, but its mean is over answer tokens.
 
-    lengths: tokens of each class's answer, its end included.
+    lengths: the number of tokens of each class's answer, its end token included.
     """
     lengths: list[int]
 
-    def count(self, targets):
+    def divisor(self, targets):
         """The number of answer tokens of rows with these targets (B,) -> scalar."""
         return torch.tensor(self.lengths, dtype=torch.float, device=targets.device)[targets].sum()
 

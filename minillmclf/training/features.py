@@ -2,11 +2,11 @@
 
 All texts go through the backbone before the first step; later its output is looked up by a text's
 tokens. Results stay the same up to rounding, for texts are batched differently. The features are
-computed in a fixed order, so an interrupted run continues bit for bit.
+computed in a fixed order, so an interrupted run resumes bit for bit.
 
 Features are cached only where that changes nothing. A frozen backbone keeps its dropout in
-training, as in transformers. So a BERT with dropout 0.1 is not cached: its output differs in each
-step. LLaMA, Mistral and Gemma are. Never cached: windows, label texts, more than MAX_BYTES.
+training, as in transformers. So the output of a BERT with dropout 0.1 differs in each step and is
+not cached; that of a LLaMA is. Never cached: windows, label texts, more than MAX_BYTES.
 """
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -29,17 +29,17 @@ def cached_features(model, encoded, settings):
     cache = FeatureCache(model.backbone.states)
     model.backbone.states = cache
     try:
-        model.scores(encoded, settings.eval_batch_size)
-        cache.close()
+        model.compute_logits(encoded, settings.eval_batch_size)
+        cache.finish_filling()
         yield
     finally:
-        del model.backbone.states           # the cache: the method of the class is back
+        del model.backbone.states           # only the cache: the class still has its method
 
 
 def can_cache(model, encoded, settings):
-    """Is the backbone's output for a row the same in every step, and one vector?"""
+    """Is the backbone's output the same in every step, one vector for each sequence?"""
     backbone, head = model.backbone, model.head
-    one_vector = head.how in ("first", "last")
+    one_vector = head.pooling in ("first", "last")
     if not one_vector or settings.precision != "fp32" or has_dropout(backbone):
         return False
     if any(parameter.requires_grad for parameter in backbone.parameters()):
@@ -54,30 +54,30 @@ def has_dropout(backbone):
 
 
 class FeatureCache:
-    """Replaces Backbone.states. Until `close` it calls the original and keeps one vector per text;
-    then it looks texts up, and calls the original only for batches with an unknown text."""
+    """Replaces Backbone.states. Until `finish_filling` it calls the original and keeps one vector
+    per text; then it looks texts up, and calls the original for batches with an unknown text."""
 
     def __init__(self, states):
-        self.states, self.places, self.vectors, self.closed = states, {}, [], False
+        self.states, self.indices, self.vectors, self.is_filled = states, {}, [], False
 
-    def close(self):
-        self.vectors, self.closed = torch.cat(self.vectors), True             # (texts, D)
+    def finish_filling(self):
+        self.vectors, self.is_filled = torch.cat(self.vectors), True          # (texts, D)
 
     def __call__(self, ids, mask, types=None, read=None, layout=None):
-        keys = keys_of(ids, mask, types, read)
-        if self.closed and all(key in self.places for key in keys):
-            return self.vectors[[self.places[key] for key in keys]].unsqueeze(1)    # (B, 1, D)
+        keys = text_keys(ids, mask, types, read)
+        if self.is_filled and all(key in self.indices for key in keys):
+            return self.vectors[[self.indices[key] for key in keys]].unsqueeze(1)   # (B, 1, D)
         states = self.states(ids, mask, types, read, layout)
-        if not self.closed and read is not None:
+        if not self.is_filled and read is not None:
             for key, vector in zip(keys, states):                            # (1, D) each
-                if key not in self.places:
-                    self.places[key] = len(self.vectors)
+                if key not in self.indices:
+                    self.indices[key] = len(self.vectors)
                     self.vectors.append(vector)
         return states
 
 
-def keys_of(ids, mask, types, read):
-    """A hash for each text, 16 bytes, of its tokens without padding, their types, and `read`."""
+def text_keys(ids, mask, types, read):
+    """A hash of 16 bytes for each text: of its ids without padding, their types, and `read`."""
     types = torch.zeros_like(ids) if types is None else types
     rows, masks = torch.stack([ids, types], 2).cpu().numpy(), mask.bool().cpu().numpy()
     return [blake2b(row[real].tobytes() + str(read).encode(), digest_size=16).digest()

@@ -2,7 +2,7 @@
 
 The loop sees `model(batch) -> logits (B, C)` and an objective (losses.py). The store keeps the
 run's files (checkpoint.py): a run may be killed at any moment, and the next call with the same
-settings resumes it from the last state on disk. The result is the same, bit for bit, as without the
+settings resumes it from the last state on disk. The result is bit for bit that of a run without
 interruption, because everything random in a step follows from (seed, step).
 Optional features are attached from outside: a step is a function, which others may wrap.
 """
@@ -15,7 +15,7 @@ import torch
 from ..errors import InputError
 from .checkpoint import seed_step
 from .losses import CrossEntropy
-from .metrics import better
+from .metrics import is_better
 from .optim import build_optimizer, lr_factor, set_lr
 from .plan import plan_epochs
 
@@ -34,28 +34,28 @@ class Hooks:
 def take_step(model, optimizer, train, rows, settings, objective=None):
     """One optimiser step on a batch -> its mean loss, a number.
 
-    train: plan.Rows; rows: the row numbers of the batch; objective: such as CrossEntropy.
+    train: plan.Split; rows: the row numbers of the batch; objective: such as CrossEntropy.
     """
     objective = objective or CrossEntropy(None, settings.label_smoothing, settings.focal_gamma)
-    count = objective.count(torch.tensor([train.labels[row] for row in rows]))
+    divisor = objective.divisor(torch.tensor([train.targets[row] for row in rows]))
     optimizer.zero_grad(set_to_none=True)
-    loss = add_gradients(model, train, rows, settings, objective, count)
-    update(model, optimizer, settings, loss)
+    loss = add_gradients(model, train, rows, settings, objective, divisor)
+    update_weights(model, optimizer, settings, loss)
     return loss
 
 
-def add_gradients(model, train, rows, settings, objective, count):
-    """Add the gradient of (summed loss of `rows`) / count to the parameters -> that loss, a number.
+def add_gradients(model, train, rows, settings, objective, divisor):
+    """Add the gradient of (summed loss of `rows`) / divisor to the parameters -> that quotient.
 
-    A micro-batch has micro_batch_size rows (0: all). `count` is that of the full batch, so the
+    A micro-batch has micro_batch_size rows (0: all). `divisor` is that of the full batch, so the
     gradients of the micro-batches add up to that of the full batch.
     """
     device, total = next(model.parameters()).device, 0.0
     size = settings.micro_batch_size or len(rows)
     for start in range(0, len(rows), size):
-        batch = model.collate(train.encoded, rows[start:start + size], train.labels).to(device)
+        batch = model.collate(train.encoded, rows[start:start + size], train.targets).to(device)
         with autocast(settings, device):
-            loss = objective(model, batch) / count
+            loss = objective(model, batch) / divisor
         loss.backward()
         total += loss.item()
     return total
@@ -66,9 +66,9 @@ def autocast(settings, device):
     return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
 
 
-def update(model, optimizer, settings, loss):
+def update_weights(model, optimizer, settings, loss):
     """Clip the gradient and take the optimiser's step. A gradient that is not finite raises
-    Diverged, and the weights stay as they are. loss: a number for that message."""
+    Diverged, and the weights stay as they are. loss: a number for that error's text."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     norm = float(torch.nn.utils.clip_grad_norm_(trainable, settings.clip or math.inf))
     if not math.isfinite(norm):
@@ -81,7 +81,7 @@ def fit(model, train, dev, settings, store, step=take_step, hooks=Hooks()):
     """Train on `train`, choose the best epoch on `dev` -> progress, or None if the user stopped.
     progress: "history", a dict per epoch; "best"; "step"; "losses" of the unfinished epoch.
 
-    model: a Classifier, which has the weights of its best epoch at the end; train, dev: plan.Rows;
+    model: a Classifier, which has the weights of its best epoch at the end; train, dev: plan.Split;
     store: checkpoint.Store; step: called as take_step, without the objective.
     """
     s = settings
@@ -101,7 +101,7 @@ def fit(model, train, dev, settings, store, step=take_step, hooks=Hooks()):
             progress["step"] = number
             progress["losses"].append(loss)
             hooks.on_step(number, plan.steps, loss)
-            stopping = store.stop_asked()
+            stopping = store.is_stop_asked()
             if number % s.save_every == 0 or stopping:
                 store.save(model, optimizer, progress)
             if stopping:
@@ -118,16 +118,16 @@ def finish_epoch(model, dev, settings, store, progress):
     """Evaluate on dev, add the results to the history, save the weights if they are the best."""
     metric, losses, epoch = settings.metric, progress["losses"], len(progress["history"]) + 1
     try:
-        probabilities = model.probabilities(model.scores(dev.encoded, settings.eval_batch_size))
+        logits = model.compute_logits(dev.encoded, settings.eval_batch_size)            # (N, C)
     except InputError:
         raise Diverged(f"epoch {epoch}: the answers to the dev rows are not finite: training has "
                        "diverged; lower --lr or set --precision fp32") from None
     entry = {"epoch": epoch, "step": progress["step"], "train_loss": sum(losses) / len(losses),
-             **model.task.measure(probabilities, dev.labels)}
+             **model.task.measure(model.probabilities(logits), dev.targets)}
     progress["losses"] = []
     progress["history"].append(entry)
     best = progress["best"] and progress["history"][progress["best"]["epoch"] - 1]
-    if better(metric, entry, best):
+    if is_better(metric, entry, best):
         progress["best"] = {"epoch": epoch, metric: entry[metric]}
         store.save_best(model, epoch)
 

@@ -1,8 +1,8 @@
 """What fine-tuning minimises: cross-entropy over the classes, plain, weighted, smoothed or focal.
 
-A loss here is a sum over the rows of a batch; `count` says what to divide it by to get the mean. A
-batch may be cut into micro-batches: divide the sum of each by the count of the full batch. To
-average their means instead is wrong where micro-batches differ in size or in weight.
+A loss here is a sum over the rows of a batch; divided by its `divisor` it is the mean. A batch may
+be cut into micro-batches: the sum of each is divided by the divisor of the full batch. To average
+their means instead is wrong where micro-batches differ in size or in weight.
 """
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ import torch.nn.functional as F
 def class_loss(logits, targets, weights=None, smoothing=0.0):
     """Cross-entropy of logits (B, C) and targets (B,), summed over the rows -> scalar.
 
-    weights: (C,), the weight of a row of each class, or None; smoothing: label smoothing, the share
-    of a target that is spread over all classes.
+    weights: (C,), the weight of each class's rows, or None; smoothing: label smoothing, the share
+    of a target's probability that is spread over all classes.
     """
     return F.cross_entropy(logits.float(), targets, weight=weights, label_smoothing=smoothing,
                            reduction="sum")
@@ -27,19 +27,19 @@ def focal_loss(logits, targets, weights=None, gamma=2.0):
     for Dense Object Detection"). With gamma 0 it is cross-entropy.
     """
     log_p = logits.float().log_softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1)      # (B,)
-    factor = (1 - log_p.exp()).clamp(min=1e-12)    # 0 ** gamma: infinite gradient if gamma < 1
+    factor = (1 - log_p.exp()).clamp(min=1e-12)    # at 0 the gradient is infinite if gamma < 1
     losses = -factor ** gamma * log_p                                                     # (B,)
     return (losses if weights is None else losses * weights[targets]).sum()
 
 
-def class_count(targets, weights=None):
+def class_divisor(targets, weights=None):
     """targets (B,) -> scalar, for a mean loss: B, or the sum of the weights (C,) of the targets."""
     return torch.tensor(float(len(targets))) if weights is None else weights[targets].sum()
 
 
 @dataclass
 class CrossEntropy:
-    """The objective of training. objective(model, batch) / objective.count(targets) is a mean loss.
+    """The objective of training. objective(model, batch) / its divisor(targets) is the mean loss.
 
     weights: (C,) or None; smoothing: for class_loss; focal_gamma: 0, or gamma of focal_loss, which
     then replaces class_loss."""
@@ -47,9 +47,9 @@ class CrossEntropy:
     smoothing: float = 0.0
     focal_gamma: float = 0.0
 
-    def count(self, targets):
-        """Targets (B,) -> scalar, the divisor of their summed loss."""
-        return class_count(targets, self.weights_on(targets.device))
+    def divisor(self, targets):
+        """Targets (B,) -> scalar, the divisor of the summed loss of rows with these targets."""
+        return class_divisor(targets, self.weights_on(targets.device))
 
     def __call__(self, model, batch):
         """The summed loss of a batch -> scalar."""

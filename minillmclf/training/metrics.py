@@ -8,8 +8,8 @@ METRICS = {"accuracy": 1, "macro_f1": 1, "log_loss": -1, "ece": -1}     # -1: lo
 
 
 def evaluate(probabilities, targets, labels):
-    """Probabilities (N, C), class numbers (N,), C labels -> {metric: number}, with "f1":
-    {label: number}. N: rows of the data.
+    """Probabilities (N, C), class numbers (N,), C labels -> {metric: number}, and under "f1"
+    {label: number}.
 
     As in scikit-learn, macro_f1 is the mean over the classes that occur in the targets or in the
     answers. The f1 of any other class is given as 0.
@@ -23,16 +23,16 @@ def evaluate(probabilities, targets, labels):
             "macro_f1": float(np.mean([f1[c] for c in occurring])),
             "log_loss": float(-np.log(np.clip(target_probabilities, 1e-15, 1.0)).mean()),
             "ece": calibration_error(probabilities.max(1), answers == targets),
-            "f1": by_name(labels, f1)}
+            "f1": by_label(labels, f1)}
 
 
-def by_name(labels, numbers):
+def by_label(labels, numbers):
     """C names, C numbers -> {name: number, to 6 decimals}."""
     return {name: round(float(number), 6) for name, number in zip(labels, numbers)}
 
 
 def class_f1(answered, true):
-    """2 TP / (2 TP + FP + FN) of boolean arrays (N,); 0 where the class occurs in neither."""
+    """F1, 2 TP / (2 TP + FP + FN), of boolean arrays (N,); 0 if the class occurs in neither."""
     hits, errors = (answered & true).sum(), (answered != true).sum()
     return float(2 * hits / (2 * hits + errors)) if hits + errors else 0.0
 
@@ -47,12 +47,12 @@ def calibration_error(confidence, right, bins=15):
     return float(sum(gaps) / len(confidence))
 
 
-def gain(metric, new, old):
+def improvement(metric, new, old):
     """How much better `new` is than `old`, two dicts of metrics; negative if it is worse. A metric
     that is not in METRICS is better if it is higher."""
     return METRICS.get(metric, 1) * (new[metric] - old[metric])
 
 
-def better(metric, new, old):
+def is_better(metric, new, old):
     """Is `new` better than `old`, a dict or None? The log loss breaks ties."""
-    return old is None or (gain(metric, new, old) or gain("log_loss", new, old)) > 0
+    return old is None or (improvement(metric, new, old) or improvement("log_loss", new, old)) > 0

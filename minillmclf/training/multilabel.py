@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import InputError
-from .metrics import by_name, calibration_error, class_f1
+from .metrics import by_label, calibration_error, class_f1
 
 MULTILABEL_METRICS = {"exact_match": 1, "micro_f1": 1, "macro_f1": 1, "log_loss": -1, "ece": -1}
 
@@ -24,8 +24,8 @@ class BinaryCrossEntropy:
     """
     weights: torch.Tensor | None = None
 
-    def count(self, targets):
-        """What the summed loss of rows with these targets (B, C) is divided by -> scalar."""
+    def divisor(self, targets):
+        """Targets (B, C) -> scalar, the divisor of the summed loss of rows with these targets."""
         return torch.tensor(float(targets.numel()))
 
     def __call__(self, model, batch):
@@ -37,7 +37,7 @@ class BinaryCrossEntropy:
 
 
 def positive_weights(targets, labels):
-    """Rows without a class / rows with it: targets (N, C) of 0 and 1 -> (C,).
+    """Targets (N, C) of 0 and 1 -> (C,): (rows without a class) / (rows with it).
 
     With these weights the rows with a class and those without it count alike in its loss.
     InputError for a class that all rows have, or none: its weight would be 0, or infinite.
@@ -71,6 +71,6 @@ def evaluate_multilabel(probabilities, targets, labels, thresholds=0.5):
             "macro_f1": float(np.mean(f1)),
             "log_loss": float(-np.log(np.clip(p_target, 1e-15, 1.0)).mean()),
             "ece": calibration_error(probabilities.ravel(), targets.ravel()),
-            "precision": by_name(labels, right / np.maximum(answered, 1)),       # 0: never answered
-            "recall": by_name(labels, right / np.maximum(true, 1)),              # 0: in no row
-            "f1": by_name(labels, f1)}
+            "precision": by_label(labels, right / np.maximum(answered, 1)),      # 0: never answered
+            "recall": by_label(labels, right / np.maximum(true, 1)),             # 0: in no row
+            "f1": by_label(labels, f1)}

@@ -1,4 +1,4 @@
-"""AdamW and its learning rates: weight decay for some parameters, layer-wise rates, a schedule.
+"""AdamW: weight decay for matrices alone, a learning rate for each layer, a schedule.
 
 AdamW: Loshchilov and Hutter 2017. Lower rates for lower layers: Howard and Ruder 2018,
 "discriminative fine-tuning". AdamW in 8 bits: Dettmers et al. 2021 (arXiv:2110.02861); paged:
@@ -29,7 +29,7 @@ def parameter_groups(model, lr, weight_decay, layer_decay=1.0, by_size=False):
     by_size multiplies a tensor's lr by its root mean square (Shazeer and Stern 2018, "Adafactor"):
     a newly initialised T5 has embeddings 16 times as large as its matrices, and no one lr suits it.
     """
-    # the number of blocks: with -1, depth_of gives 0 for the head, and 1 or more for blocks
+    # the number of blocks: depth_of(name, -1) is 1, 2, ... for blocks, and 0 for all else
     layers = max((depth_of(name, -1) for name, _ in model.named_parameters()), default=0)
     groups = {}
     for name, parameter in model.named_parameters():

@@ -4,34 +4,34 @@ from dataclasses import dataclass
 
 from ..text.batch import make_batches
 
-COUNTED = 10_000        # at most so many epochs have their steps counted one by one
+EPOCHS_COUNTED = 10_000  # the steps of further epochs are extrapolated, see Plan
 
 
 @dataclass
-class Rows:
-    """One split of the data as the loop takes it: encoded texts, and the target of each."""
+class Split:
+    """One split of the data as the loop takes it: N encoded rows, and their N targets."""
     encoded: list
-    labels: list
+    targets: list
 
 
 def plan_epochs(model, train, settings):
-    """The batches of all epochs of `train`, a Rows -> Plan."""
-    return Plan([model.row_size(row) for row in train.encoded], train.labels, settings)
+    """The batches of all epochs of `train`, a Split -> Plan."""
+    return Plan([model.row_size(row) for row in train.encoded], train.targets, settings)
 
 
 class Plan:
     """plan[epoch] -> the batches of an epoch, a list of lists of row numbers, computed on demand.
 
-    sizes: the tokens of each row, padding between its parts included (Classifier.row_size);
+    sizes: the tokens of each row, padding between its sequences included (Classifier.row_size);
     targets: class numbers. epochs: the number of epochs; steps: the steps of all epochs together.
-    With --batch-tokens epochs differ in steps: these are counted over the first COUNTED epochs and
-    extrapolated.
+    With --batch-tokens the epochs have different numbers of steps. Those of the first
+    EPOCHS_COUNTED are counted, and the sum is scaled up to all epochs.
     """
 
     def __init__(self, sizes, targets, settings):
         self.sizes, self.targets, self.settings = sizes, targets, settings
         self.epochs = max(settings.epochs, -(-settings.min_steps // len(self[0])))   # rounded up
-        counted = min(self.epochs, COUNTED) if settings.batch_tokens else 1
+        counted = min(self.epochs, EPOCHS_COUNTED) if settings.batch_tokens else 1
         self.steps = sum(len(self[epoch]) for epoch in range(counted)) * self.epochs // counted
 
     def __getitem__(self, epoch):
@@ -40,7 +40,7 @@ class Plan:
         rows = balanced_rows(self.targets, seed) if balanced else range(len(self.sizes))
         batches = make_batches([self.sizes[row] for row in rows], s.batch_size, seed=seed,
                                tokens=s.batch_tokens)
-        return [[rows[place] for place in batch] for batch in batches]
+        return [[rows[index] for index in batch] for batch in batches]
 
     def __iter__(self):
         return (self[epoch] for epoch in range(self.epochs))
@@ -50,7 +50,7 @@ def balanced_rows(targets, seed):
     """Balanced sampling: as many rows as there are, equally many of each class -> row numbers.
 
     Rows of small classes repeat, but no row does before all rows of its class have been drawn.
-    A model trained on such epochs treats all classes as equally likely: where they are not, its
+    A model trained on such epochs treats all classes as equally likely. Where they are not, its
     probabilities need calibration.
     """
     rng, rows = random.Random(f"balanced:{seed}"), {}                # rows: by class
@@ -58,9 +58,9 @@ def balanced_rows(targets, seed):
         rows.setdefault(target, []).append(row)
     classes = sorted(rows)
     rng.shuffle(classes)
-    chosen, left = [], {target: [] for target in rows}       # left: rows not drawn yet, by class
-    for place in range(len(targets)):
-        target = classes[place % len(classes)]
+    chosen, left = [], {target: [] for target in rows}       # left: rows yet to draw, by class
+    for turn in range(len(targets)):
+        target = classes[turn % len(classes)]
         if not left[target]:
             left[target] = rng.sample(rows[target], len(rows[target]))
         chosen.append(left[target].pop())

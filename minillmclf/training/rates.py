@@ -1,6 +1,6 @@
 """The default learning rate of a method, by the width of the model; --lr overrides it.
 
-For equal steps of its entries a wider matrix moves its output more, so rates fall with width.
+If each entry of a matrix changes equally, the output of a wider one moves more: so rates fall.
 The sources, for AdamW:
 
   full, last-N      3e-4 up to width 384: the small BERTs of Turc et al. 2019 were tuned with 3e-4
@@ -21,30 +21,30 @@ Label texts and heads are tuned at the same rates.
 from ..errors import InputError
 from ..files import find_model, read_json
 
-WIDTHS = ("hidden_size", "d_model", "n_embd")          # its key in config.json, by family
-BY_WIDTH = ((384, 3e-4, 3e-3), (512, 1e-4, 2e-3), (768, 3e-5, 1e-3), (1024, 2e-5, 1e-3),
-            (float("inf"), 1e-5, 1e-3))                # (up to this width, full, head)
-BY_METHOD = {"houlsby": 1e-3, "pfeiffer": 1e-3, "bitfit": 1e-3, "prefix": 5e-3, "prompt": 1e-2}
-T5_LEAST = 1e-4
+WIDTH_KEYS = ("hidden_size", "d_model", "n_embd")      # in config.json, by family
+WIDTH_RATES = ((384, 3e-4, 3e-3), (512, 1e-4, 2e-3), (768, 3e-5, 1e-3), (1024, 2e-5, 1e-3),
+               (float("inf"), 1e-5, 1e-3))             # (up to this width, full, head)
+METHOD_RATES = {"houlsby": 1e-3, "pfeiffer": 1e-3, "bitfit": 1e-3, "prefix": 5e-3, "prompt": 1e-2}
+T5_LOWEST_LR = 1e-4
 
 
 def default_lr(s):
-    """Settings -> the learning rate, why. A model that cannot be read counts as one of width 0."""
+    """Settings -> learning rate, the reason as text. A model that cannot be read has width 0."""
     try:
         config = read_json(find_model(s.model) / "config.json")
     except InputError:
         config = {}
     inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    width = next((inner[key] for key in WIDTHS if type(inner.get(key)) is int), 0)
-    full, head = next(rates for most, *rates in BY_WIDTH if width <= most)
+    width = next((inner[key] for key in WIDTH_KEYS if type(inner.get(key)) is int), 0)
+    full, head = next(rates for most, *rates in WIDTH_RATES if width <= most)
     if config.get("model_type") == "t5":
-        full = max(full, T5_LEAST)
+        full = max(full, T5_LOWEST_LR)
     updates = dict.fromkeys(("lora", "dora", "qlora"), float(f"{10 * full:.6g}"))
-    rates = {**BY_METHOD, "head": head, **updates}
+    rates = {**METHOD_RATES, "head": head, **updates}
     return rates.get(s.method, full), f"{s.method} at width {width}"
 
 
-def lr_line(s):
+def lr_text(s):
     """The learning rate of a run and why, in words."""
     usual, why = default_lr(s)
     if s.lr == usual:

@@ -15,26 +15,26 @@ from torch.utils.checkpoint import checkpoint
 from ..models.layers import Rows
 
 
-def stacks_of(model):
+def block_stacks(model):
     """The stacks of blocks of a model, one or two: each ModuleList named `layers`."""
     return [module for name, module in model.named_modules()
             if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] == "layers"]
 
 
-def blocks_of(model):
+def all_blocks(model):
     """All blocks of a model, low to high."""
-    return [block for stack in stacks_of(model) for block in stack]
+    return [block for stack in block_stacks(model) for block in stack]
 
 
 def recompute_blocks(model):
-    """From now on every block is computed again in the backward pass -> the number of blocks."""
-    blocks = blocks_of(model)
+    """Let every block be computed again in the backward pass -> the number of blocks."""
+    blocks = all_blocks(model)
     for block in blocks:
-        block.forward = Recomputed(block.forward)
+        block.forward = RecomputedForward(block.forward)
     return len(blocks)
 
 
-class Recomputed:
+class RecomputedForward:
     """A block's forward that keeps its arguments instead of its activations."""
 
     def __init__(self, forward):
@@ -47,7 +47,7 @@ class Recomputed:
         prefixed = [(each, each.layer) for each in rows if hasattr(each, "layer")]    # CachedRows
 
         def run(*arguments):
-            for cached, layer in prefixed:        # each layer raises it: back to this block's first
+            for cached, layer in prefixed:        # the first run has raised it: set it back
                 cached.layer = layer
             return self.forward(*arguments)
         return checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=True)

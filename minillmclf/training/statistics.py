@@ -2,10 +2,10 @@
 for two classifiers.
 
 Two kinds of chance are distinguished. Another seed gives another model: `t_interval` over seeds
-(Student 1908). Another test set gives another score of the same model: `bootstrap` over rows (Efron
-and Tibshirani 1993, chapter 13). `mcnemar` asks whether two models err on equally many rows
-(McNemar 1947), in its exact form (Dietterich 1998, "Approximate Statistical Tests for Comparing
-Supervised Classification Learning Algorithms"). Not here: corrections for many comparisons.
+(Student 1908). Another test set gives another metric of the same model: `bootstrap_interval` over
+rows (Efron and Tibshirani 1993, chapter 13). `mcnemar_p` asks whether two models err on equally
+many rows (McNemar 1947), in its exact form (Dietterich 1998, "Approximate Statistical Tests for
+Comparing Supervised Classification Learning Algorithms"). Not here: corrections for many tests.
 """
 import math
 
@@ -57,24 +57,24 @@ def t_interval(values, level=0.95):
     return mean, mean - half, mean + half
 
 
-def bootstrap(statistic, rows, draws=1000, seed=0, level=0.95):
+def bootstrap_interval(statistic, rows, draws=1000, seed=0, level=0.95):
     """The percentile interval of a statistic of test rows -> (low, high).
 
     statistic: takes row numbers (rows,), drawn with replacement, and returns a number. If this is
     the difference of two models on these rows, the interval is a paired one.
     """
     random = np.random.default_rng(seed)
-    found = [statistic(random.integers(0, rows, rows)) for _ in range(draws)]
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    values = [statistic(random.integers(0, rows, rows)) for _ in range(draws)]
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def mcnemar(first, second):
+def mcnemar_p(first, second):
     """Are two classifiers right equally often? -> p, exact and two-sided.
 
-    first, second: boolean (N,), True where it is right. Only the n rows count on which one is right
-    and the other wrong: of two equally good ones either is right there with probability 1/2. p is
-    the probability of a split at least as uneven: twice a tail of Binomial(n, 1/2), at most 1.
+    first, second: boolean (N,), True where that classifier is right. Only the n rows count on which
+    one is right and the other wrong: if both are equally good, each is right there with probability
+    1/2. p is the probability of counts at least as uneven: twice a tail of Binomial(n, 1/2), <= 1.
     """
     first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())

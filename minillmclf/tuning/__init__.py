@@ -7,7 +7,7 @@
   bitfit            biases and the head
   lora dora qlora   small updates of frozen matrices (lora.py); qlora: of 4-bit matrices (quant.py)
   houlsby pfeiffer  bottlenecks after frozen layers (bottleneck.py)
-  prefix prompt     keys and values, or new words, before every text (prefix.py, prompt.py)
+  prefix prompt     new keys and values, or new words, before every text (prefix.py, prompt.py)
 
 A head is always trained in full: a newly initialised one that is frozen would stay random.
 A classifier that answers with label texts has no head.
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from ..errors import InputError
 from . import bottleneck, lora, prefix, prompt, selection
 
-UPDATES, BOTTLENECKS = ("lora", "dora", "qlora"), ("houlsby", "pfeiffer")
-BESIDE_BASE = (*UPDATES, *BOTTLENECKS, "prefix", "prompt")    # saved without the base (saved.py)
-LORA = ("rank", "alpha", "dropout", "use_rslora", "targets", "bias")      # options of UPDATES
+LORA_METHODS, BOTTLENECK_METHODS = ("lora", "dora", "qlora"), ("houlsby", "pfeiffer")
+ADAPTER_METHODS = (*LORA_METHODS, *BOTTLENECK_METHODS, "prefix", "prompt")  # saved without base
+LORA_OPTIONS = ("rank", "alpha", "dropout", "use_rslora", "targets", "bias")
 
 
 def attach_lora(model, config, seed):
@@ -56,12 +56,12 @@ def attach_prompt(model, config, seed):
     prompt.attach_prompt(model, config["tokens"], seed=seed)
 
 
-def last_blocks(model, config):
-    stack, count = blocks_of(model)
+def last_block_parameters(model, config):
+    stack, count = block_stack(model)
     first = count - int(config["method"].removeprefix("last-"))
-    chosen = [f"{stack}.{block}." for block in range(first, count)]
-    chosen.append(stack.removesuffix("layers") + "final_norm.")
-    return [name for name, _ in model.named_parameters() if name.startswith(tuple(chosen))]
+    prefixes = [f"{stack}.{block}." for block in range(first, count)]
+    prefixes.append(stack.removesuffix("layers") + "final_norm.")
+    return [name for name, _ in model.named_parameters() if name.startswith(tuple(prefixes))]
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,13 @@ class Method:
 METHODS = {
     "full": Method(lambda model, config: dict(model.named_parameters())),
     "head": Method(),
-    "last-N": Method(last_blocks),
-    "bitfit": Method(lambda model, config: selection.bitfit(model)),
+    "last-N": Method(last_block_parameters),
+    "bitfit": Method(lambda model, config: selection.bitfit_parameters(model)),
     "houlsby": Method(bottleneck_parameters, ("size",), attach_bottlenecks, bottleneck.unwrap),
     "pfeiffer": Method(bottleneck_parameters, ("size",), attach_bottlenecks, bottleneck.unwrap),
-    "lora": Method(lora_parameters, LORA, attach_lora, lora.merge),
-    "dora": Method(lora_parameters, LORA, attach_lora, lora.merge),
-    "qlora": Method(lora_parameters, (*LORA, "quantise"), attach_lora, lora.merge),
+    "lora": Method(lora_parameters, LORA_OPTIONS, attach_lora, lora.merge),
+    "dora": Method(lora_parameters, LORA_OPTIONS, attach_lora, lora.merge),
+    "qlora": Method(lora_parameters, (*LORA_OPTIONS, "quantise"), attach_lora, lora.merge),
     "prefix": Method(lambda model, config: prefix.trainable_parameters(model),
                      ("tokens", "projection"), attach_prefix, prefix.detach_prefix),
     "prompt": Method(lambda model, config: prompt.trainable_parameters(model),
@@ -95,15 +95,15 @@ METHODS = {
 }
 
 
-def blocks_of(model):
-    """(path of the stack of blocks that last-N counts, how many blocks it has)."""
+def block_stack(model):
+    """The stack of blocks from which last-N takes the last -> its path, its number of blocks."""
     stack = "backbone." + model.backbone.BLOCKS_PATH
     return stack, len(model.get_submodule(stack))
 
 
 def find_method(name, model):
     """The Method of this name; "last-3" is last-N. InputError for an unknown one."""
-    last, (_, blocks) = re.fullmatch(r"last-(\d+)", name), blocks_of(model)
+    last, (_, blocks) = re.fullmatch(r"last-(\d+)", name), block_stack(model)
     if last and 1 <= int(last[1]) <= blocks:
         return METHODS["last-N"]
     if name not in METHODS or name == "last-N":
@@ -113,13 +113,13 @@ def find_method(name, model):
 
 
 def trainable_names(model, method, bias="none"):
-    """The names of the parameters that a method trains, once it has attached what it adds."""
+    """The names of the parameters that a method trains, once its new modules are attached."""
     chosen = find_method(method, model).trainable(model, {"method": method, "bias": bias})
     return {*chosen, *(name for name, _ in model.named_parameters() if name.startswith("head."))}
 
 
-def choose_weights(model, method, bias="none"):
-    """Set requires_grad on all parameters of a classifier -> numbers of them (trainable, total)."""
+def set_trainable(model, method, bias="none"):
+    """Set requires_grad of all parameters of a classifier -> (trainable, total), their numbers."""
     trainable = trainable_names(model, method, bias)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
@@ -132,12 +132,12 @@ def choose_weights(model, method, bias="none"):
 def tune(model, config, seed=0):
     """Apply a tuning config to a classifier -> (trainable, total) numbers of parameters.
 
-    config: {"method": ..., and the options of its Method}; `model.tuning` keeps it. The seed
+    config: {"method": ..., and the options of its Method}; it becomes `model.tuning`. The seed
     decides new weights. Raises InputError for an unknown method or numbers that do not fit.
     """
     find_method(config["method"], model).attach(model, config, seed)
     model.tuning = config
-    trainable, total = choose_weights(model, config["method"], config.get("bias", "none"))
+    trainable, total = set_trainable(model, config["method"], config.get("bias", "none"))
     if not trainable:
         raise InputError(f"--method {config['method']}: nothing would learn: with label texts "
                          "there is no head, and this method leaves the rest of "

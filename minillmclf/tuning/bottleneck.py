@@ -7,10 +7,10 @@ linear, so unlike LoRA it cannot be merged into the matrix: it stays, and costs 
 
 houlsby    after o_proj of every attention (a decoder's cross-attention too) and after down_proj of
            every MLP: before the residual sum, as in the paper. Where a family normalises a
-           sublayer's output, the norm comes after. The paper trains the norms too.
+           sublayer's output, it does so after the adapter. The paper trains the norms too.
 pfeiffer   after down_proj only. In the original, `down` reads the MLP's output after residual sum
-           and norm; here it reads the MLP's output alone, so adapters trained with the one do not
-           work in the other.
+           and norm; here it reads the MLP's output alone. So adapters trained there do not work
+           here.
 
 The dropout of a sublayer acts after the adapter. Not here: fusing several adapters, files.
 """
@@ -22,9 +22,9 @@ from ..files import short
 from ..models.config import look_up
 from ..models.layers import ACTIVATIONS
 from . import selection
-from .selection import base_weight, check_plain, find_targets, in_head, linears
+from .selection import base_weight, check_unwrapped, find_linears, find_targets, in_head
 
-PLACES = {"houlsby": ("o_proj", "down_proj"), "pfeiffer": ("down_proj",)}
+WRAPPED_LAYERS = {"houlsby": ("o_proj", "down_proj"), "pfeiffer": ("down_proj",)}
 
 
 class Bottleneck(nn.Module):
@@ -54,17 +54,17 @@ class Bottleneck(nn.Module):
 
 
 def wrap(model, place, size, seed=0):
-    """Put a bottleneck after each linear layer that `place` names in PLACES -> the paths.
+    """Put a bottleneck after each layer of WRAPPED_LAYERS[place] -> the paths of these layers.
 
-    size: width in the middle. The seed decides the first values. Freezes the wrapped layers' own
+    size: the width in the middle. The seed decides the first values. Freezes the layers' own
     weights, nothing else. Raises InputError before anything has changed.
     """
-    leaves = look_up(PLACES, place, "place", "adapter")
-    layers, paths = linears(model), find_targets(model, list(leaves))
+    leaves = look_up(WRAPPED_LAYERS, place, "place", "adapter")
+    layers, paths = find_linears(model), find_targets(model, list(leaves))
     if type(size) is not int or size < 1:
         raise InputError(f"adapter size {short(size)}: must be a whole number from 1, usually D / "
                          "16")
-    check_plain(layers, paths, "bottleneck")
+    check_unwrapped(layers, paths, "bottleneck")
     generator = torch.Generator().manual_seed(seed)
     for path in paths:
         model.set_submodule(path, Bottleneck(layers[path], size, generator))
@@ -72,21 +72,21 @@ def wrap(model, place, size, seed=0):
 
 
 def unwrap(model):
-    """Take the bottlenecks out again -> the paths. Inverse of `wrap`: what they learned is lost."""
-    layers = wrapped(model)
+    """Inverse of `wrap`: take the bottlenecks out -> the paths. What they learned is lost."""
+    layers = find_wrapped(model)
     for path, layer in layers.items():
         model.set_submodule(path, layer.base)
     return list(layers)
 
 
-def wrapped(model):
+def find_wrapped(model):
     """{path: Bottleneck}; InputError for a model without one."""
-    return selection.wrapped(model, Bottleneck, "bottleneck")
+    return selection.find_modules(model, Bottleneck, "bottleneck")
 
 
 def trainable_parameters(model, norms=False):
-    """{path: parameter} of the bottlenecks; norms: also those of the body's norms."""
-    own = tuple(f"{path}.{part}." for path in wrapped(model) for part in ("down", "up"))
+    """{path: parameter} of the bottlenecks, and with norms=True of the backbone's norms."""
+    own = tuple(f"{path}.{part}." for path in find_wrapped(model) for part in ("down", "up"))
     found = {}
     for name, parameter in model.named_parameters():
         is_norm = name.rpartition(".")[0].endswith("norm") and not in_head(name)

@@ -6,8 +6,7 @@ instead of in * out. B starts at zero, so training starts at the base model. s =
 `use_rslora` alpha / sqrt(r) (Kalajdzievski 2023). `wrap` puts such updates around a model's linear
 layers; `merge` is its inverse. train() and eval() never merge.
 
-Not here: the choice of layers (selection.py), adapters in files (peft/), 4-bit matrices (quant.py),
-LoRA on embeddings, several adapters at once.
+Not here: the choice of layers (selection.py), files (peft/), 4-bit matrices (quant.py), embeddings.
 """
 import math
 from dataclasses import dataclass, replace
@@ -20,13 +19,13 @@ from ..errors import InputError
 from ..files import short
 from . import selection
 from .quant import plain_linear
-from .selection import base_weight, check_plain, find_targets, linears, per_path
+from .selection import base_weight, check_unwrapped, find_linears, find_targets, values_by_path
 
 DEFAULT_TARGETS = dict.fromkeys(                                     # as PEFT's
     ("bert", "roberta", "deberta-v2", "llama", "mistral", "gemma", "gemma2", "gemma3",
      "gemma3_text", "t5"), ("q_proj", "v_proj")) | {"gpt2": ("qkv_proj",)}
-MOST_ALPHA = 10.0**6  # far above any in use; a huge one makes the answers infinite
-NAME = "default"      # an adapter's name, as in PEFT; it is part of parameter names
+MAX_ALPHA = 10.0**6       # far above any in use; a huge one makes the logits infinite
+ADAPTER_NAME = "default"  # of each adapter, as in PEFT; it is part of parameter names
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,10 @@ class LoraConfig:
 
     def __post_init__(self):
         if not (type(self.rank) is int and self.rank >= 1 and isinstance(self.alpha, (int, float))
-                and 0 < self.alpha <= MOST_ALPHA and 0 <= self.dropout < 1):
+                and 0 < self.alpha <= MAX_ALPHA and 0 <= self.dropout < 1):
             raise InputError(f"rank {short(self.rank)}, alpha {short(self.alpha)}, dropout "
                              f"{short(self.dropout)}: rank must be a whole number from 1, alpha "
-                             f"above 0 and at most {MOST_ALPHA:g}, dropout from 0 to below 1")
+                             f"above 0 and at most {MAX_ALPHA:g}, dropout from 0 to below 1")
 
     @property
     def scale(self):
@@ -62,41 +61,41 @@ class LoraLinear(nn.Module):
         nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
         dtype = torch.promote_types(W.dtype, torch.float32)   # 16 bits would round small steps away
         B = W.new_zeros(self.out_features, config.rank, dtype=dtype)
-        self.lora_A = nn.ParameterDict({NAME: A.to(W.device, dtype)})                      # (r, in)
-        self.lora_B = nn.ParameterDict({NAME: B})                                         # (out, r)
-        self.train(base.training)                   # else a model in eval mode would get dropout
+        self.lora_A = nn.ParameterDict({ADAPTER_NAME: A.to(W.device, dtype)})              # (r, in)
+        self.lora_B = nn.ParameterDict({ADAPTER_NAME: B})                                 # (out, r)
+        self.train(base.training)                   # a new module is in training mode: dropout
 
     @property
     def A(self):
-        return self.lora_A[NAME]
+        return self.lora_A[ADAPTER_NAME]
 
     @property
     def B(self):
-        return self.lora_B[NAME]
+        return self.lora_B[ADAPTER_NAME]
 
     def forward(self, x):
         """(..., in) -> (..., out)."""
         y = self.base(x)
         x = F.dropout(x.to(self.A.dtype), self.config.dropout, self.training)
-        return y + self.low_rank(x).to(y.dtype)
+        return y + self.apply_update(x).to(y.dtype)
 
-    def low_rank(self, x):
+    def apply_update(self, x):
         """s B A x, (..., in) -> (..., r) -> (..., out)."""
         return x @ self.A.T @ (self.config.scale * self.B).T
 
-    def update(self):
+    def update_matrix(self):
         """s B A, (out, in)."""
         return self.config.scale * (self.B @ self.A)
 
-    def tuned(self, W):
-        """W with what was learned, (out, in)."""
-        return W + self.update()
+    def updated_weight(self, W):
+        """W (out, in) -> W plus what was learned, (out, in)."""
+        return W + self.update_matrix()
 
     @property
     def weight(self):
         """(out, in), the one matrix that equals base and adapter, without dropout."""
         W = base_weight(self.base)
-        return self.tuned(W).to(W.dtype)
+        return self.updated_weight(W).to(W.dtype)
 
 
 class DoraLinear(LoraLinear):
@@ -109,23 +108,23 @@ class DoraLinear(LoraLinear):
 
     def __init__(self, base, config, generator):
         super().__init__(base, config, generator)
-        self.magnitude = nn.ParameterDict({NAME: self.lengths(base_weight(base))})          # (out,)
+        self.magnitude = nn.ParameterDict({ADAPTER_NAME: self.row_norms(base_weight(base))})
 
     @property
     def m(self):
-        return self.magnitude[NAME]
+        return self.magnitude[ADAPTER_NAME]
 
     @torch.no_grad()
-    def lengths(self, W):
-        """|W + s B A| of each row, (out,), without gradient; never 0, for `tuned` divides by it."""
-        rows = W + self.update()
+    def row_norms(self, W):
+        """|W + s B A| of each row, (out,), without gradient; never 0, as others divide by it."""
+        rows = W + self.update_matrix()
         return torch.linalg.norm(rows, dim=1).clamp(min=torch.finfo(rows.dtype).tiny)
 
-    def tuned(self, W):
-        return (self.m / self.lengths(W))[:, None] * (W + self.update())
+    def updated_weight(self, W):
+        return (self.m / self.row_norms(W))[:, None] * (W + self.update_matrix())
 
     def forward(self, x):
-        """(..., in) -> (..., out). Only the input of W' - W gets dropout; the bias is kept."""
+        """(..., in) -> (..., out). Dropout acts on the input of W' - W alone; the bias stays."""
         y = self.base(x)
         W, bias = base_weight(self.base).to(self.A.dtype), self.base.bias
         if self.training and self.config.dropout:
@@ -133,8 +132,8 @@ class DoraLinear(LoraLinear):
             Wx = F.linear(x, W)                                                         # (..., out)
         else:
             Wx = y if bias is None else y - bias           # the same, without a second matmul
-        factor = self.m / self.lengths(W)                                                   # (out,)
-        change = (factor - 1) * Wx + factor * self.low_rank(x.to(self.A.dtype))
+        factor = self.m / self.row_norms(W)                                                 # (out,)
+        change = (factor - 1) * Wx + factor * self.apply_update(x.to(self.A.dtype))
         return y + change.to(y.dtype)
 
 
@@ -145,14 +144,15 @@ def wrap(model, targets, config, ranks=None, alphas=None, seed=0):
     for layers that differ from `config`. Freezes the targets' own weights, nothing else. Raises
     InputError before anything has changed.
     """
-    layers, paths = linears(model), find_targets(model, targets)
-    ranks, alphas = per_path(paths, config.rank, ranks), per_path(paths, config.alpha, alphas)
+    layers, paths = find_linears(model), find_targets(model, targets)
+    ranks = values_by_path(paths, config.rank, ranks)
+    alphas = values_by_path(paths, config.alpha, alphas)
     configs = {path: replace(config, rank=ranks[path], alpha=alphas[path]) for path in paths}
-    kind = DoraLinear if config.use_dora else LoraLinear
-    check_plain(layers, paths, kind.__name__)
+    wrapper = DoraLinear if config.use_dora else LoraLinear
+    check_unwrapped(layers, paths, wrapper.__name__)
     generator = torch.Generator().manual_seed(seed)
     for path in paths:
-        model.set_submodule(path, kind(layers[path], configs[path], generator))
+        model.set_submodule(path, wrapper(layers[path], configs[path], generator))
     return paths
 
 
@@ -162,7 +162,7 @@ def merge(model, dequantise=False):
 
     Inverse of `wrap`. dequantise: make 4-bit layers plain ones; without it they are an InputError.
     """
-    layers = wrapped(model)
+    layers = find_wrapped(model)
     for path, layer in layers.items():
         if hasattr(layer.base, "dequantised") and not dequantise:
             raise InputError(f"{path} has 4 bits a number, and rounding the sum to them again "
@@ -178,12 +178,12 @@ def merge(model, dequantise=False):
     return list(layers)
 
 
-def wrapped(model):
+def find_wrapped(model):
     """{path: LoraLinear}; InputError for a model without one."""
-    return selection.wrapped(model, LoraLinear, "LoRA")
+    return selection.find_modules(model, LoraLinear, "LoRA")
 
 
 def trainable_parameters(model):
     """{path: parameter} of the adapters: every A and B, and the magnitudes of DoRA."""
-    return {f"{path}.{name}": parameter for path, layer in wrapped(model).items()
+    return {f"{path}.{name}": parameter for path, layer in find_wrapped(model).items()
             for name, parameter in layer.named_parameters() if not name.startswith("base.")}

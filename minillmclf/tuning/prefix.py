@@ -1,7 +1,7 @@
 """Prefix tuning: Li and Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation".
 
 P virtual tokens stand before every text: their keys and values in every layer are parameters. So a
-prefix is a KV cache (models/cache.py) that is filled before a text begins. The base stays as it is;
+prefix is a KV cache (models/cache.py) that is filled before a text begins. The base stays frozen;
 attention costs a little more. In an encoder-decoder only the decoder's self-attention has a prefix.
 The P tokens have the positions 0 .. P - 1, so the longest text is P tokens shorter.
 
@@ -20,8 +20,8 @@ from ..models.cache import Cache
 class Prefix(nn.Module):
     """Learned keys and values of P tokens, laid out as PEFT's PrefixEncoder does: (P, L*2*K*d).
 
-    A row holds one token: for each layer its keys, then its values, head by head. The rows are
-    `embedding`, or with projection the output of the network `transform` for `embedding` (P, K*d).
+    A row holds one token: for each layer its keys, then its values, head by head. The rows are the
+    weights of `embedding`; with projection these are (P, K*d), and `transform` makes rows of them.
     shape: (L, K, d) with L layers; tokens: P.
     """
 
@@ -39,28 +39,28 @@ class Prefix(nn.Module):
             else:                                   # small: it attracts little attention at first
                 nn.init.normal_(self.embedding.weight, 0.0, 0.02)
 
-    def numbers(self):
+    def embeddings(self):
         """(P, L*2*K*d), PEFT's `prompt_embeddings`: all that is needed after training."""
-        numbers = self.embedding.weight
-        return numbers if self.transform is None else self.transform(numbers)
+        rows = self.embedding.weight
+        return rows if self.transform is None else self.transform(rows)
 
     @torch.no_grad()
-    def load(self, numbers):
-        """Set the numbers (P, L*2*K*d) of a prefix without a projection."""
-        self.embedding.weight.copy_(numbers)
+    def load(self, embeddings):
+        """Set the embeddings (P, L*2*K*d) of a prefix without a projection."""
+        self.embedding.weight.copy_(embeddings)
 
     def cache(self, batch):
         """A new Cache for a batch of `batch` texts, with the P tokens in every layer."""
         layers, heads, width = self.shape
-        numbers = self.numbers().view(self.tokens, layers, 2, heads, width)        # (P, L, 2, K, d)
+        rows = self.embeddings().view(self.tokens, layers, 2, heads, width)        # (P, L, 2, K, d)
         cache = Cache()
-        for layer, (k, v) in enumerate(numbers.permute(1, 2, 3, 0, 4)):             # (K, P, d) each
+        for layer, (k, v) in enumerate(rows.permute(1, 2, 3, 0, 4)):             # (K, P, d) each
             cache.put(layer, k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1))
-        cache.mask = torch.ones(batch, self.tokens, dtype=torch.bool, device=numbers.device)
+        cache.mask = torch.ones(batch, self.tokens, dtype=torch.bool, device=k.device)
         return cache
 
 
-class Recorder(nn.Module):
+class KeyRecorder(nn.Module):
     """A prefix without tokens: after a forward pass its cache holds the keys of every layer."""
 
     tokens = 0
@@ -75,19 +75,19 @@ class Recorder(nn.Module):
 
 # ------------------------------------------------------------------------------------ the backbone
 
-def body(model):
+def backbone_of(model):
     """The backbone of a classifier, or the backbone itself."""
     return getattr(model, "backbone", model)
 
 
-def put_before(backbone, prefix):
+def set_prefix(backbone, prefix):
     """Set the prefix of a backbone (None: take it off) -> the former one."""
     former, backbone.prefix = backbone.prefix, prefix
     return former
 
 
 def check_tokens(backbone, tokens):
-    """The longest text that fits after `tokens` tokens; None: any. InputError if none fits."""
+    """-> the longest text after `tokens` tokens; None: no limit. InputError if none fits."""
     longest = backbone.max_input_tokens
     if type(tokens) is not int or tokens < 1:
         raise InputError(f"{short(tokens)} tokens before a text: must be a whole number from 1, "
@@ -105,18 +105,18 @@ def shorten_texts(model, tokens):
 
 
 @torch.no_grad()
-def shape_of(backbone):
+def prefix_shape(backbone):
     """(L, K, d): the number of attention layers that take a prefix, KV heads, head width.
 
-    It runs one token through the model and reads the shapes of the keys.
+    One token runs through the model, and the shapes of its keys are read.
     """
-    recorder, was_training = Recorder(), backbone.training
+    recorder, was_training = KeyRecorder(), backbone.training
     ids = torch.zeros(1, 1, dtype=torch.long, device=next(backbone.parameters()).device)
-    former = put_before(backbone, recorder)
+    former = set_prefix(backbone, recorder)
     try:
         backbone.eval().states(ids, torch.ones_like(ids))
     finally:
-        put_before(backbone, former)
+        set_prefix(backbone, former)
         backbone.train(was_training)
     (_, heads, _, width), = {k.shape for k in recorder.seen.keys}  # all layers are alike
     return len(recorder.seen.keys), heads, width
@@ -125,27 +125,27 @@ def shape_of(backbone):
 def attach_prefix(model, tokens, projection=False, seed=0):
     """Put a new prefix of `tokens` tokens before all texts of a classifier or backbone -> Prefix.
 
-    The seed decides its numbers. Raises InputError before anything has changed.
+    The seed decides its first values. Raises InputError before anything has changed.
     """
-    backbone = body(model)
+    backbone = backbone_of(model)
     if backbone.prefix is not None:
         raise InputError(f"this model has a prefix of {backbone.prefix.tokens} tokens already: "
                          "detach it first")
     check_tokens(backbone, tokens)
-    prefix = Prefix(shape_of(backbone), tokens, projection, seed)
+    prefix = Prefix(prefix_shape(backbone), tokens, projection, seed)
     W = backbone.word_embeddings.weight         # 16 bits would round small steps away: fp32 or more
-    put_before(backbone, prefix.to(W.device, torch.promote_types(W.dtype, torch.float32)))
+    set_prefix(backbone, prefix.to(W.device, torch.promote_types(W.dtype, torch.float32)))
     return prefix
 
 
 def detach_prefix(model):
     """Take the prefix off again -> Prefix. The base is as it was."""
     trainable_parameters(model)                                 # InputError for a model without one
-    return put_before(body(model), None)
+    return set_prefix(backbone_of(model), None)
 
 
 def trainable_parameters(model):
     """{path: parameter} of the prefix."""
-    if body(model).prefix is None:
+    if backbone_of(model).prefix is None:
         raise InputError("this model has no prefix: attach one first")
     return {path: p for path, p in model.named_parameters() if "prefix" in path.split(".")}

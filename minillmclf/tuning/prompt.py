@@ -1,11 +1,11 @@
 """Prompt tuning: Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning".
 
-P new "words" stand before every text. Only their vectors (P, D) are trained; the base stays as it
-is. They are tokens like others: each costs as much as a word and takes a position, and the pooling
-"first" reads the first of them, "last" the last word of the text, as in PEFT.
+P new "words" stand before every text. Only their vectors (P, D) are trained; the base stays frozen.
+They are tokens like others: each costs as much as a word and takes a position. As in PEFT, the
+pooling "first" reads the first of them, and "last" the last word of the text.
 
-So two things are attached. The word embeddings get P more rows (`PromptEmbedding`), whose ids
-follow the vocabulary's; a classifier's `encode` puts these ids before every text (`Prompted`).
+So two things are attached. The word embeddings get P more rows, whose ids follow the vocabulary's
+(`PromptEmbedding`); a classifier's `encode` puts these ids before every text (`PromptedEncode`).
 
 Trap: Gemma multiplies word vectors by sqrt(D). For a Gemma of transformers 5, PEFT saves the new
 vectors after this step, so peft/model.py divides them by sqrt(D).
@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from .prefix import body, check_tokens
+from .prefix import backbone_of, check_tokens
 
 
 class PromptEmbedding(nn.Module):
-    """Word embeddings with P words more: id V + i is row i of `vectors` (P, D)."""
+    """Word embeddings `base` and P more words: id V + i is row i of `vectors` (P, D)."""
 
     def __init__(self, base, vectors):
         super().__init__()
@@ -39,7 +39,7 @@ class PromptEmbedding(nn.Module):
         return old.where((row < 0).unsqueeze(-1), new.to(old.dtype))
 
 
-class Prompted:
+class PromptedEncode:
     """Replaces a classifier's `encode` to put new words before every sequence of its rows."""
 
     def __init__(self, encode, words):
@@ -48,19 +48,19 @@ class Prompted:
     def __call__(self, texts, training=False):
         """As Classifier.encode -> (rows, how many were cut)."""
         rows, shortened = self.encode(texts, training)
-        return list(map(self.extend, rows)), shortened
+        return list(map(self.add_words, rows)), shortened
 
-    def extend(self, row):
-        """Put the new words, of type 0, before (ids, types) or before each of several of these."""
+    def add_words(self, row):
+        """Put the new words, of type 0, before (ids, types), or before both of a Pair of these."""
         if isinstance(row[0], tuple):
-            return type(row)(*map(self.extend, row))
+            return type(row)(*map(self.add_words, row))
         ids, types = row
         return self.words + ids, [0] * len(self.words) + types
 
 
-def new_words(model):
-    """The ids of a model's new words, a list (P,); [] without a prompt."""
-    words = getattr(body(model), "word_embeddings", None)
+def new_word_ids(model):
+    """The ids of a model's new words, a list of P; [] without a prompt."""
+    words = getattr(backbone_of(model), "word_embeddings", None)
     if not isinstance(words, PromptEmbedding):
         return []
     return list(range(len(words.weight), len(words.weight) + len(words.vectors)))
@@ -73,7 +73,7 @@ def attach_prompt(model, tokens, seed=0):
     Their vectors start as normal numbers, by the seed, with the standard deviation of the
     embeddings. Raises InputError before anything has changed.
     """
-    backbone = body(model)
+    backbone = backbone_of(model)
     words = backbone.word_embeddings
     check_tokens(backbone, tokens)
     if isinstance(words, PromptEmbedding):
@@ -84,22 +84,22 @@ def attach_prompt(model, tokens, seed=0):
     noise = torch.randn(tokens, W.shape[1], generator=torch.Generator().manual_seed(seed))
     backbone.word_embeddings = PromptEmbedding(words, noise.to(W) * W.std())
     if model is not backbone and hasattr(model, "encode"):
-        model.encode = Prompted(model.encode, new_words(model))
-    return new_words(model)
+        model.encode = PromptedEncode(model.encode, new_word_ids(model))
+    return new_word_ids(model)
 
 
 def detach_prompt(model):
     """Take the new words off again -> their vectors (P, D). The base is as it was."""
-    (vectors,), backbone = trainable_parameters(model).values(), body(model)
+    (vectors,), backbone = trainable_parameters(model).values(), backbone_of(model)
     backbone.word_embeddings = backbone.word_embeddings.base
-    if isinstance(getattr(model, "encode", None), Prompted):
+    if isinstance(getattr(model, "encode", None), PromptedEncode):
         del model.encode
     return vectors
 
 
 def trainable_parameters(model):
-    """{path: parameter} of the new words: one, (P, D)."""
-    words = body(model).word_embeddings
+    """{path: parameter} of the new words' vectors: one parameter, (P, D)."""
+    words = backbone_of(model).word_embeddings
     if not isinstance(words, PromptEmbedding):
         raise InputError("this model has no prompt: attach one first")
     return {path: p for path, p in model.named_parameters() if p is words.vectors}

@@ -1,13 +1,13 @@
 """Four bits a weight: a frozen linear layer in an eighth of fp32's memory that passes gradients on.
 
 Quantising: cut the weights into blocks of 64, divide each block by its largest absolute value
-(absmax), and write down the nearest of 16 numbers, two to a byte. The 16 numbers of NF4 are
+(absmax), and store for each the nearest of 16 numbers, two to a byte. The 16 numbers of NF4 are
 quantiles of the normal distribution, as weights are about normal; those of FP4 have a sign, two
 bits of exponent and one of fraction. An absmax costs 32/64 bits a weight; "double quantisation"
 turns it into a byte of its own: 4.127 bits in all.
 
 `quantise` and `dequantise` are plain torch and equal bitsandbytes' CPU kernels to the bit;
-`Linear4bit` quantises with the one and computes on the kernels. Not here: 4-bit layers in files
+`Linear4bit` quantises by `quantise` and computes on the kernels. Not here: 4-bit layers in files
 (quant_files.py), the adapters trained beside them (lora.py), 8-bit layers.
 Dettmers et al. 2023, "QLoRA", sections 2 and 3; the 8-bit map: Dettmers et al. 2022, "8-bit
 Optimizers via Block-wise Quantization".
@@ -23,11 +23,11 @@ from torch import nn
 
 from ..errors import InputError
 
-NESTED = 256                                     # this many absmax share one nested_absmax
+NESTED_BLOCKSIZE = 256                           # so many absmax share one nested_absmax
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-TINY = 1e-38                                     # stands in for the absmax of a block of zeros
+TINY_ABSMAX = 1e-38                              # stands in for the absmax of a block of zeros
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HEADS = re.compile(r"(^|\.)(head|lm_head)(\.|$)")        # heads keep their precision
+HEAD_PATHS = re.compile(r"(^|\.)(head|lm_head)(\.|$)")   # heads keep their precision
 CODES = {                                        # what each of the 16 half-bytes means
     "nf4": torch.tensor([  # the normal distribution's quantiles, 8 below and 8 above 0, / largest
         -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -43,8 +43,8 @@ CODES = {                                        # what each of the 16 half-byte
 
 @cache
 def dynamic_map(device="cpu"):
-    """The 256 numbers of the 8-bit dynamic type, ascending: 0, 1, and 2^i steps of both signs in
-    each decade 10^(i-6). So small numbers keep their magnitude, large ones more digits."""
+    """The 256 numbers of the 8-bit dynamic type, ascending: 0, 1, and for i = 0 ... 6 2^i steps of
+    each sign in the decade 10^(i-6). So small numbers keep their magnitude, large ones digits."""
     values = [torch.tensor([0.0, 1.0], device="cpu")]
     for i in range(7):
         edges = torch.linspace(0.1, 1, 2**i + 1, dtype=torch.float32, device="cpu")
@@ -71,34 +71,34 @@ class Quantised:
     offset: torch.Tensor | None = None
 
 
-def in_rows(x, size):
+def in_blocks(x, size):
     """(n,) -> (n/size, size), the last row filled up with zeros."""
     return F.pad(x, (0, -len(x) % size)).view(-1, size)
 
 
-def nearest(x, code):
-    """For each of x the index of its nearest number in `code`, uint8; on a tie the lower number."""
+def nearest_codes(x, code):
+    """For each number of x the index of the nearest in `code`, uint8; of two, of the lower one."""
     ascending, order = code.to(x.device).sort(stable=True)
     borders = (ascending[1:] + ascending[:-1]) / 2
     return order.to(torch.uint8)[torch.bucketize(x, borders, out_int32=True)]
 
 
 def quantise(x, kind="nf4", blocksize=64, double=True):
-    """A float tensor of any shape -> Quantised. InputError for what is not known or not finite."""
+    """A float tensor of any shape -> Quantised. InputError for other options or numbers."""
     if kind not in CODES or blocksize not in BLOCKSIZES:
         raise InputError(f"4-bit kind {kind!r}, blocksize {blocksize}: known are "
                          f"{', '.join(CODES)} with {BLOCKSIZES}")
     if x.dtype not in FLOATS.values() or x.numel() == 0 or not x.isfinite().all():
         raise InputError(f"a {x.dtype} tensor {tuple(x.shape)} cannot be quantised: finite numbers "
                          f"are expected, at least one, in {', '.join(FLOATS)}")
-    rows = in_rows(x.detach().flatten().float(), blocksize)             # (blocks, blocksize)
+    rows = in_blocks(x.detach().flatten().float(), blocksize)           # (blocks, blocksize)
     absmax = rows.abs().amax(1)                                         # (blocks,)
-    scaled = rows * (1 / absmax.clamp(min=TINY))[:, None]               # in [-1, 1]
+    scaled = rows * (1 / absmax.clamp(min=TINY_ABSMAX))[:, None]        # in [-1, 1]
     if x.numel() % blocksize:                   # a last block cut short: bitsandbytes divides
-        absmax[-1] = absmax[-1].clamp(min=TINY)
+        absmax[-1] = absmax[-1].clamp(min=TINY_ABSMAX)
         scaled[-1] = rows[-1] / absmax[-1]
     even = x.numel() + x.numel() % 2                                    # padded with a 0.0
-    codes = nearest(scaled, CODES[kind]).flatten()[:even]
+    codes = nearest_codes(scaled, CODES[kind]).flatten()[:even]
     packed = (codes[::2] << 4 | codes[1::2])[:, None]                   # (n/2, 1)
     statistics = quantise_absmax(absmax) if double else (absmax,)
     return Quantised(packed, statistics[0], kind, blocksize, tuple(x.shape), x.dtype,
@@ -108,15 +108,15 @@ def quantise(x, kind="nf4", blocksize=64, double=True):
 def quantise_absmax(absmax):
     """(blocks,) fp32 -> bytes (blocks,), nested_absmax (blocks/256,), offset ().
 
-    No absmax is below 0: if their mean (offset) were kept, half of the map would never be used.
+    No absmax is below 0: unless their mean (offset) is subtracted, half of the map is never used.
     """
     offset = absmax.mean()
-    rows = in_rows(absmax - offset, NESTED)                             # (blocks/256, 256)
+    rows = in_blocks(absmax - offset, NESTED_BLOCKSIZE)                 # (blocks/256, 256)
     nested = rows.abs().amax(1)
     scaled = (rows * (1 / nested)[:, None]).nan_to_num(nan=-1.0).clamp(-1, 1)      # NaN: all equal
     # As the CPU kernel: it rounds to 2^16 steps first, which picks another code once in 600 times.
     steps = ((scaled + 1) * 0.5 * 65535 + 0.5).int()
-    codes = nearest(steps.float() * 2 / 65535 - 1, dynamic_map())
+    codes = nearest_codes(steps.float() * 2 / 65535 - 1, dynamic_map())
     return codes.flatten()[:len(absmax)], nested, offset
 
 
@@ -124,7 +124,7 @@ def dequantise(q, dtype=None):
     """Quantised -> the tensor, in the dtype that it had, or in another."""
     absmax = q.absmax
     if q.offset is not None:
-        scale = q.nested_absmax.repeat_interleave(NESTED)[:len(absmax)]
+        scale = q.nested_absmax.repeat_interleave(NESTED_BLOCKSIZE)[:len(absmax)]
         absmax = dynamic_map(scale.device)[absmax.int()] * scale + q.offset          # (blocks,)
     codes = torch.cat([q.packed >> 4, q.packed & 15], 1).flatten()               # (n,) or one more
     absmax = absmax.repeat_interleave(q.blocksize)[:len(codes)]
@@ -134,12 +134,12 @@ def dequantise(q, dtype=None):
 
 def bits_per_parameter(blocksize=64, double=True):
     """What a weight costs: 4 bits and its share of the absmax. 4.5, or 4.127 doubly quantised."""
-    return 4 + (8 / blocksize + 32 / (blocksize * NESTED) if double else 32 / blocksize)
+    return 4 + (8 / blocksize + 32 / (blocksize * NESTED_BLOCKSIZE) if double else 32 / blocksize)
 
 
 # --------------------------------------------------------------------------------- on the kernels
 
-def kernels():
+def import_kernels():
     """bitsandbytes' functions, imported at first use, since this takes seconds."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)   # unused kernels
     try:
@@ -152,10 +152,10 @@ def kernels():
 
 def fast_dequantise(q, dtype):
     """What `dequantise` computes, by bitsandbytes' kernel, on the device of the weights."""
-    bnb, nested = kernels(), None
+    bnb, nested, code = import_kernels(), None, dynamic_map(q.absmax.device)
     if q.offset is not None:
-        code = dynamic_map(q.absmax.device)
-        nested = bnb.QuantState(q.nested_absmax, code=code, blocksize=NESTED, dtype=torch.float32)
+        nested = bnb.QuantState(q.nested_absmax, code=code, blocksize=NESTED_BLOCKSIZE,
+                                dtype=torch.float32)
     # Read as one long row of an even length. Where a matrix' width is no multiple of the blocksize,
     # the AVX-512 kernel of 0.50.2 takes the absmax of other blocks without a warning: at width 96
     # the error is 0.28 instead of 0.09. Odd lengths take a slow path in the kernel.
@@ -184,7 +184,7 @@ class FrozenLinear(torch.autograd.Function):
         return grad_x, grad_bias, None
 
 
-def name_of(dtype):
+def dtype_name(dtype):
     """torch.float32 -> "float32"."""
     return str(dtype).removeprefix("torch.")
 
@@ -227,7 +227,7 @@ class Linear4bit(nn.Module):
         dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
         if dtype not in (torch.float32, torch.bfloat16):
             raise InputError("a 4-bit layer computes in float32 or bfloat16, not in "
-                             f"{name_of(dtype)}")
+                             f"{dtype_name(dtype)}")
         if x.shape[-1] != self.in_features:
             raise InputError(f"this 4-bit layer reads vectors of {self.in_features} numbers, not "
                              f"of {x.shape[-1]}")
@@ -237,10 +237,10 @@ class Linear4bit(nn.Module):
     def _apply(self, fn, recurse=True):
         """model.to(device) moves everything; model.to(dtype) changes the bias alone, since rounding
         the buffers would change the weight."""
-        kept = dict(self.named_buffers(recurse=False))
+        buffers = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         device = self.weight.device
-        for name, buffer in kept.items():
+        for name, buffer in buffers.items():
             setattr(self, name, buffer.to(device))
         return self
 
@@ -250,7 +250,7 @@ class Linear4bit(nn.Module):
 
 
 def plain_linear(layer, weight):
-    """A frozen nn.Linear with this weight and the bias of a 4-bit layer, to replace it."""
+    """A frozen nn.Linear with this weight and the bias of `layer`, a 4-bit one, to replace it."""
     plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     plain.weight, plain.bias = nn.Parameter(weight, requires_grad=False), layer.bias
     return plain.train(layer.training)
@@ -259,30 +259,30 @@ def plain_linear(layer, weight):
 # --------------------------------------------------------------------------------------- in models
 
 class Quantiser:
-    """Puts a file's tensors into a model, the weights of its chosen linear layers in four bits.
+    """Puts tensors into a model, those of the chosen linear layers in four bits.
 
     A loader calls `quantiser(model, path, tensor)` for each tensor as it reads it. So if the model
-    is on the "meta" device, at most one layer at a time is in full precision. chosen(path) -> bool,
-    for the path of a linear layer; heads and all other modules keep their precision.
+    is on the "meta" device, at most one layer at a time is in full precision. chosen: a function,
+    path of a linear layer -> bool. Heads and all other modules keep their precision.
     """
 
     def __init__(self, chosen=lambda path: True, kind="nf4"):
         self.chosen, self.kind, self.replaced = chosen, kind, []
 
-    def takes(self, path, module):
-        return isinstance(module, nn.Linear) and not HEADS.search(path) and self.chosen(path)
+    def is_chosen(self, path, module):
+        return isinstance(module, nn.Linear) and not HEAD_PATHS.search(path) and self.chosen(path)
 
     def __call__(self, model, path, tensor):
         owner, leaf = path.rpartition(".")[::2]
         module = model.get_submodule(owner)
-        if leaf == "weight" and self.takes(owner, module):
+        if leaf == "weight" and self.is_chosen(owner, module):
             layer = Linear4bit.from_linear(tensor, module.bias, self.kind)
             model.set_submodule(owner, layer.train(module.training))
             self.replaced.append(owner)
         else:
             setattr(module, leaf, nn.Parameter(tensor))
 
-    def report(self, model):
+    def list_paths(self, model):
         """-> (paths in four bits, paths of all other modules with parameters). InputError if no
         layer was chosen: the model would be as large as before."""
         others = [path for path, module in model.named_modules()
@@ -294,12 +294,12 @@ class Quantiser:
 
 
 def quantise_linears(model, chosen=lambda path: True, kind="nf4"):
-    """Put the chosen linear layers of a loaded model into four bits -> as Quantiser.report."""
+    """Put the chosen linear layers of a model into four bits -> as Quantiser.list_paths."""
     quantiser = Quantiser(chosen, kind)
-    paths = [path for path, module in model.named_modules() if quantiser.takes(path, module)]
+    paths = [path for path, module in model.named_modules() if quantiser.is_chosen(path, module)]
     for path in paths:
         quantiser(model, path + ".weight", model.get_submodule(path).weight.detach())
-    return quantiser.report(model)
+    return quantiser.list_paths(model)
 
 
 @torch.no_grad()

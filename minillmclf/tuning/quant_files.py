@@ -17,10 +17,10 @@ from ..files import check_fields, find_model, parse_json, short
 from ..models.config import read_model_config
 from ..models.tensor_files import join_faults, read_tensor
 from ..models.weights import Checkpoint, export_tensors, load_parameters
-from .quant import (BLOCKSIZES, CODES, FLOATS, NESTED, Linear4bit, Quantised, Quantiser,
-                    dynamic_map, name_of)
+from .quant import (BLOCKSIZES, CODES, FLOATS, NESTED_BLOCKSIZE, Linear4bit, Quantised, Quantiser,
+                    dtype_name, dynamic_map)
 
-STATE = "weight.quant_state.bitsandbytes__"
+STATE_NAME = "weight.quant_state.bitsandbytes__"
 # quantization_config: key -> the supported values; None: any value, as it changes nothing here
 SUPPORTED = {
     "quant_method": ("bitsandbytes", None), "load_in_4bit": (True,), "_load_in_4bit": (True,),
@@ -42,29 +42,29 @@ STATE_FIELDS = {
     "shape": (lambda v: isinstance(v, list) and len(v) == 2 and all(map(is_size, v)),
               "two whole numbers")}
 NESTED_FIELDS = {
-    "nested_blocksize": (lambda v: v == NESTED, NESTED),
+    "nested_blocksize": (lambda v: v == NESTED_BLOCKSIZE, NESTED_BLOCKSIZE),
     "nested_dtype": (lambda v: v == "float32", "float32"),
     "nested_offset": (lambda v: type(v) in (int, float) and abs(v) < 1e30, "a number below 1e30")}
 
 
-def to_file(layer):
-    """A Linear4bit -> {name in a file, after that of the layer: tensor}."""
+def layer_to_tensors(layer):
+    """A Linear4bit -> {name: tensor}; in a file the layer's name stands before each name."""
     q = layer.quantised
-    state = {"quant_type": q.kind, "blocksize": q.blocksize, "dtype": name_of(q.dtype),
+    state = {"quant_type": q.kind, "blocksize": q.blocksize, "dtype": dtype_name(q.dtype),
              "shape": list(q.shape)}
     tensors = {"weight": q.packed, "weight.absmax": q.absmax,
                "weight.quant_map": CODES[q.kind].clone()}
     if q.offset is not None:
-        state |= {"nested_blocksize": NESTED, "nested_dtype": "float32",
+        state |= {"nested_blocksize": NESTED_BLOCKSIZE, "nested_dtype": "float32",
                   "nested_offset": q.offset.item()}
         tensors |= {"weight.nested_absmax": q.nested_absmax,
                     "weight.nested_quant_map": dynamic_map().clone()}
     text = json.dumps(state).encode()
-    return tensors | {STATE + q.kind: torch.tensor(list(text), dtype=torch.uint8)}
+    return tensors | {STATE_NAME + q.kind: torch.tensor(list(text), dtype=torch.uint8)}
 
 
-def from_file(tensors, bias=None, where="a 4-bit layer"):
-    """The inverse of `to_file`, also for files of transformers -> Linear4bit.
+def layer_from_tensors(tensors, bias=None, where="a 4-bit layer"):
+    """The inverse of `layer_to_tensors`, also for files of transformers -> Linear4bit.
 
     where: the file and the module, for errors. Raises InputError if something is missing, corrupt
     or does not fit.
@@ -79,7 +79,7 @@ def from_file(tensors, bias=None, where="a 4-bit layer"):
         "weight.quant_map": (torch.float32, (16,), CODES[kind])}
     if nested:
         expected |= {
-            "weight.nested_absmax": (torch.float32, (math.ceil(blocks / NESTED),), None),
+            "weight.nested_absmax": (torch.float32, (math.ceil(blocks / NESTED_BLOCKSIZE),), None),
             "weight.nested_quant_map": (torch.float32, (256,), dynamic_map())}
     for name, description in expected.items():
         check_tensor(tensors, name, *description, where)
@@ -93,10 +93,10 @@ def from_file(tensors, bias=None, where="a 4-bit layer"):
 
 def read_state(tensors, where):
     """The JSON object with kind, blocksize, dtype and shape, from the bytes of a tensor."""
-    name = next((name for name in tensors if name.startswith(STATE)), None)
+    name = next((name for name in tensors if name.startswith(STATE_NAME)), None)
     if name is None:
-        raise InputError(f"{where}: {STATE}* is missing, which says how it was quantised: download "
-                         "the file again")
+        raise InputError(f"{where}: {STATE_NAME}* is missing, which says how it was quantised: "
+                         "download the file again")
     where = f"{where}: {name}"
     try:
         text = bytes(tensors[name].tolist()).decode()
@@ -113,8 +113,8 @@ def check_tensor(tensors, name, dtype, shape, values, where):
         raise InputError(f"{where}: {name} is missing: a 4-bit weight cannot be read without it")
     found = tensors[name]
     if found.dtype != dtype or tuple(found.shape) != shape or not found.isfinite().all():
-        raise InputError(f"{where}: {name} is {name_of(found.dtype)} {tuple(found.shape)}, should "
-                         f"be finite {name_of(dtype)} {shape}: download the file again")
+        raise InputError(f"{where}: {name} is {dtype_name(found.dtype)} {tuple(found.shape)}, "
+                         f"should be finite {dtype_name(dtype)} {shape}: download the file again")
     if values is not None and not torch.allclose(found.cpu(), values, rtol=0, atol=1e-6):
         raise InputError(f"{where}: {name} has other values than here, its bytes mean other "
                          "numbers: quantise anew")
@@ -125,15 +125,15 @@ def check_tensor(tensors, name, dtype, shape, values, where):
 class FourBitCheckpoint(Checkpoint):
     """A model folder in which some linear layers have four bits.
 
-    packed: {4-bit layer: {end of a tensor's name, after that of the layer: the whole name}}.
-    `files` has the other tensors only, `all_files` both.
+    packed: {4-bit layer: {name as in `layer_to_tensors`: name in the file}}. `files` has all
+    other tensors, `all_files` all.
     """
 
     def __init__(self, folder):
         super().__init__(folder)
         self.config = {**self.config}
-        check_quantised(self.config.pop("quantization_config"), self.folder / "config.json")
-        layers = [name[:name.index(STATE) - 1] for name in self.files if STATE in name]
+        check_quantization(self.config.pop("quantization_config"), self.folder / "config.json")
+        layers = [name[:name.index(STATE_NAME) - 1] for name in self.files if STATE_NAME in name]
         self.packed = {layer: {name.removeprefix(layer + "."): name for name in self.files
                                if f"{name}.".startswith(layer + ".weight.")} for layer in layers}
         self.all_files = dict(self.files)
@@ -144,14 +144,14 @@ class FourBitCheckpoint(Checkpoint):
     def __contains__(self, name):
         return name in self.all_files
 
-    def layer(self, name, bias):
+    def read_layer(self, name, bias):
         """The 4-bit layer of this name; bias: its parameter, or None."""
         parts = {part: read_tensor(self.all_files[whole], self.stored_names[whole])
                  for part, whole in self.packed[name].items()}
-        return from_file(parts, bias, f"{self.folder}: {name}")
+        return layer_from_tensors(parts, bias, f"{self.folder}: {name}")
 
 
-def check_quantised(settings, where):
+def check_quantization(settings, where):
     """InputError unless a quantization_config describes 4-bit layers that are supported here."""
     wrong = []
     for key, value in settings.items():
@@ -171,8 +171,8 @@ def open_checkpoint(folder):
     return Checkpoint(folder) if quantised is None else FourBitCheckpoint(folder)
 
 
-def read_into(model, checkpoint, table, fresh=(), **options):
-    """models.weights.fill for either kind of checkpoint -> Report."""
+def fill_from(model, checkpoint, table, fresh=(), **options):
+    """As models.weights.fill, for a checkpoint with or without 4-bit layers -> Report."""
     paths = {}
     for layer in getattr(checkpoint, "packed", {}):
         try:
@@ -187,7 +187,7 @@ def read_into(model, checkpoint, table, fresh=(), **options):
     for layer, path in paths.items():
         owner = path.removesuffix(".weight")
         old = model.get_submodule(owner)
-        new, shape = checkpoint.layer(layer, old.bias), (old.out_features, old.in_features)
+        new, shape = checkpoint.read_layer(layer, old.bias), (old.out_features, old.in_features)
         if new.shape != shape:
             raise InputError(f"{checkpoint.folder}: {layer} is {new.shape}, {owner} is {shape}")
         model.set_submodule(owner, new)
@@ -197,18 +197,18 @@ def read_into(model, checkpoint, table, fresh=(), **options):
 
 
 def load_weights(model, checkpoint, table, fresh=(), quantise=None):
-    """Fill a classifier from either kind of checkpoint -> (Report, the paths that `quantise` left
-    as they were, [] if it did nothing).
+    """Fill a classifier from a checkpoint -> Report, the paths that were not quantised; [] if none
+    was to be.
 
     fresh: patterns of paths that need not be in the file; quantise: "nf4" or "fp4" for the linear
     layers of the backbone as they are read; None, or a 4-bit file: nothing is quantised.
     """
     if not quantise or hasattr(checkpoint, "packed"):
-        return read_into(model, checkpoint, table, fresh), []
-    kept = {*model.backbone.FULL_PRECISION, "lm_head"}
-    quantiser = Quantiser(lambda path: not kept & set(path.split(".")), quantise)
-    report = read_into(model, checkpoint, table, fresh, place=quantiser)
-    return report, quantiser.report(model)[1]
+        return fill_from(model, checkpoint, table, fresh), []
+    excluded = {*model.backbone.FULL_PRECISION, "lm_head"}
+    quantiser = Quantiser(lambda path: not excluded & set(path.split(".")), quantise)
+    report = fill_from(model, checkpoint, table, fresh, place=quantiser)
+    return report, quantiser.list_paths(model)[1]
 
 
 def export_4bit(model, table):
@@ -221,7 +221,7 @@ def export_4bit(model, table):
         if isinstance(layer, nn.Linear):
             not_quantised.append(name)
             continue
-        tensors |= {f"{name}.{part}": tensor for part, tensor in to_file(layer).items()}
+        tensors |= {f"{name}.{part}": tensor for part, tensor in layer_to_tensors(layer).items()}
         settings = {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False,
                     "bnb_4bit_quant_type": layer.kind,
                     "bnb_4bit_use_double_quant": layer.offset is not None,

@@ -1,8 +1,8 @@
 """A tuned classifier on disk, where only what was trained is kept: OUT/tuned.json and OUT/adapter/.
 
-tuned.json names the base, its precision, the tuning config ("recipe") and the classes. adapter/
+tuned.json names the base, its precision, the tuning config (key "recipe") and the classes. adapter/
 holds what was trained: LoRA, DoRA, prefix and prompt in PEFT's layout (peft/); bottlenecks, which
-PEFT does not know, under our own names. Loading compares the base's files with those of the
+PEFT does not know, under our own names. Loading compares the base's files with those at the time of
 training: on another base an adapter gives wrong answers, without an error.
 """
 import hashlib
@@ -19,9 +19,9 @@ from ..models.config import ignoring_config_keys
 from ..models.tensor_files import write_tensors
 from ..models.weights import Checkpoint
 from ..text.tokenizers.files import READERS
-from . import BESIDE_BASE, BOTTLENECKS, METHODS, UPDATES, choose_weights, lora, peft
+from . import ADAPTER_METHODS, BOTTLENECK_METHODS, LORA_METHODS, METHODS, lora, peft, set_trainable
 from . import trainable_names
-from .peft.config import is_count
+from .peft.config import is_positive
 from .peft.files import read_floats
 from .peft.model import raise_faults
 from .quant import CODES, dequantise_linears
@@ -30,8 +30,8 @@ TUNED, ADAPTER = "tuned.json", "adapter"
 TENSORS = Path(ADAPTER) / peft.TENSORS
 TOKENIZER_FILES = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json",
                    "added_tokens.json")
-SAMPLE = 2**20                                      # bytes that are read at a time
-RENAMED = {"rank_stabilised": "use_rslora"}         # keys of earlier versions' tuning configs
+CHUNK_BYTES = 2**20                                 # bytes that are read at a time
+RENAMED_KEYS = {"rank_stabilised": "use_rslora"}    # keys of earlier versions' tuning configs
 
 
 def is_object(value):
@@ -47,22 +47,22 @@ def is_names(value):
 
 
 def is_tuning(value):
-    return (is_object(value) and value.get("method") in [*BESIDE_BASE]
+    return (is_object(value) and value.get("method") in [*ADAPTER_METHODS]
             and is_names(value.get("saved", []))
             and value.get("bias", "none") in ("none", "all", "lora_only")
-            and (value["method"] not in BOTTLENECKS or is_count(value.get("size"))))
+            and (value["method"] not in BOTTLENECK_METHODS or is_positive(value.get("size"))))
 
 
-def or_none(test):
+def none_or(test):
     return lambda value: value is None or test(value)
 
 
 # A classifier in files: key -> (test, what it should be). Details are checked where they are used.
-OBJECT = (or_none(is_object), "an object")
+OBJECT = (none_or(is_object), "an object")
 SETTINGS = {
-    "labels?": (is_names, "a list of names"), "pool?": (or_none(is_word), "a word"),
-    "keep?": (is_word, "a word"), "max_length?": (or_none(is_count), "a whole number from 1"),
-    "thresholds?": (or_none(lambda v: isinstance(v, list)), "a list of numbers"),
+    "labels?": (is_names, "a list of names"), "pool?": (none_or(is_word), "a word"),
+    "keep?": (is_word, "a word"), "max_length?": (none_or(is_positive), "a whole number from 1"),
+    "thresholds?": (none_or(lambda v: isinstance(v, list)), "a list of numbers"),
     "readout?": OBJECT, "windows?": OBJECT, "calibration?": OBJECT, "preference?": OBJECT}
 RECORD = SETTINGS | {
     "labels": SETTINGS["labels?"], "recipe": (is_tuning, "a method and its numbers"),
@@ -74,50 +74,50 @@ RECORD = SETTINGS | {
 
 # ---------------------------------------------------------------------------------------- the base
 
-def sums(folder):
+def hash_files(folder):
     """{file name: sha256 of the content} of a model's config.json, weights and tokenizer."""
     folder = Path(folder)
     tokenizer = [name for name in READERS if (folder / name).exists()][:1]
     names = {"config.json", *(path.name for path in Checkpoint(folder).files.values()), *tokenizer,
              *(name for name in TOKENIZER_FILES if (folder / name).exists())}
-    found = {}
+    hashes = {}
     for name in sorted(names):
         digest = hashlib.sha256()
         with open(folder / name, "rb") as file:
-            while block := file.read(SAMPLE):
+            while block := file.read(CHUNK_BYTES):
                 digest.update(block)
-        found[name] = digest.hexdigest()
-    return found
+        hashes[name] = digest.hexdigest()
+    return hashes
 
 
 def fingerprint(folder):
     """A short text that changes with a model's config.json, its weights or its tokenizer."""
-    return hashlib.sha256(json.dumps(sums(folder), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(hash_files(folder), sort_keys=True).encode()).hexdigest()
 
 
-def changed(folder, kept):
-    """The names of a base's files that differ from what they were.
+def changed_files(folder, saved):
+    """The names of a base's files that have changed since `saved`, the hashes at that time.
 
-    kept: the former `sums`; in earlier versions one hash, of config.json and both ends of weights.
+    saved: of `hash_files`; of earlier versions one hash, of config.json and both ends of weights.
     """
-    if isinstance(kept, dict):
-        found = sums(folder)
-        return [name for name in sorted({*found, *kept}) if found.get(name) != kept.get(name)]
+    if isinstance(saved, dict):
+        now = hash_files(folder)
+        return [name for name in sorted({*now, *saved}) if now.get(name) != saved.get(name)]
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("model*.safetensors")):
         with open(path, "rb") as file:
             size = file.seek(0, 2)
-            for place in (0, max(0, size - SAMPLE)):
+            for place in (0, max(0, size - CHUNK_BYTES)):
                 file.seek(place)
-                digest.update(f"{path.name} {size}".encode() + file.read(SAMPLE))
-    return [] if digest.hexdigest() == kept else ["config.json or weights"]
+                digest.update(f"{path.name} {size}".encode() + file.read(CHUNK_BYTES))
+    return [] if digest.hexdigest() == saved else ["config.json or weights"]
 
 
 def base_record(base, folder):
     """How tuned.json names its base: a shipped one by its name; one near the run by a path relative
     to it, so that both may be moved together; any other by its full path."""
     base, folder = Path(base).resolve(), Path(folder).resolve()
-    folder = Path(*(part for part in folder.parts if part != NEW_RUN))  # where a run ends up
+    folder = Path(*(part for part in folder.parts if part != NEW_RUN))   # where it will be moved
     near = next(path for path in (*folder.parents[1::-1], folder) if path != path.parent)
     if base.parent == CHECKPOINTS:
         return {"base": base.name}
@@ -167,7 +167,7 @@ def base_of(folder):
 def save_tuned(model, folder):
     """Write the trained parameters of a classifier and tuned.json, without the base."""
     folder, base, tuning = Path(folder), find_model(model.base), model.tuning
-    if tuning["method"] in BOTTLENECKS:
+    if tuning["method"] in BOTTLENECK_METHODS:
         names = trainable_names(model, tuning["method"])
         tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()
                    if name in names}
@@ -175,8 +175,8 @@ def save_tuned(model, folder):
     else:
         peft.write_adapter(folder / ADAPTER, model, str(base.resolve()),
                            tuning.get("bias", "none"), tuning.get("saved", []))
-    record = {**base_record(base, folder), "fingerprint": sums(base), "quantise": model.quantise,
-              "recipe": tuning, "labels": model.labels, **model.settings()}
+    record = {**base_record(base, folder), "quantise": model.quantise, "recipe": tuning,
+              "fingerprint": hash_files(base), "labels": model.labels, **model.settings()}
     write_text(folder / TUNED, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -187,15 +187,15 @@ def load_tuned(folder, build, base=None):
     """
     folder, where = Path(folder), Path(folder) / TUNED
     record = check_fields(read_json(where), RECORD, where)
-    tuning = {RENAMED.get(key, key): value for key, value in record["recipe"].items()}
+    tuning = {RENAMED_KEYS.get(key, key): value for key, value in record["recipe"].items()}
     method = tuning["method"]
     base = find_base([record["base"], record.get("base_path")], folder, base)
-    differing = changed(find_model(base), record["fingerprint"])
+    differing = changed_files(find_model(base), record["fingerprint"])
     if differing:
         raise InputError(f"{where}: the base {short(base, 200)} has changed since this was trained "
                          f"on it ({short(differing, 200)[1:-1]}): bring back the files that it "
                          "had, name them with --base FOLDER, or train again")
-    if method in BOTTLENECKS:
+    if method in BOTTLENECK_METHODS:
         tensors = read_bottlenecks(folder / TENSORS, tuning["size"])
     else:
         adapter, tensors = peft.read_adapter(folder / ADAPTER)
@@ -203,8 +203,8 @@ def load_tuned(folder, build, base=None):
         if found != method.replace("qlora", "lora"):
             raise InputError(f"{where}: tells of {method}, but {ADAPTER}/ holds {found}: save the "
                              "run again")
-    model = build_as(build, base, record["labels"], record, where, quantise=record["quantise"])
-    if method in BOTTLENECKS:
+    model = build_from(build, base, record["labels"], record, where, quantise=record["quantise"])
+    if method in BOTTLENECK_METHODS:
         METHODS[method].attach(model, tuning, seed=0)
         fill_bottlenecks(model, method, tensors, folder / TENSORS)
         model.tuning = tuning
@@ -214,7 +214,7 @@ def load_tuned(folder, build, base=None):
     return model.eval()
 
 
-def build_as(build, base, labels, settings, where, **more):
+def build_from(build, base, labels, settings, where, **more):
     """A classifier with these `settings` (Classifier.settings), read from the file `where`."""
     try:
         with ignoring_config_keys(settings.get("ignored") or []):
@@ -225,7 +225,7 @@ def build_as(build, base, labels, settings, where, **more):
                           **more, **settings.get("readout") or {})
     except TypeError as error:
         raise InputError(f"{where}: {error}: save it again") from None
-    return model.restore(settings, where)
+    return model.restore_settings(settings, where)
 
 
 def read_bottlenecks(path, size):
@@ -252,7 +252,7 @@ def fill_bottlenecks(model, method, tensors, path):
                         if found.get(name) != expected.get(name)])
     for name, parameter in parameters.items():
         parameter.copy_(tensors[name])
-    choose_weights(model, method)
+    set_trainable(model, method)
 
 
 # --------------------------------------------------------------------------------- folders of PEFT
@@ -267,10 +267,10 @@ def load_peft(folder, build, base=None):
         raise InputError(f"{folder}: the adapter does not say which base it was trained on: name "
                          "it with --base FOLDER")
     base = find_base([record["base_model_name_or_path"]], folder, base)
-    where = Path(folder) / peft.OURS
+    where = Path(folder) / peft.OWN_FILE
     own = check_fields(read_json(where), SETTINGS, where) if where.exists() else {}
     labels = own.get("labels") or guess_labels(tensors, folder, base)
-    model = build_as(build, base, labels, own, where)
+    model = build_from(build, base, labels, own, where)
     peft.apply_adapter(model, record, tensors)
     return model.eval()
 
@@ -296,9 +296,9 @@ def merge_tuned(model, dequantise=False):
     dequantise: put a whole 4-bit base into full precision; without it such a base is refused.
     """
     method = (model.tuning or {}).get("method", "full")
-    if method not in UPDATES:
-        why = f"what {method} has learned is no change of matrices" if method in BESIDE_BASE else \
-            "this is a whole model already"
+    if method not in LORA_METHODS:
+        why = "this is a whole model already" if method not in ADAPTER_METHODS else \
+            f"what {method} has learned is no change of matrices"
         raise InputError(f"only lora, dora and qlora can be merged, and {why}: use the folder as "
                          "it is")
     lora.merge(model, dequantise)

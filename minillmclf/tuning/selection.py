@@ -1,4 +1,4 @@
-"""Linear layers and biases, chosen by name; a name that matches nothing is an error.
+"""Linear layers and biases are chosen by name; a name that matches nothing is an error.
 
 Here too: BitFit (Ben Zaken et al. 2022), which trains biases alone. Not here: what is put around a
 layer (lora.py, bottleneck.py).
@@ -17,13 +17,13 @@ def base_weight(base):
     return base.dequantised() if hasattr(base, "dequantised") else base.weight
 
 
-def linears(model):
+def find_linears(model):
     """{path: module} of the linear layers, in order; a wrapped one appears as its wrapper."""
-    found = {}
+    linears = {}
     for path, module in model.named_modules():
-        if path and hasattr(module, "in_features") and path.rpartition(".")[0] not in found:
-            found[path] = module
-    return found
+        if path and hasattr(module, "in_features") and path.rpartition(".")[0] not in linears:
+            linears[path] = module
+    return linears
 
 
 def in_head(path):
@@ -31,7 +31,7 @@ def in_head(path):
     return not {"head", "lm_head"}.isdisjoint(path.split("."))
 
 
-def matching(pattern, paths, where="targets"):
+def matching_paths(pattern, paths, where="targets"):
     """The paths that the regular expression matches as a whole."""
     compiled = compile_pattern(pattern, where, clock=Clock())
     return [path for path in paths if compiled.fullmatch(path)]
@@ -44,12 +44,12 @@ def find_targets(model, targets):
     whole paths. A layer of a head is taken only where a list names it ("head.dense"). Raises
     InputError for a name that matches nothing.
     """
-    paths = list(linears(model))
+    paths = list(find_linears(model))
     body = [path for path in paths if not in_head(path)]
     if targets == "all-linear":
         hits = {targets: body}
     elif isinstance(targets, str):
-        hits = {targets: matching(targets, body)}
+        hits = {targets: matching_paths(targets, body)}
     else:
         hits = {name: [path for path in (paths if in_head(name) else body)
                        if f".{path}".endswith(f".{name}")] for name in targets}
@@ -62,9 +62,9 @@ def find_targets(model, targets):
     return [path for path in paths if any(path in found for found in hits.values())]
 
 
-def per_path(paths, default, patterns):
-    """{path: value}: the value of the first pattern that matches the path or its end, else the
-    default. InputError for a pattern that decides no value."""
+def values_by_path(paths, default, patterns):
+    """{path: value}: that of the first pattern, {regular expression: value}, that matches the path
+    or its end, else the default. InputError for a pattern that decides no value."""
     patterns, clock = patterns or {}, Clock()
     if len(patterns) > len(paths):
         raise InputError(f"{len(patterns)} patterns for ranks or alphas, but {len(paths)} targets: "
@@ -82,25 +82,25 @@ def per_path(paths, default, patterns):
     return values
 
 
-def check_plain(layers, paths, wrapper):
-    """InputError unless these are linear layers, plain or 4-bit, that nothing wraps yet."""
+def check_unwrapped(layers, paths, wrapper):
+    """InputError unless the layers at `paths` are linear, plain or 4-bit, and have no wrapper."""
     for path in paths:
         if not (isinstance(layers[path], nn.Linear) or hasattr(layers[path], "dequantised")):
             raise InputError(f"{path} is a {type(layers[path]).__name__}, it takes no {wrapper}: "
                              "undo that first")
 
 
-def wrapped(model, kind, name):
-    """{path: module} of the modules of this class; InputError if there is none."""
-    found = {path: module for path, module in model.named_modules() if isinstance(module, kind)}
-    if not found:
+def find_modules(model, kind, name):
+    """{path: module} of the modules of the class `kind`; InputError if there is none."""
+    modules = {path: module for path, module in model.named_modules() if isinstance(module, kind)}
+    if not modules:
         raise InputError(f"this model has no {name} adapters: wrap it first")
-    return found
+    return modules
 
 
 def trainable_biases(model, which):
-    """The names of the biases to train. which: "none"; "all", outside the classification head;
-    "lora_only", those of layers that LoRA wraps."""
+    """The names of the biases to train. which: "none"; "all", all outside the classification head;
+    "lora_only", those of the layers that LoRA wraps."""
     if which not in ("none", "all", "lora_only"):
         raise InputError(f"bias {short(which)} is not known; known: none, all, lora_only")
     biases = [name for name, _ in model.named_parameters() if name.split(".")[-1] == "bias"]
@@ -109,7 +109,7 @@ def trainable_biases(model, which):
     return [name for name in biases if which == "all" and "head" not in name.split(".")]
 
 
-def bitfit(model):
+def bitfit_parameters(model):
     """The names of the parameters that BitFit trains; InputError for a family without biases."""
     names = trainable_biases(model, "all")
     if not names:

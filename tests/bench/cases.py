@@ -12,7 +12,7 @@ from pathlib import Path
 from minillmclf.models import initialise_weights, model_class, save_backbone
 from minillmclf.text.batch import make_batches
 from minillmclf.text.tokenizers.tokenizer import WordPiece
-from minillmclf.training.plan import Rows
+from minillmclf.training.plan import Split
 
 FIRST, VOCABULARY = 1000, 16000           # ids below FIRST are specials and label words; texts are drawn from those above
 PAD = 0
@@ -122,7 +122,7 @@ def body(place, model, layers, width, lm_head=False):
 @dataclass
 class Data:
     """rows: token ids and class numbers; bucketed, mixed: batches of them, of like and of random length."""
-    rows: Rows
+    rows: Split
     bucketed: list
     mixed: list
     size: int
@@ -161,7 +161,7 @@ def draw(case, seed):
     encoded = [rng.choices(range(FIRST, VOCABULARY), k=lengths[row]) for row in chosen]
     if case.model == "t5":
         encoded = [ids[:-1] + [2] for ids in encoded]                                  # transformers' head reads at </s>
-    rows = Rows([(ids, [0] * len(ids)) for ids in encoded], [rng.randrange(case.labels) for _ in encoded])
+    rows = Split([(ids, [0] * len(ids)) for ids in encoded], [rng.randrange(case.labels) for _ in encoded])
     return Data(rows, places, mixed, case.batch)
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.label_text.readout import text_scores
+from minillmclf.classify.label_text.readout import text_log_probs
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import collate, make_batches
 from minillmclf.training.loop import take_step
@@ -78,7 +78,7 @@ class Ours(Side):
 
     def infer(self):
         """Scores of its rows (N, C)."""
-        return self.model.scores([self.data.rows.encoded[row] for row in self.own()], self.data.size)
+        return self.model.compute_logits([self.data.rows.encoded[row] for row in self.own()], self.data.size)
 
     @torch.no_grad()
     def scores_in_training(self):
@@ -90,8 +90,8 @@ class Ours(Side):
         """The gradients of one batch's loss, in the parameters."""
         self.model.train()
         self.model.zero_grad(set_to_none=True)
-        batch = collate(self.data.rows.encoded, rows, labels=self.data.rows.labels)
-        (self.objective(self.model, batch) / self.objective.count(batch.labels)).backward()
+        batch = collate(self.data.rows.encoded, rows, labels=self.data.rows.targets)
+        (self.objective(self.model, batch) / self.objective.divisor(batch.labels)).backward()
 
     def gradients(self):
         """{name of a parameter as transformers and PEFT have it: its gradient}, of those that learn."""
@@ -139,7 +139,7 @@ class Theirs(Side):
     def collate(self, rows):
         """ids, mask (B, T), labels (B,) of these rows."""
         ids, mask = padded([self.data.rows.encoded[row][0] for row in rows], self.pad)
-        return ids, mask, torch.tensor([self.data.rows.labels[row] for row in rows])
+        return ids, mask, torch.tensor([self.data.rows.targets[row] for row in rows])
 
     def loss(self, rows):
         ids, mask, labels = self.collate(rows)
@@ -217,7 +217,7 @@ class TheirLabel(Theirs):
         if self.tuned:
             ids, mask, labels = self.collate(rows)
             return F.cross_entropy(self.at_the_end(ids, mask), self.words[labels])
-        labels = [int(self.words[self.data.rows.labels[row]]) for row in rows]
+        labels = [int(self.words[self.data.rows.targets[row]]) for row in rows]
         ids, mask = padded([self.data.rows.encoded[row][0] + [label] for row, label in zip(rows, labels)])
         targets = torch.full_like(ids, -100)
         targets[torch.arange(len(ids)), mask.sum(1) - 1] = torch.tensor(labels)
@@ -275,7 +275,7 @@ class OurScores(Side):
         self.model = model
 
     def infer(self):
-        return text_scores(self.model, self.data.rows.encoded, self.data.size)
+        return text_log_probs(self.model, self.data.rows.encoded, self.data.size)
 
 
 class TheirScores(Side):

@@ -85,7 +85,7 @@ def build(folder):
                 if parameter.requires_grad:
                     parameter.normal_(0.0, 0.1, generator=draw)
         if number % 3 == 0:
-            model.task.calibrate(Calibration([0.1] * len(LABELS), 2.0))
+            model.task.set_calibration(Calibration([0.1] * len(LABELS), 2.0))
         elif number % 3 == 1 and readout == "head":
             model.task = MultiLabel(LABELS)
         model.save(folder / f"run-{family}-{method}-{readout}")

@@ -30,7 +30,7 @@ from minillmclf import Classifier
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone
 from minillmclf.text.tokenizers.tokenizer import WordPiece
-from minillmclf.tuning.quant import kernels
+from minillmclf.tuning.quant import import_kernels
 
 MODELS = Path(__file__).resolve().parents[1] / "fixtures" / "models"
 SECONDS, BYTES, MESSAGE = 10, 5 * 2**29, 3000
@@ -471,7 +471,7 @@ def main():
     )
     a = p.parse_args()
     torch.set_num_threads(1)
-    kernels()  # their import alone takes seconds
+    import_kernels()  # their import alone takes seconds
     counts = collections.Counter()
     with tempfile.TemporaryDirectory() as place:
         found = folders(Path(place))

@@ -28,7 +28,7 @@ import transformers
 
 from tests.bench.sides import PAIRS, cached, padded, pairs, picked
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.label_text.readout import text_scores
+from minillmclf.classify.label_text.readout import text_log_probs
 from minillmclf.models import initialise_weights, model_class, save_backbone
 from test_tree import log_probs_one_by_one
 from minillmclf.text.batch import collate
@@ -137,7 +137,7 @@ def variants(name, folder, reference, case):
     labels = [tree.edge_tokens[path].tolist() for path in tree.paths]
     apart, kept = (t5_pairs, t5_cached) if name == "t5" else (pairs, cached)
     prompts = [ids for ids, _ in encoded]
-    ways = {"ours": lambda: text_scores(classifier, encoded), "a": lambda: one_by_one(classifier, encoded, labels),
+    ways = {"ours": lambda: text_log_probs(classifier, encoded), "a": lambda: one_by_one(classifier, encoded, labels),
             "b": lambda: apart(reference, prompts, labels), "c": lambda: kept(reference, prompts, labels)}
     size = f"{statistics.mean(len(ids) for ids, _ in encoded):.0f} | {sum(map(len, labels))}"
     return ways | {"again": ways["ours"]}, size

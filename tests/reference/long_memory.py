@@ -23,14 +23,14 @@ folder, way, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3])
 described = dict(pool="mean", overlap=32, max_windows=8, max_document=10**6)
 model = Classifier.from_backbone(folder, ["a", "b"], max_length=128, windows=None if way == "cut" else described)
 if way == "all at once":
-    windows.AT_ONCE = 10**6
+    windows.WINDOWS_AT_ONCE = 10**6
 texts = [" ".join(["a"] * tokens)] * 8
 encoded, _ = model.encode(texts)
 short = model.encode(["a"] * 2)[0]
-model.scores(short)                                                    # libraries load what they need
+model.compute_logits(short)                                            # libraries load what they need
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 before, began = peak(), time.time()
-model.scores(encoded)
+model.compute_logits(encoded)
 count = sum(-(-len(ids) // 128) for ids, _ in encoded)
 print(f"{peak() - before:.0f} {count} {time.time() - began:.1f}")
 """

@@ -359,7 +359,7 @@ def make_by_python():
     made = {}
     for source in ("bert", "lora"):
         made[f"{source}-temperature"] = model = Classifier.load(source)
-        model.task.calibrate({"bias": [0.3, -0.2, 0.1], "temperature": 0.7})
+        model.task.set_calibration({"bias": [0.3, -0.2, 0.1], "temperature": 0.7})
     made["four-bits"] = model = Classifier.from_backbone(
         "bases/roberta", sorted(small.TOPICS), seed=4, quantise="nf4"
     )
@@ -393,7 +393,7 @@ def answers_of(folder):
     dequantise_linears(model)
     p = model.double().predict(rows)
     assert p.std(0).max() > 2e-5, f"{folder} answers alike whatever is asked: {p}"
-    scores = model.scores(model.encode(rows)[0])
+    scores = model.compute_logits(model.encode(rows)[0])
     rounding = shaken(model, lambda model: torch.from_numpy(model.predict(rows)), WIDEST)
     return {
         "texts": rows,

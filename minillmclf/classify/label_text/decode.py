@@ -7,7 +7,7 @@ Retrieval", section 3.2).
            -> " bad"  0.4                   0.4 and was lost at the first step. Two beams keep it.
 
 Beam search is sure to find the likeliest answer only with as many beams as answers. Exact scoring
-(models/tree.py) always finds it, in one forward pass over all answers; decoding takes a forward
+(models/tree.py) always finds it, in one forward pass over all answers; decoding takes one forward
 pass for each token. Not here: which texts the answers are (readout.py); free text
 (models/cache.py); length normalisation.
 """
@@ -21,7 +21,7 @@ from ...models.tree import MAX_LOGITS
 
 
 @torch.inference_mode()
-def constrained(model, ids, mask, tree, beams=1):
+def decode_constrained(model, ids, mask, tree, beams=1):
     """Decode a sequence of the tree for each prompt -> (choices (B,), log_probs (B,)).
 
     model: a decoder or an encoder-decoder; ids, mask: (B, T), padded on either side; beams: paths
@@ -35,20 +35,20 @@ def constrained(model, ids, mask, tree, beams=1):
     was_training = model.training
     model.eval()
     try:
-        found = search(model, ids, mask, tree, beams)
+        best = beam_search(model, ids, mask, tree, beams)
     finally:
         model.train(was_training)
-    log_probs, choices = zip(*found)
+    log_probs, choices = zip(*best)
     return torch.tensor(choices, device=ids.device), torch.tensor(log_probs, device=ids.device)
 
 
-def search(model, ids, mask, tree, beams):
+def beam_search(model, ids, mask, tree, beams):
     """Beam search -> [(log-probability, index of the sequence), ...], the best for each prompt.
 
     The beam has a list of paths for each prompt: (log-probability, last edge, row of the forward
     pass that computed it). Edge -1 stands for the end of the prompt.
     """
-    after, ends = next_and_last(tree)
+    after, ends = following_edges(tree)
     ids, mask, context = model.prepare_prompt(ids, mask)
     prompt, answer = int(mask.sum(1).max()), max(map(len, tree.paths))
     most = model.max_input_tokens
@@ -59,8 +59,8 @@ def search(model, ids, mask, tree, beams):
     while True:
         rows = CachedRows(mask, cache)
         states = rows.final_tokens(model.hidden_states(ids, rows, context))  # (n, D), one a path
-        computed = enumerate(next_edges(model, states, tree).tolist())
-        beam = [longer(paths, computed, after, ends) for paths in beam]
+        computed = enumerate(edge_log_probs(model, states, tree).tolist())
+        beam = [extend_paths(paths, computed, after, ends) for paths in beam]
         for number, paths in enumerate(beam):
             if any(math.isnan(log_prob) for log_prob, _, _ in paths):
                 raise InputError(f"batch row {number}: an answer's score is NaN: compute in "
@@ -69,42 +69,42 @@ def search(model, ids, mask, tree, beams):
         unfinished = [(edge, row) for paths in beam for _, edge, row in paths if edge not in ends]
         if not unfinished:
             return [(paths[0][0], ends[paths[0][1]]) for paths in beam]
-        edges, kept = map(list, zip(*unfinished))
-        if kept != list(range(len(states))):       # some row was dropped or is continued twice
-            cache.keep_rows(kept)
-            context = pick_rows(context, kept)
+        edges, sources = map(list, zip(*unfinished))
+        if sources != list(range(len(states))):    # some row was dropped or is continued twice
+            cache.keep_rows(sources)
+            context = pick_rows(context, sources)
         ids = tree.edge_tokens[edges].unsqueeze(1)                                       # (n, 1)
         mask = torch.ones_like(ids)
 
 
-def longer(paths, computed, after, ends):
+def extend_paths(paths, computed, after, ends):
     """Extend the unfinished paths of a prompt by each allowed edge -> paths, best first.
 
     computed: an iterator over (row, log-probability of each edge), one item for each unfinished
     path of the batch, in order.
     """
-    found = []
+    extended = []
     for path in paths:
         log_prob, edge, _ = path
         if edge in ends:
-            found.append(path)
+            extended.append(path)
         else:
             row, log_probs = next(computed)
-            found += [(log_prob + log_probs[new], new, row) for new in after[edge]]
-    return sorted(found, key=lambda path: -path[0])                   # ties keep their order
+            extended += [(log_prob + log_probs[new], new, row) for new in after[edge]]
+    return sorted(extended, key=lambda path: -path[0])                   # ties keep their order
 
 
-def next_edges(model, states, tree):
-    """Log-probability of each edge's token after each state (n, D) -> (n, E)."""
-    found = []
+def edge_log_probs(model, states, tree):
+    """States (n, D) -> the log-probability of the token of each of E edges after them, (n, E)."""
+    log_probs = []
     for part in states.split(max(1, MAX_LOGITS // len(model.output_embeddings()))):
         logits = model.logits(part).float()                                              # (., V)
-        found.append(logits[:, tree.edge_tokens] - logits.logsumexp(-1, keepdim=True))
-    return torch.cat(found)
+        log_probs.append(logits[:, tree.edge_tokens] - logits.logsumexp(-1, keepdim=True))
+    return torch.cat(log_probs)
 
 
-def next_and_last(tree):
-    """-> {edge or -1: edges that may follow it}, {last edge of a sequence: index of that one}."""
+def following_edges(tree):
+    """-> {edge or -1: edges that may follow it}, {last edge of a sequence: its number}."""
     after, ends = {}, {}
     for number, path in enumerate(tree.paths):
         ends[path[-1]] = number
@@ -119,13 +119,13 @@ def next_and_last(tree):
     return after, ends
 
 
-def disagreements(choices, scores):
+def find_misses(choices, log_probs):
     """Rows where decoding missed the likeliest sequence -> [(row, chosen, best), ...].
 
-    choices: (B,), from `constrained`; scores: (B, L), exact scores of all sequences. A tie does not
-    count as a miss, a NaN does.
+    choices: (N,), from `decode_constrained`; log_probs: (N, L), exact log-probabilities of all
+    sequences. A tie does not count as a miss, a NaN does.
     """
-    best = scores.max(1)
-    missed = ~(scores.gather(1, choices.unsqueeze(1)).squeeze(1) >= best.values)
+    best = log_probs.max(1)
+    missed = ~(log_probs.gather(1, choices.unsqueeze(1)).squeeze(1) >= best.values)
     return [(row, int(choices[row]), int(best.indices[row]))
             for row in missed.nonzero().flatten().tolist()]

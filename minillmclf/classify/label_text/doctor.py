@@ -16,8 +16,8 @@ from .masks import MaskReadout
 from .readout import SourceReadout
 
 WIDTH = 100               # columns of a printed line
-ALL, SOME = 30, 10        # up to ALL texts have a line each; of more, SOME have
-EXAMPLE, UNCUT = "an example of a text", 10**9
+MAX_LINES, FEWER_LINES = 30, 10    # lines for texts: one each if there are up to 30, else 10
+EXAMPLE, NO_LIMIT = "an example of a text", 10**9
 FORMS = {"as it is": lambda text: text,
          "space before": lambda text: " " + text,
          "Capital": lambda text: text[:1].upper() + text[1:],
@@ -26,7 +26,7 @@ FORMS = {"as it is": lambda text: text,
 
 @dataclass
 class LabelText:
-    """A label text as it is scored. ids, pieces: its tokens, with the end token if it has one."""
+    """A label text as it is scored. ids, pieces: of its tokens, with the end token if any."""
     label: str
     text: str                     # with the space that joins it to the prompt, if any: " positive"
     pieces: list
@@ -37,7 +37,7 @@ class LabelText:
     in_bytes: bool                # is one of its characters split into byte tokens?
 
     @classmethod
-    def of(cls, tokenizer, readout, pieces, number, label):
+    def from_readout(cls, tokenizer, readout, pieces, number, label):
         """The text of this number in a readout. pieces: id -> piece."""
         text, path = readout.texts[number], readout.tree.paths[number]
         ids = readout.tree.edge_tokens[path].tolist()
@@ -51,14 +51,14 @@ class LabelText:
 
 
 @dataclass
-class Report:
+class LabelReport:
     """What was found. `warnings` are sentences that ask for a decision, `notes` are not."""
     place: str                    # where a label stands
     end: str | None               # the token that ends each label, as the vocabulary writes it
     score_by: str
     texts: list                   # a LabelText for each text, class by class
     shared: list                  # {"piece", "id", "texts"}: classes with the same first token
-    beginnings: list              # (a, b): the tokens of text b begin with those of text a
+    beginnings: list         # (a, b): the tokens of text b begin with those of text a
     lengths: dict                 # {"shortest", "longest", "mean"} number of tokens
     blank: dict                   # id -> piece: tokens of `alone` that are only white space
     prompt: dict                  # of an example: {"tokens": how many, "first", "last": 3 pieces}
@@ -72,65 +72,65 @@ class Report:
     def lines(self):
         """The report as aligned lines of at most WIDTH columns, ready to print."""
         end = f"each ended by {self.end}" if self.end else "no end token"
-        lines = [f"{len(self.texts)} label texts {self.place}, {end}"]
-        shown = self.shown_texts()
+        lines, shown = [f"{len(self.texts)} label texts {self.place}, {end}"], self.shown_texts()
         used, alone = [["class", "text", "tokens", "pieces", "ids"]], [["text", *FORMS]]
         for t in shown:
-            used.append([t.label, repr(t.text), len(t.ids), " ".join(t.pieces), some(t.ids, 4)])
+            pieces = " ".join(t.pieces)
+            used.append([t.label, repr(t.text), len(t.ids), pieces, first_ids(t.ids, 4)])
             alone.append([repr(t.text.lstrip(" "))] + [
-                some(ids, 2) + " *" * (form in t.in_use) for form, ids in t.alone.items()])
-        lines += aligned(used, 12, 22, 6, 22)
+                first_ids(ids, 2) + " *" * (form in t.in_use) for form, ids in t.alone.items()])
+        lines += align_columns(used, 12, 22, 6, 22)
         if len(shown) < len(self.texts):
             lines.append(f"  and {len(self.texts) - len(shown)} more, less conspicuous")
         lines += ["", "cut alone, without a prompt (* the very tokens in use)"]
-        lines += aligned(alone, 18, 18, 18, 18)
+        lines += align_columns(alone, 18, 18, 18, 18)
         lines += [f"  {i} is {piece!r}, white space alone" for i, piece in self.blank.items()]
-        first, last = (visible(" ".join(self.prompt[end])) for end in ("first", "last"))
+        first, last = (escape_control(" ".join(self.prompt[end])) for end in ("first", "last"))
         lines += ["", f"prompt: {self.prompt['tokens']} tokens for {EXAMPLE!r}; first {first}, "
                   f"last {last}"]
         lines += ["tokens of a label text: shortest {shortest}, longest {longest}, mean {mean:.1f}"
                   .format(**self.lengths)]
-        sentences = [f"begin with {visible(group['piece'])} ({group['id']}): "
-                     f"{quoted(group['texts'])}" for group in self.shared[:SOME]]
-        if len(self.shared) > SOME:
-            sentences.append(f"and {len(self.shared) - SOME} more groups that begin alike")
+        sentences = [f"begin with {escape_control(group['piece'])} ({group['id']}): "
+                     f"{quote_texts(group['texts'])}" for group in self.shared[:FEWER_LINES]]
+        if len(self.shared) > FEWER_LINES:
+            sentences.append(f"and {len(self.shared) - FEWER_LINES} more groups that begin alike")
         sentences += [f"WARNING: {warning}" for warning in self.warnings]
         sentences += [f"note: {note}" for note in self.notes]
         for sentence in sentences:
             lines += textwrap.wrap(sentence, WIDTH, subsequent_indent="  ", break_long_words=False)
-        counts = [f"{len(found)} {kind}{'s' * (len(found) != 1)}"
-                  for kind, found in (("warning", self.warnings), ("note", self.notes))]
+        counts = [f"{len(sentences)} {kind}{'s' * (len(sentences) != 1)}"
+                  for kind, sentences in (("warning", self.warnings), ("note", self.notes))]
         return lines + [", ".join(counts) if self.warnings or self.notes else "no findings"]
 
     def shown_texts(self):
-        """The texts that have a line: all; or of many those with a fault, then the longest."""
-        if len(self.texts) <= ALL:
+        """The texts that get a line: all; of many, those with a fault first, then the longest."""
+        if len(self.texts) <= MAX_LINES:
             return self.texts
         begins = {short for short, _ in self.beginnings}
         ranked = sorted(self.texts,
                         key=lambda t: (not t.unknown, t.text not in begins, -len(t.ids)))
-        return sorted(ranked[:SOME], key=self.texts.index)
+        return sorted(ranked[:FEWER_LINES], key=self.texts.index)
 
 
 # ------------------------------------------------------------------------------ what is counted
 
-def examine(tokenizer, readout, labels=None):
-    """Look at a LabelReadout, SourceReadout or MaskReadout -> Report. No model is needed.
+def examine_labels(tokenizer, readout, labels=None):
+    """Look at a LabelReadout, SourceReadout or MaskReadout -> LabelReport. No model is needed.
 
     labels: names of the classes, in order; by default the first text of each. InputError where the
     example prompt cannot be encoded.
     """
-    names = labels or [readout.texts[columns[0]] for columns in readout.columns]
+    names = labels or [readout.texts[numbers[0]] for numbers in readout.class_texts]
     pieces = {i: piece for piece, i in tokenizer.vocab.items()}
-    texts = [LabelText.of(tokenizer, readout, pieces, number, name)
-             for name, columns in zip(names, readout.columns) for number in columns]
+    texts = [LabelText.from_readout(tokenizer, readout, pieces, number, name)
+             for name, numbers in zip(names, readout.class_texts) for number in numbers]
     lengths = [len(t.ids) for t in texts]
     alone = sorted({i for t in texts for ids in t.alone.values() for i in ids})
     example = (EXAMPLE,) * len(readout.prompt.template.fields)
-    prompt = readout.lay_out(tokenizer, example, UNCUT)[0][0]
-    report = Report(
+    prompt = readout.encode_row(tokenizer, example, NO_LIMIT)[0][0]
+    report = LabelReport(
         readout.PLACE, pieces[tokenizer.eos_id] if readout.end == "eos" else None, readout.score_by,
-        texts, shared_first(texts), beginnings(texts, readout.end == "eos"),
+        texts, group_by_first(texts), find_beginnings(texts, readout.end == "eos"),
         lengths={"shortest": min(lengths), "longest": max(lengths),
                  "mean": sum(lengths) / len(lengths)},
         blank={i: pieces[i] for i in alone
@@ -148,8 +148,8 @@ def examine(tokenizer, readout, labels=None):
     return report
 
 
-def shared_first(texts):
-    """Texts of different classes with the same first token -> Report.shared, most texts first."""
+def group_by_first(texts):
+    """Texts of different classes with the same first token -> LabelReport.shared, largest first."""
     groups = defaultdict(list)
     for t in texts:
         groups[t.ids[0], t.pieces[0]].append(t)
@@ -158,8 +158,8 @@ def shared_first(texts):
     return sorted(found, key=lambda group: -len(group["texts"]))
 
 
-def beginnings(texts, ended):
-    """Pairs (a, b) where b begins with the tokens of a -> list. ended: do all have an end token?"""
+def find_beginnings(texts, ended):
+    """-> [(a, b), ...], b begins with the tokens of a. ended: do all texts have an end token?"""
     bodies = [(t.text, t.ids[:-1] if ended else t.ids) for t in texts]
     return [(a, b) for (a, short), (b, long) in permutations(bodies, 2)
             if long[:len(short)] == short]
@@ -177,8 +177,8 @@ def text_findings(r, masked):
     alike = sum(len(group["texts"]) for group in r.shared)
     return [
         ("warnings", unknown,
-         f"{quoted(unknown)} with unknown tokens, which any other rare word has too: choose other "
-         "words"),
+         f"{quote_texts(unknown)} with unknown tokens, which any other rare word has too: choose "
+         "other words"),
         ("notes", pairs and masked,
          f"{pairs}: each is read from mask tokens of its own number"),
         ("notes", pairs and not masked and r.end,
@@ -194,8 +194,8 @@ def text_findings(r, masked):
          f"{alike} texts begin with the same token as one of another class: they are scored whole "
          "here, a tool that looks at first tokens would confuse them"),
         ("notes", in_bytes,
-         f"{quoted(in_bytes)} with characters spelled in bytes: more tokens than it looks, seldom "
-         "seen ones")]
+         f"{quote_texts(in_bytes)} with characters spelled in bytes: more tokens than it looks, "
+         "seldom seen ones")]
 
 
 def start_findings(tokenizer, prompt, pieces):
@@ -232,27 +232,27 @@ def template_findings(template, example):
 
 # ------------------------------------------------------------------------------ how it is printed
 
-def visible(text):
+def escape_control(text):
     """A string with its control characters escaped."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def some(ids, most):
-    """"3967", or "24561 1800 +3" where there are more than `most`."""
+def first_ids(ids, most):
+    """-> "3967", or "24561 1800 +3" where there are 3 more than `most`."""
     return " ".join(map(str, ids[:most])) + f" +{len(ids) - most}" * (len(ids) > most)
 
 
-def quoted(texts, most=5):
-    """"' a', ' b' and 3 more"."""
+def quote_texts(texts, most=5):
+    """-> "' a', ' b' and 3 more"."""
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return ", ".join(map(repr, texts[:most])) + more
 
 
-def aligned(table, *widest):
+def align_columns(table, *widest):
     """Rows of cells -> lines. widest: characters of each column but the last; cells are cut."""
     rows = []
     for row in table:
-        row = [visible(str(cell)) for cell in row]
+        row = [escape_control(str(cell)) for cell in row]
         for i, most in enumerate(widest):
             row[i] = row[i] if len(row[i]) <= most else row[i][:most - 3] + "..."
         rows.append(row)

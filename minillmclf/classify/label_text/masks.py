@@ -3,7 +3,7 @@
     "a dull film. It was [MASK]."        ->  log p(" bad"), log p(" good") at the mask token
     "a dull film. It was [MASK][MASK]."  ->  for labels of two tokens: the sum of both log p
 
-All labels of one length share a forward pass. Their tokens are predicted independently of each
+All labels of one length share a forward pass. A label's tokens are predicted independently of each
 other, so the product is not the probability of the text, as it is for a decoder. The encoder needs
 its masked-LM head. Not here: decoders and encoder-decoders (readout.py).
 """
@@ -32,32 +32,33 @@ class MaskReadout(LabelReadout):
         self.mask_id = tokenizer.mask_id
 
     @property
-    def reserved(self):
-        return self.longest - 1                                     # one mask is in the prompt
+    def reserved_tokens(self):
+        return self.longest_label - 1                               # one mask is in the prompt
 
-    def ids(self, tokenizer, text):
+    def prompt_ids(self, tokenizer, text):
         return tokenizer.add_special_tokens(tokenizer.ids(text))[0]
 
-    def lay_out(self, tokenizer, parts, max_length):
+    def encode_row(self, tokenizer, parts, max_length):
         """As for decoders, with one mask token in place of the label, whatever its length."""
-        (ids, types), cut = super().lay_out(tokenizer, parts, max_length)
+        (ids, types), cut = super().encode_row(tokenizer, parts, max_length)
         if ids.count(self.mask_id) != 1:
             raise InputError(f"a text holds the tokenizer's own {tokenizer.mask_text}: it cannot "
                              "be told from the label's place, remove it")
         return (ids, types), cut
 
-    def text_scores(self, backbone, ids, mask, types=None):
-        scores = [None] * len(self.texts)
+    def text_log_probs(self, backbone, ids, mask, types=None):
+        text_log_probs = [None] * len(self.texts)
         for length in sorted(set(map(len, self.tree.paths))):
-            log_probs = self.fill(backbone, ids, mask, types, length)               # (B, n, V)
+            log_probs = self.mask_log_probs(backbone, ids, mask, types, length)     # (B, n, V)
             places = torch.arange(length, device=ids.device)                        # (n,)
             for number, path in enumerate(self.tree.paths):
                 if len(path) == length:
-                    scores[number] = log_probs[:, places, self.tree.edge_tokens[path]].sum(1)
-        return torch.stack(scores, 1)                                               # (B, L)
+                    tokens = self.tree.edge_tokens[path]
+                    text_log_probs[number] = log_probs[:, places, tokens].sum(1)
+        return torch.stack(text_log_probs, 1)                                       # (B, L)
 
-    def fill(self, backbone, ids, mask, types, length):
-        """Repeat each row's mask token n = `length` times -> log-probabilities there (B, n, V)."""
+    def mask_log_probs(self, backbone, ids, mask, types, length):
+        """Log-probabilities (B, n, V) where each row's mask token stands n = `length` times."""
         place = (ids == self.mask_id).int().argmax(1, keepdim=True)                 # (B, 1)
         column = torch.arange(ids.shape[1] + length - 1, device=ids.device).expand(len(ids), -1)
         source = torch.where(column <= place, column, torch.maximum(column - length + 1, place))
@@ -69,6 +70,6 @@ class MaskReadout(LabelReadout):
 
     def completion_loss(self, backbone, ids, mask, labels):
         """-log p of each row's label at its mask tokens, summed: the masked-language-model loss."""
-        first = torch.tensor([columns[0] for columns in self.columns], device=labels.device)
-        scores = self.text_scores(backbone, ids, mask)                              # (B, L)
-        return -scores.gather(1, first[labels].unsqueeze(1)).sum()
+        first = torch.tensor([numbers[0] for numbers in self.class_texts], device=labels.device)
+        log_probs = self.text_log_probs(backbone, ids, mask)                        # (B, L)
+        return -log_probs.gather(1, first[labels].unsqueeze(1)).sum()

@@ -6,14 +6,14 @@ from ...errors import InputError
 from ...files import short
 from ...text.prompt import Prompt, Template
 from .masks import MaskReadout
-from .readout import ENDS, WAYS, LabelReadout, SourceReadout
+from .readout import ENDS, SCORE_BY, LabelReadout, SourceReadout
 from .wordings import default_template, read_label_texts
 
 READOUTS = {"decoder": LabelReadout, "encoder-decoder": SourceReadout,   # by Backbone.KIND
             "encoder": MaskReadout}
 
 
-def is_words(value):
+def is_strings(value):
     """Is it a list of strings?"""
     return isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value)
 
@@ -22,62 +22,61 @@ def is_shots(value):
     """Is it [(text or texts, label text), ...]?"""
     return isinstance(value, (list, tuple)) and all(
         isinstance(shot, (list, tuple)) and len(shot) == 2 and isinstance(shot[1], str)
-        and (isinstance(shot[0], str) or is_words(shot[0])) for shot in value)
+        and (isinstance(shot[0], str) or is_strings(shot[0])) for shot in value)
 
 
 def is_text(value):
     return isinstance(value, str)
 
 
-OPTIONS = {"template": (is_text, "a text"), "instruction": (is_text, "a text"),   # (test, wanted)
+OPTIONS = {"template": (is_text, "a text"), "instruction": (is_text, "a text"),     # (test, what)
            "label_texts": (lambda value: isinstance(value, (dict, str)),
                            'an object {"label": ["text", ...]}'),
-           "fields": (is_words, "names"), "shots": (is_shots, "[[texts, label text], ...]"),
+           "fields": (is_strings, "names"), "shots": (is_shots, "[[texts, label text], ...]"),
            "end": (is_text, "a word"), "score_by": (is_text, "a word")}
 
 
-def read_readout(readout, options, labels):
-    """Check some of OPTIONS and add the defaults of the others -> dict; {} for readout "head".
-    readout: "head" or "labels". InputError for options that are unknown or make no sense."""
+def read_label_options(readout, given, labels):
+    """Check the given ones of OPTIONS and add the defaults of the others -> options, a dict; {} for
+    readout "head", the other being "labels". InputError for unknown names and wrong values."""
     if readout not in ("head", "labels"):
         raise InputError(f"readout {short(readout)} is not known; known: head, labels")
-    unknown = sorted(set(options) - set(OPTIONS if readout == "labels" else ()))
+    unknown = sorted(set(given) - set(OPTIONS if readout == "labels" else ()))
     if unknown:
         raise InputError(f"readout {readout!r} takes no {', '.join(unknown)}")
     if readout == "head":
         return {}
-    for name, value in options.items():
+    for name, value in given.items():
         test, words = OPTIONS[name]
         if value and not test(value):
             raise InputError(f"{name} of the readout should be {words}, is {short(value)}")
-    end, score_by = options.get("end") or "auto", options.get("score_by") or "sum"
-    if end not in ENDS or score_by not in WAYS:
+    end, score_by = given.get("end") or "auto", given.get("score_by") or "sum"
+    if end not in ENDS or score_by not in SCORE_BY:
         raise InputError(f"end {short(end)}, score_by {short(score_by)}: known are "
-                         f"{', '.join(ENDS)}, and {', '.join(WAYS)}")
-    template = options.get("template")
+                         f"{', '.join(ENDS)}, and {', '.join(SCORE_BY)}")
+    template = given.get("template")
     pair = template is not None and "{text_a}" in template
-    fields = list(options.get("fields") or (("text_a", "text_b") if pair else ("text",)))
+    fields = list(given.get("fields") or (("text_a", "text_b") if pair else ("text",)))
     shots = [[[texts] if isinstance(texts, str) else list(texts), label_text]
-             for texts, label_text in options.get("shots") or []]
-    described = {"readout": "labels", "template": template or default_template(fields),
-                 "fields": fields,
-                 "label_texts": read_label_texts(options.get("label_texts") or "", labels),
-                 "instruction": options.get("instruction") or "", "shots": shots, "end": end,
-                 "score_by": score_by}
-    prompt_of(described)                                    # InputError for a faulty template
-    return described
+             for texts, label_text in given.get("shots") or []]
+    options = {"readout": "labels", "template": template or default_template(fields),
+               "fields": fields,
+               "label_texts": read_label_texts(given.get("label_texts") or "", labels),
+               "instruction": given.get("instruction") or "", "shots": shots, "end": end,
+               "score_by": score_by}
+    build_prompt(options)                                   # InputError for a faulty template
+    return options
 
 
-def prompt_of(described):
-    """The Prompt that the options describe."""
-    template = Template(described["template"], described["fields"])
-    return Prompt(template, described["instruction"], described["shots"])
+def build_prompt(options):
+    """The Prompt of some label options."""
+    template = Template(options["template"], options["fields"])
+    return Prompt(template, options["instruction"], options["shots"])
 
 
-def build_labels(backbone, tokenizer, labels, described):
-    """The readout of label texts for an architecture, from what `read_readout` returns."""
-    head = READOUTS[backbone.KIND](tokenizer, labels, prompt_of(described),
-                                   described["label_texts"], described["end"],
-                                   described["score_by"])
-    head.described, head.most_texts = described, len(described["fields"])
+def label_readout(backbone, tokenizer, labels, options):
+    """The LabelReadout for a backbone. options: as `read_label_options` returns them."""
+    head = READOUTS[backbone.KIND](tokenizer, labels, build_prompt(options),
+                                   options["label_texts"], options["end"], options["score_by"])
+    head.label_options, head.max_texts = options, len(options["fields"])
     return head

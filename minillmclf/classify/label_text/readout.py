@@ -6,7 +6,7 @@ Schuetze 2021, "PET"; Brown et al. 2020).
 A class has one or more label texts. Each is scored by all its tokens, not by its first alone; the
 probabilities of a class's texts are added. The place of the label depends on the architecture:
 after the prompt (decoders), in a target of its own (encoder-decoders), or in place of mask tokens
-(encoders: masks.py). No weight is added, so the model can still write text.
+(encoders: masks.py). No weight is added, so the model can still write text. L: number of all texts.
 
 Not here: templates (text/prompt.py), the tree that scores all label texts in one forward pass
 (models/tree.py), decoding (decode.py), calibration (calibrate.py).
@@ -25,8 +25,8 @@ from ...models.tree import TokenTree, tree_log_probs, pad_right, num_shared_toke
 from ...training.completion_loss import text_to_text_loss
 from ..readout import Readout
 
-ENDS, WAYS = ("auto", "none", "eos"), ("sum", "token", "char", "byte")
-SHARE_FROM = 16          # tokens; a shorter common beginning is not worth a forward pass of its own
+ENDS, SCORE_BY = ("auto", "none", "eos"), ("sum", "token", "char", "byte")
+MIN_SHARED_TOKENS = 16   # a shorter common beginning is not worth a forward pass of its own
 
 
 def ids_after(tokenizer, context, more):
@@ -55,38 +55,38 @@ class LabelReadout(Readout):
     def __init__(self, tokenizer, labels, prompt, label_texts, end="auto", score_by="sum"):
         super().__init__()
         self.prompt, self.score_by = prompt, score_by
-        self.texts, self.columns = [], []           # all label texts; for each class, their indices
+        self.texts, self.class_texts = [], []       # all label texts; their indices by class
         for label in labels:
             first = len(self.texts)
             self.texts += label_texts[label]
-            self.columns.append(list(range(first, len(self.texts))))
+            self.class_texts.append(list(range(first, len(self.texts))))
         if prompt.template.has_text_after_label and not self.READS_AFTER_LABEL:
             raise InputError(f"template {prompt.template.text!r}: a field stands after {{label}}, "
                              "where this model cannot look when it writes the label: put it before")
         paths = [self.label_ids(tokenizer, text) for text in self.texts]
         check_ids(tokenizer, self.texts, paths)
-        begins = any(a != b and b[:len(a)] == a for a in paths for b in paths)
-        auto_end = self.AUTO_END or ("eos" if begins else "none")
+        nested = any(a != b and b[:len(a)] == a for a in paths for b in paths)
+        auto_end = self.AUTO_END or ("eos" if nested else "none")
         self.end = auto_end if end == "auto" else end
         if self.end == "eos" and tokenizer.eos_id is None:
             raise InputError("labels must end in an end-of-text token here, and this tokenizer has "
                              "none: choose label texts of which none begins another, and end "
                              "'none'")
         self.tree = TokenTree([path + [tokenizer.eos_id] * (self.end == "eos") for path in paths])
-        self.longest = max(map(len, self.tree.paths))
+        self.longest_label = max(map(len, self.tree.paths))
         self.shared_tokens = self.shared_cache = None
 
     @property
-    def reserved(self):
+    def reserved_tokens(self):
         """Tokens of max_length that are kept free for a label."""
-        return self.longest
+        return self.longest_label
 
     def continuation(self, text):
-        """A label text with the space that joins it to the prompt: " positive"."""
+        """A label text after the space that joins it to the prompt: " positive"."""
         return self.prompt.template.continuation(text)
 
     def label_ids(self, tokenizer, text):
-        """The ids of a label text in its place, which must not depend on the row before it."""
+        """The ids of a label text in its place, which must not depend on the text before it."""
         template, found = self.prompt.template, []
         for word in ("word", "word."):
             context = template.prompt((word,) * len(template.fields))
@@ -97,8 +97,8 @@ class LabelReadout(Readout):
                              "label")
         return found[0]
 
-    def ids(self, tokenizer, text):
-        """The ids of a prompt, with the special tokens before a text and none after it."""
+    def prompt_ids(self, tokenizer, text):
+        """The ids of a prompt, with the special tokens that begin a text and none that end it."""
         ids = tokenizer.prompt_ids(tokenizer.ids(text))
         if tokenizer.bos_id is not None and ids[:2] == [tokenizer.bos_id] * 2:
             raise InputError(f"the prompt {text[:40]!r} begins with the token that is put before "
@@ -108,58 +108,59 @@ class LabelReadout(Readout):
 
     def counter(self, tokenizer):
         """A function that counts the tokens of a prompt, a string."""
-        return lambda text: len(self.ids(tokenizer, text))
+        return lambda text: len(self.prompt_ids(tokenizer, text))
 
-    def length(self, tokenizer, parts):
-        """Tokens of a row and its longest label before anything is cut."""
-        return self.prompt.num_tokens(parts, self.counter(tokenizer)) + self.reserved
+    def count_tokens(self, tokenizer, parts):
+        """The number of tokens of a row with the longest label, before anything is cut."""
+        return self.prompt.num_tokens(parts, self.counter(tokenizer)) + self.reserved_tokens
 
-    def fitted(self, tokenizer, parts, max_length):
-        """Cut a row's texts so that prompt and label fit into max_length -> (texts, was any?)"""
-        return self.prompt.fit_texts(parts, self.counter(tokenizer), max_length - self.reserved)
+    def fit_texts(self, tokenizer, parts, max_length):
+        """Cut a row's texts so that prompt and label fit into max_length -> texts, was any cut?"""
+        return self.prompt.fit_texts(parts, self.counter(tokenizer),
+                                     max_length - self.reserved_tokens)
 
-    def lay_out(self, tokenizer, parts, max_length):
-        """The texts of a row -> (ids, token types), were they cut? max_length: as for `fitted`."""
-        parts, cut = self.fitted(tokenizer, parts, max_length)
-        ids = self.ids(tokenizer, self.prompt.render(parts))
+    def encode_row(self, tokenizer, parts, max_length):
+        """The texts of a row -> (ids, token types), was any cut? max_length: as for `fit_texts`."""
+        parts, cut = self.fit_texts(tokenizer, parts, max_length)
+        ids = self.prompt_ids(tokenizer, self.prompt.render(parts))
         if not ids:
             raise InputError("the prompt holds no token: give the template a word beside its "
                              "fields")
         return (ids, [0] * len(ids)), cut
 
     def read(self, backbone, ids, mask, types=None, layout=None):
-        """Prompts (B, T) -> scores of the classes (B, C): log-probabilities, not normalised."""
-        sums = self.text_scores(backbone, ids, mask, types)
-        return self.by_class(self.normalized(sums, self.score_by))
+        """Prompts (B, T) -> logits (B, C): the classes' log-probabilities, not normalised."""
+        log_probs = self.text_log_probs(backbone, ids, mask, types)                     # (B, L)
+        return self.add_by_class(self.normalize_lengths(log_probs, self.score_by))
 
-    def text_scores(self, backbone, ids, mask, types=None):
-        """Log-probability of each label text, summed over its tokens -> (B, L)."""
+    def text_log_probs(self, backbone, ids, mask, types=None):
+        """-> the log-probability of each label text, summed over its tokens, (B, L)."""
         ids, mask, context = backbone.prepare_prompt(ids, mask)
         cache = None
         if context is None:                                               # a decoder
-            ids, mask, cache = self.share(backbone, ids, mask)
+            ids, mask, cache = self.share_beginning(backbone, ids, mask)
         return self.tree.sum_paths(tree_log_probs(backbone, ids, mask, self.tree, cache, context))
 
-    def normalized(self, sums, by):
-        """Log-probabilities (B, L) -> the same ("sum"), or per token, character or byte."""
+    def normalize_lengths(self, log_probs, by):
+        """Log-probabilities (B, L) -> (B, L), per token, char or byte; unchanged for by="sum"."""
         if by == "sum":
-            return sums
+            return log_probs
         lengths = {"token": [len(path) for path in self.tree.paths],
                    "char": [len(text) for text in self.texts],
                    "byte": [len(text.encode()) for text in self.texts]}[by]
-        return sums / torch.tensor(lengths, dtype=sums.dtype, device=sums.device)
+        return log_probs / torch.tensor(lengths, dtype=log_probs.dtype, device=log_probs.device)
 
-    def by_class(self, scores):
-        """Scores of label texts (B, L) -> of classes (B, C): a class's probabilities are added."""
-        return torch.stack([scores[:, columns].logsumexp(1) for columns in self.columns], 1)
+    def add_by_class(self, log_probs):
+        """Log-probabilities of texts (B, L) -> of classes (B, C): the probabilities are added."""
+        return torch.stack([log_probs[:, texts].logsumexp(1) for texts in self.class_texts], 1)
 
-    def share(self, backbone, ids, mask):
+    def share_beginning(self, backbone, ids, mask):
         """Read the rows' common beginning once -> ids and mask of the rest, its cache or None."""
         ids, mask = pad_right(ids, mask)
         tokens = self.shared_tokens
-        if tokens is None:                             # outside of `reading`: compare this batch
+        if tokens is None:                           # outside of `shared_work`: compare this batch
             tokens = num_shared_tokens(ids, mask) if len(ids) > 1 else 0
-        if tokens < SHARE_FROM:
+        if tokens < MIN_SHARED_TOKENS:
             return ids, mask, None
         cache = self.shared_cache or prefill(backbone, ids[:1, :tokens])
         if self.shared_tokens is not None:
@@ -167,18 +168,18 @@ class LabelReadout(Readout):
         return ids[:, tokens:], mask[:, tokens:], cache.expand(len(ids))
 
     @contextlib.contextmanager
-    def reading(self, model, encoded):
-        """with head.reading(model, encoded): the rows' common beginning is read once for all."""
+    def shared_work(self, model, encoded):
+        """with head.shared_work(model, encoded): the rows' common beginning is read just once."""
         sequences = [ids for row in encoded for ids, _ in model.task.sequences(row)]
-        self.shared_tokens = common(sequences)
+        self.shared_tokens = common_length(sequences)
         try:
             yield
         finally:
             self.shared_tokens = self.shared_cache = None
 
-    def targets(self, labels):
+    def target_ids(self, labels):
         """Class numbers (B,) -> ids (B, n) and mask (B, n) of each class's first label text."""
-        paths = [self.tree.paths[self.columns[label][0]] for label in labels.tolist()]
+        paths = [self.tree.paths[self.class_texts[label][0]] for label in labels.tolist()]
         ids = pad_sequence([self.tree.edge_tokens[path] for path in paths], batch_first=True)
         lengths = torch.tensor([[len(path)] for path in paths], device=ids.device)        # (B, 1)
         return ids, (torch.arange(ids.shape[1], device=ids.device) < lengths).to(ids.dtype)
@@ -188,17 +189,17 @@ class LabelReadout(Readout):
 
         The loss covers label tokens by place, not by id: an end token counts even if it also pads.
         """
-        label_ids, real = self.targets(labels)                                      # (B, n)
+        label_ids, real = self.target_ids(labels)                                   # (B, n)
         ids = torch.cat([ids, label_ids[:, :-1]], 1)               # the last token is never read
         mask = torch.cat([mask, real[:, 1:].to(mask.dtype)], 1)
         states = backbone.states(ids, mask, read=label_ids.shape[1])   # (B, n, D), the last n
-        states = states[real.flip(1).bool()]          # (M, D), each predicts a label token
-        logits = backbone.logits(states).float()                                    # (M, V)
+        states = states[real.flip(1).bool()]          # (N, D), each predicts a label token
+        logits = backbone.logits(states).float()                                    # (N, V)
         return F.cross_entropy(logits, label_ids[real.bool()], reduction="sum")
 
     def answer_lengths(self):
-        """Tokens of each class's first label text, with its end token if it has one -> list (C,)"""
-        return [len(self.tree.paths[columns[0]]) for columns in self.columns]
+        """-> C numbers, the tokens of each class's first label text with its end token if any."""
+        return [len(self.tree.paths[numbers[0]]) for numbers in self.class_texts]
 
 
 class SourceReadout(LabelReadout):
@@ -206,7 +207,7 @@ class SourceReadout(LabelReadout):
 
     PLACE = "in an answer of their own"
     AUTO_END = "eos"
-    reserved = 0
+    reserved_tokens = 0
 
     def continuation(self, text):
         return text
@@ -214,30 +215,30 @@ class SourceReadout(LabelReadout):
     def label_ids(self, tokenizer, text):
         return tokenizer.ids(text)
 
-    def ids(self, tokenizer, text):
+    def prompt_ids(self, tokenizer, text):
         return tokenizer.add_special_tokens(tokenizer.ids(text))[0]
 
     def completion_loss(self, backbone, ids, mask, labels):
-        label_ids, real = self.targets(labels)
+        label_ids, real = self.target_ids(labels)
         return text_to_text_loss(backbone, ids, mask, label_ids, real) * real.sum()
 
 
-def text_scores(model, encoded, batch_size=64):
+def text_log_probs(model, encoded, batch_size=64):
     """A classifier's log-probability of each label text -> (N, L). Rows have one sequence each."""
     def compute(batch):
-        return model(batch, model.head.text_scores)
-    return model.over(encoded, compute, len(model.head.texts), batch_size)
+        return model(batch, model.head.text_log_probs)
+    return model.compute_in_batches(encoded, compute, len(model.head.texts), batch_size)
 
 
-def common(rows):
-    """How many ids all lists begin with; at least one of each is left over."""
+def common_length(rows):
+    """How many ids all rows have in common at their start; at least one of each is left over."""
     if not rows:
         return 0
     return min(len(os.path.commonprefix(rows)), min(map(len, rows)) - 1)      # it takes lists, too
 
 
 def check_ids(tokenizer, texts, paths):
-    """InputError for a label text of unknown tokens alone, or two that are the same tokens."""
+    """InputError for a label text of unknown tokens alone, or for two with the same tokens."""
     text_of = {}
     for text, path in zip(texts, paths):
         if all(i == tokenizer.unk_id or not tokenizer.decode([i], keep_specials=True).strip()

@@ -17,8 +17,8 @@ def choose_shots(examples, labels, number, seed, order=0):
     rows allow.
 
     The seed also draws which classes get one more where `number` does not divide. A larger `number`
-    keeps the examples of a smaller one. `order` shuffles them. InputError if `number` is below 0 or
-    above the number of rows, or a class has none.
+    keeps the examples of a smaller one. `order` seeds a shuffle. InputError if `number` is below 0
+    or above the number of rows, or a class has none.
     """
     if number == 0:
         return []
@@ -29,7 +29,7 @@ def choose_shots(examples, labels, number, seed, order=0):
         if not rows[label]:
             raise InputError(f"class {label!r} has 0 of {len(examples)} rows: add rows of it, or "
                              "ask for 0 shots")
-    _check_number(number, sum(map(len, rows.values())))
+    check_number(number, sum(map(len, rows.values())))
     turns, chosen = draw.sample(list(labels), len(labels)), []
     while len(chosen) < number:                            # one of each class with rows left
         for label in turns:
@@ -43,21 +43,21 @@ def nearest_shots(vectors, query, examples, number):
     """The `number` Examples of highest cosine with the query, the nearest last: next to the row.
 
     vectors: (N, D), one for each of N examples; query: (D,). A vector of zeros has cosine 0; of
-    equal ones the earlier counts as nearer. InputError if `number` is below 0 or above N, or a
-    vector is not finite.
+    equally near ones the earlier counts as nearer. InputError if `number` is below 0 or above N, or
+    a vector is not finite.
     """
     vectors, query = np.asarray(vectors, dtype=np.float64), np.asarray(query, dtype=np.float64)
     if not (np.isfinite(vectors).all() and np.isfinite(query).all()):
         raise InputError("a vector of a text is not finite: the model that gave it overflows, use "
                          "another or float32")
-    _check_number(number, len(examples))
+    check_number(number, len(examples))
     lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)                       # (N,)
     cosines = vectors @ query / np.where(lengths > 0, lengths, 1.0)                         # (N,)
     nearest = np.argsort(-cosines, kind="stable")[:number]
     return [examples[i] for i in nearest[::-1]]
 
 
-def _check_number(number, rows):
+def check_number(number, rows):
     if not 0 <= number <= rows:
         raise InputError(f"{number} shots asked for, {rows} rows to choose from: ask for 0 to "
                          f"{rows}")

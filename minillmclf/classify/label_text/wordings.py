@@ -20,7 +20,7 @@ WORDINGS = (                      # for any task; several, as the wording alone 
 
 
 def wordings(fields):
-    """WORDINGS for these fields. One field takes the place of {text}; several have a line each:
+    """WORDINGS with these fields. One field takes the place of {text}; several get a line each:
     "Text A: {premise}\\nText B: {claim}"."""
     if len(fields) == 1:
         return tuple(wording.replace("{text}", f"{{{fields[0]}}}") for wording in WORDINGS)
@@ -33,7 +33,7 @@ def wordings(fields):
 
 
 def default_template(fields):
-    """The template where none is given."""
+    """The template that is used where none is given."""
     return wordings(fields)[0]
 
 

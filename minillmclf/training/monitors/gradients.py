@@ -1,8 +1,8 @@
 """A check of the first steps: does what is trainable get gradients, and does what is frozen stay?
 
-Such faults are silent: a loss that falls through the head alone looks like learning. A gradient of
-zeros may be right at one step (LoRA's A, while B is 0), so it is a fault only if it stays. Only the
-first three steps of a process are checked; later ones cost nothing. Where a NaN arises:
+Such faults are silent: a loss that falls by the head alone looks like learning. A gradient of zeros
+may be right at one step (LoRA's A, while B is 0), so it is a fault only at two steps in a row. Only
+the first three steps of a process are checked; later ones cost nothing. Where a NaN arises:
 nonfinite.py.
 """
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ CHECKED_STEPS = 3
 
 
 def check_first_steps(step, say):
-    """Wrap a step of the loop: findings about the first steps are passed to say(line)."""
+    """Wrap a step of the loop: each line about the first steps is passed to say(line)."""
     check = None
 
     def checked(model, optimizer, *more):
         nonlocal check
-        check = check or FirstSteps(model, optimizer)
+        check = check or FirstStepsCheck(model, optimizer)
         loss = step(model, optimizer, *more)
         for line in check.after_step():
             say(line)
@@ -30,7 +30,7 @@ def check_first_steps(step, say):
 
 
 @dataclass
-class Gradients:
+class GradientReport:
     """lines: to print; faults: those of the lines that are warnings; zero: names of the trainable
     tensors whose gradient is all zeros."""
     lines: list
@@ -56,29 +56,29 @@ def examine_gradients(model, earlier=None):
                 zero.append(name)
             if not gradient.isfinite().all():
                 broken.append(name)
-    still = [name for name in zero if earlier is not None and name in earlier.zero]
+    zero_twice = [name for name in zero if earlier is not None and name in earlier.zero]
     findings = [
         (missing, trained, "trainable tensors have no gradient: the loss does not depend on them, "
                            "or a part of the model cuts gradients off"),
-        (still, trained, "trainable tensors have a gradient of zeros at two steps in a row: "
-                         "nothing reaches them"),
+        (zero_twice, trained, "trainable tensors have a gradient of zeros at two steps in a "
+         "row: nothing reaches them"),
         (broken, trained, "trainable tensors have a gradient that is not finite"),
         (leaking, frozen, "frozen tensors have a gradient although they are frozen: it costs "
                           "memory and is not used")]
-    faults = [f"WARNING: gradients: {len(names)} of {len(group)} {what} ({shortened(names)})"
+    faults = [f"WARNING: gradients: {len(names)} of {len(group)} {what} ({first_names(names)})"
               for names, group, what in findings if names]
-    zeros = f", {len(zero)} of zeros so far ({shortened(zero)})" if zero else ""
+    zeros = f", {len(zero)} of zeros so far ({first_names(zero)})" if zero else ""
     lines = faults or [f"gradients: {len(trained)} trainable tensors, all with a gradient{zeros}; "
                        f"{len(frozen)} frozen, none with one"]
-    return Gradients(lines, faults, zero)
+    return GradientReport(lines, faults, zero)
 
 
-def shortened(names):
+def first_names(names):
     """The first three names, as text."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-class FirstSteps:
+class FirstStepsCheck:
     """`after_step()` -> lines to print; [] after the third step.
 
     Raises InputError if the optimiser holds other tensors than the model, or a frozen one changes.
@@ -86,57 +86,57 @@ class FirstSteps:
 
     def __init__(self, model, optimizer):
         self.model, self.optimizer, self.steps, self.gradients = model, optimizer, 0, None
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        in_groups = {id(p) for group in optimizer.param_groups for p in group["params"]}
         named = dict(model.named_parameters())
-        lost = [name for name, p in named.items() if p.requires_grad and id(p) not in held]
-        if lost or held - {id(p) for p in named.values()}:
+        lost = [name for name, p in named.items() if p.requires_grad and id(p) not in in_groups]
+        if lost or in_groups - {id(p) for p in named.values()}:
             raise InputError("the optimiser does not hold these trainable tensors "
-                             f"({shortened(lost)}): it was built before the model was moved or "
+                             f"({first_names(lost)}): it was built before the model was moved or "
                              "changed; build it last")
-        frozen = sample([name for name, p in named.items() if not p.requires_grad])
-        self.before = {name: checksum(p) for name, p in named.items()
-                       if p.requires_grad or name in frozen}
+        frozen = evenly_spaced([name for name, p in named.items() if not p.requires_grad])
+        self.checksums = {name: checksum(p) for name, p in named.items()
+                          if p.requires_grad or name in frozen}
 
     def after_step(self):
         self.steps += 1
         if self.steps > CHECKED_STEPS:
             return []
         if self.steps == CHECKED_STEPS:
-            return self.compare()
+            return self.compare_weights()
         if self.gradients is not None and not self.gradients.zero:      # reported one step ago
             return []
         found = self.gradients = examine_gradients(self.model, self.gradients)
         return [] if self.steps == 1 and found.zero and not found.faults else found.lines
 
-    def compare(self):
-        """After three steps: have all trainable tensors changed, and no frozen one of a sample?"""
+    def compare_weights(self):
+        """Have all trainable tensors changed, and no frozen one of the sample? -> lines to print"""
         named = dict(self.model.named_parameters())
-        changed = {name for name, value in self.before.items() if checksum(named[name]) != value}
+        changed = {name for name, value in self.checksums.items() if checksum(named[name]) != value}
         wrong = sorted(name for name in changed if not named[name].requires_grad)
         if wrong:
-            raise InputError(f"after three steps frozen tensors have changed ({shortened(wrong)}): "
-                             "something writes to them besides the optimiser; the result would not "
-                             "be what was asked for")
-        trained = [name for name in self.before if named[name].requires_grad]
+            raise InputError("after three steps frozen tensors have changed "
+                             f"({first_names(wrong)}): something writes to them besides the "
+                             "optimiser; the result would not be what was asked for")
+        trained = [name for name in self.checksums if named[name].requires_grad]
         if trained and not changed:
-            return [f"WARNING: after three steps none of {shortened(trained)} has changed: --lr is "
-                    "too small for them"]
+            return [f"WARNING: after three steps none of {first_names(trained)} has changed: --lr "
+                    "is too small for them"]
         groups = self.optimizer.param_groups
         lr_of = {id(p): group["lr"] for group in groups for p in group["params"]}
-        still = []
+        unchanged = []
         for name in trained:
             if name not in changed and name not in self.gradients.zero:
                 smallest = full_tensor(named[name].detach()).abs().min().item()
                 lr = lr_of[id(named[name])]
                 if not lr or smallest * 2**-20 < lr:          # else fp32 cannot add so small a step
-                    still.append(name)
-        if not still:
+                    unchanged.append(name)
+        if not unchanged:
             return []
-        return [f"WARNING: after three steps {len(still)} of {len(trained)} trainable tensors have "
-                f"not changed ({shortened(still)}): the optimiser does not reach them"]
+        return [f"WARNING: after three steps {len(unchanged)} of {len(trained)} trainable tensors "
+                f"have not changed ({first_names(unchanged)}): the optimiser does not reach them"]
 
 
-def sample(names, count=4):
+def evenly_spaced(names, count=4):
     """`count` evenly spaced names, with the first and the last."""
     if len(names) <= count:
         return names

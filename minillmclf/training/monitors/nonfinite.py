@@ -13,29 +13,29 @@ from ..parallel.processes import full_tensor
 
 def locate_divergence(step):
     """Wrap a step of the loop: its error Diverged also says where the first NaN or Inf arose."""
-    def located(model, optimizer, train, rows, settings, *more):
+    def step_and_locate(model, optimizer, train, rows, settings, *more):
         try:
             return step(model, optimizer, train, rows, settings, *more)
         except Diverged as error:
-            found = first_nonfinite_of(model, train, rows, settings)
+            found = find_in_batch(model, train, rows, settings)
             raise Diverged(f"{error}; {found}") from None
-    return located
+    return step_and_locate
 
 
-def first_nonfinite_of(model, train, rows, settings):
-    """`first_nonfinite` for each micro-batch of a batch -> the end of an error message."""
+def find_in_batch(model, train, rows, settings):
+    """Search each micro-batch by `find_nonfinite` -> the end of an error message."""
     device, size = next(model.parameters()).device, settings.micro_batch_size or len(rows)
     for start in range(0, len(rows), size):
-        batch = model.collate(train.encoded, rows[start:start + size], train.labels).to(device)
+        batch = model.collate(train.encoded, rows[start:start + size], train.targets).to(device)
         with autocast(settings, device):
-            found = first_nonfinite(model, batch)
+            found = find_nonfinite(model, batch)
         if found:
             return found
     return "the forward pass is finite: it arose in the loss or in the gradients"
 
 
 @torch.no_grad()
-def first_nonfinite(model, batch):
+def find_nonfinite(model, batch):
     """A line that says where model(batch) outputs its first NaN or Inf; None if nowhere."""
     found, hooks = [], []
 
@@ -43,7 +43,7 @@ def first_nonfinite(model, batch):
         def look(module, inputs, output):
             if not found:
                 tensors = list(tensors_in(inputs)), list(tensors_in(output))
-                found.extend(describe(name, module, *tensors))
+                found.extend(describe_nonfinite(name, module, *tensors))
         return look
     for name, module in model.named_modules():
         hooks.append(module.register_forward_hook(hook_of(name or "the model")))
@@ -55,9 +55,9 @@ def first_nonfinite(model, batch):
     return found[0] if found else None
 
 
-def describe(name, module, inputs, outputs):
+def describe_nonfinite(name, module, inputs, outputs):
     """[] if a module's outputs are finite, else [a line]: the module, the share of its output that
-    is not, and either a weight that is not finite or the largest number among its inputs."""
+    is not finite, and a weight that is not, or else the largest number among its inputs."""
     broken = [t for t in outputs if not t.isfinite().all()]
     if not broken:
         return []

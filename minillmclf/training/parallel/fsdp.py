@@ -1,5 +1,5 @@
 """Sharded models under torchrun (--parallel fsdp): each process holds a shard of every tensor, and
-the full parameters of a block only while it computes.
+the full parameters of a block only while that block computes.
 
 This is torch's `fully_shard` (FSDP2; Rajbhandari et al. 2019, "ZeRO", stage 3). A sharded tensor is
 a DTensor; processes.full_tensor gathers it. Not here: tensor or pipeline parallelism.
@@ -8,11 +8,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from ...errors import InputError
-from ..recompute import blocks_of
+from ..recompute import all_blocks
 from .processes import is_distributed, world_size
 
 
-def shard(model, optimizer="adamw"):
+def shard_model(model, optimizer="adamw"):
     """Shard a model's parameters among the processes. optimizer: its name in build_optimizer."""
     if not is_distributed():
         raise InputError("--parallel fsdp shares a model among processes, and this is one: start "
@@ -21,7 +21,7 @@ def shard(model, optimizer="adamw"):
         raise InputError(f"--optimizer {optimizer} works on whole tensors, --parallel fsdp shares "
                          "them out: take adamw or ddp")
     mesh = init_device_mesh(next(model.parameters()).device.type, (world_size(),))
-    for part in [*blocks_of(model), model]:
+    for part in [*all_blocks(model), model]:
         part = fully_shard(part, mesh=mesh)
         part.set_force_sum_reduction_for_comms(True)      # gradients are summed, not averaged
         part.set_gradient_divide_factor(1.0)

@@ -1,7 +1,7 @@
 """Data-parallel training under torchrun: several processes train one model.
 
 Every process plans the same steps and takes its share of each batch; the gradients are summed.
-Since each loss is divided by the count of the full batch, that sum is the gradient that a single
+Since each loss is divided by the divisor of the full batch, that sum is the gradient that a single
 process would compute (up to rounding; dropout draws differ). Here: the few functions of
 torch.distributed that are needed, and the step and the store for loop.fit.
 
@@ -20,7 +20,7 @@ from ..checkpoint import Store, seed_step
 
 
 def is_distributed():
-    """Is this one of several processes (cli/launch.py)?"""
+    """Is this one of several processes, which cli/launch.py starts?"""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -63,18 +63,18 @@ def full_tensor(tensor):
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def replicate(model):
+def replicate_model(model):
     """Copy the main process's trainable weights to all processes; let them split evaluation."""
     if is_distributed():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 dist.broadcast(parameter.data, 0)
-        model.scores = functools.partial(scores, model)
+        model.compute_logits = functools.partial(shared_logits, model)
 
 
-def scores(model, encoded, batch_size=64):
-    """Classifier.scores, but each process computes its share of the texts -> all, (N, C)."""
-    compute = type(model).scores
+def shared_logits(model, encoded, batch_size=64):
+    """Classifier.compute_logits, but each process computes a share of the rows -> (N, C), all."""
+    compute = type(model).compute_logits
     if not is_distributed():
         return compute(model, encoded, batch_size)
     own = encoded[rank()::world_size()]
@@ -89,24 +89,24 @@ def take_step(model, optimizer, train, rows, settings, objective):
     """loop.take_step, but each process computes its share of the rows."""
     if not is_main_process():                           # no two processes drop the same neurons
         seed_step(torch.initial_seed(), rank())
-    count = objective.count(torch.tensor([train.labels[row] for row in rows]))
+    divisor = objective.divisor(torch.tensor([train.targets[row] for row in rows]))
     optimizer.zero_grad(set_to_none=True)
-    own, missing = share(rows, settings.micro_batch_size)
-    loss = loop.add_gradients(model, train, own, settings, objective, count) if own else 0.0
-    for _ in range(missing):                             # a count of infinity: gradient 0
+    own, missing = own_share(rows, settings.micro_batch_size)
+    loss = loop.add_gradients(model, train, own, settings, objective, divisor) if own else 0.0
+    for _ in range(missing):                             # a divisor of infinity: gradient 0
         loss += loop.add_gradients(model, train, rows[:1], settings, objective, math.inf)
     loss = all_reduce(loss)
     gradients = [p.grad for p in model.parameters()
                  if p.grad is not None and not is_sharded(p.grad)]     # FSDP has summed its own
     for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
         work.wait()
-    loop.update(model, optimizer, settings, loss)
+    loop.update_weights(model, optimizer, settings, loss)
     return loss
 
 
-def share(rows, micro_batch_size):
-    """This process's rows, and how many micro-batches it lacks: all must make equally many forward
-    passes."""
+def own_share(rows, micro_batch_size):
+    """-> this process's rows, and how many micro-batches fewer than the longest share it has: all
+    processes must make equally many forward passes."""
     own, longest = rows[rank()::world_size()], math.ceil(len(rows) / world_size())
     size = micro_batch_size or longest
     return own, math.ceil(longest / size) - math.ceil(len(own) / size)
@@ -118,16 +118,16 @@ class SharedStore(Store):
     Sharded tensors are written in full, so any number of processes can go on from the files.
     """
 
-    def stop_asked(self):
-        return all_reduce(float(super().stop_asked())) > 0
+    def is_stop_asked(self):
+        return all_reduce(float(super().is_stop_asked())) > 0
 
     def write(self, path, tensors, metadata):
         tensors = {name: full_tensor(tensor.detach()) for name, tensor in tensors.items()}
         if is_main_process():
             super().write(path, tensors, metadata)
 
-    def place(self, tensor, parameter):
-        tensor = super().place(tensor, parameter)
+    def move_like(self, tensor, parameter):
+        tensor = super().move_like(tensor, parameter)
         if not is_sharded(parameter) or tensor.shape != parameter.shape:
             return tensor                       # not sharded, or a number of steps
         return torch.distributed.tensor.distribute_tensor(           # fsdp.py has imported that
@@ -138,10 +138,10 @@ class SharedStore(Store):
         super().load_best(model)
 
 
-def gather(model):
-    """Undo `replicate` and fsdp.shard: the main process gets the full model. If it was sharded,
-    it is then on the CPU, and the other processes have no parameters left."""
-    vars(model).pop("scores", None)
+def gather_model(model):
+    """Undo `replicate_model` and fsdp.shard_model: the main process gets the full model. If it was
+    sharded, it is then on the CPU, and the other processes have no parameters left."""
+    vars(model).pop("compute_logits", None)
     if not any(is_sharded(parameter) for parameter in model.parameters()):
         return
     for module in model.modules():

@@ -7,12 +7,12 @@ Names are those of transformers, for a layer x of the base:
     base_model.model.classifier.weight what was trained in full: the head, first of all
 
 A prefix or a prompt (prefix.py, prompt.py) is one tensor, `prompt_embeddings` (P, ...), and its
-head is called base_model.classifier.weight. PEFT cannot compute a prefix of an encoder-decoder that
-stands before its decoder alone, as ours does, so only this package can read such a folder.
+head is called base_model.classifier.weight. Our prefix of an encoder-decoder stands before its
+decoder alone, which PEFT cannot compute, so only this package can read such a folder.
 
-Trap: PEFT saves no `pooler` of DeBERTa and no `classification_head` of T5 unless told to, without a
-warning: the next model gets random ones. Here the head is always saved, and an adapter that lacks
-one is refused (model.py).
+Trap: unless told to, PEFT saves no `pooler` of DeBERTa and no `classification_head` of T5, and does
+not warn: the next model gets random ones. Here the head is always saved, and an adapter without one
+is refused (model.py).
 
 Files of microsoft/LoRA (`...query.lora_A`, no config) are read once an adapter_config.json with
 peft_type, r, lora_alpha and target_modules lies beside them. Not here: other methods (AdaLoRA,
@@ -23,8 +23,8 @@ config.py: adapter_config.json; files.py: folders; model.py: tensors to a classi
 Reference: https://huggingface.co/docs/peft/developer_guides/checkpoint
 """
 from .config import CONFIG, method_of
-from .files import OURS, TENSORS, read_adapter, write_adapter
+from .files import OWN_FILE, TENSORS, read_adapter, write_adapter
 from .model import apply_adapter
 
-__all__ = ["CONFIG", "OURS", "TENSORS", "apply_adapter", "method_of", "read_adapter",
+__all__ = ["CONFIG", "OWN_FILE", "TENSORS", "apply_adapter", "method_of", "read_adapter",
            "write_adapter"]

@@ -1,9 +1,8 @@
 """adapter_config.json, the part of a PEFT adapter that says what its numbers mean.
 
 Each key that changes the answers has a row in a table. Keys known to change nothing are ignored.
-Any other key with a value is an error that names it: an option that somebody invents next year must
-not be overlooked. A *record* is such a file after the check: PEFT's keys, defaults filled in.
-
+Any other key with a value is an error that names it: an option of a later PEFT must not be
+overlooked. A *record* is such a file after the check: PEFT's keys, defaults filled in.
 Target layers are chosen by PEFT's rules, among the names of layers in transformers.
 Reference: https://huggingface.co/docs/peft/package_reference/lora
 """
@@ -24,25 +23,25 @@ def is_name(value):
     return isinstance(value, str) and bool(re.fullmatch(r"[\w.-]+", value))
 
 
-def is_count(value):
+def is_positive(value):
     return type(value) is int and 1 <= value <= 10**9
 
 
 def is_alpha(value):
-    return type(value) in (int, float) and 0 < value <= lora.MOST_ALPHA
+    return type(value) in (int, float) and 0 < value <= lora.MAX_ALPHA
 
 
 def is_layer(value):
     return type(value) is int and value >= 0
 
 
-def all_are(test, kind):
-    """A test for a list of values, or for a dict with such values."""
+def all_pass(test, kind):
+    """-> a test of a list, or of a dict: do all of its values pass `test`? kind: list or dict."""
     return lambda value: isinstance(value, kind) and all(
         map(test, value.values() if kind is dict else value))
 
 
-def either(*tests):
+def any_passes(*tests):
     return lambda value: any(test(value) for test in tests)
 
 
@@ -50,37 +49,38 @@ def is_text(value):
     return isinstance(value, str)
 
 
-COUNT = (is_count, "a whole number from 1")
+COUNT = (is_positive, "a whole number from 1")
 SWITCH = (lambda v: type(v) is bool, "true or false")
-NAMES = (all_are(is_name, list), "names")
-PATTERN = (either(is_text, NAMES[0]), "names or a pattern")
+NAMES = (all_pass(is_name, list), "names")
+PATTERN = (any_passes(is_text, NAMES[0]), "names or a pattern")
 # peft_type -> {key: (default, test, what it should be)}; if the default fails, the key is required
-BOTH = {"modules_to_save": ([], *NAMES),
-        "base_model_name_or_path": (None, lambda v: v is None or is_text(v), "a path")}
-LORA = {
+COMMON_FIELDS = {"modules_to_save": ([], *NAMES),
+                 "base_model_name_or_path": (None, lambda v: v is None or is_text(v), "a path")}
+LORA_FIELDS = {
     "r": (None, *COUNT),
-    "lora_alpha": (None, is_alpha, f"a number above 0, at most {lora.MOST_ALPHA:g}"),
+    "lora_alpha": (None, is_alpha, f"a number above 0, at most {lora.MAX_ALPHA:g}"),
     "lora_dropout": (0.0, lambda v: type(v) in (int, float) and 0 <= v < 1, "from 0 to below 1"),
     "use_rslora": (False, *SWITCH),
     "use_dora": (False, *SWITCH),
     "bias": ("none", lambda v: v in ("none", "all", "lora_only"), "none, all or lora_only"),
     "target_modules": ("", lambda v: v and PATTERN[0](v), PATTERN[1]),
     "exclude_modules": ([], *PATTERN),
-    "layers_to_transform": ([], either(is_layer, all_are(is_layer, list)), "layer numbers"),
-    "layers_pattern": ([], either(is_name, NAMES[0]), NAMES[1]),
-    "rank_pattern": ({}, all_are(is_count, dict), "an object of whole numbers from 1"),
-    "alpha_pattern": ({}, all_are(is_alpha, dict),
-                      f"an object of numbers above 0, at most {lora.MOST_ALPHA:g}"),
+    "layers_to_transform": ([], any_passes(is_layer, all_pass(is_layer, list)), "layer numbers"),
+    "layers_pattern": ([], any_passes(is_name, NAMES[0]), NAMES[1]),
+    "rank_pattern": ({}, all_pass(is_positive, dict), "an object of whole numbers from 1"),
+    "alpha_pattern": ({}, all_pass(is_alpha, dict),
+                      f"an object of numbers above 0, at most {lora.MAX_ALPHA:g}"),
     "init_lora_weights": (True, lambda v: v in (True, False, "gaussian", "orthogonal", "eva"),
                           "a start that leaves the base's matrices alone; convert it to plain LoRA "
                           "with PEFT")}
-PROMPT = {"num_virtual_tokens": (None, *COUNT)} | BOTH
-FIELDS = {"LORA": LORA | BOTH, "PREFIX_TUNING": PROMPT, "PROMPT_TUNING": PROMPT}
+PROMPT_FIELDS = {"num_virtual_tokens": (None, *COUNT)} | COMMON_FIELDS
+FIELDS = {"LORA": LORA_FIELDS | COMMON_FIELDS,
+          **dict.fromkeys(("PREFIX_TUNING", "PROMPT_TUNING"), PROMPT_FIELDS)}
 METHODS = {"LORA": "lora", "PREFIX_TUNING": "prefix", "PROMPT_TUNING": "prompt"}
 
 
 def method_of(record):
-    """lora, dora, prefix or prompt."""
+    """-> "lora", "dora", "prefix" or "prompt"."""
     return "dora" if record.get("use_dora") else METHODS[record["peft_type"]]
 
 
@@ -108,55 +108,55 @@ def read_config(config):
 
 # ------------------------------------------------------------------------------------ which layers
 
-def matches(targets, names, where):
+def match_targets(targets, names, where):
     """The names that `targets` selects: a regular expression, or a list of names or their ends."""
     if isinstance(targets, str):
-        return selection.matching(targets, names, f"{CONFIG}: {where}")
+        return selection.matching_paths(targets, names, f"{CONFIG}: {where}")
     return [name for name in names if any(f".{name}".endswith(f".{end}") for end in targets)]
 
 
-def outside(names, modules):
-    """The names of layers that lie outside these modules, which PEFT saves in full instead."""
+def drop_inside(names, modules):
+    """The names of layers without those inside `modules`, which PEFT saves in full instead."""
     return [name for name in names if not any(f".{m}." in f".{name}." for m in modules)]
 
 
-def saved_with(name, modules):
-    """Does this parameter lie in a module that PEFT would save in full: one whose path ends in one
+def is_saved_in_full(name, modules):
+    """Does this parameter lie in a module that PEFT would save in full, one whose path ends in one
     of `modules`? "norm" means input_layernorm too."""
     inside = name.split(".")[:-1]
     return any(".".join(inside[:n]).endswith(tuple(modules)) for n in range(1, len(inside) + 1))
 
 
 def target_layers(record, names):
-    """Those of the linear layers `names` that the record wants LoRA on."""
+    """Those of `names`, all linear layers, that get LoRA by the record."""
     targets, layers, patterns = (record[key] for key in ("target_modules", "layers_to_transform",
                                                          "layers_pattern"))
-    excluded = set(matches(record["exclude_modules"], names, "exclude_modules"))
-    names = outside([name for name in names if name not in excluded], record["modules_to_save"])
+    excluded = set(match_targets(record["exclude_modules"], names, "exclude_modules"))
+    names = drop_inside([name for name in names if name not in excluded], record["modules_to_save"])
     if targets == "all-linear":                     # T5's head too, unless it is saved in full
         return [name for name in names if name not in ("score", "classifier", "lm_head")]
-    names = matches(targets, names, "target_modules")
+    names = match_targets(targets, names, "target_modules")
     if layers == [] or isinstance(targets, str):
         return names
     patterns = [patterns] if isinstance(patterns, str) else patterns or [r"[^.]*"]
     layers = [layers] if isinstance(layers, int) else layers
 
     def layer_of(name):
-        found = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name) for pattern in patterns)
-        return next((int(match[1]) for match in found if match), None)
+        matches = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name) for pattern in patterns)
+        return next((int(match[1]) for match in matches if match), None)
     return [name for name in names if layer_of(name) in layers]
 
 
-def describe(layers, linears, saved):
-    """The LORA fields of a record. layers: {name in transformers: LoraLinear}; linears: names of
+def lora_fields(layers, linears, saved):
+    """The values of LORA_FIELDS. layers: {name in transformers: LoraLinear}; linears: the names of
     all linear layers; saved: modules that are saved in full."""
     configs = {file: layer.config for file, layer in layers.items()}
     one = next(iter(configs.values()))
     rank = Counter(each.rank for each in configs.values()).most_common(1)[0][0]
     alpha = Counter(each.alpha for each in configs.values()).most_common(1)[0][0]
     leaves = sorted({file.rpartition(".")[2] for file in configs})
-    exact = set(outside(matches(leaves, linears, ""), saved)) == set(configs)
-    return {key: default for key, (default, *_) in LORA.items()} | {
+    exact = set(drop_inside(match_targets(leaves, linears, ""), saved)) == set(configs)
+    return {key: default for key, (default, *_) in LORA_FIELDS.items()} | {
         "r": rank, "lora_alpha": alpha, "lora_dropout": one.dropout, "use_rslora": one.use_rslora,
         "use_dora": one.use_dora, "target_modules": leaves if exact else sorted(configs),
         "rank_pattern": {file: c.rank for file, c in configs.items() if c.rank != rank},

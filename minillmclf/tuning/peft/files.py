@@ -9,12 +9,12 @@ from ...errors import InputError
 from ...files import read_json, short, write_text
 from ...models.tensor_files import open_tensors, write_tensors
 from .config import CONFIG, method_of, read_config
-from .model import bare, collect, raise_faults, split
+from .model import collect_adapter, raise_faults, short_name, split_tensors
 
-TENSORS, OURS = "adapter_model.safetensors", "minillmclf.json"
-OWN = ("labels", "pool", "max_length", "readout")      # they change answers; PEFT has no such keys
-TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": None}   # label texts
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+TENSORS, OWN_FILE = "adapter_model.safetensors", "minillmclf.json"
+OWN_KEYS = ("labels", "pool", "max_length", "readout")  # they change answers; PEFT has no such keys
+LABEL_TEXT_TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": None}
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def name_prefix(record):
@@ -27,7 +27,7 @@ def name_prefix(record):
 def read_adapter(folder):
     """A folder in PEFT's layout -> (record, {name without PEFT's prefix: tensor}).
 
-    record: see config.py; if this package wrote the folder, with the keys OWN too. Raises
+    record: see config.py; if this package wrote the folder, it has the OWN_KEYS too. Raises
     InputError with every fault found.
     """
     folder = Path(folder)
@@ -39,13 +39,13 @@ def read_adapter(folder):
             "target_modules"))
     record, faults = read_config(read_json(folder / CONFIG))
     tensors = {} if faults else read_tensors(folder, name_prefix(record))
-    raise_faults(folder, faults or part_faults(record, tensors))
-    own = read_json(folder / OURS) if (folder / OURS).exists() else {}
-    return record | {key: own[key] for key in OWN if key in own}, tensors
+    raise_faults(folder, faults or tensor_faults(record, tensors))
+    own = read_json(folder / OWN_FILE) if (folder / OWN_FILE).exists() else {}
+    return record | {key: own[key] for key in OWN_KEYS if key in own}, tensors
 
 
 def read_tensors(folder, prefix):
-    """{name: tensor}, without PEFT's prefix and without its inner copies of saved modules."""
+    """{name without PEFT's prefix: tensor}, without the copies that PEFT keeps of saved modules."""
     path = folder / TENSORS
     if not path.exists() and (folder / "adapter_model.bin").exists():
         raise InputError(f"{folder}: only adapter_model.bin, which is a pickle and never opened "
@@ -61,13 +61,13 @@ def read_tensors(folder, prefix):
 
 
 def read_floats(path, prefix=""):
-    """The tensors of a file {name without prefix: tensor}; InputError unless all are finite floats
-    in float32's range."""
+    """A file -> {name without prefix: tensor}; InputError unless all numbers are floats, finite in
+    float32."""
     with open_tensors(path) as file:
         tensors = {name.removeprefix(prefix): file.get_tensor(name).clone() for name in file.keys()}
     faults = []
     for name, tensor in tensors.items():
-        if tensor.dtype not in FLOATS:
+        if tensor.dtype not in FLOAT_DTYPES:
             faults.append(f"{short(name, 200)} holds {tensor.dtype}, floats are expected, of 16 "
                           "bits or more")
         elif not tensor.float().isfinite().all():
@@ -76,13 +76,13 @@ def read_floats(path, prefix=""):
     return tensors
 
 
-def part_faults(record, tensors):
+def tensor_faults(record, tensors):
     """The faults among the tensors: an A without its B, a magnitude too many, a wrong shape."""
-    layers, others = split(tensors)
+    layers, others = split_tensors(tensors)
     if record["peft_type"] != "LORA":
-        numbers = others.get("prompt_embeddings", torch.empty(0))
-        fits = numbers.dim() == 2 and len(numbers) == record["num_virtual_tokens"] and not layers
-        return [] if fits else [f"'prompt_embeddings' is {tuple(numbers.shape)}, should have "
+        rows = others.get("prompt_embeddings", torch.empty(0))
+        fits = rows.dim() == 2 and len(rows) == record["num_virtual_tokens"] and not layers
+        return [] if fits else [f"'prompt_embeddings' is {tuple(rows.shape)}, should have "
                                 f"{record['num_virtual_tokens']} rows"]
     expected = ["lora_A", "lora_B", *["lora_magnitude_vector"] * record["use_dora"]]
     faults = [f"{short(name, 200)} is no tensor of LoRA on a linear layer" for name in others
@@ -90,11 +90,11 @@ def part_faults(record, tensors):
     for layer, parts in layers.items():
         A, B = (parts.get(part, torch.empty(0)) for part in ("lora_A", "lora_B"))
         if sorted(parts) != expected:
-            faults.append(f"{bare(layer)} has {', '.join(sorted(parts))}, should have "
+            faults.append(f"{short_name(layer)} has {', '.join(sorted(parts))}, should have "
                           f"{', '.join(expected)}")
         elif A.dim() != 2 or B.dim() != 2 or len(A) != B.shape[1]:
-            faults.append(f"{bare(layer)}: lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} "
-                          "should be (r, in) and (out, r)")
+            faults.append(f"{short_name(layer)}: lora_A {tuple(A.shape)} and lora_B "
+                          f"{tuple(B.shape)} should be (r, in) and (out, r)")
     return faults if layers else [*faults, f"no tensor of LoRA in {TENSORS}"]
 
 
@@ -107,22 +107,22 @@ def write_adapter(folder, model, base=None, bias="none", saved=()):
     were trained in full, as transformers names them. The head is always saved. Raises InputError
     if another parameter is trainable, for it would be lost.
     """
-    folder, (record, tensors, more) = Path(folder), collect(model, base, bias, saved)
+    folder, (record, tensors, more) = Path(folder), collect_adapter(model, base, bias, saved)
     prefix, own = name_prefix(record), {"labels": model.labels, **model.settings()}
     named = {name if name == "prompt_embeddings" else prefix + name:
              tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     write_tensors(folder / TENSORS, named, {"format": "pt"})
-    write_text(folder / OURS, json.dumps(own, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / OWN_FILE, json.dumps(own, indent=2, ensure_ascii=False) + "\n")
     config = {key: None if value == [] else value for key, value in record.items()}
     config |= {"task_type": task_type(model, record), "inference_mode": True, **more}
     text = json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True)
     write_text(folder / CONFIG, text + "\n")           # last: now the folder is complete
-    return record | {key: own[key] for key in OWN}
+    return record | {key: own[key] for key in OWN_KEYS}
 
 
 def task_type(model, record):
-    """PEFT's task_type; None for a prefix of an encoder-decoder, which PEFT places elsewhere."""
+    """PEFT's task_type; None for a prefix of an encoder-decoder, which PEFT puts elsewhere."""
     kind = model.backbone.KIND
     if method_of(record) == "prefix" and kind == "encoder-decoder":
         return None
-    return TASKS[kind] if model.head.described else "SEQ_CLS"
+    return LABEL_TEXT_TASKS[kind] if model.head.label_options else "SEQ_CLS"

@@ -1,9 +1,8 @@
 """From the tensors of a PEFT adapter to a classifier, and back.
 
-Names go through the model's rename table (models/weights.py), both ways: below, `file` is a name in
-the file, `path` one in the model. A head that is in neither the base nor the adapter would stay
-random. So all that the config names must be in the file, all that is in the file must have a place,
-and every newly initialised weight must be filled: else nothing is changed.
+Names go through the model's rename table (models/weights.py) both ways: `file` is a name in a file,
+`path` one in the model. A head in neither base nor adapter would stay random. So the file must have
+all that the config names and nothing without a place, and must fill every newly initialised weight.
 """
 import re
 
@@ -14,30 +13,30 @@ from ...files import short
 from ...models.tensor_files import join_faults
 from ...models.weights import LoadReport, shape_fault
 from .. import lora, prefix, prompt, selection
-from .config import describe, method_of, saved_with, target_layers
+from .config import is_saved_in_full, lora_fields, method_of, target_layers
 
 # a parameter of a LoRA layer: name in the file -> name in the model
-PARTS = {"lora_A": "lora_A", "lora_B": "lora_B", "lora_magnitude_vector": "magnitude"}
+LORA_PARTS = {"lora_A": "lora_A", "lora_B": "lora_B", "lora_magnitude_vector": "magnitude"}
 LAYER = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
 ADDED = re.compile(r"backbone\.prefix\.|.*\.word_embeddings\.vectors|.*\.(lora_[AB]|magnitude)\.")
 # key of a tuning config -> key of a record
-TUNING = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "use_rslora": "use_rslora",
-          "targets": "target_modules", "bias": "bias", "saved": "modules_to_save",
-          "tokens": "num_virtual_tokens"}
+TUNING_KEYS = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "bias": "bias",
+               "use_rslora": "use_rslora", "targets": "target_modules",
+               "saved": "modules_to_save", "tokens": "num_virtual_tokens"}
 
 
 def raise_faults(where, faults):
-    """InputError if there are faults, with the first of them; `where`: the file that has them."""
+    """InputError if there are faults, which names the first. where: the file that has them."""
     if faults:
         raise InputError(f"{where}: {len(faults)} faults: {join_faults(faults)}")
 
 
-def bare(name):
+def short_name(name):
     """A name from a file, for a message, without quotes."""
     return short(name, 200)[1:-1]
 
 
-def split(tensors):
+def split_tensors(tensors):
     """-> {layer: {"lora_A": (r, in), "lora_B": (out, r), ...}}, {name in the base: tensor}."""
     layers, others = {}, {}
     for name, tensor in tensors.items():
@@ -50,13 +49,13 @@ def split(tensors):
 
 
 def base_parameters(model):
-    """{path in the model without wrappers: parameter}, without those that a method has added."""
+    """{path as before wrapping: parameter}, without the parameters that a method has added."""
     return {path.replace(".base.", "."): p for path, p in model.named_parameters()
             if not ADDED.match(path)}
 
 
-def transposed(table, path, tensor):
-    """A tensor from the file's layout to ours or back: transposed if it is a GPT-2 matrix."""
+def other_layout(table, path, tensor):
+    """A tensor in the file's layout -> in ours, or back: transposed if it is a GPT-2 matrix."""
     return tensor.T if table.is_transposed(path) else tensor
 
 
@@ -65,17 +64,17 @@ def transposed(table, path, tensor):
 def apply_adapter(model, record, tensors):
     """Attach to a classifier what the record says and fill in all tensors -> Report.
 
-    If training goes on, it trains what the adapter holds. `model.tuning` is set, so that the
-    classifier can be saved. Raises InputError before anything has changed, for a layer without
+    Then the parameters of the adapter are trainable, no others, and `model.tuning` is set, so that
+    the classifier can be saved. Raises InputError before anything has changed, for a layer without
     tensors, a tensor without a place, a wrong shape or a weight that would stay random.
     """
-    layers, others = split(tensors)
+    layers, others = split_tensors(tensors)
     is_lora = record["peft_type"] == "LORA"
     if is_lora:
         places, faults = place_layers(model, record, layers, others)
     else:
-        places, numbers = {}, others.pop("prompt_embeddings")
-        faults = prompt_faults(model, record, numbers)
+        places, rows = {}, others.pop("prompt_embeddings")
+        faults = prompt_faults(model, record, rows)
     fills, other_faults = place_others(model, record, others, places.values())
     faults += other_faults
     settings = {"labels": model.labels, **model.settings()}
@@ -86,16 +85,16 @@ def apply_adapter(model, record, tensors):
     raise_faults("adapter", faults)
     with torch.no_grad():
         added = wrap_layers(model, record, layers, places) if is_lora else \
-            attach_before_texts(model, record, numbers)
+            attach_virtual_tokens(model, record, rows)
         parameters = base_parameters(model)
         for file, path in fills.items():
-            parameters[path].copy_(transposed(model.rename_table(), path, others[file]))
+            parameters[path].copy_(other_layout(model.rename_table(), path, others[file]))
     model.requires_grad_(False)
     for path in added.values():
         model.get_parameter(path).requires_grad_(True)
     for path in fills.values():
         parameters[path].requires_grad_(True)
-    model.tuning = {ours: record[key] for ours, key in TUNING.items() if key in record}
+    model.tuning = {ours: record[key] for ours, key in TUNING_KEYS.items() if key in record}
     model.tuning["method"] = method_of(record)
     return LoadReport(loaded=added | fills)
 
@@ -106,43 +105,43 @@ def wrap_layers(model, record, layers, places):
                                                        "use_rslora", "use_dora")))
 
     def differing(default, patterns):
-        values = selection.per_path(layers, default, patterns)
+        values = selection.values_by_path(layers, default, patterns)
         return {re.escape(places[layer]): v for layer, v in values.items() if v != default}
     lora.wrap(model, list(places.values()), config, differing(config.rank, record["rank_pattern"]),
               differing(config.alpha, record["alpha_pattern"]))
     filled = {}
     for layer, path in places.items():
         for part, tensor in layers[layer].items():
-            filled[f"{layer}.{part}"] = f"{path}.{PARTS[part]}.{lora.NAME}"
+            filled[f"{layer}.{part}"] = f"{path}.{LORA_PARTS[part]}.{lora.ADAPTER_NAME}"
             model.get_parameter(filled[f"{layer}.{part}"]).copy_(tensor)
     return filled
 
 
-def attach_before_texts(model, record, numbers):
-    """Put the prefix or the prompt before every text -> {file: path}."""
+def attach_virtual_tokens(model, record, rows):
+    """Put the prefix or prompt with these rows (P, ...) before every text -> {file: path}."""
     tokens = record["num_virtual_tokens"]
     prefix.shorten_texts(model, tokens)
     if method_of(record) == "prefix":
-        prefix.attach_prefix(model, tokens).load(numbers)
+        prefix.attach_prefix(model, tokens).load(rows)
         return {"prompt_embeddings": "backbone.prefix.embedding.weight"}
     prompt.attach_prompt(model, tokens)
-    model.backbone.word_embeddings.vectors.copy_(numbers / model.backbone.embedding_scale)
+    model.backbone.word_embeddings.vectors.copy_(rows / model.backbone.embedding_scale)
     return {"prompt_embeddings": "backbone.word_embeddings.vectors"}
 
 
-def prompt_faults(model, record, numbers):
-    """[] or [what is wrong] with the shape of a prefix or a prompt."""
-    layers, heads, width = prefix.shape_of(model.backbone)
+def prompt_faults(model, record, rows):
+    """-> [], or [what is wrong] with the shape of the rows of a prefix or a prompt."""
+    layers, heads, width = prefix.prefix_shape(model.backbone)
     is_prefix = method_of(record) == "prefix"
     columns = layers * 2 * heads * width if is_prefix else model.backbone.width
     shape = (record["num_virtual_tokens"], columns)
-    fits = tuple(numbers.shape) == shape
-    return [] if fits else [f"'prompt_embeddings' is {tuple(numbers.shape)}, should be {shape}"]
+    fits = tuple(rows.shape) == shape
+    return [] if fits else [f"'prompt_embeddings' is {tuple(rows.shape)}, should be {shape}"]
 
 
 def place_layers(model, record, layers, others):
-    """Find the layers that get LoRA -> {file: path}, faults."""
-    linears, table = selection.linears(model), model.rename_table()
+    """Find the layers that get LoRA -> {file: path}, faults. layers, others: of split_tensors."""
+    linears, table = selection.find_linears(model), model.rename_table()
     names = {file: path for path, file in table.file_names(linears).items()}
     for old, new in table.aliases:           # for a model without a head PEFT omits e.g. "bert."
         aliases = {old + file[len(new):]: path for file, path in names.items()
@@ -156,10 +155,10 @@ def place_layers(model, record, layers, others):
         if file not in expected:
             why = "but the config does not mean it" if file in names else \
                 "this model has no such linear layer"
-            faults.append(f"{bare(file)} is in the file, {why}")
+            faults.append(f"{short_name(file)} is in the file, {why}")
     if faults:
         return {}, faults
-    for file, rank in selection.per_path(layers, record["r"], record["rank_pattern"]).items():
+    for file, rank in selection.values_by_path(layers, record["r"], record["rank_pattern"]).items():
         base = linears[names[file]]
         shapes = {"lora_A": (rank, base.in_features), "lora_B": (base.out_features, rank),
                   "lora_magnitude_vector": (base.out_features,)}
@@ -179,8 +178,9 @@ def place_others(model, record, others, wrapped):
         [path for path in parameters if selection.in_head(path)]
     biases = [f"{path}.bias" for path in wrapped if f"{path}.bias" in parameters] \
         if bias == "lora_only" else selection.trainable_biases(model, bias)
-    saved = [path for path, file in names.items() if saved_with(file, record["modules_to_save"])]
-    tied = model.head.described and model.backbone.tied
+    in_full = record["modules_to_save"]
+    saved = [path for path, file in names.items() if is_saved_in_full(file, in_full)]
+    tied = model.head.label_options and model.backbone.tied
     expected, fills, faults = {*new, *saved, *biases}, {}, []
     for file, tensor in others.items():
         try:
@@ -210,19 +210,19 @@ def place_others(model, record, others, wrapped):
 
 # ---------------------------------------------------------------------------------- out of a model
 
-def collect(model, base, bias, saved):
+def collect_adapter(model, base, bias, saved):
     """The adapter of a classifier -> record, {file: tensor}, further keys of PEFT's config.
 
     base, bias, saved: as for `write_adapter`.
     """
-    before = before_texts(model)
-    layers = {} if before else lora.wrapped(model)
+    virtual = collect_virtual_tokens(model)
+    layers = {} if virtual else lora.find_wrapped(model)
     table, parameters = model.rename_table(), base_parameters(model)
-    names = table.file_names([*selection.linears(model), *parameters])
+    names = table.file_names([*selection.find_linears(model), *parameters])
     head = [path for path in parameters if path.startswith("head.")]
-    biases = [] if before else [name.replace(".base.", ".")
-                                for name in selection.trainable_biases(model, bias)]
-    in_full = {path for path in parameters if saved_with(names.get(path, ""), saved)}
+    biases = [] if virtual else [name.replace(".base.", ".")
+                                 for name in selection.trainable_biases(model, bias)]
+    in_full = {path for path in parameters if is_saved_in_full(names.get(path, ""), saved)}
     in_full |= {*head, *biases}
     check_saved(layers, parameters, in_full)
     saved = sorted({*saved, *(head_module(names[path]) for path in head)})
@@ -231,36 +231,36 @@ def collect(model, base, bias, saved):
         file = names[path]
         if path in biases and path.removesuffix(".bias") in layers:
             file = file.removesuffix("bias") + "base_layer.bias"
-        tensors[file] = transposed(table, path, parameters[path])
-    if before:
-        own, tensors["prompt_embeddings"], more = before
+        tensors[file] = other_layout(table, path, parameters[path])
+    if virtual:
+        own, tensors["prompt_embeddings"], more = virtual
         return record | own, tensors, more
     for path, layer in layers.items():
-        for part, ours in PARTS.items():
+        for part, ours in LORA_PARTS.items():
             if hasattr(layer, ours):
                 leaf = "" if part == "lora_magnitude_vector" else ".weight"
-                tensors[f"{names[path]}.{part}{leaf}"] = getattr(layer, ours)[lora.NAME]
-    linears = [names[path] for path in selection.linears(model) if path in names]
-    record |= describe({names[path]: layer for path, layer in layers.items()}, linears, saved)
+                tensors[f"{names[path]}.{part}{leaf}"] = getattr(layer, ours)[lora.ADAPTER_NAME]
+    linears = [names[path] for path in selection.find_linears(model) if path in names]
+    record |= lora_fields({names[path]: layer for path, layer in layers.items()}, linears, saved)
     more = {"fan_in_fan_out": any(table.is_transposed(f"{path}.weight") for path in layers)}
     return record | {"peft_type": "LORA", "bias": bias}, tensors, more
 
 
-def before_texts(model):
-    """Of a prefix or a prompt: (fields of a record, numbers (P, ...), config keys); else None."""
-    standing, words = model.backbone.prefix, model.backbone.word_embeddings
-    is_prefix, is_prompt = standing is not None, isinstance(words, prompt.PromptEmbedding)
+def collect_virtual_tokens(model):
+    """Of a prefix or prompt: (part of a record, rows (P, ...), further config keys), or None."""
+    attached, words = model.backbone.prefix, model.backbone.word_embeddings
+    is_prefix, is_prompt = attached is not None, isinstance(words, prompt.PromptEmbedding)
     if is_prefix + is_prompt + any(isinstance(m, lora.LoraLinear) for m in model.modules()) > 1:
         raise InputError("this model has a prefix, a prompt or LoRA at once, but a folder of PEFT "
                          "holds one adapter")
     if not (is_prefix or is_prompt):
         return None
-    numbers = standing.numbers() if is_prefix else words.vectors * model.backbone.embedding_scale
-    layers, heads, width = prefix.shape_of(model.backbone)
+    rows = attached.embeddings() if is_prefix else words.vectors * model.backbone.embedding_scale
+    layers, heads, width = prefix.prefix_shape(model.backbone)
     shape = {"num_layers": layers, "num_attention_heads": heads, "num_transformer_submodules": 1,
              "token_dim": heads * width if is_prefix else model.backbone.width}
     return {"peft_type": "PREFIX_TUNING" if is_prefix else "PROMPT_TUNING",
-            "num_virtual_tokens": len(numbers)}, numbers, shape
+            "num_virtual_tokens": len(rows)}, rows, shape
 
 
 def check_saved(layers, parameters, in_full):
@@ -277,6 +277,6 @@ def check_saved(layers, parameters, in_full):
 
 
 def head_module(file):
-    """For modules_to_save: bert.pooler.dense.weight -> pooler, score.weight -> score."""
+    """A name for modules_to_save: bert.pooler.dense.weight -> pooler, score.weight -> score."""
     parts = file.split(".")[:-1]
     return parts[-2] if len(parts) > 1 else parts[0]
