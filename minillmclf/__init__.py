@@ -26,8 +26,8 @@ Beside the tour:
   files.py errors.py             reading and writing files; InputError, for a user's mistakes
 
 The commands, python -m minillmclf.<name>: train, evaluate, predict, report, compare, choose, folds,
-labels, inspect, merge, pretrain. From Python: fine_tune (from_python.py), Classifier,
-load_backbone, load_tokenizer, load_data, generate, InputError.
+labels, inspect, merge, pretrain, and grade, for the exercises of lessons/. From Python: fine_tune
+(from_python.py), Classifier, load_backbone, load_tokenizer, load_data, generate, InputError.
 """
 import importlib
 

@@ -10,6 +10,11 @@ class InputError(ValueError):
     """A file, a row or a setting is wrong."""
 
 
+def is_exercise(error):
+    """Does an error come from a function of the lessons that a student has still to write?"""
+    return isinstance(error, NotImplementedError) and str(error).startswith("Exercise ")
+
+
 class Stopped(Exception):
     """The run was asked to stop and has saved its state. The message says how to continue it."""
 

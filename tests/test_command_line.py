@@ -35,6 +35,7 @@ COMMANDS = [
     "compare",
     "evaluate",
     "folds",
+    "grade",
     "inspect",
     "labels",
     "merge",

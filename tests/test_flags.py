@@ -16,6 +16,7 @@ import flag_choose  # noqa: F401
 import flag_compare  # noqa: F401
 import flag_evaluate  # noqa: F401
 import flag_folds  # noqa: F401
+import flag_grade  # noqa: F401
 import flag_loop  # noqa: F401
 import flag_pretrain  # noqa: F401
 import flag_train  # noqa: F401

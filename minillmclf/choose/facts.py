@@ -8,7 +8,7 @@ import torch
 
 from ..classify.classifier import Classifier
 from ..classify.swap import is_preference
-from ..errors import InputError
+from ..errors import InputError, is_exercise
 from ..files import CHECKPOINTS, find_model
 from ..models import load_backbone
 from ..text.doctor import SPLITS, unknown_share
@@ -87,7 +87,9 @@ def method_facts(method, backbone, head, length, s, room, loaded):
         trained, state, of_text = training_memory(backbone, head, method, length)
     except InputError as error:
         return {"method": method, "reason": str(error).partition(":")[0]}
-    except NotImplementedError:                            # prefix runs the model
+    except NotImplementedError as error:                   # prefix runs the model
+        if is_exercise(error):
+            raise
         return {"method": method, "reason": "not known: the model does not fit into memory"}
     rows = rows_at_once(s)
     needed = step_bytes(state, trained, rows * of_text, rows < s.batch_size)

@@ -8,7 +8,7 @@ from ..classify.classifier import Classifier
 from ..cli import build as building
 from ..cli.rows import load_dataset
 from ..cli.settings import Settings, read_settings
-from ..errors import InputError
+from ..errors import InputError, is_exercise
 from ..files import check_out_folder, find_model, lock_folder, write_json, write_text
 from ..report import pictures
 from ..text.table_files import read_table
@@ -86,7 +86,9 @@ def obstacle(configuration, data):
         tune(model, config, s.seed)
     except InputError as error:
         return str(error)
-    except NotImplementedError:                            # not computed on the device "meta"
+    except NotImplementedError as error:                   # not computed on the device "meta"
+        if is_exercise(error):
+            raise
         return ""
     return ""
 

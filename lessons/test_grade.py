@@ -1,0 +1,392 @@
+"""Does the grader see: the reference, each known-wrong variant, and each attempt to get around it?
+
+A submission is a folder with one file: an overlay takes the exercise's function from it, and no
+more. The worker's limits are those that a student's code meets.
+"""
+import ast
+import inspect
+import json
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from lessons import page
+from lessons.exercises import kit, make
+from lessons.exercises.tables import tables
+from minillmclf.cli.parser import run
+from minillmclf.errors import InputError
+from minillmclf.grade import __main__ as command
+from minillmclf.grade import grading, limits, score
+from minillmclf.grade.graft import cut, graft, without_variants
+
+ROOT = page.ROOT
+ROWS = {row.id: row for row in tables()}
+NORM = ROWS["2.4"]                             # the exercise that the attacks pretend to solve
+RIGHT = "return x * 0 + x / (x.float().square().mean(-1, keepdim=True) + eps).sqrt().to(x.dtype)"
+
+
+def answers_of(row):
+    answers, seed = kit.read_answers(row.lesson)
+    return answers[row.id], seed
+
+
+def reply_of(exercise, function, cases):
+    """What a worker would send, for a function that can be trusted."""
+    told = []
+    for case in cases:
+        found = kit.outputs_of(exercise, function, case)
+        if "error" in found:
+            told.append({"error": found["error"], "words": found["error"]})
+        else:
+            told.append({"after": case.arguments, **found})
+    return {"cases": told, "replaced": []}
+
+
+def judged(row, function):
+    exercise, (stored, seed) = kit.exercise_of(row.lesson, row.cases), answers_of(row)
+    cases = exercise.cases(seed, row.id)
+    return score.judge(row, exercise, cases, stored, reply_of(exercise, function, cases))
+
+
+# ---------------------------------------------------------------- reference and variants
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=lambda row: row.id)
+def test_the_reference_has_all_points_and_each_variant_is_named(row):
+    assert judged(row, kit.resolve(row.object)).points == row.points
+    exercise = kit.exercise_of(row.lesson, row.cases)
+    for name, variant in exercise.variants.items():
+        result = judged(row, variant)
+        assert result.points < row.points, f"{row.id}: no case sees {name!r}"
+        assert result.looks_like == name, f"{row.id}: {name!r} is named {result.looks_like!r}"
+        assert result.hint == exercise.hint_for[name] + 1 <= len(row.hints)
+
+
+def test_the_classic_mistakes_are_there():
+    counts = {row.id: len(kit.exercise_of(row.lesson, row.cases).variants)
+              for row in ROWS.values()}
+    assert min(counts[name] for name in ("2.1", "2.2", "2.3", "2.4", "2.5")) >= 6
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=lambda row: row.id)
+def test_stored_answers_are_those_of_the_reference(row):
+    (stored, seed), exercise = answers_of(row), kit.exercise_of(row.lesson, row.cases)
+    again, remade = make.answers_of(row, seed), f"python -m lessons.exercises.make {row.lesson}"
+    assert again["inputs"] == stored["inputs"], remade
+    assert list(again["variants"]) == list(stored["variants"]) == list(exercise.variants), remade
+    for name, old in {"": stored["expected"], **stored["variants"]}.items():
+        new = again["variants"][name] if name else again["expected"]
+        assert score.difference(old, new, 1e-4) is None, f"{row.id} {name}: {remade}"
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=lambda row: row.id)
+def test_hidden_cases_are_others_and_the_reference_has_all_points(row):
+    exercise = kit.exercise_of(row.lesson, row.cases)
+    stored = make.answers_of(row, "7")
+    assert stored["inputs"] != answers_of(row)[0]["inputs"]
+    cases = exercise.cases("7", row.id)
+    for name, function in {"": kit.resolve(row.object), **exercise.variants}.items():
+        result = score.judge(row, exercise, cases, stored, reply_of(exercise, function, cases))
+        assert (result.points == row.points) == (not name), f"{row.id} {name!r}"
+
+
+def test_cases_import_nothing_of_the_package_at_their_top():
+    for path in (ROOT / "lessons" / "exercises").glob("lesson_*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [getattr(node, "module", None) or "", *(each.name for each in getattr(
+                node, "names", ()))] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            assert not any(name.startswith("minillmclf") for name in names), path.name
+
+
+def test_an_exercise_with_one_variant_is_none():
+    with pytest.raises(TypeError, match="has 1 known-wrong variants: 2 or more"):
+        type("Thin", (kit.Exercise,), {"variants": {"wrong": print}})
+    with pytest.raises(TypeError, match="hint_for names no variant: 'c'"):
+        type("Astray", (kit.Exercise,), {"variants": {"a": print, "b": print},
+                                         "hint_for": {"c": 0}})
+
+
+# ---------------------------------------------------------------- points
+
+def marks(points, contract, parity):
+    """The points for lists of right (1) and wrong (0) cases."""
+    cases = [kit.Case(str(number), kind, {}) for number, kind in
+             enumerate(["contract"] * len(contract) + ["parity"] * len(parity))]
+    row = page.Exercise("1.1", "a:b", "t", points, 5, "C", ["h"])
+    return score.points_of(row, cases, [None if each else "wrong" for each in contract + parity])
+
+
+@pytest.mark.parametrize("points, contract, parity, reached", [
+    (3, [1, 1], [1, 1, 1], 3), (3, [1, 1], [0, 0, 0], 1), (3, [1, 0], [1, 1, 1], 2),
+    (3, [1, 1], [1, 1, 0], 2), (3, [1, 1], [1, 0, 0], 1), (3, [0, 0], [0, 0, 0], 0),
+    (1, [1, 1], [1, 0], 0), (1, [1], [1], 1), (1, [0], [1, 1], 0), (4, [], [1, 1, 1, 0], 3),
+    (2, [1], [], 2)])
+def test_points(points, contract, parity, reached):
+    assert marks(points, contract, parity) == reached
+
+
+@pytest.mark.parametrize("expected, found, words", [
+    (torch.zeros(2, 3), torch.zeros(3, 2), "outputs has shape (3, 2), should have (2, 3)"),
+    (torch.zeros(2), torch.zeros(2).double(), "outputs has dtype float64, should have float32"),
+    ({"a": torch.zeros(2)}, {"a": None}, "a should be a tensor of shape (2,), is None"),
+    ({"a": torch.zeros(2)}, {"a": torch.tensor([0.0, 0.5])}, "a[1] should be 0, is 0.5 (1 of 2"),
+    ({"a": torch.zeros(2)}, {"a": torch.tensor([0.0, torch.nan])}, "a[1] should be 0, is nan"),
+    ({"a": torch.tensor(-torch.inf)}, {"a": torch.tensor(-torch.inf)}, None),
+    ({"a": torch.zeros(0, 3)}, {"a": torch.zeros(0, 3)}, None),
+    ({"a": [1, 2]}, {"a": [1]}, "a should be a list of 2, is a list of 1"),
+    ({"a": [1, 2.0]}, {"a": [1, 3.0]}, "a[1] should be 2.0, is 3.0"),
+    ({"a": "x"}, {"a": "y"}, "a should be 'x', is 'y'"), ({"a": True}, {"a": 1}, "a bool"),
+    ({"a": 1.0}, {"a": 1.0 + 1e-6}, None), ({"a": 1, "b": 2}, {"a": 1, "c": 2}, "has no b")])
+def test_differences(expected, found, words):
+    told = score.difference(expected, found, 1e-5)
+    assert (told is None) if words is None else words in told
+
+
+def test_values_survive_packing():
+    value = {"a": [torch.ones(2, 3).bfloat16(), None, True, float("inf"), "x"], "dict": {"b": 1},
+             "tensor": torch.arange(3), "t": torch.ones(3, 2).t(), "e": torch.zeros(0)}
+    found = kit.unpack(kit.pack(value))
+    assert score.difference(value, found, 0.0) is None and found["a"][0].dtype is torch.bfloat16
+    with pytest.raises(TypeError, match="where a torch.Tensor"):
+        kit.pack({"a": object()})
+
+
+# ---------------------------------------------------------------- cutting and grafting
+
+SOURCE = '''
+import math
+class A:
+    @property
+    def f(self):   # why
+        """Doc."""
+        # a comment that tells
+        x = 1
+        return x
+        # and another
+
+    def g(self, x=lambda: {1: 2}, *, y: "a:b" = 3) -> dict: return {"x": x}
+
+def h(a,
+      b):
+    return a + b     # end
+
+
+def after(): ...
+'''
+
+
+def test_a_cut_function_keeps_its_head():
+    text = SOURCE
+    for name in ("A.f", "A.g", "h"):
+        text = cut(text, name, "Exercise 9.1: see lessons/09_x.md")
+    assert text == '''
+import math
+class A:
+    @property
+    def f(self):   # why
+        """Doc."""
+        raise NotImplementedError("Exercise 9.1: see lessons/09_x.md")
+
+    def g(self, x=lambda: {1: 2}, *, y: "a:b" = 3) -> dict:
+        raise NotImplementedError("Exercise 9.1: see lessons/09_x.md")
+
+def h(a,
+      b):
+    raise NotImplementedError("Exercise 9.1: see lessons/09_x.md")
+
+
+def after(): ...
+'''
+    for name, fault in (("A.z", "defines no A.z"), ("A", "A is no function"), ("A.f.x", "no A.f")):
+        with pytest.raises(InputError, match=fault):
+            cut(SOURCE, name, "")
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=lambda row: row.id)
+def test_each_exercise_can_be_cut_and_put_back(row):
+    source = row.file(ROOT).read_text(encoding="utf-8")
+    stub = cut(source, row.name, row.not_started)
+    assert ast.dump(ast.parse(graft(stub, source, row.name))) == ast.dump(ast.parse(source))
+    assert max(map(len, stub.splitlines())) <= 100
+
+
+def test_nothing_but_the_function_is_taken():
+    theirs = SOURCE.replace("return a + b", "return a - b").replace("import math", "import os") \
+        .replace("def h(", "@print\ndef h(")
+    found = graft(SOURCE, theirs, "h")
+    assert "return a - b" in found and "import os" not in found and "@print" not in found
+
+
+def test_cases_without_variants_hold_no_solution():
+    path = ROOT / "lessons" / "exercises" / "lesson_02.py"
+    text = without_variants(path.read_text(encoding="utf-8"))
+    assert not any(word in text for word in (".softmax(", "masked_fill", ".sqrt(", "lambda rows"))
+    assert "def causal_seen" in text and ".tril()" in text       # the cases call it
+
+
+# ---------------------------------------------------------------- submissions
+
+def submission(folder, body, row=NORM, before=""):
+    """A folder in which the file of an exercise has this body in its function."""
+    file = row.file(folder)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(before + cut(row.file(ROOT).read_text(encoding="utf-8"), row.name, "BODY")
+                    .replace('raise NotImplementedError("BODY")',
+                             textwrap.indent(textwrap.dedent(body).strip(), "    ").strip()),
+                    encoding="utf-8")
+    return folder
+
+
+def graded(folder, row=NORM):
+    return grading.grade([row], ROOT, grading.read_fixtures([row.lesson], ROOT), folder)[0]
+
+
+ATTACKS = {                       # body -> what the line must say
+    "os._exit(0)": ("import os\nos._exit(0)", "ends its process (exit code 0)"),
+    "SystemExit": ("raise SystemExit(0)", "raises SystemExit"),
+    "a loop": ("while True: pass", "does not end"),
+    "memory": ("import torch\nreturn torch.ones(10 ** 11)", "needs more memory"),
+    "memory of lists": ("return [0] * 10 ** 10", "needs more memory"),
+    "fork": ("import os\nos.fork()\nreturn x", "forks its process"),
+    "a process": ("import subprocess\nsubprocess.run(['true'])", "starts a process"),
+    "a process, by hand": ("import _posixsubprocess as p\np.fork_exec(*[None] * 23)",
+                           "starts a process"),
+    "a socket": ("import socket\nsocket.socket()", "opens a network connection"),
+    "the reference": (f"return open({str(NORM.file(ROOT))!r}).read()", "reads "),
+    "the answers": (f"return open({str(kit.ANSWERS / '02.safetensors')!r}, 'rb').read()",
+                    "which is not its own"),
+    "a file": ("open('/tmp/minillmclf-attack', 'w')", "writes to /tmp/minillmclf-attack"),
+    "ctypes": ("import ctypes\nctypes.CDLL(None)", "calls native code"),
+    "torch.allclose": ("import torch\ntorch.allclose = lambda *a, **k: True\nreturn x",
+                       "replaces torch.allclose"),
+    "Tensor.__eq__": ("import torch\ntorch.Tensor.__eq__ = lambda *a: True\nreturn x",
+                      "replaces torch.Tensor.__eq__"),
+    "pytest": ("import pytest\npytest.approx = lambda *a: None\nreturn x", "imports pytest"),
+    "a lying tensor": ("""
+        class Liar(type(x)):
+            def __eq__(self, other): return True
+        return x.as_subclass(Liar)""", "Liar was returned, where a torch.Tensor"),
+    "a printed result": ("print('2.4 the root-mean-square norm 2/2')\nreturn None",
+                         "should be a tensor of shape (3, 6), is None"),
+    "a reply of its own": ("""
+        import json, os
+        text = json.dumps({"cases": [], "replaced": [], "points": 2}).encode()
+        for number in range(3, 40):
+            try: os.write(number, len(text).to_bytes(8, "little") + text)
+            except OSError: pass
+        os._exit(0)""", "sends a reply of its own making"),
+    "its inputs": (f"result = {RIGHT.removeprefix('return ')}\nx.zero_()\nreturn result",
+                   "changes its argument in place: x"),
+}
+
+
+@pytest.fixture(scope="module")
+def attacks(tmp_path_factory):
+    """All attacks, in workers that run at the same time -> {name: Result}."""
+    folder = tmp_path_factory.mktemp("attacks")
+    fixtures = grading.read_fixtures([NORM.lesson], ROOT)
+
+    def one(number, body):
+        return grading.grade_one(NORM, ROOT, *fixtures[NORM.lesson],
+                                 submission(folder / str(number), body))
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(one, range(len(ATTACKS)), [body for body, _ in ATTACKS.values()]))
+    return dict(zip(ATTACKS, found))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_has_no_points_and_is_named(name, attacks):
+    result = attacks[name]
+    assert result.points == 0 and ATTACKS[name][1] in result.message, result
+
+
+def test_a_file_that_native_code_opens_cannot_be_read(tmp_path):
+    """The audit hook does not see it; the kernel does, where it has Landlock."""
+    if not limits.landlock_abi():
+        pytest.skip("this kernel has no Landlock: native code can read files")
+    file = NORM.file(ROOT)
+    body = f"""
+        import torch
+        source = torch.from_file({str(file)!r}, size={file.stat().st_size}, dtype=torch.uint8)
+        space = {{}}
+        exec(bytes(source.tolist()).split(b"def root_mean")[1], space)
+        return x"""
+    result = graded(submission(tmp_path, body))
+    assert result.points == 0 and "Permission denied" in result.message, result
+
+
+def test_what_surrounds_the_function_does_not_count(tmp_path):
+    """Code at the top of a submitted file is not run; its other functions are the reference's."""
+    folder = submission(tmp_path, RIGHT, before="import os\nos._exit(0)\n")
+    text = cut(NORM.file(folder).read_text(encoding="utf-8"), "Rows.unpad", "wrong")
+    NORM.file(folder).write_text(text, encoding="utf-8")
+    assert graded(folder).points in (1, 2)
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda file: file.unlink(), "is not in the submission"),
+    (lambda file: file.write_text("def f(:"), "line 1: SyntaxError"),
+    (lambda file: file.write_text("x = 1"), "defines no root_mean_square_norm"),
+    (lambda file: (file.unlink(), file.symlink_to(NORM.file(ROOT))), "leads out of the submission"),
+    (lambda file: file.write_bytes(b"\xff\xfe"), "cannot be read"),
+    (lambda file: file.write_text("#" * 2_000_001), "more than 2,000,000 bytes")])
+def test_a_submission_that_cannot_be_read_is_named(change, words, tmp_path):
+    folder = submission(tmp_path, RIGHT)
+    change(NORM.file(folder))
+    result = graded(folder)
+    assert result.points == 0 and words in result.message
+
+
+# ---------------------------------------------------------------- the command
+
+def called(capsys, *given):
+    with pytest.raises(SystemExit) as end:
+        run(lambda: command.main(list(map(str, given))))
+    return end.value.code, *capsys.readouterr()
+
+
+def test_an_overlay_by_the_command(tmp_path, capsys):
+    """One function not started, one known-wrong variant; hidden cases; JSON and JUnit."""
+    row = ROWS["2.3"]
+    body = inspect.getsource(kit.exercise_of("02", "MergeHeads")
+                             .variants["the last head stands first"]).split(":\n", 1)[1]
+    folder = submission(tmp_path / "sub", textwrap.dedent(body).replace("rows.", "self."), row)
+    text = cut(row.file(folder).read_text(encoding="utf-8"), NORM.name, NORM.not_started)
+    row.file(folder).write_text(text, encoding="utf-8")
+    files = tmp_path / "a.json", tmp_path / "a.xml"
+    code, out, err = called(capsys, "2.3", "2.4", "--overlay", folder, "--reference", ROOT,
+                            "--seed", "5", "--json", files[0], "--junit", files[1])
+    assert (code, err) == (1, "")
+    assert 'looks like "the last head stands first"' in out and "hint 1 of 2" in out
+    assert "0/2   not started: see lessons/02_attention_by_hand.md\n" in out
+    assert out.splitlines()[-1] == "lesson 2: 1/4    next: 2.3"
+    told = json.loads(files[0].read_text(encoding="utf-8"))
+    assert [(each["id"], each["points"], each["state"]) for each in told["exercises"]] == \
+        [("2.3", 1, "failed"), ("2.4", 0, "not started")]
+    suite = ElementTree.parse(files[1]).getroot()
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("2", "1", "1")
+
+
+@pytest.mark.parametrize("given, words", [
+    (["9.9"], "9.9: no such lesson or exercise; there are "),
+    (["2", "--hint", "1"], "2 is a lesson"), (["2.1", "--hint", "9"], "has hints 1 to 5"),
+    (["--hint", "1"], "name one exercise"), (["--overlay", "x"], "go together"),
+    (["--overlay", "none", "--reference", str(ROOT)], "there is no such folder"),
+    (["--seed", "1"], "needs --reference"), (["--seed", "1", "--fixtures", "x"], "give one of"),
+    (["--fixtures", "nowhere"], "is not there: make it with"),
+    (["--json", str(ROOT / "README.md")], "is there already"),
+    (["--overlay", ".", "--reference", "/"], "there is no lessons/exercises/ there")])
+def test_a_mistake_is_one_line(given, words, capsys):
+    code, out, err = called(capsys, *given)
+    assert (code, out, err.count("\n")) == (2, "", 1) and words in err
+
+
+def test_a_hint_is_shown_and_remembered(capsys, monkeypatch):
+    kept = []
+    monkeypatch.setattr(command.output, "read_record", lambda root: {"points": {}, "hints": {}})
+    monkeypatch.setattr(command.output, "remember", lambda root, record: kept.append(record))
+    code, out, err = called(capsys, "2.1", "--hint", "2")
+    assert (code, err) == (0, "") and out.startswith("2.1, hint 2 of 5: ")
+    assert kept == [{"points": {}, "hints": {"2.1": [2]}}]

@@ -1,0 +1,204 @@
+"""What an exercise's outputs are worth: compared case by case with the expected ones.
+
+contract: names, shapes, types, inputs left as they were. parity: the numbers. diagnosis: which
+known-wrong variant gives the same; it adds no points.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+PASSED, FAILED, NOT_STARTED, REFUSED = "passed", "failed", "not started", "refused"
+
+
+@dataclass
+class Result:
+    """state: one of the four above. message: the first fault, in words. looks_like: the variant
+    that gives the same outputs, or None; hint: the number, from 1, of the hint for it, or None."""
+    id: str
+    title: str
+    object: str
+    points: int
+    of: int
+    state: str
+    message: str = ""
+    looks_like: str | None = None
+    hint: int | None = None
+
+
+def numbers(tensor):
+    """A tensor -> numpy array, float64 for floating point."""
+    return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
+
+
+def position(index):
+    return f"[{', '.join(map(str, index))}]"
+
+
+def form_difference(expected, found, name="output"):
+    """None, or in which shape, type or length two values differ, in words."""
+    if isinstance(expected, torch.Tensor) != isinstance(found, torch.Tensor):
+        return f"{name} should be {kind(expected)}, is {kind(found)}"
+    if isinstance(expected, torch.Tensor):
+        for what, a, b in (("shape", tuple(expected.shape), tuple(found.shape)),
+                           ("dtype", expected.dtype, found.dtype)):
+            if a != b:
+                return f"{name} has {what} {b}, should have {a}".replace("torch.", "")
+        return None
+    if isinstance(expected, (list, dict)):
+        if type(expected) is not type(found) or len(expected) != len(found):
+            return f"{name} should be {kind(expected)}, is {kind(found)}"
+        keys = range(len(expected)) if isinstance(expected, list) else expected
+        for key in keys:
+            if isinstance(expected, dict) and key not in found:
+                return f"{name} has no {key}"
+            inner = name if name == "outputs" else f"{name}[{key!r}]"
+            fault = form_difference(expected[key], found[key],
+                                    str(key) if name == "outputs" else inner)
+            if fault:
+                return fault
+        return None
+    if isinstance(expected, (int, float)) and isinstance(found, (int, float)) \
+            and isinstance(expected, bool) == isinstance(found, bool):
+        return None
+    if type(expected) is not type(found):
+        return f"{name} should be {kind(expected)}, is {kind(found)}"
+    return None
+
+
+def kind(value):
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, (list, dict)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def value_difference(expected, found, tolerance, name="outputs"):
+    """None, or where two values of the same form differ first, in words."""
+    if isinstance(expected, torch.Tensor):
+        a, b = numbers(expected), numbers(found)
+        if a.dtype.kind in "fc":
+            with np.errstate(invalid="ignore"):
+                same = (np.abs(a - b) <= tolerance) | (a == b) | (np.isnan(a) & np.isnan(b))
+        else:
+            same = a == b
+        if same.all():
+            return None
+        index = tuple(int(each) for each in np.argwhere(~same)[0])
+        return (f"{name}{position(index) if index else ''} should be {shown(a[index])}, is "
+                f"{shown(b[index])} ({(~same).sum():,} of {same.size:,} differ)")
+    if isinstance(expected, (list, dict)):
+        for key in range(len(expected)) if isinstance(expected, list) else expected:
+            inner = str(key) if name == "outputs" else f"{name}[{key!r}]"
+            fault = value_difference(expected[key], found[key], tolerance, inner)
+            if fault:
+                return fault
+        return None
+    if isinstance(expected, float) or isinstance(found, float):
+        if abs(expected - found) <= tolerance or expected == found:
+            return None
+    elif expected == found:
+        return None
+    return f"{name} should be {expected!r}, is {found!r}"
+
+
+def shown(number):
+    return f"{number:.6g}" if isinstance(number, np.floating) else str(number)
+
+
+def difference(expected, found, tolerance):
+    return form_difference(expected, found, "outputs") \
+        or value_difference(expected, found, tolerance)
+
+
+# ---------------------------------------------------------------- cases, points
+
+def case_fault(exercise, case, expected, told):
+    """None, or what is wrong with the answer to a case, in words."""
+    if "words" in told:
+        return told["words"]
+    changed = difference(case.arguments, told["after"], 0.0)
+    if changed:
+        return f"changes its argument in place: {changed}"
+    outputs = told["outputs"]
+    fault = form_difference(expected["outputs"], outputs, "outputs") \
+        or exercise.contract(case, outputs)
+    if not fault and case.kind == "parity":
+        fault = value_difference(expected["outputs"], outputs, tolerance_of(exercise, case))
+    return fault
+
+
+def tolerance_of(exercise, case):
+    return exercise.tolerance if case.tolerance is None else case.tolerance
+
+
+def same_as(variant, told, cases, exercise):
+    """Does a variant give the same outputs, or the same errors, in all cases?"""
+    for case, each in zip(cases, told):
+        stored, tolerance = variant[case.name], tolerance_of(exercise, case)
+        if "error" in stored or "error" in each:
+            if stored.get("error") != each.get("error"):
+                return False
+        elif difference(stored["outputs"], each["outputs"], tolerance) \
+                or difference(stored.get("after", case.arguments), each["after"], tolerance):
+            return False
+    return True
+
+
+def points_of(row, cases, faults):
+    """1 for all contract cases, where there is more than one point; the rest for parity, in whole
+    points, and in full only if all pass."""
+    if not any(faults):
+        return row.points
+    bad = {kind: sum(bool(fault) for case, fault in zip(cases, faults) if case.kind == kind)
+           for kind in ("contract", "parity")}
+    parity = sum(case.kind == "parity" for case in cases)
+    has_contract = parity < len(cases) and row.points > 1
+    rest = row.points - has_contract
+    found = int(has_contract and not bad["contract"])
+    share = rest * (parity - bad["parity"]) // parity if parity else 0
+    return min(found + share, row.points - 1)
+
+
+def refusal(reply):
+    """None, or what in a worker's reply gives no points at all, in words."""
+    if "attempt" in reply:
+        return reply["attempt"]
+    for each in [reply["import"]] if "import" in reply else reply["cases"]:
+        if each.get("memory"):
+            return f"needs more memory than it may take: {each['words']}"
+        if each.get("ends"):
+            return f"raises {each['words']}"
+    if reply.get("replaced"):
+        return f"replaces {', '.join(reply['replaced'][:3])}"
+    return None
+
+
+def judge(row, exercise, cases, answers, reply):
+    """What a worker has replied -> Result. answers: stored ones of this exercise."""
+    def result(points, state, message="", **more):
+        return Result(row.id, row.title, row.object, points, row.points, state, message, **more)
+    fault = refusal(reply)
+    if fault:
+        return result(0, REFUSED, fault)
+    told = [reply["import"]] * len(cases) if "import" in reply else reply["cases"]
+    messages = {each.get("not_started") for each in told}
+    if messages == {row.not_started}:
+        return result(0, NOT_STARTED, row.not_started)
+    faults = [case_fault(exercise, case, answers["expected"][case.name], each)
+              for case, each in zip(cases, told)]
+    if not any(faults):
+        return result(row.points, PASSED)
+    waits = messages - {None, row.not_started}
+    first = next(number for kind in ("contract", "parity")
+                 for number, case in enumerate(cases) if case.kind == kind and faults[number])
+    message = f"{cases[first].kind}, {cases[first].name}: {faults[first]}"
+    if waits:
+        message = f"calls a function that is not written yet ({min(waits)})"
+    alike = [name for name, variant in answers["variants"].items()
+             if same_as(variant, told, cases, exercise)]
+    hint = exercise.hint_for.get(alike[0]) if alike else None
+    return result(points_of(row, cases, faults), FAILED, message,
+                  looks_like=alike[0] if alike else None,
+                  hint=None if hint is None else hint + 1)

@@ -1,0 +1,147 @@
+"""Where the code of an exercise runs: a temporary copy of a clone, and a process of its own.
+
+The copy has the package, the cases of one lesson, and links to the shipped models. It has no
+lessons, tests or answers, and no body of a known-wrong variant. In a copy for an overlay the
+exercise's function comes from the submission, and all others are the reference's.
+"""
+import os
+import selectors
+import shutil
+import signal
+import site
+import subprocess
+import sys
+import sysconfig
+import time
+from contextlib import contextmanager
+from glob import glob
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from .graft import cut, graft, read_submitted, without_variants
+
+STARTING = 120                     # seconds in which a worker has to load torch
+WALL = 5                           # times the processor time that an exercise may take
+WAITS = "does not end: it waits for something"
+LARGEST = 64 * 2 ** 20             # bytes of a reply
+SYSTEM = [*glob("/usr/lib/*-linux-gnu*"), "/lib64", "/etc/ld.so.cache", "/dev/urandom",
+          "/proc/cpuinfo", "/sys/devices/system/cpu"]            # what libraries read on their own
+
+
+# ---------------------------------------------------------------- the copy
+
+@contextmanager
+def workplace(root, row, submission=None):
+    """with workplace(clone, row of a table) as folder: ...   submission: for an overlay."""
+    with TemporaryDirectory(prefix="minillmclf-grade-") as folder:
+        folder = Path(os.path.realpath(folder))
+        shutil.copytree(root / "minillmclf", folder / "minillmclf",
+                        ignore=shutil.ignore_patterns("__pycache__", "datasets", "checkpoints"))
+        for name in ("minillmclf/datasets", "minillmclf/checkpoints", "checkpoints"):
+            if (root / name).is_dir():
+                (folder / name).symlink_to((root / name).resolve())
+        cases = Path("lessons", "exercises", f"lesson_{row.lesson}.py")
+        for name in ("lessons/__init__.py", "lessons/exercises/__init__.py",
+                     "lessons/exercises/kit.py", str(cases)):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / name, folder / name)
+        source = (root / cases).read_text(encoding="utf-8")
+        (folder / cases).write_text(without_variants(source), encoding="utf-8")
+        if submission is not None:
+            file = row.file(folder)
+            text = read_submitted(submission, file.relative_to(folder))
+            reference = cut(file.read_text(encoding="utf-8"), row.name, row.not_started)
+            file.write_text(graft(reference, text, row.name, file.name), encoding="utf-8")
+        yield folder
+
+
+# ---------------------------------------------------------------- what it may read
+
+def readable(folder, root):
+    """What a worker may read: its copy, the models, Python, and the installed packages but ours.
+
+    Nothing that holds the clone `root` is among it.
+    """
+    paths = sysconfig.get_paths()
+    sites = {paths["purelib"], paths["platlib"], *site.getsitepackages(), *path_entries()}
+    if site.ENABLE_USER_SITE:
+        sites.add(site.getusersitepackages())
+    places = [folder, *(each for each in folder.rglob("*") if each.is_symlink()), *SYSTEM]
+    for place in map(Path, [*sites, paths["stdlib"]]):
+        if place.is_dir():
+            places += [each for each in place.iterdir() if "minillmclf" not in each.name
+                       and each.name not in ("site-packages", "dist-packages")]
+    found = {Path(os.path.realpath(each)) for each in places if os.path.exists(each)}
+    return sorted(str(each) for each in found if not root.resolve().is_relative_to(each))
+
+
+def path_entries():
+    """The folders of PYTHONPATH that are no clone of this repository."""
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return [each for each in given if each and not is_clone(Path(each))]
+
+
+def is_clone(place):
+    """Does a folder hold the package, without being one of installed packages?"""
+    return (place / "minillmclf").is_dir() and not place.name.endswith("-packages")
+
+
+def environment(folder):
+    """Of a worker: the copy stands first on its path, and no clone stands there."""
+    kept = {name: value for name, value in os.environ.items() if name in (
+        "PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "VIRTUAL_ENV")}
+    path = os.pathsep.join([str(folder), *path_entries()])
+    return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",
+            "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"}
+
+
+# ---------------------------------------------------------------- the process
+
+def work(folder, job, seconds):
+    """Run a job, packed, in a worker -> (its reply or None, why there is none)."""
+    with open(folder / ".log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "minillmclf.grade.worker"], cwd=folder, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=log, env=environment(folder), start_new_session=True)
+    try:
+        reply, fault = talk(process, job, time.monotonic() + STARTING + WALL * seconds)
+    except subprocess.TimeoutExpired:
+        reply, fault = None, WAITS
+    finally:
+        process.kill()
+        process.wait()
+    if reply or fault:
+        return reply, fault
+    told = (folder / ".log").read_text(encoding="utf-8", errors="replace").strip()
+    if process.returncode == 1 and told:                       # the worker itself failed
+        return None, f"its process ended: {told.splitlines()[-1][:300]}"
+    return None, ending(process.returncode, seconds)
+
+
+def talk(process, job, deadline):
+    """Send the job and read what comes until the worker closes its output -> (bytes, fault)."""
+    try:
+        process.stdin.write(job)
+        process.stdin.close()
+    except BrokenPipeError:
+        pass
+    found = bytearray()
+    with selectors.DefaultSelector() as ready, process.stdout as out:
+        ready.register(out, selectors.EVENT_READ)
+        while ready.select(max(0, deadline - time.monotonic())):
+            part = os.read(out.fileno(), 2 ** 16)
+            if not part:
+                process.wait(max(0.1, deadline - time.monotonic()))
+                return bytes(found), None
+            found += part
+            if len(found) > LARGEST:
+                return None, f"sends more than {LARGEST:,} bytes"
+    return None, WAITS
+
+
+def ending(code, seconds):
+    """Why a worker has ended without a reply and without a word."""
+    if code in (-signal.SIGXCPU, -signal.SIGKILL):
+        return f"does not end: it took more than {seconds} s of processor time"
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return f"ends its process ({how}) before the cases are through"
