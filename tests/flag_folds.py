@@ -106,6 +106,7 @@ BUNDLES = {
         quoting="none",
         lr=1e-2,
     ),
+    "probe": dict(data="data", head_init="probe", head_lr=5e-3),
     "prefix": dict(data="data", method="prefix", virtual_tokens=3, projection="on", lr=1e-2),
     "words": dict(
         data="data",

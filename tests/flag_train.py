@@ -10,7 +10,7 @@ from minillmclf import Classifier, load_backbone, load_tokenizer
 from safetensors.torch import load_file
 
 from flag_loop import differ
-from flag_world import LABELS, ok, read_csv, refused, rows_at_once, same, shows
+from flag_world import LABELS, ok, read_csv, refused, rows_at_once, same, shows, write_csv
 from small import bert_folder
 
 shows = functools.partial(shows, "train")
@@ -302,6 +302,34 @@ def of_a_writer(w):
     assert same(learned, w.train(**asked, objective="completion", end="eos")), (
         "what is written must end"
     )
+
+
+@shows("--head-init", "--head-lr")
+def probe(w):
+    """The head starts as a probe; its rate is its own."""
+    plain = w.train(epochs=1, min_steps=1)
+    probed = w.train(epochs=1, min_steps=1, head_init="probe")
+    assert probed.losses[0] < plain.losses[0] - 0.01, "less than that of a random head"
+    still = w.train(epochs=1, lr=w.STILL, head_lr=0.5)
+    before = Classifier.from_backbone(w.bert, LABELS, seed=0)
+    moved = (still.tensors["classifier.weight"] - before.head.out.weight).abs().max()
+    body = (still.tensors["bert.embeddings.word_embeddings.weight"]
+            - before.backbone.word_embeddings.weight).abs().max()
+    assert moved > 1e-2 > 1e-5 > body
+
+
+@shows("--few-rows", "--dev")
+def few_rows(w):
+    """A file without splits has few rows of each class: what train chooses, and the dev rows."""
+    rows = [{"text": row["text"], "label": row["label"]} for row in read_csv(w.data)]
+    data, heard = write_csv(w.new(".csv"), rows), {}
+    for few in ("auto", "off", "on"):
+        record = w.train(data=data, few_rows=few, min_steps=None, epochs=1).record
+        heard[few] = record["settings"]["objective"], record["data"]["rows"]["dev"]
+    assert heard["auto"] == heard["on"] == ("contrastive", 0)
+    assert heard["off"][0] == "classes" and heard["off"][1] > 0
+    kept = w.train(data=data, few_rows="off", dev="none", epochs=2).record
+    assert kept["data"]["rows"]["dev"] == 0 and kept["best_epoch"] == 2
 
 
 @shows("--pool")

@@ -15,7 +15,8 @@ from ..files import find_model, short
 BASELINES = ("majority", "bag-of-words")
 SHIPPED_MODELS = ("mini-bert", "mini-llama", "mini-t5")
 DEFAULT_METHODS = ("full", "lora", "qlora", "head")
-DECIDED_SETTINGS = ("model", "out", "rows_per_class", "seed")    # the comparison decides these
+# the comparison decides these, and needs dev rows
+DECIDED_SETTINGS = ("model", "out", "rows_per_class", "seed", "few_rows", "dev")
 SHARED_SETTINGS = ("data", "label_column", "multi_label", "quoting")         # all runs share these
 SETTING_TYPES = {f.name: type(f.default) for f in fields(Settings)}
 
