@@ -75,11 +75,11 @@ class Attention(Exercise):
     hint_for = dict(zip(variants, (0, 0, 0, 0, 1, 4, 1, 1, 1, 2, 3)))
 
     def inputs(self, draw):
-        def case(name, kind, lengths, side="right", K=4, causal=False, scale=None, large=1):
+        def case(name, kind, lengths, side="right", K=4, causal=False, scale=None):
             mask = draw.mask(lengths, side=side)
             q, k, v = (draw.normal(sum(lengths), heads, 8) for heads in (4, K, K))
             seen = causal_seen(mask) if causal else None
-            return Case(name, kind, {"q": q * large, "k": k, "v": v, "mask": mask, "seen": seen,
+            return Case(name, kind, {"q": q, "k": k, "v": v, "mask": mask, "seen": seen,
                                      "scale": scale})
         return [case("rows of 3 and 5 tokens", "contract", [3, 5]),
                 case("one token", "contract", [1]),
@@ -89,7 +89,7 @@ class Attention(Exercise):
                 case("heads that share keys", "parity", [3, 5], K=2),
                 case("causal", "parity", [4, 2], causal=True),
                 case("another scale", "parity", [3, 4], scale=0.7),
-                case("large scores", "parity", [3, 4], large=30)]
+                case("large scores", "parity", [3, 4], scale=10.0)]
 
     def call(self, function, case):
         from minillmclf.models.layers import Rows
