@@ -47,8 +47,20 @@ def over_queries(q, k, v, rows, seen=None, scale=None):
     return rows.merge_heads(scores.masked_fill(~seen, -1e9).softmax(-2) @ v)
 
 
+def overflowing(q, k, v, rows, seen=None, scale=None):
+    q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    scores = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    seen = rows.key_mask[:, None, None, :] if seen is None else seen
+    weights = scores.masked_fill(~seen, float("-inf")).exp()
+    return rows.merge_heads(weights / weights.sum(-1, keepdim=True) @ v)
+
+
 class Attention(Exercise):
-    """Scores, mask, softmax, mean. fp32 sums of at most 8 products of numbers near 1: 1e-5."""
+    """Scores, mask, softmax, mean. fp32 sums of at most 8 products of numbers near 1: 1e-5.
+
+    Scores near 100 have an error near 1e-5 themselves, and so have the logarithms of the weights.
+    """
     variants = {
         "the scores are not divided by the square root of d":
             wrong_attention(lambda q, scale: 1.0 if scale is None else scale),
@@ -70,9 +82,10 @@ class Attention(Exercise):
         "what is not seen gets the score 0": masked_with_zero,
         "the mask comes after the softmax": wrong_attention(after=True),
         "the softmax runs over the queries": over_queries,
+        "exp of large scores overflows": overflowing,
         "shared heads are tiled: head 0 serves heads 0, 2, 4": wrong_attention(tiled=True),
     }
-    hint_for = dict(zip(variants, (0, 0, 0, 0, 1, 4, 1, 1, 1, 2, 3)))
+    hint_for = dict(zip(variants, (0, 0, 0, 0, 1, 4, 1, 1, 1, 2, 2, 3)))
 
     def inputs(self, draw):
         def case(name, kind, lengths, side="right", K=4, causal=False, scale=None):
@@ -81,6 +94,8 @@ class Attention(Exercise):
             seen = causal_seen(mask) if causal else None
             return Case(name, kind, {"q": q, "k": k, "v": v, "mask": mask, "seen": seen,
                                      "scale": scale})
+        large = case("large scores", "parity", [3, 4], scale=40.0)
+        large.tolerance = 1e-4
         return [case("rows of 3 and 5 tokens", "contract", [3, 5]),
                 case("one token", "contract", [1]),
                 case("no padding", "parity", [4, 4]),
@@ -89,7 +104,7 @@ class Attention(Exercise):
                 case("heads that share keys", "parity", [3, 5], K=2),
                 case("causal", "parity", [4, 2], causal=True),
                 case("another scale", "parity", [3, 4], scale=0.7),
-                case("large scores", "parity", [3, 4], scale=10.0)]
+                large]
 
     def call(self, function, case):
         from minillmclf.models.layers import Rows
