@@ -360,7 +360,7 @@ def test_an_overlay_by_the_command(tmp_path, capsys):
                             "--seed", "5", "--json", files[0], "--junit", files[1])
     assert (code, err) == (1, "")
     assert 'looks like "the last head stands first"' in out and "hint 1 of 2" in out
-    assert "0/2   not started: see lessons/02_attention_by_hand.md\n" in out
+    assert "0/2   not started: see lessons/02_attention.md\n" in out
     assert out.splitlines()[-1] == "lesson 2: 1/4    next: 2.3"
     told = json.loads(files[0].read_text(encoding="utf-8"))
     assert [(each["id"], each["points"], each["state"]) for each in told["exercises"]] == \

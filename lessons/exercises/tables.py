@@ -9,7 +9,7 @@ from minillmclf.errors import InputError
 
 @dataclass
 class Row(page.Exercise):
-    """A row of a table. lesson: "02"; page: "02_attention_by_hand.md"."""
+    """A row of a table. lesson: "02"; page: "02_attention.md"."""
     lesson: str = ""
     page: str = ""
 
