@@ -69,8 +69,8 @@ def main(arguments=None):
     before = probabilities(model)
     answers = model.answers(before)
     merge_adapter(model, *precisions or [None]).save(out)
-    for name in ("tuned.json", "adapter_config.json", "run.json"):     # of an older model in --out
-        remove_path(out / name)
+    for file in ("tuned.json", "adapter_config.json", "run.json"):     # of an older model in --out
+        remove_path(out / file)
     saved = Classifier.load(out)
     after = probabilities(saved)
     changed = sum(one != other for one, other in zip(answers, saved.answers(after)))

@@ -25,7 +25,7 @@ from minillmclf.predict import __main__ as predict
 from minillmclf.report import __main__ as report
 from minillmclf import evaluate as evaluate_command
 from minillmclf.classify import multilabel as several
-from minillmclf.classify.baseline import OneVersusRest, multilabel_frequencies
+from minillmclf.classify.baseline import OneVersusRest, multilabel_frequencies, rows_of as rows_of_matrix
 from minillmclf.cli.settings import Settings, read_settings
 from minillmclf.text import doctor
 from minillmclf.text.batch import collate
@@ -214,7 +214,8 @@ def test_one_regression_for_each_class():
     assert ((bag.predict(texts) >= 0.5) == np.array(truth)).all()
     alone = OneVersusRest(1).fit(texts, [row[:1] for row in truth], texts, [row[:1] for row in truth])
     x, y = bag.features(texts), torch.tensor(truth)
-    both, one = bag.fit_weights(x, y, 1e-3), alone.fit_weights(x, y[:, :1], 1e-3)
+    rows, terms = rows_of_matrix(x), rows_of_matrix(x.t())
+    both, one = bag.fit_weights(rows, terms, y, 1e-3), alone.fit_weights(rows, terms, y[:, :1], 1e-3)
     assert torch.allclose(both[0][:, :1], one[0], atol=2e-2) and torch.allclose(both[1][:1], one[1], atol=2e-2), \
         "another class takes part in the regression of the first"
     assert multilabel_frequencies(truth, 2).tolist() == [[0.6, 0.6]] * 2
@@ -289,7 +290,7 @@ def test_pieces_of_a_batch_add_up_to_its_gradient(tmp_path, weights):
     for size in (0, 1, 2, 3):
         model = tiny(tmp_path / str(size)).train()
         rows = rows_of(model)
-        step = take_step(model, build_optimizer(model, s.lr, 0.0, 1.0, "adamw"), rows, [0, 1, 2, 3],
+        step = take_step(model, build_optimizer(model, s.lr, 0.0), rows, [0, 1, 2, 3],
                          Settings(**{**vars(s), "micro_batch_size": size}), BinaryCrossEntropy(weights))
         found[size] = step, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model = tiny(tmp_path / "whole")

@@ -27,6 +27,7 @@ from minillmclf.pretrain import losses as pretraining
 from minillmclf.training import loop, losses as objectives, optim
 from minillmclf.training.checkpoint import Store, seed_step
 from minillmclf.training.loop import fit, take_step
+from minillmclf.training.lr_factors import by_depth
 from minillmclf.training.plan import Plan, Split, balanced_rows, plan_epochs
 from minillmclf.training.metrics import is_better
 from minillmclf.tuning import set_trainable
@@ -201,14 +202,14 @@ def test_all_embeddings_and_norms_are_in_the_groups_of_a_full_run(folder):
 @pytest.mark.parametrize("layers", [2, 3])
 def test_lower_layers_learn_more_slowly(tmp_path, layers):
     model = classifier(bert_folder(tmp_path / "bert", layers=layers))
-    rate = {id(p): group["lr"] for group in optim.parameter_groups(model, 1e-3, 0.01, 0.5) for p in group["params"]}
+    rate = {id(p): group["lr"] for group in optim.parameter_groups(model, 1e-3, 0.01, by_depth(model, 0.5)) for p in group["params"]}
     for name, p in model.named_parameters():
         depth = 0 if "embedding" in name else layers + 1 if name.startswith("head") else int(name.split(".")[2]) + 1
         assert rate[id(p)] == pytest.approx(1e-3 * 0.5 ** (layers + 1 - depth)), f"{name}: the rate of another depth"
     assert rate[id(model.head.out.weight)] == 1e-3, "what stands on top learns at --lr itself"
     assert rate[id(model.backbone.word_embeddings.weight)] == min(rate.values())
     model.backbone.layers[-1].requires_grad_(False)
-    for group in optim.parameter_groups(model, 1e-3, 0.01, 0.5):
+    for group in optim.parameter_groups(model, 1e-3, 0.01, by_depth(model, 0.5)):
         assert all(rate[id(p)] == group["lr"] for p in group["params"]), "a depth depends on which layers are frozen"
 
 
@@ -236,8 +237,12 @@ def test_rate_is_never_negative_and_never_above_one(schedule):
             assert all(a >= b for a, b in zip(rates[warmup:], rates[warmup + 1:])), "the rate rises after the warm-up"
 
 
+def build_with_decay(model):
+    return optim.build_optimizer(model, 1e-3, 0.01, by_depth(model, 0.5))
+
+
 def test_set_rate_scales_each_group_from_its_own_rate(folder):
-    optimizer = optim.build_optimizer(classifier(folder), 1e-3, 0.01, 0.5)
+    optimizer = build_with_decay(classifier(folder))
     for factor in (0.5, 0.1, 1.0):
         optim.set_lr(optimizer, factor)
         assert all(g["lr"] == pytest.approx(g["base_lr"] * factor) for g in optimizer.param_groups), \

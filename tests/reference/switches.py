@@ -20,12 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = """
 import gc, json, sys, time
 import torch
-from minillmclf.cli.build import build
-from minillmclf.cli.rows import encode
+from minillmclf.cli.build import build_classifier as build
+from minillmclf.cli.rows import encode_split as encode
 from minillmclf.cli.settings import read_settings
 from minillmclf.cli.rows import load_dataset
 from minillmclf.train import parse
 from minillmclf.training.loop import plan_epochs, take_step
+from minillmclf.training import lr_factors
 from minillmclf.training.optim import build_optimizer
 from minillmclf.training.recompute import recompute_blocks
 flags = vars(parse(sys.argv[1:]))
@@ -41,7 +42,7 @@ warm = torch.optim.AdamW(small.parameters(), fused=True)
 with torch.autocast("cpu", torch.bfloat16, enabled=s.precision == "bf16"):
     torch.utils.checkpoint.checkpoint(small, torch.ones(1, 4), use_reentrant=False).sum().backward()
 warm.step()
-optimizer = build_optimizer(model, s.lr, s.weight_decay, s.layer_decay, s.optimizer)
+optimizer = build_optimizer(model, s.lr, s.weight_decay, lr_factors.of_settings(model, s), s.optimizer)
 plan = [rows for epoch in plan_epochs(model, train, s) for rows in epoch]
 steps = sorted(plan, key=lambda rows: sum(len(train.encoded[row][0]) for row in rows))[-2:]
 

@@ -76,7 +76,7 @@ def shorten_shots(prompt, count, budget):
         return Prompt(prompt.template, prompt.instruction, shots)
 
     def size(texts):
-        return with_texts(texts).size([""] * fields, count)
+        return with_texts(texts).num_tokens([""] * fields, count)
     texts = tuple(text for shot, _ in prompt.shots for text in shot)
     kept = shorten_texts(texts, size, budget, f"the texts of its {len(prompt.shots)} shots")
     if kept == texts:
