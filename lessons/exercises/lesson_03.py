@@ -154,6 +154,19 @@ def filled(module, given):
     return module.train(given.get("training", False))
 
 
+def rows_of(mask):
+    """mask: (B, T) -> its Rows, made without exercise 3.2."""
+    from minillmclf.models.layers import Rows
+    from minillmclf.text.batch import Layout
+    tokens, positions = mask.bool(), torch.zeros_like(mask)
+    for row, here in zip(positions, tokens):
+        row[here] = torch.arange(int(here.sum()))
+    return Rows(mask, Layout(
+        mask=tokens, lengths=mask.sum(1), indices=tokens.flatten().nonzero().squeeze(1),
+        position_ids=positions, no_padding=bool(tokens.all()), right_padded=False,
+        longest=int(mask.sum(1).max())))
+
+
 # ---------------------------------------------------------------- 3.3 Bert.embed
 
 def wrong_embed(positions=lambda model, ids, rows: rows.positions + model.position_offset,
@@ -218,11 +231,10 @@ class Embed(Exercise):
     def call(self, function, case):
         from minillmclf.errors import InputError
         from minillmclf.models.bert import Bert
-        from minillmclf.models.layers import Rows
         given = case.arguments
         model = filled(Bert(config_of(given), False, given["offset"]), given)
         try:
-            return {"x": function(model, given["ids"], Rows(given["mask"]), given["types"])}
+            return {"x": function(model, given["ids"], rows_of(given["mask"]), given["types"])}
         except InputError:
             return {"refused": True}
 
@@ -306,9 +318,8 @@ class Attend(Exercise):
     def call(self, function, case):
         from minillmclf.models.bert import BertLayer
         from minillmclf.models.last_token import FewQueries
-        from minillmclf.models.layers import Rows
         given = case.arguments
-        rows = Rows(given["mask"])
+        rows = rows_of(given["mask"])
         rows = rows if given["which"] is None else FewQueries(rows, given["which"])
         return {"x": function(filled(BertLayer(config_of(given)), given), given["x"], rows)}
 
