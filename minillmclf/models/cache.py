@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import InputError
+from ..text.batch import token_positions
 from .layers import Rows
 
 
@@ -51,7 +52,7 @@ class CachedRows(Rows):
         old_mask = self.mask[:, :0] if cache.mask is None else cache.mask
         self.key_mask = torch.cat([old_mask, self.mask], dim=1)    # (B, S), the T new places last
         self.uniform = bool(self.key_mask.all())
-        self.key_position_ids = (self.key_mask.cumsum(1) - 1).clamp(min=0)
+        self.key_position_ids = token_positions(self.key_mask)
         self.set_query_positions()
         self.cache, self.layer = cache, -1
         self.earlier = list(zip(cache.keys, cache.values))         # (k, v) of each layer so far

@@ -12,15 +12,21 @@ import torch
 from ..errors import InputError
 
 
+def token_positions(mask):
+    """mask: (B, T) -> (B, T) int64: 0, 1, 2, ... along the tokens of a row, which padding does not
+    count. Padding has the position of the token before it, or 0."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where the tokens of a padded batch (B, T) stand. A layout is computed once for all layers,
     and on the CPU: a program that reads a number from a GPU waits until the GPU has finished.
 
     mask: (B, T) bool, True where a token is; lengths: (B,), tokens of each row; indices: (N,),
-    index of each token in the flattened batch; position_ids: (B, T), 0, 1, 2, ... along the tokens
-    of a row. right_padded: padding stands after the tokens only; longest: tokens of the longest
-    row; token_types: the highest token type + 1, None if it is not known.
+    index of each token in the flattened batch; position_ids: (B, T), `token_positions`.
+    right_padded: padding stands after the tokens only; longest: tokens of the longest row;
+    token_types: the highest token type + 1, None if it is not known.
     """
     mask: torch.Tensor
     lengths: torch.Tensor
@@ -41,7 +47,7 @@ class Layout:
             raise InputError(f"batch row {empty[0]} holds no token ({len(empty)} such of "
                              f"{len(mask)}): give it a text")
         return cls(mask=mask, lengths=lengths, indices=mask.flatten().nonzero().squeeze(1),
-                   position_ids=(mask.cumsum(1) - 1).clamp(min=0), no_padding=bool(mask.all()),
+                   position_ids=token_positions(mask), no_padding=bool(mask.all()),
                    right_padded=bool((mask[:, 1:] <= mask[:, :-1]).all()),
                    longest=int(lengths.max()),
                    token_types=None if types is None else int(types.max()) + 1).to(device)
