@@ -23,7 +23,7 @@ from .cli import run_folder
 from .cli.build import build_classifier, build_task, check_saved, model_lines
 from .cli.few_rows import read_run
 from .cli.launch import in_all_processes
-from .cli.machine import (cache_frozen_features, gather_weights, library_versions, logits_of,
+from .cli.machine import (reuse_frozen_features, gather_weights, library_versions, logits_of,
                           peak_memory_mb, prepare_for_training, probe_fitter, step_and_store,
                           writes_files)
 from .cli.parser import Parser, StopSignal, run
@@ -76,7 +76,7 @@ def fit_with_progress(s, model, data, folder, say, on_epoch=None):
     sample = Split([train.encoded[i] for i in chosen], [train.targets[i] for i in chosen])
     started = time.monotonic()
     bar = Progress(say is say_nothing, dynamic_ncols=True, leave=False)
-    with bar, StopSignal() as stop, cache_frozen_features(s, model, [*train.encoded, *dev.encoded]):
+    with bar, StopSignal() as stop, reuse_frozen_features(s, model, [*train.encoded, *dev.encoded]):
         def say_above(line):
             bar.clear()
             say(line)

@@ -377,7 +377,7 @@ def keys_for_queries(patch):
 
 def post_norm(patch):
     def wrong(self, x, rows):
-        q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.rotated_heads, -1)).unbind(1)
+        q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
         x = self.attention_norm(x + self.o_proj(causal_attention(q, k, v, rows, scale=self.scale)))
         return self.mlp_norm(x + self.down_proj(self.activation(self.up_proj(x))))
     patch.setattr(gpt2.GPT2Layer, "forward", wrong)

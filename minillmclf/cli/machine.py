@@ -82,8 +82,8 @@ def step_and_store(s, model, targets, folder, stop, say):
     return check_first_steps(locate_divergence(step), say), store(folder, stop)
 
 
-def cache_frozen_features(s, model, encoded):
-    """with cache_frozen_features(...): the hidden states of a frozen backbone are computed once,
+def reuse_frozen_features(s, model, encoded):
+    """with reuse_frozen_features(...): the hidden states of a frozen backbone are computed once,
     not in each epoch. In several processes nothing is cached."""
     from ..training.features import cached_features
     from ..training.parallel import processes as parallel
