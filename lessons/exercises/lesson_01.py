@@ -238,12 +238,13 @@ def right(text, scores, unknown):
 
 
 class BestPieces(Exercise):
-    """What is compared is the text that the pieces make, and the sum of their scores, since two cuts
-    may have equal sums. fp64 sums of at most 12 numbers below 40: 1e-5 is far from rounding.
+    """What is compared is the text that the pieces make, and the sum of their scores: two cuts may
+    have equal sums. fp64 sums of at most 12 numbers below 40: 1e-5 is far from rounding.
     """
     preload = ("numpy", "regex", "sentencepiece")
     variants = {
-        "the longest piece is taken, without looking ahead": greedy(lambda piece, score: len(piece)),
+        "the longest piece is taken, without looking ahead":
+            greedy(lambda piece, score: len(piece)),
         "the piece with the highest score is taken, without looking ahead":
             greedy(lambda piece, score: score),
         "the cut with the fewest pieces wins":
