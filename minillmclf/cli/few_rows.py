@@ -16,7 +16,7 @@ from .run_folder import out_folder
 from .settings import flag, read_settings, with_current_names
 
 FEW = 50                # rows a class, on average, below which they are chosen
-STEPS, MOST_STEPS = 60, 150
+STEPS, MOST_STEPS = 50, 150
 LOWER = 3               # the learning rate is the usual one, divided by this
 ENCODERS = ("bert", "roberta", "deberta-v2")
 
