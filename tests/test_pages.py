@@ -55,7 +55,7 @@ def broken_links(path, text):
 def missing_paths(path, text):
     """The paths in backticks that are neither in the repository nor beside the page."""
     spans = re.findall(r"`([\w.-]+(?:/[\w.-]+)*/[\w.-]*)`", prose(text))
-    scripts = re.findall(r"python (\S+/\S+\.py)\b", text)
+    scripts = re.findall(r"python (?!show=)(\S+/\S+\.py)\b", text)
     return [span for span in [*spans, *scripts] if not ELSEWHERE.match(span)
             and not any((place / span).exists() for place in (ROOT, path.parent))]
 
