@@ -4,12 +4,13 @@
 
 T5 and DeBERTa-v3 cut by likelihood (Unigram), LLaMA-2, Mistral and Gemma by merges (BPE).
 Unigram is computed by the `sentencepiece` library, since near ties depend on the rounding of its
-float32 sums. BPE is computed by bpe.py: a tokenizer.json ranks pairs, but the library ranks pieces,
-and not every ranking of pairs can be written as one of pieces.
+float32 sums; `best_pieces` is the same by hand. BPE is computed by bpe.py: a tokenizer.json ranks
+pairs, but the library ranks pieces, and not every ranking of pairs can be written as one of pieces.
 Sources: Kudo 2018 (Unigram); Kudo and Richardson 2018; `sentencepiece_model.proto`.
 Not here: the steps before, as spaces and NFKC (steps.py); reading .model files (model_file.py).
 """
 
+import math
 import re
 
 import sentencepiece
@@ -54,6 +55,28 @@ def unigram_model(pieces, unk_id, byte_fallback, special, source):
     except RuntimeError as error:
         raise InputError(f"{source}: SentencePiece cannot use these {len(pieces)} pieces "
                          f"({error})") from None
+
+
+def best_pieces(text, scores, unknown):
+    """The pieces of a text with the highest sum of scores, by hand (Viterbi).
+
+    scores: piece -> log-probability; unknown: that of a character which is no piece. SentencePiece
+    does so in float32, with the lowest score - 10, and joins unknown characters side by side.
+    """
+    longest = max(map(len, scores))
+    best = [0.0] + [-math.inf] * len(text)  # best[end]: the highest sum for text[:end]
+    start_of = [0] * len(best)              # where the last piece of text[:end] begins
+    for end in range(1, len(best)):
+        for start in range(max(0, end - longest), end):
+            alone = unknown if end - start == 1 else -math.inf
+            score = best[start] + scores.get(text[start:end], alone)
+            if score > best[end]:
+                best[end], start_of[end] = score, start
+    pieces, end = [], len(text)
+    while end > 0:                          # back from the end, piece by piece
+        pieces.append(text[start_of[end]:end])
+        end = start_of[end]
+    return pieces[::-1]
 
 
 def letter_splitter(vocab):
