@@ -12,7 +12,7 @@ import subprocess
 
 from minillmclf.cli.parser import Parser, run
 from minillmclf.errors import InputError
-from minillmclf.files import check_out, write_text
+from minillmclf.files import check_out_file, write_text
 
 from .outputs import plain
 from .page import LESSONS, ROOT, read
@@ -134,7 +134,7 @@ def main(arguments=None):
     given = parse(arguments)
     page = read(given.lesson)
     out = given.out or f"{page.path.stem}.ipynb"
-    out = check_out(out, given.overwrite, [("LESSON", page.path)])
+    out = check_out_file(out, given.overwrite, [("LESSON", page.path)])
     source = origin() if given.source is None else given.source
     try:
         import nbformat

@@ -158,7 +158,7 @@ def release(root, out, upto, since=0):
 
 
 def main(arguments=None):
-    p = Parser("python -m lessons.release", description=__doc__)
+    p = Parser(prog="python -m lessons.release", description=__doc__)
     p.add_argument("out", help="a new folder")
     p.add_argument("--upto", type=int, required=True, metavar="N", help="the last lesson to cut")
     p.add_argument("--since", type=int, default=0, metavar="N",

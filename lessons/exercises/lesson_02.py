@@ -107,7 +107,7 @@ def causal_seen(mask):
     return ((tokens[:, None, :] & upto) | own)[:, None]
 
 
-# ---------------------------------------------------------------- 2.2 Rows.causal_mask
+# ---------------------------------------------------------------- 2.2 Rows.compute_causal_mask
 
 def wrong_causal(near=lambda distance, window: (distance >= 0) & (distance < window),
                  keys=lambda rows, count: rows.key_mask[:count, None, :]):
