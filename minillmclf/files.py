@@ -59,8 +59,8 @@ def parse_json(text, where):
     raise InputError(f"{where}: not valid JSON ({fault}): save or fetch the file again")
 
 
-def read_json(path):
-    """A JSON object from a file, or InputError."""
+def read_json(path, kind=dict):
+    """A JSON object from a file, or InputError. kind: list, for a JSON array."""
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
@@ -74,8 +74,9 @@ def read_json(path):
     except (OSError, ValueError) as error:                     # ValueError: a null byte in the path
         raise InputError(f"{short(path, 300)}: cannot be read ({error_text(error)})") from None
     value = parse_json(text, path)
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: should hold a JSON object, holds a {type(value).__name__}")
+    if not isinstance(value, kind):
+        raise InputError(f"{path}: should hold a JSON {'object' if kind is dict else 'array'}, "
+                         f"holds a {type(value).__name__}")
     return value
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from . import train
 from .cli.build import device_of
-from .cli.settings import read_settings
+from .cli.few_rows import read_run
 from .text.table_files import MEMORY
 from .text.table_memory import table_from_memory
 
@@ -29,8 +29,9 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
     config, say = settings.pop("config", None), say or train.say_nothing
     settings |= {"model": model, "data": MEMORY if table else data, "out": out}
     given = {name: flag_value(value) for name, value in settings.items() if value is not None}
-    s = read_settings(given, config)
-    rows = train.load_dataset(s, table)
+    s, rows, line = read_run(given, config, table)
+    if line:
+        say(line)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(s.out or scratch)
         record = train.train_unless_finished(s, rows, folder, overwrite, say, on_epoch)

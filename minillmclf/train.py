@@ -21,13 +21,15 @@ from pathlib import Path
 
 from .cli import run_folder
 from .cli.build import build_classifier, build_task, check_saved, model_lines
+from .cli.few_rows import read_run
 from .cli.launch import in_all_processes
 from .cli.machine import (cache_frozen_features, gather_weights, library_versions, logits_of,
-                          peak_memory_mb, prepare_for_training, step_and_store, writes_files)
+                          peak_memory_mb, prepare_for_training, probe_fitter, step_and_store,
+                          writes_files)
 from .cli.parser import Parser, StopSignal, run
 from .cli.progress import Progress
-from .cli.rows import diagnose_data, encode_split, load_dataset, reading_of, write_predictions
-from .cli.settings import add_settings, read_settings
+from .cli.rows import diagnose_data, encode_split, reading_of, write_predictions
+from .cli.settings import add_settings
 from .errors import InputError, Stopped
 from .files import write_json, write_text
 
@@ -90,7 +92,11 @@ def fit_with_progress(s, model, data, folder, say, on_epoch=None):
             if on_epoch:
                 on_epoch(dict(line))
         step, store = step_and_store(s, model, train.targets, folder, stop, say_above)
-        hooks = loop.Hooks(after_step, after_epoch)
+        hooks = loop.Hooks(after_step, on_epoch=after_epoch)
+        if fit_head := probe_fitter(s, model, train):
+            fit_head()
+            if s.objective == "contrastive":               # the head's own loss is not learned
+                hooks.before_dev = fit_head
         progress = loop.fit(model, train, dev, s, store, step, hooks)
     if progress is not None and writes_files():
         lines = [json.dumps(line) + "\n" for line in progress["history"]]
@@ -111,9 +117,9 @@ def timing_of(s, model, train, bar, seconds):
 
 def epoch_line(epoch, metric, names):
     """A line of metrics.jsonl, as text. metric: shown for training rows; names: metrics of dev."""
-    dev = "  ".join(f"{name} {epoch[name]:.3f}" for name in names)
+    dev = "  ".join(f"{name} {epoch[name]:.3f}" for name in names if name in epoch)
     return (f"epoch {epoch['epoch']:3d}  train loss {epoch['train_loss']:.3f}  "
-            f"{metric} {epoch[f'train_{metric}']:.3f}  dev {dev}")
+            f"{metric} {epoch[f'train_{metric}']:.3f}" + f"  dev {dev}" * bool(dev))
 
 
 def evaluate_and_save(s, model, data, folder, record, progress, timing):
@@ -216,10 +222,11 @@ def main(arguments=None):
     """The command, also as one of several processes -> exit code."""
     flags = vars(parse(arguments))
     config, overwrite = flags.pop("config"), flags.pop("overwrite")
-    s = read_settings(flags, config)
+    s, data, line = read_run(flags, config)
     folder = Path(s.out or "runs/{}-{}-{}-{}".format(Path(s.model).name, Path(s.data).stem,
                                                      s.method, s.seed))
-    data = load_dataset(s)
+    if line:
+        print(line)
     record = train_unless_finished(s, data, folder, overwrite)
     if record is None:
         again = "The same command" + " without --overwrite" * overwrite

@@ -248,7 +248,7 @@ def test_models_of_one_name_are_kept_apart(place, tmp_path):
     ("lm", "lora", "labels", ""), ("bert", "qlora", "head", ""), ("bert", "prefix", "head", ""), ("bert", "last-1", "head", "")])
 def test_what_cannot_be_is_known_without_weights(place, monkeypatch, model, method, readout, word):
     from minillmclf.classify import build
-    from minillmclf.train import load_dataset
+    from minillmclf.cli.rows import load_dataset
     c, = combined(place, model, methods=[method], readouts=[readout], data=str(place / "data.csv"))
     monkeypatch.setattr(build, "load_weights", None)
     found = obstacle(c, load_dataset(c.settings))

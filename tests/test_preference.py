@@ -15,6 +15,7 @@ from small import FILLERS, PIECES
 from test_families import CONFIGS, spread
 
 from minillmclf import evaluate, train
+from minillmclf.cli.rows import load_dataset
 from minillmclf.folds import __main__ as folds
 from minillmclf.predict import __main__ as predict
 from minillmclf.compare.comparison import obstacle
@@ -535,7 +536,7 @@ def test_a_comparison_may_vary_the_preference(folders, tmp_path):
     data, model = str(arena_file(tmp_path / "arena.csv")), str(folders["bert"])
     found = make_configurations([f"{model}@preference=head", f"{model}@preference=bradley-terry", model], ["full"], ["head"],
                    read_sweep(["swap=none,both"]), {"data": data})
-    rows = train.load_dataset(found[0].settings)
+    rows = load_dataset(found[0].settings)
     assert [obstacle(c, rows) and obstacle(c, rows).split(":")[0] for c in found] == [
         "", "", "", "--swap both changes nothing beside --preference bradley-terry, which reads each answer alone",
         *["a head reads one text or two of a row, not 3"] * 2]

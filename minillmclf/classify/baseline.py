@@ -101,6 +101,8 @@ class BagOfWords:
         vocabulary = sorted(frequency, key=lambda term: (-frequency[term], term))[:most]
         self.index = {term: i for i, term in enumerate(sorted(vocabulary))}
         self.idf = {term: 1 + math.log((1 + len(texts)) / (1 + n)) for term, n in frequency.items()}
+        if not dev_texts:                      # none were held out: choose on the training rows
+            dev_texts, dev_targets = texts, targets
         x, y, dev = self.features(texts), torch.tensor(targets), self.features(dev_texts)
         by_row, by_term = rows_of(x), rows_of(x.t())
         fitted = [self.fit_weights(by_row, by_term, y, penalty) for penalty in self.PENALTIES]

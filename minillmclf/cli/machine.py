@@ -5,6 +5,7 @@ import sys
 from contextlib import nullcontext
 
 from .. import __version__
+from ..errors import InputError
 
 
 def library_versions():
@@ -42,9 +43,26 @@ def prepare_for_training(s, model):
 def objective_of(s, model, targets):
     """The loss function that the settings ask for. targets: of the training rows."""
     from ..training.completion_loss import CompletionLoss
+    from ..training.contrastive import Contrastive
+    from ..training.parallel import processes as parallel
+    if s.objective == "contrastive":
+        if parallel.is_distributed():
+            raise InputError("--objective contrastive compares all rows of a step: it takes one "
+                             "process, not torchrun")
+        return Contrastive()
     if s.objective == "completion":
         return CompletionLoss(model.head.answer_lengths())
     return model.task.build_objective(s, targets)
+
+
+def probe_fitter(s, model, train):
+    """-> a function () that fits the head's last layer to the training rows, or None where the
+    settings ask for no probe. train: training.plan.Split."""
+    from ..training.probe import fit_probe
+    if s.head_init != "probe" and s.objective != "contrastive":
+        return None
+    objective = model.task.build_objective(s, train.targets)
+    return functools.partial(fit_probe, model, train, objective, s.eval_batch_size)
 
 
 def step_and_store(s, model, targets, folder, stop, say):

@@ -30,8 +30,17 @@ def load_dataset(s, table=None):
     data = load_data(table or s.data, s.text_column or None, s.label_column or None, s.seed,
                      task_class(s).MULTI_LABEL, s.quoting)
     task_class(s).check_columns(data.columns, s.readout)
+    data = hold_out_as_asked(s, data)
     if s.rows_per_class:
         data.train = draw_rows(data.train, s.rows_per_class, s.seed)
+    return data
+
+
+def hold_out_as_asked(s, data):
+    """With --dev none, the dev rows that were held out of train go back -> data. They stay where
+    the user marked them, or where there are no test rows to judge a model by."""
+    if s.dev == "none" and data.source["dev_from_train"] and data.test:
+        data.train, data.dev = data.train + data.dev, []
     return data
 
 

@@ -10,8 +10,9 @@ import re
 from dataclasses import asdict, dataclass, field, fields, replace
 
 from ..classify.label_text.wordings import read_template
+from ..classify.sentence_vectors import sentence_settings
 from ..errors import InputError, did_you_mean
-from ..files import read_json, short
+from ..files import find_model, read_json, short
 from ..training.rates import default_lr
 
 SWITCH = "off on"                      # choices of a flag that means on when it has no value
@@ -20,6 +21,7 @@ METHODS = ("full", "head", "last-N", "bitfit", "houlsby", "pfeiffer", "lora", "d
 OLD_NAMES = {                          # in run.json of the first version -> now
     "several_labels": "multi_label", "rank_stabilised": "use_rslora", "keep": "truncation_side",
     "checkpointing": "gradient_checkpointing", "focal": "focal_gamma"}
+NEW_SETTINGS = ("head_init", "head_lr", "dev")             # that the first version did not have
 OLD_SIDES = {"head": "right", "tail": "left", "head+tail": "middle", "middle": "both"}  # for keep
 ALIASES = {                            # other names that flags, --config and fine_tune take
     **OLD_NAMES, "learning_rate": "lr", "num_train_epochs": "epochs", "warmup_ratio": "warmup",
@@ -27,7 +29,7 @@ ALIASES = {                            # other names that flags, --config and fi
     "lora_alpha": "alpha", "lora_dropout": "adapter_dropout"}
 GROUPS = {"usual": "the usual settings", "weights": "which weights learn",
           "texts": "label texts (--readout labels)", "long": "long texts",
-          "optim": "optimisation", "hardware": "hardware", "data": "data"}
+          "few": "few rows", "optim": "optimisation", "hardware": "hardware", "data": "data"}
 
 
 def setting(default, group, text, choices="", shown=None):
@@ -70,7 +72,7 @@ class Settings:
     virtual_tokens: int = setting(20, "weights", "prefix, prompt: tokens before a text")
     projection: str = setting("off", "weights", "prefix: learn it through a small MLP", SWITCH)
     pool: str = setting("family", "weights", "how a head pools tokens",
-                        "family first mean max last attention")
+                        "family first mean max last attention auto")
     weights: str = setting("pretrained", "weights", "weights to start from", "pretrained random")
 
     template: str = setting("", "texts", 'text or file: "Text: {text}\\nLabel: {label}"')
@@ -79,13 +81,19 @@ class Settings:
     end: str = setting("auto", "texts", "end token after a label", "auto none eos")
     score_by: str = setting("sum", "texts", "log-probability, all or per", "sum token char byte")
     objective: str = setting("classes", "texts", "completion: instruction tuning",
-                           "classes completion")
+                             "classes completion contrastive")
 
     truncation_side: str = setting("right", "long", "what is cut off", "right left middle both")
     windows: str = setting("none", "long", "read windows, and pool", "none mean max attention")
     overlap: int = setting(32, "long", "windows: tokens that neighbours share")
     max_windows: int = setting(8, "long", "windows: of a text in a training step")
     max_document: int = setting(8192, "long", "windows: tokens of a text at most")
+
+    few_rows: str = setting("auto", "few", "choose the settings below", "auto on off")
+    head_init: str = setting("random", "few", "probe: logistic regression", "random probe")
+    head_lr: float = setting(0.0, "few", "learning rate of the head (0: as --lr)")
+    dev: str = setting("split", "few", "none: hold out no dev rows, keep the last epoch",
+                       "split none")
 
     min_steps: int = setting(0, "optim", "more epochs until so many steps are made")
     patience: int = setting(0, "optim", "epochs without a better one (0: no early stop)")
@@ -148,30 +156,33 @@ class Settings:
         The other settings change a result by rounding and by dropout's random numbers only.
         """
         others = ("out", "save_every", "device", "parallel", "gradient_checkpointing",
-                "gradient_accumulation", "baselines")    # accumulation: as micro_batch_size
+                  "gradient_accumulation", "baselines", "few_rows")
+        # gradient_accumulation is in micro_batch_size, few_rows in what it has chosen
         return {name: value for name, value in asdict(self).items() if name not in others}
 
     def decisive_under_old_names(self):
         """The same with the first version's names: compare finds its finished runs by these."""
         old_names = {new: old for old, new in OLD_NAMES.items()}
         old_sides = {new: old for old, new in OLD_SIDES.items()}
-        settings = {old_names.get(n, n): value for n, value in self.decisive_settings().items()}
+        settings = {old_names.get(n, n): value for n, value in self.decisive_settings().items()
+                    if n not in NEW_SETTINGS or not is_default(self, n)}
         return settings | {"keep": old_sides[self.truncation_side]}
 
 
 RANGES = (               # (what a value should be, the test of it, names)
-    ("1 or more", lambda v: v >= 1, "epochs batch_size eval_batch_size save_every rank "
+    ("1 or more", lambda v: v >= 1, "batch_size eval_batch_size save_every rank "
      "adapter_size virtual_tokens max_windows max_document"),
-    ("0 or more", lambda v: v >= 0, "rows_per_class max_length overlap min_steps batch_tokens "
-     "micro_batch_size gradient_accumulation weight_decay clip patience focal_gamma"),
+    ("0 or more", lambda v: v >= 0, "epochs rows_per_class max_length overlap min_steps "
+     "batch_tokens micro_batch_size gradient_accumulation weight_decay clip patience focal_gamma "
+     "head_lr"),
     ("more than 0", lambda v: v > 0, "lr alpha"),
     ("from 0 to below 1", lambda v: 0 <= v < 1, "warmup label_smoothing adapter_dropout"),
     ("above 0 and not above 1", lambda v: 0 < v <= 1, "layer_decay"),
     ("from 0 to 2**63 - 1", lambda v: 0 <= v < 2**63, "seed"),
-    ("a finite number", math.isfinite, "lr alpha weight_decay focal_gamma clip"))
+    ("a finite number", math.isfinite, "lr head_lr alpha weight_decay focal_gamma clip"))
 GOES_WITH = (            # (setting, values, names): names are read only with one of the values
-    ("readout", ("labels",), "template label_texts instruction end score_by objective"),
-    ("readout", ("head",), "pool preference truncation_side windows"),
+    ("readout", ("labels",), "template label_texts instruction end score_by"),
+    ("readout", ("head",), "pool preference truncation_side windows head_init head_lr"),
     ("windows", ("mean", "max", "attention"), "overlap max_windows max_document"),
     ("method", ("lora", "dora", "qlora"), "rank alpha adapter_dropout use_rslora targets bias"),
     ("method", ("qlora",), "quantise"),
@@ -188,6 +199,21 @@ CONTRADICTIONS = (       # (is it one?, the error)
     (lambda s: s.windows != "none" and s.parallel == "fsdp",
      "--parallel fsdp needs as many forward passes in every process, and documents differ in "
      "windows: --parallel ddp"),
+    (lambda s: s.objective == "completion" and s.readout == "head",
+     "--objective completion goes with --readout labels"),
+    (lambda s: s.objective == "contrastive" and (s.readout == "labels" or s.method == "head"),
+     "--objective contrastive trains a body under a head: --readout head, and a --method that "
+     "changes the body"),
+    (lambda s: s.objective == "contrastive" and s.multi_label == "on",
+     "--objective contrastive is for one label a row: --multi-label off"),
+    (lambda s: s.objective == "contrastive" and (
+        s.micro_batch_size or s.gradient_accumulation or s.batch_tokens or s.sampling != "none"),
+     "--objective contrastive compares all rows of a step, and draws them by class: leave out "
+     "--micro-batch-size, --gradient-accumulation, --batch-tokens and --sampling"),
+    (lambda s: (s.head_init == "probe" or s.objective == "contrastive") and (
+        s.windows != "none" or s.preference != "none"),
+     "--head-init probe and --objective contrastive need one vector a row: --windows none and "
+     "--preference none"),
     (lambda s: s.objective == "completion" and (
         s.class_weights != "none" or s.label_smoothing or s.focal_gamma),
      "--objective completion learns words, not classes: --class-weights, --label-smoothing and "
@@ -328,15 +354,32 @@ def read_settings(arguments, config=None):
         values.setdefault("multi_label", "on")
     if values.get("multi_label") == "on":
         values.setdefault("metric", "log_loss")          # accuracy is for one label a row
+    if (values.get("method"), values.get("head_init")) == ("head", "probe"):
+        values.setdefault("epochs", 0)                   # the probe is the answer
     lr_is_auto = "lr" not in values
     if is_run:                             # run.json holds all settings, also those never read
         for name in set(unread_settings(vars(Settings(**values)))) - set(arguments):
             values.pop(name, None)
     s = read_named_files(Settings(**values).check(arguments))
+    s = with_sentence_settings(s, values)
     if s.gradient_accumulation > 1:
         s = replace(s, micro_batch_size=math.ceil(s.batch_size / s.gradient_accumulation))
     s = replace(s, gradient_accumulation=0)
     return replace(s, lr=default_lr(s)[0]) if lr_is_auto else s
+
+
+def with_sentence_settings(s, given):
+    """Set pool, if it is "auto" or missing from `given`, and max_length, if missing, to what a
+    sentence-transformers folder says -> Settings."""
+    if s.readout != "head" or given.get("pool", "auto") != "auto":
+        return s
+    try:
+        folder = find_model(s.model)
+    except InputError:                         # the model is not there, which building it will say
+        return replace(s, pool="family")
+    found = {name: value for name, value in sentence_settings(folder).items()
+             if name == "pool" or name not in given}
+    return replace(s, **{"pool": "family", **found})
 
 
 def check_types(values, where):

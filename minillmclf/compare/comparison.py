@@ -4,9 +4,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from .. import train
 from ..classify.classifier import Classifier
 from ..cli import build as building
+from ..cli.rows import load_dataset
 from ..cli.settings import Settings, read_settings
 from ..errors import InputError, is_exercise
 from ..files import check_out_folder, find_model, lock_folder, write_json, write_text
@@ -60,7 +60,7 @@ def trainable_configurations(configurations, labels):
     for c in configurations:
         columns = c.settings.text_column
         if columns not in data:                            # labels: takes any number of texts
-            data[columns] = train.load_dataset(replace(c.settings, readout="labels"))
+            data[columns] = load_dataset(replace(c.settings, readout="labels"))
         reason = "" if c.is_baseline else obstacle(c, data[columns])
         if reason:
             left_out.append(f"{configuration_title(c, labels)}: not possible: {reason}")
@@ -99,7 +99,7 @@ def write_split(s, out):
     A run splits a file without a column `split` by its own seed. So the rows of such a file are
     written to OUT/split.jsonl, with that column, as seed 0 splits them.
     """
-    data, path = train.load_dataset(replace(s, readout="labels")), out / "split.jsonl"
+    data, path = load_dataset(replace(s, readout="labels")), out / "split.jsonl"
     if data.source["split"] != "random":
         return s.data, data.source["sha256"]
     split = {e.row: name for name in ("train", "dev", "test") for e in getattr(data, name)}

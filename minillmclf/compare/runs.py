@@ -25,6 +25,7 @@ from ..classify.baseline import BagOfWords, class_frequencies
 from ..classify.classifier import Classifier
 from ..cli.build import device_of
 from ..cli.parser import StopSignal, run
+from ..cli.rows import load_dataset
 from ..cli.settings import read_settings
 from ..errors import Stopped
 from ..files import check_fields, find_model, read_json, write_json
@@ -164,7 +165,7 @@ def run_train(folder, overwrite, timed):
 
 def run_baseline(name, s, folder):
     """Fit a baseline in this process -> results, for the record."""
-    data = train.load_dataset(replace(s, readout="labels"))    # labels: any number of texts a row
+    data = load_dataset(replace(s, readout="labels"))    # labels: any number of texts a row
     final = "test" if data.test else "dev"
     texts, targets = {}, {}
     for split in ("train", "dev", final):
@@ -204,7 +205,7 @@ def milliseconds_per_text(predict, texts):
 def main(arguments=None):
     folder, = map(Path, arguments or sys.argv[1:])
     s = read_settings({}, folder / "run.json")
-    data = train.load_dataset(s)
+    data = load_dataset(s)
     model = Classifier.load(folder).to(device_of(s))
     print(milliseconds_per_text(model.predict, [e.texts for e in data.test or data.dev]))
     return 0

@@ -19,6 +19,7 @@ from ..models.tensor_files import open_tensors
 from ..text.tokenizers.tokenizer import WordPiece, load_tokenizer
 from ..training.checkpoint import Store, seed_step
 from ..training.loop import autocast
+from ..training.lr_factors import by_size
 from ..training.optim import build_optimizer, lr_factor, set_lr
 from ..tuning.saved import fingerprint
 from .corpus import hold_out, read_documents, read_pairs, read_sentences, weighted
@@ -232,7 +233,7 @@ def train(a, task, items, weights):
     model = torch.nn.ModuleDict({"student": task.student})
     if task.head is not None:
         model["head"] = task.head
-    optimizer = build_optimizer(model, a.lr, weight_decay=0.01, by_size=ARCH[a.objective] == "t5")
+    optimizer = build_optimizer(model, a.lr, 0.01, by_size if ARCH[a.objective] == "t5" else None)
     store = Store(a.out)
     progress = resume(a, task, store, model, optimizer)
     source, held = batches(a, task, items, weights)

@@ -119,7 +119,9 @@ def overview(run):
         ("data", f"{data.get('path')}: {rows} rows, {len(run.labels)} classes"),
         ("method", f"{settings.get('method')}, readout {settings.get('readout')}"),
         ("trained parameters", f"{parameters['trainable']:,} of {parameters['total']:,}"),
-        ("epochs", f"{len(run.history)}; best on dev: epoch {run.record['best_epoch']}, by "
+        ("epochs", f"{len(run.history)}; kept: epoch {run.record['best_epoch']}, the last, no dev "
+                   "rows were held out" if "log_loss" not in run.history[0] else
+                   f"{len(run.history)}; best on dev: epoch {run.record['best_epoch']}, by "
                    f"{settings['metric'].replace('_', ' ')}"),
         ("training time", f"{timing['train_seconds']} s"
                           + (f", peak memory {memory} MB" if memory else "")),
@@ -142,7 +144,8 @@ def results_table(run):
 
 def training_course(run):
     metric = run.record["settings"]["metric"]
-    keys = list(dict.fromkeys(["train_loss", "log_loss", "accuracy", metric]))
+    keys = dict.fromkeys(["train_loss", "log_loss", "accuracy", metric])
+    keys = [key for key in keys if key in run.history[0]]           # without dev rows the first
     rows = [[line["epoch"], *(f"{line[key]:.3f}" for key in keys)] for line in run.history]
     header = ["epoch", "train loss", *(f"dev {key.replace('_', ' ')}" for key in keys[1:])]
     best = [line["epoch"] for line in run.history].index(run.record["best_epoch"])

@@ -10,6 +10,7 @@ no text is smaller than 9 points. Series differ in colour, marker and dashes, an
 for red-green blind readers too. pyplot and the user's matplotlib settings are left unchanged.
 """
 import io
+import math
 import textwrap
 import unicodedata
 import warnings
@@ -361,22 +362,26 @@ def reliability_figure(confidences, right, bins=15):
 def training_figure(history, metric="accuracy"):
     """Losses and, below them, a metric of the dev rows, by epoch -> Figure.
 
-    history: lines of metrics.jsonl, with epoch, train_loss, log_loss (of the dev rows) and metric.
+    history: lines of metrics.jsonl, with epoch, train_loss, log_loss (of the dev rows) and metric;
+    without dev rows the metric of training rows is drawn, and one loss.
     """
-    keys = ("epoch", "train_loss", "log_loss", metric)
-    epochs, *curves = ([line[key] for line in history] for key in keys)
-    names = "train loss", "dev log loss", f"dev {metric.replace('_', ' ')}"
+    dev = metric in history[0]
+    keys = ("train_loss", "log_loss", metric) if dev else ("train_loss", None, f"train_{metric}")
+    epochs = [line["epoch"] for line in history]
+    curves = [[line.get(key, math.nan) for line in history] for key in keys]
+    names = "train loss", "dev log loss", f"{'dev' if dev else 'train'} {metric.replace('_', ' ')}"
     with new_figure(4, 4.2) as figure:
         above, below = figure.subplots(2, 1, sharex=True)
         for curve, name, line, colour, axes in zip(curves, names, ("o-", "s--", "D-"), COLOURS,
                                                    (above, above, below)):
-            axes.plot(epochs, curve, line, color=colour, label=name)
+            if not math.isnan(curve[0]):
+                axes.plot(epochs, curve, line, color=colour, label=name)
         above.set(ylabel="loss (nats a row)")
         above.legend()
         below.set(xlabel="epoch", ylabel=names[2])
         below.locator_params(axis="x", integer=True, min_n_ticks=1)
         figure.align_ylabels()
         courses = [f"{name} from {curve[0]:.3f} to {curve[-1]:.3f}"
-                   for name, curve in zip(names, curves)]
+                   for name, curve in zip(names, curves) if not math.isnan(curve[0])]
         figure.set_label(f"Training over {len(history)} epochs: {', '.join(courses)}.")
     return figure

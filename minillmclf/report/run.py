@@ -106,7 +106,9 @@ def is_number(value):
 
 def read_history(path, record):
     """The lines of metrics.jsonl, each with all numbers that the page shows, or InputError."""
-    keys = ("epoch", "train_loss", "log_loss", "accuracy", record["settings"]["metric"])
+    keys = ("epoch", "train_loss")
+    if record["settings"].get("dev") != "none":
+        keys += ("log_loss", "accuracy", record["settings"]["metric"])
     rows = read_table(path).rows
     for line, row in rows:
         missing = [key for key in keys if not is_number(row.get(key))]

@@ -112,18 +112,20 @@ class Store:
         return progress
 
     def resume(self, model, optimizer, metric):
-        """`load`, and check the saved numbers -> progress, of a new run if nothing is saved."""
+        """`load`, and check the saved numbers -> progress, of a new run if nothing is saved.
+        metric: of the best epoch; None without dev rows."""
         progress = self.load(model, optimizer)
         if progress is None:
             return {"step": 0, "history": [], "best": None, "losses": []}
         check_fields(progress, PROGRESS_FIELDS, self.state)
         history, best = progress["history"], progress["best"]
         started = history[-1]["step"] if history else 0       # the last step before this epoch
-        listed = best and 1 <= best["epoch"] <= len(history)
-        numbers = [line.get(name) for line in history for name in (metric, "log_loss")]
+        chosen = best and 1 <= best["epoch"] <= len(history) and history[best["epoch"] - 1]
+        names = (metric, "log_loss") if metric else ()
+        numbers = [line.get(name) for line in history for name in names]
         fits = (progress["step"] == started + len(progress["losses"])
                 and bool(history) == bool(best) and all(map(is_number, numbers))
-                and (not best or listed and history[best["epoch"] - 1][metric] == best.get(metric)))
+                and (not best or chosen and chosen.get(metric) == best.get(metric)))
         if not fits:
             raise InputError(f"{self.state}: its steps, losses and best epoch do not fit together: "
                              "--overwrite starts anew")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import InputError
+from . import lr_factors
 from .checkpoint import seed_step
 from .losses import CrossEntropy
 from .metrics import is_better
@@ -26,8 +27,10 @@ class Diverged(InputError):
 
 @dataclass
 class Hooks:
-    """Callbacks: on_step(step, number of steps, loss), on_epoch(history[-1])."""
+    """Callbacks: on_step(step, number of steps, loss); before_dev(), before the dev rows are
+    answered; on_epoch(history[-1])."""
     on_step: Callable = lambda *_: None
+    before_dev: Callable = lambda: None
     on_epoch: Callable = lambda *_: None
 
 
@@ -85,8 +88,9 @@ def fit(model, train, dev, settings, store, step=take_step, hooks=Hooks()):
     store: checkpoint.Store; step: called as take_step, without the objective.
     """
     s = settings
-    optimizer = build_optimizer(model, s.lr, s.weight_decay, s.layer_decay, s.optimizer)
-    progress = store.resume(model, optimizer, s.metric)
+    factors = lr_factors.of_settings(model, s)
+    optimizer = build_optimizer(model, s.lr, s.weight_decay, factors, s.optimizer)
+    progress = store.resume(model, optimizer, s.metric if dev.encoded else None)
     plan = plan_epochs(model, train, s)
     warmup = round(s.warmup * plan.steps)
     for epoch in range(len(progress["history"]), plan.epochs):
@@ -103,10 +107,13 @@ def fit(model, train, dev, settings, store, step=take_step, hooks=Hooks()):
                 store.save(model, optimizer, progress)
             if stopping:
                 return None
+        hooks.before_dev()
         finish_epoch(model, dev, s, store, progress)
         hooks.on_epoch(progress["history"][-1])
-        if s.patience and epochs_since_best(progress, s.metric) >= s.patience:
+        if s.patience and dev.encoded and epochs_since_best(progress, s.metric) >= s.patience:
             break
+    if not progress["history"]:                            # no epochs: the model as it began
+        finish_epoch(model, dev, s, store, progress)
     store.load_best(model)
     return progress
 
@@ -122,20 +129,23 @@ def steps_left(batches, progress):
 
 
 def finish_epoch(model, dev, settings, store, progress):
-    """Evaluate on dev, add the results to the history, save the weights if they are the best."""
+    """Evaluate on dev, add the results to the history, save the weights if they are the best. If
+    there are no dev rows, those of the last epoch are."""
     metric, losses, epoch = settings.metric, progress["losses"], len(progress["history"]) + 1
-    try:
-        logits = model.compute_logits(dev.encoded, settings.eval_batch_size)            # (N, C)
-    except InputError:
-        raise Diverged(f"epoch {epoch}: the answers to the dev rows are not finite: training has "
-                       "diverged; lower --lr or set --precision fp32") from None
-    entry = {"epoch": epoch, "step": progress["step"], "train_loss": sum(losses) / len(losses),
-             **model.task.measure(model.probabilities(logits), dev.targets)}
+    entry = {"epoch": epoch, "step": progress["step"],
+             "train_loss": sum(losses) / max(1, len(losses))}
+    if dev.encoded:
+        try:
+            logits = model.compute_logits(dev.encoded, settings.eval_batch_size)        # (N, C)
+        except InputError:
+            raise Diverged(f"epoch {epoch}: the answers to the dev rows are not finite: training "
+                           "has diverged; lower --lr or set --precision fp32") from None
+        entry |= model.task.measure(model.probabilities(logits), dev.targets)
     progress["losses"] = []
     progress["history"].append(entry)
     best = progress["best"] and progress["history"][progress["best"]["epoch"] - 1]
-    if is_better(metric, entry, best):
-        progress["best"] = {"epoch": epoch, metric: entry[metric]}
+    if not dev.encoded or is_better(metric, entry, best):
+        progress["best"] = {"epoch": epoch, metric: entry.get(metric)}
         store.save_best(model, epoch)
 
 

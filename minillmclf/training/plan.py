@@ -3,6 +3,7 @@ import random
 from dataclasses import dataclass
 
 from ..text.batch import make_batches
+from .contrastive import grouped_batches
 
 EPOCHS_COUNTED = 10_000  # the steps of further epochs are extrapolated, see Plan
 
@@ -36,6 +37,8 @@ class Plan:
 
     def __getitem__(self, epoch):
         s, seed = self.settings, f"{self.settings.seed}:{epoch}"
+        if s.objective == "contrastive":
+            return grouped_batches(self.targets, s.batch_size, seed)
         balanced = s.sampling == "balanced"
         rows = balanced_rows(self.targets, seed) if balanced else range(len(self.sizes))
         batches = make_batches([self.sizes[row] for row in rows], s.batch_size, seed=seed,

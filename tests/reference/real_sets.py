@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from minillmclf import train
+from minillmclf.cli.rows import load_dataset
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import make_batches
 from minillmclf.training.checkpoint import seed_step
@@ -47,7 +48,7 @@ def accuracy(model, tokenizer, examples, labels, lengths):
 def reference_run(s):
     """transformers' model in a plain loop with the settings `s` -> test accuracy of the best epoch, seconds."""
     torch.manual_seed(s.seed)
-    data, tokenizer = train.load_dataset(s), AutoTokenizer.from_pretrained(s.model)
+    data, tokenizer = load_dataset(s), AutoTokenizer.from_pretrained(s.model)
     model = AutoModelForSequenceClassification.from_pretrained(s.model, num_labels=len(data.labels))
     lengths = {k: [len(ids) for ids in tokenizer(*map(list, zip(*[e.texts for e in getattr(data, k)])), truncation=True).input_ids]
                for k in ("train", "dev", "test")}
@@ -74,7 +75,7 @@ def reference_run(s):
 
 def own_run(s, folder):
     """This package's train command -> the same."""
-    data = train.load_dataset(s)
+    data = load_dataset(s)
     record = train.finished_record(s, folder, data, False) or train.train_run(s, data, folder)
     return {"accuracy": list(record["results"].values())[-1]["accuracy"], "bag of words":
             record["results"]["bag of words"]["accuracy"], "seconds": record["timing"]["train_seconds"]}

@@ -23,7 +23,8 @@ import torch
 from minillmclf.cli.build import build
 from minillmclf.cli.rows import encode
 from minillmclf.cli.settings import read_settings
-from minillmclf.train import load_dataset, parse
+from minillmclf.cli.rows import load_dataset
+from minillmclf.train import parse
 from minillmclf.training.loop import plan_epochs, take_step
 from minillmclf.training.optim import build_optimizer
 from minillmclf.training.recompute import recompute_blocks
@@ -75,7 +76,7 @@ def main(model="mini-bert", data="long", batch_size="16", method="full"):
     from minillmclf.files import find_model
     from minillmclf.cli.memory import switch_table
     from minillmclf.models import load_backbone
-    from minillmclf.train import load_dataset
+    from minillmclf.cli.rows import load_dataset
     from minillmclf.cli.settings import Settings
     backbone = load_backbone(find_model(model))
     head = build_head(backbone.source_config["model_type"], backbone, len(load_dataset(Settings(data=data)).labels))

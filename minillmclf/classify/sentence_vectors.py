@@ -1,0 +1,55 @@
+"""What a sentence-transformers folder says about its vectors: how a model was taught to pool.
+
+Models such as MiniLM, BGE or E5 are trained so that pooled hidden states stand near each other for
+texts that mean the same (Reimers and Gurevych 2019, "Sentence-BERT"). A head should pool in the
+same way. modules.json lists the parts: a transformer, a pooling, perhaps a normalisation to length
+1, which a linear layer does not need.
+"""
+from pathlib import Path
+
+from ..errors import InputError
+from ..files import check_fields, read_json, short
+
+MODES = {                      # in the pooling's config.json -> our name
+    "pooling_mode_cls_token": "first", "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max", "pooling_mode_lasttoken": "last"}
+NAMES = {"cls": "first", "mean": "mean", "max": "max", "lasttoken": "last"}
+LENGTH = {"max_seq_length?": (lambda v: v is None or type(v) is int and v > 2,
+                              "a number of tokens above 2")}
+
+
+def sentence_settings(folder):
+    """A model folder -> {"pool": one of head.POOLINGS, "max_length": tokens of a text}; a key is
+    missing where the folder does not say, and all are in a folder that is not of this kind.
+    InputError for a broken file."""
+    folder, found = Path(folder), {}
+    if not (folder / "modules.json").is_file():
+        return {}
+    if pool := pooling_of(folder):
+        found["pool"] = pool
+    path = folder / "sentence_bert_config.json"
+    if path.is_file():
+        length = check_fields(read_json(path), LENGTH, path).get("max_seq_length")
+        if length:
+            found["max_length"] = length
+    return found
+
+
+def pooling_of(folder):
+    """The pooling that modules.json names, or None if the head has no such pooling."""
+    path = folder / "modules.json"
+    modules = read_json(path, list)
+    for module in modules:
+        if not isinstance(module, dict) or not isinstance(module.get("type"), str):
+            raise InputError(f"{path}: {short(module)} should be an object with a type")
+        if module["type"].endswith("Pooling"):
+            place = module.get("path")
+            if not isinstance(place, str) or ".." in Path(place).parts or Path(place).is_absolute():
+                raise InputError(f"{path}: {short(place)} should be a folder beside it")
+            config = read_json(folder / place / "config.json")
+            on = {name for key, name in MODES.items() if config.get(key) is True}
+            on |= {NAMES[mode] for mode in [config.get("pooling_mode")] if mode in NAMES}
+            others = [key for key, value in config.items()
+                      if key.startswith("pooling_mode_") and value is True and key not in MODES]
+            return on.pop() if len(on) == 1 and not others else None
+    return None

@@ -1,0 +1,81 @@
+"""Few rows of each class: settings that do better there than those for thousands of rows.
+
+They were chosen on data other than the bundled sets, see lessons/measurements/few_rows.md:
+contrastive training of the body and a probe as the head, a fixed number of steps whatever the
+number of rows, all tokens pooled, and no dev rows held out of so few. Settings that the user gives
+stay as they are.
+"""
+import math
+from dataclasses import replace
+
+from ..errors import InputError
+from ..files import find_model, read_json
+from ..training.rates import default_lr
+from .rows import hold_out_as_asked, load_dataset
+from .settings import flag, read_settings, with_current_names
+
+FEW = 50                # rows a class, on average, below which they are chosen
+STEPS, MOST_STEPS = 60, 150
+LOWER = 3               # the learning rate is the usual one, divided by this
+ENCODERS = ("bert", "roberta", "deberta-v2")
+
+
+def read_run(flags, config=None, table=None):
+    """What train and fine_tune begin with -> Settings, Dataset, a line about what was chosen or "".
+
+    flags: {name: value} that the user gave; config: as for read_settings, and then nothing is
+    chosen but by --few-rows on; table: read in place of --data.
+    """
+    s = read_settings(flags, config)
+    data, line = load_dataset(s, table), ""
+    if config is None or flags.get("few_rows") == "on":
+        s, line = adapt_to_rows(s, data, set(with_current_names(flags)))
+    return s, hold_out_as_asked(s, data), line
+
+
+def adapt_to_rows(s, data, given):
+    """Choose the settings that --few-rows chooses -> (Settings, a line about them or "").
+
+    data: text.data.Dataset; given: names of the settings that the user gave.
+    """
+    rows = len(data.train) / len(data.labels)
+    wanted = s.few_rows == "on" or s.few_rows == "auto" and rows < FEW
+    if not wanted:
+        return s, ""
+    chosen = choose(s, data)
+    chosen = {name: value for name, value in chosen.items()
+              if name not in given and getattr(s, name) != value}
+    try:
+        adapted = replace(s, **chosen).check(given)
+    except InputError as error:                  # one that the user gave does not go with them
+        if s.few_rows == "on":
+            raise InputError(f"--few-rows on: {error}") from None
+        return s, ""
+    words = " ".join(f"{flag(name)} {value:g}" if isinstance(value, float) else
+                     f"{flag(name)} {value}" for name, value in chosen.items())
+    line = f"{rows:.0f} rows a class are few: {words} (--few-rows off leaves these out)"
+    return adapted, line if chosen else ""
+
+
+def choose(s, data):
+    """-> {name: value} of the settings for few rows that apply to the method, readout and task."""
+    if s.readout != "head" or s.windows != "none" or s.preference != "none":
+        return {}
+    chosen = {"head_init": "probe"}
+    if s.pool == "family" and family_of(s.model) in ENCODERS:
+        chosen["pool"] = "mean"
+    held_out = data.source["dev_from_train"] and data.test and not s.rows_per_class
+    if held_out and s.multi_label == "off":                  # thresholds are fitted on dev rows
+        chosen["dev"] = "none"
+    if s.method == "head":
+        return chosen | {"epochs": 0}
+    if s.multi_label == "on" or len(data.train) == len(data.labels):
+        return chosen
+    steps = min(MOST_STEPS, max(STEPS, math.ceil(2 * len(data.train) / s.batch_size)))
+    return chosen | {"objective": "contrastive", "epochs": 1, "min_steps": steps,
+                     "lr": float(f"{default_lr(s)[0] / LOWER:.3g}")}
+
+
+def family_of(model):
+    """The model_type in a model's config.json, or None."""
+    return read_json(find_model(model) / "config.json").get("model_type")
