@@ -404,7 +404,9 @@ class SeedStep(Exercise):
                 case("the steps of a run", "parity", [[few, step] for step in range(1, 9)]),
                 case("runs with other seeds", "parity", [[seed, few] for seed in range(5)]),
                 case("seeds and steps", "parity", [[0, 2], [1, 1], [2, 0], [2, 3], [3, 2], [1, 6]]),
-                case("many steps", "parity", [[0, 1001], [1, 1], [1, 11], [11, 1], [111, 1]])]
+                case("products and sums", "parity", [[1, 6], [2, 3], [3, 2], [6, 1], [0, 4], [0, 5]]),
+                case("many steps", "parity", [[0, 1001], [1, 1], [0, 3007], [3, 7]]),
+                case("many digits", "parity", [[1, 11], [11, 1], [2, 34], [23, 4]])]
 
     def call(self, function, case):
         torch.manual_seed(case.arguments["noise"])
@@ -476,19 +478,19 @@ class IsBetter(Exercise):
     hint_for = dict(zip(variants, (0, 0, 0, 1, 1, 1, 1, 1, 2)))
 
     def inputs(self, draw):
-        def entry(value=0.5, log_loss=1.0):
-            return {"train_loss": float(draw.uniform()), **dict.fromkeys(SIGN, value),
-                    "log_loss": log_loss}
+        def entry(value=0.5, log_loss=1.0, train_loss=0.7):
+            return {"train_loss": train_loss, **dict.fromkeys(SIGN, value), "log_loss": log_loss}
 
         def case(name, kind, pairs, metrics=("accuracy", "macro_f1", "ece")):
             return Case(name, kind, {"pairs": pairs, "metrics": list(metrics)})
         step = 0.01 + float(draw.uniform()) / 4
-        return [case("the first epoch", "contract", [[entry(), None]]),
+        return [case("a better accuracy", "contract", [[entry(0.6), entry()]], ["accuracy"]),
+                case("the first epoch", "parity", [[entry(), None]]),
                 case("a metric that differs", "parity",
                      [[entry(0.5 + a, 1 + b), entry()] for a in (-step, step)
                       for b in (-step, 0.0, step)]),
-                case("a tie", "parity", [[entry(0.5, 1 + b), entry()] for b in (-step, 0.0, step)]
-                     * 3),
+                case("a tie", "parity", [[entry(0.5, 1 + b, 0.7 - c), entry()]
+                                         for b in (-step, 0.0, step) for c in (-step, 0.0, step)]),
                 case("by log loss", "parity", [[entry(0.5, 1 + b), entry(0.5 + step)]
                                                for b in (-step, step)], ["log_loss"])]
 
