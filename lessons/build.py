@@ -18,7 +18,7 @@ from string import Template
 
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
-from minillmclf.files import check_folder, write_text
+from minillmclf.files import check_out_folder, write_text
 
 from .page import ROOT
 from .site.columns import coloured, two_columns
@@ -151,7 +151,7 @@ def main():
     parser.add_argument("out", help="a new folder for the site")
     parser.add_argument("--overwrite", action="store_true", help="the folder may hold files")
     a = parser.parse_args()
-    out = check_folder(a.out, False, a.overwrite)
+    out = check_out_folder(a.out, False, a.overwrite)
     count = Site().write(out)
     print(f"{count} pages: open {out / 'index.html'}")
 

@@ -248,7 +248,7 @@ ATTACKS = {                       # body -> what the line must say
     "SystemExit": ("raise SystemExit(0)", "raises SystemExit"),
     "a loop": ("while True: pass", "does not end"),
     "memory": ("import torch\nreturn torch.ones(10 ** 11)", "needs more memory"),
-    "memory of lists": ("a = [0]\nwhile True: a = a + a", "needs more memory"),
+    "memory of lists": ("return [0] * 10 ** 10", "needs more memory"),
     "fork": ("import os\nos.fork()\nreturn x", "forks its process"),
     "a process": ("import subprocess\nsubprocess.run(['true'])", "starts a process"),
     "a process, by hand": ("import _posixsubprocess as p\np.fork_exec(*[None] * 23)",

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .cli.parser import Parser, run
-from .cli.rows import reading_options, load_dataset, text_columns
+from .cli.rows import hold_out_as_asked, load_dataset, reading_options, text_columns
 from .cli.settings import add_settings, read_settings
 from .errors import InputError
 from .files import check_fields, check_out_file, find_model, input_paths, read_json, write_text
@@ -111,6 +111,7 @@ def choose_rows(a, folder, model):
         record, s = read_run_record(folder), read_settings({}, folder / "run.json")
         columns, name = columns if model.reading else a.text_column or s.text_column or None, s.data
         data = load_data(name, columns, label or s.label_column or None, s.seed, **options)
+        data = hold_out_as_asked(s, data)
         if data.source["sha256"] != record["data"].get("sha256"):  # train rows may be test rows now
             raise InputError(f"{name}: has changed since {folder} was trained on it: name the rows "
                              "to judge with --data")

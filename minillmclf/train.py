@@ -223,8 +223,7 @@ def main(arguments=None):
     flags = vars(parse(arguments))
     config, overwrite = flags.pop("config"), flags.pop("overwrite")
     s, data, line = read_run(flags, config)
-    folder = Path(s.out or "runs/{}-{}-{}-{}".format(Path(s.model).name, Path(s.data).stem,
-                                                     s.method, s.seed))
+    folder = run_folder.out_folder(s)
     if line:
         print(line)
     record = train_unless_finished(s, data, folder, overwrite)

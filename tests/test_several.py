@@ -214,7 +214,7 @@ def test_one_regression_for_each_class():
     assert ((bag.predict(texts) >= 0.5) == np.array(truth)).all()
     alone = OneVersusRest(1).fit(texts, [row[:1] for row in truth], texts, [row[:1] for row in truth])
     x, y = bag.features(texts), torch.tensor(truth)
-    both, one = bag.fit_weights(x, y, 1e-3), alone.regress(x, y[:, :1], 1e-3)
+    both, one = bag.fit_weights(x, y, 1e-3), alone.fit_weights(x, y[:, :1], 1e-3)
     assert torch.allclose(both[0][:, :1], one[0], atol=2e-2) and torch.allclose(both[1][:1], one[1], atol=2e-2), \
         "another class takes part in the regression of the first"
     assert multilabel_frequencies(truth, 2).tolist() == [[0.6, 0.6]] * 2

@@ -224,7 +224,6 @@ def wrong_norm(mean=lambda x: x.square().mean(-1, keepdim=True), centre=False, c
 
 class RootMeanSquareNorm(Exercise):
     """fp32 sums of 6 squares near 1: 1e-5. fp16 keeps 11 bits: 2 of its steps near 2 are 4e-3."""
-    seconds = 3
     variants = {
         "the mean is subtracted first, as in a layer norm": wrong_norm(centre=True),
         "eps is added to the root": wrong_norm(root=lambda mean, eps: mean.sqrt() + eps),

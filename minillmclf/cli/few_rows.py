@@ -2,8 +2,8 @@
 
 They were chosen on data other than the bundled sets, see lessons/measurements/few_rows.md:
 contrastive training of the body and a probe as the head, a fixed number of steps whatever the
-number of rows, all tokens pooled, and no dev rows held out of so few. Settings that the user gives
-stay as they are.
+number of rows, all tokens pooled, and no dev rows held out of so few. By itself train chooses them
+only for data whose splits it makes. Settings that the user gives stay as they are.
 """
 import math
 from dataclasses import replace
@@ -12,10 +12,11 @@ from ..errors import InputError
 from ..files import find_model, read_json
 from ..training.rates import default_lr
 from .rows import hold_out_as_asked, load_dataset
+from .run_folder import out_folder
 from .settings import flag, read_settings, with_current_names
 
 FEW = 50                # rows a class, on average, below which they are chosen
-STEPS, MOST_STEPS = 60, 150
+STEPS, MOST_STEPS = 50, 150
 LOWER = 3               # the learning rate is the usual one, divided by this
 ENCODERS = ("bert", "roberta", "deberta-v2")
 
@@ -28,9 +29,19 @@ def read_run(flags, config=None, table=None):
     """
     s = read_settings(flags, config)
     data, line = load_dataset(s, table), ""
-    if config is None or flags.get("few_rows") == "on":
+    earlier = table is None and began_earlier(s)
+    if flags.get("few_rows") == "on" or config is None and not earlier:
         s, line = adapt_to_rows(s, data, set(with_current_names(flags)))
     return s, hold_out_as_asked(s, data), line
+
+
+def began_earlier(s):
+    """Does --out hold a run of a version that chose nothing? It goes on as it began."""
+    path = out_folder(s) / "run.json"
+    try:
+        return "few_rows" not in read_json(path).get("settings", {})
+    except (InputError, TypeError):                       # no run there, or no readable one
+        return False
 
 
 def adapt_to_rows(s, data, given):
@@ -39,8 +50,8 @@ def adapt_to_rows(s, data, given):
     data: text.data.Dataset; given: names of the settings that the user gave.
     """
     rows = len(data.train) / len(data.labels)
-    wanted = s.few_rows == "on" or s.few_rows == "auto" and rows < FEW
-    if not wanted:
+    unsplit = data.source["split"] == "random"            # who marks the splits, measures
+    if not (s.few_rows == "on" or s.few_rows == "auto" and rows < FEW and unsplit):
         return s, ""
     chosen = choose(s, data)
     chosen = {name: value for name, value in chosen.items()

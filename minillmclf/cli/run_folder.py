@@ -14,6 +14,7 @@ opens OUT first moves up what a finished run left in OUT/.new or OUT/.whole (`mo
 import functools
 import os
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 from ..errors import InputError
 from ..files import (NEW_RUN, check_fields, check_out_path, find_model, lock_folder, read_json,
@@ -30,6 +31,12 @@ OBJECT = (lambda v: isinstance(v, dict), "an object")
 RECORD_FIELDS = {                       # of run.json, as files.check_fields takes them
     "settings?": OBJECT, "finished?": (lambda v: isinstance(v, bool), "true or false"),
     "data?": OBJECT, "base?": (lambda v: isinstance(v, str), "a text")}
+
+
+def out_folder(s):
+    """The folder that the settings name, or the usual one."""
+    name = f"{Path(s.model).name}-{Path(s.data).stem}-{s.method}-{s.seed}"
+    return Path(s.out or f"runs/{name}")
 
 
 # ---------------------------------------------------------------- is it the same run?

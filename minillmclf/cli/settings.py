@@ -193,6 +193,8 @@ GOES_WITH = (            # (setting, values, names): names are read only with on
 SINGLE_LABEL_ONLY = ("readout", "preference", "swap", "rows_per_class", "label_smoothing",
                      "sampling", "focal_gamma")
 CONTRADICTIONS = (       # (is it one?, the error)
+    (lambda s: s.epochs == 0 and s.head_init == "random",
+     "--epochs 0: should be 1 or more; without a step only --head-init probe gives a head"),
     (lambda s: s.windows != "none" and s.method == "prompt",
      "--method prompt puts its words before a whole row, not before each of its windows: "
      "--windows none"),

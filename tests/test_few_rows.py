@@ -1,0 +1,346 @@
+"""Few rows: the probe, the contrastive loss, its batches, and what train chooses by itself."""
+import csv
+import json
+import math
+import random
+from types import SimpleNamespace
+
+import pytest
+import small
+import torch
+from conftest import refused
+
+from minillmclf import Classifier, evaluate, fine_tune
+from minillmclf.classify.sentence_vectors import sentence_settings
+from minillmclf.cli.few_rows import read_run
+from minillmclf.cli.settings import read_settings
+from minillmclf.errors import InputError
+from minillmclf.report import __main__ as report_command
+from minillmclf.training.contrastive import (GROUP, LEAST_STEPS, Contrastive, contrastive_loss,
+                                             grouped_batches)
+from minillmclf.training.losses import CrossEntropy
+from minillmclf.training.plan import Split
+from minillmclf.training.probe import features_of, fit_probe
+
+
+def unsplit(path, rows=36, seed=0):
+    """A CSV without a column split; three classes."""
+    texts = small.texts_of(random.Random(seed), rows)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *texts])
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with `bert` and few.csv."""
+    folder = tmp_path_factory.mktemp("few")
+    small.bert_folder(folder / "bert", layers=1, dropout=0.0)
+    unsplit(folder / "few.csv")
+    return folder
+
+
+# ---------------------------------------------------------------- the probe
+
+@pytest.fixture(scope="module")
+def probed(place):
+    """-> Classifier with a probe, its training rows, the weights of before."""
+    texts = small.texts_of(random.Random(1), 30)
+    labels = sorted({label for _, label in texts})
+    model = Classifier.from_backbone(place / "bert", labels, pool="mean")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    rows = Split(model.encode([text for text, _ in texts])[0],
+                 [labels.index(label) for _, label in texts])
+    fit_probe(model, rows, CrossEntropy(None, 0.0, 0.0))
+    return model, rows, before
+
+
+def penalised(model, rows, strength=1.0):
+    """The probe's loss in float64, from its definition, and its gradient with respect to W, b."""
+    batch = model.collate(rows.encoded, range(len(rows.encoded)))
+    with torch.no_grad():
+        features = features_of(model, batch).double()
+    scale = features.norm(dim=1).mean()
+    W = (model.head.out.weight.detach().double() * scale).requires_grad_()
+    b = model.head.out.bias.detach().double().requires_grad_()
+    log_p = (features / scale @ W.T + b).log_softmax(1)
+    loss = -log_p[range(len(log_p)), rows.targets].sum() + strength / 2 * (W ** 2).sum()
+    return loss, torch.autograd.grad(loss, [W, b])
+
+
+def test_the_probe_is_the_least_of_its_loss(probed):
+    """The loss is convex, so a gradient of 0 is its only minimum: here at most what fp32 leaves."""
+    model, rows, before = probed
+    loss, (by_weight, by_bias) = penalised(model, rows)
+    assert by_weight.abs().max() < 0.02 and by_bias.abs().max() < 0.02
+    assert loss < len(rows.targets) * math.log(3), "better than knowing nothing"
+    _, (other, _) = penalised(model, rows, strength=3.0)
+    assert other.abs().max() > 0.1, "another penalty has another minimum"
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"head.out.weight", "head.out.bias"}
+
+
+def test_the_probe_equals_scikit_learns(probed):
+    linear = pytest.importorskip("sklearn.linear_model")
+    model, rows, _ = probed
+    batch = model.collate(rows.encoded, range(len(rows.encoded)))
+    with torch.no_grad():
+        features = features_of(model, batch).double()
+    scaled = (features / features.norm(dim=1).mean()).numpy()
+    found = linear.LogisticRegression(C=1.0, tol=1e-8, max_iter=1000).fit(scaled, rows.targets)
+    with torch.no_grad():
+        ours = model(batch).double().softmax(1)
+    assert abs(ours.numpy() - found.predict_proba(scaled)).max() < 2e-3
+
+
+def test_a_probe_of_several_labels_and_of_a_head_without_bias():
+    """Each task's own loss is what is minimised; ScoreHead has no bias."""
+    torch.manual_seed(0)
+    features, targets = torch.randn(20, 4), torch.randint(2, (20, 3)).float()
+
+    class Head(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = torch.nn.Linear(4, 3, bias=False)
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = Head()
+
+        def compute_in_batches(self, encoded, compute, columns, batch_size):
+            return features
+
+    from minillmclf.training.multilabel import BinaryCrossEntropy
+    model = Model()
+    fit_probe(model, Split(list(range(20)), targets.tolist()), BinaryCrossEntropy())
+    scale = features.norm(dim=1).mean()
+    W = (model.head.out.weight.detach() * scale).requires_grad_()
+    logits = features / scale @ W.T
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss + 0.5 * (W ** 2).sum(), W)
+    assert gradient.abs().max() < 0.02
+
+
+# ---------------------------------------------------------------- the contrastive loss
+
+def by_loops(features, targets, temperature, own_too=False, inside=False):
+    """The loss as in the paper, equation 2, one term at a time. own_too, inside: two mistakes."""
+    unit = features / features.norm(dim=1, keepdim=True)
+    total = 0.0
+    for i in range(len(unit)):
+        others = [a for a in range(len(unit)) if a != i]
+        positives = [p for p in others if targets[p] == targets[i]]
+        if not positives:
+            continue
+        among = range(len(unit)) if own_too else others
+        below = sum(math.exp(float(unit[i] @ unit[a]) / temperature) for a in among)
+        terms = [math.exp(float(unit[i] @ unit[p]) / temperature) / below for p in positives]
+        if inside:
+            total -= math.log(sum(terms) / len(terms))
+        else:
+            total -= sum(map(math.log, terms)) / len(terms)
+    return total
+
+
+def test_the_contrastive_loss_is_the_papers():
+    torch.manual_seed(0)
+    features, targets = torch.randn(9, 5) * 3, torch.tensor([0, 1, 0, 2, 1, 0, 3, 2, 2])
+    expected = by_loops(features.double(), targets.tolist(), 0.1)
+    assert contrastive_loss(features, targets).item() == pytest.approx(expected, rel=1e-5)
+    assert contrastive_loss(features, targets, 0.5).item() == pytest.approx(
+        by_loops(features.double(), targets.tolist(), 0.5), rel=1e-5)
+    for mistake in ({"own_too": True}, {"inside": True}):
+        assert abs(by_loops(features.double(), targets.tolist(), 0.1, **mistake) - expected) > 0.1
+    assert Contrastive().divisor(targets) == 8, "class 3 has one row, which has no positive"
+    alone = contrastive_loss(features[:4], torch.arange(4))
+    assert alone == 0 and Contrastive().divisor(torch.arange(4)) == 1
+    features.requires_grad_()
+    contrastive_loss(features, targets).backward()
+    assert features.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("counts, size", [((10, 10, 10), 32), ((10,) * 77, 32), ((2, 5, 1), 16),
+                                          ((40, 3), 16), ((6, 6), 2)])
+def test_batches_hold_several_rows_of_each_class(counts, size):
+    targets = [target for target, count in enumerate(counts) for _ in range(count)]
+    random.Random(0).shuffle(targets)
+    batches = grouped_batches(targets, size, "0:1")
+    assert batches == grouped_batches(targets, size, "0:1") != grouped_batches(targets, size, "0:2")
+    assert len(batches) == max(LEAST_STEPS, math.ceil(len(targets) / size))
+    for batch in batches:
+        assert len(set(batch)) == len(batch) <= max(size, GROUP)
+        for target in {targets[row] for row in batch}:
+            own = sum(targets[row] == target for row in batch)
+            assert own >= min(GROUP, counts[target])
+    epochs = [grouped_batches(targets, size, f"0:{epoch}") for epoch in range(10)]
+    drawn = {row for epoch in epochs for batch in epoch for row in batch}
+    assert drawn == set(range(len(targets))), "all rows are learned from"
+
+
+# ---------------------------------------------------------------- what train chooses
+
+def chosen(place, data="few.csv", **flags):
+    return read_run({"model": str(place / "bert"), "data": str(place / data), **flags})
+
+
+def test_train_chooses_by_the_number_of_rows(place):
+    s, data, line = chosen(place)
+    assert (s.objective, s.head_init, s.pool, s.dev) == ("contrastive", "probe", "mean", "none")
+    assert s.lr < 3e-4 and s.min_steps >= 25 and not data.dev and data.test
+    assert len(data.train) + len(data.test) == 36
+    assert "--objective contrastive" in line and "--few-rows off" in line and "\n" not in line
+    s, data, line = chosen(place, few_rows="off")
+    assert (s.objective, s.head_init, s.pool, s.dev) == ("classes", "random", "family", "split")
+    assert data.dev and not line
+    s, _, line = chosen(place, pool="first", lr=1e-3, dev="split")
+    assert (s.pool, s.lr, s.dev, s.objective) == ("first", 1e-3, "split", "contrastive")
+    assert "--pool" not in line and "--lr" not in line
+    s, _, line = chosen(place, method="head")
+    assert (s.objective, s.head_init, s.epochs) == ("classes", "probe", 0)
+    s, _, line = chosen(place, readout="labels", template="{text} [MASK]")
+    assert s.objective == "classes" and not line
+    s, _, line = chosen(place, micro_batch_size=4)
+    assert s.objective == "classes" and not line, "the user's own setting does not go with it"
+    with pytest.raises(InputError, match="--few-rows on"):
+        chosen(place, micro_batch_size=4, few_rows="on")
+
+
+def test_it_chooses_nothing_for_many_rows_or_marked_splits(place):
+    unsplit(place / "many.csv", rows=3 * 70)
+    assert chosen(place, "many.csv")[2] == "" and chosen(place, "many.csv", few_rows="on")[2]
+    small.data_file(place / "marked.csv")
+    s, data, line = chosen(place, "marked.csv")
+    assert line == "" and s.objective == "classes" and data.dev
+    s, data, line = chosen(place, "marked.csv", few_rows="on")
+    assert s.objective == "contrastive" and s.dev == "split" and len(data.dev) == 9
+
+
+def test_a_run_goes_on_as_it_began(place, tmp_path):
+    """A run that an earlier version began has no few_rows in its run.json."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "run.json").write_text(json.dumps({"settings": {"seed": 0}, "finished": False}))
+    assert chosen(place, out=str(out))[2] == ""
+    (out / "run.json").write_text(json.dumps({"settings": {"few_rows": "auto"}}))
+    assert chosen(place, out=str(out))[2]
+
+
+SETTINGS = {"epochs": 1, "min_steps": 30, "batch_size": 9, "lr": 3e-3, "baselines": "off"}
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """A run of few rows."""
+    given = small.flags(model=place / "bert", data=place / "few.csv", out=place / "run", **SETTINGS)
+    assert small.forked("train", given)[0] == 0
+    return place / "run"
+
+
+def test_a_run_of_few_rows_learns_and_is_read_again(place, finished, call):
+    record = json.loads((finished / "run.json").read_text())
+    assert record["finished"] and record["settings"]["objective"] == "contrastive"
+    history = [json.loads(line) for line in (finished / "metrics.jsonl").open()]
+    assert [line["step"] for line in history] == [25, 50], "epochs of 25 steps until --min-steps"
+    assert history[-1]["train_loss"] < history[0]["train_loss"] and "log_loss" not in history[0]
+    assert history[-1]["train_accuracy"] == 1.0, "the head is fitted before each evaluation"
+    assert record["best_epoch"] == len(history), "without dev rows the last epoch is kept"
+    model = Classifier.load(finished)
+    assert model.head.pooling == "mean" and model.predict(["the old rose"]).sum() == pytest.approx(1)
+    code, out, error = call(evaluate, "--model", finished)
+    assert code == 0, error
+    code, out, error = call(evaluate, "--model", finished, "--split", "dev")
+    assert code == 2 and "dev" in error, "no dev rows were held out"
+    pytest.importorskip("matplotlib")
+    code, out, error = call(report_command, "--run", finished)
+    page = (finished / "report.html").read_text()
+    assert code == 0 and "no dev rows were held out" in page.replace("\n", " "), error
+
+
+def test_a_killed_run_of_few_rows_ends_in_the_same_bytes(place, finished, tmp_path):
+    given = small.flags(model=place / "bert", data=place / "few.csv", out=tmp_path / "again",
+                        save_every=4, **SETTINGS)
+    assert small.forked("train", given, interrupt=[31])[0] == 130
+    assert (tmp_path / "again" / "state.safetensors").exists()
+    assert small.forked("train", given)[0] == 0
+    for name in ("model.safetensors", "predictions.csv"):
+        assert (tmp_path / "again" / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_the_probe_alone_takes_no_step(place, tmp_path):
+    model = fine_tune(place / "bert", str(place / "few.csv"), out=tmp_path / "run", method="head")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["settings"]["head_init"] == "probe" and record["timing"]["train_seconds"] < 60
+    (line,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert line["step"] == 0
+    again = fine_tune(place / "bert", str(place / "few.csv"), method="head", epochs=3, lr=1e-3)
+    assert not torch.equal(model.head.out.weight, again.head.out.weight), "training goes on from it"
+
+
+@pytest.mark.parametrize("given, says", [
+    ({"objective": "contrastive", "method": "head"}, "changes the body"),
+    ({"objective": "contrastive", "readout": "labels", "template": "{text}"}, "--readout head"),
+    ({"objective": "contrastive", "batch_tokens": 100}, "--batch-tokens"),
+    ({"objective": "contrastive", "windows": "mean"}, "--windows none"),
+    ({"objective": "completion"}, "--readout labels"),
+    ({"head_init": "probe", "windows": "mean"}, "--windows none"),
+    ({"head_init": "probe", "preference": "head"}, "--preference none"),
+    ({"head_lr": -1.0}, "0 or more"),
+    ({"epochs": 0}, "1 or more"),
+])
+def test_what_does_not_go_together_is_refused(given, says):
+    refused(lambda: read_settings(given), says)
+
+
+# ---------------------------------------------------------------- sentence-transformers folders
+
+def sentence_folder(folder, pooling, length=40):
+    small.bert_folder(folder, layers=1)
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    (folder / "modules.json").write_text(json.dumps(
+        [{"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
+         for n, (path, kind) in enumerate(kinds)]))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
+    return folder
+
+
+@pytest.mark.parametrize("pooling, expected", [
+    ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
+    ({"pooling_mode_cls_token": True}, "first"), ({"pooling_mode_max_tokens": True}, "max"),
+    ({"pooling_mode_lasttoken": True}, "last"), ({"pooling_mode": "cls"}, "first"),
+    ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, "family"),
+    ({"pooling_mode_mean_sqrt_len_tokens": True}, "family"), ({}, "family")])
+def test_a_sentence_transformers_folder_says_how_it_pools(tmp_path, pooling, expected):
+    folder = str(sentence_folder(tmp_path / "st", pooling))
+    s = read_settings({"model": folder})
+    assert (s.pool, s.max_length) == (expected, 40)
+    s = read_settings({"model": folder, "pool": "last", "max_length": 30})
+    assert (s.pool, s.max_length) == ("last", 30)
+    assert read_settings({"model": folder, "max_length": 30}).max_length == 30
+    assert read_settings({"model": "mini-bert", "pool": "auto"}).pool == "family"
+    assert sentence_settings("checkpoints/mini-bert") == {}
+
+
+def test_a_broken_sentence_transformers_folder_is_one_line(tmp_path):
+    folder = sentence_folder(tmp_path / "st", {"pooling_mode_mean_tokens": True})
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": "long"}')
+    refused(lambda: sentence_settings(folder), "sentence_bert_config.json", "max_seq_length")
+    (folder / "modules.json").write_text('{"0": 1}')
+    refused(lambda: sentence_settings(folder), "modules.json", "array")
+    for path in ("../x", "/etc", 7):
+        (folder / "modules.json").write_text(json.dumps([{"type": "Pooling", "path": path}]))
+        refused(lambda: sentence_settings(folder), "modules.json", "beside it")
+
+
+def test_the_heads_rate_is_its_own(place):
+    from minillmclf.training import lr_factors
+    from minillmclf.training.optim import parameter_groups
+    model = Classifier.from_backbone(place / "bert", ["a", "b"])
+    s = SimpleNamespace(layer_decay=1.0, head_lr=0.02, lr=0.001)
+    groups = parameter_groups(model, s.lr, 0.01, lr_factors.of_settings(model, s))
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        expected = 0.02 if name.startswith("head.") else 0.001
+        assert rates[id(parameter)] == pytest.approx(expected), name
