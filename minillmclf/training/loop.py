@@ -92,13 +92,10 @@ def fit(model, train, dev, settings, store, step=take_step, hooks=Hooks()):
     optimizer = build_optimizer(model, s.lr, s.weight_decay, factors, s.optimizer)
     progress = store.resume(model, optimizer, s.metric if dev.encoded else None)
     plan = plan_epochs(model, train, s)
-    warmup, number = round(s.warmup * plan.steps), progress["step"] - len(progress["losses"])
+    warmup = round(s.warmup * plan.steps)
     for epoch in range(len(progress["history"]), plan.epochs):
         model.train()
-        for rows in plan[epoch]:                           # row numbers of a batch
-            number += 1            # of the step; before the loop: steps of finished epochs
-            if number <= progress["step"]:                 # taken before the run was interrupted
-                continue
+        for number, rows in steps_left(plan[epoch], progress):
             seed_step(s.seed, number)
             set_lr(optimizer, lr_factor(number - 1, plan.steps, warmup, s.schedule))
             loss = step(model, optimizer, train, rows, s)
@@ -119,6 +116,16 @@ def fit(model, train, dev, settings, store, step=take_step, hooks=Hooks()):
         finish_epoch(model, dev, s, store, progress)
     store.load_best(model)
     return progress
+
+
+def steps_left(batches, progress):
+    """The steps of an epoch that a run has not taken yet -> (number, rows) of each.
+
+    batches: the row numbers of each step of the epoch; progress: as `fit` keeps it. The numbers
+    count the steps of all epochs, from 1.
+    """
+    taken = len(progress["losses"])                        # in this epoch, before an interruption
+    return enumerate(batches[taken:], progress["step"] + 1)
 
 
 def finish_epoch(model, dev, settings, store, progress):
