@@ -132,10 +132,12 @@ class RunFolder:
                 self.remove_files(self.out)
                 os.replace(self.out / NEW_RUN, self.out / MOVING_FOLDER)
             self.move_up(self.out / MOVING_FOLDER)
-            for name in STATE_FILES if self.is_finished(self.out) else ():
-                remove_path(self.out / name)
-            for path in [self.out / name for name in RUN_FILES]:
-                remove_path(path.with_name(f".{path.name}.writing"))
+            left = [self.out / name for name in STATE_FILES if self.is_finished(self.out)]
+            paths = [self.out / name for name in RUN_FILES]
+            left += [path.with_name(f".{path.name}.writing") for path in paths]
+            for path in left:
+                if path.exists():
+                    remove_path(path)
         parallel.barrier()
 
     def is_finished(self, folder):
