@@ -262,8 +262,8 @@ class FitTemperature(Exercise):
 # ---------------------------------------------------------------- 8.5 merge_beginnings
 
 def wrong_merge(key=lambda path, number, token: (path[-1], token), starts=None, inner=None,
-                depth=lambda upto: len(upto) - 1, sees=lambda edge, other, upto: other in upto[edge],
-                order=None):
+                depth=lambda upto: len(upto) - 1, order=None,
+                sees=lambda edge, other, upto: other in upto[edge]):
     """A variant: merge_beginnings with one thing in it changed."""
     def merge_beginnings(sequences):
         edges, paths, before, tokens = {}, [], [], []
