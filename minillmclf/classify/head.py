@@ -21,9 +21,8 @@ def pool(hidden, mask, how):
     """hidden (B, T, D), mask (B, T) -> (B, D): that of the first or last *real* token, or the mean
     or maximum over real tokens. how: one of POOLINGS.
 
-    Padding may stand on either side. how="position" takes [:, -1], as if nothing were padded: a
-    common mistake, kept for study. A text's logits then depend on the longest text of its batch,
-    and no error shows it.
+    Padding may stand on either side. how="position" takes [:, -1], a common mistake, kept to study:
+    a text's logits then depend on the longest text of its batch, and no error shows it.
     """
     if how == WRONG_POOLING:
         return hidden[:, -1]

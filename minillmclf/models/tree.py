@@ -20,6 +20,32 @@ from .last_token import FewQueries, run_few_queries
 MAX_LOGITS = 2**24      # in memory at a time, if no gradients are needed
 
 
+def merge_beginnings(sequences):
+    """L sequences of token ids, none of them empty -> the tree that they form, a dict of lists.
+
+    Sequences that begin alike share the edges of their beginning. Edges are numbered as they come,
+    sequence by sequence; inner nodes from 1, in the order of the edges that end in them.
+    """
+    edges, paths = {}, []                               # (edge before or -1, token) -> edge
+    for sequence in sequences:
+        path = [-1]
+        for token in sequence:
+            path.append(edges.setdefault((path[-1], token), len(edges)))
+        paths.append(path[1:])
+    before, tokens = zip(*edges)
+    inner = sorted(set(before) - {-1})                  # edges that another edge follows
+    node = {-1: 0} | {edge: number for number, edge in enumerate(inner, 1)}
+    # edge -> the edges from the prompt up to it, itself included
+    upto = {edge: path[:depth] for path in paths for depth, edge in enumerate(path, 1)}
+    return {"paths": paths,                                            # L lists of edges
+            "edge_tokens": list(tokens),                               # (E,)
+            "edge_starts": [node[edge] for edge in before],            # (E,), the nodes there
+            "node_tokens": [tokens[edge] for edge in inner],           # (M,)
+            "node_depths": [len(upto[edge]) - 1 for edge in inner],    # (M,), 0 after the prompt
+            "node_mask": [[other in upto[edge] for other in inner]     # (M, M), node sees node
+                          for edge in inner]}
+
+
 class TokenTree(nn.Module):
     """L sequences of token ids, their shared beginnings merged into E edges and M inner nodes.
 
@@ -33,27 +59,13 @@ class TokenTree(nn.Module):
             empty = sum(not sequence for sequence in sequences)
             raise InputError(f"{len(sequences)} continuations, {empty} of them empty: each needs a "
                              "token")
-        edges, self.paths = {}, []                          # (edge before or -1, token) -> edge
-        for sequence in sequences:
-            path = [-1]
-            for token in sequence:
-                path.append(edges.setdefault((path[-1], token), len(edges)))
-            self.paths.append(path[1:])
-        before, tokens = zip(*edges)
-        inner = sorted(set(before) - {-1})                  # edges that another edge follows
-        node = {-1: 0} | {edge: number for number, edge in enumerate(inner, 1)}
-        # edge -> the edges from the prompt up to it, itself included
-        upto = {edge: path[:depth] for path in self.paths for depth, edge in enumerate(path, 1)}
-        sees = [[other in upto[edge] for other in inner] for edge in inner]
-        numbers = {"edge_tokens": tokens,                              # (E,)
-                   "edge_starts": [node[edge] for edge in before],     # (E,), the nodes there
-                   "node_tokens": [tokens[edge] for edge in inner],    # (M,)
-                   "node_depths": [len(upto[edge]) - 1 for edge in inner]}                   # (M,)
+        numbers = merge_beginnings(sequences)
+        self.paths, sees = numbers.pop("paths"), numbers.pop("node_mask")
         for name, values in numbers.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.long), persistent=False)
-        sees = torch.tensor(sees, dtype=torch.bool).view(len(inner), len(inner))
+        sees = torch.tensor(sees, dtype=torch.bool).view(len(sees), len(sees))
         self.register_buffer("node_mask", sees, persistent=False)          # (M, M), node sees node
-        steps = torch.zeros(len(sequences), len(edges))
+        steps = torch.zeros(len(sequences), len(self.edge_tokens))
         for number, path in enumerate(self.paths):
             steps[number, path] = 1.0
         self.register_buffer("on_path", steps, persistent=False)        # (L, E), 1.0: on its path
