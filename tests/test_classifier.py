@@ -17,6 +17,7 @@ from live import imported, may_refuse
 from safetensors.torch import load_file, save_file
 
 from minillmclf import inspect, train
+from minillmclf.cli.rows import load_dataset
 from minillmclf.compare.comparison import obstacle
 from minillmclf.compare.configurations import make_configurations, read_sweep
 from minillmclf.classify.classifier import Classifier
@@ -506,6 +507,6 @@ def test_commands_pool_by_attention(tmp_path, capsys):
     assert "head.U.weight" in (said := capsys.readouterr().out) and "head.v.weight" in said
     found = make_configurations([f"{body}@pool=attention"], ["full", "lora", "prefix"], ["head"], read_sweep([]),
                    {"data": str(data)})
-    rows = train.load_dataset(found[0].settings)
+    rows = load_dataset(found[0].settings)
     assert [c.settings.pool for c in found] == ["attention"] * 3
     assert not any(obstacle(c, rows) for c in found)
