@@ -181,6 +181,6 @@ def test_a_release_is_not_released_again(folder, tmp_path):
 def test_earlier_lessons_may_be_shipped_solved(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(releases, "copy_clone", lambda root, out: seen.append(out))
-    with pytest.raises(InputError, match="lessons 3 to 3 have no exercises"):
-        releases.release(ROOT, tmp_path, 3, 3)
+    with pytest.raises(InputError, match="lessons 4 to 4 have no exercises"):
+        releases.release(ROOT, tmp_path, 4, 4)
     assert seen == []
