@@ -525,7 +525,7 @@ def test_pooling_by_position_reads_padding(place):
     assert "position" not in POOLINGS
     refused(
         lambda: read_settings({"pool": "position"}),
-        "--pool position: known are family, first, mean, max, last",
+        "--pool position: known are auto, family, first, mean, max, last",
     )
     refused(
         lambda: build_head("bert", model.backbone, 2, "place"),

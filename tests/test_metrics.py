@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillmclf.classify.baseline import BagOfWords, class_frequencies, terms_of
+from minillmclf.classify.baseline import BagOfWords, class_frequencies, terms_of, rows_of
 from minillmclf.classify.task import SingleLabel
 from minillmclf.text.data import Example
 from minillmclf.training.metrics import METRICS, calibration_error, class_f1, evaluate
@@ -157,7 +157,8 @@ def test_the_gradient_at_the_optimum_is_next_to_nothing(strength):
     texts, labels = separable(60, 3)
     bag = BagOfWords(2).fit(texts, labels, texts, labels)
     x, y = bag.features(texts).to_dense(), torch.tensor(labels)
-    w, b = bag.fit_weights(bag.features(texts), y, strength)
+    sparse = bag.features(texts)
+    w, b = bag.fit_weights(rows_of(sparse), rows_of(sparse.t()), y, strength)
     p, target = torch.softmax(x @ w + b, dim=1), torch.eye(2)[y]
     gradient = torch.cat([(x.T @ (p - target) / len(y) + 2 * strength * w).flatten(), (p - target).mean(0)])
     at_start = torch.cat([(x.T @ (0.5 - target) / len(y)).flatten(), (0.5 - target).mean(0)])

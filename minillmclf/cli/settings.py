@@ -72,7 +72,7 @@ class Settings:
     virtual_tokens: int = setting(20, "weights", "prefix, prompt: tokens before a text")
     projection: str = setting("off", "weights", "prefix: learn it through a small MLP", SWITCH)
     pool: str = setting("family", "weights", "how a head pools tokens",
-                        "family first mean max last attention auto")
+                        "auto family first mean max last attention")
     weights: str = setting("pretrained", "weights", "weights to start from", "pretrained random")
 
     template: str = setting("", "texts", 'text or file: "Text: {text}\\nLabel: {label}"')
@@ -80,7 +80,7 @@ class Settings:
     instruction: str = setting("", "texts", "text or file, before every text")
     end: str = setting("auto", "texts", "end token after a label", "auto none eos")
     score_by: str = setting("sum", "texts", "log-probability, all or per", "sum token char byte")
-    objective: str = setting("classes", "texts", "completion: instruction tuning",
+    objective: str = setting("classes", "texts", "instruction tuning, or see few rows",
                              "classes completion contrastive")
 
     truncation_side: str = setting("right", "long", "what is cut off", "right left middle both")
