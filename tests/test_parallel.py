@@ -39,8 +39,9 @@ def take_step(*arguments, **more):
             raise InputError("only here")
     return real(*arguments, **more)
 processes.take_step = take_step
-build = train.build
-train.build = lambda *arguments: (lambda model, *rest: (model.double(), *rest))(*build(*arguments))
+build = train.build_classifier
+train.build_classifier = lambda *arguments: (
+    lambda model, *rest: (model.double(), *rest))(*build(*arguments))
 torch.Tensor.float = torch.Tensor.double
 torch.set_default_dtype(torch.float64)
 train.check_saved = lambda *_: None                       # a model in float64 is saved in float32
