@@ -19,8 +19,8 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
     (text, label), ((text_a, text_b), label) or dicts; a DataFrame or a dict of lists, with the
     columns of a file. out: the run folder, where a stopped run goes on and a finished one is
     loaded; None: no file is left behind. on_epoch: called after each epoch with a dict: epoch,
-    step, train_loss, the metrics of dev if rows are held out. say: called with each line that the command prints.
-    settings: the command's flags, with _ for -; values: as for `flag_value`; None: not given.
+    step, train_loss, the metrics of dev if rows are held out. say: called with each line that the
+    command prints. settings: the command's flags, with _ for -; values: as for `flag_value`; None: not given.
 
     Raises InputError for wrong data and settings; KeyboardInterrupt once Ctrl-C saved the state.
     """
