@@ -20,7 +20,8 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
     columns of a file. out: the run folder, where a stopped run goes on and a finished one is
     loaded; None: no file is left behind. on_epoch: called after each epoch with a dict: epoch,
     step, train_loss, the metrics of dev if rows are held out. say: called with each line that the
-    command prints. settings: the command's flags, with _ for -; values: as for `flag_value`; None: not given.
+    command prints. settings: the command's flags, with _ for -; values: as for `flag_value`; None:
+    not given.
 
     Raises InputError for wrong data and settings; KeyboardInterrupt once Ctrl-C saved the state.
     """
