@@ -153,7 +153,7 @@ def release(root, out, upto, since=0):
     write_workflow(rows, out)
     adapt_readme(out)
     relax_ruff(rows, out)
-    shutil.copyfile(TEMPLATES / "conftest.py", out / "conftest.py")
+    shutil.copyfile(TEMPLATES / "conftest.txt", out / "conftest.py")
     return rows
 
 

@@ -6,18 +6,25 @@ import ast
 import io
 import re
 import textwrap
+import threading
 import tokenize
 
 from ..errors import InputError
 
 LARGEST = 2_000_000            # bytes of a file of a submission
 WIDTH = 100
+PARSING = threading.Lock()     # Python 3.11 counts the depth of all threads' trees together
+
+
+def parse(source):
+    with PARSING:
+        return ast.parse(source)
 
 
 def find(source, name, where):
     """The syntax node of a function, "function" or "Class.method"; InputError if there is none."""
     try:
-        node = ast.parse(source)
+        node = parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = f" line {error.lineno}:" if getattr(error, "lineno", None) else ""
         raise InputError(f"{where}:{line} {type(error).__name__}: "
@@ -79,7 +86,7 @@ def without_variants(source, where="the cases"):
 
     Their names stay. What stands at the top of the file and is used by no class is left out.
     """
-    tree, lines = ast.parse(source), source.splitlines(keepends=True)
+    tree, lines = parse(source), source.splitlines(keepends=True)
     parts = [each for node in tree.body if isinstance(node, ast.ClassDef) for each in node.body]
     gone = [node for node in tree.body if defined(node) and not defined(node) & needed(tree, parts)]
     variants = [node for node in parts if defined(node) == {"variants"}]
