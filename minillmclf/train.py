@@ -94,9 +94,10 @@ def fit_with_progress(s, model, data, folder, say, on_epoch=None):
         step, store = step_and_store(s, model, train.targets, folder, stop, say_above)
         hooks = loop.Hooks(after_step, on_epoch=after_epoch)
         if fit_head := probe_fitter(s, model, train):
-            fit_head()
             if s.objective == "contrastive":               # the head's own loss is not learned
                 hooks.before_dev = fit_head
+            else:
+                fit_head()
         progress = loop.fit(model, train, dev, s, store, step, hooks)
     if progress is not None and writes_files():
         lines = [json.dumps(line) + "\n" for line in progress["history"]]

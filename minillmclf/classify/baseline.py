@@ -15,10 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..training.probe import minimise
 from .swap import is_preference, longer_answer
 
 MAX_TERMS, MAX_WEIGHTS = 100_000, 3_000_000        # V; V times C
-LBFGS_HISTORY = 10                                 # L-BFGS keeps two vectors for each of 10 steps
 
 
 def run_baselines(data, task, quick=False):
@@ -136,16 +136,11 @@ class BagOfWords:
         """x (N, V), x.t(), y -> weights w (V, C) and bias (C,) of least loss + penalty * |w|^2."""
         w = torch.zeros(x.shape[1], self.classes, requires_grad=True)
         b = torch.zeros(self.classes, requires_grad=True)
-        solver = torch.optim.LBFGS([w, b], max_iter=100, history_size=LBFGS_HISTORY,
-                                   line_search_fn="strong_wolfe")
 
         def compute_loss():
-            solver.zero_grad()
             logits = Product.apply(x, transposed, w) + b
-            loss = self.loss(logits, y) + penalty * (w ** 2).sum()
-            loss.backward()
-            return loss
-        solver.step(compute_loss)
+            return self.loss(logits, y) + penalty * (w ** 2).sum()
+        minimise(compute_loss, [w, b])
         return w.detach(), b.detach()
 
     def logits(self, x, weights):

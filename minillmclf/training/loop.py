@@ -113,6 +113,7 @@ def fit(model, train, dev, settings, store, step=take_step, hooks=Hooks()):
         if s.patience and dev.encoded and epochs_since_best(progress, s.metric) >= s.patience:
             break
     if not progress["history"]:                            # no epochs: the model as it began
+        hooks.before_dev()
         finish_epoch(model, dev, s, store, progress)
     store.load_best(model)
     return progress

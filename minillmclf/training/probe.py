@@ -13,7 +13,8 @@ STRENGTH = 1.0         # of the L2 penalty, where features have length 1 on aver
 
 
 def minimise(loss, parameters, steps=100):
-    """Change the parameters, tensors, until loss(), a convex function of them, is least: L-BFGS."""
+    """Change the parameters, tensors, until loss(), a convex function of them, is least: L-BFGS,
+    which keeps two vectors of their size for each of 10 steps."""
     solver = torch.optim.LBFGS(parameters, max_iter=steps, history_size=10,
                                line_search_fn="strong_wolfe")
 
