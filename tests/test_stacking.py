@@ -233,11 +233,18 @@ def test_a_folder_of_folds_is_a_member(tmp_path):
     assert torch.allclose(member.out_of_fold, logits.log_softmax(1), atol=1e-6)
     mean = sum(each.double().softmax(1) for each in tests) / 3
     assert torch.allclose(member.test.exp(), mean, atol=1e-6)
-    for given, words in (((range(9), 4, LABELS), "are not the 9 rows of the data"),
+    for wrong, words in (((range(9), 4, LABELS), "are not the 9 rows of the data"),
                          ((ids, 5, LABELS), r"shape \(4, 3\), should be \(5, 3\)"),
                          ((ids, 4, LABELS, [0] * 9), "has other folds")):
         with pytest.raises(InputError, match=words):
-            stacking.read_member(folder, *given)
+            stacking.read_member(folder, *wrong)
     (folder / "fold-2" / "scores-test.safetensors").unlink()
     with pytest.raises(InputError, match="run folds with --test"):
         stacking.read_member(folder, ids, 4, LABELS)
+
+
+def test_a_text_without_a_token_has_a_vector(tmp_path):
+    model = Classifier.from_backbone(small.bert_folder(tmp_path / "bert"), LABELS, pool="mean")
+    known = stacking.text_vectors(model, [("", "\u200b", "rain"), ("(empty)", "rain", "soup")])
+    assert torch.allclose(known["\u200b"], known["(empty)"], atol=1e-5)
+    assert not torch.allclose(known["rain"], known["soup"], atol=1e-2)

@@ -26,6 +26,7 @@ from ..errors import InputError
 from ..models.tensor_files import open_tensors
 from ..text.table_files import read_table
 from ..training.probe import features_of, minimise
+from .arena import EMPTY
 from .split import choose_dev_rows
 
 STRENGTHS = (10.0, 30.0, 100.0, 300.0, 1000.0)   # of the stack's L2 penalty; other folds choose
@@ -72,8 +73,8 @@ def read_member(folder, ids, test_rows, labels, folds=None):
     path = Path(folder) / "oof.csv"
     rows = [row for _, row in read_table(path, "double").rows]
     if [row["id"] for row in rows] != [str(name) for name in ids]:
-        raise InputError(f"{path}: its {len(rows)} rows are not the {len(ids)} rows of the data, in "
-                         "their order: run folds on these data")
+        raise InputError(f"{path}: its {len(rows)} rows are not the {len(ids)} rows of the data: "
+                         "run folds on these data")
     own = [int(row["fold"]) - 1 for row in rows]
     if folds is not None and own != list(folds):
         raise InputError(f"{path}: has other folds than the rest of the stack: run folds with the "
@@ -146,10 +147,18 @@ def vector_member(name, model, rows, folds, test_texts, labels):
 def text_vectors(model, rows):
     """Rows of texts -> {text: what the last layer of the classifier's head reads, of length 1}."""
     texts = sorted({text for row in rows for text in row})
-    encoded = model.encode([(text,) for text in texts])[0]
+    encoded = [encode_text(model, text) for text in texts]
     vectors = model.compute_in_batches(encoded, lambda batch: features_of(model, batch),
                                        model.head.out.in_features)                  # (texts, D)
     return dict(zip(texts, F.normalize(vectors.clone(), dim=1)))
+
+
+def encode_text(model, text):
+    """A text -> a row. A text without a token, such as a lone zero-width space, is "(empty)"."""
+    try:
+        return model.encode([(text,)])[0][0]
+    except InputError:
+        return model.encode([(EMPTY,)])[0][0]
 
 
 def pair_features(prompt, a, b):
