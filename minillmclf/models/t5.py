@@ -107,6 +107,7 @@ class GatedLayer(T5Layer):
         self.gate_proj = nn.Linear(c["d_model"], c["d_ff"], bias=False)
 
     def mlp_inner(self, x):
+        """x: (M, D) -> the inner values times their gates, (M, F)."""
         return self.activation(self.gate_proj(x)) * self.up_proj(x)              # differs
 
 
