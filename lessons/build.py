@@ -5,8 +5,8 @@
 The files need no server and no network. The folders of the site are those of the repository:
 lessons/00_map.md is OUT/lessons/00_map.html, and README.md is index.html. A file of the package
 that a page links to or quotes has its own page. Here: which pages there are, the frame around each,
-and links between them. site/markdown.py makes the pages, site/style.css and site/page.js go along, and site/widgets/ to the
-pages that have one.
+and links between them. site/markdown.py makes the pages. site/style.css and site/page.js go along,
+and site/widgets/ for the pages that have a widget.
 """
 import argparse
 import os

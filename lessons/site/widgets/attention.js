@@ -1,6 +1,7 @@
 // Where does a token look? The weights of one head of one layer, for the query that is chosen.
 // data: pieces (T), weights (layers, T, H, T): of each layer, query, head and key; head and query:
 // those that are shown first.
+"use strict";
 
 // Where a query's largest weight lies.
 function placeOf(key, query, pieces) {
@@ -43,7 +44,8 @@ widget("attention", "Where does a token look?",
       });
       const [place, count] = habitOf(rows, pieces);
       said.textContent = `“${pieces[query.value]}” looks most at “${pieces[most]}”, with ` +
-        `${fixed(row[most])}. In this head, ${count} of ${pieces.length} tokens look most ${place}.`;
+        `${fixed(row[most])}. In this head, ${count} of ${pieces.length} tokens look most ` +
+        `${place}.`;
     }
     update();
   });

@@ -16,7 +16,7 @@ function widget(kind, title, how, build) {
   }
 }
 
-// An element with attributes and children; el("p", { class: "said" }, "two ", el("b", {}, "words")).
+// An element with attributes and children: el("p", { class: "said" }, "two ", el("b", {}, "words"))
 function el(name, attributes = {}, ...children) {
   return filled(document.createElement(name), attributes, children);
 }
