@@ -1,6 +1,7 @@
-"""What a lesson's cells are given: parity(...) compares two tensors, fig(...) keeps a figure.
+"""What a lesson's cells are given: parity(...) compares two tensors, fig(...) keeps a figure. For a
+page's widgets, keep(...) keeps their numbers.
 
-The runner puts both into each lesson's namespace. At Python's prompt and in a notebook:
+The runner puts parity and fig into each lesson's namespace. At Python's prompt and in a notebook:
 
     from lessons.kit import fig, parity
 """

@@ -49,6 +49,20 @@ def test_each_wrong_digit_is_noticed(path, ran):
 
 
 @each_lesson
+def test_answers_to_questions_stand_in_the_output(path):
+    cells, found = read(path).cells, 0
+    for at, cell in enumerate(cells):
+        if cell.info.startswith("predict"):
+            answer, tolerance = (float(cell.options[key]) for key in ("answer", "tolerance"))
+            below = next(each for each in cells[at:] if each.output)
+            numbers = [float(number.replace(",", "")) for number, _ in
+                       NUMBER.findall(below.output.text)]
+            assert any(abs(n - answer) <= tolerance / 2 for n in numbers), cell.text
+            found += 1
+    assert found >= 2
+
+
+@each_lesson
 def test_exercises_are_well_formed_and_on_the_page(path):
     try:
         table = exercises(path)
