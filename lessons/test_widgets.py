@@ -155,7 +155,8 @@ def made(tmp_path_factory):
     (root / "lessons").mkdir()
     path = root / "lessons" / "07_made_up.md"
     path.write_text(LESSON, encoding="utf-8")
-    assert run_lesson(7, root / "lessons", root=root, update=True).faults == []
+    faults = run_lesson(7, root / "lessons", root=root, update=True).faults
+    assert faults == [], "\n".join(map(str, faults))
     Site(root).write(out)
     kept = {file.stem.partition("_")[2]: json.loads(file.read_text(encoding="utf-8"))
             for file in (root / "lessons" / "figures").glob("*.json")}
