@@ -197,7 +197,7 @@ def as_json(value, rtol):
     if array.dtype.kind != "f":
         return array.astype(int).tolist()
     unit = np.abs(array).max(initial=0.0)
-    digits = max(0, math.ceil(-math.log10(min(rtol / 10, 1e-3) * unit))) if unit else 0
+    digits = max(0, math.ceil(-math.log10(min(rtol / 10, 1e-4) * unit))) if unit else 0
     return np.array([round(each, digits) + 0.0 for each in array.ravel().tolist()],
                     dtype=object).reshape(array.shape).tolist()
 

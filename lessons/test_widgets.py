@@ -86,11 +86,11 @@ def test_a_widget_s_numbers_are_kept_and_compared(made_up):
                      '    rtol=0.01) -->\n')
     assert "07_made_up.md:6: the numbers of widget 07_a are not there" in lesson.faults()[0]
     assert lesson.faults(update=True) == [] and lesson.faults() == []
-    assert numbers(lesson, "07_a") == {"x": [[2.0, 0.123], [1.0, 0.0]], "k": [[1], [2, 3]],
+    assert numbers(lesson, "07_a") == {"x": [[2.0, 0.1235], [1.0, 0.0]], "k": [[1], [2, 3]],
                                        "words": ["a", "b"]}
     lesson.replace("0.1234567", "0.14")
     assert lesson.faults() == [], "0.02 of 2.0 may differ"
-    for old, new, message in [("0.14]", "0.16]", "x: 0.123 was stored at [0, 1], 0.16 came"),
+    for old, new, message in [("0.14]", "0.16]", "x: 0.1235 was stored at [0, 1], 0.16 came"),
                               ("[2, 3]", "[2, 4]", "k: 3 was stored at [1], 4 came"),
                               ("[2, 3]", "[2]", "k: shape (2,) was stored, (1,) came"),
                               ('"b"]', '"c"]', "words: 'b' was stored, 'c' came"),
