@@ -20,13 +20,12 @@ convolution of deberta-v2-xlarge, the enhanced mask decoder, v3's pretraining, t
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .bert import BertLayer
 from .config import REQUIRED
 from .encoder import Encoder, MaskedLMHead
-from .layers import ACTIVATIONS
+from .layers import ACTIVATIONS, dot_product_attention
 
 
 def log_buckets(offset, buckets, max_distance):
@@ -74,7 +73,7 @@ def disentangled_attention(q, k, v, positions, column, rows, dropout):
         bias = bias + (queries @ k.mT).gather(-2, column)                # from (B, H, P, S)
     if rows.padding_mask is not None:
         bias = bias.masked_fill(~rows.padding_mask, float("-inf"))
-    return rows.merge_heads(F.scaled_dot_product_attention(
+    return rows.merge_heads(dot_product_attention(
         q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale))
 
 

@@ -115,6 +115,18 @@ class Rows:
         return self.layout.right_padded and window >= self.mask.shape[1]
 
 
+def dot_product_attention(q, k, v, attn_mask=None, **options):
+    """F.scaled_dot_product_attention, q: (B, H, T, d), k, v: (B, K, S, d). On a CPU, bf16 is
+    computed in fp32: torch's own backward pass in bf16 takes up to 30 times as long."""
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **options)
+    if attn_mask is not None and attn_mask.is_floating_point():
+        attn_mask = attn_mask.float()
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=attn_mask,
+                                              **options).to(q.dtype)
+
+
 def attention(q, k, v, rows, dropout=0.0):
     """softmax(q k^T / sqrt(d)) v, where each query sees the real tokens of its own row.
 
@@ -122,7 +134,7 @@ def attention(q, k, v, rows, dropout=0.0):
     outside training. -> (M, H*d)
     """
     q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)        # (B, H, T, d), (B, H, S, d)
-    return rows.merge_heads(F.scaled_dot_product_attention(
+    return rows.merge_heads(dot_product_attention(
         q, k, v, attn_mask=rows.padding_mask, dropout_p=dropout))
 
 
@@ -134,7 +146,7 @@ def causal_attention(q, k, v, rows, window=math.inf, dropout=0.0, scale=None):
     """
     q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)        # (B, H, T, d), (B, K, S, d)
     triangle = rows.is_triangle(window)
-    return rows.merge_heads(F.scaled_dot_product_attention(
+    return rows.merge_heads(dot_product_attention(
         q, k, v, attn_mask=None if triangle else rows.causal_mask(window), is_causal=triangle,
         dropout_p=dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1]))
 
