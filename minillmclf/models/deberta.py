@@ -22,6 +22,7 @@ import math
 import torch
 from torch import nn
 
+from ..text.batch import move
 from .bert import BertLayer
 from .config import REQUIRED
 from .encoder import Encoder, MaskedLMHead
@@ -247,8 +248,9 @@ class Deberta(Encoder):
         offsets = torch.arange(-farthest, farthest + 1, device="cpu")                # (2L - 1,)
         table_row = table_rows(offsets, self.buckets, self.max_distance)             # (2L - 1,)
         needed, place = table_row.unique(return_inverse=True)            # (P,), (2L - 1,)
-        table = self.rel_norm(self.rel_embeddings(needed.to(distance.device)))       # (P, D)
-        return table, place.to(distance.device)[distance + farthest]
+        moved = move({"needed": needed, "place": place}, distance.device)
+        table = self.rel_norm(self.rel_embeddings(moved["needed"]))                  # (P, D)
+        return table, moved["place"][distance + farthest]
 
     def run(self, layers, x, rows, context=None):
         """x: (N, D) through some of the blocks -> (N, D)."""

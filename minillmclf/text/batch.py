@@ -53,8 +53,7 @@ class Layout:
                    token_types=None if types is None else int(types.max()) + 1).to(device)
 
     def to(self, device):
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items()
-                                if isinstance(value, torch.Tensor)})
+        return replace(self, **move(tensors_of(self), device))
 
 
 @dataclass
@@ -69,9 +68,30 @@ class Batch:
     layout: Layout | None = None
 
     def to(self, device):
-        moved = {name: value.to(device) for name, value in vars(self).items()
-                 if isinstance(value, (torch.Tensor, Layout))}
-        return replace(self, **moved)
+        if self.layout is None:
+            return replace(self, **move(tensors_of(self), device))
+        own, layout = tensors_of(self), tensors_of(self.layout)
+        moved = move(own | {("layout", name): value for name, value in layout.items()}, device)
+        layout = replace(self.layout, **{name: moved["layout", name] for name in layout})
+        return replace(self, **{name: moved[name] for name in own}, layout=layout)
+
+
+def tensors_of(record):
+    """{name: tensor} of the fields of a dataclass."""
+    return {name: x for name, x in vars(record).items() if isinstance(x, torch.Tensor)}
+
+
+def move(tensors, device):
+    """Move {name: tensor} to a device -> {name: tensor}. All whole numbers go in one copy: a
+    program waits for each."""
+    if all(x.device == torch.device(device) for x in tensors.values()):
+        return tensors
+    whole = {name: x for name, x in tensors.items() if not x.is_floating_point()}
+    flat = torch.cat([x.flatten().long() for x in whole.values()]).to(device)
+    parts = flat.split([x.numel() for x in whole.values()])
+    moved = {name: part.view(x.shape).to(x.dtype)
+             for (name, x), part in zip(whole.items(), parts)}
+    return {name: moved[name] if name in moved else x.to(device) for name, x in tensors.items()}
 
 
 def row_size(row):
