@@ -15,7 +15,7 @@ from test_families import CONFIGS, folders, spread          # noqa: F401  folder
 
 from minillmclf import generate
 from minillmclf.cli import device
-from minillmclf.cli.build import build_task, classifier_options, tuning_config
+from minillmclf.cli.build import classifier_options, tuning_config
 from minillmclf.cli.settings import Settings
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError

@@ -141,8 +141,8 @@ def main(arguments=None):
             return read_rows(a.data, chosen, reading, columns)
         columns.choose_names(range(len(texts[0][0]) if texts else 1))
         return iter([(texts, None)]) if texts else read_lines(sys.stdin)
-    texts, read = peek(a, read)
-    precision = device.place(model, a.device, a.precision, texts)
+    first, read = peek(a, read)
+    precision = device.place(model, a.device, a.precision, first)
     if a.out:
         base = [find_model(model.base)] if model.base else []
         sources += [("the base of --model", path) for path in base]
