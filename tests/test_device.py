@@ -224,3 +224,40 @@ def test_attention_in_bf16_is_that_of_fp32_on_a_cpu():
 def test_an_unknown_device_is_an_input_error():
     with pytest.raises(InputError, match="--device nowhere"):
         device.move(torch.nn.Linear(1, 1), "nowhere")
+
+
+# --------------------------------------------------------------------------------- no more memory
+
+@pytest.mark.parametrize("error, flags, remedy", [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), {},
+     "--micro-batch-size 2"),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+     {"micro_batch_size": 1}, "--gradient-checkpointing"),
+    (MemoryError(), {"micro_batch_size": 1, "gradient_checkpointing": "on"}, "--method lora"),
+    (MemoryError(), {"micro_batch_size": 1, "gradient_checkpointing": "on", "method": "bitfit"},
+     "--max-length")])
+def test_too_little_memory_names_the_switch_and_keeps_what_was_saved(
+        error, flags, remedy, folders, tmp_path, call, monkeypatch):            # noqa: F811
+    from minillmclf import train
+    from minillmclf.training import loop
+    with open(tmp_path / "rows.csv", "w", newline="", encoding="utf-8") as file:
+        rows = texts_of(random.Random(5), 40)
+        csv.writer(file).writerows([("text", "label"), *rows])
+    given = {"model": folders["bert"], "data": tmp_path / "rows.csv", "out": tmp_path / "run",
+             "epochs": 1, "batch_size": 8, "save_every": 1, "few_rows": "off", "baselines": "off",
+             **flags}
+    given = [part for name, value in given.items()
+             for part in ("--" + name.replace("_", "-"), value)]
+    plain, taken = loop.take_step, []
+
+    def third_fails(*arguments, **more):
+        taken.append(1)
+        if len(taken) == 3:
+            raise error
+        return plain(*arguments, **more)
+    monkeypatch.setattr(loop, "take_step", third_fails)
+    code, _, said = call(train, *given)
+    assert code == 2 and remedy in said and "rows of up to" in said
+    assert said.rstrip().count("\n") <= 3 and "Traceback" not in said
+    code, _, _ = call(train, *given)
+    assert code == 0 and len(taken) == 3 + 3, "of five steps it takes those after the second"
