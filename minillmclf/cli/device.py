@@ -48,6 +48,17 @@ def is_bf16_fast(device):
     return device.type == "mps"
 
 
+def machine_line():
+    """What --device auto computes on, and in which precision it is fast -> a line."""
+    import torch
+    device = torch.device(device_of("auto"))
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    fast = is_bf16_fast(device)
+    advice = "bf16 is faster than fp32: --precision auto of predict and evaluate" if fast else \
+        "bf16 is not faster than fp32"
+    return f"this machine: {device_text(device)}{threads}; {advice}"
+
+
 def add_precision(parser):
     """Add --device and --precision to the parser of a command that answers."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... [auto]")
