@@ -22,11 +22,12 @@ import math
 import torch
 from torch import nn
 
-from ..text.batch import move
+from ..text.transfer import move
 from .bert import BertLayer
 from .config import REQUIRED
 from .encoder import Encoder, MaskedLMHead
-from .layers import ACTIVATIONS, dot_product_attention
+from .half import dot_product_attention
+from .layers import ACTIVATIONS
 
 
 def log_buckets(offset, buckets, max_distance):

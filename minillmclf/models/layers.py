@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..text.batch import Layout
+from .half import dot_product_attention
 
 ACTIVATIONS = {                                    # by their names in config.json
     "gelu": F.gelu,                                # exact, with erf
@@ -113,18 +114,6 @@ class Rows:
         """Can is_causal=True replace the mask, at half the work? It can if all padding is on the
         right, where no token sees it, and if no row is longer than the window."""
         return self.layout.right_padded and window >= self.mask.shape[1]
-
-
-def dot_product_attention(q, k, v, attn_mask=None, **options):
-    """F.scaled_dot_product_attention, q: (B, H, T, d), k, v: (B, K, S, d). On a CPU, bf16 is
-    computed in fp32: torch's own backward pass in bf16 takes up to 30 times as long."""
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **options)
-    if attn_mask is not None and attn_mask.is_floating_point():
-        attn_mask = attn_mask.float()
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=attn_mask,
-                                              **options).to(q.dtype)
 
 
 def attention(q, k, v, rows, dropout=0.0):

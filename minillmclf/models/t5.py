@@ -19,7 +19,8 @@ from torch import nn
 from ..errors import InputError
 from .backbone import Backbone
 from .config import REQUIRED, look_up, read_config
-from .layers import ACTIVATIONS, RMSNorm, Rows, dot_product_attention
+from .half import dot_product_attention
+from .layers import ACTIVATIONS, RMSNorm, Rows
 
 
 def distance_buckets(distance, count, max_distance):

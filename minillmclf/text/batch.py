@@ -5,11 +5,12 @@ are shuffled, then sorted by length inside large chunks, and the batches are shu
 A row is a pair of lists, (ids, types): token ids and token types.
 """
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from ..errors import InputError
+from .transfer import move_record
 
 
 def token_positions(mask):
@@ -53,7 +54,7 @@ class Layout:
                    token_types=None if types is None else int(types.max()) + 1).to(device)
 
     def to(self, device):
-        return replace(self, **move(tensors_of(self), device))
+        return move_record(self, device)
 
 
 @dataclass
@@ -68,30 +69,7 @@ class Batch:
     layout: Layout | None = None
 
     def to(self, device):
-        if self.layout is None:
-            return replace(self, **move(tensors_of(self), device))
-        own, layout = tensors_of(self), tensors_of(self.layout)
-        moved = move(own | {("layout", name): value for name, value in layout.items()}, device)
-        layout = replace(self.layout, **{name: moved["layout", name] for name in layout})
-        return replace(self, **{name: moved[name] for name in own}, layout=layout)
-
-
-def tensors_of(record):
-    """{name: tensor} of the fields of a dataclass."""
-    return {name: x for name, x in vars(record).items() if isinstance(x, torch.Tensor)}
-
-
-def move(tensors, device):
-    """Move {name: tensor} to a device -> {name: tensor}. All whole numbers go in one copy: a
-    program waits for each."""
-    if all(x.device == torch.device(device) for x in tensors.values()):
-        return tensors
-    whole = {name: x for name, x in tensors.items() if not x.is_floating_point()}
-    flat = torch.cat([x.flatten().long() for x in whole.values()]).to(device)
-    parts = flat.split([x.numel() for x in whole.values()])
-    moved = {name: part.view(x.shape).to(x.dtype)
-             for (name, x), part in zip(whole.items(), parts)}
-    return {name: moved[name] if name in moved else x.to(device) for name, x in tensors.items()}
+        return move_record(self, device, "layout")
 
 
 def row_size(row):
