@@ -74,7 +74,24 @@ class LabelReadout(Readout):
                              "'none'")
         self.tree = TokenTree([path + [tokenizer.eos_id] * (self.end == "eos") for path in paths])
         self.longest_label = max(map(len, self.tree.paths))
+        self.keep_on_device()
         self.shared_tokens = self.shared_cache = None
+
+    def keep_on_device(self):
+        """Register what training looks up by class as buffers, which move with the model.
+
+        texts_of_class, has_text: (C, most), the numbers of each class's texts, padded; first_ids,
+        first_real: (C, n), the tokens of each class's first text, padded.
+        """
+        def register(name, mask_name, rows):
+            tensors = [torch.tensor(row) for row in rows]
+            ones = [torch.ones_like(row) for row in tensors]
+            self.register_buffer(name, pad_sequence(tensors, batch_first=True), persistent=False)
+            self.register_buffer(mask_name, pad_sequence(ones, batch_first=True), persistent=False)
+        first = [self.tree.edge_tokens[self.tree.paths[texts[0]]] for texts in self.class_texts]
+        register("texts_of_class", "has_text", self.class_texts)
+        register("first_ids", "first_real", [tokens.tolist() for tokens in first])
+        self.has_text = self.has_text.bool()
 
     @property
     def reserved_tokens(self):
@@ -152,7 +169,8 @@ class LabelReadout(Readout):
 
     def add_by_class(self, log_probs):
         """Log-probabilities of texts (B, L) -> of classes (B, C): the probabilities are added."""
-        return torch.stack([log_probs[:, texts].logsumexp(1) for texts in self.class_texts], 1)
+        by_class = log_probs[:, self.texts_of_class]                                # (B, C, most)
+        return by_class.masked_fill(~self.has_text, float("-inf")).logsumexp(2)
 
     def share_beginning(self, backbone, ids, mask):
         """Read the rows' common beginning once -> ids and mask of the rest, its cache or None."""
@@ -179,10 +197,7 @@ class LabelReadout(Readout):
 
     def target_ids(self, labels):
         """Class numbers (B,) -> ids (B, n) and mask (B, n) of each class's first label text."""
-        paths = [self.tree.paths[self.class_texts[label][0]] for label in labels.tolist()]
-        ids = pad_sequence([self.tree.edge_tokens[path] for path in paths], batch_first=True)
-        lengths = torch.tensor([[len(path)] for path in paths], device=ids.device)        # (B, 1)
-        return ids, (torch.arange(ids.shape[1], device=ids.device) < lengths).to(ids.dtype)
+        return self.first_ids[labels], self.first_real[labels]
 
     def completion_loss(self, backbone, ids, mask, labels):
         """-log p(label text | prompt), summed over the tokens of all label texts. -> scalar
