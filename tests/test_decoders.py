@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.head import build_head
+from minillmclf.classify.family_heads import build_head
 from minillmclf.classify.task import SingleLabel
 from minillmclf.errors import InputError
 from minillmclf.models import (build_backbone, initialise_weights, gemma, gpt2, layers, llama,

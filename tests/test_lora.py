@@ -16,7 +16,7 @@ from live import imported, may_refuse
 from small import wrap_lora
 from torch import nn
 
-from minillmclf.classify.head import build_head
+from minillmclf.classify.family_heads import build_head
 from minillmclf.errors import InputError
 from minillmclf.models import initialise_weights
 from minillmclf.models.bert import Bert, Roberta

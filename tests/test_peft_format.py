@@ -17,7 +17,7 @@ from small import wrap_lora
 from test_families import CONFIGS, FP32, LABELS, TEXTS, classifier, folders, their_scores  # noqa: F401
 
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.head import build_head
+from minillmclf.classify.family_heads import build_head
 from minillmclf.classify.task import SingleLabel
 from minillmclf.errors import InputError
 from minillmclf.models import model_class

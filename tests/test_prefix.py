@@ -19,7 +19,8 @@ from small import with_words
 from torch import nn
 
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.head import PooledHead, build_head
+from minillmclf.classify.family_heads import build_head
+from minillmclf.classify.head import PooledHead
 from minillmclf.classify.preference import Pair
 from minillmclf.classify.task import SingleLabel
 from minillmclf.errors import InputError
