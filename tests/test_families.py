@@ -36,7 +36,9 @@ T5 = COMMON | dict(decoder_start_token_id=0, d_model=32, d_kv=12, d_ff=40, num_l
                    relative_attention_num_buckets=8, relative_attention_max_distance=10, layer_norm_epsilon=1e-3)
 CONFIGS = {
     "bert": ("bert", BERT),
+    "distilbert": ("distilbert", COMMON | dict(dim=32, n_layers=2, n_heads=4, hidden_dim=40, max_position_embeddings=64)),
     "roberta": ("roberta", BERT | dict(type_vocab_size=1)),
+    "xlm-roberta": ("xlm-roberta", BERT | dict(type_vocab_size=1)),
     "deberta-v3": ("deberta-v2", BERT | dict(relative_attention=True, pos_att_type=["c2p", "p2c"], position_buckets=4,
                                              norm_rel_ebd="layer_norm", share_att_key=True, position_biased_input=False,
                                              type_vocab_size=0, max_relative_positions=-1)),

@@ -32,10 +32,10 @@ from minillmclf.training.completion_loss import CompletionLoss
 from minillmclf.training.losses import class_loss
 
 STORED = Path(__file__).parent / "fixtures" / "tokenizers"
-TOKENIZERS = {"bert": "wordpiece", "roberta": "roberta", "deberta-v3": "deberta", "gpt2": "bytes", "llama": "llama",
+TOKENIZERS = {"bert": "wordpiece", "distilbert": "wordpiece", "roberta": "roberta", "xlm-roberta": "xlm-roberta", "deberta-v3": "deberta", "gpt2": "bytes", "llama": "llama",
               "mistral": "llama", "gemma": "gemma", "gemma2": "gemma", "gemma3": "gemma", "t5": "t5",
               "flan-t5": "t5", "ul2": "t5"}
-MASKED, ANSWERING = ["bert", "roberta", "deberta-v3"], ["t5", "flan-t5", "ul2"]
+MASKED, ANSWERING = ["bert", "distilbert", "roberta", "xlm-roberta", "deberta-v3"], ["t5", "flan-t5", "ul2"]
 DECODERS = [name for name in CONFIGS if name not in MASKED + ANSWERING]
 WORDS = ["positive", "negative", "neutral", "review", "mood", "dull", "good"]
 TEMPLATE, MASKED_TEMPLATE = "review: {text}\nmood: {label}", "review: {text}\nmood: {label}, it was."
@@ -79,7 +79,7 @@ def folder_of(name, tokenizer, folder, lm_head=True, **changes):
     kind, config = CONFIGS[name]
     places = {"n_positions": 160} if kind == "gpt2" else {} if kind == "t5" else {"max_position_embeddings": 160}
     config = {"model_type": kind, **config, "vocab_size": vocabulary, **places, **changes}
-    config |= {"pad_token_id": 1} if tokenizer == "roberta" else {}
+    config |= {"pad_token_id": 1} if "roberta" in tokenizer else {}
     model = spread(initialise_weights(model_class(config).from_config(config, lm_head=lm_head), 0))
     model.source_config = config
     save_backbone(model, folder)

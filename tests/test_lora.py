@@ -19,7 +19,7 @@ from torch import nn
 from minillmclf.classify.family_heads import build_head
 from minillmclf.errors import InputError
 from minillmclf.models import initialise_weights
-from minillmclf.models.bert import Bert, Roberta
+from minillmclf.models.bert import Bert, Roberta, XlmRoberta
 from minillmclf.models.deberta import Deberta
 from minillmclf.models.gemma import Gemma, Gemma2
 from minillmclf.models.gpt2 import GPT2
@@ -35,6 +35,7 @@ LLAMA = dict(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_h
 FAMILIES = {
     "bert": (Bert, BERT),
     "roberta": (Roberta, BERT),
+    "xlm-roberta": (XlmRoberta, BERT),
     "deberta-v2": (Deberta, {**BERT, "type_vocab_size": 0, "relative_attention": True, "pos_att_type": ["c2p", "p2c"],
                              "share_att_key": True, "position_buckets": 8, "position_biased_input": False}),
     "gpt2": (GPT2, dict(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=16, embd_pdrop=0.0, resid_pdrop=0.0,

@@ -27,7 +27,7 @@ from minillmclf.tuning.peft import apply_adapter, read_adapter, write_adapter
 
 STORED = Path(__file__).parent / "fixtures" / "adapters"
 RAW = Path(__file__).resolve().parents[2] / "shared" / "weights" / "roberta-base-lora-mnli" / "adapter_raw.safetensors"
-HEADS = {"bert": ["classifier", "pooler"], "roberta": ["classifier"], "deberta-v3": ["classifier", "pooler"],
+HEADS = {"bert": ["classifier", "pooler"], "distilbert": ["classifier", "pre_classifier"], "roberta": ["classifier"], "xlm-roberta": ["classifier"], "deberta-v3": ["classifier", "pooler"],
          **dict.fromkeys(("gpt2", "llama", "mistral", "gemma", "gemma2", "gemma3"), ["score"]),
          **dict.fromkeys(("t5", "flan-t5", "ul2"), ["classification_head"])}
 SEVERAL = {"bert": ["query", "attention.output.dense"], "t5": ["q", "wo"], "gpt2": ["c_attn", "mlp.c_proj"]}   # HF names
@@ -109,7 +109,7 @@ def peft_scores(theirs, ours):
 
 def made_by_peft(peft, base, folder, name="default", seed=3, **config):
     """An adapter that PEFT made and saved, random all over -> the PEFT model."""
-    given = dict(task_type="SEQ_CLS", r=3, lora_alpha=5, modules_to_save=["pooler", "classification_head"])
+    given = dict(task_type="SEQ_CLS", r=3, lora_alpha=5, modules_to_save=["pooler", "classification_head", "pre_classifier"])
     torch.manual_seed(seed)
     model = in_transformers(base)
     with torch.no_grad(), may_refuse():

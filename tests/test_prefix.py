@@ -28,6 +28,7 @@ from minillmclf.models import build_backbone, load_parameters, initialise_weight
 from minillmclf.models.bert import Bert, Roberta
 from minillmclf.models.cache import CachedRows, generate
 from minillmclf.models.deberta import Deberta
+from minillmclf.models.distilbert import DistilBert
 from minillmclf.models.gemma import Gemma, Gemma2, Gemma3
 from minillmclf.models.gpt2 import GPT2
 from minillmclf.models.layers import Rows, attention, causal_attention
@@ -49,6 +50,8 @@ WINDOW = dict(LLAMA, sliding_window=4)
 GEMMA = dict(WINDOW, query_pre_attn_scalar=6, layer_types=["sliding_attention", "full_attention", "sliding_attention"])
 FAMILIES = {                                       # name -> (class, config, model_type for its head)
     "bert": (Bert, BERT, "bert"),
+    "distilbert": (DistilBert, dict(vocab_size=50, dim=16, n_layers=3, n_heads=4, hidden_dim=24, max_position_embeddings=24,
+                                    dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0), "distilbert"),
     "roberta": (Roberta, dict(BERT, max_position_embeddings=26, type_vocab_size=1), "roberta"),
     "deberta": (Deberta, DEBERTA, "deberta-v2"),
     "deberta with all": (Deberta, dict(DEBERTA, position_biased_input=True, position_buckets=-1, share_att_key=False,
@@ -63,7 +66,7 @@ FAMILIES = {                                       # name -> (class, config, mod
     "t5": (T5, dict(vocab_size=50, d_model=16, d_kv=6, d_ff=24, num_layers=2, num_decoder_layers=3, num_heads=4,
                     is_encoder_decoder=True, dropout_rate=0.0), "t5"),
 }
-WRITERS = [name for name in FAMILIES if not name.startswith(("bert", "roberta", "deberta"))]
+WRITERS = [name for name in FAMILIES if not name.startswith(("bert", "distilbert", "roberta", "deberta"))]
 SHAPES = {name: (3, 2, 6) if name in WRITERS else (3, 4, 4) for name in FAMILIES} | {"gpt2": (3, 4, 4), "t5": (3, 4, 6)}
 every_family = pytest.mark.parametrize("family", FAMILIES)
 

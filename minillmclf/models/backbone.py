@@ -41,6 +41,7 @@ class Backbone(nn.Module, ConfigTables):
     CLASSIFIER_PREFIX = ""      # before every name of NAMES, in a file with a classification head
     FULL_PRECISION = ()         # linear layers that are never quantised
     BLOCKS_PATH = "layers"      # path of the blocks that the method `last-N` counts
+    TOKEN_TYPES = False         # does it read token types?
     WIDTH_FIELD = "hidden_size"                      # the field with the width of vectors
     DEPTH_FIELDS = {"layers": "num_hidden_layers"}   # path of blocks -> the field with their number
 

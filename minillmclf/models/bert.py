@@ -1,4 +1,4 @@
-"""Encoders: BERT (Devlin et al. 2018) and RoBERTa (Liu et al. 2019).
+"""Encoders: BERT (Devlin et al. 2018), RoBERTa (Liu et al. 2019) and its multilingual XLM-RoBERTa.
 
 Every token sees every other token of its text, left and right. The block is the original post-norm
 one: x = norm(x + attention(x)); x = norm(x + mlp(x)). RoBERTa differs in two numbers: its positions
@@ -142,3 +142,10 @@ class Roberta(Bert):
     def __init__(self, c, lm_head):
         # 514 position rows serve 512 tokens: the first pad_id + 1 rows are never used.
         super().__init__(c, lm_head, c["pad_token_id"] + 1, "gelu")
+
+
+class XlmRoberta(Roberta):
+    """XLM-RoBERTa (Conneau et al. 2019): RoBERTa for 100 languages, with a Unigram vocabulary."""
+
+    ARCHITECTURES = {kind: name.replace("Roberta", "XLMRoberta")
+                     for kind, name in Roberta.ARCHITECTURES.items()}

@@ -4,6 +4,7 @@
     vocab.txt                                   BERT
     vocab.json, merges.txt                      GPT-2, RoBERTa
     spiece.model, spm.model, tokenizer.model    T5; DeBERTa-v3; LLaMA, Mistral, Gemma
+    sentencepiece.bpe.model                     XLM-RoBERTa
 
 Special tokens stand in tokenizer_config.json, or in the older special_tokens_map.json and
 added_tokens.json. Not here: the defaults of a family (families.py), what a file may hold
@@ -20,8 +21,9 @@ from ... import files
 from ...errors import InputError
 from ...files import short
 from . import model_file
-from .families import (DEBERTA, FAMILIES, ROBERTA, token_text, family_layouts, find_family,
-                       find_roles, has_one_bos, family_of_class, read_layouts, write_layouts)
+from .families import (DEBERTA, FAMILIES, ROBERTA, XLM_ROBERTA, family_layouts, family_of_class,
+                       find_family, find_roles, has_one_bos, read_layouts, token_text,
+                       write_layouts)
 from .schema import ADDED_TOKEN, CONFIG, CONFIG_FLAGS, ID, check, check_document, check_type
 from .steps import steps_of
 
@@ -156,7 +158,8 @@ def mark_special_tokens(added, roles, vocab, config, source):
             special.setdefault(text, flags)
         elif given or family and role in family.tokens:
             # RoBERTa's mask takes the space before it: "a <mask>" is two pieces
-            special.setdefault(text, {"lstrip": family is ROBERTA and role == "mask"})
+            lstrip = family in (ROBERTA, XLM_ROBERTA) and role == "mask"
+            special.setdefault(text, {"lstrip": lstrip})
     for key in ("additional_special_tokens", "extra_special_tokens"):
         given = config.get(key) or []
         for token in given.values() if isinstance(given, dict) else given:
@@ -278,6 +281,9 @@ def read_sentencepiece(default_class, path, config):
         more = [f"<extra_id_{n}>" for n in reversed(range(config.get("extra_ids", 100)))]
     elif name == "DebertaV2Tokenizer":
         more = ["[MASK]"]
+    elif name == "XLMRobertaTokenizer":
+        tokens, more = number_as_fairseq(sections, path), ["<mask>"]
+        vocab = vocab_of(sections)
     more = [text for text in more if text not in vocab]
     tokens += [{"id": len(vocab) + n, "content": text, "special": True, "normalized": False}
                for n, text in enumerate(more)]
@@ -286,9 +292,23 @@ def read_sentencepiece(default_class, path, config):
     return sections
 
 
+def number_as_fairseq(sections, source):
+    """Give the pieces of a .model file the ids that XLM-RoBERTa was trained with: four special ones
+    come first, and all that follows the file's own three has an id higher by 1. -> added tokens"""
+    special, model = ["<s>", "<pad>", "</s>", "<unk>"], sections["model"]
+    found = [piece for piece, _ in model["vocab"][:3]]
+    if model["type"] != "Unigram" or sorted(found) != ["</s>", "<s>", "<unk>"]:
+        raise InputError(f"{source}: a {model['type']} model that begins with {short(found)}: for "
+                         "XLM-RoBERTa it should be Unigram, and begin with <unk>, <s> and </s>")
+    model["vocab"], model["unk_id"] = [*([piece, 0.0] for piece in special), *model["vocab"][3:]], 3
+    return [{"id": i, "content": piece, "special": True, "normalized": False}
+            for i, piece in enumerate(special)]
+
+
 READERS = {"tokenizer.json": read_tokenizer_json, "vocab.txt": read_vocab_txt,
            "vocab.json": read_vocab_json,
            "spiece.model": functools.partial(read_sentencepiece, "T5Tokenizer"),
+           "sentencepiece.bpe.model": functools.partial(read_sentencepiece, "XLMRobertaTokenizer"),
            "spm.model": functools.partial(read_sentencepiece, "DebertaV2Tokenizer"),
            "tokenizer.model": functools.partial(read_sentencepiece, "LlamaTokenizer")}
 
