@@ -100,7 +100,13 @@ def test_positions_above_256_are_exact_in_16_bits(kind, more):
 # ---------------------------------------------------------------- dropout
 
 BODY = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-DROPOUTS = {"bert": BODY, "roberta": BODY, "deberta-v2": BODY, "t5": ("dropout_rate",)}
+DROPOUTS = {
+    "bert": BODY,
+    "distilbert": ("dropout", "attention_dropout"),
+    "roberta": BODY,
+    "deberta-v2": BODY,
+    "t5": ("dropout_rate",),
+}
 
 
 def classifier_of(tmp_path, name, pool="family", **more):
@@ -117,6 +123,7 @@ def classifier_of(tmp_path, name, pool="family", **more):
 WHERE = [
     ("bert", {"hidden_dropout_prob": 0.25}),
     ("bert", {"hidden_dropout_prob": 0.5, "classifier_dropout": 0.25}),
+    ("distilbert", {"seq_classif_dropout": 0.25, "dropout": 0.5}),
     ("roberta", {"classifier_dropout": 0.25}),
     ("t5", {"classifier_dropout": 0.25, "dropout_rate": 0.5}),
     ("deberta-v3", {"cls_dropout": 0.25, "hidden_dropout_prob": 0.5, "pooler_dropout": 0.125}),
