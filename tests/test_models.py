@@ -23,7 +23,7 @@ from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.family_heads import DistilBertHead
 from minillmclf.classify.head import POOLINGS, BertHead, pool
 from minillmclf.errors import InputError
-from minillmclf.models import bert, initialise_weights, layers, load_backbone
+from minillmclf.models import bert, distilbert, initialise_weights, layers, load_backbone
 from minillmclf.models.bert import Bert, Roberta
 from minillmclf.models.distilbert import DistilBert
 from minillmclf.models.layers import Rows, attention, attention_by_hand
@@ -227,13 +227,15 @@ def causal(patch):
 def unscaled(patch):
     def wrong(q, k, v, rows, dropout):
         return attention(q * math.sqrt(q.shape[2]), k, v, rows, dropout)
-    patch.setattr(bert, "attention", wrong)
+    for file in (bert, distilbert):
+        patch.setattr(file, "attention", wrong)
 
 
 def scaled_by_the_model(patch):
     def wrong(q, k, v, rows, dropout):
         return attention(q / math.sqrt(q.shape[1]), k, v, rows, dropout)
-    patch.setattr(bert, "attention", wrong)
+    for file in (bert, distilbert):
+        patch.setattr(file, "attention", wrong)
 
 
 def heads_interleaved(patch):
@@ -245,7 +247,8 @@ def heads_interleaved(patch):
 
 
 def keys_for_queries(patch):
-    patch.setattr(bert, "attention", lambda q, k, v, *more: attention(k, q, v, *more))
+    for file in (bert, distilbert):
+        patch.setattr(file, "attention", lambda q, k, v, *more: attention(k, q, v, *more))
 
 
 def dropout_left_on(patch):

@@ -91,6 +91,7 @@ class Bert(Encoder):
     }
     LM_TIES = {"cls.predictions.decoder.weight": "word_embeddings.weight",
                "cls.predictions.decoder.bias": "lm_head.bias"}
+    LAYER = BertLayer
 
     def __init__(self, c, lm_head, position_offset=0, lm_activation=None):
         super().__init__()
@@ -101,7 +102,7 @@ class Bert(Encoder):
         self.type_embeddings = nn.Embedding(c["type_vocab_size"], D)
         self.embedding_norm = nn.LayerNorm(D, eps=c["layer_norm_eps"])
         self.dropout = nn.Dropout(c["hidden_dropout_prob"])
-        self.layers = nn.ModuleList(BertLayer(c) for _ in range(c["num_hidden_layers"]))
+        self.layers = nn.ModuleList(self.LAYER(c) for _ in range(c["num_hidden_layers"]))
         self.lm_head = MaskedLMHead(c, lm_activation or c["hidden_act"]) if lm_head else None
         self.max_tokens, self.width = c["max_position_embeddings"] - position_offset, D
         dropout = c["classifier_dropout"]

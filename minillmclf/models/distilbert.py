@@ -1,16 +1,25 @@
 """DistilBERT (Sanh et al. 2019, "DistilBERT, a distilled version of BERT"): half of BERT's layers.
 
-It was trained to answer as BERT does. Its blocks are BERT's. Token types are gone, so of a pair it
-only sees where [SEP] stands. What else differs are names: of the numbers in config.json, which
-`config_fields` translates, and of the tensors. Trap: the head of its classifiers is a dense layer
-with relu, and "pre_classifier" has been fine-tuned, while BERT's pooler came from pretraining.
+It was trained to answer as BERT does. Token types are gone, so of a pair it only sees where [SEP]
+stands, and in training nothing is dropped between attention and the sum. What else differs are
+names: of the numbers in config.json, which `config_fields` translates, and of the tensors. Trap: in
+its classification head, relu stands where BERT has tanh.
 
 Here: the body and the masked-LM head. Not here: distillation (pretrain/distil.py), the
 classification head (classify/family_heads.py).
 """
-from .bert import Bert
+from .bert import Bert, BertLayer
 from .config import REQUIRED
-from .layers import ACTIVATIONS
+from .layers import ACTIVATIONS, attention
+
+
+class DistilBertLayer(BertLayer):
+    """BERT's block without the dropout between attention and the sum."""
+
+    def attend(self, x, rows):
+        queries, dropout = rows.queries(x), self.attention_dropout if self.training else 0.0
+        attended = attention(*self.project(x, queries), rows, dropout)               # (M, D)
+        return self.attention_norm(queries + self.o_proj(attended))                  # differs
 
 
 class DistilBert(Bert):
@@ -53,6 +62,7 @@ class DistilBert(Bert):
     LM_NAMES = {"vocab_transform": "lm_head.dense", "vocab_layer_norm": "lm_head.norm",
                 "vocab_projector.bias": "lm_head.bias"}
     LM_TIES = {"vocab_projector.weight": "word_embeddings.weight"}
+    LAYER = DistilBertLayer
 
     def __init__(self, c, lm_head):
         super().__init__(c, lm_head)
