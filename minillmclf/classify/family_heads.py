@@ -44,8 +44,8 @@ class DistilBertHead(BertHead):
 FAMILY_HEADS = {
     "bert": BertHead, "distilbert": DistilBertHead, "roberta": RobertaHead,
     "xlm-roberta": RobertaHead, "deberta-v2": DebertaHead, "t5": T5Head,
-    **dict.fromkeys(("gpt2", "llama", "mistral", "gemma", "gemma2", "gemma3", "gemma3_text"),
-                    ScoreHead)}
+    **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3",
+                     "gemma3_text"), ScoreHead)}
 
 
 def build_head(model_type, backbone, classes, how="family"):

@@ -23,14 +23,15 @@ from .deberta import Deberta
 from .distilbert import DistilBert
 from .gemma import Gemma, Gemma2, Gemma3
 from .gpt2 import GPT2
-from .llama import Llama, Mistral
+from .llama import Llama, Mistral, Qwen2, Qwen3
 from .t5 import T5
 from .tensor_files import write_checkpoint
 from .weights import OWN_HEADS, Checkpoint, RenameTable, export_tensors, load_parameters
 
 MODELS = {"bert": Bert, "distilbert": DistilBert, "roberta": Roberta, "xlm-roberta": XlmRoberta,
-          "deberta-v2": Deberta, "gpt2": GPT2, "llama": Llama, "mistral": Mistral, "gemma": Gemma,
-          "gemma2": Gemma2, "gemma3_text": Gemma3, "gemma3": Gemma3, "t5": T5}
+          "deberta-v2": Deberta, "gpt2": GPT2, "llama": Llama, "mistral": Mistral, "qwen2": Qwen2,
+          "qwen3": Qwen3, "gemma": Gemma, "gemma2": Gemma2, "gemma3_text": Gemma3,
+          "gemma3": Gemma3, "t5": T5}
 
 
 def model_class(config, where="config.json"):
