@@ -45,6 +45,8 @@ CONFIGS = {
     "gpt2": ("gpt2", COMMON | dict(n_embd=32, n_layer=2, n_head=4, n_positions=64)),
     "llama": ("llama", LLAMA | dict(attention_bias=True, mlp_bias=True)),
     "mistral": ("mistral", LLAMA | dict(sliding_window=4, head_dim=12)),
+    "qwen2": ("qwen2", LLAMA | dict(use_sliding_window=True, sliding_window=4, max_window_layers=1, tie_word_embeddings=True)),
+    "qwen3": ("qwen3", LLAMA | dict(head_dim=12, num_key_value_heads=1)),
     "gemma": ("gemma", GEMMA | dict(num_key_value_heads=1)),
     "gemma2": ("gemma2", GEMMA | LOCAL | dict(attn_logit_softcapping=5.0, final_logit_softcapping=3.0)),
     "gemma3": ("gemma3_text", GEMMA | LOCAL),

@@ -33,7 +33,7 @@ from minillmclf.training.losses import class_loss
 
 STORED = Path(__file__).parent / "fixtures" / "tokenizers"
 TOKENIZERS = {"bert": "wordpiece", "distilbert": "wordpiece", "roberta": "roberta", "xlm-roberta": "xlm-roberta", "deberta-v3": "deberta", "gpt2": "bytes", "llama": "llama",
-              "mistral": "llama", "gemma": "gemma", "gemma2": "gemma", "gemma3": "gemma", "t5": "t5",
+              "mistral": "llama", "qwen2": "qwen", "qwen3": "qwen", "gemma": "gemma", "gemma2": "gemma", "gemma3": "gemma", "t5": "t5",
               "flan-t5": "t5", "ul2": "t5"}
 MASKED, ANSWERING = ["bert", "distilbert", "roberta", "xlm-roberta", "deberta-v3"], ["t5", "flan-t5", "ul2"]
 DECODERS = [name for name in CONFIGS if name not in MASKED + ANSWERING]
@@ -58,16 +58,18 @@ def byte_level():
                 merges.append((word[:end], word[end]))
     pieces = [*letters, *map("".join, merges), "<|endoftext|>"]
     return {"vocab.json": {piece: number for number, piece in enumerate(pieces)},
-            "merges.txt": "\n".join(["#version: 0.2", *map(" ".join, merges), ""]),
-            "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer"}}
+            "merges.txt": "\n".join(["#version: 0.2", *map(" ".join, merges), ""])}
 
 
 def tokenizer_into(kind, folder):
     """Write a tokenizer of this kind -> the tokenizer."""
     if kind == "wordpiece":
         WordPiece.from_vocab([*PIECES, ":", *WORDS]).save(folder)
-    elif kind in ("bytes", "roberta"):
-        write(folder, byte_level() if kind == "bytes" else plain_files("roberta"))
+    elif kind in ("bytes", "qwen"):
+        name = {"bytes": "GPT2Tokenizer", "qwen": "Qwen2Tokenizer"}[kind]
+        write(folder, byte_level() | {"tokenizer_config.json": {"tokenizer_class": name}})
+    elif kind == "roberta":
+        write(folder, plain_files("roberta"))
     else:
         shutil.copytree(STORED / kind, folder, dirs_exist_ok=True)
     return load_tokenizer(folder)

@@ -23,7 +23,7 @@ from minillmclf.models.bert import Bert, Roberta, XlmRoberta
 from minillmclf.models.deberta import Deberta
 from minillmclf.models.gemma import Gemma, Gemma2
 from minillmclf.models.gpt2 import GPT2
-from minillmclf.models.llama import Llama, Mistral
+from minillmclf.models.llama import Llama, Mistral, Qwen2, Qwen3
 from minillmclf.models.t5 import T5
 from minillmclf.tuning import lora, selection
 from minillmclf.tuning.lora import DoraLinear, LoraConfig, LoraLinear
@@ -42,6 +42,8 @@ FAMILIES = {
                         attn_pdrop=0.0)),
     "llama": (Llama, LLAMA),
     "mistral": (Mistral, LLAMA),
+    "qwen2": (Qwen2, LLAMA),
+    "qwen3": (Qwen3, LLAMA),
     "gemma": (Gemma, LLAMA),
     "gemma2": (Gemma2, {**LLAMA, "query_pre_attn_scalar": 8, "sliding_window": 4}),
     "t5": (T5, dict(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, is_encoder_decoder=True,

@@ -37,6 +37,8 @@ FAMILIES = (
     "gpt2_lm",
     "llama_lm",
     "mistral_lm",
+    "qwen2_lm",
+    "qwen3_lm",
     "gemma_classifier",
     "gemma2_lm",
     "gemma3_lm",

@@ -1,6 +1,6 @@
 """Do adapters travel between PEFT and us with equal answers, and is what would be lost on the way refused?
 
-Twelve tiny models of ten families, from us to PEFT and back. PEFT's own files are stored for two of them
+Tiny models of all families, from us to PEFT and back. PEFT's own files are stored for two of them
 (reference/make_adapters.py), so that the layout is proved where PEFT is not installed. Known-wrong variants must fail.
 """
 import json
@@ -28,7 +28,7 @@ from minillmclf.tuning.peft import apply_adapter, read_adapter, write_adapter
 STORED = Path(__file__).parent / "fixtures" / "adapters"
 RAW = Path(__file__).resolve().parents[2] / "shared" / "weights" / "roberta-base-lora-mnli" / "adapter_raw.safetensors"
 HEADS = {"bert": ["classifier", "pooler"], "distilbert": ["classifier", "pre_classifier"], "roberta": ["classifier"], "xlm-roberta": ["classifier"], "deberta-v3": ["classifier", "pooler"],
-         **dict.fromkeys(("gpt2", "llama", "mistral", "gemma", "gemma2", "gemma3"), ["score"]),
+         **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"), ["score"]),
          **dict.fromkeys(("t5", "flan-t5", "ul2"), ["classification_head"])}
 SEVERAL = {"bert": ["query", "attention.output.dense"], "t5": ["q", "wo"], "gpt2": ["c_attn", "mlp.c_proj"]}   # HF names
 NO_DEFAULTS = {"distilbert": ["q_lin", "v_lin"]}      # targets of the families for which PEFT wants them named

@@ -32,7 +32,7 @@ from minillmclf.models.distilbert import DistilBert
 from minillmclf.models.gemma import Gemma, Gemma2, Gemma3
 from minillmclf.models.gpt2 import GPT2
 from minillmclf.models.layers import Rows, attention, causal_attention
-from minillmclf.models.llama import Llama, Mistral
+from minillmclf.models.llama import Llama, Mistral, Qwen2, Qwen3
 from minillmclf.models.t5 import T5
 from minillmclf.models.weights import Checkpoint
 from minillmclf.tuning import prefix as prefix_tuning, prompt as prompt_tuning
@@ -60,6 +60,8 @@ FAMILIES = {                                       # name -> (class, config, mod
                         attn_pdrop=0.0), "gpt2"),
     "llama": (Llama, LLAMA, "llama"),
     "mistral": (Mistral, WINDOW, "mistral"),
+    "qwen2": (Qwen2, dict(WINDOW, use_sliding_window=True, max_window_layers=1), "qwen2"),
+    "qwen3": (Qwen3, LLAMA, "qwen3"),
     "gemma": (Gemma, LLAMA, "gemma"),
     "gemma2": (Gemma2, GEMMA, "gemma2"),
     "gemma3": (Gemma3, GEMMA, "gemma3"),

@@ -252,7 +252,6 @@ BOS, SEQUENCE_A = {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"
     ("t5", lambda d: d["model"]["vocab"][7].__setitem__(1, -99.0)),
     ("xlm-roberta", without("Precompiled")),
     ("xlm-roberta", lambda d: d["model"]["vocab"].append(d["model"]["vocab"].pop(4))),       # ids one too low, as in the file
-    ("xlm-roberta", lambda d: next(t for t in d["added_tokens"] if t["content"] == "<mask>").update(lstrip=False)),
     ("xlm-roberta", steps_of([BOS, SEQUENCE_A])),                                            # no </s>
     ("deberta", lambda d: d["model"].update(byte_fallback=False)),
     ("deberta", without("Precompiled")),

@@ -42,7 +42,7 @@ def vocabulary(name):
     """The pieces of the stored tokenizer `name`, in the order of their ids."""
     if name in BERT_NAMES:
         return STORED["bert"]
-    return [*STORED["letters"], "<|endoftext|>"] if name.startswith("gpt2") else \
+    return [*STORED["letters"], "<|endoftext|>"] if name.startswith(("gpt2", "qwen")) else \
         ["<s>", "<pad>", "</s>", "<unk>", *STORED["letters"], "<mask>"]
 
 
@@ -72,6 +72,8 @@ def theirs():
         with may_refuse():
             if name in BERT_NAMES:
                 made[name] = transformers.BertTokenizer(vocab=vocab, **chosen)
+            elif name == "qwen":
+                made[name] = transformers.Qwen2Tokenizer(vocab=vocab, merges=merges)
             elif name.startswith("gpt2"):
                 made[name] = transformers.GPT2Tokenizer(vocab=vocab, merges=merges, **chosen)
             else:
@@ -245,6 +247,9 @@ def without_lstrip(document):
     ("gpt2, prefix space", lambda d: d["pre_tokenizer"].update(add_prefix_space=False)),
     ("gpt2", lambda d: d["pre_tokenizer"].update(add_prefix_space=True)),
     ("gpt2", lambda d: d["model"]["merges"].reverse()),
+    ("qwen", lambda d: d["pre_tokenizer"].update(pretokenizers=[d["pre_tokenizer"]["pretokenizers"][1] | {"use_regex": True}])),
+    ("qwen", lambda d: d["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=bpe.SPLIT.pattern)),
+    ("qwen", lambda d: d.update(normalizer=None)),
     ("gpt2", lambda d: d["model"]["merges"].sort()),
     ("gpt2", lambda d: d["model"]["merges"].pop(0)),
 ])
@@ -327,6 +332,7 @@ def test_decode(ours):
     for text in STORED["texts"]:
         whole = re.sub(r"\s*(<mask>)", r"\1", text)
         assert ours["gpt2"].decode(ours["gpt2"].ids(text), keep_specials=True) == text
+        assert ours["qwen"].decode(ours["qwen"].ids(text), keep_specials=True) == unicodedata.normalize("NFC", text)
         assert ours["roberta"].decode(ours["roberta"].encode(text), keep_specials=True) == f"<s>{whole}</s>"
     ids = ours["uncased"].encode("The lowest, slowest [MASK] RIVER")
     assert ours["uncased"].decode(ids) == "the lowest , slowest river"
@@ -337,7 +343,9 @@ def test_decode(ours):
 
 
 def test_layout_overhead_and_special_ids(ours):
-    bert, roberta, gpt2 = ours["uncased"], ours["roberta"], ours["gpt2"]
+    bert, roberta, gpt2, qwen = (ours[name] for name in ("uncased", "roberta", "gpt2", "qwen"))
+    assert (qwen.pad_id, qwen.eos_id, qwen.unk_id, qwen.bos_id) == (556, 556, 556, None), "Qwen begins no text with a token"
+    assert qwen.add_special_tokens([7, 8], [9])[0] == [7, 8, 9] and qwen.num_special_tokens(True) == 0
     assert bert.add_special_tokens([7, 8], [9]) == ([2, 7, 8, 3, 9, 3], [0, 0, 0, 0, 1, 1])
     assert roberta.add_special_tokens([7, 8], [9]) == ([0, 7, 8, 2, 2, 9, 2], [0] * 7)
     assert gpt2.add_special_tokens([7, 8], [9])[0] == [7, 8, 9]
@@ -374,7 +382,7 @@ def test_save_and_load(name, ours, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_saved_folder_is_read_by_transformers(name, ours, theirs, tmp_path):
     ours[name].save(tmp_path)
-    kinds = {"uncased": "bert", "cased": "bert", "gpt2": "gpt2", "roberta": "roberta"}
+    kinds = {"uncased": "bert", "cased": "bert", "gpt2": "gpt2", "roberta": "roberta", "qwen": "qwen2"}
     for number, reader in enumerate([None, type(theirs[name]), None]):
         if number == 2:  # as it lies in the folder of a model
             write(tmp_path, {"config.json": {"model_type": kinds.get(name.split(",")[0], "bert")}})
@@ -393,7 +401,8 @@ def test_folder_saved_by_transformers(name, theirs, tmp_path):
     merges = [tuple(merge.split(" ")) for merge in STORED["merges"]]
     vocab = {piece: i for i, piece in enumerate(vocabulary(name))}
     with may_refuse():
-        reference = type(theirs[name])(vocab=vocab, **STORED["settings"][name], model_max_length=99,
+        chosen = {key: value for key, value in STORED["settings"][name].items() if key != "tokenizer_class"}
+        reference = type(theirs[name])(vocab=vocab, **chosen, model_max_length=99,
                                        **({} if name in BERT_NAMES else {"merges": merges}))
         up = transformers.AddedToken("<up>", rstrip=True, normalized=False)
         reference.add_tokens(["Covid-19", "東", up, "lowest river"])

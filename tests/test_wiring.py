@@ -68,6 +68,7 @@ LOCAL = dict(head_dim=4, sliding_window=600, query_pre_attn_scalar=4)
     [
         ("llama", {}),
         ("mistral", {"sliding_window": 600}),
+        ("qwen3", {"head_dim": 4}),
         ("gemma", {"head_dim": 4}),
         ("gemma2", LOCAL),
         ("gemma3_text", LOCAL | {"layer_types": ["full_attention"]}),

@@ -48,7 +48,7 @@ def sources():
                           "special_tokens_map.json": b'{"mask_token": {"content": "[MASK]", "lstrip": false}}',
                           "added_tokens.json": json.dumps({"covid": len(stored["bert"])}).encode()})
         else:
-            pieces = [*stored["letters"], "<|endoftext|>"] if name.startswith("gpt2") else \
+            pieces = [*stored["letters"], "<|endoftext|>"] if name.startswith(("gpt2", "qwen")) else \
                 ["<s>", "<pad>", "</s>", "<unk>", *stored["letters"], "<mask>"]
             found.append({"vocab.json": json.dumps({p: i for i, p in enumerate(pieces)}).encode(), "tokenizer_config.json": config,
                           "merges.txt": "\n".join(["#version: 0.2", *stored["merges"], ""]).encode()})

@@ -2,7 +2,7 @@
 
     tokenizer.json                              the description itself
     vocab.txt                                   BERT
-    vocab.json, merges.txt                      GPT-2, RoBERTa
+    vocab.json, merges.txt                      GPT-2, RoBERTa, Qwen
     spiece.model, spm.model, tokenizer.model    T5; DeBERTa-v3; LLaMA, Mistral, Gemma
     sentencepiece.bpe.model                     XLM-RoBERTa
 
@@ -20,7 +20,7 @@ from typing import NamedTuple
 from ... import files
 from ...errors import InputError
 from ...files import short
-from . import model_file
+from . import bpe, model_file
 from .families import (DEBERTA, FAMILIES, ROBERTA, XLM_ROBERTA, family_layouts, family_of_class,
                        find_family, find_roles, has_one_bos, read_layouts, token_text,
                        write_layouts)
@@ -247,15 +247,23 @@ def wordpiece_document(vocab, lower, strip_accents=None, chinese=True, unk="[UNK
 
 
 def read_vocab_json(path, config):
-    """GPT-2 and RoBERTa: {piece: id}; merges.txt has one merge per line, the lowest rank first."""
+    """GPT-2, RoBERTa and Qwen: {piece: id}; merges.txt has one merge per line, the lowest rank
+    first. Qwen is known by its tokenizer_class alone."""
     vocab = files.read_json(path)
     lines = read_lines(os.path.join(os.path.dirname(path), "merges.txt"))
     merges = [line for line in lines if line and not line.startswith("#version")]
     roberta = "<s>" in vocab and "</s>" in vocab
-    set_class("RobertaTokenizer" if roberta else "GPT2Tokenizer", "vocab.json", config, path)
+    default = "RobertaTokenizer" if roberta else "GPT2Tokenizer"
+    name = set_class(default, "vocab.json", config, path)
     byte_level = {"type": "ByteLevel", "add_prefix_space": config.get("add_prefix_space", False),
                   "trim_offsets": True, "use_regex": True}
-    return {"normalizer": None, "pre_tokenizer": byte_level, "decoder": byte_level,
+    normal, cut = None, byte_level
+    if name == "Qwen2Tokenizer":
+        normal = {"type": "NFC"}
+        split = {"type": "Split", "pattern": {"Regex": bpe.QWEN_SPLIT}, "behavior": "Isolated"}
+        cut = {"type": "Sequence",
+               "pretokenizers": [split | {"invert": False}, byte_level | {"use_regex": False}]}
+    return {"normalizer": normal, "pre_tokenizer": cut, "decoder": byte_level,
             "model": {"type": "BPE", "dropout": None, "unk_token": None,
                       "continuing_subword_prefix": "", "end_of_word_suffix": "", "fuse_unk": False,
                       "byte_fallback": False, "ignore_merges": False, "vocab": vocab,
