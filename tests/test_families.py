@@ -46,7 +46,7 @@ CONFIGS = {
     "llama": ("llama", LLAMA | dict(attention_bias=True, mlp_bias=True)),
     "mistral": ("mistral", LLAMA | dict(sliding_window=4, head_dim=12)),
     "qwen2": ("qwen2", LLAMA | dict(use_sliding_window=True, sliding_window=4, max_window_layers=1, tie_word_embeddings=True)),
-    "qwen3": ("qwen3", LLAMA | dict(head_dim=12, num_key_value_heads=1)),
+    "qwen3": ("qwen3", LLAMA | dict(head_dim=12)),
     "gemma": ("gemma", GEMMA | dict(num_key_value_heads=1)),
     "gemma2": ("gemma2", GEMMA | LOCAL | dict(attn_logit_softcapping=5.0, final_logit_softcapping=3.0)),
     "gemma3": ("gemma3_text", GEMMA | LOCAL),

@@ -200,6 +200,7 @@ def test_the_end_comes_from_the_config():
 # ------------------------------------------------------------------------------------------------ transformers
 
 CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
+           "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
            "gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
            "t5": "T5ForConditionalGeneration"}
 

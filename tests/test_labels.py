@@ -153,7 +153,7 @@ def test_a_masked_language_model_has_a_vocabulary(name, folders):
 
 # ------------------------------------------------------------------------------------------------ 1. brute force
 
-FRONT = {"llama": ["<s>"], "gemma": ["<bos>"], "bytes": [], "wordpiece": ["[CLS]"]}         # what stands before a text
+FRONT = {"llama": ["<s>"], "gemma": ["<bos>"], "bytes": [], "qwen": [], "wordpiece": ["[CLS]"]}         # what stands before a text
 
 
 @torch.no_grad()
