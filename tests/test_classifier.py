@@ -397,7 +397,7 @@ def test_a_token_type_that_the_model_lacks_is_refused(folder):
 # ---------------------------------------------------------------- attention over tokens
 
 FAMILIES = ("bert_classifier", "distilbert_classifier", "roberta_classifier",
-            "xlm_roberta_classifier", "deberta_classifier", "gpt2_classifier",
+            "xlm_roberta_classifier", "deberta_classifier", "modernbert_classifier", "gpt2_classifier",
             "gemma_classifier", "ul2_classifier")
 NUMBERS = {"lora": dict(rank=2, alpha=4.0, dropout=0.0, use_rslora=False, targets=None,
                         bias="none"),

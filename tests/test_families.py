@@ -42,6 +42,9 @@ CONFIGS = {
     "deberta-v3": ("deberta-v2", BERT | dict(relative_attention=True, pos_att_type=["c2p", "p2c"], position_buckets=4,
                                              norm_rel_ebd="layer_norm", share_att_key=True, position_biased_input=False,
                                              type_vocab_size=0, max_relative_positions=-1)),
+    "modernbert": ("modernbert", COMMON | dict(
+        cls_token_id=2, sep_token_id=3, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24,
+        max_position_embeddings=64, norm_eps=1e-3, local_attention=6, classifier_pooling="mean")),
     "gpt2": ("gpt2", COMMON | dict(n_embd=32, n_layer=2, n_head=4, n_positions=64)),
     "llama": ("llama", LLAMA | dict(attention_bias=True, mlp_bias=True)),
     "mistral": ("mistral", LLAMA | dict(sliding_window=4, head_dim=12)),

@@ -34,6 +34,7 @@ FAMILIES = (
     "roberta_masked_lm",
     "xlm_roberta_masked_lm",
     "deberta_masked_lm",
+    "modernbert_masked_lm",
     "gpt2_lm",
     "llama_lm",
     "mistral_lm",

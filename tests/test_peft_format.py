@@ -27,11 +27,11 @@ from minillmclf.tuning.peft import apply_adapter, read_adapter, write_adapter
 
 STORED = Path(__file__).parent / "fixtures" / "adapters"
 RAW = Path(__file__).resolve().parents[2] / "shared" / "weights" / "roberta-base-lora-mnli" / "adapter_raw.safetensors"
-HEADS = {"bert": ["classifier", "pooler"], "distilbert": ["classifier", "pre_classifier"], "roberta": ["classifier"], "xlm-roberta": ["classifier"], "deberta-v3": ["classifier", "pooler"],
+HEADS = {"bert": ["classifier", "pooler"], "distilbert": ["classifier", "pre_classifier"], "roberta": ["classifier"], "xlm-roberta": ["classifier"], "deberta-v3": ["classifier", "pooler"], "modernbert": ["classifier", "head"],
          **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"), ["score"]),
          **dict.fromkeys(("t5", "flan-t5", "ul2"), ["classification_head"])}
 SEVERAL = {"bert": ["query", "attention.output.dense"], "t5": ["q", "wo"], "gpt2": ["c_attn", "mlp.c_proj"]}   # HF names
-NO_DEFAULTS = {"distilbert": ["q_lin", "v_lin"]}      # targets of the families for which PEFT wants them named
+NO_DEFAULTS = {"distilbert": ["q_lin", "v_lin"], "modernbert": ["Wqkv"]}      # targets of the families for which PEFT wants them named
 KINDS = {                  # arguments of wrap and their twins in PEFT
     "plain": ({}, {}),
     "rslora": (dict(use_rslora=True), dict(use_rslora=True)),
@@ -112,7 +112,7 @@ def made_by_peft(peft, base, folder, name="default", seed=3, **config):
     """An adapter that PEFT made and saved, random all over -> the PEFT model."""
     kind = json.loads((base / "config.json").read_text())["model_type"]
     config |= {} if "target_modules" in config or kind not in NO_DEFAULTS else {"target_modules": NO_DEFAULTS[kind]}
-    given = dict(task_type="SEQ_CLS", r=3, lora_alpha=5, modules_to_save=["pooler", "classification_head", "pre_classifier"])
+    given = dict(task_type="SEQ_CLS", r=3, lora_alpha=5, modules_to_save=["pooler", "classification_head", "pre_classifier", "head"])
     torch.manual_seed(seed)
     model = in_transformers(base)
     with torch.no_grad(), may_refuse():

@@ -33,6 +33,7 @@ from minillmclf.models.gemma import Gemma, Gemma2, Gemma3
 from minillmclf.models.gpt2 import GPT2
 from minillmclf.models.layers import Rows, attention, causal_attention
 from minillmclf.models.llama import Llama, Mistral, Qwen2, Qwen3
+from minillmclf.models.modernbert import ModernBert
 from minillmclf.models.t5 import T5
 from minillmclf.models.weights import Checkpoint
 from minillmclf.tuning import prefix as prefix_tuning, prompt as prompt_tuning
@@ -56,6 +57,8 @@ FAMILIES = {                                       # name -> (class, config, mod
     "deberta": (Deberta, DEBERTA, "deberta-v2"),
     "deberta with all": (Deberta, dict(DEBERTA, position_biased_input=True, position_buckets=-1, share_att_key=False,
                                        max_relative_positions=6, type_vocab_size=2), "deberta-v2"),
+    "modernbert": (ModernBert, dict(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=4,
+                                    intermediate_size=24, max_position_embeddings=24, local_attention=8), "modernbert"),
     "gpt2": (GPT2, dict(vocab_size=50, n_embd=16, n_layer=3, n_head=4, n_positions=24, embd_pdrop=0.0, resid_pdrop=0.0,
                         attn_pdrop=0.0), "gpt2"),
     "llama": (Llama, LLAMA, "llama"),
@@ -68,7 +71,7 @@ FAMILIES = {                                       # name -> (class, config, mod
     "t5": (T5, dict(vocab_size=50, d_model=16, d_kv=6, d_ff=24, num_layers=2, num_decoder_layers=3, num_heads=4,
                     is_encoder_decoder=True, dropout_rate=0.0), "t5"),
 }
-WRITERS = [name for name in FAMILIES if not name.startswith(("bert", "distilbert", "roberta", "deberta"))]
+WRITERS = [name for name in FAMILIES if not name.startswith(("bert", "distilbert", "roberta", "deberta", "modernbert"))]
 SHAPES = {name: (3, 2, 6) if name in WRITERS else (3, 4, 4) for name in FAMILIES} | {"gpt2": (3, 4, 4), "t5": (3, 4, 6)}
 every_family = pytest.mark.parametrize("family", FAMILIES)
 

@@ -22,7 +22,7 @@ from minillmclf.tuning.quant import Linear4bit
 from minillmclf.tuning.quant_files import open_checkpoint
 
 WIDE = dict(hidden_size=64, dim=64, hidden_dim=128, intermediate_size=128, head_dim=16, n_embd=64, d_model=64, d_kv=16, d_ff=128)    # bitsandbytes' kernels want such widths
-FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "deberta-v3", "gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "t5", "flan-t5")
+FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "deberta-v3", "modernbert", "gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "t5", "flan-t5")
 
 
 def scores(model):
@@ -65,7 +65,7 @@ def wide(name, folder):
     return folder
 
 
-@pytest.mark.parametrize("name", ["bert", "distilbert", "roberta", "xlm-roberta", "deberta-v3", "llama", "mistral", "qwen2", "qwen3", "gemma2", "flan-t5"])
+@pytest.mark.parametrize("name", ["bert", "distilbert", "roberta", "xlm-roberta", "deberta-v3", "modernbert", "llama", "mistral", "qwen2", "qwen3", "gemma2", "flan-t5"])
 def test_qlora_is_that_of_peft_on_bitsandbytes(name, tmp_path):
     """The same base in four bits, the same updates: equal scores and equal gradients of A and B, in training."""
     transformers = imported("transformers")

@@ -56,6 +56,57 @@ def plain_files(name):
             "merges.txt": "\n".join(["#version: 0.2", *STORED["merges"], ""])}
 
 
+def modernbert_files(vocab, merges):
+    """The files of a tokenizer of ModernBERT's form: byte-level BPE after NFC, framed as BERT does. vocab: {piece: id}."""
+    first = max(vocab.values()) + 1
+    ids = {token: first + n for n, token in enumerate(("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"))}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [flags | {"id": number, "content": token, "lstrip": token == "[MASK]"} for token, number in ids.items()]
+    added.append(flags | {"id": first + 5, "content": "   ", "normalized": True, "special": False})      # runs of spaces
+    cls, sep, a, b, end = ({kind: {"id": name, "type_id": type_id}} for kind, name, type_id in (
+        ("SpecialToken", "[CLS]", 0), ("SpecialToken", "[SEP]", 0), ("Sequence", "A", 0), ("Sequence", "B", 1),
+        ("SpecialToken", "[SEP]", 1)))
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    special = {token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in ("[CLS]", "[SEP]")}
+    document = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": {"type": "NFC"},
+        "pre_tokenizer": byte_level, "decoder": byte_level,
+        "post_processor": {"type": "TemplateProcessing", "single": [cls, a, sep], "pair": [cls, a, sep, b, end],
+                           "special_tokens": special},
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                  "vocab": vocab, "merges": merges}}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": True, "cls_token": "[CLS]",
+              "mask_token": "[MASK]", "pad_token": "[PAD]", "sep_token": "[SEP]", "unk_token": "[UNK]",
+              "model_input_names": ["input_ids", "attention_mask"], "model_max_length": 8192}
+    return {"tokenizer.json": document, "tokenizer_config.json": config}
+
+
+def test_a_tokenizer_of_modernbert_s_form(tmp_path):
+    tokenizers = imported("tokenizers")
+    files = modernbert_files({piece: i for i, piece in enumerate(STORED["letters"])}, STORED["merges"])
+    with may_refuse():
+        library = tokenizers.Tokenizer.from_str(json.dumps(files["tokenizer.json"]))
+        library.encode("a", "b").type_ids
+    tokenizer = load_tokenizer(write(tmp_path, files))
+    tokenizer.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert tokenizer.inputs == again.inputs == ["input_ids", "attention_mask"] and again.max_length == 8192
+    assert (again.cls_id, again.sep_id, again.pad_id, again.mask_id, again.bos_id, again.eos_id) == (557, 558, 559, 560, None, None)
+    assert tokenizer.tokens("a [MASK] b") == ["a", "[MASK]", "Ġ", "b"] or tokenizer.tokens("a [MASK]")[-1] == "[MASK]"
+
+    @MANY
+    @given(TEXT, st.none() | TEXT)
+    def agree(text, pair):
+        expected = library.encode(text, pair)
+        assert our_ids(tokenizer, text, pair) == (expected.ids, expected.type_ids), f"differs on {text!r}, {pair!r}"
+        assert again.encode(text, pair) == expected.ids
+        plain = unicodedata.normalize("NFC", text)
+        if "[" not in text:
+            assert tokenizer.decode(tokenizer.encode(text)) == plain, f"{text!r} does not come back"
+    agree()
+
+
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory):
     """name -> our tokenizer, read from files of the old kind."""

@@ -69,6 +69,7 @@ LOCAL = dict(head_dim=4, sliding_window=600, query_pre_attn_scalar=4)
         ("llama", {}),
         ("mistral", {"sliding_window": 600}),
         ("qwen3", {"head_dim": 4}),
+        ("modernbert", {"local_attention": 1200}),
         ("gemma", {"head_dim": 4}),
         ("gemma2", LOCAL),
         ("gemma3_text", LOCAL | {"layer_types": ["full_attention"]}),
@@ -106,6 +107,7 @@ DROPOUTS = {
     "distilbert": ("dropout", "attention_dropout"),
     "roberta": BODY,
     "deberta-v2": BODY,
+    "modernbert": ("embedding_dropout", "attention_dropout", "mlp_dropout"),
     "t5": ("dropout_rate",),
 }
 
@@ -129,6 +131,7 @@ WHERE = [
     ("t5", {"classifier_dropout": 0.25, "dropout_rate": 0.5}),
     ("deberta-v3", {"cls_dropout": 0.25, "hidden_dropout_prob": 0.5, "pooler_dropout": 0.125}),
     ("deberta-v3", {"hidden_dropout_prob": 0.25, "pooler_dropout": 0.125}),
+    ("modernbert", {"classifier_dropout": 0.25, "mlp_dropout": 0.5}),
 ]
 
 

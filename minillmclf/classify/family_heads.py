@@ -7,6 +7,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..models.layers import ACTIVATIONS
+from ..models.modernbert import layer_norm
 from .head import (POOLS, WRONG_POOLING, BertHead, PooledHead, RobertaHead, ScoreHead, pool)
 
 
@@ -41,9 +42,27 @@ class DistilBertHead(BertHead):
         return ACTIVATIONS["relu"](self.dense(pool(hidden, mask, self.pooling)))
 
 
+class ModernBertHead(BertHead):
+    """ModernBERT: first token, or the mean of all -> dense -> activation -> norm, which together
+    are also the first part of its masked-LM head -> dropout -> classes."""
+
+    NAMES = {"head.dense": "head.dense", "head.norm": "head.norm", "classifier": "head.out"}
+
+    def __init__(self, backbone, classes):
+        super().__init__(backbone, classes)
+        c, D = backbone.config, backbone.width
+        self.pooling = {"cls": "first", "mean": "mean"}[c["classifier_pooling"]]
+        self.dense, self.norm = nn.Linear(D, D, bias=c["classifier_bias"]), layer_norm(c)
+        self.activation = ACTIVATIONS[c["classifier_activation"]]
+
+    def features(self, hidden, mask):
+        return self.norm(self.activation(self.dense(pool(hidden, mask, self.pooling))))
+
+
 FAMILY_HEADS = {
     "bert": BertHead, "distilbert": DistilBertHead, "roberta": RobertaHead,
-    "xlm-roberta": RobertaHead, "deberta-v2": DebertaHead, "t5": T5Head,
+    "xlm-roberta": RobertaHead, "deberta-v2": DebertaHead,
+    "modernbert": ModernBertHead, "t5": T5Head,
     **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3",
                      "gemma3_text"), ScoreHead)}
 

@@ -34,6 +34,7 @@ class Backbone(nn.Module, ConfigTables):
     ARCHITECTURES = {}          # "body", "lm_head", "classifier" -> the class in transformers
     NAMES = {}                  # module or tensor in the file -> here; None: dropped on purpose
     LM_NAMES = {}               # the same for a language-model head of its own
+    SHARED_NAMES = ()           # of LM_NAMES: a classification head has tensors of this name too
     TIES = {}                   # copy in the file -> the parameter here that it must equal
     LM_TIES = {}                # the same for copies in the language-model head
     ALIASES = ()                # (prefix of names in some files, the prefix in NAMES)

@@ -68,6 +68,7 @@ NUMBER_RANGES = {
     r".*(dropout|pdrop).*": (lambda v: 0 <= v < 1, "a number from 0 to below 1"),
     r"max_window_layers": (lambda v: type(v) is int and v in range(2**31),
                            "a whole number from 0 up"),
+    r".*rope_theta": (lambda v: 1e-3 <= v <= 1e12, "a number from 0.001 to 1e12"),
     r".*softcapping": (lambda v: 1e-3 <= v <= 1e6, "a number from 0.001 to 1000000, or null"),
 }
 

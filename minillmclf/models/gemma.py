@@ -223,7 +223,7 @@ class Gemma3(Gemma2):
 
     @classmethod
     def read_rotation(cls, config, where):
-        return read_two_ropes(config, where, theta=1e6, local_theta=1e4)
+        return read_two_ropes(config, where, ("rope_theta", 1e6), ("rope_local_base_freq", 1e4))
 
     def run(self, layers, x, rows, context=None):
         c = self.config
