@@ -72,7 +72,7 @@ def test_qlora_is_that_of_peft_on_bitsandbytes(name, tmp_path):
     peft = imported("peft")
     imported("accelerate")
     ours = four_bit(wide(name, tmp_path / "base"))
-    tune(ours, dict(method="qlora", rank=4, alpha=8.0, dropout=0.0, use_rslora=False, targets=["q_proj", "v_proj"], bias="none"))
+    tune(ours, dict(method="qlora", rank=4, alpha=8.0, dropout=0.0, use_rslora=False, targets=None, bias="none"))
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for path, parameter in lora.trainable_parameters(ours).items():
@@ -87,7 +87,8 @@ def test_qlora_is_that_of_peft_on_bitsandbytes(name, tmp_path):
 
     def control():
         own = load(tmp_path / "base", num_labels=len(LABELS), quantization_config=bits)
-        own = peft.get_peft_model(own, peft.LoraConfig(task_type="SEQ_CLS", r=4))
+        targets = record["target_modules"]
+        own = peft.get_peft_model(own, peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=targets))
         own.save_pretrained(tmp_path / "own")
         peft.PeftModel.from_pretrained(load(tmp_path / "base", num_labels=len(LABELS), quantization_config=bits),
                                        tmp_path / "own", is_trainable=True)
