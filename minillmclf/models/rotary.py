@@ -3,7 +3,7 @@
 The product of a rotated query with a rotated key depends only on the distance between them (Su et
 al. 2021, "RoFormer"). Number i of the first half of a head and number i of its second half form a
 pair; pair i is rotated by position * theta ** (-2i / d). (The paper pairs neighbours instead; the
-files of LLaMA, Mistral and Gemma are sorted for halves. With the wrong pairs a model still writes
+files of LLaMA, Qwen and others are sorted for halves. With the wrong pairs a model still writes
 fluently for some words, then loses the thread.)
 
 For longer texts than those of pretraining, config.json may ask for slower rotations. "linear" slows

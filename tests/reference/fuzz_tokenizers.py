@@ -37,7 +37,7 @@ RAW = ["1e400", "NaN", "-Infinity", "9" * 5000, "[" * 5000 + "]" * 5000, '"\\ud8
 def sources():
     """[{file name: bytes}, ...]: folders to damage, of every kind that is read."""
     names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
-             "merges.txt", "spiece.model", "spm.model", "tokenizer.model")
+             "merges.txt", "spiece.model", "sentencepiece.bpe.model", "spm.model", "tokenizer.model")
     folders = [*sorted((ROOT / "checkpoints").iterdir()), *sorted((FIXTURES / "tokenizers").iterdir())]
     found = [{name: (folder / name).read_bytes() for name in names if (folder / name).is_file()} for folder in folders if folder.is_dir()]
     stored = json.loads((FIXTURES / "tokenizer_ids.json").read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """The tokenizer of a checkpoint: text -> ids with special tokens, and back.
 
-    [CLS] a [SEP] b [SEP]   (BERT, DeBERTa)   <s> a </s></s> b </s>   (RoBERTa)   a b   (GPT-2)
+    [CLS] a [SEP] b [SEP]   (BERT, DeBERTa)   <s> a </s></s> b </s>   (RoBERTa)   a b  (GPT-2, Qwen)
     a </s> b </s>   (T5)                      <s> a   (LLaMA, Mistral)            <bos> a   (Gemma)
 
 A text goes through four steps, which a tokenizer.json describes: added tokens such as [MASK] are
