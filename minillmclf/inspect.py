@@ -187,7 +187,7 @@ def tokenizer_line(tokenizer, rows):
 
 def main(arguments=None):
     a = parse(arguments)
-    from .classify.head import build_head
+    from .classify.family_heads import build_head
     folder = find_model(a.model)
     model, checkpoint, tokenizer = load_model(folder)
     backbone = getattr(model, "backbone", model)

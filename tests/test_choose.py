@@ -10,7 +10,7 @@ from small import ROOT, bert_folder, command, data_file, environment
 
 from minillmclf.choose import facts as the_facts, measured, page, __main__ as choose
 from minillmclf.choose.advice import advise, command_of, measured_flags, is_near
-from minillmclf.classify.head import build_head
+from minillmclf.classify.family_heads import build_head
 from minillmclf.cli.memory import training_memory
 from minillmclf.models import load_backbone
 from minillmclf.cli.settings import Settings, read_settings

@@ -11,10 +11,11 @@ from ..cli.settings import Settings, flag, with_current_names
 
 RULE_OF_THUMB = """\
 the rule of thumb
-  short texts, and speed: an encoder (BERT, RoBERTa, DeBERTa); it reads a text once, in both \
-directions
-  one model that writes and classifies: a decoder (GPT-2, LLaMA, Mistral, Gemma), with --readout \
-labels
+  short texts, and speed: an encoder (DistilBERT, BERT, RoBERTa, DeBERTa); it reads a text once, \
+in both directions
+  long texts: an encoder for 8,192 tokens (ModernBERT); other languages: XLM-RoBERTa
+  one model that writes and classifies: a decoder (GPT-2, LLaMA, Mistral, Qwen, Gemma), with \
+--readout labels
   text to text, classes among it: an encoder-decoder (T5, FLAN-T5), with --readout labels"""
 KIND_FOR = {"classify": "encoder", "generate": "decoder", "text-to-text": "encoder-decoder"}
 WHY = {"encoder": "to classify, an encoder is fastest",
