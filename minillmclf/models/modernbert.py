@@ -13,11 +13,11 @@ classifier have the same names in files, "head.dense" and "head.norm": only "dec
 Here: the body and the masked-LM head. Not here: the classification head
 (classify/family_heads.py).
 """
-import torch.nn.functional as F
 from torch import nn
 
 from .config import LAYER_TYPES, REQUIRED, layer_types_rule
 from .encoder import Encoder, MaskedLMHead
+from .half import dot_product_attention
 from .layers import ACTIVATIONS
 from .rotary import cos_sin, read_two_ropes, rotate
 
@@ -37,7 +37,7 @@ def masked_attention(q, k, v, rows, seen, dropout=0.0):
     q: (M, H, d); k, v: (N, H, d); seen: (B or 1, 1, T or 1, S) -> (M, H*d)
     """
     q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)        # (B, H, T, d), (B, H, S, d)
-    return rows.merge_heads(F.scaled_dot_product_attention(
+    return rows.merge_heads(dot_product_attention(
         q, k, v, attn_mask=seen, dropout_p=dropout))
 
 
