@@ -77,8 +77,11 @@ def fits(name, scene):
     return scene not in LABEL_SCENES or name in ("gpt2", "gemma3", "t5")
 
 
-@pytest.mark.parametrize("name, scene", [(name, scene) for name in SOME for scene in SCENES
-                                         if fits(name, scene)])
+PLAYED = [(name, scene) for name in SOME for scene in SCENES if fits(name, scene)]
+PLAYED += [(name, scene) for name in CONFIGS if name not in SOME for scene in ("head", "lora")]
+
+
+@pytest.mark.parametrize("name, scene", PLAYED)
 def test_a_step_and_its_answers_are_those_of_the_cpu(name, scene, folders):     # noqa: F811
     s = settings_of(scene)
     expected = play(*classifier(folders[name], s), s)
