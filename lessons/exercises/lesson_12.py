@@ -367,10 +367,9 @@ class ReadWindows(Exercise):
     hint_for = dict(zip(variants, (0, 3, 3, 3, 3, 3, 3, 4, 4, 1, 1, 5, 2)))
 
     def inputs(self, draw):
-        def case(name, kind, pool, lengths=(18, 4, 12), side="right", types=False, training=False,
-                 alike=False):
+        def case(name, kind, pool, lengths=(18, 4, 12), side="right", types=False, training=False):
             mask = draw.mask(lengths, side=side)
-            ids = torch.full_like(mask, 3) if alike else draw.integers(0, 9, *mask.shape)
+            ids = torch.full_like(mask, 3) if training else draw.integers(0, 9, *mask.shape)
             return Case(name, kind, {
                 "pool": pool, "ids": ids, "mask": mask, "training": training,
                 "kinds": draw.integers(0, 2, *mask.shape) if types else None,
@@ -384,7 +383,7 @@ class ReadWindows(Exercise):
                 case("a long document", "parity", "mean", (66, 6)),
                 case("token types", "parity", "max", types=True),
                 case("in training, more windows than are drawn", "parity", "mean", (30, 12),
-                     training=True, alike=True)]
+                     training=True)]
 
     def call(self, function, case):
         from minillmclf.classify.windows import Windows
