@@ -301,11 +301,13 @@ class AverageOrders(Exercise):
         def case(name, kind, labels, B=3, large=1.0):
             logits = draw.normal(2 * B, 3) * large + draw.normal(2 * B, 1) * 2
             return Case(name, kind, {"logits": logits, "labels": labels})
+        sure = case("sure of everything", "parity", ["a", "b", "tie"], 4)
+        sure.arguments["logits"] += torch.tensor([[150.0, 0, -150]] * 4 + [[0, 150.0, -150]] * 4)
         return [case("a, b, tie", "contract", ["a", "b", "tie"]),
                 case("one row", "parity", ["a", "b", "tie"], 1),
                 case("many rows", "parity", ["a", "b", "tie"], 6, 2.0),
                 case("labels in another order", "parity", ["b", "tie", "a"], 4, 2.0),
                 case("labels with other names", "parity", ["tie", "model_a", "model_b"], 4),
-                case("sure of everything", "parity", ["a", "b", "tie"], 4, 80.0)]
+                sure]
 
 

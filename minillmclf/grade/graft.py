@@ -5,7 +5,6 @@ Nothing in the files is executed or marked.
 import ast
 import io
 import re
-import textwrap
 import threading
 import tokenize
 
@@ -128,8 +127,10 @@ def graft(reference, submission, name, where="the submission"):
     The function keeps the reference's decorators and gets the submission's signature and body.
     """
     theirs, node = find(submission, name, where), find(reference, name, "the reference")
-    theirs.decorator_list = []
-    text = textwrap.indent(ast.unparse(theirs), " " * node.col_offset) + "\n"
+    theirs.decorator_list, depth = [], node.col_offset // 4
+    for _ in range(depth):                     # so unparse indents code, and no line of a docstring
+        theirs = ast.If(ast.Constant(True), [theirs], [])
+    text = "".join(ast.unparse(theirs).splitlines(keepends=True)[depth:]).lstrip("\n") + "\n"
     lines = reference.splitlines(keepends=True)
     return "".join([*lines[:node.lineno - 1], text, *lines[node.end_lineno:]])
 
