@@ -22,6 +22,7 @@ from ...errors import InputError
 from ...files import short
 from ...models.cache import prefill
 from ...models.tree import TokenTree, tree_log_probs, pad_right, num_shared_tokens
+from ...text.transfer import move
 from ...training.completion_loss import text_to_text_loss
 from ..readout import Readout
 
@@ -74,24 +75,7 @@ class LabelReadout(Readout):
                              "'none'")
         self.tree = TokenTree([path + [tokenizer.eos_id] * (self.end == "eos") for path in paths])
         self.longest_label = max(map(len, self.tree.paths))
-        self.keep_on_device()
         self.shared_tokens = self.shared_cache = None
-
-    def keep_on_device(self):
-        """Register what training looks up by class as buffers, which move with the model.
-
-        texts_of_class, has_text: (C, most), the numbers of each class's texts, padded; first_ids,
-        first_real: (C, n), the tokens of each class's first text, padded.
-        """
-        def register(name, mask_name, rows):
-            tensors = [torch.tensor(row) for row in rows]
-            ones = [torch.ones_like(row) for row in tensors]
-            self.register_buffer(name, pad_sequence(tensors, batch_first=True), persistent=False)
-            self.register_buffer(mask_name, pad_sequence(ones, batch_first=True), persistent=False)
-        first = [self.tree.edge_tokens[self.tree.paths[texts[0]]] for texts in self.class_texts]
-        register("texts_of_class", "has_text", self.class_texts)
-        register("first_ids", "first_real", [tokens.tolist() for tokens in first])
-        self.has_text = self.has_text.bool()
 
     @property
     def reserved_tokens(self):
@@ -169,8 +153,10 @@ class LabelReadout(Readout):
 
     def add_by_class(self, log_probs):
         """Log-probabilities of texts (B, L) -> of classes (B, C): the probabilities are added."""
-        by_class = log_probs[:, self.texts_of_class]                                # (B, C, most)
-        return by_class.masked_fill(~self.has_text, float("-inf")).logsumexp(2)
+        texts = pad_sequence([torch.tensor(numbers) for numbers in self.class_texts],
+                             batch_first=True, padding_value=-1).to(log_probs.device)  # (C, most)
+        by_class = log_probs[:, texts.clamp(min=0)]                                    # (B, C, most)
+        return by_class.masked_fill(texts < 0, float("-inf")).logsumexp(2)
 
     def share_beginning(self, backbone, ids, mask):
         """Read the rows' common beginning once -> ids and mask of the rest, its cache or None."""
@@ -197,7 +183,11 @@ class LabelReadout(Readout):
 
     def target_ids(self, labels):
         """Class numbers (B,) -> ids (B, n) and mask (B, n) of each class's first label text."""
-        return self.first_ids[labels], self.first_real[labels]
+        paths = [self.tree.paths[self.class_texts[label][0]] for label in labels.tolist()]
+        edges = pad_sequence([torch.tensor(path) for path in paths], batch_first=True)
+        real = pad_sequence([torch.ones(len(path), dtype=torch.long) for path in paths], True)
+        moved = move({"edges": edges, "real": real}, labels.device)
+        return self.tree.edge_tokens[moved["edges"]], moved["real"]
 
     def completion_loss(self, backbone, ids, mask, labels):
         """-log p(label text | prompt), summed over the tokens of all label texts. -> scalar
