@@ -40,6 +40,7 @@ class GemmaNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.zeros(width)), eps
 
     def forward(self, x):
+        """x: (..., D) -> the norm times 1 + weight, in the dtype of x."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))       # rounded only at the end
         weight = 1 + self.weight.to(wide.dtype)
         return (root_mean_square_norm(wide, self.eps) * weight).to(x.dtype)
@@ -162,6 +163,7 @@ class Gemma2(Gemma):
         return cls.FULL_EVERY
 
     def build_layer(self, number):
+        """A new block; layer_types tells whether layer `number` has a window."""
         c = self.config
         has_window = c["layer_types"][number] == "sliding_attention"
         window = c["sliding_window"] if has_window else math.inf
