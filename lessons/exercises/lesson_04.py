@@ -204,13 +204,6 @@ def scaled_at_the_end(q, k, v, positions, column, rows, dropout):
     return rows.merge_heads(F.dropout(scores.softmax(-1), dropout) @ v)
 
 
-def asked_key_of_i(queries, k, column):
-    """p2c of the key of word i, as c2p is gathered; right where queries are fewer than keys."""
-    if column.shape[-2] != k.shape[-2]:
-        return (queries @ k.mT).gather(-2, column)
-    return (k @ queries.mT).gather(-1, column)
-
-
 def rows_of(mask, which=None):
     """mask: (B, T) -> its Rows, made without exercise 3.2; which: see FewQueries."""
     from minillmclf.models.last_token import FewQueries
@@ -241,7 +234,7 @@ class Disentangled(Exercise):
         "c2p is left out": wrong_attention(c2p=lambda q, keys, column: 0),
         "p2c is left out": wrong_attention(p2c=lambda queries, k, column: 0),
         "p2c asks the key of word i, the query, not that of word j":
-            wrong_attention(p2c=asked_key_of_i),
+            wrong_attention(p2c=lambda queries, k, column: (k @ queries.mT).gather(-1, column)),
         "p2c is not gathered by pair: all queries get the offset of the first": wrong_attention(
             p2c=lambda queries, k, column: (queries @ k.mT).gather(
                 -2, column[..., :1, :].expand_as(column))),
