@@ -39,6 +39,7 @@ class GemmaNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.zeros(width)), eps
 
     def forward(self, x):
+        """x: (..., D) -> the norm times 1 + weight, in the dtype of x."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))       # rounded only at the end
         weight = 1 + self.weight.to(wide.dtype)
         return (root_mean_square_norm(wide, self.eps) * weight).to(x.dtype)

@@ -111,8 +111,9 @@ class Rows:
         return seen.unsqueeze(1)
 
     def is_triangle(self, window):
-        """Can is_causal=True replace the mask, at half the work? It can if all padding is on the
-        right, where no token sees it, and if no row is longer than the window."""
+        """Can is_causal=True replace the mask, at half the work: is the mask a plain triangle?"""
+        # It is if all padding is on the right, where no token sees it, and no row is longer than
+        # the window.
         return self.layout.right_padded and window >= self.mask.shape[1]
 
 

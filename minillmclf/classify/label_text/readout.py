@@ -155,7 +155,7 @@ class LabelReadout(Readout):
         """Log-probabilities of texts (B, L) -> of classes (B, C): the probabilities are added."""
         texts = pad_sequence([torch.tensor(numbers) for numbers in self.class_texts],
                              batch_first=True, padding_value=-1).to(log_probs.device)  # (C, most)
-        by_class = log_probs[:, texts.clamp(min=0)]                                    # (B, C, most)
+        by_class = log_probs[:, texts.clamp(min=0)]                              # (B, C, most)
         return by_class.masked_fill(texts < 0, float("-inf")).logsumexp(2)
 
     def share_beginning(self, backbone, ids, mask):
