@@ -50,6 +50,20 @@ def test_each_wrong_digit_is_noticed(path, ran):
 
 
 @each_lesson
+def test_answers_to_questions_stand_in_the_output(path):
+    cells, found = read(path).cells, 0
+    for at, cell in enumerate(cells):
+        if cell.info.startswith("predict"):
+            answer, tolerance = (float(cell.options[key]) for key in ("answer", "tolerance"))
+            below = next(each for each in cells[at:] if each.output)
+            numbers = [float(number.replace(",", "")) for number, _ in
+                       NUMBER.findall(below.output.text)]
+            assert any(abs(n - answer) <= tolerance / 2 for n in numbers), cell.text
+            found += 1
+    assert found >= 2
+
+
+@each_lesson
 def test_exercises_are_well_formed_and_on_the_page(path):
     try:
         table = exercises(path)
@@ -63,8 +77,10 @@ def test_exercises_are_well_formed_and_on_the_page(path):
 def test_length_width_and_the_line_to_remember(path):
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
-    quoted = sum(cell.text.count("\n") for cell in read(path).cells if cell.kind == "show")
-    assert 260 <= len(lines) - quoted <= 340                # quotations grow with the package
+    cells = read(path).cells
+    quoted = sum(cell.text.count("\n") for cell in cells if cell.kind == "show")
+    unseen = sum(cell.text.count("\n") + 1 for cell in cells if cell.kind == "widget")
+    assert 260 <= len(lines) - quoted - unseen <= 340       # quotations grow with the package
     assert [line for line in lines if len(line) > 100] == []
     sections = re.split(r"^## (?=\d)", text, flags=re.M)[1:]
     sections = [section.partition("\n## ")[0] for section in sections]

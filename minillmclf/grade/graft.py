@@ -5,7 +5,6 @@ Nothing in the files is executed or marked.
 import ast
 import io
 import re
-import textwrap
 import threading
 import tokenize
 
@@ -129,9 +128,16 @@ def graft(reference, submission, name, where="the submission"):
     """
     theirs, node = find(submission, name, where), find(reference, name, "the reference")
     theirs.decorator_list = []
-    text = textwrap.indent(ast.unparse(theirs), " " * node.col_offset) + "\n"
+    text = indented(theirs, node.col_offset // 4) + "\n"
     lines = reference.splitlines(keepends=True)
     return "".join([*lines[:node.lineno - 1], text, *lines[node.end_lineno:]])
+
+
+def indented(node, levels):
+    """The text of a node, 4 * levels blanks to the right; lines of a docstring stay as they are."""
+    for _ in range(levels):
+        node = ast.If(ast.Constant(True), [node], [])
+    return "\n".join(ast.unparse(node).split("\n")[levels:])
 
 
 def read_submitted(folder, relative):

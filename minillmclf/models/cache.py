@@ -68,6 +68,8 @@ class CachedRows(Rows):
         return not self.earlier and super().is_triangle(window)
 
     def keys_values(self, k, v):
+        """k, v: (N, K, d), of the new tokens -> those of all tokens, (B, K, S, d) each, the earlier
+        ones first. The cache keeps them for this layer."""
         k, v = super().keys_values(k, v)
         self.layer += 1
         if self.layer < len(self.earlier):
