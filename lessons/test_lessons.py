@@ -49,7 +49,7 @@ def test_each_wrong_digit_is_noticed(path, ran):
     assert wrong > 20
 
 
-@each_lesson
+@each_page
 def test_answers_to_questions_stand_in_the_output(path):
     cells, found = read(path).cells, 0
     for at, cell in enumerate(cells):
