@@ -6,7 +6,8 @@ PREF_DIR has train.csv, dev.csv and test.csv with prompt, response_a, response_b
 into folds by their prompts; each model's vectors of the texts, at most --max-length tokens each, get a logistic regression
 that is fitted anew for each fold (minillmclf/folds/stacking.py, `vector_member`). A stack of lengths, bag of words and models
 is fitted to the out-of-fold predictions. Prints log losses out of fold and on test, and what the models add, with a paired
-bootstrap over rows. --rows N takes N rows of train and dev, evenly, to save time.
+bootstrap over rows. A model's regression is added to one on lengths; so that it gets no credit for these, the stack without
+models has a member of lengths alone. --rows N takes N rows of train and dev, evenly, to save time.
 """
 import argparse
 import json
@@ -21,7 +22,7 @@ from minillmclf.classify.baseline import class_frequencies
 from minillmclf.classify.swap import longer_answer
 from minillmclf.folds.reading import group_key
 from minillmclf.folds.split import assign_folds
-from minillmclf.folds.stacking import bag_of_words_member, fit_stack, vector_member
+from minillmclf.folds.stacking import bag_of_words_member, fit_stack, length_member, vector_member
 from minillmclf.text.data import read_examples
 from minillmclf.training.statistics import bootstrap_interval
 
@@ -39,6 +40,7 @@ def members_of(a, rows, groups, folds, tests):
     found, seconds, begin = {}, {}, time.process_time()
     found["bag of words"] = bag_of_words_member(rows, groups, folds, tests, LABELS)
     seconds["bag of words"] = time.process_time() - begin
+    found["lengths alone"] = length_member(rows, folds, tests, LABELS)
     for name in a.models:
         begin = time.process_time()
         model = Classifier.from_backbone(name, LABELS, pool="mean", max_length=a.max_length)
@@ -49,7 +51,7 @@ def members_of(a, rows, groups, folds, tests):
 
 
 def report(name, out_of_fold, test):
-    print(f"{name:<44}{'' if out_of_fold is None else f'{out_of_fold.mean():.4f}':>8}{test.mean():>9.4f}", flush=True)
+    print(f"{name:<62}{'' if out_of_fold is None else f'{out_of_fold.mean():.4f}':>8}{test.mean():>9.4f}", flush=True)
 
 
 def added(name, with_models, without):
@@ -77,19 +79,20 @@ def main():
     folds = assign_folds([row.label for row in rows], groups, a.folds, 0)
     print(f"{len(rows)} rows in {a.folds} folds, {len(unseen)} test rows, {torch.get_num_threads()} thread(s)")
     members, seconds = members_of(a, rows, groups, folds, tests)
-    print(f"\n{'log loss':<44}{'folds':>8}{'test':>9}")
+    print(f"\n{'log loss':<62}{'folds':>8}{'test':>9}")
     y = [LABELS.index(row.label) for row in rows]
     report("class frequencies", None, losses(class_frequencies(y, len(tests), 3), unseen))
     report("the longer answer wins", None, losses(longer_answer(rows, tests, LABELS), unseen))
-    names, kept = list(members)[1:], {}
-    for with_lengths, chosen in ((True, []), (False, ["bag of words"]), (True, ["bag of words"]), (False, names),
-                                 *((True, ["bag of words", name]) for name in names), (True, list(members))):
+    plain, kept = ["bag of words", "lengths alone"], {}
+    names = [name for name in members if name not in plain]
+    for with_lengths, chosen in ((True, []), (False, plain[:1]), (True, plain[:1]), (True, plain), (False, names),
+                                 *((True, [*plain, name]) for name in names), (True, list(members))):
         stack = fit_stack(rows, [members[name] for name in chosen], folds, LABELS, with_lengths)
         title = " + ".join(["lengths"] * with_lengths + chosen)
         kept[title] = (losses(stack.out_of_fold.exp(), rows),
                        losses(stack.predict(tests, [members[name] for name in chosen]), unseen))
         report(title, *kept[title])
-    every, without = kept["lengths + " + " + ".join(members)], kept["lengths + bag of words"]
+    every, without = kept["lengths + " + " + ".join(members)], kept["lengths + " + " + ".join(plain)]
     print()
     gains = {place: added(place, one, other) for place, one, other in zip(("out of fold", "on test"), every, without)}
     print("\nseconds of processor time:", {name: round(value) for name, value in seconds.items()}, f"in all {time.process_time():.0f}")
