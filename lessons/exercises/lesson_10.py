@@ -87,7 +87,7 @@ def wrong_init(A=lambda r, width, generator: uniform(r, width, generator, width 
 
 
 class Init(Exercise):
-    """Whether A is right is said of its bounds, as there are several ways to draw it; B is exact."""
+    """Of A the bounds count, as there are several ways to draw it; B is exact."""
     variants = {
         "B starts at random, so the model does not start as its base": wrong_init(
             B=lambda out, r, generator: uniform(out, r, generator, 0.1)),
