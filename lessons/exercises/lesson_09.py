@@ -251,11 +251,25 @@ def within_the_batch(model, train, rows, settings, objective, divisor):
     return wrong_sum()(model, train, list(range(len(rows))), settings, objective, divisor)
 
 
+def weighted_by_rows(model, train, rows, settings, objective, divisor):
+    """Right as long as all rows have the same weight."""
+    size, total = settings.micro_batch_size or len(rows), 0.0
+    for start in range(0, len(rows), size):
+        part = rows[start:start + size]
+        batch = model.collate(train.encoded, part, train.targets)
+        mean = objective(model, batch) / objective.divisor(batch.labels)
+        loss = mean * len(part) / len(rows)
+        loss.backward()
+        total += loss.item()
+    return total
+
+
 class AddGradients(Exercise):
     """fp32 sums of at most 7 rows with numbers near 1: 1e-5."""
     variants = {
         "the mean of the micro-batches' means":
             wrong_sum(lambda loss, divisor, own, rows, parts: loss / own / parts),
+        "the mean of the micro-batches' means, weighted by their numbers of rows": weighted_by_rows,
         "the means of the micro-batches are added up":
             wrong_sum(lambda loss, divisor, own, rows, parts: loss / own),
         "the number of rows takes the place of the divisor":
@@ -278,7 +292,7 @@ class AddGradients(Exercise):
         "the mean of the micro-batches' losses is returned":
             wrong_sum(returns=lambda losses: sum(losses) / len(losses)),
     }
-    hint_for = dict(zip(variants, (0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 4, 4)))
+    hint_for = dict(zip(variants, (0, 0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 4, 4)))
 
     def inputs(self, draw):
         def case(name, kind, rows, size, weighted=True, before=0.0):
