@@ -6,6 +6,7 @@ more. The worker's limits are those that a student's code meets.
 import ast
 import inspect
 import json
+import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from xml.etree import ElementTree
@@ -21,6 +22,7 @@ from minillmclf.errors import InputError
 from minillmclf.grade import __main__ as command
 from minillmclf.grade import grading, limits, score
 from minillmclf.grade.graft import cut, graft, without_variants
+from minillmclf.grade.process import Workers
 
 ROOT = page.ROOT
 ROWS = {row.id: row for row in tables()}
@@ -240,9 +242,10 @@ def submission(folder, body, row=NORM, before=""):
 
 
 def graded(folder, row=NORM):
-    return grading.grade([row], ROOT, grading.read_fixtures([row.lesson], ROOT), folder)[0]
+    return grading.grade([row], ROOT, lambda: grading.read_fixtures([row.lesson], ROOT), folder)[0]
 
 
+FORKS = [True, False] if sys.platform.startswith("linux") else [False]
 ATTACKS = {                       # body -> what the line must say
     "os._exit(0)": ("import os\nos._exit(0)", "ends its process (exit code 0)"),
     "SystemExit": ("raise SystemExit(0)", "raises SystemExit"),
@@ -282,17 +285,18 @@ ATTACKS = {                       # body -> what the line must say
 }
 
 
-@pytest.fixture(scope="module")
-def attacks(tmp_path_factory):
+@pytest.fixture(scope="module", params=FORKS, ids=lambda fork: "forked" if fork else "started")
+def attacks(request, tmp_path_factory):
     """All attacks, in workers that run at the same time -> {name: Result}."""
     folder = tmp_path_factory.mktemp("attacks")
     fixtures = grading.read_fixtures([NORM.lesson], ROOT)
 
     def one(number, body):
-        return grading.grade_one(NORM, ROOT, *fixtures[NORM.lesson],
+        return grading.grade_one(NORM, ROOT, *fixtures[NORM.lesson], workers,
                                  submission(folder / str(number), body))
-    with ThreadPoolExecutor(2) as pool:
+    with Workers(request.param) as workers, ThreadPoolExecutor(2) as pool:
         found = list(pool.map(one, range(len(ATTACKS)), [body for body, _ in ATTACKS.values()]))
+    assert workers.alone is not request.param
     return dict(zip(ATTACKS, found))
 
 
@@ -300,6 +304,58 @@ def attacks(tmp_path_factory):
 def test_an_attack_has_no_points_and_is_named(name, attacks):
     result = attacks[name]
     assert result.points == 0 and ATTACKS[name][1] in result.message, result
+
+
+def told_by(folder, body, workers):
+    """The message of a submission with this body."""
+    answers = grading.read_fixtures([NORM.lesson], ROOT)[NORM.lesson]
+    return grading.grade_one(NORM, ROOT, *answers, workers, submission(folder, body)).message
+
+
+@pytest.mark.parametrize("fork", FORKS)
+def test_a_worker_has_few_files_open_and_no_socket(fork, tmp_path):
+    """Three streams, the way for its reply, and nowhere: it cannot give the fork server orders."""
+    body = """
+        import os, stat, sys
+        found, frame = [], sys._getframe()
+        for number in range(1000):
+            try: found.append(stat.S_IFMT(os.fstat(number).st_mode))
+            except OSError: pass
+        ends = []
+        while frame:
+            ends += [each.fileno() for each in frame.f_locals.values() if hasattr(each, "detach")
+                     and type(each).__name__ == "socket"]
+            frame = frame.f_back
+        raise ValueError(f"{found.count(stat.S_IFSOCK)} sockets, {len(found)} files, {set(ends)}")
+    """
+    with Workers(fork) as workers:
+        told = told_by(tmp_path, body, workers)
+    assert f"0 sockets, 5 files, {'{-1}' if fork else 'set()'}" in told
+
+
+@pytest.mark.parametrize("fork", FORKS)
+def test_a_worker_leaves_nothing_to_the_next_one(fork, tmp_path):
+    body = """
+        import builtins, sys, torch
+        found = [hasattr(builtins, "left"), torch.initial_seed() == 5, len(sys.path)]
+        found += [name for name in sys.modules if name.startswith("lessons.exercises.lesson_")]
+        builtins.left = x
+        torch.manual_seed(5)
+        sys.path.append("/left")
+        raise ValueError(found)
+    """
+    with Workers(fork) as workers:
+        told = [told_by(tmp_path / str(number), body, workers) for number in (1, 2)]
+    assert told[0] == told[1] and "[False, False, " in told[0]
+
+
+@pytest.mark.skipif(True not in FORKS, reason="workers are forked on Linux alone")
+def test_without_its_fork_server_a_worker_is_started(tmp_path):
+    with Workers(True) as workers:
+        workers.server.kill()
+        workers.server.wait()
+        told = told_by(tmp_path, "raise ValueError('it runs')", workers)
+        assert workers.alone and "it runs" in told
 
 
 def test_a_file_that_native_code_opens_cannot_be_read(tmp_path):

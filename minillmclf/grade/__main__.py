@@ -71,9 +71,12 @@ def main(arguments=None):
     if a.overlay and not Path(a.overlay).is_dir():
         raise InputError(f"--overlay {a.overlay}: there is no such folder")
     needed = {row.lesson for row in asked}
-    fixtures = grading.hidden_fixtures(needed, root, a.seed) if a.seed is not None \
-        else grading.read_fixtures(needed, root, a.fixtures)
-    results = grading.grade(asked, root, fixtures, a.overlay and Path(a.overlay))
+
+    def read():
+        if a.seed is not None:
+            return grading.hidden_fixtures(needed, root, a.seed)
+        return grading.read_fixtures(needed, root, a.fixtures)
+    results = grading.grade(asked, root, read, a.overlay and Path(a.overlay))
     if a.overlay:
         print(output.page(results, rows))
         output.write_results(results, a.json, a.junit, overlay=str(a.overlay))

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 from ..errors import InputError
 from ..files import read_json, write_json, write_text
-from .score import NOT_STARTED, PASSED, REFUSED
+from .result import NOT_STARTED, PASSED, REFUSED
 
 WIDTH = 100
 RECORD = "runs/grade.json"

@@ -3,27 +3,10 @@
 contract: names, shapes, types, inputs left as they were. parity: the numbers. diagnosis: which
 known-wrong variant gives the same; it adds no points.
 """
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
-PASSED, FAILED, NOT_STARTED, REFUSED = "passed", "failed", "not started", "refused"
-
-
-@dataclass
-class Result:
-    """state: one of the four above. message: the first fault, in words. looks_like: the variant
-    that gives the same outputs, or None; hint: the number, from 1, of the hint for it, or None."""
-    id: str
-    title: str
-    object: str
-    points: int
-    of: int
-    state: str
-    message: str = ""
-    looks_like: str | None = None
-    hint: int | None = None
+from .result import FAILED, NOT_STARTED, PASSED, REFUSED, Result
 
 
 def numbers(tensor):

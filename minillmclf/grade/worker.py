@@ -1,7 +1,7 @@
 """The process in which the code of an exercise runs. It sees inputs, never an expected output.
 
 A job comes on standard input, the reply goes to standard output, both as lessons/exercises/kit.py
-packs them. The grader starts it in a temporary copy of the clone (workplace.py).
+packs them. The grader starts it in a temporary copy of the clone (workplace.py, process.py).
 """
 import importlib
 import inspect

@@ -1,0 +1,19 @@
+"""What grading an exercise gives."""
+from dataclasses import dataclass
+
+PASSED, FAILED, NOT_STARTED, REFUSED = "passed", "failed", "not started", "refused"
+
+
+@dataclass
+class Result:
+    """state: one of the four above. message: the first fault, in words. looks_like: the variant
+    that gives the same outputs, or None; hint: the number, from 1, of the hint for it, or None."""
+    id: str
+    title: str
+    object: str
+    points: int
+    of: int
+    state: str
+    message: str = ""
+    looks_like: str | None = None
+    hint: int | None = None
