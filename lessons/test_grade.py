@@ -137,9 +137,16 @@ def test_points(points, contract, parity, reached):
     ({"a": torch.zeros(2)}, {"a": torch.tensor([0.0, torch.nan])}, "a[1] should be 0, is nan"),
     ({"a": torch.tensor(-torch.inf)}, {"a": torch.tensor(-torch.inf)}, None),
     ({"a": torch.zeros(0, 3)}, {"a": torch.zeros(0, 3)}, None),
-    ({"a": [1, 2]}, {"a": [1]}, "a should be a list of 2, is a list of 1"),
-    ({"a": [1, 2.0]}, {"a": [1, 3.0]}, "a[1] should be 2.0, is 3.0"),
-    ({"a": "x"}, {"a": "y"}, "a should be 'x', is 'y'"), ({"a": True}, {"a": 1}, "a bool"),
+    ({"a": [1, 2]}, {"a": [1]}, "a should be [1, 2], is [1]"),
+    ({"a": [1, 2.0]}, {"a": [1, 3.0]}, "a should be [1, 2], is [1, 3]"),
+    ({"a": [0] * 90}, {"a": [0] * 80}, "a should be a list of 90 items, is a list of 80 items"),
+    ({"a": [0] * 90}, {"a": [0] * 89 + [7]}, "a[89] should be 0, is 7"),
+    ({"a": [torch.zeros(2)]}, {"a": [torch.ones(2)]}, "a[0][0] should be 0, is 1 (2 of 2 differ)"),
+    ({"a": "x"}, {"a": "y"}, "a should be 'x', is 'y'"),
+    ({"a": True}, {"a": 1}, "a should be True (bool), is 1 (int)"),
+    ({"a": 1 / 3}, {"a": 1 / 3 + 2e-5}, "a should be 0.333333, is 0.333353"),
+    ({"a": 1e6 / 3}, {"a": 1e6 / 3 + 2e-5}, "a should be 333333.3333333333, is 333333.33335"),
+    ({"a": torch.tensor(-0.0)}, {"a": torch.tensor(2.0)}, "a should be 0, is 2"),
     ({"a": 1.0}, {"a": 1.0 + 1e-6}, None), ({"a": 1, "b": 2}, {"a": 1, "c": 2}, "has no b")])
 def test_differences(expected, found, words):
     told = score.difference(expected, found, 1e-5)

@@ -14,6 +14,7 @@ from .limits import confine
 
 WATCHED = ("torch", "torch.nn.functional", "torch.testing", "builtins", "json", "os", "math",
            "safetensors", "safetensors.torch", "numpy", "numpy.testing")
+PACKAGE = "minillmclf/"            # its files' names begin so, in a copy of the clone
 MEMORY = ("allocate memory", "out of memory", "Storage size calculation overflowed")
 
 
@@ -47,11 +48,19 @@ def fault(error, root):
 
 def answer(exercise, function, case, encode, root):
     """One case -> its outputs and what its arguments are afterwards, or what went wrong."""
+    returned = []
+
+    def noted(*given, **more):
+        returned.append(function(*given, **more))
+        return returned[-1]
     try:
-        outputs = encode(exercise.call(function, case))
+        outputs = encode(exercise.call(noted, case))
         return {"outputs": outputs, "after": encode(case.arguments)}
     except BaseException as error:
-        return fault(error, root)
+        told = fault(error, root)
+        if returned and returned[-1] is None and f"({PACKAGE}" not in told["words"]:
+            told["words"] = f"returns None ({told['words']})"      # the error is the caller's
+        return told
 
 
 def functions_of_modules():
