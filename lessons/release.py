@@ -119,8 +119,15 @@ def adapt_readme(out):
     path = out / "README.md"
     text = path.read_text(encoding="utf-8")
     block = re.search(r"^```sh setup\n.*?^```", text, re.M | re.S)[0]
-    new = block.replace("python -m minillmclf.train", "python -m minillmclf.grade")
-    text = text.replace(block, new).replace(
+    for old, new in ((block, block.replace("minillmclf.train", "minillmclf.grade")),
+                     ("The first command installs and\ntrains, the", "The first command installs "
+                      "and\ngrades, the"),
+                     ("\nThe first fine-tunes the model", "\nWhen all functions are written, "
+                      "`python -m minillmclf.train` trains, too.\nIt fine-tunes the model")):
+        if text.count(old) != 1:
+            raise InputError(f"README.md: should say once: {old.strip()}")
+        text = text.replace(old, new)
+    text = text.replace(
         "\n", "\n\n**This is a release of the course: begin with [STUDENT.md](STUDENT.md).** Some "
         "functions are\nleft for you to write. Until then training stops at the first of them, and "
         "tests that need\none are skipped.\n", 1)

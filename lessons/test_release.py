@@ -13,6 +13,8 @@ from minillmclf.errors import InputError
 from lessons import page
 from lessons import release as releases
 from lessons.exercises.tables import tables
+from minillmclf.grade import grading
+from minillmclf.grade.graft import cut
 
 ROOT, UPTO = page.ROOT, 2
 ROWS = [row for row in tables() if int(row.lesson) <= UPTO]
@@ -124,6 +126,23 @@ def test_as_it_is_it_has_no_points_and_solved_it_has_all(folder):
     finally:
         for file, text in stubs.items():
             (folder / file).write_bytes(text)
+
+
+@pytest.mark.parametrize("lesson", sorted({row.lesson for row in tables()}))
+def test_exercises_need_none_of_a_later_lesson(lesson, tmp_path):
+    """Those of a lesson have full marks where the functions of all later lessons are cut."""
+    shutil.copytree(ROOT / "minillmclf", tmp_path / "minillmclf",
+                    ignore=shutil.ignore_patterns("__pycache__", "datasets", "checkpoints"))
+    for name in ("minillmclf/datasets", "checkpoints", "lessons"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for row in tables():
+        if row.lesson > lesson:
+            file = row.file(tmp_path)
+            source = file.read_text(encoding="utf-8")
+            file.write_text(cut(source, row.name, row.not_started), encoding="utf-8")
+    own = [row for row in tables() if row.lesson == lesson]
+    found = grading.grade(own, tmp_path, lambda: grading.read_fixtures([lesson], ROOT))
+    assert [(each.id, each.message) for each in found if each.points < each.of] == []
 
 
 def test_tests_of_a_release_wait_and_only_the_students_fail(folder):

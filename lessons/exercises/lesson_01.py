@@ -353,7 +353,12 @@ class Collate(Exercise):
                 case("no padding id", "parity", [3, 1], [0, 1], pad_id=None)]
 
     def call(self, function, case):
-        given = case.arguments
+        from minillmclf.text import batch as module
+        given, positions = case.arguments, module.token_positions
         encoded = [(ids, types) for ids, types in given["encoded"]]
-        batch = function(encoded, given["rows"], given["pad_id"], given["labels"])
+        module.token_positions = torch.zeros_like     # of a Layout: exercise 3.2 may not be written
+        try:
+            batch = function(encoded, given["rows"], given["pad_id"], given["labels"])
+        finally:
+            module.token_positions = positions
         return {name: getattr(batch, name) for name in ("ids", "mask", "types", "labels", "rows")}

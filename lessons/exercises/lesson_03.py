@@ -7,7 +7,7 @@ import re
 import torch
 import torch.nn.functional as F
 
-from lessons.exercises.kit import Case, Exercise
+from lessons.exercises.kit import Case, Exercise, rows_of
 
 # ---------------------------------------------------------------- 3.1 RenameTable.path_of
 
@@ -152,19 +152,6 @@ def filled(module, given):
     """The module with the weights of a case, in training mode if the case says so."""
     module.load_state_dict(given["weights"], strict=False)
     return module.train(given.get("training", False))
-
-
-def rows_of(mask):
-    """mask: (B, T) -> its Rows, made without exercise 3.2."""
-    from minillmclf.models.layers import Rows
-    from minillmclf.text.batch import Layout
-    tokens, positions = mask.bool(), torch.zeros_like(mask)
-    for row, here in zip(positions, tokens):
-        row[here] = torch.arange(int(here.sum()))
-    return Rows(mask, Layout(
-        mask=tokens, lengths=mask.sum(1), indices=tokens.flatten().nonzero().squeeze(1),
-        position_ids=positions, no_padding=bool(tokens.all()), right_padded=False,
-        longest=int(mask.sum(1).max())))
 
 
 # ---------------------------------------------------------------- 3.3 Bert.embed

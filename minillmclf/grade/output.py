@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 from ..errors import InputError
 from ..files import read_json, write_json, write_text
-from .result import NOT_STARTED, PASSED, REFUSED
+from .result import NOT_STARTED, PASSED, REFUSED, WAITS
 
 WIDTH = 100
 INDENT = " " * 5
@@ -25,7 +25,7 @@ def lines_of(result, hints=0, wide=0):
     told = [f"refused: {result.message}" if result.state == REFUSED else result.message]
     if result.looks_like:
         told.append(f'looks like "{result.looks_like}"')
-    if hints:
+    if hints and not result.message.startswith(WAITS):
         told.append(f"hint {result.hint or 1} of {hints}: python -m minillmclf.grade {result.id} "
                     f"--hint {result.hint or 1}")
     return [head, *(INDENT + line for text in told for line in

@@ -3,6 +3,8 @@ from dataclasses import dataclass
 
 PASSED, FAILED, NOT_STARTED, REFUSED = "passed", "failed", "not started", "refused"
 
+WAITS = "calls a function that is not written yet"          # how such a message begins
+
 
 @dataclass
 class Result:

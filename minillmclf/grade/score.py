@@ -6,7 +6,7 @@ known-wrong variant gives the same; it adds no points.
 import numpy as np
 import torch
 
-from .result import FAILED, NOT_STARTED, PASSED, REFUSED, Result
+from .result import FAILED, NOT_STARTED, PASSED, REFUSED, WAITS, Result
 
 
 LONGEST = 70                       # characters of a value in a message
@@ -209,7 +209,7 @@ def judge(row, exercise, cases, answers, reply):
     if "import" in reply:
         message = f"its file cannot be imported: {faults[first]}"
     if waits:
-        message = f"calls a function that is not written yet ({min(waits)})"
+        message = f"{WAITS} ({min(waits)})"
     alike = [name for name, variant in answers["variants"].items()
              if same_as(variant, told, cases, exercise)]
     hint = exercise.hint_for.get(alike[0]) if alike else None
