@@ -6,6 +6,7 @@ more. The worker's limits are those that a student's code meets.
 import ast
 import inspect
 import json
+import shutil
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
@@ -400,6 +401,40 @@ def test_a_submission_that_cannot_be_read_is_named(change, words, tmp_path):
     change(NORM.file(folder))
     result = graded(folder)
     assert result.points == 0 and words in result.message
+
+
+@pytest.mark.parametrize("body, words", [
+    ("x.mean()", "output should be a tensor of shape (3, 6), is None"),
+    ("return undefined", "NameError: name 'undefined' is not defined (minillmclf/models/layers"),
+    ("return x.tolist", "a builtins.builtin_function_or_method was returned, where a torch.Tensor"),
+    ("return x[0]", 'form, case "bf16": output has shape (6,), should have (3, 6)'),
+    ("return x", 'numbers, case "vectors": output[0, 0] should be')])
+def test_a_message_tells_what_is_wrong(body, words, tmp_path):
+    assert words in graded(submission(tmp_path, body)).message
+
+
+def test_a_function_that_returns_nothing_is_named(tmp_path):
+    """Its caller, which cannot go on without a number, is not."""
+    row = ROWS["9.2"]
+    message = graded(submission(tmp_path, "if step < warmup: (step + 1) / (warmup + 1)", row),
+                     row).message
+    assert ": returns None: TypeError: float() argument" in message and "worker" not in message
+
+
+def test_a_file_that_cannot_be_imported_is_named(tmp_path):
+    """In a student's own clone: an overlay does not come so far."""
+    (tmp_path / "lessons").symlink_to(ROOT / "lessons")
+    shutil.copytree(ROOT / "minillmclf", tmp_path / "minillmclf",
+                    ignore=shutil.ignore_patterns("__pycache__", "datasets", "checkpoints"))
+    file = ROWS["9.2"].file(tmp_path)
+    file.write_text("x = (1\n", encoding="utf-8")
+    found = grading.grade([ROWS["9.2"], ROWS["9.6"]], tmp_path,
+                          lambda: grading.read_fixtures(["09"], ROOT))
+    assert found[0].message == "its file cannot be imported: SyntaxError: '(' was never closed " \
+        "(optim.py, line 1)"
+    assert found[1].state == score.PASSED
+    with pytest.raises(InputError, match="line 1: SyntaxError"):
+        page.find("x = (1", "x")
 
 
 # ---------------------------------------------------------------- the command

@@ -27,7 +27,7 @@ def describe(error, root):
     place, trace = "", error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
-        if name.startswith(root) and "/lessons/" not in name:
+        if name.startswith(root) and "/lessons/" not in name and name != __file__:
             place = f" ({name[len(root):].lstrip('/')}:{trace.tb_lineno})"
         trace = trace.tb_next
     return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
@@ -59,7 +59,7 @@ def answer(exercise, function, case, encode, root):
     except BaseException as error:
         told = fault(error, root)
         if returned and returned[-1] is None and f"({PACKAGE}" not in told["words"]:
-            told["words"] = f"returns None ({told['words']})"      # the error is the caller's
+            told["words"] = f"returns None: {told['words']}"       # the error is the caller's
         return told
 
 
