@@ -195,6 +195,17 @@ def test_a_mistake_is_one_line(given, words, tmp_path, monkeypatch):
 def test_a_release_is_not_released_again(folder, tmp_path):
     with pytest.raises(InputError, match="is a release itself"):
         releases.release(folder, tmp_path, UPTO)
+    for given, words in ((["lessons.release", "--upto", "1", tmp_path / "out"], "is a release"),
+                         (["lessons.exercises.make", "1"], "is a release, in which")):
+        done = python(folder, "-m", *map(str, given))
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and words in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_its_pages_name_what_is_there(folder):
+    done = python(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_pages.py",
+                  "lessons/test_lessons.py", "-k", "exist or each_flag or map or digit")
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 def test_earlier_lessons_may_be_shipped_solved(tmp_path, monkeypatch):
