@@ -173,6 +173,25 @@ def unpack(data):
     return decode(json.loads(data[8:8 + size]), load(bytes(data[8 + size:])))
 
 
+# ---------------------------------------------------------------- what several lessons call
+
+def rows_of(mask):
+    """mask: (B, T), the tokens of a row side by side -> its layers.Rows.
+
+    Made without text.batch.token_positions, which is exercise 3.2.
+    """
+    from minillmclf.models.layers import Rows
+    from minillmclf.text.batch import Layout
+    tokens, lengths = mask.bool(), mask.long().sum(1)
+    first = tokens.int().argmax(1)                                                  # (B,)
+    positions = [[min(max(column - start, 0), length - 1) for column in range(mask.shape[1])]
+                 for start, length in zip(first.tolist(), lengths.tolist())]
+    return Rows(mask, Layout(
+        mask=tokens, lengths=lengths, indices=tokens.flatten().nonzero().squeeze(1),
+        position_ids=torch.tensor(positions), no_padding=bool(tokens.all()),
+        right_padded=not first.any(), longest=int(lengths.max())))
+
+
 # ---------------------------------------------------------------- exercises and stored answers
 
 def exercise_of(lesson, name):
