@@ -107,21 +107,6 @@ class Draw:
         return mask
 
 
-# ---------------------------------------------------------------- rows of a model
-
-def rows_of(mask):
-    """mask: (B, T) -> its Rows, made without exercise 3.2."""
-    from minillmclf.models.layers import Rows
-    from minillmclf.text.batch import Layout
-    tokens, positions = mask.bool(), torch.zeros_like(mask)
-    for row, here in zip(positions, tokens):
-        row[here] = torch.arange(int(here.sum()))
-    return Rows(mask, Layout(
-        mask=tokens, lengths=mask.sum(1), indices=tokens.flatten().nonzero().squeeze(1),
-        position_ids=positions, no_padding=bool(tokens.all()), right_padded=False,
-        longest=int(mask.sum(1).max())))
-
-
 # ---------------------------------------------------------------- values as bytes
 
 def encode(value, tensors):
