@@ -5,11 +5,11 @@ from the probabilities in its predictions.csv and from the labels of --data, and
 Then they are held against those that the run claims in run.json.
 
   python -m lessons.capstone runs/capstone --data tickets
-  python -m lessons.capstone runs/capstone --data hidden.csv --file answers.csv --key id
+  python -m lessons.capstone answers --data hidden.csv --key id
 
-With --file and --key, the answers of predict to rows whose labels only the instructor has. A run
-makes no claim about these. Rows that are missing, extra or there twice are refused, and so is
-another text than that of --data. Exit code 0: each claim holds; 1: one does not; 2: refused.
+The second judges answers of predict, a CSV file or a folder of such files, to rows whose labels
+only the instructor has. Rows that are missing, extra or there twice are refused, and so is another
+text than that of --data. Exit code 0: each claim holds; 1: one does not; 2: refused.
 
 Predictions do not show whether a run has trained on the rows that it answers, nor whether a model
 has made them: train a run again (train --config run.json), or keep the labels back.
@@ -32,7 +32,7 @@ from minillmclf.training.metrics import METRICS, evaluate
 
 ROUNDING_ERROR = 5e-7              # half of the last digit of a probability in predictions.csv
 BINS = 15                          # of the calibration error, as in training/metrics.py
-PREDICTIONS = "predictions.csv"    # what train writes, with the metrics that it claims
+NO_CLAIM = ["-"] * 4, None, None, None
 
 
 @dataclass
@@ -47,12 +47,10 @@ class Truth:
 def parse(arguments=None):
     p = Parser(prog="python -m lessons.capstone", usage="%(prog)s SUBMISSION --data DATA",
                description=__doc__)
-    p.add_argument("submission", help="a folder with run folders in it")
+    p.add_argument("submission", help="a folder of runs; a CSV file of predict, or a folder of such")
     p.add_argument("--data", required=True, help="a file, a folder, or a bundled set's name")
     p.add_argument("--split", choices=["train", "dev", "test"], default="test",
                    help="which rows, where --data has splits [test]")
-    p.add_argument("--file", default=PREDICTIONS, metavar="NAME",
-                   help=f"the answers in each run folder, CSV [{PREDICTIONS}]")
     p.add_argument("--key", default="line", metavar="COLUMN", help="the column that says which row "
                    "is answered: one of both files, or the line in --data [line]")
     p.add_argument("--text-column", help="name(s) of the text column(s) of --data")
@@ -197,8 +195,11 @@ def read_claim(folder):
         claimed, trainable, seconds = (record.get(key) for key in (
             "test", "trainable", "train_seconds"))
     settings = record.get("settings")
+    numbers = [trainable, seconds]
+    if isinstance(claimed, dict):
+        numbers += map(claimed.get, METRICS)
     if not isinstance(settings, dict) or not isinstance(claimed, dict) or not all(
-            isinstance(claimed.get(name), (int, float)) for name in METRICS):
+            isinstance(each, (int, float)) for each in numbers):
         raise InputError(f"{path}: claims no {', '.join(METRICS)}: finish the run, or take its "
                          "folder out")
     kind = ["a baseline", "-", "-", settings.get("seed")] if is_baseline else [
@@ -213,35 +214,38 @@ def verdict(metrics, allowed, claimed):
     return ", ".join(wrong) + " is not so" if wrong else "holds"
 
 
-def run_folders(submission):
-    """The run folders in a folder, or the folder itself, by name."""
-    folder = Path(submission)
-    found = {path.parent for name in ("run.json", "cell.json") for path in folder.rglob(name)}
-    if not found:
-        raise InputError(f"{submission}: holds no run.json of train: name the folder of the runs")
-    return sorted(found)
+def submitted(submission):
+    """A folder or file -> [(name, path of the answers, run folder or None), ...]."""
+    top = Path(submission)
+    runs = {path.parent for name in ("run.json", "cell.json") for path in top.rglob(name)}
+    if runs:
+        return [(top.name if each == top else each.relative_to(top).as_posix(),
+                 each / "predictions.csv", each) for each in sorted(runs)]
+    files = [top] if top.is_file() else sorted(top.glob("*.csv"))
+    if not files:
+        raise InputError(f"{submission}: holds neither a run.json of train nor a CSV file of "
+                         "predict: name the folder of the runs, or of the answers")
+    return [(path.stem, path, None) for path in files]
 
 
-def table_row(folder, truth, a):
-    """A run folder -> (the cells of its row, does its claim hold?)."""
-    kind, claimed, trainable, seconds = read_claim(folder)
-    metrics, allowed = recompute(*read_answers(folder / a.file, truth, a.key))
-    said = verdict(metrics, allowed, claimed) if a.file == PREDICTIONS else "-"
-    name = folder.relative_to(a.submission).as_posix()
+def table_row(name, path, folder, truth, key):
+    """Answers -> (the cells of their row, does their claim hold?)."""
+    kind, claimed, trainable, seconds = read_claim(folder) if folder else NO_CLAIM
+    metrics, allowed = recompute(*read_answers(path, truth, key))
+    said = verdict(metrics, allowed, claimed) if claimed else "-"
     numbers = [f"{metrics[metric]:.3f}" for metric in METRICS]
-    count = "-" if not isinstance(trainable, int) else f"{trainable:,}"
-    return [name if name != "." else folder.name, *kind, *numbers, count, seconds, said], \
-        said in ("holds", "-")
+    costs = ["-" if value is None else f"{value:,}" for value in (trainable, seconds)]
+    return [name, *kind, *numbers, *costs, said], said in ("holds", "-")
 
 
 def main(arguments=None):
     a = parse(arguments)
     truth = read_truth(a)
-    rows = [table_row(folder, truth, a) for folder in run_folders(a.submission)]
+    rows = [table_row(*each, truth, a.key) for each in submitted(a.submission)]
     header = ["run", "model", "method", "readout", "seed", *METRICS, "trainable *", "train s *",
               "claim"]
     print("\n".join(markdown_table(header, [cells for cells, _ in rows])))
-    print(f"\n{len(truth.rows)} rows of {truth.name}. * as run.json says: not computed again.")
+    print(f"\n{len(truth.rows)} rows of {truth.name}. * as the run says: not computed again.")
     return 0 if all(holds for _, holds in rows) else 1
 
 

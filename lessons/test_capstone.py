@@ -8,6 +8,8 @@ import pytest
 
 from lessons import capstone
 from minillmclf.cli.parser import run
+from minillmclf.compare.__main__ import main as compare
+from minillmclf.train import main as train
 
 # four rows: three right, one wrong; probabilities of (no, yes)
 ROWS = [("a b", "no", .9, .1), ("c, d", "yes", .19, .81), ("e", "yes", .3, .7),
@@ -122,44 +124,47 @@ def test_what_is_no_answer_to_these_rows_is_refused_in_one_line(submission, caps
 
 
 def test_answers_of_predict_to_hidden_labels(submission, capsys):
-    """Other columns first, `label` for the answer, any order; run.json claims nothing of these."""
+    """Other columns first, `label` for the answer, any order; nothing is claimed."""
     lines = [["id", "text", "label", "p_no", "p_yes"]]
     lines += [[f"k{i}", text, "yes" if yes > no else "no", no, yes]
               for i, (text, _, no, yes) in enumerate(ROWS)]
-    write(submission / "answers.csv", [lines[0], *reversed(lines[1:])])
-    claim(submission, accuracy=1.0)
-    assert judge(submission.parent, "--file", "answers.csv", "--key", "id") == 0
-    assert f"| 0.750 | {F1:.3f} | {LOSS:.3f} | {ECE:.3f} | 1,234 | 5 | - |" in \
-        capsys.readouterr().out
+    answers = submission.parent.parent / "answers"
+    answers.mkdir()
+    write(answers / "mine.csv", [lines[0], *reversed(lines[1:])])
+    for place in (answers, answers / "mine.csv"):
+        assert judge(place, "--key", "id") == 0
+        assert (f"| mine | - | - | - | - | 0.750 | {F1:.3f} | {LOSS:.3f} | {ECE:.3f} | - | - | - |"
+                in capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("flags, spoil, message", [
     (["--split", "dev"], None, "has no dev rows"),
     (["--key", "number"], None, "no column 'number' for --key"),
     (["--key", "label"], None, "label 'yes' stands twice"),
-    (["--file", "none.csv"], None, "none.csv: is not there: finish the run"),
+    ([], '{"finished": false}', "claims no accuracy, macro_f1, log_loss, ece"),
     ([], '{"settings": {}, "finished": false}', "claims no accuracy, macro_f1, log_loss, ece"),
-    ([], None, "holds no run.json")])
+    ([], None, "holds neither a run.json of train nor a CSV file of predict")])
 def test_other_faults_are_one_line_too(submission, tmp_path, flags, spoil, message):
     if spoil:
         (submission / "run.json").write_text(spoil, encoding="utf-8")
     elif not flags:
-        (submission / "run.json").unlink()
+        for path in submission.iterdir():
+            path.unlink()
     with pytest.raises(capstone.InputError, match=message):
         judge(submission, *flags)
 
 
 def test_what_train_and_compare_write_is_read(tmp_path, capsys):
     """A run of one epoch on a few rows, and a baseline of a comparison."""
-    from minillmclf.compare.__main__ import main as compare
     rows = [[f"{word} {i}", label, split] for split in ("train", "dev", "test")
             for i in range(4) for word, label in (("pay me back", "refund"), ("late", "parcel"))]
     write(tmp_path / "few.csv", [["text", "label", "split"], *rows])
-    compare(["--data", str(tmp_path / "few.csv"), "--models", "majority", "mini-bert", "--methods",
-             "head", "--seeds", "1", "--epochs", "1", "--out",
-             str(tmp_path / "out")])
+    data, out = ["--data", str(tmp_path / "few.csv")], tmp_path / "out"
+    compare([*data, "--models", "majority", "--seeds", "1", "--out", str(out)])
+    train([*data, "--method", "head", "--epochs", "1", "--min-steps", "0", "--few-rows", "off",
+           "--baselines", "off", "--out", str(out / "head")])
     capsys.readouterr()
-    assert capstone.main([str(tmp_path / "out"), "--data", str(tmp_path / "few.csv")]) == 0
+    assert capstone.main([str(out), *data]) == 0
     table = capsys.readouterr().out
     assert "| a baseline | - | - | 0 | 0.500 |" in table
-    assert "| mini-bert | head | head | 0 |" in table and table.count("| holds |") == 2
+    assert "| head | mini-bert | head | head | 0 |" in table and table.count("| holds |") == 2
