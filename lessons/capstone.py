@@ -47,7 +47,7 @@ class Truth:
 def parse(arguments=None):
     p = Parser(prog="python -m lessons.capstone", usage="%(prog)s SUBMISSION --data DATA",
                description=__doc__)
-    p.add_argument("submission", help="a folder of runs; a CSV file of predict, or a folder of such")
+    p.add_argument("submission", help="a folder of runs; a CSV file of predict, or such a folder")
     p.add_argument("--data", required=True, help="a file, a folder, or a bundled set's name")
     p.add_argument("--split", choices=["train", "dev", "test"], default="test",
                    help="which rows, where --data has splits [test]")

@@ -1,10 +1,11 @@
 """python -m lessons.instructors --update: the tables of the instructors' pages, made anew.
 
 They come from the tables of exercises, lessons/*.exercises.toml, and from the known-wrong variants
-in lessons/exercises/. Each stands between <!-- made: NAME --> and <!-- end -->, in instructors.md
-and mistakes.md. Without --update, the command says which are stale; exit code 1 if any is.
+in lessons/exercises/. Each stands between <!-- made: NAME --> and <!-- end --> in the pages PAGES.
+Without --update, the command says which pages are stale; exit code 1 if any is.
 """
 import re
+from functools import partial
 from pathlib import Path
 
 from lessons import page
@@ -15,7 +16,7 @@ from minillmclf.cli.tables import markdown_table
 from minillmclf.errors import InputError
 from minillmclf.files import write_text
 
-PAGES = ("instructors.md", "mistakes.md")
+PAGES = ("instructors.md", "mistakes_a.md", "mistakes_b.md", "mistakes_c.md")
 ASSIGNMENTS = {"A, encoders": (1, 4), "B, decoders and label tokens": (5, 8),
                "C, tuning and evaluation": (9, 14)}            # first and last lesson
 SHORT_COURSE = (3, 8, 9, 10, 14)
@@ -60,8 +61,7 @@ def semester(rows):
         out = [name[0] for name, (_, last) in ASSIGNMENTS.items() if last == number + 1]
         note = "".join([f"{each} is given" for each in out] + [f"{each} is due" for each in due])
         lines.append([number + 1, lesson_link(path), *counts(within(rows, number, number)), note])
-    return [*markdown_table(["week", "lesson", "exercises", "points", "hours", "mistakes", ""],
-                            lines)]
+    return markdown_table(["week", "lesson", "exercises", "points", "hours", "mistakes", ""], lines)
 
 
 def assignments(rows):
@@ -83,13 +83,13 @@ def short_course(rows):
                           [*lines, ["all", *counts(chosen)]])
 
 
-def mistakes(rows):
+def mistakes(rows, first, last):
     """For each lesson a table: its exercises, and what each recognises."""
     lines = []
     for path in page.all_lessons():
-        here = [row for row in rows if row.page == path.name]
+        here = [row for row in within(rows, first, last) if row.page == path.name]
         if here:
-            lines += [f"## {page.read(path).title}", ""]
+            lines += [f"## {page.read(path).title}", "", f"[{path.name}]({path.name})", ""]
             lines += markdown_table(["", "exercise", "points", "minutes", "it recognises"], [
                 [row.id, f"{row.title}: `{row.name}`", row.points, row.minutes,
                  "; ".join(variants_of(row))] for row in here])
@@ -97,8 +97,9 @@ def mistakes(rows):
     return lines[:-1]
 
 
-MAKERS = {"semester": semester, "assignments": assignments, "short_course": short_course,
-          "mistakes": mistakes}
+MAKERS = {"semester": semester, "assignments": assignments, "short_course": short_course}
+for _name, _lessons in ASSIGNMENTS.items():
+    MAKERS[f"mistakes_{_name[0].lower()}"] = partial(mistakes, first=_lessons[0], last=_lessons[1])
 
 
 def made_again(text, rows, where="page.md"):
