@@ -5,7 +5,8 @@
 The files need no server and no network. The folders of the site are those of the repository:
 lessons/00_map.md is OUT/lessons/00_map.html, and README.md is index.html. A file of the package
 that a page links to or quotes has its own page. Here: which pages there are, the frame around each,
-and links between them. site/markdown.py makes the pages, site/style.css and site/page.js go along.
+and links between them. site/markdown.py makes the pages. site/style.css and site/page.js go along,
+and site/widgets/ for the pages that have a widget.
 """
 import argparse
 import os
@@ -20,7 +21,7 @@ from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
 from minillmclf.files import check_out_folder, write_text
 
-from .page import ROOT
+from .page import ROOT, WIDGETS
 from .site.columns import coloured, two_columns
 from .site.markdown import page_of_text
 
@@ -29,11 +30,13 @@ SITE = Path(__file__).resolve().parent / "site"
 
 @dataclass
 class Document:
-    """A page of the site. path: its source in the repository. ids: the anchors that it has."""
+    """A page of the site. path: its source in the repository. ids: the anchors that it has.
+    widgets: the names of its widgets."""
     path: Path
     title: str
     headings: list = field(default_factory=list)      # (level, anchor, HTML)
     ids: set = field(default_factory=set)
+    widgets: set = field(default_factory=set)
 
 
 class Site:
@@ -96,6 +99,7 @@ class Site:
                 raise InputError(f"{where}: {self.name(path)} has no heading #{anchor}")
         for name in ("style.css", "page.js"):
             shutil.copyfile(SITE / name, out / name)
+        shutil.copytree(WIDGETS, out / WIDGETS.name, dirs_exist_ok=True)
         return len(written)
 
 
@@ -122,8 +126,11 @@ def framed(site, path, body):
             else "<span></span>"
             for rel, word, to in (("prev", "Previous", at - 1), ("next", "Next", at + 1)))
     base = os.path.relpath(site.root, path.parent) + "/"
+    base, document = "" if base == "./" else base, site.documents[path]
+    names = ["kit", *sorted(document.widgets)] if document.widgets else []
+    scripts = "".join(f'<script defer src="{base}widgets/{name}.js"></script>\n' for name in names)
     return Template((SITE / "page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(site.documents[path].title), base="" if base == "./" else base, body=body,
+        title=escape(document.title), base=base, scripts=scripts, body=body,
         menu=menu, turn=turn, kind="text" if path.suffix == ".md" else "source")
 
 

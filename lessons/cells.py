@@ -20,7 +20,7 @@ import torch
 from minillmclf.errors import InputError
 
 from . import kit, offline
-from .page import quotation
+from .page import quotation, widget_of
 
 MINUTES = 5                                    # that a command of a lesson may take
 
@@ -57,13 +57,18 @@ class Cells:
         except InputError as error:
             return None, ("quotation of nothing", str(error))
 
-    def python(self, cell):
+    def widget(self, cell):
+        """attention("02_attention", weights=weights): `keep` stands in for the widget's name."""
+        kind = widget_of(cell.text, self.path)[0]
+        return self.python(cell, self.namespace | {kind: kit.keep})
+
+    def python(self, cell, namespace=None):
         name, out = cell.options.get("raises"), io.StringIO()
         try:
             code = compile("\n" * (cell.line - 1) + cell.text, str(self.path), "exec",
                            dont_inherit=True)
             with contextlib.redirect_stdout(out):
-                exec(code, self.namespace)
+                exec(code, self.namespace if namespace is None else namespace)
         except KeyboardInterrupt:
             raise
         except BaseException as error:

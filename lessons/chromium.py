@@ -20,7 +20,40 @@ import time
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
          "--disable-background-networking", "--disable-extensions", "--hide-scrollbars",
          "--remote-debugging-pipe", "--force-color-profile=srgb")
-KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
+KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "End": 35, "Home": 36, "ArrowLeft": 37,
+        "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+# Of the page that is open: texts of too little contrast, boxes that Tab does not reach, its width,
+# and the colour behind the text.
+MEASURE = """(() => {
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (c) => c.slice(0, 3).map((v) => v / 255)
+    .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (e) => {
+    for (; e; e = e.parentElement) {
+      const c = rgb(getComputedStyle(e).backgroundColor);
+      if (c.length < 4 || c[3] > 0) return c;
+    }
+  };
+  const weak = new Set(), seen = new Set();
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node; (node = walker.nextNode());) {
+    const e = node.parentElement;
+    if (!node.data.trim() || e.closest(".drawing, script")) continue;
+    if (e.closest("pre.code") && seen.has(e.className)) continue;      // one token of each kind
+    if (e.closest("pre.code")) seen.add(e.className);
+    const style = getComputedStyle(e);
+    const colour = rgb(e.closest("svg") ? style.fill : style.color);
+    const [low, high] = [light(colour), light(ground(e))].sort((a, b) => a - b);
+    if ((high + 0.05) / (low + 0.05) < 4.5) weak.add(`${e.className} ${node.data.slice(0, 30)}`);
+  }
+  const stuck = [...document.querySelectorAll("main *")].filter((e) => e.tabIndex < 0 &&
+    e.scrollWidth > e.clientWidth && /auto|scroll/.test(getComputedStyle(e).overflowX));
+  const page = document.documentElement;
+  return {weak: [...weak], stuck: stuck.map((e) => e.className || e.tagName),
+          wide: Math.max(page.scrollWidth, document.body.scrollWidth),
+          ground: getComputedStyle(document.body).backgroundColor};
+})()"""
 
 
 def find_chromium():
@@ -103,18 +136,19 @@ class Browser:
         while self.message().get("method") != event:
             pass
 
-    def open(self, url, width=1280, height=900, scheme="light"):
+    def open(self, url, width=1280, height=900, scheme="light", motion="no-preference"):
         """Load a page and wait until all of it is there."""
-        self.look(width, height, scheme)
+        self.look(width, height, scheme, motion)
         self.send("Page.navigate", url=url)
         self.wait("Page.loadEventFired")
 
-    def look(self, width=1280, height=900, scheme="light"):
-        """Set the size of the screen, and the colours that the system prefers."""
+    def look(self, width=1280, height=900, scheme="light", motion="no-preference"):
+        """Set the size of the screen, and the colours and motion that the system prefers."""
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height,
                   deviceScaleFactor=1, mobile=False)
         self.send("Emulation.setEmulatedMedia",
-                  features=[{"name": "prefers-color-scheme", "value": scheme}])
+                  features=[{"name": "prefers-color-scheme", "value": scheme},
+                            {"name": "prefers-reduced-motion", "value": motion}])
 
     def run(self, script):
         """Evaluate JavaScript in the page -> its value."""
@@ -125,12 +159,39 @@ class Browser:
         return result["result"].get("value")
 
     def keys(self, *names):
-        """Press keys: Tab, Enter, Escape, a space, or the letters of a text."""
+        """Press keys: those of KEYS, or the letters of a text."""
         for name in names:
             key = {"key": name, "windowsVirtualKeyCode": KEYS.get(name, 0)}
             text = {"Enter": "\r"}.get(name, name if len(name) == 1 else "")
             self.send("Input.dispatchKeyEvent", type="keyDown", text=text, **key)
             self.send("Input.dispatchKeyEvent", type="keyUp", **key)
+
+    def focus(self, selector):
+        """Press Tab until an element has the focus."""
+        for _ in range(80):
+            self.keys("Tab")
+            if self.run(f"document.activeElement.matches({selector!r})"):
+                return
+        raise AssertionError(f"the Tab key does not reach {selector}")
+
+    def press(self, selector, part=0.5, touch=False):
+        """Press an element with the mouse or a finger, at this part of its width."""
+        box = self.run(f"""(() => {{
+          const element = document.querySelector({selector!r});
+          element.scrollIntoView({{block: "center"}});
+          return element.getBoundingClientRect().toJSON();
+        }})()""")
+        place = {"x": box["x"] + part * box["width"], "y": box["y"] + box["height"] / 2}
+        if touch:
+            self.send("Input.dispatchTouchEvent", type="touchStart", touchPoints=[place])
+            self.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        else:
+            for kind in ("mousePressed", "mouseReleased"):
+                self.send("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1,
+                          **place)
+
+    def measure(self):
+        return self.run(MEASURE)
 
     def screenshot(self, path, height=None):
         """Save the page as PNG: all of it, or its first `height` pixels."""

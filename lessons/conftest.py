@@ -7,9 +7,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 
+from lessons.chromium import Browser, find_chromium
 from lessons.run import run_lesson
 
 torch.set_num_threads(1)
+needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed")
 
 PACKAGE = '''\
 RATE = 0.5
@@ -54,6 +56,12 @@ class MadeUp:
 
     def faults(self, **given):
         return [str(fault) for fault in self.run(**given).faults]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with Browser(find_chromium()) as open_browser:
+        yield open_browser
 
 
 @pytest.fixture

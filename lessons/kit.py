@@ -1,6 +1,7 @@
-"""What a lesson's cells are given: parity(...) compares two tensors, fig(...) keeps a figure.
+"""What a lesson's cells are given: parity(...) compares two tensors, fig(...) keeps a figure. For a
+page's widgets, keep(...) keeps their numbers.
 
-The runner puts both into each lesson's namespace. At Python's prompt and in a notebook:
+The runner puts parity and fig into each lesson's namespace. At Python's prompt and in a notebook:
 
     from lessons.kit import fig, parity
 """
@@ -34,10 +35,12 @@ def parity(name, a, b, atol=1e-5):
 # ---------------------------------------------------------------- figures
 
 class Recorder:
-    """Where a lesson's figures lie, which it has drawn, and what is wrong with them."""
+    """Where a lesson's figures and its widgets' numbers lie, which it has kept, and what is wrong
+    with them."""
 
     def __init__(self, folder, update=False):
-        self.folder, self.update, self.drawn, self.faults = Path(folder), update, [], []
+        self.folder, self.update, self.faults = Path(folder), update, []
+        self.drawn, self.kept = [], []                # names of figures, and of widgets
 
     def take(self, name, figure, rtol):
         stored, found = self.folder / f"{name}.json", plotted(figure)
@@ -53,6 +56,22 @@ class Recorder:
             self.faults.append(f"figure {name} is not there: run with --update")
         elif drift := drifted(json.loads(stored.read_text(encoding="utf-8")), found, rtol):
             self.faults.append(f"figure {name} has drifted: {drift}")
+
+
+    def keep(self, name, values, rtol):
+        stored = self.folder / f"{name}.json"
+        if name in [*self.drawn, *self.kept]:
+            self.faults.append(f"{name} is the name of two figures or widgets")
+        self.kept.append(name)
+        old = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else None
+        drift = "run with --update" if old is None else shifted(old, values, rtol)
+        if drift and self.update:
+            self.folder.mkdir(exist_ok=True)
+            lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(values[key])}" for key in values)
+            stored.write_text(f"{{{lines}}}\n", encoding="utf-8")
+        elif drift:
+            what = "are not there" if old is None else "have drifted"
+            self.faults.append(f"the numbers of widget {name} {what}: {drift}")
 
 
 @contextmanager
@@ -152,3 +171,51 @@ def moved(was, came, rtol):
         return None
     place = tuple(map(int, np.argwhere(wrong)[0]))
     return f"{was[place]:g} was stored at {list(place)}, {came[place]:g} came"
+
+
+# ---------------------------------------------------------------- the numbers of widgets
+
+def keep(name, rtol=1e-3, **values):
+    """Keeps what a widget of the web page shows, texts and numbers, as lessons/figures/NAME.json.
+
+    The tests compare: whole numbers and texts must be equal, another number may move by rtol times
+    the largest of its array. The runner calls this for a page's `<!-- widget ... -->`.
+    """
+    RECORDER.keep(name, {key: as_json(value, rtol) for key, value in values.items()}, rtol)
+
+
+def as_json(value, rtol):
+    """Texts, numbers, tensors and lists of them -> JSON, without digits that rtol does not see."""
+    if isinstance(value, str):
+        return value
+    try:
+        array = np.asarray(value.detach() if hasattr(value, "detach") else value)
+    except ValueError:                                              # rows of different lengths
+        return [as_json(each, rtol) for each in value]
+    if array.dtype.kind not in "iufb":
+        return [as_json(each, rtol) for each in value]
+    if array.dtype.kind != "f":
+        return array.astype(int).tolist()
+    unit = np.abs(array).max(initial=0.0)
+    digits = max(0, math.ceil(-math.log10(min(rtol / 10, 1e-4) * unit))) if unit else 0
+    return np.array([round(each, digits) + 0.0 for each in array.ravel().tolist()],
+                    dtype=object).reshape(array.shape).tolist()
+
+
+def shifted(was, came, rtol):
+    """None, or the first of a widget's texts and numbers that is not as it was stored."""
+    if isinstance(came, dict):
+        if list(was) != list(came):
+            return f"{', '.join(was)} were stored, {', '.join(came)} came"
+        return next((f"{key}: {message}" for key in came
+                     if (message := shifted(was[key], came[key], rtol))), None)
+    try:
+        numbers = [np.array(each) for each in (was, came)]
+        if all(each.dtype.kind in "if" for each in numbers):
+            whole = all(each.dtype.kind == "i" for each in numbers)
+            return moved(was, came, 0 if whole else rtol)
+    except ValueError:                                              # rows of different lengths
+        pass
+    if isinstance(was, str) or isinstance(came, str) or len(was) != len(came):
+        return None if was == came else f"{was!r} was stored, {came!r} came"
+    return next(filter(None, (shifted(*both, rtol) for both in zip(was, came))), None)

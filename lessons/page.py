@@ -23,7 +23,9 @@ else:
 
 LESSONS = Path(__file__).resolve().parent
 ROOT = LESSONS.parent
+WIDGETS = LESSONS / "site" / "widgets"
 OPENING = re.compile(r"^( {0,3})(`{3,})\s*([^`]*)$")
+WIDGET = "<!-- widget "                # ... attention("02_attention", weights=weights) -->
 OPTIONS = {"python": {"raises", "needs"}, "show": {"show", "lines"}, "sh": {"exit", "needs"}}
 
 
@@ -32,7 +34,8 @@ class Cell:
     """A fenced block of a page.
 
     kind: "python" is executed, "show" a quotation of the package, "sh" a command that is run, "out"
-    an expected output; "" is a block that is only shown. info: all that stands after the backticks.
+    an expected output, "widget" a comment with a call; "" is a block that is only shown. info: all
+    that stands after the backticks.
     line: of the file, from 1, of the first line of text. output: the "out" cell below, or None.
     """
     kind: str
@@ -117,30 +120,55 @@ def kind_of(info):
 
 
 def blocks(text, path="page.md"):
-    """All fenced blocks of a page, in their order, as cells without outputs."""
+    """All fenced blocks and widgets of a page, in their order, as cells without outputs."""
     found, cell, indent, fence = [], None, "", ""
     for number, line in enumerate(text.splitlines(keepends=True), 1):
         if cell is None:
             if opening := OPENING.match(line.rstrip("\n")):
                 indent, fence, info = opening.groups()
                 cell = Cell(kind_of(info), info.strip(), "", number + 1)
-        elif line.strip() == fence:
+                continue
+            if not line.startswith(WIDGET):
+                continue
+            cell, line = Cell("widget", "", "", number), line.removeprefix(WIDGET)
+        is_widget = cell.kind == "widget"
+        ends = "-->" in line if is_widget else line.strip() == fence
+        if is_widget or not ends:
+            cell.text += line if is_widget else line.removeprefix(indent)
+        if ends:
             found.append(checked(cell, path))
             cell = None
-        else:
-            cell.text += line.removeprefix(indent)
     if cell is not None:
-        raise InputError(f"{path}:{cell.line - 1}: this block is never closed")
+        line = cell.line if cell.kind == "widget" else cell.line - 1
+        raise InputError(f"{path}:{line}: this block is never closed")
     return found
 
 
 def checked(cell, path):
-    """The cell; an option that its kind does not know is an error."""
+    """The cell; an option that its kind does not know is an error, and so is an unknown widget."""
+    if cell.kind == "widget":
+        cell.text = cell.text.partition("-->")[0]
+        widget_of(cell.text, f"{path}:{cell.line}")
     unknown = set(cell.options) - OPTIONS.get(cell.kind, set())
     if cell.kind in OPTIONS and unknown:
         raise InputError(f"{path}:{cell.line - 1}: unknown option {min(unknown)}= (known are "
                          f"{', '.join(sorted(OPTIONS[cell.kind]))})")
     return cell
+
+
+def widget_of(text, where):
+    """'attention("02_attention", weights=w)' -> ("attention", "02_attention"): the widget, and the
+    name of the file with its numbers."""
+    known = sorted({path.stem for path in WIDGETS.glob("*.js")} - {"kit"})
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        kind, name = call.func.id, call.args[0].value
+    except (SyntaxError, AttributeError, IndexError):
+        kind = name = None
+    if kind not in known or not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
+        raise InputError(f'{where}: a widget is written WIDGET("NAME", key=value), with one of '
+                         f"{', '.join(known)}")
+    return kind, name
 
 
 def attached(text, found, path="page.md"):
@@ -184,7 +212,10 @@ def quotation(show, lines=None, root=ROOT):
 
 def find(source, name, file="the file"):
     """The syntax node that defines a name, "function", "Class", "Class.method" or "NAME"."""
-    node = ast.parse(source)
+    try:
+        node = ast.parse(source)
+    except SyntaxError as error:
+        raise InputError(f"{file}, line {error.lineno}: SyntaxError: {error.msg}") from None
     for part in name.split("."):
         for each in getattr(node, "body", ()):
             targets = getattr(each, "targets", [getattr(each, "target", None)])
@@ -242,9 +273,12 @@ def exercise_of(row, where):
 
 
 def check(exercise, lesson, where, root=ROOT):
-    """The id has the lesson's number, and the object is defined where it says."""
+    """The id has the lesson's number, and the object is defined where it says. root: a clone; None:
+    the id alone is checked, as in a release the functions are the student's."""
     if not re.fullmatch(rf"{int(lesson.stem[:2])}\.[1-9]\d*", exercise.id):
         raise InputError(f"{where}: the id should be {int(lesson.stem[:2])}.1 or so")
+    if root is None:
+        return
     file = exercise.file(root)
     if not file.is_file():
         raise InputError(f"{where}: {exercise.object}: there is no such module")

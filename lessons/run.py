@@ -2,8 +2,8 @@
 
   python -m lessons.run 3              run lesson 3: each cell, what it printed, what differs
   python -m lessons.run                all lessons
-  python -m lessons.run 3 --update     also write outputs, quotations and figures into the page;
-                                       then look over what `git diff` shows
+  python -m lessons.run 3 --update     also write outputs, quotations, figures and widgets'
+                                       numbers into the page; then look over what `git diff` shows
 
 The cells of a lesson run in their order, in one namespace, in a temporary folder, with seed 0 and
 without network. Exit code 1: a cell, a quotation or a figure is not as the page says.

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pytest
 
 from lessons.build import SITE, Site
-from lessons.chromium import Browser, find_chromium
+from lessons.conftest import needs_chromium
 from lessons.site.columns import rows, two_columns
 from lessons.site.flowchart import FlowchartError, draw, parse
 from minillmclf.errors import InputError
@@ -102,7 +102,6 @@ hints = ["use `times`", "not a loop"]
 '''
 FIGURE = '<svg viewBox="0 0 9 9"><defs><path id="m" d="M0 0"/></defs><style>*{fill:red}</style>' \
          '<use xlink:href="#m" clip-path="url(#m)"/></svg>'
-needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed")
 
 
 def course(folder, lesson=None):
@@ -305,44 +304,6 @@ def test_all_colours_of_text_can_be_read_in_both_schemes():
 
 # ---------------------------------------------------------------- in a browser
 
-MEASURE = """(() => {
-  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = (c) => c.slice(0, 3).map((v) => v / 255)
-    .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const ground = (e) => {
-    for (; e; e = e.parentElement) {
-      const c = rgb(getComputedStyle(e).backgroundColor);
-      if (c.length < 4 || c[3] > 0) return c;
-    }
-  };
-  const weak = new Set(), seen = new Set();
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  for (let node; (node = walker.nextNode());) {
-    const e = node.parentElement;
-    if (!node.data.trim() || e.closest(".drawing, script")) continue;
-    if (e.closest("pre.code") && seen.has(e.className)) continue;      // one token of each kind
-    if (e.closest("pre.code")) seen.add(e.className);
-    const style = getComputedStyle(e);
-    const colour = rgb(e.closest("svg") ? style.fill : style.color);
-    const [low, high] = [light(colour), light(ground(e))].sort((a, b) => a - b);
-    if ((high + 0.05) / (low + 0.05) < 4.5) weak.add(`${e.className} ${node.data.slice(0, 30)}`);
-  }
-  const stuck = [...document.querySelectorAll("main *")].filter((e) => e.tabIndex < 0 &&
-    e.scrollWidth > e.clientWidth && /auto|scroll/.test(getComputedStyle(e).overflowX));
-  const page = document.documentElement;
-  return {weak: [...weak], stuck: stuck.map((e) => e.className || e.tagName),
-          wide: Math.max(page.scrollWidth, document.body.scrollWidth),
-          ground: getComputedStyle(document.body).backgroundColor};
-})()"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with Browser(find_chromium()) as open_browser:
-        yield open_browser
-
-
 @needs_chromium
 @pytest.mark.parametrize("site", ["made", "real"])
 def test_each_page_in_both_schemes_on_a_phone(site, request, browser):
@@ -351,9 +312,9 @@ def test_each_page_in_both_schemes_on_a_phone(site, request, browser):
     for path in pages:
         browser.errors.clear()
         browser.open(path.as_uri(), width=360, height=740, scheme="light")
-        light = browser.run(MEASURE)
+        light = browser.measure()
         browser.look(width=360, height=740, scheme="dark")
-        dark = browser.run(MEASURE)
+        dark = browser.measure()
         found = {"errors": browser.errors[:], "weak": light["weak"] + dark["weak"],
                  "not reached by Tab": light["stuck"],
                  "wide": [w for w in (light["wide"], dark["wide"]) if w > 360],
@@ -363,31 +324,22 @@ def test_each_page_in_both_schemes_on_a_phone(site, request, browser):
     assert pages and faults == []
 
 
-def focus(browser, selector):
-    """Press Tab until an element has the focus."""
-    for _ in range(80):
-        browser.keys("Tab")
-        if browser.run(f"document.activeElement.matches({selector!r})"):
-            return
-    raise AssertionError(f"the Tab key does not reach {selector}")
-
-
 @needs_chromium
 def test_the_switch_works_by_keyboard_and_is_kept(made, browser):
     browser.open((made / "index.html").as_uri())
     browser.run("localStorage.clear()")
     browser.open((made / "index.html").as_uri())
-    before = browser.run(MEASURE)["ground"]
-    focus(browser, "#switch")
+    before = browser.measure()["ground"]
+    browser.focus("#switch")
     browser.keys("Enter")
-    after = browser.run(MEASURE)["ground"]
+    after = browser.measure()["ground"]
     assert before != after
     assert browser.run("document.getElementById('switch').textContent") == "Light"
     browser.open((made / "lessons/01_made.html").as_uri())
-    assert browser.run(MEASURE)["ground"] == after, "the next page has the same scheme"
+    assert browser.measure()["ground"] == after, "the next page has the same scheme"
     browser.run("localStorage.clear()")
     browser.open((made / "index.html").as_uri())
-    assert browser.run(MEASURE)["ground"] == before
+    assert browser.measure()["ground"] == before
 
 
 @needs_chromium
@@ -395,7 +347,7 @@ def test_menu_hints_and_answers_open_by_keyboard(made, browser):
     browser.open((made / "lessons/01_made.html").as_uri())
     for selector, key in ((".menu > summary", "Enter"), (".exercise summary", " "),
                           ("main > details:last-of-type > summary", "Enter")):
-        focus(browser, selector)
+        browser.focus(selector)
         browser.keys(key)
         assert browser.run("document.activeElement.parentElement.open") is True, selector
         if selector.startswith(".menu"):
@@ -411,7 +363,7 @@ def test_a_guess_opens_the_output_and_is_kept(made, browser):
     browser.open(page)
     browser.run("localStorage.clear()")
     browser.open(page)
-    focus(browser, ".predict input")
+    browser.focus(".predict input")
     browser.keys("Enter")
     assert browser.run(is_open) is False and "number" in browser.run(said)
     browser.keys(*"0.9", "Enter")
@@ -419,7 +371,7 @@ def test_a_guess_opens_the_output_and_is_kept(made, browser):
     browser.open(page)
     assert browser.run(is_open) is True and browser.run(said) == "You said 0.9; it is 0.83."
     browser.run("document.querySelector('.predict input').value = '0,84'")
-    focus(browser, ".predict button")
+    browser.focus(".predict button")
     browser.keys("Enter")
     assert browser.run(said) == "Right: it is 0.83."
     browser.run("localStorage.clear()")

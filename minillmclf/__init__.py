@@ -18,7 +18,7 @@ The core tour, in reading order:
 Beside the tour:
 
   text/                          other tokenizers, data files, templates, checks of the data
-  models/                        GPT-2, LLaMA, Gemma, T5, DeBERTa, and how they generate
+  models/                        GPT-2, LLaMA, Gemma, T5, DeBERTa, ModernBERT; how they generate
   tuning/                        which parameters are trained: LoRA, QLoRA, adapters, prefixes
   training/                      resuming a stopped run, several processes, less memory, checks
   classify/                      label texts, multi-label, preference, long documents, calibration

@@ -20,6 +20,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+from .cli.device import add_precision, place
 from .cli.parser import Parser, run
 from .cli.rows import hold_out_as_asked, load_dataset, reading_options, text_columns
 from .cli.settings import add_settings, read_settings
@@ -28,7 +29,7 @@ from .files import check_fields, check_out_file, find_model, input_paths, read_j
 from .text.data import load_data, read_examples, refuse_blank, row_splits, split_column
 from .text.table_files import MEMORY, read_table
 
-PROMPT_SETTINGS = ("template", "label_texts", "instruction", "end", "max_length", "device", "seed")
+PROMPT_SETTINGS = ("template", "label_texts", "instruction", "end", "max_length", "seed")
 PROMPT_FLAGS = ("shots", "neighbours", "rows", "beams", "variance")
 
 
@@ -44,6 +45,7 @@ def parse(arguments=None):
     p.add_argument("--text-column", help="name(s) of the text column(s)")
     p.add_argument("--label-column", help="name of the label column")
     add_settings(p, ["quoting"], grouped=False)
+    add_precision(p)
     p.add_argument("--batch-size", type=int, default=64, help="rows at a time [64]")
     p.add_argument("--base", help="of an adapter: the folder of its base, where that lies "
                                   "elsewhere now")
@@ -148,6 +150,7 @@ def evaluate_saved(a):
     rows, name = choose_rows(a, folder, model)
     set_swap(model, a.swap)
     texts, targets = [row.texts for row in rows], model.task.targets(rows, name)
+    precision = place(model, a.device, a.precision, texts)
     encoded, shortened = model.encode(texts)
     probabilities = model.probabilities(model.compute_logits(encoded, a.batch_size))        # (N, C)
     metrics = model.task.evaluate(probabilities, targets)
@@ -156,7 +159,8 @@ def evaluate_saved(a):
     max_tokens = model.head.length_limit(model.max_length)[1]
     mistakes = model.task.confusion_text(probabilities, targets)
     print(f"\n{shortened} of {len(rows)} texts cut to {max_tokens} tokens. {mistakes}".rstrip())
-    return name, rows, metrics | print_checks(model, texts, a.batch_size)
+    checks = print_checks(model, texts, a.batch_size)
+    return name, rows, metrics | checks | {"precision": precision}
 
 
 def print_checks(model, texts, batch_size):
@@ -191,7 +195,7 @@ def evaluate_prompted(a):
     """Evaluate a language model with prompts -> (the name of the rows, the rows, a dict)."""
     from .cli.build import build_classifier
     check_prompt_flags(a)
-    flags = (*PROMPT_SETTINGS, "text_column", "label_column", "swap", "quoting")
+    flags = (*PROMPT_SETTINGS, "device", "text_column", "label_column", "swap", "quoting")
     given = {flag: getattr(a, flag) for flag in flags if getattr(a, flag, None) is not None}
     s = read_settings({**given, "model": a.model, "data": a.data, "readout": "labels",
                        "method": "full"})
@@ -203,6 +207,7 @@ def evaluate_prompted(a):
     if not rows:
         raise InputError(f"{name}: no such rows: choose another --split")
     model, _, _ = build_classifier(s, data.labels, data.columns)
+    place(model, a.device, a.precision, [row.texts for row in rows])
     if a.beams and model.backbone.KIND == "encoder":
         raise InputError("--beams: an encoder fills in its masks at once, there is nothing to "
                          "decode step by step")

@@ -11,6 +11,7 @@ and to train it by each method; and whether the tokenizer's ids fit the embeddin
 import re
 from collections import Counter
 
+from .cli.device import machine_line
 from .cli.parser import Parser, run
 from .cli.settings import Settings, add_settings
 from .errors import InputError
@@ -186,7 +187,7 @@ def tokenizer_line(tokenizer, rows):
 
 def main(arguments=None):
     a = parse(arguments)
-    from .classify.head import build_head
+    from .classify.family_heads import build_head
     folder = find_model(a.model)
     model, checkpoint, tokenizer = load_model(folder)
     backbone = getattr(model, "backbone", model)
@@ -216,6 +217,7 @@ def main(arguments=None):
     print("\n".join([*lines, ""]))
     print(f"tokenizer: none that is read here ({tokenizer})" if isinstance(tokenizer, str)
           else tokenizer_line(tokenizer, backbone.config["vocab_size"]))
+    print(machine_line())
     return 0
 
 

@@ -428,3 +428,15 @@ def label_keys(w):
     nothing."""
     given = ("labels", "--labels", "rose", "soup")
     assert ok(*given, model=w.words) == ok(*given, model=w.words, ignore_config_key="strange_key")
+
+
+@shows("predict", "--device", "--precision")
+def predicted_on(w):
+    run = w.train(lr=1e-2)
+    asked = dict(model=run.folder, data=w.data)
+    refused("predict", device="cuda:77", says="--device cuda:77", **asked)
+    plain, rough = (probabilities(answers(precision=how, **asked)) for how in ("fp32", "bf16"))
+    assert (probabilities(answers(device="cpu", **asked)) == plain).all()
+    assert 0 < np.abs(np.asarray(rough) - plain).max() < 0.05
+    chosen = np.asarray(probabilities(answers(precision="auto", **asked)))
+    assert (chosen == plain).all() or (chosen == rough).all()

@@ -35,8 +35,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(minillmclf.__file__).resolve().parent
 LIBRARIES = ("transformers", "tokenizers", "peft", "accelerate")
 STORED = {                                  # model_type -> a folder of fixtures/models, by transformers
-    "bert": "bert_classifier", "roberta": "roberta_classifier", "deberta-v2": "deberta_classifier",
-    "gpt2": "gpt2_classifier", "llama": "llama_lm", "mistral": "mistral_lm",
+    "bert": "bert_classifier", "distilbert": "distilbert_classifier", "xlm-roberta": "xlm_roberta_classifier",
+    "roberta": "roberta_classifier", "deberta-v2": "deberta_classifier", "modernbert": "modernbert_classifier",
+    "gpt2": "gpt2_classifier", "llama": "llama_lm", "mistral": "mistral_lm", "qwen2": "qwen2_lm", "qwen3": "qwen3_lm",
     "gemma": "gemma_classifier",
     "gemma2": "gemma2_lm", "gemma3_text": "gemma3_lm", "t5": "t5_lm"}
 

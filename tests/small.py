@@ -33,6 +33,28 @@ PIECES = (["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ","] + list(LETTER
           + [w for w in FILLERS if len(w) > 1] + [w for topic in TOPICS.values() for w in topic])
 
 
+class Fairseq:
+    """The `sentencepiece` library with the ids of XLM-RoBERTa: <s> <pad> </s> <unk> come first, and
+    every other piece has an id higher by one than in the file."""
+
+    FIRST = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
+
+    def __init__(self, library):
+        self.library = library
+
+    def __len__(self):
+        return len(self.library) + 1
+
+    def piece_to_id(self, piece):
+        return self.FIRST.get(piece, self.library.piece_to_id(piece) + 1)
+
+    def encode(self, text):
+        return [self.piece_to_id(self.library.id_to_piece(i)) for i in self.library.encode(text)]
+
+    def decode(self, ids):
+        return self.library.decode([0 if i == 3 else i - 1 for i in ids])
+
+
 def wrap_lora(model, targets, rank, alpha, ranks=None, alphas=None, seed=0, **more):
     """lora.wrap with the numbers of its LoraConfig as arguments."""
     from minillmclf.tuning import lora
@@ -194,7 +216,10 @@ def ask(job):
     print(json.dumps(job), file=killer().stdin, flush=True)
     answer = killer().stdout.readline()
     assert answer, "the killer itself has died"
-    return json.loads(answer)
+    found = json.loads(answer)
+    if "NotImplementedError: Exercise " in str(found):     # in a release, where it is a reason to skip
+        print(found)
+    return found
 
 
 def signal_at(places, calls, number):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from small import wrap_lora
 from torch import nn
 
-from minillmclf.classify.head import build_head
+from minillmclf.classify.family_heads import build_head
 from minillmclf.errors import InputError
 from minillmclf.models import initialise_weights
 from minillmclf.models.bert import Bert

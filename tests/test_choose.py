@@ -3,14 +3,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import MODELS, refused
 from small import ROOT, bert_folder, command, data_file, environment
 
 from minillmclf.choose import facts as the_facts, measured, page, __main__ as choose
-from minillmclf.choose.advice import advise, command_of, measured_flags, is_near
-from minillmclf.classify.head import build_head
+from minillmclf.choose.advice import (FEW_ROWS_GAIN, advise, command_of, is_near,
+                                       measured_flags)
+from minillmclf.classify.family_heads import build_head
 from minillmclf.cli.memory import training_memory
 from minillmclf.models import load_backbone
 from minillmclf.cli.settings import Settings, read_settings
@@ -23,10 +25,12 @@ def model(kind="encoder", name=None, median=50, limit=100, over=0.0, fit=("full"
     return {"name": name or kind, "kind": kind, "median": median, "limit": limit, "over": over, "methods": ways}
 
 
-def facts(*models, purpose="classify", texts=1, preference=False, imbalance=1.0, room=1, comparison=None):
+def facts(*models, purpose="classify", texts=1, preference=False, imbalance=1.0, room=1, comparison=None,
+          rows_per_class=100):
     return {"purpose": purpose, "rows_at_once": 32, "machine": {"room": room}, "comparison": comparison,
             "models": models or (model("decoder"), model(), model("encoder-decoder")),
-            "data": {"texts": texts, "preference": preference, "imbalance": imbalance}}
+            "data": {"texts": texts, "preference": preference, "imbalance": imbalance,
+                     "rows_per_class": rows_per_class}}
 
 
 @pytest.mark.parametrize("given, flags, reason", [
@@ -46,6 +50,7 @@ def facts(*models, purpose="classify", texts=1, preference=False, imbalance=1.0,
      "windows read them whole"),
     (facts(model("decoder", over=0.6, median=101), purpose="generate"),
      {"model": "decoder", "method": "full", "readout": "labels"}, "a model that writes"),
+    (facts(rows_per_class=49), {"model": "encoder", "method": "full", "few_rows": "on"}, "49 rows a class are few"),
     (facts(imbalance=5.1), {"model": "encoder", "method": "full", "class_weights": "balanced", "metric": "macro_f1"},
      "5.1 times the rows"),
     (facts(texts=3, preference=True), {"model": "encoder", "method": "full", "preference": "bradley-terry"}, "two answers"),
@@ -228,3 +233,9 @@ def test_a_preference_is_seen_by_each_spelling_of_its_classes(labels, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = load_data(path, "prompt,response_a,response_b")
     assert the_facts.data_facts(data)["preference"] is True
+
+
+def test_what_few_rows_gain_is_what_was_measured():
+    page = (Path(__file__).parents[1] / "lessons/measurements/few_rows.md").read_text(encoding="utf-8")
+    row = next(line for line in page.splitlines() if line.startswith("| tickets | 10 |") and FEW_ROWS_GAIN["contrastive"] in line)
+    assert FEW_ROWS_GAIN["full"] in row

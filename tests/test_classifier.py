@@ -29,7 +29,7 @@ from minillmclf.text.prompt import cut_longest
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import tune
 
-BOTH = ("bert_classifier", "roberta_classifier")
+BOTH = ("bert_classifier", "distilbert_classifier", "roberta_classifier", "xlm_roberta_classifier")
 SINGLE = ["the film was slow, and the old book too", "no", "why not?", "it is a new day: they love it", "a", "lost!"]
 PAIRS = [("is it late?", "it was late again"), ("a", "no refund, no answer; nothing but the cold."),
          ("they love the old film", "no")]
@@ -87,6 +87,7 @@ def test_transformers_reads_what_we_save(name, transformers, tmp_path):
         again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
         expected = [their_logits(again, tokenizer, texts) for texts in (SINGLE, PAIRS)]
+    assert ("token_type_ids" in tokenizer.model_input_names) == (name == "bert_classifier"), "no type for who takes none"
     for texts, logits in zip((SINGLE, PAIRS), expected):
         found = differs(scores(model, texts), logits)
         assert found is None, f"{name}: transformers answers otherwise for {texts}, {found}"
@@ -158,7 +159,7 @@ def test_saving_what_was_saved_gives_the_same_bytes(name, tmp_path):
 
 # ------------------------------------------------------------------------------------------------ a new head
 
-@pytest.mark.parametrize("name, last", list(zip(BOTH, ["classifier", "classifier.out_proj"])))
+@pytest.mark.parametrize("name, last", [(name, "classifier.out_proj" if "roberta" in name else "classifier") for name in BOTH])
 def test_an_old_last_layer_is_dropped_with_a_word_and_the_rest_kept(name, last, tmp_path):
     model = Classifier.from_backbone(MODELS / name, ["no", "yes"])
     old, parameters = Classifier.load(MODELS / name), dict(model.named_parameters())
@@ -259,7 +260,10 @@ def test_padding_on_the_left_gives_the_same_scores(name):
 @pytest.mark.parametrize("own", [None, 0.6], ids=["dropout of the body", "dropout of its own"])
 @pytest.mark.parametrize("name", BOTH)
 def test_dropout_stands_where_transformers_has_it(name, own, transformers, folder):
-    chosen = folder(name, hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.0, classifier_dropout=own)
+    numbers = dict(hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.0, classifier_dropout=own)
+    if "distilbert" in name:
+        numbers = dict(dropout=0.3, attention_dropout=0.0, seq_classif_dropout=own or 0.2)
+    chosen = folder(name, **numbers)
     with may_refuse():
         theirs = transformers.AutoModelForSequenceClassification.from_pretrained(chosen).train()
     model = Classifier.load(chosen).train()
@@ -269,7 +273,8 @@ def test_dropout_stands_where_transformers_has_it(name, own, transformers, folde
     ours = model.head(model.backbone.states(batch.ids, batch.mask, batch.types), batch.mask).detach()
     torch.manual_seed(0)
     with may_refuse():
-        expected = theirs(input_ids=batch.ids, attention_mask=batch.mask, token_type_ids=batch.types).logits.detach()
+        given = {"token_type_ids": batch.types} if model.backbone.TOKEN_TYPES else {}
+        expected = theirs(input_ids=batch.ids, attention_mask=batch.mask, **given).logits.detach()
     assert differs(ours, expected) is None, f"{name}: the same random numbers drop other things: {ours} and {expected}"
 
 
@@ -391,7 +396,8 @@ def test_a_token_type_that_the_model_lacks_is_refused(folder):
 
 # ---------------------------------------------------------------- attention over tokens
 
-FAMILIES = ("bert_classifier", "roberta_classifier", "deberta_classifier", "gpt2_classifier",
+FAMILIES = ("bert_classifier", "distilbert_classifier", "roberta_classifier",
+            "xlm_roberta_classifier", "deberta_classifier", "modernbert_classifier", "gpt2_classifier",
             "gemma_classifier", "ul2_classifier")
 NUMBERS = {"lora": dict(rank=2, alpha=4.0, dropout=0.0, use_rslora=False, targets=None,
                         bias="none"),

@@ -21,7 +21,8 @@ from minillmclf.folds import __main__ as folds
 from minillmclf.cli.baseline_warning import baseline_warning
 from minillmclf.compare.configurations import make_configurations, read_sweep
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.head import POOLINGS, build_head, pool
+from minillmclf.classify.family_heads import build_head
+from minillmclf.classify.head import POOLINGS, pool
 from minillmclf.cli.build import KEPT_END
 from minillmclf.cli.parser import run
 from minillmclf.errors import did_you_mean

@@ -23,7 +23,7 @@ from small import PIECES
 from test_models import split
 
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.head import DebertaHead, build_head
+from minillmclf.classify.family_heads import DebertaHead, build_head
 from minillmclf.classify.task import SingleLabel
 from minillmclf.errors import InputError
 from minillmclf.models import (backbone, build_backbone, deberta, export_tensors, load_parameters, initialise_weights, load_backbone,

@@ -1,6 +1,6 @@
-"""Are GPT-2, LLaMA, Mistral and Gemma 1, 2, 3 what transformers says they are, and would the tests notice if not?
+"""Are GPT-2, LLaMA, Mistral, Qwen 2 and 3, and Gemma 1, 2, 3 what transformers says they are, and would the tests notice if not?
 
-As in test_models.py: seven stored models with what transformers computed in float64 (reference/make_decoders.py), and
+As in test_models.py: ten stored models with what transformers computed in float64 (reference/make_decoders.py), and
 transformers itself on random configurations, where it is installed. Known-wrong variants must fail, each at its layer.
 Then what needs no reference: padding, batch mates, no look ahead, attention by hand, refusals. Where the folder shared/
 stands beside the checkout, two models that really learnt something must still do it.
@@ -22,22 +22,22 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.head import build_head
+from minillmclf.classify.family_heads import build_head
 from minillmclf.classify.task import SingleLabel
 from minillmclf.errors import InputError
 from minillmclf.models import (build_backbone, initialise_weights, gemma, gpt2, layers, llama,
                                load_backbone, rotary, save_backbone)
-from minillmclf.models.gemma import Gemma, Gemma2, Gemma2Layer, Gemma3, Gemma3Layer, GemmaNorm
-from minillmclf.models.config import REQUIRED
+from minillmclf.models.gemma import Gemma, Gemma2, Gemma2Layer, Gemma3, GemmaNorm
+from minillmclf.models.config import LAYER_TYPES, REQUIRED
 from minillmclf.models.gpt2 import GPT2
 from minillmclf.models.layers import RMSNorm, Rows, attention_by_hand, causal_attention
-from minillmclf.models.llama import Llama, LlamaLayer, Mistral
+from minillmclf.models.llama import Llama, LlamaLayer, Mistral, NormedHeadsLayer, Qwen2, Qwen3
 from minillmclf.models.tensor_files import write_checkpoint
 from minillmclf.models.weights import Checkpoint, export_tensors, load_parameters
 from minillmclf.pretrain.losses import causal_lm_loss
 
-CLASSIFIERS = ("gpt2_classifier", "gemma_classifier")
-STORED = ("gpt2_lm", "llama_lm", "mistral_lm", "gemma2_lm", "gemma3_lm", *CLASSIFIERS)
+CLASSIFIERS = ("gpt2_classifier", "qwen2_classifier", "gemma_classifier")
+STORED = ("gpt2_lm", "llama_lm", "mistral_lm", "qwen2_lm", "qwen3_lm", "gemma2_lm", "gemma3_lm", *CLASSIFIERS)
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "weights"
 FP32 = fp32(width=48, depth=5)    # embeddings, three blocks, head
 
@@ -117,7 +117,7 @@ def test_the_stored_batches_are_ragged_and_the_weights_exaggerated(stored):
         lengths = batch["mask"].sum(1)
         assert len(set(lengths.tolist())) >= 3, f"{name}: padding could be wrong unseen, lengths are {lengths}"
         model, body = load(MODELS / name)
-        assert lengths.max() > 2 * body.config.get("sliding_window", 0), f"{name}: the window is wider than the texts"
+        assert lengths.max() > 2 * (body.config.get("sliding_window") or 0), f"{name}: the window is wider than the texts"
         for norm in (module for module in model.modules() if isinstance(module, (nn.LayerNorm, RMSNorm, GemmaNorm))):
             apart = (norm.weight - getattr(norm, "neutral", 1.0)).abs().mean()
             assert apart > 0.1, f"{name}: neutral weights hide a norm that is left out"
@@ -127,7 +127,8 @@ def test_the_stored_batches_are_ragged_and_the_weights_exaggerated(stored):
 
 KINDS = {                                                # model_type -> classes of transformers
     "gpt2": ("GPT2Config", "GPT2LMHeadModel"), "llama": ("LlamaConfig", "LlamaForCausalLM"),
-    "mistral": ("MistralConfig", "MistralForCausalLM"), "gemma": ("GemmaConfig", "GemmaForCausalLM"),
+    "mistral": ("MistralConfig", "MistralForCausalLM"), "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"), "gemma": ("GemmaConfig", "GemmaForCausalLM"),
     "gemma2": ("Gemma2Config", "Gemma2ForCausalLM"), "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
     "gemma3": ("Gemma3Config", "Gemma3ForConditionalGeneration"),
 }
@@ -172,13 +173,21 @@ def numbers(draw, kind):
             2 * heads * groups) == 0 else config["head_dim"]
     if kind in ("mistral", "gemma2", "gemma3_text"):
         config["sliding_window"] = draw(st.integers(1, 9))
+    if kind.startswith("qwen"):
+        config |= dict(sliding_window=draw(st.integers(1, 9)), max_window_layers=draw(st.integers(0, 4)),
+                       use_sliding_window=draw(st.booleans()), hidden_act=draw(st.sampled_from(["silu", "gelu"])))
+        if config["use_sliding_window"]:
+            config["layer_types"] = draw(st.none() | st.lists(st.sampled_from(sorted(LAYER_TYPES)), min_size=layers,
+                                                              max_size=layers))
+    if kind == "qwen3":
+        config["attention_bias"] = draw(st.booleans())
     if kind == "mistral":
         config["sliding_window"] = draw(st.sampled_from([None, config["sliding_window"]]))
     if kind.startswith("gemma"):
         config["attention_bias"] = draw(st.booleans())
     if kind in ("gemma2", "gemma3_text"):
         config["query_pre_attn_scalar"] = draw(st.integers(1, 30))
-        config["layer_types"] = draw(st.none() | st.lists(st.sampled_from(sorted(gemma.LAYER_TYPES)), min_size=layers,
+        config["layer_types"] = draw(st.none() | st.lists(st.sampled_from(sorted(LAYER_TYPES)), min_size=layers,
                                                           max_size=layers))
     if kind == "gemma2":
         config |= dict(attn_logit_softcapping=draw(st.sampled_from([None, 1.5, 50.0])),
@@ -240,7 +249,8 @@ def test_random_models_are_those_of_transformers(kind, data, seed):
 
 
 CLASSES = {"gpt2": "GPT2ForSequenceClassification", "llama": "LlamaForSequenceClassification",
-           "mistral": "MistralForSequenceClassification", "gemma": "GemmaForSequenceClassification",
+           "mistral": "MistralForSequenceClassification", "qwen2": "Qwen2ForSequenceClassification",
+           "qwen3": "Qwen3ForSequenceClassification", "gemma": "GemmaForSequenceClassification",
            "gemma2": "Gemma2ForSequenceClassification", "gemma3_text": "Gemma3TextForSequenceClassification"}
 
 
@@ -251,6 +261,8 @@ def plain(kind, **more):
     if kind == "gpt2":
         sizes = dict(vocab_size=30, n_embd=12, n_layer=2, n_head=2, n_positions=16, pad_token_id=0, bos_token_id=None,
                      eos_token_id=None)
+    if kind.startswith("qwen"):
+        sizes |= dict(use_sliding_window=True, max_window_layers=1)
     if kind in ("llama", "gemma"):
         del sizes["sliding_window"]
     return sizes | more
@@ -500,17 +512,40 @@ def linear_scaling_ignored(patch):
 
 
 def queries_and_keys_not_normalised(patch):
-    patch.setattr(Gemma3Layer, "project", LlamaLayer.project)
+    patch.setattr(NormedHeadsLayer, "project", LlamaLayer.project)
 
 
 def normalised_after_the_rotation(patch):
     def wrong(self, x, rows, turn):
         q, k, v = LlamaLayer.project(self, x, x)
         return self.q_norm(llama.rotate(q, *turn)), self.k_norm(llama.rotate(k, *turn)), v
-    patch.setattr(Gemma3Layer, "rotated_heads", wrong)
+    patch.setattr(NormedHeadsLayer, "rotated_heads", wrong)
+
+
+def query_and_key_norms_exchanged(patch):
+    def wrong(self, x, queries):
+        q, k, v = LlamaLayer.project(self, x, queries)
+        return self.k_norm(q), self.q_norm(k), v
+    patch.setattr(NormedHeadsLayer, "project", wrong)
+
+
+def biases_left_out(patch):
+    def wrong(self, x, queries):
+        flat = (F.linear(x, proj.weight) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return (vectors.unflatten(-1, (-1, self.head_dim)) for vectors in flat)
+    patch.setattr(LlamaLayer, "project", wrong)
+
+
+def window_in_the_lower_layers(patch):
+    reads(patch, Qwen2, layer_types=lambda fields: fields["layer_types"][::-1])
+
+
+def window_in_all_layers(patch):
+    reads(patch, Qwen2, layer_types=lambda fields: ["sliding_attention"] * len(fields["layer_types"]))
 
 
 GPTS, ROTATED = ("gpt2_lm", "gpt2_classifier"), tuple(name for name in STORED if "gpt2" not in name)
+QWENS = ("qwen2_lm", "qwen3_lm")
 WITH_WINDOW, GEMMAS = ("mistral_lm", "gemma2_lm", "gemma3_lm"), ("gemma_classifier", "gemma2_lm", "gemma3_lm")
 WRONG = [
     *((wrong, name, "layer 0") for name in GPTS for wrong in (
@@ -520,9 +555,14 @@ WRONG = [
     *((other_eps, name, "layer 0") for name in STORED),
     *((wrong, name, "layer 0") for name in ROTATED for wrong in (neighbours_rotated, gate_and_up_exchanged)),
     *((rotated_backwards_for_keys, name, "layer 0") for name in ROTATED if name != "gemma3_lm"),
-    *((key_heads_interleaved, name, "layer 0") for name in ("llama_lm", "gemma2_lm", "gemma3_lm")),
+    *((key_heads_interleaved, name, "layer 0") for name in ("llama_lm", "qwen3_lm", "gemma2_lm", "gemma3_lm")),
     *((wrong, "llama_lm", "layer 0") for wrong in (scaling_of_the_rotation_ignored, all_speeds_slowed_alike)),
-    (own_head_ignored, "llama_lm", "logits"),
+    (own_head_ignored, "llama_lm", "logits"), (own_head_ignored, "qwen3_lm", "logits"),
+    (biases_left_out, "qwen2_lm", "layer 0"), (biases_left_out, "qwen2_classifier", "layer 0"),
+    *((wrong, "qwen3_lm", "layer 0") for wrong in (queries_and_keys_not_normalised, normalised_after_the_rotation,
+                                                  query_and_key_norms_exchanged)),
+    *((wrong, name, "layer 0") for name in QWENS for wrong in (window_in_the_lower_layers, window_in_all_layers)),
+    *((wrong, name, "layer 1") for name in QWENS for wrong in (window_one_wider, window_one_narrower, no_window)),
     *((wrong, name, "layer 0") for name in WITH_WINDOW for wrong in (window_one_wider, window_one_narrower, no_window)),
     *((wrong, name, "layer 0") for name in GEMMAS for wrong in (erf_gelu, weight_for_one_plus_weight)),
     *((unscaled_embeddings, name, "embeddings") for name in GEMMAS),
@@ -794,8 +834,8 @@ def test_a_text_part_that_leaves_all_sizes_out_has_those_of_transformers():
     assert ours["rope"] == theirs["rope_parameters"]
 
 
-@pytest.mark.parametrize("kind, cls", [("gpt2", GPT2), ("llama", Llama), ("mistral", Mistral), ("gemma", Gemma),
-                                       ("gemma2", Gemma2)])
+@pytest.mark.parametrize("kind, cls", [("gpt2", GPT2), ("llama", Llama), ("mistral", Mistral), ("qwen2", Qwen2),
+                                       ("qwen3", Qwen3), ("gemma", Gemma), ("gemma2", Gemma2)])
 def test_defaults_are_those_of_transformers(kind, cls):
     transformers = imported("transformers")
     with may_refuse():
@@ -804,6 +844,7 @@ def test_defaults_are_those_of_transformers(kind, cls):
     with torch.device("meta"):
         ours = cls.from_config({"model_type": kind, **sizes} | ({"n_layer": 1} if kind == "gpt2" else {})).config
     theirs |= {"n_inner": 3072, "n_layer": 1} if kind == "gpt2" else {}
+    theirs |= {"head_dim": theirs["hidden_size"] // theirs["num_attention_heads"]} if kind == "qwen2" else {}
     for key in cls.FIELDS:
         expected = theirs.get(key, theirs.get("hidden_activation"))
         assert ours[key] == expected, f"{kind}: {key} is {ours[key]!r} here, {expected!r} in transformers"
@@ -851,6 +892,17 @@ REFUSED = [
     (Mistral, dict(sliding_window=2.5), "sliding_window = 2.5"),
     (Mistral, dict(attention_bias=True), "attention_bias = True"),
     (Mistral, dict(layer_types=["full_attention"] * 2), "layer_types"),
+    (Qwen2, dict(attention_bias=False), "attention_bias = False .only True"),
+    (Qwen2, dict(max_window_layers=-1), "max_window_layers = -1 .should be a whole number from 0 up"),
+    (Qwen2, dict(max_window_layers=1.5), "max_window_layers = 1.5"),
+    (Qwen2, dict(sliding_window=0), "sliding_window = 0"),
+    (Qwen2, dict(use_sliding_window=1), "use_sliding_window = 1 .should be true or false"),
+    (Qwen2, dict(use_sliding_window=False, layer_types=["sliding_attention"] * 2), "there is no window: use_sliding_window"),
+    (Qwen3, dict(sliding_window=None, layer_types=["sliding_attention"] * 2), "there is no window"),
+    (Qwen2, dict(layer_types=["full_attention"]), "names 1 layers, num_hidden_layers is 2"),
+    (Qwen2, dict(layer_types=["full_attention", "chunked"]), "layer_types = 'chunked' is not supported"),
+    (Qwen3, dict(rope_scaling={"type": "yarn", "factor": 4.0}), "rope_type = 'yarn' is not supported"),
+    (Qwen3, dict(head_dim=5), "head_dim 5 is odd"),
     (Gemma, dict(use_bidirectional_attention=True), "use_bidirectional_attention = True is not supported"),
     (Gemma, dict(hidden_activation="relu"), "hidden_act and hidden_activation disagree: gelu_pytorch_tanh, relu"),
     (Gemma2, dict(hidden_act="silu"), "disagree"),
@@ -868,7 +920,7 @@ REFUSED = [
     (Gemma3, dict(sliding_window_pattern=2, _sliding_window_pattern=3),
      "sliding_window_pattern and _sliding_window_pattern"),
 ]
-KIND_OF = {GPT2: "gpt2", Llama: "llama", Mistral: "mistral", Gemma: "gemma", Gemma2: "gemma2", Gemma3: "gemma3_text"}
+KIND_OF = {GPT2: "gpt2", Llama: "llama", Mistral: "mistral", Qwen2: "qwen2", Qwen3: "qwen3", Gemma: "gemma", Gemma2: "gemma2", Gemma3: "gemma3_text"}
 
 
 @pytest.mark.parametrize("cls, change, message", [pytest.param(*r, id=f"{r[0].__name__}-{i}") for i, r in enumerate(REFUSED)])

@@ -36,13 +36,20 @@ T5 = COMMON | dict(decoder_start_token_id=0, d_model=32, d_kv=12, d_ff=40, num_l
                    relative_attention_num_buckets=8, relative_attention_max_distance=10, layer_norm_epsilon=1e-3)
 CONFIGS = {
     "bert": ("bert", BERT),
+    "distilbert": ("distilbert", COMMON | dict(dim=32, n_layers=2, n_heads=4, hidden_dim=40, max_position_embeddings=64)),
     "roberta": ("roberta", BERT | dict(type_vocab_size=1)),
+    "xlm-roberta": ("xlm-roberta", BERT | dict(type_vocab_size=1)),
     "deberta-v3": ("deberta-v2", BERT | dict(relative_attention=True, pos_att_type=["c2p", "p2c"], position_buckets=4,
                                              norm_rel_ebd="layer_norm", share_att_key=True, position_biased_input=False,
                                              type_vocab_size=0, max_relative_positions=-1)),
+    "modernbert": ("modernbert", COMMON | dict(
+        cls_token_id=2, sep_token_id=3, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24,
+        max_position_embeddings=64, norm_eps=1e-3, local_attention=6, classifier_pooling="mean")),
     "gpt2": ("gpt2", COMMON | dict(n_embd=32, n_layer=2, n_head=4, n_positions=64)),
     "llama": ("llama", LLAMA | dict(attention_bias=True, mlp_bias=True)),
     "mistral": ("mistral", LLAMA | dict(sliding_window=4, head_dim=12)),
+    "qwen2": ("qwen2", LLAMA | dict(use_sliding_window=True, sliding_window=4, max_window_layers=1, tie_word_embeddings=True)),
+    "qwen3": ("qwen3", LLAMA | dict(head_dim=12)),
     "gemma": ("gemma", GEMMA | dict(num_key_value_heads=1)),
     "gemma2": ("gemma2", GEMMA | LOCAL | dict(attn_logit_softcapping=5.0, final_logit_softcapping=3.0)),
     "gemma3": ("gemma3_text", GEMMA | LOCAL),

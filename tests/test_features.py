@@ -20,7 +20,7 @@ from minillmclf.tuning import tune
 
 LABELS = sorted(TOPICS)
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "embd_pdrop", "resid_pdrop", "attn_pdrop",
-            "attention_dropout", "dropout_rate")
+            "attention_dropout", "dropout_rate", "dropout", "embedding_dropout", "mlp_dropout")
 WINDOWS = {"pool": "mean", "overlap": 2, "max_windows": 9, "max_document": 500}
 
 

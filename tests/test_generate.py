@@ -1,6 +1,6 @@
 """Does a model that keeps keys and values write what it would write without them, and what transformers writes?
 
-Six decoders and an encoder-decoder, tiny, with exaggerated random weights, on ragged prompts padded on either side. The
+Eight decoders and an encoder-decoder, tiny, with exaggerated random weights, on ragged prompts padded on either side. The
 choice of a token (temperature, top-k, top-p) is compared with transformers' and counted. Last, a real model.
 """
 
@@ -30,6 +30,8 @@ CONFIGS = {
     "llama": LLAMA | {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0,
                                           "high_freq_factor": 4.0, "original_max_position_embeddings": 16}},
     "mistral": LLAMA | {"sliding_window": 5, "num_key_value_heads": 1, "head_dim": 12},
+    "qwen2": LLAMA | {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 1},
+    "qwen3": LLAMA | {"head_dim": 12},
     "gemma": GEMMA,
     "gemma2": GEMMA | {"sliding_window": 4, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 5.0,
                        "final_logit_softcapping": 3.0, "layer_types": ["sliding_attention", "full_attention"] * 2},
@@ -198,6 +200,7 @@ def test_the_end_comes_from_the_config():
 # ------------------------------------------------------------------------------------------------ transformers
 
 CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
+           "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
            "gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
            "t5": "T5ForConditionalGeneration"}
 

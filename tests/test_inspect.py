@@ -13,7 +13,8 @@ from small import bert_folder, command
 from minillmclf import inspect
 from minillmclf.cli import memory
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.head import Head, build_head
+from minillmclf.classify.family_heads import build_head
+from minillmclf.classify.head import Head
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone
 from minillmclf.cli.settings import Settings

@@ -16,7 +16,7 @@ from conftest import ROUNDED, fp32
 from live import imported, loaded, may_refuse
 from small import PIECES
 from test_families import CONFIGS, spread
-from test_tokenizer import plain_files, write
+from test_tokenizer import modernbert_files, plain_files, write
 
 from minillmclf.classify.label_text import readout as labels_file
 from minillmclf.classify.calibrate import Calibration
@@ -32,10 +32,10 @@ from minillmclf.training.completion_loss import CompletionLoss
 from minillmclf.training.losses import class_loss
 
 STORED = Path(__file__).parent / "fixtures" / "tokenizers"
-TOKENIZERS = {"bert": "wordpiece", "roberta": "roberta", "deberta-v3": "deberta", "gpt2": "bytes", "llama": "llama",
-              "mistral": "llama", "gemma": "gemma", "gemma2": "gemma", "gemma3": "gemma", "t5": "t5",
+TOKENIZERS = {"bert": "wordpiece", "distilbert": "wordpiece", "roberta": "roberta", "xlm-roberta": "xlm-roberta", "deberta-v3": "deberta", "modernbert": "modernbert", "gpt2": "bytes", "llama": "llama",
+              "mistral": "llama", "qwen2": "qwen", "qwen3": "qwen", "gemma": "gemma", "gemma2": "gemma", "gemma3": "gemma", "t5": "t5",
               "flan-t5": "t5", "ul2": "t5"}
-MASKED, ANSWERING = ["bert", "roberta", "deberta-v3"], ["t5", "flan-t5", "ul2"]
+MASKED, ANSWERING = ["bert", "distilbert", "roberta", "xlm-roberta", "deberta-v3", "modernbert"], ["t5", "flan-t5", "ul2"]
 DECODERS = [name for name in CONFIGS if name not in MASKED + ANSWERING]
 WORDS = ["positive", "negative", "neutral", "review", "mood", "dull", "good"]
 TEMPLATE, MASKED_TEMPLATE = "review: {text}\nmood: {label}", "review: {text}\nmood: {label}, it was."
@@ -58,16 +58,21 @@ def byte_level():
                 merges.append((word[:end], word[end]))
     pieces = [*letters, *map("".join, merges), "<|endoftext|>"]
     return {"vocab.json": {piece: number for number, piece in enumerate(pieces)},
-            "merges.txt": "\n".join(["#version: 0.2", *map(" ".join, merges), ""]),
-            "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer"}}
+            "merges.txt": "\n".join(["#version: 0.2", *map(" ".join, merges), ""])}
 
 
 def tokenizer_into(kind, folder):
     """Write a tokenizer of this kind -> the tokenizer."""
     if kind == "wordpiece":
         WordPiece.from_vocab([*PIECES, ":", *WORDS]).save(folder)
-    elif kind in ("bytes", "roberta"):
-        write(folder, byte_level() if kind == "bytes" else plain_files("roberta"))
+    elif kind in ("bytes", "qwen"):
+        name = {"bytes": "GPT2Tokenizer", "qwen": "Qwen2Tokenizer"}[kind]
+        write(folder, byte_level() | {"tokenizer_config.json": {"tokenizer_class": name}})
+    elif kind == "modernbert":
+        files = byte_level()
+        write(folder, modernbert_files(files["vocab.json"], files["merges.txt"].splitlines()[1:]))
+    elif kind == "roberta":
+        write(folder, plain_files("roberta"))
     else:
         shutil.copytree(STORED / kind, folder, dirs_exist_ok=True)
     return load_tokenizer(folder)
@@ -79,7 +84,7 @@ def folder_of(name, tokenizer, folder, lm_head=True, **changes):
     kind, config = CONFIGS[name]
     places = {"n_positions": 160} if kind == "gpt2" else {} if kind == "t5" else {"max_position_embeddings": 160}
     config = {"model_type": kind, **config, "vocab_size": vocabulary, **places, **changes}
-    config |= {"pad_token_id": 1} if tokenizer == "roberta" else {}
+    config |= {"pad_token_id": 1} if "roberta" in tokenizer else {}
     model = spread(initialise_weights(model_class(config).from_config(config, lm_head=lm_head), 0))
     model.source_config = config
     save_backbone(model, folder)
@@ -151,7 +156,7 @@ def test_a_masked_language_model_has_a_vocabulary(name, folders):
 
 # ------------------------------------------------------------------------------------------------ 1. brute force
 
-FRONT = {"llama": ["<s>"], "gemma": ["<bos>"], "bytes": [], "wordpiece": ["[CLS]"]}         # what stands before a text
+FRONT = {"llama": ["<s>"], "gemma": ["<bos>"], "bytes": [], "qwen": [], "wordpiece": ["[CLS]"]}         # what stands before a text
 
 
 @torch.no_grad()
@@ -695,7 +700,8 @@ def test_of_several_texts_the_longest_is_cut_first(folders):
 
 # ------------------------------------------------------------------------------------------------ 9. what does not fit
 
-@pytest.mark.parametrize("name, mask", [("bert", "[MASK]"), ("roberta", "<mask>"), ("deberta-v3", "[MASK]")])
+@pytest.mark.parametrize("name, mask", [("bert", "[MASK]"), ("roberta", "<mask>"), ("deberta-v3", "[MASK]"),
+                                        ("modernbert", "[MASK]")])
 def test_a_mask_of_the_users_own_is_refused(name, mask, folders):
     model = asking(folders(name), template=MASKED_TEMPLATE)
     with pytest.raises(InputError, match=f"text 2: a text holds the tokenizer's own {re.escape(mask)}: it cannot be told"):

@@ -16,14 +16,14 @@ from live import imported, may_refuse
 from small import wrap_lora
 from torch import nn
 
-from minillmclf.classify.head import build_head
+from minillmclf.classify.family_heads import build_head
 from minillmclf.errors import InputError
 from minillmclf.models import initialise_weights
-from minillmclf.models.bert import Bert, Roberta
+from minillmclf.models.bert import Bert, Roberta, XlmRoberta
 from minillmclf.models.deberta import Deberta
 from minillmclf.models.gemma import Gemma, Gemma2
 from minillmclf.models.gpt2 import GPT2
-from minillmclf.models.llama import Llama, Mistral
+from minillmclf.models.llama import Llama, Mistral, Qwen2, Qwen3
 from minillmclf.models.t5 import T5
 from minillmclf.tuning import lora, selection
 from minillmclf.tuning.lora import DoraLinear, LoraConfig, LoraLinear
@@ -35,12 +35,15 @@ LLAMA = dict(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_h
 FAMILIES = {
     "bert": (Bert, BERT),
     "roberta": (Roberta, BERT),
+    "xlm-roberta": (XlmRoberta, BERT),
     "deberta-v2": (Deberta, {**BERT, "type_vocab_size": 0, "relative_attention": True, "pos_att_type": ["c2p", "p2c"],
                              "share_att_key": True, "position_buckets": 8, "position_biased_input": False}),
     "gpt2": (GPT2, dict(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=16, embd_pdrop=0.0, resid_pdrop=0.0,
                         attn_pdrop=0.0)),
     "llama": (Llama, LLAMA),
     "mistral": (Mistral, LLAMA),
+    "qwen2": (Qwen2, LLAMA),
+    "qwen3": (Qwen3, LLAMA),
     "gemma": (Gemma, LLAMA),
     "gemma2": (Gemma2, {**LLAMA, "query_pre_attn_scalar": 8, "sliding_window": 4}),
     "t5": (T5, dict(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, is_encoder_decoder=True,

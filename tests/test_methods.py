@@ -25,7 +25,7 @@ from minillmclf.tuning.saved import merge_tuned
 
 METHODS = ("full", "last-1", "head", "bitfit", "lora", "dora", "qlora", "houlsby", "pfeiffer", "prefix", "prompt")
 IDENTITY = (*LORA_METHODS, "houlsby", "pfeiffer", "full", "last-1", "head", "bitfit")  # leave the answers as they are at first
-NO_BIASES = ("mistral", "gemma", "gemma2", "gemma3", "t5", "flan-t5", "ul2")
+NO_BIASES = ("modernbert", "mistral", "qwen3", "gemma", "gemma2", "gemma3", "t5", "flan-t5", "ul2")
 NUMBERS = dict(rank=3, alpha=6.0, dropout=0.0, use_rslora=False, targets="all-linear", bias="none", quantise="nf4",
                size=4, tokens=3, projection=False)
 CELLS = [(name, method) for name in CONFIGS for method in METHODS if not (method == "bitfit" and name in NO_BIASES)]

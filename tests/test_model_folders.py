@@ -30,11 +30,16 @@ IDS = torch.tensor([[5, 9, 3, 7, 2], [8, 4, 6, 1, 1]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 FAMILIES = (
     "bert_masked_lm",
+    "distilbert_masked_lm",
     "roberta_masked_lm",
+    "xlm_roberta_masked_lm",
     "deberta_masked_lm",
+    "modernbert_masked_lm",
     "gpt2_lm",
     "llama_lm",
     "mistral_lm",
+    "qwen2_lm",
+    "qwen3_lm",
     "gemma_classifier",
     "gemma2_lm",
     "gemma3_lm",

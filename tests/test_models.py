@@ -1,6 +1,6 @@
-"""Are BERT and RoBERTa what transformers says they are, layer by layer, and would the tests notice if they were not?
+"""Are BERT, DistilBERT, RoBERTa and XLM-RoBERTa what transformers says they are, layer by layer, and would the tests notice if they were not?
 
-Two references: four tiny models with exaggerated weights and what transformers computed with them in float64, stored
+Two references: eight tiny models with exaggerated weights and what transformers computed with them in float64, stored
 by reference/make_fixtures.py (always), and transformers itself on random configurations (where it is installed). Then
 what needs no reference: padding, batch mates, attention by hand. Known-wrong variants must fail, each at its layer.
 """
@@ -20,16 +20,19 @@ from live import imported, may_refuse
 from safetensors.torch import load_file
 
 from minillmclf.classify.classifier import Classifier
+from minillmclf.classify.family_heads import DistilBertHead
 from minillmclf.classify.head import POOLINGS, BertHead, pool
 from minillmclf.errors import InputError
-from minillmclf.models import bert, initialise_weights, layers, load_backbone
+from minillmclf.models import bert, distilbert, initialise_weights, layers, load_backbone
 from minillmclf.models.bert import Bert, Roberta
+from minillmclf.models.distilbert import DistilBert
 from minillmclf.models.layers import Rows, attention, attention_by_hand
 from minillmclf.pretrain.losses import masked_lm_loss
 
-STORED = ("bert_classifier", "roberta_classifier", "bert_masked_lm", "roberta_masked_lm")
+BOTH = ("bert_classifier", "roberta_classifier", "distilbert_classifier", "xlm_roberta_classifier")
+MASKED = ("bert_masked_lm", "roberta_masked_lm", "distilbert_masked_lm", "xlm_roberta_masked_lm")
+STORED = BOTH + MASKED
 FP32 = fp32(width=48, depth=5)    # embeddings, three blocks, head
-BOTH = ("bert_classifier", "roberta_classifier")
 
 
 # ------------------------------------------------------------------------------------------------ parity
@@ -93,7 +96,8 @@ def test_the_stored_batches_are_ragged_and_the_weights_exaggerated(stored):
         for norm in (module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)):
             assert (norm.weight - 1).abs().mean() > 0.1, f"{name}: weights of 1 hide a norm that is left out"
             assert norm.bias.abs().mean() > 0.1, f"{name}: biases of 0 hide a bias that is left out"
-    assert stored["bert_classifier"]["types"].any(), "without pairs, ignored token types would not show"
+    for name in ("bert_classifier", "distilbert_classifier", "distilbert_masked_lm"):
+        assert stored[name]["types"].any(), f"{name}: without pairs, token types that are ignored, or not, would not show"
 
 
 def test_stored_logits_come_from_the_texts_too(stored):
@@ -110,7 +114,7 @@ def test_stored_logits_come_from_the_texts_too(stored):
 
 
 def numbers(draw, family):
-    """A random configuration, as keyword arguments of transformers' BertConfig or RobertaConfig."""
+    """A random configuration, as keyword arguments of the family's configuration class in transformers."""
     heads = draw(st.sampled_from([1, 2, 3, 4]))
     config = dict(vocab_size=draw(st.integers(20, 40)), num_attention_heads=heads,
                   hidden_size=heads * draw(st.integers(2, 9)), num_hidden_layers=draw(st.integers(1, 3)),
@@ -118,10 +122,13 @@ def numbers(draw, family):
                   hidden_act=draw(st.sampled_from(["gelu", "relu", "gelu_new", "silu", "gelu_pytorch_tanh"])),
                   type_vocab_size=draw(st.integers(1, 3)), layer_norm_eps=draw(st.sampled_from([1e-12, 1e-5, 1e-2])),
                   max_position_embeddings=draw(st.integers(24, 30)))
-    return config | {"pad_token_id": draw(st.integers(0, 9))} if family == "Roberta" else config
+    if family == "DistilBert":
+        return {own: config[bert] for own, bert in DistilBert.BERT_FIELDS.items() if bert in config} | {
+            name: config[name] for name in ("vocab_size", "max_position_embeddings")}
+    return config | {"pad_token_id": draw(st.integers(0, 9))} if "Roberta" in family else config
 
 
-@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "XLMRoberta", "DistilBert"])
 @given(data=st.data(), seed=st.integers(0, 2**31))
 @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 def test_random_models_are_those_of_transformers(family, data, seed):
@@ -160,6 +167,11 @@ def erf_gelu(patch):
 def other_eps(patch):
     read = Bert.config_fields.__func__
     patch.setattr(Bert, "config_fields", classmethod(lambda cls, *given: read(cls, *given) | {"layer_norm_eps": 1e-12}))
+
+
+def eps_of_roberta(patch):
+    read = DistilBert.config_fields.__func__
+    patch.setattr(DistilBert, "config_fields", classmethod(lambda cls, *given: read(cls, *given) | {"layer_norm_eps": 1e-5}))
 
 
 def positions_from_zero(patch):
@@ -215,13 +227,15 @@ def causal(patch):
 def unscaled(patch):
     def wrong(q, k, v, rows, dropout):
         return attention(q * math.sqrt(q.shape[2]), k, v, rows, dropout)
-    patch.setattr(bert, "attention", wrong)
+    for file in (bert, distilbert):
+        patch.setattr(file, "attention", wrong)
 
 
 def scaled_by_the_model(patch):
     def wrong(q, k, v, rows, dropout):
         return attention(q / math.sqrt(q.shape[1]), k, v, rows, dropout)
-    patch.setattr(bert, "attention", wrong)
+    for file in (bert, distilbert):
+        patch.setattr(file, "attention", wrong)
 
 
 def heads_interleaved(patch):
@@ -233,7 +247,8 @@ def heads_interleaved(patch):
 
 
 def keys_for_queries(patch):
-    patch.setattr(bert, "attention", lambda q, k, v, *more: attention(k, q, v, *more))
+    for file in (bert, distilbert):
+        patch.setattr(file, "attention", lambda q, k, v, *more: attention(k, q, v, *more))
 
 
 def dropout_left_on(patch):
@@ -241,11 +256,20 @@ def dropout_left_on(patch):
 
 
 def mean_for_first(patch):
-    patch.setattr("minillmclf.classify.head.pool", lambda hidden, mask, how: pool(hidden, mask, "mean"))
+    for file in ("head", "family_heads"):
+        patch.setattr(f"minillmclf.classify.{file}.pool", lambda hidden, mask, how: pool(hidden, mask, "mean"))
 
 
 def no_tanh(patch):
     patch.setattr(BertHead, "forward", lambda self, hidden, mask: self.out(self.dense(hidden[:, 0])))
+
+
+def tanh_for_relu(patch):
+    patch.setattr(DistilBertHead, "features", BertHead.features)
+
+
+def types_added(patch):
+    patch.setattr(DistilBert, "embed_types", lambda self, types, ids, rows: self.word_embeddings(rows.unpad(types)))
 
 
 def lm_without_activation(patch):
@@ -260,14 +284,18 @@ def lm_without_bias(patch):
 
 WRONG_BLOCKS = (pre_norm, no_residual, mask_ignored, causal, unscaled, scaled_by_the_model, heads_interleaved,
                 keys_for_queries)
-WRONG = [(tanh_gelu, STORED[0], "layer 0"), (tanh_gelu, STORED[1], "layer 0"), (erf_gelu, STORED[2], "layer 0"),
-         *((other_eps, name, "embeddings") for name in STORED),
-         (positions_from_zero, STORED[1], "embeddings"), (positions_from_zero, STORED[3], "embeddings"),
-         (positions_one_late, STORED[0], "embeddings"), (types_ignored, STORED[0], "embeddings"),
-         (types_ignored, STORED[2], "embeddings"), (dropout_left_on, STORED[0], "embeddings"),
+DISTILLED, ROBERTAS = BOTH[2:3] + MASKED[2:3], [name for name in STORED if "roberta" in name]
+WRONG = [*((tanh_gelu, name, "layer 0") for name in BOTH), (erf_gelu, "bert_masked_lm", "layer 0"),
+         *((other_eps, name, "embeddings") for name in STORED if name not in DISTILLED),
+         *((eps_of_roberta, name, "embeddings") for name in DISTILLED),
+         *((positions_from_zero, name, "embeddings") for name in ROBERTAS),
+         *((positions_one_late, name, "embeddings") for name in STORED if name not in ROBERTAS),
+         *((types_ignored, name, "embeddings") for name in ("bert_classifier", "bert_masked_lm")),
+         *((types_added, name, "embeddings") for name in DISTILLED), (tanh_for_relu, "distilbert_classifier", "logits"),
+         (dropout_left_on, "bert_classifier", "embeddings"), (dropout_left_on, "distilbert_classifier", "embeddings"),
          *((wrong, name, "layer 0") for name in STORED for wrong in WRONG_BLOCKS),
          *((wrong, name, "logits") for name in BOTH for wrong in (mean_for_first, no_tanh)),
-         *((wrong, name, "logits") for name in STORED[2:] for wrong in (lm_without_activation, lm_without_bias))]
+         *((wrong, name, "logits") for name in MASKED for wrong in (lm_without_activation, lm_without_bias))]
 
 
 @pytest.mark.parametrize("wrong, name, step", [pytest.param(*w, id=f"{w[0].__name__}-{w[1]}") for w in WRONG])
@@ -294,7 +322,7 @@ def test_a_wrong_last_layer_is_named_and_so_is_nan(stored):
 def states(model, texts, side="right", pad=0, width=None):
     """Hidden states of the real tokens of each text of a batch: [(T, D), ...]."""
     ids, mask = batch_of(texts, side, pad, width)
-    types = ids % 2 if model.type_embeddings.num_embeddings > 1 else None
+    types = ids % 2 if model.config["type_vocab_size"] > 1 or not model.TOKEN_TYPES else None
     return [row[m.bool()] for row, m in zip(model(ids, mask, types), mask)]
 
 
@@ -368,6 +396,11 @@ def test_dropout_acts_in_training_only():
         ids, mask = torch.arange(8).view(1, 8), torch.ones(1, 8)
         assert not torch.equal(model.train()(ids, mask), model(ids, mask)), f"{key} does nothing in training"
         assert torch.equal(model.eval()(ids, mask), model(ids, mask)), f"{key} acts in evaluation"
+    sizes = dict(vocab_size=9, dim=8, n_layers=1, n_heads=2, hidden_dim=8)
+    for key in ("dropout", "attention_dropout"):
+        distilled = initialise_weights(DistilBert.from_config(sizes | {"dropout": 0, "attention_dropout": 0, key: 0.5}), 0, 0.5)
+        assert not torch.equal(distilled.train()(ids, mask), distilled(ids, mask)), f"{key} does nothing in training"
+        assert torch.equal(distilled.eval()(ids, mask), distilled(ids, mask)), f"{key} acts in evaluation"
     calls = []
     for module in (model.dropout, model.layers[0].dropout):
         module.register_forward_hook(lambda module, given, out: calls.append(module))
@@ -382,7 +415,8 @@ def test_a_row_without_a_token_is_an_error():
         Rows(torch.tensor([[1, 1], [0, 0], [0, 1]]))
 
 
-@pytest.mark.parametrize("name, most", [("bert_classifier", 24), ("roberta_classifier", 68), ("roberta_masked_lm", 66)])
+@pytest.mark.parametrize("name, most", [("bert_classifier", 24), ("roberta_classifier", 68), ("roberta_masked_lm", 66),
+                                        ("distilbert_masked_lm", 24), ("xlm_roberta_masked_lm", 87)])
 def test_a_text_longer_than_the_positions_is_an_error_with_both_numbers(name, most):
     model = load(MODELS / name)[1]
     assert model.max_tokens == most, f"{name}: {model.position_embeddings.num_embeddings} rows serve {most} tokens"

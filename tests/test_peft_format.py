@@ -1,6 +1,6 @@
 """Do adapters travel between PEFT and us with equal answers, and is what would be lost on the way refused?
 
-Twelve tiny models of ten families, from us to PEFT and back. PEFT's own files are stored for two of them
+Tiny models of all families, from us to PEFT and back. PEFT's own files are stored for two of them
 (reference/make_adapters.py), so that the layout is proved where PEFT is not installed. Known-wrong variants must fail.
 """
 import json
@@ -17,7 +17,7 @@ from small import wrap_lora
 from test_families import CONFIGS, FP32, LABELS, TEXTS, classifier, folders, their_scores  # noqa: F401
 
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.head import build_head
+from minillmclf.classify.family_heads import build_head
 from minillmclf.classify.task import SingleLabel
 from minillmclf.errors import InputError
 from minillmclf.models import model_class
@@ -27,10 +27,11 @@ from minillmclf.tuning.peft import apply_adapter, read_adapter, write_adapter
 
 STORED = Path(__file__).parent / "fixtures" / "adapters"
 RAW = Path(__file__).resolve().parents[2] / "shared" / "weights" / "roberta-base-lora-mnli" / "adapter_raw.safetensors"
-HEADS = {"bert": ["classifier", "pooler"], "roberta": ["classifier"], "deberta-v3": ["classifier", "pooler"],
-         **dict.fromkeys(("gpt2", "llama", "mistral", "gemma", "gemma2", "gemma3"), ["score"]),
+HEADS = {"bert": ["classifier", "pooler"], "distilbert": ["classifier", "pre_classifier"], "roberta": ["classifier"], "xlm-roberta": ["classifier"], "deberta-v3": ["classifier", "pooler"], "modernbert": ["classifier", "head"],
+         **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"), ["score"]),
          **dict.fromkeys(("t5", "flan-t5", "ul2"), ["classification_head"])}
 SEVERAL = {"bert": ["query", "attention.output.dense"], "t5": ["q", "wo"], "gpt2": ["c_attn", "mlp.c_proj"]}   # HF names
+NO_DEFAULTS = {"distilbert": ["q_lin", "v_lin"], "modernbert": ["Wqkv"]}      # targets of the families for which PEFT wants them named
 KINDS = {                  # arguments of wrap and their twins in PEFT
     "plain": ({}, {}),
     "rslora": (dict(use_rslora=True), dict(use_rslora=True)),
@@ -109,7 +110,9 @@ def peft_scores(theirs, ours):
 
 def made_by_peft(peft, base, folder, name="default", seed=3, **config):
     """An adapter that PEFT made and saved, random all over -> the PEFT model."""
-    given = dict(task_type="SEQ_CLS", r=3, lora_alpha=5, modules_to_save=["pooler", "classification_head"])
+    kind = json.loads((base / "config.json").read_text())["model_type"]
+    config |= {} if "target_modules" in config or kind not in NO_DEFAULTS else {"target_modules": NO_DEFAULTS[kind]}
+    given = dict(task_type="SEQ_CLS", r=3, lora_alpha=5, modules_to_save=["pooler", "classification_head", "pre_classifier", "head"])
     torch.manual_seed(seed)
     model = in_transformers(base)
     with torch.no_grad(), may_refuse():

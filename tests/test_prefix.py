@@ -19,7 +19,8 @@ from small import with_words
 from torch import nn
 
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.head import PooledHead, build_head
+from minillmclf.classify.family_heads import build_head
+from minillmclf.classify.head import PooledHead
 from minillmclf.classify.preference import Pair
 from minillmclf.classify.task import SingleLabel
 from minillmclf.errors import InputError
@@ -27,10 +28,12 @@ from minillmclf.models import build_backbone, load_parameters, initialise_weight
 from minillmclf.models.bert import Bert, Roberta
 from minillmclf.models.cache import CachedRows, generate
 from minillmclf.models.deberta import Deberta
+from minillmclf.models.distilbert import DistilBert
 from minillmclf.models.gemma import Gemma, Gemma2, Gemma3
 from minillmclf.models.gpt2 import GPT2
 from minillmclf.models.layers import Rows, attention, causal_attention
-from minillmclf.models.llama import Llama, Mistral
+from minillmclf.models.llama import Llama, Mistral, Qwen2, Qwen3
+from minillmclf.models.modernbert import ModernBert
 from minillmclf.models.t5 import T5
 from minillmclf.models.weights import Checkpoint
 from minillmclf.tuning import prefix as prefix_tuning, prompt as prompt_tuning
@@ -48,21 +51,27 @@ WINDOW = dict(LLAMA, sliding_window=4)
 GEMMA = dict(WINDOW, query_pre_attn_scalar=6, layer_types=["sliding_attention", "full_attention", "sliding_attention"])
 FAMILIES = {                                       # name -> (class, config, model_type for its head)
     "bert": (Bert, BERT, "bert"),
+    "distilbert": (DistilBert, dict(vocab_size=50, dim=16, n_layers=3, n_heads=4, hidden_dim=24, max_position_embeddings=24,
+                                    dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0), "distilbert"),
     "roberta": (Roberta, dict(BERT, max_position_embeddings=26, type_vocab_size=1), "roberta"),
     "deberta": (Deberta, DEBERTA, "deberta-v2"),
     "deberta with all": (Deberta, dict(DEBERTA, position_biased_input=True, position_buckets=-1, share_att_key=False,
                                        max_relative_positions=6, type_vocab_size=2), "deberta-v2"),
+    "modernbert": (ModernBert, dict(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=4,
+                                    intermediate_size=24, max_position_embeddings=24, local_attention=8), "modernbert"),
     "gpt2": (GPT2, dict(vocab_size=50, n_embd=16, n_layer=3, n_head=4, n_positions=24, embd_pdrop=0.0, resid_pdrop=0.0,
                         attn_pdrop=0.0), "gpt2"),
     "llama": (Llama, LLAMA, "llama"),
     "mistral": (Mistral, WINDOW, "mistral"),
+    "qwen2": (Qwen2, dict(WINDOW, use_sliding_window=True, max_window_layers=1), "qwen2"),
+    "qwen3": (Qwen3, LLAMA, "qwen3"),
     "gemma": (Gemma, LLAMA, "gemma"),
     "gemma2": (Gemma2, GEMMA, "gemma2"),
     "gemma3": (Gemma3, GEMMA, "gemma3"),
     "t5": (T5, dict(vocab_size=50, d_model=16, d_kv=6, d_ff=24, num_layers=2, num_decoder_layers=3, num_heads=4,
                     is_encoder_decoder=True, dropout_rate=0.0), "t5"),
 }
-WRITERS = [name for name in FAMILIES if not name.startswith(("bert", "roberta", "deberta"))]
+WRITERS = [name for name in FAMILIES if not name.startswith(("bert", "distilbert", "roberta", "deberta", "modernbert"))]
 SHAPES = {name: (3, 2, 6) if name in WRITERS else (3, 4, 4) for name in FAMILIES} | {"gpt2": (3, 4, 4), "t5": (3, 4, 6)}
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -334,7 +343,7 @@ def test_only_what_is_asked_learns(family, method):
     changed = {path for path, p in model.named_parameters() if not torch.equal(p, before[path])}
     assert changed == set(learning), "a tensor that should learn stands still, or one that is frozen moves"
     assert losses[-1] < losses[0]
-    window = family in ("mistral", "gemma2", "gemma3")               # the first tokens fall out of it
+    window = family in ("mistral", "qwen2", "gemma2", "gemma3")               # the first tokens fall out of it
     assert method == "projection" or window or all((p.grad != 0).float().mean() > 0.9 for p in own.values())
 
 

@@ -21,8 +21,8 @@ from minillmclf.tuning.peft import write_adapter
 from minillmclf.tuning.quant import Linear4bit
 from minillmclf.tuning.quant_files import open_checkpoint
 
-WIDE = dict(hidden_size=64, intermediate_size=128, head_dim=16, n_embd=64, d_model=64, d_kv=16, d_ff=128)    # bitsandbytes' kernels want such widths
-FAMILIES = ("bert", "roberta", "deberta-v3", "gpt2", "llama", "mistral", "gemma2", "gemma3", "t5", "flan-t5")
+WIDE = dict(hidden_size=64, dim=64, hidden_dim=128, intermediate_size=128, head_dim=16, n_embd=64, d_model=64, d_kv=16, d_ff=128)    # bitsandbytes' kernels want such widths
+FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "deberta-v3", "modernbert", "gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "t5", "flan-t5")
 
 
 def scores(model):
@@ -65,14 +65,14 @@ def wide(name, folder):
     return folder
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "deberta-v3", "llama", "mistral", "gemma2", "flan-t5"])
+@pytest.mark.parametrize("name", ["bert", "distilbert", "roberta", "xlm-roberta", "deberta-v3", "modernbert", "llama", "mistral", "qwen2", "qwen3", "gemma2", "flan-t5"])
 def test_qlora_is_that_of_peft_on_bitsandbytes(name, tmp_path):
     """The same base in four bits, the same updates: equal scores and equal gradients of A and B, in training."""
     transformers = imported("transformers")
     peft = imported("peft")
     imported("accelerate")
     ours = four_bit(wide(name, tmp_path / "base"))
-    tune(ours, dict(method="qlora", rank=4, alpha=8.0, dropout=0.0, use_rslora=False, targets=["q_proj", "v_proj"], bias="none"))
+    tune(ours, dict(method="qlora", rank=4, alpha=8.0, dropout=0.0, use_rslora=False, targets=None, bias="none"))
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for path, parameter in lora.trainable_parameters(ours).items():
@@ -87,7 +87,8 @@ def test_qlora_is_that_of_peft_on_bitsandbytes(name, tmp_path):
 
     def control():
         own = load(tmp_path / "base", num_labels=len(LABELS), quantization_config=bits)
-        own = peft.get_peft_model(own, peft.LoraConfig(task_type="SEQ_CLS", r=4))
+        targets = record["target_modules"]
+        own = peft.get_peft_model(own, peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=targets))
         own.save_pretrained(tmp_path / "own")
         peft.PeftModel.from_pretrained(load(tmp_path / "base", num_labels=len(LABELS), quantization_config=bits),
                                        tmp_path / "own", is_trainable=True)

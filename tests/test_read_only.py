@@ -12,7 +12,8 @@ from small import bert_folder, with_words
 from test_families import CONFIGS, spread
 
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.head import build_head, pool
+from minillmclf.classify.family_heads import build_head
+from minillmclf.classify.head import pool
 from minillmclf.models import backbone, initialise_weights, model_class
 from minillmclf.models.last_token import FewQueries
 from minillmclf.models.layers import Rows

@@ -24,7 +24,7 @@ from minillmclf.tuning.prefix import attach_prefix
 
 LABELS = sorted(TOPICS)
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "resid_pdrop", "attn_pdrop", "embd_pdrop",
-            "attention_dropout", "dropout_rate")
+            "attention_dropout", "dropout_rate", "dropout", "embedding_dropout", "mlp_dropout")
 IDS = torch.randint(5, 40, (4, 12), generator=torch.Generator().manual_seed(1))
 MASK = (torch.arange(12) < torch.tensor([12, 7, 10, 3]).unsqueeze(1)).long()
 

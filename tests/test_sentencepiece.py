@@ -24,12 +24,14 @@ from minillmclf.errors import InputError
 from minillmclf.text.tokenizers import bpe, protobuf, steps, unigram
 from minillmclf.text.tokenizers.files import describe
 from minillmclf.text.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from small import Fairseq
 from test_tokenizer import FRAGMENTS, MANY, TEXT, naive_merge, our_ids, write
 
 FOLDER = Path(__file__).parent / "fixtures" / "tokenizers"
 STORED = json.loads((FOLDER / "ids.json").read_text(encoding="utf-8"))
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-FILES = {"t5": "spiece.model", "deberta": "spm.model", "llama": "tokenizer.model", "gemma": "tokenizer.model"}
+FILES = {"t5": "spiece.model", "xlm-roberta": "sentencepiece.bpe.model", "deberta": "spm.model", "llama": "tokenizer.model",
+         "gemma": "tokenizer.model"}
 NAMES = [*FILES, "llama3"]
 SENTINELS = [f"<extra_id_{n}>" for n in range(100)]
 REAL = {"t5": ("spiece.model", {"<pad>": 0, "</s>": 1, "<unk>": 2} | {s: 32099 - n for n, s in enumerate(SENTINELS)}),
@@ -49,13 +51,16 @@ def ours(tmp_path_factory):
 
 
 def library_ids(library, special, text):
-    """The rule for text with special tokens: they are themselves, and each text between is SentencePiece's alone."""
-    parts = re.split("(" + "|".join(map(re.escape, special)) + ")", text)
-    return [i for part in parts for i in ([special[part]] if part in special else library.encode(part))]
+    """The rule for text with special tokens: they are themselves, and each text between is SentencePiece's alone. XLM-RoBERTa's
+    mask takes the spaces before it."""
+    words = (f"[{steps.SPACES}]*<mask>" if token == "<mask>" else re.escape(token) for token in special)
+    parts = re.split("(" + "|".join(words) + ")", text)
+    return [i for part in parts for i in ([special[part.lstrip()]] if part.lstrip() in special else library.encode(part))]
 
 
 def library_of(path):
-    return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    library = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    return Fairseq(library) if path.name == FILES["xlm-roberta"] else library
 
 
 @functools.cache
@@ -160,19 +165,22 @@ def test_published_ids(name, known, single, pair, rows):
 
 
 def test_roles_layout_and_inputs(ours):
-    t5, deberta, llama, gemma, llama3 = (ours[name] for name in NAMES)
+    t5, xlm, deberta, llama, gemma, llama3 = (ours[name] for name in NAMES)
     assert (t5.pad_id, t5.eos_id, t5.unk_id, t5.bos_id, t5.cls_id, t5.mask_id) == (0, 1, 2, None, None, None)
     assert [t5.vocab[name] for name in SENTINELS] == list(range(len(t5) - 1, len(t5) - 101, -1)), \
         "the sentinels do not count down from the last id"
+    assert (xlm.cls_id, xlm.bos_id, xlm.pad_id, xlm.sep_id, xlm.eos_id, xlm.unk_id) == (0, 0, 1, 2, 2, 3)
+    assert xlm.mask_id == len(xlm) - 1 == 210 and xlm.special_ids == {0, 1, 2, 3, 210}
+    assert xlm.add_special_tokens([7], [8, 9]) == ([0, 7, 2, 2, 8, 9, 2], [0] * 7)
     assert (deberta.pad_id, deberta.cls_id, deberta.sep_id, deberta.unk_id) == (0, 1, 2, 3)
     assert deberta.mask_id == len(deberta) - 1 == 466 and deberta.special_ids == {0, 1, 2, 3, 466}
     assert deberta.add_special_tokens([7], [8, 9]) == ([1, 7, 2, 8, 9, 2], [0, 0, 0, 1, 1, 1])
     assert (llama.unk_id, llama.bos_id, llama.eos_id, llama.pad_id, llama.cls_id) == (0, 1, 2, None, None)
     assert (gemma.pad_id, gemma.eos_id, gemma.bos_id, gemma.unk_id) == (0, 1, 2, 3)
     assert 6 not in gemma.special_ids, "a user-defined piece of Gemma is text, not a special token"
-    assert [t.num_special_tokens(pair) for t in ours.values() for pair in (False, True)] == [1, 2, 2, 3, 1, 2, 1, 1, 1, 2]
+    assert [t.num_special_tokens(pair) for t in ours.values() for pair in (False, True)] == [1, 2, 2, 4, 2, 3, 1, 2, 1, 1, 1, 2]
     assert 1 not in t5.ids("the ＜/s＞ film"), "text that is rewritten to </s> became the special token"
-    assert "token_type_ids" in deberta.inputs and "token_type_ids" not in t5.inputs + llama.inputs
+    assert "token_type_ids" in deberta.inputs and "token_type_ids" not in t5.inputs + llama.inputs + xlm.inputs
 
 
 def test_words_and_decode(ours):
@@ -242,6 +250,9 @@ BOS, SEQUENCE_A = {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"
     ("t5", lambda d: d["normalizer"]["normalizers"].pop(2)),                                 # spaces not collapsed
     ("t5", lambda d: d["normalizer"]["normalizers"].pop(1)),                                 # spaces kept at the ends
     ("t5", lambda d: d["model"]["vocab"][7].__setitem__(1, -99.0)),
+    ("xlm-roberta", without("Precompiled")),
+    ("xlm-roberta", lambda d: d["model"]["vocab"].append(d["model"]["vocab"].pop(4))),       # ids one too low, as in the file
+    ("xlm-roberta", steps_of([BOS, SEQUENCE_A])),                                            # no </s>
     ("deberta", lambda d: d["model"].update(byte_fallback=False)),
     ("deberta", without("Precompiled")),
     ("llama3", lambda d: d["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=bpe.SPLIT.pattern)),
@@ -426,14 +437,14 @@ def test_save_and_load(name, ours, tmp_path):
     assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
 
 
-@pytest.mark.parametrize("name, model_type", [("t5", "t5"), ("deberta", "deberta-v2"), ("llama", "llama"),
+@pytest.mark.parametrize("name, model_type", [("t5", "t5"), ("xlm-roberta", "xlm-roberta"), ("deberta", "deberta-v2"), ("llama", "llama"),
                                               ("llama", "mistral"), ("gemma", "gemma2"), ("llama3", "llama")])
 def test_saved_folder_is_read_by_transformers(name, model_type, ours, tmp_path):
     tokenizer = ours[name]
     tokenizer.max_length = 77
     tokenizer.save(tmp_path)
     for beside in ({}, {"config.json": {"model_type": model_type}}):  # alone, and in the folder of a model
-        own = {"t5": "T5Tokenizer", "deberta": "DebertaV2Tokenizer", "gemma": "GemmaTokenizer"}.get(name, "LlamaTokenizer")
+        own = {"t5": "T5Tokenizer", "xlm-roberta": "XLMRobertaTokenizer", "deberta": "DebertaV2Tokenizer", "gemma": "GemmaTokenizer"}.get(name, "LlamaTokenizer")
         read = tokenizer_of(write(tmp_path, beside), own)
         assert len(read) == len(tokenizer) and read.model_max_length == 77 and list(read("a")) == tokenizer.inputs
         assert set(read.all_special_ids) <= tokenizer.special_ids
@@ -465,6 +476,7 @@ def test_bpe_of_a_saved_folder_is_the_librarys_for_any_text(name, ours, tmp_path
 
 CONFIGS = {
     "t5": {"tokenizer_class": "T5Tokenizer", "extra_ids": 100, "model_max_length": 512},
+    "xlm-roberta": {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": 512},
     "deberta": {"tokenizer_class": "DebertaV2Tokenizer", "model_max_length": 512},
     "llama": {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": False, "model_max_length": 512},
     "gemma": {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True, "model_max_length": 512}}

@@ -210,7 +210,8 @@ def test_every_family_has_a_line_that_brings_it():
     assert len(lines) == page.count("hf download "), "a line has another form"
     assert all(name.partition("/")[2] == folder for name, folder, _ in lines)
     folders = [folder.casefold() for _, folder, _ in lines]
-    for kind in ("bert", "roberta", "deberta-v3", "gpt2", "llama", "mistral", "gemma-2b",
-                 "gemma-2-", "gemma-3-", "t5-", "flan-t5", "ul2"):
+    for kind in ("bert", "distilbert", "roberta", "xlm-roberta", "deberta-v3", "modernbert", "gpt2",
+                 "llama", "mistral", "qwen", "gemma-2b", "gemma-2-", "gemma-3-", "t5-", "flan-t5",
+                 "ul2"):
         assert any(folder.startswith(kind) for folder in folders), f"{kind} has no line"
     assert all('"*.json"' in patterns for _, _, patterns in lines)

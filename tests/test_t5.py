@@ -21,7 +21,7 @@ from live import imported, loaded, may_refuse, tokenizer_of
 from safetensors.torch import load_file, save_file
 
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.head import T5Head
+from minillmclf.classify.family_heads import T5Head
 from minillmclf.errors import InputError
 from minillmclf.models import build_backbone, layers, load_backbone, save_backbone, t5
 from minillmclf.models.cache import Cache, CachedRows

@@ -42,7 +42,7 @@ def vocabulary(name):
     """The pieces of the stored tokenizer `name`, in the order of their ids."""
     if name in BERT_NAMES:
         return STORED["bert"]
-    return [*STORED["letters"], "<|endoftext|>"] if name.startswith("gpt2") else \
+    return [*STORED["letters"], "<|endoftext|>"] if name.startswith(("gpt2", "qwen")) else \
         ["<s>", "<pad>", "</s>", "<unk>", *STORED["letters"], "<mask>"]
 
 
@@ -54,6 +54,57 @@ def plain_files(name):
         return {"vocab.txt": "".join(piece + "\n" for piece in pieces), "tokenizer_config.json": config}
     return {"vocab.json": {piece: i for i, piece in enumerate(pieces)}, "tokenizer_config.json": config,
             "merges.txt": "\n".join(["#version: 0.2", *STORED["merges"], ""])}
+
+
+def modernbert_files(vocab, merges):
+    """The files of a tokenizer of ModernBERT's form: byte-level BPE after NFC, framed as BERT does. vocab: {piece: id}."""
+    first = max(vocab.values()) + 1
+    ids = {token: first + n for n, token in enumerate(("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"))}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [flags | {"id": number, "content": token, "lstrip": token == "[MASK]"} for token, number in ids.items()]
+    added.append(flags | {"id": first + 5, "content": "   ", "normalized": True, "special": False})      # runs of spaces
+    cls, sep, a, b, end = ({kind: {"id": name, "type_id": type_id}} for kind, name, type_id in (
+        ("SpecialToken", "[CLS]", 0), ("SpecialToken", "[SEP]", 0), ("Sequence", "A", 0), ("Sequence", "B", 1),
+        ("SpecialToken", "[SEP]", 1)))
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    special = {token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in ("[CLS]", "[SEP]")}
+    document = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": {"type": "NFC"},
+        "pre_tokenizer": byte_level, "decoder": byte_level,
+        "post_processor": {"type": "TemplateProcessing", "single": [cls, a, sep], "pair": [cls, a, sep, b, end],
+                           "special_tokens": special},
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                  "vocab": vocab, "merges": merges}}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": True, "cls_token": "[CLS]",
+              "mask_token": "[MASK]", "pad_token": "[PAD]", "sep_token": "[SEP]", "unk_token": "[UNK]",
+              "model_input_names": ["input_ids", "attention_mask"], "model_max_length": 8192}
+    return {"tokenizer.json": document, "tokenizer_config.json": config}
+
+
+def test_a_tokenizer_of_modernbert_s_form(tmp_path):
+    tokenizers = imported("tokenizers")
+    files = modernbert_files({piece: i for i, piece in enumerate(STORED["letters"])}, STORED["merges"])
+    with may_refuse():
+        library = tokenizers.Tokenizer.from_str(json.dumps(files["tokenizer.json"]))
+        library.encode("a", "b").type_ids
+    tokenizer = load_tokenizer(write(tmp_path, files))
+    tokenizer.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert tokenizer.inputs == again.inputs == ["input_ids", "attention_mask"] and again.max_length == 8192
+    assert (again.cls_id, again.sep_id, again.pad_id, again.mask_id, again.bos_id, again.eos_id) == (557, 558, 559, 560, None, None)
+    assert tokenizer.tokens("a [MASK] b") == ["a", "[MASK]", "Ġ", "b"] or tokenizer.tokens("a [MASK]")[-1] == "[MASK]"
+
+    @MANY
+    @given(TEXT, st.none() | TEXT)
+    def agree(text, pair):
+        expected = library.encode(text, pair)
+        assert our_ids(tokenizer, text, pair) == (expected.ids, expected.type_ids), f"differs on {text!r}, {pair!r}"
+        assert again.encode(text, pair) == expected.ids
+        plain = unicodedata.normalize("NFC", text)
+        if "[" not in text:
+            assert tokenizer.decode(tokenizer.encode(text)) == plain, f"{text!r} does not come back"
+    agree()
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +123,8 @@ def theirs():
         with may_refuse():
             if name in BERT_NAMES:
                 made[name] = transformers.BertTokenizer(vocab=vocab, **chosen)
+            elif name == "qwen":
+                made[name] = transformers.Qwen2Tokenizer(vocab=vocab, merges=merges)
             elif name.startswith("gpt2"):
                 made[name] = transformers.GPT2Tokenizer(vocab=vocab, merges=merges, **chosen)
             else:
@@ -245,6 +298,9 @@ def without_lstrip(document):
     ("gpt2, prefix space", lambda d: d["pre_tokenizer"].update(add_prefix_space=False)),
     ("gpt2", lambda d: d["pre_tokenizer"].update(add_prefix_space=True)),
     ("gpt2", lambda d: d["model"]["merges"].reverse()),
+    ("qwen", lambda d: d["pre_tokenizer"].update(pretokenizers=[d["pre_tokenizer"]["pretokenizers"][1] | {"use_regex": True}])),
+    ("qwen", lambda d: d["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=bpe.SPLIT.pattern)),
+    ("qwen", lambda d: d.update(normalizer=None)),
     ("gpt2", lambda d: d["model"]["merges"].sort()),
     ("gpt2", lambda d: d["model"]["merges"].pop(0)),
 ])
@@ -327,6 +383,7 @@ def test_decode(ours):
     for text in STORED["texts"]:
         whole = re.sub(r"\s*(<mask>)", r"\1", text)
         assert ours["gpt2"].decode(ours["gpt2"].ids(text), keep_specials=True) == text
+        assert ours["qwen"].decode(ours["qwen"].ids(text), keep_specials=True) == unicodedata.normalize("NFC", text)
         assert ours["roberta"].decode(ours["roberta"].encode(text), keep_specials=True) == f"<s>{whole}</s>"
     ids = ours["uncased"].encode("The lowest, slowest [MASK] RIVER")
     assert ours["uncased"].decode(ids) == "the lowest , slowest river"
@@ -337,7 +394,9 @@ def test_decode(ours):
 
 
 def test_layout_overhead_and_special_ids(ours):
-    bert, roberta, gpt2 = ours["uncased"], ours["roberta"], ours["gpt2"]
+    bert, roberta, gpt2, qwen = (ours[name] for name in ("uncased", "roberta", "gpt2", "qwen"))
+    assert (qwen.pad_id, qwen.eos_id, qwen.unk_id, qwen.bos_id) == (556, 556, 556, None), "Qwen begins no text with a token"
+    assert qwen.add_special_tokens([7, 8], [9])[0] == [7, 8, 9] and qwen.num_special_tokens(True) == 0
     assert bert.add_special_tokens([7, 8], [9]) == ([2, 7, 8, 3, 9, 3], [0, 0, 0, 0, 1, 1])
     assert roberta.add_special_tokens([7, 8], [9]) == ([0, 7, 8, 2, 2, 9, 2], [0] * 7)
     assert gpt2.add_special_tokens([7, 8], [9])[0] == [7, 8, 9]
@@ -374,7 +433,7 @@ def test_save_and_load(name, ours, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_saved_folder_is_read_by_transformers(name, ours, theirs, tmp_path):
     ours[name].save(tmp_path)
-    kinds = {"uncased": "bert", "cased": "bert", "gpt2": "gpt2", "roberta": "roberta"}
+    kinds = {"uncased": "bert", "cased": "bert", "gpt2": "gpt2", "roberta": "roberta", "qwen": "qwen2"}
     for number, reader in enumerate([None, type(theirs[name]), None]):
         if number == 2:  # as it lies in the folder of a model
             write(tmp_path, {"config.json": {"model_type": kinds.get(name.split(",")[0], "bert")}})
@@ -393,7 +452,8 @@ def test_folder_saved_by_transformers(name, theirs, tmp_path):
     merges = [tuple(merge.split(" ")) for merge in STORED["merges"]]
     vocab = {piece: i for i, piece in enumerate(vocabulary(name))}
     with may_refuse():
-        reference = type(theirs[name])(vocab=vocab, **STORED["settings"][name], model_max_length=99,
+        chosen = {key: value for key, value in STORED["settings"][name].items() if key != "tokenizer_class"}
+        reference = type(theirs[name])(vocab=vocab, **chosen, model_max_length=99,
                                        **({} if name in BERT_NAMES else {"merges": merges}))
         up = transformers.AddedToken("<up>", rstrip=True, normalized=False)
         reference.add_tokens(["Covid-19", "東", up, "lowest river"])

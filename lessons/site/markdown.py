@@ -3,6 +3,7 @@
 - ```python show=FILE:NAME   two columns: docstring and comments beside the code (columns.py)
 - ```mermaid                 drawn here, by flowchart.py, which says what it supports
 - ```predict answer=0.83 tolerance=0.02   a question above a cell, whose output opens after a guess
+- <!-- widget NAME(...) -->  a picture that moves, with the numbers that a cell gave (widgets/)
 - $...$ and $$...$$          formulas, as MathML; so are ```math blocks
 - lessons/NN_name.exercises.toml: what its exercises are worth, and their hints, below each one
 
@@ -20,7 +21,7 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 from minillmclf.errors import InputError
 
-from ..page import exercises, find, kind_of, span
+from ..page import WIDGET, exercises, find, kind_of, span, widget_of
 from .columns import coloured, two_columns
 from .flowchart import FlowchartError, draw
 
@@ -72,6 +73,8 @@ def prepare(tokens, site, path, markdown):
                 figures += 1
                 child.type, child.tag = "html_inline", ""
                 child.content = figure(site, child, path, figures)
+        if token.type == "html_block" and token.content.startswith(WIDGET):
+            token.content = widget(token, path, document)
         if token.type == "inline" and [c.type for c in token.children] == ["html_inline"] \
                 and token.children[0].content.startswith("<figure"):
             tokens[at - 1].hidden = tokens[at + 1].hidden = True
@@ -106,6 +109,20 @@ def figure(site, image, path, number):
     least = f'style="min-width: {float(width[1]) * 4 / 3 * 0.68:.0f}px" ' if width else ""
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{words}" {least}', 1)
     return f'<figure><div class="drawing">{svg}</div><figcaption>{words}</figcaption></figure>'
+
+
+def widget(token, path, document):
+    """The place of a widget, hidden until its script runs, with its numbers inside."""
+    where, text = token.meta["where"], token.content.removeprefix(WIDGET).partition("-->")[0]
+    kind, name = widget_of(text, where)
+    file = path.parent / "figures" / f"{name}.json"
+    if not file.is_file():
+        raise InputError(f"{where}: there is no file figures/{name}.json: python -m lessons.run "
+                         f"{path.stem[:2]} --update")
+    document.widgets.add(kind)
+    numbers = file.read_text(encoding="utf-8").replace("<", "\\u003c")
+    return (f'<section class="widget" data-widget="{kind}" hidden>'
+            f'<script type="application/json">{numbers}</script></section>\n')
 
 
 def options_of(info):

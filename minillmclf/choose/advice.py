@@ -7,20 +7,23 @@ import math
 import shlex
 from pathlib import Path
 
+from ..cli.few_rows import FEW
 from ..cli.settings import Settings, flag, with_current_names
 
 RULE_OF_THUMB = """\
 the rule of thumb
-  short texts, and speed: an encoder (BERT, RoBERTa, DeBERTa); it reads a text once, in both \
-directions
-  one model that writes and classifies: a decoder (GPT-2, LLaMA, Mistral, Gemma), with --readout \
-labels
+  short texts, and speed: an encoder (DistilBERT, BERT, RoBERTa, DeBERTa); it reads a text once, \
+in both directions
+  long texts: an encoder for 8,192 tokens (ModernBERT); other languages: XLM-RoBERTa
+  one model that writes and classifies: a decoder (GPT-2, LLaMA, Mistral, Qwen, Gemma), with \
+--readout labels
   text to text, classes among it: an encoder-decoder (T5, FLAN-T5), with --readout labels"""
 KIND_FOR = {"classify": "encoder", "generate": "decoder", "text-to-text": "encoder-decoder"}
 WHY = {"encoder": "to classify, an encoder is fastest",
        "decoder": "a decoder writes and classifies",
        "encoder-decoder": "an encoder-decoder is made for text to text"}
 UNBALANCED = 5             # above this ratio of largest to smallest class, weights are advised
+FEW_ROWS_GAIN = {"contrastive": "0.727", "full": "0.634"}    # tickets, MiniLM, 10 rows a class
 FEW_CUT_SHARE = 0.05       # if a larger share of the texts is cut, something is advised
 
 
@@ -92,7 +95,12 @@ def advise_by_rules(facts):
          "most texts are too long: windows read them whole, a few rows at a time"),
         (data["imbalance"] > UNBALANCED, (),
          {"class_weights": "balanced", "metric": "macro_f1"},
-         f"one class has {data['imbalance']:.1f} times the rows of another")]
+         f"one class has {data['imbalance']:.1f} times the rows of another"),
+        (data["rows_per_class"] < FEW and flags["method"] == "full",
+         ("readout", "preference", "windows"), {"few_rows": "on"},
+         f"{data['rows_per_class']:.0f} rows a class are few: on 10 of tickets MiniLM had "
+         "{contrastive} by contrastive training, {full} by plain (lessons/measurements/few_rows.md)"
+         .format(**FEW_ROWS_GAIN))]
     for applies, unless, more, reason in rules:
         if applies and not set(unless) & set(flags):
             flags |= more

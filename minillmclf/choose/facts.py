@@ -25,7 +25,7 @@ def data_facts(data):
     return {"rows": {name: len(getattr(data, name)) for name in SPLITS}, "labels": data.labels,
             "rarest": rarest, "rarest_rows": rows[rarest],
             "imbalance": max(rows.values()) / rows[rarest], "texts": len(data.columns),
-            "preference": is_preference(data)}
+            "preference": is_preference(data), "rows_per_class": len(data.train) / len(rows)}
 
 
 def machine_facts():

@@ -65,6 +65,8 @@ def build_unfilled(cls, checkpoint, labels, options):
     """A Classifier (cls) without loaded weights. checkpoint: of the backbone; options: Options."""
     backbone = build_backbone(checkpoint, lm_head=bool(options.label_options))
     tokenizer = load_tokenizer(checkpoint.folder).refuse_second_bos()
+    if not backbone.TOKEN_TYPES:                        # transformers would be handed them too
+        tokenizer.inputs = [name for name in tokenizer.inputs if name != "token_type_ids"]
     if len(tokenizer) > backbone.config["vocab_size"]:
         raise InputError(f"{checkpoint.folder}: the tokenizer's ids go to {len(tokenizer) - 1}, "
                          f"the embedding has only {backbone.config['vocab_size']} rows: these "

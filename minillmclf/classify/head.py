@@ -1,19 +1,19 @@
 """Classification heads: the hidden states of a text -> one logit for each class.
 
 `pool` makes one vector of a text's T vectors. Each family has its own small network on top, the
-same as in transformers, so files can be exchanged. `PooledHead` is the plain alternative, a
-linear layer on any pooling; only this package can load it. The pooling "attention" learns which
-tokens count (Lin et al. 2017, "A Structured Self-Attentive Sentence Embedding", arXiv:1703.03130).
+same as in transformers, so files can be exchanged: here those of BERT, RoBERTa and the decoders,
+the others in family_heads.py. `PooledHead` is the plain alternative, a linear layer on any pooling;
+only this package can load it. The pooling "attention" learns which tokens count (Lin et al. 2017,
+"A Structured Self-Attentive Sentence Embedding", arXiv:1703.03130).
 """
 import torch
 from torch import nn
 
 from ..errors import InputError
-from ..models.layers import ACTIVATIONS
 from .readout import Readout
 
 POOLINGS = ("first", "mean", "max", "last")
-POOLS = ("family", *POOLINGS, "attention")      # values of --pool; "family": see build_head
+POOLS = ("family", *POOLINGS, "attention")      # values of --pool; "family": family_heads.py
 WRONG_POOLING = "position"                      # a bug to study, see `pool`; no value of --pool
 
 
@@ -111,28 +111,6 @@ class RobertaHead(BertHead):
         return torch.tanh(self.dense(self.dropout(pool(hidden, mask, self.pooling))))
 
 
-class T5Head(RobertaHead):
-    """T5: as RoBERTa, but on the last token of the decoder, the end-of-sequence token."""
-
-    NAMES = {"classification_head.dense": "head.dense", "classification_head.out_proj": "head.out"}
-    pooling = "last"
-
-
-class DebertaHead(BertHead):
-    """DeBERTa: as RoBERTa, with the activation and the first dropout that config.json sets."""
-
-    NAMES = {"pooler.dense": "head.dense", "classifier": "head.out"}
-
-    def __init__(self, backbone, classes):
-        super().__init__(backbone, classes)
-        self.pooler_dropout = nn.Dropout(backbone.config["pooler_dropout"])
-        self.activation = ACTIVATIONS[backbone.config["pooler_hidden_act"]]
-
-    def features(self, hidden, mask):
-        first = pool(hidden, mask, self.pooling)                                    # (B, D)
-        return self.activation(self.dense(self.pooler_dropout(first)))
-
-
 class ScoreHead(Head):
     """Decoders: last real token, the only one that has seen the whole text -> classes."""
 
@@ -167,18 +145,3 @@ class PooledHead(Head):
             weights = attention_weights(self.U, self.v, hidden, mask)               # (B, T)
             return (weights.unsqueeze(1) @ hidden).squeeze(1)                       # (B, D)
         return pool(hidden, mask, self.pooling)
-
-
-FAMILY_HEADS = {
-    "bert": BertHead, "roberta": RobertaHead, "deberta-v2": DebertaHead, "t5": T5Head,
-    **dict.fromkeys(("gpt2", "llama", "mistral", "gemma", "gemma2", "gemma3", "gemma3_text"),
-                    ScoreHead)}
-
-
-def build_head(model_type, backbone, classes, how="family"):
-    """-> Head. classes: their number; how: one of POOLS; "family": the head of transformers."""
-    if how == "family":
-        return FAMILY_HEADS[model_type](backbone, classes)
-    if how not in (*POOLS, WRONG_POOLING):
-        raise InputError(f"pooling {how!r} is not known; known: {', '.join(POOLS)}")
-    return PooledHead(backbone, classes, how)

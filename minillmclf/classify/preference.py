@@ -24,7 +24,8 @@ from ..errors import InputError
 from ..files import short
 from ..text import parts
 from ..text.batch import collate, row_size
-from .head import Head, build_head
+from .family_heads import build_head
+from .head import Head
 from .swap import add_swapped, average_orders, check_texts, position_bias, side_numbers, swap_texts
 from .task import SingleLabel
 

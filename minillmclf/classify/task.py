@@ -14,7 +14,7 @@ from ..training.losses import CrossEntropy
 from ..training.metrics import METRICS, evaluate
 from .baseline import BagOfWords, class_frequencies, run_baselines
 from .calibrate import Calibration
-from .head import build_head
+from .family_heads import build_head
 
 
 class SingleLabel:
@@ -45,7 +45,7 @@ class SingleLabel:
     row_size, collate = staticmethod(row_size), staticmethod(collate)
 
     def build_head(self, model_type, backbone, how):
-        """A new head for this task; arguments as for head.build_head."""
+        """A new head for this task; arguments as for build_head."""
         return build_head(model_type, backbone, len(self.labels), how)
 
     def encode_row(self, head, tokenizer, texts, max_length, training=False):

@@ -3,6 +3,7 @@ import re
 
 from ..errors import InputError
 from ..training.rates import lr_text
+from .device import move
 
 # truncation_side -> what is kept of a text (text/cutting.py)
 KEPT_END = {"right": "head", "left": "tail", "middle": "head+tail", "both": "middle"}
@@ -13,8 +14,6 @@ KEPT_END = {"right": "head", "left": "tail", "middle": "head+tail", "both": "mid
 def build_classifier(s, labels, fields=("text",)):
     """Build a classifier on its device, add its tuning method -> (classifier, number of parameters
     that are trainable, of all). fields: the names by which a template calls a row's texts."""
-    import torch
-
     from ..classify.classifier import Classifier
     from ..tuning import tune
     if s.method == "qlora" and s.weights != "pretrained":
@@ -24,18 +23,7 @@ def build_classifier(s, labels, fields=("text",)):
         s.model, labels, **classifier_options(s, fields), seed=s.seed,
         pretrained=s.weights == "pretrained", quantise=s.quantise if s.method == "qlora" else None)
     trainable, total = tune(model, tuning_config(s), s.seed)
-    device = device_of(s)
-    try:
-        torch.zeros(1, device=device).item()               # fails if there is no such device
-        return model.to(device), trainable, total
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise InputError(f"--device {s.device}: {str(error).splitlines()[0]}") from None
-
-
-def device_of(s):
-    """The name of the device that the settings ask for."""
-    import torch
-    return s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return move(model, s.device), trainable, total
 
 
 def model_lines(s, model, trainable, total):

@@ -18,7 +18,7 @@ from .settings import flag, read_settings, with_current_names
 FEW = 50                # rows a class, on average, below which they are chosen
 STEPS, MOST_STEPS = 50, 150
 LOWER = 3               # the learning rate is the usual one, divided by this
-ENCODERS = ("bert", "roberta", "deberta-v2")
+ENCODERS = ("bert", "distilbert", "roberta", "xlm-roberta", "deberta-v2", "modernbert")
 
 
 def read_run(flags, config=None, table=None):

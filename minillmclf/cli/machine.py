@@ -73,13 +73,15 @@ def step_and_store(s, model, targets, folder, stop, say):
     from ..training import loop
     from ..training.checkpoint import Store
     from ..training.monitors.gradients import check_first_steps
+    from ..training.monitors.memory import name_memory_switch
     from ..training.monitors.nonfinite import locate_divergence
     from ..training.parallel import processes as parallel
     take_step, store = loop.take_step, Store
     if parallel.is_distributed():
         take_step, store = parallel.take_step, parallel.SharedStore
     step = functools.partial(take_step, objective=objective_of(s, model, targets))
-    return check_first_steps(locate_divergence(step), say), store(folder, stop)
+    step = name_memory_switch(check_first_steps(locate_divergence(step), say))
+    return step, store(folder, stop)
 
 
 def reuse_frozen_features(s, model, encoded):

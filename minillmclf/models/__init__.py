@@ -1,9 +1,9 @@
 """What is each architecture? One file per family, one class per wiring.
 
 Reading order: layers.py (padding and attention), bert.py with encoder.py, backbone.py (the
-contract), gpt2.py, rotary.py, llama.py, gemma.py, t5.py, deberta.py (the families); weights.py,
-tensor_files.py, config.py (checkpoints in and out); last_token.py (the last block only where it is
-read), cache.py (writing text), tree.py (many continuations at once).
+contract), distilbert.py, gpt2.py, rotary.py, llama.py, gemma.py, t5.py, deberta.py, modernbert.py
+(the families); weights.py, tensor_files.py, config.py (checkpoints in and out); last_token.py (the
+last block only where it is read), cache.py (writing text), tree.py (many continuations at once).
 
 `MODELS` is the only registry: model_type of config.json -> class.
 """
@@ -16,20 +16,23 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
 from ..files import short
-from .bert import Bert, Roberta
+from .bert import Bert, Roberta, XlmRoberta
 from .cache import generate as generate
 from .config import look_up
 from .deberta import Deberta
+from .distilbert import DistilBert
 from .gemma import Gemma, Gemma2, Gemma3
 from .gpt2 import GPT2
-from .llama import Llama, Mistral
+from .llama import Llama, Mistral, Qwen2, Qwen3
+from .modernbert import ModernBert
 from .t5 import T5
 from .tensor_files import write_checkpoint
 from .weights import OWN_HEADS, Checkpoint, RenameTable, export_tensors, load_parameters
 
-MODELS = {"bert": Bert, "roberta": Roberta, "deberta-v2": Deberta, "gpt2": GPT2, "llama": Llama,
-          "mistral": Mistral, "gemma": Gemma, "gemma2": Gemma2, "gemma3_text": Gemma3,
-          "gemma3": Gemma3, "t5": T5}
+MODELS = {"bert": Bert, "distilbert": DistilBert, "roberta": Roberta, "xlm-roberta": XlmRoberta,
+          "deberta-v2": Deberta, "modernbert": ModernBert, "gpt2": GPT2, "llama": Llama,
+          "mistral": Mistral, "qwen2": Qwen2, "qwen3": Qwen3, "gemma": Gemma, "gemma2": Gemma2,
+          "gemma3_text": Gemma3, "gemma3": Gemma3, "t5": T5}
 
 
 def model_class(config, where="config.json"):
@@ -75,7 +78,8 @@ def build_backbone(checkpoint, lm_head):
     cls = model_class(checkpoint.config, where)
     config = cls.own_config(checkpoint.config)
     check_sizes(checkpoint, cls, config, where)
-    lm_head = lm_head and any(names_by_path(checkpoint, RenameTable(cls.LM_NAMES, {}, cls.ALIASES)))
+    signs = {file: path for file, path in cls.LM_NAMES.items() if file not in cls.SHARED_NAMES}
+    lm_head = lm_head and any(names_by_path(checkpoint, RenameTable(signs, {}, cls.ALIASES)))
     try:
         with torch.device("meta"), NoRandomInit():
             model = cls.from_config(config, lm_head=lm_head, where=where)

@@ -34,6 +34,7 @@ class Backbone(nn.Module, ConfigTables):
     ARCHITECTURES = {}          # "body", "lm_head", "classifier" -> the class in transformers
     NAMES = {}                  # module or tensor in the file -> here; None: dropped on purpose
     LM_NAMES = {}               # the same for a language-model head of its own
+    SHARED_NAMES = ()           # of LM_NAMES: a classification head has tensors of this name too
     TIES = {}                   # copy in the file -> the parameter here that it must equal
     LM_TIES = {}                # the same for copies in the language-model head
     ALIASES = ()                # (prefix of names in some files, the prefix in NAMES)
@@ -41,6 +42,7 @@ class Backbone(nn.Module, ConfigTables):
     CLASSIFIER_PREFIX = ""      # before every name of NAMES, in a file with a classification head
     FULL_PRECISION = ()         # linear layers that are never quantised
     BLOCKS_PATH = "layers"      # path of the blocks that the method `last-N` counts
+    TOKEN_TYPES = False         # does it read token types?
     WIDTH_FIELD = "hidden_size"                      # the field with the width of vectors
     DEPTH_FIELDS = {"layers": "num_hidden_layers"}   # path of blocks -> the field with their number
 

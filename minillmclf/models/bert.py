@@ -1,4 +1,4 @@
-"""Encoders: BERT (Devlin et al. 2018) and RoBERTa (Liu et al. 2019).
+"""Encoders: BERT (Devlin et al. 2018), RoBERTa (Liu et al. 2019) and its multilingual XLM-RoBERTa.
 
 Every token sees every other token of its text, left and right. The block is the original post-norm
 one: x = norm(x + attention(x)); x = norm(x + mlp(x)). RoBERTa differs in two numbers: its positions
@@ -91,6 +91,7 @@ class Bert(Encoder):
     }
     LM_TIES = {"cls.predictions.decoder.weight": "word_embeddings.weight",
                "cls.predictions.decoder.bias": "lm_head.bias"}
+    LAYER = BertLayer
 
     def __init__(self, c, lm_head, position_offset=0, lm_activation=None):
         super().__init__()
@@ -101,7 +102,7 @@ class Bert(Encoder):
         self.type_embeddings = nn.Embedding(c["type_vocab_size"], D)
         self.embedding_norm = nn.LayerNorm(D, eps=c["layer_norm_eps"])
         self.dropout = nn.Dropout(c["hidden_dropout_prob"])
-        self.layers = nn.ModuleList(BertLayer(c) for _ in range(c["num_hidden_layers"]))
+        self.layers = nn.ModuleList(self.LAYER(c) for _ in range(c["num_hidden_layers"]))
         self.lm_head = MaskedLMHead(c, lm_activation or c["hidden_act"]) if lm_head else None
         self.max_tokens, self.width = c["max_position_embeddings"] - position_offset, D
         dropout = c["classifier_dropout"]
@@ -142,3 +143,10 @@ class Roberta(Bert):
     def __init__(self, c, lm_head):
         # 514 position rows serve 512 tokens: the first pad_id + 1 rows are never used.
         super().__init__(c, lm_head, c["pad_token_id"] + 1, "gelu")
+
+
+class XlmRoberta(Roberta):
+    """XLM-RoBERTa (Conneau et al. 2019): RoBERTa for 100 languages, with a Unigram vocabulary."""
+
+    ARCHITECTURES = {kind: name.replace("Roberta", "XLMRoberta")
+                     for kind, name in Roberta.ARCHITECTURES.items()}

@@ -66,8 +66,21 @@ KINDS = {str: "a name", bool: "true or false", list: "a list", dict: "an object"
 NUMBER_RANGES = {
     r".*_eps(ilon)?": (lambda v: 1e-30 <= v <= 1, "a number from 1e-30 to 1"),
     r".*(dropout|pdrop).*": (lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+    r"max_window_layers": (lambda v: type(v) is int and v in range(2**31),
+                           "a whole number from 0 up"),
+    r".*rope_theta": (lambda v: 1e-3 <= v <= 1e12, "a number from 0.001 to 1e12"),
     r".*softcapping": (lambda v: 1e-3 <= v <= 1e6, "a number from 0.001 to 1000000, or null"),
 }
+
+
+LAYER_TYPES = ("sliding_attention", "full_attention")         # with a window, without
+
+
+def layer_types_rule(c):
+    """A rule for RULES: layer_types, if it is given, has a word for each layer."""
+    if len(c["layer_types"]) not in (0, c["num_hidden_layers"]):
+        return (f"layer_types names {len(c['layer_types'])} layers, num_hidden_layers is "
+                f"{c['num_hidden_layers']}")
 
 
 def read_model_config(folder):

@@ -20,12 +20,13 @@ convolution of deberta-v2-xlarge, the enhanced mask decoder, v3's pretraining, t
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from ..text.transfer import move
 from .bert import BertLayer
 from .config import REQUIRED
 from .encoder import Encoder, MaskedLMHead
+from .half import dot_product_attention
 from .layers import ACTIVATIONS
 
 
@@ -74,7 +75,7 @@ def disentangled_attention(q, k, v, positions, column, rows, dropout):
         bias = bias + (queries @ k.mT).gather(-2, column)                # from (B, H, P, S)
     if rows.padding_mask is not None:
         bias = bias.masked_fill(~rows.padding_mask, float("-inf"))
-    return rows.merge_heads(F.scaled_dot_product_attention(
+    return rows.merge_heads(dot_product_attention(
         q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale))
 
 
@@ -248,8 +249,9 @@ class Deberta(Encoder):
         offsets = torch.arange(-farthest, farthest + 1, device="cpu")                # (2L - 1,)
         table_row = table_rows(offsets, self.buckets, self.max_distance)             # (2L - 1,)
         needed, place = table_row.unique(return_inverse=True)            # (P,), (2L - 1,)
-        table = self.rel_norm(self.rel_embeddings(needed.to(distance.device)))       # (P, D)
-        return table, place.to(distance.device)[distance + farthest]
+        moved = move({"needed": needed, "place": place}, distance.device)
+        table = self.rel_norm(self.rel_embeddings(moved["needed"]))                  # (P, D)
+        return table, moved["place"][distance + farthest]
 
     def run(self, layers, x, rows, context=None):
         """x: (N, D) through some of the blocks -> (N, D)."""

@@ -25,6 +25,8 @@ class MaskedLMHead(nn.Module):
 class Encoder(Backbone):
     """The parent of the encoders."""
 
+    TOKEN_TYPES = True
+
     def embed_types(self, types, ids, rows):
         """types: (B, T) or None -> their vectors (N, D). InputError for a type too many."""
         if types is None:

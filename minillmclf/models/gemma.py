@@ -21,13 +21,12 @@ from torch import nn
 
 from ..errors import InputError
 from ..files import short
-from .config import wrong_kind
+from .config import LAYER_TYPES, layer_types_rule, wrong_kind
 from .layers import root_mean_square_norm
-from .llama import Llama, LlamaLayer
+from .llama import Llama, LlamaLayer, NormedHeadsLayer
 from .rotary import ROPE_KEYS, cos_sin, read_two_ropes
 
 TANH_GELU = "gelu_pytorch_tanh"
-LAYER_TYPES = {"sliding_attention": "has a window", "full_attention": "has none"}
 
 
 class GemmaNorm(nn.Module):
@@ -40,6 +39,7 @@ class GemmaNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.zeros(width)), eps
 
     def forward(self, x):
+        """x: (..., D) -> the norm times 1 + weight, in the dtype of x."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))       # rounded only at the end
         weight = 1 + self.weight.to(wide.dtype)
         return (root_mean_square_norm(wide, self.eps) * weight).to(x.dtype)
@@ -134,9 +134,7 @@ class Gemma2(Gemma):
         attn_logit_softcapping=None, final_logit_softcapping=None)
     CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}   # null: no cap
     CHOICES = Gemma.CHOICES | {"layer_types": LAYER_TYPES}
-    RULES = (*Gemma.RULES, lambda c: len(c["layer_types"]) not in (0, c["num_hidden_layers"])
-             and f"layer_types names {len(c['layer_types'])} layers, num_hidden_layers is "
-             f"{c['num_hidden_layers']}")
+    RULES = (*Gemma.RULES, layer_types_rule)
     ARCHITECTURES = {kind: name.replace("Llama", "Gemma2")
                      for kind, name in Llama.ARCHITECTURES.items()}
     # post_attention_layernorm: after attention; in LLaMA's files, before the MLP
@@ -146,7 +144,7 @@ class Gemma2(Gemma):
         "model.layers.{}.post_feedforward_layernorm": "layers.{}.mlp_post_norm",
     }
     ACTIVATION_KEY, ACTIVATION_ALIASES = "hidden_activation", {}
-    LAYER_CLASS, FULL_EVERY = Gemma2Layer, 2      # every PATTERN-th layer has no window
+    LAYER, FULL_EVERY = Gemma2Layer, 2      # every PATTERN-th layer has no window
 
     @classmethod
     def config_fields(cls, config, where):
@@ -161,27 +159,13 @@ class Gemma2(Gemma):
         """n, where every n-th layer has no window."""
         return cls.FULL_EVERY
 
-    def build_layer(self, number):
-        c = self.config
-        has_window = c["layer_types"][number] == "sliding_attention"
-        window = c["sliding_window"] if has_window else math.inf
-        return self.LAYER_CLASS(c, self.NORM, window, c["query_pre_attn_scalar"] ** -0.5)
-
     def logits(self, hidden):
         """hidden (..., D) -> logits over the vocabulary (..., V), capped."""
         return soft_cap(super().logits(hidden), self.config["final_logit_softcapping"])
 
 
-class Gemma3Layer(Gemma2Layer):
-    """Gemma 2's block with normalised queries and keys, and without caps."""
-
-    def __init__(self, c, norm, window, scale):
-        super().__init__(c, norm, window, scale)
-        self.q_norm, self.k_norm = (norm(c["head_dim"], c["rms_norm_eps"]) for _ in range(2))
-
-    def project(self, x, queries):
-        q, k, v = super().project(x, queries)
-        return self.q_norm(q), self.k_norm(k), v                                # differs
+class Gemma3Layer(NormedHeadsLayer, Gemma2Layer):
+    """Gemma 2's block with normalised queries and keys, as in Qwen 3, and without caps."""
 
     attention = LlamaLayer.attention              # differs: nothing is capped
 
@@ -208,7 +192,7 @@ class Gemma3(Gemma2):
         "multi_modal_projector.*": None, "model.multi_modal_projector.*": None,
     }
     LM_TIES = Gemma2.LM_TIES | {"language_model.lm_head.weight": "word_embeddings.weight"}
-    LAYER_CLASS, FULL_EVERY = Gemma3Layer, 6
+    LAYER, FULL_EVERY = Gemma3Layer, 6
     VISION_KEYS = ("text_config", "vision_config", "mm_tokens_per_image", "boi_token_index",
                    "eoi_token_index", "image_token_index", "boi_token_id", "eoi_token_id",
                    "image_token_id")
@@ -240,7 +224,7 @@ class Gemma3(Gemma2):
 
     @classmethod
     def read_rotation(cls, config, where):
-        return read_two_ropes(config, where, theta=1e6, local_theta=1e4)
+        return read_two_ropes(config, where, ("rope_theta", 1e6), ("rope_local_base_freq", 1e4))
 
     def run(self, layers, x, rows, context=None):
         c = self.config

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..text.batch import Layout
+from .half import dot_product_attention
 
 ACTIVATIONS = {                                    # by their names in config.json
     "gelu": F.gelu,                                # exact, with erf
@@ -110,8 +111,9 @@ class Rows:
         return seen.unsqueeze(1)
 
     def is_triangle(self, window):
-        """Can is_causal=True replace the mask, at half the work? It can if all padding is on the
-        right, where no token sees it, and if no row is longer than the window."""
+        """Can is_causal=True replace the mask, at half the work: is the mask a plain triangle?"""
+        # It is if all padding is on the right, where no token sees it, and no row is longer than
+        # the window.
         return self.layout.right_padded and window >= self.mask.shape[1]
 
 
@@ -122,7 +124,7 @@ def attention(q, k, v, rows, dropout=0.0):
     outside training. -> (M, H*d)
     """
     q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)        # (B, H, T, d), (B, H, S, d)
-    return rows.merge_heads(F.scaled_dot_product_attention(
+    return rows.merge_heads(dot_product_attention(
         q, k, v, attn_mask=rows.padding_mask, dropout_p=dropout))
 
 
@@ -134,7 +136,7 @@ def causal_attention(q, k, v, rows, window=math.inf, dropout=0.0, scale=None):
     """
     q, (k, v) = rows.pad_heads(q), rows.keys_values(k, v)        # (B, H, T, d), (B, K, S, d)
     triangle = rows.is_triangle(window)
-    return rows.merge_heads(F.scaled_dot_product_attention(
+    return rows.merge_heads(dot_product_attention(
         q, k, v, attn_mask=None if triangle else rows.causal_mask(window), is_causal=triangle,
         dropout_p=dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1]))
 

@@ -1,9 +1,12 @@
-"""LLaMA 2 and 3 (Touvron et al. 2023; Grattafiori et al. 2024) and Mistral (Jiang et al. 2023).
+"""LLaMA 2 and 3 (Touvron et al. 2023; Grattafiori et al. 2024), Mistral (Jiang et al. 2023), and
+Qwen 2, 2.5 and 3 (Yang et al. 2024, 2024, 2025).
 
 What differs from GPT-2: RMSNorm instead of layer norm; rotated queries and keys (rotary.py) instead
 of learned positions; an MLP with a gate, down(silu(gate(x)) * up(x)) (Shazeer 2020, "SwiGLU");
 several query heads may share a head of keys and values (GQA); most files have no biases. Mistral
-adds a window: a token sees itself and the window - 1 tokens before it.
+adds a window: a token sees itself and the window - 1 tokens before it. Qwen may have one in its
+upper layers. Qwen 2 has biases on queries, keys and values, and on nothing else; Qwen 3 has none,
+but normalises queries and keys head by head, so that no attention score explodes in training.
 
 Here: the body and its language-model head. Not here: mixtures of experts, classification heads.
 """
@@ -14,7 +17,7 @@ from torch import nn
 from ..errors import InputError
 from ..files import short
 from .backbone import Decoder
-from .config import REQUIRED
+from .config import LAYER_TYPES, REQUIRED, layer_types_rule
 from .layers import ACTIVATIONS, RMSNorm, causal_attention
 from .rotary import ROPE_KEYS, cos_sin, read_rope, rotate
 
@@ -74,6 +77,26 @@ class LlamaLayer(nn.Module):
         return self.mlp(self.attend(x, rows, rotation))
 
 
+class Qwen2Layer(LlamaLayer):
+    """LLaMA's block with biases on queries, keys and values alone."""
+
+    def __init__(self, c, norm, window, scale):
+        super().__init__(c, norm, window, scale)
+        self.o_proj = nn.Linear(self.o_proj.in_features, c["hidden_size"], bias=False)   # differs
+
+
+class NormedHeadsLayer(LlamaLayer):
+    """LLaMA's block with normalised queries and keys, head by head, before they are rotated."""
+
+    def __init__(self, c, norm, window, scale):
+        super().__init__(c, norm, window, scale)
+        self.q_norm, self.k_norm = (norm(c["head_dim"], c["rms_norm_eps"]) for _ in range(2))
+
+    def project(self, x, queries):
+        q, k, v = super().project(x, queries)
+        return self.q_norm(q), self.k_norm(k), v                                     # differs
+
+
 class Llama(Decoder):
     """The LLaMA body: ids -> one vector for each token."""
 
@@ -110,7 +133,7 @@ class Llama(Decoder):
         "model.norm": "final_norm",
         "score": None,
     }
-    NORM = RMSNorm
+    NORM, LAYER = RMSNorm, LlamaLayer
 
     def __init__(self, c, lm_head):
         super().__init__()
@@ -122,21 +145,23 @@ class Llama(Decoder):
         self.lm_head = self.build_lm_head(lm_head)
 
     def build_layer(self, number):
-        """A new block; `number` makes no difference here, but in Gemma 2."""
+        """A new block, with a window if `layer_types` says so."""
         c = self.config
-        window = c.get("sliding_window") or math.inf
-        return LlamaLayer(c, self.NORM, window, c["head_dim"] ** -0.5)
+        has_window = c["layer_types"][number] == "sliding_attention"
+        window = c["sliding_window"] if has_window else math.inf
+        scale = c.get("query_pre_attn_scalar", c["head_dim"]) ** -0.5                # Gemma 2
+        return self.LAYER(c, self.NORM, window, scale)
 
     @classmethod
     def config_fields(cls, config, where):
         """The checked fields of a config.json, those of FIXED included."""
         c = cls.FIXED | super().config_fields(config, where)
-        kinds, count = config.get("layer_types"), c["num_hidden_layers"]
-        if "layer_types" not in cls.FIELDS and kinds is not None:
+        if "layer_types" not in cls.FIELDS:
             kind = "sliding_attention" if c.get("sliding_window") else "full_attention"
-            if not (isinstance(kinds, list) and len(kinds) == kinds.count(kind) == count):
-                raise InputError(f"{where}: layer_types = {short(kinds)} (only {kind!r} for each "
-                                 f"of {count} layers is built)")
+            c["layer_types"] = [kind] * c["num_hidden_layers"]
+            if config.get("layer_types") not in (None, c["layer_types"]):
+                raise InputError(f"{where}: layer_types = {short(config['layer_types'])} (only "
+                                 f"{kind!r} for each of {len(c['layer_types'])} layers is built)")
         return c | {"rope": cls.read_rotation(config, where)}
 
     @classmethod
@@ -170,3 +195,43 @@ class Mistral(Llama):
     def config_fields(cls, config, where):
         # no window if it is null, 4096 if it is missing
         return super().config_fields({"sliding_window": 4096, **config}, where)
+
+
+class Qwen2(Llama):
+    """Qwen 2 and 2.5: LLaMA with biases on q, k and v, and perhaps a window in the upper layers."""
+
+    FIELDS = {key: default for key, default in Llama.FIELDS.items() if not key.endswith("_bias")}
+    FIELDS |= dict(num_key_value_heads=32, max_position_embeddings=32768, sliding_window=None,
+                   use_sliding_window=False, max_window_layers=28, layer_types=[])
+    FIXED = Llama.FIXED | dict(attention_bias=True, mlp_bias=False)
+    INERT = ROPE_KEYS
+    CHOICES = Llama.CHOICES | {"layer_types": LAYER_TYPES}
+    RULES = (*Llama.RULES, layer_types_rule, lambda c: "sliding_attention" in c["layer_types"]
+             and not (c["use_sliding_window"] and c["sliding_window"])
+             and "layer_types has sliding_attention, but there is no window: use_sliding_window "
+             "should be true and sliding_window a number")
+    ARCHITECTURES = {kind: name.replace("Llama", "Qwen2")
+                     for kind, name in Llama.ARCHITECTURES.items()}
+    LAYER = Qwen2Layer
+
+    @classmethod
+    def config_fields(cls, config, where):
+        """The checked fields; sliding_window is None unless use_sliding_window is true."""
+        c = super().config_fields({"sliding_window": 4096, **config}, where)
+        count, window = c["num_hidden_layers"], c["use_sliding_window"] and c["sliding_window"]
+        full = c["max_window_layers"] if window else count             # the layers without a window
+        kinds = ["full_attention" if number < full else "sliding_attention"
+                 for number in range(count)]
+        return c | {"sliding_window": window or None, "layer_types": c["layer_types"] or kinds}
+
+
+class Qwen3(Qwen2):
+    """Qwen 3: normalised queries and keys in place of biases."""
+
+    FIELDS = Qwen2.FIELDS | dict(head_dim=128, attention_bias=False)
+    FIXED = Llama.FIXED | dict(mlp_bias=False)
+    ARCHITECTURES = {kind: name.replace("Llama", "Qwen3")
+                     for kind, name in Llama.ARCHITECTURES.items()}
+    NAMES = Llama.NAMES | {"model.layers.{}.self_attn.q_norm": "layers.{}.q_norm",
+                           "model.layers.{}.self_attn.k_norm": "layers.{}.k_norm"}
+    LAYER = NormedHeadsLayer

@@ -3,7 +3,7 @@
 The product of a rotated query with a rotated key depends only on the distance between them (Su et
 al. 2021, "RoFormer"). Number i of the first half of a head and number i of its second half form a
 pair; pair i is rotated by position * theta ** (-2i / d). (The paper pairs neighbours instead; the
-files of LLaMA, Mistral and Gemma are sorted for halves. With the wrong pairs a model still writes
+files of LLaMA, Qwen and others are sorted for halves. With the wrong pairs a model still writes
 fluently for some words, then loses the thread.)
 
 For longer texts than those of pretraining, config.json may ask for slower rotations. "linear" slows
@@ -40,21 +40,21 @@ def read_rope(config, where, theta=10000.0):
     return merge_ropes([*parts, theta_object(config, "rope_theta")], where, theta)
 
 
-def read_two_ropes(config, where, theta, local_theta):
-    """The two rotations of Gemma 3, each as of `read_rope`, by the types of its layers.
+def read_two_ropes(config, where, full, sliding):
+    """The two rotations of Gemma 3 and ModernBERT, each as of `read_rope`, by the types of layers.
 
-    Old files have rope_theta and rope_scaling for layers of full attention, rope_local_base_freq
-    for those with a window; new files have one object for each in rope_parameters.
+    New files have one object for each in rope_parameters. full, sliding: the key that old files
+    have for the base of layers of full attention, and of those with a window, and its default.
+    rope_scaling of old files is for full attention.
     """
     both = config.get("rope_parameters") or {}
     if not isinstance(both, dict) or not both.keys() <= {"full_attention", "sliding_attention"}:
         raise InputError(f"{where}: rope_parameters = {short(both)}: should hold one object for "
                          f"full_attention and one for sliding_attention")
-    full = [both.get("full_attention"), config.get("rope_scaling"),
-            theta_object(config, "rope_theta")]
-    sliding = [both.get("sliding_attention"), theta_object(config, "rope_local_base_freq")]
-    return {"full_attention": merge_ropes(full, where, theta),
-            "sliding_attention": merge_ropes(sliding, where, local_theta)}
+    parts = [both.get("full_attention"), config.get("rope_scaling"), theta_object(config, full[0])]
+    local = [both.get("sliding_attention"), theta_object(config, sliding[0])]
+    return {"full_attention": merge_ropes(parts, where, full[1]),
+            "sliding_attention": merge_ropes(local, where, sliding[1])}
 
 
 def theta_object(config, key):

@@ -14,12 +14,12 @@ A line marked "differs" replaces one of the parent class.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..errors import InputError
 from .backbone import Backbone
 from .config import REQUIRED, look_up, read_config
+from .half import dot_product_attention
 from .layers import ACTIVATIONS, RMSNorm, Rows
 
 
@@ -41,7 +41,7 @@ def biased_attention(q, k, v, bias, dropout):
     q: (B, H, T, d), k and v: (B, H, S, d); bias: added to the scores, -inf where a key must not be
     seen, or None; dropout: probability on the attention weights. -> (B, H, T, d)
     """
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=1.0)
+    return dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=1.0)
 
 
 class T5Attention(nn.Module):

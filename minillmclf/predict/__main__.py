@@ -22,10 +22,12 @@ at --out is replaced only with --overwrite.
 import argparse
 import json
 import sys
+from itertools import chain
 from pathlib import Path
 
 from .. import __version__
 from . import stream
+from ..cli import device
 from ..cli.parser import Parser, run
 from ..cli.settings import add_settings
 from ..errors import InputError
@@ -56,6 +58,7 @@ def parse(arguments=None):
     p.add_argument("--format", choices=["jsonl", "csv"], help="[by the name of --out, else jsonl]")
     p.add_argument("--batch-size", type=int, default=64, help="rows at a time [64]")
     add_settings(p, ["quoting"], grouped=False)
+    device.add_precision(p)
     a = p.parse_args(arguments)
     a.format = a.format or ("csv" if a.out and a.out.endswith(".csv") else "jsonl")
     return a
@@ -77,15 +80,27 @@ def given_texts(a):
     return [((text,), {}) for text in a.text] or None
 
 
-def made_from(a, folders, columns, reading):
+def made_from(a, folders, columns, reading, precision):
     """What the answers to a file depend on besides its rows -> dict for stream.PartFile; None if
-    the rows cannot be read twice. folders: of the model and its base."""
+    the rows cannot be read twice. folders: of the model and its base; precision: that was taken."""
     if not a.data or not Path(a.data).is_file():
         return None
     return {"model": stream.model_identity(folders), "text columns": ",".join(columns or ()),
             "swap": a.swap or "", "format": a.format, "batch size": str(a.batch_size),
             "kind of file": Path(a.data).suffix.lower(), "window": stream.WINDOW,
-            "version": __version__, "cut column": a.show_cut, "way to read": json.dumps(reading)}
+            "version": __version__, "cut column": a.show_cut, "way to read": json.dumps(reading),
+            "precision": precision, "device": device.device_of(a.device).partition(":")[0]}
+
+
+def peek(a, read):
+    """The texts of the first window, if --precision auto asks for them, and a `read` that still
+    yields it: standard input cannot be read twice."""
+    if a.precision != "auto":
+        return [], read
+    windows = read()
+    first = next(windows, ([], None))
+    again = read if a.data else lambda: chain([first] if first[0] else [], windows)
+    return [texts for texts, _ in first[0]], again
 
 
 def answerer(model, columns, batch_size):
@@ -126,11 +141,14 @@ def main(arguments=None):
             return read_rows(a.data, chosen, reading, columns)
         columns.choose_names(range(len(texts[0][0]) if texts else 1))
         return iter([(texts, None)]) if texts else read_lines(sys.stdin)
+    first, read = peek(a, read)
+    precision = device.place(model, a.device, a.precision, first)
     if a.out:
         base = [find_model(model.base)] if model.base else []
         sources += [("the base of --model", path) for path in base]
         stream.check_answer_files(a.out, a.overwrite, sources)
-        with stream.PartFile(a.out, made_from(a, [folder, *base], chosen, reading)) as out:
+        with stream.PartFile(a.out, made_from(a, [folder, *base], chosen, reading,
+                                               precision)) as out:
             stream.answer_all(out.unanswered(read), answer, out)
         print(f"{out.rows} answers in {a.out}", file=sys.stderr)
     else:

@@ -2,9 +2,9 @@
 
 Reading order:
 
-  tokenizers/     texts -> token ids: wordpiece.py (BERT), bpe.py (GPT-2, RoBERTa, LLaMA 3),
-                  unigram.py (T5, LLaMA 2, Mistral, Gemma, DeBERTa); tokenizer.py (special tokens,
-                  one text or a pair); files.py (the files of a tokenizer)
+  tokenizers/     texts -> token ids: wordpiece.py (BERT), bpe.py (GPT-2, RoBERTa, LLaMA 3, Qwen),
+                  unigram.py (T5, XLM-RoBERTa, LLaMA 2, Mistral, Gemma, DeBERTa); tokenizer.py
+                  (special tokens, one text or a pair); files.py (the files of a tokenizer)
   batch.py        rows of token ids -> padded tensors with a mask
   table_files.py  a CSV, TSV or JSONL file -> rows; table_memory.py: lists, a DataFrame -> rows
   data.py         rows -> texts with labels, in train, dev and test

@@ -5,11 +5,12 @@ are shuffled, then sorted by length inside large chunks, and the batches are shu
 A row is a pair of lists, (ids, types): token ids and token types.
 """
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from ..errors import InputError
+from .transfer import move_record
 
 
 def token_positions(mask):
@@ -53,8 +54,7 @@ class Layout:
                    token_types=None if types is None else int(types.max()) + 1).to(device)
 
     def to(self, device):
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items()
-                                if isinstance(value, torch.Tensor)})
+        return move_record(self, device)
 
 
 @dataclass
@@ -69,9 +69,7 @@ class Batch:
     layout: Layout | None = None
 
     def to(self, device):
-        moved = {name: value.to(device) for name, value in vars(self).items()
-                 if isinstance(value, (torch.Tensor, Layout))}
-        return replace(self, **moved)
+        return move_record(self, device, "layout")
 
 
 def row_size(row):

@@ -17,11 +17,10 @@ def evaluate(probabilities, targets, labels):
     probabilities, targets = np.asarray(probabilities, dtype=np.float64), np.asarray(targets)
     answers = probabilities.argmax(1)                                             # (N,)
     f1 = [class_f1(answers == c, targets == c) for c in range(len(labels))]
-    target_probabilities = probabilities[np.arange(len(targets)), targets]         # (N,)
     occurring = np.union1d(answers, targets)                                      # class numbers
-    return {"accuracy": float((answers == targets).mean()),
+    return {"accuracy": accuracy(probabilities, targets),
             "macro_f1": float(np.mean([f1[c] for c in occurring])),
-            "log_loss": float(-np.log(np.clip(target_probabilities, 1e-15, 1.0)).mean()),
+            "log_loss": log_loss(probabilities, targets),
             "ece": calibration_error(probabilities.max(1), answers == targets),
             "f1": by_label(labels, f1)}
 
@@ -29,6 +28,19 @@ def evaluate(probabilities, targets, labels):
 def by_label(labels, numbers):
     """C names, C numbers -> {name: number, to 6 decimals}."""
     return {name: round(float(number), 6) for name, number in zip(labels, numbers)}
+
+
+def accuracy(probabilities, targets):
+    """Probabilities (N, C), class numbers (N,) -> a float, the share of right answers: of rows
+    whose target is the class with the largest probability."""
+    return float((probabilities.argmax(1) == targets).mean())
+
+
+def log_loss(probabilities, targets):
+    """Probabilities (N, C), class numbers (N,) -> a float, the mean over rows of -log(probability
+    of the target). A probability below 1e-15 counts as 1e-15, so that the loss stays finite."""
+    of_targets = probabilities[np.arange(len(targets)), targets]                  # (N,)
+    return float(-np.log(np.clip(of_targets, 1e-15, 1.0)).mean())
 
 
 def class_f1(answered, true):

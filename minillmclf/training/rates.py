@@ -21,7 +21,7 @@ Label texts and heads are tuned at the same rates.
 from ..errors import InputError
 from ..files import find_model, read_json
 
-WIDTH_KEYS = ("hidden_size", "d_model", "n_embd")      # in config.json, by family
+WIDTH_KEYS = ("hidden_size", "dim", "d_model", "n_embd")      # in config.json, by family
 WIDTH_RATES = ((384, 3e-4, 3e-3), (512, 1e-4, 2e-3), (768, 3e-5, 1e-3), (1024, 2e-5, 1e-3),
                (float("inf"), 1e-5, 1e-3))             # (up to this width, full, head)
 METHOD_RATES = {"houlsby": 1e-3, "pfeiffer": 1e-3, "bitfit": 1e-3, "prefix": 5e-3, "prompt": 1e-2}

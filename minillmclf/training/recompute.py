@@ -41,6 +41,7 @@ class RecomputedForward:
         self.forward = forward
 
     def __call__(self, *arguments):
+        """The block's arguments -> what its forward returns."""
         if not torch.is_grad_enabled():
             return self.forward(*arguments)
         rows = [getattr(a, "rows", a) for a in arguments if isinstance(a, Rows)]

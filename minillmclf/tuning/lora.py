@@ -22,8 +22,9 @@ from .quant import plain_linear
 from .selection import base_weight, check_unwrapped, find_linears, find_targets, values_by_path
 
 DEFAULT_TARGETS = dict.fromkeys(                                     # as PEFT's
-    ("bert", "roberta", "deberta-v2", "llama", "mistral", "gemma", "gemma2", "gemma3",
-     "gemma3_text", "t5"), ("q_proj", "v_proj")) | {"gpt2": ("qkv_proj",)}
+    ("bert", "distilbert", "roberta", "xlm-roberta", "deberta-v2", "llama", "mistral", "qwen2",
+     "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text", "t5"), ("q_proj", "v_proj")) | {
+         "gpt2": ("qkv_proj",), "modernbert": ("qkv_proj",)}
 MAX_ALPHA = 10.0**6       # far above any in use; a huge one makes the logits infinite
 ADAPTER_NAME = "default"  # of each adapter, as in PEFT; it is part of parameter names
 
@@ -54,6 +55,7 @@ class LoraLinear(nn.Module):
     """y = base(x) + (dropout(x) A^T) (s B)^T. A starts uniform in +-1/sqrt(in), B as 0."""
 
     def __init__(self, base, config, generator):
+        """base: a linear layer, plain or 4-bit; config: LoraConfig; generator: of A's numbers."""
         super().__init__()
         self.base, self.config = base.requires_grad_(False), config
         self.in_features, self.out_features = base.in_features, base.out_features

@@ -37,7 +37,7 @@ RAW = ["1e400", "NaN", "-Infinity", "9" * 5000, "[" * 5000 + "]" * 5000, '"\\ud8
 def sources():
     """[{file name: bytes}, ...]: folders to damage, of every kind that is read."""
     names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
-             "merges.txt", "spiece.model", "spm.model", "tokenizer.model")
+             "merges.txt", "spiece.model", "sentencepiece.bpe.model", "spm.model", "tokenizer.model")
     folders = [*sorted((ROOT / "checkpoints").iterdir()), *sorted((FIXTURES / "tokenizers").iterdir())]
     found = [{name: (folder / name).read_bytes() for name in names if (folder / name).is_file()} for folder in folders if folder.is_dir()]
     stored = json.loads((FIXTURES / "tokenizer_ids.json").read_text(encoding="utf-8"))
@@ -48,7 +48,7 @@ def sources():
                           "special_tokens_map.json": b'{"mask_token": {"content": "[MASK]", "lstrip": false}}',
                           "added_tokens.json": json.dumps({"covid": len(stored["bert"])}).encode()})
         else:
-            pieces = [*stored["letters"], "<|endoftext|>"] if name.startswith("gpt2") else \
+            pieces = [*stored["letters"], "<|endoftext|>"] if name.startswith(("gpt2", "qwen")) else \
                 ["<s>", "<pad>", "</s>", "<unk>", *stored["letters"], "<mask>"]
             found.append({"vocab.json": json.dumps({p: i for i, p in enumerate(pieces)}).encode(), "tokenizer_config.json": config,
                           "merges.txt": "\n".join(["#version: 0.2", *stored["merges"], ""]).encode()})

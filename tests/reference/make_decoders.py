@@ -40,12 +40,20 @@ LM = {                                                    # folder -> transforme
         rope_parameters=PLAIN)),
     "gemma3_lm": ("Gemma3TextConfig", "Gemma3ForCausalLM", LLAMA | dict(
         num_hidden_layers=3, sliding_window_pattern=3, sliding_window=4, query_pre_attn_scalar=20, rope_parameters=TWO)),
+    "qwen2_lm": ("Qwen2Config", "Qwen2ForCausalLM", LLAMA | dict(
+        num_key_value_heads=1, num_hidden_layers=2, head_dim=6, sliding_window=4, use_sliding_window=True,
+        max_window_layers=1, rope_parameters=PLAIN, tie_word_embeddings=True)),
+    "qwen3_lm": ("Qwen3Config", "Qwen3ForCausalLM", LLAMA | dict(
+        num_hidden_layers=2, head_dim=10, sliding_window=5, use_sliding_window=True, max_window_layers=1,
+        rope_parameters=PLAIN)),
 }
 CLASSIFIERS = {
     "gpt2_classifier": ("GPT2Config", "GPT2ForSequenceClassification", GPT2 | dict(
         n_embd=20, n_layer=2, n_inner=None, pad_token_id=0)),
     "gemma_classifier": ("GemmaConfig", "GemmaForSequenceClassification", LLAMA | dict(
         num_attention_heads=3, num_key_value_heads=1, num_hidden_layers=2, rope_parameters=PLAIN)),
+    "qwen2_classifier": ("Qwen2Config", "Qwen2ForSequenceClassification", LLAMA | dict(
+        num_hidden_layers=2, head_dim=4, pad_token_id=0, rope_parameters=PLAIN, tie_word_embeddings=True)),
 }
 
 

@@ -1,4 +1,4 @@
-"""Write tests/fixtures/models: four tiny random models as transformers saves them, and what transformers computes.
+"""Write tests/fixtures/models: eight tiny random models as transformers saves them, and what transformers computes.
 
     python tests/reference/make_fixtures.py
 
@@ -9,7 +9,9 @@ weights are exaggerated: in a freshly initialised model norms are 1, biases 0 an
 wrong model would pass. Two runs with the same libraries write the same bytes; their versions are in made_by.json.
 """
 
+import inspect
 import json
+import shutil
 from pathlib import Path
 
 import tokenizers
@@ -36,12 +38,17 @@ BERT = dict(vocab_size=0, hidden_size=32, num_hidden_layers=3, num_attention_hea
             max_position_embeddings=24, layer_norm_eps=1e-3)
 ROBERTA = dict(vocab_size=0, hidden_size=36, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40,
                max_position_embeddings=70, layer_norm_eps=1e-5, type_vocab_size=1, pad_token_id=1)
+XLM_ROBERTA = dict(vocab_size=0, hidden_size=20, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+                   max_position_embeddings=90, layer_norm_eps=1e-5, type_vocab_size=1, pad_token_id=1)
+DISTILBERT = dict(vocab_size=0, dim=28, n_layers=3, n_heads=4, hidden_dim=36, max_position_embeddings=24)
 # parts of the names of the parameters whose gradients are stored; the bias of a key has none, but for rounding
 GRADIENTS = ("word_embeddings", "position_embeddings", "token_type_embeddings", "embeddings.LayerNorm.weight",
              "0.attention.self.query.weight", "0.attention.self.key.weight", "0.attention.self.value.bias",
              "0.attention.output.dense.weight", "0.attention.output.LayerNorm.bias", "1.intermediate.dense.weight",
              "1.output.dense.bias", "1.output.LayerNorm.weight", "pooler.dense.weight", "classifier", "predictions",
-             "lm_head")
+             "lm_head", "0.attention.q_lin.weight", "0.attention.k_lin.weight", "0.attention.v_lin.bias",
+             "0.attention.out_lin.weight", "0.sa_layer_norm.bias", "1.ffn.lin1.weight", "1.ffn.lin2.bias",
+             "1.output_layer_norm.weight", "vocab_")
 
 
 def exaggerate(model, seed, std=0.2):
@@ -78,6 +85,13 @@ def roberta_tokenizer(folder):
     return transformers.RobertaTokenizer(vocab=vocab, merges=[tuple(merge.split(" ")) for merge in MERGES])
 
 
+def xlm_roberta_tokenizer(folder):
+    """Write sentencepiece.bpe.model; -> transformers' tokenizer of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(MODELS.parent / "tokenizers" / "xlm-roberta" / "sentencepiece.bpe.model", folder)
+    return transformers.XLMRobertaTokenizer.from_pretrained(folder)
+
+
 def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="\n")
@@ -106,7 +120,8 @@ def random_batch(config, seed, lengths=(7, 12, 3, 9)):
     rows = []
     for length in lengths:
         ids = torch.randint(config.pad_token_id + 1, config.vocab_size, (length,), generator=generator).tolist()
-        rows.append((ids, [0] * (length // 2) + [config.type_vocab_size - 1] * (length - length // 2)))
+        last = getattr(config, "type_vocab_size", 2) - 1
+        rows.append((ids, [0] * (length // 2) + [last] * (length - length // 2)))
     return padded(rows, config.pad_token_id)
 
 
@@ -118,14 +133,15 @@ def masked_labels(ids, mask):
 
 def run(model, ids, mask, types, labels):
     """What transformers computes, in float64: hidden states (N, D) at the real places, logits, loss, gradients."""
-    out = model.double()(input_ids=ids, attention_mask=mask, token_type_ids=types, labels=labels,
-                         output_hidden_states=True)
+    given = {"token_type_ids": types} if "token_type_ids" in inspect.signature(model.forward).parameters else {}
+    out = model.double()(input_ids=ids, attention_mask=mask, labels=labels, output_hidden_states=True, **given)
     out.loss.backward()
     names = ["embeddings", *(f"layer {i}" for i in range(model.config.num_hidden_layers))]
     expected = {name: hidden[mask.bool()] for name, hidden in zip(names, out.hidden_states, strict=True)}
     logits = out.logits[mask.bool()] if out.logits.dim() == 3 else out.logits
     expected |= {"ids": ids, "mask": mask, "types": types, "labels": labels, "logits": logits, "loss": out.loss}
-    expected |= {"gradient of " + name: parameter.grad for name, parameter in model.named_parameters()
+    copies = getattr(model, "_tied_weights_keys", None) or {}
+    expected |= {"gradient of " + copies.get(name, name): parameter.grad for name, parameter in model.named_parameters()
                  if any(part in name for part in GRADIENTS)}
     return {name: tensor.detach() for name, tensor in expected.items()}
 
@@ -162,10 +178,18 @@ def main():
     make_classifier("bert_classifier", t.BertForSequenceClassification, t.BertConfig, bert_tokenizer, 1, **BERT)
     make_classifier("roberta_classifier", t.RobertaForSequenceClassification, t.RobertaConfig, roberta_tokenizer, 2,
                     **ROBERTA)
+    make_classifier("xlm_roberta_classifier", t.XLMRobertaForSequenceClassification, t.XLMRobertaConfig,
+                    xlm_roberta_tokenizer, 5, **XLM_ROBERTA)
+    make_classifier("distilbert_classifier", t.DistilBertForSequenceClassification, t.DistilBertConfig, bert_tokenizer,
+                    6, **DISTILBERT)
     make_masked_lm("bert_masked_lm", t.BertForMaskedLM, t.BertConfig, 3, **BERT | {
         "vocab_size": 61, "hidden_act": "gelu_new", "type_vocab_size": 3, "num_hidden_layers": 2})
     make_masked_lm("roberta_masked_lm", t.RobertaForMaskedLM, t.RobertaConfig, 4, **ROBERTA | {
         "vocab_size": 70, "hidden_size": 48, "hidden_act": "relu", "layer_norm_eps": 1e-3, "pad_token_id": 3})
+    make_masked_lm("xlm_roberta_masked_lm", t.XLMRobertaForMaskedLM, t.XLMRobertaConfig, 9, **XLM_ROBERTA | {
+        "vocab_size": 70, "hidden_act": "relu", "layer_norm_eps": 1e-3, "pad_token_id": 2})
+    make_masked_lm("distilbert_masked_lm", t.DistilBertForMaskedLM, t.DistilBertConfig, 8, **DISTILBERT | {
+        "vocab_size": 61, "activation": "relu", "n_layers": 2})
     versions = {"transformers": t.__version__, "torch": torch.__version__, "tokenizers": tokenizers.__version__}
     write(MODELS / "made_by.json", json.dumps(versions, indent=1) + "\n")
 

@@ -1,8 +1,8 @@
-"""Write tests/fixtures/tokenizers/: four small SentencePiece models, and ids.json with the ids of the libraries.
+"""Write tests/fixtures/tokenizers/: five small SentencePiece models, and ids.json with the ids of the libraries.
 
     python tests/reference/make_sentencepiece.py
 
-The models are shaped as those of T5, DeBERTa, LLaMA and Gemma (pieces, types, flags), trained on the sentences of
+The models are shaped as those of T5, XLM-RoBERTa, DeBERTa, LLaMA and Gemma (pieces, types, flags), trained on the sentences of
 make_tokenizer_ids.py; those already there are kept. Reference ids: what the `sentencepiece` library gives for the
 text between special tokens, and each family's documented frame around it, spelled out in FAMILIES below. For
 LLaMA-3's byte-level BPE: what the `tokenizers` library gives for `llama3_json`. tests/test_sentencepiece.py holds our
@@ -21,7 +21,9 @@ from pathlib import Path
 import sentencepiece
 import tokenizers
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+from small import Fairseq  # noqa: E402
+
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 STORED = json.loads((FIXTURES / "tokenizer_ids.json").read_text(encoding="utf-8"))
 TEXTS = STORED["texts"] + [
@@ -43,6 +45,8 @@ BPE = dict(model_type="bpe", vocab_size=700, byte_fallback=True, normalization_r
 FAMILIES = {
     "t5": ("spiece.model", UNIGRAM | dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1), ["<pad>", "</s>", "<unk>"],
            [f"<extra_id_{99 - n}>" for n in range(100)], "A </s>", "A </s> B </s>"),
+    "xlm-roberta": ("sentencepiece.bpe.model", UNIGRAM, ["<s>", "<pad>", "</s>", "<unk>"], ["<mask>"],
+                    "<s> A </s>", "<s> A </s> </s> B </s>"),
     "deberta": ("spm.model", UNIGRAM | dict(
         vocab_size=700, byte_fallback=True, pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="[PAD]",
         bos_piece="[CLS]", eos_piece="[SEP]", unk_piece="[UNK]"), ["[PAD]", "[CLS]", "[SEP]", "[UNK]"],
@@ -91,13 +95,18 @@ class Reference:
     def __init__(self, name, path):
         _, _, special, appended, self.single, self.pair = FAMILIES[name]
         self.library = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        if name == "xlm-roberta":
+            self.library = Fairseq(self.library)
         self.special = {token: self.library.piece_to_id(token) for token in special}
         self.special |= {token: len(self.library) + n for n, token in enumerate(appended)}
-        self.pattern = re.compile("(" + "|".join(map(re.escape, self.special)) + ")")
+        # RoBERTa's mask takes the spaces before it
+        words = (r"\s*<mask>" if token == "<mask>" else re.escape(token) for token in self.special)
+        self.pattern = re.compile("(" + "|".join(words) + ")")
 
     def ids(self, text):
         return [i for part in self.pattern.split(text)
-                for i in ([self.special[part]] if part in self.special else self.library.encode(part))]
+                for i in ([self.special[part.lstrip()]] if part.lstrip() in self.special
+                          else self.library.encode(part))]
 
     def framed(self, text, pair=None):
         """(ids, token types) of one text or a pair."""

@@ -49,7 +49,7 @@ BERT_SETTINGS = {
     "ideographs not set apart": {"do_lower_case": True, "tokenize_chinese_chars": False},
 }
 BPE_SETTINGS = {"gpt2": {}, "gpt2, prefix space": {"add_prefix_space": True}, "roberta": {},
-                "roberta, prefix space": {"add_prefix_space": True}}
+                "roberta, prefix space": {"add_prefix_space": True}, "qwen": {"tokenizer_class": "Qwen2Tokenizer"}}
 
 
 def train_wordpiece():
@@ -103,6 +103,8 @@ def main():
     for name, settings in BPE_SETTINGS.items():
         if name.startswith("gpt2"):
             reference = transformers.GPT2Tokenizer(vocab=numbered["gpt2"], merges=pairs, **settings)
+        elif name == "qwen":
+            reference = transformers.Qwen2Tokenizer(vocab=numbered["gpt2"], merges=pairs)
         else:  # the mask takes the spaces before it, as in the tokenizer.json that RoBERTa was published with
             reference = transformers.RobertaTokenizer(vocab=numbered["roberta"], merges=pairs,
                                                       mask_token=AddedToken("<mask>", lstrip=True), **settings)

@@ -79,7 +79,7 @@ def megabytes(program, *arguments):
 
 def estimate(folder, method):
     """What `inspect` says for the same step of 8 x 128 tokens."""
-    from minillmclf.classify.head import build_head
+    from minillmclf.classify.family_heads import build_head
     from minillmclf.cli.memory import step_bytes, training_memory
     from minillmclf.models import load_backbone
     backbone = load_backbone(folder).train()

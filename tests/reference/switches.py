@@ -73,7 +73,7 @@ def measured(*flags, give_back=False):
 
 def main(model="mini-bert", data="long", batch_size="16", method="full"):
     sys.path[:0] = [str(ROOT)]
-    from minillmclf.classify.head import build_head
+    from minillmclf.classify.family_heads import build_head
     from minillmclf.files import find_model
     from minillmclf.cli.memory import switch_table
     from minillmclf.models import load_backbone

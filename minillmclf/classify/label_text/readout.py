@@ -22,6 +22,7 @@ from ...errors import InputError
 from ...files import short
 from ...models.cache import prefill
 from ...models.tree import TokenTree, tree_log_probs, pad_right, num_shared_tokens
+from ...text.transfer import move
 from ...training.completion_loss import text_to_text_loss
 from ..readout import Readout
 
@@ -152,7 +153,10 @@ class LabelReadout(Readout):
 
     def add_by_class(self, log_probs):
         """Log-probabilities of texts (B, L) -> of classes (B, C): the probabilities are added."""
-        return torch.stack([log_probs[:, texts].logsumexp(1) for texts in self.class_texts], 1)
+        texts = pad_sequence([torch.tensor(numbers) for numbers in self.class_texts],
+                             batch_first=True, padding_value=-1).to(log_probs.device)  # (C, most)
+        by_class = log_probs[:, texts.clamp(min=0)]                              # (B, C, most)
+        return by_class.masked_fill(texts < 0, float("-inf")).logsumexp(2)
 
     def share_beginning(self, backbone, ids, mask):
         """Read the rows' common beginning once -> ids and mask of the rest, its cache or None."""
@@ -180,9 +184,10 @@ class LabelReadout(Readout):
     def target_ids(self, labels):
         """Class numbers (B,) -> ids (B, n) and mask (B, n) of each class's first label text."""
         paths = [self.tree.paths[self.class_texts[label][0]] for label in labels.tolist()]
-        ids = pad_sequence([self.tree.edge_tokens[path] for path in paths], batch_first=True)
-        lengths = torch.tensor([[len(path)] for path in paths], device=ids.device)        # (B, 1)
-        return ids, (torch.arange(ids.shape[1], device=ids.device) < lengths).to(ids.dtype)
+        edges = pad_sequence([torch.tensor(path) for path in paths], batch_first=True)
+        real = pad_sequence([torch.ones(len(path), dtype=torch.long) for path in paths], True)
+        moved = move({"edges": edges, "real": real}, labels.device)
+        return self.tree.edge_tokens[moved["edges"]], moved["real"]
 
     def completion_loss(self, backbone, ids, mask, labels):
         """-log p(label text | prompt), summed over the tokens of all label texts. -> scalar

@@ -1,4 +1,4 @@
-"""Byte-pair encoding (BPE), as GPT-2, RoBERTa and LLaMA-3 use it: merge neighbours by rank.
+"""Byte-pair encoding (BPE), as GPT-2, RoBERTa, LLaMA-3 and Qwen use it: merge neighbours by rank.
 
     "low lower"  ->  "low", " lower"  ->  l o w / Ġ l o w e r  ->  low / Ġlow er
 
@@ -16,6 +16,9 @@ import regex
 # `(?!\S)`: a run of spaces leaves its last one to the word that follows.
 SPLIT = regex.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+# Qwen's: each digit alone, letters with one sign before them, line ends with what stands before
+QWEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+              r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 
 def byte_letters():

@@ -42,6 +42,9 @@ ROBERTA = Family({"pad": "<pad>", "cls": "<s>", "sep": "</s>", "unk": "<unk>", "
                  "vocab.json", ("cls A sep", "cls A sep sep B sep"), "RobertaProcessing")
 GPT2 = Family({"unk": "<|endoftext|>", "bos": "<|endoftext|>", "eos": "<|endoftext|>"},
               "vocab.json", ("A", "A B:1"), None)
+QWEN = Family({"unk": "<|endoftext|>", "eos": "<|endoftext|>", "pad": "<|endoftext|>"},
+              "vocab.json", ("A", "A B:1"), None)
+XLM_ROBERTA = Family(ROBERTA.tokens, ".model", ROBERTA.layouts)
 T5 = Family({"pad": "<pad>", "unk": "<unk>", "eos": "</s>"}, ".model", ("A eos", "A eos B eos"))
 DEBERTA = Family(BERT.tokens | {"bos": "[CLS]", "eos": "[SEP]"}, ".model", BERT.layouts)
 LLAMA = Family({"unk": "<unk>", "bos": "<s>", "eos": "</s>"}, ".model")
@@ -49,8 +52,8 @@ GEMMA = Family({"pad": "<pad>", "unk": "<unk>", "mask": "<mask>", "bos": "<bos>"
                ".model", one_bos=True)
 FAMILIES = {"BertTokenizer": BERT, "DistilBertTokenizer": BERT, "ElectraTokenizer": BERT,
             "RobertaTokenizer": ROBERTA, "BartTokenizer": ROBERTA, "GPT2Tokenizer": GPT2,
-            "T5Tokenizer": T5, "DebertaV2Tokenizer": DEBERTA, "LlamaTokenizer": LLAMA,
-            "GemmaTokenizer": GEMMA}
+            "Qwen2Tokenizer": QWEN, "XLMRobertaTokenizer": XLM_ROBERTA, "T5Tokenizer": T5,
+            "DebertaV2Tokenizer": DEBERTA, "LlamaTokenizer": LLAMA, "GemmaTokenizer": GEMMA}
 # Without a tokenizer_class: the first family here whose pieces are all in the vocabulary.
 FAMILY_SIGNS = ((("[UNK]",), BERT), (("<bos>", "<eos>", "<0x00>"), GEMMA), (("<extra_id_0>",), T5),
                 (("<s>", "</s>", "<0x00>"), LLAMA), (("<s>", "</s>"), ROBERTA), ((), GPT2))

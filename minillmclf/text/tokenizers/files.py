@@ -2,8 +2,9 @@
 
     tokenizer.json                              the description itself
     vocab.txt                                   BERT
-    vocab.json, merges.txt                      GPT-2, RoBERTa
+    vocab.json, merges.txt                      GPT-2, RoBERTa, Qwen
     spiece.model, spm.model, tokenizer.model    T5; DeBERTa-v3; LLaMA, Mistral, Gemma
+    sentencepiece.bpe.model                     XLM-RoBERTa
 
 Special tokens stand in tokenizer_config.json, or in the older special_tokens_map.json and
 added_tokens.json. Not here: the defaults of a family (families.py), what a file may hold
@@ -19,9 +20,10 @@ from typing import NamedTuple
 from ... import files
 from ...errors import InputError
 from ...files import short
-from . import model_file
-from .families import (DEBERTA, FAMILIES, ROBERTA, token_text, family_layouts, find_family,
-                       find_roles, has_one_bos, family_of_class, read_layouts, write_layouts)
+from . import bpe, model_file
+from .families import (DEBERTA, FAMILIES, ROBERTA, XLM_ROBERTA, family_layouts, family_of_class,
+                       find_family, find_roles, has_one_bos, read_layouts, token_text,
+                       write_layouts)
 from .schema import ADDED_TOKEN, CONFIG, CONFIG_FLAGS, ID, check, check_document, check_type
 from .steps import steps_of
 
@@ -156,7 +158,8 @@ def mark_special_tokens(added, roles, vocab, config, source):
             special.setdefault(text, flags)
         elif given or family and role in family.tokens:
             # RoBERTa's mask takes the space before it: "a <mask>" is two pieces
-            special.setdefault(text, {"lstrip": family is ROBERTA and role == "mask"})
+            lstrip = family in (ROBERTA, XLM_ROBERTA) and role == "mask"
+            special.setdefault(text, {"lstrip": lstrip})
     for key in ("additional_special_tokens", "extra_special_tokens"):
         given = config.get(key) or []
         for token in given.values() if isinstance(given, dict) else given:
@@ -244,15 +247,23 @@ def wordpiece_document(vocab, lower, strip_accents=None, chinese=True, unk="[UNK
 
 
 def read_vocab_json(path, config):
-    """GPT-2 and RoBERTa: {piece: id}; merges.txt has one merge per line, the lowest rank first."""
+    """GPT-2, RoBERTa and Qwen: {piece: id}; merges.txt has one merge per line, the lowest rank
+    first. Qwen is known by its tokenizer_class alone."""
     vocab = files.read_json(path)
     lines = read_lines(os.path.join(os.path.dirname(path), "merges.txt"))
     merges = [line for line in lines if line and not line.startswith("#version")]
     roberta = "<s>" in vocab and "</s>" in vocab
-    set_class("RobertaTokenizer" if roberta else "GPT2Tokenizer", "vocab.json", config, path)
+    default = "RobertaTokenizer" if roberta else "GPT2Tokenizer"
+    name = set_class(default, "vocab.json", config, path)
     byte_level = {"type": "ByteLevel", "add_prefix_space": config.get("add_prefix_space", False),
                   "trim_offsets": True, "use_regex": True}
-    return {"normalizer": None, "pre_tokenizer": byte_level, "decoder": byte_level,
+    normal, cut = None, byte_level
+    if name == "Qwen2Tokenizer":
+        normal = {"type": "NFC"}
+        split = {"type": "Split", "pattern": {"Regex": bpe.QWEN_SPLIT}, "behavior": "Isolated"}
+        cut = {"type": "Sequence",
+               "pretokenizers": [split | {"invert": False}, byte_level | {"use_regex": False}]}
+    return {"normalizer": normal, "pre_tokenizer": cut, "decoder": byte_level,
             "model": {"type": "BPE", "dropout": None, "unk_token": None,
                       "continuing_subword_prefix": "", "end_of_word_suffix": "", "fuse_unk": False,
                       "byte_fallback": False, "ignore_merges": False, "vocab": vocab,
@@ -278,6 +289,9 @@ def read_sentencepiece(default_class, path, config):
         more = [f"<extra_id_{n}>" for n in reversed(range(config.get("extra_ids", 100)))]
     elif name == "DebertaV2Tokenizer":
         more = ["[MASK]"]
+    elif name == "XLMRobertaTokenizer":
+        tokens, more = number_as_fairseq(sections, path), ["<mask>"]
+        vocab = vocab_of(sections)
     more = [text for text in more if text not in vocab]
     tokens += [{"id": len(vocab) + n, "content": text, "special": True, "normalized": False}
                for n, text in enumerate(more)]
@@ -286,9 +300,23 @@ def read_sentencepiece(default_class, path, config):
     return sections
 
 
+def number_as_fairseq(sections, source):
+    """Give the pieces of a .model file the ids that XLM-RoBERTa was trained with: four special ones
+    come first, and all that follows the file's own three has an id higher by 1. -> added tokens"""
+    special, model = ["<s>", "<pad>", "</s>", "<unk>"], sections["model"]
+    found = [piece for piece, _ in model["vocab"][:3]]
+    if model["type"] != "Unigram" or sorted(found) != ["</s>", "<s>", "<unk>"]:
+        raise InputError(f"{source}: a {model['type']} model that begins with {short(found)}: for "
+                         "XLM-RoBERTa it should be Unigram, and begin with <unk>, <s> and </s>")
+    model["vocab"], model["unk_id"] = [*([piece, 0.0] for piece in special), *model["vocab"][3:]], 3
+    return [{"id": i, "content": piece, "special": True, "normalized": False}
+            for i, piece in enumerate(special)]
+
+
 READERS = {"tokenizer.json": read_tokenizer_json, "vocab.txt": read_vocab_txt,
            "vocab.json": read_vocab_json,
            "spiece.model": functools.partial(read_sentencepiece, "T5Tokenizer"),
+           "sentencepiece.bpe.model": functools.partial(read_sentencepiece, "XLMRobertaTokenizer"),
            "spm.model": functools.partial(read_sentencepiece, "DebertaV2Tokenizer"),
            "tokenizer.model": functools.partial(read_sentencepiece, "LlamaTokenizer")}
 

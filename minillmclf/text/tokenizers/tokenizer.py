@@ -1,6 +1,6 @@
 """The tokenizer of a checkpoint: text -> ids with special tokens, and back.
 
-    [CLS] a [SEP] b [SEP]   (BERT, DeBERTa)   <s> a </s></s> b </s>   (RoBERTa)   a b   (GPT-2)
+    [CLS] a [SEP] b [SEP]   (BERT, DeBERTa)   <s> a </s></s> b </s>   (RoBERTa)   a b  (GPT-2, Qwen)
     a </s> b </s>   (T5)                      <s> a   (LLaMA, Mistral)            <bos> a   (Gemma)
 
 A text goes through four steps, which a tokenizer.json describes: added tokens such as [MASK] are
@@ -30,11 +30,12 @@ def load_tokenizer(path):
     """The Tokenizer in the folder of a checkpoint (its path, or a shipped name).
 
     It reads the first of these that exists: tokenizer.json; vocab.txt (BERT); vocab.json with
-    merges.txt (RoBERTa, GPT-2); spiece.model (T5); spm.model (DeBERTa); tokenizer.model (LLaMA,
-    Mistral, Gemma). Special tokens and model_max_length come from tokenizer_config.json and the
-    older special_tokens_map.json and added_tokens.json, else from the family: for vocab.txt BERT,
-    uncased if no piece has a capital; for vocab.json RoBERTa if it has "<s>" and "</s>", else
-    GPT-2; for tokenizer.model Gemma if it has "<bos>", else LLaMA.
+    merges.txt (RoBERTa, GPT-2, Qwen); spiece.model (T5); sentencepiece.bpe.model (XLM-RoBERTa);
+    spm.model (DeBERTa); tokenizer.model (LLaMA, Mistral, Gemma). Special tokens and
+    model_max_length come from tokenizer_config.json and the older special_tokens_map.json and
+    added_tokens.json, else from the family: for vocab.txt BERT, uncased if no piece has a capital;
+    for vocab.json RoBERTa if it has "<s>" and "</s>", else GPT-2; for tokenizer.model Gemma if it
+    has "<bos>", else LLaMA. A tokenizer_class names another family, as Qwen's.
     InputError if the folder or its files are absent, malformed or contradict each other.
     """
     try:
@@ -194,7 +195,8 @@ class Tokenizer:
                   "model_max_length": self.max_length or int(1e30),
                   "model_input_names": self.inputs}
         config |= self.description.settings
-        config |= {f"{role}_token": token for role, token in self.roles.items()}
+        # null where there is none: Qwen has no BOS, and a reader may know one by default
+        config |= {f"{role}_token": self.roles.get(role) for role in ROLES}
         config["added_tokens_decoder"] = {
             str(token["id"]): {key: token[key] for key in token if key != "id"}
             for token in document["added_tokens"]}

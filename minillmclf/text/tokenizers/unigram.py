@@ -2,7 +2,7 @@
 
     "▁Hello▁world"  ->  ▁Hello ▁world            "▁☃"  ->  ▁ <0xE2> <0x98> <0x83>
 
-T5 and DeBERTa-v3 cut by likelihood (Unigram), LLaMA-2, Mistral and Gemma by merges (BPE).
+T5, XLM-RoBERTa and DeBERTa-v3 cut by likelihood (Unigram); LLaMA-2, Mistral, Gemma merge (BPE).
 Unigram is computed by the `sentencepiece` library, since near ties depend on the rounding of its
 float32 sums; `best_pieces` is the same by hand. BPE is computed by bpe.py: a tokenizer.json ranks
 pairs, but the library ranks pieces, and not every ranking of pairs can be written as one of pieces.

@@ -1,0 +1,266 @@
+"""What would fail on a GPU, found without one: every family on a device that is not there.
+
+tests/pretend_device.py computes on the CPU what "pretend:0" is asked, and refuses what CUDA would
+refuse: tensors of two devices in one call, a generator of the CPU. So its results should be the
+CPU's, but for the order of sums (attention is taken apart there). It counts waits, too: each copy from or to the device, each number read.
+"""
+import csv
+import random
+
+import pytest
+import torch
+from pretend_device import DEVICE, Pretend, Watch
+from small import TOPICS, texts_of
+from test_families import CONFIGS, folders, spread          # noqa: F401  folders is a fixture
+
+from minillmclf import generate
+from minillmclf.cli import device
+from minillmclf.cli.build import classifier_options, tuning_config
+from minillmclf.cli.settings import Settings
+from minillmclf.classify.classifier import Classifier
+from minillmclf.errors import InputError
+from minillmclf.training.completion_loss import CompletionLoss
+from minillmclf.training.loop import take_step
+from minillmclf.training.plan import Split
+from minillmclf.tuning import tune
+
+SOME = ["bert", "deberta-v3", "gpt2", "llama", "gemma3", "t5"]                   # one of each wiring
+ROWS = texts_of(random.Random(5), 6)
+LABELS = sorted(TOPICS)
+LABEL_READOUT = dict(readout="labels", template="{text} it is {label}", max_length=40, end="none")
+SCENES = {
+    "head": {}, "labels": LABEL_READOUT,
+    "completion": LABEL_READOUT | dict(objective="completion"),
+    "lora": dict(method="lora", targets="all-linear"), "qlora": dict(method="qlora"),
+    "prefix": dict(method="prefix", virtual_tokens=3),
+    "prompt": dict(method="prompt", virtual_tokens=3),
+    "windows": dict(windows="mean", max_length=8, overlap=2),
+    "multi-label": dict(multi_label="on", metric="macro_f1"),
+    "micro-batches, balanced": dict(micro_batch_size=2, class_weights="balanced",
+                                    label_smoothing=0.0, focal_gamma=2.0)}
+LABEL_SCENES = ("labels", "completion")
+
+
+def classifier(folder, s):
+    """A classifier of the settings on the CPU, with wide weights, and its training rows."""
+    task = {"quantise": s.quantise} if s.method == "qlora" else {}
+    model = Classifier.from_backbone(folder, LABELS, **classifier_options(s), **task)
+    tune(model, tuning_config(s), 0)
+    if s.method != "qlora":
+        spread(model)
+    texts = [text for text, _ in ROWS]
+    encoded = model.encode(texts, training=True)[0]
+    numbers = [LABELS.index(label) for _, label in ROWS]
+    if s.multi_label == "on":
+        numbers = [[float(n == c) for c in range(3)] for n in numbers]
+    return model, Split(encoded, numbers)
+
+
+def play(model, rows, s):
+    """A training step and the answers after it -> {name: tensor on the CPU}."""
+    objective = CompletionLoss(model.head.answer_lengths()) if s.objective == "completion" \
+        else model.task.build_objective(s, rows.targets)
+    torch.manual_seed(0)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    loss = take_step(model.train(), optimizer, rows, list(range(len(ROWS))), s, objective)
+    logits = model.compute_logits(model.encode([text for text, _ in ROWS])[0], 4)
+    grads = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+    return {"loss": torch.tensor(loss), "logits": logits} | grads
+
+
+def settings_of(scene):
+    return Settings(**{"few_rows": "off", "lr": 1e-3, **SCENES[scene]})
+
+
+def fits(name, scene):
+    """Label texts need a language-model head, which the others have none of here."""
+    return scene not in LABEL_SCENES or name in ("gpt2", "gemma3", "t5")
+
+
+PLAYED = [(name, scene) for name in SOME for scene in SCENES if fits(name, scene)]
+PLAYED += [(name, scene) for name in CONFIGS if name not in SOME for scene in ("head", "lora")]
+
+
+@pytest.mark.parametrize("name, scene", PLAYED)
+def test_a_step_and_its_answers_are_those_of_the_cpu(name, scene, folders):     # noqa: F811
+    s = settings_of(scene)
+    expected = play(*classifier(folders[name], s), s)
+    model, rows = classifier(folders[name], s)
+    with Watch() as watch:
+        found = play(model.to(DEVICE), rows, s)
+    assert isinstance(next(model.parameters()), Pretend) or next(model.parameters()).device == DEVICE
+    assert not watch.faults
+    assert found.keys() == expected.keys() and len(found) > 3
+    for key, tensor in expected.items():
+        largest = tensor.abs().max().item()
+        assert (found[key] - tensor).abs().max() <= 1e-5 * max(1, largest), key
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3", "t5"])
+def test_what_is_written_is_that_of_the_cpu(name, folders):                     # noqa: F811
+    model = spread(Classifier.from_backbone(folders[name], LABELS,
+                                                    **classifier_options(settings_of("labels"))))
+    ids, mask = torch.tensor([[5, 9, 12, 7], [6, 8, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    expected = generate(model.backbone, ids, mask, 5)
+    with Watch() as watch:
+        found = generate(model.to(DEVICE).backbone, ids.to(DEVICE), mask.to(DEVICE), 5)
+    assert [row.tolist() if torch.is_tensor(row) else row for row in found] == \
+        [row.tolist() if torch.is_tensor(row) else row for row in expected]
+    assert not watch.faults
+
+
+@pytest.mark.parametrize("name, scene, most", [
+    ("bert", "head", 3), ("llama", "head", 3), ("t5", "head", 3), ("bert", "multi-label", 4),
+    ("deberta-v3", "head", 5), ("gpt2", "labels", 12), ("gpt2", "completion", 10)])
+def test_a_training_step_waits_a_few_times_at_most(name, scene, most, folders):  # noqa: F811
+    """One copy of the batch to the device, one number read for the loss, one for the gradient.
+    DeBERTa moves its offsets twice; label texts lay out their rows anew, but none waits for each
+    row, class or layer: six rows and three classes are here."""
+    s = settings_of(scene)
+    model, rows = classifier(folders[name], s)
+    with Watch() as watch:
+        objective = CompletionLoss(model.head.answer_lengths()) if scene == "completion" \
+            else model.task.build_objective(s, rows.targets)
+        parameters = [p for p in model.to(DEVICE).parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(parameters, lr=0.01)
+        for _ in range(2):                                   # the first may fill what is kept
+            watch.waits.clear()
+            take_step(model.train(), optimizer, rows, list(range(len(ROWS))), s, objective)
+    assert sum(watch.waits.values()) <= most, watch.waits
+
+
+def test_a_planted_fault_is_caught(folders, monkeypatch):                       # noqa: F811
+    model, rows = classifier(folders["bert"], settings_of("head"))
+    monkeypatch.setattr(Classifier, "collate", lambda self, *given: StaysOnTheCpu(
+        self.task.collate(*given[:2], self.tokenizer.pad_id, *given[2:])))
+    with Watch(), pytest.raises(RuntimeError, match="same device"):
+        play(model.to(DEVICE), rows, settings_of("head"))
+
+
+class StaysOnTheCpu:
+    """A batch that forgets to move its mask."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def to(self, place):
+        moved = self.batch.to(place)
+        moved.mask, moved.layout = self.batch.mask, None
+        return moved
+
+
+# ------------------------------------------------------------------------------------ the commands
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, folders):                                      # noqa: F811
+    folder = tmp_path_factory.mktemp("run")
+    Classifier.from_backbone(folders["bert"], LABELS, seed=1).save(folder)
+    with open(folder / "rows.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label"), *ROWS])
+    return folder
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_a_saved_model_answers_on_the_device_it_is_given(command, run_folder, call, monkeypatch):
+    import importlib
+    main = importlib.import_module(f"minillmclf.{command}"
+                                   + ".__main__" * (command == "predict"))
+    given = ["--model", run_folder, "--data", run_folder / "rows.csv"]
+    plain = call(main, *given)
+    seen, forward = [], Classifier.forward
+    monkeypatch.setattr(Classifier, "forward", lambda self, batch, *more: (
+        seen.append(batch.ids.device.type), forward(self, batch, *more))[1])
+    with Watch() as watch:
+        code, out, error = call(main, *given, "--device", "pretend:0")
+    assert code == 0 and not watch.faults and set(seen) == {"pretend"}
+    assert out.split()[:5] == plain[1].split()[:5] and "on pretend:0" in error
+
+
+def test_a_device_that_is_not_there_is_one_line(run_folder, call):
+    from minillmclf.predict import __main__ as predict
+    code, _, error = call(predict, "--model", run_folder, "--device", "cuda:7", "a rose")
+    assert code == 2 and error.startswith("error: --device cuda:7") and error.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------- bf16
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_in_bf16_answers_stay_near_and_leave_in_fp32(name, folders):            # noqa: F811
+    from minillmclf.models.half import convert_to_bf16
+    model = Classifier.from_backbone(folders[name], LABELS, seed=0).eval()
+    encoded = model.encode([text for text, _ in ROWS])[0]
+    before = model.compute_logits(encoded)
+    convert_to_bf16(model.backbone)
+    after = model.compute_logits(encoded)
+    assert {p.dtype for p in model.backbone.parameters()} == {torch.bfloat16}
+    assert all(p.dtype == torch.float32 for p in model.head.parameters())
+    assert after.dtype == torch.float32 and not torch.equal(after, before)
+    assert (after - before).norm() < 0.15 * before.norm()
+
+
+def test_auto_takes_bf16_only_where_it_is_fast_and_agrees(run_folder, monkeypatch, capsys):
+    texts = [text for text, _ in ROWS]
+    for fast, limit, expected in ((True, 1.0, "bf16"), (False, 1.0, "fp32"), (True, -1.0, "fp32")):
+        monkeypatch.setattr(device, "is_bf16_fast", lambda place: fast)
+        monkeypatch.setattr(device, "LARGEST_CHANGE", limit)
+        model = Classifier.load(run_folder)
+        plain = model.predict(texts)
+        assert device.place(model, "cpu", "auto", texts) == expected
+        assert f"in {expected}" in capsys.readouterr().err
+        found = next(model.backbone.parameters()).dtype
+        assert found == (torch.bfloat16 if expected == "bf16" else torch.float32)
+        assert (model.predict(texts) == plain).all() == (expected == "fp32")
+
+
+def test_attention_in_bf16_is_that_of_fp32_on_a_cpu():
+    from minillmclf.models.layers import dot_product_attention
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 5, 8, generator=draw).bfloat16() for _ in range(3))
+    bias = torch.randn(2, 1, 5, 5, generator=draw).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = dot_product_attention(q, k, v, attn_mask=bias)
+    exact = torch.nn.functional.scaled_dot_product_attention(
+        q.float(), k.float(), v.float(), attn_mask=bias.float())
+    assert found.dtype == torch.bfloat16 and torch.equal(found, exact.bfloat16())
+
+
+def test_an_unknown_device_is_an_input_error():
+    with pytest.raises(InputError, match="--device nowhere"):
+        device.move(torch.nn.Linear(1, 1), "nowhere")
+
+
+# --------------------------------------------------------------------------------- no more memory
+
+@pytest.mark.parametrize("error, flags, remedy", [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), {},
+     "--micro-batch-size 2"),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+     {"micro_batch_size": 1}, "--gradient-checkpointing"),
+    (MemoryError(), {"micro_batch_size": 1, "gradient_checkpointing": "on"}, "--method lora"),
+    (MemoryError(), {"micro_batch_size": 1, "gradient_checkpointing": "on", "method": "bitfit"},
+     "--max-length")])
+def test_too_little_memory_names_the_switch_and_keeps_what_was_saved(
+        error, flags, remedy, folders, tmp_path, call, monkeypatch):            # noqa: F811
+    from minillmclf import train
+    from minillmclf.training import loop
+    with open(tmp_path / "rows.csv", "w", newline="", encoding="utf-8") as file:
+        rows = texts_of(random.Random(5), 40)
+        csv.writer(file).writerows([("text", "label"), *rows])
+    given = {"model": folders["bert"], "data": tmp_path / "rows.csv", "out": tmp_path / "run",
+             "epochs": 1, "batch_size": 8, "save_every": 1, "few_rows": "off", "baselines": "off",
+             **flags}
+    given = [part for name, value in given.items()
+             for part in ("--" + name.replace("_", "-"), value)]
+    plain, taken = loop.take_step, []
+
+    def third_fails(*arguments, **more):
+        taken.append(1)
+        if len(taken) == 3:
+            raise error
+        return plain(*arguments, **more)
+    monkeypatch.setattr(loop, "take_step", third_fails)
+    code, _, said = call(train, *given)
+    assert code == 2 and remedy in said and "rows of up to" in said
+    assert said.rstrip().count("\n") <= 3 and "Traceback" not in said
+    code, _, _ = call(train, *given)
+    assert code == 0 and len(taken) == 3 + 3, "of five steps it takes those after the second"
