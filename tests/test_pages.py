@@ -22,10 +22,6 @@ BESIDE = sorted({*(ROOT / "lessons").glob("*.md")} - {COURSE, *LESSONS})
 PAGES = [README, COURSE, *LESSONS, *BESIDE, *REFERENCE, *MEASURED, *CARDS]
 # in backticks with a slash, and no path of the repository: what a reader makes, fetches or has
 ELSEWHERE = re.compile(r"runs/|merged/|adapter/$|shared/weights$|checkpoints/mine|microsoft/")
-# what a release for students does not have (lessons/release.py, KEPT_BACK)
-INSTRUCTORS = re.compile(r"lessons/(release|test_grade|test_release|exercises/make)\.py$"
-                         r"|lessons\.(release|exercises\.make)$")
-IS_RELEASE = (ROOT / "release.json").exists()
 # flags of pytest, torchrun, hf and pip, and of every command, which argparse does not list
 OTHERS = {"--dist", "--nproc-per-node", "--local-dir", "--include", "--no-deps", "--help"}
 FENCE = re.compile(r"^```(.*?)\n(.*?)^```", re.S | re.M)
@@ -62,21 +58,14 @@ def missing_paths(path, text):
     spans = re.findall(r"`([\w.-]+(?:/[\w.-]+)*/[\w.-]*)`", prose(text))
     scripts = re.findall(r"python (?!show=)(\S+/\S+\.py)\b", text)
     return [span for span in [*spans, *scripts] if not ELSEWHERE.match(span)
-            and not kept_back(span)
             and not any((place / span).exists() for place in (ROOT, path.parent))]
-
-
-def kept_back(name):
-    """Is this a release, and the file or module one that only instructors have?"""
-    return IS_RELEASE and INSTRUCTORS.match(name)
 
 
 def missing_modules(text):
     named = set(re.findall(r"-m ((?:minillmclf|tests|lessons)(?:\.[a-z_]\w*)+)", text))
     places = {name: ROOT / name.replace(".", "/") for name in named}
     return [name for name, place in places.items()
-            if not place.with_suffix(".py").exists() and not (place / "__main__.py").exists()
-            and not kept_back(name)]
+            if not place.with_suffix(".py").exists() and not (place / "__main__.py").exists()]
 
 
 def commands(text):
@@ -85,7 +74,7 @@ def commands(text):
         for line in block.replace("\\\n", " ").splitlines() if kind.startswith("sh") else ():
             found = re.search(r"-m (?:minillmclf|tests|lessons)\.([\w.]+)(.*)",
                               line.partition(" #")[0])
-            if found and not kept_back(f"lessons.{found[1]}"):
+            if found:
                 yield found[1], re.findall(r"(?<!\S)--[a-z][\w-]*", found[2])
 
 
@@ -107,8 +96,8 @@ def of_the_course():
     """The name of each command of the course -> its module."""
     files = [path for path in (ROOT / "lessons").glob("*.py")
              if "Parser(prog=\"python -m lessons." in path.read_text(encoding="utf-8")]
-    found = {path.stem: f"lessons.{path.stem}" for path in files}
-    return found if IS_RELEASE else {**found, "exercises.make": "lessons.exercises.make"}
+    return {path.stem: f"lessons.{path.stem}" for path in files} | {
+        "exercises.make": "lessons.exercises.make"}
 
 
 @cache
@@ -141,7 +130,6 @@ def test_each_command_line_has_flags_that_its_command_knows(path):
 @pytest.mark.parametrize("path", [README, COURSE, *LESSONS, *BESIDE, *REFERENCE], ids=name_of)
 def test_each_flag_in_the_text_is_known_to_a_command(path):
     known = set.union(*parsers().values()) | OTHERS
-    known |= {"--upto", "--since"} if IS_RELEASE else set()              # of lessons.release
     text = path.read_text(encoding="utf-8")
     if path.name == "commands.md":
         text = text.replace(other_names(text), "")
