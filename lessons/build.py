@@ -49,6 +49,9 @@ class Site:
             "Start": [self.root / "README.md", lessons / "README.md",
                       self.root / "checkpoints/README.md"],
             "Lessons": [lessons / "in_one_file.py", *all_pages(lessons)],
+            "Beside the lessons": [lessons / "resources.md", lessons / "tools.md"],
+            "For instructors": [lessons / "instructors.md", lessons / "assignments.md",
+                                *sorted(lessons.glob("mistakes_[abc].md"))],
             "Reference": sorted((lessons / "reference").glob("*.md")),
             "Measurements": sorted((lessons / "measurements").glob("*.md"),
                                    key=lambda path: (path.name != "README.md", path.name))}
