@@ -21,7 +21,7 @@ from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
 from minillmclf.files import check_out_folder, write_text
 
-from .page import ROOT, WIDGETS
+from .page import ROOT, WIDGETS, all_pages
 from .site.columns import coloured, two_columns
 from .site.markdown import page_of_text
 
@@ -48,11 +48,11 @@ class Site:
         self.groups = {
             "Start": [self.root / "README.md", lessons / "README.md",
                       self.root / "checkpoints/README.md"],
-            "Lessons": [lessons / "in_one_file.py", *sorted(lessons.glob("[0-9][0-9]_*.md"))],
-            "Reference": sorted((lessons / "reference").glob("*.md")),
+            "Lessons": [lessons / "in_one_file.py", *all_pages(lessons)],
             "Beside the lessons": [guides / "resources.md", guides / "tools.md"],
             "For instructors": [guides / "instructors.md", guides / "assignments.md",
                                 *sorted(guides.glob("mistakes_*.md"))],
+            "Reference": sorted((lessons / "reference").glob("*.md")),
             "Measurements": sorted((lessons / "measurements").glob("*.md"),
                                    key=lambda path: (path.name != "README.md", path.name))}
         self.groups = {name: [path for path in paths if path.is_file()]

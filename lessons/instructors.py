@@ -1,7 +1,7 @@
 """python -m lessons.instructors --update: the tables of the instructors' pages, made anew.
 
 They come from the tables of exercises, lessons/*.exercises.toml, and from the known-wrong variants
-in lessons/exercises/. Each stands between <!-- made: NAME --> and <!-- end --> in a page of guides/.
+in lessons/exercises/. Each stands between <!-- made: NAME --> and <!-- end -->, in lessons/guides/.
 Without --update, the command says which pages are stale; exit code 1 if any is.
 """
 import re
@@ -135,8 +135,8 @@ def main(arguments=None):
     a = p.parse_args(arguments)
     found = stale(update=a.update)
     words = "made anew" if a.update else "stale: python -m lessons.instructors --update"
-    print("\n".join(f"lessons/guides/{name}: {words}" for name in found) or "all tables are as they "
-          "should be")
+    print("\n".join(f"lessons/guides/{name}: {words}" for name in found)
+          or "all tables are as they should be")
     return int(bool(found) and not a.update)
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 MEASURED = sorted((ROOT / "lessons" / "measurements").glob("*.md"))
 REFERENCE = sorted((ROOT / "lessons" / "reference").glob("*.md"))
-LESSONS = sorted((ROOT / "lessons").glob("[0-9][0-9]_*.md"))
+LESSONS = sorted((ROOT / "lessons").glob("[0-9a-z]*.md"))
 CARDS = sorted((ROOT / "checkpoints").glob("README.md")) + [
     ROOT / "checkpoints" / name / "README.md" for name in ("mini-bert", "mini-llama", "mini-t5")]
 COURSE = ROOT / "lessons" / "README.md"

@@ -313,11 +313,11 @@ class Backward(Exercise):
     hint_for = dict(zip(variants, (0, 0, 1, 2, 2, 3, 3, 4, 4)))
 
     def inputs(self, draw):
-        def case(name, kind, shape, width, needs=(True, True), dtype=torch.float32, own=None,
+        def case(name, kind, shape, width, needs=(True, True), dtype=torch.float32,
                  tolerance=None):
             return Case(name, kind, {
                 "grad": draw.normal(*shape).to(dtype), "W": draw.normal(shape[-1], width) * 0.3,
-                "needs": [*needs, False], "own": torch.zeros(0, dtype=own or dtype)}, tolerance)
+                "needs": [*needs, False], "own": torch.zeros(0)}, tolerance)
         return [case("both", "contract", (5, 4), 6), case("rows", "parity", (5, 12), 8),
                 case("a square matrix", "parity", (3, 6), 6),
                 case("batch and tokens", "parity", (2, 3, 4), 7),
@@ -325,7 +325,7 @@ class Backward(Exercise):
                 case("the bias alone", "parity", (4, 5), 3, (False, True)),
                 case("one vector", "parity", (5,), 3),
                 case("16 bits, W was in 32", "parity", (4, 6), 8, dtype=torch.bfloat16,
-                     own=torch.float32, tolerance=0.05)]
+                     tolerance=0.05)]
 
     def call(self, function, case):
         given = case.arguments
