@@ -21,7 +21,7 @@ from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
 from minillmclf.files import check_out_folder, write_text
 
-from .page import ROOT, WIDGETS
+from .page import ROOT, WIDGETS, all_pages
 from .site.columns import coloured, two_columns
 from .site.markdown import page_of_text
 
@@ -48,7 +48,10 @@ class Site:
         self.groups = {
             "Start": [self.root / "README.md", lessons / "README.md",
                       self.root / "checkpoints/README.md"],
-            "Lessons": [lessons / "in_one_file.py", *sorted(lessons.glob("[0-9][0-9]_*.md"))],
+            "Lessons": [lessons / "in_one_file.py", *all_pages(lessons)],
+            "Beside the lessons": [lessons / "resources.md", lessons / "tools.md"],
+            "For instructors": [lessons / "instructors.md", lessons / "assignments.md",
+                                *sorted(lessons.glob("mistakes_[abc].md"))],
             "Reference": sorted((lessons / "reference").glob("*.md")),
             "Measurements": sorted((lessons / "measurements").glob("*.md"),
                                    key=lambda path: (path.name != "README.md", path.name))}

@@ -90,17 +90,24 @@ def all_lessons(folder=LESSONS):
     return sorted(Path(folder).glob("[0-9][0-9]_*.md"))
 
 
+def all_pages(folder=LESSONS):
+    """The paths of all lessons, then those of the pages beside them: names in small letters."""
+    beside = [path for path in Path(folder).glob("*.md") if re.fullmatch(r"[a-z_]+", path.stem)]
+    return all_lessons(folder) + sorted(beside)
+
+
 def lesson_path(name, folder=LESSONS):
-    """A lesson's number (3 or "03"), its name ("03_encoder") or its path -> its path."""
+    """A lesson's number (3 or "03"), its name ("03_encoder"; "competition", of a page beside the
+    lessons) or its path -> its path."""
     if str(name).endswith(".md"):
         if Path(name).is_file():
             return Path(name)
     else:
         number = f"{int(name):02d}" if str(name).isdecimal() else str(name)
-        for path in all_lessons(folder):
+        for path in all_pages(folder):
             if number in (path.stem, path.stem[:2]):
                 return path
-    known = ", ".join(path.stem for path in all_lessons(folder))
+    known = ", ".join(path.stem for path in all_pages(folder))
     raise InputError(f"no lesson {name}: there are {known or 'none'}")
 
 

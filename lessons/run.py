@@ -1,7 +1,7 @@
 """python -m lessons.run: runs a lesson, shows it, and says where the page is not true any more.
 
   python -m lessons.run 3              run lesson 3: each cell, what it printed, what differs
-  python -m lessons.run                all lessons
+  python -m lessons.run                all lessons, and the pages beside them
   python -m lessons.run 3 --update     also write outputs, quotations, figures and widgets'
                                        numbers into the page; then look over what `git diff` shows
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from minillmclf.cli.parser import Parser, run
 
 from . import kit, offline, outputs
-from .page import LESSONS, ROOT, Page, all_lessons, read
+from .page import LESSONS, ROOT, Page, all_pages, read
 
 
 @dataclass
@@ -143,7 +143,7 @@ def edited(text, edits):
 
 def parse(arguments=None):
     p = Parser(prog="python -m lessons.run", description=__doc__)
-    p.add_argument("lesson", nargs="*", help="numbers, names or paths [all lessons]")
+    p.add_argument("lesson", nargs="*", help="numbers, names or paths [all]")
     p.add_argument("--update", action="store_true",
                    help="write outputs, quotations and figures into the page")
     return p.parse_args(arguments)
@@ -151,7 +151,7 @@ def parse(arguments=None):
 
 def main(arguments=None):
     given, faults = parse(arguments), []
-    for name in given.lesson or all_lessons():
+    for name in given.lesson or all_pages():
         print(f"---- {read(name).title}\n")
         begin = time.perf_counter()
         lesson = run_lesson(name, update=given.update, tell=print)

@@ -6,12 +6,13 @@ from code import InteractiveConsole
 import pytest
 
 from lessons.outputs import NUMBER, difference
-from lessons.page import LESSONS, ROOT, all_lessons, exercises, read
+from lessons.page import LESSONS, ROOT, all_lessons, all_pages, exercises, read
 from lessons.run import run_lesson
 from minillmclf.errors import InputError
 
 SECONDS = 25                                     # of processor time, that a lesson may take
 each_lesson = pytest.mark.parametrize("path", all_lessons(), ids=lambda path: path.stem)
+each_page = pytest.mark.parametrize("path", all_pages(), ids=lambda path: path.stem)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def ran():
         or known[path]
 
 
-@each_lesson
+@each_page
 def test_all_that_a_lesson_shows_is_true(path, ran):
     lesson = ran(path)
     assert lesson.faults == [], "\n".join(map(str, lesson.faults))
@@ -32,7 +33,7 @@ def test_all_that_a_lesson_shows_is_true(path, ran):
         print(f"{path.name}:{line}: skipped: {reason}")
 
 
-@each_lesson
+@each_page
 def test_each_wrong_digit_is_noticed(path, ran):
     lesson, wrong = ran(path), 0
     for cell in lesson.page.cells:
@@ -48,7 +49,7 @@ def test_each_wrong_digit_is_noticed(path, ran):
     assert wrong > 20, "\n".join(map(str, lesson.faults))
 
 
-@each_lesson
+@each_page
 def test_answers_to_questions_stand_in_the_output(path):
     cells, found = read(path).cells, 0
     for at, cell in enumerate(cells):
@@ -106,7 +107,7 @@ def paste(cell):
     assert not waiting
 
 
-@each_lesson
+@each_page
 def test_cells_can_be_pasted_at_the_prompt(path):
     for cell in read(path).cells:
         if cell.kind == "python":

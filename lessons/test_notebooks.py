@@ -9,7 +9,7 @@ import pytest
 
 from lessons import export
 from lessons.outputs import difference
-from lessons.page import ROOT, all_lessons, read
+from lessons.page import ROOT, all_lessons, all_pages, read
 from minillmclf.cli.parser import run
 
 nbformat = pytest.importorskip("nbformat", reason="pip install -e '.[lessons]'")
@@ -76,7 +76,7 @@ def command(*given):
     return end.value.code
 
 
-@pytest.mark.parametrize("path", all_lessons(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", all_pages(), ids=lambda path: path.stem)
 def test_an_executed_notebook_prints_what_the_page_says(path, kernel):
     assert command(path, "--ipynb") == 0
     written = nbformat.read(kernel / f"{path.stem}.ipynb", as_version=4)

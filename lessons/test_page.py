@@ -3,7 +3,8 @@ import pytest
 
 from lessons import kit
 from lessons.outputs import difference, plain, refreshed
-from lessons.page import attached, blocks, exercises, lesson_path, quotation, read
+from lessons.page import (all_lessons, all_pages, attached, blocks, exercises, lesson_path,
+                          quotation, read)
 from minillmclf.errors import InputError
 
 TABLE = '''
@@ -54,6 +55,18 @@ def test_lessons_are_found_by_number_name_and_path(made_up):
     for name in ("8", "07_made", "none.md"):
         with pytest.raises(InputError, match="there are 07_made_up"):
             lesson_path(name, lesson.folder)
+
+
+def test_a_page_beside_the_lessons_comes_after_them(made_up):
+    lesson = made_up()
+    beside, folder = lesson.folder / "made_up.md", lesson.folder
+    for path in (beside, folder / "README.md"):
+        path.write_text("# Beside\n", encoding="utf-8")
+    assert all_pages(folder) == [lesson.path, beside] and all_lessons(folder) == [lesson.path]
+    assert lesson_path("made_up", folder) == beside and lesson_path("7", folder) == lesson.path
+    assert exercises("made_up", folder) == []
+    with pytest.raises(InputError, match="there are 07_made_up, made_up"):
+        lesson_path("README", folder)
 
 
 @pytest.mark.parametrize("given, first, last", [

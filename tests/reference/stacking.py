@@ -1,0 +1,102 @@
+"""Preference pairs: what do models add to the lengths and the words of the answers?
+
+  python tests/reference/stacking.py --data PREF_DIR --models mini-bert mini-llama
+
+PREF_DIR has train.csv, dev.csv and test.csv with prompt, response_a, response_b and label. Rows of train and dev are divided
+into folds by their prompts; each model's vectors of the texts, at most --max-length tokens each, get a logistic regression
+that is fitted anew for each fold (minillmclf/folds/stacking.py, `vector_member`). A stack of lengths, bag of words and models
+is fitted to the out-of-fold predictions. Prints log losses out of fold and on test, and what the models add, with a paired
+bootstrap over rows. --rows N takes N rows of train and dev, evenly, to save time.
+"""
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from minillmclf import Classifier
+from minillmclf.classify.baseline import class_frequencies
+from minillmclf.classify.swap import longer_answer
+from minillmclf.folds.reading import group_key
+from minillmclf.folds.split import assign_folds
+from minillmclf.folds.stacking import bag_of_words_member, fit_stack, vector_member
+from minillmclf.text.data import read_examples
+from minillmclf.training.statistics import bootstrap_interval
+
+LABELS = ["a", "b", "tie"]
+
+
+def losses(probabilities, rows):
+    """(N, 3), N Examples -> the log loss of each row (N,)."""
+    p = np.asarray(probabilities, dtype=np.float64)[np.arange(len(rows)), [LABELS.index(row.label) for row in rows]]
+    return -np.log(np.clip(p, 1e-15, 1))
+
+
+def members_of(a, rows, groups, folds, tests):
+    """The bag of words and each model -> {name: Member}, {name: seconds of processor time}."""
+    found, seconds, begin = {}, {}, time.process_time()
+    found["bag of words"] = bag_of_words_member(rows, groups, folds, tests, LABELS)
+    seconds["bag of words"] = time.process_time() - begin
+    for name in a.models:
+        begin = time.process_time()
+        model = Classifier.from_backbone(name, LABELS, pool="mean", max_length=a.max_length)
+        found[Path(name).name] = vector_member(name, model, rows, folds, tests, LABELS)
+        seconds[Path(name).name] = time.process_time() - begin
+        print(f"{name}: {seconds[Path(name).name]:.0f} s", flush=True)
+    return found, seconds
+
+
+def report(name, out_of_fold, test):
+    print(f"{name:<44}{'' if out_of_fold is None else f'{out_of_fold.mean():.4f}':>8}{test.mean():>9.4f}", flush=True)
+
+
+def added(name, with_models, without):
+    """How much lower the log loss is with the models: mean and paired interval."""
+    gain = without - with_models
+    low, high = bootstrap_interval(lambda rows: gain[rows].mean(), len(gain), draws=2000)
+    print(f"{name}: the models lower the log loss by {gain.mean():.4f} [{low:.4f}, {high:.4f}]", flush=True)
+    return [float(gain.mean()), low, high]
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data", required=True)
+    p.add_argument("--models", nargs="+", default=["mini-bert", "mini-llama"])
+    p.add_argument("--folds", type=int, default=3)
+    p.add_argument("--rows", type=int, default=0, help="rows of train and dev, taken evenly (0: all)")
+    p.add_argument("--max-length", type=int, default=128)
+    p.add_argument("--out", help="a JSON file for all losses")
+    a = p.parse_args()
+    rows = [row for split in ("train", "dev") for row in read_examples(Path(a.data, f"{split}.csv"))]
+    if a.rows:
+        rows = [rows[i] for i in np.linspace(0, len(rows) - 1, a.rows).round().astype(int)]
+    unseen = read_examples(Path(a.data, "test.csv"))
+    tests, groups = [row.texts for row in unseen], [group_key(row.texts[:1]) for row in rows]
+    folds = assign_folds([row.label for row in rows], groups, a.folds, 0)
+    print(f"{len(rows)} rows in {a.folds} folds, {len(unseen)} test rows, {torch.get_num_threads()} thread(s)")
+    members, seconds = members_of(a, rows, groups, folds, tests)
+    print(f"\n{'log loss':<44}{'folds':>8}{'test':>9}")
+    y = [LABELS.index(row.label) for row in rows]
+    report("class frequencies", None, losses(class_frequencies(y, len(tests), 3), unseen))
+    report("the longer answer wins", None, losses(longer_answer(rows, tests, LABELS), unseen))
+    names, kept = list(members)[1:], {}
+    for with_lengths, chosen in ((True, []), (False, ["bag of words"]), (True, ["bag of words"]), (False, names),
+                                 *((True, ["bag of words", name]) for name in names), (True, list(members))):
+        stack = fit_stack(rows, [members[name] for name in chosen], folds, LABELS, with_lengths)
+        title = " + ".join(["lengths"] * with_lengths + chosen)
+        kept[title] = (losses(stack.out_of_fold.exp(), rows),
+                       losses(stack.predict(tests, [members[name] for name in chosen]), unseen))
+        report(title, *kept[title])
+    every, without = kept["lengths + " + " + ".join(members)], kept["lengths + bag of words"]
+    print()
+    gains = {place: added(place, one, other) for place, one, other in zip(("out of fold", "on test"), every, without)}
+    print("\nseconds of processor time:", {name: round(value) for name, value in seconds.items()}, f"in all {time.process_time():.0f}")
+    if a.out:
+        Path(a.out).write_text(json.dumps({"gains": gains, "losses": {
+            title: [float(each.mean()) for each in pair] for title, pair in kept.items()}}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
