@@ -1,7 +1,7 @@
 """python -m lessons.instructors --update: the tables of the instructors' pages, made anew.
 
 They come from the tables of exercises, lessons/*.exercises.toml, and from the known-wrong variants
-in lessons/exercises/. Each stands between <!-- made: NAME --> and <!-- end --> in the pages PAGES.
+in lessons/exercises/. Each stands between <!-- made: NAME --> and <!-- end -->, in lessons/guides/.
 Without --update, the command says which pages are stale; exit code 1 if any is.
 """
 import re
@@ -16,6 +16,7 @@ from minillmclf.cli.tables import markdown_table
 from minillmclf.errors import InputError
 from minillmclf.files import write_text
 
+GUIDES = page.LESSONS / "guides"
 PAGES = ("instructors.md", "mistakes_a.md", "mistakes_b.md", "mistakes_c.md")
 ASSIGNMENTS = {"A, encoders": (0, 4), "B, decoders and label tokens": (5, 8),
                "C, tuning and evaluation": (9, 14)}            # first and last lesson
@@ -47,7 +48,7 @@ def within(rows, first, last):
 
 def lesson_link(path):
     """A lesson's path -> a link with its title."""
-    return f"[{page.read(path).title.removeprefix('Lesson ')}]({path.name})"
+    return f"[{page.read(path).title.removeprefix('Lesson ')}](../{path.name})"
 
 
 # ---------------------------------------------------------------- the tables
@@ -89,7 +90,7 @@ def mistakes(rows, first, last):
     for path in page.all_lessons():
         here = [row for row in within(rows, first, last) if row.page == path.name]
         if here:
-            lines += [f"## {page.read(path).title}", "", f"[{path.name}]({path.name})", ""]
+            lines += [f"## {page.read(path).title}", "", f"[{path.name}](../{path.name})", ""]
             lines += markdown_table(["", "exercise", "points", "minutes", "it recognises"], [
                 [row.id, f"{row.title}: `{row.name}`", row.points, row.minutes,
                  "; ".join(variants_of(row))] for row in here])
@@ -114,7 +115,7 @@ def made_again(text, rows, where="page.md"):
     return BLOCK.sub(block, text)
 
 
-def stale(folder=page.LESSONS, update=False):
+def stale(folder=GUIDES, update=False):
     """-> the names of the pages whose tables differ from what they are made of."""
     rows, found = all_rows(), []
     for name in PAGES:
@@ -134,8 +135,8 @@ def main(arguments=None):
     a = p.parse_args(arguments)
     found = stale(update=a.update)
     words = "made anew" if a.update else "stale: python -m lessons.instructors --update"
-    print("\n".join(f"lessons/{name}: {words}" for name in found) or "all tables are as they "
-          "should be")
+    print("\n".join(f"lessons/guides/{name}: {words}" for name in found)
+          or "all tables are as they should be")
     return int(bool(found) and not a.update)
 
 

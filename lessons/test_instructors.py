@@ -23,7 +23,7 @@ def test_no_table_is_stale():
 
 
 def test_the_sums_are_those_of_the_rows():
-    text = (page.LESSONS / "instructors.md").read_text(encoding="utf-8")
+    text = (instructors.GUIDES / "instructors.md").read_text(encoding="utf-8")
     total = re.search(r"^\| all \| 0 to 14 \| (\d+) \| (\d+) \| ([\d.]+) \| (\d+) \|$", text, re.M)
     rows = raw()
     assert int(total[1]) == len(rows)
@@ -36,7 +36,8 @@ def test_the_sums_are_those_of_the_rows():
 
 
 def test_each_exercise_stands_in_one_page_with_its_variants():
-    texts = [(page.LESSONS / name).read_text(encoding="utf-8") for name in instructors.PAGES[1:]]
+    texts = [(instructors.GUIDES / name).read_text(encoding="utf-8")
+             for name in instructors.PAGES[1:]]
     for row in instructors.all_rows():
         lines = [line for text in texts for line in text.splitlines()
                  if line.startswith(f"| {row.id} |")]
@@ -54,7 +55,7 @@ def test_the_assignments_cover_all_lessons_once():
 
 def test_a_change_is_noticed_and_written(tmp_path, capsys):
     for name in instructors.PAGES:
-        (tmp_path / name).write_text((page.LESSONS / name).read_text(encoding="utf-8"))
+        (tmp_path / name).write_text((instructors.GUIDES / name).read_text(encoding="utf-8"))
     path = tmp_path / "instructors.md"
     text = path.read_text(encoding="utf-8")
     path.write_text(re.sub(r"(\| all \| 0 to 14 \| )\d+", r"\g<1>7", text), encoding="utf-8")
@@ -72,8 +73,8 @@ def test_a_wrong_mark_is_one_line(text, message):
         instructors.made_again(text, [])
 
 
-@pytest.mark.parametrize("path", sorted({*page.LESSONS.glob("*.md")} - {*page.all_lessons()}
-                                        - {*page.LESSONS.glob("mistakes_*.md")}),
+@pytest.mark.parametrize("path", sorted(
+    {*instructors.GUIDES.glob("*.md")} - {*instructors.GUIDES.glob("mistakes_*.md")}),
                          ids=lambda path: path.name)
 def test_a_page_is_read_in_ten_minutes(path):
     text = path.read_text(encoding="utf-8")
@@ -86,7 +87,7 @@ def test_a_page_is_read_in_ten_minutes(path):
 @pytest.fixture
 def made():
     """The row of assignments.md, whose cases stand in lesson 9 meanwhile."""
-    text = (page.LESSONS / "assignments.md").read_text(encoding="utf-8")
+    text = (instructors.GUIDES / "assignments.md").read_text(encoding="utf-8")
     row, = page.tomllib.loads(re.search(r"^```toml\n(.*?)^```", text, re.M | re.S)[1])["exercise"]
     before = set(vars(lesson_09))
     code = re.search(r"^```python\n(.*?)^```", text, re.M | re.S)[1]

@@ -18,8 +18,8 @@ LESSONS = sorted((ROOT / "lessons").glob("[0-9a-z]*.md"))
 CARDS = sorted((ROOT / "checkpoints").glob("README.md")) + [
     ROOT / "checkpoints" / name / "README.md" for name in ("mini-bert", "mini-llama", "mini-t5")]
 COURSE = ROOT / "lessons" / "README.md"
-BESIDE = sorted({*(ROOT / "lessons").glob("*.md")} - {COURSE, *LESSONS})
-PAGES = [README, COURSE, *LESSONS, *BESIDE, *REFERENCE, *MEASURED, *CARDS]
+GUIDES = sorted((ROOT / "lessons" / "guides").glob("*.md"))
+PAGES = [README, COURSE, *LESSONS, *GUIDES, *REFERENCE, *MEASURED, *CARDS]
 # in backticks with a slash, and no path of the repository: what a reader makes, fetches or has
 ELSEWHERE = re.compile(r"runs/|merged/|adapter/$|shared/weights$|checkpoints/mine|microsoft/")
 # flags of pytest, torchrun, hf and pip, and of every command, which argparse does not list
@@ -127,7 +127,7 @@ def test_each_command_line_has_flags_that_its_command_knows(path):
     assert unknown == []
 
 
-@pytest.mark.parametrize("path", [README, COURSE, *LESSONS, *BESIDE, *REFERENCE], ids=name_of)
+@pytest.mark.parametrize("path", [README, COURSE, *LESSONS, *GUIDES, *REFERENCE], ids=name_of)
 def test_each_flag_in_the_text_is_known_to_a_command(path):
     known = set.union(*parsers().values()) | OTHERS
     text = path.read_text(encoding="utf-8")
@@ -160,7 +160,7 @@ def test_the_readme_is_short_and_sets_up_in_two_commands():
     assert len(block) == 2
 
 
-@pytest.mark.parametrize("path", [README, COURSE, *LESSONS, *BESIDE, *REFERENCE, *MEASURED],
+@pytest.mark.parametrize("path", [README, COURSE, *LESSONS, *GUIDES, *REFERENCE, *MEASURED],
                          ids=name_of)
 def test_lines_are_at_most_100_columns_but_in_tables_and_output(path):
     text = re.sub(r"^```text(?: out)?\n.*?^```", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)

@@ -4,6 +4,8 @@ Expected calibration error (ECE): Guo et al. 2017, "On Calibration of Modern Neu
 """
 import numpy as np
 
+from .scores import accuracy, log_loss
+
 METRICS = {"accuracy": 1, "macro_f1": 1, "log_loss": -1, "ece": -1}     # -1: lower is better
 
 
@@ -28,19 +30,6 @@ def evaluate(probabilities, targets, labels):
 def by_label(labels, numbers):
     """C names, C numbers -> {name: number, to 6 decimals}."""
     return {name: round(float(number), 6) for name, number in zip(labels, numbers)}
-
-
-def accuracy(probabilities, targets):
-    """Probabilities (N, C), class numbers (N,) -> a float, the share of right answers: of rows
-    whose target is the class with the largest probability."""
-    return float((probabilities.argmax(1) == targets).mean())
-
-
-def log_loss(probabilities, targets):
-    """Probabilities (N, C), class numbers (N,) -> a float, the mean over rows of -log(probability
-    of the target). A probability below 1e-15 counts as 1e-15, so that the loss stays finite."""
-    of_targets = probabilities[np.arange(len(targets)), targets]                  # (N,)
-    return float(-np.log(np.clip(of_targets, 1e-15, 1.0)).mean())
 
 
 def class_f1(answered, true):
