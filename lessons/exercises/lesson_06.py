@@ -369,7 +369,7 @@ class NearbyMask(Exercise):
                 case("a text of 2 * reach + 1 tokens, padding", "parity", [7, 3], 3),
                 case("short texts with padding", "parity", [4, 2], 6),
                 case("one token", "parity", [1, 1], 2),
-                case("the first token alone is a query", "parity", [a, 7], 3, "right", True)]
+                case("the first token alone is a query", "parity", [a, 3], 3, "right", True)]
 
     def call(self, function, case):
         from minillmclf.models.last_token import FewQueries
