@@ -359,12 +359,14 @@ class ReadWindows(Exercise):
             lambda windows, x: torch.full((len(x),), 1 / len(x)))),
         "attention weighs logits, not features": wrong_read(weighed(
             lambda windows, x: windows.window_weights(x), True)),
+        "attention gives the mean of the logits": wrong_read(weighed(
+            lambda windows, x: torch.full((len(x),), 1 / len(x)), True)),
         "windows are drawn in prediction, too": wrong_read(drawn=lambda training: True),
         "all windows are read in training": wrong_read(drawn=lambda training: False),
         "all windows are read at once": wrong_read(at_once=lambda B: 1000),
         "token types are forgotten": wrong_read(kinds=lambda types: None),
     }
-    hint_for = dict(zip(variants, (0, 3, 3, 3, 3, 3, 3, 4, 4, 1, 1, 5, 2)))
+    hint_for = dict(zip(variants, (0, 3, 3, 3, 3, 3, 3, 4, 4, 4, 1, 1, 5, 2)))
 
     def inputs(self, draw):
         def case(name, kind, pool, lengths=(18, 4, 12), side="right", types=False, training=False):
