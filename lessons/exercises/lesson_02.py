@@ -248,8 +248,10 @@ class RootMeanSquareNorm(Exercise):
         "half precision is squared in half precision": wrong_norm(cast=False),
         "the result stays in fp32": wrong_norm(back=False),
         "the root is forgotten": wrong_norm(root=lambda mean, eps: mean + eps),
+        "eps is added to the root, and half precision is squared in half precision":
+            wrong_norm(cast=False, root=lambda mean, eps: mean.sqrt() + eps),
     }
-    hint_for = dict(zip(variants, (0, 1, 1, 0, 0, 3, 2, 2, 1)))
+    hint_for = dict(zip(variants, (0, 1, 1, 0, 0, 3, 2, 2, 1, 1)))
 
     def inputs(self, draw):
         return [Case("bf16", "contract", {"x": draw.normal(3, 6).bfloat16(), "eps": 1e-6}),
