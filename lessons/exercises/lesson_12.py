@@ -126,7 +126,8 @@ class PrefixCache(Exercise):
     hint_for = dict(zip(variants, (1, 0, 0, 2, 2, 0, 0, 3, 0, 0, 4, 4)))
 
     def inputs(self, draw):
-        def case(name, kind, L, K, d, P, batch, projection=False):
+        def case(name, kind, shape, P, batch, projection=False):
+            L, K, d = shape
             D, row = K * d, L * 2 * K * d
             shapes = {"embedding.weight": (P, D if projection else row)}
             if projection:
@@ -135,11 +136,11 @@ class PrefixCache(Exercise):
             return Case(name, kind, {
                 "shape": [L, K, d], "tokens": P, "batch": batch, "projection": projection,
                 "weights": {name: draw.normal(*shape) for name, shape in shapes.items()}})
-        return [case("one text", "contract", 2, 2, 3, 4, 1),
-                case("three texts", "parity", 3, 2, 3, 4, 3),
-                case("one layer, one head, one token", "parity", 1, 1, 4, 1, 2),
-                case("as many of each", "parity", 2, 2, 2, 2, 2),
-                case("with the network of the paper", "parity", 2, 2, 3, 5, 2, True)]
+        return [case("one text", "contract", (2, 2, 3), 4, 1),
+                case("three texts", "parity", (3, 2, 3), 4, 3),
+                case("one layer, one head, one token", "parity", (1, 1, 4), 1, 2),
+                case("as many of each", "parity", (2, 2, 2), 2, 2),
+                case("with the network of the paper", "parity", (2, 2, 3), 5, 2, True)]
 
     def call(self, function, case):
         from minillmclf.tuning.prefix import Prefix
