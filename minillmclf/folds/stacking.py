@@ -128,7 +128,8 @@ def vector_member(name, model, rows, folds, test_texts, labels):
     """Logistic regression on a backbone's vectors of the prompt and of both answers -> Member.
 
     model: a Classifier, whose head only pools; it is not trained, so one pass over all texts serves
-    all folds. The differences of the answers' vectors tell a from b, their sum tells ties.
+    all folds. The differences of the answers' vectors tell a from b, their sum tells ties. Lengths
+    are fitted first, and the vectors to what these leave: they would else be spent on lengths.
     """
     known = text_vectors(model, [row.texts for row in rows] + list(test_texts))
 
@@ -136,11 +137,14 @@ def vector_member(name, model, rows, folds, test_texts, labels):
         return pair_features(*(torch.stack([known[row[i]] for row in texts]) for i in range(3)))
 
     def fit(numbers, fold):
-        own = [rows[i] for i in numbers]
-        both = add_swapped(own)
-        x, y = features([row.texts for row in both]), [labels.index(row.label) for row in both]
-        logits = fit_regression(x, y, len(labels), VECTOR_STRENGTH)
-        return lambda texts: logits(features(texts)).log_softmax(1)
+        both = add_swapped([rows[i] for i in numbers])
+        texts, y = [row.texts for row in both], [labels.index(row.label) for row in both]
+        lengths = fit_regression(length_features(texts), y, len(labels), STRENGTHS[0])
+
+        def base(texts):
+            return lengths(length_features(texts)).float()
+        rest = fit_regression(features(texts), y, len(labels), VECTOR_STRENGTH, base(texts))
+        return lambda texts: (base(texts) + rest(features(texts))).log_softmax(1)
     return make_member(name, fit, rows, folds, test_texts)
 
 
@@ -195,12 +199,12 @@ def distinct_words(text):
 
 # ------------------------------------------------------------------------------------- the stack
 
-def fit_regression(x, targets, classes, strength):
+def fit_regression(x, targets, classes, strength, base=0.0):
     """Multinomial logistic regression: sum of the log loss + strength / 2 times the squared weights
     of features with variance 1 -> a function, x (n, F) -> logits (n, C).
 
     x: (N, F), float32 or float64; the unit of a feature does not matter, nor does one that is
-    constant.
+    constant. base: logits (N, C) to which those of the regression are added in fitting.
     """
     targets = torch.as_tensor(targets)
     mean, scale = x.mean(0), x.std(0, correction=0)
@@ -208,7 +212,7 @@ def fit_regression(x, targets, classes, strength):
     z = (x - mean) / scale
     weight = torch.zeros(x.shape[1], classes, dtype=x.dtype, requires_grad=True)
     bias = torch.zeros(classes, dtype=x.dtype, requires_grad=True)
-    minimise(lambda: F.cross_entropy(z @ weight + bias, targets, reduction="sum")
+    minimise(lambda: F.cross_entropy(base + z @ weight + bias, targets, reduction="sum")
              + strength / 2 * (weight ** 2).sum(), [weight, bias], steps=200)
     return lambda new: ((new - mean) / scale @ weight + bias).detach()
 
