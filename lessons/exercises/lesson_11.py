@@ -220,12 +220,13 @@ class Dequantise(Exercise):
 # ---------------------------------------------------------------- 11.3 quantise_absmax
 
 def wrong_absmax(offset=lambda absmax: absmax.mean(), told=lambda offset: offset, size=256,
-                 largest=lambda rows: rows.abs().amax(1), scaled=lambda x: x, rounded=None):
+                 largest=lambda rows: rows.abs().amax(1), scaled=lambda x: x, rounded=None,
+                 taken=lambda offset: offset):
     """A variant: quantise_absmax with one thing in it changed."""
     def quantise_absmax(absmax):
         from minillmclf.tuning.quant import dynamic_map, nearest_codes
         middle = offset(absmax)
-        rows = rows_of(absmax - middle, size)
+        rows = rows_of(absmax - taken(middle), size)
         nested = largest(rows)
         parts = scaled((rows / nested[:, None]).nan_to_num(nan=-1.0).clamp(-1, 1))
         codes = rounded(parts) if rounded else nearest_codes(parts, dynamic_map())
@@ -243,6 +244,8 @@ class QuantiseAbsmax(Exercise):
             wrong_absmax(lambda absmax: absmax.min()),
         "the mean is subtracted, and not given back":
             wrong_absmax(told=lambda offset: torch.zeros(())),
+        "the mean is given back, and not subtracted":
+            wrong_absmax(taken=lambda offset: torch.zeros(())),
         "one nested_absmax is shared by all":
             wrong_absmax(largest=lambda rows: rows.abs().amax().expand(len(rows)).clone()),
         "64 absmax share a nested_absmax, not 256": wrong_absmax(size=64),
@@ -252,7 +255,7 @@ class QuantiseAbsmax(Exercise):
         "the codes are evenly spaced, not those of dynamic_map": wrong_absmax(
             rounded=lambda x: ((x + 1) * 127.5).round().to(torch.uint8)),
     }
-    hint_for = dict(zip(variants, (0, 0, 0, 1, 1, 1, 2, 2)))
+    hint_for = dict(zip(variants, (0, 0, 0, 0, 1, 1, 1, 2, 2)))
 
     def inputs(self, draw):
         def case(name, kind, absmax):
