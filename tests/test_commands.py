@@ -728,7 +728,7 @@ BAD_MODEL = {
     "not a number": (tensors(lambda t: t[BODY].view(-1)[3:4].fill_(float("nan"))), [BODY, "not finite"]),
     "another family's keys": (config(model_type="gpt2"), ["config.json", "hidden_size = 32 (unknown", "and 7 more"]),
     "model_type": (config(model_type="mamba"), ["config.json", "'mamba'", "supported: bert, distilbert"]),
-    "no model_type": (write("config.json", b"{}"), ["config.json", "model_type", "supported: bert, roberta"]),
+    "no model_type": (write("config.json", b"{}"), ["config.json", "model_type", "supported: bert, distilbert"]),
     "model_type of another kind": (config(model_type=["bert"]), ["config.json", "model_type"]),
     "other maths": (config(position_embedding_type="relative_key"), ["config.json", "'relative_key'", "'absolute'"]),
     "unknown key": (config(rope_theta=10000), ["config.json", "rope_theta", "may change the maths"]),

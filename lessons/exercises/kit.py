@@ -163,7 +163,7 @@ def unpack(data):
 def rows_of(mask):
     """mask: (B, T), the tokens of a row side by side -> its layers.Rows.
 
-    Made without text.batch.token_positions, which is exercise 3.2.
+    Made without text.batch.token_positions and Rows.is_triangle, which are exercises 3.2 and 6.1.
     """
     from minillmclf.models.layers import Rows
     from minillmclf.text.batch import Layout
@@ -171,10 +171,12 @@ def rows_of(mask):
     first = tokens.int().argmax(1)                                                  # (B,)
     positions = [[min(max(column - start, 0), length - 1) for column in range(mask.shape[1])]
                  for start, length in zip(first.tolist(), lengths.tolist())]
-    return Rows(mask, Layout(
+    rows = Rows(mask, Layout(
         mask=tokens, lengths=lengths, indices=tokens.flatten().nonzero().squeeze(1),
         position_ids=torch.tensor(positions), no_padding=bool(tokens.all()),
         right_padded=not first.any(), longest=int(lengths.max())))
+    rows.is_triangle = lambda window: rows.layout.right_padded and window >= mask.shape[1]
+    return rows
 
 
 # ---------------------------------------------------------------- exercises and stored answers
