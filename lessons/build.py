@@ -44,11 +44,14 @@ class Site:
 
     def __init__(self, root=ROOT):
         self.root = Path(root).resolve()
-        lessons = self.root / "lessons"
+        lessons, guides = self.root / "lessons", self.root / "lessons" / "guides"
         self.groups = {
             "Start": [self.root / "README.md", lessons / "README.md",
                       self.root / "checkpoints/README.md"],
             "Lessons": [lessons / "in_one_file.py", *all_pages(lessons)],
+            "Beside the lessons": [guides / "resources.md", guides / "tools.md"],
+            "For instructors": [guides / "instructors.md", guides / "assignments.md",
+                                *sorted(guides.glob("mistakes_*.md"))],
             "Reference": sorted((lessons / "reference").glob("*.md")),
             "Measurements": sorted((lessons / "measurements").glob("*.md"),
                                    key=lambda path: (path.name != "README.md", path.name))}

@@ -2,8 +2,8 @@
 
 Bodies of the functions that are exercises of lessons up to 3 are cut out. Signature, decorators and
 docstring stay. With --since 2, those of lessons 0 and 1 are shipped solved; later lessons' always
-are. What an instructor keeps stays here: known-wrong variants, the tests of the grader, this file.
-OUT/ installs and tests on its own.
+are. What an instructor keeps stays here: known-wrong variants, the tests of the grader. OUT/ can be
+installed and tested; this command, and that which computes answers, refuse to run in it.
 """
 import hashlib
 import json
@@ -23,8 +23,7 @@ LESSONS = Path(__file__).resolve().parent
 TEMPLATES = LESSONS / "exercises" / "templates"
 PARTS = ("README.md", "LICENSE", "setup.py", ".gitignore", ".ruff.toml", "checkpoints", "lessons",
          "minillmclf", "tests")
-KEPT_BACK = ("lessons/release.py", "lessons/exercises/make.py", "lessons/exercises/templates",
-             "lessons/test_grade.py", "lessons/test_release.py")
+KEPT_BACK = ("lessons/exercises/templates", "lessons/test_grade.py", "lessons/test_release.py")
 SHOW = re.compile(r"^( *)(`{3,})(python [^\n]*\bshow=[^\n]*)\n(.*?)^ *\2", re.M | re.S)
 
 
@@ -119,8 +118,15 @@ def adapt_readme(out):
     path = out / "README.md"
     text = path.read_text(encoding="utf-8")
     block = re.search(r"^```sh setup\n.*?^```", text, re.M | re.S)[0]
-    new = block.replace("python -m minillmclf.train", "python -m minillmclf.grade")
-    text = text.replace(block, new).replace(
+    for old, new in ((block, block.replace("minillmclf.train", "minillmclf.grade")),
+                     ("The first command installs and\ntrains, the", "The first command installs "
+                      "and\ngrades, the"),
+                     ("\nThe first fine-tunes the model", "\nWhen all functions are written, "
+                      "`python -m minillmclf.train` trains, too.\nIt fine-tunes the model")):
+        if text.count(old) != 1:
+            raise InputError(f"README.md: should say once: {old.strip()}")
+        text = text.replace(old, new)
+    text = text.replace(
         "\n", "\n\n**This is a release of the course: begin with [STUDENT.md](STUDENT.md).** Some "
         "functions are\nleft for you to write. Until then training stops at the first of them, and "
         "tests that need\none are skipped.\n", 1)

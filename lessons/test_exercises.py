@@ -5,7 +5,7 @@ import pytest
 from lessons import page
 from lessons.exercises.tables import tables
 from minillmclf.grade import grading, output
-from minillmclf.grade.score import PASSED
+from minillmclf.grade.result import PASSED
 
 ROWS = tables()
 
@@ -13,8 +13,9 @@ ROWS = tables()
 @pytest.fixture(scope="module")
 def results():
     """All exercises, graded at the same time as far as the machine's cores go."""
-    fixtures = grading.read_fixtures({row.lesson for row in ROWS}, page.ROOT)
-    return {each.id: each for each in grading.grade(ROWS, page.ROOT, fixtures)}
+    found = grading.grade(ROWS, page.ROOT, lambda: grading.read_fixtures(
+        {row.lesson for row in ROWS}, page.ROOT))
+    return {each.id: each for each in found}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)

@@ -6,6 +6,8 @@ more. The worker's limits are those that a student's code meets.
 import ast
 import inspect
 import json
+import shutil
+import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from xml.etree import ElementTree
@@ -21,6 +23,7 @@ from minillmclf.errors import InputError
 from minillmclf.grade import __main__ as command
 from minillmclf.grade import grading, limits, score
 from minillmclf.grade.graft import cut, graft, without_variants
+from minillmclf.grade.process import Workers
 
 ROOT = page.ROOT
 ROWS = {row.id: row for row in tables()}
@@ -135,9 +138,16 @@ def test_points(points, contract, parity, reached):
     ({"a": torch.zeros(2)}, {"a": torch.tensor([0.0, torch.nan])}, "a[1] should be 0, is nan"),
     ({"a": torch.tensor(-torch.inf)}, {"a": torch.tensor(-torch.inf)}, None),
     ({"a": torch.zeros(0, 3)}, {"a": torch.zeros(0, 3)}, None),
-    ({"a": [1, 2]}, {"a": [1]}, "a should be a list of 2, is a list of 1"),
-    ({"a": [1, 2.0]}, {"a": [1, 3.0]}, "a[1] should be 2.0, is 3.0"),
-    ({"a": "x"}, {"a": "y"}, "a should be 'x', is 'y'"), ({"a": True}, {"a": 1}, "a bool"),
+    ({"a": [1, 2]}, {"a": [1]}, "a should be [1, 2], is [1]"),
+    ({"a": [1, 2.0]}, {"a": [1, 3.0]}, "a should be [1, 2], is [1, 3]"),
+    ({"a": [0] * 90}, {"a": [0] * 80}, "a should be a list of 90 items, is a list of 80 items"),
+    ({"a": [0] * 90}, {"a": [0] * 89 + [7]}, "a[89] should be 0, is 7"),
+    ({"a": [torch.zeros(2)]}, {"a": [torch.ones(2)]}, "a[0][0] should be 0, is 1 (2 of 2 differ)"),
+    ({"a": "x"}, {"a": "y"}, "a should be 'x', is 'y'"),
+    ({"a": True}, {"a": 1}, "a should be True (bool), is 1 (int)"),
+    ({"a": 1 / 3}, {"a": 1 / 3 + 2e-5}, "a should be 0.333333, is 0.333353"),
+    ({"a": 1e6 / 3}, {"a": 1e6 / 3 + 2e-5}, "a should be 333333.3333333333, is 333333.33335"),
+    ({"a": torch.tensor(-0.0)}, {"a": torch.tensor(2.0)}, "a should be 0, is 2"),
     ({"a": 1.0}, {"a": 1.0 + 1e-6}, None), ({"a": 1, "b": 2}, {"a": 1, "c": 2}, "has no b")])
 def test_differences(expected, found, words):
     told = score.difference(expected, found, 1e-5)
@@ -240,9 +250,10 @@ def submission(folder, body, row=NORM, before=""):
 
 
 def graded(folder, row=NORM):
-    return grading.grade([row], ROOT, grading.read_fixtures([row.lesson], ROOT), folder)[0]
+    return grading.grade([row], ROOT, lambda: grading.read_fixtures([row.lesson], ROOT), folder)[0]
 
 
+FORKS = [True, False] if sys.platform.startswith("linux") else [False]
 ATTACKS = {                       # body -> what the line must say
     "os._exit(0)": ("import os\nos._exit(0)", "ends its process (exit code 0)"),
     "SystemExit": ("raise SystemExit(0)", "raises SystemExit"),
@@ -282,17 +293,18 @@ ATTACKS = {                       # body -> what the line must say
 }
 
 
-@pytest.fixture(scope="module")
-def attacks(tmp_path_factory):
+@pytest.fixture(scope="module", params=FORKS, ids=lambda fork: "forked" if fork else "started")
+def attacks(request, tmp_path_factory):
     """All attacks, in workers that run at the same time -> {name: Result}."""
     folder = tmp_path_factory.mktemp("attacks")
     fixtures = grading.read_fixtures([NORM.lesson], ROOT)
 
     def one(number, body):
-        return grading.grade_one(NORM, ROOT, *fixtures[NORM.lesson],
+        return grading.grade_one(NORM, ROOT, *fixtures[NORM.lesson], workers,
                                  submission(folder / str(number), body))
-    with ThreadPoolExecutor(2) as pool:
+    with Workers(request.param) as workers, ThreadPoolExecutor(2) as pool:
         found = list(pool.map(one, range(len(ATTACKS)), [body for body, _ in ATTACKS.values()]))
+    assert workers.alone is not request.param
     return dict(zip(ATTACKS, found))
 
 
@@ -300,6 +312,58 @@ def attacks(tmp_path_factory):
 def test_an_attack_has_no_points_and_is_named(name, attacks):
     result = attacks[name]
     assert result.points == 0 and ATTACKS[name][1] in result.message, result
+
+
+def told_by(folder, body, workers):
+    """The message of a submission with this body."""
+    answers = grading.read_fixtures([NORM.lesson], ROOT)[NORM.lesson]
+    return grading.grade_one(NORM, ROOT, *answers, workers, submission(folder, body)).message
+
+
+@pytest.mark.parametrize("fork", FORKS)
+def test_a_worker_has_few_files_open_and_no_socket(fork, tmp_path):
+    """Three streams, the way for its reply, and nowhere: it cannot give the fork server orders."""
+    body = """
+        import os, stat, sys
+        found, frame = [], sys._getframe()
+        for number in range(1000):
+            try: found.append(stat.S_IFMT(os.fstat(number).st_mode))
+            except OSError: pass
+        ends = []
+        while frame:
+            ends += [each.fileno() for each in frame.f_locals.values() if hasattr(each, "detach")
+                     and type(each).__name__ == "socket"]
+            frame = frame.f_back
+        raise ValueError(f"{found.count(stat.S_IFSOCK)} sockets, {len(found)} files, {set(ends)}")
+    """
+    with Workers(fork) as workers:
+        told = told_by(tmp_path, body, workers)
+    assert f"0 sockets, 5 files, {'{-1}' if fork else 'set()'}" in told
+
+
+@pytest.mark.parametrize("fork", FORKS)
+def test_a_worker_leaves_nothing_to_the_next_one(fork, tmp_path):
+    body = """
+        import builtins, sys, torch
+        found = [hasattr(builtins, "left"), torch.initial_seed() == 5, len(sys.path)]
+        found += [name for name in sys.modules if name.startswith("lessons.exercises.lesson_")]
+        builtins.left = x
+        torch.manual_seed(5)
+        sys.path.append("/left")
+        raise ValueError(found)
+    """
+    with Workers(fork) as workers:
+        told = [told_by(tmp_path / str(number), body, workers) for number in (1, 2)]
+    assert told[0] == told[1] and "[False, False, " in told[0]
+
+
+@pytest.mark.skipif(True not in FORKS, reason="workers are forked on Linux alone")
+def test_without_its_fork_server_a_worker_is_started(tmp_path):
+    with Workers(True) as workers:
+        workers.server.kill()
+        workers.server.wait()
+        told = told_by(tmp_path, "raise ValueError('it runs')", workers)
+        assert workers.alone and "it runs" in told
 
 
 def test_a_file_that_native_code_opens_cannot_be_read(tmp_path):
@@ -337,6 +401,40 @@ def test_a_submission_that_cannot_be_read_is_named(change, words, tmp_path):
     change(NORM.file(folder))
     result = graded(folder)
     assert result.points == 0 and words in result.message
+
+
+@pytest.mark.parametrize("body, words", [
+    ("x.mean()", "output should be a tensor of shape (3, 6), is None"),
+    ("return undefined", "NameError: name 'undefined' is not defined (minillmclf/models/layers"),
+    ("return x.tolist", "a builtins.builtin_function_or_method was returned, where a torch.Tensor"),
+    ("return x[0]", 'form, case "bf16": output has shape (6,), should have (3, 6)'),
+    ("return x", 'numbers, case "vectors": output[0, 0] should be')])
+def test_a_message_tells_what_is_wrong(body, words, tmp_path):
+    assert words in graded(submission(tmp_path, body)).message
+
+
+def test_a_function_that_returns_nothing_is_named(tmp_path):
+    """Its caller, which cannot go on without a number, is not."""
+    row = ROWS["9.2"]
+    message = graded(submission(tmp_path, "if step < warmup: (step + 1) / (warmup + 1)", row),
+                     row).message
+    assert ": returns None: TypeError: float() argument" in message and "worker" not in message
+
+
+def test_a_file_that_cannot_be_imported_is_named(tmp_path):
+    """In a student's own clone: an overlay does not come so far."""
+    (tmp_path / "lessons").symlink_to(ROOT / "lessons")
+    shutil.copytree(ROOT / "minillmclf", tmp_path / "minillmclf",
+                    ignore=shutil.ignore_patterns("__pycache__", "datasets", "checkpoints"))
+    file = ROWS["9.2"].file(tmp_path)
+    file.write_text("x = (1\n", encoding="utf-8")
+    found = grading.grade([ROWS["9.2"], ROWS["9.6"]], tmp_path,
+                          lambda: grading.read_fixtures(["09"], ROOT))
+    assert found[0].message == "its file cannot be imported: SyntaxError: '(' was never closed " \
+        "(optim.py, line 1)"
+    assert found[1].state == score.PASSED
+    with pytest.raises(InputError, match="line 1: SyntaxError"):
+        page.find("x = (1", "x")
 
 
 # ---------------------------------------------------------------- the command

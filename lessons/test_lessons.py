@@ -46,10 +46,10 @@ def test_each_wrong_digit_is_noticed(path, ran):
                     changed = text[:digit.start()] + other + text[digit.end():]
                     assert difference(changed, came), changed
                     wrong += 1
-    assert wrong > 20
+    assert wrong > 20, "\n".join(map(str, lesson.faults))
 
 
-@each_page
+@each_lesson
 def test_answers_to_questions_stand_in_the_output(path):
     cells, found = read(path).cells, 0
     for at, cell in enumerate(cells):
@@ -126,11 +126,13 @@ def test_the_map_quotes_the_readme_and_the_measurements():
     text = (LESSONS / "00_map.md").read_text(encoding="utf-8")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     quoted = re.findall(r"^\| `(.*?)` \|", text.partition("## 12.")[2], re.M)
-    assert len(quoted) >= 10 and not [each for each in quoted if each not in readme]
+    assert len(quoted) >= 9 and not [each for each in quoted if each not in readme]
     setup = re.search(r"^```sh setup\n(.*?)^```", readme, re.S | re.M)[1]
+    if (ROOT / "release.json").exists():             # there the first command grades
+        setup = setup.replace("minillmclf.grade", "minillmclf.train")
     assert f"```sh\n{setup}```" in text
     measured = (LESSONS / "measurements" / "architectures.md").read_text(encoding="utf-8")
-    numbers = re.findall(r"0\.\d{3}", text.partition("A quick chooser")[2].partition("## 11")[0])
+    numbers = re.findall(r"0\.\d{3}", text.partition("## 10.")[2].partition("## 11")[0])
     assert len(numbers) >= 5 and not [number for number in numbers if number not in measured]
 
 

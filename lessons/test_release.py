@@ -13,6 +13,8 @@ from minillmclf.errors import InputError
 from lessons import page
 from lessons import release as releases
 from lessons.exercises.tables import tables
+from minillmclf.grade import grading
+from minillmclf.grade.graft import cut
 
 ROOT, UPTO = page.ROOT, 2
 ROWS = [row for row in tables() if int(row.lesson) <= UPTO]
@@ -126,6 +128,23 @@ def test_as_it_is_it_has_no_points_and_solved_it_has_all(folder):
             (folder / file).write_bytes(text)
 
 
+@pytest.mark.parametrize("lesson", sorted({row.lesson for row in tables()}))
+def test_exercises_need_none_of_a_later_lesson(lesson, tmp_path):
+    """Those of a lesson have full marks where the functions of all later lessons are cut."""
+    shutil.copytree(ROOT / "minillmclf", tmp_path / "minillmclf",
+                    ignore=shutil.ignore_patterns("__pycache__", "datasets", "checkpoints"))
+    for name in ("minillmclf/datasets", "checkpoints", "lessons"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for row in tables():
+        if row.lesson > lesson:
+            file = row.file(tmp_path)
+            source = file.read_text(encoding="utf-8")
+            file.write_text(cut(source, row.name, row.not_started), encoding="utf-8")
+    own = [row for row in tables() if row.lesson == lesson]
+    found = grading.grade(own, tmp_path, lambda: grading.read_fixtures([lesson], ROOT))
+    assert [(each.id, each.message) for each in found if each.points < each.of] == []
+
+
 def test_tests_of_a_release_wait_and_only_the_students_fail(folder):
     """A file of tests whose functions are cut, called here or in a process that a test starts."""
     (folder / "tests" / "test_waiting.py").write_text('''
@@ -176,11 +195,22 @@ def test_a_mistake_is_one_line(given, words, tmp_path, monkeypatch):
 def test_a_release_is_not_released_again(folder, tmp_path):
     with pytest.raises(InputError, match="is a release itself"):
         releases.release(folder, tmp_path, UPTO)
+    for given, words in ((["lessons.release", "--upto", "1", tmp_path / "out"], "is a release"),
+                         (["lessons.exercises.make", "1"], "is a release, in which")):
+        done = python(folder, "-m", *map(str, given))
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and words in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_its_pages_name_what_is_there(folder):
+    done = python(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_pages.py",
+                  "lessons/test_lessons.py", "-k", "exist or each_flag or map or digit")
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 def test_earlier_lessons_may_be_shipped_solved(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(releases, "copy_clone", lambda root, out: seen.append(out))
-    with pytest.raises(InputError, match="lessons 4 to 4 have no exercises"):
-        releases.release(ROOT, tmp_path, 4, 4)
+    with pytest.raises(InputError, match="lessons 15 to 15 have no exercises"):
+        releases.release(ROOT, tmp_path, 15, 15)
     assert seen == []

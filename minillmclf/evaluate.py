@@ -160,7 +160,7 @@ def evaluate_saved(a):
     mistakes = model.task.confusion_text(probabilities, targets)
     print(f"\n{shortened} of {len(rows)} texts cut to {max_tokens} tokens. {mistakes}".rstrip())
     checks = print_checks(model, texts, a.batch_size)
-    return name, rows, metrics | checks | {"precision": precision}
+    return name, rows, metrics | checks | {"dtype": precision}
 
 
 def print_checks(model, texts, batch_size):

@@ -372,7 +372,7 @@ def unknown_key_judged(w, monkeypatch):
 def judged_in_bf16(w):
     run = w.train(lr=1e-2)
     plain, rough = (told(w, model=run.folder, precision=how) for how in ("fp32", "bf16"))
-    assert (plain["precision"], rough["precision"]) == ("fp32", "bf16")
+    assert (plain["dtype"], rough["dtype"]) == ("fp32", "bf16")
     assert 0 < abs(plain["log_loss"] - rough["log_loss"]) < 0.05
     refused("evaluate", model=run.folder, device="cuda:77", says="--device cuda:77")
-    assert told(w, model=run.folder, precision="auto")["precision"] in ("fp32", "bf16")
+    assert told(w, model=run.folder, precision="auto")["dtype"] in ("fp32", "bf16")

@@ -216,7 +216,10 @@ def ask(job):
     print(json.dumps(job), file=killer().stdin, flush=True)
     answer = killer().stdout.readline()
     assert answer, "the killer itself has died"
-    return json.loads(answer)
+    found = json.loads(answer)
+    if "NotImplementedError: Exercise " in str(found):     # in a release, where it is a reason to skip
+        print(found)
+    return found
 
 
 def signal_at(places, calls, number):

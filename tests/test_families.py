@@ -219,5 +219,5 @@ def test_what_should_learn_learns_and_nothing_else(name, method, folders):
 def test_a_model_type_that_is_not_built_is_named(folders, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     (tmp_path / "model.safetensors").write_bytes((folders["gpt2"] / "model.safetensors").read_bytes())
-    with pytest.raises(InputError, match="model_type = 'mamba' is not supported; supported: bert, roberta, .*gemma3"):
+    with pytest.raises(InputError, match="model_type = 'mamba' is not supported; supported: bert, distilbert, roberta, .*gemma3"):
         Classifier.from_backbone(tmp_path, LABELS)

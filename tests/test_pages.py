@@ -18,7 +18,8 @@ LESSONS = sorted((ROOT / "lessons").glob("[0-9a-z]*.md"))
 CARDS = sorted((ROOT / "checkpoints").glob("README.md")) + [
     ROOT / "checkpoints" / name / "README.md" for name in ("mini-bert", "mini-llama", "mini-t5")]
 COURSE = ROOT / "lessons" / "README.md"
-PAGES = [README, COURSE, *LESSONS, *REFERENCE, *MEASURED, *CARDS]
+GUIDES = sorted((ROOT / "lessons" / "guides").glob("*.md"))
+PAGES = [README, COURSE, *LESSONS, *GUIDES, *REFERENCE, *MEASURED, *CARDS]
 # in backticks with a slash, and no path of the repository: what a reader makes, fetches or has
 ELSEWHERE = re.compile(r"runs/|merged/|adapter/$|shared/weights$|checkpoints/mine|microsoft/")
 # flags of pytest, torchrun, hf and pip, and of every command, which argparse does not list
@@ -61,7 +62,7 @@ def missing_paths(path, text):
 
 
 def missing_modules(text):
-    named = set(re.findall(r"-m ((?:minillmclf|tests|lessons)\.[a-z_]\w*)", text))
+    named = set(re.findall(r"-m ((?:minillmclf|tests|lessons)(?:\.[a-z_]\w*)+)", text))
     places = {name: ROOT / name.replace(".", "/") for name in named}
     return [name for name, place in places.items()
             if not place.with_suffix(".py").exists() and not (place / "__main__.py").exists()]
@@ -71,7 +72,8 @@ def commands(text):
     """Each command line of a page's sh blocks -> (the command's name, its flags)."""
     for kind, block in FENCE.findall(text):
         for line in block.replace("\\\n", " ").splitlines() if kind.startswith("sh") else ():
-            found = re.search(r"-m (?:minillmclf|tests|lessons)\.(\w+)(.*)", line.partition(" #")[0])
+            found = re.search(r"-m (?:minillmclf|tests|lessons)\.([\w.]+)(.*)",
+                              line.partition(" #")[0])
             if found:
                 yield found[1], re.findall(r"(?<!\S)--[a-z][\w-]*", found[2])
 
@@ -94,7 +96,8 @@ def of_the_course():
     """The name of each command of the course -> its module."""
     files = [path for path in (ROOT / "lessons").glob("*.py")
              if "Parser(prog=\"python -m lessons." in path.read_text(encoding="utf-8")]
-    return {path.stem: f"lessons.{path.stem}" for path in files}
+    return {path.stem: f"lessons.{path.stem}" for path in files} | {
+        "exercises.make": "lessons.exercises.make"}
 
 
 @cache
@@ -124,7 +127,7 @@ def test_each_command_line_has_flags_that_its_command_knows(path):
     assert unknown == []
 
 
-@pytest.mark.parametrize("path", [README, COURSE, *LESSONS, *REFERENCE], ids=name_of)
+@pytest.mark.parametrize("path", [README, COURSE, *LESSONS, *GUIDES, *REFERENCE], ids=name_of)
 def test_each_flag_in_the_text_is_known_to_a_command(path):
     known = set.union(*parsers().values()) | OTHERS
     text = path.read_text(encoding="utf-8")
@@ -157,7 +160,8 @@ def test_the_readme_is_short_and_sets_up_in_two_commands():
     assert len(block) == 2
 
 
-@pytest.mark.parametrize("path", [README, COURSE, *LESSONS, *REFERENCE, *MEASURED], ids=name_of)
+@pytest.mark.parametrize("path", [README, COURSE, *LESSONS, *GUIDES, *REFERENCE, *MEASURED],
+                         ids=name_of)
 def test_lines_are_at_most_100_columns_but_in_tables_and_output(path):
     text = re.sub(r"^```text(?: out)?\n.*?^```", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
     wide = [line for line in text.splitlines() if len(line) > 100 and not line.startswith("|")]

@@ -25,7 +25,7 @@ from minillmclf.tuning.quant import quantise_linears
 
 LENGTHS = (9, 1, 14, 5)                                   # longer than any window of CONFIGS, and as short as can be
 TEXTS = [torch.randint(4, 60, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in LENGTHS]
-LAST = [name for name, (kind, _) in CONFIGS.items() if kind not in ("bert", "roberta", "deberta-v2")]    # pooled at the last
+LAST = [name for name, (kind, _) in CONFIGS.items() if kind not in ("bert", "distilbert", "roberta", "xlm-roberta", "deberta-v2", "modernbert")]  # pooled at the last
 SOME = ["bert", "deberta-v3", "gpt2", "llama", "gemma3", "flan-t5"]                                 # one of each wiring
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "use_rslora": False, "targets": None, "bias": "none"}
 EVERYWHERE = LORA | {"targets": "all-linear"}
@@ -37,6 +37,7 @@ def build(name, method="full", how="family", dropout=None):
     """A body and a head, tuned, with exaggerated weights; what a method adds is exaggerated too."""
     kind, config = CONFIGS[name]
     config = {"model_type": kind, **config}
+    config |= {"classifier_pooling": "cls"} if kind == "modernbert" else {}            # one token
     drops = [key for key in model_class(config).FIELDS if "dropout" in key or key.endswith("pdrop")]
     config |= {key: dropout for key in drops if dropout is not None and key not in ("classifier_dropout", "cls_dropout")}
     body = initialise_weights(model_class(config).from_config(config), 0)

@@ -348,6 +348,46 @@ def test_unigram_is_the_slow_explicit_form(ours):
     agree()
 
 
+def cut_at_spaces(document):
+    """The same pieces with the pre_tokenizer of most tokenizer.json: its parts are words, which are remembered."""
+    document["normalizer"]["normalizers"] = document["normalizer"]["normalizers"][:-2]                 # the space and its sign
+    document["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+
+
+@pytest.mark.parametrize("name", ["t5", "xlm-roberta", "deberta", "real t5", "real deberta-v3"])
+def test_a_word_that_is_remembered_has_the_ids_it_had(name, ours):
+    tokenizer = copy(real(name.removeprefix("real "))[0] if name.startswith("real ") else ours[name], cut_at_spaces)
+    model, source = tokenizer.description.document["model"], name
+    special = {token["content"] for token in tokenizer.description.document["added_tokens"]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unigram, "remember_words", lambda encode: encode)
+        plain = unigram.unigram_model(model["vocab"], model["unk_id"], model.get("byte_fallback", False), special, source)
+
+    @settings(MANY, max_examples=100)
+    @given(SPACED | st.lists(SPACED, max_size=4).map("  ".join))
+    def agree(text):
+        expected = []
+        for part, added, first in tokenizer.split_added(text):
+            expected += [added] if added is not None else [i for word in tokenizer.steps.cut(part, first) for i in plain(word)]
+        for _ in range(2):                                                                     # new, and out of the memory
+            assert tokenizer.ids(text) == expected, f"{name} remembers other ids of {text!r}"
+            tokenizer.words(text)[:1] and tokenizer.words(text)[0][1].append(-1)                # what a caller gets is its own
+    agree()
+
+
+def test_short_parts_are_remembered_and_long_ones_are_not():
+    asked = []
+    ids_of = unigram.remember_words(lambda text: asked.append(text) or [len(text)])
+    texts = ["", "▁a", "▁b", "x" * unigram.LONGEST_WORD, "x" * (unigram.LONGEST_WORD + 1)]
+    assert [ids_of(text) for text in texts * 2] == [[len(text)] for text in texts * 2]
+    assert asked == [*texts, texts[-1]]
+    for n in range(unigram.REMEMBERED + 1):
+        ids_of(f"▁{n}")
+    asked.clear()
+    ids_of("▁a")
+    assert asked == ["▁a"], "the memory grows without a limit"
+
+
 def test_a_unigram_piece_that_crosses_words(ours):
     def change(document):
         document["model"]["vocab"][7] = ["▁the▁film", 0.0]

@@ -267,7 +267,7 @@ def test_a_truncated_file_is_refused(folder, keep):
 @pytest.mark.parametrize("content, fault", [
     (None, "config.json: is not there"), (b"{", "config.json: not valid JSON"),
     (b"\xff\xfe{}", "config.json: not valid JSON"), (b"[1]", "config.json: should hold a JSON object, holds a list"),
-    (b"{}", "config.json: model_type = None is not supported; supported: bert, roberta"),
+    (b"{}", "config.json: model_type = None is not supported; supported: bert, distilbert"),
     (b'{"model_type": "bart"}', "config.json: model_type = 'bart' is not supported"),
     (b'{"model_type": "bert"}', "config.json: vocab_size is missing; hidden_size is missing; ")])
 def test_a_broken_config_is_named(folder, content, fault):

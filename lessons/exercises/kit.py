@@ -107,21 +107,6 @@ class Draw:
         return mask
 
 
-# ---------------------------------------------------------------- rows of a model
-
-def rows_of(mask):
-    """mask: (B, T) -> its Rows, made without exercise 3.2."""
-    from minillmclf.models.layers import Rows
-    from minillmclf.text.batch import Layout
-    tokens, positions = mask.bool(), torch.zeros_like(mask)
-    for row, here in zip(positions, tokens):
-        row[here] = torch.arange(int(here.sum()))
-    return Rows(mask, Layout(
-        mask=tokens, lengths=mask.sum(1), indices=tokens.flatten().nonzero().squeeze(1),
-        position_ids=positions, no_padding=bool(tokens.all()), right_padded=False,
-        longest=int(mask.sum(1).max())))
-
-
 # ---------------------------------------------------------------- values as bytes
 
 def encode(value, tensors):
@@ -171,6 +156,27 @@ def pack(value):
 def unpack(data):
     size = int.from_bytes(data[:8], "little")
     return decode(json.loads(data[8:8 + size]), load(bytes(data[8 + size:])))
+
+
+# ---------------------------------------------------------------- what several lessons call
+
+def rows_of(mask):
+    """mask: (B, T), the tokens of a row side by side -> its layers.Rows.
+
+    Made without text.batch.token_positions and Rows.is_triangle, which are exercises 3.2 and 6.1.
+    """
+    from minillmclf.models.layers import Rows
+    from minillmclf.text.batch import Layout
+    tokens, lengths = mask.bool(), mask.long().sum(1)
+    first = tokens.int().argmax(1)                                                  # (B,)
+    positions = [[min(max(column - start, 0), length - 1) for column in range(mask.shape[1])]
+                 for start, length in zip(first.tolist(), lengths.tolist())]
+    rows = Rows(mask, Layout(
+        mask=tokens, lengths=lengths, indices=tokens.flatten().nonzero().squeeze(1),
+        position_ids=torch.tensor(positions), no_padding=bool(tokens.all()),
+        right_padded=not first.any(), longest=int(lengths.max())))
+    rows.is_triangle = lambda window: rows.layout.right_padded and window >= mask.shape[1]
+    return rows
 
 
 # ---------------------------------------------------------------- exercises and stored answers

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from lessons.exercises.kit import Case, Exercise
+from lessons.exercises.kit import Case, Exercise, rows_of
 
 # ---------------------------------------------------------------- 2.1 attention_by_hand
 
@@ -107,9 +107,8 @@ class Attention(Exercise):
                 large]
 
     def call(self, function, case):
-        from minillmclf.models.layers import Rows
         given = dict(case.arguments)
-        rows = Rows(given.pop("mask"))
+        rows = rows_of(given.pop("mask"))
         return {"output": function(given["q"], given["k"], given["v"], rows, given["seen"],
                                    given["scale"])}
 
@@ -168,8 +167,7 @@ class CausalMask(Exercise):
                 case("a window of 1", "parity", [3, 3], 1)]
 
     def call(self, function, case):
-        from minillmclf.models.layers import Rows
-        return {"output": function(Rows(case.arguments["mask"]), case.arguments["window"])}
+        return {"output": function(rows_of(case.arguments["mask"]), case.arguments["window"])}
 
 
 # ---------------------------------------------------------------- 2.3 Rows.merge_heads
@@ -221,8 +219,7 @@ class MergeHeads(Exercise):
                 case("two heads", "parity", [2, 3], heads=2)]
 
     def call(self, function, case):
-        from minillmclf.models.layers import Rows
-        return {"output": function(Rows(case.arguments["mask"]), case.arguments["x"])}
+        return {"output": function(rows_of(case.arguments["mask"]), case.arguments["x"])}
 
 
 # ---------------------------------------------------------------- 2.4 root_mean_square_norm
@@ -251,8 +248,10 @@ class RootMeanSquareNorm(Exercise):
         "half precision is squared in half precision": wrong_norm(cast=False),
         "the result stays in fp32": wrong_norm(back=False),
         "the root is forgotten": wrong_norm(root=lambda mean, eps: mean + eps),
+        "eps is added to the root, and half precision is squared in half precision":
+            wrong_norm(cast=False, root=lambda mean, eps: mean.sqrt() + eps),
     }
-    hint_for = dict(zip(variants, (0, 1, 1, 0, 0, 3, 2, 2, 1)))
+    hint_for = dict(zip(variants, (0, 1, 1, 0, 0, 3, 2, 2, 1, 1)))
 
     def inputs(self, draw):
         return [Case("bf16", "contract", {"x": draw.normal(3, 6).bfloat16(), "eps": 1e-6}),
@@ -340,5 +339,4 @@ class Pad(Exercise):
                 case("heads", "parity", [1, 4], shape=(2, 3))]
 
     def call(self, function, case):
-        from minillmclf.models.layers import Rows
-        return {"output": function(Rows(case.arguments["mask"]), case.arguments["x"])}
+        return {"output": function(rows_of(case.arguments["mask"]), case.arguments["x"])}

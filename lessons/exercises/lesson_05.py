@@ -121,11 +121,13 @@ class Rotate(Exercise):
         "each half is rotated with itself": wrong_rotate(
             first=lambda a, b, cos, sin: a * cos - a * sin,
             second=lambda a, b, cos, sin: b * cos + b * sin),
+        "the second half is rotated with itself":
+            wrong_rotate(second=lambda a, b, cos, sin: b * cos + b * sin),
         "the halves are exchanged": wrong_rotate(join=lambda a, b: torch.cat((b, a), dim=-1)),
         "only the first half is rotated": wrong_rotate(second=lambda a, b, cos, sin: b),
         "x is overwritten, and its new first half is used for the second": in_place,
     }
-    hint_for = dict(zip(variants, (0, 0, 1, 1, 1, 1, 1, 0, 1, 2)))
+    hint_for = dict(zip(variants, (0, 0, 1, 1, 1, 1, 1, 1, 0, 1, 2)))
 
     def inputs(self, draw):
         def case(name, kind, N, H, d, angle=None):
@@ -305,6 +307,8 @@ class QueryPositions(Exercise):
             wrong_positions(lambda rows, T: rows.key_position_ids[:, :T]),
         "positions count the places of the cache, padding too": wrong_positions(
             lambda rows, T: torch.arange(rows.key_mask.shape[1])[-T:].repeat(len(rows.mask), 1)),
+        "new tokens count on from the places of the cache, padding too": wrong_positions(
+            lambda rows, T: rows.position_ids + rows.key_mask.shape[1] - T),
         "positions begin one too late":
             wrong_positions(lambda rows, T: rows.key_position_ids[:, -T:] + 1),
         "position_ids stay those of the new tokens' own mask": wrong_positions(table=False),
@@ -316,7 +320,7 @@ class QueryPositions(Exercise):
         "longest counts the places of the cache, padding too":
             wrong_positions(longest=lambda rows: rows.key_mask.shape[1]),
     }
-    hint_for = dict(zip(variants, (0, 0, 0, 0, 1, 1, 2, 3, 3, 3)))
+    hint_for = dict(zip(variants, (0, 0, 0, 0, 0, 1, 1, 2, 3, 3, 3)))
 
     def inputs(self, draw):
         def case(name, kind, old, new, sides=("right", "right")):

@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from lessons.exercises.kit import Case, Exercise
+from lessons.exercises.kit import Case, Exercise, rows_of
 
 # ---------------------------------------------------------------- 6.1 Rows.is_triangle
 
@@ -288,3 +288,197 @@ class BuildLayer(Exercise):
                 "scales": torch.tensor([float(layer.scale) for layer in layers]),
                 "layers": [type(layer).__name__ for layer in layers],
                 "norms": [type(layer.mlp_norm).__name__ for layer in layers]}
+
+
+# ---------------------------------------------------------------- 6.6 nearby_mask
+
+def masked_keys(rows, near, keys=lambda rows: rows.key_mask):
+    return (near & keys(rows)[:len(near), None, :]).unsqueeze(1)
+
+
+def wrong_nearby(near=lambda distance, reach: distance.abs() <= reach,
+                 short=lambda rows, reach: rows.longest <= reach + 1,
+                 brief=lambda rows: rows.padding_mask, keys=lambda rows: rows.key_mask):
+    """A variant: nearby_mask with one thing in it changed."""
+    def nearby_mask(rows, reach):
+        if short(rows, reach):
+            return brief(rows)
+        return masked_keys(rows, near(rows.distance(), reach), keys)
+    return nearby_mask
+
+
+def places_mask(rows, reach):
+    if rows.longest <= reach + 1:
+        return rows.padding_mask
+    places = [torch.arange(ids.shape[1]) for ids in (rows.position_ids, rows.key_position_ids)]
+    near = (places[0][:, None] - places[1]).abs() <= reach                           # (T, S)
+    return masked_keys(rows, near.expand(len(rows.key_mask), -1, -1))
+
+
+class NearbyMask(Exercise):
+    """True and false: compared exactly, at queries that are tokens.
+
+    A query at padding should see a key, whichever: a softmax over none would be NaN.
+    """
+    variants = {
+        "one side only: a token sees those before it, as in a decoder":
+            wrong_nearby(lambda distance, reach: (distance >= 0) & (distance <= reach)),
+        "one side only: a token sees those behind it":
+            wrong_nearby(lambda distance, reach: (distance <= 0) & (distance >= -reach)),
+        "the sign is not taken off: all that stands behind a token is seen":
+            wrong_nearby(lambda distance, reach: distance <= reach),
+        "one too few: a token `reach` positions away is not seen":
+            wrong_nearby(lambda distance, reach: distance.abs() < reach),
+        "one too many: a token `reach` + 1 positions away is seen":
+            wrong_nearby(lambda distance, reach: distance.abs() <= reach + 1),
+        "reach counts both sides, half of it for each":
+            wrong_nearby(lambda distance, reach: distance.abs() <= reach // 2),
+        "reach is doubled: it is for each side already":
+            wrong_nearby(lambda distance, reach: distance.abs() <= 2 * reach),
+        "the opposite: far tokens are seen":
+            wrong_nearby(lambda distance, reach: distance.abs() > reach),
+        "padding is seen": wrong_nearby(keys=lambda rows: torch.ones_like(rows.key_mask)),
+        "keys are masked by rows.mask, which is that of the queries":
+            wrong_nearby(keys=lambda rows: rows.mask),
+        "None for short texts, so their padding is seen": wrong_nearby(brief=lambda rows: None),
+        "None, or padding alone, up to 2 * reach + 1 tokens":
+            wrong_nearby(short=lambda rows, reach: rows.longest <= 2 * reach + 1),
+        "None, or padding alone, for a text of reach + 2 tokens":
+            wrong_nearby(short=lambda rows, reach: rows.longest <= reach + 2),
+        "the shortest row decides, not the longest": wrong_nearby(
+            short=lambda rows, reach: int(rows.key_mask.sum(1).min()) <= reach + 1),
+        "never None: a mask where all is seen": wrong_nearby(short=lambda rows, reach: False),
+        "the padded row's places instead of positions": places_mask,
+        "without the dimension of heads":
+            lambda rows, reach: masked_keys(rows, rows.distance().abs() <= reach)[:, 0],
+    }
+    hint_for = dict(zip(variants, (0, 0, 0, 1, 1, 1, 1, 0, 2, 2, 3, 3, 3, 3, 3, 0, 4)))
+
+    def inputs(self, draw):
+        def case(name, kind, lengths, reach, side="right", first=False):
+            return Case(name, kind, {"mask": draw.mask(lengths, side=side), "reach": reach,
+                                     "first": first})
+        a = int(draw.integers(8, 12))
+        return [case("one text", "contract", [a], 2),
+                case("no padding", "parity", [a, a], 3),
+                case("reach is 1", "parity", [a], 1),
+                case("padding on the right", "parity", [a, 6, 2], 2),
+                case("padding on the left", "parity", [a, 4], 2, "left"),
+                case("a text of reach + 1 tokens", "parity", [5], 4),
+                case("a text of reach + 2 tokens", "parity", [5, 5], 3),
+                case("a text of 2 * reach + 1 tokens, padding", "parity", [7, 3], 3),
+                case("short texts with padding", "parity", [4, 2], 6),
+                case("one token", "parity", [1, 1], 2),
+                case("the first token alone is a query", "parity", [a, 3], 3, "right", True)]
+
+    def call(self, function, case):
+        from minillmclf.models.last_token import FewQueries
+        given = case.arguments
+        rows = rows_of(given["mask"])
+        rows = FewQueries(rows, "first") if given["first"] else rows
+        found = function(rows, given["reach"])
+        return {"seen": at_tokens(found, rows), "each query sees a key":
+                found is None or bool(found.any(-1).all())}
+
+
+def at_tokens(seen, rows):
+    """A mask as (B, 1, T, S), without the queries at padding; anything else as it is."""
+    shape = (len(rows.key_mask), 1, rows.mask.shape[1], rows.key_mask.shape[1])
+    if seen is None or seen.dtype is not torch.bool or seen.dim() != 4 or any(
+            size not in (1, whole) for size, whole in zip(seen.shape, shape)):
+        return seen
+    return seen.expand(shape) & rows.mask[:, None, :, None]
+
+
+# ---------------------------------------------------------------- 6.7 NormedHeadsLayer.project
+
+def unit(x, eps=1e-3):
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+def whole_norm(norm, x):
+    """All heads of a token normalised together, with the weight of each head."""
+    return unit(x.flatten(-2), norm.eps).view_as(x) * norm.weight
+
+
+def wrong_project(q=lambda layer, q: layer.q_norm(q), k=lambda layer, k: layer.k_norm(k),
+                  v=lambda layer, v: v, swap=lambda x, queries: (queries, x, x), cut=lambda x, d:
+                  x.unflatten(-1, (-1, d))):
+    """A variant: project with one thing in it changed."""
+    def project(self, x, queries):
+        inputs = swap(x, queries)
+        flat = [linear(each) for linear, each in
+                zip((self.q_proj, self.k_proj, self.v_proj), inputs)]
+        heads = [cut(each, self.head_dim) for each in flat]
+        return tuple(change(self, each) for change, each in zip((q, k, v), heads))
+    return project
+
+
+class ProjectNormed(Exercise):
+    """Sums of 8 products of numbers near 1, and a norm: 1e-5."""
+    variants = {
+        "no norms, as in LLaMA": wrong_project(lambda layer, q: q, lambda layer, k: k),
+        "queries are not normed": wrong_project(lambda layer, q: q),
+        "keys are not normed": wrong_project(k=lambda layer, k: k),
+        "the two norms are exchanged": wrong_project(lambda layer, q: layer.k_norm(q),
+                                                     lambda layer, k: layer.q_norm(k)),
+        "keys get the norm of the queries": wrong_project(k=lambda layer, k: layer.q_norm(k)),
+        "values are normed, too": wrong_project(v=lambda layer, v: layer.k_norm(v)),
+        "normed over the whole width, not head by head": wrong_project(
+            lambda layer, q: whole_norm(layer.q_norm, q),
+            lambda layer, k: whole_norm(layer.k_norm, k)),
+        "normed over the tokens, not over the numbers of a head": wrong_project(
+            *(lambda layer, x, name=name: unit(x.transpose(0, -1)).transpose(0, -1)
+              * getattr(layer, name).weight for name in ("q_norm", "k_norm"))),
+        "the weights of the norms are left out": wrong_project(lambda layer, q: unit(q),
+                                                               lambda layer, k: unit(k)),
+        "divided by the length: vectors of length 1, not sqrt(d)": wrong_project(
+            lambda layer, q: F.normalize(q, dim=-1) * layer.q_norm.weight,
+            lambda layer, k: F.normalize(k, dim=-1) * layer.k_norm.weight),
+        "the mean is subtracted, as in a layer norm": wrong_project(
+            lambda layer, q: layer.q_norm(q - q.mean(-1, keepdim=True)),
+            lambda layer, k: layer.k_norm(k - k.mean(-1, keepdim=True))),
+        "normed twice": wrong_project(lambda layer, q: layer.q_norm(layer.q_norm(q)),
+                                      lambda layer, k: layer.k_norm(layer.k_norm(k))),
+        "queries are made of all tokens": wrong_project(swap=lambda x, queries: (x, x, x)),
+        "keys and values are made of the queries' tokens":
+            wrong_project(swap=lambda x, queries: (queries, queries, queries)),
+        "heads are cut in turn: numbers 0, H, 2 H ... to head 0": wrong_project(
+            cut=lambda x, d: x.unflatten(-1, (d, -1)).transpose(-1, -2)),
+        "heads are not cut: (N, H * d)": lambda self, x, queries: (
+            whole_norm(self.q_norm, self.q_proj(queries).unflatten(-1, (-1, self.head_dim)))
+            .flatten(-2), self.k_proj(x), self.v_proj(x)),
+    }
+    hint_for = dict(zip(variants, (0, 0, 0, 0, 0, 1, 2, 2, 0, 0, 0, 0, 3, 3, 2, 2)))
+
+    def inputs(self, draw):
+        def case(name, kind, heads=(4, 2), tokens=6, chosen=None, factor=1.0):
+            (H, K), D, d = heads, 8, 4
+            weights = {"q_proj.weight": draw.normal(H * d, D), "k_proj.weight": draw.normal(
+                K * d, D), "v_proj.weight": draw.normal(K * d, D),
+                "q_norm.weight": draw.uniform(d) + 0.5, "k_norm.weight": draw.uniform(d) - 1.5}
+            return Case(name, kind, {"heads": list(heads), "x": draw.normal(tokens, D) * factor,
+                                     "chosen": chosen, "weights": weights})
+        return [case("two tokens", "contract", tokens=2),
+                case("shared keys", "parity"),
+                case("one head of keys for each of queries", "parity", (3, 3)),
+                case("one head", "parity", (1, 1)),
+                case("small numbers, where eps counts", "parity", factor=0.01),
+                case("large numbers", "parity", factor=100.0),
+                case("a few tokens are queries", "parity", chosen=[1, 4])]
+
+    def call(self, function, case):
+        from minillmclf.models.layers import RMSNorm
+        from minillmclf.models.llama import NormedHeadsLayer
+        given = case.arguments
+        H, K = given["heads"]
+        layer = NormedHeadsLayer({
+            "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": H, "head_dim": 4,
+            "num_key_value_heads": K, "attention_bias": False, "mlp_bias": False,
+            "hidden_act": "silu", "rms_norm_eps": 1e-3, "attention_dropout": 0.0},
+            RMSNorm, math.inf, 0.5)
+        layer.load_state_dict(given["weights"], strict=False)
+        x, chosen = given["x"], given["chosen"]
+        with torch.no_grad():
+            q, k, v = function(layer, x, x if chosen is None else x[chosen])
+        return {"q": q, "k": k, "v": v}

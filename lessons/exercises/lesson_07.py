@@ -37,6 +37,8 @@ class DistanceBuckets(Exercise):
         "a far bucket is rounded up": wrong_buckets(whole=torch.ceil),
         "the logarithm begins at 1, not where the exact buckets end": wrong_buckets(
             share=lambda d, exact, most: torch.log(d) / math.log(most)),
+        "the largest distance is not divided by the number of exact buckets": wrong_buckets(
+            share=lambda d, exact, most: torch.log(d / exact) / math.log(most)),
         "far distances are spread evenly, without a logarithm": wrong_buckets(
             share=lambda d, exact, most: (d - exact) / (most - exact)),
         "the logarithm is to the base 2 in one place": wrong_buckets(
@@ -50,7 +52,7 @@ class DistanceBuckets(Exercise):
         "the last bucket stays empty": wrong_buckets(rest=lambda count, exact: count - exact - 1),
         "distances beyond the largest get buckets that do not exist": wrong_buckets(last=False),
     }
-    hint_for = dict(zip(variants, (3, 3, 1, 1, 1, 0, 0, 2, 2, 4)))
+    hint_for = dict(zip(variants, (3, 3, 1, 1, 1, 1, 0, 0, 2, 2, 4)))
 
     def inputs(self, draw):
         def case(name, kind, count, most, shape, upto):
@@ -155,6 +157,11 @@ def cross_first(self, x, rows, bias, source, source_bias):
     return self.mlp(self.attend(rows.queries(x) + self.dropout(mixed), rows, bias))
 
 
+def cross_from_before(self, x, rows, bias, source, source_bias):
+    mixed = self.cross_attention(self.cross_norm(rows.queries(x)), rows, *source, source_bias)
+    return self.mlp(self.attend(x, rows, bias) + self.dropout(mixed))
+
+
 class CrossAttention(Exercise):
     """Three parts with norms; fp32 sums of 10 products of numbers near 1, scores undivided: 1e-5
     in parts of numbers near 10."""
@@ -165,6 +172,7 @@ class CrossAttention(Exercise):
         "the cross-attention is left out": wrong_layer(join=lambda layer, x, mixed: x),
         "the MLP is left out": wrong_layer(end=lambda layer, x: x),
         "the cross-attention comes first": cross_first,
+        "the cross-attention reads the x that came in, not what attend gives": cross_from_before,
         "the cross-attention reads x without a norm": wrong_layer(enter=lambda layer, x: x),
         "its norm is that of the attention before it":
             wrong_layer(enter=lambda layer, x: layer.attention_norm(x)),
@@ -176,7 +184,7 @@ class CrossAttention(Exercise):
         "padding of the source is seen": wrong_layer(hidden=lambda source_bias: None),
         "dropout is left out": wrong_layer(join=lambda layer, x, mixed: x + mixed),
     }
-    hint_for = dict(zip(variants, (0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 4)))
+    hint_for = dict(zip(variants, (0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4)))
 
     def inputs(self, draw):
         shapes = {f"{part}.{name}_proj.weight": (8, 8) for part in ("attention", "cross_attention")

@@ -90,18 +90,13 @@ class ParameterGroups(Exercise):
             return next((f for start, f in factors.items() if name.startswith(start)), 1.0)
         groups = function(model, given["lr"], given["weight_decay"],
                           *([factor_of] if factors else []))
-        names = {id(p): name for name, p in model.named_parameters()}
-        found = {name: [] for name in names.values()}
-        for group in groups:
-            for p in group["params"]:
-                found[names[id(p)]].append([group[key] for key in ("lr", "base_lr",
-                                                                   "weight_decay")])
+        found = {}
+        for name, parameter in model.named_parameters():
+            mine = [[group[key] for key in ("lr", "base_lr", "weight_decay")] for group in groups
+                    for each in group["params"] if each is parameter]
+            found[f"[lr, base_lr, weight_decay] of {name}"] = mine[0] if len(mine) == 1 \
+                else f"in {len(mine) or 'no'} groups"
         return found
-
-    def contract(self, case, outputs):
-        for name, groups in outputs.items():
-            if len(groups) != (not name.startswith("position")):
-                return f"{name} is in {len(groups)} groups"
 
 
 # ---------------------------------------------------------------- 9.2 lr_factor
@@ -251,11 +246,25 @@ def within_the_batch(model, train, rows, settings, objective, divisor):
     return wrong_sum()(model, train, list(range(len(rows))), settings, objective, divisor)
 
 
+def weighted_by_rows(model, train, rows, settings, objective, divisor):
+    """Right as long as all rows have the same weight."""
+    size, total = settings.micro_batch_size or len(rows), 0.0
+    for start in range(0, len(rows), size):
+        part = rows[start:start + size]
+        batch = model.collate(train.encoded, part, train.targets)
+        mean = objective(model, batch) / objective.divisor(batch.labels)
+        loss = mean * len(part) / len(rows)
+        loss.backward()
+        total += loss.item()
+    return total
+
+
 class AddGradients(Exercise):
     """fp32 sums of at most 7 rows with numbers near 1: 1e-5."""
     variants = {
         "the mean of the micro-batches' means":
             wrong_sum(lambda loss, divisor, own, rows, parts: loss / own / parts),
+        "the mean of the micro-batches' means, weighted by their numbers of rows": weighted_by_rows,
         "the means of the micro-batches are added up":
             wrong_sum(lambda loss, divisor, own, rows, parts: loss / own),
         "the number of rows takes the place of the divisor":
@@ -278,7 +287,7 @@ class AddGradients(Exercise):
         "the mean of the micro-batches' losses is returned":
             wrong_sum(returns=lambda losses: sum(losses) / len(losses)),
     }
-    hint_for = dict(zip(variants, (0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 4, 4)))
+    hint_for = dict(zip(variants, (0, 0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 4, 4)))
 
     def inputs(self, draw):
         def case(name, kind, rows, size, weighted=True, before=0.0):
@@ -307,9 +316,10 @@ class AddGradients(Exercise):
         objective, rows = Watched(given["weights"]), list(given["rows"])
         divisor = objective.divisor(torch.tensor([train.targets[row] for row in rows]))
         loss = function(model, train, rows, settings, objective, divisor)
-        return {"embedding": model.embedding.grad, "out": model.out.grad, "loss": loss,
-                "rows of the micro-batches": objective.sizes,
-                "backward before the next one": objective.added}
+        return {"the gradient of embedding": model.embedding.grad,
+                "the gradient of out": model.out.grad, "the loss that is returned": loss,
+                "the numbers of rows of the micro-batches": objective.sizes,
+                "whether .grad has changed before each further micro-batch": objective.added}
 
 
 # ---------------------------------------------------------------- 9.4 steps_left
@@ -416,8 +426,10 @@ class SeedStep(Exercise):
             function(seed, step)
             draws.append(tuple(torch.rand(4).tolist()))
         half = len(draws) // 2
-        return {"the same when called again": draws[:half] == draws[half:],
-                "how many differ": len(set(draws[:half]))}
+        return {"whether the same (seed, step) gives the same numbers":
+                    draws[:half] == draws[half:],
+                f"of {half} pairs (seed, step), how many give other random numbers":
+                    len(set(draws[:half]))}
 
 
 # ---------------------------------------------------------------- 9.6 is_better
@@ -495,8 +507,12 @@ class IsBetter(Exercise):
                                                for b in (-step, step)], ["log_loss"])]
 
     def call(self, function, case):
-        return {metric: [bool(function(metric, new, old)) for new, old in case.arguments["pairs"]]
-                for metric in case.arguments["metrics"]}
+        def told(metric, entry):
+            return "None" if entry is None else " ".join(
+                f"{name} {entry[name]:.2f}" for name in (metric, "log_loss", "train_loss"))
+        return {f"is_better({metric!r}, new, old), new: {told(metric, new)}, old: "
+                f"{told(metric, old)},": bool(function(metric, new, old))
+                for new, old in case.arguments["pairs"] for metric in case.arguments["metrics"]}
 
 
 def tie_breaker(metric, new, old):

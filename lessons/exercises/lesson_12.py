@@ -126,7 +126,8 @@ class PrefixCache(Exercise):
     hint_for = dict(zip(variants, (1, 0, 0, 2, 2, 0, 0, 3, 0, 0, 4, 4)))
 
     def inputs(self, draw):
-        def case(name, kind, L, K, d, P, batch, projection=False):
+        def case(name, kind, shape, P, batch, projection=False):
+            L, K, d = shape
             D, row = K * d, L * 2 * K * d
             shapes = {"embedding.weight": (P, D if projection else row)}
             if projection:
@@ -135,11 +136,11 @@ class PrefixCache(Exercise):
             return Case(name, kind, {
                 "shape": [L, K, d], "tokens": P, "batch": batch, "projection": projection,
                 "weights": {name: draw.normal(*shape) for name, shape in shapes.items()}})
-        return [case("one text", "contract", 2, 2, 3, 4, 1),
-                case("three texts", "parity", 3, 2, 3, 4, 3),
-                case("one layer, one head, one token", "parity", 1, 1, 4, 1, 2),
-                case("as many of each", "parity", 2, 2, 2, 2, 2),
-                case("with the network of the paper", "parity", 2, 2, 3, 5, 2, True)]
+        return [case("one text", "contract", (2, 2, 3), 4, 1),
+                case("three texts", "parity", (3, 2, 3), 4, 3),
+                case("one layer, one head, one token", "parity", (1, 1, 4), 1, 2),
+                case("as many of each", "parity", (2, 2, 2), 2, 2),
+                case("with the network of the paper", "parity", (2, 2, 3), 5, 2, True)]
 
     def call(self, function, case):
         from minillmclf.tuning.prefix import Prefix
@@ -359,12 +360,14 @@ class ReadWindows(Exercise):
             lambda windows, x: torch.full((len(x),), 1 / len(x)))),
         "attention weighs logits, not features": wrong_read(weighed(
             lambda windows, x: windows.window_weights(x), True)),
+        "attention gives the mean of the logits": wrong_read(weighed(
+            lambda windows, x: torch.full((len(x),), 1 / len(x)), True)),
         "windows are drawn in prediction, too": wrong_read(drawn=lambda training: True),
         "all windows are read in training": wrong_read(drawn=lambda training: False),
         "all windows are read at once": wrong_read(at_once=lambda B: 1000),
         "token types are forgotten": wrong_read(kinds=lambda types: None),
     }
-    hint_for = dict(zip(variants, (0, 3, 3, 3, 3, 3, 3, 4, 4, 1, 1, 5, 2)))
+    hint_for = dict(zip(variants, (0, 3, 3, 3, 3, 3, 3, 4, 4, 4, 1, 1, 5, 2)))
 
     def inputs(self, draw):
         def case(name, kind, pool, lengths=(18, 4, 12), side="right", types=False, training=False):
@@ -392,6 +395,7 @@ class ReadWindows(Exercise):
         if given["pool"] == "attention":
             windows.load_state_dict({"U.weight": given["U"], "v.weight": given["v"]})
         head, texts = WindowHead(given), len(given["ids"])
+        torch.manual_seed(0)                                       # windows are drawn
         with torch.no_grad():
             logits = function(windows, head, None, given["ids"], given["mask"], given["kinds"])
         return {"logits": logits, "few windows at a time": head.most <= max(texts, 8),

@@ -6,9 +6,11 @@ which an instructor gives to `python -m minillmclf.grade --fixtures`.
 """
 from pathlib import Path
 
+from lessons import page
 from lessons.exercises import kit
 from lessons.exercises.tables import tables
 from minillmclf.cli.parser import Parser, run
+from minillmclf.errors import InputError
 
 
 def answers_of(row, seed):
@@ -41,6 +43,9 @@ def main(arguments=None):
     p.add_argument("--seed", default="0", help="what the inputs are drawn from (default 0)")
     p.add_argument("--out", type=Path, default=kit.ANSWERS, help="a folder for the answers")
     a = p.parse_args(arguments)
+    if (page.ROOT / "release.json").exists():
+        raise InputError(f"{page.ROOT}: is a release, in which functions are missing; answers are "
+                         "computed in the course's own clone")
     made = make([f"{number:02d}" for number in a.lesson], a.seed, a.out)
     print(f"answers of lessons {', '.join(made) or 'none'} in {a.out}")
     return 0

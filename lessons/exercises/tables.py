@@ -22,9 +22,9 @@ class Row(page.Exercise):
 def tables(root=page.ROOT):
     """All exercises of a clone, in their order; of a release, those that it has cut out."""
     root, found = Path(root), []
-    for path in sorted(Path(root, "lessons").glob("[0-9][0-9]_*.exercises.toml")):
-        found += table(path, root)
     release = Path(root, "release.json")
+    for path in sorted(Path(root, "lessons").glob("[0-9][0-9]_*.exercises.toml")):
+        found += table(path, None if release.is_file() else root)
     if release.is_file():
         kept = {each["id"] for each in json.loads(release.read_text(encoding="utf-8"))["exercises"]}
         found = [row for row in found if row.id in kept]
@@ -32,7 +32,7 @@ def tables(root=page.ROOT):
 
 
 def table(path, root):
-    """The rows of one table, checked."""
+    """The rows of one table, checked. root: as for page.check."""
     name = path.name.removesuffix(".exercises.toml")
     try:
         listed = page.tomllib.loads(path.read_text(encoding="utf-8"))["exercise"]

@@ -18,6 +18,7 @@ ARROW = re.compile(r"\s*(?:(-\.)\s*([^.]+?)\s*\.->|(-\.->)|--\s+([^-|]+?)\s+-->|
 BOX = re.compile(r"(\w+)(?:\[([^\[\](){}]+)\]|\(([^\[\](){}]+)\))?")
 RESERVED = {"subgraph", "end", "classDef", "class", "style", "click", "linkStyle", "direction"}
 LETTER, LINE = 7.6, 20                        # of the text, in pixels
+SPARE = 14                         # beside a text on a line: a reader's font may be wider
 COMMENT = ("<!-- Drawn by lessons/site/flowchart.py: mermaid's flowchart LR and TD, boxes [] and "
            "(), arrows solid and dotted with texts, no subgraphs and no styles. -->")
 
@@ -221,7 +222,7 @@ def svg(text, direction, name):
         parts.append(box_svg(box, *point(box, 0), size["x"], size["y"]))
     breadth = max(box.centre + box.size(across) / 2 for rank in ranks for box in rank) + 2
     width, height = (length, breadth) if direction == "LR" else (breadth, length)
-    halves = [(a.text_at[0], LETTER * len(a.text) / 2) for a in arrows if a.text]
+    halves = [(a.text_at[0], LETTER * len(a.text) / 2 + SPARE) for a in arrows if a.text]
     left = min([0, *(x - half for x, half in halves)])
     width = max([width, *(x + half for x, half in halves)]) - left
     words = [f"{' '.join(a.source.lines)} to {' '.join(a.target.lines)}" for a in arrows]

@@ -94,6 +94,17 @@ def anchor_of(heading, taken):
     return f"{name}-{number}" if number else name
 
 
+def drop_repeated_ids(svg):
+    """matplotlib gives equal pictures within a figure the same id: only the first keeps it."""
+    seen = set()
+
+    def once(found):
+        new = found[1] not in seen
+        seen.add(found[1])
+        return found[0] if new else ""
+    return re.sub(r' id="([^"]*)"', once, svg)
+
+
 def figure(site, image, path, number):
     """An SVG file inside the page. Its names get a prefix, so that two figures do not share any."""
     where = image.meta["where"]
@@ -103,6 +114,7 @@ def figure(site, image, path, number):
     svg = re.search(r"<svg.*</svg>", file.read_text(encoding="utf-8"), re.S)[0]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.S)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1figure-{number}-", svg)
+    svg = drop_repeated_ids(svg)
     words = escape(" ".join(image.content.split()))
     # On a phone it is two thirds as wide, no less, and moves in its box.
     width = re.match(r'<svg[^>]* width="([\d.]+)pt"', svg)

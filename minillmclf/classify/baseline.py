@@ -46,7 +46,8 @@ def run_baselines(data, task, quick=False):
 
 
 def class_frequencies(train_targets, rows, classes):
-    """N class numbers -> the frequency of each class, repeated for each row: (rows, C)."""
+    """N class numbers -> the share of each class among them, repeated for each row: (rows, C), the
+    probabilities of the baseline "majority class". classes: their number C."""
     shares = np.bincount(train_targets, minlength=classes) / len(train_targets)         # (C,)
     return np.tile(shares, (rows, 1))
 

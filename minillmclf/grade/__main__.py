@@ -17,6 +17,9 @@ from ..errors import InputError
 from ..files import check_out_file
 from . import grading, output
 
+OWN_CLONE = """This is the course's own clone, where the functions are written. The exercises are
+done in a release, a copy in which they are missing: python -m lessons.release --upto {} OUT"""
+
 
 def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.grade", description=__doc__)
@@ -71,9 +74,12 @@ def main(arguments=None):
     if a.overlay and not Path(a.overlay).is_dir():
         raise InputError(f"--overlay {a.overlay}: there is no such folder")
     needed = {row.lesson for row in asked}
-    fixtures = grading.hidden_fixtures(needed, root, a.seed) if a.seed is not None \
-        else grading.read_fixtures(needed, root, a.fixtures)
-    results = grading.grade(asked, root, fixtures, a.overlay and Path(a.overlay))
+
+    def read():
+        if a.seed is not None:
+            return grading.hidden_fixtures(needed, root, a.seed)
+        return grading.read_fixtures(needed, root, a.fixtures)
+    results = grading.grade(asked, root, read, a.overlay and Path(a.overlay))
     if a.overlay:
         print(output.page(results, rows))
         output.write_results(results, a.json, a.junit, overlay=str(a.overlay))
@@ -81,6 +87,8 @@ def main(arguments=None):
         record = output.with_results(output.read_record(root), results)
         output.remember(root, record)
         print(output.page(results, rows, output.book_of(record, rows)))
+        if not (root / "release.json").exists():
+            print(OWN_CLONE.format(max(int(row.lesson) for row in rows)))
         output.write_results(results, a.json, a.junit, hints=record["hints"])
     return 0 if results and all(each.points == each.of for each in results) else 1
 

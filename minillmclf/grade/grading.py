@@ -1,4 +1,7 @@
-"""From a row of a table of exercises to its Result: cases, a worker, its reply, the comparison."""
+"""From a row of a table of exercises to its Result: cases, a worker, its reply, the comparison.
+
+Torch is imported only where it is needed: meanwhile the fork server of the workers loads it, too.
+"""
 import json
 import os
 import subprocess
@@ -9,8 +12,9 @@ from tempfile import TemporaryDirectory
 
 from ..errors import InputError
 from ..files import PACKAGE
-from .score import FAILED, REFUSED, Result, judge
-from .workplace import environment, readable, work, workplace
+from .process import Workers
+from .result import FAILED, REFUSED, Result
+from .workplace import environment, readable, workplace
 
 
 def find_clone(given=None):
@@ -65,17 +69,25 @@ def hidden_fixtures(lessons, root, seed):
         return read_fixtures(lessons, root, folder)
 
 
-def grade(rows, root, fixtures, submission=None):
-    """-> the Result of each exercise, in their order; several workers run at the same time."""
-    def one(row):
-        return grade_one(row, root, *fixtures[row.lesson], submission)
-    with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
-        return list(pool.map(one, rows))
+def grade(rows, root, read, submission=None, workers=None):
+    """-> the Result of each exercise, in their order; several workers run at the same time.
+
+    read: a function, () -> fixtures, as read_fixtures gives them; workers: a Workers, or None.
+    """
+    with workers or Workers() as workers:
+        fixtures = read()
+
+        def one(row):
+            return grade_one(row, root, *fixtures[row.lesson], workers, submission)
+        with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
+            return list(pool.map(one, rows))
 
 
-def grade_one(row, root, answers, seed, submission=None):
+def grade_one(row, root, answers, seed, workers, submission=None):
     """answers: of the row's lesson, for `seed`. submission: a folder, for an overlay."""
     from lessons.exercises import kit
+
+    from .score import judge
     exercise, stored = kit.exercise_of(row.lesson, row.cases), answers.get(row.id)
     cases = exercise.cases(seed, row.id)
     if stored is None or stored["inputs"] != kit.digest(cases):
@@ -88,7 +100,7 @@ def grade_one(row, root, answers, seed, submission=None):
                 "lesson": row.lesson, "cases": row.cases, "object": row.object,
                 "inputs": [[case.name, case.kind, case.arguments] for case in cases],
                 "roots": readable(folder, root)})
-            reply, fault = work(folder, job, exercise.seconds)
+            reply, fault = workers.work(folder, job, exercise.seconds)
     except InputError as error:                          # of the submission: no such function ...
         failed.message = str(error)
         return failed

@@ -5,34 +5,31 @@ from xml.etree import ElementTree
 
 from ..errors import InputError
 from ..files import read_json, write_json, write_text
-from .score import NOT_STARTED, PASSED, REFUSED
+from .result import NOT_STARTED, PASSED, REFUSED, WAITS
 
 WIDTH = 100
+INDENT = " " * 5
 RECORD = "runs/grade.json"
 
 
 def lines_of(result, hints=0, wide=0):
     """A result -> its lines: points, then what is wrong, what it looks like, and a hint.
 
-    wide: characters of the longest title.
+    hints: how many there are; wide: characters of the longest title.
     """
-    head = f"{result.id:<5}{result.title:<{wide}} {f'{result.points}/{result.of}':>5}   "
-    told = []
+    head = f"{result.id:<5}{result.title:<{wide}} {f'{result.points}/{result.of}':>5}"
+    if result.state == PASSED:
+        return [head]
     if result.state == NOT_STARTED:
-        told = [f"not started: {result.message.partition(': ')[2]}"]
-    elif result.state == REFUSED:
-        told = [f"refused: {result.message}"]
-    elif result.state != PASSED:
-        told = [result.message]
+        return [f"{head}   not started: {result.message.partition(': ')[2]}"]
+    told = [f"refused: {result.message}" if result.state == REFUSED else result.message]
     if result.looks_like:
         told.append(f'looks like "{result.looks_like}"')
-    if result.hint:
-        told.append(f"hint {result.hint} of {hints}: python -m minillmclf.grade {result.id} "
-                    f"--hint {result.hint}")
-    found = [line for text in told
-             for line in textwrap.wrap(text, WIDTH - len(head), subsequent_indent="  ")]
-    return [(head + (found[0] if found else "")).rstrip(),
-            *(" " * len(head) + line for line in found[1:])]
+    if hints and not result.message.startswith(WAITS):
+        told.append(f"hint {result.hint or 1} of {hints}: python -m minillmclf.grade {result.id} "
+                    f"--hint {result.hint or 1}")
+    return [head, *(INDENT + line for text in told for line in
+                    textwrap.wrap(text, WIDTH - len(INDENT), subsequent_indent="  "))]
 
 
 def page(results, rows, book=None):
@@ -47,7 +44,7 @@ def page(results, rows, book=None):
         own = [each for each in results if lesson_of[each.id] == lesson]
         last.append(f"lesson {lesson}: {total(own)}")
     if book:
-        last.append(f"book: {book[0]}/{book[1]}")
+        last.append(f"course so far: {book[0]}/{book[1]}")
     following = [each.id for each in results if each.state != PASSED]
     if following:
         last.append(f"next: {following[0]}")

@@ -3,27 +3,14 @@
 contract: names, shapes, types, inputs left as they were. parity: the numbers. diagnosis: which
 known-wrong variant gives the same; it adds no points.
 """
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
-PASSED, FAILED, NOT_STARTED, REFUSED = "passed", "failed", "not started", "refused"
+from .result import FAILED, NOT_STARTED, PASSED, REFUSED, WAITS, Result
 
 
-@dataclass
-class Result:
-    """state: one of the four above. message: the first fault, in words. looks_like: the variant
-    that gives the same outputs, or None; hint: the number, from 1, of the hint for it, or None."""
-    id: str
-    title: str
-    object: str
-    points: int
-    of: int
-    state: str
-    message: str = ""
-    looks_like: str | None = None
-    hint: int | None = None
+LONGEST = 70                       # characters of a value in a message
+KINDS = {"contract": "form", "parity": "numbers"}        # kinds of cases, as students read them
 
 
 def numbers(tensor):
@@ -32,14 +19,51 @@ def numbers(tensor):
 
 
 def position(index):
-    return f"[{', '.join(map(str, index))}]"
+    return f"[{', '.join(map(str, index))}]" if index else ""
+
+
+def plain(value):
+    """A value as text, numbers with six digits."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, (float, np.floating)):
+        return f"{value + 0.0:.6g}"                                # + 0.0: without the sign of -0
+    if isinstance(value, list):
+        return f"[{', '.join(map(plain, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {plain(each)}" for key, each in value.items()) + "}"
+    return str(value) if isinstance(value, np.generic) else repr(value)
+
+
+def shown(value):
+    """A value as text of one line; a long list or dict by its length alone."""
+    text = plain(value)
+    if len(text) <= LONGEST:
+        return text
+    if isinstance(value, (list, dict)):
+        return f"a {type(value).__name__} of {len(value):,} items"
+    return text[:LONGEST] + "..."
+
+
+def contrast(name, expected, found):
+    """In words: which value something should have, and which it has."""
+    should, has = shown(expected), shown(found)
+    if should == has:                                              # a small or a hidden difference
+        should, has = repr(expected)[:LONGEST], repr(found)[:LONGEST]
+    kinds = [type(each).__name__ for each in (expected, found)]
+    if kinds[0] != kinds[1] and not {"NoneType", "Tensor"} & set(kinds):
+        should, has = f"{should} ({kinds[0]})", f"{has} ({kinds[1]})"
+    return f"{name} should be {should}, is {has}"
+
+
+def inner(name, key):
+    """The name of a part of a value. The names of outputs stand for themselves."""
+    return str(key) if name == "outputs" else f"{name}[{key!r}]"
 
 
 def form_difference(expected, found, name="output"):
     """None, or in which shape, type or length two values differ, in words."""
-    if isinstance(expected, torch.Tensor) != isinstance(found, torch.Tensor):
-        return f"{name} should be {kind(expected)}, is {kind(found)}"
-    if isinstance(expected, torch.Tensor):
+    if isinstance(expected, torch.Tensor) and isinstance(found, torch.Tensor):
         for what, a, b in (("shape", tuple(expected.shape), tuple(found.shape)),
                            ("dtype", expected.dtype, found.dtype)):
             if a != b:
@@ -47,64 +71,51 @@ def form_difference(expected, found, name="output"):
         return None
     if isinstance(expected, (list, dict)):
         if type(expected) is not type(found) or len(expected) != len(found):
-            return f"{name} should be {kind(expected)}, is {kind(found)}"
-        keys = range(len(expected)) if isinstance(expected, list) else expected
-        for key in keys:
+            return contrast(name, expected, found)
+        for key in range(len(expected)) if isinstance(expected, list) else expected:
             if isinstance(expected, dict) and key not in found:
                 return f"{name} has no {key}"
-            inner = name if name == "outputs" else f"{name}[{key!r}]"
-            fault = form_difference(expected[key], found[key],
-                                    str(key) if name == "outputs" else inner)
+            fault = form_difference(expected[key], found[key], inner(name, key))
             if fault:
                 return fault
         return None
-    if isinstance(expected, (int, float)) and isinstance(found, (int, float)) \
-            and isinstance(expected, bool) == isinstance(found, bool):
-        return None
-    if type(expected) is not type(found):
-        return f"{name} should be {kind(expected)}, is {kind(found)}"
-    return None
-
-
-def kind(value):
-    if isinstance(value, torch.Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    if isinstance(value, (list, dict)):
-        return f"a {type(value).__name__} of {len(value)}"
-    return "None" if value is None else f"a {type(value).__name__}"
+    both_numbers = isinstance(expected, (int, float)) and isinstance(found, (int, float)) \
+        and isinstance(expected, bool) == isinstance(found, bool)
+    return None if both_numbers or type(expected) is type(found) \
+        else contrast(name, expected, found)
 
 
 def value_difference(expected, found, tolerance, name="outputs"):
     """None, or where two values of the same form differ first, in words."""
     if isinstance(expected, torch.Tensor):
-        a, b = numbers(expected), numbers(found)
-        if a.dtype.kind in "fc":
-            with np.errstate(invalid="ignore"):
-                same = (np.abs(a - b) <= tolerance) | (a == b) | (np.isnan(a) & np.isnan(b))
-        else:
-            same = a == b
-        if same.all():
-            return None
-        index = tuple(int(each) for each in np.argwhere(~same)[0])
-        return (f"{name}{position(index) if index else ''} should be {shown(a[index])}, is "
-                f"{shown(b[index])} ({(~same).sum():,} of {same.size:,} differ)")
+        return tensor_difference(expected, found, tolerance, name)
     if isinstance(expected, (list, dict)):
         for key in range(len(expected)) if isinstance(expected, list) else expected:
-            inner = str(key) if name == "outputs" else f"{name}[{key!r}]"
-            fault = value_difference(expected[key], found[key], tolerance, inner)
+            fault = value_difference(expected[key], found[key], tolerance, inner(name, key))
             if fault:
-                return fault
+                texts = plain(expected), plain(found)
+                whole = isinstance(expected, list) and max(map(len, texts)) <= LONGEST
+                return contrast(name, expected, found) if whole and texts[0] != texts[1] else fault
         return None
     if isinstance(expected, float) or isinstance(found, float):
-        if abs(expected - found) <= tolerance or expected == found:
-            return None
-    elif expected == found:
+        same = abs(expected - found) <= tolerance or expected == found
+    else:
+        same = expected == found
+    return None if same else contrast(name, expected, found)
+
+
+def tensor_difference(expected, found, tolerance, name):
+    """The same for two tensors of the same shape and type."""
+    a, b = numbers(expected), numbers(found)
+    same = a == b
+    if a.dtype.kind in "fc":
+        with np.errstate(invalid="ignore"):
+            same = same | (np.abs(a - b) <= tolerance) | (np.isnan(a) & np.isnan(b))
+    if same.all():
         return None
-    return f"{name} should be {expected!r}, is {found!r}"
-
-
-def shown(number):
-    return f"{number:.6g}" if isinstance(number, np.floating) else str(number)
+    index = tuple(int(each) for each in np.argwhere(~same)[0])
+    count = f" ({(~same).sum():,} of {same.size:,} differ)" if same.size > 1 else ""
+    return contrast(f"{name}{position(index)}", a[index], b[index]) + count
 
 
 def difference(expected, found, tolerance):
@@ -120,6 +131,7 @@ def case_fault(exercise, case, expected, told):
         return told["words"]
     changed = difference(case.arguments, told["after"], 0.0)
     if changed:
+        changed = changed.replace(" should be ", " was ", 1).replace(", is ", ", now it is ", 1)
         return f"changes its argument in place: {changed}"
     outputs = told["outputs"]
     fault = form_difference(expected["outputs"], outputs, "outputs") \
@@ -193,9 +205,11 @@ def judge(row, exercise, cases, answers, reply):
     waits = messages - {None, row.not_started}
     first = next(number for kind in ("contract", "parity")
                  for number, case in enumerate(cases) if case.kind == kind and faults[number])
-    message = f"{cases[first].kind}, {cases[first].name}: {faults[first]}"
+    message = f'{KINDS[cases[first].kind]}, case "{cases[first].name}": {faults[first]}'
+    if "import" in reply:
+        message = f"its file cannot be imported: {faults[first]}"
     if waits:
-        message = f"calls a function that is not written yet ({min(waits)})"
+        message = f"{WAITS} ({min(waits)})"
     alike = [name for name, variant in answers["variants"].items()
              if same_as(variant, told, cases, exercise)]
     hint = exercise.hint_for.get(alike[0]) if alike else None

@@ -1,7 +1,7 @@
 """The process in which the code of an exercise runs. It sees inputs, never an expected output.
 
 A job comes on standard input, the reply goes to standard output, both as lessons/exercises/kit.py
-packs them. The grader starts it in a temporary copy of the clone (workplace.py).
+packs them. The grader starts it in a temporary copy of the clone (workplace.py, process.py).
 """
 import importlib
 import inspect
@@ -14,6 +14,7 @@ from .limits import confine
 
 WATCHED = ("torch", "torch.nn.functional", "torch.testing", "builtins", "json", "os", "math",
            "safetensors", "safetensors.torch", "numpy", "numpy.testing")
+PACKAGE = "minillmclf/"            # its files' names begin so, in a copy of the clone
 MEMORY = ("allocate memory", "out of memory", "Storage size calculation overflowed")
 
 
@@ -26,7 +27,7 @@ def describe(error, root):
     place, trace = "", error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
-        if name.startswith(root) and "/lessons/" not in name:
+        if name.startswith(root) and "/lessons/" not in name and name != __file__:
             place = f" ({name[len(root):].lstrip('/')}:{trace.tb_lineno})"
         trace = trace.tb_next
     return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
@@ -47,11 +48,19 @@ def fault(error, root):
 
 def answer(exercise, function, case, encode, root):
     """One case -> its outputs and what its arguments are afterwards, or what went wrong."""
+    returned = []
+
+    def noted(*given, **more):
+        returned.append(function(*given, **more))
+        return returned[-1]
     try:
-        outputs = encode(exercise.call(function, case))
+        outputs = encode(exercise.call(noted, case))
         return {"outputs": outputs, "after": encode(case.arguments)}
     except BaseException as error:
-        return fault(error, root)
+        told = fault(error, root)
+        if returned and returned[-1] is None and f"({PACKAGE}" not in told["words"]:
+            told["words"] = f"returns None: {told['words']}"       # the error is the caller's
+        return told
 
 
 def functions_of_modules():

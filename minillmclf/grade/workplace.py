@@ -1,18 +1,13 @@
-"""Where the code of an exercise runs: a temporary copy of a clone, and a process of its own.
+"""Where the code of an exercise runs: a temporary copy of a clone.
 
 The copy has the package, the cases of one lesson, and links to the shipped models. It has no
 lessons, tests or answers, and no body of a known-wrong variant. In a copy for an overlay the
 exercise's function comes from the submission, and all others are the reference's.
 """
 import os
-import selectors
 import shutil
-import signal
 import site
-import subprocess
-import sys
 import sysconfig
-import time
 from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
@@ -20,10 +15,6 @@ from tempfile import TemporaryDirectory
 
 from .graft import cut, graft, read_submitted, without_variants
 
-STARTING = 120                     # seconds in which a worker has to load torch
-WALL = 5                           # times the processor time that an exercise may take
-WAITS = "does not end: it waits for something"
-LARGEST = 64 * 2 ** 20             # bytes of a reply
 SYSTEM = [*glob("/usr/lib/*-linux-gnu*"), "/lib64", "/etc/ld.so.cache", "/dev/urandom",
           "/proc/cpuinfo", "/sys/devices/system/cpu"]            # what libraries read on their own
 
@@ -86,62 +77,11 @@ def is_clone(place):
     return (place / "minillmclf").is_dir() and not place.name.endswith("-packages")
 
 
-def environment(folder):
-    """Of a worker: the copy stands first on its path, and no clone stands there."""
+def environment(folder=None):
+    """Of a worker: its copy, if one is given, stands first on its path, and no clone stands there.
+    """
     kept = {name: value for name, value in os.environ.items() if name in (
         "PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "VIRTUAL_ENV")}
-    path = os.pathsep.join([str(folder), *path_entries()])
+    path = os.pathsep.join([*([str(folder)] if folder else []), *path_entries()])
     return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",
             "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"}
-
-
-# ---------------------------------------------------------------- the process
-
-def work(folder, job, seconds):
-    """Run a job, packed, in a worker -> (its reply or None, why there is none)."""
-    with open(folder / ".log", "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "minillmclf.grade.worker"], cwd=folder, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=log, env=environment(folder), start_new_session=True)
-    try:
-        reply, fault = talk(process, job, time.monotonic() + STARTING + WALL * seconds)
-    except subprocess.TimeoutExpired:
-        reply, fault = None, WAITS
-    finally:
-        process.kill()
-        process.wait()
-    if reply or fault:
-        return reply, fault
-    told = (folder / ".log").read_text(encoding="utf-8", errors="replace").strip()
-    if process.returncode == 1 and told:                       # the worker itself failed
-        return None, f"its process ended: {told.splitlines()[-1][:300]}"
-    return None, ending(process.returncode, seconds)
-
-
-def talk(process, job, deadline):
-    """Send the job and read what comes until the worker closes its output -> (bytes, fault)."""
-    try:
-        process.stdin.write(job)
-        process.stdin.close()
-    except BrokenPipeError:
-        pass
-    found = bytearray()
-    with selectors.DefaultSelector() as ready, process.stdout as out:
-        ready.register(out, selectors.EVENT_READ)
-        while ready.select(max(0, deadline - time.monotonic())):
-            part = os.read(out.fileno(), 2 ** 16)
-            if not part:
-                process.wait(max(0.1, deadline - time.monotonic()))
-                return bytes(found), None
-            found += part
-            if len(found) > LARGEST:
-                return None, f"sends more than {LARGEST:,} bytes"
-    return None, WAITS
-
-
-def ending(code, seconds):
-    """Why a worker has ended without a reply and without a word."""
-    if code in (-signal.SIGXCPU, -signal.SIGKILL):
-        return f"does not end: it took more than {seconds} s of processor time"
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return f"ends its process ({how}) before the cases are through"

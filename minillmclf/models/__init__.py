@@ -56,7 +56,7 @@ def load_backbone(path, dtype=torch.float32):
 
 
 class NoRandomInit(TorchFunctionMode):
-    """with Unfilled(): ...   New layers draw no random numbers, because a file will fill them.
+    """with NoRandomInit(): ...   New layers draw no random numbers, because a file will fill them.
 
     (Drawing on the "meta" device would make torch load its compiler, which is slow.)
     """

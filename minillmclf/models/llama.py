@@ -93,6 +93,7 @@ class NormedHeadsLayer(LlamaLayer):
         self.q_norm, self.k_norm = (norm(c["head_dim"], c["rms_norm_eps"]) for _ in range(2))
 
     def project(self, x, queries):
+        """x: (N, D); queries: (M, D), those of x -> q (M, H, d), k and v (N, K, d)."""
         q, k, v = super().project(x, queries)
         return self.q_norm(q), self.k_norm(k), v                                     # differs
 

@@ -30,7 +30,7 @@ ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 
 
 def read_rope(config, where, theta=10000.0):
-    """A config.json -> {"rope_type", "rope_theta", the numbers that KINDS lists for the type}.
+    """A config.json -> {"rope_type", "rope_theta", the numbers that ROPE_NUMBERS lists for it}.
 
     Old files have rope_theta and, for longer texts, rope_scaling {type or rope_type, factor, ...};
     new files have rope_parameters {rope_type, rope_theta, ...}. theta: the rope_theta of a file

@@ -4,6 +4,8 @@ Expected calibration error (ECE): Guo et al. 2017, "On Calibration of Modern Neu
 """
 import numpy as np
 
+from .scores import accuracy, log_loss
+
 METRICS = {"accuracy": 1, "macro_f1": 1, "log_loss": -1, "ece": -1}     # -1: lower is better
 
 
@@ -17,11 +19,10 @@ def evaluate(probabilities, targets, labels):
     probabilities, targets = np.asarray(probabilities, dtype=np.float64), np.asarray(targets)
     answers = probabilities.argmax(1)                                             # (N,)
     f1 = [class_f1(answers == c, targets == c) for c in range(len(labels))]
-    target_probabilities = probabilities[np.arange(len(targets)), targets]         # (N,)
     occurring = np.union1d(answers, targets)                                      # class numbers
-    return {"accuracy": float((answers == targets).mean()),
+    return {"accuracy": accuracy(probabilities, targets),
             "macro_f1": float(np.mean([f1[c] for c in occurring])),
-            "log_loss": float(-np.log(np.clip(target_probabilities, 1e-15, 1.0)).mean()),
+            "log_loss": log_loss(probabilities, targets),
             "ece": calibration_error(probabilities.max(1), answers == targets),
             "f1": by_label(labels, f1)}
 

@@ -55,6 +55,7 @@ class LoraLinear(nn.Module):
     """y = base(x) + (dropout(x) A^T) (s B)^T. A starts uniform in +-1/sqrt(in), B as 0."""
 
     def __init__(self, base, config, generator):
+        """base: a linear layer, plain or 4-bit; config: LoraConfig; generator: of A's numbers."""
         super().__init__()
         self.base, self.config = base.requires_grad_(False), config
         self.in_features, self.out_features = base.in_features, base.out_features

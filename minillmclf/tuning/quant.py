@@ -176,6 +176,7 @@ class FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        """grad (..., out) -> of x (..., in), of the bias (out,), None of q; None if not needed."""
         grad_x = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = grad @ fast_dequantise(ctx.q, grad.dtype)                          # (..., in)

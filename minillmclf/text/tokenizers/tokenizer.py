@@ -273,7 +273,7 @@ def build_steps(document, source):
     plain, spaced = (cut(normalise(text), True) for text in ("a", "  a"))
     join = functools.partial(unigram.join_pieces, prefixed=plain[0].startswith(steps.META),
                              collapsed=plain == spaced)
-    if model["type"] == "Unigram":  # not cached: a part is long
+    if model["type"] == "Unigram":  # it has a cache of its own, for short parts
         special = {token["content"] for token in document["added_tokens"]}
         ids = unigram.unigram_model(model["vocab"], model["unk_id"],
                                     model.get("byte_fallback", False), special, source)

@@ -10,6 +10,7 @@ Sources: Kudo 2018 (Unigram); Kudo and Richardson 2018; `sentencepiece_model.pro
 Not here: the steps before, as spaces and NFKC (steps.py); reading .model files (model_file.py).
 """
 
+import functools
 import math
 import re
 
@@ -24,6 +25,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 BYTE_PIECES = {f"<0x{byte:02X}>": byte for byte in range(256)}
 WORDS = re.compile(f"{META}*[^{META}]+|{META}+")  # a word keeps the spaces before it
 CROSSING = re.compile(f"[^{META}]{META}")         # a space after a letter: the piece crosses words
+LONGEST_WORD, REMEMBERED = 64, 2**16              # characters of a word; words at most
 
 
 def unigram_model(pieces, unk_id, byte_fallback, special, source):
@@ -51,10 +53,22 @@ def unigram_model(pieces, unk_id, byte_fallback, special, source):
     # no add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces: steps.py does these
     model.append(encode_field(3, encode_fields({3: 0, 4: 0, 5: 0})))
     try:
-        return sentencepiece.SentencePieceProcessor(model_proto=b"".join(model)).encode
+        processor = sentencepiece.SentencePieceProcessor(model_proto=b"".join(model))
     except RuntimeError as error:
         raise InputError(f"{source}: SentencePiece cannot use these {len(pieces)} pieces "
                          f"({error})") from None
+    return remember_words(processor.encode)
+
+
+def remember_words(encode):
+    """The function `encode`, text -> ids, with a memory for short texts: the words of a tokenizer
+    whose pre_tokenizer cuts at spaces. A call of the library costs as much as ten look-ups.
+
+    A longer text is one call. Its words are not looked up one by one: that would take longer, and
+    give other ids in near ties, since `encode` adds float32 scores from the front of a text on.
+    """
+    remembered = functools.lru_cache(REMEMBERED)(encode)
+    return lambda text: remembered(text) if len(text) <= LONGEST_WORD else encode(text)
 
 
 def best_pieces(text, scores, unknown):
