@@ -248,3 +248,17 @@ def test_a_text_without_a_token_has_a_vector(tmp_path):
     known = stacking.text_vectors(model, [("", "\u200b", "rain"), ("(empty)", "rain", "soup")])
     assert torch.allclose(known["\u200b"], known["(empty)"], atol=1e-5)
     assert not torch.allclose(known["rain"], known["soup"], atol=1e-2)
+
+
+def test_vectors_are_fitted_to_what_lengths_leave(tmp_path, monkeypatch):
+    """With a penalty that lets no weight live, a model's member is that of the lengths alone."""
+    monkeypatch.setattr(stacking, "VECTOR_STRENGTH", 1e9)
+    model = Classifier.from_backbone(small.bert_folder(tmp_path / "bert"), LABELS, pool="mean",
+                                     max_length=16)
+    rows = battles(45)
+    tests = [row.texts for row in battles(9, 1)]
+    alone = stacking.length_member(rows, folds_of(rows), tests, LABELS)
+    member = stacking.vector_member("small", model, rows, folds_of(rows), tests, LABELS)
+    assert torch.allclose(member.out_of_fold, alone.out_of_fold, atol=1e-3)
+    assert torch.allclose(member.test, alone.test, atol=1e-3)
+    assert alone.test.exp().max() > 0.6

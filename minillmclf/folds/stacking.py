@@ -60,6 +60,12 @@ def make_member(name, fit, rows, folds, test_texts):
     return Member(name, logs, log_mean(each))
 
 
+def both_orders(rows, labels):
+    """Examples -> texts and class numbers of these, then of the same with a and b exchanged."""
+    both = add_swapped(rows)
+    return [row.texts for row in both], [labels.index(row.label) for row in both]
+
+
 def log_mean(each):
     """k tensors of logits (M, C) -> the log of the mean of their probabilities, (M, C)."""
     logs = torch.stack([one.double().log_softmax(1) for one in each])               # (k, M, C)
@@ -112,11 +118,10 @@ def bag_of_words_member(rows, groups, folds, test_texts, labels):
     def fit(numbers, fold):
         chosen = choose_dev_rows([rows[i].label for i in numbers], [groups[i] for i in numbers],
                                  f"bag:{fold}")
-        dev, given = {numbers[i] for i in chosen}, []
-        for part in ([rows[i] for i in numbers if i not in dev], [rows[i] for i in sorted(dev)]):
-            both = add_swapped(part)
-            given += [[row.texts for row in both], [labels.index(row.label) for row in both]]
-        bag = PairBag(len(labels)).fit(*given)
+        dev = {numbers[i] for i in chosen}
+        bag = PairBag(len(labels)).fit(
+            *both_orders([rows[i] for i in numbers if i not in dev], labels),
+            *both_orders([rows[i] for i in sorted(dev)], labels))
         return lambda texts: average_orders(torch.from_numpy(np.log(np.concatenate(
             [bag.predict(texts), bag.predict(list(map(swap_texts, texts)))]))), labels)
     return make_member("bag of words", fit, rows, folds, test_texts)
@@ -137,13 +142,9 @@ def vector_member(name, model, rows, folds, test_texts, labels):
         return pair_features(*(torch.stack([known[row[i]] for row in texts]) for i in range(3)))
 
     def fit(numbers, fold):
-        both = add_swapped([rows[i] for i in numbers])
-        texts, y = [row.texts for row in both], [labels.index(row.label) for row in both]
-        lengths = fit_regression(length_features(texts), y, len(labels), STRENGTHS[0])
-
-        def base(texts):
-            return lengths(length_features(texts)).float()
-        rest = fit_regression(features(texts), y, len(labels), VECTOR_STRENGTH, base(texts))
+        texts, y = both_orders([rows[i] for i in numbers], labels)
+        base = fit_lengths(texts, y, len(labels))
+        rest = fit_regression(features(texts), y, len(labels), VECTOR_STRENGTH, base(texts).float())
         return lambda texts: (base(texts) + rest(features(texts))).log_softmax(1)
     return make_member(name, fit, rows, folds, test_texts)
 
@@ -189,6 +190,20 @@ def row_lengths(prompt, a, b):
     return [*counts, distinct_words(a) - distinct_words(b), math.tanh(2 * longer),
             math.tanh(6 * longer), abs(longer), math.exp(-(longer / 0.3) ** 2),
             math.log1p(len(a) + len(b)), math.log1p(len(prompt)), float(a == b)]
+
+
+def fit_lengths(texts, targets, classes):
+    """Regression on `length_features` alone -> a function, texts of n rows -> logits (n, C)."""
+    logits = fit_regression(length_features(texts), targets, classes, STRENGTHS[0])
+    return lambda texts: logits(length_features(texts))
+
+
+def length_member(rows, folds, test_texts, labels):
+    """`fit_lengths` -> Member: what `vector_member` says without its vectors."""
+    def fit(numbers, fold):
+        logits = fit_lengths(*both_orders([rows[i] for i in numbers], labels), len(labels))
+        return lambda texts: logits(texts).log_softmax(1)
+    return make_member("lengths alone", fit, rows, folds, test_texts)
 
 
 def distinct_words(text):
