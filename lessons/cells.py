@@ -22,7 +22,7 @@ from minillmclf.errors import InputError
 from . import kit, offline
 from .page import quotation, widget_of
 
-MINUTES = 15                                   # that a command of a lesson may take
+MINUTES = 5                                    # that a command of a lesson may take
 
 
 class Cells:

@@ -5,6 +5,8 @@ line and exit with code 2.
 """
 import difflib
 
+NO_MEMORY = "can't allocate memory|out of memory|alloc_cpu"     # a regex: torch says so
+
 
 class InputError(ValueError):
     """A file, a row or a setting is wrong."""

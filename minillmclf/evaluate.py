@@ -20,7 +20,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from .cli.device import add_precision, place
+from .cli.device import add_device_flags, place
 from .cli.parser import Parser, run
 from .cli.rows import hold_out_as_asked, load_dataset, reading_options, text_columns
 from .cli.settings import add_settings, read_settings
@@ -45,7 +45,7 @@ def parse(arguments=None):
     p.add_argument("--text-column", help="name(s) of the text column(s)")
     p.add_argument("--label-column", help="name of the label column")
     add_settings(p, ["quoting"], grouped=False)
-    add_precision(p)
+    add_device_flags(p)
     p.add_argument("--batch-size", type=int, default=64, help="rows at a time [64]")
     p.add_argument("--base", help="of an adapter: the folder of its base, where that lies "
                                   "elsewhere now")
@@ -207,12 +207,13 @@ def evaluate_prompted(a):
     if not rows:
         raise InputError(f"{name}: no such rows: choose another --split")
     model, _, _ = build_classifier(s, data.labels, data.columns)
-    place(model, a.device, a.precision, [row.texts for row in rows])
+    precision = place(model, a.device, a.precision, [row.texts for row in rows])
     if a.beams and model.backbone.KIND == "encoder":
         raise InputError("--beams: an encoder fills in its masks at once, there is nothing to "
                          "decode step by step")
     evaluate = evaluate_wordings if a.variance else evaluate_readings
-    return name, rows, evaluate(a, model, replace(data, test=rows), name, s.seed)
+    found = evaluate(a, model, replace(data, test=rows), name, s.seed)
+    return name, rows, found | {"dtype": precision}
 
 
 def evaluate_readings(a, model, data, name, seed):

@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MODELS, assert_padding_changes_nothing, batch_of, first_difference, fp32, trace
+from conftest import MODELS, assert_padding_changes_nothing, batch_of, first_difference, fp32
 from hypothesis import HealthCheck, given, settings, strategies as st
 from live import imported, loaded, may_refuse
 from safetensors.torch import load_file, save_file
 from small import PIECES
+from stored import compute_encoder, in_dtype, load_without_tokenizer, stored_models
 from test_models import split
 
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.family_heads import DebertaHead, build_head
-from minillmclf.classify.task import SingleLabel
+from minillmclf.classify.family_heads import DebertaHead
 from minillmclf.errors import InputError
 from minillmclf.models import (backbone, build_backbone, deberta, export_tensors, load_parameters, initialise_weights, load_backbone,
                                save_backbone)
@@ -33,7 +33,6 @@ from minillmclf.models.deberta import (Deberta, DebertaLayer, disentangled_atten
 from minillmclf.models.layers import Rows
 from minillmclf.models.weights import Checkpoint
 from minillmclf.text.tokenizers.tokenizer import WordPiece
-from minillmclf.pretrain.losses import masked_lm_loss
 
 CLASSIFIER, MASKED_LM = STORED = ("deberta_classifier", "deberta_masked_lm")
 FP32 = fp32(width=48, depth=5)    # embeddings, three blocks, head
@@ -44,43 +43,18 @@ TINY = dict(model_type="deberta-v2", vocab_size=30, hidden_size=8, num_hidden_la
 
 # ------------------------------------------------------------------------------------------------ parity
 
-def load(folder):
-    """(the classifier, without a tokenizer, or the body that a folder holds, its body)."""
-    checkpoint = Checkpoint(folder)
-    if not checkpoint.config["architectures"][0].endswith("ForSequenceClassification"):
-        body = load_backbone(folder)
-        return body, body
-    body = build_backbone(checkpoint, lm_head=False)
-    labels = list(checkpoint.config.get("id2label", ("0", "1")))
-    with torch.device("meta"):
-        head = build_head("deberta-v2", body, len(labels))
-    model = Classifier(body, head, None, SingleLabel(labels))
-    model.report = load_parameters(model, checkpoint, model.rename_table())
-    return model.eval(), body
+load = load_without_tokenizer
 
 
 def compute(folder, batch, dtype=torch.float32):
-    """What our model in `folder` computes for a batch: every step, logits, loss, and gradients by the file's names."""
+    """stored.compute_encoder of our model in `folder`."""
     model, body = load(folder)
     model.to(dtype)
-    ids, mask, types, labels = (batch[name] for name in ("ids", "mask", "types", "labels"))
-    steps = trace(body, ids, mask, types)
-    if model is body:
-        logits = body.logits(steps["hidden"])[mask.bool()]
-        loss = masked_lm_loss(body, ids, mask, types, labels >= 0, labels)
-    else:
-        logits = model.head(steps["hidden"], mask)
-        loss = F.cross_entropy(logits.float(), labels)        # so does transformers, whatever the model's dtype is
-    loss.backward()
-    parameters = dict(model.named_parameters())
-    return steps | {"logits": logits.detach(), "loss": loss.detach()} | {
-        "gradient of " + name: parameters[ours].grad for name, ours in model.report.loaded.items()}
+    # transformers takes the loss in fp32, whatever the model's dtype is
+    return compute_encoder(model, body, batch, lambda logits, labels: F.cross_entropy(logits.float(), labels))
 
 
-@pytest.fixture(scope="module")
-def stored():
-    """name -> the stored batch and what transformers computed with it."""
-    return {name: load_file(MODELS / name / "expected.safetensors") for name in STORED}
+stored = stored_models(STORED)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +64,7 @@ def transformers():
 
 def parity(name, stored, dtype=torch.float32, tolerance=FP32):
     """None, or the first step of the stored model `name` that differs by more than these parts of its largest number."""
-    steps, gradients = split({n: t.to(dtype) if t.is_floating_point() else t for n, t in stored[name].items()})
+    steps, gradients = split(in_dtype(stored[name], dtype))
     ours = compute(MODELS / name, stored[name], dtype)
     return first_difference(ours, steps, tolerance, relative=True) or first_difference(ours, gradients, 1e-4, relative=True)
 

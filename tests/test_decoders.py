@@ -19,6 +19,7 @@ from conftest import MODELS, assert_padding_changes_nothing, batch_of, first_dif
 from hypothesis import HealthCheck, given, settings, strategies as st
 from live import imported, loaded, may_refuse
 from safetensors.torch import load_file, save_file
+from stored import in_dtype, stored_models
 from torch import nn
 
 from minillmclf.classify.classifier import Classifier
@@ -92,15 +93,12 @@ def compare(found, expected, tolerance):
             or first_difference(gradients, wanted, 1e-4, relative=True))
 
 
-@pytest.fixture(scope="module")
-def stored():
-    """name -> the stored batch and what transformers computed with it."""
-    return {name: load_file(MODELS / name / "expected.safetensors") for name in STORED}
+stored = stored_models(STORED)
 
 
 def parity(name, stored, dtype=torch.float32, tolerance=FP32):
     """None, or the first step of the stored model `name` that differs."""
-    expected = {n: t.to(dtype) if t.is_floating_point() else t for n, t in stored[name].items()}
+    expected = in_dtype(stored[name], dtype)
     return compare(compute(MODELS / name, stored[name], dtype), expected, tolerance)
 
 

@@ -198,6 +198,19 @@ def test_in_bf16_answers_stay_near_and_leave_in_fp32(name, folders):            
     assert (after - before).norm() < 0.15 * before.norm()
 
 
+@pytest.mark.parametrize("name", ["bert", "llama"])
+@pytest.mark.parametrize("scene", ["lora", "qlora", "prefix", "prompt", "windows", "houlsby"])
+def test_in_bf16_what_a_method_adds_answers_too(name, scene, folders):          # noqa: F811
+    from minillmclf.models.half import convert_to_bf16
+    s = Settings(method="houlsby", few_rows="off") if scene == "houlsby" else settings_of(scene)
+    model, _ = classifier(folders[name], s)
+    encoded = model.eval().encode([text for text, _ in ROWS])[0]
+    before = model.compute_logits(encoded)
+    convert_to_bf16(model.backbone)
+    after = model.compute_logits(encoded)
+    assert after.dtype == torch.float32 and 0 < (after - before).norm() < 0.15 * before.norm()
+
+
 def test_auto_takes_bf16_only_where_it_is_fast_and_agrees(run_folder, monkeypatch, capsys):
     texts = [text for text, _ in ROWS]
     for fast, limit, expected in ((True, 1.0, "bf16"), (False, 1.0, "fp32"), (True, -1.0, "fp32")):
@@ -234,6 +247,8 @@ def test_an_unknown_device_is_an_input_error():
 @pytest.mark.parametrize("error, flags, remedy", [
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), {},
      "--micro-batch-size 2"),
+    (torch.OutOfMemoryError("CUDA out of memory."), {"objective": "contrastive", "pool": "mean"},
+     "--gradient-checkpointing"),
     (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
      {"micro_batch_size": 1}, "--gradient-checkpointing"),
     (MemoryError(), {"micro_batch_size": 1, "gradient_checkpointing": "on"}, "--method lora"),

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from conftest import MODELS, ROUNDED, assert_padding_changes_nothing, batch_of, first_difference, fp32, trace
+from conftest import MODELS, ROUNDED, assert_padding_changes_nothing, batch_of, first_difference, fp32
 from hypothesis import HealthCheck, given, settings, strategies as st
 from live import imported, may_refuse
-from safetensors.torch import load_file
+from stored import compute_encoder, in_dtype, stored_models
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.family_heads import DistilBertHead
@@ -27,7 +26,6 @@ from minillmclf.models import bert, distilbert, initialise_weights, layers, load
 from minillmclf.models.bert import Bert, Roberta
 from minillmclf.models.distilbert import DistilBert
 from minillmclf.models.layers import Rows, attention, attention_by_hand
-from minillmclf.pretrain.losses import masked_lm_loss
 
 BOTH = ("bert_classifier", "roberta_classifier", "distilbert_classifier", "xlm_roberta_classifier")
 MASKED = ("bert_masked_lm", "roberta_masked_lm", "distilbert_masked_lm", "xlm_roberta_masked_lm")
@@ -44,21 +42,10 @@ def load(folder):
 
 
 def compute(folder, batch, dtype=torch.float32):
-    """What our model in `folder` computes for a batch: every step, logits, loss, and gradients by the file's names."""
+    """stored.compute_encoder of our model in `folder`."""
     model, body = load(folder)
     model.to(dtype)
-    ids, mask, types, labels = (batch[name] for name in ("ids", "mask", "types", "labels"))
-    steps = trace(body, ids, mask, types)
-    if model is body:
-        logits = body.logits(steps["hidden"])[mask.bool()]
-        loss = masked_lm_loss(body, ids, mask, types, labels >= 0, labels)
-    else:
-        logits = model.head(steps["hidden"], mask)
-        loss = F.cross_entropy(logits, labels)
-    loss.backward()
-    parameters = dict(model.named_parameters())
-    return steps | {"logits": logits.detach(), "loss": loss.detach()} | {
-        "gradient of " + name: parameters[ours].grad for name, ours in model.report.loaded.items()}
+    return compute_encoder(model, body, batch)
 
 
 def split(expected):
@@ -68,15 +55,12 @@ def split(expected):
     return {name: expected[name] for name in steps}, {name: expected[name] for name in gradients}
 
 
-@pytest.fixture(scope="module")
-def stored():
-    """name -> the stored batch and what transformers computed with it."""
-    return {name: load_file(MODELS / name / "expected.safetensors") for name in STORED}
+stored = stored_models(STORED)
 
 
 def parity(name, stored, dtype=torch.float32, tolerance=FP32):
     """None, or the first step of the stored model `name` that differs by more than these parts of its largest number."""
-    steps, gradients = split({n: t.to(dtype) if t.is_floating_point() else t for n, t in stored[name].items()})
+    steps, gradients = split(in_dtype(stored[name], dtype))
     ours = compute(MODELS / name, stored[name], dtype)
     return first_difference(ours, steps, tolerance, relative=True) or first_difference(ours, gradients, 1e-4, relative=True)
 

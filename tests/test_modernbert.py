@@ -14,23 +14,21 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MODELS, assert_padding_changes_nothing, batch_of, first_difference, fp32, trace
+from conftest import MODELS, assert_padding_changes_nothing, batch_of, first_difference, fp32
 from hypothesis import HealthCheck, given, settings, strategies as st
 from live import imported, loaded, may_refuse
 from safetensors.torch import load_file, save_file
 from small import PIECES
+from stored import compute_encoder, in_dtype, load_without_tokenizer, stored_models
 from torch import nn
 
 from minillmclf.classify.classifier import Classifier
-from minillmclf.classify.family_heads import ModernBertHead, build_head
-from minillmclf.classify.task import SingleLabel
+from minillmclf.classify.family_heads import ModernBertHead
 from minillmclf.errors import InputError
-from minillmclf.models import build_backbone, initialise_weights, load_backbone, modernbert, save_backbone
+from minillmclf.models import initialise_weights, load_backbone, modernbert, save_backbone
 from minillmclf.models.config import REQUIRED
 from minillmclf.models.layers import ACTIVATIONS, Rows, attention_by_hand
 from minillmclf.models.modernbert import ModernBert, ModernBertLayer, masked_attention, nearby_mask
-from minillmclf.models.weights import Checkpoint, load_parameters
-from minillmclf.pretrain.losses import masked_lm_loss
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 
 CLASSIFIER, MASKED_LM = STORED = ("modernbert_classifier", "modernbert_masked_lm")
@@ -53,38 +51,14 @@ TINY = dict(model_type="modernbert", vocab_size=30, hidden_size=8, num_hidden_la
 
 # ------------------------------------------------------------------------------------------------ parity
 
-def load(folder):
-    """(the classifier, without a tokenizer, or the body that a folder holds, its body)."""
-    checkpoint = Checkpoint(folder)
-    if not checkpoint.config["architectures"][0].endswith("ForSequenceClassification"):
-        body = load_backbone(folder)
-        return body, body
-    body, labels = build_backbone(checkpoint, lm_head=True), list(checkpoint.config.get("id2label", "01"))
-    assert body.lm_head is None, "a classifier's head was taken for that of masked words"
-    with torch.device("meta"):
-        head = build_head("modernbert", body, len(labels))
-    model = Classifier(body, head, None, SingleLabel(labels))
-    model.report = load_parameters(model, checkpoint, model.rename_table())
-    return model.eval(), body
+load = load_without_tokenizer
 
 
 def compute(folder, batch, dtype=torch.float32):
-    """What our model in `folder` computes for a batch: every step, logits, loss, and gradients by the file's names."""
+    """stored.compute_encoder of our model in `folder`."""
     model, body = load(folder)
     model.to(dtype)
-    ids, mask, labels = (batch[name] for name in ("ids", "mask", "labels"))
-    steps = trace(body, ids, mask)
-    steps["norm"] = steps["hidden"][mask.bool()].detach()
-    if model is body:
-        logits = body.logits(steps["hidden"])[mask.bool()]
-        loss = masked_lm_loss(body, ids, mask, None, labels >= 0, labels)
-    else:
-        logits = model.head(steps["hidden"], mask)
-        loss = F.cross_entropy(logits, labels)
-    loss.backward()
-    parameters = dict(model.named_parameters())
-    return steps | {"logits": logits.detach(), "loss": loss.detach()} | {
-        "gradient of " + name: parameters[ours].grad for name, ours in model.report.loaded.items()}
+    return compute_encoder(model, body, batch)
 
 
 def compare(ours, expected, tolerance):
@@ -96,10 +70,7 @@ def compare(ours, expected, tolerance):
             or first_difference(ours, gradients, 1e-4, relative=True))
 
 
-@pytest.fixture(scope="module")
-def stored():
-    """name -> the stored batch and what transformers computed with it."""
-    return {name: load_file(MODELS / name / "expected.safetensors") for name in STORED}
+stored = stored_models(STORED)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +80,7 @@ def transformers():
 
 def parity(name, stored, dtype=torch.float32, tolerance=FP32):
     """None, or the first step of the stored model `name` that differs by more than these parts of its largest number."""
-    expected = {n: t.to(dtype) if t.is_floating_point() else t for n, t in stored[name].items()}
+    expected = in_dtype(stored[name], dtype)
     return compare(compute(MODELS / name, stored[name], dtype), expected, tolerance)
 
 

@@ -14,7 +14,7 @@ from test_families import CONFIGS, spread
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.family_heads import build_head
 from minillmclf.classify.head import pool
-from minillmclf.models import backbone, initialise_weights, model_class
+from minillmclf.models import MODELS, backbone, initialise_weights, model_class
 from minillmclf.models.last_token import FewQueries
 from minillmclf.models.layers import Rows
 from minillmclf.text.batch import collate
@@ -25,7 +25,7 @@ from minillmclf.tuning.quant import quantise_linears
 
 LENGTHS = (9, 1, 14, 5)                                   # longer than any window of CONFIGS, and as short as can be
 TEXTS = [torch.randint(4, 60, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in LENGTHS]
-LAST = [name for name, (kind, _) in CONFIGS.items() if kind not in ("bert", "distilbert", "roberta", "xlm-roberta", "deberta-v2", "modernbert")]  # pooled at the last
+LAST = [name for name, (kind, _) in CONFIGS.items() if MODELS[kind].KIND != "encoder"]               # pooled at the last
 SOME = ["bert", "deberta-v3", "gpt2", "llama", "gemma3", "flan-t5"]                                 # one of each wiring
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "use_rslora": False, "targets": None, "bias": "none"}
 EVERYWHERE = LORA | {"targets": "all-linear"}

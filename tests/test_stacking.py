@@ -235,6 +235,7 @@ def test_a_folder_of_folds_is_a_member(tmp_path):
     assert torch.allclose(member.test.exp(), mean, atol=1e-6)
     for wrong, words in (((range(9), 4, LABELS), "are not the 9 rows of the data"),
                          ((ids, 5, LABELS), r"shape \(4, 3\), should be \(5, 3\)"),
+                         ((ids, 4, [*LABELS, "both"]), "has no column 'p_both'"),
                          ((ids, 4, LABELS, [0] * 9), "has other folds")):
         with pytest.raises(InputError, match=words):
             stacking.read_member(folder, *wrong)

@@ -19,6 +19,7 @@ from conftest import MODELS, ROUNDED, batch_of, first_difference, fp32
 from hypothesis import HealthCheck, given, settings, strategies as st
 from live import imported, loaded, may_refuse, tokenizer_of
 from safetensors.torch import load_file, save_file
+from stored import in_dtype, stored_models
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.family_heads import T5Head
@@ -94,15 +95,12 @@ def split(expected):
     return {name: expected[name] for name in [*steps, "logits", "loss"]}, {name: expected[name] for name in gradients}
 
 
-@pytest.fixture(scope="module")
-def stored():
-    """name -> the stored batch and what transformers computed with it."""
-    return {name: load_file(MODELS / name / "expected.safetensors") for name in STORED}
+stored = stored_models(STORED)
 
 
 def parity(name, stored, dtype=torch.float32, tolerance=FP32):
     """None, or the first step of the stored model `name` that differs by more than these parts of its largest number."""
-    steps, gradients = split({n: t.to(dtype) if t.is_floating_point() else t for n, t in stored[name].items()})
+    steps, gradients = split(in_dtype(stored[name], dtype))
     ours = compute(MODELS / name, stored[name], dtype)
     return first_difference(ours, steps, tolerance, relative=True) or first_difference(ours, gradients, 1e-4, relative=True)
 

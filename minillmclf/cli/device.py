@@ -59,7 +59,7 @@ def machine_line():
     return f"this machine: {device_text(device)}{threads}; {advice}"
 
 
-def add_precision(parser):
+def add_device_flags(parser):
     """Add --device and --precision to the parser of a command that answers."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... [auto]")
     parser.add_argument("--precision", choices=["fp32", "bf16", "auto"], default="fp32",
@@ -76,11 +76,11 @@ def place(model, device, precision, texts=()):
     """
     from ..models.half import convert_to_bf16
     move(model, device)
-    place, said = next(model.parameters()).device, []
-    if place.type != "cpu":
-        said.append(f"on {device_text(place)}")
+    where, said = next(model.parameters()).device, []
+    if where.type != "cpu":
+        said.append(f"on {device_text(where)}")
     if precision == "auto":
-        precision, line = choose_precision(model, place, texts)
+        precision, line = choose_precision(model, where, texts)
         said.append(line)
     elif precision == "bf16":
         convert_to_bf16(model.backbone)

@@ -18,7 +18,6 @@ from .settings import flag, read_settings, with_current_names
 FEW = 50                # rows a class, on average, below which they are chosen
 STEPS, MOST_STEPS = 50, 150
 LOWER = 3               # the learning rate is the usual one, divided by this
-ENCODERS = ("bert", "distilbert", "roberta", "xlm-roberta", "deberta-v2", "modernbert")
 
 
 def read_run(flags, config=None, table=None):
@@ -73,7 +72,7 @@ def choose(s, data):
     if s.readout != "head" or s.windows != "none" or s.preference != "none":
         return {}
     chosen = {"head_init": "probe"}
-    if s.pool == "family" and family_of(s.model) in ENCODERS:
+    if s.pool == "family" and is_encoder(s.model):
         chosen["pool"] = "mean"
     held_out = data.source["dev_from_train"] and data.test and not s.rows_per_class
     if held_out and s.multi_label == "off":                  # thresholds are fitted on dev rows
@@ -87,6 +86,8 @@ def choose(s, data):
                      "lr": float(f"{default_lr(s)[0] / LOWER:.3g}")}
 
 
-def family_of(model):
-    """The model_type in a model's config.json, or None."""
-    return read_json(find_model(model) / "config.json").get("model_type")
+def is_encoder(model):
+    """Is the model in this folder, or of this shipped name, an encoder?"""
+    from ..models import MODELS                                    # torch takes seconds
+    family = read_json(find_model(model) / "config.json").get("model_type")
+    return family in MODELS and MODELS[family].KIND == "encoder"

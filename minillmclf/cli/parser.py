@@ -12,7 +12,7 @@ import threading
 
 import minillmclf
 
-from ..errors import InputError, Stopped, did_you_mean
+from ..errors import NO_MEMORY, InputError, Stopped, did_you_mean
 from ..files import IGNORED_KEYS, short
 
 LONGEST = 900                           # characters of a message
@@ -30,8 +30,7 @@ LIMITS = (
      f"not enough memory ({{}}): {TOO_LARGE}"),
     (OSError, "", "{}"),
     (MemoryError, "", f"not enough memory: {TOO_LARGE}"),
-    (RuntimeError, "can't allocate memory|out of memory|alloc_cpu",
-     f"not enough memory ({{}}): {TOO_LARGE}"),
+    (RuntimeError, NO_MEMORY, f"not enough memory ({{}}): {TOO_LARGE}"),
     ((RuntimeError, TypeError, ValueError),
      "Storage size calculation overflowed|integer multiplication overflow|Overflow when unpacking|"
      "too (large|big) to convert|Maximum allowed dimension|Exceeds the limit",

@@ -23,6 +23,7 @@ from ..classify.baseline import BagOfWords
 from ..classify.swap import (add_swapped, average_orders, side_numbers, swap_columns, swap_label,
                              swap_texts)
 from ..errors import InputError
+from ..files import short
 from ..models.tensor_files import open_tensors
 from ..text.table_files import read_table
 from ..training.probe import features_of, minimise
@@ -78,6 +79,10 @@ def read_member(folder, ids, test_rows, labels, folds=None):
     the folder has other rows or folds: a row that another member has learned from would leak."""
     path = Path(folder) / "oof.csv"
     rows = [row for _, row in read_table(path, "double").rows]
+    columns = ["id", "fold", *(f"p_{label}" for label in labels)]
+    if missing := [name for name in columns if name not in rows[0]]:
+        raise InputError(f"{path}: has no column {short(missing[0])}: it should be of a run of "
+                         f"folds on the classes {', '.join(labels)}")
     if [row["id"] for row in rows] != [str(name) for name in ids]:
         raise InputError(f"{path}: its {len(rows)} rows are not the {len(ids)} rows of the data: "
                          "run folds on these data")

@@ -58,7 +58,7 @@ def parse(arguments=None):
     p.add_argument("--format", choices=["jsonl", "csv"], help="[by the name of --out, else jsonl]")
     p.add_argument("--batch-size", type=int, default=64, help="rows at a time [64]")
     add_settings(p, ["quoting"], grouped=False)
-    device.add_precision(p)
+    device.add_device_flags(p)
     a = p.parse_args(arguments)
     a.format = a.format or ("csv" if a.out and a.out.endswith(".csv") else "jsonl")
     return a

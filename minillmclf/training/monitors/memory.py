@@ -5,9 +5,7 @@ tokens of a micro-batch, weights and moments do not. What is saved stays: nothin
 """
 import re
 
-from ...errors import InputError
-
-SAYS_SO = re.compile("can't allocate memory|out of memory|alloc_cpu|not enough memory", re.I)
+from ...errors import NO_MEMORY, InputError
 
 
 def name_memory_switch(step):
@@ -16,7 +14,7 @@ def name_memory_switch(step):
         try:
             return step(model, optimizer, train, rows, settings, *more)
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not SAYS_SO.search(str(error)):
+            if not isinstance(error, MemoryError) and not re.search(NO_MEMORY, str(error)):
                 raise
             longest = max(model.row_size(train.encoded[row]) for row in rows)
             at_once = min(settings.micro_batch_size or len(rows), len(rows))
@@ -29,7 +27,7 @@ def name_memory_switch(step):
 
 def advice(settings, at_once, longest):
     """The flag that makes a step smaller at the least cost. at_once: rows on the device."""
-    if at_once > 1:
+    if at_once > 1 and settings.objective != "contrastive":     # which compares all rows at once
         return f"set --micro-batch-size {max(1, at_once // 4)}, which changes no result but dropout"
     if settings.gradient_checkpointing == "off":
         return "set --gradient-checkpointing, which takes a third more time"
