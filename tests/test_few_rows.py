@@ -344,3 +344,30 @@ def test_the_heads_rate_is_its_own(place):
     for name, parameter in model.named_parameters():
         expected = 0.02 if name.startswith("head.") else 0.001
         assert rates[id(parameter)] == pytest.approx(expected), name
+
+
+# ---------------------------------------------------------------- the page of what was measured
+
+def test_the_tables_of_the_page_are_those_of_the_runs():
+    from reference import few_rows as measured
+    runs = list(measured.read(measured.RUNS).values())
+    page = measured.PAGE.read_text(encoding="utf-8")
+    assert measured.with_tables(page, runs) == page, "python tests/reference/few_rows.py --table"
+    assert runs and all(line.keys() == {*measured.KEYS, "accuracy", "seconds", "steps"}
+                        and "/" not in line["model"] for line in runs)
+    changed = [line | {"accuracy": 1 - line["accuracy"]} for line in runs]
+    assert measured.with_tables(page, changed) != page
+
+
+def test_a_table_of_made_up_runs():
+    from reference import few_rows as measured
+    runs = [{"model": "m", "set": "trec6", "rows": rows, "seed": seed, "way": way, "seconds": 2.0,
+             "accuracy": score, "steps": 7}
+            for rows, seed, way, score in (("25", 0, "setfit", 0.5), ("10", 0, "setfit", 0.25),
+                                           ("10", 1, "setfit", 0.75), ("10", 0, "probe", 0.5))]
+    assert measured.table_of("m", runs).splitlines() == [
+        "| set (m) | rows a class | probe | setfit |", "|---|---|---|---|",
+        "| trec6 | 10 | 0.500 (1 seed), 2 s | 0.500 +- 0.354, 2 s, 7 steps |",
+        "| trec6 | 25 | - | 0.500 (1 seed), 2 s, 7 steps |"]
+    with pytest.raises(SystemExit, match="no table of m"):
+        measured.with_tables("a page", runs)

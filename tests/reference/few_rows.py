@@ -1,18 +1,23 @@
 """Few rows of each class: how the ways to train compare, on sets that lie in a folder.
 
-  python tests/reference/few_rows.py --model MINILM --sets DIR --rows 10 25 all --seeds 5 --out FILE
+  python tests/reference/few_rows.py --model MINILM --as minilm --sets DIR --rows 10 25 --seeds 5
+  python tests/reference/few_rows.py --table
 
-Rows are drawn by the seed, the same for all ways; at most --test rows judge. Ways: `bag of words`,
-a TF-IDF logistic regression; `probe`, a logistic regression on frozen pooled states; `full`, as
-train does for many rows; `probe, then full` (LP-FT); `contrastive`, which train chooses by itself;
-`setfit`, where that package is installed, with its own defaults. One thread. Each run is a line in
---out, and is not run again; the table in Markdown is made of all lines there: the mean accuracy,
-its standard deviation, how many seeds if fewer than asked, and the median of the processor's
-seconds.
+Rows are drawn by the seed, the same for all ways; at most TEST_ROWS test rows judge. Ways: `bag of
+words`, a TF-IDF logistic regression; `probe`, a logistic regression on frozen pooled states;
+`full`, as train does for many rows; `probe, then full` (LP-FT); `contrastive`, which train chooses
+by itself; `setfit`, where that package is installed, with its own defaults. One thread.
+
+Each run is a line of lessons/measurements/few_rows.jsonl: model (its name, without a path), set,
+rows a class, seed, way, accuracy, seconds of the processor, steps of training. A run that stands
+there is not made again. --table makes the tables of few_rows.md of all lines: the mean accuracy,
+its standard deviation, how many seeds if fewer than the most, the median of the seconds, and for
+SetFit the median of the steps.
 """
 import argparse
 import json
 import random
+import re
 import statistics
 import time
 from pathlib import Path
@@ -23,15 +28,20 @@ from minillmclf import fine_tune
 from minillmclf.classify.baseline import BagOfWords
 from minillmclf.text.data import load_data
 
+HERE = Path(__file__).resolve().parents[2] / "lessons" / "measurements"
+RUNS, PAGE = HERE / "few_rows.jsonl", HERE / "few_rows.md"
 SETS = ("tickets", "trec6", "banking77", "sst2", "ag_news")
 MANY = {"few_rows": "off"}
 LPFT = {"few_rows": "off", "dev": "none", "head_init": "probe", "pool": "mean", "lr": 1e-4,
         "epochs": 1, "min_steps": 60}
 WAYS = {"probe": {"few_rows": "on", "method": "head"}, "full": MANY, "probe, then full": LPFT,
         "contrastive": {"few_rows": "on"}}
+ALL_WAYS = ("bag of words", *WAYS, "setfit")
+KEYS = ("model", "set", "rows", "seed", "way")             # what a run is known by
+TEST_ROWS = 500
 
 
-def draw(data, per_class, seed, test_rows):
+def draw(data, per_class, seed):
     """per_class: a number or "all" -> training rows, test rows: [(text, label)] each."""
     rng, rows = random.Random(f"few:{seed}"), {}
     for example in data.train:
@@ -39,7 +49,7 @@ def draw(data, per_class, seed, test_rows):
     chosen = [e for label in sorted(rows) for e in rng.sample(
         rows[label], len(rows[label]) if per_class == "all" else min(int(per_class),
                                                                      len(rows[label])))]
-    judged = random.Random("judged").sample(data.test, min(test_rows, len(data.test)))
+    judged = random.Random("judged").sample(data.test, min(TEST_ROWS, len(data.test)))
     return [[(e.texts[0], e.label) for e in part] for part in (chosen, judged)]
 
 
@@ -48,93 +58,133 @@ def accuracy(answers, rows):
 
 
 def by_model(model, train, test, settings):
-    """A way of WAYS: the rows have no split of their own but the test rows -> accuracy."""
-    table = {"text": [text for text, _ in train + test], "label": [label for _, label in train + test],
+    """A way of WAYS: the rows have no split of their own but the test rows -> accuracy, steps."""
+    rows, steps = train + test, [0]
+    table = {"text": [text for text, _ in rows], "label": [label for _, label in rows],
              "split": ["train"] * len(train) + ["test"] * len(test)}
-    found = fine_tune(model, table, baselines="off", **settings)
+    found = fine_tune(model, table, baselines="off", **settings,
+                      on_epoch=lambda epoch: steps.append(epoch["step"]))
     probabilities = found.predict([text for text, _ in test])
-    return accuracy([found.labels[best] for best in probabilities.argmax(1)], test)
+    return accuracy([found.labels[best] for best in probabilities.argmax(1)], test), steps[-1]
 
 
 def by_words(train, test):
     labels = sorted({label for _, label in train})
     bag = BagOfWords(len(labels))
     bag.fit([(text,) for text, _ in train], [labels.index(label) for _, label in train], [], [])
-    return accuracy([labels[best] for best in bag.predict([(text,) for text, _ in test]).argmax(1)],
-                    test)
+    answers = bag.predict([(text,) for text, _ in test]).argmax(1)
+    return accuracy([labels[best] for best in answers], test), 0
 
 
-def by_setfit(model, train, test, seed):
+def by_setfit(model, train, test, seed, steps=-1):
+    """steps: the most steps of contrastive pairs; -1: an epoch of them, SetFit's default."""
     from datasets import Dataset
     from setfit import SetFitModel, Trainer, TrainingArguments
     net = SetFitModel.from_pretrained(str(model))
     rows = Dataset.from_dict({"text": [t for t, _ in train], "label": [label for _, label in train]})
-    Trainer(net, TrainingArguments(seed=seed, report_to="none"), train_dataset=rows).train()
-    return accuracy(list(net.predict([text for text, _ in test])), test)
+    trainer = Trainer(net, TrainingArguments(seed=seed, report_to="none", max_steps=steps),
+                      train_dataset=rows)
+    trainer.train()
+    taken = trainer.st_trainer.state.global_step
+    return accuracy(list(net.predict([text for text, _ in test])), test), taken
 
 
-def run(way, model, train, test, seed):
-    """-> accuracy on the test rows."""
+def run(a, key):
+    """A run that `key`, {name of KEYS: value}, describes -> the same with its results."""
+    name, way, seed = key["set"], key["way"], key["seed"]
+    train, test = draw(load_data(name if name == "tickets" else Path(a.sets) / name),
+                       key["rows"], seed)
+    began = time.process_time()
     if way == "bag of words":
-        return by_words(train, test)
-    if way == "setfit":
-        return by_setfit(model, train, test, seed)
-    return by_model(model, train, test, WAYS[way] | {"seed": seed})
+        score, steps = by_words(train, test)
+    elif way == "setfit":
+        score, steps = by_setfit(a.model, train, test, seed, a.setfit_steps)
+    else:
+        score, steps = by_model(a.model, train, test, WAYS[way] | {"seed": seed})
+    seconds = time.process_time() - began
+    return key | {"accuracy": round(score, 4), "seconds": round(seconds, 1), "steps": steps}
 
 
 def read(path):
-    """{(model, set, rows, way, seed): [accuracy, seconds]} of the lines in a file."""
+    """The runs in a file -> {values of KEYS: run}."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {tuple(key): value for key, value in map(json.loads, lines)}
+    return {tuple(line[name] for name in KEYS): line for line in map(json.loads, lines)}
 
 
-def cell(found, seeds):
-    """[[accuracy, seconds], ...] -> a cell of the table."""
-    if not found:
+def cell(runs, seeds):
+    """The runs of a way -> a cell of the table. seeds: of the way that has most of them."""
+    if not runs:
         return "-"
-    scores, seconds = zip(*found)
-    spread = f" +- {statistics.stdev(scores):.3f}" if len(found) > 1 else ""
-    few = "" if len(found) == seeds else f" ({len(found)} seed{'s' * (len(found) > 1)})"
-    return f"{statistics.mean(scores):.3f}{spread}{few}, {statistics.median(seconds):.0f} s"
+    scores = [line["accuracy"] for line in runs]
+    spread = f" +- {statistics.stdev(scores):.3f}" if len(runs) > 1 else ""
+    few = "" if len(runs) == seeds else f" ({len(runs)} seed{'s' * (len(runs) > 1)})"
+    cost = f"{statistics.median(line['seconds'] for line in runs):.0f} s"
+    if runs[0]["way"] == "setfit":
+        cost += f", {statistics.median(line['steps'] for line in runs):.0f} steps"
+    return f"{statistics.mean(scores):.3f}{spread}{few}, {cost}"
 
 
-def print_table(a, found):
-    print(f"| set | rows a class | {' | '.join(a.ways)} |\n|---|---|{'---|' * len(a.ways)}")
-    for name in a.names:
-        for per_class in a.rows:
-            cells = [cell([found[key] for seed in range(a.seeds)
-                           if (key := (a.model, name, per_class, way, seed)) in found], a.seeds)
-                     for way in a.ways]
-            print(f"| {name} | {per_class} | {' | '.join(cells)} |")
+def place(value, known):
+    """What to sort by: the place of a value among the known ones, which come first."""
+    return (known.index(value), value) if value in known else (len(known), value)
+
+
+def table_of(model, runs):
+    """The runs of all models -> the table of one, in Markdown."""
+    own = [line for line in runs if line["model"] == model]
+    ways = sorted({line["way"] for line in own}, key=lambda way: place(way, ALL_WAYS))
+    seeds = len({line["seed"] for line in own})
+    counts = [*sorted({line["rows"] for line in own} - {"all"}, key=int), "all"]
+    lines = [f"| set ({model}) | rows a class | {' | '.join(ways)} |",
+             f"|---|---|{'---|' * len(ways)}"]
+    for name, rows in sorted({(line["set"], line["rows"]) for line in own},
+                             key=lambda row: (place(row[0], SETS), counts.index(row[1]))):
+        cells = [cell([line for line in own if (line["set"], line["rows"], line["way"])
+                       == (name, rows, way)], seeds) for way in ways]
+        lines.append(f"| {name} | {rows} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_tables(page, runs):
+    """The text of the page with the tables of all models, each where its old one stands."""
+    for model in sorted({line["model"] for line in runs}):
+        pattern = rf"^\| set \({re.escape(model)}\) \|.*\n(\|.*\n)*"
+        if not re.search(pattern, page, re.M):
+            raise SystemExit(f"{PAGE.name}: has no table of {model}: write the line "
+                             f"'| set ({model}) |' where it should stand")
+        table = table_of(model, runs)
+        page = re.sub(pattern, lambda _: table, page, flags=re.M)
+    return page
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", required=True)
-    p.add_argument("--sets", required=True, help="a folder with trec6/, banking77/, ...")
+    p.add_argument("--table", action="store_true", help="make the page's tables, and run nothing")
+    p.add_argument("--model")
+    p.add_argument("--as", dest="name", help="the model's name in the file (its folder's name)")
+    p.add_argument("--sets", help="a folder with trec6/, banking77/, ...")
     p.add_argument("--names", nargs="+", default=SETS)
     p.add_argument("--rows", nargs="+", default=["10"])
     p.add_argument("--seeds", type=int, default=2)
-    p.add_argument("--test", type=int, default=500)
     p.add_argument("--ways", nargs="+", default=["bag of words", *WAYS])
-    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--setfit-steps", type=int, default=-1, help="SetFit's most steps (an epoch)")
+    p.add_argument("--out", type=Path, default=RUNS)
     a = p.parse_args()
+    if a.table:
+        page = with_tables(PAGE.read_text(encoding="utf-8"), list(read(a.out).values()))
+        PAGE.write_text(page, encoding="utf-8")
+        return
     torch.set_num_threads(1)
-    found = read(a.out)
-    asked = [(seed, per_class, name, way) for seed in range(a.seeds) for per_class in a.rows
-             for name in a.names for way in a.ways]
-    for seed, per_class, name, way in asked:
-        key = (a.model, name, per_class, way, seed)
-        if key in found:
-            continue
-        data = load_data(name if name == "tickets" else Path(a.sets) / name)
-        train, test = draw(data, per_class, seed, a.test)
-        began = time.process_time()
-        found[key] = [run(way, a.model, train, test, seed), time.process_time() - began]
-        with a.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([key, found[key]]) + "\n")
-    print_table(a, found)
+    name, done = a.name or Path(a.model).name, read(a.out)
+    asked = [(name, set_name, rows, seed, way) for seed in range(a.seeds) for rows in a.rows
+             for set_name in a.names for way in a.ways]
+    for key in asked:
+        if key not in done:
+            line = run(a, dict(zip(KEYS, key)))
+            with a.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
