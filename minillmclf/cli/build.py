@@ -3,7 +3,7 @@ import re
 
 from ..errors import InputError
 from ..training.rates import lr_text
-from .device import move
+from .device import device_lines, move
 
 # truncation_side -> what is kept of a text (text/cutting.py)
 KEPT_END = {"right": "head", "left": "tail", "middle": "head+tail", "both": "middle"}
@@ -34,7 +34,7 @@ def model_lines(s, model, trainable, total):
         kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.not_quantised})
         lines.append(f"in four bits ({model.quantise}): the body's linear layers; kept whole: "
                      f"{', '.join(kinds)}")
-    return lines
+    return lines + device_lines(model, s.precision)
 
 
 def check_saved(model, folder, texts):

@@ -34,16 +34,17 @@ class Hooks:
     on_epoch: Callable = lambda *_: None
 
 
-def take_step(model, optimizer, train, rows, settings, objective=None):
+def take_step(model, optimizer, train, rows, settings, objective=None, update=None):
     """One optimiser step on a batch -> its mean loss, a number.
 
-    train: plan.Split; rows: the row numbers of the batch; objective: such as CrossEntropy.
+    train: plan.Split; rows: the row numbers of the batch; objective: such as CrossEntropy;
+    update: called in place of update_weights.
     """
     objective = objective or CrossEntropy(None, settings.label_smoothing, settings.focal_gamma)
     divisor = objective.divisor(torch.tensor([train.targets[row] for row in rows]))
     optimizer.zero_grad(set_to_none=True)
     loss = add_gradients(model, train, rows, settings, objective, divisor)
-    update_weights(model, optimizer, settings, loss)
+    (update or update_weights)(model, optimizer, settings, loss)
     return loss
 
 
