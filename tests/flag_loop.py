@@ -273,6 +273,7 @@ def precision(w):
                 baselines="off",
             )
         assert {dtype for _, dtype, learning in seen if learning} == {kind}
+        assert {dtype for _, dtype, learning in seen if not learning} == {torch.float32}
     plain, *others = (w.train(precision=how).losses for how in kinds)
     for rough, most in zip(others, (0.05, 0.01)):
         assert plain != rough and plain == pytest.approx(rough, rel=most)

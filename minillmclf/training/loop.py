@@ -2,8 +2,8 @@
 
 The loop sees `model(batch) -> logits (B, C)` and an objective (losses.py). The store keeps the
 run's files (checkpoint.py): a run may be killed at any moment, and the next call with the same
-settings resumes it from the last state on disk. The result is bit for bit that of a run without
-interruption, because everything random in a step follows from (seed, step).
+settings resumes it from the last state on disk. The result is, on a CPU bit for bit, that of a run
+without interruption, because everything random in a step follows from (seed, step).
 Optional features are attached from outside: a step is a function, which others may wrap.
 """
 import math
