@@ -311,6 +311,11 @@ def test_a_stopped_run_is_refused_on_another_kind_and_a_finished_one_is_kept(pla
     with Watch():
         code, out, _ = call(train, *given, *PRETEND)
     assert code == 0 and "finished already" in out
+    taken.clear()
+    assert call(train, *given, "--overwrite")[0] == 2                      # a new run beside it, stopped
+    with Watch():
+        code, _, error = call(train, *given, *PRETEND)
+    assert code == 2 and ".new: holds a run that was begun on cpu" in error
 
 
 # -------------------------------------------------------------------- --deterministic, and TF32
@@ -371,3 +376,11 @@ def test_the_line_about_the_device(kind, precision, line, monkeypatch):
             return iter([Parameter])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     assert device.device_lines(Model(), precision) == ([line] if line else [])
+
+
+@pytest.mark.parametrize("fast, line", [(True, "bf16 is faster"), (False, "bf16 is not faster than fp32, fp16 is: --precision fp16")])
+def test_inspect_says_which_precision_a_gpu_is_fast_at(fast, line, monkeypatch):
+    monkeypatch.setattr(device, "device_of", lambda _: "cuda")
+    monkeypatch.setattr(device, "device_text", lambda _: "cuda (a GPU)")
+    monkeypatch.setattr(device, "is_bf16_fast", lambda _: fast)
+    assert device.machine_line().startswith(f"this machine: cuda (a GPU); {line}")

@@ -1,15 +1,19 @@
 """--precision fp16: the scale of the loss by hand, steps that overflow, what is saved of it, one process and two."""
 import json
 import math
+import random
 
 import pytest
 import torch
 from conftest import refused
 from safetensors import safe_open
 from safetensors.torch import load_file
-from small import bert_folder, data_file, flags, forked_program
+from small import TOPICS, bert_folder, data_file, flags, forked_program, texts_of
+
+from test_families import CONFIGS, folders          # noqa: F401  folders is a fixture
 
 from minillmclf import train
+from minillmclf.classify.classifier import Classifier
 from minillmclf.cli.settings import Settings
 from minillmclf.errors import InputError
 from minillmclf.training import fp16, loop
@@ -154,6 +158,23 @@ def test_the_place_of_an_overflow_is_found_in_fp16():
     step = locate_divergence(fp16.step_in_fp16(loop.take_step, CrossEntropy(), fp16.LossScale()))
     with pytest.raises(loop.Diverged, match="the output of out"):
         step(model, torch.optim.SGD(model.parameters(), lr=0.1), data, list(range(6)), Settings(precision="fp16"))
+
+
+@pytest.mark.parametrize("name", [name for name, (kind, _) in CONFIGS.items() if kind != "t5"])
+def test_every_family_but_t5_computes_in_fp16(name, folders):                   # noqa: F811
+    """Ragged rows: a mask of numbers that fp16 does not hold would make NaN of them. The gradient of the loss, too, is that of fp32."""
+    texts = texts_of(random.Random(5), 6)
+    model = Classifier.from_backbone(folders[name], sorted(TOPICS), seed=0).eval()
+    encoded, targets = model.encode([text for text, _ in texts])[0], [sorted(TOPICS).index(label) for _, label in texts]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    found = {}
+    for how in ("fp32", "fp16"):
+        given = (model, optimizer, Split(encoded, targets), list(range(6)), Settings(clip=0.0))
+        loss = loop.take_step(*given) if how == "fp32" else fp16.step_in_fp16(loop.take_step, CrossEntropy(), fp16.LossScale())(*given)
+        found[how] = loss, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    (loss, gradient), (half_loss, half_gradient) = found.values()
+    assert half_loss != loss and half_loss == pytest.approx(loss, rel=0.01)
+    assert (half_gradient - gradient).norm() < 0.03 * gradient.norm()
 
 
 # --------------------------------------------------------------------------------------- whole runs

@@ -145,6 +145,8 @@ def machine_line():
     fast = is_bf16_fast(device)
     advice = "bf16 is faster than fp32: --precision auto of predict and evaluate" if fast else \
         "bf16 is not faster than fp32"
+    if device.type == "cuda" and not fast:
+        advice += ", fp16 is: --precision fp16 of train"
     return f"this machine: {device_text(device)}{threads}; {advice}"
 
 
