@@ -101,11 +101,11 @@ def deterministic(wanted):
     if not wanted:
         yield
         return
-    before = (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic,
-              torch.backends.cudnn.benchmark)
+    before, cudnn = torch.get_deterministic_debug_mode(), torch.backends.cudnn
+    cudnn_before = cudnn.deterministic, cudnn.benchmark
     os.environ.setdefault(CUBLAS, ":4096:8")
     torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    cudnn.deterministic, cudnn.benchmark = True, False
     try:
         yield
     except RuntimeError as error:
@@ -114,8 +114,8 @@ def deterministic(wanted):
         raise InputError(f"--deterministic: {str(error).partition('. ')[0]}: leave it out, or "
                          "--device cpu") from None
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1:]
+        torch.set_deterministic_debug_mode(before)
+        cudnn.deterministic, cudnn.benchmark = cudnn_before
 
 
 def with_device_modes(function):
