@@ -21,6 +21,7 @@ from pathlib import Path
 
 from .cli import run_folder
 from .cli.build import build_classifier, build_task, check_saved, model_lines
+from .cli.device import with_device_modes
 from .cli.few_rows import read_run
 from .cli.launch import in_all_processes
 from .cli.machine import (reuse_frozen_features, gather_weights, library_versions, logits_of,
@@ -176,6 +177,7 @@ def show_record(record, data, folder, say=print):
         say(line)
 
 
+@with_device_modes
 def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     """A run from the data to the saved model -> its record (run.json), None if it was stopped.
 
@@ -198,7 +200,7 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     say("\n" + "\n".join(model_lines(s, model, trainable, total)))
     record = {"settings": asdict(s), "finished": False, "base": run_folder.base_fingerprint(s),
               "data": {**data.source, "rows": report.rows, "labels": data.labels},
-              "doctor": report.as_dict(), **cut, "versions": library_versions(),
+              "doctor": report.as_dict(), **cut, "versions": library_versions(s.device),
               "parameters": {"trainable": trainable, "total": total}}
     run_files.start(place, record, overwrite)
     progress, timing = fit_with_progress(s, model, data, place, say, on_epoch)

@@ -193,6 +193,14 @@ def merged_bases(w):
     ok("merge", model=run.folder, out=w.new(), base=now)
 
 
+@shows("merge", "--device")
+def merged_on(w):
+    run, out = w.train(method="lora", lr=1e-2), w.new()
+    refused("merge", model=run.folder, out=out, device="cuda:77", says="--device cuda:77")
+    assert not out.exists()
+    ok("merge", model=run.folder, out=out, device="cpu")
+
+
 @shows("merge", "--data", "--split", "--text-column", "--label-column", "--quoting")
 def merged_rows(w):
     """Whose answers are compared: their number, and their texts on the way through the

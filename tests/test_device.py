@@ -93,7 +93,8 @@ def test_a_step_and_its_answers_are_those_of_the_cpu(name, scene, folders):     
     assert found.keys() == expected.keys() and len(found) > 3
     for key, tensor in expected.items():
         largest = tensor.abs().max().item()
-        assert (found[key] - tensor).abs().max() <= 1e-5 * max(1, largest), key
+        allowed = 1e-4 if key == "logits" else 1e-5         # they come after a step with wide weights
+        assert (found[key] - tensor).abs().max() <= allowed * max(1, largest), key
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma3", "t5"])

@@ -3,8 +3,9 @@ import re
 
 from ..errors import InputError
 from ..training.rates import lr_text
-from .device import move
+from .device import device_lines, move
 
+ROUNDED = 1e-5                 # of a probability
 # truncation_side -> what is kept of a text (text/cutting.py)
 KEPT_END = {"right": "head", "left": "tail", "middle": "head+tail", "both": "middle"}
 
@@ -34,11 +35,12 @@ def model_lines(s, model, trainable, total):
         kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.not_quantised})
         lines.append(f"in four bits ({model.quantise}): the body's linear layers; kept whole: "
                      f"{', '.join(kinds)}")
-    return lines
+    return lines + device_lines(model, s.precision)
 
 
 def check_saved(model, folder, texts):
-    """Load what was just saved. InputError unless its probabilities equal the model's exactly."""
+    """Load what was just saved. InputError unless its probabilities equal the model's: exactly on a
+    CPU, to ROUNDED on other devices, which may add up in another order."""
     from ..classify.classifier import Classifier
     try:
         again = Classifier.load(folder).to(next(model.parameters()).device)
@@ -47,9 +49,9 @@ def check_saved(model, folder, texts):
     else:
         before, after = model.predict(texts), again.predict(texts)
         same = (again.labels, again.task.settings()) == (model.labels, model.task.settings())
-        if same and (before == after).all():
+        distance, on_cpu = abs(before - after).max(), next(model.parameters()).device.type == "cpu"
+        if same and distance <= (0 if on_cpu else ROUNDED):
             return
-        distance = abs(before - after).max()
         fault = f"answers otherwise when it is loaded again, by {distance:.2g} in a probability"
     raise InputError(f"{folder}: what was saved {fault}: the state of training is kept; give the "
                      "same command again; if that ends here too, look whether the base has changed")

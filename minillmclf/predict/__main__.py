@@ -89,7 +89,7 @@ def made_from(a, folders, columns, reading, precision):
             "swap": a.swap or "", "format": a.format, "batch size": str(a.batch_size),
             "kind of file": Path(a.data).suffix.lower(), "window": stream.WINDOW,
             "version": __version__, "cut column": a.show_cut, "way to read": json.dumps(reading),
-            "precision": precision, "device": device.device_of(a.device).partition(":")[0]}
+            "precision": precision, "device": device.device_kind(a.device)}
 
 
 def peek(a, read):
