@@ -18,12 +18,22 @@ def device_of(name):
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def move(model, name):
-    """Move a model to the device of --device -> the model. InputError if there is none."""
+def check_device(name):
+    """--device -> the name of a device, as `device_of`. InputError if there is none."""
     import torch
     device = device_of(name)
     try:
         torch.zeros(1, device=device).item()               # fails if there is no such device
+        return device
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+
+
+def move(model, name):
+    """Move a model to the device of --device -> the model. InputError if there is none, or if it
+    has too little memory."""
+    device = check_device(name)
+    try:
         return model.to(device)
     except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
