@@ -5,6 +5,7 @@ and more slowly if it has neither. bf16 keeps 8 bits of a number's 24: answers m
 """
 import copy
 import sys
+from pathlib import Path
 
 from ..errors import InputError
 
@@ -37,6 +38,19 @@ def move(model, name):
         return model.to(device)
     except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+
+
+def memory_of(device):
+    """Bytes of memory of a torch.device -> {"total": ..., "free": ...}, None where not known."""
+    import torch
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return {"total": total, "free": free}
+    if device.type != "cpu" or not Path("/proc/meminfo").exists():
+        return {"total": None, "free": None}
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return {"total": 1024 * int(lines["MemTotal"].split()[0]),
+            "free": 1024 * int(lines["MemAvailable"].split()[0])}
 
 
 def device_text(device):
