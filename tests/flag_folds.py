@@ -76,6 +76,7 @@ BUNDLES = {
     ),
     "lora": dict(
         data="data",
+        dtype="bf16",
         epochs=3,
         method="lora",
         rank=3,
