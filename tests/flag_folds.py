@@ -78,6 +78,7 @@ BUNDLES = {
     ),
     "lora": dict(
         data="data",
+        dtype="bf16",
         epochs=3,
         method="lora",
         rank=3,

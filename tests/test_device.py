@@ -32,6 +32,8 @@ SCENES = {
     "head": {}, "labels": LABEL_READOUT,
     "completion": LABEL_READOUT | dict(objective="completion"),
     "lora": dict(method="lora", targets="all-linear"), "qlora": dict(method="qlora"),
+    "lora, bf16": dict(method="lora", targets="all-linear", dtype="bf16"),
+    "qlora, bf16": dict(method="qlora", dtype="bf16"),
     "prefix": dict(method="prefix", virtual_tokens=3),
     "prompt": dict(method="prompt", virtual_tokens=3),
     "windows": dict(windows="mean", max_length=8, overlap=2),
@@ -41,12 +43,13 @@ SCENES = {
 LABEL_SCENES = ("labels", "completion")
 
 
-def classifier(folder, s):
-    """A classifier of the settings on the CPU, with wide weights, and its training rows."""
+def classifier(folder, s, device=None):
+    """A classifier of the settings, with wide weights, and its training rows."""
     task = {"quantise": s.quantise} if s.method == "qlora" else {}
-    model = Classifier.from_backbone(folder, LABELS, **classifier_options(s), **task)
+    model = Classifier.from_backbone(folder, LABELS, **classifier_options(s), **task, device=device,
+                                     dtype=s.dtype, method=s.method)
     tune(model, tuning_config(s), 0)
-    if s.method != "qlora":
+    if s.method != "qlora" and s.dtype == "fp32":
         spread(model)
     texts = [text for text, _ in ROWS]
     encoded = model.encode(texts, training=True)[0]
@@ -95,6 +98,27 @@ def test_a_step_and_its_answers_are_those_of_the_cpu(name, scene, folders):     
         largest = tensor.abs().max().item()
         allowed = 1e-4 if key == "logits" else 1e-5         # they come after a step with wide weights
         assert (found[key] - tensor).abs().max() <= allowed * max(1, largest), key
+
+
+@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("scene", ["lora, bf16", "qlora", "qlora, bf16"])
+def test_weights_that_are_read_onto_the_device_are_those_of_the_cpu(name, scene, folders):  # noqa: F811
+    """Each tensor goes there as it is read, and four bits are made there: the same to the bit."""
+    s = settings_of(scene)
+    plain, rows = classifier(folders[name], s)
+    with Watch() as watch:
+        model, _ = classifier(folders[name], s, DEVICE)
+        body = [*model.backbone.named_parameters(), *model.backbone.named_buffers()]
+        assert all(tensor.device.type == "pretend" for _, tensor in body)
+        for path, tensor in body:
+            expected = plain.backbone.get_buffer(path) if path in dict(
+                plain.backbone.named_buffers()) else plain.backbone.get_parameter(path)
+            found = tensor.detach().cpu()
+            assert found.dtype == expected.dtype and torch.equal(found, expected), path
+        found = play(model.to(DEVICE), rows, s)
+    assert not watch.faults
+    for key, tensor in play(plain, rows, s).items():
+        assert (found[key] - tensor).abs().max() <= 1e-5 * max(1, tensor.abs().max().item()), key
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma3", "t5"])

@@ -12,6 +12,7 @@ import copy
 import functools
 import os
 import sys
+from pathlib import Path
 
 from ..errors import InputError
 
@@ -27,9 +28,9 @@ def device_of(name):
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def move(model, name):
-    """Move a model to the device of --device -> the model. InputError if there is none. Where that
-    is a CUDA device, fp32 is fp32 from then on (see above)."""
+def check_device(name):
+    """--device -> the name of a device, as `device_of`. InputError if there is none. Where that is
+    a CUDA device, fp32 is fp32 from then on (see above)."""
     import torch
     device = device_of(name)
     try:
@@ -37,6 +38,16 @@ def move(model, name):
         torch.zeros(1, device=device).item()               # fails if there is no such device
         if torch.device(device).type == "cuda":
             turn_off_tf32()
+        return device
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+
+
+def move(model, name):
+    """Move a model to the device of --device -> the model. InputError if there is none, or if it
+    has too little memory."""
+    device = check_device(name)
+    try:
         return model.to(device)
     except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
@@ -73,6 +84,19 @@ def check_shared_device(name):
 def device_kind(name):
     """--device -> "cpu", "cuda", "mps", ...: what the results depend on, by rounding."""
     return device_of(name).partition(":")[0]
+
+
+def memory_of(device):
+    """Bytes of memory of a torch.device -> {"total": ..., "free": ...}, None where not known."""
+    import torch
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return {"total": total, "free": free}
+    if device.type != "cpu" or not Path("/proc/meminfo").exists():
+        return {"total": None, "free": None}
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return {"total": 1024 * int(lines["MemTotal"].split()[0]),
+            "free": 1024 * int(lines["MemAvailable"].split()[0])}
 
 
 def device_text(device):

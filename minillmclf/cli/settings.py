@@ -21,7 +21,7 @@ METHODS = ("full", "head", "last-N", "bitfit", "houlsby", "pfeiffer", "lora", "d
 OLD_NAMES = {                          # in run.json of the first version -> now
     "several_labels": "multi_label", "rank_stabilised": "use_rslora", "keep": "truncation_side",
     "checkpointing": "gradient_checkpointing", "focal": "focal_gamma"}
-NEW_SETTINGS = ("head_init", "head_lr", "dev")             # that the first version did not have
+NEW_SETTINGS = ("head_init", "head_lr", "dev", "dtype")    # that the first version did not have
 OLD_SIDES = {"head": "right", "tail": "left", "head+tail": "middle", "middle": "both"}  # for keep
 ALIASES = {                            # other names that flags, --config and fine_tune take
     **OLD_NAMES, "learning_rate": "lr", "num_train_epochs": "epochs", "warmup_ratio": "warmup",
@@ -58,6 +58,7 @@ class Settings:
     metric: str = setting("accuracy", "usual", "dev metric that chooses the best epoch",
                           "accuracy macro_f1 log_loss ece exact_match micro_f1")
     precision: str = setting("fp32", "usual", "bf16, fp16: by autocast, for GPUs", "fp32 bf16 fp16")
+    dtype: str = setting("fp32", "usual", "of the matrices that stay frozen", "fp32 bf16")
     seed: int = setting(0, "usual", "of new head, row order, dropout and split")
     device: str = setting("auto", "usual", "auto, cpu, cuda, mps, ...")
 
@@ -203,6 +204,11 @@ CONTRADICTIONS = (       # (is it one?, the error)
     (lambda s: s.windows != "none" and s.parallel == "fsdp",
      "--parallel fsdp needs as many forward passes in every process, and documents differ in "
      "windows: --parallel ddp"),
+    (lambda s: s.dtype == "bf16" and s.method == "full",
+     "--dtype bf16 is for matrices that stay frozen, and --method full trains all of them: take "
+     "--precision bf16, or --method lora"),
+    (lambda s: s.dtype == "bf16" and s.parallel == "fsdp",
+     "--parallel fsdp shares out tensors of one dtype: --dtype fp32, or --parallel ddp"),
     (lambda s: s.objective == "completion" and s.readout == "head",
      "--objective completion goes with --readout labels"),
     (lambda s: s.objective == "contrastive" and (s.readout == "labels" or s.method == "head"),
