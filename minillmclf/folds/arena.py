@@ -21,7 +21,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..files import short
 from ..text.data import Example
-from ..text.table_files import read_table
+from ..text.table_files import Table, read_table
 
 FIELDS = ("prompt", "response_a", "response_b")
 LABELS = ("a", "b", "tie")
@@ -43,7 +43,8 @@ def read_arena(path, need_labels=True, quoting="auto"):
 
     A label is "a", "b" or "tie"; one that cannot be read is None, or an InputError if need_labels.
     The error names the row's line. Ids: from `read_ids`."""
-    table = read_table(Path(path), quoting)
+    table = path if isinstance(path, Table) else read_table(Path(path), quoting)
+    path = table.path
     columns = short(list(table.columns), 300)
     for name in FIELDS:
         if name not in table.columns:
