@@ -15,11 +15,11 @@ parsed, for a model may have answered with a list. Before each of several turns 
 """
 import json
 import math
-import re
 from pathlib import Path
 
 from ..errors import InputError
 from ..files import short
+from ..text.cells import UNWRITABLE, as_json
 from ..text.data import Example
 from ..text.table_files import Table, read_table
 
@@ -80,7 +80,7 @@ def read_winner(record, columns, where):
     label = WINNER_NAMES.get(value.strip().casefold()) if isinstance(value, str) else None
     if label is None:
         raise InputError(f"{where} '{column}' must hold {', '.join(WINNER_NAMES)}, found "
-                         f"{json.dumps(value)[:40]}: {REMEDY}")
+                         f"{as_json(value)}: {REMEDY}")
     return label
 
 
@@ -92,7 +92,7 @@ def read_texts(record, where):
         for name, cell in zip(FIELDS, cells):
             if not isinstance(cell, str):
                 raise InputError(f"{where} '{name}' must hold a text or a list of texts, found "
-                                 f"{json.dumps(cell)[:40]}: {REMEDY}")
+                                 f"{as_json(cell)}: {REMEDY}")
         turns = [[cell] for cell in cells]
     return tuple(join_turns(one) for one in turns)
 
@@ -113,7 +113,7 @@ def join_turns(turns):
     """["Hi", None] -> "[turn 1]\\nHi\\n\\n[turn 2]\\n(empty)"; a single turn has no "[turn 1]"."""
     texts = []
     for turn in turns:
-        text = re.sub("[\0\ud800-\udfff]", "\ufffd", turn or "")      # UTF-8 cannot hold these
+        text = UNWRITABLE.sub("\ufffd", turn or "")
         texts.append(text if text.strip() else EMPTY)
     if len(texts) == 1:
         return texts[0]

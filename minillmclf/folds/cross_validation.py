@@ -21,10 +21,11 @@ from ..cli.tables import csv_text
 from ..errors import InputError, Stopped
 from ..files import NEW_RUN, check_out_folder, check_out_file, find_model, remove_path, write_text
 from ..models.tensor_files import open_tensors, write_tensors
-from ..text.data import Dataset, natural_order
+from ..text.cells import natural_order
+from ..text.data import Dataset, find_data
 from ..training.metrics import evaluate
 from ..training.parallel import processes as parallel
-from .reading import Source, find_data, read_source, read_test
+from .reading import Source, read_source, read_test
 from .split import choose_dev_rows, assign_folds
 from .submission import SubmissionForm, check_submission, submission_text
 

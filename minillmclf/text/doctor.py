@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 
-from .data import Dataset, split_label, text_key
+from .cells import split_label
+from .data import Dataset, text_key
 
 SPLITS = ("train", "dev", "test")
 MARKS = {"p50": 50, "p90": 90, "p99": 99, "max": 100}    # percentiles of the lengths of rows
