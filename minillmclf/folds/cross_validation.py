@@ -19,7 +19,8 @@ from ..cli.run_folder import RunFolder, compare_with_run
 from ..cli.settings import read_settings, refuse_multi_label
 from ..cli.tables import csv_text
 from ..errors import InputError, Stopped
-from ..files import NEW_RUN, check_out_folder, check_out_file, find_model, remove_path, write_text
+from ..files import (NEW_RUN, check_out_folder, check_out_file, find_model, remove_path, write_json,
+                     write_text)
 from ..models.tensor_files import open_tensors, write_tensors
 from ..text.cells import natural_order
 from ..text.data import Dataset, find_data
@@ -276,7 +277,7 @@ def write_results(plan, record, logits, probabilities, place, out):
     if plan.test:
         files["submission.csv"] = submission_text(plan.form, plan.test.ids, probabilities)
         check_submission(files["submission.csv"], plan.form, out / "submission.csv")
-    files["folds.json"] = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     if parallel.is_main_process():
         for name, text in files.items():
             write_text(place / name, text)
+        write_json(place / "folds.json", record)
