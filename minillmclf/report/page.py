@@ -11,6 +11,7 @@ import numpy as np
 
 from . import pictures
 from ..cli.settings import Settings
+from ..training.metrics import METRICS
 
 WORST_ROWS = 20                   # rows in the list of the worst mistakes
 LONGEST_TEXT = 600                # characters of a text that are shown
@@ -109,8 +110,7 @@ def overview(run):
 
 
 def results_table(run):
-    rows = [[name, *(f"{m[key]:.3f}" for key in ("accuracy", "macro_f1", "log_loss", "ece"))]
-            for name, m in run.results.items()]
+    rows = [[name, *(f"{m[key]:.3f}" for key in METRICS)] for name, m in run.results.items()]
     header = ["model", "accuracy", "macro F1", "log loss", "ECE"]
     return (f"<p>On {len(run.targets):,} {escape_text(run.split)} rows. Accuracy and macro F1: "
             "more is better; log loss and ECE (expected calibration error): less is better.</p>\n"
