@@ -1,5 +1,4 @@
 """Facts about the data, the machine and the models: `advise` reads them, --json prints them."""
-import math
 import os
 from collections import Counter
 
@@ -10,7 +9,7 @@ from ..classify.swap import is_preference
 from ..errors import InputError, is_exercise
 from ..files import CHECKPOINTS, find_model
 from ..models import load_backbone
-from ..text.doctor import SPLITS, unknown_share
+from ..text.doctor import SPLITS, percentile, unknown_share
 from ..cli.device import memory_of
 from ..cli.memory import MEASURED_METHODS, USABLE, step_bytes, training_memory
 from ..tuning.quant_files import open_checkpoint
@@ -32,11 +31,6 @@ def machine_facts():
     if torch.cuda.is_available():
         gpu = {"name": torch.cuda.get_device_name(), **memory_of(torch.device("cuda"))}
     return {"cores": os.cpu_count(), "memory": memory, "gpu": gpu, "room": (gpu or memory)["free"]}
-
-
-def percentile(numbers, percent):
-    """The smallest of the numbers that is not below `percent` % of them (nearest rank)."""
-    return sorted(numbers)[math.ceil(percent * len(numbers) / 100) - 1]
 
 
 def rows_at_once(s):
