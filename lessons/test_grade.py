@@ -249,8 +249,13 @@ def submission(folder, body, row=NORM, before=""):
     return folder
 
 
-def graded(folder, row=NORM):
-    return grading.grade([row], ROOT, lambda: grading.read_fixtures([row.lesson], ROOT), folder)[0]
+@pytest.fixture
+def graded(workers):
+    """graded(submission, row of a table) -> Result."""
+    def graded(folder, row=NORM):
+        return grading.grade([row], ROOT, lambda: grading.read_fixtures([row.lesson], ROOT), folder,
+                             workers)[0]
+    return graded
 
 
 FORKS = [True, False] if sys.platform.startswith("linux") else [False]
@@ -366,7 +371,7 @@ def test_without_its_fork_server_a_worker_is_started(tmp_path):
         assert workers.alone and "it runs" in told
 
 
-def test_a_file_that_native_code_opens_cannot_be_read(tmp_path):
+def test_a_file_that_native_code_opens_cannot_be_read(tmp_path, graded):
     """The audit hook does not see it; the kernel does, where it has Landlock."""
     if not limits.landlock_abi():
         pytest.skip("this kernel has no Landlock: native code can read files")
@@ -381,7 +386,7 @@ def test_a_file_that_native_code_opens_cannot_be_read(tmp_path):
     assert result.points == 0 and "Permission denied" in result.message, result
 
 
-def test_what_surrounds_the_function_does_not_count(tmp_path):
+def test_what_surrounds_the_function_does_not_count(tmp_path, graded):
     """Code at the top of a submitted file is not run; its other functions are the reference's."""
     folder = submission(tmp_path, RIGHT, before="import os\nos._exit(0)\n")
     text = cut(NORM.file(folder).read_text(encoding="utf-8"), "Rows.unpad", "wrong")
@@ -396,7 +401,7 @@ def test_what_surrounds_the_function_does_not_count(tmp_path):
     (lambda file: (file.unlink(), file.symlink_to(NORM.file(ROOT))), "leads out of the submission"),
     (lambda file: file.write_bytes(b"\xff\xfe"), "cannot be read"),
     (lambda file: file.write_text("#" * 2_000_001), "more than 2,000,000 bytes")])
-def test_a_submission_that_cannot_be_read_is_named(change, words, tmp_path):
+def test_a_submission_that_cannot_be_read_is_named(change, words, tmp_path, graded):
     folder = submission(tmp_path, RIGHT)
     change(NORM.file(folder))
     result = graded(folder)
@@ -409,11 +414,11 @@ def test_a_submission_that_cannot_be_read_is_named(change, words, tmp_path):
     ("return x.tolist", "a builtins.builtin_function_or_method was returned, where a torch.Tensor"),
     ("return x[0]", 'form, case "bf16": output has shape (6,), should have (3, 6)'),
     ("return x", 'numbers, case "vectors": output[0, 0] should be')])
-def test_a_message_tells_what_is_wrong(body, words, tmp_path):
+def test_a_message_tells_what_is_wrong(body, words, tmp_path, graded):
     assert words in graded(submission(tmp_path, body)).message
 
 
-def test_a_function_that_returns_nothing_is_named(tmp_path):
+def test_a_function_that_returns_nothing_is_named(tmp_path, graded):
     """Its caller, which cannot go on without a number, is not."""
     row = ROWS["9.2"]
     message = graded(submission(tmp_path, "if step < warmup: (step + 1) / (warmup + 1)", row),
@@ -421,7 +426,7 @@ def test_a_function_that_returns_nothing_is_named(tmp_path):
     assert ": returns None: TypeError: float() argument" in message and "worker" not in message
 
 
-def test_a_file_that_cannot_be_imported_is_named(tmp_path):
+def test_a_file_that_cannot_be_imported_is_named(tmp_path, workers):
     """In a student's own clone: an overlay does not come so far."""
     (tmp_path / "lessons").symlink_to(ROOT / "lessons")
     shutil.copytree(ROOT / "minillmclf", tmp_path / "minillmclf",
@@ -429,7 +434,7 @@ def test_a_file_that_cannot_be_imported_is_named(tmp_path):
     file = ROWS["9.2"].file(tmp_path)
     file.write_text("x = (1\n", encoding="utf-8")
     found = grading.grade([ROWS["9.2"], ROWS["9.6"]], tmp_path,
-                          lambda: grading.read_fixtures(["09"], ROOT))
+                          lambda: grading.read_fixtures(["09"], ROOT), workers=workers)
     assert found[0].message == "its file cannot be imported: SyntaxError: '(' was never closed " \
         "(optim.py, line 1)"
     assert found[1].state == score.PASSED
