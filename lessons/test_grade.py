@@ -4,6 +4,7 @@ A submission is a folder with one file: an overlay takes the exercise's function
 more. The worker's limits are those that a student's code meets.
 """
 import ast
+import contextlib
 import inspect
 import json
 import shutil
@@ -262,7 +263,7 @@ FORKS = [True, False] if sys.platform.startswith("linux") else [False]
 ATTACKS = {                       # body -> what the line must say
     "os._exit(0)": ("import os\nos._exit(0)", "ends its process (exit code 0)"),
     "SystemExit": ("raise SystemExit(0)", "raises SystemExit"),
-    "a loop": ("while True: pass", "does not end"),
+    "a loop": ("while True: pass", "does not end: it took more than 1 s"),
     "memory": ("import torch\nreturn torch.ones(10 ** 11)", "needs more memory"),
     "memory of lists": ("return [0] * 10 ** 10", "needs more memory"),
     "fork": ("import os\nos.fork()\nreturn x", "forks its process"),
@@ -298,6 +299,17 @@ ATTACKS = {                       # body -> what the line must say
 }
 
 
+@contextlib.contextmanager
+def short_workplace(*given, real=grading.workplace):
+    """A workplace in which an exercise may take one second: the loop takes all that it is given."""
+    with real(*given) as folder:
+        file = folder / "lessons" / "exercises" / "kit.py"
+        text = file.read_text(encoding="utf-8")
+        assert text.count("    seconds = 10\n") == 1
+        file.write_text(text.replace("    seconds = 10\n", "    seconds = 1\n"), encoding="utf-8")
+        yield folder
+
+
 @pytest.fixture(scope="module", params=FORKS, ids=lambda fork: "forked" if fork else "started")
 def attacks(request, tmp_path_factory):
     """All attacks, in workers that run at the same time -> {name: Result}."""
@@ -307,7 +319,10 @@ def attacks(request, tmp_path_factory):
     def one(number, body):
         return grading.grade_one(NORM, ROOT, *fixtures[NORM.lesson], workers,
                                  submission(folder / str(number), body))
-    with Workers(request.param) as workers, ThreadPoolExecutor(2) as pool:
+    with pytest.MonkeyPatch.context() as patch, Workers(request.param) as workers, \
+            ThreadPoolExecutor(2) as pool:
+        patch.setattr(grading, "workplace", short_workplace)
+        patch.setattr(kit.Exercise, "seconds", 1)
         found = list(pool.map(one, range(len(ATTACKS)), [body for body, _ in ATTACKS.values()]))
     assert workers.alone is not request.param
     return dict(zip(ATTACKS, found))
