@@ -69,6 +69,23 @@ def shaken(model, answer, width):
 
 # ---- the same numbers in less time
 
+# The files that take longest. With `--dist loadfile` a file is not divided: one that begins last is waited for.
+LONGEST = ("test_notebooks.py", "test_lessons.py", "test_release.py", "test_grade.py", "test_flags.py", "test_exercises.py",
+           "test_instruction.py", "test_commands.py", "test_peft_format.py", "test_classifier.py", "test_compare.py")
+
+
+def pytest_configure(config):
+    """xdist begins with the files of most tests, unless it is told to keep the order of the tests."""
+    config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """The longest files first, others in their order."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 FITTED = {}                 # what a bag of words is fitted to -> its weights
 
 
