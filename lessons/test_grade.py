@@ -465,8 +465,9 @@ def called(capsys, *given):
     return end.value.code, *capsys.readouterr()
 
 
-def test_an_overlay_by_the_command(tmp_path, capsys):
+def test_an_overlay_by_the_command(tmp_path, capsys, workers, monkeypatch):
     """One function not started, one known-wrong variant; hidden cases; JSON and JUnit."""
+    monkeypatch.setattr(grading, "Workers", lambda: workers)
     row = ROWS["2.3"]
     body = inspect.getsource(kit.exercise_of("02", "MergeHeads")
                              .variants["the last head stands first"]).split(":\n", 1)[1]
