@@ -22,7 +22,7 @@ from minillmclf.training.contrastive import (GROUP, LEAST_STEPS, Contrastive, co
                                              grouped_batches)
 from minillmclf.training.losses import CrossEntropy
 from minillmclf.training.plan import Split
-from minillmclf.training.probe import features_of, fit_probe
+from minillmclf.training.probe import STRENGTH, features_of, fit_probe
 
 
 def unsplit(path, rows=36, seed=0):
@@ -57,7 +57,7 @@ def probed(place):
     return model, rows, before
 
 
-def penalised(model, rows, strength=1.0):
+def penalised(model, rows, strength=STRENGTH):
     """The probe's loss in float64, from its definition, and its gradient with respect to W, b."""
     batch = model.collate(rows.encoded, range(len(rows.encoded)))
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_the_probe_is_the_least_of_its_loss(probed):
     loss, (by_weight, by_bias) = penalised(model, rows)
     assert by_weight.abs().max() < 0.02 and by_bias.abs().max() < 0.02
     assert loss < len(rows.targets) * math.log(3), "better than knowing nothing"
-    _, (other, _) = penalised(model, rows, strength=3.0)
+    _, (other, _) = penalised(model, rows, strength=3 * STRENGTH)
     assert other.abs().max() > 0.1, "another penalty has another minimum"
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {"head.out.weight", "head.out.bias"}
@@ -89,7 +89,7 @@ def test_the_probe_equals_scikit_learns(probed):
     with torch.no_grad():
         features = features_of(model, batch).double()
     scaled = (features / features.norm(dim=1).mean()).numpy()
-    found = linear.LogisticRegression(C=1.0, tol=1e-8, max_iter=1000).fit(scaled, rows.targets)
+    found = linear.LogisticRegression(C=1 / STRENGTH, tol=1e-8, max_iter=1000).fit(scaled, rows.targets)
     with torch.no_grad():
         ours = model(batch).double().softmax(1)
     assert abs(ours.numpy() - found.predict_proba(scaled)).max() < 2e-3
@@ -120,7 +120,7 @@ def test_a_probe_of_several_labels_and_of_a_head_without_bias():
     W = (model.head.out.weight.detach() * scale).requires_grad_()
     logits = features / scale @ W.T
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss + 0.5 * (W ** 2).sum(), W)
+    (gradient,) = torch.autograd.grad(loss + STRENGTH / 2 * (W ** 2).sum(), W)
     assert gradient.abs().max() < 0.02
 
 
