@@ -364,13 +364,17 @@ def test_the_epoch_of_the_held_out_rows_is_kept(place, tmp_path, monkeypatch):
 
 
 def test_a_run_with_folds_says_what_it_chose_and_is_resumed(place, tmp_path, call):
-    given = small.flags(model=place / "bert", data=place / "few.csv", out=tmp_path / "run", **CROSS)
-    code, out, error = call(train_command, *given)
+    """A fold has 3 steps an epoch, all rows have 4: the 51st step is the 6th of the kept model."""
+    def given(out):
+        return small.flags(model=place / "bert", data=place / "few.csv", out=tmp_path / out,
+                           few_rows="off", save_every=5, **CROSS)
+    code, out, error = call(train_command, *given("run"))
     assert code == 0 and "fold 5 of 5" in out and "on the held-out rows of 5 folds" in out, error
     assert out.count("dev accuracy") == 3
-    again = [*given[:given.index("--out") + 1], str(tmp_path / "again"), *given[given.index("--out") + 2:]]
-    assert small.forked("train", [*again, "--save-every", "4"], interrupt=[400])[0] in (0, 130)
-    assert small.forked("train", [*again, "--save-every", "4"])[0] == 0
+    for step, state in ((7, False), (51, True)):
+        assert small.forked("train", given("again"), interrupt=[step])[0] == 130
+        assert (tmp_path / "again" / "state.safetensors").exists() == state
+    assert small.forked("train", given("again"))[0] == 0
     for name in ("model.safetensors", "predictions.csv", "metrics.jsonl"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
