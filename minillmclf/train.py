@@ -21,6 +21,7 @@ from pathlib import Path
 
 from .cli import run_folder
 from .cli.build import build_classifier, build_task, check_saved, model_lines
+from .cli.cross import fit_as_asked
 from .cli.device import with_device_modes
 from .cli.few_rows import read_run
 from .cli.launch import in_all_processes
@@ -75,7 +76,7 @@ def fit_with_progress(s, model, data, folder, say, on_epoch=None):
     count = min(len(rows), TRAIN_SAMPLE_ROWS)
     chosen = random.Random(f"fitted:{s.seed}").sample(range(len(rows)), count)
     sample = Split([train.encoded[i] for i in chosen], [train.targets[i] for i in chosen])
-    started = time.monotonic()
+    fit, started = fit_as_asked(s, model, train, data, say), time.monotonic()
     bar = Progress(say is say_nothing, dynamic_ncols=True, leave=False)
     with bar, StopSignal() as stop, reuse_frozen_features(s, model, [*train.encoded, *dev.encoded]):
         def say_above(line):
@@ -99,7 +100,7 @@ def fit_with_progress(s, model, data, folder, say, on_epoch=None):
                 hooks.before_dev = fit_head
             else:
                 fit_head()
-        progress = loop.fit(model, train, dev, s, store, step, hooks)
+        progress = fit(model, train, dev, s, store, step, hooks)
     if progress is not None and writes_files():
         lines = [json.dumps(line) + "\n" for line in progress["history"]]
         write_text(folder / "metrics.jsonl", "".join(lines))

@@ -343,8 +343,12 @@ def few_rows(w):
         heard[few] = record["settings"]["objective"], record["data"]["rows"]["dev"]
     assert heard["auto"] == heard["on"] == ("contrastive", 0)
     assert heard["off"][0] == "classes" and heard["off"][1] > 0
-    kept = w.train(data=data, few_rows="off", dev="none", epochs=2).record
+    last = w.train(data=data, few_rows="off", dev="none", epochs=2)
+    kept = last.record
     assert kept["data"]["rows"]["dev"] == 0 and kept["best_epoch"] == 2
+    folds = w.train(data=data, few_rows="off", dev="cross", epochs=2)
+    assert folds.record["data"]["rows"]["dev"] == 0
+    assert "log_loss" not in last.history[0] and "log_loss" in folds.history[0]
 
 
 @shows("--pool")

@@ -3,6 +3,7 @@ import csv
 import json
 import math
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +11,9 @@ import small
 import torch
 from conftest import refused
 
-from minillmclf import Classifier, evaluate, fine_tune
+from minillmclf import Classifier, evaluate, fine_tune, train as train_command
 from minillmclf.classify.sentence_vectors import sentence_settings
+from minillmclf.cli import cross
 from minillmclf.cli.few_rows import read_run
 from minillmclf.cli.settings import read_settings
 from minillmclf.errors import InputError
@@ -20,7 +22,7 @@ from minillmclf.training.contrastive import (GROUP, LEAST_STEPS, Contrastive, co
                                              grouped_batches)
 from minillmclf.training.losses import CrossEntropy
 from minillmclf.training.plan import Split
-from minillmclf.training.probe import features_of, fit_probe
+from minillmclf.training.probe import STRENGTH, features_of, fit_probe
 
 
 def unsplit(path, rows=36, seed=0):
@@ -55,7 +57,7 @@ def probed(place):
     return model, rows, before
 
 
-def penalised(model, rows, strength=1.0):
+def penalised(model, rows, strength=STRENGTH):
     """The probe's loss in float64, from its definition, and its gradient with respect to W, b."""
     batch = model.collate(rows.encoded, range(len(rows.encoded)))
     with torch.no_grad():
@@ -74,7 +76,7 @@ def test_the_probe_is_the_least_of_its_loss(probed):
     loss, (by_weight, by_bias) = penalised(model, rows)
     assert by_weight.abs().max() < 0.02 and by_bias.abs().max() < 0.02
     assert loss < len(rows.targets) * math.log(3), "better than knowing nothing"
-    _, (other, _) = penalised(model, rows, strength=3.0)
+    _, (other, _) = penalised(model, rows, strength=3 * STRENGTH)
     assert other.abs().max() > 0.1, "another penalty has another minimum"
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {"head.out.weight", "head.out.bias"}
@@ -87,7 +89,7 @@ def test_the_probe_equals_scikit_learns(probed):
     with torch.no_grad():
         features = features_of(model, batch).double()
     scaled = (features / features.norm(dim=1).mean()).numpy()
-    found = linear.LogisticRegression(C=1.0, tol=1e-8, max_iter=1000).fit(scaled, rows.targets)
+    found = linear.LogisticRegression(C=1 / STRENGTH, tol=1e-8, max_iter=1000).fit(scaled, rows.targets)
     with torch.no_grad():
         ours = model(batch).double().softmax(1)
     assert abs(ours.numpy() - found.predict_proba(scaled)).max() < 2e-3
@@ -118,7 +120,7 @@ def test_a_probe_of_several_labels_and_of_a_head_without_bias():
     W = (model.head.out.weight.detach() * scale).requires_grad_()
     logits = features / scale @ W.T
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss + 0.5 * (W ** 2).sum(), W)
+    (gradient,) = torch.autograd.grad(loss + STRENGTH / 2 * (W ** 2).sum(), W)
     assert gradient.abs().max() < 0.02
 
 
@@ -290,6 +292,112 @@ def test_the_probe_alone_takes_no_step(place, tmp_path):
 ])
 def test_what_does_not_go_together_is_refused(given, says):
     refused(lambda: read_settings(given), says)
+
+
+# ---------------------------------------------------------------- --dev cross
+
+CROSS = {"epochs": 3, "min_steps": 0, "batch_size": 9, "lr": 3e-3, "baselines": "off",
+         "dev": "cross"}
+
+
+class Closed(list):
+    """Test rows that nobody may look at."""
+
+    def __iter__(self):
+        raise AssertionError("the test rows were read")
+    __getitem__ = __iter__
+
+
+def test_the_folds_answer_rows_that_they_have_not_learned(place, monkeypatch):
+    """Labels drawn at random can be learned by heart and cannot be guessed: what is right for a
+    third of the held-out rows only was not learned from them."""
+    s, data, _ = chosen(place, **CROSS)
+    rng, learned, by_heart = random.Random(0), [], []
+    data.train = [replace(e, texts=(" ".join(rng.sample("abcdefghijklmnopqrstuvwxyz", 6)),),
+                          label=data.labels[n % 3]) for n, e in enumerate(data.train * 2)]
+    data.test = Closed(data.test)
+    fit_fold = cross.fit_fold
+
+    def watched(s, data, own, held_out, stop):
+        assert not {e.texts for e in own} & {e.texts for e in held_out}
+        assert len(own) + len(held_out) == len(data.train)
+        learned.extend(e.texts for e in held_out)
+        model, dev, logits = fit_fold(s, data, own, held_out, stop)
+        again = model.predict([e.texts[0] for e in own]).argmax(1)
+        by_heart.append(sum(data.labels[n] == e.label for n, e in zip(again, own)) / len(own))
+        return model, dev, logits
+    monkeypatch.setattr(cross, "fit_fold", watched)
+    found = cross.answer_held_out(replace(s, epochs=4, min_steps=0), data, None, lambda line: None)
+    assert sorted(learned) == sorted(e.texts for e in data.train), "each row is held out once"
+    assert len(found) == 4 and found[-1]["accuracy"] < 0.55 < 0.9 < min(by_heart)
+
+
+def test_folds_are_even_and_hold_equal_texts_together(place):
+    _, data, _ = chosen(place, dev="none")
+    rows = data.train + [replace(e, row=99) for e in data.train[:4]]
+    folds = cross.assign_rows(rows, seed=0)
+    assert folds[-4:] == folds[:4] and folds != cross.assign_rows(rows, seed=1)
+    for label in data.labels:
+        sizes = [sum(fold == own and e.label == label for own, e in zip(folds, data.train))
+                 for fold in range(cross.FOLDS)]
+        assert max(sizes) - min(sizes) <= 1 and min(sizes) > 0
+    assert [cross.assign_rows(rows[::-1], seed=0)] == [folds[::-1]]
+
+
+def test_the_epoch_of_the_held_out_rows_is_kept(place, tmp_path, monkeypatch):
+    """Whatever the folds say, the kept weights are those after that epoch of a run without dev
+    rows; and the history shows the metrics of the held-out rows."""
+    monkeypatch.setattr(cross, "answer_held_out", lambda *_: [
+        {"accuracy": score, "macro_f1": 0.0, "log_loss": 1.0, "ece": 0.0} for score in told])
+    epochs, tensors = {}, {}
+    for told in ((0.5, 0.9, 0.7), (0.5, 0.6, 0.7)):
+        out = tmp_path / str(told)
+        fine_tune(place / "bert", str(place / "few.csv"), out=out, **CROSS)
+        epochs[told] = json.loads((out / "run.json").read_text())["best_epoch"]
+        tensors[told] = (out / "model.safetensors").read_bytes()
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").open()]
+        assert [line["accuracy"] for line in lines] == list(told)
+    assert list(epochs.values()) == [2, 3]
+    second, last = tensors.values()
+    fine_tune(place / "bert", str(place / "few.csv"), out=tmp_path / "none", **CROSS | {"dev": "none"})
+    assert last == (tmp_path / "none" / "model.safetensors").read_bytes() != second
+
+
+def test_a_run_with_folds_says_what_it_chose_and_is_resumed(place, tmp_path, call):
+    """A fold has 3 steps an epoch, all rows have 4: the 51st step is the 6th of the kept model."""
+    def given(out):
+        return small.flags(model=place / "bert", data=place / "few.csv", out=tmp_path / out,
+                           few_rows="off", save_every=5, **CROSS)
+    code, out, error = call(train_command, *given("run"))
+    assert code == 0 and "fold 5 of 5" in out and "on the held-out rows of 5 folds" in out, error
+    assert out.count("dev accuracy") == 3
+    for step, state in ((7, False), (51, True)):
+        assert small.forked("train", given("again"), interrupt=[step])[0] == 130
+        assert (tmp_path / "again" / "state.safetensors").exists() == state
+    assert small.forked("train", given("again"))[0] == 0
+    for name in ("model.safetensors", "predictions.csv", "metrics.jsonl"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
+def test_the_probe_alone_has_held_out_metrics_too(place, tmp_path):
+    fine_tune(place / "bert", str(place / "few.csv"), out=tmp_path / "run", method="head",
+              dev="cross")
+    (line,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert line["step"] == 0 and 0 <= line["accuracy"] <= 1 and line["log_loss"] > 0
+
+
+def test_folds_that_cannot_be_are_refused(place, tmp_path):
+    rows = [("text", "label"), *((f"a rose {n}", "garden") for n in range(20)),
+            *((f"the soup {n}", "kitchen") for n in range(5))]
+    with (tmp_path / "rare.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    refused(lambda: read_run({"model": str(place / "bert"), "data": str(tmp_path / "rare.csv"),
+                              "dev": "cross"}), "'kitchen' has 4 different texts for 5 folds")
+    small.data_file(tmp_path / "marked.csv")
+    refused(lambda: read_run({"model": str(place / "bert"), "data": str(tmp_path / "marked.csv"),
+                              "dev": "cross"}), "--dev cross", "dev rows of its own")
+    refused(lambda: read_settings({"dev": "cross", "multi_label": "on", "metric": "log_loss"}),
+            "--multi-label off")
 
 
 # ---------------------------------------------------------------- sentence-transformers folders

@@ -11,6 +11,7 @@ from dataclasses import replace
 from ..errors import InputError
 from ..files import find_model, read_json
 from ..training.rates import default_lr
+from .cross import assign_rows
 from .rows import hold_out_as_asked, load_dataset
 from .run_folder import out_folder
 from .settings import flag, read_settings, with_current_names
@@ -31,7 +32,10 @@ def read_run(flags, config=None, table=None):
     earlier = table is None and began_earlier(s)
     if flags.get("few_rows") == "on" or config is None and not earlier:
         s, line = adapt_to_rows(s, data, set(with_current_names(flags)))
-    return s, hold_out_as_asked(s, data), line
+    data = hold_out_as_asked(s, data)
+    if s.dev == "cross":
+        assign_rows(data.train, s.seed)          # InputError for a class of too few rows
+    return s, data, line
 
 
 def began_earlier(s):

@@ -37,10 +37,14 @@ def load_dataset(s, table=None):
 
 
 def hold_out_as_asked(s, data):
-    """With --dev none, the dev rows that were held out of train go back -> data. They stay where
-    the user marked them, or where there are no test rows to judge a model by."""
-    if s.dev == "none" and data.source["dev_from_train"] and data.test:
+    """With --dev none and cross, the dev rows that were held out of train go back -> data. They
+    stay where the user marked them, or where there are no test rows to judge a model by; then cross
+    is refused."""
+    if s.dev != "split" and data.source["dev_from_train"] and data.test:
         data.train, data.dev = data.train + data.dev, []
+    if s.dev == "cross" and data.dev:
+        raise InputError(f"--dev cross: {short(s.data, 200)} has dev rows of its own, or no test "
+                         "rows beside them; let these choose: --dev split")
     return data
 
 

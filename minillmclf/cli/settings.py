@@ -93,8 +93,8 @@ class Settings:
     few_rows: str = setting("auto", "few", "choose the settings below", "auto on off")
     head_init: str = setting("random", "few", "probe: logistic regression", "random probe")
     head_lr: float = setting(0.0, "few", "learning rate of the head (0: as --lr)")
-    dev: str = setting("split", "few", "none: hold out no dev rows, keep the last epoch",
-                       "split none")
+    dev: str = setting("split", "few", "none: hold out no dev rows, keep the last epoch; cross: "
+                       "5 folds choose the epoch", "split none cross")
 
     min_steps: int = setting(0, "optim", "more epochs until so many steps are made")
     patience: int = setting(0, "optim", "epochs without a better one (0: no early stop)")
@@ -198,6 +198,8 @@ SINGLE_LABEL_ONLY = ("readout", "preference", "swap", "rows_per_class", "label_s
 CONTRADICTIONS = (       # (is it one?, the error)
     (lambda s: s.epochs == 0 and s.head_init == "random",
      "--epochs 0: should be 1 or more; without a step only --head-init probe gives a head"),
+    (lambda s: s.dev == "cross" and s.multi_label == "on",
+     "--dev cross deals the rows of each class into folds: --multi-label off, or --dev split"),
     (lambda s: s.windows != "none" and s.method == "prompt",
      "--method prompt puts its words before a whole row, not before each of its windows: "
      "--windows none"),

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import torch
 
-STRENGTH = 1.0         # of the L2 penalty, where features have length 1 on average
+STRENGTH = 0.1         # of the L2 penalty, where features have length 1 on average; with 1.0 the
+                       # answers to few rows are far too unsure (lessons/measurements/few_rows.md)
 
 
 def minimise(loss, parameters, steps=100):
