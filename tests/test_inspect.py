@@ -251,7 +251,7 @@ def test_of_every_kind_of_model_and_shape_too(name, kind, method, rows, length):
 
 
 @pytest.mark.parametrize("free, expected", [
-    (2000, "a step fits as it is"), (1000, "does not fit as it is, with --b it does"),
+    (2000, "a step fits"), (1000, "does not fit, with --b it does"),
     (300, "with --c it does"), (100, "with none of these switches"), (None, "is not known here")])
 def test_whether_a_step_fits_is_said_with_the_first_switch_that_helps(free, expected, monkeypatch):
     monkeypatch.setattr(memory, "memory_of", lambda device: {"free": free})
@@ -260,9 +260,9 @@ def test_whether_a_step_fits_is_said_with_the_first_switch_that_helps(free, expe
 
 
 @pytest.mark.parametrize("given, share, expected", [
-    ({}, 1.01, None), ({}, 0.5, "; --method lora may fit"), ({}, 0.15, "; --method lora --dtype bf16 may fit"),
+    ({}, 1.01, None), ({}, 0.5, "; --method lora may fit"), ({}, 0.25, "; --method lora --dtype bf16 may fit"),
     ({}, 0.001, ": take a smaller model"), (dict(method="lora"), 1.01, None),
-    (dict(method="lora"), 0.9, "; --dtype bf16 may fit"), (dict(method="lora"), 0.3, "; --method qlora")])
+    (dict(method="lora"), 0.9, "; --dtype bf16 may fit"), (dict(method="lora"), 0.36, "; --method qlora")])
 def test_train_says_before_it_loads_that_a_model_will_not_fit(given, share, expected, tmp_path, monkeypatch):
     folder = bert_folder(tmp_path, layers=4, width=64, mlp=256)
     s = Settings(model=str(folder), **given)

@@ -354,10 +354,10 @@ def fit_line(table, device):
         return f"how much memory is free on {device_text(device)} is not known here"
     told = f"{size_text(free)} are free on {device_text(device)}: "
     if plain <= USABLE * free:
-        return told + "a step fits as it is"
+        return told + "a step fits"
     enough = [flags for flags, _, needed in table[1:] if needed <= USABLE * free]
     if enough:
-        return told + f"a step does not fit as it is, with {enough[0]} it does"
+        return told + f"a step does not fit, with {enough[0]} it does"
     return told + ("with none of these switches a step fits: --method lora or qlora, --dtype bf16, "
                    "or a smaller model")
 
