@@ -262,6 +262,67 @@ def test_attention_in_bf16_is_that_of_fp32_on_a_cpu():
     assert found.dtype == torch.bfloat16 and torch.equal(found, exact.bfloat16())
 
 
+@pytest.mark.parametrize("kind", ["nothing", "mask", "bias", "causal", "grouped", "scale"])
+def test_attention_with_dropout_in_bf16_is_near_that_of_fp32(kind, monkeypatch):
+    from minillmclf.models import half_attention
+    draw = torch.Generator().manual_seed(0)
+    heads = 1 if kind == "grouped" else 3
+    q, k, v, out = (torch.randn(2, h, 5, 8, generator=draw).bfloat16()
+                    for h in (3, heads, heads, 3))
+    q = q.float()                                                  # as rotated under autocast
+    mask = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    mask[1, ..., 3:] = False
+    options = {"nothing": {}, "mask": {"attn_mask": mask}, "causal": {"is_causal": True},
+               "bias": {"attn_mask": torch.randn(2, 1, 5, 5, generator=draw)},
+               "grouped": {"enable_gqa": True}, "scale": {"scale": 1.0}}[kind]
+    asked = []
+    monkeypatch.setattr(half_attention, "dropout", lambda x, p: (asked.append(p), x)[1])
+
+    def both(attend, *tensors, **more):
+        tensors = [x.detach().requires_grad_() for x in tensors]
+        found = attend(*tensors, **options, **more)
+        found.backward(out.to(found.dtype))
+        return [found, *(x.grad for x in tensors)]
+    found = both(half_attention.dot_product_attention, q, k, v, dropout_p=0.1)
+    exact = both(torch.nn.functional.scaled_dot_product_attention, *(x.float() for x in (q, k, v)))
+    assert asked == [0.1] and found[0].dtype == torch.bfloat16
+    for mine, theirs in zip(found, exact):                         # a few roundings to 8 bits
+        assert (mine.float() - theirs).abs().max() < 2**-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.999999])
+def test_fast_dropout_drops_as_often_and_scales_as_torch(p):
+    from minillmclf.models.half_attention import dropout
+    torch.manual_seed(0)
+    x = torch.ones(7, 111, 13, requires_grad=True)                 # no multiple of four
+    found = dropout(x, p)
+    found.sum().backward()
+    kept, numbers = found != 0, x.numel()
+    assert torch.equal(x.grad, found) and torch.equal(found[kept], torch.full_like(
+        found[kept], 1 / (1 - p)))
+    for part in range(4):                                          # of each draw of 64 bits
+        share = kept.flatten()[part::4].float().mean().item()
+        assert abs(share - (1 - p)) <= 5 * (p * (1 - p) / (numbers / 4)) ** 0.5 + 2**-16, part
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x, p), found) and (p > 0.9 or not torch.equal(dropout(x, p), found))
+
+
+def test_under_autocast_no_family_takes_torchs_slow_attention(folders, monkeypatch):  # noqa: F811
+    whole, seen = torch.nn.functional.scaled_dot_product_attention, {}
+    for name in CONFIGS:
+        def attend(q, k, v, *more, name=name, **options):
+            in_bf16 = torch.is_autocast_enabled("cpu") or torch.bfloat16 in (q.dtype, v.dtype)
+            seen.setdefault(name, set()).add(in_bf16)
+            return whole(q, k, v, *more, **options)
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
+        model = Classifier.from_backbone(folders[name], LABELS, seed=0).eval()
+        encoded = model.encode([text for text, _ in ROWS])[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            model.compute_logits(encoded)
+    assert {"bert", "llama"} <= seen.keys() and not any(True in found for found in seen.values()), \
+        f"in bf16: {seen}"
+
+
 def test_an_unknown_device_is_an_input_error():
     with pytest.raises(InputError, match="--device nowhere"):
         device.move(torch.nn.Linear(1, 1), "nowhere")

@@ -1,4 +1,4 @@
-"""bf16: attention in it on a CPU, matrices that lie in it, and a backbone of which all does.
+"""bf16: matrices that lie in it while the model learns, and a backbone of which all does.
 
 Frozen matrices in bf16 take half the memory; `product` computes with them in fp32, so that
 training beside them is as beside the same rounded numbers in fp32 (tuning/frozen.py chooses them).
@@ -95,15 +95,3 @@ def convert_to_bf16(backbone):
     def logits_in_fp32(hidden):
         return logits(hidden.to(torch.bfloat16)).float()                           # (..., V)
     backbone.finish, backbone.logits = finish_in_fp32, logits_in_fp32
-
-
-def dot_product_attention(q, k, v, attn_mask=None, **options):
-    """F.scaled_dot_product_attention, q: (B, H, T, d), k, v: (B, K, S, d). On a CPU, bf16 is
-    computed in fp32: torch's own backward pass in bf16 takes up to 30 times as long."""
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **options)
-    if attn_mask is not None and attn_mask.is_floating_point():
-        attn_mask = attn_mask.float()
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=attn_mask,
-                                              **options).to(q.dtype)
