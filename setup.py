@@ -17,7 +17,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["minillmclf", "minillmclf.*"]), "minillmclf.checkpoints"],
     package_dir={"minillmclf.checkpoints": "checkpoints"},
-    package_data={"minillmclf": ["datasets/*.csv", "datasets/*.txt"],
+    package_data={"minillmclf": ["datasets/*.csv", "datasets/*.txt", "report/style.css"],
                   "minillmclf.checkpoints": ["README.md", "mini-bert/*", "mini-llama/*",
                                              "mini-t5/*"]},
     install_requires=["torch>=2.11,<2.14", "safetensors>=0.5", "numpy", "regex",

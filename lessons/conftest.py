@@ -9,6 +9,7 @@ import torch
 
 from lessons.chromium import Browser, find_chromium
 from lessons.run import run_lesson
+from minillmclf.grade.process import Workers
 
 torch.set_num_threads(1)
 needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed")
@@ -56,6 +57,26 @@ class MadeUp:
 
     def faults(self, **given):
         return [str(fault) for fault in self.run(**given).faults]
+
+
+class KeptWorkers(Workers):
+    """Workers that outlast a call of `grade`: torch is loaded once for a file of tests."""
+
+    def __enter__(self):
+        return self if self.server else super().__enter__()
+
+    def __exit__(self, *_):
+        pass
+
+    def end(self):
+        super().__exit__()
+
+
+@pytest.fixture(scope="module")
+def workers():
+    kept = KeptWorkers()
+    yield kept
+    kept.end()
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ A submission is a folder with one file: an overlay takes the exercise's function
 more. The worker's limits are those that a student's code meets.
 """
 import ast
+import contextlib
 import inspect
 import json
 import shutil
@@ -71,6 +72,29 @@ def test_the_classic_mistakes_are_there():
     counts = {row.id: len(kit.exercise_of(row.lesson, row.cases).variants)
               for row in ROWS.values()}
     assert min(counts[name] for name in ("2.1", "2.2", "2.3", "2.4")) >= 6
+
+
+def numbers_in(outputs):
+    """Yield the tensors of fp32 and fp64 numbers in nested outputs; a float is a fp64 number."""
+    if isinstance(outputs, (dict, list)):
+        for inner in outputs.values() if isinstance(outputs, dict) else outputs:
+            yield from numbers_in(inner)
+    elif isinstance(outputs, float):
+        yield torch.tensor(outputs, dtype=torch.float64)
+    elif isinstance(outputs, torch.Tensor) and outputs.dtype in (torch.float32, torch.float64):
+        yield outputs
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=lambda row: row.id)
+def test_tolerances_leave_room_for_the_rounding_of_other_processors(row):
+    """Two rounding steps of the largest number at least; a mask's lowest number is not computed."""
+    (stored, seed), exercise = answers_of(row), kit.exercise_of(row.lesson, row.cases)
+    for case in exercise.cases(seed, row.id):
+        for found in numbers_in(stored["expected"][case.name].get("outputs")):
+            found = found[found.isfinite() & (found.abs() < 1e30)]
+            if case.kind == "parity" and found.numel():
+                room = 2 * torch.finfo(found.dtype).eps * found.abs().max().item()
+                assert room <= score.tolerance_of(exercise, case), case.name
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=lambda row: row.id)
@@ -249,15 +273,20 @@ def submission(folder, body, row=NORM, before=""):
     return folder
 
 
-def graded(folder, row=NORM):
-    return grading.grade([row], ROOT, lambda: grading.read_fixtures([row.lesson], ROOT), folder)[0]
+@pytest.fixture
+def graded(workers):
+    """graded(submission, row of a table) -> Result."""
+    def graded(folder, row=NORM):
+        return grading.grade([row], ROOT, lambda: grading.read_fixtures([row.lesson], ROOT), folder,
+                             workers)[0]
+    return graded
 
 
 FORKS = [True, False] if sys.platform.startswith("linux") else [False]
 ATTACKS = {                       # body -> what the line must say
     "os._exit(0)": ("import os\nos._exit(0)", "ends its process (exit code 0)"),
     "SystemExit": ("raise SystemExit(0)", "raises SystemExit"),
-    "a loop": ("while True: pass", "does not end"),
+    "a loop": ("while True: pass", "does not end: it took more than 1 s"),
     "memory": ("import torch\nreturn torch.ones(10 ** 11)", "needs more memory"),
     "memory of lists": ("return [0] * 10 ** 10", "needs more memory"),
     "fork": ("import os\nos.fork()\nreturn x", "forks its process"),
@@ -293,6 +322,17 @@ ATTACKS = {                       # body -> what the line must say
 }
 
 
+@contextlib.contextmanager
+def short_workplace(*given, real=grading.workplace):
+    """A workplace in which an exercise may take one second: the loop takes all that it is given."""
+    with real(*given) as folder:
+        file = folder / "lessons" / "exercises" / "kit.py"
+        text = file.read_text(encoding="utf-8")
+        assert text.count("    seconds = 10\n") == 1
+        file.write_text(text.replace("    seconds = 10\n", "    seconds = 1\n"), encoding="utf-8")
+        yield folder
+
+
 @pytest.fixture(scope="module", params=FORKS, ids=lambda fork: "forked" if fork else "started")
 def attacks(request, tmp_path_factory):
     """All attacks, in workers that run at the same time -> {name: Result}."""
@@ -302,7 +342,10 @@ def attacks(request, tmp_path_factory):
     def one(number, body):
         return grading.grade_one(NORM, ROOT, *fixtures[NORM.lesson], workers,
                                  submission(folder / str(number), body))
-    with Workers(request.param) as workers, ThreadPoolExecutor(2) as pool:
+    with pytest.MonkeyPatch.context() as patch, Workers(request.param) as workers, \
+            ThreadPoolExecutor(2) as pool:
+        patch.setattr(grading, "workplace", short_workplace)
+        patch.setattr(kit.Exercise, "seconds", 1)
         found = list(pool.map(one, range(len(ATTACKS)), [body for body, _ in ATTACKS.values()]))
     assert workers.alone is not request.param
     return dict(zip(ATTACKS, found))
@@ -366,7 +409,7 @@ def test_without_its_fork_server_a_worker_is_started(tmp_path):
         assert workers.alone and "it runs" in told
 
 
-def test_a_file_that_native_code_opens_cannot_be_read(tmp_path):
+def test_a_file_that_native_code_opens_cannot_be_read(tmp_path, graded):
     """The audit hook does not see it; the kernel does, where it has Landlock."""
     if not limits.landlock_abi():
         pytest.skip("this kernel has no Landlock: native code can read files")
@@ -381,7 +424,7 @@ def test_a_file_that_native_code_opens_cannot_be_read(tmp_path):
     assert result.points == 0 and "Permission denied" in result.message, result
 
 
-def test_what_surrounds_the_function_does_not_count(tmp_path):
+def test_what_surrounds_the_function_does_not_count(tmp_path, graded):
     """Code at the top of a submitted file is not run; its other functions are the reference's."""
     folder = submission(tmp_path, RIGHT, before="import os\nos._exit(0)\n")
     text = cut(NORM.file(folder).read_text(encoding="utf-8"), "Rows.unpad", "wrong")
@@ -396,7 +439,7 @@ def test_what_surrounds_the_function_does_not_count(tmp_path):
     (lambda file: (file.unlink(), file.symlink_to(NORM.file(ROOT))), "leads out of the submission"),
     (lambda file: file.write_bytes(b"\xff\xfe"), "cannot be read"),
     (lambda file: file.write_text("#" * 2_000_001), "more than 2,000,000 bytes")])
-def test_a_submission_that_cannot_be_read_is_named(change, words, tmp_path):
+def test_a_submission_that_cannot_be_read_is_named(change, words, tmp_path, graded):
     folder = submission(tmp_path, RIGHT)
     change(NORM.file(folder))
     result = graded(folder)
@@ -409,11 +452,11 @@ def test_a_submission_that_cannot_be_read_is_named(change, words, tmp_path):
     ("return x.tolist", "a builtins.builtin_function_or_method was returned, where a torch.Tensor"),
     ("return x[0]", 'form, case "bf16": output has shape (6,), should have (3, 6)'),
     ("return x", 'numbers, case "vectors": output[0, 0] should be')])
-def test_a_message_tells_what_is_wrong(body, words, tmp_path):
+def test_a_message_tells_what_is_wrong(body, words, tmp_path, graded):
     assert words in graded(submission(tmp_path, body)).message
 
 
-def test_a_function_that_returns_nothing_is_named(tmp_path):
+def test_a_function_that_returns_nothing_is_named(tmp_path, graded):
     """Its caller, which cannot go on without a number, is not."""
     row = ROWS["9.2"]
     message = graded(submission(tmp_path, "if step < warmup: (step + 1) / (warmup + 1)", row),
@@ -421,7 +464,7 @@ def test_a_function_that_returns_nothing_is_named(tmp_path):
     assert ": returns None: TypeError: float() argument" in message and "worker" not in message
 
 
-def test_a_file_that_cannot_be_imported_is_named(tmp_path):
+def test_a_file_that_cannot_be_imported_is_named(tmp_path, workers):
     """In a student's own clone: an overlay does not come so far."""
     (tmp_path / "lessons").symlink_to(ROOT / "lessons")
     shutil.copytree(ROOT / "minillmclf", tmp_path / "minillmclf",
@@ -429,7 +472,7 @@ def test_a_file_that_cannot_be_imported_is_named(tmp_path):
     file = ROWS["9.2"].file(tmp_path)
     file.write_text("x = (1\n", encoding="utf-8")
     found = grading.grade([ROWS["9.2"], ROWS["9.6"]], tmp_path,
-                          lambda: grading.read_fixtures(["09"], ROOT))
+                          lambda: grading.read_fixtures(["09"], ROOT), workers=workers)
     assert found[0].message == "its file cannot be imported: SyntaxError: '(' was never closed " \
         "(optim.py, line 1)"
     assert found[1].state == score.PASSED
@@ -445,8 +488,9 @@ def called(capsys, *given):
     return end.value.code, *capsys.readouterr()
 
 
-def test_an_overlay_by_the_command(tmp_path, capsys):
+def test_an_overlay_by_the_command(tmp_path, capsys, workers, monkeypatch):
     """One function not started, one known-wrong variant; hidden cases; JSON and JUnit."""
+    monkeypatch.setattr(grading, "Workers", lambda: workers)
     row = ROWS["2.3"]
     body = inspect.getsource(kit.exercise_of("02", "MergeHeads")
                              .variants["the last head stands first"]).split(":\n", 1)[1]

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,61 @@ print("after")
 ![x](figures/07_x.svg)
 """
 
+# A process that has loaded torch, of which each kernel is a copy, and the command that starts such
+# a kernel for Jupyter. It ends when the kernel does, which alone keeps the connection open.
+FORKS = """
+import json, os, signal, socket, sys
+import ipykernel.kernelapp, torch
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+with socket.socket(socket.AF_UNIX) as server:
+    server.bind(sys.argv[1])
+    server.listen()
+    print("ready", flush=True)
+    while True:
+        asked, _ = server.accept()
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+            told = json.loads(asked.makefile().readline())
+            os.environ.clear()
+            os.environ.update(told["environment"])
+            os.chdir(told["folder"])
+            sys.argv = ["ipykernel_launcher", *told["arguments"]]
+            ipykernel.kernelapp.launch_new_instance()
+            os._exit(0)
+        asked.close()
+"""
+ASK = """
+import json, os, signal, socket, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+with socket.socket(socket.AF_UNIX) as way:
+    way.connect(sys.argv[1])
+    told = {"environment": dict(os.environ), "folder": os.getcwd(), "arguments": sys.argv[2:]}
+    way.sendall(json.dumps(told).encode() + b"\\n")
+    way.recv(1)
+"""
+
+
+@pytest.fixture(scope="module")
+def forked():
+    """The name of a kernel that does not load torch anew, and where Jupyter finds it. Where no
+    process may be forked that has loaded torch, it is the usual one."""
+    if not sys.platform.startswith("linux"):
+        yield "python3", ""
+        return
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        socket, spec = f"{folder}/s", Path(folder, "kernels", "forked", "kernel.json")
+        spec.parent.mkdir(parents=True)
+        spec.write_text(json.dumps({
+            "argv": [sys.executable, "-c", ASK, socket, "-f", "{connection_file}"],
+            "display_name": "forked", "language": "python"}), encoding="utf-8")
+        with subprocess.Popen([sys.executable, "-c", FORKS, socket], stdout=subprocess.PIPE,
+                              env=environment, cwd=folder) as server:
+            assert server.stdout.readline() == b"ready\n"
+            yield "forked", folder
+            server.kill()
+
 
 @pytest.fixture
 def kernel(tmp_path, monkeypatch):
@@ -62,8 +118,8 @@ def kernel(tmp_path, monkeypatch):
     return tmp_path
 
 
-def execute(notebook):
-    return nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+def execute(notebook, name="python3"):
+    return nbclient.NotebookClient(notebook, timeout=120, kernel_name=name).execute()
 
 
 def printed(cell):
@@ -77,11 +133,13 @@ def command(*given):
 
 
 @pytest.mark.parametrize("path", all_pages(), ids=lambda path: path.stem)
-def test_an_executed_notebook_prints_what_the_page_says(path, kernel):
+def test_an_executed_notebook_prints_what_the_page_says(path, kernel, forked, monkeypatch):
+    name, folder = forked
+    monkeypatch.setenv("JUPYTER_PATH", folder)
     assert command(path, "--ipynb") == 0
     written = nbformat.read(kernel / f"{path.stem}.ipynb", as_version=4)
     nbformat.validate(written)
-    done = [cell for cell in execute(written)["cells"] if cell["cell_type"] == "code"][1:]
+    done = [cell for cell in execute(written, name)["cells"] if cell["cell_type"] == "code"][1:]
     cells = [cell for cell in read(path).cells if cell.kind in ("python", "sh")]
     assert len(done) == len(cells)
     for cell, came in zip(cells, done):

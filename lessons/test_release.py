@@ -129,7 +129,7 @@ def test_as_it_is_it_has_no_points_and_solved_it_has_all(folder):
 
 
 @pytest.mark.parametrize("lesson", sorted({row.lesson for row in tables()}))
-def test_exercises_need_none_of_a_later_lesson(lesson, tmp_path):
+def test_exercises_need_none_of_a_later_lesson(lesson, tmp_path, workers):
     """Those of a lesson have full marks where the functions of all later lessons are cut."""
     shutil.copytree(ROOT / "minillmclf", tmp_path / "minillmclf",
                     ignore=shutil.ignore_patterns("__pycache__", "datasets", "checkpoints"))
@@ -141,7 +141,8 @@ def test_exercises_need_none_of_a_later_lesson(lesson, tmp_path):
             source = file.read_text(encoding="utf-8")
             file.write_text(cut(source, row.name, row.not_started), encoding="utf-8")
     own = [row for row in tables() if row.lesson == lesson]
-    found = grading.grade(own, tmp_path, lambda: grading.read_fixtures([lesson], ROOT))
+    found = grading.grade(own, tmp_path, lambda: grading.read_fixtures([lesson], ROOT),
+                          workers=workers)
     assert [(each.id, each.message) for each in found if each.points < each.of] == []
 
 

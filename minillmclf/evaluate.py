@@ -13,7 +13,6 @@ thresholds are worth (classify/multilabel.py).
 --instruction, and --shots of the training rows. Prints the metrics for each way to read its
 log-probabilities, plain and calibrated.
 """
-import argparse
 import json
 import os
 import random
@@ -34,8 +33,7 @@ PROMPT_FLAGS = ("shots", "neighbours", "rows", "beams", "variance")
 
 
 def parse(arguments=None):
-    p = Parser(prog="python -m minillmclf.evaluate", description=__doc__,
-               formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(prog="python -m minillmclf.evaluate", description=__doc__)
     p.add_argument("--model", required=True,
                    help="a run folder, or a Hugging Face folder with a classification head")
     p.add_argument("--data", help="a file, a folder, or a bundled set's name (default: what the "

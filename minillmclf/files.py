@@ -85,6 +85,11 @@ def error_text(error):
     return getattr(error, "strerror", None) or error
 
 
+def is_number(value):
+    """Is a value of JSON a number? true and false are none."""
+    return type(value) in (int, float)
+
+
 def check_fields(record, table, where):
     """Raise InputError unless an object that was read from a file holds what it should. -> record
 

@@ -11,7 +11,7 @@ and to train it by each method; and whether the tokenizer's ids fit the embeddin
 import re
 from collections import Counter
 
-from .cli.device import machine_line
+from .cli.device import device_of, machine_line
 from .cli.parser import Parser, run
 from .cli.settings import Settings, add_settings
 from .errors import InputError
@@ -27,7 +27,7 @@ def parse(arguments=None):
     p.add_argument("model", help="a Hugging Face folder, a run folder, or a shipped name")
     p.add_argument("--layers", action="store_true",
                    help="a line for each tensor of each layer, not one for all layers")
-    return add_settings(p, ["method", "batch_size", "max_length"]).parse_args(arguments)
+    return add_settings(p, ["method", "dtype", "batch_size", "max_length"]).parse_args(arguments)
 
 
 def load_model(folder):
@@ -129,20 +129,22 @@ def part_sizes(model):
     return sizes
 
 
-def memory_lines(backbone, head):
-    """Memory to load the model in each precision, and to train it by each method -> lines."""
+def memory_lines(backbone, head, dtype):
+    """Memory to load the model in each precision, and to train it by each method -> lines. dtype:
+    of the matrices that stay frozen."""
     from .cli.memory import MEASURED_METHODS, size_text, training_memory
     total = sum(parameter.numel() for part in (backbone, head) for parameter in part.parameters())
     length = min(METHOD_LENGTH, backbone.max_tokens or METHOD_LENGTH)
+    how = "fp32" if dtype == "fp32" else "fp32, frozen matrices in bf16,"
     lines = [f"  to load: {size_text(4 * total)} in fp32, {size_text(2 * total)} in bf16 or fp16",
-             "  to train in fp32 with AdamW, a step takes weights and moments and the larger of "
+             f"  to train in {how} with AdamW, a step takes weights and moments and the larger of "
              "gradients and tokens (with --micro-batch-size both):",
              f"    {'':27} {'parameters that learn':>21} {'weights, moments':>17} "
              f"{'gradients':>10} {'1,000 tokens of a batch':>24}"]
     for method in MEASURED_METHODS:
         start = f"    --method {method:18}"
         try:
-            trained, state, of_text = training_memory(backbone, head, method, length)
+            trained, state, of_text = training_memory(backbone, head, method, length, dtype)
             lines.append(f"{start} {trained:>21,} {size_text(state):>17} "
                          f"{size_text(4 * trained):>10} {size_text(of_text * 1000 / length):>24}")
         except InputError as error:
@@ -152,22 +154,25 @@ def memory_lines(backbone, head):
 
 def switch_lines(backbone, head, a):
     """Memory of a step of --method, and how much of it each switch saves -> lines."""
-    from .cli.memory import size_text, switch_table
+    import torch
+
+    from .cli.memory import fit_line, size_text, switch_table
     given = {key: value for key, value in vars(a).items() if key in vars(Settings())}
     s = Settings(**{**given, "model": Settings.model}).check()
     longest = backbone.max_tokens or s.max_length or SWITCH_LENGTH
     if s.max_length > longest:
         raise InputError(f"--max-length {s.max_length}: this model takes {longest} tokens")
     table = switch_table(backbone, head, s.method, s.batch_size,
-                         s.max_length or min(SWITCH_LENGTH, longest))
+                         s.max_length or min(SWITCH_LENGTH, longest), s.dtype)
     (_, step, plain), wide = table[0], max(len(flags) for flags, *_ in table)
-    lines = [f"  a step of --method {s.method} --batch-size {s.batch_size}, all texts of "
+    dtype = f" --dtype {s.dtype}" * (s.dtype != "fp32")
+    lines = [f"  a step of --method {s.method}{dtype} --batch-size {s.batch_size}, all texts of "
              f"{step.length} tokens, and its switches:",
              f"    {'':{wide}} {'estimate':>9} {'saved':>9}"]
     for flags, _, needed in table:
         saved = "" if needed == plain else "-" * (needed > plain) + size_text(abs(plain - needed))
         lines.append(f"    {flags:{wide}} {size_text(needed):>9} {saved:>9}".rstrip())
-    return lines
+    return [*lines, f"  {fit_line(table, torch.device(device_of('auto')))}"]
 
 
 def tokenizer_line(tokenizer, rows):
@@ -213,7 +218,8 @@ def main(arguments=None):
         print("\nmemory")
         head = model.head
     lines = [f"  as it is, tuned by {tuned['method']}"] if tuned else \
-        [*memory_lines(backbone, head), *switch_lines(backbone, head, a)]
+        [*memory_lines(backbone, head, vars(a).get("dtype", "fp32")),
+         *switch_lines(backbone, head, a)]
     print("\n".join([*lines, ""]))
     print(f"tokenizer: none that is read here ({tokenizer})" if isinstance(tokenizer, str)
           else tokenizer_line(tokenizer, backbone.config["vocab_size"]))

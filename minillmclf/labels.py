@@ -8,21 +8,17 @@ Reads the tokenizer and config.json, no weights. Prints the tokens of each label
 and cut alone, which texts begin alike, lengths, unknown tokens, and the ends of the prompt. The
 last line counts the warnings.
 """
-import argparse
-import json
-
 from .cli.parser import Parser, run
 from .cli.settings import add_settings
 from .errors import InputError
-from .files import check_out_file, find_model, input_paths, read_json, write_text
+from .files import check_out_file, find_model, input_paths, read_json, write_json
 from .text.data import load_data
 
 READOUT_SETTINGS = ("template", "label_texts", "instruction", "end", "score_by")   # of train
 
 
 def parse(arguments=None):
-    p = Parser(prog="python -m minillmclf.labels", description=__doc__,
-               formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(prog="python -m minillmclf.labels", description=__doc__)
     p.add_argument("--model", required=True,
                    help="a Hugging Face folder: its config.json and tokenizer are read")
     p.add_argument("--labels", nargs="+", help="names of the classes")
@@ -78,8 +74,7 @@ def main(arguments=None):
     report = build_report(a, *choose_labels(a))
     print("\n".join(report.lines()))
     if a.out:
-        record = {"model": str(a.model), **report.as_dict()}
-        write_text(a.out, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_json(a.out, {"model": str(a.model), **report.as_dict()})
     return 0
 
 

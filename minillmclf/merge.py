@@ -9,6 +9,7 @@ The result is an ordinary Hugging Face folder, as fast as the base. If the base 
 changes answers. Printed is how the merged model differs on the rows that it was tested on, or on
 --data: the largest difference of a probability, and how many rows change their class.
 """
+from .cli.device import add_device_flag, move, place
 from .cli.parser import Parser, run
 from .cli.settings import add_settings
 from .errors import InputError
@@ -29,6 +30,7 @@ def parse(arguments=None):
     p.add_argument("--text-column", help="name(s) of the text column(s)")
     p.add_argument("--label-column", help="name of the label column")
     add_settings(p, ["quoting"], grouped=False)
+    add_device_flag(p)
     p.add_argument("--batch-size", type=int, default=64, help="rows at a time [64]")
     return p.parse_args(arguments)
 
@@ -63,15 +65,16 @@ def main(arguments=None):
         check_out_folder(out, False, a.overwrite, [("the base of --model", find_model(model.base))])
     rows, name = choose_rows(a, folder, model)
     encoded, _ = model.encode([row.texts for row in rows])
+    place(model, a.device, "fp32")
 
     def probabilities(model):
         return model.probabilities(model.compute_logits(encoded, a.batch_size))
     before = probabilities(model)
     answers = model.answers(before)
-    merge_adapter(model, *precisions or [None]).save(out)
+    merge_adapter(model.to("cpu"), *precisions or [None]).save(out)     # the same sums anywhere
     for file in ("tuned.json", "adapter_config.json", "run.json"):     # of an older model in --out
         remove_path(out / file)
-    saved = Classifier.load(out)
+    saved = move(Classifier.load(out), a.device)
     after = probabilities(saved)
     changed = sum(one != other for one, other in zip(answers, saved.answers(after)))
     print(f"{name}: on {len(rows)} rows the largest difference of a probability is "

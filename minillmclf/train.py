@@ -22,6 +22,7 @@ from pathlib import Path
 from .cli import run_folder
 from .cli.build import build_classifier, build_task, check_saved, model_lines
 from .cli.cross import fit_as_asked
+from .cli.device import with_device_modes
 from .cli.few_rows import read_run
 from .cli.launch import in_all_processes
 from .cli.machine import (reuse_frozen_features, gather_weights, library_versions, logits_of,
@@ -177,14 +178,18 @@ def show_record(record, data, folder, say=print):
         say(line)
 
 
+@with_device_modes
 def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     """A run from the data to the saved model -> its record (run.json), None if it was stopped.
 
     overwrite: replace a run in the folder, once this one is finished; say: called with each line
     of output; on_epoch: called after each epoch with a dict, a line of metrics.jsonl.
     """
+    from .cli.memory import too_large_line                 # it loads torch
     run_files = run_folder.RunFolder(folder)
     place = run_folder.training_folder(s, folder, data, overwrite)     # `folder`, or one inside it
+    for line in too_large_line(s, data.labels, data.columns):
+        say(line)
     model, trainable, total = build_classifier(s, data.labels, data.columns)
     model.set_reading(reading_of(s, data))
     prepare_for_training(s, model)
@@ -199,7 +204,7 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     say("\n" + "\n".join(model_lines(s, model, trainable, total)))
     record = {"settings": asdict(s), "finished": False, "base": run_folder.base_fingerprint(s),
               "data": {**data.source, "rows": report.rows, "labels": data.labels},
-              "doctor": report.as_dict(), **cut, "versions": library_versions(),
+              "doctor": report.as_dict(), **cut, "versions": library_versions(s.device),
               "parameters": {"trainable": trainable, "total": total}}
     run_files.start(place, record, overwrite)
     progress, timing = fit_with_progress(s, model, data, place, say, on_epoch)

@@ -10,11 +10,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")              # no test needs the ne
 
 import pytest
 import torch
+from small import fsync
 
+from minillmclf.classify import task
+from minillmclf.classify.baseline import BagOfWords
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
 
 torch.set_num_threads(1)                                  # the models are tiny: threads only get in each other's way
+os.fsync = fsync
 
 MODELS = Path(__file__).parent / "fixtures" / "models"    # written by reference/make_fixtures.py
 
@@ -61,6 +65,49 @@ def shaken(model, answer, width):
                 parameter.mul_(1 + 2.0 ** -24 * (2 * up - 1))
         moved = max(moved, (answer(other) - exact).abs().max().item())
     return 3 * math.sqrt(2 * width) * moved
+
+
+# ---- the same numbers in less time
+
+# The files that take longest. With `--dist loadfile` a file is not divided: one that begins last is waited for.
+LONGEST = ("test_notebooks.py", "test_lessons.py", "test_release.py", "test_grade.py", "test_flags.py", "test_exercises.py",
+           "test_instruction.py", "test_commands.py", "test_peft_format.py", "test_classifier.py", "test_compare.py")
+
+
+def pytest_configure(config):
+    """xdist begins with the files of most tests, unless it is told to keep the order of the tests."""
+    config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """The longest files first, others in their order."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+FITTED = {}                 # what a bag of words is fitted to -> its weights
+
+
+def fit_weights(bag, x, transposed, y, penalty, real=BagOfWords.fit_weights):
+    """BagOfWords.fit_weights, once for the same rows: its weights depend on nothing else."""
+    tensors = x.crow_indices(), x.col_indices(), x.values(), y
+    key = (type(bag), bag.classes, penalty, x.shape, torch.get_default_dtype(),
+           *((t.dtype, t.shape, t.numpy().tobytes()) for t in tensors))
+    if key not in FITTED:
+        FITTED[key] = real(bag, x, transposed, y, penalty)
+    return tuple(t.clone() for t in FITTED[key])
+
+
+def run_baselines(*given, real=task.run_baselines):
+    """The baselines of a run. They take as long as a small model's training, and most tests of a file train on one data
+    set. A bag of words that a test asks for itself is fitted anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BagOfWords, "fit_weights", fit_weights)
+        return real(*given)
+
+
+task.run_baselines = run_baselines
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -193,6 +193,14 @@ def merged_bases(w):
     ok("merge", model=run.folder, out=w.new(), base=now)
 
 
+@shows("merge", "--device")
+def merged_on(w):
+    run, out = w.train(method="lora", lr=1e-2), w.new()
+    refused("merge", model=run.folder, out=out, device="cuda:77", says="--device cuda:77")
+    assert not out.exists()
+    ok("merge", model=run.folder, out=out, device="cpu")
+
+
 @shows("merge", "--data", "--split", "--text-column", "--label-column", "--quoting")
 def merged_rows(w):
     """Whose answers are compared: their number, and their texts on the way through the
@@ -296,7 +304,7 @@ def inspected(w):
     assert [f"layers.{n}.q_proj.weight" in lines for n in range(4)] == [True, True, True, False]
 
 
-@shows("inspect", "--method", "--batch-size", "--max-length")
+@shows("inspect", "--method", "--dtype", "--batch-size", "--max-length")
 def estimated(w):
     """The step that is estimated; it takes more with more rows, with longer texts and by a larger
     method."""
@@ -311,12 +319,19 @@ def estimated(w):
     assert said == "--method full --batch-size 32, all texts of 64 tokens"
     for more, words, fewer in (
         (dict(method="head"), "--method head --batch-size 32, all texts of 64 tokens", True),
+        (
+            dict(method="head", dtype="bf16"),
+            "--method head --dtype bf16 --batch-size 32, all texts of 64 tokens",
+            True,
+        ),
         (dict(batch_size=4), "--method full --batch-size 4, all texts of 64 tokens", True),
         (dict(max_length=16), "--method full --batch-size 32, all texts of 16 tokens", True),
         (dict(batch_size=64), "--method full --batch-size 64, all texts of 64 tokens", False),
     ):
         said, amount = step(**more)
         assert said == words and (amount < usual) == fewer and amount != usual
+    assert step(method="lora", dtype="bf16")[1] < step(method="lora")[1]
+    assert "--dtype bf16" in ok("inspect", w.bert, method="lora")
 
 
 @shows("inspect", "--ignore-config-key")

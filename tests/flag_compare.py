@@ -66,6 +66,7 @@ def compared_bundle(w, name):
         steps["saved"]
     )
     assert found["asked"] >= steps["asked"]
+    assert found["deterministic"] == steps["deterministic"] == {"deterministic" in given}
     own = list(alone.record["results"].values())[-1]
     assert rows[0]["score"]["mean"] == pytest.approx(own[given.get("metric", "accuracy")])
 

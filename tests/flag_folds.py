@@ -29,6 +29,7 @@ from flag_world import (
     same,
     shows,
     strange,
+    switched,
     write_csv,
 )
 from small import bert_folder
@@ -73,9 +74,11 @@ BUNDLES = {
         sampling="balanced",
         weights="random",
         precision="bf16",
+        deterministic="on",
     ),
     "lora": dict(
         data="data",
+        dtype="bf16",
         epochs=3,
         method="lora",
         rank=3,
@@ -138,14 +141,16 @@ def bundle_of(w, name):
 def way():
     """with way() as found: ... -> what the steps were: the rows and places of all norms, the most
     rows of an
-    evaluation, and the states that were saved."""
+    evaluation, the states that were saved, and whether torch's deterministic algorithms were on."""
     found = {}
     with (
         forwards("LayerNorm") as norms,
         forwards("Linear", out=3) as rows,
         replaced("state.safetensors") as saved,
+        switched() as deterministic,
     ):
         yield found
+    found["deterministic"] = set(deterministic)
     found["steps"] = [shape for shape, _, learning in norms if learning]
     found["asked"] = max((shape[0] for shape, _, learning in rows if not learning), default=0)
     found["saved"] = saved
@@ -235,6 +240,7 @@ def folded_bundle(w, name):
     assert (
         found["steps"][: len(steps["steps"])] == steps["steps"] and found["asked"] >= steps["asked"]
     )
+    assert found["deterministic"] == steps["deterministic"] == {"deterministic" in given}
     assert len([path for path in found["saved"] if path.parent.name == "fold-1"]) == len(
         steps["saved"]
     )

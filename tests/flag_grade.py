@@ -1,21 +1,41 @@
 """What each flag of grade changes: which exercises are graded, with which cases, and whose code."""
 
+import atexit
+import functools
 import json
 import shutil
 import sys
 from xml.etree import ElementTree
 
+import pytest
 from flag_world import call, ok, refused, shows
+from minillmclf.grade import grading
 from small import ROOT
 
 sys.path.insert(0, str(ROOT))
+from lessons.conftest import KeptWorkers  # noqa: E402
 from lessons.exercises import make  # noqa: E402
+
+
+@functools.cache
+def workers():
+    """Workers of all commands here, so that torch is loaded once for them."""
+    kept = KeptWorkers()
+    atexit.register(kept.end)
+    return kept
+
+
+def grade(*given, **settings):
+    """The command -> Printed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grading, "Workers", workers)
+        return call("grade", *given, **settings)
 
 
 def points(w, *given, **settings):
     """{exercise: points}, by the command's JSON."""
     path = w.folder / "grades.json"
-    printed = call("grade", *given, json=path, overwrite=True, **settings)
+    printed = grade(*given, json=path, overwrite=True, **settings)
     assert printed.code in (0, 1), printed.err
     told = json.loads(path.read_text(encoding="utf-8"))
     assert printed.code == (told["points"] < told["of"])
@@ -55,7 +75,7 @@ def overlaid(w):
 def hidden(w):
     make.make(["02"], "3", w.folder / "hidden")
     ways = [dict(fixtures=w.folder / "hidden"), dict(seed="3"), dict(seed="4")]
-    said = [call("grade", "2.4", overlay=submission(w), reference=ROOT, **way).out for way in ways]
+    said = [grade("2.4", overlay=submission(w), reference=ROOT, **way).out for way in ways]
     assert said[0] == said[1] != said[2]
     refused("grade", "2.4", fixtures=w.folder, says="is not there")
 

@@ -25,6 +25,7 @@ from flag_world import (
     same,
     shows,
     strange,
+    switched,
 )
 
 shows = functools.partial(shows, "train")
@@ -257,8 +258,9 @@ def checkpointing(w):
 
 @shows("--precision")
 def precision(w):
-    """bf16: the matrices of a step are multiplied in bfloat16, and the losses are near."""
-    for how, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    """The matrices of a step are multiplied in what it says, and the losses are near."""
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    for how, kind in kinds.items():
         with forwards("Linear") as seen:
             ok(
                 "train",
@@ -271,8 +273,10 @@ def precision(w):
                 baselines="off",
             )
         assert {dtype for _, dtype, learning in seen if learning} == {kind}
-    plain, rough = (w.train(precision=how).losses for how in ("fp32", "bf16"))
-    assert plain != rough and plain == pytest.approx(rough, rel=0.05)
+        assert {dtype for _, dtype, learning in seen if not learning} == {torch.float32}
+    plain, *others = (w.train(precision=how).losses for how in kinds)
+    for rough, most in zip(others, (0.05, 0.01)):
+        assert plain != rough and plain == pytest.approx(rough, rel=most)
 
 
 @shows("--metric")
@@ -388,6 +392,17 @@ def device(w):
         "train", model=w.bert, data=w.data, out=w.new(), device="cuda:77", says="--device cuda:77"
     )
     assert same(w.train(device="cpu"), w.train())
+
+
+@shows("--deterministic")
+def deterministic(w):
+    """Each product is computed while torch's switch is on; on a CPU all stays as it was."""
+    for how in ("off", "on"):
+        with switched() as seen:
+            run = w.train(deterministic=how, seed=11)
+        assert seen == [how == "on"] * len(seen) and seen
+    assert same(run, w.train(deterministic="off", seed=11))
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 @shows("--parallel")

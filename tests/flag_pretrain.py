@@ -151,6 +151,13 @@ def rough(w):
         assert {dtype for _, dtype, learning in seen if learning} == {kind}
 
 
+@shows("pretrain", "--device")
+def elsewhere(w):
+    given = dict(objective="mlm", text=w.text, **w.TINY)
+    refused("pretrain", **given, out=w.new(), device="cuda:77", says="--device cuda:77")
+    assert apart(made(w, device="cpu"), made(w)) == 0
+
+
 @shows("pretrain", "--save-every")
 def saved(w):
     """Four steps: a state after each, after the third and the last, or after the last alone."""

@@ -128,6 +128,21 @@ def same_but_alpha(a, b):
     return a.losses == b.losses and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@shows("--dtype")
+def dtype(w):
+    """bf16: the matrices that stay frozen are rounded, and saved so; losses are near."""
+    runs = {how: w.train(method="head", lr=1e-2, dtype=how) for how in ("fp32", "bf16")}
+    saved = {
+        how: load_file(run.folder / "model.safetensors")["bert.encoder.layer.0.output.dense.weight"]
+        for how, run in runs.items()
+    }
+    assert saved["bf16"].dtype == torch.bfloat16 and saved["fp32"].dtype == torch.float32
+    assert torch.equal(saved["bf16"], saved["fp32"].bfloat16())
+    plain, rough = (run.losses for run in runs.values())
+    assert plain != rough and plain == pytest.approx(rough, rel=0.05)
+    refused("train", model=w.bert, data=w.data, dtype="bf16", says="--method full trains all")
+
+
 @shows("--adapter-dropout")
 def adapter_dropout(w):
     """Where nearly all that an update reads is dropped, B gets no gradient and stays 0, while A's

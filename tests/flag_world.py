@@ -462,6 +462,23 @@ def replaced(name):
         os.replace = real
 
 
+@contextlib.contextmanager
+def switched():
+    """with switched() as seen: ... -> for each step of an optimiser, were torch's deterministic
+    algorithms on?"""
+    seen, real = [], torch.optim.AdamW.step
+
+    def step(self, *given):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return real(self, *given)
+
+    torch.optim.AdamW.step = step
+    try:
+        yield seen
+    finally:
+        torch.optim.AdamW.step = real
+
+
 class InProcess:
     """In the place of subprocess.Popen: `python -m minillmclf.X ARGUMENTS` is run here, at once."""
 

@@ -16,7 +16,7 @@ from live import imported, may_refuse
 import minillmclf
 from minillmclf.cli.parser import run
 from tests.bench import __main__ as bench
-from tests.bench import alone, cases, sides, tables, timing
+from tests.bench import alone, cases, half, sides, tables, timing
 
 PACKAGE = Path(minillmclf.__file__).parent
 FOREIGN = {"transformers", "peft", "tokenizers", "accelerate"}
@@ -360,3 +360,78 @@ def test_the_tables_of_what_is_measured_alone():
                           "scaling": {"points": [{"axis": "rows", "value": 1, "ours": 0.1, "T": 0.3}]}})
     for line in ("| lora | 65 | 100 | 0.65 |", "| help | 2.00 (1.00-3.00) |", "| rows | 1 | 100.0 | 300.0 | 3.00 |"):
         assert line in lines, f"{line} is missing: {lines}"
+
+
+# ------------------------------------------------------------------------------------------------ in bf16
+
+def half_record(**other):
+    made = record() | {"row": "bf16", "name": "inference", "precision": "bf16", "fast": True, "absent": None,
+                       "sides": ["ours", "fp32", "D", "T", "ONNX int8"], "apart": {"ours": 0.01, "fp32": 0.0, "D": 0.02, "T": 0.02, "ONNX int8": 0.3}}
+    for seconds in made["rounds"]:
+        seconds |= {"fp32": 2.5, "ONNX int8": 0.8}
+    for amount in made["amount"].values():
+        amount |= {"fp32": 1000, "ONNX int8": 1000}
+    return made | other
+
+
+def test_the_table_in_bf16_says_what_is_faster_how_far_apart_and_what_is_missing():
+    text = "\n".join(tables.halves({"bf16: inference": half_record()}))
+    assert "| inference | 1000 | 2.50 (2.50-2.50) | 2.00 (2.00-2.00) | 1.40 (1.40-1.40) |  | 0.80 (0.80-0.80) | 1.00 (1.00-1.00) |" in text, text
+    assert "ours 0.01, D 0.02, T 0.02, ONNX int8 0.3" in text and "not fast" not in text and "Without ONNX" not in text
+    text = "\n".join(tables.halves({"bf16: inference": half_record(fast=False, absent="not installed: onnx")}))
+    assert "**This machine is not fast at bf16**" in text and "Without ONNX Runtime: not installed: onnx." in text
+    assert tables.halves({"deberta: T = 32": record()}) == []
+
+
+def test_without_onnxruntime_its_sides_are_left_out_with_the_reason(monkeypatch):
+    def absent(name):
+        raise ImportError(name)
+    monkeypatch.setattr(half.importlib, "import_module", absent)
+    assert half.absent() == "not installed: onnxruntime, onnx (pip install onnxruntime onnx)"
+
+
+def half_case(work, method="full"):
+    return tiny(next(case for case in cases.CASES if case.row == "bf16" and case.work == work and case.method == method))
+
+
+def test_sides_in_bf16_compute_in_it_and_ours_in_fp32_does_not(hf, place):
+    with may_refuse():
+        train, infer = half.in_bf16(hf, half_case("train"), place), half.in_bf16(hf, half_case("infer"), place)
+    for name in ("ours", "D", "T"):
+        side = train[name]
+        side.use(cases.draw(half_case("train"), 0), alike=True)
+        in_bf16 = side.scores_in_training()
+        side.precision = "fp32"
+        assert not torch.equal(side.scores_in_training(), in_bf16), f"{name}: autocast changes nothing"
+        body = infer[name].model.backbone if name == "ours" else infer[name].model
+        assert {p.dtype for p in body.parameters()} == {torch.bfloat16}, name
+    assert train["fp32"].precision == "fp32" and {p.dtype for p in infer["fp32"].model.parameters()} == {torch.float32}
+    used = []
+    hook = train["ours"].model.backbone.layers[0].up_proj.register_forward_hook(lambda layer, given, found: used.append(found.dtype))
+    for precision in ("bf16", "fp32"):
+        train["ours"].precision = precision
+        train["ours"].train()
+    hook.remove()
+    assert set(used[:len(used) // 2]) == {torch.bfloat16} and set(used[len(used) // 2:]) == {torch.float32}, used
+
+
+def test_onnx_runtime_answers_as_transformers_and_in_8_bits_nearly(hf, place):
+    pytest.importorskip("onnxruntime", reason="the sides of ONNX Runtime need onnxruntime")
+    pytest.importorskip("onnx", reason="the sides of ONNX Runtime need onnx")
+    case = half_case("infer")
+    with may_refuse():
+        found = half.in_bf16(hf, case, place)
+    for side in found.values():
+        side.use(cases.draw(case, 0), alike=True)
+    timing.same_answers({"ours": found["fp32"], "ONNX fp32": found["ONNX fp32"]}, "tiny")
+    distance = half.about(found, "infer")["apart"]
+    assert 0 < distance["ONNX int8"] < 0.5 and distance["ONNX fp32"] < 1e-3 < distance["T"] < 0.1, distance
+
+
+def test_scores_in_bf16_are_compared_loosely_and_those_of_8_bits_shown_alone():
+    def side(score):
+        return SimpleNamespace(prepare=int, infer=lambda: torch.tensor([1.0, score]))
+    given = {"ours": side(0.5), "T": side(0.55), "ONNX int8": side(0.9)}
+    timing.same_answers(given, "x", tolerance=timing.TOLERANCE_OF["bf16"])
+    refused(lambda: timing.same_answers(given, "x"), "x: the scores of ours and T are")
+    refused(lambda: timing.same_answers(given | {"D": side(0.7)}, "x", tolerance=timing.TOLERANCE_OF["bf16"]), "the scores of ours and D")

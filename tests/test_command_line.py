@@ -200,7 +200,7 @@ def test_what_is_kept_of_a_text_is_what_is_not_cut_off():
 def test_a_bare_switch_means_on():
     switches = [f.name for f in fields(Settings) if f.metadata["choices"] == ("off", "on")]
     assert set(switches) == {"use_rslora", "projection", "gradient_checkpointing", "multi_label",
-                             "baselines"}
+                             "baselines", "deterministic"}
     for name in switches:
         for given in ([], ["on"], ["off"]):
             found = getattr(train.parse([flag(name), *given, "--seed", "1"]), name)

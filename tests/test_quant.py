@@ -10,6 +10,7 @@ its kernel takes the absmax of other blocks. So as a reference it reads a tensor
 import importlib.util
 import json
 import math
+import subprocess
 import sys
 
 import pytest
@@ -19,7 +20,7 @@ from conftest import MODELS
 from hypothesis import given, settings, strategies as st
 from live import imported, may_refuse
 from safetensors.torch import load_file, save_file
-from small import command
+from small import ROOT, command
 from torch import nn
 
 from minillmclf.classify.classifier import Classifier
@@ -165,6 +166,77 @@ def test_a_wrong_variant_is_noticed(wrong, where, monkeypatch):
     assert difference(x, "nf4", 64, True) is None
     wrong(monkeypatch)
     assert difference(x, "nf4", 64, True) == where, f"{wrong.__name__} is not noticed, or elsewhere than in {where}"
+
+
+# ------------------------------------------------------------------------------------------------ the fused product
+
+FUSED = INSTALLED and quant.has_fused_product()
+needs_fused = pytest.mark.skipif(not FUSED, reason="bitsandbytes has a fused product for AVX512-BF16 only")
+BF16_STEP = 2.0 ** -8                             # rounding moves a number by half of this share of it at most
+
+
+def products(layer, x):
+    """The fused product, and the exact one of the dequantised weight -> two (rows, out) in fp64."""
+    q = layer.quantised
+    exact = F.linear(x.double(), dequantise(q, torch.float64))
+    return quant.fused_product(x, quant.interleave(q), q).double(), exact
+
+
+@needs_fused
+@pytest.mark.parametrize("rows", [1, 7, 64])
+@pytest.mark.parametrize("kind, double, out, width", [
+    ("nf4", True, 32, 64), ("nf4", False, 96, 192), ("fp4", True, 64, 320), ("nf4", True, 256, 1024)])
+def test_the_fused_product_is_exact_within_the_rounding_of_bf16(kind, double, out, width, rows):
+    layer = Linear4bit.from_linear(normal(out, width), kind=kind, double=double)
+    found, exact = products(layer, normal(rows, width, seed=2).bfloat16())
+    terms = F.linear(normal(rows, width, seed=2).bfloat16().double().abs(), layer.dequantised().double().abs())
+    # each code, each absmax, their product and the sum are rounded once to bf16
+    assert ((found - exact).abs() <= 2 * BF16_STEP * terms).all()
+    assert (found - exact).norm() < 1.5 * BF16_STEP * exact.norm()
+
+
+def other_halves(patch):
+    right = quant.interleave
+    patch.setattr(quant, "interleave", lambda q: ((lambda packed, absmax: (packed >> 4 | packed << 4, absmax))(*right(q))))
+
+
+def other_columns(patch):
+    right = quant.interleave
+    patch.setattr(quant, "interleave", lambda q: ((lambda packed, absmax: (packed, absmax.flip(0)))(*right(q))))
+
+
+@needs_fused
+@pytest.mark.parametrize("wrong", [other_halves, other_columns])
+def test_a_wrong_layout_is_noticed(wrong, monkeypatch):
+    wrong(monkeypatch)
+    found, exact = products(Linear4bit.from_linear(normal(64, 192)), normal(3, 192, seed=2).bfloat16())
+    assert (found - exact).norm() > 0.1 * exact.norm()
+
+
+@needs_fused
+@pytest.mark.parametrize("case, rows, out, width, dtype, grad, fused", [
+    ("few rows", 64, 32, 64, torch.bfloat16, False, True), ("one row", 1, 32, 64, torch.bfloat16, False, True),
+    ("many rows", 65, 32, 64, torch.bfloat16, False, False), ("fp32", 4, 32, 64, torch.float32, False, False),
+    ("training", 4, 32, 64, torch.bfloat16, True, False), ("odd rows of W", 4, 40, 64, torch.bfloat16, False, False),
+    ("cut blocks", 4, 32, 96, torch.bfloat16, False, False), ("no rows", 0, 32, 64, torch.bfloat16, False, False)])
+def test_when_the_fused_product_is_taken(case, rows, out, width, dtype, grad, fused, monkeypatch):
+    calls, right = [], quant.fused_product
+    monkeypatch.setattr(quant, "fused_product", lambda *given: (calls.append(1), right(*given))[1])
+    layer, x = Linear4bit.from_linear(normal(out, width), normal(out)), normal(rows, width, seed=2).to(dtype)
+    with torch.set_grad_enabled(grad):
+        y = layer(x)
+    assert bool(calls) == fused and y.dtype == dtype and y.shape == (rows, out), case
+    expected, share = by_hand(layer, x).float(), 2 * BF16_STEP if dtype == torch.bfloat16 else 1e-6
+    assert (y.float() - expected).norm() <= share * expected.norm()
+    assert len(layer.state_dict()) == 5, "the interleaved copy would be saved"
+
+
+@needs_kernels
+def test_importing_the_kernels_says_nothing():
+    """bitsandbytes warns of a package `kernels`, which is not needed."""
+    code = "from minillmclf.tuning import quant; quant.import_kernels()"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 
 # ------------------------------------------------------------------------------------------------ error and memory

@@ -167,7 +167,7 @@ class Block(torch.nn.Module):
         self.runs += 1
         keys, values = rows.keys_values(*(x @ self.weight for _ in range(2)))     # (B, 1, S, d)
         drawn = torch.randint(0, 2, x.shape)           # whole numbers: the same on each machine
-        return (x @ self.weight).tanh() * drawn + (keys * values).sum()
+        return (x @ self.weight).tanh() * drawn + (keys * values).mean() / 8
 
 
 def counted(arguments, inside=True):
@@ -201,7 +201,7 @@ def not_again(self, *arguments):
 
 
 class Recompute(Exercise):
-    """fp32 sums of 4 products of numbers near 1, and their gradients up to 50: 1e-4."""
+    """fp32 sums of 4 products of numbers near 1, and their gradients up to 20: 1e-4."""
     tolerance = 1e-4
     preload = ("torch._dynamo",)                       # torch's checkpoint imports it when called
     variants = {

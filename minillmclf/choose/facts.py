@@ -1,8 +1,6 @@
 """Facts about the data, the machine and the models: `advise` reads them, --json prints them."""
-import math
 import os
 from collections import Counter
-from pathlib import Path
 
 import torch
 
@@ -11,11 +9,10 @@ from ..classify.swap import is_preference
 from ..errors import InputError, is_exercise
 from ..files import CHECKPOINTS, find_model
 from ..models import load_backbone
-from ..text.doctor import SPLITS, unknown_share
-from ..cli.memory import MEASURED_METHODS, step_bytes, training_memory
+from ..text.doctor import SPLITS, percentile, unknown_share
+from ..cli.device import memory_of
+from ..cli.memory import MEASURED_METHODS, USABLE, step_bytes, training_memory
 from ..tuning.quant_files import open_checkpoint
-
-USABLE = 0.8               # share of the free memory; the rest is for short-lived tensors
 
 
 def data_facts(data):
@@ -30,21 +27,10 @@ def data_facts(data):
 
 def machine_facts():
     """Cores and bytes of memory (None: not known) -> dict. "room": free on the GPU, else on CPU."""
-    memory = {"total": None, "free": None}
-    if Path("/proc/meminfo").exists():
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        memory = {"total": 1024 * int(lines["MemTotal"].split()[0]),
-                  "free": 1024 * int(lines["MemAvailable"].split()[0])}
-    gpu = None
+    memory, gpu = memory_of(torch.device("cpu")), None
     if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        gpu = {"name": torch.cuda.get_device_name(), "total": total, "free": free}
+        gpu = {"name": torch.cuda.get_device_name(), **memory_of(torch.device("cuda"))}
     return {"cores": os.cpu_count(), "memory": memory, "gpu": gpu, "room": (gpu or memory)["free"]}
-
-
-def percentile(numbers, percent):
-    """The smallest of the numbers that is not below `percent` % of them (nearest rank)."""
-    return sorted(numbers)[math.ceil(percent * len(numbers) / 100) - 1]
 
 
 def rows_at_once(s):

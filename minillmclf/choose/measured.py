@@ -3,14 +3,9 @@ from pathlib import Path
 
 from ..cli.settings import Settings, with_current_names
 from ..errors import InputError
-from ..files import check_fields, read_json
+from ..files import check_fields, is_number, read_json
 from ..training.metrics import METRICS
 from .advice import is_near
-
-
-def is_number(value):
-    return type(value) in (int, float)
-
 
 TEXT = (lambda v: isinstance(v, str), "a text")
 COST = (lambda v: v is None or is_number(v), "a number, or null")

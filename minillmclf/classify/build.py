@@ -7,6 +7,8 @@ from ..files import short
 from ..models import build_backbone, initialise_weights
 from ..text.cutting import check_side
 from ..text.tokenizers.tokenizer import load_tokenizer
+from ..tuning import trained_in_place
+from ..tuning.frozen import check_dtype, frozen_matrices, halve
 from ..tuning.quant_files import load_weights, open_checkpoint
 from .label_text.options import label_readout, read_label_options
 from .multilabel import MultiLabel
@@ -31,6 +33,9 @@ class Options:
     seed: int = 0                       # for newly initialised weights
     pretrained: bool = True             # False: take only config.json and the tokenizer
     quantise: str | None = None         # "nf4", "fp4": 4-bit linear layers (tuning/quant.py)
+    dtype: str = "fp32"                 # "bf16": of matrices that stay frozen (tuning/frozen.py)
+    method: str = "head"                # with bf16: the tuning method, by which they stay frozen
+    device: str | None = None           # of the weights that are read; None: the CPU
     keep: str = "head"                  # which end of a long text is kept (text/cutting.py)
     windows: dict | None = None         # for long documents (windows.check_windows)
     preference: dict | None = None      # such as {"kind": "head", "swap": "both"} (preference.py)
@@ -53,11 +58,16 @@ def from_backbone(cls, path, labels, given):
     model = build_unfilled(cls, checkpoint, labels, options)
     model.base, model.quantise = str(path), options.quantise
     initialise_weights(model.head, options.seed)
+    half = set()
+    if check_dtype(options.dtype) == "bf16":
+        half = frozen_matrices(model, trained_in_place(model, options.method))
     if not options.pretrained:
         initialise_weights(model.backbone.to_empty(device="cpu"), options.seed)
+        halve(model, half)
         return model.eval()
     model.report, model.not_quantised = load_weights(
-        model, checkpoint, model.rename_table(with_classes=False), ["head\\."], options.quantise)
+        model, checkpoint, model.rename_table(with_classes=False), ["head\\."], options.quantise,
+        half, options.device)
     return model.eval()
 
 

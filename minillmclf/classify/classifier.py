@@ -47,11 +47,12 @@ class Classifier(nn.Module):
         return build.build_unfilled(cls, checkpoint, labels, options)
 
     @classmethod
-    def load(cls, path, base=None):
+    def load(cls, path, base=None, device=None):
         """A classifier in eval mode, from a run folder, a Hugging Face folder with a classification
         head, or the folder of an adapter. base: the folder of an adapter's base model, if it is no
-        longer where the adapter says."""
-        return saved.load(cls, path, base)
+        longer where the adapter says. device: for the weights, None for the CPU."""
+        model = saved.load(cls, path, base, device)
+        return model if device is None else model.to(device)
 
     def save(self, path):
         """Write config.json, model.safetensors and the tokenizer's files, or, after a method like

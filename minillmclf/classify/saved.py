@@ -5,10 +5,15 @@ texts a folder for AutoModelForCausalLM, AutoModelForSeq2SeqLM or AutoModelForMa
 that transformers does not have are in config.json under "minillmclf". After a tuning method that
 leaves the base unchanged, only what was trained is saved (tuning/saved.py).
 """
+from functools import partial
+
+import torch
+
 from ..errors import InputError
 from ..files import find_model, short
 from ..models.tensor_files import write_checkpoint
 from ..tuning import ADAPTER_METHODS, peft
+from ..tuning.frozen import frozen_matrices, half_modules
 from ..tuning.quant_files import export_4bit, load_weights, open_checkpoint
 from ..tuning.saved import TUNED, load_peft, load_tuned, save_tuned
 from .build import build_unfilled, check_labels, read_options
@@ -20,7 +25,7 @@ READING = {"text_column": (lambda v: is_strings(v) and len(v) > 0, "a list of na
            "quoting?": (lambda v: isinstance(v, str), "a word")}      # ?: may be missing
 DEFAULTS = {"pool": None, "max_length": None, "readout": {}, "keep": "head", "windows": None,
             "calibration": None, "preference": {}}      # keys of "minillmclf" -> defaults
-OPTIONAL_KEYS = ("thresholds", "reading", "ignored")  # further keys, written only if set
+OPTIONAL_KEYS = ("thresholds", "reading", "ignored", "dtype")  # further keys, written only if set
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
 
 
@@ -29,6 +34,7 @@ def settings_of(model):
     settings = {**DEFAULTS, "max_length": model.max_length}
     settings |= model.head.settings() | model.task.settings()
     settings |= {"reading": model.reading} if model.reading else {}
+    settings |= {"dtype": "bf16"} if half_modules(model) else {}
     if "ignored" in model.backbone.config:              # keys of config.json, ignored on request
         settings["ignored"] = model.backbone.config["ignored"]
     return settings
@@ -69,13 +75,21 @@ def labels_of(config, where):
     return labels
 
 
-def load(cls, path, base=None):
+def stored_half(model, checkpoint):
+    """The paths of the matrices that lie in bf16 in a file with --dtype bf16 -> a set."""
+    table = model.rename_table()
+    stored = {table.path_of(name) for name in checkpoint.files
+              if checkpoint.dtypes[name] == "BF16" and not table.tied_to(name)}
+    return frozen_matrices(model, ()) & stored
+
+
+def load(cls, path, base=None, device=None):
     """As Classifier.load. cls: Classifier."""
-    folder = find_model(path)
+    folder, build = find_model(path), partial(cls.from_backbone, device=device)
     if (folder / TUNED).exists():
-        return load_tuned(folder, cls.from_backbone, base)
+        return load_tuned(folder, build, base)
     if (folder / peft.CONFIG).exists():
-        return load_peft(folder, cls.from_backbone, base)
+        return load_peft(folder, build, base)
     if base is not None:
         raise InputError(f"{path}: is a whole model, which has no base beside it: leave --base out")
     checkpoint = open_checkpoint(path)
@@ -90,7 +104,9 @@ def load(cls, path, base=None):
     if last and last[0] + ".weight" not in checkpoint:
         raise InputError(f"{path}: no classification head in it (no tensor {last[0]}.weight): "
                          f"fine-tune it first with python -m minillmclf.train --model {path}")
-    model.report, _ = load_weights(model, checkpoint, model.rename_table())
+    half = stored_half(model, checkpoint) if settings.get("dtype") == "bf16" else ()
+    model.report, _ = load_weights(model, checkpoint, model.rename_table(), half=half,
+                                   device=device)
     return model.restore_settings(settings, where).eval()
 
 
@@ -109,5 +125,6 @@ def save(model, path):
         config.pop(key, None)
     config |= {"quantization_config": quantised} if quantised else {}
     model.tokenizer.save(path)
-    parts_of_4bit = [name for name in tensors if ".weight." in name]
-    write_checkpoint(path, config, tensors, keep=parts_of_4bit)     # in their dtypes
+    own_dtypes = [name for name, tensor in tensors.items()                 # parts of 4-bit layers
+                  if ".weight." in name or tensor.dtype == torch.bfloat16]
+    write_checkpoint(path, config, tensors, keep=own_dtypes)

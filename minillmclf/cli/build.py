@@ -3,8 +3,9 @@ import re
 
 from ..errors import InputError
 from ..training.rates import lr_text
-from .device import move
+from .device import check_device, device_lines, move
 
+ROUNDED = 1e-5                 # of a probability
 # truncation_side -> what is kept of a text (text/cutting.py)
 KEPT_END = {"right": "head", "left": "tail", "middle": "head+tail", "both": "middle"}
 
@@ -21,35 +22,43 @@ def build_classifier(s, labels, fields=("text",)):
                          "weights that are frozen")
     model = Classifier.from_backbone(
         s.model, labels, **classifier_options(s, fields), seed=s.seed,
-        pretrained=s.weights == "pretrained", quantise=s.quantise if s.method == "qlora" else None)
+        pretrained=s.weights == "pretrained", quantise=s.quantise if s.method == "qlora" else None,
+        dtype=s.dtype, method=s.method, device=check_device(s.device))
     trainable, total = tune(model, tuning_config(s), s.seed)
     return move(model, s.device), trainable, total
 
 
 def model_lines(s, model, trainable, total):
     """What was built, and the learning rate -> lines to print."""
+    from ..tuning.frozen import half_modules
     loaded = model.report.summary() if s.weights == "pretrained" else "random weights"
     lines = [f"{s.model}: {loaded}; {trainable:,} of {total:,} parameters trainable; {lr_text(s)}"]
     if model.quantise:
         kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.not_quantised})
         lines.append(f"in four bits ({model.quantise}): the body's linear layers; kept whole: "
                      f"{', '.join(kinds)}")
-    return lines
+    if s.dtype == "bf16":
+        half = half_modules(model).values()
+        lines.append(f"in bf16: the {len(half)} frozen matrices of the body, "
+                     f"{sum(module.weight.numel() for module in half):,} numbers; what learns, "
+                     "norms and biases stay in fp32")
+    return lines + device_lines(model, s.precision)
 
 
 def check_saved(model, folder, texts):
-    """Load what was just saved. InputError unless its probabilities equal the model's exactly."""
+    """Load what was just saved. InputError unless its probabilities equal the model's: exactly on a
+    CPU, to ROUNDED on other devices, which may add up in another order."""
     from ..classify.classifier import Classifier
     try:
-        again = Classifier.load(folder).to(next(model.parameters()).device)
+        again = Classifier.load(folder, device=next(model.parameters()).device)
     except InputError as error:
         fault = f"is refused when it is loaded again ({error})"
     else:
         before, after = model.predict(texts), again.predict(texts)
         same = (again.labels, again.task.settings()) == (model.labels, model.task.settings())
-        if same and (before == after).all():
+        distance, on_cpu = abs(before - after).max(), next(model.parameters()).device.type == "cpu"
+        if same and distance <= (0 if on_cpu else ROUNDED):
             return
-        distance = abs(before - after).max()
         fault = f"answers otherwise when it is loaded again, by {distance:.2g} in a probability"
     raise InputError(f"{folder}: what was saved {fault}: the state of training is kept; give the "
                      "same command again; if that ends here too, look whether the base has changed")

@@ -1,12 +1,22 @@
-"""On what a command computes: --device, and --precision of a saved classifier.
+"""On what a command computes: --device, --deterministic, and --precision of a saved classifier.
 
 A CPU multiplies bf16 numbers three to ten times as fast as fp32 ones if it has AMX or AVX512-BF16,
 and more slowly if it has neither. bf16 keeps 8 bits of a number's 24: answers move a little.
+
+fp32 means fp32. NVIDIA's GPUs can round the factors of an fp32 product to 11 bits (TF32), which is
+faster. It is off here: a run in fp32 should come to the same on a GPU and on a CPU, up to the order
+of sums, and --precision bf16 is there for speed, faster still.
 """
+import contextlib
 import copy
+import functools
+import os
 import sys
+from pathlib import Path
 
 from ..errors import InputError
+
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"      # cuBLAS reads it when its first product is computed
 
 CHECKED_ROWS = 32              # that `auto` answers in both precisions
 LARGEST_CHANGE = 0.05          # of a probability of these, above which `auto` stays with fp32
@@ -18,15 +28,75 @@ def device_of(name):
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def move(model, name):
-    """Move a model to the device of --device -> the model. InputError if there is none."""
+def check_device(name):
+    """--device -> the name of a device, as `device_of`. InputError if there is none. Where that is
+    a CUDA device, fp32 is fp32 from then on (see above)."""
     import torch
     device = device_of(name)
     try:
+        check_shared_device(device)
         torch.zeros(1, device=device).item()               # fails if there is no such device
+        if torch.device(device).type == "cuda":
+            turn_off_tf32()
+        return device
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+
+
+def move(model, name):
+    """Move a model to the device of --device -> the model. InputError if there is none, or if it
+    has too little memory."""
+    device = check_device(name)
+    try:
         return model.to(device)
     except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+
+
+def turn_off_tf32():
+    """Compute products and convolutions of fp32 numbers in fp32."""
+    import torch
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def check_shared_device(name):
+    """InputError for a device that the processes of torchrun cannot use: each takes a share of the
+    CPU, or a CUDA device of its own."""
+    import torch
+    device, dist = torch.device(name), torch.distributed
+    together = dist.is_available() and dist.is_initialized()           # by cli/launch.py
+    if not together or device.type == "cpu":
+        return
+    if device.type != "cuda":
+        raise InputError(f"--device {name}: several processes compute on a CPU or on CUDA devices: "
+                         "--device cpu or --device cuda")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+    count = torch.cuda.device_count()
+    if here > count:
+        raise InputError(f"torchrun started {here} processes here, and there are {count} CUDA "
+                         f"devices: --nproc-per-node {max(1, count)}, or --device cpu")
+    if device.index is not None and here > 1:
+        raise InputError(f"--device {name}: torchrun started {here} processes here, and each needs "
+                         "a device of its own: --device cuda")
+
+
+def device_kind(name):
+    """--device -> "cpu", "cuda", "mps", ...: what the results depend on, by rounding."""
+    return device_of(name).partition(":")[0]
+
+
+def memory_of(device):
+    """Bytes of memory of a torch.device -> {"total": ..., "free": ...}, None where not known."""
+    import torch
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return {"total": total, "free": free}
+    if device.type != "cpu" or not Path("/proc/meminfo").exists():
+        return {"total": None, "free": None}
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return {"total": 1024 * int(lines["MemTotal"].split()[0]),
+            "free": 1024 * int(lines["MemAvailable"].split()[0])}
 
 
 def device_text(device):
@@ -36,6 +106,49 @@ def device_text(device):
         return "the CPU"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return str(device) + f" ({name})" * bool(name)
+
+
+def device_lines(model, precision="fp32"):
+    """On what a model computes -> [a line], or [] on a CPU. precision: of --precision."""
+    device = next(model.parameters()).device
+    if device.type == "cpu":
+        return []
+    whole = ", in fp32 without TF32" if (device.type, precision) == ("cuda", "fp32") else ""
+    return [f"on {device_text(device)}{whole}"]
+
+
+@contextlib.contextmanager
+def deterministic(wanted):
+    """with deterministic(wanted): ...   If wanted, torch computes the same in every run on the same
+    device, and an operation that cannot is an InputError. Some are slower then, or take memory."""
+    import torch
+    if not wanted:
+        yield
+        return
+    before, cudnn = torch.get_deterministic_debug_mode(), torch.backends.cudnn
+    cudnn_before = cudnn.deterministic, cudnn.benchmark
+    os.environ.setdefault(CUBLAS, ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise InputError(f"--deterministic: {str(error).partition('. ')[0]}: leave it out, or "
+                         "--device cpu") from None
+    finally:
+        torch.set_deterministic_debug_mode(before)
+        cudnn.deterministic, cudnn.benchmark = cudnn_before
+
+
+def with_device_modes(function):
+    """Wrap function(s, ...), s: Settings: it is run within `deterministic` if they ask for it."""
+    @functools.wraps(function)
+    def wrapped(s, *arguments, **more):
+        with deterministic(s.deterministic == "on"):
+            return function(s, *arguments, **more)
+    return wrapped
 
 
 def is_bf16_fast(device):
@@ -56,12 +169,19 @@ def machine_line():
     fast = is_bf16_fast(device)
     advice = "bf16 is faster than fp32: --precision auto of predict and evaluate" if fast else \
         "bf16 is not faster than fp32"
+    if device.type == "cuda" and not fast:
+        advice += ", fp16 is: --precision fp16 of train"
     return f"this machine: {device_text(device)}{threads}; {advice}"
+
+
+def add_device_flag(parser):
+    """Add --device to the parser of a command that has not all settings of train."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, ... [%(default)s]")
 
 
 def add_device_flags(parser):
     """Add --device and --precision to the parser of a command that answers."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... [auto]")
+    add_device_flag(parser)
     parser.add_argument("--precision", choices=["fp32", "bf16", "auto"], default="fp32",
                         help="bf16 is fast on GPUs and on CPUs with AMX; auto takes it there if "
                              "the first answers stay as they are [fp32]")
@@ -76,9 +196,7 @@ def place(model, device, precision, texts=()):
     """
     from ..models.half import convert_to_bf16
     move(model, device)
-    where, said = next(model.parameters()).device, []
-    if where.type != "cpu":
-        said.append(f"on {device_text(where)}")
+    where, said = next(model.parameters()).device, device_lines(model, precision)
     if precision == "auto":
         precision, line = choose_precision(model, where, texts)
         said.append(line)

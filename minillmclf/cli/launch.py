@@ -3,7 +3,8 @@
   torchrun --nproc-per-node 2 -m minillmclf.train --data my.csv
 
 torchrun starts the same command several times and tells each process, in the environment, its
-number and how to find the others. gloo connects CPUs, nccl connects GPUs.
+number and how to find the others. gloo connects CPUs, nccl connects GPUs, each process one of its
+own; what is on the CPU (numbers, logits) goes by gloo there too.
 """
 import contextlib
 import os
@@ -49,8 +50,8 @@ def join_processes():
     """Connect to the other processes -> this one's rank, and a key-value store that all share."""
     import torch
     import torch.distributed as dist
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
+    on_gpu = torch.cuda.is_available() and dist.is_nccl_available()
+    if on_gpu:                        # cli/device.py refuses more processes here than devices
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     store, rank, size = next(dist.rendezvous("env://"))
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=rank,

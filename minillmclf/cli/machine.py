@@ -6,16 +6,19 @@ from contextlib import nullcontext
 
 from .. import __version__
 from ..errors import InputError
+from .device import device_kind
 
 
-def library_versions():
-    """Versions, and the number of threads: results depend on these besides the settings."""
+def library_versions(device):
+    """Versions, threads, and the kind of device: results depend on these besides the settings.
+    device: of --device."""
     import numpy
     import safetensors
     import torch
     return {"minillmclf": __version__, "python": platform.python_version(),
             "torch": torch.__version__, "numpy": numpy.__version__,
-            "safetensors": safetensors.__version__, "threads": torch.get_num_threads()}
+            "safetensors": safetensors.__version__, "threads": torch.get_num_threads(),
+            "device": device_kind(device)}
 
 
 def peak_memory_mb():
@@ -72,7 +75,7 @@ def step_and_store(s, model, targets, folder, stop, say):
 
     The function checks the first gradients and says in which module a NaN or infinity arose.
     """
-    from ..training import loop
+    from ..training import fp16, loop
     from ..training.checkpoint import Store
     from ..training.monitors.gradients import check_first_steps
     from ..training.monitors.memory import name_memory_switch
@@ -81,9 +84,15 @@ def step_and_store(s, model, targets, folder, stop, say):
     take_step, store = loop.take_step, Store
     if parallel.is_distributed():
         take_step, store = parallel.take_step, parallel.SharedStore
-    step = functools.partial(take_step, objective=objective_of(s, model, targets))
-    step = name_memory_switch(check_first_steps(locate_divergence(step), say))
-    return step, store(folder, stop)
+    objective, store = objective_of(s, model, targets), store(folder, stop)
+    step = functools.partial(take_step, objective=objective)
+    if s.precision == "fp16":
+        if device_kind(s.device) == "cpu":
+            say("WARNING: --precision fp16 is for GPUs: on a CPU it is slower than fp32")
+        loss_scale = fp16.LossScale()
+        step = fp16.step_in_fp16(take_step, objective, loss_scale)
+        store = fp16.keep_scale(store, loss_scale)
+    return name_memory_switch(check_first_steps(locate_divergence(step), say)), store
 
 
 def reuse_frozen_features(s, model, encoded):

@@ -11,6 +11,9 @@ So a step takes weights, moments and the *larger* of gradients and activations (
 Autograd saves little of a frozen block, but while the block is computed, all its activations exist:
 so the activations of at least one whole block are counted (`peak_activations`).
 
+With --dtype bf16 the matrices that stay frozen take two bytes a number, and while one of them is
+multiplied in fp32 it exists a second time, in fp32: the largest is counted.
+
 Not counted: what Python and torch take themselves, 300 MB and more; and freed memory that the C
 library keeps, much on Linux if tensors are some MB large, unless the environment has
 MALLOC_MMAP_THRESHOLD_=65536 (tests/reference/switches.py measures both).
@@ -24,14 +27,19 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..classify.classifier import Classifier
 from ..classify.windows import Windowed
+from ..errors import InputError
 from ..training.recompute import RecomputedForward, all_blocks, block_stacks
 from ..tuning import METHODS as TUNING, tune
 from ..tuning.prompt import new_word_ids
 from ..tuning.quant import HEAD_PATHS, bits_per_parameter
-from .build import tuning_config
+from ..tuning.quant_files import open_checkpoint
+from .build import classifier_options, tuning_config
+from .device import device_of, device_text, memory_of
 from .settings import Settings
 
+USABLE = 0.8               # share of the free memory; the rest is for short-lived tensors
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 MEASURED_METHODS = ("full", "last-1", "head", "bitfit", "lora", "dora", "qlora", "houlsby",
                     "pfeiffer", "prefix", "prompt")
@@ -86,14 +94,23 @@ def is_classification_head(head):
     return "head.out" in head.NAMES.values()
 
 
-def state_bytes(backbone, method, trained, total):
-    """Bytes of the weights in fp32 (qlora: linear layers in 4 bits) and of AdamW's two moments."""
-    weights = 4 * total
+def state_bytes(backbone, method, trained, total, dtype="fp32"):
+    """Bytes of the weights in fp32 (qlora: linear layers in 4 bits; dtype "bf16": matrices that
+    stay frozen) and of AdamW's two moments. backbone: as in `tuned_classifier`."""
+    weights, in_4_bits = 4 * total, {}
     if method == "qlora":
-        in_4_bits = sum(m.weight.numel() for name, m in backbone.named_modules()
-                        if isinstance(m, nn.Linear) and not HEAD_PATHS.search(name)
-                        and name.rpartition(".")[2] not in backbone.FULL_PRECISION)
-        weights -= round(in_4_bits * (4 - bits_per_parameter() / 8))
+        in_4_bits = {name: m.weight.numel()
+                     for name, m in backbone.named_modules()
+                     if isinstance(m, nn.Linear) and not HEAD_PATHS.search(name)
+                     and name.rpartition(".")[2] not in backbone.FULL_PRECISION}
+        weights -= round(sum(in_4_bits.values()) * (4 - bits_per_parameter() / 8))
+    if dtype == "bf16":
+        half = {name: m for name, m in backbone.named_modules()
+                if isinstance(m, (nn.Linear, nn.Embedding)) and not m.weight.requires_grad
+                and name not in in_4_bits}
+        weights -= 2 * sum(m.weight.numel() for m in half.values())
+        weights += 4 * max((m.weight.numel() for m in half.values() if isinstance(m, nn.Linear)),
+                           default=0)                                   # one of them, widened
     return weights + 8 * trained
 
 
@@ -201,9 +218,10 @@ def peak_activations(model, kept, kept_in_full, in_forward, grad_blocks):
     return max(in_forward, kept + inside)
 
 
-def training_memory(backbone, head, method, length):
-    """Training by a method in fp32 with AdamW -> (number of trainable parameters, bytes that do not
-    depend on the texts, bytes of activations of a text of `length` tokens), for `step_bytes`."""
+def training_memory(backbone, head, method, length, dtype="fp32"):
+    """Training by a method with AdamW, the frozen matrices in `dtype` -> (number of trainable
+    parameters, bytes that do not depend on the texts, bytes of activations of a text of `length`
+    tokens), for `step_bytes`."""
     with tuned_classifier(backbone, head, method, length) as (model, trained, total):
         used = min(length, model.max_length)               # virtual tokens take the rest
         saved, fixed = saved_activation_bytes(model, used), 0
@@ -215,8 +233,8 @@ def training_memory(backbone, head, method, length):
             if fixed:
                 in_forward = peak_in_forward(model, used, rows=2)[0] - in_forward
             saved = peak_activations(model, saved - fixed, in_full, in_forward, grad_blocks)
-        state = state_bytes(backbone, method, trained, total) + fixed
-        return trained, state, saved * length // used // head.SEQUENCES_PER_ROW
+        state = state_bytes(backbone, method, trained, total, dtype) + fixed
+    return trained, state, saved * length // used // head.SEQUENCES_PER_ROW
 
 
 # ---------------------------------------------------------------- the switches of the loop
@@ -288,9 +306,10 @@ def step_activation_bytes(model, step):
     return most + extra
 
 
-def memory_switches(batch_size, length, method, classification=True):
+def memory_switches(batch_size, length, method, classification=True, dtype="bf16"):
     """Switches that make a step smaller -> [(flags, Step)]. The first entry has none of them, the
-    last several together. classification: is it a classification head, which can read windows?"""
+    last several together. classification: is it a classification head, which can read windows?
+    dtype: of the frozen matrices."""
     step, half, quarter = Step(batch_size, length), max(8, length // 2), max(8, length // 4)
     micro, few = max(1, batch_size // 8), max(1, batch_size // 4)
     found = [("as it is", step),
@@ -299,6 +318,8 @@ def memory_switches(batch_size, length, method, classification=True):
              ("--gradient-checkpointing", replace(step, checkpointing=True)),
              ("--precision bf16", replace(step, precision="bf16")),
              (f"--max-length {half}", replace(step, length=half))]
+    if dtype == "fp32" and method != "full":
+        found.append(("--dtype bf16", step))
     if classification and method != "prompt":
         found.append((f"--max-length {quarter} --windows mean --max-windows 2",
                       replace(step, length=quarter, windows=2)))
@@ -307,13 +328,70 @@ def memory_switches(batch_size, length, method, classification=True):
     return found
 
 
-def switch_table(backbone, head, method, batch_size, length):
-    """The memory of a step with each of the `memory_switches` -> [(flags, Step, bytes)]."""
+def switch_table(backbone, head, method, batch_size, length, dtype="fp32"):
+    """The memory of a step with each of the `memory_switches` -> [(flags, Step, bytes)]. dtype: of
+    the frozen matrices."""
+    table = []
     with tuned_classifier(backbone, head, method, length) as (model, trained, total):
-        state, table = state_bytes(backbone, method, trained, total), []
+        states = {each: state_bytes(backbone, method, trained, total, each)
+                  for each in ("fp32", "bf16")}
         for flags, step in memory_switches(batch_size, model.max_length, method,
-                                           is_classification_head(head)):
+                                           is_classification_head(head), dtype):
+            state = states["bf16" if "--dtype bf16" in flags else dtype]
             needed = step_bytes(state, trained, step_activation_bytes(model, step),
                                 accumulating="--micro-batch-size" in flags)
             table.append((flags, step, needed))
-        return table
+    return table
+
+
+# ---------------------------------------------------------------- does it fit?
+
+def fit_line(table, device):
+    """Does a step fit into what is free on a torch.device, and with which switch? -> a line.
+    table: of `switch_table`."""
+    free, (_, _, plain) = memory_of(device)["free"], table[0]
+    if free is None:
+        return f"how much memory is free on {device_text(device)} is not known here"
+    told = f"{size_text(free)} are free on {device_text(device)}: "
+    if plain <= USABLE * free:
+        return told + "a step fits"
+    enough = [flags for flags, _, needed in table[1:] if needed <= USABLE * free]
+    if enough:
+        return told + f"a step does not fit, with {enough[0]} it does"
+    return told + ("with none of these switches a step fits: --method lora or qlora, --dtype bf16, "
+                   "or a smaller model")
+
+
+# what takes less than a run as it is, from little to much
+LESS_STATE = ({"dtype": "bf16"}, {"method": "lora"}, {"method": "lora", "dtype": "bf16"},
+              {"method": "qlora"}, {"method": "qlora", "dtype": "bf16"})
+
+
+def least_bytes(s, labels, fields):
+    """The bytes that a training step of these settings takes at least: weights, gradients and
+    moments, without activations. No weights are read. None where they cannot be counted."""
+    try:
+        model = Classifier.empty(open_checkpoint(s.model), labels, **classifier_options(s, fields))
+        trained, state, _ = training_memory(model.backbone, model.head, s.method,
+                                            model.max_length, s.dtype)
+    except (InputError, NotImplementedError):          # said elsewhere; prefix runs the model
+        return None
+    return step_bytes(state, trained, 0)
+
+
+def too_large_line(s, labels, fields=("text",)):
+    """[a line] for a run that will not fit into what is free on its device, with the first switch
+    that helps; [] if it may fit, or if that is not known. Called before weights are read."""
+    device = torch.device(device_of(s.device))
+    free, needed = memory_of(device)["free"], least_bytes(s, labels, fields)
+    if free is None or needed is None or needed <= free:
+        return []
+    line = (f"this will not fit: {s.model} by --method {s.method} takes {size_text(needed)} and "
+            f"more, {size_text(free)} are free on {device_text(device)}")
+    for change in LESS_STATE:
+        other = replace(s, **change)
+        least = least_bytes(other, labels, fields) if other.method != "full" else None
+        if least is not None and least <= free:
+            flags = " ".join(f"--{name} {value}" for name, value in change.items())
+            return [f"{line}; {flags} may fit"]
+    return [f"{line}: take a smaller model"]

@@ -19,6 +19,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..files import (NEW_RUN, check_fields, check_out_path, find_model, lock_folder, read_json,
                      remove_path, short, write_json)
+from .device import device_kind
 from .settings import read_settings, with_current_names
 
 MOVING_FOLDER = ".whole"                # in OUT: a finished new run, while its files are moved up
@@ -30,7 +31,7 @@ RUN_FILES = ("run.json", "tuned.json", "config.json", "metrics.jsonl", "predicti
 OBJECT = (lambda v: isinstance(v, dict), "an object")
 RECORD_FIELDS = {                       # of run.json, as files.check_fields takes them
     "settings?": OBJECT, "finished?": (lambda v: isinstance(v, bool), "true or false"),
-    "data?": OBJECT, "base?": (lambda v: isinstance(v, str), "a text")}
+    "data?": OBJECT, "versions?": OBJECT, "base?": (lambda v: isinstance(v, str), "a text")}
 
 
 def out_folder(s):
@@ -71,7 +72,7 @@ def compare_with_run(s, folder, data):
     return differ, record
 
 
-def training_folder(s, out, data, overwrite):
+def training_folder(s, out, data, overwrite=False):
     """The folder to train in: OUT, or OUT/.new if the run is to replace what lies in OUT."""
     if overwrite:
         is_taken = (out / "run.json").exists() or (out / "config.json").exists()
@@ -89,7 +90,11 @@ def finished_record(s, out, data, overwrite=False):
     """
     for name in RUN_FILES:                  # InputError if one is the model or the data itself
         check_out_path(out / name, [("--model", find_model(s.model)), ("--data", s.data)])
-    if overwrite or training_folder(s, out, data, overwrite) != out:
+    if overwrite:
+        return None
+    place = training_folder(s, out, data)
+    if place != out:
+        refuse_other_device(s, place, read_json(place / "run.json"))
         return None
     if not (out / "run.json").exists():
         found = [name for name in ("config.json", *RUN_FILES)
@@ -103,7 +108,22 @@ def finished_record(s, out, data, overwrite=False):
     if differ:
         raise InputError(f"{out}: holds a run with another {', '.join(differ)}: choose another "
                          "--out, or --overwrite")
-    return record if record.get("finished") else None
+    if not record.get("finished"):
+        refuse_other_device(s, out, record)
+        return None
+    return record
+
+
+def refuse_other_device(s, folder, record):
+    """InputError if an unfinished run was begun on another kind of device than --device is here:
+    its dropout and the order of its sums are others, so the result would be that of no single run.
+    A record without the kind is of an earlier version, and goes on anywhere."""
+    now = device_kind(s.device)
+    begun = record.get("versions", {}).get("device", now)
+    if begun != now:
+        raise InputError(f"{folder}: holds a run that was begun on {begun}, and --device "
+                         f"{s.device} is {now} here, which draws other random numbers: go on with "
+                         f"--device {begun}, or start anew with --overwrite")
 
 
 # ---------------------------------------------------------------- the folder during a run

@@ -21,7 +21,7 @@ METHODS = ("full", "head", "last-N", "bitfit", "houlsby", "pfeiffer", "lora", "d
 OLD_NAMES = {                          # in run.json of the first version -> now
     "several_labels": "multi_label", "rank_stabilised": "use_rslora", "keep": "truncation_side",
     "checkpointing": "gradient_checkpointing", "focal": "focal_gamma"}
-NEW_SETTINGS = ("head_init", "head_lr", "dev")             # that the first version did not have
+NEW_SETTINGS = ("head_init", "head_lr", "dev", "dtype")    # that the first version did not have
 OLD_SIDES = {"head": "right", "tail": "left", "head+tail": "middle", "middle": "both"}  # for keep
 ALIASES = {                            # other names that flags, --config and fine_tune take
     **OLD_NAMES, "learning_rate": "lr", "num_train_epochs": "epochs", "warmup_ratio": "warmup",
@@ -57,9 +57,10 @@ class Settings:
     max_length: int = setting(0, "usual", "tokens of a text (0: as many as the model takes)")
     metric: str = setting("accuracy", "usual", "dev metric that chooses the best epoch",
                           "accuracy macro_f1 log_loss ece exact_match micro_f1")
-    precision: str = setting("fp32", "usual", "bf16 is autocast, for GPUs", "fp32 bf16")
+    precision: str = setting("fp32", "usual", "bf16, fp16: by autocast, for GPUs", "fp32 bf16 fp16")
+    dtype: str = setting("fp32", "usual", "of the matrices that stay frozen", "fp32 bf16")
     seed: int = setting(0, "usual", "of new head, row order, dropout and split")
-    device: str = setting("auto", "usual", "auto, cpu, cuda, ...")
+    device: str = setting("auto", "usual", "auto, cpu, cuda, mps, ...")
 
     rank: int = setting(8, "weights", "lora, dora, qlora: rank of an update")
     alpha: float = setting(16.0, "weights", "the same: scales an update by alpha / rank")
@@ -113,6 +114,7 @@ class Settings:
     gradient_accumulation: int = setting(0, "hardware", "the same, as micro-batches a step")
     batch_tokens: int = setting(0, "hardware", "padded tokens of a step (0: no limit)")
     gradient_checkpointing: str = setting("off", "hardware", "less memory, a third slower", SWITCH)
+    deterministic: str = setting("off", "hardware", "the same in each run, on a GPU too", SWITCH)
     eval_batch_size: int = setting(64, "hardware", "rows at a time where nothing is learned")
     save_every: int = setting(100, "hardware", "steps between two states on disk")
     parallel: str = setting("ddp", "hardware", "under torchrun", "ddp fsdp")
@@ -155,9 +157,10 @@ class Settings:
 
         The other settings change a result by rounding and by dropout's random numbers only.
         """
-        others = ("out", "save_every", "device", "parallel", "gradient_checkpointing",
-                  "gradient_accumulation", "baselines", "few_rows")
-        # gradient_accumulation is in micro_batch_size, few_rows in what it has chosen
+        others = ("out", "save_every", "device", "deterministic", "parallel",
+                  "gradient_checkpointing", "gradient_accumulation", "baselines", "few_rows")
+        # gradient_accumulation is in micro_batch_size, few_rows in what it has chosen; a run that
+        # is not finished goes on on its own kind of device only (run_folder.py)
         return {name: value for name, value in asdict(self).items() if name not in others}
 
     def decisive_under_old_names(self):
@@ -203,6 +206,11 @@ CONTRADICTIONS = (       # (is it one?, the error)
     (lambda s: s.windows != "none" and s.parallel == "fsdp",
      "--parallel fsdp needs as many forward passes in every process, and documents differ in "
      "windows: --parallel ddp"),
+    (lambda s: s.dtype == "bf16" and s.method == "full",
+     "--dtype bf16 is for matrices that stay frozen, and --method full trains all of them: take "
+     "--precision bf16, or --method lora"),
+    (lambda s: s.dtype == "bf16" and s.parallel == "fsdp",
+     "--parallel fsdp shares out tensors of one dtype: --dtype fp32, or --parallel ddp"),
     (lambda s: s.objective == "completion" and s.readout == "head",
      "--objective completion goes with --readout labels"),
     (lambda s: s.objective == "contrastive" and (s.readout == "labels" or s.method == "head"),

@@ -50,14 +50,12 @@ def parse(arguments=None):
 
 def rows_per_class(text):
     """"10" -> 10; "all" stays."""
-    if text != "all" and not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text}: should be a number of rows a class, or all")
-    return text if text == "all" else int(text)
+    return text if text == "all" else at_least_one(text, "a number of rows a class, or all")
 
 
-def at_least_one(text):
+def at_least_one(text, what="1 or more"):
     if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text}: should be 1 or more")
+        raise argparse.ArgumentTypeError(f"{text}: should be {what}")
     return int(text)
 
 

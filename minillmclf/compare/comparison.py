@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..classify.classifier import Classifier
 from ..cli import build as building
+from ..cli.device import device_of
 from ..cli.rows import load_dataset
 from ..cli.settings import Settings, read_settings
 from ..errors import InputError, is_exercise
@@ -43,7 +44,9 @@ def compare(a, overwrite):
         runs = [Run(c, size, seed, folder_of(out, c, size, seed))
                 for size in a.learning_curve for c in configurations for seed in range(a.seeds)]
         sizes = f"{len(configurations)} x {len(a.learning_curve)} sizes x {a.seeds} seeds"
-        print("\n".join([*left_out, sizes]), flush=True)
+        place = device_of(flags.get("device", "auto"))     # its name would take the device's memory
+        lines = [*left_out, sizes, *[f"on {place}"] * (place != "cpu")]
+        print("\n".join(lines), flush=True)
         metric = flags.get("metric", Settings().metric)
         run_all(runs, labels, sha256, metric)
         write_tables(runs, labels, metric, left_out, out)

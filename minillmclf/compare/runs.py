@@ -28,16 +28,16 @@ from ..cli.parser import StopSignal, run
 from ..cli.rows import load_dataset
 from ..cli.settings import read_settings
 from ..errors import Stopped
-from ..files import check_fields, find_model, read_json, write_json
-from ..training.metrics import evaluate
+from ..files import check_fields, find_model, is_number, read_json, write_json
+from ..training.metrics import METRICS, evaluate
 from ..tuning.saved import fingerprint
 from .configurations import Configuration
 
 TIMED_TEXTS, TIMED_BATCH, TIMED_PASSES = 200, 32, 3           # of `milliseconds_per_text`
 PR_SET_PDEATHSIG = 1            # Linux, prctl.h: a signal for this process when its parent ends
-IS_METRICS = (lambda v: isinstance(v, dict) and all(type(v.get(name)) in (int, float) for name in (
-    "accuracy", "macro_f1", "log_loss", "ece")), "an object with the metrics")
-IS_COST = (lambda v: v is None or type(v) in (int, float) and v >= 0, "a number, or null")
+IS_METRICS = (lambda v: isinstance(v, dict) and all(is_number(v.get(name)) for name in METRICS),
+              "an object with the metrics")
+IS_COST = (lambda v: v is None or is_number(v) and v >= 0, "a number, or null")
 COSTS = ("trainable", "memory_mb", "train_seconds", "ms_per_text")
 RECORD_FIELDS = {                              # of cell.json, as files.check_fields takes them
     "split": (lambda v: v in ("dev", "test"), "dev or test"), "dev": IS_METRICS, "test": IS_METRICS,

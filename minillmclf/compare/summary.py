@@ -15,7 +15,6 @@ from ..text.table_files import read_table
 from ..training.metrics import METRICS, evaluate
 from ..training.statistics import bootstrap_interval, mcnemar_p, t_interval
 
-AT_MOST_ONE = ("accuracy", "macro_f1", "ece")                  # at most 1
 ROUNDING_ERROR = 5e-7       # half of the last digit of a probability in predictions.csv
 
 
@@ -72,7 +71,7 @@ def interval_over_seeds(metric, values, predictions):
         average = values[0]
         low, high = bootstrap_interval(predictions.statistic(metric), len(predictions.rows))
     return {"mean": average, "low": max(low, 0.0),
-            "high": min(high, 1.0) if metric in AT_MOST_ONE else high}
+            "high": high if metric == "log_loss" else min(high, 1.0)}
 
 
 def difference_to_best(metric, own, best):

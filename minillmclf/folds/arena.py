@@ -15,13 +15,13 @@ parsed, for a model may have answered with a list. Before each of several turns 
 """
 import json
 import math
-import re
 from pathlib import Path
 
 from ..errors import InputError
 from ..files import short
+from ..text.cells import UNWRITABLE, as_json
 from ..text.data import Example
-from ..text.table_files import read_table
+from ..text.table_files import Table, read_table
 
 FIELDS = ("prompt", "response_a", "response_b")
 LABELS = ("a", "b", "tie")
@@ -43,7 +43,8 @@ def read_arena(path, need_labels=True, quoting="auto"):
 
     A label is "a", "b" or "tie"; one that cannot be read is None, or an InputError if need_labels.
     The error names the row's line. Ids: from `read_ids`."""
-    table = read_table(Path(path), quoting)
+    table = path if isinstance(path, Table) else read_table(Path(path), quoting)
+    path = table.path
     columns = short(list(table.columns), 300)
     for name in FIELDS:
         if name not in table.columns:
@@ -79,7 +80,7 @@ def read_winner(record, columns, where):
     label = WINNER_NAMES.get(value.strip().casefold()) if isinstance(value, str) else None
     if label is None:
         raise InputError(f"{where} '{column}' must hold {', '.join(WINNER_NAMES)}, found "
-                         f"{json.dumps(value)[:40]}: {REMEDY}")
+                         f"{as_json(value)}: {REMEDY}")
     return label
 
 
@@ -91,7 +92,7 @@ def read_texts(record, where):
         for name, cell in zip(FIELDS, cells):
             if not isinstance(cell, str):
                 raise InputError(f"{where} '{name}' must hold a text or a list of texts, found "
-                                 f"{json.dumps(cell)[:40]}: {REMEDY}")
+                                 f"{as_json(cell)}: {REMEDY}")
         turns = [[cell] for cell in cells]
     return tuple(join_turns(one) for one in turns)
 
@@ -112,7 +113,7 @@ def join_turns(turns):
     """["Hi", None] -> "[turn 1]\\nHi\\n\\n[turn 2]\\n(empty)"; a single turn has no "[turn 1]"."""
     texts = []
     for turn in turns:
-        text = re.sub("[\0\ud800-\udfff]", "\ufffd", turn or "")      # UTF-8 cannot hold these
+        text = UNWRITABLE.sub("\ufffd", turn or "")
         texts.append(text if text.strip() else EMPTY)
     if len(texts) == 1:
         return texts[0]

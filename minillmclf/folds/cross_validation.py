@@ -19,18 +19,19 @@ from ..cli.run_folder import RunFolder, compare_with_run
 from ..cli.settings import read_settings, refuse_multi_label
 from ..cli.tables import csv_text
 from ..errors import InputError, Stopped
-from ..files import NEW_RUN, check_out_folder, check_out_file, find_model, remove_path, write_text
+from ..files import (NEW_RUN, check_out_folder, check_out_file, find_model, remove_path, write_json,
+                     write_text)
 from ..models.tensor_files import open_tensors, write_tensors
-from ..text.data import Dataset, natural_order
-from ..training.metrics import evaluate
+from ..text.cells import natural_order
+from ..text.data import Dataset, find_data
+from ..training.metrics import METRICS, evaluate
 from ..training.parallel import processes as parallel
-from .reading import Source, find_data, read_source, read_test
+from .reading import Source, read_source, read_test
 from .split import choose_dev_rows, assign_folds
 from .submission import SubmissionForm, check_submission, submission_text
 
 FLAGS = ("folds", "group", "test", "sample", "temperature", "config", "overwrite")
 RESULTS = ("folds.json", "oof.csv", "submission.csv")
-SHOWN_METRICS = ("accuracy", "macro_f1", "log_loss", "ece")
 LINE_FORMAT = "{:<24}{:>8}{:>10}{:>10}{:>8}"
 
 
@@ -220,8 +221,8 @@ def evaluate_folds(logits, targets, folds, labels):
         return evaluate(logits.softmax(-1).numpy()[rows], target_of_row[rows], labels)
     each = [measure(logits, fold_of_row == fold) for fold in range(max(folds) + 1)]
     return {"folds": each,
-            "mean": {name: float(np.mean([m[name] for m in each])) for name in SHOWN_METRICS},
-            "sd": {name: float(np.std([m[name] for m in each], ddof=1)) for name in SHOWN_METRICS},
+            "mean": {name: float(np.mean([m[name] for m in each])) for name in METRICS},
+            "sd": {name: float(np.std([m[name] for m in each], ddof=1)) for name in METRICS},
             "all": measure(logits, slice(None)),
             "calibrated": measure(cross_fitted_logits(logits, targets, folds), slice(None))}
 
@@ -245,7 +246,7 @@ def report_lines(metrics, folds, fitted, used):
     rows |= {"sd over the folds": metrics["sd"], f"all {len(folds)} rows": metrics["all"],
              "all, calibrated": metrics["calibrated"]}
     lines = [LINE_FORMAT.format("out of fold", "accuracy", "macro F1", "log loss", "ECE")]
-    lines += [LINE_FORMAT.format(name, *(f"{m[key]:.3f}" for key in SHOWN_METRICS))
+    lines += [LINE_FORMAT.format(name, *(f"{m[key]:.3f}" for key in METRICS))
               for name, m in rows.items()]
     before, after = metrics["all"]["log_loss"], metrics["calibrated"]["log_loss"]
     if used == fitted:
@@ -275,7 +276,7 @@ def write_results(plan, record, logits, probabilities, place, out):
     if plan.test:
         files["submission.csv"] = submission_text(plan.form, plan.test.ids, probabilities)
         check_submission(files["submission.csv"], plan.form, out / "submission.csv")
-    files["folds.json"] = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     if parallel.is_main_process():
         for name, text in files.items():
             write_text(place / name, text)
+        write_json(place / "folds.json", record)

@@ -1,14 +1,13 @@
 """Reading the rows of --data and of --test, each with its id, its texts and its group."""
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..cli.build import task_class
 from ..errors import InputError
 from ..files import short
-from ..text.data import (BUNDLED, default_text_columns, read_examples, refuse_blank, row_splits,
-                         split_column, split_names, text_key)
+from ..text.data import default_label_column, make_examples, refuse_blank, split_names, text_key
+from ..text.splits import row_splits, split_column
 from ..text.table_files import read_table
 from .arena import FIELDS, LABELS, WINNERS, is_arena, read_arena, read_ids
 from .submission import SubmissionForm, read_form
@@ -28,23 +27,16 @@ class Source:
     winners: dict
 
 
-def find_data(name):
-    """The file that --data names: a path, or the name of a bundled set."""
-    bundled = BUNDLED / f"{name}.csv"
-    return bundled if Path(name).name == name and os.path.isfile(bundled) else Path(name)
-
-
 def read_source(path, s, group="", id_column="id", labelled=True):
     """A file -> Source. labelled: it must have labels, and rows marked test in its column `split`
     are left out. group: names of columns, "author,title"; "": equal texts are a group."""
     table = read_table(path, s.quoting)
     arena = is_arena(table.columns) and not (s.text_column or s.label_column)
     if arena:
-        examples, columns = read_arena(path, labelled, s.quoting)[0], FIELDS
+        examples, columns = read_arena(table, labelled)[0], FIELDS
     else:
-        examples = read_examples(path, s.text_column or None, s.label_column or None, labelled,
-                                 quoting=s.quoting)
-        columns = split_names(s.text_column) if s.text_column else default_text_columns(table)
+        columns, examples = make_examples(table, s.text_column or None, s.label_column or
+                                          default_label_column(table), labelled)
     kind = task_class(s)
     if arena and s.readout == "head" and kind.MAX_TEXTS < 3:
         examples = [replace(e, texts=(f"{e.texts[0]}\n\n{e.texts[1]}", e.texts[2]))

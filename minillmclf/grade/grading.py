@@ -2,13 +2,14 @@
 
 Torch is imported only where it is needed: meanwhile the fork server of the workers loads it, too.
 """
-import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from safetensors import SafetensorError
 
 from ..errors import InputError
 from ..files import PACKAGE
@@ -93,7 +94,6 @@ def grade_one(row, root, answers, seed, workers, submission=None):
     if stored is None or stored["inputs"] != kit.digest(cases):
         raise InputError(f"the answers to exercise {row.id} belong to other cases: make them again "
                          f"with python -m lessons.exercises.make {int(row.lesson)}")
-    failed = Result(row.id, row.title, row.object, 0, row.points, FAILED)
     try:
         with workplace(root, row, submission) as folder:
             job = kit.pack({
@@ -102,19 +102,13 @@ def grade_one(row, root, answers, seed, workers, submission=None):
                 "roots": readable(folder, root)})
             reply, fault = workers.work(folder, job, exercise.seconds)
     except InputError as error:                          # of the submission: no such function ...
-        failed.message = str(error)
-        return failed
+        return Result.of_row(row, 0, FAILED, str(error))
     try:
         reply = reply and complete(kit.unpack(reply), cases)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError):
-        reply, fault = None, "sends a reply of its own making"
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
+    except (SafetensorError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         reply, fault = None, "sends a reply of its own making"
     if not reply:
-        failed.state, failed.message = REFUSED, fault
-        return failed
+        return Result.of_row(row, 0, REFUSED, fault)
     return judge(row, exercise, cases, stored, reply)
 
 

@@ -1,5 +1,4 @@
 """The results as lines, as JSON, as JUnit's XML, and in a record of what was reached so far."""
-import json
 import textwrap
 from xml.etree import ElementTree
 
@@ -118,10 +117,6 @@ def book_of(record, rows):
     reached = {row.id: record["points"].get(row.id, 0) for row in rows}
     return (sum(value for value in reached.values() if isinstance(value, int)),
             sum(row.points for row in rows))
-
-
-def dumps(value):
-    return json.dumps(value, indent=2, ensure_ascii=False)
 
 
 def write_results(results, json_file, junit_file, **more):

@@ -19,3 +19,8 @@ class Result:
     message: str = ""
     looks_like: str | None = None
     hint: int | None = None
+
+    @classmethod
+    def of_row(cls, row, points, state, message="", **more):
+        """row: of a table of exercises."""
+        return cls(row.id, row.title, row.object, points, row.points, state, message, **more)

@@ -189,19 +189,17 @@ def refusal(reply):
 
 def judge(row, exercise, cases, answers, reply):
     """What a worker has replied -> Result. answers: stored ones of this exercise."""
-    def result(points, state, message="", **more):
-        return Result(row.id, row.title, row.object, points, row.points, state, message, **more)
     fault = refusal(reply)
     if fault:
-        return result(0, REFUSED, fault)
+        return Result.of_row(row, 0, REFUSED, fault)
     told = [reply["import"]] * len(cases) if "import" in reply else reply["cases"]
     messages = {each.get("not_started") for each in told}
     if messages == {row.not_started}:
-        return result(0, NOT_STARTED, row.not_started)
+        return Result.of_row(row, 0, NOT_STARTED, row.not_started)
     faults = [case_fault(exercise, case, answers["expected"][case.name], each)
               for case, each in zip(cases, told)]
     if not any(faults):
-        return result(row.points, PASSED)
+        return Result.of_row(row, row.points, PASSED)
     waits = messages - {None, row.not_started}
     first = next(number for kind in ("contract", "parity")
                  for number, case in enumerate(cases) if case.kind == kind and faults[number])
@@ -213,6 +211,6 @@ def judge(row, exercise, cases, answers, reply):
     alike = [name for name, variant in answers["variants"].items()
              if same_as(variant, told, cases, exercise)]
     hint = exercise.hint_for.get(alike[0]) if alike else None
-    return result(points_of(row, cases, faults), FAILED, message,
-                  looks_like=alike[0] if alike else None,
-                  hint=None if hint is None else hint + 1)
+    return Result.of_row(row, points_of(row, cases, faults), FAILED, message,
+                         looks_like=alike[0] if alike else None,
+                         hint=None if hint is None else hint + 1)

@@ -8,6 +8,7 @@ from torch import nn
 from ..errors import InputError
 from .cache import CachedRows
 from .config import ConfigTables, read_config
+from .half import product
 from .last_token import FewQueries, run_few_queries
 from .layers import Rows
 from .weights import RenameTable
@@ -170,7 +171,7 @@ class Backbone(nn.Module, ConfigTables):
 
     def logits(self, hidden):
         """hidden (..., D) -> logits over the vocabulary (..., V)."""
-        return hidden @ self.output_embeddings().T
+        return product(hidden, self.output_embeddings())
 
 
 class Decoder(Backbone):

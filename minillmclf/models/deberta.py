@@ -26,7 +26,7 @@ from ..text.transfer import move
 from .bert import BertLayer
 from .config import REQUIRED
 from .encoder import Encoder, MaskedLMHead
-from .half import dot_product_attention
+from .half_attention import dot_product_attention
 from .layers import ACTIVATIONS
 
 

@@ -4,6 +4,7 @@ from torch import nn
 
 from ..errors import InputError
 from .backbone import Backbone
+from .half import product
 from .layers import ACTIVATIONS
 
 
@@ -19,7 +20,8 @@ class MaskedLMHead(nn.Module):
 
     def forward(self, hidden, embeddings):
         """hidden: (..., D), embeddings: (V, D) -> (..., V)."""
-        return self.norm(self.activation(self.dense(hidden))) @ embeddings.T + self.bias
+        vectors = self.norm(self.activation(self.dense(hidden)))                  # (..., D)
+        return product(vectors, embeddings) + self.bias
 
 
 class Encoder(Backbone):

@@ -1,17 +1,92 @@
-"""bf16: attention in it on a CPU, and a backbone whose weights lie in it, for answering.
+"""bf16: matrices that lie in it while the model learns, and a backbone of which all does.
 
-Such a backbone takes half the memory, and is faster on a GPU and on a CPU with AMX or
-AVX512-BF16. Products are of bf16 numbers; torch adds them up in fp32. Hidden states leave it in
-fp32, so that heads, softmax and losses are as before.
+Frozen matrices in bf16 take half the memory; `product` computes with them in fp32, so that
+training beside them is as beside the same rounded numbers in fp32 (tuning/frozen.py chooses them).
+
+For answering, a whole backbone may be bf16. Such a backbone is faster on a GPU and on a CPU with
+AMX or AVX512-BF16. Products are of bf16 numbers; torch adds them up in fp32. Hidden states leave it
+in fp32, so that heads, softmax and losses are as before.
 """
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+
+# ---------------------------------------------------------------------------- matrices in bf16
+
+class WidenedProduct(torch.autograd.Function):
+    """x W^T + b for a frozen W of fewer bits than x, with gradients for x and b.
+
+    The forward and the backward pass each widen W and drop it: a product by autograd would keep
+    the widened matrix of every layer until the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, x, W, bias):
+        ctx.save_for_backward(W)
+        return F.linear(x, W.to(x.dtype), bias)                                        # (..., out)
+
+    @staticmethod
+    def backward(ctx, grad):
+        """grad (..., out) -> of x (..., in), None of W, of the bias (out,); None if not needed."""
+        (W,), grad_x, grad_bias = ctx.saved_tensors, None, None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad @ W.to(grad.dtype)                                            # (..., in)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)                            # (out,)
+        return grad_x, None, grad_bias
+
+
+def product(x, W, bias=None):
+    """x W^T + b, x: (..., in), W: (out, in), bias: (out,) or None -> (..., out).
+
+    Where W is bf16 and x is wider, W is widened for this product: the result equals, to the bit,
+    that of an fp32 matrix with the same numbers. Under autocast x is rounded to bf16 instead.
+    """
+    is_wider = W.dtype == torch.bfloat16 and x.dtype != torch.bfloat16
+    if not is_wider or torch.is_autocast_enabled(x.device.type):
+        return F.linear(x, W, bias)
+    return WidenedProduct.apply(x, W, bias)
+
+
+class HalfLinear(nn.Linear):
+    """A linear layer with a frozen bf16 weight (out, in). Its bias keeps its precision."""
+
+    def __init__(self, weight, bias=None):
+        nn.Module.__init__(self)                    # that of nn.Linear would draw random numbers
+        self.out_features, self.in_features = weight.shape
+        self.weight, self.bias = nn.Parameter(weight.bfloat16(), requires_grad=False), bias
+
+    def forward(self, x):
+        """(..., in) -> (..., out)."""
+        return product(x, self.weight, self.bias)
+
+
+class HalfEmbedding(nn.Embedding):
+    """Embeddings with a frozen bf16 table (V, D). Vectors leave it in fp32, or as they are where
+    the whole backbone is bf16 (answers_in_bf16)."""
+
+    answers_in_bf16 = False
+
+    def __init__(self, weight):
+        super().__init__(*weight.shape, _weight=weight.bfloat16(), _freeze=True)
+
+    def forward(self, ids):
+        """(...) -> (..., D)."""
+        vectors = super().forward(ids)
+        is_half = vectors.dtype == torch.bfloat16
+        return vectors.float() if is_half and not self.answers_in_bf16 else vectors
+
+
+# ---------------------------------------------------------------------------- a whole backbone
 
 def convert_to_bf16(backbone):
     """Convert the weights of a models.Backbone, in place. What `states`, `forward` and `logits`
     return stays fp32."""
     backbone.to(torch.bfloat16)
+    for module in backbone.modules():
+        if isinstance(module, HalfEmbedding):
+            module.answers_in_bf16 = True
     finish, logits = backbone.finish, backbone.logits
 
     def finish_in_fp32(x):
@@ -20,15 +95,3 @@ def convert_to_bf16(backbone):
     def logits_in_fp32(hidden):
         return logits(hidden.to(torch.bfloat16)).float()                           # (..., V)
     backbone.finish, backbone.logits = finish_in_fp32, logits_in_fp32
-
-
-def dot_product_attention(q, k, v, attn_mask=None, **options):
-    """F.scaled_dot_product_attention, q: (B, H, T, d), k, v: (B, K, S, d). On a CPU, bf16 is
-    computed in fp32: torch's own backward pass in bf16 takes up to 30 times as long."""
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **options)
-    if attn_mask is not None and attn_mask.is_floating_point():
-        attn_mask = attn_mask.float()
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=attn_mask,
-                                              **options).to(q.dtype)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..text.batch import Layout
-from .half import dot_product_attention
+from .half_attention import dot_product_attention
 
 ACTIVATIONS = {                                    # by their names in config.json
     "gelu": F.gelu,                                # exact, with erf

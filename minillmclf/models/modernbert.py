@@ -17,7 +17,7 @@ from torch import nn
 
 from .config import LAYER_TYPES, REQUIRED, layer_types_rule
 from .encoder import Encoder, MaskedLMHead
-from .half import dot_product_attention
+from .half_attention import dot_product_attention
 from .layers import ACTIVATIONS
 from .rotary import cos_sin, read_two_ropes, rotate
 

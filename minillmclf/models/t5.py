@@ -19,7 +19,7 @@ from torch import nn
 from ..errors import InputError
 from .backbone import Backbone
 from .config import REQUIRED, look_up, read_config
-from .half import dot_product_attention
+from .half_attention import dot_product_attention
 from .layers import ACTIVATIONS, RMSNorm, Rows
 
 

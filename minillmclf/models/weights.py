@@ -145,9 +145,10 @@ def set_tensor(model, path, tensor):
 def load_parameters(model, checkpoint, table, optional=(), dtype=torch.float32, place=set_tensor):
     """Load a checkpoint's tensors into `model` by its rename table -> LoadReport.
 
-    optional: regular expressions for the paths that the file may lack. place(model, path, tensor)
-    sets one parameter. With a `model` on the device "meta" no tensor is in memory twice. InputError
-    names every fault; `model` is then unusable.
+    optional: regular expressions for the paths that the file may lack. dtype: of all tensors, or a
+    function, path -> dtype. place(model, path, tensor) sets one parameter. With a `model` on the
+    device "meta" no tensor is in memory twice. InputError names every fault; `model` is then
+    unusable.
     """
     parameters, report, faults, filled = dict(model.named_parameters()), LoadReport(), [], {}
     remedy = "download the files again, or save the model again"
@@ -194,17 +195,19 @@ def place_tensors(model, checkpoint, report, table, dtype, place):
         if checkpoint.dtypes[name] not in READABLE:
             faults.append(f"{name!r} holds {checkpoint.dtypes[name]}, floats are expected")
             continue
-        tensor = checkpoint.tensor(name).to(dtype)
+        wanted = dtype if isinstance(dtype, torch.dtype) else dtype(ours)
+        tensor = checkpoint.tensor(name).to(wanted)
         # min and max are NaN where any value is
         if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
             faults.append(f"{name!r} holds values that are not finite in "
-                          f"{str(dtype).removeprefix('torch.')}")
+                          f"{str(wanted).removeprefix('torch.')}")
         else:
             tensor = tensor.T if table.is_transposed(ours) else tensor
             place(model, ours, tensor.contiguous())
     for name, ours in {} if faults else report.tied.items():
+        parameter = model.get_parameter(ours)
         if (checkpoint.dtypes[name] not in READABLE
-                or not torch.equal(checkpoint.tensor(name).to(dtype), model.get_parameter(ours))):
+                or not torch.equal(checkpoint.tensor(name).to(parameter), parameter)):
             faults.append(f"{name!r} should be tied to {ours}, but its values differ")
     return faults
 

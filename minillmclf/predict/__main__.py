@@ -19,7 +19,6 @@ Rows are read, answered and written 4,096 at a time, so a file may be of any len
 are there. Standard input cannot be read twice, so with it every run starts anew. A file that lies
 at --out is replaced only with --overwrite.
 """
-import argparse
 import json
 import sys
 from itertools import chain
@@ -37,8 +36,7 @@ from .rows import AnswerColumns, read_lines, read_rows, render_answers
 
 
 def parse(arguments=None):
-    p = Parser(prog="python -m minillmclf.predict", description=__doc__,
-               formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(prog="python -m minillmclf.predict", description=__doc__)
     p.add_argument("text", nargs="*", help="texts to classify, each one argument")
     p.add_argument("--model", required=True,
                    help="a run folder, or a Hugging Face folder with a classification head")
@@ -89,7 +87,7 @@ def made_from(a, folders, columns, reading, precision):
             "swap": a.swap or "", "format": a.format, "batch size": str(a.batch_size),
             "kind of file": Path(a.data).suffix.lower(), "window": stream.WINDOW,
             "version": __version__, "cut column": a.show_cut, "way to read": json.dumps(reading),
-            "precision": precision, "device": device.device_of(a.device).partition(":")[0]}
+            "precision": precision, "device": device.device_kind(a.device)}
 
 
 def peek(a, read):

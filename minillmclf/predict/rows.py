@@ -42,7 +42,7 @@ class AnswerColumns:
 def read_rows(path, text_columns, reading, columns):
     """Yield the rows of a file in windows: (rows, sha256 of the file so far).
 
-    text_columns, reading: as for text.data.read_text_windows. The first window sets `columns`. A
+    text_columns, reading: as for text.data.read_text_chunks. The first window sets `columns`. A
     column that begins later is an error if an answer has that name, or if answers are CSV.
     """
     first = True

@@ -204,7 +204,7 @@ def part_files(out):
 
 
 def check_answer_files(out, overwrite, sources):
-    """files.check_out for OUT and for its two `part_files`."""
+    """files.check_out_file for OUT and for its two `part_files`."""
     for path in part_files(out):
         check_out_path(path, sources)
     return check_out_file(out, overwrite, sources)

@@ -8,6 +8,7 @@ again.
 """
 import argparse
 
+from ..cli.device import add_device_flag
 from ..cli.parser import Parser, run
 from ..errors import InputError
 from ..files import lock_folder, short
@@ -55,8 +56,9 @@ def parse(arguments=None):
     p.add_argument("--length", type=int, default=128,
                    help="tokens of a packed row, and of a pair (clm, spans)")
     p.add_argument("--lr", type=float, default=1e-3)
+    add_device_flag(p)
     p.add_argument("--precision", choices=["fp32", "bf16"], default="fp32",
-                   help="bf16 is faster where the CPU has it")
+                   help="bf16 is faster on a GPU, and where the CPU has it")
     p.add_argument("--save-every", type=int, default=250,
                    help="steps between two states on disk, and held-out losses")
     p.add_argument("--seed", type=int, default=0)

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..models import initialise_weights, load_backbone
 from ..text.tokenizers.tokenizer import load_tokenizer
 from .losses import cosine_distance, word_means
-from .tasks import encode, padded
+from .tasks import OnDevice, encode, padded
 
 SAME = {                         # keys of config.json that must agree -> the remedy if not
     "num_attention_heads": "set --heads {}", "max_position_embeddings": "choose another --teacher",
@@ -73,9 +73,9 @@ def pieces_of(piece, tokenizer):
 
 # ---------------------------------------------------------------- the losses
 
-def tokenise(tokenizer, texts):
+def tokenise(tokenizer, texts, device="cpu"):
     """-> Batch, words' indices (N,) of the tokens that are not padding (-1: a special token), list
-    of the words."""
+    of the words. The first two are on the device."""
     encoded, owners, words = [], [], []
     for text in texts:
         ids, own = [], []
@@ -85,10 +85,10 @@ def tokenise(tokenizer, texts):
             words.append(word)
         encoded.append(tokenizer.add_special_tokens(ids))
         owners += [-1, *own, -1]
-    return padded(tokenizer, encoded), torch.tensor(owners), words
+    return padded(tokenizer, encoded).to(device), torch.tensor(owners).to(device), words
 
 
-class Distillation:
+class Distillation(OnDevice):
     """Cosine distance to the teacher's vectors: of each word's mean, of each text's mean, and of
     BERT's pooled first token. A task as in tasks.py, whose batches are lists of texts."""
 
@@ -104,8 +104,8 @@ class Distillation:
         self.head = initialise_weights(BertHead(student, classes=1), seed)   # the pooled token
 
     def loss(self, texts):
-        batch, owners, words = tokenise(self.tokenizer, texts)
-        seen, seen_owners, seen_words = tokenise(self.teacher_tokenizer, texts)
+        batch, owners, words = tokenise(self.tokenizer, texts, self.device)
+        seen, seen_owners, seen_words = tokenise(self.teacher_tokenizer, texts, self.device)
         if words != seen_words:
             raise InputError("teacher and student split the same text into different words: their "
                              "casing or accent rules differ")
@@ -123,7 +123,7 @@ class Distillation:
         return sum(parts.values()), logged, int(batch.mask.sum())
 
 
-class TextVectors:
+class TextVectors(OnDevice):
     """Cosine distance between the student's hidden state at a text's last token, which a
     classification head will read, and the mean of the teacher's hidden states.
 
@@ -140,14 +140,15 @@ class TextVectors:
 
     def distance(self, texts):
         """-> scalar, number of the student's tokens."""
-        seen, own = encode(self.teacher_tokenizer, texts), encode(self.tokenizer, texts)
+        seen, own = (encode(tokenizer, texts).to(self.device)
+                     for tokenizer in (self.teacher_tokenizer, self.tokenizer))
         with torch.no_grad():
             target = pool(self.teacher(seen.ids, seen.mask), seen.mask, "mean")  # (B, D')
         last = pool(self.student.states(own.ids, own.mask), own.mask, "last")    # (B, D)
         return cosine_distance(self.head(last), target), int(own.mask.sum())
 
 
-class Mixture:
+class Mixture(OnDevice):
     """The losses of a task on pairs and on packed rows of text, and the distance of TextVectors, in
     one step: a model that learns to answer goes on learning to speak. A task as in tasks.py, whose
     batches are those of SideBySide, or one of them alone (held-out ones)."""
@@ -156,7 +157,7 @@ class Mixture:
         """task: a CausalLM or SpanCorruption; vectors: a TextVectors, or None."""
         self.task, self.vectors, self.vector_weight = task, vectors, vector_weight
         self.student, self.tokenizer, self.begin = task.student, task.tokenizer, task.begin
-        self.head = vectors and vectors.head
+        self.head, self.teacher = vectors and vectors.head, vectors and vectors.teacher
 
     def loss(self, batch):
         if not isinstance(batch, dict):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..cli.device import device_kind, device_lines, move
 from ..cli.parser import StopSignal
 from ..cli.progress import Progress
 from ..errors import InputError, Stopped
@@ -30,7 +31,6 @@ from .shapes import ARCH, CONFIGS
 from .tasks import TASKS
 from .vocabulary import count_words, learn_wordpiece
 
-CPU = torch.device("cpu")
 READERS = {"bert": (read_sentences, "sentences"), "llama": (read_documents, "documents"),
            "t5": (read_documents, "documents")}
 HELD_OUT = 128                         # packed rows, or pairs, of the held-out loss
@@ -51,6 +51,9 @@ def pretrain(a):
     tokenizer, student, task = prepare(a, items, weights)
     parameters = sum(p.numel() for p in student.parameters())
     print(f"{len(tokenizer):,} pieces, {parameters:,} parameters in the student")
+    for part in task.modules():
+        move(part, a.device)
+    print("".join(line + "\n" for line in device_lines(student, a.precision)), end="")
     progress, seconds = train(a, task, items, weights)
     save(a, task, tokenizer, progress["log"])
     print(f"saved in {a.out} after {progress['step']} steps ({seconds / 60:.0f} minutes now); last "
@@ -190,7 +193,7 @@ def in_batches(held, size):
 def held_out_loss(a, task, held):
     """Mean loss of the held-out batches. The seed is fixed, so the same spans are cut out."""
     seed_step(a.seed, "held out")
-    with torch.no_grad(), autocast(a, CPU):
+    with torch.no_grad(), autocast(a, task.device):
         total = sum(task.loss(batch)[0].item() * len(batch) for batch in held)
     return total / sum(map(len, held))
 
@@ -200,6 +203,7 @@ def held_out_loss(a, task, held):
 def made_from(a, task):
     """What the result depends on -> {"settings": flags, "read": {input: hash of its files}}."""
     flags = {name: value for name, value in vars(a).items() if name not in FREE}
+    flags["device"] = device_kind(a.device)              # "auto" is another one elsewhere
     vocabulary = json.dumps(sorted(task.tokenizer.vocab.items()))
     read = {"vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest()}
     for path in files_read(a):
@@ -217,7 +221,7 @@ def resume(a, task, store, model, optimizer):
     made = made_from(a, task)
     progress = store.load(model, optimizer) or {"step": 0, "log": [], **made}
     check_fields(progress, PROGRESS, store.state)
-    before, now = progress["settings"], made["settings"]
+    before, now = {"device": "cpu", **progress["settings"]}, made["settings"]  # once CPUs only
     changed = ", ".join(name for name in now if now[name] != before.get(name))
     differ = [f"settings ({changed})"] if changed else []
     read = progress.get("read", made["read"])
@@ -245,7 +249,7 @@ def train(a, task, items, weights):
             batch = source.batch(step)
             seed_step(a.seed, step)
             set_lr(optimizer, lr_factor(step, a.steps, a.steps // 20, "linear"))
-            with autocast(a, CPU):
+            with autocast(a, task.device):
                 loss, parts, read = task.loss(batch)
             optimizer.zero_grad()
             loss.backward()

@@ -1,6 +1,9 @@
 """Pretraining tasks: masked words, the next word, missing spans. Each has a student, its tokenizer,
 and `loss(batch)` -> (scalar loss, {name: its parts} for the log, number of tokens read).
 
+Batches and random numbers are made on the CPU, so the seed gives the same ones for every device;
+then they are moved to that of the student.
+
 A batch is a list of texts (MaskedLM); rows of packed ids (B, T); or a list of (prompt ids, answer
 ids), of which only the answers are learned (Chung et al. 2022, "Scaling Instruction-Finetuned
 Language Models"). Not here: where batches come from (packing.py), a teacher (distil.py).
@@ -26,11 +29,25 @@ def encode(tokenizer, texts):
     return padded(tokenizer, [tokenizer.add_special_tokens(tokenizer.ids(text)) for text in texts])
 
 
-class Task:
-    """head: a module that learns beside the student and is no part of it, or None; begin: the id
-    that each packed row begins with, or None; name: the loss's name in the log."""
+class OnDevice:
+    """A student and what is computed beside it. head: a module that learns beside the student and
+    is no part of it, or None; teacher: a backbone that does not learn, or None."""
 
-    head = begin = None
+    head = teacher = None
+
+    @property
+    def device(self):
+        return next(self.student.parameters()).device
+
+    def modules(self):
+        """-> list of the modules that have to be on one device."""
+        return [part for part in (self.student, self.head, self.teacher) if part is not None]
+
+
+class Task(OnDevice):
+    """begin: the id that each packed row begins with, or None; name: the loss's name in the log."""
+
+    begin = None
 
     def __init__(self, student, tokenizer, fits, fault):
         """fits: can student and tokenizer learn this task? fault: the error message if not."""
@@ -39,8 +56,8 @@ class Task:
         self.student, self.tokenizer = student, tokenizer
 
     def padded(self, lists):
-        """B lists of ids -> ids (B, T) and mask (B, T)."""
-        batch = padded(self.tokenizer, [(ids, [0] * len(ids)) for ids in lists])
+        """B lists of ids -> ids (B, T) and mask (B, T), on the device."""
+        batch = padded(self.tokenizer, [(ids, [0] * len(ids)) for ids in lists]).to(self.device)
         return batch.ids, batch.mask
 
     def result(self, loss, tokens):
@@ -62,8 +79,8 @@ class MaskedLM(Task):
         batch = encode(tokenizer, texts)
         ids, chosen = corrupt(batch.ids, batch.mask, tokenizer.special_ids, tokenizer.mask_id,
                               len(tokenizer))
-        loss = masked_lm_loss(self.student, ids, batch.mask, batch.types, chosen, batch.ids)
-        return self.result(loss, batch.mask.sum())
+        moved = [x.to(self.device) for x in (ids, batch.mask, batch.types, chosen, batch.ids)]
+        return self.result(masked_lm_loss(self.student, *moved), batch.mask.sum())
 
 
 class CausalLM(Task):
@@ -83,13 +100,14 @@ class CausalLM(Task):
         ids, mask = self.padded([[*begin, *prompt, *answer, self.tokenizer.eos_id]
                                  for prompt, answer in batch])
         starts = torch.tensor([[len(begin) + len(prompt)] for prompt, _ in batch])   # (B, 1)
-        return ids, mask, torch.arange(ids.shape[1]) >= starts
+        return ids, mask, (torch.arange(ids.shape[1]) >= starts).to(self.device)
 
     def loss(self, batch):
         if isinstance(batch, list):
             ids, mask, counted = self.pairs(batch)
         else:
-            ids, mask, counted = batch, torch.ones_like(batch), None
+            ids = batch.to(self.device)
+            mask, counted = torch.ones_like(ids), None
         return self.result(causal_lm_loss(self.student, ids, mask, counted), mask.sum())
 
 

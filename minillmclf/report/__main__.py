@@ -10,7 +10,6 @@ It is one file: no script, nothing from the network. The pictures need matplotli
 
 Reads run.json, metrics.jsonl and predictions.csv of a run folder, as train writes them.
 """
-import argparse
 from pathlib import Path
 
 from ..cli.parser import Parser, run
@@ -21,8 +20,7 @@ from .run import FinishedRun
 
 
 def parse(arguments=None):
-    p = Parser(prog="python -m minillmclf.report", description=__doc__,
-               formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(prog="python -m minillmclf.report", description=__doc__)
     p.add_argument("--run", required=True, help="the folder of a finished run")
     p.add_argument("--out", help="the page, an .html file [report.html in the run folder]")
     p.add_argument("--overwrite", action="store_true", help="replace the file of --out")

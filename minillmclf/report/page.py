@@ -4,43 +4,18 @@ import html
 import math
 import time
 from dataclasses import asdict
+from pathlib import Path
 from string import Template
 
 import numpy as np
 
 from . import pictures
 from ..cli.settings import Settings
+from ..training.metrics import METRICS
 
 WORST_ROWS = 20                   # rows in the list of the worst mistakes
 LONGEST_TEXT = 600                # characters of a text that are shown
-STYLE = """
-:root { --paper: #ffffff; --ink: #1a1a1a; --soft: #55595f; --line: #c8ccd1; --band: #f2f4f6;
-        --mark: #005a9c; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #15181c; --ink: #e8eaed; --soft: #b4bac2; --line: #444a52; --band: #20252b;
-          --mark: #8ec5ff; }
-}
-:root { color-scheme: light dark; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 60rem; padding: 1rem; background: var(--paper); color: var(--ink);
-       font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: 0.5rem 0; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 0.6rem; padding-top: 0.6rem;
-     border-top: 1px solid var(--line); }
-p, figcaption { color: var(--soft); margin: 0.4rem 0; }
-.box { overflow-x: auto; margin: 0.8rem 0; }
-table { border-collapse: collapse; font-size: 0.9rem; overflow-wrap: normal; }
-th, td { padding: 0.3rem 0.9rem 0.3rem 0; text-align: left; vertical-align: top;
-         border-bottom: 1px solid var(--line); }
-thead th { background: var(--band); }
-th:first-child, td:first-child { padding-left: 0.4rem; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.text { min-width: 14rem; max-width: 34rem; overflow-wrap: anywhere; }
-tr.own { font-weight: bold; }
-figure { margin: 0.8rem 0; }
-img { display: block; height: auto; max-width: 100%; border-radius: 4px; }
-summary { cursor: pointer; color: var(--mark); }
-"""
+STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -48,7 +23,8 @@ PAGE = Template("""<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="$policy">
 <title>$title</title>
-<style>$style</style>
+<style>
+$style</style>
 </head>
 <body>
 <main>
@@ -134,8 +110,7 @@ def overview(run):
 
 
 def results_table(run):
-    rows = [[name, *(f"{m[key]:.3f}" for key in ("accuracy", "macro_f1", "log_loss", "ece"))]
-            for name, m in run.results.items()]
+    rows = [[name, *(f"{m[key]:.3f}" for key in METRICS)] for name, m in run.results.items()]
     header = ["model", "accuracy", "macro F1", "log loss", "ECE"]
     return (f"<p>On {len(run.targets):,} {escape_text(run.split)} rows. Accuracy and macro F1: "
             "more is better; log loss and ECE (expected calibration error): less is better.</p>\n"

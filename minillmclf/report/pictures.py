@@ -52,6 +52,7 @@ def load_matplotlib():
         import matplotlib.colors
         import matplotlib.figure
         import matplotlib.ticker
+        import matplotlib.transforms
     except ImportError:
         raise InputError("pictures need matplotlib, which is not installed: "
                          "pip install -e '.[plots]'") from None
@@ -234,8 +235,9 @@ def put_numbers(figure, axes, points):
     figure.canvas.draw()                                       # settles the layout
     figure.set_layout_engine("none")
     dot = figure.dpi / 72                                      # pixels of a typographic point
+    box_at = load_matplotlib().transforms.Bbox.from_bounds     # left, bottom, width, height
     centres = [axes.transData.transform(point) for point in points]
-    taken = [(x - 4 * dot, y - 4 * dot, x + 4 * dot, y + 4 * dot) for x, y in centres]
+    taken = [box_at(x - 4 * dot, y - 4 * dot, 8 * dot, 8 * dot) for x, y in centres]
     directions = [(-0.7, 0.7), (-1, 0), (0.7, 0.7), (1, 0), (0.7, -0.7), (-0.7, -0.7), (0, 1),
                   (0, -1)]
     offsets = [(far * x, far * y) for far in (10, 14, 19, 25) for x, y in directions]
@@ -244,11 +246,9 @@ def put_numbers(figure, axes, points):
                               ha="center", va="center")
         size, choices = label.get_window_extent(), []
         for right, up in offsets:
-            left, bottom = x + right * dot - size.width / 2, y + up * dot - size.height / 2
-            box = (left, bottom, left + size.width, bottom + size.height)
-            hidden = sum(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3]
-                         for t in taken)
-            choices.append((hidden, len(choices), (right, up), box))
+            box = box_at(x + right * dot - size.width / 2, y + up * dot - size.height / 2,
+                         size.width, size.height)
+            choices.append((box.count_overlaps(taken), len(choices), (right, up), box))
         _, _, offset, box = min(choices)
         label.set_position(offset)
         taken.append(box)

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..cli.settings import with_current_names
 from ..errors import InputError
-from ..files import read_json
+from ..files import is_number, read_json
 from ..text.table_files import read_table
 from ..training.metrics import METRICS
 
@@ -98,10 +98,6 @@ def is_metrics(metrics):
     if not isinstance(f1, dict):
         return False
     return all(is_number(value) for value in [*map(metrics.get, METRICS), *f1.values()])
-
-
-def is_number(value):
-    return isinstance(value, (int, float))
 
 
 def read_history(path, record):

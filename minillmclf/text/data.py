@@ -1,7 +1,8 @@
 """Labelled data: a CSV, TSV or JSONL file, a folder of them, or a bundled name -> a Dataset.
 
-Here: text and label columns, names and order of the classes, splits. Not here: how rows are read
-(table_files.py), tokens (tokenizers/), batches (batch.py), checks of the data (doctor.py).
+Here: text and label columns, the classes, rows held out of train. Not here: how rows are read
+(table_files.py), what a cell means (cells.py), which split a row is of (splits.py), tokens
+(tokenizers/), batches (batch.py), checks of the data (doctor.py).
 
 Three rules. A class is its *name*: two files rarely number classes alike. A row that cannot be read
 is an error that names its line; no row is dropped. Nothing is taken from test: a missing dev split
@@ -10,7 +11,6 @@ is carved out of train.
 import functools
 import hashlib
 import json
-import math
 import os
 import re
 import sys
@@ -20,22 +20,14 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import short
-from .table_files import SEPARATORS, Table, read_table, read_chunks
+from .cells import as_json, check_text, label_name, label_set, natural_order, split_label
+from .splits import row_splits, split_column, split_files
+from .table_files import SEPARATORS, Table, read_chunks, read_table
 
 BUNDLED = Path(__file__).resolve().parent.parent / "datasets"
-
-# split -> the names that files may use for it, in any case
-SPLIT_ALIASES = {"train": "train training", "test": "test testing",
-                 "dev": "dev val valid validation eval evaluation development"}
-SPLIT_OF = {name: split for split, names in SPLIT_ALIASES.items() for name in names.split()}
 DEFAULT_COLUMNS = (("text",), ("text_a", "text_b"), ("premise", "hypothesis"),
                    ("prompt", "response_a", "response_b"))
 ZERO_ONE = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}   # cells of a class
-LIST_AS_TEXT = re.compile(r"""[\[({]\s*['"].*['"],?\s*[])}]|\[[-+\d.,\s]*]|\[[^][]*,[^][]*]""",
-                    re.DOTALL)                         # a list as a text: "['a', 'b']", "[a, b]"
-# Suffixes of files that may hold rows but cannot be read; UNREAD_SPLIT: of those named as a split.
-UNREAD = ".parquet .arrow .feather .xls .xlsx .gz .zip .bz2 .xz".split()
-UNREAD_SPLIT = [*UNREAD, *".json .txt .ndjson .tab".split()]
 
 
 @dataclass(frozen=True)
@@ -66,9 +58,9 @@ def read_examples(path, text_columns=None, label_column=None, need_labels=True, 
                   quoting="auto") -> list[Example]:
     """All rows of one file (or Table), in file order; empty texts are allowed.
 
-    text_columns: "a,b" or a sequence of names; default: the first of LAYOUTS of which the file has
-    a column. label_column: by default `label`, else `winner`. need_labels=False: a label that is
-    missing or cannot be read becomes None. multi_label: as in `load_data`; quoting: as in
+    text_columns: "a,b" or a sequence of names; default: the first of DEFAULT_COLUMNS of which the
+    file has a column. label_column: by default `label`, else `winner`. need_labels=False: a label
+    that is missing or cannot be read becomes None. multi_label: as in `load_data`; quoting: as in
     table_files.py. Raises InputError.
     """
     table = path if isinstance(path, Table) else read_table(Path(path), quoting)
@@ -177,20 +169,6 @@ def make_examples(table: Table, text_columns, label_column, need_labels=True, mu
     return columns, examples
 
 
-def check_text(value, where: str) -> str:
-    """Check a cell that must hold text. An InputError begins with `where`."""
-    if not isinstance(value, str):
-        raise InputError(f"{where} must hold text, found {as_json(value)}: write a string")
-    if re.search("[\0\ud800-\udfff]", value):       # JSON can hold both: "\u0000" and "\ud83d"
-        raise InputError(f"{where} holds a null byte or half of a surrogate pair: remove it")
-    return value
-
-
-def as_json(value) -> str:
-    """A cell for a message, as in JSON."""
-    return json.dumps(value)[:40]
-
-
 # ------------------------------------------------------------------------------------- labels
 
 def read_label(record, names, where: str, multi_label: bool) -> str:
@@ -207,63 +185,6 @@ def read_label(record, names, where: str, multi_label: bool) -> str:
                              "correct it, or leave the column out of --label-column")
         found += [name] * number
     return label_set(found, f"{where}s of --label-column")
-
-
-def label_name(value, where: str) -> str:
-    """The name of a class: text without outer spaces; 1 and 1.0 -> "1", true -> "true". An
-    InputError begins with `where`."""
-    if isinstance(value, int) or isinstance(value, float) and math.isfinite(value):
-        whole = isinstance(value, float) and value.is_integer()
-        return json.dumps(int(value) if whole else value)
-    if not isinstance(value, str) or value.strip().casefold() in ("", "nan", "null"):
-        more = ' (several: ["a", "b"] with --multi-label)' * isinstance(value, list)
-        raise InputError(f"{where} must hold a label, found {as_json(value)}: write one name, such "
-                         f'as "yes" or "no"{more}, or remove the row')
-    if LIST_AS_TEXT.fullmatch(value.strip()):
-        raise InputError(f'{where} holds a list as a text, {as_json(value)}: write "a|b" with '
-                         "--multi-label, or, of zeros and ones, a column for each class with "
-                         "--label-column a,b,c")
-    return check_text(value.strip(), where)
-
-
-def label_set(value, where: str) -> str:
-    """Any number of labels as one text: names in natural order, joined by bars; "" for none.
-
-    "b | a" -> "a|b"; from JSONL also ["b", "a"] -> "a|b" and [] -> "". An InputError begins with
-    `where`.
-    """
-    if value is None:
-        raise InputError(f'{where} must hold labels, found null: write "a|b" or ["a", "b"], and "" '
-                         "or [] for a row without any")
-    names = value if isinstance(value, list) else [value]
-    if isinstance(value, str):
-        names = value.split("|") if value.strip() else []
-        if not all(name.strip() for name in names):
-            raise InputError(f"{where} has an empty name beside a bar, {value[:40]!r}: write a "
-                             "name on both sides of each bar")
-    names = [label_name(name, where) for name in names]
-    for name in names:
-        if "|" in name:
-            raise InputError(f"{where} has the label {name!r}, but a bar stands between names: "
-                             "write each as an item of its own")
-        if names.count(name) > 1:
-            raise InputError(f"{where} names {name!r} twice: write each label of a row once")
-    return "|".join(natural_order(names))
-
-
-def split_label(label: str, multi_label=True) -> list[str]:
-    """The names in a label: "a|b" -> ["a", "b"], "" -> []. multi_label=False: it is one name."""
-    if not multi_label:
-        return [label]
-    return label.split("|") if label else []
-
-
-def natural_order(labels) -> list[str]:
-    """Numbers by value, then other names regardless of case: 2, 10, A, b."""
-    def key(label):
-        number = re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", label)
-        return (0, float(label), "", label) if number else (1, 0.0, label.casefold(), label)
-    return sorted(labels, key=key)
 
 
 def refuse_multi_hot(table: Table, label_column: str) -> None:
@@ -286,9 +207,9 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, multi_
     """Read labelled data with its splits; columns as for `read_examples`.
 
     path_or_name: a file, split by its column `split` or else 80/10/10 by `seed` (`hold_out`); a
-    folder with train.* and perhaps dev.* and test.* (or other names of SPLITS); a bundled name; or
-    a Table. A missing dev split is carved out of train, a missing test split is []. InputError also
-    for an empty text and for a class that train does not have.
+    folder with train.* and perhaps dev.* and test.* (or other names in splits.py); a bundled name;
+    or a Table. A missing dev split is carved out of train, a missing test split is []. InputError
+    also for an empty text and for a class that train does not have.
 
     multi_label: a label cell names any number of classes, or none: "a|b", in JSONL also
     ["a", "b"]; or with label_column "a,b,c" each class has a column of 0 and 1. Otherwise "a|b" is
@@ -346,34 +267,6 @@ def find_data(path_or_name) -> Path:
                      f"path, or name one of the bundled ones: {', '.join(bundled)}")
 
 
-def split_files(folder: Path) -> dict[str, Path]:
-    """A folder -> {split: its file}. InputError for files that may hold rows but are not read."""
-    files = {}
-    for file in sorted(folder.iterdir()):
-        stem, suffix = file.stem.casefold(), file.suffix.lower()
-        named = stem.partition(".")[0] in SPLIT_OF                 # test.csv.gz, test/
-        if suffix in UNREAD or named and (suffix in UNREAD_SPLIT or file.is_dir()):
-            raise InputError(f"{short(file, 200)}: is no .csv, .tsv or .jsonl file: convert it, or "
-                             "move it out of the folder")
-        if suffix not in SEPARATORS or stem.startswith("."):
-            continue
-        if stem.endswith("_meta") and stem.removesuffix("_meta") in SPLIT_OF:
-            continue                                               # describes rows, holds none
-        split = SPLIT_OF.get(stem)
-        if split in files:
-            raise InputError(f"{folder}: {files[split].name} and {file.name} both stand for "
-                             f"{split}: remove one")
-        if split is None:
-            raise InputError(f"{folder}: {short(file.name)} names no split: move it out of the "
-                             f"folder, or call it train, dev or test ({', '.join(SPLIT_OF)} are "
-                             "known)")
-        files[split] = file
-    if "train" not in files:
-        raise InputError(f"{folder}: no train.csv, train.tsv or train.jsonl in this folder: add "
-                         "it, or name a file")
-    return files
-
-
 def refuse_blank(path, examples, columns=()) -> None:
     """InputError for rows without any text; with columns, for rows with an empty text in one."""
     for place, name in enumerate(columns):
@@ -423,29 +316,6 @@ def find_classes(parts, paths, label_columns, multi_label) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------- splits
-
-def split_column(table: Table) -> str | None:
-    """The column that names the split of a row: split, in any case."""
-    found = [name for name in table.columns if name.strip().casefold() == "split"]
-    return max(found, default=None)                                # prefers split to Split
-
-
-def row_splits(table: Table, file_split: str | None = None) -> list[str]:
-    """The split of each row: that in its column `split`, else that of its file, else train."""
-    column = split_column(table)
-    if column is None:
-        return [file_split or "train"] * len(table.rows)
-    splits = []
-    for row, record in table.rows:
-        value = str(record.get(column))
-        split = SPLIT_OF.get(value.strip().casefold())
-        if split is None or file_split not in (None, split):
-            wanted = file_split or f"train, dev or test ({', '.join(SPLIT_OF)} are known)"
-            raise InputError(f"{table.path}, line {row}: column '{column}' says {short(value)}: "
-                             f"write {wanted}")
-        splits.append(split)
-    return splits
-
 
 def text_key(texts: tuple[str, ...]) -> tuple[str, ...]:
     """A key that is equal for texts that differ only in case and white space."""

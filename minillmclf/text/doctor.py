@@ -17,9 +17,11 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 
-from .data import Dataset, split_label, text_key
+from .cells import split_label
+from .data import Dataset, text_key
 
 SPLITS = ("train", "dev", "test")
+MARKS = {"p50": 50, "p90": 90, "p99": 99, "max": 100}    # percentiles of the lengths of rows
 MAX_IMBALANCE = 5                 # warn if largest / smallest class of train is more
 FEW_ROWS = 5                      # warn if a class has fewer train rows
 MANY_UNKNOWN = 0.05               # warn if at least this share of a split's tokens is unknown
@@ -74,7 +76,7 @@ class DataReport:
         """What `lines` prints per split -> [(title, {split: number}), ...]."""
         found = [("repeated, same label", self.repeated),
                  ("repeated, other label", self.contradicting), ("empty text", self.empty)]
-        for mark in ("p50", "p90", "p99", "max"):
+        for mark in MARKS:
             found.append((f"{self.unit}, {mark}",
                           {s: marks[mark] for s, marks in self.lengths.items()}))
         if self.max_length is not None:
@@ -129,7 +131,7 @@ def examine_data(dataset: Dataset, lengths=None, max_length=None, remedy="raise 
         r.contradicting[s] = count_repeats(texts[s], contradicting=True)
         r.empty[s] = sum(not all(map(str.strip, e.texts)) for e in rows)
         if rows:
-            r.lengths[s] = percentiles(sizes)
+            r.lengths[s] = {name: percentile(sizes, p) for name, p in MARKS.items()}
         if max_length is not None:
             r.truncated[s] = sum(size > max_length for size in sizes)
         if dataset.multi_label:
@@ -166,11 +168,9 @@ def count_shared(first: dict, second: dict) -> dict[str, int]:
     return {"same_label": sum(same), "conflicting": len(same) - sum(same)}
 
 
-def percentiles(numbers) -> dict[str, int]:
-    """The smallest numbers that 50, 90 and 99 percent do not exceed (nearest rank), and the max."""
-    ranked = sorted(numbers)
-    marks = {f"p{p}": ranked[math.ceil(p * len(ranked) / 100) - 1] for p in (50, 90, 99)}
-    return marks | {"max": ranked[-1]}
+def percentile(numbers, percent):
+    """The smallest of the numbers that `percent` % of them do not exceed (nearest rank)."""
+    return sorted(numbers)[math.ceil(percent * len(numbers) / 100) - 1]
 
 
 # ------------------------------------------------------------------------------------- warnings

@@ -19,7 +19,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 
 from ..errors import InputError
@@ -136,7 +136,7 @@ class TableReader:
                 record = json.loads(source)
                 if not isinstance(record, dict):
                     raise ValueError(f"found a {type(record).__name__}")
-                if source.count("[") + source.count("{") > MAX_DEPTH and depth(record) > MAX_DEPTH:
+                if source.count("[") + source.count("{") > MAX_DEPTH and depth(source) > MAX_DEPTH:
                     raise ValueError(f"more than {MAX_DEPTH} lists and objects within each other")
             except (ValueError, RecursionError) as error:
                 fault = f"not a JSON object ({error}): write one per line"
@@ -239,15 +239,7 @@ class TableReader:
         return len(lines) > 1 and count > 1
 
 
-def depth(value):
-    """How many levels of lists and objects a value has."""
-    level, count = [value], 0
-    while level:
-        inner = []
-        for item in level:
-            if isinstance(item, dict):
-                inner += item.values()
-            elif isinstance(item, list):
-                inner += item
-        level, count = inner, count + 1
-    return count - 1
+def depth(source):
+    """How many lists and objects stand within each other in a text of valid JSON."""
+    brackets = re.sub(r'"(?:[^"\\]|\\.)*"|[^][{}]', "", source)          # none of those in strings
+    return max(accumulate(1 if mark in "[{" else -1 for mark in brackets))

@@ -2,7 +2,7 @@
 
 All texts go through the backbone before the first step; later its output is looked up by a text's
 tokens. Results stay the same up to rounding, for texts are batched differently. The features are
-computed in a fixed order, so an interrupted run resumes bit for bit.
+computed in a fixed order, so an interrupted run resumes bit for bit (on a CPU).
 
 Features are cached only where that changes nothing. A frozen backbone keeps its dropout in
 training, as in transformers. So the output of a BERT with dropout 0.1 differs in each step and is

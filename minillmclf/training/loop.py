@@ -2,8 +2,8 @@
 
 The loop sees `model(batch) -> logits (B, C)` and an objective (losses.py). The store keeps the
 run's files (checkpoint.py): a run may be killed at any moment, and the next call with the same
-settings resumes it from the last state on disk. The result is bit for bit that of a run without
-interruption, because everything random in a step follows from (seed, step).
+settings resumes it from the last state on disk. The result is, on a CPU bit for bit, that of a run
+without interruption, because everything random in a step follows from (seed, step).
 Optional features are attached from outside: a step is a function, which others may wrap.
 """
 import math
@@ -34,16 +34,17 @@ class Hooks:
     on_epoch: Callable = lambda *_: None
 
 
-def take_step(model, optimizer, train, rows, settings, objective=None):
+def take_step(model, optimizer, train, rows, settings, objective=None, update=None):
     """One optimiser step on a batch -> its mean loss, a number.
 
-    train: plan.Split; rows: the row numbers of the batch; objective: such as CrossEntropy.
+    train: plan.Split; rows: the row numbers of the batch; objective: such as CrossEntropy;
+    update: called in place of update_weights.
     """
     objective = objective or CrossEntropy(None, settings.label_smoothing, settings.focal_gamma)
     divisor = objective.divisor(torch.tensor([train.targets[row] for row in rows]))
     optimizer.zero_grad(set_to_none=True)
     loss = add_gradients(model, train, rows, settings, objective, divisor)
-    update_weights(model, optimizer, settings, loss)
+    (update or update_weights)(model, optimizer, settings, loss)
     return loss
 
 

@@ -118,6 +118,14 @@ def trainable_names(model, method, bias="none"):
     return {*chosen, *(name for name, _ in model.named_parameters() if name.startswith("head."))}
 
 
+def trained_in_place(model, method):
+    """The names of the parameters of whole blocks that a method trains in place, known before it is
+    attached. Biases and norms, which some methods train too, are not among them."""
+    chosen = find_method(method, model)
+    in_place = chosen in (METHODS["full"], METHODS["last-N"])
+    return {*chosen.trainable(model, {"method": method})} if in_place else set()
+
+
 def set_trainable(model, method, bias="none"):
     """Set requires_grad of all parameters of a classifier -> (trainable, total), their numbers."""
     trainable = trainable_names(model, method, bias)

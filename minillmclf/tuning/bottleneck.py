@@ -22,7 +22,7 @@ from ..files import short
 from ..models.config import look_up
 from ..models.layers import ACTIVATIONS
 from . import selection
-from .selection import base_weight, check_unwrapped, find_linears, find_targets, in_head
+from .selection import check_unwrapped, find_linears, find_targets, in_head, place_beside
 
 WRAPPED_LAYERS = {"houlsby": ("o_proj", "down_proj"), "pfeiffer": ("down_proj",)}
 
@@ -41,9 +41,8 @@ class Bottleneck(nn.Module):
             self.down.weight.normal_(0.0, 0.01, generator=generator)
             for zero in (self.down.bias, self.up.weight, self.up.bias):
                 zero.zero_()
-        W = base_weight(base)
-        for part in (self.down, self.up):                # 16 bits would round small steps away
-            part.to(W.device, torch.promote_types(W.dtype, torch.float32))
+        for part in (self.down, self.up):
+            part.to(*place_beside(base))
         self.train(base.training)
 
     def forward(self, x):

@@ -18,8 +18,10 @@ from torch import nn
 from ..errors import InputError
 from ..files import short
 from . import selection
+from .frozen import widen
 from .quant import plain_linear
-from .selection import base_weight, check_unwrapped, find_linears, find_targets, values_by_path
+from .selection import (base_weight, check_unwrapped, find_linears, find_targets, place_beside,
+                        values_by_path)
 
 DEFAULT_TARGETS = dict.fromkeys(                                     # as PEFT's
     ("bert", "distilbert", "roberta", "xlm-roberta", "deberta-v2", "llama", "mistral", "qwen2",
@@ -59,11 +61,11 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base, self.config = base.requires_grad_(False), config
         self.in_features, self.out_features = base.in_features, base.out_features
-        W, A = base_weight(base), torch.empty(config.rank, self.in_features, device="cpu")
+        A = torch.empty(config.rank, self.in_features, device="cpu")
         nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
-        dtype = torch.promote_types(W.dtype, torch.float32)   # 16 bits would round small steps away
-        B = W.new_zeros(self.out_features, config.rank, dtype=dtype)
-        self.lora_A = nn.ParameterDict({ADAPTER_NAME: A.to(W.device, dtype)})              # (r, in)
+        device, dtype = place_beside(base)
+        B = torch.zeros(self.out_features, config.rank, device=device, dtype=dtype)
+        self.lora_A = nn.ParameterDict({ADAPTER_NAME: A.to(device, dtype)})                # (r, in)
         self.lora_B = nn.ParameterDict({ADAPTER_NAME: B})                                 # (out, r)
         self.train(base.training)                   # a new module is in training mode: dropout
 
@@ -171,6 +173,7 @@ def merge(model, dequantise=False):
                              "changes the answers: keep the adapter apart, or take a plain Linear "
                              "with merge(model, dequantise=True)")
     for path, layer in layers.items():
+        widen(layer)                            # a base in bf16 would round the sum
         base = layer.base
         if hasattr(base, "dequantised"):
             base = plain_linear(base, layer.weight)

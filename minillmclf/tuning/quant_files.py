@@ -17,6 +17,7 @@ from ..files import check_fields, find_model, parse_json, short
 from ..models.config import read_model_config
 from ..models.tensor_files import join_faults, read_tensor
 from ..models.weights import Checkpoint, export_tensors, load_parameters
+from .frozen import Placer
 from .quant import (BLOCKSIZES, CODES, FLOATS, NESTED_BLOCKSIZE, Linear4bit, Quantised, Quantiser,
                     dtype_name, dynamic_map)
 
@@ -171,8 +172,9 @@ def open_checkpoint(folder):
     return Checkpoint(folder) if quantised is None else FourBitCheckpoint(folder)
 
 
-def fill_from(model, checkpoint, table, fresh=(), **options):
-    """As models.weights.fill, for a checkpoint with or without 4-bit layers -> Report."""
+def fill_from(model, checkpoint, table, fresh=(), device=None, **options):
+    """As models.weights.load_parameters, for a checkpoint with or without 4-bit layers -> Report.
+    device: of the 4-bit layers, None for the CPU."""
     paths = {}
     for layer in getattr(checkpoint, "packed", {}):
         try:
@@ -190,25 +192,28 @@ def fill_from(model, checkpoint, table, fresh=(), **options):
         new, shape = checkpoint.read_layer(layer, old.bias), (old.out_features, old.in_features)
         if new.shape != shape:
             raise InputError(f"{checkpoint.folder}: {layer} is {new.shape}, {owner} is {shape}")
-        model.set_submodule(owner, new)
+        model.set_submodule(owner, new if device is None else new.to(device))
         report.loaded[layer + ".weight"] = path
         report.newly_initialised.remove(path)
     return report
 
 
-def load_weights(model, checkpoint, table, fresh=(), quantise=None):
-    """Fill a classifier from a checkpoint -> Report, the paths that were not quantised; [] if none
-    was to be.
+def load_weights(model, checkpoint, table, fresh=(), quantise=None, half=(), device=None):
+    """Fill a classifier from a checkpoint, a tensor at a time -> Report, the paths that were not
+    quantised; [] if none was to be.
 
     fresh: patterns of paths that need not be in the file; quantise: "nf4" or "fp4" for the linear
-    layers of the backbone as they are read; None, or a 4-bit file: nothing is quantised.
+    layers of the backbone as they are read; None, or a 4-bit file: nothing is quantised. half:
+    paths of matrices that are held in bf16, if not in four bits; device: of all that is read.
     """
-    if not quantise or hasattr(checkpoint, "packed"):
-        return fill_from(model, checkpoint, table, fresh), []
-    excluded = {*model.backbone.FULL_PRECISION, "lm_head"}
-    quantiser = Quantiser(lambda path: not excluded & set(path.split(".")), quantise)
-    report = fill_from(model, checkpoint, table, fresh, place=quantiser)
-    return report, quantiser.list_paths(model)[1]
+    quantiser = None
+    if quantise and not hasattr(checkpoint, "packed"):
+        excluded = {*model.backbone.FULL_PRECISION, "lm_head"}
+        quantiser = Quantiser(lambda path: not excluded & set(path.split(".")), quantise)
+    place = Placer(half, device, quantiser)
+    report = fill_from(model, checkpoint, table, fresh, device, place=place,
+                       dtype=lambda path: place.dtype_of(model, path))
+    return report, quantiser.list_paths(model)[1] if quantiser else []
 
 
 def export_4bit(model, table):

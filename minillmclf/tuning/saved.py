@@ -21,6 +21,7 @@ from ..models.weights import Checkpoint
 from ..text.tokenizers.files import READERS
 from . import ADAPTER_METHODS, BOTTLENECK_METHODS, LORA_METHODS, METHODS, lora, peft, set_trainable
 from . import trainable_names
+from .frozen import DTYPES
 from .peft.config import is_positive
 from .peft.files import read_floats
 from .peft.model import raise_faults
@@ -63,7 +64,8 @@ SETTINGS = {
     "labels?": (is_names, "a list of names"), "pool?": (none_or(is_word), "a word"),
     "keep?": (is_word, "a word"), "max_length?": (none_or(is_positive), "a whole number from 1"),
     "thresholds?": (none_or(lambda v: isinstance(v, list)), "a list of numbers"),
-    "readout?": OBJECT, "windows?": OBJECT, "calibration?": OBJECT, "preference?": OBJECT}
+    "dtype?": (lambda v: v in DTYPES, " or ".join(DTYPES)), "readout?": OBJECT, "windows?": OBJECT,
+    "calibration?": OBJECT, "preference?": OBJECT}
 RECORD = SETTINGS | {
     "labels": SETTINGS["labels?"], "recipe": (is_tuning, "a method and its numbers"),
     "base": (lambda v: isinstance(v, str) and v, "a folder's name"),
@@ -203,7 +205,8 @@ def load_tuned(folder, build, base=None):
         if found != method.replace("qlora", "lora"):
             raise InputError(f"{where}: tells of {method}, but {ADAPTER}/ holds {found}: save the "
                              "run again")
-    model = build_from(build, base, record["labels"], record, where, quantise=record["quantise"])
+    model = build_from(build, base, record["labels"], record, where, quantise=record["quantise"],
+                       method=method)
     if method in BOTTLENECK_METHODS:
         METHODS[method].attach(model, tuning, seed=0)
         fill_bottlenecks(model, method, tensors, folder / TENSORS)
@@ -222,6 +225,7 @@ def build_from(build, base, labels, settings, where, **more):
                           max_length=settings.get("max_length"), keep=settings.get("keep", "head"),
                           windows=settings.get("windows"), preference=settings.get("preference"),
                           multi_label=settings.get("thresholds") is not None,
+                          dtype=settings.get("dtype", "fp32"),
                           **more, **settings.get("readout") or {})
     except TypeError as error:
         raise InputError(f"{where}: {error}: save it again") from None
@@ -270,7 +274,7 @@ def load_peft(folder, build, base=None):
     where = Path(folder) / peft.OWN_FILE
     own = check_fields(read_json(where), SETTINGS, where) if where.exists() else {}
     labels = own.get("labels") or guess_labels(tensors, folder, base)
-    model = build_from(build, base, labels, own, where)
+    model = build_from(build, base, labels, own, where, method=peft.method_of(record))
     peft.apply_adapter(model, record, tensors)
     return model.eval()
 

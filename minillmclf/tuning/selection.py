@@ -4,7 +4,9 @@ Here too: BitFit (Ben Zaken et al. 2022), which trains biases alone. Not here: w
 layer (lora.py, bottleneck.py).
 """
 import re
+from itertools import chain
 
+import torch
 from torch import nn
 
 from ..errors import InputError
@@ -15,6 +17,15 @@ from ..text.patterns import Clock, compile_pattern
 def base_weight(base):
     """The matrix (out, in) of a linear layer; that of a 4-bit layer is dequantised."""
     return base.dequantised() if hasattr(base, "dequantised") else base.weight
+
+
+def place_beside(base):
+    """The device and the dtype of what learns beside a linear layer. At least fp32: 16 bits would
+    round small steps away. A 4-bit weight is not dequantised for it."""
+    is_4bit = hasattr(base, "dequantised")
+    dtype = getattr(base, "dtype", torch.float32) if is_4bit else base.weight.dtype
+    device = next(chain(base.buffers(), base.parameters())).device
+    return device, torch.promote_types(dtype, torch.float32)
 
 
 def find_linears(model):

@@ -35,9 +35,9 @@ from minillmclf.files import check_out_folder, read_json, write_text
 ROUNDS = 3                                        # with each data seed
 ALONE = ("memory", "start", "scaling")
 ROWS = ("bert-sst2", "bert-documents", "equal-lengths", "label-token", "label-scoring", "deberta", "lora-all-linear", "qlora",
-        "families", "memory", "tokenizers", "start", "scaling")
+        "families", "bf16", "memory", "tokenizers", "start", "scaling")
 QUICK = {"bert-sst2": None, "label-token": None, "label-scoring": ("2 labels", "6 labels"), "deberta": ("T = 32", "T = 256"),
-         "qlora": None}                           # rows of --quick, and which lines of them; None: all
+         "qlora": None, "bf16": ("inference",)}   # rows of --quick, and which lines of them; None: all
 THEIR_START = "import sys; from transformers import pipeline; print(pipeline('text-classification', sys.argv[1])('a text'))"
 
 

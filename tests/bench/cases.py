@@ -27,7 +27,7 @@ LABEL_LENGTHS = {2: [1], 6: [1, 1, 1, 2, 2, 2], 77: [1, 2, 2, 2, 3, 3, 3, 4, 4, 
 class Case:
     """One line of a table. model: of `config`; lengths: a key of SPREAD, or a number of tokens that all rows have; batch,
     batches: rows of a batch, and how many of these a call works on; work: train, backward or infer; labels: for readouts that
-    ask for words; aims: how many times faster than D and T the specification hopes to be."""
+    ask for words; aims: how many times faster than D and T the specification hopes to be; precision: fp32 or bf16."""
     row: str
     name: str
     build: str = "classes"
@@ -42,6 +42,7 @@ class Case:
     work: str = "train"
     labels: int = 2
     aims: tuple = (None, None)
+    precision: str = "fp32"
 
 
 def three(row, aims, **same):
@@ -65,6 +66,7 @@ CASES = [
     *(Case("families", f"{model}, {name}", model=model, batch=16, work=work, aims=(aim, 1.4))
       for model in ("roberta", "gpt2", "mistral", "gemma", "t5")
       for name, work, aim in (("full", "train", 2.5), ("inference", "infer", 2.8))),
+    *three("bf16", ((None, None),) * 3, build="bf16", precision="bf16"),
     *(Case("tokenizers", name, build="tokenizers", batch=200, work="infer")
       for name in ("WordPiece", "byte-level BPE", "Unigram")),
 ]

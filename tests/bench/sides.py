@@ -43,6 +43,12 @@ def padded(lists, pad=PAD):
 class Side:
     """One way to do a case's work."""
 
+    precision = "fp32"                     # of forward passes in training: bf16 is under autocast
+
+    @property
+    def autocast(self):
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16")
+
     def use(self, data, alike=False):
         """What the calls from now on work on. alike: on the batches of all other sides, so that answers can be compared."""
         self.data, self.batches = data, data.bucketed
@@ -69,6 +75,7 @@ class Ours(Side):
 
     def train(self):
         self.model.train()
+        self.settings.precision = self.precision
         for rows in self.batches:
             take_step(self.model, self.optimizer, self.data.rows, rows, self.settings, self.objective)
 
@@ -84,7 +91,8 @@ class Ours(Side):
     def scores_in_training(self):
         """The same as training computes them: bitsandbytes has another, coarser kernel for inference."""
         self.model.train()
-        return torch.cat([self.model(collate(self.data.rows.encoded, rows)) for rows in self.data.bucketed])
+        with self.autocast:
+            return torch.cat([self.model(collate(self.data.rows.encoded, rows)) for rows in self.data.bucketed])
 
     def differentiate(self, rows):
         """The gradients of one batch's loss, in the parameters."""
@@ -154,7 +162,9 @@ class Theirs(Side):
         self.model.train()
         learning = [p for p in self.model.parameters() if p.requires_grad]
         for rows in self.batches:
-            self.loss(rows).backward()
+            with self.autocast:
+                loss = self.loss(rows)
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(learning, 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -175,7 +185,8 @@ class Theirs(Side):
     @torch.no_grad()
     def scores_in_training(self):
         self.model.train()
-        return torch.cat([self.scores(rows) for rows in self.data.bucketed])
+        with self.autocast:
+            return torch.cat([self.scores(rows) for rows in self.data.bucketed])
 
     def differentiate(self, rows):
         self.model.train()

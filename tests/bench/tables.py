@@ -14,6 +14,13 @@ LIBRARIES = ("transformers", "peft", "tokenizers", "accelerate", "bitsandbytes")
 SEEDS, ENOUGH = 3, 9                              # data seeds, and rounds, that a table should rest on
 
 
+def version_or_none(name):
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def machine(threads):
     """What the numbers depend on besides the code."""
     import torch
@@ -23,7 +30,7 @@ def machine(threads):
         processor = told[0] if told else processor
     return {"processor": processor, "cores": os.cpu_count(), "threads": threads, "system": platform.platform(),
             "python": platform.python_version(), "torch": torch.__version__,
-            **{name: metadata.version(name) for name in LIBRARIES}}
+            **{name: metadata.version(name) for name in LIBRARIES}, "onnxruntime": version_or_none("onnxruntime")}
 
 
 def commit():
@@ -58,7 +65,7 @@ def markdown(table):
     made, rows = table["made_from"], table["rows"]
     about, lines = made["machine"], ["# Speed beside transformers and PEFT", ""]
     lines.append(f"{about['processor']}, {about['cores']} cores, **{about['threads']} threads**; " + ", ".join(
-        f"{name} {about[name]}" for name in ("torch", *LIBRARIES)) + f"; commit {table['commit'] or 'unknown'}, {table['date']}.")
+        f"{name} {about[name]}" for name in ("torch", *LIBRARIES, "onnxruntime") if about.get(name)) + f"; commit {table['commit'] or 'unknown'}, {table['date']}.")
     if made["quick"]:
         lines.append("\n**This is a quick run**: 2 layers, half the rows of a batch. Its ratios are no results.")
     count = made["seeds"] * made["rounds"]
@@ -69,14 +76,40 @@ def markdown(table):
         lines += ["", "**This run is void**; the same command measures these lines again:", "", *broken]
     unit = {"tokens": [], "texts": []}
     for record in rows.values():
-        if "rounds" in record and "sides" in record:
+        if "rounds" in record and "sides" in record and record.get("precision", "fp32") == "fp32":
             unit[record["unit"]].append(headline(record))
     for name, found in unit.items():
         if found:
             lines += ["", f"## {'Models' if name == 'tokens' else 'Tokenizers'}", "", *markdown_table(
                 ["work", f"ours, µs a {'real token' if name == 'tokens' else 'text'}", "D / ours", "T / ours", "aim D", "aim T",
                  "reference / itself", "ours of sgemm", "reference of sgemm", ""], found)]
-    return "\n".join(lines + others(rows) + notes(rows)) + "\n"
+    return "\n".join(lines + halves(rows) + others(rows) + notes(rows)) + "\n"
+
+
+BESIDE = ("fp32", "D", "T", "ONNX fp32", "ONNX int8")           # the sides beside ours in a row in bf16
+
+
+def halves(rows):
+    """The table of the rows in bf16."""
+    records = [record for record in rows.values() if record.get("precision") == "bf16"]
+    if not records:
+        return []
+    found = []
+    for record in records:
+        cost = statistics.median(1e6 * cost["ours"] for cost in costs(record))
+        distance = [f"{name} {record['apart'][name]:.2g}" for name in record["sides"] if name != "fp32"]
+        found.append([record["name"], f"{cost:.0f}",
+                      *(times(paired(record, name, "ours")) if name in record["sides"] else "" for name in BESIDE),
+                      times(paired(record, "again", record["twin"])), ", ".join(distance), "**void**" if record["faults"] else ""])
+    lines = ["", "## In bf16", "", *markdown_table(
+        ["work", "ours in bf16, µs a real token", *(f"{name} / ours" for name in ("ours in fp32", *BESIDE[1:])),
+         "reference / itself", "scores from ours in fp32, in parts of the largest", ""], found), "",
+        "BERT on the lengths of SST-2. ours, D, T: in bf16; ONNX: ONNX Runtime on transformers' model, in batches as T's. Scores "
+        "differ by rounding; gradients were equal before autocast."]
+    if not all(record["fast"] for record in records):
+        lines.append("**This machine is not fast at bf16** (neither AMX nor AVX512-BF16): bf16 is no gain here.")
+    missing = {record["absent"] for record in records if record["absent"]}
+    return lines + [f"Without ONNX Runtime: {reason}." for reason in sorted(missing)]
 
 
 def others(rows):
@@ -107,7 +140,8 @@ def notes(rows):
             "is faster; 0.9 to 1.1 shows no difference. Laying out batches is timed for all. Dropout 0. Before timing, logits and "
             "(in training) gradients were equal on the same rows. Of sgemm: executed FLOPs a second against those of a large matrix product.")
     speeds = [2e-9 * SQUARE**3 / seconds["sgemm"]
-              for record in rows.values() if "sides" in record for seconds in record["rounds"]]
+              for record in rows.values() if "sides" in record and record.get("precision", "fp32") == "fp32"
+              for seconds in record["rounds"]]
     if speeds:
         text += (f" sgemm ({SQUARE} x {SQUARE}) in the same rounds: {statistics.median(speeds):.0f} GF/s "
                  f"({min(speeds):.0f}-{max(speeds):.0f}).")

@@ -1,7 +1,8 @@
 """Peak memory of training steps by each method, here and in transformers + PEFT: a process each.
 
-  python tests/reference/memory.py
+  python tests/reference/memory.py [ROW ...]
 
+ROW: such as "lora" or "lora, --dtype bf16"; all of ROWS if none is named.
 A BERT of 12 layers x 768 with random weights, 8 texts of 128 tokens, fp32, AdamW, no dropout, LoRA of rank 8 on queries and
 values. Printed is how far the peak of two steps lies above the level before the first, plus the weights: so imports and
 libraries do not count. Linux only (/proc).
@@ -16,14 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = dict(model_type="bert", vocab_size=8000, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
               intermediate_size=3072, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, pad_token_id=0,
               architectures=["BertModel"])
-METHODS = ("full", "lora", "qlora")
+ROWS = ("full", "lora", "lora, --dtype bf16", "qlora")
 
 STEPS = """
 import gc, json, sys
 import torch
 import torch.nn.functional as F
 torch.manual_seed(0)
-folder, method, recompute = sys.argv[1], sys.argv[2], sys.argv[3] == "True"
+folder, method, recompute, dtype = sys.argv[1], sys.argv[2], sys.argv[3] == "True", sys.argv[4]
 ids, mask, labels = torch.randint(5, 8000, (8, 128)), torch.ones(8, 128, dtype=torch.long), torch.arange(8) % 2
 
 def memory(name):
@@ -46,7 +47,8 @@ from minillmclf.classify.classifier import Classifier
 from minillmclf.text.batch import Batch
 from minillmclf.training.recompute import recompute_blocks
 from minillmclf.tuning import tune
-model = Classifier.from_backbone(folder, ["a", "b"], quantise="nf4" if method == "qlora" else None)
+model = Classifier.from_backbone(folder, ["a", "b"], quantise="nf4" if method == "qlora" else None,
+                                 dtype=dtype, method=method)
 recipe = dict(method=method, rank=8, alpha=16.0, dropout=0.0, use_rslora=False, targets=None, bias="none")
 tune(model, recipe if method != "full" else {"method": "full"})
 if recompute:
@@ -57,7 +59,7 @@ measure(model.train(), lambda: model(batch))
 THEIRS = STEPS + """
 import transformers
 from peft import LoraConfig, get_peft_model
-options = {}
+options = {"dtype": torch.bfloat16} if dtype == "bf16" else {}
 if method == "qlora":
     options = dict(device_map="cpu", quantization_config=transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32,
@@ -77,13 +79,13 @@ def megabytes(program, *arguments):
     return json.loads(ran.stdout.splitlines()[-1]) if ran.returncode == 0 else None
 
 
-def estimate(folder, method):
+def estimate(folder, method, dtype):
     """What `inspect` says for the same step of 8 x 128 tokens."""
     from minillmclf.classify.family_heads import build_head
     from minillmclf.cli.memory import step_bytes, training_memory
     from minillmclf.models import load_backbone
     backbone = load_backbone(folder).train()
-    trained, always, text = training_memory(backbone, build_head("bert", backbone, 2), method, 128)
+    trained, always, text = training_memory(backbone, build_head("bert", backbone, 2), method, 128, dtype)
     return step_bytes(always, trained, 8 * text) / 2**20
 
 
@@ -97,12 +99,14 @@ def main():
         save_backbone(model, folder)
         WordPiece.from_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]).save(Path(folder))
         print("| method | here | transformers + PEFT | ratio | inspect says |\n|---|---|---|---|---|")
-        for method in METHODS:
+        for row in sys.argv[1:] or ROWS:
+            method, _, dtype = row.partition(", --dtype ")
+            dtype = dtype or "fp32"
             for recompute in (False, True):
-                ours, theirs = (megabytes(program, folder, method, recompute) for program in (OURS, THEIRS))
-                said = f"{estimate(folder, method):.0f} MB" if not recompute else ""
+                ours, theirs = (megabytes(program, folder, method, recompute, dtype) for program in (OURS, THEIRS))
+                said = f"{estimate(folder, method, dtype):.0f} MB" if not recompute else ""
                 ratio = f"{ours / theirs:.2f}" if theirs else ""
-                print(f"| {method}{', recomputing' * recompute} | {ours:.0f} MB | {theirs or float('nan'):.0f} MB | {ratio} | {said} |",
+                print(f"| {row}{', recomputing' * recompute} | {ours:.0f} MB | {theirs or float('nan'):.0f} MB | {ratio} | {said} |",
                       flush=True)
 
 

@@ -62,25 +62,26 @@ def set_balanced_shots(model, train, number, seed, order=0):
 
 
 @torch.inference_mode()
-def text_vectors(texts, folder):
+def text_vectors(texts, folder, device="cpu"):
     """N rows of texts -> vectors of length 1, numpy (N, D): the means of an encoder's last hidden
-    states."""
-    encoder, tokenizer = load_backbone(folder), load_tokenizer(folder)
+    states. device: where the encoder is to compute."""
+    encoder, tokenizer = load_backbone(folder).to(device), load_tokenizer(folder)
     most = min(encoder.max_tokens or ENCODER_TOKENS, ENCODER_TOKENS)
     most -= tokenizer.num_special_tokens(False)
     encoded = [tokenizer.add_special_tokens(tokenizer.ids(" ".join(row))[:most]) for row in texts]
     out = torch.empty(len(encoded), encoder.width)
     for rows in make_batches([len(ids) for ids, _ in encoded], 64):
-        b = collate(encoded, rows, tokenizer.pad_id)
-        out[rows] = pool(encoder.states(b.ids, b.mask, b.types), b.mask, "mean")
+        b = collate(encoded, rows, tokenizer.pad_id).to(device)
+        out[rows] = pool(encoder.states(b.ids, b.mask, b.types), b.mask, "mean").cpu()
     return F.normalize(out, dim=-1).numpy()
 
 
 def encode_with_nearest_shots(model, train, examples, number, folder):
     """Encode each row after the `number` training rows nearest to it (Liu et al. 2022) -> encoded
     rows, how many rows were cut, how many rows had their shots cut."""
-    vectors = text_vectors([e.texts for e in train], folder)
-    queries = text_vectors([e.texts for e in examples], folder)
+    device = next(model.parameters()).device
+    vectors = text_vectors([e.texts for e in train], folder, device)
+    queries = text_vectors([e.texts for e in examples], folder, device)
     encoded, rows_cut, shots_cut = [], 0, 0
     for example, query in zip(examples, queries):
         shots_cut += set_shots(model, nearest_shots(vectors, query, train, number)) > 0

@@ -7,180 +7,23 @@
     sentencepiece.bpe.model                     XLM-RoBERTa
 
 Special tokens stand in tokenizer_config.json, or in the older special_tokens_map.json and
-added_tokens.json. Not here: the defaults of a family (families.py), what a file may hold
-(schema.py), the content of a .model file (model_file.py), text -> ids (tokenizer.py).
+added_tokens.json. Not here: what is made of their contents (description.py), what a file may hold
+(schema.py), the content of a .model file (model_file.py).
 The formats are those of the `tokenizers` and `transformers` libraries.
 """
 
 import functools
 import os
 import re
-from typing import NamedTuple
 
 from ... import files
 from ...errors import InputError
 from ...files import short
 from . import bpe, model_file
-from .families import (DEBERTA, FAMILIES, ROBERTA, XLM_ROBERTA, family_layouts, family_of_class,
-                       find_family, find_roles, has_one_bos, read_layouts, token_text,
-                       write_layouts)
-from .schema import ADDED_TOKEN, CONFIG, CONFIG_FLAGS, ID, check, check_document, check_type
-from .steps import steps_of
+from .description import describe, vocab_of
+from .families import FAMILIES, token_text
+from .schema import CONFIG, CONFIG_FLAGS, ID, check
 
-
-class Description(NamedTuple):
-    """All that a Tokenizer is built from. source: the file that errors name."""
-
-    document: dict         # as in a tokenizer.json, checked
-    roles: dict            # {"cls": "[CLS]", ...}, the special tokens that the checkpoint has
-    layouts: list          # for one text and for a pair, see families.py
-    settings: dict         # what the document repeats of tokenizer_config.json, by its keys
-    max_length: int | None
-    one_bos: bool          # there must be exactly one BOS, see families.py
-    inputs: list           # names of the model's inputs: "input_ids", ...
-    source: str
-
-
-def describe(document, config, source):
-    """The Description from the contents of tokenizer.json and tokenizer_config.json, two dicts.
-
-    A document without a post_processor gets that of its family. InputError if the two are
-    malformed, not supported, or contradict each other.
-    """
-    check_document(document, source)
-    document.setdefault("version", "1.0")
-    document |= {"truncation": None, "padding": None}  # decided per batch
-    added = read_added_tokens(document, config, source)
-    vocab = vocab_of(document) | {text: token["id"] for text, token in added.items()}
-    ids = set(vocab.values())
-    if len(ids) < len(vocab) or not vocab:
-        raise InputError(f"{source}: {len(vocab)} pieces with {len(ids)} different ids; each piece "
-                         "needs one of its own, from 0 up: fetch the file again")
-    family, roles = find_family(vocab, config), find_roles(vocab, config, source)
-    document["added_tokens"] = mark_special_tokens(added, roles, vocab, config, source)
-    layouts = find_layouts(document, family, roles, vocab, config, source)
-    settings = document_settings(document)
-    check_agreement(settings, layouts, roles, vocab, config, source)
-    inputs = ["input_ids", "attention_mask"]
-    if family is DEBERTA or document["model"]["type"] == "WordPiece":
-        inputs.insert(1, "token_type_ids")
-    length = config.get("model_max_length", config.get("max_len"))
-    max_length = None if length is None or length > 10**9 else int(length)
-    return Description(document, roles, layouts, settings, max_length, family.one_bos,
-                       config.get("model_input_names") or inputs, source)
-
-
-def find_layouts(document, family, roles, vocab, config, source):
-    """The document's layouts, or else its family's, which are then written into the document."""
-    if family.one_bos and config.get("add_bos_token") is False:
-        raise InputError(f"{source}: add_bos_token is false in tokenizer_config.json, but a model "
-                         "of this family needs exactly one BOS before a text; remove the key")
-    if "post_processor" in document:
-        layouts = read_layouts(document["post_processor"], source)
-        if not family.one_bos or has_one_bos(layouts, roles, vocab):
-            return layouts
-        eos = [vocab.get(roles.get("eos"))]
-        if eos in [part for layout in layouts for part, _ in layout]:
-            config = config | {"add_eos_token": True}  # keep its EOS
-    layouts = family_layouts(family, roles, vocab, config, source)
-    document["post_processor"] = write_layouts(layouts, family, roles, vocab, config)
-    return layouts
-
-
-def check_agreement(settings, layouts, roles, vocab, config, source):
-    """InputError if a layout has an unknown id, or if config and document disagree.
-
-    Versions of transformers differ in which of the two they follow.
-    """
-    single, pair = layouts
-    ids = set(vocab.values())
-    unknown = [i for part, _ in single + pair if part not in ("A", "B") for i in part
-               if i not in ids]
-    if unknown:
-        raise InputError(f"{source}: post_processor puts id {unknown[0]} around a text, which is "
-                         f"no piece's; the highest id is {max(ids)}: fetch the file again")
-    bos, eos = ([vocab.get(roles.get(role))] for role in ("bos", "eos"))
-    found = settings | {"add_bos_token": single[0][0] == bos, "add_eos_token": single[-1][0] == eos}
-    for key, value in found.items():
-        if config.get(key) not in (None, value):
-            raise InputError(f"{source} has {key} {value}, but tokenizer_config.json "
-                             f"{config[key]}; set both alike")
-
-
-def document_settings(document):
-    """The document's settings that tokenizer_config.json repeats, by its keys."""
-    model, normal, cut = (document.get(key) for key in ("model", "normalizer", "pre_tokenizer"))
-    if model["type"] == "WordPiece":
-        lower, accents = normal["lowercase"], normal.get("strip_accents")
-        return {"do_lower_case": lower, "strip_accents": lower if accents is None else accents,
-                "tokenize_chinese_chars": normal["handle_chinese_chars"]}
-    if model["type"] == "BPE" and not model.get("byte_fallback"):
-        return {"add_prefix_space": steps_of(cut, "pre_tokenizer")[-1]["add_prefix_space"]}
-    return {}
-
-
-def vocab_of(document):
-    """{piece: id}, added tokens included. A Unigram document lists [piece, score] by id."""
-    vocab = document["model"]["vocab"]
-    if isinstance(vocab, list):
-        vocab = {piece: i for i, (piece, _) in enumerate(vocab)}
-    return vocab | {token["content"]: token["id"] for token in document.get("added_tokens") or []}
-
-
-# ------------------------------------------------------------------------------- the added tokens
-
-def read_added_tokens(document, config, source):
-    """{text: token}: the tokens to match literally in a text, from document and config."""
-    added = {token["content"]: token for token in document.get("added_tokens") or []}
-    vocab = vocab_of({"model": document["model"]})
-    for i, token in config.get("added_tokens_decoder", {}).items():
-        known = added.setdefault(token["content"], {"id": int(i), **token})
-        for key, said in (("id", int(i)), ("lstrip", token.get("lstrip", False)),
-                          ("rstrip", token.get("rstrip", False))):
-            if known.get(key, False) != said:
-                raise InputError(f"{source} has {key} {known.get(key)} for "
-                                 f"{short(token['content'])}, but tokenizer_config.json {said}; "
-                                 "set both alike")
-    for text, token in added.items():
-        if vocab.get(text, token["id"]) != token["id"]:
-            raise InputError(f"{source}: {short(text)} has id {token['id']} as an added token, "
-                             f"{vocab[text]} in the vocabulary; set both alike")
-    return added
-
-
-def mark_special_tokens(added, roles, vocab, config, source):
-    """The added tokens, sorted by id, with the special tokens of the config or its class."""
-    family, special = family_of_class(config), {}
-    for role, text in roles.items():
-        given = config.get(f"{role}_token")
-        if isinstance(given, dict):
-            flags = {flag: bool(given.get(flag)) for flag in ("lstrip", "rstrip")}
-            special.setdefault(text, flags)
-        elif given or family and role in family.tokens:
-            # RoBERTa's mask takes the space before it: "a <mask>" is two pieces
-            lstrip = family in (ROBERTA, XLM_ROBERTA) and role == "mask"
-            special.setdefault(text, {"lstrip": lstrip})
-    for key in ("additional_special_tokens", "extra_special_tokens"):
-        given = config.get(key) or []
-        for token in given.values() if isinstance(given, dict) else given:
-            special.setdefault(token_text(token), {})
-            if token_text(token) not in vocab:
-                raise InputError(f"{source}: {key} has {short(token_text(token))}, which is "
-                                 f"neither in the vocabulary of {len(vocab)} pieces nor an added "
-                                 "token; add it, or leave it out of the config")
-    for text, flags in special.items():
-        added[text] = {"id": vocab[text], "normalized": False, **flags, **added.get(text, {}),
-                       "content": text, "special": True}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True,
-             "special": False}
-    tokens = sorted((flags | token for token in added.values()), key=lambda token: token["id"])
-    for token in tokens:
-        check_type(token | {"type": "added_token"}, {"added_token": ADDED_TOKEN}, source,
-                   f"added_tokens {short(token['content'])}")
-    return tokens
-
-
-# ------------------------------------------------------------------------------------- the files
 
 def read_folder(folder):
     """The Description of a folder's tokenizer, from the first file of READERS that exists."""

@@ -20,7 +20,8 @@ from typing import NamedTuple
 from ...errors import InputError
 from ...files import find_model, short, write_text
 from . import bpe, steps, unigram, wordpiece
-from .files import describe, read_folder, vocab_of, wordpiece_document
+from .description import describe, vocab_of
+from .files import read_folder, wordpiece_document
 from .schema import ROLES, read_merges
 
 BLANK = re.compile(f"[{steps.SPACES}]*")

@@ -144,5 +144,8 @@ def evenly_spaced(names, count=4):
 
 
 def checksum(tensor):
-    """The sum of a tensor in float64."""
-    return full_tensor(tensor.detach()).sum(dtype=torch.float64).item()
+    """The sum of a tensor's bits, read as whole numbers: every device adds these up exactly, and
+    some (MPS) have no float64."""
+    whole = full_tensor(tensor.detach())
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[whole.itemsize]
+    return whole.view(bits).sum(dtype=torch.int64).item()

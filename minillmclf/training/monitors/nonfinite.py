@@ -7,7 +7,8 @@ backward pass.
 """
 import torch
 
-from ..loop import Diverged, autocast
+from ..fp16 import autocast
+from ..loop import Diverged
 from ..parallel.processes import full_tensor
 
 

@@ -85,7 +85,7 @@ def shared_logits(model, encoded, batch_size=64):
     return torch.stack(shares, 1).flatten(0, 1)[:len(encoded)]       # in the order of the texts
 
 
-def take_step(model, optimizer, train, rows, settings, objective):
+def take_step(model, optimizer, train, rows, settings, objective, update=None):
     """loop.take_step, but each process computes its share of the rows."""
     if not is_main_process():                           # no two processes drop the same neurons
         seed_step(torch.initial_seed(), rank())
@@ -100,7 +100,7 @@ def take_step(model, optimizer, train, rows, settings, objective):
                  if p.grad is not None and not is_sharded(p.grad)]     # FSDP has summed its own
     for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
         work.wait()
-    loop.update_weights(model, optimizer, settings, loss)
+    (update or loop.update_weights)(model, optimizer, settings, loss)
     return loss
 
 
@@ -122,9 +122,13 @@ class SharedStore(Store):
         return all_reduce(float(super().is_stop_asked())) > 0
 
     def write(self, path, tensors, metadata):
-        tensors = {name: full_tensor(tensor.detach()) for name, tensor in tensors.items()}
+        whole = {}
+        for name, tensor in tensors.items():         # one at a time: the device may not hold all
+            gathered = full_tensor(tensor.detach())
+            if is_main_process():
+                whole[name] = gathered.cpu()
         if is_main_process():
-            super().write(path, tensors, metadata)
+            super().write(path, whole, metadata)
 
     def move_like(self, tensor, parameter):
         tensor = super().move_like(tensor, parameter)
