@@ -61,11 +61,13 @@ def objective_of(s, model, targets):
 def probe_fitter(s, model, train):
     """-> a function () that fits the head's last layer to the training rows, or None where the
     settings ask for no probe. train: training.plan.Split."""
-    from ..training.probe import fit_probe
+    from ..training.probe import START_STRENGTH, STRENGTH, fit_probe
     if s.head_init != "probe" and s.objective != "contrastive":
         return None
     objective = model.task.build_objective(s, train.targets)
-    return functools.partial(fit_probe, model, train, objective, s.eval_batch_size)
+    answers = s.objective == "contrastive" or not (s.epochs or s.min_steps)      # as it is
+    return functools.partial(fit_probe, model, train, objective, s.eval_batch_size,
+                             STRENGTH if answers else START_STRENGTH)
 
 
 def step_and_store(s, model, targets, folder, stop, say):

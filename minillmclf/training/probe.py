@@ -11,6 +11,7 @@ import torch
 
 STRENGTH = 0.1         # of the L2 penalty, where features have length 1 on average; with 1.0 the
                        # answers to few rows are far too unsure (lessons/measurements/few_rows.md)
+START_STRENGTH = 1.0   # of a probe that training goes on from, which makes it surer
 
 
 def minimise(loss, parameters, steps=100):
