@@ -57,7 +57,7 @@ class Settings:
     max_length: int = setting(0, "usual", "tokens of a text (0: as many as the model takes)")
     metric: str = setting("accuracy", "usual", "dev metric that chooses the best epoch",
                           "accuracy macro_f1 log_loss ece exact_match micro_f1")
-    precision: str = setting("fp32", "usual", "bf16, fp16: by autocast, for GPUs", "fp32 bf16 fp16")
+    precision: str = setting("fp32", "usual", "bf16, fp16: by autocast", "fp32 bf16 fp16")
     dtype: str = setting("fp32", "usual", "of the matrices that stay frozen", "fp32 bf16")
     seed: int = setting(0, "usual", "of new head, row order, dropout and split")
     device: str = setting("auto", "usual", "auto, cpu, cuda, mps, ...")
