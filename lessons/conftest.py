@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lessons.chromium import Browser, find_chromium
+from lessons.grader.process import Workers
 from lessons.run import run_lesson
-from minillmclf.grade.process import Workers
 
 torch.set_num_threads(1)
 needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed")

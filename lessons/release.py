@@ -14,10 +14,10 @@ from pathlib import Path
 
 from lessons import page
 from lessons.exercises.tables import tables
+from lessons.grader.graft import cut, without_variants
 from minillmclf.cli.parser import Parser, run
 from minillmclf.errors import InputError
 from minillmclf.files import check_out_folder, write_json
-from minillmclf.grade.graft import cut, without_variants
 
 LESSONS = Path(__file__).resolve().parent
 TEMPLATES = LESSONS / "exercises" / "templates"

@@ -4,8 +4,8 @@ import pytest
 
 from lessons import page
 from lessons.exercises.tables import tables
-from minillmclf.grade import grading, output
-from minillmclf.grade.result import PASSED
+from lessons.grader import grading, output
+from lessons.grader.result import PASSED
 
 ROWS = tables()
 

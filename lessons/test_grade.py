@@ -19,12 +19,12 @@ import torch
 from lessons import page
 from lessons.exercises import kit, make
 from lessons.exercises.tables import tables
+from lessons.grader import grading, limits, output, score
+from lessons.grader.graft import cut, graft, without_variants
+from lessons.grader.process import Workers
+from minillmclf import grade as command
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
-from minillmclf.grade import __main__ as command
-from minillmclf.grade import grading, limits, score
-from minillmclf.grade.graft import cut, graft, without_variants
-from minillmclf.grade.process import Workers
 
 ROOT = page.ROOT
 ROWS = {row.id: row for row in tables()}
@@ -258,6 +258,15 @@ def test_cases_without_variants_hold_no_solution():
     text = without_variants(path.read_text(encoding="utf-8"))
     assert not any(word in text for word in (".softmax(", "masked_fill", ".sqrt(", "lambda rows"))
     assert "def causal_seen" in text and ".tril()" in text       # the cases call it
+
+
+def test_a_copy_has_the_cases_of_one_lesson_and_what_a_worker_runs():
+    with grading.workplace(ROOT, NORM) as folder:
+        inner = folder / "lessons"
+        found = {path.relative_to(inner).as_posix() for path in inner.rglob("*") if path.is_file()}
+    assert found == {"__init__.py", "exercises/__init__.py", "exercises/kit.py",
+                     "exercises/lesson_02.py", "grader/__init__.py", "grader/limits.py",
+                     "grader/worker.py"}
 
 
 # ---------------------------------------------------------------- submissions
@@ -525,10 +534,18 @@ def test_a_mistake_is_one_line(given, words, capsys):
     assert (code, out, err.count("\n")) == (2, "", 1) and words in err
 
 
+def test_a_clone_of_an_older_version_is_named(tmp_path, capsys):
+    """Its lessons have no grader: that was part of the package."""
+    (tmp_path / "lessons" / "exercises").mkdir(parents=True)
+    (tmp_path / "lessons" / "exercises" / "kit.py").touch()
+    code, out, err = called(capsys, "--overlay", ".", "--reference", tmp_path)
+    assert (code, out, err.count("\n")) == (2, "", 1) and "of the same version" in err
+
+
 def test_a_hint_is_shown_and_remembered(capsys, monkeypatch):
     kept = []
-    monkeypatch.setattr(command.output, "read_record", lambda root: {"points": {}, "hints": {}})
-    monkeypatch.setattr(command.output, "remember", lambda root, record: kept.append(record))
+    monkeypatch.setattr(output, "read_record", lambda root: {"points": {}, "hints": {}})
+    monkeypatch.setattr(output, "remember", lambda root, record: kept.append(record))
     code, out, err = called(capsys, "2.1", "--hint", "2")
     assert (code, err) == (0, "") and out.startswith("2.1, hint 2 of 5: ")
     assert kept == [{"points": {}, "hints": {"2.1": [2]}}]

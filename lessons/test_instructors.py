@@ -6,8 +6,8 @@ import pytest
 from lessons import instructors, page
 from lessons.exercises import kit, lesson_09
 from lessons.exercises.tables import Row
+from lessons.grader import score
 from minillmclf.errors import InputError
-from minillmclf.grade import score
 
 WORDS_IN_TEN_MINUTES = 2400
 

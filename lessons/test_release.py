@@ -13,8 +13,8 @@ from minillmclf.errors import InputError
 from lessons import page
 from lessons import release as releases
 from lessons.exercises.tables import tables
-from minillmclf.grade import grading
-from minillmclf.grade.graft import cut
+from lessons.grader import grading
+from lessons.grader.graft import cut
 
 ROOT, UPTO = page.ROOT, 2
 ROWS = [row for row in tables() if int(row.lesson) <= UPTO]

@@ -9,12 +9,12 @@ from xml.etree import ElementTree
 
 import pytest
 from flag_world import call, ok, refused, shows
-from minillmclf.grade import grading
 from small import ROOT
 
 sys.path.insert(0, str(ROOT))
 from lessons.conftest import KeptWorkers  # noqa: E402
 from lessons.exercises import make  # noqa: E402
+from lessons.grader import grading, output  # noqa: E402
 
 
 @functools.cache
@@ -82,7 +82,6 @@ def hidden(w):
 
 @shows("grade", "--hint")
 def hinted(w, monkeypatch):
-    from minillmclf.grade import output
     kept = []
     monkeypatch.setattr(output, "remember", lambda root, record: kept.append(record["hints"]))
     first, second = (ok("grade", "2.1", hint=number) for number in (1, 2))

@@ -597,3 +597,12 @@ def test_what_is_installed_has_the_checkpoints_in_it(tmp_path):
         f"({home / 'README.md'}"
         in done.stderr
     )
+    done = subprocess.run(
+        [sys.executable, "-m", "minillmclf.grade", "2.1"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "lib")},
+        text=True,
+        capture_output=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "run this command in a clone" in done.stderr, "the grader is part of lessons/"

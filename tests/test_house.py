@@ -84,6 +84,19 @@ def test_no_circle_of_imports():
     assert needs == {}
 
 
+def test_the_package_is_installed_without_the_lessons():
+    """So grade alone imports them, inside a function, once it has found a clone."""
+    found = []
+    for path in FILES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
+                [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            if {"lessons", "tests"} & {name.partition(".")[0] for name in names}:
+                found.append((name_of(path), "at the top" if node in tree.body else "in a function"))
+    assert found == [("grade.py", "in a function")]
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_functions_are_short_and_imports_stand_at_the_top(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))

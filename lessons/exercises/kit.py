@@ -1,6 +1,6 @@
 """The parts of an exercise: cases, drawn numbers, a packed form of values, and stored answers.
 
-Nothing here runs a student's code or compares anything: see minillmclf/grade/.
+Nothing here runs a student's code or compares anything: see lessons/grader/.
 """
 import hashlib
 import importlib

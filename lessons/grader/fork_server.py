@@ -3,7 +3,7 @@
 It runs as a script and imports nothing of the package. So it holds no code of a student, no case
 and no answer, and it never runs an exercise. A worker is its copy with a session, a folder and
 three streams of its own, and with no other file open; then it does what python -m
-minillmclf.grade.worker does, limits included. For Linux: elsewhere it is not safe to fork a process
+lessons.grader.worker does, limits included. For Linux: elsewhere it is not safe to fork a process
 that has loaded torch.
 
 Standard input is a socket (SOCK_SEQPACKET). An order is one message of JSON, and so is its answer:
@@ -53,7 +53,7 @@ def become_worker(folder, streams, connection):
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     os.chdir(folder)
     sys.path.insert(0, folder)
-    from minillmclf.grade.worker import main
+    from lessons.grader.worker import main
     main()
 
 

@@ -6,7 +6,7 @@ known-wrong variant gives the same; it adds no points.
 import numpy as np
 import torch
 
-from .result import FAILED, NOT_STARTED, PASSED, REFUSED, WAITS, Result
+from lessons.grader.result import FAILED, NOT_STARTED, PASSED, REFUSED, WAITS, Result
 
 
 LONGEST = 70                       # characters of a value in a message

@@ -1,8 +1,9 @@
 """Where the code of an exercise runs: a temporary copy of a clone.
 
-The copy has the package, the cases of one lesson, and links to the shipped models. It has no
-lessons, tests or answers, and no body of a known-wrong variant. In a copy for an overlay the
-exercise's function comes from the submission, and all others are the reference's.
+The copy has the package, the cases of one lesson, what a worker runs of the grader, and links to
+the shipped models. It has no lessons, tests or answers, and no body of a known-wrong variant. In a
+copy for an overlay the exercise's function comes from the submission, and all others are the
+reference's.
 """
 import os
 import shutil
@@ -13,10 +14,13 @@ from glob import glob
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .graft import cut, graft, read_submitted, without_variants
+from lessons.grader.graft import cut, graft, read_submitted, without_variants
 
 SYSTEM = [*glob("/usr/lib/*-linux-gnu*"), "/lib64", "/etc/ld.so.cache", "/dev/urandom",
           "/proc/cpuinfo", "/sys/devices/system/cpu"]            # what libraries read on their own
+
+COPIED = ("lessons/__init__.py", "lessons/exercises/__init__.py", "lessons/exercises/kit.py",
+          "lessons/grader/__init__.py", "lessons/grader/limits.py", "lessons/grader/worker.py")
 
 
 # ---------------------------------------------------------------- the copy
@@ -32,8 +36,7 @@ def workplace(root, row, submission=None):
             if (root / name).is_dir():
                 (folder / name).symlink_to((root / name).resolve())
         cases = Path("lessons", "exercises", f"lesson_{row.lesson}.py")
-        for name in ("lessons/__init__.py", "lessons/exercises/__init__.py",
-                     "lessons/exercises/kit.py", str(cases)):
+        for name in (*COPIED, str(cases)):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / name, folder / name)
         source = (root / cases).read_text(encoding="utf-8")

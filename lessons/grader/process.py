@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from .workplace import environment
+from lessons.grader.workplace import environment
 
 STARTING = 120                     # seconds in which a worker has to load torch
 WALL = 5                           # times the processor time that an exercise may take
@@ -70,7 +70,7 @@ class Workers:
             except OSError:
                 pass
         return subprocess.Popen(
-            [sys.executable, "-m", "minillmclf.grade.worker"], cwd=folder, stdin=subprocess.PIPE,
+            [sys.executable, "-m", "lessons.grader.worker"], cwd=folder, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=log, env=environment(folder), start_new_session=True)
 
     def work(self, folder, job, seconds):

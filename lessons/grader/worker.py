@@ -10,7 +10,7 @@ import os
 import sys
 import types
 
-from .limits import confine
+from lessons.grader.limits import confine
 
 WATCHED = ("torch", "torch.nn.functional", "torch.testing", "builtins", "json", "os", "math",
            "safetensors", "safetensors.torch", "numpy", "numpy.testing")
@@ -27,7 +27,7 @@ def describe(error, root):
     place, trace = "", error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
-        if name.startswith(root) and "/lessons/" not in name and name != __file__:
+        if name.startswith(root) and "/lessons/" not in name:
             place = f" ({name[len(root):].lstrip('/')}:{trace.tb_lineno})"
         trace = trace.tb_next
     return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"

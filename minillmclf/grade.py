@@ -10,15 +10,12 @@ without the expected outputs. Exit code 0 only at full marks. For instructors, -
 functions of the exercises, and nothing else, from a submission. Each one alone is put into a copy
 of the reference, so that one mistake is not charged twice.
 """
+import sys
 from pathlib import Path
 
-from ..cli.parser import Parser, run
-from ..errors import InputError
-from ..files import check_out_file
-from . import grading, output
-
-OWN_CLONE = """This is the course's own clone, where the functions are written. The exercises are
-done in a release, a copy in which they are missing: python -m lessons.release --upto {} OUT"""
+from .cli.parser import Parser, run
+from .errors import InputError
+from .files import PACKAGE, check_out_file
 
 
 def parse(arguments=None):
@@ -52,45 +49,26 @@ def parse(arguments=None):
     return a
 
 
-def hint(row, number, root):
-    """Print a hint, and remember that it was seen."""
-    if not 1 <= number <= len(row.hints):
-        raise InputError(f"--hint {number}: exercise {row.id} has hints 1 to {len(row.hints)}")
-    print(f"{row.id}, hint {number} of {len(row.hints)}: {row.hints[number - 1]}")
-    output.remember(root, output.with_hint(output.read_record(root), row.id, number))
-    return 0
+def find_clone(given=None):
+    """The folder of the clone whose lessons are graded; its lessons/ become importable."""
+    places = [Path(given)] if given else [PACKAGE.parent, Path.cwd(), *Path.cwd().parents]
+    for place in places:
+        if (place / "lessons" / "exercises" / "kit.py").is_file():
+            if not (place / "lessons" / "grader").is_dir():
+                raise InputError(f"{place}: there is no lessons/grader/ there: the clone is of an "
+                                 "older version; take one of the same version as this command")
+            sys.path.insert(0, str(place.resolve()))
+            return place.resolve()
+    raise InputError(f"{places[0]}: there is no lessons/exercises/ there: exercises are part of "
+                     "the clone, not of the installed package; run this command in a clone")
 
 
 def main(arguments=None):
+    """Read the flags, find the clone, and hand over to its lessons/grader/."""
     a = parse(arguments)
-    root = grading.find_clone(a.reference)
-    from lessons.exercises.tables import tables
-    rows = tables(root)
-    asked = grading.scope(rows, a.exercise)
-    if a.hint is not None:
-        if a.exercise != [asked[0].id]:
-            raise InputError(f"--hint: {a.exercise[0]} is a lesson; name one exercise")
-        return hint(asked[0], a.hint, root)
-    if a.overlay and not Path(a.overlay).is_dir():
-        raise InputError(f"--overlay {a.overlay}: there is no such folder")
-    needed = {row.lesson for row in asked}
-
-    def read():
-        if a.seed is not None:
-            return grading.hidden_fixtures(needed, root, a.seed)
-        return grading.read_fixtures(needed, root, a.fixtures)
-    results = grading.grade(asked, root, read, a.overlay and Path(a.overlay))
-    if a.overlay:
-        print(output.page(results, rows))
-        output.write_results(results, a.json, a.junit, overlay=str(a.overlay))
-    else:
-        record = output.with_results(output.read_record(root), results)
-        output.remember(root, record)
-        print(output.page(results, rows, output.book_of(record, rows)))
-        if not (root / "release.json").exists():
-            print(OWN_CLONE.format(max(int(row.lesson) for row in rows)))
-        output.write_results(results, a.json, a.junit, hints=record["hints"])
-    return 0 if results and all(each.points == each.of for each in results) else 1
+    root = find_clone(a.reference)
+    from lessons.grader import command
+    return command.main(a, root)
 
 
 if __name__ == "__main__":

@@ -11,22 +11,10 @@ from tempfile import TemporaryDirectory
 
 from safetensors import SafetensorError
 
-from ..errors import InputError
-from ..files import PACKAGE
-from .process import Workers
-from .result import FAILED, REFUSED, Result
-from .workplace import environment, readable, workplace
-
-
-def find_clone(given=None):
-    """The folder of the clone whose lessons are graded; its lessons/ become importable."""
-    places = [Path(given)] if given else [PACKAGE.parent, Path.cwd(), *Path.cwd().parents]
-    for place in places:
-        if (place / "lessons" / "exercises" / "kit.py").is_file():
-            sys.path.insert(0, str(place.resolve()))
-            return place.resolve()
-    raise InputError(f"{places[0]}: there is no lessons/exercises/ there: exercises are part of "
-                     "the clone, not of the installed package; run this command in a clone")
+from lessons.grader.process import Workers
+from lessons.grader.result import FAILED, REFUSED, Result
+from lessons.grader.workplace import environment, readable, workplace
+from minillmclf.errors import InputError
 
 
 def scope(rows, asked):
@@ -87,8 +75,7 @@ def grade(rows, root, read, submission=None, workers=None):
 def grade_one(row, root, answers, seed, workers, submission=None):
     """answers: of the row's lesson, for `seed`. submission: a folder, for an overlay."""
     from lessons.exercises import kit
-
-    from .score import judge
+    from lessons.grader.score import judge
     exercise, stored = kit.exercise_of(row.lesson, row.cases), answers.get(row.id)
     cases = exercise.cases(seed, row.id)
     if stored is None or stored["inputs"] != kit.digest(cases):

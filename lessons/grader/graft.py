@@ -8,7 +8,7 @@ import re
 import threading
 import tokenize
 
-from ..errors import InputError
+from minillmclf.errors import InputError
 
 LARGEST = 2_000_000            # bytes of a file of a submission
 WIDTH = 100

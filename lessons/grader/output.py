@@ -2,9 +2,9 @@
 import textwrap
 from xml.etree import ElementTree
 
-from ..errors import InputError
-from ..files import read_json, write_json, write_text
-from .result import NOT_STARTED, PASSED, REFUSED, WAITS
+from lessons.grader.result import NOT_STARTED, PASSED, REFUSED, WAITS
+from minillmclf.errors import InputError
+from minillmclf.files import read_json, write_json, write_text
 
 WIDTH = 100
 INDENT = " " * 5
