@@ -97,13 +97,25 @@ def test_the_package_is_installed_without_the_lessons():
     assert found == [("grade.py", "in a function")]
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_functions_are_short_and_imports_stand_at_the_top(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def check_functions(tree):
+    """Short functions of few parameters."""
     long = {node.name: node.end_lineno - node.lineno + 1 for node in functions(tree)}
     assert {name: lines for name, lines in long.items() if lines > LONGEST_FUNCTION} == {}
     many = {node.name: parameters(node) for node in functions(tree)}
     assert {name: count for name, count in many.items() if count > MOST_PARAMETERS} == {}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "lessons" / "grader").glob("*.py")), ids=lambda path: path.name)
+def test_the_grader_keeps_the_rules_of_the_package(path):
+    text = path.read_text(encoding="utf-8")
+    check_functions(ast.parse(text))
+    assert re.findall(r"import (?:transformers|peft|tokenizers|pickle)|torch\.load\(", text) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_functions_are_short_and_imports_stand_at_the_top(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    check_functions(tree)
     parts = path.relative_to(PACKAGE).parts
     if room((parts[0].removesuffix(".py"),)) < ORDER.index("cli"):
         inner = [f"line {each.lineno}" for node in functions(tree) for each in ast.walk(node)

@@ -58,7 +58,6 @@ class Settings:
     metric: str = setting("accuracy", "usual", "dev metric that chooses the best epoch",
                           "accuracy macro_f1 log_loss ece exact_match micro_f1")
     precision: str = setting("fp32", "usual", "bf16, fp16: by autocast", "fp32 bf16 fp16")
-    dtype: str = setting("fp32", "usual", "of the matrices that stay frozen", "fp32 bf16")
     seed: int = setting(0, "usual", "of new head, row order, dropout and split")
     device: str = setting("auto", "usual", "auto, cpu, cuda, mps, ...")
 
@@ -93,8 +92,7 @@ class Settings:
     few_rows: str = setting("auto", "few", "choose the settings below", "auto on off")
     head_init: str = setting("random", "few", "probe: logistic regression", "random probe")
     head_lr: float = setting(0.0, "few", "learning rate of the head (0: as --lr)")
-    dev: str = setting("split", "few", "none: hold out no dev rows, keep the last epoch; cross: "
-                       "5 folds choose the epoch", "split none cross")
+    dev: str = setting("split", "few", "none: no dev rows; cross: 5 folds", "split none cross")
 
     min_steps: int = setting(0, "optim", "more epochs until so many steps are made")
     patience: int = setting(0, "optim", "epochs without a better one (0: no early stop)")
@@ -110,6 +108,7 @@ class Settings:
     class_weights: str = setting("none", "optim", "in the loss", "none balanced")
     sampling: str = setting("none", "optim", "of training rows", "none balanced")
 
+    dtype: str = setting("fp32", "hardware", "of the matrices that stay frozen", "fp32 bf16")
     micro_batch_size: int = setting(0, "hardware", "rows at a time on the device (0: all)")
     gradient_accumulation: int = setting(0, "hardware", "the same, as micro-batches a step")
     batch_tokens: int = setting(0, "hardware", "padded tokens of a step (0: no limit)")
