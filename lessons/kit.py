@@ -89,7 +89,7 @@ def fig(name, figure, rtol=1e-3):
     """Keeps a matplotlib figure, or that of its axes, as lessons/figures/NAME.svg.
 
     The tests compare the plotted numbers with NAME.json: a number may move by rtol times the
-    largest of its series. Outside the runner the figure is shown, or written where you are.
+    largest x, or y, of its series. Outside the runner the figure is shown, or written where you are.
     """
     figure = figure.figure
     if RECORDER is not None:
@@ -143,6 +143,9 @@ def numbers(values):
     return np.array(flat, dtype=object).reshape(values.shape).tolist()
 
 
+COLUMNS = ("lines", "bars", "points", "areas")         # rows of (x, y), of (x, y, width, height)
+
+
 def drifted(stored, found, rtol):
     """None, or the first plotted number, series or text that is not as it was stored."""
     if len(stored) != len(found):
@@ -153,19 +156,20 @@ def drifted(stored, found, rtol):
             if len(old.get(kind, ())) != len(new[kind]):
                 return f"axes {place}: {len(old.get(kind, ()))} {kind}, {len(new[kind])} came"
             for number, (was, came) in enumerate(series):
-                if message := moved(was, came, rtol):
+                if message := moved(was, came, rtol, by_column=kind in COLUMNS):
                     return f"axes {place}, {kind} {number}: {message}"
     return None
 
 
-def moved(was, came, rtol):
-    """None, or how one series differs from another."""
+def moved(was, came, rtol, by_column=False):
+    """None, or how one series differs from another. A number may move by rtol times the largest of
+    the series; by_column: of its own column, so that a long x axis does not hide what y does."""
     if isinstance(came, str):
         return None if was == came else f"{was!r} was stored, {came!r} came"
     was, came = (np.array(each, dtype=float) for each in (was, came))        # null becomes nan
     if was.shape != came.shape:
         return f"shape {was.shape} was stored, {came.shape} came"
-    unit = np.nanmax(np.abs(was), initial=0.0)
+    unit = np.nanmax(np.abs(was), axis=0 if by_column and was.ndim > 1 else None, initial=0.0)
     wrong = ~np.isclose(came, was, rtol=0, atol=rtol * unit, equal_nan=True)
     if not wrong.any():
         return None

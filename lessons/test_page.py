@@ -143,6 +143,14 @@ def test_what_a_figure_shows_is_stored():
     assert kit.drifted([found], [found], 0) is None
 
 
+def test_a_long_x_axis_does_not_hide_what_y_does():
+    stored, came = ([{"lines": [[[0.0, y], [100.0, 2 * y]]]}] for y in (1.0, 1.1))
+    assert "axes 0, lines 0: 1 was stored" in kit.drifted(stored, came, 0.04)
+    assert kit.drifted(stored, came, 0.11) is None
+    bars = [{"bars": [[0.0, 0.0, 50.0, height]]} for height in (1.0, 2.0)]
+    assert kit.drifted(bars[:1], bars[1:], 0.05) is not None
+
+
 @pytest.fixture
 def table(made_up):
     lesson = made_up()
