@@ -155,6 +155,8 @@ def drifted(stored, found, rtol):
             series = list(zip(old.get(kind, ()), new[kind]))
             if len(old.get(kind, ())) != len(new[kind]):
                 return f"axes {place}: {len(old.get(kind, ()))} {kind}, {len(new[kind])} came"
+            if kind == "bars" and series:                  # a row each, of one series
+                series = [tuple(map(list, zip(*series)))]
             for number, (was, came) in enumerate(series):
                 if message := moved(was, came, rtol, by_column=kind in COLUMNS):
                     return f"axes {place}, {kind} {number}: {message}"
