@@ -89,7 +89,8 @@ def fig(name, figure, rtol=1e-3):
     """Keeps a matplotlib figure, or that of its axes, as lessons/figures/NAME.svg.
 
     The tests compare the plotted numbers with NAME.json: a number may move by rtol times the
-    largest x, or y, of its series. Outside the runner the figure is shown, or written where you are.
+    largest x, or y, of its series. Outside the runner the figure is shown, or written in the
+    working folder.
     """
     figure = figure.figure
     if RECORDER is not None:

@@ -50,7 +50,8 @@ def parse(arguments=None):
 
 
 def find_clone(given=None):
-    """The folder of the clone whose lessons are graded; its lessons/ become importable."""
+    """Find the clone with exercises and grader, and make its lessons/ importable -> its folder.
+    InputError if there is none, or an older one."""
     places = [Path(given)] if given else [PACKAGE.parent, Path.cwd(), *Path.cwd().parents]
     for place in places:
         if (place / "lessons" / "exercises" / "kit.py").is_file():

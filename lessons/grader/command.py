@@ -5,7 +5,7 @@ from lessons.exercises.tables import tables
 from lessons.grader import grading, output
 from minillmclf.errors import InputError
 
-OWN_CLONE = """This is the course's own clone, where the functions are written. The exercises are
+OWN_CLONE = """This is the course's own clone: its functions are written already. Exercises are
 done in a release, a copy in which they are missing: python -m lessons.release --upto {} OUT"""
 
 

@@ -1,9 +1,9 @@
 """--dev cross: k-fold inside the training rows chooses the epoch; then all of them are learned.
 
-Of few rows a tenth chooses nothing. So each training row is held out once: for each of FOLDS folds
-a new model learns the others, and answers the fold's rows after each epoch. The run keeps the epoch
-with the best answers to all rows (cross-validatory choice: Stone 1974). The test rows are not read.
-It takes FOLDS + 1 trainings; a stopped run makes its folds again, with the same result.
+A tenth of few rows is too few to choose an epoch by. So each row is held out once: for each of
+FOLDS folds a new model learns the other rows, and answers the fold's rows after each epoch. The run
+keeps the epoch with the best answers to all rows (Stone 1974). Test rows are not read. It takes
+FOLDS + 1 trainings; a stopped run makes its folds again, with the same result.
 """
 import hashlib
 import json
@@ -22,7 +22,8 @@ FOLDS = 5
 
 def assign_rows(examples, seed):
     """-> the fold, 0 to FOLDS - 1, of each example. Equal texts share a fold, and the texts of a
-    class are dealt evenly, in the order of sha256(seed, text). InputError for a class of fewer."""
+    class are dealt evenly, in the order of sha256(seed, text). InputError for a class with fewer
+    texts than FOLDS."""
     label_of = {text_key(e.texts): e.label for e in reversed(examples)}
     for label in sorted({e.label for e in examples}):
         count = sum(own == label for own in label_of.values())
@@ -36,8 +37,8 @@ def assign_rows(examples, seed):
 
 
 def fit_as_asked(s, model, train, data, say):
-    """-> what is called as loop.fit: itself, or with --dev cross, once the folds have chosen the
-    epoch, a function that keeps its weights. In the history stand the metrics of the rows held out.
+    """-> a function to call in place of loop.fit: loop.fit itself, or with --dev cross one that
+    keeps the epoch that the folds chose; its history has the metrics of the held-out rows.
 
     s: cli.settings.Settings; train: plan.Split of data.train; say: a function that prints a line.
     """
@@ -82,7 +83,7 @@ def keep_epoch(best, found):
 
 
 def choose_epoch(found, metric):
-    """The metrics of each epoch -> the best epoch, from 1; of equal ones as the loop chooses."""
+    """The metrics of each epoch -> the best epoch, from 1; ties are broken as in the loop."""
     from ..training.metrics import is_better
     best = 1
     for epoch, metrics in enumerate(found, 1):
@@ -96,8 +97,8 @@ def answer_held_out(s, data, stop, say):
     import torch
     folds, targets, logits = assign_rows(data.train, s.seed), [], []
     for fold in range(FOLDS):
-        learned, held_out = ([e for e, own in zip(data.train, folds) if (own == fold) == apart]
-                             for apart in (False, True))
+        learned = [example for example, own in zip(data.train, folds) if own != fold]
+        held_out = [example for example, own in zip(data.train, folds) if own == fold]
         say(f"fold {fold + 1} of {FOLDS}: {len(learned)} rows learned, {len(held_out)} held out")
         model, dev, answers = fit_fold(s, data, learned, held_out, stop)
         if answers is None:
@@ -108,8 +109,8 @@ def answer_held_out(s, data, stop, say):
 
 
 def fit_fold(s, data, learned, held_out, stop):
-    """Train a new model on the examples `learned` -> the model, `held_out` as a plan.Split, and
-    their logits (n, C) after each epoch; None for these if the user stopped."""
+    """Train a new model on `learned` -> the model; `held_out` as a plan.Split; the logits (n, C)
+    of `held_out` after each epoch, or None if the user stopped."""
     from ..training import loop
     from ..training.plan import Split
     model, _, _ = build_classifier(s, data.labels, data.columns)

@@ -19,11 +19,11 @@ from ..errors import InputError
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"      # cuBLAS reads it when its first product is computed
 
 CHECKED_ROWS = 32              # that `auto` answers in both precisions
-LARGEST_CHANGE = 0.05          # of a probability of these, above which `auto` stays with fp32
+LARGEST_CHANGE = 0.05          # if a probability of them moves by more, `auto` stays in fp32
 
 
 def device_of(name):
-    """--device -> the name of a device: of "auto" the GPU, where there is one."""
+    """--device -> the name of a device; "auto" is "cuda" where CUDA is there, else "cpu"."""
     import torch
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -189,10 +189,11 @@ def add_device_flags(parser):
 
 def place(model, device, precision, texts=()):
     """Put a saved classifier where it is to answer, in the precision it is to answer in -> the
-    precision, "fp32" or "bf16". Says on standard error what is not fp32 on a CPU.
+    precision, "fp32" or "bf16". Prints both on standard error; nothing for "fp32" on a CPU.
 
     precision: "fp32", "bf16" or "auto". texts: rows to try "auto" on: it takes bf16 where the
-    device is fast at it, no answer to them changes, and no probability by LARGEST_CHANGE.
+    device is fast at it, no answer to them changes, and no probability moves by more than
+    LARGEST_CHANGE.
     """
     from ..models.half import convert_to_bf16
     move(model, device)

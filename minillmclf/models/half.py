@@ -1,4 +1,4 @@
-"""bf16: matrices that lie in it while the model learns, and a backbone of which all does.
+"""bf16, used in two ways: for frozen matrices while the model learns, or for a whole backbone.
 
 Frozen matrices in bf16 take half the memory; `product` computes with them in fp32, so that
 training beside them is as beside the same rounded numbers in fp32 (tuning/frozen.py chooses them).
@@ -40,8 +40,8 @@ class WidenedProduct(torch.autograd.Function):
 def product(x, W, bias=None):
     """x W^T + b, x: (..., in), W: (out, in), bias: (out,) or None -> (..., out).
 
-    Where W is bf16 and x is wider, W is widened for this product: the result equals, to the bit,
-    that of an fp32 matrix with the same numbers. Under autocast x is rounded to bf16 instead.
+    Where W is bf16 and x is fp32, W is widened for this product: the result equals, to the bit,
+    that of an fp32 matrix with the same numbers. Under autocast both take autocast's dtype.
     """
     is_wider = W.dtype == torch.bfloat16 and x.dtype != torch.bfloat16
     if not is_wider or torch.is_autocast_enabled(x.device.type):

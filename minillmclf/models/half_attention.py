@@ -12,11 +12,11 @@ def dot_product_attention(q, k, v, attn_mask=None, dropout_p=0.0, **options):
     """F.scaled_dot_product_attention, q: (B, H, T, d), k, v: (B, K, S, d) -> (B, H, T, d).
 
     Trap: on a CPU, torch's own backward pass in bf16 takes up to 30 times as long as in fp32. So
-    bf16 is computed there in fp32, and with dropout by plain products in bf16.
+    bf16 inputs are computed in fp32 there; with dropout, by plain products in bf16.
     """
-    if v.device.type != "cpu" or v.dtype != torch.bfloat16:      # under autocast, rotated q and k
+    if v.device.type != "cpu" or v.dtype != torch.bfloat16:  # of v: rotation makes q and k fp32
         return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout_p,
-                                              **options)                      # are fp32, v is not
+                                              **options)
     if dropout_p:
         return attention_with_dropout(q, k, v, attn_mask, dropout_p, **options)
     if attn_mask is not None and attn_mask.is_floating_point():

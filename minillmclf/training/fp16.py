@@ -1,11 +1,11 @@
 """Training in fp16 (--precision fp16): for GPUs that have no fast bf16, such as a T4 or a V100.
 
-fp16 keeps 11 bits of a number, bf16 8, but its smallest number is 6e-8: small gradients become 0.
+fp16 has 11 significant bits, bf16 8. But below 6e-8 fp16 has only 0: small gradients are lost.
 So the gradient of the loss is multiplied by a scale, and those of the parameters, which are in
 fp32, are divided by it (Micikevicius et al. 2017, arXiv:1710.03740). If some gradient is then not
 finite, the scale was too large: it is halved, and the step is computed again. After GROW_AFTER
-steps without that it is doubled. torch.amp.GradScaler has the same numbers, but leaves such a step
-out; of a run of 100 steps none is to spare.
+steps without overflow it is doubled. torch.amp.GradScaler has the same numbers, but skips a step
+that overflows; a run of 100 steps can spare none.
 
 It attaches to a step of the loop by the arguments `objective` and `update`.
 """
@@ -44,7 +44,7 @@ class LossScale:
 
     def update_weights(self, model, optimizer, settings, loss):
         """As loop.update_weights, for scaled gradients, which are divided by the scale first.
-        Diverged if no smaller scale can mend a gradient that is not finite, else Overflow."""
+        Overflow if a gradient is not finite, or Diverged if no smaller scale can mend that."""
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.grad.div_(self.scale)

@@ -1,8 +1,8 @@
 """--dtype bf16: the matrices that stay frozen lie in bf16, all that learns in fp32.
 
-A frozen matrix needs no room for small steps, so 8 of its 24 bits are enough, as for answering.
+A frozen matrix takes no small steps, so bf16 is enough for it: 8 significant bits, fp32 has 24.
 Which matrices stay frozen follows from the tuning method, and is known before any weight is read.
-So the loader rounds each of them as it reads it, and the model never lies in fp32 as a whole.
+So the loader rounds each as it reads it: a pretrained model never lies in fp32 as a whole.
 
 Only matrices of linear layers and embeddings are rounded. Norms, biases, classification heads, and
 what a method adds stay in fp32; models/half.py computes with both. Not here: four bits (quant.py).
@@ -54,7 +54,7 @@ def halve(model, paths):
 
 
 def half_modules(model):
-    """{path: module} of the layers with a bf16 matrix beside fp32 ones."""
+    """{path: module} of the layers that `set_half` made, while their matrix is in bf16."""
     return {path: module for path, module in model.named_modules()
             if isinstance(module, (HalfLinear, HalfEmbedding))
             and module.weight.dtype == torch.bfloat16}

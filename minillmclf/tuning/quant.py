@@ -191,11 +191,11 @@ def can_fuse(x, q):
 
 
 def interleave(q):
-    """Quantised (out, in) -> what the fused product reads: half-bytes (out, in/2), absmax
-    (in/blocksize, out) bf16.
+    """Quantised (out, in) -> what the fused product reads: bytes (out, in/2) of two weights each,
+    and absmax (in/blocksize, out) in bf16.
 
-    Of 32 rows of W, byte j of a pair of columns has the numbers of row j/2 (low half) and of row
-    j/2 + 16 (high half), of the first column where j is even, else of the second.
+    Bytes of 32 rows of W stand together, 32 bytes for a pair of columns. Byte j holds row j // 2
+    (low half) and row j // 2 + 16 (high half), of the first column if j is even, else the second.
     """
     out, width = q.shape
     low, high = q.packed.view(out // LANES, 2, LANES // 2, width // 2).unbind(1)
@@ -210,7 +210,7 @@ def interleave(q):
 
 def fused_product(x, interleaved, q):
     """x W^T for few rows of x in bf16 -> (..., out), without W in memory. interleaved: of
-    `interleave`. The kernel rounds each absmax to bf16, where dequantising rounds each weight."""
+    `interleave`, which rounds each absmax to bf16; dequantising rounds each weight instead."""
     packed, absmax = interleaved
     return torch.ops.bitsandbytes.gemv_4bit(x, packed, q.shape, absmax, CODES[q.kind], q.blocksize)
 
@@ -290,7 +290,7 @@ class Linear4bit(nn.Module):
 
     @cached_property
     def interleaved(self):
-        """As `interleave`; made for the first product of few rows, and kept: 4.25 bits a weight."""
+        """As `interleave`; made for the first such product and kept: 4.25 bits a weight more."""
         return interleave(self.quantised)
 
     def _apply(self, fn, recurse=True):
