@@ -156,7 +156,8 @@ def switch_lines(backbone, head, a):
     """Memory of a step of --method, and how much of it each switch saves -> lines."""
     import torch
 
-    from .cli.memory import fit_line, size_text, switch_table
+    from .cli.fits import fit_line
+    from .cli.memory import size_text, switch_table
     given = {key: value for key, value in vars(a).items() if key in vars(Settings())}
     s = Settings(**{**given, "model": Settings.model}).check()
     longest = backbone.max_tokens or s.max_length or SWITCH_LENGTH

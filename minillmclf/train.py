@@ -185,7 +185,7 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     overwrite: replace a run in the folder, once this one is finished; say: called with each line
     of output; on_epoch: called after each epoch with a dict, a line of metrics.jsonl.
     """
-    from .cli.memory import too_large_line                 # it loads torch
+    from .cli.fits import too_large_line                   # it loads torch
     run_files = run_folder.RunFolder(folder)
     place = run_folder.training_folder(s, folder, data, overwrite)     # `folder`, or one inside it
     for line in too_large_line(s, data.labels, data.columns):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from small import bert_folder, command
 
 from minillmclf import inspect
-from minillmclf.cli import memory
+from minillmclf.cli import fits, memory
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.family_heads import build_head
 from minillmclf.classify.head import Head
@@ -254,9 +254,9 @@ def test_of_every_kind_of_model_and_shape_too(name, kind, method, rows, length):
     (2000, "a step fits"), (1000, "does not fit, with --b it does"),
     (300, "with --c it does"), (100, "with none of these switches"), (None, "is not known here")])
 def test_whether_a_step_fits_is_said_with_the_first_switch_that_helps(free, expected, monkeypatch):
-    monkeypatch.setattr(memory, "memory_of", lambda device: {"free": free})
+    monkeypatch.setattr(fits, "memory_of", lambda device: {"free": free})
     table = [("as it is", None, 1600), ("--a", None, 1000), ("--b", None, 800), ("--c", None, 200)]
-    assert expected in memory.fit_line(table, torch.device("cpu"))
+    assert expected in fits.fit_line(table, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("given, share, expected", [
@@ -266,13 +266,13 @@ def test_whether_a_step_fits_is_said_with_the_first_switch_that_helps(free, expe
 def test_train_says_before_it_loads_that_a_model_will_not_fit(given, share, expected, tmp_path, monkeypatch):
     folder = bert_folder(tmp_path, layers=4, width=64, mlp=256)
     s = Settings(model=str(folder), **given)
-    needed = memory.least_bytes(s, ["a", "b"], ("text",))
+    needed = fits.least_bytes(s, ["a", "b"], ("text",))
     model = Classifier.from_backbone(folder, ["a", "b"])
     trained, total = tune(model, tuning_config(s))
     assert needed == 4 * total + 12 * trained
-    monkeypatch.setattr(memory, "memory_of", lambda device: {"free": int(share * needed)})
+    monkeypatch.setattr(fits, "memory_of", lambda device: {"free": int(share * needed)})
     monkeypatch.setattr(Classifier, "from_backbone", lambda *given, **more: 1 / 0)            # no weights are read
-    lines = memory.too_large_line(s, ["a", "b"])
+    lines = fits.too_large_line(s, ["a", "b"])
     assert [expected in line for line in lines] == [True] * (expected is not None), lines
 
 

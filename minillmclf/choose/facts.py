@@ -11,7 +11,8 @@ from ..files import CHECKPOINTS, find_model
 from ..models import load_backbone
 from ..text.doctor import SPLITS, percentile, unknown_share
 from ..cli.device import memory_of
-from ..cli.memory import MEASURED_METHODS, USABLE, step_bytes, training_memory
+from ..cli.fits import USABLE
+from ..cli.memory import MEASURED_METHODS, step_bytes, training_memory
 from ..tuning.quant_files import open_checkpoint
 
 

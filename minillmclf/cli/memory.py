@@ -27,19 +27,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..classify.classifier import Classifier
 from ..classify.windows import Windowed
-from ..errors import InputError
 from ..training.recompute import RecomputedForward, all_blocks, block_stacks
 from ..tuning import METHODS as TUNING, tune
 from ..tuning.prompt import new_word_ids
 from ..tuning.quant import HEAD_PATHS, bits_per_parameter
-from ..tuning.quant_files import open_checkpoint
-from .build import classifier_options, tuning_config
-from .device import device_of, device_text, memory_of
+from .build import tuning_config
 from .settings import Settings
 
-USABLE = 0.8               # share of the free memory; the rest is for short-lived tensors
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 MEASURED_METHODS = ("full", "last-1", "head", "bitfit", "lora", "dora", "qlora", "houlsby",
                     "pfeiffer", "prefix", "prompt")
@@ -342,56 +337,3 @@ def switch_table(backbone, head, method, batch_size, length, dtype="fp32"):
                                 accumulating="--micro-batch-size" in flags)
             table.append((flags, step, needed))
     return table
-
-
-# ---------------------------------------------------------------- does it fit?
-
-def fit_line(table, device):
-    """Does a step fit into what is free on a torch.device, and with which switch? -> a line.
-    table: of `switch_table`."""
-    free, (_, _, plain) = memory_of(device)["free"], table[0]
-    if free is None:
-        return f"how much memory is free on {device_text(device)} is not known here"
-    told = f"{size_text(free)} are free on {device_text(device)}: "
-    if plain <= USABLE * free:
-        return told + "a step fits"
-    enough = [flags for flags, _, needed in table[1:] if needed <= USABLE * free]
-    if enough:
-        return told + f"a step does not fit, with {enough[0]} it does"
-    return told + ("with none of these switches a step fits: --method lora or qlora, --dtype bf16, "
-                   "or a smaller model")
-
-
-# what takes less than a run as it is, from little to much
-LESS_STATE = ({"dtype": "bf16"}, {"method": "lora"}, {"method": "lora", "dtype": "bf16"},
-              {"method": "qlora"}, {"method": "qlora", "dtype": "bf16"})
-
-
-def least_bytes(s, labels, fields):
-    """The bytes that a training step of these settings takes at least: weights, gradients and
-    moments, without activations. No weights are read. None where they cannot be counted."""
-    try:
-        model = Classifier.empty(open_checkpoint(s.model), labels, **classifier_options(s, fields))
-        trained, state, _ = training_memory(model.backbone, model.head, s.method,
-                                            model.max_length, s.dtype)
-    except (InputError, NotImplementedError):          # said elsewhere; prefix runs the model
-        return None
-    return step_bytes(state, trained, 0)
-
-
-def too_large_line(s, labels, fields=("text",)):
-    """[a line] for a run that will not fit into what is free on its device, with the first switch
-    that helps; [] if it may fit, or if that is not known. Called before weights are read."""
-    device = torch.device(device_of(s.device))
-    free, needed = memory_of(device)["free"], least_bytes(s, labels, fields)
-    if free is None or needed is None or needed <= free:
-        return []
-    line = (f"this will not fit: {s.model} by --method {s.method} takes {size_text(needed)} and "
-            f"more, {size_text(free)} are free on {device_text(device)}")
-    for change in LESS_STATE:
-        other = replace(s, **change)
-        least = least_bytes(other, labels, fields) if other.method != "full" else None
-        if least is not None and least <= free:
-            flags = " ".join(f"--{name} {value}" for name, value in change.items())
-            return [f"{line}; {flags} may fit"]
-    return [f"{line}: take a smaller model"]
