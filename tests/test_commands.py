@@ -607,7 +607,7 @@ BAD_CONFIG = {
     "unknown choice of metric": ('{"metric": "f1"}', ["--metric", "f1", "macro_f1"]),
     "unknown choice of schedule": ('{"schedule": "step"}', ["--schedule", "step", "cosine"]),
     "unknown choice of weights": ('{"weights": "none"}', ["--weights", "none", "random"]),
-    "unknown choice of precision": ('{"precision": "fp16"}', ["--precision", "fp16", "bf16"]),
+    "unknown choice of precision": ('{"precision": "fp8"}', ["--precision", "fp8", "bf16"]),
     "unknown choice of readout": ('{"readout": "words"}', ["--readout", "words", "labels"]),
 }
 
