@@ -115,7 +115,8 @@ def test_update_keeps_tolerances_and_lines_that_hold(whole):
 @pytest.mark.parametrize("old, new, parts", [
     ("[1.0, 1.0]", "[1.0, 1.5]", ["axes 0, lines 0: 1.5 was stored at [1, 1], 1 came"]),
     ("[[1.0, 2.0]]", "[[1.0, 2.1]]", ["axes 0, images 0: 2.1 was"]),
-    ("0.75]", "0.7]", ["axes 0, bars 0: 0.7 was stored at [1, 3]"]), ("[[1.0, 2.0]]", "[[1.0, 2.001]]", None),
+    ("0.75]", "0.7]", ["axes 0, bars 0: 0.7 was stored at [1, 3]"]),
+    ("[[1.0, 2.0]]", "[[1.0, 2.001]]", None),
     ('["", "", ""]', '["a", "", ""]', ["axes 0, text 0: 'a' was stored, '' came"]),
     ('[{"text"', '[{}, {"text"', ["2 axes were stored, 1 came"])])
 def test_a_drifted_figure_is_named_with_its_number(whole, old, new, parts):
