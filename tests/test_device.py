@@ -96,7 +96,8 @@ def test_a_step_and_its_answers_are_those_of_the_cpu(name, scene, folders):     
     assert found.keys() == expected.keys() and len(found) > 3
     for key, tensor in expected.items():
         largest = tensor.abs().max().item()
-        allowed = 1e-4 if key == "logits" else 1e-5         # they come after a step with wide weights
+        # after a step of all linear layers with wide weights, rounding of some processors is 8e-5
+        allowed = 1e-4 if (scene, key) == ("lora", "logits") else 1e-5
         assert (found[key] - tensor).abs().max() <= allowed * max(1, largest), key
 
 
