@@ -17,7 +17,7 @@ from minillmclf.classify.baseline import BagOfWords
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
 
-torch.set_num_threads(1)                                  # the models are tiny: threads only get in each other's way
+torch.set_num_threads(1)  # the models are tiny: threads only get in each other's way
 os.fsync = fsync
 
 MODELS = Path(__file__).parent / "fixtures" / "models"    # written by reference/make_fixtures.py
@@ -29,7 +29,7 @@ MODELS = Path(__file__).parent / "fixtures" / "models"    # written by reference
 # compared in float64, where they differ by less than 1e-9 of the largest number however a processor orders its
 # sums: there a fault cannot hide behind rounding. In float32 the same is compared again, with a bound from the
 # arithmetic and not from what one machine happened to show:
-ROUNDED = 2.0 ** -23       # of the largest number: twice what a float64 loses when it is stored as float32
+ROUNDED = 2.0**-23  # of the largest number: twice what a float64 loses when it is stored as float32
 
 
 def fp32(width, depth):
@@ -70,8 +70,9 @@ def shaken(model, answer, width):
 # ---- the same numbers in less time
 
 # The files that take longest. With `--dist loadfile` a file is not divided: one that begins last is waited for.
-LONGEST = ("test_notebooks.py", "test_lessons.py", "test_release.py", "test_grade.py", "test_flags.py", "test_exercises.py",
-           "test_instruction.py", "test_commands.py", "test_peft_format.py", "test_classifier.py", "test_compare.py")
+LONGEST = ("test_notebooks.py", "test_lessons.py", "test_release.py", "test_grade.py",
+           "test_flags.py", "test_exercises.py", "test_instruction.py", "test_commands.py",
+           "test_peft_format.py", "test_classifier.py", "test_compare.py")
 
 
 def pytest_configure(config):
@@ -142,7 +143,8 @@ def refused(call, *parts) -> str:
 
 def trace(model, ids, mask, types=None):
     """What a body computes, step by step: {"embeddings": (N, D), "layer 0": (N, D), ..., "hidden": (B, T, D)}."""
-    steps, modules = {}, {"embeddings": model.dropout} | {f"layer {i}": layer for i, layer in enumerate(model.layers)}
+    steps, modules = {}, {"embeddings": model.dropout
+                          } | {f"layer {i}": layer for i, layer in enumerate(model.layers)}
 
     def keep(name):
         return lambda module, given, out: steps.update({name: out.detach()})
@@ -176,7 +178,8 @@ def first_difference(ours, reference, tolerance, relative=False):
 def batch_of(texts, side="right", pad=0, width=None):
     """Lists of ids -> ids, mask (B, T), padded on the "left" or "right" to `width` or the longest."""
     width = width or max(map(len, texts))
-    ids, mask = torch.full((len(texts), width), pad), torch.zeros(len(texts), width, dtype=torch.long)
+    ids, mask = torch.full((len(texts), width), pad), torch.zeros(len(texts), width,
+                                                                  dtype=torch.long)
     for row, text in enumerate(texts):
         place = slice(0, len(text)) if side == "right" else slice(width - len(text), width)
         ids[row, place], mask[row, place] = torch.tensor(text), 1
@@ -191,11 +194,13 @@ def assert_padding_changes_nothing(name, states, texts, tolerance):
     """
     alone = [states([text])[0] for text in texts]
     tolerance = tolerance * max(1.0, max(found.abs().max().item() for found in alone))
-    ways = {"padded right": states(texts), "padded left": states(texts, "left"),
-            "padded far": states(texts, "left", width=60), "padded far right": states(texts, width=60),
-            "other ids in the padding": states(texts, pad=9),
-            "ids beyond the vocabulary in the padding": states(texts, pad=10**6),
-            "other mates": [states([text, texts[1][:3], text[::-1]], "left")[0] for text in texts]}
+    ways = {
+        "padded right": states(texts), "padded left": states(texts, "left"),
+        "padded far": states(texts, "left", width=60), "padded far right": states(texts, width=60),
+        "other ids in the padding": states(texts, pad=9),
+        "ids beyond the vocabulary in the padding": states(texts, pad=10**6),
+        "other mates": [states([text, texts[1][:3], text[::-1]], "left")[0] for text in texts]
+    }
     for way, found in ways.items():
         for number, (a, b) in enumerate(zip(alone, found)):
             apart = (a - b).abs().max()

@@ -34,12 +34,14 @@ from minillmclf.errors import InputError
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(minillmclf.__file__).resolve().parent
 LIBRARIES = ("transformers", "tokenizers", "peft", "accelerate")
-STORED = {                                  # model_type -> a folder of fixtures/models, by transformers
-    "bert": "bert_classifier", "distilbert": "distilbert_classifier", "xlm-roberta": "xlm_roberta_classifier",
-    "roberta": "roberta_classifier", "deberta-v2": "deberta_classifier", "modernbert": "modernbert_classifier",
-    "gpt2": "gpt2_classifier", "llama": "llama_lm", "mistral": "mistral_lm", "qwen2": "qwen2_lm", "qwen3": "qwen3_lm",
-    "gemma": "gemma_classifier",
-    "gemma2": "gemma2_lm", "gemma3_text": "gemma3_lm", "t5": "t5_lm"}
+STORED = {  # model_type -> a folder of fixtures/models, by transformers
+    "bert": "bert_classifier", "distilbert": "distilbert_classifier",
+    "xlm-roberta": "xlm_roberta_classifier", "roberta": "roberta_classifier",
+    "deberta-v2": "deberta_classifier", "modernbert": "modernbert_classifier",
+    "gpt2": "gpt2_classifier", "llama": "llama_lm", "mistral": "mistral_lm", "qwen2": "qwen2_lm",
+    "qwen3": "qwen3_lm", "gemma": "gemma_classifier", "gemma2": "gemma2_lm",
+    "gemma3_text": "gemma3_lm", "t5": "t5_lm"
+}
 
 
 @functools.cache
@@ -56,7 +58,7 @@ def imported(name):
     with may_refuse():
         module = importlib.import_module(name)
         version = metadata.version(library)
-    wanted = claimed().get(library)                        # None: a library that the package itself needs
+    wanted = claimed().get(library)  # None: a library that the package itself needs
     if wanted is not None and not wanted.contains(version, prereleases=True):
         pytest.skip(f"{library} {version} is installed, the comparison is with {library}{wanted}")
     return module
@@ -124,7 +126,7 @@ def loaded(load, folder, ask=True, **given):
         if not ask:
             return found
         theirs = found[0] if isinstance(found, tuple) else found
-        end = getattr(theirs.config, "eos_token_id", None) or 5          # T5's classifiers ask for one
+        end = getattr(theirs.config, "eos_token_id", None) or 5  # T5's classifiers ask for one
         ids, takes = torch.tensor([[3, 4, 5, end]]), inspect.signature(theirs.forward).parameters
         more = {"decoder_input_ids": ids} if "decoder_input_ids" in takes else {}
         with torch.no_grad():

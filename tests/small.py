@@ -225,7 +225,7 @@ def ask(job):
     answer = killer().stdout.readline()
     assert answer, "the killer itself has died"
     found = json.loads(answer)
-    if "NotImplementedError: Exercise " in str(found):     # in a release, where it is a reason to skip
+    if "NotImplementedError: Exercise " in str(found):  # in a release, where it is a reason to skip
         print(found)
     return found
 

@@ -33,7 +33,8 @@ def load_without_tokenizer(folder):
     if not checkpoint.config["architectures"][0].endswith("ForSequenceClassification"):
         body = load_backbone(folder)
         return body, body
-    body, labels = build_backbone(checkpoint, lm_head=True), list(checkpoint.config.get("id2label", ("0", "1")))
+    body, labels = build_backbone(checkpoint,
+                                  lm_head=True), list(checkpoint.config.get("id2label", ("0", "1")))
     assert body.lm_head is None, "a classifier's head was taken for that of masked words"
     with torch.device("meta"):
         head = build_head(checkpoint.config["model_type"], body, len(labels))

@@ -22,20 +22,26 @@ from minillmclf.models.t5 import T5
 from minillmclf.tuning import bottleneck as adapter, lora
 from minillmclf.tuning.bottleneck import Bottleneck
 
-BERT = dict(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-            max_position_embeddings=16, type_vocab_size=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-LLAMA = dict(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-             intermediate_size=24, rms_norm_eps=1e-6, head_dim=8, attention_dropout=0.0)
+BERT = dict(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=24, max_position_embeddings=16, type_vocab_size=2,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+LLAMA = dict(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+             num_key_value_heads=1, intermediate_size=24, rms_norm_eps=1e-6, head_dim=8,
+             attention_dropout=0.0)
 FAMILIES = {
     "bert": (Bert, BERT),
-    "deberta-v2": (Deberta, {**BERT, "type_vocab_size": 0, "relative_attention": True, "pos_att_type": ["c2p", "p2c"],
-                             "share_att_key": True, "position_buckets": 8, "position_biased_input": False}),
-    "gpt2": (GPT2, dict(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=16, embd_pdrop=0.0, resid_pdrop=0.0,
-                        attn_pdrop=0.0)),
+    "deberta-v2": (Deberta, {
+        **BERT, "type_vocab_size": 0, "relative_attention": True, "pos_att_type": ["c2p", "p2c"],
+        "share_att_key": True, "position_buckets": 8, "position_biased_input": False
+    }),
+    "gpt2": (GPT2,
+             dict(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=16, embd_pdrop=0.0,
+                  resid_pdrop=0.0, attn_pdrop=0.0)),
     "llama": (Llama, LLAMA),
     "gemma2": (Gemma2, {**LLAMA, "query_pre_attn_scalar": 8, "sliding_window": 4}),
-    "t5": (T5, dict(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, is_encoder_decoder=True,
-                    dropout_rate=0.0)),
+    "t5": (T5,
+           dict(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2,
+                is_encoder_decoder=True, dropout_rate=0.0)),
 }
 PLACES = {                        # how many in a model of two blocks; T5 has two blocks of each kind
     ("houlsby", "t5"): 4 + 4 + 2, ("pfeiffer", "t5"): 4,
@@ -81,26 +87,34 @@ def test_identity_at_the_start_and_wrap_unwrap_inverse(place, family):
     before, names = model(*texts()).detach(), dict(model.named_parameters())
     total = sum(parameter.numel() for parameter in model.parameters())
     paths = adapter.wrap(model, place, 5)
-    assert len(paths) == PLACES[place, family] and all(path.startswith("backbone.") for path in paths)
-    assert torch.equal(model(*texts()), before), "fresh adapters must leave the logits as they were, bit for bit"
+    assert len(paths) == PLACES[place, family] and all(
+        path.startswith("backbone.") for path in paths)
+    assert torch.equal(model(*texts()),
+                       before), "fresh adapters must leave the logits as they were, bit for bit"
     trained = adapter.trainable_parameters(model)
     count = sum(p.numel() for p in trained.values())
     assert count == sum(p.numel() for p in model.parameters()) - total
     assert count == len(paths) * (2 * 16 * 5 + 5 + 16), "2 D size + size + D for each place"
     model(*texts()).square().sum().backward()
-    assert all(p.grad.abs().max() > 0 for path, p in trained.items() if ".up." in path), "an adapter cannot learn"
-    assert all(model.get_submodule(path).base.weight.grad is None for path in paths), "a wrapped layer learns"
-    assert (disturb(model)(*texts()) - before).abs().max() > 1e-3, "the adapters are not in the path of the logits"
+    assert all(p.grad.abs().max() > 0 for path, p in trained.items()
+               if ".up." in path), "an adapter cannot learn"
+    assert all(model.get_submodule(path).base.weight.grad is None
+               for path in paths), "a wrapped layer learns"
+    assert (disturb(model)(*texts()) -
+            before).abs().max() > 1e-3, "the adapters are not in the path of the logits"
     assert adapter.unwrap(model) == paths
     assert torch.equal(model(*texts()), before), "unwrap is not the inverse"
-    assert {name: id(p) for name, p in model.named_parameters()} == {name: id(p) for name, p in names.items()}
+    assert {name: id(p)
+            for name, p in model.named_parameters()} == {name: id(p) for name, p in names.items()}
 
 
 def test_t5_cross_attention_counts_for_houlsby():
     paths = adapter.wrap(Whole("t5"), "houlsby", 3)
     assert [path for path in paths if ".1." in path] == [
         "backbone.encoder.layers.1.attention.o_proj", "backbone.encoder.layers.1.down_proj",
-        *(f"backbone.decoder.layers.1.{leaf}" for leaf in ("attention.o_proj", "down_proj", "cross_attention.o_proj"))]
+        *(f"backbone.decoder.layers.1.{leaf}"
+          for leaf in ("attention.o_proj", "down_proj", "cross_attention.o_proj"))
+    ]
 
 
 def test_first_values():
@@ -109,17 +123,23 @@ def test_first_values():
     layer = model["down_proj"]
     assert layer.down.weight.shape == (50, 400) and layer.up.weight.shape == (400, 50)
     assert abs(layer.down.weight.std() - 0.01) < 2e-4 and abs(layer.down.weight.mean()) < 2e-4
-    assert not any(p.any() for p in (layer.down.bias, layer.up.weight, layer.up.bias)), "up and biases start at zero"
+    assert not any(
+        p.any()
+        for p in (layer.down.bias, layer.up.weight, layer.up.bias)), "up and biases start at zero"
 
 
 def test_the_seed_decides():
     def first(seed):
         model = Whole("bert")
         adapter.wrap(model, "houlsby", 4, seed=seed)
-        return {path: p for path, p in adapter.trainable_parameters(model).items() if path.endswith("down.weight")}
+        return {
+            path: p for path, p in adapter.trainable_parameters(model).items()
+            if path.endswith("down.weight")
+        }
     a, b, c = first(0), first(0), first(1)
     assert all(torch.equal(a[path], b[path]) and not torch.equal(a[path], c[path]) for path in a)
-    assert len({tuple(tensor.flatten().tolist()) for tensor in a.values()}) == len(a), "two places start alike"
+    assert len({tuple(tensor.flatten().tolist())
+                for tensor in a.values()}) == len(a), "two places start alike"
 
 
 # ------------------------------------------------------------------------------------------------ the formula, the place
@@ -130,11 +150,13 @@ def by_hand(model, place, ids, mask):
     x = body.embed(ids, rows, None)                                  # (N, D)
 
     def bottleneck(module, y):
-        return y + F.linear(F.gelu(F.linear(y, module.down.weight, module.down.bias)), module.up.weight, module.up.bias)
+        return y + F.linear(F.gelu(F.linear(y, module.down.weight, module.down.bias)),
+                            module.up.weight, module.up.bias)
     for layer in body.layers:
         seen = attention(*layer.project(x, x), rows)
         if place == "houlsby":
-            y = bottleneck(layer.o_proj, F.linear(seen, layer.o_proj.base.weight, layer.o_proj.base.bias))
+            y = bottleneck(layer.o_proj,
+                           F.linear(seen, layer.o_proj.base.weight, layer.o_proj.base.bias))
         else:
             y = layer.o_proj(seen)
         x = layer.attention_norm(x + y)
@@ -160,7 +182,8 @@ def test_the_papers_place_and_formula(place):
 WRONG = {
     "no residual of its own": lambda self, x: self.up(self.activation(self.down(self.base(x)))),
     "no activation": lambda self, x: (y := self.base(x)) + self.up(self.down(y)),
-    "activation after up": lambda self, x: (y := self.base(x)) + self.activation(self.up(self.down(y))),
+    "activation after up": lambda self, x:
+    (y := self.base(x)) + self.activation(self.up(self.down(y))),
     "no adapter at all": lambda self, x: self.base(x),
 }
 
@@ -178,12 +201,14 @@ def test_steps_change_every_adapter_and_nothing_else(norms):
     model = Whole("bert")
     adapter.wrap(model, "houlsby", 4)
     learning = set(adapter.trainable_parameters(model, norms))
-    assert all((f"backbone.{norm}" in learning) is norms for norm in ("layers.0.mlp_norm.weight", "embedding_norm.bias"))
+    assert all((f"backbone.{norm}" in learning) is norms
+               for norm in ("layers.0.mlp_norm.weight", "embedding_norm.bias"))
     learning |= {name for name, _ in model.named_parameters() if name.startswith("head.")}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in learning)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2,
+                                  weight_decay=0.0)
     for step in range(3):
         F.cross_entropy(model(*texts(step)), torch.tensor([0, 1, 2])).backward()
         optimizer.step()
@@ -196,7 +221,8 @@ def test_steps_change_every_adapter_and_nothing_else(norms):
 def test_norms_are_those_of_the_body():
     body = Bert.from_config(BERT, lm_head=True)
     adapter.wrap(body, "pfeiffer", 2)
-    norms = set(adapter.trainable_parameters(body, norms=True)) - set(adapter.trainable_parameters(body))
+    norms = set(adapter.trainable_parameters(body, norms=True)) - set(
+        adapter.trainable_parameters(body))
     assert len(norms) == 2 * (1 + 2 * 2) and not any("lm_head" in name for name in norms)
 
 
@@ -223,7 +249,8 @@ def test_errors_come_before_any_change(change, says):
     model = Whole("bert")
     with pytest.raises(InputError, match=says) as error:
         adapter.wrap(model, **{"place": "houlsby", "size": 4} | change)
-    assert "\n" not in str(error.value) and not any(isinstance(m, Bottleneck) for m in model.modules())
+    assert "\n" not in str(
+        error.value) and not any(isinstance(m, Bottleneck) for m in model.modules())
 
 
 def test_wrappers_do_not_stack_silently():
@@ -235,7 +262,7 @@ def test_wrappers_do_not_stack_silently():
         adapter.wrap(model, "pfeiffer", 4)
     with pytest.raises(InputError, match="o_proj is a Bottleneck, it takes no LoraLinear"):
         wrap_lora(model, "all-linear", rank=2, alpha=2)
-    wrap_lora(model, ["q_proj"], rank=2, alpha=2)                    # beside each other they may stand
+    wrap_lora(model, ["q_proj"], rank=2, alpha=2)  # beside each other they may stand
     lora.merge(model)
     adapter.unwrap(model)
     wrap_lora(model, ["down_proj"], rank=2, alpha=2)

@@ -28,21 +28,32 @@ def refused(path, *words, **more):
     with pytest.raises(InputError) as error:
         read_arena(path, **more)
     line = str(error.value)
-    assert "\n" not in line and not [word for word in words if word not in line], f"should name {words}: {line}"
+    assert "\n" not in line and not [word for word in words if word not in line
+                                     ], f"should name {words}: {line}"
 
 
 def test_competition_layout(tmp_path):
-    rows = [battle(30), battle(10, won=(0, 1, 0)), battle(20, won=(0, 0, 1)), battle(40, won=("1.0", "0.0", "0.0"))]
+    rows = [
+        battle(30),
+        battle(10, won=(0, 1, 0)),
+        battle(20, won=(0, 0, 1)),
+        battle(40, won=("1.0", "0.0", "0.0"))
+    ]
     examples, ids = read_arena(write(tmp_path / "train.csv", rows))
     assert ids == ["30", "10", "20", "40"], "ids should be texts, in the order of the file"
-    assert [e.label for e in examples] == ["a", "b", "tie", "a"] and [e.row for e in examples] == [2, 3, 4, 5]
-    assert examples[0].texts == ("Hi", "Hello", "Go away"), "one turn should stand alone, without brackets or a marker"
+    assert [e.label
+            for e in examples] == ["a", "b", "tie", "a"] and [e.row
+                                                              for e in examples] == [2, 3, 4, 5]
+    assert examples[0].texts == (
+        "Hi", "Hello", "Go away"), "one turn should stand alone, without brackets or a marker"
 
 
 def test_turns_are_joined_with_a_line_before_each(tmp_path):
-    row = battle(prompt=json.dumps(["Hi", "Why?"]), a=json.dumps(["A\n1", "A 2"]), b='["B 1", null]')
+    row = battle(prompt=json.dumps(["Hi", "Why?"]), a=json.dumps(["A\n1", "A 2"]),
+                 b='["B 1", null]')
     texts = read_arena(write(tmp_path / "train.csv", [row]))[0][0].texts
-    assert texts == ("[turn 1]\nHi\n\n[turn 2]\nWhy?", "[turn 1]\nA\n1\n\n[turn 2]\nA 2", f"[turn 1]\nB 1\n\n[turn 2]\n{EMPTY}")
+    assert texts == ("[turn 1]\nHi\n\n[turn 2]\nWhy?", "[turn 1]\nA\n1\n\n[turn 2]\nA 2",
+                     f"[turn 1]\nB 1\n\n[turn 2]\n{EMPTY}")
 
 
 @pytest.mark.parametrize("cell, text", [
@@ -66,9 +77,11 @@ def test_a_list_that_a_model_wrote_is_its_text(tmp_path, cell):
 
 def test_plain_layout(tmp_path):
     winners = ["a", "b", "tie", "model_a", "model_b", "tie (bothbad)", " Tie ", "MODEL_B"]
-    examples, ids = read_arena(write(tmp_path / "d.csv", [("p", "x", "", w) for w in winners], PLAIN))
+    examples, ids = read_arena(
+        write(tmp_path / "d.csv", [("p", "x", "", w) for w in winners], PLAIN))
     assert [e.label for e in examples] == ["a", "b", "tie", "a", "b", "tie", "tie", "b"]
-    assert ids == [str(line) for line in range(2, 10)], "without a column id the lines should be the ids"
+    assert ids == [str(line)
+                   for line in range(2, 10)], "without a column id the lines should be the ids"
     assert examples[0].texts == ("p", "x", EMPTY)
     other = write(tmp_path / "e.csv", [("p", "x", "y", "b")], (*PLAIN[:3], "label"))
     assert read_arena(other)[0][0].label == "b"
@@ -79,7 +92,8 @@ def test_jsonl(tmp_path):
     rows = [dict(zip(COMPETITION, battle(1, ["Hi", "x"], ["a", None], ["b", "c"]))),
             dict(zip(COMPETITION, battle(2, "Hi", "a", "b", (False, 0, 1))))]
     path.write_text(json.dumps(rows[0]))
-    assert read_arena(path)[0][0].texts[1] == f"[turn 1]\na\n\n[turn 2]\n{EMPTY}", "a list need not be spelled in a string"
+    assert read_arena(path)[0][0].texts[
+        1] == f"[turn 1]\na\n\n[turn 2]\n{EMPTY}", "a list need not be spelled in a string"
     path.write_text("\n".join(map(json.dumps, rows)))
     refused(path, "line 2", "winner_model_a", "False")
     rows[1] |= {"prompt": 3, "winner_model_a": 0}
@@ -98,14 +112,16 @@ def test_without_a_winner(tmp_path):
 @pytest.mark.parametrize("won", [(1, 1, 0), (0, 0, 0), (1, 0, 1), (1, 1, 1), (2, 0, 0), (-1, 1, 1), ("", "", ""),
                                  ("yes", 0, 0), (0.5, 0.5, 0)])
 def test_not_exactly_one_winner(tmp_path, won):
-    refused(write(tmp_path / "train.csv", [battle(), battle(8, won=won)]), "train.csv, line 3", "winner_tie", "one 1 and two 0")
+    refused(write(tmp_path / "train.csv", [battle(), battle(8, won=won)]), "train.csv, line 3",
+            "winner_tie", "one 1 and two 0")
 
 
 def test_other_refusals(tmp_path):
     wrong = write(tmp_path / "a.csv", [("p", "x", "y", "a"), ("p", "x", "y", "c")], PLAIN)
     refused(wrong, "line 3", "'winner'", '"c"', "tie (bothbad)")
     refused(write(tmp_path / "b.csv", [("p", "x", "y", "")], PLAIN), "line 2", "'winner'")
-    refused(write(tmp_path / "c.csv", [("p", "x", "a")], ("prompt", "response_a", "winner")), "'response_b'")
+    refused(write(tmp_path / "c.csv", [("p", "x", "a")], ("prompt", "response_a", "winner")),
+            "'response_b'")
     refused(write(tmp_path / "d.csv", [battle(5), battle(6), battle(5)]), "line 4", "'5'", "line 2")
     refused(write(tmp_path / "e.csv", [battle()[:-1]], COMPETITION[:-1]), "line 2", "None")
 
@@ -120,5 +136,8 @@ def test_real_battles(name, rows):
         records = list(csv.DictReader(file))
     assert len(examples) == len(set(ids)) == rows
     assert Counter(e.label for e in examples) == Counter(r["label"] for r in records)
-    changed = [e.row for e, r in zip(examples, records) if e.texts != tuple(r[c] or EMPTY for c in PLAIN[:3])]
+    changed = [
+        e.row for e, r in zip(examples, records)
+        if e.texts != tuple(r[c] or EMPTY for c in PLAIN[:3])
+    ]
     assert not changed, f"plain texts should be read as they are: {changed[:5]}"

@@ -30,7 +30,10 @@ from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import tune
 
 BOTH = ("bert_classifier", "distilbert_classifier", "roberta_classifier", "xlm_roberta_classifier")
-SINGLE = ["the film was slow, and the old book too", "no", "why not?", "it is a new day: they love it", "a", "lost!"]
+SINGLE = [
+    "the film was slow, and the old book too", "no", "why not?", "it is a new day: they love it",
+    "a", "lost!"
+]
 PAIRS = [("is it late?", "it was late again"), ("a", "no refund, no answer; nothing but the cold."),
          ("they love the old film", "no")]
 
@@ -67,9 +70,12 @@ def asked(transformers, name):
     """What transformers does with the stored model `name`, which is its own: a control for what we saved."""
     folder = MODELS / name
     for kind in (transformers.AutoModelForSequenceClassification, transformers.AutoModel):
-        kind.from_pretrained(folder).eval()(input_ids=torch.tensor([[3, 4]]), attention_mask=torch.ones(1, 2))
-    transformers.AutoTokenizer.from_pretrained(folder)(["no"], ["why not?"], padding=True, return_tensors="pt")
-    transformers.pipeline("text-classification", model=str(folder))({"text": "no", "text_pair": "why not?"})
+        kind.from_pretrained(folder).eval()(input_ids=torch.tensor([[3, 4]]),
+                                            attention_mask=torch.ones(1, 2))
+    transformers.AutoTokenizer.from_pretrained(folder)(["no"], ["why not?"], padding=True,
+                                                       return_tensors="pt")
+    transformers.pipeline("text-classification",
+                          model=str(folder))({"text": "no", "text_pair": "why not?"})
 
 
 def differs(ours, theirs, tolerance=1e-5):
@@ -81,13 +87,14 @@ def differs(ours, theirs, tolerance=1e-5):
 @pytest.mark.parametrize("name", BOTH)
 def test_transformers_reads_what_we_save(name, transformers, tmp_path):
     model = Classifier.load(MODELS / name)
-    model.labels = ["zebra", "ape", "newt"]                                    # neither sorted nor those of the file
+    model.labels = ["zebra", "ape", "newt"]  # neither sorted nor those of the file
     model.save(tmp_path)
     with may_refuse(lambda: asked(transformers, name)):
         again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
         expected = [their_logits(again, tokenizer, texts) for texts in (SINGLE, PAIRS)]
-    assert ("token_type_ids" in tokenizer.model_input_names) == (name == "bert_classifier"), "no type for who takes none"
+    assert ("token_type_ids" in tokenizer.model_input_names) == (
+        name == "bert_classifier"), "no type for who takes none"
     for texts, logits in zip((SINGLE, PAIRS), expected):
         found = differs(scores(model, texts), logits)
         assert found is None, f"{name}: transformers answers otherwise for {texts}, {found}"
@@ -102,7 +109,10 @@ def test_the_pipeline_of_transformers_gives_the_same_label_and_score(name, trans
     model.save(tmp_path)
     with may_refuse(lambda: asked(transformers, name)):
         ask = transformers.pipeline("text-classification", model=str(tmp_path))
-        answers = [ask(text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}) for text in SINGLE + PAIRS]
+        answers = [
+            ask(text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]})
+            for text in SINGLE + PAIRS
+        ]
     for text, row, found in zip(SINGLE + PAIRS, model.predict(SINGLE + PAIRS), answers):
         found = found[0] if isinstance(found, list) else found
         assert found["label"] == model.labels[row.argmax()], f"{name}: another label for {text!r}"
@@ -118,14 +128,16 @@ def test_we_read_what_transformers_saves(name, names, transformers, tmp_path):
         config = transformers.AutoConfig.from_pretrained(MODELS / name)
         config.num_labels = count
         if names is not None:
-            config.id2label, config.label2id = dict(enumerate(names)), {label: i for i, label in enumerate(names)}
+            config.id2label, config.label2id = dict(enumerate(
+                names)), {label: i for i, label in enumerate(names)}
         theirs = transformers.AutoModelForSequenceClassification.from_config(config)
         make_fixtures.exaggerate(theirs, seed=count).save_pretrained(tmp_path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(MODELS / name)
         tokenizer.save_pretrained(tmp_path)
         expected = [their_logits(theirs, tokenizer, texts) for texts in (SINGLE, PAIRS)]
     model = Classifier.load(tmp_path)
-    assert model.labels == [theirs.config.id2label[i] for i in range(count)], "another order than the numbers"
+    assert model.labels == [theirs.config.id2label[i]
+                            for i in range(count)], "another order than the numbers"
     for texts, logits in zip((SINGLE, PAIRS), expected):
         found = differs(scores(model, texts, 2), logits)
         assert found is None, f"{name}: we answer otherwise for {texts}, {found}"
@@ -136,14 +148,18 @@ def test_we_read_what_transformers_saves(name, names, transformers, tmp_path):
 @pytest.mark.parametrize("name", BOTH)
 def test_transformers_reads_a_saved_body(name, kind, transformers, tmp_path):
     body = load_backbone(MODELS / name)
-    save_backbone(body, tmp_path) if kind == "body" else Classifier.load(MODELS / name).save(tmp_path)
+    save_backbone(body, tmp_path) if kind == "body" else Classifier.load(MODELS /
+                                                                         name).save(tmp_path)
     batch = load_file(MODELS / name / "expected.safetensors")
     ids, mask, types = (batch[key] for key in ("ids", "mask", "types"))
     with torch.inference_mode():
         with may_refuse(lambda: asked(transformers, name)):
-            theirs, loading = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
-            hidden = theirs.eval()(input_ids=ids, attention_mask=mask, token_type_ids=types).last_hidden_state
-        assert all("pooler" in key for key in loading["missing_keys"]), f"not found in our file: {loading['missing_keys']}"
+            theirs, loading = transformers.AutoModel.from_pretrained(tmp_path,
+                                                                     output_loading_info=True)
+            hidden = theirs.eval()(input_ids=ids, attention_mask=mask,
+                                   token_type_ids=types).last_hidden_state
+        assert all("pooler" in key for key in
+                   loading["missing_keys"]), f"not found in our file: {loading['missing_keys']}"
         found = differs(body(ids, mask, types)[mask.bool()], hidden[mask.bool()])
     assert found is None, f"{name}: the body in transformers is another, {found}"
 
@@ -152,8 +168,10 @@ def test_transformers_reads_a_saved_body(name, kind, transformers, tmp_path):
 def test_saving_what_was_saved_gives_the_same_bytes(name, tmp_path):
     Classifier.load(MODELS / name).save(tmp_path / "once")
     Classifier.load(tmp_path / "once").save(tmp_path / "twice")
-    once, twice = ({path.name: path.read_bytes() for path in (tmp_path / run).iterdir()} for run in ("once", "twice"))
-    assert set(once) == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    once, twice = ({path.name: path.read_bytes() for path in (tmp_path / run).iterdir()}
+                   for run in ("once", "twice"))
+    assert set(
+        once) == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert once == twice, f"these changed: {[file for file in once if once[file] != twice.get(file)]}"
 
 
@@ -176,7 +194,7 @@ def test_an_old_last_layer_is_dropped_with_a_word_and_the_rest_kept(name, last, 
 def test_a_new_head_is_its_seed(name, tmp_path):
     files = []
     for run, seed in enumerate([0, 0, 1]):
-        torch.manual_seed(run)                                                  # what happened before is of no account
+        torch.manual_seed(run)  # what happened before is of no account
         Classifier.from_backbone(MODELS / name, ["no", "yes"], seed=seed).save(tmp_path / str(run))
         files.append((tmp_path / str(run) / "model.safetensors").read_bytes())
     assert files[0] == files[1], "the same seed gave another head"
@@ -187,9 +205,14 @@ def test_a_body_with_a_language_model_head_gets_a_whole_new_head(folder):
     lm = folder("bert_masked_lm")
     WordPiece.from_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "a", "b"]).save(lm)
     model = Classifier.from_backbone(lm, ["x", "y"], seed=4)
-    assert model.report.newly_initialised == ["head.dense.weight", "head.dense.bias", "head.out.weight", "head.out.bias"]
-    assert model.report.dropped and all(tensor.startswith("cls.predictions.") for tensor in model.report.dropped)
-    with pytest.raises(InputError, match="no classification head in it .no tensor classifier.weight.: fine-tune"):
+    assert model.report.newly_initialised == [
+        "head.dense.weight", "head.dense.bias", "head.out.weight", "head.out.bias"
+    ]
+    assert model.report.dropped and all(
+        tensor.startswith("cls.predictions.") for tensor in model.report.dropped)
+    with pytest.raises(
+            InputError,
+            match="no classification head in it .no tensor classifier.weight.: fine-tune"):
         Classifier.load(lm)
 
 
@@ -198,18 +221,23 @@ def test_a_body_that_lacks_a_tensor_is_refused_though_the_head_is_new(folder):
     tensors = load_file(broken / "model.safetensors")
     del tensors["bert.encoder.layer.1.output.dense.weight"]
     save_file(tensors, broken / "model.safetensors")
-    with pytest.raises(InputError, match="1 faults: nothing in the file fills backbone.layers.1.down_proj.weight"):
+    with pytest.raises(
+            InputError,
+            match="1 faults: nothing in the file fills backbone.layers.1.down_proj.weight"):
         Classifier.from_backbone(broken, ["x", "y"])
 
 
 def test_an_architecture_alone_takes_no_weight_from_the_file():
     make = Classifier.from_backbone
-    trained, fresh, again = (make(MODELS / "bert_classifier", ["x", "y"], seed=1, pretrained=pretrained)
-                             for pretrained in (True, False, False))
+    trained, fresh, again = (make(MODELS / "bert_classifier", ["x", "y"], seed=1,
+                                  pretrained=pretrained) for pretrained in (True, False, False))
     own = {path: p for path, p in trained.named_parameters() if not path.startswith("head.out")}
-    same = [path for path, p in fresh.named_parameters() if path in own and torch.equal(p, own[path])]
+    same = [
+        path for path, p in fresh.named_parameters() if path in own and torch.equal(p, own[path])
+    ]
     assert not same, f"these came from the file: {same}"
-    assert first_difference(dict(fresh.named_parameters()), dict(again.named_parameters()), 0.0) is None
+    assert first_difference(dict(fresh.named_parameters()), dict(again.named_parameters()),
+                            0.0) is None
 
 
 @pytest.mark.parametrize("how", POOLINGS)
@@ -219,14 +247,17 @@ def test_a_pooled_head_comes_back_exactly(name, how, tmp_path):
     torch.nn.init.normal_(model.head.out.weight, generator=torch.Generator().manual_seed(0))
     model.save(tmp_path)
     again = Classifier.load(tmp_path)
-    assert (again.head.pool_option, again.max_length, again.labels, again.head.pooling) == (how, 17, ["x", "y"], how)
+    assert (again.head.pool_option, again.max_length, again.labels,
+            again.head.pooling) == (how, 17, ["x", "y"], how)
     found = differs(scores(again, SINGLE + PAIRS), scores(model, SINGLE + PAIRS), 0.0)
     assert found is None, f"{how}: other answers after loading, {found}"
-    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["MinillmclfPooledClassifier"]
+    assert json.loads(
+        (tmp_path / "config.json").read_text())["architectures"] == ["MinillmclfPooledClassifier"]
     others = [other for other in POOLINGS if other != how]
     for other in others:
         model.head.pooling = other
-        assert differs(scores(model, SINGLE), scores(again, SINGLE), 1e-3), f"{how} and {other} give the same answers"
+        assert differs(scores(model, SINGLE), scores(again, SINGLE),
+                       1e-3), f"{how} and {other} give the same answers"
 
 
 # ------------------------------------------------------------------------------------------------ answers
@@ -241,7 +272,8 @@ def test_answers_come_in_the_order_of_the_texts(name):
         found = differs(scores(model.train(), texts, batch_size), alone)
         assert found is None, f"in batches of {batch_size} texts change places, or dropout is on: {found}"
     probabilities = model.predict(texts, 5)
-    assert abs(probabilities.sum(1) - 1).max() <= 1e-6 and (probabilities.argmax(1) == alone.argmax(1).numpy()).all()
+    assert abs(probabilities.sum(1) - 1).max() <= 1e-6 and (probabilities.argmax(1)
+                                                            == alone.argmax(1).numpy()).all()
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -260,7 +292,8 @@ def test_padding_on_the_left_gives_the_same_scores(name):
 @pytest.mark.parametrize("own", [None, 0.6], ids=["dropout of the body", "dropout of its own"])
 @pytest.mark.parametrize("name", BOTH)
 def test_dropout_stands_where_transformers_has_it(name, own, transformers, folder):
-    numbers = dict(hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.0, classifier_dropout=own)
+    numbers = dict(hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.0,
+                   classifier_dropout=own)
     if "distilbert" in name:
         numbers = dict(dropout=0.3, attention_dropout=0.0, seq_classif_dropout=own or 0.2)
     chosen = folder(name, **numbers)
@@ -268,14 +301,19 @@ def test_dropout_stands_where_transformers_has_it(name, own, transformers, folde
         theirs = transformers.AutoModelForSequenceClassification.from_pretrained(chosen).train()
     model = Classifier.load(chosen).train()
     (row,), _ = model.encode(SINGLE[:1])
-    batch = collate([row] * 3, [0, 1, 2])                # no padding, and the states of all tokens: both draw as many numbers
+    batch = collate([row] * 3,
+                    [0, 1, 2
+                     ])  # no padding, and the states of all tokens: both draw as many numbers
     torch.manual_seed(0)
-    ours = model.head(model.backbone.states(batch.ids, batch.mask, batch.types), batch.mask).detach()
+    ours = model.head(model.backbone.states(batch.ids, batch.mask, batch.types),
+                      batch.mask).detach()
     torch.manual_seed(0)
     with may_refuse():
         given = {"token_type_ids": batch.types} if model.backbone.TOKEN_TYPES else {}
         expected = theirs(input_ids=batch.ids, attention_mask=batch.mask, **given).logits.detach()
-    assert differs(ours, expected) is None, f"{name}: the same random numbers drop other things: {ours} and {expected}"
+    assert differs(
+        ours, expected
+    ) is None, f"{name}: the same random numbers drop other things: {ours} and {expected}"
 
 
 # ------------------------------------------------------------------------------------------------ long texts
@@ -285,10 +323,13 @@ def test_dropout_stands_where_transformers_has_it(name, own, transformers, folde
 def test_a_budget_is_used_up_and_no_short_part_is_cut_for_a_longer_one(lengths, budget):
     parts = [list(range(length)) for length in lengths]
     kept, cut = cut_longest(parts, budget)
-    assert sum(map(len, kept)) == min(sum(lengths), budget) and cut == sum(lengths) - sum(map(len, kept))
-    assert all(part == whole[:len(part)] for part, whole in zip(kept, parts)), "a part loses its end only"
+    assert sum(map(len, kept)) == min(sum(lengths),
+                                      budget) and cut == sum(lengths) - sum(map(len, kept))
+    assert all(part == whole[:len(part)]
+               for part, whole in zip(kept, parts)), "a part loses its end only"
     for part, whole in zip(kept, parts):
-        assert part == whole or len(part) >= max(map(len, kept)) - 1, "a part was cut while a longer one was left"
+        assert part == whole or len(part) >= max(map(
+            len, kept)) - 1, "a part was cut while a longer one was left"
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -302,7 +343,8 @@ def test_long_pairs_keep_both_parts(name):
         assert shortened == 1 and len(ids) == model.max_length
         for part in parts:
             least = part[:room // 2]
-            assert any(ids[i:i + len(least)] == least for i in range(len(ids))), f"{name}: {part} is not in {ids}"
+            assert any(ids[i:i + len(least)] == least
+                       for i in range(len(ids))), f"{name}: {part} is not in {ids}"
     assert model.encode(["no", ("no", "why")])[1] == 0
     assert scores(model, [(long, long), long]).isfinite().all()
 
@@ -314,13 +356,16 @@ def test_truncation_is_longest_first_as_in_transformers(name, transformers):
         tokenizer = transformers.AutoTokenizer.from_pretrained(MODELS / name)
     for max_length in range(model.tokenizer.num_special_tokens(True) + 1, 17):
         model.max_length = max_length
-        pairs = [(" ".join("abcdefghi"[:a]), " ".join("rstuvwxyz"[:b])) for a in range(1, 10) for b in range(1, 10)]
+        pairs = [(" ".join("abcdefghi"[:a]), " ".join("rstuvwxyz"[:b])) for a in range(1, 10)
+                 for b in range(1, 10)]
         texts = [*pairs, *(first for first, _ in pairs[::9])]
         for text, (ids, types) in zip(texts, model.encode(texts)[0]):
             text = [text] if isinstance(text, str) else text
             with may_refuse():
-                theirs = tokenizer(*text, truncation="longest_first", max_length=max_length, return_token_type_ids=True)
-            assert ids == theirs["input_ids"], f"{name}: {text} in {max_length}: {ids}, not {theirs['input_ids']}"
+                theirs = tokenizer(*text, truncation="longest_first", max_length=max_length,
+                                   return_token_type_ids=True)
+            assert ids == theirs[
+                "input_ids"], f"{name}: {text} in {max_length}: {ids}, not {theirs['input_ids']}"
             assert types == theirs["token_type_ids"]
 
 
@@ -334,7 +379,9 @@ def test_more_ids_than_rows_is_refused(folder):
         words = next(tensor for tensor in tensors if tensor.endswith("word_embeddings.weight"))
         save_file(tensors | {words: tensors[words][:-1].clone()}, broken / "model.safetensors")
         for make in (Classifier.load, lambda path: Classifier.from_backbone(path, ["x", "y"])):
-            with pytest.raises(InputError, match=f"ids go to {rows - 1}, the embedding has only {rows - 1} rows"):
+            with pytest.raises(
+                    InputError,
+                    match=f"ids go to {rows - 1}, the embedding has only {rows - 1} rows"):
                 make(broken)
 
 
@@ -374,7 +421,8 @@ def test_what_is_no_text_is_refused_by_its_number(text, fault):
 
 
 def test_a_body_is_taken_out_of_a_folder_with_a_pooled_head(folder, tmp_path):
-    Classifier.from_backbone(folder("bert_classifier"), ["a", "b"], pool="mean").save(tmp_path / "pooled")
+    Classifier.from_backbone(folder("bert_classifier"), ["a", "b"],
+                             pool="mean").save(tmp_path / "pooled")
     body = load_backbone(tmp_path / "pooled")
     assert "minillmclf_head.weight" in body.report.dropped, "the pooled head was not reported as dropped"
     again = Classifier.from_backbone(tmp_path / "pooled", ["c", "d", "e"])
@@ -397,8 +445,8 @@ def test_a_token_type_that_the_model_lacks_is_refused(folder):
 # ---------------------------------------------------------------- attention over tokens
 
 FAMILIES = ("bert_classifier", "distilbert_classifier", "roberta_classifier",
-            "xlm_roberta_classifier", "deberta_classifier", "modernbert_classifier", "gpt2_classifier",
-            "gemma_classifier", "ul2_classifier")
+            "xlm_roberta_classifier", "deberta_classifier", "modernbert_classifier",
+            "gpt2_classifier", "gemma_classifier", "ul2_classifier")
 NUMBERS = {"lora": dict(rank=2, alpha=4.0, dropout=0.0, use_rslora=False, targets=None,
                         bias="none"),
            "houlsby": dict(size=4), "prefix": dict(tokens=2, projection=False),
@@ -511,8 +559,8 @@ def test_commands_pool_by_attention(tmp_path, capsys):
     capsys.readouterr()
     inspect.main([str(tmp_path / "run")])
     assert "head.U.weight" in (said := capsys.readouterr().out) and "head.v.weight" in said
-    found = make_configurations([f"{body}@pool=attention"], ["full", "lora", "prefix"], ["head"], read_sweep([]),
-                   {"data": str(data)})
+    found = make_configurations([f"{body}@pool=attention"], ["full", "lora", "prefix"], ["head"],
+                                read_sweep([]), {"data": str(data)})
     rows = load_dataset(found[0].settings)
     assert [c.settings.pool for c in found] == ["attention"] * 3
     assert not any(obstacle(c, rows) for c in found)

@@ -81,7 +81,8 @@ def error_of(call, capsys):
 
 
 def test_the_commands_are_listed_and_a_name_runs_one(monkeypatch, capsys):
-    assert list(__main__.find_commands()) == COMMANDS, "a command is a file whose first line says so"
+    assert list(
+        __main__.find_commands()) == COMMANDS, "a command is a file whose first line says so"
     monkeypatch.setattr(sys, "argv", ["minillmclf"])
     assert __main__.main() == 0
     out = capsys.readouterr().out
@@ -194,7 +195,8 @@ def test_what_is_kept_of_a_text_is_what_is_not_cut_off():
         assert train.parse(["--keep", keep]).truncation_side == side
         assert KEPT_END[side] == keep
         assert read_settings({"keep": keep}).decisive_under_old_names()["keep"] == keep
-    assert "keep" not in Settings().decisive_settings() and "multi_label" not in Settings().decisive_under_old_names()
+    assert "keep" not in Settings().decisive_settings() and "multi_label" not in Settings(
+    ).decisive_under_old_names()
 
 
 def test_a_bare_switch_means_on():

@@ -25,8 +25,8 @@ from minillmclf.models.tree import TokenTree, tree_log_probs
 from minillmclf.tuning.prefix import attach_prefix
 
 END = 1
-LABELS = [[7, 9, 30, END], [7, 9, 2, END], [7, 9, 30, 4, END], [7, 5, END], [12, END], [12, 40, 41, 42, END],
-          [33, 34, END], [50, 9, END]]
+LABELS = [[7, 9, 30, END], [7, 9, 2, END], [7, 9, 30, 4, END], [7, 5, END], [12, END],
+          [12, 40, 41, 42, END], [33, 34, END], [50, 9, END]]
 SINGLE = [[5], [9], [12], [60]]
 draw = random.Random(0)
 MANY = [[draw.randrange(2, 8) for _ in range(draw.randrange(1, 6))] + [END] for _ in range(120)]
@@ -37,7 +37,10 @@ SETS = {"labels": LABELS, "single tokens": SINGLE, "77 labels": MANY}
 def edges_of(model, ids, mask, sequences):
     """[{beginning of a sequence: log-probability of its last token}, ...] for each row."""
     tree = TokenTree(sequences)
-    where = {tuple(label[:n + 1]): edge for label, path in zip(sequences, tree.paths) for n, edge in enumerate(path)}
+    where = {
+        tuple(label[:n + 1]): edge for label, path in zip(sequences, tree.paths)
+        for n, edge in enumerate(path)
+    }
     ids, mask, context = model.prepare_prompt(ids, mask)
     with torch.no_grad():
         found = tree_log_probs(model, ids, mask, tree, context=context).tolist()
@@ -77,9 +80,11 @@ def exact(model, ids, mask, sequences):
 def agree(found, expected, name):
     """found: of `decode_constrained`; expected: [(number, sum), ...]."""
     choices, sums = found
-    assert choices.tolist() == [number for number, _ in expected], f"{name}: other answers than a plain search finds"
+    assert choices.tolist() == [number for number, _ in expected
+                                ], f"{name}: other answers than a plain search finds"
     apart = max(abs(a - b) for a, (_, b) in zip(sums.tolist(), expected))
-    assert apart < 1e-5 * max(1.0, max(abs(b) for _, b in expected)), f"{name}: sums are {apart:.1g} apart"
+    assert apart < 1e-5 * max(1.0, max(abs(b)
+                                       for _, b in expected)), f"{name}: sums are {apart:.1g} apart"
 
 
 # ------------------------------------------------------------------------------------------------ what is found
@@ -91,10 +96,12 @@ def test_greedy_and_beams_are_a_plain_search(kind, side):
     for name, sequences in SETS.items():
         edges = edges_of(model, *batch, sequences)
         greedy = [plain_greedy(row, sequences) for row in edges]
-        agree(decode_constrained(model, *batch, TokenTree(sequences)), greedy, f"{kind}, {name}, greedy")
+        agree(decode_constrained(model, *batch, TokenTree(sequences)), greedy,
+              f"{kind}, {name}, greedy")
         for beams in (2, 3):
             expected = [plain_beam(row, sequences, beams) for row in edges]
-            agree(decode_constrained(model, *batch, TokenTree(sequences), beams), expected, f"{kind}, {name}, {beams} beams")
+            agree(decode_constrained(model, *batch, TokenTree(sequences), beams), expected,
+                  f"{kind}, {name}, {beams} beams")
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -121,11 +128,13 @@ def test_the_search_has_something_to_lose():
             answers |= set(choices.tolist())
             missed = find_misses(choices, scores)
             pairs = enumerate(zip(choices.tolist(), scores.argmax(1).tolist()))
-            assert missed == [(row, chosen, best) for row, (chosen, best) in pairs if chosen != best]
+            assert missed == [(row, chosen, best) for row, (chosen, best) in pairs
+                              if chosen != best]
             lost[beams] += len(missed)
             apart = (sums - scores.gather(1, choices[:, None])[:, 0]).abs().max()
             assert apart < 1e-4, f"the sum of a choice is not its exact score: {apart:.1g} apart"
-    assert lost[1] > lost[2] > lost[len(LABELS)] == 0, f"more beams should lose less: {lost} of 48 rows"
+    assert lost[1] > lost[2] > lost[len(
+        LABELS)] == 0, f"more beams should lose less: {lost} of 48 rows"
     assert len(answers) > 4, "nearly every prompt gets the same answer"
 
 
@@ -138,7 +147,8 @@ def test_a_row_is_answered_as_if_it_were_alone(kind):
             choices, sums = decode_constrained(model, *batch_of(order, "left", pad=60), tree, beams)
             for prompt, choice, total in zip(order, choices, sums):
                 one, its_sum = alone[PROMPTS.index(prompt)]
-                assert choice == one[0] and abs(total - its_sum[0]) < 1e-4, f"{kind}: batch mates change an answer"
+                assert choice == one[0] and abs(
+                    total - its_sum[0]) < 1e-4, f"{kind}: batch mates change an answer"
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "mistral", "t5"])
@@ -152,15 +162,18 @@ def test_a_prefix_stands_before_it(kind):
         expected = [plain_beam(row, LABELS, beams) for row in edges]
         found = decode_constrained(model, *batch, TokenTree(LABELS), beams)
         agree(found, expected, f"{kind} with a prefix, {beams} beams")
-    assert (found[1] - bare).abs().max() > 0.01, "the prefix changes nothing, so this compares nothing"
+    assert (found[1] -
+            bare).abs().max() > 0.01, "the prefix changes nothing, so this compares nothing"
 
 
 def test_only_new_tokens_are_computed():
     model, read = build("llama"), []
     hidden = model.hidden_states
-    model.hidden_states = lambda ids, rows, context: read.append(tuple(ids.shape)) or hidden(ids, rows, context)
+    model.hidden_states = lambda ids, rows, context: read.append(tuple(ids.shape)) or hidden(
+        ids, rows, context)
     decode_constrained(model, *batch_of(PROMPTS), TokenTree([[7, 9, END], [7, 5, END]]), 2)
-    assert read == [(4, 11), (4, 1), (8, 1)], f"the prompt once, then a token for each path that goes on: {read}"
+    assert read == [(4, 11), (4, 1),
+                    (8, 1)], f"the prompt once, then a token for each path that goes on: {read}"
     read.clear()
     decode_constrained(model, *batch_of(PROMPTS), TokenTree(SINGLE), 3)
     assert read == [(4, 11)], "the only token of an answer is never read"
@@ -179,7 +192,8 @@ def test_a_large_vocabulary_is_scored_in_parts(monkeypatch):
 
 def test_the_model_is_left_as_it_was():
     model, tree = build("gpt2", embd_pdrop=0.5).train(), TokenTree(LABELS)
-    assert torch.equal(*(decode_constrained(model, *batch_of(PROMPTS), tree)[1] for _ in range(2))), "dropout acts"
+    assert torch.equal(*(decode_constrained(model, *batch_of(PROMPTS), tree)[1]
+                         for _ in range(2))), "dropout acts"
     assert model.training, "a model in training is in training afterwards"
     with pytest.raises(IndexError):
         decode_constrained(model, *batch_of([[999]]), tree)
@@ -199,11 +213,13 @@ class Bigram(Decoder):
         for token, following in table.items():
             for other, chance in following.items():
                 chances[token, other] = chance
-            chances[token, 0] = 1 - sum(following.values())            # 0 stands for the rest of the vocabulary
+            chances[token,
+                    0] = 1 - sum(following.values())  # 0 stands for the rest of the vocabulary
         self.table = chances.log()
 
     def hidden_states(self, ids, rows, context=None):
-        one = rows.unpad(ids)[:, None, None].float()                   # one head of width 1, for the cache to have rows
+        one = rows.unpad(ids)[:, None,
+                              None].float()  # one head of width 1, for the cache to have rows
         rows.keys_values(one, one)
         return self.table[rows.unpad(ids)]
 
@@ -224,16 +240,22 @@ def test_greedy_follows_a_good_beginning_to_a_bad_answer():
     scores = exact(model, *batch, WORDS)
     assert torch.allclose(scores.exp(), torch.tensor([0.18, 0.12, 0.4]).expand(2, 3))
     choices, sums = decode_constrained(model, *batch, tree)
-    assert choices.tolist() == [0, 0] and torch.allclose(sums.exp(), torch.tensor(0.18)), "greedy answers 'very good'"
-    assert find_misses(choices, scores) == [(0, 0, 2), (1, 0, 2)], "and that this is not the likeliest is reported"
+    assert choices.tolist() == [0, 0] and torch.allclose(
+        sums.exp(), torch.tensor(0.18)), "greedy answers 'very good'"
+    assert find_misses(choices,
+                       scores) == [(0, 0, 2),
+                                   (1, 0, 2)], "and that this is not the likeliest is reported"
     choices, sums = decode_constrained(model, *batch, tree, 2)
-    assert choices.tolist() == [2, 2] and torch.allclose(sums.exp(), torch.tensor(0.4)), "two beams keep 'bad'"
+    assert choices.tolist() == [2, 2] and torch.allclose(sums.exp(),
+                                                         torch.tensor(0.4)), "two beams keep 'bad'"
     assert find_misses(choices, scores) == []
 
 
 def test_disagreements_names_the_rows():
-    scores = torch.tensor([[-1.0, -2.0, -3.0], [-5.0, -4.0, -4.0], [-3.0, -9.0, -2.0], [math.nan, -1.0, -2.0]])
-    assert find_misses(torch.tensor([0, 2, 1, 1]), scores) == [(2, 1, 2), (3, 1, 0)], "NaN is a miss, a tie none"
+    scores = torch.tensor([[-1.0, -2.0, -3.0], [-5.0, -4.0, -4.0], [-3.0, -9.0, -2.0],
+                           [math.nan, -1.0, -2.0]])
+    assert find_misses(torch.tensor([0, 2, 1, 1]),
+                       scores) == [(2, 1, 2), (3, 1, 0)], "NaN is a miss, a tie none"
 
 
 # ------------------------------------------------------------------------------------------------ known-wrong variants
@@ -254,7 +276,8 @@ def renormalised_at_each_step(patch):
     def broken(model, states, tree):
         found = whole(model, states, tree)
         for place in tree.edge_starts.unique():
-            found[:, tree.edge_starts == place] = found[:, tree.edge_starts == place].log_softmax(-1)
+            found[:, tree.edge_starts == place] = found[:,
+                                                        tree.edge_starts == place].log_softmax(-1)
         return found
     patch.setattr(decode, "edge_log_probs", broken)
 
@@ -262,14 +285,16 @@ def renormalised_at_each_step(patch):
 @wrong
 def cache_rows_not_reordered(patch):
     keep = Cache.keep_rows
-    patch.setattr(Cache, "keep_rows", lambda self, live: keep(self, [n % len(self.mask) for n in range(len(live))]))
+    patch.setattr(Cache, "keep_rows",
+                  lambda self, live: keep(self, [n % len(self.mask) for n in range(len(live))]))
 
 
 @wrong
 def source_rows_not_reordered(patch):
     pick = decode.pick_rows
-    patch.setattr(decode, "pick_rows", lambda context, live: context if context is None else
-                  pick(context, [n % len(next(iter(context[0].values()))[0]) for n in range(len(live))]))
+    patch.setattr(
+        decode, "pick_rows", lambda context, live: context if context is None else pick(
+            context, [n % len(next(iter(context[0].values()))[0]) for n in range(len(live))]))
 
 
 @wrong
@@ -284,13 +309,17 @@ def ended_paths_are_dropped(patch):
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_search_is_noticed(name, monkeypatch):
     kinds, batch = ("llama", "t5"), batch_of(PROMPTS)
-    expected = {kind: [plain_beam(row, LABELS, 3) for row in edges_of(build(kind), *batch, LABELS)] for kind in kinds}
+    expected = {
+        kind: [plain_beam(row, LABELS, 3) for row in edges_of(build(kind), *batch, LABELS)]
+        for kind in kinds
+    }
     for kind in kinds:
         agree(decode_constrained(build(kind), *batch, TokenTree(LABELS), 3), expected[kind], kind)
     WRONG[name](monkeypatch)
     with pytest.raises(AssertionError):
         for kind in kinds:
-            agree(decode_constrained(build(kind), *batch, TokenTree(LABELS), 3), expected[kind], kind)
+            agree(decode_constrained(build(kind), *batch, TokenTree(LABELS), 3), expected[kind],
+                  kind)
 
 
 def test_renormalising_would_choose_another_answer(monkeypatch):
@@ -305,12 +334,14 @@ def test_renormalising_would_choose_another_answer(monkeypatch):
 
 def test_a_label_that_begins_another_needs_an_end():
     model, batch = build("llama"), batch_of(PROMPTS)
-    for sequences, fault in (([[7, 9], [5], [7, 9, 30]], "sequence 0 .* beginning of sequence 2.*end every label with"),
+    for sequences, fault in (([[7, 9], [5], [7, 9, 30]],
+                              "sequence 0 .* beginning of sequence 2.*end every label with"),
                              ([[7, 9, 30, 2], [7]], "sequence 1 .* beginning of sequence 0")):
         with pytest.raises(InputError, match=fault):
             decode_constrained(model, *batch, TokenTree(sequences))
     ended = [[7, 9, END], [5, END], [7, 9, 30, END]]
-    assert set(decode_constrained(model, *batch, TokenTree(ended))[0].tolist()) <= {0, 1, 2}, "with a terminator both can be answered"
+    assert set(decode_constrained(model, *batch, TokenTree(ended))
+               [0].tolist()) <= {0, 1, 2}, "with a terminator both can be answered"
 
 
 @pytest.mark.parametrize("beams", [0, -1, 1.5, True])
@@ -322,11 +353,14 @@ def test_senseless_beams_are_named(beams):
 def test_an_answer_must_fit_behind_the_prompt():
     """Whichever is chosen: whether a text is too long must not hang on what the model answers."""
     model, tree = build("gpt2"), TokenTree([[7, 9, 5, END], [12]])
-    with pytest.raises(InputError, match="62 tokens and an answer of 4 are more than the 64 positions"):
+    with pytest.raises(InputError,
+                       match="62 tokens and an answer of 4 are more than the 64 positions"):
         decode_constrained(model, *batch_of([[5] * 62]), tree)
     decode_constrained(model, *batch_of([[5] * 61]), tree)
     attach_prefix(model, 3)
-    with pytest.raises(InputError, match="more than the 61 positions of this model beside its prefix of 3 tokens"):
+    with pytest.raises(
+            InputError,
+            match="more than the 61 positions of this model beside its prefix of 3 tokens"):
         decode_constrained(model, *batch_of([[5] * 61]), tree)
 
 
@@ -352,10 +386,15 @@ def test_greedy_is_that_of_transformers(kind):
     for prompt, choice in zip(prompts, choices.tolist()):
         def allowed(row, ids):
             written = ids.tolist()[len(prompt):]
-            return [label[len(written)] for label in LABELS if label[:len(written)] == written and label != written]
+            return [
+                label[len(written)] for label in LABELS
+                if label[:len(written)] == written and label != written
+            ]
         ids, mask = batch_of([prompt])
         with may_refuse():
-            out = theirs.generate(input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=10,
+            out = theirs.generate(input_ids=ids, attention_mask=mask, do_sample=False,
+                                  max_new_tokens=10,
                                   prefix_allowed_tokens_fn=allowed)[0, len(prompt):].tolist()
         assert LABELS[choice] == out, f"{kind}: transformers answers {prompt} with {out}"
-    assert len(set(choices.tolist())) > 1, f"{kind}: every prompt gets the same answer, so this compares little"
+    assert len(set(choices.tolist())
+               ) > 1, f"{kind}: every prompt gets the same answer, so this compares little"

@@ -24,7 +24,7 @@ from minillmclf.training.loop import take_step
 from minillmclf.training.plan import Split
 from minillmclf.tuning import tune
 
-SOME = ["bert", "deberta-v3", "gpt2", "llama", "gemma3", "t5"]                   # one of each wiring
+SOME = ["bert", "deberta-v3", "gpt2", "llama", "gemma3", "t5"]  # one of each wiring
 ROWS = texts_of(random.Random(5), 6)
 LABELS = sorted(TOPICS)
 LABEL_READOUT = dict(readout="labels", template="{text} it is {label}", max_length=40, end="none")
@@ -91,7 +91,8 @@ def test_a_step_and_its_answers_are_those_of_the_cpu(name, scene, folders):     
     model, rows = classifier(folders[name], s)
     with Watch() as watch:
         found = play(model.to(DEVICE), rows, s)
-    assert isinstance(next(model.parameters()), Pretend) or next(model.parameters()).device == DEVICE
+    assert isinstance(next(model.parameters()), Pretend) or next(
+        model.parameters()).device == DEVICE
     assert not watch.faults
     assert found.keys() == expected.keys() and len(found) > 3
     for key, tensor in expected.items():
@@ -103,7 +104,8 @@ def test_a_step_and_its_answers_are_those_of_the_cpu(name, scene, folders):     
 
 @pytest.mark.parametrize("name", SOME)
 @pytest.mark.parametrize("scene", ["lora, bf16", "qlora", "qlora, bf16"])
-def test_weights_that_are_read_onto_the_device_are_those_of_the_cpu(name, scene, folders):  # noqa: F811
+def test_weights_that_are_read_onto_the_device_are_those_of_the_cpu(name, scene,
+                                                                    folders):  # noqa: F811
     """Each tensor goes there as it is read, and four bits are made there: the same to the bit."""
     s = settings_of(scene)
     plain, rows = classifier(folders[name], s)
@@ -126,7 +128,8 @@ def test_weights_that_are_read_onto_the_device_are_those_of_the_cpu(name, scene,
 def test_what_is_written_is_that_of_the_cpu(name, folders):                     # noqa: F811
     model = spread(Classifier.from_backbone(folders[name], LABELS,
                                                     **classifier_options(settings_of("labels"))))
-    ids, mask = torch.tensor([[5, 9, 12, 7], [6, 8, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    ids, mask = torch.tensor([[5, 9, 12, 7], [6, 8, 0, 0]]), torch.tensor([[1, 1, 1, 1],
+                                                                           [1, 1, 0, 0]])
     expected = generate(model.backbone, ids, mask, 5)
     with Watch() as watch:
         found = generate(model.to(DEVICE).backbone, ids.to(DEVICE), mask.to(DEVICE), 5)

@@ -29,14 +29,17 @@ from minillmclf.training.monitors.gradients import checksum
 from minillmclf.training.parallel import processes
 
 COMPUTE = {"train", "evaluate", "predict", "compare", "folds", "merge", "pretrain"}
-TINY = dict(vocab_size=100, layers=1, width=32, heads=2, mlp_width=24, steps=2, batch_size=4, length=20, save_every=5)
+TINY = dict(vocab_size=100, layers=1, width=32, heads=2, mlp_width=24, steps=2, batch_size=4,
+            length=20, save_every=5)
 QUICK = dict(epochs=1, batch_size=8, lr=1e-3, baselines="off", few_rows="off")
 PRETEND = ("--device", "pretend:0")
 
 
 def test_commands_that_compute_have_the_flag_and_no_other():
     """labels, choose, inspect, report and grade compute nothing with a model's weights on its device."""
-    assert {command for command in commands() if any("--device" in names for names in flags_of(command))} == COMPUTE
+    assert {
+        command for command in commands() if any("--device" in names for names in flags_of(command))
+    } == COMPUTE
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +50,12 @@ def place(tmp_path_factory):
     data_file(folder / "data.csv")
     with open(folder / "unsplit.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("text", "label"), *texts_of(random.Random(3), 30)])
-    (folder / "text.txt").write_text("".join(text + "\n" for text, _ in texts_of(random.Random(4), 80)))
-    pairs = [json.dumps({"prompt": text, "answer": label}) + "\n" for text, label in texts_of(random.Random(6), 60)]
+    (folder / "text.txt").write_text("".join(text + "\n"
+                                             for text, _ in texts_of(random.Random(4), 80)))
+    pairs = [
+        json.dumps({"prompt": text, "answer": label}) + "\n"
+        for text, label in texts_of(random.Random(6), 60)
+    ]
     (folder / "pairs.jsonl").write_text("".join(pairs))
     return folder
 
@@ -85,7 +92,8 @@ def tensors_near(a, b, names=None):
     a, b = load_file(a), load_file(b)
     assert a.keys() == b.keys()
     for name in names or a:
-        assert (a[name].float() - b[name].float()).abs().max() <= 1e-3 * max(1, a[name].abs().max()), name
+        assert (a[name].float() -
+                b[name].float()).abs().max() <= 1e-3 * max(1, a[name].abs().max()), name
 
 
 @pytest.mark.parametrize("more", [{}, dict(method="lora"), dict(method="head", head_init="probe"), dict(windows="mean", max_length=8, overlap=2),
@@ -99,15 +107,19 @@ def test_train(more, place, tmp_path, call, monkeypatch):
     on_both("train", call, monkeypatch, lambda name: flags(**asked, out=tmp_path / name))
     cpu, gpu = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("cpu", "gpu"))
     assert gpu["versions"]["device"] == "pretend" and cpu["versions"]["device"] == "cpu"
-    (a,), (b,) = ([v for n, v in record["results"].items() if n.startswith("bert")] for record in (cpu, gpu))
+    (a, ), (b, ) = ([v for n, v in record["results"].items() if n.startswith("bert")]
+                    for record in (cpu, gpu))
     assert a["log_loss"] == pytest.approx(b["log_loss"], rel=1e-3)
 
 
 def test_folds(place, tmp_path, call, monkeypatch):
-    on_both("folds", call, monkeypatch, lambda name: flags(
-        model=place / "bert", data=place / "unsplit.csv", folds=2, test=place / "unsplit.csv", out=tmp_path / name,
-        **{key: value for key, value in QUICK.items() if key != "few_rows"}))
-    cpu, gpu = (np.genfromtxt(tmp_path / name / "oof.csv", delimiter=",", skip_header=1)[:, 5:] for name in ("cpu", "gpu"))
+    on_both(
+        "folds", call, monkeypatch,
+        lambda name: flags(model=place / "bert", data=place / "unsplit.csv", folds=2, test=place /
+                           "unsplit.csv", out=tmp_path / name, **
+                           {key: value for key, value in QUICK.items() if key != "few_rows"}))
+    cpu, gpu = (np.genfromtxt(tmp_path / name / "oof.csv", delimiter=",", skip_header=1)[:, 5:]
+                for name in ("cpu", "gpu"))
     assert cpu.shape == (30, 3) and np.abs(cpu - gpu).max() < 1e-3
 
 
@@ -116,12 +128,16 @@ def test_compare(place, tmp_path, call, monkeypatch):
     from minillmclf.compare import runs
 
     def in_this_process(module, *given, printed, errors):
-        with open(printed, "w") as out, open(errors, "w") as error, contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        with open(printed, "w") as out, open(errors, "w") as error, contextlib.redirect_stdout(
+                out), contextlib.redirect_stderr(error):
             return importlib.import_module(module).main(list(map(str, given))) or 0
     monkeypatch.setattr(runs, "run_module", in_this_process)
     monkeypatch.setattr(runs, "TIMED_PASSES", 1)
-    on_both("compare", call, monkeypatch, lambda name: [
-        *flags(models=place / "bert", methods="head", data=place / "data.csv", seeds=1, out=tmp_path / name, epochs=1, batch_size=8, lr=1e-3)])
+    on_both(
+        "compare", call, monkeypatch, lambda name: [
+            *flags(models=place / "bert", methods="head", data=place / "data.csv", seeds=1, out=
+                   tmp_path / name, epochs=1, batch_size=8, lr=1e-3)
+        ])
     cpu, gpu = (next((tmp_path / name / "cells").glob("*/cell.json")) for name in ("cpu", "gpu"))
     cpu, gpu = (json.loads(path.read_text()) for path in (cpu, gpu))
     assert cpu["state"] == gpu["state"] == "finished" and gpu["ms_per_text"] > 0
@@ -130,9 +146,13 @@ def test_compare(place, tmp_path, call, monkeypatch):
 
 def test_merge(place, tmp_path, call, monkeypatch):
     from minillmclf import train
-    code, _, error = call(train, *flags(model=place / "bert", data=place / "data.csv", method="lora", out=tmp_path / "run", **QUICK))
+    code, _, error = call(
+        train,
+        *flags(model=place / "bert", data=place / "data.csv", method="lora", out=tmp_path / "run",
+               **QUICK))
     assert code == 0, error
-    on_both("merge", call, monkeypatch, lambda name: flags(model=tmp_path / "run", out=tmp_path / name))
+    on_both("merge", call, monkeypatch,
+            lambda name: flags(model=tmp_path / "run", out=tmp_path / name))
     cpu, gpu = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("cpu", "gpu"))
     assert cpu == gpu, "the sums are made on the CPU: the same file anywhere"
 
@@ -150,14 +170,18 @@ def test_pretrain_on_answers_texts_and_vectors_at_once(place, tmp_path, call, mo
     from minillmclf.pretrain import __main__ as pretrain
     small = flags(**{**TINY, "vocab_size": 310}, objective="clm", text=place / "text.txt")
     assert call(pretrain, *small, "--out", tmp_path / "start")[0] == 0
-    on_both("pretrain", call, monkeypatch, lambda name: [*small, *flags(
-        start=tmp_path / "start", pairs=place / "pairs.jsonl", teacher=place / "bert", out=tmp_path / name)])
+    on_both(
+        "pretrain", call, monkeypatch, lambda name: [
+            *small, *flags(start=tmp_path / "start", pairs=place / "pairs.jsonl", teacher=place /
+                           "bert", out=tmp_path / name)
+        ])
     tensors_near(tmp_path / "cpu" / "model.safetensors", tmp_path / "gpu" / "model.safetensors")
 
 
 def test_pretraining_goes_on_on_its_own_kind_of_device(place, tmp_path, call):
     from minillmclf.pretrain import __main__ as pretrain
-    given = flags(**{**TINY, "save_every": 1}, objective="mlm", text=place / "text.txt", out=tmp_path / "out")
+    given = flags(**{**TINY, "save_every": 1}, objective="mlm", text=place / "text.txt",
+                  out=tmp_path / "out")
     assert call(pretrain, *given)[0] == 0
     with Watch():
         code, _, error = call(pretrain, *given, *PRETEND)
@@ -174,7 +198,8 @@ def test_nearest_shots_are_found_on_the_device(place, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
-def test_a_saved_model_answers_on_the_gpu_without_being_told(command, place, tmp_path, call, monkeypatch):
+def test_a_saved_model_answers_on_the_gpu_without_being_told(command, place, tmp_path, call,
+                                                             monkeypatch):
     Classifier.from_backbone(place / "bert", sorted(TOPICS), seed=1).save(tmp_path / "model")
     monkeypatch.setattr(device, "device_of", lambda name: "pretend:0" if name == "auto" else name)
     given = flags(model=tmp_path / "model", data=place / "unsplit.csv")
@@ -190,16 +215,22 @@ def test_no_float64_meets_the_device(more, place, tmp_path, call, monkeypatch):
     """Apple's MPS has none. From training to the saved model, with the check of the first steps."""
     from minillmclf import train
     with Watch(float64=False) as watch:
-        code, _, error = call(train, *flags(model=place / "bert", data=place / "data.csv", out=tmp_path / "run", **QUICK, **more), *PRETEND)
+        code, _, error = call(
+            train,
+            *flags(model=place / "bert", data=place / "data.csv", out=tmp_path / "run", **QUICK,
+                   **more), *PRETEND)
     assert code == 0 and not watch.faults, error
 
 
 def test_a_planted_float64_is_caught(place, tmp_path, call, monkeypatch):
     from minillmclf import train
     from minillmclf.training.monitors import gradients
-    monkeypatch.setattr(gradients, "checksum", lambda tensor: tensor.detach().sum(dtype=torch.float64).item())
+    monkeypatch.setattr(gradients, "checksum",
+                        lambda tensor: tensor.detach().sum(dtype=torch.float64).item())
     with Watch(float64=False), pytest.raises(RuntimeError, match="float64"):
-        train.main(flags(model=place / "bert", data=place / "data.csv", out=tmp_path / "run", **QUICK, device="pretend:0"))
+        train.main(
+            flags(model=place / "bert", data=place / "data.csv", out=tmp_path / "run", **QUICK,
+                  device="pretend:0"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8])
@@ -254,7 +285,8 @@ def test_numbers_of_the_cpu_go_by_gloo_beside_nccl(gpus, nccl, backend, chosen, 
     monkeypatch.setattr(torch.cuda, "set_device", devices.append)
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: nccl)
     monkeypatch.setattr(torch.distributed, "rendezvous", lambda _: iter([("store", 1, 2)]))
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda name, **_: asked.append(name))
+    monkeypatch.setattr(torch.distributed, "init_process_group",
+                        lambda name, **_: asked.append(name))
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert launch.join_processes() == (1, "store") and asked == [backend] and devices == chosen
 
@@ -276,7 +308,8 @@ def test_sharded_tensors_are_gathered_one_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "full_tensor", lambda _: Whole())
     store = processes.SharedStore(tmp_path)
     store.write(store.best, {str(number): torch.ones(1) for number in range(5)}, {})
-    assert len(most) == 5 and max(most) <= 2, "the next is gathered before the last one's name is free: two, not five"
+    assert len(most) == 5 and max(
+        most) <= 2, "the next is gathered before the last one's name is free: two, not five"
     assert len(load_file(store.best)) == 5
 
 
@@ -289,12 +322,15 @@ def test_an_unfinished_run_goes_on_on_its_own_kind_of_device(begun, given, goes)
     if goes:
         assert run_folder.refuse_other_device(s, "out", record) is None
     else:
-        refused(lambda: run_folder.refuse_other_device(s, "out", record), f"--device {begun}", "--overwrite", given)
+        refused(lambda: run_folder.refuse_other_device(s, "out", record), f"--device {begun}",
+                "--overwrite", given)
 
 
-def test_a_stopped_run_is_refused_on_another_kind_and_a_finished_one_is_kept(place, tmp_path, call, monkeypatch):
+def test_a_stopped_run_is_refused_on_another_kind_and_a_finished_one_is_kept(
+        place, tmp_path, call, monkeypatch):
     from minillmclf import train
-    given = flags(model=place / "bert", data=place / "data.csv", out=tmp_path / "run", save_every=1, **QUICK)
+    given = flags(model=place / "bert", data=place / "data.csv", out=tmp_path / "run", save_every=1,
+                  **QUICK)
     plain, taken = loop.take_step, []
 
     def second_fails(*arguments, **more):
@@ -312,7 +348,7 @@ def test_a_stopped_run_is_refused_on_another_kind_and_a_finished_one_is_kept(pla
         code, out, _ = call(train, *given, *PRETEND)
     assert code == 0 and "finished already" in out
     taken.clear()
-    assert call(train, *given, "--overwrite")[0] == 2                      # a new run beside it, stopped
+    assert call(train, *given, "--overwrite")[0] == 2  # a new run beside it, stopped
     with Watch():
         code, _, error = call(train, *given, *PRETEND)
     assert code == 2 and ".new: holds a run that was begun on cpu" in error
@@ -321,7 +357,8 @@ def test_a_stopped_run_is_refused_on_another_kind_and_a_finished_one_is_kept(pla
 # -------------------------------------------------------------------- --deterministic, and TF32
 
 def modes():
-    return (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
+    return (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic,
+            torch.backends.cudnn.benchmark)
 
 
 def test_deterministic_sets_what_torch_has_and_puts_it_back(monkeypatch):
@@ -336,13 +373,17 @@ def test_deterministic_sets_what_torch_has_and_puts_it_back(monkeypatch):
 
 
 def test_what_torch_cannot_do_deterministically_is_one_line():
-    said = ("put_ does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms(True)'. You can turn off "
-            "determinism just for this operation")
+    said = (
+        "put_ does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms(True)'. You can turn off "
+        "determinism just for this operation")
 
     def fails(text):
         with device.deterministic(True):
             raise RuntimeError(text)
-    assert "turn off" not in refused(lambda: fails(said), "--deterministic: put_ does not have a deterministic implementation", "--device cpu")
+
+    assert "turn off" not in refused(
+        lambda: fails(said), "--deterministic: put_ does not have a deterministic implementation",
+        "--device cpu")
     with pytest.raises(RuntimeError, match="something else"):
         fails("something else")
     assert not torch.are_deterministic_algorithms_enabled()
@@ -360,7 +401,8 @@ def test_fp32_is_fp32_on_a_cuda_device(monkeypatch):
         device.move(Model(1, 1), "cpu")
         assert torch.get_float32_matmul_precision() == "high"
         device.move(Model(1, 1), "cuda")
-        assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision(
+        ) == "highest" and not torch.backends.cudnn.allow_tf32
     finally:
         torch.set_float32_matmul_precision("highest")
 

@@ -64,7 +64,9 @@ def test_all_is_well_in_one_line(folder):
     model = backward(classifier(folder))
     tensors = len(list(model.parameters()))
     report = examine_gradients(model)
-    assert report.lines == [f"gradients: {tensors} trainable tensors, all with a gradient; 0 frozen, none with one"]
+    assert report.lines == [
+        f"gradients: {tensors} trainable tensors, all with a gradient; 0 frozen, none with one"
+    ]
     assert not report.faults and not report.zero
 
 
@@ -72,10 +74,12 @@ def test_lora_has_a_zero_gradient_at_first_and_is_judged_at_the_second_step(fold
     model = classifier(folder, "lora")
     report = examine_gradients(backward(model))
     assert report.zero and all(".lora_A." in name for name in report.zero) and not report.faults
-    assert examine_gradients(model, report).faults, "A whose gradient stays zero learns nothing: that is a fault"
+    assert examine_gradients(
+        model, report).faults, "A whose gradient stays zero learns nothing: that is a fault"
     model.zero_grad()
     said = train(model, build_optimizer(model, 1e-2, 0.0))
-    assert [len(lines) for lines in said] == [0, 1, 0, 0], f"one line, after the second step: {said}"
+    assert [len(lines) for lines in said] == [0, 1, 0,
+                                              0], f"one line, after the second step: {said}"
     learning = sum(p.requires_grad for p in model.parameters())
     assert said[1][0] == (f"gradients: {learning} trainable tensors, all with a gradient; "
                           f"{len(list(model.parameters())) - learning} frozen, none with one")
@@ -98,7 +102,8 @@ def test_zeros_that_stay_are_told(folder):
     said = train(model, build_optimizer(model, 1e-3, 0.0))
     assert said[0] == [] and len(said[1]) == 1, said
     own = len(list(model.backbone.layers[0].parameters()))
-    assert f"WARNING: gradients: {own} of" in said[1][0] and "backbone.layers.0.q_proj.weight" in said[1][0]
+    assert f"WARNING: gradients: {own} of" in said[1][
+        0] and "backbone.layers.0.q_proj.weight" in said[1][0]
 
 
 def test_frozen_tensors_with_a_gradient_are_told(folder):
@@ -129,7 +134,10 @@ def test_a_frozen_tensor_that_changes_is_an_error(folder):
         step()
         frozen.data += 1e-3
     optimizer.step = writes_more
-    with pytest.raises(InputError, match="after three steps frozen tensors have changed .backbone.word_embeddings.weight."):
+    with pytest.raises(
+            InputError,
+            match="after three steps frozen tensors have changed .backbone.word_embeddings.weight."
+    ):
         train(model, optimizer)
 
 
@@ -138,7 +146,8 @@ def test_weights_that_stay_as_they_are_are_told(folder):
     optimizer = build_optimizer(model, 1e-3, 0.0)
     optimizer.step = lambda: None
     said = train(model, optimizer)
-    assert said[2] and said[2][0].startswith("WARNING: after three steps none of backbone.word_embeddings.weight")
+    assert said[2] and said[2][0].startswith(
+        "WARNING: after three steps none of backbone.word_embeddings.weight")
 
 
 def test_it_costs_nothing_later(folder, monkeypatch):
@@ -152,8 +161,8 @@ def test_it_costs_nothing_later(folder, monkeypatch):
 
 def test_the_loop_says_what_the_doctor_says(folder, tmp_path):
     model, said = classifier(folder), []
-    fit(model, some_rows(model), some_rows(model), Settings(epochs=2, batch_size=4), Store(tmp_path),
-        check_first_steps(take_step, said.append))
+    fit(model, some_rows(model), some_rows(model), Settings(epochs=2, batch_size=4),
+        Store(tmp_path), check_first_steps(take_step, said.append))
     assert len(said) == 1 and said[0].startswith("gradients: ")
 
 
@@ -198,8 +207,12 @@ def test_divergence_names_the_module(folder):
     model = classifier(folder)
     with torch.no_grad():
         model.backbone.layers[0].o_proj.weight[0, 0] = math.nan
-    with pytest.raises(InputError, match="diverged; lower --lr .*the output of backbone.layers.0.o_proj .*its weight") as told:
-        locate_divergence(take_step)(model, build_optimizer(model, 1e-3, 0.0), some_rows(model), list(range(8)), Settings(), None)
+    with pytest.raises(
+            InputError,
+            match="diverged; lower --lr .*the output of backbone.layers.0.o_proj .*its weight"
+    ) as told:
+        locate_divergence(take_step)(model, build_optimizer(model, 1e-3, 0.0), some_rows(model),
+                                     list(range(8)), Settings(), None)
     assert "\n" not in str(told.value) and model.training
 
 
@@ -207,7 +220,8 @@ def test_gradients_that_overflow_behind_a_finite_forward_pass(folder):
     model = classifier(folder)
     model.head.out.weight.register_hook(lambda grad: grad * math.inf)
     with pytest.raises(InputError, match="the forward pass is finite: it arose in the loss"):
-        locate_divergence(take_step)(model, build_optimizer(model, 1e-3, 0.0), some_rows(model), list(range(8)), Settings(), None)
+        locate_divergence(take_step)(model, build_optimizer(model, 1e-3, 0.0), some_rows(model),
+                                     list(range(8)), Settings(), None)
 
 
 @pytest.mark.parametrize("name", ["backbone.layers.1.mlp_norm.weight", "backbone.layers.0.up_proj.weight", "head.out.bias"])
@@ -222,7 +236,8 @@ def test_any_tensor_that_stays_as_it_is_is_told(folder, name):
         stays.data.copy_(kept)
     optimizer.step = all_but_one
     said = train(model, optimizer)[2]
-    assert len(said) == 1 and said[0].startswith(f"WARNING: after three steps 1 of {len(list(model.parameters()))} trainable tensors")
+    assert len(said) == 1 and said[0].startswith(
+        f"WARNING: after three steps 1 of {len(list(model.parameters()))} trainable tensors")
     assert name in said[0]
 
 

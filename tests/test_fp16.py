@@ -44,7 +44,8 @@ class Toy(torch.nn.Module):
         self.out, self.factor = torch.nn.Linear(8, 3, bias=False), factor
 
     def collate(self, encoded, rows, targets):
-        return Rows(torch.stack([encoded[row] for row in rows]), torch.tensor([targets[row] for row in rows]))
+        return Rows(torch.stack([encoded[row] for row in rows]),
+                    torch.tensor([targets[row] for row in rows]))
 
     def forward(self, batch):
         logits = self.out(batch.ids)
@@ -88,7 +89,8 @@ def test_without_a_scale_small_gradients_are_zero():
         gradient = step_of(model, loss_scale)[1]
         assert (gradient == 0).all() == is_zero
     exact = step_of(Toy(factor=1e-8))[1]
-    assert (gradient - exact).norm() <= 0.05 * exact.norm(), "a gradient of 1e-8, whose 1e-4th part fp16 has room for"
+    assert (gradient - exact).norm(
+    ) <= 0.05 * exact.norm(), "a gradient of 1e-8, whose 1e-4th part fp16 has room for"
 
 
 def test_a_step_that_overflows_is_computed_again_with_half_the_scale():
@@ -106,7 +108,8 @@ def test_a_step_that_overflows_is_computed_again_with_half_the_scale():
     assert loss_scale.scale == seen[-1] and loss_scale.good_steps == 1
     step_of(plain)
     moved = plain.out.weight - start
-    assert (model.out.weight - plain.out.weight).norm() <= 4 * ROUNDED * moved.norm(), "one step, not as many as were tried"
+    assert (model.out.weight - plain.out.weight
+            ).norm() <= 4 * ROUNDED * moved.norm(), "one step, not as many as were tried"
     assert math.isfinite(loss)
 
 
@@ -114,7 +117,8 @@ def test_the_scale_grows_as_that_of_torch(monkeypatch):
     """The same gradients, of which the 5th and the 6th overflow, to torch.amp.GradScaler, which leaves such a step out: a step here is
     as many of its steps as it takes."""
     monkeypatch.setattr(fp16, "GROW_AFTER", 3)
-    ours, theirs = fp16.LossScale(), torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=3)
+    ours, theirs = fp16.LossScale(), torch.amp.GradScaler("cpu", init_scale=2.0**16,
+                                                          growth_interval=3)
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     for number in range(1, 13):
@@ -148,7 +152,8 @@ def test_what_no_scale_mends_has_diverged(factor, spread, tried, monkeypatch):
     step = fp16.step_in_fp16(loop.take_step, CrossEntropy(), loss_scale)
     start = model.out.weight.detach().clone()
     with pytest.raises(loop.Diverged):
-        step(model, torch.optim.SGD(model.parameters(), lr=0.1), rows(spread), list(range(6)), Settings())
+        step(model, torch.optim.SGD(model.parameters(), lr=0.1), rows(spread), list(range(6)),
+             Settings())
     assert len(count) == tried and torch.equal(model.out.weight, start)
 
 
@@ -157,7 +162,8 @@ def test_the_place_of_an_overflow_is_found_in_fp16():
     model, data = Toy(), rows(1e5)
     step = locate_divergence(fp16.step_in_fp16(loop.take_step, CrossEntropy(), fp16.LossScale()))
     with pytest.raises(loop.Diverged, match="the output of out"):
-        step(model, torch.optim.SGD(model.parameters(), lr=0.1), data, list(range(6)), Settings(precision="fp16"))
+        step(model, torch.optim.SGD(model.parameters(), lr=0.1), data, list(range(6)),
+             Settings(precision="fp16"))
 
 
 @pytest.mark.parametrize("name", [name for name, (kind, _) in CONFIGS.items() if kind != "t5"])
@@ -165,13 +171,16 @@ def test_every_family_but_t5_computes_in_fp16(name, folders):                   
     """Ragged rows: a mask of numbers that fp16 does not hold would make NaN of them. The gradient of the loss, too, is that of fp32."""
     texts = texts_of(random.Random(5), 6)
     model = Classifier.from_backbone(folders[name], sorted(TOPICS), seed=0).eval()
-    encoded, targets = model.encode([text for text, _ in texts])[0], [sorted(TOPICS).index(label) for _, label in texts]
+    encoded, targets = model.encode([text for text, _ in texts
+                                     ])[0], [sorted(TOPICS).index(label) for _, label in texts]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     found = {}
     for how in ("fp32", "fp16"):
         given = (model, optimizer, Split(encoded, targets), list(range(6)), Settings(clip=0.0))
-        loss = loop.take_step(*given) if how == "fp32" else fp16.step_in_fp16(loop.take_step, CrossEntropy(), fp16.LossScale())(*given)
-        found[how] = loss, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        loss = loop.take_step(*given) if how == "fp32" else fp16.step_in_fp16(
+            loop.take_step, CrossEntropy(), fp16.LossScale())(*given)
+        found[how] = loss, torch.cat(
+            [p.grad.flatten() for p in model.parameters() if p.grad is not None])
     (loss, gradient), (half_loss, half_gradient) = found.values()
     assert half_loss != loss and half_loss == pytest.approx(loss, rel=0.01)
     assert (half_gradient - gradient).norm() < 0.03 * gradient.norm()
@@ -182,8 +191,9 @@ def test_every_family_but_t5_computes_in_fp16(name, folders):                   
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
     place = tmp_path_factory.mktemp("place")
-    return dict(model=bert_folder(place / "bert"), data=data_file(place / "data.csv"), epochs=2, batch_size=8, lr=1e-3,
-                save_every=1, few_rows="off", baselines="off", precision="fp16")
+    return dict(model=bert_folder(place / "bert"), data=data_file(place / "data.csv"), epochs=2,
+                batch_size=8, lr=1e-3, save_every=1, few_rows="off", baselines="off",
+                precision="fp16")
 
 
 def test_a_stopped_run_goes_on_with_its_scale(asked, tmp_path, call, monkeypatch):
@@ -213,19 +223,22 @@ def test_a_stopped_run_goes_on_with_its_scale(asked, tmp_path, call, monkeypatch
 @pytest.mark.parametrize("kept", [None, {}, {"scale": 0.0, "good_steps": 0}, {"scale": 4.0, "good_steps": -1}, {"scale": 1e9, "good_steps": 0}])
 def test_a_broken_scale_in_a_state_is_one_line(kept, tmp_path):
     store = Store(tmp_path)
-    store.load = lambda model, optimizer: {"step": 1} | ({} if kept is None else {"loss_scale": kept})
+    store.load = lambda model, optimizer: {"step": 1} | ({}
+                                                         if kept is None else {"loss_scale": kept})
     refused(lambda: fp16.keep_scale(store, fp16.LossScale()).load(None, None), "state.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_have_one_scale(asked, tmp_path, kind):
     program = tmp_path / "train.py"
-    program.write_text("from minillmclf import train\nfrom minillmclf.cli.parser import run\nrun(train.main)\n")
+    program.write_text(
+        "from minillmclf import train\nfrom minillmclf.cli.parser import run\nrun(train.main)\n")
     losses = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
         more = {"parallel": kind} if processes == 2 else {}
-        code, _, error = forked_program(program, *flags(**{**asked, "epochs": 1}, out=out, **more), processes=processes)
+        code, _, error = forked_program(program, *flags(**{**asked, "epochs": 1}, out=out, **more),
+                                        processes=processes)
         assert code == 0, error
         losses.append(json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["log_loss"])
     assert losses[0] == pytest.approx(losses[1], rel=0.02)

@@ -33,9 +33,12 @@ def place(tmp_path_factory):
     small.data_file(folder / "data.csv")
     with open(folder / "data.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    for name, lines in {"data": rows, "whole": [{"text": r["text"], "label": r["label"]} for r in rows],
-                        "pairs": [{"text_a": r["text"], "text_b": "a rose", "label": r["label"]} for r in rows]}.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    for name, lines in {
+            "data": rows, "whole": [{"text": r["text"], "label": r["label"]} for r in rows],
+            "pairs": [{"text_a": r["text"], "text_b": "a rose", "label": r["label"]} for r in rows]
+    }.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines),
+                                              encoding="utf-8")
     command(folder, "data", folder / "run")
     return folder
 
@@ -46,13 +49,17 @@ def command(place, name, out, **more):
 
 
 def rows_of(place, name):
-    return [json.loads(line) for line in (place / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (place / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def assert_same_run(one, other):
     for name in SAME:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    first, second = (json.loads((run / "run.json").read_text(encoding="utf-8")) for run in (one, other))
+    first, second = (json.loads((run / "run.json").read_text(encoding="utf-8"))
+                     for run in (one, other))
     for record in (first, second):
         record["settings"] |= {"data": "", "out": ""}
         record["data"] |= {"path": "", "sha256": ""}
@@ -85,7 +92,9 @@ def test_rows_in_memory_make_the_run_that_the_command_makes_of_a_file(place, tmp
     lines = []
     model = fine_tune(place / "bert", data, tmp_path / "run", lines.append, **QUICK)
     assert_same_run(place / "run", tmp_path / "run")
-    assert lines == [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [
+        json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     texts = ["a rose in the soil", "soup"]
     probabilities = model.predict(texts)
     assert (probabilities == Classifier.load(place / "run").predict(texts)).all()
@@ -102,11 +111,14 @@ def test_a_list_without_splits_is_split_as_its_file_is(place, tmp_path):
 def test_pairs_and_a_path_are_as_by_the_command(place, tmp_path):
     command(place, "pairs", tmp_path / "file", method="lora", rank=2)
     data = [((row["text_a"], row["text_b"]), row["label"]) for row in rows_of(place, "pairs")]
-    model = fine_tune(str(place / "bert"), data, tmp_path / "list", method="lora", rank=np.int64(2), **QUICK)
-    fine_tune(place / "bert", place / "pairs.jsonl", tmp_path / "path", config=tmp_path / "file" / "run.json")
+    model = fine_tune(str(place / "bert"), data, tmp_path / "list", method="lora", rank=np.int64(2),
+                      **QUICK)
+    fine_tune(place / "bert", place / "pairs.jsonl", tmp_path / "path",
+              config=tmp_path / "file" / "run.json")
     for out in ("list", "path"):
         for name in ("metrics.jsonl", "predictions.csv", "adapter/adapter_model.safetensors"):
-            assert (tmp_path / out / name).read_bytes() == (tmp_path / "file" / name).read_bytes(), (out, name)
+            assert (tmp_path / out / name).read_bytes() == (tmp_path / "file" /
+                                                            name).read_bytes(), (out, name)
     assert model.predict([("soup", "a rose")]).shape == (1, 3)
 
 
@@ -124,8 +136,9 @@ def test_without_out_nothing_is_left_and_nothing_printed(place, tmp_path, monkey
     text = "\n".join(said)
     assert capsys.readouterr() == ("", "") and "rows in memory" in text and "macro F1" in text
     assert "saved in" not in text, "where it was is gone"
-    assert re.search(r"bert: 37 tensors loaded, 4 new; ([\d,]+) of \1 parameters trainable; learning rate 0.003 "
-                     r"\(as given; 0.0003 is usual for full at width 32\)$", text, re.M), text
+    assert re.search(
+        r"bert: 37 tensors loaded, 4 new; ([\d,]+) of \1 parameters trainable; learning rate 0.003 "
+        r"\(as given; 0.0003 is usual for full at width 32\)$", text, re.M), text
 
 
 def test_a_stopped_run_goes_on_and_a_finished_one_is_loaded(place, tmp_path, capsys):
@@ -138,9 +151,11 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_loaded(place, tmp_path, cap
     with pytest.raises(InputError, match="holds a run with another sha256 of the data"):
         fine_tune(place / "bert", data[:-1], tmp_path / "run", save_every=1, **QUICK)
     fine_tune(place / "bert", data, tmp_path / "run", **QUICK)
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (place / "run" / "model.safetensors").read_bytes()
+    assert (tmp_path / "run" /
+            "model.safetensors").read_bytes() == (place / "run" / "model.safetensors").read_bytes()
     model = fine_tune(place / "bert", data, tmp_path / "run", seen.append, **QUICK)
-    assert seen == [] and (model.predict(["soup"]) == Classifier.load(place / "run").predict(["soup"])).all()
+    assert seen == [] and (model.predict(["soup"]) == Classifier.load(place / "run").predict(
+        ["soup"])).all()
     fine_tune(place / "bert", data[:-1], tmp_path / "run", seen.append, overwrite=True, **QUICK)
     assert len(seen) == 2
     with pytest.raises(SystemExit) as end:
@@ -151,16 +166,20 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_loaded(place, tmp_path, cap
 def test_ctrl_c_saves_the_state_and_is_heard(place, tmp_path):
     import signal
     data = rows_of(place, "data")
-    for out, words in ((tmp_path / "run", "saved in .*; the same call goes on"), (None, "nothing is kept")):
+    for out, words in ((tmp_path / "run", "saved in .*; the same call goes on"),
+                       (None, "nothing is kept")):
         with pytest.raises(KeyboardInterrupt, match=words):
-            fine_tune(place / "bert", data, out, lambda line: os.kill(os.getpid(), signal.SIGINT), **QUICK)
+            fine_tune(place / "bert", data, out, lambda line: os.kill(os.getpid(), signal.SIGINT),
+                      **QUICK)
     fine_tune(place / "bert", data, tmp_path / "run", **QUICK)
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (place / "run" / "model.safetensors").read_bytes()
+    assert (tmp_path / "run" /
+            "model.safetensors").read_bytes() == (place / "run" / "model.safetensors").read_bytes()
 
 
 def test_a_thread_may_train(place):
     found = []
-    thread = threading.Thread(target=lambda: found.append(fine_tune(place / "bert", rows_of(place, "data"), **QUICK)))
+    thread = threading.Thread(
+        target=lambda: found.append(fine_tune(place / "bert", rows_of(place, "data"), **QUICK)))
     thread.start()
     thread.join()
     assert (found[0].predict(["soup"]) == Classifier.load(place / "run").predict(["soup"])).all()
@@ -200,31 +219,41 @@ def test_wrong_settings_are_refused_with_what_was_meant(settings, words):
 
 
 def test_values_of_python_stand_for_what_a_flag_takes():
-    assert [flag_value(value) for value in (True, False, ["a", "b"], {"a": "ä"}, np.float64(0.5), Path("x"), 3, "s")] == [
-        "on", "off", "a,b", '{"a": "\\u00e4"}', 0.5, "x", 3, "s"]
-    rows = table_from_memory({"text": ["a", "b"], "label": np.array([1, 0]), "when": [object, {1}]}).rows
-    assert [(line, row["text"], row["label"], type(row["label"])) for line, row in rows] == [(1, "a", 1, int), (2, "b", 0, int)]
+    assert [
+        flag_value(value)
+        for value in (True, False, ["a", "b"], {"a": "ä"}, np.float64(0.5), Path("x"), 3, "s")
+    ] == ["on", "off", "a,b", '{"a": "\\u00e4"}', 0.5, "x", 3, "s"]
+    rows = table_from_memory({"text": ["a", "b"], "label": np.array([1, 0]), "when": [object,
+                                                                                      {1}]}).rows
+    assert [(line, row["text"], row["label"], type(row["label"]))
+            for line, row in rows] == [(1, "a", 1, int), (2, "b", 0, int)]
     assert table_from_memory([("a", ("x", "y"))]).rows == [(1, {"text": "a", "label": ["x", "y"]})]
-    same = [table_from_memory(data).sha256 for data in ([("a", "x")], {"text": ["a"], "label": ["x"]}, iter([("a", "x")]))]
+    same = [
+        table_from_memory(data).sha256
+        for data in ([("a", "x")], {"text": ["a"], "label": ["x"]}, iter([("a", "x")]))
+    ]
     assert len(set(same)) == 1 and table_from_memory([("a", "y")]).sha256 != same[0]
 
 
 def test_multi_label_rows(place):
-    data = [(row["text"], [row["label"]] * (i % 4 > 0)) for i, row in enumerate(rows_of(place, "data"))]
+    data = [(row["text"], [row["label"]] * (i % 4 > 0))
+            for i, row in enumerate(rows_of(place, "data"))]
     model = fine_tune(place / "bert", data, multi_label=True, **QUICK)
     assert model.task.MULTI_LABEL and model.labels == list(small.TOPICS)
 
 
 def test_fine_tune_stays_a_function_whatever_is_imported_first():
-    lines = ("import minillmclf.from_python, minillmclf, sys; a = minillmclf.fine_tune; from minillmclf import fine_tune; "
-             "print(callable(a), a is fine_tune, 'torch' in sys.modules)")
-    found = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True,
-                           env={**os.environ, "PYTHONPATH": str(ROOT)})
+    lines = (
+        "import minillmclf.from_python, minillmclf, sys; a = minillmclf.fine_tune; from minillmclf import fine_tune; "
+        "print(callable(a), a is fine_tune, 'torch' in sys.modules)")
+    found = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True,
+                           check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert found.stdout.split() == ["True", "True", "False"] and "fine_tune" in dir(minillmclf)
 
 
 def test_the_lines_of_the_readme_run(tmp_path, monkeypatch):
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## From Python\n")[2].partition("\n## ")[0]
+    section = (ROOT / "README.md").read_text(
+        encoding="utf-8").partition("## From Python\n")[2].partition("\n## ")[0]
     blocks, out = re.findall(r"^```python\n(.*?)^```", section, re.S | re.M), io.StringIO()
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -232,6 +261,7 @@ def test_the_lines_of_the_readme_run(tmp_path, monkeypatch):
         for block in blocks:
             exec(block.partition("\nfrom transformers")[0], names)
     *epochs, last = out.getvalue().splitlines()
-    assert [line.split()[0] for line in epochs] == ["1", "2", "3"] and names["probabilities"].shape == (1, 2)
+    assert [line.split()[0]
+            for line in epochs] == ["1", "2", "3"] and names["probabilities"].shape == (1, 2)
     assert last in ("['delivery', 'refund'] ['delivery']", "['delivery', 'refund'] ['refund']")
     assert (tmp_path / "runs" / "mine" / "run.json").exists() and len(blocks) == 2

@@ -28,7 +28,7 @@ from minillmclf.training.plan import Split
 from minillmclf.tuning import frozen, quant, quant_files, trained_in_place, tune
 from minillmclf.tuning.frozen import frozen_matrices, half_modules, widen
 
-SOME = ["bert", "deberta-v3", "gpt2", "llama", "gemma3", "t5"]                   # one of each wiring
+SOME = ["bert", "deberta-v3", "gpt2", "llama", "gemma3", "t5"]  # one of each wiring
 ROWS = texts_of(random.Random(5), 6)
 TEXTS = [text for text, _ in ROWS]
 METHODS = ["head", "last-1", "lora", "dora", "qlora", "houlsby", "pfeiffer", "prefix", "prompt"]
@@ -76,7 +76,8 @@ PRECISIONS += [("bf16", name, dict(method=method)) for name in SOME for method i
 
 
 @pytest.mark.parametrize("precision, name, given", PRECISIONS, ids=lambda part: str(part)[:60])
-def test_a_step_is_that_of_the_rounded_weights_in_fp32(precision, name, given, folders):  # noqa: F811
+def test_a_step_is_that_of_the_rounded_weights_in_fp32(precision, name, given,
+                                                       folders):  # noqa: F811
     s = settings(precision=precision, **given)
     model, rows = build(folders[name], s, "bf16")
     matrices = half_modules(model)
@@ -169,7 +170,8 @@ SAVED = [scene for scene in FREEZING if scene[0] in ("bert", "gpt2", "t5")]
 
 
 @pytest.mark.parametrize("name, given", SAVED, ids=lambda part: str(part)[:60])
-def test_what_is_saved_loads_in_bf16_with_the_same_answers(name, given, folders, tmp_path):  # noqa: F811
+def test_what_is_saved_loads_in_bf16_with_the_same_answers(name, given, folders,
+                                                           tmp_path):  # noqa: F811
     s = settings(**given)
     model, rows = build(folders[name], s, "bf16")
     play(model, rows, s)
@@ -326,9 +328,12 @@ def test_loading_takes_one_model_and_one_tensor(dtype, quantise, stored, most, l
     22 MB of four bits one fp32 layer and what quantising takes of it weigh more."""
     if quantise:
         pytest.importorskip("bitsandbytes")
-    ran = subprocess.run([sys.executable, "-c", PEAK, str(large[stored]), dtype, quantise,
-                          str(w.bert)], capture_output=True, text=True, cwd=ROOT,
-                         env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"})  # freed is given back
+    ran = subprocess.run([
+        sys.executable, "-c", PEAK,
+        str(large[stored]), dtype, quantise,
+        str(w.bert)
+    ], capture_output=True, text=True, cwd=ROOT, env=os.environ
+                         | {"MALLOC_MMAP_THRESHOLD_": "65536"})  # freed is given back
     assert ran.returncode == 0, ran.stderr
     ratio, held = map(float, ran.stdout.split())
     expected = {"bf16": 2, "fp32": 4}[dtype] * 38.9e6 if not quantise else 24e6
@@ -338,7 +343,9 @@ def test_loading_takes_one_model_and_one_tensor(dtype, quantise, stored, most, l
 
 # ------------------------------------------------------------------------------------------ four bits
 
-def test_a_4bit_base_is_quantised_as_it_is_read_and_never_again(folders, tmp_path, monkeypatch):  # noqa: F811
+
+def test_a_4bit_base_is_quantised_as_it_is_read_and_never_again(folders, tmp_path,
+                                                                monkeypatch):  # noqa: F811
     calls, right = [], quant.quantise
     monkeypatch.setattr(quant, "quantise", lambda *given, **more: (
         calls.append(1), right(*given, **more))[1])
@@ -355,7 +362,8 @@ def test_a_4bit_base_is_quantised_as_it_is_read_and_never_again(folders, tmp_pat
 
 
 @pytest.mark.parametrize("method", ["qlora", "houlsby"])
-def test_a_4bit_weight_is_not_dequantised_to_learn_a_dtype(method, folders, monkeypatch):  # noqa: F811
+def test_a_4bit_weight_is_not_dequantised_to_learn_a_dtype(method, folders,
+                                                           monkeypatch):  # noqa: F811
     model = Classifier.from_backbone(folders["llama"], LABELS, quantise="nf4")
 
     def never(*given, **more):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from live import imported, may_refuse
-from test_families import folders                                               # noqa: F401  a fixture
+from test_families import folders  # noqa: F401  a fixture
 
 from minillmclf.classify.classifier import Classifier
 
@@ -23,7 +23,9 @@ def gpu():
 
 
 def test_the_script_runs_without_a_gpu_and_says_what_that_proves(gpu, tmp_path, capsys):
-    result = gpu.main(["--tiny", "--device", "cpu", "--parts", "job", "resume", "packed", "--out", str(tmp_path)])
+    result = gpu.main(
+        ["--tiny", "--device", "cpu", "--parts", "job", "resume", "packed", "--out",
+         str(tmp_path)])
     lines = [line for found in result["parts"].values() for line in found]
     assert len(lines) == 4 and not [line for line in lines if "failed" in line], lines
     assert lines[1] == {"what": "resume", "largest difference of a weight": 0.0}
@@ -40,8 +42,10 @@ def test_steps_of_a_large_model_are_taken_here_and_there(gpu):
     with may_refuse():
         result = gpu.main(["--tiny", "--device", "cpu", "--parts", "large"])
     lines = result["parts"]["large"]
-    assert [line["what"] for line in lines] == [f"{method}, {side}" for method in ("lora", "qlora") for side in (
-        "here", "transformers + PEFT", "transformers + PEFT, weights in bf16")]
+    assert [line["what"] for line in lines] == [
+        f"{method}, {side}" for method in ("lora", "qlora")
+        for side in ("here", "transformers + PEFT", "transformers + PEFT, weights in bf16")
+    ]
     assert not [line for line in lines if "failed" in line], lines
 
 
@@ -82,6 +86,8 @@ def test_attention_on_packed_tokens_is_that_on_padded_rows(name, gpu, folders): 
         found = model.backbone(batch.ids, batch.mask)
     assert len(calls) == len(model.backbone.layers), "every block should be asked for"
     assert (found - plain).abs().max() < 1e-12
-    with gpu.packed_attention(lambda *given, **options: kernel(*given, **options | {"window_size": (0, 0)})):
-        assert (model.backbone(batch.ids, batch.mask) - plain).abs().max() > 1e-6, "another window should be seen"
+    with gpu.packed_attention(
+            lambda *given, **options: kernel(*given, **options | {"window_size": (0, 0)})):
+        assert (model.backbone(batch.ids, batch.mask) -
+                plain).abs().max() > 1e-6, "another window should be seen"
     assert torch.equal(model.backbone(batch.ids, batch.mask), plain), "it should be detached again"

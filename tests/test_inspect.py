@@ -38,17 +38,21 @@ def test_every_tensor_of_the_file_is_in_the_report(name, capsys, monkeypatch):
     """Memory, which takes seconds to measure, has the test after the next."""
     for lines in ("memory_lines", "switch_lines"):
         monkeypatch.setattr(inspect, lines, lambda *_: [])
-    tensors, out = load_file(MODELS / name / "model.safetensors"), report(capsys, MODELS / name, "--layers")
+    tensors, out = load_file(MODELS / name /
+                             "model.safetensors"), report(capsys, MODELS / name, "--layers")
     for tensor, value in tensors.items():
         line = next((line for line in out.splitlines() if line.split()[:1] == [tensor]), None)
         assert line, f"{name}: {tensor} is left out"
-        assert " x ".join(map(str, value.shape)) in line and re.search("-> |equal to |dropped on purpose", line), line
-    counts = re.search(r"(\d+) tensors in 1 file\(s\): (\d+) loaded, (\d+) tied, (\d+) dropped on purpose", out)
+        assert " x ".join(map(str, value.shape)) in line and re.search(
+            "-> |equal to |dropped on purpose", line), line
+    counts = re.search(
+        r"(\d+) tensors in 1 file\(s\): (\d+) loaded, (\d+) tied, (\d+) dropped on purpose", out)
     total, *kinds = map(int, counts.groups())
     assert total == len(tensors) == sum(kinds), f"{name}: {counts.group()}"
     short = report(capsys, MODELS / name)
-    times = sum(int((re.search(r" x (\d+)\s+(->|equal|dropped)", line) or [0, 1])[1]) for line in short.splitlines()
-                if re.search(r" [FB]F?(16|32) ", line))
+    times = sum(
+        int((re.search(r" x (\d+)\s+(->|equal|dropped)", line) or [0, 1])[1])
+        for line in short.splitlines() if re.search(r" [FB]F?(16|32) ", line))
     assert times == total, f"{name}: one line for all layers stands for {times} tensors of {total}"
 
 
@@ -58,7 +62,8 @@ def test_what_train_drops_and_adds_has_its_names(name, capsys):
     built = Classifier.from_backbone(name, ["no", "yes"]).report
     line = re.search("^train, with a new head: dropped (.*); new (.*)$", report(capsys, name), re.M)
     assert line and line[2].split(", ") == built.newly_initialised
-    assert {re.sub(r"\.\d+\.", ".{}.", dropped) for dropped in built.dropped} == set(line[1].split(", "))
+    assert {re.sub(r"\.\d+\.", ".{}.", dropped)
+            for dropped in built.dropped} == set(line[1].split(", "))
 
 
 @pytest.mark.parametrize("name", STORED)
@@ -69,21 +74,29 @@ def test_parts_and_memory_are_those_of_the_model(name, capsys, monkeypatch):
             monkeypatch.setattr(inspect, length, 64)
     out = report(capsys, MODELS / name)
     total = int(re.search(r"^([\d,]+) parameters$", out, re.M).group(1).replace(",", ""))
-    parts = [int(number.replace(",", "")) for number in re.findall(r"^ {2,}([\d,]+)  [a-z_.]+$", out, re.M)]
+    parts = [
+        int(number.replace(",", ""))
+        for number in re.findall(r"^ {2,}([\d,]+)  [a-z_.]+$", out, re.M)
+    ]
     assert sum(parts) == total, f"{name}: the parts add up to {sum(parts)}, not to {total}"
     methods = {m: (int(n.replace(",", "")), held, more) for m, n, held, more in re.findall(
         r"--method (\S+) +([\d,]+) +([\d.]+ .?B) +([\d.]+ .?B)", out)}
     told = {line.split()[1] for line in out.splitlines() if line.startswith("    --method")}
-    assert told == set(memory.MEASURED_METHODS) and methods.keys() >= told - {"bitfit"}, f"{name}: {told - methods.keys()}"
+    assert told == set(
+        memory.MEASURED_METHODS) and methods.keys() >= told - {"bitfit"
+                                                               }, f"{name}: {told - methods.keys()}"
     model = load_backbone(MODELS / name)
     head = build_head(model.source_config["model_type"], model, len(model.source_config["id2label"])
                       if "classes:" in out else 2)
-    if "head.out" in head.NAMES.values():                        # a classification head takes the place of a language-model head
+    if "head.out" in head.NAMES.values(
+    ):  # a classification head takes the place of a language-model head
         model.lm_head = None
     whole = sum(p.numel() for part in (model, head) for p in part.parameters())
     assert methods["full"][0] == whole, f"{name}: full training teaches every parameter"
-    assert methods["full"][1] == memory.size_text(12 * whole), "weights and two moments of AdamW, 4 bytes each"
-    assert methods["head"][1] == memory.size_text(4 * whole + 8 * sum(p.numel() for p in head.parameters()))
+    assert methods["full"][1] == memory.size_text(
+        12 * whole), "weights and two moments of AdamW, 4 bytes each"
+    assert methods["head"][1] == memory.size_text(4 * whole + 8 * sum(p.numel()
+                                                                      for p in head.parameters()))
     assert methods["head"][0] < methods["lora"][0] < methods["full"][0]
 
 
@@ -103,7 +116,8 @@ def test_four_bits_are_counted_as_such():
     """LoRA and QLoRA of one model differ by what its linear layers take, 4 bytes against 4.127 bits a number."""
     model = load_backbone(MODELS / "bert_masked_lm")
     head = build_head("bert", model, 2)
-    lora, qlora = (memory.training_memory(model, head, method, 8)[1] for method in ("lora", "qlora"))
+    lora, qlora = (memory.training_memory(model, head, method, 8)[1]
+                   for method in ("lora", "qlora"))
     linear = sum(m.weight.numel() for m in model.layers.modules() if isinstance(m, torch.nn.Linear))
     assert abs((lora - qlora) - linear * (4 - 4.127 / 8)) < 0.001 * (lora - qlora)
 
@@ -122,7 +136,8 @@ def test_what_is_kept_for_the_backward_pass_is_counted():
         def forward(self, hidden, mask):
             return hidden.sum()
     def kept(body, head, length):
-        return memory.saved_activation_bytes(torch.nn.ModuleDict({"backbone": body, "head": head}), length)
+        return memory.saved_activation_bytes(torch.nn.ModuleDict({"backbone": body, "head": head}),
+                                             length)
     found = kept(Body(), Sum(), 10)
     assert found == 4 * 10 * (8 + 16), f"{found} bytes for 10 tokens"
     body = load_backbone(MODELS / "bert_classifier").train()
@@ -142,14 +157,16 @@ def test_renamed_transposed_tied_and_dropped_are_said(tmp_path, capsys):
     save_file(tensors, folder / "model.safetensors")
     out = report(capsys, folder)
     for line in (r"transformer.h.{}.attn.c_attn.weight .* -> layers.{}.qkv_proj.weight, transposed",
-                 r"lm_head.weight .* equal to word_embeddings.weight, tied", r"transformer.h.{}.attn.bias .* dropped on purpose",
+                 r"lm_head.weight .* equal to word_embeddings.weight, tied",
+                 r"transformer.h.{}.attn.bias .* dropped on purpose",
                  "the word embeddings as language-model head", "tokenizer: none that is read here"):
         assert re.search(line, out), f"{line!r} is not in {out}"
 
 
 def test_a_classifier_and_its_tokenizer(capsys):
     out = report(capsys, MODELS / "roberta_classifier")
-    for line in ("classes: praise, question, complaint", "classifier.dense.weight .* -> head.dense.weight",
+    for line in ("classes: praise, question, complaint",
+                 "classifier.dense.weight .* -> head.dense.weight",
                  "tokenizer: ids 0 to 273, as many as the embedding has rows", "head.out"):
         assert re.search(line, out), f"{line!r} is not in {out}"
 
@@ -159,7 +176,8 @@ def test_a_tokenizer_that_does_not_fit_is_said(rows, said, tmp_path, capsys):
     folder = bert_folder(tmp_path)
     tensors = load_file(folder / "model.safetensors")
     name = "bert.embeddings.word_embeddings.weight"
-    tensors[name] = torch.cat([tensors[name], torch.zeros(5, 32)])[:len(tensors[name]) + rows].contiguous()
+    tensors[name] = torch.cat([tensors[name],
+                               torch.zeros(5, 32)])[:len(tensors[name]) + rows].contiguous()
     save_file(tensors, folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text()) | {"vocab_size": len(tensors[name])}
     (folder / "config.json").write_text(json.dumps(config))
@@ -171,12 +189,15 @@ def test_a_folder_with_an_adapter_names_its_base_and_four_bits_are_accounted_for
     model = Classifier.from_backbone(base, ["a", "b"])
     tune(model, tuning_config(Settings(method="lora")))
     model.save(tmp_path / "run")
-    with pytest.raises(InputError, match=f"holds an adapter, its model is {base}: inspect that, or merge"):
+    with pytest.raises(InputError,
+                       match=f"holds an adapter, its model is {base}: inspect that, or merge"):
         inspect.main([str(tmp_path / "run")])
     Classifier.from_backbone(base, ["a", "b"], quantise="nf4").save(tmp_path / "small")
     out = report(capsys, tmp_path / "small")
-    assert re.search(r"query.weight.absmax .* x 2 +part of a 4-bit weight", out) and "dropped on purpose; 0 parameters" in out, out
-    assert re.search(r"query.weight +\d+ x 1 U8 +x 2 +-> backbone.layers.{}.q_proj.weight", out), out
+    assert re.search(r"query.weight.absmax .* x 2 +part of a 4-bit weight",
+                     out) and "dropped on purpose; 0 parameters" in out, out
+    assert re.search(r"query.weight +\d+ x 1 U8 +x 2 +-> backbone.layers.{}.q_proj.weight",
+                     out), out
 
 
 def test_mistakes_are_one_line(tmp_path):
@@ -197,22 +218,29 @@ def peak_of_tensors(model, rows, length, pieces=1, precision="fp32"):
 
     pieces: of `rows` rows each, whose gradients are added up.
     """
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4,
+                                  fused=True)
     ids = torch.randint(5, 60, (rows, length), generator=torch.Generator().manual_seed(0))
     ids = torch.cat([torch.tensor(new_word_ids(model), dtype=torch.long).expand(rows, -1), ids], 1)
     batch = Batch(ids, torch.ones_like(ids), torch.zeros_like(ids), None, list(range(rows)))
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU],
+                                profile_memory=True) as profile:
         for _ in range(2):
             for _ in range(pieces):
                 with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                     loss = model.train()(batch).logsumexp(1).sum()
                 loss.backward()
-                del loss                                      # or what it kept would stay during the next piece
+                del loss  # or what it kept would stay during the next piece
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*model.parameters(), *model.buffers()]}
+    held = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+        for t in [*model.parameters(), *model.buffers()]
+    }
     now = most = sum(held.values())
-    for event in sorted((e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+    for event in sorted(
+        (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"),
+            key=lambda e: e.start_ns()):
         now += event.nbytes()
         most = max(most, now)
     return most
@@ -221,9 +249,11 @@ def peak_of_tensors(model, rows, length, pieces=1, precision="fp32"):
 def estimate_and_peak(folder, kind, method, rows, length, dtype="fp32"):
     """What `inspect` says that a step takes, and the most that its tensors take."""
     body = load_backbone(folder).train()
-    trained, held, text = memory.training_memory(body, build_head(kind, body, 2), method, length, dtype)
-    model = Classifier.from_backbone(folder, ["a", "b"], quantise="nf4" if method == "qlora" else None,
-                                     dtype=dtype, method=method)
+    trained, held, text = memory.training_memory(body, build_head(kind, body, 2), method, length,
+                                                 dtype)
+    model = Classifier.from_backbone(folder, ["a", "b"],
+                                     quantise="nf4" if method == "qlora" else None, dtype=dtype,
+                                     method=method)
     tune(model, tuning_config(Settings(method=method)))
     return memory.step_bytes(held, trained, rows * text), peak_of_tensors(model, rows, length)
 
@@ -259,11 +289,14 @@ def test_whether_a_step_fits_is_said_with_the_first_switch_that_helps(free, expe
     assert expected in fits.fit_line(table, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("given, share, expected", [
-    ({}, 1.01, None), ({}, 0.5, "; --method lora may fit"), ({}, 0.25, "; --method lora --dtype bf16 may fit"),
-    ({}, 0.001, ": take a smaller model"), (dict(method="lora"), 1.01, None),
-    (dict(method="lora"), 0.9, "; --dtype bf16 may fit"), (dict(method="lora"), 0.36, "; --method qlora")])
-def test_train_says_before_it_loads_that_a_model_will_not_fit(given, share, expected, tmp_path, monkeypatch):
+@pytest.mark.parametrize("given, share, expected",
+                         [({}, 1.01, None), ({}, 0.5, "; --method lora may fit"),
+                          ({}, 0.25, "; --method lora --dtype bf16 may fit"),
+                          ({}, 0.001, ": take a smaller model"), (dict(method="lora"), 1.01, None),
+                          (dict(method="lora"), 0.9, "; --dtype bf16 may fit"),
+                          (dict(method="lora"), 0.36, "; --method qlora")])
+def test_train_says_before_it_loads_that_a_model_will_not_fit(given, share, expected, tmp_path,
+                                                              monkeypatch):
     folder = bert_folder(tmp_path, layers=4, width=64, mlp=256)
     s = Settings(model=str(folder), **given)
     needed = fits.least_bytes(s, ["a", "b"], ("text",))
@@ -271,14 +304,16 @@ def test_train_says_before_it_loads_that_a_model_will_not_fit(given, share, expe
     trained, total = tune(model, tuning_config(s))
     assert needed == 4 * total + 12 * trained
     monkeypatch.setattr(fits, "memory_of", lambda device: {"free": int(share * needed)})
-    monkeypatch.setattr(Classifier, "from_backbone", lambda *given, **more: 1 / 0)            # no weights are read
+    monkeypatch.setattr(Classifier, "from_backbone",
+                        lambda *given, **more: 1 / 0)  # no weights are read
     lines = fits.too_large_line(s, ["a", "b"])
     assert [expected in line for line in lines] == [True] * (expected is not None), lines
 
 
 def test_gradients_count_where_they_are_more_than_the_texts():
     assert memory.step_bytes(100, 10, 30) == 140 and memory.step_bytes(100, 10, 50) == 150
-    assert memory.step_bytes(100, 10, 30, accumulating=True) == 170, "a second micro-batch finds gradients there"
+    assert memory.step_bytes(100, 10, 30,
+                             accumulating=True) == 170, "a second micro-batch finds gradients there"
 
 
 BODY = dict(layers=4, width=64, mlp=256, positions=128, dropout=0.1)
@@ -290,12 +325,14 @@ def test_every_switch_takes_less_than_the_step_as_it_is(method, tmp_path):
     head = build_head("bert", body, 2)
     before = {name: value.clone() for name, value in body.state_dict().items()}
     (flags, step, whole), *others = memory.switch_table(body, head, method, 16, 128)
-    assert flags == "as it is" and step.rows == 16 and len(others) == {"full": 7, "prompt": 7}.get(method, 8)
+    assert flags == "as it is" and step.rows == 16 and len(others) == {"full": 7, "prompt": 7}.get(
+        method, 8)
     for flags, _, needed in others:
         assert needed < whole, f"{method} {flags}: {memory.size_text(needed)}, as it is {memory.size_text(whole)}"
     assert min(others, key=lambda other: other[2]) == others[-1], "all together take least"
     after = body.state_dict()
-    assert after.keys() == before.keys() and all(torch.equal(after[name], value) for name, value in before.items())
+    assert after.keys() == before.keys() and all(
+        torch.equal(after[name], value) for name, value in before.items())
     assert not body.training and not any("forward" in vars(block) for block in body.layers)
 
 
@@ -304,10 +341,12 @@ def test_what_checkpointing_keeps_is_what_autograd_saves(tmp_path):
     rows, length = 4, 128
     folder = bert_folder(tmp_path, **BODY)
     body = load_backbone(folder)
-    with memory.tuned_classifier(body, build_head("bert", body, 2), "full", length) as (model, _, _):
+    with memory.tuned_classifier(body, build_head("bert", body, 2), "full",
+                                 length) as (model, _, _):
         said = memory.step_activation_bytes(model, memory.Step(rows, length, checkpointing=True))
         plain = memory.saved_activation_bytes(model, length, rows)
-        assert memory.step_activation_bytes(model, memory.Step(rows, length)) == plain, "one text and two tell what four keep"
+        assert memory.step_activation_bytes(model, memory.Step(
+            rows, length)) == plain, "one text and two tell what four keep"
         recompute_blocks(model)
         inputs = memory.saved_activation_bytes(model, length, rows)
     block, hidden = said - inputs, 4 * rows * length * BODY["width"]
@@ -319,7 +358,9 @@ def test_what_checkpointing_keeps_is_what_autograd_saves(tmp_path):
     recompute_blocks(again)
     held = 16 * sum(p.numel() for p in again.parameters())
     most = peak_of_tensors(again, rows, length)
-    assert abs(held + said - most) <= 0.15 * most, f"estimated {memory.size_text(held + said)}, tensors take {memory.size_text(most)}"
+    assert abs(
+        held + said - most
+    ) <= 0.15 * most, f"estimated {memory.size_text(held + said)}, tensors take {memory.size_text(most)}"
 
 
 @pytest.mark.parametrize("step, pieces", [
@@ -328,19 +369,27 @@ def test_what_a_switch_leaves_is_estimated_within_20_percent(step, pieces, tmp_p
     """With dropout: what passes by while the backward pass computes is more then, and is not in the estimate."""
     folder = bert_folder(tmp_path, **BODY)
     body = load_backbone(folder)
-    with memory.tuned_classifier(body, build_head("bert", body, 2), "full", 128) as (model, trained, total):
-        said = memory.state_bytes(body, "full", trained, total) + memory.step_activation_bytes(model, step)
+    with memory.tuned_classifier(body, build_head("bert", body, 2), "full",
+                                 128) as (model, trained, total):
+        said = memory.state_bytes(body, "full", trained, total) + memory.step_activation_bytes(
+            model, step)
     again = Classifier.from_backbone(folder, ["a", "b"])
     tune(again, tuning_config(Settings()))
     most = peak_of_tensors(again, step.rows, step.length, pieces, step.precision)
-    assert abs(said - most) <= 0.2 * most, f"{step}: estimated {memory.size_text(said)}, tensors take {memory.size_text(most)}"
+    assert abs(
+        said - most
+    ) <= 0.2 * most, f"{step}: estimated {memory.size_text(said)}, tensors take {memory.size_text(most)}"
 
 
 def test_the_switches_are_printed_with_what_they_save(capsys):
-    out = report(capsys, MODELS / "bert_masked_lm", "--method", "lora", "--batch-size", "8", "--max-length", "16")
+    out = report(capsys, MODELS / "bert_masked_lm", "--method", "lora", "--batch-size", "8",
+                 "--max-length", "16")
     assert "a step of --method lora --batch-size 8, all texts of 16 tokens, and its switches" in out
-    for flags in ("--micro-batch-size 1", "--batch-tokens 32", "--gradient-checkpointing", "--precision bf16", "--max-length 8",
-                  "--max-length 8 --windows mean --max-windows 2", "--micro-batch-size 1 --gradient-checkpointing --precision bf16 --max-length 8"):
-        assert re.search(rf"^    {flags} +[\d.]+ .?B +-?[\d.]+ .?B$", out, re.M), f"{flags} is not in {out}"
+    for flags in ("--micro-batch-size 1", "--batch-tokens 32", "--gradient-checkpointing",
+                  "--precision bf16", "--max-length 8",
+                  "--max-length 8 --windows mean --max-windows 2",
+                  "--micro-batch-size 1 --gradient-checkpointing --precision bf16 --max-length 8"):
+        assert re.search(rf"^    {flags} +[\d.]+ .?B +-?[\d.]+ .?B$", out,
+                         re.M), f"{flags} is not in {out}"
     with pytest.raises(InputError, match="--max-length 10000: this model takes"):
         inspect.main([str(MODELS / "bert_masked_lm"), "--max-length", "10000"])

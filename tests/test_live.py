@@ -76,10 +76,11 @@ def test_a_fault_of_ours_is_none(call, kind):
 def test_what_is_read_of_ours_must_be_refused_for_its_own_too():
     assert WORDS in skipped(lambda: inside(refuse, control=refuse))
     asked = []
-    with pytest.raises(ValueError, match="Model does not support"):         # it takes its own, and not ours
+    with pytest.raises(ValueError,
+                       match="Model does not support"):  # it takes its own, and not ours
         inside(refuse, control=lambda: asked.append("control"))
     assert asked == ["control"]
-    inside(lambda: None, control=refuse)                                    # not refused: no control is asked
+    inside(lambda: None, control=refuse)  # not refused: no control is asked
 
 
 def test_a_folder_of_ours_that_transformers_cannot_read_is_our_fault(tmp_path):
@@ -101,8 +102,9 @@ def test_a_folder_of_ours_that_transformers_cannot_read_is_our_fault(tmp_path):
 
 
 def test_another_version_than_the_claimed_is_a_skip(monkeypatch):
-    imported("tokenizers")                                                  # or a skip, where it is not installed
-    for version, taken in (("0.23.1", True), ("0.23.9rc1", True), ("0.24.0", False), ("1.0.0", False), ("0.22.2", False)):
+    imported("tokenizers")  # or a skip, where it is not installed
+    for version, taken in (("0.23.1", True), ("0.23.9rc1", True), ("0.24.0", False),
+                           ("1.0.0", False), ("0.22.2", False)):
         monkeypatch.setattr(live.metadata, "version", lambda name, version=version: version)
         if taken:
             assert imported("tokenizers").__name__ == "tokenizers"
@@ -116,4 +118,6 @@ def test_another_version_than_the_claimed_is_a_skip(monkeypatch):
 def test_the_versions_that_are_compared_with_have_upper_bounds():
     assert set(claimed()) == set(live.LIBRARIES)
     for name, versions in claimed().items():
-        assert {"<", ">="} == {bound.operator for bound in versions}, f"{name}{versions}: the newest would be installed"
+        assert {"<",
+                ">="} == {bound.operator
+                          for bound in versions}, f"{name}{versions}: the newest would be installed"

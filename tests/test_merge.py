@@ -21,7 +21,8 @@ from minillmclf.tuning.quant import Linear4bit
 def runs(tmp_path_factory):
     """{method: the folder of a finished run}."""
     place = tmp_path_factory.mktemp("runs")
-    asked = dict(model=bert_folder(place / "bert"), data=data_file(place / "data.csv"), epochs=1, batch_size=8, lr=1e-2)
+    asked = dict(model=bert_folder(place / "bert"), data=data_file(place / "data.csv"), epochs=1,
+                 batch_size=8, lr=1e-2)
     for method in ("lora", "qlora", "houlsby", "full"):
         assert train.main(flags(**asked, method=method, out=place / method)) == 0
     return {method: place / method for method in ("lora", "qlora", "houlsby", "full")}
@@ -44,17 +45,22 @@ def answers(folder):
 def test_a_merged_model_is_a_plain_one_with_the_same_answers(method, more, runs, tmp_path, capsys):
     code, out, error = call(capsys, "--model", runs[method], "--out", tmp_path / "merged", *more)
     assert code == 0, error
-    assert re.search(r"on 9 rows the largest difference of a probability is [\d.e-]+, 0 rows change their class", out), out
+    assert re.search(
+        r"on 9 rows the largest difference of a probability is [\d.e-]+, 0 rows change their class",
+        out), out
     names = {path.name for path in (tmp_path / "merged").iterdir()}
     assert "model.safetensors" in names and not names & {"adapter", "tuned.json"}
-    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert "quantization_config" not in json.loads(
+        (tmp_path / "merged" / "config.json").read_text())
     assert (answers(tmp_path / "merged") - answers(runs[method])).abs().max() <= 1e-5
 
 
 def test_merging_into_four_bits_is_said_with_what_it_costs(runs, tmp_path, capsys):
-    code, out, error = call(capsys, "--model", runs["qlora"], "--out", tmp_path / "merged", "--base", "4bit")
+    code, out, error = call(capsys, "--model", runs["qlora"], "--out", tmp_path / "merged",
+                            "--base", "4bit")
     assert code == 0, error
-    assert json.loads((tmp_path / "merged" / "config.json").read_text())["quantization_config"]["load_in_4bit"]
+    assert json.loads(
+        (tmp_path / "merged" / "config.json").read_text())["quantization_config"]["load_in_4bit"]
     said = float(re.search(r"largest difference of a probability is ([\d.e-]+)", out).group(1))
     assert said > 1e-4, "rounding to four bits changes answers; a report of nothing would be false"
     assert (answers(tmp_path / "merged") - answers(runs["qlora"])).abs().max() > 1e-5
@@ -78,13 +84,17 @@ def test_the_rows_that_change_their_class_are_counted(runs, tmp_path, capsys, mo
 def test_what_was_whole_before_a_merge_into_four_bits_is_whole_after_it(tmp_path):
     """T5's down_proj keeps its precision in a 4-bit base, so also in what is merged from it."""
     kind, config = CONFIGS["t5"]
-    body = initialise_weights(model_class({"model_type": kind}).from_config({"model_type": kind, **config}), 0)
+    body = initialise_weights(
+        model_class({"model_type": kind}).from_config({"model_type": kind, **config}), 0)
     body.source_config = {"model_type": kind, **config}
     save_backbone(body, tmp_path)
     WordPiece.from_vocab(PIECES).save(tmp_path)
     model = Classifier.from_backbone(tmp_path, ["a", "b"], quantise="nf4")
     before = {path for path, module in model.named_modules() if isinstance(module, Linear4bit)}
-    tune(model, dict(method="qlora", rank=2, alpha=2.0, dropout=0.0, use_rslora=False, targets=None, bias="none"))
+    tune(
+        model,
+        dict(method="qlora", rank=2, alpha=2.0, dropout=0.0, use_rslora=False, targets=None,
+             bias="none"))
     merge.merge_adapter(model, "4bit")
     after = {path for path, module in model.named_modules() if isinstance(module, Linear4bit)}
     assert before == after and before, f"in four bits before or after only: {sorted(before ^ after)[:4]}"
@@ -102,14 +112,17 @@ def test_what_cannot_be_merged_is_one_line(method, more, fault, runs, tmp_path, 
 def test_a_folder_that_is_not_empty_is_left_alone(runs, tmp_path, capsys):
     (tmp_path / "note").write_text("mine")
     code, _, error = call(capsys, "--model", runs["lora"], "--out", tmp_path)
-    assert code == 2 and "is not empty" in error and [p.name for p in tmp_path.iterdir()] == ["note"]
+    assert code == 2 and "is not empty" in error and [p.name
+                                                      for p in tmp_path.iterdir()] == ["note"]
 
 
 def test_the_skip_list_is_printed(tmp_path, capsys):
-    asked = dict(model=bert_folder(tmp_path / "bert"), data=data_file(tmp_path / "data.csv"), epochs=1, batch_size=8)
+    asked = dict(model=bert_folder(tmp_path / "bert"), data=data_file(tmp_path / "data.csv"),
+                 epochs=1, batch_size=8)
     assert train.main(flags(**asked, method="qlora", out=tmp_path / "run")) == 0
     out = capsys.readouterr().out
     line = next(line for line in out.splitlines() if line.startswith("in four bits (nf4)"))
-    for kept in ("backbone.word_embeddings", "backbone.layers.{}.mlp_norm", "head.dense", "head.out"):
+    for kept in ("backbone.word_embeddings", "backbone.layers.{}.mlp_norm", "head.dense",
+                 "head.out"):
         assert kept in line, line
     assert "q_proj" not in line

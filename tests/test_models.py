@@ -50,7 +50,10 @@ def compute(folder, batch, dtype=torch.float32):
 
 def split(expected):
     """What is stored or computed by make_fixtures.run -> (layers, logits and loss in order, gradients)."""
-    steps = ["embeddings", *sorted(name for name in expected if name.startswith("layer ")), "logits", "loss"]
+    steps = [
+        "embeddings", *sorted(name for name in expected if name.startswith("layer ")), "logits",
+        "loss"
+    ]
     gradients = [name for name in expected if name.startswith("gradient of ")]
     return {name: expected[name] for name in steps}, {name: expected[name] for name in gradients}
 
@@ -62,7 +65,8 @@ def parity(name, stored, dtype=torch.float32, tolerance=FP32):
     """None, or the first step of the stored model `name` that differs by more than these parts of its largest number."""
     steps, gradients = split(in_dtype(stored[name], dtype))
     ours = compute(MODELS / name, stored[name], dtype)
-    return first_difference(ours, steps, tolerance, relative=True) or first_difference(ours, gradients, 1e-4, relative=True)
+    return first_difference(ours, steps, tolerance, relative=True) or first_difference(
+        ours, gradients, 1e-4, relative=True)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, FP32), (torch.float64, ROUNDED)])
@@ -75,13 +79,17 @@ def test_every_step_is_that_of_transformers(name, stored, dtype, tolerance):
 def test_the_stored_batches_are_ragged_and_the_weights_exaggerated(stored):
     for name, batch in stored.items():
         lengths = batch["mask"].sum(1)
-        assert len(set(lengths.tolist())) >= 3, f"{name}: padding could be wrong unseen, lengths are {lengths}"
+        assert len(set(
+            lengths.tolist())) >= 3, f"{name}: padding could be wrong unseen, lengths are {lengths}"
         model, body = load(MODELS / name)
-        for norm in (module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)):
-            assert (norm.weight - 1).abs().mean() > 0.1, f"{name}: weights of 1 hide a norm that is left out"
+        for norm in (module for module in model.modules()
+                     if isinstance(module, torch.nn.LayerNorm)):
+            assert (norm.weight -
+                    1).abs().mean() > 0.1, f"{name}: weights of 1 hide a norm that is left out"
             assert norm.bias.abs().mean() > 0.1, f"{name}: biases of 0 hide a bias that is left out"
     for name in ("bert_classifier", "distilbert_classifier", "distilbert_masked_lm"):
-        assert stored[name]["types"].any(), f"{name}: without pairs, token types that are ignored, or not, would not show"
+        assert stored[name]["types"].any(
+        ), f"{name}: without pairs, token types that are ignored, or not, would not show"
 
 
 def test_stored_logits_come_from_the_texts_too(stored):
@@ -93,22 +101,26 @@ def test_stored_logits_come_from_the_texts_too(stored):
         assert ids == [row[m.bool()].tolist() for row, m in zip(stored[name]["ids"], stored[name]["mask"])], \
             f"{name}: our tokenizer gives other ids than transformers'"
         scores = model.compute_logits(model.encode(texts)[0], batch_size=2)
-        found = first_difference({"scores": scores}, {"scores": stored[name]["logits"]}, FP32, relative=True)
+        found = first_difference({"scores": scores}, {"scores": stored[name]["logits"]}, FP32,
+                                 relative=True)
         assert found is None, f"{name}: batches sorted by length give other scores or another order, {found}"
 
 
 def numbers(draw, family):
     """A random configuration, as keyword arguments of the family's configuration class in transformers."""
     heads = draw(st.sampled_from([1, 2, 3, 4]))
-    config = dict(vocab_size=draw(st.integers(20, 40)), num_attention_heads=heads,
-                  hidden_size=heads * draw(st.integers(2, 9)), num_hidden_layers=draw(st.integers(1, 3)),
-                  intermediate_size=draw(st.integers(3, 40)),
-                  hidden_act=draw(st.sampled_from(["gelu", "relu", "gelu_new", "silu", "gelu_pytorch_tanh"])),
-                  type_vocab_size=draw(st.integers(1, 3)), layer_norm_eps=draw(st.sampled_from([1e-12, 1e-5, 1e-2])),
-                  max_position_embeddings=draw(st.integers(24, 30)))
+    config = dict(
+        vocab_size=draw(st.integers(20, 40)), num_attention_heads=heads,
+        hidden_size=heads * draw(st.integers(2, 9)), num_hidden_layers=draw(st.integers(1, 3)),
+        intermediate_size=draw(st.integers(3, 40)),
+        hidden_act=draw(st.sampled_from(["gelu", "relu", "gelu_new", "silu", "gelu_pytorch_tanh"])),
+        type_vocab_size=draw(st.integers(1, 3)),
+        layer_norm_eps=draw(st.sampled_from([1e-12, 1e-5, 1e-2])),
+        max_position_embeddings=draw(st.integers(24, 30)))
     if family == "DistilBert":
-        return {own: config[bert] for own, bert in DistilBert.BERT_FIELDS.items() if bert in config} | {
-            name: config[name] for name in ("vocab_size", "max_position_embeddings")}
+        return {
+            own: config[bert] for own, bert in DistilBert.BERT_FIELDS.items() if bert in config
+        } | {name: config[name] for name in ("vocab_size", "max_position_embeddings")}
     return config | {"pad_token_id": draw(st.integers(0, 9))} if "Roberta" in family else config
 
 
@@ -121,11 +133,14 @@ def test_random_models_are_those_of_transformers(family, data, seed):
     drawn = data.draw(st.composite(numbers)(family))
     with may_refuse():
         config = getattr(transformers, family + "Config")(**drawn, attn_implementation="eager")
-        model = make_fixtures.exaggerate(getattr(transformers, family + "ForMaskedLM")(config), seed)
+        model = make_fixtures.exaggerate(
+            getattr(transformers, family + "ForMaskedLM")(config), seed)
     lengths = data.draw(st.lists(st.integers(1, 14), min_size=1, max_size=4))
     ids, mask, types = make_fixtures.random_batch(config, seed, lengths)
-    batch = {"ids": ids, "mask": mask, "types": types, "labels": make_fixtures.masked_labels(ids, mask)}
-    batch["labels"][0, 0] = 7                                       # a text of one token has no other place to predict
+    batch = {
+        "ids": ids, "mask": mask, "types": types, "labels": make_fixtures.masked_labels(ids, mask)
+    }
+    batch["labels"][0, 0] = 7  # a text of one token has no other place to predict
     with tempfile.TemporaryDirectory() as folder:
         with may_refuse():
             model.save_pretrained(folder)
@@ -133,7 +148,8 @@ def test_random_models_are_those_of_transformers(family, data, seed):
     with may_refuse():
         expected = make_fixtures.run(model, **batch)
     steps, gradients = split(expected)
-    found = first_difference(ours, steps, fp32(1, 2), relative=True)         # transformers takes the loss in float32
+    found = first_difference(ours, steps, fp32(1, 2),
+                             relative=True)  # transformers takes the loss in float32
     found = found or first_difference(ours, gradients, 1e-4, relative=True)
     assert found is None, f"{family}: {found}"
 
@@ -150,12 +166,14 @@ def erf_gelu(patch):
 
 def other_eps(patch):
     read = Bert.config_fields.__func__
-    patch.setattr(Bert, "config_fields", classmethod(lambda cls, *given: read(cls, *given) | {"layer_norm_eps": 1e-12}))
+    patch.setattr(Bert, "config_fields",
+                  classmethod(lambda cls, *given: read(cls, *given) | {"layer_norm_eps": 1e-12}))
 
 
 def eps_of_roberta(patch):
     read = DistilBert.config_fields.__func__
-    patch.setattr(DistilBert, "config_fields", classmethod(lambda cls, *given: read(cls, *given) | {"layer_norm_eps": 1e-5}))
+    patch.setattr(DistilBert, "config_fields",
+                  classmethod(lambda cls, *given: read(cls, *given) | {"layer_norm_eps": 1e-5}))
 
 
 def positions_from_zero(patch):
@@ -226,7 +244,8 @@ def heads_interleaved(patch):
     project = bert.BertLayer.project
 
     def wrong(self, x, queries):
-        return (y.flatten(1).unflatten(-1, (-1, self.heads)).transpose(1, 2) for y in project(self, x, queries))
+        return (y.flatten(1).unflatten(-1, (-1, self.heads)).transpose(1, 2)
+                for y in project(self, x, queries))
     patch.setattr(bert.BertLayer, "project", wrong)
 
 
@@ -241,11 +260,13 @@ def dropout_left_on(patch):
 
 def mean_for_first(patch):
     for file in ("head", "family_heads"):
-        patch.setattr(f"minillmclf.classify.{file}.pool", lambda hidden, mask, how: pool(hidden, mask, "mean"))
+        patch.setattr(f"minillmclf.classify.{file}.pool",
+                      lambda hidden, mask, how: pool(hidden, mask, "mean"))
 
 
 def no_tanh(patch):
-    patch.setattr(BertHead, "forward", lambda self, hidden, mask: self.out(self.dense(hidden[:, 0])))
+    patch.setattr(BertHead, "forward",
+                  lambda self, hidden, mask: self.out(self.dense(hidden[:, 0])))
 
 
 def tanh_for_relu(patch):
@@ -253,7 +274,8 @@ def tanh_for_relu(patch):
 
 
 def types_added(patch):
-    patch.setattr(DistilBert, "embed_types", lambda self, types, ids, rows: self.word_embeddings(rows.unpad(types)))
+    patch.setattr(DistilBert, "embed_types",
+                  lambda self, types, ids, rows: self.word_embeddings(rows.unpad(types)))
 
 
 def lm_without_activation(patch):
@@ -262,24 +284,30 @@ def lm_without_activation(patch):
 
 
 def lm_without_bias(patch):
-    patch.setattr(bert.MaskedLMHead, "forward",
-                  lambda self, hidden, words: self.norm(self.activation(self.dense(hidden))) @ words.T)
+    patch.setattr(
+        bert.MaskedLMHead, "forward",
+        lambda self, hidden, words: self.norm(self.activation(self.dense(hidden))) @ words.T)
 
 
-WRONG_BLOCKS = (pre_norm, no_residual, mask_ignored, causal, unscaled, scaled_by_the_model, heads_interleaved,
-                keys_for_queries)
+WRONG_BLOCKS = (pre_norm, no_residual, mask_ignored, causal, unscaled, scaled_by_the_model,
+                heads_interleaved, keys_for_queries)
 DISTILLED, ROBERTAS = BOTH[2:3] + MASKED[2:3], [name for name in STORED if "roberta" in name]
-WRONG = [*((tanh_gelu, name, "layer 0") for name in BOTH), (erf_gelu, "bert_masked_lm", "layer 0"),
-         *((other_eps, name, "embeddings") for name in STORED if name not in DISTILLED),
-         *((eps_of_roberta, name, "embeddings") for name in DISTILLED),
-         *((positions_from_zero, name, "embeddings") for name in ROBERTAS),
-         *((positions_one_late, name, "embeddings") for name in STORED if name not in ROBERTAS),
-         *((types_ignored, name, "embeddings") for name in ("bert_classifier", "bert_masked_lm")),
-         *((types_added, name, "embeddings") for name in DISTILLED), (tanh_for_relu, "distilbert_classifier", "logits"),
-         (dropout_left_on, "bert_classifier", "embeddings"), (dropout_left_on, "distilbert_classifier", "embeddings"),
-         *((wrong, name, "layer 0") for name in STORED for wrong in WRONG_BLOCKS),
-         *((wrong, name, "logits") for name in BOTH for wrong in (mean_for_first, no_tanh)),
-         *((wrong, name, "logits") for name in MASKED for wrong in (lm_without_activation, lm_without_bias))]
+WRONG = [
+    *((tanh_gelu, name, "layer 0") for name in BOTH), (erf_gelu, "bert_masked_lm", "layer 0"),
+    *((other_eps, name, "embeddings") for name in STORED if name not in DISTILLED),
+    *((eps_of_roberta, name, "embeddings")
+      for name in DISTILLED), *((positions_from_zero, name, "embeddings") for name in ROBERTAS),
+    *((positions_one_late, name, "embeddings") for name in STORED if name not in ROBERTAS),
+    *((types_ignored, name, "embeddings") for name in ("bert_classifier", "bert_masked_lm")),
+    *((types_added, name, "embeddings") for name in DISTILLED),
+    (tanh_for_relu, "distilbert_classifier", "logits"),
+    (dropout_left_on, "bert_classifier", "embeddings"),
+    (dropout_left_on, "distilbert_classifier", "embeddings"),
+    *((wrong, name, "layer 0") for name in STORED for wrong in WRONG_BLOCKS),
+    *((wrong, name, "logits") for name in BOTH for wrong in (mean_for_first, no_tanh)),
+    *((wrong, name, "logits") for name in MASKED
+      for wrong in (lm_without_activation, lm_without_bias))
+]
 
 
 @pytest.mark.parametrize("wrong, name, step", [pytest.param(*w, id=f"{w[0].__name__}-{w[1]}") for w in WRONG])
@@ -287,7 +315,8 @@ def test_known_wrong_variants_fail_at_their_layer(wrong, name, step, stored, mon
     wrong(monkeypatch)
     found = parity(name, stored)
     assert found is not None, f"{wrong.__name__} is not noticed: the stored {name} cannot tell it from the right model"
-    assert found.startswith(step + " differs"), f"{wrong.__name__} should be seen first at {step}, but {found}"
+    assert found.startswith(
+        step + " differs"), f"{wrong.__name__} should be seen first at {step}, but {found}"
 
 
 def test_a_wrong_last_layer_is_named_and_so_is_nan(stored):
@@ -316,8 +345,12 @@ def states(model, texts, side="right", pad=0, width=None):
 def test_padding_and_batch_mates_change_nothing(name, dtype, tolerance):
     model = load(MODELS / name)[1].to(dtype)
     draw = torch.Generator().manual_seed(0)
-    texts = [torch.randint(model.config["vocab_size"], (length,), generator=draw).tolist() for length in (5, 11, 1, 8)]
-    texts[0][2] = texts[1][-1] = texts[3][0] = model.config.get("pad_token_id", 0)      # a text may hold it as a token
+    texts = [
+        torch.randint(model.config["vocab_size"], (length, ), generator=draw).tolist()
+        for length in (5, 11, 1, 8)
+    ]
+    texts[0][2] = texts[1][-1] = texts[3][0] = model.config.get("pad_token_id",
+                                                                0)  # a text may hold it as a token
     assert_padding_changes_nothing(name, functools.partial(states, model), texts, tolerance)
 
 
@@ -337,8 +370,11 @@ def test_padding_is_zero_and_types_default_to_zero(stored):
     model, batch = load(MODELS / "bert_classifier")[1], stored["bert_classifier"]
     hidden = model(batch["ids"], batch["mask"], torch.zeros_like(batch["ids"]))
     assert hidden.shape == (*batch["ids"].shape, model.config["hidden_size"])
-    assert not hidden[batch["mask"] == 0].any(), "a padded place holds something that a later sum could pick up"
-    assert torch.equal(hidden, model(batch["ids"], batch["mask"].bool())), "no types are types 0, a bool mask is a mask"
+    assert not hidden[batch["mask"] ==
+                      0].any(), "a padded place holds something that a later sum could pick up"
+    assert torch.equal(hidden,
+                       model(batch["ids"],
+                             batch["mask"].bool())), "no types are types 0, a bool mask is a mask"
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), side=st.sampled_from(["left", "right"]),
@@ -347,9 +383,11 @@ def test_padding_is_zero_and_types_default_to_zero(stored):
 def test_attention_is_attention_by_hand(lengths, side, heads, seed):
     draw = torch.Generator().manual_seed(seed)
     rows = Rows(batch_of([[1] * length for length in lengths], side, 0)[1])
-    q, k, v = torch.randn(3, sum(lengths), heads, 8 // heads, generator=draw, dtype=torch.float64) * 3
+    q, k, v = torch.randn(3, sum(lengths), heads, 8 // heads, generator=draw,
+                          dtype=torch.float64) * 3
     fast, slow = attention(q, k, v, rows), attention_by_hand(q, k, v, rows)
-    assert (fast - slow).abs().max() <= 1e-12, "the fast attention is not the one that the explicit steps define"
+    assert (fast - slow).abs().max(
+    ) <= 1e-12, "the fast attention is not the one that the explicit steps define"
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), side=st.sampled_from(["left", "right"]))
@@ -359,37 +397,48 @@ def test_rows_pad_and_unpad_are_inverse(lengths, side):
     packed = torch.arange(1.0, 2 * sum(lengths) + 1).view(-1, 2)                       # (N, 2)
     assert torch.equal(rows.unpad(rows.pad(packed)), packed), "a token came back elsewhere"
     assert not rows.pad(packed)[~rows.mask].any(), "padding is not zero"
-    assert rows.positions.tolist() == [i for length in lengths for i in range(length)], "positions follow the mask"
+    assert rows.positions.tolist() == [i for length in lengths
+                                       for i in range(length)], "positions follow the mask"
 
 
 def test_activations_are_their_formulas():
     x = torch.linspace(-4, 4, 33, dtype=torch.float64)
     tanh = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))
-    formulas = {"gelu": 0.5 * x * (1 + torch.erf(x / math.sqrt(2))), "gelu_new": tanh, "gelu_pytorch_tanh": tanh,
-                "relu": x.clamp(min=0), "silu": x / (1 + torch.exp(-x))}
+    formulas = {
+        "gelu": 0.5 * x * (1 + torch.erf(x / math.sqrt(2))), "gelu_new": tanh,
+        "gelu_pytorch_tanh": tanh, "relu": x.clamp(min=0), "silu": x / (1 + torch.exp(-x))
+    }
     assert set(formulas) == set(layers.ACTIVATIONS), "a new activation needs its formula here"
-    found = first_difference({name: f(x) for name, f in layers.ACTIVATIONS.items()}, formulas, 1e-12)
+    found = first_difference({name: f(x) for name, f in layers.ACTIVATIONS.items()}, formulas,
+                             1e-12)
     assert found is None, f"not what its name in config.json means: {found}"
 
 
 def test_dropout_acts_in_training_only():
-    sizes = dict(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    sizes = dict(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+                 intermediate_size=8)
     off = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
     for key in off:
         model = initialise_weights(Bert.from_config(sizes | off | {key: 0.5}), 0, 0.5)
         ids, mask = torch.arange(8).view(1, 8), torch.ones(1, 8)
-        assert not torch.equal(model.train()(ids, mask), model(ids, mask)), f"{key} does nothing in training"
+        assert not torch.equal(model.train()(ids, mask), model(
+            ids, mask)), f"{key} does nothing in training"
         assert torch.equal(model.eval()(ids, mask), model(ids, mask)), f"{key} acts in evaluation"
     sizes = dict(vocab_size=9, dim=8, n_layers=1, n_heads=2, hidden_dim=8)
     for key in ("dropout", "attention_dropout"):
-        distilled = initialise_weights(DistilBert.from_config(sizes | {"dropout": 0, "attention_dropout": 0, key: 0.5}), 0, 0.5)
-        assert not torch.equal(distilled.train()(ids, mask), distilled(ids, mask)), f"{key} does nothing in training"
-        assert torch.equal(distilled.eval()(ids, mask), distilled(ids, mask)), f"{key} acts in evaluation"
+        distilled = initialise_weights(
+            DistilBert.from_config(sizes | {"dropout": 0, "attention_dropout": 0, key: 0.5}), 0,
+            0.5)
+        assert not torch.equal(distilled.train()(ids, mask), distilled(
+            ids, mask)), f"{key} does nothing in training"
+        assert torch.equal(distilled.eval()(ids, mask),
+                           distilled(ids, mask)), f"{key} acts in evaluation"
     calls = []
     for module in (model.dropout, model.layers[0].dropout):
         module.register_forward_hook(lambda module, given, out: calls.append(module))
     model(ids, mask)
-    assert calls == [model.dropout, *[model.layers[0].dropout] * 2], "after the embeddings, attention and MLP of a block"
+    assert calls == [model.dropout, *[model.layers[0].dropout] * 2
+                     ], "after the embeddings, attention and MLP of a block"
 
 
 # ------------------------------------------------------------------------------------------------ what is refused
@@ -410,12 +459,15 @@ def test_a_text_longer_than_the_positions_is_an_error_with_both_numbers(name, mo
 
 
 def test_514_rows_of_roberta_serve_512_tokens():
-    config = dict(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4,
-                  max_position_embeddings=514, type_vocab_size=1, pad_token_id=1)
+    config = dict(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1,
+                  intermediate_size=4, max_position_embeddings=514, type_vocab_size=1,
+                  pad_token_id=1)
     model = Roberta.from_config(config)
-    (states(initialise_weights(model, 0).eval(), [[3] * 512])[0] @ torch.arange(4.0).square()).sum().backward()
+    (states(initialise_weights(model, 0).eval(), [[3] * 512])[0]
+     @ torch.arange(4.0).square()).sum().backward()
     used = model.position_embeddings.weight.grad.abs().sum(1).nonzero().flatten().tolist()
-    assert used == list(range(2, 514)), f"512 tokens should use the rows 2 to 513, they use {used[0]} to {used[-1]}"
+    assert used == list(range(
+        2, 514)), f"512 tokens should use the rows 2 to 513, they use {used[0]} to {used[-1]}"
     with pytest.raises(InputError, match="513 tokens .* 512 positions"):
         states(model, [[3] * 513])
 
@@ -430,17 +482,20 @@ def test_logits_without_a_language_model_head_are_an_error(stored):
 def pool_by_hand(hidden, mask, how):
     """Row by row, over the real tokens only."""
     real = [row[m.bool()] for row, m in zip(hidden, mask)]
-    return torch.stack([{"first": x[0], "last": x[-1], "mean": x.mean(0), "max": x.max(0).values}[how] for x in real])
+    return torch.stack([{"first": x[0], "last": x[-1], "mean": x.mean(0),
+                         "max": x.max(0).values}[how] for x in real])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("how", POOLINGS)
 def test_pooling_is_that_of_the_real_tokens(how, side):
     _, mask = batch_of([[1] * 4, [1], [1] * 6], side, 0)
-    hidden = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0)) - 3       # a zero would be the maximum
+    hidden = torch.randn(
+        3, 6, 5, generator=torch.Generator().manual_seed(0)) - 3  # a zero would be the maximum
     for kind in (mask, mask.bool(), mask.float()):
         found = pool(hidden, kind, how)
-        assert (found - pool_by_hand(hidden, mask, how)).abs().max() <= 1e-6, f"{how} counts padding on the {side}"
+        assert (found - pool_by_hand(
+            hidden, mask, how)).abs().max() <= 1e-6, f"{how} counts padding on the {side}"
 
 
 @pytest.mark.parametrize("how", POOLINGS)
@@ -450,14 +505,18 @@ def test_pooling_goes_by_the_mask_not_by_the_pad_id(name, how):
     model = load(MODELS / name)[1].double()
     pad = model.config.get("pad_token_id", 0)
     texts = [[pad, 7, 8, pad, 9, pad, pad], [pad, 6], [5, 4, 7, 8, 9, 11, 12, 13, 14]]
-    alone = torch.cat([pool(model(*batch_of([text], "right", pad)), torch.ones(1, len(text)), how) for text in texts])
+    alone = torch.cat([
+        pool(model(*batch_of([text], "right", pad)), torch.ones(1, len(text)), how)
+        for text in texts
+    ])
     for side in ("left", "right"):
         ids, mask = batch_of(texts, side, pad)
         hidden = model(ids, mask)
         apart = (pool(hidden, mask, how) - alone).abs().max()
         assert apart <= 1e-12, f"{how}: a text padded on the {side} is pooled elsewhere"
         apart = (pool(hidden, ids != pad, how) - alone)[:2].abs().amax(1)
-        assert apart.max() > 1e-3, f"{how}: this test cannot tell a mask from ids that are not the pad id"
+        assert apart.max(
+        ) > 1e-3, f"{how}: this test cannot tell a mask from ids that are not the pad id"
 
 
 def test_an_unknown_pooling_is_an_error():

@@ -18,7 +18,8 @@ from minillmclf.models import initialise_weights, model_class, save_backbone
 from minillmclf.pretrain.losses import causal_lm_loss, corrupt, corrupt_spans, masked_lm_loss, pieces
 from minillmclf.training.completion_loss import text_to_text_loss
 
-ENCODERS, DECODERS = ("bert", "roberta", "deberta-v3"), ("gpt2", "llama", "mistral", "gemma", "gemma2", "gemma3")
+ENCODERS, DECODERS = ("bert", "roberta", "deberta-v3"), ("gpt2", "llama", "mistral", "gemma",
+                                                         "gemma2", "gemma3")
 ROWS = [[7, 3, 9, 30, 2, 8, 41, 12, 13], [5, 11], [17, 55, 4, 21, 22, 3]]
 
 
@@ -55,7 +56,8 @@ def test_masked_words_cost_what_transformers_says(name, tmp_path):
     ours = masked_lm_loss(model, corrupted, mask, None, chosen, ids)
     labels = torch.where(chosen, ids, -100)
     with may_refuse():
-        assert_equal(name, ours, theirs(input_ids=corrupted, attention_mask=mask, labels=labels).loss)
+        assert_equal(name, ours,
+                     theirs(input_ids=corrupted, attention_mask=mask, labels=labels).loss)
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -64,12 +66,14 @@ def test_the_next_word_costs_what_transformers_says(name, tmp_path):
     theirs = reference(model, tmp_path)
     labels = torch.where(mask.bool(), ids, -100)
     with may_refuse():
-        assert_equal(name, causal_lm_loss(model, ids, mask), theirs(input_ids=ids, attention_mask=mask, labels=labels).loss)
+        assert_equal(name, causal_lm_loss(model, ids, mask),
+                     theirs(input_ids=ids, attention_mask=mask, labels=labels).loss)
     completion = mask.clone()
     completion[0, :5], completion[2, :3] = 0, 0
     labels = torch.where(completion.bool(), ids, -100)
     with may_refuse():
-        assert_equal(name + ", of the completion alone", causal_lm_loss(model, ids, mask, completion),
+        assert_equal(name + ", of the completion alone",
+                     causal_lm_loss(model, ids, mask, completion),
                      theirs(input_ids=ids, attention_mask=mask, labels=labels).loss)
 
 
@@ -77,13 +81,17 @@ def test_the_next_word_costs_what_transformers_says(name, tmp_path):
 def test_missing_spans_cost_what_transformers_says(name, tmp_path):
     model = build(name)
     theirs = reference(model, tmp_path)
-    pairs = [corrupt_spans(row, range(70, 60, -1), 3, seed=number, share=0.4) for number, row in enumerate(ROWS)]
+    pairs = [
+        corrupt_spans(row, range(70, 60, -1), 3, seed=number, share=0.4)
+        for number, row in enumerate(ROWS)
+    ]
     source, source_mask = batch_of([source for source, _ in pairs])
     target, target_mask = batch_of([target for _, target in pairs])
     ours = text_to_text_loss(model, source, source_mask, target, target_mask)
     labels = torch.where(target_mask.bool(), target, -100)
     with may_refuse():
-        assert_equal(name, ours, theirs(input_ids=source, attention_mask=source_mask, labels=labels).loss)
+        assert_equal(name, ours,
+                     theirs(input_ids=source, attention_mask=source_mask, labels=labels).loss)
 
 
 def test_the_padding_side_changes_no_loss():
@@ -98,7 +106,8 @@ def test_the_padding_side_changes_no_loss():
 def test_an_end_token_that_also_pads_is_learned():
     """Whether a token counts is said by its place, not by its id."""
     model = build("gpt2")
-    ids, mask = torch.tensor([[5, 6, 0, 0]]), torch.tensor([[1, 1, 1, 0]])             # text, its end 0, padding 0
+    ids, mask = torch.tensor([[5, 6, 0, 0]]), torch.tensor([[1, 1, 1,
+                                                             0]])  # text, its end 0, padding 0
     logits = model.logits(model(ids, mask))[0]
     expected = F.cross_entropy(logits[:2], torch.tensor([6, 0]))
     assert abs(causal_lm_loss(model, ids, mask) - expected) < 1e-6
@@ -115,7 +124,8 @@ def restore(source, target, sentinels, eos):
             current = spans.setdefault(token, [])
         else:
             current.append(token)
-    return [t for token in source[:-1] for t in (spans[token] if token in sentinels else [token])], spans
+    return [t for token in source[:-1]
+            for t in (spans[token] if token in sentinels else [token])], spans
 
 
 @given(length=st.integers(2, 300), seed=st.integers(0, 10**9), share=st.sampled_from([0.05, 0.15, 0.5]),
@@ -127,11 +137,14 @@ def test_a_corrupted_text_can_be_put_together_again(length, seed, share, mean):
     found, spans = restore(source, target, set(sentinels), 500)
     assert found == ids, "a token was lost, doubled or moved"
     assert list(spans) == sentinels[:len(spans)], "sentinels are used from the first on, each once"
-    assert all(spans.values()) and source[0] in ids, "no span is empty, and a kept piece comes first"
+    assert all(
+        spans.values()) and source[0] in ids, "no span is empty, and a kept piece comes first"
     cut = sum(map(len, spans.values()))
-    assert cut == min(max(round(length * share), 1), length - 1), f"{cut} of {length} tokens were cut out"
+    assert cut == min(max(round(length * share), 1),
+                      length - 1), f"{cut} of {length} tokens were cut out"
     assert len(spans) <= max(1, round(cut / mean)), "more spans than asked"
-    assert (source, target) == corrupt_spans(ids, sentinels, 500, seed, share, mean), "a seed stands for one corruption"
+    assert (source, target) == corrupt_spans(ids, sentinels, 500, seed, share,
+                                             mean), "a seed stands for one corruption"
 
 
 def test_spans_are_spread_evenly():

@@ -261,7 +261,8 @@ def in_new_words(command):
         value = next(words)
         value = OLD_SIDES[value] if name == "keep" else value
         name = OLD_NAMES.get(name, name)
-        bare = value == "on" and Settings.__dataclass_fields__[name].metadata["choices"] == ("off", "on")
+        bare = value == "on" and Settings.__dataclass_fields__[name].metadata["choices"] == ("off",
+                                                                                             "on")
         found += [flag(name)] if bare else [flag(name), value]
     return found
 
@@ -304,7 +305,8 @@ def test_from_python_a_finished_run_is_loaded(place):
 def test_a_finished_run_with_another_setting_is_another_run(place, call, changed):
     """The flag that is given last counts."""
     before = contents("split-by-seed")
-    code, _, error = call(train, *NOTES["split-by-seed"]["command"], f"--{changed}", CHANGED[changed])
+    code, _, error = call(train, *NOTES["split-by-seed"]["command"], f"--{changed}",
+                          CHANGED[changed])
     name = changed.replace("-", "_")
     name = ALIASES.get(name, name)
     assert code == 2 and "holds a run with another" in error and name in error, error

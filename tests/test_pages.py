@@ -163,7 +163,8 @@ def test_the_readme_is_short_and_sets_up_in_two_commands():
 @pytest.mark.parametrize("path", [README, COURSE, *LESSONS, *GUIDES, *REFERENCE, *MEASURED],
                          ids=name_of)
 def test_lines_are_at_most_100_columns_but_in_tables_and_output(path):
-    text = re.sub(r"^```text(?: out)?\n.*?^```", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
+    text = re.sub(r"^```text(?: out)?\n.*?^```", "", path.read_text(encoding="utf-8"),
+                  flags=re.S | re.M)
     wide = [line for line in text.splitlines() if len(line) > 100 and not line.startswith("|")]
     assert wide == []
 

@@ -26,12 +26,22 @@ from minillmclf.tuning import lora, prefix, prompt
 from minillmclf.tuning.peft import apply_adapter, read_adapter, write_adapter
 
 STORED = Path(__file__).parent / "fixtures" / "adapters"
-RAW = Path(__file__).resolve().parents[2] / "shared" / "weights" / "roberta-base-lora-mnli" / "adapter_raw.safetensors"
-HEADS = {"bert": ["classifier", "pooler"], "distilbert": ["classifier", "pre_classifier"], "roberta": ["classifier"], "xlm-roberta": ["classifier"], "deberta-v3": ["classifier", "pooler"], "modernbert": ["classifier", "head"],
-         **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"), ["score"]),
-         **dict.fromkeys(("t5", "flan-t5", "ul2"), ["classification_head"])}
-SEVERAL = {"bert": ["query", "attention.output.dense"], "t5": ["q", "wo"], "gpt2": ["c_attn", "mlp.c_proj"]}   # HF names
-NO_DEFAULTS = {"distilbert": ["q_lin", "v_lin"], "modernbert": ["Wqkv"]}      # targets of the families for which PEFT wants them named
+RAW = Path(__file__).resolve(
+).parents[2] / "shared" / "weights" / "roberta-base-lora-mnli" / "adapter_raw.safetensors"
+HEADS = {
+    "bert": ["classifier", "pooler"], "distilbert": ["classifier", "pre_classifier"],
+    "roberta": ["classifier"], "xlm-roberta": ["classifier"],
+    "deberta-v3": ["classifier", "pooler"], "modernbert": ["classifier", "head"],
+    **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"), [
+                        "score"
+                    ]), **dict.fromkeys(("t5", "flan-t5", "ul2"), ["classification_head"])
+}
+SEVERAL = {
+    "bert": ["query", "attention.output.dense"], "t5": ["q", "wo"],
+    "gpt2": ["c_attn", "mlp.c_proj"]
+}  # HF names
+NO_DEFAULTS = {"distilbert": ["q_lin", "v_lin"],
+               "modernbert": ["Wqkv"]}  # targets of the families for which PEFT wants them named
 KINDS = {                  # arguments of wrap and their twins in PEFT
     "plain": ({}, {}),
     "rslora": (dict(use_rslora=True), dict(use_rslora=True)),
@@ -39,8 +49,10 @@ KINDS = {                  # arguments of wrap and their twins in PEFT
     "patterns": (dict(ranks={r".*\.1\..*": 2}, alphas={r".*\.0\..*": 7.0}),
                  dict(rank_pattern={r".*\.1\..*": 2}, alpha_pattern={r".*\.0\..*": 7.0})),
 }
-CASES = [*((name, "plain") for name in CONFIGS), ("bert", "rslora"), ("bert", "dora"), ("gpt2", "dora"), ("t5", "dora"),
-         ("llama", "patterns"), ("gpt2", "patterns")]
+CASES = [
+    *((name, "plain") for name in CONFIGS), ("bert", "rslora"), ("bert", "dora"), ("gpt2", "dora"),
+    ("t5", "dora"), ("llama", "patterns"), ("gpt2", "patterns")
+]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +96,8 @@ def in_transformers(folder):
     """The base as transformers builds it: its head is new."""
     transformers = imported("transformers")
     torch.manual_seed(99)
-    theirs = loaded(transformers.AutoModelForSequenceClassification.from_pretrained, folder, num_labels=len(LABELS))
+    theirs = loaded(transformers.AutoModelForSequenceClassification.from_pretrained, folder,
+                    num_labels=len(LABELS))
     return theirs.eval()
 
 
@@ -93,7 +106,8 @@ def by_peft(peft, base, adapter, its_own):
     is our fault; its_own: a function that makes and saves one in a folder."""
     def asked(adapter):
         theirs = peft.PeftModel.from_pretrained(in_transformers(base), adapter).eval()
-        theirs(input_ids=torch.tensor([[3, 4, 5]]), attention_mask=torch.ones(1, 3, dtype=torch.long))
+        theirs(input_ids=torch.tensor([[3, 4, 5]]),
+               attention_mask=torch.ones(1, 3, dtype=torch.long))
         return theirs
 
     def control():
@@ -111,12 +125,16 @@ def peft_scores(theirs, ours):
 def made_by_peft(peft, base, folder, name="default", seed=3, **config):
     """An adapter that PEFT made and saved, random all over -> the PEFT model."""
     kind = json.loads((base / "config.json").read_text())["model_type"]
-    config |= {} if "target_modules" in config or kind not in NO_DEFAULTS else {"target_modules": NO_DEFAULTS[kind]}
-    given = dict(task_type="SEQ_CLS", r=3, lora_alpha=5, modules_to_save=["pooler", "classification_head", "pre_classifier", "head"])
+    config |= {} if "target_modules" in config or kind not in NO_DEFAULTS else {
+        "target_modules": NO_DEFAULTS[kind]
+    }
+    given = dict(task_type="SEQ_CLS", r=3, lora_alpha=5,
+                 modules_to_save=["pooler", "classification_head", "pre_classifier", "head"])
     torch.manual_seed(seed)
     model = in_transformers(base)
     with torch.no_grad(), may_refuse():
-        theirs = peft.get_peft_model(model, peft.LoraConfig(**given | config), adapter_name=name).eval()
+        theirs = peft.get_peft_model(model, peft.LoraConfig(**given | config),
+                                     adapter_name=name).eval()
         for path, parameter in theirs.named_parameters():
             if "lora_magnitude" in path:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -133,14 +151,19 @@ def test_peft_answers_as_we_do_from_what_we_wrote(name, kind, bases, peft, tmp_p
     ours = tuned(bases[name], **KINDS[kind][0])
     write_adapter(tmp_path, ours, base=str(bases[name]))
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["modules_to_save"] == HEADS[name], f"{name}: PEFT would lose the head on its next save"
-    theirs = by_peft(peft, bases[name], tmp_path, lambda own: made_by_peft(peft, bases[name], own, **KINDS[kind][1]))
-    found = first_difference({"scores": peft_scores(theirs, ours)}, {"scores": scores(ours)}, FP32, relative=True)
+    assert config["modules_to_save"] == HEADS[
+        name], f"{name}: PEFT would lose the head on its next save"
+    theirs = by_peft(peft, bases[name], tmp_path,
+                     lambda own: made_by_peft(peft, bases[name], own, **KINDS[kind][1]))
+    found = first_difference({"scores": peft_scores(theirs, ours)}, {"scores": scores(ours)}, FP32,
+                             relative=True)
     assert found is None, f"{name}, {kind}: PEFT answers otherwise, head included: {found}"
     with may_refuse():
         theirs.save_pretrained(tmp_path / "again")
-    written, stored = (load_file(tmp_path / part / "adapter_model.safetensors") for part in (".", "again"))
-    assert set(written) == set(stored), f"{name}: other tensors than PEFT writes: {set(written) ^ set(stored)}"
+    written, stored = (load_file(tmp_path / part / "adapter_model.safetensors")
+                       for part in (".", "again"))
+    assert set(written) == set(
+        stored), f"{name}: other tensors than PEFT writes: {set(written) ^ set(stored)}"
 
 
 @pytest.mark.parametrize("name, kind", CASES)
@@ -149,9 +172,12 @@ def test_we_answer_as_peft_does_from_what_it_wrote(name, kind, bases, peft, tmp_
     ours = classifier(bases[name], seed=8)
     before = scores(ours)
     report = apply_adapter(ours, *read_adapter(tmp_path))
-    found = first_difference({"scores": scores(ours)}, {"scores": peft_scores(theirs, ours)}, FP32, relative=True)
+    found = first_difference({"scores": scores(ours)}, {"scores": peft_scores(theirs, ours)}, FP32,
+                             relative=True)
     assert found is None, f"{name}, {kind}: we answer otherwise from what PEFT saved: {found}"
-    assert (scores(ours) - before).abs().max() > 0.05, f"{name}: the adapter does nothing, so this compares nothing"
+    assert (
+        scores(ours) -
+        before).abs().max() > 0.05, f"{name}: the adapter does nothing, so this compares nothing"
     stored = load_file(tmp_path / "adapter_model.safetensors")
     assert len(report.loaded) == len(stored), f"{name}: not every tensor was used"
 
@@ -159,17 +185,21 @@ def test_we_answer_as_peft_does_from_what_it_wrote(name, kind, bases, peft, tmp_
 @pytest.mark.parametrize("name, bias", [("bert", "none"), ("bert", "all"), ("bert", "lora_only"), ("gpt2", "all"),
                                         ("gpt2", "lora_only"), ("t5", "none")])
 def test_biases_and_several_layers_of_one_name_travel_both_ways(name, bias, bases, peft, tmp_path):
-    theirs = made_by_peft(peft, bases[name], tmp_path / "theirs", target_modules=SEVERAL[name], bias=bias)
+    theirs = made_by_peft(peft, bases[name], tmp_path / "theirs", target_modules=SEVERAL[name],
+                          bias=bias)
     ours = classifier(bases[name], seed=8)
     apply_adapter(ours, *read_adapter(tmp_path / "theirs"))
-    found = first_difference({"scores": scores(ours)}, {"scores": peft_scores(theirs, ours)}, FP32, relative=True)
+    found = first_difference({"scores": scores(ours)}, {"scores": peft_scores(theirs, ours)}, FP32,
+                             relative=True)
     assert found is None, f"{name}, bias {bias}: we answer otherwise: {found}"
     write_adapter(tmp_path / "ours", ours, bias=bias)
     again = by_peft(peft, bases[name], tmp_path / "ours", lambda own: made_by_peft(
         peft, bases[name], own, target_modules=SEVERAL[name], bias=bias))
-    found = first_difference({"scores": peft_scores(again, ours)}, {"scores": scores(ours)}, FP32, relative=True)
+    found = first_difference({"scores": peft_scores(again, ours)}, {"scores": scores(ours)}, FP32,
+                             relative=True)
     assert found is None, f"{name}, bias {bias}: PEFT answers otherwise from what we wrote: {found}"
-    written, stored = (load_file(tmp_path / who / "adapter_model.safetensors") for who in ("ours", "theirs"))
+    written, stored = (load_file(tmp_path / who / "adapter_model.safetensors")
+                       for who in ("ours", "theirs"))
     stored = {n for n in stored if ".original_module." not in n and ".modules_to_save." not in n}
     assert set(written) == stored, f"{name}, bias {bias}: other tensors: {set(written) ^ stored}"
 
@@ -197,12 +227,14 @@ def test_peft_may_say_in_many_ways_which_layers(way, bases, peft, tmp_path):
     ours = classifier(bases[name], seed=8)
     record, tensors = read_adapter(tmp_path)
     apply_adapter(ours, record, tensors)
-    found = first_difference({"scores": scores(ours)}, {"scores": peft_scores(theirs, ours)}, FP32, relative=True)
+    found = first_difference({"scores": scores(ours)}, {"scores": peft_scores(theirs, ours)}, FP32,
+                             relative=True)
     assert found is None, f"{way}: we answer otherwise: {found}"
     layers = [path for path, module in theirs.named_modules() if hasattr(module, "lora_A")]
     assert len(layers) == len(lora.find_wrapped(ours)), f"{way}: other layers than {layers}"
     write_adapter(tmp_path / "ours", ours, saved=record["modules_to_save"])
-    written, stored = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "ours", tmp_path))
+    written, stored = (load_file(folder / "adapter_model.safetensors")
+                       for folder in (tmp_path / "ours", tmp_path))
     assert set(written) == set(stored) and all(torch.equal(written[n], stored[n]) for n in stored), \
         f"{way}: PEFT's tensors do not come out of the model as they went in"
 
@@ -214,7 +246,8 @@ def test_lora_on_a_layer_of_the_head(peft, tmp_path):
     ours = Classifier.load(base)
     apply_adapter(ours, *read_adapter(tmp_path))
     assert "head.dense" in lora.find_wrapped(ours)
-    assert first_difference({"scores": scores(ours)}, {"scores": peft_scores(theirs, ours)}, FP32, relative=True) is None
+    assert first_difference({"scores": scores(ours)}, {"scores": peft_scores(theirs, ours)}, FP32,
+                            relative=True) is None
 
 
 def test_an_adapter_of_a_body_alone_spells_its_names_otherwise(tmp_path):
@@ -223,10 +256,13 @@ def test_an_adapter_of_a_body_alone_spells_its_names_otherwise(tmp_path):
         config["target_modules"] = r"encoder\.layer\.\d\.attention\.self\.(query|value)"
         for n in list(tensors):
             tensors[n.replace("model.bert.", "model.")] = tensors.pop(n)
-    folder, ours = change(copied("bert", tmp_path), without_prefix), Classifier.load(STORED / "bert" / "base")
+
+    folder, ours = change(copied("bert", tmp_path),
+                          without_prefix), Classifier.load(STORED / "bert" / "base")
     apply_adapter(ours, *read_adapter(folder))
     expected = load_file(STORED / "bert" / "expected.safetensors")["scores"]
-    assert first_difference({"scores": scores(ours)}, {"scores": expected}, FP32, relative=True) is None
+    assert first_difference({"scores": scores(ours)}, {"scores": expected}, FP32,
+                            relative=True) is None
 
 
 def test_all_linear_as_a_word_in_the_file(bases, peft, tmp_path):
@@ -247,7 +283,9 @@ def test_a_head_that_peft_did_not_save_is_missed(name, lost, bases, peft, tmp_pa
     with pytest.raises(InputError, match="would stay random") as caught:
         apply_adapter(ours, *read_adapter(tmp_path))
     assert lost in str(caught.value)
-    assert torch.equal(scores(ours), before) and not any("lora" in n for n, _ in ours.named_parameters()), "half applied"
+    assert torch.equal(scores(ours),
+                       before) and not any("lora" in n
+                                           for n, _ in ours.named_parameters()), "half applied"
 
 
 def test_the_tensors_decide_what_learned_as_a_whole(bases, peft, tmp_path):
@@ -255,16 +293,19 @@ def test_the_tensors_decide_what_learned_as_a_whole(bases, peft, tmp_path):
     theirs = made_by_peft(peft, bases["roberta"], tmp_path)
     ours = classifier(bases["roberta"], seed=8)
     apply_adapter(ours, *read_adapter(edited(tmp_path, modules_to_save=None)))
-    assert first_difference({"scores": scores(ours)}, {"scores": peft_scores(theirs, ours)}, FP32, relative=True) is None
+    assert first_difference({"scores": scores(ours)}, {"scores": peft_scores(theirs, ours)}, FP32,
+                            relative=True) is None
 
 
 def test_an_adapter_of_another_name_lies_in_a_folder_of_that_name(bases, peft, tmp_path):
     theirs = made_by_peft(peft, bases["llama"], tmp_path, name="en")
-    with pytest.raises(InputError, match="no adapter_config.json here, but in en: name that folder"):
+    with pytest.raises(InputError,
+                       match="no adapter_config.json here, but in en: name that folder"):
         read_adapter(tmp_path)
     ours = classifier(bases["llama"], seed=8)
     apply_adapter(ours, *read_adapter(tmp_path / "en"))
-    assert first_difference({"scores": scores(ours)}, {"scores": peft_scores(theirs, ours)}, FP32, relative=True) is None
+    assert first_difference({"scores": scores(ours)}, {"scores": peft_scores(theirs, ours)}, FP32,
+                            relative=True) is None
 
 
 # ------------------------------------------------------------------------------------------------ stored, without PEFT
@@ -284,28 +325,38 @@ def test_stored_adapters_of_peft_give_its_answers(name, bases):
 def test_stored_prefixes_and_prompts_of_peft_travel_both_ways(name, tmp_path):
     """Written and answered by the last pair of PEFT and transformers that does prefixes; each text alone, in float64."""
     folder = STORED / name
-    base = folder / json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    expected, ours = load_file(folder / "expected.safetensors")["scores"], Classifier.load(base).double()
+    base = folder / json.loads(
+        (folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    expected, ours = load_file(folder /
+                               "expected.safetensors")["scores"], Classifier.load(base).double()
     plain = scores(ours)
     record, tensors = read_adapter(folder)
     report = apply_adapter(ours, record, tensors)
-    assert len(report.loaded) == len(load_file(folder / "adapter_model.safetensors")), f"{name}: not every tensor was used"
+    assert len(report.loaded) == len(load_file(
+        folder / "adapter_model.safetensors")), f"{name}: not every tensor was used"
     with torch.no_grad():
         found = torch.cat([ours(collate(ours.encode([text])[0], [0], pad_id=0)) for text in TEXTS])
-    assert first_difference({"scores": found}, {"scores": expected}, 1e-9, relative=True) is None, f"{name}: not PEFT's answers"
+    assert first_difference({"scores": found}, {"scores": expected}, 1e-9,
+                            relative=True) is None, f"{name}: not PEFT's answers"
     assert first_difference({"scores": scores(ours)}, {"scores": found.float()}, 2 ** -23, relative=True) is None, \
         f"{name}: batch mates or padding change an answer"
     assert (found - plain).abs().max() > 0.05, f"{name}: it does nothing, so this compares nothing"
     write_adapter(tmp_path, ours, base=record["base_model_name_or_path"])
-    written, stored = (load_file(place / "adapter_model.safetensors") for place in (tmp_path, folder))
-    assert set(written) == set(stored), f"{name}: other tensors than PEFT writes: {set(written) ^ set(stored)}"
-    assert all(torch.equal(written[n].to(stored[n].dtype), stored[n]) for n in stored), f"{name}: other numbers than PEFT's"
-    config, theirs = (json.loads((place / "adapter_config.json").read_text()) for place in (tmp_path, folder))
+    written, stored = (load_file(place / "adapter_model.safetensors")
+                       for place in (tmp_path, folder))
+    assert set(written) == set(
+        stored), f"{name}: other tensors than PEFT writes: {set(written) ^ set(stored)}"
+    assert all(torch.equal(written[n].to(stored[n].dtype), stored[n])
+               for n in stored), f"{name}: other numbers than PEFT's"
+    config, theirs = (json.loads((place / "adapter_config.json").read_text())
+                      for place in (tmp_path, folder))
     for key in ("peft_type", "task_type", "num_virtual_tokens", "base_model_name_or_path"):
-        assert config[key] == theirs[key], f"{name}: {key} is {config[key]!r} here, {theirs[key]!r} in PEFT"
+        assert config[key] == theirs[
+            key], f"{name}: {key} is {config[key]!r} here, {theirs[key]!r} in PEFT"
     again = Classifier.load(base).double()
     apply_adapter(again, *read_adapter(tmp_path))
-    assert torch.equal(scores(again), scores(ours)), f"{name}: what we wrote of it answers otherwise"
+    assert torch.equal(scores(again),
+                       scores(ours)), f"{name}: what we wrote of it answers otherwise"
 
 
 def wrong_scale(config, tensors):
@@ -333,7 +384,10 @@ def other_layer(config, tensors):
 
 
 def random_head(config, tensors):
-    tensors.update({n: torch.randn_like(t) for n, t in tensors.items() if n.split(".")[2] in ("score", "classifier")})
+    tensors.update({
+        n: torch.randn_like(t) for n, t in tensors.items()
+        if n.split(".")[2] in ("score", "classifier")
+    })
 
 
 @pytest.mark.parametrize("wrong", [wrong_scale, exchanged, other_root, no_update, other_layer, random_head])
@@ -357,7 +411,7 @@ def test_a_turned_matrix_of_gpt2_is_refused(bases, tmp_path):
 
     def turn(config, tensors):
         for n in [n for n in tensors if "lora_B" in n]:
-            tensors[n] = tensors[n].T.contiguous()                       # (r, 3d), as the base's own matrix lies
+            tensors[n] = tensors[n].T.contiguous()  # (r, 3d), as the base's own matrix lies
     with pytest.raises(InputError, match=r"should be \(r, in\) and \(out, r\)"):
         read_adapter(change(tmp_path, turn))
 
@@ -379,15 +433,18 @@ def test_an_adapter_comes_back_from_its_own_folder(name, kind, bases, tmp_path):
     written_again = write_adapter(tmp_path / "again", again, base="somewhere")
     assert written_again == written
     for file in ("adapter_config.json", "adapter_model.safetensors"):
-        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / file).read_bytes(), f"{file}: other bytes"
+        assert (tmp_path / "again" /
+                file).read_bytes() == (tmp_path / file).read_bytes(), f"{file}: other bytes"
 
 
 def test_layers_that_differ_are_named_in_full(bases, tmp_path):
-    ours = tuned(bases["bert"], ["o_proj", "layers.1.up_proj"], ranks={r"layers\.1\.up_proj": 5}, alphas={r".*\.0\..*": 2})
+    ours = tuned(bases["bert"], ["o_proj", "layers.1.up_proj"], ranks={r"layers\.1\.up_proj": 5},
+                 alphas={r".*\.0\..*": 2})
     record = write_adapter(tmp_path, ours)
     one, two = "bert.encoder.layer.0.attention.output.dense", "bert.encoder.layer.1.attention.output.dense"
     other = "bert.encoder.layer.1.intermediate.dense"
-    assert record["target_modules"] == sorted([one, two, other]), "the leaf 'dense' alone would mean other layers too"
+    assert record["target_modules"] == sorted(
+        [one, two, other]), "the leaf 'dense' alone would mean other layers too"
     assert record["rank_pattern"] == {other: 5} and record["alpha_pattern"] == {one: 2}
     again = classifier(bases["bert"], seed=8)
     apply_adapter(again, *read_adapter(tmp_path))
@@ -397,7 +454,9 @@ def test_layers_that_differ_are_named_in_full(bases, tmp_path):
 def test_an_adapter_that_would_lose_what_learned_is_not_written(bases, tmp_path):
     model = tuned(bases["bert"])
     model.backbone.embedding_norm.weight.requires_grad_(True)
-    with pytest.raises(InputError, match="1 parameters learn that the adapter would not hold, backbone.embedding_norm"):
+    with pytest.raises(
+            InputError,
+            match="1 parameters learn that the adapter would not hold, backbone.embedding_norm"):
         write_adapter(tmp_path, model)
     write_adapter(tmp_path, model, saved=["embeddings.LayerNorm"])
     model = stir(tuned(bases["bert"], ["q_proj", "head.dense"]))
@@ -412,13 +471,16 @@ def alone(theirs, ours):
     """PEFT's answers, each text alone: behind a prompt it reads a decoder's answer at the last place, padding or not."""
     given = [collate(ours.encode([text])[0], [0], pad_id=0) for text in TEXTS]
     with torch.no_grad(), may_refuse():
-        return torch.cat([theirs(input_ids=one.ids, attention_mask=one.mask).logits for one in given])
+        return torch.cat(
+            [theirs(input_ids=one.ids, attention_mask=one.mask).logits for one in given])
 
 
 @pytest.mark.parametrize("kind, name", [*(("prefix", name) for name in ("gpt2", "llama", "gemma2")),
                                         *(("prompt", name) for name in ("bert", "roberta", "gpt2", "llama", "gemma"))])
 def test_prefix_and_prompt_travel_both_ways(kind, name, bases, peft, tmp_path):
-    more = {"prefix_projection": True, "encoder_hidden_size": 8} if (kind, name) == ("prefix", "llama") else {}
+    more = {"prefix_projection": True, "encoder_hidden_size": 8} if (kind,
+                                                                     name) == ("prefix",
+                                                                               "llama") else {}
 
     def made(folder):
         torch.manual_seed(5)
@@ -434,11 +496,13 @@ def test_prefix_and_prompt_travel_both_ways(kind, name, bases, peft, tmp_path):
     theirs = made(tmp_path / "theirs")
     ours = classifier(bases[name])
     apply_adapter(ours, *read_adapter(tmp_path / "theirs"))
-    found = first_difference({"scores": scores(ours)}, {"scores": alone(theirs, ours)}, FP32, relative=True)
+    found = first_difference({"scores": scores(ours)}, {"scores": alone(theirs, ours)}, FP32,
+                             relative=True)
     assert found is None, f"{kind} {name}: we answer otherwise: {found}"
     write_adapter(tmp_path / "ours", ours)
     again = by_peft(peft, bases[name], tmp_path / "ours", made)
-    found = first_difference({"scores": alone(again, ours)}, {"scores": scores(ours)}, FP32, relative=True)
+    found = first_difference({"scores": alone(again, ours)}, {"scores": scores(ours)}, FP32,
+                             relative=True)
     assert found is None, f"{kind} {name}: PEFT answers otherwise from what we wrote: {found}"
 
 
@@ -446,7 +510,8 @@ def test_prefix_and_prompt_travel_both_ways(kind, name, bases, peft, tmp_path):
     ("bert", "prefix"), ("deberta-v3", "projection"), ("t5", "prefix"), ("gemma3", "prompt"), ("t5", "prompt")])
 def test_prefix_and_prompt_come_back_from_their_own_folder(name, kind, bases, tmp_path):
     ours = classifier(bases[name])
-    prompt.attach_prompt(ours, 3) if kind == "prompt" else prefix.attach_prefix(ours, 3, kind == "projection")
+    prompt.attach_prompt(ours, 3) if kind == "prompt" else prefix.attach_prefix(
+        ours, 3, kind == "projection")
     with torch.no_grad():
         for path, parameter in ours.named_parameters():
             learns = "prefix" in path or path.endswith(".vectors") or path.startswith("head.")
@@ -559,7 +624,8 @@ def dropped(part):
     (spoiled("score", lambda t: t * torch.nan), "'score.weight' holds values that are not finite"),
 ])
 def test_tensors_that_do_not_fit_are_named(edit, message, tmp_path):
-    folder, ours = change(copied("llama", tmp_path), edit), Classifier.from_backbone(STORED / "llama" / "base", LABELS)
+    folder, ours = change(copied("llama", tmp_path),
+                          edit), Classifier.from_backbone(STORED / "llama" / "base", LABELS)
     with pytest.raises(InputError, match=message):
         apply_adapter(ours, *read_adapter(folder))
     assert not any("lora" in n for n, _ in ours.named_parameters()), "it was applied by half"
@@ -568,7 +634,9 @@ def test_tensors_that_do_not_fit_are_named(edit, message, tmp_path):
 def test_a_pickle_is_never_opened(tmp_path):
     folder = copied("llama", tmp_path)
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    with pytest.raises(InputError, match="only adapter_model.bin, which is a pickle and never opened here; convert it"):
+    with pytest.raises(
+            InputError,
+            match="only adapter_model.bin, which is a pickle and never opened here; convert it"):
         read_adapter(folder)
 
 
@@ -586,16 +654,20 @@ def test_an_adapter_of_another_base_or_of_other_classes_is_refused(bases, tmp_pa
 def test_a_published_adapter_of_microsoft_has_a_place_for_every_tensor(tmp_path):
     """A RoBERTa-base without memory; alpha stands in the paper's table, not in the file."""
     shutil.copy(RAW, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(InputError, match="files of microsoft/LoRA have none, write one with peft_type, r, lora_alpha"):
+    with pytest.raises(
+            InputError,
+            match="files of microsoft/LoRA have none, write one with peft_type, r, lora_alpha"):
         read_adapter(tmp_path)
     config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["query", "value"]}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    config = dict(model_type="roberta", vocab_size=50265, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
-                  intermediate_size=3072, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1)
+    config = dict(model_type="roberta", vocab_size=50265, hidden_size=768, num_hidden_layers=12,
+                  num_attention_heads=12, intermediate_size=3072, max_position_embeddings=514,
+                  type_vocab_size=1, pad_token_id=1)
     with torch.device("meta"):
         body = model_class(config).from_config(config)
         body.source_config = config
-        model = Classifier(body, build_head("roberta", body, 3), None, SingleLabel(["a", "b", "c"]), 512)
+        model = Classifier(body, build_head("roberta", body, 3), None, SingleLabel(["a", "b", "c"]),
+                           512)
     report = apply_adapter(model, *read_adapter(tmp_path))
     assert len(report.loaded) == 52 and len(lora.find_wrapped(model)) == 24
     assert report.loaded["roberta.encoder.layer.11.attention.self.value.lora_B"] == \

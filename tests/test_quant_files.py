@@ -21,8 +21,10 @@ from minillmclf.tuning.peft import write_adapter
 from minillmclf.tuning.quant import Linear4bit
 from minillmclf.tuning.quant_files import open_checkpoint
 
-WIDE = dict(hidden_size=64, dim=64, hidden_dim=128, intermediate_size=128, head_dim=16, n_embd=64, d_model=64, d_kv=16, d_ff=128)    # bitsandbytes' kernels want such widths
-FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "deberta-v3", "modernbert", "gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "t5", "flan-t5")
+WIDE = dict(hidden_size=64, dim=64, hidden_dim=128, intermediate_size=128, head_dim=16, n_embd=64,
+            d_model=64, d_kv=16, d_ff=128)  # bitsandbytes' kernels want such widths
+FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "deberta-v3", "modernbert", "gpt2",
+            "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "t5", "flan-t5")
 
 
 def scores(model):
@@ -42,15 +44,21 @@ def test_a_four_bit_classifier_comes_back_from_disk(name, folders, tmp_path):  #
     set_trainable(model, "head")
     model.save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["quantization_config"]["bnb_4bit_quant_type"] == "nf4" and config["quantization_config"]["load_in_4bit"]
+    assert config["quantization_config"]["bnb_4bit_quant_type"] == "nf4" and config[
+        "quantization_config"]["load_in_4bit"]
     again = Classifier.load(tmp_path)
     assert sum(isinstance(module, Linear4bit) for module in again.modules()) == count > 0
     assert torch.equal(scores(again), scores(model)) and not again.report.newly_initialised
     body = Classifier.from_backbone(tmp_path, ["a", "b"], quantise="nf4")
-    assert sum(isinstance(module, Linear4bit) for module in body.modules()) == count, "a 4-bit folder is a base too"
-    tune(body, dict(method="qlora", rank=2, alpha=2.0, dropout=0.0, use_rslora=False, targets="all-linear", bias="none"))
+    assert sum(isinstance(module, Linear4bit)
+               for module in body.modules()) == count, "a 4-bit folder is a base too"
+    tune(
+        body,
+        dict(method="qlora", rank=2, alpha=2.0, dropout=0.0, use_rslora=False, targets="all-linear",
+             bias="none"))
     body.save(tmp_path / "tuned")
-    assert torch.equal(scores(Classifier.load(tmp_path / "tuned")), scores(body)), "QLoRA on a base that has four bits on disk"
+    assert torch.equal(scores(Classifier.load(tmp_path / "tuned")),
+                       scores(body)), "QLoRA on a base that has four bits on disk"
 
 
 def wide(name, folder):
@@ -72,7 +80,10 @@ def test_qlora_is_that_of_peft_on_bitsandbytes(name, tmp_path):
     peft = imported("peft")
     imported("accelerate")
     ours = four_bit(wide(name, tmp_path / "base"))
-    tune(ours, dict(method="qlora", rank=4, alpha=8.0, dropout=0.0, use_rslora=False, targets=None, bias="none"))
+    tune(
+        ours,
+        dict(method="qlora", rank=4, alpha=8.0, dropout=0.0, use_rslora=False, targets=None,
+             bias="none"))
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for path, parameter in lora.trainable_parameters(ours).items():
@@ -81,29 +92,37 @@ def test_qlora_is_that_of_peft_on_bitsandbytes(name, tmp_path):
     with may_refuse():
         bits = transformers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=[*record["modules_to_save"], "bert.pooler"])
-    load = functools.partial(transformers.AutoModelForSequenceClassification.from_pretrained, device_map="cpu")
+            bnb_4bit_compute_dtype=torch.float32,
+            llm_int8_skip_modules=[*record["modules_to_save"], "bert.pooler"])
+    load = functools.partial(transformers.AutoModelForSequenceClassification.from_pretrained,
+                             device_map="cpu")
     base = loaded(load, tmp_path / "base", False, num_labels=len(LABELS), quantization_config=bits)
 
     def control():
         own = load(tmp_path / "base", num_labels=len(LABELS), quantization_config=bits)
         targets = record["target_modules"]
-        own = peft.get_peft_model(own, peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=targets))
+        own = peft.get_peft_model(own,
+                                  peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=targets))
         own.save_pretrained(tmp_path / "own")
-        peft.PeftModel.from_pretrained(load(tmp_path / "base", num_labels=len(LABELS), quantization_config=bits),
-                                       tmp_path / "own", is_trainable=True)
+        peft.PeftModel.from_pretrained(
+            load(tmp_path / "base", num_labels=len(LABELS), quantization_config=bits),
+            tmp_path / "own", is_trainable=True)
     with may_refuse(control):
-        theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True).train()
+        theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter",
+                                                is_trainable=True).train()
     batch = collate(ours.encode(TEXTS)[0], range(len(TEXTS)), pad_id=0)
     given = {"input_ids": batch.ids, "attention_mask": batch.mask}
     scores = ours.train()(batch)
     with may_refuse():
         expected = theirs(**given).logits
-    assert (scores - expected).abs().max() <= 1e-4, f"{name}: scores {(scores - expected).abs().max():.2g} apart"
+    assert (
+        scores -
+        expected).abs().max() <= 1e-4, f"{name}: scores {(scores - expected).abs().max():.2g} apart"
     for out in (scores, expected):
         out.square().sum().backward()
     found = {f"{path}.{part}": grad for path, part, grad in gradients(theirs)}
-    names = ours.rename_table().file_names([path.rpartition(".lora")[0] for path in lora.trainable_parameters(ours)])
+    names = ours.rename_table().file_names(
+        [path.rpartition(".lora")[0] for path in lora.trainable_parameters(ours)])
     for path, parameter in lora.trainable_parameters(ours).items():
         layer, _, part = path.rpartition(".lora")
         grad = found[f"{names[layer]}.lora{part.partition('.')[0]}"]
@@ -127,25 +146,33 @@ def assert_same_weights(name, theirs, ours):
     for path, layer in theirs.named_modules():
         if isinstance(layer, Theirs):
             mine = ours.get_submodule(table.path_of(path + ".weight").removesuffix(".weight"))
-            assert torch.equal(dequantize_4bit(layer.weight.data, layer.weight.quant_state), mine.dequantised()), f"{name}: {path}"
+            assert torch.equal(dequantize_4bit(layer.weight.data, layer.weight.quant_state),
+                               mine.dequantised()), f"{name}: {path}"
             count += 1
-    assert count == sum(isinstance(module, Linear4bit) for module in ours.modules()), f"{name}: another number of 4-bit layers"
+    assert count == sum(isinstance(module, Linear4bit)
+                        for module in ours.modules()), f"{name}: another number of 4-bit layers"
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "gpt2"])
-def test_transformers_reads_what_we_write_and_we_what_it_writes(name, folders, tmp_path):  # noqa: F811
+def test_transformers_reads_what_we_write_and_we_what_it_writes(name, folders,
+                                                                tmp_path):  # noqa: F811
     transformers = imported("transformers")
     imported("accelerate")
     ours = four_bit(wide(name, tmp_path / "base"))
     ours.save(tmp_path / "ours")
-    load = functools.partial(transformers.AutoModelForSequenceClassification.from_pretrained, device_map="cpu")
+    load = functools.partial(transformers.AutoModelForSequenceClassification.from_pretrained,
+                             device_map="cpu")
     theirs, loading = loaded(load, tmp_path / "ours", False, output_loading_info=True)
-    assert not any(loading.values()), f"{name}: transformers does not find all it expects: {loading}"
+    assert not any(
+        loading.values()), f"{name}: transformers does not find all it expects: {loading}"
     assert_same_weights(name, theirs, ours)
-    expected, found = scores(ours), their_scores(theirs, ours)           # its kernel on a CPU computes in bfloat16
-    assert (found - expected).abs().mean() <= 0.05 * expected.std(), f"{name}: transformers answers otherwise: {found}, {expected}"
+    expected, found = scores(ours), their_scores(theirs,
+                                                 ours)  # its kernel on a CPU computes in bfloat16
+    assert (found - expected).abs().mean(
+    ) <= 0.05 * expected.std(), f"{name}: transformers answers otherwise: {found}, {expected}"
     with may_refuse():
-        bits = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bits = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
+                                               bnb_4bit_use_double_quant=True,
                                                bnb_4bit_compute_dtype=torch.float32)
     Classifier.from_backbone(tmp_path / "base", LABELS).save(tmp_path / "full")
     full = loaded(load, tmp_path / "full", False, quantization_config=bits)
@@ -175,7 +202,9 @@ def spoil(folder, tmp_path, tensors=None, **settings):
     (dict(bnb_4bit_quant_storage="bfloat16"), "bnb_4bit_quant_storage = 'bfloat16'"), (dict(load_in_4bit=False), "load_in_4bit"),
     (dict(new_option=3), "new_option = 3")])
 def test_other_quantisations_are_refused(settings, fault, folders, tmp_path):  # noqa: F811
-    with pytest.raises(InputError, match=f"quantization_config has .*{fault}.*: only 4-bit layers of bitsandbytes"):
+    with pytest.raises(
+            InputError,
+            match=f"quantization_config has .*{fault}.*: only 4-bit layers of bitsandbytes"):
         Classifier.load(spoil(folders["llama"], tmp_path, **settings))
 
 

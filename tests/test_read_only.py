@@ -23,14 +23,20 @@ from minillmclf.tuning import tune
 from minillmclf.tuning.prompt import new_word_ids
 from minillmclf.tuning.quant import quantise_linears
 
-LENGTHS = (9, 1, 14, 5)                                   # longer than any window of CONFIGS, and as short as can be
-TEXTS = [torch.randint(4, 60, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in LENGTHS]
-LAST = [name for name, (kind, _) in CONFIGS.items() if MODELS[kind].KIND != "encoder"]               # pooled at the last
-SOME = ["bert", "deberta-v3", "gpt2", "llama", "gemma3", "flan-t5"]                                 # one of each wiring
+LENGTHS = (9, 1, 14, 5)  # longer than any window of CONFIGS, and as short as can be
+TEXTS = [
+    torch.randint(4, 60, (n, ), generator=torch.Generator().manual_seed(n)).tolist()
+    for n in LENGTHS
+]
+LAST = [name for name, (kind, _) in CONFIGS.items()
+        if MODELS[kind].KIND != "encoder"]  # pooled at the last
+SOME = ["bert", "deberta-v3", "gpt2", "llama", "gemma3", "flan-t5"]  # one of each wiring
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "use_rslora": False, "targets": None, "bias": "none"}
 EVERYWHERE = LORA | {"targets": "all-linear"}
-RECIPES = {"full": {}, "last-1": {}, "bitfit": {}, "lora": LORA, "dora": EVERYWHERE, "houlsby": {"size": 3},
-           "prefix": {"tokens": 3, "projection": False}, "prompt": {"tokens": 3}}
+RECIPES = {
+    "full": {}, "last-1": {}, "bitfit": {}, "lora": LORA, "dora": EVERYWHERE,
+    "houlsby": {"size": 3}, "prefix": {"tokens": 3, "projection": False}, "prompt": {"tokens": 3}
+}
 
 
 def build(name, method="full", how="family", dropout=None):
@@ -39,7 +45,10 @@ def build(name, method="full", how="family", dropout=None):
     config = {"model_type": kind, **config}
     config |= {"classifier_pooling": "cls"} if kind == "modernbert" else {}            # one token
     drops = [key for key in model_class(config).FIELDS if "dropout" in key or key.endswith("pdrop")]
-    config |= {key: dropout for key in drops if dropout is not None and key not in ("classifier_dropout", "cls_dropout")}
+    config |= {
+        key: dropout for key in drops
+        if dropout is not None and key not in ("classifier_dropout", "cls_dropout")
+    }
     body = initialise_weights(model_class(config).from_config(config), 0)
     body.source_config = config
     model = torch.nn.ModuleDict({"backbone": body, "head": build_head(kind, body, 3, how)})
@@ -55,7 +64,7 @@ def build(name, method="full", how="family", dropout=None):
 
 def read_by_hand(body, ids, mask, types, read):
     """What `states` gives with `read`, taken from the states of all tokens -> (B, n, D)."""
-    real, states = mask.bool(), body.states(ids, mask, types)                        # (B, T), (B, T, D)
+    real, states = mask.bool(), body.states(ids, mask, types)  # (B, T), (B, T, D)
     places = {"first": [0], "last": [-1]}.get(read) or range(-read, 0)
     return torch.stack([torch.stack([own[at][max(place, -int(at.sum()))] for place in places])
                         for own, at in zip(states, real)])
@@ -64,7 +73,8 @@ def read_by_hand(body, ids, mask, types, read):
 def inputs(model, side):
     """ids, mask, types of TEXTS, padded on a side, or "full": as many tokens in each."""
     texts = [(text * 14)[:14] for text in TEXTS] if side == "full" else TEXTS
-    ids, mask = batch_of(texts, "right" if side == "full" else side, 0, 14 if side == "full" else 17)
+    ids, mask = batch_of(texts, "right" if side == "full" else side, 0,
+                         14 if side == "full" else 17)
     types = ids % 2 if model.config["model_type"] == "bert" else None
     return with_words(new_word_ids(model), ids, mask, types)
 
@@ -73,7 +83,8 @@ def result(model, scores):
     """{"scores": (B, C), name: gradient of everything that learns}."""
     model.zero_grad()
     (scores * torch.linspace(-1, 1, scores.numel()).view_as(scores)).sum().backward()
-    return {"scores": scores.detach()} | {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return {"scores": scores.detach()
+            } | {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
 def read(model, side):
@@ -90,8 +101,10 @@ def difference(model, side, tolerance=1e-7):
     """Where reading one token a row differs from reading all, None if nowhere. In parts of a tensor's largest number; 1e-7
     since some gradients are nothing but rounding, as that of a query that sees one key."""
     ours, explicit = read(model, side), from_all(model, side)
-    assert ours.keys() == explicit.keys(), f"other tensors have gradients: {ours.keys() ^ explicit.keys()}"
-    assert any(".layers." in n or "prefix" in n or "vectors" in n for n in explicit), "no gradient in the body"
+    assert ours.keys() == explicit.keys(
+    ), f"other tensors have gradients: {ours.keys() ^ explicit.keys()}"
+    assert any(".layers." in n or "prefix" in n or "vectors" in n
+               for n in explicit), "no gradient in the body"
     return first_difference(ours, explicit, tolerance, relative=True)
 
 
@@ -116,9 +129,10 @@ def test_any_family_can_read_either_end(name, how):
     assert found is None, f"{name}, {how}: {found}"
     with torch.no_grad():
         given = inputs(model, "left")
-        explicit = read_by_hand(model.backbone, *given, how)                                       # (B, 1, D)
+        explicit = read_by_hand(model.backbone, *given, how)  # (B, 1, D)
         assert torch.equal(explicit.squeeze(1), pool(model.backbone.states(*given), given[1], how))
-        found = first_difference({"states": model.backbone.states(*given, how)}, {"states": explicit}, 1e-10)
+        found = first_difference({"states": model.backbone.states(*given, how)},
+                                 {"states": explicit}, 1e-10)
     assert found is None, f"{name}, {how}: {found}"
 
 
@@ -170,7 +184,8 @@ def test_blocks_that_are_computed_twice_drop_the_same_neurons(name):
     assert first_difference(*results, 1e-7, relative=True) is None
     if name not in ("llama", "gemma2"):
         torch.manual_seed(5)
-        assert first_difference(read(model, "right"), results[0], 1e-7, relative=True), "no dropout: this compares nothing"
+        assert first_difference(read(model, "right"), results[0], 1e-7,
+                                relative=True), "no dropout: this compares nothing"
 
 
 # ------------------------------------------------------------------------------------------------ and less work
@@ -192,8 +207,10 @@ def rows_seen(modules):
 def test_the_last_block_sees_a_row_of_each_text(name, how):
     model = build(name, how=how)
     blocks = model.backbone.get_submodule(model.backbone.BLOCKS_PATH)
-    leaves = {f"{number} {path}": module for number, block in enumerate(blocks) for path, module in block.named_modules()
-              if isinstance(module, torch.nn.Linear)}
+    leaves = {
+        f"{number} {path}": module for number, block in enumerate(blocks)
+        for path, module in block.named_modules() if isinstance(module, torch.nn.Linear)
+    }
     with rows_seen(leaves) as seen:
         model.head.read(model.backbone, *inputs(model, "left"))
     few = len(LENGTHS) if how in ("first", "last") else sum(LENGTHS)
@@ -201,8 +218,10 @@ def test_the_last_block_sees_a_row_of_each_text(name, how):
     for leaf, rows in seen.items():
         number, path = leaf.split()
         whole = number == "0" or path.endswith(("k_proj", "v_proj")) or "pos_" in path
-        if path not in source and not (name == "deberta-v3" and path in ("q_proj", "k_proj")):     # of offsets too
-            assert rows == (sum(LENGTHS) if whole else few), f"{name}, {how}: {leaf} is given {rows} rows"
+        if path not in source and not (name == "deberta-v3"
+                                       and path in ("q_proj", "k_proj")):  # of offsets too
+            assert rows == (sum(LENGTHS)
+                            if whole else few), f"{name}, {how}: {leaf} is given {rows} rows"
     assert {path.split(".")[-1] for path in seen} and any("1 down_proj" in leaf for leaf in seen)
 
 
@@ -217,14 +236,16 @@ def test_states_that_are_asked_for_are_all_there():
 @pytest.mark.parametrize("pooled", ["mean", "attention"])
 def test_windows_read_one_token_of_each(tmp_path, pooled):
     windows = {"pool": pooled, "overlap": 2, "max_windows": 9, "max_document": 500}
-    model = Classifier.from_backbone(bert_folder(tmp_path, dropout=0.0), ["a", "b"], max_length=9, windows=windows)
+    model = Classifier.from_backbone(bert_folder(tmp_path, dropout=0.0), ["a", "b"], max_length=9,
+                                     windows=windows)
     spread(model).double()
     long, short = model.encode(["the rose and the tree were old " * 4, "soup"])[0]
     batch, results, states = collate([long, short], [0, 1]), [], model.backbone.states
     for by_hand in (False, True):
         if by_hand:
             model.backbone.states = lambda ids, mask, types=None, read=None, layout=None: (
-                read_by_hand(model.backbone, ids, mask, types, read) if read else states(ids, mask, types))
+                read_by_hand(model.backbone, ids, mask, types, read)
+                if read else states(ids, mask, types))
         with rows_seen({"mlp": model.backbone.layers[-1].down_proj}) as seen:
             results.append(result(model, model(batch)))
         rows = len(long[0]) + len(short[0]) if by_hand else len(long[0]) // 9 + 1
@@ -269,11 +290,13 @@ def the_residual_is_of_another_token(monkeypatch, model):
 the_other_end = changed(query_indices=lambda self, rows: (
     rows.lengths.cumsum(0) - {"last": rows.lengths, "first": 1}[self.which]))
 one_row_too_far = changed(query_indices=lambda self, rows: self.query_indices.roll(-1))
-as_in_padded_rows = changed(query_indices=lambda self, rows: (torch.arange(len(rows.mask)) * rows.mask.shape[1] + (
-    rows.mask.shape[1] - 1 if self.which == "last" else 0)).clamp(max=int(rows.lengths.sum()) - 1))
+as_in_padded_rows = changed(query_indices=lambda self, rows: (
+    torch.arange(len(rows.mask)) * rows.mask.shape[1] +
+    (rows.mask.shape[1] - 1 if self.which == "last" else 0)).clamp(max=int(rows.lengths.sum()) - 1))
 positions_from_nought = changed(position_ids=lambda self, rows: torch.zeros_like(self.position_ids))
 padding_is_seen = changed(uniform=lambda self, rows: True)
-WRONG = [(the_other_end, ["bert", "deberta-v3", "gpt2", "llama", "t5"]), (one_row_too_far, ["bert", "gemma3", "flan-t5"]),
+WRONG = [(the_other_end, ["bert", "deberta-v3", "gpt2", "llama", "t5"]),
+         (one_row_too_far, ["bert", "gemma3", "flan-t5"]),
          (as_in_padded_rows, ["bert", "deberta-v3", "gpt2", "mistral", "gemma2", "t5"]),
          (positions_from_nought, LAST), (padding_is_seen, ["bert", "roberta", "deberta-v3"]),
          (the_window_is_forgotten, ["mistral"]), (the_final_norm_is_forgotten, LAST),

@@ -30,17 +30,24 @@ from test_tokenizer import FRAGMENTS, MANY, TEXT, naive_merge, our_ids, write
 FOLDER = Path(__file__).parent / "fixtures" / "tokenizers"
 STORED = json.loads((FOLDER / "ids.json").read_text(encoding="utf-8"))
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-FILES = {"t5": "spiece.model", "xlm-roberta": "sentencepiece.bpe.model", "deberta": "spm.model", "llama": "tokenizer.model",
-         "gemma": "tokenizer.model"}
+FILES = {
+    "t5": "spiece.model", "xlm-roberta": "sentencepiece.bpe.model", "deberta": "spm.model",
+    "llama": "tokenizer.model", "gemma": "tokenizer.model"
+}
 NAMES = [*FILES, "llama3"]
 SENTINELS = [f"<extra_id_{n}>" for n in range(100)]
-REAL = {"t5": ("spiece.model", {"<pad>": 0, "</s>": 1, "<unk>": 2} | {s: 32099 - n for n, s in enumerate(SENTINELS)}),
-        "deberta-v3": ("spm.model", {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "[MASK]": 128000}),
-        "llama2": ("tokenizer.model", {"<unk>": 0, "<s>": 1, "</s>": 2}),
-        "mistral-v1": ("tokenizer.model", {"<unk>": 0, "<s>": 1, "</s>": 2}),
-        "mistral-v3": ("tokenizer.model", {"<unk>": 0, "<s>": 1, "</s>": 2, "[INST]": 3, "[/INST]": 4})}
-SPACED = TEXT | st.lists(st.sampled_from([*FRAGMENTS, "▁", "▁▁", "    ", "=====", "aaaa", "<extra_id_7>", "[INST]",
-                                          "Hello", " world"]), max_size=8).map("".join)
+REAL = {
+    "t5": ("spiece.model",
+           {"<pad>": 0, "</s>": 1, "<unk>": 2} | {s: 32099 - n for n, s in enumerate(SENTINELS)}),
+    "deberta-v3": ("spm.model", {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "[MASK]": 128000}),
+    "llama2": ("tokenizer.model", {"<unk>": 0, "<s>": 1, "</s>": 2}),
+    "mistral-v1": ("tokenizer.model", {"<unk>": 0, "<s>": 1, "</s>": 2}),
+    "mistral-v3": ("tokenizer.model", {"<unk>": 0, "<s>": 1, "</s>": 2, "[INST]": 3, "[/INST]": 4})
+}
+SPACED = TEXT | st.lists(
+    st.sampled_from([
+        *FRAGMENTS, "▁", "▁▁", "    ", "=====", "aaaa", "<extra_id_7>", "[INST]", "Hello", " world"
+    ]), max_size=8).map("".join)
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +60,13 @@ def ours(tmp_path_factory):
 def library_ids(library, special, text):
     """The rule for text with special tokens: they are themselves, and each text between is SentencePiece's alone. XLM-RoBERTa's
     mask takes the spaces before it."""
-    words = (f"[{steps.SPACES}]*<mask>" if token == "<mask>" else re.escape(token) for token in special)
+    words = (f"[{steps.SPACES}]*<mask>" if token == "<mask>" else re.escape(token)
+             for token in special)
     parts = re.split("(" + "|".join(words) + ")", text)
-    return [i for part in parts for i in ([special[part.lstrip()]] if part.lstrip() in special else library.encode(part))]
+    return [
+        i for part in parts
+        for i in ([special[part.lstrip()]] if part.lstrip() in special else library.encode(part))
+    ]
 
 
 def library_of(path):
@@ -104,8 +115,10 @@ def test_ids_are_the_stored_ones(name, ours):
     for text, ids in zip(STORED["texts"], expected["texts"], strict=True):
         assert ours[name].ids(text) == ids, f"{name} differs from the stored ids on {text!r}"
     for (text, pair), laid_out in zip(STORED["pairs"], expected["pairs"], strict=True):
-        assert list(our_ids(ours[name], text, pair)) == laid_out, f"{name} lays out {text!r}, {pair!r} in another way"
-    assert list(our_ids(ours[name], "the film")) == expected["single"], f"{name} lays out one text in another way"
+        assert list(our_ids(ours[name], text,
+                            pair)) == laid_out, f"{name} lays out {text!r}, {pair!r} in another way"
+    assert list(our_ids(
+        ours[name], "the film")) == expected["single"], f"{name} lays out one text in another way"
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -116,15 +129,23 @@ def test_ids_are_the_librarys_for_any_text(name, ours):
     @settings(MANY, max_examples=100)
     @given(SPACED)
     def agree(text):
-        assert tokenizer.ids(text) == library_ids(library, special, text), f"{name} differs on {text!r}"
+        assert tokenizer.ids(text) == library_ids(library, special,
+                                                  text), f"{name} differs on {text!r}"
         words = tokenizer.words(text)
-        assert [i for _, ids in words for i in ids] == tokenizer.ids(text), f"{name}: words of {text!r} lose ids"
+        assert [i for _, ids in words
+                for i in ids] == tokenizer.ids(text), f"{name}: words of {text!r} lose ids"
+
     agree()
 
     @settings(MANY, max_examples=100)
-    @given(st.lists(st.integers(0, len(library) - 1).filter(lambda i: i not in tokenizer.special_ids), max_size=8))
+    @given(
+        st.lists(
+            st.integers(0,
+                        len(library) - 1).filter(lambda i: i not in tokenizer.special_ids),
+            max_size=8))
     def agree_on_text(ids):
-        assert tokenizer.decode(ids) == library.decode(ids), f"{name} decodes {ids} in another way than SentencePiece"
+        assert tokenizer.decode(ids) == library.decode(
+            ids), f"{name} decodes {ids} in another way than SentencePiece"
     agree_on_text()
 
 
@@ -136,15 +157,18 @@ def test_ids_of_real_files_are_the_librarys(name):
     @given(SPACED)
     def agree(text):
         ids = tokenizer.ids(text)
-        assert ids == library_ids(library, special, text), f"{name} differs from SentencePiece on {text!r}"
-        assert [i for _, word in tokenizer.words(text) for i in word] == ids, f"{name}: words of {text!r} lose ids"
+        assert ids == library_ids(library, special,
+                                  text), f"{name} differs from SentencePiece on {text!r}"
+        assert [i for _, word in tokenizer.words(text)
+                for i in word] == ids, f"{name}: words of {text!r} lose ids"
     agree()
     rng, last = random.Random(0), len(library)
     for _ in range(300):
         ids = rng.choices(range(last), k=6) + rng.choices(range(260), k=3)
         ids = [i for i in rng.sample(ids, len(ids)) if i not in tokenizer.special_ids]
         expected = library.decode(ids)
-        assert tokenizer.decode(ids) == expected, f"{name} decodes {ids} in another way than SentencePiece"
+        assert tokenizer.decode(
+            ids) == expected, f"{name} decodes {ids} in another way than SentencePiece"
 
 
 @pytest.mark.parametrize("name, known, single, pair, rows", [
@@ -158,44 +182,55 @@ def test_published_ids(name, known, single, pair, rows):
     tokenizer, library, special = real(name)
     for text, ids in known.items():
         assert tokenizer.ids(text) == ids, f"{name} lost the published ids of {text!r}"
-    assert tokenizer.add_special_tokens([7, 8])[0] == single and tokenizer.add_special_tokens([7, 8], [9])[0] == pair
-    text_like = {i for i in special.values() if tokenizer.pieces[i].startswith("[REFERENCE_DOC")}  # user-defined
+    assert tokenizer.add_special_tokens([7, 8])[0] == single and tokenizer.add_special_tokens(
+        [7, 8], [9])[0] == pair
+    text_like = {i for i in special.values()
+                 if tokenizer.pieces[i].startswith("[REFERENCE_DOC")}  # user-defined
     assert tokenizer.special_ids == set(special.values()) - text_like
     assert len(tokenizer) == rows, f"{name} needs another number of embedding rows"
 
 
 def test_roles_layout_and_inputs(ours):
     t5, xlm, deberta, llama, gemma, llama3 = (ours[name] for name in NAMES)
-    assert (t5.pad_id, t5.eos_id, t5.unk_id, t5.bos_id, t5.cls_id, t5.mask_id) == (0, 1, 2, None, None, None)
+    assert (t5.pad_id, t5.eos_id, t5.unk_id, t5.bos_id, t5.cls_id, t5.mask_id) == (0, 1, 2, None,
+                                                                                   None, None)
     assert [t5.vocab[name] for name in SENTINELS] == list(range(len(t5) - 1, len(t5) - 101, -1)), \
         "the sentinels do not count down from the last id"
-    assert (xlm.cls_id, xlm.bos_id, xlm.pad_id, xlm.sep_id, xlm.eos_id, xlm.unk_id) == (0, 0, 1, 2, 2, 3)
+    assert (xlm.cls_id, xlm.bos_id, xlm.pad_id, xlm.sep_id, xlm.eos_id, xlm.unk_id) == (0, 0, 1, 2,
+                                                                                        2, 3)
     assert xlm.mask_id == len(xlm) - 1 == 210 and xlm.special_ids == {0, 1, 2, 3, 210}
     assert xlm.add_special_tokens([7], [8, 9]) == ([0, 7, 2, 2, 8, 9, 2], [0] * 7)
     assert (deberta.pad_id, deberta.cls_id, deberta.sep_id, deberta.unk_id) == (0, 1, 2, 3)
     assert deberta.mask_id == len(deberta) - 1 == 466 and deberta.special_ids == {0, 1, 2, 3, 466}
     assert deberta.add_special_tokens([7], [8, 9]) == ([1, 7, 2, 8, 9, 2], [0, 0, 0, 1, 1, 1])
-    assert (llama.unk_id, llama.bos_id, llama.eos_id, llama.pad_id, llama.cls_id) == (0, 1, 2, None, None)
+    assert (llama.unk_id, llama.bos_id, llama.eos_id, llama.pad_id, llama.cls_id) == (0, 1, 2, None,
+                                                                                      None)
     assert (gemma.pad_id, gemma.eos_id, gemma.bos_id, gemma.unk_id) == (0, 1, 2, 3)
     assert 6 not in gemma.special_ids, "a user-defined piece of Gemma is text, not a special token"
-    assert [t.num_special_tokens(pair) for t in ours.values() for pair in (False, True)] == [1, 2, 2, 4, 2, 3, 1, 2, 1, 1, 1, 2]
-    assert 1 not in t5.ids("the ＜/s＞ film"), "text that is rewritten to </s> became the special token"
+    assert [t.num_special_tokens(pair) for t in ours.values()
+            for pair in (False, True)] == [1, 2, 2, 4, 2, 3, 1, 2, 1, 1, 1, 2]
+    assert 1 not in t5.ids(
+        "the ＜/s＞ film"), "text that is rewritten to </s> became the special token"
     assert "token_type_ids" in deberta.inputs and "token_type_ids" not in t5.inputs + llama.inputs + xlm.inputs
 
 
 def test_words_and_decode(ours):
     words = [word for word, _ in ours["llama"].words("the film, half</s> a")]
     assert words == ["▁the", "▁film,", "▁half", "</s>", "▁▁a"]
-    assert [word for word, _ in ours["t5"].words("the  film</s> half ")] == ["▁the▁film", "</s>", "▁half"]
+    assert [word for word, _ in ours["t5"].words("the  film</s> half ")
+            ] == ["▁the▁film", "</s>", "▁half"]
     assert [word for word, _ in ours["gemma"].words("the film")] == ["the", "▁film"]
     for text in [t for t in STORED["texts"] if not any(s in t for s in ("<", "[", "▁"))]:
         for name in ("llama", "gemma"):
-            assert ours[name].decode(ours[name].encode(text)) == text, f"{name} does not give {text!r} back"
+            assert ours[name].decode(ours[name].encode(
+                text)) == text, f"{name} does not give {text!r} back"
     llama = ours["llama"]
     assert llama.decode(llama.encode("the ☃"), keep_specials=True) == "<s> the ☃"
-    assert llama.decode(llama.ids("☃")[:-1]) == "\ufffd\ufffd", "not a sign for each byte, as in SentencePiece"
+    assert llama.decode(llama.ids("☃")
+                        [:-1]) == "\ufffd\ufffd", "not a sign for each byte, as in SentencePiece"
     assert ours["t5"].decode(ours["t5"].encode("the <extra_id_4>film ")) == "the film"
-    for name, text in (("t5", "the"), ("llama", " the")):  # the first of them says that spaces are dropped
+    for name, text in (("t5", "the"), ("llama",
+                                       " the")):  # the first of them says that spaces are dropped
         ids = [ours[name].vocab[piece] for piece in ("▁", "▁the")]
         assert ours[name].decode(ids) == text == library_of(FOLDER / name / FILES[name]).decode(ids)
     with pytest.raises(InputError, match="id 99999 has no piece"):
@@ -231,7 +266,8 @@ def steps_of(single):
     return change
 
 
-BOS, SEQUENCE_A = {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+BOS, SEQUENCE_A = {"SpecialToken": {"id": "<s>",
+                                    "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
 
 
 @pytest.mark.parametrize("name, change", [
@@ -263,7 +299,8 @@ BOS, SEQUENCE_A = {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"
 ])
 def test_a_wrong_setting_is_seen(name, change, ours):
     assert not notices(copy(ours[name]), name), "the untouched copy already differs"
-    assert notices(copy(ours[name], change), name), "no stored text tells this wrong setting from the right one"
+    assert notices(copy(ours[name], change),
+                   name), "no stored text tells this wrong setting from the right one"
 
 
 def test_a_second_bos_is_seen(ours):
@@ -302,9 +339,11 @@ def test_a_very_long_word_costs_no_square(word, ours, monkeypatch):
         pushes.clear()
         tokenizer = copy(ours[name], config={"tokenizer_class": "LlamaTokenizer"})
         assert tokenizer.decode(tokenizer.ids(word)) == word
-        assert len(pushes) <= 3 * len(word) * 3, f"{len(pushes)} pairs for {len(word)} letters: not linear"
+        assert len(
+            pushes) <= 3 * len(word) * 3, f"{len(pushes)} pairs for {len(word)} letters: not linear"
     letters, ranks = word.replace(" ", "▁")[:200], ranks_of(ours["llama"])
-    assert bpe.merge_pairs(letters, ranks) == naive_merge(letters, ranks), "heap and plain merge differ"
+    assert bpe.merge_pairs(letters, ranks) == naive_merge(letters,
+                                                          ranks), "heap and plain merge differ"
 
 
 def test_merging_words_apart_is_merging_the_whole(ours):
@@ -313,7 +352,8 @@ def test_merging_words_apart_is_merging_the_whole(ours):
         "a piece of the fixture crosses words: the words would be merged as one"
     letters_of = unigram.letter_splitter(llama.vocab)
     for text in STORED["texts"]:
-        if not any(token["content"] in text for token in llama.description.document["added_tokens"]):
+        if not any(token["content"] in text
+                   for token in llama.description.document["added_tokens"]):
             whole = bpe.merge_pairs(letters_of(llama.steps.normalise(text)), ranks)
             assert whole == llama.tokens(text), f"merges cross the words of {text!r}"
     document = json.loads(json.dumps(ours["llama"].description.document))
@@ -329,7 +369,10 @@ def test_unigram_is_the_slow_explicit_form(ours):
     float64."""
     t5 = ours["t5"]
     special = {token["content"] for token in t5.description.document["added_tokens"]}
-    scores = {piece: score for piece, score in t5.description.document["model"]["vocab"] if piece not in special}
+    scores = {
+        piece: score for piece, score in t5.description.document["model"]["vocab"]
+        if piece not in special
+    }
     unknown = min(scores.values()) - 10
 
     @MANY
@@ -340,38 +383,50 @@ def test_unigram_is_the_slow_explicit_form(ours):
                 continue
             pieces = unigram.best_pieces(word, scores, unknown)
             known = [piece if piece in scores else "" for piece in pieces]
-            joined = [piece for piece, before in zip(known, [None, *known]) if piece or before != ""]
+            joined = [
+                piece for piece, before in zip(known, [None, *known]) if piece or before != ""
+            ]
             theirs = ["" if i == t5.unk_id else t5.pieces[i] for i in ids]
             assert "".join(pieces) == word and joined.count("") == theirs.count("")
             sums = [sum(scores[piece] for piece in cut if piece) for cut in (joined, theirs)]
-            assert sums[0] == pytest.approx(sums[1], abs=1e-3), f"Viterbi and SentencePiece differ on {word!r}"
+            assert sums[0] == pytest.approx(
+                sums[1], abs=1e-3), f"Viterbi and SentencePiece differ on {word!r}"
     agree()
 
 
 def cut_at_spaces(document):
     """The same pieces with the pre_tokenizer of most tokenizer.json: its parts are words, which are remembered."""
-    document["normalizer"]["normalizers"] = document["normalizer"]["normalizers"][:-2]                 # the space and its sign
-    document["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    document["normalizer"]["normalizers"] = document["normalizer"][
+        "normalizers"][:-2]  # the space and its sign
+    document["pre_tokenizer"] = {
+        "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True
+    }
 
 
 @pytest.mark.parametrize("name", ["t5", "xlm-roberta", "deberta", "real t5", "real deberta-v3"])
 def test_a_word_that_is_remembered_has_the_ids_it_had(name, ours):
-    tokenizer = copy(real(name.removeprefix("real "))[0] if name.startswith("real ") else ours[name], cut_at_spaces)
+    tokenizer = copy(
+        real(name.removeprefix("real "))[0] if name.startswith("real ") else ours[name],
+        cut_at_spaces)
     model, source = tokenizer.description.document["model"], name
     special = {token["content"] for token in tokenizer.description.document["added_tokens"]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(unigram, "remember_words", lambda encode: encode)
-        plain = unigram.unigram_model(model["vocab"], model["unk_id"], model.get("byte_fallback", False), special, source)
+        plain = unigram.unigram_model(model["vocab"], model["unk_id"],
+                                      model.get("byte_fallback", False), special, source)
 
     @settings(MANY, max_examples=100)
     @given(SPACED | st.lists(SPACED, max_size=4).map("  ".join))
     def agree(text):
         expected = []
         for part, added, first in tokenizer.split_added(text):
-            expected += [added] if added is not None else [i for word in tokenizer.steps.cut(part, first) for i in plain(word)]
-        for _ in range(2):                                                                     # new, and out of the memory
+            expected += [added] if added is not None else [
+                i for word in tokenizer.steps.cut(part, first) for i in plain(word)
+            ]
+        for _ in range(2):  # new, and out of the memory
             assert tokenizer.ids(text) == expected, f"{name} remembers other ids of {text!r}"
-            tokenizer.words(text)[:1] and tokenizer.words(text)[0][1].append(-1)                # what a caller gets is its own
+            tokenizer.words(text)[:1] and tokenizer.words(text)[0][1].append(
+                -1)  # what a caller gets is its own
     agree()
 
 
@@ -397,7 +452,8 @@ def test_a_unigram_piece_that_crosses_words(ours):
 @MANY
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(0, 2**40) | st.binary(max_size=300)), max_size=6))
 def test_protobuf_fields_are_read_as_written(written):
-    assert protobuf.read_fields(b"".join(protobuf.encode_field(n, value) for n, value in written)) == written
+    assert protobuf.read_fields(b"".join(protobuf.encode_field(n, value)
+                                         for n, value in written)) == written
 
 
 STEPS = [{"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
@@ -405,22 +461,27 @@ STEPS = [{"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "
 STEPS += [{"type": "Split", "pattern": pattern, "behavior": behavior, "invert": False}
           for pattern in ({"String": " "}, {"Regex": r"\p{L}+|\s"}, {"String": "."})
           for behavior in ("Isolated", "MergedWithPrevious", "MergedWithNext")]
-STEPS += [{"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, STEPS[0]]}, {"type": "WhitespaceSplit"}]
+STEPS += [{"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, STEPS[0]]},
+          {"type": "WhitespaceSplit"}]
 
 
 @pytest.mark.parametrize("step", STEPS, ids=json.dumps)
 def test_pre_tokenizers_are_the_librarys(step, ours):
     tokenizers = imported("tokenizers")
     with may_refuse():
-        library = tokenizers.Tokenizer.from_str(json.dumps({"model": {"type": "BPE", "vocab": {}, "merges": []},
-                                                            "pre_tokenizer": step, "added_tokens": []})).pre_tokenizer
+        library = tokenizers.Tokenizer.from_str(
+            json.dumps({
+                "model": {"type": "BPE", "vocab": {}, "merges": []}, "pre_tokenizer": step,
+                "added_tokens": []
+            })).pre_tokenizer
         library.pre_tokenize_str("a")
     cut = steps.pre_tokenizer(step)
 
     @settings(MANY, max_examples=25)
     @given(SPACED)
     def agree(text):
-        assert cut(text, True) == [word for word, _ in library.pre_tokenize_str(text)], f"{step} differs on {text!r}"
+        assert cut(text, True) == [word for word, _ in library.pre_tokenize_str(text)
+                                   ], f"{step} differs on {text!r}"
     agree()
 
 
@@ -434,8 +495,11 @@ def test_pre_tokenizers_are_the_librarys(step, ours):
 def test_normalizers_are_the_librarys(step):
     tokenizers = imported("tokenizers")
     with may_refuse():
-        library = tokenizers.Tokenizer.from_str(json.dumps({"model": {"type": "BPE", "vocab": {}, "merges": []},
-                                                            "normalizer": step, "added_tokens": []})).normalizer
+        library = tokenizers.Tokenizer.from_str(
+            json.dumps({
+                "model": {"type": "BPE", "vocab": {}, "merges": []}, "normalizer": step,
+                "added_tokens": []
+            })).normalizer
         library.normalize_str("a")
     normalise = steps.normalizer(step)
 
@@ -454,7 +518,8 @@ def rewritten_alike(document, text):
     for step in steps.steps_of(document["normalizer"], "normalizer"):
         if step["type"] == "Precompiled":
             with may_refuse():
-                theirs = tokenizers.normalizers.Precompiled(steps.base64.b64decode(step["precompiled_charsmap"]))
+                theirs = tokenizers.normalizers.Precompiled(
+                    steps.base64.b64decode(step["precompiled_charsmap"]))
             return theirs.normalize_str(text) == steps.precompiled_step(step, "here")(text)
     return True
 
@@ -471,10 +536,14 @@ def test_save_and_load(name, ours, tmp_path):
     ours[name].save(tmp_path / "saved")
     again = load_tokenizer(tmp_path / "saved")
     again.save(tmp_path / "twice")
-    assert not notices(again, name) and not notices(load_tokenizer(tmp_path / "twice"), name), "ids changed on disk"
-    for field in ("vocab", "special_ids", "max_length", "inputs", *(f"{role}_id" for role in again.roles)):
+    assert not notices(again, name) and not notices(load_tokenizer(tmp_path / "twice"),
+                                                    name), "ids changed on disk"
+    for field in ("vocab", "special_ids", "max_length", "inputs", *(f"{role}_id"
+                                                                    for role in again.roles)):
         assert getattr(again, field) == getattr(ours[name], field), f"{field} changed on disk"
-    assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    assert sorted(p.name
+                  for p in (tmp_path /
+                            "saved").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
 
 
 @pytest.mark.parametrize("name, model_type", [("t5", "t5"), ("xlm-roberta", "xlm-roberta"), ("deberta", "deberta-v2"), ("llama", "llama"),
@@ -483,17 +552,25 @@ def test_saved_folder_is_read_by_transformers(name, model_type, ours, tmp_path):
     tokenizer = ours[name]
     tokenizer.max_length = 77
     tokenizer.save(tmp_path)
-    for beside in ({}, {"config.json": {"model_type": model_type}}):  # alone, and in the folder of a model
-        own = {"t5": "T5Tokenizer", "xlm-roberta": "XLMRobertaTokenizer", "deberta": "DebertaV2Tokenizer", "gemma": "GemmaTokenizer"}.get(name, "LlamaTokenizer")
+    for beside in ({}, {"config.json": {"model_type": model_type}
+                        }):  # alone, and in the folder of a model
+        own = {
+            "t5": "T5Tokenizer", "xlm-roberta": "XLMRobertaTokenizer",
+            "deberta": "DebertaV2Tokenizer", "gemma": "GemmaTokenizer"
+        }.get(name, "LlamaTokenizer")
         read = tokenizer_of(write(tmp_path, beside), own)
-        assert len(read) == len(tokenizer) and read.model_max_length == 77 and list(read("a")) == tokenizer.inputs
+        assert len(read) == len(tokenizer) and read.model_max_length == 77 and list(
+            read("a")) == tokenizer.inputs
         assert set(read.all_special_ids) <= tokenizer.special_ids
         for text in STORED["texts"]:
-            if rewritten_alike(tokenizer.description.document, text) and "<0x41>" not in text:  # there no text is a byte piece
+            if rewritten_alike(tokenizer.description.document,
+                               text) and "<0x41>" not in text:  # there no text is a byte piece
                 ids = read(text)["input_ids"]
-                assert alike(tokenizer, tokenizer.encode(text), ids), f"transformers differs on {text!r}"
+                assert alike(tokenizer, tokenizer.encode(text),
+                             ids), f"transformers differs on {text!r}"
         for pair in STORED["pairs"]:
-            assert read(*pair)["input_ids"] == tokenizer.encode(*pair), f"transformers differs on {pair}"
+            assert read(*pair)["input_ids"] == tokenizer.encode(
+                *pair), f"transformers differs on {pair}"
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma"])
@@ -501,8 +578,9 @@ def test_bpe_of_a_saved_folder_is_the_librarys_for_any_text(name, ours, tmp_path
     tokenizers = imported("tokenizers")
     ours[name].save(tmp_path)
     bare = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": []}
-    with may_refuse(lambda: tokenizers.Tokenizer.from_file(str(write(tmp_path / "bare", {"tokenizer.json": bare}) / "tokenizer.json"))
-                    .encode("a", add_special_tokens=False).ids):
+    with may_refuse(lambda: tokenizers.Tokenizer.from_file(
+            str(write(tmp_path / "bare", {"tokenizer.json": bare}) / "tokenizer.json")).encode(
+                "a", add_special_tokens=False).ids):
         library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
         library.encode("a", add_special_tokens=False).ids
 
@@ -517,10 +595,16 @@ def test_bpe_of_a_saved_folder_is_the_librarys_for_any_text(name, ours, tmp_path
 CONFIGS = {
     "t5": {"tokenizer_class": "T5Tokenizer", "extra_ids": 100, "model_max_length": 512},
     "xlm-roberta": {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": 512},
-    "deberta": {"tokenizer_class": "DebertaV2Tokenizer", "model_max_length": 512},
-    "llama": {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": False, "model_max_length": 512},
-    "gemma": {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True, "model_max_length": 512}}
-SAVED_AS = {"t5": "t5", "deberta-v3": "deberta", "llama2": "llama", "mistral-v1": "llama", "mistral-v3": "llama"}
+    "deberta": {"tokenizer_class": "DebertaV2Tokenizer", "model_max_length": 512}, "llama": {
+        "tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": False,
+        "model_max_length": 512
+    },
+    "gemma": {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True, "model_max_length": 512}
+}
+SAVED_AS = {
+    "t5": "t5", "deberta-v3": "deberta", "llama2": "llama", "mistral-v1": "llama",
+    "mistral-v3": "llama"
+}
 
 
 def saved_by_transformers(source, file, config, folder):
@@ -530,8 +614,10 @@ def saved_by_transformers(source, file, config, folder):
     write(folder / "from", {"tokenizer_config.json": config})
     shutil.copy(source / file, folder / "from" / file)
     with may_refuse():
-        transformers.AutoTokenizer.from_pretrained(folder / "from").save_pretrained(folder / "saved")
-    assert not list((folder / "saved").glob("*.model")), "the .model lies beside: this proves nothing"
+        transformers.AutoTokenizer.from_pretrained(folder / "from").save_pretrained(folder /
+                                                                                    "saved")
+    assert not list(
+        (folder / "saved").glob("*.model")), "the .model lies beside: this proves nothing"
     return folder / "saved"
 
 
@@ -564,18 +650,21 @@ def test_what_transformers_saves_is_read(name, tmp_path):
     agree()
     bare = load_tokenizer(write(tmp_path / "from", {}))
     for text in ("the film was slow", "it isn't slow, and it's the last book"):
-        assert bare.encode(text) == tokenizer.encode(text), f"{name}: .model and tokenizer.json differ on {text!r}"
+        assert bare.encode(text) == tokenizer.encode(
+            text), f"{name}: .model and tokenizer.json differ on {text!r}"
     for role in ("pad", "cls", "sep", "unk", "bos", "eos"):
-        assert getattr(bare, f"{role}_id") == getattr(tokenizer, f"{role}_id"), f"{name}: {role}_id differs"
+        assert getattr(bare, f"{role}_id") == getattr(tokenizer,
+                                                      f"{role}_id"), f"{name}: {role}_id differs"
 
 
 PATTERNS = {
     "llama3": STORED["llama3.json"]["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"],
     "qwen": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
-            r"\s+(?!\S)|\s+",
+    r"\s+(?!\S)|\s+",
     "gpt4o": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|"
-             r"'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|"
-             r"'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"}
+    r"'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|"
+    r"'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+}
 
 
 @pytest.mark.parametrize("name", PATTERNS)
@@ -591,37 +680,51 @@ def test_byte_level_with_the_split_pattern_of_its_file(name, tmp_path):
     tokenizer = load_tokenizer(write(tmp_path, {"tokenizer.json": document}))
     tokenizer.save(tmp_path / "saved")
     again = load_tokenizer(tmp_path / "saved")
-    texts = st.lists(st.sampled_from([*FRAGMENTS, "1234567", "\r\n", "I'LL", " filmstrip", "<|begin_of_text|>",
-                                      "camelCase", "a/b/"]) | st.text(max_size=3), max_size=9).map("".join)
+    texts = st.lists(
+        st.sampled_from([
+            *FRAGMENTS, "1234567", "\r\n", "I'LL", " filmstrip", "<|begin_of_text|>", "camelCase",
+            "a/b/"
+        ]) | st.text(max_size=3), max_size=9).map("".join)
 
     @MANY
-    @given(TEXT | texts.filter(lambda text: text.isprintable() or not re.search("[\ud800-\udfff]", text)))
+    @given(
+        TEXT
+        | texts.filter(lambda text: text.isprintable() or not re.search("[\ud800-\udfff]", text)))
     def agree(text):
         expected = library.encode(text)
-        assert our_ids(tokenizer, text) == (expected.ids, expected.type_ids), f"{name} differs on {text!r}"
+        assert our_ids(tokenizer,
+                       text) == (expected.ids, expected.type_ids), f"{name} differs on {text!r}"
         assert again.encode(text) == expected.ids
         assert [i for _, ids in tokenizer.words(text) for i in ids] == tokenizer.ids(text)
     agree()
     bos = tokenizer.vocab["<|begin_of_text|>"]
-    assert tokenizer.encode("the film").count(bos) == 1 and tokenizer.special_ids == {bos, bos + 1, bos + 2}
-    assert tokenizer.tokens("a filmstrip") == ["a", "Ġfilmstrip"], "ignore_merges true was not followed"
+    assert tokenizer.encode("the film").count(bos) == 1 and tokenizer.special_ids == {
+        bos, bos + 1, bos + 2
+    }
+    assert tokenizer.tokens("a filmstrip") == ["a",
+                                               "Ġfilmstrip"], "ignore_merges true was not followed"
     merged = copy(tokenizer, lambda document: document["model"].update(ignore_merges=False))
-    assert merged.tokens("a filmstrip") == merged.tokens("a film") + merged.tokens("strip"), "nor ignore_merges false"
+    assert merged.tokens("a filmstrip") == merged.tokens("a film") + merged.tokens(
+        "strip"), "nor ignore_merges false"
 
 
 def test_a_json_and_its_model_are_one_tokenizer(tmp_path):
     folder = SHARED / "weights" / "stories260K"
     if not (folder / "tokenizer.model").is_file():
         pytest.skip("the weights of stories260K, with both files, are not in shared/weights")
-    both, config = load_tokenizer(folder), json.loads((folder / "tokenizer_config.json").read_text())
+    both, config = load_tokenizer(folder), json.loads(
+        (folder / "tokenizer_config.json").read_text())
     write(tmp_path, {"tokenizer_config.json": config | {"tokenizer_class": "LlamaTokenizer"}})
     shutil.copy(folder / "tokenizer.model", tmp_path)
     alone, library = load_tokenizer(tmp_path), library_of(folder / "tokenizer.model")
-    assert both.cls_id is None and (both.bos_id, both.eos_id, both.unk_id, both.max_length) == (1, 2, 0, 512)
+    assert both.cls_id is None and (both.bos_id, both.eos_id, both.unk_id,
+                                    both.max_length) == (1, 2, 0, 512)
     for text in STORED["texts"]:
-        assert both.encode(text) == alone.encode(text), f"tokenizer.json and tokenizer.model differ on {text!r}"
+        assert both.encode(text) == alone.encode(
+            text), f"tokenizer.json and tokenizer.model differ on {text!r}"
         if "<" not in text:
-            assert both.encode(text) == [1, *library.encode(text)], f"not SentencePiece's ids for {text!r}"
+            assert both.encode(text) == [1, *library.encode(text)
+                                         ], f"not SentencePiece's ids for {text!r}"
 
 
 # ---------------------------------------------------------------------------------------------- what the config says
@@ -639,13 +742,17 @@ def test_bos_and_eos_as_the_config_says(ours, tmp_path):
             ({"add_eos_token": True}, [1, 7, 2], [1, 7, 2, 1, 8, 2]),
             ({"add_bos_token": False, "add_eos_token": True}, [7, 2], [7, 2, 8, 2])]):
         tokenizer = load_tokenizer(model_folder(tmp_path / str(number), "llama", flags))
-        assert tokenizer.add_special_tokens([7])[0] == single and tokenizer.add_special_tokens([7], [8])[0] == pair, f"{flags} not followed"
+        assert tokenizer.add_special_tokens([7])[0] == single and tokenizer.add_special_tokens(
+            [7], [8])[0] == pair, f"{flags} not followed"
     ours["llama"].save(tmp_path / "json")
     config = json.loads((tmp_path / "json" / "tokenizer_config.json").read_text(encoding="utf-8"))
-    write(tmp_path / "json", {"tokenizer_config.json": config | {"add_bos_token": True, "add_eos_token": False}})
+    write(tmp_path / "json",
+          {"tokenizer_config.json": config | {"add_bos_token": True, "add_eos_token": False}})
     assert load_tokenizer(tmp_path / "json").add_special_tokens([7])[0] == [1, 7]
-    for flag, fault in (({"add_bos_token": False}, "has add_bos_token True, but tokenizer_config.json False"),
-                        ({"add_eos_token": True}, "has add_eos_token False, but tokenizer_config.json True; set both alike")):
+    for flag, fault in (
+        ({"add_bos_token": False}, "has add_bos_token True, but tokenizer_config.json False"),
+        ({"add_eos_token": True},
+         "has add_eos_token False, but tokenizer_config.json True; set both alike")):
         write(tmp_path / "json", {"tokenizer_config.json": config | flag})
         with pytest.raises(InputError, match=fault):
             load_tokenizer(tmp_path / "json")
@@ -656,8 +763,10 @@ def test_other_keys_of_the_config(ours, tmp_path):
     first = load_tokenizer(model_folder(tmp_path / "legacy", "llama", {"legacy": False}))
     assert first.ids("the</s>film") == ours["llama"].ids("the") + [2] + bare.ids("film"), \
         "legacy false: no space is put before text that follows a special token"
-    assert ours["llama"].ids("the</s>film") == ours["llama"].ids("the") + [2] + ours["llama"].ids("film")
-    assert bare.ids(" the film") == ours["llama"].ids("the film"), "add_prefix_space false is not followed"
+    assert ours["llama"].ids(
+        "the</s>film") == ours["llama"].ids("the") + [2] + ours["llama"].ids("film")
+    assert bare.ids(" the film") == ours["llama"].ids(
+        "the film"), "add_prefix_space false is not followed"
     few = load_tokenizer(model_folder(tmp_path / "few", "t5", {"extra_ids": 3}))
     assert few.ids("<extra_id_0><extra_id_2>") == [211, 209] and len(few) == 212
     lower = load_tokenizer(model_folder(tmp_path / "lower", "deberta", {"do_lower_case": True}))
@@ -666,7 +775,9 @@ def test_other_keys_of_the_config(ours, tmp_path):
     said["32"] = {"content": "<extra_id_1>", "lstrip": True, "rstrip": True, "special": True}
     said = {"307": said["32"], "900": said["900"]}
     added = load_tokenizer(model_folder(tmp_path / "added", "t5", {"added_tokens_decoder": said}))
-    assert added.ids("<new> <extra_id_1> <extra_id_0>") == [900, 307, 308], "flags of added_tokens_decoder are lost"
+    assert added.ids(
+        "<new> <extra_id_1> <extra_id_0>") == [900, 307,
+                                               308], "flags of added_tokens_decoder are lost"
     old = write(model_folder(tmp_path / "old", "deberta"), {"added_tokens.json": {"[MASK]": 466}})
     assert load_tokenizer(old).mask_id == 466
 
@@ -674,38 +785,50 @@ def test_other_keys_of_the_config(ours, tmp_path):
 def test_gemma_has_exactly_one_bos(ours, tmp_path):
     gemma = ours["gemma"]
     film = gemma.ids("the film")
-    assert gemma.encode("<bos>the film") == gemma.encode("the film") == [2, *film], "BOS of a chat template was doubled"
-    assert gemma.add_special_tokens(film, film) == ([2, *film, *film], [0] * (1 + len(film)) + [1] * len(film))
+    assert gemma.encode("<bos>the film") == gemma.encode("the film") == [
+        2, *film
+    ], "BOS of a chat template was doubled"
+    assert gemma.add_special_tokens(film,
+                                    film) == ([2, *film,
+                                               *film], [0] * (1 + len(film)) + [1] * len(film))
     for text, pair in (("the <bos> film", None), ("<bos><bos>the", None), ("the", "<bos>film")):
         with pytest.raises(InputError, match="<bos> stands inside a text"):
             gemma.encode(text, pair)
     gemma.save(tmp_path / "base")
     base = json.loads((tmp_path / "base" / "tokenizer.json").read_text(encoding="utf-8"))
-    bos, a, b = {"SpecialToken": {"id": "<bos>", "type_id": 0}}, SEQUENCE_A, {"Sequence": {"id": "B", "type_id": 1}}
+    bos, a, b = {"SpecialToken": {"id": "<bos>", "type_id": 0}
+                 }, SEQUENCE_A, {"Sequence": {"id": "B", "type_id": 1}}
     ids = {"<bos>": {"id": "<bos>", "ids": [2], "tokens": ["<bos>"]}}
-    frames = [([a], [a, b]), ([bos, bos, a], [bos, a, bos, b]), ([bos, a], [bos, a, b]), ([a, bos], [a, b, bos])]
+    frames = [([a], [a, b]), ([bos, bos, a], [bos, a, bos, b]), ([bos, a], [bos, a, b]),
+              ([a, bos], [a, b, bos])]
     for number, (single, pair) in enumerate(frames):
         post = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": ids}
         for config in ({}, {"tokenizer_class": "GemmaTokenizer"}, {"add_bos_token": True}):
-            folder = write(tmp_path / f"layout {number}", {"tokenizer.json": base | {"post_processor": post},
-                                                           "tokenizer_config.json": config})
+            folder = write(tmp_path / f"layout {number}", {
+                "tokenizer.json": base | {"post_processor": post}, "tokenizer_config.json": config
+            })
             read = load_tokenizer(folder)
             assert read.encode("the film") == [2, *film], f"layout {number} gives no BOS or two"
-            assert read.encode("the", "film").count(2) == 1, f"the pair of layout {number} has no BOS or two"
-    for config in ({"add_bos_token": False}, {"add_bos_token": False, "tokenizer_class": "GemmaTokenizer"}):
+            assert read.encode("the", "film").count(
+                2) == 1, f"the pair of layout {number} has no BOS or two"
+    for config in ({"add_bos_token": False},
+                   {"add_bos_token": False, "tokenizer_class": "GemmaTokenizer"}):
         with pytest.raises(InputError, match="exactly one BOS"):
-            load_tokenizer(write(tmp_path / "none", {"tokenizer.json": base, "tokenizer_config.json": config}))
+            load_tokenizer(
+                write(tmp_path / "none", {"tokenizer.json": base, "tokenizer_config.json": config}))
     with pytest.raises(InputError, match="exactly one BOS"):
         load_tokenizer(model_folder(tmp_path / "none as model", "gemma", {"add_bos_token": False}))
     eos = load_tokenizer(model_folder(tmp_path / "eos", "gemma", {"add_eos_token": True}))
-    assert eos.add_special_tokens([7], [8])[0] == [2, 7, 1, 8, 1] and eos.add_special_tokens([7])[0] == [2, 7, 1]
+    assert eos.add_special_tokens([7], [8])[0] == [2, 7, 1, 8, 1] and eos.add_special_tokens(
+        [7])[0] == [2, 7, 1]
 
 
 def test_gemma_as_transformers_saves_it_has_a_bos(ours, tmp_path):
     transformers = imported("transformers")
     model = ours["gemma"].description.document["model"]
     with may_refuse():
-        reference = transformers.GemmaTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
+        reference = transformers.GemmaTokenizer(vocab=model["vocab"],
+                                                merges=[tuple(pair) for pair in model["merges"]])
         reference.save_pretrained(tmp_path)
         ids = reference("the film")["input_ids"]
     if ids[0] == 2:
@@ -718,7 +841,10 @@ def test_gemma_as_transformers_saves_it_has_a_bos(ours, tmp_path):
 def packed(*pieces, trainer=b"", normal=b""):
     """A .model file. pieces: (text, score, type)."""
     field = protobuf.encode_field
-    rows = b"".join(field(1, field(1, text.encode()) + field(2, score) + field(3, kind)) for text, score, kind in pieces)
+    rows = b"".join(
+        field(1,
+              field(1, text.encode()) + field(2, score) + field(3, kind))
+        for text, score, kind in pieces)
     return rows + field(2, trainer) + field(3, normal)
 
 
@@ -748,7 +874,9 @@ def test_faults_of_model_files_are_named(content, config, fault, tmp_path):
     with pytest.raises(InputError, match=fault) as caught:
         load_tokenizer(tmp_path)
     message = str(caught.value)
-    assert str(tmp_path) in message and "\n" not in message, "the message is not one line with the path in it"
+    assert str(
+        tmp_path
+    ) in message and "\n" not in message, "the message is not one line with the path in it"
 
 
 @pytest.mark.parametrize("name, change, fault", [

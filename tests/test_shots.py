@@ -29,28 +29,33 @@ def test_shots_are_as_even_over_the_classes_as_their_rows_allow(sizes, number, s
     examples, labels = rows(*sizes), list("abcdefgh"[:len(sizes)])
     number = min(number, len(examples))
     chosen = choose_shots(examples, labels, number, seed, order)
-    assert len(chosen) == number and len(set(chosen)) == number and set(chosen) <= set(examples), "a row came twice"
+    assert len(chosen) == number and len(
+        set(chosen)) == number and set(chosen) <= set(examples), "a row came twice"
     found = Counter(example.label for example in chosen)
     for label, size in zip(labels, sizes):
         if found[label] < size:
-            assert found[label] >= max(found.values(), default=0) - 1, f"{label} has rows left, others more: {found}"
+            assert found[label] >= max(
+                found.values(), default=0) - 1, f"{label} has rows left, others more: {found}"
 
 
 def test_a_draw_that_is_not_even_would_be_seen():
     found = Counter(example.label for example in choose_shots(rows(97, 2, 1), LABELS, 3, seed=0))
-    assert found == {"a": 1, "b": 1, "c": 1}, "the first rows, or a draw over all, would be mostly a"
+    assert found == {"a": 1, "b": 1,
+                     "c": 1}, "the first rows, or a draw over all, would be mostly a"
     assert Counter(example.label for example in rows(97, 2, 1)[:3]) == {"a": 3}
 
 
 def test_the_seed_draws_the_rows_and_the_classes_that_get_one_more():
     examples = rows(30, 30, 30)
     draws = [choose_shots(examples, LABELS, 4, seed) for seed in range(30)]
-    assert draws == [choose_shots(examples, LABELS, 4, seed) for seed in range(30)], "the same seed draws other rows"
+    assert draws == [choose_shots(examples, LABELS, 4, seed)
+                     for seed in range(30)], "the same seed draws other rows"
     assert len({frozenset(draw) for draw in draws}) > 25, "the seed has no effect on the rows"
     most = {Counter(example.label for example in draw).most_common(1)[0][0] for draw in draws}
     assert most == set(LABELS), "the same class gets one more with every seed"
     last = {draw[-1].label for draw in draws}
-    assert last == set(LABELS), "the same class comes last with every seed: a model leans towards it"
+    assert last == set(
+        LABELS), "the same class comes last with every seed: a model leans towards it"
 
 
 def test_order_changes_the_order_and_nothing_else():
@@ -66,7 +71,8 @@ def test_order_changes_the_order_and_nothing_else():
 def test_more_shots_are_the_same_ones_and_some_more():
     examples = rows(30, 30, 30)
     for number in range(1, 12):
-        assert set(choose_shots(examples, LABELS, number, 3)) < set(choose_shots(examples, LABELS, number + 1, 3))
+        assert set(choose_shots(examples, LABELS, number,
+                                3)) < set(choose_shots(examples, LABELS, number + 1, 3))
 
 
 def test_shots_that_cannot_be_had_are_refused_with_numbers():
@@ -93,8 +99,10 @@ def test_the_nearest_comes_last_and_length_plays_no_part():
 @pytest.mark.filterwarnings("error")
 def test_a_vector_of_zeros_is_neither_near_nor_nan():
     examples, vectors = rows(3), np.array([[-1., 0], [0, 0], [1, 0]], dtype=np.float32)
-    assert nearest_shots(vectors, np.array([1., 0]), examples, 3) == examples, "cosine 0 lies between -1 and 1"
-    assert nearest_shots(vectors, np.zeros(2), examples, 2) == [examples[1], examples[0]], "of equals the earlier first"
+    assert nearest_shots(vectors, np.array([1., 0]), examples,
+                         3) == examples, "cosine 0 lies between -1 and 1"
+    assert nearest_shots(vectors, np.zeros(2), examples,
+                         2) == [examples[1], examples[0]], "of equals the earlier first"
 
 
 @settings(max_examples=60, deadline=None)
@@ -102,11 +110,13 @@ def test_a_vector_of_zeros_is_neither_near_nor_nan():
 def test_the_chosen_are_those_of_highest_cosine(seed, size, width):
     draw = np.random.default_rng(seed)
     vectors, query, examples = draw.normal(size=(size, width)), draw.normal(size=width), rows(size)
-    cosine = {e: v @ query / (v @ v) ** .5 / (query @ query) ** .5 for e, v in zip(examples, vectors)}
+    cosine = {e: v @ query / (v @ v)**.5 / (query @ query)**.5 for e, v in zip(examples, vectors)}
     found = nearest_shots(vectors, query, examples, (size + 1) // 2)
     values = [cosine[example] for example in found]
-    assert all(x <= y + 1e-12 for x, y in zip(values, values[1:])), f"not from far to near: {values}"
-    assert all(cosine[e] <= values[0] + 1e-12 for e in examples if e not in found), "a nearer one was left out"
+    assert all(x <= y + 1e-12
+               for x, y in zip(values, values[1:])), f"not from far to near: {values}"
+    assert all(cosine[e] <= values[0] + 1e-12 for e in examples
+               if e not in found), "a nearer one was left out"
 
 
 def test_vectors_that_do_not_suit_are_refused():
@@ -144,7 +154,8 @@ def test_shortened_shots_fit_and_are_cut_no_more_than_they_must(texts, budget):
 def test_short_shots_instruction_and_labels_stay_as_they_are():
     prompt = prompt_of("short", "z" * 300, "y" * 200)
     shorter, cut = shorten_shots(prompt, len, 150)
-    assert cut == 2 and shorter.shots[0] == prompt.shots[0], "a short shot was cut while a longer one is left"
+    assert cut == 2 and shorter.shots[0] == prompt.shots[
+        0], "a short shot was cut while a longer one is left"
     assert [label for _, label in shorter.shots] == ["yes"] * 3 and shorter.instruction == "Judge."
     assert shorter.template is prompt.template
     assert len(shorter.shots[1][0][0]) == len(shorter.shots[2][0][0]), "the cap is not one for all"
@@ -154,7 +165,8 @@ def test_short_shots_instruction_and_labels_stay_as_they_are():
 
 
 def test_several_fields_share_the_cap():
-    prompt = Prompt(Template("{a}/{b}: {label}", ("a", "b")), "", [(("aaaa", "b" * 50), "no"), (("a", "b"), "no")])
+    prompt = Prompt(Template("{a}/{b}: {label}", ("a", "b")), "", [(("aaaa", "b" * 50), "no"),
+                                                                   (("a", "b"), "no")])
     shorter, cut = shorten_shots(prompt, len, 32)
     (a, b), _ = shorter.shots[0]
     assert cut == 1 and a == "aaaa" and len(b) < 50 and len(shorter.render(["", ""])) == 32
@@ -165,6 +177,7 @@ def test_shots_that_do_not_fit_at_one_character_are_refused_with_numbers():
     least = len(prompt_of("z", "y").render([""]))
     assert shorten_shots(prompt, len, least)[1] == 2
     fixed = len(prompt_of("", "").render([""]))
-    refused(lambda: shorten_shots(prompt, len, least - 1), fixed, least - 1, "2 shots", "fewer shots")
+    refused(lambda: shorten_shots(prompt, len, least - 1), fixed, least - 1, "2 shots",
+            "fewer shots")
     refused(lambda: shorten_shots(prompt_of(), len, 3), "0 shots", "shorter instruction")
     refused(lambda: shorten_shots(prompt_of("z"), len, 3), "1 shots")

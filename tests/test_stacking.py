@@ -195,7 +195,8 @@ def test_the_bag_is_symmetric_and_learns_words():
 
 
 def test_vectors_of_a_model(tmp_path):
-    model = Classifier.from_backbone(small.bert_folder(tmp_path / "bert"), LABELS, pool="mean", max_length=16)
+    model = Classifier.from_backbone(small.bert_folder(tmp_path / "bert"), LABELS, pool="mean",
+                                     max_length=16)
     rows = battles(24)
     tests = [rows[0].texts, swap_texts(rows[0].texts)]
     known = stacking.text_vectors(model, tests)
@@ -219,7 +220,8 @@ def folds_folder(folder, rows, logits, tests):
     (folder / "oof.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     for fold, scores in enumerate(tests):
         (folder / f"fold-{fold + 1}").mkdir(exist_ok=True)
-        write_tensors(folder / f"fold-{fold + 1}" / "scores-test.safetensors", {"scores": scores}, {})
+        write_tensors(folder / f"fold-{fold + 1}" / "scores-test.safetensors", {"scores": scores},
+                      {})
     return folder
 
 

@@ -45,12 +45,13 @@ class Onnx(Theirs):
         options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
         self.session = importlib.import_module("onnxruntime").InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"])
-        self.model, self.tuned, self.pad = model, True, model.config.pad_token_id          # the model is not called
+        self.model, self.tuned, self.pad = model, True, model.config.pad_token_id  # the model is not called
 
     def scores(self, rows):
         """(B, C)."""
         ids, mask, _ = self.collate(rows)
-        return torch.from_numpy(self.session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})[0])
+        return torch.from_numpy(
+            self.session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})[0])
 
 
 def export(model, path):
@@ -59,8 +60,9 @@ def export(model, path):
     axes = {0: "rows", 1: "tokens"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(model.eval(), (ids, torch.ones_like(ids)), str(path), dynamo=False, opset_version=OPSET,
-                          input_names=["input_ids", "attention_mask"], output_names=["logits"],
+        torch.onnx.export(model.eval(), (ids, torch.ones_like(ids)), str(path), dynamo=False,
+                          opset_version=OPSET, input_names=["input_ids", "attention_mask"],
+                          output_names=["logits"],
                           dynamic_axes={"input_ids": axes, "attention_mask": axes})
 
 
@@ -69,7 +71,7 @@ def onnx_sides(model, place):
     quantization = importlib.import_module("onnxruntime.quantization")
     plain, rounded = place / "plain.onnx", place / "int8.onnx"
     export(model, plain)
-    logging.disable(logging.WARNING)                                       # it advises to prepare the graph first
+    logging.disable(logging.WARNING)  # it advises to prepare the graph first
     try:
         quantization.quantize_dynamic(plain, rounded, weight_type=quantization.QuantType.QInt8)
     finally:
@@ -81,15 +83,20 @@ def about(sides, way):
     """What a record of bf16 holds besides: how far the scores of each side lie from ours in fp32, in parts of the largest;
     is bf16 fast on this machine; why sides of ONNX Runtime are missing."""
     answers = {name: getattr(side, way)() for name, side in sides.items()}
-    return {"apart": {name: apart(answer, answers["fp32"]) for name, answer in answers.items()},
-            "fast": is_bf16_fast(torch.device("cpu")), "absent": absent() if way == "infer" else None}
+    return {
+        "apart": {name: apart(answer, answers["fp32"]) for name, answer in answers.items()},
+        "fast": is_bf16_fast(torch.device("cpu")), "absent": absent() if way == "infer" else None
+    }
 
 
 def in_bf16(hf, case, place):
     """The sides of a case in bf16."""
     found = classes(hf, case, place)
-    found = {"ours": found["ours"], "fp32": Ours(classifier(case, body(place, case.model, case.layers, case.width))),
-             "D": found["D"], "T": found["T"]}
+    found = {
+        "ours": found["ours"],
+        "fp32": Ours(classifier(case, body(place, case.model, case.layers,
+                                           case.width))), "D": found["D"], "T": found["T"]
+    }
     if case.work == "train":
         for name in ("ours", "D", "T"):
             found[name].precision = "bf16"

@@ -29,7 +29,7 @@ from minillmclf.training.optim import build_optimizer
 from minillmclf.tuning import tune
 from .cases import PAD, TEMPLATE, WORDS, body, cut, label_texts
 
-PAIRS = 64                                # what a reference that reads (prompt, label) pairs puts in a batch at most
+PAIRS = 64  # what a reference that reads (prompt, label) pairs puts in a batch at most
 
 
 def padded(lists, pad=PAD):
@@ -77,7 +77,8 @@ class Ours(Side):
         self.model.train()
         self.settings.precision = self.precision
         for rows in self.batches:
-            take_step(self.model, self.optimizer, self.data.rows, rows, self.settings, self.objective)
+            take_step(self.model, self.optimizer, self.data.rows, rows, self.settings,
+                      self.objective)
 
     def backward(self):
         for rows in self.batches:
@@ -85,14 +86,16 @@ class Ours(Side):
 
     def infer(self):
         """Scores of its rows (N, C)."""
-        return self.model.compute_logits([self.data.rows.encoded[row] for row in self.own()], self.data.size)
+        return self.model.compute_logits([self.data.rows.encoded[row] for row in self.own()],
+                                         self.data.size)
 
     @torch.no_grad()
     def scores_in_training(self):
         """The same as training computes them: bitsandbytes has another, coarser kernel for inference."""
         self.model.train()
         with self.autocast:
-            return torch.cat([self.model(collate(self.data.rows.encoded, rows)) for rows in self.data.bucketed])
+            return torch.cat(
+                [self.model(collate(self.data.rows.encoded, rows)) for rows in self.data.bucketed])
 
     def differentiate(self, rows):
         """The gradients of one batch's loss, in the parameters."""
@@ -107,16 +110,20 @@ class Ours(Side):
         for path, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 layer, adapter, rest = path.partition(".lora_")
-                name = table.file_names([layer])[layer] + (f".lora_{rest[0]}.weight" if adapter else "")
+                name = table.file_names([layer
+                                         ])[layer] + (f".lora_{rest[0]}.weight" if adapter else "")
                 found[name] = parameter.grad.T if table.is_transposed(path) else parameter.grad
         return found
 
 
 def classifier(case, folder, **readout):
     """Ours, tuned as the case says, with updates that do something."""
-    model = Classifier.from_backbone(folder, WORDS[:case.labels], quantise="nf4" if case.method == "qlora" else None, **readout)
-    numbers = dict(rank=8, alpha=16.0, dropout=0.0, use_rslora=False, targets=case.targets, bias="none", quantise="nf4")
-    wanted = {"lora": [key for key in numbers if key != "quantise"], "qlora": list(numbers)}.get(case.method, [])
+    model = Classifier.from_backbone(folder, WORDS[:case.labels],
+                                     quantise="nf4" if case.method == "qlora" else None, **readout)
+    numbers = dict(rank=8, alpha=16.0, dropout=0.0, use_rslora=False, targets=case.targets,
+                   bias="none", quantise="nf4")
+    wanted = {"lora": [key for key in numbers if key != "quantise"],
+              "qlora": list(numbers)}.get(case.method, [])
     tune(model, {"method": case.method, **{key: numbers[key] for key in wanted}})
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -136,7 +143,7 @@ class Theirs(Side):
         inner = getattr(model, "base_model", model)
         self.pad = model.config.pad_token_id if model.config.pad_token_id is not None else PAD
         if tuned and getattr(model.config, "use_cache", False):
-            inner.config.use_cache = model.config.use_cache = False                    # keys and values that nobody will read
+            inner.config.use_cache = model.config.use_cache = False  # keys and values that nobody will read
         learning = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learning, lr=0.0, **({"fused": True} if tuned else {}))
 
@@ -178,9 +185,12 @@ class Theirs(Side):
         """Scores of its rows (N, C), in their order. T sorts them by length, as ours does."""
         self.model.eval()
         rows, lengths = self.own(), self.data.lengths
-        batches = make_batches([lengths[row] for row in rows], self.data.size) if self.tuned else cut(range(len(rows)), self.data.size)
+        batches = make_batches([lengths[row]
+                                for row in rows], self.data.size) if self.tuned else cut(
+                                    range(len(rows)), self.data.size)
         found = torch.cat([self.scores([rows[place] for place in places]) for places in batches])
-        return torch.empty_like(found).index_copy(0, torch.tensor([place for places in batches for place in places]), found)
+        return torch.empty_like(found).index_copy(
+            0, torch.tensor([place for places in batches for place in places]), found)
 
     @torch.no_grad()
     def scores_in_training(self):
@@ -221,7 +231,8 @@ class TheirLabel(Theirs):
         if not self.tuned:
             return self.model(input_ids=ids, attention_mask=mask).logits[lines, ends]
         whole = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        hidden = whole.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state           # (B, T, D)
+        hidden = whole.model(input_ids=ids, attention_mask=mask,
+                             use_cache=False).last_hidden_state  # (B, T, D)
         return whole.lm_head(hidden[lines, ends])
 
     def loss(self, rows):
@@ -229,7 +240,8 @@ class TheirLabel(Theirs):
             ids, mask, labels = self.collate(rows)
             return F.cross_entropy(self.at_the_end(ids, mask), self.words[labels])
         labels = [int(self.words[self.data.rows.targets[row]]) for row in rows]
-        ids, mask = padded([self.data.rows.encoded[row][0] + [label] for row, label in zip(rows, labels)])
+        ids, mask = padded(
+            [self.data.rows.encoded[row][0] + [label] for row, label in zip(rows, labels)])
         targets = torch.full_like(ids, -100)
         targets[torch.arange(len(ids)), mask.sum(1) - 1] = torch.tensor(labels)
         return self.model(input_ids=ids, attention_mask=mask, labels=targets).loss
@@ -248,11 +260,14 @@ def reference(hf, kind, case, folder, saved, tuned, *more):
         adapter = saved / "adapter"
         options |= {} if "CausalLM" in kind else {"num_labels": case.labels}
         if case.method == "qlora":
-            whole = json.loads((adapter / "adapter_config.json").read_text())["modules_to_save"] + ["bert.pooler"]
-            options |= dict(device_map="cpu", quantization_config=hf.transformers.BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=whole))
-        made = hf.peft.PeftModel.from_pretrained(auto.from_pretrained(folder, **options), adapter, is_trainable=True)
+            whole = json.loads(
+                (adapter / "adapter_config.json").read_text())["modules_to_save"] + ["bert.pooler"]
+            options |= dict(
+                device_map="cpu", quantization_config=hf.transformers.BitsAndBytesConfig(
+                    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                    bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=whole))
+        made = hf.peft.PeftModel.from_pretrained(auto.from_pretrained(folder, **options), adapter,
+                                                 is_trainable=True)
     return (TheirLabel if more else Theirs)(made, tuned, *more)
 
 
@@ -266,17 +281,24 @@ def classes(hf, case, place):
     model.save(saved)
     kind = "AutoModelForSequenceClassification"
     names = "D" if case.work == "backward" else "DT"
-    return {"ours": Ours(model), **{name: reference(hf, kind, case, folder, saved, name == "T") for name in names}}
+    return {
+        "ours": Ours(model),
+        **{name: reference(hf, kind, case, folder, saved, name == "T") for name in names}
+    }
 
 
 def label_token(hf, case, place):
     """The sides of a case in which a decoder answers with one word; the loss is over the whole vocabulary on all sides."""
-    folder, saved = body(place, case.model, case.layers, case.width, lm_head=True), Path(place) / "ours"
+    folder, saved = body(place, case.model, case.layers, case.width,
+                         lm_head=True), Path(place) / "ours"
     model = classifier(case, folder, readout="labels", template=TEMPLATE)
     model.save(saved)
     words = [int(model.head.tree.edge_tokens[path[0]]) for path in model.head.tree.paths]
-    return {"ours": Ours(model, CompletionLoss(model.head.answer_lengths())),
-            **{name: reference(hf, "AutoModelForCausalLM", case, folder, saved, name == "T", words) for name in "DT"}}
+    return {
+        "ours": Ours(model, CompletionLoss(model.head.answer_lengths())), **{
+            name: reference(hf, "AutoModelForCausalLM", case, folder, saved, name == "T", words) for name in "DT"
+        }
+    }
 
 
 class OurScores(Side):
@@ -302,7 +324,7 @@ class TheirScores(Side):
 
 def picked(logits, labels):
     """Scores (P, n, V) where P labels' tokens are expected -> log-probabilities of whole labels (P,)."""
-    ids, real = padded(labels)                                                               # (P, n)
+    ids, real = padded(labels)  # (P, n)
     return (logits.log_softmax(-1).gather(2, ids.unsqueeze(2)).squeeze(2) * real).sum(1)
 
 
@@ -311,11 +333,12 @@ def pairs(model, prompts, labels):
     A label's last token is asked for and not read."""
     every, scores = [(prompt, label) for prompt in prompts for label in labels], []
     for chunk in cut(every, PAIRS):
-        ids, mask = padded([prompt + label[:-1] for prompt, label in chunk])                 # (P, T)
+        ids, mask = padded([prompt + label[:-1] for prompt, label in chunk])  # (P, T)
         first = torch.tensor([len(prompt) - 1 for prompt, _ in chunk])                       # (P,)
         most = max(len(label) for _, label in chunk)
-        places = (first.unsqueeze(1) + torch.arange(most)).clamp(max=ids.shape[1] - 1)       # (P, n)
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=places).logits
+        places = (first.unsqueeze(1) + torch.arange(most)).clamp(max=ids.shape[1] - 1)  # (P, n)
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False,
+                       logits_to_keep=places).logits
         scores.append(picked(logits, [label for _, label in chunk]))
     return torch.cat(scores).view(len(prompts), -1)
 
@@ -323,17 +346,18 @@ def pairs(model, prompts, labels):
 def cached(model, prompts, labels):
     """The prompts once with a cache of keys and values, then each label behind them -> (N, L). A label's first token is read
     from the prompt, so that one token costs nothing more."""
-    ids, mask = padded(prompts)                                                              # (N, T)
+    ids, mask = padded(prompts)  # (N, T)
     lengths, N = mask.sum(1, keepdim=True), len(prompts)
     answer = model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=lengths - 1)
-    first, cache = answer.logits.log_softmax(-1)[:, 0], answer.past_key_values               # (N, V)
+    first, cache = answer.logits.log_softmax(-1)[:, 0], answer.past_key_values  # (N, V)
     scores = []
     for label in labels:
         score, more = first[:, label[0]], len(label) - 1
         if more:
-            logits = model(input_ids=torch.tensor(label[:-1]).expand(N, -1), past_key_values=cache, use_cache=True,
+            logits = model(input_ids=torch.tensor(label[:-1]).expand(N, -1), past_key_values=cache,
+                           use_cache=True,
                            attention_mask=torch.cat([mask, mask.new_ones(N, more)], 1),
-                           position_ids=lengths + torch.arange(more)).logits                 # (N, n - 1, V)
+                           position_ids=lengths + torch.arange(more)).logits  # (N, n - 1, V)
             score = score + picked(logits, [label[1:]] * N)
             cache.crop(-more)
         scores.append(score)
@@ -347,4 +371,7 @@ def label_scoring(hf, case, place):
     model = Classifier.from_backbone(folder, texts, readout="labels", template=TEMPLATE, end="none")
     labels = [model.head.tree.edge_tokens[path].tolist() for path in model.head.tree.paths]
     theirs = hf.transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return {"ours": OurScores(model), "D": TheirScores(theirs, labels, pairs), "T": TheirScores(theirs, labels, cached)}
+    return {
+        "ours": OurScores(model), "D": TheirScores(theirs, labels, pairs),
+        "T": TheirScores(theirs, labels, cached)
+    }

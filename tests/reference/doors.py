@@ -16,12 +16,16 @@ from pathlib import Path
 
 SHOTS = (0, 8)
 READ = ("as it is", "contextual", "batch")
-TUNED = {"completion": ["--readout", "labels", "--objective", "completion"], "classes": ["--readout", "labels"], "head": []}
+TUNED = {
+    "completion": ["--readout", "labels", "--objective", "completion"],
+    "classes": ["--readout", "labels"], "head": []
+}
 
 
 def call(command, *flags):
     """python -m minillmclf.COMMAND in a process of its own; its text goes nowhere, its mistakes do."""
-    subprocess.run([sys.executable, "-m", f"minillmclf.{command}", *map(str, flags)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", f"minillmclf.{command}", *map(str, flags)], check=True,
+                   stdout=subprocess.DEVNULL)
 
 
 def asked(a, shots, seed):
@@ -29,17 +33,21 @@ def asked(a, shots, seed):
     out = Path(a.out) / f"shots-{shots}-{seed}.json"
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
-        call("evaluate", "--method", "prompt", "--model", a.model, "--data", a.data, "--template", a.template, "--shots", shots,
-             "--seed", seed, "--out", out, "--max-length", a.max_length, *(["--label-texts", a.label_texts] if a.label_texts else []))
+        call("evaluate", "--method", "prompt", "--model", a.model, "--data", a.data, "--template",
+             a.template, "--shots", shots, "--seed", seed, "--out", out, "--max-length",
+             a.max_length, *(["--label-texts", a.label_texts] if a.label_texts else []))
     return json.loads(out.read_text())["results"]
 
 
 def tuned(a, readout, method, seed):
     """A training run -> its metrics on test."""
     folder = Path(a.out) / f"{readout}-{method}-{seed}"
-    words = ["--template", a.template, *(["--label-texts", a.label_texts] if a.label_texts else [])] if readout != "head" else []
-    call("train", "--model", a.model, "--data", a.data, "--method", method, "--lr", a.lr[method], "--epochs", a.epochs,
-         "--targets", "all-linear", "--max-length", a.max_length, "--seed", seed, "--out", folder, *TUNED[readout], *words)
+    words = [
+        "--template", a.template, *(["--label-texts", a.label_texts] if a.label_texts else [])
+    ] if readout != "head" else []
+    call("train", "--model", a.model, "--data", a.data, "--method", method, "--lr", a.lr[method],
+         "--epochs", a.epochs, "--targets", "all-linear", "--max-length", a.max_length, "--seed",
+         seed, "--out", folder, *TUNED[readout], *words)
     return list(json.loads((folder / "run.json").read_text())["results"].values())[-1]
 
 
@@ -48,12 +56,14 @@ def row(name, metrics):
     cells = []
     for key in ("accuracy", "log_loss", "ece"):
         values = [m[key] for m in metrics]
-        cells.append(f"{statistics.mean(values):.3f} +- {statistics.stdev(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}")
+        cells.append(f"{statistics.mean(values):.3f} +- {statistics.stdev(values):.3f}"
+                     if len(values) > 1 else f"{values[0]:.3f}")
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     for flag in ("--model", "--data", "--out", "--template"):
         p.add_argument(flag, required=True)
     p.add_argument("--ways", nargs="+", default=["prompt", *TUNED], choices=["prompt", *TUNED])
@@ -68,10 +78,13 @@ def main():
     for shots in SHOTS if "prompt" in a.ways else ():
         found = [asked(a, shots, seed) for seed in range(a.seeds if shots else 1)]
         for way in READ:
-            print(row(f"prompt, {shots} shots, {way}", [results[way] for results in found]), flush=True)
+            print(row(f"prompt, {shots} shots, {way}", [results[way] for results in found]),
+                  flush=True)
     for readout in (way for way in a.ways if way in TUNED):
         for method in a.lr:
-            print(row(f"{readout}, {method}", [tuned(a, readout, method, seed) for seed in range(a.seeds)]), flush=True)
+            print(
+                row(f"{readout}, {method}",
+                    [tuned(a, readout, method, seed) for seed in range(a.seeds)]), flush=True)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,8 @@ def by_setfit(model, train, test, seed, steps=-1):
     from datasets import Dataset
     from setfit import SetFitModel, Trainer, TrainingArguments
     net = SetFitModel.from_pretrained(str(model))
-    rows = Dataset.from_dict({"text": [t for t, _ in train], "label": [label for _, label in train]})
+    rows = Dataset.from_dict(
+        {"text": [t for t, _ in train], "label": [label for _, label in train]})
     trainer = Trainer(net, TrainingArguments(seed=seed, report_to="none", max_steps=steps),
                       train_dataset=rows)
     trainer.train()

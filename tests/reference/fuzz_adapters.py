@@ -78,7 +78,8 @@ def build(folder):
         elif method == "lora":
             more = {"windows": windows, "max_length": 16}
         model = Classifier.from_backbone(folder / f"base-{family}", LABELS, readout=readout, **more)
-        tune(model, {"method": method, **{option: NUMBERS[option] for option in METHODS[method].options}})
+        tune(model,
+             {"method": method, **{option: NUMBERS[option] for option in METHODS[method].options}})
         with torch.no_grad():
             draw = torch.Generator().manual_seed(number)
             for parameter in model.parameters():

@@ -23,40 +23,61 @@ from pathlib import Path
 SECONDS, GIGABYTES, TOGETHER = 10, 2.5, 100
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
-TEXTS = ["", "the film", "x" + " " * 3000 + "y", "\n" * 2000, "unbelievable" * 300, "z" * 5000, "e" + "\u0316\u0301" * 1000, "👩‍👩‍👧" * 400,
-         "[MASK]" * 300 + "<mask>" * 300 + "</s> <extra_id_0>" * 200, "ﷺ" * 200, "北京 서울 \u202e \x00 \ufffd ▁▁ \u2028", "[SEP] <s> "]
-WEIRD = [None, True, False, 0, 1, -1, 2, 7, 0.5, 1e30, 10**20, -10**20, 2**31, 2**32, "", " ", "a", "▁", "[UNK]", "<s>", "x" * 100_000,
-         "\x00", "(", "(a+)+$", "(.*)*x", r"(\s+)+\z", "[", "\\", "a{1000000}", "()", "^", "WordPiece", "BPE", "Unigram", "Sequence", "Replace",
-         "Split", "ByteLevel", "Metaspace", "Precompiled", [], {}, [[]], [{}], {"a": {}}, [1, 2], ["a", "b"], ["a", 1], {"a": 1}, {"a": "b"},
-         {"content": 3}, {"content": "a"}, {"Regex": "(a|a)*b"}, {"Regex": "("}, {"String": ""}, {"String": "a"}, {"type": "Sequence"},
-         {"type": "Lowercase"}, {"type": "Replace", "pattern": {"String": "e"}, "content": "ee" * 400}]
-RAW = ["1e400", "NaN", "-Infinity", "9" * 5000, "[" * 5000 + "]" * 5000, '"\\ud800"', "1.0", "-0", "1E5",
-       '{"type": "Sequence", "normalizers": [' * 3000 + "]}" * 3000]
+TEXTS = [
+    "", "the film", "x" + " " * 3000 + "y", "\n" * 2000, "unbelievable" * 300, "z" * 5000,
+    "e" + "\u0316\u0301" * 1000, "👩‍👩‍👧" * 400,
+    "[MASK]" * 300 + "<mask>" * 300 + "</s> <extra_id_0>" * 200, "ﷺ" * 200,
+    "北京 서울 \u202e \x00 \ufffd ▁▁ \u2028", "[SEP] <s> "
+]
+WEIRD = [
+    None, True, False, 0, 1, -1, 2, 7, 0.5, 1e30, 10**20, -10**20, 2**31, 2**32, "", " ", "a", "▁",
+    "[UNK]", "<s>", "x" * 100_000, "\x00", "(", "(a+)+$", "(.*)*x", r"(\s+)+\z", "[", "\\",
+    "a{1000000}", "()", "^", "WordPiece", "BPE", "Unigram", "Sequence", "Replace", "Split",
+    "ByteLevel", "Metaspace", "Precompiled", [], {}, [[]], [{}], {"a": {}}, [1, 2], ["a", "b"],
+    ["a", 1], {"a": 1}, {"a": "b"}, {"content": 3}, {"content": "a"}, {"Regex": "(a|a)*b"},
+    {"Regex": "("}, {"String": ""}, {"String": "a"}, {"type": "Sequence"}, {"type": "Lowercase"},
+    {"type": "Replace", "pattern": {"String": "e"}, "content": "ee" * 400}
+]
+RAW = [
+    "1e400", "NaN", "-Infinity", "9" * 5000, "[" * 5000 + "]" * 5000, '"\\ud800"', "1.0", "-0",
+    "1E5", '{"type": "Sequence", "normalizers": [' * 3000 + "]}" * 3000
+]
 
 
 def sources():
     """[{file name: bytes}, ...]: folders to damage, of every kind that is read."""
-    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
-             "merges.txt", "spiece.model", "sentencepiece.bpe.model", "spm.model", "tokenizer.model")
-    folders = [*sorted((ROOT / "checkpoints").iterdir()), *sorted((FIXTURES / "tokenizers").iterdir())]
-    found = [{name: (folder / name).read_bytes() for name in names if (folder / name).is_file()} for folder in folders if folder.is_dir()]
+    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+             "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model",
+             "sentencepiece.bpe.model", "spm.model", "tokenizer.model")
+    folders = [
+        *sorted((ROOT / "checkpoints").iterdir()), *sorted((FIXTURES / "tokenizers").iterdir())
+    ]
+    found = [{name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+             for folder in folders if folder.is_dir()]
     stored = json.loads((FIXTURES / "tokenizer_ids.json").read_text(encoding="utf-8"))
     for name, config in stored["settings"].items():
         config = json.dumps(config | {"model_max_length": int(1e30)}).encode()
         if name in list(stored["settings"])[:5]:
-            found.append({"vocab.txt": "".join(p + "\n" for p in stored["bert"]).encode(), "tokenizer_config.json": config,
-                          "special_tokens_map.json": b'{"mask_token": {"content": "[MASK]", "lstrip": false}}',
-                          "added_tokens.json": json.dumps({"covid": len(stored["bert"])}).encode()})
+            found.append({
+                "vocab.txt": "".join(p + "\n" for p in stored["bert"]).encode(),
+                "tokenizer_config.json": config,
+                "special_tokens_map.json": b'{"mask_token": {"content": "[MASK]", "lstrip": false}}',
+                "added_tokens.json": json.dumps({"covid": len(stored["bert"])}).encode()
+            })
         else:
             pieces = [*stored["letters"], "<|endoftext|>"] if name.startswith(("gpt2", "qwen")) else \
                 ["<s>", "<pad>", "</s>", "<unk>", *stored["letters"], "<mask>"]
-            found.append({"vocab.json": json.dumps({p: i for i, p in enumerate(pieces)}).encode(), "tokenizer_config.json": config,
-                          "merges.txt": "\n".join(["#version: 0.2", *stored["merges"], ""]).encode()})
+            found.append({
+                "vocab.json": json.dumps({p: i for i, p in enumerate(pieces)}).encode(),
+                "tokenizer_config.json": config,
+                "merges.txt": "\n".join(["#version: 0.2", *stored["merges"], ""]).encode()
+            })
     ids = json.loads((FIXTURES / "tokenizers" / "ids.json").read_text(encoding="utf-8"))
-    found.append({"tokenizer.json": json.dumps(ids["llama3.json"]).encode(), "tokenizer_config.json": b"{}"})
+    found.append(
+        {"tokenizer.json": json.dumps(ids["llama3.json"]).encode(), "tokenizer_config.json": b"{}"})
     from minillmclf.text.tokenizers.tokenizer import load_tokenizer
     with tempfile.TemporaryDirectory() as folder:
-        for files in found[:]:                                     # each also as the tokenizer.json that it becomes
+        for files in found[:]:  # each also as the tokenizer.json that it becomes
             if "tokenizer.json" not in files:
                 for old in Path(folder).iterdir():
                     old.unlink()
@@ -116,7 +137,8 @@ def change_json(text, rng):
     if kind == 0 and path:
         del inside[last]
     elif kind == 1 and isinstance(inside, dict):
-        inside[rng.choice(("type", "vocab", "id", "x" * 300, "pattern", "unk_id", "merges"))] = inside[last]
+        inside[rng.choice(
+            ("type", "vocab", "id", "x" * 300, "pattern", "unk_id", "merges"))] = inside[last]
     elif kind == 1:
         inside.append(inside[last])
     elif kind == 2:
@@ -128,7 +150,9 @@ def change_json(text, rng):
         inside[last] = [inside[last]] * rng.choice((1, 2, 50))
     else:
         inside[last] = rng.choice(WEIRD)
-    return json.dumps(value.get(""), ensure_ascii=False).replace(json.dumps(mark), rng.choice(RAW)).encode("utf-8", "surrogatepass")
+    return json.dumps(value.get(""),
+                      ensure_ascii=False).replace(json.dumps(mark),
+                                                  rng.choice(RAW)).encode("utf-8", "surrogatepass")
 
 
 def case(number, seed, originals):
@@ -139,7 +163,8 @@ def case(number, seed, originals):
     for _ in range(rng.choice((1, 1, 2, 3))):
         try:
             structured = name.endswith(".json") and rng.random() < 0.85
-            files[name] = change_json(files[name], rng) if structured else change_bytes(files[name], rng)
+            files[name] = change_json(files[name], rng) if structured else change_bytes(
+                files[name], rng)
         except (ValueError, RecursionError):
             files[name] = change_bytes(files[name], rng)
     return files, name
@@ -161,7 +186,8 @@ def attempt(number, seed, originals, folder):
     def late(*_):
         raise Late
     signal.signal(signal.SIGPROF, late)
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)           # of the processor: other work on the machine costs none
+    signal.setitimer(signal.ITIMER_PROF,
+                     SECONDS)  # of the processor: other work on the machine costs none
     try:
         tokenizer = load_tokenizer(folder)
         for text in TEXTS:
@@ -185,7 +211,8 @@ def attempt(number, seed, originals, folder):
 
 
 def child(first, last, seed):
-    resource.setrlimit(resource.RLIMIT_AS, (int(GIGABYTES * 2**30) + 2**30,) * 2)      # libraries map about a gigabyte that they never use
+    resource.setrlimit(resource.RLIMIT_AS, (int(GIGABYTES * 2**30) + 2**30, ) *
+                       2)  # libraries map about a gigabyte that they never use
     originals = sources()
     with tempfile.TemporaryDirectory() as folder:
         for number in range(first, last):
@@ -194,7 +221,8 @@ def child(first, last, seed):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--count", type=int, default=2000)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--only", type=int, help="run this case alone, in this process")
@@ -210,11 +238,17 @@ def main():
     number, counts, started = 0, Counter(), time.time()
     while number < a.count:
         last = min(a.count, number + TOGETHER)
-        done = subprocess.run([sys.executable, __file__, "--child", str(number), str(last), "--seed", str(a.seed)], text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="replace", timeout=3 * SECONDS * TOGETHER)
+        done = subprocess.run([
+            sys.executable, __file__, "--child",
+            str(number),
+            str(last), "--seed",
+            str(a.seed)
+        ], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="replace",
+                              timeout=3 * SECONDS * TOGETHER)
         for line in done.stdout.splitlines():
             n, _, said = line.partition(" ")
-            said = json.loads(said) if said else f"the process ended with {done.returncode}: {done.stderr[-300:]}"
+            said = json.loads(
+                said) if said else f"the process ended with {done.returncode}: {done.stderr[-300:]}"
             number = int(n) + 1
             counts[said if said in ("works", "refused") else "FAULT"] += 1
             if said not in ("works", "refused"):

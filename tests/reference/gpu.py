@@ -42,7 +42,8 @@ from minillmclf.training.optim import build_optimizer                           
 from tests.bench import cases, sides                                                 # noqa: E402
 
 MINUTES, STEPS, WARM_UPS = 12, 10, 3
-LARGE = cases.Case("gpu", "LLaMA", model="llama", layers=20, width=2048, lengths="documents", batch=16, batches=1, method="lora")
+LARGE = cases.Case("gpu", "LLaMA", model="llama", layers=20, width=2048, lengths="documents",
+                   batch=16, batches=1, method="lora")
 TINY = dataclasses.replace(LARGE, layers=2, width=64, lengths="sst2", batch=2)
 NO_GPU = "**This ran without a GPU. It shows that the script runs, and proves nothing about a GPU.**"
 
@@ -51,17 +52,30 @@ NO_GPU = "**This ran without a GPU. It shows that the script runs, and proves no
 
 def tiny_rows(place):
     """A file of 24 rows -> flags of train."""
-    lines = [f"{split},{word} number {n},{word}" for split, rows in (("train", 8), ("dev", 2), ("test", 2))
-             for n in range(rows) for word in ("red", "blue")]
-    (place / "tiny.csv").write_text("\n".join(["split,text,label", *lines]) + "\n", encoding="utf-8")
-    return ["--data", str(place / "tiny.csv"), "--few-rows", "off", "--epochs", "3", "--batch-size", "2"]
+    lines = [
+        f"{split},{word} number {n},{word}"
+        for split, rows in (("train", 8), ("dev", 2), ("test", 2)) for n in range(rows)
+        for word in ("red", "blue")
+    ]
+    (place / "tiny.csv").write_text("\n".join(["split,text,label", *lines]) + "\n",
+                                    encoding="utf-8")
+    return [
+        "--data",
+        str(place / "tiny.csv"), "--few-rows", "off", "--epochs", "3", "--batch-size", "2"
+    ]
 
 
 def train(a, place, name):
     """The command of a run, in place/name, and its environment."""
-    known = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    return [sys.executable, "-m", "minillmclf.train", "--out", str(place / name), "--device", a.device,
-            *(tiny_rows(place) if a.tiny else [])], known
+    known = {
+        **os.environ, "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None,
+                                             [str(ROOT), os.environ.get("PYTHONPATH")]))
+    }
+    return [
+        sys.executable, "-m", "minillmclf.train", "--out",
+        str(place / name), "--device", a.device, *(tiny_rows(place) if a.tiny else [])
+    ], known
 
 
 def job(a, place):
@@ -88,7 +102,8 @@ def weights(folder):
 def resume(a, place):
     """Stop the job after its first epoch, call it again -> a line. Needs the run of `job`."""
     command, known = train(a, place, "resumed")
-    first = subprocess.Popen(command, env=known, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    first = subprocess.Popen(command, env=known, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                             text=True)
     for line in first.stdout:
         if line.startswith("epoch   1"):
             first.send_signal(signal.SIGINT)
@@ -97,8 +112,11 @@ def resume(a, place):
     if ran.returncode:
         raise RuntimeError((ran.stderr.splitlines() or ["it said nothing"])[-1])
     whole, again = weights(place / "job"), weights(place / "resumed")
-    return [{"what": "resume" if stopped else "resume (it was finished before it could be stopped)",
-             "largest difference of a weight": max((whole[name].float() - again[name].float()).abs().max().item() for name in whole)}]
+    return [{
+        "what": "resume" if stopped else "resume (it was finished before it could be stopped)",
+        "largest difference of a weight": max(
+            (whole[name].float() - again[name].float()).abs().max().item() for name in whole)
+    }]
 
 
 # ------------------------------------------------------------------------------------------------ steps of a large model
@@ -129,7 +147,8 @@ def theirs(a, case, folder, dtype):
         ids, mask = sides.padded([data.rows.encoded[row][0] for row in data.bucketed[0]])
         labels = torch.tensor([data.rows.targets[row] for row in data.bucketed[0]]).to(a.device)
         with torch.autocast(a.device.partition(":")[0], torch.bfloat16):
-            logits = model(input_ids=ids.to(a.device), attention_mask=mask.to(a.device), use_cache=False).logits
+            logits = model(input_ids=ids.to(a.device), attention_mask=mask.to(a.device),
+                           use_cache=False).logits
             loss = F.cross_entropy(logits.float(), labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
@@ -177,26 +196,33 @@ def large(a, place):
     found, folder = [], body(a, place)
     for method in ("lora", "qlora"):
         case = dataclasses.replace(a.case, method=method)
-        ways = {"here": lambda: ours(a, case, folder),
-                "transformers + PEFT": lambda: theirs(a, case, folder, torch.float32),
-                "transformers + PEFT, weights in bf16": lambda: theirs(a, case, folder, torch.bfloat16)}
+        ways = {
+            "here": lambda: ours(a, case, folder),
+            "transformers + PEFT": lambda: theirs(a, case, folder, torch.float32),
+            "transformers + PEFT, weights in bf16": lambda: theirs(a, case, folder, torch.bfloat16)
+        }
         for name, build in ways.items():
-            found.append({"what": f"{method}, {name}"} | attempt(lambda: measure(a, build, case), a))
+            found.append({"what": f"{method}, {name}"}
+                         | attempt(lambda: measure(a, build, case), a))
     return found
 
 
 # ------------------------------------------------------------------------------------------------ packed attention
 
-def varlen_by_hand(q, k, v, starts, _, longest, __, scale=None, window_size=(-1, -1), enable_gqa=False):
+
+def varlen_by_hand(q, k, v, starts, _, longest, __, scale=None, window_size=(-1, -1),
+                   enable_gqa=False):
     """What torch.nn.attention.varlen.varlen_attn computes, row by row, on any device and in any dtype."""
     found = []
     for start, end in zip(starts[:-1].tolist(), starts[1:].tolist()):
         own = (x[start:end].transpose(0, 1) for x in (q, k, v))                          # (H, T, d)
         place = torch.arange(end - start, device=q.device)
-        back = place[:, None] - place[None, :]                                           # query - key
+        back = place[:, None] - place[None, :]  # query - key
         left, right = (math.inf if reach < 0 else reach for reach in window_size)
         seen = (back <= left) & (-back <= right)
-        found.append(F.scaled_dot_product_attention(*own, attn_mask=seen, scale=scale, enable_gqa=enable_gqa).transpose(0, 1))
+        found.append(
+            F.scaled_dot_product_attention(*own, attn_mask=seen, scale=scale,
+                                           enable_gqa=enable_gqa).transpose(0, 1))
     return torch.cat(found)
 
 
@@ -215,9 +241,10 @@ def packed_attention(kernel):
 
     def packed(q, k, v, rows, window, scale):
         starts = F.pad(rows.lengths.cumsum(0), (1, 0)).int()                             # (B + 1,)
-        q, k = q.to(v.dtype), k.to(v.dtype)                                              # rotated: fp32 under autocast
-        return kernel(q, k, v, starts, starts, rows.longest, rows.longest, scale=scale, window_size=window,
-                      enable_gqa=q.shape[1] != k.shape[1]).flatten(1)                    # (N, H*d)
+        q, k = q.to(v.dtype), k.to(v.dtype)  # rotated: fp32 under autocast
+        return kernel(q, k, v, starts, starts, rows.longest, rows.longest, scale=scale,
+                      window_size=window, enable_gqa=q.shape[1]
+                      != k.shape[1]).flatten(1)  # (N, H*d)
 
     def attention(q, k, v, rows, dropout=0.0):
         if dropout or type(rows) is not layers.Rows:
@@ -238,7 +265,8 @@ def packed_attention(kernel):
 def packed(a, place):
     """LoRA with padded rows and with packed tokens -> two lines."""
     folder, found = body(a, place), []
-    for name, around in (("padded rows", contextlib.nullcontext()), ("packed tokens", packed_attention(varlen_kernel(a.device)))):
+    for name, around in (("padded rows", contextlib.nullcontext()),
+                         ("packed tokens", packed_attention(varlen_kernel(a.device)))):
         with around:
             found.append({"what": f"lora, here, attention on {name}"}
                          | attempt(lambda: measure(a, lambda: ours(a, a.case, folder), a.case), a))
@@ -253,7 +281,7 @@ def attempt(call, a):
         return {"failed": "left out: the minutes were over"}
     try:
         return call()
-    except Exception as error:                                                           # whatever a GPU may do
+    except Exception as error:  # whatever a GPU may do
         return {"failed": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"}
 
 
@@ -263,8 +291,11 @@ PARTS = {"job": job, "resume": resume, "large": large, "packed": packed}
 def machine(device):
     """What the numbers depend on."""
     on_gpu = device.startswith("cuda")
-    return {"device": torch.cuda.get_device_name(device) if on_gpu else "CPU", "torch": torch.__version__, "cuda": torch.version.cuda,
-            "capability": list(torch.cuda.get_device_capability(device)) if on_gpu else None}
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
+        "torch": torch.__version__, "cuda": torch.version.cuda,
+        "capability": list(torch.cuda.get_device_capability(device)) if on_gpu else None
+    }
 
 
 def shown(value):
@@ -280,15 +311,18 @@ def markdown(result):
     lines += ["| part | what | result |", "|---|---|---|"]
     for part, found in result["parts"].items():
         for line in found:
-            rest = "; ".join(f"{key} {shown(value)}" for key, value in line.items() if key != "what" and value is not None)
+            rest = "; ".join(f"{key} {shown(value)}" for key, value in line.items()
+                             if key != "what" and value is not None)
             lines.append(f"| {part} | {line.get('what', '')} | {rest.replace('|', '/')} |")
     return "\n".join(lines)
 
 
 def main(arguments=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--device", default="cuda")
-    p.add_argument("--tiny", action="store_true", help="a model of two layers, two steps, 24 rows: does the script run?")
+    p.add_argument("--tiny", action="store_true",
+                   help="a model of two layers, two steps, 24 rows: does the script run?")
     p.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     p.add_argument("--minutes", type=float, default=MINUTES)
     p.add_argument("--out", help="folder of gpu.md and gpu.json")

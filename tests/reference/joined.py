@@ -18,7 +18,8 @@ def joined(examples, rows, rng):
     while len(made) < rows:
         chosen = rng.sample(examples, 2 if rng.random() < 0.75 else 1)
         if len({e.label for e in chosen}) == len(chosen):
-            made.add((" ".join(e.texts[0] for e in chosen), "|".join(sorted(e.label for e in chosen))))
+            made.add(
+                (" ".join(e.texts[0] for e in chosen), "|".join(sorted(e.label for e in chosen))))
     return sorted(made)
 
 

@@ -38,17 +38,22 @@ TOKENIZER = Path(__file__).resolve().parents[1] / "fixtures" / "tokenizers" / "l
 TEMPLATE = "{text} it was: {label}"
 TOLERANCE, LEAST = 1e-4, 0.3                           # of scores; seconds
 CONFIGS = {
-    "gpt2": dict(model_type="gpt2", vocab_size=16000, n_embd=384, n_layer=6, n_head=6, n_positions=1024, embd_pdrop=0.0,
-                 attn_pdrop=0.0, resid_pdrop=0.0, tie_word_embeddings=True),
-    "llama": dict(model_type="llama", vocab_size=16000, hidden_size=384, intermediate_size=1024, num_hidden_layers=6,
-                  num_attention_heads=6, num_key_value_heads=6, max_position_embeddings=1024, tie_word_embeddings=False),
-    "t5": dict(model_type="t5", vocab_size=16000, d_model=384, d_kv=64, d_ff=1024, num_layers=6, num_heads=6,
-               dropout_rate=0.0, feed_forward_proj="gated-gelu", tie_word_embeddings=False, is_encoder_decoder=True,
-               decoder_start_token_id=0, pad_token_id=0, eos_token_id=2),
+    "gpt2": dict(model_type="gpt2", vocab_size=16000, n_embd=384, n_layer=6, n_head=6,
+                 n_positions=1024, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0,
+                 tie_word_embeddings=True),
+    "llama": dict(model_type="llama", vocab_size=16000, hidden_size=384, intermediate_size=1024,
+                  num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=6,
+                  max_position_embeddings=1024, tie_word_embeddings=False),
+    "t5": dict(model_type="t5", vocab_size=16000, d_model=384, d_kv=64, d_ff=1024, num_layers=6,
+               num_heads=6, dropout_rate=0.0, feed_forward_proj="gated-gelu",
+               tie_word_embeddings=False, is_encoder_decoder=True, decoder_start_token_id=0,
+               pad_token_id=0, eos_token_id=2),
 }
-CASES = {(2, 0): 16, (6, 0): 16, (77, 0): 4, (2, 8): 8, (6, 8): 4, (77, 8): 2}          # (labels, shots) -> rows
-MOST = {77: 3}                                         # rounds of the slowest cases; ratios far from 1 need no more
-LENGTHS = {2: [1], 6: [1, 1, 1, 2, 2, 2], 77: [1, 2, 2, 2, 3, 3, 3, 4, 4, 5, 6]}        # tokens, repeated; as in Banking77
+CASES = {(2, 0): 16, (6, 0): 16, (77, 0): 4, (2, 8): 8, (6, 8): 4,
+         (77, 8): 2}  # (labels, shots) -> rows
+MOST = {77: 3}  # rounds of the slowest cases; ratios far from 1 need no more
+LENGTHS = {2: [1], 6: [1, 1, 1, 2, 2, 2], 77: [1, 2, 2, 2, 3, 3, 3, 4, 4, 5,
+                                               6]}  # tokens, repeated; as in Banking77
 
 
 # ------------------------------------------------------------------------------------------------ what is scored
@@ -56,7 +61,8 @@ LENGTHS = {2: [1], 6: [1, 1, 1, 2, 2, 2], 77: [1, 2, 2, 2, 3, 3, 3, 4, 4, 5, 6]}
 def known_words(tokenizer):
     """Words that are one token each wherever they stand behind a space."""
     found = {tokenizer.decode([i]).strip() for i in range(len(tokenizer))}
-    return sorted(w for w in found if w.isascii() and w.isalpha() and len(w) > 1 and len(tokenizer.ids(f"the {w} the")) == 3)
+    return sorted(w for w in found if w.isascii() and w.isalpha() and len(w) > 1
+                  and len(tokenizer.ids(f"the {w} the")) == 3)
 
 
 def made_up_labels(rng, words, count):
@@ -87,7 +93,8 @@ def task(tokenizer, count, shots, rows):
 def write_model(name, folder):
     """A model with random weights and its tokenizer, a HF folder. At std 0.05, fp32 T5 is 1e-3 off its float64 scores."""
     config = CONFIGS[name]
-    model = initialise_weights(model_class(config).from_config(config, lm_head=True), seed=0, std=0.03)
+    model = initialise_weights(
+        model_class(config).from_config(config, lm_head=True), seed=0, std=0.03)
     model.source_config = config
     save_backbone(model, folder)
     shutil.copytree(TOKENIZER, folder, dirs_exist_ok=True)
@@ -106,9 +113,10 @@ def t5_pairs(model, prompts, labels):
     every, scores = [(prompt, label) for prompt in prompts for label in labels], []
     for start in range(0, len(every), PAIRS):
         chunk = every[start:start + PAIRS]
-        ids, mask = padded([source for source, _ in chunk])                                  # (P, S)
-        target, _ = padded([[0] + label[:-1] for _, label in chunk])                         # (P, n), 0 starts it
-        logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=target, use_cache=False).logits
+        ids, mask = padded([source for source, _ in chunk])  # (P, S)
+        target, _ = padded([[0] + label[:-1] for _, label in chunk])  # (P, n), 0 starts it
+        logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=target,
+                       use_cache=False).logits
         scores.append(picked(logits, [label for _, label in chunk]))
     return torch.cat(scores).view(len(prompts), -1)
 
@@ -120,7 +128,8 @@ def t5_cached(model, prompts, labels):
     scores = []
     for label in labels:
         target = torch.tensor([0] + label[:-1]).expand(len(prompts), -1)
-        logits = model(encoder_outputs=memory, attention_mask=mask, decoder_input_ids=target, use_cache=False).logits
+        logits = model(encoder_outputs=memory, attention_mask=mask, decoder_input_ids=target,
+                       use_cache=False).logits
         scores.append(picked(logits, [label] * len(prompts)))
     return torch.stack(scores, 1)
 
@@ -129,16 +138,20 @@ def variants(name, folder, reference, case):
     """{variant: a function without arguments -> scores (N, L)}, and what describes the case."""
     (count, shots), rows = case
     texts, shown, rows_of = task(load_tokenizer(folder), count, shots, rows)
-    classifier = Classifier.from_backbone(folder, texts, readout="labels", template=TEMPLATE, shots=shown,
-                                          label_texts={text: [text] for text in texts})
+    classifier = Classifier.from_backbone(folder, texts, readout="labels", template=TEMPLATE,
+                                          shots=shown, label_texts={text: [text] for text in texts})
     encoded, cut = classifier.encode(rows_of)
     assert not cut, f"{cut} rows are longer than the model: the case is not what it says"
     tree = classifier.head.tree
     labels = [tree.edge_tokens[path].tolist() for path in tree.paths]
     apart, kept = (t5_pairs, t5_cached) if name == "t5" else (pairs, cached)
     prompts = [ids for ids, _ in encoded]
-    ways = {"ours": lambda: text_log_probs(classifier, encoded), "a": lambda: one_by_one(classifier, encoded, labels),
-            "b": lambda: apart(reference, prompts, labels), "c": lambda: kept(reference, prompts, labels)}
+    ways = {
+        "ours": lambda: text_log_probs(classifier, encoded),
+        "a": lambda: one_by_one(classifier, encoded, labels),
+        "b": lambda: apart(reference, prompts, labels),
+        "c": lambda: kept(reference, prompts, labels)
+    }
     size = f"{statistics.mean(len(ids) for ids, _ in encoded):.0f} | {sum(map(len, labels))}"
     return ways | {"again": ways["ours"]}, size
 
@@ -148,7 +161,9 @@ def variants(name, folder, reference, case):
 def same_scores(ways, where):
     """All variants must agree, on scores that differ from label to label."""
     expected = ways["ours"]()
-    assert (expected.amax(1) - expected.amin(1)).min() > 0.01, f"{where}: all labels score alike, so this compares little"
+    assert (
+        expected.amax(1) -
+        expected.amin(1)).min() > 0.01, f"{where}: all labels score alike, so this compares little"
     for way in "abc":
         apart = (ways[way]() - expected).abs().nan_to_num(torch.inf).max().item()
         assert apart <= TOLERANCE, f"{where}: ({way}) is {apart:.1g} apart from ours: not the same work, so not timed"
@@ -172,7 +187,10 @@ def timed(ways, rounds):
 def line(name, case, size, found):
     """One row of the table."""
     (count, shots), rows = case
-    cost = [f"{1000 * statistics.median(seconds[way] for seconds in found) / rows:.1f}" for way in ("ours", *"abc")]
+    cost = [
+        f"{1000 * statistics.median(seconds[way] for seconds in found) / rows:.1f}"
+        for way in ("ours", *"abc")
+    ]
     ratios = [[seconds[way] / seconds["ours"] for seconds in found] for way in (*"abc", "again")]
     faster = [f"{statistics.median(r):.2f} ({min(r):.2f}-{max(r):.2f})" for r in ratios]
     return f"| {' | '.join([name, str(count), str(shots), str(rows), size, *cost, *faster])} |"
@@ -180,7 +198,8 @@ def line(name, case, size, found):
 
 @torch.inference_mode()
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--quick", action="store_true", help="gpt2 alone, 2 and 6 labels")
     p.add_argument("--models", nargs="+", choices=CONFIGS, default=list(CONFIGS))
     p.add_argument("--rounds", type=int, default=5)
@@ -189,9 +208,10 @@ def main():
     torch.set_num_threads(a.threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    print("ms a row; then how many times faster ours is than each: median (least-greatest)\n\n"
-          "| model | labels | shots | rows | prompt tokens | label tokens | ours | (a) one by one | (b) pairs | (c) cached "
-          "| than (a) | than (b) | than (c) | than ours again |\n|" + "---|" * 14)
+    print(
+        "ms a row; then how many times faster ours is than each: median (least-greatest)\n\n"
+        "| model | labels | shots | rows | prompt tokens | label tokens | ours | (a) one by one | (b) pairs | (c) cached "
+        "| than (a) | than (b) | than (c) | than ours again |\n|" + "---|" * 14)
     for name in ["gpt2"] if a.quick else a.models:
         with tempfile.TemporaryDirectory() as folder:
             write_model(name, folder)
@@ -200,7 +220,9 @@ def main():
             for case in [case for case in CASES.items() if case[0][0] <= (6 if a.quick else 77)]:
                 ways, size = variants(name, folder, reference, case)
                 same_scores(ways, f"{name}, {case[0][0]} labels, {case[0][1]} shots")
-                print(line(name, case, size, timed(ways, min(a.rounds, MOST.get(case[0][0], a.rounds)))), flush=True)
+                print(
+                    line(name, case, size,
+                         timed(ways, min(a.rounds, MOST.get(case[0][0], a.rounds)))), flush=True)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,9 @@ def main():
         for tokens in (500, 2000, 8000):
             cells = []
             for way in WAYS:
-                out = subprocess.run([sys.executable, "-c", ASK, folder, way, str(tokens)], env=environment(), cwd=ROOT,
-                                     text=True, capture_output=True, check=True).stdout.split()
+                out = subprocess.run([sys.executable, "-c", ASK, folder, way,
+                                      str(tokens)], env=environment(), cwd=ROOT, text=True,
+                                     capture_output=True, check=True).stdout.split()
                 cells.append(f"{out[0]} MB, {out[1]} windows, {out[2]} s")
             print(f"{tokens:>8}" + "".join(f"{cell:>34}" for cell in cells), flush=True)
 

@@ -29,8 +29,11 @@ from minillmclf.models import initialise_weights, model_class, save_backbone  # 
 from minillmclf.text.tokenizers.tokenizer import WordPiece  # noqa: E402
 
 STORED = ROOT / "tests" / "fixtures" / "adapters"
-HOW = {"bert": dict(use_rslora=True, modules_to_save=["pooler"]),
-       "llama": dict(rank_pattern={"layers.1.self_attn.q_proj": 2}, alpha_pattern={"layers.0.self_attn.v_proj": 2})}
+HOW = {
+    "bert": dict(use_rslora=True, modules_to_save=["pooler"]),
+    "llama": dict(rank_pattern={"layers.1.self_attn.q_proj": 2},
+                  alpha_pattern={"layers.0.self_attn.v_proj": 2})
+}
 
 
 BEFORE = {"llama-prefix": dict(prefix_projection=True, encoder_hidden_size=8), "gpt2-prefix": {},
@@ -82,19 +85,25 @@ def make_before(name, scratch):
     torch.manual_seed(0)
     kind = {"prefix": peft.PrefixTuningConfig, "prompt": peft.PromptTuningConfig}[method]
     model = transformers.AutoModelForSequenceClassification.from_pretrained(place)
-    model = peft.get_peft_model(model, kind(task_type="SEQ_CLS", num_virtual_tokens=4, **BEFORE[name])).eval()
+    model = peft.get_peft_model(model,
+                                kind(task_type="SEQ_CLS", num_virtual_tokens=4,
+                                     **BEFORE[name])).eval()
     with torch.no_grad():
         for parameter in (p for p in model.parameters() if p.requires_grad):
             parameter.normal_(0.0, 0.25)
-    model.peft_config["default"].base_model_name_or_path = str(Path("..") / family / "base" if family in HOW else "base")
+    model.peft_config["default"].base_model_name_or_path = str(
+        Path("..") / family / "base" if family in HOW else "base")
     model.save_pretrained(STORED / name)
     (STORED / name / "README.md").unlink(missing_ok=True)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(place)
-    model = peft.PeftModel.from_pretrained(model, STORED / name).eval()      # the numbers of the file, rounded to float32
+    model = peft.PeftModel.from_pretrained(
+        model, STORED / name).eval()  # the numbers of the file, rounded to float32
     model.double().requires_grad_(True)
     with Wide():
-        scores = torch.cat([model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits
-                            for ids, _ in base.encode(TEXTS)[0]]).detach()
+        scores = torch.cat([
+            model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits
+            for ids, _ in base.encode(TEXTS)[0]
+        ]).detach()
     save_file({"scores": scores}, STORED / name / "expected.safetensors",
               metadata={"peft": peft.__version__, "transformers": transformers.__version__})
 

@@ -23,8 +23,10 @@ from minillmclf.classify.label_text.wordings import read_label_texts, wordings
 WORDS = 60                             # of all texts of a row together
 CHOICES = 8                            # named in a prompt at most
 LISTS = ("Choose one: {}.", "Labels: {}.", "Is it {}?", "One of these is right: {}.", "Options: {}")
-MEANINGS = {"ABBR": "abbreviation", "DESC": "description", "ENTY": "thing", "HUM": "person", "LOC": "place", "NUM": "number",
-            "not_entailment": "no", "not_paraphrase": "different"}
+MEANINGS = {
+    "ABBR": "abbreviation", "DESC": "description", "ENTY": "thing", "HUM": "person", "LOC": "place",
+    "NUM": "number", "not_entailment": "no", "not_paraphrase": "different"
+}
 
 
 def shortened(texts):
@@ -43,7 +45,10 @@ def pair(example, names, fields, rng):
         shown = [example.label, *rng.sample(others, min(len(others), rng.randint(1, CHOICES - 1)))]
         rng.shuffle(shown)
         instruction = rng.choice(LISTS).format(", ".join(names[label] for label in shown)) + "\n"
-    return {"prompt": Prompt(template, instruction, []).render(shortened(example.texts)), "answer": names[example.label]}
+    return {
+        "prompt": Prompt(template, instruction, []).render(shortened(example.texts)),
+        "answer": names[example.label]
+    }
 
 
 def pairs_of(spec, times, rng):
@@ -51,11 +56,15 @@ def pairs_of(spec, times, rng):
     name, weight = re.fullmatch(r"(.+?)(?::(\d+(?:\.\d+)?))?", spec).groups()
     data, share = load_data(name), times * float(weight or 1)
     names = {label: texts[0] for label, texts in read_label_texts("", data.labels).items()}
-    return [pair(example, names, data.columns, rng) for example in data.train for _ in range(int(share + rng.random()))]
+    return [
+        pair(example, names, data.columns, rng) for example in data.train
+        for _ in range(int(share + rng.random()))
+    ]
 
 
 def main(arguments=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("data", nargs="+", metavar="DATA[:WEIGHT]", help="as --data of train")
     p.add_argument("--out", required=True)
     p.add_argument("--times", type=float, default=2)
@@ -67,8 +76,12 @@ def main(arguments=None):
     except InputError as error:
         raise SystemExit(str(error)) from None
     for spec, pairs in zip(a.data, found):
-        print(f"{len(pairs):>7,} pairs of {spec}; such as {json.dumps(pairs[0], ensure_ascii=False):.150}")
-    Path(a.out).write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for pairs in found for one in pairs), encoding="utf-8")
+        print(
+            f"{len(pairs):>7,} pairs of {spec}; such as {json.dumps(pairs[0], ensure_ascii=False):.150}"
+        )
+    Path(a.out).write_text(
+        "".join(json.dumps(one, ensure_ascii=False) + "\n" for pairs in found for one in pairs),
+        encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,16 +18,18 @@ except ImportError:                                       # run as a script
     import make_fixtures
     from make_decoders import Wide
 
-GRADIENTS = ("tok_embeddings", "embeddings.norm", "0.attn.", "1.attn", "0.mlp", "1.mlp", "final_norm", "head.", "decoder",
-             "classifier")
-BASE = dict(vocab_size=60, hidden_size=24, num_attention_heads=3, intermediate_size=20, max_position_embeddings=64,
-            norm_eps=1e-3, pad_token_id=0, bos_token_id=None, eos_token_id=None, cls_token_id=None, sep_token_id=None)
+GRADIENTS = ("tok_embeddings", "embeddings.norm", "0.attn.", "1.attn", "0.mlp", "1.mlp",
+             "final_norm", "head.", "decoder", "classifier")
+BASE = dict(vocab_size=60, hidden_size=24, num_attention_heads=3, intermediate_size=20,
+            max_position_embeddings=64, norm_eps=1e-3, pad_token_id=0, bos_token_id=None,
+            eos_token_id=None, cls_token_id=None, sep_token_id=None)
 ROPE = {"full_attention": dict(rope_type="default", rope_theta=300.0),
         "sliding_attention": dict(rope_type="default", rope_theta=7.0)}
-CLASSIFIER = BASE | dict(num_hidden_layers=4, local_attention=7, rope_parameters=ROPE, classifier_pooling="mean",
-                         num_labels=3)
-MASKED_LM = BASE | dict(num_hidden_layers=2, local_attention=10, rope_parameters=ROPE, norm_bias=True, mlp_bias=True,
-                        attention_bias=True, classifier_bias=True, hidden_activation="silu", classifier_activation="relu",
+CLASSIFIER = BASE | dict(num_hidden_layers=4, local_attention=7, rope_parameters=ROPE,
+                         classifier_pooling="mean", num_labels=3)
+MASKED_LM = BASE | dict(num_hidden_layers=2, local_attention=10, rope_parameters=ROPE,
+                        norm_bias=True, mlp_bias=True, attention_bias=True, classifier_bias=True,
+                        hidden_activation="silu", classifier_activation="relu",
                         layer_types=["sliding_attention", "full_attention"])
 LENGTHS = (7, 34, 3, 19)
 
@@ -50,14 +52,16 @@ def run(model, ids, mask, labels):
     body = model.base_model
 
     def keep(name):
-        return lambda module, given, out: seen.update({name: (out[0] if isinstance(out, tuple) else out)[real]})
+        return lambda module, given, out: seen.update(
+            {name: (out[0] if isinstance(out, tuple) else out)[real]})
     modules = {"embeddings": body.embeddings, "norm": body.final_norm} | {
         f"layer {i}": layer for i, layer in enumerate(body.layers)}
     hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
     try:
         with Wide():
             logits = model.double()(input_ids=ids, attention_mask=mask).logits
-            chosen = (logits[labels >= 0], labels[labels >= 0]) if logits.dim() == 3 else (logits, labels)
+            chosen = (logits[labels >= 0], labels[labels >= 0]) if logits.dim() == 3 else (logits,
+                                                                                           labels)
             loss = torch.nn.functional.cross_entropy(*chosen)
             loss.backward()
     finally:
@@ -65,8 +69,10 @@ def run(model, ids, mask, labels):
             hook.remove()
     expected = seen | {"ids": ids, "mask": mask, "labels": labels, "loss": loss,
                        "logits": logits[real] if logits.dim() == 3 else logits}
-    expected |= {"gradient of " + name: parameter.grad for name, parameter in model.named_parameters()
-                 if any(part in name for part in GRADIENTS) and parameter.grad is not None}
+    expected |= {
+        "gradient of " + name: parameter.grad for name, parameter in model.named_parameters()
+        if any(part in name for part in GRADIENTS) and parameter.grad is not None
+    }
     return {name: tensor.detach() for name, tensor in expected.items()}
 
 
@@ -76,9 +82,13 @@ def make(name, kind, fields, seed, labels=None):
     model, folder = exaggerate(kind(config), seed), make_fixtures.MODELS / name
     model.save_pretrained(folder)
     ids, mask, _ = make_fixtures.random_batch(config, seed, LENGTHS)
-    expected = run(model, ids, mask, make_fixtures.masked_labels(ids, mask) if labels is None else labels)
-    save_file({key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in expected.items()},
-              folder / "expected.safetensors")
+    expected = run(model, ids, mask,
+                   make_fixtures.masked_labels(ids, mask) if labels is None else labels)
+    save_file(
+        {
+            key: tensor.float() if tensor.is_floating_point() else tensor
+            for key, tensor in expected.items()
+        }, folder / "expected.safetensors")
 
 
 def main():

@@ -36,17 +36,19 @@ def fill(module):
 def make(name, task, method):
     """-> (logits in float64, config.json and {file's name: shape} of the base)."""
     kind, config = PEFT[name]
-    base = getattr(transformers, AUTO[task]).from_config(getattr(transformers, kind)(**config, attn_implementation="eager"))
+    base = getattr(transformers, AUTO[task]).from_config(
+        getattr(transformers, kind)(**config, attn_implementation="eager"))
     fill(base)
     with tempfile.TemporaryDirectory() as folder:
         base.save_pretrained(folder)
         tensors = load_file(Path(folder) / "model.safetensors")
         config = json.loads((Path(folder) / "config.json").read_text())
     for file, tensor in tensors.items():
-        assert torch.equal(tensor, by_formula(file, tensor.shape)), f"{name}: {file} has other numbers in the file"
+        assert torch.equal(tensor, by_formula(
+            file, tensor.shape)), f"{name}: {file} has other numbers in the file"
     model = peft_model(peft, base.eval(), task, method)
     fill(model.prompt_encoder["default"])
-    model.double().requires_grad_(True)                            # Wide knows what to keep wide by its gradient
+    model.double().requires_grad_(True)  # Wide knows what to keep wide by its gradient
     with Wide(), wide_norms() if name == "t5" else nullcontext():
         logits = theirs(model, task, method, *peft_batch())
     return logits.detach(), config, {file: tensor.shape for file, tensor in tensors.items()}

@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = dict(model_type="bert", vocab_size=8000, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
-              intermediate_size=3072, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, pad_token_id=0,
-              architectures=["BertModel"])
+CONFIG = dict(model_type="bert", vocab_size=8000, hidden_size=768, num_hidden_layers=12,
+              num_attention_heads=12, intermediate_size=3072, hidden_dropout_prob=0.0,
+              attention_probs_dropout_prob=0.0, pad_token_id=0, architectures=["BertModel"])
 ROWS = ("full", "lora", "lora, --dtype bf16", "qlora")
 
 STEPS = """
@@ -75,7 +75,8 @@ measure(model.train(), lambda: model(input_ids=ids, attention_mask=mask).logits)
 
 def megabytes(program, *arguments):
     """What the program prints, in a process of its own; None if it fails."""
-    ran = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], cwd=ROOT,
+                         capture_output=True, text=True)
     return json.loads(ran.stdout.splitlines()[-1]) if ran.returncode == 0 else None
 
 
@@ -85,7 +86,8 @@ def estimate(folder, method, dtype):
     from minillmclf.cli.memory import step_bytes, training_memory
     from minillmclf.models import load_backbone
     backbone = load_backbone(folder).train()
-    trained, always, text = training_memory(backbone, build_head("bert", backbone, 2), method, 128, dtype)
+    trained, always, text = training_memory(backbone, build_head("bert", backbone, 2), method, 128,
+                                            dtype)
     return step_bytes(always, trained, 8 * text) / 2**20
 
 
@@ -97,17 +99,21 @@ def main():
         model = initialise_weights(Bert.from_config(CONFIG), 0)
         model.source_config = CONFIG
         save_backbone(model, folder)
-        WordPiece.from_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]).save(Path(folder))
-        print("| method | here | transformers + PEFT | ratio | inspect says |\n|---|---|---|---|---|")
+        WordPiece.from_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]",
+                              *"abcdefgh"]).save(Path(folder))
+        print(
+            "| method | here | transformers + PEFT | ratio | inspect says |\n|---|---|---|---|---|")
         for row in sys.argv[1:] or ROWS:
             method, _, dtype = row.partition(", --dtype ")
             dtype = dtype or "fp32"
             for recompute in (False, True):
-                ours, theirs = (megabytes(program, folder, method, recompute, dtype) for program in (OURS, THEIRS))
+                ours, theirs = (megabytes(program, folder, method, recompute, dtype)
+                                for program in (OURS, THEIRS))
                 said = f"{estimate(folder, method, dtype):.0f} MB" if not recompute else ""
                 ratio = f"{ours / theirs:.2f}" if theirs else ""
-                print(f"| {row}{', recomputing' * recompute} | {ours:.0f} MB | {theirs or float('nan'):.0f} MB | {ratio} | {said} |",
-                      flush=True)
+                print(
+                    f"| {row}{', recomputing' * recompute} | {ours:.0f} MB | {theirs or float('nan'):.0f} MB | {ratio} | {said} |",
+                    flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-METHODS = ("full", "last-1", "head", "bitfit", "lora", "dora", "qlora", "houlsby", "pfeiffer", "prefix", "prompt")
+METHODS = ("full", "last-1", "head", "bitfit", "lora", "dora", "qlora", "houlsby", "pfeiffer",
+           "prefix", "prompt")
 SHAPES = ((8, 128), (32, 32), (4, 256))
 
 
@@ -24,9 +25,12 @@ def main(*families):
     from tests.bench import cases
     torch.set_num_threads(1)
     worst = 0.0
-    print(f"{'family':12}{'method':10}{'texts x tokens':>15}{'estimate':>12}{'tensors':>12}{'ratio':>7}")
+    print(
+        f"{'family':12}{'method':10}{'texts x tokens':>15}{'estimate':>12}{'tensors':>12}{'ratio':>7}"
+    )
     with tempfile.TemporaryDirectory() as place:
-        for family in families or ("bert", "roberta", "deberta", "gpt2", "llama", "mistral", "gemma", "t5"):
+        for family in families or ("bert", "roberta", "deberta", "gpt2", "llama", "mistral",
+                                   "gemma", "t5"):
             folder = cases.body(place, family, 4, 256)
             kind = cases.config(family, 4, 256)["model_type"]
             for method in METHODS:

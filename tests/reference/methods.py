@@ -17,10 +17,16 @@ def train(method, seed, a):
     """One run in a process of its own -> its run.json, parsed."""
     name, _, own = method.partition("@")
     folder = Path(a.out) / f"{method}-{seed}"
-    flags = [f"--{key.replace('_', '-')}={value}" for key, value in (pair.split("=") for pair in filter(None, own.split(",")))]
-    subprocess.run([sys.executable, "-m", "minillmclf.train", "--model", a.model, "--data", a.data, "--method", name, "--out",
-                    folder, "--seed", str(seed), "--epochs", str(a.epochs), *flags], check=True, stdout=subprocess.DEVNULL,
-                   stderr=subprocess.DEVNULL)
+    flags = [
+        f"--{key.replace('_', '-')}={value}"
+        for key, value in (pair.split("=") for pair in filter(None, own.split(",")))
+    ]
+    subprocess.run([
+        sys.executable, "-m", "minillmclf.train", "--model", a.model, "--data", a.data, "--method",
+        name, "--out", folder, "--seed",
+        str(seed), "--epochs",
+        str(a.epochs), *flags
+    ], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return json.loads((folder / "run.json").read_text())
 
 
@@ -29,20 +35,28 @@ def row(method, records):
     accuracy = [list(r["results"].values())[-1]["accuracy"] for r in records]
     spread = f" +- {statistics.stdev(accuracy):.3f}" if len(accuracy) > 1 else ""
     timing = [r["timing"] for r in records]
-    middle = {key: statistics.median(t[key] for t in timing) for key in ("peak_memory_mb", "seconds_per_step", "train_seconds")}
-    return (f"| {method} | {statistics.mean(accuracy):.3f}{spread} | {records[0]['parameters']['trainable']:,} | "
-            f"{middle['peak_memory_mb']:.0f} MB | {1000 * middle['seconds_per_step']:.0f} ms | {middle['train_seconds']:.0f} s |")
+    middle = {
+        key: statistics.median(t[key] for t in timing)
+        for key in ("peak_memory_mb", "seconds_per_step", "train_seconds")
+    }
+    return (
+        f"| {method} | {statistics.mean(accuracy):.3f}{spread} | {records[0]['parameters']['trainable']:,} | "
+        f"{middle['peak_memory_mb']:.0f} MB | {1000 * middle['seconds_per_step']:.0f} ms | {middle['train_seconds']:.0f} s |"
+    )
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("methods", nargs="+", metavar="METHOD[@key=value,...]")
     for flag in ("--model", "--data", "--out"):
         p.add_argument(flag, required=True)
     p.add_argument("--epochs", type=int, default=3)
     p.add_argument("--seeds", type=int, default=3)
     a = p.parse_args()
-    print("| method | test accuracy | parameters that learn | peak memory | a step | training |\n|---|---|---|---|---|---|", flush=True)
+    print(
+        "| method | test accuracy | parameters that learn | peak memory | a step | training |\n|---|---|---|---|---|---|",
+        flush=True)
     for method in a.methods:
         print(row(method, [train(method, seed, a) for seed in range(a.seeds)]), flush=True)
 

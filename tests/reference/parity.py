@@ -9,8 +9,11 @@ from transformers import AutoModel, AutoTokenizer
 
 import minillmclf
 
-TEXTS = ["Short.", "A text of middling length, with a few commas, and one question?",
-         "The longest of the three: it was written so that the batch is ragged, and its last words are these. " * 3]
+TEXTS = [
+    "Short.", "A text of middling length, with a few commas, and one question?",
+    "The longest of the three: it was written so that the batch is ragged, and its last words are these. "
+    * 3
+]
 
 
 @torch.inference_mode()
@@ -19,7 +22,8 @@ def main(folder):
     tokenizer, model = minillmclf.load_tokenizer(folder), minillmclf.load_backbone(folder)
     for text, ids, mask in zip(TEXTS, batch.input_ids, batch.attention_mask):
         assert tokenizer.encode(text) == ids[mask.bool()].tolist(), f"ids differ: {text}"
-    theirs = AutoModel.from_pretrained(folder, dtype=torch.float32, output_hidden_states=True).eval()(**batch).hidden_states
+    theirs = AutoModel.from_pretrained(folder, dtype=torch.float32,
+                                       output_hidden_states=True).eval()(**batch).hidden_states
     real, ours = batch.attention_mask.bool(), []
     for layer in model.layers:
         layer.register_forward_hook(lambda module, given, out: ours.append(out))     # (N, D)

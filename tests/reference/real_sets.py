@@ -26,7 +26,8 @@ def groups(model, lr, weight_decay):
     """Matrices are decayed, biases and norms are not."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
-    return [{"params": matrices, "weight_decay": weight_decay, "lr": lr}, {"params": others, "weight_decay": 0.0, "lr": lr}]
+    return [{"params": matrices, "weight_decay": weight_decay, "lr": lr},
+            {"params": others, "weight_decay": 0.0, "lr": lr}]
 
 
 def pack(tokenizer, examples, rows):
@@ -50,9 +51,16 @@ def reference_run(s):
     torch.manual_seed(s.seed)
     data, tokenizer = load_dataset(s), AutoTokenizer.from_pretrained(s.model)
     model = AutoModelForSequenceClassification.from_pretrained(s.model, num_labels=len(data.labels))
-    lengths = {k: [len(ids) for ids in tokenizer(*map(list, zip(*[e.texts for e in getattr(data, k)])), truncation=True).input_ids]
-               for k in ("train", "dev", "test")}
-    plan = [make_batches(lengths["train"], s.batch_size, seed=f"{s.seed}:{epoch}") for epoch in range(s.epochs)]
+    lengths = {
+        k: [
+            len(ids) for ids in tokenizer(*map(list, zip(
+                *[e.texts for e in getattr(data, k)])), truncation=True).input_ids
+        ] for k in ("train", "dev", "test")
+    }
+    plan = [
+        make_batches(lengths["train"], s.batch_size, seed=f"{s.seed}:{epoch}")
+        for epoch in range(s.epochs)
+    ]
     optimizer = torch.optim.AdamW(groups(model, s.lr, s.weight_decay), fused=True)
     total, step, best, started = sum(map(len, plan)), 0, (-1.0, 0.0), time.time()
     for batches in plan:
@@ -64,7 +72,8 @@ def reference_run(s):
             seed_step(s.seed, step)
             truth = torch.tensor([data.labels.index(data.train[row].label) for row in rows])
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(**pack(tokenizer, data.train, rows)).logits, truth).backward()
+            torch.nn.functional.cross_entropy(
+                model(**pack(tokenizer, data.train, rows)).logits, truth).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip)
             optimizer.step()
         dev = accuracy(model, tokenizer, data.dev, data.labels, lengths["dev"])
@@ -77,12 +86,16 @@ def own_run(s, folder):
     """This package's train command -> the same."""
     data = load_dataset(s)
     record = train.finished_record(s, folder, data, False) or train.train_run(s, data, folder)
-    return {"accuracy": list(record["results"].values())[-1]["accuracy"], "bag of words":
-            record["results"]["bag of words"]["accuracy"], "seconds": record["timing"]["train_seconds"]}
+    return {
+        "accuracy": list(record["results"].values())[-1]["accuracy"],
+        "bag of words": record["results"]["bag of words"]["accuracy"],
+        "seconds": record["timing"]["train_seconds"]
+    }
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", required=True)
     p.add_argument("--data", required=True)
     p.add_argument("--lr", type=float, required=True)
@@ -97,7 +110,9 @@ def main():
     results = json.loads(kept.read_text()) if kept.exists() else {}
     for seed in range(a.seeds):
         s = Settings(model=a.model, data=a.data, lr=a.lr, epochs=a.epochs, seed=seed).check()
-        for name, make in (("minillmclf", lambda: own_run(s, Path(a.out) / f"seed{seed}")), ("transformers", lambda: reference_run(s))):
+        for name, make in (("minillmclf", lambda: own_run(s,
+                                                          Path(a.out) / f"seed{seed}")),
+                           ("transformers", lambda: reference_run(s))):
             if f"{name} {seed}" not in results:
                 results[f"{name} {seed}"] = make()
                 kept.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +121,9 @@ def main():
     for name in ("minillmclf", "transformers"):
         values = [results[f"{name} {seed}"]["accuracy"] for seed in range(a.seeds)]
         spread = statistics.stdev(values) if a.seeds > 1 else 0.0
-        print(f"{name:<14}{statistics.mean(values):.4f} +- {spread:.4f}  {[round(v, 4) for v in values]}")
+        print(
+            f"{name:<14}{statistics.mean(values):.4f} +- {spread:.4f}  {[round(v, 4) for v in values]}"
+        )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ LABELS = ["a", "b", "tie"]
 
 def losses(probabilities, rows):
     """(N, 3), N Examples -> the log loss of each row (N,)."""
-    p = np.asarray(probabilities, dtype=np.float64)[np.arange(len(rows)), [LABELS.index(row.label) for row in rows]]
+    p = np.asarray(probabilities, dtype=np.float64)[np.arange(len(rows)),
+                                                    [LABELS.index(row.label) for row in rows]]
     return -np.log(np.clip(p, 1e-15, 1))
 
 
@@ -62,35 +63,43 @@ def write_files(folder, rows, unseen):
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, each, columns in (("train.csv", rows, WINNERS), ("test.csv", unseen, ())):
         with open(Path(folder, name), "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([["id", *FIELDS, *columns], *(
-                [number, *row.texts, *([int(row.label == label) for label in LABELS] if columns else ())]
-                for number, row in enumerate(each))])
+            csv.writer(file).writerows([["id", *FIELDS, *columns], *([
+                number, *row.texts, *([int(row.label == label)
+                                       for label in LABELS] if columns else ())
+            ] for number, row in enumerate(each))])
 
 
 def report(name, out_of_fold, test):
-    print(f"{name:<62}{'' if out_of_fold is None else f'{out_of_fold.mean():.4f}':>8}{test.mean():>9.4f}", flush=True)
+    print(
+        f"{name:<62}{'' if out_of_fold is None else f'{out_of_fold.mean():.4f}':>8}{test.mean():>9.4f}",
+        flush=True)
 
 
 def added(name, with_models, without):
     """How much lower the log loss is with the models: mean and paired interval."""
     gain = without - with_models
     low, high = bootstrap_interval(lambda rows: gain[rows].mean(), len(gain), draws=2000)
-    print(f"{name}: the models lower the log loss by {gain.mean():.4f} [{low:.4f}, {high:.4f}]", flush=True)
+    print(f"{name}: the models lower the log loss by {gain.mean():.4f} [{low:.4f}, {high:.4f}]",
+          flush=True)
     return [float(gain.mean()), low, high]
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", required=True)
     p.add_argument("--models", nargs="*", default=["mini-bert", "mini-llama"])
     p.add_argument("--members", nargs="*", default=[], help="folders of minillmclf.folds")
     p.add_argument("--write", help="a folder for train.csv and test.csv; nothing is fitted")
     p.add_argument("--folds", type=int, default=3)
-    p.add_argument("--rows", type=int, default=0, help="rows of train and dev, taken evenly (0: all)")
+    p.add_argument("--rows", type=int, default=0,
+                   help="rows of train and dev, taken evenly (0: all)")
     p.add_argument("--max-length", type=int, default=128)
     p.add_argument("--out", help="a JSON file for all losses")
     a = p.parse_args()
-    rows = [row for split in ("train", "dev") for row in read_examples(Path(a.data, f"{split}.csv"))]
+    rows = [
+        row for split in ("train", "dev") for row in read_examples(Path(a.data, f"{split}.csv"))
+    ]
     if a.rows:
         rows = [rows[i] for i in np.linspace(0, len(rows) - 1, a.rows).round().astype(int)]
     unseen = read_examples(Path(a.data, "test.csv"))
@@ -99,7 +108,9 @@ def main():
         return
     tests, groups = [row.texts for row in unseen], [group_key(row.texts[:1]) for row in rows]
     folds = assign_folds([row.label for row in rows], groups, a.folds, 0)
-    print(f"{len(rows)} rows in {a.folds} folds, {len(unseen)} test rows, {torch.get_num_threads()} thread(s)")
+    print(
+        f"{len(rows)} rows in {a.folds} folds, {len(unseen)} test rows, {torch.get_num_threads()} thread(s)"
+    )
     members, seconds = members_of(a, rows, groups, folds, tests)
     print(f"\n{'log loss':<62}{'folds':>8}{'test':>9}")
     y = [LABELS.index(row.label) for row in rows]
@@ -107,22 +118,34 @@ def main():
     report("the longer answer wins", None, losses(longer_answer(rows, tests, LABELS), unseen))
     bag, alone, *names = members
     kept, every, control = {}, [bag, *names], [bag, alone, *names]
-    for with_lengths, chosen in ((True, []), (False, [bag]), (True, [bag]), (True, [bag, alone]), (False, names),
-                                 *((True, [bag, name]) for name in names), (True, every), (True, control)):
+    for with_lengths, chosen in ((True, []), (False, [bag]), (True, [bag]), (True, [bag, alone]),
+                                 (False, names), *((True, [bag, name]) for name in names),
+                                 (True, every), (True, control)):
         stack = fit_stack(rows, [members[name] for name in chosen], folds, LABELS, with_lengths)
         title = " + ".join(["lengths"] * with_lengths + chosen)
         kept[title] = (losses(stack.out_of_fold.exp(), rows),
                        losses(stack.predict(tests, [members[name] for name in chosen]), unseen))
         report(title, *kept[title])
     gains = {}
-    for title, one, other in (("", every, [bag]), (", lengths alone in both", control, [bag, alone])):
+    for title, one, other in (("", every, [bag]), (", lengths alone in both", control, [bag,
+                                                                                        alone])):
         pairs = zip(*(kept["lengths + " + " + ".join(each)] for each in (one, other)))
         print()
-        gains |= {place + title: added(place + title, *pair) for place, pair in zip(("out of fold", "on test"), pairs)}
-    print("\nseconds of processor time:", {name: round(value) for name, value in seconds.items()}, f"in all {time.process_time():.0f}")
+        gains |= {
+            place + title: added(place + title, *pair)
+            for place, pair in zip(("out of fold", "on test"), pairs)
+        }
+    print("\nseconds of processor time:", {name: round(value) for name, value in seconds.items()},
+          f"in all {time.process_time():.0f}")
     if a.out:
-        Path(a.out).write_text(json.dumps({"gains": gains, "losses": {
-            title: [float(each.mean()) for each in pair] for title, pair in kept.items()}}, indent=2) + "\n")
+        Path(a.out).write_text(
+            json.dumps(
+                {
+                    "gains": gains, "losses": {
+                        title: [float(each.mean()) for each in pair]
+                        for title, pair in kept.items()
+                    }
+                }, indent=2) + "\n")
 
 
 if __name__ == "__main__":

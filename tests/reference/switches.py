@@ -64,8 +64,9 @@ def measured(*flags, give_back=False):
     """What STEPS prints, from a process of its own. give_back: have the C library give back what was freed."""
     sys.path[:0] = [str(ROOT / "tests")]
     from small import environment
-    ran = subprocess.run([sys.executable, "-c", STEPS, *map(str, flags)], cwd=ROOT, capture_output=True, text=True,
-                         env=environment() | ({"MALLOC_MMAP_THRESHOLD_": "65536"} if give_back else {}))
+    ran = subprocess.run([sys.executable, "-c", STEPS, *map(str, flags)], cwd=ROOT,
+                         capture_output=True, text=True, env=environment() |
+                         ({"MALLOC_MMAP_THRESHOLD_": "65536"} if give_back else {}))
     if ran.returncode:
         raise SystemExit(ran.stderr)
     return json.loads(ran.stdout.splitlines()[-1])
@@ -80,21 +81,31 @@ def main(model="mini-bert", data="long", batch_size="16", method="full"):
     from minillmclf.cli.rows import load_dataset
     from minillmclf.cli.settings import Settings
     backbone = load_backbone(find_model(model))
-    head = build_head(backbone.source_config["model_type"], backbone, len(load_dataset(Settings(data=data)).labels))
+    head = build_head(backbone.source_config["model_type"], backbone,
+                      len(load_dataset(Settings(data=data)).labels))
     weights = 4 * sum(p.numel() for part in (backbone, head) for p in part.parameters())
-    table = switch_table(backbone, head, method, int(batch_size), min(512, backbone.max_tokens or 512))
-    print("| switch | estimate | measured, freed blocks given back | estimate / measured | measured, glibc as it is | "
-          "saved: estimate | measured | s a step |\n|---|---|---|---|---|---|---|---|")
+    table = switch_table(backbone, head, method, int(batch_size),
+                         min(512, backbone.max_tokens or 512))
+    print(
+        "| switch | estimate | measured, freed blocks given back | estimate / measured | measured, glibc as it is | "
+        "saved: estimate | measured | s a step |\n|---|---|---|---|---|---|---|---|")
     first = None
     for flags, _, needed in table:
         given = [] if flags == "as it is" else flags.split()
-        length = [] if "--max-length" in given else ["--max-length", min(512, backbone.max_tokens or 512)]
-        asked = ["--model", model, "--data", data, "--batch-size", batch_size, "--method", method, *length, *given]
+        length = [] if "--max-length" in given else [
+            "--max-length", min(512, backbone.max_tokens or 512)
+        ]
+        asked = [
+            "--model", model, "--data", data, "--batch-size", batch_size, "--method", method,
+            *length, *given
+        ]
         ran, plain = measured(*asked, give_back=True), measured(*asked)
         said, peak = (needed - weights) / 1e6, ran["peak"] / 1e6
         first = first or (said, peak)
-        print(f"| {flags} | {said:,.0f} MB | {peak:,.0f} MB | {said / peak:.2f} | {plain['peak'] / 1e6:,.0f} MB | "
-              f"{first[0] - said:,.0f} MB | {first[1] - peak:,.0f} MB | {ran['seconds']:.1f} |", flush=True)
+        print(
+            f"| {flags} | {said:,.0f} MB | {peak:,.0f} MB | {said / peak:.2f} | {plain['peak'] / 1e6:,.0f} MB | "
+            f"{first[0] - said:,.0f} MB | {first[1] - peak:,.0f} MB | {ran['seconds']:.1f} |",
+            flush=True)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,8 @@ def write_texts(path, rows, seed=0):
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["text"])
-        writer.writerows([" ".join(rng.choices(known, k=rng.choice((1, 1, 2, 3))))] for _ in range(rows))
+        writer.writerows([" ".join(rng.choices(known, k=rng.choice((1, 1, 2, 3))))]
+                         for _ in range(rows))
 
 
 def build(folder):
@@ -75,24 +76,31 @@ def build(folder):
     model = Classifier.from_backbone("mini-bert", ["refund", "damaged", "question", "praise"])
     initialise_weights(model.head, seed=0, std=0.2)
     with torch.no_grad():
-        assert model.predict(["where is it?", "it is broken"]).std() > 0.01, "all classes alike: this would compare little"
+        assert model.predict(["where is it?", "it is broken"
+                              ]).std() > 0.01, "all classes alike: this would compare little"
     model.save(folder)
 
 
 def process(command, threads):
     """Run a command -> its stdout, seconds, peak memory in MB."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
-                   "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false", "RAYON_NUM_THREADS": str(threads)}
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
+        "RAYON_NUM_THREADS": str(threads)
+    }
     with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as said:
         began = time.perf_counter()
-        child = subprocess.Popen([sys.executable, *map(str, command)], stdout=printed, stderr=said, env=environment, cwd=ROOT)
+        child = subprocess.Popen([sys.executable, *map(str, command)], stdout=printed, stderr=said,
+                                 env=environment, cwd=ROOT)
         _, status, usage = os.wait4(child.pid, 0)
         seconds = time.perf_counter() - began
         for stream in (printed, said):
             stream.seek(0)
         if status:
             sys.exit(f"{' '.join(map(str, command[:3]))[:80]} failed:\n{said.read()[-2000:]}")
-        return printed.read(), seconds, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        return printed.read(), seconds, usage.ru_maxrss / (2**20
+                                                           if sys.platform == "darwin" else 2**10)
 
 
 def compare(ours, theirs):
@@ -101,7 +109,9 @@ def compare(ours, theirs):
     with open(ours, encoding="utf-8") as one, open(theirs, encoding="utf-8") as other:
         for a, b in zip(map(json.loads, one), map(json.loads, other)):
             equal, rows = equal + (a["label"] == b["label"]), rows + 1
-            apart = max(apart, *(abs(p - b["probabilities"][name]) for name, p in a["probabilities"].items()))
+            apart = max(
+                apart,
+                *(abs(p - b["probabilities"][name]) for name, p in a["probabilities"].items()))
     return equal / rows, apart, rows
 
 
@@ -113,13 +123,17 @@ def one_round(a, folder, model, ours_first):
 
     def ours():
         for name, rows in (("few", few), ("ours", a.rows)):
-            command = ["-m", "minillmclf.predict", "--model", model, "--data", folder / f"{rows}.csv", "--out", folder / name]
+            command = [
+                "-m", "minillmclf.predict", "--model", model, "--data", folder / f"{rows}.csv",
+                "--out", folder / name
+            ]
             found[name] = process(command, a.threads)[1:]
 
     def theirs():
         for name, rows in (("their few", max(1, a.theirs // 10)), ("theirs", a.theirs)):
-            printed, *found[name] = process(["-c", THEIRS, model, folder / f"{a.rows}.csv", folder / name, rows, a.threads],
-                                            a.threads)
+            printed, *found[name] = process([
+                "-c", THEIRS, model, folder / f"{a.rows}.csv", folder / name, rows, a.threads
+            ], a.threads)
         found["asked"] = float(printed)
     for part in (ours, theirs) if ours_first else (theirs, ours):
         part()
@@ -136,23 +150,33 @@ def table(a, rounds):
     """The rounds as a Markdown table -> lines."""
     few = max(1, a.rows // 10)
     speed = {
-        "rows/s with start": ([a.rows / r["ours"][0] for r in rounds], [a.theirs / r["theirs"][0] for r in rounds]),
-        "rows/s of the stream": ([(a.rows - few) / (r["ours"][0] - r["few"][0]) for r in rounds],
-                                 [a.theirs / r["asked"] for r in rounds])}
-    lines = [f"| {len(rounds)} rounds, {a.threads} thread(s) | ours, {a.rows:,} rows | theirs, {a.theirs:,} rows | "
-             "ours / theirs |", "|---|---|---|---|"]
+        "rows/s with start": ([a.rows / r["ours"][0]
+                               for r in rounds], [a.theirs / r["theirs"][0] for r in rounds]),
+        "rows/s of the stream": ([(a.rows - few) / (r["ours"][0] - r["few"][0])
+                                  for r in rounds], [a.theirs / r["asked"] for r in rounds])
+    }
+    lines = [
+        f"| {len(rounds)} rounds, {a.threads} thread(s) | ours, {a.rows:,} rows | theirs, {a.theirs:,} rows | "
+        "ours / theirs |", "|---|---|---|---|"
+    ]
     for name, (ours, theirs) in speed.items():
-        lines.append(f"| {name} | {cell(ours)} | {cell(theirs)} | {cell([x / y for x, y in zip(ours, theirs)], '{:.2f}')} |")
+        lines.append(
+            f"| {name} | {cell(ours)} | {cell(theirs)} | {cell([x / y for x, y in zip(ours, theirs)], '{:.2f}')} |"
+        )
     for name, own, other in (("peak memory, a tenth of the rows, MB", "few", "their few"),
                              ("peak memory, MB", "ours", "theirs")):
-        lines.append(f"| {name} | {cell([r[own][1] for r in rounds])} | {cell([r[other][1] for r in rounds])} | |")
+        lines.append(
+            f"| {name} | {cell([r[own][1] for r in rounds])} | {cell([r[other][1] for r in rounds])} | |"
+        )
     return lines
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--rows", type=int, default=100_000)
-    p.add_argument("--theirs", type=int, default=10_000, help="rows that transformers is given [10000]")
+    p.add_argument("--theirs", type=int, default=10_000,
+                   help="rows that transformers is given [10000]")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--model", help="a saved classifier [mini-bert with a random head]")
@@ -176,7 +200,9 @@ def main():
         assert same >= SAME and apart <= TOLERANCE, \
             f"{same:.2%} of the labels are equal, probabilities up to {apart:.1g} apart: not the same work"
         print("\n".join(table(a, rounds)))
-        print(f"\n{same:.2%} of {rows:,} labels are equal; probabilities are at most {apart:.1g} apart.")
+        print(
+            f"\n{same:.2%} of {rows:,} labels are equal; probabilities are at most {apart:.1g} apart."
+        )
 
 
 if __name__ == "__main__":
