@@ -37,6 +37,9 @@ LPFT = {"few_rows": "off", "dev": "none", "head_init": "probe", "pool": "mean", 
 WAYS = {"probe": {"few_rows": "on", "method": "head"}, "full": MANY, "probe, then full": LPFT,
         "contrastive": {"few_rows": "on"}}
 ALL_WAYS = ("bag of words", *WAYS, "setfit")
+# Which rows choose the epoch? `probe, then full` of 120 steps, made only where --ways names them.
+EPOCHS = {f"epoch: {name}": LPFT | {"dev": dev, "min_steps": 120}
+          for name, dev in (("the last", "none"), ("a tenth", "split"), ("folds", "cross"))}
 KEYS = ("model", "set", "rows", "seed", "way")             # what a run is known by
 TEST_ROWS = 500
 
@@ -101,7 +104,7 @@ def run(a, key):
     elif way == "setfit":
         score, steps = by_setfit(a.model, train, test, seed, a.setfit_steps)
     else:
-        score, steps = by_model(a.model, train, test, WAYS[way] | {"seed": seed})
+        score, steps = by_model(a.model, train, test, (WAYS | EPOCHS)[way] | {"seed": seed})
     seconds = time.process_time() - began
     return key | {"accuracy": round(score, 4), "seconds": round(seconds, 1), "steps": steps}
 
