@@ -1,17 +1,18 @@
-"""Comparisons with the libraries themselves: what a library refuses or lacks is a skip, a fault of ours is not.
+"""Comparisons with the libraries: what a library refuses or lacks is a skip, our fault is not.
 
-A release of transformers, PEFT or tokenizers may take a class away, refuse what it did, or not even be
-importable. That says nothing about us, and what we must do is stored beside it (fixtures/). So every live
-comparison
+A release of transformers, PEFT or tokenizers may take a class away, refuse what it did, or not even
+be importable. That says nothing about us, and what we must do is stored beside it (fixtures/). So
+every live comparison
 
-- gets the library by `imported(name)`: a skip where it is missing, broken, or of a version that nobody
-  compared with;
-- calls it inside `with may_refuse():`, with its own material: what it raises is a skip, in its own words;
-- lets it read what *we* wrote inside `with may_refuse(control):`. There a refusal is our fault, and fails,
-  unless the library refuses the control too, the same done with what it made itself. For folders see
-  `loaded` and `tokenizer_of`.
+- gets the library by `imported(name)`: a skip where it is missing, broken, or of a version that
+  nobody compared with;
+- calls it inside `with may_refuse():`, with its own material: what it raises is a skip, in its own
+  words;
+- lets it read what *we* wrote inside `with may_refuse(control):`. There a refusal is our fault, and
+  fails, unless the library refuses the control too, the same done with what it made itself. For
+  folders see `loaded` and `tokenizer_of`.
 
-An AssertionError, an InputError, a NameError and what was raised in minillmclf pass through all of them.
+An AssertionError, an InputError, a NameError and what was raised in minillmclf pass all of them.
 """
 import functools
 import importlib
@@ -39,14 +40,13 @@ STORED = {  # model_type -> a folder of fixtures/models, by transformers
     "xlm-roberta": "xlm_roberta_classifier", "roberta": "roberta_classifier",
     "deberta-v2": "deberta_classifier", "modernbert": "modernbert_classifier",
     "gpt2": "gpt2_classifier", "llama": "llama_lm", "mistral": "mistral_lm", "qwen2": "qwen2_lm",
-    "qwen3": "qwen3_lm", "gemma": "gemma_classifier", "gemma2": "gemma2_lm",
-    "gemma3_text": "gemma3_lm", "t5": "t5_lm"
-}
+    "qwen3": "qwen3_lm", "gemma": "gemma_classifier",
+    "gemma2": "gemma2_lm", "gemma3_text": "gemma3_lm", "t5": "t5_lm"}
 
 
 @functools.cache
 def claimed():
-    """name -> the versions that setup.py's extra `test` installs: the comparison is claimed for these."""
+    """name -> the versions of setup.py's extra `test`: the comparison is claimed for these."""
     names, text = "|".join(LIBRARIES), (ROOT / "setup.py").read_text()
     said = map(Requirement, re.findall(rf'"((?:{names})\b[^"]*)"', text))
     return {requirement.name: requirement.specifier for requirement in said}
@@ -65,8 +65,9 @@ def imported(name):
 
 
 def is_ours(error):
-    """Whether an exception is a fault of ours: by its kind, or since it, or one that it came from, was raised
-    in minillmclf: of what was called, that and not the library is the last before the fault."""
+    """Whether an exception is a fault of ours: by its kind, or since it, or one that it came from,
+    was raised in minillmclf: of what was called, that and not the library is the last before the
+    fault."""
     if isinstance(error, (AssertionError, InputError, NameError)):
         return True
     while error:
@@ -81,10 +82,12 @@ def is_ours(error):
 
 @contextmanager
 def may_refuse(control=None):
-    """Around calls of a library that we compare with: what it refuses is a skip, its words are the reason.
+    """Around calls of a library that we compare with: what it refuses is a skip, its words are the
+    reason.
 
-    control: a function that does the same with nothing of ours. With it, a refusal is a skip only where the
-    control is refused too, and else our fault: the library takes what it made itself and not what we made.
+    control: a function that does the same with nothing of ours. With it, a refusal is a skip only
+    where the control is refused too, and else our fault: the library takes what it made itself and
+    not what we made.
     """
     try:
         yield
@@ -100,8 +103,9 @@ def may_refuse(control=None):
 
 
 def tokenizer_of(folder, kind, read=None):
-    """The tokenizer that transformers reads in a folder that we wrote. That it reads what it wrote itself, a
-    fresh one of class `kind`, and not the folder, is our fault. read: the class that reads [AutoTokenizer]."""
+    """The tokenizer that transformers reads in a folder that we wrote. That it reads what it wrote
+    itself, a fresh one of class `kind`, and not the folder, is our fault. read: the class that
+    reads [AutoTokenizer]."""
     transformers = imported("transformers")
 
     def asked(place):
@@ -118,9 +122,10 @@ def tokenizer_of(folder, kind, read=None):
 
 
 def loaded(load, folder, ask=True, **given):
-    """What `load` of transformers returns for a folder that we wrote, its model asked once. That it takes what
-    it wrote itself, a stored model of the same model_type, and not the folder, is our fault. ask: False where
-    an answer would change the model, as one of four bits, whose weights bitsandbytes packs anew."""
+    """What `load` of transformers returns for a folder that we wrote, its model asked once. That it
+    takes what it wrote itself, a stored model of the same model_type, and not the folder, is our
+    fault. ask: False where an answer would change the model, as one of four bits, whose weights
+    bitsandbytes packs anew."""
     def asked(place):
         found = load(place, **given)
         if not ask:

@@ -1,4 +1,5 @@
-"""Does the advice follow from the facts, rule by rule, and are the facts those of the data, the models and the comparison?"""
+"""Does the advice follow from the facts, rule by rule, and are the facts those of the data, the
+models and the comparison?"""
 
 import json
 import subprocess
@@ -22,110 +23,112 @@ from minillmclf.text.data import load_data
 def model(kind="encoder", name=None, median=50, limit=100, over=0.0, fit=("full", "lora", "qlora")):
     ways = [{"method": method, "trainable": 1, "bytes": 1, "at_least": False, "fits": method in fit}
             for method in ("full", "head", "lora", "qlora")]
-    return {
-        "name": name or kind, "kind": kind, "median": median, "limit": limit, "over": over,
-        "methods": ways
-    }
+    return {"name": name or kind, "kind": kind, "median": median, "limit": limit, "over": over,
+            "methods": ways}
 
 
 def facts(*models, purpose="classify", texts=1, preference=False, imbalance=1.0, room=1,
           comparison=None, rows_per_class=100):
-    return {
-        "purpose": purpose, "rows_at_once": 32, "machine": {"room": room}, "comparison": comparison,
-        "models": models or (model("decoder"), model(), model("encoder-decoder")), "data": {
-            "texts": texts, "preference": preference, "imbalance": imbalance,
-            "rows_per_class": rows_per_class
-        }
-    }
+    return {"purpose": purpose, "rows_at_once": 32, "machine": {"room": room},
+            "comparison": comparison,
+            "models": models or (model("decoder"), model(), model("encoder-decoder")),
+            "data": {"texts": texts, "preference": preference, "imbalance": imbalance,
+                     "rows_per_class": rows_per_class}}
 
 
 @pytest.mark.parametrize("given, flags, reason", [
-    (facts(), {"model": "encoder", "method": "full"}, "an encoder is fastest; training in full fits"),
-    (facts(purpose="generate"), {"model": "decoder", "method": "full", "readout": "labels"}, "a decoder writes and classifies"),
-    (facts(purpose="text-to-text"), {"model": "encoder-decoder", "method": "full", "readout": "labels"}, "made for text to text"),
-    (facts(model("decoder")), {"model": "decoder", "method": "full"}, "there is no encoder among the models"),
+    (facts(), {"model": "encoder", "method": "full"},
+     "an encoder is fastest; training in full fits"),
+    (facts(purpose="generate"), {"model": "decoder", "method": "full", "readout": "labels"},
+     "a decoder writes and classifies"),
+    (facts(purpose="text-to-text"),
+     {"model": "encoder-decoder", "method": "full", "readout": "labels"}, "made for text to text"),
+    (facts(model("decoder")), {"model": "decoder", "method": "full"},
+     "there is no encoder among the models"),
     (facts(model(name="a"), model(name="b")), {"model": "a", "method": "full"}, "fits"),
-    (facts(model(fit=("head", "lora", "qlora"))), {"model": "encoder", "method": "lora"}, "lora fits, full does not"),
-    (facts(model(fit=("qlora",))), {"model": "encoder", "method": "qlora"}, "qlora fits, full does not"),
-    (facts(model(name="large", fit=()), model(name="small", fit=("lora",))), {"model": "small", "method": "lora"}, "lora fits"),
-    (facts(model(fit=())), {"model": "encoder", "method": "qlora", "micro_batch_size": 1, "gradient_checkpointing": "on"}, "nothing fits"),
+    (facts(model(fit=("head", "lora", "qlora"))), {"model": "encoder", "method": "lora"},
+     "lora fits, full does not"),
+    (facts(model(fit=("qlora",))), {"model": "encoder", "method": "qlora"},
+     "qlora fits, full does not"),
+    (facts(model(name="large", fit=()), model(name="small", fit=("lora",))),
+     {"model": "small", "method": "lora"}, "lora fits"),
+    (facts(model(fit=())), {"model": "encoder", "method": "qlora", "micro_batch_size": 1,
+                            "gradient_checkpointing": "on"}, "nothing fits"),
     (facts(model(fit=()), room=None), {"model": "encoder", "method": "full"}, "not known here"),
     (facts(model(over=0.05)), {"model": "encoder", "method": "full"}, "fits"),
-    (facts(model(over=0.06)), {"model": "encoder", "method": "full", "truncation_side": "middle"}, "6% of the texts are cut"),
-    (facts(model(over=0.6, median=101)), {"model": "encoder", "method": "full", "windows": "mean", "micro_batch_size": 4},
-     "windows read them whole"),
+    (facts(model(over=0.06)), {"model": "encoder", "method": "full", "truncation_side": "middle"},
+     "6% of the texts are cut"),
+    (facts(model(over=0.6, median=101)), {"model": "encoder", "method": "full", "windows": "mean",
+                                          "micro_batch_size": 4}, "windows read them whole"),
     (facts(model("decoder", over=0.6, median=101), purpose="generate"),
      {"model": "decoder", "method": "full", "readout": "labels"}, "a model that writes"),
-    (facts(rows_per_class=49), {"model": "encoder", "method": "full", "few_rows": "on"}, "49 rows a class are few"),
-    (facts(imbalance=5.1), {"model": "encoder", "method": "full", "class_weights": "balanced", "metric": "macro_f1"},
-     "5.1 times the rows"),
-    (facts(texts=3, preference=True), {"model": "encoder", "method": "full", "preference": "bradley-terry"}, "two answers"),
-    (facts(texts=3), {"model": "encoder", "method": "full", "readout": "labels"}, "label texts take 3 texts a row")])
+    (facts(rows_per_class=49), {"model": "encoder", "method": "full", "few_rows": "on"},
+     "49 rows a class are few"),
+    (facts(imbalance=5.1), {"model": "encoder", "method": "full", "class_weights": "balanced",
+                            "metric": "macro_f1"}, "5.1 times the rows"),
+    (facts(texts=3, preference=True),
+     {"model": "encoder", "method": "full", "preference": "bradley-terry"}, "two answers"),
+    (facts(texts=3), {"model": "encoder", "method": "full", "readout": "labels"},
+     "label texts take 3 texts a row")])
 def test_each_rule_gives_its_flags_and_its_reason(given, flags, reason):
     found, why = advise(given)
     assert found == flags and reason in "; ".join(why), (found, why)
     if "preference" not in flags or hasattr(Settings(), "preference"):
-        read_settings({name: value for name, value in found.items()
-                       if name != "model"})  # a run would take them
+        # a run would take them
+        read_settings({name: value for name, value in found.items() if name != "model"})
 
 
 def row(label, method="full", score=0.9, seconds=10.0, ms=1.0, low=-0.2, high=-0.1, p=0.001,
         best=False, **more):
-    return {
-        "model": label.partition(",")[0], "label": label, "method": method,
-        "readout": "head" if method else "", "settings": "", "size": "all", "split": "test",
-        "metric": "accuracy", "score": {"mean": score, "low": score - .01, "high": score + .01},
-        "dev": score, "dev_rows": 100, "train_seconds": seconds, "ms_per_text": ms, "best": best,
-        "difference": None if best else {"mean": (low + high) / 2, "low": low, "high": high},
-        "mcnemar": None if best else p, **more
-    }
+    return {"model": label.partition(",")[0], "label": label, "method": method,
+            "readout": "head" if method else "", "settings": "", "size": "all", "split": "test",
+            "metric": "accuracy", "score": {"mean": score, "low": score - .01, "high": score + .01},
+            "dev": score, "dev_rows": 100, "train_seconds": seconds,
+            "ms_per_text": ms, "best": best,
+            "difference": None if best else {"mean": (low + high) / 2, "low": low, "high": high},
+            "mcnemar": None if best else p, **more}
 
 
-ROWS = [
-    row("bag-of-words", "", 0.7, 0.1, 0.01),
-    row("bert, full", score=0.90, dev=0.95, seconds=90.0),
-    row("bert, lora", "lora", 0.94, 60.0, dev=0.93,
-        settings="rank=4"),  # the error at 0.95 is 0.0218
-    row("bert, head", "head", 0.8, 5.0, 0.5),
-    row("bert, bitfit", "bitfit", 0.97, 50.0, dev=0.928, best=True),
-    row("bert, lora", "lora", 0.99, 1.0, 0.1, size=10)
-]
+ROWS = [row("bag-of-words", "", 0.7, 0.1, 0.01),
+        row("bert, full", score=0.90, dev=0.95, seconds=90.0),
+        row("bert, lora", "lora", 0.94, 60.0, dev=0.93,
+            settings="rank=4"),  # the error at 0.95 is 0.0218
+        row("bert, head", "head", 0.8, 5.0, 0.5),
+        row("bert, bitfit", "bitfit", 0.97, 50.0, dev=0.928, best=True),
+        row("bert, lora", "lora", 0.99, 1.0, 0.1, size=10)]
 
 
 def comparison(folder, data, rows=ROWS, **asked):
     folder.mkdir(parents=True)
     (folder / "table.json").write_text(json.dumps({"metric": "accuracy", "rows": rows}))
     (folder / "settings.json").write_text(
-        json.dumps({
-            "models": ["path/to/bert@pool=mean"], "seeds": 2, "out": "x", "data": str(data),
-            "epochs": 3, **asked
-        }))
+        json.dumps({"models": ["path/to/bert@pool=mean"], "seeds": 2, "out": "x", "data": str(data),
+                    "epochs": 3, **asked}))
     return folder
 
 
 def test_a_comparison_is_read_and_goes_before_the_rules(tmp_path, monkeypatch):
     folder = comparison(tmp_path / "runs" / "mine", "my.csv")
     found = measured.comparison_facts(str(folder), "my.csv")
-    assert found["best"] == ROWS[1] and found["fastest"] == ROWS[
-        3], "fastest: of trained rows, the baseline is none"
-    assert found["cheapest"] == ROWS[
-        2], "bitfit is best on test, which chooses nothing; 10 rows a class are another question"
+    assert found["best"] == ROWS[1] and found["fastest"] == ROWS[3], (
+        "fastest: of trained rows, the baseline is none")
+    assert found["cheapest"] == ROWS[2], (
+        "bitfit is best on test, which chooses nothing; 10 rows a class are another question")
     flags, why = advise(facts(comparison=found))
     assert flags == {"model": "path/to/bert", "method": "lora", "epochs": 3, "rank": "4"}, flags
     assert why == [
-        "measured: the shortest training within one standard error of the best on dev (bert, full)"
-    ]
+        "measured: the shortest training within one standard error of the best on dev (bert, full)"]
     text = "\n".join(page.comparison_lines(found))
     for part in ("bert, lora rank=4",
                  "0.940 [0.930, 0.950], dev 0.930, trained in 60 s, 1.00 ms a text",
                  "test accuracy"):
         assert part in text, text
     monkeypatch.chdir(tmp_path)
-    assert measured.comparison_facts(
-        None, "my.csv")["folder"] == "runs/mine", "the comparison in runs/ is found"
+    assert measured.comparison_facts(None, "my.csv")["folder"] == "runs/mine", (
+        "the comparison in runs/ is found")
     assert measured.comparison_facts(None, "other.csv") is None, "that of other data is not"
-    refused(lambda: measured.comparison_facts(str(folder), "other.csv"), "--comparison",
-            "other data than other.csv")
+    refused(lambda: measured.comparison_facts(str(folder), "other.csv"),
+            "--comparison", "other data than other.csv")
     refused(lambda: measured.comparison_facts(str(comparison(tmp_path / "empty", "a", [])), "a"),
             "has no rows")
     refused(lambda: measured.comparison_facts(str(tmp_path / "nothing"), "a"),
@@ -142,11 +145,10 @@ def test_where_nothing_trained_comes_near_a_baseline_the_rules_advise_and_it_is_
 
 def test_near_is_within_one_standard_error_of_the_best_on_dev():
     best = row("a", dev=0.8)                                     # sqrt(0.8 x 0.2 / 100) = 0.04
-    assert is_near(row("b", dev=0.761),
-                   best) and not is_near(row("b", dev=0.759), best) and is_near(best, best)
-    assert not is_near(
-        row("b", dev=0.79),
-        {**best, "dev_rows": None}), "of an older comparison the number of dev rows is not known"
+    assert is_near(row("b", dev=0.761), best) and not is_near(row("b", dev=0.759), best)
+    assert is_near(best, best)
+    assert not is_near(row("b", dev=0.79), {**best, "dev_rows": None}), (
+        "of an older comparison the number of dev rows is not known")
     assert not is_near(row("b", dev=0.81, metric="log_loss"), {**best, "metric": "log_loss"})
 
 
@@ -157,19 +159,12 @@ def test_the_best_log_loss_is_the_smallest(tmp_path):
 
 
 def test_a_models_own_settings_and_those_of_all_are_flags():
-    made = {
-        "settings": {
-            "models": ["a/bert@lr=0.1,pool=mean"], "methods": ["full"], "data": "x",
-            "batch_size": 8, "sweep": [], "out": "y"
-        }
-    }
-    found = measured_flags(
-        made,
-        row("bert", readout="labels", settings="epochs=2") | {"model": "bert@lr=0.1,pool=mean"})
-    assert found == {
-        "model": "a/bert", "method": "full", "batch_size": 8, "readout": "labels", "lr": "0.1",
-        "pool": "mean", "epochs": "2"
-    }
+    made = {"settings": {"models": ["a/bert@lr=0.1,pool=mean"], "methods": ["full"], "data": "x",
+                         "batch_size": 8, "sweep": [], "out": "y"}}
+    found = measured_flags(made, row("bert", readout="labels", settings="epochs=2") | {
+        "model": "bert@lr=0.1,pool=mean"})
+    assert found == {"model": "a/bert", "method": "full", "batch_size": 8, "readout": "labels",
+                     "lr": "0.1", "pool": "mean", "epochs": "2"}
 
 
 @pytest.fixture(scope="module")
@@ -182,11 +177,8 @@ def place(tmp_path_factory):
 
 
 def asked(place, capsys, *more):
-    assert choose.main([
-        "--data",
-        str(place / "data.csv"), "--models",
-        str(place / "bert"), "--batch-size", "8", *more
-    ]) == 0
+    assert choose.main(["--data", str(place / "data.csv"), "--models", str(place / "bert"),
+                        "--batch-size", "8", *more]) == 0
     return capsys.readouterr().out
 
 
@@ -197,18 +189,18 @@ def test_facts_are_those_of_the_data_and_of_the_estimator(place, capsys):
     assert found["data"]["rows"] == {"train": 30, "dev": 9, "test": 9}
     assert found["data"]["rarest_rows"] == min(map(rows.count, data.labels))
     (it,), body = found["models"], load_backbone(place / "bert")
-    assert it["kind"] == "encoder" and it["median"] <= it["p95"] <= it["limit"] == 64 and it[
-        "over"] == 0
+    assert it["kind"] == "encoder" and it["median"] <= it["p95"] <= it["limit"] == 64
+    assert it["over"] == 0
     head = build_head("bert", body, len(data.labels))
     for way in it["methods"]:
         trained, held, kept = training_memory(body, head, way["method"], it["p95"])
         assert (way["trainable"], way["fits"]) == (trained, True)
-        assert way["bytes"] == pytest.approx(
-            held + 8 * kept, rel=1e-3), f"{way['method']}: another estimate than inspect's"
-    few = json.loads(asked(place, capsys, "--json", "--micro-batch-size",
-                           "2"))["models"][0]["methods"]
-    assert all(a["bytes"] < b["bytes"]
-               for a, b in zip(few, it["methods"])), "fewer rows at a time keep less"
+        assert way["bytes"] == pytest.approx(held + 8 * kept, rel=1e-3), (
+            f"{way['method']}: another estimate than inspect's")
+    said = asked(place, capsys, "--json", "--micro-batch-size", "2")
+    few = json.loads(said)["models"][0]["methods"]
+    assert all(a["bytes"] < b["bytes"] for a, b in zip(few, it["methods"])), (
+        "fewer rows at a time keep less")
     for way in few:                       # from the second two rows on, gradients are held too
         trained, held, kept = training_memory(body, head, way["method"], it["p95"])
         assert way["bytes"] == pytest.approx(held + 4 * trained + 2 * kept, rel=1e-3), way
@@ -218,15 +210,14 @@ def test_facts_are_those_of_the_data_and_of_the_estimator(place, capsys):
 
 def test_the_page_fits_and_ends_with_a_command(place, capsys):
     out = asked(place, capsys, "--max-length", "5")
-    assert max(
-        map(len, [
-            line for line in out.splitlines() if "start with" not in line and "because" not in line
-        ])) <= 120
+    assert max(len(line) for line in out.splitlines()
+               if "start with" not in line and "because" not in line) <= 120
     for part in ("the rule of thumb", "one text a row", "48 rows (30 train, 9 dev, 9 test)",
                  "--windows mean reads them whole", "cores; memory", "no comparison of these data"):
         assert part in out, f"{part!r} is not in {out}"
     last = next(line for line in out.splitlines() if line.startswith("start with: "))
-    assert "python -m minillmclf.train --model " in last and "--method full" in last and "--max-length 5" in last
+    assert "python -m minillmclf.train --model " in last and "--method full" in last
+    assert "--max-length 5" in last
 
 
 def test_what_does_not_fit_is_marked_and_not_loaded(place, capsys, monkeypatch):
@@ -234,12 +225,13 @@ def test_what_does_not_fit_is_marked_and_not_loaded(place, capsys, monkeypatch):
     monkeypatch.setattr(page, "machine_facts", lambda: machine | {"room": 50_000})
     out = asked(place, capsys)
     assert "> " in out and " NO" in out and " yes" not in out, out
-    assert "--method qlora --micro-batch-size 1 --gradient-checkpointing --data" in out and "nothing fits" in out
+    assert "--method qlora --micro-batch-size 1 --gradient-checkpointing --data" in out
+    assert "nothing fits" in out
     monkeypatch.setattr(page, "machine_facts",
                         lambda: {**machine, "memory": {"total": None, "free": None}, "room": None})
     out = asked(place, capsys)
-    assert "memory not known, free not known" in out and " NO" not in out.replace(
-        "(NO:", "") and "not known here" in out
+    assert "memory not known, free not known" in out and " NO" not in out.replace("(NO:", "")
+    assert "not known here" in out
 
 
 def test_models_in_checkpoints_are_found_and_a_broken_one_is_said(tmp_path, place, capsys,
@@ -257,34 +249,34 @@ def test_models_in_checkpoints_are_found_and_a_broken_one_is_said(tmp_path, plac
 
 
 def test_kinds_are_those_of_the_families():
-    names = {
-        "bert_masked_lm": "encoder", "llama_lm": "decoder", "gpt2_lm": "decoder",
-        "t5_lm": "encoder-decoder"
-    }
+    names = {"bert_masked_lm": "encoder", "llama_lm": "decoder", "gpt2_lm": "decoder",
+             "t5_lm": "encoder-decoder"}
     assert {name: load_backbone(MODELS / name).KIND for name in names} == names
 
 
 def test_a_percentile_is_the_nearest_rank():
-    assert [the_facts.percentile(range(1, 21), p)
-            for p in (50, 95, 100)] == [10, 19, 20] and the_facts.percentile([7], 95) == 7
+    assert [the_facts.percentile(range(1, 21), p) for p in (50, 95, 100)] == [10, 19, 20]
+    assert the_facts.percentile([7], 95) == 7
     eleven = [the_facts.percentile(range(1, 12), p) for p in (50, 95)]   # ranks 5.5 and 10.45
     assert eleven == [6, 11], "between two ranks it is the upper one"
 
 
 def test_a_path_with_blanks_stays_one_argument():
-    assert command_of({"model": "my models/a", "batch_size": 8
-                       }) == "python -m minillmclf.train --model 'my models/a' --batch-size 8"
+    assert (command_of({"model": "my models/a", "batch_size": 8})
+            == "python -m minillmclf.train --model 'my models/a' --batch-size 8")
 
 
 def test_mistakes_are_one_line_and_help_needs_no_torch(place):
-    for arguments, fault in (["--models", "nowhere"], "nowhere: no such model folder"), \
-            (["--data", "nowhere"], "'nowhere': no such file"), (["--batch-size", "0"], "--batch-size 0: should be 1 or more"), \
-            (["--comparison", "nowhere"], "nowhere/settings.json: is not there"):
+    for arguments, fault in ((["--models", "nowhere"], "nowhere: no such model folder"),
+                             (["--data", "nowhere"], "'nowhere': no such file"),
+                             (["--batch-size", "0"], "--batch-size 0: should be 1 or more"),
+                             (["--comparison", "nowhere"], "nowhere/settings.json: is not there")):
         code, out, error = command("minillmclf.choose", *arguments)
         assert code == 2 and not out and fault in error and error.count("\n") == 1, error
-    program = "import sys; import minillmclf.choose.__main__, minillmclf.choose.advice; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT,
-                          env=environment()).returncode == 0, "torch was loaded"
+    program = ("import sys; import minillmclf.choose.__main__, minillmclf.choose.advice; "
+               "sys.exit('torch' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment())
+    assert done.returncode == 0, "torch was loaded"
 
 
 @pytest.mark.parametrize("labels", [("a", "b", "tie"), ("model_a", "model_b", "tie")])
@@ -298,8 +290,8 @@ def test_a_preference_is_seen_by_each_spelling_of_its_classes(labels, tmp_path):
 
 
 def test_what_few_rows_gain_is_what_was_measured():
-    page = (Path(__file__).parents[1] /
-            "lessons/measurements/few_rows.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "lessons/measurements/few_rows.md").read_text(
+        encoding="utf-8")
     row = next(line for line in page.splitlines()
                if line.startswith("| tickets | 10 |") and FEW_ROWS_GAIN["contrastive"] in line)
     assert FEW_ROWS_GAIN["full"] in row

@@ -1,7 +1,9 @@
-"""Do classifiers travel both ways between this package and transformers, with the same answers and label names?
+"""Do classifiers travel both ways between this package and transformers, with the same answers and
+label names?
 
-And what needs no reference: a new head is seeded, an old one dropped with a word; answers come in the order of the
-texts; a pooled head comes back as it was; a long pair keeps both its parts; what cannot be right is refused.
+And what needs no reference: a new head is seeded, an old one dropped with a word; answers come in
+the order of the texts; a pooled head comes back as it was; a long pair keeps both its parts; what
+cannot be right is refused.
 """
 
 import json
@@ -30,10 +32,8 @@ from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import tune
 
 BOTH = ("bert_classifier", "distilbert_classifier", "roberta_classifier", "xlm_roberta_classifier")
-SINGLE = [
-    "the film was slow, and the old book too", "no", "why not?", "it is a new day: they love it",
-    "a", "lost!"
-]
+SINGLE = ["the film was slow, and the old book too", "no", "why not?",
+          "it is a new day: they love it", "a", "lost!"]
 PAIRS = [("is it late?", "it was late again"), ("a", "no refund, no answer; nothing but the cold."),
          ("they love the old film", "no")]
 
@@ -45,7 +45,7 @@ def transformers():
 
 @pytest.fixture
 def folder(tmp_path):
-    """folder(name) -> a copy of a stored model, with other values in its config.json if so asked."""
+    """folder(name) -> a copy of a stored model, with other values in its config.json if asked."""
     def copy(name, **config):
         into = tmp_path / name
         shutil.copytree(MODELS / name, into, dirs_exist_ok=True)
@@ -61,28 +61,28 @@ def scores(model, texts, batch_size=64):
 
 @torch.inference_mode()
 def their_logits(model, tokenizer, texts):
-    """What a model and a tokenizer of transformers answer for one padded batch of texts, or of pairs."""
+    """What transformers' model and tokenizer answer for one padded batch of texts, or of pairs."""
     first, second = (texts, None) if isinstance(texts[0], str) else map(list, zip(*texts))
     return model.eval()(**tokenizer(first, second, padding=True, return_tensors="pt")).logits
 
 
 def asked(transformers, name):
-    """What transformers does with the stored model `name`, which is its own: a control for what we saved."""
+    """What transformers does with its own stored model `name`: a control for what we saved."""
     folder = MODELS / name
     for kind in (transformers.AutoModelForSequenceClassification, transformers.AutoModel):
         kind.from_pretrained(folder).eval()(input_ids=torch.tensor([[3, 4]]),
                                             attention_mask=torch.ones(1, 2))
     transformers.AutoTokenizer.from_pretrained(folder)(["no"], ["why not?"], padding=True,
                                                        return_tensors="pt")
-    transformers.pipeline("text-classification",
-                          model=str(folder))({"text": "no", "text_pair": "why not?"})
+    transformers.pipeline("text-classification", model=str(folder))({
+        "text": "no", "text_pair": "why not?"})
 
 
 def differs(ours, theirs, tolerance=1e-5):
     return first_difference({"logits": ours}, {"logits": theirs}, tolerance)
 
 
-# ------------------------------------------------------------------------------------------------ both ways
+# ---------------------------------------------------------------------------------------- both ways
 
 @pytest.mark.parametrize("name", BOTH)
 def test_transformers_reads_what_we_save(name, transformers, tmp_path):
@@ -93,14 +93,15 @@ def test_transformers_reads_what_we_save(name, transformers, tmp_path):
         again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
         expected = [their_logits(again, tokenizer, texts) for texts in (SINGLE, PAIRS)]
-    assert ("token_type_ids" in tokenizer.model_input_names) == (
-        name == "bert_classifier"), "no type for who takes none"
+    assert ("token_type_ids" in tokenizer.model_input_names) == (name == "bert_classifier"), (
+        "no type for who takes none")
     for texts, logits in zip((SINGLE, PAIRS), expected):
         found = differs(scores(model, texts), logits)
         assert found is None, f"{name}: transformers answers otherwise for {texts}, {found}"
     assert again.config.id2label == {0: "zebra", 1: "ape", 2: "newt"}
     assert again.config.label2id == {"zebra": 0, "ape": 1, "newt": 2}
-    assert again.config.problem_type == "single_label_classification", "it would be guessed, perhaps wrongly"
+    assert again.config.problem_type == "single_label_classification", (
+        "it would be guessed, perhaps wrongly")
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -109,17 +110,16 @@ def test_the_pipeline_of_transformers_gives_the_same_label_and_score(name, trans
     model.save(tmp_path)
     with may_refuse(lambda: asked(transformers, name)):
         ask = transformers.pipeline("text-classification", model=str(tmp_path))
-        answers = [
-            ask(text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]})
-            for text in SINGLE + PAIRS
-        ]
+        answers = [ask(text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]})
+                   for text in SINGLE + PAIRS]
     for text, row, found in zip(SINGLE + PAIRS, model.predict(SINGLE + PAIRS), answers):
         found = found[0] if isinstance(found, list) else found
         assert found["label"] == model.labels[row.argmax()], f"{name}: another label for {text!r}"
         assert abs(found["score"] - row.max()) <= 1e-5, f"{name}: another score for {text!r}"
 
 
-@pytest.mark.parametrize("names", [None, list("zayb"), [str(9 - i) for i in range(11)]], ids=["two", "four", "eleven"])
+@pytest.mark.parametrize("names", [None, list("zayb"), [str(9 - i) for i in range(11)]],
+                         ids=["two", "four", "eleven"])
 @pytest.mark.parametrize("name", BOTH)
 def test_we_read_what_transformers_saves(name, names, transformers, tmp_path):
     from reference import make_fixtures
@@ -128,16 +128,16 @@ def test_we_read_what_transformers_saves(name, names, transformers, tmp_path):
         config = transformers.AutoConfig.from_pretrained(MODELS / name)
         config.num_labels = count
         if names is not None:
-            config.id2label, config.label2id = dict(enumerate(
-                names)), {label: i for i, label in enumerate(names)}
+            config.id2label = dict(enumerate(names))
+            config.label2id = {label: i for i, label in enumerate(names)}
         theirs = transformers.AutoModelForSequenceClassification.from_config(config)
         make_fixtures.exaggerate(theirs, seed=count).save_pretrained(tmp_path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(MODELS / name)
         tokenizer.save_pretrained(tmp_path)
         expected = [their_logits(theirs, tokenizer, texts) for texts in (SINGLE, PAIRS)]
     model = Classifier.load(tmp_path)
-    assert model.labels == [theirs.config.id2label[i]
-                            for i in range(count)], "another order than the numbers"
+    assert model.labels == [theirs.config.id2label[i] for i in range(count)], (
+        "another order than the numbers")
     for texts, logits in zip((SINGLE, PAIRS), expected):
         found = differs(scores(model, texts, 2), logits)
         assert found is None, f"{name}: we answer otherwise for {texts}, {found}"
@@ -148,18 +148,20 @@ def test_we_read_what_transformers_saves(name, names, transformers, tmp_path):
 @pytest.mark.parametrize("name", BOTH)
 def test_transformers_reads_a_saved_body(name, kind, transformers, tmp_path):
     body = load_backbone(MODELS / name)
-    save_backbone(body, tmp_path) if kind == "body" else Classifier.load(MODELS /
-                                                                         name).save(tmp_path)
+    if kind == "body":
+        save_backbone(body, tmp_path)
+    else:
+        Classifier.load(MODELS / name).save(tmp_path)
     batch = load_file(MODELS / name / "expected.safetensors")
     ids, mask, types = (batch[key] for key in ("ids", "mask", "types"))
     with torch.inference_mode():
         with may_refuse(lambda: asked(transformers, name)):
-            theirs, loading = transformers.AutoModel.from_pretrained(tmp_path,
-                                                                     output_loading_info=True)
+            theirs, loading = transformers.AutoModel.from_pretrained(
+                tmp_path, output_loading_info=True)
             hidden = theirs.eval()(input_ids=ids, attention_mask=mask,
                                    token_type_ids=types).last_hidden_state
-        assert all("pooler" in key for key in
-                   loading["missing_keys"]), f"not found in our file: {loading['missing_keys']}"
+        assert all("pooler" in key for key in loading["missing_keys"]), (
+            f"not found in our file: {loading['missing_keys']}")
         found = differs(body(ids, mask, types)[mask.bool()], hidden[mask.bool()])
     assert found is None, f"{name}: the body in transformers is another, {found}"
 
@@ -170,14 +172,16 @@ def test_saving_what_was_saved_gives_the_same_bytes(name, tmp_path):
     Classifier.load(tmp_path / "once").save(tmp_path / "twice")
     once, twice = ({path.name: path.read_bytes() for path in (tmp_path / run).iterdir()}
                    for run in ("once", "twice"))
-    assert set(
-        once) == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert once == twice, f"these changed: {[file for file in once if once[file] != twice.get(file)]}"
+    assert set(once) == {"config.json", "model.safetensors", "tokenizer.json",
+                         "tokenizer_config.json"}
+    assert once == twice, (
+        f"these changed: {[file for file in once if once[file] != twice.get(file)]}")
 
 
-# ------------------------------------------------------------------------------------------------ a new head
+# --------------------------------------------------------------------------------------- a new head
 
-@pytest.mark.parametrize("name, last", [(name, "classifier.out_proj" if "roberta" in name else "classifier") for name in BOTH])
+@pytest.mark.parametrize("name, last", [
+    (name, "classifier.out_proj" if "roberta" in name else "classifier") for name in BOTH])
 def test_an_old_last_layer_is_dropped_with_a_word_and_the_rest_kept(name, last, tmp_path):
     model = Classifier.from_backbone(MODELS / name, ["no", "yes"])
     old, parameters = Classifier.load(MODELS / name), dict(model.named_parameters())
@@ -205,14 +209,12 @@ def test_a_body_with_a_language_model_head_gets_a_whole_new_head(folder):
     lm = folder("bert_masked_lm")
     WordPiece.from_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "a", "b"]).save(lm)
     model = Classifier.from_backbone(lm, ["x", "y"], seed=4)
-    assert model.report.newly_initialised == [
-        "head.dense.weight", "head.dense.bias", "head.out.weight", "head.out.bias"
-    ]
-    assert model.report.dropped and all(
-        tensor.startswith("cls.predictions.") for tensor in model.report.dropped)
-    with pytest.raises(
-            InputError,
-            match="no classification head in it .no tensor classifier.weight.: fine-tune"):
+    assert model.report.newly_initialised == ["head.dense.weight", "head.dense.bias",
+                                              "head.out.weight", "head.out.bias"]
+    assert model.report.dropped
+    assert all(tensor.startswith("cls.predictions.") for tensor in model.report.dropped)
+    said = "no classification head in it .no tensor classifier.weight.: fine-tune"
+    with pytest.raises(InputError, match=said):
         Classifier.load(lm)
 
 
@@ -221,9 +223,8 @@ def test_a_body_that_lacks_a_tensor_is_refused_though_the_head_is_new(folder):
     tensors = load_file(broken / "model.safetensors")
     del tensors["bert.encoder.layer.1.output.dense.weight"]
     save_file(tensors, broken / "model.safetensors")
-    with pytest.raises(
-            InputError,
-            match="1 faults: nothing in the file fills backbone.layers.1.down_proj.weight"):
+    said = "1 faults: nothing in the file fills backbone.layers.1.down_proj.weight"
+    with pytest.raises(InputError, match=said):
         Classifier.from_backbone(broken, ["x", "y"])
 
 
@@ -233,11 +234,10 @@ def test_an_architecture_alone_takes_no_weight_from_the_file():
                                   pretrained=pretrained) for pretrained in (True, False, False))
     own = {path: p for path, p in trained.named_parameters() if not path.startswith("head.out")}
     same = [
-        path for path, p in fresh.named_parameters() if path in own and torch.equal(p, own[path])
-    ]
+        path for path, p in fresh.named_parameters() if path in own and torch.equal(p, own[path])]
     assert not same, f"these came from the file: {same}"
-    assert first_difference(dict(fresh.named_parameters()), dict(again.named_parameters()),
-                            0.0) is None
+    assert (first_difference(dict(fresh.named_parameters()), dict(again.named_parameters()), 0.0)
+            is None)
 
 
 @pytest.mark.parametrize("how", POOLINGS)
@@ -247,20 +247,20 @@ def test_a_pooled_head_comes_back_exactly(name, how, tmp_path):
     torch.nn.init.normal_(model.head.out.weight, generator=torch.Generator().manual_seed(0))
     model.save(tmp_path)
     again = Classifier.load(tmp_path)
-    assert (again.head.pool_option, again.max_length, again.labels,
-            again.head.pooling) == (how, 17, ["x", "y"], how)
+    assert (again.head.pool_option, again.max_length, again.labels, again.head.pooling) == (
+        how, 17, ["x", "y"], how)
     found = differs(scores(again, SINGLE + PAIRS), scores(model, SINGLE + PAIRS), 0.0)
     assert found is None, f"{how}: other answers after loading, {found}"
-    assert json.loads(
-        (tmp_path / "config.json").read_text())["architectures"] == ["MinillmclfPooledClassifier"]
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [
+        "MinillmclfPooledClassifier"]
     others = [other for other in POOLINGS if other != how]
     for other in others:
         model.head.pooling = other
-        assert differs(scores(model, SINGLE), scores(again, SINGLE),
-                       1e-3), f"{how} and {other} give the same answers"
+        assert differs(scores(model, SINGLE), scores(again, SINGLE), 1e-3), (
+            f"{how} and {other} give the same answers")
 
 
-# ------------------------------------------------------------------------------------------------ answers
+# ------------------------------------------------------------------------------------------ answers
 
 @pytest.mark.parametrize("name", BOTH)
 def test_answers_come_in_the_order_of_the_texts(name):
@@ -270,10 +270,11 @@ def test_answers_come_in_the_order_of_the_texts(name):
     alone = torch.cat([scores(model, [text]) for text in texts])
     for batch_size in (1, 2, 7, 100):
         found = differs(scores(model.train(), texts, batch_size), alone)
-        assert found is None, f"in batches of {batch_size} texts change places, or dropout is on: {found}"
+        assert found is None, (
+            f"in batches of {batch_size} texts change places, or dropout is on: {found}")
     probabilities = model.predict(texts, 5)
-    assert abs(probabilities.sum(1) - 1).max() <= 1e-6 and (probabilities.argmax(1)
-                                                            == alone.argmax(1).numpy()).all()
+    assert abs(probabilities.sum(1) - 1).max() <= 1e-6
+    assert (probabilities.argmax(1) == alone.argmax(1).numpy()).all()
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -301,35 +302,33 @@ def test_dropout_stands_where_transformers_has_it(name, own, transformers, folde
         theirs = transformers.AutoModelForSequenceClassification.from_pretrained(chosen).train()
     model = Classifier.load(chosen).train()
     (row,), _ = model.encode(SINGLE[:1])
-    batch = collate([row] * 3,
-                    [0, 1, 2
-                     ])  # no padding, and the states of all tokens: both draw as many numbers
+    # no padding, and the states of all tokens: both draw as many numbers
+    batch = collate([row] * 3, [0, 1, 2])
     torch.manual_seed(0)
-    ours = model.head(model.backbone.states(batch.ids, batch.mask, batch.types),
-                      batch.mask).detach()
+    states = model.backbone.states(batch.ids, batch.mask, batch.types)
+    ours = model.head(states, batch.mask).detach()
     torch.manual_seed(0)
     with may_refuse():
         given = {"token_type_ids": batch.types} if model.backbone.TOKEN_TYPES else {}
         expected = theirs(input_ids=batch.ids, attention_mask=batch.mask, **given).logits.detach()
-    assert differs(
-        ours, expected
-    ) is None, f"{name}: the same random numbers drop other things: {ours} and {expected}"
+    assert differs(ours, expected) is None, (
+        f"{name}: the same random numbers drop other things: {ours} and {expected}")
 
 
-# ------------------------------------------------------------------------------------------------ long texts
+# --------------------------------------------------------------------------------------- long texts
 
 @given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=3), budget=st.integers(1, 30))
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_a_budget_is_used_up_and_no_short_part_is_cut_for_a_longer_one(lengths, budget):
     parts = [list(range(length)) for length in lengths]
     kept, cut = cut_longest(parts, budget)
-    assert sum(map(len, kept)) == min(sum(lengths),
-                                      budget) and cut == sum(lengths) - sum(map(len, kept))
-    assert all(part == whole[:len(part)]
-               for part, whole in zip(kept, parts)), "a part loses its end only"
+    assert sum(map(len, kept)) == min(sum(lengths), budget)
+    assert cut == sum(lengths) - sum(map(len, kept))
+    assert all(part == whole[:len(part)] for part, whole in zip(kept, parts)), (
+        "a part loses its end only")
     for part, whole in zip(kept, parts):
-        assert part == whole or len(part) >= max(map(
-            len, kept)) - 1, "a part was cut while a longer one was left"
+        assert part == whole or len(part) >= max(map(len, kept)) - 1, (
+            "a part was cut while a longer one was left")
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -343,8 +342,8 @@ def test_long_pairs_keep_both_parts(name):
         assert shortened == 1 and len(ids) == model.max_length
         for part in parts:
             least = part[:room // 2]
-            assert any(ids[i:i + len(least)] == least
-                       for i in range(len(ids))), f"{name}: {part} is not in {ids}"
+            assert any(ids[i:i + len(least)] == least for i in range(len(ids))), (
+                f"{name}: {part} is not in {ids}")
     assert model.encode(["no", ("no", "why")])[1] == 0
     assert scores(model, [(long, long), long]).isfinite().all()
 
@@ -364,12 +363,12 @@ def test_truncation_is_longest_first_as_in_transformers(name, transformers):
             with may_refuse():
                 theirs = tokenizer(*text, truncation="longest_first", max_length=max_length,
                                    return_token_type_ids=True)
-            assert ids == theirs[
-                "input_ids"], f"{name}: {text} in {max_length}: {ids}, not {theirs['input_ids']}"
+            assert ids == theirs["input_ids"], (
+                f"{name}: {text} in {max_length}: {ids}, not {theirs['input_ids']}")
             assert types == theirs["token_type_ids"]
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# ---------------------------------------------------------------------------------- what is refused
 
 def test_more_ids_than_rows_is_refused(folder):
     for name in BOTH:
@@ -386,11 +385,13 @@ def test_more_ids_than_rows_is_refused(folder):
 
 
 @pytest.mark.parametrize("config, fault", [
-    ({"problem_type": "single"}, "config.json: problem_type 'single' is not supported; supported: single_label_"),
+    ({"problem_type": "single"},
+     "config.json: problem_type 'single' is not supported; supported: single_label_"),
     ({"problem_type": "regression"}, "config.json: problem_type 'regression' is not supported"),
     ({"id2label": {"0": "x", "1": "x", "2": "y"}}, "labels must be at least two different names"),
     ({"id2label": {"0": "x"}}, "labels must be at least two different names"),
-    ({"id2label": {"1": "x", "2": "y", "3": "z"}}, "config.json: id2label should number its classes"),
+    ({"id2label": {"1": "x", "2": "y", "3": "z"}},
+     "config.json: id2label should number its classes"),
     ({"id2label": {"a": "x", "b": "y"}}, "config.json: id2label should number its classes"),
     ({"id2label": {"0": "x", "1": "y"}}, r"\(3, 32\), head.out.weight is \(2, 32\)"),
     ({"minillmclf": {"pool": "median"}}, "config.json: minillmclf = .*median"),
@@ -401,7 +402,8 @@ def test_a_config_that_does_not_fit_is_refused(config, fault, folder):
 
 
 @pytest.mark.parametrize("options, fault", [
-    ({"labels": ["x"]}, "at least two different names"), ({"labels": ["x", "x"]}, "at least two different names"),
+    ({"labels": ["x"]}, "at least two different names"),
+    ({"labels": ["x", "x"]}, "at least two different names"),
     ({"readout": "oracle"}, "readout 'oracle' is not known; known: head, labels"),
     ({"pool": "median"}, "'median' is not known; known: family, first"),
     ({"max_length": 25}, "max_length 25: must lie between 4 and the 24"),
@@ -421,10 +423,11 @@ def test_what_is_no_text_is_refused_by_its_number(text, fault):
 
 
 def test_a_body_is_taken_out_of_a_folder_with_a_pooled_head(folder, tmp_path):
-    Classifier.from_backbone(folder("bert_classifier"), ["a", "b"],
-                             pool="mean").save(tmp_path / "pooled")
+    Classifier.from_backbone(folder("bert_classifier"), ["a", "b"], pool="mean").save(
+        tmp_path / "pooled")
     body = load_backbone(tmp_path / "pooled")
-    assert "minillmclf_head.weight" in body.report.dropped, "the pooled head was not reported as dropped"
+    assert "minillmclf_head.weight" in body.report.dropped, (
+        "the pooled head was not reported as dropped")
     again = Classifier.from_backbone(tmp_path / "pooled", ["c", "d", "e"])
     assert again.labels == ["c", "d", "e"] and again.head.pool_option == "family"
 

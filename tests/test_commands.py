@@ -1,7 +1,7 @@
-"""The commands behave, above all on bad input: one clear line on stderr, exit code 2, and no harm to earlier files.
+"""The commands on bad input: one clear line on stderr, exit code 2, earlier files unharmed.
 
-Commands are called in this process through `commands.run`, as `python -m` calls them; a few tests at the end start
-real processes. Models are tiny, so no score here means anything.
+Commands are called in this process through `commands.run`, as `python -m` calls them; a few tests
+at the end start real processes. Models are tiny, so no score here means anything.
 """
 import csv
 import errno
@@ -32,7 +32,7 @@ COMMANDS = {"train": train, "evaluate": evaluate, "predict": predict, "compare":
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with the model `bert`, the data `data.csv` and `finished`, a run on them. Tests only read it."""
+    """A folder with the model `bert`, `data.csv`, and a run on them, `finished`. Only read."""
     folder = tmp_path_factory.mktemp("commands")
     small.bert_folder(folder / "bert")
     small.data_file(folder / "data.csv")
@@ -42,14 +42,15 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def refused(call):
-    """refused(words, folder, command, *arguments): the command ends with code 2 and one line on stderr that has all
-    `words`, and every file in `folder` is as it was. -> the line"""
+    """refused(words, folder, command, *arguments): the command ends with code 2 and one line on
+    stderr that has all `words`, and every file in `folder` is as it was. -> the line"""
     def refused(words, folder, command, *given):
         before = files(folder)
         code, out, err = call(command, *given)
-        assert code == 2, f"a user's mistake should end with exit code 2, not {code}: {out[-500:]} {err[-500:]}"
-        assert err.startswith("error: ") and err.count(
-            "\n") == 1, f"stderr should be one line, error: ..., not {err}"
+        assert code == 2, (
+            f"a user's mistake should end with exit code 2, not {code}: {out[-500:]} {err[-500:]}")
+        assert err.startswith("error: ") and err.count("\n") == 1, (
+            f"stderr should be one line, error: ..., not {err}")
         assert len(err) < 1000, f"nobody reads a line of {len(err)} characters: {err}"
         missing = [word for word in words if word not in err]
         assert not missing, f"the line should name {missing}: {err}"
@@ -60,22 +61,18 @@ def refused(call):
 
 def arguments(place, out, *more, **settings):
     """A quick training run on the small model and data; later flags win."""
-    return [
-        str(a) for a in ("--model", place / "bert", "--data", place / "data.csv", "--out", out,
-                         *QUICK, *more, *small.flags(**settings))
-    ]
+    return [str(a) for a in ("--model", place / "bert", "--data", place / "data.csv",
+                             "--out", out, *QUICK, *more, *small.flags(**settings))]
 
 
 def files(folder):
     """Every file below a folder -> its bytes and the time of its last change."""
-    return {
-        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*")
-        if path.is_file()
-    }
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns)
+            for path in folder.rglob("*") if path.is_file()}
 
 
 def result(folder):
-    """What a run has come to, as bytes and values that do not depend on the clock or on where the folder lies."""
+    """What a run has come to: bytes and values that depend on neither clock nor folder."""
     record = json.loads((folder / "run.json").read_text())
     record.pop("timing", None)
     record["settings"].pop("out")
@@ -114,31 +111,31 @@ def test_run_json_says_what_was_done(place):
     assert record["finished"] is True
     assert record["settings"] == {
         **vars(Settings()), "model": str(place / "bert"), "data": str(place / "data.csv"),
-        "out": str(place / "finished"), "epochs": 2, "batch_size": 8, "lr": 3e-3
-    }
+        "out": str(place / "finished"), "epochs": 2, "batch_size": 8, "lr": 3e-3}
     import hashlib
     assert record["data"]["sha256"] == {
-        "data.csv": hashlib.sha256((place / "data.csv").read_bytes()).hexdigest()
-    }
-    assert record["data"]["rows"] == {"train": 30, "dev": 9, "test": 9
-                                      } and record["data"]["labels"] == LABELS
+        "data.csv": hashlib.sha256((place / "data.csv").read_bytes()).hexdigest()}
+    assert record["data"]["rows"] == {"train": 30, "dev": 9, "test": 9}
+    assert record["data"]["labels"] == LABELS
     assert record["versions"]["torch"] == torch.__version__ and record["versions"]["minillmclf"]
     assert record["parameters"]["trainable"] == record["parameters"]["total"] == sum(
         t.numel() for t in load_file(place / "finished" / "model.safetensors").values())
     assert record["split"] == "test" and record["best_epoch"] in (1, 2)
     for name, metrics in record["results"].items():
         assert 0 <= metrics["accuracy"] <= 1 and set(metrics["f1"]) == set(LABELS), name
-    assert sorted(p.name for p in (place / "finished").iterdir()) == sorted([*LEARNED, "run.json"]), \
-        "a finished run should hold no training state and no temporary file"
+    assert (sorted(p.name for p in (place / "finished").iterdir())
+            == sorted([*LEARNED, "run.json"])), (
+        "a finished run should hold no training state and no temporary file")
 
 
 def test_metrics_have_a_line_per_epoch_and_no_clock(place):
     lines = epochs_of(place / "finished")
     assert [(line["epoch"], line["step"]) for line in lines] == [(1, 4), (2, 8)]
     for line in lines:
-        assert set(line) == {"epoch", "step", "train_loss", "accuracy", "macro_f1", "log_loss", "ece",
-                             "f1", "train_accuracy"}, \
-            "metrics.jsonl is compared byte for byte between runs: nothing in it may depend on the clock"
+        assert set(line) == {"epoch", "step", "train_loss", "accuracy", "macro_f1", "log_loss",
+                             "ece", "f1", "train_accuracy"}, (
+            "metrics.jsonl is compared byte for byte between runs: nothing in it may depend on "
+            "the clock")
 
 
 def test_predictions_name_lines_of_the_source_in_order(place):
@@ -149,19 +146,18 @@ def test_predictions_name_lines_of_the_source_in_order(place):
         assert abs(sum(p) - 1) < 1e-5 and row["predicted"] == LABELS[p.index(max(p))], row
     right = sum(row["predicted"] == row["label"] for row in found) / len(found)
     own = json.loads((place / "finished" / "run.json").read_text())["results"]["bert, full"]
-    assert own["accuracy"] == pytest.approx(
-        right), "predictions.csv and run.json should tell of the same answers"
+    assert own["accuracy"] == pytest.approx(right), (
+        "predictions.csv and run.json should tell of the same answers")
 
 
 def test_the_run_is_a_hugging_face_folder(place):
     config = json.loads((place / "finished" / "config.json").read_text())
-    assert config["architectures"] == ["BertForSequenceClassification"
-                                       ] and config["model_type"] == "bert"
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    assert config["model_type"] == "bert"
     assert config["id2label"] == {str(i): label for i, label in enumerate(LABELS)}
     names = set(load_file(place / "finished" / "model.safetensors"))
-    assert {
-        "classifier.weight", "bert.pooler.dense.weight", "bert.encoder.layer.1.output.dense.bias"
-    } <= names
+    assert {"classifier.weight", "bert.pooler.dense.weight",
+            "bert.encoder.layer.1.output.dense.bias"} <= names
 
 
 def test_table_shows_the_baselines_beside_the_model(place, call, tmp_path):
@@ -174,9 +170,8 @@ def test_table_shows_the_baselines_beside_the_model(place, call, tmp_path):
         numbers = [float(word) for word in line.removeprefix(name).split()]
         assert numbers == [round(m[k], 3)
                            for k in ("accuracy", "macro_f1", "log_loss", "ece")], line
-    assert result(tmp_path /
-                  "run") == result(place /
-                                   "finished"), "the same command elsewhere should be the same run"
+    assert result(tmp_path / "run") == result(place / "finished"), (
+        "the same command elsewhere should be the same run")
 
 
 # ---------------------------------------------------------------- the same run again
@@ -195,8 +190,8 @@ def test_config_repeats_a_run(place, call, tmp_path):
     assert result(tmp_path / "again") == result(place / "finished")
     assert call(train, "--config", record, "--out", tmp_path / "other", "--seed", 1)[0] == 0
     settings = json.loads((tmp_path / "other" / "run.json").read_text())["settings"]
-    assert settings["seed"] == 1 and settings[
-        "lr"] == 3e-3, "flags go over the settings of --config, others stay"
+    assert settings["seed"] == 1 and settings["lr"] == 3e-3, (
+        "flags go over the settings of --config, others stay")
 
 
 def test_another_run_is_not_overwritten_unasked(place, refused, call, tmp_path):
@@ -205,8 +200,8 @@ def test_another_run_is_not_overwritten_unasked(place, refused, call, tmp_path):
     assert call(train, *arguments(place, out, "--overwrite", lr=1e-3))[0] == 0
     assert json.loads((out / "run.json").read_text())["settings"]["lr"] == 1e-3
     assert call(train, *arguments(place, tmp_path / "fresh", lr=1e-3))[0] == 0
-    assert result(out) == result(
-        tmp_path / "fresh"), "--overwrite should start anew, and not from what lay there"
+    assert result(out) == result(tmp_path / "fresh"), (
+        "--overwrite should start anew, and not from what lay there")
 
 
 def test_other_data_is_another_run(place, refused, tmp_path):
@@ -225,27 +220,26 @@ def test_an_overwritten_run_stays_until_the_new_one_is_whole(place, tmp_path, mo
     (out / "notes.txt").write_text("mine")
     before = files(out)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "fit_with_progress", lambda *_:
-                      (None, 0.0))  # as if Ctrl-C came at once
+        # as if Ctrl-C came at once
+        patch.setattr(train, "fit_with_progress", lambda *_: (None, 0.0))
         code, said, _ = call(train, *arguments(place, out, "--overwrite", lr=1e-3))
     assert code == 130 and "The same command without --overwrite goes on" in said
-    assert before.items() <= files(
-        out).items(), "a new run that is not whole has changed the one before"
+    assert before.items() <= files(out).items(), (
+        "a new run that is not whole has changed the one before")
     assert call(train, *arguments(place, out))[0] == 0 and before.items() <= files(out).items()
-    assert call(train,
-                *arguments(place, out,
-                           lr=1e-3))[0] == 0, "the stopped run should go on without --overwrite"
+    assert call(train, *arguments(place, out, lr=1e-3))[0] == 0, (
+        "the stopped run should go on without --overwrite")
     assert call(train, *arguments(place, tmp_path / "fresh", lr=1e-3))[0] == 0
     assert result(out) == result(tmp_path / "fresh") and (out / "notes.txt").read_text() == "mine"
-    assert {path.name for path in out.iterdir()
-            } == {path.name for path in (tmp_path / "fresh").iterdir()} | {"notes.txt"}
+    assert ({path.name for path in out.iterdir()}
+            == {path.name for path in (tmp_path / "fresh").iterdir()} | {"notes.txt"})
 
 
 def test_a_run_never_replaces_its_own_base(place, refused, tmp_path):
     base = copy(place / "bert", tmp_path / "base")
     refused([str(base), "--out"], tmp_path, train, *arguments(place, base, model=base))
-    refused([str(base), "--out"], tmp_path, train, *arguments(place, base, "--overwrite",
-                                                              model=base))
+    refused([str(base), "--out"], tmp_path,
+            train, *arguments(place, base, "--overwrite", model=base))
 
 
 def test_foreign_state_is_not_continued(place, call, tmp_path):
@@ -278,7 +272,7 @@ def weights(folder):
 
 
 def changed(folder, base):
-    """Names of the body's tensors that differ between two folders (the base may lack the pooler)."""
+    """Names of the body's tensors that differ in two folders (the base may lack the pooler)."""
     new, old = weights(folder), weights(base)
     return {name for name in new.keys() & old.keys() if not torch.equal(new[name], old[name])}
 
@@ -286,28 +280,28 @@ def changed(folder, base):
 def test_rows_per_class(place, call, tmp_path):
     record = trained(place, call, tmp_path / "run", rows_per_class=4)
     assert record["data"]["rows"] == {"train": 12, "dev": 9, "test": 9}, "only train gets smaller"
-    assert {label: n["train"]
-            for label, n in record["doctor"]["classes"].items()} == dict.fromkeys(LABELS, 4)
+    classes = record["doctor"]["classes"]
+    assert {label: n["train"] for label, n in classes.items()} == dict.fromkeys(LABELS, 4)
     from minillmclf.cli.rows import draw_rows
     from minillmclf.text.data import load_data
     everything = load_data(place / "data.csv").train
     draw = [draw_rows(everything, 4, seed) for seed in (0, 0, 1)]
-    assert draw[0] == draw[1] and set(draw[0]) != set(
-        draw[2]), "the seed, and nothing else, should draw the rows"
-    assert set(draw_rows(everything, 2,
-                         0)) <= set(draw[0]), "a smaller set should lie in the larger one"
+    assert draw[0] == draw[1] and set(draw[0]) != set(draw[2]), (
+        "the seed, and nothing else, should draw the rows")
+    assert set(draw_rows(everything, 2, 0)) <= set(draw[0]), (
+        "a smaller set should lie in the larger one")
 
 
 def test_min_steps_adds_epochs(place, call, tmp_path):
     trained(place, call, tmp_path / "run", min_steps=9)               # 4 steps an epoch
-    assert [(line["epoch"], line["step"]) for line in epochs_of(tmp_path / "run")] == [(1, 4),
-                                                                                       (2, 8),
-                                                                                       (3, 12)]
+    assert [(line["epoch"], line["step"]) for line in epochs_of(tmp_path / "run")] == [
+        (1, 4), (2, 8), (3, 12)]
     trained(place, call, tmp_path / "less", min_steps=3)
     assert len(epochs_of(tmp_path / "less")) == 2, "min_steps should take no epochs away"
 
 
-@pytest.mark.parametrize("method, layers", [("head", set()), ("last-1", {"1"}), ("full", {"0", "1"})])
+@pytest.mark.parametrize("method, layers",
+                         [("head", set()), ("last-1", {"1"}), ("full", {"0", "1"})])
 def test_method_freezes_the_rest(place, call, tmp_path, method, layers):
     record = trained(place, call, tmp_path / "run", method=method)
     moved = changed(tmp_path / "run", place / "bert")
@@ -319,8 +313,8 @@ def test_method_freezes_the_rest(place, call, tmp_path, method, layers):
 def test_pool_mean_is_kept_for_later(place, call, tmp_path):
     trained(place, call, tmp_path / "run", pool="mean")
     model = Classifier.load(tmp_path / "run")
-    assert model.head.pool_option == "mean" and "minillmclf_head.weight" in weights(
-        tmp_path / "run")
+    assert model.head.pool_option == "mean"
+    assert "minillmclf_head.weight" in weights(tmp_path / "run")
     assert not any("pooler" in name for name in weights(tmp_path / "run"))
     assert call(evaluate, "--model", tmp_path / "run")[0] == 0
 
@@ -335,30 +329,31 @@ def test_class_weights_balanced(place, call, tmp_path, monkeypatch):
     seen = []
     from minillmclf.training import losses as objectives
     real = objectives.class_loss
-    monkeypatch.setattr(objectives, "class_loss", lambda *given:
-                        (seen.append(given[2]), real(*given))[1])
+    monkeypatch.setattr(objectives, "class_loss",
+                        lambda *given: (seen.append(given[2]), real(*given))[1])
     trained(place, call, tmp_path / "plain", data=tmp_path / "data.csv")
     assert all(weight is None for weight in seen)
     seen.clear()
     trained(place, call, tmp_path / "balanced", data=tmp_path / "data.csv",
             class_weights="balanced")
-    assert all(torch.allclose(weight, torch.tensor([22 / 6, 22 / 30, 22 / 30]))
-               for weight in seen) and seen
+    assert all(torch.allclose(weight, torch.tensor([22 / 6, 22 / 30, 22 / 30])) for weight in seen)
+    assert seen
     assert weights(tmp_path / "plain").keys() == weights(tmp_path / "balanced").keys()
-    assert changed(tmp_path / "plain",
-                   tmp_path / "balanced"), "other weights of classes should lead elsewhere"
+    assert changed(tmp_path / "plain", tmp_path / "balanced"), (
+        "other weights of classes should lead elsewhere")
 
 
 def test_random_weights_keep_only_the_architecture(place, call, tmp_path):
     trained(place, call, tmp_path / "run", weights="random", method="head")
     assert "bert.encoder.layer.0.output.dense.weight" in changed(tmp_path / "run", place / "bert")
     spread = weights(tmp_path / "run")["bert.encoder.layer.0.output.dense.weight"].std()
-    assert 0.01 < spread < 0.03, f"random weights deviate by 0.02; {spread} is like the checkpoint's"
+    assert 0.01 < spread < 0.03, (
+        f"random weights deviate by 0.02; {spread} is like the checkpoint's")
 
 
 def test_micro_batches_add_up_to_the_batch(place, call, tmp_path):
-    small.bert_folder(tmp_path / "still",
-                      dropout=0.0)  # with dropout, pieces would draw other masks
+    # with dropout, pieces would draw other masks
+    small.bert_folder(tmp_path / "still", dropout=0.0)
     for size in (0, 3):
         trained(place, call, tmp_path / str(size), model=tmp_path / "still", micro_batch_size=size)
     whole, pieces = epochs_of(tmp_path / "0"), epochs_of(tmp_path / "3")
@@ -369,16 +364,16 @@ def test_micro_batches_add_up_to_the_batch(place, call, tmp_path):
 
 
 def test_early_stop(place, call, tmp_path):
-    trained(place, call, tmp_path / "run", epochs=9, patience=1,
-            lr=1e-9)  # nothing changes: epoch 1 stays the best
+    # nothing changes: epoch 1 stays the best
+    trained(place, call, tmp_path / "run", epochs=9, patience=1, lr=1e-9)
     assert len(epochs_of(tmp_path / "run")) == 2
 
 
 def test_long_texts_are_cut_counted_and_answered(place, call, tmp_path):
     data = tmp_path / "data.csv"
     long = " ".join(["rose", "old"] * 100)
-    data.write_text((place / "data.csv").read_text() +
-                    f"{long},garden,train\n{long} big,garden,test\n")
+    data.write_text(
+        (place / "data.csv").read_text() + f"{long},garden,train\n{long} big,garden,test\n")
     code, out, err = call(train, *arguments(place, tmp_path / "run", data=data, max_length=16))
     assert code == 0, err
     line = next(line for line in out.splitlines() if line.startswith("over 16 tokens: truncated"))
@@ -390,19 +385,19 @@ def test_long_texts_are_cut_counted_and_answered(place, call, tmp_path):
     assert code == 0 and len(out.splitlines()) == 2
     model = Classifier.load(tmp_path / "run")
     encoded, shortened = model.encode([long, "rose"])
-    assert shortened == 1 and len(
-        encoded[0][0]) == 16, "--max-length of the training holds for predictions too"
+    assert shortened == 1 and len(encoded[0][0]) == 16, (
+        "--max-length of the training holds for predictions too")
     assert "1 of 10 texts cut to 16 tokens" in call(evaluate, "--model", tmp_path / "run")[1]
 
 
 def test_texts_without_any_word(place, call, tmp_path):
-    """Bag of words finds nothing in texts of single characters; that is no reason to lose the run at its end."""
+    """Bag of words finds nothing in single characters; that must not lose the run at its end."""
     rows = [f"{'? ! . , ; :'.split()[i % 6]}{'+-*/'[i // 6]},{'ab'[i % 2]}" for i in range(24)]
-    (tmp_path / "data.csv").write_text("text,label\n" + "".join(f'"{row[:2]}",{row[-1]}\n'
-                                                                for row in rows))
+    (tmp_path / "data.csv").write_text(
+        "text,label\n" + "".join(f'"{row[:2]}",{row[-1]}\n' for row in rows))
     record = trained(place, call, tmp_path / "run", data=tmp_path / "data.csv")
-    assert record["results"]["bag of words"]["accuracy"] == record["results"]["majority class"][
-        "accuracy"]
+    assert (record["results"]["bag of words"]["accuracy"]
+            == record["results"]["majority class"]["accuracy"])
 
 
 def test_labels_may_be_numbers(place, call, tmp_path):
@@ -421,8 +416,8 @@ def test_labels_may_be_numbers(place, call, tmp_path):
 # ---------------------------------------------------------------- evaluate and predict
 
 def test_evaluate_gives_the_runs_own_numbers(place, call, tmp_path):
-    code, out, err = call(evaluate, "--model", place / "finished", "--out",
-                          tmp_path / "deep" / "metrics.json")
+    code, out, err = call(evaluate, "--model", place / "finished",
+                          "--out", tmp_path / "deep" / "metrics.json")
     own = json.loads((place / "finished" / "run.json").read_text())["results"]["bert, full"]
     found = json.loads((tmp_path / "deep" / "metrics.json").read_text())
     assert code == 0 and found["rows"] == 9
@@ -435,22 +430,22 @@ def test_evaluate_gives_the_runs_own_numbers(place, call, tmp_path):
 
 def test_the_best_epoch_is_what_is_saved(place, call, tmp_path, monkeypatch):
     from minillmclf.training import loop
-    monkeypatch.setattr(loop, "is_better",
-                        lambda metric, new, old: old is None)  # the first is the best
+    # the first epoch counts as the best
+    monkeypatch.setattr(loop, "is_better", lambda metric, new, old: old is None)
     assert trained(place, call, tmp_path / "run")["best_epoch"] == 1
-    assert call(evaluate, "--model", tmp_path / "run", "--split", "dev", "--out",
-                tmp_path / "dev.json")[0] == 0
+    assert call(evaluate, "--model", tmp_path / "run", "--split", "dev",
+                "--out", tmp_path / "dev.json")[0] == 0
     first, last = [line["log_loss"] for line in epochs_of(tmp_path / "run")]
-    assert json.loads(
-        (tmp_path / "dev.json").read_text())["log_loss"] == pytest.approx(first, abs=1e-6) != last
+    assert (json.loads((tmp_path / "dev.json").read_text())["log_loss"]
+            == pytest.approx(first, abs=1e-6) != last)
 
 
 def test_evaluate_on_another_file(place, call, tmp_path):
     (tmp_path / "other.csv").write_text("text,label\na rose,garden\nthe soup,kitchen\n")
     code, out, _ = call(evaluate, "--model", place / "finished", "--data", tmp_path / "other.csv",
                         "--out", tmp_path / "other.json")
-    assert code == 0 and "all rows" in out and json.loads(
-        (tmp_path / "other.json").read_text())["rows"] == 2
+    assert code == 0 and "all rows" in out
+    assert json.loads((tmp_path / "other.json").read_text())["rows"] == 2
 
 
 def test_evaluate_says_none_where_nothing_is_confused(place, call, tmp_path):
@@ -460,10 +455,8 @@ def test_evaluate_says_none_where_nothing_is_confused(place, call, tmp_path):
     assert out.rstrip().endswith("none")
 
 
-TEXTS = [
-    "the old rose", "soup, bread and salt", "storm", "x",
-    "a very very very long rain near the tree", "café"
-]
+TEXTS = ["the old rose", "soup, bread and salt", "storm", "x",
+         "a very very very long rain near the tree", "café"]
 
 
 def answers(out):
@@ -489,9 +482,8 @@ def stdin(monkeypatch, data):
 @pytest.mark.parametrize("size", [64, 2])
 def test_predict_arguments(place, call, expected, size):
     code, out, err = call(predict, "--model", place / "finished", "--batch-size", size, *TEXTS)
-    assert (code,
-            err) == (0,
-                     "") and answers(out) == expected, "answers should keep the order of the input"
+    assert (code, err) == (0, "") and answers(out) == expected, (
+        "answers should keep the order of the input")
 
 
 def test_predict_stdin(place, call, expected, monkeypatch):
@@ -505,8 +497,8 @@ def test_predict_file(place, call, expected, tmp_path, suffix):
     with open(tmp_path / "new.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([["id", "text"], *enumerate(TEXTS)])
     out = tmp_path / f"answers.{suffix}"
-    code, printed, err = call(predict, "--model", place / "finished", "--data",
-                              tmp_path / "new.csv", "--out", out)
+    code, printed, err = call(predict, "--model", place / "finished",
+                              "--data", tmp_path / "new.csv", "--out", out)
     assert (code, printed) == (0, "") and "6 answers" in err
     if suffix == "jsonl":
         assert answers(out.read_text(encoding="utf-8")) == expected
@@ -546,16 +538,16 @@ def test_train_on_pairs(place, call, tmp_path):
         csv.writer(file, delimiter="\t").writerows([["text_a", "text_b", "label", "split"], *(
             [row["text"], "the rain", row["label"], row["split"]] for row in rows)])
     trained(place, call, tmp_path / "run", data=tmp_path / "pairs.tsv")
-    assert list(read_csv(tmp_path / "run" /
-                         "predictions.csv")[0])[:4] == ["line", "text_a", "text_b", "label"]
+    assert list(read_csv(tmp_path / "run" / "predictions.csv")[0])[:4] == [
+        "line", "text_a", "text_b", "label"]
     assert call(evaluate, "--model", tmp_path / "run")[0] == 0
 
 
 @pytest.mark.parametrize("given", [["--epochs", "many"], ["--nonsense"], ["--schedule", "square"]])
 def test_a_flag_s_mistake_is_one_line(given, call):
     code, out, err = call(train, *given)
-    assert code == 2 and err.startswith("error: ") and err.count(
-        "\n") == 1 and "--help" in err and not out
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and "--help" in err
+    assert not out
 
 
 # ---------------------------------------------------------------- bad data
@@ -570,8 +562,8 @@ BAD_DATA = {
                              ["line 6", "dev", "'weather'", "'garden'"]),
     "unknown label in test": (HEADER + GOOD + "rain,weather,test\n",
                               ["line 6", "test", "'weather'"]),
-    "one class only": ("text,label\n" + "".join(f"rose {i},garden\n"
-                                                for i in range(30)), ["one class", "'garden'"]),
+    "one class only": ("text,label\n" + "".join(f"rose {i},garden\n" for i in range(30)),
+                       ["one class", "'garden'"]),
     "empty text": (HEADER + GOOD + ",garden,train\n", ["empty", "line 6", "'text'"]),
     "text of spaces": (HEADER + GOOD + '" ",garden,dev\n', ["empty", "line 6"]),
     "empty label": (HEADER + GOOD + "rose,,train\n", ["line 6", "label"]),
@@ -593,8 +585,8 @@ BAD_JSONL = {
     "object as label": ('{"text": "rose", "label": {"a": 1}}\n', ["line 1", '{"a": 1}']),
     "endless label": ('{"text": "rose", "label": 1e999}\n', ["line 1", "Infinity"]),
     "number as text": ('{"text": 5, "label": "garden"}\n', ["line 1", "5", "text"]),
-    "half a surrogate pair": ('{"text": "a \\ud83d", "label": "garden"}\n', ["line 1",
-                                                                             "surrogate"]),
+    "half a surrogate pair": ('{"text": "a \\ud83d", "label": "garden"}\n',
+                              ["line 1", "surrogate"]),
     "broken JSON": ('{"text": "rose", "label": "garden"\n', ["line 1", "JSON"]),
     "a list": ('["rose", "garden"]\n', ["line 1", "list"]),
 }
@@ -607,8 +599,8 @@ def test_bad_data(place, refused, tmp_path, suffix, content, words):
     """Even with --overwrite: an earlier run is not given up for one that cannot begin."""
     out, data = copy(place / "finished", tmp_path / "run"), tmp_path / f"data{suffix}"
     data.write_bytes(content if isinstance(content, bytes) else content.encode())
-    line = refused([f"data{suffix}", *words], tmp_path, train,
-                   *arguments(place, out, "--overwrite", data=data))
+    line = refused([f"data{suffix}", *words], tmp_path,
+                   train, *arguments(place, out, "--overwrite", data=data))
     if "UTF-8" in line:
         refused([f"data{suffix}", *words], tmp_path, predict, "--model", out, "--data", data,
                 "--out", tmp_path / "a")
@@ -652,8 +644,8 @@ def test_bad_settings(place, refused, tmp_path, monkeypatch, settings, words):
 
 def test_three_text_columns(place, refused, tmp_path):
     data = tmp_path / "data.csv"
-    data.write_text("a,b,c,label\n" + "".join(f"rose {i},soup,rain,{'xy'[i % 2]}\n"
-                                              for i in range(40)))
+    data.write_text(
+        "a,b,c,label\n" + "".join(f"rose {i},soup,rain,{'xy'[i % 2]}\n" for i in range(40)))
     refused(["--text-column a,b,c", "two"], tmp_path, train,
             *arguments(place, tmp_path / "run", data=data, text_column="a,b,c"))
 
@@ -693,9 +685,9 @@ def test_config_that_is_no_file(place, refused, tmp_path, name):
     refused([str(tmp_path)], tmp_path, train, "--config", tmp_path / name)
 
 
-@pytest.mark.parametrize("content, words", [
-    ("not JSON", ["run.json", "JSON"]), ("{}", ["model"]), ('{"settings": {"speed": 3}}', ["run.json", "speed"]),
-    ('{"settings": [1], "data": 3}', ["run.json"])])
+@pytest.mark.parametrize("content, words", [("not JSON", ["run.json", "JSON"]), ("{}", ["model"]),
+                                            ('{"settings": {"speed": 3}}', ["run.json", "speed"]),
+                                            ('{"settings": [1], "data": 3}', ["run.json"])])
 def test_out_holds_a_foreign_run_json(place, refused, tmp_path, content, words):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(content)
@@ -708,10 +700,10 @@ def test_out_is_a_file(place, refused, tmp_path):
     for flags in ([], ["--overwrite"]):
         refused([f"--out {file}", "is a file"], tmp_path, train, *arguments(place, file, *flags))
         refused(["deeper", unwritten], tmp_path, train, *arguments(place, file / "deeper", *flags))
-    refused(["deeper.csv", unwritten], tmp_path, predict, "--model", model, "--out",
-            file / "deeper.csv", "rose")
-    refused(["deeper.json", unwritten], tmp_path, evaluate, "--model", model, "--out",
-            file / "deeper.json")
+    refused(["deeper.csv", unwritten], tmp_path, predict, "--model", model,
+            "--out", file / "deeper.csv", "rose")
+    refused(["deeper.json", unwritten], tmp_path, evaluate, "--model", model,
+            "--out", file / "deeper.json")
     refused([str(tmp_path), unwritten], tmp_path, predict, "--model", model, "--out", tmp_path,
             "rose")
     refused([str(file), unwritten], tmp_path, compare, "--models", "majority", "--out", file,
@@ -720,8 +712,8 @@ def test_out_is_a_file(place, refused, tmp_path):
 
 def test_out_is_the_root_of_nothing(place, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused(["could not be written"], tmp_path, predict, "--model", place / "finished", "--out",
-            ".", "rose")
+    refused(["could not be written"], tmp_path, predict, "--model", place / "finished",
+            "--out", ".", "rose")
 
 
 def test_out_without_permission(place, refused, tmp_path):
@@ -730,8 +722,8 @@ def test_out_without_permission(place, refused, tmp_path):
     if os.access(closed, os.W_OK):
         pytest.skip("this user, the superuser perhaps, may write anywhere")
     refused(["closed", "ermission"], tmp_path, train, *arguments(place, closed / "run"))
-    refused(["closed", "ermission"], tmp_path, predict, "--model", place / "finished", "--out",
-            closed / "a", "rose")
+    refused(["closed", "ermission"], tmp_path, predict, "--model", place / "finished",
+            "--out", closed / "a", "rose")
 
 
 def test_out_holds_a_model(place, refused, tmp_path):
@@ -742,7 +734,7 @@ def test_out_holds_a_model(place, refused, tmp_path):
 # ---------------------------------------------------------------- bad model folders
 
 def write(name, content):
-    """A fault: the file `name` of the folder gets other bytes (a function of the old ones, or the new ones)."""
+    """A fault: the file `name` gets other bytes (new ones, or a function of the old ones)."""
     def fault(folder):
         path = folder / name
         path.write_bytes(content(path.read_bytes()) if callable(content) else content)
@@ -759,7 +751,7 @@ def tensors(change):
 
 
 def shards(folder, keep=("a", "b"), names=lambda where: where):
-    """A fault: the model in two shards, of which only `keep` are there; names: changes the index's weight_map."""
+    """A fault: two shards, of which only `keep` are there; names: changes the weight_map."""
     found = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     where = {name: f"{'ab'[i % 2]}.safetensors" for i, name in enumerate(sorted(found))}
@@ -781,19 +773,19 @@ def only_bin(folder):
 
 BODY = "bert.encoder.layer.0.output.dense.weight"
 BAD_MODEL = {
-    "truncated": (write("model.safetensors",
-                        lambda old: old[:-100]), ["model.safetensors", "not a whole", "bytes"]),
-    "cut in the header": (write("model.safetensors",
-                                lambda old: old[:50]), ["model.safetensors", "not a whole"]),
+    "truncated": (write("model.safetensors", lambda old: old[:-100]),
+                  ["model.safetensors", "not a whole", "bytes"]),
+    "cut in the header": (write("model.safetensors", lambda old: old[:50]),
+                          ["model.safetensors", "not a whole"]),
     "empty": (write("model.safetensors", b""), ["model.safetensors", "not a whole", "0 bytes"]),
-    "a zip": (write("model.safetensors",
-                    b"PK\x03\x04" + bytes(500)), ["model.safetensors", "not a whole"]),
-    "a pickle": (write("model.safetensors",
-                       b"\x80\x04\x95" + bytes(500)), ["model.safetensors", "not a whole"]),
-    "a web page": (write("model.safetensors",
-                         b"<!DOCTYPE html><html>"), ["model.safetensors", "not a whole"]),
-    "no weights": (lambda folder:
-                   (folder / "model.safetensors").unlink(), ["neither model.safetensors nor"]),
+    "a zip": (write("model.safetensors", b"PK\x03\x04" + bytes(500)),
+              ["model.safetensors", "not a whole"]),
+    "a pickle": (write("model.safetensors", b"\x80\x04\x95" + bytes(500)),
+                 ["model.safetensors", "not a whole"]),
+    "a web page": (write("model.safetensors", b"<!DOCTYPE html><html>"),
+                   ["model.safetensors", "not a whole"]),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(),
+                   ["neither model.safetensors nor"]),
     "only a pickle": (only_bin, [".bin", "pickles", "save_pretrained"]),
     "missing shard": (lambda folder: shards(folder, keep="a"),
                       ["index.json", "shard b.safetensors is not there"]),
@@ -818,13 +810,13 @@ BAD_MODEL = {
                               ["config.json", "hidden_size = 32 (unknown", "and 7 more"]),
     "model_type": (config(model_type="mamba"),
                    ["config.json", "'mamba'", "supported: bert, distilbert"]),
-    "no model_type": (write("config.json",
-                            b"{}"), ["config.json", "model_type", "supported: bert, distilbert"]),
+    "no model_type": (write("config.json", b"{}"),
+                      ["config.json", "model_type", "supported: bert, distilbert"]),
     "model_type of another kind": (config(model_type=["bert"]), ["config.json", "model_type"]),
     "other maths": (config(position_embedding_type="relative_key"),
                     ["config.json", "'relative_key'", "'absolute'"]),
-    "unknown key": (config(rope_theta=10000), ["config.json", "rope_theta",
-                                               "may change the maths"]),
+    "unknown key": (config(rope_theta=10000),
+                    ["config.json", "rope_theta", "may change the maths"]),
     "unknown activation": (config(hidden_act="mish"), ["config.json", "'mish'", "gelu"]),
     "heads that do not divide": (config(num_attention_heads=5), ["config.json", "32", "5"]),
     "no heads": (config(num_attention_heads=0), ["config.json", "num_attention_heads", "0"]),
@@ -834,17 +826,17 @@ BAD_MODEL = {
     "a size below 0": (config(vocab_size=-1), ["config.json", "vocab_size", "-1"]),
     "text for a probability": (config(hidden_dropout_prob="low"),
                                ["config.json", "hidden_dropout_prob", "'low'"]),
-    "broken config.json": (write("config.json",
-                                 lambda old: old[:-5]), ["config.json", "not valid JSON"]),
-    "no config.json": (lambda folder:
-                       (folder / "config.json").unlink(), ["config.json", "not there"]),
+    "broken config.json": (write("config.json", lambda old: old[:-5]),
+                           ["config.json", "not valid JSON"]),
+    "no config.json": (lambda folder: (folder / "config.json").unlink(),
+                       ["config.json", "not there"]),
     "a list in config.json": (write("config.json", b"[]"), ["config.json", "JSON object"]),
-    "broken tokenizer.json": (write("tokenizer.json",
-                                    lambda old: old[:-5]), ["tokenizer.json", "JSON"]),
-    "foreign tokenizer.json": (write("tokenizer.json",
-                                     b"{}"), ["tokenizer.json", "model is missing"]),
-    "no tokenizer": (lambda folder:
-                     (folder / "tokenizer.json").unlink(), ["tokenizer.json or vocab.txt"]),
+    "broken tokenizer.json": (write("tokenizer.json", lambda old: old[:-5]),
+                              ["tokenizer.json", "JSON"]),
+    "foreign tokenizer.json": (write("tokenizer.json", b"{}"),
+                               ["tokenizer.json", "model is missing"]),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(),
+                     ["tokenizer.json or vocab.txt"]),
     "too many pieces": (write("tokenizer.json",
                               lambda old: old.replace(b'"bread": ', b'"bread": 9')), ["88 rows"]),
 }
@@ -854,12 +846,12 @@ BAD_MODEL = {
 def test_bad_model(place, refused, tmp_path, fault, words):
     """Refused by train, which builds on it, even where it was to replace a run, and by predict."""
     out = copy(place / "finished", tmp_path / "run")
-    bad, run_folder = copy(place / "bert", tmp_path / "bad"), copy(place / "finished",
-                                                                   tmp_path / "bad-run")
+    bad = copy(place / "bert", tmp_path / "bad")
+    run_folder = copy(place / "finished", tmp_path / "bad-run")
     fault(bad)
     fault(run_folder)
-    line = refused([str(bad), *words], tmp_path, train,
-                   *arguments(place, out, "--overwrite", model=bad))
+    line = refused([str(bad), *words], tmp_path,
+                   train, *arguments(place, out, "--overwrite", model=bad))
     assert "/bad/" in line or "/bad:" in line
     refused([str(run_folder), *words], tmp_path, predict, "--model", run_folder, "rose")
 
@@ -873,8 +865,8 @@ BAD_CLASSIFIER = {
                                  ["config.json", "id2label", "'a'"]),
     "a name twice": (config(id2label={"0": "a", "1": "a", "2": "c"}),
                      ["config.json", "labels", "'a', 'a'"]),
-    "more names than rows": (config(id2label={str(i): f"L{i}"
-                                              for i in range(4)}), ["(3, 32)", "(4, 32)"]),
+    "more names than rows": (config(id2label={str(i): f"L{i}" for i in range(4)}),
+                             ["(3, 32)", "(4, 32)"]),
     "one class": (config(id2label={"0": "score"}), ["config.json", "labels", "score"]),
     "a number for a text": (config(problem_type="regression"),
                             ["config.json", "'regression' is not supported"]),
@@ -917,13 +909,13 @@ def test_evaluate_refuses(place, refused, tmp_path):
     refused([str(data), "line 3", "empty"], place, evaluate, "--model", model, "--data", data)
     refused(["--data", "run.json"], place, evaluate, "--model", place / "bert")
     refused(["nowhere", "no such model"], place, evaluate, "--model", "nowhere")
-    refused(["'nothing.csv'", "bundled", "tickets"], place, evaluate, "--model", model, "--data",
-            "nothing.csv")
+    refused(["'nothing.csv'", "bundled", "tickets"], place, evaluate, "--model", model,
+            "--data", "nothing.csv")
     refused(["batch size 0"], place, evaluate, "--model", model, "--batch-size", 0)
-    data.write_text(HEADER + "".join(f"a {name},{name},train\nthe {name},{name},dev\n"
-                                     for name in LABELS))
-    refused([str(data), "no test rows", "--split"], place, evaluate, "--model", model, "--data",
-            data)
+    data.write_text(
+        HEADER + "".join(f"a {name},{name},train\nthe {name},{name},dev\n" for name in LABELS))
+    refused([str(data), "no test rows", "--split"], place, evaluate, "--model", model,
+            "--data", data)
     broken = copy(model, tmp_path / "broken")
     (broken / "run.json").write_text("{}")
     refused([str(broken), "--data"], broken, evaluate, "--model", broken)
@@ -941,8 +933,8 @@ def test_predict_refuses(place, refused, tmp_path, monkeypatch):
             "b")
     refused(["--pair"], tmp_path, predict, "--model", model, "--pair", "x", "--data", data)
     refused(["--data", "not both"], tmp_path, predict, "--model", model, "--data", data, "rose")
-    refused(["--text-column", "--data"], tmp_path, predict, "--model", model, "--text-column",
-            "title", "rose")
+    refused(["--text-column", "--data"], tmp_path, predict, "--model", model,
+            "--text-column", "title", "rose")
     refused(["batch size 0"], tmp_path, predict, "--model", model, "--batch-size", 0, "rose")
     refused([str(data), "No such file"], tmp_path, predict, "--model", model, "--data", data)
     refused(["not UTF-8"], tmp_path, predict, "--model", model, *anew, os.fsdecode(b"caf\xe9"))
@@ -960,7 +952,7 @@ def test_predict_refuses(place, refused, tmp_path, monkeypatch):
 # ---------------------------------------------------------------- a full disk
 
 def whole(folder):
-    """Every file that lies in a run's folder, if there is one, can be read to its end, and none is half written."""
+    """Every file in a run's folder, if there is one, is read to its end: none is half written."""
     for path in folder.iterdir() if folder.exists() else ():
         assert not path.name.endswith(".writing"), f"{path.name} was left behind"
         if path.suffix == ".safetensors":
@@ -971,10 +963,10 @@ def whole(folder):
 
 @pytest.mark.parametrize("name, time", [
     ("run.json", 1), ("state.safetensors", 1), ("state.safetensors", 2), ("best.safetensors", 1),
-    ("metrics.jsonl", 1), ("tokenizer.json", 1), ("tokenizer_config.json", 1), ("model.safetensors", 1),
-    ("config.json", 1), ("predictions.csv", 1), ("run.json", 2)])
+    ("metrics.jsonl", 1), ("tokenizer.json", 1), ("tokenizer_config.json", 1),
+    ("model.safetensors", 1), ("config.json", 1), ("predictions.csv", 1), ("run.json", 2)])
 def test_full_disk(place, call, tmp_path, monkeypatch, name, time):
-    """No room for the `time`-th file of that name: one line. With room again, the same command ends as undisturbed."""
+    """No room for the `time`-th file of that name: one line. With room, it ends as undisturbed."""
     real, times = os.replace, [0]
 
     def no_room(source, target, **more):
@@ -988,15 +980,15 @@ def test_full_disk(place, call, tmp_path, monkeypatch, name, time):
         patch.setattr(os, "replace", no_room)
         code, _, err = call(train, *given)
     last = err.replace("\r", "\n").splitlines()[-1]
-    assert code == 2 and last.startswith(
-        "error: ") and name in last and "No space left" in last, err
+    assert code == 2 and last.startswith("error: "), err
+    assert name in last and "No space left" in last, err
     assert "Traceback" not in err
     whole(tmp_path / "run")
     assert call(train, *given)[0] == 0
     assert {k: v for k, v in result(tmp_path / "run").items() if k != "run.json"} == {
         k: v for k, v in result(place / "finished").items() if k != "run.json"}
-    assert result(tmp_path /
-                  "run")["run.json"]["results"] == result(place / "finished")["run.json"]["results"]
+    assert (result(tmp_path / "run")["run.json"]["results"]
+            == result(place / "finished")["run.json"]["results"])
 
 
 def test_full_disk_after_an_early_stop(place, call, tmp_path, monkeypatch):
@@ -1030,48 +1022,49 @@ def test_full_disk_for_answers(place, refused, tmp_path, monkeypatch):
 # ---------------------------------------------------------------- real processes
 
 def process(module, *given, cwd=small.ROOT, stdout=subprocess.PIPE, env={}, **more):
-    """`python -m minillmclf.MODULE ...` in a folder -> the finished process, its output as bytes."""
+    """`python -m minillmclf.MODULE ...` in a folder -> the finished process, output as bytes."""
     return subprocess.run([sys.executable, "-m", f"minillmclf.{module}", *map(str, given)], cwd=cwd,
                           timeout=120, env=small.environment() | env, stdout=stdout,
                           stderr=subprocess.PIPE, **more)
 
 
 def test_train_from_another_folder_where_files_may_not_grow(place, tmp_path):
-    """A real failed write (RLIMIT_FSIZE stands in for a full disk), then the same command with room."""
+    """A real failed write (RLIMIT_FSIZE: a full disk), then the same command with room."""
     shutil.copytree(place / "bert", tmp_path / "bert")
     shutil.copy(place / "data.csv", tmp_path / "data.csv")
-    given = ["--model", "bert", "--data", "data.csv", "--out", "run", *QUICK, "--save-every",
-             5]  # after epoch 1
+    # a state is saved after epoch 1
+    given = ["--model", "bert", "--data", "data.csv", "--out", "run", *QUICK, "--save-every", 5]
 
     code, _, error, _ = small.forked("train", given, cwd=str(tmp_path), limit=100_000)
     lines = error.replace("\r", "\n").splitlines()
     assert code == 2 and "Traceback" not in error, error
     assert lines[-1].startswith("error: run/state.safetensors: could not be written"), lines[-1]
     whole(tmp_path / "run")
-    assert (tmp_path / "run" /
-            "best.safetensors").exists(), "the first file, under the limit, should be there"
+    assert (tmp_path / "run" / "best.safetensors").exists(), (
+        "the first file, under the limit, should be there")
     code, _, error, _ = small.forked("train", given, cwd=str(tmp_path))
     assert code == 0, error
     for name in LEARNED:
-        assert (tmp_path / "run" / name).read_bytes() == (place / "finished" / name).read_bytes(), \
-            f"a run disturbed by a full disk, in another process and folder, should end with the same {name}"
+        assert (tmp_path / "run" / name).read_bytes() == (place / "finished" / name).read_bytes(), (
+            "a run disturbed by a full disk, in another process and folder, should end with the "
+            f"same {name}")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_answers_in_utf8_and_a_full_pipe(place):
-    """Output is UTF-8 whatever the terminal's encoding; where it cannot be written, there is one line."""
+    """Output is UTF-8 in any terminal; where it cannot be written, there is one line."""
     texts = "caf\u00e9 \u4f60\n".encode()
     done = process("predict", "--model", place / "finished", input=texts,
                    env={"PYTHONIOENCODING": "ascii"})
-    assert done.returncode == 0 and done.stderr.startswith(
-        b"WARNING: 20% of the tokens") and done.stderr.count(b"\n") == 1
+    assert done.returncode == 0 and done.stderr.startswith(b"WARNING: 20% of the tokens")
+    assert done.stderr.count(b"\n") == 1
     assert json.loads(done.stdout.decode("utf-8"))["text"] == "caf\u00e9 \u4f60"
     with open("/dev/full", "wb") as full:  # buffered, so that nothing fails before the end
         done = process("predict", "--model", place / "finished", input=texts, stdout=full,
                        env={"PYTHONUNBUFFERED": ""})
     warning, *errors = done.stderr.decode().splitlines()
-    assert done.returncode == 2 and warning.startswith("WARNING: ") and len(
-        errors) == 1, done.stderr
+    assert done.returncode == 2 and len(errors) == 1, done.stderr
+    assert warning.startswith("WARNING: "), done.stderr
     assert errors[0].startswith("error: ") and "No space left" in errors[0]
 
 
@@ -1093,23 +1086,22 @@ def test_threads_do_not_wait_in_a_busy_loop_unless_asked_to(given, kept):
     known = {key: value for key, value in small.environment().items() if key != "GOMP_SPINCOUNT"}
     done = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True,
                           env=known | ({"GOMP_SPINCOUNT": given} if given else {}))
-    assert done.stdout.split() == [
-        kept, "False"
-    ], f"{done.stdout}{done.stderr}: it must be set before torch is loaded"
+    assert done.stdout.split() == [kept, "False"], (
+        f"{done.stdout}{done.stderr}: it must be set before torch is loaded")
 
 
 def test_a_first_prediction_loads_no_more_than_it_needs(tmp_path):
     """torch's compiler alone takes longer to load than all else together."""
-    Classifier.from_backbone(small.bert_folder(tmp_path / "body"),
-                             ["a", "b"]).save(tmp_path / "model")
+    Classifier.from_backbone(small.bert_folder(tmp_path / "body"), ["a", "b"]).save(
+        tmp_path / "model")
     program = (
         "import sys; from minillmclf.predict import __main__ as p; p.main(sys.argv[1:]); "
-        "print('slow:', sorted({'torch._dynamo', 'sympy', 'bitsandbytes', 'matplotlib'} & set(sys.modules)))"
-    )
+        "print('slow:', sorted({'torch._dynamo', 'sympy', 'bitsandbytes', 'matplotlib'} "
+        "& set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", program, "--model", tmp_path / "model", "soup"],
                           capture_output=True, text=True, env=small.environment())
-    assert done.returncode == 0 and done.stdout.splitlines(
-    )[-1] == "slow: []", done.stdout + done.stderr
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "slow: []", (
+        done.stdout + done.stderr)
 
 
 def test_help_is_quick_and_complete():
@@ -1117,7 +1109,8 @@ def test_help_is_quick_and_complete():
     done = subprocess.run([sys.executable, "-c", HELP, *map(small.module_of, names)],
                           env=small.environment(), text=True, capture_output=True)
     assert done.returncode == 0 and done.stdout.count("exit 0") == len(names), done.stderr
-    assert "slow: []" in done.stdout, f"--help should not wait for imports of {done.stdout.splitlines()[-1]}"
+    assert "slow: []" in done.stdout, (
+        f"--help should not wait for imports of {done.stdout.splitlines()[-1]}")
     helps = dict(zip(names, done.stdout.split("exit 0\n")))
     for name in vars(Settings()):
         flag = "--" + name.replace("_", "-")
@@ -1139,8 +1132,8 @@ def test_without_the_bag_of_words(place, call, tmp_path, monkeypatch):
     assert code == 0 and "bag of words" not in out and "majority class" in out
     own = json.loads((place / "finished" / "run.json").read_text())["results"]["bert, full"]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["results"]["bert, full"] == own
-    assert call(train, *arguments(place,
-                                  tmp_path / "run"))[0] == 0, "the switch made it another run"
+    assert call(train, *arguments(place, tmp_path / "run"))[0] == 0, (
+        "the switch made it another run")
 
 
 def test_the_model_is_saved_before_the_baselines(place, tmp_path, monkeypatch):
@@ -1157,13 +1150,13 @@ def test_the_model_is_saved_before_the_baselines(place, tmp_path, monkeypatch):
 
 def test_a_bag_of_words_keeps_the_terms_in_the_most_rows(monkeypatch):
     from minillmclf.classify import baseline
-    texts, labels = ["good film good", "good cast", "bad film", "bad bad cast", "bad plot"
-                     ] * 4, [1, 1, 0, 0, 0] * 4
+    texts = ["good film good", "good cast", "bad film", "bad bad cast", "bad plot"] * 4
+    labels = [1, 1, 0, 0, 0] * 4
     whole = baseline.BagOfWords(2).fit(texts, labels, texts, labels)
     assert len(whole.index) == 12 and whole.predict(["good"]).argmax() == 1
     monkeypatch.setattr(baseline, "MAX_WEIGHTS", 8)
     four = baseline.BagOfWords(2).fit(texts, labels, texts, labels)
-    assert sorted(four.index) == ["0:bad", "0:cast", "0:film",
-                                  "0:good"], "8 weights are 4 terms of 2 classes"
-    assert four.weights[0].shape == (4, 2) and four.predict(["good", "bad"
-                                                             ]).argmax(1).tolist() == [1, 0]
+    assert sorted(four.index) == ["0:bad", "0:cast", "0:film", "0:good"], (
+        "8 weights are 4 terms of 2 classes")
+    assert four.weights[0].shape == (4, 2)
+    assert four.predict(["good", "bad"]).argmax(1).tolist() == [1, 0]

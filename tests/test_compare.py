@@ -1,7 +1,7 @@
-"""A comparison: what is combined, what cannot be, which cells run again, and every number of the table again by hand.
+"""A comparison: what is combined, what cannot be, what runs again, each number by hand.
 
-Cells are processes; here they are forks of one that has torch (small.forked), but for two tests of real ones. Models are
-tiny, so no score here means anything.
+Cells are processes; here they are forks of one that has torch (small.forked), but for two tests of
+real ones. Models are tiny, so no score here means anything.
 """
 import csv
 import json
@@ -24,7 +24,8 @@ from minillmclf.cli.parser import run
 from minillmclf.errors import InputError, Stopped
 from minillmclf.cli.settings import Settings
 from minillmclf.compare.runs import Run
-from minillmclf.compare.summary import difference_to_best, interval_over_seeds, read_predictions, summarise
+from minillmclf.compare.summary import (difference_to_best, interval_over_seeds, read_predictions,
+                                        summarise)
 from minillmclf.compare.table import csv_of_runs, comparison_markdown
 from minillmclf.train import write_predictions
 from minillmclf.training.metrics import METRICS, evaluate
@@ -35,7 +36,7 @@ QUICK = ["--epochs", "1", "--batch-size", "8"]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with `bert`, `lm` (which has a language-model head) and data.csv. Tests only read it."""
+    """A folder with `bert`, `lm` (with a language-model head) and data.csv. Tests only read it."""
     folder = tmp_path_factory.mktemp("compare")
     small.bert_folder(folder / "bert", layers=1)
     small.bert_folder(folder / "lm", layers=1, lm_head=True)
@@ -86,10 +87,8 @@ def record(cell):
 
 
 def files(folder):
-    return {
-        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*")
-        if path.is_file()
-    }
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns)
+            for path in folder.rglob("*") if path.is_file()}
 
 
 # ---------------------------------------------------------------- the whole command
@@ -97,10 +96,8 @@ def files(folder):
 def test_compare(place, call, started, tmp_path):
     out, bert = tmp_path / "compare", place / "bert"
     models = ["majority", "bag-of-words", f"{bert}@method=head,lr=1e-2", f"{bert}@weights=random"]
-    given = [
-        "--models", *models, "--learning-curve", "2", "all", "--seeds", "2", "--data",
-        place / "data.csv", "--out", out, *QUICK
-    ]
+    given = ["--models", *models, "--learning-curve", "2", "all", "--seeds", "2",
+             "--data", place / "data.csv", "--out", out, *QUICK]
     code, printed, err = call(*given)
     assert code == 0, err
     runs = {p.parent: json.loads(p.read_text()) for p in (out / "cells").glob("*/run.json")}
@@ -122,28 +119,30 @@ def test_compare(place, call, started, tmp_path):
         if not name:
             assert int(row["trainable"]) == cell["parameters"]["trainable"]
             assert float(row["memory_mb"]) == cell["timing"]["peak_memory_mb"]
-            assert (row["ms_per_text"]
-                    != "") == (row["seed"] == "0"), "prediction is timed for the first seed"
+            assert (row["ms_per_text"] != "") == (row["seed"] == "0"), (
+                "prediction is timed for the first seed")
     found = table_of(out)["rows"]
     labels = ("majority", "bag-of-words", "bert@lr=1e-2, head", "bert@weights=random, full")
-    assert [(r["label"], r["size"]) for r in found] == [(label, size) for size in (2, "all")
-                                                        for label in labels]
-    assert [r["model"] for r in found[:4]
-            ] == ["majority", "bag-of-words", "bert@lr=1e-2", "bert@weights=random"]
+    assert [(r["label"], r["size"]) for r in found] == [
+        (label, size) for size in (2, "all") for label in labels]
+    assert [r["model"] for r in found[:4]] == ["majority", "bag-of-words", "bert@lr=1e-2",
+                                               "bert@weights=random"]
     progress = [line for line in printed.splitlines() if line.startswith("[")]
-    assert len(progress) == 16 and not [line for line in progress[:8] if "majority" in line or "bag-of-words" in line], \
-        "a baseline in this process before the last cell adds to what later cells are said to have held"
+    assert len(progress) == 16 and not [line for line in progress[:8]
+                                        if "majority" in line or "bag-of-words" in line], (
+        "a baseline in this process before the last cell adds to what later cells are said to "
+        "have held")
     spreads = []
     for row, model in zip(found, models * 2):
         a, b = [float(line["accuracy"]) for line in rows
                 if (line["rows_per_class"], line["model"]) == (str(row["size"]), model)]
         mean, low, high = t_interval([a, b])
         spreads.append(abs(a - b))
-        assert row["accuracy"] == pytest.approx(
-            {"mean": mean, "low": max(0, low), "high": min(1, high)}, abs=1e-5)
+        assert row["accuracy"] == pytest.approx({"mean": mean, "low": max(0, low),
+                                                 "high": min(1, high)}, abs=1e-5)
         assert row["seeds"] == 2 and row["scores"] == pytest.approx([a, b], abs=1e-6)
-        assert (row["memory_mb"]
-                is None) == (row["model"] in configurations.BASELINES) and row["ms_per_text"] >= 0
+        assert (row["memory_mb"] is None) == (row["model"] in configurations.BASELINES)
+        assert row["ms_per_text"] >= 0
     assert max(spreads) > 0, "two seeds that never differ cannot show what an interval is"
     for size in (2, "all"):
         means = {r["label"]: r["accuracy"]["mean"] for r in found if r["size"] == size}
@@ -151,13 +150,14 @@ def test_compare(place, call, started, tmp_path):
         assert means[best] == max(means.values())
     text = (out / "table.md").read_text()
     assert text.strip() in printed and "2 rows a class" in text and "**best**" in text
-    assert f"{found[2]['accuracy']['mean']:.3f} [{found[2]['accuracy']['low']:.3f}, {found[2]['accuracy']['high']:.3f}]" in text
+    shown = found[2]["accuracy"]
+    assert f"{shown['mean']:.3f} [{shown['low']:.3f}, {shown['high']:.3f}]" in text
 
-    before, tables = files(out / "cells"), [(out / name).read_bytes()
-                                            for name in ("table.md", "table.csv", "table.json")]
+    before = files(out / "cells")
+    tables = [(out / name).read_bytes() for name in ("table.md", "table.csv", "table.json")]
     started.clear()
-    assert call(
-        *given)[0] == 0 and not started, "a comparison that is finished should train nothing again"
+    assert call(*given)[0] == 0 and not started, (
+        "a comparison that is finished should train nothing again")
     assert files(out / "cells") == before
     assert tables == [(out / name).read_bytes() for name in ("table.md", "table.csv", "table.json")]
 
@@ -180,15 +180,15 @@ def test_compare(place, call, started, tmp_path):
     (["--methods", "lora", "twice"], ["--models", "bert", "--methods", "lora", "lora"]),
     (["--methods", "magic", "full, head"], ["--models", "bert", "--methods", "full", "magic"]),
     (["--method", "one of them"], ["--models", "bert", "--methods", "full", "--method", "lora"]),
-    (["--learning-curve", "all", "twice"
-      ], ["--models", "majority", "--learning-curve", "all", "all"]),
+    (["--learning-curve", "all", "twice"],
+     ["--models", "majority", "--learning-curve", "all", "all"]),
     (["--sweep", "lr", "float", "'fast'"], ["--models", "bert", "--sweep", "lr=1e-3,fast"]),
     (["--sweep", "'speed'"], ["--models", "bert", "--sweep", "speed=1,2"]),
     (["--sweep", "lr", "twice"], ["--models", "bert", "--sweep", "lr=1e-3", "lr=1e-4"]),
     (["--sweep", "--methods"], ["--models", "bert", "--sweep", "method=full,head"]),
     (["--sweep rank", "reads it"], ["--models", "bert", "--sweep", "rank=2,4"]),
-    (["nothing to compare", "bert, full, labels", "language-model head"
-      ], ["--models", "bert", "--readouts", "labels"]),
+    (["nothing to compare", "bert, full, labels", "language-model head"],
+     ["--models", "bert", "--readouts", "labels"]),
     (["nodata.csv"], ["--models", "majority", "--data", "nodata.csv"]),
 ])
 def test_mistakes_are_named_before_any_work(place, call, started, tmp_path, monkeypatch, words,
@@ -204,33 +204,32 @@ def test_mistakes_are_named_before_any_work(place, call, started, tmp_path, monk
 # ---------------------------------------------------------------- what is combined
 
 def combined(place, *models, methods=("full",), readouts=("head",), sweep=(), **flags):
-    return make_configurations([
-        str(place / m) if (place / m.partition("@")[0]).exists() else m for m in models
-    ], methods, readouts, read_sweep(sweep), flags)
+    return make_configurations([str(place / m) if (place / m.partition("@")[0]).exists() else m
+                                for m in models], methods, readouts, read_sweep(sweep), flags)
 
 
 def test_the_product_and_what_goes_over_it(place):
     found = combined(place, "majority", "bert", "lm@lr=1e-2,method=head", methods=["full", "lora"],
                      lr=1e-4, rank=4)
     assert [(c.settings.method, c.settings.lr, c.settings.rank) for c in found[1:]] == [
-        ("full", 1e-4, Settings().rank), ("lora", 1e-4, 4), ("head", 1e-2, Settings().rank)], \
-        "a method that has no rank should not be told of one, and a model with a method of its own is there once"
-    assert list(labels_of(
-        found).values()) == ["majority", "bert, full", "bert, lora", "lm@lr=1e-2, head"]
+        ("full", 1e-4, Settings().rank), ("lora", 1e-4, 4), ("head", 1e-2, Settings().rank)], (
+        "a method that has no rank should not be told of one, and a model with a method of its "
+        "own is there once")
+    assert list(labels_of(found).values()) == ["majority", "bert, full", "bert, lora",
+                                               "lm@lr=1e-2, head"]
 
 
 def test_a_method_may_have_settings_of_its_own(place):
     found = combined(place, "bert", "lm@method=head", "lm@rank=2",
                      methods=["full", "lora@lr=3e-3,rank=16", "lora@rank=4"], lr=1e-4)
-    assert [(c.settings.method, c.settings.lr, c.settings.rank, c.row_settings)
-            for c in found] == [("full", 1e-4, 8, ""), ("lora", 3e-3, 16, "lr=0.003,rank=16"),
-                                ("lora", 1e-4, 4, "rank=4"), ("head", 1e-4, 8, ""),
-                                ("full", 1e-4, 8, ""), ("lora", 3e-3, 2, "lr=0.003"),
-                                ("lora", 1e-4, 2, "")]
-    assert list(labels_of(
-        found).values())[:3] == ["bert, full", "bert, lora lr=0.003,rank=16", "bert, lora rank=4"]
-    assert len({c.group
-                for c in found}) == len(found), "each is a row of its own, not one of a sweep"
+    assert [(c.settings.method, c.settings.lr, c.settings.rank, c.row_settings) for c in found] == [
+        ("full", 1e-4, 8, ""), ("lora", 3e-3, 16, "lr=0.003,rank=16"), ("lora", 1e-4, 4, "rank=4"),
+        ("head", 1e-4, 8, ""),
+        ("full", 1e-4, 8, ""), ("lora", 3e-3, 2, "lr=0.003"), ("lora", 1e-4, 2, "")]
+    assert list(labels_of(found).values())[:3] == ["bert, full", "bert, lora lr=0.003,rank=16",
+                                                   "bert, lora rank=4"]
+    assert len({c.group for c in found}) == len(found), (
+        "each is a row of its own, not one of a sweep")
     with pytest.raises(InputError, match="--methods full: reads no rank"):
         combined(place, "bert", methods=["full@rank=4"])
 
@@ -243,40 +242,40 @@ def test_flags_reach_only_the_readout_that_reads_them(place):
     assert read == [("head", "", "mean", "sum"), ("labels", "{text} is {label}", "family", "token")]
     assert labels_of([words]).popitem()[1] == "lm, full, labels"
     both = combined(place, "lm@pool=max", readouts=["head", "labels"])
-    assert [c.settings.pool for c in both] == ["max",
-                                               "family"], "a model's own pooling is for its head"
+    assert [c.settings.pool for c in both] == ["max", "family"], (
+        "a model's own pooling is for its head")
     own = combined(place, "bert@pool=max", "lm@readout=labels,template={text} {label}", pool="mean")
-    assert [(c.settings.pool, c.settings.template) for c in own] == [("max", ""),
-                                                                     ("family", "{text} {label}")]
+    assert [(c.settings.pool, c.settings.template) for c in own] == [
+        ("max", ""), ("family", "{text} {label}")]
 
 
 def test_a_sweep_is_a_product_of_what_each_method_reads(place):
     found = combined(place, "bert", methods=["head", "lora"], sweep=["lr=1e-4,3e-4", "rank=4,8"])
-    assert [(c.settings.method, c.row_settings) for c in found] == [("head", "lr=0.0001"),
-                                                                    ("head", "lr=0.0003"),
-                                                                    ("lora", "lr=0.0001,rank=4"),
-                                                                    ("lora", "lr=0.0001,rank=8"),
-                                                                    ("lora", "lr=0.0003,rank=4"),
-                                                                    ("lora", "lr=0.0003,rank=8")]
+    assert [(c.settings.method, c.row_settings) for c in found] == [
+        ("head", "lr=0.0001"), ("head", "lr=0.0003"), ("lora", "lr=0.0001,rank=4"),
+        ("lora", "lr=0.0001,rank=8"), ("lora", "lr=0.0003,rank=4"), ("lora", "lr=0.0003,rank=8")]
     fixed, *more = combined(place, "bert@lr=1e-2", "bert", sweep=["lr=1e-4,3e-4"])
-    assert (fixed.settings.lr, fixed.row_settings) == (1e-2, "") and [c.settings.lr for c in more
-                                                                      ] == [1e-4, 3e-4]
+    assert (fixed.settings.lr, fixed.row_settings) == (1e-2, "")
+    assert [c.settings.lr for c in more] == [1e-4, 3e-4]
 
 
 def test_models_of_one_name_are_kept_apart(place, tmp_path):
     for name in "ab":
         shutil.copytree(place / "bert", tmp_path / name / "bert")
     found = combined(tmp_path, "a/bert", "b/bert")
-    assert len(set(labels_of(found).values())) == 2 and all(
-        str(tmp_path) in label for label in labels_of(found).values())
+    assert len(set(labels_of(found).values())) == 2
+    assert all(str(tmp_path) in label for label in labels_of(found).values())
     assert len({runs.folder_of(tmp_path, c, "all", 0) for c in found}) == 2
 
 
 @pytest.mark.parametrize("model, method, readout, word", [
-    ("bert", "full", "labels", "no language-model head"), ("lm", "head", "labels", "nothing would learn"),
-    ("bert@weights=random", "qlora", "head", "random weights"), ("bert", "last-2", "head", "1 blocks"),
-    ("bert@max_length=2000", "full", "head", "64 positions"), ("bert@targets=nowhere", "lora", "head", "no such linear layer"),
-    ("lm", "lora", "labels", ""), ("bert", "qlora", "head", ""), ("bert", "prefix", "head", ""), ("bert", "last-1", "head", "")])
+    ("bert", "full", "labels", "no language-model head"),
+    ("lm", "head", "labels", "nothing would learn"),
+    ("bert@weights=random", "qlora", "head", "random weights"),
+    ("bert", "last-2", "head", "1 blocks"),
+    ("bert@max_length=2000", "full", "head", "64 positions"),
+    ("bert@targets=nowhere", "lora", "head", "no such linear layer"), ("lm", "lora", "labels", ""),
+    ("bert", "qlora", "head", ""), ("bert", "prefix", "head", ""), ("bert", "last-1", "head", "")])
 def test_what_cannot_be_is_known_without_weights(place, monkeypatch, model, method, readout, word):
     from minillmclf.classify import build
     from minillmclf.cli.rows import load_dataset
@@ -294,18 +293,19 @@ def test_what_cannot_be_stops_nothing(place, call, started, tmp_path):
     tensors.pop(next(iter(tensors)))
     save_file(tensors, tmp_path / "bad" / "model.safetensors")
     code, printed, err = call("--models", place / "bert", tmp_path / "bad", "majority",
-                              "--readouts", "head", "labels", "--seeds", "1", "--data",
-                              place / "data.csv", "--out", tmp_path / "out", *QUICK)
+                              "--readouts", "head", "labels", "--seeds", "1",
+                              "--data", place / "data.csv", "--out", tmp_path / "out", *QUICK)
     assert code == 0, err
-    assert "bert, full, labels: not possible: this checkpoint has no language-model head" in printed.splitlines(
-    )[0]
+    assert ("bert, full, labels: not possible: this checkpoint has no language-model head"
+            in printed.splitlines()[0])
     found = table_of(tmp_path / "out")
     assert [row["label"] for row in found["rows"]] == ["bert, full", "majority"]
     failed, = found["left_out"]
-    assert (failed["label"], failed["size"], failed["seed"]) == ("bad, full", "all",
-                                                                 0) and "bad" in failed["reason"]
+    assert (failed["label"], failed["size"], failed["seed"]) == ("bad, full", "all", 0)
+    assert "bad" in failed["reason"]
     text = (tmp_path / "out" / "table.md").read_text()
-    assert f"not possible: {failed['reason']}" in text and "bert, full, labels: not possible" in text
+    assert f"not possible: {failed['reason']}" in text
+    assert "bert, full, labels: not possible" in text
     row = next(row for row in read_csv(tmp_path / "out" / "table.csv") if "bad" in row["model"])
     assert row["state"].startswith("not possible: ") and row["accuracy"] == ""
 
@@ -319,8 +319,8 @@ def test_a_cell_runs_again_if_what_it_was_made_from_has_changed(place, call, sta
 
     def again(*more):
         started.clear()
-        code, _, err = call("--models", model, "majority", "--seeds", "1", "--data", data, "--out",
-                            tmp_path / "out", *QUICK, *more)
+        code, _, err = call("--models", model, "majority", "--seeds", "1", "--data", data,
+                            "--out", tmp_path / "out", *QUICK, *more)
         assert code == 0, err
         return len(trainings(started))
     assert again() == 1 and again() == 0
@@ -331,10 +331,8 @@ def test_a_cell_runs_again_if_what_it_was_made_from_has_changed(place, call, sta
     assert again() == 1 and again() == 0, "another model under the same name"
     small.data_file(data, seed=1)
     assert again() == 1 and again() == 0, "other rows under the same name"
-    cell, = [
-        p for p in (tmp_path / "out" / "cells").glob("bert-*")
-        if record(p)["settings"]["lr"] == 3e-4
-    ]
+    cell, = [p for p in (tmp_path / "out" / "cells").glob("bert-*")
+             if record(p)["settings"]["lr"] == 3e-4]
     (cell / "predictions.csv").unlink()
     assert again() == 1, "a cell without its predictions is of no use"
 
@@ -343,15 +341,13 @@ def test_a_file_without_splits_is_split_once_for_all_seeds(place, call, started,
     rows = small.texts_of(random.Random(3), 60)
     with open(tmp_path / "plain.csv", "w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *rows])
-    code, _, err = call("--models", "bag-of-words", "majority", "--seeds", "3", "--data",
-                        tmp_path / "plain.csv", "--out", tmp_path / "out")
+    code, _, err = call("--models", "bag-of-words", "majority", "--seeds", "3",
+                        "--data", tmp_path / "plain.csv", "--out", tmp_path / "out")
     assert code == 0, err
-    tested = {
-        tuple(row["text"] for row in read_csv(p))
-        for p in (tmp_path / "out" / "cells").glob("*/predictions.csv")
-    }
-    assert len(
-        tested) == 1, "every seed should be tested on the same rows, or no difference can be paired"
+    tested = {tuple(row["text"] for row in read_csv(p))
+              for p in (tmp_path / "out" / "cells").glob("*/predictions.csv")}
+    assert len(tested) == 1, (
+        "every seed should be tested on the same rows, or no difference can be paired")
     assert all(row["best"] or row["difference"] for row in table_of(tmp_path / "out")["rows"])
 
 
@@ -373,11 +369,8 @@ def test_a_comparison_that_was_stopped_goes_on(place, call, started, tmp_path, m
         if module == "minillmclf.train" and len(trainings(started)) == 1:      # the second cell
             raise Stopped("stopped; the same command goes on from there")
         return forks(module, *arguments, printed=printed, errors=errors)
-
-    given = [
-        "--models", place / "bert", "--seeds", "2", "--data", place / "data.csv", "--out",
-        tmp_path / "out", *QUICK
-    ]
+    given = ["--models", place / "bert", "--seeds", "2", "--data", place / "data.csv",
+             "--out", tmp_path / "out", *QUICK]
     monkeypatch.setattr(runs, "run_module", stopped)
     code, out, err = call(*given)
     assert code == 130 and "same command goes on" in out and "Traceback" not in err
@@ -386,10 +379,10 @@ def test_a_comparison_that_was_stopped_goes_on(place, call, started, tmp_path, m
     monkeypatch.setattr(runs, "run_module", forks)
     code, out, err = call(*given)
     assert code == 0, err
-    assert files(first) == before and len(
-        trainings(started)) == 2, "the finished cell is kept, one more is run"
-    assert "--overwrite" not in trainings(
-        started)[-1], "a run that was stopped should go on, not start anew"
+    assert files(first) == before and len(trainings(started)) == 2, (
+        "the finished cell is kept, one more is run")
+    assert "--overwrite" not in trainings(started)[-1], (
+        "a run that was stopped should go on, not start anew")
     assert "seed 0: dev accuracy" in out and "finished before" in out
 
 
@@ -398,9 +391,10 @@ def test_a_signal_ends_the_real_process_and_leaves_no_orphan(tmp_path, monkeypat
     script = tmp_path / "waits.py"
     script.write_text(
         "import signal, sys, time, pathlib\n"
-        "def told(number, frame):\n    pathlib.Path(sys.argv[1]).open('a').write('told '); sys.exit(130)\n"
-        "signal.signal(signal.SIGTERM, told)\npathlib.Path(sys.argv[1]).write_text('')\ntime.sleep(60)\n"
-    )
+        "def told(number, frame):\n"
+        "    pathlib.Path(sys.argv[1]).open('a').write('told '); sys.exit(130)\n"
+        "signal.signal(signal.SIGTERM, told)\npathlib.Path(sys.argv[1]).write_text('')\n"
+        "time.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     note = tmp_path / "note"
 
@@ -415,8 +409,8 @@ def test_a_signal_ends_the_real_process_and_leaves_no_orphan(tmp_path, monkeypat
     with pytest.raises(Stopped, match="same command goes on"):
         runs.run_module("waits", note, printed=tmp_path / "out", errors=tmp_path / "err")
     thread.join()
-    assert note.read_text(
-    ) == "told " and time.monotonic() - begun < 30, "told once, and waited for"
+    assert note.read_text() == "told " and time.monotonic() - begun < 30, (
+        "told once, and waited for")
 
 
 def test_milliseconds_by_a_clock_of_our_own(monkeypatch):
@@ -427,15 +421,15 @@ def test_milliseconds_by_a_clock_of_our_own(monkeypatch):
         asked.append(len(texts))
         clock[0] += next(cost) * len(texts) / 1000
     monkeypatch.setattr(runs.time, "perf_counter", lambda: clock[0])
-    assert runs.milliseconds_per_text(predict, ["a text"] * 500) == pytest.approx(
-        3.0), "the median of 2, 5 and 3, not the warm-up"
+    assert runs.milliseconds_per_text(predict, ["a text"] * 500) == pytest.approx(3.0), (
+        "the median of 2, 5 and 3, not the warm-up")
     assert asked == [32, 32, 32, 32, 32, 32, 8] * 4
 
 
 # ---------------------------------------------------------------- numbers
 
 def fake_runs(tmp_path, right, dev=None, seeds=2, rows=40, sweep=None, size="all"):
-    """Runs with answers made up: right[name] is the share of right rows. -> runs, labels of their groups"""
+    """Made-up runs: right[name] is the share of right rows. -> runs, labels of their groups"""
     found, rng = [], random.Random(0)
     from minillmclf.text.data import Example
     examples = [Example((f"text {i}",), "ab"[i % 2], i + 2) for i in range(rows)]
@@ -450,13 +444,10 @@ def fake_runs(tmp_path, right, dev=None, seeds=2, rows=40, sweep=None, size="all
             write_predictions(folder / "predictions.csv", examples, p, ["a", "b"])
             metrics = evaluate(p, [i % 2 for i in range(rows)], ["a", "b"])
             tuned = {key: (dev or right)[name] for key in METRICS}
-            found.append(
-                Run(
-                    c, size, seed, folder, {
-                        "state": "finished", "split": "test", "test": metrics, "dev": tuned,
-                        "trainable": 5, "memory_mb": 100 + seed, "train_seconds": 2.0 + seed,
-                        "ms_per_text": None if seed else 0.5
-                    }))
+            found.append(Run(c, size, seed, folder,
+                             {"state": "finished", "split": "test", "test": metrics, "dev": tuned,
+                              "trainable": 5, "memory_mb": 100 + seed,
+                              "train_seconds": 2.0 + seed, "ms_per_text": None if seed else 0.5}))
     return found, {run.configuration.group: run.configuration.model + ", full" for run in found}
 
 
@@ -464,43 +455,42 @@ def test_differences_to_the_best_row_are_paired(tmp_path):
     made, labels = fake_runs(tmp_path, {"good": 0.9, "poor": 0.5})
     good, poor = summarise(made, labels, "accuracy")["rows"]
     answers = {run.folder.name: read_predictions(run.folder / "predictions.csv") for run in made}
-    gap = np.mean([
-        answers[f"poor-{s}"].right.astype(float) - answers[f"good-{s}"].right for s in (0, 1)
-    ], axis=0)
+    gap = np.mean([answers[f"poor-{s}"].right.astype(float) - answers[f"good-{s}"].right
+                   for s in (0, 1)], axis=0)
     low, high = bootstrap_interval(lambda rows: gap[rows].mean(), 40)
-    assert good["best"] and good["difference"] is None and good[
-        "mcnemar"] is None and not poor["best"]
-    assert poor["difference"] == pytest.approx({"mean": gap.mean(), "low": low, "high": high
-                                                }) and high < 0
-    assert poor["difference"]["mean"] == pytest.approx(poor["accuracy"]["mean"] -
-                                                       good["accuracy"]["mean"])
+    assert good["best"] and good["difference"] is None and good["mcnemar"] is None
+    assert not poor["best"]
+    assert poor["difference"] == pytest.approx({"mean": gap.mean(), "low": low, "high": high})
+    assert high < 0
+    assert poor["difference"]["mean"] == pytest.approx(
+        poor["accuracy"]["mean"] - good["accuracy"]["mean"])
     p = [mcnemar_p(answers[f"poor-{s}"].right, answers[f"good-{s}"].right) for s in (0, 1)]
     assert poor["mcnemar_seeds"] == p and poor["mcnemar"] == statistics.median(p) < 0.05
-    assert (good["memory_mb"], good["train_seconds"], good["ms_per_text"],
-            good["trainable"]) == (101, 2.5, 0.5, 5)
+    assert (good["memory_mb"], good["train_seconds"], good["ms_per_text"], good["trainable"]) == (
+        101, 2.5, 0.5, 5)
 
 
 def test_a_row_names_its_model_without_the_settings_of_its_method(tmp_path):
     made, _ = fake_runs(tmp_path, {"good": 0.9}, seeds=1)
     c = made[0].configuration = replace(made[0].configuration, method_settings="rank=4")
     row, = summarise(made, {c.group: "good, full rank=4"}, "accuracy")["rows"]
-    assert (row["model"], row["settings"]) == ("good",
-                                               "rank=4"), "choose looks the model up by this name"
+    assert (row["model"], row["settings"]) == ("good", "rank=4"), (
+        "choose looks the model up by this name")
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_every_metric_can_be_the_table_s(tmp_path, metric):
     made, labels = fake_runs(tmp_path, {"good": 0.95, "poor": 0.5})
     for row in summarise(made, labels, metric)["rows"]:
-        assert row["best"] == (
-            row["model"] == "good"), f"{metric}: less is better in log loss and ECE"
-        values = [
-            run.record["test"][metric] for run in made if run.configuration.model == row["model"]
-        ]
-        assert row["score"]["mean"] == pytest.approx(
-            statistics.mean(values)) and row["score"]["low"] >= 0
+        assert row["best"] == (row["model"] == "good"), (
+            f"{metric}: less is better in log loss and ECE")
+        values = [run.record["test"][metric]
+                  for run in made if run.configuration.model == row["model"]]
+        assert row["score"]["mean"] == pytest.approx(statistics.mean(values))
+        assert row["score"]["low"] >= 0
         if not row["best"]:
-            assert row["difference"]["low"] <= row["difference"]["mean"] <= row["difference"]["high"]
+            assert (row["difference"]["low"] <= row["difference"]["mean"]
+                    <= row["difference"]["high"])
             assert METRICS[metric] * row["difference"]["mean"] < 0
 
 
@@ -511,8 +501,8 @@ def test_one_seed_has_an_interval_over_test_rows(tmp_path):
     assert row["accuracy"] == interval_over_seeds("accuracy", [made[0].record["test"]["accuracy"]],
                                                   answers)
     low, high = bootstrap_interval(lambda rows: answers.right[rows].mean(), 40)
-    assert (row["accuracy"]["low"],
-            row["accuracy"]["high"]) == (low, high) and low < row["accuracy"]["mean"] < high
+    assert (row["accuracy"]["low"], row["accuracy"]["high"]) == (low, high)
+    assert low < row["accuracy"]["mean"] < high
     assert row["score"]["low"] < row["score"]["mean"] < row["score"]["high"], "macro F1 has one too"
     assert "bootstrap over test rows" in comparison_markdown(summarise(made, labels, "macro_f1"))
 
@@ -522,10 +512,10 @@ def test_other_test_rows_are_not_compared(tmp_path):
     one, other = [{run.seed: read_predictions(run.folder / "predictions.csv") for run in made
                    if run.configuration.model == name} for name in "ab"]
     other[1].rows = other[1].rows[::-1]
-    assert difference_to_best("accuracy", one, other) == (None, []) and difference_to_best(
-        "accuracy", {0: one[0]}, {1: one[1]}) == (None, [])
-    assert len(difference_to_best("accuracy", one,
-                                  {1: one[1]})[1]) == 1, "a seed that one of them lacks is left out"
+    assert difference_to_best("accuracy", one, other) == (None, [])
+    assert difference_to_best("accuracy", {0: one[0]}, {1: one[1]}) == (None, [])
+    assert len(difference_to_best("accuracy", one, {1: one[1]})[1]) == 1, (
+        "a seed that one of them lacks is left out")
 
 
 def test_answers_that_rounding_made_equal_keep_the_class_that_was_said(tmp_path):
@@ -534,29 +524,29 @@ def test_answers_that_rounding_made_equal_keep_the_class_that_was_said(tmp_path)
     write_predictions(tmp_path / "p.csv", examples,
                       np.array([[0.4999999, 0.5000001], [1e-9, 1 - 1e-9]]), ["a", "b"])
     found = read_predictions(tmp_path / "p.csv")
-    assert found.right.tolist() == [True, False
-                                    ] and found.labels == ["a", "b"] and found.rows == [("2", "b"),
-                                                                                        ("3", "a")]
-    assert found.statistic("accuracy")(np.arange(2)) == 0.5 and all(
-        np.isfinite(found.statistic("log_loss")([row])) for row in range(2))
+    assert found.right.tolist() == [True, False] and found.labels == ["a", "b"]
+    assert found.rows == [("2", "b"), ("3", "a")]
+    assert found.statistic("accuracy")(np.arange(2)) == 0.5
+    assert all(np.isfinite(found.statistic("log_loss")([row])) for row in range(2))
 
 
 def test_a_sweep_is_decided_on_dev_alone(tmp_path):
-    """The candidate that is best on test is worst on dev: it has to lose, and no file shows what it reached."""
+    """The candidate best on test is worst on dev: it has to lose, and no file shows its score."""
     made, labels = fake_runs(tmp_path, {"x": 1.0, "y": 0.5}, dev={"x": 0.3, "y": 0.6}, sweep=True)
     summary = summarise(made, labels, "accuracy")
     row, = summary["rows"]
-    assert row["settings"] == "lr=1" and row["accuracy"]["mean"] < 0.9 and row[
-        "dev"] == pytest.approx(0.6)
+    assert row["settings"] == "lr=1" and row["accuracy"]["mean"] < 0.9
+    assert row["dev"] == pytest.approx(0.6)
     assert [(x["settings"], x["chosen"], x["dev"]) for x in summary["sweep"]] == [
         ("lr=0", False, pytest.approx(0.3)), ("lr=1", True, pytest.approx(0.6))]
-    assert summarise(made, labels,
-                     "log_loss")["rows"][0]["settings"] == "lr=0", "of a loss the smaller is better"
+    assert summarise(made, labels, "log_loss")["rows"][0]["settings"] == "lr=0", (
+        "of a loss the smaller is better")
     text, lines = comparison_markdown(summary), csv_of_runs(made, labels, summary).splitlines()
-    assert "| 1.000 [" not in text and "chosen on dev rows only" in text and "| lr=1 | 0.600 | 2 | chosen |" in text
+    assert "| 1.000 [" not in text and "chosen on dev rows only" in text
+    assert "| lr=1 | 0.600 | 2 | chosen |" in text
     told = [line["accuracy"] for line in csv.DictReader(lines)]
-    assert told[:2] == ["", ""] and all(
-        told[2:]), "table.csv shows a test score of a candidate that was not chosen"
+    assert told[:2] == ["", ""] and all(told[2:]), (
+        "table.csv shows a test score of a candidate that was not chosen")
 
 
 def test_the_learning_curve_has_a_column_a_size(tmp_path):
@@ -565,14 +555,14 @@ def test_the_learning_curve_has_a_column_a_size(tmp_path):
     summary = summarise(made, labels, "accuracy")
     assert [row["size"] for row in summary["rows"]] == [10, 10, "all", "all"]
     lines = comparison_markdown(summary).splitlines()
-    assert lines[0] == "| test accuracy | 10 rows a class | all rows a class |" and lines[
-        2].startswith("| good, full | 0.")
+    assert lines[0] == "| test accuracy | 10 rows a class | all rows a class |"
+    assert lines[2].startswith("| good, full | 0.")
     json.dumps(summary, allow_nan=False)
 
 
 def test_the_times_that_are_told():
-    assert [comparison.duration_text(s) for s in (0.4, 59.9, 85, 3600, 7384)
-            ] == ["0 s", "59 s", "1 min 25 s", "1 h 0 min", "2 h 3 min"]
+    assert [comparison.duration_text(s) for s in (0.4, 59.9, 85, 3600, 7384)] == [
+        "0 s", "59 s", "1 min 25 s", "1 h 0 min", "2 h 3 min"]
     with pytest.raises(InputError, match="not a setting"):
         configurations.read_pair("speed=3", "--sweep speed=3")
 
@@ -580,19 +570,18 @@ def test_the_times_that_are_told():
 def test_pictures_stand_beside_the_table_where_matplotlib_is(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     from minillmclf.report import pictures
-    rows = [{
-        "model": m, "method": "full", "readout": "head", "label": m, "size": size,
-        "accuracy": {"mean": 0.5, "low": 0.4,
-                     "high": 0.6}, "trainable": n, "train_seconds": 1.0 + n, "log_loss": 1.0,
-        "ece": 0.1, "memory_mb": 9, "ms_per_text": 1.0, "seeds": 2
-    } for m, n in (("a", 5), ("majority", 0)) for size in (10, "all")]
+    rows = [{"model": m, "method": "full", "readout": "head", "label": m, "size": size,
+             "accuracy": {"mean": 0.5, "low": 0.4, "high": 0.6},
+             "trainable": n, "train_seconds": 1.0 + n, "log_loss": 1.0, "ece": 0.1, "memory_mb": 9,
+             "ms_per_text": 1.0, "seeds": 2}
+            for m, n in (("a", 5), ("majority", 0)) for size in (10, "all")]
     assert comparison.draw_pictures(rows, tmp_path) == ", cost.svg, curve.svg"
     assert all((tmp_path / name).read_text().lstrip().startswith("<?xml")
                for name in ("cost.svg", "curve.svg"))
     one = tmp_path / "one"
     one.mkdir()
-    assert comparison.draw_pictures([row for row in rows if row["size"] == 10],
-                                    one) == ", cost.svg", "a curve needs two sizes"
+    smaller = [row for row in rows if row["size"] == 10]
+    assert comparison.draw_pictures(smaller, one) == ", cost.svg", "a curve needs two sizes"
 
     def absent(*_):
         raise InputError("matplotlib is not installed")

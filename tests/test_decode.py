@@ -1,8 +1,8 @@
 """Does constrained decoding take the path that the probabilities say, and always end in the set?
 
-The same tiny models as in test_generate.py. What is searched is known: tree.log_probs gives every edge, and plain Python
-walks and beams over them say what must be found. Then a case by hand in which greedy is wrong, known-wrong variants,
-and transformers' generate under the same constraint.
+The same tiny models as in test_generate.py. What is searched is known: tree.log_probs gives every
+edge, and plain Python walks and beams over them say what must be found. Then a case by hand in
+which greedy is wrong, known-wrong variants, and transformers' generate under the same constraint.
 """
 import math
 import random
@@ -37,10 +37,8 @@ SETS = {"labels": LABELS, "single tokens": SINGLE, "77 labels": MANY}
 def edges_of(model, ids, mask, sequences):
     """[{beginning of a sequence: log-probability of its last token}, ...] for each row."""
     tree = TokenTree(sequences)
-    where = {
-        tuple(label[:n + 1]): edge for label, path in zip(sequences, tree.paths)
-        for n, edge in enumerate(path)
-    }
+    where = {tuple(label[:n + 1]): edge for label, path in zip(sequences, tree.paths)
+             for n, edge in enumerate(path)}
     ids, mask, context = model.prepare_prompt(ids, mask)
     with torch.no_grad():
         found = tree_log_probs(model, ids, mask, tree, context=context).tolist()
@@ -48,7 +46,7 @@ def edges_of(model, ids, mask, sequences):
 
 
 def plain_beam(edges, sequences, beams):
-    """(number of the sequence, its sum): written out for one row, with whole beginnings of sequences."""
+    """(number of the sequence, its sum), for one row, with whole beginnings of sequences."""
     paths, whole = {(): 0.0}, set(map(tuple, sequences))
     while not set(paths) <= whole:
         longer = {}
@@ -80,14 +78,14 @@ def exact(model, ids, mask, sequences):
 def agree(found, expected, name):
     """found: of `decode_constrained`; expected: [(number, sum), ...]."""
     choices, sums = found
-    assert choices.tolist() == [number for number, _ in expected
-                                ], f"{name}: other answers than a plain search finds"
+    assert choices.tolist() == [number for number, _ in expected], (
+        f"{name}: other answers than a plain search finds")
     apart = max(abs(a - b) for a, (_, b) in zip(sums.tolist(), expected))
-    assert apart < 1e-5 * max(1.0, max(abs(b)
-                                       for _, b in expected)), f"{name}: sums are {apart:.1g} apart"
+    assert apart < 1e-5 * max(1.0, max(abs(b) for _, b in expected)), (
+        f"{name}: sums are {apart:.1g} apart")
 
 
-# ------------------------------------------------------------------------------------------------ what is found
+# ------------------------------------------------------------------------------------ what is found
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -117,7 +115,7 @@ def test_as_many_beams_as_sequences_are_exact_scoring(kind):
 
 
 def test_the_search_has_something_to_lose():
-    """Over several models greedy, two beams and exact scoring differ, so their equalities above are not empty."""
+    """Over several models greedy, two beams and exact differ: the equalities are not empty."""
     lost = {1: 0, 2: 0, len(LABELS): 0}
     answers = set()
     for seed in range(12):
@@ -128,13 +126,13 @@ def test_the_search_has_something_to_lose():
             answers |= set(choices.tolist())
             missed = find_misses(choices, scores)
             pairs = enumerate(zip(choices.tolist(), scores.argmax(1).tolist()))
-            assert missed == [(row, chosen, best) for row, (chosen, best) in pairs
-                              if chosen != best]
+            assert missed == [(row, chosen, best)
+                              for row, (chosen, best) in pairs if chosen != best]
             lost[beams] += len(missed)
             apart = (sums - scores.gather(1, choices[:, None])[:, 0]).abs().max()
             assert apart < 1e-4, f"the sum of a choice is not its exact score: {apart:.1g} apart"
-    assert lost[1] > lost[2] > lost[len(
-        LABELS)] == 0, f"more beams should lose less: {lost} of 48 rows"
+    assert lost[1] > lost[2] > lost[len(LABELS)] == 0, (
+        f"more beams should lose less: {lost} of 48 rows")
     assert len(answers) > 4, "nearly every prompt gets the same answer"
 
 
@@ -147,8 +145,8 @@ def test_a_row_is_answered_as_if_it_were_alone(kind):
             choices, sums = decode_constrained(model, *batch_of(order, "left", pad=60), tree, beams)
             for prompt, choice, total in zip(order, choices, sums):
                 one, its_sum = alone[PROMPTS.index(prompt)]
-                assert choice == one[0] and abs(
-                    total - its_sum[0]) < 1e-4, f"{kind}: batch mates change an answer"
+                assert choice == one[0] and abs(total - its_sum[0]) < 1e-4, (
+                    f"{kind}: batch mates change an answer")
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "mistral", "t5"])
@@ -162,18 +160,21 @@ def test_a_prefix_stands_before_it(kind):
         expected = [plain_beam(row, LABELS, beams) for row in edges]
         found = decode_constrained(model, *batch, TokenTree(LABELS), beams)
         agree(found, expected, f"{kind} with a prefix, {beams} beams")
-    assert (found[1] -
-            bare).abs().max() > 0.01, "the prefix changes nothing, so this compares nothing"
+    assert (found[1] - bare).abs().max() > 0.01, (
+        "the prefix changes nothing, so this compares nothing")
 
 
 def test_only_new_tokens_are_computed():
     model, read = build("llama"), []
     hidden = model.hidden_states
-    model.hidden_states = lambda ids, rows, context: read.append(tuple(ids.shape)) or hidden(
-        ids, rows, context)
+
+    def counted(ids, rows, context):
+        read.append(tuple(ids.shape))
+        return hidden(ids, rows, context)
+    model.hidden_states = counted
     decode_constrained(model, *batch_of(PROMPTS), TokenTree([[7, 9, END], [7, 5, END]]), 2)
-    assert read == [(4, 11), (4, 1),
-                    (8, 1)], f"the prompt once, then a token for each path that goes on: {read}"
+    assert read == [(4, 11), (4, 1), (8, 1)], (
+        f"the prompt once, then a token for each path that goes on: {read}")
     read.clear()
     decode_constrained(model, *batch_of(PROMPTS), TokenTree(SINGLE), 3)
     assert read == [(4, 11)], "the only token of an answer is never read"
@@ -202,10 +203,10 @@ def test_the_model_is_left_as_it_was():
     assert not model.training
 
 
-# ------------------------------------------------------------------------------------------------ by hand
+# ------------------------------------------------------------------------------------------ by hand
 
 class Bigram(Decoder):
-    """P(next token) depends on the last token alone, and stands in a table {token: {next: probability}}."""
+    """P(next token) depends on the last token alone. A table {token: {next: probability}}."""
 
     def __init__(self, table, size=8):
         super().__init__()
@@ -213,13 +214,13 @@ class Bigram(Decoder):
         for token, following in table.items():
             for other, chance in following.items():
                 chances[token, other] = chance
-            chances[token,
-                    0] = 1 - sum(following.values())  # 0 stands for the rest of the vocabulary
+            # 0 stands for the rest of the vocabulary
+            chances[token, 0] = 1 - sum(following.values())
         self.table = chances.log()
 
     def hidden_states(self, ids, rows, context=None):
-        one = rows.unpad(ids)[:, None,
-                              None].float()  # one head of width 1, for the cache to have rows
+        # one head of width 1, for the cache to have rows
+        one = rows.unpad(ids)[:, None, None].float()
         rows.keys_values(one, one)
         return self.table[rows.unpad(ids)]
 
@@ -240,25 +241,24 @@ def test_greedy_follows_a_good_beginning_to_a_bad_answer():
     scores = exact(model, *batch, WORDS)
     assert torch.allclose(scores.exp(), torch.tensor([0.18, 0.12, 0.4]).expand(2, 3))
     choices, sums = decode_constrained(model, *batch, tree)
-    assert choices.tolist() == [0, 0] and torch.allclose(
-        sums.exp(), torch.tensor(0.18)), "greedy answers 'very good'"
-    assert find_misses(choices,
-                       scores) == [(0, 0, 2),
-                                   (1, 0, 2)], "and that this is not the likeliest is reported"
+    assert choices.tolist() == [0, 0] and torch.allclose(sums.exp(), torch.tensor(0.18)), (
+        "greedy answers 'very good'")
+    assert find_misses(choices, scores) == [(0, 0, 2), (1, 0, 2)], (
+        "and that this is not the likeliest is reported")
     choices, sums = decode_constrained(model, *batch, tree, 2)
-    assert choices.tolist() == [2, 2] and torch.allclose(sums.exp(),
-                                                         torch.tensor(0.4)), "two beams keep 'bad'"
+    assert choices.tolist() == [2, 2] and torch.allclose(sums.exp(), torch.tensor(0.4)), (
+        "two beams keep 'bad'")
     assert find_misses(choices, scores) == []
 
 
 def test_disagreements_names_the_rows():
-    scores = torch.tensor([[-1.0, -2.0, -3.0], [-5.0, -4.0, -4.0], [-3.0, -9.0, -2.0],
-                           [math.nan, -1.0, -2.0]])
-    assert find_misses(torch.tensor([0, 2, 1, 1]),
-                       scores) == [(2, 1, 2), (3, 1, 0)], "NaN is a miss, a tie none"
+    scores = torch.tensor([
+        [-1.0, -2.0, -3.0], [-5.0, -4.0, -4.0], [-3.0, -9.0, -2.0], [math.nan, -1.0, -2.0]])
+    assert find_misses(torch.tensor([0, 2, 1, 1]), scores) == [(2, 1, 2), (3, 1, 0)], (
+        "NaN is a miss, a tie none")
 
 
-# ------------------------------------------------------------------------------------------------ known-wrong variants
+# ----------------------------------------------------------------------------- known-wrong variants
 
 WRONG = {}
 
@@ -276,8 +276,8 @@ def renormalised_at_each_step(patch):
     def broken(model, states, tree):
         found = whole(model, states, tree)
         for place in tree.edge_starts.unique():
-            found[:, tree.edge_starts == place] = found[:,
-                                                        tree.edge_starts == place].log_softmax(-1)
+            here = tree.edge_starts == place
+            found[:, here] = found[:, here].log_softmax(-1)
         return found
     patch.setattr(decode, "edge_log_probs", broken)
 
@@ -292,9 +292,13 @@ def cache_rows_not_reordered(patch):
 @wrong
 def source_rows_not_reordered(patch):
     pick = decode.pick_rows
-    patch.setattr(
-        decode, "pick_rows", lambda context, live: context if context is None else pick(
-            context, [n % len(next(iter(context[0].values()))[0]) for n in range(len(live))]))
+
+    def broken(context, live):
+        if context is None:
+            return None
+        rows = len(next(iter(context[0].values()))[0])
+        return pick(context, [n % rows for n in range(len(live))])
+    patch.setattr(decode, "pick_rows", broken)
 
 
 @wrong
@@ -309,10 +313,8 @@ def ended_paths_are_dropped(patch):
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_search_is_noticed(name, monkeypatch):
     kinds, batch = ("llama", "t5"), batch_of(PROMPTS)
-    expected = {
-        kind: [plain_beam(row, LABELS, 3) for row in edges_of(build(kind), *batch, LABELS)]
-        for kind in kinds
-    }
+    expected = {kind: [plain_beam(row, LABELS, 3) for row in edges_of(build(kind), *batch, LABELS)]
+                for kind in kinds}
     for kind in kinds:
         agree(decode_constrained(build(kind), *batch, TokenTree(LABELS), 3), expected[kind], kind)
     WRONG[name](monkeypatch)
@@ -323,14 +325,14 @@ def test_a_wrong_search_is_noticed(name, monkeypatch):
 
 
 def test_renormalising_would_choose_another_answer(monkeypatch):
-    """0.6 * 0.1 loses against 0.4; with 0.1 counted as 1, because nothing else is allowed there, it would win."""
+    """0.6 * 0.1 loses against 0.4; it would win if the only allowed token counted as 1."""
     model, batch = Bigram({PROMPT: {VERY: 0.6, BAD: 0.4}, VERY: {GOOD: 0.1}}), batch_of([[PROMPT]])
     assert decode_constrained(model, *batch, TokenTree([[VERY, GOOD], [BAD]]), 2)[0].tolist() == [1]
     renormalised_at_each_step(monkeypatch)
     assert decode_constrained(model, *batch, TokenTree([[VERY, GOOD], [BAD]]), 2)[0].tolist() == [0]
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# ---------------------------------------------------------------------------------- what is refused
 
 def test_a_label_that_begins_another_needs_an_end():
     model, batch = build("llama"), batch_of(PROMPTS)
@@ -340,8 +342,8 @@ def test_a_label_that_begins_another_needs_an_end():
         with pytest.raises(InputError, match=fault):
             decode_constrained(model, *batch, TokenTree(sequences))
     ended = [[7, 9, END], [5, END], [7, 9, 30, END]]
-    assert set(decode_constrained(model, *batch, TokenTree(ended))
-               [0].tolist()) <= {0, 1, 2}, "with a terminator both can be answered"
+    assert set(decode_constrained(model, *batch, TokenTree(ended))[0].tolist()) <= {0, 1, 2}, (
+        "with a terminator both can be answered")
 
 
 @pytest.mark.parametrize("beams", [0, -1, 1.5, True])
@@ -358,9 +360,8 @@ def test_an_answer_must_fit_behind_the_prompt():
         decode_constrained(model, *batch_of([[5] * 62]), tree)
     decode_constrained(model, *batch_of([[5] * 61]), tree)
     attach_prefix(model, 3)
-    with pytest.raises(
-            InputError,
-            match="more than the 61 positions of this model beside its prefix of 3 tokens"):
+    said = "more than the 61 positions of this model beside its prefix of 3 tokens"
+    with pytest.raises(InputError, match=said):
         decode_constrained(model, *batch_of([[5] * 61]), tree)
 
 
@@ -372,7 +373,7 @@ def test_nan_is_no_answer():
         decode_constrained(model, *batch_of(PROMPTS[1:3]), TokenTree(LABELS))
 
 
-# ------------------------------------------------------------------------------------------------ transformers
+# ------------------------------------------------------------------------------------- transformers
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_greedy_is_that_of_transformers(kind):
@@ -386,15 +387,13 @@ def test_greedy_is_that_of_transformers(kind):
     for prompt, choice in zip(prompts, choices.tolist()):
         def allowed(row, ids):
             written = ids.tolist()[len(prompt):]
-            return [
-                label[len(written)] for label in LABELS
-                if label[:len(written)] == written and label != written
-            ]
+            return [label[len(written)] for label in LABELS
+                    if label[:len(written)] == written and label != written]
         ids, mask = batch_of([prompt])
         with may_refuse():
             out = theirs.generate(input_ids=ids, attention_mask=mask, do_sample=False,
-                                  max_new_tokens=10,
-                                  prefix_allowed_tokens_fn=allowed)[0, len(prompt):].tolist()
+                                  max_new_tokens=10, prefix_allowed_tokens_fn=allowed)
+            out = out[0, len(prompt):].tolist()
         assert LABELS[choice] == out, f"{kind}: transformers answers {prompt} with {out}"
-    assert len(set(choices.tolist())
-               ) > 1, f"{kind}: every prompt gets the same answer, so this compares little"
+    assert len(set(choices.tolist())) > 1, (
+        f"{kind}: every prompt gets the same answer, so this compares little")

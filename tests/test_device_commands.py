@@ -1,5 +1,6 @@
-"""Every command on the device that it is given: what a GPU would refuse, that the answers are the CPU's, what torchrun may share,
-on what a stopped run goes on, and the switches --deterministic and no TF32.
+"""Every command on the device that it is given: what a GPU would refuse, that the answers are the
+CPU's, what torchrun may share, on what a stopped run goes on, and the switches --deterministic and
+no TF32.
 
 The device is tests/pretend_device.py, which computes on the CPU what it is asked.
 """
@@ -36,10 +37,9 @@ PRETEND = ("--device", "pretend:0")
 
 
 def test_commands_that_compute_have_the_flag_and_no_other():
-    """labels, choose, inspect, report and grade compute nothing with a model's weights on its device."""
-    assert {
-        command for command in commands() if any("--device" in names for names in flags_of(command))
-    } == COMPUTE
+    """labels, choose, inspect, report and grade compute nothing on a model's device."""
+    assert {command for command in commands()
+            if any("--device" in names for names in flags_of(command))} == COMPUTE
 
 
 @pytest.fixture(scope="module")
@@ -50,19 +50,18 @@ def place(tmp_path_factory):
     data_file(folder / "data.csv")
     with open(folder / "unsplit.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("text", "label"), *texts_of(random.Random(3), 30)])
-    (folder / "text.txt").write_text("".join(text + "\n"
-                                             for text, _ in texts_of(random.Random(4), 80)))
-    pairs = [
-        json.dumps({"prompt": text, "answer": label}) + "\n"
-        for text, label in texts_of(random.Random(6), 60)
-    ]
+    (folder / "text.txt").write_text(
+        "".join(text + "\n" for text, _ in texts_of(random.Random(4), 80)))
+    pairs = [json.dumps({"prompt": text, "answer": label}) + "\n"
+             for text, label in texts_of(random.Random(6), 60)]
     (folder / "pairs.jsonl").write_text("".join(pairs))
     return folder
 
 
 @contextlib.contextmanager
 def watched(monkeypatch):
-    """Within: all faults of the pretend device are raised; -> the set of the devices on which matrices were multiplied."""
+    """Within: all faults of the pretend device are raised; -> the set of the devices on which
+    matrices were multiplied."""
     seen, real = set(), torch.nn.functional.linear
 
     def linear(x, *more):
@@ -75,7 +74,8 @@ def watched(monkeypatch):
 
 
 def on_both(command, call, monkeypatch, given):
-    """Run a command on the CPU and on the device; given(name of a folder) -> its flags. -> what both said on the device"""
+    """Run a command on the CPU and on the device; given(name of a folder) -> its flags. -> what
+    both said on the device"""
     main = importlib.import_module(module_of(command))
     code, _, error = call(main, *given("cpu"), "--device", "cpu")
     assert code == 0, error
@@ -92,12 +92,14 @@ def tensors_near(a, b, names=None):
     a, b = load_file(a), load_file(b)
     assert a.keys() == b.keys()
     for name in names or a:
-        assert (a[name].float() -
-                b[name].float()).abs().max() <= 1e-3 * max(1, a[name].abs().max()), name
+        assert (a[name].float() - b[name].float()).abs().max() <= 1e-3 * max(
+            1, a[name].abs().max()), name
 
 
-@pytest.mark.parametrize("more", [{}, dict(method="lora"), dict(method="head", head_init="probe"), dict(windows="mean", max_length=8, overlap=2),
-                                  dict(objective="contrastive", pool="mean"), dict(precision="fp32", deterministic="on")])
+@pytest.mark.parametrize("more", [
+    {}, dict(method="lora"), dict(method="head", head_init="probe"),
+    dict(windows="mean", max_length=8, overlap=2),
+    dict(objective="contrastive", pool="mean"), dict(precision="fp32", deterministic="on")])
 def test_train(more, place, tmp_path, call, monkeypatch):
     if more.get("objective"):
         monkeypatch.setattr("minillmclf.training.contrastive.LEAST_STEPS", 2)
@@ -107,17 +109,15 @@ def test_train(more, place, tmp_path, call, monkeypatch):
     on_both("train", call, monkeypatch, lambda name: flags(**asked, out=tmp_path / name))
     cpu, gpu = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("cpu", "gpu"))
     assert gpu["versions"]["device"] == "pretend" and cpu["versions"]["device"] == "cpu"
-    (a, ), (b, ) = ([v for n, v in record["results"].items() if n.startswith("bert")]
-                    for record in (cpu, gpu))
+    (a,), (b,) = ([v for n, v in record["results"].items() if n.startswith("bert")]
+                  for record in (cpu, gpu))
     assert a["log_loss"] == pytest.approx(b["log_loss"], rel=1e-3)
 
 
 def test_folds(place, tmp_path, call, monkeypatch):
-    on_both(
-        "folds", call, monkeypatch,
-        lambda name: flags(model=place / "bert", data=place / "unsplit.csv", folds=2, test=place /
-                           "unsplit.csv", out=tmp_path / name, **
-                           {key: value for key, value in QUICK.items() if key != "few_rows"}))
+    on_both("folds", call, monkeypatch, lambda name: flags(
+        model=place / "bert", data=place / "unsplit.csv", folds=2, test=place / "unsplit.csv",
+        out=tmp_path / name, **{key: value for key, value in QUICK.items() if key != "few_rows"}))
     cpu, gpu = (np.genfromtxt(tmp_path / name / "oof.csv", delimiter=",", skip_header=1)[:, 5:]
                 for name in ("cpu", "gpu"))
     assert cpu.shape == (30, 3) and np.abs(cpu - gpu).max() < 1e-3
@@ -128,16 +128,14 @@ def test_compare(place, tmp_path, call, monkeypatch):
     from minillmclf.compare import runs
 
     def in_this_process(module, *given, printed, errors):
-        with open(printed, "w") as out, open(errors, "w") as error, contextlib.redirect_stdout(
-                out), contextlib.redirect_stderr(error):
+        with (open(printed, "w") as out, open(errors, "w") as error,
+              contextlib.redirect_stdout(out), contextlib.redirect_stderr(error)):
             return importlib.import_module(module).main(list(map(str, given))) or 0
     monkeypatch.setattr(runs, "run_module", in_this_process)
     monkeypatch.setattr(runs, "TIMED_PASSES", 1)
-    on_both(
-        "compare", call, monkeypatch, lambda name: [
-            *flags(models=place / "bert", methods="head", data=place / "data.csv", seeds=1, out=
-                   tmp_path / name, epochs=1, batch_size=8, lr=1e-3)
-        ])
+    on_both("compare", call, monkeypatch,
+            lambda name: [*flags(models=place / "bert", methods="head", data=place / "data.csv",
+                                 seeds=1, out=tmp_path / name, epochs=1, batch_size=8, lr=1e-3)])
     cpu, gpu = (next((tmp_path / name / "cells").glob("*/cell.json")) for name in ("cpu", "gpu"))
     cpu, gpu = (json.loads(path.read_text()) for path in (cpu, gpu))
     assert cpu["state"] == gpu["state"] == "finished" and gpu["ms_per_text"] > 0
@@ -146,10 +144,8 @@ def test_compare(place, tmp_path, call, monkeypatch):
 
 def test_merge(place, tmp_path, call, monkeypatch):
     from minillmclf import train
-    code, _, error = call(
-        train,
-        *flags(model=place / "bert", data=place / "data.csv", method="lora", out=tmp_path / "run",
-               **QUICK))
+    code, _, error = call(train, *flags(model=place / "bert", data=place / "data.csv",
+                                        method="lora", out=tmp_path / "run", **QUICK))
     assert code == 0, error
     on_both("merge", call, monkeypatch,
             lambda name: flags(model=tmp_path / "run", out=tmp_path / name))
@@ -158,7 +154,8 @@ def test_merge(place, tmp_path, call, monkeypatch):
 
 
 @pytest.mark.parametrize("objective, more", [
-    ("mlm", {}), ("clm", dict(vocab_size=310)), ("spans", dict(vocab_size=90)), ("distill", dict(teacher="bert", heads=4))])
+    ("mlm", {}), ("clm", dict(vocab_size=310)), ("spans", dict(vocab_size=90)),
+    ("distill", dict(teacher="bert", heads=4))])
 def test_pretrain(objective, more, place, tmp_path, call, monkeypatch):
     more = {name: place / value if name == "teacher" else value for name, value in more.items()}
     on_both("pretrain", call, monkeypatch, lambda name: flags(
@@ -170,11 +167,9 @@ def test_pretrain_on_answers_texts_and_vectors_at_once(place, tmp_path, call, mo
     from minillmclf.pretrain import __main__ as pretrain
     small = flags(**{**TINY, "vocab_size": 310}, objective="clm", text=place / "text.txt")
     assert call(pretrain, *small, "--out", tmp_path / "start")[0] == 0
-    on_both(
-        "pretrain", call, monkeypatch, lambda name: [
-            *small, *flags(start=tmp_path / "start", pairs=place / "pairs.jsonl", teacher=place /
-                           "bert", out=tmp_path / name)
-        ])
+    on_both("pretrain", call, monkeypatch,
+            lambda name: [*small, *flags(start=tmp_path / "start", pairs=place / "pairs.jsonl",
+                                         teacher=place / "bert", out=tmp_path / name)])
     tensors_near(tmp_path / "cpu" / "model.safetensors", tmp_path / "gpu" / "model.safetensors")
 
 
@@ -210,15 +205,15 @@ def test_a_saved_model_answers_on_the_gpu_without_being_told(command, place, tmp
 
 # ------------------------------------------------------------------------------------------- MPS
 
-@pytest.mark.parametrize("more", [{}, dict(class_weights="balanced"), dict(multi_label="on", metric="macro_f1"), dict(head_init="probe")])
+@pytest.mark.parametrize("more",
+                         [{}, dict(class_weights="balanced"),
+                          dict(multi_label="on", metric="macro_f1"), dict(head_init="probe")])
 def test_no_float64_meets_the_device(more, place, tmp_path, call, monkeypatch):
     """Apple's MPS has none. From training to the saved model, with the check of the first steps."""
     from minillmclf import train
     with Watch(float64=False) as watch:
-        code, _, error = call(
-            train,
-            *flags(model=place / "bert", data=place / "data.csv", out=tmp_path / "run", **QUICK,
-                   **more), *PRETEND)
+        code, _, error = call(train, *flags(model=place / "bert", data=place / "data.csv",
+                                            out=tmp_path / "run", **QUICK, **more), *PRETEND)
     assert code == 0 and not watch.faults, error
 
 
@@ -228,18 +223,20 @@ def test_a_planted_float64_is_caught(place, tmp_path, call, monkeypatch):
     monkeypatch.setattr(gradients, "checksum",
                         lambda tensor: tensor.detach().sum(dtype=torch.float64).item())
     with Watch(float64=False), pytest.raises(RuntimeError, match="float64"):
-        train.main(
-            flags(model=place / "bert", data=place / "data.csv", out=tmp_path / "run", **QUICK,
-                  device="pretend:0"))
+        train.main(flags(model=place / "bert", data=place / "data.csv", out=tmp_path / "run",
+                         **QUICK, device="pretend:0"))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8])
+@pytest.mark.parametrize("dtype",
+                         [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8])
 def test_a_checksum_sees_the_smallest_change(dtype):
     tensor = torch.arange(1, 4097).remainder(100).to(dtype)
     before = checksum(tensor)
     assert checksum(tensor.clone()) == before
-    tensor[7] = tensor[7] + 1 if dtype == torch.uint8 else torch.nextafter(tensor[7].float(), torch.tensor(1e9)).to(dtype) \
-        if dtype == torch.float32 else tensor[7] * 1.01
+    if dtype == torch.float32:
+        tensor[7] = torch.nextafter(tensor[7], torch.tensor(1e9))
+    else:
+        tensor[7] = tensor[7] + 1 if dtype == torch.uint8 else tensor[7] * 1.01
     assert checksum(tensor) != before
 
 
@@ -263,7 +260,8 @@ def together(monkeypatch, here, gpus):
 @pytest.mark.parametrize("name, here, gpus, said", [
     ("cuda:0", 2, 2, "each needs a device of its own: --device cuda"),
     ("cuda", 3, 2, "started 3 processes here, and there are 2 CUDA devices: --nproc-per-node 2"),
-    ("cuda", 2, 0, "--nproc-per-node 1, or --device cpu"), ("mps", 2, 0, "--device cpu or --device cuda")])
+    ("cuda", 2, 0, "--nproc-per-node 1, or --device cpu"),
+    ("mps", 2, 0, "--device cpu or --device cuda")])
 def test_processes_that_cannot_share_a_device_are_one_line(name, here, gpus, said, monkeypatch):
     together(monkeypatch, here, gpus)
     refused(lambda: device.move(torch.nn.Linear(1, 1), name), said)
@@ -308,14 +306,15 @@ def test_sharded_tensors_are_gathered_one_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "full_tensor", lambda _: Whole())
     store = processes.SharedStore(tmp_path)
     store.write(store.best, {str(number): torch.ones(1) for number in range(5)}, {})
-    assert len(most) == 5 and max(
-        most) <= 2, "the next is gathered before the last one's name is free: two, not five"
+    assert len(most) == 5 and max(most) <= 2, (
+        "the next is gathered before the last one's name is free: two, not five")
     assert len(load_file(store.best)) == 5
 
 
 # ------------------------------------------------------------------------- what must be the same
 
-@pytest.mark.parametrize("begun, given, goes", [("cpu", "auto", True), ("cuda", "auto", False), (None, "auto", True), ("cpu", "cuda", False)])
+@pytest.mark.parametrize("begun, given, goes", [
+    ("cpu", "auto", True), ("cuda", "auto", False), (None, "auto", True), ("cpu", "cuda", False)])
 def test_an_unfinished_run_goes_on_on_its_own_kind_of_device(begun, given, goes):
     record = {"versions": {"device": begun} if begun else {}}
     s = Settings(device=given)
@@ -374,13 +373,13 @@ def test_deterministic_sets_what_torch_has_and_puts_it_back(monkeypatch):
 
 def test_what_torch_cannot_do_deterministically_is_one_line():
     said = (
-        "put_ does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms(True)'. You can turn off "
-        "determinism just for this operation")
+        "put_ does not have a deterministic implementation, but you set "
+        "'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this "
+        "operation")
 
     def fails(text):
         with device.deterministic(True):
             raise RuntimeError(text)
-
     assert "turn off" not in refused(
         lambda: fails(said), "--deterministic: put_ does not have a deterministic implementation",
         "--device cpu")
@@ -401,14 +400,15 @@ def test_fp32_is_fp32_on_a_cuda_device(monkeypatch):
         device.move(Model(1, 1), "cpu")
         assert torch.get_float32_matmul_precision() == "high"
         device.move(Model(1, 1), "cuda")
-        assert torch.get_float32_matmul_precision(
-        ) == "highest" and not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cudnn.allow_tf32
     finally:
         torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize("kind, precision, line", [
-    ("cuda", "fp32", "on cuda:0 (a GPU), in fp32 without TF32"), ("cuda", "bf16", "on cuda:0 (a GPU)"), ("mps", "fp32", "on mps"), ("cpu", "fp32", "")])
+    ("cuda", "fp32", "on cuda:0 (a GPU), in fp32 without TF32"),
+    ("cuda", "bf16", "on cuda:0 (a GPU)"), ("mps", "fp32", "on mps"), ("cpu", "fp32", "")])
 def test_the_line_about_the_device(kind, precision, line, monkeypatch):
     class Parameter:
         device = torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
@@ -420,7 +420,8 @@ def test_the_line_about_the_device(kind, precision, line, monkeypatch):
     assert device.device_lines(Model(), precision) == ([line] if line else [])
 
 
-@pytest.mark.parametrize("fast, line", [(True, "bf16 is faster"), (False, "bf16 is not faster than fp32, fp16 is: --precision fp16")])
+@pytest.mark.parametrize("fast, line", [
+    (True, "bf16 is faster"), (False, "bf16 is not faster than fp32, fp16 is: --precision fp16")])
 def test_inspect_says_which_precision_a_gpu_is_fast_at(fast, line, monkeypatch):
     monkeypatch.setattr(device, "device_of", lambda _: "cuda")
     monkeypatch.setattr(device, "device_text", lambda _: "cuda (a GPU)")

@@ -89,8 +89,8 @@ def test_the_probe_equals_scikit_learns(probed):
     with torch.no_grad():
         features = features_of(model, batch).double()
     scaled = (features / features.norm(dim=1).mean()).numpy()
-    found = linear.LogisticRegression(C=1 / STRENGTH, tol=1e-8,
-                                      max_iter=1000).fit(scaled, rows.targets)
+    found = linear.LogisticRegression(C=1 / STRENGTH, tol=1e-8, max_iter=1000).fit(
+        scaled, rows.targets)
     with torch.no_grad():
         ours = model(batch).double().softmax(1)
     assert abs(ours.numpy() - found.predict_proba(scaled)).max() < 2e-3
@@ -249,8 +249,8 @@ def test_a_run_of_few_rows_learns_and_is_read_again(place, finished, call):
     assert history[-1]["train_accuracy"] == 1.0, "the head is fitted before each evaluation"
     assert record["best_epoch"] == len(history), "without dev rows the last epoch is kept"
     model = Classifier.load(finished)
-    assert model.head.pooling == "mean" and model.predict(["the old rose"
-                                                           ]).sum() == pytest.approx(1)
+    assert model.head.pooling == "mean"
+    assert model.predict(["the old rose"]).sum() == pytest.approx(1)
     code, out, error = call(evaluate, "--model", finished)
     assert code == 0, error
     code, out, error = call(evaluate, "--model", finished, "--split", "dev")

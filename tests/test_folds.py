@@ -1,6 +1,8 @@
-"""Folds: each row is held out once, nothing of it is learned by the model that judges it, and the submission is what it says.
+"""Folds: each row is held out once, nothing of it is learned by the model that judges it, and the
+submission is what it says.
 
-The splits by hypothesis; then the command, on tiny data and a model of random weights (no score means anything).
+The splits by hypothesis; then the command, on tiny data and a model of random weights (no score
+means anything).
 """
 import collections
 import csv
@@ -51,12 +53,11 @@ def labelled(draw):
 def test_stratified_bounds(case):
     k, labels, seed = case
     found = stratified_folds(labels, k, seed)
-    assert len(found) == len(labels) and set(found) == set(
-        range(k)), "each row should be in one of k folds, none of them empty"
+    assert len(found) == len(labels) and set(found) == set(range(k)), (
+        "each row should be in one of k folds, none of them empty")
     for label in set(labels):
-        counts = [
-            sum(f == fold and name == label for f, name in zip(found, labels)) for fold in range(k)
-        ]
+        counts = [sum(f == fold and name == label for f, name in zip(found, labels))
+                  for fold in range(k)]
         assert max(counts) - min(counts) <= 1, f"class {label} has {counts} rows in the folds"
     sizes = [found.count(fold) for fold in range(k)]
     assert max(sizes) - min(sizes) <= 1, f"the folds have {sizes} rows"
@@ -73,9 +74,8 @@ def test_order_of_rows_is_irrelevant(case, rng):
 
     def moved(values):
         return [values[i] for i in order]
-
-    assert stratified_folds(moved(labels), k, seed,
-                            moved(keys)) == moved(stratified_folds(labels, k, seed, keys))
+    found = stratified_folds(labels, k, seed, keys)
+    assert stratified_folds(moved(labels), k, seed, moved(keys)) == moved(found)
     try:
         found = grouped_folds(labels, groups, k, seed)
     except InputError:
@@ -93,9 +93,8 @@ def test_seeds_differ():
 def in_groups(draw):
     """k, labels, groups, seed: each class in two groups or more."""
     k = draw(st.integers(2, 5))
-    rows = draw(
-        st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3 * k)), min_size=2 * k,
-                 max_size=60))
+    rows = draw(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3 * k)), min_size=2 * k,
+                         max_size=60))
     rows += [(label, -1 - side) for label in {label for label, _ in rows} for side in range(k)]
     labels, groups = zip(*draw(st.permutations(rows)))
     return k, list(labels), [f"g{group}" for group in groups], draw(st.integers(0, 99))
@@ -106,30 +105,29 @@ def in_groups(draw):
 def test_groups_are_never_split(case):
     k, labels, groups, seed = case
     found = grouped_folds(labels, groups, k, seed)
-    assert len(found) == len(labels) and set(found) == set(
-        range(k)), "no fold should be empty where there are k groups or more"
+    assert len(found) == len(labels) and set(found) == set(range(k)), (
+        "no fold should be empty where there are k groups or more")
     where = collections.defaultdict(set)
     for group, fold in zip(groups, found):
         where[group].add(fold)
-    assert all(len(held) == 1
-               for held in where.values()), f"a group stands in several folds: {dict(where)}"
+    assert all(len(held) == 1 for held in where.values()), (
+        f"a group stands in several folds: {dict(where)}")
     largest = max(collections.Counter(groups).values())
     sizes = [found.count(fold) for fold in range(k)]
-    assert max(sizes) - min(
-        sizes) <= 2 * largest, f"sizes {sizes}, though no group has more than {largest} rows"
+    assert max(sizes) - min(sizes) <= 2 * largest, (
+        f"sizes {sizes}, though no group has more than {largest} rows")
 
 
 def test_groups_of_a_class_are_spread():
-    """60 groups of 1 to 4 rows, the rare class in 10 of them: each fold gets its share of rows and of the rare class."""
+    """60 groups of 1 to 4 rows, 10 of a rare class: each fold gets its share of rows and of it."""
     rng = random.Random(0)
     rows = [("rare" if g < 10 else "often", f"g{g}") for g in range(60)
             for _ in range(rng.randint(1, 4))]
     labels, groups = zip(*rows)
     found = grouped_folds(labels, groups, 5, 0)
     sizes = [found.count(fold) for fold in range(5)]
-    rare = [
-        sum(f == fold and label == "rare" for f, label in zip(found, labels)) for fold in range(5)
-    ]
+    rare = [sum(f == fold and label == "rare" for f, label in zip(found, labels))
+            for fold in range(5)]
     assert max(sizes) - min(sizes) <= 2 and max(rare) - min(rare) <= 2, (sizes, rare)
 
 
@@ -141,8 +139,8 @@ def test_dev_rows_keep_groups_whole(case):
     for group in set(groups):
         rows = {i for i, g in enumerate(groups) if g == group}
         assert rows <= dev or not rows & dev, f"group {group} stands in dev and in train"
-    assert {labels[i] for i in range(len(labels))
-            if i not in dev} == set(labels), "a class has gone from train"
+    assert {labels[i] for i in range(len(labels)) if i not in dev} == set(labels), (
+        "a class has gone from train")
 
 
 def test_one_row_a_group_is_stratified():
@@ -156,8 +154,10 @@ def test_one_row_a_group_is_stratified():
     (lambda: stratified_folds(["a", "b"] * 9, 1, 0), ["1 folds", "at least 2"]),
     (lambda: stratified_folds(["a"], 2, 0), ["1 rows", "2 folds"]),
     (lambda: grouped_folds(["a", "b"] * 9, ["x", "y"] * 9, 3, 0), ["2 groups", "3 folds"]),
-    (lambda: grouped_folds(["a", "b", "c", "c"], ["x", "y", "z", "z"], 2, 0), ["class 'a'", "one group"]),
-    (lambda: grouped_folds(["a", "a", "b", "b"], ["x", "y", "y", "y"], 2, 0), ["class 'b'", "one group"])])
+    (lambda: grouped_folds(["a", "b", "c", "c"], ["x", "y", "z", "z"], 2, 0),
+     ["class 'a'", "one group"]),
+    (lambda: grouped_folds(["a", "a", "b", "b"], ["x", "y", "y", "y"], 2, 0),
+     ["class 'b'", "one group"])])
 def test_splits_refuse(call, words):
     with pytest.raises(InputError) as error:
         call()
@@ -179,7 +179,8 @@ def read(path):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with the model bert, train.csv (36 rows, ids from 100), test.csv (12 rows), sample.csv, and `out`, made of them."""
+    """A folder with the model bert, train.csv (36 rows, ids from 100), test.csv (12 rows),
+    sample.csv, and `out`, made of them."""
     folder = tmp_path_factory.mktemp("folds")
     small.bert_folder(folder / "bert", lm_head=True)
     rows = small.texts_of(random.Random(0), 48)
@@ -203,18 +204,14 @@ def call(capsys):
 
 
 def arguments(place, out, *more):
-    return [
-        str(a)
-        for a in ("--model", place / "bert", "--data", place / "train.csv", "--test",
-                  place / "test.csv", "--sample", place / "sample.csv", "--out", out, *QUICK, *more)
-    ]
+    return [str(a) for a in ("--model", place / "bert", "--data", place / "train.csv",
+                             "--test", place / "test.csv", "--sample", place / "sample.csv",
+                             "--out", out, *QUICK, *more)]
 
 
 def files(folder):
-    return {
-        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*")
-        if path.is_file()
-    }
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns)
+            for path in folder.rglob("*") if path.is_file()}
 
 
 def answers(folder):
@@ -224,27 +221,27 @@ def answers(folder):
 
 def test_oof_has_each_row_once_as_its_own_fold_predicts(place):
     source, found = read(place / "train.csv"), read(place / "out" / "oof.csv")
-    assert [(r["id"], r["label"]) for r in found] == [(r["id"], r["label"]) for r in source
-                                                      ], "each row once, in the file's order"
+    assert [(r["id"], r["label"]) for r in found] == [(r["id"], r["label"]) for r in source], (
+        "each row once, in the file's order")
     assert [int(r["line"]) for r in found] == list(range(2, 38))
-    assert collections.Counter(
-        (r["fold"], r["label"]) for r in found) == {(f, name): 4 for f in "123" for name in LABELS}
+    assert collections.Counter((r["fold"], r["label"]) for r in found) == {
+        (f, name): 4 for f in "123" for name in LABELS}
     for fold in "123":
         model = Classifier.load(place / "out" / f"fold-{fold}")
         rows = [(s["text"], r) for s, r in zip(source, found) if r["fold"] == fold]
         expected = model.predict([text for text, _ in rows])
         given = np.array([[float(r[f"p_{name}"]) for name in LABELS] for _, r in rows])
-        assert np.abs(given -
-                      expected).max() < 1e-6, f"fold {fold}: oof.csv and the saved model differ"
+        assert np.abs(given - expected).max() < 1e-6, (
+            f"fold {fold}: oof.csv and the saved model differ")
         assert [r["predicted"] for _, r in rows] == [LABELS[i] for i in expected.argmax(1)]
 
 
 def test_metrics_and_temperature_by_hand(place):
-    found, record = read(place / "out" / "oof.csv"), json.loads(
-        (place / "out" / "folds.json").read_text())
+    found = read(place / "out" / "oof.csv")
+    record = json.loads((place / "out" / "folds.json").read_text())
     own = np.log([[float(r[f"p_{name}"]) for name in LABELS] for r in found])  # (36, 3)
-    truth, fold = np.array([LABELS.index(r["label"])
-                            for r in found]), np.array([int(r["fold"]) for r in found])
+    truth = np.array([LABELS.index(r["label"]) for r in found])
+    fold = np.array([int(r["fold"]) for r in found])
 
     def loss(logp, rows):
         return -logp[rows, truth[rows]].mean()
@@ -262,32 +259,29 @@ def test_metrics_and_temperature_by_hand(place):
         honest[fold == f] = torch.tensor(own[fold == f] / t).log_softmax(1).numpy()
     assert record["calibrated"]["log_loss"] == pytest.approx(loss(honest, every), abs=1e-3)
     greedy = torch.tensor(own / record["fitted_temperature"]).log_softmax(1).numpy()
-    assert loss(greedy, every) < record["calibrated"][
-        "log_loss"], "a temperature fitted to the very rows should flatter"
+    assert loss(greedy, every) < record["calibrated"]["log_loss"], (
+        "a temperature fitted to the very rows should flatter")
 
 
 def test_cross_fitting_leaves_the_held_out_fold_alone():
     """Labels of fold 0 changed: its own temperature stays, that of the others moves."""
     rng = torch.Generator().manual_seed(0)
-    scores, which = torch.randn(60, 3, generator=rng,
-                                dtype=torch.float64) * 3, [i % 3 for i in range(60)]
+    scores = torch.randn(60, 3, generator=rng, dtype=torch.float64) * 3
+    which = [i % 3 for i in range(60)]
     truth = scores.argmax(1).tolist()
     truth[1::5] = [(t + 1) % 3 for t in truth[1::5]]
     other = [(t + 1) % 3 if fold == 0 else t for t, fold in zip(truth, which)]
     before, after = (cross_validation.cross_fitted_logits(scores, labels, which)
                      for labels in (truth, other))
     changed = [not torch.equal(a, b) for a, b in zip(before, after)]
-    assert changed == [
-        fold != 0 for fold in which
-    ], "a fold's temperature should depend on all other folds, and not on its own rows"
+    assert changed == [fold != 0 for fold in which], (
+        "a fold's temperature should depend on all other folds, and not on its own rows")
 
 
 def mean_of(out, texts, t):
     """The mean over three folds of probabilities ** (1 / t), made to sum to one. -> (N, C)"""
-    powers = [
-        Classifier.load(out / f"fold-{fold}").predict(texts).astype(float)**(1 / t)
-        for fold in "123"
-    ]
+    powers = [Classifier.load(out / f"fold-{fold}").predict(texts).astype(float) ** (1 / t)
+              for fold in "123"]
     return sum(p / p.sum(1, keepdims=True) for p in powers) / 3
 
 
@@ -295,23 +289,22 @@ def test_submission_is_the_mean_over_folds_by_hand(place):
     test, sample, found = (read(place / name)
                            for name in ("test.csv", "sample.csv", "out/submission.csv"))
     assert list(found[0]) == list(sample[0]), "the columns should be the sample's"
-    assert [r["id"] for r in found] == [r["id"] for r in sample
-                                        ], "the rows should stand in the order of the sample"
+    assert [r["id"] for r in found] == [r["id"] for r in sample], (
+        "the rows should stand in the order of the sample")
     t = json.loads((place / "out" / "folds.json").read_text())["temperature"]
-    expected = {
-        r["id"]: p for r, p in zip(test, mean_of(place / "out", [r["text"] for r in test], t))
-    }
+    expected = {r["id"]: p
+                for r, p in zip(test, mean_of(place / "out", [r["text"] for r in test], t))}
     for row in found:
         given = np.array([float(row[name]) for name in LABELS])
-        assert np.abs(given - expected[row["id"]]).max(
-        ) < 1e-5, f"row {row['id']}: {given}, not {expected[row['id']]}"
+        assert np.abs(given - expected[row["id"]]).max() < 1e-5, (
+            f"row {row['id']}: {given}, not {expected[row['id']]}")
 
 
 def test_dev_is_never_held_out(place):
     for fold in "123":
         record = json.loads((place / "out" / f"fold-{fold}" / "run.json").read_text())
-        assert record["data"]["rows"] == {"train": 21, "dev": 3, "test": 12
-                                          } and record["split"] == "test"
+        assert record["data"]["rows"] == {"train": 21, "dev": 3, "test": 12}
+        assert record["split"] == "test"
         held = {r["line"] for r in read(place / "out" / f"fold-{fold}" / "predictions.csv")}
         assert held == {r["line"] for r in read(place / "out" / "oof.csv") if r["fold"] == fold}
 
@@ -324,8 +317,8 @@ def test_finished_folds_stay(place, call, monkeypatch):
                         lambda *_: pytest.fail("a model was asked again for what it has said"))
     code, out, err = call(*arguments(place, place / "out"))
     assert code == 0 and out.count("finished already") == 3, err
-    assert {p: b for p, (b, _) in files(place / "out").items()
-            } == {p: b for p, (b, _) in before.items()}
+    assert {p: b for p, (b, _) in files(place / "out").items()} == {
+        p: b for p, (b, _) in before.items()}
 
 
 def test_other_test_rows_are_asked_anew(place, call, tmp_path, monkeypatch):
@@ -333,16 +326,17 @@ def test_other_test_rows_are_asked_anew(place, call, tmp_path, monkeypatch):
     write(tmp_path / "new.csv", ("text",), [("rose soil",), ("storm",)])
     monkeypatch.setattr(train, "train_run",
                         lambda *_, **__: pytest.fail("other test rows are no reason to train"))
-    code, out, err = call(*arguments(place, tmp_path / "out")[:-len(QUICK)], *QUICK, "--test",
-                          tmp_path / "new.csv", "--sample", "")
+    code, out, err = call(*arguments(place, tmp_path / "out")[:-len(QUICK)], *QUICK,
+                          "--test", tmp_path / "new.csv", "--sample", "")
     assert code == 0, err
     rows = read(tmp_path / "out" / "submission.csv")
-    assert list(rows[0]) == ["id", "p_garden", "p_kitchen", "p_weather"
-                             ] and [r["id"] for r in rows] == ["2", "3"]
+    assert list(rows[0]) == ["id", "p_garden", "p_kitchen", "p_weather"]
+    assert [r["id"] for r in rows] == ["2", "3"]
     t = json.loads((tmp_path / "out" / "folds.json").read_text())["temperature"]
-    assert [[float(r[f"p_{name}"]) for name in LABELS] for r in rows] == [
-        pytest.approx(row, abs=1e-5) for row in mean_of(tmp_path / "out", ["rose soil", "storm"], t)
-    ], "answers to the earlier rows were taken for these"
+    expected = mean_of(tmp_path / "out", ["rose soil", "storm"], t)
+    found = [[float(r[f"p_{name}"]) for name in LABELS] for r in rows]
+    assert found == [pytest.approx(row, abs=1e-5) for row in expected], (
+        "answers to the earlier rows were taken for these")
     assert (tmp_path / "out" / "oof.csv").read_bytes() == (place / "out" / "oof.csv").read_bytes()
 
 
@@ -364,17 +358,16 @@ def test_a_temperature_that_harms_is_not_applied():
     sure = torch.tensor([[9.0, 0.0]] * 8)
     scores, targets = torch.cat([sure, sure]).double(), [0] * 8 + [0, 1] * 4
     found = cross_validation.evaluate_folds(scores, targets, [0] * 8 + [1] * 8, ["a", "b"])
-    assert found["calibrated"]["log_loss"] > found["all"][
-        "log_loss"], "the case should be one where it harms"
+    assert found["calibrated"]["log_loss"] > found["all"]["log_loss"], (
+        "the case should be one where it harms")
     fitted = fit_temperature(scores, targets)
-    assert fitted.temperature != 1 and cross_validation.submission_calibration(
-        fitted, found, "auto").temperature == 1
-    assert "NOT applied: it does not lower" in cross_validation.report_lines(
-        found, [0] * 8 + [1] * 8, fitted.temperature, 1.0)[-1]
+    assert fitted.temperature != 1
+    assert cross_validation.submission_calibration(fitted, found, "auto").temperature == 1
+    assert ("NOT applied: it does not lower"
+            in cross_validation.report_lines(found, [0] * 8 + [1] * 8, fitted.temperature, 1.0)[-1])
     better = found | {"calibrated": {"log_loss": found["all"]["log_loss"] - 0.1}}
-    assert cross_validation.submission_calibration(
-        fitted, better, "auto") == fitted and cross_validation.submission_calibration(
-            fitted, better, "off").temperature == 1
+    assert cross_validation.submission_calibration(fitted, better, "auto") == fitted
+    assert cross_validation.submission_calibration(fitted, better, "off").temperature == 1
 
 
 def test_temperature_off_is_the_plain_mean(place, call, tmp_path, monkeypatch):
@@ -382,17 +375,16 @@ def test_temperature_off_is_the_plain_mean(place, call, tmp_path, monkeypatch):
     code, out, err = call(*arguments(place, tmp_path / "out", "--temperature", "off"))
     assert code == 0 and "NOT applied" in out, err
     test, found = read(place / "test.csv"), read(tmp_path / "out" / "submission.csv")
-    expected = {
-        r["id"]: p for r, p in zip(test, mean_of(place / "out", [r["text"] for r in test], 1.0))
-    }
+    expected = {r["id"]: p
+                for r, p in zip(test, mean_of(place / "out", [r["text"] for r in test], 1.0))}
     for row in found:
-        assert [float(row[name]) for name in LABELS] == pytest.approx(expected[row["id"]].tolist(),
-                                                                      abs=1e-5)
+        assert [float(row[name]) for name in LABELS] == pytest.approx(
+            expected[row["id"]].tolist(), abs=1e-5)
     assert json.loads((tmp_path / "out" / "folds.json").read_text())["temperature"] == 1
 
 
 def test_ctrl_c_goes_on(place, tmp_path):
-    """Ctrl-C in the second fold; the same command ends with the same bytes as an undisturbed one."""
+    """Ctrl-C in the second fold; the command given again ends with the same bytes."""
     given = arguments(place, tmp_path / "out")
     code, out, err, _ = small.forked("folds.__main__", given, interrupt=[8])
     assert code == 130 and "fold-2" in out and "goes on from there" in out, err
@@ -406,8 +398,8 @@ def test_other_folds_in_the_same_folder_are_refused(place, call):
     before = files(place / "out")
     for more in (("--seed", 1), ("--folds", 4), ("--group", "id,text"), ("--lr", "1e-3")):
         code, _, err = call(*arguments(place, place / "out", *more))
-        assert code == 2 and "fold-1: holds a run with another" in err and err.count("\n") == 1, (
-            more, err)
+        assert code == 2 and err.count("\n") == 1, (more, err)
+        assert "fold-1: holds a run with another" in err, (more, err)
     assert files(place / "out") == before
 
 
@@ -416,14 +408,14 @@ def test_a_wrong_fold_is_found_before_another_is_trained(place, call, tmp_path):
     shutil.rmtree(tmp_path / "out" / "fold-1")
     path = tmp_path / "out" / "fold-2" / "run.json"
     path.write_text(path.read_text().replace('"lr": 0.003', '"lr": 0.5'))
-    refused(call, ["fold-2: holds a run with another lr"], tmp_path,
-            *arguments(place, tmp_path / "out"))
+    refused(call, ["fold-2: holds a run with another lr"],
+            tmp_path, *arguments(place, tmp_path / "out"))
 
 
 def test_overwrite_asks_the_new_models(place, call, tmp_path):
     shutil.copytree(place / "out", tmp_path / "out")
-    code, _, err = call(*arguments(place, tmp_path /
-                                   "out", "--overwrite", "--lr", "1e-2", "--epochs", 1))
+    code, _, err = call(*arguments(place, tmp_path / "out", "--overwrite", "--lr", "1e-2",
+                                   "--epochs", 1))
     assert code == 0, err
     assert answers(tmp_path / "out") != answers(place / "out")
     row, source = (read(path)[0] for path in (tmp_path / "out" / "oof.csv", place / "train.csv"))
@@ -434,7 +426,7 @@ def test_overwrite_asks_the_new_models(place, call, tmp_path):
 # ---------------------------------------------------------------- leakage
 
 class Memory:
-    """In the place of a model: it knows the label of every group it has learned, by heart, and nothing else."""
+    """In the place of a model: it knows by heart the label of each group it has learned."""
 
     def __init__(self, monkeypatch, key):
         self.key, self.known = key, {}
@@ -448,35 +440,36 @@ class Memory:
         assert not shared, f"dev and train share {shared}"
 
     def ask(self, s, folder, name, texts):
-        rows = [[
-            4.0 if label == self.known[folder].get(self.key(t)) else 0.0 for label in self.labels
-        ] for t in texts]
+        rows = [
+            [4.0 if label == self.known[folder].get(self.key(t)) else 0.0 for label in self.labels]
+            for t in texts]
         return torch.tensor(rows, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("group", ["", "topic"])
 @pytest.mark.parametrize("leaking", [False, True])
 def test_memory_is_worth_nothing(place, call, tmp_path, monkeypatch, group, leaking):
-    """A memory of texts (of topics) has the log loss of a guess, unless groups are torn apart: then it is seen to score."""
+    """A memory of texts (of topics) has the log loss of a guess, unless groups are torn apart: then
+    it is seen to score."""
     rng = random.Random(0)
     rows = [(f"topic{i // 3} text {i}" if group else f"text {i // 3}", f"Topic{i // 3}",
              "ab"[i // 3 % 2]) for i in range(90)]
     rng.shuffle(rows)
     rows = [(text.upper() if rng.random() < 0.5 else text, *rest) for text, *rest in rows]
     data = write(tmp_path / "data.csv", ("text", "topic", "label"), rows)
-    Memory(monkeypatch, lambda texts: texts[0].casefold().split()[0]
-           if group else texts[0].casefold())
+    Memory(monkeypatch,
+           lambda texts: texts[0].casefold().split()[0] if group else texts[0].casefold())
     if leaking:
         monkeypatch.setattr(cross_validation, "assign_folds",
                             lambda labels, groups, k, seed: stratified_folds(labels, k, seed))
         monkeypatch.setattr(cross_validation, "fold_dataset", leaky_dataset)
-    code, out, err = call("--model", place / "bert", "--data", data, "--out", tmp_path / "out",
-                          *QUICK, "--group", group)
+    code, out, err = call("--model", place / "bert", "--data", data,
+                          "--out", tmp_path / "out", *QUICK, "--group", group)
     assert code == 0, err
     found = json.loads((tmp_path / "out" / "folds.json").read_text())
     if leaking:
-        assert found["all"][
-            "accuracy"] > 0.8, "torn groups should show: else this test could not fail"
+        assert found["all"]["accuracy"] > 0.8, (
+            "torn groups should show: else this test could not fail")
     else:
         assert found["all"]["log_loss"] == pytest.approx(np.log(2)) and found["temperature"] == 1.0
 
@@ -511,10 +504,9 @@ def test_a_good_submission_passes():
     check_submission(GOOD, FORM, "s.csv")
     check_submission(GOOD.replace("0.75", "0.7500005"), FORM, "s.csv")
     probabilities = np.array([[0.0, 1.0], [0.75, 0.25]])
-    assert submission_text(FORM, [
-        "y", "x"
-    ], probabilities) == ("id,p_b,p_a\nx,0.2500000000,0.7500000000\ny,1.0000000000,0.0000000000\n"
-                          ), "rows should be found by their id"
+    expected = "id,p_b,p_a\nx,0.2500000000,0.7500000000\ny,1.0000000000,0.0000000000\n"
+    assert submission_text(FORM, ["y", "x"], probabilities) == expected, (
+        "rows should be found by their id")
 
 
 @pytest.mark.parametrize("text, words", BAD.values(), ids=BAD)
@@ -522,17 +514,16 @@ def test_bad_submissions(text, words):
     with pytest.raises(InputError) as error:
         check_submission(text, FORM, "s.csv")
     line = str(error.value)
-    assert line.startswith(
-        "s.csv") and "\n" not in line and not [w for w in words if w not in line], line
+    assert line.startswith("s.csv") and "\n" not in line and all(w in line for w in words), line
 
 
 def test_nothing_is_written_over_by_a_bad_submission(place, call, tmp_path, monkeypatch):
     before = files(place / "out")
-    monkeypatch.setattr(cross_validation, "mean_probabilities", lambda scores, calibration: np.full(
-        (12, 3), np.nan))
+    monkeypatch.setattr(cross_validation, "mean_probabilities",
+                        lambda scores, calibration: np.full((12, 3), np.nan))
     code, _, err = call(*arguments(place, place / "out"))
-    assert code == 2 and "submission.csv, line 2" in err and "finite" in err and err.count(
-        "\n") == 1
+    assert code == 2 and "submission.csv, line 2" in err and "finite" in err
+    assert err.count("\n") == 1
     assert files(place / "out") == before
 
 
@@ -541,9 +532,8 @@ def refused(call, words, folder, *given):
     code, out, err = call(*given)
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, (out[-300:], err)
     assert not [word for word in words if word not in err], f"should name {words}: {err}"
-    assert files(
-        folder
-    ) == before and "[fold" not in out, "a mistake in the files should be found before anything is trained"
+    assert files(folder) == before and "[fold" not in out, (
+        "a mistake in the files should be found before anything is trained")
 
 
 def test_the_command_refuses(place, call, tmp_path):
@@ -553,13 +543,13 @@ def test_the_command_refuses(place, call, tmp_path):
         return arguments(place, out, *more)
     ids = [(i, 0.3, 0.3, 0.4) for i in range(12)]
     write(bad, ("id", "weather", "garden", "flower"), ids)
-    refused(call, ["bad.csv", "flower", "garden, kitchen, weather"], tmp_path,
-            *given("--sample", bad))
+    refused(call, ["bad.csv", "flower", "garden, kitchen, weather"],
+            tmp_path, *given("--sample", bad))
     write(bad, ("id", "weather", "garden"), [row[:3] for row in ids])
     refused(call, ["bad.csv", "3 classes"], tmp_path, *given("--sample", bad))
     write(bad, ("id", *LABELS), [*ids[:10], (77, 1, 0, 0)])
-    refused(call, ["bad.csv", "1 of 11 ids", "2 of its 12", "'77'"], tmp_path,
-            *given("--sample", bad))
+    refused(call, ["bad.csv", "1 of 11 ids", "2 of its 12", "'77'"],
+            tmp_path, *given("--sample", bad))
     write(bad, ("id", *LABELS), [*ids, ids[0]])
     refused(call, ["bad.csv", "line 14", "'0'"], tmp_path, *given("--sample", bad))
     write(bad, ("text",), [("rose",)])
@@ -573,11 +563,11 @@ def test_the_command_refuses(place, call, tmp_path):
     refused(call, ["'garden'", "one group"], tmp_path, *given("--group", "label"))
     refused(call, ["nowhere.csv"], tmp_path, *given("--data", "nowhere.csv"))
     refused(call, ["no such model"], tmp_path, *given("--model", "nowhere"))
-    refused(call, ["--sample goes with --test"], tmp_path, "--sample", bad, "--data",
-            place / "train.csv", "--out", out)
+    refused(call, ["--sample goes with --test"], tmp_path, "--sample", bad,
+            "--data", place / "train.csv", "--out", out)
     write(bad, ("text", "author", "label"), [("rose", "x", "a"), ("tree", " ", "b")])
-    refused(call, ["bad.csv", "line 3", "author"], tmp_path,
-            *given("--data", bad, "--group", "author"))
+    refused(call, ["bad.csv", "line 3", "author"],
+            tmp_path, *given("--data", bad, "--group", "author"))
     write(bad, ("text", "label"), [("rose", "a"), ("tree", "a")])
     refused(call, ["bad.csv", "1 classes"], tmp_path, *given("--data", bad))
     write(bad, ("text", "split", "label"), [("rose", "test", "a"), ("tree", "test", "b")])
@@ -585,12 +575,11 @@ def test_the_command_refuses(place, call, tmp_path):
 
 
 def test_rows_marked_test_are_left_out(place, tmp_path, capsys):
-    path = write(tmp_path / "d.csv", ("text", "label", "split"), [("a", "x", "train"),
-                                                                  ("b", "y", "Test"),
-                                                                  ("c", "y", "dev")])
+    path = write(tmp_path / "d.csv", ("text", "label", "split"),
+                 [("a", "x", "train"), ("b", "y", "Test"), ("c", "y", "dev")])
     source = read_source(path, read_settings({}))
-    assert source.ids == ["2", "4"] and [e.texts for e in source.examples
-                                         ] == [("a", ), ("c", )] and len(source.groups) == 2
+    assert source.ids == ["2", "4"] and [e.texts for e in source.examples] == [("a",), ("c",)]
+    assert len(source.groups) == 2
     assert "1 of 3 rows" in capsys.readouterr().out
     assert read_source(path, read_settings({}), labelled=False).ids == ["2", "3", "4"]
 
@@ -602,11 +591,9 @@ def arena(place, tmp_path_factory):
     """Files of the competition: 27 battles over 9 prompts, 4 to answer, a sample. -> folder"""
     folder = tmp_path_factory.mktemp("arena")
     words = [" ".join(random.Random(i).choices(small.FILLERS, k=3)) for i in range(99)]
-    rows = [(1000 + i, "m", "n", json.dumps([words[i // 3]]),
-             json.dumps([words[i],
-                         None][:1 + i % 2]), json.dumps([words[-i]]), *(int(i % 3 == side)
-                                                                        for side in range(3)))
-            for i in range(27)]
+    rows = [
+        (1000 + i, "m", "n", json.dumps([words[i // 3]]), json.dumps([words[i], None][:1 + i % 2]),
+         json.dumps([words[-i]]), *(int(i % 3 == side) for side in range(3))) for i in range(27)]
     write(folder / "train.csv",
           ("id", "model_a", "model_b", "prompt", "response_a", "response_b", *WINNERS), rows)
     test = [(i, '["the rose"]', json.dumps(["a \ud83d tree"]), "[null]") for i in range(4)]
@@ -617,11 +604,9 @@ def arena(place, tmp_path_factory):
 
 
 def battles(place, arena, out, *more):
-    return [
-        "--model", place / "bert", "--data", arena / "train.csv", "--test", arena / "test.csv",
-        "--sample", arena / "sample_submission.csv", "--group", "prompt", "--out", out, *QUICK,
-        "--epochs", 1, *more
-    ]
+    return ["--model", place / "bert", "--data", arena / "train.csv", "--test", arena / "test.csv",
+            "--sample", arena / "sample_submission.csv", "--group", "prompt", "--out", out, *QUICK,
+            "--epochs", 1, *more]
 
 
 @pytest.mark.parametrize("readout", ["head", "labels"])
@@ -634,37 +619,37 @@ def test_arena_from_end_to_end(place, arena, call, tmp_path, readout):
     assert list(found[0]) == ["id", *WINNERS] and [r["id"] for r in found] == list("0123")
     groups = collections.defaultdict(set)
     for row, source in zip(read(tmp_path / "out" / "oof.csv"), read(arena / "train.csv")):
-        assert row["id"] == source["id"] and source[WINNERS[["a", "b", "tie"].index(
-            row["label"])]] == "1"
+        assert row["id"] == source["id"]
+        assert source[WINNERS[["a", "b", "tie"].index(row["label"])]] == "1"
         groups[source["prompt"]].add(row["fold"])
-    assert len(groups) == 9 and all(len(held) == 1
-                                    for held in groups.values()), "a prompt stands in two folds"
+    assert len(groups) == 9 and all(len(held) == 1 for held in groups.values()), (
+        "a prompt stands in two folds")
     test = read_source(arena / "test.csv", read_settings({"readout": readout}),
                        labelled=False).examples[0].texts
-    assert test == (("the rose\n\na \ufffd tree", "(empty)") if readout == "head" else
-                    ("the rose", "a \ufffd tree", "(empty)"))
+    assert test == (("the rose\n\na \ufffd tree", "(empty)") if readout == "head"
+                    else ("the rose", "a \ufffd tree", "(empty)"))
     expected = mean_of(tmp_path / "out", [test],
                        json.loads((tmp_path / "out" / "folds.json").read_text())["temperature"])[0]
-    assert [float(found[0][name]) for name in WINNERS] == pytest.approx(expected.tolist(), abs=1e-5), \
-        "winner_model_a should hold the probability of class a, and so on"
+    assert ([float(found[0][name]) for name in WINNERS]
+            == pytest.approx(expected.tolist(), abs=1e-5)), (
+        "winner_model_a should hold the probability of class a, and so on")
 
 
 def test_without_a_sample_a_submission_has_the_columns_of_the_data(place, arena, call, tmp_path):
-    code, out, err = call("--model", place / "bert", "--data", arena / "train.csv", "--test",
-                          arena / "test.csv", "--group", "prompt", "--out", tmp_path / "out",
-                          *QUICK, "--epochs", 1)
+    code, out, err = call("--model", place / "bert", "--data", arena / "train.csv",
+                          "--test", arena / "test.csv", "--group", "prompt",
+                          "--out", tmp_path / "out", *QUICK, "--epochs", 1)
     assert code == 0, err
     found = read(tmp_path / "out" / "submission.csv")
     assert list(found[0]) == ["id", *WINNERS] and [r["id"] for r in found] == list("0123")
 
 
 def test_battles_and_texts_do_not_mix(place, arena, call, tmp_path):
-    refused(call, ["test.csv"], tmp_path,
-            *battles(place, arena, tmp_path / "out", "--test", place / "test.csv"))
-    refused(
-        call, ["a head reads one text or two"], tmp_path,
-        *battles(place, arena, tmp_path / "out", "--text-column", "prompt,response_a,response_b",
-                 "--label-column", "winner_tie"))
+    refused(call, ["test.csv"],
+            tmp_path, *battles(place, arena, tmp_path / "out", "--test", place / "test.csv"))
+    refused(call, ["a head reads one text or two"], tmp_path, *battles(
+        place, arena, tmp_path / "out", "--text-column", "prompt,response_a,response_b",
+        "--label-column", "winner_tie"))
 
 
 def test_help_is_quick():
@@ -683,8 +668,9 @@ except SystemExit:
         assert f"  {flag} " in done.stdout, f"--help does not explain {flag}"
 
 
-@pytest.mark.parametrize("header, columns", [("premise,hypothesis,label", ("premise", "hypothesis")), ("text,label", ("text",)),
-                                             ("text_a,text_b,label", ("text_a", "text_b"))])
+@pytest.mark.parametrize("header, columns", [
+    ("premise,hypothesis,label", ("premise", "hypothesis")), ("text,label", ("text",)),
+    ("text_a,text_b,label", ("text_a", "text_b"))])
 def test_columns_are_those_that_all_commands_take(header, columns, tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text(header + "\n" + ",".join("x" * len(header.split(","))) + "\n", encoding="utf-8")

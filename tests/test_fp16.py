@@ -1,4 +1,4 @@
-"""--precision fp16: the scale of the loss by hand, steps that overflow, what is saved of it, one process and two."""
+"""--precision fp16: the loss's scale by hand, overflows, what is saved, one process and two."""
 import json
 import math
 import random
@@ -68,7 +68,8 @@ def step_of(model, loss_scale=None, lr=0.1, **settings):
     return loss, model.out.weight.grad
 
 
-@pytest.mark.parametrize("settings", [{}, dict(clip=0.05), dict(clip=0.0), dict(micro_batch_size=4)])
+@pytest.mark.parametrize("settings",
+                         [{}, dict(clip=0.05), dict(clip=0.0), dict(micro_batch_size=4)])
 def test_a_scaled_step_is_a_step(settings):
     """The scale is out of the gradient before it is clipped, and never in the loss."""
     plain, scaled = Toy(), Toy()
@@ -89,12 +90,12 @@ def test_without_a_scale_small_gradients_are_zero():
         gradient = step_of(model, loss_scale)[1]
         assert (gradient == 0).all() == is_zero
     exact = step_of(Toy(factor=1e-8))[1]
-    assert (gradient - exact).norm(
-    ) <= 0.05 * exact.norm(), "a gradient of 1e-8, whose 1e-4th part fp16 has room for"
+    assert (gradient - exact).norm() <= 0.05 * exact.norm(), (
+        "a gradient of 1e-8, whose 1e-4th part fp16 has room for")
 
 
 def test_a_step_that_overflows_is_computed_again_with_half_the_scale():
-    """Gradients of 2**-2 at most times a factor of 2**5: a scale of 2**16 is 8 times too large or more."""
+    """Gradients of at most 2**-2 times 2**5: a scale of 2**16 is 8 times too large or more."""
     model, plain, loss_scale = Toy(factor=32.0), Toy(factor=32.0), fp16.LossScale()
     seen, update = [], loss_scale.update_weights
 
@@ -108,17 +109,17 @@ def test_a_step_that_overflows_is_computed_again_with_half_the_scale():
     assert loss_scale.scale == seen[-1] and loss_scale.good_steps == 1
     step_of(plain)
     moved = plain.out.weight - start
-    assert (model.out.weight - plain.out.weight
-            ).norm() <= 4 * ROUNDED * moved.norm(), "one step, not as many as were tried"
+    assert (model.out.weight - plain.out.weight).norm() <= 4 * ROUNDED * moved.norm(), (
+        "one step, not as many as were tried")
     assert math.isfinite(loss)
 
 
 def test_the_scale_grows_as_that_of_torch(monkeypatch):
-    """The same gradients, of which the 5th and the 6th overflow, to torch.amp.GradScaler, which leaves such a step out: a step here is
-    as many of its steps as it takes."""
+    """The same gradients, of which the 5th and the 6th overflow, to torch.amp.GradScaler, which
+    leaves such a step out: a step here is as many of its steps as it takes."""
     monkeypatch.setattr(fp16, "GROW_AFTER", 3)
-    ours, theirs = fp16.LossScale(), torch.amp.GradScaler("cpu", init_scale=2.0**16,
-                                                          growth_interval=3)
+    ours = fp16.LossScale()
+    theirs = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=3)
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     for number in range(1, 13):
@@ -145,7 +146,7 @@ def test_the_scale_has_a_top(monkeypatch):
 
 @pytest.mark.parametrize("factor, spread, tried", [(1e38, 1.0, 17), (1.0, 1e30, 1)])
 def test_what_no_scale_mends_has_diverged(factor, spread, tried, monkeypatch):
-    """Gradients that overflow at every scale, and a loss that is not finite, where it is not tried."""
+    """Gradients that overflow at every scale; and a loss that is not finite."""
     model, loss_scale, count = Toy(factor), fp16.LossScale(), []
     plain = loop.take_step
     monkeypatch.setattr(loop, "take_step", lambda *given: count.append(1) or plain(*given))
@@ -168,17 +169,18 @@ def test_the_place_of_an_overflow_is_found_in_fp16():
 
 @pytest.mark.parametrize("name", [name for name, (kind, _) in CONFIGS.items() if kind != "t5"])
 def test_every_family_but_t5_computes_in_fp16(name, folders):                   # noqa: F811
-    """Ragged rows: a mask of numbers that fp16 does not hold would make NaN of them. The gradient of the loss, too, is that of fp32."""
+    """Ragged rows: a mask of numbers that fp16 does not hold would make NaN of them. The gradient
+    of the loss, too, is that of fp32."""
     texts = texts_of(random.Random(5), 6)
     model = Classifier.from_backbone(folders[name], sorted(TOPICS), seed=0).eval()
-    encoded, targets = model.encode([text for text, _ in texts
-                                     ])[0], [sorted(TOPICS).index(label) for _, label in texts]
+    encoded = model.encode([text for text, _ in texts])[0]
+    targets = [sorted(TOPICS).index(label) for _, label in texts]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     found = {}
     for how in ("fp32", "fp16"):
         given = (model, optimizer, Split(encoded, targets), list(range(6)), Settings(clip=0.0))
-        loss = loop.take_step(*given) if how == "fp32" else fp16.step_in_fp16(
-            loop.take_step, CrossEntropy(), fp16.LossScale())(*given)
+        loss = (loop.take_step(*given) if how == "fp32"
+                else fp16.step_in_fp16(loop.take_step, CrossEntropy(), fp16.LossScale())(*given))
         found[how] = loss, torch.cat(
             [p.grad.flatten() for p in model.parameters() if p.grad is not None])
     (loss, gradient), (half_loss, half_gradient) = found.values()
@@ -192,12 +194,12 @@ def test_every_family_but_t5_computes_in_fp16(name, folders):                   
 def asked(tmp_path_factory):
     place = tmp_path_factory.mktemp("place")
     return dict(model=bert_folder(place / "bert"), data=data_file(place / "data.csv"), epochs=2,
-                batch_size=8, lr=1e-3, save_every=1, few_rows="off", baselines="off",
-                precision="fp16")
+                batch_size=8, lr=1e-3,
+                save_every=1, few_rows="off", baselines="off", precision="fp16")
 
 
 def test_a_stopped_run_goes_on_with_its_scale(asked, tmp_path, call, monkeypatch):
-    """The scale grows after every 3 steps, so a run that forgot it would end elsewhere: bits of fp16 depend on it."""
+    """The scale grows every 3 steps: a run that forgot it would end elsewhere."""
     monkeypatch.setattr(fp16, "GROW_AFTER", 3)
     code, out, error = call(train, *flags(**asked, out=tmp_path / "whole"))
     assert code == 0 and "WARNING: --precision fp16 is for GPUs" in out + error, error
@@ -220,11 +222,13 @@ def test_a_stopped_run_goes_on_with_its_scale(asked, tmp_path, call, monkeypatch
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("kept", [None, {}, {"scale": 0.0, "good_steps": 0}, {"scale": 4.0, "good_steps": -1}, {"scale": 1e9, "good_steps": 0}])
+@pytest.mark.parametrize("kept",
+                         [None, {}, {"scale": 0.0, "good_steps": 0},
+                          {"scale": 4.0, "good_steps": -1}, {"scale": 1e9, "good_steps": 0}])
 def test_a_broken_scale_in_a_state_is_one_line(kept, tmp_path):
     store = Store(tmp_path)
-    store.load = lambda model, optimizer: {"step": 1} | ({}
-                                                         if kept is None else {"loss_scale": kept})
+    store.load = lambda model, optimizer: {"step": 1} | (
+        {} if kept is None else {"loss_scale": kept})
     refused(lambda: fp16.keep_scale(store, fp16.LossScale()).load(None, None), "state.safetensors")
 
 

@@ -1,4 +1,5 @@
-"""Does tests/reference/gpu.py run, and is what it would measure the same computation? Nothing here shows anything of a GPU."""
+"""Does tests/reference/gpu.py run, and is what it would measure the same computation? Nothing here
+shows anything of a GPU."""
 import importlib.util
 import json
 from pathlib import Path
@@ -23,15 +24,15 @@ def gpu():
 
 
 def test_the_script_runs_without_a_gpu_and_says_what_that_proves(gpu, tmp_path, capsys):
-    result = gpu.main(
-        ["--tiny", "--device", "cpu", "--parts", "job", "resume", "packed", "--out",
-         str(tmp_path)])
+    result = gpu.main([
+        "--tiny", "--device", "cpu", "--parts", "job", "resume", "packed", "--out", str(tmp_path)])
     lines = [line for found in result["parts"].values() for line in found]
     assert len(lines) == 4 and not [line for line in lines if "failed" in line], lines
     assert lines[1] == {"what": "resume", "largest difference of a weight": 0.0}
     assert all(line["tokens a second"] > 0 and line["GB at most"] is None for line in lines[2:])
     text = (tmp_path / "gpu.md").read_text(encoding="utf-8")
-    assert gpu.NO_GPU in text and "| packed | lora, here, attention on packed tokens | tokens a second" in text
+    assert gpu.NO_GPU in text
+    assert "| packed | lora, here, attention on packed tokens | tokens a second" in text
     assert json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8")) == result
     assert text in capsys.readouterr().out
 
@@ -44,8 +45,7 @@ def test_steps_of_a_large_model_are_taken_here_and_there(gpu):
     lines = result["parts"]["large"]
     assert [line["what"] for line in lines] == [
         f"{method}, {side}" for method in ("lora", "qlora")
-        for side in ("here", "transformers + PEFT", "transformers + PEFT, weights in bf16")
-    ]
+        for side in ("here", "transformers + PEFT", "transformers + PEFT, weights in bf16")]
     assert not [line for line in lines if "failed" in line], lines
 
 
@@ -88,6 +88,6 @@ def test_attention_on_packed_tokens_is_that_on_padded_rows(name, gpu, folders): 
     assert (found - plain).abs().max() < 1e-12
     with gpu.packed_attention(
             lambda *given, **options: kernel(*given, **options | {"window_size": (0, 0)})):
-        assert (model.backbone(batch.ids, batch.mask) -
-                plain).abs().max() > 1e-6, "another window should be seen"
+        assert (model.backbone(batch.ids, batch.mask) - plain).abs().max() > 1e-6, (
+            "another window should be seen")
     assert torch.equal(model.backbone(batch.ids, batch.mask), plain), "it should be detached again"

@@ -1,8 +1,9 @@
-"""Is our LoRA the papers' and PEFT's, does it leave alone what is frozen, and would these tests notice if not?
+"""Is our LoRA the papers' and PEFT's, does it leave alone what is frozen, and would these tests
+notice if not?
 
-PEFT is the reference where it is installed: the same linear layers, the same A, B and magnitudes, then outputs and
-gradients, with and without dropout. What needs no reference: a fresh adapter changes nothing, merging,
-counts, errors. Known-wrong variants must fail.
+PEFT is the reference where it is installed: the same linear layers, the same A, B and magnitudes,
+then outputs and gradients, with and without dropout. What needs no reference: a fresh adapter
+changes nothing, merging, counts, errors. Known-wrong variants must fail.
 """
 import copy
 import math
@@ -32,28 +33,25 @@ BERT = dict(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_he
             intermediate_size=24, max_position_embeddings=16, type_vocab_size=2,
             hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 LLAMA = dict(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-             num_key_value_heads=1, intermediate_size=24, rms_norm_eps=1e-6, head_dim=8,
-             attention_dropout=0.0)
+             num_key_value_heads=1,
+             intermediate_size=24, rms_norm_eps=1e-6, head_dim=8, attention_dropout=0.0)
 FAMILIES = {
     "bert": (Bert, BERT),
     "roberta": (Roberta, BERT),
     "xlm-roberta": (XlmRoberta, BERT),
-    "deberta-v2": (Deberta, {
-        **BERT, "type_vocab_size": 0, "relative_attention": True, "pos_att_type": ["c2p", "p2c"],
-        "share_att_key": True, "position_buckets": 8, "position_biased_input": False
-    }),
-    "gpt2": (GPT2,
-             dict(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=16, embd_pdrop=0.0,
-                  resid_pdrop=0.0, attn_pdrop=0.0)),
+    "deberta-v2": (Deberta, {**BERT, "type_vocab_size": 0, "relative_attention": True,
+                             "pos_att_type": ["c2p", "p2c"], "share_att_key": True,
+                             "position_buckets": 8, "position_biased_input": False}),
+    "gpt2": (GPT2, dict(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=16,
+                        embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)),
     "llama": (Llama, LLAMA),
     "mistral": (Mistral, LLAMA),
     "qwen2": (Qwen2, LLAMA),
     "qwen3": (Qwen3, LLAMA),
     "gemma": (Gemma, LLAMA),
     "gemma2": (Gemma2, {**LLAMA, "query_pre_attn_scalar": 8, "sliding_window": 4}),
-    "t5": (T5,
-           dict(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2,
-                is_encoder_decoder=True, dropout_rate=0.0)),
+    "t5": (T5, dict(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2,
+                    is_encoder_decoder=True, dropout_rate=0.0)),
 }
 
 
@@ -72,7 +70,7 @@ class Whole(nn.Module):
 
 
 class Pair(nn.Module):
-    """Two linear layers of other shapes, with a bias and without: a square one, in which A and B could be exchanged."""
+    """Two linear layers, with bias and without: one square, where A and B could be exchanged."""
 
     def __init__(self, width=6, wide=5, dtype=torch.float32, seed=0):
         super().__init__()
@@ -92,7 +90,8 @@ class FourBit(nn.Module):
 
     def __init__(self, linear):
         super().__init__()
-        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = linear.bias
         self.register_buffer("packed", linear.weight.detach().clone())
 
     def dequantised(self):
@@ -116,8 +115,10 @@ def disturb(model, seed=1):
     with torch.no_grad():
         for path, parameter in lora.trainable_parameters(model).items():
             noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-            parameter.mul_(1 + 0.2 * noise) if ".magnitude." in path else parameter.copy_(0.5 *
-                                                                                          noise)
+            if ".magnitude." in path:
+                parameter.mul_(1 + 0.2 * noise)
+            else:
+                parameter.copy_(0.5 * noise)
     return model
 
 
@@ -126,10 +127,10 @@ def bits(model):
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-# ------------------------------------------------------------------------------------------------ parity with PEFT
+# --------------------------------------------------------------------------------- parity with PEFT
 
 def parity(use_dora=False, use_rslora=False, dropout=0.0, dtype=torch.float64, tolerance=1e-12):
-    """None, or what differs between our layers and PEFT's on the same numbers, in training: outputs or a gradient."""
+    """None, or what differs from PEFT on the same numbers in training: outputs or a gradient."""
     peft = imported("peft")
     ours, theirs = Pair(dtype=dtype), Pair(dtype=dtype)
     wrap_lora(ours, ["q_proj", "v_proj"], rank=3, alpha=7.0, dropout=dropout, use_rslora=use_rslora,
@@ -140,11 +141,9 @@ def parity(use_dora=False, use_rslora=False, dropout=0.0, dtype=torch.float64, t
             target_modules=["q_proj", "v_proj"]))
     disturb(ours.train())
     with may_refuse():
-        names = {
-            path: theirs.get_parameter(
-                f"base_model.model.{path.replace('magnitude', 'lora_magnitude_vector')}.weight")
-            for path in lora.trainable_parameters(ours)
-        }
+        names = {path: theirs.get_parameter(
+            f"base_model.model.{path.replace('magnitude', 'lora_magnitude_vector')}.weight")
+                 for path in lora.trainable_parameters(ours)}
     with torch.no_grad():
         for path, parameter in lora.trainable_parameters(ours).items():
             names[path].copy_(parameter)
@@ -156,13 +155,14 @@ def parity(use_dora=False, use_rslora=False, dropout=0.0, dtype=torch.float64, t
             y = model(x)
         (y * torch.linspace(-1, 1, y.numel(), dtype=dtype).view_as(y)).sum().backward()
         found.append((y, x.grad))
-    for what, a, b in (("outputs", found[0][0], found[1][0]), ("the gradient of x", found[0][1],
-                                                               found[1][1])):
+    for what, a, b in (("outputs", found[0][0], found[1][0]),
+                       ("the gradient of x", found[0][1], found[1][1])):
         if not torch.allclose(a, b, rtol=tolerance, atol=tolerance):
             return f"{what} differ by {(a - b).abs().max():.2g}"
     for path, parameter in lora.trainable_parameters(ours).items():
         if not torch.allclose(parameter.grad, names[path].grad, rtol=tolerance, atol=tolerance):
-            return f"the gradient of {path} differs by {(parameter.grad - names[path].grad).abs().max():.2g}"
+            difference = (parameter.grad - names[path].grad).abs().max()
+            return f"the gradient of {path} differs by {difference:.2g}"
     return None
 
 
@@ -178,8 +178,8 @@ def test_outputs_and_gradients_are_peft_s(kind, dropout):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_outputs_and_gradients_are_peft_s_in_single_precision(kind):
-    assert parity(**KINDS[kind], dtype=torch.float32,
-                  tolerance=fp32(width=9, depth=2)) is None, f"{kind} loses precision"
+    assert parity(**KINDS[kind], dtype=torch.float32, tolerance=fp32(width=9, depth=2)) is None, (
+        f"{kind} loses precision")
 
 
 def test_default_targets_are_peft_s():
@@ -188,16 +188,14 @@ def test_default_targets_are_peft_s():
     with may_refuse():
         theirs = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     for family, (kind, _) in FAMILIES.items():
-        leaves = {
-            ours.split(".")[-1] for file, ours in kind.NAMES.items()
-            if ours and "lm_head" not in ours and file.split(".")[-1] in theirs[family]
-        }
-        assert leaves == set(
-            lora.DEFAULT_TARGETS[family]), f"{family} adapts other layers than PEFT does"
+        leaves = {ours.split(".")[-1] for file, ours in kind.NAMES.items()
+                  if ours and "lm_head" not in ours and file.split(".")[-1] in theirs[family]}
+        assert leaves == set(lora.DEFAULT_TARGETS[family]), (
+            f"{family} adapts other layers than PEFT does")
     assert set(theirs["gemma3_text"]) == set(lora.DEFAULT_TARGETS["gemma3_text"])
 
 
-# ------------------------------------------------------------------------------------------------ known-wrong variants
+# ----------------------------------------------------------------------------- known-wrong variants
 
 def exchanged(self, x):
     A, B = self.A, self.B
@@ -231,9 +229,8 @@ def scaled_bias(self, x):
 
 WRONG = {
     "alpha for alpha / r": (LoraConfig, "scale", property(lambda self: self.alpha), {}),
-    "alpha / r for alpha / sqrt(r)": (LoraConfig, "scale",
-                                      property(lambda self: self.alpha / self.rank),
-                                      {"use_rslora": True}),
+    "alpha / r for alpha / sqrt(r)": (
+        LoraConfig, "scale", property(lambda self: self.alpha / self.rank), {"use_rslora": True}),
     "A and B exchanged": (LoraLinear, "forward", exchanged, {}),
     "dropout on the base's input too": (LoraLinear, "forward", dropout_on_all, {"dropout": 0.4}),
     "DoRA's divisor not held constant": (DoraLinear, "row_norms", attached_lengths,
@@ -252,7 +249,7 @@ def test_known_wrong_variants_fail_parity(name, monkeypatch):
     assert parity(**kind) is not None, f"{name}: the parity test does not see it"
 
 
-# ------------------------------------------------------------------------------------------------ a fresh adapter
+# ---------------------------------------------------------------------------------- a fresh adapter
 
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -261,17 +258,17 @@ def test_fresh_adapters_change_nothing_and_all_learn(family, dora):
     before = model(*texts()).detach()  # not in no_grad: attention has other kernels there
     paths = wrap_lora(model, list(lora.DEFAULT_TARGETS[family]), rank=2, alpha=4, use_dora=dora)
     assert paths and all(path.startswith("backbone.") for path in paths)
-    assert torch.equal(model(*texts()),
-                       before), "B = 0 must leave the logits as they were, bit for bit"
+    assert torch.equal(model(*texts()), before), (
+        "B = 0 must leave the logits as they were, bit for bit")
     model(*texts()).square().sum().backward()
     adapters = lora.trainable_parameters(model)
     for path, parameter in adapters.items():
         grad = parameter.grad
-        assert grad is not None and (".lora_A." in path
-                                     or grad.abs().max() > 0), f"{path} gets no gradient"
+        assert grad is not None and (".lora_A." in path or grad.abs().max() > 0), (
+            f"{path} gets no gradient")
         assert ".lora_A." not in path or grad.abs().max() == 0, "while B = 0, A has no say"
-    assert all(model.get_submodule(path).base.weight.grad is None
-               for path in paths), "a base learns"
+    assert all(model.get_submodule(path).base.weight.grad is None for path in paths), (
+        "a base learns")
     disturb(model)
     with torch.no_grad():
         tuned = model(*texts())
@@ -288,8 +285,8 @@ def test_first_values_are_the_papers():
     layer = model["q_proj"]
     A, bound = layer.lora_A["default"], 1 / math.sqrt(400)
     assert A.shape == (64, 400) and layer.lora_B["default"].shape == (50, 64)
-    assert A.abs().max() <= bound and A.abs().max(
-    ) > 0.99 * bound, "A is not uniform within 1 / sqrt(in)"
+    assert A.abs().max() <= bound and A.abs().max() > 0.99 * bound, (
+        "A is not uniform within 1 / sqrt(in)")
     assert abs(A.mean()) < 0.02 * bound and abs(A.std() - bound / math.sqrt(3)) < 0.01 * bound
     assert not layer.lora_B["default"].any(), "B must start at zero"
 
@@ -299,9 +296,8 @@ def test_dora_magnitudes_start_as_row_lengths():
     W = model.v_proj.weight.detach().clone()                         # (out, in) = (5, 6)
     wrap_lora(model, ["v_proj"], rank=2, alpha=2, use_dora=True)
     m = model.v_proj.magnitude["default"]
-    assert m.shape == (5, ) and torch.allclose(
-        m,
-        W.square().sum(1).sqrt()), "m is one length for each output"
+    assert m.shape == (5,) and torch.allclose(m, W.square().sum(1).sqrt()), (
+        "m is one length for each output")
 
 
 def test_dora_takes_a_row_of_zeros():
@@ -311,8 +307,8 @@ def test_dora_takes_a_row_of_zeros():
     wrap_lora(model, ["v_proj"], rank=2, alpha=2, use_dora=True)
     y = model(torch.ones(2, 6))
     y.sum().backward()
-    assert y.isfinite().all() and all(p.grad.isfinite().all()
-                                      for p in lora.trainable_parameters(model).values())
+    assert y.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in lora.trainable_parameters(model).values())
 
 
 def test_the_seed_decides():
@@ -322,8 +318,8 @@ def test_the_seed_decides():
         return lora.trainable_parameters(model)
     a, b, c = first(0), first(0), first(1)
     assert all(torch.equal(a[path], b[path]) for path in a), "the same seed gives other values"
-    assert not any(torch.equal(a[path], c[path])
-                   for path in a if ".lora_A." in path), "the seed is ignored"
+    assert not any(torch.equal(a[path], c[path]) for path in a if ".lora_A." in path), (
+        "the seed is ignored")
     values = [parameter for path, parameter in a.items() if path.endswith("q_proj.lora_A.default")]
     assert not torch.equal(*values), "two layers start with the same A"
 
@@ -340,11 +336,11 @@ def test_half_precision_base_keeps_adapters_in_single():
         weight = wrapped.q_proj.base.weight.clone()
         disturb(wrapped.eval())
         lora.merge(wrapped)
-        assert wrapped.q_proj.weight.dtype == torch.bfloat16 and not torch.equal(
-            wrapped.q_proj.weight, weight)
+        assert wrapped.q_proj.weight.dtype == torch.bfloat16
+        assert not torch.equal(wrapped.q_proj.weight, weight)
 
 
-# ------------------------------------------------------------------------------------------------ training
+# ----------------------------------------------------------------------------------------- training
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_steps_change_every_adapter_and_nothing_else(dora):
@@ -378,8 +374,8 @@ def test_dropout_only_in_training(dora):
     assert not noisy(model.eval(), x), "dropout in eval mode"
     before = bits(model)
     model.train().eval()
-    assert all(torch.equal(p, before[name])
-               for name, p in bits(model).items()), "train() or eval() has changed weights"
+    assert all(torch.equal(p, before[name]) for name, p in bits(model).items()), (
+        "train() or eval() has changed weights")
 
 
 def test_dropout_in_eval_would_be_seen(monkeypatch):
@@ -389,10 +385,11 @@ def test_dropout_in_eval_would_be_seen(monkeypatch):
         test_dropout_only_in_training(False)
 
 
-# ------------------------------------------------------------------------------------------------ merging
+# ------------------------------------------------------------------------------------------ merging
 
 @settings(max_examples=40, deadline=None)
-@given(width=st.integers(1, 9), wide=st.integers(1, 9), rank=st.integers(1, 12), alpha=st.floats(0.1, 64.0),
+@given(width=st.integers(1, 9), wide=st.integers(1, 9), rank=st.integers(1, 12),
+       alpha=st.floats(0.1, 64.0),
        dora=st.booleans(), stable=st.booleans(), seed=st.integers(0, 99))
 def test_merge_is_the_inverse_of_wrap(width, wide, rank, alpha, dora, stable, seed):
     model = Pair(width, wide, torch.float64, seed).eval()
@@ -401,18 +398,18 @@ def test_merge_is_the_inverse_of_wrap(width, wide, rank, alpha, dora, stable, se
     x = torch.randn(3, width, generator=torch.Generator().manual_seed(seed)).double()
     fresh = copy.deepcopy(model)
     lora.merge(fresh)
-    assert all(torch.equal(p, plain[name])
-               for name, p in bits(fresh).items()), "merging nothing changes something"
+    assert all(torch.equal(p, plain[name]) for name, p in bits(fresh).items()), (
+        "merging nothing changes something")
     disturb(model, seed=seed)
     with torch.no_grad():
         y = model(x)
         by_matrix = F.linear(torch.tanh(F.linear(x, model.q_proj.weight, model.q_proj.base.bias)),
                              model.v_proj.weight)
-        assert torch.allclose(y, by_matrix, rtol=1e-9,
-                              atol=1e-9), "`weight` is not what the layer computes"
+        assert torch.allclose(y, by_matrix, rtol=1e-9, atol=1e-9), (
+            "`weight` is not what the layer computes")
         lora.merge(model)
-        assert torch.allclose(model(x), y, rtol=1e-9,
-                              atol=1e-9), "the merged model answers otherwise"
+        assert torch.allclose(model(x), y, rtol=1e-9, atol=1e-9), (
+            "the merged model answers otherwise")
     assert set(bits(model)) == set(plain), "merge is not wrap's inverse"
 
 
@@ -424,8 +421,8 @@ def test_merged_equals_unmerged_in_single_precision():
             parameter.mul_(0.2)
         y = model(*texts())
         lora.merge(model)
-        assert (model(*texts()) - y).abs().max() < fp32(
-            width=24, depth=4) * y.abs().max(), "merged and unmerged differ in fp32"
+        assert (model(*texts()) - y).abs().max() < fp32(width=24, depth=4) * y.abs().max(), (
+            "merged and unmerged differ in fp32")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -437,20 +434,19 @@ def test_four_bit_bases(dora, dtype):
     x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
     wrap_lora(model, "all-linear", rank=2, alpha=2, use_dora=dora)
     wrap_lora(plain, "all-linear", rank=2, alpha=2, use_dora=dora)
-    assert torch.equal(disturb(model)(x),
-                       disturb(plain)(x)), "a 4-bit base counts as other numbers than it stands for"
+    assert torch.equal(disturb(model)(x), disturb(plain)(x)), (
+        "a 4-bit base counts as other numbers than it stands for")
     y = model(x)
     with pytest.raises(InputError, match="q_proj .*dequantise=True"):
         lora.merge(model)
     assert torch.equal(model(x), y), "a refused merge has changed something"
     lora.merge(model, dequantise=True)
-    assert torch.allclose(model(x), y, atol=1e-5
-                          if dtype == torch.float32 else 0.1), "the plain layer answers otherwise"
-    assert type(model.q_proj
-                ) is nn.Linear and model.q_proj.weight.dtype == dtype and model.v_proj.bias is None
-    assert repr(
-        model.q_proj
-    ) == "Linear(in_features=6, out_features=6, bias=True)" and not model.q_proj.training
+    assert torch.allclose(model(x), y, atol=1e-5 if dtype == torch.float32 else 0.1), (
+        "the plain layer answers otherwise")
+    assert type(model.q_proj) is nn.Linear and model.q_proj.weight.dtype == dtype
+    assert model.v_proj.bias is None
+    assert repr(model.q_proj) == "Linear(in_features=6, out_features=6, bias=True)"
+    assert not model.q_proj.training
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -461,33 +457,31 @@ def test_state_dicts_carry_the_adapter_under_the_names_of_earlier_versions(dora)
     disturb(model)
     assert set(lora.trainable_parameters(model)) == {
         f"{layer}.{part}.default" for layer in ("q_proj", "v_proj")
-        for part in ("lora_A", "lora_B", *["magnitude"] * dora)
-    }
+        for part in ("lora_A", "lora_B", *["magnitude"] * dora)}
     other.load_state_dict(model.state_dict(), strict=True)
     assert torch.equal(other(torch.ones(1, 6)), model(torch.ones(1, 6)))
 
 
-# ------------------------------------------------------------------------------------------------ targets, counts, errors
+# -------------------------------------------------------------------------- targets, counts, errors
 
 def test_targets():
     model = Whole("bert")
     leaves = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
     body = [f"backbone.layers.{n}.{leaf}" for n in range(2) for leaf in leaves]
-    assert selection.find_targets(
-        model, "all-linear") == body, "all-linear is every linear layer of the body, never the head"
-    assert selection.find_targets(model,
-                                  r".*") == body, "a regular expression must not reach the head"
-    assert selection.find_targets(model,
-                                  ["v_proj", "q_proj"
-                                   ]) == [p for p in body if p.endswith(("q_proj", "v_proj"))]
+    assert selection.find_targets(model, "all-linear") == body, (
+        "all-linear is every linear layer of the body, never the head")
+    assert selection.find_targets(model, r".*") == body, (
+        "a regular expression must not reach the head")
+    assert selection.find_targets(model, ["v_proj", "q_proj"]) == [
+        p for p in body if p.endswith(("q_proj", "v_proj"))]
     assert selection.find_targets(model, ["layers.1.q_proj"]) == ["backbone.layers.1.q_proj"]
-    assert selection.find_targets(
-        model, r".*\.0\.(q|k)_proj") == ["backbone.layers.0.q_proj", "backbone.layers.0.k_proj"]
-    assert selection.find_targets(model, ["q_proj", "head.out"
-                                          ])[-1] == "head.out", "a head that is named is taken"
+    assert selection.find_targets(model, r".*\.0\.(q|k)_proj") == [
+        "backbone.layers.0.q_proj", "backbone.layers.0.k_proj"]
+    assert selection.find_targets(model, ["q_proj", "head.out"])[-1] == "head.out", (
+        "a head that is named is taken")
     wrap_lora(model, ["q_proj"], rank=2, alpha=2)
-    assert selection.find_targets(
-        model, "all-linear") == body, "wrapped layers must be found once, under the same path"
+    assert selection.find_targets(model, "all-linear") == body, (
+        "wrapped layers must be found once, under the same path")
 
 
 def test_the_vocabulary_s_head_is_no_target():
@@ -501,25 +495,25 @@ def test_t5_targets_reach_the_cross_attention():
     assert "backbone.decoder.layers.1.cross_attention.q_proj" in paths and len(paths) == 6
 
 
-@pytest.mark.parametrize("targets", [["query"], ["q_proj", "qproj"], [], "q_proj", r".*\.nothing", ["dense"], ["proj"],
-                                     [".q_proj"]])
+@pytest.mark.parametrize("targets", [
+    ["query"], ["q_proj", "qproj"], [], "q_proj", r".*\.nothing", ["dense"], ["proj"], [".q_proj"]])
 def test_targets_that_mean_nothing_are_errors(targets):
     model = Whole("bert")
     with pytest.raises(InputError, match=r"backbone\.layers\.N\.q_proj.*head\.out") as error:
         wrap_lora(model, targets, rank=2, alpha=2)
-    assert "\n" not in str(
-        error.value) and not any(isinstance(m, LoraLinear) for m in model.modules())
+    assert "\n" not in str(error.value)
+    assert not any(isinstance(m, LoraLinear) for m in model.modules())
 
 
 @pytest.mark.parametrize("change, says", [
     (dict(rank=0), "rank 0"), (dict(rank=2.0), "rank 2.0"), (dict(alpha=0), "alpha 0"),
-    (dict(alpha=math.nan), "alpha nan"), (dict(alpha="8"), "alpha '8'"), (dict(dropout=1.0), "dropout 1.0"),
-    (dict(dropout=-0.1), "dropout -0.1"),
-    (dict(ranks={"k_proj": 4}), "'k_proj' decides about none"), (dict(alphas={"x": 4}), "'x' decides"),
+    (dict(alpha=math.nan), "alpha nan"), (dict(alpha="8"), "alpha '8'"),
+    (dict(dropout=1.0), "dropout 1.0"), (dict(dropout=-0.1), "dropout -0.1"),
+    (dict(ranks={"k_proj": 4}), "'k_proj' decides about none"),
+    (dict(alphas={"x": 4}), "'x' decides"),
     (dict(ranks={"v_proj": 0}), "rank 0"), (dict(targets="("), "regular expression"),
     (dict(ranks={"(": 1}), "regular expression"), ({}, "LoraLinear, it takes no LoraLinear"),
-    (dict(use_dora=True), "LoraLinear, it takes no DoraLinear"),
-])
+    (dict(use_dora=True), "LoraLinear, it takes no DoraLinear"),])
 def test_errors_come_before_any_change(change, says):
     model = Pair()
     wrap_lora(model, ["q_proj"], rank=2, alpha=2)
@@ -540,15 +534,13 @@ def test_unwrapped_models():
 def test_ranks_and_alphas_by_pattern():
     model = Whole("bert")
     wrap_lora(model, ["q_proj", "v_proj"], rank=2, alpha=4,
-              ranks={"v_proj": 5,
-                     r"layers\.1\.[qv]_proj": 3}, alphas={r"layers\.0\..*": 1.5}, use_rslora=True)
-    numbers = {
-        path[len("backbone.layers."):]: layer.config
-        for path, layer in lora.find_wrapped(model).items()
-    }
+              ranks={"v_proj": 5, r"layers\.1\.[qv]_proj": 3},
+              alphas={r"layers\.0\..*": 1.5}, use_rslora=True)
+    numbers = {path[len("backbone.layers."):]: layer.config
+               for path, layer in lora.find_wrapped(model).items()}
     assert {path: (n.rank, n.alpha) for path, n in numbers.items()} == {
-        "0.q_proj": (2, 1.5), "0.v_proj": (5, 1.5), "1.q_proj": (3, 4), "1.v_proj": (5, 4)
-    }, "the first fit must decide"
+        "0.q_proj": (2, 1.5), "0.v_proj": (5, 1.5), "1.q_proj": (3, 4), "1.v_proj": (5, 4)}, (
+        "the first fit must decide")
     assert numbers["1.q_proj"].scale == 4 / math.sqrt(3) and LoraConfig(4, 6).scale == 1.5
 
 
@@ -572,19 +564,18 @@ def test_wrap_on_the_meta_device(dora):
     assert all(p.is_meta for p in lora.trainable_parameters(model).values())
 
 
-# ------------------------------------------------------------------------------------------------ biases
+# ------------------------------------------------------------------------------------------- biases
 
 def test_which_biases_learn():
     model = Whole("bert")
     everything = {
-        name for name, _ in model.backbone.named_parameters("backbone") if name.endswith(".bias")
-    }
-    assert set(selection.bitfit_parameters(model)) == everything and len(
-        everything) == 2 * 8 + 1, "BitFit is every bias of the body"
+        name for name, _ in model.backbone.named_parameters("backbone") if name.endswith(".bias")}
+    assert set(selection.bitfit_parameters(model)) == everything and len(everything) == 2 * 8 + 1, (
+        "BitFit is every bias of the body")
     wrap_lora(model, ["q_proj"], rank=2, alpha=2)
     assert selection.trainable_biases(model, "none") == []
-    assert selection.trainable_biases(
-        model, "lora_only") == [f"backbone.layers.{n}.q_proj.base.bias" for n in range(2)]
+    assert selection.trainable_biases(model, "lora_only") == [
+        f"backbone.layers.{n}.q_proj.base.bias" for n in range(2)]
     assert len(selection.trainable_biases(model, "all")) == len(everything)
     with pytest.raises(InputError, match="'lora'.*lora_only"):
         selection.trainable_biases(model, "lora")
@@ -605,5 +596,5 @@ def test_trained_biases_get_their_gradient(dora):
     model.q_proj.base.bias.requires_grad_()
     x = torch.ones(3, 6)
     model.q_proj(x).sum().backward()
-    assert torch.allclose(model.q_proj.base.bias.grad, torch.full(
-        (6, ), 3.0)), "the bias is scaled by something"
+    assert torch.allclose(model.q_proj.base.bias.grad, torch.full((6,), 3.0)), (
+        "the bias is scaled by something")

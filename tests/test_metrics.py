@@ -20,8 +20,8 @@ TRUTH = [0, 1, 1, 1, 2, 2]
 
 def test_a_case_by_hand():
     found = evaluate(PROBABILITIES, TRUTH, ["a", "b", "c"])
-    f1 = [2 * 1 / (2 * 1 + 2 + 0), 2 * 2 / (2 * 2 + 0 + 1),
-          2 * 1 / (2 * 1 + 0 + 1)]  # 2 TP / (2 TP + FP + FN)
+    # 2 TP / (2 TP + FP + FN)
+    f1 = [2 * 1 / (2 * 1 + 2 + 0), 2 * 2 / (2 * 2 + 0 + 1), 2 * 1 / (2 * 1 + 0 + 1)]
     assert found["accuracy"] == pytest.approx(4 / 6)
     assert found["macro_f1"] == pytest.approx(sum(f1) / 3)
     assert found["f1"] == pytest.approx(dict(zip("abc", f1)), abs=1e-6)
@@ -39,38 +39,39 @@ def test_closed_forms():
     assert evaluate(even, [0, 1, 2, 3, 3], "abcd")["log_loss"] == pytest.approx(math.log(4))
     worst = evaluate(sure, [1, 2, 3, 0, 0], "abcd")
     assert worst["accuracy"] == worst["macro_f1"] == 0 and worst["ece"] == 1
-    assert worst["log_loss"] == pytest.approx(
-        -math.log(1e-15)), "a probability of 0 for the truth should be clipped"
+    assert worst["log_loss"] == pytest.approx(-math.log(1e-15)), (
+        "a probability of 0 for the truth should be clipped")
 
 
 def test_one_class_answered_for_all_looks_good_in_accuracy_only():
     truth = [0] * 95 + [1] * 5
     found = evaluate(class_frequencies(truth, 100, 2), truth, ["most", "few"])
-    assert found["accuracy"] == 0.95 and found["macro_f1"] == pytest.approx(2 * 95 /
-                                                                            (2 * 95 + 5) / 2)
+    assert found["accuracy"] == 0.95
+    assert found["macro_f1"] == pytest.approx(2 * 95 / (2 * 95 + 5) / 2)
 
 
 def test_a_class_that_never_occurs_has_f1_0():
     nothing = np.zeros(3, dtype=bool)
-    assert class_f1(nothing, nothing) == 0 and class_f1(~nothing, nothing) == 0 and class_f1(
-        ~nothing, ~nothing) == 1
+    assert class_f1(nothing, nothing) == 0 and class_f1(~nothing, nothing) == 0
+    assert class_f1(~nothing, ~nothing) == 1
 
 
 def test_calibration_error_by_hand():
     confidence, right = np.array([0.55, 0.55, 0.95, 0.95]), np.array([True, False, True, True])
     assert calibration_error(confidence, right, bins=10) == pytest.approx(
         (abs(1.1 - 1) + abs(1.9 - 2)) / 4)
-    assert calibration_error(confidence, right,
-                             bins=1) == pytest.approx(abs(3.0 - 3)), "one bin: errors cancel"
-    assert calibration_error(np.array([1.0]),
-                             np.array([True])) == 0, "confidence 1 belongs to the last bin"
+    assert calibration_error(confidence, right, bins=1) == pytest.approx(abs(3.0 - 3)), (
+        "one bin: errors cancel")
+    assert calibration_error(np.array([1.0]), np.array([True])) == 0, (
+        "confidence 1 belongs to the last bin")
     always_09 = np.full(1000, 0.9)
     assert calibration_error(always_09, np.arange(1000) < 900) == pytest.approx(0, abs=1e-9)
     assert calibration_error(always_09, np.arange(1000) < 600) == pytest.approx(0.3)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(2, 5), st.lists(st.tuples(st.integers(0, 99), st.integers(0, 4)), min_size=1, max_size=40))
+@given(st.integers(2, 5),
+       st.lists(st.tuples(st.integers(0, 99), st.integers(0, 4)), min_size=1, max_size=40))
 def test_against_loops(classes, drawn):
     truth = [label % classes for _, label in drawn]
     p = np.array([np.random.default_rng(seed).dirichlet(np.ones(classes)) for seed, _ in drawn])
@@ -83,14 +84,12 @@ def test_against_loops(classes, drawn):
         f1.append(2 * precision * recall / (precision + recall) if tp else 0.0)
     gap = 0.0
     for b in range(15):
-        inside = [
-            i for i, row in enumerate(p)
-            if b / 15 <= max(row) < (b + 1) / 15 or b == 14 and max(row) == 1
-        ]
+        inside = [i for i, row in enumerate(p)
+                  if b / 15 <= max(row) < (b + 1) / 15 or b == 14 and max(row) == 1]
         if inside:
             accuracy = sum(answers[i] == truth[i] for i in inside) / len(inside)
-            gap += len(inside) / len(p) * abs(accuracy - sum(max(p[i])
-                                                             for i in inside) / len(inside))
+            confidence = sum(max(p[i]) for i in inside) / len(inside)
+            gap += len(inside) / len(p) * abs(accuracy - confidence)
     assert found["accuracy"] == pytest.approx(
         sum(a == t for a, t in zip(answers, truth)) / len(truth))
     occur = set(answers) | set(truth)
@@ -116,8 +115,8 @@ def test_majority_gives_the_frequencies_of_train():
 
 
 def test_terms_are_words_and_neighbours():
-    words, neighbours = ["0:the", "0:cat", "0:sat",
-                         "0:cat"], ["0:the 0:cat", "0:cat 0:sat", "0:sat 0:cat"]
+    words = ["0:the", "0:cat", "0:sat", "0:cat"]
+    neighbours = ["0:the 0:cat", "0:cat 0:sat", "0:sat 0:cat"]
     assert terms_of("The CAT sat, a cat!") == words + neighbours, "lower case, two letters or more"
     assert terms_of("") == [] and terms_of(("", "x y")) == []
 
@@ -135,8 +134,8 @@ def test_the_two_texts_of_a_pair_are_kept_apart():
 
 def separable(rows, seed):
     rng = np.random.default_rng(seed)
-    words, fillers = [["rain", "storm", "wind"], ["soup", "bread",
-                                                  "salt"]], ["very", "old", "today", "again"]
+    words = [["rain", "storm", "wind"], ["soup", "bread", "salt"]]
+    fillers = ["very", "old", "today", "again"]
     labels = rng.choice(2, rows, p=[0.7, 0.3]).tolist()
     return [" ".join([*rng.choice(fillers, 3), rng.choice(words[label])])
             for label in labels], labels
@@ -152,8 +151,8 @@ def test_the_bag_separates_what_words_separate_and_beats_the_majority():
     p = bag.predict(["nothing known here", "storm"])
     assert p.sum(1).tolist() == pytest.approx([1, 1]) and p[1, 0] > 0.9
     again = BagOfWords(2).fit(texts, labels, *dev)
-    assert np.array_equal(bag.predict(test[0]),
-                          again.predict(test[0])), "the same data gives other weights"
+    assert np.array_equal(bag.predict(test[0]), again.predict(test[0])), (
+        "the same data gives other weights")
 
 
 def test_features_are_tf_idf_rows_of_length_one():
@@ -161,10 +160,8 @@ def test_features_are_tf_idf_rows_of_length_one():
     bag = BagOfWords(2).fit(texts, [0, 1, 1], texts, [0, 1, 1])
     x = bag.features(texts).to_dense()
     idf = {n: 1 + math.log(4 / (1 + n)) for n in (1, 2)}  # 3 texts; how many hold the term
-    expected = {
-        "0:cat": (1 + math.log(2)) * idf[1], "0:dog": idf[2], "0:cat 0:cat": idf[1],
-        "0:cat 0:dog": idf[1]
-    }
+    expected = {"0:cat": (1 + math.log(2)) * idf[1], "0:dog": idf[2], "0:cat 0:cat": idf[1],
+                "0:cat 0:dog": idf[1]}
     length = math.sqrt(sum(v * v for v in expected.values()))
     row = {term: x[0, column].item() for term, column in bag.index.items() if x[0, column]}
     assert row == pytest.approx({term: v / length for term, v in expected.items()}, rel=1e-5)
@@ -180,22 +177,24 @@ def test_the_gradient_at_the_optimum_is_next_to_nothing(strength):
     sparse = bag.features(texts)
     w, b = bag.fit_weights(rows_of(sparse), rows_of(sparse.t()), y, strength)
     p, target = torch.softmax(x @ w + b, dim=1), torch.eye(2)[y]
-    gradient = torch.cat([(x.T @ (p - target) / len(y) + 2 * strength * w).flatten(),
-                          (p - target).mean(0)])
+    gradient = torch.cat([
+        (x.T @ (p - target) / len(y) + 2 * strength * w).flatten(), (p - target).mean(0)])
     at_start = torch.cat([(x.T @ (0.5 - target) / len(y)).flatten(), (0.5 - target).mean(0)])
     left, first = gradient.abs().max(), at_start.abs().max()
-    assert left < 1e-3 * first, f"L-BFGS stopped early: gradient {left:.2g}, {first:.2g} at the start"
+    assert left < 1e-3 * first, (
+        f"L-BFGS stopped early: gradient {left:.2g}, {first:.2g} at the start")
 
 
 def test_macro_f1_is_over_the_classes_that_occur():
-    """Four classes, of which the rows have two, and a third is answered once: 2 / 3, 1 and 0, and the fourth says nothing."""
+    """Four classes, of which the rows have two, and a third is answered once: 2 / 3, 1 and 0, and
+    the fourth says nothing."""
     p = np.eye(4)[[0, 2, 1, 1]]
     found = evaluate(p, [0, 0, 1, 1], ["a", "b", "c", "d"])
     assert found["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert found["f1"] == pytest.approx({"a": 2 / 3, "b": 1, "c": 0, "d": 0}, abs=1e-6)
     right = evaluate(np.eye(4)[[0, 1]], [0, 1], ["a", "b", "c", "d"])
-    assert right[
-        "macro_f1"] == 1, "a subset of the classes that is answered without a mistake is perfect"
+    assert right["macro_f1"] == 1, (
+        "a subset of the classes that is answered without a mistake is perfect")
 
 
 def test_the_table_names_classes_without_rows():

@@ -1,7 +1,8 @@
-"""Do the language-model losses equal transformers' on the same batch, and does span corruption lose nothing?
+"""Do the language-model losses equal transformers', and does span corruption lose nothing?
 
-Masked words: BERT, RoBERTa, DeBERTa. The next word: the decoders. Missing spans: T5 and FLAN-T5. Tiny models with wide
-weights, ragged batches, padding on the right (where transformers' positions are right in every family).
+Masked words: BERT, RoBERTa, DeBERTa. The next word: the decoders. Missing spans: T5 and FLAN-T5.
+Tiny models with wide weights, ragged batches, padding on the right (where transformers' positions
+are right in every family).
 """
 
 import random
@@ -15,11 +16,12 @@ from live import imported, loaded, may_refuse
 from test_families import CONFIGS, spread
 
 from minillmclf.models import initialise_weights, model_class, save_backbone
-from minillmclf.pretrain.losses import causal_lm_loss, corrupt, corrupt_spans, masked_lm_loss, pieces
+from minillmclf.pretrain.losses import (causal_lm_loss, corrupt, corrupt_spans, masked_lm_loss,
+                                        pieces)
 from minillmclf.training.completion_loss import text_to_text_loss
 
-ENCODERS, DECODERS = ("bert", "roberta", "deberta-v3"), ("gpt2", "llama", "mistral", "gemma",
-                                                         "gemma2", "gemma3")
+ENCODERS = ("bert", "roberta", "deberta-v3")
+DECODERS = ("gpt2", "llama", "mistral", "gemma", "gemma2", "gemma3")
 ROWS = [[7, 3, 9, 30, 2, 8, 41, 12, 13], [5, 11], [17, 55, 4, 21, 22, 3]]
 
 
@@ -81,10 +83,8 @@ def test_the_next_word_costs_what_transformers_says(name, tmp_path):
 def test_missing_spans_cost_what_transformers_says(name, tmp_path):
     model = build(name)
     theirs = reference(model, tmp_path)
-    pairs = [
-        corrupt_spans(row, range(70, 60, -1), 3, seed=number, share=0.4)
-        for number, row in enumerate(ROWS)
-    ]
+    pairs = [corrupt_spans(row, range(70, 60, -1), 3, seed=number, share=0.4)
+             for number, row in enumerate(ROWS)]
     source, source_mask = batch_of([source for source, _ in pairs])
     target, target_mask = batch_of([target for _, target in pairs])
     ours = text_to_text_loss(model, source, source_mask, target, target_mask)
@@ -106,14 +106,14 @@ def test_the_padding_side_changes_no_loss():
 def test_an_end_token_that_also_pads_is_learned():
     """Whether a token counts is said by its place, not by its id."""
     model = build("gpt2")
-    ids, mask = torch.tensor([[5, 6, 0, 0]]), torch.tensor([[1, 1, 1,
-                                                             0]])  # text, its end 0, padding 0
+    # a text, its end 0, padding 0
+    ids, mask = torch.tensor([[5, 6, 0, 0]]), torch.tensor([[1, 1, 1, 0]])
     logits = model.logits(model(ids, mask))[0]
     expected = F.cross_entropy(logits[:2], torch.tensor([6, 0]))
     assert abs(causal_lm_loss(model, ids, mask) - expected) < 1e-6
 
 
-# ------------------------------------------------------------------------------------------------ span corruption
+# ---------------------------------------------------------------------------------- span corruption
 
 def restore(source, target, sentinels, eos):
     """The text that a corrupted pair came from."""
@@ -128,8 +128,8 @@ def restore(source, target, sentinels, eos):
             for t in (spans[token] if token in sentinels else [token])], spans
 
 
-@given(length=st.integers(2, 300), seed=st.integers(0, 10**9), share=st.sampled_from([0.05, 0.15, 0.5]),
-       mean=st.sampled_from([1.0, 3.0, 10.0]))
+@given(length=st.integers(2, 300), seed=st.integers(0, 10**9),
+       share=st.sampled_from([0.05, 0.15, 0.5]), mean=st.sampled_from([1.0, 3.0, 10.0]))
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_a_corrupted_text_can_be_put_together_again(length, seed, share, mean):
     ids, sentinels = list(range(1000, 1000 + length)), list(range(99, -1, -1))
@@ -137,14 +137,14 @@ def test_a_corrupted_text_can_be_put_together_again(length, seed, share, mean):
     found, spans = restore(source, target, set(sentinels), 500)
     assert found == ids, "a token was lost, doubled or moved"
     assert list(spans) == sentinels[:len(spans)], "sentinels are used from the first on, each once"
-    assert all(
-        spans.values()) and source[0] in ids, "no span is empty, and a kept piece comes first"
+    assert all(spans.values()) and source[0] in ids, (
+        "no span is empty, and a kept piece comes first")
     cut = sum(map(len, spans.values()))
-    assert cut == min(max(round(length * share), 1),
-                      length - 1), f"{cut} of {length} tokens were cut out"
+    assert cut == min(max(round(length * share), 1), length - 1), (
+        f"{cut} of {length} tokens were cut out")
     assert len(spans) <= max(1, round(cut / mean)), "more spans than asked"
-    assert (source, target) == corrupt_spans(ids, sentinels, 500, seed, share,
-                                             mean), "a seed stands for one corruption"
+    assert (source, target) == corrupt_spans(ids, sentinels, 500, seed, share, mean), (
+        "a seed stands for one corruption")
 
 
 def test_spans_are_spread_evenly():

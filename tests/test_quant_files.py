@@ -1,4 +1,5 @@
-"""4-bit checkpoints in the layout of transformers and bitsandbytes: theirs are read, ours are read by them, faults are named."""
+"""4-bit checkpoints in the layout of transformers and bitsandbytes: theirs are read, ours are read
+by them, faults are named."""
 
 import functools
 import json
@@ -9,7 +10,8 @@ import torch
 from live import imported, loaded, may_refuse
 from safetensors.torch import load_file, save_file
 from small import PIECES
-from test_families import CONFIGS, LABELS, TEXTS, folders, spread, their_scores  # noqa: F401  (folders: a fixture)
+from test_families import folders  # noqa: F401  a fixture
+from test_families import CONFIGS, LABELS, TEXTS, spread, their_scores
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
@@ -44,25 +46,23 @@ def test_a_four_bit_classifier_comes_back_from_disk(name, folders, tmp_path):  #
     set_trainable(model, "head")
     model.save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["quantization_config"]["bnb_4bit_quant_type"] == "nf4" and config[
-        "quantization_config"]["load_in_4bit"]
+    assert config["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
+    assert config["quantization_config"]["load_in_4bit"]
     again = Classifier.load(tmp_path)
     assert sum(isinstance(module, Linear4bit) for module in again.modules()) == count > 0
     assert torch.equal(scores(again), scores(model)) and not again.report.newly_initialised
     body = Classifier.from_backbone(tmp_path, ["a", "b"], quantise="nf4")
-    assert sum(isinstance(module, Linear4bit)
-               for module in body.modules()) == count, "a 4-bit folder is a base too"
-    tune(
-        body,
-        dict(method="qlora", rank=2, alpha=2.0, dropout=0.0, use_rslora=False, targets="all-linear",
-             bias="none"))
+    assert sum(isinstance(module, Linear4bit) for module in body.modules()) == count, (
+        "a 4-bit folder is a base too")
+    tune(body, dict(method="qlora", rank=2, alpha=2.0, dropout=0.0, use_rslora=False,
+                    targets="all-linear", bias="none"))
     body.save(tmp_path / "tuned")
-    assert torch.equal(scores(Classifier.load(tmp_path / "tuned")),
-                       scores(body)), "QLoRA on a base that has four bits on disk"
+    assert torch.equal(scores(Classifier.load(tmp_path / "tuned")), scores(body)), (
+        "QLoRA on a base that has four bits on disk")
 
 
 def wide(name, folder):
-    """Write a body that is wide enough for bitsandbytes' own layers, without dropout -> its folder."""
+    """Write a body wide enough for bitsandbytes' own layers, without dropout -> its folder."""
     kind, config = CONFIGS[name]
     config = {"model_type": kind, **config} | {key: WIDE[key] for key in WIDE if key in config}
     config |= {key: 0.0 for key in model_class(config).FIELDS if "drop" in key}
@@ -73,17 +73,17 @@ def wide(name, folder):
     return folder
 
 
-@pytest.mark.parametrize("name", ["bert", "distilbert", "roberta", "xlm-roberta", "deberta-v3", "modernbert", "llama", "mistral", "qwen2", "qwen3", "gemma2", "flan-t5"])
+@pytest.mark.parametrize("name",
+                         ["bert", "distilbert", "roberta", "xlm-roberta", "deberta-v3",
+                          "modernbert", "llama", "mistral", "qwen2", "qwen3", "gemma2", "flan-t5"])
 def test_qlora_is_that_of_peft_on_bitsandbytes(name, tmp_path):
-    """The same base in four bits, the same updates: equal scores and equal gradients of A and B, in training."""
+    """The same 4-bit base and updates: equal scores and equal gradients of A and B in training."""
     transformers = imported("transformers")
     peft = imported("peft")
     imported("accelerate")
     ours = four_bit(wide(name, tmp_path / "base"))
-    tune(
-        ours,
-        dict(method="qlora", rank=4, alpha=8.0, dropout=0.0, use_rslora=False, targets=None,
-             bias="none"))
+    tune(ours, dict(method="qlora", rank=4, alpha=8.0, dropout=0.0, use_rslora=False, targets=None,
+                    bias="none"))
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for path, parameter in lora.trainable_parameters(ours).items():
@@ -104,20 +104,18 @@ def test_qlora_is_that_of_peft_on_bitsandbytes(name, tmp_path):
         own = peft.get_peft_model(own,
                                   peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=targets))
         own.save_pretrained(tmp_path / "own")
-        peft.PeftModel.from_pretrained(
-            load(tmp_path / "base", num_labels=len(LABELS), quantization_config=bits),
-            tmp_path / "own", is_trainable=True)
+        again = load(tmp_path / "base", num_labels=len(LABELS), quantization_config=bits)
+        peft.PeftModel.from_pretrained(again, tmp_path / "own", is_trainable=True)
     with may_refuse(control):
-        theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter",
-                                                is_trainable=True).train()
+        theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True)
+        theirs.train()
     batch = collate(ours.encode(TEXTS)[0], range(len(TEXTS)), pad_id=0)
     given = {"input_ids": batch.ids, "attention_mask": batch.mask}
     scores = ours.train()(batch)
     with may_refuse():
         expected = theirs(**given).logits
-    assert (
-        scores -
-        expected).abs().max() <= 1e-4, f"{name}: scores {(scores - expected).abs().max():.2g} apart"
+    assert (scores - expected).abs().max() <= 1e-4, (
+        f"{name}: scores {(scores - expected).abs().max():.2g} apart")
     for out in (scores, expected):
         out.square().sum().backward()
     found = {f"{path}.{part}": grad for path, part, grad in gradients(theirs)}
@@ -127,7 +125,8 @@ def test_qlora_is_that_of_peft_on_bitsandbytes(name, tmp_path):
         layer, _, part = path.rpartition(".lora")
         grad = found[f"{names[layer]}.lora{part.partition('.')[0]}"]
         apart = (parameter.grad - grad).abs().max() / grad.abs().max()
-        assert apart <= 1e-4, f"{name}: the gradient of {path} is {apart:.2g} of its largest number apart"
+        assert apart <= 1e-4, (
+            f"{name}: the gradient of {path} is {apart:.2g} of its largest number apart")
 
 
 def gradients(theirs):
@@ -149,13 +148,13 @@ def assert_same_weights(name, theirs, ours):
             assert torch.equal(dequantize_4bit(layer.weight.data, layer.weight.quant_state),
                                mine.dequantised()), f"{name}: {path}"
             count += 1
-    assert count == sum(isinstance(module, Linear4bit)
-                        for module in ours.modules()), f"{name}: another number of 4-bit layers"
+    assert count == sum(isinstance(module, Linear4bit) for module in ours.modules()), (
+        f"{name}: another number of 4-bit layers")
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "gpt2"])
-def test_transformers_reads_what_we_write_and_we_what_it_writes(name, folders,
-                                                                tmp_path):  # noqa: F811
+def test_transformers_reads_what_we_write_and_we_what_it_writes(
+        name, folders, tmp_path):  # noqa: F811
     transformers = imported("transformers")
     imported("accelerate")
     ours = four_bit(wide(name, tmp_path / "base"))
@@ -163,13 +162,13 @@ def test_transformers_reads_what_we_write_and_we_what_it_writes(name, folders,
     load = functools.partial(transformers.AutoModelForSequenceClassification.from_pretrained,
                              device_map="cpu")
     theirs, loading = loaded(load, tmp_path / "ours", False, output_loading_info=True)
-    assert not any(
-        loading.values()), f"{name}: transformers does not find all it expects: {loading}"
+    assert not any(loading.values()), (
+        f"{name}: transformers does not find all it expects: {loading}")
     assert_same_weights(name, theirs, ours)
-    expected, found = scores(ours), their_scores(theirs,
-                                                 ours)  # its kernel on a CPU computes in bfloat16
-    assert (found - expected).abs().mean(
-    ) <= 0.05 * expected.std(), f"{name}: transformers answers otherwise: {found}, {expected}"
+    # bitsandbytes' kernel on a CPU computes in bfloat16
+    expected, found = scores(ours), their_scores(theirs, ours)
+    assert (found - expected).abs().mean() <= 0.05 * expected.std(), (
+        f"{name}: transformers answers otherwise: {found}, {expected}")
     with may_refuse():
         bits = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
                                                bnb_4bit_use_double_quant=True,
@@ -198,13 +197,13 @@ def spoil(folder, tmp_path, tensors=None, **settings):
 
 
 @pytest.mark.parametrize("settings, fault", [
-    (dict(load_in_8bit=True), "load_in_8bit = True"), (dict(quant_method="gptq"), "quant_method = 'gptq'"),
-    (dict(bnb_4bit_quant_storage="bfloat16"), "bnb_4bit_quant_storage = 'bfloat16'"), (dict(load_in_4bit=False), "load_in_4bit"),
-    (dict(new_option=3), "new_option = 3")])
+    (dict(load_in_8bit=True), "load_in_8bit = True"),
+    (dict(quant_method="gptq"), "quant_method = 'gptq'"),
+    (dict(bnb_4bit_quant_storage="bfloat16"), "bnb_4bit_quant_storage = 'bfloat16'"),
+    (dict(load_in_4bit=False), "load_in_4bit"), (dict(new_option=3), "new_option = 3")])
 def test_other_quantisations_are_refused(settings, fault, folders, tmp_path):  # noqa: F811
-    with pytest.raises(
-            InputError,
-            match=f"quantization_config has .*{fault}.*: only 4-bit layers of bitsandbytes"):
+    said = f"quantization_config has .*{fault}.*: only 4-bit layers of bitsandbytes"
+    with pytest.raises(InputError, match=said):
         Classifier.load(spoil(folders["llama"], tmp_path, **settings))
 
 
@@ -212,10 +211,11 @@ LAYER = "model.layers.0.self_attn.q_proj.weight"
 
 
 @pytest.mark.parametrize("change, fault", [
-    (lambda t: t.pop(LAYER + ".absmax"), "absmax is missing"), (lambda t: t.pop(LAYER), "weight is missing"),
+    (lambda t: t.pop(LAYER + ".absmax"), "absmax is missing"),
+    (lambda t: t.pop(LAYER), "weight is missing"),
     (lambda t: t.update({LAYER: t[LAYER][:-1]}), "weight is uint8"),
-    (lambda t: t.update({"model.layers.9.extra.weight.quant_state.bitsandbytes__nf4": torch.zeros(3, dtype=torch.uint8)}),
-     "no row for the 4-bit layer"),
+    (lambda t: t.update({"model.layers.9.extra.weight.quant_state.bitsandbytes__nf4": torch.zeros(
+        3, dtype=torch.uint8)}), "no row for the 4-bit layer"),
     (lambda t: t.pop("model.layers.0.input_layernorm.weight"), "nothing in the file fills")])
 def test_spoilt_four_bit_files_are_named(change, fault, folders, tmp_path):  # noqa: F811
     with pytest.raises(InputError, match=fault) as caught:

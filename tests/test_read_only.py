@@ -1,7 +1,9 @@
-"""The last block computes only the token that a head reads: the same scores and gradients as from the states of all tokens?
+"""The last block computes only the token that a head reads: the same scores and gradients as from
+the states of all tokens?
 
-In every family, for every method of tuning and with activation checkpointing, on ragged batches padded on either side. The
-explicit form is `read_by_hand`. In float64, where both ways agree to ten digits and a wrong token to none.
+In every family, for every method of tuning and with activation checkpointing, on ragged batches
+padded on either side. The explicit form is `read_by_hand`. In float64, where both ways agree to ten
+digits and a wrong token to none.
 """
 import contextlib
 
@@ -24,19 +26,16 @@ from minillmclf.tuning.prompt import new_word_ids
 from minillmclf.tuning.quant import quantise_linears
 
 LENGTHS = (9, 1, 14, 5)  # longer than any window of CONFIGS, and as short as can be
-TEXTS = [
-    torch.randint(4, 60, (n, ), generator=torch.Generator().manual_seed(n)).tolist()
-    for n in LENGTHS
-]
-LAST = [name for name, (kind, _) in CONFIGS.items()
-        if MODELS[kind].KIND != "encoder"]  # pooled at the last
+TEXTS = [torch.randint(4, 60, (n,), generator=torch.Generator().manual_seed(n)).tolist()
+         for n in LENGTHS]
+# those that pool at the last token
+LAST = [name for name, (kind, _) in CONFIGS.items() if MODELS[kind].KIND != "encoder"]
 SOME = ["bert", "deberta-v3", "gpt2", "llama", "gemma3", "flan-t5"]  # one of each wiring
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "use_rslora": False, "targets": None, "bias": "none"}
 EVERYWHERE = LORA | {"targets": "all-linear"}
-RECIPES = {
-    "full": {}, "last-1": {}, "bitfit": {}, "lora": LORA, "dora": EVERYWHERE,
-    "houlsby": {"size": 3}, "prefix": {"tokens": 3, "projection": False}, "prompt": {"tokens": 3}
-}
+RECIPES = {"full": {}, "last-1": {}, "bitfit": {}, "lora": LORA, "dora": EVERYWHERE,
+           "houlsby": {"size": 3},
+           "prefix": {"tokens": 3, "projection": False}, "prompt": {"tokens": 3}}
 
 
 def build(name, method="full", how="family", dropout=None):
@@ -45,10 +44,8 @@ def build(name, method="full", how="family", dropout=None):
     config = {"model_type": kind, **config}
     config |= {"classifier_pooling": "cls"} if kind == "modernbert" else {}            # one token
     drops = [key for key in model_class(config).FIELDS if "dropout" in key or key.endswith("pdrop")]
-    config |= {
-        key: dropout for key in drops
-        if dropout is not None and key not in ("classifier_dropout", "cls_dropout")
-    }
+    config |= {key: dropout for key in drops
+               if dropout is not None and key not in ("classifier_dropout", "cls_dropout")}
     body = initialise_weights(model_class(config).from_config(config), 0)
     body.source_config = config
     model = torch.nn.ModuleDict({"backbone": body, "head": build_head(kind, body, 3, how)})
@@ -83,8 +80,8 @@ def result(model, scores):
     """{"scores": (B, C), name: gradient of everything that learns}."""
     model.zero_grad()
     (scores * torch.linspace(-1, 1, scores.numel()).view_as(scores)).sum().backward()
-    return {"scores": scores.detach()
-            } | {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return {"scores": scores.detach()} | {
+        n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
 def read(model, side):
@@ -98,17 +95,18 @@ def from_all(model, side):
 
 
 def difference(model, side, tolerance=1e-7):
-    """Where reading one token a row differs from reading all, None if nowhere. In parts of a tensor's largest number; 1e-7
-    since some gradients are nothing but rounding, as that of a query that sees one key."""
+    """Where reading one token a row differs from reading all, None if nowhere. In parts of a
+    tensor's largest number; 1e-7 since some gradients are nothing but rounding, as that of a query
+    that sees one key."""
     ours, explicit = read(model, side), from_all(model, side)
-    assert ours.keys() == explicit.keys(
-    ), f"other tensors have gradients: {ours.keys() ^ explicit.keys()}"
-    assert any(".layers." in n or "prefix" in n or "vectors" in n
-               for n in explicit), "no gradient in the body"
+    assert ours.keys() == explicit.keys(), (
+        f"other tensors have gradients: {ours.keys() ^ explicit.keys()}")
+    assert any(".layers." in n or "prefix" in n or "vectors" in n for n in explicit), (
+        "no gradient in the body")
     return first_difference(ours, explicit, tolerance, relative=True)
 
 
-# ------------------------------------------------------------------------------------------------ the same numbers
+# --------------------------------------------------------------------------------- the same numbers
 
 @pytest.mark.parametrize("side", ["left", "right", "full"])
 @pytest.mark.parametrize("name", CONFIGS)
@@ -149,8 +147,10 @@ def test_the_last_tokens_of_each_row(name, side):
     assert found is None, f"{name}, padded {side}: {found}"
 
 
-@pytest.mark.parametrize("name, method", [(name, method) for name in SOME for method in RECIPES if method != "full"
-                                          and not (method == "bitfit" and name in ("gemma3", "flan-t5"))])   # no biases
+# gemma3 and flan-t5 have no biases
+@pytest.mark.parametrize("name, method", [
+    (name, method) for name in SOME for method in RECIPES
+    if method != "full" and not (method == "bitfit" and name in ("gemma3", "flan-t5"))])
 def test_with_every_method_of_tuning(name, method):
     found = difference(build(name, method), "left")
     assert found is None, f"{name}, {method}: {found}"
@@ -184,18 +184,20 @@ def test_blocks_that_are_computed_twice_drop_the_same_neurons(name):
     assert first_difference(*results, 1e-7, relative=True) is None
     if name not in ("llama", "gemma2"):
         torch.manual_seed(5)
-        assert first_difference(read(model, "right"), results[0], 1e-7,
-                                relative=True), "no dropout: this compares nothing"
+        assert first_difference(read(model, "right"), results[0], 1e-7, relative=True), (
+            "no dropout: this compares nothing")
 
 
-# ------------------------------------------------------------------------------------------------ and less work
+# ------------------------------------------------------------------------------------ and less work
 
 @contextlib.contextmanager
 def rows_seen(modules):
     """{name: how many rows each of the modules is given}, in a pass."""
     seen = {}
-    hooks = [module.register_forward_pre_hook(lambda m, given, name=name: seen.update(
-        {name: seen.get(name, 0) + given[0].shape[:-1].numel()}))
+
+    def count(name, given):
+        seen[name] = seen.get(name, 0) + given[0].shape[:-1].numel()
+    hooks = [module.register_forward_pre_hook(lambda m, given, name=name: count(name, given))
              for name, module in modules.items()]
     yield seen
     for hook in hooks:
@@ -207,10 +209,8 @@ def rows_seen(modules):
 def test_the_last_block_sees_a_row_of_each_text(name, how):
     model = build(name, how=how)
     blocks = model.backbone.get_submodule(model.backbone.BLOCKS_PATH)
-    leaves = {
-        f"{number} {path}": module for number, block in enumerate(blocks)
-        for path, module in block.named_modules() if isinstance(module, torch.nn.Linear)
-    }
+    leaves = {f"{number} {path}": module for number, block in enumerate(blocks)
+              for path, module in block.named_modules() if isinstance(module, torch.nn.Linear)}
     with rows_seen(leaves) as seen:
         model.head.read(model.backbone, *inputs(model, "left"))
     few = len(LENGTHS) if how in ("first", "last") else sum(LENGTHS)
@@ -218,10 +218,10 @@ def test_the_last_block_sees_a_row_of_each_text(name, how):
     for leaf, rows in seen.items():
         number, path = leaf.split()
         whole = number == "0" or path.endswith(("k_proj", "v_proj")) or "pos_" in path
-        if path not in source and not (name == "deberta-v3"
-                                       and path in ("q_proj", "k_proj")):  # of offsets too
-            assert rows == (sum(LENGTHS)
-                            if whole else few), f"{name}, {how}: {leaf} is given {rows} rows"
+        # DeBERTa's queries and keys are those of offsets too
+        if path not in source and not (name == "deberta-v3" and path in ("q_proj", "k_proj")):
+            assert rows == (sum(LENGTHS) if whole else few), (
+                f"{name}, {how}: {leaf} is given {rows} rows")
     assert {path.split(".")[-1] for path in seen} and any("1 down_proj" in leaf for leaf in seen)
 
 
@@ -244,8 +244,8 @@ def test_windows_read_one_token_of_each(tmp_path, pooled):
     for by_hand in (False, True):
         if by_hand:
             model.backbone.states = lambda ids, mask, types=None, read=None, layout=None: (
-                read_by_hand(model.backbone, ids, mask, types, read)
-                if read else states(ids, mask, types))
+                read_by_hand(model.backbone, ids, mask, types, read) if read
+                else states(ids, mask, types))
         with rows_seen({"mlp": model.backbone.layers[-1].down_proj}) as seen:
             results.append(result(model, model(batch)))
         rows = len(long[0]) + len(short[0]) if by_hand else len(long[0]) // 9 + 1
@@ -253,7 +253,7 @@ def test_windows_read_one_token_of_each(tmp_path, pooled):
     assert first_difference(*results, 1e-7, relative=True) is None
 
 
-# ------------------------------------------------------------------------------------------------ known-wrong variants
+# ----------------------------------------------------------------------------- known-wrong variants
 
 def changed(**wrong):
     """A way to break FewQueries: attributes that are computed from the rows of all tokens."""
@@ -290,9 +290,15 @@ def the_residual_is_of_another_token(monkeypatch, model):
 the_other_end = changed(query_indices=lambda self, rows: (
     rows.lengths.cumsum(0) - {"last": rows.lengths, "first": 1}[self.which]))
 one_row_too_far = changed(query_indices=lambda self, rows: self.query_indices.roll(-1))
-as_in_padded_rows = changed(query_indices=lambda self, rows: (
-    torch.arange(len(rows.mask)) * rows.mask.shape[1] +
-    (rows.mask.shape[1] - 1 if self.which == "last" else 0)).clamp(max=int(rows.lengths.sum()) - 1))
+
+
+def padded_places(self, rows):
+    B, T = rows.mask.shape
+    places = torch.arange(B) * T + (T - 1 if self.which == "last" else 0)
+    return places.clamp(max=int(rows.lengths.sum()) - 1)
+
+
+as_in_padded_rows = changed(query_indices=padded_places)
 positions_from_nought = changed(position_ids=lambda self, rows: torch.zeros_like(self.position_ids))
 padding_is_seen = changed(uniform=lambda self, rows: True)
 WRONG = [(the_other_end, ["bert", "deberta-v3", "gpt2", "llama", "t5"]),
@@ -303,8 +309,9 @@ WRONG = [(the_other_end, ["bert", "deberta-v3", "gpt2", "llama", "t5"]),
          (the_residual_is_of_another_token, list(CONFIGS))]
 
 
-@pytest.mark.parametrize("wrong, name", [pytest.param(wrong, name, id=f"{number}-{name}")
-                                         for number, (wrong, names) in enumerate(WRONG) for name in names])
+@pytest.mark.parametrize("wrong, name",
+                         [pytest.param(wrong, name, id=f"{number}-{name}")
+                          for number, (wrong, names) in enumerate(WRONG) for name in names])
 def test_known_wrong_variants_differ(wrong, name, monkeypatch):
     model = build(name)
     wrong(monkeypatch, model)
@@ -313,4 +320,5 @@ def test_known_wrong_variants_differ(wrong, name, monkeypatch):
             ids, mask, types = inputs(model, side)
             ours = model.head.read(model.backbone, ids, mask, types)
             apart = (ours - model.head(model.backbone.states(ids, mask, types), mask)).abs().max()
-            assert apart > 1e-3, f"{name}, padded {side}: a wrong way to read passes, {apart:.2g} apart"
+            assert apart > 1e-3, (
+                f"{name}, padded {side}: a wrong way to read passes, {apart:.2g} apart")

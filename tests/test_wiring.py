@@ -789,10 +789,8 @@ def test_windows_of_every_family_are_its_answers_put_together(name, pool, folder
         for number, text in enumerate(TEXTS):
             ids = tokenizer.ids(text)
             starts = [*range(0, max(0, len(ids) - room), room - overlap), max(0, len(ids) - room)]
-            batches = [
-                collate([tokenizer.add_special_tokens(ids[start:start + room])], [0])
-                for start in starts
-            ]
+            batches = [collate([tokenizer.add_special_tokens(ids[start : start + room])], [0])
+                       for start in starts]
             if pool == "attention":
                 h = torch.cat(
                     [
@@ -827,10 +825,8 @@ def test_of_a_long_text_every_family_reads_the_end_that_is_kept(name, keep, fold
             "middle": ids[(len(ids) - room) // 2 :][:room],
         }
         (row,), cut = model.encode([text])
-        found = {
-            way: answer(model, model.tokenizer.add_special_tokens(part))
-            for way, part in kept.items()
-        }
+        found = {way: answer(model, model.tokenizer.add_special_tokens(part))
+                 for way, part in kept.items()}
         assert cut == 1 and near(answer(model, row), found.pop(keep))
         apart = min((answer(model, row) - other).abs().max() for other in found.values())
         assert apart > 1e-4, "the ends answer alike"

@@ -1,13 +1,15 @@
 """Who does the work that python -m tests.bench times: our side, and two references.
 
-  ours   Classifier, training.loop.take_step and text/batch.py, as minillmclf.train and predict use them
-  D      transformers and PEFT as their users run them: batches of random rows, each padded to its longest, torch's AdamW
-  T      the same, tuned: our own length buckets, AdamW(fused=True), the language-model head at the one place that is read
+  ours   Classifier, training.loop.take_step and text/batch.py, as train and predict use them
+  D      transformers and PEFT as their users run them: batches of random rows, each padded to its
+         longest, torch's AdamW
+  T      the same, tuned: our own length buckets, AdamW(fused=True), the language-model head at the
+         one place that is read
 
-All begin with the same files, get the same lists of token ids, and have no dropout. The learning rate is 0: a step computes
-all that it ever does, and the sides stay comparable however often they are run. A side does `train`, a step on each batch;
-`backward`, without clipping and optimiser; or `infer`, the scores of all rows. A step is: collate, forward, backward, clip,
-optimiser, zero_grad.
+All begin with the same files, get the same lists of token ids, and have no dropout. The learning
+rate is 0: a step computes all that it ever does, and the sides stay comparable however often they
+are run. A side does `train`, a step on each batch; `backward`, without clipping and optimiser; or
+`infer`, the scores of all rows. A step is: collate, forward, backward, clip, optimiser, zero_grad.
 
 Nothing here imports transformers or PEFT; whoever calls passes them in as `hf` (bench.references).
 """
@@ -38,7 +40,7 @@ def padded(lists, pad=PAD):
     return batch.ids, batch.mask
 
 
-# ------------------------------------------------------------------------------------------------ our side
+# ----------------------------------------------------------------------------------------- our side
 
 class Side:
     """One way to do a case's work."""
@@ -50,7 +52,8 @@ class Side:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16")
 
     def use(self, data, alike=False):
-        """What the calls from now on work on. alike: on the batches of all other sides, so that answers can be compared."""
+        """What the calls from now on work on. alike: on the batches of all other sides, so that
+        answers can be compared."""
         self.data, self.batches = data, data.bucketed
 
     @property
@@ -91,7 +94,7 @@ class Ours(Side):
 
     @torch.no_grad()
     def scores_in_training(self):
-        """The same as training computes them: bitsandbytes has another, coarser kernel for inference."""
+        """As training computes them: bitsandbytes has a coarser kernel for inference."""
         self.model.train()
         with self.autocast:
             return torch.cat(
@@ -105,13 +108,13 @@ class Ours(Side):
         (self.objective(self.model, batch) / self.objective.divisor(batch.labels)).backward()
 
     def gradients(self):
-        """{name of a parameter as transformers and PEFT have it: its gradient}, of those that learn."""
+        """{a learning parameter's name in transformers and PEFT: its gradient}."""
         table, found = self.model.rename_table(), {}
         for path, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 layer, adapter, rest = path.partition(".lora_")
-                name = table.file_names([layer
-                                         ])[layer] + (f".lora_{rest[0]}.weight" if adapter else "")
+                name = table.file_names([layer])[layer]
+                name += f".lora_{rest[0]}.weight" if adapter else ""
                 found[name] = parameter.grad.T if table.is_transposed(path) else parameter.grad
         return found
 
@@ -122,9 +125,9 @@ def classifier(case, folder, **readout):
                                      quantise="nf4" if case.method == "qlora" else None, **readout)
     numbers = dict(rank=8, alpha=16.0, dropout=0.0, use_rslora=False, targets=case.targets,
                    bias="none", quantise="nf4")
-    wanted = {"lora": [key for key in numbers if key != "quantise"],
-              "qlora": list(numbers)}.get(case.method, [])
-    tune(model, {"method": case.method, **{key: numbers[key] for key in wanted}})
+    wanted = {"lora": [key for key in numbers if key != "quantise"], "qlora": list(numbers)}
+    tune(model, {"method": case.method,
+                 **{key: numbers[key] for key in wanted.get(case.method, [])}})
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for path, parameter in model.named_parameters():
@@ -133,7 +136,7 @@ def classifier(case, folder, **readout):
     return model
 
 
-# ------------------------------------------------------------------------------------------------ the references
+# ----------------------------------------------------------------------------------- the references
 
 class Theirs(Side):
     """A sequence classifier of transformers, or one with PEFT's adapters. tuned: T, else D."""
@@ -143,7 +146,8 @@ class Theirs(Side):
         inner = getattr(model, "base_model", model)
         self.pad = model.config.pad_token_id if model.config.pad_token_id is not None else PAD
         if tuned and getattr(model.config, "use_cache", False):
-            inner.config.use_cache = model.config.use_cache = False  # keys and values that nobody will read
+            # keys and values that nobody will read
+            inner.config.use_cache = model.config.use_cache = False
         learning = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learning, lr=0.0, **({"fused": True} if tuned else {}))
 
@@ -185,12 +189,11 @@ class Theirs(Side):
         """Scores of its rows (N, C), in their order. T sorts them by length, as ours does."""
         self.model.eval()
         rows, lengths = self.own(), self.data.lengths
-        batches = make_batches([lengths[row]
-                                for row in rows], self.data.size) if self.tuned else cut(
-                                    range(len(rows)), self.data.size)
+        batches = (make_batches([lengths[row] for row in rows], self.data.size) if self.tuned
+                   else cut(range(len(rows)), self.data.size))
         found = torch.cat([self.scores([rows[place] for place in places]) for places in batches])
-        return torch.empty_like(found).index_copy(
-            0, torch.tensor([place for places in batches for place in places]), found)
+        order = torch.tensor([place for places in batches for place in places])
+        return torch.empty_like(found).index_copy(0, order, found)
 
     @torch.no_grad()
     def scores_in_training(self):
@@ -215,10 +218,10 @@ class Theirs(Side):
 
 
 class TheirLabel(Theirs):
-    """One label token behind a prompt: cross-entropy over the whole vocabulary, at that token alone.
+    """One label token behind a prompt: cross-entropy over the vocabulary, at that token alone.
 
-    D reads prompt and label, and scores the vocabulary at every place, as `labels=` asks for; T reads the prompt and scores the
-    vocabulary at its end. words: the label tokens (C,).
+    D reads prompt and label, and scores the vocabulary at every place, as `labels=` asks for; T
+    reads the prompt and scores the vocabulary at its end. words: the label tokens (C,).
     """
 
     def __init__(self, model, tuned, words):
@@ -231,8 +234,8 @@ class TheirLabel(Theirs):
         if not self.tuned:
             return self.model(input_ids=ids, attention_mask=mask).logits[lines, ends]
         whole = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        hidden = whole.model(input_ids=ids, attention_mask=mask,
-                             use_cache=False).last_hidden_state  # (B, T, D)
+        read = whole.model(input_ids=ids, attention_mask=mask, use_cache=False)
+        hidden = read.last_hidden_state  # (B, T, D)
         return whole.lm_head(hidden[lines, ends])
 
     def loss(self, rows):
@@ -240,8 +243,8 @@ class TheirLabel(Theirs):
             ids, mask, labels = self.collate(rows)
             return F.cross_entropy(self.at_the_end(ids, mask), self.words[labels])
         labels = [int(self.words[self.data.rows.targets[row]]) for row in rows]
-        ids, mask = padded(
-            [self.data.rows.encoded[row][0] + [label] for row, label in zip(rows, labels)])
+        ids, mask = padded([
+            self.data.rows.encoded[row][0] + [label] for row, label in zip(rows, labels)])
         targets = torch.full_like(ids, -100)
         targets[torch.arange(len(ids)), mask.sum(1) - 1] = torch.tensor(labels)
         return self.model(input_ids=ids, attention_mask=mask, labels=targets).loss
@@ -252,7 +255,8 @@ class TheirLabel(Theirs):
 
 
 def reference(hf, kind, case, folder, saved, tuned, *more):
-    """D or T from the files that ours wrote (`saved`): all of the model, or an adapter for the base in `folder`."""
+    """D or T from the files that ours wrote (`saved`): all of the model, or an adapter for the base
+    in `folder`."""
     options, auto = {"dtype": torch.float32}, getattr(hf.transformers, kind)
     if case.method == "full":
         made = auto.from_pretrained(saved, **options)
@@ -260,45 +264,42 @@ def reference(hf, kind, case, folder, saved, tuned, *more):
         adapter = saved / "adapter"
         options |= {} if "CausalLM" in kind else {"num_labels": case.labels}
         if case.method == "qlora":
-            whole = json.loads(
-                (adapter / "adapter_config.json").read_text())["modules_to_save"] + ["bert.pooler"]
-            options |= dict(
-                device_map="cpu", quantization_config=hf.transformers.BitsAndBytesConfig(
-                    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                    bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=whole))
+            config = json.loads((adapter / "adapter_config.json").read_text())
+            bits = hf.transformers.BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.float32,
+                llm_int8_skip_modules=config["modules_to_save"] + ["bert.pooler"])
+            options |= dict(device_map="cpu", quantization_config=bits)
         made = hf.peft.PeftModel.from_pretrained(auto.from_pretrained(folder, **options), adapter,
                                                  is_trainable=True)
     return (TheirLabel if more else Theirs)(made, tuned, *more)
 
 
-# ------------------------------------------------------------------------------------------------ cases
+# -------------------------------------------------------------------------------------------- cases
 
 def classes(hf, case, place):
-    """The sides of a case in which a head answers -> {"ours": ..., "D": ..., "T": ...}. Without an optimiser and without padding
-    there is nothing to tune, and no T."""
+    """The sides of a case in which a head answers -> {"ours": ..., "D": ..., "T": ...}. Without an
+    optimiser and without padding there is nothing to tune, and no T."""
     folder, saved = body(place, case.model, case.layers, case.width), Path(place) / "ours"
     model = classifier(case, folder)
     model.save(saved)
     kind = "AutoModelForSequenceClassification"
     names = "D" if case.work == "backward" else "DT"
-    return {
-        "ours": Ours(model),
-        **{name: reference(hf, kind, case, folder, saved, name == "T") for name in names}
-    }
+    return {"ours": Ours(model),
+            **{name: reference(hf, kind, case, folder, saved, name == "T") for name in names}}
 
 
 def label_token(hf, case, place):
-    """The sides of a case in which a decoder answers with one word; the loss is over the whole vocabulary on all sides."""
-    folder, saved = body(place, case.model, case.layers, case.width,
-                         lm_head=True), Path(place) / "ours"
+    """The sides of a case in which a decoder answers with one word; the loss is over the whole
+    vocabulary on all sides."""
+    folder = body(place, case.model, case.layers, case.width, lm_head=True)
+    saved = Path(place) / "ours"
     model = classifier(case, folder, readout="labels", template=TEMPLATE)
     model.save(saved)
     words = [int(model.head.tree.edge_tokens[path[0]]) for path in model.head.tree.paths]
-    return {
-        "ours": Ours(model, CompletionLoss(model.head.answer_lengths())), **{
-            name: reference(hf, "AutoModelForCausalLM", case, folder, saved, name == "T", words) for name in "DT"
-        }
-    }
+    return {"ours": Ours(model, CompletionLoss(model.head.answer_lengths())),
+            **{name: reference(hf, "AutoModelForCausalLM", case, folder, saved, name == "T", words)
+               for name in "DT"}}
 
 
 class OurScores(Side):
@@ -323,14 +324,14 @@ class TheirScores(Side):
 
 
 def picked(logits, labels):
-    """Scores (P, n, V) where P labels' tokens are expected -> log-probabilities of whole labels (P,)."""
+    """Scores (P, n, V) where P labels' tokens are expected -> log-probs of whole labels (P,)."""
     ids, real = padded(labels)  # (P, n)
     return (logits.log_softmax(-1).gather(2, ids.unsqueeze(2)).squeeze(2) * real).sum(1)
 
 
 def pairs(model, prompts, labels):
-    """A decoder of transformers on each prompt with each label, in padded batches, scored at the label's tokens alone -> (N, L).
-    A label's last token is asked for and not read."""
+    """A decoder of transformers on each prompt with each label, in padded batches, scored at the
+    label's tokens alone -> (N, L). A label's last token is asked for and not read."""
     every, scores = [(prompt, label) for prompt in prompts for label in labels], []
     for chunk in cut(every, PAIRS):
         ids, mask = padded([prompt + label[:-1] for prompt, label in chunk])  # (P, T)
@@ -344,8 +345,8 @@ def pairs(model, prompts, labels):
 
 
 def cached(model, prompts, labels):
-    """The prompts once with a cache of keys and values, then each label behind them -> (N, L). A label's first token is read
-    from the prompt, so that one token costs nothing more."""
+    """The prompts once with a cache of keys and values, then each label behind them -> (N, L). A
+    label's first token is read from the prompt, so that one token costs nothing more."""
     ids, mask = padded(prompts)  # (N, T)
     lengths, N = mask.sum(1, keepdim=True), len(prompts)
     answer = model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=lengths - 1)
@@ -354,9 +355,9 @@ def cached(model, prompts, labels):
     for label in labels:
         score, more = first[:, label[0]], len(label) - 1
         if more:
+            seen = torch.cat([mask, mask.new_ones(N, more)], 1)
             logits = model(input_ids=torch.tensor(label[:-1]).expand(N, -1), past_key_values=cache,
-                           use_cache=True,
-                           attention_mask=torch.cat([mask, mask.new_ones(N, more)], 1),
+                           use_cache=True, attention_mask=seen,
                            position_ids=lengths + torch.arange(more)).logits  # (N, n - 1, V)
             score = score + picked(logits, [label[1:]] * N)
             cache.crop(-more)
@@ -371,7 +372,5 @@ def label_scoring(hf, case, place):
     model = Classifier.from_backbone(folder, texts, readout="labels", template=TEMPLATE, end="none")
     labels = [model.head.tree.edge_tokens[path].tolist() for path in model.head.tree.paths]
     theirs = hf.transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return {
-        "ours": OurScores(model), "D": TheirScores(theirs, labels, pairs),
-        "T": TheirScores(theirs, labels, cached)
-    }
+    return {"ours": OurScores(model), "D": TheirScores(theirs, labels, pairs),
+            "T": TheirScores(theirs, labels, cached)}

@@ -49,9 +49,10 @@ def draw(data, per_class, seed):
     rng, rows = random.Random(f"few:{seed}"), {}
     for example in data.train:
         rows.setdefault(example.label, []).append(example)
-    chosen = [e for label in sorted(rows) for e in rng.sample(
-        rows[label], len(rows[label]) if per_class == "all" else min(int(per_class),
-                                                                     len(rows[label])))]
+    chosen = []
+    for label in sorted(rows):
+        most = len(rows[label])
+        chosen += rng.sample(rows[label], most if per_class == "all" else min(int(per_class), most))
     judged = random.Random("judged").sample(data.test, min(TEST_ROWS, len(data.test)))
     return [[(e.texts[0], e.label) for e in part] for part in (chosen, judged)]
 
@@ -84,8 +85,8 @@ def by_setfit(model, train, test, seed, steps=-1):
     from datasets import Dataset
     from setfit import SetFitModel, Trainer, TrainingArguments
     net = SetFitModel.from_pretrained(str(model))
-    rows = Dataset.from_dict(
-        {"text": [t for t, _ in train], "label": [label for _, label in train]})
+    rows = Dataset.from_dict({
+        "text": [t for t, _ in train], "label": [label for _, label in train]})
     trainer = Trainer(net, TrainingArguments(seed=seed, report_to="none", max_steps=steps),
                       train_dataset=rows)
     trainer.train()

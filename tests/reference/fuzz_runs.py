@@ -3,11 +3,10 @@
   python tests/reference/fuzz_runs.py --count 2000 --seed 0
 
 Good: a finished run, one that was stopped (state and best weights), folds finished and stopped, a
-comparison, answers that
-were stopped (FILE.part). One file of a copy is damaged; then the command that reads it is given once more: train, folds,
-compare, predict, report, choose, evaluate. Answers must be finite, and answers that go on must be
-those of a run that was
-not stopped. What is counted as bad: fuzzing.py.
+comparison, answers that were stopped (FILE.part). One file of a copy is damaged; then the command
+that reads it is given once more: train, folds, compare, predict, report, choose, evaluate. Answers
+must be finite, and answers that go on must be those of a run that was not stopped. What is counted
+as bad: fuzzing.py.
 """
 
 import os

@@ -1,11 +1,13 @@
-"""Damaged tokenizers: does each end in a tokenizer that works, or in one InputError? Never in another exception, a crash or a hang.
+"""Damaged tokenizers: does each end in a tokenizer that works, or in one InputError? Never in
+another exception, a crash or a hang.
 
   python tests/reference/fuzz_tokenizers.py --count 2000 --seed 0
 
-Each case takes a tokenizer folder (the shipped ones, the fixtures, and files of the older kinds made of these), changes one to
-three places of one file, loads it and encodes hostile texts. A case may take 10 seconds and its process 2.5 GB. Cases run in
-child processes, a hundred in each: a crash of the interpreter costs the rest of these, which a new child takes up.
-Prints the counts, and each fault with its number: --only NUMBER runs one case again here, with its traceback.
+Each case takes a tokenizer folder (the shipped ones, the fixtures, and files of the older kinds
+made of these), changes one to three places of one file, loads it and encodes hostile texts. A case
+may take 10 seconds and its process 2.5 GB. Cases run in child processes, a hundred in each: a crash
+of the interpreter costs the rest of these, which a new child takes up. Prints the counts, and each
+fault with its number: --only NUMBER runs one case again here, with its traceback.
 """
 import argparse
 import json
@@ -23,25 +25,20 @@ from pathlib import Path
 SECONDS, GIGABYTES, TOGETHER = 10, 2.5, 100
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
-TEXTS = [
-    "", "the film", "x" + " " * 3000 + "y", "\n" * 2000, "unbelievable" * 300, "z" * 5000,
-    "e" + "\u0316\u0301" * 1000, "👩‍👩‍👧" * 400,
-    "[MASK]" * 300 + "<mask>" * 300 + "</s> <extra_id_0>" * 200, "ﷺ" * 200,
-    "北京 서울 \u202e \x00 \ufffd ▁▁ \u2028", "[SEP] <s> "
-]
-WEIRD = [
-    None, True, False, 0, 1, -1, 2, 7, 0.5, 1e30, 10**20, -10**20, 2**31, 2**32, "", " ", "a", "▁",
-    "[UNK]", "<s>", "x" * 100_000, "\x00", "(", "(a+)+$", "(.*)*x", r"(\s+)+\z", "[", "\\",
-    "a{1000000}", "()", "^", "WordPiece", "BPE", "Unigram", "Sequence", "Replace", "Split",
-    "ByteLevel", "Metaspace", "Precompiled", [], {}, [[]], [{}], {"a": {}}, [1, 2], ["a", "b"],
-    ["a", 1], {"a": 1}, {"a": "b"}, {"content": 3}, {"content": "a"}, {"Regex": "(a|a)*b"},
-    {"Regex": "("}, {"String": ""}, {"String": "a"}, {"type": "Sequence"}, {"type": "Lowercase"},
-    {"type": "Replace", "pattern": {"String": "e"}, "content": "ee" * 400}
-]
-RAW = [
-    "1e400", "NaN", "-Infinity", "9" * 5000, "[" * 5000 + "]" * 5000, '"\\ud800"', "1.0", "-0",
-    "1E5", '{"type": "Sequence", "normalizers": [' * 3000 + "]}" * 3000
-]
+TEXTS = ["", "the film", "x" + " " * 3000 + "y", "\n" * 2000, "unbelievable" * 300, "z" * 5000,
+         "e" + "\u0316\u0301" * 1000, "👩‍👩‍👧" * 400,
+         "[MASK]" * 300 + "<mask>" * 300 + "</s> <extra_id_0>" * 200, "ﷺ" * 200,
+         "北京 서울 \u202e \x00 \ufffd ▁▁ \u2028", "[SEP] <s> "]
+WEIRD = [None, True, False, 0, 1, -1, 2, 7, 0.5, 1e30, 10**20, -10**20, 2**31, 2**32, "", " ", "a",
+         "▁", "[UNK]", "<s>", "x" * 100_000, "\x00", "(", "(a+)+$", "(.*)*x", r"(\s+)+\z", "[",
+         "\\", "a{1000000}", "()", "^", "WordPiece", "BPE", "Unigram", "Sequence", "Replace",
+         "Split", "ByteLevel", "Metaspace", "Precompiled", [], {}, [[]], [{}], {"a": {}}, [1, 2],
+         ["a", "b"], ["a", 1], {"a": 1}, {"a": "b"},
+         {"content": 3}, {"content": "a"}, {"Regex": "(a|a)*b"}, {"Regex": "("}, {"String": ""},
+         {"String": "a"}, {"type": "Sequence"}, {"type": "Lowercase"},
+         {"type": "Replace", "pattern": {"String": "e"}, "content": "ee" * 400}]
+RAW = ["1e400", "NaN", "-Infinity", "9" * 5000, "[" * 5000 + "]" * 5000, '"\\ud800"', "1.0", "-0",
+       "1E5", '{"type": "Sequence", "normalizers": [' * 3000 + "]}" * 3000]
 
 
 def sources():
@@ -49,32 +46,28 @@ def sources():
     names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
              "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model",
              "sentencepiece.bpe.model", "spm.model", "tokenizer.model")
-    folders = [
-        *sorted((ROOT / "checkpoints").iterdir()), *sorted((FIXTURES / "tokenizers").iterdir())
-    ]
+    folders = [folder for place in (ROOT / "checkpoints", FIXTURES / "tokenizers")
+               for folder in sorted(place.iterdir())]
     found = [{name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
              for folder in folders if folder.is_dir()]
     stored = json.loads((FIXTURES / "tokenizer_ids.json").read_text(encoding="utf-8"))
     for name, config in stored["settings"].items():
         config = json.dumps(config | {"model_max_length": int(1e30)}).encode()
         if name in list(stored["settings"])[:5]:
-            found.append({
-                "vocab.txt": "".join(p + "\n" for p in stored["bert"]).encode(),
-                "tokenizer_config.json": config,
-                "special_tokens_map.json": b'{"mask_token": {"content": "[MASK]", "lstrip": false}}',
-                "added_tokens.json": json.dumps({"covid": len(stored["bert"])}).encode()
-            })
+            mask = b'{"mask_token": {"content": "[MASK]", "lstrip": false}}'
+            found.append({"vocab.txt": "".join(p + "\n" for p in stored["bert"]).encode(),
+                          "tokenizer_config.json": config, "special_tokens_map.json": mask,
+                          "added_tokens.json": json.dumps({"covid": len(stored["bert"])}).encode()})
         else:
-            pieces = [*stored["letters"], "<|endoftext|>"] if name.startswith(("gpt2", "qwen")) else \
-                ["<s>", "<pad>", "</s>", "<unk>", *stored["letters"], "<mask>"]
+            pieces = ([*stored["letters"], "<|endoftext|>"] if name.startswith(("gpt2", "qwen"))
+                      else ["<s>", "<pad>", "</s>", "<unk>", *stored["letters"], "<mask>"])
             found.append({
                 "vocab.json": json.dumps({p: i for i, p in enumerate(pieces)}).encode(),
                 "tokenizer_config.json": config,
-                "merges.txt": "\n".join(["#version: 0.2", *stored["merges"], ""]).encode()
-            })
+                "merges.txt": "\n".join(["#version: 0.2", *stored["merges"], ""]).encode()})
     ids = json.loads((FIXTURES / "tokenizers" / "ids.json").read_text(encoding="utf-8"))
-    found.append(
-        {"tokenizer.json": json.dumps(ids["llama3.json"]).encode(), "tokenizer_config.json": b"{}"})
+    found.append({
+        "tokenizer.json": json.dumps(ids["llama3.json"]).encode(), "tokenizer_config.json": b"{}"})
     from minillmclf.text.tokenizers.tokenizer import load_tokenizer
     with tempfile.TemporaryDirectory() as folder:
         for files in found[:]:  # each also as the tokenizer.json that it becomes
@@ -125,7 +118,8 @@ def places(value, path=()):
 
 
 def change_json(text, rng):
-    """One place of a JSON text replaced, removed, doubled, put under another name, or filled with what JSON cannot be."""
+    """One place of a JSON text replaced, removed, doubled, put under another name, or filled with
+    what JSON cannot be."""
     value = {"": json.loads(text)}
     everywhere = [path for path in places(value) if path]
     shallow = rng.random() < 0.5 and [path for path in everywhere if len(path) < 6]
@@ -137,8 +131,8 @@ def change_json(text, rng):
     if kind == 0 and path:
         del inside[last]
     elif kind == 1 and isinstance(inside, dict):
-        inside[rng.choice(
-            ("type", "vocab", "id", "x" * 300, "pattern", "unk_id", "merges"))] = inside[last]
+        name = rng.choice(("type", "vocab", "id", "x" * 300, "pattern", "unk_id", "merges"))
+        inside[name] = inside[last]
     elif kind == 1:
         inside.append(inside[last])
     elif kind == 2:
@@ -150,9 +144,8 @@ def change_json(text, rng):
         inside[last] = [inside[last]] * rng.choice((1, 2, 50))
     else:
         inside[last] = rng.choice(WEIRD)
-    return json.dumps(value.get(""),
-                      ensure_ascii=False).replace(json.dumps(mark),
-                                                  rng.choice(RAW)).encode("utf-8", "surrogatepass")
+    changed = json.dumps(value.get(""), ensure_ascii=False)
+    return changed.replace(json.dumps(mark), rng.choice(RAW)).encode("utf-8", "surrogatepass")
 
 
 def case(number, seed, originals):
@@ -163,8 +156,7 @@ def case(number, seed, originals):
     for _ in range(rng.choice((1, 1, 2, 3))):
         try:
             structured = name.endswith(".json") and rng.random() < 0.85
-            files[name] = change_json(files[name], rng) if structured else change_bytes(
-                files[name], rng)
+            files[name] = (change_json if structured else change_bytes)(files[name], rng)
         except (ValueError, RecursionError):
             files[name] = change_bytes(files[name], rng)
     return files, name
@@ -186,8 +178,8 @@ def attempt(number, seed, originals, folder):
     def late(*_):
         raise Late
     signal.signal(signal.SIGPROF, late)
-    signal.setitimer(signal.ITIMER_PROF,
-                     SECONDS)  # of the processor: other work on the machine costs none
+    # seconds of the processor: other work on the machine costs none
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         tokenizer = load_tokenizer(folder)
         for text in TEXTS:
@@ -198,8 +190,9 @@ def attempt(number, seed, originals, folder):
         return "works"
     except InputError as error:
         line = str(error)
-        return f"{name}: a message of {len(line)} characters: {line[:300]!r}" if len(line) > 1000 or "\n" in line else \
-            f"{name}: names no key: {line[-200:]!r}" if "malformed" in line else "refused"
+        if len(line) > 1000 or "\n" in line:
+            return f"{name}: a message of {len(line)} characters: {line[:300]!r}"
+        return f"{name}: names no key: {line[-200:]!r}" if "malformed" in line else "refused"
     except Late:
         return f"{name}: more than {SECONDS} s"
     except BaseException as error:
@@ -211,8 +204,8 @@ def attempt(number, seed, originals, folder):
 
 
 def child(first, last, seed):
-    resource.setrlimit(resource.RLIMIT_AS, (int(GIGABYTES * 2**30) + 2**30, ) *
-                       2)  # libraries map about a gigabyte that they never use
+    # libraries map about a gigabyte that they never use
+    resource.setrlimit(resource.RLIMIT_AS, (int(GIGABYTES * 2**30) + 2**30,) * 2)
     originals = sources()
     with tempfile.TemporaryDirectory() as folder:
         for number in range(first, last):
@@ -238,17 +231,14 @@ def main():
     number, counts, started = 0, Counter(), time.time()
     while number < a.count:
         last = min(a.count, number + TOGETHER)
-        done = subprocess.run([
-            sys.executable, __file__, "--child",
-            str(number),
-            str(last), "--seed",
-            str(a.seed)
-        ], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="replace",
+        done = subprocess.run([sys.executable, __file__, "--child", str(number), str(last),
+                               "--seed", str(a.seed)], text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="replace",
                               timeout=3 * SECONDS * TOGETHER)
         for line in done.stdout.splitlines():
             n, _, said = line.partition(" ")
-            said = json.loads(
-                said) if said else f"the process ended with {done.returncode}: {done.stderr[-300:]}"
+            said = (json.loads(said) if said
+                    else f"the process ended with {done.returncode}: {done.stderr[-300:]}")
             number = int(n) + 1
             counts[said if said in ("works", "refused") else "FAULT"] += 1
             if said not in ("works", "refused"):

@@ -1,19 +1,22 @@
-"""What it costs to score label texts: this package's one forward for all labels against the ways that it replaces.
+"""What it costs to score label texts: one forward for all labels against the ways it replaces.
 
-  OMP_NUM_THREADS=1 python tests/reference/label_speed.py [--quick] [--models gpt2 llama t5] [--rounds 5] [--threads 1]
+  OMP_NUM_THREADS=1 python tests/reference/label_speed.py [--quick] [--models gpt2 llama t5]
+      [--rounds 5] [--threads 1]
 
   ours    text_scores: a tree of all labels behind the prompt; what all rows begin with is read once
   (a)     our own model, one forward for each label (models/tree.py, log_probs_one_by_one)
   (b)     transformers, (prompt + label) pairs as a padded batch, logits at the label's tokens alone
-  (c)     transformers, the prompt once with a cache of keys and values, then each label behind it (T5: the encoder once,
-          then the decoder for each label); a label's first token is read from the prompt, so one token costs nothing more
+  (c)     transformers, the prompt once with a cache of keys and values, then each label behind it
+          (T5: the encoder once, then the decoder for each label); a label's first token is read
+          from the prompt, so one token costs nothing more
 
-Random weights, fp32, no dropout, 6 layers x 384 (T5: 6 + 6). Rows have lengths as in SST-2 (mean 22 tokens), "shots" are
-finished examples before every row, of 12 tokens on average and their label. One process; all variants get the same token
-ids of the same rows, in one batch, and lay it out within the time that is measured. They run in turn, each as often as
-fills LEAST seconds, the order reversed each round; a ratio is the median of the rounds' own ratios, with the least and the
-greatest (77 labels: of three rounds at most). "ours again" is ours against ours: how far noise goes. Before anything is
-timed all variants must give the same scores; that run is the warm-up too.
+Random weights, fp32, no dropout, 6 layers x 384 (T5: 6 + 6). Rows have lengths as in SST-2 (mean 22
+tokens), "shots" are finished examples before every row, of 12 tokens on average and their label.
+One process; all variants get the same token ids of the same rows, in one batch, and lay it out
+within the time that is measured. They run in turn, each as often as fills LEAST seconds, the order
+reversed each round; a ratio is the median of the rounds' own ratios, with the least and the
+greatest (77 labels: of three rounds at most). "ours again" is ours against ours: how far noise
+goes. Before anything is timed all variants must give the same scores; that run is the warm-up too.
 """
 import argparse
 import random
@@ -39,24 +42,24 @@ TEMPLATE = "{text} it was: {label}"
 TOLERANCE, LEAST = 1e-4, 0.3                           # of scores; seconds
 CONFIGS = {
     "gpt2": dict(model_type="gpt2", vocab_size=16000, n_embd=384, n_layer=6, n_head=6,
-                 n_positions=1024, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0,
-                 tie_word_embeddings=True),
+                 n_positions=1024, embd_pdrop=0.0,
+                 attn_pdrop=0.0, resid_pdrop=0.0, tie_word_embeddings=True),
     "llama": dict(model_type="llama", vocab_size=16000, hidden_size=384, intermediate_size=1024,
                   num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=6,
                   max_position_embeddings=1024, tie_word_embeddings=False),
     "t5": dict(model_type="t5", vocab_size=16000, d_model=384, d_kv=64, d_ff=1024, num_layers=6,
                num_heads=6, dropout_rate=0.0, feed_forward_proj="gated-gelu",
-               tie_word_embeddings=False, is_encoder_decoder=True, decoder_start_token_id=0,
-               pad_token_id=0, eos_token_id=2),
+               tie_word_embeddings=False, is_encoder_decoder=True,
+               decoder_start_token_id=0, pad_token_id=0, eos_token_id=2),
 }
-CASES = {(2, 0): 16, (6, 0): 16, (77, 0): 4, (2, 8): 8, (6, 8): 4,
-         (77, 8): 2}  # (labels, shots) -> rows
+# (labels, shots) -> rows
+CASES = {(2, 0): 16, (6, 0): 16, (77, 0): 4, (2, 8): 8, (6, 8): 4, (77, 8): 2}
 MOST = {77: 3}  # rounds of the slowest cases; ratios far from 1 need no more
-LENGTHS = {2: [1], 6: [1, 1, 1, 2, 2, 2], 77: [1, 2, 2, 2, 3, 3, 3, 4, 4, 5,
-                                               6]}  # tokens, repeated; as in Banking77
+# tokens, repeated; as in Banking77
+LENGTHS = {2: [1], 6: [1, 1, 1, 2, 2, 2], 77: [1, 2, 2, 2, 3, 3, 3, 4, 4, 5, 6]}
 
 
-# ------------------------------------------------------------------------------------------------ what is scored
+# ----------------------------------------------------------------------------------- what is scored
 
 def known_words(tokenizer):
     """Words that are one token each wherever they stand behind a space."""
@@ -91,16 +94,17 @@ def task(tokenizer, count, shots, rows):
 
 
 def write_model(name, folder):
-    """A model with random weights and its tokenizer, a HF folder. At std 0.05, fp32 T5 is 1e-3 off its float64 scores."""
+    """A model with random weights and its tokenizer, a HF folder. At std 0.05, fp32 T5 is 1e-3 off
+    its float64 scores."""
     config = CONFIGS[name]
-    model = initialise_weights(
-        model_class(config).from_config(config, lm_head=True), seed=0, std=0.03)
+    model = initialise_weights(model_class(config).from_config(config, lm_head=True), seed=0,
+                               std=0.03)
     model.source_config = config
     save_backbone(model, folder)
     shutil.copytree(TOKENIZER, folder, dirs_exist_ok=True)
 
 
-# ------------------------------------------------------------------------------------------------ four ways to score
+# ------------------------------------------------------------------------------- four ways to score
 
 def one_by_one(classifier, encoded, labels):
     """(a): our own model, one forward for each label -> (N, L)."""
@@ -146,27 +150,25 @@ def variants(name, folder, reference, case):
     labels = [tree.edge_tokens[path].tolist() for path in tree.paths]
     apart, kept = (t5_pairs, t5_cached) if name == "t5" else (pairs, cached)
     prompts = [ids for ids, _ in encoded]
-    ways = {
-        "ours": lambda: text_log_probs(classifier, encoded),
-        "a": lambda: one_by_one(classifier, encoded, labels),
-        "b": lambda: apart(reference, prompts, labels),
-        "c": lambda: kept(reference, prompts, labels)
-    }
+    ways = {"ours": lambda: text_log_probs(classifier, encoded),
+            "a": lambda: one_by_one(classifier, encoded, labels),
+            "b": lambda: apart(reference, prompts, labels),
+            "c": lambda: kept(reference, prompts, labels)}
     size = f"{statistics.mean(len(ids) for ids, _ in encoded):.0f} | {sum(map(len, labels))}"
     return ways | {"again": ways["ours"]}, size
 
 
-# ------------------------------------------------------------------------------------------------ how long it takes
+# -------------------------------------------------------------------------------- how long it takes
 
 def same_scores(ways, where):
     """All variants must agree, on scores that differ from label to label."""
     expected = ways["ours"]()
-    assert (
-        expected.amax(1) -
-        expected.amin(1)).min() > 0.01, f"{where}: all labels score alike, so this compares little"
+    assert (expected.amax(1) - expected.amin(1)).min() > 0.01, (
+        f"{where}: all labels score alike, so this compares little")
     for way in "abc":
         apart = (ways[way]() - expected).abs().nan_to_num(torch.inf).max().item()
-        assert apart <= TOLERANCE, f"{where}: ({way}) is {apart:.1g} apart from ours: not the same work, so not timed"
+        assert apart <= TOLERANCE, (
+            f"{where}: ({way}) is {apart:.1g} apart from ours: not the same work, so not timed")
 
 
 def seconds_of(way):
@@ -187,10 +189,8 @@ def timed(ways, rounds):
 def line(name, case, size, found):
     """One row of the table."""
     (count, shots), rows = case
-    cost = [
-        f"{1000 * statistics.median(seconds[way] for seconds in found) / rows:.1f}"
-        for way in ("ours", *"abc")
-    ]
+    cost = [f"{1000 * statistics.median(seconds[way] for seconds in found) / rows:.1f}"
+            for way in ("ours", *"abc")]
     ratios = [[seconds[way] / seconds["ours"] for seconds in found] for way in (*"abc", "again")]
     faster = [f"{statistics.median(r):.2f} ({min(r):.2f}-{max(r):.2f})" for r in ratios]
     return f"| {' | '.join([name, str(count), str(shots), str(rows), size, *cost, *faster])} |"
@@ -208,21 +208,21 @@ def main():
     torch.set_num_threads(a.threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    print(
-        "ms a row; then how many times faster ours is than each: median (least-greatest)\n\n"
-        "| model | labels | shots | rows | prompt tokens | label tokens | ours | (a) one by one | (b) pairs | (c) cached "
-        "| than (a) | than (b) | than (c) | than ours again |\n|" + "---|" * 14)
+    print("ms a row; then how many times faster ours is than each: median (least-greatest)\n\n"
+          "| model | labels | shots | rows | prompt tokens | label tokens | ours "
+          "| (a) one by one | (b) pairs | (c) cached "
+          "| than (a) | than (b) | than (c) | than ours again |\n|" + "---|" * 14)
     for name in ["gpt2"] if a.quick else a.models:
         with tempfile.TemporaryDirectory() as folder:
             write_model(name, folder)
-            kind = transformers.AutoModelForSeq2SeqLM if name == "t5" else transformers.AutoModelForCausalLM
+            kind = (transformers.AutoModelForSeq2SeqLM if name == "t5"
+                    else transformers.AutoModelForCausalLM)
             reference = kind.from_pretrained(folder, dtype=torch.float32).eval()
             for case in [case for case in CASES.items() if case[0][0] <= (6 if a.quick else 77)]:
                 ways, size = variants(name, folder, reference, case)
                 same_scores(ways, f"{name}, {case[0][0]} labels, {case[0][1]} shots")
-                print(
-                    line(name, case, size,
-                         timed(ways, min(a.rounds, MOST.get(case[0][0], a.rounds)))), flush=True)
+                print(line(name, case, size,
+                           timed(ways, min(a.rounds, MOST.get(case[0][0], a.rounds)))), flush=True)
 
 
 if __name__ == "__main__":

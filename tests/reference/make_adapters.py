@@ -1,11 +1,14 @@
-"""Write tests/fixtures/adapters/: tiny adapters as PEFT itself saves them, their bases, and PEFT's answers.
+"""Write tests/fixtures/adapters/: tiny adapters as PEFT saves them, their bases, PEFT's answers.
 
-    python tests/reference/make_adapters.py [NAME ...]      (prefixes: peft 0.21 with transformers 5.23, no newer one)
+    python tests/reference/make_adapters.py [NAME ...]
 
-bert: LoRA on queries and values of a base whose pooler is in its file, rank-stabilised. llama: grouped heads, a rank and
-an alpha that differ in one layer. *-prefix and *-prompt: learned tokens before a text, around the bases of these and a
-GPT-2; that of llama-prefix was learned through a projection. expected.safetensors: the scores (N, 3) of transformers under
-PEFT for the texts of test_families.py, for *-prefix and *-prompt in float64 and each text alone.
+Prefixes need peft 0.21 with transformers 5.23, no newer one.
+
+bert: LoRA on queries and values of a base whose pooler is in its file, rank-stabilised. llama:
+grouped heads, a rank and an alpha that differ in one layer. *-prefix and *-prompt: learned tokens
+before a text, around the bases of these and a GPT-2; that of llama-prefix was learned through a
+projection. expected.safetensors: the scores (N, 3) of transformers under PEFT for the texts of
+test_families.py, for *-prefix and *-prompt in float64 and each text alone.
 tests/test_peft_format.py holds ours against these. Needs `peft` and `transformers`.
 """
 import sys
@@ -29,11 +32,9 @@ from minillmclf.models import initialise_weights, model_class, save_backbone  # 
 from minillmclf.text.tokenizers.tokenizer import WordPiece  # noqa: E402
 
 STORED = ROOT / "tests" / "fixtures" / "adapters"
-HOW = {
-    "bert": dict(use_rslora=True, modules_to_save=["pooler"]),
-    "llama": dict(rank_pattern={"layers.1.self_attn.q_proj": 2},
-                  alpha_pattern={"layers.0.self_attn.v_proj": 2})
-}
+HOW = {"bert": dict(use_rslora=True, modules_to_save=["pooler"]),
+       "llama": dict(rank_pattern={"layers.1.self_attn.q_proj": 2},
+                     alpha_pattern={"layers.0.self_attn.v_proj": 2})}
 
 
 BEFORE = {"llama-prefix": dict(prefix_projection=True, encoder_hidden_size=8), "gpt2-prefix": {},
@@ -75,7 +76,8 @@ def make(name, scratch):
 
 
 def make_before(name, scratch):
-    """The same of what stands before a text; the base is that of another folder, but for the first of its family."""
+    """The same of what stands before a text; the base is that of another folder, but for the first
+    of its family."""
     family, method = name.split("-")
     place = STORED / (family if family in HOW else name) / "base"
     base = Classifier.load(place) if place.exists() else make_base(family, scratch)
@@ -85,9 +87,8 @@ def make_before(name, scratch):
     torch.manual_seed(0)
     kind = {"prefix": peft.PrefixTuningConfig, "prompt": peft.PromptTuningConfig}[method]
     model = transformers.AutoModelForSequenceClassification.from_pretrained(place)
-    model = peft.get_peft_model(model,
-                                kind(task_type="SEQ_CLS", num_virtual_tokens=4,
-                                     **BEFORE[name])).eval()
+    config = kind(task_type="SEQ_CLS", num_virtual_tokens=4, **BEFORE[name])
+    model = peft.get_peft_model(model, config).eval()
     with torch.no_grad():
         for parameter in (p for p in model.parameters() if p.requires_grad):
             parameter.normal_(0.0, 0.25)
@@ -96,14 +97,13 @@ def make_before(name, scratch):
     model.save_pretrained(STORED / name)
     (STORED / name / "README.md").unlink(missing_ok=True)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(place)
-    model = peft.PeftModel.from_pretrained(
-        model, STORED / name).eval()  # the numbers of the file, rounded to float32
+    # the numbers of the file, rounded to float32
+    model = peft.PeftModel.from_pretrained(model, STORED / name).eval()
     model.double().requires_grad_(True)
     with Wide():
-        scores = torch.cat([
-            model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits
-            for ids, _ in base.encode(TEXTS)[0]
-        ]).detach()
+        scores = torch.cat(
+            [model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits
+             for ids, _ in base.encode(TEXTS)[0]]).detach()
     save_file({"scores": scores}, STORED / name / "expected.safetensors",
               metadata={"peft": peft.__version__, "transformers": transformers.__version__})
 

@@ -2,10 +2,10 @@
 
   python tests/reference/memory.py [ROW ...]
 
-ROW: such as "lora" or "lora, --dtype bf16"; all of ROWS if none is named.
-A BERT of 12 layers x 768 with random weights, 8 texts of 128 tokens, fp32, AdamW, no dropout, LoRA of rank 8 on queries and
-values. Printed is how far the peak of two steps lies above the level before the first, plus the weights: so imports and
-libraries do not count. Linux only (/proc).
+ROW: such as "lora" or "lora, --dtype bf16"; all of ROWS if none is named. A BERT of 12 layers x 768
+with random weights, 8 texts of 128 tokens, fp32, AdamW, no dropout, LoRA of rank 8 on queries and
+values. Printed is how far the peak of two steps lies above the level before the first, plus the
+weights: so imports and libraries do not count. Linux only (/proc).
 """
 import json
 import subprocess
@@ -25,16 +25,20 @@ import torch
 import torch.nn.functional as F
 torch.manual_seed(0)
 folder, method, recompute, dtype = sys.argv[1], sys.argv[2], sys.argv[3] == "True", sys.argv[4]
-ids, mask, labels = torch.randint(5, 8000, (8, 128)), torch.ones(8, 128, dtype=torch.long), torch.arange(8) % 2
+ids, labels = torch.randint(5, 8000, (8, 128)), torch.arange(8) % 2
+mask = torch.ones(8, 128, dtype=torch.long)
 
 def memory(name):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) / 1024
+    lines = open("/proc/self/status")
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 def measure(model, scores):
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
-    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*model.parameters(), *model.buffers()]}
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=1e-4, fused=True)
+    storages = [t.untyped_storage() for t in [*model.parameters(), *model.buffers()]]
+    held = {storage.data_ptr(): storage.nbytes() for storage in storages}
     gc.collect()
-    open("/proc/self/clear_refs", "w").write("5")                # the high-water mark begins here
+    open("/proc/self/clear_refs", "w").write("5")  # the high-water mark begins here
     before = memory("VmRSS")
     for _ in range(2):
         F.cross_entropy(scores(), labels).backward()
@@ -49,7 +53,8 @@ from minillmclf.training.recompute import recompute_blocks
 from minillmclf.tuning import tune
 model = Classifier.from_backbone(folder, ["a", "b"], quantise="nf4" if method == "qlora" else None,
                                  dtype=dtype, method=method)
-recipe = dict(method=method, rank=8, alpha=16.0, dropout=0.0, use_rslora=False, targets=None, bias="none")
+recipe = dict(method=method, rank=8, alpha=16.0, dropout=0.0, use_rslora=False, targets=None,
+              bias="none")
 tune(model, recipe if method != "full" else {"method": "full"})
 if recompute:
     recompute_blocks(model)
@@ -62,13 +67,16 @@ from peft import LoraConfig, get_peft_model
 options = {"dtype": torch.bfloat16} if dtype == "bf16" else {}
 if method == "qlora":
     options = dict(device_map="cpu", quantization_config=transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32,
-        llm_int8_skip_modules=["classifier", "bert.pooler"]))         # a fresh layer in four bits has no state and fails
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+        # a fresh layer in four bits has no state and fails
+        llm_int8_skip_modules=["classifier", "bert.pooler"]))
 model = transformers.BertForSequenceClassification.from_pretrained(folder, num_labels=2, **options)
 if recompute:
     model.gradient_checkpointing_enable({"use_reentrant": False})
 if method != "full":
-    model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"]))
+    model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16,
+                                             target_modules=["query", "value"]))
 measure(model.train(), lambda: model(input_ids=ids, attention_mask=mask).logits)
 """
 
@@ -86,8 +94,8 @@ def estimate(folder, method, dtype):
     from minillmclf.cli.memory import step_bytes, training_memory
     from minillmclf.models import load_backbone
     backbone = load_backbone(folder).train()
-    trained, always, text = training_memory(backbone, build_head("bert", backbone, 2), method, 128,
-                                            dtype)
+    head = build_head("bert", backbone, 2)
+    trained, always, text = training_memory(backbone, head, method, 128, dtype)
     return step_bytes(always, trained, 8 * text) / 2**20
 
 
@@ -99,10 +107,10 @@ def main():
         model = initialise_weights(Bert.from_config(CONFIG), 0)
         model.source_config = CONFIG
         save_backbone(model, folder)
-        WordPiece.from_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]",
-                              *"abcdefgh"]).save(Path(folder))
-        print(
-            "| method | here | transformers + PEFT | ratio | inspect says |\n|---|---|---|---|---|")
+        pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
+        WordPiece.from_vocab(pieces).save(Path(folder))
+        print("| method | here | transformers + PEFT | ratio | inspect says |\n"
+              "|---|---|---|---|---|")
         for row in sys.argv[1:] or ROWS:
             method, _, dtype = row.partition(", --dtype ")
             dtype = dtype or "fp32"
@@ -111,9 +119,8 @@ def main():
                                 for program in (OURS, THEIRS))
                 said = f"{estimate(folder, method, dtype):.0f} MB" if not recompute else ""
                 ratio = f"{ours / theirs:.2f}" if theirs else ""
-                print(
-                    f"| {row}{', recomputing' * recompute} | {ours:.0f} MB | {theirs or float('nan'):.0f} MB | {ratio} | {said} |",
-                    flush=True)
+                print(f"| {row}{', recomputing' * recompute} | {ours:.0f} MB "
+                      f"| {theirs or float('nan'):.0f} MB | {ratio} | {said} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ import minillmclf
 
 TEXTS = [
     "Short.", "A text of middling length, with a few commas, and one question?",
-    "The longest of the three: it was written so that the batch is ragged, and its last words are these. "
-    * 3
-]
+    3 * ("The longest of the three: it was written so that the batch is ragged, and its last words "
+         "are these. ")]
 
 
 @torch.inference_mode()
