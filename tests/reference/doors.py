@@ -1,7 +1,7 @@
 """Both doors out of one model: asked in words, tuned to answer in words, tuned with a head. One
 split, several seeds, a table.
 
-  python tests/reference/doors.py --model DIR --data DIR --out runs/doors \
+  python tests/reference/doors.py --model DIR --data DIR --out runs/doors \\
     --template "Question: {text}\\nKind: {label}" --lr full=1e-3 lora=5e-3 --epochs 2
 
 Prompts are asked with 0 and 8 shots and read as they are, and calibrated (contextual, batch). Then,
